@@ -1,0 +1,62 @@
+"""Every error the pipeline raises on purpose, named by what to do next.
+
+::
+
+    PipelineError
+    ├── ConfigurationError       a setting or an installation is wrong: mend it, start again
+    ├── RefusedError             a request cannot be granted as it stands: change the request
+    │   └── NotFoundError        … because what it names does not exist
+    ├── UploadError              the work on one upload ended without a result
+    │   ├── PermanentError       the file itself is the reason: never retried, upload ``failed``
+    │   └── TransientError       may pass next time: retried with backoff, then ``failed``
+    ├── ServiceDownError         nothing can be worked now: uploads back to ``pending``, run stops
+    └── ClaimLostError           the upload is no longer ours (cancelled, rescued, deleted): let go
+
+An ``UploadError`` and a ``ServiceDownError`` carry a ``kind``: a short, stable word in
+``snake_case`` that is stored with the upload, so that people can filter by it; the message is
+for reading and is kept word for word.
+"""
+
+
+class PipelineError(Exception):
+    """Base of everything below; its message is written for the person who has to act on it."""
+
+
+class ConfigurationError(PipelineError):
+    """A setting or the installation is wrong; the message names it and what is accepted."""
+
+
+class RefusedError(PipelineError):
+    """A request cannot be granted as it stands; nothing was changed."""
+
+
+class NotFoundError(RefusedError):
+    """A request names something that does not exist."""
+
+
+class KindedError(PipelineError):
+    """An error with a stable ``kind`` that is stored beside its message."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class UploadError(KindedError):
+    """The work on one upload ended without a result."""
+
+
+class PermanentError(UploadError):
+    """The file itself is the reason; trying again cannot help."""
+
+
+class TransientError(UploadError):
+    """May pass next time: a time-out, a 5xx, a reset connection, an answer that fails the audit."""
+
+
+class ServiceDownError(KindedError):
+    """The model server, the storage or the database cannot be reached or used at all."""
+
+
+class ClaimLostError(PipelineError):
+    """The upload is no longer ours: cancelled, rescued by somebody else, or deleted."""

@@ -1,0 +1,1 @@
+"""Clients of everything that describes pictures and embeds text, behind one interface."""

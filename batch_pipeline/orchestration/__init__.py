@@ -1,0 +1,1 @@
+"""All that Dagster sees; the rooms below know nothing of it."""

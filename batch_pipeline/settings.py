@@ -1,0 +1,143 @@
+"""Typed settings: every ``BATCH_PIPELINE_*`` variable, validated once, described where it is defined.
+
+Read from the environment and from a ``.env`` file in the working directory; nothing else in the
+package reads the environment.
+"""
+
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from batch_pipeline.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
+
+
+class AnalyzerName(StrEnum):
+    """Who describes pictures and embeds text."""
+
+    EMBEDDED = "embedded"
+    OLLAMA = "ollama"
+    OPENAI = "openai"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, with its default, unit and meaning."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+    )
+
+    home: Path = Field(
+        Path(".batch_pipeline"),
+        description="Folder of the embedded database and of the default storage.",
+    )
+    database_url: str = Field(
+        "",
+        description="PostgreSQL with pgvector for the pipeline's tables; empty: the embedded server.",
+    )
+    dagster_database_url: str = Field(
+        "",
+        description=(
+            "Database of Dagster's own storage; empty: the database `dagster` on the same server."
+        ),
+    )
+    storage_url: str = Field(
+        "",
+        description=(
+            "Where originals and thumbnails are kept: a path or any fsspec URL; "
+            "empty: `uploads` under the home folder."
+        ),
+    )
+    analyzer: AnalyzerName = Field(
+        AnalyzerName.EMBEDDED,
+        description="Who describes and embeds: `embedded`, `ollama` or `openai`.",
+    )
+    embedder: AnalyzerName | None = Field(
+        None,
+        description="Who embeds, if it is to be another than the analyzer.",
+    )
+    ollama_host: str = Field("http://127.0.0.1:11434", description="Address of the Ollama server.")
+    openai_base_url: str = Field(
+        "", description="Base URL of an OpenAI-compatible server, usually ending in `/v1`."
+    )
+    openai_embedding_base_url: str = Field(
+        "", description="Base URL for embeddings, if they come from another server."
+    )
+    openai_api_key: SecretStr = Field(
+        SecretStr(""), description="API key of the OpenAI-compatible server; many need none."
+    )
+    vision_model: str = Field("qwen2.5vl:7b", description="Model that describes pictures.")
+    embedding_model: str = Field("bge-m3", description="Model that embeds descriptions.")
+    embedding_dimensions: Annotated[int, Field(ge=1, le=2000)] = Field(
+        1024, description="Length of an embedding; the width of the database column."
+    )
+    max_concurrent_uploads: Annotated[int, Field(ge=1, le=256)] = Field(
+        4, description="Uploads that one run works on at the same time (threads)."
+    )
+    uploads_per_run: Annotated[int, Field(ge=1, le=5000)] = Field(
+        250, description="Slice of a batch that one run takes (uploads)."
+    )
+    max_runs_in_flight: Annotated[int, Field(ge=1, le=1000)] = Field(
+        4, description="Runs of `process_batch` that may be queued or running at the same time."
+    )
+    max_attempts: Annotated[int, Field(ge=1, le=20)] = Field(
+        2, description="Attempts per upload and dispatch, the first included."
+    )
+    retry_base_seconds: Annotated[float, Field(ge=0, le=600)] = Field(
+        1.0, description="Delay before the second attempt; doubles with each further one (seconds)."
+    )
+    max_files_per_batch: Annotated[int, Field(ge=1)] = Field(
+        1000, description="Files that one submission may hold."
+    )
+    max_file_bytes: Annotated[int, Field(ge=1)] = Field(
+        100 * 1024**2, description="Largest file accepted (bytes)."
+    )
+    max_batch_bytes: Annotated[int, Field(ge=1)] = Field(
+        10 * 1024**3, description="Largest sum of the files of one submission (bytes)."
+    )
+    lease_seconds: Annotated[float, Field(ge=1)] = Field(
+        120, description="Age of a heartbeat after which a claim is dead (seconds)."
+    )
+    redis_url: str = Field("", description="Also publish progress on this Redis; empty: off.")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().resolve()
+
+    @cached_property
+    def storage_location(self) -> str:
+        """Path or URL of the storage, with the default filled in."""
+        return self.storage_url or str(self.home / "uploads")
+
+    @property
+    def embedder_name(self) -> AnalyzerName:
+        """Who embeds, with the default filled in."""
+        return self.embedder or self.analyzer
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment and ``.env``.
+
+    Raises:
+        ConfigurationError: a variable has a value that is not accepted; the message names each
+            such variable, the value it has and what is accepted.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [
+            f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"
+            f"={problem['input']!r}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise ConfigurationError("settings are not valid:\n  " + "\n  ".join(lines)) from error

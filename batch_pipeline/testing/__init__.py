@@ -1,0 +1,1 @@
+"""Makers and stand-ins that tests, the demo and the benchmarks share."""
