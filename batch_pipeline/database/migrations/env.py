@@ -1,0 +1,13 @@
+"""Runs the migrations on the connection that `Database.upgrade` hands over."""
+
+from alembic import context
+
+from batch_pipeline.database.models import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    transactional_ddl=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

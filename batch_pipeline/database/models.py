@@ -1,0 +1,212 @@
+"""The tables, column by column, with how each value changes over time.
+
+The names are shared with upload APIs that write the same rows; the columns of ours have defaults,
+so that a writer who knows only the others keeps working. Who may change what lives in
+``services/upload_states.py``; the migrations that build the tables stand in ``migrations/``.
+"""
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pgvector.sqlalchemy import Vector
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class BatchStatus(StrEnum):
+    """Where a batch stands."""
+
+    PENDING = "pending"
+    """Nothing was worked yet."""
+    PROCESSING = "processing"
+    """At least one run has taken uploads."""
+    COMPLETED = "completed"
+    """Every upload is completed or failed."""
+    FAILED = "failed"
+    """It could not be worked at all; ``error_message`` says why."""
+    CANCELLED = "cancelled"
+    """A person stopped it; ``retry`` reopens it."""
+
+
+class UploadStatus(StrEnum):
+    """Where an upload stands."""
+
+    PENDING = "pending"
+    """To be worked; with an owner: reserved by a run, not begun."""
+    ANALYZING = "analyzing"
+    """Thumbnail and description are being made."""
+    EMBEDDING = "embedding"
+    """The description is stored; its vector is being made."""
+    COMPLETED = "completed"
+    """Everything is stored; searchable."""
+    FAILED = "failed"
+    """Given up; ``error_kind`` and ``error_message`` say why."""
+
+
+OPEN_BATCH = (BatchStatus.PENDING, BatchStatus.PROCESSING)
+IN_WORK = (UploadStatus.ANALYZING, UploadStatus.EMBEDDING)
+ENDED = (UploadStatus.COMPLETED, UploadStatus.FAILED)
+
+
+class Base(DeclarativeBase):
+    """All tables of the pipeline."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy on the class
+        datetime: TIMESTAMP(timezone=True),
+        str: Text,
+        uuid.UUID: Uuid,
+        dict[str, Any]: JSONB,
+    }
+
+
+_NOW = func.now()
+_NEW_ID = text("gen_random_uuid()")
+
+
+class UploadBatch(Base):
+    """Files that were submitted together."""
+
+    __tablename__ = "upload_batches"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=_NEW_ID)
+    user_id: Mapped[uuid.UUID]
+    #: One of `BatchStatus`; changes in the transaction of the upload that causes it.
+    status: Mapped[str] = mapped_column(server_default=BatchStatus.PENDING)
+    #: Rows in ``uploads``; put right when a run finds another number.
+    total_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: Always ``successful_uploads + failed_uploads``.
+    processed_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: Uploads that are ``completed``.
+    successful_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: Uploads that are ``failed``; goes down when one of them is worked again.
+    failed_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: Why the whole batch failed; empty otherwise.
+    error_message: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    #: First time a run took uploads; never changed afterwards.
+    started_at: Mapped[datetime | None]
+    #: When the last upload ended; empty again while a failed upload is worked again.
+    completed_at: Mapped[datetime | None]
+
+    # Ours
+    #: Slices opened so far; each is the share of one run. Only grows.
+    slices: Mapped[int] = mapped_column(Integer, server_default="0")
+
+    __table_args__ = (
+        Index("ix_upload_batches_newest", text("created_at DESC"), "id"),
+        Index(
+            "ix_upload_batches_open",
+            "created_at",
+            "id",
+            postgresql_where=text("status IN ('pending', 'processing')"),
+        ),
+    )
+
+
+class Upload(Base):
+    """One file of a batch, and everything that was learnt about it."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=_NEW_ID)
+    user_id: Mapped[uuid.UUID]
+    batch_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("upload_batches.id", ondelete="SET NULL")
+    )
+    #: Name on the submitter's machine; for showing only, never part of a path.
+    filename: Mapped[str]
+    #: The original, relative to the storage.
+    file_path: Mapped[str]
+    #: ``image`` or ``video``.
+    file_type: Mapped[str]
+    #: Bytes.
+    file_size: Mapped[int] = mapped_column(BigInteger)
+    mime_type: Mapped[str | None]
+    #: One of `UploadStatus`.
+    processing_status: Mapped[str] = mapped_column(server_default=UploadStatus.PENDING)
+    #: Stored once it has passed the audit; kept by a retry.
+    description: Mapped[str | None]
+    #: 0-100, of the stored description.
+    description_audit_score: Mapped[int | None] = mapped_column(Integer)
+    embedding_local: Mapped[list[float] | None] = mapped_column(Vector())
+    #: JPEG within 256 x 256 pixels, relative to the storage; kept by a retry.
+    thumbnail_path: Mapped[str | None]
+    video_codec: Mapped[str | None]
+    #: Of the last attempt that did not succeed; empty once one has.
+    error_message: Mapped[str | None]
+    #: Named ``metadata`` in the table, a word that SQLAlchemy keeps for itself.
+    facts: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
+    hidden: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    regeneration_count: Mapped[int] = mapped_column(Integer, server_default="0")
+    last_regenerated_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+    # Ours
+    #: Share of the batch that one run takes; empty until the sensor opens it.
+    slice: Mapped[int | None] = mapped_column(Integer)
+    #: Why the slice was opened: new, retry, rescue or reprocess.
+    dispatch_reason: Mapped[str] = mapped_column(server_default="new")
+    #: Dagster run that holds the upload; empty when nobody does.
+    owner_run_id: Mapped[str | None]
+    #: Fencing token: grows with every claim, and a write that names an older one is refused.
+    claim: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    #: Last sign of life of the owner, on the database's clock.
+    heartbeat_at: Mapped[datetime | None]
+    #: Attempts begun in this dispatch; 0 again on a new one.
+    attempts: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: Stable word for the reason in ``error_message``.
+    error_kind: Mapped[str | None]
+    vision_model: Mapped[str | None]
+    #: Model of ``embedding_local``; only vectors of one model are compared.
+    embedding_model: Mapped[str | None]
+    #: Seconds that each stage took when it last ran.
+    stage_seconds: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    #: SHA-256 of the original, hexadecimal.
+    checksum: Mapped[str | None]
+
+    __table_args__ = (
+        Index("ix_uploads_batch", "batch_id", "created_at", "id"),
+        Index(
+            "ix_uploads_waiting",
+            "batch_id",
+            "slice",
+            "created_at",
+            "id",
+            postgresql_where=text("processing_status = 'pending' AND owner_run_id IS NULL"),
+        ),
+        Index(
+            "ix_uploads_owner",
+            "owner_run_id",
+            postgresql_where=text("owner_run_id IS NOT NULL"),
+        ),
+        Index("ix_uploads_embedding_model", "embedding_model"),
+        Index(
+            "ix_uploads_embedding",
+            "embedding_local",
+            postgresql_using="hnsw",
+            postgresql_ops={"embedding_local": "vector_cosine_ops"},
+        ),
+    )

@@ -1,0 +1,164 @@
+"""Connections to the pipeline's database, and what their errors mean.
+
+`open_database` is the one way in: it starts the embedded server when no URL is set, and brings the
+tables of an embedded server up to date by itself; those of an external one are left to
+``batch-pipeline db upgrade``.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+
+from batch_pipeline.database.embedded_server import embedded_server_url
+from batch_pipeline.errors import ConfigurationError, ServiceDownError
+from batch_pipeline.settings import Settings
+
+#: Serialises migrations over all processes; any constant that nobody else uses.
+MIGRATION_LOCK = 7_305_100_621
+
+#: SQLSTATE classes of a server that cannot serve now: connection, resources, operator, system.
+_DOWN_CLASSES = ("08", "53", "57P", "58")
+
+
+class Database:
+    """A pool of connections to the pipeline's tables; safe under threads."""
+
+    def __init__(self, url: URL, *, pool_size: int = 5, embedding_dimensions: int = 1024) -> None:
+        self.url = url
+        self.embedding_dimensions = embedding_dimensions
+        self.engine = create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=2,
+            pool_pre_ping=False,
+            connect_args={"application_name": "batch_pipeline", "connect_timeout": 10},
+        )
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """One transaction: committed at the end, rolled back by an exception.
+
+        Raises:
+            ServiceDownError: the server cannot be reached or serves nobody now.
+        """
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            if _is_down(error):
+                raise ServiceDownError(
+                    "database_down", f"the database does not answer: {error.orig}"
+                ) from error
+            raise
+
+    def upgrade(self) -> None:
+        """Bring the tables up to the newest migration; safe when several processes do so."""
+        config = _alembic_config()
+        with self.transaction() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            config.attributes["connection"] = connection
+            config.attributes["embedding_dimensions"] = self.embedding_dimensions
+            command.upgrade(config, "head")
+
+    def revisions(self) -> tuple[str | None, str | None]:
+        """The migration that the tables are at, and the newest there is."""
+        with self.transaction() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        return current, ScriptDirectory.from_config(_alembic_config()).get_current_head()
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        self.engine.dispose()
+
+
+def open_database(settings: Settings, *, pool_size: int | None = None) -> Database:
+    """Connect as the settings say; checks that the tables are there.
+
+    Raises:
+        ConfigurationError: the URL is not one of PostgreSQL, or the tables are missing or old.
+        ServiceDownError: the server cannot be reached.
+    """
+    database = connect(settings, pool_size=pool_size)
+    current, newest = database.revisions()
+    if current != newest:
+        if settings.database_url:
+            raise ConfigurationError(
+                f"the tables at {database.url.render_as_string()} are at revision "
+                f"{current or 'none'}, this version needs {newest}: run `batch-pipeline db upgrade`"
+            )
+        database.upgrade()
+    return database
+
+
+def connect(settings: Settings, *, pool_size: int | None = None) -> Database:
+    """Connect without looking at the tables; for ``db upgrade`` and ``doctor``."""
+    return Database(
+        pipeline_url(settings),
+        pool_size=pool_size or settings.max_concurrent_uploads + 2,
+        embedding_dimensions=settings.embedding_dimensions,
+    )
+
+
+def pipeline_url(settings: Settings) -> URL:
+    """URL of the pipeline's tables, for psycopg 3; starts the embedded server if that is it."""
+    if settings.database_url:
+        return with_driver(settings.database_url, "psycopg", variable="DATABASE_URL")
+    return with_driver(embedded_server_url(settings.home), "psycopg", variable="HOME")
+
+
+def with_driver(url: str, driver: str, *, variable: str) -> URL:
+    """Read any ``postgresql://`` form and name the driver, whichever it had before.
+
+    Raises:
+        ConfigurationError: the URL is not one of PostgreSQL.
+    """
+    expected = "expected postgresql://user:password@host:port/database"
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(f"BATCH_PIPELINE_{variable} is not a URL: {expected}") from error
+    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise ConfigurationError(
+            f"BATCH_PIPELINE_{variable} names {parsed.get_backend_name()!r}: {expected}"
+        )
+    return parsed.set(drivername=f"postgresql+{driver}")
+
+
+def create_database_if_missing(server: URL, name: str) -> None:
+    """Create a database on a server, unless it is there; safe when several processes do so."""
+    engine = create_engine(server.set(drivername="postgresql+psycopg"))
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
+            found = connection.scalar(
+                text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": name}
+            )
+            if not found:
+                connection.execute(text(f'CREATE DATABASE "{name}"'))
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+    finally:
+        engine.dispose()
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _is_down(error: DBAPIError) -> bool:
+    if error.connection_invalidated:
+        return True
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        return isinstance(error, OperationalError)
+    return state.startswith(_DOWN_CLASSES)

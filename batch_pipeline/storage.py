@@ -1,0 +1,156 @@
+"""Originals and thumbnails on any fsspec path: where each lies, and how it is written whole or not.
+
+Layout: ``<user_id>/<upload_id>/original.<ext>`` and ``…/thumb_256.jpg``. A name that a person gave
+is never part of a path.
+"""
+
+import errno
+import os
+import shutil
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from batch_pipeline.errors import ConfigurationError, PermanentError, ServiceDownError
+
+THUMBNAIL_NAME = "thumb_256.jpg"
+#: Files being written carry this ending, so that what a crash leaves can be told and removed.
+PARTIAL_SUFFIX = ".partial"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Storage:
+    """A folder of files, local or remote; every path given and returned is relative to it."""
+
+    def __init__(self, location: str) -> None:
+        try:
+            self._files, root = fsspec.core.url_to_fs(location)
+        except (ValueError, ImportError) as error:
+            raise ConfigurationError(
+                f"BATCH_PIPELINE_STORAGE_URL={location!r} cannot be used: {error}; "
+                "expected a path or an fsspec URL such as file:///srv/uploads or s3://bucket/uploads"
+            ) from error
+        self._root = str(root).rstrip("/")
+        self._is_local = isinstance(self._files, LocalFileSystem)
+
+    @staticmethod
+    def original_path(user_id: uuid.UUID, upload_id: uuid.UUID, extension: str) -> str:
+        """Where the submitted file lies."""
+        return f"{user_id}/{upload_id}/original.{extension}"
+
+    @staticmethod
+    def thumbnail_path(user_id: uuid.UUID, upload_id: uuid.UUID) -> str:
+        """Where the preview lies."""
+        return f"{user_id}/{upload_id}/{THUMBNAIL_NAME}"
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a stored file for reading.
+
+        Raises:
+            PermanentError: ``source_missing``: no such file, or the path leaves the storage.
+            ServiceDownError: ``storage_down``: the storage does not answer.
+        """
+        full = self._inside(path)
+        try:
+            return cast("BinaryIO", self._files.open(full, "rb"))
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise _missing(path) from error
+        except OSError as error:
+            raise _down(error) from error
+
+    def read(self, path: str) -> bytes:
+        """Read a stored file whole; raises as `open` does."""
+        with self.open(path) as file:
+            return file.read()
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file so that readers see all of it or nothing.
+
+        Raises:
+            ServiceDownError: ``storage_full`` or ``storage_down``.
+        """
+        full = self._inside(path)
+        try:
+            if not self._is_local:
+                self._files.pipe_file(full, data)  # object stores show an object when it is whole
+                return
+            self._write_locally(Path(full), data)
+        except OSError as error:
+            raise _down(error) from error
+
+    def put(self, source: Path, path: str) -> None:
+        """Copy a file of this machine into the storage; raises as `write` does."""
+        full = self._inside(path)
+        try:
+            if not self._is_local:
+                self._files.put_file(str(source), full)
+                return
+            target = Path(full)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+            try:
+                shutil.copyfile(source, partial)
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise _down(error) from error
+
+    def exists(self, path: str) -> bool:
+        """Tell whether a file is there."""
+        return bool(self._files.exists(self._inside(path)))
+
+    def remove_upload(self, user_id: uuid.UUID, upload_id: uuid.UUID) -> None:
+        """Remove everything that is kept of an upload; no matter if nothing is."""
+        try:
+            self._files.rm(self._inside(f"{user_id}/{upload_id}"), recursive=True)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _down(error) from error
+
+    def check(self) -> None:
+        """Write, read and remove a small file; raises as `write` does."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        self.write(probe, b"probe")
+        try:
+            self._files.rm_file(self._inside(probe))
+        except OSError as error:
+            raise _down(error) from error
+
+    def _write_locally(self, target: Path, data: bytes) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _inside(self, path: str) -> str:
+        parts = PurePosixPath(path)
+        if parts.is_absolute() or ".." in parts.parts or "\0" in path or not parts.parts:
+            raise _missing(path)
+        full = f"{self._root}/{parts}"
+        if self._is_local:
+            # A symbolic link may lead out of the storage although no part of the path says so.
+            root = Path(self._root).resolve()
+            if not Path(full).resolve().is_relative_to(root):
+                raise _missing(path)
+        return full
+
+
+def _missing(path: str) -> PermanentError:
+    return PermanentError("source_missing", f"the storage holds no file {path!r}")
+
+
+def _down(error: OSError) -> ServiceDownError:
+    if error.errno in _FULL:
+        return ServiceDownError("storage_full", f"the storage is full: {error}")
+    return ServiceDownError("storage_down", f"the storage cannot be used: {error}")
