@@ -1,4 +1,4 @@
-"""Typed settings: every ``BATCH_PIPELINE_*`` variable, validated once, described where it is defined.
+"""Typed settings: every ``BATCH_PIPELINE_*`` variable, described where it is defined.
 
 Read from the environment and from a ``.env`` file in the working directory; nothing else in the
 package reads the environment.
@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     )
     database_url: str = Field(
         "",
-        description="PostgreSQL with pgvector for the pipeline's tables; empty: the embedded server.",
+        description="PostgreSQL with pgvector for our tables; empty: the embedded server.",
     )
     dagster_database_url: str = Field(
         "",
@@ -79,6 +79,24 @@ class Settings(BaseSettings):
     embedding_model: str = Field("bge-m3", description="Model that embeds descriptions.")
     embedding_dimensions: Annotated[int, Field(ge=1, le=2000)] = Field(
         1024, description="Length of an embedding; the width of the database column."
+    )
+    max_vision_calls: Annotated[int, Field(ge=1, le=256)] = Field(
+        4, description="Calls to the vision model in flight at the same time (per process)."
+    )
+    max_embedding_calls: Annotated[int, Field(ge=1, le=256)] = Field(
+        4, description="Calls to the embedding model in flight at the same time (per process)."
+    )
+    model_connect_seconds: Annotated[float, Field(gt=0, le=600)] = Field(
+        10, description="Longest wait for a connection to a model server (seconds)."
+    )
+    model_read_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
+        300, description="Longest silence of a model server during a call (seconds)."
+    )
+    model_write_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
+        60, description="Longest stall while a picture is sent to a model server (seconds)."
+    )
+    model_total_seconds: Annotated[float, Field(gt=0, le=7200)] = Field(
+        600, description="Longest one model call may take, whatever the server sends (seconds)."
     )
     max_concurrent_uploads: Annotated[int, Field(ge=1, le=256)] = Field(
         4, description="Uploads that one run works on at the same time (threads)."
