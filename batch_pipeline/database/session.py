@@ -8,12 +8,13 @@ tables of an embedded server up to date by itself; those of an external one are 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy import Connection, Row, create_engine, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
@@ -26,6 +27,10 @@ MIGRATION_LOCK = 7_305_100_621
 
 #: SQLSTATE classes of a server that cannot serve now: connection, resources, operator, system.
 _DOWN_CLASSES = ("08", "53", "57P", "58")
+
+
+#: A row whose columns the type checker does not follow.
+AnyRow = Row[*tuple[Any, ...]]
 
 
 class Database:
@@ -161,4 +166,4 @@ def _is_down(error: DBAPIError) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     if state is None:
         return isinstance(error, OperationalError)
-    return state.startswith(_DOWN_CLASSES)
+    return str(state).startswith(_DOWN_CLASSES)

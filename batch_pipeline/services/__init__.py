@@ -1,1 +1,1 @@
-"""What the pipeline does, as plain functions and objects: called alike by a step, a command or a test."""
+"""What the pipeline does, called alike by a step, a command or a test."""

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, case, func, or_, select, text, update
+from sqlalchemy import Connection, Select, and_, case, func, or_, select, update
 
 from batch_pipeline.database.models import (
+    ENDED,
     IN_WORK,
     OPEN_BATCH,
     BatchStatus,
@@ -21,6 +22,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
+from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError
 from batch_pipeline.services.batch_progress import (
     Announcer,
@@ -48,7 +50,7 @@ class StartedUpload:
     """An upload whose attempt has begun; all of its columns as they are now."""
 
     claim: Claim
-    row: Row[Any]
+    row: AnyRow
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class LoadedBatch:
     progress: BatchProgress
     expected_total: int
     """``total_uploads`` as it was before it was put right."""
-    reserved: Sequence[Row[Any]]
+    reserved: Sequence[AnyRow]
     """``id`` and ``filename``, oldest first."""
 
 
@@ -128,6 +130,7 @@ class UploadStates:
                     owner_run_id=run_id,
                     claim=Upload.claim + 1,
                     heartbeat_at=func.now(),
+                    not_before=None,
                 )
                 .returning(Upload.id, Upload.filename, Upload.created_at)
             ).all()
@@ -157,7 +160,7 @@ class UploadStates:
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
-            expired = Upload.heartbeat_at < func.now() - text("make_interval(secs => :lease)")
+            expired = Upload.heartbeat_at < func.now() - self._lease()
             row = connection.execute(
                 select(
                     *Upload.__table__.columns,
@@ -166,8 +169,7 @@ class UploadStates:
                 )
                 .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
                 .where(Upload.id == upload_id)
-                .with_for_update(of=Upload.__table__),
-                {"lease": self._lease_seconds},
+                .with_for_update(of=Upload.__table__)
             ).one_or_none()
             skipped = _reason_to_skip(row, run_id)
             if row is None or skipped:
@@ -185,6 +187,7 @@ class UploadStates:
                     owner_run_id=run_id,
                     claim=token,
                     heartbeat_at=func.now(),
+                    not_before=None,
                     attempts=1 if reopened else Upload.attempts + 1,
                     updated_at=func.now(),
                 )
@@ -205,6 +208,7 @@ class UploadStates:
             claim,
             THUMBNAIL_STORED,
             thumbnail_path=path,
+            redo=func.array_remove(Upload.redo, "thumbnail"),
             stage_seconds=Upload.stage_seconds.concat(dict(seconds)),
         )
 
@@ -217,6 +221,7 @@ class UploadStates:
         model: str,
         facts: Mapping[str, Any],
         video_codec: str | None,
+        regenerated: bool,
         seconds: Mapping[str, float],
     ) -> None:
         """Keep a description that passed the audit; a later attempt does not ask for it again."""
@@ -227,6 +232,9 @@ class UploadStates:
             description=description,
             description_audit_score=score,
             vision_model=model,
+            redo=func.array_remove(Upload.redo, "description"),
+            regeneration_count=Upload.regeneration_count + int(regenerated),
+            last_regenerated_at=func.now() if regenerated else Upload.last_regenerated_at,
             facts=Upload.facts.concat(dict(facts)),
             video_codec=video_codec,
             stage_seconds=Upload.stage_seconds.concat(dict(seconds)),
@@ -248,6 +256,7 @@ class UploadStates:
             processing_status=UploadStatus.COMPLETED,
             embedding_local=list(embedding),
             embedding_model=model,
+            redo=[],
             error_kind=None,
             error_message=None,
             stage_seconds=Upload.stage_seconds.concat(dict(seconds)),
@@ -266,19 +275,32 @@ class UploadStates:
 
     def note_error(self, claim: Claim, error: KindedError) -> None:
         """Keep the reason of an attempt that will be followed by another."""
-        self._advance(
-            claim, None, error_kind=error.kind, error_message=_storable(str(error))
-        )
+        self._advance(claim, None, error_kind=error.kind, error_message=_storable(str(error)))
 
-    def release(self, claim: Claim) -> None:
+    def release(self, claim: Claim, *, resume_after_seconds: float = 0) -> None:
         """Hand an upload in work back; the attempt does not count."""
         with self._publisher.transaction() as transaction:
-            _release(transaction.connection, _held(claim), attempts=Upload.attempts - 1)
+            _release(
+                transaction.connection,
+                _held(claim),
+                attempts=Upload.attempts - 1,
+                not_before=func.now() + _seconds(resume_after_seconds),
+            )
 
-    def release_run(self, run_id: str) -> int:
-        """Hand back everything that a run holds, reserved or in work; returns how many."""
+    def release_run(self, run_id: str, *, resume_after_seconds: float = 0) -> int:
+        """Hand back what a run has reserved but not begun, to be dispatched again later.
+
+        Returns how many uploads.
+        """
         with self._publisher.transaction() as transaction:
-            return _release(transaction.connection, Upload.owner_run_id == run_id)
+            return _release(
+                transaction.connection,
+                and_(
+                    Upload.owner_run_id == run_id,
+                    Upload.processing_status == UploadStatus.PENDING,
+                ),
+                not_before=func.now() + _seconds(resume_after_seconds),
+            )
 
     def heartbeat(self, run_id: str, in_work: Sequence[Claim]) -> None:
         """Show that the run lives: renews its reservations and the claims that are in work."""
@@ -295,16 +317,24 @@ class UploadStates:
                 .values(heartbeat_at=func.now())
             )
 
-    def still_held(self, claim: Claim) -> bool:
-        """Tell whether the work is still wanted: the claim is ours, the batch not cancelled."""
+    def wanted(self, claims: Sequence[Claim]) -> set[Claim]:
+        """Tell which claims are still held and belong to a batch that nobody cancelled."""
         with self._publisher.transaction() as transaction:
-            status = transaction.connection.execute(
-                select(UploadBatch.status)
-                .select_from(Upload)
+            rows = transaction.connection.execute(
+                select(Upload.id, Upload.owner_run_id, Upload.claim)
                 .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
-                .where(_held(claim))
-            ).one_or_none()
-        return status is not None and status[0] != BatchStatus.CANCELLED
+                .where(
+                    Upload.id.in_([claim.upload_id for claim in claims]),
+                    func.coalesce(UploadBatch.status, "") != BatchStatus.CANCELLED,
+                )
+            ).all()
+        return set(claims) & {Claim(row.id, row.owner_run_id or "", row.claim) for row in rows}
+
+    def exists(self, upload_id: uuid.UUID) -> bool:
+        """Tell whether an upload has not been deleted."""
+        with self._publisher.transaction() as transaction:
+            found = transaction.connection.scalar(select(Upload.id).where(Upload.id == upload_id))
+        return found is not None
 
     def settle_batch(self, batch_id: uuid.UUID) -> BatchProgress | None:
         """Recount a batch from its uploads, and end it if nothing is open."""
@@ -360,24 +390,69 @@ class UploadStates:
             transaction.announce(progress, progress.user_id)
         return count, progress
 
-    def rescue(self, live_run_ids: Sequence[str], finished_run_ids: Sequence[str]) -> int:
-        """Return to ``pending`` what dead owners hold, and open slices anew that no run will take.
-
-        An owner is dead when its run is over, or when its heartbeat is older than the lease on the
-        database's clock. Returns how many uploads were rescued.
-        """
+    def owners(self) -> list[str]:
+        """Runs that hold uploads."""
         with self._publisher.transaction() as transaction:
-            expired = Upload.heartbeat_at < func.now() - text("make_interval(secs => :lease)")
-            dead = and_(
-                Upload.owner_run_id.is_not(None),
-                Upload.processing_status.in_([UploadStatus.PENDING, *IN_WORK]),
-                or_(Upload.owner_run_id.in_(finished_run_ids), expired),
+            return list(
+                transaction.connection.scalars(
+                    select(Upload.owner_run_id).where(Upload.owner_run_id.is_not(None)).distinct()
+                )
             )
-            locked = transaction.connection.execute(
-                select(Upload.id).where(dead).order_by(Upload.id).with_for_update(skip_locked=True),
-                {"lease": self._lease_seconds},
-            ).scalars()
-            return _release(transaction.connection, Upload.id.in_(list(locked)), reason="rescue")
+
+    def rescue(self, ended_run_ids: Sequence[str]) -> int:
+        """Return to ``pending`` what dead owners hold; returns how many uploads.
+
+        An owner is dead when its run has ended, or when its heartbeat is older than the lease on
+        the database's clock. Uploads left in work by a worker that knew no claims are as dead as
+        their ``updated_at`` is old.
+        """
+        expired = func.coalesce(Upload.heartbeat_at, Upload.updated_at) < func.now() - self._lease()
+        dead = and_(
+            or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)),
+            Upload.processing_status.not_in(ENDED),
+            or_(Upload.owner_run_id.in_(ended_run_ids), expired),
+        )
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            locked = connection.scalars(
+                select(Upload.id).where(dead).order_by(Upload.id).with_for_update(skip_locked=True)
+            ).all()
+            return _release(connection, Upload.id.in_(locked), reason="rescue")
+
+    def open_slices_anew(self, slices: Sequence[tuple[uuid.UUID, int]]) -> int:
+        """Take uploads out of slices whose run ended without taking them; returns how many."""
+        with self._publisher.transaction() as transaction:
+            return sum(
+                _release(
+                    transaction.connection,
+                    and_(
+                        Upload.batch_id == batch_id,
+                        Upload.slice == number,
+                        Upload.processing_status == UploadStatus.PENDING,
+                        Upload.owner_run_id.is_(None),
+                    ),
+                    reason="rescue",
+                )
+                for batch_id, number in slices
+            )
+
+    def settle_idle_batches(self) -> list[BatchProgress]:
+        """Recount open batches in which nothing is left to do, and end them."""
+        open_upload = (
+            select(Upload.id)
+            .where(Upload.batch_id == UploadBatch.id, Upload.processing_status.not_in(ENDED))
+            .exists()
+        )
+        with self._publisher.transaction() as transaction:
+            idle = transaction.connection.scalars(
+                select(UploadBatch.id)
+                .where(UploadBatch.status.in_(OPEN_BATCH), ~open_upload)
+                .order_by(UploadBatch.id)
+            ).all()
+        return [progress for batch_id in idle if (progress := self.settle_batch(batch_id))]
+
+    def _lease(self) -> Any:
+        return _seconds(self._lease_seconds)
 
     def _advance(self, claim: Claim, percentage: int | None, **values: Any) -> None:
         with self._publisher.transaction() as transaction:
@@ -406,7 +481,7 @@ class UploadStates:
         return progress
 
     @staticmethod
-    def _write(connection: Connection, claim: Claim, **values: Any) -> Row[Any]:
+    def _write(connection: Connection, claim: Claim, **values: Any) -> AnyRow:
         row = connection.execute(
             update(Upload)
             .where(_held(claim))
@@ -425,66 +500,56 @@ class UploadStates:
             raise ClaimLostError(f"upload {claim.upload_id} is no longer held by {claim.run_id}")
         return row
 
-    @staticmethod
+    @classmethod
     def _count(
-        connection: Connection, batch_id: uuid.UUID, *, successful: int = 0, failed: int = 0
+        cls, connection: Connection, batch_id: uuid.UUID, *, successful: int = 0, failed: int = 0
     ) -> BatchProgress | None:
-        processed = UploadBatch.processed_uploads + successful + failed
-        ends = and_(UploadBatch.status.in_(OPEN_BATCH), processed >= UploadBatch.total_uploads)
-        reopens = and_(
-            UploadBatch.status == BatchStatus.COMPLETED, processed < UploadBatch.total_uploads
-        )
-        return _batch_or_none(
+        progress = _batch_or_none(
             connection,
             update(UploadBatch)
             .where(UploadBatch.id == batch_id)
             .values(
-                processed_uploads=processed,
+                processed_uploads=UploadBatch.processed_uploads + successful + failed,
                 successful_uploads=UploadBatch.successful_uploads + successful,
                 failed_uploads=UploadBatch.failed_uploads + failed,
-                status=case(
-                    (ends, BatchStatus.COMPLETED),
-                    (reopens, BatchStatus.PROCESSING),
-                    else_=UploadBatch.status,
-                ),
-                completed_at=case(
-                    (ends, func.now()), (reopens, None), else_=UploadBatch.completed_at
-                ),
                 updated_at=func.now(),
             ),
         )
+        if progress is None:
+            return None
+        # Counting all uploads is left to the few transitions that may end or reopen the batch.
+        looks_ended = progress.processed >= progress.total
+        if looks_ended == (progress.status == BatchStatus.COMPLETED):
+            return progress
+        return cls._settle(connection, batch_id)
 
     @staticmethod
     def _settle(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
         # The batch is locked before its uploads are counted: a transition that has changed its
-        # upload but not yet the batch waits here and then adds itself to the recount.
-        connection.execute(
-            select(UploadBatch.id).where(UploadBatch.id == batch_id).with_for_update()
-        )
+        # upload but not yet the batch waits here, and adds itself to the recount.
+        status = connection.execute(
+            select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
+        ).scalar_one()
         counts = _counts(connection, batch_id)
-        all_ended = counts.total > 0 and counts.successful + counts.failed == counts.total
-        ends = and_(UploadBatch.status.in_(OPEN_BATCH), text("true" if all_ended else "false"))
-        reopens = and_(
-            UploadBatch.status == BatchStatus.COMPLETED, text("false" if all_ended else "true")
-        )
+        processed = counts.successful + counts.failed
+        # A pending batch without uploads is one that somebody is still filling.
+        has_ended = processed == counts.total and (counts.total or status != BatchStatus.PENDING)
+        values: dict[str, Any] = {}
+        if status in OPEN_BATCH and has_ended:
+            values = {"status": BatchStatus.COMPLETED, "completed_at": func.now()}
+        elif status == BatchStatus.COMPLETED and not has_ended:
+            values = {"status": BatchStatus.PROCESSING, "completed_at": None}
         return _batch(
             connection,
             update(UploadBatch)
             .where(UploadBatch.id == batch_id)
             .values(
                 total_uploads=counts.total,
-                processed_uploads=counts.successful + counts.failed,
+                processed_uploads=processed,
                 successful_uploads=counts.successful,
                 failed_uploads=counts.failed,
-                status=case(
-                    (ends, BatchStatus.COMPLETED),
-                    (reopens, BatchStatus.PROCESSING),
-                    else_=UploadBatch.status,
-                ),
-                completed_at=case(
-                    (ends, func.now()), (reopens, None), else_=UploadBatch.completed_at
-                ),
                 updated_at=func.now(),
+                **values,
             ),
         )
 
@@ -496,7 +561,7 @@ class UploadStates:
         upload_ids: Sequence[uuid.UUID],
         reason: str,
     ) -> int:
-        failed: Select[tuple[uuid.UUID]] = select(Upload.id).where(
+        failed: Select[uuid.UUID] = select(Upload.id).where(
             Upload.batch_id == batch_id, Upload.processing_status == UploadStatus.FAILED
         )
         if upload_ids:
@@ -505,7 +570,7 @@ class UploadStates:
         return _release(connection, Upload.id.in_(locked), reason=reason, attempts=0)
 
 
-def _counts(connection: Connection, batch_id: uuid.UUID) -> Row[Any]:
+def _counts(connection: Connection, batch_id: uuid.UUID) -> AnyRow:
     status = Upload.processing_status
     return connection.execute(
         select(
@@ -516,7 +581,7 @@ def _counts(connection: Connection, batch_id: uuid.UUID) -> Row[Any]:
     ).one()
 
 
-def _reason_to_skip(row: Row[Any] | None, run_id: str) -> str | None:
+def _reason_to_skip(row: AnyRow | None, run_id: str) -> str | None:
     if row is None:
         return "it was deleted"
     if row.batch_status == BatchStatus.CANCELLED:
@@ -557,41 +622,43 @@ def _release(connection: Connection, condition: Any, **values: Any) -> int:
 
 
 def _announce_file(
-    transaction: Announcer, row: Row[Any], percentage: int, status: FileStatus
+    transaction: Announcer, row: AnyRow, percentage: int, status: FileStatus
 ) -> None:
-    message = FileProgress(
-        row.batch_id, row.id, row.filename, row.file_size, percentage, status
-    )
+    message = FileProgress(row.batch_id, row.id, row.filename, row.file_size, percentage, status)
     transaction.announce(message, row.user_id)
 
 
-def _percentage_reached(row: Row[Any]) -> int:
+def _percentage_reached(row: AnyRow) -> int:
     if row.description:
         return DESCRIPTION_STORED
     return THUMBNAIL_STORED if row.thumbnail_path else STARTED
 
 
 def _batch_or_none(connection: Connection, statement: Any) -> BatchProgress | None:
-    row = connection.execute(
-        statement.returning(
-            UploadBatch.id,
-            UploadBatch.user_id,
-            UploadBatch.status,
-            UploadBatch.total_uploads,
-            UploadBatch.processed_uploads,
-            UploadBatch.successful_uploads,
-            UploadBatch.failed_uploads,
-        )
-    ).one_or_none()
+    row = connection.execute(statement.returning(*_PROGRESS)).one_or_none()
     return BatchProgress(*row) if row else None
 
 
 def _batch(connection: Connection, statement: Any) -> BatchProgress:
-    progress = _batch_or_none(connection, statement)
-    assert progress is not None
-    return progress
+    return BatchProgress(*connection.execute(statement.returning(*_PROGRESS)).one())
+
+
+def _seconds(number: float) -> Any:
+    return func.make_interval(0, 0, 0, 0, 0, 0, number)
 
 
 def _storable(message: str) -> str:
     """PostgreSQL text cannot hold NUL."""
     return message.replace("\0", "�")
+
+
+#: In the order of the fields of `BatchProgress`.
+_PROGRESS = (
+    UploadBatch.id,
+    UploadBatch.user_id,
+    UploadBatch.status,
+    UploadBatch.total_uploads,
+    UploadBatch.processed_uploads,
+    UploadBatch.successful_uploads,
+    UploadBatch.failed_uploads,
+)

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import context, op
 from pgvector.sqlalchemy import Vector
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 
 revision = "0001"
 down_revision = None
@@ -73,6 +73,8 @@ def upgrade() -> None:
         sa.Column("claim", sa.BigInteger, server_default="0", nullable=False),
         sa.Column("heartbeat_at", _MOMENT),
         sa.Column("attempts", sa.Integer, server_default="0", nullable=False),
+        sa.Column("not_before", _MOMENT),
+        sa.Column("redo", ARRAY(sa.Text), server_default=sa.text("'{}'::text[]"), nullable=False),
         sa.Column("error_kind", sa.Text),
         sa.Column("vision_model", sa.Text),
         sa.Column("embedding_model", sa.Text),

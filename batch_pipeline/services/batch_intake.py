@@ -1,0 +1,216 @@
+"""Submission: from paths on this machine to a stored batch, or to a clear refusal.
+
+Files are stored first, then batch and uploads are written in one transaction, so that there is
+neither a row without its file nor a batch without uploads; what a failed submission has stored
+already is removed again.
+"""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import func, insert
+
+from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.errors import RefusedError
+from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason, sniff
+from batch_pipeline.services.batch_progress import BatchProgress, ProgressPublisher
+from batch_pipeline.settings import Settings
+from batch_pipeline.storage import Storage
+
+#: Owner of what is submitted without naming a user.
+LOCAL_USER = uuid.UUID(int=0)
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class RefusedFile:
+    """A file that is not part of the batch, and why."""
+
+    filename: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What became of a submission."""
+
+    batch_id: uuid.UUID | None
+    """None: nothing was accepted, there is no batch."""
+    upload_ids: Sequence[uuid.UUID]
+    refused: Sequence[RefusedFile]
+
+    @property
+    def total_files(self) -> int:
+        """Files that were offered."""
+        return len(self.upload_ids) + len(self.refused)
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    upload_id: uuid.UUID
+    path: Path
+    filename: str
+    media_type: MediaType
+    size: int
+    checksum: str
+
+
+def submit(
+    paths: Iterable[Path],
+    *,
+    user_id: uuid.UUID = LOCAL_USER,
+    publisher: ProgressPublisher,
+    storage: Storage,
+    settings: Settings,
+    on_stored: Callable[[int, int], None] = lambda stored, total: None,
+) -> Submission:
+    """Store files and folders as one batch.
+
+    Args:
+        paths: files, and folders that are searched through; hidden files in folders are left out.
+        user_id: owner of the batch.
+        publisher: announces the new batch.
+        storage: where the files go.
+        settings: the limits.
+        on_stored: called with the number of files stored so far and in all.
+
+    Raises:
+        RefusedError: the submission as a whole is over a limit, or names what does not exist;
+            nothing was stored.
+        ServiceDownError: storage or database cannot be used; nothing was kept.
+    """
+    offered = collect_files(paths)
+    if len(offered) > settings.max_files_per_batch:
+        raise RefusedError(
+            f"{len(offered)} files were offered, a batch may hold {settings.max_files_per_batch} "
+            "(BATCH_PIPELINE_MAX_FILES_PER_BATCH): submit them in parts"
+        )
+    accepted, refused = _examine(offered, settings)
+    if not accepted:
+        return Submission(None, [], refused)
+    total_bytes = sum(file.size for file in accepted)
+    if total_bytes > settings.max_batch_bytes:
+        raise RefusedError(
+            f"the files hold {total_bytes:,} bytes, a batch may hold "
+            f"{settings.max_batch_bytes:,} (BATCH_PIPELINE_MAX_BATCH_BYTES): submit them in parts"
+        )
+    try:
+        for number, file in enumerate(accepted, start=1):
+            storage.put(file.path, _stored_path(storage, user_id, file))
+            on_stored(number, len(accepted))
+        batch_id = _insert(publisher, storage, user_id, accepted)
+    except BaseException:
+        for file in accepted:
+            storage.remove_upload(user_id, file.upload_id)
+        raise
+    return Submission(batch_id, [file.upload_id for file in accepted], refused)
+
+
+def collect_files(paths: Iterable[Path]) -> list[Path]:
+    """List the files that paths name, folders searched through, each once, in a stable order.
+
+    Raises:
+        RefusedError: a path does not exist or is neither file nor folder.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            for folder, subfolders, names in os.walk(path):
+                subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+                visible = sorted(name for name in names if not name.startswith("."))
+                found.update(dict.fromkeys(Path(folder, name) for name in visible))
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise RefusedError(f"{path} is neither a file nor a folder")
+    return [path for path in found if path.is_file()]
+
+
+def _examine(
+    offered: Sequence[Path], settings: Settings
+) -> tuple[list[_Accepted], list[RefusedFile]]:
+    accepted: list[_Accepted] = []
+    refused: list[RefusedFile] = []
+    seen: dict[str, str] = {}
+    for path in offered:
+        filename = _storable_name(path.name)
+        try:
+            file = _examine_one(path, filename, settings)
+            if file.checksum in seen:
+                raise RefusedError(f"the same content as {seen[file.checksum]}")
+        except (RefusedError, OSError) as error:
+            refused.append(RefusedFile(filename, str(error)))
+            continue
+        seen[file.checksum] = filename
+        accepted.append(file)
+    return accepted, refused
+
+
+def _examine_one(path: Path, filename: str, settings: Settings) -> _Accepted:
+    size = path.stat().st_size
+    if size > settings.max_file_bytes:
+        raise RefusedError(
+            f"{size:,} bytes; a file may have {settings.max_file_bytes:,} "
+            "(BATCH_PIPELINE_MAX_FILE_BYTES)"
+        )
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        media_type = sniff(head)
+        if media_type is None:
+            raise RefusedError(refusal_reason(head))
+        checksum = hashlib.sha256(head)
+        while chunk := file.read(_CHUNK_BYTES):
+            checksum.update(chunk)
+    return _Accepted(uuid.uuid4(), path, filename, media_type, size, checksum.hexdigest())
+
+
+def _insert(
+    publisher: ProgressPublisher,
+    storage: Storage,
+    user_id: uuid.UUID,
+    accepted: Sequence[_Accepted],
+) -> uuid.UUID:
+    batch_id = uuid.uuid4()
+    with publisher.transaction() as transaction:
+        connection = transaction.connection
+        connection.execute(
+            insert(UploadBatch).values(id=batch_id, user_id=user_id, total_uploads=len(accepted))
+        )
+        submitted_at = connection.scalar(func.now())
+        connection.execute(
+            insert(Upload),
+            [
+                {
+                    "id": file.upload_id,
+                    "user_id": user_id,
+                    "batch_id": batch_id,
+                    "filename": file.filename,
+                    "file_path": _stored_path(storage, user_id, file),
+                    "file_type": file.media_type.file_type,
+                    "file_size": file.size,
+                    "mime_type": file.media_type.mime_type,
+                    "checksum": file.checksum,
+                    # Uploads are worked oldest first: microseconds keep the order of submission.
+                    "created_at": submitted_at + timedelta(microseconds=number),
+                }
+                for number, file in enumerate(accepted)
+            ],
+        )
+        progress = BatchProgress(batch_id, user_id, "pending", len(accepted), 0, 0, 0)
+        transaction.announce(progress, user_id)
+    return batch_id
+
+
+def _stored_path(storage: Storage, user_id: uuid.UUID, file: _Accepted) -> str:
+    return storage.original_path(user_id, file.upload_id, file.media_type.extension)
+
+
+def _storable_name(name: str) -> str:
+    """Names on disk are bytes; what is not UTF-8 in them cannot be stored as text."""
+    return name.encode("utf-8", "replace").decode("utf-8")

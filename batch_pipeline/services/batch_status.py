@@ -1,0 +1,96 @@
+"""What is known of batches and their uploads, for reading; changes nothing."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Select, select
+
+from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.errors import NotFoundError
+from batch_pipeline.services.batch_progress import BatchProgress
+
+#: The first seven in the order of the fields of `BatchProgress`.
+_BATCH = (
+    UploadBatch.id,
+    UploadBatch.user_id,
+    UploadBatch.status,
+    UploadBatch.total_uploads,
+    UploadBatch.processed_uploads,
+    UploadBatch.successful_uploads,
+    UploadBatch.failed_uploads,
+    UploadBatch.created_at,
+    UploadBatch.started_at,
+    UploadBatch.completed_at,
+    UploadBatch.error_message,
+)
+
+_UPLOAD = (
+    Upload.id.label("upload_id"),
+    Upload.filename,
+    Upload.file_type,
+    Upload.processing_status,
+    Upload.attempts,
+    Upload.error_kind,
+    Upload.error_message,
+    Upload.description,
+    Upload.description_audit_score,
+    Upload.thumbnail_path,
+)
+
+
+def batch_status(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
+    """Read a batch and its uploads, oldest first, in the shape that ``status --json`` prints.
+
+    Raises:
+        NotFoundError: there is no such batch.
+    """
+    with database.transaction() as connection:
+        batch = connection.execute(select(*_BATCH).where(UploadBatch.id == batch_id)).one_or_none()
+        if batch is None:
+            raise NotFoundError(
+                f"there is no batch {batch_id}: `batch-pipeline status` lists the newest ones"
+            )
+        uploads = connection.execute(
+            select(*_UPLOAD)
+            .where(Upload.batch_id == batch_id)
+            .order_by(Upload.created_at, Upload.id)
+        ).mappings()
+        return _shape(batch) | {"uploads": [dict(upload) for upload in uploads]}
+
+
+def batch_progress(database: Database, batch_id: uuid.UUID) -> BatchProgress | None:
+    """Read the counters of a batch; None if there is no such batch."""
+    with database.transaction() as connection:
+        row = connection.execute(
+            select(*_BATCH[:7]).where(UploadBatch.id == batch_id)
+        ).one_or_none()
+    return BatchProgress(*row) if row else None
+
+
+def newest_batches(
+    database: Database, *, limit: int = 20, offset: int = 0
+) -> Sequence[Mapping[str, Any]]:
+    """Read batches without their uploads, newest first."""
+    with database.transaction() as connection:
+        return [_shape(row) for row in connection.execute(_newest(limit, offset))]
+
+
+def _newest(limit: int, offset: int) -> Select[*tuple[Any, ...]]:
+    return (
+        select(*_BATCH)
+        .order_by(UploadBatch.created_at.desc(), UploadBatch.id)
+        .limit(limit)
+        .offset(offset)
+    )
+
+
+def _shape(batch: AnyRow) -> dict[str, Any]:
+    values = dict(batch._mapping)
+    progress = BatchProgress(*tuple(batch)[:7])
+    return {
+        "batch_id": values.pop("id"),
+        **values,
+        "progress_percentage": progress.progress_percentage,
+    }

@@ -1,0 +1,45 @@
+"""The objects that everything else is called with, opened once as the settings say."""
+
+import threading
+from functools import cached_property
+
+from batch_pipeline.database.session import open_database
+from batch_pipeline.model_servers.base import Analyzer
+from batch_pipeline.services.batch_progress import ProgressPublisher
+from batch_pipeline.services.upload_states import UploadStates
+from batch_pipeline.settings import Settings
+from batch_pipeline.storage import Storage
+
+
+class Pipeline:
+    """Database, storage, progress, state machine and analyzer; safe under threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.storage = Storage(settings.storage_location)
+        self.database = open_database(settings)
+        self.publisher = ProgressPublisher(self.database, settings.redis_url)
+        self.states = UploadStates(self.publisher, lease_seconds=settings.lease_seconds)
+
+    @cached_property
+    def analyzer(self) -> Analyzer:
+        """Who describes and embeds; built when first asked for, most commands need none."""
+        from batch_pipeline.model_servers.factory import build_analyzer  # noqa: PLC0415
+
+        return build_analyzer(self.settings)
+
+    def close(self) -> None:
+        """Close the database's connections."""
+        self.database.close()
+
+
+_shared: dict[Settings, Pipeline] = {}
+_lock = threading.Lock()
+
+
+def shared_pipeline(settings: Settings) -> Pipeline:
+    """Open the pipeline once per process; a failure is not kept, the next call tries again."""
+    with _lock:
+        if settings not in _shared:
+            _shared[settings] = Pipeline(settings)
+        return _shared[settings]

@@ -1,0 +1,311 @@
+"""One upload from claim to stored row: decode, thumbnail, describe, audit, embed, store.
+
+Reads from top to bottom as an upload is worked. What is stored already is not made again, except
+the stages that a person asked to redo. Statuses and counters are changed by `UploadStates` alone.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from batch_pipeline.errors import (
+    ClaimLostError,
+    ConfigurationError,
+    PermanentError,
+    ServiceDownError,
+    TransientError,
+    UploadError,
+)
+from batch_pipeline.media.content import MediaContent
+from batch_pipeline.media.decoding import decode
+from batch_pipeline.media.sniffing import HEAD_BYTES, refusal_reason, sniff
+from batch_pipeline.model_servers.base import Analyzer, CancelledCheck, never_cancelled
+from batch_pipeline.services.batch_progress import BatchProgress
+from batch_pipeline.services.claim_keeper import ClaimKeeper
+from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
+from batch_pipeline.services.upload_states import (
+    Claim,
+    SkippedUpload,
+    StartedUpload,
+    UploadStates,
+)
+from batch_pipeline.storage import Storage
+
+#: How long uploads rest after a service was found down, before a run tries again (seconds).
+OUTAGE_PAUSE_SECONDS = 20.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class UploadReport:
+    """What is known of an upload while and after it is worked."""
+
+    upload_id: uuid.UUID
+    batch_id: uuid.UUID | None
+    filename: str
+    attempt: int
+    thumbnail_path: str | None
+    description: str | None
+    score: int | None
+    vision_model: str | None
+    embedding_model: str | None = None
+    audit: AuditResult | None = None
+    """Of the description made in this attempt, passed or not."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of each stage done in this attempt."""
+    progress: BatchProgress | None = None
+    """The batch after this upload ended; None while it is not counted."""
+
+
+@dataclass(frozen=True)
+class CompletedUpload:
+    """Everything is stored."""
+
+    report: UploadReport
+
+
+@dataclass(frozen=True)
+class FailedUpload:
+    """The attempt ended without a result."""
+
+    report: UploadReport
+    error: UploadError
+    will_retry: bool
+    """True: still claimed, to be worked again soon. False: ``failed`` and counted."""
+
+
+Outcome = CompletedUpload | FailedUpload | SkippedUpload
+
+
+class UploadProcessor:
+    """Works uploads one at a time per thread; any number of threads may share it."""
+
+    def __init__(
+        self,
+        states: UploadStates,
+        storage: Storage,
+        analyzer: Analyzer,
+        keeper: ClaimKeeper,
+        *,
+        max_attempts: int,
+    ) -> None:
+        self._states = states
+        self._storage = storage
+        self._analyzer = analyzer
+        self._keeper = keeper
+        self._max_attempts = max_attempts
+
+    def process(
+        self,
+        upload_id: uuid.UUID,
+        run_id: str,
+        *,
+        retries_left: int,
+        interrupted: CancelledCheck = never_cancelled,
+    ) -> Outcome:
+        """Work one upload for a run.
+
+        Args:
+            upload_id: the upload.
+            run_id: the run that holds it, or takes it now.
+            retries_left: how often the caller would call again after a transient error.
+            interrupted: asked during model calls; true stops the work as a cancel does.
+
+        Raises:
+            ServiceDownError: nothing can be worked now; the upload is ``pending`` again and the
+                attempt does not count.
+        """
+        started = self._states.start(upload_id, run_id)
+        if isinstance(started, SkippedUpload):
+            return started
+        claim, row = started.claim, started.row
+        report = UploadReport(
+            upload_id=row.id,
+            batch_id=row.batch_id,
+            filename=row.filename,
+            attempt=row.attempts,
+            thumbnail_path=row.thumbnail_path,
+            description=row.description,
+            score=row.description_audit_score,
+            vision_model=row.vision_model,
+        )
+        try:
+            with self._keeper.hold(claim) as held:
+                self._work(started, report, lambda: held.lost() or interrupted())
+                return CompletedUpload(report)
+        except ClaimLostError:
+            return self._let_go(started)
+        except UploadError as error:
+            return self._give_up(claim, report, error, retries_left)
+        except (ServiceDownError, ConfigurationError):
+            self._release_if_possible(claim, OUTAGE_PAUSE_SECONDS)
+            raise
+        except Exception as error:
+            log.exception("upload %s: unexpected error", upload_id)
+            reason = TransientError("internal_error", f"{type(error).__name__}: {error}")
+            return self._give_up(claim, report, reason, retries_left)
+        except BaseException:  # interrupted by Dagster, by a signal or at exit
+            self._release_if_possible(claim)
+            raise
+
+    def _work(
+        self, started: StartedUpload, report: UploadReport, cancelled: CancelledCheck
+    ) -> None:
+        row, claim = started.row, started.claim
+        content = _Once(lambda: self._decode(row.file_path, report))
+
+        if row.thumbnail_path is None or "thumbnail" in row.redo:
+            self._make_thumbnail(row, claim, content, report)
+        _raise_if(cancelled)
+
+        described_well = row.description and (row.description_audit_score or 0) >= PASS_SCORE
+        if not described_well or "description" in row.redo:
+            self._describe(row, claim, content(), report, cancelled)
+        _raise_if(cancelled)
+
+        embedding = self._analyzer.embedding
+        with _timed(report, "embed"):
+            [vector] = embedding.embed([report.description or ""], cancelled=cancelled)
+        report.embedding_model = embedding.name
+        report.progress = self._states.complete(
+            claim, embedding=vector, model=embedding.name, seconds=report.seconds
+        )
+
+    def _decode(self, path: str, report: UploadReport) -> MediaContent:
+        with _timed(report, "decode"), self._storage.open(path) as file:
+            head = file.read(HEAD_BYTES)
+            media_type = sniff(head)
+            if media_type is None:
+                raise PermanentError("unsupported_format", refusal_reason(head))
+            file.seek(0)
+            return decode(file, media_type)
+
+    def _make_thumbnail(
+        self, row: Any, claim: Claim, content: "_Once", report: UploadReport
+    ) -> None:
+        """Store the preview; that it cannot be made is a warning, the upload goes on."""
+        picture = content()
+        try:
+            with _timed(report, "thumbnail"):
+                thumbnail = picture.make_thumbnail()
+        except Exception as error:
+            log.warning("no thumbnail of %r: %s", row.filename, error)
+            return
+        path = self._storage.thumbnail_path(row.user_id, row.id)
+        with _timed(report, "thumbnail"):
+            self._storage.write(path, thumbnail)
+        report.thumbnail_path = path
+        self._states.store_thumbnail(claim, path, report.seconds)
+
+    def _describe(
+        self,
+        row: Any,
+        claim: Claim,
+        content: MediaContent,
+        report: UploadReport,
+        cancelled: CancelledCheck,
+    ) -> None:
+        vision = self._analyzer.vision
+        with _timed(report, "describe"):
+            description = vision.describe(
+                content.facts, content.frames, attempt=report.attempt, cancelled=cancelled
+            )
+        report.audit = audit(description)
+        if not report.audit.passed:
+            found = "; ".join(str(penalty) for penalty in report.audit.penalties)
+            raise TransientError(
+                "model_output_invalid",
+                f"the description by {vision.name} scores {report.audit.score} of 100, "
+                f"{PASS_SCORE} are needed: {found}",
+            )
+        report.description, report.score = description, report.audit.score
+        report.vision_model = vision.name
+        self._states.store_description(
+            claim,
+            description=description,
+            score=report.audit.score,
+            model=vision.name,
+            facts=_facts_to_store(content),
+            video_codec=content.facts.codec if content.facts.file_type == "video" else None,
+            regenerated=row.description is not None,
+            seconds=report.seconds,
+        )
+
+    def _give_up(
+        self, claim: Claim, report: UploadReport, error: UploadError, retries_left: int
+    ) -> Outcome:
+        may_pass = isinstance(error, TransientError)
+        will_retry = may_pass and retries_left > 0 and report.attempt < self._max_attempts
+        try:
+            if will_retry:
+                self._states.note_error(claim, error)
+            else:
+                report.progress = self._states.fail(claim, error)
+        except ClaimLostError:
+            return SkippedUpload(claim.upload_id, "it was taken away meanwhile", report.filename)
+        return FailedUpload(report, error, will_retry)
+
+    def _let_go(self, started: StartedUpload) -> SkippedUpload:
+        """Leave nothing behind of work that is no longer wanted."""
+        row = started.row
+        self._states.release(started.claim)
+        if self._states.exists(row.id):
+            return SkippedUpload(row.id, "it was cancelled or taken away meanwhile", row.filename)
+        self._storage.remove_upload(row.user_id, row.id)
+        if row.batch_id:
+            self._states.settle_batch(row.batch_id)
+        return SkippedUpload(row.id, "it was deleted meanwhile", row.filename)
+
+    def _release_if_possible(self, claim: Claim, resume_after_seconds: float = 0) -> None:
+        try:
+            self._states.release(claim, resume_after_seconds=resume_after_seconds)
+        except ServiceDownError as error:  # the lease will run out instead
+            log.warning("upload %s could not be handed back: %s", claim.upload_id, error)
+
+
+class _Once:
+    """Calls a function when its result is first asked for, and keeps it."""
+
+    def __init__(self, make: Callable[[], MediaContent]) -> None:
+        self._make = make
+        self._made: MediaContent | None = None
+
+    def __call__(self) -> MediaContent:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+
+@contextmanager
+def _timed(report: UploadReport, stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - begin
+        report.seconds[stage] = round(report.seconds.get(stage, 0.0) + seconds, 3)
+
+
+def _raise_if(cancelled: CancelledCheck) -> None:
+    if cancelled():
+        raise ClaimLostError("the work is no longer wanted")
+
+
+def _facts_to_store(content: MediaContent) -> dict[str, Any]:
+    facts = content.facts
+    values = {
+        "format": facts.format,
+        "width": facts.width,
+        "height": facts.height,
+        "captured_at": facts.captured_at.isoformat() if facts.captured_at else None,
+        "camera": facts.camera,
+        "frame_count": facts.frame_count if facts.frame_count > 1 else None,
+        "duration_seconds": facts.duration_seconds,
+        "frame_rate": facts.frame_rate,
+    }
+    return {name: value for name, value in values.items() if value is not None}
