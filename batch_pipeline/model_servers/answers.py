@@ -1,0 +1,72 @@
+"""What a model answered, made fit to be stored: it is data written by a stranger.
+
+Only the form is mended here. Whether a description is any good (loops, control tokens of the
+model's template, refusals) is judged by the audit, which sees the text that leaves here.
+"""
+
+import re
+import unicodedata
+
+from batch_pipeline.errors import TransientError
+
+_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+#: Templates that open the thought themselves leave only its end in the answer.
+_END_OF_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"\A```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\Z", re.DOTALL)
+_QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“"}
+_LINE_BREAKS = re.compile(r"\r\n?|[\u2028\u2029\x85]")
+_BLANK_LINES = re.compile(r"\n[ \t]*\n(?:[ \t]*\n)+")
+#: Format characters with a use in honest text: emoji and scripts are joined by them.
+_JOINERS = "\u200c\u200d"
+_UNWANTED_CATEGORIES = {"Cc", "Cf", "Cs"}
+
+
+def usable_text(answer: str, *, cut_by_length: bool) -> str:
+    """Clean an answer, or say why it cannot be stored.
+
+    Args:
+        answer: text as the model wrote it.
+        cut_by_length: the server says that the answer reached the limit of tokens.
+
+    Returns:
+        Plain text, never empty.
+
+    Raises:
+        TransientError: ``model_output_invalid``: cut by length, or nothing is left.
+    """
+    text = clean(answer)
+    if cut_by_length:
+        raise TransientError(
+            "model_output_invalid",
+            f"the model's answer was cut by length and ends: …{text[-80:]!r}",
+        )
+    if not text:
+        found = f"only {answer[:80]!r}" if answer.strip() else "an empty answer"
+        raise TransientError("model_output_invalid", f"the model gave {found}")
+    return text
+
+
+def clean(answer: str) -> str:
+    """Remove thoughts, control and direction characters, and a fence or quotes around the whole."""
+    text = _LINE_BREAKS.sub("\n", answer)
+    text = "".join(character for character in text if _is_wanted(character))
+    text = _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text)).strip()
+    if fenced := _FENCE.match(text):
+        text = fenced.group(1).strip()
+    return _BLANK_LINES.sub("\n\n", _unquoted(text))
+
+
+def _is_wanted(character: str) -> bool:
+    return (
+        character in "\n\t"
+        or character in _JOINERS
+        or unicodedata.category(character) not in _UNWANTED_CATEGORIES
+    )
+
+
+def _unquoted(text: str) -> str:
+    if len(text) < 2 or _QUOTES.get(text[0]) != text[-1]:
+        return text
+    inner = text[1:-1]
+    # With more of the same inside, the outer two need not be a pair: "Stop" and "Go".
+    return text if text[0] in inner or text[-1] in inner else inner.strip()

@@ -1,0 +1,113 @@
+"""The dialect of Ollama, through its own client."""
+
+from collections.abc import Sequence
+
+import ollama
+
+from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.model_servers.circuit import Circuit
+from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
+from batch_pipeline.model_servers.remote import (
+    CONTEXT_TOKENS,
+    ChatAnswer,
+    ChatRequest,
+    ModelServer,
+    wrong_length,
+)
+
+
+class OllamaServer(ModelServer):
+    """One Ollama server.
+
+    Args:
+        host: address, such as ``http://127.0.0.1:11434``.
+        limits: time-outs and size of the pool of connections.
+        circuit: for tests that cannot wait for the usual pause.
+    """
+
+    kind = "Ollama"
+
+    def __init__(self, host: str, limits: CallLimits, circuit: Circuit | None = None) -> None:
+        self._client = ollama.AsyncClient(host, **limits.client_options())
+        self.calls = ServerCalls(host, limits, probe=self._client.list, circuit=circuit)
+
+    async def chat(self, model: str, request: ChatRequest) -> ChatAnswer:
+        """Ask a vision model one question."""
+        message = ollama.Message(role="user", content=request.prompt)
+        if request.jpeg is not None:
+            message.images = [ollama.Image(value=request.jpeg)]
+        response = await self._client.chat(
+            model,
+            [message],
+            # A thought would use up the tokens of the answer, and is thrown away.
+            think=False,
+            options={
+                "temperature": request.temperature,
+                "seed": request.seed,
+                "num_predict": request.max_tokens,
+                "num_ctx": CONTEXT_TOKENS,
+            },
+        )
+        return ChatAnswer(response.message.content or "", response.done_reason == "length")
+
+    async def embed(self, model: str, texts: Sequence[str]) -> Sequence[Sequence[float | None]]:
+        """Embed texts; refuses one that is longer than the context rather than cutting it."""
+        response = await self._client.embed(
+            model, list(texts), truncate=False, options={"num_ctx": CONTEXT_TOKENS}
+        )
+        return response.embeddings
+
+    def hint(self, kind: str, model: str) -> str:
+        """What to do about an error of this kind when it concerns this model."""
+        match kind:
+            case "model_server_down":
+                return "Start it with `ollama serve`, or set BATCH_PIPELINE_OLLAMA_HOST"
+            case "model_missing":
+                return f"Run `ollama pull {model}` where the server runs"
+            case "model_unsuitable":
+                return (
+                    "Choose another BATCH_PIPELINE_VISION_MODEL or BATCH_PIPELINE_EMBEDDING_MODEL"
+                )
+            case "model_server_refused":
+                return "Set OLLAMA_API_KEY if the server stands behind a proxy that asks for a key"
+            case _:
+                return ""
+
+    async def check_vision(self, model: str) -> str:
+        """Say what was found; raises a `KindedError` if the model is missing or unsuitable."""
+        await self._show(model, "vision")
+        return "answers, model is there"
+
+    async def check_embedding(self, model: str, dimensions: int) -> str:
+        """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
+        facts = (await self._show(model, "embedding")).modelinfo or {}
+        lengths = [value for name, value in facts.items() if name.endswith(".embedding_length")]
+        if lengths and lengths[0] != dimensions:
+            raise wrong_length(model, lengths[0], dimensions)
+        return f"answers, model is there, {dimensions} dimensions"
+
+    def close(self) -> None:
+        """Close the connections; no call may follow."""
+        run_on_loop(self._client.close())  # type: ignore[no-untyped-call]
+
+    async def _show(self, model: str, capability: str) -> ollama.ShowResponse:
+        # Other commands of Ollama may find a model by a part of its name; the list is exact.
+        present = {entry.model for entry in (await self._client.list()).models}
+        if _with_tag(model) not in present:
+            names = ", ".join(sorted(name for name in present if name)) or "none"
+            raise ServiceDownError(
+                "model_missing", f"model {model} is not on {self.calls.url}; there are: {names}"
+            )
+        shown = await self._client.show(model)
+        # Servers older than 0.6.4 do not tell capabilities.
+        if shown.capabilities and capability not in shown.capabilities:
+            raise ServiceDownError(
+                "model_unsuitable",
+                f"model {model} is not made for {capability}; it can: "
+                + ", ".join(shown.capabilities),
+            )
+        return shown
+
+
+def _with_tag(model: str) -> str:
+    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"

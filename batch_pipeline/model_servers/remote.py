@@ -1,0 +1,311 @@
+"""Describing and embedding through a model server: what is the same for every kind of server.
+
+How a call is made lives in `http_calls`; the two dialects live in `ollama` and
+`openai_compatible`; the wording of questions in `prompts`; the reading of answers in `answers`.
+"""
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from batch_pipeline.errors import KindedError, ServiceDownError, TransientError, UploadError
+from batch_pipeline.media.content import Frame, MediaFacts
+from batch_pipeline.model_servers import prompts
+from batch_pipeline.model_servers.answers import usable_text
+from batch_pipeline.model_servers.base import CancelledCheck, HealthCheck, never_cancelled
+from batch_pipeline.model_servers.http_calls import Answer, Call, CallSlots, ServerCalls
+
+_log = logging.getLogger(__name__)
+
+#: Context window asked for where the server lets the caller choose (tokens).
+CONTEXT_TOKENS = 8192
+_PICTURE_TOKENS = 512
+_SYNTHESIS_TOKENS = 2048
+_TEMPERATURE = 0.3
+_TEMPERATURE_STEP = 0.2
+_HIGHEST_TEMPERATURE = 0.9
+#: A video takes a call per frame: one crash in ten calls would fail most videos if it were
+#: charged to the upload. Such a call is therefore made again on the spot.
+_CALL_TRIES_OF_A_VIDEO = 3
+_WORTH_ASKING_AGAIN = {"model_server_error", "model_output_invalid"}
+#: Seeds of the tries within one attempt of an upload never meet those of the next attempt.
+_SEEDS_PER_ATTEMPT = 100
+#: Texts of one embedding call; servers commonly take far more, but answer for all or none.
+_TEXTS_PER_CALL = 32
+_SHORTEST_CUT_CHARACTERS = 200
+#: How servers say that a text exceeds the context; they have no common code for it.
+_TOO_LONG = ("context length", "context size", "too large to process", "too long")
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One question to a vision model, with a picture or with text alone."""
+
+    prompt: str
+    jpeg: bytes | None
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """What the model wrote, and whether it was stopped by the limit of tokens."""
+
+    text: str
+    cut_by_length: bool
+
+
+class ModelServer(ABC):
+    """One dialect of HTTP, bound to one address; its coroutines run on the loop of `http_calls`.
+
+    The coroutines raise whatever the client library raises; `http_calls` names it.
+    """
+
+    kind: str
+    """Name of the kind of server, for messages."""
+    calls: ServerCalls
+
+    @abstractmethod
+    async def chat(self, model: str, request: ChatRequest) -> ChatAnswer:
+        """Ask a vision model one question."""
+
+    @abstractmethod
+    async def embed(self, model: str, texts: Sequence[str]) -> Sequence[Sequence[float | None]]:
+        """Embed texts; refuses one that is longer than the context rather than cutting it."""
+
+    @abstractmethod
+    def hint(self, kind: str, model: str) -> str:
+        """What to do about an error of this kind when it concerns this model; empty: nothing."""
+
+    @abstractmethod
+    async def check_vision(self, model: str) -> str:
+        """Say what was found; raises a `KindedError` if the model is missing or unsuitable."""
+
+    @abstractmethod
+    async def check_embedding(self, model: str, dimensions: int) -> str:
+        """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connections; no call may follow."""
+
+
+class RemoteVision:
+    """Describes pictures through a model server.
+
+    Args:
+        server: who is asked.
+        model: name of the vision model, with its tag.
+        slots: cap on the calls in flight.
+    """
+
+    def __init__(self, server: ModelServer, model: str, slots: CallSlots) -> None:
+        self.name = model
+        self._server = server
+        self._slots = slots
+
+    def describe(
+        self,
+        facts: MediaFacts,
+        frames: Sequence[Frame],
+        *,
+        attempt: int = 1,
+        cancelled: CancelledCheck = never_cancelled,
+    ) -> str:
+        """Describe a picture in one call; a video frame by frame, then as a whole.
+
+        Models of this family mis-handle several images in one call, hence a call per frame. See
+        `batch_pipeline.model_servers.base.VisionModel` for arguments and errors.
+        """
+        if facts.file_type == "image":
+            return self._ask(prompts.IMAGE, frames[0], attempt, cancelled, tries=1)
+        total = len(frames)
+        descriptions = [
+            self._ask(
+                prompts.frame_prompt(number, total, frame),
+                frame,
+                attempt,
+                cancelled,
+                tries=_CALL_TRIES_OF_A_VIDEO,
+            )
+            for number, frame in enumerate(frames, start=1)
+        ]
+        if total == 1:
+            return descriptions[0]
+        return self._ask(
+            prompts.synthesis_prompt(frames, descriptions),
+            None,
+            attempt,
+            cancelled,
+            tries=_CALL_TRIES_OF_A_VIDEO,
+        )
+
+    def check(self) -> list[HealthCheck]:
+        """Ask whether the server answers and has the model; never raises."""
+        check = partial(self._server.check_vision, self.name)
+        return [_check(self._server, "vision", self.name, check)]
+
+    def _ask(
+        self,
+        prompt: str,
+        frame: Frame | None,
+        attempt: int,
+        cancelled: CancelledCheck,
+        *,
+        tries: int,
+    ) -> str:
+        for number in range(1, tries + 1):
+            request = ChatRequest(
+                prompt=prompt,
+                jpeg=frame.jpeg if frame else None,
+                max_tokens=_PICTURE_TOKENS if frame else _SYNTHESIS_TOKENS,
+                temperature=_temperature(attempt + number - 1),
+                seed=_SEEDS_PER_ATTEMPT * (attempt - 1) + number,
+            )
+            try:
+                answer = _call(
+                    self._server,
+                    self.name,
+                    partial(self._server.chat, self.name, request),
+                    self._slots,
+                    cancelled,
+                )
+                return usable_text(answer.text, cut_by_length=answer.cut_by_length)
+            except TransientError as error:
+                if number == tries or error.kind not in _WORTH_ASKING_AGAIN:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+
+class RemoteEmbedding:
+    """Embeds text through a model server.
+
+    Args:
+        server: who is asked.
+        model: name of the embedding model, with its tag.
+        dimensions: length that every vector must have.
+        slots: cap on the calls in flight.
+    """
+
+    def __init__(self, server: ModelServer, model: str, dimensions: int, slots: CallSlots) -> None:
+        self.name = model
+        self.dimensions = dimensions
+        self._server = server
+        self._slots = slots
+
+    def embed(
+        self, texts: Sequence[str], *, cancelled: CancelledCheck = never_cancelled
+    ) -> list[list[float]]:
+        """Embed each text, many to a call; every vector is checked before it is returned.
+
+        A text longer than the model's context is shortened by halves until the server takes it,
+        with a warning in the log. See `batch_pipeline.model_servers.base.EmbeddingModel` for
+        arguments and errors.
+
+        Raises:
+            TransientError: also ``embedding_empty``, ``embedding_not_finite``, ``embedding_zero``.
+            ServiceDownError: also ``embedding_wrong_length``: a model of another length than the
+                column would fail every upload alike, so it stops the work as an outage does.
+        """
+        vectors: list[list[float]] = []
+        for start in range(0, len(texts), _TEXTS_PER_CALL):
+            vectors += self._vectors(texts[start : start + _TEXTS_PER_CALL], cancelled)
+        return vectors
+
+    def check(self) -> list[HealthCheck]:
+        """Ask whether the server answers, has the model, and its vectors fit; never raises."""
+        check = partial(self._server.check_embedding, self.name, self.dimensions)
+        return [_check(self._server, "embedding", self.name, check)]
+
+    def _vectors(self, texts: Sequence[str], cancelled: CancelledCheck) -> list[list[float]]:
+        try:
+            vectors = _call(
+                self._server,
+                self.name,
+                partial(self._server.embed, self.name, texts),
+                self._slots,
+                cancelled,
+            )
+        except UploadError as error:
+            if not any(words in str(error).lower() for words in _TOO_LONG):
+                raise
+            if len(texts) > 1:
+                return [vector for text in texts for vector in self._vectors([text], cancelled)]
+            shorter = texts[0][: len(texts[0]) // 2]
+            if len(shorter) < _SHORTEST_CUT_CHARACTERS:
+                raise
+            _log.warning(
+                "text of %d characters is too long for %s, only its first %d are embedded: %s",
+                len(texts[0]),
+                self.name,
+                len(shorter),
+                error,
+            )
+            return self._vectors([shorter], cancelled)
+        if not vectors:
+            raise TransientError("embedding_empty", f"{self.name} returned no vector")
+        if len(vectors) != len(texts):
+            raise TransientError(
+                "model_output_invalid",
+                f"{self.name} returned {len(vectors)} vectors for {len(texts)} texts",
+            )
+        return [checked_vector(vector, self.name, self.dimensions) for vector in vectors]
+
+
+def checked_vector(vector: Sequence[float | None], model: str, dimensions: int) -> list[float]:
+    """Return a vector that can be stored; raises as `RemoteEmbedding.embed` does."""
+    if not vector:
+        raise TransientError("embedding_empty", f"{model} returned a vector of no numbers")
+    if len(vector) != dimensions:
+        raise wrong_length(model, len(vector), dimensions)
+    # A server whose JSON has no word for NaN writes null.
+    numbers = [math.nan if number is None else float(number) for number in vector]
+    if not all(map(math.isfinite, numbers)):
+        raise TransientError(
+            "embedding_not_finite", f"{model} returned a vector with NaN or infinite numbers"
+        )
+    if not any(numbers):
+        raise TransientError("embedding_zero", f"{model} returned a vector of zeros")
+    return numbers
+
+
+def wrong_length(model: str, found: int, dimensions: int) -> ServiceDownError:
+    """The error for a model whose vectors do not fit the column."""
+    return ServiceDownError(
+        "embedding_wrong_length",
+        f"vectors of {model} have {found} numbers, {dimensions} are stored; choose another "
+        f"BATCH_PIPELINE_EMBEDDING_MODEL, or set BATCH_PIPELINE_EMBEDDING_DIMENSIONS={found} "
+        "before the database is made",
+    )
+
+
+def _temperature(number: int) -> float:
+    return min(_TEMPERATURE + _TEMPERATURE_STEP * (number - 1), _HIGHEST_TEMPERATURE)
+
+
+def _call(
+    server: ModelServer,
+    model: str,
+    call: Call[Answer],
+    slots: CallSlots,
+    cancelled: CancelledCheck,
+) -> Answer:
+    try:
+        return server.calls.run(call, slots=slots, cancelled=cancelled)
+    except ServiceDownError as error:
+        if hint := server.hint(error.kind, model):
+            raise ServiceDownError(error.kind, f"{error}. {hint}") from error
+        raise
+
+
+def _check(server: ModelServer, role: str, model: str, look: Call[str]) -> HealthCheck:
+    name = f"{role} model {model}"
+    try:
+        found = server.calls.ask(look)
+    except KindedError as error:
+        return HealthCheck(name, False, str(error), server.hint(error.kind, model))
+    return HealthCheck(name, True, f"{server.kind} at {server.calls.url}: {found}")
