@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.database.session import AnyRow, Database
@@ -75,6 +75,19 @@ def newest_batches(
     """Read batches without their uploads, newest first."""
     with database.transaction() as connection:
         return [_shape(row) for row in connection.execute(_newest(limit, offset))]
+
+
+def described_below(database: Database, score: int) -> tuple[int, int]:
+    """Count stored descriptions, and those among them whose audit score is below a mark."""
+    described = Upload.description.is_not(None)
+    with database.transaction() as connection:
+        row = connection.execute(
+            select(
+                func.count().filter(described),
+                func.count().filter(described, Upload.description_audit_score < score),
+            )
+        ).one()
+    return row[0], row[1]
 
 
 def _newest(limit: int, offset: int) -> Select[*tuple[Any, ...]]:

@@ -54,6 +54,8 @@ class UploadReport:
     score: int | None
     vision_model: str | None
     embedding_model: str | None = None
+    thumbnail: bytes | None = None
+    """The preview made in this attempt."""
     audit: AuditResult | None = None
     """Of the description made in this attempt, passed or not."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -199,7 +201,7 @@ class UploadProcessor:
         path = self._storage.thumbnail_path(row.user_id, row.id)
         with _timed(report, "thumbnail"):
             self._storage.write(path, thumbnail)
-        report.thumbnail_path = path
+        report.thumbnail, report.thumbnail_path = thumbnail, path
         self._states.store_thumbnail(claim, path, report.seconds)
 
     def _describe(

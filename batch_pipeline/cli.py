@@ -1,0 +1,442 @@
+"""The command line: reads arguments, calls a service, prints what came of it.
+
+Exit codes: 0 ok; 1 finished with failures; 2 wrong use, or refused.
+"""
+
+import json
+import logging
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from batch_pipeline.errors import (
+    ConfigurationError,
+    NotFoundError,
+    PipelineError,
+    RefusedError,
+)
+from batch_pipeline.services.batch_intake import LOCAL_USER, Submission
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import Settings, load_settings
+
+OK, FINISHED_WITH_FAILURES, REFUSED = 0, 1, 2
+
+
+class Session:
+    """What all commands share; the database is opened by the first that needs it."""
+
+    def __init__(self) -> None:
+        self.debug = False
+        self.console = Console()
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings, read once."""
+        return load_settings()
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The pipeline, opened once."""
+        return Pipeline(self.settings)
+
+
+class Commands(click.Group):
+    """Turns the errors of the pipeline into a line for a person, and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        session = ctx.ensure_object(Session)
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            if session.debug:
+                raise
+            click.echo(f"Error: {error}", err=True)
+            refused = isinstance(error, RefusedError | ConfigurationError)
+            ctx.exit(REFUSED if refused else FINISHED_WITH_FAILURES)
+        except KeyboardInterrupt:
+            click.echo("\nStopped. What was submitted goes on in the background.", err=True)
+            ctx.exit(130)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+@click.version_option(package_name="batch-pipeline")
+@click.pass_obj
+def main(session: Session, debug: bool) -> None:
+    """Turn batches of photos and videos into searchable knowledge.
+
+    \b
+    First steps:
+      batch-pipeline demo                 the whole thing, on sample files
+      batch-pipeline submit ~/Pictures    your own files
+      batch-pipeline search "red flower"
+    """
+    session.debug = debug
+    # Alembic and others speak at INFO; what a person has to know is printed by the commands.
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--user", type=click.UUID, default=LOCAL_USER, help="Owner of the batch.")
+@click.option("--wait", is_flag=True, help="Show progress until the batch ends.")
+@json_option
+@click.pass_obj
+def submit(
+    session: Session, paths: Sequence[Path], user: uuid.UUID, wait: bool, as_json: bool
+) -> None:
+    """Submit files and folders as one batch.
+
+    What a file is, is judged by its content. Refused files are listed with the reason.
+
+    \b
+    Examples:
+      batch-pipeline submit holiday/ clip.mp4 --wait
+      batch-pipeline submit photos/ --json | jq -r .batch_id
+    """
+    from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
+
+    pipeline = session.pipeline
+    submission = submit_files(
+        paths,
+        user_id=user,
+        publisher=pipeline.publisher,
+        storage=pipeline.storage,
+        settings=session.settings,
+    )
+    shape = _submission_shape(submission)
+    if not as_json:
+        _print_submission(submission)
+    if submission.batch_id is None:
+        if as_json:
+            _print_json(shape)
+        sys.exit(REFUSED)
+    failures = bool(submission.refused)
+    if wait:
+        failures |= _follow(session, submission.batch_id, quiet=as_json)
+        shape["status"] = _status(session, submission.batch_id)
+    if as_json:
+        _print_json(shape)
+    elif not wait:
+        click.echo(f"Follow it:  batch-pipeline watch {submission.batch_id}")
+    sys.exit(FINISHED_WITH_FAILURES if failures else OK)
+
+
+@main.command()
+@click.argument("batch", type=click.UUID, required=False)
+@click.option("--limit", type=click.IntRange(1, 500), default=20, help="Batches per page.")
+@click.option("--page", type=click.IntRange(1), default=1, help="Which page of batches.")
+@json_option
+@click.pass_obj
+def status(session: Session, batch: uuid.UUID | None, limit: int, page: int, as_json: bool) -> None:
+    """Show a batch and its uploads; without BATCH, the newest batches.
+
+    \b
+    Examples:
+      batch-pipeline status
+      batch-pipeline status 3f2a… --json | jq '.uploads[] | select(.error_kind)'
+    """
+    from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.batch_status import newest_batches  # noqa: PLC0415
+
+    if batch is None:
+        batches = newest_batches(session.pipeline.database, limit=limit, offset=limit * (page - 1))
+        if as_json:
+            _print_json(batches)
+        elif batches:
+            session.console.print(terminal.batches_table(batches))
+        else:
+            click.echo("No batches. Submit one:  batch-pipeline submit FOLDER")
+        return
+    found = _status(session, batch)
+    if as_json:
+        _print_json(found)
+        return
+    session.console.print(terminal.batch_table(found))
+    session.console.print()
+    session.console.print(terminal.uploads_table(found["uploads"]))
+
+
+@main.command()
+@click.argument("batch", type=click.UUID)
+@json_option
+@click.pass_obj
+def watch(session: Session, batch: uuid.UUID, as_json: bool) -> None:
+    """Follow a batch until it ends; --json prints a line per change.
+
+    \b
+    Example:
+      batch-pipeline watch 3f2a…
+    """
+    from batch_pipeline.services.batch_watch import watch_batch  # noqa: PLC0415
+
+    if not as_json:
+        sys.exit(FINISHED_WITH_FAILURES if _follow(session, batch) else OK)
+    before, failed = None, 0
+    for snapshot in watch_batch(session.pipeline.database, batch):
+        if snapshot.progress != before:
+            click.echo(json.dumps(snapshot.progress.payload()))
+        before, failed = snapshot.progress, snapshot.progress.failed
+    sys.exit(FINISHED_WITH_FAILURES if failed else OK)
+
+
+@main.command()
+@click.argument("batch", type=click.UUID)
+@click.option("--upload", "uploads", type=click.UUID, multiple=True, help="Only this upload.")
+@json_option
+@click.pass_obj
+def retry(session: Session, batch: uuid.UUID, uploads: Sequence[uuid.UUID], as_json: bool) -> None:
+    """Work the failed uploads of a batch again; reopens a cancelled batch.
+
+    \b
+    Example:
+      batch-pipeline retry 3f2a…
+    """
+    result = session.pipeline.states.retry_batch(batch, uploads)
+    if result is None:
+        raise NotFoundError(f"there is no batch {batch}")
+    count, progress = result
+    if as_json:
+        _print_json(progress.payload() | {"reopened": count})
+    else:
+        click.echo(f"{count} uploads are pending again; the batch is {progress.status}.")
+
+
+@main.command()
+@click.argument("batch", type=click.UUID)
+@json_option
+@click.pass_obj
+def cancel(session: Session, batch: uuid.UUID, as_json: bool) -> None:
+    """Stop a batch; what is stored stays, `retry` reopens it.
+
+    \b
+    Example:
+      batch-pipeline cancel 3f2a…
+    """
+    progress = session.pipeline.states.cancel_batch(batch)
+    if progress is None:
+        found = _status(session, batch)
+        raise RefusedError(f"batch {batch} is {found['status']}: only open batches are cancelled")
+    if as_json:
+        _print_json(progress.payload())
+    else:
+        click.echo(f"Cancelled after {progress.processed} of {progress.total} uploads.")
+
+
+@main.command()
+@click.argument("text")
+@click.option("--user", type=click.UUID, help="Only uploads of this user.")
+@click.option("--limit", type=int, default=10, show_default=True, help="How many, at most.")
+@json_option
+@click.pass_obj
+def search(session: Session, text: str, user: uuid.UUID | None, limit: int, as_json: bool) -> None:
+    """Find the uploads whose descriptions are nearest to TEXT.
+
+    \b
+    Example:
+      batch-pipeline search "bright blue landscape" --limit 3
+    """
+    from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.search import search as find  # noqa: PLC0415
+
+    pipeline = session.pipeline
+    found = find(pipeline.database, pipeline.analyzer.embedding, text, user_id=user, limit=limit)
+    if as_json:
+        _print_json([asdict(result) for result in found])
+    elif found:
+        session.console.print(terminal.search_table(found))
+    else:
+        click.echo("Nothing is stored yet. Submit something:  batch-pipeline submit FOLDER")
+
+
+@main.command()
+@json_option
+@click.pass_obj
+def doctor(session: Session, as_json: bool) -> None:
+    """Check database, storage, Dagster and model server, and say what to do.
+
+    \b
+    Example:
+      batch-pipeline doctor
+    """
+    from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.orchestration.instance_health import check_dagster  # noqa: PLC0415
+    from batch_pipeline.services.health import check_health  # noqa: PLC0415
+
+    checks = [*check_health(session.settings), *check_dagster(session.settings)]
+    if as_json:
+        _print_json([asdict(check) for check in checks])
+    else:
+        session.console.print(terminal.health_table(checks))
+    sys.exit(OK if all(check.ok for check in checks) else FINISHED_WITH_FAILURES)
+
+
+@main.command()
+@click.option("--exit", "exit_after", is_flag=True, help="Stop when the batch has ended.")
+@click.option(
+    "--media",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder to submit instead of the sample files.",
+)
+@click.option("--port", type=int, help="Port of the UI; a free one unless set.")
+@json_option
+@click.pass_obj
+def demo(
+    session: Session, exit_after: bool, media: Path | None, port: int | None, as_json: bool
+) -> None:
+    """Start everything, work the sample files, search them once; stay up.
+
+    \b
+    Examples:
+      batch-pipeline demo
+      batch-pipeline demo --exit
+    """
+    from batch_pipeline import demo as stack_runner  # noqa: PLC0415
+    from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
+    from batch_pipeline.services.search import search as find  # noqa: PLC0415
+
+    folder = media or stack_runner.sample_media()
+    pipeline = session.pipeline
+    say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
+    say("Starting Dagster …")
+    with stack_runner.running_stack(session.settings, port=port) as stack:
+        say(f"The UI is at {stack.url}\n")
+        submission = submit_files(
+            [folder],
+            publisher=pipeline.publisher,
+            storage=pipeline.storage,
+            settings=session.settings,
+        )
+        if submission.batch_id is None:
+            raise RefusedError(f"{folder} holds no photo or video")
+        if not as_json:
+            _print_submission(submission)
+        _follow(session, submission.batch_id, quiet=as_json, timeout_seconds=600)
+        found = _status(session, submission.batch_id)
+        question = "bright blue landscape"
+        results = find(pipeline.database, pipeline.analyzer.embedding, question, limit=3)
+        if as_json:
+            _print_json(
+                {"ui": stack.url, "status": found, "search": [asdict(hit) for hit in results]}
+            )
+        else:
+            _print_demo_result(session, stack.url, found, question, results)
+        if not exit_after:
+            say("\nThe stack stays up; Ctrl-C stops it. Everything is kept for the next start.")
+            _wait_for_interrupt()
+    as_expected = found["status"] == "completed" and results
+    sys.exit(OK if as_expected else FINISHED_WITH_FAILURES)
+
+
+@main.group()
+def db() -> None:
+    """Look after the database."""
+
+
+@db.command()
+@json_option
+@click.pass_obj
+def upgrade(session: Session, as_json: bool) -> None:
+    """Bring the tables up to this version; safe to run again.
+
+    \b
+    Example:
+      batch-pipeline db upgrade
+    """
+    from batch_pipeline.database.session import connect  # noqa: PLC0415
+
+    database = connect(session.settings)
+    before, _ = database.revisions()
+    database.upgrade()
+    after, _ = database.revisions()
+    if as_json:
+        _print_json({"before": before, "after": after})
+    elif before == after:
+        click.echo(f"Nothing to do: the tables are at revision {after}.")
+    else:
+        click.echo(f"The tables are at revision {after} now (before: {before or 'none'}).")
+
+
+def _follow(
+    session: Session,
+    batch_id: uuid.UUID,
+    *,
+    quiet: bool = False,
+    timeout_seconds: float | None = None,
+) -> bool:
+    """Show a batch until it ends; true if not everything went well."""
+    from batch_pipeline.services.batch_watch import watch_batch  # noqa: PLC0415
+    from batch_pipeline.terminal import BatchView  # noqa: PLC0415
+
+    snapshots = watch_batch(session.pipeline.database, batch_id, timeout_seconds=timeout_seconds)
+    if quiet:
+        *_, last = snapshots
+    else:
+        last = BatchView(session.console).follow(snapshots)
+    return last.progress.failed > 0 or last.progress.status != "completed"
+
+
+def _status(session: Session, batch_id: uuid.UUID) -> dict[str, Any]:
+    from batch_pipeline.services.batch_status import batch_status  # noqa: PLC0415
+
+    return batch_status(session.pipeline.database, batch_id)
+
+
+def _submission_shape(submission: Submission) -> dict[str, Any]:
+    return {
+        "batch_id": submission.batch_id,
+        "total_files": submission.total_files,
+        "queued": len(submission.upload_ids),
+        "failed": len(submission.refused),
+        "upload_ids": submission.upload_ids,
+        "failed_files": [asdict(file) for file in submission.refused],
+    }
+
+
+def _print_submission(submission: Submission) -> None:
+    from batch_pipeline.terminal import literal  # noqa: PLC0415
+
+    for file in submission.refused:
+        click.echo(f"refused    {literal(file.filename)}: {literal(file.error)}", err=True)
+    if submission.batch_id is None:
+        click.echo("Error: no file was accepted; there is no batch", err=True)
+    else:
+        click.echo(f"Batch {submission.batch_id}: {len(submission.upload_ids)} files queued")
+
+
+def _print_demo_result(
+    session: Session, url: str, found: dict[str, Any], question: str, results: Sequence[Any]
+) -> None:
+    from batch_pipeline import terminal  # noqa: PLC0415
+
+    console = session.console
+    console.print()
+    console.print(terminal.uploads_table(found["uploads"]))
+    console.print(f'\nbatch-pipeline search "{question}"', style="bold", highlight=False)
+    console.print(terminal.search_table(results))
+    console.print(f"\nSee it in Dagster: {url}/runs", soft_wrap=True)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, default=_json_value, indent=2))
+
+
+def _json_value(value: Any) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _wait_for_interrupt() -> None:
+    import signal  # noqa: PLC0415
+
+    signal.pause()

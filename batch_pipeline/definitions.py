@@ -1,0 +1,43 @@
+"""All that Dagster loads: jobs, sensors, schedules and assets, put together in one place."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from batch_pipeline.orchestration.assets import SPECS, description_quality
+from batch_pipeline.orchestration.jobs import build_process_batch, sweep_backlog
+from batch_pipeline.orchestration.resources import pipeline_resource, worker_resource
+from batch_pipeline.orchestration.schedules import backlog_sweep
+from batch_pipeline.orchestration.sensors import build_pending_batches
+from batch_pipeline.settings import Settings, load_settings
+
+
+def build_definitions(
+    settings: Settings | None = None, resource_overrides: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """Put the code location together.
+
+    Args:
+        settings: read from the environment unless given.
+        resource_overrides: resources to use in place of ours, by name (``pipeline``, ``worker``).
+
+    Raises:
+        ConfigurationError: a setting is not valid.
+    """
+    process_batch = build_process_batch(settings or load_settings())
+    return dg.Definitions(
+        jobs=[process_batch, sweep_backlog],
+        sensors=[build_pending_batches(process_batch)],
+        schedules=[backlog_sweep],
+        assets=SPECS,
+        asset_checks=[description_quality],
+        resources={
+            "pipeline": pipeline_resource,
+            "worker": worker_resource,
+            **(resource_overrides or {}),
+        },
+    )
+
+
+defs = build_definitions()

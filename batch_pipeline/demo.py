@@ -1,0 +1,129 @@
+"""The whole stack on free ports, for the demo: webserver, daemon and code location as one child.
+
+Runs ``dagster dev`` with an instance of its own under the home folder; everything it prints goes to
+a log file there.
+"""
+
+import importlib.resources
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from batch_pipeline.errors import PipelineError, RefusedError
+from batch_pipeline.settings import Settings
+
+#: The sample files of a checkout; an installed package comes without them.
+SAMPLE_MEDIA = Path(__file__).resolve().parent.parent / "examples" / "media"
+
+START_SECONDS, STOP_SECONDS = 120.0, 20.0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running Dagster."""
+
+    url: str
+    """Address of the UI."""
+    log_file: Path
+    dagster_home: Path
+
+
+def sample_media() -> Path:
+    """Folder of the sample files.
+
+    Raises:
+        RefusedError: this is not a checkout of the project.
+    """
+    if not SAMPLE_MEDIA.is_dir():
+        raise RefusedError(
+            "the sample files are part of the project's checkout, not of the installed package: "
+            "say `batch-pipeline demo --media FOLDER` with photos and videos of yours"
+        )
+    return SAMPLE_MEDIA
+
+
+def prepare_dagster_home(settings: Settings) -> Path:
+    """Make the folder that ``DAGSTER_HOME`` is to name, with our ``dagster.yaml`` in it."""
+    folder = settings.home / "dagster"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = importlib.resources.files("batch_pipeline.orchestration") / "dagster.yaml"
+    (folder / "dagster.yaml").write_text(config.read_text())
+    return folder
+
+
+@contextmanager
+def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[Stack]:
+    """Start webserver, daemon and code location; stop them at the end.
+
+    Raises:
+        PipelineError: they did not start; the message ends with the last lines of their log.
+    """
+    home = prepare_dagster_home(settings)
+    port = port or free_port()
+    stack = Stack(f"http://127.0.0.1:{port}", home / "dagster-dev.log", home)
+    command = [
+        *(sys.executable, "-m", "dagster", "dev"),
+        *("-m", "batch_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)),
+    ]
+    environment = os.environ | {
+        "DAGSTER_HOME": str(home),
+        "BATCH_PIPELINE_HOME": str(settings.home),
+    }
+    with stack.log_file.open("wb") as log:
+        # A session of its own: Ctrl-C reaches us alone, and we stop the whole group.
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_loaded(process, stack)
+        yield stack
+    finally:
+        _stop(process)
+
+
+def free_port() -> int:
+    """Find a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_loaded(process: subprocess.Popen[bytes], stack: Stack) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{stack.url}/server_info", timeout=5):  # noqa: S310
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.25)
+    lines = stack.log_file.read_text(errors="replace").splitlines()[-15:]
+    raise PipelineError(
+        f"Dagster did not start within {START_SECONDS:g} s; the end of {stack.log_file}:\n"
+        + "\n".join(lines)
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGINT, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(STOP_SECONDS)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        return

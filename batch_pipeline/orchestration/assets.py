@@ -1,0 +1,190 @@
+"""The catalog: what the pipeline produces, as Dagster shows it, and what is said of each piece.
+
+Nothing here is computed by materializing an asset in the UI: the steps of ``process_batch`` report
+what they have stored. Text that came from a file or a model goes out as text metadata, which the UI
+shows literally; it is never put into Markdown.
+"""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from batch_pipeline.media.previews import shrink_jpeg
+from batch_pipeline.services.batch_progress import BatchProgress
+from batch_pipeline.services.batch_status import described_below
+from batch_pipeline.services.description_audit import PASS_SCORE
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.upload_processing import UploadReport
+
+BATCHES = dg.DynamicPartitionsDefinition(name="batches")
+GROUP = "uploads"
+OWNERS = ["team:media"]
+QUALITY_CHECK = "description_quality"
+#: Previews stand in the event log, a row each: they are kept smaller than thumbnails (pixels).
+PREVIEW_SIDE = 160
+
+submitted_files = dg.AssetSpec(
+    "submitted_files",
+    description="Photos and videos as people uploaded them, kept in the storage.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"image", "video"},
+)
+thumbnails = dg.AssetSpec(
+    "thumbnails",
+    deps=[submitted_files],
+    description="A JPEG within 256 x 256 pixels for every upload.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"image", "python"},
+)
+descriptions = dg.AssetSpec(
+    "descriptions",
+    deps=[submitted_files],
+    description=(
+        "What a vision model sees in every upload, in words; only what passed the audit is kept."
+    ),
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"llm", "postgres"},
+)
+embeddings = dg.AssetSpec(
+    "embeddings",
+    deps=[descriptions],
+    description="The vector of every description; what `batch-pipeline search` compares.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"vectordb", "postgres"},
+)
+upload_analysis = dg.AssetSpec(
+    "upload_analysis",
+    deps=[thumbnails, descriptions, embeddings],
+    description=(
+        "One materialization per upload that was worked: preview, description, audit score, "
+        "models, seconds per stage. Partition: batch."
+    ),
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"postgres", "python"},
+    partitions_def=BATCHES,
+)
+batch_progress = dg.AssetSpec(
+    "batch_progress",
+    deps=[upload_analysis],
+    description="Counters of a batch while it is worked; plotted over time. Partition: batch.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"postgres"},
+    partitions_def=BATCHES,
+)
+backlog = dg.AssetSpec(
+    "backlog",
+    deps=[batch_progress],
+    description="What each sweep of the backlog found and put right.",
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"postgres"},
+)
+
+SPECS = [
+    submitted_files,
+    thumbnails,
+    descriptions,
+    embeddings,
+    upload_analysis,
+    batch_progress,
+    backlog,
+]
+
+
+@dg.asset_check(
+    asset=upload_analysis.key,
+    name=QUALITY_CHECK,
+    description=(
+        f"The description passed the audit with {PASS_SCORE} of 100 or more. Evaluated for each "
+        "upload as it is worked; run from here, over everything that is stored."
+    ),
+    required_resource_keys={"pipeline"},
+)
+def description_quality(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """Look for stored descriptions below the pass mark."""
+    pipeline: Pipeline = context.resources.pipeline
+    described, below = described_below(pipeline.database, PASS_SCORE)
+    return dg.AssetCheckResult(
+        passed=not below,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"described": described, "below_pass_score": below, "pass_score": PASS_SCORE},
+    )
+
+
+def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
+    """Say what was stored for an upload."""
+    metadata: dict[str, Any] = {
+        "file": dg.MetadataValue.text(report.filename),
+        "upload_id": str(report.upload_id),
+        "description": dg.MetadataValue.text(report.description or ""),
+        "audit_score": report.score or 0,
+        "vision_model": report.vision_model or "",
+        "embedding_model": report.embedding_model or "",
+        "attempt": report.attempt,
+        "seconds": round(sum(report.seconds.values()), 3),
+        **{f"seconds_{stage}": seconds for stage, seconds in report.seconds.items()},
+    }
+    return dg.AssetMaterialization(
+        upload_analysis.key,
+        description=report.filename,
+        metadata=preview(report.thumbnail) | metadata,
+        partition=str(report.batch_id) if report.batch_id else None,
+    )
+
+
+def quality_evaluation(report: UploadReport) -> dg.AssetCheckEvaluation | None:
+    """Say how the description made in this attempt fared; None if none was made."""
+    if report.audit is None:
+        return None
+    return dg.AssetCheckEvaluation(
+        asset_key=upload_analysis.key,
+        check_name=QUALITY_CHECK,
+        passed=report.audit.passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "audit_score": report.audit.score,
+            "pass_score": PASS_SCORE,
+            "file": dg.MetadataValue.text(report.filename),
+            "penalties": dg.MetadataValue.text(
+                "; ".join(str(penalty) for penalty in report.audit.penalties) or "none"
+            ),
+        },
+    )
+
+
+def progress_materialization(progress: BatchProgress) -> dg.AssetMaterialization:
+    """Say where a batch stands, in numbers that the UI plots."""
+    return dg.AssetMaterialization(
+        batch_progress.key,
+        description=f"{progress.processed} of {progress.total}, {progress.failed} failed",
+        metadata=progress_metadata(progress),
+        partition=str(progress.batch_id),
+    )
+
+
+def progress_metadata(progress: BatchProgress) -> Mapping[str, Any]:
+    """Counters of a batch as metadata; named as the columns and the messages are."""
+    return {
+        "status": progress.status,
+        "total": progress.total,
+        "processed": progress.processed,
+        "successful": progress.successful,
+        "failed": progress.failed,
+        "progress_percentage": progress.progress_percentage,
+    }
+
+
+def preview(thumbnail: bytes | None) -> dict[str, Any]:
+    """Show a thumbnail; nothing if there is none."""
+    if thumbnail is None:
+        return {}
+    data = base64.b64encode(shrink_jpeg(thumbnail, PREVIEW_SIDE)).decode()
+    return {"preview": dg.MetadataValue.md(f"![thumbnail](data:image/jpeg;base64,{data})")}

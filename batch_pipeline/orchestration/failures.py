@@ -1,0 +1,49 @@
+"""How an upload that got no result looks in Dagster: a red step that says file, kind and reason."""
+
+import dagster as dg
+
+from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.orchestration.assets import preview
+from batch_pipeline.services.upload_processing import FailedUpload
+
+
+def upload_failure(failed: FailedUpload) -> dg.Failure:
+    """Fail the step; Dagster's retry policy applies only if the upload waits for another attempt.
+
+    What an operator reads first is the file's name, then the kind, then the reason word for word.
+    """
+    report, error = failed.report, failed.error
+    return dg.Failure(
+        description=f"{report.filename}: {error.kind}: {error}",
+        metadata={
+            "file": dg.MetadataValue.text(report.filename),
+            "kind": error.kind,
+            "reason": dg.MetadataValue.text(str(error)),
+            "attempt": report.attempt,
+            "upload_id": str(report.upload_id),
+            **preview(report.thumbnail),
+        },
+        allow_retries=failed.will_retry,
+    )
+
+
+def outage_failure(error: ServiceDownError, *, released: int) -> dg.Failure:
+    """Fail the step that found a service down; nothing was marked failed in the database."""
+    return dg.Failure(
+        description=f"{error.kind}: {error}",
+        metadata={
+            "kind": error.kind,
+            "reason": dg.MetadataValue.text(str(error)),
+            "uploads_handed_back": released,
+            "next": "nothing is lost: the uploads are pending and are worked when it answers",
+        },
+        allow_retries=False,
+    )
+
+
+def not_begun_failure(error: ServiceDownError) -> dg.Failure:
+    """Fail a step that was not begun because another one found a service down."""
+    return dg.Failure(
+        description=f"not begun: {error.kind}, see the first failed step; the upload is pending",
+        allow_retries=False,
+    )

@@ -1,0 +1,41 @@
+"""The jobs, to be read as the table of contents of the pipeline."""
+
+import dagster as dg
+
+from batch_pipeline.orchestration.ops import finalize_batch, load_batch, process_upload
+from batch_pipeline.orchestration.sweep import sweep
+from batch_pipeline.settings import Settings
+
+
+def build_process_batch(settings: Settings) -> dg.JobDefinition:
+    """Work the uploads of a batch; retries as the settings say."""
+    work = process_upload.with_retry_policy(
+        dg.RetryPolicy(
+            max_retries=settings.max_attempts - 1,
+            delay=settings.retry_base_seconds,
+            backoff=dg.Backoff.EXPONENTIAL,
+            jitter=dg.Jitter.PLUS_MINUS,
+        )
+    )
+
+    @dg.job(
+        name="process_batch",
+        description=(
+            "Works pending uploads of one batch. To work failed uploads again: Re-execute from "
+            "failure on the run, or `batch-pipeline retry`."
+        ),
+        executor_def=dg.in_process_executor,
+    )
+    def process_batch() -> None:
+        finalize_batch(load_batch().map(work).collect())
+
+    return process_batch
+
+
+@dg.job(
+    description="Returns uploads of dead workers, and ends what is done; safe at any time.",
+    executor_def=dg.in_process_executor,
+)
+def sweep_backlog() -> None:
+    """Put right what a crash left behind."""
+    sweep()

@@ -1,0 +1,265 @@
+"""The three steps of ``process_batch``: take a share of a batch, work each upload, sum up.
+
+What an upload goes through stands in ``services/upload_processing.py``; here it is only translated
+into what Dagster shows.
+"""
+
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from batch_pipeline.errors import RefusedError, ServiceDownError
+from batch_pipeline.orchestration.assets import (
+    BATCHES,
+    batch_progress,
+    progress_materialization,
+    progress_metadata,
+    quality_evaluation,
+    upload_materialization,
+)
+from batch_pipeline.orchestration.failures import (
+    not_begun_failure,
+    outage_failure,
+    upload_failure,
+)
+from batch_pipeline.orchestration.resources import RunWorker
+from batch_pipeline.orchestration.tags import BATCH_TAG, USER_TAG
+from batch_pipeline.services.batch_status import batch_status
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS, FailedUpload
+from batch_pipeline.services.upload_states import LoadedBatch, SkippedUpload
+
+#: A mapping key ends in two underscores and the upload's id.
+_KEY_END = re.compile(r"__([0-9a-f]{32})$")
+_MAX_STEM = 40
+
+
+class BatchShare(dg.Config):
+    """Which uploads a run takes."""
+
+    batch_id: str = Field(description="Id of the batch, as `batch-pipeline submit` prints it.")
+    slice: int | None = Field(
+        None, description="Only this slice of the batch; empty: whatever is pending."
+    )
+    upload_ids: list[str] = Field(
+        [],
+        description="Only these uploads, failed ones among them again; empty: whatever is pending.",
+    )
+
+
+@dg.op(
+    out=dg.DynamicOut(dg.Nothing),
+    required_resource_keys={"pipeline"},
+    description="Marks the batch processing and reserves this run's share of its uploads.",
+)
+def load_batch(
+    context: dg.OpExecutionContext, config: BatchShare
+) -> Iterator[dg.DynamicOutput[None]]:
+    """Reserve uploads, oldest first; one output each."""
+    pipeline: Pipeline = context.resources.pipeline
+    batch_id = _parse_id(config.batch_id, "batch_id")
+    upload_ids = [_parse_id(text, "upload_ids") for text in config.upload_ids]
+    _check_analyzer(pipeline)
+    loaded = pipeline.states.load_batch(
+        batch_id,
+        context.run_id,
+        slice_number=config.slice,
+        upload_ids=upload_ids,
+        limit=pipeline.settings.uploads_per_run,
+    )
+    if loaded is None:
+        context.log.error("there is no batch %s", batch_id)
+        _report_share(context, batch_id, None, f"there is no batch {batch_id}; nothing was done")
+        return
+    context.instance.add_dynamic_partitions(str(BATCHES.name), [str(batch_id)])
+    user_id = str(loaded.progress.user_id)
+    context.instance.add_run_tags(context.run_id, {BATCH_TAG: str(batch_id), USER_TAG: user_id})
+    _report_share(context, batch_id, loaded, _describe_share(context, loaded))
+    for upload in loaded.reserved:
+        yield dg.DynamicOutput(None, mapping_key=mapping_key(upload.filename, upload.id))
+
+
+@dg.op(
+    ins={"upload": dg.In(dg.Nothing)},
+    out=dg.Out(dg.Nothing),
+    required_resource_keys={"pipeline", "worker"},
+    description="Thumbnail, description, audit, embedding and storage of one upload.",
+)
+def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
+    """Work the upload that the mapping key names, and show what became of it."""
+    worker: RunWorker = context.resources.worker
+    if worker.service_down:
+        raise not_begun_failure(worker.service_down)
+    upload_id = upload_id_of(context.get_mapping_key() or "")
+    retries = context.op_def.retry_policy or dg.RetryPolicy(max_retries=0)
+    try:
+        outcome = worker.processor.process(
+            upload_id,
+            context.run_id,
+            retries_left=retries.max_retries - context.retry_number,
+        )
+    except ServiceDownError as error:
+        worker.service_down = error
+        raise outage_failure(error, released=_hand_back(context)) from error
+    if isinstance(outcome, SkippedUpload):
+        context.log.info("skipped: %s", outcome.reason)
+        yield dg.Output(None)
+        return
+
+    report = outcome.report
+    if evaluation := quality_evaluation(report):
+        # The signature of log_event leaves check evaluations out; the event log takes them.
+        context.log_event(evaluation)  # type: ignore[arg-type]
+    if report.progress and worker.progress_meter.is_due(report.progress):
+        context.log_event(progress_materialization(report.progress))
+    if isinstance(outcome, FailedUpload):
+        raise upload_failure(outcome) from outcome.error
+    context.log_event(upload_materialization(report))
+    yield dg.Output(None)
+
+
+@dg.op(
+    ins={"uploads": dg.In(dg.Nothing)},
+    required_resource_keys={"pipeline"},
+    description="Sums up the batch for the reader; nothing depends on its having run.",
+)
+def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
+    """Show the batch's counts and what failed."""
+    pipeline: Pipeline = context.resources.pipeline
+    run_config: dict[str, Any] = dict(context.run_config)
+    batch_id = _parse_id(run_config["ops"]["load_batch"]["config"]["batch_id"], "batch_id")
+    try:
+        status = batch_status(pipeline.database, batch_id)
+    except RefusedError as error:
+        return dg.Output(None, metadata={"outcome": str(error)})
+    counts = {
+        name: status[name]
+        for name in ("status", "total_uploads", "successful_uploads", "failed_uploads")
+    }
+    context.log.log(
+        "WARNING" if counts["failed_uploads"] else "INFO",
+        "batch %s is %s: %s uploads, %s completed, %s failed",
+        batch_id,
+        *counts.values(),
+    )
+    failures = [upload for upload in status["uploads"] if upload["processing_status"] == "failed"]
+    return dg.Output(
+        None,
+        metadata=counts
+        | {
+            "failures": dg.MetadataValue.table(
+                records=[
+                    dg.TableRecord(
+                        {
+                            "file": upload["filename"],
+                            "kind": upload["error_kind"] or "",
+                            "reason": upload["error_message"] or "",
+                            "attempts": upload["attempts"],
+                        }
+                    )
+                    for upload in failures
+                ],
+                schema=dg.TableSchema(
+                    columns=[
+                        dg.TableColumn(name, type_)
+                        for name, type_ in (
+                            ("file", "string"),
+                            ("kind", "string"),
+                            ("reason", "string"),
+                            ("attempts", "int"),
+                        )
+                    ]
+                ),
+            )
+        },
+    )
+
+
+def mapping_key(filename: str, upload_id: uuid.UUID) -> str:
+    """Name a mapped step: a readable stem of the file's name, then the upload's id."""
+    path = PurePath(filename)
+    stem = re.sub(r"[^A-Za-z0-9]+", "_", path.name).strip("_")[:_MAX_STEM].strip("_")
+    return f"{stem or 'file'}__{upload_id.hex}"
+
+
+def upload_id_of(key: str) -> uuid.UUID:
+    """Read the upload's id back from a mapping key."""
+    found = _KEY_END.search(key)
+    if found is None:
+        raise RefusedError(f"the mapping key {key!r} does not end in an upload id")
+    return uuid.UUID(found.group(1))
+
+
+def _check_analyzer(pipeline: Pipeline) -> None:
+    """End the run before it takes uploads that it could not work."""
+    problems = [check for check in pipeline.analyzer.check() if not check.ok]
+    if problems:
+        raise dg.Failure(
+            description="; ".join(f"{problem.detail}: {problem.hint}" for problem in problems),
+            metadata={problem.name: f"{problem.detail}: {problem.hint}" for problem in problems},
+        )
+
+
+def _describe_share(context: dg.OpExecutionContext, loaded: LoadedBatch) -> str:
+    progress = loaded.progress
+    if loaded.expected_total != progress.total:
+        context.log.warning(
+            "batch %s says %s uploads, %s are there; the total was put right",
+            progress.batch_id,
+            loaded.expected_total,
+            progress.total,
+        )
+    if progress.status in {"completed", "cancelled", "failed"}:
+        outcome = f"the batch is {progress.status}; nothing was done"
+    else:
+        outcome = f"took {len(loaded.reserved)} uploads"
+    context.log.info("batch %s: %s", progress.batch_id, outcome)
+    return outcome
+
+
+def _report_share(
+    context: dg.OpExecutionContext, batch_id: uuid.UUID, loaded: LoadedBatch | None, outcome: str
+) -> None:
+    if loaded is None:
+        context.log_event(dg.AssetObservation(batch_progress.key, metadata={"outcome": outcome}))
+        return
+    context.log_event(
+        dg.AssetObservation(
+            batch_progress.key,
+            description=outcome,
+            partition=str(batch_id),
+            metadata={
+                "outcome": outcome,
+                "uploads_taken": len(loaded.reserved),
+                "uploads_announced": loaded.expected_total,
+                "uploads_found": loaded.progress.total,
+                **progress_metadata(loaded.progress),
+            },
+        )
+    )
+
+
+def _hand_back(context: dg.OpExecutionContext) -> int:
+    pipeline: Pipeline = context.resources.pipeline
+    try:
+        return pipeline.states.release_run(
+            context.run_id, resume_after_seconds=OUTAGE_PAUSE_SECONDS
+        )
+    except ServiceDownError as error:  # it is the database; leases run out by themselves
+        context.log.warning("uploads could not be handed back: %s", error)
+        return 0
+
+
+def _parse_id(text: str, field: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(text)
+    except ValueError as error:
+        raise dg.Failure(
+            description=f"{field}: {text!r} is not an id; expected 32 hexadecimal digits (a UUID)",
+            allow_retries=False,
+        ) from error

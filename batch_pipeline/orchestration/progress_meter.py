@@ -1,0 +1,33 @@
+"""How often ``batch_progress`` is materialized: enough to plot, not a row for every upload."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from batch_pipeline.services.batch_progress import BatchProgress
+
+#: A reading is due when this much time has passed or this share of the batch was done since.
+SECONDS, PERCENT = 1.0, 1.0
+
+
+class ProgressMeter:
+    """Decides which readings of a batch are kept; safe under threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last_time = float("-inf")
+        self._last_percent = float("-inf")
+
+    def is_due(self, progress: BatchProgress) -> bool:
+        """Tell whether to keep this reading; the last one of a batch always is."""
+        now, percent = self._clock(), 100 * progress.processed / max(progress.total, 1)
+        with self._lock:
+            due = (
+                progress.processed >= progress.total
+                or now - self._last_time >= SECONDS
+                or percent - self._last_percent >= PERCENT
+            )
+            if due:
+                self._last_time, self._last_percent = now, percent
+        return due

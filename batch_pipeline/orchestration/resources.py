@@ -1,0 +1,54 @@
+"""What steps and sensors are handed: plain objects that know nothing of Dagster.
+
+`pipeline` lives as long as the process; `worker` as long as the run (or the step, where an executor
+gives each step a process of its own).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import dagster as dg
+
+from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.orchestration.progress_meter import ProgressMeter
+from batch_pipeline.services.claim_keeper import ClaimKeeper
+from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
+from batch_pipeline.services.upload_processing import UploadProcessor
+from batch_pipeline.settings import load_settings
+
+
+@dataclass
+class RunWorker:
+    """What the steps of one run share."""
+
+    processor: UploadProcessor
+    progress_meter: ProgressMeter = field(default_factory=ProgressMeter)
+    service_down: ServiceDownError | None = None
+    """Set by the first step that finds a service down; the others then do not begin."""
+
+
+@dg.resource(description="Database, storage, state machine and analyzer, as the settings say.")
+def pipeline_resource(_: dg.InitResourceContext) -> Pipeline:
+    """Hand out the pipeline of this process; a failure is not kept, the next run tries again."""
+    return shared_pipeline(load_settings())
+
+
+@dg.resource(
+    required_resource_keys={"pipeline"},
+    description="Works uploads for one run, and keeps its claims alive meanwhile.",
+)
+def worker_resource(context: dg.InitResourceContext) -> Iterator[RunWorker]:
+    """Hand out the worker of this run; its heartbeat ends with the run."""
+    pipeline: Pipeline = context.resources.pipeline
+    settings = pipeline.settings
+    run_id = context.run_id or ""
+    with ClaimKeeper(pipeline.states, run_id, lease_seconds=settings.lease_seconds) as keeper:
+        yield RunWorker(
+            UploadProcessor(
+                pipeline.states,
+                pipeline.storage,
+                pipeline.analyzer,
+                keeper,
+                max_attempts=settings.max_attempts,
+            )
+        )

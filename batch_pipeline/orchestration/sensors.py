@@ -1,0 +1,88 @@
+"""What starts by itself when rows change: a run for every slice of pending uploads.
+
+The choice itself is a pure function in ``services/dispatch.py``.
+"""
+
+from collections import Counter
+from uuid import UUID
+
+import dagster as dg
+
+from batch_pipeline.orchestration.sweep import launched_keys
+from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG
+from batch_pipeline.services.dispatch import (
+    WaitingSlice,
+    choose_slices,
+    open_slices,
+    waiting_slices,
+)
+from batch_pipeline.services.pipeline import Pipeline
+
+#: How soon a submitted batch is noticed (seconds).
+INTERVAL_SECONDS = 2
+
+_IN_FLIGHT = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
+
+
+def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
+    """Launch the job for whatever is pending."""
+
+    @dg.sensor(
+        name="pending_batches",
+        job=job,
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        required_resource_keys={"pipeline"},
+        description="Launches a run for every slice of pending uploads; batches take turns.",
+    )
+    def pending_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        pipeline: Pipeline = context.resources.pipeline
+        open_slices(pipeline.database, pipeline.settings.uploads_per_run)
+        waiting = waiting_slices(pipeline.database)
+        if not waiting:
+            return dg.SensorResult(skip_reason=dg.SkipReason("no upload is pending"))
+        in_flight = runs_in_flight(context.instance, job.name)
+        launched = launched_keys(context.instance, [slice_.key for slice_ in waiting])
+        limit = pipeline.settings.max_runs_in_flight
+        chosen = choose_slices(waiting, launched=launched, in_flight=in_flight, max_in_flight=limit)
+        if not chosen:
+            return dg.SensorResult(
+                skip_reason=dg.SkipReason(
+                    f"{len(waiting)} slices wait; {sum(in_flight.values())} of {limit} runs are "
+                    "in flight"
+                )
+            )
+        return dg.SensorResult(run_requests=[run_request(slice_) for slice_ in chosen])
+
+    return pending_batches
+
+
+def runs_in_flight(instance: dg.DagsterInstance, job_name: str) -> Counter[UUID]:
+    """Count runs that are queued or running, by batch."""
+    runs = instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=list(_IN_FLIGHT)))
+    # A run that somebody launched by hand gets its tag when it has begun.
+    return Counter(UUID(run.tags.get(BATCH_TAG, str(UUID(int=0)))) for run in runs)
+
+
+def run_request(slice_: WaitingSlice) -> dg.RunRequest:
+    """Ask for the run of a slice; the same slice always by the same key."""
+    return dg.RunRequest(
+        run_key=slice_.key,
+        run_config={
+            "ops": {
+                "load_batch": {"config": {"batch_id": str(slice_.batch_id), "slice": slice_.number}}
+            }
+        },
+        tags={
+            BATCH_TAG: str(slice_.batch_id),
+            USER_TAG: str(slice_.user_id),
+            SLICE_TAG: str(slice_.number),
+            REASON_TAG: slice_.reason,
+        },
+    )

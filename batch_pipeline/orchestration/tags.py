@@ -1,0 +1,9 @@
+"""Names of the run tags by which people and sensors find the runs of a batch."""
+
+BATCH_TAG = "batch_pipeline/batch_id"
+USER_TAG = "batch_pipeline/user_id"
+SLICE_TAG = "batch_pipeline/slice"
+#: Why a run was launched: new, retry, rescue or reprocess.
+REASON_TAG = "batch_pipeline/reason"
+#: Dagster's own: the key by which a sensor does not ask twice for the same run.
+RUN_KEY_TAG = "dagster/run_key"
