@@ -1,0 +1,292 @@
+"""Is this a description, or did the model stammer? A score from 0 to 100 and the reasons for it.
+
+A pure function over text: what happens to a text that fails is decided by `upload_processing`. The
+audit judges form, not truth, and has to be fair to every language: lengths, words and repetition
+are counted so that they mean the same in scripts that write no spaces (Chinese, Japanese, Thai,
+Lao, Khmer, Burmese), and checks that know only Latin letters keep to Latin letters.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+FULL_SCORE = 100
+#: A text with this score or a better one is stored.
+PASS_SCORE = 60
+
+CONTROL_TOKENS = ("<|", "|>")
+SHORTEST = 50
+LONGEST = 5000
+LEAST_UNIQUE_WORDS = 0.20
+REPEATS_IN_A_ROW = 4
+MOST_SYMBOLS = 0.30
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """One reason to trust a text less."""
+
+    name: str
+    """Stable, ``snake_case``."""
+    points: int
+    reason: str
+    """One sentence with the figures, for people."""
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """Verdict on one text."""
+
+    score: int
+    """100 less the points of all penalties, not below 0."""
+    passed: bool
+    penalties: tuple[Penalty, ...]
+
+
+def audit(text: str) -> AuditResult:
+    """Score a description; never raises.
+
+    ==================== ====== =============================================================
+    penalty              points when
+    ==================== ====== =============================================================
+    ``empty``               100 nothing but white space; no other rule is asked
+    ``control_token``        50 ``<|`` occurs; once more for ``|>``, each however often
+    ``too_short``            30 under 50 characters (a Han, kana or Hangul one counts 2.5)
+    ``too_long``             20 over 5000 characters
+    ``few_unique_words``     40 under 20 % of the words are different ones
+    ``repeated_word``        35 the same word 4 times in a row
+    ``repeated_phrase``      35 the same phrase of 2 to 24 words 4 times in a row
+    ``symbols``              25 over 30 % of the characters are neither letters nor spaces
+    ``character_soup``       45 a quarter of the letters stands in words that no language has
+    ``structured_data``      45 JSON, or the beginning of it, instead of sentences
+    ``no_common_words``      15 no everyday word of any known language (Latin script only)
+    ``no_sentence``          15 20 words or more without the end of a sentence
+    ==================== ====== =============================================================
+    """
+    text = text.strip()
+    penalties = tuple(_penalties(text)) if text else (Penalty("empty", 100, "The text is empty."),)
+    score = max(0, FULL_SCORE - sum(penalty.points for penalty in penalties))
+    return AuditResult(score, score >= PASS_SCORE, penalties)
+
+
+def _penalties(text: str) -> Iterator[Penalty]:
+    words = _words(text)
+    yield from _control_tokens(text)
+    yield from _length(text)
+    yield from _repetition(text, words)
+    yield from _symbols(text)
+    yield from _soup(words)
+    yield from _structure(text, words)
+
+
+# Words and scripts ----------------------------------------------------------------------------
+
+#: Scripts without spaces. In the first kind a word has about two characters, in the second, which
+#: are alphabets, about four: runs of them are counted as overlapping pieces of that length.
+_SYLLABIC = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED_ALPHABETS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_HANGUL = "\uac00-\ud7a3"
+_RUNS = re.compile(
+    f"(?P<syllabic>[{_SYLLABIC}]+)|(?P<alphabet>[{_UNSPACED_ALPHABETS}]+)"
+    f"|(?P<spaced>[^\\s{_SYLLABIC}{_UNSPACED_ALPHABETS}]+)"
+)
+_DENSE = re.compile(f"[{_SYLLABIC}{_HANGUL}]")
+#: One such character says about as much as this many Latin ones: 50 of those are 20 of these.
+_DENSE_WEIGHT = 2.5
+_UNSPACED_LOOP = re.compile(
+    f"([{_SYLLABIC}{_UNSPACED_ALPHABETS}]{{1,24}}?)\\1{{{REPEATS_IN_A_ROW - 1}}}"
+)
+
+
+def _words(text: str) -> list[str]:
+    """Words as they stand (case kept); in scripts without spaces, pieces of a word's length."""
+    spaced = "".join(c if _kind(c) in "LMN" else " " for c in text)
+    words: list[str] = []
+    for run in _RUNS.finditer(spaced):
+        if run["spaced"]:
+            words.append(run["spaced"])
+            continue
+        length = 2 if run["syllabic"] else 4
+        piece = run.group()
+        words += [piece[i : i + length] for i in range(max(1, len(piece) - length + 1))]
+    return words
+
+
+@lru_cache(maxsize=8192)
+def _kind(character: str) -> str:
+    """Return L letter, M mark, N number, Z space, or another category's first letter."""
+    if character.isspace():
+        return "Z"
+    category = unicodedata.category(character)
+    # Joiners (Cf) stand within Persian, Hindi and other words and are seen by nobody. An apostrophe
+    # belongs to its word.
+    return "M" if category == "Cf" or character in "'\u2019" else category[0]
+
+
+@lru_cache(maxsize=8192)
+def _script(letter: str) -> str:
+    name = unicodedata.name(letter, "UNKNOWN").split()[0]
+    return "CJK" if name in {"HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"} else name
+
+
+# Rules ------------------------------------------------------------------------------------------
+
+
+def _control_tokens(text: str) -> Iterator[Penalty]:
+    for token in CONTROL_TOKENS:
+        if count := text.count(token):
+            yield Penalty("control_token", 50, f"The control token {token} occurs {count} times.")
+
+
+def _length(text: str) -> Iterator[Penalty]:
+    dense = len(_DENSE.findall(text))
+    length = len(text) + dense * (_DENSE_WEIGHT - 1)
+    if length < SHORTEST:
+        counted = f" (counted as {length:.0f})" if dense else ""
+        yield Penalty(
+            "too_short",
+            30,
+            f"The text has {len(text)} characters{counted}, fewer than {SHORTEST}.",
+        )
+    if len(text) > LONGEST:
+        yield Penalty("too_long", 20, f"The text has {len(text)} characters, more than {LONGEST}.")
+
+
+def _repetition(text: str, words: list[str]) -> Iterator[Penalty]:
+    folded = [word.casefold() for word in words]
+    unique = len(set(folded))
+    if words and unique / len(words) < LEAST_UNIQUE_WORDS:
+        yield Penalty(
+            "few_unique_words",
+            40,
+            f"Only {unique} of {len(words)} words are different ones "
+            f"({unique / len(words):.0%}, at least {LEAST_UNIQUE_WORDS:.0%} expected).",
+        )
+    unspaced = _UNSPACED_LOOP.search(text)
+    repeated = unspaced[1] if unspaced else _repeated(folded, 1)
+    if repeated:
+        yield Penalty(
+            "repeated_word",
+            35,
+            f"“{repeated}” stands {REPEATS_IN_A_ROW} times in a row or more.",
+        )
+        return
+    for length in range(2, 25):
+        if repeated := _repeated(folded, length):
+            yield Penalty(
+                "repeated_phrase",
+                35,
+                f"The phrase “{repeated}” stands {REPEATS_IN_A_ROW} times in a row or more.",
+            )
+            return
+
+
+def _repeated(words: list[str], length: int) -> str:
+    """Return the first phrase of `length` words that stands 4 times in a row, or nothing."""
+    same = 0
+    for i in range(length, len(words)):
+        same = same + 1 if words[i] == words[i - length] else 0
+        if same == length * (REPEATS_IN_A_ROW - 1):
+            return " ".join(words[i - length + 1 : i + 1])
+    return ""
+
+
+def _symbols(text: str) -> Iterator[Penalty]:
+    share = sum(_kind(c) not in "LMZ" for c in text) / len(text)
+    if share > MOST_SYMBOLS:
+        yield Penalty(
+            "symbols",
+            25,
+            f"{share:.0%} of the characters are neither letters nor spaces, "
+            f"at most {MOST_SYMBOLS:.0%} expected.",
+        )
+
+
+_SOUP_SHARE = 0.25
+#: Longest German and Finnish compounds that people write have about 40 letters.
+_LONGEST_WORD = 45
+_SCRIPTS_AT_ONCE = 4
+#: No word of a language in Latin letters looks like this, whatever its accents: four letters or
+#: more without a vowel; six consonants in a row (the letters of sch, ch and their like counted as
+#: one); capitals amid small letters, twice or more; digits amid letters, twice or more.
+_ODD_LATIN = re.compile(r"^[b-df-hj-np-tvwxz]{4,}$|[b-df-hj-np-tvwxz]{5}", re.IGNORECASE)
+_ODD_CASE = re.compile(r"[a-z][A-Z]+[a-z]+[A-Z]|\d[a-zA-Z]+\d+[a-zA-Z]|[a-z]\d+[a-zA-Z]+\d")
+_ONE_SOUND = re.compile(r"sch|tsch|s[hz]|c[hkz]|t[hsz]|p[fh]|n[gk]|[gkrw]h|dz|rz|l[lj]|([a-z])\1")
+
+
+def _soup(words: list[str]) -> Iterator[Penalty]:
+    letters = sum(len(word) for word in words)
+    odd = [word for word in words if _is_odd(word)]
+    share = sum(len(word) for word in odd) / letters if letters else 0.0
+    if share > _SOUP_SHARE:
+        yield Penalty(
+            "character_soup",
+            45,
+            f"{share:.0%} of the letters stand in words that no language has, "
+            f"such as “{odd[0][:20]}”.",
+        )
+        return
+    scripts = Counter(_script(c) for word in words for c in word if _kind(c) == "L")
+    frequent = [script for script, count in scripts.items() if count >= 0.05 * letters]
+    if len(frequent) >= _SCRIPTS_AT_ONCE:
+        yield Penalty(
+            "character_soup",
+            45,
+            f"{len(frequent)} scripts are mixed: {', '.join(sorted(frequent)).title()}.",
+        )
+
+
+@lru_cache(maxsize=8192)
+def _is_odd(word: str) -> bool:
+    if len(word) > _LONGEST_WORD:
+        return True
+    plain = "".join(c for c in unicodedata.normalize("NFD", word) if _kind(c) != "M")
+    if not plain.isascii():
+        return False
+    return bool(_ODD_CASE.search(plain) or _ODD_LATIN.search(_ONE_SOUND.sub("s", plain.lower())))
+
+
+#: Everyday words of languages written in Latin letters.
+_COMMON = """
+the a an of and in is with on at are to it by der die das und ist ein eine mit im auf von den zu
+sind le la les un une et des du est dans sur avec au el los las y en una con de del es por se
+sobre o os as um uma com no na do da e em é il lo gli i di che è sono per su nel della het een
+van met op zijn og på er av til som med ett och är det af ja että ovat ei jossa w z jest się po
+są v je s so sú pri az egy és nem hogy și cu pe este din ve bir bu ile için dan yang dengan ini
+itu pada ng ang sa mga ay và là của có một trên với trong ya wa kwa ni katika u ir yra ar ning
+eta bat amb els ac yn mae agus tá
+"""
+_COMMON_WORDS = frozenset(_COMMON.split())
+_FEW_WORDS = 12
+_LONG_WITHOUT_STOP = 20
+_SENTENCE_ENDS = re.compile(  # Latin, CJK, Arabic, Indic, Armenian, Ethiopic, Tibetan, Khmer
+    "[.!?\u2026\u3002\uff01\uff1f\uff61\uff0e\u061f\u06d4\u0964\u0965\u0589\u1362\u0f0d\u104b\u17d5]"
+)
+#: These scripts end a sentence with a space, if at all.
+_NO_FULL_STOP = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]")
+_JSON = re.compile(r"^(?:```\w*\s*)?[{\[]\s*[{\[\"].*[\":,\]}]", re.DOTALL)
+
+
+def _structure(text: str, words: list[str]) -> Iterator[Penalty]:
+    if _JSON.match(text):
+        yield Penalty(
+            "structured_data", 45, f"The text begins as JSON, not as a sentence: {text[:20]!r}."
+        )
+    latin = [word for word in words if _script(word[0]) == "LATIN"]
+    if len(latin) >= max(_FEW_WORDS, len(words) / 2) and not any(
+        word.casefold() in _COMMON_WORDS for word in latin
+    ):
+        yield Penalty(
+            "no_common_words",
+            15,
+            f"None of the {len(latin)} words is an everyday word of a known language.",
+        )
+    if (
+        len(words) >= _LONG_WITHOUT_STOP
+        and not _SENTENCE_ENDS.search(text)
+        and not _NO_FULL_STOP.search(text)
+    ):
+        yield Penalty("no_sentence", 15, f"{len(words)} words without the end of a sentence.")
