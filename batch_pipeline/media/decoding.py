@@ -1,0 +1,44 @@
+"""The way from a stored file to pictures: decides who decodes it.
+
+Kinds of `PermanentError` on this way, all meaning that the file itself is the reason:
+
+==================== ==============================================================================
+``empty_file``       no bytes at all
+``truncated``        the file ends before its own structure says so
+``unreadable_image`` an image decoder gave up
+``unreadable_video`` a container cannot be opened, or not one frame of it decoded
+``no_video_stream``  a container with sound only
+``too_many_pixels``  a picture or frame is larger than the limit; nothing was decoded
+``oversized_metadata``  texts or EXIF of a size that no camera writes
+==================== ==============================================================================
+
+Errors of the storage while reading, and `MemoryError`, pass through as they are.
+"""
+
+import io
+from typing import BinaryIO
+
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.media.content import MediaContent
+from batch_pipeline.media.images import decode_image
+from batch_pipeline.media.sniffing import MediaType
+from batch_pipeline.media.videos import decode_video
+
+
+def decode(source: BinaryIO, media_type: MediaType) -> MediaContent:
+    """Decode a file to what the models and the thumbnail need; safe under threads.
+
+    Args:
+        source: the file, seekable; the caller closes it.
+        media_type: what `sniff` said of it.
+
+    Raises:
+        PermanentError: with one of the kinds above.
+    """
+    if source.seek(0, io.SEEK_END) == 0:
+        raise PermanentError("empty_file", "the file is empty: 0 bytes")
+    source.seek(0)
+    if media_type.file_type == "image":
+        # Read whole, so that an OSError below is the decoder's and one here is the storage's.
+        return decode_image(source.read(), media_type)
+    return decode_video(source, media_type)

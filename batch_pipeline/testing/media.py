@@ -1,0 +1,357 @@
+"""Makers of media files: real ones in every accepted format, and hostile ones.
+
+The same arguments give the same picture, and on one machine the same bytes. Everything is made in
+memory; hostile files are as small as what they claim is large.
+"""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from fractions import Fraction
+from typing import Any, Literal, cast
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+from PIL import ExifTags, Image
+from pillow_heif import register_heif_opener
+
+ImageFormat = Literal["jpeg", "png", "webp", "heic", "heif", "gif", "avif"]
+VideoFormat = Literal["mp4", "mov", "avi", "webm", "mpeg-ps", "mpeg-ts", "mpeg-es", "flv"]
+
+IMAGE_FORMATS: tuple[ImageFormat, ...] = ("jpeg", "png", "webp", "heic", "heif", "gif", "avif")
+VIDEO_FORMATS: tuple[VideoFormat, ...] = (
+    "mp4", "mov", "avi", "webm", "mpeg-ps", "mpeg-ts", "mpeg-es", "flv",
+)  # fmt: skip
+
+#: Position that `Exif` and `make_video` write when asked for one (degrees); must come out nowhere.
+GPS_LATITUDE, GPS_LONGITUDE = 48.858370, 2.294481
+
+#: File names that a person or an attacker may give: path, reversed text, markup, length, controls.
+HOSTILE_FILENAMES = (
+    "../../../etc/passwd.jpg",
+    "..\\..\\windows\\system.jpg",
+    "/absolute.jpg",
+    "photo\u202egpj.exe",
+    "<b>bold</b><script>alert(1)</script>.jpg",
+    "'; DROP TABLE uploads; --.jpg",
+    "x" * 300 + ".jpg",
+    "new\nline.jpg",
+    "nul\x00byte.jpg",
+    "\x1b[31mred.jpg",
+    ".jpg",
+    "",
+)
+
+#: Muxer and encoder of each video format.
+_VIDEO_ENCODERS: Mapping[VideoFormat, tuple[str, str]] = {
+    "mp4": ("mp4", "libx264"),
+    "mov": ("mov", "libx264"),
+    "avi": ("avi", "mpeg4"),
+    "webm": ("webm", "libvpx"),
+    "mpeg-ps": ("mpeg", "mpeg2video"),
+    "mpeg-ts": ("mpegts", "mpeg2video"),
+    "mpeg-es": ("mpeg2video", "mpeg2video"),
+    "flv": ("flv", "flv"),
+}
+
+register_heif_opener()  # for saving only; the pipeline itself opens files without the registry
+
+
+@dataclass(frozen=True)
+class Exif:
+    """What a camera writes beside a picture."""
+
+    orientation: int = 1
+    captured_at: datetime | None = None
+    make: str | None = None
+    model: str | None = None
+    with_gps: bool = False
+
+    def to_bytes(self) -> bytes:
+        """Encode as the EXIF block of an image file."""
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = self.orientation
+        if self.make is not None:
+            exif[ExifTags.Base.Make] = self.make
+        if self.model is not None:
+            exif[ExifTags.Base.Model] = self.model
+        if self.captured_at is not None:
+            details = exif.get_ifd(ExifTags.IFD.Exif)
+            details[ExifTags.Base.DateTimeOriginal] = f"{self.captured_at:%Y:%m:%d %H:%M:%S}"
+        if self.with_gps:
+            gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
+            gps[ExifTags.GPS.GPSLatitudeRef] = "N"
+            gps[ExifTags.GPS.GPSLatitude] = _degrees(GPS_LATITUDE)
+            gps[ExifTags.GPS.GPSLongitudeRef] = "E"
+            gps[ExifTags.GPS.GPSLongitude] = _degrees(GPS_LONGITUDE)
+        return exif.tobytes()
+
+
+def paint(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    """Paint an RGB picture that compresses like a photo: soft shapes in several colours.
+
+    Args:
+        size: width and height (pixels).
+        seed: another seed, another picture.
+    """
+    shapes = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(shapes).resize(size, Image.Resampling.BICUBIC)
+
+
+def encode_image(picture: Image.Image, image_format: ImageFormat, **options: Any) -> bytes:
+    """Encode a picture; `options` are those of Pillow's `save` for the format."""
+    output = io.BytesIO()
+    writer = "HEIF" if image_format in {"heic", "heif"} else image_format.upper()
+    picture.save(output, writer, **options)
+    data = output.getvalue()
+    if image_format == "heif":
+        # The general brand first, and no word of HEVC among the compatible ones.
+        size = int.from_bytes(data[:4], "big")
+        brands = data[8:size].replace(b"heic", b"mif1")
+        data = data[:8] + brands + data[size:]
+    return data
+
+
+def make_image(
+    image_format: ImageFormat = "jpeg",
+    size: tuple[int, int] = (320, 240),
+    *,
+    seed: int = 0,
+    exif: Exif | None = None,
+) -> bytes:
+    """Make an image file.
+
+    Args:
+        image_format: one of `IMAGE_FORMATS`.
+        size: width and height as stored (pixels).
+        seed: another seed, another picture.
+        exif: written to the formats that can hold it (all but GIF).
+    """
+    options = {} if exif is None else {"exif": exif.to_bytes()}
+    return encode_image(paint(size, seed), image_format, **options)
+
+
+def make_photo(megapixels: float = 12, *, seed: int = 0) -> bytes:
+    """Make a JPEG as a camera does: 4:3, quality 90, with grain, maker, model and date."""
+    width = round((megapixels * 1e6 * 4 / 3) ** 0.5)
+    size = (width, round(width * 3 / 4))
+    picture = paint(size, seed)
+    # Grain is what makes decoding a photo cost what it costs; one tile is repeated for speed.
+    tile = np.random.default_rng(seed).integers(-6, 7, (256, 256, 1), dtype=np.int16)
+    rows, columns = -(-size[1] // 256), -(-size[0] // 256)
+    grain = np.tile(tile, (rows, columns, 1))[: size[1], : size[0]]
+    pixels = (np.asarray(picture, dtype=np.int16) + grain).clip(0, 255).astype(np.uint8)
+    exif = Exif(captured_at=datetime(2024, 5, 17, 18, 30), make="Example", model="Camera One")
+    return encode_image(Image.fromarray(pixels), "jpeg", quality=90, exif=exif.to_bytes())
+
+
+def make_animation(
+    image_format: Literal["gif", "png", "webp", "avif"] = "gif",
+    frames: int = 3,
+    size: tuple[int, int] = (64, 48),
+) -> bytes:
+    """Make an animation whose first frame is red and whose others are shades of blue."""
+    pictures = [Image.new("RGB", size, (0, 0, 1 + index % 255)) for index in range(frames - 1)]
+    return encode_image(
+        Image.new("RGB", size, "red"),
+        image_format,
+        save_all=True,
+        append_images=pictures,
+        duration=40,
+    )
+
+
+def paint_progress(size: tuple[int, int]) -> Callable[[float], Image.Image]:
+    """Return a painter of frames that are grey, from dark at the start to light at the end."""
+
+    def painter(progress: float) -> Image.Image:
+        level = 50 + round(180 * progress)
+        return Image.new("RGB", size, (level, level, level))
+
+    return painter
+
+
+def make_video(
+    video_format: VideoFormat = "mp4",
+    seconds: float = 2.0,
+    size: tuple[int, int] = (160, 120),
+    *,
+    fps: Fraction | int = 25,
+    painter: Callable[[float], Image.Image] | None = None,
+    rotation: int = 0,
+    with_gps: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    keyframe_interval: int = 25,
+    muxer_options: Mapping[str, str] | None = None,
+) -> bytes:
+    """Make a video file without sound.
+
+    Args:
+        video_format: one of `VIDEO_FORMATS`.
+        seconds: length; at least one frame is written.
+        size: width and height as stored (pixels, even).
+        fps: frames a second; a fraction below 1 makes hours cheap.
+        painter: gives the picture for a progress of 0 to 1; default: `paint_progress`.
+        rotation: of the display matrix (degrees, against the clock); MP4 and MOV only.
+        with_gps: write a position where phones do; MP4 and MOV only.
+        metadata: further entries of the container.
+        keyframe_interval: distance of key frames (frames).
+        muxer_options: as FFmpeg names them, e.g. ``{"moov_size": "9000"}``.
+    """
+    muxer, encoder = _VIDEO_ENCODERS[video_format]
+    painter = painter or paint_progress(size)
+    options = {"fflags": "+bitexact", **(muxer_options or {})}
+    if metadata and muxer in {"mp4", "mov"}:
+        options["movflags"] = options.get("movflags", "") + "+use_metadata_tags"
+    output = io.BytesIO()
+    with av.open(output, "w", format=muxer, options=options) as container:
+        container.metadata.update(metadata or {})
+        if with_gps:
+            container.metadata["location"] = f"{GPS_LATITUDE:+.4f}{GPS_LONGITUDE:+09.4f}/"
+        stream = cast("VideoStream", container.add_stream(encoder, rate=fps))
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = keyframe_interval
+        stream.thread_count = 1
+        if encoder == "libx264":
+            stream.options = {"preset": "ultrafast"}
+        if rotation:
+            stream.set_display_rotation(rotation)
+        count = max(1, round(seconds * fps))
+        for index in range(count):
+            picture = painter(index / max(1, count - 1))
+            frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return output.getvalue()
+
+
+def make_audio_only_mp4(seconds: float = 1.0) -> bytes:
+    """Make an MP4 that calls itself a video and holds a second of silence."""
+    output = io.BytesIO()
+    with av.open(output, "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        for start in range(0, round(seconds * 16_000), 1024):
+            silence = np.zeros((1, 1024), dtype=np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16_000, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return output.getvalue()
+
+
+def cut_in_half(data: bytes) -> bytes:
+    """Keep the first half of a file, as an upload that broke off does."""
+    return data[: len(data) // 2]
+
+
+def make_png_bomb(side: int = 20_000) -> bytes:
+    """Make a 1-bit PNG of `side` x `side` black pixels: 49 KB for 400 megapixels."""
+    row = b"\0" + bytes((side + 7) // 8)
+    compressor = zlib.compressobj(9)
+    pixels = b"".join([*(compressor.compress(row) for _ in range(side)), compressor.flush()])
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return _png((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+
+
+def make_png_text_bomb(text_bytes: int = 64 * 1024**2) -> bytes:
+    """Make a PNG of one pixel with a text chunk that unpacks to `text_bytes` from 65 KB."""
+    text = b"Comment\0\0" + zlib.compress(bytes(text_bytes), 9)
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(b"\0\0")
+    return _png((b"IHDR", header), (b"zTXt", text), (b"IDAT", pixels), (b"IEND", b""))
+
+
+def make_gif_bomb(side: int = 65_535) -> bytes:
+    """Make a GIF of a few bytes whose header claims `side` x `side` pixels."""
+    screen = struct.pack("<HHBBB", side, side, 0x80, 0, 0) + bytes(6)
+    frame = b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x44\x01\x00"
+    return b"GIF89a" + screen + frame + b";"
+
+
+def make_oversized_video(side: int = 8000) -> bytes:
+    """Make an MP4 of two frames of `side` x `side` pixels."""
+    black = Image.new("RGB", (side, side))
+    return make_video("mp4", 2, (side, side), fps=1, painter=lambda _progress: black)
+
+
+def make_jpeg_with_segments(count: int) -> bytes:
+    """Make a JPEG with `count` empty comment segments ahead of its picture."""
+    data = make_image("jpeg", (16, 16))
+    return data[:2] + b"\xff\xfe\x00\x02" * count + data[2:]
+
+
+def make_jpeg_with_large_exif(exif_bytes: int = 300_000) -> bytes:
+    """Make a JPEG whose EXIF spans several segments, which readers join."""
+    data = make_image("jpeg", (16, 16))
+    segment = b"\xff\xe1" + struct.pack(">H", 60_008) + b"Exif\0\0" + bytes(60_000)
+    return data[:2] + segment * -(-exif_bytes // 60_000) + data[2:]
+
+
+#: What a script behind a picture looks like; must be found in nothing that is made from it.
+APPENDED_SCRIPT = b"<script>alert('appended')</script>"
+
+
+def make_jpeg_with_script_and_zip() -> bytes:
+    """Make a JPEG that is a ZIP archive and a script as well, and says so in its comment."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("payload.html", APPENDED_SCRIPT)
+    picture = encode_image(paint((64, 48)), "jpeg", comment=APPENDED_SCRIPT)
+    return picture + APPENDED_SCRIPT + archive.getvalue()
+
+
+def make_ffconcat(target: str) -> bytes:
+    """Make a script that has FFmpeg play another file."""
+    return f"ffconcat version 1.0\nfile '{target}'\nduration 1\n".encode()
+
+
+def make_hls_playlist(target: str) -> bytes:
+    """Make a playlist that has FFmpeg open another file or an address."""
+    return (
+        "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n"
+        f"#EXTINF:2.0,\n{target}\n#EXT-X-ENDLIST\n"
+    ).encode()
+
+
+def make_unsupported_files() -> dict[str, bytes]:
+    """Starts of files that are refused, by what they are."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("hello.txt", "hello")
+    return {
+        "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        "SVG": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "HTML": b"<!DOCTYPE html>\n<html><body>hello</body></html>",
+        "PDF": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n",
+        "ZIP": archive.getvalue(),
+        "ffconcat": make_ffconcat("secret.mp4"),
+        "HLS": make_hls_playlist("file:///etc/passwd"),
+        "Matroska": b"\x1a\x45\xdf\xa3\x8b\x42\x82\x88matroska" + bytes(16),
+        "MP3": b"ID3\x04\x00\x00\x00\x00\x00\x00" + bytes(16),
+        "WAV": b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(16),
+        "MPEG-4 audio": b"\x00\x00\x00\x18ftypM4A \x00\x00\x00\x00isommp42",
+        "TIFF": b"II*\x00\x08\x00\x00\x00" + bytes(16),
+        "text": "Grüße, this is a note.\n".encode(),
+        "unknown binary": bytes(range(1, 200)),
+    }
+
+
+def _degrees(value: float) -> tuple[float, float, float]:
+    """Degrees, minutes and seconds, as EXIF wants them."""
+    minutes, seconds = divmod(value * 3600, 60)
+    degrees, minutes = divmod(minutes, 60)
+    return degrees, minutes, round(seconds, 2)
+
+
+def _png(*chunks: tuple[bytes, bytes]) -> bytes:
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for name, data in chunks:
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        parts += [struct.pack(">I", len(data)), name, data, checksum]
+    return b"".join(parts)
