@@ -1,1 +1,1 @@
-"""Turns batches of uploaded photos and videos into searchable knowledge, orchestrated by Dagster."""
+"""Turns batches of uploaded photos and videos into searchable knowledge, on Dagster."""

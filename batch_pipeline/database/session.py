@@ -92,14 +92,18 @@ def open_database(settings: Settings, *, pool_size: int | None = None) -> Databa
         ServiceDownError: the server cannot be reached.
     """
     database = connect(settings, pool_size=pool_size)
-    current, newest = database.revisions()
-    if current != newest:
-        if settings.database_url:
+    try:
+        current, newest = database.revisions()
+        if current != newest and settings.database_url:
             raise ConfigurationError(
                 f"the tables at {database.url.render_as_string()} are at revision "
                 f"{current or 'none'}, this version needs {newest}: run `batch-pipeline db upgrade`"
             )
-        database.upgrade()
+        if current != newest:
+            database.upgrade()
+    except BaseException:
+        database.close()
+        raise
     return database
 
 

@@ -1,0 +1,54 @@
+"""Databases for tests: each one empty, migrated and of its own, in a few hundredths of a second.
+
+PostgreSQL copies a template that was migrated once; nothing is shared between tests but the server.
+"""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from sqlalchemy.engine import URL, make_url
+
+from batch_pipeline.database.session import Database, create_database_if_missing, with_driver
+
+_TEMPLATE = "batch_pipeline_template"
+_LOCK = 911_402_233
+
+
+class DatabaseServer:
+    """A PostgreSQL server on which tests may create and drop databases."""
+
+    def __init__(self, url: str) -> None:
+        self._server = with_driver(url, "psycopg", variable="TEST_DATABASE_URL")
+        self._prepare_template()
+
+    @contextmanager
+    def new_database(self, *, migrated: bool = True) -> Iterator[str]:
+        """Create a database, hand out its ``postgresql://`` URL, and drop it at the end."""
+        name = f"test_{uuid.uuid4().hex}"
+        template = _TEMPLATE if migrated else "template1"
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield self._url(name).set(drivername="postgresql").render_as_string(False)
+        finally:
+            self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def _prepare_template(self) -> None:
+        with self._connect() as connection:
+            connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+            create_database_if_missing(self._server, _TEMPLATE)
+            template = Database(self._url(_TEMPLATE))
+            template.upgrade()
+            template.close()
+
+    def _execute(self, statement: str) -> None:
+        with self._connect() as connection:
+            connection.execute(statement.encode())
+
+    def _connect(self) -> psycopg.Connection:
+        url = self._server.set(drivername="postgresql").render_as_string(hide_password=False)
+        return psycopg.connect(url, autocommit=True)
+
+    def _url(self, name: str) -> URL:
+        return make_url(self._server).set(database=name)

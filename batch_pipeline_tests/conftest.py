@@ -1,0 +1,86 @@
+"""Fixtures of every level: a real PostgreSQL, a database per test, and the pipeline on it."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+import pytest
+
+from batch_pipeline.database.embedded_server import embedded_server_url
+from batch_pipeline.database.session import Database
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
+from batch_pipeline.testing.databases import DatabaseServer
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith((ENVIRONMENT_PREFIX, "DAGSTER_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The server of `BATCH_PIPELINE_TEST_DATABASE_URL`, or an embedded one for all workers."""
+    given = os.environ.get(f"{ENVIRONMENT_PREFIX}TEST_DATABASE_URL")
+    if given:
+        return given
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    return embedded_server_url(root / "server")
+
+
+@pytest.fixture(scope="session")
+def server(server_url: str) -> DatabaseServer:
+    return DatabaseServer(server_url)
+
+
+@pytest.fixture
+def database_url(server: DatabaseServer) -> Iterator[str]:
+    with server.new_database() as url:
+        yield url
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    return Settings(
+        _env_file=None,
+        home=tmp_path / "home",
+        database_url=database_url,
+        retry_base_seconds=0,
+    )
+
+
+@pytest.fixture
+def open_pipeline() -> Iterator[Callable[[Settings], Pipeline]]:
+    """Opens pipelines that are closed when the test ends."""
+    opened: list[Pipeline] = []
+
+    def open_(settings: Settings) -> Pipeline:
+        opened.append(Pipeline(settings))
+        return opened[-1]
+
+    yield open_
+    for pipeline in opened:
+        pipeline.close()
+
+
+@pytest.fixture
+def pipeline(settings: Settings, open_pipeline: Callable[[Settings], Pipeline]) -> Pipeline:
+    return open_pipeline(settings)
+
+
+@pytest.fixture
+def database(pipeline: Pipeline) -> Database:
+    return pipeline.database
+
+
+@pytest.fixture
+def change(settings: Settings) -> Callable[..., Settings]:
+    """The settings of this test with some of them changed."""
+    return lambda **values: Settings.model_validate(settings.model_dump() | values)
+
+

@@ -1,0 +1,160 @@
+import os
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.errors import RefusedError, ServiceDownError
+from batch_pipeline.services.batch_intake import Submission, submit
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import Settings
+from batch_pipeline.storage import Storage
+from batch_pipeline.testing.records import batch_row, upload_rows
+
+MEDIA = Path(__file__).parents[3] / "examples" / "media"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "offered").mkdir()
+    return tmp_path / "offered"
+
+
+def copy(folder: Path, sample: str, name: str, appended: bytes = b"") -> Path:
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes((MEDIA / sample).read_bytes() + appended)
+    return target
+
+
+def offer(pipeline: Pipeline, *paths: Path, settings: Settings | None = None) -> Submission:
+    return submit(
+        paths,
+        publisher=pipeline.publisher,
+        storage=pipeline.storage,
+        settings=settings or pipeline.settings,
+    )
+
+
+def rows_and_files(pipeline: Pipeline) -> tuple[int, int, int]:
+    with pipeline.database.transaction() as connection:
+        batches = connection.scalar(select(func.count()).select_from(UploadBatch))
+        uploads = connection.scalar(select(func.count()).select_from(Upload))
+    stored = Path(pipeline.settings.storage_location)
+    return batches, uploads, sum(path.is_file() for path in stored.rglob("*"))
+
+
+def test_files_and_folders_become_one_batch_with_every_file_stored(pipeline, folder):
+    copy(folder, "sea.jpg", "a/sea.jpg")
+    copy(folder, "forest.webp", "a/b/forest.webp")
+    single = copy(folder.parent, "night.jpg", "night.jpg")
+    submission = offer(pipeline, folder, single)
+
+    uploads = upload_rows(pipeline.database, submission.batch_id)
+    assert [upload.filename for upload in uploads] == ["sea.jpg", "forest.webp", "night.jpg"]
+    assert [upload.id for upload in uploads] == list(submission.upload_ids)
+    assert batch_row(pipeline.database, submission.batch_id).total_uploads == 3
+    for upload in uploads:
+        assert len(pipeline.storage.read(upload.file_path)) == upload.file_size
+        assert upload.file_path == f"{upload.user_id}/{upload.id}/" + Path(upload.file_path).name
+
+
+def test_the_type_is_that_of_the_content_not_of_the_name(pipeline, folder):
+    copy(folder, "sea.jpg", "really_a_jpeg.png")
+    copy(folder, "ball_on_meadow.mp4", "video.jpg")
+    uploads = upload_rows(pipeline.database, offer(pipeline, folder).batch_id)
+    found = {upload.filename: (upload.file_type, upload.mime_type) for upload in uploads}
+    assert found == {
+        "really_a_jpeg.png": ("image", "image/jpeg"),
+        "video.jpg": ("video", "video/mp4"),
+    }
+
+
+def test_refused_files_are_listed_with_the_reason_and_the_others_go_on(pipeline, folder):
+    copy(folder, "sea.jpg", "sea.jpg")
+    copy(folder, "sea.jpg", "twin.jpg")
+    (folder / "page.png").write_bytes(b"<html><body>no picture</body></html>")
+    (folder / "empty.jpg").write_bytes(b"")
+    submission = offer(pipeline, folder)
+
+    reasons = {file.filename: file.error for file in submission.refused}
+    assert len(submission.upload_ids) == 1
+    assert reasons["twin.jpg"] == "the same content as sea.jpg"
+    assert "HTML" in reasons["page.png"]
+    assert "empty" in reasons["empty.jpg"]
+
+
+def test_nothing_accepted_means_no_batch(pipeline, folder):
+    (folder / "notes.txt").write_text("no media here")
+    submission = offer(pipeline, folder)
+    assert submission.batch_id is None
+    assert rows_and_files(pipeline) == (0, 0, 0)
+
+
+def test_a_file_over_the_limit_is_refused_with_both_numbers(pipeline, folder, change):
+    copy(folder, "sea.jpg", "sea.jpg")
+    submission = offer(pipeline, folder, settings=change(max_file_bytes=1000))
+    assert submission.batch_id is None
+    assert "a file may have 1,000" in submission.refused[0].error
+
+
+@pytest.mark.parametrize("limit", [{"max_files_per_batch": 1}, {"max_batch_bytes": 1000}])
+def test_a_submission_over_a_limit_is_refused_whole(pipeline, folder, change, limit):
+    copy(folder, "sea.jpg", "sea.jpg")
+    copy(folder, "night.jpg", "night.jpg")
+    with pytest.raises(RefusedError, match="submit them in parts"):
+        offer(pipeline, folder, settings=change(**limit))
+    assert rows_and_files(pipeline) == (0, 0, 0)
+
+
+def test_a_path_that_does_not_exist_is_refused_by_name(pipeline, folder):
+    with pytest.raises(RefusedError, match="missing.jpg is neither"):
+        offer(pipeline, folder / "missing.jpg")
+
+
+def test_a_database_that_fails_leaves_no_file_without_its_row(
+    pipeline, folder, change, open_pipeline
+):
+    copy(folder, "sea.jpg", "sea.jpg")
+    with pipeline.database.transaction() as connection:
+        connection.exec_driver_sql("DROP TABLE uploads")
+    with pytest.raises(Exception, match="uploads"):
+        offer(pipeline, folder)
+    stored = Path(pipeline.settings.storage_location)
+    assert [path for path in stored.rglob("*") if path.is_file()] == []
+    with pipeline.database.transaction() as connection:
+        assert connection.scalar(select(func.count()).select_from(UploadBatch)) == 0
+
+
+def test_a_storage_that_cannot_be_written_leaves_no_row(pipeline, folder):
+    copy(folder, "sea.jpg", "sea.jpg")
+    (folder.parent / "in_the_way").write_text("a file where the storage should be")
+    pipeline.storage = Storage(str(folder.parent / "in_the_way"))
+    with pytest.raises(ServiceDownError) as raised:
+        offer(pipeline, folder)
+    assert raised.value.kind == "storage_down"
+    assert rows_and_files(pipeline)[:2] == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["up..\\..\\etc", "\u202e<b>gpj.exe", "line\nbreak.jpg", "x" * 200 + ".jpg"]
+)
+def test_a_hostile_name_is_kept_for_show_and_never_part_of_a_path(pipeline, folder, name):
+    copy(folder, "sea.jpg", name)
+    upload = upload_rows(pipeline.database, offer(pipeline, folder).batch_id)[0]
+    assert upload.filename == name
+    assert upload.file_path == f"{upload.user_id}/{upload.id}/original.jpg"
+
+
+def test_a_name_that_is_not_text_is_stored_readably(pipeline, folder):
+    copy(folder, "sea.jpg", os.fsdecode(b"caf\xe9.jpg"))
+    upload = upload_rows(pipeline.database, offer(pipeline, folder).batch_id)[0]
+    assert upload.filename == "caf?.jpg"
+
+
+def test_hidden_files_in_folders_are_left_out(pipeline, folder):
+    copy(folder, "sea.jpg", "sea.jpg")
+    copy(folder, "night.jpg", ".trash/night.jpg")
+    copy(folder, "night.jpg", "._night.jpg")
+    assert offer(pipeline, folder).total_files == 1

@@ -1,0 +1,271 @@
+"""The state machine alone: claims, fencing, counters. Rules of the loop: test_loop_rules.py."""
+
+import random
+import threading
+import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, func, text, update
+
+from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.errors import ClaimLostError, PermanentError, TransientError
+from batch_pipeline.services.upload_states import Claim, SkippedUpload, StartedUpload
+from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
+
+RUN, OTHER = "run-1", "run-2"
+VECTOR = [1.0] + [0.0] * 1023
+
+
+def started(pipeline, upload_id, run_id=RUN) -> StartedUpload:
+    result = pipeline.states.start(upload_id, run_id)
+    assert isinstance(result, StartedUpload)
+    return result
+
+
+def complete(pipeline, claim):
+    return pipeline.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+
+
+def expire(pipeline, upload_id):
+    with pipeline.database.transaction() as connection:
+        connection.execute(
+            update(Upload)
+            .where(Upload.id == upload_id)
+            .values(heartbeat_at=func.now() - text("interval '1 day'"))
+        )
+
+
+def assert_counters_equal_a_recount(pipeline, batch_id):
+    batch = batch_row(pipeline.database, batch_id)
+    states = Counter(row.processing_status for row in upload_rows(pipeline.database, batch_id))
+    assert batch.successful_uploads == states["completed"]
+    assert batch.failed_uploads == states["failed"]
+    assert batch.processed_uploads == batch.successful_uploads + batch.failed_uploads
+    ended = batch.processed_uploads == batch.total_uploads
+    is_being_filled = batch.status == "pending" and batch.total_uploads == 0
+    if batch.status != "cancelled" and not is_being_filled:
+        assert (batch.status == "completed") == ended
+        assert (batch.completed_at is not None) == ended
+
+
+def test_eight_claimers_of_a_thousand_uploads_take_each_once(pipeline, change, open_pipeline):
+    batch_id = add_batch(pipeline.database, 1000)
+    wide = open_pipeline(change(max_concurrent_uploads=8))
+
+    def take(run_id):
+        taken = []
+        while loaded := wide.states.load_batch(batch_id, run_id, limit=37).reserved:
+            taken += [row.id for row in loaded]
+        return taken
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = [id_ for ids in pool.map(take, map(str, range(8))) for id_ in ids]
+    assert len(taken) == len(set(taken)) == 1000
+
+
+def test_a_worker_that_slept_past_its_lease_writes_nothing(pipeline):
+    batch_id = add_batch(pipeline.database, 1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    stale = started(pipeline, upload.id).claim
+    expire(pipeline, upload.id)
+    fresh = started(pipeline, upload.id, OTHER).claim
+
+    with pytest.raises(ClaimLostError):
+        complete(pipeline, stale)
+    complete(pipeline, fresh)
+    with pytest.raises(ClaimLostError):
+        pipeline.states.fail(stale, PermanentError("late", "too late"))
+    assert upload_row(pipeline.database, upload.id).processing_status == "completed"
+    assert_counters_equal_a_recount(pipeline, batch_id)
+
+
+def test_an_upload_held_by_a_live_run_is_not_taken(pipeline):
+    batch_id = add_batch(pipeline.database, 1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    started(pipeline, upload.id)
+    skipped = pipeline.states.start(upload.id, OTHER)
+    assert isinstance(skipped, SkippedUpload)
+    assert skipped.reason == "run run-1 is working on it"
+
+
+def test_rescue_returns_uploads_of_ended_runs_and_of_expired_leases_alone(pipeline):
+    batch_id = add_batch(pipeline.database, 4)
+    alive, ended, expired, untouched = upload_rows(pipeline.database, batch_id)
+    started(pipeline, alive.id, "alive")
+    started(pipeline, ended.id, "ended")
+    started(pipeline, expired.id, "silent")
+    expire(pipeline, expired.id)
+
+    assert pipeline.states.rescue(["ended"]) == 2
+    assert pipeline.states.rescue(["ended"]) == 0
+    rows = upload_rows(pipeline.database, batch_id)
+    assert [row.processing_status for row in rows] == ["analyzing", *["pending"] * 3]
+    assert [row.dispatch_reason for row in rows] == ["new", "rescue", "rescue", "new"]
+
+
+def test_rescue_returns_uploads_that_a_worker_without_claims_left_in_work(pipeline):
+    batch_id = add_batch(pipeline.database, [{"processing_status": "analyzing"}] * 2)
+    fresh, _ = upload_rows(pipeline.database, batch_id)
+    with pipeline.database.transaction() as connection:
+        connection.execute(
+            update(Upload)
+            .where(Upload.id != fresh.id)
+            .values(updated_at=func.now() - text("interval '1 day'"))
+        )
+    assert pipeline.states.rescue([]) == 1
+    assert upload_row(pipeline.database, fresh.id).processing_status == "analyzing"
+
+
+def test_heartbeats_keep_reservations_and_held_claims_alive_but_not_lost_ones(pipeline):
+    batch_id = add_batch(pipeline.database, 3)
+    reserved, held, forgotten = upload_rows(pipeline.database, batch_id)
+    pipeline.states.load_batch(batch_id, RUN, limit=10)
+    claim = started(pipeline, held.id).claim
+    started(pipeline, forgotten.id)
+    for upload in (reserved, held, forgotten):
+        expire(pipeline, upload.id)
+    pipeline.states.heartbeat(RUN, [claim])
+    assert pipeline.states.rescue([]) == 1
+    assert upload_row(pipeline.database, forgotten.id).owner_run_id is None
+
+
+def test_a_released_attempt_does_not_count(pipeline):
+    batch_id = add_batch(pipeline.database, 1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    pipeline.states.release(started(pipeline, upload.id).claim, resume_after_seconds=60)
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.processing_status, row.attempts, row.owner_run_id) == ("pending", 0, None)
+    assert row.not_before > row.updated_at
+
+
+def test_a_reason_with_a_nul_is_stored(pipeline):
+    batch_id = add_batch(pipeline.database, 1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    claim = started(pipeline, upload.id).claim
+    pipeline.states.fail(claim, PermanentError("odd", "a\0b"))
+    assert upload_row(pipeline.database, upload.id).error_message == "a�b"
+
+
+def test_concurrent_endings_count_each_upload_once_and_end_the_batch_once(
+    change, open_pipeline, pipeline
+):
+    wide = open_pipeline(change(max_concurrent_uploads=16))
+    batch_id = add_batch(wide.database, 64)
+    claims = [started(wide, row.id).claim for row in upload_rows(wide.database, batch_id)]
+    barrier = threading.Barrier(16)
+
+    def end(share):
+        barrier.wait(10)
+        for claim in share:
+            if random.random() < 0.5:
+                complete(wide, claim)
+            else:
+                wide.states.fail(claim, PermanentError("k", "r"))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(end, [claims[i::16] for i in range(16)]))
+    assert_counters_equal_a_recount(wide, batch_id)
+    assert batch_row(wide.database, batch_id).status == "completed"
+
+
+ACTIONS = st.sampled_from(
+    ["start", "complete", "fail", "note", "release", "rescue", "retry", "delete", "add"]
+)
+
+
+@hypothesis_settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(moves=st.lists(st.tuples(ACTIONS, st.integers(0, 3)), max_size=25))
+def test_for_any_sequence_of_transitions_the_counters_equal_a_recount(pipeline, moves):
+    batch_id = add_batch(pipeline.database, 3)
+    claims: dict[uuid.UUID, Claim] = {}
+    for action, index in moves:
+        rows = upload_rows(pipeline.database, batch_id)
+        if not rows:
+            break
+        upload = rows[index % len(rows)]
+        make_move(pipeline, batch_id, upload, action, claims)
+        assert_counters_equal_a_recount(pipeline, batch_id)
+
+
+def make_move(pipeline, batch_id, upload, action, claims):
+    claim = claims.get(upload.id)
+    states = pipeline.states
+    try:
+        match action:
+            case "start":
+                result = states.start(upload.id, RUN)
+                if isinstance(result, StartedUpload):
+                    claims[upload.id] = result.claim
+            case "complete" if claim:
+                complete(pipeline, claim)
+            case "fail" if claim:
+                states.fail(claim, PermanentError("kind", "reason"))
+            case "note" if claim:
+                states.note_error(claim, TransientError("kind", "reason"))
+            case "release" if claim:
+                states.release(claim)
+            case "rescue":
+                states.rescue([RUN])
+            case "retry":
+                states.retry_batch(batch_id)
+            case "delete":
+                with pipeline.database.transaction() as connection:
+                    connection.execute(delete(Upload).where(Upload.id == upload.id))
+                states.settle_batch(batch_id)
+            case "add":
+                with pipeline.database.transaction() as connection:
+                    connection.execute(
+                        text("INSERT INTO uploads (user_id, batch_id, filename, file_path, "
+                             "file_type, file_size) SELECT user_id, id, 'x', 'x', 'image', 1 "
+                             "FROM upload_batches WHERE id = :id"),
+                        {"id": batch_id},
+                    )
+                states.settle_batch(batch_id)
+    except ClaimLostError:
+        claims.pop(upload.id, None)
+
+
+def test_deleting_a_batch_keeps_its_uploads_and_their_transitions_work(pipeline):
+    batch_id = add_batch(pipeline.database, 1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    claim = started(pipeline, upload.id).claim
+    with pipeline.database.transaction() as connection:
+        connection.execute(delete(UploadBatch).where(UploadBatch.id == batch_id))
+    assert complete(pipeline, claim) is None
+    assert upload_row(pipeline.database, upload.id).processing_status == "completed"
+
+
+def test_a_cancelled_batch_stays_cancelled_whatever_ends_in_it(pipeline):
+    batch_id = add_batch(pipeline.database, 2)
+    first, second = (started(pipeline, row.id) for row in upload_rows(pipeline.database, batch_id))
+    complete(pipeline, first.claim)
+    pipeline.states.cancel_batch(batch_id)
+    complete(pipeline, second.claim)
+    pipeline.states.settle_idle_batches()
+    assert batch_row(pipeline.database, batch_id).status == "cancelled"
+
+
+def test_retry_reopens_a_cancelled_batch(pipeline):
+    batch_id = add_batch(pipeline.database, 1)
+    pipeline.states.cancel_batch(batch_id)
+    pipeline.states.retry_batch(batch_id)
+    assert batch_row(pipeline.database, batch_id).status == "pending"
+
+
+def test_a_batch_left_processing_with_wrong_counters_is_put_right_and_ended(pipeline):
+    batch_id = add_batch(
+        pipeline.database,
+        [{"processing_status": "completed"}, {"processing_status": "failed"}],
+        status="processing",
+        processed_uploads=7,
+        successful_uploads=7,
+    )
+    pipeline.states.settle_idle_batches()
+    assert_counters_equal_a_recount(pipeline, batch_id)
