@@ -1,0 +1,289 @@
+# ruff: noqa: RUF001, E501 - texts in many scripts, some of them wider than they are long
+"""Each rule at its boundary; honest texts in many languages pass, stammering does not."""
+
+import base64
+import json
+import random
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
+
+HONEST = {
+    "English": "A wooden boat lies on a quiet beach at low tide. Two children in yellow coats walk "
+    "towards the water while a dog runs ahead of them.",
+    "English, short": "A red bicycle leans against a whitewashed brick wall.",
+    "English, keywords": "beach, sea, sand, sun, palm tree, boat, waves, horizon, blue sky, clouds",
+    "English, figures": "The receipt shows 3 items: coffee 2.50, bread 4.20 and milk 1.15, in total "
+    "7.85 EUR, paid on 12.03.2024 at 09:41 by card.",
+    "German": "Ein Herbstspaziergang am Schlossteich: Zwei Spaziergängerinnen stehen unter einer "
+    "Kastanie, dahinter liegt die Landschaft im Nebel. Links das Straßenbahnhaltestellenschild.",
+    "French": "Une vieille dame assise sur un banc du parc donne du pain aux pigeons ; derrière elle, "
+    "des enfants jouent au ballon près de la fontaine.",
+    "Spanish": "Un perro marrón corre por la playa al atardecer y una niña lo sigue con una cometa "
+    "roja en la mano.",
+    "Portuguese": "Uma rua estreita com casas coloridas e roupas penduradas nas varandas; ao fundo "
+    "vê-se o mar e um pequeno barco.",
+    "Italian": "Un gatto grigio dorme sul davanzale di una finestra aperta, accanto a un vaso di "
+    "gerani rossi. Fuori si vede il campanile della chiesa.",
+    "Dutch": "Twee fietsers rijden langs een gracht met oude huizen. Op het water ligt een woonboot "
+    "met bloemen op het dak.",
+    "Swedish": "En röd stuga vid en sjö i skymningen. På bryggan sitter två personer och tittar på "
+    "vattnet, och i bakgrunden syns en skog.",
+    "Finnish": "Järven rannalla on punainen mökki, ja laiturilla istuu kaksi ihmistä. Taustalla "
+    "näkyy metsä, joka heijastuu tyyneen veteen.",
+    "Polish": "Na zdjęciu widać rynek w deszczu: kilka osób z parasolami przechodzi obok ratusza, a "
+    "w kałużach odbijają się światła latarni. Chrząszcz brzmi w trzcinie w Szczebrzeszynie.",
+    "Czech": "Na fotce je vlk, který stojí na kraji lesa. Zmrzlá tráva se třpytí a v dálce čtvrtkem "
+    "svítá nad horami. Strč prst skrz krk.",
+    "Croatian": "Na trgu stoji crni pas i gleda u vrt, a iza njega je crkva s vrlo visokim tornjem.",
+    "Hungarian": "A képen egy fiatal nő ül a kávézó teraszán, és könyvet olvas. Az asztalon egy "
+    "csésze kávé és egy kis váza áll.",
+    "Romanian": "Un bărbat în vârstă merge cu bicicleta pe un drum de țară, iar în spate se văd "
+    "dealuri și o biserică mică din lemn.",
+    "Turkish": "Sahilde oturan iki kişi gün batımını izliyor. Önlerinde küçük bir masa, üzerinde de "
+    "iki bardak çay ve bir tabak meyve var.",
+    "Vietnamese": "Một người phụ nữ đội nón lá đang chèo thuyền trên sông, phía sau là những ngọn núi "
+    "đá vôi phủ sương mù buổi sáng.",
+    "Indonesian": "Seorang petani berjalan di pematang sawah sambil membawa cangkul, dengan gunung "
+    "berapi yang tertutup awan di latar belakang.",
+    "Swahili": "Watoto wawili wanacheza mpira kwenye uwanja wa shule, na nyuma yao kuna miti mikubwa "
+    "ya maembe na jua linazama.",
+    "Welsh": "Mae dau gi yn rhedeg ar hyd y traeth ac mae'r môr yn las y tu ôl iddynt, gyda mynydd "
+    "yn y pellter.",
+    "Hawaiian": "He kahakai nani kēia me ke one keʻokeʻo a me ke kai uliuli, a aia nā kumu niu i ka "
+    "ʻaoʻao hema.",
+    "Russian": "На фотографии старый деревянный дом у реки. Возле забора стоит велосипед, а на "
+    "крыльце спит рыжий кот.",
+    "Ukrainian": "Дівчинка у вишиванці стоїть посеред поля соняхників і дивиться на захід сонця, "
+    "поруч біжить собака.",
+    "Greek": "Ένα μικρό λευκό εκκλησάκι με μπλε τρούλο πάνω από τη θάλασσα. Στο βάθος φαίνεται ένα "
+    "πλοίο και ο ήλιος δύει.",
+    "Hebrew": "ילדה קטנה יושבת על החוף ובונה ארמון מחול. מאחוריה הים הכחול ושתי סירות מפרש לבנות.",
+    "Arabic": "رجل مسن يجلس أمام متجره في السوق القديم ويشرب الشاي، وخلفه سجاد ملون معلق على الجدار.",
+    "Persian": "دو کودک در باغ زیر درخت انار بازی می‌کنند و مادرشان روی فرش نشسته و کتاب می‌خواند.",
+    "Hindi": "एक बूढ़ा आदमी नदी के किनारे बैठा है और चाय पी रहा है। उसके पीछे मंदिर की सीढ़ियाँ दिखाई देती हैं।",
+    "Bengali": "একটি ছোট মেয়ে ধানক্ষেতের পাশে দাঁড়িয়ে আছে, তার হাতে একটি লাল ঘুড়ি। পিছনে নদী ও নৌকা "
+    "দেখা যাচ্ছে।",
+    "Tamil": "கடற்கரையில் இரண்டு குழந்தைகள் மணல் கோட்டை கட்டுகிறார்கள். பின்னால் ஒரு மீன்பிடி படகு நிற்கிறது.",
+    "Georgian": "ძველი ქვის ეკლესია დგას გორაკზე, მის უკან კი თოვლიანი მთები მოჩანს და ცაზე ღრუბლებია.",
+    "Amharic": "አንዲት ሴት በገበያ ውስጥ ቡና ትሸጣለች። ከኋላዋ ብዙ ሰዎች እና ትላልቅ ዛፎች ይታያሉ። ሰማዩ ሰማያዊ ነው።",
+    "Chinese": "一位老人坐在公园的长椅上看报纸，旁边有一只棕色的小狗。远处的湖面上有几只白天鹅。",
+    "Chinese, short": "照片里一个穿红色雨衣的孩子在雨中踩水，身后是老街。",
+    "Japanese": "夕暮れの海辺を二人の子どもが走っています。空はオレンジ色に染まり、遠くに小さな船が見えます。",
+    "Korean": "가을 공원에서 한 가족이 단풍나무 아래에 앉아 도시락을 먹고 있습니다. 뒤로 호수가 보입니다.",
+    "Thai": "เด็กผู้หญิงสองคนกำลังเล่นน้ำอยู่ริมทะเล ด้านหลังมีเรือประมงสีฟ้าจอดอยู่ และท้องฟ้าเป็นสีส้มยามเย็น",
+    "Khmer": "ក្មេងស្រីម្នាក់កំពុងអង្គុយនៅក្រោមដើមឈើធំមួយ ហើយអានសៀវភៅ។ នៅខាងក្រោយមានផ្ទះឈើនិងវាលស្រែ។",
+    "Burmese": "ကလေးနှစ်ယောက် ကမ်းခြေမှာ ကစားနေကြသည်။ နောက်ဘက်တွင် ငါးဖမ်းလှေတစ်စင်း ရှိသည်။",
+}
+
+
+def _letters(seed: int, length: int = 400) -> str:
+    chance = random.Random(seed)
+    text = "".join(chance.choice(string.ascii_lowercase + "     ") for _ in range(length))
+    return " ".join(text.split())
+
+
+BAD = {
+    "nothing": "",
+    "white space": " \n\t\u00a0 ",
+    "one word": "picture",
+    "end of turn": "A boat on the beach, seen from above at noon.<|im_end|>",
+    "half a token": "A dog runs on the beach <| and a child follows it with a kite.<|",
+    "word loop": "The picture shows a beach with " + "blue " * 60,
+    "phrase loop": "The sky is blue and the sea is " + "very calm and " * 40,
+    "sentence loop": "The image shows a dog on a beach. " * 30,
+    "paragraph loop": f"{HONEST['German']} {HONEST['English']} {HONEST['French']} " * 6,
+    "zero width": "\u200b" * 80,
+    "Chinese loop": "照片里有一片蓝色的大海，" * 30,
+    "Chinese word loop": "照片里有一片" + "蓝色" * 60,
+    "Japanese loop": "海が見えます。" * 30,
+    "Thai loop": "ทะเลสีฟ้า" * 40,
+    "Korean loop": "파란 바다가 보입니다. " * 30,
+    "Russian loop": "На фотографии море. " * 30,
+    "punctuation": "!!!! ???? .... ---- #### !!!! ???? .... ---- #### !!!!" * 3,
+    "digits": "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 " * 2,
+    "base64": base64.b64encode(bytes(range(256))).decode(),
+    "base64 in lines": "\n".join(
+        base64.b64encode(random.Random(i).randbytes(27)).decode() for i in range(8)
+    ),
+    "hexadecimal": random.Random(3).randbytes(120).hex(),
+    "random case": "".join(random.Random(4).choices(string.ascii_letters + "   ", k=300)),
+    "letters and digits": "".join(
+        random.Random(5).choices(string.ascii_letters + string.digits + "  ", k=300)
+    ),
+    "keyboard": "asdfgh jklqwrt zxcvbn mnbvcx hgfdsa qwrtpl sdfghjk xcvbnm lkjhgf dsfghj",
+    "mixed scripts": "the 海边 собака שלום boat 空色 медведь ילדה house 風景 улица ים tree 東京 река",
+    "JSON": json.dumps({"description": "A dog on a beach", "tags": ["dog", "beach"], "ok": True}),
+    "truncated JSON": '{"description": "A dog runs along the beach and a child',
+    "JSON in a fence": '```json\n{"description": "A dog runs along the beach and a child follows"}',
+    "list of objects": '[{"label": "dog", "score": 0.93}, {"label": "beach", "score": 0.88}, {"la',
+}
+
+
+def names(result: AuditResult) -> list[str]:
+    return [penalty.name for penalty in result.penalties]
+
+
+@pytest.mark.parametrize("text", HONEST.values(), ids=HONEST)
+def test_honest_text_passes_in_every_language(text: str) -> None:
+    result = audit(text)
+
+    assert result.passed, result.penalties
+
+
+@pytest.mark.parametrize("text", HONEST.values(), ids=HONEST)
+def test_a_long_honest_text_passes_in_every_language(text: str) -> None:
+    # No text repeats itself when it is long; other honest texts make the length.
+    result = audit(" ".join([text, *HONEST.values()])[:5000])
+
+    assert "few_unique_words" not in names(result)
+    assert "repeated_phrase" not in names(result)
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD)
+def test_bad_output_fails(text: str) -> None:
+    result = audit(text)
+
+    assert not result.passed, result
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_letters_fail(seed: int) -> None:
+    assert not audit(_letters(seed)).passed
+
+
+# Boundaries ---------------------------------------------------------------------------------------
+
+#: 50 characters, 9 words, nothing to complain about.
+PLAIN = "A red bicycle leans against a white wall of brick."
+
+
+def test_a_good_text_has_the_full_score() -> None:
+    assert audit(PLAIN) == AuditResult(100, True, ())
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t"])
+def test_empty_text_scores_nothing(text: str) -> None:
+    result = audit(text)
+
+    assert (result.score, result.passed, names(result)) == (0, False, ["empty"])
+
+
+@pytest.mark.parametrize(
+    ("tail", "score"), [("", 100), (" <|", 50), (" |>", 50), (" <| <| <|", 50), (" <|end|>", 0)]
+)
+def test_each_kind_of_control_token_costs_50_once(tail: str, score: int) -> None:
+    assert audit(PLAIN + tail).score == score
+
+
+def test_shorter_than_50_characters_costs_30() -> None:
+    assert len(PLAIN) == 50
+    assert audit(PLAIN).score == 100
+    shorter = audit(PLAIN.replace("red", "re"))
+    assert (shorter.score, names(shorter)) == (70, ["too_short"])
+
+
+def test_twenty_han_characters_are_as_long_as_fifty_latin_ones() -> None:
+    text = "照片里一个穿红雨衣的孩子在雨中踩水身后"
+
+    assert len(text) == 19
+    assert names(audit(text)) == ["too_short"]
+    assert names(audit(text + "有")) == []
+
+
+def test_longer_than_5000_characters_costs_20() -> None:
+    words = [f"{a}{b}{c}" for a in ("ba", "de", "fi") for b in ("lo", "mu") for c in ("na", "ri")]
+    chance = random.Random(1)
+    text = "The end. " + " ".join("".join(chance.sample(words, 2)) for _ in range(2000))
+
+    assert names(audit(text[:4999] + "a")) == []
+    longer = audit(text[:5000] + "a")
+    assert (longer.score, names(longer)) == (80, ["too_long"])
+
+
+def test_fewer_than_a_fifth_unique_words_costs_40() -> None:
+    unique = ["the", "quiet", "harbour", "sleeps", "under"]
+    chance = random.Random(2)
+    fifth = unique * 5
+    chance.shuffle(fifth)
+    text = " ".join(fifth) + "."
+
+    assert len(fifth) == 25
+    assert "few_unique_words" not in names(audit(text))
+    below = audit(text + " Under.")
+    assert (below.score, names(below)) == (60, ["few_unique_words"])
+
+
+def test_the_same_word_four_times_in_a_row_costs_35() -> None:
+    start = "The child calls and calls again across the wide field:"
+
+    assert names(audit(f"{start} come come come now.")) == []
+    four = audit(f"{start} come Come, come come now.")
+    assert (four.score, names(four)) == (65, ["repeated_word"])
+
+
+def test_the_same_phrase_four_times_in_a_row_costs_35() -> None:
+    start = "The child calls and calls again across the wide field:"
+
+    assert names(audit(f"{start} {'come home ' * 3} now.")) == []
+    four = audit(f"{start} {'come home ' * 4} now.")
+    assert (four.score, names(four)) == (65, ["repeated_phrase"])
+
+
+def test_more_than_30_percent_symbols_cost_25() -> None:
+    letters = "the quiet harbour sleeps under a wide sky of grey and pale blue light"  # 69
+    at_most = letters + "a" + "*" * 30
+    more = letters + "*" * 30
+
+    assert len(at_most) == 100
+    assert names(audit(at_most)) == []
+    assert (audit(more).score, names(audit(more))) == (75, ["symbols"])
+
+
+def test_vowel_signs_and_accents_are_no_symbols() -> None:
+    assert names(audit(HONEST["Hindi"])) == []
+    assert names(audit("e\u0301te\u0301 a\u0300 la mer " * 3 + "avec le bateau et le chien.")) == []
+
+
+def test_words_without_a_sentence_cost_15() -> None:
+    words = "the boat lies on a quiet beach and two children walk towards the calm water with a dog"
+
+    assert len(words.split()) == 18
+    assert names(audit(f"{words} now")) == []
+    assert names(audit(f"{words} right now")) == ["no_sentence"]
+    assert names(audit(f"{words} right now.")) == []
+
+
+def test_fewer_than_three_words_cost_15_beside_their_shortness() -> None:
+    assert names(audit("A dog.")) == ["too_short", "no_sentence"]
+    assert not audit("A dog.").passed
+    assert names(audit("A dog runs.")) == ["too_short"]
+
+
+def test_latin_text_without_any_everyday_word_costs_15() -> None:
+    words = "harbour boat gull rope wave sail stone cloud window lantern ladder"
+
+    assert names(audit(words)) == []
+    assert names(audit(f"{words} bucket")) == ["no_common_words"]
+
+
+def test_every_penalty_says_its_figures() -> None:
+    assert audit("Short.").penalties[0].reason == "The text has 6 characters, fewer than 50."
+
+
+@given(st.text(max_size=400) | st.text(st.sampled_from("ab <|>.,\n海का"), max_size=400))
+def test_any_text_gets_a_score_from_0_to_100(text: str) -> None:
+    result = audit(text)
+
+    assert 0 <= result.score <= 100
+    assert result.passed == (result.score >= PASS_SCORE)
+    assert result.score == max(0, 100 - sum(penalty.points for penalty in result.penalties))
+
+
+def test_a_megabyte_is_judged_quickly_enough_to_finish() -> None:
+    assert not audit("a" * 1_000_000).passed
+    assert not audit("海" * 300_000).passed
