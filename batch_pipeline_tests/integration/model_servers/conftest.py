@@ -1,0 +1,52 @@
+"""One suite for both dialects: real clients against the scripted server."""
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from batch_pipeline.media.content import Frame, MediaFacts
+from batch_pipeline.model_servers.base import Analyzer
+from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
+from batch_pipeline.settings import Settings
+from batch_pipeline.testing.model_server import ScriptedModelServer
+
+IMAGE = MediaFacts("image", "jpeg", 64, 48)
+VIDEO = MediaFacts("video", "mp4", 64, 48, duration_seconds=90.0)
+
+BuildAnalyzer = Callable[..., Analyzer]
+
+
+def picture(colour: str = "red", position_seconds: float = 0.0) -> Frame:
+    written = io.BytesIO()
+    Image.new("RGB", (64, 48), colour).save(written, "JPEG")
+    return Frame(written.getvalue(), position_seconds)
+
+
+@pytest.fixture(params=["ollama", "openai"])
+def dialect(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedModelServer]:
+    with ScriptedModelServer(drip_seconds=0.05) as running:
+        yield running
+
+
+@pytest.fixture
+def build(dialect: str, server: ScriptedModelServer) -> Iterator[BuildAnalyzer]:
+    """Builds the analyzer for the server as `Settings` would, with some settings changed."""
+
+    def for_server(**changed: Any) -> Analyzer:
+        settings: dict[str, Any] = {
+            "analyzer": dialect,
+            "ollama_host": server.ollama_url,
+            "openai_base_url": server.openai_url,
+        }
+        return build_analyzer(Settings(_env_file=None, **(settings | changed)))
+
+    yield for_server
+    close_analyzers()

@@ -1,0 +1,87 @@
+import pytest
+
+from batch_pipeline.model_servers.base import HealthCheck
+from batch_pipeline.testing.model_server import ScriptedModelServer
+from batch_pipeline_tests.integration.model_servers.conftest import BuildAnalyzer
+
+
+def only_failure(checks: list[HealthCheck]) -> HealthCheck:
+    (failed,) = [check for check in checks if not check.ok]
+    return failed
+
+
+def test_a_server_with_both_models_is_well(build: BuildAnalyzer) -> None:
+    checks = build().check()
+
+    assert [(check.name, check.ok) for check in checks] == [
+        ("vision model qwen2.5vl:7b", True),
+        ("embedding model bge-m3", True),
+    ]
+
+
+def test_a_server_that_does_not_answer_fails_both_checks_and_says_what_to_set(
+    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+) -> None:
+    server.stop()
+
+    checks = build().check()
+
+    assert [check.ok for check in checks] == [False, False]
+    assert all("Connect call failed" in check.detail for check in checks)
+    variable = "OLLAMA_HOST" if dialect == "ollama" else "OPENAI_BASE_URL"
+    assert all(f"BATCH_PIPELINE_{variable}" in check.hint for check in checks)
+
+
+def test_a_missing_model_is_told_with_what_there_is(
+    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+) -> None:
+    server.vision_models[:] = ["qwen2.5vl:3b"]
+
+    failed = only_failure(build().check())
+
+    assert "qwen2.5vl:7b is not on" in failed.detail
+    assert "qwen2.5vl:3b" in failed.detail
+    if dialect == "ollama":
+        assert "ollama pull qwen2.5vl:7b" in failed.hint
+
+
+def test_another_tag_of_a_model_is_another_model(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.embedding_models[:] = ["bge-m3:567m"]
+
+    assert "embedding model bge-m3" in only_failure(build().check()).name
+
+
+def test_a_model_whose_vectors_do_not_fit_the_column_is_found_before_any_upload(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.dimensions = 768
+
+    failed = only_failure(build().check())
+
+    assert "have 768 numbers, 1024 are stored" in failed.detail
+    assert "BATCH_PIPELINE_EMBEDDING_DIMENSIONS=768" in failed.detail
+
+
+def test_a_model_that_cannot_see_is_no_vision_model(
+    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+) -> None:
+    if dialect != "ollama":
+        pytest.skip("the protocol does not tell what a model can do")
+
+    failed = only_failure(build(vision_model="bge-m3").check())
+
+    assert "not made for vision" in failed.detail
+
+
+def test_a_key_that_is_refused_names_the_setting(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.api_key = "secret"
+
+    checks = build(openai_api_key="wrong").check()
+
+    assert [check.ok for check in checks] == [False, False]
+    assert all("API_KEY" in check.hint for check in checks)
+    assert all("wrong" not in check.detail for check in checks)

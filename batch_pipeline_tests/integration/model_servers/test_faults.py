@@ -1,0 +1,229 @@
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from batch_pipeline.errors import (
+    ClaimLostError,
+    KindedError,
+    PermanentError,
+    ServiceDownError,
+    TransientError,
+)
+from batch_pipeline.testing.model_server import Fault, ScriptedModelServer, at_random
+from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, BuildAnalyzer, picture
+
+
+@pytest.mark.parametrize(
+    ("fault", "named", "reason"),
+    [
+        (Fault.ERROR_500, (TransientError, "model_server_error"), "unexpectedly stopped: signal"),
+        (Fault.BAD_GATEWAY_502, (TransientError, "model_server_error"), "upstream closed"),
+        (Fault.RESET, (TransientError, "model_server_error"), "reset by peer"),
+        (Fault.CUT_JSON, (TransientError, "model_output_invalid"), "not an answer of its protocol"),
+        (Fault.EMPTY, (TransientError, "model_output_invalid"), "an empty answer"),
+        (Fault.CUT_BY_LENGTH, (TransientError, "model_output_invalid"), "cut by length"),
+        (Fault.MISSING_404, (ServiceDownError, "model_missing"), "model 'qwen2.5vl:7b' not found"),
+        (Fault.REFUSED_KEY_401, (ServiceDownError, "model_server_refused"), "API_KEY"),
+        (Fault.UNSUITABLE_400, (ServiceDownError, "model_unsuitable"), "does not support image"),
+        (Fault.REFUSED_INPUT_400, (PermanentError, "model_refused_input"), "decode the picture"),
+    ],
+)
+def test_a_fault_of_a_description_is_named_by_what_to_do_next(
+    build: BuildAnalyzer,
+    server: ScriptedModelServer,
+    fault: Fault,
+    named: tuple[type[KindedError], str],
+    reason: str,
+) -> None:
+    error, kind = named
+    vision = build().vision
+    server.play("vision", [fault])
+
+    with pytest.raises(error, match=reason) as raised:
+        vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == kind
+    assert len(server.calls) == 1
+    assert vision.describe(IMAGE, [picture()])  # nothing of it lingers
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "kind"),
+    [
+        (Fault.EMPTY, TransientError, "embedding_empty"),
+        (Fault.NAN, TransientError, "embedding_not_finite"),
+        (Fault.ZEROS, TransientError, "embedding_zero"),
+        (Fault.WRONG_DIMENSION, ServiceDownError, "embedding_wrong_length"),
+        (Fault.CUT_JSON, TransientError, "model_output_invalid"),
+        (Fault.ERROR_500, TransientError, "model_server_error"),
+    ],
+)
+def test_an_embedding_that_cannot_be_stored_has_a_kind_of_its_own(
+    build: BuildAnalyzer,
+    server: ScriptedModelServer,
+    fault: Fault,
+    error: type[KindedError],
+    kind: str,
+) -> None:
+    server.play("embedding", [fault])
+
+    with pytest.raises(error) as raised:
+        build().embedding.embed(["a boat"])
+
+    assert raised.value.kind == kind
+
+
+def test_a_missing_model_says_which_command_brings_it(
+    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+) -> None:
+    if dialect != "ollama":
+        pytest.skip("other servers have no such command")
+    server.embedding_models.clear()
+
+    with pytest.raises(ServiceDownError, match="ollama pull bge-m3"):
+        build().embedding.embed(["a boat"])
+
+
+@pytest.mark.parametrize("fault", [Fault.BUSY_503, Fault.BUSY_429])
+def test_a_busy_server_is_asked_again_when_it_says(
+    build: BuildAnalyzer, server: ScriptedModelServer, fault: Fault
+) -> None:
+    server.retry_after = "0.2"
+    server.play("vision", [fault, fault])
+
+    assert build().vision.describe(IMAGE, [picture()])
+
+    first, second, third = (call.started_at for call in server.calls)
+    assert second - first >= 0.2
+    assert third - second >= 0.2
+
+
+def test_a_server_that_stays_busy_is_left_alone_after_a_few_tries(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.retry_after = "0.01"
+    server.play("vision", itertools.repeat(Fault.BUSY_503))
+
+    with pytest.raises(TransientError, match="maximum pending requests") as raised:
+        build().vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_server_busy"
+    assert len(server.calls) == 4
+
+
+def test_a_long_pause_that_a_server_asks_for_is_not_spent_holding_an_upload(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.retry_after = "3600"
+    server.play("vision", [Fault.BUSY_429])
+
+    with pytest.raises(TransientError, match="too many requests"):
+        build().vision.describe(IMAGE, [picture()])
+
+
+def test_a_silent_server_holds_a_call_no_longer_than_the_read_time_out(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.play("vision", [Fault.HANG])
+    started = time.monotonic()
+
+    with pytest.raises(TransientError) as raised:
+        build(model_read_seconds=0.3).vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_timeout"
+    assert time.monotonic() - started < 1.5
+    assert server.calls[0].client_left.wait(timeout=2)
+
+
+def test_a_dripping_server_holds_a_call_no_longer_than_the_total_deadline(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.play("vision", [Fault.DRIP])
+    started = time.monotonic()
+
+    with pytest.raises(TransientError, match=r"no complete answer within 0\.5 s") as raised:
+        build(model_read_seconds=0.3, model_total_seconds=0.5).vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_timeout"
+    assert time.monotonic() - started < 1.7
+    assert server.calls[0].client_left.wait(timeout=2)
+
+
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.DRIP])
+def test_a_cancelled_call_ends_within_two_seconds_and_closes_its_connection(
+    build: BuildAnalyzer, server: ScriptedModelServer, fault: Fault
+) -> None:
+    server.play("vision", [fault])
+    cancelled = threading.Event()
+    vision = build().vision
+
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled.is_set)
+        server.wait_for_calls(1)
+        cancelled.set()
+        with pytest.raises(ClaimLostError):
+            call.result(timeout=2)
+
+    assert server.calls[0].client_left.wait(timeout=2)
+
+
+def test_a_call_that_waits_for_its_turn_can_be_cancelled(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.play("vision", [Fault.HANG])
+    cancelled, first_cancelled = threading.Event(), threading.Event()
+    vision = build(max_vision_calls=1).vision
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(
+            vision.describe, IMAGE, [picture()], cancelled=first_cancelled.is_set
+        )
+        server.wait_for_calls(1)
+        second = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled.is_set)
+        cancelled.set()
+        with pytest.raises(ClaimLostError):
+            second.result(timeout=2)
+        first_cancelled.set()
+        with pytest.raises(ClaimLostError):
+            first.result(timeout=2)
+
+    assert len(server.calls) == 1
+
+
+def test_a_caller_is_asked_at_least_twice_a_second_whether_it_still_wants_its_call(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.play("vision", [Fault.HANG])
+    asked: list[float] = []
+
+    def cancelled() -> bool:
+        asked.append(time.monotonic())
+        return False
+
+    with pytest.raises(TransientError):
+        build(model_read_seconds=1.2).vision.describe(IMAGE, [picture()], cancelled=cancelled)
+
+    assert max(later - earlier for earlier, later in itertools.pairwise(asked)) < 0.5
+
+
+def test_when_four_calls_in_ten_crash_each_crash_fails_its_own_call_alone(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.play("vision", at_random(Fault.ERROR_500, 0.4, seed=3))
+    vision = build().vision
+
+    def tried(_: int) -> str:
+        try:
+            return vision.describe(IMAGE, [picture()])
+        except TransientError as error:
+            return error.kind
+
+    with ThreadPoolExecutor(8) as threads:
+        outcomes = list(threads.map(tried, range(60)))
+
+    crashes = sum(call.fault is not None for call in server.calls)
+    assert 10 < crashes < 40
+    assert outcomes.count("model_server_error") == crashes

@@ -1,0 +1,182 @@
+import logging
+
+import pytest
+
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.model_servers import prompts
+from batch_pipeline.testing.model_server import (
+    INJECTED_TEXT,
+    Fault,
+    ReceivedCall,
+    ScriptedModelServer,
+    describe_picture,
+    embed_text,
+)
+from batch_pipeline_tests.integration.model_servers.conftest import (
+    IMAGE,
+    VIDEO,
+    BuildAnalyzer,
+    picture,
+)
+
+
+def sampling(call: ReceivedCall) -> dict[str, float]:
+    """What was asked of the sampler, under the names of Ollama."""
+    if call.dialect == "ollama":
+        return dict(call.body["options"])
+    return {
+        "temperature": call.body["temperature"],
+        "seed": call.body["seed"],
+        "num_predict": call.body["max_tokens"],
+    }
+
+
+def test_a_picture_is_sent_unchanged_with_its_prompt_and_limits(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    frame = picture("navy")
+
+    description = build().vision.describe(IMAGE, [frame])
+
+    assert description == describe_picture(frame.jpeg)
+    (call,) = server.calls
+    assert call.model == "qwen2.5vl:7b"
+    assert call.images == [frame.jpeg]
+    assert call.texts == [prompts.IMAGE]
+    assert sampling(call)["temperature"] == 0.3
+    assert sampling(call)["num_predict"] == 512
+
+
+def test_ollama_is_asked_for_a_context_of_8192_and_a_plain_answer(
+    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+) -> None:
+    if dialect != "ollama":
+        pytest.skip("the protocol has no such option")
+    build().vision.describe(IMAGE, [picture()])
+
+    (call,) = server.calls
+    assert call.body["options"]["num_ctx"] == 8192
+    assert call.body["stream"] is False
+
+
+def test_the_openai_dialect_sends_pictures_as_data_urls_and_a_key(
+    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+) -> None:
+    if dialect != "openai":
+        pytest.skip("the other protocol carries pictures beside the text")
+    server.api_key = "secret"
+    build(openai_api_key="secret").vision.describe(IMAGE, [picture()])
+
+    (call,) = server.calls
+    url = call.body["messages"][0]["content"][1]["image_url"]["url"]
+    assert url.startswith("data:image/jpeg;base64,")
+    assert call.headers["authorization"] == "Bearer secret"
+
+
+def test_a_later_attempt_never_repeats_an_earlier_call(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    vision = build().vision
+    for attempt in (1, 2, 3):
+        vision.describe(IMAGE, [picture()], attempt=attempt)
+
+    asked = [sampling(call) for call in server.calls]
+    assert len({one["seed"] for one in asked}) == 3
+    assert [one["temperature"] for one in asked] == pytest.approx([0.3, 0.5, 0.7])
+
+
+def test_a_video_is_described_frame_by_frame_then_as_a_whole(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    frames = [picture("red", 0), picture("lime", 30.2), picture("blue", 75)]
+
+    description = build().vision.describe(VIDEO, frames)
+
+    *of_frames, synthesis = server.calls
+    assert [call.images for call in of_frames] == [[frame.jpeg] for frame in frames]
+    assert ["at 0:00" in of_frames[0].texts[0], "at 1:15" in of_frames[2].texts[0]] == [True, True]
+    assert synthesis.images == []
+    assert sampling(synthesis)["num_predict"] == 2048
+    (prompt,) = synthesis.texts
+    places = [prompt.index(describe_picture(frame.jpeg)) for frame in frames]
+    assert places == sorted(places)
+    assert "red, then green, then blue" in description
+
+
+def test_a_video_of_one_frame_needs_no_synthesis(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    frame = picture("lime")
+
+    assert build().vision.describe(VIDEO, [frame]) == describe_picture(frame.jpeg)
+    assert len(server.calls) == 1
+
+
+def test_a_crash_on_one_frame_is_asked_again_on_the_spot_and_not_the_same_way(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.play("vision", [None, Fault.ERROR_500, Fault.EMPTY])
+
+    build().vision.describe(VIDEO, [picture("red"), picture("blue", 5)])
+
+    assert len(server.calls) == 5  # one frame, three tries of the other, the synthesis
+    assert len({sampling(call)["seed"] for call in server.calls[1:4]}) == 3
+
+
+def test_text_in_a_picture_that_the_model_obeys_stays_literal_text(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.play("vision", [Fault.INJECTED])
+
+    assert build().vision.describe(IMAGE, [picture()]) == INJECTED_TEXT
+
+
+def test_thoughts_of_the_model_are_not_part_of_the_description(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.play("vision", [Fault.THINKING])
+    frame = picture()
+
+    assert build().vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+
+
+def test_many_texts_are_embedded_in_one_call_in_their_order(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    embedding = build().embedding
+
+    vectors = embedding.embed(["a red boat", "a green hill", "snow"])
+
+    assert (embedding.name, embedding.dimensions) == ("bge-m3", 1024)
+    assert vectors == [embed_text(text, 1024) for text in ("a red boat", "a green hill", "snow")]
+    (call,) = server.calls
+    assert call.model == "bge-m3"
+
+
+def test_no_text_is_no_call(build: BuildAnalyzer, server: ScriptedModelServer) -> None:
+    assert build().embedding.embed([]) == []
+    assert server.calls == []
+
+
+def test_a_text_beyond_the_context_is_embedded_in_part_and_flagged(
+    build: BuildAnalyzer, server: ScriptedModelServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.context_characters = 1000
+    long = "harbour lights " * 200
+
+    with caplog.at_level(logging.WARNING):
+        short_vector, long_vector = build().embedding.embed(["a boat", long])
+
+    assert short_vector == embed_text("a boat", 1024)
+    assert long_vector == embed_text(long[: len(long) // 4], 1024)
+    assert "is too long for bge-m3" in caplog.text
+    assert "exceeds the context length" in caplog.text
+
+
+def test_a_context_too_small_for_anything_is_an_error_not_an_endless_loop(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.context_characters = 10
+
+    with pytest.raises(PermanentError, match="exceeds the context length"):
+        build().embedding.embed(["harbour lights " * 200])

@@ -1,0 +1,62 @@
+import pytest
+
+from batch_pipeline.errors import TransientError
+from batch_pipeline.media.content import Frame
+from batch_pipeline.model_servers.answers import clean, usable_text
+from batch_pipeline.model_servers.prompts import synthesis_prompt
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("  A boat.\n", "A boat."),
+        ("A boat.\r\nA pier.", "A boat.\nA pier."),
+        ("A\x00 boat\x1b[31m\x07.", "A boat[31m."),
+        ("A \u202eboat\u2066\ufeff.", "A boat."),
+        ("A \ud800boat.", "A boat."),
+        ("Family 👩‍👧 café 東京", "Family 👩‍👧 café 東京"),
+        ("<think>Hm, a boat?</think>A boat.", "A boat."),
+        ("<THINKING>\nHm\n</thinking>\nA boat.", "A boat."),
+        ("Hm, a boat?\n</think>\n\nA boat.", "A boat."),
+        ("A boat.<think>And now", "A boat."),
+        ("```\nA boat.\n```", "A boat."),
+        ("```markdown\nA boat.\n\nA pier.\n```", "A boat.\n\nA pier."),
+        ("A sign: ```x``` here", "A sign: ```x``` here"),
+        ('"A boat."', "A boat."),
+        ("“A boat.”", "A boat."),
+        ('"Stop" and "Go"', '"Stop" and "Go"'),
+        ('A sign reads "Stop"', 'A sign reads "Stop"'),
+        ("A boat.\n\n\n \n\nA pier.", "A boat.\n\nA pier."),
+        ("A boat.<|im_end|>", "A boat.<|im_end|>"),
+        ("<b>A boat</b>", "<b>A boat</b>"),
+        ('"', '"'),
+    ],
+)
+def test_only_the_form_of_an_answer_is_mended(answer: str, text: str) -> None:
+    assert clean(answer) == text
+
+
+@pytest.mark.parametrize("answer", ["", " \n", "<think>never ends", "\x00", "```\n```", '""'])
+def test_an_answer_of_nothing_is_not_a_description(answer: str) -> None:
+    with pytest.raises(TransientError) as raised:
+        usable_text(answer, cut_by_length=False)
+
+    assert raised.value.kind == "model_output_invalid"
+
+
+def test_an_answer_cut_by_length_is_not_a_description() -> None:
+    with pytest.raises(TransientError, match="cut by length and ends: …'A boat and'"):
+        usable_text("A boat and", cut_by_length=True)
+
+
+def test_braces_in_a_frames_description_do_not_break_the_synthesis() -> None:
+    prompt = synthesis_prompt([Frame(b""), Frame(b"", 5.0)], ["a {frames} sign", "{0} {total}"])
+
+    assert "a {frames} sign" in prompt
+    assert "{0} {total}" in prompt
+
+
+def test_descriptions_of_many_frames_leave_room_for_the_answer() -> None:
+    frames = [Frame(b"", float(second)) for second in range(20)]
+
+    assert len(synthesis_prompt(frames, ["word " * 1000] * 20)) < 20_000
