@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 WORD_WEIGHT = 1.0
 GRAMS_WEIGHT = 0.6
 PAIR_WEIGHT = 0.7
+#: Of words that say little: common ones, and figures, which every description is full of.
 COMMON_WORD_WEIGHT = 0.1
+NUMBER_WEIGHT = 0.4
 #: Longer runs of letters are cut into pieces, so that hostile text can neither cost much nor fill
 #: the cache with long keys (characters).
 LONGEST_WORD = 64
@@ -62,10 +64,9 @@ def hash_text(text: str, dimensions: int) -> NDArray[np.float64]:
     words = _words(text)
     for word, count in Counter(words).items():
         slots, values = _word_features(word, dimensions)
-        weight = COMMON_WORD_WEIGHT if word in COMMON_WORDS else 1.0
-        np.add.at(vector, slots, weight * _damped(count) * values)
+        np.add.at(vector, slots, _weight(word) * _damped(count) * values)
     for (first, second), count in Counter(pairwise(words)).items():
-        if first not in COMMON_WORDS and second not in COMMON_WORDS:
+        if _weight(first) == _weight(second) == 1.0:
             slot, sign = _hash(f"p:{first} {second}", dimensions)
             vector[slot] += sign * PAIR_WEIGHT * _damped(count)
     length = float(np.linalg.norm(vector))
@@ -76,6 +77,12 @@ def hash_text(text: str, dimensions: int) -> NDArray[np.float64]:
         vector[slot] = sign
         return vector
     return vector / length
+
+
+def _weight(word: str) -> float:
+    if word in COMMON_WORDS:
+        return COMMON_WORD_WEIGHT
+    return NUMBER_WEIGHT if word.isdecimal() else 1.0
 
 
 def _damped(count: int) -> float:
