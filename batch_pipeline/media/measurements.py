@@ -88,14 +88,15 @@ def measure(frames: Sequence[Pixels]) -> Measurements:
     """Measure one picture, or the frames of a video in the order of time.
 
     Args:
-        frames: at least one, all of one size as frames of one video are.
+        frames: at least one; where a video changes its size on the way, later frames are fitted
+            to the first.
 
     Raises:
-        ValueError: no frames, or frames of different sizes.
+        ValueError: no frames.
     """
     if not frames:
         raise ValueError("no frames to measure")
-    stack = np.stack(frames)
+    stack = np.stack([_fitted(frame, frames[0].shape) for frame in frames])
     lightness, chroma = _lightness_and_chroma(stack)
     names, tones = _name_colours(stack, lightness, chroma)
     third = max(1, stack.shape[1] // 3)
@@ -111,6 +112,12 @@ def measure(frames: Sequence[Pixels]) -> Measurements:
         motion=_motion(lightness),
         brightness_change=float(means[-1] - means[0]),
     )
+
+
+def _fitted(frame: Pixels, shape: tuple[int, ...]) -> Pixels:
+    if frame.shape == shape:
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((shape[1], shape[0])))
 
 
 # Light ----------------------------------------------------------------------------------------

@@ -117,6 +117,12 @@ def test_the_smallest_pictures_can_be_measured(size: tuple[int, int]) -> None:
     assert measure([plain("#2878e0", size)]).colours[0].share == 1
 
 
+def test_a_video_that_changes_its_size_can_be_measured() -> None:
+    frames = [plain("#2878e0", (32, 24)), plain("#2878e0", (16, 24))]
+
+    assert measure(frames).motion == 0
+
+
 def test_no_frames_are_refused() -> None:
     with pytest.raises(ValueError, match="no frames"):
         measure([])
