@@ -306,20 +306,20 @@ def demo(
     from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
     from batch_pipeline.services.search import search as find  # noqa: PLC0415
 
-    folder = media or stack_runner.sample_media()
+    files = [media] if media else stack_runner.sample_media()
     pipeline = session.pipeline
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
     say("Starting Dagster …")
     with stack_runner.running_stack(session.settings, port=port) as stack:
         say(f"The UI is at {stack.url}\n")
         submission = submit_files(
-            [folder],
+            files,
             publisher=pipeline.publisher,
             storage=pipeline.storage,
             settings=session.settings,
         )
         if submission.batch_id is None:
-            raise RefusedError(f"{folder} holds no photo or video")
+            raise RefusedError(f"{media or 'the sample folder'} holds no photo or video")
         if not as_json:
             _print_submission(submission)
         _follow(session, submission.batch_id, quiet=as_json, timeout_seconds=600)

@@ -37,8 +37,8 @@ class Stack:
     dagster_home: Path
 
 
-def sample_media() -> Path:
-    """Folder of the sample files.
+def sample_media() -> list[Path]:
+    """List the sample files, without the script that made them.
 
     Raises:
         RefusedError: this is not a checkout of the project.
@@ -48,7 +48,8 @@ def sample_media() -> Path:
             "the sample files are part of the project's checkout, not of the installed package: "
             "say `batch-pipeline demo --media FOLDER` with photos and videos of yours"
         )
-    return SAMPLE_MEDIA
+    notes = {".py", ".md"}
+    return sorted(path for path in SAMPLE_MEDIA.iterdir() if path.suffix not in notes)
 
 
 def prepare_dagster_home(settings: Settings) -> Path:

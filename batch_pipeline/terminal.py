@@ -28,6 +28,8 @@ from batch_pipeline.services.search import SearchResult
 
 #: Uploads in work that are shown at once.
 _SHOWN_IN_WORK = 8
+#: Characters of a description that a table shows.
+_SHOWN_TEXT = 110
 #: Words for the statuses in which an upload is in work.
 _STAGES = {"analyzing": "looking", "embedding": "embedding"}
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
@@ -120,6 +122,11 @@ def _plain_table(title: str | None, *columns: str) -> Table:
     return table
 
 
+def _shortened(text: str) -> Text:
+    """The beginning of a text; the whole of it is in the JSON."""
+    return literal(text if len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…")
+
+
 def uploads_table(uploads: Sequence[Mapping[str, Any]]) -> Table:
     """List uploads with what is known of each: its description, or why it failed."""
     table = _plain_table(None, "file", "status", "score", "description or reason")
@@ -134,7 +141,7 @@ def uploads_table(uploads: Sequence[Mapping[str, Any]]) -> Table:
             literal(upload["filename"]),
             Text(status, style=_COLOURS.get(status, "")),
             Text("" if score is None else str(score)),
-            literal(said),
+            _shortened(said) if status == "completed" else literal(said),
         )
     return table
 
@@ -179,7 +186,9 @@ def search_table(results: Sequence[SearchResult]) -> Table:
     table = _plain_table(None, "similarity", "file", "description")
     for result in results:
         table.add_row(
-            Text(f"{result.similarity:.3f}"), literal(result.filename), literal(result.description)
+            Text(f"{result.similarity:.3f}"),
+            literal(result.filename),
+            _shortened(result.description),
         )
     return table
 

@@ -1,23 +1,28 @@
-"""From settings to the analyzer that they name; who describes and who embeds is chosen apart."""
+"""From settings to the analyzer that they name; who describes and who embeds is chosen apart.
+
+The modules that speak to servers are imported when they are chosen: their client libraries take a
+second to load, which a command that calls no model should not wait for.
+"""
 
 import threading
+from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.model_servers.base import Analyzer
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
-from batch_pipeline.model_servers.http_calls import CallLimits, CallSlots
-from batch_pipeline.model_servers.ollama import OllamaServer
-from batch_pipeline.model_servers.openai_compatible import OpenAICompatibleServer
-from batch_pipeline.model_servers.remote import ModelServer, RemoteEmbedding, RemoteVision
 from batch_pipeline.settings import AnalyzerName, Settings
+
+if TYPE_CHECKING:
+    from batch_pipeline.model_servers.remote import ModelServer
 
 #: Connections beside those of capped calls: health checks and looks at a server that was down.
 _SPARE_CONNECTIONS = 4
 
 _lock = threading.Lock()
-_servers: list[ModelServer] = []
+_servers: list["ModelServer"] = []
 
 
 def build_analyzer(settings: Settings) -> Analyzer:
@@ -43,6 +48,40 @@ def close_analyzers() -> None:
 
 @cache
 def _built(settings: Settings) -> Analyzer:
+    vision, embedding = settings.analyzer, settings.embedder_name
+    if vision is embedding is AnalyzerName.EMBEDDED:
+        return Analyzer(EmbeddedVision(), EmbeddedEmbedding(settings.embedding_dimensions))
+
+    from batch_pipeline.model_servers.http_calls import CallSlots  # noqa: PLC0415
+    from batch_pipeline.model_servers.remote import (  # noqa: PLC0415
+        RemoteEmbedding,
+        RemoteVision,
+    )
+
+    server = _server_maker(settings)
+    return Analyzer(
+        vision=EmbeddedVision()
+        if vision is AnalyzerName.EMBEDDED
+        else RemoteVision(
+            server(vision, _vision_url(settings)),
+            settings.vision_model,
+            CallSlots(settings.max_vision_calls),
+        ),
+        embedding=EmbeddedEmbedding(settings.embedding_dimensions)
+        if embedding is AnalyzerName.EMBEDDED
+        else RemoteEmbedding(
+            server(embedding, _embedding_url(settings)),
+            settings.embedding_model,
+            settings.embedding_dimensions,
+            CallSlots(settings.max_embedding_calls),
+        ),
+    )
+
+
+def _server_maker(settings: Settings) -> Callable[[AnalyzerName, str], "ModelServer"]:
+    """A maker that gives one object for one address, so that both models share its circuit."""
+    from batch_pipeline.model_servers.http_calls import CallLimits  # noqa: PLC0415
+
     limits = CallLimits(
         connect=settings.model_connect_seconds,
         read=settings.model_read_seconds,
@@ -50,45 +89,38 @@ def _built(settings: Settings) -> Analyzer:
         total=settings.model_total_seconds,
         connections=settings.max_vision_calls + settings.max_embedding_calls + _SPARE_CONNECTIONS,
     )
-    api_key = settings.openai_api_key.get_secret_value()
 
     @cache
-    def server(name: AnalyzerName, url: str) -> ModelServer:
-        made: ModelServer = (
-            OllamaServer(url, limits)
-            if name is AnalyzerName.OLLAMA
-            else OpenAICompatibleServer(url, api_key, limits)
-        )
+    def server(name: AnalyzerName, url: str) -> "ModelServer":
+        made: ModelServer
+        if name is AnalyzerName.OLLAMA:
+            from batch_pipeline.model_servers.ollama import OllamaServer  # noqa: PLC0415
+
+            made = OllamaServer(url, limits)
+        else:
+            from batch_pipeline.model_servers.openai_compatible import (  # noqa: PLC0415
+                OpenAICompatibleServer,
+            )
+
+            made = OpenAICompatibleServer(url, settings.openai_api_key.get_secret_value(), limits)
         _servers.append(made)
         return made
 
-    def address(name: AnalyzerName, *, of_embeddings: bool = False) -> str:
-        if name is AnalyzerName.OLLAMA:
-            return _address("OLLAMA_HOST", settings.ollama_host, "http://127.0.0.1:11434")
-        if of_embeddings and settings.openai_embedding_base_url:
-            url = settings.openai_embedding_base_url
-            return _address("OPENAI_EMBEDDING_BASE_URL", url, "http://127.0.0.1:8001/v1")
-        return _address("OPENAI_BASE_URL", settings.openai_base_url, "http://127.0.0.1:8000/v1")
+    return server
 
-    vision = settings.analyzer
-    embedder = settings.embedder_name
-    return Analyzer(
-        vision=EmbeddedVision()
-        if vision is AnalyzerName.EMBEDDED
-        else RemoteVision(
-            server(vision, address(vision)),
-            settings.vision_model,
-            CallSlots(settings.max_vision_calls),
-        ),
-        embedding=EmbeddedEmbedding(settings.embedding_dimensions)
-        if embedder is AnalyzerName.EMBEDDED
-        else RemoteEmbedding(
-            server(embedder, address(embedder, of_embeddings=True)),
-            settings.embedding_model,
-            settings.embedding_dimensions,
-            CallSlots(settings.max_embedding_calls),
-        ),
-    )
+
+def _vision_url(settings: Settings) -> str:
+    if settings.analyzer is AnalyzerName.OLLAMA:
+        return _address("OLLAMA_HOST", settings.ollama_host, "http://127.0.0.1:11434")
+    return _address("OPENAI_BASE_URL", settings.openai_base_url, "http://127.0.0.1:8000/v1")
+
+
+def _embedding_url(settings: Settings) -> str:
+    if settings.embedder_name is AnalyzerName.OLLAMA:
+        return _address("OLLAMA_HOST", settings.ollama_host, "http://127.0.0.1:11434")
+    if url := settings.openai_embedding_base_url:
+        return _address("OPENAI_EMBEDDING_BASE_URL", url, "http://127.0.0.1:8001/v1")
+    return _address("OPENAI_BASE_URL", settings.openai_base_url, "http://127.0.0.1:8000/v1")
 
 
 def _address(variable: str, value: str, example: str) -> str:

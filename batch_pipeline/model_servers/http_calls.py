@@ -23,7 +23,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import httpx2
-import openai
 import pydantic
 
 from batch_pipeline.errors import (
@@ -252,7 +251,7 @@ class ServerCalls:
             match cause:
                 case KindedError():
                     return cause
-                case httpx.HTTPStatusError() | httpx2.HTTPStatusError() | openai.APIStatusError():
+                case httpx.HTTPStatusError() | httpx2.HTTPStatusError():
                     response = cause.response
                     return error_for_status(
                         self.url, response.status_code, response.text, response.headers
@@ -277,12 +276,7 @@ class ServerCalls:
                     return ServiceDownError("model_server_down", f"{self.url}: {cause}")
                 case httpx.TransportError() | httpx2.TransportError():
                     return Disconnected(_root_reason(cause))
-                case (
-                    json.JSONDecodeError()
-                    | pydantic.ValidationError()
-                    | openai.APIResponseValidationError()
-                    | UnicodeDecodeError()
-                ):
+                case json.JSONDecodeError() | pydantic.ValidationError() | UnicodeDecodeError():
                     return TransientError(
                         "model_output_invalid",
                         f"model server {self.url} sent what is not an answer of its protocol: "

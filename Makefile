@@ -1,0 +1,45 @@
+# Two commands matter: `make demo` and `make test`. Both install what they need first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install demo dev test lint format clean
+
+help:
+	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
+	@echo "make test    install, run the tests"
+	@echo "make dev     install, run Dagster for your own batches (http://127.0.0.1:3000)"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove the environment and everything the demo stored"
+
+install: $(BIN)/.installed
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; say: make PYTHON=python3.11 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Without a terminal there is nobody to stop it: then it ends with the batch.
+demo: install
+	@if [ -t 0 ]; then $(BIN)/batch-pipeline demo $(ARGS); \
+	else $(BIN)/batch-pipeline demo --exit $(ARGS); fi
+
+dev: install
+	$(BIN)/dagster dev
+
+test: install
+	$(BIN)/pytest -n 2 $(ARGS)
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) .batch_pipeline .tmp_dagster_home_*

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Installs what tests need from the system: Redis, and a browser. Debian and Ubuntu, as root; on
+# other systems install them by hand, or let the tests that need them be skipped.
+set -euo pipefail
+
+missing=()
+command -v redis-server >/dev/null || missing+=(redis-server)
+command -v chromium >/dev/null || missing+=(chromium)
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; then
+    echo "not installed, and this is not Debian as root: ${missing[*]}" >&2
+    exit 0
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
