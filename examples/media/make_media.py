@@ -738,7 +738,9 @@ def encode_film(frames: Iterator[Array], kind: str) -> bytes:
         "webm": ("libvpx-vp9", {"crf": "36", "b": "0", "threads": "1"}),
     }[kind]
     film = io.BytesIO()
-    with av.open(film, "w", format=kind) as container:
+    # Without this flag a WebM carries a random number.
+    bit_exact = {"fflags": "+bitexact"}
+    with av.open(film, "w", format=kind, container_options=bit_exact) as container:
         stream = container.add_stream(codec, rate=Fraction(RATE), options=options)
         stream.width, stream.height = FILM
         stream.pix_fmt = "yuv420p"
