@@ -184,7 +184,7 @@ class ServerCalls:
                             f"model server {self.url} broke off its answer: {error}",
                         ) from error
                     unreachable += 1
-                    if unreachable == _CONNECTION_TRIES:
+                    if unreachable == _CONNECTION_TRIES or self._circuit.is_open:
                         raise self._down(str(error)) from error
                     seconds = _jittered(_CONNECTION_WAIT_SECONDS * unreachable)
                 except Busy as error:
@@ -339,9 +339,17 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
     return ServiceDownError("model_server_refused", message)
 
 
-@cache
+_starting_loop = threading.Lock()
+
+
 def _event_loop() -> asyncio.AbstractEventLoop:
     """The loop that carries the calls of this process, started with the first of them."""
+    with _starting_loop:
+        return _started_loop()
+
+
+@cache
+def _started_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="model-calls", daemon=True).start()
     return loop

@@ -18,6 +18,10 @@ VIDEO = MediaFacts("video", "mp4", 64, 48, duration_seconds=90.0)
 
 BuildAnalyzer = Callable[..., Analyzer]
 
+#: For rules that only one of the protocols can follow.
+only_ollama = pytest.mark.parametrize("dialect", ["ollama"], indirect=True)
+only_openai = pytest.mark.parametrize("dialect", ["openai"], indirect=True)
+
 
 def picture(colour: str = "red", position_seconds: float = 0.0) -> Frame:
     written = io.BytesIO()

@@ -1,8 +1,7 @@
-import pytest
 
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.testing.model_server import ScriptedModelServer
-from batch_pipeline_tests.integration.model_servers.conftest import BuildAnalyzer
+from batch_pipeline_tests.integration.model_servers.conftest import BuildAnalyzer, only_ollama
 
 
 def only_failure(checks: list[HealthCheck]) -> HealthCheck:
@@ -64,12 +63,10 @@ def test_a_model_whose_vectors_do_not_fit_the_column_is_found_before_any_upload(
     assert "BATCH_PIPELINE_EMBEDDING_DIMENSIONS=768" in failed.detail
 
 
+@only_ollama
 def test_a_model_that_cannot_see_is_no_vision_model(
-    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+    build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    if dialect != "ollama":
-        pytest.skip("the protocol does not tell what a model can do")
-
     failed = only_failure(build(vision_model="bge-m3").check())
 
     assert "not made for vision" in failed.detail

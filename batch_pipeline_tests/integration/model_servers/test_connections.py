@@ -32,8 +32,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def vision(dialect: str, server: ScriptedModelServer, clock: Clock) -> Iterator[VisionModel]:
-    """A vision model whose circuit goes by the test's clock."""
-    limits, circuit = CallLimits(), Circuit(pause_seconds=5, clock=clock)
+    """A vision model whose circuit goes by the test's clock and opens at the first failure."""
+    limits, circuit = CallLimits(), Circuit(failures_to_open=1, pause_seconds=5, clock=clock)
     remote: ModelServer = (
         OllamaServer(server.ollama_url, limits, circuit)
         if dialect == "ollama"
@@ -72,8 +72,9 @@ def test_calls_in_flight_never_exceed_the_setting_of_their_kind(
 
 
 def test_a_server_that_is_gone_stops_the_work_of_all_threads_without_burning_an_attempt(
-    vision: VisionModel, server: ScriptedModelServer
+    build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
+    vision = build().vision
     server.stop()
 
     def refused(_: int) -> str:
@@ -147,8 +148,9 @@ def test_a_health_check_that_finds_the_server_ends_the_pause(
 
 
 def test_a_short_outage_is_bridged_within_the_call(
-    vision: VisionModel, server: ScriptedModelServer
+    build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
+    vision = build().vision
     server.stop()
     asked = threading.Event()
 

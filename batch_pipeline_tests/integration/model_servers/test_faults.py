@@ -13,7 +13,12 @@ from batch_pipeline.errors import (
     TransientError,
 )
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer, at_random
-from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, BuildAnalyzer, picture
+from batch_pipeline_tests.integration.model_servers.conftest import (
+    IMAGE,
+    BuildAnalyzer,
+    only_ollama,
+    picture,
+)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +81,10 @@ def test_an_embedding_that_cannot_be_stored_has_a_kind_of_its_own(
     assert raised.value.kind == kind
 
 
+@only_ollama
 def test_a_missing_model_says_which_command_brings_it(
-    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+    build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    if dialect != "ollama":
-        pytest.skip("other servers have no such command")
     server.embedding_models.clear()
 
     with pytest.raises(ServiceDownError, match="ollama pull bge-m3"):
@@ -204,7 +208,7 @@ def test_a_caller_is_asked_at_least_twice_a_second_whether_it_still_wants_its_ca
         return False
 
     with pytest.raises(TransientError):
-        build(model_read_seconds=1.2).vision.describe(IMAGE, [picture()], cancelled=cancelled)
+        build(model_read_seconds=0.9).vision.describe(IMAGE, [picture()], cancelled=cancelled)
 
     assert max(later - earlier for earlier, later in itertools.pairwise(asked)) < 0.5
 

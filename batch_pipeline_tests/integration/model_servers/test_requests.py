@@ -16,6 +16,8 @@ from batch_pipeline_tests.integration.model_servers.conftest import (
     IMAGE,
     VIDEO,
     BuildAnalyzer,
+    only_ollama,
+    only_openai,
     picture,
 )
 
@@ -47,11 +49,10 @@ def test_a_picture_is_sent_unchanged_with_its_prompt_and_limits(
     assert sampling(call)["num_predict"] == 512
 
 
+@only_ollama
 def test_ollama_is_asked_for_a_context_of_8192_and_a_plain_answer(
-    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+    build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    if dialect != "ollama":
-        pytest.skip("the protocol has no such option")
     build().vision.describe(IMAGE, [picture()])
 
     (call,) = server.calls
@@ -59,11 +60,10 @@ def test_ollama_is_asked_for_a_context_of_8192_and_a_plain_answer(
     assert call.body["stream"] is False
 
 
+@only_openai
 def test_the_openai_dialect_sends_pictures_as_data_urls_and_a_key(
-    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+    build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    if dialect != "openai":
-        pytest.skip("the other protocol carries pictures beside the text")
     server.api_key = "secret"
     build(openai_api_key="secret").vision.describe(IMAGE, [picture()])
 
