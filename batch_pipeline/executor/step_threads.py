@@ -1,0 +1,151 @@
+"""The threads that run steps, and what they report; which step runs when is decided in `threaded`.
+
+Who stops whom: the loop sets the interrupt event, steps in flight end by themselves and report,
+idle threads are then sent home and joined. Threads are daemons, so that a step that never ends
+keeps nobody from leaving once the wait for it was given up (a second interrupt).
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Self
+
+from dagster import DagsterEvent
+from dagster._utils.interrupts import pop_captured_interrupt
+
+from batch_pipeline.executor.interrupts import bind_interrupt_event
+
+#: How long an interrupt may go unnoticed (seconds): Dagster's signal handler only sets a flag.
+POLL_SECONDS = 0.1
+_IDLE = "idle step thread"
+
+#: Does the work of a step; yields what happens.
+StepWork = Callable[[], Iterator[DagsterEvent]]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a thread says of its step: events in the order in which they happened."""
+
+    step_key: str
+    events: Sequence[DagsterEvent]
+    ended: bool
+    """The last report of this attempt; the thread is free."""
+    error: BaseException | None = None
+    """What escaped from the step; ends the run, as it does with Dagster's in-process executor."""
+
+
+class StepThread(threading.Thread):
+    """Runs one step after another, and bears the name of the one that it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(name=_IDLE, daemon=True)
+        self._tasks: SimpleQueue[tuple[str, Callable[[], None]] | None] = SimpleQueue()
+        self._at_end: list[Callable[[], None]] = []
+
+    def assign(self, name: str, task: Callable[[], None]) -> None:
+        """Give this idle thread something to do."""
+        self._tasks.put((name, task))
+
+    def dismiss(self) -> None:
+        """Let the thread end when it is idle."""
+        self._tasks.put(None)
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Call back in this thread before it ends."""
+        self._at_end.append(callback)
+
+    def run(self) -> None:
+        """Work until dismissed."""
+        while (assignment := self._tasks.get()) is not None:
+            self.name, task = assignment
+            task()
+            self.name = _IDLE
+            del assignment, task  # an idle thread keeps nothing of its last step alive
+        for callback in self._at_end:
+            callback()
+
+
+class StepThreads:
+    """As many threads as steps were ever in flight at a time; used by the loop's thread only.
+
+    Leaving with an exception sets the interrupt event and waits for the steps in flight.
+    """
+
+    def __init__(self, interrupt: threading.Event) -> None:
+        self._interrupt = interrupt
+        self._reports: SimpleQueue[StepReport] = SimpleQueue()
+        self._idle: list[StepThread] = []
+        self._busy: dict[str, StepThread] = {}
+        self._waits = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._interrupt.set()
+        while self._busy and self._waits:
+            self.reports(timeout=POLL_SECONDS)
+            self._waits = not pop_captured_interrupt()
+        for thread in (*self._idle, *self._busy.values()):
+            thread.dismiss()
+        for thread in self._idle:
+            thread.join()
+
+    @property
+    def in_flight(self) -> list[str]:
+        """Keys of the steps that have not ended yet."""
+        return list(self._busy)
+
+    def give_up(self) -> None:
+        """Do not wait for steps in flight any longer."""
+        self._waits = False
+
+    def start(self, step_key: str, work: StepWork) -> None:
+        """Run `work` in a thread, with a copy of the caller's context variables."""
+        if self._idle:
+            thread = self._idle.pop()
+        else:
+            thread = StepThread()
+            thread.start()
+        self._busy[step_key] = thread
+        context = copy_context()
+        context.run(bind_interrupt_event, self._interrupt)
+        thread.assign(step_key, lambda: context.run(self._work, step_key, work))
+
+    def reports(self, timeout: float) -> list[StepReport]:
+        """Wait for a report, at most `timeout` seconds; return all there are."""
+        reports: list[StepReport] = []
+        try:
+            reports.append(self._reports.get(timeout=timeout))
+            while True:
+                reports.append(self._reports.get_nowait())
+        except Empty:
+            pass
+        for report in reports:
+            if report.ended:
+                self._idle.append(self._busy.pop(report.step_key))
+        return reports
+
+    def _work(self, step_key: str, work: StepWork) -> None:
+        events: list[DagsterEvent] = []
+        error: BaseException | None = None
+        try:
+            for event in work():
+                events.append(event)
+                # Other steps may be waiting for just this output. All else is reported at the end,
+                # once hooks have run: a step must not be started again while they do.
+                if event.is_successful_output:
+                    self._reports.put(StepReport(step_key, events, ended=False))
+                    events = []
+        except BaseException as escaped:  # whatever it is, a thread always reports its end
+            error = escaped
+        self._reports.put(StepReport(step_key, events, ended=True, error=error))

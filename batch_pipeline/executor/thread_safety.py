@@ -1,0 +1,126 @@
+"""What of Dagster is not safe under threads, and what stands in for it.
+
+Found by reading and trying Dagster 1.13:
+
+=====================================  ===========================================================
+``ActiveExecution``, concurrency pool  Plain dicts and sets; only the executor's loop touches them.
+``ExecutionPlan.resolve``              Adds mapped steps to dicts that steps look up by key. Only
+                                       the loop iterates over them; a look-up is safe.
+``KnownExecutionState``                Shares its set of ready outputs with the loop. Steps only
+                                       ask for membership, which is safe.
+Python log capture                     Not safe: each step adds its handler to the shared loggers,
+                                       so that the first step in flight gets the lines of all, and
+                                       a handler removed meanwhile makes others miss lines.
+                                       `_RunLogCapture` stands in.
+Event loop of the plan context         Not safe: one for the run, and two async steps cannot run on
+                                       one loop at a time. `_LoopPerThread` stands in.
+``warnings.catch_warnings``            Not safe, and used around asset events: filters left over
+                                       when two overlap. The executor restores them with the run.
+Event writes                           Safe, one at a time: each step writes its own in its thread,
+                                       and all pass the one logging handler of the instance and its
+                                       lock.
+Resources, IO managers                 Made once per run in the main thread, shared by all threads;
+                                       Dagster's own in-memory and file IO managers are safe.
+Storage (SQLite, PostgreSQL)           Safe: a lock, or a connection per write.
+=====================================  ===========================================================
+
+An async resource lives on the loop of the run, an async step on the loop of its thread: what is
+bound to a loop (an HTTP session, say) has to be made in the step.
+"""
+
+import asyncio
+import logging
+import threading
+import warnings
+from asyncio import AbstractEventLoop
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar, cast
+
+from dagster._core.execution.context.system import PlanExecutionContext
+from dagster._core.execution.plan.outputs import StepOutputHandle
+from dagster._core.log_manager import DagsterLogHandler, DagsterLogManager
+
+from batch_pipeline.executor.step_threads import StepThread
+
+T = TypeVar("T")
+
+
+@contextmanager
+def thread_safe_context(context: PlanExecutionContext) -> Iterator[PlanExecutionContext]:
+    """Hand out `context` with what is not safe under threads replaced."""
+    handler = context.log._dagster_handler
+    with warnings.catch_warnings(), _RunLogCapture(handler).attached(context.log._managed_loggers):
+        yield PlanExecutionContext(
+            plan_data=context.plan_data,
+            execution_data=context._execution_data,
+            log_manager=_StepLogManager(handler, context.log.level),
+            output_capture=cast("dict[StepOutputHandle, object] | None", context.output_capture),
+            event_loop=cast(AbstractEventLoop, _LoopPerThread()),
+        )
+
+
+class _LoopPerThread:
+    """Runs async steps, each on an event loop of its thread; made when first needed."""
+
+    _runners = threading.local()
+
+    def run_until_complete(self, awaitable: Awaitable[T]) -> T:
+        """Run on the calling thread's loop; all that Dagster asks of a plan's event loop."""
+        runner = getattr(self._runners, "runner", None)
+        if runner is None:
+            runner = self._runners.runner = asyncio.Runner()
+            cast(StepThread, threading.current_thread()).at_end(runner.close)
+        result: T = runner.get_loop().run_until_complete(awaitable)
+        return result
+
+
+#: Handlers of the step (and hook, and type check …) whose code is running, the innermost last.
+_capturing: ContextVar[tuple[DagsterLogHandler, ...]] = ContextVar("_capturing", default=())
+
+
+class _RunLogCapture(logging.Handler):
+    """Hands lines of Python loggers to the step that wrote them.
+
+    Lines of a thread that is no step's (a pool of the user's, say) are logged for the run.
+    """
+
+    def __init__(self, run_handler: DagsterLogHandler) -> None:
+        super().__init__()
+        self._run_handler = run_handler
+        self._loop_thread = threading.current_thread()
+
+    @contextmanager
+    def attached(self, loggers: Sequence[logging.Logger]) -> Iterator[None]:
+        """Listen to `loggers`, from the first step to the last."""
+        for logger in loggers:
+            logger.addHandler(self)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeHandler(self)
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Pass `record` on; without this handler's lock, each target has its own."""
+        handlers = _capturing.get()
+        if handlers:
+            return bool(handlers[0].handle(record))
+        thread = threading.current_thread()
+        if thread is self._loop_thread or isinstance(thread, StepThread):
+            return False  # between steps nothing is captured, as in Dagster
+        return bool(self._run_handler.handle(record))
+
+
+class _StepLogManager(DagsterLogManager):
+    """A log manager whose capture of Python loggers holds for its own thread only."""
+
+    def begin_python_log_capture(self) -> None:
+        _capturing.set((*_capturing.get(), self._dagster_handler))
+
+    def end_python_log_capture(self) -> None:
+        _capturing.set(_capturing.get()[:-1])
+
+    def with_tags(self, **new_tags: str) -> "_StepLogManager":
+        return _StepLogManager(self._dagster_handler.with_tags(**new_tags), self.level)

@@ -1,0 +1,336 @@
+"""The threaded executor: its configuration, and the loop that decides what runs next.
+
+Dagster's state machine (`ActiveExecution`) knows which steps are ready, waiting to be retried,
+blocked by a limit, to be skipped. The loop, in the run worker's main thread, starts in threads what
+is ready and tells the state machine what they report. Everything else is as with Dagster's
+in-process executor: resources are made once for the run, standard output is captured once for the
+run, the events of a step are the same and in the same order.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import dagster as dg
+from dagster import DagsterEvent, DagsterExecutionInterruptedError
+from dagster._core.events import EngineEventData
+from dagster._core.execution.api import ExecuteRunWithPlanIterable
+from dagster._core.execution.compute_logs import create_compute_log_file_key
+from dagster._core.execution.context.system import PlanExecutionContext, PlanOrchestrationContext
+from dagster._core.execution.context_creation_job import PlanExecutionContextManager
+from dagster._core.execution.plan.active import ActiveExecution
+from dagster._core.execution.plan.execute_plan import (
+    _trigger_hook,
+    dagster_event_sequence_for_step,
+)
+from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.plan.state import KnownExecutionState
+from dagster._core.execution.plan.step import ExecutionStep
+from dagster._core.execution.retries import RetryMode, get_retries_config
+from dagster._core.execution.step_dependency_config import (
+    StepDependencyConfig,
+    get_step_dependency_config_field,
+)
+from dagster._core.execution.tags import get_tag_concurrency_limits_config
+from dagster._core.executor.base import Executor
+from dagster._core.executor.init import InitExecutorContext
+from dagster._utils.error import serializable_error_info_from_exc_info
+
+from batch_pipeline.executor.step_threads import POLL_SECONDS, StepThreads
+from batch_pipeline.executor.thread_safety import thread_safe_context
+
+
+class StepsCanNeverRunError(dg.DagsterError):
+    """Nothing runs, nothing is waited for, and yet steps are left: their inputs will never come.
+
+    Dagster's other executors wait for ever. Seen when a run is re-executed from failure after its
+    worker was killed, with ``require_upstream_step_success: false``: steps that had not begun are
+    in no plan, but those behind them are. Also with a tag concurrency limit of 0. Re-execute all
+    steps instead, or those that the message names as missing.
+    """
+
+
+THREADED_CONFIG = dg.Field(
+    {
+        "max_concurrent": dg.Field(
+            dg.Int,
+            default_value=4,
+            description="Steps of one run that run at the same time (threads), at least 1.",
+        ),
+        "tag_concurrency_limits": get_tag_concurrency_limits_config(),  # type: ignore[no-untyped-call]
+        "retries": get_retries_config(),  # type: ignore[no-untyped-call]
+        "step_dependency_config": get_step_dependency_config_field(),  # type: ignore[no-untyped-call]
+    },
+    description="Run steps in threads of the run worker.",
+)
+
+
+@dg.executor(name="threaded", config_schema=THREADED_CONFIG)
+def threaded_executor(context: InitExecutorContext) -> "ThreadedExecutor":
+    """Run the steps of a run in threads of the run worker.
+
+    .. code-block:: yaml
+
+        execution:
+          config:
+            max_concurrent: 8
+
+    Steps with a higher ``dagster/priority`` tag are started first. When a run is terminated, steps
+    in flight are told (`interrupt_event`) and awaited; a second interrupt no longer waits.
+    """
+    config: Mapping[str, Any] = context.executor_config
+    return ThreadedExecutor(
+        max_concurrent=config["max_concurrent"],
+        retries=RetryMode.from_config(config["retries"]) or RetryMode.ENABLED,
+        tag_concurrency_limits=config.get("tag_concurrency_limits"),
+        step_dependency_config=StepDependencyConfig.from_config(
+            config.get("step_dependency_config")
+        ),
+    )
+
+
+class ThreadedExecutor(Executor):
+    """See `threaded_executor`.
+
+    Raises:
+        DagsterInvariantViolationError: `max_concurrent` is less than 1.
+    """
+
+    def __init__(
+        self,
+        max_concurrent: int = 4,
+        retries: RetryMode = RetryMode.ENABLED,
+        tag_concurrency_limits: list[dict[str, Any]] | None = None,
+        step_dependency_config: StepDependencyConfig | None = None,
+    ) -> None:
+        if max_concurrent < 1:
+            raise dg.DagsterInvariantViolationError(
+                f"max_concurrent is {max_concurrent}; expected 1 or more"
+            )
+        self._max_concurrent = max_concurrent
+        self._retries = retries
+        self._tag_concurrency_limits = tag_concurrency_limits
+        self._step_dependency_config = step_dependency_config or StepDependencyConfig.default()
+
+    @property
+    def retries(self) -> RetryMode:
+        """Whether steps are retried."""
+        return self._retries
+
+    @property
+    def step_dependency_config(self) -> StepDependencyConfig:
+        """Whether a step waits for the success of steps before it, or for their outputs only."""
+        return self._step_dependency_config
+
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        """Run the plan; called by Dagster, in the main thread of the run worker."""
+        yield DagsterEvent.engine_event(
+            plan_context,
+            f"Executing steps in up to {self._max_concurrent} threads (pid: {os.getpid()})",
+            EngineEventData.in_process(os.getpid(), execution_plan.step_keys_to_execute),
+        )
+        yield from ExecuteRunWithPlanIterable(
+            execution_plan=execution_plan,
+            iterator=self._run_plan,
+            execution_context_manager=PlanExecutionContextManager(
+                job=plan_context.job,
+                retry_mode=plan_context.retry_mode,
+                execution_plan=execution_plan,
+                run_config=plan_context.run_config,
+                dagster_run=plan_context.dagster_run,
+                instance=plan_context.instance,
+                raise_on_error=plan_context.raise_on_error,
+                output_capture=plan_context.output_capture,
+                step_dependency_config=self._step_dependency_config,
+            ),
+        )
+        yield DagsterEvent.engine_event(
+            plan_context,
+            f"Finished steps in threads (pid: {os.getpid()})",
+            EngineEventData.in_process(os.getpid()),
+        )
+
+    def _run_plan(
+        self, job_context: PlanExecutionContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        with ExitStack() as log_capture:
+            yield from _begin_log_capture(job_context, execution_plan, log_capture)
+            with (
+                thread_safe_context(job_context) as context,
+                InstanceConcurrencyContext(context.instance, context.dagster_run) as pools,
+                ActiveExecution(
+                    execution_plan,
+                    retry_mode=self._retries,
+                    max_concurrent=self._max_concurrent,
+                    tag_concurrency_limits=self._tag_concurrency_limits,
+                    instance_concurrency_context=pools,
+                    step_dependency_config=self._step_dependency_config,
+                ) as active,
+            ):
+                yield from _Loop(context, pools, active).run()
+            yield from _end_log_capture(job_context, log_capture)
+
+
+class _Loop:
+    """Starts steps, collects reports; ends when nothing is left to do, or all is told to stop."""
+
+    def __init__(
+        self,
+        context: PlanExecutionContext,
+        pools: InstanceConcurrencyContext,
+        active: ActiveExecution,
+    ) -> None:
+        self._context = context
+        self._pools = pools
+        self._active = active
+        self._interrupt = threading.Event()
+        self._threads = StepThreads(self._interrupt)
+        self._interrupted = False
+        self._error: BaseException | None = None
+
+    def run(self) -> Iterator[DagsterEvent]:
+        """Yield what happens, the events of each step in their order.
+
+        Raises:
+            DagsterExecutionInterruptedError: the run was interrupted; steps in flight have ended.
+            StepsCanNeverRunError: the plan cannot be completed.
+            BaseException: what escaped from a step, once the others in flight have ended.
+        """
+        with self._threads as threads:
+            while True:
+                yield from self._check_for_interrupts()
+                if not self._interrupt.is_set():
+                    yield from self._active.plan_events_iterator(self._context)
+                    self._start_steps()
+                    yield from self._active.concurrency_event_iterator(self._context)
+                if not threads.in_flight:
+                    if self._interrupt.is_set() or self._active.is_complete:
+                        break
+                    self._check_that_steps_can_run()
+                for report in threads.reports(timeout=self._patience()):
+                    for event in report.events:
+                        yield event
+                        self._active.handle_event(event)
+                    if report.ended:
+                        self._active.verify_complete(self._context, report.step_key)
+                    if report.error:
+                        self._error = self._error or report.error
+                        self._interrupt.set()
+        if self._interrupted:
+            yield DagsterEvent.engine_event(
+                self._context, "Interrupted; all steps in flight have ended", EngineEventData()
+            )
+            raise DagsterExecutionInterruptedError from self._error
+        if self._error:
+            raise self._error
+
+    def _check_for_interrupts(self) -> Iterator[DagsterEvent]:
+        if not self._active.check_for_interrupts():
+            return
+        if self._interrupted:
+            self._threads.give_up()
+            raise DagsterExecutionInterruptedError(
+                f"interrupted twice; steps still in flight: {self._threads.in_flight}"
+            )
+        self._interrupted = True
+        self._active.mark_interrupted()
+        self._interrupt.set()
+        yield DagsterEvent.engine_event(
+            self._context,
+            "Received a termination signal: told the steps in flight to stop, waiting for them",
+            EngineEventData.interrupted(self._threads.in_flight),
+        )
+
+    def _start_steps(self) -> None:
+        steps = self._active.get_steps_to_execute()
+        if not steps:
+            return
+        known_state = self._active.get_known_state()
+        for step in steps:
+            self._threads.start(step.key, partial(_step_events, self._context, step, known_state))
+
+    def _check_that_steps_can_run(self) -> None:
+        """Raise if nothing is in flight and nothing will ever be."""
+        active = self._active
+        if (
+            active._pending_skip
+            or active._pending_abandon
+            or active._waiting_to_retry
+            or self._pools.has_pending_claims()
+        ):
+            return
+        reasons = [
+            f"{key} needs the output of {', '.join(self._missing_steps(key))}"
+            for key in active._pending
+        ] + [f"{key} is held back by a tag concurrency limit" for key in active._executable]
+        raise StepsCanNeverRunError(
+            "The plan of this run cannot be completed, these steps can never run: "
+            f"{'; '.join(reasons)}. Re-execute all steps, or these and the missing ones."
+        )
+
+    def _missing_steps(self, step_key: str) -> list[str]:
+        step = self._active.get_step_by_key(step_key)
+        return sorted(
+            {
+                handle.step_key
+                for step_input in step.step_inputs
+                for handle in step_input.get_step_output_handle_dependencies()
+                if not self._active._has_produced_output(handle)
+            }
+        )
+
+    def _patience(self) -> float:
+        """Seconds to wait for a report."""
+        # Dagster's answer is never positive while a step waits for a pool, which makes its own
+        # in-process executor spin; a retry that is due sooner than the next poll is kept exact.
+        due = self._active.sleep_interval()  # type: ignore[no-untyped-call]
+        return due if 0 < due < POLL_SECONDS else POLL_SECONDS
+
+
+def _step_events(
+    context: PlanExecutionContext, step: ExecutionStep, known_state: KnownExecutionState
+) -> Iterator[DagsterEvent]:
+    """Run one attempt of a step and then its hooks, in the thread of the step."""
+    step_context = context.for_step(step, known_state)
+    events: list[DagsterEvent] = []
+    for event in dagster_event_sequence_for_step(step_context):
+        events.append(event)
+        yield event
+    yield from _trigger_hook(step_context, events)
+
+
+def _begin_log_capture(
+    context: PlanExecutionContext, plan: ExecutionPlan, capture: ExitStack
+) -> Iterator[DagsterEvent]:
+    """Capture standard output and error of the process, once for all steps."""
+    manager = context.instance.compute_log_manager
+    try:
+        file_key = create_compute_log_file_key()  # type: ignore[no-untyped-call]
+        log_key = manager.build_log_key_for_run(context.run_id, file_key)
+        log_context = capture.enter_context(manager.capture_logs(log_key))
+        step_keys = [step.key for step in plan.get_steps_to_execute_in_topo_order()]
+        yield DagsterEvent.capture_logs(context, step_keys, log_key, log_context)
+    except Exception:  # a run is worth more than its captured output
+        yield _log_capture_failed(context, "setting up")
+
+
+def _end_log_capture(context: PlanExecutionContext, capture: ExitStack) -> Iterator[DagsterEvent]:
+    try:
+        capture.close()
+    except Exception:
+        yield _log_capture_failed(context, "ending")
+
+
+def _log_capture_failed(context: PlanExecutionContext, doing: str) -> DagsterEvent:
+    return DagsterEvent.engine_event(
+        context,
+        f"Exception while {doing} compute log capture",
+        EngineEventData(error=serializable_error_info_from_exc_info(sys.exc_info())),
+    )
