@@ -33,10 +33,18 @@ MAX_EXIF_BYTES = 65_536
 #: keeps each as an object: a file of 100 MB of empty ones would fill 2 GB and a minute.
 MAX_JPEG_SEGMENTS = 4096
 
+
+class _JpegFile(JpegImageFile):
+    """Does not look for a resolution in EXIF as it opens: nobody asks, and broken EXIF warns."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
 #: The decoder of each format. The classes are called as they are: `Image.open` would ask every
 #: registered plugin, and warn (an error in strict programs) of sizes that are within our own limit.
 _DECODERS: dict[str, type[ImageFile]] = {
-    "jpeg": JpegImageFile,
+    "jpeg": _JpegFile,
     "png": PngImageFile,
     "webp": WebPImageFile,
     "gif": GifImageFile,

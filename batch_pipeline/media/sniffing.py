@@ -184,7 +184,7 @@ def _ebml_doctype(head: bytes) -> str:
 def _is_transport_stream(head: bytes) -> bool:
     # Packets of 188 bytes begin with 0x47; camcorders put a time of 4 bytes before each.
     for offset, packet in ((0, 188), (4, 192)):
-        starts = head[offset::packet]
+        starts = head[offset:HEAD_BYTES:packet]
         if len(starts) >= 3 and set(starts) == {0x47}:
             return True
     return False
@@ -207,10 +207,12 @@ def _unsupported_name(head: bytes) -> str:  # noqa: PLR0911 - one line per case
         if _AUDIO_BRANDS.intersection(_brands(head)):
             return "an MPEG-4 audio file"
         return f"an MPEG-4 file of a brand that is not known ({head[8:12].decode('latin-1')!r})"
-    if head[0] == 0xFF and len(head) > 1 and head[1] & 0xE0 == 0xE0:
-        return "an MP3 or AAC audio file"
     text = _as_text(head)
-    return "unknown binary data" if text is None else _text_name(text)
+    if text is not None:
+        return _text_name(text)
+    if head[0] == 0xFF and head[1:2] >= b"\xe0":  # the eleven set bits of an audio frame
+        return "an MP3 or AAC audio file"
+    return "unknown binary data"
 
 
 def _text_name(text: str) -> str:

@@ -1,0 +1,181 @@
+"""One way in: storage errors stay storage errors, hostile files stay in bounds, threads agree."""
+
+import errno
+import io
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.media.decoding import decode
+from batch_pipeline.media.sniffing import ACCEPTED_TYPES, HEAD_BYTES, sniff
+from batch_pipeline.testing.media import (
+    IMAGE_FORMATS,
+    VIDEO_FORMATS,
+    make_ffconcat,
+    make_hls_playlist,
+    make_image,
+    make_video,
+)
+
+EVERY_FORMAT = [
+    *(make_image(image_format) for image_format in IMAGE_FORMATS),
+    *(make_video(video_format, 3) for video_format in VIDEO_FORMATS),
+]
+
+
+def decode_bytes(data: bytes):
+    media_type = sniff(data[:HEAD_BYTES])
+    assert media_type is not None
+    return decode(io.BytesIO(data), media_type)
+
+
+class FailingStorage(io.BytesIO):
+    """A file whose storage breaks down once so many bytes have been read."""
+
+    def __init__(self, data: bytes, after: int, error: BaseException) -> None:
+        super().__init__(data)
+        self._left = after
+        self._error = error
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise self._error
+        return data
+
+
+@pytest.mark.parametrize("media_type", ACCEPTED_TYPES, ids=lambda t: t.extension)
+def test_an_empty_file_has_a_kind_of_its_own(media_type):
+    with pytest.raises(PermanentError, match="0 bytes") as caught:
+        decode(io.BytesIO(), media_type)
+
+    assert caught.value.kind == "empty_file"
+
+
+@pytest.mark.parametrize("data", EVERY_FORMAT, ids=lambda data: sniff(data).extension)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_an_error_of_the_storage_passes_through_as_it_is(data, share):
+    media_type = sniff(data)
+    assert media_type is not None
+    error = OSError(errno.EIO, "disk gone")
+
+    with pytest.raises(OSError, match="disk gone") as caught:
+        decode(FailingStorage(data, int(len(data) * share), error), media_type)
+
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "png"])
+def test_running_out_of_memory_is_not_blamed_on_the_file(image_format):
+    data = make_image(image_format)
+    media_type = sniff(data)
+    assert media_type is not None
+
+    with pytest.raises(MemoryError):
+        decode(FailingStorage(data, 0, MemoryError()), media_type)
+
+
+def test_the_file_is_left_open_for_its_owner():
+    for data in (make_image("jpeg"), make_video("mp4", 1)):
+        source = io.BytesIO(data)
+        media_type = sniff(data)
+        assert media_type is not None
+
+        decode(source, media_type)
+
+        assert not source.closed
+
+
+def test_threads_get_what_one_alone_gets():
+    alone = [decode_bytes(data).frames for data in EVERY_FORMAT]
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda data: decode_bytes(data).frames, EVERY_FORMAT * 2))
+
+    assert together == alone * 2
+
+
+@pytest.mark.parametrize(
+    "media_type", [t for t in ACCEPTED_TYPES if t.file_type == "video"], ids=lambda t: t.extension
+)
+def test_scripts_and_playlists_open_no_other_file_whatever_type_they_pass_for(
+    media_type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Given a canary that would decode, and a server that nobody may call.
+    (tmp_path / "canary.mp4").write_bytes(make_video("mp4", 1))
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        port = server.getsockname()[1]
+        hostile = {
+            "sibling.mp4": make_ffconcat("canary.mp4"),
+            "itself.mp4": make_ffconcat("itself.mp4"),
+            "local.mp4": make_hls_playlist((tmp_path / "canary.mp4").as_uri()),
+            "remote.mp4": make_hls_playlist(f"http://127.0.0.1:{port}/canary.mp4"),
+        }
+        for name, data in hostile.items():
+            assert sniff(data) is None
+            (tmp_path / name).write_bytes(data)
+
+            # When it is decoded all the same, as a row written by somebody else may ask for
+            with (tmp_path / name).open("rb") as source, pytest.raises(PermanentError) as caught:
+                decode(source, media_type)
+
+            assert caught.value.kind in {"unreadable_video", "truncated", "no_video_stream"}
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+IN_BOUNDED_MEMORY = """
+import io, resource, sys
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.media.decoding import decode
+from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
+from batch_pipeline.testing import media
+
+hostile = [
+    media.make_png_bomb(20_000),
+    media.make_png_bomb(11_000),
+    media.make_gif_bomb(),
+    media.make_png_text_bomb(),
+    media.make_jpeg_with_segments(1_000_000),
+    media.make_jpeg_with_large_exif(),
+    media.make_oversized_video(),
+]
+for ordinary in (media.make_image(), media.make_video()):  # what is loaded once is loaded now
+    decode(io.BytesIO(ordinary), sniff(ordinary))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 32 * 1024**2,) * 2)
+for data in hostile:
+    try:
+        decode(io.BytesIO(data), sniff(data[:HEAD_BYTES]))
+    except PermanentError as error:
+        print(error.kind)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process by RLIMIT_AS")
+def test_files_that_claim_gigabytes_are_refused_within_32_megabytes():
+    result = subprocess.run(
+        [sys.executable, "-c", IN_BOUNDED_MEMORY],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert result.stdout.split() == [
+        "too_many_pixels",
+        "too_many_pixels",
+        "too_many_pixels",
+        "oversized_metadata",
+        "oversized_metadata",
+        "oversized_metadata",
+        "too_many_pixels",
+    ], result.stderr

@@ -1,0 +1,174 @@
+"""A file is what its content says; what is refused is named."""
+
+import io
+
+import pytest
+
+from batch_pipeline.media import sniffing
+from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, is_cut_short, refusal_reason, sniff
+from batch_pipeline.testing.media import (
+    IMAGE_FORMATS,
+    VIDEO_FORMATS,
+    VideoFormat,
+    cut_in_half,
+    make_image,
+    make_unsupported_files,
+    make_video,
+)
+
+VIDEO_TYPES: dict[VideoFormat, MediaType] = {
+    "mp4": sniffing.MP4,
+    "mov": sniffing.MOV,
+    "avi": sniffing.AVI,
+    "webm": sniffing.WEBM,
+    "mpeg-ps": sniffing.MPEG_PROGRAM,
+    "mpeg-ts": sniffing.MPEG_TRANSPORT,
+    "mpeg-es": sniffing.MPEG_ELEMENTARY,
+    "flv": sniffing.FLV,
+}
+
+
+@pytest.mark.parametrize("image_format", IMAGE_FORMATS)
+def test_every_accepted_image_is_known_by_its_head(image_format):
+    media_type = sniff(make_image(image_format)[:HEAD_BYTES])
+
+    assert media_type is not None
+    assert (media_type.format, media_type.file_type) == (image_format, "image")
+    assert media_type.mime_type == f"image/{image_format}"
+
+
+@pytest.mark.parametrize("video_format", VIDEO_FORMATS)
+def test_every_accepted_video_is_known_by_its_head(video_format):
+    media_type = sniff(make_video(video_format)[:HEAD_BYTES])
+
+    assert media_type is VIDEO_TYPES[video_format]
+    assert media_type.file_type == "video"
+
+
+def test_types_differ_in_what_they_are_stored_as():
+    stored = {(t.mime_type, t.extension) for t in sniffing.ACCEPTED_TYPES}
+
+    assert len(stored) == len(sniffing.ACCEPTED_TYPES)
+
+
+def ftyp(*brands: bytes) -> bytes:
+    major, *compatible = brands
+    body = b"ftyp" + major + b"\0\0\0\0" + b"".join(compatible)
+    return (len(body) + 4).to_bytes(4, "big") + body
+
+
+@pytest.mark.parametrize(
+    ("brands", "expected"),
+    [
+        ((b"heic", b"mif1", b"heic"), sniffing.HEIC),
+        ((b"mif1", b"mif1", b"heic"), sniffing.HEIC),
+        ((b"mif1", b"iso8", b"mif1", b"heic"), sniffing.HEIC),
+        ((b"mif1", b"mif1", b"avif"), sniffing.AVIF),
+        ((b"mif1", b"mif1"), sniffing.HEIF),
+        ((b"avis", b"avif", b"msf1", b"iso8"), sniffing.AVIF),
+        ((b"isom", b"iso2", b"mp41"), sniffing.MP4),
+        ((b"3gp5", b"isom"), sniffing.MP4),
+        ((b"M4V ", b"M4A ", b"mp42"), sniffing.MP4),
+        ((b"abcd", b"mp42"), sniffing.MP4),
+        ((b"qt  ", b"qt  "), sniffing.MOV),
+        ((b"M4A ", b"mp42", b"isom"), None),
+        ((b"crx ", b"crx "), None),
+    ],
+)
+def test_brands_tell_photos_films_and_sound_apart(brands, expected):
+    assert sniff(ftyp(*brands)) is expected
+
+
+def test_brands_behind_the_end_of_their_box_say_nothing():
+    assert sniff(ftyp(b"abcd") + b"isommp42") is None
+
+
+@pytest.mark.parametrize("box", [b"moov", b"mdat", b"wide"])
+def test_quicktime_older_than_brands_is_known(box):
+    assert sniff(b"\0\0\0\x08" + box) is sniffing.MOV
+
+
+def test_a_camcorder_transport_stream_is_known_by_its_longer_packets():
+    packet = b"\0\0\0\0\x47" + bytes(187)
+
+    assert sniff(packet * 4) is sniffing.MPEG_TRANSPORT
+
+
+def test_a_text_of_capital_gs_is_not_a_transport_stream():
+    assert sniff(b"G" + b"x" * 187 + b"G") is None
+
+
+EXPECTED_NAMES = {
+    "EPS": "EPS",
+    "SVG": "SVG",
+    "HTML": "HTML",
+    "PDF": "PDF",
+    "ZIP": "ZIP",
+    "ffconcat": "ffconcat script",
+    "HLS": "HLS or M3U playlist",
+    "Matroska": "Matroska file (document type 'matroska'; of these only 'webm' is accepted)",
+    "MP3": "MP3 audio",
+    "WAV": "WAV audio",
+    "MPEG-4 audio": "MPEG-4 audio",
+    "TIFF": "TIFF",
+    "text": "a text file",
+    "unknown binary": "unknown binary data",
+}
+
+
+@pytest.mark.parametrize(("name", "data"), make_unsupported_files().items())
+def test_what_is_refused_is_named_and_the_accepted_formats_are_listed(name, data):
+    assert sniff(data) is None
+    reason = refusal_reason(data)
+    assert EXPECTED_NAMES[name] in reason
+    for accepted in ("JPEG", "PNG", "WebP", "HEIC", "HEIF", "GIF", "AVIF"):
+        assert accepted in reason
+    for accepted in ("MP4", "MOV", "AVI", "WebM", "MPEG", "FLV"):
+        assert accepted in reason
+
+
+def test_an_empty_file_is_called_empty():
+    assert sniff(b"") is None
+    assert refusal_reason(b"").startswith("the file is empty")
+
+
+def test_text_is_text_even_when_the_head_ends_within_a_character():
+    head = ("ä" * HEAD_BYTES).encode()[: HEAD_BYTES - 1]
+
+    assert "a text file" in refusal_reason(head)
+
+
+def test_a_byte_order_mark_hides_no_markup():
+    assert "SVG" in refusal_reason("\ufeff<svg/>".encode())
+    assert "HTML" in refusal_reason("<html>".encode("utf-16"))
+
+
+@pytest.mark.parametrize("length", range(24))
+def test_no_head_is_too_short_to_be_judged(length):
+    for data in (*make_unsupported_files().values(), make_image("webp"), make_video("webm", 0.1)):
+        head = data[:length]
+        assert sniff(head) is not None or refusal_reason(head)
+
+
+SELF_DESCRIBING = [make_image(image_format) for image_format in IMAGE_FORMATS] + [
+    make_video(video_format, 1) for video_format in ("mp4", "mov", "avi", "webm")
+]
+
+
+@pytest.mark.parametrize("data", SELF_DESCRIBING, ids=lambda data: sniff(data).format)
+def test_a_half_file_is_known_to_be_cut_short_and_a_whole_one_is_not(data):
+    media_type = sniff(data)
+    assert media_type is not None
+
+    assert not is_cut_short(io.BytesIO(data), media_type)
+    assert is_cut_short(io.BytesIO(cut_in_half(data)), media_type)
+
+
+def test_the_preview_inside_a_photo_does_not_count_as_its_end():
+    preview = make_image("jpeg", (32, 32))
+    segment = b"\xff\xe1" + (len(preview) + 8).to_bytes(2, "big") + b"Exif\0\0" + preview
+    photo = make_image("jpeg")
+    photo = photo[:2] + segment + photo[2:]
+
+    assert not is_cut_short(io.BytesIO(photo), sniffing.JPEG)
+    assert is_cut_short(io.BytesIO(photo[:-100]), sniffing.JPEG)
