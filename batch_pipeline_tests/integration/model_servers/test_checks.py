@@ -1,4 +1,3 @@
-
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline_tests.integration.model_servers.conftest import BuildAnalyzer, only_ollama
