@@ -2,15 +2,15 @@
 
 Kinds of `PermanentError` on this way, all meaning that the file itself is the reason:
 
-==================== ==============================================================================
-``empty_file``       no bytes at all
-``truncated``        the file ends before its own structure says so
-``unreadable_image`` an image decoder gave up
-``unreadable_video`` a container cannot be opened, or not one frame of it decoded
-``no_video_stream``  a container with sound only
-``too_many_pixels``  a picture or frame is larger than the limit; nothing was decoded
-``oversized_metadata``  texts or EXIF of a size that no camera writes
-==================== ==============================================================================
+====================== ===================================================================
+``empty_file``         no bytes at all
+``truncated``          the file ends before its own structure says so
+``unreadable_image``   an image decoder gave up
+``unreadable_video``   a container cannot be opened, or not one frame of it decoded
+``no_video_stream``    a container with sound only
+``too_many_pixels``    a picture or frame is larger than the limit; nothing was decoded
+``oversized_metadata`` texts or EXIF of a size that no camera writes
+====================== ===================================================================
 
 Errors of the storage while reading, and `MemoryError`, pass through as they are.
 """

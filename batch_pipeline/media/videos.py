@@ -145,7 +145,8 @@ def _decode(source: _Source, media_type: MediaType) -> MediaContent:
         rate = _frame_rate(stream)
         duration = _claimed_duration(container, stream) or _measured_duration(source, media_type)
         reader = _FrameReader(container, stream, rate or 25.0)
-        taken = list(_take_frames(reader, duration or 0.0))
+        # A seek may lead far back, and the budget end ahead of frames that were taken already.
+        taken = sorted(_take_frames(reader, duration or 0.0), key=lambda frame: frame.position)
         if not taken:
             raise ValueError("not one frame could be decoded")
         width, height = _display_size(stream)
@@ -236,7 +237,8 @@ class _FrameReader:
 
     def seek(self, position: float) -> None:
         """Go to the last key frame at or ahead of a position; stays where it is if that fails."""
-        with suppress(FFmpegError):  # raw streams have no index
+        # Raw streams have no index; a length that is a lie may exceed FFmpeg's clock.
+        with suppress(FFmpegError, OverflowError):
             self._container.seek(self._start + int(position / self._time_base), stream=self.stream)
             self._frames = self._decoded()
 
@@ -347,7 +349,7 @@ def _measured_duration(source: _Source, media_type: MediaType) -> float | None:
     place = source.tell()
     packets, first, end = 0, None, 0
     with _open(source, media_type) as container:
-        stream = container.streams.video[0]
+        stream = _video_stream(container, media_type)
         for packet in container.demux(stream):
             if packet.size == 0:  # asks decoders for what they still hold
                 continue
