@@ -168,13 +168,12 @@ class ThreadedExecutor(Executor):
                 ActiveExecution(
                     execution_plan,
                     retry_mode=self._retries,
-                    max_concurrent=self._max_concurrent,
                     tag_concurrency_limits=self._tag_concurrency_limits,
                     instance_concurrency_context=pools,
                     step_dependency_config=self._step_dependency_config,
                 ) as active,
             ):
-                yield from _Loop(context, pools, active).run()
+                yield from _Loop(context, pools, active, self._max_concurrent).run()
             yield from _end_log_capture(job_context, log_capture)
 
 
@@ -186,10 +185,12 @@ class _Loop:
         context: PlanExecutionContext,
         pools: InstanceConcurrencyContext,
         active: ActiveExecution,
+        max_concurrent: int,
     ) -> None:
         self._context = context
         self._pools = pools
         self._active = active
+        self._max_concurrent = max_concurrent
         self._interrupt = threading.Event()
         self._threads = StepThreads(self._interrupt)
         self._interrupted = False
@@ -249,12 +250,14 @@ class _Loop:
         )
 
     def _start_steps(self) -> None:
-        steps = self._active.get_steps_to_execute()
-        if not steps:
-            return
-        known_state = self._active.get_known_state()
-        for step in steps:
-            self._threads.start(step.key, partial(_step_events, self._context, step, known_state))
+        free = self._max_concurrent - len(self._threads.in_flight)
+        # Asking costs about 2 µs per ready step, whether or not one can be started.
+        steps = self._active.get_steps_to_execute(limit=free) if free else []
+        if steps:
+            known_state = self._active.get_known_state()
+            for step in steps:
+                work = partial(_step_events, self._context, step, known_state)
+                self._threads.start(step.key, work)
 
     def _check_that_steps_can_run(self) -> None:
         """Raise if nothing is in flight and nothing will ever be."""

@@ -1,0 +1,75 @@
+"""Runs jobs as a run worker does, and tells what became of each step."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
+
+#: Longest wait for something that is expected to happen at once (seconds).
+DEADLINE = 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: dg.DagsterRunStatus
+    steps: Mapping[str, list[tuple[Any, ...]]]
+    """Per step: what happened, in the order of the event log."""
+    entries: list[dg.EventLogEntry]
+
+    def kinds(self, step_key: str) -> list[str]:
+        return [event[0] for event in self.steps[step_key]]
+
+    @property
+    def failure(self) -> str:
+        """The error of the run, as the UI shows it."""
+        (event,) = (
+            entry.dagster_event
+            for entry in self.entries
+            if entry.dagster_event and entry.dagster_event.is_job_failure
+        )
+        return f"{event.message}\n{event.job_failure_data.error}"
+
+
+def run_job(
+    job: dg.JobDefinition,
+    *,
+    run_config: Mapping[str, Any] | None = None,
+    instance: dg.DagsterInstance | None = None,
+    raise_on_error: bool = False,
+) -> Outcome:
+    """Run `job` with its own executor in this process."""
+    with nullcontext(instance) if instance else dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(job, run_config=run_config)
+        execute_run(InMemoryJob(job), run, instance, raise_on_error=raise_on_error)
+        return outcome_of(instance, run.run_id)
+
+
+def outcome_of(instance: dg.DagsterInstance, run_id: str) -> Outcome:
+    entries = list(instance.all_logs(run_id))
+    steps: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    for entry in entries:
+        event = entry.dagster_event
+        if event and event.step_key:
+            steps[event.step_key].append((event.event_type_value, *_details(event)))
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return Outcome(run.status, dict(steps), entries)
+
+
+def _details(event: dg.DagsterEvent) -> tuple[Any, ...]:
+    if event.is_successful_output:
+        return (event.step_output_data.step_output_handle,)
+    if event.is_step_failure:
+        return (event.step_failure_data.error.message, event.step_failure_data.error_source)
+    if event.is_step_up_for_retry:
+        return (event.step_retry_data.seconds_to_wait,)
+    if event.is_step_materialization:
+        return (event.asset_key,)
+    if event.is_hook_event:
+        return (event.message,)
+    return ()

@@ -1,0 +1,113 @@
+"""How many steps run at a time: as many as allowed, never more."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from batch_pipeline.executor import threaded_executor
+from batch_pipeline_tests.integration.executor.running import DEADLINE, run_job
+
+STEPS = 6
+
+
+class Meter:
+    """Counts the steps that are inside at a time, and can hold them until enough are."""
+
+    def __init__(self, together: int) -> None:
+        self._barrier = threading.Barrier(together)
+        self._lock = threading.Lock()
+        self._inside = 0
+        self.most = 0
+
+    def pass_through(self) -> None:
+        with self._lock:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+        try:
+            self._barrier.wait(DEADLINE)
+        finally:
+            with self._lock:
+                self._inside -= 1
+
+
+@dg.op(out=dg.DynamicOut(int))
+def fan_out() -> Iterator[dg.DynamicOutput[int]]:
+    for number in range(STEPS):
+        yield dg.DynamicOutput(number, mapping_key=str(number))
+
+
+def metered_job(meter: Meter, executor: dg.ExecutorDefinition, **op: Any) -> dg.JobDefinition:
+    @dg.op(**op)
+    def metered(number: int) -> int:
+        meter.pass_through()
+        return number
+
+    @dg.job(executor_def=executor)
+    def job() -> None:
+        fan_out().map(metered)
+
+    return job
+
+
+@pytest.mark.parametrize("max_concurrent", [1, 3, STEPS])
+def test_as_many_steps_run_together_as_allowed_and_never_more(max_concurrent: int) -> None:
+    meter = Meter(together=max_concurrent)
+    executor = threaded_executor.configured({"max_concurrent": max_concurrent})
+    outcome = run_job(metered_job(meter, executor))
+    assert outcome.status == dg.DagsterRunStatus.SUCCESS
+    assert meter.most == max_concurrent
+
+
+def test_a_tag_limits_the_steps_that_bear_it() -> None:
+    meter = Meter(together=2)
+    executor = threaded_executor.configured(
+        {
+            "max_concurrent": STEPS,
+            "tag_concurrency_limits": [{"key": "device", "value": "gpu", "limit": 2}],
+        }
+    )
+    outcome = run_job(metered_job(meter, executor, tags={"device": "gpu"}))
+    assert outcome.status == dg.DagsterRunStatus.SUCCESS
+    assert meter.most == 2
+
+
+def test_a_pool_limits_steps_and_its_slots_are_given_back() -> None:
+    meter = Meter(together=2)
+    executor = threaded_executor.configured({"max_concurrent": 4})
+    with dg.DagsterInstance.local_temp() as instance:
+        instance.event_log_storage.set_concurrency_slots("model", 2)
+        outcome = run_job(metered_job(meter, executor, pool="model"), instance=instance)
+        info = instance.event_log_storage.get_concurrency_info("model")
+        assert outcome.status == dg.DagsterRunStatus.SUCCESS
+        assert meter.most == 2
+        assert info.active_slot_count == 0
+        assert info.pending_step_count == 0
+
+
+def test_a_number_of_threads_below_one_is_refused() -> None:
+    executor = threaded_executor.configured({"max_concurrent": 0})
+    outcome = run_job(metered_job(Meter(together=1), executor))
+    assert outcome.status == dg.DagsterRunStatus.FAILURE
+    assert "max_concurrent is 0; expected 1 or more" in outcome.failure
+
+
+def test_a_higher_priority_starts_first() -> None:
+    order: list[str] = []
+
+    def noting(name: str, priority: int) -> dg.OpDefinition:
+        @dg.op(name=name, tags={"dagster/priority": str(priority)})
+        def note() -> None:
+            order.append(name)
+
+        return note
+
+    @dg.job(executor_def=threaded_executor.configured({"max_concurrent": 1}))
+    def job() -> None:
+        for number in (1, 3, 2):
+            noting(f"p{number}", number)()
+
+    run_job(job)
+    assert order == ["p3", "p2", "p1"]

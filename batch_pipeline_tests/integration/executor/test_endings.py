@@ -1,0 +1,143 @@
+"""Runs end, whatever happens in a thread and whatever the plan."""
+
+import threading
+from collections.abc import Iterator
+
+import dagster as dg
+import pytest
+
+from batch_pipeline.executor import interrupt_event, interrupt_requested, threaded_executor
+from batch_pipeline_tests.integration.executor.running import DEADLINE, run_job
+
+
+@dg.op(out=dg.DynamicOut(int))
+def fan_out() -> Iterator[dg.DynamicOutput[int]]:
+    for number in range(4):
+        yield dg.DynamicOutput(number, mapping_key=str(number))
+
+
+@dg.op(out=dg.Out(int, is_required=False))
+def only_even(value: int) -> Iterator[dg.Output[int]]:
+    if value % 2 == 0:
+        yield dg.Output(value)
+
+
+@dg.op
+def total(values: list[int]) -> int:
+    return sum(values)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, dg.DagsterExecutionInterruptedError])
+def test_an_interrupt_raised_by_a_step_tells_the_others_and_ends_the_run(
+    error: type[BaseException],
+) -> None:
+    told: list[bool] = []
+    waiting = threading.Event()
+
+    @dg.op
+    def waits() -> None:
+        waiting.set()
+        told.append(interrupt_event().wait(DEADLINE))
+
+    @dg.op
+    def raises() -> None:
+        assert waiting.wait(DEADLINE)
+        raise error
+
+    @dg.job(executor_def=threaded_executor)
+    def job() -> None:
+        waits()
+        raises()
+
+    outcome = run_job(job)
+    assert told == [True]
+    assert outcome.kinds("waits")[-1] == "STEP_SUCCESS"
+    assert outcome.kinds("raises")[-1] == "STEP_FAILURE"
+    assert outcome.status == dg.DagsterRunStatus.FAILURE
+
+
+def test_an_error_inside_dagster_in_a_thread_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The event log fails once, in the thread of a step: the step has no end in the log."""
+    instance = dg.DagsterInstance.ephemeral()
+    store_event = instance.event_log_storage.store_event
+
+    def fail_once(entry: dg.EventLogEntry) -> None:
+        event = entry.dagster_event
+        if event and event.is_step_success:
+            raise OSError("disk full")
+        store_event(entry)
+
+    monkeypatch.setattr(instance.event_log_storage, "store_event", fail_once)
+
+    @dg.op
+    def fine() -> None:
+        pass
+
+    @dg.job(executor_def=threaded_executor)
+    def job() -> None:
+        fine()
+
+    outcome = run_job(job, instance=instance)
+    assert outcome.status == dg.DagsterRunStatus.FAILURE
+
+
+def test_the_first_error_is_raised_to_a_caller_who_wants_errors() -> None:
+    @dg.op
+    def fails() -> None:
+        raise ValueError("mine")
+
+    @dg.job(executor_def=threaded_executor)
+    def job() -> None:
+        fails()
+
+    with pytest.raises(ValueError, match="mine"):
+        run_job(job, raise_on_error=True)
+
+
+def test_no_thread_is_left_when_a_run_has_ended() -> None:
+    @dg.job(executor_def=threaded_executor)
+    def job() -> None:
+        fan_out().map(only_even)
+
+    before = set(threading.enumerate())
+    run_job(job)
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_collector_that_dagster_would_wait_for_for_ever_is_named() -> None:
+    """With outputs alone waited for, a skipped step's output never comes."""
+    executor = threaded_executor.configured(
+        {"step_dependency_config": {"require_upstream_step_success": False}}
+    )
+
+    @dg.job(executor_def=executor)
+    def job() -> None:
+        total(fan_out().map(only_even).collect())
+
+    outcome = run_job(job)
+    assert outcome.status == dg.DagsterRunStatus.FAILURE
+    assert "total needs the output of only_even[1], only_even[3]" in outcome.failure
+
+
+def test_a_step_that_a_tag_limit_of_zero_holds_back_is_named() -> None:
+    executor = threaded_executor.configured(
+        {"tag_concurrency_limits": [{"key": "device", "limit": 0}]}
+    )
+
+    @dg.op(tags={"device": "gpu"})
+    def never() -> None:
+        pass
+
+    @dg.job(executor_def=executor)
+    def job() -> None:
+        never()
+
+    outcome = run_job(job)
+    assert outcome.status == dg.DagsterRunStatus.FAILURE
+    assert "never is held back by a tag concurrency limit" in outcome.failure
+
+
+def test_outside_the_executor_no_interrupt_is_requested() -> None:
+    assert not interrupt_requested()

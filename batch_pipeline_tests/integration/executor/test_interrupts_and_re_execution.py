@@ -1,0 +1,127 @@
+"""A run worker of its own, a persistent instance, real signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from batch_pipeline_tests.integration.executor import stored_jobs
+from batch_pipeline_tests.integration.executor.running import DEADLINE, outcome_of
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    monkeypatch.setenv(stored_jobs.FOLDER, str(tmp_path))
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield instance
+
+
+class Worker:
+    """A process that executes one run."""
+
+    def __init__(self, instance: dg.DagsterInstance, folder: Path, job: dg.JobDefinition) -> None:
+        self.run_id = instance.create_run_for_job(job).run_id
+        self._folder = folder
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", stored_jobs.__name__, str(folder), job.name, self.run_id],
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait_for(self, mark: str) -> None:
+        deadline = time.monotonic() + 3 * DEADLINE  # a fresh interpreter imports Dagster first
+        while not (self._folder / mark).exists():
+            assert time.monotonic() < deadline, f"{mark} never came"
+            assert self._process.poll() is None, "the worker has ended"
+            time.sleep(0.02)
+
+    def terminate(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        try:
+            return self._process.wait(3 * DEADLINE)
+        finally:
+            self._process.kill()
+
+
+def re_execute_from_failure(
+    instance: dg.DagsterInstance, job: dg.JobDefinition, run_id: str
+) -> str:
+    with dg.execute_job(
+        dg.reconstructable(job),
+        instance,
+        reexecution_options=dg.ReexecutionOptions.from_failure(run_id, instance),
+    ) as result:
+        return result.run_id
+
+
+@pytest.mark.parametrize("by_a_person", [True, False], ids=["terminate", "sigterm"])
+def test_an_interrupt_tells_the_steps_in_flight_and_waits_for_them(
+    instance: dg.DagsterInstance, tmp_path: Path, by_a_person: bool
+) -> None:
+    worker = Worker(instance, tmp_path, stored_jobs.stops_when_told)
+    worker.wait_for("started")
+    if by_a_person:  # what Terminate in the UI does, before the launcher sends the signal
+        instance.report_run_canceling(instance.get_run_by_id(worker.run_id))
+    worker.terminate()
+    worker.wait()
+    outcome = outcome_of(instance, worker.run_id)
+    assert outcome.kinds("until_told")[-1] == "STEP_FAILURE"
+    assert "never_begins" not in outcome.steps
+    expected = dg.DagsterRunStatus.CANCELED if by_a_person else dg.DagsterRunStatus.FAILURE
+    assert outcome.status == expected
+
+
+def test_a_second_interrupt_no_longer_waits(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    worker = Worker(instance, tmp_path, stored_jobs.does_not_stop)
+    worker.wait_for("started")
+    worker.terminate()
+    worker.wait_for("told")
+    worker.terminate()
+    worker.wait()
+    assert outcome_of(instance, worker.run_id).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_re_execution_from_failure_runs_what_failed_and_what_depends_on_it(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    job = stored_jobs.healed_by_re_execution
+    with dg.execute_job(dg.reconstructable(job), instance) as first:
+        assert not first.success
+    (tmp_path / "healed").touch()
+    outcome = outcome_of(instance, re_execute_from_failure(instance, job, first.run_id))
+    assert outcome.status == dg.DagsterRunStatus.SUCCESS
+    assert set(outcome.steps) - {None} == {"fails_once[1]", "total"}
+
+
+def test_re_execution_after_a_kill_ends_and_names_the_steps_that_can_never_run(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    """Steps that had not begun are in no plan, yet the collector waits for their outputs."""
+    worker = Worker(instance, tmp_path, stored_jobs.killed)
+    assert worker.wait() == -signal.SIGKILL
+    instance.report_run_failed(instance.get_run_by_id(worker.run_id))
+    (tmp_path / "healed").touch()
+    outcome = outcome_of(
+        instance, re_execute_from_failure(instance, stored_jobs.killed, worker.run_id)
+    )
+    assert outcome.status == dg.DagsterRunStatus.FAILURE
+    assert "StepsCanNeverRunError" in outcome.failure
+    assert "total needs the output of dies_once[2], dies_once[3]" in outcome.failure
+
+
+def test_standard_output_is_captured_once_for_the_run(instance: dg.DagsterInstance) -> None:
+    job = stored_jobs.healed_by_re_execution
+    with dg.execute_job(dg.reconstructable(job), instance) as result:
+        captures = [
+            event for event in result.all_events if event.event_type_value == "LOGS_CAPTURED"
+        ]
+    assert len(captures) == 1
