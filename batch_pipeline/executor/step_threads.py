@@ -141,9 +141,9 @@ class StepThreads:
         try:
             for event in work():
                 events.append(event)
-                # Other steps may be waiting for just this output. Not for STEP_OUTPUT, which Dagster
-                # yields before the value is stored. All else is reported at the end, once hooks
-                # have run: a step must not be started again while they do.
+                # Other steps may be waiting for just this output. (Not at STEP_OUTPUT, which comes
+                # before the value is stored.) All else is reported at the end, once hooks have
+                # run: a step must not be started again while they do.
                 if event.is_handled_output:
                     self._reports.put(StepReport(step_key, events, ended=False))
                     events = []

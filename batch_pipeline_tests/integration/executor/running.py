@@ -2,8 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -12,6 +12,8 @@ from dagster._core.execution.api import execute_run
 
 #: Longest wait for something that is expected to happen at once (seconds).
 DEADLINE = 10
+#: No lines on the console: they are a good part of a short run.
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,16 @@ def run_job(
     raise_on_error: bool = False,
 ) -> Outcome:
     """Run `job` with its own executor in this process."""
-    with nullcontext(instance) if instance else dg.DagsterInstance.ephemeral() as instance:
-        run = instance.create_run_for_job(job, run_config=run_config)
-        execute_run(InMemoryJob(job), run, instance, raise_on_error=raise_on_error)
-        return outcome_of(instance, run.run_id)
+    instance = instance or shared_instance()
+    run = instance.create_run_for_job(job, run_config={**QUIET, **(run_config or {})})
+    execute_run(InMemoryJob(job), run, instance, raise_on_error=raise_on_error)
+    return outcome_of(instance, run.run_id)
+
+
+@cache
+def shared_instance() -> dg.DagsterInstance:
+    """Serves the runs of all tests, in memory; making one takes longer than most of the runs."""
+    return dg.DagsterInstance.ephemeral()
 
 
 def outcome_of(instance: dg.DagsterInstance, run_id: str) -> Outcome:

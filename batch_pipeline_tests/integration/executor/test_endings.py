@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 
 from batch_pipeline.executor import interrupt_event, interrupt_requested, threaded_executor
-from batch_pipeline_tests.integration.executor.running import DEADLINE, run_job
+from batch_pipeline_tests.integration.executor.running import DEADLINE, run_job, shared_instance
 
 
 @dg.op(out=dg.DynamicOut(int))
@@ -59,17 +59,17 @@ def test_an_interrupt_raised_by_a_step_tells_the_others_and_ends_the_run(
 def test_an_error_inside_dagster_in_a_thread_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The event log fails once, in the thread of a step: the step has no end in the log."""
-    instance = dg.DagsterInstance.ephemeral()
-    store_event = instance.event_log_storage.store_event
+    """The event log refuses a row, in the thread of a step: the step has no end in the log."""
+    storage = shared_instance().event_log_storage
+    store_event = storage.store_event
 
-    def fail_once(entry: dg.EventLogEntry) -> None:
+    def refuse_success(entry: dg.EventLogEntry) -> None:
         event = entry.dagster_event
         if event and event.is_step_success:
             raise OSError("disk full")
         store_event(entry)
 
-    monkeypatch.setattr(instance.event_log_storage, "store_event", fail_once)
+    monkeypatch.setattr(storage, "store_event", refuse_success)
 
     @dg.op
     def fine() -> None:
@@ -79,8 +79,9 @@ def test_an_error_inside_dagster_in_a_thread_ends_the_run(
     def job() -> None:
         fine()
 
-    outcome = run_job(job, instance=instance)
+    outcome = run_job(job)
     assert outcome.status == dg.DagsterRunStatus.FAILURE
+    assert "disk full" in outcome.failure
 
 
 def test_the_first_error_is_raised_to_a_caller_who_wants_errors() -> None:
