@@ -59,7 +59,7 @@ class Storage:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise _missing(path) from error
         except OSError as error:
-            raise _down(error) from error
+            raise storage_error(error) from error
 
     def read(self, path: str) -> bytes:
         """Read a stored file whole; raises as `open` does."""
@@ -79,7 +79,7 @@ class Storage:
                 return
             self._write_locally(Path(full), data)
         except OSError as error:
-            raise _down(error) from error
+            raise storage_error(error) from error
 
     def put(self, source: Path, path: str) -> None:
         """Copy a file of this machine into the storage; raises as `write` does."""
@@ -97,7 +97,7 @@ class Storage:
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as error:
-            raise _down(error) from error
+            raise storage_error(error) from error
 
     def exists(self, path: str) -> bool:
         """Tell whether a file is there."""
@@ -110,7 +110,7 @@ class Storage:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise _down(error) from error
+            raise storage_error(error) from error
 
     def check(self) -> None:
         """Write, read and remove a small file; raises as `write` does."""
@@ -119,7 +119,7 @@ class Storage:
         try:
             self._files.rm_file(self._inside(probe))
         except OSError as error:
-            raise _down(error) from error
+            raise storage_error(error) from error
 
     def _write_locally(self, target: Path, data: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,8 @@ def _missing(path: str) -> PermanentError:
     return PermanentError("source_missing", f"the storage holds no file {path!r}")
 
 
-def _down(error: OSError) -> ServiceDownError:
+def storage_error(error: OSError) -> ServiceDownError:
+    """Name what is wrong with the storage: full, or not to be used at all."""
     if error.errno in _FULL:
         return ServiceDownError("storage_full", f"the storage is full: {error}")
     return ServiceDownError("storage_down", f"the storage cannot be used: {error}")

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-
 import pytest
 
 from batch_pipeline.database.embedded_server import embedded_server_url
@@ -82,5 +81,3 @@ def database(pipeline: Pipeline) -> Database:
 def change(settings: Settings) -> Callable[..., Settings]:
     """The settings of this test with some of them changed."""
     return lambda **values: Settings.model_validate(settings.model_dump() | values)
-
-

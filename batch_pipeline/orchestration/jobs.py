@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from batch_pipeline.orchestration.executors import build_executor
 from batch_pipeline.orchestration.ops import finalize_batch, load_batch, process_upload
 from batch_pipeline.orchestration.sweep import sweep
 from batch_pipeline.settings import Settings
@@ -24,7 +25,7 @@ def build_process_batch(settings: Settings) -> dg.JobDefinition:
             "Works pending uploads of one batch. To work failed uploads again: Re-execute from "
             "failure on the run, or `batch-pipeline retry`."
         ),
-        executor_def=dg.in_process_executor,
+        executor_def=build_executor(settings.max_concurrent_uploads),
     )
     def process_batch() -> None:
         finalize_batch(load_batch().map(work).collect())

@@ -14,6 +14,7 @@ import dagster as dg
 from pydantic import Field
 
 from batch_pipeline.errors import RefusedError, ServiceDownError
+from batch_pipeline.executor import interrupt_event
 from batch_pipeline.orchestration.assets import (
     BATCHES,
     batch_progress,
@@ -96,16 +97,25 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
     if worker.service_down:
         raise not_begun_failure(worker.service_down)
     upload_id = upload_id_of(context.get_mapping_key() or "")
-    retries = context.op_def.retry_policy or dg.RetryPolicy(max_retries=0)
+    pipeline: Pipeline = context.resources.pipeline
+    retries = pipeline.settings.max_attempts - 1
+    interrupted = interrupt_event()
     try:
         outcome = worker.processor.process(
             upload_id,
             context.run_id,
-            retries_left=retries.max_retries - context.retry_number,
+            retries_left=retries - context.retry_number,
+            interrupted=interrupted.is_set,
         )
     except ServiceDownError as error:
         worker.service_down = error
-        raise outage_failure(error, released=_hand_back(context)) from error
+        released = _hand_back(context, resume_after_seconds=OUTAGE_PAUSE_SECONDS)
+        raise outage_failure(error, released=released) from error
+    except dg.DagsterExecutionInterruptedError:
+        _hand_back(context)
+        raise
+    if interrupted.is_set():
+        _hand_back(context)
     if isinstance(outcome, SkippedUpload):
         context.log.info("skipped: %s", outcome.reason)
         yield dg.Output(None)
@@ -244,11 +254,12 @@ def _report_share(
     )
 
 
-def _hand_back(context: dg.OpExecutionContext) -> int:
+def _hand_back(context: dg.OpExecutionContext, *, resume_after_seconds: float = 0) -> int:
+    """Release at once what the run has reserved and will not begin."""
     pipeline: Pipeline = context.resources.pipeline
     try:
         return pipeline.states.release_run(
-            context.run_id, resume_after_seconds=OUTAGE_PAUSE_SECONDS
+            context.run_id, resume_after_seconds=resume_after_seconds
         )
     except ServiceDownError as error:  # it is the database; leases run out by themselves
         context.log.warning("uploads could not be handed back: %s", error)

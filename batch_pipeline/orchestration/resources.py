@@ -41,7 +41,7 @@ def worker_resource(context: dg.InitResourceContext) -> Iterator[RunWorker]:
     """Hand out the worker of this run; its heartbeat ends with the run."""
     pipeline: Pipeline = context.resources.pipeline
     settings = pipeline.settings
-    run_id = context.run_id or ""
+    run_id = context.run.run_id if context.run else ""
     with ClaimKeeper(pipeline.states, run_id, lease_seconds=settings.lease_seconds) as keeper:
         yield RunWorker(
             UploadProcessor(

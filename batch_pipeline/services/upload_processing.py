@@ -33,7 +33,7 @@ from batch_pipeline.services.upload_states import (
     StartedUpload,
     UploadStates,
 )
-from batch_pipeline.storage import Storage
+from batch_pipeline.storage import Storage, storage_error
 
 #: How long uploads rest after a service was found down, before a run tries again (seconds).
 OUTAGE_PAUSE_SECONDS = 20.0
@@ -185,7 +185,10 @@ class UploadProcessor:
             if media_type is None:
                 raise PermanentError("unsupported_format", refusal_reason(head))
             file.seek(0)
-            return decode(file, media_type)
+            try:
+                return decode(file, media_type)
+            except OSError as error:  # of the storage: what is wrong with the file has a kind
+                raise storage_error(error) from error
 
     def _make_thumbnail(
         self, row: Any, claim: Claim, content: "_Once", report: UploadReport

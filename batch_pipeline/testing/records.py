@@ -41,7 +41,8 @@ def add_batch(
                         "file_path": f"{USER}/{number}/original.jpg",
                         "file_type": "image",
                         "file_size": 1000,
-                        "created_at": func.now() + func.make_interval(0, 0, 0, 0, 0, 0, number / 1e6),
+                        "created_at": func.now()
+                        + func.make_interval(0, 0, 0, 0, 0, 0, number / 1e6),
                         **row,
                     }
                 )

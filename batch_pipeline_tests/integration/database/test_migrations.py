@@ -31,8 +31,10 @@ def test_the_embedding_column_is_as_wide_as_the_setting(server: DatabaseServer):
         database.upgrade()
         with database.transaction() as connection:
             width = connection.scalar(
-                text("SELECT atttypmod FROM pg_attribute WHERE attname = 'embedding_local' "
-                     "AND attrelid = 'uploads'::regclass")
+                text(
+                    "SELECT atttypmod FROM pg_attribute WHERE attname = 'embedding_local' "
+                    "AND attrelid = 'uploads'::regclass"
+                )
             )
         database.close()
     assert width == 64

@@ -95,7 +95,7 @@ def test_an_upload_held_by_a_live_run_is_not_taken(pipeline):
 
 def test_rescue_returns_uploads_of_ended_runs_and_of_expired_leases_alone(pipeline):
     batch_id = add_batch(pipeline.database, 4)
-    alive, ended, expired, untouched = upload_rows(pipeline.database, batch_id)
+    alive, ended, expired, _ = upload_rows(pipeline.database, batch_id)
     started(pipeline, alive.id, "alive")
     started(pipeline, ended.id, "ended")
     started(pipeline, expired.id, "silent")
@@ -222,9 +222,11 @@ def make_move(pipeline, batch_id, upload, action, claims):
             case "add":
                 with pipeline.database.transaction() as connection:
                     connection.execute(
-                        text("INSERT INTO uploads (user_id, batch_id, filename, file_path, "
-                             "file_type, file_size) SELECT user_id, id, 'x', 'x', 'image', 1 "
-                             "FROM upload_batches WHERE id = :id"),
+                        text(
+                            "INSERT INTO uploads (user_id, batch_id, filename, file_path, "
+                            "file_type, file_size) SELECT user_id, id, 'x', 'x', 'image', 1 "
+                            "FROM upload_batches WHERE id = :id"
+                        ),
                         {"id": batch_id},
                     )
                 states.settle_batch(batch_id)

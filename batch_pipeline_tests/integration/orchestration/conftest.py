@@ -1,0 +1,118 @@
+"""Runs of the real job, in this process, on real files and a real database."""
+
+import logging
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+
+from batch_pipeline.definitions import build_definitions
+from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.batch_progress import CHANNEL
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import Settings
+from batch_pipeline.testing.databases import DatabaseServer
+from batch_pipeline.testing.model_server import ScriptedModelServer
+
+ROOT = Path(__file__).parents[3]
+MEDIA = ROOT / "examples" / "media"
+SMALL = ("lighthouse.gif", "fog.webp", "ball_on_meadow.mp4")
+
+
+@pytest.fixture(scope="session")
+def instance(
+    server: DatabaseServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dg.DagsterInstance]:
+    """Dagster as it is in use: the repository's `dagster.yaml`, with our storage on PostgreSQL."""
+    home = tmp_path_factory.mktemp("dagster_home")
+    shutil.copy(ROOT / "dagster.yaml", home)
+    with server.new_database(migrated=False) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BATCH_PIPELINE_DAGSTER_DATABASE_URL", url)
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            yield instance
+
+
+@dataclass
+class Runner:
+    """Submits files and runs `process_batch` as the sensor would."""
+
+    pipeline: Pipeline
+    instance: dg.DagsterInstance
+    runs: list[dg.ExecuteInProcessResult] = field(default_factory=list)
+
+    @cached_property
+    def job(self) -> dg.JobDefinition:
+        resource = dg.ResourceDefinition.hardcoded_resource(self.pipeline)
+        definitions = build_definitions(self.pipeline.settings, {"pipeline": resource})
+        return definitions.resolve_job_def("process_batch")
+
+    def submit(self, *names: str | Path) -> uuid.UUID:
+        submission = submit(
+            [MEDIA / name for name in names or SMALL],
+            publisher=self.pipeline.publisher,
+            storage=self.pipeline.storage,
+            settings=self.pipeline.settings,
+        )
+        assert submission.batch_id, submission.refused
+        return submission.batch_id
+
+    def run(self, batch_id: uuid.UUID | str, **config: Any) -> dg.ExecuteInProcessResult:
+        result = self.job.execute_in_process(
+            run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id), **config}}}},
+            instance=self.instance,
+            raise_on_error=False,
+        )
+        self.runs.append(result)
+        return result
+
+    def log_of(self, result: dg.ExecuteInProcessResult, level: str) -> list[str]:
+        records = self.instance.all_logs(result.run_id)
+        return [
+            record.user_message
+            for record in records
+            if record.level == logging.getLevelName(level) and not record.is_dagster_event
+        ]
+
+
+@pytest.fixture
+def runner(pipeline: Pipeline, instance: dg.DagsterInstance) -> Runner:
+    return Runner(pipeline, instance)
+
+
+@pytest.fixture
+def model_server() -> Iterator[ScriptedModelServer]:
+    with ScriptedModelServer() as server:
+        yield server
+
+
+@pytest.fixture
+def served_runner(
+    model_server: ScriptedModelServer,
+    change: Callable[..., Settings],
+    open_pipeline: Callable[[Settings], Pipeline],
+    instance: dg.DagsterInstance,
+) -> Runner:
+    """A runner whose analyzer is the scripted model server."""
+    settings = change(analyzer="ollama", ollama_host=model_server.ollama_url)
+    return Runner(open_pipeline(settings), instance)
+
+
+@pytest.fixture
+def messages(database_url: str) -> Iterator[Callable[[], list[str]]]:
+    """Progress messages published since the test began, in their order."""
+    with psycopg.connect(database_url, autocommit=True) as listener:
+        listener.execute(f"LISTEN {CHANNEL}")
+        received: list[str] = []
+
+        def read() -> list[str]:
+            received.extend(message.payload for message in listener.notifies(timeout=0.2))
+            return received
+
+        yield read
