@@ -1,8 +1,9 @@
 """The interface of every describer and embedder; the rest of the package knows only this.
 
 Both objects of an `Analyzer` are shared by all threads of a run and must be safe under threads.
-They raise the errors of `batch_pipeline.errors`: `TransientError` for what may pass, `PermanentError`
-for what cannot, `ServiceDownError` for a server that cannot be reached or has no such model.
+They raise the errors of `batch_pipeline.errors`: `TransientError` for what may pass,
+`PermanentError` for what cannot, `ServiceDownError` for a server that cannot be reached or has no
+such model.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The rules of the sequential loop that this pipeline replaces, L1 to L18, one test or more each."""
+"""The rules of the sequential loop that we replace, L1 to L18, one test or more each."""
 
 import json
 import threading
