@@ -1,12 +1,16 @@
-"""What an executor costs per mapped step: N steps that do nothing, on the same instance storage.
+"""What an executor costs per mapped step: N steps that only wait, on the same instance storage.
 
     python benchmarks/executor_overhead.py --steps 250 --threads 8
+    python benchmarks/executor_overhead.py --wait 0.1              # with a model to wait for
     python benchmarks/executor_overhead.py --dagster-home FOLDER   # storage of its dagster.yaml
 
 Without `--dagster-home` an instance on SQLite is made in a temporary folder. Each figure is the
 wall time from the run's start to its end, set-up included, divided by the number of mapped steps;
 the fan-out and the collector are counted as overhead. The multiprocess executor gets few steps,
 since each of them starts a process.
+
+With no wait, threads cannot be faster than one step after another: what is measured is CPU time
+under the interpreter lock. Threads pay when steps wait.
 """
 
 import argparse
@@ -32,9 +36,14 @@ def fan_out(config: Plan) -> Iterator[dg.DynamicOutput[None]]:
         yield dg.DynamicOutput(None, mapping_key=str(number))
 
 
+class Wait(dg.Config):
+    seconds: float
+
+
 @dg.op(ins={"item": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
-def nothing_to_do() -> None:
-    return
+def only_wait(config: Wait) -> None:
+    if config.seconds:
+        time.sleep(config.seconds)
 
 
 @dg.op(ins={"items": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing))
@@ -44,7 +53,7 @@ def collect() -> None:
 
 @dg.graph
 def mapped() -> None:
-    collect(fan_out().map(nothing_to_do).collect())
+    collect(fan_out().map(only_wait).collect())
 
 
 # Functions, because Dagster's other processes have to find the jobs by name.
@@ -65,8 +74,13 @@ def milliseconds_per_step(
     job: Callable[[], dg.JobDefinition],
     steps: int,
     threads: int | None,
+    wait: float,
 ) -> float:
-    config = {"ops": {"fan_out": {"config": {"steps": steps}}}, **QUIET}
+    ops = {
+        "fan_out": {"config": {"steps": steps}},
+        "only_wait": {"config": {"seconds": wait}},
+    }
+    config: dict[str, object] = {"ops": ops, **QUIET}
     if threads:
         config["execution"] = {"config": {"max_concurrent": threads}}
     begun = time.perf_counter()
@@ -89,6 +103,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=250, help="mapped steps")
     parser.add_argument("--threads", type=int, default=8, help="steps in flight at a time")
+    parser.add_argument("--wait", type=float, default=0, help="seconds that each step waits")
     parser.add_argument(
         "--multiprocess-steps", type=int, default=8, help="steps of the multiprocess run; 0: none"
     )
@@ -102,9 +117,13 @@ def main() -> None:
         runs = [(threaded, arguments.steps, arguments.threads), (in_process, arguments.steps, None)]
         if arguments.multiprocess_steps:
             runs.append((multiprocess, arguments.multiprocess_steps, arguments.threads))
-        milliseconds_per_step(instance, threaded, 10, None)  # imports, first connections
+        milliseconds_per_step(instance, threaded, 10, None, 0)  # imports, first connections
         figures = [
-            (job.__name__, steps, milliseconds_per_step(instance, job, steps, threads))
+            (
+                job.__name__,
+                steps,
+                milliseconds_per_step(instance, job, steps, threads, arguments.wait),
+            )
             for job, steps, threads in runs
         ]
         storage = type(instance.event_log_storage).__name__

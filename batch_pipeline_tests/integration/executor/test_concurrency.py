@@ -75,14 +75,14 @@ def test_a_tag_limits_the_steps_that_bear_it() -> None:
 
 
 def test_a_pool_limits_steps_and_its_slots_are_given_back() -> None:
-    meter = Meter(together=2)
+    meter = Meter(together=3)
     executor = threaded_executor.configured({"max_concurrent": 4})
     with dg.DagsterInstance.local_temp() as instance:
-        instance.event_log_storage.set_concurrency_slots("model", 2)
+        instance.event_log_storage.set_concurrency_slots("model", 3)
         outcome = run_job(metered_job(meter, executor, pool="model"), instance=instance)
         info = instance.event_log_storage.get_concurrency_info("model")
         assert outcome.status == dg.DagsterRunStatus.SUCCESS
-        assert meter.most == 2
+        assert meter.most == 3
         assert info.active_slot_count == 0
         assert info.pending_step_count == 0
 
