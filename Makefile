@@ -30,7 +30,7 @@ dev: install
 	$(BIN)/dagster dev
 
 test: install
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: install
 	$(BIN)/ruff check

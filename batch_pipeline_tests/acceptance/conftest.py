@@ -1,0 +1,149 @@
+"""The real stack, started once: webserver, daemon and code server, on an embedded PostgreSQL.
+
+Tests use it as people do: through the command line, through Dagster's GraphQL, in a browser.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batch_pipeline.demo import running_stack
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+MEDIA = ROOT / "examples" / "media"
+WAIT_SECONDS = 150
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker runs them all: the stack is started once."""
+    for item in items:
+        if "acceptance" in Path(item.path).parts:
+            item.add_marker(pytest.mark.acceptance)
+            item.add_marker(pytest.mark.xdist_group("acceptance"))
+
+
+def clean_environment(**values: str) -> dict[str, str]:
+    """This process's environment with none of our or Dagster's variables but these."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith((ENVIRONMENT_PREFIX, "DAGSTER_"))
+    }
+    return kept | values
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = WAIT_SECONDS) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(0.2)
+    raise AssertionError(f"not within {seconds:g} s: {what}")
+
+
+@dataclass(frozen=True)
+class GraphQl:
+    """Dagster's API, as its UI uses it."""
+
+    url: str
+
+    def __call__(self, query: str, **variables: Any) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"{self.url}/graphql",
+            json.dumps({"query": query, "variables": variables}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+        assert "errors" not in answer, answer["errors"]
+        return answer["data"]
+
+    def runs_of(self, batch_id: str) -> list[dict[str, Any]]:
+        query = """
+          query ($tags: [ExecutionTag!]) {
+            runsOrError(filter: {tags: $tags}) { ... on Runs { results {
+              id runId status jobName tags { key value }
+            } } }
+          }
+        """
+        tags = [{"key": "batch_pipeline/batch_id", "value": batch_id}]
+        return self(query, tags=tags)["runsOrError"]["results"]
+
+    def ended_run_of(self, batch_id: str) -> dict[str, Any]:
+        def ended() -> dict[str, Any] | None:
+            runs = self.runs_of(batch_id)
+            return runs[0] if runs and runs[0]["status"] in {"SUCCESS", "FAILURE"} else None
+
+        return wait_until(ended, f"the run of batch {batch_id} ends")
+
+    def events_of(self, run_id: str) -> list[dict[str, Any]]:
+        query = """
+          query ($run: ID!) { logsForRun(runId: $run, limit: 5000) { ... on EventConnection { events {
+            __typename
+            ... on MessageEvent { stepKey message eventType }
+            ... on ExecutionStepFailureEvent {
+              failureMetadata { metadataEntries { ...entry } } error { message }
+            }
+            ... on MaterializationEvent {
+              assetKey { path } partition metadataEntries { ...entry }
+            }
+            ... on ObservationEvent { assetKey { path } partition metadataEntries { ...entry } }
+          } } } }
+          fragment entry on MetadataEntry {
+            __typename label
+            ... on TextMetadataEntry { text }
+            ... on MarkdownMetadataEntry { mdStr }
+            ... on IntMetadataEntry { intValue }
+            ... on FloatMetadataEntry { floatValue }
+          }
+        """
+        return self(query, run=run_id)["logsForRun"]["events"]
+
+
+def metadata(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metadata entries by label."""
+    names = ("text", "mdStr", "intValue", "floatValue")
+    return {e["label"]: next((e[name] for name in names if name in e), None) for e in entries}
+
+
+@dataclass(frozen=True)
+class RealStack:
+    """A running stack, and how to use it."""
+
+    home: Path
+    graphql: GraphQl
+
+    def cli(self, *arguments: str | Path, expect: int | None = 0) -> Any:
+        """Run a command with ``--json`` as a person would, and return what it printed."""
+        result = subprocess.run(
+            [sys.executable, "-m", "batch_pipeline", *map(str, arguments), "--json"],
+            env=clean_environment(BATCH_PIPELINE_HOME=str(self.home)),
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+            check=False,
+        )
+        assert expect is None or result.returncode == expect, result.stderr
+        return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStack]:
+    home = tmp_path_factory.mktemp("stack")
+    settings = Settings(_env_file=None, home=home)
+    # The stack finds its server running, and the tests may read it between commands.
+    pipeline = Pipeline(settings)
+    with running_stack(settings) as running:
+        yield RealStack(home, GraphQl(running.url))
+    pipeline.close()
