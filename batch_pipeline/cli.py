@@ -214,6 +214,54 @@ def retry(session: Session, batch: uuid.UUID, uploads: Sequence[uuid.UUID], as_j
 
 
 @main.command()
+@click.option(
+    "--stage",
+    type=click.Choice(["thumbnail", "description", "embedding"]),
+    required=True,
+    help="What to redo; a new description gets a new embedding too.",
+)
+@click.option("--batch", "batches", type=click.UUID, multiple=True, help="Only this batch.")
+@click.option("--upload", "uploads", type=click.UUID, multiple=True, help="Only this upload.")
+@click.option("--model-not", metavar="MODEL", help="Only what another model than this one made.")
+@click.option("--user", type=click.UUID, help="Only uploads of this user.")
+@json_option
+@click.pass_obj
+def reprocess(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    stage: str,
+    batches: Sequence[uuid.UUID],
+    uploads: Sequence[uuid.UUID],
+    model_not: str | None,
+    user: uuid.UUID | None,
+    as_json: bool,
+) -> None:
+    """Redo one stage of completed uploads, after a change of model or prompt.
+
+    The other stages are not repeated. Old results stay until the new ones are stored.
+
+    \b
+    Examples:
+      batch-pipeline reprocess --stage embedding --model-not bge-m3
+      batch-pipeline reprocess --stage description --batch 3f2a…
+    """
+    from batch_pipeline.database.models import Stage  # noqa: PLC0415
+    from batch_pipeline.services.reprocessing import Selection  # noqa: PLC0415
+    from batch_pipeline.services.reprocessing import reprocess as redo  # noqa: PLC0415
+
+    pipeline = session.pipeline
+    selection = Selection(Stage(stage), batches, uploads, model_not, user)
+    reopened = redo(pipeline.database, pipeline.states, selection)
+    count = sum(batch.uploads for batch in reopened)
+    if as_json:
+        listed = [batch.progress.payload() | {"reopened": batch.uploads} for batch in reopened]
+        _print_json({"stage": stage, "reopened": count, "batches": listed})
+        return
+    click.echo(f"{count} uploads in {len(reopened)} batches are pending, to redo the {stage}.")
+    for batch in reopened:
+        click.echo(f"Follow it:  batch-pipeline watch {batch.progress.batch_id}")
+
+
+@main.command()
 @click.argument("batch", type=click.UUID)
 @json_option
 @click.pass_obj

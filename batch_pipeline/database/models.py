@@ -57,6 +57,15 @@ class UploadStatus(StrEnum):
     """Given up; ``error_kind`` and ``error_message`` say why."""
 
 
+class Stage(StrEnum):
+    """A part of the work on an upload that can be redone; words of ``uploads.redo``."""
+
+    THUMBNAIL = "thumbnail"
+    DESCRIPTION = "description"
+    """With its vector, which would say something else."""
+    EMBEDDING = "embedding"
+
+
 OPEN_BATCH = (BatchStatus.PENDING, BatchStatus.PROCESSING)
 IN_WORK = (UploadStatus.ANALYZING, UploadStatus.EMBEDDING)
 ENDED = (UploadStatus.COMPLETED, UploadStatus.FAILED)
@@ -113,6 +122,8 @@ class UploadBatch(Base):
     # Ours
     #: Slices opened so far; each is the share of one run. Only grows.
     slices: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: Runs that died since an upload last ended; too many of them end the batch as ``failed``.
+    died_runs: Mapped[int] = mapped_column(Integer, server_default="0")
 
     __table_args__ = (
         Index("ix_upload_batches_newest", text("created_at DESC"), "id"),
@@ -179,7 +190,7 @@ class Upload(Base):
     attempts: Mapped[int] = mapped_column(Integer, server_default="0")
     #: No run is asked for before this moment; set when a service was down or a retry is due later.
     not_before: Mapped[datetime | None]
-    #: Stages to do again although their result is stored: thumbnail, description, embedding.
+    #: Each a `Stage`, to be done again although its result is stored; the old one stays meanwhile.
     redo: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
     #: Stable word for the reason in ``error_message``.
     error_kind: Mapped[str | None]
@@ -190,6 +201,12 @@ class Upload(Base):
     stage_seconds: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     #: SHA-256 of the original, hexadecimal.
     checksum: Mapped[str | None]
+    #: Workers that died with this upload in work; 0 again once an attempt has ended in any way.
+    deaths: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: Times that the sweep has opened it again after a transient failure; 0 again when it completes.
+    retries: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: When the sweep opens it again; set while it is ``failed`` for a reason that may pass.
+    retry_at: Mapped[datetime | None]
 
     __table_args__ = (
         Index("ix_uploads_batch", "batch_id", "created_at", "id"),
@@ -202,9 +219,17 @@ class Upload(Base):
             postgresql_where=text("processing_status = 'pending' AND owner_run_id IS NULL"),
         ),
         Index(
-            "ix_uploads_owner",
+            "ix_uploads_held",
             "owner_run_id",
-            postgresql_where=text("owner_run_id IS NOT NULL"),
+            postgresql_where=text(
+                "owner_run_id IS NOT NULL OR processing_status IN ('analyzing', 'embedding')"
+            ),
+        ),
+        Index("ix_uploads_retry_at", "retry_at", postgresql_where=text("retry_at IS NOT NULL")),
+        Index(
+            "ix_uploads_without_batch",
+            "created_at",
+            postgresql_where=text("batch_id IS NULL AND processing_status = 'pending'"),
         ),
         Index("ix_uploads_embedding_model", "embedding_model"),
         Index(

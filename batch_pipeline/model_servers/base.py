@@ -23,6 +23,8 @@ class HealthCheck:
     """What was found."""
     hint: str = ""
     """What to do when it is not ok."""
+    kind: str = ""
+    """Of the error that was found, if it has one."""
 
 
 class CancelledCheck(Protocol):

@@ -307,5 +307,5 @@ def _check(server: ModelServer, role: str, model: str, look: Call[str]) -> Healt
     try:
         found = server.calls.ask(look)
     except KindedError as error:
-        return HealthCheck(name, False, str(error), server.hint(error.kind, model))
+        return HealthCheck(name, False, str(error), server.hint(error.kind, model), error.kind)
     return HealthCheck(name, True, f"{server.kind} at {server.calls.url}: {found}")

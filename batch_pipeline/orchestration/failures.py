@@ -28,7 +28,10 @@ def upload_failure(failed: FailedUpload) -> dg.Failure:
 
 
 def outage_failure(error: ServiceDownError, *, released: int) -> dg.Failure:
-    """Fail the step that found a service down; nothing was marked failed in the database."""
+    """Fail the step that found a service down; nothing was marked failed in the database.
+
+    `released` counts the uploads that wait because of it, those still in work not among them.
+    """
     return dg.Failure(
         description=f"{error.kind}: {error}",
         metadata={
@@ -41,9 +44,9 @@ def outage_failure(error: ServiceDownError, *, released: int) -> dg.Failure:
     )
 
 
-def not_begun_failure(error: ServiceDownError) -> dg.Failure:
-    """Fail a step that was not begun because another one found a service down."""
+def stopped_failure(error: ServiceDownError) -> dg.Failure:
+    """Fail a step that was stopped, or not begun, because another one found a service down."""
     return dg.Failure(
-        description=f"not begun: {error.kind}, see the first failed step; the upload is pending",
+        description=f"stopped: {error.kind}, see the first failed step; the upload is pending",
         allow_retries=False,
     )

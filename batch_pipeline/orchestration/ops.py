@@ -24,8 +24,8 @@ from batch_pipeline.orchestration.assets import (
     upload_materialization,
 )
 from batch_pipeline.orchestration.failures import (
-    not_begun_failure,
     outage_failure,
+    stopped_failure,
     upload_failure,
 )
 from batch_pipeline.orchestration.resources import RunWorker
@@ -65,7 +65,15 @@ def load_batch(
     pipeline: Pipeline = context.resources.pipeline
     batch_id = _parse_id(config.batch_id, "batch_id")
     upload_ids = [_parse_id(text, "upload_ids") for text in config.upload_ids]
-    _check_analyzer(pipeline)
+    if outage := pipeline.analyzer_outage():
+        postponed = pipeline.states.postpone(
+            batch_id,
+            outage,
+            slice_number=config.slice,
+            upload_ids=upload_ids,
+            resume_after_seconds=OUTAGE_PAUSE_SECONDS,
+        )
+        raise outage_failure(outage, released=postponed)
     loaded = pipeline.states.load_batch(
         batch_id,
         context.run_id,
@@ -95,7 +103,7 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
     """Work the upload that the mapping key names, and show what became of it."""
     worker: RunWorker = context.resources.worker
     if worker.service_down:
-        raise not_begun_failure(worker.service_down)
+        raise stopped_failure(worker.service_down)
     upload_id = upload_id_of(context.get_mapping_key() or "")
     pipeline: Pipeline = context.resources.pipeline
     retries = pipeline.settings.max_attempts - 1
@@ -108,9 +116,11 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
             interrupted=interrupted.is_set,
         )
     except ServiceDownError as error:
-        worker.service_down = error
-        released = _hand_back(context, resume_after_seconds=OUTAGE_PAUSE_SECONDS)
-        raise outage_failure(error, released=released) from error
+        news = worker.is_news(error)
+        released = _hand_back(context, error, resume_after_seconds=OUTAGE_PAUSE_SECONDS)
+        raise (
+            outage_failure(error, released=released) if news else stopped_failure(error)
+        ) from error
     except dg.DagsterExecutionInterruptedError:
         _hand_back(context)
         raise
@@ -205,16 +215,6 @@ def upload_id_of(key: str) -> uuid.UUID:
     return uuid.UUID(found.group(1))
 
 
-def _check_analyzer(pipeline: Pipeline) -> None:
-    """End the run before it takes uploads that it could not work."""
-    problems = [check for check in pipeline.analyzer.check() if not check.ok]
-    if problems:
-        raise dg.Failure(
-            description="; ".join(f"{problem.detail}: {problem.hint}" for problem in problems),
-            metadata={problem.name: f"{problem.detail}: {problem.hint}" for problem in problems},
-        )
-
-
 def _describe_share(context: dg.OpExecutionContext, loaded: LoadedBatch) -> str:
     progress = loaded.progress
     if loaded.expected_total != progress.total:
@@ -254,12 +254,17 @@ def _report_share(
     )
 
 
-def _hand_back(context: dg.OpExecutionContext, *, resume_after_seconds: float = 0) -> int:
+def _hand_back(
+    context: dg.OpExecutionContext,
+    reason: ServiceDownError | None = None,
+    *,
+    resume_after_seconds: float = 0,
+) -> int:
     """Release at once what the run has reserved and will not begin."""
     pipeline: Pipeline = context.resources.pipeline
     try:
         return pipeline.states.release_run(
-            context.run_id, resume_after_seconds=resume_after_seconds
+            context.run_id, reason, resume_after_seconds=resume_after_seconds
         )
     except ServiceDownError as error:  # it is the database; leases run out by themselves
         context.log.warning("uploads could not be handed back: %s", error)

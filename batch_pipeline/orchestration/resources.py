@@ -4,6 +4,7 @@
 gives each step a process of its own).
 """
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -25,6 +26,15 @@ class RunWorker:
     progress_meter: ProgressMeter = field(default_factory=ProgressMeter)
     service_down: ServiceDownError | None = None
     """Set by the first step that finds a service down; the others then do not begin."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def is_news(self, error: ServiceDownError) -> bool:
+        """Note that a service is down; false if another step has said so of it already."""
+        with self._lock:
+            if self.service_down and self.service_down.kind == error.kind:
+                return False
+            self.service_down = error
+            return True
 
 
 @dg.resource(description="Database, storage, state machine and analyzer, as the settings say.")

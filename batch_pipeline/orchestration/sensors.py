@@ -17,6 +17,7 @@ from batch_pipeline.services.dispatch import (
     waiting_slices,
 )
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 
 #: How soon a submitted batch is noticed (seconds).
 INTERVAL_SECONDS = 2
@@ -57,6 +58,18 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
                     f"{len(waiting)} slices wait; {sum(in_flight.values())} of {limit} runs are "
                     "in flight"
                 )
+            )
+        # A run that is launched while the analyzer is down would only end at its start.
+        if outage := pipeline.analyzer_outage():
+            for slice_ in chosen:
+                pipeline.states.postpone(
+                    slice_.batch_id,
+                    outage,
+                    slice_number=slice_.number,
+                    resume_after_seconds=OUTAGE_PAUSE_SECONDS,
+                )
+            return dg.SensorResult(
+                skip_reason=dg.SkipReason(f"{len(waiting)} slices wait: {outage}")
             )
         return dg.SensorResult(run_requests=[run_request(slice_) for slice_ in chosen])
 

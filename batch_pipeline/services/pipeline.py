@@ -4,6 +4,7 @@ import threading
 from functools import cached_property
 
 from batch_pipeline.database.session import open_database
+from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import Analyzer
 from batch_pipeline.services.batch_progress import ProgressPublisher
 from batch_pipeline.services.upload_states import UploadStates
@@ -27,6 +28,15 @@ class Pipeline:
         from batch_pipeline.model_servers.factory import build_analyzer  # noqa: PLC0415
 
         return build_analyzer(self.settings)
+
+    def analyzer_outage(self) -> ServiceDownError | None:
+        """Say why no upload could be worked now; None if they could."""
+        problems = [check for check in self.analyzer.check() if not check.ok]
+        if not problems:
+            return None
+        # Both models often stand on one server, whose outage is said once.
+        reasons = dict.fromkeys(f"{found.detail}. {found.hint}".rstrip(". ") for found in problems)
+        return ServiceDownError(problems[0].kind, "; ".join(reasons))
 
     def close(self) -> None:
         """Close the database's connections."""

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from batch_pipeline.database.models import Stage
 from batch_pipeline.errors import (
     ClaimLostError,
     ConfigurationError,
     PermanentError,
+    PipelineError,
     ServiceDownError,
     TransientError,
     UploadError,
@@ -135,6 +137,7 @@ class UploadProcessor:
             description=row.description,
             score=row.description_audit_score,
             vision_model=row.vision_model,
+            embedding_model=row.embedding_model,
         )
         try:
             with self._keeper.hold(claim) as held:
@@ -144,8 +147,8 @@ class UploadProcessor:
             return self._let_go(started)
         except UploadError as error:
             return self._give_up(claim, report, error, retries_left)
-        except (ServiceDownError, ConfigurationError):
-            self._release_if_possible(claim, OUTAGE_PAUSE_SECONDS)
+        except (ServiceDownError, ConfigurationError) as error:
+            self._release_if_possible(claim, error, OUTAGE_PAUSE_SECONDS)
             raise
         except Exception as error:
             log.exception("upload %s: unexpected error", upload_id)
@@ -161,21 +164,25 @@ class UploadProcessor:
         row, claim = started.row, started.claim
         content = _Once(lambda: self._decode(row.file_path, report))
 
-        if row.thumbnail_path is None or "thumbnail" in row.redo:
+        # Who redoes another stage does not ask for a thumbnail that could not be made then either.
+        if Stage.THUMBNAIL in row.redo or (row.thumbnail_path is None and not row.redo):
             self._make_thumbnail(row, claim, content, report)
         _raise_if(cancelled)
 
         described_well = row.description and (row.description_audit_score or 0) >= PASS_SCORE
-        if not described_well or "description" in row.redo:
+        describes = not described_well or Stage.DESCRIPTION in row.redo
+        if describes:
             self._describe(row, claim, content(), report, cancelled)
         _raise_if(cancelled)
 
-        embedding = self._analyzer.embedding
-        with _timed(report, "embed"):
-            [vector] = embedding.embed([report.description or ""], cancelled=cancelled)
-        report.embedding_model = embedding.name
+        vector: list[float] | None = None
+        if describes or row.embedding_local is None or Stage.EMBEDDING in row.redo:
+            embedding = self._analyzer.embedding
+            with _timed(report, "embed"):
+                [vector] = embedding.embed([report.description or ""], cancelled=cancelled)
+            report.embedding_model = embedding.name
         report.progress = self._states.complete(
-            claim, embedding=vector, model=embedding.name, seconds=report.seconds
+            claim, embedding=vector, model=report.embedding_model, seconds=report.seconds
         )
 
     def _decode(self, path: str, report: UploadReport) -> MediaContent:
@@ -266,9 +273,11 @@ class UploadProcessor:
             self._states.settle_batch(row.batch_id)
         return SkippedUpload(row.id, "it was deleted meanwhile", row.filename)
 
-    def _release_if_possible(self, claim: Claim, resume_after_seconds: float = 0) -> None:
+    def _release_if_possible(
+        self, claim: Claim, reason: PipelineError | None = None, resume_after_seconds: float = 0
+    ) -> None:
         try:
-            self._states.release(claim, resume_after_seconds=resume_after_seconds)
+            self._states.release(claim, reason, resume_after_seconds=resume_after_seconds)
         except ServiceDownError as error:  # the lease will run out instead
             log.warning("upload %s could not be handed back: %s", claim.upload_id, error)
 

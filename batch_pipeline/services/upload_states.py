@@ -11,19 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, case, func, or_, select, update
+from sqlalchemy import Connection, Select, and_, case, func, insert, or_, select, update
 
 from batch_pipeline.database.models import (
     ENDED,
     IN_WORK,
     OPEN_BATCH,
     BatchStatus,
+    Stage,
     Upload,
     UploadBatch,
     UploadStatus,
 )
 from batch_pipeline.database.session import AnyRow
-from batch_pipeline.errors import ClaimLostError, KindedError
+from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError
 from batch_pipeline.services.batch_progress import (
     Announcer,
     BatchProgress,
@@ -34,6 +35,21 @@ from batch_pipeline.services.batch_progress import (
 
 #: Percentage of each stage reached, in messages about one file.
 STARTED, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
+#: Batches whose completed uploads may be worked again; a cancelled one is reopened by `retry`.
+REDOABLE_BATCH = (*OPEN_BATCH, BatchStatus.COMPLETED)
+
+
+#: When the sweep opens an upload again that failed for a reason that may pass (seconds after each
+#: failure); once all have passed, only a person does.
+RETRY_DELAYS = (15 * 60, 60 * 60, 6 * 60 * 60)
+#: An upload that was in work when so many workers died is taken for the cause.
+MAX_DEATHS = 3
+#: So many runs of a batch that died, one after the other, without an upload ending: it is given up.
+MAX_DIED_RUNS = 10
+#: Age at which an upload without a batch is taken for forgotten (seconds).
+ADOPTION_AGE_SECONDS = 5 * 60
+#: Batches that ended longer ago are not recounted (days).
+RECOUNT_DAYS = 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,16 @@ class SkippedUpload:
     upload_id: uuid.UUID
     reason: str
     filename: str = ""
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """What became of the uploads that dead owners held."""
+
+    returned: int = 0
+    """Pending again."""
+    quarantined: int = 0
+    """Failed, because their worker died every time."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +215,7 @@ class UploadStates:
                     heartbeat_at=func.now(),
                     not_before=None,
                     attempts=1 if reopened else Upload.attempts + 1,
+                    retry_at=None,
                     updated_at=func.now(),
                 )
             )
@@ -208,7 +235,7 @@ class UploadStates:
             claim,
             THUMBNAIL_STORED,
             thumbnail_path=path,
-            redo=func.array_remove(Upload.redo, "thumbnail"),
+            redo=_without(Upload.redo, "thumbnail"),
             stage_seconds=Upload.stage_seconds.concat(dict(seconds)),
         )
 
@@ -232,7 +259,8 @@ class UploadStates:
             description=description,
             description_audit_score=score,
             vision_model=model,
-            redo=func.array_remove(Upload.redo, "description"),
+            # The old vector says something else: whoever takes over from here makes a new one.
+            redo=func.array_append(_without(Upload.redo, "description", "embedding"), "embedding"),
             regeneration_count=Upload.regeneration_count + int(regenerated),
             last_regenerated_at=func.now() if regenerated else Upload.last_regenerated_at,
             facts=Upload.facts.concat(dict(facts)),
@@ -244,21 +272,27 @@ class UploadStates:
         self,
         claim: Claim,
         *,
-        embedding: Sequence[float],
-        model: str,
+        embedding: Sequence[float] | None = None,
+        model: str | None = None,
         seconds: Mapping[str, float],
     ) -> BatchProgress | None:
-        """Keep the vector, end the upload and count it; ends the batch if it was the last one."""
+        """Keep the vector, end the upload and count it; ends the batch if it was the last one.
+
+        Without a vector, the one that is stored stays.
+        """
+        vector: dict[str, Any] = {}
+        if embedding is not None:
+            vector = {"embedding_local": list(embedding), "embedding_model": model}
         return self._end(
             claim,
             "completed",
             ENDED_WELL,
             processing_status=UploadStatus.COMPLETED,
-            embedding_local=list(embedding),
-            embedding_model=model,
+            **vector,
             redo=[],
             error_kind=None,
             error_message=None,
+            retries=0,
             stage_seconds=Upload.stage_seconds.concat(dict(seconds)),
         )
 
@@ -269,25 +303,37 @@ class UploadStates:
             "failed",
             None,
             processing_status=UploadStatus.FAILED,
-            error_kind=error.kind,
-            error_message=_storable(str(error)),
+            **_noted(error),
         )
 
     def note_error(self, claim: Claim, error: KindedError) -> None:
         """Keep the reason of an attempt that will be followed by another."""
-        self._advance(claim, None, error_kind=error.kind, error_message=_storable(str(error)))
+        self._advance(claim, None, **_noted(error))
 
-    def release(self, claim: Claim, *, resume_after_seconds: float = 0) -> None:
-        """Hand an upload in work back; the attempt does not count."""
+    def release(
+        self,
+        claim: Claim,
+        reason: PipelineError | None = None,
+        *,
+        resume_after_seconds: float = 0,
+    ) -> None:
+        """Hand an upload in work back; the attempt does not count. The row keeps the reason."""
         with self._publisher.transaction() as transaction:
             _release(
                 transaction.connection,
                 _held(claim),
+                **_noted(reason),
                 attempts=Upload.attempts - 1,
                 not_before=func.now() + _seconds(resume_after_seconds),
             )
 
-    def release_run(self, run_id: str, *, resume_after_seconds: float = 0) -> int:
+    def release_run(
+        self,
+        run_id: str,
+        reason: PipelineError | None = None,
+        *,
+        resume_after_seconds: float = 0,
+    ) -> int:
         """Hand back what a run has reserved but not begun, to be dispatched again later.
 
         Returns how many uploads.
@@ -299,6 +345,46 @@ class UploadStates:
                     Upload.owner_run_id == run_id,
                     Upload.processing_status == UploadStatus.PENDING,
                 ),
+                **_noted(reason),
+                not_before=func.now() + _seconds(resume_after_seconds),
+            )
+
+    def postpone(
+        self,
+        batch_id: uuid.UUID,
+        reason: PipelineError,
+        *,
+        slice_number: int | None = None,
+        upload_ids: Sequence[uuid.UUID] = (),
+        resume_after_seconds: float,
+    ) -> int:
+        """Let waiting uploads rest that a run came for and cannot work now; returns how many.
+
+        They leave their slice, whose run this was, so that the next one is asked for by itself.
+        """
+        share = and_(
+            Upload.batch_id == batch_id,
+            Upload.processing_status == UploadStatus.PENDING,
+            Upload.owner_run_id.is_(None),
+        )
+        if slice_number is not None:
+            share = and_(share, Upload.slice == slice_number)
+        if upload_ids:
+            share = and_(share, Upload.id.in_(upload_ids))
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            locked = list(
+                connection.scalars(
+                    select(Upload.id)
+                    .where(share)
+                    .order_by(Upload.id)
+                    .with_for_update(skip_locked=True)
+                )
+            )
+            return _release(
+                connection,
+                Upload.id.in_(locked),
+                **_noted(reason),
                 not_before=func.now() + _seconds(resume_after_seconds),
             )
 
@@ -386,6 +472,46 @@ class UploadStates:
             ).rowcount
             if not exists:
                 return None
+            progress = self._settle(connection, batch_id)
+            transaction.announce(progress, progress.user_id)
+        return count, progress
+
+    def redo(
+        self, batch_id: uuid.UUID, stage: Stage, upload_ids: Sequence[uuid.UUID]
+    ) -> tuple[int, BatchProgress] | None:
+        """Open completed uploads of a batch again, to redo one stage; what is stored stays.
+
+        Returns how many, and the batch; None if it is gone, cancelled or failed meanwhile.
+        """
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            locked = list(
+                connection.scalars(
+                    select(Upload.id)
+                    .where(
+                        Upload.id.in_(upload_ids),
+                        Upload.batch_id == batch_id,
+                        Upload.processing_status == UploadStatus.COMPLETED,
+                    )
+                    .order_by(Upload.id)
+                    .with_for_update()
+                )
+            )
+            status = connection.scalar(
+                select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
+            )
+            if status not in REDOABLE_BATCH:
+                return None
+            count = _reset(
+                connection,
+                Upload.id.in_(locked),
+                redo=[stage],
+                attempts=0,
+                not_before=None,
+                error_kind=None,
+                error_message=None,
+                dispatch_reason="reprocess",
+            )
             progress = self._settle(connection, batch_id)
             transaction.announce(progress, progress.user_id)
         return count, progress
@@ -606,9 +732,16 @@ def _release(connection: Connection, condition: Any, **values: Any) -> int:
     reason = values.pop("reason", None)
     if reason:
         values["dispatch_reason"] = reason
+    return _reset(
+        connection, and_(condition, Upload.processing_status != UploadStatus.COMPLETED), **values
+    )
+
+
+def _reset(connection: Connection, condition: Any, **values: Any) -> int:
+    """Make uploads pending, in no slice and held by nobody; returns how many."""
     result = connection.execute(
         update(Upload)
-        .where(condition, Upload.processing_status != UploadStatus.COMPLETED)
+        .where(condition)
         .values(
             processing_status=UploadStatus.PENDING,
             owner_run_id=None,
@@ -647,9 +780,18 @@ def _seconds(number: float) -> Any:
     return func.make_interval(0, 0, 0, 0, 0, 0, number)
 
 
-def _storable(message: str) -> str:
-    """PostgreSQL text cannot hold NUL."""
-    return message.replace("\0", "�")
+def _without(array: Any, *words: str) -> Any:
+    for word in words:
+        array = func.array_remove(array, word)
+    return array
+
+
+def _noted(error: PipelineError | None) -> dict[str, str]:
+    if error is None:
+        return {}
+    kind = error.kind if isinstance(error, KindedError) else "configuration"
+    # PostgreSQL text cannot hold NUL.
+    return {"error_kind": kind, "error_message": str(error).replace("\0", "�")}
 
 
 #: In the order of the fields of `BatchProgress`.

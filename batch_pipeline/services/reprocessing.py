@@ -1,0 +1,126 @@
+"""Redoing one stage of work that is done, after a change of model or prompt.
+
+Chooses what is to be redone; how an upload is opened again stands in ``upload_states.py``, what is
+then done and what is left alone in ``upload_processing.py``. Old results stay, and are found by
+search, until the new ones are stored.
+"""
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, select
+
+from batch_pipeline.database.models import Stage, Upload, UploadBatch, UploadStatus
+from batch_pipeline.database.session import Database
+from batch_pipeline.errors import NotFoundError, RefusedError
+from batch_pipeline.services.batch_progress import BatchProgress
+from batch_pipeline.services.upload_states import REDOABLE_BATCH, UploadStates
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which completed uploads to redo a stage of; what is left empty restricts nothing."""
+
+    stage: Stage
+    batch_ids: Sequence[uuid.UUID] = ()
+    upload_ids: Sequence[uuid.UUID] = ()
+    model_not: str | None = None
+    """Only results that another model made, or that name none."""
+    user_id: uuid.UUID | None = None
+
+
+@dataclass(frozen=True)
+class ReopenedBatch:
+    """A batch with uploads to redo."""
+
+    uploads: int
+    progress: BatchProgress
+
+
+def reprocess(
+    database: Database, states: UploadStates, selection: Selection
+) -> Sequence[ReopenedBatch]:
+    """Make the selected uploads pending again, a transaction per batch; oldest batch first.
+
+    Raises:
+        RefusedError: nothing is selected, or the stage has no model to select by.
+        NotFoundError: a batch or an upload that is named does not exist.
+    """
+    if selection.model_not is not None and selection.stage is Stage.THUMBNAIL:
+        raise RefusedError("thumbnails are made without a model: leave --model-not out")
+    _require_existing(database, selection)
+    reopened = []
+    for batch_id, upload_ids in _selected(database, selection):
+        result = states.redo(batch_id, selection.stage, upload_ids)
+        if result and result[0]:
+            reopened.append(ReopenedBatch(*result))
+    if not reopened:
+        raise RefusedError(f"nothing to redo: {_description(selection)}")
+    return reopened
+
+
+def _require_existing(database: Database, selection: Selection) -> None:
+    with database.transaction() as connection:
+        for word, column, wanted in (
+            ("batch", UploadBatch.id, selection.batch_ids),
+            ("upload", Upload.id, selection.upload_ids),
+        ):
+            missing = set(wanted) - set(
+                connection.scalars(select(column).where(column.in_(wanted)))
+            )
+            if missing:
+                raise NotFoundError(f"there is no {word} {', '.join(map(str, sorted(missing)))}")
+
+
+def _selected(
+    database: Database, selection: Selection
+) -> Iterator[tuple[uuid.UUID, Sequence[uuid.UUID]]]:
+    """The selected uploads, batch by batch, in transactions of their own."""
+    chosen = _conditions(selection)
+    with database.transaction() as connection:
+        batch_ids = connection.scalars(
+            select(UploadBatch.id)
+            .where(
+                UploadBatch.status.in_(REDOABLE_BATCH),
+                select(Upload.id).where(Upload.batch_id == UploadBatch.id, *chosen).exists(),
+            )
+            .order_by(UploadBatch.created_at, UploadBatch.id)
+        ).all()
+    for batch_id in batch_ids:
+        with database.transaction() as connection:
+            upload_ids = connection.scalars(
+                select(Upload.id).where(Upload.batch_id == batch_id, *chosen)
+            ).all()
+        yield batch_id, upload_ids
+
+
+def _conditions(selection: Selection) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [Upload.processing_status == UploadStatus.COMPLETED]
+    if selection.batch_ids:
+        conditions.append(Upload.batch_id.in_(selection.batch_ids))
+    if selection.upload_ids:
+        conditions.append(Upload.id.in_(selection.upload_ids))
+    if selection.user_id is not None:
+        conditions.append(Upload.user_id == selection.user_id)
+    if selection.model_not is not None:
+        model = (
+            Upload.embedding_model if selection.stage is Stage.EMBEDDING else Upload.vision_model
+        )
+        conditions.append(model.is_distinct_from(selection.model_not))
+    return conditions
+
+
+def _description(selection: Selection) -> str:
+    parts = ["no completed upload"]
+    if selection.batch_ids:
+        parts.append("of the named batches")
+    if selection.user_id is not None:
+        parts.append(f"of user {selection.user_id}")
+    if selection.upload_ids:
+        parts.append("among the named ones")
+    if selection.model_not is not None:
+        parts.append(f"has its {selection.stage} from another model than {selection.model_not}")
+    else:
+        parts.append("is there")
+    return " ".join(parts) + "; failed uploads and cancelled batches are for `batch-pipeline retry`"
