@@ -203,7 +203,7 @@ class Upload(Base):
     checksum: Mapped[str | None]
     #: Workers that died with this upload in work; 0 again once an attempt has ended in any way.
     deaths: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: Times that the sweep has opened it again after a transient failure; 0 again when it completes.
+    #: Times that the sweep has opened it again after a failure that may pass; 0 once it completes.
     retries: Mapped[int] = mapped_column(Integer, server_default="0")
     #: When the sweep opens it again; set while it is ``failed`` for a reason that may pass.
     retry_at: Mapped[datetime | None]

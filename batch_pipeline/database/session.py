@@ -5,6 +5,7 @@ tables of an embedded server up to date by itself; those of an external one are 
 ``batch-pipeline db upgrade``.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,11 @@ class Database:
             pool_size=pool_size,
             max_overflow=2,
             pool_pre_ping=False,
-            connect_args={"application_name": "batch_pipeline", "connect_timeout": 10},
+            connect_args={
+                "application_name": "batch_pipeline",
+                "connect_timeout": 10,
+                "options": _session_options(url),
+            },
         )
 
     @contextmanager
@@ -67,10 +72,9 @@ class Database:
     def upgrade(self) -> None:
         """Bring the tables up to the newest migration; safe when several processes do so."""
         config = _alembic_config()
-        with self.transaction() as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        config.attributes["embedding_dimensions"] = self.embedding_dimensions
+        with self._migration_lock(), self.transaction() as connection:
             config.attributes["connection"] = connection
-            config.attributes["embedding_dimensions"] = self.embedding_dimensions
             command.upgrade(config, "head")
 
     def revisions(self) -> tuple[str | None, str | None]:
@@ -82,6 +86,19 @@ class Database:
     def close(self) -> None:
         """Close all idle connections."""
         self.engine.dispose()
+
+    @contextmanager
+    def _migration_lock(self) -> Iterator[None]:
+        # Asked for again and again: who waits for a lock inside a statement would be waited for by
+        # CREATE INDEX CONCURRENTLY, which waits for every statement that began before it.
+        key = {"key": MIGRATION_LOCK}
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as holder:
+            while not holder.scalar(text("SELECT pg_try_advisory_lock(:key)"), key):
+                time.sleep(0.1)
+            try:
+                yield
+            finally:
+                holder.execute(text("SELECT pg_advisory_unlock(:key)"), key)
 
 
 def open_database(settings: Settings, *, pool_size: int | None = None) -> Database:
@@ -155,6 +172,12 @@ def create_database_if_missing(server: URL, name: str) -> None:
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
     finally:
         engine.dispose()
+
+
+def _session_options(url: URL) -> str:
+    """Moments without a time zone, as some upload APIs keep them, are read and written as UTC."""
+    given = url.query.get("options", "")
+    return f"{given if isinstance(given, str) else ' '.join(given)} -c timezone=UTC".strip()
 
 
 def _alembic_config() -> Config:

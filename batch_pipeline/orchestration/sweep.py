@@ -38,9 +38,9 @@ def sweep_once(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, in
     rescued = states.rescue(_ended(instance, states.owners()))
     abandoned = _abandoned(instance, waiting_slices(pipeline.database))
     reopened = states.open_slices_anew([(slice_.batch_id, slice_.number) for slice_ in abandoned])
-    settled = states.settle_idle_batches()
+    settled = states.reconcile_batches()
     return {
-        "uploads_rescued": rescued,
+        "uploads_rescued": rescued.returned,
         "uploads_requeued": reopened,
         "batches_ended": sum(batch.status == "completed" for batch in settled),
     }

@@ -7,11 +7,12 @@ transactions can wait for each other. Drawn in ``docs/state_machine.md``.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, case, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, and_, case, func, insert, or_, select, true, update
 
 from batch_pipeline.database.models import (
     ENDED,
@@ -24,7 +25,7 @@ from batch_pipeline.database.models import (
     UploadStatus,
 )
 from batch_pipeline.database.session import AnyRow
-from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError
+from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.services.batch_progress import (
     Announcer,
     BatchProgress,
@@ -303,12 +304,17 @@ class UploadStates:
             "failed",
             None,
             processing_status=UploadStatus.FAILED,
+            retry_at=_next_retry() if isinstance(error, TransientError) else None,
             **_noted(error),
         )
 
     def note_error(self, claim: Claim, error: KindedError) -> None:
-        """Keep the reason of an attempt that will be followed by another."""
-        self._advance(claim, None, **_noted(error))
+        """Keep the reason of an attempt that will be followed by another of the same run.
+
+        Until then the upload is reserved as it was before, so that its heartbeat is renewed.
+        """
+        waiting = {"processing_status": UploadStatus.PENDING, "deaths": 0}
+        self._advance(claim, None, **waiting, **_noted(error))
 
     def release(
         self,
@@ -324,6 +330,7 @@ class UploadStates:
                 _held(claim),
                 **_noted(reason),
                 attempts=Upload.attempts - 1,
+                deaths=0,
                 not_before=func.now() + _seconds(resume_after_seconds),
             )
 
@@ -468,6 +475,7 @@ class UploadStates:
                         else_=UploadBatch.status,
                     ),
                     error_message=None,
+                    died_runs=0,
                 )
             ).rowcount
             if not exists:
@@ -525,12 +533,26 @@ class UploadStates:
                 )
             )
 
-    def rescue(self, ended_run_ids: Sequence[str]) -> int:
-        """Return to ``pending`` what dead owners hold; returns how many uploads.
+    def run_is_silent(self, run_id: str) -> bool:
+        """Tell whether a run holds no upload with a heartbeat younger than the lease."""
+        with self._publisher.transaction() as transaction:
+            alive = transaction.connection.scalar(
+                select(Upload.id)
+                .where(
+                    Upload.owner_run_id == run_id,
+                    Upload.heartbeat_at >= func.now() - self._lease(),
+                )
+                .limit(1)
+            )
+        return alive is None
+
+    def rescue(self, ended_run_ids: Sequence[str] = ()) -> Rescue:
+        """Return to ``pending`` what dead owners hold.
 
         An owner is dead when its run has ended, or when its heartbeat is older than the lease on
         the database's clock. Uploads left in work by a worker that knew no claims are as dead as
-        their ``updated_at`` is old.
+        their ``updated_at`` is old. An upload whose workers died `MAX_DEATHS` times while it was in
+        work is failed instead.
         """
         expired = func.coalesce(Upload.heartbeat_at, Upload.updated_at) < func.now() - self._lease()
         dead = and_(
@@ -538,15 +560,36 @@ class UploadStates:
             Upload.processing_status.not_in(ENDED),
             or_(Upload.owner_run_id.in_(ended_run_ids), expired),
         )
+        died_in_work = and_(
+            Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)
+        ).label("died_in_work")
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
-            locked = connection.scalars(
-                select(Upload.id).where(dead).order_by(Upload.id).with_for_update(skip_locked=True)
+            rows = connection.execute(
+                select(Upload.id, Upload.deaths, died_in_work)
+                .where(dead)
+                .order_by(Upload.id)
+                .with_for_update(skip_locked=True)
             ).all()
-            return _release(connection, Upload.id.in_(locked), reason="rescue")
+            suspects = [row.id for row in rows if row.died_in_work]
+            killers = [row.id for row in rows if row.died_in_work and row.deaths + 1 >= MAX_DEATHS]
+            connection.execute(
+                update(Upload).where(Upload.id.in_(suspects)).values(deaths=Upload.deaths + 1)
+            )
+            self._quarantine(transaction, killers)
+            others = [row.id for row in rows if row.id not in killers]
+            returned = _release(connection, Upload.id.in_(others), reason="rescue")
+        return Rescue(returned, len(killers))
 
-    def open_slices_anew(self, slices: Sequence[tuple[uuid.UUID, int]]) -> int:
-        """Take uploads out of slices whose run ended without taking them; returns how many."""
+    def open_slices_anew(
+        self, slices: Sequence[tuple[uuid.UUID, int]], *, resume_after_seconds: float = 0
+    ) -> int:
+        """Take uploads out of slices whose run ended without taking them; returns how many.
+
+        They rest for a while, so that what ends every run at its start does not start them in a
+        hurry.
+        """
+        not_before = func.now() + _seconds(resume_after_seconds)
         with self._publisher.transaction() as transaction:
             return sum(
                 _release(
@@ -558,27 +601,142 @@ class UploadStates:
                         Upload.owner_run_id.is_(None),
                     ),
                     reason="rescue",
+                    not_before=not_before,
                 )
                 for batch_id, number in slices
             )
 
-    def settle_idle_batches(self) -> list[BatchProgress]:
-        """Recount open batches in which nothing is left to do, and end them."""
-        open_upload = (
-            select(Upload.id)
-            .where(Upload.batch_id == UploadBatch.id, Upload.processing_status.not_in(ENDED))
-            .exists()
-        )
+    def note_died_run(self, batch_id: uuid.UUID, reason: str) -> BatchProgress | None:
+        """Count a run that died; fails the batch when so many did without an upload ending.
+
+        Returns the batch if that failed it.
+        """
+        given_up = (UploadBatch.died_runs + 1) >= MAX_DIED_RUNS
+        message = f"{MAX_DIED_RUNS} runs died one after the other; the last one: {reason}"
         with self._publisher.transaction() as transaction:
-            idle = transaction.connection.scalars(
-                select(UploadBatch.id)
-                .where(UploadBatch.status.in_(OPEN_BATCH), ~open_upload)
-                .order_by(UploadBatch.id)
+            progress = _batch_or_none(
+                transaction.connection,
+                update(UploadBatch)
+                .where(UploadBatch.id == batch_id, UploadBatch.status.in_(OPEN_BATCH))
+                .values(
+                    died_runs=UploadBatch.died_runs + 1,
+                    status=case((given_up, BatchStatus.FAILED), else_=UploadBatch.status),
+                    error_message=case((given_up, message.replace("\0", "�")), else_=None),
+                    updated_at=func.now(),
+                ),
+            )
+            if progress is None or progress.status != BatchStatus.FAILED:
+                return None
+            transaction.announce(progress, progress.user_id)
+        return progress
+
+    def retry_due(self) -> int:
+        """Open uploads again whose failure may have passed by now; returns how many."""
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            rows = connection.execute(
+                select(Upload.id, Upload.batch_id)
+                .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+                .where(_due())
+                .order_by(Upload.id)
+                .with_for_update(of=Upload.__table__, skip_locked=True)
             ).all()
-        return [progress for batch_id in idle if (progress := self.settle_batch(batch_id))]
+            count = _release(
+                connection,
+                Upload.id.in_([row.id for row in rows]),
+                reason="retry",
+                attempts=0,
+                retries=Upload.retries + 1,
+            )
+            self._settle_all(transaction, {row.batch_id for row in rows if row.batch_id})
+        return count
+
+    def adopt(self) -> int:
+        """Put waiting uploads that have no batch into one per user; returns how many uploads."""
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            rows = connection.execute(
+                select(Upload.id, Upload.user_id)
+                .where(_forgotten())
+                .order_by(Upload.id)
+                .with_for_update(skip_locked=True)
+            ).all()
+            batches: dict[uuid.UUID, uuid.UUID] = {}
+            for user_id in {row.user_id for row in rows}:
+                batches[user_id] = uuid.uuid4()
+                connection.execute(insert(UploadBatch).values(id=batches[user_id], user_id=user_id))
+                connection.execute(
+                    update(Upload)
+                    .where(Upload.id.in_([row.id for row in rows if row.user_id == user_id]))
+                    .values(batch_id=batches[user_id], slice=None, updated_at=func.now())
+                )
+            self._settle_all(transaction, batches.values())
+        return len(rows)
+
+    def reconcile_batches(self) -> list[BatchProgress]:
+        """Recount batches whose counters are not those of their uploads, and end what is done."""
+        with self._publisher.transaction() as transaction:
+            drifted = transaction.connection.scalars(_drifted()).all()
+        # A transition under way looks like a difference too; the recount waits for it.
+        return [progress for batch_id in drifted if (progress := self.settle_batch(batch_id))]
+
+    def overdue(self) -> dict[str, int]:
+        """Count what the transitions above would put right now, by what it is."""
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            due = (
+                select(func.count())
+                .select_from(Upload)
+                .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+                .where(_due())
+            )
+            forgotten = select(func.count()).select_from(Upload).where(_forgotten())
+            return {
+                "uploads to retry": connection.scalar(due) or 0,
+                "uploads without a batch": connection.scalar(forgotten) or 0,
+                "batches to recount": len(connection.scalars(_drifted()).all()),
+            }
 
     def _lease(self) -> Any:
         return _seconds(self._lease_seconds)
+
+    def _quarantine(self, transaction: Announcer, upload_ids: Sequence[uuid.UUID]) -> None:
+        rows = transaction.connection.execute(
+            update(Upload)
+            .where(Upload.id.in_(upload_ids))
+            .values(
+                processing_status=UploadStatus.FAILED,
+                owner_run_id=None,
+                slice=None,
+                error_kind="killed_worker",
+                error_message=(
+                    f"the worker died {MAX_DEATHS} times while it worked on this file, which is "
+                    "not tried again by itself; `batch-pipeline retry` does"
+                ),
+                updated_at=func.now(),
+            )
+            .returning(
+                Upload.id,
+                Upload.user_id,
+                Upload.batch_id,
+                Upload.filename,
+                Upload.file_size,
+                Upload.thumbnail_path,
+                Upload.description,
+            )
+        ).all()
+        for row in rows:
+            _announce_file(transaction, row, _percentage_reached(row), "failed")
+        for batch_id, failed in sorted(
+            Counter(row.batch_id for row in rows if row.batch_id).items()
+        ):
+            if progress := self._count(transaction.connection, batch_id, failed=failed):
+                transaction.announce(progress, progress.user_id)
+
+    def _settle_all(self, transaction: Announcer, batch_ids: Iterable[uuid.UUID]) -> None:
+        for batch_id in sorted(batch_ids):
+            progress = self._settle(transaction.connection, batch_id)
+            transaction.announce(progress, progress.user_id)
 
     def _advance(self, claim: Claim, percentage: int | None, **values: Any) -> None:
         with self._publisher.transaction() as transaction:
@@ -590,7 +748,7 @@ class UploadStates:
         self, claim: Claim, status: FileStatus, percentage: int | None, **values: Any
     ) -> BatchProgress | None:
         with self._publisher.transaction() as transaction:
-            row = self._write(transaction.connection, claim, owner_run_id=None, **values)
+            row = self._write(transaction.connection, claim, owner_run_id=None, deaths=0, **values)
             if percentage is None:
                 percentage = _percentage_reached(row)
             _announce_file(transaction, row, percentage, status)
@@ -638,6 +796,7 @@ class UploadStates:
                 processed_uploads=UploadBatch.processed_uploads + successful + failed,
                 successful_uploads=UploadBatch.successful_uploads + successful,
                 failed_uploads=UploadBatch.failed_uploads + failed,
+                died_runs=0 if successful + failed > 0 else UploadBatch.died_runs,
                 updated_at=func.now(),
             ),
         )
@@ -693,7 +852,9 @@ class UploadStates:
         if upload_ids:
             failed = failed.where(Upload.id.in_(upload_ids))
         locked = list(connection.scalars(failed.order_by(Upload.id).with_for_update()))
-        return _release(connection, Upload.id.in_(locked), reason=reason, attempts=0)
+        return _release(
+            connection, Upload.id.in_(locked), reason=reason, attempts=0, deaths=0, retries=0
+        )
 
 
 def _counts(connection: Connection, batch_id: uuid.UUID) -> AnyRow:
@@ -705,6 +866,69 @@ def _counts(connection: Connection, batch_id: uuid.UUID) -> AnyRow:
             func.count().filter(status == UploadStatus.FAILED).label("failed"),
         ).where(Upload.batch_id == batch_id)
     ).one()
+
+
+def _due() -> Any:
+    """Failed uploads to be opened again now; to be joined with their batches."""
+    return and_(
+        Upload.retry_at <= func.now(),
+        Upload.processing_status == UploadStatus.FAILED,
+        func.coalesce(UploadBatch.status, "").in_(REDOABLE_BATCH),
+    )
+
+
+def _forgotten() -> Any:
+    """Uploads that wait without a batch, and are not just being submitted."""
+    return and_(
+        Upload.batch_id.is_(None),
+        Upload.processing_status == UploadStatus.PENDING,
+        Upload.owner_run_id.is_(None),
+        Upload.created_at < func.now() - _seconds(ADOPTION_AGE_SECONDS),
+    )
+
+
+def _drifted() -> Select[uuid.UUID]:
+    """Batches whose counters differ from a recount, and open ones in which nothing is open."""
+    status = Upload.processing_status
+    recount = (
+        select(
+            func.count().label("total"),
+            func.count().filter(status == UploadStatus.COMPLETED).label("successful"),
+            func.count().filter(status == UploadStatus.FAILED).label("failed"),
+        )
+        .where(Upload.batch_id == UploadBatch.id)
+        .lateral("recount")
+    )
+    counted = recount.c.successful + recount.c.failed
+    is_open = UploadBatch.status.in_(OPEN_BATCH)
+    return (
+        select(UploadBatch.id)
+        .join(recount, true())
+        .where(
+            or_(is_open, UploadBatch.updated_at > func.now() - _seconds(RECOUNT_DAYS * 86400)),
+            or_(
+                UploadBatch.total_uploads != recount.c.total,
+                UploadBatch.successful_uploads != recount.c.successful,
+                UploadBatch.failed_uploads != recount.c.failed,
+                UploadBatch.processed_uploads != counted,
+                # One that is pending without uploads is still being filled.
+                and_(is_open, counted == recount.c.total, recount.c.total > 0),
+                and_(UploadBatch.status == BatchStatus.PROCESSING, recount.c.total == 0),
+                and_(UploadBatch.status == BatchStatus.COMPLETED, counted != recount.c.total),
+            ),
+        )
+        .order_by(UploadBatch.id)
+    )
+
+
+def _next_retry() -> Any:
+    return case(
+        *(
+            (Upload.retries == number, func.now() + _seconds(delay))
+            for number, delay in enumerate(RETRY_DELAYS)
+        ),
+        else_=None,
+    )
 
 
 def _reason_to_skip(row: AnyRow | None, run_id: str) -> str | None:
@@ -747,6 +971,7 @@ def _reset(connection: Connection, condition: Any, **values: Any) -> int:
             owner_run_id=None,
             slice=None,
             heartbeat_at=None,
+            retry_at=None,
             updated_at=func.now(),
             **values,
         )

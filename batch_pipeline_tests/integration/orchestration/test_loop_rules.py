@@ -419,7 +419,7 @@ def test_l14_a_batch_with_open_uploads_is_never_completed(runner):
         connection.execute(
             update(UploadBatch).where(UploadBatch.id == batch_id).values(total_uploads=1)
         )
-    runner.pipeline.states.settle_idle_batches()
+    runner.pipeline.states.reconcile_batches()
     assert counts(runner, batch_id)[0] == "processing"
 
 

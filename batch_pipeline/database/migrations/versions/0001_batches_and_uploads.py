@@ -1,4 +1,12 @@
-"""Batches and uploads, as an upload API knows them, with our columns beside theirs."""
+"""Batches and uploads, as an upload API knows them, with our columns beside theirs.
+
+Where an upload API has made the tables already, they get what is missing, and nothing of theirs is
+changed: columns with constant defaults, which PostgreSQL adds without rewriting a row, and indexes
+that are built while others write. An ``ALTER TABLE`` that cannot have its lock soon gives up, so
+that nobody waits behind it; run again, the migration goes on where it stopped.
+"""
+
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import context, op
@@ -8,6 +16,9 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 revision = "0001"
 down_revision = None
 
+#: Longest wait for a lock on a table that others use.
+_LOCK_TIMEOUT = "5s"
+
 _MOMENT = TIMESTAMP(timezone=True)
 _NOW = sa.func.now()
 _NEW_ID = sa.text("gen_random_uuid()")
@@ -15,10 +26,47 @@ _EMPTY = sa.text("'{}'::jsonb")
 
 
 def upgrade() -> None:
-    """Create both tables and their indexes."""
+    """Create both tables and their indexes, or what of them is missing."""
     op.execute("CREATE EXTENSION IF NOT EXISTS vector")
-    op.create_table(
-        "upload_batches",
+    op.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+    dimensions = context.config.attributes["embedding_dimensions"]
+    _create_or_extend("upload_batches", _batch_columns(), [_BATCH_KEY])
+    _create_or_extend("uploads", _upload_columns(dimensions), [_UPLOAD_KEY, _UPLOAD_BATCH])
+
+
+def _create_or_extend(
+    table: str, columns: list[sa.Column[Any]], constraints: list[sa.Constraint]
+) -> None:
+    inspector = sa.inspect(op.get_bind())
+    if not inspector.has_table(table):
+        op.create_table(table, *columns, *constraints)
+        for name, (parts, options) in _INDEXES[table].items():
+            op.create_index(name, table, parts, **options)
+        return
+    present = {column["name"] for column in inspector.get_columns(table)}
+    for column in columns:
+        if column.name not in present:
+            op.add_column(table, column)
+    with op.get_context().autocommit_block():
+        for name, (parts, options) in _INDEXES[table].items():
+            _drop_if_broken(name)
+            op.create_index(
+                name, table, parts, if_not_exists=True, postgresql_concurrently=True, **options
+            )
+
+
+def _drop_if_broken(index: str) -> None:
+    """Remove an index whose building was interrupted; PostgreSQL keeps it, and never uses it."""
+    broken = op.get_bind().scalar(
+        sa.text("SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid"),
+        {"name": index},
+    )
+    if broken:
+        op.execute(f'DROP INDEX CONCURRENTLY "{index}"')
+
+
+def _batch_columns() -> list[sa.Column[Any]]:
+    return [
         sa.Column("id", sa.Uuid, server_default=_NEW_ID, nullable=False),
         sa.Column("user_id", sa.Uuid, nullable=False),
         sa.Column("status", sa.Text, server_default="pending", nullable=False),
@@ -32,20 +80,12 @@ def upgrade() -> None:
         sa.Column("started_at", _MOMENT),
         sa.Column("completed_at", _MOMENT),
         sa.Column("slices", sa.Integer, server_default="0", nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_upload_batches"),
-    )
-    op.create_index(
-        "ix_upload_batches_newest", "upload_batches", [sa.text("created_at DESC"), "id"]
-    )
-    op.create_index(
-        "ix_upload_batches_open",
-        "upload_batches",
-        ["created_at", "id"],
-        postgresql_where=sa.text("status IN ('pending', 'processing')"),
-    )
-    dimensions = context.config.attributes["embedding_dimensions"]
-    op.create_table(
-        "uploads",
+        sa.Column("died_runs", sa.Integer, server_default="0", nullable=False),
+    ]
+
+
+def _upload_columns(dimensions: int) -> list[sa.Column[Any]]:
+    return [
         sa.Column("id", sa.Uuid, server_default=_NEW_ID, nullable=False),
         sa.Column("user_id", sa.Uuid, nullable=False),
         sa.Column("batch_id", sa.Uuid),
@@ -80,32 +120,54 @@ def upgrade() -> None:
         sa.Column("embedding_model", sa.Text),
         sa.Column("stage_seconds", JSONB, server_default=_EMPTY, nullable=False),
         sa.Column("checksum", sa.Text),
-        sa.PrimaryKeyConstraint("id", name="pk_uploads"),
-        sa.ForeignKeyConstraint(
-            ["batch_id"],
-            ["upload_batches.id"],
-            name="fk_uploads_batch_id",
-            ondelete="SET NULL",
+        sa.Column("deaths", sa.Integer, server_default="0", nullable=False),
+        sa.Column("retries", sa.Integer, server_default="0", nullable=False),
+        sa.Column("retry_at", _MOMENT),
+    ]
+
+
+_BATCH_KEY = sa.PrimaryKeyConstraint("id", name="pk_upload_batches")
+_UPLOAD_KEY = sa.PrimaryKeyConstraint("id", name="pk_uploads")
+_UPLOAD_BATCH = sa.ForeignKeyConstraint(
+    ["batch_id"], ["upload_batches.id"], name="fk_uploads_batch_id", ondelete="SET NULL"
+)
+
+
+def _where(condition: str) -> dict[str, sa.TextClause]:
+    return {"postgresql_where": sa.text(condition)}
+
+
+#: By table and name: columns, options.
+_INDEXES: dict[str, dict[str, tuple[list[Any], dict[str, Any]]]] = {
+    "upload_batches": {
+        "ix_upload_batches_newest": ([sa.text("created_at DESC"), "id"], {}),
+        "ix_upload_batches_open": (
+            ["created_at", "id"],
+            _where("status IN ('pending', 'processing')"),
         ),
-    )
-    op.create_index("ix_uploads_batch", "uploads", ["batch_id", "created_at", "id"])
-    op.create_index(
-        "ix_uploads_waiting",
-        "uploads",
-        ["batch_id", "slice", "created_at", "id"],
-        postgresql_where=sa.text("processing_status = 'pending' AND owner_run_id IS NULL"),
-    )
-    op.create_index(
-        "ix_uploads_owner",
-        "uploads",
-        ["owner_run_id"],
-        postgresql_where=sa.text("owner_run_id IS NOT NULL"),
-    )
-    op.create_index("ix_uploads_embedding_model", "uploads", ["embedding_model"])
-    op.create_index(
-        "ix_uploads_embedding",
-        "uploads",
-        ["embedding_local"],
-        postgresql_using="hnsw",
-        postgresql_ops={"embedding_local": "vector_cosine_ops"},
-    )
+    },
+    "uploads": {
+        "ix_uploads_batch": (["batch_id", "created_at", "id"], {}),
+        "ix_uploads_waiting": (
+            ["batch_id", "slice", "created_at", "id"],
+            _where("processing_status = 'pending' AND owner_run_id IS NULL"),
+        ),
+        "ix_uploads_held": (
+            ["owner_run_id"],
+            _where("owner_run_id IS NOT NULL OR processing_status IN ('analyzing', 'embedding')"),
+        ),
+        "ix_uploads_retry_at": (["retry_at"], _where("retry_at IS NOT NULL")),
+        "ix_uploads_without_batch": (
+            ["created_at"],
+            _where("batch_id IS NULL AND processing_status = 'pending'"),
+        ),
+        "ix_uploads_embedding_model": (["embedding_model"], {}),
+        "ix_uploads_embedding": (
+            ["embedding_local"],
+            {
+                "postgresql_using": "hnsw",
+                "postgresql_ops": {"embedding_local": "vector_cosine_ops"},
+            },
+        ),
+    },
+}
