@@ -1,32 +1,47 @@
 """The command line: reads arguments, calls a service, prints what came of it.
 
-Exit codes: 0 ok; 1 finished with failures; 2 wrong use, or refused.
+Exit codes: 0 ok; 1 finished with failures; 2 wrong use, or refused; 130 stopped by Ctrl-C.
+
+Only what every command needs is imported here; the rest is imported by the command that uses it:
+help and completion answer at once, and Ctrl-C finds no moment in which nobody listens.
 """
 
 import json
 import logging
 import sys
+import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from batch_pipeline.errors import (
     ConfigurationError,
+    KindedError,
     NotFoundError,
     PipelineError,
     RefusedError,
 )
-from batch_pipeline.services.batch_intake import LOCAL_USER, Submission
-from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.settings import Settings, load_settings
 
-OK, FINISHED_WITH_FAILURES, REFUSED = 0, 1, 2
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from batch_pipeline.services.batch_intake import Submission
+    from batch_pipeline.services.pipeline import Pipeline
+    from batch_pipeline.settings import Settings
+
+OK, FINISHED_WITH_FAILURES, REFUSED, STOPPED = 0, 1, 2, 130
+
+#: What to do about an error whose message does not say it.
+_HINTS = {
+    "database_down": "start the server, or correct BATCH_PIPELINE_DATABASE_URL",
+    "storage_full": "make room, or set BATCH_PIPELINE_STORAGE_URL; then run the command again",
+    "storage_down": "make the folder writable, or correct BATCH_PIPELINE_STORAGE_URL",
+}
 
 
 class Session:
@@ -34,36 +49,89 @@ class Session:
 
     def __init__(self) -> None:
         self.debug = False
-        self.console = Console()
+        self.when_stopped = "Stopped."
+        """What Ctrl-C means at this moment."""
 
     @cached_property
-    def settings(self) -> Settings:
+    def console(self) -> "Console":
+        """Where tables and bars go."""
+        from rich.console import Console  # noqa: PLC0415
+
+        return Console()
+
+    @cached_property
+    def settings(self) -> "Settings":
         """The settings, read once."""
+        from batch_pipeline.settings import load_settings  # noqa: PLC0415
+
         return load_settings()
 
     @cached_property
-    def pipeline(self) -> Pipeline:
+    def pipeline(self) -> "Pipeline":
         """The pipeline, opened once."""
+        from batch_pipeline.services.pipeline import Pipeline  # noqa: PLC0415
+
         return Pipeline(self.settings)
 
 
 class Commands(click.Group):
-    """Turns the errors of the pipeline into a line for a person, and an exit code."""
+    """Turns whatever ends a command early into a line for a person, a hint and an exit code."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was named."""
-        session = ctx.ensure_object(Session)
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command that was named, and exit."""
+        session = Session()
         try:
-            return super().invoke(ctx)
-        except PipelineError as error:
+            sys.exit(super().main(*args, **extra | {"obj": session, "standalone_mode": False}))
+        except click.exceptions.NoArgsIsHelpError as help_page:
+            help_page.show()
+            sys.exit(REFUSED)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else "batch-pipeline"
+            _say_error(error.format_message(), f"`{path} --help` shows how it is used")
+            sys.exit(REFUSED)
+        except click.ClickException as error:
+            _say_error(error.format_message())
+            sys.exit(REFUSED)
+        except click.Abort:  # what click makes of Ctrl-C, after it has ended the line
+            click.echo(session.when_stopped, err=True)
+            sys.exit(STOPPED)
+        except Exception as error:
             if session.debug:
-                raise
-            click.echo(f"Error: {error}", err=True)
-            refused = isinstance(error, RefusedError | ConfigurationError)
-            ctx.exit(REFUSED if refused else FINISHED_WITH_FAILURES)
-        except KeyboardInterrupt:
-            click.echo("\nStopped. What was submitted goes on in the background.", err=True)
-            ctx.exit(130)
+                traceback.print_exc()
+            sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    """Print an error in words, and choose the exit code."""
+    message = str(error).strip()
+    match error:
+        case ConfigurationError():
+            _say_error(message, "settings come from the environment and .env: docs/settings.md")
+            return REFUSED
+        case RefusedError():
+            _say_error(message)
+            return REFUSED
+        case KindedError():
+            doctor = "`batch-pipeline doctor` checks everything"
+            hint = _HINTS.get(error.kind)
+            _say_error(message, f"{hint}; {doctor}" if hint else doctor)
+        case PipelineError():
+            _say_error(message)
+        case _:
+            first_line = f"{type(error).__name__}: {message}".partition("\n")[0]
+            _say_error(
+                f"this should not happen: {first_line}",
+                "run it again as `batch-pipeline --debug …` and report what it prints",
+            )
+    return FINISHED_WITH_FAILURES
+
+
+def _say_error(message: str, hint: str | None = None) -> None:
+    from batch_pipeline.visible_text import visible  # noqa: PLC0415
+
+    click.echo(f"Error: {visible(message)}", err=True)
+    if hint:
+        click.echo(f"Hint: {hint}", err=True)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -89,12 +157,12 @@ def main(session: Session, debug: bool) -> None:
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--user", type=click.UUID, default=LOCAL_USER, help="Owner of the batch.")
+@click.option("--user", type=click.UUID, help="Owner of the batch; the local user unless given.")
 @click.option("--wait", is_flag=True, help="Show progress until the batch ends.")
 @json_option
 @click.pass_obj
 def submit(
-    session: Session, paths: Sequence[Path], user: uuid.UUID, wait: bool, as_json: bool
+    session: Session, paths: Sequence[Path], user: uuid.UUID | None, wait: bool, as_json: bool
 ) -> None:
     """Submit files and folders as one batch.
 
@@ -105,12 +173,14 @@ def submit(
       batch-pipeline submit holiday/ clip.mp4 --wait
       batch-pipeline submit photos/ --json | jq -r .batch_id
     """
+    from batch_pipeline.services.batch_intake import LOCAL_USER  # noqa: PLC0415
     from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
 
+    session.when_stopped = "Stopped. `batch-pipeline status` tells whether the batch was submitted."
     pipeline = session.pipeline
     submission = submit_files(
         paths,
-        user_id=user,
+        user_id=user or LOCAL_USER,
         publisher=pipeline.publisher,
         storage=pipeline.storage,
         settings=session.settings,
@@ -183,12 +253,50 @@ def watch(session: Session, batch: uuid.UUID, as_json: bool) -> None:
 
     if not as_json:
         sys.exit(FINISHED_WITH_FAILURES if _follow(session, batch) else OK)
+    session.when_stopped = f"Stopped watching; the batch goes on: batch-pipeline watch {batch}"
     before, failed = None, 0
     for snapshot in watch_batch(session.pipeline.database, batch):
         if snapshot.progress != before:
             click.echo(json.dumps(snapshot.progress.payload()))
         before, failed = snapshot.progress, snapshot.progress.failed
     sys.exit(FINISHED_WITH_FAILURES if failed else OK)
+
+
+@main.command()
+@click.argument("batch", type=click.UUID)
+@click.option(
+    "--html",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Where to write the page; an older one is replaced.",
+)
+@json_option
+@click.pass_obj
+def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> None:
+    """Keep a batch as one HTML page that needs nothing else.
+
+    Contact sheet, descriptions, failures with their reasons, and what each stage took.
+
+    \b
+    Example:
+      batch-pipeline report 3f2a… --html holiday.html
+    """
+    from batch_pipeline.services.batch_report import (  # noqa: PLC0415
+        batch_report,
+        render_html,
+        write_whole,
+    )
+
+    pipeline = session.pipeline
+    found = batch_report(pipeline.database, pipeline.storage, batch)
+    page = render_html(found)
+    write_whole(file, page)
+    size = len(page.encode())
+    if as_json:
+        _print_json({"batch_id": batch, "file": file, "bytes": size, "uploads": len(found.cards)})
+    else:
+        click.echo(f"{file}: {len(found.cards)} uploads, {size / 1e6:.1f} MB")
 
 
 @main.command()
@@ -357,6 +465,7 @@ def demo(
     files = [media] if media else stack_runner.sample_media()
     pipeline = session.pipeline
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
+    session.when_stopped = "Stopped. What is not done yet is done at the next start."
     say("Starting Dagster …")
     with stack_runner.running_stack(session.settings, port=port) as stack:
         say(f"The UI is at {stack.url}\n")
@@ -383,13 +492,19 @@ def demo(
         if not exit_after:
             say("\nThe stack stays up; Ctrl-C stops it. Everything is kept for the next start.")
             _wait_for_interrupt()
+            say("\nStopping …")
     as_expected = found["status"] == "completed" and results
     sys.exit(OK if as_expected else FINISHED_WITH_FAILURES)
 
 
 @main.group()
 def db() -> None:
-    """Look after the database."""
+    """Look after the database.
+
+    \b
+    Example:
+      batch-pipeline db upgrade
+    """
 
 
 @db.command()
@@ -427,6 +542,10 @@ def _follow(
     from batch_pipeline.services.batch_watch import watch_batch  # noqa: PLC0415
     from batch_pipeline.terminal import BatchView  # noqa: PLC0415
 
+    if timeout_seconds is None:
+        session.when_stopped = (
+            f"Stopped watching; the batch goes on: batch-pipeline watch {batch_id}"
+        )
     snapshots = watch_batch(session.pipeline.database, batch_id, timeout_seconds=timeout_seconds)
     if quiet:
         *_, last = snapshots
@@ -441,7 +560,7 @@ def _status(session: Session, batch_id: uuid.UUID) -> dict[str, Any]:
     return batch_status(session.pipeline.database, batch_id)
 
 
-def _submission_shape(submission: Submission) -> dict[str, Any]:
+def _submission_shape(submission: "Submission") -> dict[str, Any]:
     return {
         "batch_id": submission.batch_id,
         "total_files": submission.total_files,
@@ -452,7 +571,7 @@ def _submission_shape(submission: Submission) -> dict[str, Any]:
     }
 
 
-def _print_submission(submission: Submission) -> None:
+def _print_submission(submission: "Submission") -> None:
     from batch_pipeline.terminal import literal  # noqa: PLC0415
 
     for file in submission.refused:
@@ -485,6 +604,8 @@ def _json_value(value: Any) -> str:
 
 
 def _wait_for_interrupt() -> None:
+    import contextlib  # noqa: PLC0415
     import signal  # noqa: PLC0415
 
-    signal.pause()
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()

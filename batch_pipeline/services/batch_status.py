@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Connection, Select, func, select
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.database.session import AnyRow, Database
@@ -47,17 +47,23 @@ def batch_status(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
         NotFoundError: there is no such batch.
     """
     with database.transaction() as connection:
-        batch = connection.execute(select(*_BATCH).where(UploadBatch.id == batch_id)).one_or_none()
-        if batch is None:
-            raise NotFoundError(
-                f"there is no batch {batch_id}: `batch-pipeline status` lists the newest ones"
-            )
+        head = _head(connection, batch_id)
         uploads = connection.execute(
             select(*_UPLOAD)
             .where(Upload.batch_id == batch_id)
             .order_by(Upload.created_at, Upload.id)
         ).mappings()
-        return _shape(batch) | {"uploads": [dict(upload) for upload in uploads]}
+        return head | {"uploads": [dict(upload) for upload in uploads]}
+
+
+def batch_head(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
+    """Read a batch as `batch_status` does, without its uploads.
+
+    Raises:
+        NotFoundError: there is no such batch.
+    """
+    with database.transaction() as connection:
+        return _head(connection, batch_id)
 
 
 def batch_progress(database: Database, batch_id: uuid.UUID) -> BatchProgress | None:
@@ -88,6 +94,15 @@ def described_below(database: Database, score: int) -> tuple[int, int]:
             )
         ).one()
     return row[0], row[1]
+
+
+def _head(connection: Connection, batch_id: uuid.UUID) -> dict[str, Any]:
+    batch = connection.execute(select(*_BATCH).where(UploadBatch.id == batch_id)).one_or_none()
+    if batch is None:
+        raise NotFoundError(
+            f"there is no batch {batch_id}: `batch-pipeline status` lists the newest ones"
+        )
+    return _shape(batch)
 
 
 def _newest(limit: int, offset: int) -> Select[*tuple[Any, ...]]:
