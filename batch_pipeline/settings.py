@@ -125,6 +125,9 @@ class Settings(BaseSettings):
     lease_seconds: Annotated[float, Field(ge=1)] = Field(
         120, description="Age of a heartbeat after which a claim is dead (seconds)."
     )
+    keep_partitions_days: Annotated[int, Field(ge=1)] = Field(
+        90, description="How long Dagster lists a batch as a partition after its end (days)."
+    )
     redis_url: str = Field("", description="Also publish progress on this Redis; empty: off.")
 
     @field_validator("home")

@@ -7,7 +7,9 @@ is never part of a path.
 import errno
 import os
 import shutil
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
@@ -112,6 +114,44 @@ class Storage:
         except OSError as error:
             raise storage_error(error) from error
 
+    def stored_uploads(self) -> Iterator[tuple[uuid.UUID, uuid.UUID]]:
+        """List the uploads that have a folder here, as user and upload; other folders are not ours.
+
+        Raises:
+            ServiceDownError: ``storage_down``.
+        """
+        for user in self._folders(self._root):
+            user_id = _uuid_or_none(PurePosixPath(user).name)
+            for folder in self._folders(user) if user_id else []:
+                upload_id = _uuid_or_none(PurePosixPath(folder).name)
+                if user_id and upload_id:
+                    yield user_id, upload_id
+
+    def age_seconds(self, user_id: uuid.UUID, upload_id: uuid.UUID) -> float:
+        """Seconds since the newest file of an upload was written; infinite if there is none."""
+        try:
+            files = self._files.find(self._inside(f"{user_id}/{upload_id}"))
+            newest = max((self._files.modified(file).timestamp() for file in files), default=0.0)
+        except FileNotFoundError:
+            return float("inf")
+        except OSError as error:
+            raise storage_error(error) from error
+        return time.time() - newest if newest else float("inf")
+
+    def remove_partial_files(self, *, older_than_seconds: float) -> int:
+        """Remove what a crash left half written; returns how many files."""
+        if not self._is_local:
+            return 0  # object stores know no half-written objects
+        removed = 0
+        for partial in Path(self._root).glob(f"*/*/*{PARTIAL_SUFFIX}"):
+            try:
+                if time.time() - partial.stat().st_mtime > older_than_seconds:
+                    partial.unlink()
+                    removed += 1
+            except FileNotFoundError:
+                continue  # its writer was alive and has just renamed it
+        return removed
+
     def check(self) -> None:
         """Write, read and remove a small file; raises as `write` does."""
         probe = f".probe-{uuid.uuid4().hex}"
@@ -133,6 +173,15 @@ class Storage:
         finally:
             partial.unlink(missing_ok=True)
 
+    def _folders(self, path: str) -> list[str]:
+        try:
+            entries = self._files.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise storage_error(error) from error
+        return [str(entry["name"]) for entry in entries if entry["type"] == "directory"]
+
     def _inside(self, path: str) -> str:
         parts = PurePosixPath(path)
         if parts.is_absolute() or ".." in parts.parts or "\0" in path or not parts.parts:
@@ -144,6 +193,13 @@ class Storage:
             if not Path(full).resolve().is_relative_to(root):
                 raise _missing(path)
         return full
+
+
+def _uuid_or_none(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
 
 
 def _missing(path: str) -> PermanentError:

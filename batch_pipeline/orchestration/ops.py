@@ -29,6 +29,7 @@ from batch_pipeline.orchestration.failures import (
     upload_failure,
 )
 from batch_pipeline.orchestration.resources import RunWorker
+from batch_pipeline.orchestration.run_ends import batch_of
 from batch_pipeline.orchestration.tags import BATCH_TAG, USER_TAG
 from batch_pipeline.services.batch_status import batch_status
 from batch_pipeline.services.pipeline import Pipeline
@@ -122,10 +123,10 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
             outage_failure(error, released=released) if news else stopped_failure(error)
         ) from error
     except dg.DagsterExecutionInterruptedError:
-        _hand_back(context)
+        _stop(context)
         raise
     if interrupted.is_set():
-        _hand_back(context)
+        _stop(context)
     if isinstance(outcome, SkippedUpload):
         context.log.info("skipped: %s", outcome.reason)
         yield dg.Output(None)
@@ -252,6 +253,15 @@ def _report_share(
             },
         )
     )
+
+
+def _stop(context: dg.OpExecutionContext) -> None:
+    """Give up what the run has not begun; if a person ended the run, nobody else takes it."""
+    pipeline: Pipeline = context.resources.pipeline
+    run = context.instance.get_run_by_id(context.run_id)
+    if run and run.status == dg.DagsterRunStatus.CANCELING and (batch_id := batch_of(run)):
+        pipeline.states.cancel_batch(batch_id)
+    _hand_back(context)
 
 
 def _hand_back(

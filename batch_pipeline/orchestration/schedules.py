@@ -3,11 +3,30 @@
 import dagster as dg
 
 from batch_pipeline.orchestration.jobs import sweep_backlog
+from batch_pipeline.orchestration.sweep import work_for_a_sweep
+from batch_pipeline.services.pipeline import Pipeline
 
-backlog_sweep = dg.ScheduleDefinition(
+
+@dg.schedule(
     name="backlog_sweep",
     job=sweep_backlog,
     cron_schedule="* * * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Sweeps the backlog once a minute.",
+    required_resource_keys={"pipeline"},
+    description="Sweeps when there is something to put right, looked for once a minute; tidies "
+    "files and partitions once an hour.",
 )
+def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Look first: a run costs a process."""
+    pipeline: Pipeline = context.resources.pipeline
+    is_hour = context.scheduled_execution_time.minute == 0
+    found = work_for_a_sweep(context.instance, pipeline)
+    if not found and not is_hour:
+        return dg.SkipReason("nothing to put right")
+    return dg.RunRequest(
+        run_key=context.scheduled_execution_time.isoformat(),
+        run_config={"ops": {"sweep": {"config": {"tidy": is_hour}}}},
+        tags={"batch_pipeline/found": ", ".join(f"{n} {name}" for name, n in found.items())}
+        if found
+        else {},
+    )

@@ -1,14 +1,21 @@
-"""What starts by itself when rows change: a run for every slice of pending uploads.
+"""What starts by itself: a run for every slice of pending uploads, and the settling of lost runs.
 
 The choice itself is a pure function in ``services/dispatch.py``.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from uuid import UUID
 
 import dagster as dg
 
-from batch_pipeline.orchestration.sweep import launched_keys
+from batch_pipeline.orchestration.run_ends import (
+    batch_of,
+    observe,
+    settle_failed_run,
+    settle_terminated_run,
+)
+from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG
 from batch_pipeline.services.dispatch import (
     WaitingSlice,
@@ -21,6 +28,8 @@ from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 
 #: How soon a submitted batch is noticed (seconds).
 INTERVAL_SECONDS = 2
+#: How soon the end of a run is noticed (seconds).
+RUN_END_INTERVAL_SECONDS = 5
 
 _IN_FLIGHT = (
     dg.DagsterRunStatus.QUEUED,
@@ -44,6 +53,8 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
     )
     def pending_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         pipeline: Pipeline = context.resources.pipeline
+        # Cheap, and what makes an upload whose worker died wait for its lease only.
+        rescue_from_ended_runs(context.instance, pipeline)
         open_slices(pipeline.database, pipeline.settings.uploads_per_run)
         waiting = waiting_slices(pipeline.database)
         if not waiting:
@@ -74,6 +85,50 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         return dg.SensorResult(run_requests=[run_request(slice_) for slice_ in chosen])
 
     return pending_batches
+
+
+def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
+    """Settle at once what runs of the job leave behind."""
+
+    @dg.run_failure_sensor(
+        name="release_uploads_of_failed_runs",
+        monitored_jobs=[job],
+        minimum_interval_seconds=RUN_END_INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Returns what a failed run held; gives a batch up whose runs die every time.",
+    )
+    def release_uploads_of_failed_runs(
+        context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[Pipeline]
+    ) -> None:
+        run, reason = context.dagster_run, context.failure_event.message or "no reason was given"
+        settlement = settle_failed_run(
+            pipeline, run, died=not _explained(context.get_step_failure_events()), reason=reason
+        )
+        context.log.warning("run %s of batch %s: %s", run.run_id, batch_of(run), settlement)
+        observe(context.instance, run, settlement, reason)
+
+    @dg.run_status_sensor(
+        run_status=dg.DagsterRunStatus.CANCELED,
+        name="cancel_batches_of_terminated_runs",
+        monitored_jobs=[job],
+        minimum_interval_seconds=RUN_END_INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Cancels the batch of a run that a person terminated; `retry` reopens it.",
+    )
+    def cancel_batches_of_terminated_runs(
+        context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
+    ) -> None:
+        run = context.dagster_run
+        settlement = settle_terminated_run(pipeline, run)
+        context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), settlement)
+        observe(context.instance, run, settlement, "a person terminated the run")
+
+    return [release_uploads_of_failed_runs, cancel_batches_of_terminated_runs]
+
+
+def _explained(step_failures: Sequence[dg.DagsterEvent]) -> bool:
+    """Tell whether a step said itself why it ended: a file was bad, or a service was down."""
+    return any(event.step_failure_data.user_failure_data for event in step_failures)
 
 
 def runs_in_flight(instance: dg.DagsterInstance, job_name: str) -> Counter[UUID]:

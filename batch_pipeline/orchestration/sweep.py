@@ -1,68 +1,136 @@
-"""The sweep: asks Dagster which runs have ended, and has their uploads returned.
+"""The sweep: puts right, once a minute, whatever a crash, an outage or an outsider left behind.
 
-What is put right stands in ``services/upload_states.py``; a second sweep at the same time finds
-nothing left to do.
+Here Dagster is asked which runs have ended or died; uploads and batches are put right in
+``services/upload_states.py``, files in ``services/leftovers.py``. Every part is safe to repeat, and
+two sweeps at once have the effect of one.
 """
 
-from collections.abc import Collection, Sequence
+from uuid import UUID
 
 import dagster as dg
+from pydantic import Field
 
-from batch_pipeline.orchestration.assets import backlog
-from batch_pipeline.orchestration.tags import RUN_KEY_TAG
-from batch_pipeline.services.dispatch import WaitingSlice, waiting_slices
-from batch_pipeline.services.pipeline import Pipeline
-
-_ENDED = (
-    dg.DagsterRunStatus.SUCCESS,
-    dg.DagsterRunStatus.FAILURE,
-    dg.DagsterRunStatus.CANCELED,
+from batch_pipeline.orchestration.assets import BATCHES, backlog
+from batch_pipeline.orchestration.run_ends import (
+    ENDED_RUN,
+    close_dead_runs,
+    dead_runs,
+    runs_of_keys,
+    settle_terminated_run,
 )
+from batch_pipeline.orchestration.tags import RUN_KEY_TAG
+from batch_pipeline.services.batch_status import batches_ended_before
+from batch_pipeline.services.dispatch import WaitingSlice, waiting_slices
+from batch_pipeline.services.leftovers import remove_leftovers
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.upload_states import Rescue
+
+_JOBS = ("process_batch", "sweep_backlog")
+
+
+class SweepParts(dg.Config):
+    """What a sweep does."""
+
+    tidy: bool = Field(
+        True, description="Also look for files without an upload, and for partitions to prune."
+    )
 
 
 @dg.op(
     required_resource_keys={"pipeline"},
-    description="Returns uploads of dead workers, and ends batches in which nothing is open.",
+    description="Returns uploads of dead workers, closes their runs, retries what may pass now.",
 )
-def sweep(context: dg.OpExecutionContext) -> dg.Output[None]:
+def sweep(context: dg.OpExecutionContext, config: SweepParts) -> dg.Output[None]:
     """Sweep once; counts of what was found as metadata and as a materialization."""
     pipeline: Pipeline = context.resources.pipeline
     counts = sweep_once(context.instance, pipeline)
+    if config.tidy:
+        counts |= tidy(context.instance, pipeline)
     context.log_event(dg.AssetMaterialization(backlog.key, metadata=counts))
     return dg.Output(None, metadata=counts)
 
 
 def sweep_once(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int]:
-    """Put right what dead runs left behind; returns how much of what."""
+    """Put right what dead runs left behind, and what is due; returns how much of what."""
     states = pipeline.states
-    rescued = states.rescue(_ended(instance, states.owners()))
+    closed = close_dead_runs(instance, pipeline, _JOBS)
+    rescued = rescue_from_ended_runs(instance, pipeline)
     abandoned = _abandoned(instance, waiting_slices(pipeline.database))
     reopened = states.open_slices_anew([(slice_.batch_id, slice_.number) for slice_ in abandoned])
+    retried = states.retry_due()
+    adopted = states.adopt()
     settled = states.reconcile_batches()
     return {
+        "runs_closed": closed,
         "uploads_rescued": rescued.returned,
+        "uploads_quarantined": rescued.quarantined,
         "uploads_requeued": reopened,
+        "uploads_retried": retried,
+        "uploads_adopted": adopted,
+        "batches_recounted": len(settled),
         "batches_ended": sum(batch.status == "completed" for batch in settled),
     }
 
 
-def launched_keys(instance: dg.DagsterInstance, keys: Collection[str]) -> dict[str, bool]:
+def tidy(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int]:
+    """Remove what nothing refers to any more; looks at every stored folder, so not every minute."""
+    removed = remove_leftovers(pipeline.database, pipeline.storage)
+    return {
+        "folders_removed": removed.folders,
+        "partial_files_removed": removed.partial_files,
+        "partitions_pruned": _prune_partitions(instance, pipeline),
+    }
+
+
+def work_for_a_sweep(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int]:
+    """Count what a sweep would find, without changing anything; empty: it is not needed."""
+    waiting = waiting_slices(pipeline.database)
+    found = {
+        "runs without a worker": len(dead_runs(instance, pipeline, _JOBS)),
+        "uploads of ended runs": len(_ended(instance, pipeline)),
+        "slices without a run": len(_abandoned(instance, waiting)),
+        **pipeline.states.overdue(),
+    }
+    return {name: count for name, count in found.items() if count}
+
+
+def rescue_from_ended_runs(instance: dg.DagsterInstance, pipeline: Pipeline) -> Rescue:
+    """Return the uploads of runs that have ended, and of those whose lease has."""
+    ended = _ended(instance, pipeline)
+    for run in ended:
+        if run.status == dg.DagsterRunStatus.CANCELED:
+            settle_terminated_run(pipeline, run)
+    return pipeline.states.rescue([run.run_id for run in ended])
+
+
+def launched_keys(instance: dg.DagsterInstance, keys: list[str]) -> dict[str, bool]:
     """Tell which keys have had a run, and whether one of those runs is still to end."""
-    runs = instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: list(keys)})) if keys else []
     alive: dict[str, bool] = {}
-    for run in runs:
+    for run in runs_of_keys(instance, keys):
         key = run.tags[RUN_KEY_TAG]
-        alive[key] = alive.get(key, False) or run.status not in _ENDED
+        alive[key] = alive.get(key, False) or run.status not in ENDED_RUN
     return alive
 
 
-def _ended(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> list[str]:
-    if not run_ids:
+def _ended(instance: dg.DagsterInstance, pipeline: Pipeline) -> list[dg.DagsterRun]:
+    """Runs that hold uploads although they have ended."""
+    owners = pipeline.states.owners()
+    if not owners:
         return []
-    runs = instance.get_runs(dg.RunsFilter(run_ids=list(run_ids), statuses=list(_ENDED)))
-    return [run.run_id for run in runs]
+    return list(instance.get_runs(dg.RunsFilter(run_ids=owners, statuses=list(ENDED_RUN))))
 
 
-def _abandoned(instance: dg.DagsterInstance, waiting: Sequence[WaitingSlice]) -> list[WaitingSlice]:
+def _abandoned(instance: dg.DagsterInstance, waiting: list[WaitingSlice]) -> list[WaitingSlice]:
     alive = launched_keys(instance, [slice_.key for slice_ in waiting])
     return [slice_ for slice_ in waiting if alive.get(slice_.key) is False]
+
+
+def _prune_partitions(instance: dg.DagsterInstance, pipeline: Pipeline) -> int:
+    """Forget the partitions of batches that ended long ago; the batches themselves stay."""
+    name = str(BATCHES.name)
+    present = [UUID(key) for key in instance.get_dynamic_partitions(name)]
+    days = pipeline.settings.keep_partitions_days
+    old = batches_ended_before(pipeline.database, present, days=days)
+    for batch_id in old:
+        instance.delete_dynamic_partition(name, str(batch_id))
+    return len(old)

@@ -4,9 +4,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Select, func, or_, select
 
-from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError
 from batch_pipeline.services.batch_progress import BatchProgress
@@ -122,3 +122,22 @@ def _shape(batch: AnyRow) -> dict[str, Any]:
         **values,
         "progress_percentage": progress.progress_percentage,
     }
+
+
+def batches_ended_before(
+    database: Database, batch_ids: Sequence[uuid.UUID], *, days: int
+) -> list[uuid.UUID]:
+    """List which of the batches are gone, or have not changed since they ended days ago."""
+    with database.transaction() as connection:
+        kept = set(
+            connection.scalars(
+                select(UploadBatch.id).where(
+                    UploadBatch.id.in_(batch_ids),
+                    or_(
+                        UploadBatch.status.in_(OPEN_BATCH),
+                        UploadBatch.updated_at > func.now() - func.make_interval(0, 0, 0, days),
+                    ),
+                )
+            )
+        )
+    return [batch_id for batch_id in batch_ids if batch_id not in kept]

@@ -2,8 +2,9 @@
 
 A slice is a number written to the uploads of a batch, at most ``UPLOADS_PER_RUN`` of them, and the
 key of the run that will take them. The number is in the database before the run is asked for, so
-that any number of daemons, restarted at any moment, ask for the same run. Knows nothing of Dagster:
-the sensor tells what is in flight and launches what is chosen.
+that any number of daemons, restarted at any moment, ask for the same run. An upload that was in
+work when its worker died gets a slice of its own: if it is the cause, it takes no other along.
+Knows nothing of Dagster: the sensor tells what is in flight and launches what is chosen.
 """
 
 import uuid
@@ -24,18 +25,19 @@ MAX_BATCHES_PER_TICK = 500
 
 _OPEN_SLICES = text("""
     WITH unsliced AS MATERIALIZED (
-        SELECT id, dispatch_reason, created_at FROM uploads
+        SELECT id, dispatch_reason, created_at, deaths > 0 AS suspect FROM uploads
         WHERE batch_id = :batch_id AND slice IS NULL
           AND processing_status = 'pending' AND owner_run_id IS NULL
           AND (not_before IS NULL OR not_before <= now())
         FOR UPDATE SKIP LOCKED
     ), chunked AS (
-        SELECT id, dispatch_reason, (row_number() OVER (
-            PARTITION BY dispatch_reason ORDER BY created_at, id
-        ) - 1) / :size AS chunk
+        SELECT id, dispatch_reason, suspect, (row_number() OVER (
+            PARTITION BY dispatch_reason, suspect ORDER BY created_at, id
+        ) - 1) / CASE WHEN suspect THEN 1 ELSE :size END AS chunk
         FROM unsliced
     ), numbered AS (
-        SELECT id, dense_rank() OVER (ORDER BY dispatch_reason, chunk) AS number FROM chunked
+        SELECT id, dense_rank() OVER (ORDER BY dispatch_reason, suspect, chunk) AS number
+        FROM chunked
     ), opened AS (
         UPDATE uploads SET slice = :last + numbered.number
         FROM numbered WHERE uploads.id = numbered.id

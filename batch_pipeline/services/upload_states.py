@@ -515,6 +515,7 @@ class UploadStates:
                 Upload.id.in_(locked),
                 redo=[stage],
                 attempts=0,
+                retries=0,
                 not_before=None,
                 error_kind=None,
                 error_message=None,
@@ -545,6 +546,20 @@ class UploadStates:
                 .limit(1)
             )
         return alive is None
+
+    def left_behind(self, batch_id: uuid.UUID, run_id: str, slice_number: int | None) -> int:
+        """Count what a run has not done: uploads that it holds, and those of its slice."""
+        meant_for_it = and_(
+            Upload.batch_id == batch_id,
+            Upload.slice == slice_number,
+            Upload.processing_status == UploadStatus.PENDING,
+            Upload.owner_run_id.is_(None),
+        )
+        with self._publisher.transaction() as transaction:
+            count = transaction.connection.scalar(
+                select(func.count()).where(or_(Upload.owner_run_id == run_id, meant_for_it))
+            )
+        return count or 0
 
     def rescue(self, ended_run_ids: Sequence[str] = ()) -> Rescue:
         """Return to ``pending`` what dead owners hold.

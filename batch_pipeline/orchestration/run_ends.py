@@ -1,0 +1,178 @@
+"""What a run leaves behind when it ends without having done its share, and how that is settled.
+
+Called by the run-status sensors as soon as a run has ended, and by the sweep for whatever they
+missed; each is safe to repeat. Uploads and batches are changed by ``services/upload_states.py``.
+"""
+
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import dagster as dg
+
+from batch_pipeline.orchestration.assets import batch_progress
+from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
+
+ENDED_RUN = (
+    dg.DagsterRunStatus.SUCCESS,
+    dg.DagsterRunStatus.FAILURE,
+    dg.DagsterRunStatus.CANCELED,
+)
+#: Runs that have, or should have, a process of their own.
+_UNDER_WAY = (
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
+#: A run that holds no upload is dead after this many leases without an event.
+_SILENT_LEASES = 2
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What was put right after one run."""
+
+    returned: int = 0
+    """Uploads that the run held; pending again."""
+    quarantined: int = 0
+    """Uploads that are failed now, because their worker died every time."""
+    requeued: int = 0
+    """Uploads that were meant for the run and that it never took."""
+    batch_ended_as: str = ""
+    """``failed`` or ``cancelled``, if this run's end was the batch's too."""
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        parts = [
+            f"{self.returned} uploads in its hands are pending again",
+            f"{self.requeued} that it never took will go to another run",
+        ]
+        if self.quarantined:
+            parts.append(f"{self.quarantined} that killed their worker every time are failed")
+        if self.batch_ended_as:
+            parts.append(f"the batch is {self.batch_ended_as}")
+        return "; ".join(parts)
+
+
+def settle_failed_run(
+    pipeline: Pipeline, run: dg.DagsterRun, *, died: bool, reason: str
+) -> Settlement:
+    """Return what a failed run left.
+
+    Args:
+        pipeline: whose uploads they are.
+        run: a run of ``process_batch`` that has ended.
+        died: it did not say itself why it ended; many such in a row end the batch.
+        reason: word for word, for the batch's ``error_message``.
+    """
+    rescue = pipeline.states.rescue([run.run_id])
+    requeued = _requeue(pipeline, run)
+    batch_id = batch_of(run)
+    given_up = pipeline.states.note_died_run(batch_id, reason) if died and batch_id else None
+    return Settlement(
+        rescue.returned, rescue.quarantined, requeued, given_up.status if given_up else ""
+    )
+
+
+def settle_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> Settlement:
+    """Cancel the batch of a run that a person terminated, unless its worker has done so itself.
+
+    Who terminates a run wants its uploads left alone; they would go to another run otherwise.
+    """
+    batch_id = batch_of(run)
+    cancelled = None
+    if batch_id and pipeline.states.left_behind(batch_id, run.run_id, _slice_of(run)):
+        cancelled = pipeline.states.cancel_batch(batch_id)
+    rescue = pipeline.states.rescue([run.run_id])
+    requeued = _requeue(pipeline, run)
+    return Settlement(
+        rescue.returned, rescue.quarantined, requeued, cancelled.status if cancelled else ""
+    )
+
+
+def close_dead_runs(instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str]) -> int:
+    """End the runs whose worker is gone without a word; returns how many.
+
+    A process that lost its code server looks like one that is dead, so only silence tells: no
+    upload of the run has a fresh heartbeat, and nothing was logged for two leases. Should the
+    worker be alive after all, it does no harm: what it holds is refused by the fencing token.
+    """
+    dead = dead_runs(instance, pipeline, jobs)
+    for run in dead:
+        if run.status == dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, "Its worker is gone; closed by the sweep.")
+            settle_terminated_run(pipeline, run)
+        else:
+            instance.report_run_failed(run, "Its worker is gone; closed by the sweep.")
+    return len(dead)
+
+
+def dead_runs(
+    instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str]
+) -> list[dg.DagsterRun]:
+    """List the runs that `close_dead_runs` would end."""
+    patience = _SILENT_LEASES * pipeline.settings.lease_seconds
+    return [
+        record.dagster_run
+        for job in jobs
+        for record in instance.get_run_records(
+            dg.RunsFilter(job_name=job, statuses=list(_UNDER_WAY))
+        )
+        if time.time() - _last_sign(instance, record) > patience
+        and pipeline.states.run_is_silent(record.dagster_run.run_id)
+    ]
+
+
+def runs_of_keys(instance: dg.DagsterInstance, keys: Collection[str]) -> Sequence[dg.DagsterRun]:
+    """List the runs that were launched for slices, by the keys of these."""
+    return instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: list(keys)})) if keys else []
+
+
+def batch_of(run: dg.DagsterRun) -> UUID | None:
+    """The batch that a run works; None if it ended before it knew."""
+    tag = run.tags.get(BATCH_TAG)
+    return UUID(tag) if tag else None
+
+
+def observe(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, settlement: Settlement, reason: str
+) -> None:
+    """Say beside the batch's progress what became of a run and of its uploads."""
+    instance.report_runless_asset_event(
+        dg.AssetObservation(
+            batch_progress.key,
+            description=f"a run ended as {run.status.value.lower()}: {settlement}",
+            partition=run.tags.get(BATCH_TAG),
+            metadata={
+                "run": dg.MetadataValue.dagster_run(run.run_id),
+                "reason": dg.MetadataValue.text(reason),
+                "uploads_returned": settlement.returned,
+                "uploads_quarantined": settlement.quarantined,
+                "uploads_requeued": settlement.requeued,
+            },
+        )
+    )
+
+
+def _requeue(pipeline: Pipeline, run: dg.DagsterRun) -> int:
+    batch_id, slice_number = batch_of(run), _slice_of(run)
+    if batch_id is None or slice_number is None:
+        return 0
+    return pipeline.states.open_slices_anew(
+        [(batch_id, slice_number)], resume_after_seconds=OUTAGE_PAUSE_SECONDS
+    )
+
+
+def _slice_of(run: dg.DagsterRun) -> int | None:
+    tag = run.tags.get(SLICE_TAG)
+    return int(tag) if tag else None
+
+
+def _last_sign(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
+    run_id = record.dagster_run.run_id
+    newest = instance.get_records_for_run(run_id, limit=1, ascending=False).records
+    return max([record.update_timestamp.timestamp(), *(entry.timestamp for entry in newest)])
