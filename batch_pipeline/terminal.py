@@ -4,8 +4,9 @@ File names and descriptions come from strangers: they are printed literally, wit
 without control characters.
 """
 
-import unicodedata
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,10 +15,10 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -25,22 +26,21 @@ from rich.text import Text
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.services.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.search import SearchResult
+from batch_pipeline.visible_text import visible_line
 
 #: Uploads in work that are shown at once.
 _SHOWN_IN_WORK = 8
 #: Characters of a description that a table shows.
 _SHOWN_TEXT = 110
-#: Words for the statuses in which an upload is in work.
-_STAGES = {"analyzing": "looking", "embedding": "embedding"}
+#: After so long without anything in work, say what may be missing (seconds).
+_IDLE_SECONDS = 10.0
+_IDLE = "nothing is being worked: is Dagster running? `batch-pipeline doctor` tells"
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
 
 
 def literal(value: object) -> Text:
-    """Text exactly as it is, less what could move the cursor or reorder the line."""
-    visible = (
-        character if unicodedata.category(character)[0] != "C" else "�" for character in str(value)
-    )
-    return Text("".join(visible))
+    """Text exactly as it is, on one line, less what could move the cursor or reorder it."""
+    return Text(visible_line(value))
 
 
 class BatchView:
@@ -53,17 +53,19 @@ class BatchView:
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _PaceColumn(),
             console=console,
+            expand=True,
         )
-        self._task = self._bars.add_task("batch", total=None)
-        self._printed = -1
+        self._task = self._bars.add_task("", total=None)
+        self._printed: tuple[str, int] | None = None
+        self._busy_at = time.monotonic()
+        self._said_idle = False
 
     def follow(self, snapshots: Iterable[BatchSnapshot]) -> BatchSnapshot:
         """Show snapshots until the last, and return it."""
         last: BatchSnapshot | None = None
-        if not self._console.is_terminal:
+        if not self._console.is_interactive:
             for last in snapshots:
                 self._print_lines(last)
         else:
@@ -71,7 +73,7 @@ class BatchView:
                 for last in snapshots:
                     for upload in last.newly_ended:
                         if upload.status == "failed":
-                            self._console.print(_failure_line(upload), style="red")
+                            self._console.print(_failure_line(upload), style="red", soft_wrap=True)
                     live.update(self._bars_of(last))
         if last is None:
             raise ValueError("a batch has at least one snapshot")
@@ -82,28 +84,57 @@ class BatchView:
         for upload in snapshot.newly_ended:
             line = _failure_line(upload) if upload.status == "failed" else None
             self._console.print(line or literal(f"completed  {upload.filename}"), soft_wrap=True)
-        if progress.processed != self._printed:
+        if (progress.status, progress.processed) != self._printed:
             self._console.print(
                 f"{progress.status}  {progress.processed}/{progress.total}"
                 f"  {progress.progress_percentage:g} %  {progress.failed} failed",
                 highlight=False,
             )
-        self._printed = progress.processed
+        self._printed = progress.status, progress.processed
+        if self._is_idle(snapshot) and not self._said_idle:
+            self._said_idle = True
+            self._console.print(_IDLE, highlight=False, soft_wrap=True)
 
     def _bars_of(self, snapshot: BatchSnapshot) -> Group:
         progress = snapshot.progress
-        failed = f", {progress.failed} failed" if progress.failed else ""
         self._bars.update(
             self._task,
             completed=progress.processed,
             total=progress.total,
-            description=f"{progress.status}{failed}",
+            description=progress.status,
         )
         lines = [
-            Text.assemble("  ", (_STAGES[upload.status], "cyan"), "  ", literal(upload.filename))
+            Text.assemble("  ", (f"{upload.stage:<10}", "cyan"), "  ", literal(upload.filename))
             for upload in snapshot.in_work[:_SHOWN_IN_WORK]
         ]
+        if more := len(snapshot.in_work) - len(lines):
+            lines.append(Text(f"  and {more} more in work", style="dim"))
+        if progress.failed:
+            lines.append(Text(f"  {progress.failed} failed", style="red"))
+        if self._is_idle(snapshot):
+            lines.append(Text(f"  {_IDLE}", style="yellow"))
         return Group(self._bars, *(_on_one_line(line) for line in lines))
+
+    def _is_idle(self, snapshot: BatchSnapshot) -> bool:
+        if snapshot.in_work or snapshot.newly_ended or snapshot.has_ended:
+            self._busy_at = time.monotonic()
+        return time.monotonic() - self._busy_at > _IDLE_SECONDS
+
+
+class _PaceColumn(ProgressColumn):
+    """Uploads per second or minute, and the time that is left at this pace."""
+
+    def render(self, task: Task) -> Text:
+        speed, left = task.speed, task.time_remaining
+        if task.finished or not speed:
+            return Text("")
+        pace = f"{speed:.1f}/s" if speed >= 1 else f"{speed * 60:.0f}/min"
+        if left is None:
+            return Text(pace, style="cyan")
+        minutes, seconds = divmod(int(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        return Text(f"{pace}, {clock} left", style="cyan")
 
 
 def _failure_line(upload: UploadSnapshot) -> Text:
@@ -115,8 +146,8 @@ def _on_one_line(line: Text) -> Text:
     return line
 
 
-def _plain_table(title: str | None, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def _plain_table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         table.add_column(name, overflow="fold")
     return table
@@ -124,12 +155,12 @@ def _plain_table(title: str | None, *columns: str) -> Table:
 
 def _shortened(text: str) -> Text:
     """The beginning of a text; the whole of it is in the JSON."""
-    return literal(text if len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1] + "…")
+    return literal(text if len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1].rstrip() + "…")
 
 
 def uploads_table(uploads: Sequence[Mapping[str, Any]]) -> Table:
     """List uploads with what is known of each: its description, or why it failed."""
-    table = _plain_table(None, "file", "status", "score", "description or reason")
+    table = _plain_table("file", "status", "score", "description or reason")
     table.columns[0].max_width = 24
     for upload in uploads:
         status = upload["processing_status"]
@@ -168,22 +199,24 @@ def batch_table(status: Mapping[str, Any]) -> Table:
 
 
 def batches_table(batches: Sequence[Mapping[str, Any]]) -> Table:
-    """List batches, a line each."""
-    table = _plain_table(None, "batch", "status", "uploads", "failed", "created")
+    """List batches, a line each; fits 80 columns."""
+    table = _plain_table("batch", "status", "uploads", "failed", "age")
+    table.columns[0].no_wrap = True
     for batch in batches:
+        failed = batch["failed_uploads"]
         table.add_row(
             Text(str(batch["batch_id"])),
             Text(batch["status"], style=_COLOURS.get(batch["status"], "")),
             Text(f"{batch['processed_uploads']}/{batch['total_uploads']}"),
-            Text(str(batch["failed_uploads"])),
-            Text(_shown("created_at", batch["created_at"])),
+            Text(str(failed), style="red" if failed else ""),
+            Text(_age(batch["created_at"])),
         )
     return table
 
 
 def search_table(results: Sequence[SearchResult]) -> Table:
     """List what a search found, best first."""
-    table = _plain_table(None, "similarity", "file", "description")
+    table = _plain_table("similarity", "file", "description")
     for result in results:
         table.add_row(
             Text(f"{result.similarity:.3f}"),
@@ -195,7 +228,7 @@ def search_table(results: Sequence[SearchResult]) -> Table:
 
 def health_table(checks: Sequence[HealthCheck]) -> Table:
     """List health checks; what to do stands below each that is not ok."""
-    table = _plain_table(None, "", "check", "found")
+    table = _plain_table("", "check", "found")
     for check in checks:
         mark = Text("ok", style="green") if check.ok else Text("FAIL", style="bold red")
         table.add_row(mark, Text(check.name), literal(check.detail))
@@ -208,3 +241,11 @@ def _shown(key: str, value: Any) -> str:
     if key.endswith("_at"):
         return str(value.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
     return f"{value:g} %" if key == "progress_percentage" else str(value)
+
+
+def _age(moment: datetime) -> str:
+    seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -7,14 +7,15 @@ that was missed does no harm.
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
 from sqlalchemy import select
 
-from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload
+from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload, UploadStatus
 from batch_pipeline.database.session import Database
-from batch_pipeline.errors import NotFoundError, PipelineError
+from batch_pipeline.errors import NotFoundError, PipelineError, ServiceDownError
 from batch_pipeline.services.batch_progress import CHANNEL, BatchProgress
 from batch_pipeline.services.batch_status import batch_progress
 
@@ -31,6 +32,14 @@ class UploadSnapshot:
     status: str
     error_kind: str | None
     error_message: str | None
+    thumbnail_path: str | None
+
+    @property
+    def stage(self) -> str:
+        """What is being made of an upload in work, or how it ended."""
+        if self.status == UploadStatus.ANALYZING:
+            return "describing" if self.thumbnail_path else "reading"
+        return self.status
 
 
 @dataclass(frozen=True)
@@ -56,10 +65,11 @@ def watch_batch(
     Raises:
         NotFoundError: there is no such batch.
         PipelineError: the time is over.
+        ServiceDownError: the database cannot be reached.
     """
     deadline = time.monotonic() + (timeout_seconds or float("inf"))
     known: set[uuid.UUID] = set()
-    with _listen(database) as listener:
+    with _listening(database) as listener:
         while True:
             snapshot = _read(database, batch_id, known)
             yield snapshot
@@ -73,11 +83,15 @@ def watch_batch(
             _wait(listener, batch_id)
 
 
-def _listen(database: Database) -> psycopg.Connection:
+@contextmanager
+def _listening(database: Database) -> Iterator[psycopg.Connection]:
     url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    listener = psycopg.connect(url, autocommit=True)
-    listener.execute(f"LISTEN {CHANNEL}")
-    return listener
+    try:
+        with psycopg.connect(url, autocommit=True) as listener:
+            listener.execute(f"LISTEN {CHANNEL}")
+            yield listener
+    except psycopg.OperationalError as error:
+        raise ServiceDownError("database_down", f"the database does not answer: {error}") from error
 
 
 def _wait(listener: psycopg.Connection, batch_id: uuid.UUID) -> None:
@@ -106,6 +120,7 @@ def _read(database: Database, batch_id: uuid.UUID, known: set[uuid.UUID]) -> Bat
                 Upload.processing_status,
                 Upload.error_kind,
                 Upload.error_message,
+                Upload.thumbnail_path,
             )
             .where(
                 Upload.batch_id == batch_id,
