@@ -111,11 +111,11 @@ SPECS = [
 def description_quality(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Look for stored descriptions below the pass mark."""
     pipeline: Pipeline = context.resources.pipeline
-    described, below = described_below(pipeline.database, PASS_SCORE)
+    below = described_below(pipeline.database, PASS_SCORE)
     return dg.AssetCheckResult(
         passed=not below,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"described": described, "below_pass_score": below, "pass_score": PASS_SCORE},
+        metadata={"below_pass_score": below, "pass_score": PASS_SCORE},
     )
 
 

@@ -83,17 +83,11 @@ def newest_batches(
         return [_shape(row) for row in connection.execute(_newest(limit, offset))]
 
 
-def described_below(database: Database, score: int) -> tuple[int, int]:
-    """Count stored descriptions, and those among them whose audit score is below a mark."""
-    described = Upload.description.is_not(None)
+def described_below(database: Database, score: int) -> int:
+    """Count uploads whose stored description has an audit score below a mark."""
+    below = select(func.count()).where(Upload.description_audit_score < score)
     with database.transaction() as connection:
-        row = connection.execute(
-            select(
-                func.count().filter(described),
-                func.count().filter(described, Upload.description_audit_score < score),
-            )
-        ).one()
-    return row[0], row[1]
+        return connection.execute(below).scalar_one()
 
 
 def _head(connection: Connection, batch_id: uuid.UUID) -> dict[str, Any]:
