@@ -1,0 +1,121 @@
+"""The installed command in a process of its own: in a pipe, or in a terminal of 80 columns."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COMMAND = str(Path(sys.executable).parent / "batch-pipeline")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Console:
+    """Runs `batch-pipeline` with nothing but these variables set."""
+
+    environment: Mapping[str, str]
+    folder: Path
+
+    def __call__(self, *arguments: object, **variables: str) -> Answer:
+        done = subprocess.run(
+            [COMMAND, *map(str, arguments)],
+            env={**self.environment, **variables},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    @contextmanager
+    def in_terminal(self, *arguments: object, **variables: str) -> Iterator["Terminal"]:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        process = subprocess.Popen(
+            [COMMAND, *map(str, arguments)],
+            env={**self.environment, "TERM": "xterm-256color", **variables},
+            cwd=self.folder,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            # Ctrl-C reaches the process by its controlling terminal, as it does for a person.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+        )
+        os.close(theirs)
+        try:
+            yield Terminal(ours, process)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
+
+
+class Terminal:
+    """A terminal with a command in it."""
+
+    def __init__(self, descriptor: int, process: "subprocess.Popen[bytes]") -> None:
+        self._descriptor = descriptor
+        self._process = process
+        self._bytes = b""
+
+    @property
+    def raw(self) -> str:
+        return self._bytes.decode(errors="replace")
+
+    @property
+    def text(self) -> str:
+        """All that was ever shown, without control sequences."""
+        return _CONTROL.sub("", self.raw)
+
+    def wait_until(self, seen: Callable[[str], bool], seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while not seen(self.text):
+            assert self._read(deadline - time.monotonic()), f"not seen in:\n{self.text}"
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._descriptor, b"\x03")
+
+    def wait(self, seconds: float = 20) -> int:
+        deadline = time.monotonic() + seconds
+        while self._read(deadline - time.monotonic()):
+            pass
+        return self._process.wait(max(1.0, deadline - time.monotonic()))
+
+    def _read(self, seconds: float) -> bool:
+        """Read what has come; false at the end, or when the time is over."""
+        if seconds <= 0 or not select.select([self._descriptor], [], [], seconds)[0]:
+            return False
+        try:
+            data = os.read(self._descriptor, 65536)
+        except OSError:  # Linux's way to say that the other side was closed
+            return False
+        self._bytes += data
+        return bool(data)

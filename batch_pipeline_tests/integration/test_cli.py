@@ -1,0 +1,374 @@
+"""Every command as people run it: the installed script, a process each, a real database."""
+
+import os
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from batch_pipeline.database.models import Upload
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.services.batch_status import newest_batches
+from batch_pipeline.testing.media import HOSTILE_FILENAMES
+from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
+
+from .console import Console
+
+MEDIA = Path(__file__).parents[2] / "examples" / "media"
+BATCH_FIELDS = [
+    "batch_id", "user_id", "status", "total_uploads", "processed_uploads", "successful_uploads",
+    "failed_uploads", "created_at", "started_at", "completed_at", "error_message",
+    "progress_percentage",
+]  # fmt: skip
+UPLOAD_FIELDS = [
+    "upload_id", "filename", "file_type", "processing_status", "attempts", "error_kind",
+    "error_message", "description", "description_audit_score", "thumbnail_path",
+]  # fmt: skip
+
+
+@pytest.fixture
+def console(database_url, tmp_path):
+    return Console(
+        {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "BATCH_PIPELINE_HOME": str(tmp_path / "home"),
+            "BATCH_PIPELINE_DATABASE_URL": database_url,
+        },
+        tmp_path,
+    )
+
+
+def error_and_hint(answer):
+    assert "Traceback" not in answer.err
+    return answer.err.strip().splitlines()
+
+
+def test_submit_prints_the_agreed_json_and_keeps_the_files(console, database, tmp_path):
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    answer = console("submit", MEDIA / "fog.webp", "notes.jpg", "--json")
+    assert answer.code == 1
+    assert list(answer.json) == [
+        "batch_id", "total_files", "queued", "failed", "upload_ids", "failed_files",
+    ]  # fmt: skip
+    assert (answer.json["total_files"], answer.json["queued"], answer.json["failed"]) == (2, 1, 1)
+    [refused] = answer.json["failed_files"]
+    assert refused["filename"] == "notes.jpg"
+    assert refused["error"]
+    [upload] = upload_rows(database, uuid.UUID(answer.json["batch_id"]))
+    assert [str(upload.id)] == answer.json["upload_ids"]
+    assert (tmp_path / "home" / "uploads" / upload.file_path).is_file()
+
+
+def test_submit_says_in_words_how_to_follow_the_batch(console):
+    answer = console("submit", MEDIA / "fog.webp")
+    assert answer.code == 0
+    first, second = answer.out.splitlines()
+    assert first.endswith(": 1 files queued")
+    assert second.startswith("Follow it:  batch-pipeline watch ")
+
+
+def test_submit_without_anything_acceptable_makes_no_batch_and_is_wrong_use(console, tmp_path):
+    (tmp_path / "notes.txt").write_text("not a picture")
+    answer = console("submit", "notes.txt")
+    assert answer.code == 2
+    assert "Error: no file was accepted; there is no batch" in answer.err
+    assert console("status").out.startswith("No batches.")
+    answer = console("submit", "nowhere")
+    assert answer.code == 2
+    assert error_and_hint(answer) == ["Error: nowhere is neither a file nor a folder"]
+
+
+def test_status_prints_the_agreed_json_page_by_page(console, database):
+    batches = [str(add_batch(database, 1)) for _ in range(3)]
+    answer = console("status", batches[0], "--json")
+    assert answer.code == 0
+    assert list(answer.json) == [*BATCH_FIELDS, "uploads"]
+    assert list(answer.json["uploads"][0]) == UPLOAD_FIELDS
+    pages = [console("status", "--limit", 2, "--page", page, "--json").json for page in (1, 2)]
+    assert [len(page) for page in pages] == [2, 1]
+    assert list(pages[0][0]) == BATCH_FIELDS
+    assert [batch["batch_id"] for page in pages for batch in page] == batches[::-1]
+
+
+def test_status_tables_fit_80_columns_and_show_names_literally(console, database):
+    rows = [
+        {"filename": name.replace("\0", ""), "processing_status": "failed",
+         "error_kind": "truncated", "error_message": "the picture ends in the middle"}
+        for name in HOSTILE_FILENAMES
+    ]  # fmt: skip
+    batch = add_batch(database, rows)
+    listed, shown = console("status").out, console("status", batch).out
+    assert max(map(len, (listed + shown).splitlines())) <= 80
+    assert str(batch) in listed
+    assert "<b>bold</b><script>alert" in shown
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+
+
+def test_watch_of_an_ended_batch_prints_its_last_state_and_tells_of_failures(console, database):
+    batch = add_batch(
+        database,
+        [{"processing_status": "completed"}, {"processing_status": "failed"}],
+        status="completed",
+        processed_uploads=2,
+        successful_uploads=1,
+        failed_uploads=1,
+    )
+    answer = console("watch", batch, "--json")
+    assert answer.code == 1
+    assert answer.json == {
+        "batch_id": str(batch), "status": "completed", "total": 2, "processed": 2,
+        "successful": 1, "failed": 1, "progress_percentage": 100.0,
+    }  # fmt: skip
+
+
+def test_search_says_why_nothing_can_be_found(console, database):
+    empty = console("search", " ")
+    assert (empty.code, error_and_hint(empty)) == (
+        2, ["Error: the search text is empty: say what you look for"],
+    )  # fmt: skip
+    limit = console("search", "sea", "--limit", 0)
+    assert (limit.code, error_and_hint(limit)) == (
+        2, ["Error: the limit is 0: expected 1 to 200"],
+    )  # fmt: skip
+    nothing = console("search", "sea")
+    assert (nothing.code, nothing.out) == (
+        0, "Nothing is stored yet. Submit something:  batch-pipeline submit FOLDER\n",
+    )  # fmt: skip
+    batch = add_batch(database, 1)
+    with database.transaction() as connection:
+        connection.execute(
+            update(Upload).where(Upload.batch_id == batch).values(embedding_model="bge-m3")
+        )
+    other = console("search", "sea")
+    assert other.code == 2
+    assert "1 with bge-m3" in other.err
+    assert "batch-pipeline reprocess --stage embedding" in other.err
+
+
+def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(console, database):
+    batch = add_batch(
+        database,
+        [{"processing_status": "failed"}],
+        status="completed",
+        processed_uploads=1,
+        failed_uploads=1,
+    )
+    refused = console("cancel", batch)
+    assert refused.code == 2
+    assert error_and_hint(refused) == [
+        f"Error: batch {batch} is completed: only open batches are cancelled"
+    ]
+    retried = console("retry", batch, "--json")
+    assert (retried.code, retried.json["reopened"]) == (0, 1)
+    cancelled = console("cancel", batch)
+    assert (cancelled.code, cancelled.out) == (0, "Cancelled after 0 of 1 uploads.\n")
+    assert batch_row(database, batch).status == "cancelled"
+
+
+def test_report_writes_the_page_and_says_how_large_it_is(console, database, tmp_path):
+    batch = add_batch(database, 2)
+    answer = console("report", batch, "--html", "page.html", "--json")
+    assert answer.code == 0
+    assert answer.json == {
+        "batch_id": str(batch),
+        "file": "page.html",
+        "bytes": (tmp_path / "page.html").stat().st_size,
+        "uploads": 2,
+    }
+    refused = console("report", batch, "--html", "no/such/folder/page.html")
+    assert refused.code == 2
+    assert error_and_hint(refused) == [
+        "Error: no/such/folder/page.html cannot be written: No such file or directory"
+    ]
+
+
+def test_reprocess_without_anything_to_redo_is_refused(console):
+    answer = console("reprocess", "--stage", "embedding")
+    assert answer.code == 2
+    assert error_and_hint(answer)[0].startswith("Error: nothing to redo")
+
+
+def test_db_upgrade_makes_the_tables_and_is_safe_to_repeat(console, server):
+    with server.new_database(migrated=False) as url:
+        missing = console("status", BATCH_PIPELINE_DATABASE_URL=url)
+        assert missing.code == 2
+        assert "run `batch-pipeline db upgrade`" in missing.err
+        made = console("db", "upgrade", "--json", BATCH_PIPELINE_DATABASE_URL=url)
+        assert made.code == 0
+        assert made.json["before"] is None
+        again = console("db", "upgrade", BATCH_PIPELINE_DATABASE_URL=url)
+        assert (again.code, again.out) == (
+            0, f"Nothing to do: the tables are at revision {made.json['after']}.\n",
+        )  # fmt: skip
+
+
+def test_doctor_says_what_to_do_about_each_thing_that_is_not_ok(console):
+    answer = console("doctor", "--json")
+    assert answer.code == 1  # no daemon runs on this database
+    assert {check["name"] for check in answer.json} >= {"database", "migrations", "storage"}
+    assert all(check["hint"] for check in answer.json if not check["ok"])
+
+
+@pytest.mark.parametrize("command", ["watch", "retry", "cancel", "report"])
+def test_an_unknown_batch_is_refused_by_every_command(console, command):
+    unknown = uuid.uuid4()
+    answer = console(command, unknown, *(["--html", "x"] if command == "report" else []))
+    assert answer.code == 2
+    assert error_and_hint(answer)[0].startswith(f"Error: there is no batch {unknown}")
+
+
+def test_wrong_use_is_explained_with_a_hint(console):
+    wrong = console("status", "not-a-uuid")
+    assert wrong.code == 2
+    assert error_and_hint(wrong) == [
+        "Error: Invalid value for '[BATCH]': 'not-a-uuid' is not a valid UUID.",
+        "Hint: `batch-pipeline status --help` shows how it is used",
+    ]
+    assert console("no-such-command").code == 2
+    assert console().code == 2
+
+
+def test_an_unreachable_database_and_a_wrong_setting_are_told_apart(console):
+    gone = console("status", BATCH_PIPELINE_DATABASE_URL="postgresql://127.0.0.1:1/none")
+    assert gone.code == 1
+    assert gone.err.startswith("Error: the database does not answer: ")
+    assert error_and_hint(gone)[-1].startswith("Hint: start the server, or correct BATCH_PIPELINE_")
+    wrong = console("status", BATCH_PIPELINE_MAX_ATTEMPTS="none")
+    assert wrong.code == 2
+    assert "BATCH_PIPELINE_MAX_ATTEMPTS='none'" in wrong.err
+
+
+def test_tracebacks_are_shown_only_with_debug(console, database):
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE uploads CASCADE")
+    batch = add_batch_row(database)
+    plain = console("status", batch)
+    assert plain.code == 1
+    first, hint = error_and_hint(plain)
+    assert first.startswith("Error: this should not happen: ProgrammingError")
+    assert "--debug" in hint
+    debugged = console("--debug", "status", batch)
+    assert debugged.code == 1
+    assert "Traceback" in debugged.err
+
+
+def add_batch_row(database):
+    with database.engine.begin() as connection:
+        return connection.exec_driver_sql(
+            "INSERT INTO upload_batches (user_id, total_uploads) "
+            "VALUES (gen_random_uuid(), 0) RETURNING id"
+        ).scalar_one()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_offered_for_common_shells(console, shell):
+    script = console(_BATCH_PIPELINE_COMPLETE=f"{shell}_source")
+    assert script.code == 0
+    assert f"_BATCH_PIPELINE_COMPLETE={shell}_complete" in script.out
+
+
+def test_completion_knows_commands(console):
+    offered = console(
+        _BATCH_PIPELINE_COMPLETE="bash_complete", COMP_WORDS="batch-pipeline re", COMP_CWORD="1"
+    )
+    assert offered.out.split() == ["plain,report", "plain,reprocess", "plain,retry"]
+
+
+# In a terminal
+
+
+@pytest.fixture
+def batch_in_work(database):
+    batch = add_batch(
+        database,
+        [
+            {"filename": "first.jpg"},
+            {"filename": "b\x1b[31mad.jpg"},
+            {"filename": "a very long name " * 10 + ".jpg"},
+        ],
+    )
+    states_of = upload_rows(database, batch)
+    return batch, [upload.id for upload in states_of]
+
+
+def test_watch_in_a_terminal_of_80_columns_shows_stages_failures_and_the_end(
+    console, pipeline, batch_in_work
+):
+    batch, uploads = batch_in_work
+    states = pipeline.states
+    states.load_batch(batch, "run", limit=10)
+    claims = [states.start(upload, "run").claim for upload in uploads]
+    with console.in_terminal("watch", batch) as terminal:
+        terminal.wait_until(lambda text: "first.jpg" in text and "0/3" in text)
+        assert "reading" in terminal.text
+        states.store_thumbnail(claims[0], "thumb.jpg", {})
+        terminal.wait_until(lambda text: "describing" in text)
+        states.fail(claims[1], PermanentError("truncated", "it ends in the middle"))
+        terminal.wait_until(lambda text: "failed     b\ufffd[31mad.jpg: truncated: it ends" in text)
+        for claim in (claims[0], claims[2]):
+            states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+        assert terminal.wait() == 1
+    assert "3/3" in terminal.text
+    assert "\x1b[31mad" not in terminal.raw
+    assert max(map(len, terminal.text.replace("\r", "\n").split("\n"))) <= 80
+
+
+def test_ctrl_c_while_watching_ends_with_a_line_that_says_the_batch_goes_on(console, batch_in_work):
+    batch, _ = batch_in_work
+    with console.in_terminal("watch", batch) as terminal:
+        terminal.wait_until(lambda text: "0/3" in text)
+        terminal.press_ctrl_c()
+        assert terminal.wait() == 130
+    assert f"the batch goes on: batch-pipeline watch {batch}" in terminal.text
+    assert "Traceback" not in terminal.text
+    assert terminal.raw.count("\x1b[?25h") >= terminal.raw.count("\x1b[?25l")  # cursor is back
+
+
+def test_ctrl_c_at_any_moment_of_the_start_leaves_no_traceback(console, batch_in_work):
+    batch, _ = batch_in_work
+    for moment in (0.15, 0.5):
+        with console.in_terminal("watch", batch) as terminal:
+            time.sleep(moment)  # a moment of the start: there is nothing to wait for
+            terminal.press_ctrl_c()
+            assert terminal.wait() == 130
+        assert "Traceback" not in terminal.text
+
+
+def test_no_color_is_respected(console, batch_in_work):
+    batch, _ = batch_in_work
+    with console.in_terminal("status", batch, NO_COLOR="1") as terminal:
+        assert terminal.wait() == 0
+    assert "pending" in terminal.text
+    assert "\x1b[3" not in terminal.raw
+    with console.in_terminal("watch", batch, NO_COLOR="1") as terminal:
+        terminal.wait_until(lambda text: "0/3" in text)
+    assert "\x1b[3" not in terminal.raw
+
+
+def test_submit_wait_in_a_pipe_prints_plain_lines(console, pipeline, database):
+    ended = threading.Event()
+
+    def work():
+        while not (batches := newest_batches(database)):
+            assert not ended.wait(0.05)
+        states, batch = pipeline.states, batches[0]["batch_id"]
+        [upload] = states.load_batch(batch, "run", limit=10).reserved
+        claim = states.start(upload.id, "run").claim
+        states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    answer = console("submit", MEDIA / "fog.webp", "--wait")
+    ended.set()
+    worker.join(10)
+    assert (answer.code, answer.err) == (0, "")
+    assert "\x1b" not in answer.out
+    assert answer.out.splitlines()[-2:] == [
+        "completed  fog.webp",
+        "completed  1/1  100 %  0 failed",
+    ]
