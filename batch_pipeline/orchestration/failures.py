@@ -47,6 +47,6 @@ def outage_failure(error: ServiceDownError, *, released: int) -> dg.Failure:
 def stopped_failure(error: ServiceDownError) -> dg.Failure:
     """Fail a step that was stopped, or not begun, because another one found a service down."""
     return dg.Failure(
-        description=f"stopped: {error.kind}, see the first failed step; the upload is pending",
+        description=f"stopped, the upload is pending: {error.kind}: {error}",
         allow_retries=False,
     )

@@ -1,0 +1,178 @@
+"""Runs of the real job on files, PostgreSQL and a scripted model server over real HTTP."""
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster import JobExecutionResult
+from sqlalchemy import text
+
+from batch_pipeline.database.models import Upload
+from batch_pipeline.database.session import AnyRow
+from batch_pipeline.definitions import build_definitions
+from batch_pipeline.model_servers.factory import close_analyzers
+from batch_pipeline.orchestration.tags import RUN_KEY_TAG
+from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
+from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
+from batch_pipeline.testing.model_server import ScriptedModelServer
+from batch_pipeline.testing.records import batch_row, upload_rows
+from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F401 - fixture
+    MEDIA,
+    instance,
+)
+
+#: Pictures that are read in no time.
+PICTURES = ("fog.webp", "lighthouse.gif", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")
+
+
+def process_batch_of_the_environment(_database_url: str) -> dg.JobDefinition:
+    """The job as a run worker builds it; the argument keeps Dagster from reusing another test's."""
+    return build_definitions().resolve_job_def("process_batch")
+
+
+@dataclass
+class Work:
+    """Submits, ticks and runs as a daemon and its run workers do, one thing after another."""
+
+    pipeline: Pipeline
+    instance: dg.DagsterInstance
+
+    def submit(self, *names: str | Path) -> uuid.UUID:
+        submission = submit(
+            [MEDIA / name for name in names],
+            publisher=self.pipeline.publisher,
+            storage=self.pipeline.storage,
+            settings=self.pipeline.settings,
+        )
+        assert submission.batch_id, submission.refused
+        assert not submission.refused
+        return submission.batch_id
+
+    def tick(self) -> Any:
+        """One tick of the sensor; gives ``run_requests`` and ``skip_message``."""
+        sensor = build_definitions().resolve_sensor_def("pending_batches")
+        context = dg.build_sensor_context(
+            instance=self.instance, resources={"pipeline": self.pipeline}
+        )
+        return sensor.evaluate_tick(context)
+
+    def run_what_is_asked_for(self) -> list[JobExecutionResult]:
+        """One tick of the sensor, and the runs that it asks for, to their ends."""
+        return [
+            self._execute(request.run_config, request.tags | {RUN_KEY_TAG: request.run_key})
+            for request in self.tick().run_requests
+        ]
+
+    def run(self, batch_id: uuid.UUID, **config: Any) -> JobExecutionResult:
+        """One run by hand."""
+        share = {"batch_id": str(batch_id), **config}
+        return self._execute({"ops": {"load_batch": {"config": share}}}, {})
+
+    def end_the_pause(self) -> None:
+        """Let the time pass that uploads rest after an outage."""
+        with self.pipeline.database.transaction() as connection:
+            connection.execute(text("UPDATE uploads SET not_before = now()"))
+
+    def rest(self, batch_id: uuid.UUID) -> list[float]:
+        """Seconds that each upload still rests, by the database's clock."""
+        seconds = "SELECT extract(epoch FROM not_before - now()) FROM uploads WHERE batch_id = :id"
+        with self.pipeline.database.transaction() as connection:
+            return [float(s) for s in connection.scalars(text(seconds), {"id": batch_id})]
+
+    def uploads(self, batch_id: uuid.UUID) -> list[AnyRow]:
+        return list(upload_rows(self.pipeline.database, batch_id))
+
+    def column(self, batch_id: uuid.UUID, name: str) -> list[Any]:
+        assert name in Upload.__table__.columns
+        return [getattr(row, name) for row in self.uploads(batch_id)]
+
+    def counts(self, batch_id: uuid.UUID) -> tuple[str, int, int]:
+        """Status, successful and failed; the counters are a recount of the uploads."""
+        batch = batch_row(self.pipeline.database, batch_id)
+        recount = Counter(self.column(batch_id, "processing_status"))
+        assert batch.successful_uploads == recount["completed"]
+        assert batch.failed_uploads == recount["failed"]
+        assert batch.processed_uploads == recount["completed"] + recount["failed"]
+        assert batch.total_uploads == recount.total()
+        return batch.status, batch.successful_uploads, batch.failed_uploads
+
+    def _execute(self, run_config: dict[str, Any], tags: dict[str, str]) -> JobExecutionResult:
+        return dg.execute_job(
+            dg.build_reconstructable_job(
+                __name__,
+                process_batch_of_the_environment.__name__,
+                reconstructable_args=(self.pipeline.settings.database_url,),
+            ),
+            self.instance,
+            run_config=run_config,
+            tags=tags,
+        )
+
+
+def failures(result: JobExecutionResult) -> list[str]:
+    """What each failed step says, in the order of time."""
+    return [
+        event.step_failure_data.user_failure_data.description
+        for event in result.all_events
+        if event.is_step_failure
+    ]
+
+
+@pytest.fixture
+def model_server() -> Iterator[ScriptedModelServer]:
+    with ScriptedModelServer(drip_seconds=0.05) as server:
+        yield server
+
+
+@pytest.fixture(params=["ollama"])
+def dialect(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+both_dialects = pytest.mark.parametrize("dialect", ["ollama", "openai"], indirect=True)
+
+
+@pytest.fixture
+def work(
+    settings: Settings,
+    dialect: str,
+    model_server: ScriptedModelServer,
+    instance: dg.DagsterInstance,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[..., Work]]:
+    """Opens the pipeline with settings, which also stand in the environment of its runs."""
+    opened: list[Pipeline] = []
+
+    def open_(**changed: Any) -> Work:
+        values = {
+            "home": settings.home,
+            "database_url": settings.database_url,
+            "analyzer": dialect,
+            "ollama_host": model_server.ollama_url,
+            "openai_base_url": model_server.openai_url,
+            "retry_base_seconds": 0,
+            **changed,
+        }
+        for name, value in values.items():
+            monkeypatch.setenv(f"{ENVIRONMENT_PREFIX}{name.upper()}", str(value))
+        opened.append(shared_pipeline(load_settings()))
+        return Work(opened[-1], instance)
+
+    yield open_
+    for pipeline in opened:
+        pipeline.close()
+    close_analyzers()
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
