@@ -117,11 +117,11 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
             interrupted=interrupted.is_set,
         )
     except ServiceDownError as error:
-        news = worker.is_news(error)
+        first = worker.note_outage(error)
         released = _hand_back(context, error, resume_after_seconds=OUTAGE_PAUSE_SECONDS)
-        raise (
-            outage_failure(error, released=released) if news else stopped_failure(error)
-        ) from error
+        if first is error:
+            raise outage_failure(error, released=released) from error
+        raise stopped_failure(first) from error
     except dg.DagsterExecutionInterruptedError:
         _stop(context)
         raise

@@ -28,13 +28,12 @@ class RunWorker:
     """Set by the first step that finds a service down; the others then do not begin."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def is_news(self, error: ServiceDownError) -> bool:
-        """Note that a service is down; false if another step has said so of it already."""
+    def note_outage(self, error: ServiceDownError) -> ServiceDownError:
+        """Note that a service is down; returns what the first step said that found it so."""
         with self._lock:
-            if self.service_down and self.service_down.kind == error.kind:
-                return False
-            self.service_down = error
-            return True
+            if self.service_down is None or self.service_down.kind != error.kind:
+                self.service_down = error
+            return self.service_down
 
 
 @dg.resource(description="Database, storage, state machine and analyzer, as the settings say.")
