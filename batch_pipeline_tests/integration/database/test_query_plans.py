@@ -1,0 +1,170 @@
+"""No query reads a large table through: each is explained as it is made, on 100,000 uploads."""
+
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event, text
+
+from batch_pipeline.database.session import Database, with_driver
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
+from batch_pipeline.services import batch_status, dispatch
+from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.batch_watch import watch_batch
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.search import search
+from batch_pipeline.services.upload_states import StartedUpload
+from batch_pipeline.testing.records import USER, upload_rows
+
+MEDIA = Path(__file__).parents[3] / "examples" / "media"
+BATCHES, UPLOADS_PER_BATCH = 1000, 100
+
+#: A thousand batches of a hundred: most are over, a few are open, one upload in fifty failed.
+FILL = """
+    INSERT INTO upload_batches (user_id, status, total_uploads, created_at)
+    SELECT '{user}', CASE WHEN n <= 3 THEN 'processing' WHEN n <= 6 THEN 'pending'
+        ELSE 'completed' END, {size}, now() - n * interval '1 minute'
+    FROM generate_series(1, {batches}) n;
+    INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size, slice,
+        processing_status, description, description_audit_score, embedding_model, created_at,
+        updated_at, embedding_local)
+    SELECT b.user_id, b.id, 'picture.jpg', b.id || '/' || n, 'image', 1000, 1,
+        CASE WHEN b.status = 'pending' OR (b.status = 'processing' AND n > 50) THEN 'pending'
+            WHEN n % 50 = 0 THEN 'failed' ELSE 'completed' END,
+        'A picture.', 90, 'embedded-hashing-1', b.created_at, b.created_at,
+        CASE WHEN n = 1 THEN array_fill(random(), ARRAY[{width}])::vector END
+    FROM upload_batches b, generate_series(1, {size}) n
+"""
+
+
+@pytest.fixture(scope="module")
+def full_database_url(server) -> Iterator[str]:
+    with server.new_database() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def filled(full_database_url: str) -> str:
+    database = Database(with_driver(full_database_url, "psycopg", variable="X"))
+    with database.transaction() as connection:
+        connection.execute(
+            text(FILL.format(user=USER, batches=BATCHES, size=UPLOADS_PER_BATCH, width=1024))
+        )
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE"))
+    database.close()
+    return full_database_url
+
+
+@pytest.fixture
+def full_pipeline(filled, change, open_pipeline) -> Pipeline:
+    return open_pipeline(change(database_url=filled))
+
+
+@pytest.fixture
+def plans(full_pipeline: Pipeline) -> Iterator[dict[str, str]]:
+    """Plans of the statements made since, by statement."""
+    found: dict[str, str] = {}
+
+    def explain(connection, _cursor, statement, parameters, *_):
+        if not re.match(r"\s*(SELECT|UPDATE|DELETE|WITH)\b", statement) or statement in found:
+            return
+        with connection.connection.cursor() as other:
+            other.execute(f"EXPLAIN {statement}", parameters)
+            found[statement] = "\n".join(row[0] for row in other.fetchall())
+
+    event.listen(full_pipeline.database.engine, "before_cursor_execute", explain)
+    yield found
+    event.remove(full_pipeline.database.engine, "before_cursor_execute", explain)
+
+
+def assert_no_sequential_scan(plans: dict[str, str]) -> None:
+    assert plans
+    for statement, plan in plans.items():
+        scans = re.findall(r"Seq Scan on (uploads|upload_batches)\b", plan)
+        assert not scans, f"{statement}\n\n{plan}"
+
+
+def an_open_batch(pipeline: Pipeline) -> uuid.UUID:
+    with pipeline.database.transaction() as connection:
+        return connection.scalar(
+            text(
+                "SELECT id FROM upload_batches WHERE status = 'pending' ORDER BY created_at LIMIT 1"
+            )
+        )
+
+
+def test_a_batch_is_worked_without_reading_a_table_through(full_pipeline, plans):
+    states = full_pipeline.states
+    batch_id = an_open_batch(full_pipeline)
+    plans.clear()
+    states.load_batch(batch_id, "run", limit=250, slice_number=1)
+    first, second, third, *_ = upload_rows(full_pipeline.database, batch_id)
+    started = [states.start(row.id, "run") for row in (first, second, third)]
+    assert all(isinstance(one, StartedUpload) for one in started)
+    one, two, three = (each.claim for each in started)
+    states.wanted([one, two])
+    states.heartbeat("run", [one, two])
+    states.store_thumbnail(one, "x.jpg", {"thumbnail": 0.1})
+    states.store_description(
+        one,
+        description="A picture.",
+        score=90,
+        model="m",
+        facts={},
+        video_codec=None,
+        regenerated=False,
+        seconds={},
+    )
+    states.complete(one, embedding=[1.0] * 1024, model="m", seconds={})
+    states.fail(two, PermanentError("kind", "reason"))
+    states.release(three)
+    states.exists(first.id)
+    states.release_run("run")
+    states.settle_batch(batch_id)
+    states.retry_batch(batch_id)
+    states.cancel_batch(batch_id)
+    assert_no_sequential_scan(plans)
+
+
+def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, plans):
+    dispatch.open_slices(full_pipeline.database, 250)
+    waiting = dispatch.waiting_slices(full_pipeline.database)
+    assert waiting
+    states = full_pipeline.states
+    states.rescue(["ended"])
+    states.owners()
+    states.run_is_silent("run")
+    states.left_behind(waiting[0].batch_id, "run", waiting[0].number)
+    states.open_slices_anew([(waiting[0].batch_id, waiting[0].number)])
+    states.note_died_run(waiting[0].batch_id, "reason")
+    states.retry_due()
+    states.adopt()
+    states.overdue()
+    states.reconcile_batches()
+    assert_no_sequential_scan(plans)
+
+
+def test_the_commands_do_not_read_a_table_through(full_pipeline, plans):
+    database = full_pipeline.database
+    submit(
+        [MEDIA / "fog.webp"],
+        publisher=full_pipeline.publisher,
+        storage=full_pipeline.storage,
+        settings=full_pipeline.settings,
+    )
+    with database.transaction() as connection:
+        ended = connection.scalar(
+            text("SELECT id FROM upload_batches WHERE status = 'completed' LIMIT 1")
+        )
+    plans.clear()
+    batch_status.batch_status(database, ended)
+    batch_status.newest_batches(database, limit=20, offset=40)
+    batch_status.described_below(database, 60)
+    assert list(watch_batch(database, ended))
+    found = search(database, EmbeddedEmbedding(1024), "blue sea", user_id=USER, limit=5)
+    assert len(found) == 5
+    assert_no_sequential_scan(plans)

@@ -1,0 +1,130 @@
+"""Progress messages on their channels: PostgreSQL always, a real Redis when it is configured."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from batch_pipeline.demo import free_port
+from batch_pipeline.services.batch_progress import CHANNEL, FileProgress, ProgressPublisher
+from batch_pipeline.services.upload_states import StartedUpload
+from batch_pipeline.testing.records import USER, add_batch, upload_rows
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    program = shutil.which("redis-server")
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail("redis-server is missing: scripts/install_test_system.sh installs it")
+        pytest.skip("redis-server is not installed")
+    port = free_port()
+    server = subprocess.Popen(
+        [
+            program,
+            "--port",
+            str(port),
+            "--save",
+            "",
+            "--dir",
+            str(tmp_path_factory.mktemp("redis")),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    with redis.Redis(port=port) as client:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                time.sleep(0.05)
+        yield f"redis://127.0.0.1:{port}/0"
+    server.terminate()
+    server.wait(20)
+
+
+def drain(subscription, wanted: int) -> list[tuple[str, dict]]:
+    messages = []
+    deadline = time.monotonic() + 10
+    while len(messages) < wanted and time.monotonic() < deadline:
+        message = subscription.get_message(ignore_subscribe_messages=True, timeout=0.5)
+        if message:
+            messages.append((message["channel"].decode(), json.loads(message["data"])))
+    return messages
+
+
+def test_the_same_messages_reach_redis_on_the_channels_of_batch_and_user(
+    redis_url, change, open_pipeline
+):
+    pipeline = open_pipeline(change(redis_url=redis_url))
+    batch_id = add_batch(pipeline.database, 1)
+    with redis.Redis.from_url(redis_url) as client, client.pubsub() as subscription:
+        subscription.subscribe(f"batch_progress:{batch_id}", f"user:{USER}")
+        drain(subscription, 0)
+        subscription.get_message(timeout=5)  # both subscriptions are in force
+        subscription.get_message(timeout=5)
+        pipeline.states.load_batch(batch_id, "run", limit=1)
+        [upload] = upload_rows(pipeline.database, batch_id)
+        assert isinstance(pipeline.states.start(upload.id, "run"), StartedUpload)
+        received = drain(subscription, 4)
+    channels = {channel for channel, _ in received}
+    assert channels == {f"batch_progress:{batch_id}", f"user:{USER}"}
+    batch, file = received[0][1], received[-1][1]
+    assert set(batch) == {"action", "payload", "timestamp"}
+    assert batch["action"] == "batch_progress"
+    assert batch["payload"] == {
+        "batch_id": str(batch_id),
+        "status": "processing",
+        "total": 1,
+        "processed": 0,
+        "successful": 0,
+        "failed": 0,
+        "progress_percentage": 0.0,
+    }
+    assert file["action"] == "file_progress"
+    assert file["payload"] == {
+        "batch_id": str(batch_id),
+        "upload_id": str(upload.id),
+        "file_name": "picture_0.jpg",
+        "file_size": 1000,
+        "progress_percentage": 0,
+        "status": "processing",
+    }
+
+
+def test_a_message_is_delivered_only_if_its_transaction_commits(pipeline, database_url):
+    publisher = ProgressPublisher(pipeline.database)
+    batch_id = add_batch(pipeline.database, 1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    message = FileProgress(batch_id, upload.id, "a.jpg", 1, 0, "processing")
+    with psycopg.connect(database_url, autocommit=True) as listener:
+        listener.execute(f"LISTEN {CHANNEL}")
+        with suppress(ZeroDivisionError), publisher.transaction() as transaction:
+            transaction.announce(message, USER)
+            raise ZeroDivisionError
+        with publisher.transaction() as transaction:
+            transaction.announce(message, USER)
+        assert len(list(listener.notifies(timeout=1, stop_after=2))) == 1
+
+
+def test_a_name_of_any_length_fits_into_a_message(pipeline, database_url):
+    publisher = ProgressPublisher(pipeline.database)
+    batch_id = add_batch(pipeline.database, [{"filename": "\U0001f600" * 5000}])
+    [upload] = upload_rows(pipeline.database, batch_id)
+    with psycopg.connect(database_url, autocommit=True) as listener:
+        listener.execute(f"LISTEN {CHANNEL}")
+        with publisher.transaction() as transaction:
+            name = upload.filename
+            transaction.announce(FileProgress(batch_id, upload.id, name, 1, 0, "failed"), USER)
+        [message] = listener.notifies(timeout=5, stop_after=1)
+    assert len(message.payload) < 8000
+    assert Path(json.loads(message.payload)["payload"]["file_name"]).name.startswith("\U0001f600")
