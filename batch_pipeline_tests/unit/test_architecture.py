@@ -1,0 +1,83 @@
+"""Layers point one way: definitions, orchestration, services, then what these stand on."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "batch_pipeline"
+#: Each room, and the rooms of the package that it may import from.
+MAY_IMPORT = {
+    "errors": set(),
+    "visible_text": set(),
+    "settings": {"errors"},
+    "storage": {"errors"},
+    "media": {"errors", "media"},
+    "model_servers": {"errors", "settings", "media", "model_servers"},
+    "database": {"errors", "settings", "database"},
+    "services": {
+        "errors", "settings", "visible_text", "storage", "media", "model_servers", "database",
+        "services",
+    },
+    "executor": {"executor"},
+    "orchestration": {
+        "errors", "settings", "storage", "media", "model_servers", "database", "services",
+        "executor", "orchestration",
+    },
+    "definitions": {"settings", "orchestration"},
+    "terminal": {"model_servers", "services", "visible_text"},
+    "demo": {"errors", "settings"},
+    "cli": {
+        "errors", "settings", "visible_text", "database", "services", "terminal", "demo",
+        # `doctor` asks Dagster's storage for the daemon's heartbeats.
+        "orchestration.instance_health",
+    },
+    "__main__": {"cli"},
+    # Made for tests; nothing of the package imports it.
+    "testing": {
+        "errors", "settings", "storage", "media", "model_servers", "database", "services",
+        "testing",
+    },
+}  # fmt: skip
+MAY_IMPORT_DAGSTER = {"definitions", "orchestration", "executor"}
+MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
+
+
+def room_of(module):
+    return module.relative_to(ROOT / PACKAGE).with_suffix("").parts[0]
+
+
+def imports_of(module):
+    """Names of the modules that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            if node.module == PACKAGE:
+                yield from (f"{PACKAGE}.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def test_every_room_has_its_rule():
+    assert {room_of(module) for module in MODULES} - {"__init__"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_layers_point_one_way(module):
+    allowed = MAY_IMPORT.get(room_of(module), set())
+    ours = {
+        name.removeprefix(f"{PACKAGE}.")
+        for name in imports_of(module)
+        if name.startswith(f"{PACKAGE}.")
+    }
+    assert not {name for name in ours if not {name, name.split(".")[0]} & allowed}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_three_rooms_know_dagster(module):
+    if room_of(module) in MAY_IMPORT_DAGSTER:
+        return
+    assert not [name for name in imports_of(module) if name.startswith("dagster")]
