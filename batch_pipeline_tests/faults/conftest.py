@@ -1,5 +1,6 @@
 """Runs of the real job on files, PostgreSQL and a scripted model server over real HTTP."""
 
+import os
 import time
 import uuid
 from collections import Counter
@@ -23,6 +24,7 @@ from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
+from batch_pipeline_tests.integration.console import Console
 from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F401 - fixture
     MEDIA,
     instance,
@@ -169,6 +171,18 @@ def work(
     for pipeline in opened:
         pipeline.close()
     close_analyzers()
+
+
+@pytest.fixture
+def console(settings: Settings, tmp_path: Path) -> Console:
+    """The installed command, on the database of the test."""
+    variables = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "BATCH_PIPELINE_HOME": str(settings.home),
+        "BATCH_PIPELINE_DATABASE_URL": settings.database_url,
+    }
+    return Console(variables, tmp_path)
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> None:

@@ -1,13 +1,10 @@
 """Redoing one stage: the others are not repeated, and nothing is lost if it fails."""
 
 import itertools
-import json
 
 import pytest
-from click.testing import CliRunner
 from sqlalchemy import func, update
 
-from batch_pipeline.cli import Session, main
 from batch_pipeline.database.models import Stage, Upload
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services import upload_processing
@@ -195,10 +192,8 @@ def test_only_completed_uploads_of_batches_that_are_not_cancelled_are_redone(pip
 
 
 @pytest.fixture
-def command(pipeline):
-    session = Session()
-    session.pipeline = pipeline
-    return lambda *arguments: CliRunner().invoke(main, ["reprocess", *arguments], obj=session)
+def command(console):
+    return lambda *arguments: console("reprocess", *arguments)
 
 
 def test_the_command_says_what_it_reopened(pipeline, command):
@@ -207,10 +202,9 @@ def test_the_command_says_what_it_reopened(pipeline, command):
 
     result = command("--stage", "embedding", "--batch", str(mine), "--json")
 
-    assert result.exit_code == 0, result.output
-    answer = json.loads(result.stdout)
-    assert (answer["stage"], answer["reopened"]) == ("embedding", 2)
-    assert [batch["batch_id"] for batch in answer["batches"]] == [str(mine)]
+    assert result.code == 0, result.err
+    assert (result.json["stage"], result.json["reopened"]) == ("embedding", 2)
+    assert [batch["batch_id"] for batch in result.json["batches"]] == [str(mine)]
 
 
 @pytest.mark.parametrize(
@@ -229,5 +223,5 @@ def test_the_command_says_what_it_reopened(pipeline, command):
 def test_the_command_refuses_what_selects_nothing_and_says_why(pipeline, command, arguments, said):
     result = command(*arguments)
 
-    assert result.exit_code == 2
-    assert said in result.stderr
+    assert result.code == 2
+    assert said in result.err.replace("\n", " ")
