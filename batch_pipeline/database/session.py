@@ -44,7 +44,7 @@ class Database:
             url,
             pool_size=pool_size,
             max_overflow=2,
-            pool_pre_ping=False,
+            pool_pre_ping=True,  # a server that was restarted is not an outage of the next call
             connect_args={
                 "application_name": "batch_pipeline",
                 "connect_timeout": 10,

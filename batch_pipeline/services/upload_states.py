@@ -396,18 +396,28 @@ class UploadStates:
             )
 
     def heartbeat(self, run_id: str, in_work: Sequence[Claim]) -> None:
-        """Show that the run lives: renews its reservations and the claims that are in work."""
+        """Show that the run lives: renews its reservations and the claims that are in work.
+
+        A row that somebody has locked is left out, so that the others do not wait for it; nobody
+        rescues it meanwhile either.
+        """
+        alive = (
+            select(Upload.id)
+            .where(
+                Upload.owner_run_id == run_id,
+                or_(
+                    Upload.processing_status == UploadStatus.PENDING,
+                    Upload.id.in_([claim.upload_id for claim in in_work]),
+                ),
+            )
+            .order_by(Upload.id)
+            .with_for_update(skip_locked=True)
+        )
         with self._publisher.transaction() as transaction:
-            transaction.connection.execute(
-                update(Upload)
-                .where(
-                    Upload.owner_run_id == run_id,
-                    or_(
-                        Upload.processing_status == UploadStatus.PENDING,
-                        Upload.id.in_([claim.upload_id for claim in in_work]),
-                    ),
-                )
-                .values(heartbeat_at=func.now())
+            connection = transaction.connection
+            locked = connection.scalars(alive).all()
+            connection.execute(
+                update(Upload).where(Upload.id.in_(locked)).values(heartbeat_at=func.now())
             )
 
     def wanted(self, claims: Sequence[Claim]) -> set[Claim]:

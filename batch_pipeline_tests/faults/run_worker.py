@@ -1,0 +1,50 @@
+"""A run worker of its own: `python -m … RUN_ID [FAULT]`, with everything else in the environment.
+
+A fault ends the process with SIGKILL at a chosen instruction: `gif` when a GIF is decoded, as a
+decoder does that crashes; `thumbnail` between the file and its row. `clock` only sets its clock an
+hour ahead.
+"""
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import dagster as dg
+from dagster._core.execution.api import execute_run
+
+from batch_pipeline.definitions import build_definitions
+from batch_pipeline.services import upload_processing
+from batch_pipeline.services.upload_states import UploadStates
+
+
+def process_batch() -> dg.JobDefinition:
+    return build_definitions().resolve_job_def("process_batch")
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def prepare(fault: str) -> None:
+    decode = upload_processing.decode
+    if fault == "gif":
+        upload_processing.decode = lambda file, type_: (
+            die() if type_.format == "gif" else decode(file, type_)
+        )
+    elif fault == "thumbnail":
+        UploadStates.store_thumbnail = die
+    elif fault == "clock":
+        clock = time.time
+        time.time = lambda: clock() + 3600
+
+
+if __name__ == "__main__":
+    prepare(sys.argv[2])
+    with dg.DagsterInstance.get() as instance:
+        run = instance.get_run_by_id(sys.argv[1])
+        assert run is not None
+        from batch_pipeline_tests.faults.run_worker import process_batch as importable
+
+        execute_run(dg.reconstructable(importable), run, instance)

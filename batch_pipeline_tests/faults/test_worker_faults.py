@@ -1,0 +1,471 @@
+"""Run workers that are killed, stopped and told to end: real processes, real signals.
+
+The test plays the daemon and the sweep, so that each fault comes between two known instructions.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from sqlalchemy import text
+
+from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.run_ends import settle_failed_run, settle_terminated_run
+from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
+from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG
+from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
+from batch_pipeline.testing.databases import DatabaseServer
+from batch_pipeline.testing.model_server import ScriptedModelServer
+from batch_pipeline.testing.records import batch_row, upload_rows
+from batch_pipeline_tests.faults import run_worker
+
+ROOT = Path(__file__).parents[2]
+MEDIA = ROOT / "examples" / "media"
+FIVE = ("fog.webp", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")
+LEASE = 2.0
+#: Longest wait for a process to get as far as expected; a fresh interpreter imports Dagster first.
+DEADLINE = 40.0
+
+pytestmark = pytest.mark.slow
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> float:
+    """Wait; returns the seconds that it took."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < seconds, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - begin
+
+
+class Worker:
+    """A process that executes one run."""
+
+    def __init__(self, run_id: str, fault: str) -> None:
+        self.run_id = run_id
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", run_worker.__name__, run_id, fault],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self.process.wait(DEADLINE)
+
+    def wait(self) -> int:
+        return self.process.wait(DEADLINE)
+
+
+class Stack:
+    """Daemon, code server and sweep, one instruction at a time."""
+
+    def __init__(self, pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
+        self.pipeline, self.instance = pipeline, instance
+        self.job = run_worker.process_batch()
+        self.workers: list[Worker] = []
+
+    def submit(self, *names: str) -> uuid.UUID:
+        submission = submit(
+            [MEDIA / name for name in names],
+            publisher=self.pipeline.publisher,
+            storage=self.pipeline.storage,
+            settings=self.pipeline.settings,
+        )
+        assert submission.batch_id, submission.refused
+        return submission.batch_id
+
+    def tick(self, fault: str = "") -> list[Worker]:
+        """One tick of the sensor, and the workers that it asks for."""
+        sensor = build_definitions().resolve_sensor_def("pending_batches")
+        context = dg.build_sensor_context(
+            instance=self.instance, resources={"pipeline": self.pipeline}
+        )
+        workers = []
+        for request in sensor.evaluate_tick(context).run_requests:
+            run = self.instance.create_run_for_job(
+                self.job,
+                run_config=request.run_config,
+                tags=request.tags | {RUN_KEY_TAG: request.run_key},
+            )
+            workers.append(Worker(run.run_id, fault))
+        self.workers += workers
+        return workers
+
+    def start(self, fault: str = "") -> Worker:
+        [worker] = self.tick(fault)
+        return worker
+
+    def run(self, run_id: str) -> dg.DagsterRun:
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run
+
+    def report_death(self, worker: Worker) -> None:
+        """What the code server does when its child is gone, and then the sensor."""
+        if self.run(worker.run_id).status != dg.DagsterRunStatus.FAILURE:
+            self.instance.report_run_failed(self.run(worker.run_id), "exited unexpectedly")
+        run = self.run(worker.run_id)
+        settle_failed_run(self.pipeline, run, died=True, reason="exited unexpectedly")
+
+    def end_the_pause(self) -> None:
+        with self.pipeline.database.transaction() as connection:
+            connection.execute(text("UPDATE uploads SET not_before = now()"))
+
+    def finish(self, batch_id: uuid.UUID, fault: str = "", *, rounds: int = 5) -> None:
+        """Tick, and let what is asked for end, until the batch has."""
+        for _ in range(rounds):
+            self.end_the_pause()
+            for worker in self.tick(fault):
+                if worker.wait() != 0:
+                    self.report_death(worker)
+            if batch_row(self.pipeline.database, batch_id).status == "completed":
+                return
+        raise AssertionError(f"not completed after {rounds} rounds: {self.statuses(batch_id)}")
+
+    def statuses(self, batch_id: uuid.UUID) -> list[str]:
+        return [row.processing_status for row in upload_rows(self.pipeline.database, batch_id)]
+
+    def counts(self, batch_id: uuid.UUID) -> tuple[str, int, int]:
+        """Status, successful and failed; the counters are a recount, nothing is left half done."""
+        batch = batch_row(self.pipeline.database, batch_id)
+        recount = Counter(self.statuses(batch_id))
+        assert batch.total_uploads == recount.total()
+        assert batch.successful_uploads == recount["completed"]
+        assert batch.failed_uploads == recount["failed"]
+        assert batch.processed_uploads == recount["completed"] + recount["failed"]
+        storage = Path(self.pipeline.settings.storage_location)
+        assert not list(storage.rglob("*.partial"))
+        return batch.status, batch.successful_uploads, batch.failed_uploads
+
+
+@pytest.fixture
+def model_server() -> Iterator[ScriptedModelServer]:
+    with ScriptedModelServer() as server:
+        yield server
+
+
+@pytest.fixture
+def open_stack(  # noqa: PLR0917 - pytest passes them by name
+    server: DatabaseServer,
+    settings: Settings,
+    model_server: ScriptedModelServer,
+    open_pipeline: Callable[[Settings], Pipeline],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[..., Stack]]:
+    """Opens the stack with settings, which also stand in the environment of its workers."""
+    stacks: list[Stack] = []
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    with server.new_database(migrated=False) as dagster_url:
+
+        def open_(**changed: object) -> Stack:
+            values = {
+                "home": settings.home,
+                "database_url": settings.database_url,
+                "dagster_database_url": dagster_url,
+                "analyzer": "ollama",
+                "ollama_host": model_server.ollama_url,
+                "lease_seconds": LEASE,
+                "max_concurrent_uploads": 1,
+                "retry_base_seconds": 0,
+                **changed,
+            }
+            for name, value in values.items():
+                monkeypatch.setenv(f"{ENVIRONMENT_PREFIX}{name.upper()}", str(value))
+            pipeline = open_pipeline(Settings(_env_file=None, **values))
+            stacks.append(Stack(pipeline, dg.DagsterInstance.get()))
+            return stacks[-1]
+
+        yield open_
+        for stack in stacks:
+            for worker in stack.workers:
+                if worker.process.poll() is None:
+                    worker.kill()
+            stack.instance.dispose()
+
+
+def kill_in_upload_2_of_5(
+    stack: Stack, model_server: ScriptedModelServer
+) -> tuple[uuid.UUID, Worker]:
+    """The first upload is completed, the second waits for the model, three have not begun."""
+    batch_id = stack.submit(*FIVE)
+    worker = stack.start()
+    wait_until(lambda: "completed" in stack.statuses(batch_id), "the first upload is completed")
+    model_server.latency_seconds = 60
+    wait_until(lambda: len(model_server.calls_of("vision")) == 2, "the second call")
+    worker.kill()
+    model_server.latency_seconds = 0
+    return batch_id, worker
+
+
+def assert_each_described_once_but_the_one_in_work(model_server: ScriptedModelServer) -> None:
+    prompts = Counter(bytes(call.images[0]) for call in model_server.calls_of("vision"))
+    assert sorted(prompts.values()) == [1, 1, 1, 1, 2]
+
+
+def test_5_after_a_kill_in_upload_2_of_5_all_finish_and_none_is_repeated(open_stack, model_server):
+    stack = open_stack()
+    batch_id, worker = kill_in_upload_2_of_5(stack, model_server)
+    begin = time.monotonic()
+    stack.report_death(worker)
+    assert stack.statuses(batch_id) == ["completed", *["pending"] * 4]
+    print(f"pending again {time.monotonic() - begin:.2f} s after the run was reported failed")
+    stack.finish(batch_id)
+    assert stack.counts(batch_id) == ("completed", 5, 0)
+    assert_each_described_once_but_the_one_in_work(model_server)
+
+
+def test_7_after_a_kill_that_nobody_reports_the_lease_tells_and_the_run_is_closed(
+    open_stack, model_server
+):
+    stack = open_stack()
+    batch_id, worker = kill_in_upload_2_of_5(stack, model_server)
+    assert stack.pipeline.states.rescue().returned == 0, "rescued before the lease was over"
+    seconds = wait_until(
+        lambda: stack.pipeline.states.rescue().returned, "the lease is over", 3 * LEASE
+    )
+    print(f"returned {seconds:.2f} s after the kill, lease {LEASE} s")
+    stack.finish(batch_id)
+    wait_until(
+        lambda: work_for_a_sweep(stack.instance, stack.pipeline).get("runs without a worker"),
+        "the sweep sees that the run is dead",
+    )
+    assert sweep_once(stack.instance, stack.pipeline)["runs_closed"] == 1
+    assert stack.run(worker.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert work_for_a_sweep(stack.instance, stack.pipeline) == {}
+    assert stack.counts(batch_id) == ("completed", 5, 0)
+    assert_each_described_once_but_the_one_in_work(model_server)
+
+
+def test_6_a_live_worker_is_left_alone_however_long_its_call_and_whatever_its_server(
+    open_stack, model_server
+):
+    stack = open_stack()
+    model_server.latency_seconds = 2 * LEASE
+    batch_id = stack.submit("fog.webp")
+    worker = stack.start()
+    wait_until(lambda: model_server.calls_of("vision"), "the call")
+    while stack.statuses(batch_id) != ["embedding"]:
+        counts = sweep_once(stack.instance, stack.pipeline)
+        assert set(counts.values()) == {0}, counts
+        time.sleep(0.1)
+    model_server.latency_seconds = 0
+    worker.wait()
+    assert stack.counts(batch_id) == ("completed", 1, 0)
+    assert len(model_server.calls_of("vision")) == 1
+
+
+def test_8_re_execution_from_failure_after_a_kill_neither_hangs_nor_drops_nor_repeats(
+    open_stack, model_server
+):
+    stack = open_stack()
+    batch_id, worker = kill_in_upload_2_of_5(stack, model_server)
+    stack.report_death(worker)
+    with dg.execute_job(
+        dg.reconstructable(run_worker.process_batch),
+        stack.instance,
+        reexecution_options=dg.ReexecutionOptions.from_failure(worker.run_id, stack.instance),
+    ) as result:
+        print("re-executed:", {event.step_key for event in result.all_events if event.step_key})
+    # What the plan of the re-executed run does not reach is pending, and goes to another run.
+    stack.finish(batch_id)
+    assert stack.counts(batch_id) == ("completed", 5, 0)
+    assert_each_described_once_but_the_one_in_work(model_server)
+
+
+def test_9_a_worker_that_was_stopped_past_its_lease_writes_nothing(open_stack, model_server):
+    stack = open_stack()
+    batch_id = stack.submit("fog.webp")
+    model_server.latency_seconds = 1
+    stale = stack.start()
+    wait_until(lambda: model_server.calls_of("vision"), "the call")
+    stale.send(signal.SIGSTOP)
+    wait_until(lambda: stack.pipeline.states.rescue().returned, "the lease is over")
+    model_server.latency_seconds = 0
+    [fresh] = stack.tick()
+    assert fresh.wait() == 0
+    before = upload_rows(stack.pipeline.database, batch_id)
+    assert stack.counts(batch_id) == ("completed", 1, 0)
+    stale.send(signal.SIGCONT)
+    stale.wait()
+    assert upload_rows(stack.pipeline.database, batch_id) == before
+    assert stack.counts(batch_id) == ("completed", 1, 0)
+
+
+def test_10_sigterm_releases_at_once_and_another_run_takes_over(open_stack, model_server):
+    stack = open_stack(lease_seconds=600)
+    batch_id = stack.submit("fog.webp", "sea.jpg")
+    model_server.latency_seconds = 60
+    worker = stack.start()
+    wait_until(lambda: model_server.calls_of("vision"), "the call")
+    worker.send(signal.SIGTERM)
+    assert model_server.calls_of("vision")[0].client_left.wait(5), "the model call went on"
+    worker.wait()
+    rows = upload_rows(stack.pipeline.database, batch_id)
+    assert {(row.owner_run_id, row.processing_status, row.attempts) for row in rows} == {
+        (None, "pending", 0)
+    }
+    model_server.latency_seconds = 0
+    stack.finish(batch_id)
+    assert stack.counts(batch_id) == ("completed", 2, 0)
+
+
+def assert_left_alone(stack: Stack, batch_id: uuid.UUID, statuses: list[str]) -> None:
+    """Neither the sensor nor a sweep touches a cancelled batch."""
+    stack.end_the_pause()
+    assert stack.tick() == []
+    sweep_once(stack.instance, stack.pipeline)
+    assert stack.tick() == []
+    assert stack.statuses(batch_id) == statuses
+    assert stack.counts(batch_id)[0] == "cancelled"
+
+
+def test_10_terminate_stops_the_call_and_cancels_the_batch_which_nobody_touches_until_a_retry(
+    open_stack, model_server
+):
+    stack = open_stack(lease_seconds=600)
+    batch_id = stack.submit("fog.webp", "sea.jpg")
+    model_server.latency_seconds = 60
+    worker = stack.start()
+    wait_until(lambda: model_server.calls_of("vision"), "the call")
+    # What Terminate in the UI does: it marks the run, then its launcher sends the signal.
+    stack.instance.report_run_canceling(stack.run(worker.run_id))
+    worker.send(signal.SIGTERM)
+    assert model_server.calls_of("vision")[0].client_left.wait(2), "the model call went on"
+    worker.wait()
+    assert stack.run(worker.run_id).status == dg.DagsterRunStatus.CANCELED
+    settle_terminated_run(stack.pipeline, stack.run(worker.run_id))
+    assert_left_alone(stack, batch_id, ["pending", "pending"])
+
+    model_server.latency_seconds = 0
+    stack.pipeline.states.retry_batch(batch_id)
+    settle_terminated_run(stack.pipeline, stack.run(worker.run_id))  # a sensor that comes late
+    stack.finish(batch_id)
+    assert stack.counts(batch_id) == ("completed", 2, 0)
+
+
+def test_29_cancel_stops_the_call_within_2_s_and_no_other_begins(open_stack, model_server):
+    stack = open_stack(lease_seconds=600)
+    batch_id = stack.submit(*FIVE)
+    model_server.latency_seconds = 60
+    worker = stack.start()
+    wait_until(lambda: model_server.calls_of("vision"), "the call")
+    begin = time.monotonic()
+    stack.pipeline.states.cancel_batch(batch_id)
+    assert model_server.calls_of("vision")[0].client_left.wait(2), "the model call went on"
+    print(f"the call stopped after {time.monotonic() - begin:.2f} s")
+    worker.wait()
+    assert len(model_server.calls_of("vision")) == 1
+    assert_left_alone(stack, batch_id, ["pending"] * 5)
+    model_server.latency_seconds = 0
+    stack.pipeline.states.retry_batch(batch_id)
+    stack.finish(batch_id)
+    assert stack.counts(batch_id) == ("completed", 5, 0)
+
+
+def test_11_an_upload_that_kills_its_process_every_time_is_failed_and_the_batch_completes(
+    open_stack,
+):
+    stack = open_stack(max_concurrent_uploads=2)
+    batch_id = stack.submit("fog.webp", "lighthouse.gif", "sea.jpg")
+    stack.finish(batch_id, "gif")
+    assert stack.counts(batch_id) == ("completed", 2, 1)
+    [failed] = [
+        row
+        for row in upload_rows(stack.pipeline.database, batch_id)
+        if row.processing_status == "failed"
+    ]
+    assert (failed.filename, failed.error_kind) == ("lighthouse.gif", "killed_worker")
+
+
+def test_20_a_kill_between_a_file_and_its_row_leaves_nothing_that_a_rerun_does_not_use(open_stack):
+    stack = open_stack()
+    batch_id = stack.submit("fog.webp")
+    worker = stack.start("thumbnail")
+    assert worker.wait() == -signal.SIGKILL
+    stack.report_death(worker)
+    stack.finish(batch_id)
+    assert stack.counts(batch_id) == ("completed", 1, 0)
+    [row] = upload_rows(stack.pipeline.database, batch_id)
+    folder = Path(stack.pipeline.settings.storage_location, row.file_path).parent
+    assert {path.name for path in folder.iterdir()} == {"original.webp", "thumb_256.jpg"}
+
+
+def test_12_connections_that_are_cut_before_the_store_are_opened_again(open_stack, model_server):
+    stack = open_stack()
+    batch_id = stack.submit("fog.webp")
+    model_server.latency_seconds = 1
+    worker = stack.start()
+    wait_until(lambda: model_server.calls_of("vision"), "the call")
+    with stack.pipeline.database.transaction() as connection:
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+    worker.wait()
+    stack.finish(batch_id)
+    assert stack.counts(batch_id) == ("completed", 1, 0)
+
+
+def test_18_a_worker_whose_clock_is_an_hour_off_is_not_taken_for_dead(open_stack, model_server):
+    stack = open_stack()
+    batch_id = stack.submit("fog.webp")
+    model_server.latency_seconds = 60
+    worker = stack.start("clock")
+    wait_until(lambda: model_server.calls_of("vision"), "the call")
+    [first] = upload_rows(stack.pipeline.database, batch_id)
+
+    def is_renewed() -> bool:
+        [row] = upload_rows(stack.pipeline.database, batch_id)
+        assert row.heartbeat_at - row.created_at < timedelta(minutes=10)
+        assert stack.pipeline.states.rescue().returned == 0
+        return row.heartbeat_at - first.heartbeat_at > timedelta(seconds=LEASE)
+
+    wait_until(is_renewed, "the heartbeat is renewed for longer than a lease")
+    assert not stack.pipeline.states.run_is_silent(worker.run_id)
+
+
+def test_2_two_sensors_ask_for_the_same_run_by_the_same_key(open_stack):
+    stack = open_stack()
+    batch_id = stack.submit("fog.webp")
+    sensor = build_definitions().resolve_sensor_def("pending_batches")
+    keys = {
+        request.run_key
+        for _ in range(2)
+        for request in sensor.evaluate_tick(
+            dg.build_sensor_context(instance=stack.instance, resources={"pipeline": stack.pipeline})
+        ).run_requests
+    }
+    assert len(keys) == 1
+    first = stack.start()
+    run = stack.run(first.run_id)
+    clone = stack.instance.create_run_for_job(stack.job, run_config=run.run_config, tags=run.tags)
+    second = Worker(clone.run_id, "")
+    stack.workers.append(second)
+    assert (first.wait(), second.wait()) == (0, 0)
+    assert stack.run(first.run_id).tags[BATCH_TAG] == str(batch_id)
+    assert stack.counts(batch_id) == ("completed", 1, 0)
+    [row] = upload_rows(stack.pipeline.database, batch_id)
+    assert row.claim == 2, "reserved once, started once"
