@@ -1,0 +1,190 @@
+"""Database time of a search among many vectors, with the HNSW index and without.
+
+Fills a database of its own on the embedded server (or on ``--server-url``) with random vectors that
+gather around a few hundred centres, as embeddings of descriptions do, builds the index, and times
+the statement that ``batch-pipeline search`` makes, as PostgreSQL itself reports it (``EXPLAIN
+ANALYZE``: planning and execution, no client, no embedding of the question). Without the index means
+the same statement with index scans forbidden, on warm caches. Recall is the share of the true
+nearest ten that the index finds.
+
+    python benchmarks/search.py --vectors 100000
+"""
+
+import json
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import numpy as np
+import psycopg
+from pgvector import Vector
+from pgvector.psycopg import register_vector
+from sqlalchemy import event
+
+from batch_pipeline.database.embedded_server import embedded_server_url
+from batch_pipeline.database.session import Database, with_driver
+from batch_pipeline.services.search import search
+from batch_pipeline.testing.databases import DatabaseServer
+
+DIMENSIONS, MODEL = 1024, "benchmark"
+#: One user in a thousand uploads, and one that owns half of everything.
+SMALL_USER, LARGE_USER = uuid.UUID(int=1), uuid.UUID(int=2)
+
+_COLUMNS = {
+    "user_id": "uuid",
+    "filename": "text",
+    "file_path": "text",
+    "file_type": "text",
+    "file_size": "int8",
+    "processing_status": "text",
+    "description": "text",
+    "embedding_model": "text",
+    "embedding_local": "vector",
+}
+
+
+class FixedQuestion:
+    """Stands for an embedding model: every question has the vector that is set."""
+
+    name = MODEL
+    dimensions = DIMENSIONS
+
+    def __init__(self) -> None:
+        self.vector: list[float] = []
+
+    def embed(self, texts, **_):
+        return [self.vector for _ in texts]
+
+    def check(self):
+        return []
+
+
+def rows(vectors: int) -> Iterator[tuple[object, ...]]:
+    """A tenth are of another model, and cannot be answers."""
+    dice = np.random.default_rng(7)
+    centres = dice.normal(size=(300, DIMENSIONS)).astype(np.float32)
+    for number in range(vectors):
+        user = uuid.uuid4() if number % 2 else LARGE_USER
+        vector = centres[number % 300] + dice.normal(size=DIMENSIONS).astype(np.float32) * 0.6
+        yield (
+            SMALL_USER if number % 1000 == 0 else user,
+            f"{number}.jpg",
+            str(number),
+            "image",
+            1,
+            "completed",
+            "A picture.",
+            "older" if number % 10 == 9 else MODEL,
+            Vector(vector),
+        )
+
+
+@contextmanager
+def filled_database(server_url: str, vectors: int) -> Iterator[str]:
+    with DatabaseServer(server_url).new_database() as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            began = time.perf_counter()
+            [[definition]] = connection.execute(
+                "SELECT indexdef FROM pg_indexes WHERE indexname = 'ix_uploads_embedding'"
+            ).fetchall()
+            connection.execute("DROP INDEX ix_uploads_embedding")
+            register_vector(connection)
+            with (
+                connection.cursor() as cursor,
+                cursor.copy(
+                    f"COPY uploads ({', '.join(_COLUMNS)}) FROM STDIN (FORMAT binary)"
+                ) as copy,
+            ):
+                copy.set_types(list(_COLUMNS.values()))
+                for row in rows(vectors):
+                    copy.write_row(row)
+            filled = time.perf_counter()
+            connection.execute("SET maintenance_work_mem = '1GB'")
+            connection.execute(definition)
+            connection.execute("VACUUM ANALYZE uploads")
+            ended = time.perf_counter()
+        click.echo(
+            f"{vectors} vectors of {DIMENSIONS}: filled in {filled - began:.0f} s, "
+            f"index in {ended - filled:.0f} s",
+            err=True,
+        )
+        yield url
+
+
+def measured(url: str, questions: int, user_id: uuid.UUID | None) -> dict[str, object]:
+    """Milliseconds and recall of one kind of search."""
+    database = Database(with_driver(url, "psycopg", variable="URL"))
+    model = FixedQuestion()
+    statements: list[tuple[str, dict[str, object]]] = []
+    event.listen(
+        database.engine,
+        "before_cursor_execute",
+        lambda _c, _cursor, statement, parameters, *_: statements.append((statement, parameters)),
+    )
+    times: dict[str, list[float]] = {"index": [], "exact": []}
+    recalls, plans = [], set()
+    with psycopg.connect(url, autocommit=True) as connection:
+        pictures = connection.execute(
+            "SELECT embedding_local::text FROM uploads ORDER BY checksum, id LIMIT %s", [questions]
+        ).fetchall()
+        for [text] in pictures:
+            model.vector = json.loads(text)
+            statements.clear()
+            found = {hit.upload_id for hit in search(database, model, "x", user_id=user_id)}
+            query = next(s for s in statements if "<=>" in s[0])
+            settings = [s for s in statements if s[0].startswith("SET LOCAL")]
+            for way in ("index", "exact"):
+                with connection.transaction():
+                    for statement, _ in settings:
+                        connection.execute(statement)
+                    if way == "exact":
+                        connection.execute("SET LOCAL enable_indexscan = off")
+                        true = {row[0] for row in connection.execute(*query).fetchall()}
+                    [[plan]] = connection.execute(
+                        f"EXPLAIN (ANALYZE, FORMAT JSON) {query[0]}", query[1]
+                    ).fetchall()
+                    times[way].append(plan[0]["Planning Time"] + plan[0]["Execution Time"])
+                    if way == "index":
+                        plans.add(
+                            "hnsw" if 'ix_uploads_embedding"' in json.dumps(plan) else "other"
+                        )
+            recalls.append(len(found & true) / max(len(true), 1))
+    database.close()
+    ways = {
+        way: {"p50_ms": round(statistics.median(t), 2), "p95_ms": round(_p95(t), 2)}
+        for way, t in times.items()
+    }
+    return {
+        **ways,
+        "times_faster_p50": round(ways["exact"]["p50_ms"] / ways["index"]["p50_ms"], 1),
+        "recall_at_10": round(statistics.mean(recalls), 3),
+        "results": len(found),
+        "plan": sorted(plans),
+    }
+
+
+def _p95(values: list[float]) -> float:
+    return sorted(values)[int(0.95 * (len(values) - 1))]
+
+
+@click.command()
+@click.option("--vectors", default=100_000, show_default=True)
+@click.option("--questions", default=50, show_default=True)
+@click.option("--server-url", help="PostgreSQL with pgvector; default: an embedded one.")
+def main(vectors: int, questions: int, server_url: str | None) -> None:
+    """Fill, index, search."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = server_url or embedded_server_url(Path(folder) / "server")
+        with filled_database(url, vectors) as database_url:
+            kinds = {"everything": None, "large user": LARGE_USER, "small user": SMALL_USER}
+            for name, user_id in kinds.items():
+                click.echo(json.dumps({"of": name} | measured(database_url, questions, user_id)))
+
+
+if __name__ == "__main__":
+    main()
