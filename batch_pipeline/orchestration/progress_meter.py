@@ -17,17 +17,17 @@ class ProgressMeter:
         self._clock = clock
         self._lock = threading.Lock()
         self._last_time = float("-inf")
-        self._last_percent = float("-inf")
+        self._last_processed = float("-inf")
 
     def is_due(self, progress: BatchProgress) -> bool:
         """Tell whether to keep this reading; the last one of a batch always is."""
-        now, percent = self._clock(), 100 * progress.processed / max(progress.total, 1)
+        now = self._clock()
         with self._lock:
             due = (
                 progress.processed >= progress.total
                 or now - self._last_time >= SECONDS
-                or percent - self._last_percent >= PERCENT
+                or 100 * (progress.processed - self._last_processed) >= PERCENT * progress.total
             )
             if due:
-                self._last_time, self._last_percent = now, percent
+                self._last_time, self._last_processed = now, progress.processed
         return due

@@ -1,0 +1,85 @@
+"""Settings: read once, refused with everything a person needs to mend them."""
+
+import pytest
+from annotated_types import Ge, Gt, Le
+
+from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    """No `.env` of this machine."""
+    monkeypatch.chdir(tmp_path)
+
+
+def out_of_range():
+    for name, field in Settings.model_fields.items():
+        for limit in field.metadata:
+            match limit:
+                case Ge(ge=least):
+                    yield name, str(least - 1), f"greater than or equal to {least}"
+                case Gt(gt=below):
+                    yield name, str(below), f"greater than {below}"
+                case Le(le=most):
+                    yield name, str(most + 1), f"less than or equal to {most}"
+
+
+WRONG = [
+    *out_of_range(),
+    *((name, "many", "valid") for name in ("max_attempts", "lease_seconds")),
+    ("max_attempts", "2.5", "integer"),
+    ("lease_seconds", "nan", "greater than"),
+    *((name, "gpt", "'embedded', 'ollama' or 'openai'") for name in ("analyzer", "embedder")),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "accepted"), WRONG)
+def test_a_wrong_value_is_refused_with_variable_value_and_what_is_accepted(
+    monkeypatch, name, value, accepted
+):
+    variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings()
+    assert f"{variable}={value!r}" in str(refused.value)
+    assert accepted in str(refused.value)
+
+
+def test_all_wrong_values_are_named_at_once(monkeypatch):
+    monkeypatch.setenv("BATCH_PIPELINE_MAX_ATTEMPTS", "0")
+    monkeypatch.setenv("BATCH_PIPELINE_LEASE_SECONDS", "soon")
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings()
+    assert "BATCH_PIPELINE_MAX_ATTEMPTS" in str(refused.value)
+    assert "BATCH_PIPELINE_LEASE_SECONDS" in str(refused.value)
+
+
+def test_every_numeric_setting_has_a_lower_limit():
+    numeric = {
+        name for name, field in Settings.model_fields.items() if field.annotation in {int, float}
+    }
+    limited = {name for name, _, accepted in out_of_range() if accepted.startswith("greater")}
+    assert numeric == limited
+
+
+def test_the_environment_goes_before_the_file_and_empty_means_default(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text(
+        "BATCH_PIPELINE_MAX_ATTEMPTS=3\nBATCH_PIPELINE_UPLOADS_PER_RUN=7\nOTHER=1\n"
+    )
+    monkeypatch.setenv("BATCH_PIPELINE_MAX_ATTEMPTS", "5")
+    monkeypatch.setenv("BATCH_PIPELINE_ANALYZER", "")
+    settings = load_settings()
+    assert (settings.max_attempts, settings.uploads_per_run) == (5, 7)
+    assert settings.analyzer == "embedded"
+
+
+def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path):
+    settings = load_settings()
+    assert settings.home == tmp_path / ".batch_pipeline"
+    assert settings.storage_location == str(tmp_path / ".batch_pipeline" / "uploads")
+
+
+def test_the_api_key_is_not_shown(monkeypatch):
+    monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY", "sk-secret")
+    assert "sk-secret" not in repr(load_settings())
