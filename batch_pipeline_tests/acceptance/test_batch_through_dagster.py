@@ -78,7 +78,8 @@ def test_each_upload_is_materialized_with_preview_description_score_and_seconds(
     made = [
         e
         for e in events
-        if e["__typename"] == "MaterializationEvent" and e["assetKey"]["path"] == ["upload_analysis"]
+        if e["__typename"] == "MaterializationEvent"
+        and e["assetKey"]["path"] == ["upload_analysis"]
     ]
     assert len(made) == len(PICTURES)
     assert {e["partition"] for e in made} == {finished["batch_id"]}
@@ -107,7 +108,7 @@ def test_the_audit_is_an_asset_check_with_the_score(stack, finished):
         owners { ... on TeamAssetOwner { team } } kinds groupName description
         dependencyKeys { path }
         assetChecksOrError { ... on AssetChecks { checks { name executionForLatestMaterialization {
-          status evaluation { success metadataEntries { label ... on IntMetadataEntry { intValue } } }
+          evaluation { success metadataEntries { label ... on IntMetadataEntry { intValue } } }
         } } } } } } }"""
     node = stack.graphql(query)["assetNodeOrError"]
     [check] = node["assetChecksOrError"]["checks"]
