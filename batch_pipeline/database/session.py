@@ -59,21 +59,15 @@ class Database:
         Raises:
             ServiceDownError: the server cannot be reached or serves nobody now.
         """
-        try:
-            with self.engine.begin() as connection:
-                yield connection
-        except DBAPIError as error:
-            if _is_down(error):
-                raise ServiceDownError(
-                    "database_down", f"the database does not answer: {error.orig}"
-                ) from error
-            raise
+        with _outages_named(), self.engine.begin() as connection:
+            yield connection
 
     def upgrade(self) -> None:
         """Bring the tables up to the newest migration; safe when several processes do so."""
         config = _alembic_config()
         config.attributes["embedding_dimensions"] = self.embedding_dimensions
-        with self._migration_lock(), self.transaction() as connection:
+        # Not in a transaction: each migration has its own, and may leave it to build an index.
+        with _outages_named(), self._migration_lock(), self.engine.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
@@ -172,6 +166,18 @@ def create_database_if_missing(server: URL, name: str) -> None:
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
     finally:
         engine.dispose()
+
+
+@contextmanager
+def _outages_named() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if _is_down(error):
+            raise ServiceDownError(
+                "database_down", f"the database does not answer: {error.orig}"
+            ) from error
+        raise
 
 
 def _session_options(url: URL) -> str:

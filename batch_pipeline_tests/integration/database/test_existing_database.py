@@ -1,0 +1,226 @@
+"""A database that an upload API owns already: `db upgrade` adds to it, the pipeline works on it."""
+
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from batch_pipeline.database.session import Database, with_driver
+from batch_pipeline.services.claim_keeper import ClaimKeeper
+from batch_pipeline.services.dispatch import open_slices, waiting_slices
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.upload_processing import UploadProcessor
+from batch_pipeline.testing.databases import DatabaseServer
+from batch_pipeline.testing.records import batch_row, upload_rows
+
+MEDIA = Path(__file__).parents[3] / "examples" / "media"
+USER = uuid.uuid4()
+
+TABLES = """
+-- The extension uuid-ossp is not part of every PostgreSQL; its name is what matters here.
+CREATE FUNCTION uuid_generate_v4() RETURNS uuid LANGUAGE sql AS 'SELECT gen_random_uuid()';
+CREATE EXTENSION vector;
+CREATE TABLE users (id uuid PRIMARY KEY DEFAULT uuid_generate_v4(), email varchar(255));
+CREATE TABLE upload_batches (
+    id uuid PRIMARY KEY DEFAULT uuid_generate_v4(),
+    user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    status varchar(20) NOT NULL DEFAULT 'pending',
+    total_uploads integer NOT NULL DEFAULT 0,
+    processed_uploads integer NOT NULL DEFAULT 0,
+    successful_uploads integer NOT NULL DEFAULT 0,
+    failed_uploads integer NOT NULL DEFAULT 0,
+    error_message text,
+    created_at timestamp DEFAULT (now() AT TIME ZONE 'utc'),
+    updated_at timestamp DEFAULT (now() AT TIME ZONE 'utc'),
+    started_at timestamp,
+    completed_at timestamp
+);
+CREATE TABLE uploads (
+    id uuid PRIMARY KEY DEFAULT uuid_generate_v4(),
+    user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    batch_id uuid REFERENCES upload_batches (id) ON DELETE SET NULL,
+    filename varchar(255) NOT NULL,
+    file_path varchar(500) NOT NULL,
+    file_type varchar(20) NOT NULL,
+    file_size bigint NOT NULL,
+    mime_type varchar(100),
+    processing_status varchar(20) NOT NULL DEFAULT 'pending',
+    description text,
+    description_audit_score integer,
+    embedding_local vector(1024),
+    thumbnail_path varchar(500),
+    video_codec varchar(50),
+    error_message text,
+    metadata jsonb,
+    hidden boolean DEFAULT false,
+    regeneration_count integer DEFAULT 0,
+    last_regenerated_at timestamp,
+    created_at timestamp DEFAULT (now() AT TIME ZONE 'utc'),
+    updated_at timestamp DEFAULT (now() AT TIME ZONE 'utc')
+);
+"""
+
+INSERT_UPLOAD = """
+INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size,
+                     processing_status, updated_at)
+VALUES (%s, %s, 'fog.webp', %s, 'image', 1, %s, (now() AT TIME ZONE 'utc') - %s::interval)
+RETURNING id
+"""
+
+
+class UploadApi:
+    """Writes the rows that an upload API writes, knowing none of our columns."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.connection = psycopg.connect(url, autocommit=True)
+        self.connection.execute("SET TIME ZONE 'Asia/Tokyo'")
+
+    def add_batch(self, status: str, total: int, *, processed: int = 0) -> uuid.UUID:
+        return self.connection.execute(
+            "INSERT INTO upload_batches (user_id, status, total_uploads, processed_uploads, "
+            "successful_uploads) VALUES (%s, %s, %s, %s, %s) RETURNING id",
+            [USER, status, total, processed, processed],
+        ).fetchone()[0]
+
+    def add_upload(
+        self, batch_id: uuid.UUID | None, status: str = "pending", idle: str = "0 s"
+    ) -> uuid.UUID:
+        return self.connection.execute(
+            INSERT_UPLOAD, [USER, batch_id, "source/fog.webp", status, idle]
+        ).fetchone()[0]
+
+
+@pytest.fixture
+def api(server: DatabaseServer) -> Iterator[UploadApi]:
+    with server.new_database(migrated=False) as url:
+        api = UploadApi(url)
+        api.connection.execute(TABLES)
+        api.connection.execute("INSERT INTO users (id, email) VALUES (%s, 'a@b.c')", [USER])
+        yield api
+        api.connection.close()
+
+
+def upgrade(url: str) -> None:
+    database = Database(with_driver(url, "psycopg", variable="DATABASE_URL"))
+    try:
+        database.upgrade()
+    finally:
+        database.close()
+
+
+def finish(pipeline: Pipeline) -> None:
+    """What a run does with each slice."""
+    open_slices(pipeline.database, 250)
+    with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
+        processor = UploadProcessor(
+            pipeline.states, pipeline.storage, pipeline.analyzer, keeper, max_attempts=1
+        )
+        for slice_ in waiting_slices(pipeline.database):
+            loaded = pipeline.states.load_batch(
+                slice_.batch_id, "run", slice_number=slice_.number, limit=250
+            )
+            for upload in loaded.reserved:
+                processor.process(upload.id, "run", retries_left=0)
+
+
+def test_open_batches_are_finished_with_right_counters_and_the_api_goes_on(
+    api, change, open_pipeline
+):
+    abandoned = api.add_batch("processing", 5, processed=9)
+    for status in ("completed", "failed", "analyzing", "embedding", "pending"):
+        api.add_upload(abandoned, status, "1 hour")
+    done = api.add_batch("completed", 1, processed=1)
+    api.add_upload(done, "completed")
+    upgrade(api.url)
+
+    pipeline = open_pipeline(change(database_url=api.url))
+    pipeline.storage.put(MEDIA / "fog.webp", "source/fog.webp")
+    assert pipeline.states.rescue().returned == 2
+    fresh = api.add_batch("pending", 1)
+    api.add_upload(fresh)
+    finish(pipeline)
+
+    row = batch_row(pipeline.database, abandoned)
+    assert (row.status, row.total_uploads, row.processed_uploads) == ("completed", 5, 5)
+    assert (row.successful_uploads, row.failed_uploads) == (4, 1)
+    assert batch_row(pipeline.database, fresh).successful_uploads == 1
+    assert batch_row(pipeline.database, done).processed_uploads == 1
+    assert {u.processing_status for u in upload_rows(pipeline.database, fresh)} == {"completed"}
+
+
+def test_moments_without_a_time_zone_are_kept_as_utc(api, change, open_pipeline):
+    upgrade(api.url)
+    pipeline = open_pipeline(change(database_url=api.url))
+    batch_id = api.add_batch("pending", 1)
+    in_work = api.add_upload(batch_id, "analyzing", "1 minute")
+    assert pipeline.states.rescue().returned == 0, "a minute is not a lease"
+    pipeline.states.load_batch(batch_id, "run", limit=1)
+    assert in_work
+    off = api.connection.execute(
+        "SELECT abs(extract(epoch FROM (now() AT TIME ZONE 'utc') - started_at)) "
+        "FROM upload_batches WHERE id = %s",
+        [batch_id],
+    ).fetchone()[0]
+    assert off < 60
+
+
+def test_an_upload_without_a_batch_is_adopted(api, change, open_pipeline):
+    upgrade(api.url)
+    pipeline = open_pipeline(change(database_url=api.url))
+    api.add_upload(None)
+    assert pipeline.states.adopt() == 0, "the API may be about to name its batch"
+    api.connection.execute("UPDATE uploads SET created_at = created_at - interval '10 minutes'")
+    assert pipeline.states.adopt() == 1
+
+
+def test_nothing_is_rewritten_and_writers_go_on_while_indexes_are_built(api):
+    batch_id = api.add_batch("pending", 1)
+    api.add_upload(batch_id)
+    before = api.connection.execute("SELECT pg_relation_filenode('uploads')").fetchone()
+    stop, written = threading.Event(), []
+
+    def write() -> None:
+        writer = UploadApi(api.url)
+        while not stop.is_set():
+            written.append(writer.add_upload(batch_id))
+        writer.connection.close()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    upgrade(api.url)
+    stop.set()
+    thread.join(10)
+    assert written
+    assert api.connection.execute("SELECT pg_relation_filenode('uploads')").fetchone() == before
+    broken = api.connection.execute("SELECT count(*) FROM pg_index WHERE NOT indisvalid").fetchone()
+    assert broken == (0,)
+
+
+def test_an_upgrade_that_cannot_have_its_lock_soon_gives_up_and_can_be_run_again(api):
+    with psycopg.connect(api.url) as reader:
+        reader.execute("SELECT count(*) FROM upload_batches")  # in a transaction left open
+        with pytest.raises(OperationalError, match="lock timeout"):
+            upgrade(api.url)
+    upgrade(api.url)
+
+
+def test_two_upgrades_at_once_both_end_well(api):
+    errors = []
+
+    def run() -> None:
+        try:
+            upgrade(api.url)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
