@@ -1,0 +1,131 @@
+"""The sensors that settle what a run left behind, and the schedule that looks before it sweeps."""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+import pytest
+
+from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.tags import BATCH_TAG, SLICE_TAG
+from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
+
+
+@pytest.fixture
+def definitions(pipeline):
+    resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
+    return build_definitions(pipeline.settings, {"pipeline": resource})
+
+
+def lost_run(definitions, instance, pipeline, batch_id):
+    """A run that holds the first upload of a batch and was to take the others."""
+    first, *_ = upload_rows(pipeline.database, batch_id)
+    run = instance.create_run_for_job(
+        definitions.resolve_job_def("process_batch"),
+        run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
+        tags={BATCH_TAG: str(batch_id), SLICE_TAG: "1"},
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    pipeline.states.start(first.id, run.run_id)
+    return run
+
+
+def evaluate(definitions, instance, pipeline, name, run, event_type):  # noqa: PLR0917
+    [event] = [
+        entry.dagster_event
+        for entry in instance.all_logs(run.run_id)
+        if entry.dagster_event and entry.dagster_event.event_type_value == event_type
+    ]
+    context = dg.build_run_status_sensor_context(
+        name,
+        event,
+        instance,
+        instance.get_run_by_id(run.run_id),
+        resources={"pipeline": pipeline},
+    )
+    sensor = definitions.resolve_sensor_def(name)
+    return sensor(context.for_run_failure() if event.is_run_failure else context)
+
+
+def newest_observation(instance):
+    [record] = instance.fetch_observations(dg.AssetKey("batch_progress"), limit=1).records
+    return record.asset_observation
+
+
+def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, definitions):
+    batch_id = add_batch(pipeline.database, [{"slice": 1}] * 3, slices=1, status="processing")
+    run = lost_run(definitions, instance, pipeline, batch_id)
+    instance.report_run_failed(run, "exited with code 139")
+    evaluate(
+        definitions, instance, pipeline, "release_uploads_of_failed_runs", run, "PIPELINE_FAILURE"
+    )
+    rows = upload_rows(pipeline.database, batch_id)
+    assert {(row.processing_status, row.owner_run_id, row.slice) for row in rows} == {
+        ("pending", None, None)
+    }
+    assert [row.deaths for row in rows] == [1, 0, 0]
+    assert batch_row(pipeline.database, batch_id).died_runs == 1
+    seen = newest_observation(instance)
+    assert seen.partition == str(batch_id)
+    assert seen.metadata["uploads_returned"].value == 1
+    assert seen.metadata["uploads_requeued"].value == 2
+    assert seen.metadata["reason"].value == "exited with code 139"
+
+
+def test_a_run_that_was_terminated_before_it_began_cancels_its_batch_until_a_retry(
+    pipeline, instance, definitions
+):
+    batch_id = add_batch(pipeline.database, [{"slice": 1}] * 2, slices=1)
+    run = lost_run(definitions, instance, pipeline, batch_id)
+    instance.report_run_canceled(run)
+    name = "cancel_batches_of_terminated_runs"
+    evaluate(definitions, instance, pipeline, name, run, "PIPELINE_CANCELED")
+    assert batch_row(pipeline.database, batch_id).status == "cancelled"
+    assert {row.owner_run_id for row in upload_rows(pipeline.database, batch_id)} == {None}
+    pipeline.states.retry_batch(batch_id)
+    evaluate(definitions, instance, pipeline, name, run, "PIPELINE_CANCELED")
+    assert batch_row(pipeline.database, batch_id).status == "pending", "cancelled a second time"
+
+
+@pytest.mark.parametrize(("minute", "tidies"), [(0, True), (1, None)])
+def test_a_sweep_without_work_is_skipped_but_once_an_hour(
+    pipeline, instance, definitions, minute, tidies
+):
+    for record in instance.get_run_records(dg.RunsFilter(job_name="process_batch")):
+        instance.delete_run(record.dagster_run.run_id)
+    request = tick_schedule(pipeline, instance, definitions, minute)
+    if tidies is None:
+        assert request.skip_message == "nothing to put right"
+    else:
+        [asked] = request.run_requests
+        assert asked.run_config["ops"]["sweep"]["config"] == {"tidy": True}
+
+
+def test_a_sweep_is_asked_for_when_a_batch_has_wrong_counters(pipeline, instance, definitions):
+    add_batch(pipeline.database, [{"processing_status": "completed"}], status="processing")
+    [asked] = tick_schedule(pipeline, instance, definitions, 1).run_requests
+    assert "1 batches to recount" in asked.tags["batch_pipeline/found"]
+    assert asked.run_config["ops"]["sweep"]["config"] == {"tidy": False}
+
+
+def tick_schedule(pipeline, instance, definitions, minute):
+    schedule = definitions.resolve_schedule_def("backlog_sweep")
+    context = dg.build_schedule_context(
+        instance=instance,
+        scheduled_execution_time=datetime(2030, 1, 1, 12, minute, tzinfo=UTC),
+        resources={"pipeline": pipeline},
+    )
+    return schedule.evaluate_tick(context)
+
+
+def test_the_sweep_as_a_job_reports_its_counts_and_prunes_old_partitions(
+    pipeline, instance, definitions
+):
+    gone, kept = "00000000-0000-4000-8000-00000000dead", str(add_batch(pipeline.database, 1))
+    instance.add_dynamic_partitions("batches", [gone, kept])
+    result = definitions.resolve_job_def("sweep_backlog").execute_in_process(instance=instance)
+    assert result.success
+    [event] = result.asset_materializations_for_node("sweep")
+    assert event.metadata["partitions_pruned"].value >= 1
+    assert event.metadata["uploads_rescued"].value == 0
+    assert gone not in instance.get_dynamic_partitions("batches")
+    assert kept in instance.get_dynamic_partitions("batches")
