@@ -5,7 +5,7 @@ without control characters.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,8 +46,9 @@ def literal(value: object) -> Text:
 class BatchView:
     """Shows the snapshots of one batch as they come."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
+        self._clock = clock
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -59,7 +60,7 @@ class BatchView:
         )
         self._task = self._bars.add_task("", total=None)
         self._printed: tuple[str, int] | None = None
-        self._busy_at = time.monotonic()
+        self._busy_at = clock()
         self._said_idle = False
 
     def follow(self, snapshots: Iterable[BatchSnapshot]) -> BatchSnapshot:
@@ -74,7 +75,7 @@ class BatchView:
                     for upload in last.newly_ended:
                         if upload.status == "failed":
                             self._console.print(_failure_line(upload), style="red", soft_wrap=True)
-                    live.update(self._bars_of(last))
+                    live.update(self._bars_of(last), refresh=True)
         if last is None:
             raise ValueError("a batch has at least one snapshot")
         return last
@@ -116,9 +117,10 @@ class BatchView:
         return Group(self._bars, *(_on_one_line(line) for line in lines))
 
     def _is_idle(self, snapshot: BatchSnapshot) -> bool:
+        now = self._clock()
         if snapshot.in_work or snapshot.newly_ended or snapshot.has_ended:
-            self._busy_at = time.monotonic()
-        return time.monotonic() - self._busy_at > _IDLE_SECONDS
+            self._busy_at = now
+        return now - self._busy_at > _IDLE_SECONDS
 
 
 class _PaceColumn(ProgressColumn):

@@ -1,0 +1,139 @@
+"""What a terminal shows: on 80 columns, without colour, in a pipe, whatever files are called."""
+
+import io
+import re
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.console import Console
+
+from batch_pipeline import terminal
+from batch_pipeline.model_servers.base import HealthCheck
+from batch_pipeline.services.batch_progress import BatchProgress
+from batch_pipeline.services.batch_watch import BatchSnapshot, UploadSnapshot
+from batch_pipeline.services.search import SearchResult
+from batch_pipeline.testing.media import HOSTILE_FILENAMES
+
+BATCH, USER = uuid.UUID(int=1), uuid.UUID(int=2)
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def upload(name="sea.jpg", status="analyzing", **values):
+    fields = {"error_kind": None, "error_message": None, "thumbnail_path": None} | values
+    return UploadSnapshot(uuid.uuid4(), name, status, **fields)
+
+
+def snapshot(processed=0, total=3, failed=0, *, status="processing", in_work=(), ended=()):
+    progress = BatchProgress(BATCH, USER, status, total, processed, processed - failed, failed)
+    return BatchSnapshot(progress, list(in_work), list(ended))
+
+
+def a_pipe():
+    return Console(file=io.StringIO(), width=80)
+
+
+def a_terminal():
+    return Console(file=io.StringIO(), width=80, force_terminal=True, force_interactive=True)
+
+
+def lines_of(console):
+    return CONTROL.sub("", console.file.getvalue()).replace("\r", "\n").splitlines()
+
+
+def test_a_pipe_gets_plain_lines_and_each_state_once():
+    console = a_pipe()
+    failed = upload("cut.jpg", "failed", error_kind="truncated", error_message="it ends")
+    snapshots = [
+        snapshot(),
+        snapshot(),
+        snapshot(1, ended=[upload("sea.jpg", "completed")]),
+        snapshot(2, failed=1, ended=[failed]),
+        snapshot(3, failed=1, status="completed", ended=[upload("fog.webp", "completed")]),
+    ]
+    last = terminal.BatchView(console).follow(snapshots)
+    assert last is snapshots[-1]
+    assert console.file.getvalue().splitlines() == [
+        "processing  0/3  0 %  0 failed",
+        "completed  sea.jpg",
+        "processing  1/3  33.3 %  0 failed",
+        "failed     cut.jpg: truncated: it ends",
+        "processing  2/3  66.7 %  1 failed",
+        "completed  fog.webp",
+        "completed  3/3  100 %  1 failed",
+    ]
+
+
+def test_a_terminal_shows_pace_stages_and_failures_within_80_columns():
+    console = a_terminal()
+    in_work = [
+        upload("x" * 300 + ".jpg"),
+        upload("fog.webp", thumbnail_path="thumb.jpg"),
+        upload("sun.jpg", "embedding"),
+        *(upload() for _ in range(9)),
+    ]
+    failed = upload("cut.jpg", "failed", error_kind="truncated", error_message="it ends")
+    terminal.BatchView(console).follow(
+        [
+            snapshot(total=1000, in_work=in_work),
+            snapshot(500, 1000, 1, in_work=in_work, ended=[failed]),
+            snapshot(1000, 1000, 1, status="completed"),
+        ]
+    )
+    text = "\n".join(lines_of(console))
+    for shown in ("reading", "describing", "embedding", "and 4 more in work", "500/1000", "100%"):
+        assert shown in text
+    assert "failed     cut.jpg: truncated: it ends" in text
+    assert max(map(len, lines_of(console))) <= 80
+
+
+@pytest.mark.parametrize("make", [a_pipe, a_terminal])
+def test_who_waits_for_nothing_is_told_what_may_be_missing(make):
+    seconds = iter(range(0, 100, 4))
+    console = make()
+    view = terminal.BatchView(console, clock=lambda: float(next(seconds)))
+    snapshots = [snapshot(status="pending") for _ in range(5)]
+    view.follow([*snapshots, snapshot(3, status="completed")])
+    assert "is Dagster running? `batch-pipeline doctor` tells" in console.file.getvalue()
+
+
+def test_who_sees_work_going_on_is_not_told_that_something_is_missing():
+    seconds = iter(range(0, 1000, 60))
+    console = a_pipe()
+    view = terminal.BatchView(console, clock=lambda: float(next(seconds)))
+    view.follow([snapshot(in_work=[upload()]), snapshot(3, status="completed")])
+    assert "Dagster" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize("name", HOSTILE_FILENAMES)
+def test_names_and_texts_are_shown_literally_in_every_table(name):
+    text = f"{name} [red]not markup[/red]"
+    now = datetime.now(UTC)
+    upload_row = {
+        "filename": name,
+        "processing_status": "failed",
+        "description": None,
+        "description_audit_score": None,
+        "error_kind": "truncated",
+        "error_message": text,
+    }
+    batch_row = {
+        "batch_id": BATCH, "status": "processing", "total_uploads": 100000,
+        "processed_uploads": 99999, "successful_uploads": 1, "failed_uploads": 99998,
+        "progress_percentage": 99.9, "created_at": now - timedelta(days=900), "started_at": now,
+        "completed_at": None, "error_message": text,
+    }  # fmt: skip
+    console = a_pipe()
+    for table in (
+        terminal.uploads_table([upload_row]),
+        terminal.batch_table(batch_row),
+        terminal.batches_table([batch_row]),
+        terminal.search_table([SearchResult(BATCH, name, 0.5, text, None)]),
+        terminal.health_table([HealthCheck("storage", False, text, text)]),
+    ):
+        console.print(table)
+    shown = console.file.getvalue()
+    assert shown.replace("\n", "").isprintable()
+    assert "[red]" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert f"{BATCH}  processing  99999/100000  99998   900 d" in shown
