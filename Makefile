@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo dev test lint format clean
+.PHONY: help install demo dev test faults lint format clean
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
 	@echo "make test    install, run the tests"
+	@echo "make faults  install, kill, stop and cut off everything: the tests of docs/reliability.md"
 	@echo "make dev     install, run Dagster for your own batches (http://127.0.0.1:3000)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment and everything the demo stored"
@@ -31,6 +32,9 @@ dev: install
 
 test: install
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+faults: install
+	$(BIN)/pytest -n 2 batch_pipeline_tests/faults $(ARGS)
 
 lint: install
 	$(BIN)/ruff check
