@@ -232,6 +232,7 @@ class Upload(Base):
             postgresql_where=text("batch_id IS NULL AND processing_status = 'pending'"),
         ),
         Index("ix_uploads_embedding_model", "embedding_model"),
+        Index("ix_uploads_user", "user_id", "embedding_model"),
         Index("ix_uploads_audit_score", "description_audit_score"),
         Index(
             "ix_uploads_embedding",

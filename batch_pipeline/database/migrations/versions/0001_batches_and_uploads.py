@@ -162,6 +162,7 @@ _INDEXES: dict[str, dict[str, tuple[list[Any], dict[str, Any]]]] = {
             _where("batch_id IS NULL AND processing_status = 'pending'"),
         ),
         "ix_uploads_embedding_model": (["embedding_model"], {}),
+        "ix_uploads_user": (["user_id", "embedding_model"], {}),
         "ix_uploads_audit_score": (["description_audit_score"], {}),
         "ix_uploads_embedding": (
             ["embedding_local"],

@@ -1,0 +1,152 @@
+"""Search on some thousand vectors: by the index, within one model and one user, and honest."""
+
+import re
+import uuid
+
+import numpy as np
+import psycopg
+import pytest
+from pgvector import Vector
+from pgvector.psycopg import register_vector
+from sqlalchemy import event
+
+from batch_pipeline.database.session import Database, with_driver
+from batch_pipeline.errors import RefusedError
+from batch_pipeline.services.search import search
+from batch_pipeline.testing.records import USER, add_batch
+
+VECTORS, DIMENSIONS = 5000, 1024
+#: Owns 20 uploads of 5000, the ones farthest from the question.
+SMALL_USER = uuid.UUID(int=1)
+COLUMNS = {
+    "user_id": "uuid",
+    "filename": "text",
+    "file_path": "text",
+    "file_type": "text",
+    "file_size": "int8",
+    "processing_status": "text",
+    "description": "text",
+    "embedding_model": "text",
+    "embedding_local": "vector",
+}
+
+
+class Questions:
+    """Embeds every question as the vector that the first upload is nearest to."""
+
+    dimensions = DIMENSIONS
+
+    def __init__(self, name="new"):
+        self.name = name
+
+    def embed(self, texts, **_):
+        return [[1.0] + [0.0] * (DIMENSIONS - 1) for _ in texts]
+
+
+def vector(number):
+    """Turns away from the question, step by step."""
+    angle = number / VECTORS * 3
+    noise = np.random.default_rng(number).normal(size=DIMENSIONS - 1)
+    rest = noise / np.linalg.norm(noise) * np.sin(angle)
+    return Vector(np.concatenate([[np.cos(angle)], rest]).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def filled(server):
+    """Every other upload is of the model ``old``; every upload in ten is hidden."""
+    with server.new_database() as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            register_vector(connection)
+            # An index is built ten times faster over rows that are there.
+            [[index]] = connection.execute(
+                "SELECT indexdef FROM pg_indexes WHERE indexname = 'ix_uploads_embedding'"
+            ).fetchall()
+            connection.execute("DROP INDEX ix_uploads_embedding")
+            with (
+                connection.cursor() as cursor,
+                cursor.copy(
+                    f"COPY uploads ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)"
+                ) as copy,
+            ):
+                copy.set_types(list(COLUMNS.values()))
+                for number in range(VECTORS):
+                    user = SMALL_USER if number >= VECTORS - 20 else USER
+                    model = "old" if number % 2 else "new"
+                    name = f"{number}.jpg"
+                    about = ("image", 1, "completed", "A picture.")
+                    copy.write_row((user, name, name, *about, model, vector(number)))
+            connection.execute("SET maintenance_work_mem = '256MB'")
+            connection.execute(index)
+            connection.execute("VACUUM ANALYZE uploads")
+        database = Database(with_driver(url, "psycopg", variable="URL"))
+        yield database
+        database.close()
+
+
+def numbers(found):
+    return [int(re.sub(r"\D", "", hit.filename)) for hit in found]
+
+
+def test_the_nearest_come_first_and_all_are_of_the_model_that_asks(filled):
+    found = search(filled, Questions(), "anything", limit=20)
+
+    assert numbers(found) == list(range(0, 40, 2))
+    assert found[0].similarity == pytest.approx(1)
+    assert [hit.similarity for hit in found] == sorted((h.similarity for h in found), reverse=True)
+
+
+def test_a_user_whose_uploads_are_the_farthest_still_finds_them_all(filled):
+    found = search(filled, Questions(), "anything", user_id=SMALL_USER, limit=20)
+
+    assert numbers(found) == list(range(VECTORS - 20, VECTORS, 2))
+
+
+def test_a_large_user_is_answered_in_full(filled):
+    found = search(filled, Questions("old"), "anything", user_id=USER, limit=200)
+
+    assert len(found) == 200
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+def test_the_index_is_used(filled, limit):
+    plans = []
+
+    def explain(connection, _cursor, statement, parameters, *_):
+        if "<=>" in statement:
+            with connection.connection.cursor() as other:
+                other.execute(f"EXPLAIN {statement}", parameters)
+                plans.append("\n".join(row[0] for row in other.fetchall()))
+
+    event.listen(filled.engine, "before_cursor_execute", explain)
+    try:
+        search(filled, Questions(), "anything", limit=limit)
+    finally:
+        event.remove(filled.engine, "before_cursor_execute", explain)
+
+    [plan] = plans
+    assert "Index Scan using ix_uploads_embedding on uploads" in plan
+
+
+def test_when_nothing_is_of_the_current_model_it_says_what_there_is_and_what_to_do(filled):
+    with pytest.raises(RefusedError) as raised:
+        search(filled, Questions("newest"), "anything")
+
+    assert str(raised.value) == (
+        "nothing was embedded with newest yet, but 2500 with new, 2500 with old: search with that "
+        "model, or run `batch-pipeline reprocess --stage embedding --model-not newest`"
+    )
+
+
+def test_an_empty_pipeline_finds_nothing_and_does_not_complain(pipeline):
+    add_batch(pipeline.database, 1)
+
+    assert not search(pipeline.database, Questions(), "anything")
+
+
+@pytest.mark.parametrize(
+    ("question", "limit", "said"),
+    [("  ", 10, "the search text is empty"), ("boats", 0, "expected 1 to 200"), ("x", 201, "201")],
+)
+def test_a_question_that_cannot_be_answered_is_refused(pipeline, question, limit, said):
+    with pytest.raises(RefusedError, match=said):
+        search(pipeline.database, Questions(), question, limit=limit)
