@@ -1,6 +1,8 @@
 """Fixtures of every level: a real PostgreSQL, a database per test, and the pipeline on it."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +13,17 @@ from batch_pipeline.database.session import Database
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
 from batch_pipeline.testing.databases import DatabaseServer
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the files of this session to itself.
+
+    As root, a second session closes the folder that all share to the user of the first one's
+    embedded servers.
+    """
+    if config.option.basetemp is None and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.option.basetemp = folder = tempfile.mkdtemp(prefix="batch_pipeline_tests_")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)

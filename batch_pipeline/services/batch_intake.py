@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from sqlalchemy import func, insert
+from sqlalchemy import func, insert, select
 
 from batch_pipeline.database.models import Upload, UploadBatch
-from batch_pipeline.errors import RefusedError
+from batch_pipeline.errors import RefusedError, ServiceDownError
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason, sniff
 from batch_pipeline.services.batch_progress import BatchProgress, ProgressPublisher
 from batch_pipeline.settings import Settings
@@ -100,14 +100,17 @@ def submit(
             f"the files hold {total_bytes:,} bytes, a batch may hold "
             f"{settings.max_batch_bytes:,} (BATCH_PIPELINE_MAX_BATCH_BYTES): submit them in parts"
         )
+    batch_id = uuid.uuid4()
     try:
         for number, file in enumerate(accepted, start=1):
             storage.put(file.path, _stored_path(storage, user_id, file))
             on_stored(number, len(accepted))
-        batch_id = _insert(publisher, storage, user_id, accepted)
+        _insert(publisher, storage, batch_id, user_id, accepted)
     except BaseException:
-        for file in accepted:
-            storage.remove_upload(user_id, file.upload_id)
+        # An error or a Ctrl-C may come after the commit: then the files are the batch's.
+        if not _is_committed(publisher, batch_id):
+            for file in accepted:
+                storage.remove_upload(user_id, file.upload_id)
         raise
     return Submission(batch_id, [file.upload_id for file in accepted], refused)
 
@@ -173,10 +176,10 @@ def _examine_one(path: Path, filename: str, settings: Settings) -> _Accepted:
 def _insert(
     publisher: ProgressPublisher,
     storage: Storage,
+    batch_id: uuid.UUID,
     user_id: uuid.UUID,
     accepted: Sequence[_Accepted],
-) -> uuid.UUID:
-    batch_id = uuid.uuid4()
+) -> None:
     with publisher.transaction() as transaction:
         connection = transaction.connection
         connection.execute(
@@ -204,7 +207,16 @@ def _insert(
         )
         progress = BatchProgress(batch_id, user_id, "pending", len(accepted), 0, 0, 0)
         transaction.announce(progress, user_id)
-    return batch_id
+
+
+def _is_committed(publisher: ProgressPublisher, batch_id: uuid.UUID) -> bool:
+    """Tell whether the batch is there; true if nobody can say, the sweep removes what is not."""
+    try:
+        with publisher.transaction() as transaction:
+            found = select(UploadBatch.id).where(UploadBatch.id == batch_id)
+            return transaction.connection.scalar(found) is not None
+    except ServiceDownError:
+        return True
 
 
 def _stored_path(storage: Storage, user_id: uuid.UUID, file: _Accepted) -> str:

@@ -89,7 +89,8 @@ class GraphQl:
 
     def events_of(self, run_id: str) -> list[dict[str, Any]]:
         query = """
-          query ($run: ID!) { logsForRun(runId: $run, limit: 5000) { ... on EventConnection { events {
+          query ($run: ID!) { logsForRun(runId: $run, limit: 5000) {
+           ... on EventConnection { events {
             __typename
             ... on MessageEvent { stepKey message eventType }
             ... on ExecutionStepFailureEvent {

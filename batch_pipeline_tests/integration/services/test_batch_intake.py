@@ -6,6 +6,7 @@ from sqlalchemy import func, select
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.errors import RefusedError, ServiceDownError
+from batch_pipeline.services import batch_intake
 from batch_pipeline.services.batch_intake import Submission, submit
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
@@ -125,6 +126,20 @@ def test_a_database_that_fails_leaves_no_file_without_its_row(
     assert [path for path in stored.rglob("*") if path.is_file()] == []
     with pipeline.database.transaction() as connection:
         assert connection.scalar(select(func.count()).select_from(UploadBatch)) == 0
+
+
+def test_an_interrupt_after_the_commit_leaves_the_batch_its_files(pipeline, folder, monkeypatch):
+    copy(folder, "sea.jpg", "sea.jpg")
+    insert = batch_intake._insert
+
+    def insert_and_be_interrupted(*arguments):
+        insert(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch_intake, "_insert", insert_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        offer(pipeline, folder)
+    assert rows_and_files(pipeline) == (1, 1, 1)
 
 
 def test_a_storage_that_cannot_be_written_leaves_no_row(pipeline, folder):
