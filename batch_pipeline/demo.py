@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -79,7 +80,7 @@ def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[St
         "DAGSTER_HOME": str(home),
         "BATCH_PIPELINE_HOME": str(settings.home),
     }
-    with stack.log_file.open("wb") as log:
+    with _ended_by_signals(), stack.log_file.open("wb") as log:
         # A session of its own: Ctrl-C reaches us alone, and we stop the whole group.
         process = subprocess.Popen(  # noqa: S603 - our own interpreter
             command,
@@ -89,11 +90,11 @@ def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[St
             stderr=log,
             start_new_session=True,
         )
-    try:
-        _wait_until_loaded(process, stack)
-        yield stack
-    finally:
-        _stop(process)
+        try:
+            _wait_until_loaded(process, stack)
+            yield stack
+        finally:
+            _stop(process)
 
 
 def free_port() -> int:
@@ -116,6 +117,21 @@ def _wait_until_loaded(process: subprocess.Popen[bytes], stack: Stack) -> None:
         f"Dagster did not start within {START_SECONDS:g} s; the end of {stack.log_file}:\n"
         + "\n".join(lines)
     )
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Leave by an exception when somebody ends this process, so that the child is stopped too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda n, _: sys.exit(128 + n)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
