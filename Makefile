@@ -3,12 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo dev test faults lint format clean
+.PHONY: help install demo dev test test-slow lint format clean
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
-	@echo "make test    install, run the tests"
-	@echo "make faults  install, kill, stop and cut off everything: the tests of docs/reliability.md"
+	@echo "make test    install, run the tests (make test-slow: the faults, outages and restarts)"
 	@echo "make dev     install, run Dagster for your own batches (http://127.0.0.1:3000)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment and everything the demo stored"
@@ -31,10 +30,11 @@ dev: install
 	$(BIN)/dagster dev
 
 test: install
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
-faults: install
-	$(BIN)/pytest -n 2 batch_pipeline_tests/faults $(ARGS)
+# Faults with real processes and signals, outages, restarts: minutes of waiting for things to die.
+test-slow: install
+	$(BIN)/pytest -n 2 --dist loadgroup -m slow $(ARGS)
 
 lint: install
 	$(BIN)/ruff check

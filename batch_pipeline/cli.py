@@ -311,7 +311,7 @@ def retry(session: Session, batch: uuid.UUID, uploads: Sequence[uuid.UUID], as_j
     Example:
       batch-pipeline retry 3f2a…
     """
-    result = session.pipeline.states.retry_batch(batch, uploads)
+    result = session.pipeline.batches.retry_batch(batch, uploads)
     if result is None:
         raise NotFoundError(f"there is no batch {batch}")
     count, progress = result
@@ -358,7 +358,7 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
 
     pipeline = session.pipeline
     selection = Selection(Stage(stage), batches, uploads, model_not, user)
-    reopened = redo(pipeline.database, pipeline.states, selection)
+    reopened = redo(pipeline.database, pipeline.batches, selection)
     count = sum(batch.uploads for batch in reopened)
     if as_json:
         listed = [batch.progress.payload() | {"reopened": batch.uploads} for batch in reopened]
@@ -380,7 +380,7 @@ def cancel(session: Session, batch: uuid.UUID, as_json: bool) -> None:
     Example:
       batch-pipeline cancel 3f2a…
     """
-    progress = session.pipeline.states.cancel_batch(batch)
+    progress = session.pipeline.batches.cancel_batch(batch)
     if progress is None:
         found = _status(session, batch)
         raise RefusedError(f"batch {batch} is {found['status']}: only open batches are cancelled")

@@ -1,8 +1,8 @@
 """The tables, column by column, with how each value changes over time.
 
 The names are shared with upload APIs that write the same rows; the columns of ours have defaults,
-so that a writer who knows only the others keeps working. Who may change what lives in
-``services/upload_states.py``; the migrations that build the tables stand in ``migrations/``.
+so that a writer who knows only the others keeps working. Who may change what stands in
+``services/transitions.py``; the migrations that build the tables in ``migrations/``.
 """
 
 import uuid

@@ -260,7 +260,7 @@ def _stop(context: dg.OpExecutionContext) -> None:
     pipeline: Pipeline = context.resources.pipeline
     run = context.instance.get_run_by_id(context.run_id)
     if run and run.status == dg.DagsterRunStatus.CANCELING and (batch_id := batch_of(run)):
-        pipeline.states.cancel_batch(batch_id)
+        pipeline.batches.cancel_batch(batch_id)
     _hand_back(context)
 
 

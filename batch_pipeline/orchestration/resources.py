@@ -52,12 +52,4 @@ def worker_resource(context: dg.InitResourceContext) -> Iterator[RunWorker]:
     settings = pipeline.settings
     run_id = context.run.run_id if context.run else ""
     with ClaimKeeper(pipeline.states, run_id, lease_seconds=settings.lease_seconds) as keeper:
-        yield RunWorker(
-            UploadProcessor(
-                pipeline.states,
-                pipeline.storage,
-                pipeline.analyzer,
-                keeper,
-                max_attempts=settings.max_attempts,
-            )
-        )
+        yield RunWorker(UploadProcessor(pipeline, keeper))

@@ -1,7 +1,7 @@
 """What a run leaves behind when it ends without having done its share, and how that is settled.
 
 Called by the run-status sensors as soon as a run has ended, and by the sweep for whatever they
-missed; each is safe to repeat. Uploads and batches are changed by ``services/upload_states.py``.
+missed; each is safe to repeat. Uploads and batches are changed by ``services/backlog.py``.
 """
 
 import time
@@ -69,10 +69,10 @@ def settle_failed_run(
         died: it did not say itself why it ended; many such in a row end the batch.
         reason: word for word, for the batch's ``error_message``.
     """
-    rescue = pipeline.states.rescue([run.run_id])
+    rescue = pipeline.backlog.rescue([run.run_id])
     requeued = _requeue(pipeline, run)
     batch_id = batch_of(run)
-    given_up = pipeline.states.note_died_run(batch_id, reason) if died and batch_id else None
+    given_up = pipeline.backlog.note_died_run(batch_id, reason) if died and batch_id else None
     return Settlement(
         rescue.returned, rescue.quarantined, requeued, given_up.status if given_up else ""
     )
@@ -85,9 +85,9 @@ def settle_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> Settlement:
     """
     batch_id = batch_of(run)
     cancelled = None
-    if batch_id and pipeline.states.left_behind(batch_id, run.run_id, _slice_of(run)):
-        cancelled = pipeline.states.cancel_batch(batch_id)
-    rescue = pipeline.states.rescue([run.run_id])
+    if batch_id and pipeline.backlog.left_behind(batch_id, run.run_id, _slice_of(run)):
+        cancelled = pipeline.batches.cancel_batch(batch_id)
+    rescue = pipeline.backlog.rescue([run.run_id])
     requeued = _requeue(pipeline, run)
     return Settlement(
         rescue.returned, rescue.quarantined, requeued, cancelled.status if cancelled else ""
@@ -123,7 +123,7 @@ def dead_runs(
             dg.RunsFilter(job_name=job, statuses=list(_UNDER_WAY))
         )
         if time.time() - _last_sign(instance, record) > patience
-        and pipeline.states.run_is_silent(record.dagster_run.run_id)
+        and pipeline.backlog.run_is_silent(record.dagster_run.run_id)
     ]
 
 
@@ -162,7 +162,7 @@ def _requeue(pipeline: Pipeline, run: dg.DagsterRun) -> int:
     batch_id, slice_number = batch_of(run), _slice_of(run)
     if batch_id is None or slice_number is None:
         return 0
-    return pipeline.states.open_slices_anew(
+    return pipeline.backlog.open_slices_anew(
         [(batch_id, slice_number)], resume_after_seconds=OUTAGE_PAUSE_SECONDS
     )
 

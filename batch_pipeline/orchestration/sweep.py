@@ -1,7 +1,7 @@
 """The sweep: puts right, once a minute, whatever a crash, an outage or an outsider left behind.
 
 Here Dagster is asked which runs have ended or died; uploads and batches are put right in
-``services/upload_states.py``, files in ``services/leftovers.py``. Every part is safe to repeat, and
+``services/backlog.py``, files in ``services/leftovers.py``. Every part is safe to repeat, and
 two sweeps at once have the effect of one.
 """
 
@@ -19,11 +19,11 @@ from batch_pipeline.orchestration.run_ends import (
     settle_terminated_run,
 )
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
+from batch_pipeline.services.backlog import Rescue
 from batch_pipeline.services.batch_status import batches_ended_before
 from batch_pipeline.services.dispatch import WaitingSlice, waiting_slices
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.upload_states import Rescue
 
 _JOBS = ("process_batch", "sweep_backlog")
 
@@ -52,14 +52,14 @@ def sweep(context: dg.OpExecutionContext, config: SweepParts) -> dg.Output[None]
 
 def sweep_once(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int]:
     """Put right what dead runs left behind, and what is due; returns how much of what."""
-    states = pipeline.states
     closed = close_dead_runs(instance, pipeline, _JOBS)
     rescued = rescue_from_ended_runs(instance, pipeline)
     abandoned = _abandoned(instance, waiting_slices(pipeline.database))
-    reopened = states.open_slices_anew([(slice_.batch_id, slice_.number) for slice_ in abandoned])
-    retried = states.retry_due()
-    adopted = states.adopt()
-    settled = states.reconcile_batches()
+    slices = [(slice_.batch_id, slice_.number) for slice_ in abandoned]
+    reopened = pipeline.backlog.open_slices_anew(slices)
+    retried = pipeline.backlog.retry_due()
+    adopted = pipeline.backlog.adopt()
+    settled = pipeline.backlog.reconcile_batches()
     return {
         "runs_closed": closed,
         "uploads_rescued": rescued.returned,
@@ -89,7 +89,7 @@ def work_for_a_sweep(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[s
         "runs without a worker": len(dead_runs(instance, pipeline, _JOBS)),
         "uploads of ended runs": len(_ended(instance, pipeline)),
         "slices without a run": len(_abandoned(instance, waiting)),
-        **pipeline.states.overdue(),
+        **pipeline.backlog.overdue(),
     }
     return {name: count for name, count in found.items() if count}
 
@@ -100,7 +100,7 @@ def rescue_from_ended_runs(instance: dg.DagsterInstance, pipeline: Pipeline) -> 
     for run in ended:
         if run.status == dg.DagsterRunStatus.CANCELED:
             settle_terminated_run(pipeline, run)
-    return pipeline.states.rescue([run.run_id for run in ended])
+    return pipeline.backlog.rescue([run.run_id for run in ended])
 
 
 def launched_keys(instance: dg.DagsterInstance, keys: list[str]) -> dict[str, bool]:
@@ -114,7 +114,7 @@ def launched_keys(instance: dg.DagsterInstance, keys: list[str]) -> dict[str, bo
 
 def _ended(instance: dg.DagsterInstance, pipeline: Pipeline) -> list[dg.DagsterRun]:
     """Runs that hold uploads although they have ended."""
-    owners = pipeline.states.owners()
+    owners = pipeline.backlog.owners()
     if not owners:
         return []
     return list(instance.get_runs(dg.RunsFilter(run_ids=owners, statuses=list(ENDED_RUN))))

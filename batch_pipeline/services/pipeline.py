@@ -6,7 +6,9 @@ from functools import cached_property
 from batch_pipeline.database.session import open_database
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import Analyzer
+from batch_pipeline.services.backlog import Backlog
 from batch_pipeline.services.batch_progress import ProgressPublisher
+from batch_pipeline.services.batch_states import BatchStates
 from batch_pipeline.services.upload_states import UploadStates
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
@@ -21,6 +23,8 @@ class Pipeline:
         self.database = open_database(settings)
         self.publisher = ProgressPublisher(self.database, settings.redis_url)
         self.states = UploadStates(self.publisher, lease_seconds=settings.lease_seconds)
+        self.batches = BatchStates(self.publisher)
+        self.backlog = Backlog(self.publisher, lease_seconds=settings.lease_seconds)
 
     @cached_property
     def analyzer(self) -> Analyzer:

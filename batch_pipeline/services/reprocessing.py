@@ -1,6 +1,6 @@
 """Redoing one stage of work that is done, after a change of model or prompt.
 
-Chooses what is to be redone; how an upload is opened again stands in ``upload_states.py``, what is
+Chooses what is to be redone; how an upload is opened again stands in ``batch_states.py``, what is
 then done and what is left alone in ``upload_processing.py``. Old results stay, and are found by
 search, until the new ones are stored.
 """
@@ -15,7 +15,7 @@ from batch_pipeline.database.models import Stage, Upload, UploadBatch, UploadSta
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.services.batch_progress import BatchProgress
-from batch_pipeline.services.upload_states import REDOABLE_BATCH, UploadStates
+from batch_pipeline.services.batch_states import REDOABLE_BATCH, BatchStates
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ReopenedBatch:
 
 
 def reprocess(
-    database: Database, states: UploadStates, selection: Selection
+    database: Database, batches: BatchStates, selection: Selection
 ) -> Sequence[ReopenedBatch]:
     """Make the selected uploads pending again, a transaction per batch; oldest batch first.
 
@@ -52,7 +52,7 @@ def reprocess(
     _require_existing(database, selection)
     reopened = []
     for batch_id, upload_ids in _selected(database, selection):
-        result = states.redo(batch_id, selection.stage, upload_ids)
+        result = batches.redo(batch_id, selection.stage, upload_ids)
         if result and result[0]:
             reopened.append(ReopenedBatch(*result))
     if not reopened:

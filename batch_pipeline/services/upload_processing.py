@@ -25,17 +25,17 @@ from batch_pipeline.errors import (
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, refusal_reason, sniff
-from batch_pipeline.model_servers.base import Analyzer, CancelledCheck, never_cancelled
+from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.services.batch_progress import BatchProgress
 from batch_pipeline.services.claim_keeper import ClaimKeeper
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
+from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.upload_states import (
     Claim,
     SkippedUpload,
     StartedUpload,
-    UploadStates,
 )
-from batch_pipeline.storage import Storage, storage_error
+from batch_pipeline.storage import storage_error
 
 #: How long uploads rest after a service was found down, before a run tries again (seconds).
 OUTAGE_PAUSE_SECONDS = 20.0
@@ -89,20 +89,10 @@ Outcome = CompletedUpload | FailedUpload | SkippedUpload
 class UploadProcessor:
     """Works uploads one at a time per thread; any number of threads may share it."""
 
-    def __init__(
-        self,
-        states: UploadStates,
-        storage: Storage,
-        analyzer: Analyzer,
-        keeper: ClaimKeeper,
-        *,
-        max_attempts: int,
-    ) -> None:
-        self._states = states
-        self._storage = storage
-        self._analyzer = analyzer
+    def __init__(self, pipeline: Pipeline, keeper: ClaimKeeper) -> None:
+        self._pipeline = pipeline
+        self._states = pipeline.states
         self._keeper = keeper
-        self._max_attempts = max_attempts
 
     def process(
         self,
@@ -177,7 +167,7 @@ class UploadProcessor:
 
         vector: list[float] | None = None
         if describes or row.embedding_local is None or Stage.EMBEDDING in row.redo:
-            embedding = self._analyzer.embedding
+            embedding = self._pipeline.analyzer.embedding
             with _timed(report, "embed"):
                 [vector] = embedding.embed([report.description or ""], cancelled=cancelled)
             report.embedding_model = embedding.name
@@ -186,7 +176,7 @@ class UploadProcessor:
         )
 
     def _decode(self, path: str, report: UploadReport) -> MediaContent:
-        with _timed(report, "decode"), self._storage.open(path) as file:
+        with _timed(report, "decode"), self._pipeline.storage.open(path) as file:
             head = file.read(HEAD_BYTES)
             media_type = sniff(head)
             if media_type is None:
@@ -208,9 +198,9 @@ class UploadProcessor:
         except Exception as error:
             log.warning("no thumbnail of %r: %s", row.filename, error)
             return
-        path = self._storage.thumbnail_path(row.user_id, row.id)
+        path = self._pipeline.storage.thumbnail_path(row.user_id, row.id)
         with _timed(report, "thumbnail"):
-            self._storage.write(path, thumbnail)
+            self._pipeline.storage.write(path, thumbnail)
         report.thumbnail, report.thumbnail_path = thumbnail, path
         self._states.store_thumbnail(claim, path, report.seconds)
 
@@ -222,7 +212,7 @@ class UploadProcessor:
         report: UploadReport,
         cancelled: CancelledCheck,
     ) -> None:
-        vision = self._analyzer.vision
+        vision = self._pipeline.analyzer.vision
         with _timed(report, "describe"):
             description = vision.describe(
                 content.facts, content.frames, attempt=report.attempt, cancelled=cancelled
@@ -251,8 +241,8 @@ class UploadProcessor:
     def _give_up(
         self, claim: Claim, report: UploadReport, error: UploadError, retries_left: int
     ) -> Outcome:
-        may_pass = isinstance(error, TransientError)
-        will_retry = may_pass and retries_left > 0 and report.attempt < self._max_attempts
+        attempts_left = self._pipeline.settings.max_attempts - report.attempt
+        will_retry = isinstance(error, TransientError) and retries_left > 0 and attempts_left > 0
         try:
             if will_retry:
                 self._states.note_error(claim, error)
@@ -268,9 +258,9 @@ class UploadProcessor:
         self._states.release(started.claim)
         if self._states.exists(row.id):
             return SkippedUpload(row.id, "it was cancelled or taken away meanwhile", row.filename)
-        self._storage.remove_upload(row.user_id, row.id)
+        self._pipeline.storage.remove_upload(row.user_id, row.id)
         if row.batch_id:
-            self._states.settle_batch(row.batch_id)
+            self._pipeline.batches.settle_batch(row.batch_id)
         return SkippedUpload(row.id, "it was deleted meanwhile", row.filename)
 
     def _release_if_possible(

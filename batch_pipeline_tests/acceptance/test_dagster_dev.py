@@ -53,6 +53,7 @@ def dagster_dev(clone: Path) -> Iterator[RealStack]:
         process.wait(60)
 
 
+@pytest.mark.slow
 def test_dagster_dev_works_with_no_variable_set_and_runs_persist(clone):
     with dagster_dev(clone) as stack:
         submitted = stack.cli("submit", MEDIA / "fog.webp", "--wait")

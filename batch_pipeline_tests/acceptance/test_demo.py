@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
 from .conftest import clean_environment, wait_until
 
 
+@pytest.mark.slow
 def test_a_demo_that_is_terminated_takes_the_whole_stack_with_it(tmp_path):
     with (tmp_path / "demo.log").open("wb") as log:
         demo = subprocess.Popen(

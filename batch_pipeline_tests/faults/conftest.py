@@ -34,6 +34,13 @@ from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F
 PICTURES = ("fog.webp", "lighthouse.gif", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Faults are waited for: `make test-slow` runs them."""
+    for item in items:
+        if "faults" in Path(item.path).parts:
+            item.add_marker(pytest.mark.slow)
+
+
 def process_batch_of_the_environment(_database_url: str) -> dg.JobDefinition:
     """The job as a run worker builds it; the argument keeps Dagster from reusing another test's."""
     return build_definitions().resolve_job_def("process_batch")

@@ -49,9 +49,7 @@ def submitted(pipeline: Pipeline, *names: str) -> uuid.UUID:
 
 def work(pipeline: Pipeline, upload_id: uuid.UUID, *, retries_left: int = 1):
     with ClaimKeeper(pipeline.states, RUN, lease_seconds=120) as keeper:
-        processor = UploadProcessor(
-            pipeline.states, pipeline.storage, pipeline.analyzer, keeper, max_attempts=2
-        )
+        processor = UploadProcessor(pipeline, keeper)
         return processor.process(upload_id, RUN, retries_left=retries_left)
 
 
@@ -123,7 +121,7 @@ def test_14_a_commit_whose_reply_is_lost_is_counted_once(proxied, pipeline):
     # What the worker does next, and whoever comes after it:
     behind.states.release(claim)
     assert isinstance(behind.states.start(upload.id, "another"), SkippedUpload)
-    assert pipeline.states.rescue([RUN]).returned == 0
+    assert pipeline.backlog.rescue([RUN]).returned == 0
     assert upload_row(pipeline.database, upload.id).processing_status == "completed"
     assert counts(pipeline, batch_id)[1:] == (1, 1, 0)
 
@@ -174,7 +172,7 @@ def test_16_a_locked_row_holds_up_nobody_else(pipeline, settings):
             connection.execute(text(f"ALTER DATABASE {name} SET lock_timeout = '2s'"))
         pipeline.database.close()  # new connections give up on a lock instead of hanging the test
         pipeline.states.heartbeat(RUN, [claim])
-        assert pipeline.states.rescue().returned == 0
+        assert pipeline.backlog.rescue().returned == 0
         for upload in (held, other):
             token = claim if upload is held else started(pipeline, upload.id)
             pipeline.states.complete(token, embedding=VECTOR, model="m", seconds={})
@@ -274,11 +272,11 @@ def test_29_a_cancel_that_races_the_last_ending_leaves_one_of_the_two_and_right_
         batch_id = add_batch(pipeline.database, 1)
         [upload] = upload_rows(pipeline.database, batch_id)
         claim = started(pipeline, upload.id)
-        cancel = threading.Thread(target=pipeline.states.cancel_batch, args=[batch_id])
+        cancel = threading.Thread(target=pipeline.batches.cancel_batch, args=[batch_id])
         cancel.start()
         pipeline.states.complete(claim, embedding=VECTOR, model="m", seconds={})
         cancel.join(10)
-        pipeline.states.reconcile_batches()
+        pipeline.backlog.reconcile_batches()
         status, *numbers = counts(pipeline, batch_id)
         assert status in {"cancelled", "completed"}
         assert numbers == [1, 1, 0]

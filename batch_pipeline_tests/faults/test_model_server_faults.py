@@ -86,7 +86,7 @@ def test_row_23_while_the_server_is_down_no_run_is_launched_however_many_slices_
 
     assert "cannot be reached" in tick.skip_message
     assert tick.skip_message.count("cannot be reached") == 1
-    assert work.pipeline.states.owners() == []
+    assert work.pipeline.backlog.owners() == []
     model_server.start()
     assert len(work.tick().run_requests) == work.pipeline.settings.max_runs_in_flight
     assert_nothing_burned(work, batch_id)
@@ -176,7 +176,7 @@ def test_row_25_a_deadline_ends_the_call_and_the_lease_is_kept_meanwhile(
     def sweep_until_the_call_is_given_up():
         model_server.wait_for_calls(1)
         while not model_server.calls[0].client_left.wait(0.1):
-            rescued.append(work.pipeline.states.rescue().returned)
+            rescued.append(work.pipeline.backlog.rescue().returned)
 
     began = time.monotonic()
     with meanwhile(sweep_until_the_call_is_given_up):

@@ -132,7 +132,7 @@ def test_a_redo_that_fails_leaves_the_old_results_and_a_retry_redoes_it(done, mo
     assert work.counts(batch_id) == ("completed", 1, 1)
 
     model_server.play("vision", [])
-    work.pipeline.states.retry_batch(batch_id)
+    work.pipeline.batches.retry_batch(batch_id)
     work.run_what_is_asked_for()
     assert len(model_server.calls_of("vision")) == 2
     assert work.column(batch_id, "regeneration_count") == [1, 0]

@@ -240,9 +240,9 @@ def test_7_after_a_kill_that_nobody_reports_the_lease_tells_and_the_run_is_close
 ):
     stack = open_stack()
     batch_id, worker = kill_in_upload_2_of_5(stack, model_server)
-    assert stack.pipeline.states.rescue().returned == 0, "rescued before the lease was over"
+    assert stack.pipeline.backlog.rescue().returned == 0, "rescued before the lease was over"
     seconds = wait_until(
-        lambda: stack.pipeline.states.rescue().returned, "the lease is over", 3 * LEASE
+        lambda: stack.pipeline.backlog.rescue().returned, "the lease is over", 3 * LEASE
     )
     print(f"returned {seconds:.2f} s after the kill, lease {LEASE} s")
     stack.finish(batch_id)
@@ -300,7 +300,7 @@ def test_9_a_worker_that_was_stopped_past_its_lease_writes_nothing(open_stack, m
     stale = stack.start()
     wait_until(lambda: model_server.calls_of("vision"), "the call")
     stale.send(signal.SIGSTOP)
-    wait_until(lambda: stack.pipeline.states.rescue().returned, "the lease is over")
+    wait_until(lambda: stack.pipeline.backlog.rescue().returned, "the lease is over")
     model_server.latency_seconds = 0
     [fresh] = stack.tick()
     assert fresh.wait() == 0
@@ -358,7 +358,7 @@ def test_10_terminate_stops_the_call_and_cancels_the_batch_which_nobody_touches_
     assert_left_alone(stack, batch_id, ["pending", "pending"])
 
     model_server.latency_seconds = 0
-    stack.pipeline.states.retry_batch(batch_id)
+    stack.pipeline.batches.retry_batch(batch_id)
     settle_terminated_run(stack.pipeline, stack.run(worker.run_id))  # a sensor that comes late
     stack.finish(batch_id)
     assert stack.counts(batch_id) == ("completed", 2, 0)
@@ -371,14 +371,14 @@ def test_29_cancel_stops_the_call_within_2_s_and_no_other_begins(open_stack, mod
     worker = stack.start()
     wait_until(lambda: model_server.calls_of("vision"), "the call")
     begin = time.monotonic()
-    stack.pipeline.states.cancel_batch(batch_id)
+    stack.pipeline.batches.cancel_batch(batch_id)
     assert model_server.calls_of("vision")[0].client_left.wait(2), "the model call went on"
     print(f"the call stopped after {time.monotonic() - begin:.2f} s")
     worker.wait()
     assert len(model_server.calls_of("vision")) == 1
     assert_left_alone(stack, batch_id, ["pending"] * 5)
     model_server.latency_seconds = 0
-    stack.pipeline.states.retry_batch(batch_id)
+    stack.pipeline.batches.retry_batch(batch_id)
     stack.finish(batch_id)
     assert stack.counts(batch_id) == ("completed", 5, 0)
 
@@ -440,11 +440,11 @@ def test_18_a_worker_whose_clock_is_an_hour_off_is_not_taken_for_dead(open_stack
     def is_renewed() -> bool:
         [row] = upload_rows(stack.pipeline.database, batch_id)
         assert row.heartbeat_at - row.created_at < timedelta(minutes=10)
-        assert stack.pipeline.states.rescue().returned == 0
+        assert stack.pipeline.backlog.rescue().returned == 0
         return row.heartbeat_at - first.heartbeat_at > timedelta(seconds=LEASE)
 
     wait_until(is_renewed, "the heartbeat is renewed for longer than a lease")
-    assert not stack.pipeline.states.run_is_silent(worker.run_id)
+    assert not stack.pipeline.backlog.run_is_silent(worker.run_id)
 
 
 def test_2_two_sensors_ask_for_the_same_run_by_the_same_key(open_stack):

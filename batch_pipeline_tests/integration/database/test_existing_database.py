@@ -117,9 +117,7 @@ def finish(pipeline: Pipeline) -> None:
     """What a run does with each slice."""
     open_slices(pipeline.database, 250)
     with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
-        processor = UploadProcessor(
-            pipeline.states, pipeline.storage, pipeline.analyzer, keeper, max_attempts=1
-        )
+        processor = UploadProcessor(pipeline, keeper)
         for slice_ in waiting_slices(pipeline.database):
             loaded = pipeline.states.load_batch(
                 slice_.batch_id, "run", slice_number=slice_.number, limit=250
@@ -140,7 +138,7 @@ def test_open_batches_are_finished_with_right_counters_and_the_api_goes_on(
 
     pipeline = open_pipeline(change(database_url=api.url))
     pipeline.storage.put(MEDIA / "fog.webp", "source/fog.webp")
-    assert pipeline.states.rescue().returned == 2
+    assert pipeline.backlog.rescue().returned == 2
     fresh = api.add_batch("pending", 1)
     api.add_upload(fresh)
     finish(pipeline)
@@ -158,7 +156,7 @@ def test_moments_without_a_time_zone_are_kept_as_utc(api, change, open_pipeline)
     pipeline = open_pipeline(change(database_url=api.url))
     batch_id = api.add_batch("pending", 1)
     in_work = api.add_upload(batch_id, "analyzing", "1 minute")
-    assert pipeline.states.rescue().returned == 0, "a minute is not a lease"
+    assert pipeline.backlog.rescue().returned == 0, "a minute is not a lease"
     pipeline.states.load_batch(batch_id, "run", limit=1)
     assert in_work
     off = api.connection.execute(
@@ -173,9 +171,9 @@ def test_an_upload_without_a_batch_is_adopted(api, change, open_pipeline):
     upgrade(api.url)
     pipeline = open_pipeline(change(database_url=api.url))
     api.add_upload(None)
-    assert pipeline.states.adopt() == 0, "the API may be about to name its batch"
+    assert pipeline.backlog.adopt() == 0, "the API may be about to name its batch"
     api.connection.execute("UPDATE uploads SET created_at = created_at - interval '10 minutes'")
-    assert pipeline.states.adopt() == 1
+    assert pipeline.backlog.adopt() == 1
 
 
 def test_nothing_is_rewritten_and_writers_go_on_while_indexes_are_built(api):

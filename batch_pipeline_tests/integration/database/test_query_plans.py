@@ -124,9 +124,9 @@ def test_a_batch_is_worked_without_reading_a_table_through(full_pipeline, plans)
     states.release(three)
     states.exists(first.id)
     states.release_run("run")
-    states.settle_batch(batch_id)
-    states.retry_batch(batch_id)
-    states.cancel_batch(batch_id)
+    full_pipeline.batches.settle_batch(batch_id)
+    full_pipeline.batches.retry_batch(batch_id)
+    full_pipeline.batches.cancel_batch(batch_id)
     assert_no_sequential_scan(plans)
 
 
@@ -134,17 +134,17 @@ def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, pla
     dispatch.open_slices(full_pipeline.database, 250)
     waiting = dispatch.waiting_slices(full_pipeline.database)
     assert waiting
-    states = full_pipeline.states
-    states.rescue(["ended"])
-    states.owners()
-    states.run_is_silent("run")
-    states.left_behind(waiting[0].batch_id, "run", waiting[0].number)
-    states.open_slices_anew([(waiting[0].batch_id, waiting[0].number)])
-    states.note_died_run(waiting[0].batch_id, "reason")
-    states.retry_due()
-    states.adopt()
-    states.overdue()
-    states.reconcile_batches()
+    backlog = full_pipeline.backlog
+    backlog.rescue(["ended"])
+    backlog.owners()
+    backlog.run_is_silent("run")
+    backlog.left_behind(waiting[0].batch_id, "run", waiting[0].number)
+    backlog.open_slices_anew([(waiting[0].batch_id, waiting[0].number)])
+    backlog.note_died_run(waiting[0].batch_id, "reason")
+    backlog.retry_due()
+    backlog.adopt()
+    backlog.overdue()
+    backlog.reconcile_batches()
     assert_no_sequential_scan(plans)
 
 

@@ -111,7 +111,7 @@ def test_l3_a_cancel_takes_effect_before_the_next_upload(served_runner, model_se
 
     def cancel_during_the_first_call():
         model_server.wait_for_calls(1)
-        served_runner.pipeline.states.cancel_batch(batch_id)
+        served_runner.pipeline.batches.cancel_batch(batch_id)
         cancelled.set()
 
     model_server.latency_seconds = 5
@@ -138,7 +138,7 @@ def test_l4_the_batch_becomes_processing_and_keeps_its_first_start(runner, messa
     ]
     assert [p["status"] for p in progress][:2] == ["pending", "processing"]
 
-    runner.pipeline.states.retry_batch(batch_id)
+    runner.pipeline.batches.retry_batch(batch_id)
     runner.run(batch_id)
     assert batch_row(runner.pipeline.database, batch_id).started_at == first_start
 
@@ -206,7 +206,7 @@ def test_l7_a_resumed_batch_does_not_count_twice(served_runner, model_server):
     batch_id = served_runner.submit("fog.webp", "lighthouse.gif")
     served_runner.run(batch_id)
     assert counts(served_runner, batch_id) == ("completed", 2, 1, 1)
-    served_runner.pipeline.states.retry_batch(batch_id)
+    served_runner.pipeline.batches.retry_batch(batch_id)
     assert counts(served_runner, batch_id) == ("processing", 1, 1, 0)
     served_runner.run(batch_id)
     assert counts(served_runner, batch_id) == ("completed", 2, 2, 0)
@@ -419,7 +419,7 @@ def test_l14_a_batch_with_open_uploads_is_never_completed(runner):
         connection.execute(
             update(UploadBatch).where(UploadBatch.id == batch_id).values(total_uploads=1)
         )
-    runner.pipeline.states.reconcile_batches()
+    runner.pipeline.backlog.reconcile_batches()
     assert counts(runner, batch_id)[0] == "processing"
 
 

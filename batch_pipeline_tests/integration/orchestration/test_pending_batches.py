@@ -132,7 +132,7 @@ def test_the_number_of_runs_in_flight_is_limited(daemon_of, instance):
 def test_new_work_goes_before_retried_work(daemon_of):
     daemon = daemon_of(max_runs_in_flight=1)
     retried = add_batch(daemon.pipeline.database, [{"processing_status": "failed"}])
-    daemon.pipeline.states.retry_batch(retried)
+    daemon.pipeline.batches.retry_batch(retried)
     new = add_batch(daemon.pipeline.database, 1)
     assert batches_of(daemon.tick()) == [str(new)]
 
@@ -142,7 +142,7 @@ def test_a_retry_is_a_new_slice_with_its_reason(daemon_of):
     batch_id = add_batch(
         daemon.pipeline.database, [{"processing_status": "failed", "slice": 1}], slices=1
     )
-    daemon.pipeline.states.retry_batch(batch_id)
+    daemon.pipeline.batches.retry_batch(batch_id)
     [request] = daemon.tick().run_requests
     assert (request.run_key, request.tags[REASON_TAG]) == (f"{batch_id}/2", "retry")
 

@@ -81,7 +81,7 @@ def test_a_run_that_was_terminated_before_it_began_cancels_its_batch_until_a_ret
     evaluate(definitions, instance, pipeline, name, run, "PIPELINE_CANCELED")
     assert batch_row(pipeline.database, batch_id).status == "cancelled"
     assert {row.owner_run_id for row in upload_rows(pipeline.database, batch_id)} == {None}
-    pipeline.states.retry_batch(batch_id)
+    pipeline.batches.retry_batch(batch_id)
     evaluate(definitions, instance, pipeline, name, run, "PIPELINE_CANCELED")
     assert batch_row(pipeline.database, batch_id).status == "pending", "cancelled a second time"
 

@@ -10,14 +10,10 @@ from sqlalchemy import func, insert, text, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.errors import PermanentError, TransientError
+from batch_pipeline.services.backlog import MAX_DEATHS, MAX_DIED_RUNS
 from batch_pipeline.services.dispatch import open_slices, waiting_slices
 from batch_pipeline.services.leftovers import remove_leftovers
-from batch_pipeline.services.upload_states import (
-    MAX_DEATHS,
-    MAX_DIED_RUNS,
-    RETRY_DELAYS,
-    StartedUpload,
-)
+from batch_pipeline.services.upload_states import RETRY_DELAYS, StartedUpload
 from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_row, upload_rows
 
 
@@ -51,7 +47,7 @@ def test_an_upload_in_work_when_its_worker_died_every_time_is_failed_and_counted
     killer, sibling = upload_rows(pipeline.database, batch_id)
     for death in range(1, MAX_DEATHS + 1):
         started(pipeline, killer.id, f"run-{death}")
-        rescue = pipeline.states.rescue([f"run-{death}"])
+        rescue = pipeline.backlog.rescue([f"run-{death}"])
         assert (rescue.returned, rescue.quarantined) == ((1, 0) if death < MAX_DEATHS else (0, 1))
     row = upload_row(pipeline.database, killer.id)
     assert (row.processing_status, row.error_kind) == ("failed", "killed_worker")
@@ -68,7 +64,7 @@ def test_an_upload_that_was_only_reserved_is_not_blamed_for_its_workers_death(pi
     batch_id = add_batch(pipeline.database, 1)
     for death in range(MAX_DEATHS + 1):
         pipeline.states.load_batch(batch_id, f"run-{death}", limit=1)
-        assert pipeline.states.rescue([f"run-{death}"]).returned == 1
+        assert pipeline.backlog.rescue([f"run-{death}"]).returned == 1
     assert upload_rows(pipeline.database, batch_id)[0].deaths == 0
 
 
@@ -77,7 +73,7 @@ def test_an_attempt_that_ends_in_any_way_clears_the_blame(pipeline, ending):
     batch_id = add_batch(pipeline.database, 1)
     [upload] = upload_rows(pipeline.database, batch_id)
     started(pipeline, upload.id, "dead")
-    pipeline.states.rescue(["dead"])
+    pipeline.backlog.rescue(["dead"])
     assert upload_row(pipeline.database, upload.id).deaths == 1
     claim = started(pipeline, upload.id)
     arguments = [] if ending == "release" else [TransientError("kind", "reason")]
@@ -90,7 +86,7 @@ def test_what_was_in_work_when_its_worker_died_gets_a_run_of_its_own(pipeline):
     for upload in upload_rows(pipeline.database, batch_id)[:2]:
         started(pipeline, upload.id, "dead")
     pipeline.states.load_batch(batch_id, "dead", limit=5)
-    pipeline.states.rescue(["dead"])
+    pipeline.backlog.rescue(["dead"])
     open_slices(pipeline.database, 250)
     assert [slice_.uploads for slice_ in waiting_slices(pipeline.database)] == [3, 1, 1]
 
@@ -101,7 +97,7 @@ def test_an_upload_that_waits_for_its_next_attempt_keeps_its_lease(pipeline):
     pipeline.states.note_error(started(pipeline, upload.id), TransientError("kind", "reason"))
     change(pipeline, upload.id, heartbeat_at=ago("1 day"))
     pipeline.states.heartbeat("run", [])
-    assert pipeline.states.rescue().returned == 0
+    assert pipeline.backlog.rescue().returned == 0
     assert upload_row(pipeline.database, upload.id).owner_run_id == "run"
 
 
@@ -112,10 +108,10 @@ def test_transient_failures_are_opened_again_after_each_delay_and_then_never(pip
         pipeline.states.fail(started(pipeline, upload.id), TransientError("busy", "busy"))
         row = upload_row(pipeline.database, upload.id)
         assert (row.retry_at - row.updated_at).total_seconds() == delay
-        assert pipeline.states.retry_due() == 0, "before its time"
+        assert pipeline.backlog.retry_due() == 0, "before its time"
         change(pipeline, upload.id, retry_at=ago("1 second"))
-        assert pipeline.states.overdue()["uploads to retry"] == 1
-        assert pipeline.states.retry_due() == 1
+        assert pipeline.backlog.overdue()["uploads to retry"] == 1
+        assert pipeline.backlog.retry_due() == 1
         row = upload_row(pipeline.database, upload.id)
         assert (row.processing_status, row.retries, row.attempts) == ("pending", number + 1, 0)
         assert counts(pipeline, batch_id)[1:] == (0, 0, 0)
@@ -130,8 +126,8 @@ def test_permanent_failures_and_those_of_cancelled_batches_are_not_opened_again(
     assert upload_row(pipeline.database, permanent.id).retry_at is None
     pipeline.states.fail(started(pipeline, transient.id), TransientError("busy", "busy"))
     change(pipeline, transient.id, retry_at=ago("1 second"))
-    pipeline.states.cancel_batch(batch_id)
-    assert pipeline.states.retry_due() == 0
+    pipeline.batches.cancel_batch(batch_id)
+    assert pipeline.backlog.retry_due() == 0
 
 
 def test_a_person_who_retries_starts_the_count_anew(pipeline):
@@ -139,7 +135,7 @@ def test_a_person_who_retries_starts_the_count_anew(pipeline):
     [upload] = upload_rows(pipeline.database, batch_id)
     pipeline.states.fail(started(pipeline, upload.id), TransientError("busy", "busy"))
     change(pipeline, upload.id, retries=3, retry_at=None)
-    pipeline.states.retry_batch(batch_id)
+    pipeline.batches.retry_batch(batch_id)
     row = upload_row(pipeline.database, upload.id)
     assert (row.retries, row.retry_at, row.processing_status) == (0, None, "pending")
 
@@ -163,8 +159,8 @@ def test_waiting_uploads_without_a_batch_get_one_per_user_by_one_of_two_sweeps(p
     for user_id in (USER, USER, other):
         add_upload_without_batch(pipeline, user_id, created_at=ago("1 hour"))
     add_upload_without_batch(pipeline, USER)
-    assert pipeline.states.overdue()["uploads without a batch"] == 3
-    assert sorted(twice_at_once(pipeline.states.adopt)) == [0, 3]
+    assert pipeline.backlog.overdue()["uploads without a batch"] == 3
+    assert sorted(twice_at_once(pipeline.backlog.adopt)) == [0, 3]
     with pipeline.database.transaction() as connection:
         batches = connection.execute(
             text("SELECT user_id, total_uploads, status FROM upload_batches")
@@ -180,7 +176,7 @@ def test_two_sweeps_at_once_open_a_due_upload_once(pipeline):
         processed_uploads=20,
         failed_uploads=20,
     )
-    assert sum(twice_at_once(pipeline.states.retry_due)) == 20
+    assert sum(twice_at_once(pipeline.backlog.retry_due)) == 20
     assert {row.retries for row in upload_rows(pipeline.database, batch_id)} == {1}
     assert counts(pipeline, batch_id) == ("processing", 0, 0, 0)
 
@@ -189,7 +185,7 @@ def test_two_sweeps_at_once_count_a_death_once(pipeline):
     batch_id = add_batch(pipeline.database, 8)
     for upload in upload_rows(pipeline.database, batch_id):
         started(pipeline, upload.id, "dead")
-    rescues = twice_at_once(lambda: pipeline.states.rescue(["dead"]))
+    rescues = twice_at_once(lambda: pipeline.backlog.rescue(["dead"]))
     assert sum(rescue.returned for rescue in rescues) == 8
     assert {row.deaths for row in upload_rows(pipeline.database, batch_id)} == {1}
 
@@ -200,21 +196,21 @@ def test_only_batches_whose_counters_are_wrong_are_recounted(pipeline):
     change_batch = update(UploadBatch).where(UploadBatch.id == wrong)
     with pipeline.database.transaction() as connection:
         connection.execute(change_batch.values(processed_uploads=5, successful_uploads=5))
-    assert [batch.batch_id for batch in pipeline.states.reconcile_batches()] == [wrong]
+    assert [batch.batch_id for batch in pipeline.backlog.reconcile_batches()] == [wrong]
     assert counts(pipeline, wrong) == ("processing", 1, 0, 1)
-    assert pipeline.states.reconcile_batches() == []
+    assert pipeline.backlog.reconcile_batches() == []
     assert batch_row(pipeline.database, right).status == "pending"
 
 
 def test_a_batch_whose_runs_die_again_and_again_is_failed_with_the_reason(pipeline):
     batch_id = add_batch(pipeline.database, 2)
     for _ in range(MAX_DIED_RUNS - 1):
-        assert pipeline.states.note_died_run(batch_id, "exit code 139") is None
-    assert pipeline.states.note_died_run(batch_id, "exit code 139").status == "failed"
+        assert pipeline.backlog.note_died_run(batch_id, "exit code 139") is None
+    assert pipeline.backlog.note_died_run(batch_id, "exit code 139").status == "failed"
     assert batch_row(pipeline.database, batch_id).error_message == (
         "10 runs died one after the other; the last one: exit code 139"
     )
-    pipeline.states.retry_batch(batch_id)
+    pipeline.batches.retry_batch(batch_id)
     row = batch_row(pipeline.database, batch_id)
     assert (row.status, row.error_message, row.died_runs) == ("pending", None, 0)
 
@@ -222,7 +218,7 @@ def test_a_batch_whose_runs_die_again_and_again_is_failed_with_the_reason(pipeli
 def test_an_upload_that_ends_shows_that_runs_of_the_batch_do_not_only_die(pipeline):
     batch_id = add_batch(pipeline.database, 2)
     upload, _ = upload_rows(pipeline.database, batch_id)
-    pipeline.states.note_died_run(batch_id, "killed")
+    pipeline.backlog.note_died_run(batch_id, "killed")
     pipeline.states.fail(started(pipeline, upload.id), PermanentError("truncated", "cut"))
     assert batch_row(pipeline.database, batch_id).died_runs == 0
 

@@ -101,8 +101,8 @@ def test_rescue_returns_uploads_of_ended_runs_and_of_expired_leases_alone(pipeli
     started(pipeline, expired.id, "silent")
     expire(pipeline, expired.id)
 
-    assert pipeline.states.rescue(["ended"]).returned == 2
-    assert pipeline.states.rescue(["ended"]).returned == 0
+    assert pipeline.backlog.rescue(["ended"]).returned == 2
+    assert pipeline.backlog.rescue(["ended"]).returned == 0
     rows = upload_rows(pipeline.database, batch_id)
     assert [row.processing_status for row in rows] == ["analyzing", *["pending"] * 3]
     assert [row.dispatch_reason for row in rows] == ["new", "rescue", "rescue", "new"]
@@ -117,7 +117,7 @@ def test_rescue_returns_uploads_that_a_worker_without_claims_left_in_work(pipeli
             .where(Upload.id != fresh.id)
             .values(updated_at=func.now() - text("interval '1 day'"))
         )
-    assert pipeline.states.rescue().returned == 1
+    assert pipeline.backlog.rescue().returned == 1
     assert upload_row(pipeline.database, fresh.id).processing_status == "analyzing"
 
 
@@ -130,7 +130,7 @@ def test_heartbeats_keep_reservations_and_held_claims_alive_but_not_lost_ones(pi
     for upload in (reserved, held, forgotten):
         expire(pipeline, upload.id)
     pipeline.states.heartbeat(RUN, [claim])
-    assert pipeline.states.rescue().returned == 1
+    assert pipeline.backlog.rescue().returned == 1
     assert upload_row(pipeline.database, forgotten.id).owner_run_id is None
 
 
@@ -212,13 +212,13 @@ def make_move(pipeline, batch_id, upload, action, claims):
             case "release" if claim:
                 states.release(claim)
             case "rescue":
-                states.rescue([RUN])
+                pipeline.backlog.rescue([RUN])
             case "retry":
-                states.retry_batch(batch_id)
+                pipeline.batches.retry_batch(batch_id)
             case "delete":
                 with pipeline.database.transaction() as connection:
                     connection.execute(delete(Upload).where(Upload.id == upload.id))
-                states.settle_batch(batch_id)
+                pipeline.batches.settle_batch(batch_id)
             case "add":
                 with pipeline.database.transaction() as connection:
                     connection.execute(
@@ -229,7 +229,7 @@ def make_move(pipeline, batch_id, upload, action, claims):
                         ),
                         {"id": batch_id},
                     )
-                states.settle_batch(batch_id)
+                pipeline.batches.settle_batch(batch_id)
     except ClaimLostError:
         claims.pop(upload.id, None)
 
@@ -248,16 +248,16 @@ def test_a_cancelled_batch_stays_cancelled_whatever_ends_in_it(pipeline):
     batch_id = add_batch(pipeline.database, 2)
     first, second = (started(pipeline, row.id) for row in upload_rows(pipeline.database, batch_id))
     complete(pipeline, first.claim)
-    pipeline.states.cancel_batch(batch_id)
+    pipeline.batches.cancel_batch(batch_id)
     complete(pipeline, second.claim)
-    pipeline.states.reconcile_batches()
+    pipeline.backlog.reconcile_batches()
     assert batch_row(pipeline.database, batch_id).status == "cancelled"
 
 
 def test_retry_reopens_a_cancelled_batch(pipeline):
     batch_id = add_batch(pipeline.database, 1)
-    pipeline.states.cancel_batch(batch_id)
-    pipeline.states.retry_batch(batch_id)
+    pipeline.batches.cancel_batch(batch_id)
+    pipeline.batches.retry_batch(batch_id)
     assert batch_row(pipeline.database, batch_id).status == "pending"
 
 
@@ -269,5 +269,5 @@ def test_a_batch_left_processing_with_wrong_counters_is_put_right_and_ended(pipe
         processed_uploads=7,
         successful_uploads=7,
     )
-    pipeline.states.reconcile_batches()
+    pipeline.backlog.reconcile_batches()
     assert_counters_equal_a_recount(pipeline, batch_id)

@@ -1,0 +1,212 @@
+"""What all transitions are made of: counting, settling, releasing and announcing.
+
+Functions on an open connection, called by `UploadStates`, `BatchStates` and `Backlog`: the only
+code that changes a status or a counter. The rules that hold for all three:
+
+- A method is one transaction. The counters and the status of a batch change in the transaction of
+  the upload that causes it.
+- Rows are locked in the order uploads (by id), then batch, so that no two transactions can wait for
+  each other.
+
+Drawn in ``docs/state_machine.md``.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, func, select, update
+
+from batch_pipeline.database.models import (
+    OPEN_BATCH,
+    BatchStatus,
+    Upload,
+    UploadBatch,
+    UploadStatus,
+)
+from batch_pipeline.database.session import AnyRow
+from batch_pipeline.errors import KindedError, PipelineError
+from batch_pipeline.services.batch_progress import (
+    Announcer,
+    BatchProgress,
+    FileProgress,
+    FileStatus,
+)
+
+#: Percentage of each stage reached, in messages about one file.
+STARTED, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
+
+
+def count_end(
+    connection: Connection, batch_id: uuid.UUID, *, successful: int = 0, failed: int = 0
+) -> BatchProgress | None:
+    """Add uploads that have ended to a batch's counters (or take them off); may end or reopen it.
+
+    Returns None if the batch is gone.
+    """
+    progress = updated_batch_or_none(
+        connection,
+        update(UploadBatch)
+        .where(UploadBatch.id == batch_id)
+        .values(
+            processed_uploads=UploadBatch.processed_uploads + successful + failed,
+            successful_uploads=UploadBatch.successful_uploads + successful,
+            failed_uploads=UploadBatch.failed_uploads + failed,
+            died_runs=0 if successful + failed > 0 else UploadBatch.died_runs,
+            updated_at=func.now(),
+        ),
+    )
+    if progress is None:
+        return None
+    # Counting all uploads is left to the few transitions that may end or reopen the batch.
+    looks_ended = progress.processed >= progress.total
+    if looks_ended == (progress.status == BatchStatus.COMPLETED):
+        return progress
+    return settle(connection, batch_id)
+
+
+def settle(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
+    """Recount a batch that exists, and end or reopen it accordingly."""
+    # The batch is locked before its uploads are counted: a transition that has changed its
+    # upload but not yet the batch waits here, and adds itself to the recount.
+    status = connection.execute(
+        select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
+    ).scalar_one()
+    counts = recount(connection, batch_id)
+    processed = counts.successful + counts.failed
+    # A pending batch without uploads is one that somebody is still filling.
+    has_ended = processed == counts.total and (counts.total or status != BatchStatus.PENDING)
+    values: dict[str, Any] = {}
+    if status in OPEN_BATCH and has_ended:
+        values = {"status": BatchStatus.COMPLETED, "completed_at": func.now()}
+    elif status == BatchStatus.COMPLETED and not has_ended:
+        values = {"status": BatchStatus.PROCESSING, "completed_at": None}
+    return updated_batch(
+        connection,
+        update(UploadBatch)
+        .where(UploadBatch.id == batch_id)
+        .values(
+            total_uploads=counts.total,
+            processed_uploads=processed,
+            successful_uploads=counts.successful,
+            failed_uploads=counts.failed,
+            updated_at=func.now(),
+            **values,
+        ),
+    )
+
+
+def settle_all(transaction: Announcer, batch_ids: Iterable[uuid.UUID]) -> None:
+    """Settle batches in the order of their ids, and announce each."""
+    for batch_id in sorted(batch_ids):
+        progress = settle(transaction.connection, batch_id)
+        transaction.announce(progress, progress.user_id)
+
+
+def reopen(
+    connection: Connection,
+    batch_id: uuid.UUID,
+    *,
+    upload_ids: Sequence[uuid.UUID],
+    reason: str,
+) -> int:
+    """Open failed uploads of a batch again, all or the named ones; returns how many."""
+    failed: Select[uuid.UUID] = select(Upload.id).where(
+        Upload.batch_id == batch_id, Upload.processing_status == UploadStatus.FAILED
+    )
+    if upload_ids:
+        failed = failed.where(Upload.id.in_(upload_ids))
+    locked = list(connection.scalars(failed.order_by(Upload.id).with_for_update()))
+    return release_rows(
+        connection, Upload.id.in_(locked), reason=reason, attempts=0, deaths=0, retries=0
+    )
+
+
+def recount(connection: Connection, batch_id: uuid.UUID) -> AnyRow:
+    """Count a batch's uploads: ``total``, ``successful`` and ``failed``."""
+    status = Upload.processing_status
+    return connection.execute(
+        select(
+            func.count().label("total"),
+            func.count().filter(status == UploadStatus.COMPLETED).label("successful"),
+            func.count().filter(status == UploadStatus.FAILED).label("failed"),
+        ).where(Upload.batch_id == batch_id)
+    ).one()
+
+
+def release_rows(connection: Connection, condition: Any, **values: Any) -> int:
+    """Hand uploads back that are not completed; ``reason`` is why they are dispatched again."""
+    reason = values.pop("reason", None)
+    if reason:
+        values["dispatch_reason"] = reason
+    return reset_rows(
+        connection, and_(condition, Upload.processing_status != UploadStatus.COMPLETED), **values
+    )
+
+
+def reset_rows(connection: Connection, condition: Any, **values: Any) -> int:
+    """Make uploads pending, in no slice and held by nobody; returns how many."""
+    result = connection.execute(
+        update(Upload)
+        .where(condition)
+        .values(
+            processing_status=UploadStatus.PENDING,
+            owner_run_id=None,
+            slice=None,
+            heartbeat_at=None,
+            retry_at=None,
+            updated_at=func.now(),
+            **values,
+        )
+    )
+    return int(result.rowcount)
+
+
+def announce_file(transaction: Announcer, row: AnyRow, percentage: int, status: FileStatus) -> None:
+    """Announce where an upload stands."""
+    message = FileProgress(row.batch_id, row.id, row.filename, row.file_size, percentage, status)
+    transaction.announce(message, row.user_id)
+
+
+def percentage_reached(row: AnyRow) -> int:
+    """Percentage of the last stage whose result is stored."""
+    if row.description:
+        return DESCRIPTION_STORED
+    return THUMBNAIL_STORED if row.thumbnail_path else STARTED
+
+
+def updated_batch_or_none(connection: Connection, statement: Any) -> BatchProgress | None:
+    """Execute an update of at most one batch, and return what it is then."""
+    row = connection.execute(statement.returning(*PROGRESS)).one_or_none()
+    return BatchProgress(*row) if row else None
+
+
+def updated_batch(connection: Connection, statement: Any) -> BatchProgress:
+    """Execute an update of a batch that exists, and return what it is then."""
+    return BatchProgress(*connection.execute(statement.returning(*PROGRESS)).one())
+
+
+def seconds(number: float) -> Any:
+    """An interval of the database."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, number)
+
+
+def noted(error: PipelineError | None) -> dict[str, str]:
+    """Columns that keep the reason of an error; none without one."""
+    if error is None:
+        return {}
+    kind = error.kind if isinstance(error, KindedError) else "configuration"
+    # PostgreSQL text cannot hold NUL.
+    return {"error_kind": kind, "error_message": str(error).replace("\0", "�")}
+
+
+#: In the order of the fields of `BatchProgress`.
+PROGRESS = (
+    UploadBatch.id,
+    UploadBatch.user_id,
+    UploadBatch.status,
+    UploadBatch.total_uploads,
+    UploadBatch.processed_uploads,
+    UploadBatch.successful_uploads,
+    UploadBatch.failed_uploads,
+)
