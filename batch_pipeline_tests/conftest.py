@@ -14,29 +14,28 @@ from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
 from batch_pipeline.testing.databases import DatabaseServer
 
+#: A server to use instead of an embedded one.
+TEST_DATABASE_URL = f"{ENVIRONMENT_PREFIX}TEST_DATABASE_URL"
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the files of this session to itself.
+    """Forget the settings of this machine, and keep the files of this session to itself.
 
     As root, a second session closes the folder that all share to the user of the first one's
     embedded servers.
     """
+    for name in list(os.environ):
+        if name.startswith((ENVIRONMENT_PREFIX, "DAGSTER_")) and name != TEST_DATABASE_URL:
+            del os.environ[name]
     if config.option.basetemp is None and "PYTEST_XDIST_WORKER" not in os.environ:
         config.option.basetemp = folder = tempfile.mkdtemp(prefix="batch_pipeline_tests_")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-@pytest.fixture(autouse=True)
-def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith((ENVIRONMENT_PREFIX, "DAGSTER_")):
-            monkeypatch.delenv(name)
-
-
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The server of `BATCH_PIPELINE_TEST_DATABASE_URL`, or an embedded one for all workers."""
-    given = os.environ.get(f"{ENVIRONMENT_PREFIX}TEST_DATABASE_URL")
+    given = os.environ.get(TEST_DATABASE_URL)
     if given:
         return given
     root = tmp_path_factory.getbasetemp()
