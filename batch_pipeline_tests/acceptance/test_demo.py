@@ -10,6 +10,13 @@ import pytest
 from .conftest import clean_environment, wait_until
 
 
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended since it was listed
+        return ""
+
+
 @pytest.mark.slow
 def test_a_demo_that_is_terminated_takes_the_whole_stack_with_it(tmp_path):
     with (tmp_path / "demo.log").open("wb") as log:
@@ -22,7 +29,7 @@ def test_a_demo_that_is_terminated_takes_the_whole_stack_with_it(tmp_path):
 
     def daemon_runs():
         children = psutil.Process(demo.pid).children(recursive=True)
-        return children if any("_daemon" in " ".join(c.cmdline()) for c in children) else None
+        return children if any("_daemon" in command_of(child) for child in children) else None
 
     children = wait_until(daemon_runs, "the stack starts")
     demo.send_signal(signal.SIGTERM)

@@ -17,7 +17,7 @@ from .conftest import failures
 
 
 def redo(work, stage, **selected):
-    return reprocess(work.pipeline.database, work.pipeline.states, Selection(stage, **selected))
+    return reprocess(work.pipeline.database, work.pipeline.batches, Selection(stage, **selected))
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_the_model_that_is_looked_at_is_that_of_the_stage_and_none_is_another(
     models = ["new", "old", None]
     batch_id, (new, old, none) = done_batch(pipeline, [{column: model} for model in models])
 
-    reprocess(pipeline.database, pipeline.states, Selection(stage, model_not="new"))
+    reprocess(pipeline.database, pipeline.batches, Selection(stage, model_not="new"))
 
     rows = {row.id: row for row in upload_rows(pipeline.database, batch_id)}
     assert rows[new].processing_status == "completed"
@@ -183,7 +183,7 @@ def test_only_completed_uploads_of_batches_that_are_not_cancelled_are_redone(pip
         status="processing",
     )
 
-    [reopened] = reprocess(pipeline.database, pipeline.states, Selection(Stage.EMBEDDING))
+    [reopened] = reprocess(pipeline.database, pipeline.batches, Selection(Stage.EMBEDDING))
 
     assert (reopened.progress.batch_id, reopened.uploads) == (mixed, 1)
     assert {row.id: row.redo for row in upload_rows(pipeline.database, mixed)}[failed] == []
