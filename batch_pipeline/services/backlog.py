@@ -24,11 +24,12 @@ from batch_pipeline.database.models import (
 from batch_pipeline.services.batch_progress import Announcer, BatchProgress, ProgressPublisher
 from batch_pipeline.services.batch_states import REDOABLE_BATCH, BatchStates
 from batch_pipeline.services.transitions import (
+    ANNOUNCED,
     announce_file,
     count_end,
+    interval,
     percentage_reached,
     release_rows,
-    seconds,
     settle_all,
     updated_batch_or_none,
 )
@@ -77,7 +78,7 @@ class Backlog:
                 select(Upload.id)
                 .where(
                     Upload.owner_run_id == run_id,
-                    Upload.heartbeat_at >= func.now() - seconds(self._lease_seconds),
+                    Upload.heartbeat_at >= func.now() - interval(self._lease_seconds),
                 )
                 .limit(1)
             )
@@ -106,7 +107,7 @@ class Backlog:
         work is failed instead.
         """
         last_sign = func.coalesce(Upload.heartbeat_at, Upload.updated_at)
-        expired = last_sign < func.now() - seconds(self._lease_seconds)
+        expired = last_sign < func.now() - interval(self._lease_seconds)
         dead = and_(
             or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)),
             Upload.processing_status.not_in(ENDED),
@@ -141,7 +142,7 @@ class Backlog:
         They rest for a while, so that what ends every run at its start does not start them in a
         hurry.
         """
-        not_before = func.now() + seconds(resume_after_seconds)
+        not_before = func.now() + interval(resume_after_seconds)
         with self._publisher.transaction() as transaction:
             return sum(
                 release_rows(
@@ -265,15 +266,7 @@ class Backlog:
                 ),
                 updated_at=func.now(),
             )
-            .returning(
-                Upload.id,
-                Upload.user_id,
-                Upload.batch_id,
-                Upload.filename,
-                Upload.file_size,
-                Upload.thumbnail_path,
-                Upload.description,
-            )
+            .returning(*ANNOUNCED)
         ).all()
         for row in rows:
             announce_file(transaction, row, percentage_reached(row), "failed")
@@ -299,7 +292,7 @@ def _forgotten() -> Any:
         Upload.batch_id.is_(None),
         Upload.processing_status == UploadStatus.PENDING,
         Upload.owner_run_id.is_(None),
-        Upload.created_at < func.now() - seconds(ADOPTION_AGE_SECONDS),
+        Upload.created_at < func.now() - interval(ADOPTION_AGE_SECONDS),
     )
 
 
@@ -321,7 +314,7 @@ def _drifted() -> Select[uuid.UUID]:
         select(UploadBatch.id)
         .join(recount, true())
         .where(
-            or_(is_open, UploadBatch.updated_at > func.now() - seconds(RECOUNT_DAYS * 86400)),
+            or_(is_open, UploadBatch.updated_at > func.now() - interval(RECOUNT_DAYS * 86400)),
             or_(
                 UploadBatch.total_uploads != recount.c.total,
                 UploadBatch.successful_uploads != recount.c.successful,

@@ -10,16 +10,10 @@ from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError
 from batch_pipeline.services.batch_progress import BatchProgress
+from batch_pipeline.services.transitions import PROGRESS
 
-#: The first seven in the order of the fields of `BatchProgress`.
 _BATCH = (
-    UploadBatch.id,
-    UploadBatch.user_id,
-    UploadBatch.status,
-    UploadBatch.total_uploads,
-    UploadBatch.processed_uploads,
-    UploadBatch.successful_uploads,
-    UploadBatch.failed_uploads,
+    *PROGRESS,
     UploadBatch.created_at,
     UploadBatch.started_at,
     UploadBatch.completed_at,
@@ -69,9 +63,7 @@ def batch_head(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
 def batch_progress(database: Database, batch_id: uuid.UUID) -> BatchProgress | None:
     """Read the counters of a batch; None if there is no such batch."""
     with database.transaction() as connection:
-        row = connection.execute(
-            select(*_BATCH[:7]).where(UploadBatch.id == batch_id)
-        ).one_or_none()
+        row = connection.execute(select(*PROGRESS).where(UploadBatch.id == batch_id)).one_or_none()
     return BatchProgress(*row) if row else None
 
 
@@ -110,7 +102,7 @@ def _newest(limit: int, offset: int) -> Select[*tuple[Any, ...]]:
 
 def _shape(batch: AnyRow) -> dict[str, Any]:
     values = dict(batch._mapping)
-    progress = BatchProgress(*tuple(batch)[:7])
+    progress = BatchProgress(*tuple(batch)[: len(PROGRESS)])
     return {
         "batch_id": values.pop("id"),
         **values,

@@ -186,7 +186,7 @@ def updated_batch(connection: Connection, statement: Any) -> BatchProgress:
     return BatchProgress(*connection.execute(statement.returning(*PROGRESS)).one())
 
 
-def seconds(number: float) -> Any:
+def interval(number: float) -> Any:
     """An interval of the database."""
     return func.make_interval(0, 0, 0, 0, 0, 0, number)
 
@@ -209,4 +209,15 @@ PROGRESS = (
     UploadBatch.processed_uploads,
     UploadBatch.successful_uploads,
     UploadBatch.failed_uploads,
+)
+
+#: What `announce_file` and `percentage_reached` read of an upload.
+ANNOUNCED = (
+    Upload.id,
+    Upload.user_id,
+    Upload.batch_id,
+    Upload.filename,
+    Upload.file_size,
+    Upload.thumbnail_path,
+    Upload.description,
 )

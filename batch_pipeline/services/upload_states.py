@@ -23,17 +23,18 @@ from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.services.batch_progress import BatchProgress, FileStatus, ProgressPublisher
 from batch_pipeline.services.transitions import (
+    ANNOUNCED,
     DESCRIPTION_STORED,
     ENDED_WELL,
     STARTED,
     THUMBNAIL_STORED,
     announce_file,
     count_end,
+    interval,
     noted,
     percentage_reached,
     release_rows,
     reopen,
-    seconds,
     settle,
     updated_batch,
 )
@@ -167,7 +168,7 @@ class UploadStates:
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
-            expired = Upload.heartbeat_at < func.now() - seconds(self._lease_seconds)
+            expired = Upload.heartbeat_at < func.now() - interval(self._lease_seconds)
             row = connection.execute(
                 select(
                     *Upload.__table__.columns,
@@ -311,7 +312,7 @@ class UploadStates:
                 **noted(reason),
                 attempts=Upload.attempts - 1,
                 deaths=0,
-                not_before=func.now() + seconds(resume_after_seconds),
+                not_before=func.now() + interval(resume_after_seconds),
             )
 
     def release_run(
@@ -333,7 +334,7 @@ class UploadStates:
                     Upload.processing_status == UploadStatus.PENDING,
                 ),
                 **noted(reason),
-                not_before=func.now() + seconds(resume_after_seconds),
+                not_before=func.now() + interval(resume_after_seconds),
             )
 
     def postpone(
@@ -372,7 +373,7 @@ class UploadStates:
                 connection,
                 Upload.id.in_(locked),
                 **noted(reason),
-                not_before=func.now() + seconds(resume_after_seconds),
+                not_before=func.now() + interval(resume_after_seconds),
             )
 
     def heartbeat(self, run_id: str, in_work: Sequence[Claim]) -> None:
@@ -451,15 +452,7 @@ class UploadStates:
             update(Upload)
             .where(_held(claim))
             .values(heartbeat_at=func.now(), updated_at=func.now(), **values)
-            .returning(
-                Upload.id,
-                Upload.user_id,
-                Upload.batch_id,
-                Upload.filename,
-                Upload.file_size,
-                Upload.thumbnail_path,
-                Upload.description,
-            )
+            .returning(*ANNOUNCED)
         ).one_or_none()
         if row is None:
             raise ClaimLostError(f"upload {claim.upload_id} is no longer held by {claim.run_id}")
@@ -469,7 +462,7 @@ class UploadStates:
 def _next_retry() -> Any:
     return case(
         *(
-            (Upload.retries == number, func.now() + seconds(delay))
+            (Upload.retries == number, func.now() + interval(delay))
             for number, delay in enumerate(RETRY_DELAYS)
         ),
         else_=None,
