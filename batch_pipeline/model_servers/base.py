@@ -6,9 +6,10 @@ They raise the errors of `batch_pipeline.errors`: `TransientError` for what may 
 such model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from batch_pipeline.media.content import Frame, MediaFacts
 
@@ -37,6 +38,34 @@ class CancelledCheck(Protocol):
 def never_cancelled() -> bool:
     """Answer for callers whose work is always wanted."""
     return False
+
+
+#: What a call asks of a server; each kind has a cap of its own.
+CallKind = Literal["vision", "embedding"]
+
+
+class CallSlots(Protocol):
+    """Cap on the calls of one kind that are in flight to each server."""
+
+    def taken(
+        self, servers: Callable[[], Sequence[str]], cancelled: CancelledCheck
+    ) -> AbstractContextManager[str]:
+        """Wait for a slot of the least loaded of some servers and hold it; gives the server.
+
+        Args:
+            servers: addresses of those that the call may go to now; asked again and again while
+                waiting, since servers go down and come back.
+            cancelled: asked at least twice a second while waiting.
+
+        Raises:
+            ClaimLostError: `cancelled` answered true while waiting.
+            ServiceDownError: whoever gives out the slots cannot be reached.
+        """
+        ...
+
+
+#: Makes the slots for the calls of one kind, so many to each server.
+MakeCallSlots = Callable[[CallKind, int], CallSlots]
 
 
 class VisionModel(Protocol):
@@ -110,3 +139,12 @@ class Analyzer:
     def check(self) -> list[HealthCheck]:
         """Health of both."""
         return [*self.vision.check(), *self.embedding.check()]
+
+    def outages(self) -> list[HealthCheck]:
+        """Why no upload could be worked now: what fails of a model that no server has."""
+        found: list[HealthCheck] = []
+        for model in (self.vision, self.embedding):
+            checks = model.check()
+            if not any(check.ok for check in checks):
+                found += checks
+        return found

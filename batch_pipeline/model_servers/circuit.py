@@ -45,6 +45,12 @@ class Circuit:
         with self._lock:
             return self._reason
 
+    @property
+    def probe_is_due(self) -> bool:
+        """True when somebody should see whether the server is back."""
+        with self._lock:
+            return self._clock() >= self._look_again_at
+
     def claim_probe(self) -> bool:
         """True for the one caller that should see now whether the server is back."""
         with self._lock:

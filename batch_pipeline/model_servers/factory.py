@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from batch_pipeline.errors import ConfigurationError
-from batch_pipeline.model_servers.base import Analyzer
+from batch_pipeline.model_servers.base import Analyzer, CallKind, CallSlots, MakeCallSlots
+from batch_pipeline.model_servers.call_slots import CallGate
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
 from batch_pipeline.settings import AnalyzerName, Settings
 
@@ -25,17 +26,29 @@ _lock = threading.Lock()
 _servers: list["ModelServer"] = []
 
 
-def build_analyzer(settings: Settings) -> Analyzer:
+def slots_of_this_process(kind: CallKind, limit: int) -> CallSlots:
+    """Cap the calls of this process alone, whatever others do."""
+    del kind
+    return CallGate(limit)
+
+
+def build_analyzer(
+    settings: Settings, make_slots: MakeCallSlots = slots_of_this_process
+) -> Analyzer:
     """Build the analyzer that the settings name.
 
-    Equal settings give the same object within a process: caps on calls in flight and the
+    Equal arguments give the same object within a process: caps on calls in flight and the
     knowledge that a server is down are then shared by all threads.
+
+    Args:
+        settings: which models, where, and how many calls at a time.
+        make_slots: who caps the calls in flight.
 
     Raises:
         ConfigurationError: a setting that the choice needs is empty or not an address.
     """
     with _lock:
-        return _built(settings)
+        return _built(settings, make_slots)
 
 
 def close_analyzers() -> None:
@@ -47,12 +60,11 @@ def close_analyzers() -> None:
 
 
 @cache
-def _built(settings: Settings) -> Analyzer:
+def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
     vision, embedding = settings.analyzer, settings.embedder_name
     if vision is embedding is AnalyzerName.EMBEDDED:
         return Analyzer(EmbeddedVision(), EmbeddedEmbedding(settings.embedding_dimensions))
 
-    from batch_pipeline.model_servers.http_calls import CallSlots  # noqa: PLC0415
     from batch_pipeline.model_servers.remote import (  # noqa: PLC0415
         RemoteEmbedding,
         RemoteVision,
@@ -63,17 +75,17 @@ def _built(settings: Settings) -> Analyzer:
         vision=EmbeddedVision()
         if vision is AnalyzerName.EMBEDDED
         else RemoteVision(
-            server(vision, _vision_url(settings)),
+            [server(vision, url) for url in _vision_urls(settings)],
             settings.vision_model,
-            CallSlots(settings.max_vision_calls),
+            make_slots("vision", settings.max_vision_calls),
         ),
         embedding=EmbeddedEmbedding(settings.embedding_dimensions)
         if embedding is AnalyzerName.EMBEDDED
         else RemoteEmbedding(
-            server(embedding, _embedding_url(settings)),
+            [server(embedding, url) for url in _embedding_urls(settings)],
             settings.embedding_model,
             settings.embedding_dimensions,
-            CallSlots(settings.max_embedding_calls),
+            make_slots("embedding", settings.max_embedding_calls),
         ),
     )
 
@@ -109,29 +121,34 @@ def _server_maker(settings: Settings) -> Callable[[AnalyzerName, str], "ModelSer
     return server
 
 
-def _vision_url(settings: Settings) -> str:
+def _vision_urls(settings: Settings) -> list[str]:
     if settings.analyzer is AnalyzerName.OLLAMA:
-        return _address("OLLAMA_HOST", settings.ollama_host, "http://127.0.0.1:11434")
-    return _address("OPENAI_BASE_URL", settings.openai_base_url, "http://127.0.0.1:8000/v1")
+        return _addresses("OLLAMA_HOST", settings.ollama_host, "http://127.0.0.1:11434")
+    return _addresses("OPENAI_BASE_URL", settings.openai_base_url, "http://127.0.0.1:8000/v1")
 
 
-def _embedding_url(settings: Settings) -> str:
+def _embedding_urls(settings: Settings) -> list[str]:
     if settings.embedder_name is AnalyzerName.OLLAMA:
-        return _address("OLLAMA_HOST", settings.ollama_host, "http://127.0.0.1:11434")
+        return _addresses("OLLAMA_HOST", settings.ollama_host, "http://127.0.0.1:11434")
     if url := settings.openai_embedding_base_url:
-        return _address("OPENAI_EMBEDDING_BASE_URL", url, "http://127.0.0.1:8001/v1")
-    return _address("OPENAI_BASE_URL", settings.openai_base_url, "http://127.0.0.1:8000/v1")
+        return _addresses("OPENAI_EMBEDDING_BASE_URL", url, "http://127.0.0.1:8001/v1")
+    return _addresses("OPENAI_BASE_URL", settings.openai_base_url, "http://127.0.0.1:8000/v1")
 
 
-def _address(variable: str, value: str, example: str) -> str:
+def _addresses(variable: str, value: str, example: str) -> list[str]:
+    given = [part.strip() for part in value.split(",") if part.strip()]
+    if not given or not all(map(_is_address, given)):
+        raise ConfigurationError(
+            f"BATCH_PIPELINE_{variable}={value!r} is not the address of a server, nor several "
+            f"with commas between; expected one such as {example}"
+        )
+    # Named twice, a server would be taken for two.
+    return list({url.rstrip("/"): url for url in given}.values())
+
+
+def _is_address(value: str) -> bool:
     try:
         parts = urlsplit(value)
-        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        return bool(parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0)
     except ValueError:
-        usable = False
-    if not usable:
-        raise ConfigurationError(
-            f"BATCH_PIPELINE_{variable}={value!r} is not the address of a server; "
-            f"expected one such as {example}"
-        )
-    return value
+        return False

@@ -1,11 +1,12 @@
-"""How every HTTP call to a model server is made: deadlines, cancelling, caps, and named errors.
+"""How every HTTP call to a model server is made: deadlines, cancelling, and named errors.
 
 The calling threads stay plain threads. Each call runs as a task of one event loop in a background
 thread, through the asynchronous client of the server's own library: cancelling a task closes its
 connection at any point (look-up, connect, send, a silence, a drip), which no time-out of a
 blocking client does. The caller waits for the task and asks meanwhile whether it is still wanted.
 
-What is asked and how answers are read lives in `remote` and in the module of each kind of server.
+What is asked and how answers are read lives in `remote` and in the module of each kind of server;
+which server is called, and when, in `server_group`.
 """
 
 import asyncio
@@ -15,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -98,27 +98,6 @@ class CallLimits:
         }
 
 
-class CallSlots:
-    """Cap on the calls of one kind that are in flight, over all threads that share it."""
-
-    def __init__(self, slots: int) -> None:
-        self._free = threading.BoundedSemaphore(slots)
-
-    @contextmanager
-    def taken(self, cancelled: CancelledCheck) -> Iterator[None]:
-        """Wait for a slot and hold it.
-
-        Raises:
-            ClaimLostError: `cancelled` answered true while waiting.
-        """
-        while not self._free.acquire(timeout=_POLL_SECONDS):
-            _require_wanted(cancelled)
-        try:
-            yield
-        finally:
-            self._free.release()
-
-
 class Unreachable(Exception):  # noqa: N818 - a finding that never leaves this package
     """No connection could be made."""
 
@@ -158,7 +137,12 @@ class ServerCalls:
         self._probe = probe
         self._circuit = circuit or Circuit()
 
-    def run(self, call: Call[Answer], *, slots: CallSlots, cancelled: CancelledCheck) -> Answer:
+    @property
+    def can_be_tried(self) -> bool:
+        """Tell whether the server is there, or it is time to look whether it is back."""
+        return not self._circuit.is_open or self._circuit.probe_is_due
+
+    def run(self, call: Call[Answer], *, cancelled: CancelledCheck) -> Answer:
         """Make one call; tries again by itself only while the server is busy or out of reach.
 
         Raises:
@@ -168,38 +152,37 @@ class ServerCalls:
             ServiceDownError: ``model_server_down``, or what `error_for_status` names.
             ClaimLostError: `cancelled` answered true; the connection was closed.
         """
-        with slots.taken(cancelled):
-            ends_at = time.monotonic() + self._limits.total
-            unreachable = busy = 0
-            while True:
-                self._require_server(cancelled)
-                try:
-                    return self._once(call, ends_at - time.monotonic(), cancelled)
-                except (Unreachable, Disconnected) as error:
-                    # A server that dies resets its calls, which is no fault of the uploads. One
-                    # that still answers has failed on this call alone.
-                    if isinstance(error, Disconnected) and self._is_there(cancelled):
-                        raise TransientError(
-                            "model_server_error",
-                            f"model server {self.url} broke off its answer: {error}",
-                        ) from error
-                    unreachable += 1
-                    if unreachable == _CONNECTION_TRIES or self._circuit.is_open:
-                        raise self._down(str(error)) from error
-                    seconds = _jittered(_CONNECTION_WAIT_SECONDS * unreachable)
-                except Busy as error:
-                    busy += 1
-                    seconds = error.wait_seconds or _jittered(_BUSY_WAIT_SECONDS * 2 ** (busy - 1))
-                    if (
-                        busy == _BUSY_TRIES
-                        or seconds > _LONGEST_BUSY_WAIT_SECONDS
-                        or time.monotonic() + seconds > ends_at
-                    ):
-                        raise TransientError(
-                            "model_server_busy",
-                            f"model server {self.url} was busy {busy} times: {error}",
-                        ) from error
-                _sleep(seconds, cancelled)
+        ends_at = time.monotonic() + self._limits.total
+        unreachable = busy = 0
+        while True:
+            self._require_server(cancelled)
+            try:
+                return self._once(call, ends_at - time.monotonic(), cancelled)
+            except (Unreachable, Disconnected) as error:
+                # A server that dies resets its calls, which is no fault of the uploads. One
+                # that still answers has failed on this call alone.
+                if isinstance(error, Disconnected) and self._is_there(cancelled):
+                    raise TransientError(
+                        "model_server_error",
+                        f"model server {self.url} broke off its answer: {error}",
+                    ) from error
+                unreachable += 1
+                if unreachable == _CONNECTION_TRIES or self._circuit.is_open:
+                    raise self._down(str(error)) from error
+                seconds = _jittered(_CONNECTION_WAIT_SECONDS * unreachable)
+            except Busy as error:
+                busy += 1
+                seconds = error.wait_seconds or _jittered(_BUSY_WAIT_SECONDS * 2 ** (busy - 1))
+                if (
+                    busy == _BUSY_TRIES
+                    or seconds > _LONGEST_BUSY_WAIT_SECONDS
+                    or time.monotonic() + seconds > ends_at
+                ):
+                    raise TransientError(
+                        "model_server_busy",
+                        f"model server {self.url} was busy {busy} times: {error}",
+                    ) from error
+            _sleep(seconds, cancelled)
 
     def ask(self, call: Call[Answer]) -> Answer:
         """Make one quick call for a health check, whatever is known about the server.

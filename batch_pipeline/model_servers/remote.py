@@ -1,7 +1,8 @@
 """Describing and embedding through a model server: what is the same for every kind of server.
 
-How a call is made lives in `http_calls`; the two dialects live in `ollama` and
-`openai_compatible`; the wording of questions in `prompts`; the reading of answers in `answers`.
+How a call is made lives in `http_calls`, to which server in `server_group`; the two dialects in
+`ollama` and `openai_compatible`; the wording of questions in `prompts`; the reading of answers in
+`answers`.
 """
 
 import logging
@@ -11,12 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from batch_pipeline.errors import KindedError, ServiceDownError, TransientError, UploadError
+from batch_pipeline.errors import ServiceDownError, TransientError, UploadError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers import prompts
 from batch_pipeline.model_servers.answers import usable_text
-from batch_pipeline.model_servers.base import CancelledCheck, HealthCheck, never_cancelled
-from batch_pipeline.model_servers.http_calls import Answer, Call, CallSlots, ServerCalls
+from batch_pipeline.model_servers.base import (
+    CallSlots,
+    CancelledCheck,
+    HealthCheck,
+    never_cancelled,
+)
+from batch_pipeline.model_servers.http_calls import ServerCalls
+from batch_pipeline.model_servers.server_group import ServerGroup
 
 _log = logging.getLogger(__name__)
 
@@ -95,18 +102,17 @@ class ModelServer(ABC):
 
 
 class RemoteVision:
-    """Describes pictures through a model server.
+    """Describes pictures through model servers.
 
     Args:
-        server: who is asked.
+        servers: who is asked, any of them.
         model: name of the vision model, with its tag.
         slots: cap on the calls in flight.
     """
 
-    def __init__(self, server: ModelServer, model: str, slots: CallSlots) -> None:
+    def __init__(self, servers: Sequence[ModelServer], model: str, slots: CallSlots) -> None:
         self.name = model
-        self._server = server
-        self._slots = slots
+        self._servers = ServerGroup(servers, model, slots)
 
     def describe(
         self,
@@ -145,9 +151,8 @@ class RemoteVision:
         )
 
     def check(self) -> list[HealthCheck]:
-        """Ask whether the server answers and has the model; never raises."""
-        check = partial(self._server.check_vision, self.name)
-        return [_check(self._server, "vision", self.name, check)]
+        """Ask whether each server answers and has the model; never raises."""
+        return self._servers.check("vision", lambda server: server.check_vision(self.name))
 
     def _ask(
         self,
@@ -167,35 +172,33 @@ class RemoteVision:
                 seed=_SEEDS_PER_ATTEMPT * (attempt - 1) + number,
             )
             try:
-                answer = _call(
-                    self._server,
-                    self.name,
-                    partial(self._server.chat, self.name, request),
-                    self._slots,
-                    cancelled,
-                )
+                answer = self._servers.run(partial(self._chat, request), cancelled)
                 return usable_text(answer.text, cut_by_length=answer.cut_by_length)
             except TransientError as error:
                 if number == tries or error.kind not in _WORTH_ASKING_AGAIN:
                     raise
         raise AssertionError("the last try returns or raises")
 
+    async def _chat(self, request: ChatRequest, server: ModelServer) -> ChatAnswer:
+        return await server.chat(self.name, request)
+
 
 class RemoteEmbedding:
-    """Embeds text through a model server.
+    """Embeds text through model servers.
 
     Args:
-        server: who is asked.
+        servers: who is asked, any of them.
         model: name of the embedding model, with its tag.
         dimensions: length that every vector must have.
         slots: cap on the calls in flight.
     """
 
-    def __init__(self, server: ModelServer, model: str, dimensions: int, slots: CallSlots) -> None:
+    def __init__(
+        self, servers: Sequence[ModelServer], model: str, dimensions: int, slots: CallSlots
+    ) -> None:
         self.name = model
         self.dimensions = dimensions
-        self._server = server
-        self._slots = slots
+        self._servers = ServerGroup(servers, model, slots)
 
     def embed(
         self, texts: Sequence[str], *, cancelled: CancelledCheck = never_cancelled
@@ -217,19 +220,14 @@ class RemoteEmbedding:
         return vectors
 
     def check(self) -> list[HealthCheck]:
-        """Ask whether the server answers, has the model, and its vectors fit; never raises."""
-        check = partial(self._server.check_embedding, self.name, self.dimensions)
-        return [_check(self._server, "embedding", self.name, check)]
+        """Ask whether each server answers, has the model, and its vectors fit; never raises."""
+        return self._servers.check(
+            "embedding", lambda server: server.check_embedding(self.name, self.dimensions)
+        )
 
     def _vectors(self, texts: Sequence[str], cancelled: CancelledCheck) -> list[list[float]]:
         try:
-            vectors = _call(
-                self._server,
-                self.name,
-                partial(self._server.embed, self.name, texts),
-                self._slots,
-                cancelled,
-            )
+            return self._servers.run(partial(self._embedded, texts), cancelled)
         except UploadError as error:
             if not any(words in str(error).lower() for words in _TOO_LONG):
                 raise
@@ -246,6 +244,9 @@ class RemoteEmbedding:
                 error,
             )
             return self._vectors([shorter], cancelled)
+
+    async def _embedded(self, texts: Sequence[str], server: ModelServer) -> list[list[float]]:
+        vectors = await server.embed(self.name, texts)
         if not vectors:
             raise TransientError("embedding_empty", f"{self.name} returned no vector")
         if len(vectors) != len(texts):
@@ -285,27 +286,3 @@ def wrong_length(model: str, found: int, dimensions: int) -> ServiceDownError:
 
 def _temperature(number: int) -> float:
     return min(_TEMPERATURE + _TEMPERATURE_STEP * (number - 1), _HIGHEST_TEMPERATURE)
-
-
-def _call(
-    server: ModelServer,
-    model: str,
-    call: Call[Answer],
-    slots: CallSlots,
-    cancelled: CancelledCheck,
-) -> Answer:
-    try:
-        return server.calls.run(call, slots=slots, cancelled=cancelled)
-    except ServiceDownError as error:
-        if hint := server.hint(error.kind, model):
-            raise ServiceDownError(error.kind, f"{error}. {hint}") from error
-        raise
-
-
-def _check(server: ModelServer, role: str, model: str, look: Call[str]) -> HealthCheck:
-    name = f"{role} model {model}"
-    try:
-        found = server.calls.ask(look)
-    except KindedError as error:
-        return HealthCheck(name, False, str(error), server.hint(error.kind, model), error.kind)
-    return HealthCheck(name, True, f"{server.kind} at {server.calls.url}: {found}")

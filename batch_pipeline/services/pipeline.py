@@ -35,7 +35,7 @@ class Pipeline:
 
     def analyzer_outage(self) -> ServiceDownError | None:
         """Say why no upload could be worked now; None if they could."""
-        problems = [check for check in self.analyzer.check() if not check.ok]
+        problems = self.analyzer.outages()
         if not problems:
             return None
         # Both models often stand on one server, whose outage is said once.

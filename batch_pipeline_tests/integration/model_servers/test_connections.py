@@ -6,8 +6,9 @@ import pytest
 
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import VisionModel
+from batch_pipeline.model_servers.call_slots import CallGate
 from batch_pipeline.model_servers.circuit import Circuit
-from batch_pipeline.model_servers.http_calls import CallLimits, CallSlots
+from batch_pipeline.model_servers.http_calls import CallLimits
 from batch_pipeline.model_servers.ollama import OllamaServer
 from batch_pipeline.model_servers.openai_compatible import OpenAICompatibleServer
 from batch_pipeline.model_servers.remote import ModelServer, RemoteVision
@@ -39,7 +40,7 @@ def vision(dialect: str, server: ScriptedModelServer, clock: Clock) -> Iterator[
         if dialect == "ollama"
         else OpenAICompatibleServer(server.openai_url, "", limits, circuit)
     )
-    yield RemoteVision(remote, "qwen2.5vl:7b", CallSlots(4))
+    yield RemoteVision([remote], "qwen2.5vl:7b", CallGate(4))
     remote.close()
 
 

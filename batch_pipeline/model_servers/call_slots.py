@@ -1,0 +1,175 @@
+"""Who may call next, and which server: the cap on calls in flight, within one process.
+
+A `CallGate` alone caps the calls of this process. When several processes share servers, each has
+its gate, and somebody outside says how many of the slots are its own (`take_stock` and `allow`);
+slots then pass from call to call within the process without asking anybody.
+"""
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from batch_pipeline.errors import ClaimLostError, ServiceDownError
+from batch_pipeline.model_servers.base import CancelledCheck
+
+#: How often a waiting caller asks whether its call is still wanted.
+_POLL_SECONDS = 0.2
+
+
+@dataclass
+class _Lane:
+    """The calls to one server."""
+
+    allowed: int
+    """Calls that this process may have in flight."""
+    in_flight: int = 0
+    elsewhere: int = 0
+    """Slots that other processes hold, as last heard."""
+    valid_until: float = float("inf")
+    """When `allowed` ends, if nobody confirms it (monotonic seconds)."""
+
+    def is_free(self, now: float) -> bool:
+        return self.in_flight < self.allowed and now < self.valid_until
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What this process would use of a server's slots."""
+
+    in_flight: int
+    wanted: int
+    """Slots, those of the calls in flight included."""
+
+
+class CallGate:
+    """Implements `batch_pipeline.model_servers.base.CallSlots` for the threads of a process.
+
+    Args:
+        limit: calls in flight to each server.
+        shared: slots have to be allowed by somebody before they can be used.
+        changed: called when calls have begun to wait or have ended; must return at once.
+        failure: asked while waiting, with the seconds waited: why no slot can be had, if so.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        *,
+        shared: bool = False,
+        changed: Callable[[], None] = lambda: None,
+        failure: Callable[[float], ServiceDownError | None] = lambda _: None,
+    ) -> None:
+        self.limit = limit
+        self._allowed_at_first = 0 if shared else limit
+        self._notify = changed
+        self._failure = failure
+        self._lock = threading.Lock()
+        self._lanes: dict[str, _Lane] = {}
+        self._usable: frozenset[str] = frozenset()
+        #: Calls that wait, in the order in which they came; only the first is woken.
+        self._waiting: deque[threading.Condition] = deque()
+
+    @contextmanager
+    def taken(
+        self, servers: Callable[[], Sequence[str]], cancelled: CancelledCheck
+    ) -> Iterator[str]:
+        """Wait for a slot and hold it; see the protocol."""
+        server = self._take(servers, cancelled)
+        try:
+            yield server
+        finally:
+            with self._lock:
+                self._lanes[server].in_flight -= 1
+                self._wake_first()
+            self._notify()
+
+    def demand(self) -> dict[str, Demand]:
+        """What is used and wanted of each server that was ever asked for."""
+        with self._lock:
+            return {server: self._demand(server) for server in self._lanes}
+
+    def take_stock(self, server: str) -> Demand:
+        """Begin to agree on a server's slots with others; until `allow`, no more are used."""
+        with self._lock:
+            lane, demand = self._lanes[server], self._demand(server)
+            lane.allowed = min(lane.allowed, demand.in_flight)
+            return demand
+
+    def allow(self, agreed: dict[str, tuple[int, int]], valid_until: float) -> None:
+        """Set what was agreed on, for all servers at once so that calls spread over them.
+
+        Args:
+            agreed: by server: slots of this process, slots that others hold.
+            valid_until: when this ends, if nobody confirms it (monotonic seconds).
+        """
+        with self._lock:
+            for server, (allowed, elsewhere) in agreed.items():
+                lane = self._lanes[server]
+                lane.allowed, lane.elsewhere, lane.valid_until = allowed, elsewhere, valid_until
+            self._wake_first()
+
+    def _take(self, servers: Callable[[], Sequence[str]], cancelled: CancelledCheck) -> str:
+        ticket, began = threading.Condition(self._lock), time.monotonic()
+        with self._lock:
+            self._waiting.append(ticket)
+        told: Sequence[str] = ()
+        try:
+            while True:
+                usable = servers()
+                with self._lock:
+                    if server := self._enter(ticket, usable):
+                        return server
+                    if usable == told:
+                        ticket.wait(_POLL_SECONDS)
+                if usable != told:
+                    self._notify()
+                    told = usable
+                    continue
+                if cancelled():
+                    raise ClaimLostError(
+                        "the model call was stopped: its upload is no longer wanted"
+                    )
+                if failure := self._failure(time.monotonic() - began):
+                    raise failure
+        finally:
+            with self._lock:
+                self._waiting.remove(ticket)
+                self._wake_first()
+
+    def _wake_first(self) -> None:
+        if self._waiting:
+            self._waiting[0].notify()
+
+    def _enter(self, ticket: threading.Condition, usable: Sequence[str]) -> str | None:
+        if self._waiting[0] is not ticket:
+            return None
+        self._usable = frozenset(usable)
+        for server in usable:
+            self._lanes.setdefault(server, _Lane(self._allowed_at_first))
+        now = time.monotonic()
+        free = [server for server in usable if self._lanes[server].is_free(now)]
+        if not free:
+            return None
+        chosen = min(free, key=self._load)
+        self._lanes[chosen].in_flight += 1
+        return chosen
+
+    def _load(self, server: str) -> tuple[int, float]:
+        lane = self._lanes[server]
+        # Chance decides between equals: else every process would begin with the first.
+        return lane.elsewhere + lane.in_flight, random.random()  # noqa: S311
+
+    def _demand(self, server: str) -> Demand:
+        in_flight, waiting = self._lanes[server].in_flight, len(self._waiting)
+        wanted = in_flight
+        if server in self._usable:
+            # A fair part of all calls, even if the other servers could take them, so that the
+            # load spreads to a server that has come back.
+            everywhere = sum(lane.in_flight for lane in self._lanes.values()) + waiting
+            part = -(-everywhere // len(self._usable))
+            wanted = max(in_flight + waiting, part)
+        return Demand(in_flight, min(wanted, max(self.limit, in_flight)))
