@@ -9,7 +9,11 @@ from batch_pipeline.orchestration.assets import SPECS, description_quality
 from batch_pipeline.orchestration.jobs import build_process_batch, sweep_backlog
 from batch_pipeline.orchestration.resources import pipeline_resource, worker_resource
 from batch_pipeline.orchestration.schedules import backlog_sweep
-from batch_pipeline.orchestration.sensors import build_pending_batches, build_run_end_sensors
+from batch_pipeline.orchestration.sensors import (
+    build_pending_batches,
+    build_run_end_sensors,
+    report_ended_batches,
+)
 from batch_pipeline.settings import Settings, load_settings
 
 
@@ -28,7 +32,11 @@ def build_definitions(
     process_batch = build_process_batch(settings or load_settings())
     return dg.Definitions(
         jobs=[process_batch, sweep_backlog],
-        sensors=[build_pending_batches(process_batch), *build_run_end_sensors(process_batch)],
+        sensors=[
+            build_pending_batches(process_batch),
+            *build_run_end_sensors(process_batch),
+            report_ended_batches,
+        ],
         schedules=[backlog_sweep],
         assets=SPECS,
         asset_checks=[description_quality],

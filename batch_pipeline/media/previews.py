@@ -1,10 +1,15 @@
 """Previews of previews: thumbnails made small enough to stand in an event log."""
 
 import io
+from collections.abc import Sequence
 
 from PIL import Image
 
 _QUALITY = 70
+#: Of a contact sheet; the first that fits is taken.
+_SHEET_QUALITIES = (75, 60, 45, 30, 15)
+#: Between the pictures of a contact sheet (pixels).
+_GAP = 4
 
 
 def shrink_jpeg(jpeg: bytes, side: int) -> bytes:
@@ -15,3 +20,24 @@ def shrink_jpeg(jpeg: bytes, side: int) -> bytes:
         small = io.BytesIO()
         picture.save(small, "JPEG", quality=_QUALITY)
     return small.getvalue()
+
+
+def contact_sheet(jpegs: Sequence[bytes], *, side: int, columns: int, max_bytes: int) -> bytes:
+    """Lay JPEGs of ours out on one, each within a square of `side` pixels, row by row.
+
+    The quality is as good as `max_bytes` allows.
+    """
+    rows = -(-len(jpegs) // columns)
+    sheet = Image.new("RGB", (min(columns, len(jpegs)) * side, rows * side), "white")
+    for number, jpeg in enumerate(jpegs):
+        row, column = divmod(number, columns)
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
+            picture.thumbnail((side - _GAP, side - _GAP))
+            left, top = ((side - length) // 2 for length in picture.size)
+            sheet.paste(picture, (column * side + left, row * side + top))
+    for quality in _SHEET_QUALITIES:
+        encoded = io.BytesIO()
+        sheet.save(encoded, "JPEG", quality=quality)
+        if encoded.tell() <= max_bytes:
+            break
+    return encoded.getvalue()

@@ -1,8 +1,9 @@
-"""The catalog: what the pipeline produces, as Dagster shows it, and what is said of each piece.
+"""The catalog: what the pipeline produces, as Dagster shows it, and what is said of each upload.
 
 Nothing here is computed by materializing an asset in the UI: the steps of ``process_batch`` report
-what they have stored. Text that came from a file or a model goes out as text metadata, which the UI
-shows literally; it is never put into Markdown.
+what they have stored; what is said of a batch that has ended stands in ``batch_reports.py``. Text
+that came from a file or a model goes out as text metadata, which the UI shows literally; it never
+goes into Markdown.
 """
 
 import base64
@@ -35,28 +36,34 @@ submitted_files = dg.AssetSpec(
 thumbnails = dg.AssetSpec(
     "thumbnails",
     deps=[submitted_files],
-    description="A JPEG within 256 x 256 pixels for every upload.",
+    description="A JPEG within 256 x 256 pixels for every upload. Partition: batch.",
     group_name=GROUP,
     owners=OWNERS,
     kinds={"image", "python"},
+    partitions_def=BATCHES,
 )
 descriptions = dg.AssetSpec(
     "descriptions",
     deps=[submitted_files],
     description=(
-        "What a vision model sees in every upload, in words; only what passed the audit is kept."
+        "What a vision model sees in every upload, in words; only what passed the audit is kept. "
+        "Partition: batch."
     ),
     group_name=GROUP,
     owners=OWNERS,
     kinds={"llm", "postgres"},
+    partitions_def=BATCHES,
 )
 embeddings = dg.AssetSpec(
     "embeddings",
     deps=[descriptions],
-    description="The vector of every description; what `batch-pipeline search` compares.",
+    description=(
+        "The vector of every description; what `batch-pipeline search` compares. Partition: batch."
+    ),
     group_name=GROUP,
     owners=OWNERS,
     kinds={"vectordb", "postgres"},
+    partitions_def=BATCHES,
 )
 upload_analysis = dg.AssetSpec(
     "upload_analysis",
@@ -79,6 +86,18 @@ batch_progress = dg.AssetSpec(
     kinds={"postgres"},
     partitions_def=BATCHES,
 )
+batch_report = dg.AssetSpec(
+    "batch_report",
+    deps=[upload_analysis, batch_progress],
+    description=(
+        "What became of a batch, once it has ended: counts, failures with their reasons, slowest "
+        "uploads, throughput, contact sheet. Partition: batch."
+    ),
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"postgres", "image"},
+    partitions_def=BATCHES,
+)
 backlog = dg.AssetSpec(
     "backlog",
     deps=[batch_progress],
@@ -95,6 +114,7 @@ SPECS = [
     embeddings,
     upload_analysis,
     batch_progress,
+    batch_report,
     backlog,
 ]
 

@@ -4,6 +4,7 @@ What an upload goes through stands in ``services/upload_processing.py``; here it
 into what Dagster shows.
 """
 
+import logging
 import re
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from batch_pipeline.errors import RefusedError, ServiceDownError
 from batch_pipeline.executor import interrupt_event
 from batch_pipeline.orchestration.assets import (
     BATCHES,
+    PREVIEW_SIDE,
     batch_progress,
     progress_materialization,
     progress_metadata,
@@ -31,14 +33,21 @@ from batch_pipeline.orchestration.failures import (
 from batch_pipeline.orchestration.resources import RunWorker
 from batch_pipeline.orchestration.run_ends import batch_of
 from batch_pipeline.orchestration.tags import BATCH_TAG, USER_TAG
-from batch_pipeline.services.batch_status import batch_status
+from batch_pipeline.services.batch_status import batch_head
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS, FailedUpload
+from batch_pipeline.services.previews import stored_preview
+from batch_pipeline.services.upload_processing import (
+    OUTAGE_PAUSE_SECONDS,
+    FailedUpload,
+    UploadReport,
+)
 from batch_pipeline.services.upload_states import LoadedBatch, SkippedUpload
 
 #: A mapping key ends in two underscores and the upload's id.
 _KEY_END = re.compile(r"__([0-9a-f]{32})$")
 _MAX_STEM = 40
+
+log = logging.getLogger(__name__)
 
 
 class BatchShare(dg.Config):
@@ -133,6 +142,7 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
         return
 
     report = outcome.report
+    _find_thumbnail(pipeline, report)
     if evaluation := quality_evaluation(report):
         # The signature of log_event leaves check evaluations out; the event log takes them.
         context.log_event(evaluation)  # type: ignore[arg-type]
@@ -147,19 +157,20 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
 @dg.op(
     ins={"uploads": dg.In(dg.Nothing)},
     required_resource_keys={"pipeline"},
-    description="Sums up the batch for the reader; nothing depends on its having run.",
+    description="Logs the batch's counts; nothing depends on its having run. The final report is "
+    "the asset batch_report.",
 )
 def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
-    """Show the batch's counts and what failed."""
+    """Show the batch's counts as this run leaves them."""
     pipeline: Pipeline = context.resources.pipeline
     run_config: dict[str, Any] = dict(context.run_config)
     batch_id = _parse_id(run_config["ops"]["load_batch"]["config"]["batch_id"], "batch_id")
     try:
-        status = batch_status(pipeline.database, batch_id)
+        head = batch_head(pipeline.database, batch_id)
     except RefusedError as error:
         return dg.Output(None, metadata={"outcome": str(error)})
     counts = {
-        name: status[name]
+        name: head[name]
         for name in ("status", "total_uploads", "successful_uploads", "failed_uploads")
     }
     context.log.log(
@@ -168,37 +179,7 @@ def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
         batch_id,
         *counts.values(),
     )
-    failures = [upload for upload in status["uploads"] if upload["processing_status"] == "failed"]
-    return dg.Output(
-        None,
-        metadata=counts
-        | {
-            "failures": dg.MetadataValue.table(
-                records=[
-                    dg.TableRecord(
-                        {
-                            "file": upload["filename"],
-                            "kind": upload["error_kind"] or "",
-                            "reason": upload["error_message"] or "",
-                            "attempts": upload["attempts"],
-                        }
-                    )
-                    for upload in failures
-                ],
-                schema=dg.TableSchema(
-                    columns=[
-                        dg.TableColumn(name, type_)
-                        for name, type_ in (
-                            ("file", "string"),
-                            ("kind", "string"),
-                            ("reason", "string"),
-                            ("attempts", "int"),
-                        )
-                    ]
-                ),
-            )
-        },
-    )
+    return dg.Output(None, metadata=counts)
 
 
 def mapping_key(filename: str, upload_id: uuid.UUID) -> str:
@@ -253,6 +234,15 @@ def _report_share(
             },
         )
     )
+
+
+def _find_thumbnail(pipeline: Pipeline, report: UploadReport) -> None:
+    """Read the picture to show, if an earlier attempt has made it."""
+    if report.thumbnail is None:
+        try:
+            report.thumbnail = stored_preview(pipeline.storage, report.thumbnail_path, PREVIEW_SIDE)
+        except ServiceDownError as error:  # of the storage; the upload has ended all the same
+            log.warning("the thumbnail of %r is not shown: %s", report.filename, error)
 
 
 def _stop(context: dg.OpExecutionContext) -> None:

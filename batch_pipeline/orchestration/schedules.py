@@ -4,6 +4,7 @@ import dagster as dg
 
 from batch_pipeline.orchestration.jobs import sweep_backlog
 from batch_pipeline.orchestration.sweep import work_for_a_sweep
+from batch_pipeline.orchestration.tags import FOUND_TAG
 from batch_pipeline.services.pipeline import Pipeline
 
 
@@ -23,10 +24,10 @@ def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.S
     found = work_for_a_sweep(context.instance, pipeline)
     if not found and not is_hour:
         return dg.SkipReason("nothing to put right")
+    said = ", ".join(f"{number} {name}" for name, number in found.items())
+    context.log.info("asked for a sweep: %s", said or "files and partitions, once an hour")
     return dg.RunRequest(
         run_key=context.scheduled_execution_time.isoformat(),
         run_config={"ops": {"sweep": {"config": {"tidy": is_hour}}}},
-        tags={"batch_pipeline/found": ", ".join(f"{n} {name}" for name, n in found.items())}
-        if found
-        else {},
+        tags={FOUND_TAG: said} if said else {},
     )

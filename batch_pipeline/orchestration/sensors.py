@@ -1,4 +1,4 @@
-"""What starts by itself: a run for every slice of pending uploads, and the settling of lost runs.
+"""What starts by itself: runs for pending uploads, the settling of lost runs, reports of batches.
 
 The choice itself is a pure function in ``services/dispatch.py``.
 """
@@ -9,6 +9,8 @@ from uuid import UUID
 
 import dagster as dg
 
+from batch_pipeline.orchestration.assets import BATCHES
+from batch_pipeline.orchestration.batch_reports import headline, report_of
 from batch_pipeline.orchestration.run_ends import (
     batch_of,
     observe,
@@ -17,12 +19,14 @@ from batch_pipeline.orchestration.run_ends import (
 )
 from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG
+from batch_pipeline.services.batch_summary import batch_summary
 from batch_pipeline.services.dispatch import (
     WaitingSlice,
     choose_slices,
     open_slices,
     waiting_slices,
 )
+from batch_pipeline.services.ended_batches import EndsSeen, newly_ended
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 
@@ -30,6 +34,8 @@ from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 INTERVAL_SECONDS = 2
 #: How soon the end of a run is noticed (seconds).
 RUN_END_INTERVAL_SECONDS = 5
+#: How soon the end of a batch is reported (seconds), and how many at once: each reads thumbnails.
+REPORT_INTERVAL_SECONDS, REPORTS_PER_TICK = 5, 5
 
 _IN_FLIGHT = (
     dg.DagsterRunStatus.QUEUED,
@@ -82,6 +88,11 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
             return dg.SensorResult(
                 skip_reason=dg.SkipReason(f"{len(waiting)} slices wait: {outage}")
             )
+        for slice_ in chosen:
+            context.log.info(
+                "asked for a run: batch %s, slice %s, %s",
+                *(slice_.batch_id, slice_.number, slice_.reason),
+            )
         return dg.SensorResult(run_requests=[run_request(slice_) for slice_ in chosen])
 
     return pending_batches
@@ -124,6 +135,36 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
         observe(context.instance, run, settlement, "a person terminated the run")
 
     return [release_uploads_of_failed_runs, cancel_batches_of_terminated_runs]
+
+
+@dg.sensor(
+    minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    required_resource_keys={"pipeline"},
+    description="Reports every batch that has ended, however its runs did, in the asset "
+    "batch_report; again when it was worked again.",
+)
+def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """Report each end once; twice if the daemon dies between the report and its cursor."""
+    pipeline: Pipeline = context.resources.pipeline
+    seen = EndsSeen.parse(context.cursor)
+    ended = newly_ended(pipeline.database, seen, limit=REPORTS_PER_TICK)
+    summaries = [
+        batch_summary(pipeline.database, pipeline.storage, batch.batch_id) for batch in ended
+    ]
+    # One that somebody has reopened meanwhile will end again.
+    reported = [summary for summary in summaries if summary.has_ended]
+    said = [f"batch {summary.head['batch_id']} {headline(summary)}" for summary in reported]
+    return dg.SensorResult(
+        asset_events=[event for summary in reported for event in report_of(summary)],
+        dynamic_partitions_requests=[
+            BATCHES.build_add_request([str(summary.head["batch_id"]) for summary in reported])
+        ]
+        if reported
+        else [],
+        cursor=str(seen.and_(ended)) if ended else None,
+        skip_reason=f"reported: {'; '.join(said)}" if said else "no batch has ended since",
+    )
 
 
 def _explained(step_failures: Sequence[dg.DagsterEvent]) -> bool:

@@ -5,5 +5,7 @@ USER_TAG = "batch_pipeline/user_id"
 SLICE_TAG = "batch_pipeline/slice"
 #: Why a run was launched: new, retry, rescue or reprocess.
 REASON_TAG = "batch_pipeline/reason"
+#: What a sweep was launched for.
+FOUND_TAG = "batch_pipeline/found"
 #: Dagster's own: the key by which a sensor does not ask twice for the same run.
 RUN_KEY_TAG = "dagster/run_key"

@@ -7,10 +7,9 @@ How it looks stands in ``batch_report.html.jinja``; reading the rows in ``batch_
 
 import base64
 import hashlib
-import logging
 import statistics
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -22,9 +21,9 @@ from sqlalchemy import select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload
 from batch_pipeline.database.session import AnyRow, Database
-from batch_pipeline.errors import PermanentError, RefusedError
-from batch_pipeline.media.previews import shrink_jpeg
+from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.batch_status import batch_head
+from batch_pipeline.services.previews import stored_preview
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible, visible_line
 
@@ -35,8 +34,6 @@ _LARGE, _SMALL, _MANY = 256, 144, 200
 _SLOWEST = 10
 #: Characters of a description that are shown before it is opened.
 _OPENING = 160
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,29 +109,43 @@ class BatchReport:
     @cached_property
     def stages(self) -> Sequence[StageTiming]:
         """What each stage took, in the order in which uploads go through them."""
-        taken: dict[str, list[float]] = {}
-        for card in self.cards:
-            for stage, seconds in card.seconds.items():
-                taken.setdefault(stage, []).append(seconds)
-        total = sum(map(sum, taken.values())) or 1.0
-        order = {"decode": 0, "thumbnail": 1, "describe": 2, "embed": 3}
-        return [
-            StageTiming(
-                stage=stage,
-                uploads=len(seconds),
-                total=sum(seconds),
-                median=statistics.median(seconds),
-                slowest=max(seconds),
-                share=sum(seconds) / total,
-            )
-            for stage, seconds in sorted(taken.items(), key=lambda item: order.get(item[0], 9))
-        ]
+        return stage_timings(card.seconds for card in self.cards)
 
     @property
     def duration(self) -> timedelta | None:
         """From the first run that took uploads to the last upload's end."""
         begin, end = self.head["started_at"], self.head["completed_at"]
         return end - begin if begin and end else None
+
+
+def stage_timings(uploads: Iterable[Mapping[str, float]]) -> Sequence[StageTiming]:
+    """Sum up the seconds per stage of uploads, in the order in which uploads go through them."""
+    taken: dict[str, list[float]] = {}
+    for seconds_of in uploads:
+        for stage, seconds in seconds_of.items():
+            taken.setdefault(stage, []).append(seconds)
+    total = sum(map(sum, taken.values())) or 1.0
+    order = {"decode": 0, "thumbnail": 1, "describe": 2, "embed": 3}
+    return [
+        StageTiming(
+            stage=stage,
+            uploads=len(seconds),
+            total=sum(seconds),
+            median=statistics.median(seconds),
+            slowest=max(seconds),
+            share=sum(seconds) / total,
+        )
+        for stage, seconds in sorted(taken.items(), key=lambda item: order.get(item[0], 9))
+    ]
+
+
+def shown_seconds(stored: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds per stage of an upload as they stand in its row, fit to be looked at."""
+    return {
+        visible_line(stage): float(seconds)
+        for stage, seconds in stored.items()
+        if isinstance(seconds, int | float)
+    }
 
 
 def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> BatchReport:
@@ -220,30 +231,15 @@ def _card(row: AnyRow, picture: str) -> Card:
         error_kind=visible_line(row.error_kind or "") if failed else "",
         error_message=visible(row.error_message or "") if failed else "",
         attempts=row.attempts,
-        seconds={
-            visible_line(stage): float(seconds)
-            for stage, seconds in row.stage_seconds.items()
-            if isinstance(seconds, int | float)
-        },
+        seconds=shown_seconds(row.stage_seconds),
         picture=picture,
     )
 
 
 def _picture(storage: Storage, path: str | None, side: int) -> str:
     """Make a ``data:`` URI of a thumbnail; empty if there is none that can be shown."""
-    if not path:
-        return ""
-    try:
-        jpeg = storage.read(path)
-    except PermanentError as error:
-        log.warning("%s", error)
-        return ""
-    try:
-        small = shrink_jpeg(jpeg, side)
-    except Exception as error:  # whatever lies there, it is not a thumbnail of ours
-        log.warning("the thumbnail %r cannot be shown: %s", path, error)
-        return ""
-    return f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
+    small = stored_preview(storage, path, side)
+    return f"data:image/jpeg;base64,{base64.b64encode(small).decode()}" if small else ""
 
 
 def _seconds(value: float | timedelta | None) -> str:

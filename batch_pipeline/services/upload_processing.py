@@ -57,7 +57,7 @@ class UploadReport:
     vision_model: str | None
     embedding_model: str | None = None
     thumbnail: bytes | None = None
-    """The preview made in this attempt."""
+    """The preview, if it was made in this attempt."""
     audit: AuditResult | None = None
     """Of the description made in this attempt, passed or not."""
     seconds: dict[str, float] = field(default_factory=dict)

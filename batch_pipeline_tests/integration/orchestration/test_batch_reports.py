@@ -1,0 +1,263 @@
+"""The report of a batch that has ended: once for each end, whatever became of its runs."""
+
+import base64
+import io
+import os
+import re
+import shutil
+from datetime import timedelta
+from xml.etree import ElementTree as ET
+
+import dagster as dg
+import pytest
+from PIL import Image
+from sqlalchemy import func, text, update
+
+from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.sensors import REPORTS_PER_TICK
+from batch_pipeline.services.batch_summary import MAX_FAILURES, MAX_SHEET_BYTES, MAX_SLOWEST
+from batch_pipeline.testing.records import USER, add_batch, upload_rows
+
+from .conftest import MEDIA
+
+ENDED = {"processing_status": "completed"}
+
+
+class Reporter:
+    """Ticks the sensor as Dagster's daemon does, and keeps its cursor."""
+
+    def __init__(self, pipeline, instance):
+        self.pipeline, self.instance, self.cursor = pipeline, instance, None
+        resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
+        definitions = build_definitions(pipeline.settings, {"pipeline": resource})
+        self.sensor = definitions.resolve_sensor_def("report_ended_batches")
+
+    def tick(self):
+        context = dg.build_sensor_context(
+            instance=self.instance, cursor=self.cursor, resources={"pipeline": self.pipeline}
+        )
+        tick = self.sensor.evaluate_tick(context)
+        self.cursor = tick.cursor
+        return tick
+
+    def reported(self):
+        """The batches that a tick reports."""
+        return [event.partition for event in reports(self.tick())]
+
+
+@pytest.fixture
+def reporter(pipeline, instance):
+    return Reporter(pipeline, instance)
+
+
+def reports(tick, asset="batch_report"):
+    return [event for event in tick.asset_events if event.asset_key == dg.AssetKey(asset)]
+
+
+def ended_batch(pipeline, uploads=(ENDED,), **values):
+    """A batch that has ended now, by the clock that the sensor reads."""
+    columns = {"status": "completed", "completed_at": func.now()}
+    return add_batch(pipeline.database, list(uploads), **(columns | values))
+
+
+def picture_in(value):
+    media_type, data = re.fullmatch(r"!\[picture\]\(data:(.+);base64,(.+)\)", value.value).groups()
+    return media_type, base64.b64decode(data)
+
+
+def rows_of(value):
+    return [record.data for record in value.records]
+
+
+def test_without_an_ended_batch_a_tick_says_so(reporter, pipeline):
+    add_batch(pipeline.database, 1)
+    tick = reporter.tick()
+    assert (tick.asset_events, tick.skip_message) == ([], "no batch has ended since")
+
+
+def test_a_worked_batch_is_reported_with_counts_failures_and_pictures(runner, reporter, tmp_path):
+    hostile = tmp_path / "<b>\u202ename.jpg"
+    shutil.copy(MEDIA / "truncated.jpg", hostile)
+    batch_id = runner.submit("lighthouse.gif", "ball_on_meadow.mp4", hostile)
+    assert not runner.run(batch_id).success, "the collector ran, the report proves nothing"
+    tick = reporter.tick()
+    [report] = reports(tick)
+    assert report.partition == str(batch_id)
+    said = f"reported: batch {batch_id} completed: 2 of 3 uploads completed, 1 failed"
+    assert tick.skip_message == said
+    found = report.metadata
+    assert [found[name].value for name in ("status", "total", "successful", "failed")] == [
+        "completed", 3, 2, 1,
+    ]  # fmt: skip
+    assert found["seconds"].value > 0
+    assert rows_of(found["failures_by_kind"]) == [{"kind": "truncated", "uploads": 1}]
+    [failure] = rows_of(found["failures"])
+    assert (failure["file"], failure["kind"]) == (
+        "<b>\N{REPLACEMENT CHARACTER}name.jpg",
+        "truncated",
+    )
+    assert "the JPEG ends before its picture does" in failure["reason"]
+    slowest = [row["seconds"] for row in rows_of(found["slowest_uploads"])]
+    assert len(slowest) == 2
+    assert slowest == sorted(slowest, reverse=True)
+    assert {row["stage"] for row in rows_of(found["stages"])} >= {"decode", "thumbnail", "embed"}
+    media_type, sheet = picture_in(found["contact_sheet"])
+    assert media_type == "image/jpeg"
+    assert Image.open(io.BytesIO(sheet)).size == (160, 80), "two thumbnails side by side"
+    media_type, plot = picture_in(found["throughput"])
+    assert media_type == "image/svg+xml"
+    words = [element.text for element in ET.fromstring(plot) if element.text]
+    assert "uploads ended per 1 s" in words
+    assert "failed in red" in words
+
+
+def test_what_is_stored_of_the_batch_is_reported_once_not_for_every_upload(runner, reporter):
+    batch_id = runner.submit("lighthouse.gif", "fog.webp", "truncated.jpg")
+    runner.run(batch_id)
+    tick = reporter.tick()
+    counts = {
+        asset: [(e.partition, e.metadata["stored"].value, e.metadata["missing"].value)
+                for e in reports(tick, asset)]
+        for asset in ("thumbnails", "descriptions", "embeddings")
+    }  # fmt: skip
+    assert counts == {asset: [(str(batch_id), 2, 1)] for asset in counts}
+    [described] = reports(tick, "descriptions")
+    assert 0 < described.metadata["lowest_audit_score"].value <= 100
+    assert (
+        described.metadata["models"].value
+        == upload_rows(runner.pipeline.database, batch_id)[0].vision_model
+    )
+
+
+def test_an_end_is_reported_once_and_the_next_end_again(reporter, pipeline):
+    failed = {"processing_status": "failed", "error_kind": "source_missing"}
+    batch_id = ended_batch(pipeline, [ENDED, failed], started_at=func.now())
+    assert reporter.reported() == [str(batch_id)]
+    assert reporter.reported() == []
+
+    pipeline.batches.retry_batch(batch_id)
+    assert reporter.reported() == [], "it is being worked again"
+    [_, again] = upload_rows(pipeline.database, batch_id)
+    pipeline.states.load_batch(batch_id, "run", upload_ids=[again.id], limit=10)
+    claim = pipeline.states.start(again.id, "run").claim
+    pipeline.states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+    tick = reporter.tick()
+    assert [event.metadata["successful"].value for event in reports(tick)] == [2]
+    assert reporter.reported() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [("failed", "3 runs died one after the other"), ("cancelled", None)]
+)
+def test_a_batch_that_was_given_up_or_cancelled_is_reported_with_its_reason(
+    reporter, pipeline, status, reason
+):
+    batch_id = add_batch(pipeline.database, 2, status=status, error_message=reason)
+    [report] = reports(reporter.tick())
+    assert (report.partition, report.metadata["status"].value) == (str(batch_id), status)
+    assert getattr(report.metadata.get("reason"), "value", None) == reason
+    assert not {"contact_sheet", "throughput", "seconds"} & set(report.metadata)
+
+
+def test_an_end_that_commits_late_is_not_missed(reporter, pipeline):
+    """The moment of an end is the beginning of its transaction; another may commit first."""
+    late = add_batch(pipeline.database, [ENDED], status="processing")
+    with pipeline.database.transaction() as connection:
+        connection.execute(
+            update(UploadBatch)
+            .where(UploadBatch.id == late)
+            .values(status="completed", completed_at=func.now())
+        )
+        early = ended_batch(pipeline)
+        assert reporter.reported() == [str(early)]
+    assert reporter.reported() == [str(late)]
+    assert reporter.reported() == []
+
+
+def test_a_long_backlog_is_reported_in_turns_each_end_once(reporter, pipeline):
+    batches = [
+        ended_batch(pipeline, completed_at=func.now() - timedelta(minutes=7 * number))
+        for number in range(2 * REPORTS_PER_TICK + 1, 0, -1)
+    ]
+    ticks = [reporter.reported() for _ in range(4)]
+    assert [len(tick) for tick in ticks] == [REPORTS_PER_TICK, REPORTS_PER_TICK, 1, 0]
+    assert [batch for tick in ticks for batch in tick] == list(map(str, batches))
+    assert len(reporter.cursor) < 200, "the cursor keeps what cannot be found again"
+
+
+def test_the_first_look_leaves_old_batches_alone(reporter, pipeline):
+    ended_batch(pipeline, completed_at=func.now() - timedelta(days=2))
+    recent = ended_batch(pipeline, completed_at=func.now() - timedelta(hours=2))
+    assert reporter.reported() == [str(recent)]
+
+
+@pytest.mark.parametrize("cursor", ["", "{}", "null", '{"newest": 5, "recent": {}}', "by hand"])
+def test_a_cursor_that_somebody_has_spoilt_counts_as_none(reporter, pipeline, cursor):
+    batch_id = ended_batch(pipeline)
+    reporter.cursor = cursor
+    assert reporter.reported() == [str(batch_id)]
+    assert reporter.reported() == []
+
+
+def test_the_report_of_a_thousand_uploads_stays_small(reporter, pipeline):
+    """Noise is what a JPEG is largest for; every name and reason is as long as it can be."""
+    noise = Image.frombytes("RGB", (256, 256), os.urandom(3 * 256 * 256))
+    thumbnail = io.BytesIO()
+    noise.save(thumbnail, "JPEG", quality=95)
+    uploads = [
+        {
+            "processing_status": "failed" if number % 2 else "completed",
+            "filename": f"{number:04}" + "x" * 250,
+            "error_kind": "undecodable",
+            "error_message": "y" * 5000,
+            "thumbnail_path": f"{USER}/{number % 50}/thumb_256.jpg",
+            "stage_seconds": {"decode": 0.1, "describe": number / 100},
+        }
+        for number in range(1000)
+    ]
+    for number in range(50):
+        pipeline.storage.write(f"{USER}/{number}/thumb_256.jpg", thumbnail.getvalue())
+    batch_id = ended_batch(pipeline, uploads, total_uploads=1000, failed_uploads=500)
+    with pipeline.database.transaction() as connection:
+        connection.execute(
+            update(Upload)
+            .where(Upload.batch_id == batch_id)
+            .values(updated_at=func.now() + text("random() * interval '3 days'"))
+        )
+    [report] = reports(reporter.tick())
+    _, sheet = picture_in(report.metadata["contact_sheet"])
+    _, plot = picture_in(report.metadata["throughput"])
+    assert len(sheet) <= MAX_SHEET_BYTES
+    assert len(plot) < 16_384
+    assert len(rows_of(report.metadata["failures"])) == MAX_FAILURES
+    assert report.metadata["failures_not_shown"].value == 500 - MAX_FAILURES
+    slowest = rows_of(report.metadata["slowest_uploads"])
+    assert [row["seconds"] for row in slowest][:2] == [10.09, 10.08]
+    assert len(slowest) == MAX_SLOWEST
+    assert len(dg.serialize_value(report)) < 150_000
+
+
+def test_hidden_uploads_are_counted_but_not_shown(reporter, pipeline):
+    hidden = {
+        "processing_status": "failed",
+        "filename": "secret.jpg",
+        "error_kind": "truncated",
+        "error_message": "secret.jpg",
+        "hidden": True,
+        "stage_seconds": {"decode": 9.0},
+    }
+    ended_batch(pipeline, [ENDED, hidden], total_uploads=2, failed_uploads=1)
+    [report] = reports(reporter.tick())
+    assert report.metadata["failed"].value == 1
+    assert rows_of(report.metadata["failures"]) == []
+    assert "secret" not in dg.serialize_value(report)
+
+
+def test_a_damaged_thumbnail_is_left_out(reporter, pipeline):
+    path = f"{USER}/1/thumb_256.jpg"
+    pipeline.storage.write(path, b"no picture")
+    gone = {"thumbnail_path": f"{USER}/2/thumb_256.jpg"}
+    ended_batch(pipeline, [ENDED | {"thumbnail_path": path}, ENDED | gone])
+    [report] = reports(reporter.tick())
+    assert "contact_sheet" not in report.metadata
