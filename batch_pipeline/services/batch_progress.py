@@ -3,26 +3,40 @@
 Every message goes out on the PostgreSQL channel in the transaction that makes it true, so that
 messages arrive in the order of the transitions and none speaks of what was rolled back. With a
 Redis URL the same messages follow there once the transaction has ended.
+
+What comes faster than a person can follow is left out: counters of a batch in work, and the stages
+between the beginning and the end of an upload. An upload's beginning and end and every other status
+of a batch are always sent, and counters that were left out are caught up within about a second.
+So a batch of N uploads that W processes work for T seconds at most sends, beside the messages of
+its own beginning and end,
+
+    2 N  +  W (2 BURST + 2 PER_SECOND T)  +  W T  messages.
 """
 
 import json
 import logging
+import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, and_, select, text
 
+from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, UploadBatch
 from batch_pipeline.database.session import Database
+from batch_pipeline.services.pace import Pace
 
 CHANNEL = "batch_pipeline_progress"
 #: PostgreSQL refuses a payload of 8000 bytes and more.
 MAX_PAYLOAD_BYTES = 7999
 #: Longest file name that a message shows (characters).
 MAX_SHOWN_NAME = 255
+#: Messages of a batch that one process sends at once, and a second from then on, of each kind that
+#: may be left out.
+BURST, PER_SECOND = 20, 5
 
 FileStatus = Literal["processing", "completed", "failed"]
 
@@ -81,23 +95,41 @@ class FileProgress:
 
 
 Message = BatchProgress | FileProgress
+#: A message on its way, its user and its JSON.
+_Sent = tuple[Message, uuid.UUID | None, str]
+
+#: In the order of the fields of `BatchProgress`.
+PROGRESS = (
+    UploadBatch.id,
+    UploadBatch.user_id,
+    UploadBatch.status,
+    UploadBatch.total_uploads,
+    UploadBatch.processed_uploads,
+    UploadBatch.successful_uploads,
+    UploadBatch.failed_uploads,
+)
 
 
 class Announcer:
     """Sends messages inside one transaction."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, filter_: "_Filter") -> None:
         self.connection = connection
-        self.sent: list[tuple[uuid.UUID | None, uuid.UUID | None, str]] = []
+        self.sent: list[_Sent] = []
+        self._filter = filter_
 
     def announce(self, message: Message, user_id: uuid.UUID | None = None) -> None:
+        """Queue a message for delivery at commit, unless it may be left out."""
+        if self._filter.admits(message):
+            self.send(message, user_id)
+
+    def send(self, message: Message, user_id: uuid.UUID | None) -> None:
         """Queue a message for delivery at commit."""
-        action = "batch_progress" if isinstance(message, BatchProgress) else "file_progress"
-        body = _encode(action, message.payload())
+        body = body_of(message)
         self.connection.execute(
             text("SELECT pg_notify(:channel, :body)"), {"channel": CHANNEL, "body": body}
         )
-        self.sent.append((message.batch_id, user_id, body))
+        self.sent.append((message, user_id, body))
 
 
 class ProgressPublisher:
@@ -105,6 +137,7 @@ class ProgressPublisher:
 
     def __init__(self, database: Database, redis_url: str = "") -> None:
         self._database = database
+        self._filter = _Filter()
         self._redis = _connect_redis(redis_url) if redis_url else None
         self._redis_failed = False
 
@@ -112,26 +145,109 @@ class ProgressPublisher:
     def transaction(self) -> Iterator[Announcer]:
         """One transaction; its messages are delivered if and when it commits."""
         with self._database.transaction() as connection:
-            announcer = Announcer(connection)
+            announcer = Announcer(connection, self._filter)
             yield announcer
         self._relay(announcer)
 
+    def catch_up(self) -> None:
+        """Announce the counters of the batches whose last message was left out."""
+        behind = self._filter.take_behind()
+        if not behind:
+            return
+        in_work = and_(UploadBatch.id.in_(behind), UploadBatch.status == BatchStatus.PROCESSING)
+        try:
+            with self.transaction() as transaction:
+                # The lock keeps a batch from ending between what is read and what is said. One that
+                # somebody else has locked is left for the next time.
+                rows = transaction.connection.execute(
+                    select(*PROGRESS)
+                    .where(in_work)
+                    .order_by(UploadBatch.id)
+                    .with_for_update(read=True, skip_locked=True)
+                ).all()
+                for progress in [BatchProgress(*row) for row in rows]:
+                    transaction.send(progress, progress.user_id)
+                open_ = set(transaction.connection.scalars(select(UploadBatch.id).where(in_work)))
+            behind = open_ - {row.id for row in rows}
+        finally:
+            self._filter.leave_behind(behind)
+
     def _relay(self, announcer: Announcer) -> None:
         """Repeat the messages on Redis; a failure is one warning, never a failed upload."""
-        if self._redis is None:
+        if self._redis is None or not announcer.sent:
             return
         try:
-            for batch_id, user_id, body in announcer.sent:
-                if batch_id:
-                    self._redis.publish(f"batch_progress:{batch_id}", body)
-                if user_id:
-                    self._redis.publish(f"user:{user_id}", body)
+            _publish(self._redis, announcer.sent)
+            # Another process may have ended the batch and said so before these came: then that is
+            # said again, so that it is the last that a client hears.
+            said = {message.batch_id for message, _, _ in announcer.sent if _is_end(message)}
+            batch_ids = {message.batch_id for message, _, _ in announcer.sent} - said - {None}
+            if batch_ids:
+                _publish(self._redis, self._ends_of(batch_ids))
         except Exception as error:
             if not self._redis_failed:
                 log.warning("progress is not published on Redis: %s", error)
             self._redis_failed = True
         else:
             self._redis_failed = False
+
+    def _ends_of(self, batch_ids: set[uuid.UUID | None]) -> list[_Sent]:
+        ended = and_(UploadBatch.id.in_(batch_ids), UploadBatch.status.not_in(OPEN_BATCH))
+        with self._database.transaction() as connection:
+            rows = connection.execute(select(*PROGRESS).where(ended)).all()
+        ends = [BatchProgress(*row) for row in rows]
+        return [(progress, progress.user_id, body_of(progress)) for progress in ends]
+
+
+class _Filter:
+    """Decides which messages may be left out, and remembers whose counters were; thread-safe."""
+
+    def __init__(self) -> None:
+        self._pace = Pace(burst=BURST, per_second=PER_SECOND)
+        self._behind: set[uuid.UUID] = set()
+        self._lock = threading.Lock()
+
+    def admits(self, message: Message) -> bool:
+        if isinstance(message, FileProgress):
+            is_between = message.status == "processing" and message.progress_percentage > 0
+            return not is_between or self._pace.admits(("file", message.batch_id))
+        may_wait = message.status == BatchStatus.PROCESSING
+        admitted = not may_wait or self._pace.admits(("batch", message.batch_id))
+        with self._lock:
+            if admitted:
+                self._behind.discard(message.batch_id)
+            else:
+                self._behind.add(message.batch_id)
+        return admitted
+
+    def take_behind(self) -> set[uuid.UUID]:
+        with self._lock:
+            behind, self._behind = self._behind, set()
+        return behind
+
+    def leave_behind(self, batch_ids: set[uuid.UUID]) -> None:
+        with self._lock:
+            self._behind |= batch_ids
+
+
+def _publish(redis: Any, messages: Sequence[_Sent]) -> None:
+    with redis.pipeline(transaction=False) as pipeline:
+        for message, user_id, body in messages:
+            if message.batch_id:
+                pipeline.publish(f"batch_progress:{message.batch_id}", body)
+            if user_id:
+                pipeline.publish(f"user:{user_id}", body)
+        pipeline.execute()
+
+
+def _is_end(message: Message) -> bool:
+    return isinstance(message, BatchProgress) and message.status not in OPEN_BATCH
+
+
+def body_of(message: Message) -> str:
+    """Write a message as it is sent."""
+    action = "batch_progress" if isinstance(message, BatchProgress) else "file_progress"
+    return _encode(action, message.payload())
 
 
 def _encode(action: str, payload: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 One thread per process. Every second it reads which claims are still ours (a person may have
 cancelled the batch, a sweep may have given the upload to another run); four times per lease it
-renews their heartbeats, and those of the uploads that the run has reserved but not begun.
+renews their heartbeats, and those of the uploads that the run has reserved but not begun. It also
+announces the progress that was left out for coming too fast.
 """
 
 import logging
@@ -82,6 +83,7 @@ class ClaimKeeper:
                     for entry in held:
                         if entry.claim not in wanted:
                             entry.mark_lost()
+                self._states.catch_up_progress()
                 if time.monotonic() >= next_renewal:
                     self._states.heartbeat(self._run_id, [entry.claim for entry in held])
                     next_renewal = time.monotonic() + self._renew_seconds

@@ -27,6 +27,7 @@ from batch_pipeline.database.models import (
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import KindedError, PipelineError
 from batch_pipeline.services.batch_progress import (
+    PROGRESS,
     Announcer,
     BatchProgress,
     FileProgress,
@@ -199,17 +200,6 @@ def noted(error: PipelineError | None) -> dict[str, str]:
     # PostgreSQL text cannot hold NUL.
     return {"error_kind": kind, "error_message": str(error).replace("\0", "�")}
 
-
-#: In the order of the fields of `BatchProgress`.
-PROGRESS = (
-    UploadBatch.id,
-    UploadBatch.user_id,
-    UploadBatch.status,
-    UploadBatch.total_uploads,
-    UploadBatch.processed_uploads,
-    UploadBatch.successful_uploads,
-    UploadBatch.failed_uploads,
-)
 
 #: What `announce_file` and `percentage_reached` read of an upload.
 ANNOUNCED = (

@@ -414,6 +414,10 @@ class UploadStates:
             ).all()
         return set(claims) & {Claim(row.id, row.owner_run_id or "", row.claim) for row in rows}
 
+    def catch_up_progress(self) -> None:
+        """Announce what was left out while uploads ended faster than anybody reads."""
+        self._publisher.catch_up()
+
     def exists(self, upload_id: uuid.UUID) -> bool:
         """Tell whether an upload has not been deleted."""
         with self._publisher.transaction() as transaction:

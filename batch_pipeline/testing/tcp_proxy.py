@@ -1,8 +1,10 @@
-"""A TCP proxy between a client and PostgreSQL that loses replies on command."""
+"""A TCP proxy between a client and its server that loses replies, or holds requests, on command."""
 
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +29,20 @@ class TcpProxy:
         self._open: list[socket.socket] = []
         self.dropped = threading.Event()
         """Set once a reply was lost."""
+        self._may_pass = threading.Event()
+        self._may_pass.set()
+        self.held = threading.Event()
+        """Set once a request waits."""
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep requests back until the block ends."""
+        self.held.clear()
+        self._may_pass.clear()
+        try:
+            yield
+        finally:
+            self._may_pass.set()
 
     def lose_the_reply_to(self, request: bytes) -> None:
         """Pass the next request that contains these bytes on, and cut the line before its reply."""
@@ -46,6 +62,7 @@ class TcpProxy:
         trace: TracebackType | None,
     ) -> None:
         """Cut every line."""
+        self._may_pass.set()
         self._listener.close()
         with self._lock:
             for line in self._open:
@@ -77,6 +94,9 @@ class TcpProxy:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
                 if is_client:
+                    if not self._may_pass.is_set():
+                        self.held.set()
+                        self._may_pass.wait()
                     with self._lock:
                         if self._fatal and self._fatal in data:
                             self._fatal = b""

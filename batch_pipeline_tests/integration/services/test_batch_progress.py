@@ -1,55 +1,16 @@
 """Progress messages on their channels: PostgreSQL always, a real Redis when it is configured."""
 
 import json
-import os
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psycopg
-import pytest
 import redis
 
-from batch_pipeline.demo import free_port
 from batch_pipeline.services.batch_progress import CHANNEL, FileProgress, ProgressPublisher
 from batch_pipeline.services.upload_states import StartedUpload
 from batch_pipeline.testing.records import USER, add_batch, upload_rows
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    program = shutil.which("redis-server")
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("redis-server is missing: scripts/install_test_system.sh installs it")
-        pytest.skip("redis-server is not installed")
-    port = free_port()
-    server = subprocess.Popen(
-        [
-            program,
-            "--port",
-            str(port),
-            "--save",
-            "",
-            "--dir",
-            str(tmp_path_factory.mktemp("redis")),
-        ],
-        stdout=subprocess.DEVNULL,
-    )
-    with redis.Redis(port=port) as client:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}/0"
-    server.terminate()
-    server.wait(20)
 
 
 def drain(subscription, wanted: int) -> list[tuple[str, dict]]:

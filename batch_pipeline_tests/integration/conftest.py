@@ -1,0 +1,52 @@
+"""Fixtures of this level: a real Redis, a real browser."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+from playwright.sync_api import Browser, sync_playwright
+
+from batch_pipeline.demo import free_port
+
+
+def program(name: str) -> str:
+    """Find a program of the system; without it the test is skipped here, and fails in CI."""
+    found = shutil.which(name)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is missing: scripts/install_test_system.sh installs it")
+        pytest.skip(f"{name} is not installed: scripts/install_test_system.sh")
+    return found
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    path, port = program("redis-server"), free_port()
+    folder = tmp_path_factory.mktemp("redis")
+    command = [path, "--port", str(port), "--save", "", "--dir", str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    with redis.Redis(port=port) as client:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                time.sleep(0.05)
+        yield f"redis://127.0.0.1:{port}/0"
+    server.terminate()
+    server.wait(20)
+
+
+# Not longer than a module: while it is open, its thread has an event loop that nobody else may run.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = program("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,0 +1,213 @@
+"""How many progress messages a large batch sends, and which of them is the last."""
+
+import json
+import multiprocessing
+import threading
+import time
+import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+import redis
+from sqlalchemy import text
+
+from batch_pipeline.services.batch_progress import BURST, CHANNEL, PER_SECOND
+from batch_pipeline.services.claim_keeper import CHECK_SECONDS, ClaimKeeper
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import Settings
+from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_rows
+from batch_pipeline.testing.tcp_proxy import TcpProxy
+
+WORKERS, THREADS = 3, 4
+
+
+def add_large_batch(database, uploads):
+    batch_id = add_batch(database, total_uploads=uploads)
+    with database.transaction() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size)"
+                " SELECT :user, :batch, n || '.jpg', n || '/original.jpg', 'image', 1000"
+                " FROM generate_series(1, :uploads) AS n"
+            ),
+            {"user": USER, "batch": batch_id, "uploads": uploads},
+        )
+    return batch_id
+
+
+def work(settings: Settings, batch_id: uuid.UUID, share: int, name: str) -> None:
+    """One run: all transitions that a run makes, with nothing between them."""
+    pipeline = Pipeline(settings)
+    states = pipeline.states
+    loaded = states.load_batch(batch_id, name, limit=share)
+
+    def process(upload_id: uuid.UUID) -> None:
+        claim = states.start(upload_id, name).claim
+        states.store_thumbnail(claim, "thumb_256.jpg", {})
+        states.store_description(
+            claim,
+            description="words",
+            score=90,
+            model="m",
+            facts={},
+            video_codec=None,
+            regenerated=False,
+            seconds={},
+        )
+        states.complete(claim, seconds={})
+
+    with ClaimKeeper(states, name, lease_seconds=120), ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(process, [upload.id for upload in loaded.reserved]))
+    pipeline.close()
+
+
+class Listener:
+    """All that was said about a batch, on PostgreSQL and on Redis."""
+
+    def __init__(self, database_url, redis_url, batch_id):
+        self._postgres = psycopg.connect(database_url, autocommit=True)
+        self._postgres.execute(f"LISTEN {CHANNEL}")
+        self._redis = redis.Redis.from_url(redis_url)
+        self._subscription = self._redis.pubsub(ignore_subscribe_messages=True)
+        self._subscription.subscribe(f"batch_progress:{batch_id}")
+        self._subscription.get_message(timeout=5)
+        self._workers_ended = threading.Event()
+        self.messages = {"postgres": [], "redis": []}
+        self._threads = [
+            threading.Thread(target=self._collect, args=("postgres", self._next_of_postgres)),
+            threading.Thread(target=self._collect, args=("redis", self._next_of_redis)),
+        ]
+
+    def _next_of_postgres(self):
+        return [message.payload for message in self._postgres.notifies(timeout=0.5)]
+
+    def _next_of_redis(self):
+        message = self._subscription.get_message(timeout=0.5)
+        return [message["data"]] if message else []
+
+    def _collect(self, channel, next_messages):
+        """Whoever has ended has sent all it had: then a quiet moment is the end."""
+        while (got := next_messages()) or not self._workers_ended.is_set():
+            self.messages[channel] += map(json.loads, got)
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._workers_ended.set()
+        for thread in self._threads:
+            thread.join()
+        self._subscription.close()
+        self._redis.close()
+        self._postgres.close()
+
+
+@pytest.mark.parametrize(
+    "uploads", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(400)])]
+)
+def test_a_flood_is_thinned_out_and_the_last_message_says_completed(
+    change, open_pipeline, database_url, redis_url, uploads
+):
+    settings = change(redis_url=redis_url)
+    pipeline = open_pipeline(settings)
+    batch_id = add_large_batch(pipeline.database, uploads)
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=work, args=(settings, batch_id, uploads // WORKERS + 1, f"run {n}"))
+        for n in range(WORKERS)
+    ]
+    with Listener(database_url, redis_url, batch_id) as listener:
+        begin = time.monotonic()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(380)
+        seconds = time.monotonic() - begin
+    assert [worker.exitcode for worker in workers] == [0] * WORKERS
+    assert batch_row(pipeline.database, batch_id).successful_uploads == uploads
+
+    bound = WORKERS * (BURST + PER_SECOND * seconds)
+    for channel, messages in listener.messages.items():
+        kinds = Counter(kind_of(message) for message in messages)
+        print(f"{channel}: {uploads} uploads, {seconds:.1f} s, {dict(kinds)}")
+        assert kinds["begin"] == kinds["end"] == uploads
+        assert 0 < kinds["stage"] <= bound
+        # Whoever comes late on Redis repeats the end: at most once for each thread.
+        assert kinds["batch"] <= bound + WORKERS * seconds / CHECK_SECONDS + WORKERS * THREADS + 1
+        last = messages[-1]
+        assert (last["action"], last["payload"]["status"]) == ("batch_progress", "completed")
+        assert last["payload"]["progress_percentage"] == 100
+    counters = [
+        message["payload"]["processed"]
+        for message in listener.messages["postgres"]
+        if message["action"] == "batch_progress"
+    ]
+    assert counters == sorted(counters), "counters went back: messages overtook each other"
+
+
+def kind_of(message):
+    if message["action"] == "batch_progress":
+        return "batch"
+    if message["payload"]["status"] != "processing":
+        return "end"
+    return "stage" if message["payload"]["progress_percentage"] else "begin"
+
+
+def batch_messages(listener, seconds):
+    found = (json.loads(message.payload) for message in listener.notifies(timeout=seconds))
+    return [m["payload"]["processed"] for m in found if m["action"] == "batch_progress"]
+
+
+def test_counters_that_were_left_out_are_caught_up_and_nobody_waits_for_a_locked_batch(
+    pipeline, database_url
+):
+    batch_id = add_large_batch(pipeline.database, 2 * BURST + 20)
+    states = pipeline.states
+    reserved = states.load_batch(batch_id, "run", limit=1000).reserved
+    with psycopg.connect(database_url, autocommit=True) as listener:
+        listener.execute(f"LISTEN {CHANNEL}")
+        # The last one is left out: of so many at once, more than the burst are.
+        ended = 0
+        while not pipeline.publisher._filter._behind:
+            states.complete(states.start(reserved[ended].id, "run").claim, seconds={})
+            ended += 1
+        batch_messages(listener, 0.2)
+        with psycopg.connect(database_url) as other:
+            other.execute("SELECT 1 FROM upload_batches WHERE id = %s FOR UPDATE", [batch_id])
+            pipeline.publisher.catch_up()
+            assert batch_messages(listener, 0.2) == []
+        with ClaimKeeper(states, "run", lease_seconds=120):
+            assert batch_messages(listener, 4 * CHECK_SECONDS) == [ended]
+
+
+def test_who_comes_late_on_redis_says_the_end_again(change, open_pipeline, redis_url):
+    port = int(redis_url.rpartition(":")[2].partition("/")[0])
+    with TcpProxy(address=("127.0.0.1", port)) as proxy:
+        slow = open_pipeline(change(redis_url=f"redis://127.0.0.1:{proxy.port}/0"))
+        fast = open_pipeline(change(redis_url=redis_url))
+        batch_id = add_batch(fast.database, 2)
+        first, second = upload_rows(fast.database, batch_id)
+        slow.states.load_batch(batch_id, "run", limit=2)
+        slow_claim = slow.states.start(first.id, "run").claim
+        fast_claim = fast.states.start(second.id, "run").claim
+        with redis.Redis.from_url(redis_url) as client, client.pubsub() as subscription:
+            subscription.subscribe(f"batch_progress:{batch_id}")
+            subscription.get_message(timeout=5)
+            with proxy.holding():
+                late = threading.Thread(
+                    target=slow.states.complete, args=(slow_claim,), kwargs={"seconds": {}}
+                )
+                late.start()
+                proxy.held.wait(10)
+                fast.states.complete(fast_claim, seconds={})
+            late.join(10)
+            said = []
+            while message := subscription.get_message(timeout=0.5):
+                said.append(json.loads(message["data"])["payload"])
+    assert said[1]["status"] == "completed"  # the file of `fast`, then the end
+    assert [p["status"] for p in said[-3:]] == ["completed", "processing", "completed"]
+    assert (said[-1]["processed"], said[-1]["progress_percentage"]) == (2, 100)

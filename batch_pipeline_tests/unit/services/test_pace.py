@@ -1,0 +1,45 @@
+"""What passes at which pace; the clock is turned by hand."""
+
+import pytest
+
+from batch_pipeline.services.pace import Pace
+
+
+@pytest.fixture
+def clock():
+    return [100.0]
+
+
+@pytest.fixture
+def pace(clock):
+    return Pace(burst=3, per_second=2, clock=lambda: clock[0])
+
+
+def passed(pace, key, tries):
+    return sum(pace.admits(key) for _ in range(tries))
+
+
+def test_a_burst_passes_and_then_so_many_a_second(pace, clock):
+    assert passed(pace, "a", 10) == 3
+    clock[0] += 1
+    assert passed(pace, "a", 10) == 2
+    clock[0] += 1000
+    assert passed(pace, "a", 10) == 3
+
+
+def test_what_comes_slowly_always_passes(pace, clock):
+    for _ in range(100):
+        clock[0] += 0.5
+        assert pace.admits("a")
+
+
+def test_keys_do_not_wait_for_each_other(pace):
+    assert passed(pace, "a", 10) == 3
+    assert passed(pace, "b", 10) == 3
+
+
+def test_so_many_keys_are_remembered_and_no_more(pace):
+    assert passed(pace, "first", 10) == 3
+    assert all(pace.admits(key) for key in range(Pace.MAX_KEYS))
+    assert pace.admits("first")  # forgotten
+    assert len(pace._tokens) <= Pace.MAX_KEYS
