@@ -241,3 +241,24 @@ class Upload(Base):
             postgresql_ops={"embedding_local": "vector_cosine_ops"},
         ),
     )
+
+
+class ModelCallSlots(Base):
+    """What one process wants and holds of a model server's slots; gone when it makes no calls."""
+
+    __tablename__ = "model_call_slots"
+
+    #: Address of the server; one on loopback is named with its host.
+    server: Mapped[str] = mapped_column(primary_key=True)
+    #: ``vision`` or ``embedding``: each has slots of its own.
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    #: The process.
+    holder: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    #: Calls in flight and calls that wait, up to the limit.
+    wanted: Mapped[int] = mapped_column(Integer)
+    #: Slots that nobody else may use; never less than its calls in flight.
+    held: Mapped[int] = mapped_column(Integer)
+    #: When it began to wait (it holds none) or to hold (it holds some).
+    since: Mapped[datetime]
+    #: Renewed while it lives; afterwards others remove the row.
+    leased_until: Mapped[datetime]

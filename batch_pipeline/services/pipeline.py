@@ -9,6 +9,7 @@ from batch_pipeline.model_servers.base import Analyzer
 from batch_pipeline.services.backlog import Backlog
 from batch_pipeline.services.batch_progress import ProgressPublisher
 from batch_pipeline.services.batch_states import BatchStates
+from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
 from batch_pipeline.services.upload_states import UploadStates
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
@@ -25,13 +26,16 @@ class Pipeline:
         self.states = UploadStates(self.publisher, lease_seconds=settings.lease_seconds)
         self.batches = BatchStates(self.publisher)
         self.backlog = Backlog(self.publisher, lease_seconds=settings.lease_seconds)
+        self.call_slots = SharedCallSlots(
+            self.database.url, lease_seconds=min(settings.lease_seconds, LEASE_SECONDS)
+        )
 
     @cached_property
     def analyzer(self) -> Analyzer:
         """Who describes and embeds; built when first asked for, most commands need none."""
         from batch_pipeline.model_servers.factory import build_analyzer  # noqa: PLC0415
 
-        return build_analyzer(self.settings)
+        return build_analyzer(self.settings, self.call_slots.of)
 
     def analyzer_outage(self) -> ServiceDownError | None:
         """Say why no upload could be worked now; None if they could."""
@@ -43,7 +47,8 @@ class Pipeline:
         return ServiceDownError(problems[0].kind, "; ".join(reasons))
 
     def close(self) -> None:
-        """Close the database's connections."""
+        """Give back the slots of model calls and close the database's connections."""
+        self.call_slots.close()
         self.database.close()
 
 

@@ -1,0 +1,381 @@
+"""The cap on model calls in flight, kept over all processes on all hosts that share a database.
+
+Each process has a row per server and kind of call in ``model_call_slots``: what it wants and what
+it holds. The processes agree there, one after the other, on fair shares; within its share a
+process passes slots from call to call without asking anybody (`CallGate`). So a busy process asks
+a few times a minute, and only when shares change is there more to say.
+
+One thread and one connection per process do this, from the first call on. A change wakes the
+others by a message; nobody depends on the message, nor on anything else that belongs to a session,
+so a connection pooler may stand in between. A process that dies is out when its lease ends, by the
+database's clock.
+"""
+
+import atexit
+import logging
+import random
+import select
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from urllib.parse import urlsplit
+
+import psycopg
+from sqlalchemy.engine import URL
+
+from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.model_servers.base import CallKind, CallSlots
+from batch_pipeline.model_servers.call_slots import CallGate, Demand
+
+CHANNEL = "batch_pipeline_model_slots"
+#: Age of a process' last sign of life after which its slots are given to others (seconds).
+LEASE_SECONDS = 15.0
+#: Until slots that no call has used for so long are given back, if nobody asks earlier (seconds).
+_IDLE_SECONDS = 0.3
+#: Between two looks while others hold what is ours, should a message be lost (seconds).
+_SHORT_SECONDS = 1.0
+#: Least time between two looks at one server (seconds).
+_BREATH_SECONDS = 0.01
+#: Who stops in the middle of an agreement must not hold up the others.
+_SESSION = "-c statement_timeout=5s -c idle_in_transaction_session_timeout=2s"
+#: First key of the advisory locks, one per server and kind, under which shares are agreed on.
+_LOCK = 730_511
+
+_REMOVE_DEAD = """
+    DELETE FROM model_call_slots
+    WHERE server = %(server)s AND kind = %(kind)s AND holder <> %(holder)s
+        AND leased_until < clock_timestamp()
+        -- While the database was away nobody could renew a lease.
+        AND pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => %(lease)s)
+"""
+_ROWS = """
+    SELECT holder, wanted, held, since,
+        extract(epoch FROM leased_until - clock_timestamp())::float
+    FROM model_call_slots WHERE server = %(server)s AND kind = %(kind)s
+"""
+_WRITE = """
+    INSERT INTO model_call_slots AS mine
+        (server, kind, holder, wanted, held, since, leased_until)
+    VALUES (%(server)s, %(kind)s, %(holder)s, %(wanted)s, %(held)s, clock_timestamp(),
+        clock_timestamp() + make_interval(secs => %(lease)s))
+    ON CONFLICT (server, kind, holder) DO UPDATE SET
+        wanted = excluded.wanted, held = excluded.held, leased_until = excluded.leased_until,
+        since = CASE WHEN (mine.held = 0) = (excluded.held = 0)
+            THEN mine.since ELSE excluded.since END
+"""
+_REMOVE = """
+    DELETE FROM model_call_slots
+    WHERE server = %(server)s AND kind = %(kind)s AND holder = %(holder)s
+"""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Claimant:
+    """A process that wants slots of a server, as its row says."""
+
+    holder: uuid.UUID
+    wanted: int
+    held: int
+    since: datetime | None = None
+    """When it began to wait, or to hold its first slot; None: just now."""
+    lease_left: float = 0.0
+
+    @property
+    def precedence(self) -> tuple[bool, float]:
+        """Who waits comes first, longest wait first; of the holders, the latest come first.
+
+        When there are more processes than slots, the one that has held for longest thus yields to
+        the one that has waited for longest: they take turns.
+        """
+        moment = self.since.timestamp() if self.since else float("inf")
+        return (True, -moment) if self.held else (False, moment)
+
+
+def fair_shares(limit: int, claimants: Sequence[Claimant]) -> dict[uuid.UUID, int]:
+    """Divide the slots: to each what it wants, but to none more than another that lacks some.
+
+    What cannot be divided evenly goes by `Claimant.precedence`.
+    """
+    shares = {claimant.holder: 0 for claimant in claimants}
+    in_turn = sorted(claimants, key=lambda claimant: claimant.precedence)
+    left = min(limit, sum(claimant.wanted for claimant in claimants))
+    while left:
+        for claimant in in_turn:
+            if left and shares[claimant.holder] < claimant.wanted:
+                shares[claimant.holder] += 1
+                left -= 1
+    return shares
+
+
+@dataclass
+class _Lane:
+    """The calls of one kind to one server, as agreed on last."""
+
+    gate: CallGate
+    kind: CallKind
+    server: str
+    holder: uuid.UUID
+    name: str = field(init=False)
+    wanted: int = 0
+    held: int = 0
+    share: int = 0
+    others_lack: bool = False
+    agreed_at: float = 0.0
+    look_after: float = 0.0
+    """Seconds after `agreed_at` until the next look, whatever happens."""
+    heard: bool = False
+    """A message said that something has changed."""
+
+    def __post_init__(self) -> None:
+        self.name = _name_for_all_hosts(self.server)
+
+    @property
+    def topic(self) -> str:
+        return f"{self.kind} {self.name}"
+
+    def look_in(self, demand: Demand, now: float) -> float:
+        """Seconds until this has to be agreed on again; 0 or less: now."""
+        if not (self.held or self.wanted or demand.wanted):
+            return float("inf")
+        needed = max(demand.in_flight, min(self.share, demand.wanted))
+        breath = self.agreed_at + _BREATH_SECONDS - now
+        if self.heard or demand.wanted > max(self.wanted, self.held):
+            return breath
+        if self.others_lack and self.held > needed:
+            return breath
+        after = self.look_after if demand.wanted else min(self.look_after, _IDLE_SECONDS)
+        return self.agreed_at + after - now
+
+
+class SharedCallSlots:
+    """Gives out the slots of this process' calls, as agreed on with all other processes.
+
+    Args:
+        database: where they meet.
+        lease_seconds: see `LEASE_SECONDS`.
+    """
+
+    def __init__(self, database: URL, *, lease_seconds: float = LEASE_SECONDS) -> None:
+        self._database = database
+        self._lease_seconds = lease_seconds
+        self._gates: list[tuple[CallGate, CallKind, uuid.UUID]] = []
+        self._lanes: dict[tuple[CallGate, str], _Lane] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._alarm: socket.socket | None = None
+        self._alarm_is_set = threading.Event()
+        self._closing = threading.Event()
+        self._agreed_at = time.monotonic()
+        self._reason = "no answer"
+
+    def of(self, kind: CallKind, limit: int) -> CallSlots:
+        """Slots for the calls of one kind, at most so many to each server over all processes."""
+        gate = CallGate(limit, shared=True, changed=self._wake, failure=self._failure)
+        with self._lock:
+            self._gates.append((gate, kind, uuid.uuid4()))
+        return gate
+
+    def close(self) -> None:
+        """Give all slots back and close the connection; no call may follow."""
+        self._closing.set()
+        with self._lock:
+            if self._alarm is None or self._thread is None:
+                return
+            self._alarm.close()  # which wakes the thread
+        self._thread.join(timeout=2)
+        atexit.unregister(self.close)
+
+    def _wake(self) -> None:
+        if self._alarm_is_set.is_set() or self._closing.is_set():
+            return
+        with self._lock:
+            if self._alarm is None:
+                self._alarm = self._start()
+            self._alarm_is_set.set()
+            with suppress(OSError):  # closed in this moment
+                self._alarm.send(b".")
+
+    def _start(self) -> socket.socket:
+        alarm, sleeper = socket.socketpair()
+        sleeper.setblocking(False)
+        self._thread = threading.Thread(
+            target=self._work, args=(sleeper,), name="model-call-slots", daemon=True
+        )
+        # A process that ends gives its slots back at once; else they rest for a lease.
+        atexit.register(self.close)
+        self._thread.start()
+        return alarm
+
+    def _failure(self, waited: float) -> ServiceDownError | None:
+        silence = time.monotonic() - self._agreed_at
+        if min(waited, silence) < self._lease_seconds:
+            return None
+        return ServiceDownError(
+            "database_down",
+            "the database, which holds the number of model calls in flight, has not answered for "
+            f"{silence:.0f} s: {self._reason}",
+        )
+
+    def _work(self, sleeper: socket.socket) -> None:
+        with sleeper:
+            self._keep_connected(sleeper)
+
+    def _keep_connected(self, sleeper: socket.socket) -> None:
+        url = self._database.set(drivername="postgresql")
+        given = url.query.get("options", "")
+        options = given if isinstance(given, str) else " ".join(given)
+        while not self._closing.is_set():
+            try:
+                with psycopg.connect(
+                    url.render_as_string(hide_password=False),
+                    autocommit=True,
+                    prepare_threshold=None,
+                    application_name="batch_pipeline model slots",
+                    connect_timeout=5,
+                    options=f"{options} {_SESSION}".strip(),
+                    keepalives_idle=5,
+                    keepalives_interval=2,
+                    keepalives_count=2,
+                    tcp_user_timeout=10_000,
+                ) as connection:
+                    connection.execute(f"LISTEN {CHANNEL}".encode())
+                    self._serve(connection, sleeper)
+            except psycopg.Error as error:
+                self._reason = str(error).strip()
+                _log.warning("model call slots: the database does not answer: %s", self._reason)
+                self._closing.wait(random.uniform(0.2, 0.8))  # noqa: S311 - spreads processes
+
+    def _serve(self, connection: psycopg.Connection, sleeper: socket.socket) -> None:
+        for lane in self._lanes.values():
+            lane.agreed_at = 0.0  # nobody knows whether the last words were heard
+        while not self._closing.is_set():
+            self._agree(connection, self._due_lanes())
+            self._wait(connection, sleeper)
+        for lane in self._lanes.values():
+            if lane.held or lane.wanted:
+                self._write(connection, lane, Demand(0, 0))
+
+    def _due_lanes(self) -> list[_Lane]:
+        """Those that have to be agreed on, together with the others of their gate."""
+        with self._lock:
+            gates = list(self._gates)
+        due: list[_Lane] = []
+        now = time.monotonic()
+        for gate, kind, holder in gates:
+            lanes, demands = [], gate.demand()
+            for server in demands:
+                key = gate, server
+                if key not in self._lanes:
+                    self._lanes[key] = _Lane(gate, kind, server, holder)
+                lanes.append(self._lanes[key])
+            if any(lane.look_in(demands[lane.server], now) <= 0 for lane in lanes):
+                # Together, so that calls which wait for any of them spread over all.
+                due += [
+                    lane
+                    for lane in lanes
+                    if lane.held or lane.wanted or demands[lane.server].wanted
+                ]
+        return due
+
+    def _agree(self, connection: psycopg.Connection, lanes: Sequence[_Lane]) -> None:
+        agreed: dict[CallGate, dict[str, tuple[int, int]]] = {}
+        valid_until = time.monotonic() + self._lease_seconds
+        for lane in lanes:
+            demand = lane.gate.take_stock(lane.server)
+            agreed.setdefault(lane.gate, {})[lane.server] = self._write(connection, lane, demand)
+        for gate, slots in agreed.items():
+            gate.allow(slots, valid_until)
+        if lanes:
+            self._agreed_at = time.monotonic()
+
+    def _write(
+        self, connection: psycopg.Connection, lane: _Lane, demand: Demand
+    ) -> tuple[int, int]:
+        """Agree on one lane; returns the slots that are ours and those that others hold."""
+        heard, lane.heard = lane.heard, False
+        me = Claimant(lane.holder, demand.wanted, 0)
+        values = {
+            "server": lane.name,
+            "kind": lane.kind,
+            "holder": lane.holder,
+            "lease": self._lease_seconds,
+        }
+        with connection.transaction():
+            connection.execute(
+                "SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_LOCK, lane.topic]
+            )
+            connection.execute(_REMOVE_DEAD, values)
+            rows = [Claimant(*row) for row in connection.execute(_ROWS, values).fetchall()]
+            others = [row for row in rows if row.holder != lane.holder]
+            before = next((row for row in rows if row.holder == lane.holder), me)
+            me.held, me.since = before.held, before.since
+            share = fair_shares(lane.gate.limit, [*others, me])[lane.holder]
+            elsewhere = sum(row.held for row in others)
+            allowed = max(0, min(share, lane.gate.limit - elsewhere))
+            held = max(demand.in_flight, allowed)
+            if held or demand.wanted:
+                connection.execute(_WRITE, values | {"wanted": demand.wanted, "held": held})
+            else:
+                connection.execute(_REMOVE, values)
+            others_lack = any(row.held < row.wanted for row in others)
+            gave = held < before.held and others_lack
+            # Who only heard that something changed does not say so: two would go on for ever.
+            lacks = demand.wanted > lane.wanted or (held < share and not heard)
+            if gave or (others and held < demand.wanted and lacks):
+                connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, lane.topic])
+        lane.wanted, lane.held, lane.share = demand.wanted, held, share
+        lane.others_lack, lane.agreed_at = others_lack, time.monotonic()
+        lane.look_after = self._look_after(lane, others)
+        return allowed, elsewhere
+
+    def _look_after(self, lane: _Lane, others: Sequence[Claimant]) -> float:
+        after = self._lease_seconds / 3
+        if lane.held < lane.share:
+            after = min(after, _SHORT_SECONDS)
+        if lane.held < lane.wanted and others:
+            # Those who live renew their leases long before; who does not is out then.
+            after = min(after, max(0.0, min(row.lease_left for row in others)) + 0.1)
+        return after * random.uniform(0.8, 1.0)  # noqa: S311 - spreads processes
+
+    def _wait(self, connection: psycopg.Connection, sleeper: socket.socket) -> None:
+        """Return when something has to be agreed on: a call, a message or the time says so."""
+        with suppress(BlockingIOError):
+            sleeper.recv(4096)
+        # Cleared after that and before looking, so that no change is slept through.
+        self._alarm_is_set.clear()
+        if self._hear(connection):
+            return
+        now = time.monotonic()
+        demands = {gate: gate.demand() for gate, _, _ in self._gates}
+        seconds = [self._lease_seconds]
+        for gate, demand in demands.items():
+            for server, wants in demand.items():
+                lane = self._lanes.get((gate, server))
+                seconds.append(lane.look_in(wants, now) if lane else 0)
+        if (left := min(seconds)) > 0:
+            select.select([connection.fileno(), sleeper.fileno()], [], [], left)
+            self._hear(connection)
+
+    def _hear(self, connection: psycopg.Connection) -> bool:
+        topics = {
+            message.payload
+            for message in connection.notifies(timeout=0)
+            if message.pid != connection.info.backend_pid
+        }
+        for lane in self._lanes.values():
+            lane.heard = lane.heard or lane.topic in topics
+        return bool(topics)
+
+
+def _name_for_all_hosts(server: str) -> str:
+    """What a server is called in the table: a loopback address is another one on each host."""
+    if (urlsplit(server).hostname or "") in {"localhost", "127.0.0.1", "::1"}:
+        return f"{server.rstrip('/')} of {socket.gethostname()}"
+    return server.rstrip("/")
