@@ -12,7 +12,14 @@ from batch_pipeline.cli import main
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "batch_pipeline"
-DOCUMENTS = sorted({*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("*/README.md")})
+DOCUMENTS = sorted(
+    {
+        *(ROOT / "docs").glob("*.md"),
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*/README.md"),
+        *ROOT.glob("examples/*/README.md"),
+    }
+)
 KINDED = {"PermanentError", "TransientError", "ServiceDownError"}
 
 
