@@ -114,7 +114,7 @@ def _picture(media_type: str, data: bytes | None) -> dg.MarkdownMetadataValue | 
     if not data:
         return None
     encoded = base64.b64encode(data).decode()
-    return dg.MetadataValue.md(f"![picture](data:{media_type};base64,{encoded})")
+    return dg.MetadataValue.md(f"![](data:{media_type};base64,{encoded})")
 
 
 def _table(

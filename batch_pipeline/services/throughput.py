@@ -1,15 +1,19 @@
-"""Uploads ended over time, as a small picture: bars, drawn as SVG by hand."""
+"""Uploads ended over time, as a small picture: bars, drawn as SVG by hand.
+
+Written in few bytes: Dagster's UI shows Markdown of less than 1,000 characters in its place, and
+longer one behind a click. A picture of 720 bytes stays below that, encoded.
+"""
 
 import math
 from collections.abc import Sequence
 from datetime import datetime
 
-_MAX_BARS = 40
+_MAX_BARS = 15
 #: Widths of a bar that people count in (seconds); beyond, whole days.
 _WIDTHS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800)
 _DAY = 86_400
 #: Pixels: the picture, and what is left free around the bars.
-_SIZE, _LEFT, _TOP, _BOTTOM = (640, 200), 40, 28, 24
+_SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (640, 200), 40, 30, 28, 24
 
 
 def throughput_svg(
@@ -35,46 +39,37 @@ def throughput_svg(
 
 def _draw(good: Sequence[int], bad: Sequence[int], highest: int, width: int) -> str:
     full_width, full_height = _SIZE
-    floor, height = full_height - _BOTTOM, full_height - _BOTTOM - _TOP
-    step = (full_width - _LEFT - 10) / len(good)
-    unit = height / max(highest, 1)
-    drawn = []
-    for number, (completed, failed) in enumerate(zip(good, bad, strict=True)):
-        left = _LEFT + number * step
-        drawn += [
-            _bar(left, floor - completed * unit, step, completed * unit, "#4c6ef5"),
-            _bar(left, floor - (completed + failed) * unit, step, failed * unit, "#d8383a"),
-        ]
-    words = [
-        _text(_LEFT, 16, "start", f"uploads ended per {_words(width)}"),
-        _text(_LEFT - 6, _TOP + 8, "end", str(highest)),
-        _text(_LEFT - 6, floor, "end", "0"),
-        _text(_LEFT, full_height - 8, "start", "0 s"),
-        _text(full_width - 10, full_height - 8, "end", _words(width * len(good))),
-    ]
-    if any(bad):
-        words.append(_text(full_width - 10, 16, "end", "failed in red"))
+    floor, right = full_height - _BOTTOM, full_width - _RIGHT
+    step = (right - _LEFT) / len(good)
+    unit = (floor - _TOP) / max(highest, 1)
+    completed, failed = [], []
+    for number, (below, above) in enumerate(zip(good, bad, strict=True)):
+        x = round(_LEFT + (number + 0.5) * step)
+        middle, top = (round(floor - count * unit) for count in (below, below + above))
+        completed += [f"M{x} {floor}V{middle}"] if below else []
+        failed += [f"M{x} {middle}V{top}"] if above else []
+    bar = min(round(step * 0.9), 60)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{full_width}" height="{full_height}" '
-        'font-family="sans-serif" font-size="12" fill="#333">'
-        f'<rect width="{full_width}" height="{full_height}" fill="#fff"/>'
-        f"{''.join(drawn)}"
-        f'<path d="M{_LEFT} {floor}H{full_width - 10}" stroke="#999"/>{"".join(words)}</svg>'
+        'style="font:12px sans-serif">'
+        f'<path fill="#fff" d="M0 0H{full_width}V{full_height}H0"/>'
+        f'<path stroke="#999" d="M{_LEFT} {floor}H{right}"/>'
+        f'<g stroke-width="{bar}">'
+        f"{_lines('#46e', completed)}{_lines('#d33', failed)}</g>"
+        f"{_text(_LEFT, 16, f'uploads ended per {_words(width)}')}"
+        f"{_text(0, _TOP + 8, str(highest))}"
+        f"{_text(_LEFT, full_height - 8, '0')}"
+        f"{_text(right - 20, full_height - 8, _words(width * len(good)))}"
+        f"{_text(right - 60, 16, 'failed in red') if failed else ''}</svg>"
     )
 
 
-def _bar(left: float, top: float, step: float, height: float, colour: str) -> str:
-    if not height:
-        return ""
-    width = min(step * 0.9, 60)
-    return (
-        f'<rect x="{left + (step - width) / 2:.1f}" y="{top:.1f}" width="{width:.1f}" '
-        f'height="{height:.1f}" fill="{colour}"/>'
-    )
+def _lines(colour: str, lines: Sequence[str]) -> str:
+    return f'<path stroke="{colour}" d="{"".join(lines)}"/>' if lines else ""
 
 
-def _text(x: float, y: float, anchor: str, words: str) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
+def _text(x: int, y: int, words: str) -> str:
+    return f'<text x="{x}" y="{y}">{words}</text>'
 
 
 def _bar_seconds(seconds: float) -> int:

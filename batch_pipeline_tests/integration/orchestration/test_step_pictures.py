@@ -1,0 +1,48 @@
+"""The picture of an upload, shown although an earlier attempt has made it."""
+
+import base64
+import re
+
+from batch_pipeline.testing.model_server import Fault
+
+
+def assert_shows_a_jpeg(value):
+    data = re.fullmatch(r"!\[thumbnail\]\(data:image/jpeg;base64,(.+)\)", value.value).group(1)
+    assert base64.b64decode(data).startswith(b"\xff\xd8\xff")
+
+
+def test_the_last_failure_of_an_upload_shows_the_picture_of_its_first_attempt(
+    served_runner, model_server
+):
+    model_server.play("vision", [Fault.LOOP, Fault.CONTROL_TOKENS])
+    result = served_runner.run(served_runner.submit("fog.webp"))
+    [event] = [event for event in result.all_events if event.is_step_failure]
+    shown = event.step_failure_data.user_failure_data.metadata
+    assert [shown[name].value for name in ("file", "kind", "attempt")] == [
+        "fog.webp", "model_output_invalid", 2,
+    ]  # fmt: skip
+    assert_shows_a_jpeg(shown["preview"])
+
+
+def test_an_upload_that_succeeds_at_last_shows_the_picture_of_its_first_attempt(
+    served_runner, model_server
+):
+    model_server.play("vision", [Fault.LOOP, None])
+    result = served_runner.run(served_runner.submit("fog.webp"))
+    [event] = [
+        event.materialization
+        for event in result.all_events
+        if event.is_step_materialization and event.asset_key.path == ["upload_analysis"]
+    ]
+    assert event.metadata["attempt"].value == 2
+    assert_shows_a_jpeg(event.metadata["preview"])
+
+
+def test_a_thumbnail_that_was_damaged_meanwhile_fails_nothing(served_runner, model_server):
+    batch_id = served_runner.submit("fog.webp")
+    model_server.play("vision", [Fault.LOOP, Fault.LOOP])
+    served_runner.run(batch_id)
+    [thumbnail] = served_runner.pipeline.settings.home.rglob("thumb_256.jpg")
+    thumbnail.write_bytes(b"no picture")
+    served_runner.pipeline.batches.retry_batch(batch_id)
+    assert served_runner.run(batch_id).success
