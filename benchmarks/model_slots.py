@@ -86,9 +86,8 @@ def measure(arguments: argparse.Namespace, home: Path) -> None:
     done = outcomes["described"]
     slots = arguments.slots * arguments.servers
     workload = f"{arguments.workers} workers x {arguments.threads} threads"
-    print(
-        f"{workload}, {arguments.servers} x {arguments.slots} slots, {arguments.latency:g} s a call"
-    )
+    capacity = f"{arguments.servers} x {arguments.slots} slots"
+    print(f"{workload}, {capacity}, {arguments.latency:g} s per call")
     print(f"outcomes            {dict(outcomes)}")
     print(f"seconds             {seconds:.2f}")
     print(f"saturation          {done * arguments.latency / slots / seconds:.3f}")

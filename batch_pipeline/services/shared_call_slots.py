@@ -22,7 +22,6 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from urllib.parse import urlsplit
 
 import psycopg
@@ -37,8 +36,11 @@ CHANNEL = "batch_pipeline_model_slots"
 LEASE_SECONDS = 15.0
 #: Until slots that no call has used for so long are given back, if nobody asks earlier (seconds).
 _IDLE_SECONDS = 0.3
-#: Between two looks while others hold what is ours, should a message be lost (seconds).
+#: Between two looks while others hold what is ours or may owe us a turn (seconds).
 _SHORT_SECONDS = 1.0
+#: When there are more processes than slots: how long one keeps a slot before another's turn
+#: comes, so that short calls do not spend their time on changing hands (seconds).
+_TURN_SECONDS = 1.0
 #: Least time between two looks at one server (seconds).
 _BREATH_SECONDS = 0.01
 #: Who stops in the middle of an agreement must not hold up the others.
@@ -54,7 +56,7 @@ _REMOVE_DEAD = """
         AND pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => %(lease)s)
 """
 _ROWS = """
-    SELECT holder, wanted, held, since,
+    SELECT holder, wanted, held, extract(epoch FROM clock_timestamp() - since)::float,
         extract(epoch FROM leased_until - clock_timestamp())::float
     FROM model_call_slots WHERE server = %(server)s AND kind = %(kind)s
 """
@@ -83,19 +85,20 @@ class Claimant:
     holder: uuid.UUID
     wanted: int
     held: int
-    since: datetime | None = None
-    """When it began to wait, or to hold its first slot; None: just now."""
+    seconds: float = 0.0
+    """For how long it has waited, if it holds none, or held some."""
     lease_left: float = 0.0
 
     @property
-    def precedence(self) -> tuple[bool, float]:
-        """Who waits comes first, longest wait first; of the holders, the latest come first.
+    def precedence(self) -> tuple[int, float]:
+        """Who waits comes before who has had its turn; longest wait first, latest holder first.
 
         When there are more processes than slots, the one that has held for longest thus yields to
         the one that has waited for longest: they take turns.
         """
-        moment = self.since.timestamp() if self.since else float("inf")
-        return (True, -moment) if self.held else (False, moment)
+        if not self.held:
+            return 1, -self.seconds
+        return (0 if self.seconds < _TURN_SECONDS else 2), self.seconds
 
 
 def fair_shares(limit: int, claimants: Sequence[Claimant]) -> dict[uuid.UUID, int]:
@@ -315,7 +318,7 @@ class SharedCallSlots:
             rows = [Claimant(*row) for row in connection.execute(_ROWS, values).fetchall()]
             others = [row for row in rows if row.holder != lane.holder]
             before = next((row for row in rows if row.holder == lane.holder), me)
-            me.held, me.since = before.held, before.since
+            me.held, me.seconds = before.held, before.seconds
             share = fair_shares(lane.gate.limit, [*others, me])[lane.holder]
             elsewhere = sum(row.held for row in others)
             allowed = max(0, min(share, lane.gate.limit - elsewhere))
@@ -337,7 +340,7 @@ class SharedCallSlots:
 
     def _look_after(self, lane: _Lane, others: Sequence[Claimant]) -> float:
         after = self._lease_seconds / 3
-        if lane.held < lane.share:
+        if lane.held < max(lane.share, min(lane.wanted, 1)):
             after = min(after, _SHORT_SECONDS)
         if lane.held < lane.wanted and others:
             # Those who live renew their leases long before; who does not is out then.

@@ -325,8 +325,9 @@ class _HttpServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    #: Headers and body leave as two writes; without this the second waits for an acknowledgement.
-    disable_nagle_algorithm = True
+    #: An answer leaves when its call is no longer counted as in flight: the client may make the
+    #: next call before this thread is scheduled again.
+    wbufsize = 1 << 20
 
     def __init__(self, server: ScriptedModelServer, *args: Any) -> None:
         self._server = server
@@ -415,11 +416,13 @@ class _Handler(BaseHTTPRequestHandler):
                 case Fault.RESET:
                     self._send_head(200, len(data))
                     self.wfile.write(data[: len(data) // 2])
+                    self.wfile.flush()
                     self._reset()
                 case Fault.DRIP:
                     self._send_head(200, 1_000_000)
                     while True:
                         self.wfile.write(b" ")
+                        self.wfile.flush()
                         server._idle(self.connection, server.drip_seconds)
                 case Fault.CUT_JSON:
                     self._send_bytes(200, data[: len(data) // 2])

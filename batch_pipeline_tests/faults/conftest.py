@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster import JobExecutionResult
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from batch_pipeline.database.models import Upload
 from batch_pipeline.database.session import AnyRow
@@ -24,6 +24,7 @@ from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
+from batch_pipeline.testing.tcp_proxy import TcpProxy
 from batch_pipeline_tests.integration.console import Console
 from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F401 - fixture
     MEDIA,
@@ -178,6 +179,22 @@ def work(
     for pipeline in opened:
         pipeline.close()
     close_analyzers()
+
+
+@pytest.fixture
+def proxied(
+    settings: Settings,
+    change: Callable[..., Settings],
+    open_pipeline: Callable[[Settings], Pipeline],
+) -> Iterator[tuple[Pipeline, TcpProxy]]:
+    """The pipeline behind a proxy."""
+    url = make_url(settings.database_url)
+    folder = url.query.get("host")
+    path = f"{folder}/.s.PGSQL.{url.port or 5432}" if folder else None
+    address = None if path else (url.host or "127.0.0.1", url.port or 5432)
+    with TcpProxy(socket_path=path, address=address) as proxy:
+        through = url.set(host="127.0.0.1", port=proxy.port, query={}).render_as_string(False)
+        yield open_pipeline(change(database_url=through)), proxy
 
 
 @pytest.fixture

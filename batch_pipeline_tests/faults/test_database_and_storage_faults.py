@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -26,10 +26,8 @@ from batch_pipeline.services.upload_processing import (
     UploadProcessor,
 )
 from batch_pipeline.services.upload_states import SkippedUpload, StartedUpload
-from batch_pipeline.settings import Settings
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
-from batch_pipeline.testing.tcp_proxy import TcpProxy
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 RUN = "run"
@@ -91,22 +89,6 @@ def test_3_what_a_process_was_claiming_when_it_was_killed_is_claimable_within_a_
     while not (reserved := pipeline.states.load_batch(batch_id, RUN, limit=3).reserved):
         assert time.monotonic() - begin < 1
     assert len(reserved) == 3
-
-
-@pytest.fixture
-def proxied(
-    settings: Settings,
-    change: Callable[..., Settings],
-    open_pipeline: Callable[[Settings], Pipeline],
-) -> Iterator[tuple[Pipeline, TcpProxy]]:
-    """The pipeline behind a proxy."""
-    url = make_url(settings.database_url)
-    folder = url.query.get("host")
-    path = f"{folder}/.s.PGSQL.{url.port or 5432}" if folder else None
-    address = None if path else (url.host or "127.0.0.1", url.port or 5432)
-    with TcpProxy(socket_path=path, address=address) as proxy:
-        through = url.set(host="127.0.0.1", port=proxy.port, query={}).render_as_string(False)
-        yield open_pipeline(change(database_url=through)), proxy
 
 
 def test_14_a_commit_whose_reply_is_lost_is_counted_once(proxied, pipeline):

@@ -1,0 +1,141 @@
+"""Slots over several holders, each with a thread and a connection of its own, as processes have."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import text
+
+from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.model_servers.base import CallSlots, never_cancelled
+from batch_pipeline.services.shared_call_slots import SharedCallSlots
+
+A, B = "http://a:11434", "http://b:11434"
+
+Opened = Callable[..., CallSlots]
+
+
+@pytest.fixture
+def opened(database: Database) -> Iterator[Opened]:
+    """Slots of one more process."""
+    processes: list[SharedCallSlots] = []
+
+    def open_(limit: int) -> CallSlots:
+        processes.append(SharedCallSlots(database.url))
+        return processes[-1].of("vision", limit)
+
+    yield open_
+    for process in processes:
+        process.close()
+
+
+def rows(database: Database) -> list[AnyRow]:
+    with database.transaction() as connection:
+        return list(connection.execute(text("SELECT * FROM model_call_slots ORDER BY held DESC")))
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+class Callers:
+    """Threads that each hold a slot until they are told to let go."""
+
+    def __init__(self, slots: CallSlots, count: int, servers: tuple[str, ...] = (A,)) -> None:
+        self._slots, self._servers = slots, servers
+        self._let_go = threading.Semaphore(0)
+        self._count = count
+        self.entered: list[str] = []
+        self._pool = ThreadPoolExecutor(count)
+        self._calls = [self._pool.submit(self._call) for _ in range(count)]
+
+    def _call(self) -> None:
+        with self._slots.taken(lambda: list(self._servers), never_cancelled) as server:
+            self.entered.append(server)
+            self._let_go.acquire()
+
+    def let_go(self, count: int) -> None:
+        self._let_go.release(count)
+
+    def end(self) -> None:
+        self.let_go(self._count)
+        for call in self._calls:
+            call.result(timeout=20)
+        self._pool.shutdown()
+
+
+def test_what_two_processes_hold_never_exceeds_the_limit_and_the_second_gets_its_fair_share(
+    opened: Opened, database: Database
+) -> None:
+    first = Callers(opened(4), 8)
+    wait_until(lambda: len(first.entered) == 4, "the first takes all there are")
+    second = Callers(opened(4), 8)
+    wait_until(lambda: len(rows(database)) == 2, "the second asks")
+    assert second.entered == []
+
+    first.let_go(3)
+    wait_until(lambda: len(second.entered) == 2, "the first makes room for the second")
+    wait_until(lambda: len(first.entered) == 5, "and goes on with its own share")
+
+    assert [row.held for row in rows(database)] == [2, 2]
+    assert len(first.entered) - 3 + len(second.entered) == 4
+    second.end()
+    first.end()
+
+
+def test_slots_that_nobody_uses_are_given_back(opened: Opened, database: Database) -> None:
+    Callers(opened(4), 2).end()
+
+    wait_until(lambda: rows(database) == [], "the row is gone")
+
+
+def test_a_process_that_closes_gives_its_slots_back_at_once(
+    opened: Opened, database: Database
+) -> None:
+    closing = SharedCallSlots(database.url)
+    Callers(closing.of("vision", 1), 1).end()
+    closing.close()
+
+    assert rows(database) == []
+
+
+def test_calls_of_one_process_spread_over_its_servers(opened: Opened) -> None:
+    callers = Callers(opened(4), 6, (A, B))
+    wait_until(lambda: len(callers.entered) == 6, "all find a slot")
+
+    assert sorted(callers.entered) == [A, A, A, B, B, B]
+    callers.end()
+
+
+def test_a_server_that_comes_back_gets_its_part_of_the_calls_though_the_other_has_room(
+    opened: Opened,
+) -> None:
+    slots, usable = opened(4), [A]
+
+    def call(_: int) -> str:
+        with slots.taken(lambda: list(usable), never_cancelled) as server:
+            time.sleep(0.005)
+            return server
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(call, range(40))) == {A}
+        usable.append(B)
+        wait_until(lambda: B in set(threads.map(call, range(40))), "the other is called too")
+
+
+def test_a_loopback_address_is_another_server_on_each_host(
+    opened: Opened, database: Database
+) -> None:
+    callers = Callers(opened(1), 1, ("http://127.0.0.1:11434",))
+    wait_until(lambda: callers.entered, "the call is made")
+
+    assert [row.server for row in rows(database)] == [
+        f"http://127.0.0.1:11434 of {socket.gethostname()}"
+    ]
+    callers.end()
