@@ -106,7 +106,8 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
         monitored_jobs=[job],
         minimum_interval_seconds=RUN_END_INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Returns what a failed run held; gives a batch up whose runs die every time.",
+        description="Returns what a failed run held; gives a batch up whose runs die every time. "
+        "An empty result means that no run has failed since.",
     )
     def release_uploads_of_failed_runs(
         context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[Pipeline]
@@ -124,7 +125,8 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
         monitored_jobs=[job],
         minimum_interval_seconds=RUN_END_INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Cancels the batch of a run that a person terminated; `retry` reopens it.",
+        description="Cancels the batch of a run that a person terminated; `retry` reopens it. An "
+        "empty result means that no run was terminated since.",
     )
     def cancel_batches_of_terminated_runs(
         context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
