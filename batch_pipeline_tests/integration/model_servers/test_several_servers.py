@@ -1,0 +1,127 @@
+"""Several servers with the same models: calls go to any that can serve them."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from batch_pipeline.errors import ConfigurationError, ServiceDownError
+from batch_pipeline.model_servers.base import Analyzer
+from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
+from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, BuildAnalyzer, picture
+
+
+@pytest.fixture
+def other() -> Iterator[ScriptedModelServer]:
+    with ScriptedModelServer() as running:
+        yield running
+
+
+@pytest.fixture
+def both(build: BuildAnalyzer, server: ScriptedModelServer, other: ScriptedModelServer) -> Analyzer:
+    return both_of(build, server, other)
+
+
+def both_of(build: BuildAnalyzer, *servers: ScriptedModelServer, **changed: Any) -> Analyzer:
+    return build(
+        ollama_host=" , ".join(each.ollama_url for each in servers),
+        openai_base_url=",".join(each.openai_url for each in servers),
+        **changed,
+    )
+
+
+def describe(analyzer: Analyzer, times: int, threads: int = 4) -> None:
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda _: analyzer.vision.describe(IMAGE, [picture()]), range(times)))
+
+
+def test_the_cap_is_that_of_each_server_and_both_are_used(
+    build: BuildAnalyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    server.latency_seconds = other.latency_seconds = 0.05
+    describe(both_of(build, server, other, max_vision_calls=2), 24, threads=8)
+
+    assert [each.most_in_flight["vision"] for each in (server, other)] == [2, 2]
+
+
+def test_a_server_that_is_down_leaves_its_calls_to_the_other(
+    both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    server.stop()
+    describe(both, 20)
+
+    assert len(other.calls_of("vision")) == 20
+    assert both.embedding.embed(["a boat"])
+
+
+def test_only_when_all_servers_are_down_is_that_an_outage_and_each_is_named(
+    both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    server.stop()
+    assert both.outages() == []
+    other.stop()
+
+    with pytest.raises(ServiceDownError) as raised:
+        describe(both, 1)
+
+    assert raised.value.kind == "model_server_down"
+    assert server.ollama_url in str(raised.value)
+    assert other.ollama_url in str(raised.value)
+    assert len(both.outages()) == 4
+
+
+def test_a_server_without_the_model_is_set_aside_instead_of_drawing_calls_by_being_idle(
+    both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    server.vision_models.clear()
+    describe(both, 20, threads=1)
+
+    assert len(other.calls_of("vision")) == 20
+    assert len(server.calls_of("vision")) <= 1
+
+
+def test_an_error_of_one_call_is_not_carried_to_the_other_server(
+    both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    for each in (server, other):
+        each.play("vision", [Fault.REFUSED_INPUT_400])
+
+    with pytest.raises(Exception, match="decode the picture"):
+        describe(both, 1)
+
+    assert len(server.calls) + len(other.calls) == 1
+
+
+def test_every_server_is_checked_for_every_model(
+    both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    other.embedding_models.clear()
+
+    checks = both.check()
+
+    assert [check.ok for check in checks] == [True, True, True, False]
+    assert [check.name.partition(" at ")[0] for check in checks] == [
+        "vision model qwen2.5vl:7b",
+        "vision model qwen2.5vl:7b",
+        "embedding model bge-m3",
+        "embedding model bge-m3",
+    ]
+    assert other.ollama_url in checks[3].name
+    assert "bge-m3 is not on" in checks[3].detail
+
+
+def test_a_server_that_is_named_twice_is_one(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    assert len(both_of(build, server, server).check()) == 2
+
+
+def test_one_wrong_address_among_several_is_refused(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    with pytest.raises(ConfigurationError, match="with commas between"):
+        build(
+            ollama_host=f"{server.ollama_url},gpu:11434",
+            openai_base_url=f"{server.openai_url},gpu:8000/v1",
+        )
