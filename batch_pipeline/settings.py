@@ -65,12 +65,19 @@ class Settings(BaseSettings):
         None,
         description="Who embeds, if it is to be another than the analyzer.",
     )
-    ollama_host: str = Field("http://127.0.0.1:11434", description="Address of the Ollama server.")
+    ollama_host: str = Field(
+        "http://127.0.0.1:11434",
+        description="Address of the Ollama server; several, with commas between, share the calls.",
+    )
     openai_base_url: str = Field(
-        "", description="Base URL of an OpenAI-compatible server, usually ending in `/v1`."
+        "",
+        description=(
+            "Base URL of an OpenAI-compatible server, usually ending in `/v1`; several, with "
+            "commas between, share the calls."
+        ),
     )
     openai_embedding_base_url: str = Field(
-        "", description="Base URL for embeddings, if they come from another server."
+        "", description="Base URL for embeddings, if they come from other servers."
     )
     openai_api_key: SecretStr = Field(
         SecretStr(""), description="API key of the OpenAI-compatible server; many need none."
@@ -81,10 +88,18 @@ class Settings(BaseSettings):
         1024, description="Length of an embedding; the width of the database column."
     )
     max_vision_calls: Annotated[int, Field(ge=1, le=256)] = Field(
-        4, description="Calls to the vision model in flight at the same time (per process)."
+        4,
+        description=(
+            "Calls to the vision model in flight at the same time: to each server, over all "
+            "processes on the same database."
+        ),
     )
     max_embedding_calls: Annotated[int, Field(ge=1, le=256)] = Field(
-        4, description="Calls to the embedding model in flight at the same time (per process)."
+        4,
+        description=(
+            "Calls to the embedding model in flight at the same time: to each server, over all "
+            "processes on the same database."
+        ),
     )
     model_connect_seconds: Annotated[float, Field(gt=0, le=600)] = Field(
         10, description="Longest wait for a connection to a model server (seconds)."
