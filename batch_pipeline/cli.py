@@ -8,7 +8,9 @@ help and completion answer at once, and Ctrl-C finds no moment in which nobody l
 
 import json
 import logging
+import signal
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
@@ -42,6 +44,10 @@ _HINTS = {
     "storage_full": "make room, or set BATCH_PIPELINE_STORAGE_URL; then run the command again",
     "storage_down": "make the folder writable, or correct BATCH_PIPELINE_STORAGE_URL",
 }
+
+
+#: After a Ctrl-C, how long further ones are ignored: longer than the demo's stack takes to stop.
+_PATIENCE_SECONDS = 30.0
 
 
 class Session:
@@ -80,6 +86,7 @@ class Commands(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command that was named, and exit."""
         session = Session()
+        _stop_once()
         try:
             sys.exit(super().main(*args, **extra | {"obj": session, "standalone_mode": False}))
         except click.exceptions.NoArgsIsHelpError as help_page:
@@ -99,6 +106,25 @@ class Commands(click.Group):
             if session.debug:
                 traceback.print_exc()
             sys.exit(_explain(error))
+
+
+def _stop_once() -> None:
+    """Let a Ctrl-C stop the command, and those of an impatient person not disturb how it ends.
+
+    Files are removed then, or a stack is stopped: cut short, that would leave something behind.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # whoever started us wants Ctrl-C for himself, or for nobody
+    stopped_at = -_PATIENCE_SECONDS
+
+    def stop(*_: object) -> None:
+        nonlocal stopped_at
+        now = time.monotonic()
+        if now - stopped_at >= _PATIENCE_SECONDS:
+            stopped_at = now
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
 
 
 def _explain(error: Exception) -> int:
@@ -605,7 +631,6 @@ def _json_value(value: Any) -> str:
 
 def _wait_for_interrupt() -> None:
     import contextlib  # noqa: PLC0415
-    import signal  # noqa: PLC0415
 
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()

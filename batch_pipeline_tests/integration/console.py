@@ -101,13 +101,24 @@ class Terminal:
             assert self._read(deadline - time.monotonic()), f"not seen in:\n{self.text}"
 
     def press_ctrl_c(self) -> None:
+        """As a person does: the terminal sends SIGINT to all of its foreground group."""
         os.write(self._descriptor, b"\x03")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def wait(self, seconds: float = 20) -> int:
         deadline = time.monotonic() + seconds
         while self._read(deadline - time.monotonic()):
             pass
         return self._process.wait(max(1.0, deadline - time.monotonic()))
+
+    def read_for(self, seconds: float) -> None:
+        """Take what comes for a while; a terminal that nobody reads stops who writes."""
+        deadline = time.monotonic() + seconds
+        while self._read(deadline - time.monotonic()):
+            pass
 
     def _read(self, seconds: float) -> bool:
         """Read what has come; false at the end, or when the time is over."""

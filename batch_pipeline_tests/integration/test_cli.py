@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 import uuid
 from pathlib import Path
 
@@ -316,27 +315,6 @@ def test_watch_in_a_terminal_of_80_columns_shows_stages_failures_and_the_end(
     assert "3/3" in terminal.text
     assert "\x1b[31mad" not in terminal.raw
     assert max(map(len, terminal.text.replace("\r", "\n").split("\n"))) <= 80
-
-
-def test_ctrl_c_while_watching_ends_with_a_line_that_says_the_batch_goes_on(console, batch_in_work):
-    batch, _ = batch_in_work
-    with console.in_terminal("watch", batch) as terminal:
-        terminal.wait_until(lambda text: "0/3" in text)
-        terminal.press_ctrl_c()
-        assert terminal.wait() == 130
-    assert f"the batch goes on: batch-pipeline watch {batch}" in terminal.text
-    assert "Traceback" not in terminal.text
-    assert terminal.raw.count("\x1b[?25h") >= terminal.raw.count("\x1b[?25l")  # cursor is back
-
-
-def test_ctrl_c_at_any_moment_of_the_start_leaves_no_traceback(console, batch_in_work):
-    batch, _ = batch_in_work
-    for moment in (0.15, 0.5):
-        with console.in_terminal("watch", batch) as terminal:
-            time.sleep(moment)  # a moment of the start: there is nothing to wait for
-            terminal.press_ctrl_c()
-            assert terminal.wait() == 130
-        assert "Traceback" not in terminal.text
 
 
 def test_no_color_is_respected(console, batch_in_work):

@@ -1,0 +1,136 @@
+"""Ctrl-C in a real terminal, at several moments of `submit --wait` and `watch`.
+
+The demo, which takes longer, is stopped in ``acceptance/test_demo.py``.
+"""
+
+import os
+import random
+import time
+
+import psutil
+import pytest
+from PIL import Image
+
+from batch_pipeline.services.batch_status import newest_batches
+from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
+
+from .console import Console
+
+FILES = 300
+
+
+@pytest.fixture
+def console(database_url, tmp_path):
+    return Console(
+        {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "BATCH_PIPELINE_HOME": str(tmp_path / "home"),
+            "BATCH_PIPELINE_DATABASE_URL": database_url,
+        },
+        tmp_path,
+    )
+
+
+@pytest.fixture
+def many_pictures(tmp_path):
+    """So many that there is a moment in which some have been stored and others have not."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    noise = random.Random(0)
+    for number in range(FILES):
+        picture = Image.frombytes("RGB", (64, 64), noise.randbytes(64 * 64 * 3))
+        picture.save(folder / f"{number}.png")
+    return folder
+
+
+def assert_stopped(terminal):
+    assert terminal.wait() == 130, terminal.text
+    assert "Traceback" not in terminal.text
+    assert "Exception" not in terminal.text
+    assert terminal.raw.count("\x1b[?25h") >= terminal.raw.count("\x1b[?25l")  # cursor is back
+    left = [p for p in psutil.process_iter() if os_session(p) == terminal.pid]
+    assert left == []
+
+
+def os_session(process):
+    try:
+        return os.getsid(process.pid)
+    except OSError:  # it has ended since it was listed
+        return None
+
+
+def stored_files(tmp_path):
+    return [path for path in (tmp_path / "home").rglob("original.*") if path.is_file()]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("stored", [1, FILES // 2])
+def test_while_files_are_stored_nothing_half_done_is_left(
+    console, database, many_pictures, tmp_path, stored
+):
+    with console.in_terminal("submit", many_pictures, "--wait") as terminal:
+        wait_until(lambda: len(stored_files(tmp_path)) >= stored)
+        terminal.press_ctrl_c()
+        assert_stopped(terminal)
+    assert "`batch-pipeline status` tells whether the batch was submitted" in terminal.text
+    assert newest_batches(database) == []
+    assert stored_files(tmp_path) == []
+
+
+def test_while_waiting_the_batch_goes_on(console, database, many_pictures, tmp_path):
+    with console.in_terminal("submit", many_pictures, "--wait") as terminal:
+        terminal.wait_until(lambda text: f"0/{FILES}" in text)
+        terminal.press_ctrl_c()
+        assert_stopped(terminal)
+    [batch] = newest_batches(database)
+    assert f"the batch goes on: batch-pipeline watch {batch['batch_id']}" in terminal.text
+    assert (batch["status"], batch["total_uploads"]) == ("pending", FILES)
+    assert len(upload_rows(database, batch["batch_id"])) == FILES
+    assert len(stored_files(tmp_path)) == FILES
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_while_watching_the_batch_goes_on(console, database, pipeline, as_json):
+    batch = add_batch(database, 2)
+    first, _ = upload_rows(database, batch)
+    pipeline.states.load_batch(batch, "run", limit=2)
+    pipeline.states.start(first.id, "run")
+    seen = '"total": 2' if as_json else "0/2"
+    with console.in_terminal("watch", batch, *(["--json"] if as_json else [])) as terminal:
+        terminal.wait_until(lambda text: seen in text)
+        terminal.press_ctrl_c()
+        assert_stopped(terminal)
+    assert f"the batch goes on: batch-pipeline watch {batch}" in terminal.text
+    assert batch_row(database, batch).status == "processing"
+    assert [row.processing_status for row in upload_rows(database, batch)] == [
+        "analyzing",
+        "pending",
+    ]
+
+
+def test_pressed_again_and_again_it_is_still_one_sentence(console, database):
+    batch = add_batch(database, 1)
+    with console.in_terminal("watch", batch) as terminal:
+        terminal.wait_until(lambda text: "0/1" in text)
+        for _ in range(200):
+            terminal.press_ctrl_c()
+            terminal.read_for(0.003)  # or they arrive as one
+        assert_stopped(terminal)
+    assert terminal.text.count("Stopped watching") == 1
+
+
+@pytest.mark.parametrize("moment", [0.15, 0.3, 0.6])
+def test_at_any_moment_of_the_start(console, database, moment):
+    batch = add_batch(database, 1)
+    with console.in_terminal("watch", batch) as terminal:
+        time.sleep(moment)  # a moment of the start: there is nothing to wait for
+        terminal.press_ctrl_c()
+        assert_stopped(terminal)
+    assert "Stopped" in terminal.text
