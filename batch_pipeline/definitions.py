@@ -8,7 +8,7 @@ import dagster as dg
 from batch_pipeline.orchestration.assets import SPECS, description_quality
 from batch_pipeline.orchestration.jobs import build_process_batch, sweep_backlog
 from batch_pipeline.orchestration.resources import pipeline_resource, worker_resource
-from batch_pipeline.orchestration.schedules import backlog_sweep
+from batch_pipeline.orchestration.schedules import backlog_sweep, sweep_on_start
 from batch_pipeline.orchestration.sensors import (
     build_pending_batches,
     build_run_end_sensors,
@@ -36,6 +36,7 @@ def build_definitions(
             build_pending_batches(process_batch),
             *build_run_end_sensors(process_batch),
             report_ended_batches,
+            sweep_on_start,
         ],
         schedules=[backlog_sweep],
         assets=SPECS,

@@ -1,4 +1,10 @@
-"""What starts by the clock: the sweep of the backlog."""
+"""When the sweep of the backlog starts: by the clock, and with the stack.
+
+Both look first whether there is work: a run costs a process.
+"""
+
+from collections.abc import Mapping
+from uuid import uuid4
 
 import dagster as dg
 
@@ -6,6 +12,13 @@ from batch_pipeline.orchestration.jobs import sweep_backlog
 from batch_pipeline.orchestration.sweep import work_for_a_sweep
 from batch_pipeline.orchestration.tags import FOUND_TAG
 from batch_pipeline.services.pipeline import Pipeline
+
+#: Tells this start of the code server from the one before it.
+START = uuid4().hex
+#: How soon a start is noticed (seconds).
+START_INTERVAL_SECONDS = 10
+
+_NOTHING = "nothing to put right"
 
 
 @dg.schedule(
@@ -18,16 +31,43 @@ from batch_pipeline.services.pipeline import Pipeline
     "files and partitions once an hour.",
 )
 def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Look first: a run costs a process."""
+    """Sweep what is found; once an hour in any case."""
     pipeline: Pipeline = context.resources.pipeline
     is_hour = context.scheduled_execution_time.minute == 0
     found = work_for_a_sweep(context.instance, pipeline)
     if not found and not is_hour:
-        return dg.SkipReason("nothing to put right")
-    said = ", ".join(f"{number} {name}" for name, number in found.items())
-    context.log.info("asked for a sweep: %s", said or "files and partitions, once an hour")
+        return dg.SkipReason(_NOTHING)
+    context.log.info("asked for a sweep: %s", _say(found) or "files and partitions, once an hour")
+    return _request(context.scheduled_execution_time.isoformat(), found, tidy=is_hour)
+
+
+@dg.sensor(
+    name="sweep_on_start",
+    job=sweep_backlog,
+    minimum_interval_seconds=START_INTERVAL_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    required_resource_keys={"pipeline"},
+    description="Sweeps what the end of the stack before this one left, without waiting for the "
+    "clock.",
+)
+def sweep_on_start(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """Look once for each start of the code server; the cursor names the start looked at last."""
+    if context.cursor == START:
+        return dg.SensorResult(skip_reason="looked when the code server started")
+    found = work_for_a_sweep(context.instance, context.resources.pipeline)
+    if not found:
+        return dg.SensorResult(skip_reason=f"the stack has started: {_NOTHING}", cursor=START)
+    context.log.info("the stack has started; asked for a sweep: %s", _say(found))
+    return dg.SensorResult(run_requests=[_request(START, found, tidy=True)], cursor=START)
+
+
+def _request(key: str, found: Mapping[str, int], *, tidy: bool) -> dg.RunRequest:
     return dg.RunRequest(
-        run_key=context.scheduled_execution_time.isoformat(),
-        run_config={"ops": {"sweep": {"config": {"tidy": is_hour}}}},
-        tags={FOUND_TAG: said} if said else {},
+        run_key=key,
+        run_config={"ops": {"sweep": {"config": {"tidy": tidy}}}},
+        tags={FOUND_TAG: _say(found)} if found else {},
     )
+
+
+def _say(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in found.items())

@@ -107,6 +107,30 @@ def test_a_sweep_is_asked_for_when_a_batch_has_wrong_counters(pipeline, instance
     assert asked.run_config["ops"]["sweep"]["config"] == {"tidy": False}
 
 
+def test_the_stacks_start_sweeps_what_the_one_before_it_left_and_looks_only_once(
+    pipeline, instance, definitions
+):
+    add_batch(pipeline.database, [{"processing_status": "completed"}], status="processing")
+
+    def tick(cursor):
+        context = dg.build_sensor_context(
+            instance=instance, cursor=cursor, resources={"pipeline": pipeline}
+        )
+        return definitions.resolve_sensor_def("sweep_on_start").evaluate_tick(context)
+
+    first = tick("the start before")
+    [asked] = first.run_requests
+    assert "1 batches to recount" in asked.tags["batch_pipeline/found"]
+    assert asked.run_config["ops"]["sweep"]["config"] == {"tidy": True}
+    assert tick(first.cursor).run_requests == []
+    pipeline.backlog.reconcile_batches()
+    for record in instance.get_run_records(dg.RunsFilter(job_name="process_batch")):
+        instance.delete_run(record.dagster_run.run_id)
+    tidy_start = tick(None)
+    assert (tidy_start.run_requests, tidy_start.cursor) == ([], first.cursor)
+    assert "nothing to put right" in tidy_start.skip_message
+
+
 def tick_schedule(pipeline, instance, definitions, minute):
     schedule = definitions.resolve_schedule_def("backlog_sweep")
     context = dg.build_schedule_context(
