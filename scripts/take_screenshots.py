@@ -74,9 +74,10 @@ def run(page: Page, url: str, batch_id: uuid.UUID) -> None:
     runs(page, url, batch_id)
     page.locator("a[href*='/runs/']").first.click()
     page.get_by_text("process_upload").first.wait_for()
-    # The steps alone: below them, stack traces would show folders of this machine.
-    page.locator("xpath=//button[contains(., 'Re-execute')]/preceding::button[1]").first.click()
-    page.wait_for_timeout(2500)
+    # The failed step's own events: that of the run shows folders of this machine.
+    page.get_by_text("process_upload[truncated_jpg").first.click()
+    page.get_by_text("STEP_FAILURE").wait_for()
+    page.wait_for_timeout(1500)
 
 
 def assets(page: Page, url: str, batch_id: uuid.UUID) -> None:
