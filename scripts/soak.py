@@ -1,6 +1,6 @@
 """Work 2,000 uploads while parts of the stack are killed at random; nothing may be lost or doubled.
 
-    python scripts/soak.py [--uploads 2000] [--seed 1] [--mean-seconds 8]
+    python scripts/soak.py [--uploads 2000] [--seed 1] [--mean-seconds 20]
 
 Real processes: PostgreSQL, code server, daemon, web server, run workers, and a scripted model
 server. Every few seconds one of them is killed and, a moment later, started again as a supervisor
@@ -135,8 +135,8 @@ class Soak:
 @click.command()
 @click.option("--uploads", default=2000, show_default=True)
 @click.option("--seed", default=1, show_default=True, help="Of the choice of victims and moments.")
-@click.option("--mean-seconds", default=8.0, show_default=True, help="Between two kills.")
-@click.option("--latency", default=0.2, show_default=True, help="Seconds per model call.")
+@click.option("--mean-seconds", default=20.0, show_default=True, help="Between two kills.")
+@click.option("--latency", default=0.1, show_default=True, help="Seconds per model call.")
 @click.option("--patience", default=3600.0, show_default=True, help="Longest run (seconds).")
 def main(uploads: int, seed: int, mean_seconds: float, latency: float, patience: float) -> None:
     """Run the soak and judge its end."""
