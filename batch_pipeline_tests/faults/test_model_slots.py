@@ -13,8 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text
 
+from batch_pipeline.database.embedded_server import embedded_server_url
+from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.model_servers.base import never_cancelled
 from batch_pipeline.model_servers.factory import close_analyzers
+from batch_pipeline.services.shared_call_slots import SharedCallSlots
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, picture
 
@@ -241,3 +245,26 @@ def test_an_agreement_whose_reply_is_lost_costs_no_slot(vision, proxied, model_s
 
     assert proxy.dropped.is_set()
     assert model_server.most_in_flight["vision"] == 2
+
+
+def test_after_a_start_of_the_database_nobody_loses_slots_that_could_not_be_renewed(tmp_path):
+    url = with_driver(embedded_server_url(tmp_path), "psycopg", variable="HOME")
+    database = Database(url)
+    database.upgrade()
+    of_somebody_who_comes_back = """
+        INSERT INTO model_call_slots (server, kind, holder, wanted, held, since, leased_until)
+        VALUES ('http://a', 'vision', gen_random_uuid(), 1, 1, now(), now() - interval '1 minute')
+    """
+    with database.transaction() as connection:
+        connection.execute(text(of_somebody_who_comes_back))
+    process = SharedCallSlots(url, lease_seconds=6)
+
+    with process.of("vision", 1).taken(lambda: ["http://a"], never_cancelled):
+        with database.transaction() as connection:
+            up = connection.scalar(
+                text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")
+            )
+        assert up >= 6
+
+    process.close()
+    database.close()
