@@ -24,7 +24,7 @@ from batch_pipeline.errors import (
 )
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
-from batch_pipeline.media.sniffing import HEAD_BYTES, refusal_reason, sniff
+from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason, sniff
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.services.batch_progress import BatchProgress
 from batch_pipeline.services.claim_keeper import ClaimKeeper
@@ -56,6 +56,8 @@ class UploadReport:
     score: int | None
     vision_model: str | None
     embedding_model: str | None = None
+    media_type: MediaType | None = None
+    """By the file's content, if it was read in this attempt."""
     thumbnail: bytes | None = None
     """The preview, if it was made in this attempt."""
     audit: AuditResult | None = None
@@ -178,9 +180,12 @@ class UploadProcessor:
     def _decode(self, path: str, report: UploadReport) -> MediaContent:
         with _timed(report, "decode"), self._pipeline.storage.open(path) as file:
             head = file.read(HEAD_BYTES)
+            if not head:
+                raise PermanentError("empty_file", refusal_reason(head))
             media_type = sniff(head)
             if media_type is None:
                 raise PermanentError("unsupported_format", refusal_reason(head))
+            report.media_type = media_type
             file.seek(0)
             try:
                 return decode(file, media_type)
@@ -233,6 +238,7 @@ class UploadProcessor:
             score=report.audit.score,
             model=vision.name,
             facts=_facts_to_store(content),
+            media_type=report.media_type,
             video_codec=content.facts.codec if content.facts.file_type == "video" else None,
             regenerated=row.description is not None,
             seconds=report.seconds,

@@ -21,6 +21,7 @@ from batch_pipeline.database.models import (
 )
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
+from batch_pipeline.media.sniffing import MediaType
 from batch_pipeline.services.batch_progress import BatchProgress, FileStatus, ProgressPublisher
 from batch_pipeline.services.transitions import (
     ANNOUNCED,
@@ -229,6 +230,7 @@ class UploadStates:
         score: int,
         model: str,
         facts: Mapping[str, Any],
+        media_type: MediaType | None,
         video_codec: str | None,
         regenerated: bool,
         seconds: Mapping[str, float],
@@ -246,6 +248,9 @@ class UploadStates:
             regeneration_count=Upload.regeneration_count + int(regenerated),
             last_regenerated_at=func.now() if regenerated else Upload.last_regenerated_at,
             facts=Upload.facts.concat(dict(facts)),
+            # What the content says; whoever wrote the row may have gone by the name.
+            file_type=media_type.file_type if media_type else Upload.file_type,
+            mime_type=media_type.mime_type if media_type else Upload.mime_type,
             video_codec=video_codec,
             stage_seconds=Upload.stage_seconds.concat(dict(seconds)),
         )

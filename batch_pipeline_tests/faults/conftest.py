@@ -31,14 +31,16 @@ from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F
     instance,
 )
 
+#: Modules that wait for nothing.
+FAST = {"test_hostile_inputs.py"}
 #: Pictures that are read in no time.
 PICTURES = ("fog.webp", "lighthouse.gif", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Faults are waited for: `make test-slow` runs them."""
+    """Faults are waited for: `make test-slow` runs them, all but the fast ones."""
     for item in items:
-        if "faults" in Path(item.path).parts:
+        if "faults" in Path(item.path).parts and item.path.name not in FAST:
             item.add_marker(pytest.mark.slow)
 
 

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     # Made for tests; nothing of the package imports it.
     "testing": {
         "errors", "settings", "storage", "media", "model_servers", "database", "services",
-        "testing",
+        "testing", "demo",
     },
 }  # fmt: skip
 MAY_IMPORT_DAGSTER = {"definitions", "orchestration", "executor"}

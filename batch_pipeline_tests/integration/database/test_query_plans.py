@@ -10,6 +10,7 @@ from sqlalchemy import event, text
 
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import PermanentError
+from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.services import batch_status, dispatch
 from batch_pipeline.services.batch_intake import submit
@@ -115,6 +116,7 @@ def test_a_batch_is_worked_without_reading_a_table_through(full_pipeline, plans)
         score=90,
         model="m",
         facts={},
+        media_type=JPEG,
         video_codec=None,
         regenerated=False,
         seconds={},

@@ -13,6 +13,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
+from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.services.batch_progress import BURST, CHANNEL, PER_SECOND
 from batch_pipeline.services.claim_keeper import CHECK_SECONDS, ClaimKeeper
 from batch_pipeline.services.pipeline import Pipeline
@@ -52,6 +53,7 @@ def work(settings: Settings, batch_id: uuid.UUID, share: int, name: str) -> None
             score=90,
             model="m",
             facts={},
+            media_type=JPEG,
             video_codec=None,
             regenerated=False,
             seconds={},

@@ -1,0 +1,56 @@
+"""Works a batch in a process whose memory and file descriptors are capped, four uploads at a time.
+
+Run as a module with the batch's id; settings come from the environment. Prints what it took.
+"""
+
+import io
+import json
+import os
+import resource
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from batch_pipeline.media.decoding import decode
+from batch_pipeline.media.sniffing import sniff
+from batch_pipeline.services.claim_keeper import ClaimKeeper
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.upload_processing import UploadProcessor
+from batch_pipeline.settings import load_settings
+from batch_pipeline.testing.media import make_image, make_video
+
+THREADS = 4
+RUN = "capped"
+MEMORY_BYTES = 512 * 1024**2
+FILE_DESCRIPTORS = 32
+
+
+def main() -> None:
+    pipeline = Pipeline(load_settings())
+    for ordinary in (make_image(), make_video()):  # what is loaded once is loaded now
+        decode(io.BytesIO(ordinary), sniff(ordinary))
+    loaded = pipeline.states.load_batch(uuid.UUID(sys.argv[1]), RUN, limit=1000)
+    assert loaded
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_BYTES,) * 2)
+    open_files = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + FILE_DESCRIPTORS,) * 2)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with ClaimKeeper(pipeline.states, RUN, lease_seconds=120) as keeper:
+        processor = UploadProcessor(pipeline, keeper)
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(
+                pool.map(
+                    lambda upload: processor.process(upload.id, RUN, retries_left=0),
+                    loaded.reserved,
+                )
+            )
+    pipeline.close()
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) / 1024
+    left_open = len(os.listdir("/proc/self/fd")) - open_files
+    print(json.dumps({"megabytes": round(growth), "files_left_open": left_open}))
+
+
+if __name__ == "__main__":
+    main()
