@@ -322,7 +322,7 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
     if as_json:
         _print_json({"batch_id": batch, "file": file, "bytes": size, "uploads": len(found.cards)})
     else:
-        click.echo(f"{file}: {len(found.cards)} uploads, {size / 1e6:.1f} MB")
+        click.echo(f"{file}: {_counted(len(found.cards), 'upload')}, {size / 1e6:.1f} MB")
 
 
 @main.command()
@@ -344,7 +344,9 @@ def retry(session: Session, batch: uuid.UUID, uploads: Sequence[uuid.UUID], as_j
     if as_json:
         _print_json(progress.payload() | {"reopened": count})
     else:
-        click.echo(f"{count} uploads are pending again; the batch is {progress.status}.")
+        click.echo(f"{_counted(count, 'upload')} to work again; the batch is {progress.status}.")
+        if count:
+            click.echo(f"Follow it:  batch-pipeline watch {batch}")
 
 
 @main.command()
@@ -390,7 +392,8 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
         listed = [batch.progress.payload() | {"reopened": batch.uploads} for batch in reopened]
         _print_json({"stage": stage, "reopened": count, "batches": listed})
         return
-    click.echo(f"{count} uploads in {len(reopened)} batches are pending, to redo the {stage}.")
+    where = f"{_counted(count, 'upload')} in {_counted(len(reopened), 'batch', 'batches')}"
+    click.echo(f"{where} to work again, for the {stage}.")
     for batch in reopened:
         click.echo(f"Follow it:  batch-pipeline watch {batch.progress.batch_id}")
 
@@ -514,11 +517,14 @@ def demo(
                 {"ui": stack.url, "status": found, "search": [asdict(hit) for hit in results]}
             )
         else:
-            _print_demo_result(session, stack.url, found, question, results)
+            _print_demo_result(session, found, question, results)
         if not exit_after:
+            say(f"\nSee it in Dagster: {stack.url}/runs")
             say("\nThe stack stays up; Ctrl-C stops it. Everything is kept for the next start.")
             _wait_for_interrupt()
             say("\nStopping …")
+    if exit_after:
+        say("\nStopped. To see it in Dagster: `make demo` in a terminal, or `make dev`.")
     as_expected = found["status"] == "completed" and results
     sys.exit(OK if as_expected else FINISHED_WITH_FAILURES)
 
@@ -605,11 +611,12 @@ def _print_submission(submission: "Submission") -> None:
     if submission.batch_id is None:
         click.echo("Error: no file was accepted; there is no batch", err=True)
     else:
-        click.echo(f"Batch {submission.batch_id}: {len(submission.upload_ids)} files queued")
+        queued = _counted(len(submission.upload_ids), "file")
+        click.echo(f"Batch {submission.batch_id}: {queued} queued")
 
 
 def _print_demo_result(
-    session: Session, url: str, found: dict[str, Any], question: str, results: Sequence[Any]
+    session: Session, found: dict[str, Any], question: str, results: Sequence[Any]
 ) -> None:
     from batch_pipeline import terminal  # noqa: PLC0415
 
@@ -618,7 +625,10 @@ def _print_demo_result(
     console.print(terminal.uploads_table(found["uploads"]))
     console.print(f'\nbatch-pipeline search "{question}"', style="bold", highlight=False)
     console.print(terminal.search_table(results))
-    console.print(f"\nSee it in Dagster: {url}/runs", soft_wrap=True)
+
+
+def _counted(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _print_json(value: Any) -> None:

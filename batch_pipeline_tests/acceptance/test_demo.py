@@ -1,5 +1,6 @@
 """The demo as a process: it ends as it should, and leaves no process behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import psutil
 import pytest
 
+from ..integration.console import Console
 from .conftest import clean_environment, wait_until
 
 
@@ -36,3 +38,61 @@ def test_a_demo_that_is_terminated_takes_the_whole_stack_with_it(tmp_path):
     assert demo.wait(60) == 128 + signal.SIGTERM
     _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
+
+
+def processes_of(home):
+    """Whatever was started for this home: it is named in its command or its environment."""
+
+    def mentions(process):
+        try:
+            words = [*process.cmdline(), *process.environ().values()]
+        except psutil.Error:
+            return False
+        return any(str(home) in word for word in words)
+
+    return [command_of(p) for p in psutil.process_iter() if mentions(p)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "code", "sentence"),
+    [
+        (None, 130, "Stopped"),  # while the database is made
+        ("Starting Dagster", 130, "What is not done yet is done at the next start"),
+        ("files queued", 130, "What is not done yet is done at the next start"),
+        ("reading", 130, "What is not done yet is done at the next start"),
+        ("Ctrl-C stops it", 0, "Stopping"),
+    ],
+)
+def test_ctrl_c_stops_the_demo_at_any_moment_and_the_batch_is_intact(
+    tmp_path, moment, code, sentence
+):
+    home = tmp_path / "home"
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "BATCH_PIPELINE_HOME": str(home),
+    }
+    console = Console(environment, tmp_path)
+    with console.in_terminal("demo") as terminal:
+        if moment is None:
+            wait_until((home / "postgres").is_dir, "the database is being made")
+        else:
+            terminal.wait_until(lambda text: moment in text, seconds=120)
+        for _ in range(3):  # people press it more than once
+            terminal.press_ctrl_c()
+            terminal.read_for(0.05)
+        assert terminal.wait(60) == code, terminal.text
+        assert "Traceback" not in terminal.text
+        assert sentence in terminal.text
+    wait_until(lambda: not processes_of(home), f"nothing is left of {processes_of(home)}", 30)
+
+    # What was begun is there, whole: also what the next start needs.
+    listed = console("status", "--json")
+    assert listed.code == 0, listed.err
+    for batch in listed.json:
+        uploads = console("status", batch["batch_id"], "--json").json["uploads"]
+        ended = [u for u in uploads if u["processing_status"] in {"completed", "failed"}]
+        assert len(uploads) == batch["total_uploads"] == 15
+        assert len(ended) == batch["processed_uploads"]
+    assert bool(listed.json) == (moment not in {None, "Starting Dagster"})

@@ -66,7 +66,7 @@ def test_submit_says_in_words_how_to_follow_the_batch(console):
     answer = console("submit", MEDIA / "fog.webp")
     assert answer.code == 0
     first, second = answer.out.splitlines()
-    assert first.endswith(": 1 files queued")
+    assert first.endswith(": 1 file queued")
     assert second.startswith("Follow it:  batch-pipeline watch ")
 
 

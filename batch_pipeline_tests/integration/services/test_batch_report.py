@@ -72,6 +72,7 @@ def test_the_page_shows_pictures_descriptions_failures_and_timings(database, sto
     page = page_of(database, storage, batch)
     report = batch_report(database, storage, batch)
     assert page.count('src="data:image/jpeg;base64,') == 2
+    assert re.findall('<img [^>]*alt="([^"]*)"', page) == ["sea.jpg", "slow.jpg"]
     assert "A calm sea under a bright sky." in page
     assert [card.filename for card in report.slowest] == ["slow.jpg", "sea.jpg"]
     assert [stage.stage for stage in report.stages] == ["decode", "thumbnail", "describe", "embed"]
