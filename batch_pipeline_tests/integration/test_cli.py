@@ -1,6 +1,8 @@
 """Every command as people run it: the installed script, a process each, a real database."""
 
 import os
+import re
+import subprocess
 import threading
 import uuid
 from pathlib import Path
@@ -14,7 +16,8 @@ from batch_pipeline.services.batch_status import newest_batches
 from batch_pipeline.testing.media import HOSTILE_FILENAMES
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
-from .console import Console
+from .conftest import program
+from .console import COMMAND, Console
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 BATCH_FIELDS = [
@@ -264,18 +267,46 @@ def add_batch_row(database):
         ).scalar_one()
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_is_offered_for_common_shells(console, shell):
-    script = console(_BATCH_PIPELINE_COMPLETE=f"{shell}_source")
-    assert script.code == 0
-    assert f"_BATCH_PIPELINE_COMPLETE={shell}_complete" in script.out
+#: Each shell as the quickstart sets it up, asked what it offers after `batch-pipeline re`.
+COMPLETIONS = {
+    "bash": (
+        ["--norc", "-c"],
+        """COMP_WORDS=(batch-pipeline re); COMP_CWORD=1
+        _batch_pipeline_completion batch-pipeline re; printf '%s\\n' ${COMPREPLY[@]}""",
+    ),
+    # zsh completes only in its line editor: here, what would be offered there is printed.
+    "zsh": (
+        ["-f", "-c"],
+        """_describe() { print -l ${${(P)3}%%:*} }
+        words=(batch-pipeline re); CURRENT=2; _batch_pipeline_completion""",
+    ),
+    "fish": (["--no-config", "-c"], "complete -C 'batch-pipeline re'"),
+}
 
 
-def test_completion_knows_commands(console):
-    offered = console(
-        _BATCH_PIPELINE_COMPLETE="bash_complete", COMP_WORDS="batch-pipeline re", COMP_CWORD="1"
+@pytest.mark.parametrize("shell", COMPLETIONS)
+def test_completion_works_as_the_quickstart_sets_it_up(console, shell):
+    options, question = COMPLETIONS[shell]
+    quickstart = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text()
+    setup = [
+        line.partition(f"# {shell}")[0]
+        for line in quickstart.splitlines()
+        if re.search(rf" # {shell}\b", line)
+    ]
+    assert setup
+    done = subprocess.run(
+        [program(shell), *options, "\n".join([*setup, question])],
+        env={**console.environment, "PATH": f"{Path(COMMAND).parent}:{os.environ['PATH']}"},
+        cwd=console.folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
-    assert offered.out.split() == ["plain,report", "plain,reprocess", "plain,retry"]
+    offered = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert {"report", "reprocess", "retry"} <= set(offered), done
+    assert "status" not in offered
 
 
 # In a terminal
