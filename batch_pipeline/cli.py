@@ -100,6 +100,8 @@ class Commands(click.Group):
             _say_error(error.format_message())
             sys.exit(REFUSED)
         except click.Abort:  # what click makes of Ctrl-C, after it has ended the line
+            # The interpreter takes its handlers away before it ends; one more would kill it.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             click.echo(session.when_stopped, err=True)
             sys.exit(STOPPED)
         except Exception as error:

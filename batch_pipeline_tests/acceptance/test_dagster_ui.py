@@ -1,5 +1,6 @@
 """Dagster's pages in a real browser, used as an operator uses them."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,15 +47,33 @@ def run(stack: RealStack, finished: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def reported(stack: RealStack, finished: dict) -> None:
+    wait_until_reported(stack, finished["batch_id"])
+
+
+def wait_until_reported(stack: RealStack, batch_id: str) -> None:
     query = """{ assetOrError(assetKey: {path: ["batch_report"]}) {
       ... on Asset { assetMaterializations { partition } } } }"""
 
     def is_there() -> bool:
         asset = stack.graphql(query)["assetOrError"]
         made = asset.get("assetMaterializations", [])
-        return finished["batch_id"] in {event["partition"] for event in made}
+        return batch_id in {event["partition"] for event in made}
 
     wait_until(is_there, "the batch is reported")
+
+
+def expect_said_by_a_tick(page: Page, button: str, said: str) -> None:
+    """Open the ticks of the page, the newest first, until one says it."""
+    buttons = page.get_by_role("button", name=button)
+    expect(buttons.first).to_be_visible()
+    for number in range(buttons.count()):
+        buttons.nth(number).click()
+        # Its words come with its dialog; the next tick is looked at when these are others.
+        with contextlib.suppress(AssertionError):
+            expect(page.get_by_text(said, exact=False)).to_be_visible(timeout=2_000)
+            return
+        page.get_by_role("button", name="Close").click()
+    raise AssertionError(f"no tick says: {said}")
 
 
 def test_the_runs_page_shows_tags_and_the_failure(stack, run, finished, page):
@@ -148,23 +167,26 @@ def test_the_launchpad_refuses_a_run_without_a_batch_and_the_run_says_what_is_no
     expect(page.get_by_text(said, exact=False).first).to_be_visible(timeout=2 * TIMEOUT_MS)
 
 
-def test_the_sensors_say_what_they_did_and_why_they_skipped(stack, finished, reported, page):
+def test_the_sensor_says_why_it_skipped(stack, finished, reported, page):
     page.goto(f"{stack.graphql.url}{LOCATION}/sensors/pending_batches")
     page.get_by_role("button", name="0 runs requested").first.click()
     expect(page.get_by_text("no upload is pending", exact=False)).to_be_visible()
-    page.get_by_role("button", name="Close").click()
-    launched = page.get_by_role("row").filter(has_text="1 run requested")
-    launched.last.get_by_role("button", name="View logs").click()
+
+
+def test_the_sensor_says_which_run_it_asked_for_and_why(stack, finished, reported, page):
+    # Only the ticks that asked for a run: those that skipped are soon a page and more.
+    page.goto(f"{stack.graphql.url}{LOCATION}/sensors/pending_batches?status=success")
     said = f"asked for a run: batch {finished['batch_id']}, slice 1, new"
-    expect(page.get_by_text(said, exact=False)).to_be_visible()
+    expect_said_by_a_tick(page, "View logs", said)
 
 
-def test_the_tick_that_reported_a_batch_says_which(stack, finished, reported, page):
+def test_the_tick_that_reported_a_batch_says_which(stack, reported, page):
+    # A batch of its own, so that its tick is among the newest.
+    batch_id = stack.cli("submit", MEDIA / "night.jpg", "--wait")["batch_id"]
+    wait_until_reported(stack, batch_id)
     page.goto(f"{stack.graphql.url}{LOCATION}/sensors/report_ended_batches")
-    acted = page.get_by_role("row").filter(has_text='{"newest"')
-    acted.last.get_by_role("button", name="0 runs requested").click()
-    said = f"reported: batch {finished['batch_id']} completed: 1 of 2 uploads completed, 1 failed"
-    expect(page.get_by_text(said, exact=False)).to_be_visible()
+    said = f"reported: batch {batch_id} completed: 1 of 1 uploads completed"
+    expect_said_by_a_tick(page, "0 runs requested", said)
 
 
 def test_the_schedule_says_that_there_is_nothing_to_put_right(stack, reported, page):
