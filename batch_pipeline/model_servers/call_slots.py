@@ -92,12 +92,17 @@ class CallGate:
         with self._lock:
             return {server: self._demand(server) for server in self._lanes}
 
-    def take_stock(self, server: str) -> Demand:
-        """Begin to agree on a server's slots with others; until `allow`, no more are used."""
+    def take_stock(self, servers: Sequence[str]) -> dict[str, Demand]:
+        """Begin to agree on slots with others; until `allow`, no more are used.
+
+        Of all servers at once: calls that come in the meantime would else go to the others alone.
+        """
         with self._lock:
-            lane, demand = self._lanes[server], self._demand(server)
-            lane.allowed = min(lane.allowed, demand.in_flight)
-            return demand
+            demands = {server: self._demand(server) for server in servers}
+            for server, demand in demands.items():
+                lane = self._lanes[server]
+                lane.allowed = min(lane.allowed, demand.in_flight)
+            return demands
 
     def allow(self, agreed: dict[str, tuple[int, int]], valid_until: float) -> None:
         """Set what was agreed on, for all servers at once so that calls spread over them.

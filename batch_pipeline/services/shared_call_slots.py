@@ -259,17 +259,18 @@ class SharedCallSlots:
         for lane in self._lanes.values():
             lane.agreed_at = 0.0  # nobody knows whether the last words were heard
         while not self._closing.is_set():
-            self._agree(connection, self._due_lanes())
+            for gate, lanes in self._due_lanes().items():
+                self._agree(connection, gate, lanes)
             self._wait(connection, sleeper)
         for lane in self._lanes.values():
             if lane.held or lane.wanted:
                 self._write(connection, lane, Demand(0, 0))
 
-    def _due_lanes(self) -> list[_Lane]:
+    def _due_lanes(self) -> dict[CallGate, list[_Lane]]:
         """Those that have to be agreed on, together with the others of their gate."""
         with self._lock:
             gates = list(self._gates)
-        due: list[_Lane] = []
+        due: dict[CallGate, list[_Lane]] = {}
         now = time.monotonic()
         for gate, kind, holder in gates:
             lanes, demands = [], gate.demand()
@@ -280,23 +281,23 @@ class SharedCallSlots:
                 lanes.append(self._lanes[key])
             if any(lane.look_in(demands[lane.server], now) <= 0 for lane in lanes):
                 # Together, so that calls which wait for any of them spread over all.
-                due += [
+                due[gate] = [
                     lane
                     for lane in lanes
                     if lane.held or lane.wanted or demands[lane.server].wanted
                 ]
         return due
 
-    def _agree(self, connection: psycopg.Connection, lanes: Sequence[_Lane]) -> None:
-        agreed: dict[CallGate, dict[str, tuple[int, int]]] = {}
+    def _agree(
+        self, connection: psycopg.Connection, gate: CallGate, lanes: Sequence[_Lane]
+    ) -> None:
         valid_until = time.monotonic() + self._lease_seconds
-        for lane in lanes:
-            demand = lane.gate.take_stock(lane.server)
-            agreed.setdefault(lane.gate, {})[lane.server] = self._write(connection, lane, demand)
-        for gate, slots in agreed.items():
-            gate.allow(slots, valid_until)
-        if lanes:
-            self._agreed_at = time.monotonic()
+        demands = gate.take_stock([lane.server for lane in lanes])
+        agreed = {
+            lane.server: self._write(connection, lane, demands[lane.server]) for lane in lanes
+        }
+        gate.allow(agreed, valid_until)
+        self._agreed_at = time.monotonic()
 
     def _write(
         self, connection: psycopg.Connection, lane: _Lane, demand: Demand

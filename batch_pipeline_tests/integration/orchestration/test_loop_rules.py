@@ -16,6 +16,7 @@ from batch_pipeline.definitions import build_definitions
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.services import upload_processing
 from batch_pipeline.services.pipeline import shared_pipeline
+from batch_pipeline.settings import load_settings
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
@@ -480,7 +481,7 @@ def test_l17_an_upload_deleted_while_in_work_leaves_nothing_behind(served_runner
 
 
 def test_l18_uploads_run_concurrently_up_to_the_setting(
-    model_server, settings, monkeypatch, instance, pipeline
+    model_server, settings, monkeypatch, instance, pipeline, request
 ):
     model_server.latency_seconds = 0.5
     for name, value in {
@@ -491,6 +492,8 @@ def test_l18_uploads_run_concurrently_up_to_the_setting(
         "MAX_CONCURRENT_UPLOADS": "3",
     }.items():
         monkeypatch.setenv(f"BATCH_PIPELINE_{name}", value)
+    # What the run opens lives as long as the process, which here goes on.
+    request.addfinalizer(shared_pipeline(load_settings()).close)
     batch_id = Runner(pipeline, instance).submit("fog.webp", "sea.jpg", "city.jpg", "night.jpg")
     result = dg.execute_job(
         dg.reconstructable(process_batch_of_the_environment),

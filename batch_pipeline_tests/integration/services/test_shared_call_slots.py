@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import text
 
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.model_servers.base import CallSlots, never_cancelled
-from batch_pipeline.services.shared_call_slots import SharedCallSlots
+from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
 
 A, B = "http://a:11434", "http://b:11434"
 
@@ -51,6 +52,7 @@ class Callers:
         self._slots, self._servers = slots, servers
         self._let_go = threading.Semaphore(0)
         self._count = count
+        self._told_to_go = 0
         self.entered: list[str] = []
         self._pool = ThreadPoolExecutor(count)
         self._calls = [self._pool.submit(self._call) for _ in range(count)]
@@ -60,7 +62,12 @@ class Callers:
             self.entered.append(server)
             self._let_go.acquire()
 
+    @property
+    def in_flight(self) -> int:
+        return len(self.entered) - self._told_to_go
+
     def let_go(self, count: int) -> None:
+        self._told_to_go += count
         self._let_go.release(count)
 
     def end(self) -> None:
@@ -73,18 +80,30 @@ class Callers:
 def test_what_two_processes_hold_never_exceeds_the_limit_and_the_second_gets_its_fair_share(
     opened: Opened, database: Database
 ) -> None:
-    first = Callers(opened(4), 8)
+    first = Callers(opened(4), 20)
     wait_until(lambda: len(first.entered) == 4, "the first takes all there are")
     second = Callers(opened(4), 8)
     wait_until(lambda: len(rows(database)) == 2, "the second asks")
     assert second.entered == []
 
-    first.let_go(3)
-    wait_until(lambda: len(second.entered) == 2, "the first makes room for the second")
-    wait_until(lambda: len(first.entered) == 5, "and goes on with its own share")
+    def first_has_heard() -> bool:
+        holder, asking = rows(database)
+        return bool(holder.leased_until - timedelta(seconds=LEASE_SECONDS) > asking.since)
 
+    def first_makes_room() -> bool:
+        if first.in_flight > 2:
+            first.let_go(1)
+        return len(second.entered) == 2
+
+    wait_until(first_has_heard, "the first hears of it")
+    wait_until(first_makes_room, "the first makes room for the second")
+    assert len(first.entered) < 20, "it had more to do"
     assert [row.held for row in rows(database)] == [2, 2]
-    assert len(first.entered) - 3 + len(second.entered) == 4
+
+    before = len(first.entered)
+    first.let_go(1)
+    wait_until(lambda: len(first.entered) == before + 1, "and goes on with its own share")
+    assert first.in_flight == len(second.entered) == 2
     second.end()
     first.end()
 
