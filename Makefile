@@ -32,9 +32,10 @@ dev: install
 test: install
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
-# Faults with real processes and signals, outages, restarts: minutes of waiting for things to die.
+# Faults with real processes and signals, outages, restarts: minutes of waiting for things to die,
+# hence more workers than cores.
 test-slow: install
-	$(BIN)/pytest -n 2 --dist loadgroup -m slow $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadgroup -m slow $(ARGS)
 
 # Every fault and hostile input that docs/reliability.md promises to survive, the fast ones too.
 faults: install

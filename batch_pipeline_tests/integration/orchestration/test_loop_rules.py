@@ -481,7 +481,7 @@ def test_l17_an_upload_deleted_while_in_work_leaves_nothing_behind(served_runner
 
 
 def test_l18_uploads_run_concurrently_up_to_the_setting(
-    model_server, settings, monkeypatch, instance, pipeline, request
+    model_server, settings, monkeypatch, runner, request
 ):
     model_server.latency_seconds = 0.5
     for name, value in {
@@ -494,15 +494,15 @@ def test_l18_uploads_run_concurrently_up_to_the_setting(
         monkeypatch.setenv(f"BATCH_PIPELINE_{name}", value)
     # What the run opens lives as long as the process, which here goes on.
     request.addfinalizer(shared_pipeline(load_settings()).close)
-    batch_id = Runner(pipeline, instance).submit("fog.webp", "sea.jpg", "city.jpg", "night.jpg")
+    batch_id = runner.submit("fog.webp", "sea.jpg", "city.jpg", "night.jpg")
     result = dg.execute_job(
         dg.reconstructable(process_batch_of_the_environment),
-        instance,
+        runner.instance,
         run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
     )
     assert result.success
     assert model_server.most_in_flight["vision"] == 3
-    assert batch_row(pipeline.database, batch_id).successful_uploads == 4
+    assert batch_row(runner.pipeline.database, batch_id).successful_uploads == 4
 
 
 def process_batch_of_the_environment():
