@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo dev test test-slow faults lint format clean
+.PHONY: help install demo dev test test-slow test-ocr faults lint format clean
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
@@ -40,6 +40,12 @@ test-slow: install
 # Every fault and hostile input that docs/reliability.md promises to survive, the fast ones too.
 faults: install
 	$(BIN)/pytest -n 2 --dist loadgroup batch_pipeline_tests/faults $(ARGS)
+
+# Last, if at all: whatever is described in this environment afterwards is read for text, too.
+test-ocr: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ocr]'
+	$(BIN)/pytest -n 0 batch_pipeline_tests/integration/model_servers/test_ocr.py \
+		batch_pipeline_tests/unit/model_servers/test_embedded.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff check

@@ -4,10 +4,12 @@ Only the form is mended here. Whether a description is any good (loops, control 
 model's template, refusals) is judged by the audit, which sees the text that leaves here.
 """
 
+import math
 import re
 import unicodedata
+from collections.abc import Sequence
 
-from batch_pipeline.errors import TransientError
+from batch_pipeline.errors import ServiceDownError, TransientError
 
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 #: Templates that open the thought themselves leave only its end in the answer.
@@ -70,3 +72,30 @@ def _unquoted(text: str) -> str:
     inner = text[1:-1]
     # With more of the same inside, the outer two need not be a pair: "Stop" and "Go".
     return text if text[0] in inner or text[-1] in inner else inner.strip()
+
+
+def checked_vector(vector: Sequence[float | None], model: str, dimensions: int) -> list[float]:
+    """Return a vector that can be stored; raises as `RemoteEmbedding.embed` does."""
+    if not vector:
+        raise TransientError("embedding_empty", f"{model} returned a vector of no numbers")
+    if len(vector) != dimensions:
+        raise wrong_length(model, len(vector), dimensions)
+    # A server whose JSON has no word for NaN writes null.
+    numbers = [math.nan if number is None else float(number) for number in vector]
+    if not all(map(math.isfinite, numbers)):
+        raise TransientError(
+            "embedding_not_finite", f"{model} returned a vector with NaN or infinite numbers"
+        )
+    if not any(numbers):
+        raise TransientError("embedding_zero", f"{model} returned a vector of zeros")
+    return numbers
+
+
+def wrong_length(model: str, found: int, dimensions: int) -> ServiceDownError:
+    """The error for a model whose vectors do not fit the column."""
+    return ServiceDownError(
+        "embedding_wrong_length",
+        f"vectors of {model} have {found} numbers, {dimensions} are stored; choose another "
+        f"BATCH_PIPELINE_EMBEDDING_MODEL, or set BATCH_PIPELINE_EMBEDDING_DIMENSIONS={found} "
+        "before the database is made",
+    )

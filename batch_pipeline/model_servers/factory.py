@@ -17,7 +17,7 @@ from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVis
 from batch_pipeline.settings import AnalyzerName, Settings
 
 if TYPE_CHECKING:
-    from batch_pipeline.model_servers.remote import ModelServer
+    from batch_pipeline.model_servers.model_server import ModelServer
 
 #: Connections beside those of capped calls: health checks and looks at a server that was down.
 _SPARE_CONNECTIONS = 4

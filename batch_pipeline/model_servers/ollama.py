@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import ollama
 
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.model_servers.answers import wrong_length
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
-from batch_pipeline.model_servers.remote import (
+from batch_pipeline.model_servers.model_server import (
     CONTEXT_TOKENS,
     ChatAnswer,
     ChatRequest,
     ModelServer,
-    wrong_length,
 )
 
 

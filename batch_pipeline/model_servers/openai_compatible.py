@@ -7,14 +7,10 @@ import openai
 from openai.types.chat import ChatCompletion, ChatCompletionContentPartParam
 
 from batch_pipeline.errors import ServiceDownError, TransientError
+from batch_pipeline.model_servers.answers import checked_vector
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
-from batch_pipeline.model_servers.remote import (
-    ChatAnswer,
-    ChatRequest,
-    ModelServer,
-    checked_vector,
-)
+from batch_pipeline.model_servers.model_server import ChatAnswer, ChatRequest, ModelServer
 
 
 class OpenAICompatibleServer(ModelServer):

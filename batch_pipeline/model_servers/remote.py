@@ -6,29 +6,24 @@ How a call is made lives in `http_calls`, to which server in `server_group`; the
 """
 
 import logging
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
-from batch_pipeline.errors import ServiceDownError, TransientError, UploadError
+from batch_pipeline.errors import TransientError, UploadError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers import prompts
-from batch_pipeline.model_servers.answers import usable_text
+from batch_pipeline.model_servers.answers import checked_vector, usable_text
 from batch_pipeline.model_servers.base import (
     CallSlots,
     CancelledCheck,
     HealthCheck,
     never_cancelled,
 )
-from batch_pipeline.model_servers.http_calls import ServerCalls
+from batch_pipeline.model_servers.model_server import ChatAnswer, ChatRequest, ModelServer
 from batch_pipeline.model_servers.server_group import ServerGroup
 
 _log = logging.getLogger(__name__)
 
-#: Context window asked for where the server lets the caller choose (tokens).
-CONTEXT_TOKENS = 8192
 _PICTURE_TOKENS = 512
 _SYNTHESIS_TOKENS = 2048
 _TEMPERATURE = 0.3
@@ -45,60 +40,6 @@ _TEXTS_PER_CALL = 32
 _SHORTEST_CUT_CHARACTERS = 200
 #: How servers say that a text exceeds the context; they have no common code for it.
 _TOO_LONG = ("context length", "context size", "too large to process", "too long")
-
-
-@dataclass(frozen=True)
-class ChatRequest:
-    """One question to a vision model, with a picture or with text alone."""
-
-    prompt: str
-    jpeg: bytes | None
-    max_tokens: int
-    temperature: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class ChatAnswer:
-    """What the model wrote, and whether it was stopped by the limit of tokens."""
-
-    text: str
-    cut_by_length: bool
-
-
-class ModelServer(ABC):
-    """One dialect of HTTP, bound to one address; its coroutines run on the loop of `http_calls`.
-
-    The coroutines raise whatever the client library raises; `http_calls` names it.
-    """
-
-    kind: str
-    """Name of the kind of server, for messages."""
-    calls: ServerCalls
-
-    @abstractmethod
-    async def chat(self, model: str, request: ChatRequest) -> ChatAnswer:
-        """Ask a vision model one question."""
-
-    @abstractmethod
-    async def embed(self, model: str, texts: Sequence[str]) -> Sequence[Sequence[float | None]]:
-        """Embed texts; refuses one that is longer than the context rather than cutting it."""
-
-    @abstractmethod
-    def hint(self, kind: str, model: str) -> str:
-        """What to do about an error of this kind when it concerns this model; empty: nothing."""
-
-    @abstractmethod
-    async def check_vision(self, model: str) -> str:
-        """Say what was found; raises a `KindedError` if the model is missing or unsuitable."""
-
-    @abstractmethod
-    async def check_embedding(self, model: str, dimensions: int) -> str:
-        """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the connections; no call may follow."""
 
 
 class RemoteVision:
@@ -255,33 +196,6 @@ class RemoteEmbedding:
                 f"{self.name} returned {len(vectors)} vectors for {len(texts)} texts",
             )
         return [checked_vector(vector, self.name, self.dimensions) for vector in vectors]
-
-
-def checked_vector(vector: Sequence[float | None], model: str, dimensions: int) -> list[float]:
-    """Return a vector that can be stored; raises as `RemoteEmbedding.embed` does."""
-    if not vector:
-        raise TransientError("embedding_empty", f"{model} returned a vector of no numbers")
-    if len(vector) != dimensions:
-        raise wrong_length(model, len(vector), dimensions)
-    # A server whose JSON has no word for NaN writes null.
-    numbers = [math.nan if number is None else float(number) for number in vector]
-    if not all(map(math.isfinite, numbers)):
-        raise TransientError(
-            "embedding_not_finite", f"{model} returned a vector with NaN or infinite numbers"
-        )
-    if not any(numbers):
-        raise TransientError("embedding_zero", f"{model} returned a vector of zeros")
-    return numbers
-
-
-def wrong_length(model: str, found: int, dimensions: int) -> ServiceDownError:
-    """The error for a model whose vectors do not fit the column."""
-    return ServiceDownError(
-        "embedding_wrong_length",
-        f"vectors of {model} have {found} numbers, {dimensions} are stored; choose another "
-        f"BATCH_PIPELINE_EMBEDDING_MODEL, or set BATCH_PIPELINE_EMBEDDING_DIMENSIONS={found} "
-        "before the database is made",
-    )
 
 
 def _temperature(number: int) -> float:

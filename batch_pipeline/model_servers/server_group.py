@@ -10,14 +10,12 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batch_pipeline.errors import KindedError, ServiceDownError
 from batch_pipeline.model_servers.base import CallSlots, CancelledCheck, HealthCheck
 from batch_pipeline.model_servers.http_calls import Answer
-
-if TYPE_CHECKING:
-    from batch_pipeline.model_servers.remote import ModelServer
+from batch_pipeline.model_servers.model_server import ModelServer
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +33,7 @@ class ServerGroup:
         slots: cap on the calls in flight.
     """
 
-    def __init__(self, servers: Sequence["ModelServer"], model: str, slots: CallSlots) -> None:
+    def __init__(self, servers: Sequence[ModelServer], model: str, slots: CallSlots) -> None:
         self.model = model
         self._servers = {server.calls.url: server for server in servers}
         self._slots = slots
@@ -43,7 +41,7 @@ class ServerGroup:
 
     def run(
         self,
-        call: Callable[["ModelServer"], Coroutine[Any, Any, Answer]],
+        call: Callable[[ModelServer], Coroutine[Any, Any, Answer]],
         cancelled: CancelledCheck,
     ) -> Answer:
         """Make one call to a server that can serve it.
@@ -70,7 +68,7 @@ class ServerGroup:
         raise ServiceDownError(errors[0].kind, "; ".join(map(str, errors))) from errors[0]
 
     def check(
-        self, role: str, look: Callable[["ModelServer"], Coroutine[Any, Any, str]]
+        self, role: str, look: Callable[[ModelServer], Coroutine[Any, Any, str]]
     ) -> list[HealthCheck]:
         """Ask every server, all at the same time, whether it has the model; never raises."""
         with ThreadPoolExecutor(len(self._servers)) as threads:
@@ -85,7 +83,7 @@ class ServerGroup:
             if self._servers[url].calls.can_be_tried and now >= self._set_aside_until.get(url, 0)
         ] or left
 
-    def _with_hint(self, server: "ModelServer", error: ServiceDownError) -> ServiceDownError:
+    def _with_hint(self, server: ModelServer, error: ServiceDownError) -> ServiceDownError:
         hint = server.hint(error.kind, self.model)
         if not hint:
             return error
@@ -95,9 +93,9 @@ class ServerGroup:
 
     def _check(
         self,
-        server: "ModelServer",
+        server: ModelServer,
         role: str,
-        look: Callable[["ModelServer"], Coroutine[Any, Any, str]],
+        look: Callable[[ModelServer], Coroutine[Any, Any, str]],
     ) -> HealthCheck:
         name = f"{role} model {self.model}"
         if len(self._servers) > 1:

@@ -9,8 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
+import xllamacpp as llama
 
 from batch_pipeline.errors import ServiceDownError, TransientError
 from batch_pipeline.model_servers.base import Analyzer
@@ -19,9 +21,6 @@ from batch_pipeline.settings import Settings
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, VIDEO, picture
 
 pytestmark = pytest.mark.slow
-
-llama = pytest.importorskip("xllamacpp", reason="pip install xllamacpp gguf")
-gguf = pytest.importorskip("gguf", reason="pip install xllamacpp gguf")
 
 #: Length of the language model's vectors: at least one place for every token.
 WIDTH = 320

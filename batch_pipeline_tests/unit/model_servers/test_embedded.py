@@ -171,7 +171,7 @@ def test_vectors_have_the_width_that_was_asked_for() -> None:
 @pytest.fixture
 def tesseract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put a program of that name on the path; a test writes what it does."""
-    pytest.importorskip("pytesseract")
+    pytest.importorskip("pytesseract", reason="the extra ocr is not installed: make test-ocr")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     embedded._can_read_text.cache_clear()
     return tmp_path / "tesseract"
