@@ -120,7 +120,11 @@ class Settings(BaseSettings):
         250, description="Slice of a batch that one run takes (uploads)."
     )
     max_runs_in_flight: Annotated[int, Field(ge=1, le=1000)] = Field(
-        4, description="Runs of `process_batch` that may be queued or running at the same time."
+        4,
+        description=(
+            "Runs of `process_batch` that may be queued or running at the same time; how many fit, "
+            "PostgreSQL's `max_connections` says."
+        ),
     )
     max_attempts: Annotated[int, Field(ge=1, le=20)] = Field(
         2, description="Attempts per upload and dispatch, the first included."
@@ -142,6 +146,13 @@ class Settings(BaseSettings):
     )
     keep_partitions_days: Annotated[int, Field(ge=1)] = Field(
         90, description="How long Dagster lists a batch as a partition after its end (days)."
+    )
+    group_event_writes: bool = Field(
+        True,
+        description=(
+            "Run workers write Dagster's events in groups, 50 ms behind at most; `false`: each "
+            "event at once, as Dagster does."
+        ),
     )
     redis_url: str = Field("", description="Also publish progress on this Redis; empty: off.")
 

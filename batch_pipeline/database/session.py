@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Row, create_engine, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
+from batch_pipeline.database import connection_budget
 from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.settings import Settings
@@ -43,7 +44,7 @@ class Database:
         self.engine = create_engine(
             url,
             pool_size=pool_size,
-            max_overflow=2,
+            max_overflow=0,  # counted in `connection_budget`
             pool_pre_ping=True,  # a server that was restarted is not an outage of the next call
             connect_args={
                 "application_name": "batch_pipeline",
@@ -99,10 +100,15 @@ def open_database(settings: Settings, *, pool_size: int | None = None) -> Databa
     """Connect as the settings say; checks that the tables are there.
 
     Raises:
-        ConfigurationError: the URL is not one of PostgreSQL, or the tables are missing or old.
+        ConfigurationError: the URL is not one of PostgreSQL, the tables are missing or old, or the
+            server accepts too few connections.
         ServiceDownError: the server cannot be reached.
     """
-    database = connect(settings, pool_size=pool_size)
+    url = pipeline_url(settings)
+    size = pool_size or connection_budget.pool_size(
+        settings, connection_budget.connection_limit(url)
+    )
+    database = Database(url, pool_size=size, embedding_dimensions=settings.embedding_dimensions)
     try:
         current, newest = database.revisions()
         if current != newest and settings.database_url:
@@ -118,13 +124,9 @@ def open_database(settings: Settings, *, pool_size: int | None = None) -> Databa
     return database
 
 
-def connect(settings: Settings, *, pool_size: int | None = None) -> Database:
+def connect(settings: Settings) -> Database:
     """Connect without looking at the tables; for ``db upgrade`` and ``doctor``."""
-    return Database(
-        pipeline_url(settings),
-        pool_size=pool_size or settings.max_concurrent_uploads + 2,
-        embedding_dimensions=settings.embedding_dimensions,
-    )
+    return Database(pipeline_url(settings), embedding_dimensions=settings.embedding_dimensions)
 
 
 def pipeline_url(settings: Settings) -> URL:

@@ -2,33 +2,56 @@
 
 Named by ``dagster.yaml``, so that ``dagster dev`` in a fresh clone needs no variable set: the URL
 comes from the settings, the embedded server is started on demand, the database is created when it
-is missing. Connections are pooled; as it comes, dagster-postgres opens a new one for every event,
-which more than doubles the cost of a step (84 against 34 ms).
+is missing. Runs, events and schedules share one small pool of connections; as it comes,
+dagster-postgres opens a new one for every event, which more than doubles the cost of a step (84
+against 34 ms). How events are written says `grouped_event_log`; how many connections there are in
+all, `connection_budget`.
 """
 
 from typing import Any
 
 from dagster._config import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
-from dagster_postgres import DagsterPostgresStorage
-from sqlalchemy import create_engine
+from dagster_postgres import DagsterPostgresStorage, PostgresRunStorage, PostgresScheduleStorage
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL
 
+from batch_pipeline.database.connection_budget import DAGSTER_POOL
 from batch_pipeline.database.session import (
     create_database_if_missing,
     pipeline_url,
     with_driver,
 )
+from batch_pipeline.orchestration.grouped_event_log import GroupedEventLogStorage
 from batch_pipeline.settings import Settings, load_settings
 
 #: Database of Dagster's tables, beside the pipeline's on the same server.
 DAGSTER_DATABASE = "dagster"
-#: Connections that a process keeps open, and how many more it opens when threads ask for them.
-POOL_SIZE, POOL_OVERFLOW = 2, 18
 
 
 class PipelineInstanceStorage(DagsterPostgresStorage):
-    """Runs, events and schedules on the server that the settings name."""
+    """Runs, events and schedules in one database.
+
+    Args:
+        url: the database, for psycopg2.
+        grouped: whether run workers write events in groups.
+        inst_data: how Dagster makes the same storage in another process.
+    """
+
+    def __init__(
+        self, url: str, *, grouped: bool, inst_data: ConfigurableClassData | None = None
+    ) -> None:
+        super().__init__(url, inst_data=inst_data)  # creates the tables
+        engine = create_engine(
+            url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=1,
+            max_overflow=DAGSTER_POOL - 1,
+            pool_pre_ping=True,  # a restart of the server is not an error of the next event
+        )
+        self._run_storage = _PooledRunStorage(url, engine)
+        self._event_log_storage = GroupedEventLogStorage(url, engine, grouped=grouped)
+        self._schedule_storage = _PooledScheduleStorage(url, engine)
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
@@ -41,22 +64,27 @@ class PipelineInstanceStorage(DagsterPostgresStorage):
     ) -> "PipelineInstanceStorage":
         """Open the storage as the settings say; called by Dagster."""
         del config_value
-        url = dagster_storage_url(load_settings()).render_as_string(hide_password=False)
-        storage = cls(url, inst_data=inst_data)
-        storage.pool_connections()
-        return storage
+        settings = load_settings()
+        url = dagster_storage_url(settings).render_as_string(hide_password=False)
+        return cls(url, grouped=settings.group_event_writes, inst_data=inst_data)
 
-    def pool_connections(self) -> None:
-        """Let runs, events and schedules share one pool."""
-        engine = create_engine(
-            self.postgres_url,
-            isolation_level="AUTOCOMMIT",
-            pool_size=POOL_SIZE,
-            max_overflow=POOL_OVERFLOW,
-            pool_pre_ping=True,  # a restart of the server is not an error of the next event
-        )
-        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
-            storage._engine = engine
+
+class _PooledRunStorage(PostgresRunStorage):
+    def __init__(self, url: str, engine: Engine) -> None:
+        super().__init__(url, should_autocreate_tables=False)
+        self._engine = engine
+
+    def optimize_for_webserver(self, *_: int, **__: int) -> None:
+        """Keep the pool: Dagster would open another one of 21 connections."""
+
+
+class _PooledScheduleStorage(PostgresScheduleStorage):
+    def __init__(self, url: str, engine: Engine) -> None:
+        super().__init__(url, should_autocreate_tables=False)
+        self._engine = engine
+
+    def optimize_for_webserver(self, *_: int, **__: int) -> None:
+        """Keep the pool: Dagster would open another one of 21 connections."""
 
 
 def dagster_storage_url(settings: Settings) -> URL:
