@@ -109,7 +109,7 @@ class GroupWriter(Generic[T]):
         """
         self.flush()
         with self._changed:
-            thread, self._thread = self._thread, None
+            thread = self._thread
             self._stopping = True
             self._changed.notify_all()
         if thread is not None:
@@ -155,6 +155,8 @@ class GroupWriter(Generic[T]):
                 ),
                 timeout=GATHER_SECONDS,
             )
+            if not self._waiting:
+                self._thread = None  # from here on a `put` starts another one, not earlier
             return list(islice(self._waiting, MAX_GROUP))
 
     def _write_patiently(self, group: Sequence[T]) -> None:

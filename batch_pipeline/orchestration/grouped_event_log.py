@@ -175,12 +175,10 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
         of_assets = [(event, id_) for event, id_ in stored if _asset_key(event)]
         events, ids = [event for event, _ in of_assets], [id_ for _, id_ in of_assets]
         self._store_asset_event_tags(connection, events, ids)
-        last: dict[tuple[Any, ...], tuple[EventLogEntry, int]] = {}
-        for event, id_ in stored:
-            if part := _part_it_overwrites(event, id_):
-                last.pop(part, None)
-                last[part] = event, id_
-        for event, id_ in last.values():
+        last = {_part_it_overwrites(event, id_): (event, id_) for event, id_ in stored}
+        last.pop((), None)
+        # By asset: two workers that make the same ones for the first time wait in the same order.
+        for event, id_ in sorted(last.values(), key=lambda one: (_asset_key(one[0]) or "", one[1])):
             if event.dagster_event_type in ASSET_CHECK_EVENTS:
                 self.store_asset_check_event(event, id_)
             else:

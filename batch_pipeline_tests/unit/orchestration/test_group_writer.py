@@ -1,0 +1,165 @@
+"""The group writer alone: order, bound, outages, refusals. What it writes is a list."""
+
+import threading
+
+import pytest
+
+from batch_pipeline.orchestration import group_writer
+from batch_pipeline.orchestration.group_writer import GroupWriter
+
+DEADLINE = 10
+
+
+class OutageError(Exception):
+    pass
+
+
+class Shelf:
+    """Keeps what is written, unless it is told to fail."""
+
+    def __init__(self):
+        self.groups = []
+        self.tries = []
+        self.is_open = threading.Event()
+        self.is_open.set()
+        self.refuses = set()
+        self.tried = threading.Event()
+
+    def write(self, group, tried):
+        self.tries.append(tried)
+        self.tried.set()
+        if not self.is_open.is_set():
+            raise OutageError("closed")
+        if self.refuses & set(group):
+            raise ValueError("not this one")
+        self.groups.append(list(group))
+
+    @property
+    def items(self):
+        return [item for group in self.groups for item in group]
+
+
+@pytest.fixture
+def shelf():
+    return Shelf()
+
+
+@pytest.fixture
+def new_writer(shelf, monkeypatch):
+    """Makes writers that write nothing before they must."""
+    monkeypatch.setattr(group_writer, "GATHER_SECONDS", 1000)
+    monkeypatch.setattr(group_writer, "_LAST_PAUSE", 0.1)
+    writers = []
+
+    def new(patience=DEADLINE):
+        writers.append(
+            GroupWriter(
+                shelf.write, lambda error: isinstance(error, OutageError), patience=patience
+            )
+        )
+        return writers[-1]
+
+    yield new
+    shelf.is_open.set()
+    shelf.refuses = set()
+    for writer in writers:
+        writer.stop()
+
+
+def in_thread(call):
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_what_is_flushed_is_one_group_in_its_order(new_writer, shelf):
+    writer = new_writer()
+    for number in range(100):
+        writer.put(number)
+    assert shelf.groups == []
+    writer.flush()
+    assert shelf.groups == [list(range(100))]
+
+
+def test_without_a_flush_items_are_written_after_a_moment(new_writer, shelf, monkeypatch):
+    monkeypatch.setattr(group_writer, "GATHER_SECONDS", 0.01)
+    new_writer().put("item")
+    assert shelf.tried.wait(DEADLINE)
+
+
+def test_a_full_group_is_written_at_once(new_writer, shelf):
+    writer = new_writer()
+    for number in range(group_writer.MAX_GROUP):
+        writer.put(number)
+    assert shelf.tried.wait(DEADLINE)
+
+
+def test_each_thread_finds_its_items_in_its_order_and_none_twice(new_writer, shelf):
+    writer = new_writer()
+
+    def put(name):
+        for number in range(1000):
+            writer.put((name, number))
+            if number % 100 == 0:
+                writer.flush()
+                assert (name, number) in shelf.items
+
+    threads = [in_thread(lambda name=name: put(name)) for name in "abcd"]
+    for thread in threads:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+    writer.flush()
+    for name in "abcd":
+        assert [number for who, number in shelf.items if who == name] == list(range(1000))
+
+
+def test_an_outage_holds_up_who_puts_more_than_may_wait_and_loses_nothing(new_writer, shelf):
+    writer = new_writer()
+    shelf.is_open.clear()
+    for number in range(group_writer.MAX_WAITING):
+        writer.put(number)
+    one_more = in_thread(lambda: writer.put("one more"))
+    assert shelf.tried.wait(DEADLINE)
+    one_more.join(0.2)
+    assert one_more.is_alive()
+    shelf.is_open.set()
+    one_more.join(DEADLINE)
+    assert not one_more.is_alive()
+    writer.flush()
+    assert shelf.items == [*range(group_writer.MAX_WAITING), "one more"]
+    # The second attempt at a group is told that the first may have succeeded.
+    assert shelf.tries[:2] == [False, True]
+
+
+def test_who_waits_for_longer_than_one_is_patient_is_told_and_the_items_stay(new_writer, shelf):
+    writer = new_writer(patience=0.1)
+    shelf.is_open.clear()
+    writer.put("item")
+    with pytest.raises(OutageError):
+        writer.flush()
+    shelf.is_open.set()
+    writer.flush()
+    assert shelf.items == ["item"]
+
+
+def test_one_item_that_is_refused_holds_up_no_other_and_somebody_is_told(new_writer, shelf, caplog):
+    writer = new_writer()
+    shelf.refuses = {"bad"}
+    for item in ("before", "bad", "after"):
+        writer.put(item)
+    with pytest.raises(ValueError, match="not this one"):
+        writer.flush()
+    assert shelf.items == ["before", "after"]
+    assert "an event cannot be written: bad" in caplog.text
+    writer.flush()  # told once
+
+
+def test_stopping_writes_what_is_left_and_ends_the_thread(new_writer, shelf):
+    writer = new_writer()
+    writer.put("item")
+    writer.stop()
+    assert shelf.items == ["item"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "event-writer"]
+    writer.put("next")
+    writer.stop()
+    assert shelf.items == ["item", "next"]
