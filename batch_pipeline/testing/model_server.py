@@ -169,6 +169,8 @@ class ScriptedModelServer:
         self.calls: list[ReceivedCall] = []
         self.most_in_flight: Counter[ModelKind] = Counter()
         """Highest number of calls received and not yet answered, by kind."""
+        self.together: dict[ModelKind, int] = {}
+        """No call is worked before so many of its kind have been in flight at the same time."""
         self.connections = 0
         """Connections accepted so far."""
         self.requests = 0
@@ -242,7 +244,7 @@ class ScriptedModelServer:
         with self._lock:
             return [call for call in self.calls if call.kind == kind]
 
-    def wait_for_calls(self, count: int, *, timeout_seconds: float = 10.0) -> None:
+    def wait_for_calls(self, count: int, *, timeout_seconds: float = 60.0) -> None:
         """Return once this many calls to models have been received.
 
         Raises:
@@ -279,6 +281,8 @@ class ScriptedModelServer:
             )
             self._received.notify_all()
         try:
+            while self.most_in_flight[call.kind] < self.together.get(call.kind, 0):
+                self._idle(connection, 0.02)
             with self._slot(connection):
                 self._idle(connection, self.latency_seconds)
                 yield

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batch_pipeline_tests.patience import DEADLINE
+
 COMMAND = str(Path(sys.executable).parent / "batch-pipeline")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -49,7 +51,7 @@ class Console:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=2 * DEADLINE,
             check=False,
         )
         return Answer(done.returncode, done.stdout, done.stderr)
@@ -95,7 +97,7 @@ class Terminal:
         """All that was ever shown, without control sequences."""
         return _CONTROL.sub("", self.raw)
 
-    def wait_until(self, seen: Callable[[str], bool], seconds: float = 20) -> None:
+    def wait_until(self, seen: Callable[[str], bool], seconds: float = DEADLINE) -> None:
         deadline = time.monotonic() + seconds
         while not seen(self.text):
             assert self._read(deadline - time.monotonic()), f"not seen in:\n{self.text}"
@@ -108,7 +110,7 @@ class Terminal:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait(self, seconds: float = 20) -> int:
+    def wait(self, seconds: float = DEADLINE) -> int:
         deadline = time.monotonic() + seconds
         while self._read(deadline - time.monotonic()):
             pass

@@ -18,8 +18,10 @@ from websockets.sync.client import connect
 from batch_pipeline.demo import free_port
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.testing.records import add_batch, upload_rows
+from batch_pipeline_tests.patience import DEADLINE
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "progress_websocket"
+expect.set_options(timeout=1000 * DEADLINE)
 HOSTILE_NAME = "<img src=x onerror='window.broken=1'>\N{RIGHT-TO-LEFT OVERRIDE}gpj.exe"
 
 
@@ -52,10 +54,10 @@ def address(app_settings, tmp_path):
             stdout=log,
             stderr=log,
         )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + DEADLINE
     while True:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=DEADLINE).close()
             break
         except urllib.error.URLError:
             assert server.poll() is None, (tmp_path / "server.log").read_text()
@@ -107,11 +109,11 @@ def test_a_client_is_sent_a_few_frames_a_second_and_the_end(address, app_pipelin
     worker = threading.Thread(target=work, args=(app_pipeline, batch_id))
     frames = []
     with connect(url, origin=f"http://{address}") as socket:
-        frames.append(json.loads(socket.recv(10)))
+        frames.append(json.loads(socket.recv(DEADLINE)))
         begin = time.monotonic()
         worker.start()
         while frames[-1][-1]["payload"]["status"] != "completed" or not is_batch(frames[-1][-1]):
-            frames.append(json.loads(socket.recv(30)))
+            frames.append(json.loads(socket.recv(DEADLINE)))
         seconds = time.monotonic() - begin
     worker.join()
     assert frames[0][-1]["payload"]["status"] == "pending"

@@ -11,7 +11,7 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 
 #: Longest wait for something that is expected to happen at once (seconds).
-DEADLINE = 10
+DEADLINE = 30
 #: No lines on the console: they are a good part of a short run.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 

@@ -14,6 +14,7 @@ from batch_pipeline.model_servers.openai_compatible import OpenAICompatibleServe
 from batch_pipeline.model_servers.remote import ModelServer, RemoteVision
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, BuildAnalyzer, picture
+from batch_pipeline_tests.patience import DEADLINE
 
 
 class Clock:
@@ -59,6 +60,7 @@ def test_calls_in_flight_never_exceed_the_setting_of_their_kind(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.latency_seconds = 0.02
+    server.together = {"vision": 3, "embedding": 2}
     settings = {"max_vision_calls": 3, "max_embedding_calls": 2}
 
     def work(_: int) -> None:
@@ -97,7 +99,7 @@ def test_uploads_in_work_when_a_server_dies_are_not_to_blame(
         server.wait_for_calls(1)
         server.stop()
         with pytest.raises(ServiceDownError) as raised:
-            call.result(timeout=5)
+            call.result(timeout=DEADLINE)
 
     assert raised.value.kind == "model_server_down"
 
@@ -161,9 +163,9 @@ def test_a_short_outage_is_bridged_within_the_call(
 
     with ThreadPoolExecutor(1) as threads:
         call = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled)
-        assert asked.wait(timeout=5)
+        assert asked.wait(timeout=DEADLINE)
         server.start()
-        assert call.result(timeout=5)
+        assert call.result(timeout=DEADLINE)
 
 
 def test_errors_that_the_server_answers_do_not_count_as_an_outage(

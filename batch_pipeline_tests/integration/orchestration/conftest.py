@@ -19,6 +19,7 @@ from batch_pipeline.services.batch_progress import CHANNEL
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.databases import DatabaseServer
+from batch_pipeline.testing.listening import messages_until_now
 from batch_pipeline.testing.model_server import ScriptedModelServer
 
 ROOT = Path(__file__).parents[3]
@@ -112,7 +113,7 @@ def messages(database_url: str) -> Iterator[Callable[[], list[str]]]:
         received: list[str] = []
 
         def read() -> list[str]:
-            received.extend(message.payload for message in listener.notifies(timeout=0.2))
+            received.extend(messages_until_now(listener))
             return received
 
         yield read

@@ -19,6 +19,7 @@ from batch_pipeline.services.pipeline import shared_pipeline
 from batch_pipeline.settings import load_settings
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
+from batch_pipeline_tests.patience import DEADLINE
 
 from .conftest import Runner
 
@@ -52,14 +53,14 @@ def test_l1_the_pipeline_is_opened_once_per_process_by_however_many_threads(sett
     barrier = threading.Barrier(8)
 
     def open_():
-        barrier.wait(10)
+        barrier.wait(DEADLINE)
         opened.append(shared_pipeline(settings))
 
     threads = [threading.Thread(target=open_) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join()
     assert len(opened) == 8
     assert len(set(map(id, opened))) == 1
     opened[0].close()
@@ -115,11 +116,11 @@ def test_l3_a_cancel_takes_effect_before_the_next_upload(served_runner, model_se
         served_runner.pipeline.batches.cancel_batch(batch_id)
         cancelled.set()
 
-    model_server.latency_seconds = 5
+    model_server.play("vision", [Fault.HANG])
     thread = threading.Thread(target=cancel_during_the_first_call)
     thread.start()
     result = served_runner.run(batch_id)
-    thread.join(10)
+    thread.join()
     assert cancelled.is_set()
     assert result.success
     assert len(model_server.calls_of("vision")) == 1
@@ -366,13 +367,13 @@ def test_l11_a_service_that_is_down_stops_the_run_and_nothing_is_marked_failed(
         settings = change(analyzer="ollama", ollama_host=model_server.ollama_url)
         runner = Runner(open_pipeline(settings), instance)
         batch_id = runner.submit("fog.webp", "sea.jpg", "city.jpg")
-        model_server.latency_seconds = 1
+        model_server.play("vision", [Fault.HANG])
         stopper = threading.Thread(
             target=lambda: (model_server.wait_for_calls(1), model_server.stop())
         )
         stopper.start()
         result = runner.run(batch_id)
-        stopper.join(10)
+        stopper.join()
     assert not result.success
     assert statuses(runner, batch_id) == ["pending"] * 3
     assert counts(runner, batch_id)[1:] == (0, 0, 0)
@@ -460,7 +461,7 @@ def test_l17_an_upload_deleted_while_in_work_leaves_nothing_behind(served_runner
     batch_id = served_runner.submit("fog.webp", "lighthouse.gif")
     doomed, other = upload_rows(served_runner.pipeline.database, batch_id)
     folder = Path(served_runner.pipeline.settings.storage_location) / str(doomed.user_id)
-    model_server.latency_seconds = 0.3
+    model_server.play("vision", [Fault.HANG])
 
     def delete_during_the_first_call():
         model_server.wait_for_calls(1)
@@ -470,7 +471,7 @@ def test_l17_an_upload_deleted_while_in_work_leaves_nothing_behind(served_runner
     thread = threading.Thread(target=delete_during_the_first_call)
     thread.start()
     result = served_runner.run(batch_id)
-    thread.join(10)
+    thread.join()
     assert result.success
     assert [path.name for path in folder.iterdir()] == [str(other.id)]
     assert counts(served_runner, batch_id) == ("completed", 1, 1, 0)
@@ -483,7 +484,8 @@ def test_l17_an_upload_deleted_while_in_work_leaves_nothing_behind(served_runner
 def test_l18_uploads_run_concurrently_up_to_the_setting(
     model_server, settings, monkeypatch, runner, request
 ):
-    model_server.latency_seconds = 0.5
+    model_server.latency_seconds = 0.2
+    model_server.together = {"vision": 3}
     for name, value in {
         "DATABASE_URL": settings.database_url,
         "HOME": str(settings.home),

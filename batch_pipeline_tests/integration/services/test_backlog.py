@@ -15,6 +15,7 @@ from batch_pipeline.services.dispatch import open_slices, waiting_slices
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.upload_states import RETRY_DELAYS, StartedUpload
 from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_row, upload_rows
+from batch_pipeline_tests.patience import DEADLINE
 
 
 def started(pipeline, upload_id, run_id="run"):
@@ -39,7 +40,7 @@ def counts(pipeline, batch_id):
 
 def twice_at_once(function):
     with ThreadPoolExecutor(2) as pool:
-        return [future.result(30) for future in [pool.submit(function) for _ in range(2)]]
+        return [future.result(DEADLINE) for future in [pool.submit(function) for _ in range(2)]]
 
 
 def test_an_upload_in_work_when_its_worker_died_every_time_is_failed_and_counted(pipeline):

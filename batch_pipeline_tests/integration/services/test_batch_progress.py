@@ -10,12 +10,14 @@ import redis
 
 from batch_pipeline.services.batch_progress import CHANNEL, FileProgress, ProgressPublisher
 from batch_pipeline.services.upload_states import StartedUpload
+from batch_pipeline.testing.listening import messages_until_now
 from batch_pipeline.testing.records import USER, add_batch, upload_rows
+from batch_pipeline_tests.patience import DEADLINE
 
 
 def drain(subscription, wanted: int) -> list[tuple[str, dict]]:
     messages = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + DEADLINE
     while len(messages) < wanted and time.monotonic() < deadline:
         message = subscription.get_message(ignore_subscribe_messages=True, timeout=0.5)
         if message:
@@ -31,8 +33,8 @@ def test_the_same_messages_reach_redis_on_the_channels_of_batch_and_user(
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as subscription:
         subscription.subscribe(f"batch_progress:{batch_id}", f"user:{USER}")
         drain(subscription, 0)
-        subscription.get_message(timeout=5)  # both subscriptions are in force
-        subscription.get_message(timeout=5)
+        subscription.get_message(timeout=DEADLINE)  # both subscriptions are in force
+        subscription.get_message(timeout=DEADLINE)
         pipeline.states.load_batch(batch_id, "run", limit=1)
         [upload] = upload_rows(pipeline.database, batch_id)
         assert isinstance(pipeline.states.start(upload.id, "run"), StartedUpload)
@@ -74,7 +76,7 @@ def test_a_message_is_delivered_only_if_its_transaction_commits(pipeline, databa
             raise ZeroDivisionError
         with publisher.transaction() as transaction:
             transaction.announce(message, USER)
-        assert len(list(listener.notifies(timeout=1, stop_after=2))) == 1
+        assert len(messages_until_now(listener)) == 1
 
 
 def test_a_name_of_any_length_fits_into_a_message(pipeline, database_url):
@@ -86,6 +88,6 @@ def test_a_name_of_any_length_fits_into_a_message(pipeline, database_url):
         with publisher.transaction() as transaction:
             name = upload.filename
             transaction.announce(FileProgress(batch_id, upload.id, name, 1, 0, "failed"), USER)
-        [message] = listener.notifies(timeout=5, stop_after=1)
-    assert len(message.payload) < 8000
-    assert Path(json.loads(message.payload)["payload"]["file_name"]).name.startswith("\U0001f600")
+        [message] = messages_until_now(listener)
+    assert len(message) < 8000
+    assert Path(json.loads(message)["payload"]["file_name"]).name.startswith("\U0001f600")

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.model_servers.base import CallSlots, never_cancelled
 from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
+from batch_pipeline_tests.patience import DEADLINE
 
 A, B = "http://a:11434", "http://b:11434"
 
@@ -39,7 +40,7 @@ def rows(database: Database) -> list[AnyRow]:
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
@@ -73,7 +74,7 @@ class Callers:
     def end(self) -> None:
         self.let_go(self._count)
         for call in self._calls:
-            call.result(timeout=20)
+            call.result(timeout=DEADLINE)
         self._pool.shutdown()
 
 

@@ -16,6 +16,7 @@ from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.errors import ClaimLostError, PermanentError, TransientError
 from batch_pipeline.services.upload_states import Claim, SkippedUpload, StartedUpload
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
+from batch_pipeline_tests.patience import DEADLINE
 
 RUN, OTHER = "run-1", "run-2"
 VECTOR = [1.0] + [0.0] * 1023
@@ -160,7 +161,7 @@ def test_concurrent_endings_count_each_upload_once_and_end_the_batch_once(
     barrier = threading.Barrier(16)
 
     def end(share):
-        barrier.wait(10)
+        barrier.wait(DEADLINE)
         for claim in share:
             if random.random() < 0.5:
                 complete(wide, claim)
