@@ -184,17 +184,18 @@ def main(session: Session, debug: bool) -> None:
 
 
 @main.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=click.Path())
 @click.option("--user", type=click.UUID, help="Owner of the batch; the local user unless given.")
 @click.option("--wait", is_flag=True, help="Show progress until the batch ends.")
 @json_option
 @click.pass_obj
 def submit(
-    session: Session, paths: Sequence[Path], user: uuid.UUID | None, wait: bool, as_json: bool
+    session: Session, paths: Sequence[str], user: uuid.UUID | None, wait: bool, as_json: bool
 ) -> None:
     """Submit files and folders as one batch.
 
-    What a file is, is judged by its content. Refused files are listed with the reason.
+    What a file is, is judged by its content. Refused files are listed with the reason. In folders,
+    hidden files are left out and links to folders are not followed.
 
     \b
     Examples:
@@ -204,10 +205,12 @@ def submit(
     from batch_pipeline.services.batch_intake import LOCAL_USER  # noqa: PLC0415
     from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
 
+    if "" in paths:  # an unset variable of a script; as a path it would be the current folder
+        raise click.BadParameter("a path is empty.", param_hint="'PATHS...'")
     session.when_stopped = "Stopped. `batch-pipeline status` tells whether the batch was submitted."
     pipeline = session.pipeline
     submission = submit_files(
-        paths,
+        map(Path, paths),
         user_id=user or LOCAL_USER,
         publisher=pipeline.publisher,
         storage=pipeline.storage,
@@ -234,7 +237,7 @@ def submit(
 @main.command()
 @click.argument("batch", type=click.UUID, required=False)
 @click.option("--limit", type=click.IntRange(1, 500), default=20, help="Batches per page.")
-@click.option("--page", type=click.IntRange(1), default=1, help="Which page of batches.")
+@click.option("--page", type=click.IntRange(1, 1_000_000), default=1, help="Which page of batches.")
 @json_option
 @click.pass_obj
 def status(session: Session, batch: uuid.UUID | None, limit: int, page: int, as_json: bool) -> None:
@@ -444,7 +447,8 @@ def search(session: Session, text: str, user: uuid.UUID | None, limit: int, as_j
     elif found:
         session.console.print(terminal.search_table(found))
     else:
-        click.echo("Nothing is stored yet. Submit something:  batch-pipeline submit FOLDER")
+        whose = f" of user {user}" if user else ""
+        click.echo(f"No upload{whose} is completed yet. Follow what is:  batch-pipeline status")
 
 
 @main.command()
@@ -476,7 +480,9 @@ def doctor(session: Session, as_json: bool) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder to submit instead of the sample files.",
 )
-@click.option("--port", type=int, help="Port of the UI; a free one unless set.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Port of the UI; a free one unless set."
+)
 @json_option
 @click.pass_obj
 def demo(
@@ -611,7 +617,8 @@ def _print_submission(submission: "Submission") -> None:
     for file in submission.refused:
         click.echo(f"refused    {literal(file.filename)}: {literal(file.error)}", err=True)
     if submission.batch_id is None:
-        click.echo("Error: no file was accepted; there is no batch", err=True)
+        what = "no file was accepted" if submission.refused else "no file was found"
+        click.echo(f"Error: {what}; there is no batch", err=True)
     else:
         queued = _counted(len(submission.upload_ids), "file")
         click.echo(f"Batch {submission.batch_id}: {queued} queued")

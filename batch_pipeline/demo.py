@@ -67,10 +67,11 @@ def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[St
     """Start webserver, daemon and code location; stop them at the end.
 
     Raises:
+        RefusedError: somebody else listens on the port.
         PipelineError: they did not start; the message ends with the last lines of their log.
     """
     home = prepare_dagster_home(settings)
-    port = port or free_port()
+    port = free_port() if port is None else _require_free(port)
     stack = Stack(f"http://127.0.0.1:{port}", home / "dagster-dev.log", home)
     command = [
         *(sys.executable, "-m", "dagster", "dev"),
@@ -102,6 +103,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _require_free(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the web server does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise RefusedError(
+                f"port {port} cannot be used: {error.strerror}; choose another, or leave --port "
+                "out for a free one"
+            ) from error
+    return port
 
 
 def _wait_until_loaded(process: subprocess.Popen[bytes], stack: Stack) -> None:

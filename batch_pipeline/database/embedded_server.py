@@ -13,7 +13,7 @@ import threading
 import warnings
 from pathlib import Path
 
-from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.errors import ConfigurationError, ServiceDownError
 
 _FOLDER = "postgres"
 _lock = threading.Lock()
@@ -23,12 +23,19 @@ def embedded_server_url(home: Path) -> str:
     """Start the server under ``home`` unless it runs, and tell its URL (any ``libpq`` reads it).
 
     Raises:
+        ConfigurationError: the folder cannot be made.
         ServiceDownError: the server could not be started; the message shows why.
     """
     with _lock, warnings.catch_warnings():
         # platformdirs warns where no XDG runtime folder is set, as in any container.
         warnings.simplefilter("ignore")
-        home.mkdir(parents=True, exist_ok=True)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"BATCH_PIPELINE_HOME={str(home)!r} cannot be made: {error.strerror}; expected a "
+                "folder that can be written"
+            ) from error
         try:
             return _started(home)
         except Exception as error:

@@ -17,7 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Row, create_engine, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 
 from batch_pipeline.database import connection_budget
 from batch_pipeline.database.embedded_server import embedded_server_url
@@ -145,7 +145,7 @@ def with_driver(url: str, driver: str, *, variable: str) -> URL:
     expected = "expected postgresql://user:password@host:port/database"
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # the second: of its port
         raise ConfigurationError(f"BATCH_PIPELINE_{variable} is not a URL: {expected}") from error
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise ConfigurationError(
@@ -178,6 +178,11 @@ def _outages_named() -> Iterator[None]:
         if _is_down(error):
             raise ServiceDownError(
                 "database_down", f"the database does not answer: {error.orig}"
+            ) from error
+        if isinstance(error, ProgrammingError) and not getattr(error.orig, "sqlstate", None):
+            # No server was asked: the library could not read what it was told.
+            raise ConfigurationError(
+                f"BATCH_PIPELINE_DATABASE_URL cannot be used: {error.orig}"
             ) from error
         raise
 

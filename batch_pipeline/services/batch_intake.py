@@ -7,6 +7,7 @@ already is removed again.
 
 import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def submit(
     """Store files and folders as one batch.
 
     Args:
-        paths: files, and folders that are searched through; hidden files in folders are left out.
+        paths: files, and folders that are searched through; hidden files in folders are left out,
+            and links to folders are not followed.
         user_id: owner of the batch.
         publisher: announces the new batch.
         storage: where the files go.
@@ -85,13 +87,14 @@ def submit(
             nothing was stored.
         ServiceDownError: storage or database cannot be used; nothing was kept.
     """
-    offered = collect_files(paths)
+    offered, unreadable = collect_files(paths)
     if len(offered) > settings.max_files_per_batch:
         raise RefusedError(
             f"{len(offered)} files were offered, a batch may hold {settings.max_files_per_batch} "
             "(BATCH_PIPELINE_MAX_FILES_PER_BATCH): submit them in parts"
         )
     accepted, refused = _examine(offered, settings)
+    refused = [*unreadable, *refused]
     if not accepted:
         return Submission(None, [], refused)
     total_bytes = sum(file.size for file in accepted)
@@ -115,24 +118,42 @@ def submit(
     return Submission(batch_id, [file.upload_id for file in accepted], refused)
 
 
-def collect_files(paths: Iterable[Path]) -> list[Path]:
+def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]:
     """List the files that paths name, folders searched through, each once, in a stable order.
+
+    With them come the folders that cannot be searched.
 
     Raises:
         RefusedError: a path does not exist or is neither file nor folder.
     """
     found: dict[Path, None] = {}
+    unreadable: list[RefusedFile] = []
+
+    def note(error: OSError) -> None:
+        reason = f"the folder cannot be searched: {error.strerror}"
+        unreadable.append(RefusedFile(_storable_name(str(error.filename)), reason))
+
     for path in paths:
-        if path.is_dir():
-            for folder, subfolders, names in os.walk(path):
+        mode = _mode(path)
+        if stat.S_ISDIR(mode):
+            for folder, subfolders, names in os.walk(path, onerror=note):
                 subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
                 visible = sorted(name for name in names if not name.startswith("."))
                 found.update(dict.fromkeys(Path(folder, name) for name in visible))
-        elif path.is_file():
+        elif stat.S_ISREG(mode):
             found[path] = None
         else:
             raise RefusedError(f"{path} is neither a file nor a folder")
-    return [path for path in found if path.is_file()]
+    return [path for path in found if path.is_file()], unreadable
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return 0
+    except OSError as error:  # not allowed, too long a name, a link to itself
+        raise RefusedError(f"{path} cannot be looked at: {error.strerror}") from error
 
 
 def _examine(
@@ -147,8 +168,11 @@ def _examine(
             file = _examine_one(path, filename, settings)
             if file.checksum in seen:
                 raise RefusedError(f"the same content as {seen[file.checksum]}")
-        except (RefusedError, OSError) as error:
+        except RefusedError as error:
             refused.append(RefusedFile(filename, str(error)))
+            continue
+        except OSError as error:
+            refused.append(RefusedFile(filename, f"it cannot be read: {error.strerror}"))
             continue
         seen[file.checksum] = filename
         accepted.append(file)

@@ -27,6 +27,7 @@ from sqlalchemy import Connection, and_, select, text
 
 from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, UploadBatch
 from batch_pipeline.database.session import Database
+from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.services.pace import Pace
 
 CHANNEL = "batch_pipeline_progress"
@@ -264,4 +265,9 @@ def _connect_redis(url: str) -> Any:
     except ImportError:
         log.warning("BATCH_PIPELINE_REDIS_URL is set, but the extra `redis` is not installed")
         return None
-    return redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+    try:
+        return redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"BATCH_PIPELINE_REDIS_URL cannot be used: {error}; expected redis://host:port/0"
+        ) from error

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Sequence
 
-from sqlalchemy import case, func, select, update
+from sqlalchemy import Connection, case, func, select, update
 
 from batch_pipeline.database.models import (
     OPEN_BATCH,
@@ -13,6 +13,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
+from batch_pipeline.errors import NotFoundError
 from batch_pipeline.services.batch_progress import BatchProgress, ProgressPublisher
 from batch_pipeline.services.transitions import (
     reopen,
@@ -61,9 +62,13 @@ class BatchStates:
         """Open failed uploads again, all or the named ones; reopens a cancelled batch.
 
         Returns how many, and the batch; None if there is no such batch.
+
+        Raises:
+            NotFoundError: a named upload is not one of the batch.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
+            _require_its_own(connection, batch_id, upload_ids)
             count = reopen(connection, batch_id, upload_ids=upload_ids, reason="retry")
             exists = connection.execute(
                 update(UploadBatch)
@@ -126,3 +131,12 @@ class BatchStates:
             progress = settle(connection, batch_id)
             transaction.announce(progress, progress.user_id)
         return count, progress
+
+
+def _require_its_own(
+    connection: Connection, batch_id: uuid.UUID, upload_ids: Sequence[uuid.UUID]
+) -> None:
+    its_own = select(Upload.id).where(Upload.batch_id == batch_id, Upload.id.in_(upload_ids))
+    if missing := set(upload_ids) - set(connection.scalars(its_own)):
+        names = ", ".join(map(str, sorted(missing)))
+        raise NotFoundError(f"batch {batch_id} holds no upload {names}")

@@ -41,10 +41,13 @@ def _database(settings: Settings) -> Iterator[HealthCheck]:
         with database.transaction() as connection:
             return f"PostgreSQL {connection.scalar(text('SHOW server_version'))}"
 
-    yield _check("database", reach, f"start the server; look at {where}")
+    reached = _check("database", reach, f"start the server; look at {where}")
+    yield reached
     if database is None:
         return
     try:
+        if not reached.ok:
+            return  # the others would only repeat it, with advice that does not help
         yield _check("migrations", lambda: _migrations(database), "run `batch-pipeline db upgrade`")
         yield _check(
             "embedding column",

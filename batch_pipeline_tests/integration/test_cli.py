@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import threading
 import uuid
@@ -82,6 +83,14 @@ def test_submit_without_anything_acceptable_makes_no_batch_and_is_wrong_use(cons
     answer = console("submit", "nowhere")
     assert answer.code == 2
     assert error_and_hint(answer) == ["Error: nowhere is neither a file nor a folder"]
+    (tmp_path / "empty").mkdir()
+    answer = console("submit", "empty")
+    assert answer.code == 2
+    assert error_and_hint(answer) == ["Error: no file was found; there is no batch"]
+    # What an unset variable of a script comes to; as a path it would be the current folder.
+    answer = console("submit", "")
+    assert answer.code == 2
+    assert error_and_hint(answer)[0] == "Error: Invalid value for 'PATHS...': a path is empty."
 
 
 def test_status_prints_the_agreed_json_page_by_page(console, database):
@@ -139,7 +148,7 @@ def test_search_says_why_nothing_can_be_found(console, database):
     )  # fmt: skip
     nothing = console("search", "sea")
     assert (nothing.code, nothing.out) == (
-        0, "Nothing is stored yet. Submit something:  batch-pipeline submit FOLDER\n",
+        0, "No upload is completed yet. Follow what is:  batch-pipeline status\n",
     )  # fmt: skip
     batch = add_batch(database, 1)
     with database.transaction() as connection:
@@ -165,6 +174,10 @@ def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(co
     assert error_and_hint(refused) == [
         f"Error: batch {batch} is completed: only open batches are cancelled"
     ]
+    foreign = uuid.uuid4()
+    refused = console("retry", batch, "--upload", foreign)
+    assert refused.code == 2
+    assert error_and_hint(refused) == [f"Error: batch {batch} holds no upload {foreign}"]
     retried = console("retry", batch, "--json")
     assert (retried.code, retried.json["reopened"]) == (0, 1)
     cancelled = console("cancel", batch)
@@ -245,6 +258,41 @@ def test_an_unreachable_database_and_a_wrong_setting_are_told_apart(console):
     assert "BATCH_PIPELINE_MAX_ATTEMPTS='none'" in wrong.err
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("DATABASE_URL", "postgresql://u:p@[::1/x", "is not a URL: expected postgresql://"),
+        ("DATABASE_URL", "postgresql://127.0.0.1:1/x?odd=1", 'invalid connection option "odd"'),
+        ("HOME", "/proc/nowhere", "cannot be made: No such file or directory"),
+        ("REDIS_URL", "nonsense", "expected redis://host:port/0"),
+        ("STORAGE_URL", "odd://x", "Protocol not known: odd; expected a path or an fsspec URL"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named_with_what_is_expected(
+    console, variable, value, said
+):
+    setting = {f"BATCH_PIPELINE_{variable}": value}
+    if variable == "HOME":
+        setting["BATCH_PIPELINE_DATABASE_URL"] = ""
+    answer = console("status", **setting)
+    assert answer.code == 2
+    error, hint = error_and_hint(answer)
+    assert error.startswith(f"Error: BATCH_PIPELINE_{variable}")
+    assert said in error
+    assert hint == "Hint: settings come from the environment and .env: docs/settings.md"
+
+
+def test_a_port_that_somebody_listens_on_is_refused_at_once(console):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        answer = console("demo", "--exit", "--port", port)
+    assert answer.code == 2
+    assert error_and_hint(answer) == [
+        f"Error: port {port} cannot be used: Address already in use; choose another, or leave "
+        "--port out for a free one"
+    ]
+
+
 def test_tracebacks_are_shown_only_with_debug(console, database):
     with database.engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE uploads CASCADE")
@@ -301,7 +349,7 @@ def test_completion_works_as_the_quickstart_sets_it_up(console, shell):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
     offered = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]

@@ -1,4 +1,6 @@
 import os
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -166,6 +168,49 @@ def test_a_name_that_is_not_text_is_stored_readably(pipeline, folder):
     copy(folder, "sea.jpg", os.fsdecode(b"caf\xe9.jpg"))
     upload = upload_rows(pipeline.database, offer(pipeline, folder).batch_id)[0]
     assert upload.filename == "caf?.jpg"
+
+
+@contextmanager
+def as_nobody():
+    """Files may be forbidden to this user, as they never are to root."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_what_may_not_be_read_is_listed_with_the_reason(settings):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        copy(root, "sea.jpg", "sea.jpg")
+        copy(root, "night.jpg", "secret.jpg").chmod(0)
+        copy(root, "city.jpg", "closed/city.jpg").parent.chmod(0)
+        with as_nobody():
+            files, unreadable = batch_intake.collect_files([root])
+            accepted, refused = batch_intake._examine(files, settings)
+        (root / "closed").chmod(0o755)
+
+    assert [file.filename for file in accepted] == ["sea.jpg"]
+    assert [(file.filename, file.error) for file in (*unreadable, *refused)] == [
+        (f"{root}/closed", "the folder cannot be searched: Permission denied"),
+        ("secret.jpg", "it cannot be read: Permission denied"),
+    ]
+
+
+def test_links_in_a_circle_end_and_a_name_that_is_too_long_is_refused(pipeline, folder):
+    copy(folder, "sea.jpg", "sea.jpg")
+    (folder / "again").symlink_to(folder)
+    (folder / "itself").symlink_to(folder / "itself")
+    assert offer(pipeline, folder).total_files == 1
+    with pytest.raises(RefusedError, match="itself cannot be looked at: Too many levels"):
+        offer(pipeline, folder / "itself")
+    with pytest.raises(RefusedError, match="xxx cannot be looked at: File name too long"):
+        offer(pipeline, folder / ("x" * 300))
 
 
 def test_hidden_files_in_folders_are_left_out(pipeline, folder):

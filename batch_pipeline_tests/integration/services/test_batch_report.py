@@ -194,7 +194,7 @@ def browse(tmp_path):
             ],
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=120,
             check=True,
         ).stdout  # fmt: skip
 
