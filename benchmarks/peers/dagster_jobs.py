@@ -1,0 +1,108 @@
+"""Dagster as one would write it without this project: a mapped op for each upload, an executor.
+
+Storage is plain dagster-postgres. With processes, each step opens its connections anew.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dagster as dg
+import psycopg
+import yaml
+from work import assignment, begin_batch, measure, work
+
+
+@dg.op(out=dg.DynamicOut(str))
+def fan_out() -> Iterator[dg.DynamicOutput[str]]:
+    for upload_id in begin_batch():
+        yield dg.DynamicOutput(upload_id, mapping_key=upload_id.replace("-", "_"))
+
+
+@dg.op
+def upload(upload_id: str) -> None:
+    work(upload_id)
+
+
+@dg.op
+async def upload_in_thread(upload_id: str) -> None:
+    """For an executor whose steps are coroutines: the work blocks, and so gets a thread."""
+    await asyncio.to_thread(work, upload_id)
+
+
+@dg.op(ins={"uploads": dg.In(dg.Nothing)})
+def collect() -> None:
+    return
+
+
+@dg.graph
+def mapped() -> None:
+    collect(fan_out().map(upload).collect())
+
+
+@dg.graph
+def mapped_coroutines() -> None:
+    collect(fan_out().map(upload_in_thread).collect())
+
+
+# Functions, because Dagster's other processes have to find the jobs by name.
+def in_process() -> dg.JobDefinition:
+    return mapped.to_job(executor_def=dg.in_process_executor)
+
+
+def multiprocess() -> dg.JobDefinition:
+    return mapped.to_job(executor_def=dg.multiprocess_executor)
+
+
+def coroutines() -> dg.JobDefinition:
+    from dagster_async_executor import async_executor  # noqa: PLC0415 - an extra
+
+    return mapped_coroutines.to_job(executor_def=async_executor)
+
+
+VARIANTS = {
+    "default": (multiprocess, {}),
+    "forkserver": (
+        multiprocess,
+        {"start_method": {"forkserver": {"preload_modules": ["dagster_jobs"]}}},
+    ),
+    "in_process": (in_process, {}),
+    "async": (coroutines, {"max_concurrent": assignment().threads}),
+}
+
+
+def run(instance: dg.DagsterInstance) -> None:
+    job, execution = VARIANTS[assignment().variant]
+    config = {
+        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        "execution": {"config": execution},
+    }
+    with dg.execute_job(dg.reconstructable(job), instance, run_config=config) as result:
+        assert result.success
+
+
+def new_instance() -> dg.DagsterInstance:
+    url = urlsplit(assignment().state_url)._replace(scheme="postgresql+psycopg2").geturl()
+    home = Path(assignment().folder)
+    settings = {"storage": {"postgres": {"postgres_url": url}}, "telemetry": {"enabled": False}}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
+    return dg.DagsterInstance.from_config(str(home))
+
+
+def recorded() -> int:
+    """Mapped steps whose success is in the event log."""
+    statement = (
+        "SELECT count(*) FROM event_logs WHERE dagster_event_type = 'STEP_SUCCESS'"
+        " AND step_key LIKE 'upload%'"
+    )
+    with psycopg.connect(assignment().state_url) as connection:
+        [[count]] = connection.execute(statement).fetchall()
+    return int(count)
+
+
+if __name__ == "__main__":
+    import dagster_jobs  # by its name, which a step's own process imports
+
+    with dagster_jobs.new_instance() as opened:
+        measure(lambda: dagster_jobs.run(opened), dagster_jobs.recorded)

@@ -1,0 +1,151 @@
+"""Results as JSON (to compare and to draw) and as Markdown (to read), with date and machine."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+VERSIONS = ("dagster", "sqlalchemy", "psycopg", "pillow", "av", "numpy")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was asked for, beside what was measured."""
+
+    what: str
+    asked: float
+    measured: float
+    at_least: bool = False
+    """Otherwise at most."""
+    unit: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.measured >= self.asked if self.at_least else self.measured <= self.asked
+
+    @property
+    def verdict(self) -> str:
+        if self.met:
+            return "met"
+        return f"missed by {abs(self.measured - self.asked) / abs(self.asked):.0%}"
+
+
+def machine() -> dict[str, Any]:
+    """Where and when, and how busy the machine was."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in VERSIONS},
+        "load_at_start": round(os.getloadavg()[0], 1),
+    }
+
+
+def add_results_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--results", type=Path, help="folder to write the figures to, as JSON and Markdown"
+    )
+
+
+def report(
+    name: str,
+    where: dict[str, Any],
+    figures: dict[str, Any],
+    tables: Iterable[tuple[str, Sequence[str], Sequence[Sequence[object]]]],
+    targets: Sequence[Target] = (),
+    folder: Path | None = None,
+) -> None:
+    """Print the tables; write them and the figures, if there is a folder for it."""
+    parts = [f"## {title}\n\n{table(headings, rows)}" for title, headings, rows in tables]
+    if targets:
+        rows = [
+            (
+                target.what,
+                f"{'at least' if target.at_least else 'at most'} {target.asked:g}{target.unit}",
+                f"{target.measured:.3g}{target.unit}",
+                target.verdict,
+            )
+            for target in targets
+        ]
+        parts.append(f"## Targets\n\n{table(('what', 'target', 'measured', ''), rows)}")
+    where["load_at_end"] = round(os.getloadavg()[0], 1)
+    text = f"{_head(name, where)}\n\n" + "\n\n".join(parts) + "\n"
+    print(text)
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"machine": where, **figures, "targets": [judged(target) for target in targets]}
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(text)
+
+
+def judged(target: Target) -> dict[str, Any]:
+    return asdict(target) | {"met": target.met}
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; a column of which every cell begins with a digit is set to the right."""
+    cells = [[_shown(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    right = [all(cell[:1].isdigit() or cell == "" for cell in column) for column in zip(*cells, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rules = (f"{'-' * (width - flush)}{':' * flush}" for width, flush in zip(widths, right, strict=True))
+    return "\n".join([line(headings), f"| {' | '.join(rules)} |", *map(line, cells)])
+
+
+def _shown(cell: object) -> str:
+    if cell is None:
+        return ""
+    if not isinstance(cell, float):
+        return str(cell)
+    return f"{cell:.0f}" if cell >= 100 else f"{cell:.3g}"
+
+
+def _head(name: str, where: dict[str, Any]) -> str:
+    versions = ", ".join(f"{package} {number}" for package, number in where["versions"].items())
+    return (
+        f"# {name}\n\n{where['date']}, commit {where['commit']}. {where['cores']} cores "
+        f"({where['processor']}), {where['memory_gib']} GiB, {where['system']}, Python "
+        f"{where['python']}; {versions}. Load average {where['load_at_start']} at the start, "
+        f"{where['load_at_end']} at the end."
+    )
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

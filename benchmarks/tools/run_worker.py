@@ -1,0 +1,33 @@
+"""A run worker that measures itself: `python -m tools.run_worker RUN_ID`.
+
+Does what `dagster api execute_run` does, settings in the environment, and prints one line of JSON
+at its end: what the start of Python and the imports took, what the run took, the peak of memory.
+"""
+
+import json
+import sys
+import time
+
+import psutil
+
+from tools.usage import Usage, peak_mib, tree_cpu_seconds
+
+
+def main() -> None:
+    started = psutil.Process().create_time()
+    import dagster as dg  # noqa: PLC0415 - part of the start that is measured
+    from dagster._cli.api import _execute_run_command_body  # noqa: PLC0415
+
+    import batch_pipeline.definitions  # noqa: F401, PLC0415
+
+    start = {"start_seconds": time.time() - started, "start_cpu_seconds": tree_cpu_seconds()}
+    with Usage() as usage, dg.DagsterInstance.get() as instance:
+        code = _execute_run_command_body(
+            sys.argv[1], instance, write_stream_fn=lambda _: None, set_exit_code_on_failure=True
+        )
+    print(json.dumps({**start, **usage.figures, "peak_mib": peak_mib()}), flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

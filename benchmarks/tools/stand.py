@@ -1,0 +1,173 @@
+"""A test stand: PostgreSQL, and for each contender databases, a storage and a batch of its own."""
+
+import os
+import random
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+from PIL import Image
+from sqlalchemy import insert, text
+from sqlalchemy.engine import make_url
+
+from batch_pipeline.database.embedded_server import embedded_server_url
+from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.definitions import build_definitions
+from batch_pipeline.demo import prepare_dagster_home
+from batch_pipeline.orchestration.tags import RUN_KEY_TAG
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import ENVIRONMENT_PREFIX, load_settings
+from batch_pipeline.testing.databases import DatabaseServer
+
+USER = uuid.UUID(int=1)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Databases and storage that nobody else uses, and a pipeline on them."""
+
+    folder: Path
+    database_url: str
+    state_url: str
+    """Empty; Dagster's storage, or that of another orchestrator."""
+    pipeline: Pipeline
+
+    @property
+    def storage(self) -> str:
+        return self.pipeline.settings.storage_location
+
+    def add_batch(self, pictures: Iterable[bytes]) -> uuid.UUID:
+        """Store pictures and write their rows, as an upload API does."""
+        batch_id, begin = uuid.uuid4(), datetime.now(UTC)
+        rows = []
+        for number, picture in enumerate(pictures):
+            upload_id = uuid.uuid4()
+            path = self.pipeline.storage.original_path(USER, upload_id, "jpg")
+            self.pipeline.storage.write(path, picture)
+            rows.append(
+                {
+                    "id": upload_id,
+                    "user_id": USER,
+                    "batch_id": batch_id,
+                    "filename": f"picture_{number:05}.jpg",
+                    "file_path": path,
+                    "file_type": "image",
+                    "file_size": len(picture),
+                    "created_at": begin + timedelta(microseconds=number),
+                }
+            )
+        with self.pipeline.database.transaction() as connection:
+            batch = {"id": batch_id, "user_id": USER, "total_uploads": len(rows)}
+            connection.execute(insert(UploadBatch).values(batch))
+            connection.execute(insert(Upload), rows)
+        return batch_id
+
+    def completed(self) -> int:
+        """Uploads that are completed, in a batch that says the same of itself."""
+        return self.ask(
+            "SELECT count(*) FROM uploads JOIN upload_batches b ON b.id = batch_id"
+            " WHERE processing_status = 'completed' AND embedding_local IS NOT NULL"
+            " AND b.status = 'completed' AND b.successful_uploads = b.total_uploads"
+        )
+
+    def ask(self, statement: str) -> int:
+        with self.pipeline.database.transaction() as connection:
+            return int(connection.execute(text(statement)).scalar_one() or 0)
+
+
+class Stand:
+    """PostgreSQL under a folder, embedded, as it comes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._server = DatabaseServer(embedded_server_url(folder))
+        pid_file = folder / "postgres" / "postmaster.pid"
+        self.server_pid = int(pid_file.read_text().splitlines()[0])
+
+    @contextmanager
+    def scene(self, name: str, **settings: object) -> Iterator[Scene]:
+        """Set the settings in the environment, for this process and those that it starts."""
+        folder = self.folder / name
+        folder.mkdir()
+        with self._server.new_database() as url, self._server.new_database(migrated=False) as state:
+            values = {
+                "HOME": folder,
+                "DATABASE_URL": url,
+                "DAGSTER_DATABASE_URL": state,
+                **{name.upper(): value for name, value in settings.items()},
+            }
+            variables = {f"{ENVIRONMENT_PREFIX}{name}": str(v) for name, v in values.items()}
+            with environment(variables):
+                pipeline = Pipeline(load_settings())
+                with environment({"DAGSTER_HOME": str(prepare_dagster_home(pipeline.settings))}):
+                    try:
+                        yield Scene(folder, url, state, pipeline)
+                    finally:
+                        pipeline.close()
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables, and put back what was there."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class Dispatcher:
+    """The sensor's part: evaluates `pending_batches` and makes the runs that it asks for."""
+
+    def __init__(self, pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        definitions = build_definitions()
+        self._job = definitions.resolve_job_def("process_batch")
+        self._sensor = definitions.resolve_sensor_def("pending_batches")
+        self._context = dg.build_sensor_context(
+            instance=instance, resources={"pipeline": pipeline}, definitions=definitions
+        )
+        repository = ReconstructableRepository.for_module("batch_pipeline.definitions", "defs")
+        self._origin = repository.get_reconstructable_job("process_batch").get_python_origin()
+
+    def tick(self, execution: Mapping[str, object] | None = None) -> list[str]:
+        """Ids of the runs that are to be executed now."""
+        asked = self._sensor.evaluate_tick(self._context).run_requests or ()
+        return [
+            self._instance.create_run_for_job(
+                self._job,
+                run_config={
+                    **request.run_config,
+                    **({"execution": {"config": dict(execution)}} if execution else {}),
+                },
+                tags=request.tags | {RUN_KEY_TAG: request.run_key or ""},
+                job_code_origin=self._origin,
+            ).run_id
+            for request in asked
+        ]
+
+
+def tiny_pictures(count: int) -> Iterator[bytes]:
+    """JPEGs of 32 x 24 pixels, each of a colour of its own: nothing to decode, but all differ."""
+    dice = random.Random(1)
+    for _ in range(count):
+        file = BytesIO()
+        colour = (dice.randrange(256), dice.randrange(256), dice.randrange(256))
+        Image.new("RGB", (32, 24), colour).save(file, "JPEG")
+        yield file.getvalue()
+
+
+def with_driver_psycopg2(url: str) -> str:
+    """The same URL as dagster-postgres wants it."""
+    return make_url(url).set(drivername="postgresql+psycopg2").render_as_string(False)
