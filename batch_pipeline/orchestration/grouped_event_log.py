@@ -27,7 +27,9 @@ from dagster._core.events import (
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster_postgres import PostgresEventLogStorage
 from dagster_postgres.event_log.event_log import CHANNEL_NAME
-from sqlalchemy import Connection, Engine, exc, text
+from dagster_postgres.utils import set_pg_statement_timeout
+from sqlalchemy import Connection, Engine, create_engine, exc, text
+from sqlalchemy.event import listen
 
 from batch_pipeline.database.connection_budget import WEB_SERVER_POOL
 from batch_pipeline.orchestration.group_writer import PATIENCE_SECONDS, GroupWriter
@@ -108,9 +110,23 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
     def optimize_for_webserver(
         self, statement_timeout: int, pool_recycle: int, max_overflow: int
     ) -> None:
-        """Use a pool of its own, with limited statements; called by Dagster's web server."""
-        size = min(max_overflow + 1, WEB_SERVER_POOL)
-        super().optimize_for_webserver(statement_timeout, pool_recycle, size - 1)
+        """Use a pool of its own, with limited statements; called by Dagster's web server.
+
+        Dagster's would show an error for each connection that a restart of PostgreSQL has cut.
+        """
+        self._engine = create_engine(
+            self.postgres_url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=1,
+            max_overflow=min(max_overflow, WEB_SERVER_POOL - 1),
+            pool_recycle=pool_recycle,
+            pool_pre_ping=True,
+        )
+        listen(
+            self._engine,
+            "connect",
+            lambda connection, _: set_pg_statement_timeout(connection, statement_timeout),
+        )
 
     def dispose(self) -> None:
         """Write what is left, and let go of threads and connections."""

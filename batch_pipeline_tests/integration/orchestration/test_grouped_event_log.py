@@ -281,6 +281,18 @@ def test_an_outage_that_lasts_is_an_error_and_what_was_said_is_written_after_it(
         assert found.fetchone() == (3,)
 
 
+def test_the_web_server_shows_no_error_for_connections_that_a_restart_has_cut(log, run_id, url):
+    log.optimize_for_webserver(statement_timeout=15_000, pool_recycle=3600, max_overflow=20)
+    assert len(log.get_logs_for_run(run_id)) == 1  # a connection is open, and is kept
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )
+
+    assert len(log.get_logs_for_run(run_id)) == 1
+
+
 def test_an_event_that_postgresql_refuses_is_an_error_and_takes_no_other_with_it(log, run_id, rows):
     log.store_event(line(run_id, "before"))
     log.store_event(materialization(run_id, "asset", partition="nul \0"))
