@@ -15,6 +15,7 @@ them (`interrupts`).
 - `step_threads`: the threads, and what they report
 - `interrupts`: how a step learns that its run is to end
 - `thread_safety`: what of Dagster is not safe under threads, and what stands in for it
+- `shared_resources`: what need not be done again for every step
 """
 
 from batch_pipeline.executor.interrupts import interrupt_event, interrupt_requested

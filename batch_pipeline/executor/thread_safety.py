@@ -42,6 +42,7 @@ from dagster._core.execution.context.system import PlanExecutionContext
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.log_manager import DagsterLogHandler, DagsterLogManager
 
+from batch_pipeline.executor.shared_resources import SharedResourcesBuilder
 from batch_pipeline.executor.step_threads import StepThread
 
 T = TypeVar("T")
@@ -54,7 +55,9 @@ def thread_safe_context(context: PlanExecutionContext) -> Iterator[PlanExecution
     with warnings.catch_warnings(), _RunLogCapture(handler).attached(context.log._managed_loggers):
         yield PlanExecutionContext(
             plan_data=context.plan_data,
-            execution_data=context._execution_data,
+            execution_data=context._execution_data._replace(
+                scoped_resources_builder=SharedResourcesBuilder.of(context.scoped_resources_builder)
+            ),
             log_manager=_StepLogManager(handler, context.log.level),
             output_capture=cast("dict[StepOutputHandle, object] | None", context.output_capture),
             event_loop=cast(AbstractEventLoop, _LoopPerThread()),

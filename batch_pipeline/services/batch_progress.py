@@ -111,6 +111,9 @@ PROGRESS = (
 )
 
 
+_NOTIFY = text("SELECT pg_notify(:channel, body) FROM unnest(CAST(:bodies AS text[])) AS body")
+
+
 class Announcer:
     """Sends messages inside one transaction."""
 
@@ -126,11 +129,13 @@ class Announcer:
 
     def send(self, message: Message, user_id: uuid.UUID | None) -> None:
         """Queue a message for delivery at commit."""
-        body = body_of(message)
-        self.connection.execute(
-            text("SELECT pg_notify(:channel, :body)"), {"channel": CHANNEL, "body": body}
-        )
-        self.sent.append((message, user_id, body))
+        self.sent.append((message, user_id, body_of(message)))
+
+    def deliver(self) -> None:
+        """Hand the messages to PostgreSQL, all in one statement."""
+        if self.sent:
+            bodies = [body for _, _, body in self.sent]
+            self.connection.execute(_NOTIFY, {"channel": CHANNEL, "bodies": bodies})
 
 
 class ProgressPublisher:
@@ -148,6 +153,7 @@ class ProgressPublisher:
         with self._database.transaction() as connection:
             announcer = Announcer(connection, self._filter)
             yield announcer
+            announcer.deliver()
         self._relay(announcer)
 
     def catch_up(self) -> None:

@@ -15,7 +15,18 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, func, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    select,
+    update,
+)
 
 from batch_pipeline.database.models import (
     OPEN_BATCH,
@@ -37,6 +48,22 @@ from batch_pipeline.services.batch_progress import (
 #: Percentage of each stage reached, in messages about one file.
 STARTED, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
 
+_MORE_SUCCESSFUL = bindparam("more_successful", type_=Integer)
+_MORE_FAILED = bindparam("more_failed", type_=Integer)
+#: Built once, for every upload that ends.
+_COUNT_END = (
+    update(UploadBatch)
+    .where(UploadBatch.id == bindparam("of_batch"))
+    .values(
+        processed_uploads=UploadBatch.processed_uploads + _MORE_SUCCESSFUL + _MORE_FAILED,
+        successful_uploads=UploadBatch.successful_uploads + _MORE_SUCCESSFUL,
+        failed_uploads=UploadBatch.failed_uploads + _MORE_FAILED,
+        died_runs=case((_MORE_SUCCESSFUL + _MORE_FAILED > 0, 0), else_=UploadBatch.died_runs),
+        updated_at=func.now(),
+    )
+    .returning(*PROGRESS)
+)
+
 
 def count_end(
     connection: Connection, batch_id: uuid.UUID, *, successful: int = 0, failed: int = 0
@@ -45,18 +72,10 @@ def count_end(
 
     Returns None if the batch is gone.
     """
-    progress = updated_batch_or_none(
-        connection,
-        update(UploadBatch)
-        .where(UploadBatch.id == batch_id)
-        .values(
-            processed_uploads=UploadBatch.processed_uploads + successful + failed,
-            successful_uploads=UploadBatch.successful_uploads + successful,
-            failed_uploads=UploadBatch.failed_uploads + failed,
-            died_runs=0 if successful + failed > 0 else UploadBatch.died_runs,
-            updated_at=func.now(),
-        ),
-    )
+    row = connection.execute(
+        _COUNT_END, {"of_batch": batch_id, "more_successful": successful, "more_failed": failed}
+    ).one_or_none()
+    progress = BatchProgress(*row) if row else None
     if progress is None:
         return None
     # Counting all uploads is left to the few transitions that may end or reopen the batch.
@@ -187,7 +206,7 @@ def updated_batch(connection: Connection, statement: Any) -> BatchProgress:
     return BatchProgress(*connection.execute(statement.returning(*PROGRESS)).one())
 
 
-def interval(number: float) -> Any:
+def interval(number: float | BindParameter[float]) -> Any:
     """An interval of the database."""
     return func.make_interval(0, 0, 0, 0, 0, 0, number)
 

@@ -1,8 +1,9 @@
 """The worker's side of the state machine: a run takes its share, begins, stores, ends, lets go.
 
 An upload changes by a conditional update that names the owner and the fencing token of the claim;
-a write with an older token is refused. What holds for all transitions stands in ``transitions.py``;
-what people ask for in ``batch_states.py``; what is put right after the dead in ``backlog.py``.
+a write with an older token is refused. Its statements stand in ``upload_statements.py``; what holds
+for all transitions in ``transitions.py``; what people ask for in ``batch_states.py``; what is put
+right after the dead in ``backlog.py``.
 """
 
 import uuid
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, func, or_, select, update
+from sqlalchemy import Connection, Update, and_, case, func, or_, select, update
 
 from batch_pipeline.database.models import (
     OPEN_BATCH,
@@ -24,7 +25,6 @@ from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, Tr
 from batch_pipeline.media.sniffing import MediaType
 from batch_pipeline.services.batch_progress import BatchProgress, FileStatus, ProgressPublisher
 from batch_pipeline.services.transitions import (
-    ANNOUNCED,
     DESCRIPTION_STORED,
     ENDED_WELL,
     STARTED,
@@ -38,6 +38,15 @@ from batch_pipeline.services.transitions import (
     reopen,
     settle,
     updated_batch,
+)
+from batch_pipeline.services.upload_statements import (
+    COMPLETE,
+    COMPLETE_WITH_VECTOR,
+    LOCK_TO_START,
+    START,
+    STORE_DESCRIPTION,
+    STORE_THUMBNAIL,
+    held_update,
 )
 
 #: When the sweep opens an upload again that failed for a reason that may pass (seconds after each
@@ -169,16 +178,8 @@ class UploadStates:
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
-            expired = Upload.heartbeat_at < func.now() - interval(self._lease_seconds)
             row = connection.execute(
-                select(
-                    *Upload.__table__.columns,
-                    UploadBatch.status.label("batch_status"),
-                    or_(Upload.heartbeat_at.is_(None), expired).label("expired"),
-                )
-                .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
-                .where(Upload.id == upload_id)
-                .with_for_update(of=Upload.__table__)
+                LOCK_TO_START, {"of_upload": upload_id, "lease": self._lease_seconds}
             ).one_or_none()
             skipped = _reason_to_skip(row, run_id)
             if row is None or skipped:
@@ -187,40 +188,17 @@ class UploadStates:
                     release_rows(connection, Upload.id == upload_id)
                 return SkippedUpload(upload_id, skipped or "it was deleted", name)
             reopened = row.processing_status == UploadStatus.FAILED
-            token = row.claim + 1
-            connection.execute(
-                update(Upload)
-                .where(Upload.id == upload_id)
-                .values(
-                    processing_status=UploadStatus.ANALYZING,
-                    owner_run_id=run_id,
-                    claim=token,
-                    heartbeat_at=func.now(),
-                    not_before=None,
-                    attempts=1 if reopened else Upload.attempts + 1,
-                    retry_at=None,
-                    updated_at=func.now(),
-                )
-            )
+            current = connection.execute(START, {"of_upload": upload_id, "of_run": run_id}).one()
             if reopened and row.batch_id:
                 progress = count_end(connection, row.batch_id, failed=-1)
                 if progress:
                     transaction.announce(progress, progress.user_id)
             announce_file(transaction, row, STARTED, "processing")
-            current = connection.execute(
-                select(*Upload.__table__.columns).where(Upload.id == upload_id)
-            ).one()
-        return StartedUpload(Claim(upload_id, run_id, token), current)
+        return StartedUpload(Claim(upload_id, run_id, current.claim), current)
 
     def store_thumbnail(self, claim: Claim, path: str, seconds: Mapping[str, float]) -> None:
         """Keep the preview; a later attempt does not make it again."""
-        self._advance(
-            claim,
-            THUMBNAIL_STORED,
-            thumbnail_path=path,
-            redo=_without(Upload.redo, "thumbnail"),
-            stage_seconds=Upload.stage_seconds.concat(dict(seconds)),
-        )
+        self._advance(claim, THUMBNAIL_STORED, STORE_THUMBNAIL, path=path, seconds=dict(seconds))
 
     def store_description(
         self,
@@ -239,20 +217,16 @@ class UploadStates:
         self._advance(
             claim,
             DESCRIPTION_STORED,
-            processing_status=UploadStatus.EMBEDDING,
-            description=description,
-            description_audit_score=score,
-            vision_model=model,
-            # The old vector says something else: whoever takes over from here makes a new one.
-            redo=func.array_append(_without(Upload.redo, "description", "embedding"), "embedding"),
-            regeneration_count=Upload.regeneration_count + int(regenerated),
-            last_regenerated_at=func.now() if regenerated else Upload.last_regenerated_at,
-            facts=Upload.facts.concat(dict(facts)),
-            # What the content says; whoever wrote the row may have gone by the name.
-            file_type=media_type.file_type if media_type else Upload.file_type,
-            mime_type=media_type.mime_type if media_type else Upload.mime_type,
-            video_codec=video_codec,
-            stage_seconds=Upload.stage_seconds.concat(dict(seconds)),
+            STORE_DESCRIPTION,
+            words=description,
+            score=score,
+            model=model,
+            found=dict(facts),
+            true_file_type=media_type.file_type if media_type else None,
+            true_mime_type=media_type.mime_type if media_type else None,
+            codec=video_codec,
+            regenerated=int(regenerated),
+            seconds=dict(seconds),
         )
 
     def complete(
@@ -267,40 +241,30 @@ class UploadStates:
 
         Without a vector, the one that is stored stays.
         """
-        vector: dict[str, Any] = {}
-        if embedding is not None:
-            vector = {"embedding_local": list(embedding), "embedding_model": model}
-        return self._end(
-            claim,
-            "completed",
-            ENDED_WELL,
-            processing_status=UploadStatus.COMPLETED,
-            **vector,
-            redo=[],
-            error_kind=None,
-            error_message=None,
-            retries=0,
-            stage_seconds=Upload.stage_seconds.concat(dict(seconds)),
-        )
+        parameters: dict[str, Any] = {"seconds": dict(seconds)}
+        if embedding is None:
+            return self._end(claim, "completed", ENDED_WELL, COMPLETE, **parameters)
+        parameters |= {"vector": list(embedding), "model": model}
+        return self._end(claim, "completed", ENDED_WELL, COMPLETE_WITH_VECTOR, **parameters)
 
     def fail(self, claim: Claim, error: KindedError) -> BatchProgress | None:
         """Give the upload up for a reason, and count it."""
-        return self._end(
-            claim,
-            "failed",
-            None,
+        statement = held_update(
             processing_status=UploadStatus.FAILED,
+            owner_run_id=None,
+            deaths=0,
             retry_at=_next_retry() if isinstance(error, TransientError) else None,
             **noted(error),
         )
+        return self._end(claim, "failed", None, statement)
 
     def note_error(self, claim: Claim, error: KindedError) -> None:
         """Keep the reason of an attempt that will be followed by another of the same run.
 
         Until then the upload is reserved as it was before, so that its heartbeat is renewed.
         """
-        waiting = {"processing_status": UploadStatus.PENDING, "deaths": 0}
-        self._advance(claim, None, **waiting, **noted(error))
+        waiting = held_update(processing_status=UploadStatus.PENDING, deaths=0, **noted(error))
+        self._advance(claim, None, waiting)
 
     def release(
         self,
@@ -429,17 +393,24 @@ class UploadStates:
             found = transaction.connection.scalar(select(Upload.id).where(Upload.id == upload_id))
         return found is not None
 
-    def _advance(self, claim: Claim, percentage: int | None, **values: Any) -> None:
+    def _advance(
+        self, claim: Claim, percentage: int | None, statement: Update, **parameters: Any
+    ) -> None:
         with self._publisher.transaction() as transaction:
-            row = self._write(transaction.connection, claim, **values)
+            row = _written(transaction.connection, claim, statement, parameters)
             if percentage is not None:
                 announce_file(transaction, row, percentage, "processing")
 
     def _end(
-        self, claim: Claim, status: FileStatus, percentage: int | None, **values: Any
+        self,
+        claim: Claim,
+        status: FileStatus,
+        percentage: int | None,
+        statement: Update,
+        **parameters: Any,
     ) -> BatchProgress | None:
         with self._publisher.transaction() as transaction:
-            row = self._write(transaction.connection, claim, owner_run_id=None, deaths=0, **values)
+            row = _written(transaction.connection, claim, statement, parameters)
             if percentage is None:
                 percentage = percentage_reached(row)
             announce_file(transaction, row, percentage, status)
@@ -455,17 +426,27 @@ class UploadStates:
                 transaction.announce(progress, progress.user_id)
         return progress
 
-    @staticmethod
-    def _write(connection: Connection, claim: Claim, **values: Any) -> AnyRow:
-        row = connection.execute(
-            update(Upload)
-            .where(_held(claim))
-            .values(heartbeat_at=func.now(), updated_at=func.now(), **values)
-            .returning(*ANNOUNCED)
-        ).one_or_none()
-        if row is None:
-            raise ClaimLostError(f"upload {claim.upload_id} is no longer held by {claim.run_id}")
-        return row
+
+def _written(
+    connection: Connection, claim: Claim, statement: Update, parameters: Mapping[str, Any]
+) -> AnyRow:
+    """Execute a `held_update`; refused if the claim is no longer the newest."""
+    row = connection.execute(statement, {**_names(claim), **parameters}).one_or_none()
+    if row is None:
+        raise ClaimLostError(f"upload {claim.upload_id} is no longer held by {claim.run_id}")
+    return row
+
+
+def _held(claim: Claim) -> Any:
+    return and_(
+        Upload.id == claim.upload_id,
+        Upload.owner_run_id == claim.run_id,
+        Upload.claim == claim.token,
+    )
+
+
+def _names(claim: Claim) -> dict[str, Any]:
+    return {"of_upload": claim.upload_id, "of_run": claim.run_id, "token": claim.token}
 
 
 def _next_retry() -> Any:
@@ -489,17 +470,3 @@ def _reason_to_skip(row: AnyRow | None, run_id: str) -> str | None:
     if held_by_other:
         return f"run {row.owner_run_id} is working on it"
     return None
-
-
-def _held(claim: Claim) -> Any:
-    return and_(
-        Upload.id == claim.upload_id,
-        Upload.owner_run_id == claim.run_id,
-        Upload.claim == claim.token,
-    )
-
-
-def _without(array: Any, *words: str) -> Any:
-    for word in words:
-        array = func.array_remove(array, word)
-    return array
