@@ -1,0 +1,69 @@
+"""Pools keep to their share under load, and are as large as the server allows."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+from sqlalchemy import make_url, text
+
+from batch_pipeline.database.connection_budget import DAGSTER_POOL, connection_limit
+from batch_pipeline.orchestration.instance_storage import PipelineInstanceStorage
+from batch_pipeline.testing.databases import DatabaseServer
+
+DEADLINE = 30
+THREADS = 40
+
+
+def connections_to(server_url, database_url):
+    with psycopg.connect(server_url) as observer:
+        return observer.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = %s",
+            [make_url(database_url).database],
+        ).fetchone()[0]
+
+
+def test_forty_threads_share_the_connections_of_one_process(
+    pipeline, settings, server_url, server: DatabaseServer
+):
+    with server.new_database(migrated=False) as dagster_url:
+        address = make_url(dagster_url).set(drivername="postgresql+psycopg2")
+        storage = PipelineInstanceStorage(address.render_as_string(False), grouped=True)
+        pool = pipeline.database.engine.pool.size()
+        pools = [
+            (pool, pipeline.database.transaction),
+            (DAGSTER_POOL, storage.event_log_storage.index_connection),
+        ]
+        all_open = threading.Barrier(pool + DAGSTER_POOL + 1, timeout=DEADLINE)
+        counted = threading.Event()
+
+        def use(open_connection, holds):
+            with open_connection() as connection:
+                connection.execute(text("SELECT 1"))
+                if holds:
+                    all_open.wait()
+                    assert counted.wait(DEADLINE)
+
+        with ThreadPoolExecutor(2 * THREADS) as threads:
+            calls = [
+                threads.submit(use, open_connection, number < size)
+                for size, open_connection in pools
+                for number in range(THREADS)
+            ]
+            all_open.wait()
+            assert connections_to(server_url, settings.database_url) == pool
+            assert connections_to(server_url, dagster_url) == DAGSTER_POOL
+            counted.set()
+            for call in calls:
+                call.result(DEADLINE)
+        storage.event_log_storage.dispose()
+        assert connections_to(server_url, dagster_url) == 0
+
+
+def test_the_limit_is_that_of_ordinary_users(pipeline):
+    with pipeline.database.transaction() as connection:
+        shown = {
+            name: int(connection.scalar(text(f"SHOW {name}")))
+            for name in ("max_connections", "superuser_reserved_connections")
+        }
+    limit = connection_limit(pipeline.database.url)
+    assert 0 < limit <= shown["max_connections"] - shown["superuser_reserved_connections"]

@@ -1,0 +1,128 @@
+"""What an upload costs in statements, commits and rows: the budget, kept by counting.
+
+Whoever raises a number says why beside it. Counted is what an upload adds, as the difference
+between a large and a small batch; what comes by the second (heartbeats, messages that were left
+out) is told apart by its table or counted as slack.
+"""
+
+import uuid
+from collections import Counter
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import pytest
+from PIL import Image
+from sqlalchemy import event
+
+from batch_pipeline.orchestration import group_writer
+
+#: On our tables. Start: lock and read, claim, message. Thumbnail: store. Description: store.
+#: End: store, count, message.
+STATEMENTS = 8
+#: Stages between beginning and end announce themselves at most so often at once, and so often a
+#: second: `batch_progress.BURST` and `PER_SECOND`.
+STAGE_MESSAGES = 2
+#: Start, thumbnail, description, end: each a checkpoint, none of them more than one transaction.
+COMMITS = 4
+#: In Dagster's event log, with the page of the UI that reads each.
+EVENTS = Counter(
+    {
+        "STEP_OUTPUT": 2,  # of load_batch, which makes the step, and of the step: re-execution
+        "STEP_START": 1,  # run page
+        "ASSET_CHECK_EVALUATION": 1,  # checks of upload_analysis
+        "ASSET_MATERIALIZATION": 1,  # upload_analysis: preview, description, seconds
+        "STEP_SUCCESS": 1,  # run page
+    }
+)
+#: `batch_progress` is plotted; kept once per percent or second (`progress_meter`).
+PROGRESS_POINTS = 1
+
+SMALL_BATCH, LARGE_BATCH = 4, 24
+
+
+class Counts:
+    """Statements and commits on our tables, and rows in the event log, of one run."""
+
+    def __init__(self, runner, batch_id):
+        engine = runner.pipeline.database.engine
+        self.statements, self.commits = [], 0
+
+        def note_statement(_, __, statement, *___):
+            self.statements.append(" ".join(statement.split()))
+
+        def note_commit(_):
+            self.commits += 1
+
+        event.listen(engine, "before_cursor_execute", note_statement)
+        event.listen(engine, "commit", note_commit)
+        try:
+            result = runner.run(batch_id)
+        finally:
+            event.remove(engine, "before_cursor_execute", note_statement)
+            event.remove(engine, "commit", note_commit)
+        assert result.success
+        self.run_id = result.run_id
+        entries = runner.instance.all_logs(result.run_id)
+        self.lines = [entry for entry in entries if not entry.is_dagster_event]
+        self.events = Counter(
+            entry.dagster_event_type.value for entry in entries if entry.is_dagster_event
+        )
+        self.progress = sum(
+            entry.dagster_event.asset_key == dg.AssetKey("batch_progress")
+            for entry in entries
+            if entry.asset_materialization
+        )
+
+
+def batch_of_pictures(runner, folder: Path, number: int) -> uuid.UUID:
+    folder.mkdir()
+    for n in range(number):
+        Image.new("RGB", (8, 8), (9 * n, 200 - 8 * n, 100)).save(folder / f"{n}.png")
+    return runner.submit(folder)
+
+
+@pytest.fixture
+def counts(runner, tmp_path):
+    small = batch_of_pictures(runner, tmp_path / "small", SMALL_BATCH)
+    large = batch_of_pictures(runner, tmp_path / "large", LARGE_BATCH)
+    return Counts(runner, small), Counts(runner, large)
+
+
+def test_an_upload_keeps_to_its_budget(counts, runner):
+    small, large = counts
+    more = LARGE_BATCH - SMALL_BATCH
+    # What the thread that keeps claims alive does is a matter of time, not of uploads.
+    by_time = (
+        "uploads.owner_run_id, uploads.claim FROM",
+        "SET heartbeat_at=now() WHERE",
+        "FOR SHARE",
+    )
+    of_work = [
+        sum(not any(words in statement for words in by_time) for statement in run.statements)
+        for run in counts
+    ]
+    assert of_work[1] - of_work[0] <= more * (STATEMENTS + STAGE_MESSAGES) + 10
+    assert large.commits - small.commits <= more * COMMITS + 10
+    added = Counter(large.events)
+    added.subtract(small.events)
+    added["ASSET_MATERIALIZATION"] -= large.progress - small.progress
+    assert +added == Counter({kind: count * more for kind, count in EVENTS.items()})
+    assert large.progress - small.progress <= more * PROGRESS_POINTS
+    assert len(large.lines) == len(small.lines)
+
+
+def test_the_events_of_a_run_are_written_in_few_transactions(
+    runner, tmp_path, monkeypatch, instance
+):
+    monkeypatch.setattr(group_writer, "GATHER_SECONDS", 1000)
+    counts = Counts(runner, batch_of_pictures(runner, tmp_path / "batch", LARGE_BATCH))
+    url = instance.event_log_storage.postgres_url.replace("+psycopg2", "")
+    with psycopg.connect(url) as connection:
+        rows, transactions = connection.execute(
+            "SELECT count(*), count(DISTINCT xmin::text) FROM event_logs WHERE run_id = %s",
+            [counts.run_id],
+        ).fetchone()
+    assert rows > LARGE_BATCH * EVENTS.total()
+    # What the run says of its status, and what it reads of the log.
+    assert transactions <= 8

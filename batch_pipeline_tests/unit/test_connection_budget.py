@@ -1,0 +1,37 @@
+"""All processes of a deployment fit under PostgreSQL's limit of connections."""
+
+import pytest
+
+from batch_pipeline.database import connection_budget
+from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.settings import Settings
+
+
+def settings(**values):
+    return Settings(_env_file=None, **values)
+
+
+@pytest.mark.parametrize("limit", [97, 197, 497])
+@pytest.mark.parametrize("runs", [1, 2, 4, 7, 16])
+@pytest.mark.parametrize("uploads", [1, 4, 32, 256])
+def test_what_all_processes_open_at_most_fits(limit, runs, uploads):
+    chosen = settings(max_runs_in_flight=runs, max_concurrent_uploads=uploads)
+    try:
+        pool = connection_budget.pool_size(chosen, limit)
+    except ConfigurationError:
+        assert connection_budget.worst_case(chosen, connection_budget.LEAST_POOL) > limit
+    else:
+        assert connection_budget.worst_case(chosen, pool) <= limit
+        assert connection_budget.LEAST_POOL <= pool <= uploads + connection_budget.BESIDE_UPLOADS
+
+
+def test_as_it_comes_every_upload_in_work_has_a_connection_on_a_server_as_it_comes():
+    assert connection_budget.pool_size(settings(), 97) == settings().max_concurrent_uploads + 2
+
+
+def test_more_runs_than_fit_are_refused_with_what_to_do():
+    with pytest.raises(ConfigurationError) as raised:
+        connection_budget.pool_size(settings(max_runs_in_flight=50), 97)
+    assert "BATCH_PIPELINE_MAX_RUNS_IN_FLIGHT=50" in str(raised.value)
+    assert "PostgreSQL accepts 97" in str(raised.value)
+    assert "raise max_connections" in str(raised.value)
