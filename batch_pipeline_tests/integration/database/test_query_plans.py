@@ -3,19 +3,26 @@
 import re
 import uuid
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from sqlalchemy import event, text
 
+from batch_pipeline.database.models import Stage
 from batch_pipeline.database.session import Database, with_driver
-from batch_pipeline.errors import PermanentError
+from batch_pipeline.errors import PermanentError, ServiceDownError
 from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.services import batch_status, dispatch
 from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.batch_report import batch_report
+from batch_pipeline.services.batch_summary import batch_summary
 from batch_pipeline.services.batch_watch import watch_batch
+from batch_pipeline.services.ended_batches import EndsSeen, newly_ended
+from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.reprocessing import Selection, _selected, reprocess
 from batch_pipeline.services.search import search
 from batch_pipeline.services.upload_states import StartedUpload
 from batch_pipeline.testing.records import USER, upload_rows
@@ -25,9 +32,13 @@ BATCHES, UPLOADS_PER_BATCH = 1000, 100
 
 #: A thousand batches of a hundred: most are over, a few are open, one upload in fifty failed.
 FILL = """
-    INSERT INTO upload_batches (user_id, status, total_uploads, created_at)
+    INSERT INTO upload_batches (user_id, status, total_uploads, created_at, processed_uploads,
+        successful_uploads, failed_uploads)
     SELECT '{user}', CASE WHEN n <= 3 THEN 'processing' WHEN n <= 6 THEN 'pending'
-        ELSE 'completed' END, {size}, now() - n * interval '1 minute'
+        ELSE 'completed' END, {size}, now() - n * interval '1 minute',
+        CASE WHEN n <= 3 THEN 50 WHEN n <= 6 THEN 0 ELSE 100 END,
+        CASE WHEN n <= 3 THEN 49 WHEN n <= 6 THEN 0 ELSE 98 END,
+        CASE WHEN n <= 3 THEN 1 WHEN n <= 6 THEN 0 ELSE 2 END
     FROM generate_series(1, {batches}) n;
     INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size, slice,
         processing_status, description, description_audit_score, embedding_model, created_at,
@@ -82,10 +93,10 @@ def plans(full_pipeline: Pipeline) -> Iterator[dict[str, str]]:
     event.remove(full_pipeline.database.engine, "before_cursor_execute", explain)
 
 
-def assert_no_sequential_scan(plans: dict[str, str]) -> None:
+def assert_no_sequential_scan(plans: dict[str, str], *, of: str = "uploads|upload_batches") -> None:
     assert plans
     for statement, plan in plans.items():
-        scans = re.findall(r"Seq Scan on (uploads|upload_batches)\b", plan)
+        scans = re.findall(rf"Seq Scan on ({of})\b", plan)
         assert not scans, f"{statement}\n\n{plan}"
 
 
@@ -146,7 +157,12 @@ def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, pla
     backlog.retry_due()
     backlog.adopt()
     backlog.overdue()
-    backlog.reconcile_batches()
+    with full_pipeline.database.transaction() as connection:
+        connection.execute(
+            text("UPDATE upload_batches SET failed_uploads = 9 WHERE id = :id"),
+            {"id": waiting[0].batch_id},
+        )
+    assert backlog.reconcile_batches()
     assert_no_sequential_scan(plans)
 
 
@@ -170,3 +186,44 @@ def test_the_commands_do_not_read_a_table_through(full_pipeline, plans):
     found = search(database, EmbeddedEmbedding(1024), "blue sea", user_id=USER, limit=5)
     assert len(found) == 5
     assert_no_sequential_scan(plans)
+
+
+def test_what_people_ask_for_does_not_read_the_uploads_through(full_pipeline, plans):
+    database, batches = full_pipeline.database, full_pipeline.batches
+    with database.transaction() as connection:
+        ended, other = connection.scalars(
+            text("SELECT id FROM upload_batches WHERE status = 'completed' LIMIT 2")
+        )
+    uploads = [row.id for row in upload_rows(database, other)]
+    plans.clear()
+    batch_report(database, full_pipeline.storage, ended)
+    batch_summary(database, full_pipeline.storage, ended)
+    reprocess(database, batches, Selection(Stage.THUMBNAIL, batch_ids=[ended]))
+    reprocess(database, batches, Selection(Stage.EMBEDDING, upload_ids=uploads[50:60]))
+    batches.retry_batch(other, uploads[:3])
+    batches.redo(other, Stage.DESCRIPTION, uploads[60:70])
+    assert not search(database, EmbeddedEmbedding(1024), "blue sea", user_id=uuid.uuid4())
+    assert_no_sequential_scan(plans, of="uploads")
+
+
+def test_what_is_done_in_the_background_does_not_read_the_uploads_through(full_pipeline, plans):
+    database, states = full_pipeline.database, full_pipeline.states
+    batch_id = an_open_batch(full_pipeline)
+    plans.clear()
+    states.postpone(batch_id, ServiceDownError("down", "down"), resume_after_seconds=1)
+    full_pipeline.publisher._filter.leave_behind({batch_id})
+    full_pipeline.publisher.catch_up()
+    ended = newly_ended(database, EndsSeen(), limit=5)
+    assert ended
+    newly_ended(database, EndsSeen().and_(ended), limit=5)
+    batch_status.batches_ended_before(database, [batch_id], days=90)
+    full_pipeline.storage.write(f"{USER}/{uuid.uuid4()}/original.jpg", b"x")
+    remove_leftovers(database, full_pipeline.storage)
+    assert_no_sequential_scan(plans, of="uploads")
+
+
+def test_the_selection_for_a_redo_goes_batch_by_batch(full_pipeline, plans):
+    """All that another model made is most of the table; it is found in steps all the same."""
+    selection = Selection(Stage.EMBEDDING, model_not="bge-m3", user_id=USER)
+    assert len(list(islice(_selected(full_pipeline.database, selection), 3))) == 3
+    assert_no_sequential_scan(plans, of="uploads")
