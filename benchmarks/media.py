@@ -11,16 +11,15 @@ thread (AVIF and HEIC decoders start their own).
 
 import argparse
 import io
-import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-import PIL
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.table import Table
+from tools.results import Target, add_results_option, machine, report
 
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.pictures import JPEG_QUALITY, THUMBNAIL_SIDE, vision_size
@@ -65,38 +64,53 @@ def seconds_of(*functions: Callable[[bytes], None], data: bytes, rounds: int) ->
     return [statistics.median(taken) for taken in times]
 
 
-def measure_images(megapixels: float, rounds: int) -> Table:
-    table = Table(title=f"Images of {megapixels:g} megapixels")
-    for heading in ("format", "ours MP/s", "twice full MP/s", "ratio"):
-        table.add_column(heading, justify="left" if heading == "format" else "right")
+@dataclass(frozen=True)
+class ImageFigure:
+    """Megapixels of the file for each second of work."""
+
+    format: str
+    ours: float
+    full_decode_twice: float
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.full_decode_twice
+
+
+@dataclass(frozen=True)
+class VideoFigure:
+    """Seconds of work, and of video for each of them."""
+
+    format: str
+    seconds: float
+    video_seconds_per_second: float
+
+
+def measure_images(megapixels: float, rounds: int) -> list[ImageFigure]:
     photo = make_photo(megapixels)
     picture = Image.open(io.BytesIO(photo)).convert("RGB")
     formats: tuple[ImageFormat, ...] = ("png", "webp", "heic", "avif")
     files = {"jpeg": photo, **{name: encode_image(picture, name) for name in formats}}
+    figures = []
     for name, data in files.items():
         ours, plain = seconds_of(our_path, full_decode_twice, data=data, rounds=rounds)
-        row = (megapixels / ours, megapixels / plain)
-        table.add_row(name, *(f"{rate:.0f}" for rate in row), f"{plain / ours:.1f}")
-    return table
+        figures.append(ImageFigure(name, megapixels / ours, megapixels / plain))
+    return figures
 
 
-def measure_videos(seconds: float, height: int, rounds: int) -> Table:
-    size = (height * 16 // 9 // 2 * 2, height)
-    table = Table(title=f"Videos of {seconds:g} s, {size[0]} x {size[1]}, 25 frames a second")
-    table.add_column("format")
-    table.add_column("video seconds per second", justify="right")
-    table.add_column("seconds per video", justify="right")
+def measure_videos(seconds: float, size: tuple[int, int], rounds: int) -> list[VideoFigure]:
     backdrop = np.asarray(paint(size))
 
     def pan(progress: float) -> Image.Image:
         return Image.fromarray(np.roll(backdrop, round(progress * size[0]), axis=1))
 
     formats: tuple[VideoFormat, ...] = ("mp4", "webm", "mpeg-ts")
+    figures = []
     for name in formats:
         data = make_video(name, seconds, size, painter=pan, keyframe_interval=50)
         (taken,) = seconds_of(our_path, data=data, rounds=rounds)
-        table.add_row(name, f"{seconds / taken:.0f}", f"{taken:.2f}")
-    return table
+        figures.append(VideoFigure(name, taken, seconds / taken))
+    return figures
 
 
 def main() -> None:
@@ -107,16 +121,30 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of each video (default 20)")
     parser.add_argument("--height", type=int, default=480, help="of each video (default 480)")
     parser.add_argument("--rounds", type=int, default=3, help="median of so many (default 3)")
+    add_results_option(parser)
     given = parser.parse_args()
-    console = Console()
-    console.print(measure_images(given.megapixels, given.rounds))
-    console.print(measure_videos(given.seconds, given.height, given.rounds))
-    console.print(
-        f"Python {platform.python_version()}, Pillow {PIL.__version__}, {platform.machine()}. "
-        f"Repeat: python benchmarks/media.py --megapixels {given.megapixels:g} "
-        f"--seconds {given.seconds:g} --height {given.height} --rounds {given.rounds}",
-        soft_wrap=True,
-    )
+    size = (given.height * 16 // 9 // 2 * 2, given.height)
+    where = machine()
+    images = measure_images(given.megapixels, given.rounds)
+    videos = measure_videos(given.seconds, size, given.rounds)
+    tables: list[Any] = [
+        (
+            f"Images of {given.megapixels:g} megapixels",
+            ("format", "ours MP/s", "twice full MP/s", "ratio"),
+            [[f.format, f.ours, f.full_decode_twice, f"{f.ratio:.1f}"] for f in images],
+        ),
+        (
+            f"Videos of {given.seconds:g} s, {size[0]} x {size[1]}, 25 frames a second",
+            ("format", "video seconds per second", "seconds per video"),
+            [[f.format, f.video_seconds_per_second, f"{f.seconds:.2f}"] for f in videos],
+        ),
+    ]
+    figures = {
+        "images": [asdict(figure) | {"ratio": figure.ratio} for figure in images],
+        "videos": [asdict(figure) for figure in videos],
+    }
+    target = Target("JPEG photos, times faster than two full decodes", 3, images[0].ratio, True)
+    report("media", where, figures, tables, [target], given.results)
 
 
 if __name__ == "__main__":

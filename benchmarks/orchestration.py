@@ -265,7 +265,11 @@ def run(words: list[str], contender: Contender, scene: Scene, server_pid: int) -
     with log_file.open("wb") as errors:
         ended = subprocess.run(
             [str(contender.python), "-W", "ignore", *words],
-            env=os.environ | {"PYTHONPATH": str(HERE), SERVER_PID_VARIABLE: str(server_pid)},
+            env=os.environ
+            | {
+                "PYTHONPATH": f"{HERE}{os.pathsep}{HERE / 'peers'}",
+                SERVER_PID_VARIABLE: str(server_pid),
+            },
             cwd=scene.folder,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -313,9 +317,7 @@ def overhead(
         yield figure
 
 
-def saturation(
-    contenders: list[Contender], stand: Stand, ideal_seconds: float
-) -> Iterator[Figure]:
+def saturation(contenders: list[Contender], stand: Stand, ideal_seconds: float) -> Iterator[Figure]:
     for latency, slots, _ in LOADS:
         for contender in contenders:
             filled = min(contender.in_flight or slots, slots)
@@ -356,7 +358,9 @@ def overhead_table(figures: list[Figure], by_name: dict[str, Contender]) -> list
 def saturation_table(figures: list[Figure], by_name: dict[str, Contender]) -> list[list[object]]:
     rows: list[list[object]] = []
     for name in dict.fromkeys(figure.name for figure in figures):
-        of_one = {(figure.latency, figure.slots): figure for figure in figures if figure.name == name}
+        of_one = {
+            (figure.latency, figure.slots): figure for figure in figures if figure.name == name
+        }
         cells: list[object] = [by_name[name].title]
         for latency, slots, _ in LOADS:
             figure = of_one.get((latency, slots))

@@ -1,30 +1,36 @@
-"""Database time of a search among many vectors, with the HNSW index and without.
+"""A search among many vectors: queries per second, recall, database time with and without index.
 
 Fills a database of its own on the embedded server (or on ``--server-url``) with random vectors that
 gather around a few hundred centres, as embeddings of descriptions do, builds the index, and times
 the statement that ``batch-pipeline search`` makes, as PostgreSQL itself reports it (``EXPLAIN
 ANALYZE``: planning and execution, no client, no embedding of the question). Without the index means
-the same statement with index scans forbidden, on warm caches. Recall is the share of the true
-nearest ten that the index finds.
+the same statement with index scans forbidden, on warm caches: an exact search. Recall is the share
+of its nearest ten that the index finds. Queries per second are whole calls of the service, by as
+many threads as there are cores; client and server share these.
 
     python benchmarks/search.py --vectors 100000
 """
 
+import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import click
 import numpy as np
 import psycopg
 from pgvector import Vector
 from pgvector.psycopg import register_vector
+from rich.console import Console
 from sqlalchemy import event
+from tools.results import add_results_option, machine, report
 
 from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.session import Database, with_driver
@@ -34,6 +40,8 @@ from batch_pipeline.testing.databases import DatabaseServer
 DIMENSIONS, MODEL = 1024, "benchmark"
 #: One user in a thousand uploads, and one that owns half of everything.
 SMALL_USER, LARGE_USER = uuid.UUID(int=1), uuid.UUID(int=2)
+
+log = Console(stderr=True)
 
 _COLUMNS = {
     "user_id": "uuid",
@@ -108,10 +116,9 @@ def filled_database(server_url: str, vectors: int) -> Iterator[str]:
             connection.execute(definition)
             connection.execute("VACUUM ANALYZE uploads")
             ended = time.perf_counter()
-        click.echo(
+        log.print(
             f"{vectors} vectors of {DIMENSIONS}: filled in {filled - began:.0f} s, "
-            f"index in {ended - filled:.0f} s",
-            err=True,
+            f"index in {ended - filled:.0f} s"
         )
         yield url
 
@@ -155,35 +162,85 @@ def measured(url: str, questions: int, user_id: uuid.UUID | None) -> dict[str, o
                         )
             recalls.append(len(found & true) / max(len(true), 1))
     database.close()
-    ways = {
-        way: {"p50_ms": round(statistics.median(t), 2), "p95_ms": round(_p95(t), 2)}
-        for way, t in times.items()
-    }
     return {
-        **ways,
-        "times_faster_p50": round(ways["exact"]["p50_ms"] / ways["index"]["p50_ms"], 1),
-        "recall_at_10": round(statistics.mean(recalls), 3),
+        **{f"{way}_p50_ms": statistics.median(taken) for way, taken in times.items()},
+        **{f"{way}_p95_ms": _p95(taken) for way, taken in times.items()},
+        "times_faster_p50": statistics.median(times["exact"]) / statistics.median(times["index"]),
+        "recall_at_10": statistics.mean(recalls),
         "results": len(found),
-        "plan": sorted(plans),
+        "plan": ", ".join(sorted(plans)),
     }
+
+
+def queries_per_second(url: str, user_id: uuid.UUID | None, seconds: float) -> float:
+    """Whole searches, as fast as threads can ask."""
+    threads = os.cpu_count() or 1
+    database = Database(with_driver(url, "psycopg", variable="URL"), pool_size=threads)
+    with psycopg.connect(url) as connection:
+        texts = connection.execute(
+            "SELECT embedding_local::text FROM uploads ORDER BY checksum, id LIMIT 200"
+        ).fetchall()
+    vectors = [json.loads(text) for [text] in texts]
+
+    def ask(first: int) -> int:
+        model, asked = FixedQuestion(), 0
+        while time.perf_counter() < ends_at:
+            model.vector = vectors[(first + asked) % len(vectors)]
+            search(database, model, "x", user_id=user_id)
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(threads) as pool:
+        begun = time.perf_counter()
+        ends_at = begun + seconds
+        asked = sum(pool.map(ask, range(0, len(vectors), max(len(vectors) // threads, 1))))
+        rate = asked / (time.perf_counter() - begun)
+    database.close()
+    return rate
 
 
 def _p95(values: list[float]) -> float:
     return sorted(values)[int(0.95 * (len(values) - 1))]
 
 
-@click.command()
-@click.option("--vectors", default=100_000, show_default=True)
-@click.option("--questions", default=50, show_default=True)
-@click.option("--server-url", help="PostgreSQL with pgvector; default: an embedded one.")
-def main(vectors: int, questions: int, server_url: str | None) -> None:
-    """Fill, index, search."""
+HEADINGS = {
+    "queries_per_second": "queries per second",
+    "recall_at_10": "recall at 10",
+    "index_p50_ms": "p50 ms",
+    "index_p95_ms": "p95 ms",
+    "exact_p50_ms": "exact p50 ms",
+    "exact_p95_ms": "exact p95 ms",
+    "times_faster_p50": "times faster",
+    "plan": "plan",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vectors", type=int, default=100_000)
+    parser.add_argument("--questions", type=int, default=50, help="of which times are taken")
+    parser.add_argument("--seconds", type=float, default=5, help="of asking as fast as it goes")
+    parser.add_argument("--server-url", help="PostgreSQL with pgvector; default: an embedded one")
+    add_results_option(parser)
+    given = parser.parse_args()
+    where, found = machine(), {}
     with tempfile.TemporaryDirectory() as folder:
-        url = server_url or embedded_server_url(Path(folder) / "server")
-        with filled_database(url, vectors) as database_url:
+        url = given.server_url or embedded_server_url(Path(folder) / "server")
+        with filled_database(url, given.vectors) as database_url:
             kinds = {"everything": None, "large user": LARGE_USER, "small user": SMALL_USER}
             for name, user_id in kinds.items():
-                click.echo(json.dumps({"of": name} | measured(database_url, questions, user_id)))
+                rate = queries_per_second(database_url, user_id, given.seconds)
+                figures = measured(database_url, given.questions, user_id)
+                found[name] = {"queries_per_second": rate, **figures}
+                log.print(f"{name}: {rate:.0f} queries per second")
+    rows = [[name, *(figures[key] for key in HEADINGS)] for name, figures in found.items()]
+    title = f"Searches among {given.vectors} vectors of {DIMENSIONS}"
+    table: Any = (title, ("among", *HEADINGS.values()), rows)
+    report(
+        "search", where, {"vectors": given.vectors, "searches": found}, [table], (), given.results
+    )
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ VARIANTS = {
 def run(instance: dg.DagsterInstance) -> None:
     job, execution = VARIANTS[assignment().variant]
     config = {
-        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        "loggers": {"console": {"config": {"log_level": "ERROR"}}},
         "execution": {"config": execution},
     }
     with dg.execute_job(dg.reconstructable(job), instance, run_config=config) as result:

@@ -101,7 +101,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; a column of which every cell begins with a digit is set to the right."""
     cells = [[_shown(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-    right = [all(cell[:1].isdigit() or cell == "" for cell in column) for column in zip(*cells, strict=True)]
+    right = [
+        all(cell[:1].isdigit() or cell == "" for cell in column)
+        for column in zip(*cells, strict=True)
+    ]
 
     def line(row: Sequence[str]) -> str:
         padded = (
@@ -110,7 +113,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         )
         return f"| {' | '.join(padded)} |"
 
-    rules = (f"{'-' * (width - flush)}{':' * flush}" for width, flush in zip(widths, right, strict=True))
+    rules = (
+        f"{'-' * (width - flush)}{':' * flush}" for width, flush in zip(widths, right, strict=True)
+    )
     return "\n".join([line(headings), f"| {' | '.join(rules)} |", *map(line, cells)])
 
 

@@ -1,0 +1,118 @@
+"""Draws the plots of the README from the figures: `python benchmarks/plots.py [FOLDER]`.
+
+Reads the JSON files that the scripts wrote with `--results`; what is missing is left out.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+RESULTS = Path(__file__).parent / "results"
+OURS, OTHERS, ASKED = "#1f6feb", "#8b949e", "#d1242f"
+
+# Text stays text: small files, that can be searched and read aloud.
+mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "batch_pipeline", "font.size": 9})
+
+
+def overhead(axes: Axes, figures: dict[str, Any]) -> None:
+    """One bar for each contender, on a logarithmic scale: they are three powers of ten apart."""
+    found = sorted(figures["overhead"], key=lambda figure: -figure["ms_per_upload"])
+    titles = [figures["titles"][figure["name"]] for figure in found]
+    values = [figure["ms_per_upload"] for figure in found]
+    colours = [OURS if figure["name"] == "pipeline" else OTHERS for figure in found]
+    bars = axes.barh(titles, values, color=colours)
+    axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3)
+    axes.set_xscale("log")
+    axes.set_xlim(right=max(values) * 4)
+    axes.axvline(10, color=ASKED, linewidth=1)
+    axes.set_xlabel("ms per upload with no model latency; red: the target")
+
+
+def saturation(axes: Axes, figures: dict[str, Any]) -> None:
+    """A group of bars for each contender, one for each load."""
+    found = figures["saturation"]
+    loads = sorted({(f["latency"], f["slots"]) for f in found}, reverse=True)
+    names = list(dict.fromkeys(figure["name"] for figure in found))[::-1]
+    height = 0.8 / len(loads)
+    for number, (latency, slots) in enumerate(loads):
+        of_load = {f["name"]: f["saturation"] for f in found if f["latency"] == latency}
+        places = [place + (1 - number) * height for place in range(len(names))]
+        values = [of_load.get(name, 0) for name in names]
+        shade = 1 - 0.3 * number
+        bars = axes.barh(
+            places, values, height, color=OURS, alpha=shade, label=f"{latency:g} s, {slots} slots"
+        )
+        axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=2, fontsize=7)
+    axes.set_yticks(range(len(names)), [figures["titles"][name] for name in names])
+    axes.set_xlim(0, 1.1)
+    axes.set_xlabel("share of the time in which a slot of the model server works")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.08), ncols=3, frameon=False)
+
+
+def scale(axes: Axes, figures: dict[str, Any]) -> None:
+    """Processor time per upload by the size of the batch, stacked by who uses it."""
+    found = figures["batches"]
+    sizes = [f"{figure['uploads']:,}" for figure in found]
+    bottom = [0.0] * len(found)
+    parts = {
+        "cpu_ms": ("run workers", OURS),
+        "database_cpu_ms": ("PostgreSQL", OTHERS),
+        "start_cpu_ms": ("starts of Python", "#d0d7de"),
+    }
+    for name, (label, colour) in parts.items():
+        values = [figure[name] for figure in found]
+        axes.bar(sizes, values, bottom=bottom, label=label, color=colour)
+        bottom = [low + value for low, value in zip(bottom, values, strict=True)]
+    axes.set_xlabel("uploads of the batch")
+    axes.set_ylabel("CPU ms per upload")
+    axes.legend(frameon=False)
+
+
+def first_result(axes: Axes, figures: dict[str, Any]) -> None:
+    """Seconds to the first completed upload by the size of the batch."""
+    found = figures["batches"]
+    sizes = [f"{figure['uploads']:,}" for figure in found]
+    bars = axes.bar(sizes, [figure["first_seconds"] for figure in found], color=OURS)
+    axes.bar_label(bars, fmt="%.1f", padding=2)
+    axes.set_xlabel("uploads of the batch")
+    axes.set_ylabel("seconds to the first result")
+
+
+#: File to write: where the figures are, what draws them, width and height (inches).
+PLOTS: dict[str, tuple[str, Callable[[Axes, dict[str, Any]], None], tuple[float, float]]] = {
+    "overhead": ("orchestration", overhead, (8, 4)),
+    "saturation": ("orchestration", saturation, (8, 6)),
+    "scale": ("scale", scale, (5, 3.5)),
+    "first_result": ("scale", first_result, (5, 3.5)),
+}
+
+
+def draw(folder: Path) -> None:
+    for name, (source, function, size) in PLOTS.items():
+        path = folder / f"{source}.json"
+        figures = json.loads(path.read_text()) if path.exists() else {}
+        if not figures or not figures.get(name, True):
+            print(f"{name}: there are no figures in {path}")
+            continue
+        plot, axes = pyplot.subplots(figsize=size, layout="constrained")
+        function(axes, figures)
+        axes.spines[["top", "right"]].set_visible(False)
+        machine = figures["machine"]
+        plot.suptitle(
+            f"{machine['date'][:10]}, {machine['cores']} cores", fontsize=8, x=0.98, ha="right"
+        )
+        plot.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        pyplot.close(plot)
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+    else:
+        draw(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)

@@ -1,0 +1,43 @@
+"""Runs every benchmark once, writes results and plots: `make benchmarks` (about 15 minutes).
+
+    python benchmarks/run_all.py [--results FOLDER] [--only NAME …]
+
+The machine should have nothing else to do: each result says how busy it was. A benchmark that fails
+does not keep the others from running; the exit code is 1 then.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+#: In this order: what is disturbed most by a machine that has grown warm comes first.
+BENCHMARKS = ("latency", "orchestration", "scale", "media", "search")
+
+
+def run(*words: str) -> bool:
+    begun = time.monotonic()
+    print(f"--- {' '.join(words)}", flush=True)
+    command = [sys.executable, "-W", "ignore", str(HERE / words[0]), *words[1:]]
+    code = subprocess.run(command, check=False).returncode
+    print(f"--- {time.monotonic() - begun:.0f} s, exit code {code}", flush=True)
+    return code == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS)
+    arguments = parser.parse_args()
+    results = ("--results", str(arguments.results))
+    succeeded = [run(f"{name}.py", *results) for name in BENCHMARKS if name in arguments.only]
+    succeeded.append(run("plots.py", str(arguments.results)))
+    sys.exit(not all(succeeded))
+
+
+if __name__ == "__main__":
+    main()
