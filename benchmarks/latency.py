@@ -1,9 +1,9 @@
 """How soon one upload is begun, and done, in a warm stack: `python benchmarks/latency.py`.
 
 Starts `dagster dev` (web server, daemon, code location) as `make demo` does, on an embedded
-PostgreSQL, and lets it settle with one upload that is not counted. Then one tiny picture at a time is
-submitted, and the messages on the progress channel are awaited: the first that says that the batch
-is in work, and the last. The embedded analyzer describes, which takes milliseconds: what is
+PostgreSQL, and lets it settle with one upload that is not counted. Then one tiny picture at a time
+is submitted, and the messages on the progress channel are awaited: the first that says that the
+batch is in work, and the last. The embedded analyzer describes, which takes milliseconds: what is
 measured is the sensor, the launch of a run, the start of its process, and the run.
 
 The parts come from Dagster's record of the run: asked for (the sensor's tick), begun (a process
@@ -21,13 +21,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import dagster as dg
 import psycopg
 from PIL import Image
 from rich.console import Console
-from tools.results import Target, add_results_option, machine, report
+from tools.results import Table, Target, add_results_option, machine, report
 
 from batch_pipeline.demo import running_stack
 from batch_pipeline.orchestration.tags import BATCH_TAG
@@ -73,7 +72,7 @@ def measure(pipeline: Pipeline, picture: Path, instance: dg.DagsterInstance) -> 
     filters = dg.RunsFilter(tags={BATCH_TAG: str(submission.batch_id)})
     [record] = instance.get_run_records(filters)
     assert record.start_time
-    # Another day's clock change aside, all four moments are of this machine's clock.
+    # All moments are of one machine's clock.
     return Figure(
         asked_for=record.create_timestamp.timestamp() - submitted_at,
         begun=record.start_time - submitted_at,
@@ -139,15 +138,15 @@ def main() -> None:
                     figures.append(figure)
         pipeline.close()
     warm = figures[1:]
-    table: Any = ("Seconds for one upload", ("", "median", "min", "max"), list(rows(warm)))
+    table = Table("Seconds for one upload", ("", "median", "min", "max"), list(rows(warm)))
     first = median(figure.first_progress for figure in warm)
     report(
         "latency",
         where,
         {"uploads": [asdict(figure) for figure in warm]},
         [table],
-        [Target("submit to first progress, median", ASKED_SECONDS, first, unit=" s")],
-        arguments.results,
+        targets=[Target("submit to first progress, median", ASKED_SECONDS, first, unit=" s")],
+        folder=arguments.results,
     )
 
 

@@ -15,11 +15,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from tools.results import Target, add_results_option, machine, report
+from tools.results import Table, Target, add_results_option, machine, report
 
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.pictures import JPEG_QUALITY, THUMBNAIL_SIDE, vision_size
@@ -127,13 +126,13 @@ def main() -> None:
     where = machine()
     images = measure_images(given.megapixels, given.rounds)
     videos = measure_videos(given.seconds, size, given.rounds)
-    tables: list[Any] = [
-        (
+    tables = [
+        Table(
             f"Images of {given.megapixels:g} megapixels",
             ("format", "ours MP/s", "twice full MP/s", "ratio"),
             [[f.format, f.ours, f.full_decode_twice, f"{f.ratio:.1f}"] for f in images],
         ),
-        (
+        Table(
             f"Videos of {given.seconds:g} s, {size[0]} x {size[1]}, 25 frames a second",
             ("format", "video seconds per second", "seconds per video"),
             [[f.format, f.video_seconds_per_second, f"{f.seconds:.2f}"] for f in videos],
@@ -144,7 +143,7 @@ def main() -> None:
         "videos": [asdict(figure) for figure in videos],
     }
     target = Target("JPEG photos, times faster than two full decodes", 3, images[0].ratio, True)
-    report("media", where, figures, tables, [target], given.results)
+    report("media", where, figures, tables, targets=[target], folder=given.results)
 
 
 if __name__ == "__main__":

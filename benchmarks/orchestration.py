@@ -6,9 +6,9 @@
 
 Every contender works the same batch of tiny pictures (32 x 24 pixels: decoding is not what is
 measured) with the same scripted model server over HTTP, and makes the same row changes on
-PostgreSQL. `pipeline` is `process_batch` as it is, in a run worker of its own: it also decodes, makes
-and stores the thumbnail, audits, keeps two checkpoints more, renews heartbeats. The peers do less
-(`peers/work.py`), and each notes the end of every upload in a place of its own, as its idiom is.
+PostgreSQL. `pipeline` is `process_batch` as it is, in a run worker of its own: it also decodes,
+makes and stores the thumbnail, audits, keeps two checkpoints more, renews heartbeats. The peers do
+less (`peers/work.py`), and each notes the end of every upload in its own place and idiom.
 
 Overhead: no model latency. Wall time from the start of the run (or the flow, the queue, the worker)
 to its end, set-up and collection included, starts of Python and imports excluded, divided by the
@@ -63,7 +63,8 @@ class Contender:
         execution: run config of `process_batch`.
         needs: module that must be there, of the extra `benchmarks`.
         environment: virtual environment of its own, by name.
-        one_at_a_time: of the model server it can fill one slot only.
+        in_flight: the most that it can have, whatever it is told.
+        under_load: saturation is measured too.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Contender:
     needs: str = ""
     environment: str = ""
     in_flight: int | None = None
+    under_load: bool = True
 
     @property
     def python(self) -> Path:
@@ -105,6 +107,7 @@ CONTENDERS = (
         share=0.2,
         execution={"in_process": {}},
         in_flight=1,
+        under_load=False,
     ),
     Contender(
         "pipeline-forkserver",
@@ -113,6 +116,7 @@ CONTENDERS = (
         share=0.04,
         execution={"multiprocess": FORKSERVER},
         in_flight=os.cpu_count(),
+        under_load=False,
     ),
     Contender(
         "pipeline-default",
@@ -121,6 +125,7 @@ CONTENDERS = (
         share=0.01,
         execution={"multiprocess": {}},
         in_flight=os.cpu_count(),
+        under_load=False,
     ),
     Contender("loop", "plain loop", "nothing", script="plain.py", variant="loop", in_flight=1),
     Contender("threads", "plain threads", "nothing", script="plain.py", variant="threads"),
@@ -202,132 +207,25 @@ class Figure:
         return self.seconds / self.uploads * 1000
 
     @property
-    def saturation(self) -> float:
-        return self.uploads * self.latency / self.slots / self.seconds
-
-
-def measure(
-    contender: Contender, stand: Stand, uploads: int, latency: float, slots: int, threads: int
-) -> Figure:
-    """Let a contender work a batch, and check that it did."""
-    name = f"{contender.name}-{slots}x{latency:g}s"
-    with (
-        ScriptedModelServer(latency_seconds=latency, slots=slots, vision_models=[MODEL]) as server,
-        stand.scene(
-            name,
-            analyzer="ollama",
-            embedder="embedded",
-            ollama_host=server.ollama_url,
-            vision_model=MODEL,
-            max_vision_calls=slots,
-            max_concurrent_uploads=threads,
-            uploads_per_run=uploads,
-        ) as scene,
-    ):
-        batch_id = scene.add_batch(tiny_pictures(uploads))
-        with command(contender, scene, str(batch_id), server.ollama_url, threads) as words:
-            figures = run(words, contender, scene, stand.server_pid)
-        done, calls = scene.completed(), len(server.calls_of("vision"))
-        assert (done, calls) == (uploads, uploads), f"{name}: {done} done, {calls} calls"
-    recorded = figures.pop("recorded", 0)
-    used = {key: figures[key] for key in ("seconds", "cpu_seconds", "database_cpu_seconds")}
-    return Figure(contender.name, uploads, latency, slots, recorded=int(recorded), **used)
-
-
-@contextmanager
-def command(
-    contender: Contender, scene: Scene, batch_id: str, model_url: str, threads: int
-) -> Iterator[list[str]]:
-    """What to start, and the environment for it."""
-    if contender.script:
-        assignment = {
-            "database_url": scene.database_url,
-            "state_url": scene.state_url,
-            "model_url": model_url,
-            "model": MODEL,
-            "storage": scene.storage,
-            "batch_id": batch_id,
-            "threads": threads,
-            "folder": str(scene.folder),
-            "variant": contender.variant,
-        }
-        os.environ["BENCHMARK_ASSIGNMENT"] = json.dumps(assignment)
-        yield [str(HERE / "peers" / contender.script)]
-        return
-    with dg.DagsterInstance.get() as instance:
-        [run_id] = Dispatcher(scene.pipeline, instance).tick(contender.execution)
-        yield ["-m", "tools.run_worker", run_id]
-
-
-def run(words: list[str], contender: Contender, scene: Scene, server_pid: int) -> dict[str, float]:
-    """Start a process and read the figures that it prints at its end."""
-    log_file = scene.folder / "contender.log"
-    with log_file.open("wb") as errors:
-        ended = subprocess.run(
-            [str(contender.python), "-W", "ignore", *words],
-            env=os.environ
-            | {
-                "PYTHONPATH": f"{HERE}{os.pathsep}{HERE / 'peers'}",
-                SERVER_PID_VARIABLE: str(server_pid),
-            },
-            cwd=scene.folder,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-    lines = ended.stdout.splitlines()
-    if ended.returncode or not lines:
-        raise RuntimeError(f"{contender.name} failed:\n{log_file.read_text()[-3000:]}")
-    figures: dict[str, float] = json.loads(lines[-1])
-    if not contender.script:
-        figures["recorded"] = recorded_steps(scene)
-    return figures
-
-
-def recorded_steps(scene: Scene) -> int:
-    """Mapped steps whose success is in Dagster's event log."""
-    with dg.DagsterInstance.get() as instance:
-        counts = [
-            instance.get_run_stats(record.dagster_run.run_id).steps_succeeded
-            for record in instance.get_run_records()
-        ]
-    return sum(counts) - 2 * len(counts)  # the fan-out and the collector
-
-
-def install_peers() -> None:
-    """Make the environments of the peers that do not share ours."""
-    for name in {contender.environment for contender in CONTENDERS} - {""}:
-        folder = ENVIRONMENTS / name
-        log.print(f"environment of {name}: {folder}")
-        venv.create(folder, with_pip=True)
-        requirements = HERE / "peers" / f"requirements-{name}.txt"
-        pip = [str(folder / "bin" / "pip"), "install", "--quiet", "-r", str(requirements)]
-        subprocess.run(pip, check=True)
-
-
-def overhead(
-    contenders: list[Contender], stand: Stand, uploads: int, threads: int
+    def saturation(
+    contenders: list[Contender], stand: Stand, loads: int, ideal_seconds: float
 ) -> Iterator[Figure]:
-    for contender in contenders:
-        count = max(round(uploads * contender.share), 2)
-        figure = measure(contender, stand, count, 0, threads, threads)
-        log.print(f"{contender.name:22}{count:6} uploads  {figure.ms_per_upload:9.1f} ms each")
-        yield figure
-
-
-def saturation(contenders: list[Contender], stand: Stand, ideal_seconds: float) -> Iterator[Figure]:
-    for latency, slots, _ in LOADS:
+    for latency, slots, _ in LOADS[:loads]:
         for contender in contenders:
-            filled = min(contender.in_flight or slots, slots)
-            # Who cannot fill the server is given less, and would take as long as the others.
-            count = max(round(ideal_seconds * filled / latency), 2)
-            if contender.share < 0.1:
-                count = filled * 4
-            figure = measure(contender, stand, count, latency, slots, threads_for(slots))
+            if not contender.under_load:
+                continue
+            # Who cannot fill the server is given few, and would take too long otherwise.
+            few = contender.in_flight and 2 * contender.in_flight
+            figure = measure(
+                contender,
+                stand,
+                uploads=few or max(round(ideal_seconds * slots / latency), slots),
+                threads=threads_for(slots),
+                slots=slots,
+                latency=latency,
+            )
             log.print(
-                f"{contender.name:22}{count:6} uploads  {latency:g} s, {slots} slots: "
+                f"{contender.name:22}{figure.uploads:6} uploads  {latency:g} s, {slots} slots: "
                 f"{figure.saturation:.3f}"
             )
             yield figure
@@ -358,9 +256,7 @@ def overhead_table(figures: list[Figure], by_name: dict[str, Contender]) -> list
 def saturation_table(figures: list[Figure], by_name: dict[str, Contender]) -> list[list[object]]:
     rows: list[list[object]] = []
     for name in dict.fromkeys(figure.name for figure in figures):
-        of_one = {
-            (figure.latency, figure.slots): figure for figure in figures if figure.name == name
-        }
+        of_one = {(f.latency, f.slots): f for f in figures if f.name == name}
         cells: list[object] = [by_name[name].title]
         for latency, slots, _ in LOADS:
             figure = of_one.get((latency, slots))
@@ -401,8 +297,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--ideal-seconds",
         type=float,
-        default=12,
-        help="what a server that never waits would need for a batch; 0: no saturation",
+        default=10,
+        help="what a server that never waits would need for the batch of a load",
+    )
+    parser.add_argument(
+        "--loads", type=int, default=len(LOADS), help="how many, of 3, saturation is measured for"
     )
     parser.add_argument(
         "--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}"
@@ -430,16 +329,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stand = Stand(Path(folder))
         # The first one finds cold caches: it is not counted.
-        measure(chosen[0], stand, 4, 0, 4, 4)
+        measure(chosen[0], stand, uploads=4, threads=4, slots=4)
         overheads = list(overhead(chosen, stand, arguments.uploads, arguments.threads))
-        saturations = (
-            list(saturation(chosen, stand, arguments.ideal_seconds))
-            if arguments.ideal_seconds
-            else []
-        )
+        saturations = list(saturation(chosen, stand, arguments.loads, arguments.ideal_seconds))
     by_name = {contender.name: contender for contender in CONTENDERS}
-    tables: list[Any] = [
-        (
+    tables = [
+        Table(
             f"Overhead per upload, {arguments.threads} at a time, no latency",
             (
                 *("", "uploads", "ms per upload", "ratio", "CPU ms", "PostgreSQL CPU ms"),
@@ -453,7 +348,7 @@ def main() -> None:
         for latency, slots, _ in LOADS:
             headings += [f"{latency:g} s, {slots} slots", "CPU s"]
         tables.append(
-            ("Saturation of the model server", headings, saturation_table(saturations, by_name))
+            Table("Saturation of the model server", headings, saturation_table(saturations, by_name))
         )
     figures = {
         "arguments": {"uploads": arguments.uploads, "threads": arguments.threads},
@@ -466,8 +361,8 @@ def main() -> None:
         where,
         figures,
         tables,
-        targets(overheads, saturations),
-        arguments.results,
+        targets=targets(overheads, saturations),
+        folder=arguments.results,
     )
 
 

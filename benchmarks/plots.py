@@ -103,10 +103,8 @@ def draw(folder: Path) -> None:
         plot, axes = pyplot.subplots(figsize=size, layout="constrained")
         function(axes, figures)
         axes.spines[["top", "right"]].set_visible(False)
-        machine = figures["machine"]
-        plot.suptitle(
-            f"{machine['date'][:10]}, {machine['cores']} cores", fontsize=8, x=0.98, ha="right"
-        )
+        day, cores = figures["machine"]["date"][:10], figures["machine"]["cores"]
+        plot.suptitle(f"{day}, {cores} cores", fontsize=8, x=0.98, ha="right")
         plot.savefig(folder / f"{name}.svg", metadata={"Date": None})
         pyplot.close(plot)
 

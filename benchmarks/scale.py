@@ -5,14 +5,14 @@
 
 A batch of tiny pictures is written as rows, as an upload API does. What Dagster's daemon does is
 done by a plain loop, so that nothing waits for a sensor's interval: it evaluates `pending_batches`
-and starts a run worker, a process of its own, for each run that the sensor asks for, until the batch
-has ended. Slices, runs in flight, threads are the settings' defaults. The model server is scripted
-and answers at once.
+and starts a run worker, a process of its own, for each run that the sensor asks for, until the
+batch has ended. Slices, runs in flight, threads are the settings' defaults. The model server is
+scripted and answers at once.
 
-Cost per upload is processor time of the run workers and of PostgreSQL from the start of each run to
-its end; the start of Python (once per run, the same for each) is a column of its own. It is compared
-between sizes, and between the first and the last quarter of the largest batch's runs, which tells
-growth apart from what a run costs once. Wall time depends on the cores: it is shown.
+Cost per upload is processor time of the run workers and of PostgreSQL from the start of each run
+to its end; the start of Python (once per run, the same for each) is a column of its own. It is
+compared between sizes, and between the first and the last quarter of the largest batch's runs,
+which tells growth apart from what a run costs once. Wall time depends on the cores: it is shown.
 
 Memory is the highest of any run worker; once more with photos of 12 megapixels and 8 threads.
 """
@@ -29,11 +29,10 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import dagster as dg
 from rich.console import Console
-from tools.results import Target, add_results_option, machine, report
+from tools.results import Table, Target, add_results_option, machine, report
 from tools.stand import Dispatcher, Scene, Stand, tiny_pictures
 from tools.usage import tree_cpu_seconds
 
@@ -223,15 +222,16 @@ def main() -> None:
                 uploads_per_run=arguments.photos,
             )
             log.print(f"{arguments.photos:6} photos: {memory.peak_mib:.0f} MiB")
-    tables: list[Any] = [("Batches of tiny pictures", HEADINGS, rows(figures))]
+    tables = [Table("Batches of tiny pictures", HEADINGS, rows(figures))]
     if memory:
         title = f"Photos of {PHOTO_MEGAPIXELS} megapixels, {PHOTO_THREADS} threads, one run"
-        tables.append((title, HEADINGS, rows([memory])))
+        tables.append(Table(title, HEADINGS, rows([memory])))
     document = {
         "batches": [asdict(f) | {"cost_ms": f.cost_ms} for f in figures],
         "photos": asdict(memory) if memory else None,
     }
-    report("scale", where, document, tables, targets(figures, memory), arguments.results)
+    judged = targets(figures, memory)
+    report("scale", where, document, tables, targets=judged, folder=arguments.results)
 
 
 if __name__ == "__main__":

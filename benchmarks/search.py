@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psycopg
@@ -30,7 +29,7 @@ from pgvector import Vector
 from pgvector.psycopg import register_vector
 from rich.console import Console
 from sqlalchemy import event
-from tools.results import add_results_option, machine, report
+from tools.results import Table, add_results_option, machine, report
 
 from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.session import Database, with_driver
@@ -237,10 +236,9 @@ def main() -> None:
                 log.print(f"{name}: {rate:.0f} queries per second")
     rows = [[name, *(figures[key] for key in HEADINGS)] for name, figures in found.items()]
     title = f"Searches among {given.vectors} vectors of {DIMENSIONS}"
-    table: Any = (title, ("among", *HEADINGS.values()), rows)
-    report(
-        "search", where, {"vectors": given.vectors, "searches": found}, [table], (), given.results
-    )
+    table = Table(title, ("among", *HEADINGS.values()), rows)
+    document = {"vectors": given.vectors, "searches": found}
+    report("search", where, document, [table], folder=given.results)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from work import assignment, begin_batch, measure
+from work import assignment, measure
 
 START_SECONDS = 120
 

@@ -24,7 +24,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
-
 from tools.usage import Usage
 
 CHANNEL, DIMENSIONS = "batch_pipeline_progress", 1024

@@ -61,50 +61,45 @@ def add_results_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Table:
+    """A titled table."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
 def report(
     name: str,
     where: dict[str, Any],
     figures: dict[str, Any],
-    tables: Iterable[tuple[str, Sequence[str], Sequence[Sequence[object]]]],
+    tables: Iterable[Table],
+    *,
     targets: Sequence[Target] = (),
     folder: Path | None = None,
 ) -> None:
     """Print the tables; write them and the figures, if there is a folder for it."""
-    parts = [f"## {title}\n\n{table(headings, rows)}" for title, headings, rows in tables]
-    if targets:
-        rows = [
-            (
-                target.what,
-                f"{'at least' if target.at_least else 'at most'} {target.asked:g}{target.unit}",
-                f"{target.measured:.3g}{target.unit}",
-                target.verdict,
-            )
-            for target in targets
-        ]
-        parts.append(f"## Targets\n\n{table(('what', 'target', 'measured', ''), rows)}")
     where["load_at_end"] = round(os.getloadavg()[0], 1)
-    text = f"{_head(name, where)}\n\n" + "\n\n".join(parts) + "\n"
+    shown = [*tables, *([_judgement(targets)] if targets else [])]
+    parts = [f"## {table.title}\n\n{markdown(table)}" for table in shown]
+    text = "\n\n".join([_head(name, where), *parts]) + "\n"
     print(text)
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"machine": where, **figures, "targets": [judged(target) for target in targets]}
+    judged = [asdict(target) | {"met": target.met} for target in targets]
+    document = {"machine": where, **figures, "targets": judged}
     (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     (folder / f"{name}.md").write_text(text)
 
 
-def judged(target: Target) -> dict[str, Any]:
-    return asdict(target) | {"met": target.met}
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; a column of which every cell begins with a digit is set to the right."""
-    cells = [[_shown(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-    right = [
-        all(cell[:1].isdigit() or cell == "" for cell in column)
-        for column in zip(*cells, strict=True)
-    ]
+def markdown(table: Table) -> str:
+    """Columns of numbers are set to the right."""
+    cells = [[_shown(cell) for cell in row] for row in table.rows]
+    columns = list(zip(table.headings, *cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [all(cell[:1].isdigit() or not cell for cell in column[1:]) for column in columns]
 
     def line(row: Sequence[str]) -> str:
         padded = (
@@ -113,10 +108,23 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         )
         return f"| {' | '.join(padded)} |"
 
-    rules = (
+    rules = [
         f"{'-' * (width - flush)}{':' * flush}" for width, flush in zip(widths, right, strict=True)
-    )
-    return "\n".join([line(headings), f"| {' | '.join(rules)} |", *map(line, cells)])
+    ]
+    return "\n".join([line(table.headings), line(rules), *map(line, cells)])
+
+
+def _judgement(targets: Sequence[Target]) -> Table:
+    rows = [
+        (
+            target.what,
+            f"{'at least' if target.at_least else 'at most'} {target.asked:g}{target.unit}",
+            f"{target.measured:.3g}{target.unit}",
+            target.verdict,
+        )
+        for target in targets
+    ]
+    return Table("Targets", ("what", "target", "measured", ""), rows)
 
 
 def _shown(cell: object) -> str:

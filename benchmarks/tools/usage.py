@@ -39,7 +39,7 @@ class Usage(AbstractContextManager["Usage"]):
     figures: dict[str, float]
 
     def __enter__(self) -> "Usage":
-        self._server_pid = int(os.environ.get(SERVER_PID_VARIABLE, 0))
+        self._server_pid = int(os.environ.get(SERVER_PID_VARIABLE, "0"))
         self._before = self._cpu()
         self._begun = time.perf_counter()
         return self
