@@ -32,7 +32,7 @@ from typing import Any
 
 import dagster as dg
 from rich.console import Console
-from tools.results import Target, add_results_option, machine, report
+from tools.results import Table, Target, add_results_option, machine, report
 from tools.stand import Dispatcher, Scene, Stand, tiny_pictures
 from tools.usage import SERVER_PID_VARIABLE
 
@@ -207,7 +207,125 @@ class Figure:
         return self.seconds / self.uploads * 1000
 
     @property
-    def saturation(
+    def saturation(self) -> float:
+        return self.uploads * self.latency / self.slots / self.seconds
+
+
+def measure(
+    contender: Contender,
+    stand: Stand,
+    *,
+    uploads: int,
+    threads: int,
+    slots: int,
+    latency: float = 0,
+) -> Figure:
+    """Let a contender work a batch, and check that it did."""
+    name = f"{contender.name}-{slots}x{latency:g}s"
+    with (
+        ScriptedModelServer(latency_seconds=latency, slots=slots, vision_models=[MODEL]) as server,
+        stand.scene(
+            name,
+            analyzer="ollama",
+            embedder="embedded",
+            ollama_host=server.ollama_url,
+            vision_model=MODEL,
+            max_vision_calls=slots,
+            max_concurrent_uploads=threads,
+            uploads_per_run=uploads,
+        ) as scene,
+    ):
+        batch_id = scene.add_batch(tiny_pictures(uploads))
+        with command(contender, scene, str(batch_id), server.ollama_url, threads) as words:
+            figures = run(words, contender, scene, stand.server_pid)
+        done, calls = scene.completed(), len(server.calls_of("vision"))
+        assert (done, calls) == (uploads, uploads), f"{name}: {done} done, {calls} calls"
+    recorded = figures.pop("recorded", 0)
+    used = {key: figures[key] for key in ("seconds", "cpu_seconds", "database_cpu_seconds")}
+    return Figure(contender.name, uploads, latency, slots, recorded=int(recorded), **used)
+
+
+@contextmanager
+def command(
+    contender: Contender, scene: Scene, batch_id: str, model_url: str, threads: int
+) -> Iterator[list[str]]:
+    """What to start, and the environment for it."""
+    if contender.script:
+        assignment = {
+            "database_url": scene.database_url,
+            "state_url": scene.state_url,
+            "model_url": model_url,
+            "model": MODEL,
+            "storage": scene.storage,
+            "batch_id": batch_id,
+            "threads": threads,
+            "folder": str(scene.folder),
+            "variant": contender.variant,
+        }
+        os.environ["BENCHMARK_ASSIGNMENT"] = json.dumps(assignment)
+        yield [str(HERE / "peers" / contender.script)]
+        return
+    with dg.DagsterInstance.get() as instance:
+        [run_id] = Dispatcher(scene.pipeline, instance).tick(contender.execution)
+        yield ["-m", "tools.run_worker", run_id]
+
+
+def run(words: list[str], contender: Contender, scene: Scene, server_pid: int) -> dict[str, float]:
+    """Start a process and read the figures that it prints at its end."""
+    log_file = scene.folder / "contender.log"
+    path = os.pathsep.join(map(str, (HERE, HERE / "peers")))
+    with log_file.open("wb") as errors:
+        ended = subprocess.run(
+            [str(contender.python), "-W", "ignore", *words],
+            env=os.environ | {"PYTHONPATH": path, SERVER_PID_VARIABLE: str(server_pid)},
+            cwd=scene.folder,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    lines = ended.stdout.splitlines()
+    if ended.returncode or not lines:
+        raise RuntimeError(f"{contender.name} failed:\n{log_file.read_text()[-3000:]}")
+    figures: dict[str, float] = json.loads(lines[-1])
+    if not contender.script:
+        figures["recorded"] = recorded_steps(scene)
+    return figures
+
+
+def recorded_steps(scene: Scene) -> int:
+    """Mapped steps whose success is in Dagster's event log."""
+    with dg.DagsterInstance.get() as instance:
+        counts = [
+            instance.get_run_stats(record.dagster_run.run_id).steps_succeeded
+            for record in instance.get_run_records()
+        ]
+    return sum(counts) - 2 * len(counts)  # the fan-out and the collector
+
+
+def install_peers() -> None:
+    """Make the environments of the peers that do not share ours."""
+    for name in {contender.environment for contender in CONTENDERS} - {""}:
+        folder = ENVIRONMENTS / name
+        log.print(f"environment of {name}: {folder}")
+        venv.create(folder, with_pip=True)
+        requirements = HERE / "peers" / f"requirements-{name}.txt"
+        pip = [str(folder / "bin" / "pip"), "install", "--quiet", "-r", str(requirements)]
+        subprocess.run(pip, check=True)
+
+
+def overhead(
+    contenders: list[Contender], stand: Stand, uploads: int, threads: int
+) -> Iterator[Figure]:
+    for contender in contenders:
+        count = max(round(uploads * contender.share), 2)
+        figure = measure(contender, stand, uploads=count, threads=threads, slots=threads)
+        log.print(f"{contender.name:22}{count:6} uploads  {figure.ms_per_upload:9.1f} ms each")
+        yield figure
+
+
+def saturation(
     contenders: list[Contender], stand: Stand, loads: int, ideal_seconds: float
 ) -> Iterator[Figure]:
     for latency, slots, _ in LOADS[:loads]:
@@ -344,11 +462,13 @@ def main() -> None:
         )
     ]
     if saturations:
-        headings = [""]
+        title, headings = "Saturation of the model server", [""]
         for latency, slots, _ in LOADS:
             headings += [f"{latency:g} s, {slots} slots", "CPU s"]
         tables.append(
-            Table("Saturation of the model server", headings, saturation_table(saturations, by_name))
+            Table(
+                "Saturation of the model server", headings, saturation_table(saturations, by_name)
+            )
         )
     figures = {
         "arguments": {"uploads": arguments.uploads, "threads": arguments.threads},
