@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo dev test test-slow test-ocr faults lint format clean
+.PHONY: help install demo dev test test-slow test-ocr faults benchmarks lint format clean
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
 	@echo "make test    install, run the tests (make test-slow: faults, outages and restarts; make faults: all faults)"
 	@echo "make dev     install, run Dagster for your own batches (http://127.0.0.1:3000)"
 	@echo "make lint    ruff and mypy"
+	@echo "make benchmarks  this pipeline and what else one might use, side by side (15 minutes)"
 	@echo "make clean   remove the environment and everything the demo stored"
 
 install: $(BIN)/.installed
@@ -46,6 +47,13 @@ test-ocr: install
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ocr]'
 	$(BIN)/pytest -n 0 batch_pipeline_tests/integration/model_servers/test_ocr.py \
 		batch_pipeline_tests/unit/model_servers/test_embedded.py $(ARGS)
+
+# On a machine with nothing else to do; writes benchmarks/results. Peers that do not share our
+# environment get one of their own.
+benchmarks: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,benchmarks]'
+	$(BIN)/python benchmarks/orchestration.py --install-peers
+	$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff check

@@ -1,18 +1,17 @@
 """Decode in the run worker, in a child process per file, or in children that are kept?
 
-    python benchmarks/decoding_isolation.py [--files 40]
+    python benchmarks/decoding_isolation.py --files 40
 
 Prints milliseconds per file and the ratio to decoding in process, for photos of 12 megapixels. What
 comes back from a child are the pictures that an upload needs: preview and vision input.
 """
 
+import argparse
 import io
 import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-
-import click
 
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
@@ -32,9 +31,12 @@ def milliseconds(work: Callable[[], object], files: int) -> float:
     return (time.perf_counter() - begin) * 1000 / files
 
 
-@click.command()
-@click.option("--files", default=40, show_default=True)
-def main(files: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--files", type=int, default=40, help="photos of 12 megapixels")
+    files = parser.parse_args().files
     photos = [make_photo(12, seed=seed) for seed in range(4)] * (files // 4)
     figures = {"in process": milliseconds(lambda: list(map(pictures_of, photos)), len(photos))}
     context = multiprocessing.get_context("spawn")

@@ -315,12 +315,25 @@ def install_peers() -> None:
         subprocess.run(pip, check=True)
 
 
+def attempt(contender: Contender, stand: Stand, **size: Any) -> Figure | None:
+    """Measure; a peer that fails is left out, with a message, but ours ends the benchmark."""
+    try:
+        return measure(contender, stand, **size)
+    except (RuntimeError, AssertionError, subprocess.TimeoutExpired) as error:
+        if contender.name == "pipeline":
+            raise
+        log.print(f"{contender.name} is left out: {error}", markup=False)
+        return None
+
+
 def overhead(
     contenders: list[Contender], stand: Stand, uploads: int, threads: int
 ) -> Iterator[Figure]:
     for contender in contenders:
         count = max(round(uploads * contender.share), 2)
-        figure = measure(contender, stand, uploads=count, threads=threads, slots=threads)
+        figure = attempt(contender, stand, uploads=count, threads=threads, slots=threads)
+        if figure is None:
+            continue
         log.print(f"{contender.name:22}{count:6} uploads  {figure.ms_per_upload:9.1f} ms each")
         yield figure
 
@@ -334,7 +347,7 @@ def saturation(
                 continue
             # Who cannot fill the server is given few, and would take too long otherwise.
             few = contender.in_flight and 2 * contender.in_flight
-            figure = measure(
+            figure = attempt(
                 contender,
                 stand,
                 uploads=few or max(round(ideal_seconds * slots / latency), slots),
@@ -342,6 +355,8 @@ def saturation(
                 slots=slots,
                 latency=latency,
             )
+            if figure is None:
+                continue
             log.print(
                 f"{contender.name:22}{figure.uploads:6} uploads  {latency:g} s, {slots} slots: "
                 f"{figure.saturation:.3f}"
@@ -465,11 +480,7 @@ def main() -> None:
         title, headings = "Saturation of the model server", [""]
         for latency, slots, _ in LOADS:
             headings += [f"{latency:g} s, {slots} slots", "CPU s"]
-        tables.append(
-            Table(
-                "Saturation of the model server", headings, saturation_table(saturations, by_name)
-            )
-        )
+        tables.append(Table(title, headings, saturation_table(saturations, by_name)))
     figures = {
         "arguments": {"uploads": arguments.uploads, "threads": arguments.threads},
         "titles": {contender.name: contender.title for contender in chosen},

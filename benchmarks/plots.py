@@ -3,8 +3,8 @@
 Reads the JSON files that the scripts wrote with `--results`; what is missing is left out.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,13 @@ def draw(folder: Path) -> None:
         pyplot.close(plot)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=RESULTS)
+    draw(parser.parse_args().folder)
+
+
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv):
-        print(__doc__)
-    else:
-        draw(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    main()

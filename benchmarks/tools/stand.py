@@ -1,5 +1,6 @@
 """A test stand: PostgreSQL, and for each contender databases, a storage and a batch of its own."""
 
+import logging
 import os
 import random
 import uuid
@@ -14,7 +15,6 @@ import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from PIL import Image
 from sqlalchemy import insert, text
-from sqlalchemy.engine import make_url
 
 from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.models import Upload, UploadBatch
@@ -131,6 +131,7 @@ class Dispatcher:
     """The sensor's part: evaluates `pending_batches` and makes the runs that it asks for."""
 
     def __init__(self, pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
+        logging.disable(logging.INFO)  # what the sensor says of each run
         self._instance = instance
         definitions = build_definitions()
         self._job = definitions.resolve_job_def("process_batch")
@@ -166,8 +167,3 @@ def tiny_pictures(count: int) -> Iterator[bytes]:
         colour = (dice.randrange(256), dice.randrange(256), dice.randrange(256))
         Image.new("RGB", (32, 24), colour).save(file, "JPEG")
         yield file.getvalue()
-
-
-def with_driver_psycopg2(url: str) -> str:
-    """The same URL as dagster-postgres wants it."""
-    return make_url(url).set(drivername="postgresql+psycopg2").render_as_string(False)

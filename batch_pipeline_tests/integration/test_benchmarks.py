@@ -1,0 +1,89 @@
+"""The benchmarks run: their scripts with tiny sizes, our own pipeline only."""
+
+import json
+import math
+import os
+import runpy
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from batch_pipeline.settings import ENVIRONMENT_PREFIX
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py"))
+TINY = {
+    "orchestration": [
+        "--only",
+        "pipeline",
+        "--uploads",
+        "4",
+        "--loads",
+        "1",
+        "--ideal-seconds",
+        "0.1",
+    ],
+    "scale": ["--sizes", "4", "--photos", "1"],
+}
+
+
+def start(script, arguments, folder):
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith((ENVIRONMENT_PREFIX, "DAGSTER_"))
+    }
+    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), *arguments]
+    return subprocess.Popen(
+        [*command, "--results", str(folder)],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_benchmarks_of_orchestration_and_scale_give_finite_figures(tmp_path):
+    running = {script: start(script, arguments, tmp_path) for script, arguments in TINY.items()}
+    for script, process in running.items():
+        _, errors = process.communicate()
+        assert process.returncode == 0, f"{script}: {errors[-3000:]}"
+
+    found = {script: json.loads((tmp_path / f"{script}.json").read_text()) for script in TINY}
+    [cost] = found["orchestration"]["overhead"]
+    assert (cost["name"], cost["uploads"], cost["recorded"]) == ("pipeline", 4, 4)
+    assert positive(cost["ms_per_upload"], cost["cpu_seconds"], cost["database_cpu_seconds"])
+    [load] = found["orchestration"]["saturation"]
+    assert 0 < load["saturation"] < 1
+
+    [batch], photos = found["scale"]["batches"], found["scale"]["photos"]
+    assert (batch["uploads"], batch["runs"]) == (4, 1)
+    assert 0 < batch["first_seconds"] < batch["seconds"]
+    assert positive(batch["cost_ms"], batch["start_cpu_ms"], batch["peak_mib"])
+    assert photos["peak_mib"] > 0
+    for script, figures in found.items():
+        assert all(math.isfinite(target["measured"]) for target in figures["targets"])
+        table = (tmp_path / f"{script}.md").read_text()
+        assert all(target["what"] in table for target in figures["targets"])
+
+
+def positive(*figures):
+    return all(math.isfinite(figure) and figure > 0 for figure in figures)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_says_how_it_is_used(script, monkeypatch, capsys):
+    if script == "plots.py" and find_spec("matplotlib") is None:
+        pytest.skip("matplotlib is part of the extra `benchmarks`")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+    assert not ended.value.code
+    assert f"benchmarks/{script}" in capsys.readouterr().out
