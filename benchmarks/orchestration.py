@@ -57,7 +57,7 @@ class Contender:
         name: as `--only` takes it.
         title: as tables show it.
         records: what it keeps of each upload.
-        share: how many of the uploads it is given; those that are slow get few.
+        at_most: uploads that it is given without latency, if it is slow.
         script: of `peers/`; none: the job `process_batch`.
         variant: for a script that knows several ways.
         execution: run config of `process_batch`.
@@ -70,7 +70,7 @@ class Contender:
     name: str
     title: str
     records: str
-    share: float = 1.0
+    at_most: int | None = None
     script: str = ""
     variant: str = ""
     execution: dict[str, Any] = field(default_factory=dict)
@@ -104,7 +104,7 @@ CONTENDERS = (
         "pipeline-in-process",
         "this job, Dagster's in-process executor",
         STEPS,
-        share=0.2,
+        at_most=100,
         execution={"in_process": {}},
         in_flight=1,
         under_load=False,
@@ -113,7 +113,7 @@ CONTENDERS = (
         "pipeline-forkserver",
         "this job, multiprocess with forkserver",
         STEPS,
-        share=0.04,
+        at_most=40,
         execution={"multiprocess": FORKSERVER},
         in_flight=os.cpu_count(),
         under_load=False,
@@ -122,7 +122,7 @@ CONTENDERS = (
         "pipeline-default",
         "this job, Dagster's default executor",
         STEPS,
-        share=0.01,
+        at_most=8,
         execution={"multiprocess": {}},
         in_flight=os.cpu_count(),
         under_load=False,
@@ -133,7 +133,7 @@ CONTENDERS = (
         "dagster-in-process",
         "Dagster, in-process executor",
         EVENTS,
-        share=0.2,
+        at_most=100,
         script="dagster_jobs.py",
         variant="in_process",
         in_flight=1,
@@ -142,7 +142,7 @@ CONTENDERS = (
         "dagster-async",
         "Dagster, dagster-async-executor",
         EVENTS,
-        share=0.4,
+        at_most=200,
         script="dagster_jobs.py",
         variant="async",
         needs="dagster_async_executor",
@@ -151,7 +151,7 @@ CONTENDERS = (
         "dagster-forkserver",
         "Dagster, multiprocess with forkserver",
         EVENTS,
-        share=0.04,
+        at_most=40,
         script="dagster_jobs.py",
         variant="forkserver",
         in_flight=os.cpu_count(),
@@ -160,7 +160,7 @@ CONTENDERS = (
         "dagster-default",
         "Dagster, default executor",
         EVENTS,
-        share=0.01,
+        at_most=16,
         script="dagster_jobs.py",
         variant="default",
         in_flight=os.cpu_count(),
@@ -330,7 +330,7 @@ def overhead(
     contenders: list[Contender], stand: Stand, uploads: int, threads: int
 ) -> Iterator[Figure]:
     for contender in contenders:
-        count = max(round(uploads * contender.share), 2)
+        count = min(uploads, contender.at_most or uploads)
         figure = attempt(contender, stand, uploads=count, threads=threads, slots=threads)
         if figure is None:
             continue
@@ -430,7 +430,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--ideal-seconds",
         type=float,
-        default=10,
+        default=12,
         help="what a server that never waits would need for the batch of a load",
     )
     parser.add_argument(

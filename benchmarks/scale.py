@@ -149,7 +149,7 @@ def start(run_id: str, log_file: Path) -> subprocess.Popen[str]:
 
 
 def photos(count: int) -> Iterable[bytes]:
-    different = [make_photo(PHOTO_MEGAPIXELS, seed=n) for n in range(DIFFERENT_PHOTOS)]
+    different = [make_photo(PHOTO_MEGAPIXELS, seed=n) for n in range(min(count, DIFFERENT_PHOTOS))]
     return islice(cycle(different), count)
 
 

@@ -21,7 +21,7 @@ def main() -> None:
     import batch_pipeline.definitions  # noqa: F401, PLC0415
 
     start = {"start_seconds": time.time() - started, "start_cpu_seconds": tree_cpu_seconds()}
-    with Usage() as usage, dg.DagsterInstance.get() as instance:
+    with dg.DagsterInstance.get() as instance, Usage() as usage:
         code = _execute_run_command_body(
             sys.argv[1], instance, write_stream_fn=lambda _: None, set_exit_code_on_failure=True
         )
