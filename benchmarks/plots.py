@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from tools.results import shown
 
 RESULTS = Path(__file__).parent / "results"
 OURS, OTHERS, ASKED = "#1f6feb", "#8b949e", "#d1242f"
@@ -27,7 +28,7 @@ def overhead(axes: Axes, figures: dict[str, Any]) -> None:
     values = [figure["ms_per_upload"] for figure in found]
     colours = [OURS if figure["name"] == "pipeline" else OTHERS for figure in found]
     bars = axes.barh(titles, values, color=colours)
-    axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3)
+    axes.bar_label(bars, list(map(shown, values)), padding=3)
     axes.set_xscale("log")
     axes.set_xlim(right=max(values) * 4)
     axes.axvline(10, color=ASKED, linewidth=1)

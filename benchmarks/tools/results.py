@@ -81,8 +81,8 @@ def report(
 ) -> None:
     """Print the tables; write them and the figures, if there is a folder for it."""
     where["load_at_end"] = round(os.getloadavg()[0], 1)
-    shown = [*tables, *([_judgement(targets)] if targets else [])]
-    parts = [f"## {table.title}\n\n{markdown(table)}" for table in shown]
+    all_tables = [*tables, *([_judgement(targets)] if targets else [])]
+    parts = [f"## {table.title}\n\n{markdown(table)}" for table in all_tables]
     text = "\n\n".join([_head(name, where), *parts]) + "\n"
     print(text)
     if folder is None:
@@ -96,7 +96,7 @@ def report(
 
 def markdown(table: Table) -> str:
     """Columns of numbers are set to the right."""
-    cells = [[_shown(cell) for cell in row] for row in table.rows]
+    cells = [[shown(cell) for cell in row] for row in table.rows]
     columns = list(zip(table.headings, *cells, strict=True))
     widths = [max(map(len, column)) for column in columns]
     right = [all(cell[:1].isdigit() or not cell for cell in column[1:]) for column in columns]
@@ -119,7 +119,7 @@ def _judgement(targets: Sequence[Target]) -> Table:
         (
             target.what,
             f"{'at least' if target.at_least else 'at most'} {target.asked:g}{target.unit}",
-            f"{target.measured:.3g}{target.unit}",
+            f"{shown(target.measured)}{target.unit}",
             target.verdict,
         )
         for target in targets
@@ -127,7 +127,8 @@ def _judgement(targets: Sequence[Target]) -> Table:
     return Table("Targets", ("what", "target", "measured", ""), rows)
 
 
-def _shown(cell: object) -> str:
+def shown(cell: object) -> str:
+    """A number to three places, but never in powers of ten."""
     if cell is None:
         return ""
     if not isinstance(cell, float):
