@@ -16,15 +16,16 @@ uploads. Saturation: uploads x latency / slots / wall time; 1 is a server that n
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import venv
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -245,7 +246,7 @@ def measure(
     return Figure(contender.name, uploads, latency, slots, recorded=int(recorded), **used)
 
 
-@contextmanager
+@contextlib.contextmanager
 def command(
     contender: Contender, scene: Scene, batch_id: str, model_url: str, threads: int
 ) -> Iterator[list[str]]:
@@ -275,18 +276,22 @@ def run(words: list[str], contender: Contender, scene: Scene, server_pid: int) -
     log_file = scene.folder / "contender.log"
     path = os.pathsep.join(map(str, (HERE, HERE / "peers")))
     with log_file.open("wb") as errors:
-        ended = subprocess.run(
+        process = subprocess.Popen(
             [str(contender.python), "-W", "ignore", *words],
             env=os.environ | {"PYTHONPATH": path, SERVER_PID_VARIABLE: str(server_pid)},
             cwd=scene.folder,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            timeout=PATIENCE,
-            check=False,
+            start_new_session=True,
         )
-    lines = ended.stdout.splitlines()
-    if ended.returncode or not lines:
+    try:
+        printed, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # whatever it has left behind
+            os.killpg(process.pid, signal.SIGKILL)
+    lines = printed.splitlines()
+    if process.returncode or not lines:
         raise RuntimeError(f"{contender.name} failed:\n{log_file.read_text()[-3000:]}")
     figures: dict[str, float] = json.loads(lines[-1])
     if not contender.script:

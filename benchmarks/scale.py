@@ -120,19 +120,24 @@ def drive(scene: Scene, dispatcher: Dispatcher) -> list[dict[str, float]]:
     running: list[subprocess.Popen[str]] = []
     free = True  # something ended, so that the sensor may ask for more
     log_file = scene.folder / "workers.log"
-    while free or running:
-        if free:
-            running += [start(run_id, log_file) for run_id in dispatcher.tick()]
-            free = False
-        for worker in [worker for worker in running if worker.poll() is not None]:
-            assert worker.stdout
-            lines = worker.stdout.read().splitlines()
-            if worker.returncode or not lines:
-                raise RuntimeError(f"a run worker failed:\n{log_file.read_text()[-3000:]}")
-            ended.append(json.loads(lines[-1]))
-            running.remove(worker)
-            free = True
-        time.sleep(POLL_SECONDS)
+    try:
+        while free or running:
+            if free:
+                running += [start(run_id, log_file) for run_id in dispatcher.tick()]
+                free = False
+            for worker in [worker for worker in running if worker.poll() is not None]:
+                assert worker.stdout
+                lines = worker.stdout.read().splitlines()
+                if worker.returncode or not lines:
+                    raise RuntimeError(f"a run worker failed:\n{log_file.read_text()[-3000:]}")
+                ended.append(json.loads(lines[-1]))
+                running.remove(worker)
+                free = True
+            time.sleep(POLL_SECONDS)
+    finally:
+        for worker in running:  # only if one has failed
+            worker.kill()
+            worker.wait()
     return ended
 
 
