@@ -14,8 +14,10 @@
 
 An ``UploadError`` and a ``ServiceDownError`` carry a ``kind``: a short, stable word in
 ``snake_case`` that is stored with the upload, so that people can filter by it; the message is
-for reading and is kept word for word.
+for reading and is kept word for word, less what no reader can see.
 """
+
+from batch_pipeline.visible_text import visible
 
 
 class PipelineError(Exception):
@@ -35,10 +37,14 @@ class NotFoundError(RefusedError):
 
 
 class KindedError(PipelineError):
-    """An error with a stable ``kind`` that is stored beside its message."""
+    """An error with a stable ``kind`` that is stored beside its message.
+
+    The message may quote a file or a model server: controls are replaced here, once for the log,
+    the database, Dagster and the terminal.
+    """
 
     def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(visible(message))
         self.kind = kind
 
 

@@ -2,8 +2,8 @@
 
 Nothing here is computed by materializing an asset in the UI: the steps of ``process_batch`` report
 what they have stored; what is said of a batch that has ended stands in ``batch_reports.py``. Text
-that came from a file or a model goes out as text metadata, which the UI shows literally; it never
-goes into Markdown.
+that came from a file or a model goes out as `literal` metadata, which the UI shows as it is. It
+never goes into Markdown, and so not into the description of an event either.
 """
 
 import base64
@@ -12,19 +12,23 @@ from typing import Any
 
 import dagster as dg
 
-from batch_pipeline.media.previews import shrink_jpeg
+from batch_pipeline.media.previews import tiny_webp
 from batch_pipeline.services.batch_progress import BatchProgress
 from batch_pipeline.services.batch_status import described_below
 from batch_pipeline.services.description_audit import PASS_SCORE
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.upload_processing import UploadReport
+from batch_pipeline.visible_text import visible
 
 BATCHES = dg.DynamicPartitionsDefinition(name="batches")
 GROUP = "uploads"
 OWNERS = ["team:media"]
 QUALITY_CHECK = "description_quality"
-#: Previews stand in the event log, a row each: they are kept smaller than thumbnails (pixels).
-PREVIEW_SIDE = 160
+#: Longest side of a picture that is read to be shown (pixels).
+PREVIEW_SIDE = 128
+#: From 1,000 characters on, Dagster's pages hide Markdown behind a click: 700 bytes are 936
+#: characters of base64. A preview is a row of the event log, too.
+PREVIEW_BYTES = 700
 
 submitted_files = dg.AssetSpec(
     "submitted_files",
@@ -142,9 +146,9 @@ def description_quality(context: dg.AssetCheckExecutionContext) -> dg.AssetCheck
 def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
     """Say what was stored for an upload."""
     metadata: dict[str, Any] = {
-        "file": dg.MetadataValue.text(report.filename),
+        "file": literal(report.filename),
         "upload_id": str(report.upload_id),
-        "description": dg.MetadataValue.text(report.description or ""),
+        "description": literal(report.description or ""),
         "audit_score": report.score or 0,
         "vision_model": report.vision_model or "",
         "embedding_model": report.embedding_model or "",
@@ -154,7 +158,6 @@ def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
     }
     return dg.AssetMaterialization(
         upload_analysis.key,
-        description=report.filename,
         metadata=preview(report.thumbnail) | metadata,
         partition=str(report.batch_id) if report.batch_id else None,
     )
@@ -172,10 +175,8 @@ def quality_evaluation(report: UploadReport) -> dg.AssetCheckEvaluation | None:
         metadata={
             "audit_score": report.audit.score,
             "pass_score": PASS_SCORE,
-            "file": dg.MetadataValue.text(report.filename),
-            "penalties": dg.MetadataValue.text(
-                "; ".join(str(penalty) for penalty in report.audit.penalties) or "none"
-            ),
+            "file": literal(report.filename),
+            "penalties": literal("; ".join(map(str, report.audit.penalties)) or "none"),
         },
     )
 
@@ -202,9 +203,14 @@ def progress_metadata(progress: BatchProgress) -> Mapping[str, Any]:
     }
 
 
+def literal(text: object) -> dg.TextMetadataValue:
+    """Text of strangers: shown as it is, less what could reorder it or hide."""
+    return dg.MetadataValue.text(visible(text))
+
+
 def preview(thumbnail: bytes | None) -> dict[str, Any]:
     """Show a thumbnail; nothing if there is none."""
     if thumbnail is None:
         return {}
-    data = base64.b64encode(shrink_jpeg(thumbnail, PREVIEW_SIDE)).decode()
-    return {"preview": dg.MetadataValue.md(f"![thumbnail](data:image/jpeg;base64,{data})")}
+    data = base64.b64encode(tiny_webp(thumbnail, PREVIEW_BYTES)).decode()
+    return {"preview": dg.MetadataValue.md(f"![thumbnail](data:image/webp;base64,{data})")}

@@ -1,10 +1,16 @@
-"""How an upload that got no result looks in Dagster: a red step that says file, kind and reason."""
+"""How an upload that got no result looks in Dagster: a red step that says file, kind and reason.
+
+The errors behind it are not named as its cause: their tracebacks would fill the step's panel, in
+the words of a library or of a server, and say no more to who has to act. Where an
+``internal_error`` came from stands in the run's log.
+"""
 
 import dagster as dg
 
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.orchestration.assets import preview
+from batch_pipeline.orchestration.assets import literal, preview
 from batch_pipeline.services.upload_processing import FailedUpload
+from batch_pipeline.visible_text import visible_line
 
 
 def upload_failure(failed: FailedUpload) -> dg.Failure:
@@ -14,11 +20,11 @@ def upload_failure(failed: FailedUpload) -> dg.Failure:
     """
     report, error = failed.report, failed.error
     return dg.Failure(
-        description=f"{report.filename}: {error.kind}: {error}",
+        description=f"{visible_line(report.filename)}: {error.kind}: {error}",
         metadata={
-            "file": dg.MetadataValue.text(report.filename),
+            "file": literal(report.filename),
             "kind": error.kind,
-            "reason": dg.MetadataValue.text(str(error)),
+            "reason": literal(error),
             "attempt": report.attempt,
             "upload_id": str(report.upload_id),
             **preview(report.thumbnail),
@@ -36,7 +42,7 @@ def outage_failure(error: ServiceDownError, *, released: int) -> dg.Failure:
         description=f"{error.kind}: {error}",
         metadata={
             "kind": error.kind,
-            "reason": dg.MetadataValue.text(str(error)),
+            "reason": literal(error),
             "uploads_handed_back": released,
             "next": "nothing is lost: the uploads are pending and are worked when it answers",
         },

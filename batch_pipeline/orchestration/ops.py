@@ -129,8 +129,8 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
         first = worker.note_outage(error)
         released = _hand_back(context, error, resume_after_seconds=OUTAGE_PAUSE_SECONDS)
         if first is error:
-            raise outage_failure(error, released=released) from error
-        raise stopped_failure(first) from error
+            raise outage_failure(error, released=released) from None
+        raise stopped_failure(first) from None
     except dg.DagsterExecutionInterruptedError:
         _stop(context)
         raise
@@ -149,7 +149,7 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
     if report.progress and worker.progress_meter.is_due(report.progress):
         context.log_event(progress_materialization(report.progress))
     if isinstance(outcome, FailedUpload):
-        raise upload_failure(outcome) from outcome.error
+        raise upload_failure(outcome)
     context.log_event(upload_materialization(report))
     yield dg.Output(None)
 

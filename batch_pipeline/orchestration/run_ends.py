@@ -11,7 +11,7 @@ from uuid import UUID
 
 import dagster as dg
 
-from batch_pipeline.orchestration.assets import batch_progress
+from batch_pipeline.orchestration.assets import batch_progress, literal
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
@@ -47,15 +47,13 @@ class Settlement:
 
     def __str__(self) -> str:
         """One line for the log."""
-        parts = [
-            f"{self.returned} uploads in its hands are pending again",
-            f"{self.requeued} that it never took will go to another run",
-        ]
-        if self.quarantined:
-            parts.append(f"{self.quarantined} that killed their worker every time are failed")
-        if self.batch_ended_as:
-            parts.append(f"the batch is {self.batch_ended_as}")
-        return "; ".join(parts)
+        parts = {
+            f"{self.returned} uploads in its hands are pending again": self.returned,
+            f"{self.requeued} that it never took will go to another run": self.requeued,
+            f"{self.quarantined} that killed their worker every time are failed": self.quarantined,
+            f"the batch is {self.batch_ended_as}": self.batch_ended_as,
+        }
+        return "; ".join(text for text, said in parts.items() if said) or "it left nothing behind"
 
 
 def settle_failed_run(
@@ -149,7 +147,7 @@ def observe(
             partition=run.tags.get(BATCH_TAG),
             metadata={
                 "run": dg.MetadataValue.dagster_run(run.run_id),
-                "reason": dg.MetadataValue.text(reason),
+                "reason": literal(reason),
                 "uploads_returned": settlement.returned,
                 "uploads_quarantined": settlement.quarantined,
                 "uploads_requeued": settlement.requeued,

@@ -5,6 +5,7 @@ The choice itself is a pure function in ``services/dispatch.py``.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 import dagster as dg
@@ -12,6 +13,7 @@ import dagster as dg
 from batch_pipeline.orchestration.assets import BATCHES
 from batch_pipeline.orchestration.batch_reports import headline, report_of
 from batch_pipeline.orchestration.run_ends import (
+    Settlement,
     batch_of,
     observe,
     settle_failed_run,
@@ -19,6 +21,7 @@ from batch_pipeline.orchestration.run_ends import (
 )
 from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG
+from batch_pipeline.services.backlog import Rescue
 from batch_pipeline.services.batch_summary import batch_summary
 from batch_pipeline.services.dispatch import (
     WaitingSlice,
@@ -60,21 +63,25 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
     def pending_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         pipeline: Pipeline = context.resources.pipeline
         # Cheap, and what makes an upload whose worker died wait for its lease only.
-        rescue_from_ended_runs(context.instance, pipeline)
+        rescued = _say_rescued(rescue_from_ended_runs(context.instance, pipeline))
+        if rescued:
+            context.log.warning(rescued)
+
+        def skip(reason: str) -> dg.SensorResult:
+            return dg.SensorResult(skip_reason=f"{rescued}; {reason}" if rescued else reason)
+
         open_slices(pipeline.database, pipeline.settings.uploads_per_run)
         waiting = waiting_slices(pipeline.database)
         if not waiting:
-            return dg.SensorResult(skip_reason=dg.SkipReason("no upload is pending"))
+            return skip("no upload is pending")
         in_flight = runs_in_flight(context.instance, job.name)
         launched = launched_keys(context.instance, [slice_.key for slice_ in waiting])
         limit = pipeline.settings.max_runs_in_flight
         chosen = choose_slices(waiting, launched=launched, in_flight=in_flight, max_in_flight=limit)
         if not chosen:
-            return dg.SensorResult(
-                skip_reason=dg.SkipReason(
-                    f"{len(waiting)} slices wait; {sum(in_flight.values())} of {limit} runs are "
-                    "in flight"
-                )
+            return skip(
+                f"slices that wait: {len(waiting)}, {len(launched)} of them for a run that was "
+                f"launched; runs in flight: {sum(in_flight.values())} of {limit}"
             )
         # A run that is launched while the analyzer is down would only end at its start.
         if outage := pipeline.analyzer_outage():
@@ -85,9 +92,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
                     slice_number=slice_.number,
                     resume_after_seconds=OUTAGE_PAUSE_SECONDS,
                 )
-            return dg.SensorResult(
-                skip_reason=dg.SkipReason(f"{len(waiting)} slices wait: {outage}")
-            )
+            return skip(f"slices that wait: {len(waiting)}, because {outage}")
         for slice_ in chosen:
             context.log.info(
                 "asked for a run: batch %s, slice %s, %s",
@@ -98,45 +103,69 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
     return pending_batches
 
 
+class _RunEndSensor(dg.RunStatusSensorDefinition):
+    """A run-status sensor that says when no run has ended; Dagster would say *an empty result*."""
+
+    def __init__(self, *, nothing: str, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._nothing = dg.SensorDefinition(
+            name=self.name, evaluation_fn=lambda _: dg.SkipReason(nothing)
+        )
+
+    def evaluate_tick(self, context: dg.SensorEvaluationContext) -> Any:
+        is_first = context.cursor is None  # it looks for nothing, and says so
+        tick = super().evaluate_tick(context)
+        return (
+            tick if is_first or tick.dagster_run_reactions else self._nothing.evaluate_tick(context)
+        )
+
+
 def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     """Settle at once what runs of the job leave behind."""
 
-    @dg.run_failure_sensor(
-        name="release_uploads_of_failed_runs",
-        monitored_jobs=[job],
-        minimum_interval_seconds=RUN_END_INTERVAL_SECONDS,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Returns what a failed run held; gives a batch up whose runs die every time. "
-        "An empty result means that no run has failed since.",
-    )
     def release_uploads_of_failed_runs(
-        context: dg.RunFailureSensorContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
-        run, reason = context.dagster_run, context.failure_event.message or "no reason was given"
-        settlement = settle_failed_run(
-            pipeline, run, died=not _explained(context.get_step_failure_events()), reason=reason
-        )
-        context.log.warning("run %s of batch %s: %s", run.run_id, batch_of(run), settlement)
-        observe(context.instance, run, settlement, reason)
+        failure = context.for_run_failure()
+        run, reason = failure.dagster_run, failure.failure_event.message or "no reason was given"
+        died = not _explained(failure.get_step_failure_events())
+        settle(context, settle_failed_run(pipeline, run, died=died, reason=reason), reason)
 
-    @dg.run_status_sensor(
-        run_status=dg.DagsterRunStatus.CANCELED,
-        name="cancel_batches_of_terminated_runs",
-        monitored_jobs=[job],
-        minimum_interval_seconds=RUN_END_INTERVAL_SECONDS,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Cancels the batch of a run that a person terminated; `retry` reopens it. An "
-        "empty result means that no run was terminated since.",
-    )
     def cancel_batches_of_terminated_runs(
         context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
-        run = context.dagster_run
-        settlement = settle_terminated_run(pipeline, run)
-        context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), settlement)
-        observe(context.instance, run, settlement, "a person terminated the run")
+        settlement = settle_terminated_run(pipeline, context.dagster_run)
+        settle(context, settlement, "a person terminated the run")
 
-    return [release_uploads_of_failed_runs, cancel_batches_of_terminated_runs]
+    def settle(context: dg.RunStatusSensorContext, settlement: Settlement, reason: str) -> None:
+        run = context.dagster_run
+        context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), settlement)
+        observe(context.instance, run, settlement, reason)
+
+    return [
+        _RunEndSensor(
+            nothing=f"no run has ended as {status.value.lower()} since",
+            name=settle_run.__name__,
+            run_status=status,
+            run_status_sensor_fn=settle_run,
+            monitored_jobs=[job],
+            minimum_interval_seconds=RUN_END_INTERVAL_SECONDS,
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            description=description,
+        )
+        for settle_run, status, description in (
+            (
+                release_uploads_of_failed_runs,
+                dg.DagsterRunStatus.FAILURE,
+                "Returns what a failed run held; gives a batch up whose runs die every time.",
+            ),
+            (
+                cancel_batches_of_terminated_runs,
+                dg.DagsterRunStatus.CANCELED,
+                "Cancels the batch of a run that a person terminated; `retry` reopens it.",
+            ),
+        )
+    ]
 
 
 @dg.sensor(
@@ -167,6 +196,16 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
         cursor=str(seen.and_(ended)) if ended else None,
         skip_reason=f"reported: {'; '.join(said)}" if said else "no batch has ended since",
     )
+
+
+def _say_rescued(rescue: Rescue) -> str:
+    parts = {
+        f"uploads of dead workers that are pending again: {rescue.returned}": rescue.returned,
+        f"uploads that killed every worker and are failed: {rescue.quarantined}": (
+            rescue.quarantined
+        ),
+    }
+    return "; ".join(text for text, count in parts.items() if count)
 
 
 def _explained(step_failures: Sequence[dg.DagsterEvent]) -> bool:

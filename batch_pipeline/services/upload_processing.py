@@ -36,6 +36,7 @@ from batch_pipeline.services.upload_states import (
     StartedUpload,
 )
 from batch_pipeline.storage import storage_error
+from batch_pipeline.visible_text import visible_line
 
 #: How long uploads rest after a service was found down, before a run tries again (seconds).
 OUTAGE_PAUSE_SECONDS = 20.0
@@ -201,7 +202,7 @@ class UploadProcessor:
             with _timed(report, "thumbnail"):
                 thumbnail = picture.make_thumbnail()
         except Exception as error:
-            log.warning("no thumbnail of %r: %s", row.filename, error)
+            log.warning("no thumbnail of %r: %s", row.filename, visible_line(error))
             return
         path = self._pipeline.storage.thumbnail_path(row.user_id, row.id)
         with _timed(report, "thumbnail"):

@@ -85,7 +85,7 @@ def test_each_upload_is_materialized_with_preview_description_score_and_seconds(
     assert {e["partition"] for e in made} == {finished["batch_id"]}
     for event in made:
         shown = metadata(event["metadataEntries"])
-        assert shown["preview"].startswith("![thumbnail](data:image/jpeg;base64,")
+        assert shown["preview"].startswith("![thumbnail](data:image/webp;base64,")
         assert shown["audit_score"] >= 60
         assert shown["vision_model"] == "embedded-vision-1"
         assert shown["seconds_describe"] > 0

@@ -99,7 +99,24 @@ def test_a_slice_is_never_asked_for_twice(daemon_of):
     assert len(daemon.tick().run_requests) == 1
     again = daemon.tick()
     assert not again.run_requests
-    assert again.skip_message == "1 slices wait; 1 of 4 runs are in flight"
+    assert again.skip_message == (
+        "slices that wait: 1, 1 of them for a run that was launched; runs in flight: 1 of 4"
+    )
+
+
+def test_a_tick_says_that_it_returned_the_uploads_of_a_dead_worker(daemon_of, instance):
+    daemon = daemon_of()
+    batch_id = add_batch(daemon.pipeline.database, 2)
+    daemon.tick()
+    [run] = daemon.runs
+    daemon.pipeline.states.load_batch(batch_id, run.run_id, slice_number=1, limit=2)
+    instance.report_run_failed(run)
+    assert batches_of(daemon.tick(launch=False)) == [str(batch_id)]
+    daemon.pipeline.states.load_batch(batch_id, run.run_id, limit=2)
+    daemon.pipeline.batches.cancel_batch(batch_id)
+    assert daemon.tick().skip_message == (
+        "uploads of dead workers that are pending again: 2; no upload is pending"
+    )
 
 
 def test_a_daemon_killed_before_it_launched_asks_for_the_same_run_again(daemon_of):

@@ -6,6 +6,7 @@ import dagster as dg
 import pytest
 
 from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.run_ends import Settlement
 from batch_pipeline.orchestration.tags import BATCH_TAG, SLICE_TAG
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
@@ -44,6 +45,46 @@ def evaluate(definitions, instance, pipeline, name, run, event_type):  # noqa: P
     )
     sensor = definitions.resolve_sensor_def(name)
     return sensor(context.for_run_failure() if event.is_run_failure else context)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("release_uploads_of_failed_runs", "no run has ended as failure since"),
+        ("cancel_batches_of_terminated_runs", "no run has ended as canceled since"),
+    ],
+)
+def test_a_tick_that_finds_no_ended_run_says_so_and_one_that_does_names_it(
+    pipeline, instance, definitions, name, said
+):
+    sensor = definitions.get_repository_def().get_sensor_def(name)
+
+    def tick(cursor):
+        with dg.build_sensor_context(
+            instance=instance,
+            cursor=cursor,
+            resources={"pipeline": pipeline},
+        ) as context:
+            return sensor.evaluate_tick(context)
+
+    first = tick(None)
+    idle = tick(first.cursor)
+    assert (idle.skip_message, idle.cursor) == (said, first.cursor)
+    batch_id = add_batch(pipeline.database, [{"slice": 1}] * 2, slices=1, status="processing")
+    run = lost_run(definitions, instance, pipeline, batch_id)
+    if "failed" in name:
+        instance.report_run_failed(run)
+    else:
+        instance.report_run_canceled(run)
+    busy = tick(idle.cursor)
+    assert [reaction.dagster_run.run_id for reaction in busy.dagster_run_reactions] == [run.run_id]
+    assert busy.dagster_run_reactions[0].error is None
+    assert tick(busy.cursor).skip_message == said
+
+
+def test_a_run_that_left_nothing_behind_is_said_to_have_left_nothing():
+    assert str(Settlement()) == "it left nothing behind"
+    assert str(Settlement(returned=2)) == "2 uploads in its hands are pending again"
 
 
 def newest_observation(instance):

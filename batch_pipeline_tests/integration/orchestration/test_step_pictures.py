@@ -1,14 +1,19 @@
 """The picture of an upload, shown although an earlier attempt has made it."""
 
 import base64
+import io
 import re
+
+from PIL import Image
 
 from batch_pipeline.testing.model_server import Fault
 
 
-def assert_shows_a_jpeg(value):
-    data = re.fullmatch(r"!\[thumbnail\]\(data:image/jpeg;base64,(.+)\)", value.value).group(1)
-    assert base64.b64decode(data).startswith(b"\xff\xd8\xff")
+def assert_shows_a_picture_at_once(value):
+    data = re.fullmatch(r"!\[thumbnail\]\(data:image/webp;base64,(.+)\)", value.value).group(1)
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        assert max(picture.size) >= 64
+    assert len(value.value) < 1000, "the UI would hide it behind a click"
 
 
 def test_the_last_failure_of_an_upload_shows_the_picture_of_its_first_attempt(
@@ -21,7 +26,7 @@ def test_the_last_failure_of_an_upload_shows_the_picture_of_its_first_attempt(
     assert [shown[name].value for name in ("file", "kind", "attempt")] == [
         "fog.webp", "model_output_invalid", 2,
     ]  # fmt: skip
-    assert_shows_a_jpeg(shown["preview"])
+    assert_shows_a_picture_at_once(shown["preview"])
 
 
 def test_an_upload_that_succeeds_at_last_shows_the_picture_of_its_first_attempt(
@@ -35,7 +40,7 @@ def test_an_upload_that_succeeds_at_last_shows_the_picture_of_its_first_attempt(
         if event.is_step_materialization and event.asset_key.path == ["upload_analysis"]
     ]
     assert event.metadata["attempt"].value == 2
-    assert_shows_a_jpeg(event.metadata["preview"])
+    assert_shows_a_picture_at_once(event.metadata["preview"])
 
 
 def test_a_thumbnail_that_was_damaged_meanwhile_fails_nothing(served_runner, model_server):
