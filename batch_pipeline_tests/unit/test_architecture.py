@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "batch_pipeline"
 #: Each room, and the rooms of the package that it may import from.
 MAY_IMPORT = {
-    "errors": set(),
     "visible_text": set(),
+    "errors": {"visible_text"},
     "settings": {"errors"},
     "storage": {"errors"},
     "media": {"errors", "media"},
@@ -22,8 +22,8 @@ MAY_IMPORT = {
     },
     "executor": {"executor"},
     "orchestration": {
-        "errors", "settings", "storage", "media", "model_servers", "database", "services",
-        "executor", "orchestration",
+        "errors", "settings", "visible_text", "storage", "media", "model_servers", "database",
+        "services", "executor", "orchestration",
     },
     "definitions": {"settings", "orchestration"},
     "terminal": {"model_servers", "services", "visible_text"},
