@@ -23,6 +23,8 @@ from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
 ROOT = Path(__file__).parents[2]
 MEDIA = ROOT / "examples" / "media"
 WAIT_SECONDS = 150
+#: The first test of a module starts the stack, works a batch and waits for its run (seconds).
+TEST_SECONDS = 480
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "acceptance" in Path(item.path).parts:
             item.add_marker(pytest.mark.acceptance)
             item.add_marker(pytest.mark.xdist_group("acceptance"))
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 
 def clean_environment(**values: str) -> dict[str, str]:

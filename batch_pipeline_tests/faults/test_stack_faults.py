@@ -23,7 +23,10 @@ from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline.testing.stack import Part, PostgresProcess, StackProcesses, kill_all
 from batch_pipeline_tests.acceptance.conftest import MEDIA, GraphQl, wait_until
-from batch_pipeline_tests.acceptance.test_dagster_ui import page  # noqa: F401 - a fixture
+from batch_pipeline_tests.acceptance.test_dagster_ui import (
+    page,  # noqa: F401 - a fixture
+    re_execute_from_failure,
+)
 
 LEASE = 5.0
 FILES = ("fog.webp", "lighthouse.gif", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")
@@ -187,11 +190,7 @@ def test_8_re_execute_from_failure_clicked_after_a_crash_drops_nothing_and_does_
         lambda: [run for run in world.runs(batch_id) if run["status"] == "FAILURE"],
         "the code server reports the death",
     )
-    page.goto(f"{world.processes.url}/runs/{crashed['runId']}")
-    page.locator("button:right-of(button:has-text('Re-execute'))").first.click()
-    page.get_by_text("From failure").click()
-    page.wait_for_url(lambda url: crashed["runId"] not in url)
-    again = page.url.rsplit("/", 1)[-1]
+    again = re_execute_from_failure(page, f"{world.processes.url}/runs/{crashed['runId']}")
     world.processes.revive()
     world.wait_for_the_end(batch_id)
     assert again in {run["runId"] for run in world.runs(batch_id)}
@@ -211,9 +210,9 @@ def test_10_terminate_clicked_in_mid_upload_stops_the_calls_and_retry_finishes(
     page.get_by_role("button", name="Terminate").click()
     page.get_by_role("dialog").get_by_role("button", name="Terminate").click()
     wait_until(
-        lambda: batch_row(world.pipeline.database, batch_id).status == "cancelled", "cancelled", 30
+        lambda: batch_row(world.pipeline.database, batch_id).status == "cancelled", "cancelled", 60
     )
-    wait_until(lambda: world.states(batch_id) == {"pending": len(FILES)}, "released", 20)
+    wait_until(lambda: world.states(batch_id) == {"pending": len(FILES)}, "released", 60)
     wait_until(lambda: {run["status"] for run in world.runs(batch_id)} <= ENDED, "runs end")
     world.models.latency_seconds = 0
     world.pipeline.batches.retry_batch(batch_id)
