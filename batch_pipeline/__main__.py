@@ -1,5 +1,18 @@
-"""``python -m batch_pipeline``: the command line, where the console script is not on the path."""
+"""Starts the command line, and heeds Ctrl-C from the first moment: its imports take a while."""
 
-from batch_pipeline.cli import main
+import sys
 
-main(prog_name="batch-pipeline")
+
+def main() -> None:
+    """Run the command; stopped before it has begun, say so in a word."""
+    try:
+        from batch_pipeline.cli import main as command_line  # noqa: PLC0415 - see above
+
+        command_line(prog_name="batch-pipeline")
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped.\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

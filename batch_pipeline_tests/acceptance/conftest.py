@@ -135,7 +135,7 @@ class RealStack:
             env=clean_environment(BATCH_PIPELINE_HOME=str(self.home)),
             capture_output=True,
             text=True,
-            timeout=WAIT_SECONDS,
+            timeout=2 * WAIT_SECONDS,
             check=False,
         )
         assert expect is None or result.returncode == expect, result.stderr

@@ -5,7 +5,6 @@ import http.server
 import io
 import re
 import shutil
-import subprocess
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -177,26 +176,17 @@ def canary():
 
 
 @pytest.fixture
-def browse(tmp_path):
+def browse(browser, tmp_path):
     """Opens a page in Chromium, and returns it as it is once everything has been loaded."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium: scripts/install_test_system.sh")
 
     def open_(page):
         file = tmp_path / "opened.html"
         file.write_text(page)
-        return subprocess.run(
-            [
-                chromium, "--headless", "--no-sandbox", "--disable-gpu",
-                f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000",
-                "--dump-dom", file.as_uri(),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        ).stdout  # fmt: skip
+        tab = browser.new_page()
+        tab.goto(file.as_uri(), timeout=60_000)
+        shown = tab.content()
+        tab.close()
+        return shown
 
     return open_
 
