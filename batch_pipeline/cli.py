@@ -327,7 +327,8 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
     if as_json:
         _print_json({"batch_id": batch, "file": file, "bytes": size, "uploads": len(found.cards)})
     else:
-        click.echo(f"{file}: {_counted(len(found.cards), 'upload')}, {size / 1e6:.1f} MB")
+        shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+        click.echo(f"{file}: {_counted(len(found.cards), 'upload')}, {shown}")
 
 
 @main.command()
@@ -348,10 +349,12 @@ def retry(session: Session, batch: uuid.UUID, uploads: Sequence[uuid.UUID], as_j
     count, progress = result
     if as_json:
         _print_json(progress.payload() | {"reopened": count})
-    else:
+    elif count or progress.status != "completed":
         click.echo(f"{_counted(count, 'upload')} to work again; the batch is {progress.status}.")
-        if count:
-            click.echo(f"Follow it:  batch-pipeline watch {batch}")
+        click.echo(f"Follow it:  batch-pipeline watch {batch}")
+    else:
+        which = "none of these is a failed upload of the batch" if uploads else "no upload failed"
+        click.echo(f"Nothing to work again: {which}.")
 
 
 @main.command()
@@ -591,6 +594,9 @@ def _follow(
         *_, last = snapshots
     else:
         last = BatchView(session.console).follow(snapshots)
+        if last.progress.failed and timeout_seconds is None:  # the demo goes on to show them
+            click.echo(f"See why:    batch-pipeline status {batch_id}")
+            click.echo(f"Try again:  batch-pipeline retry {batch_id}")
     return last.progress.failed > 0 or last.progress.status != "completed"
 
 

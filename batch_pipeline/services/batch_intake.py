@@ -143,7 +143,8 @@ def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]
         elif stat.S_ISREG(mode):
             found[path] = None
         else:
-            raise RefusedError(f"{path} is neither a file nor a folder")
+            problem = "is neither a file nor a folder" if mode else "does not exist"
+            raise RefusedError(f"{path} {problem}: name files, or folders of them")
     return [path for path in found if path.is_file()], unreadable
 
 

@@ -82,7 +82,9 @@ def test_submit_without_anything_acceptable_makes_no_batch_and_is_wrong_use(cons
     assert console("status").out.startswith("No batches.")
     answer = console("submit", "nowhere")
     assert answer.code == 2
-    assert error_and_hint(answer) == ["Error: nowhere is neither a file nor a folder"]
+    assert error_and_hint(answer) == [
+        "Error: nowhere does not exist: name files, or folders of them"
+    ]
     (tmp_path / "empty").mkdir()
     answer = console("submit", "empty")
     assert answer.code == 2
@@ -135,6 +137,10 @@ def test_watch_of_an_ended_batch_prints_its_last_state_and_tells_of_failures(con
         "batch_id": str(batch), "status": "completed", "total": 2, "processed": 2,
         "successful": 1, "failed": 1, "progress_percentage": 100.0,
     }  # fmt: skip
+    assert console("watch", batch).out.splitlines()[-2:] == [
+        f"See why:    batch-pipeline status {batch}",
+        f"Try again:  batch-pipeline retry {batch}",
+    ]
 
 
 def test_search_says_why_nothing_can_be_found(console, database):

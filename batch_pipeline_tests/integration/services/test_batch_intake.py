@@ -112,7 +112,7 @@ def test_a_submission_over_a_limit_is_refused_whole(pipeline, folder, change, li
 
 
 def test_a_path_that_does_not_exist_is_refused_by_name(pipeline, folder):
-    with pytest.raises(RefusedError, match=r"missing\.jpg is neither"):
+    with pytest.raises(RefusedError, match=r"missing\.jpg does not exist"):
         offer(pipeline, folder / "missing.jpg")
 
 
