@@ -33,7 +33,7 @@ _SHOWN_IN_WORK = 8
 #: Characters of a description that a table shows.
 _SHOWN_TEXT = 110
 #: After so long without anything in work, say what may be missing (seconds).
-_IDLE_SECONDS = 10.0
+_IDLE_SECONDS = 30.0
 _IDLE = "nothing is being worked: is Dagster running? `batch-pipeline doctor` tells"
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
 

@@ -47,6 +47,7 @@ def main() -> None:
                 executable_path=shutil.which("chromium"), args=["--no-sandbox"]
             )
             page = browser.new_page(viewport=SIZE)
+            page.set_default_timeout(60_000)
             for name, visit in PAGES.items():
                 if only in {None, name}:
                     visit(page, stack.url, submission.batch_id)

@@ -89,7 +89,7 @@ def test_a_terminal_shows_pace_stages_and_failures_within_80_columns():
 
 @pytest.mark.parametrize("make", [a_pipe, a_terminal])
 def test_who_waits_for_nothing_is_told_what_may_be_missing(make):
-    seconds = iter(range(0, 100, 4))
+    seconds = iter(range(0, 1000, 10))
     console = make()
     view = terminal.BatchView(console, clock=lambda: float(next(seconds)))
     snapshots = [snapshot(status="pending") for _ in range(5)]
