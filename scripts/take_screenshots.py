@@ -120,7 +120,7 @@ def wait_for_report(page: Page, url: str) -> None:
     for _ in range(20):
         page.goto(f"{url}/assets/batch_report?view=events")
         try:
-            page.get_by_text("Show Markdown").first.wait_for(timeout=5000)
+            page.get_by_text("Show Markdown").first.wait_for(timeout=20_000)
         except PageTimeoutError:
             continue
         return
