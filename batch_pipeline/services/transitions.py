@@ -97,8 +97,14 @@ def settle(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
     # A pending batch without uploads is one that somebody is still filling.
     has_ended = processed == counts.total and (counts.total or status != BatchStatus.PENDING)
     values: dict[str, Any] = {}
-    if status in OPEN_BATCH and has_ended:
-        values = {"status": BatchStatus.COMPLETED, "completed_at": func.now()}
+    # One that was given up may be worked after all; without uploads there was nothing to work.
+    was_worked = status in OPEN_BATCH or (status == BatchStatus.FAILED and counts.total)
+    if was_worked and has_ended:
+        values = {
+            "status": BatchStatus.COMPLETED,
+            "completed_at": func.now(),
+            "error_message": None,
+        }
     elif status == BatchStatus.COMPLETED and not has_ended:
         values = {"status": BatchStatus.PROCESSING, "completed_at": None}
     return updated_batch(
@@ -139,6 +145,18 @@ def reopen(
     locked = list(connection.scalars(failed.order_by(Upload.id).with_for_update()))
     return release_rows(
         connection, Upload.id.in_(locked), reason=reason, attempts=0, deaths=0, retries=0
+    )
+
+
+def go_on_with(connection: Connection, batch_id: uuid.UUID) -> None:
+    """Open a batch again that was given up: a person has asked for one of its uploads.
+
+    The count of its dead runs stays, so that the next one that dies is the last again.
+    """
+    connection.execute(
+        update(UploadBatch)
+        .where(UploadBatch.id == batch_id, UploadBatch.status == BatchStatus.FAILED)
+        .values(status=BatchStatus.PROCESSING, error_message=None, updated_at=func.now())
     )
 
 

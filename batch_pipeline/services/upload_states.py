@@ -31,6 +31,7 @@ from batch_pipeline.services.transitions import (
     THUMBNAIL_STORED,
     announce_file,
     count_end,
+    go_on_with,
     interval,
     noted,
     percentage_reached,
@@ -109,8 +110,8 @@ class UploadStates:
     ) -> LoadedBatch | None:
         """Mark a batch processing and reserve this run's share of it.
 
-        With ``upload_ids``, failed ones among them are opened again first. Nothing is reserved of a
-        batch that is completed or cancelled. Returns None if there is no such batch.
+        With ``upload_ids``, failed ones among them are opened again first, and a batch that was
+        given up. Nothing is reserved of a batch that is over. Returns None if it is not there.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
@@ -123,6 +124,7 @@ class UploadStates:
                 return None
             if upload_ids and batch.status != BatchStatus.CANCELLED:
                 reopen(connection, batch_id, upload_ids=upload_ids, reason="retry")
+                go_on_with(connection, batch_id)
             settled = settle(connection, batch_id)
             if settled.status not in OPEN_BATCH:
                 return LoadedBatch(settled, batch.total_uploads, [])
@@ -173,8 +175,8 @@ class UploadStates:
     def start(self, upload_id: uuid.UUID, run_id: str) -> StartedUpload | SkippedUpload:
         """Begin an attempt, if the upload is there to be worked by this run.
 
-        A failed upload is opened again (that is what re-executing its step asks for), and a claim
-        whose heartbeat is older than the lease is taken over.
+        A failed upload is opened again (that is what re-executing its step asks for), so is a batch
+        that was given up, and a claim whose heartbeat is older than the lease is taken over.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
@@ -189,6 +191,8 @@ class UploadStates:
                 return SkippedUpload(upload_id, skipped or "it was deleted", name)
             reopened = row.processing_status == UploadStatus.FAILED
             current = connection.execute(START, {"of_upload": upload_id, "of_run": run_id}).one()
+            if row.batch_status == BatchStatus.FAILED:
+                go_on_with(connection, row.batch_id)
             if reopened and row.batch_id:
                 progress = count_end(connection, row.batch_id, failed=-1)
                 if progress:

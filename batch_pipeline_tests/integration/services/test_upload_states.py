@@ -12,8 +12,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, func, text, update
 
-from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.database.models import Stage, Upload, UploadBatch
 from batch_pipeline.errors import ClaimLostError, PermanentError, TransientError
+from batch_pipeline.services.backlog import MAX_DIED_RUNS
 from batch_pipeline.services.upload_states import Claim, SkippedUpload, StartedUpload
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
 from batch_pipeline_tests.patience import DEADLINE
@@ -175,7 +176,7 @@ def test_concurrent_endings_count_each_upload_once_and_end_the_batch_once(
 
 
 ACTIONS = st.sampled_from(
-    ["start", "complete", "fail", "note", "release", "rescue", "retry", "delete", "add"]
+    "start complete fail note release rescue retry delete add load cancel die redo".split()
 )
 
 
@@ -195,7 +196,7 @@ def test_for_any_sequence_of_transitions_the_counters_equal_a_recount(pipeline, 
         assert_counters_equal_a_recount(pipeline, batch_id)
 
 
-def make_move(pipeline, batch_id, upload, action, claims):
+def make_move(pipeline, batch_id, upload, action, claims):  # noqa: PLR0912 - a table of cases
     claim = claims.get(upload.id)
     states = pipeline.states
     try:
@@ -216,6 +217,15 @@ def make_move(pipeline, batch_id, upload, action, claims):
                 pipeline.backlog.rescue([RUN])
             case "retry":
                 pipeline.batches.retry_batch(batch_id)
+            case "load":
+                states.load_batch(batch_id, RUN, limit=2, upload_ids=[upload.id])
+            case "cancel":
+                pipeline.batches.cancel_batch(batch_id)
+            case "die":
+                for _ in range(MAX_DIED_RUNS):
+                    pipeline.backlog.note_died_run(batch_id, "exit code 139")
+            case "redo":
+                pipeline.batches.redo(batch_id, Stage.EMBEDDING, [upload.id])
             case "delete":
                 with pipeline.database.transaction() as connection:
                     connection.execute(delete(Upload).where(Upload.id == upload.id))
@@ -260,6 +270,26 @@ def test_retry_reopens_a_cancelled_batch(pipeline):
     pipeline.batches.cancel_batch(batch_id)
     pipeline.batches.retry_batch(batch_id)
     assert batch_row(pipeline.database, batch_id).status == "pending"
+
+
+@pytest.mark.parametrize("way", ["start", "load_batch", "retry_batch"])
+def test_each_way_to_work_an_upload_again_opens_a_batch_that_was_given_up(pipeline, way):
+    batch_id = add_batch(pipeline.database, [{"processing_status": "failed"}, {}], failed_uploads=1)
+    failed, waiting = upload_rows(pipeline.database, batch_id)
+    for _ in range(MAX_DIED_RUNS):
+        pipeline.backlog.note_died_run(batch_id, "exit code 139")
+    assert pipeline.states.load_batch(batch_id, RUN, limit=2).reserved == []
+
+    if way == "load_batch":
+        pipeline.states.load_batch(batch_id, RUN, limit=2, upload_ids=[failed.id])
+    elif way == "retry_batch":
+        pipeline.batches.retry_batch(batch_id)
+    for upload in (failed, waiting):
+        complete(pipeline, started(pipeline, upload.id).claim)
+        batch = batch_row(pipeline.database, batch_id)
+        assert (batch.status != "failed", batch.error_message) == (True, None)
+    assert_counters_equal_a_recount(pipeline, batch_id)
+    assert batch.status == "completed"
 
 
 def test_a_batch_left_processing_with_wrong_counters_is_put_right_and_ended(pipeline):
