@@ -30,6 +30,7 @@ from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F
     MEDIA,
     instance,
 )
+from batch_pipeline_tests.patience import DEADLINE
 
 #: Modules that wait for nothing.
 FAST = {"test_hostile_inputs.py"}
@@ -211,7 +212,7 @@ def console(settings: Settings, tmp_path: Path) -> Console:
     return Console(variables, tmp_path)
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"

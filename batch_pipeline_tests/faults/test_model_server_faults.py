@@ -10,6 +10,7 @@ import pytest
 from batch_pipeline.services.description_audit import PASS_SCORE
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 from batch_pipeline.testing.model_server import Fault, at_random
+from batch_pipeline_tests.patience import DEADLINE, promised
 
 from .conftest import PICTURES, both_dialects, failures, wait_until
 
@@ -22,7 +23,7 @@ def meanwhile(action):
     with ThreadPoolExecutor(1) as threads:
         future = threads.submit(action)
         yield
-        future.result(timeout=30)
+        future.result(timeout=DEADLINE)
 
 
 def assert_nothing_burned(work, batch_id):
@@ -128,7 +129,7 @@ def test_row_24_a_model_that_goes_missing_stops_the_run_once_and_fast(work, mode
 
     result = work.run(batch_id)
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < promised(10)
     assert len(model_server.calls_of("vision")) <= 2
     assert_nothing_burned(work, batch_id)
     assert set(work.column(batch_id, "error_kind")) == {"model_missing"}
@@ -168,7 +169,7 @@ def test_row_24_a_missing_model_is_found_before_any_upload_is_taken(
 def test_row_25_a_deadline_ends_the_call_and_the_lease_is_kept_meanwhile(
     work, model_server, fault, deadline
 ):
-    work = work(lease_seconds=1, **{deadline: 2.5})
+    work = work(lease_seconds=2, **{deadline: 5})
     batch_id = work.submit("fog.webp")
     model_server.play("vision", [fault])
     rescued = []
@@ -183,8 +184,8 @@ def test_row_25_a_deadline_ends_the_call_and_the_lease_is_kept_meanwhile(
         result = work.run(batch_id)
 
     assert result.success
-    assert time.monotonic() - began < 8
-    assert len(rescued) >= 10
+    assert time.monotonic() - began < promised(12)
+    assert len(rescued) >= 3
     assert sum(rescued) == 0
     assert work.column(batch_id, "attempts") == [2]
     assert work.counts(batch_id) == ("completed", 1, 0)

@@ -45,7 +45,7 @@ class Caller:
         self._process.stdin.flush()
 
     def outcomes(self) -> Counter[str]:
-        return Counter(json.loads(self._process.communicate(timeout=60)[0]))
+        return Counter(json.loads(self._process.communicate(timeout=120)[0]))
 
     def send(self, what: signal.Signals) -> None:
         self._process.send_signal(what)
@@ -225,7 +225,7 @@ def test_while_the_database_sleeps_calls_pass_on_the_slots_they_have_and_then_sa
         refused = threads.map(until_it_is_refused, range(4))
         model_server.wait_for_calls(10)
         with proxy.holding():
-            assert proxy.held.wait(timeout=20)
+            assert proxy.held.wait(timeout=60)
             model_server.wait_for_calls(len(model_server.calls) + 10)
             for reason in refused:
                 assert reason.startswith("database_down: ")

@@ -27,16 +27,17 @@ from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
 from batch_pipeline.testing.databases import DatabaseServer
-from batch_pipeline.testing.model_server import ScriptedModelServer
+from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline_tests.faults import run_worker
+from batch_pipeline_tests.patience import promised
 
 ROOT = Path(__file__).parents[2]
 MEDIA = ROOT / "examples" / "media"
 FIVE = ("fog.webp", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")
-LEASE = 2.0
+LEASE = 5.0
 #: Longest wait for a process to get as far as expected; a fresh interpreter imports Dagster first.
-DEADLINE = 40.0
+DEADLINE = 90.0
 
 pytestmark = pytest.mark.slow
 
@@ -209,18 +210,22 @@ def kill_in_upload_2_of_5(
 ) -> tuple[uuid.UUID, Worker]:
     """The first upload is completed, the second waits for the model, three have not begun."""
     batch_id = stack.submit(*FIVE)
+    model_server.play("vision", [None, Fault.HANG])
     worker = stack.start()
-    wait_until(lambda: "completed" in stack.statuses(batch_id), "the first upload is completed")
-    model_server.latency_seconds = 60
     wait_until(lambda: len(model_server.calls_of("vision")) == 2, "the second call")
+    assert stack.statuses(batch_id) == ["completed", "analyzing", *["pending"] * 3]
     worker.kill()
-    model_server.latency_seconds = 0
     return batch_id, worker
 
 
 def assert_each_described_once_but_the_one_in_work(model_server: ScriptedModelServer) -> None:
     prompts = Counter(bytes(call.images[0]) for call in model_server.calls_of("vision"))
     assert sorted(prompts.values()) == [1, 1, 1, 1, 2]
+
+
+def assert_call_stops(model_server: ScriptedModelServer, seconds: float) -> None:
+    [call] = model_server.calls_of("vision")
+    assert call.client_left.wait(promised(seconds)), "the model call went on"
 
 
 def test_5_after_a_kill_in_upload_2_of_5_all_finish_and_none_is_repeated(open_stack, model_server):
@@ -242,7 +247,7 @@ def test_7_after_a_kill_that_nobody_reports_the_lease_tells_and_the_run_is_close
     batch_id, worker = kill_in_upload_2_of_5(stack, model_server)
     assert stack.pipeline.backlog.rescue().returned == 0, "rescued before the lease was over"
     seconds = wait_until(
-        lambda: stack.pipeline.backlog.rescue().returned, "the lease is over", 3 * LEASE
+        lambda: stack.pipeline.backlog.rescue().returned, "the lease is over", promised(2 * LEASE)
     )
     print(f"returned {seconds:.2f} s after the kill, lease {LEASE} s")
     stack.finish(batch_id)
@@ -265,12 +270,14 @@ def test_6_a_live_worker_is_left_alone_however_long_its_call_and_whatever_its_se
     batch_id = stack.submit("fog.webp")
     worker = stack.start()
     wait_until(lambda: model_server.calls_of("vision"), "the call")
-    while stack.statuses(batch_id) != ["embedding"]:
+    model_server.latency_seconds = 0  # of the calls after this one
+    sweeps = 0
+    while worker.process.poll() is None:
         counts = sweep_once(stack.instance, stack.pipeline)
         assert set(counts.values()) == {0}, counts
+        sweeps += 1
         time.sleep(0.1)
-    model_server.latency_seconds = 0
-    worker.wait()
+    assert sweeps > 1
     assert stack.counts(batch_id) == ("completed", 1, 0)
     assert len(model_server.calls_of("vision")) == 1
 
@@ -296,7 +303,7 @@ def test_8_re_execution_from_failure_after_a_kill_neither_hangs_nor_drops_nor_re
 def test_9_a_worker_that_was_stopped_past_its_lease_writes_nothing(open_stack, model_server):
     stack = open_stack()
     batch_id = stack.submit("fog.webp")
-    model_server.latency_seconds = 1
+    model_server.latency_seconds = LEASE  # it is answered while its worker sleeps
     stale = stack.start()
     wait_until(lambda: model_server.calls_of("vision"), "the call")
     stale.send(signal.SIGSTOP)
@@ -319,7 +326,9 @@ def test_10_sigterm_releases_at_once_and_another_run_takes_over(open_stack, mode
     worker = stack.start()
     wait_until(lambda: model_server.calls_of("vision"), "the call")
     worker.send(signal.SIGTERM)
-    assert model_server.calls_of("vision")[0].client_left.wait(5), "the model call went on"
+    assert model_server.calls_of("vision")[0].client_left.wait(promised(5)), (
+        "the model call went on"
+    )
     worker.wait()
     rows = upload_rows(stack.pipeline.database, batch_id)
     assert {(row.owner_run_id, row.processing_status, row.attempts) for row in rows} == {
@@ -351,7 +360,9 @@ def test_10_terminate_stops_the_call_and_cancels_the_batch_which_nobody_touches_
     # What Terminate in the UI does: it marks the run, then its launcher sends the signal.
     stack.instance.report_run_canceling(stack.run(worker.run_id))
     worker.send(signal.SIGTERM)
-    assert model_server.calls_of("vision")[0].client_left.wait(2), "the model call went on"
+    assert model_server.calls_of("vision")[0].client_left.wait(promised(2)), (
+        "the model call went on"
+    )
     worker.wait()
     assert stack.run(worker.run_id).status == dg.DagsterRunStatus.CANCELED
     settle_terminated_run(stack.pipeline, stack.run(worker.run_id))
@@ -372,7 +383,9 @@ def test_29_cancel_stops_the_call_within_2_s_and_no_other_begins(open_stack, mod
     wait_until(lambda: model_server.calls_of("vision"), "the call")
     begin = time.monotonic()
     stack.pipeline.batches.cancel_batch(batch_id)
-    assert model_server.calls_of("vision")[0].client_left.wait(2), "the model call went on"
+    assert model_server.calls_of("vision")[0].client_left.wait(promised(2)), (
+        "the model call went on"
+    )
     print(f"the call stopped after {time.monotonic() - begin:.2f} s")
     worker.wait()
     assert len(model_server.calls_of("vision")) == 1
