@@ -130,7 +130,11 @@ class Settings(BaseSettings):
         2, description="Attempts per upload and dispatch, the first included."
     )
     retry_base_seconds: Annotated[float, Field(ge=0, le=600)] = Field(
-        1.0, description="Delay before the second attempt; doubles with each further one (seconds)."
+        1.0,
+        description=(
+            "Delay before the second attempt (seconds); later ones wait 3, 7, 15 … times as long, "
+            "each varied by chance."
+        ),
     )
     max_files_per_batch: Annotated[int, Field(ge=1)] = Field(
         1000, description="Files that one submission may hold."

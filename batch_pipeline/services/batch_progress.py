@@ -16,6 +16,7 @@ its own beginning and end,
 import json
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,11 @@ MAX_SHOWN_NAME = 255
 #: Messages of a batch that one process sends at once, and a second from then on, of each kind that
 #: may be left out.
 BURST, PER_SECOND = 20, 5
+#: A Redis that is asked waits so long (seconds) ...
+_REDIS_TIMEOUT_SECONDS = 2.0
+#: ... and one that has let us wait in vain is not asked for a while, or each message would take so
+#: long; the end of a batch is told all the same (seconds).
+_REDIS_REST_SECONDS = 10.0
 
 FileStatus = Literal["processing", "completed", "failed"]
 
@@ -146,6 +152,7 @@ class ProgressPublisher:
         self._filter = _Filter()
         self._redis = _connect_redis(redis_url) if redis_url else None
         self._redis_failed = False
+        self._redis_rests_until = 0.0
 
     @contextmanager
     def transaction(self) -> Iterator[Announcer]:
@@ -183,6 +190,9 @@ class ProgressPublisher:
         """Repeat the messages on Redis; a failure is one warning, never a failed upload."""
         if self._redis is None or not announcer.sent:
             return
+        begin = time.monotonic()
+        if begin < self._redis_rests_until and not any(_is_end(m) for m, _, _ in announcer.sent):
+            return
         try:
             _publish(self._redis, announcer.sent)
             # Another process may have ended the batch and said so before these came: then that is
@@ -195,6 +205,8 @@ class ProgressPublisher:
             if not self._redis_failed:
                 log.warning("progress is not published on Redis: %s", error)
             self._redis_failed = True
+            if time.monotonic() - begin >= _REDIS_TIMEOUT_SECONDS:
+                self._redis_rests_until = time.monotonic() + _REDIS_REST_SECONDS
         else:
             self._redis_failed = False
 
@@ -272,7 +284,11 @@ def _connect_redis(url: str) -> Any:
         log.warning("BATCH_PIPELINE_REDIS_URL is set, but the extra `redis` is not installed")
         return None
     try:
-        return redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=_REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=_REDIS_TIMEOUT_SECONDS,
+        )
     except ValueError as error:
         raise ConfigurationError(
             f"BATCH_PIPELINE_REDIS_URL cannot be used: {error}; expected redis://host:port/0"

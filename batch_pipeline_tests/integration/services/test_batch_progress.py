@@ -12,7 +12,8 @@ from batch_pipeline.services.batch_progress import CHANNEL, FileProgress, Progre
 from batch_pipeline.services.upload_states import StartedUpload
 from batch_pipeline.testing.listening import messages_until_now
 from batch_pipeline.testing.records import USER, add_batch, upload_rows
-from batch_pipeline_tests.patience import DEADLINE
+from batch_pipeline.testing.tcp_proxy import TcpProxy
+from batch_pipeline_tests.patience import DEADLINE, promised
 
 
 def drain(subscription, wanted: int) -> list[tuple[str, dict]]:
@@ -62,6 +63,25 @@ def test_the_same_messages_reach_redis_on_the_channels_of_batch_and_user(
         "progress_percentage": 0,
         "status": "processing",
     }
+
+
+def test_a_redis_that_hangs_keeps_nobody_waiting_for_each_message(
+    redis_url, change, open_pipeline, caplog
+):
+    port = int(redis_url.rpartition(":")[2].partition("/")[0])
+    with TcpProxy(address=("127.0.0.1", port)) as proxy:
+        pipeline = open_pipeline(change(redis_url=f"redis://127.0.0.1:{proxy.port}/0"))
+        batch_id = add_batch(pipeline.database, 20)
+        reserved = pipeline.states.load_batch(batch_id, "run", limit=20).reserved
+        with proxy.holding():
+            begin = time.monotonic()
+            for upload in reserved:
+                claim = pipeline.states.start(upload.id, "run").claim
+                pipeline.states.complete(claim, seconds={})
+            seconds = time.monotonic() - begin
+    # Two of 40 waited for their time-out: the first one, and the end.
+    assert seconds < promised(10)
+    assert caplog.text.count("progress is not published on Redis") == 1
 
 
 def test_a_message_is_delivered_only_if_its_transaction_commits(pipeline, database_url):
