@@ -118,6 +118,8 @@ def test_the_audit_is_an_asset_check_with_the_score(stack, finished):
     assert metadata(evaluation["metadataEntries"])["audit_score"] >= 60
     assert node["owners"] == [{"team": "media"}]
     assert node["groupName"] == "uploads"
+    assert sorted(node["kinds"]) == ["postgres", "python"]
+    assert node["description"].startswith("One materialization per upload that was worked")
     assert sorted(key["path"][0] for key in node["dependencyKeys"]) == [
         "descriptions",
         "embeddings",

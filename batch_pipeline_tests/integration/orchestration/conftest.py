@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from batch_pipeline.definitions import build_definitions
+from batch_pipeline.model_servers.factory import close_analyzers
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.batch_progress import CHANNEL
 from batch_pipeline.services.pipeline import Pipeline
@@ -91,6 +92,13 @@ def runner(pipeline: Pipeline, instance: dg.DagsterInstance) -> Runner:
 def model_server() -> Iterator[ScriptedModelServer]:
     with ScriptedModelServer() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_connection_stays_open() -> Iterator[None]:
+    """One that is forgotten warns when it is collected, in whichever test that happens."""
+    yield
+    close_analyzers()
 
 
 @pytest.fixture

@@ -312,6 +312,30 @@ def test_l10_the_number_of_attempts_is_a_setting(model_server, change, open_pipe
     assert upload_rows(runner.pipeline.database, batch_id)[0].attempts == 4
 
 
+def test_l10_attempts_are_spaced_with_exponential_backoff_and_jitter(
+    model_server, change, open_pipeline, instance
+):
+    base = 0.05
+    model_server.play("vision", [Fault.ERROR_500] * 3)
+    settings = change(
+        analyzer="ollama",
+        ollama_host=model_server.ollama_url,
+        max_attempts=4,
+        retry_base_seconds=base,
+    )
+    runner = Runner(open_pipeline(settings), instance)
+    result = runner.run(runner.submit("fog.webp"))
+    waits = [
+        event.step_retry_data.seconds_to_wait
+        for event in result.all_events
+        if event.event_type_value == "STEP_UP_FOR_RETRY"
+    ]
+    assert len(waits) == 3
+    for wait, factor in zip(waits, (1, 3, 7), strict=True):
+        assert abs(wait - factor * base) <= base
+    assert all(wait % base for wait in waits), "they are varied by chance"
+
+
 def test_l10_what_cannot_pass_is_not_tried_again(runner):
     batch_id = runner.submit("truncated.jpg")
     result = runner.run(batch_id)
