@@ -133,7 +133,7 @@ def world(server: DatabaseServer, tmp_path_factory: pytest.TempPathFactory) -> I
             },
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=300,
             check=False,
         )
         assert result.returncode == 0, result.stderr[-3000:]

@@ -22,7 +22,7 @@ from batch_pipeline.settings import Settings
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline.testing.stack import Part, PostgresProcess, StackProcesses, kill_all
-from batch_pipeline_tests.acceptance.conftest import MEDIA, GraphQl, wait_until
+from batch_pipeline_tests.acceptance.conftest import MEDIA, WAIT_SECONDS, GraphQl, wait_until
 from batch_pipeline_tests.acceptance.test_dagster_ui import (
     page,  # noqa: F401 - a fixture
     re_execute_from_failure,
@@ -60,7 +60,7 @@ class World:
         return submission.batch_id
 
     def wait_for_calls(self, count: int) -> None:
-        wait_until(lambda: len(self.models.calls_of("vision")) >= count, f"{count} calls", 60)
+        wait_until(lambda: len(self.models.calls_of("vision")) >= count, f"{count} calls")
 
     def runs(self, batch_id: uuid.UUID) -> list[dict[str, Any]]:
         return self.graphql.runs_of(str(batch_id))
@@ -77,7 +77,7 @@ class World:
             row.processing_status for row in upload_rows(self.pipeline.database, batch_id)
         )
 
-    def wait_for_the_end(self, batch_id: uuid.UUID, seconds: float = 150) -> None:
+    def wait_for_the_end(self, batch_id: uuid.UUID, seconds: float = WAIT_SECONDS) -> None:
         """Wait until nothing is left to do; then every count must be right."""
         wait_until(
             lambda: batch_row(self.pipeline.database, batch_id).status == "completed",
@@ -166,10 +166,12 @@ def test_6_a_worker_whose_code_server_is_killed_goes_on_and_no_picture_is_descri
 
 
 def test_7_code_server_and_workers_killed_together_lose_nothing_and_their_runs_are_closed(world):
+    world.models.latency_seconds = 60  # nothing is done before the kill
     batch_id = world.submit()
     world.wait_for_calls(1)
     world.processes.kill(Part.CODE_SERVER)
     kill_all(world.processes.run_workers())
+    world.models.latency_seconds = 0.5
     begin = time.monotonic()
     world.processes.revive()
     world.wait_for_the_end(batch_id)
@@ -181,11 +183,13 @@ def test_8_re_execute_from_failure_clicked_after_a_crash_drops_nothing_and_does_
     world,
     page: Page,  # noqa: F811
 ):
+    world.models.latency_seconds = 60  # nothing is done before the kill
     batch_id = world.submit()
     world.wait_for_calls(1)
     # Without the daemon nobody is faster than the person.
     world.processes.kill(Part.DAEMON)
     kill_all(world.processes.run_workers())
+    world.models.latency_seconds = 0.5
     [crashed, *_] = wait_until(
         lambda: [run for run in world.runs(batch_id) if run["status"] == "FAILURE"],
         "the code server reports the death",
@@ -210,9 +214,9 @@ def test_10_terminate_clicked_in_mid_upload_stops_the_calls_and_retry_finishes(
     page.get_by_role("button", name="Terminate").click()
     page.get_by_role("dialog").get_by_role("button", name="Terminate").click()
     wait_until(
-        lambda: batch_row(world.pipeline.database, batch_id).status == "cancelled", "cancelled", 60
+        lambda: batch_row(world.pipeline.database, batch_id).status == "cancelled", "cancelled"
     )
-    wait_until(lambda: world.states(batch_id) == {"pending": len(FILES)}, "released", 60)
+    wait_until(lambda: world.states(batch_id) == {"pending": len(FILES)}, "released")
     wait_until(lambda: {run["status"] for run in world.runs(batch_id)} <= ENDED, "runs end")
     world.models.latency_seconds = 0
     world.pipeline.batches.retry_batch(batch_id)
