@@ -110,7 +110,7 @@ class UploadBatch(Base):
     successful_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Uploads that are ``failed``; goes down when one of them is worked again.
     failed_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: Why the whole batch failed; empty otherwise.
+    #: Why it failed, was cancelled from the UI, or why its last run died; empty once it is done.
     error_message: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)

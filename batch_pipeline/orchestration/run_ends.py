@@ -84,12 +84,17 @@ def settle_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> Settlement:
     batch_id = batch_of(run)
     cancelled = None
     if batch_id and pipeline.backlog.left_behind(batch_id, run.run_id, _slice_of(run)):
-        cancelled = pipeline.batches.cancel_batch(batch_id)
+        cancelled = pipeline.batches.cancel_batch(batch_id, reason=terminated(run.run_id))
     rescue = pipeline.backlog.rescue([run.run_id])
     requeued = _requeue(pipeline, run)
     return Settlement(
         rescue.returned, rescue.quarantined, requeued, cancelled.status if cancelled else ""
     )
+
+
+def terminated(run_id: str) -> str:
+    """Why a batch is cancelled whose run a person ended."""
+    return f"run {run_id} was terminated; `batch-pipeline retry` reopens the batch"
 
 
 def close_dead_runs(instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str]) -> int:

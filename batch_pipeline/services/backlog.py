@@ -162,10 +162,11 @@ class Backlog:
     def note_died_run(self, batch_id: uuid.UUID, reason: str) -> BatchProgress | None:
         """Count a run that died; fails the batch when so many did without an upload ending.
 
-        Returns the batch if that failed it.
+        The batch says why, until it ends otherwise. Returns the batch if that failed it.
         """
         given_up = (UploadBatch.died_runs + 1) >= MAX_DIED_RUNS
-        message = f"{MAX_DIED_RUNS} runs died one after the other; the last one: {reason}"
+        last = f"{MAX_DIED_RUNS} runs died one after the other; the last one: {reason}"
+        message = f"a run died, what it left goes to another: {reason}"
         with self._publisher.transaction() as transaction:
             progress = updated_batch_or_none(
                 transaction.connection,
@@ -174,7 +175,7 @@ class Backlog:
                 .values(
                     died_runs=UploadBatch.died_runs + 1,
                     status=case((given_up, BatchStatus.FAILED), else_=UploadBatch.status),
-                    error_message=case((given_up, message.replace("\0", "�")), else_=None),
+                    error_message=case((given_up, _storable(last)), else_=_storable(message)),
                     updated_at=func.now(),
                 ),
             )
@@ -275,6 +276,11 @@ class Backlog:
         ):
             if progress := count_end(transaction.connection, batch_id, failed=failed):
                 transaction.announce(progress, progress.user_id)
+
+
+def _storable(text_: str) -> str:
+    """PostgreSQL text cannot hold NUL."""
+    return text_.replace("\0", "�")
 
 
 def _due() -> Any:

@@ -43,14 +43,19 @@ class BatchStates:
             transaction.announce(progress, progress.user_id)
         return progress
 
-    def cancel_batch(self, batch_id: uuid.UUID) -> BatchProgress | None:
-        """Stop a batch; returns None if it is unknown or has ended already."""
+    def cancel_batch(
+        self, batch_id: uuid.UUID, *, reason: str | None = None
+    ) -> BatchProgress | None:
+        """Stop a batch; returns None if it is unknown or has ended already.
+
+        The reason is kept as its ``error_message``, for those who did not cancel it by name.
+        """
         with self._publisher.transaction() as transaction:
             progress = updated_batch_or_none(
                 transaction.connection,
                 update(UploadBatch)
                 .where(UploadBatch.id == batch_id, UploadBatch.status.in_(OPEN_BATCH))
-                .values(status=BatchStatus.CANCELLED, updated_at=func.now()),
+                .values(status=BatchStatus.CANCELLED, error_message=reason, updated_at=func.now()),
             )
             if progress:
                 transaction.announce(progress, progress.user_id)

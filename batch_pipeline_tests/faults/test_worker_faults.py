@@ -237,6 +237,7 @@ def test_5_after_a_kill_in_upload_2_of_5_all_finish_and_none_is_repeated(open_st
     print(f"pending again {time.monotonic() - begin:.2f} s after the run was reported failed")
     stack.finish(batch_id)
     assert stack.counts(batch_id) == ("completed", 5, 0)
+    assert batch_row(stack.pipeline.database, batch_id).error_message is None
     assert_each_described_once_but_the_one_in_work(model_server)
 
 

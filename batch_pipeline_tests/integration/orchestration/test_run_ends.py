@@ -104,7 +104,9 @@ def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, de
         ("pending", None, None)
     }
     assert [row.deaths for row in rows] == [1, 0, 0]
-    assert batch_row(pipeline.database, batch_id).died_runs == 1
+    batch = batch_row(pipeline.database, batch_id)
+    assert batch.died_runs == 1
+    assert batch.error_message.endswith("goes to another: exited with code 139")
     seen = newest_observation(instance)
     assert seen.partition == str(batch_id)
     assert seen.metadata["uploads_returned"].value == 1
@@ -120,7 +122,11 @@ def test_a_run_that_was_terminated_before_it_began_cancels_its_batch_until_a_ret
     instance.report_run_canceled(run)
     name = "cancel_batches_of_terminated_runs"
     evaluate(definitions, instance, pipeline, name, run, "PIPELINE_CANCELED")
-    assert batch_row(pipeline.database, batch_id).status == "cancelled"
+    batch = batch_row(pipeline.database, batch_id)
+    assert batch.status == "cancelled"
+    assert batch.error_message.startswith(
+        f"run {run.run_id} was terminated; `batch-pipeline retry`"
+    )
     assert {row.owner_run_id for row in upload_rows(pipeline.database, batch_id)} == {None}
     pipeline.batches.retry_batch(batch_id)
     evaluate(definitions, instance, pipeline, name, run, "PIPELINE_CANCELED")
