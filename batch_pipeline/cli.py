@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from batch_pipeline.services.batch_intake import Submission
+    from batch_pipeline.services.batch_progress import BatchProgress
     from batch_pipeline.services.pipeline import Pipeline
     from batch_pipeline.settings import Settings
 
@@ -285,12 +286,12 @@ def watch(session: Session, batch: uuid.UUID, as_json: bool) -> None:
     if not as_json:
         sys.exit(FINISHED_WITH_FAILURES if _follow(session, batch) else OK)
     session.when_stopped = f"Stopped watching; the batch goes on: batch-pipeline watch {batch}"
-    before, failed = None, 0
+    progress = None
     for snapshot in watch_batch(session.pipeline.database, batch):
-        if snapshot.progress != before:
+        if snapshot.progress != progress:
             click.echo(json.dumps(snapshot.progress.payload()))
-        before, failed = snapshot.progress, snapshot.progress.failed
-    sys.exit(FINISHED_WITH_FAILURES if failed else OK)
+        progress = snapshot.progress
+    sys.exit(FINISHED_WITH_FAILURES if progress is None or _went_wrong(progress) else OK)
 
 
 @main.command()
@@ -597,7 +598,11 @@ def _follow(
         if last.progress.failed and timeout_seconds is None:  # the demo goes on to show them
             click.echo(f"See why:    batch-pipeline status {batch_id}")
             click.echo(f"Try again:  batch-pipeline retry {batch_id}")
-    return last.progress.failed > 0 or last.progress.status != "completed"
+    return _went_wrong(last.progress)
+
+
+def _went_wrong(progress: "BatchProgress") -> bool:
+    return progress.failed > 0 or progress.status != "completed"
 
 
 def _status(session: Session, batch_id: uuid.UUID) -> dict[str, Any]:

@@ -143,6 +143,14 @@ def test_watch_of_an_ended_batch_prints_its_last_state_and_tells_of_failures(con
     ]
 
 
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_watch_of_a_batch_that_was_cancelled_tells_that_not_all_is_done(
+    console, database, arguments
+):
+    batch = add_batch(database, 1, status="cancelled")
+    assert console("watch", batch, *arguments).code == 1
+
+
 def test_search_says_why_nothing_can_be_found(console, database):
     empty = console("search", " ")
     assert (empty.code, error_and_hint(empty)) == (
