@@ -1,0 +1,45 @@
+"""How the steps of a run are run is a choice of its config, and makes no difference to uploads."""
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+
+from batch_pipeline.services.pipeline import shared_pipeline
+from batch_pipeline.settings import ENVIRONMENT_PREFIX, load_settings
+from batch_pipeline.testing.records import batch_row
+from batch_pipeline_tests.integration.orchestration.conftest import Runner
+
+
+@pytest.mark.parametrize(
+    ("execution", "said"),
+    [
+        ({}, "Executing steps in up to 4 threads"),
+        ({"threaded": {"max_concurrent": 2}}, "Executing steps in up to 2 threads"),
+        ({"in_process": {}}, "Executing steps in process"),
+        pytest.param(
+            {"multiprocess": {"max_concurrent": 2}},
+            "Executing steps using multiprocess executor",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["default", "threaded", "in_process", "multiprocess"],
+)
+def test_the_executor_is_a_choice_of_the_run(settings, instance, monkeypatch, execution, said):
+    for name, value in {"home": settings.home, "database_url": settings.database_url}.items():
+        monkeypatch.setenv(f"{ENVIRONMENT_PREFIX}{name.upper()}", str(value))
+    pipeline = shared_pipeline(load_settings())
+    batch_id = Runner(pipeline, instance).submit("fog.webp", "lighthouse.gif")
+    config = {"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}}
+    if execution:
+        config["execution"] = {"config": execution}
+    location = ReconstructableRepository.for_module("batch_pipeline.definitions", "defs")
+    job = location.get_reconstructable_job("process_batch")
+    result = dg.execute_job(job, instance, run_config=config)
+    assert result.success
+    row = batch_row(pipeline.database, batch_id)
+    assert (row.status, row.successful_uploads) == ("completed", 2)
+    messages = [entry.message for entry in instance.all_logs(result.run_id)]
+    assert any(said in message for message in messages), messages
+    steps = instance.get_run_step_stats(result.run_id)
+    assert len([step for step in steps if step.step_key.startswith("process_upload[")]) == 2
+    pipeline.close()
