@@ -69,9 +69,14 @@ class Session:
     @cached_property
     def settings(self) -> "Settings":
         """The settings, read once."""
-        from batch_pipeline.settings import load_settings  # noqa: PLC0415
+        from batch_pipeline.settings import LogFormat, load_settings  # noqa: PLC0415
 
-        return load_settings()
+        settings = load_settings()
+        if settings.log_format is LogFormat.JSON:
+            from batch_pipeline.logs import write_json_lines  # noqa: PLC0415
+
+            write_json_lines()
+        return settings
 
     @cached_property
     def pipeline(self) -> "Pipeline":
@@ -181,7 +186,8 @@ def main(session: Session, debug: bool) -> None:
     """
     session.debug = debug
     # Alembic and others speak at INFO; what a person has to know is printed by the commands.
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
 
 
 @main.command()
@@ -475,6 +481,48 @@ def doctor(session: Session, as_json: bool) -> None:
     else:
         session.console.print(terminal.health_table(checks))
     sys.exit(OK if all(check.ok for check in checks) else FINISHED_WITH_FAILURES)
+
+
+@main.command()
+@click.option(
+    "--serve",
+    "port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Stay, and answer Prometheus at http://HOST:PORT/metrics.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where --serve listens.")
+@json_option
+@click.pass_obj
+def metrics(session: Session, port: int | None, host: str, as_json: bool) -> None:
+    """Print uploads by state, waiting times, stage times and errors, for Prometheus.
+
+    \b
+    Examples:
+      batch-pipeline metrics
+      batch-pipeline metrics --serve 9464
+    """
+    from prometheus_client import generate_latest, start_http_server  # noqa: PLC0415
+
+    from batch_pipeline.services.metrics import metrics_registry, read_metrics  # noqa: PLC0415
+
+    database = session.pipeline.database
+    if port is not None:
+        session.when_stopped = "Stopped serving metrics."
+        try:
+            server, thread = start_http_server(port, host, metrics_registry(database))
+        except OSError as error:
+            raise RefusedError(f"nobody can listen at {host}:{port}: {error.strerror}") from error
+        if not as_json:
+            click.echo(f"Metrics are at http://{host}:{port}/metrics; Ctrl-C stops.")
+        try:
+            thread.join()
+        finally:
+            server.shutdown()
+    elif as_json:
+        _print_json([sample._asdict() for sample in read_metrics(database)])
+    else:
+        click.echo(generate_latest(metrics_registry(database)).decode(), nl=False)
 
 
 @main.command()

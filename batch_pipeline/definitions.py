@@ -8,6 +8,7 @@ import dagster as dg
 from batch_pipeline.orchestration.assets import SPECS, description_quality
 from batch_pipeline.orchestration.jobs import build_process_batch, sweep_backlog
 from batch_pipeline.orchestration.resources import pipeline_resource, worker_resource
+from batch_pipeline.orchestration.run_logs import build_loggers
 from batch_pipeline.orchestration.schedules import backlog_sweep, sweep_on_start
 from batch_pipeline.orchestration.sensors import (
     build_pending_batches,
@@ -29,7 +30,8 @@ def build_definitions(
     Raises:
         ConfigurationError: a setting is not valid.
     """
-    process_batch = build_process_batch(settings or load_settings())
+    settings = settings or load_settings()
+    process_batch = build_process_batch(settings)
     return dg.Definitions(
         jobs=[process_batch, sweep_backlog],
         sensors=[
@@ -41,6 +43,7 @@ def build_definitions(
         schedules=[backlog_sweep],
         assets=SPECS,
         asset_checks=[description_quality],
+        loggers=build_loggers(settings),
         resources={
             "pipeline": pipeline_resource,
             "worker": worker_resource,

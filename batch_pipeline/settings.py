@@ -25,6 +25,13 @@ class AnalyzerName(StrEnum):
     OPENAI = "openai"
 
 
+class LogFormat(StrEnum):
+    """How log lines are written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 class Settings(BaseSettings):
     """Everything that can be set, with its default, unit and meaning."""
 
@@ -157,6 +164,17 @@ class Settings(BaseSettings):
             "Run workers write Dagster's events in groups, 0.1 s behind at most; `false`: each "
             "event at once, as Dagster does."
         ),
+    )
+    keep_runs_days: Annotated[int, Field(ge=0)] = Field(
+        90,
+        description=(
+            "How long Dagster keeps runs of ours and their events after their end (days); "
+            "0: for ever."
+        ),
+    )
+    log_format: LogFormat = Field(
+        LogFormat.TEXT,
+        description="Log lines of commands, sensors and runs: `text`, or `json` for machines.",
     )
     redis_url: str = Field("", description="Also publish progress on this Redis; empty: off.")
 

@@ -225,6 +225,11 @@ class Upload(Base):
                 "owner_run_id IS NOT NULL OR processing_status IN ('analyzing', 'embedding')"
             ),
         ),
+        Index(
+            "ix_uploads_ended",
+            "updated_at",
+            postgresql_where=text("processing_status IN ('completed', 'failed')"),
+        ),
         Index("ix_uploads_retry_at", "retry_at", postgresql_where=text("retry_at IS NOT NULL")),
         Index(
             "ix_uploads_without_batch",

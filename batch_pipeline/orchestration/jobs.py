@@ -5,6 +5,7 @@ import dagster as dg
 from batch_pipeline.orchestration.executors import build_executor
 from batch_pipeline.orchestration.ops import finalize_batch, load_batch, process_upload
 from batch_pipeline.orchestration.sweep import sweep
+from batch_pipeline.orchestration.tags import NO_RUN_RETRIES
 from batch_pipeline.settings import Settings
 
 
@@ -26,6 +27,7 @@ def build_process_batch(settings: Settings) -> dg.JobDefinition:
             "failure on the run, or `batch-pipeline retry`."
         ),
         executor_def=build_executor(settings.max_concurrent_uploads),
+        tags=NO_RUN_RETRIES,
     )
     def process_batch() -> None:
         finalize_batch(load_batch().map(work).collect())
@@ -36,6 +38,7 @@ def build_process_batch(settings: Settings) -> dg.JobDefinition:
 @dg.job(
     description="Returns uploads of dead workers, and ends what is done; safe at any time.",
     executor_def=dg.in_process_executor,
+    tags=NO_RUN_RETRIES,
 )
 def sweep_backlog() -> None:
     """Put right what a crash left behind."""

@@ -9,9 +9,11 @@ from uuid import uuid4
 import dagster as dg
 
 from batch_pipeline.orchestration.jobs import sweep_backlog
+from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import work_for_a_sweep
 from batch_pipeline.orchestration.tags import FOUND_TAG
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import Settings
 
 #: Tells this start of the code server from the one before it.
 START = uuid4().hex
@@ -38,7 +40,8 @@ def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.S
     if not found and not is_hour:
         return dg.SkipReason(_NOTHING)
     context.log.info("asked for a sweep: %s", _say(found) or "files and partitions, once an hour")
-    return _request(context.scheduled_execution_time.isoformat(), found, tidy=is_hour)
+    key = context.scheduled_execution_time.isoformat()
+    return _request(key, found, pipeline.settings, tidy=is_hour)
 
 
 @dg.sensor(
@@ -54,17 +57,24 @@ def sweep_on_start(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Look once for each start of the code server; the cursor names the start looked at last."""
     if context.cursor == START:
         return dg.SensorResult(skip_reason="looked when the code server started")
-    found = work_for_a_sweep(context.instance, context.resources.pipeline)
+    pipeline: Pipeline = context.resources.pipeline
+    found = work_for_a_sweep(context.instance, pipeline)
     if not found:
         return dg.SensorResult(skip_reason=f"the stack has started: {_NOTHING}", cursor=START)
     context.log.info("the stack has started; asked for a sweep: %s", _say(found))
-    return dg.SensorResult(run_requests=[_request(START, found, tidy=True)], cursor=START)
+    request = _request(START, found, pipeline.settings, tidy=True)
+    return dg.SensorResult(run_requests=[request], cursor=START)
 
 
-def _request(key: str, found: Mapping[str, int], *, tidy: bool) -> dg.RunRequest:
+def _request(
+    key: str, found: Mapping[str, int], settings: Settings, *, tidy: bool
+) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=key,
-        run_config={"ops": {"sweep": {"config": {"tidy": tidy}}}},
+        run_config={
+            "ops": {"sweep": {"config": {"tidy": tidy}}},
+            **logger_config(settings),
+        },
         tags={FOUND_TAG: _say(found)} if found else {},
     )
 

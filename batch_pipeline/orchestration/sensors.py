@@ -19,6 +19,7 @@ from batch_pipeline.orchestration.run_ends import (
     settle_failed_run,
     settle_terminated_run,
 )
+from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG
 from batch_pipeline.services.backlog import Rescue
@@ -32,6 +33,7 @@ from batch_pipeline.services.dispatch import (
 from batch_pipeline.services.ended_batches import EndsSeen, newly_ended
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
+from batch_pipeline.settings import Settings
 
 #: How soon a submitted batch is noticed (seconds).
 INTERVAL_SECONDS = 2
@@ -98,7 +100,9 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
                 "asked for a run: batch %s, slice %s, %s",
                 *(slice_.batch_id, slice_.number, slice_.reason),
             )
-        return dg.SensorResult(run_requests=[run_request(slice_) for slice_ in chosen])
+        return dg.SensorResult(
+            run_requests=[run_request(slice_, pipeline.settings) for slice_ in chosen]
+        )
 
     return pending_batches
 
@@ -220,14 +224,15 @@ def runs_in_flight(instance: dg.DagsterInstance, job_name: str) -> Counter[UUID]
     return Counter(UUID(run.tags.get(BATCH_TAG, str(UUID(int=0)))) for run in runs)
 
 
-def run_request(slice_: WaitingSlice) -> dg.RunRequest:
+def run_request(slice_: WaitingSlice, settings: Settings) -> dg.RunRequest:
     """Ask for the run of a slice; the same slice always by the same key."""
     return dg.RunRequest(
         run_key=slice_.key,
         run_config={
             "ops": {
                 "load_batch": {"config": {"batch_id": str(slice_.batch_id), "slice": slice_.number}}
-            }
+            },
+            **logger_config(settings),
         },
         tags={
             BATCH_TAG: str(slice_.batch_id),

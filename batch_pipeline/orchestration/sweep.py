@@ -5,6 +5,7 @@ Here Dagster is asked which runs have ended or died; uploads and batches are put
 two sweeps at once have the effect of one.
 """
 
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import dagster as dg
@@ -26,13 +27,18 @@ from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
 
 _JOBS = ("process_batch", "sweep_backlog")
+#: Old runs that one sweep deletes of each job, with their events.
+_RUNS_DELETED_AT_ONCE = 500
 
 
 class SweepParts(dg.Config):
     """What a sweep does."""
 
     tidy: bool = Field(
-        True, description="Also look for files without an upload, and for partitions to prune."
+        True,
+        description=(
+            "Also look for files without an upload, and for old partitions and runs to delete."
+        ),
     )
 
 
@@ -79,7 +85,30 @@ def tidy(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int]:
         "folders_removed": removed.folders,
         "partial_files_removed": removed.partial_files,
         "partitions_pruned": _prune_partitions(instance, pipeline),
+        "runs_deleted": delete_old_runs(instance, pipeline),
     }
+
+
+def delete_old_runs(
+    instance: dg.DagsterInstance, pipeline: Pipeline, *, at_once: int = _RUNS_DELETED_AT_ONCE
+) -> int:
+    """Delete runs of ours that ended long ago, with their events, which Dagster keeps for ever."""
+    days = pipeline.settings.keep_runs_days
+    if not days:
+        return 0
+    before = datetime.now(UTC) - timedelta(days=days)
+    old = [
+        run
+        for job in _JOBS
+        for run in instance.get_runs(
+            dg.RunsFilter(job_name=job, statuses=list(ENDED_RUN), updated_before=before),
+            limit=at_once,
+            ascending=True,
+        )
+    ]
+    for run in old:
+        instance.delete_run(run.run_id)
+    return len(old)
 
 
 def work_for_a_sweep(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int]:

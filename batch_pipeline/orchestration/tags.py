@@ -7,5 +7,7 @@ SLICE_TAG = "batch_pipeline/slice"
 REASON_TAG = "batch_pipeline/reason"
 #: What a sweep was launched for.
 FOUND_TAG = "batch_pipeline/found"
+#: Dagster's own, on our jobs: what a run leaves goes to another run of ours, not to a retry of it.
+NO_RUN_RETRIES = {"dagster/max_retries": "0"}
 #: Dagster's own: the key by which a sensor does not ask twice for the same run.
 RUN_KEY_TAG = "dagster/run_key"

@@ -12,6 +12,7 @@ MAY_IMPORT = {
     "visible_text": set(),
     "errors": {"visible_text"},
     "settings": {"errors"},
+    "logs": set(),
     "storage": {"errors"},
     "media": {"errors", "media"},
     "model_servers": {"errors", "settings", "media", "model_servers"},
@@ -23,13 +24,13 @@ MAY_IMPORT = {
     "executor": {"executor"},
     "orchestration": {
         "errors", "settings", "visible_text", "storage", "media", "model_servers", "database",
-        "services", "executor", "orchestration",
+        "services", "executor", "orchestration", "logs",
     },
     "definitions": {"settings", "orchestration"},
     "terminal": {"model_servers", "services", "visible_text"},
     "demo": {"errors", "settings"},
     "cli": {
-        "errors", "settings", "visible_text", "database", "services", "terminal", "demo",
+        "errors", "settings", "visible_text", "database", "services", "terminal", "demo", "logs",
         # `doctor` asks Dagster's storage for the daemon's heartbeats.
         "orchestration.instance_health",
     },

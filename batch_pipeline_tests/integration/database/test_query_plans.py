@@ -21,6 +21,7 @@ from batch_pipeline.services.batch_summary import batch_summary
 from batch_pipeline.services.batch_watch import watch_batch
 from batch_pipeline.services.ended_batches import EndsSeen, newly_ended
 from batch_pipeline.services.leftovers import remove_leftovers
+from batch_pipeline.services.metrics import read_metrics
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reprocessing import Selection, _selected, reprocess
 from batch_pipeline.services.search import search
@@ -227,3 +228,9 @@ def test_the_selection_for_a_redo_goes_batch_by_batch(full_pipeline, plans):
     selection = Selection(Stage.EMBEDDING, model_not="bge-m3", user_id=USER)
     assert len(list(islice(_selected(full_pipeline.database, selection), 3))) == 3
     assert_no_sequential_scan(plans, of="uploads")
+
+
+def test_the_metrics_do_not_read_a_table_through(full_pipeline, plans):
+    samples = read_metrics(full_pipeline.database)
+    assert samples
+    assert_no_sequential_scan(plans)

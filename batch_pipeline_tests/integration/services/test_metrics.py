@@ -1,0 +1,153 @@
+"""What Prometheus is told, on rows in every state, and by the installed command."""
+
+import os
+import re
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import func, insert, text, update
+
+from batch_pipeline.database.models import ModelCallSlots, Upload
+from batch_pipeline.demo import free_port
+from batch_pipeline.services.metrics import METRICS, RECENT_SECONDS, read_metrics
+from batch_pipeline.testing.records import add_batch, upload_rows
+from batch_pipeline_tests.integration.console import COMMAND, Console
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def console(database_url, tmp_path):
+    environment = {
+        "PATH": os.environ["PATH"],
+        "BATCH_PIPELINE_HOME": str(tmp_path / "home"),
+        "BATCH_PIPELINE_DATABASE_URL": database_url,
+    }
+    return Console(environment, tmp_path)
+
+
+def numbers(database):
+    found = {}
+    for name, labels, value in read_metrics(database):
+        found.setdefault(name.removeprefix("batch_pipeline_"), {})[" ".join(labels.values())] = (
+            value
+        )
+    return found
+
+
+def ended(status, seconds_ago, **values):
+    moment = func.now() - text(f"interval '{seconds_ago} seconds'")
+    return {"processing_status": status, "updated_at": moment, **values}
+
+
+def test_every_state_is_counted_and_only_what_ended_recently(database):
+    old = RECENT_SECONDS + 60
+    add_batch(
+        database,
+        [
+            {"created_at": func.now() - text("interval '90 seconds'")},
+            {"error_kind": "model_timeout"},
+            {"owner_run_id": "run"},
+            {"processing_status": "analyzing", "owner_run_id": "run"},
+            {"processing_status": "embedding", "owner_run_id": "run"},
+            ended("completed", 10, stage_seconds={"description": 1.0, "thumbnail": 0.5}),
+            ended("completed", 20, stage_seconds={"description": 3.0}),
+            ended("completed", old, stage_seconds={"description": 99.0}),
+            ended("failed", 30, error_kind="model_output_invalid"),
+            ended("failed", old, error_kind="truncated"),
+        ],
+        status="processing",
+    )
+    with database.transaction() as connection:
+        connection.execute(
+            insert(ModelCallSlots).values(
+                server="http://one",
+                kind="vision",
+                holder=func.gen_random_uuid(),
+                wanted=5,
+                held=2,
+                since=func.now(),
+                leased_until=func.now() + text("interval '1 minute'"),
+            )
+        )
+    found = numbers(database)
+    oldest = found.pop("oldest_pending_seconds")[""]
+    assert 90 <= oldest < 150
+    assert found == {
+        "open_uploads": {"pending": 2, "reserved": 1, "analyzing": 1, "embedding": 1},
+        "ended_uploads": {"completed": 2, "failed": 1},
+        "upload_errors": {"model_timeout waiting": 1, "model_output_invalid failed": 1},
+        "stage_seconds": {
+            "description 0.5": 2.0,
+            "description 0.95": 2.9,
+            "thumbnail 0.5": 0.5,
+            "thumbnail 0.95": 0.5,
+        },
+        "open_batches": {"processing": 1},
+        "model_calls": {"http://one vision held": 2, "http://one vision wanted": 5},
+    }
+
+
+def test_an_old_upload_that_is_worked_again_waits_since_it_was_opened_again(database):
+    batch_id = add_batch(database, 1, status="processing")
+    [upload] = upload_rows(database, batch_id)
+    with database.transaction() as connection:
+        connection.execute(
+            update(Upload)
+            .where(Upload.id == upload.id)
+            .values(created_at=text("now() - interval '1 year'"), dispatch_reason="reprocess")
+        )
+    assert numbers(database)["oldest_pending_seconds"][""] < 60
+
+
+def test_nothing_stored_is_nothing_and_not_an_error(database):
+    assert numbers(database) == {
+        "open_uploads": {"pending": 0},
+        "oldest_pending_seconds": {"": 0},
+        "ended_uploads": {"completed": 0, "failed": 0},
+    }
+
+
+def test_the_command_prints_what_prometheus_reads_and_serves_it(console, database):
+    add_batch(database, 3)
+    printed = console("metrics")
+    assert printed.code == 0, printed.err
+    families = {family.name: family for family in text_string_to_metric_families(printed.out)}
+    assert set(families) == {metric.name for metric in METRICS}
+    [pending] = families["batch_pipeline_open_uploads"].samples
+    assert (pending.labels, pending.value) == ({"state": "pending"}, 3)
+    assert {
+        "name": "batch_pipeline_open_uploads", "labels": {"state": "pending"}, "value": 3.0
+    } in console("metrics", "--json").json  # fmt: skip
+
+    port = free_port()
+    with subprocess.Popen(
+        [COMMAND, "metrics", "--serve", str(port)],
+        env=console.environment,
+        cwd=console.folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout
+            address = re.search(r"http://\S+/metrics", process.stdout.readline())
+            assert address
+            for uploads in (3, 5):
+                with urllib.request.urlopen(address.group(), timeout=30) as answer:
+                    scraped = answer.read().decode()
+                assert f'batch_pipeline_open_uploads{{state="pending"}} {uploads}.0' in scraped
+                add_batch(database, 2)
+            taken = console("metrics", "--serve", port)
+            assert (taken.code, f"nobody can listen at 127.0.0.1:{port}" in taken.err) == (2, True)
+        finally:
+            process.terminate()
+
+
+def test_every_metric_has_its_line_in_the_documents():
+    document = (ROOT / "docs" / "deployment.md").read_text()
+    assert re.findall(r"^\| `(batch_pipeline_\w+)` \|", document, re.MULTILINE) == [
+        metric.name for metric in METRICS
+    ]
