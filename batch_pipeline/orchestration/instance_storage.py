@@ -6,15 +6,26 @@ is missing. Runs, events and schedules share one small pool of connections; as i
 dagster-postgres opens a new one for every event, which more than doubles the cost of a step (84
 against 34 ms). How events are written says `grouped_event_log`; how many connections there are in
 all, `connection_budget`.
+
+Where an instance has dagster-postgres as it comes (the Helm chart writes its own ``dagster.yaml``),
+run workers at least keep their connections: `pool_connections`.
 """
 
 from typing import Any
 
+import dagster as dg
 from dagster._config import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
-from dagster_postgres import DagsterPostgresStorage, PostgresRunStorage, PostgresScheduleStorage
+from dagster_postgres import (
+    DagsterPostgresStorage,
+    PostgresEventLogStorage,
+    PostgresRunStorage,
+    PostgresScheduleStorage,
+)
+from dagster_postgres.utils import create_pg_engine
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
 
 from batch_pipeline.database.connection_budget import DAGSTER_POOL
 from batch_pipeline.database.session import (
@@ -85,6 +96,22 @@ class _PooledScheduleStorage(PostgresScheduleStorage):
 
     def optimize_for_webserver(self, *_: int, **__: int) -> None:
         """Keep the pool: Dagster would open another one of 21 connections."""
+
+
+def pool_connections(instance: dg.DagsterInstance) -> None:
+    """Keep connections to Dagster's storage open, if it opens one for every event."""
+    for storage in (instance.event_log_storage, instance.run_storage):
+        if isinstance(storage, PostgresEventLogStorage | PostgresRunStorage) and isinstance(
+            storage._engine.pool, NullPool
+        ):
+            storage._engine = create_pg_engine(
+                storage.postgres_url,
+                storage._token_provider,
+                isolation_level="AUTOCOMMIT",
+                pool_size=1,
+                max_overflow=DAGSTER_POOL - 1,
+                pool_pre_ping=True,
+            )
 
 
 def dagster_storage_url(settings: Settings) -> URL:

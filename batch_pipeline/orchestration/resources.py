@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import dagster as dg
 
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.orchestration.instance_storage import pool_connections
 from batch_pipeline.orchestration.progress_meter import ProgressMeter
 from batch_pipeline.services.claim_keeper import ClaimKeeper
 from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
@@ -50,6 +51,8 @@ def worker_resource(context: dg.InitResourceContext) -> Iterator[RunWorker]:
     """Hand out the worker of this run; its heartbeat ends with the run."""
     pipeline: Pipeline = context.resources.pipeline
     settings = pipeline.settings
+    if context.instance:
+        pool_connections(context.instance)
     run_id = context.run.run_id if context.run else ""
     with ClaimKeeper(pipeline.states, run_id, lease_seconds=settings.lease_seconds) as keeper:
         yield RunWorker(UploadProcessor(pipeline, keeper))

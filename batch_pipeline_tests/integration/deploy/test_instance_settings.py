@@ -1,0 +1,103 @@
+"""The instance settings of production, opened by Dagster itself on a real database."""
+
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.storage.tags import WILL_RETRY_TAG
+from dagster_aws.s3 import S3ComputeLogManager
+from sqlalchemy.pool import NullPool
+
+from batch_pipeline.definitions import build_definitions
+from batch_pipeline.testing.records import add_batch
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+
+
+@pytest.fixture
+def dagster_url(server, monkeypatch):
+    with server.new_database(migrated=False) as url:
+        monkeypatch.setenv("BATCH_PIPELINE_DAGSTER_DATABASE_URL", url)
+        yield url
+
+
+def opened(tmp_path, content):
+    (tmp_path / "dagster.yaml").write_text(content)
+    return dg.DagsterInstance.from_config(str(tmp_path))
+
+
+def test_dagster_opens_them_with_the_very_classes_that_they_name(
+    dagster_url, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("COMPUTE_LOGS_BUCKET", "bucket")
+    monkeypatch.setenv("COMPUTE_LOGS_PREFIX", "logs")
+    shutil.copy(DEPLOY / "dagster.yaml", tmp_path)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert instance.get_ref().storage_data.class_name == "PipelineInstanceStorage"
+        assert type(instance.event_log_storage._engine.pool) is not NullPool
+        assert isinstance(instance.compute_log_manager, S3ComputeLogManager)
+        queue = instance.get_concurrency_config().run_queue_config
+        assert queue
+        assert queue.max_concurrent_runs == 8
+        assert queue.tag_concurrency_limits == [
+            {
+                "key": "batch_pipeline/user_id",
+                "value": {"applyLimitPerUniqueValue": True},
+                "limit": 2,
+            }
+        ]
+        assert (instance.run_monitoring_enabled, instance.run_retries_enabled) == (True, False)
+        assert instance.run_monitoring_max_resume_run_attempts == 0
+        assert instance.get_runs_count() == 0  # its tables are there
+
+
+def test_those_of_one_host_differ_only_in_where_runs_print():
+    production, one_host = (
+        yaml.safe_load((DEPLOY / name).read_text())
+        for name in ("dagster.yaml", "dagster_one_host.yaml")
+    )
+    assert production.pop("compute_logs")
+    assert one_host == production
+
+
+@pytest.fixture
+def shared_instance(dagster_url, tmp_path):
+    """An instance of others: storages one by one, as the Helm chart has them, and runs retried."""
+    config = {"postgres_url": dagster_url.replace("postgresql://", "postgresql+psycopg2://", 1)}
+    storages = {
+        name: {"module": f"dagster_postgres.{module}", "class": f"Postgres{kind}", "config": config}
+        for name, module, kind in (
+            ("run_storage", "run_storage", "RunStorage"),
+            ("event_log_storage", "event_log", "EventLogStorage"),
+            ("schedule_storage", "schedule_storage", "ScheduleStorage"),
+        )
+    }
+    retries = {"run_retries": {"enabled": True, "max_retries": 3}}
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({**storages, **retries}))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        yield instance
+        for storage in (instance.event_log_storage, instance.run_storage):
+            storage._engine.dispose()
+
+
+def test_in_an_instance_of_others_a_run_keeps_its_connections_and_is_not_retried_by_dagster(
+    shared_instance, pipeline
+):
+    batch_id = add_batch(pipeline.database, 1)  # of a file that is missing
+    resources = {"pipeline": dg.ResourceDefinition.hardcoded_resource(pipeline)}
+    job = build_definitions(pipeline.settings, resources).resolve_job_def("process_batch")
+    storages = (shared_instance.event_log_storage, shared_instance.run_storage)
+    assert {type(storage._engine.pool) for storage in storages} == {NullPool}
+    assert shared_instance.run_retries_enabled
+
+    result = job.execute_in_process(
+        {"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
+        instance=shared_instance,
+        raise_on_error=False,
+    )
+
+    assert not result.success
+    assert shared_instance.get_run_by_id(result.run_id).tags[WILL_RETRY_TAG] == "false"
+    assert all(storage._engine.pool.checkedin() for storage in storages)
