@@ -69,13 +69,11 @@ class Session:
     @cached_property
     def settings(self) -> "Settings":
         """The settings, read once."""
-        from batch_pipeline.settings import LogFormat, load_settings  # noqa: PLC0415
+        from batch_pipeline.logs import use_format  # noqa: PLC0415
+        from batch_pipeline.settings import load_settings  # noqa: PLC0415
 
         settings = load_settings()
-        if settings.log_format is LogFormat.JSON:
-            from batch_pipeline.logs import write_json_lines  # noqa: PLC0415
-
-            write_json_lines()
+        use_format(settings)
         return settings
 
     @cached_property

@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from batch_pipeline.logs import use_format
 from batch_pipeline.orchestration.assets import SPECS, description_quality
 from batch_pipeline.orchestration.jobs import build_process_batch, sweep_backlog
 from batch_pipeline.orchestration.resources import pipeline_resource, worker_resource
@@ -52,4 +53,5 @@ def build_definitions(
     )
 
 
+use_format(load_settings())
 defs = build_definitions()

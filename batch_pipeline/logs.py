@@ -9,6 +9,8 @@ import logging
 import structlog
 from structlog.typing import Processor
 
+from batch_pipeline.settings import LogFormat, Settings
+
 #: The logger above all of ours.
 OURS = "batch_pipeline"
 
@@ -37,9 +39,13 @@ def json_handler(*additions: Processor) -> logging.Handler:
     return handler
 
 
-def write_json_lines() -> None:
-    """Let everything of ours that is logged in this process be JSON; safe to call again."""
-    ours = logging.getLogger(OURS)
-    if not ours.handlers:
-        ours.addHandler(json_handler())
-        ours.propagate = False
+def use_format(settings: Settings) -> None:
+    """Log what is ours in this process, and Python's warnings, as the settings say."""
+    if settings.log_format is LogFormat.TEXT:
+        return
+    logging.captureWarnings(True)
+    for name in (OURS, "py.warnings"):
+        logger = logging.getLogger(name)
+        if not logger.handlers:  # this may be called again
+            logger.addHandler(json_handler())
+            logger.propagate = False

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 from structlog.typing import EventDict
 
-from batch_pipeline.logs import json_handler, write_json_lines
+from batch_pipeline.logs import json_handler
 from batch_pipeline.orchestration.tags import BATCH_TAG
 from batch_pipeline.settings import LogFormat, Settings
 
@@ -30,10 +30,7 @@ def json_lines(context: dg.InitLoggerContext) -> logging.Logger:
 
 def build_loggers(settings: Settings) -> dict[str, dg.LoggerDefinition]:
     """Offer the logger that the settings ask for; Dagster's own if that is text."""
-    if settings.log_format is LogFormat.TEXT:
-        return {}
-    write_json_lines()
-    return {_JSON_LOGGER: json_lines}
+    return {} if settings.log_format is LogFormat.TEXT else {_JSON_LOGGER: json_lines}
 
 
 def logger_config(settings: Settings) -> dict[str, Any]:

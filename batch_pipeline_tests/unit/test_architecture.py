@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "visible_text": set(),
     "errors": {"visible_text"},
     "settings": {"errors"},
-    "logs": set(),
+    "logs": {"settings"},
     "storage": {"errors"},
     "media": {"errors", "media"},
     "model_servers": {"errors", "settings", "media", "model_servers"},
@@ -26,7 +26,7 @@ MAY_IMPORT = {
         "errors", "settings", "visible_text", "storage", "media", "model_servers", "database",
         "services", "executor", "orchestration", "logs",
     },
-    "definitions": {"settings", "orchestration"},
+    "definitions": {"settings", "logs", "orchestration"},
     "terminal": {"model_servers", "services", "visible_text"},
     "demo": {"errors", "settings"},
     "cli": {
