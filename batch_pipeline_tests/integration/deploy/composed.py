@@ -1,0 +1,148 @@
+"""The services of ``deploy/compose.yaml`` as Compose reads them."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from batch_pipeline_tests.integration.conftest import program
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+COMPOSE = DEPLOY / "compose.yaml"
+#: Longest wait for one thing: machines that test may be busy.
+WAIT_SECONDS = 240
+
+
+def read_as_compose_does(folder: Path, **settings: str) -> dict[str, dict[str, Any]]:
+    """Do as the quickstart says in a copy of the folder, and ask for the configuration."""
+    copied = folder / "deploy"
+    shutil.copytree(DEPLOY, copied)
+    lines = [f"{name}={value}\n" for name, value in settings.items()]
+    (copied / ".env").write_text((copied / ".env.example").read_text() + "".join(lines))
+    # The `docker-compose` of Debian 12 is of before the key `name`; what is newer takes both.
+    file = copied / COMPOSE.name
+    file.write_text(re.sub("^name:.*$", "", file.read_text(), flags=re.MULTILINE))
+    read = subprocess.run(
+        [program("docker-compose"), "--file", file, "config"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert read.returncode == 0, read.stderr
+    services: dict[str, dict[str, Any]] = yaml.safe_load(read.stdout)["services"]
+    return services
+
+
+class ComposedProcesses:
+    """Services started by their very commands, environments and checks, as processes of this host.
+
+    What differs is named in `places`: words of the Compose file, and what stands for them here.
+    """
+
+    def __init__(
+        self, services: Mapping[str, Mapping[str, Any]], folder: Path, places: Mapping[str, str]
+    ) -> None:
+        self._services = services
+        self._folder = folder
+        self._places = places
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        for volume in yaml.safe_load(COMPOSE.read_text())["x-app"]["volumes"]:
+            source, target, *_ = volume.split(":")
+            place = Path(self._here(target))
+            if source.startswith("./"):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(self._here((DEPLOY / source).read_text()))
+            else:
+                place.mkdir(parents=True, exist_ok=True)
+
+    def environment(self, service: str) -> dict[str, str]:
+        """What the service is started with, and nothing of this process but where programs are."""
+        given = self._services[service]["environment"]
+        return {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(self._folder),
+            **{name: self._here(str(value)) for name, value in given.items()},
+        }
+
+    def execute(self, service: str, *command: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command beside a service, as ``docker compose exec`` does."""
+        return subprocess.run(
+            list(command),
+            env=self.environment(service),
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+            check=False,
+        )
+
+    def start(
+        self, service: str, *, name: str = "", moved: Mapping[str, str] | None = None
+    ) -> None:
+        """Start a service, again under another name if `moved` says where to."""
+        command = [self._here(str(word), moved) for word in self._services[service]["command"]]
+        with self.log_file(name or service).open("ab") as log:
+            self._running[name or service] = subprocess.Popen(
+                command,
+                env=self.environment(service),
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def wait_for_the_end(self, service: str) -> int:
+        """Wait for a service that is not to stay; returns its exit code."""
+        return self._running.pop(service).wait(WAIT_SECONDS)
+
+    def wait_until_healthy(
+        self, service: str, *, name: str = "", moved: Mapping[str, str] | None = None
+    ) -> None:
+        """Ask the service's own check until it says yes."""
+        kind, *check = self._services[service]["healthcheck"]["test"]
+        assert kind == "CMD"
+        command = [self._here(word, moved) for word in check]
+        deadline = time.monotonic() + WAIT_SECONDS
+        while (answer := self.execute(service, *command)).returncode:
+            assert self._running[name or service].poll() is None, self._last_words(name or service)
+            assert time.monotonic() < deadline, answer.stderr + self._last_words(name or service)
+
+    def kill(self, name: str) -> None:
+        """Send SIGKILL to a service and its children."""
+        process = self._running.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def stop(self) -> None:
+        """Stop all as Compose does: SIGTERM, and some patience."""
+        for process in self._running.values():
+            process.terminate()
+        for process in self._running.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def log_file(self, name: str) -> Path:
+        """Where a service writes."""
+        return self._folder / f"{name}.log"
+
+    def _here(self, text: str, moved: Mapping[str, str] | None = None) -> str:
+        for there, here in {**self._places, **(moved or {})}.items():
+            text = text.replace(there, here)
+        return text
+
+    def _last_words(self, name: str) -> str:
+        return f"{name}:\n{self.log_file(name).read_text(errors='replace')[-3000:]}"

@@ -1,0 +1,42 @@
+"""The Compose file: of the current schema, and as Compose itself reads it."""
+
+import subprocess
+import sys
+
+import yaml
+
+from .composed import COMPOSE, read_as_compose_does
+
+
+def test_the_file_is_of_the_current_schema():
+    checked = subprocess.run(
+        [
+            *(sys.executable, "-m", "check_jsonschema"),
+            *("--builtin-schema", "vendor.compose-spec", COMPOSE),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_compose_reads_it_with_the_example_of_settings_as_they_come(tmp_path):
+    services = read_as_compose_does(tmp_path)
+    ours = {"migrate", "code-location", "webserver", "daemon", "metrics"}
+    assert set(services) == ours | {"postgres", "redis"}
+    # Nothing that answers is without a question whether it does.
+    assert {name for name, service in services.items() if "healthcheck" not in service} == {
+        "migrate"
+    }
+    for name in ours:
+        assert services[name]["environment"]["BATCH_PIPELINE_DATABASE_URL"] == (
+            "postgresql://batch_pipeline:change_me@postgres:5432/batch_pipeline"
+        )
+    # The UI and the metrics are not shown to the world unless somebody says so.
+    written = yaml.safe_load(COMPOSE.read_text())["services"]
+    published = [port for service in written.values() for port in service.get("ports", [])]
+    assert published == [
+        "${UI_ADDRESS:-127.0.0.1:3000}:3000",
+        "${METRICS_ADDRESS:-127.0.0.1:9464}:9464",
+    ]

@@ -1,0 +1,94 @@
+"""The image, built without a container engine as far as that goes: its files, what it installs."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+INSTRUCTIONS = [
+    shlex.split(line)
+    for line in re.sub(r"\\\n", " ", (ROOT / "deploy" / "Dockerfile").read_text()).splitlines()
+    if line and not line.startswith("#")
+]
+
+
+def copies():
+    """What is copied from the project: sources, and where to in the stage that installs."""
+    return [
+        (words[1:-1], words[-1])
+        for words in INSTRUCTIONS
+        if words[0] == "COPY" and not words[1].startswith("--from")
+    ]
+
+
+def test_the_builder_is_sent_everything_that_is_copied_and_it_is_there():
+    sent = re.findall("^!(.+)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    copied = {source for sources, _ in copies() for source in sources}
+    assert copied == set(sent)
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_the_last_stage_runs_as_an_ordinary_user():
+    assert ["USER", "1000"] in INSTRUCTIONS[INSTRUCTIONS.index(["FROM", "python:3.11-slim"]) :]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_the_image_installs_works_without_the_sources(tmp_path, database_url):
+    sources, image = tmp_path / "src", tmp_path / "app"
+    for names, target in copies():
+        if target.startswith("/"):
+            continue  # belongs to the last stage
+        for name in names:
+            place = sources / target if len(names) == 1 else sources / target / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, place)
+    [script] = [words[2] for words in INSTRUCTIONS if words[0] == "RUN" and words[-1] == "/app"]
+    installed = subprocess.run(
+        [sources / script, image],
+        env=os.environ | {"PIP_NO_COMPILE": "1"},  # half of the time
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert installed.returncode == 0, installed.stderr
+    shutil.rmtree(sources)
+
+    def run(*command):
+        return subprocess.run(
+            [image / "bin" / command[0], *command[1:]],
+            env={
+                "PATH": f"{image / 'bin'}:/usr/bin:/bin",
+                "BATCH_PIPELINE_HOME": str(tmp_path / "home"),
+                "BATCH_PIPELINE_DATABASE_URL": database_url,
+                "HOME": str(tmp_path),
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    media = ROOT / "examples" / "media" / "fog.webp"
+    submitted = run("batch-pipeline", "submit", media, "--json")
+    assert submitted.returncode == 0, submitted.stderr
+    batch = json.loads(submitted.stdout)["batch_id"]
+    for command in (
+        # Templates, styles and migrations are files of the package that no import would miss.
+        ("batch-pipeline", "report", batch, "--html", tmp_path / "report.html"),
+        ("batch-pipeline", "db", "upgrade"),
+        ("python", "-c", "import dagster_k8s, dagster_aws.s3, redis, batch_pipeline.definitions"),
+        ("dagster-webserver", "--version"),
+        ("dagster-daemon", "--help"),
+    ):
+        done = run(*command)
+        assert done.returncode == 0, done.stderr
