@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what tests need from the system: Redis, a browser, the shells that complete commands, and
-# Tesseract. Debian and Ubuntu, as root; on other systems install them by hand, or let the tests that
-# need them be skipped.
+# Installs what tests need from the system: Redis, a browser, the shells that complete commands,
+# Tesseract, and Compose, which reads its file without an engine. Debian and Ubuntu, as root; on other
+# systems install them by hand, or let the tests that need them be skipped.
 set -euo pipefail
 
 missing=()
@@ -10,6 +10,7 @@ command -v chromium >/dev/null || missing+=(chromium)
 command -v zsh >/dev/null || missing+=(zsh)
 command -v fish >/dev/null || missing+=(fish)
 command -v tesseract >/dev/null || missing+=(tesseract-ocr tesseract-ocr-eng)
+command -v docker-compose >/dev/null || missing+=(docker-compose)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; then

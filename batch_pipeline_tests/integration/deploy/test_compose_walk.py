@@ -95,6 +95,8 @@ def world(tmp_path_factory, redis_url) -> Iterator[World]:
             "BATCH_PIPELINE_ANALYZER": "ollama",
             "BATCH_PIPELINE_OLLAMA_HOST": models.ollama_url,
             "BATCH_PIPELINE_UPLOADS_PER_RUN": "1",
+            # As many as the embedded server has connections for.
+            "BATCH_PIPELINE_MAX_RUNS_IN_FLIGHT": "7",
         }
         composed = read_as_compose_does(home, **changed)
         services = ComposedProcesses(
@@ -133,6 +135,7 @@ def world(tmp_path_factory, redis_url) -> Iterator[World]:
                 home=home,
                 database_url=postgres.url,
                 storage_url=str(home / "uploads"),
+                max_runs_in_flight=7,
             )
             pipeline = Pipeline(settings)
             yield World(
