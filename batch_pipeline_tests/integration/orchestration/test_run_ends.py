@@ -4,9 +4,11 @@ from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
+from sqlalchemy import text
 
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration.run_ends import Settlement
+from batch_pipeline.orchestration.sweep import delete_old_runs
 from batch_pipeline.orchestration.tags import BATCH_TAG, SLICE_TAG
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
@@ -200,3 +202,38 @@ def test_the_sweep_as_a_job_reports_its_counts_and_prunes_old_partitions(
     assert event.metadata["uploads_rescued"].value == 0
     assert gone not in instance.get_dynamic_partitions("batches")
     assert kept in instance.get_dynamic_partitions("batches")
+
+
+def test_the_sweep_deletes_runs_of_long_ago_with_their_events_and_no_others(
+    change, open_pipeline, instance, definitions
+):
+    job = definitions.resolve_job_def("process_batch")
+    config = {"ops": {"load_batch": {"config": {"batch_id": "0" * 32}}}}
+    ended, recent, under_way = runs = [
+        instance.create_run_for_job(job, run_config=config) for _ in range(3)
+    ]
+    for run in (ended, recent):
+        instance.report_run_failed(run)
+    instance.report_engine_event("here", under_way)
+    with instance.run_storage.connect() as connection:
+        for run, days in ((ended, 31), (recent, 29), (under_way, 31)):
+            connection.execute(
+                text(
+                    "UPDATE runs SET update_timestamp = now() - make_interval(days => :days) "
+                    "WHERE run_id = :run_id"
+                ),
+                {"days": days, "run_id": run.run_id},
+            )
+
+    def kept():
+        return [
+            run.run_id
+            for run in runs
+            if instance.get_run_by_id(run.run_id) or instance.all_logs(run.run_id)
+        ]
+
+    everything = [run.run_id for run in runs]
+    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=0))) == 0
+    assert kept() == everything
+    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=30))) == 1
+    assert kept() == everything[1:]
