@@ -69,11 +69,13 @@ class Session:
     @cached_property
     def settings(self) -> "Settings":
         """The settings, read once."""
-        from batch_pipeline.logs import use_format  # noqa: PLC0415
-        from batch_pipeline.settings import load_settings  # noqa: PLC0415
+        from batch_pipeline.settings import LogFormat, load_settings  # noqa: PLC0415
 
         settings = load_settings()
-        use_format(settings)
+        if settings.log_format is not LogFormat.TEXT:
+            from batch_pipeline.logs import use_format  # noqa: PLC0415
+
+            use_format(settings)
         return settings
 
     @cached_property

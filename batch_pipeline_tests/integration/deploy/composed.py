@@ -119,10 +119,10 @@ class ComposedProcesses:
             assert time.monotonic() < deadline, answer.stderr + self._last_words(name or service)
 
     def kill(self, name: str) -> None:
-        """Send SIGKILL to a service and its children."""
-        process = self._running.pop(name)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        """Send SIGKILL to a service and its children, if it runs."""
+        if process := self._running.pop(name, None):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def stop(self) -> None:
         """Stop all as Compose does: SIGTERM, and some patience."""
@@ -130,7 +130,7 @@ class ComposedProcesses:
             process.terminate()
         for process in self._running.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(5)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -25,7 +25,11 @@ from batch_pipeline_tests.acceptance.conftest import MEDIA, GraphQl, wait_until
 
 from .composed import WAIT_SECONDS, ComposedProcesses, read_as_compose_does
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("compose"),
+]
 
 ANNA, BEN = uuid.uuid4(), uuid.uuid4()
 OF_ANNA = ("fog.webp", "night.jpg", "sea.jpg")
@@ -162,6 +166,7 @@ def most_at_once(runs):
 
 
 def test_two_users_two_code_servers_one_dispatch_each_and_the_limit_of_a_user_holds(world):
+    world.models.calls.clear()
     anna, ben = world.submit(ANNA, OF_ANNA), world.submit(BEN, OF_BEN)
     world.wait_for_the_end(anna, ben)
 

@@ -1,5 +1,6 @@
 """The instance settings of production, opened by Dagster itself on a real database."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import pytest
 import yaml
 from dagster._core.storage.tags import WILL_RETRY_TAG
 from dagster_aws.s3 import S3ComputeLogManager
+from sqlalchemy import text
 from sqlalchemy.pool import NullPool
 
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.testing.records import add_batch
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
+ROOT = Path(__file__).parents[3]
+DEPLOY = ROOT / "deploy"
+DOCUMENT = (ROOT / "docs" / "deployment.md").read_text()
 
 
 @pytest.fixture
@@ -51,6 +55,13 @@ def test_dagster_opens_them_with_the_very_classes_that_they_name(
         assert (instance.run_monitoring_enabled, instance.run_retries_enabled) == (True, False)
         assert instance.run_monitoring_max_resume_run_attempts == 0
         assert instance.get_runs_count() == 0  # its tables are there
+
+        instance.report_runless_asset_event(dg.AssetObservation("batch_report"))
+        with instance.run_storage.connect() as connection:  # the same database
+            [clean_up] = re.findall(r"^DELETE FROM event_logs .+;", DOCUMENT, re.MULTILINE)
+            assert connection.execute(text(clean_up)).rowcount == 0
+            clean_up = clean_up.replace("'1 year'", "'-1 hour'")
+            assert connection.execute(text(clean_up)).rowcount == 1
 
 
 def test_those_of_one_host_differ_only_in_where_runs_print():

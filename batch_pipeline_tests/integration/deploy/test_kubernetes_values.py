@@ -130,8 +130,8 @@ def test_the_chart_knows_every_key(path):
 
 
 def test_the_chart_is_that_of_the_dagster_that_is_tested():
-    command = (DEPLOY / "kubernetes" / "values.yaml").read_text()
-    assert re.findall(r"--version ([\d.]+)", command) == [version("dagster")]
+    for file in (DEPLOY / "kubernetes" / "values.yaml", ROOT / "docs" / "deployment.md"):
+        assert re.findall(r"--version ([\d.]+)", file.read_text()) == [version("dagster")]
 
 
 def test_they_set_what_the_instance_settings_set():

@@ -111,6 +111,7 @@ def test_nothing_stored_is_nothing_and_not_an_error(database):
     }
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_prometheus_reads_and_serves_it(console, database):
     add_batch(database, 3)
     printed = console("metrics")
