@@ -186,8 +186,7 @@ def main(session: Session, debug: bool) -> None:
     """
     session.debug = debug
     # Alembic and others speak at INFO; what a person has to know is printed by the commands.
-    level = logging.DEBUG if debug else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s")
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
 
 
 @main.command()

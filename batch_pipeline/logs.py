@@ -11,9 +11,6 @@ from structlog.typing import Processor
 
 from batch_pipeline.settings import LogFormat, Settings
 
-#: The logger above all of ours.
-OURS = "batch_pipeline"
-
 
 def json_formatter(*additions: Processor) -> logging.Formatter:
     """Render records as JSON: ``timestamp``, ``level``, ``logger``, ``event``, and additions."""
@@ -40,12 +37,18 @@ def json_handler(*additions: Processor) -> logging.Handler:
 
 
 def use_format(settings: Settings) -> None:
-    """Log what is ours in this process, and Python's warnings, as the settings say."""
+    """Log in this process as the settings say: what is ours, what libraries say, and warnings."""
     if settings.log_format is LogFormat.TEXT:
         return
     logging.captureWarnings(True)
-    for name in (OURS, "py.warnings"):
-        logger = logging.getLogger(name)
-        if not logger.handlers:  # this may be called again
-            logger.addHandler(json_handler())
-            logger.propagate = False
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(logging.StreamHandler())
+    for handler in root.handlers:
+        handler.setFormatter(json_formatter())
+        handler.addFilter(_is_not_of_dagster)
+
+
+def _is_not_of_dagster(record: logging.LogRecord) -> bool:
+    """Dagster writes its own lines, as `--log-format` says."""
+    return not record.name.startswith("dagster")

@@ -165,6 +165,24 @@ def most_at_once(runs):
     return most
 
 
+def assert_checks_metrics_and_logs_are_as_the_documents_promise(world):
+    doctor = world.services.execute("code-location", "batch-pipeline", "doctor", "--json")
+    assert doctor.returncode == 0, doctor.stdout
+    with urllib.request.urlopen(world.metrics_url, timeout=60) as answer:
+        scraped = answer.read().decode()
+    assert 'batch_pipeline_ended_uploads{state="completed"}' in scraped
+    # The code server's log holds those of its children, the run workers.
+    for name, said in (
+        ("code-location", "took 1 uploads"),
+        ("daemon", "Launched "),
+        ("webserver", "Serving dagster-webserver"),
+    ):
+        lines = world.services.log_file(name).read_text().splitlines()
+        found = [json.loads(line) for line in lines if said in line]
+        assert found, lines
+        assert all({"timestamp", "level", "logger", "event"} <= set(line) for line in found)
+
+
 def test_two_users_two_code_servers_one_dispatch_each_and_the_limit_of_a_user_holds(world):
     world.models.calls.clear()
     anna, ben = world.submit(ANNA, OF_ANNA), world.submit(BEN, OF_BEN)
@@ -188,16 +206,7 @@ def test_two_users_two_code_servers_one_dispatch_each_and_the_limit_of_a_user_ho
     # It was the limit that held them back: the last was asked for before the first was over.
     assert of_anna[-1]["creationTime"] < of_anna[0]["endTime"]
 
-
-def test_the_checks_metrics_and_logs_that_the_documents_promise(world):
-    doctor = world.services.execute("code-location", "batch-pipeline", "doctor", "--json")
-    assert doctor.returncode == 0, doctor.stdout
-    with urllib.request.urlopen(world.metrics_url, timeout=60) as answer:
-        scraped = answer.read().decode()
-    assert 'batch_pipeline_ended_uploads{state="completed"}' in scraped
-    for name in ("code-location", "daemon", "webserver"):
-        lines = world.services.log_file(name).read_text().splitlines()
-        assert [json.loads(line) for line in lines]
+    assert_checks_metrics_and_logs_are_as_the_documents_promise(world)
 
 
 def test_without_the_first_code_server_the_second_goes_on(world):
