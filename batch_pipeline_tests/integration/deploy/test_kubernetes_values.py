@@ -106,6 +106,7 @@ ACCEPTED = {
     "retention.sensor": "purgeAfterDays",
     "retention.schedule": "purgeAfterDays",
     "telemetry": "enabled",
+    "pythonLogs": "dagsterHandlerConfig managedPythonLoggers pythonLogLevel",
 }
 
 
@@ -146,6 +147,7 @@ def test_they_set_what_the_instance_settings_set():
     assert snake_case(DAEMON["runMonitoring"]) == INSTANCE["run_monitoring"]
     assert snake_case(DAEMON["runRetries"]) == INSTANCE["run_retries"]
     assert snake_case(VALUES["telemetry"]) == INSTANCE["telemetry"]
+    assert snake_case(VALUES["pythonLogs"]) == INSTANCE["python_logs"]
     assert VALUES["additionalInstanceConfig"]["nux"] == INSTANCE["nux"]
     retention = snake_case(VALUES["retention"])
     assert retention.pop("enabled")
