@@ -177,6 +177,13 @@ class Settings(BaseSettings):
         description="Log lines of commands, sensors and runs: `text`, or `json` for machines.",
     )
     redis_url: str = Field("", description="Also publish progress on this Redis; empty: off.")
+    celery_broker_url: str = Field(
+        "",
+        description=(
+            "Broker of Celery workers, which then run the steps of every run (extra `celery`); "
+            "empty: off."
+        ),
+    )
 
     @field_validator("home")
     @classmethod

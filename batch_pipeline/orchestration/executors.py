@@ -1,12 +1,13 @@
-"""How the steps of a run are run: in threads, unless the run's config chooses otherwise.
+"""How the steps of a run are run: in threads, unless the settings or the run's config choose otherwise.
 
 ::
 
     execution:
       config:
-        threaded: {max_concurrent: 8}     # or: multiprocess: {…}, or: in_process: {…}
+        threaded: {max_concurrent: 8}     # or: multiprocess: {…}, in_process: {…}, celery: {…}
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import dagster as dg
@@ -15,27 +16,63 @@ from dagster._core.definitions.executor_definition import (
     MULTI_PROC_CONFIG,
     check_cross_process_constraints,
 )
+from dagster._core.execution.retries import get_retries_config
 from dagster._core.executor.base import Executor
 from dagster._core.executor.init import InitExecutorContext
 
+from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.executor import threaded_executor
 from batch_pipeline.executor.threaded import THREADED_CONFIG
+from batch_pipeline.settings import Settings
+
+#: That of dagster-celery, written here so that who does not use it need not import Celery (0.3 s).
+CELERY_CONFIG = dg.Field(
+    {
+        "broker": dg.Field(
+            dg.StringSource,
+            is_required=False,
+            description="URL of the broker; empty: BATCH_PIPELINE_CELERY_BROKER_URL.",
+        ),
+        "backend": dg.Field(
+            dg.StringSource,
+            is_required=False,
+            description="URL of the result backend; empty: the broker, if that is Redis.",
+        ),
+        "include": dg.Field([str], default_value=[], description="Modules to import besides."),
+        "config_source": dg.Field(
+            dg.Permissive(), default_value={}, description="More settings of Celery."
+        ),
+        "retries": get_retries_config(),  # type: ignore[no-untyped-call]
+    },
+    description="Send steps to Celery workers; needs the extra `celery`. See docs/several_hosts.md.",
+)
 
 
-def build_executor(max_concurrent: int) -> dg.ExecutorDefinition:
-    """Offer three executors; without a choice, threads, as many as `max_concurrent` says."""
+def build_executor(settings: Settings) -> dg.ExecutorDefinition:
+    """Offer four executors; without a choice, Celery if it has a broker, else threads.
+
+    Raises:
+        ConfigurationError: there is a broker, but Celery is not installed.
+    """
+    if settings.celery_broker_url:
+        _check_that_celery_is_installed("BATCH_PIPELINE_CELERY_BROKER_URL is set")
     offered = {
-        "threaded": (threaded_executor, THREADED_CONFIG),
-        "multiprocess": (dg.multiprocess_executor, MULTI_PROC_CONFIG),
-        "in_process": (dg.in_process_executor, IN_PROC_CONFIG),
+        "threaded": THREADED_CONFIG,
+        "multiprocess": MULTI_PROC_CONFIG,
+        "in_process": IN_PROC_CONFIG,
+        "celery": CELERY_CONFIG,
     }
-    threads: dict[str, Any] = {"threaded": {"max_concurrent": max_concurrent}}
+    default: dict[str, Any] = (
+        {"celery": {}}
+        if settings.celery_broker_url
+        else {"threaded": {"max_concurrent": settings.max_concurrent_uploads}}
+    )
 
     @dg.executor(
-        name="threaded_unless_chosen",
+        name="chosen_by_settings_or_run",
         config_schema=dg.Field(
-            dg.Selector({name: schema for name, (_, schema) in offered.items()}),  # type: ignore[no-untyped-call]
-            default_value=threads,
+            dg.Selector(offered),  # type: ignore[no-untyped-call]
+            default_value=default,
             description="How the steps of a run are run; threads share one process.",
         ),
     )
@@ -43,9 +80,29 @@ def build_executor(max_concurrent: int) -> dg.ExecutorDefinition:
         [(name, config)] = dict[str, Any](context.executor_config).items()
         if name == "multiprocess":
             check_cross_process_constraints(context)
-        create = offered[name][0].executor_creation_fn
-        if create is None:
-            raise dg.DagsterInvariantViolationError(f"the executor {name} cannot be created")
-        return create(context._replace(executor_config=config))
+        return _creator(name, settings)(context._replace(executor_config=config))
 
     return choose
+
+
+def _creator(name: str, settings: Settings) -> Any:
+    if name == "celery":
+        _check_that_celery_is_installed("the run's config chooses the executor `celery`")
+        from batch_pipeline.orchestration.celery_executor import (  # noqa: PLC0415 - 0.3 s
+            celery_executor_for,
+        )
+
+        return celery_executor_for(settings)
+    return {
+        "threaded": threaded_executor,
+        "multiprocess": dg.multiprocess_executor,
+        "in_process": dg.in_process_executor,
+    }[name].executor_creation_fn
+
+
+def _check_that_celery_is_installed(reason: str) -> None:
+    if find_spec("dagster_celery") is None:
+        raise ConfigurationError(
+            f"{reason}, but Celery is not installed here; install it with "
+            "`pip install 'batch-pipeline[celery]'`, or choose `threaded`"
+        )

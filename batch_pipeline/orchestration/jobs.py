@@ -26,7 +26,7 @@ def build_process_batch(settings: Settings) -> dg.JobDefinition:
             "Works pending uploads of one batch. To work failed uploads again: Re-execute from "
             "failure on the run, or `batch-pipeline retry`."
         ),
-        executor_def=build_executor(settings.max_concurrent_uploads),
+        executor_def=build_executor(settings),
         tags=NO_RUN_RETRIES,
     )
     def process_batch() -> None:

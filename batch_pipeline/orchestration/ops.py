@@ -31,7 +31,7 @@ from batch_pipeline.orchestration.failures import (
     upload_failure,
 )
 from batch_pipeline.orchestration.resources import RunWorker
-from batch_pipeline.orchestration.run_ends import batch_of, terminated
+from batch_pipeline.orchestration.run_ends import cancel_batch_of_terminated_run
 from batch_pipeline.orchestration.tags import BATCH_TAG, USER_TAG
 from batch_pipeline.services.batch_status import batch_head
 from batch_pipeline.services.pipeline import Pipeline
@@ -247,10 +247,7 @@ def _find_thumbnail(pipeline: Pipeline, report: UploadReport) -> None:
 
 def _stop(context: dg.OpExecutionContext) -> None:
     """Give up what the run has not begun; if a person ended the run, nobody else takes it."""
-    pipeline: Pipeline = context.resources.pipeline
-    run = context.instance.get_run_by_id(context.run_id)
-    if run and run.status == dg.DagsterRunStatus.CANCELING and (batch_id := batch_of(run)):
-        pipeline.batches.cancel_batch(batch_id, reason=terminated(context.run_id))
+    cancel_batch_of_terminated_run(context.instance, context.resources.pipeline, context.run_id)
     _hand_back(context)
 
 

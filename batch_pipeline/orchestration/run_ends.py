@@ -97,6 +97,15 @@ def terminated(run_id: str) -> str:
     return f"run {run_id} was terminated; `batch-pipeline retry` reopens the batch"
 
 
+def cancel_batch_of_terminated_run(
+    instance: dg.DagsterInstance, pipeline: Pipeline, run_id: str
+) -> None:
+    """Cancel the batch of a run that is being stopped, if it is a person who stops it."""
+    run = instance.get_run_by_id(run_id)
+    if run and run.status == dg.DagsterRunStatus.CANCELING and (batch_id := batch_of(run)):
+        pipeline.batches.cancel_batch(batch_id, reason=terminated(run_id))
+
+
 def close_dead_runs(instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str]) -> int:
     """End the runs whose worker is gone without a word; returns how many.
 

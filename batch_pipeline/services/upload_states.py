@@ -374,6 +374,17 @@ class UploadStates:
                 update(Upload).where(Upload.id.in_(locked)).values(heartbeat_at=func.now())
             )
 
+    def holds(self, run_id: str) -> dict[uuid.UUID, bool]:
+        """List what a run holds with a heartbeat younger than the lease; true: it is in work."""
+        with self._publisher.transaction() as transaction:
+            rows = transaction.connection.execute(
+                select(Upload.id, Upload.processing_status).where(
+                    Upload.owner_run_id == run_id,
+                    Upload.heartbeat_at >= func.now() - interval(self._lease_seconds),
+                )
+            ).all()
+        return {row.id: row.processing_status != UploadStatus.PENDING for row in rows}
+
     def wanted(self, claims: Sequence[Claim]) -> set[Claim]:
         """Tell which claims are still held and belong to a batch that nobody cancelled."""
         with self._publisher.transaction() as transaction:

@@ -10,19 +10,24 @@ from typing import Self
 
 
 class TcpProxy:
-    """Passes bytes on; a context manager that listens on a free port of loopback.
+    """Passes bytes on; a context manager that listens on a free port.
 
     Args:
         socket_path: the server's Unix socket.
         address: the server's host and port, if it has no such socket.
+        host: where to listen, if not on loopback.
     """
 
     def __init__(
-        self, *, socket_path: str | None = None, address: tuple[str, int] | None = None
+        self,
+        *,
+        socket_path: str | None = None,
+        address: tuple[str, int] | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self._socket_path = socket_path
         self._address = address
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         self._fatal = b""
         self._lock = threading.Lock()

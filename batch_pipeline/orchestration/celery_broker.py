@@ -1,0 +1,69 @@
+"""The broker between runs and Celery workers: how both use it, and whether it answers.
+
+A message is acknowledged when a worker begins with it, so that the broker never hands out again
+what a worker died of; what is lost that way comes back by our leases. A worker takes no message
+that it cannot begin with at once, so none is lost unbegun.
+"""
+
+from typing import Any
+
+from celery import Celery
+from kombu import Connection
+from kombu.exceptions import ChannelError, KombuError, OperationalError
+
+from batch_pipeline.errors import ServiceDownError
+
+#: What dagster-celery calls the queue of all steps.
+QUEUE = "dagster"
+#: Settings of Celery that runs and workers share.
+OPTIONS: dict[str, Any] = {
+    "task_track_started": True,  # tells a step that a worker has begun from one that waits
+    "worker_prefetch_multiplier": 1,
+    "worker_disable_prefetch": True,
+    "broker_connection_retry_on_startup": True,
+    "broker_transport_options": {"socket_connect_timeout": 5, "socket_keepalive": True},
+    "redis_socket_connect_timeout": 5,
+    "redis_socket_keepalive": True,
+    "result_expires": 24 * 60 * 60,
+}
+#: What the clients of brokers raise when one does not answer; Redis' errors are OSErrors in part.
+UNREACHABLE = (OperationalError, KombuError, OSError)
+#: Longest wait for a broker that is asked whether it is there (seconds), and for its workers.
+_PATIENCE, _WORKERS_PATIENCE = 5.0, 2.0
+
+
+def result_backend(broker: str) -> str:
+    """Where results go unless a run says otherwise: Redis keeps them itself, others pass them on."""
+    return broker if broker.startswith(("redis", "rediss", "sentinel")) else "rpc://"
+
+
+def broker_outage(broker: str) -> ServiceDownError | None:
+    """Say why no step could be sent now; None if the broker answers."""
+    try:
+        with Connection(broker, transport_options=OPTIONS["broker_transport_options"]) as line:
+            line.ensure_connection(max_retries=1, timeout=_PATIENCE, reraise_as_library_errors=True)
+    except UNREACHABLE as error:
+        return broker_down(broker, error)
+    return None
+
+
+def broker_down(broker: str, error: Exception) -> ServiceDownError:
+    """Name the broker and what is wrong with it, without its password."""
+    where = Connection(broker).as_uri()
+    return ServiceDownError("broker_down", f"the Celery broker {where} does not answer: {error}")
+
+
+def messages_wait(app: Celery) -> bool:
+    """Tell whether the broker holds messages that no worker has taken yet."""
+    with app.connection_for_read() as line:
+        try:
+            return bool(line.default_channel.queue_declare(QUEUE, passive=True).message_count)
+        except ChannelError:
+            return False  # Redis knows no empty queues
+
+
+def listening_workers(broker: str) -> list[str]:
+    """Name the workers that answer within two seconds."""
+    app = Celery("batch_pipeline", broker=broker, config_source=OPTIONS)
+    answers = app.control.ping(timeout=_WORKERS_PATIENCE)
+    return sorted(name for answer in answers for name in answer)

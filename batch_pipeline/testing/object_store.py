@@ -1,0 +1,95 @@
+"""An S3-compatible server for tests: `moto`'s, as a process of its own that can be stopped."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from batch_pipeline.demo import free_port
+
+START_SECONDS = 60.0
+
+
+class ObjectStore:
+    """A server with one bucket; a context manager that starts and stops it.
+
+    Args:
+        log: file that it writes to.
+        host: where it listens.
+    """
+
+    bucket = "media"
+
+    def __init__(self, log: Path, host: str = "127.0.0.1") -> None:
+        self._log = log
+        self._host, self._port = host, free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Address for clients."""
+        return f"http://{self._host}:{self._port}"
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """What every client of S3 reads from its environment."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_MAX_ATTEMPTS": "2",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def refuse_everybody(self) -> None:
+        """From now on every key is a wrong one, until the server is started again."""
+        httpx.post(f"{self.url}/moto-api/reset-auth", content=b"0").raise_for_status()
+
+    def start(self) -> None:
+        """Start with an empty bucket; returns when the server answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-W", "ignore", "-m", "moto.server"),
+                    *("-H", self._host, "-p", str(self._port)),
+                ],
+                env=os.environ | {"MOTO_S3_CUSTOM_ENDPOINTS": self.url},
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                httpx.put(f"{self.url}/{self.bucket}", timeout=10).raise_for_status()
+                return
+            except httpx.TransportError as error:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"it did not start:\n{self._log.read_text()}") from error
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stop; what was stored is gone."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self.stop()
