@@ -7,9 +7,11 @@ is never part of a path.
 import errno
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
@@ -21,7 +23,10 @@ from batch_pipeline.errors import ConfigurationError, PermanentError, ServiceDow
 THUMBNAIL_NAME = "thumb_256.jpg"
 #: Files being written carry this ending, so that what a crash leaves can be told and removed.
 PARTIAL_SUFFIX = ".partial"
+#: How much of a remote file is fetched at once, and up to which size it is kept in memory (bytes).
+_BLOCK_BYTES, _IN_MEMORY_BYTES = 4 * 1024**2, 16 * 1024**2
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class Storage:
@@ -29,7 +34,8 @@ class Storage:
 
     def __init__(self, location: str) -> None:
         try:
-            self._files, root = fsspec.core.url_to_fs(location)
+            # A listing that was kept would not show what other hosts have written since.
+            self._files, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise ConfigurationError(
                 f"BATCH_PIPELINE_STORAGE_URL={location!r} cannot be used: {error}; "
@@ -49,24 +55,33 @@ class Storage:
         return f"{user_id}/{upload_id}/{THUMBNAIL_NAME}"
 
     def open(self, path: str) -> BinaryIO:
-        """Open a stored file for reading.
+        """Open a stored file for reading; of a remote one a copy that is gone when it is closed.
+
+        Who reads the copy can take no outage of the storage for a damaged file.
 
         Raises:
             PermanentError: ``source_missing``: no such file, or the path leaves the storage.
-            ServiceDownError: ``storage_down``: the storage does not answer.
+            ServiceDownError: ``storage_down``: the storage does not answer, or has no such bucket.
         """
         full = self._inside(path)
-        try:
-            return cast("BinaryIO", self._files.open(full, "rb"))
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise _missing(path) from error
-        except OSError as error:
-            raise storage_error(error) from error
+        with self._errors_named(path):
+            if self._is_local:
+                return cast("BinaryIO", self._files.open(full, "rb"))
+            copy = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
+            try:
+                with self._files.open(full, "rb", block_size=_BLOCK_BYTES) as file:
+                    shutil.copyfileobj(file, copy, _BLOCK_BYTES)
+            except BaseException:
+                copy.close()
+                raise
+            copy.seek(0)
+            return cast("BinaryIO", copy)
 
     def read(self, path: str) -> bytes:
         """Read a stored file whole; raises as `open` does."""
-        with self.open(path) as file:
-            return file.read()
+        full = self._inside(path)
+        with self._errors_named(path):
+            return bytes(self._files.cat_file(full))
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file so that readers see all of it or nothing.
@@ -75,18 +90,16 @@ class Storage:
             ServiceDownError: ``storage_full`` or ``storage_down``.
         """
         full = self._inside(path)
-        try:
-            if not self._is_local:
+        with self._errors_named():
+            if self._is_local:
+                self._write_locally(Path(full), data)
+            else:
                 self._files.pipe_file(full, data)  # object stores show an object when it is whole
-                return
-            self._write_locally(Path(full), data)
-        except OSError as error:
-            raise storage_error(error) from error
 
     def put(self, source: Path, path: str) -> None:
         """Copy a file of this machine into the storage; raises as `write` does."""
         full = self._inside(path)
-        try:
+        with self._errors_named():
             if not self._is_local:
                 self._files.put_file(str(source), full)
                 return
@@ -98,21 +111,22 @@ class Storage:
                 partial.replace(target)
             finally:
                 partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise storage_error(error) from error
 
     def exists(self, path: str) -> bool:
-        """Tell whether a file is there."""
-        return bool(self._files.exists(self._inside(path)))
+        """Tell whether a file is there; raises ``storage_down``."""
+        full = self._inside(path)
+        with self._errors_named():
+            # Unlike `exists`, which takes a storage that does not answer for an empty one.
+            try:
+                self._files.info(full)
+            except FileNotFoundError:
+                return False
+        return True
 
     def remove_upload(self, user_id: uuid.UUID, upload_id: uuid.UUID) -> None:
         """Remove everything that is kept of an upload; no matter if nothing is."""
-        try:
+        with self._errors_named(), suppress(FileNotFoundError):
             self._files.rm(self._inside(f"{user_id}/{upload_id}"), recursive=True)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise storage_error(error) from error
 
     def stored_uploads(self) -> Iterator[tuple[uuid.UUID, uuid.UUID]]:
         """List the uploads that have a folder here, as user and upload; other folders are not ours.
@@ -129,13 +143,12 @@ class Storage:
 
     def age_seconds(self, user_id: uuid.UUID, upload_id: uuid.UUID) -> float:
         """Seconds since the newest file of an upload was written; infinite if there is none."""
-        try:
-            files = self._files.find(self._inside(f"{user_id}/{upload_id}"))
-            newest = max((self._files.modified(file).timestamp() for file in files), default=0.0)
-        except FileNotFoundError:
-            return float("inf")
-        except OSError as error:
-            raise storage_error(error) from error
+        with self._errors_named():
+            try:
+                files = self._files.find(self._inside(f"{user_id}/{upload_id}"))
+                newest = max((self._files.modified(f).timestamp() for f in files), default=0.0)
+            except FileNotFoundError:
+                return float("inf")
         return time.time() - newest if newest else float("inf")
 
     def remove_partial_files(self, *, older_than_seconds: float) -> int:
@@ -156,10 +169,31 @@ class Storage:
         """Write, read and remove a small file; raises as `write` does."""
         probe = f".probe-{uuid.uuid4().hex}"
         self.write(probe, b"probe")
-        try:
+        with self._errors_named():
             self._files.rm_file(self._inside(probe))
+
+    @contextmanager
+    def _errors_named(self, path: str = "") -> Iterator[None]:
+        """Turn what a file system raises into errors of ours; `path` is of a file to be read."""
+        try:
+            yield
+        except _NO_SUCH_FILE as error:
+            if path and self._root_is_there():
+                raise _missing(path) from error
+            raise storage_error(error) from error
         except OSError as error:
             raise storage_error(error) from error
+        except Exception as error:  # clients of object stores raise errors of their own
+            if self._is_local:
+                raise
+            raise storage_error(error) from error
+
+    def _root_is_there(self) -> bool:
+        """Tell whether the folder, or the bucket, is there: without it, every file is missing."""
+        if self._is_local:
+            return Path(self._root).is_dir()
+        with self._errors_named():
+            return bool(self._files.exists(self._root.lstrip("/").split("/")[0]))
 
     def _write_locally(self, target: Path, data: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -174,12 +208,11 @@ class Storage:
             partial.unlink(missing_ok=True)
 
     def _folders(self, path: str) -> list[str]:
-        try:
-            entries = self._files.ls(path, detail=True)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise storage_error(error) from error
+        with self._errors_named():
+            try:
+                entries = self._files.ls(path, detail=True)
+            except FileNotFoundError:
+                return []
         return [str(entry["name"]) for entry in entries if entry["type"] == "directory"]
 
     def _inside(self, path: str) -> str:
@@ -206,8 +239,8 @@ def _missing(path: str) -> PermanentError:
     return PermanentError("source_missing", f"the storage holds no file {path!r}")
 
 
-def storage_error(error: OSError) -> ServiceDownError:
+def storage_error(error: Exception) -> ServiceDownError:
     """Name what is wrong with the storage: full, or not to be used at all."""
-    if error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in _FULL:
         return ServiceDownError("storage_full", f"the storage is full: {error}")
     return ServiceDownError("storage_down", f"the storage cannot be used: {error}")

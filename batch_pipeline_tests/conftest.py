@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from batch_pipeline.database.session import Database
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
 from batch_pipeline.testing.databases import DatabaseServer
+from batch_pipeline.testing.object_store import ObjectStore
 
 #: A server to use instead of an embedded one.
 TEST_DATABASE_URL = f"{ENVIRONMENT_PREFIX}TEST_DATABASE_URL"
@@ -93,3 +95,17 @@ def database(pipeline: Pipeline) -> Database:
 def change(settings: Settings) -> Callable[..., Settings]:
     """The settings of this test with some of them changed."""
     return lambda **values: Settings.model_validate(settings.model_dump() | values)
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with ObjectStore(tmp_path_factory.mktemp("object_store") / "log") as store:
+        yield store
+
+
+@pytest.fixture
+def s3_url(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty storage on a real S3 server."""
+    for name, value in object_store.variables.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{object_store.bucket}/{uuid.uuid4().hex}"

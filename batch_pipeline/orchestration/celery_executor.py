@@ -15,7 +15,7 @@ from celery import Celery, states
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 from dagster._core.definitions.metadata import normalize_metadata
-from dagster._core.events import DagsterEvent
+from dagster._core.events import DagsterEvent, EngineEventData
 from dagster._core.execution.context.system import IStepContext, PlanOrchestrationContext
 from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
 from dagster._core.execution.plan.plan import ExecutionPlan
@@ -106,8 +106,8 @@ class _Steps:
         self._unbegun: set[UUID] = set()
         self._next_look = self._next_renewal = 0.0
         self.stopped = False
-        #: Who ended an upload may need a moment to say so (seconds).
-        self.grace = self._lease / 2
+        #: A worker may need a while to load what it has begun, or to report what has ended (seconds).
+        self.grace = self._lease
 
     def send(
         self,
@@ -193,7 +193,7 @@ class _Sent:
         self._upload_id = upload_id
         self._result = result
         self._missed_since: float | None = None
-        self._is_lost = False
+        self._was_said = self._is_lost = False
         self._worker = ""
 
     def ready(self) -> bool:
@@ -209,13 +209,17 @@ class _Sent:
         if begun and not self._worker:
             self._worker = str((self._result.info or {}).get("hostname", "unknown"))
         self._steps.note(self._upload_id, begun=begun)
-        now = time.monotonic()
         if self._steps.are_held(self._upload_id, begun=begun):
             self._missed_since = None
             return False
-        self._missed_since = self._missed_since or now
-        patience = 0 if self._steps.stopped and not begun else self._steps.grace
-        self._is_lost = now - self._missed_since > patience
+        if self._missed_since is None:
+            self._missed_since, self._was_said = time.monotonic(), False
+        missed = time.monotonic() - self._missed_since
+        self._is_lost = missed >= (0 if self._steps.stopped and not begun else self._steps.grace)
+        if missed >= self._steps.grace / 4 and not self._was_said:
+            self._was_said = True
+            left = self._steps.grace - missed
+            self._say(f"No sign of life of {self._worker or 'this step'}; given up in {left:.0f} s")
         return self._is_lost
 
     def get(self) -> list[str]:
@@ -227,6 +231,9 @@ class _Sent:
         if self._steps.stopped:
             raise TaskRevokedError
         return _Ended(self._context, _lost(self._worker)).get()
+
+    def _say(self, what: str) -> None:
+        DagsterEvent.engine_event(self._context, what, EngineEventData())
 
     def revoke(self) -> None:
         """Stop; called for each step when the run is terminated."""
