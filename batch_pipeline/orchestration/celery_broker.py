@@ -6,9 +6,10 @@ that it cannot begin with at once, so none is lost unbegun.
 """
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery import Celery
-from kombu import Connection
+from kombu.connection import Connection
 from kombu.exceptions import ChannelError, KombuError, OperationalError
 
 from batch_pipeline.errors import ServiceDownError
@@ -33,7 +34,7 @@ _PATIENCE, _WORKERS_PATIENCE = 5.0, 2.0
 
 
 def result_backend(broker: str) -> str:
-    """Where results go unless a run says otherwise: Redis keeps them itself, others pass them on."""
+    """Where results go unless a run says otherwise: Redis keeps them, others pass them on."""
     return broker if broker.startswith(("redis", "rediss", "sentinel")) else "rpc://"
 
 
@@ -49,7 +50,8 @@ def broker_outage(broker: str) -> ServiceDownError | None:
 
 def broker_down(broker: str, error: Exception) -> ServiceDownError:
     """Name the broker and what is wrong with it, without its password."""
-    where = Connection(broker).as_uri()
+    url = urlsplit(broker)
+    where = f"{url.scheme}://{url.hostname}:{url.port}"
     return ServiceDownError("broker_down", f"the Celery broker {where} does not answer: {error}")
 
 

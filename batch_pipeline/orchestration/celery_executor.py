@@ -1,4 +1,4 @@
-"""Steps on Celery workers of any host: what is sent, and what becomes of steps whose worker is gone.
+"""Steps on Celery workers of any host: what is sent, and what ends a step whose worker is gone.
 
 dagster-celery sends steps and waits for their results, for ever if need be. Here is what it lacks:
 a step whose worker died, or whose message was lost, ends as a red step that says so, and its upload
@@ -6,6 +6,7 @@ goes to another run. As everywhere, only the lease of the upload tells the dead 
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from uuid import UUID
@@ -24,10 +25,10 @@ from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.init import InitExecutorContext
 from dagster._serdes import serialize_value
-from dagster._utils.error import SerializableErrorInfo
 from dagster_celery.core_execution_loop import core_celery_execution_loop
 from dagster_celery.executor import CeleryExecutor, _submit_task
 from dagster_celery.make_app import make_app
+from dagster_shared.error import SerializableErrorInfo
 
 from batch_pipeline.errors import ConfigurationError, PipelineError, ServiceDownError
 from batch_pipeline.orchestration.celery_broker import (
@@ -75,7 +76,7 @@ class StepsOnWorkers(CeleryExecutor):
     """dagster-celery's executor, which lets nothing wait for what will never come."""
 
     def __init__(self, settings: Settings, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options)  # type: ignore[no-untyped-call]
         self._settings = settings
 
     def execute(
@@ -106,10 +107,10 @@ class _Steps:
         self._unbegun: set[UUID] = set()
         self._next_look = self._next_renewal = 0.0
         self.stopped = False
-        #: A worker may need a while to load what it has begun, or to report what has ended (seconds).
+        #: For what a worker loads before it works, and says after it has (seconds).
         self.grace = self._lease
 
-    def send(
+    def send(  # noqa: PLR0917 - as dagster-celery calls it
         self,
         app: Celery,
         context: PlanOrchestrationContext,
@@ -122,12 +123,12 @@ class _Steps:
         where = step, queue, priority, known_state
         key = step.get_mapping_key()
         if key is None:
-            return _submit_task(self._here, context, *where)
+            return _submit(self._here, context, *where)
         upload_id, step_context = upload_id_of(key), context.for_step(step)
         if self._outage:
             return _Ended(step_context, stopped_failure(self._outage))
         try:
-            result = _submit_task(app, context, *where)
+            result = _submit(app, context, *where)
         except UNREACHABLE as error:
             self._outage = broker_down(self._broker, error)
             released = self._pipeline.states.release_run(
@@ -257,13 +258,20 @@ class _Ended:
     def get(self) -> list[str]:
         """Write the failure to the event log, as a worker would have."""
         description = self._failure.description or ""
-        data = StepFailureData(
+        data = StepFailureData(  # type: ignore[no-untyped-call]
             error=SerializableErrorInfo(description, [], dg.Failure.__name__),
-            user_failure_data=UserFailureData(
+            user_failure_data=UserFailureData(  # type: ignore[no-untyped-call]
                 "intentional-failure", description, normalize_metadata(self._failure.metadata)
             ),
         )
         return [serialize_value(DagsterEvent.step_failure_event(self._context, data))]
+
+
+def _submit(app: Celery, *arguments: Any) -> AsyncResult:
+    with warnings.catch_warnings():
+        # dagster-celery defines its task anew for every step, which Celery remarks on each time.
+        warnings.filterwarnings("ignore", message="Task name 'execute_plan' is already registered")
+        return _submit_task(app, *arguments)
 
 
 def _lost(worker: str) -> dg.Failure:

@@ -1,4 +1,4 @@
-"""How the steps of a run are run: in threads, unless the settings or the run's config choose otherwise.
+"""How the steps of a run are run: in threads, unless settings or the run's config choose otherwise.
 
 ::
 
@@ -7,6 +7,7 @@
         threaded: {max_concurrent: 8}     # or: multiprocess: {…}, in_process: {…}, celery: {…}
 """
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -40,12 +41,19 @@ CELERY_CONFIG = dg.Field(
         ),
         "include": dg.Field([str], default_value=[], description="Modules to import besides."),
         "config_source": dg.Field(
-            dg.Permissive(), default_value={}, description="More settings of Celery."
+            dg.Permissive(),  # type: ignore[no-untyped-call]
+            default_value={},
+            description="More settings of Celery.",
         ),
         "retries": get_retries_config(),  # type: ignore[no-untyped-call]
     },
-    description="Send steps to Celery workers; needs the extra `celery`. See docs/several_hosts.md.",
+    description="Send steps to Celery workers (extra `celery`): docs/several_hosts.md.",
 )
+_IN_DAGSTER = {
+    "threaded": threaded_executor,
+    "multiprocess": dg.multiprocess_executor,
+    "in_process": dg.in_process_executor,
+}
 
 
 def build_executor(settings: Settings) -> dg.ExecutorDefinition:
@@ -85,7 +93,7 @@ def build_executor(settings: Settings) -> dg.ExecutorDefinition:
     return choose
 
 
-def _creator(name: str, settings: Settings) -> Any:
+def _creator(name: str, settings: Settings) -> Callable[[InitExecutorContext], Executor]:
     if name == "celery":
         _check_that_celery_is_installed("the run's config chooses the executor `celery`")
         from batch_pipeline.orchestration.celery_executor import (  # noqa: PLC0415 - 0.3 s
@@ -93,11 +101,10 @@ def _creator(name: str, settings: Settings) -> Any:
         )
 
         return celery_executor_for(settings)
-    return {
-        "threaded": threaded_executor,
-        "multiprocess": dg.multiprocess_executor,
-        "in_process": dg.in_process_executor,
-    }[name].executor_creation_fn
+    create = _IN_DAGSTER[name].executor_creation_fn
+    if create is None:
+        raise dg.DagsterInvariantViolationError(f"the executor {name} cannot be created")
+    return create
 
 
 def _check_that_celery_is_installed(reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Health of Dagster, for ``doctor``: its storage and its daemon."""
+"""Health of Dagster, for ``doctor``: its storage, its daemon, and Celery if that runs the steps."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,13 @@ _NEEDED = ("SENSOR", "SCHEDULER")
 
 
 def check_dagster(settings: Settings) -> Iterator[HealthCheck]:
-    """Check Dagster's storage and the heartbeats of its daemon; never raises."""
+    """Check Dagster's storage, the heartbeats of its daemon and Celery's workers; never raises."""
+    yield from _storage_and_daemon(settings)
+    if settings.celery_broker_url:
+        yield from _celery(settings.celery_broker_url)
+
+
+def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
     try:
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
         heartbeats = PostgresRunStorage(url).get_daemon_heartbeats()
@@ -39,3 +45,35 @@ def check_dagster(settings: Settings) -> Iterator[HealthCheck]:
         f"no heartbeat of {', '.join(silent).lower()}" if silent else "alive",
         "start it with `dagster dev` in the project's folder, or `dagster-daemon run`",
     )
+
+
+def _celery(broker: str) -> Iterator[HealthCheck]:
+    try:
+        from batch_pipeline.orchestration.celery_broker import (  # noqa: PLC0415 - imports Celery
+            broker_outage,
+            listening_workers,
+        )
+
+        outage = broker_outage(broker)
+        workers = [] if outage else listening_workers(broker)
+    except Exception as error:
+        yield HealthCheck(
+            "celery broker",
+            False,
+            str(error).strip(),
+            "install the extra `celery`; correct BATCH_PIPELINE_CELERY_BROKER_URL",
+        )
+        return
+    yield HealthCheck(
+        "celery broker",
+        not outage,
+        str(outage) if outage else "answers",
+        "start the broker, or correct BATCH_PIPELINE_CELERY_BROKER_URL",
+    )
+    if not outage:
+        yield HealthCheck(
+            "celery workers",
+            bool(workers),
+            ", ".join(workers) or "none answers within two seconds; steps wait for one",
+            "start one: `celery -A batch_pipeline.orchestration.celery_app worker -Q dagster`",
+        )

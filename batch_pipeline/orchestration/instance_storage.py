@@ -11,6 +11,8 @@ Where an instance has dagster-postgres as it comes (the Helm chart writes its ow
 run workers at least keep their connections: `pool_connections`.
 """
 
+import os
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -53,13 +55,7 @@ class PipelineInstanceStorage(DagsterPostgresStorage):
         self, url: str, *, grouped: bool, inst_data: ConfigurableClassData | None = None
     ) -> None:
         super().__init__(url, inst_data=inst_data)  # creates the tables
-        engine = create_engine(
-            url,
-            isolation_level="AUTOCOMMIT",
-            pool_size=1,
-            max_overflow=DAGSTER_POOL - 1,
-            pool_pre_ping=True,  # a restart of the server is not an error of the next event
-        )
+        engine = _engine(url, os.getpid())
         self._run_storage = _PooledRunStorage(url, engine)
         self._event_log_storage = GroupedEventLogStorage(url, engine, grouped=grouped)
         self._schedule_storage = _PooledScheduleStorage(url, engine)
@@ -78,6 +74,19 @@ class PipelineInstanceStorage(DagsterPostgresStorage):
         settings = load_settings()
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
         return cls(url, grouped=settings.group_event_writes, inst_data=inst_data)
+
+
+@cache
+def _engine(url: str, process_id: int) -> Engine:
+    """Connect all instances of a process: a Celery worker opens one per step, and closes none."""
+    del process_id  # a process that was forked has no use for the connections of its parent
+    return create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=1,
+        max_overflow=DAGSTER_POOL - 1,
+        pool_pre_ping=True,  # a restart of the server is not an error of the next event
+    )
 
 
 class _PooledRunStorage(PostgresRunStorage):

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import dagster as dg
 
+from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES
 from batch_pipeline.orchestration.batch_reports import headline, report_of
 from batch_pipeline.orchestration.run_ends import (
@@ -86,7 +87,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
                 f"launched; runs in flight: {sum(in_flight.values())} of {limit}"
             )
         # A run that is launched while the analyzer is down would only end at its start.
-        if outage := pipeline.analyzer_outage():
+        if outage := pipeline.analyzer_outage() or _broker_outage(pipeline.settings):
             for slice_ in chosen:
                 pipeline.states.postpone(
                     slice_.batch_id,
@@ -210,6 +211,16 @@ def _say_rescued(rescue: Rescue) -> str:
         ),
     }
     return "; ".join(text for text, count in parts.items() if count)
+
+
+def _broker_outage(settings: Settings) -> ServiceDownError | None:
+    if not settings.celery_broker_url:
+        return None
+    from batch_pipeline.orchestration.celery_broker import (  # noqa: PLC0415 - imports Celery
+        broker_outage,
+    )
+
+    return broker_outage(settings.celery_broker_url)
 
 
 def _explained(step_failures: Sequence[dg.DagsterEvent]) -> bool:

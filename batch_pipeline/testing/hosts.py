@@ -31,7 +31,7 @@ class Network:
 
     def __init__(self, hidden: Path) -> None:
         self._hidden = hidden
-        number = random.randrange(1 << 16)  # noqa: S311 - two test sessions do not meet
+        number = random.randrange(1 << 16)
         self._name = f"bp{number:04x}"
         # Reserved for tests of networks: no real host has such an address.
         self._subnet = f"198.{18 + (number >> 15)}.{(number >> 7) & 255}"
@@ -108,7 +108,12 @@ class Host:
             self._processes.append(
                 subprocess.Popen(
                     [*self._prefix, *command],
-                    env=inherited | {"HOME": str(self.home), "TMPDIR": str(self.home)} | variables,
+                    env={
+                        **inherited,
+                        "HOME": str(self.home),
+                        "TMPDIR": str(self.home),
+                        **variables,
+                    },
                     cwd=self.home,
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -48,9 +49,17 @@ class ObjectStore:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def refuse_everybody(self) -> None:
-        """From now on every key is a wrong one, until the server is started again."""
-        httpx.post(f"{self.url}/moto-api/reset-auth", content=b"0").raise_for_status()
+    @contextmanager
+    def refusing_everybody(self) -> Iterator[None]:
+        """In the block every key is a wrong one."""
+        self._accept_requests(b"0")
+        try:
+            yield
+        finally:
+            self._accept_requests(b"inf")
+
+    def _accept_requests(self, number: bytes) -> None:
+        httpx.post(f"{self.url}/moto-api/reset-auth", content=number).raise_for_status()
 
     def start(self) -> None:
         """Start with an empty bucket; returns when the server answers."""

@@ -17,10 +17,8 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 import pytest
-import redis
-from sqlalchemy import make_url, text
+from sqlalchemy import make_url
 
-from batch_pipeline.demo import free_port
 from batch_pipeline.orchestration.celery_broker import listening_workers
 from batch_pipeline.orchestration.tags import BATCH_TAG
 from batch_pipeline.services.batch_progress import CHANNEL
@@ -34,42 +32,13 @@ from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline.testing.stack import Part, StackProcesses
 from batch_pipeline.testing.tcp_proxy import TcpProxy
 from batch_pipeline_tests.acceptance.conftest import MEDIA, wait_until
-from batch_pipeline_tests.integration.conftest import program
+from batch_pipeline_tests.faults.broker import Broker
 
 LEASE = 6.0
 AT_ONCE = 1
 PICTURES = ("fog.webp", "sea.jpg", "city.jpg", "night.jpg")
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("several_hosts")]
-
-
-class Broker:
-    """A Redis that keeps nothing on disk."""
-
-    def __init__(self, address: str, folder: Path) -> None:
-        self._address, self._folder, self._port = address, folder, free_port()
-        self.url = f"redis://{address}:{self._port}/0"
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [
-                *(program("redis-server"), "--port", str(self._port), "--bind", self._address),
-                *("--protected-mode", "no", "--save", "", "--dir", str(self._folder)),
-            ],
-            stdout=subprocess.DEVNULL,
-        )
-
-        def answers() -> bool:
-            try:
-                return bool(redis.Redis.from_url(self.url).ping())
-            except redis.ConnectionError:
-                return False
-
-        wait_until(answers, "the broker answers", 30)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
 
 
 @dataclass
@@ -133,10 +102,9 @@ class World:
         }
 
     def story(self, run: dg.DagsterRun) -> str:
-        return "\n".join(
-            f"{entry.timestamp} {entry.step_key}: {entry.user_message or entry.message} {entry.dagster_event and entry.dagster_event.event_specific_data}"
-            for entry in self.instance.all_logs(run.run_id)
-        )
+        """What a reader of a failed test wants to see."""
+        entries = self.instance.all_logs(run.run_id)
+        return "\n".join(f"{e.timestamp:.2f} {e.step_key}: {e.message}" for e in entries)
 
     def in_work_on(self, batch_id: uuid.UUID, host: str) -> bool:
         rows = upload_rows(self.pipeline.database, batch_id)

@@ -1,0 +1,105 @@
+"""Steps for Celery workers: chosen how, and what becomes of a run whose broker or workers are gone.
+
+Workers on other hosts: `test_several_hosts.py`.
+"""
+
+import threading
+
+import pytest
+import redis
+
+from batch_pipeline.definitions import build_definitions
+from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.orchestration import executors
+from batch_pipeline.orchestration.instance_health import check_dagster
+from batch_pipeline.settings import Settings
+
+from .broker import Broker
+from .conftest import failures, wait_until
+
+LEASE = 3.0
+THREADED = {"threaded": {"max_concurrent": 2}}
+
+
+@pytest.fixture
+def broker(tmp_path):
+    started = Broker("127.0.0.1", tmp_path)
+    started.start()
+    yield started
+    started.kill()
+
+
+def run(work, batch_id, executor):
+    share = {"batch_id": str(batch_id)}
+    config = {"execution": {"config": executor}, "ops": {"load_batch": {"config": share}}}
+    return work._execute(config, {})
+
+
+def test_messages_that_the_broker_loses_end_the_run_and_the_uploads_go_to_another(work, broker):
+    work = work(lease_seconds=LEASE)
+    batch_id = work.submit("fog.webp", "sea.jpg")
+
+    def lose_everything():
+        with redis.Redis.from_url(broker.url) as client:
+            wait_until(lambda: client.scan(match="dagster*", count=1000)[1], "messages wait")
+            client.flushall()
+
+    loss = threading.Thread(target=lose_everything)
+    loss.start()
+    result = run(work, batch_id, {"celery": {"broker": broker.url}})
+    loss.join()
+
+    assert len(failures(result)) == 2
+    assert all(reason.startswith("lost_message: ") for reason in failures(result))
+    [request] = work.tick().run_requests
+    assert request.tags["batch_pipeline/reason"] == "rescue"
+    assert work.column(batch_id, "processing_status") == ["pending"] * 2
+    assert run(work, batch_id, THREADED).success
+    assert work.counts(batch_id) == ("completed", 2, 0)
+
+
+def test_while_the_broker_is_down_nothing_is_launched_or_failed_and_a_run_can_do_without(
+    work, broker
+):
+    work = work(celery_broker_url=broker.url)
+    batch_id = work.submit("fog.webp", "sea.jpg")
+    assert findings(work) == {"celery broker": True, "celery workers": False}
+    broker.kill()
+
+    tick = work.tick()
+    assert not tick.run_requests
+    assert "the Celery broker redis://127.0.0.1:" in tick.skip_message
+    assert findings(work) == {"celery broker": False}
+
+    by_hand = work.run(batch_id)
+    first, second = sorted(failures(by_hand), key=lambda reason: reason.startswith("stopped"))
+    assert first.startswith("broker_down: the Celery broker redis://127.0.0.1:")
+    assert second.startswith("stopped, the upload is pending: broker_down")
+    assert work.column(batch_id, "processing_status") == ["pending"] * 2
+    assert work.column(batch_id, "owner_run_id") == [None] * 2
+    assert work.column(batch_id, "attempts") == [0, 0]
+
+    work.end_the_pause()
+    assert run(work, batch_id, THREADED).success
+    assert work.counts(batch_id) == ("completed", 2, 0)
+
+
+def findings(work):
+    checks = check_dagster(work.pipeline.settings)
+    return {check.name: check.ok for check in checks if check.name.startswith("celery")}
+
+
+def test_without_the_extra_both_ways_to_choose_celery_say_how_to_install_it(work, monkeypatch):
+    monkeypatch.setattr(executors, "find_spec", lambda _: None)
+    install = r"pip install 'batch-pipeline\[celery\]'"
+    with pytest.raises(ConfigurationError, match=f"BATCH_PIPELINE_CELERY_BROKER_URL.*{install}"):
+        build_definitions(Settings(_env_file=None, celery_broker_url="redis://127.0.0.1:1/0"))
+    work = work()
+    with pytest.raises(ConfigurationError, match=f"the run's config.*{install}"):
+        run(work, work.submit("fog.webp"), {"celery": {"broker": "redis://127.0.0.1:1/0"}})
+
+
+def test_celery_without_a_broker_says_where_to_name_one(work):
+    work = work()
+    with pytest.raises(ConfigurationError, match=r"without a `broker`.*CELERY_BROKER_URL"):
+        run(work, work.submit("fog.webp"), {"celery": {}})
