@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from celery import Celery
 from kombu.connection import Connection
 from kombu.exceptions import ChannelError, KombuError, OperationalError
+from redis import RedisError
 
 from batch_pipeline.errors import ServiceDownError
 
@@ -23,12 +24,15 @@ OPTIONS: dict[str, Any] = {
     "worker_disable_prefetch": True,
     "broker_connection_retry_on_startup": True,
     "broker_transport_options": {"socket_connect_timeout": 5, "socket_keepalive": True},
+    # Who waits for the result backend holds up a run, which has better things to do.
+    "result_backend_transport_options": {"retry_policy": {"max_retries": 2, "interval_max": 1}},
     "redis_socket_connect_timeout": 5,
     "redis_socket_keepalive": True,
     "result_expires": 24 * 60 * 60,
 }
-#: What the clients of brokers raise when one does not answer; Redis' errors are OSErrors in part.
-UNREACHABLE = (OperationalError, KombuError, OSError)
+#: What the clients of brokers raise when one does not answer; RuntimeError is the word of Celery's
+#: result backend for that.
+UNREACHABLE = (OperationalError, KombuError, RedisError, OSError, RuntimeError)
 #: Longest wait for a broker that is asked whether it is there (seconds), and for its workers.
 _PATIENCE, _WORKERS_PATIENCE = 5.0, 2.0
 

@@ -41,7 +41,7 @@ def test_messages_that_the_broker_loses_end_the_run_and_the_uploads_go_to_anothe
 
     def lose_everything():
         with redis.Redis.from_url(broker.url) as client:
-            wait_until(lambda: client.scan(match="dagster*", count=1000)[1], "messages wait")
+            wait_until(lambda: sum(map(client.llen, client.keys("dagster*"))) == 2, "both wait")
             client.flushall()
 
     loss = threading.Thread(target=lose_everything)
