@@ -3,8 +3,11 @@
 Workers on other hosts: `test_several_hosts.py`.
 """
 
+import os
+import signal
 import threading
 
+import dagster as dg
 import pytest
 import redis
 
@@ -56,6 +59,30 @@ def test_messages_that_the_broker_loses_end_the_run_and_the_uploads_go_to_anothe
     assert work.column(batch_id, "processing_status") == ["pending"] * 2
     assert run(work, batch_id, THREADED).success
     assert work.counts(batch_id) == ("completed", 2, 0)
+
+
+def test_terminate_ends_a_run_whose_steps_nobody_takes_and_cancels_its_batch(work, broker):
+    work = work()
+    batch_id = work.submit("fog.webp", "sea.jpg")
+
+    def terminate():
+        with redis.Redis.from_url(broker.url) as client:
+            wait_until(lambda: sum(map(client.llen, client.keys("dagster*"))) == 2, "both wait")
+        [record] = work.instance.get_run_records(
+            dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
+        )
+        work.instance.report_run_canceling(record.dagster_run)
+        os.kill(os.getpid(), signal.SIGINT)  # what its launcher sends
+
+    termination = threading.Thread(target=terminate)
+    termination.start()
+    with pytest.raises(dg.DagsterExecutionInterruptedError):
+        run(work, batch_id, {"celery": {"broker": broker.url}})
+    termination.join()
+
+    assert work.counts(batch_id) == ("cancelled", 0, 0)
+    assert work.column(batch_id, "processing_status") == ["pending"] * 2
+    assert work.column(batch_id, "owner_run_id") == [None] * 2
 
 
 def test_while_the_broker_is_down_nothing_is_launched_or_failed_and_a_run_can_do_without(

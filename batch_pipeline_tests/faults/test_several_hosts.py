@@ -38,7 +38,11 @@ LEASE = 6.0
 AT_ONCE = 1
 PICTURES = ("fog.webp", "sea.jpg", "city.jpg", "night.jpg")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("several_hosts")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("several_hosts"),
+    pytest.mark.timeout(400),  # seven processes have to start, on a busy machine one after another
+]
 
 
 @dataclass
@@ -90,16 +94,14 @@ class World:
         return list(self.instance.get_runs(dg.RunsFilter(tags={BATCH_TAG: str(batch_id)})))
 
     def workers_of(self, run: dg.DagsterRun) -> dict[str, str]:
-        """Which worker began which step."""
-        return {
-            str(entry.step_key): str(
-                entry.dagster_event.engine_event_data.metadata["Celery worker"].value
-            )
-            for entry in self.instance.all_logs(run.run_id)
-            if entry.dagster_event
-            and entry.dagster_event.is_engine_event
-            and "Celery worker" in entry.dagster_event.engine_event_data.metadata
-        }
+        """Which worker began the step of which upload."""
+        begun = {}
+        for entry in self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+            assert entry.dagster_event
+            worker = entry.dagster_event.engine_event_data.metadata.get("Celery worker")
+            if worker and entry.step_key and entry.step_key.startswith("process_upload"):
+                begun[entry.step_key] = str(worker.value)
+        return begun
 
     def story(self, run: dg.DagsterRun) -> str:
         """What a reader of a failed test wants to see."""
@@ -226,6 +228,25 @@ def test_a_host_that_dies_in_mid_batch_costs_no_upload_and_hosts_share_no_disk(w
     assert any(str(batch_id) in row for row in stored)
     assert not [row for row in stored if str(world.submitter) in row]
     assert {path.suffix for path in files_of_steps(world)} <= {".err", ".out", ".complete"}
+
+
+def test_the_cap_on_model_calls_in_flight_holds_over_hosts(world):
+    world.models.latency_seconds, calls, slots = 0.1, 40, 3
+    world.models.calls.clear()
+    world.models.most_in_flight.clear()
+    hosts = [world.network.host(name) for name in ("caller-a", "caller-b")]
+    for host in hosts:
+        host.start(
+            [
+                *(sys.executable, "-m", "batch_pipeline.testing.model_caller"),
+                *("--threads", "4", "--calls", str(calls)),
+            ],
+            world.variables | {"BATCH_PIPELINE_MAX_VISION_CALLS": str(slots)},
+        )
+    done = f'{{"described": {calls}}}'
+    wait_until(lambda: all(done in host.log.read_text() for host in hosts), "both are done", 60)
+    assert len(world.models.calls_of("vision")) == 2 * calls
+    assert world.models.most_in_flight["vision"] == slots
 
 
 @contextmanager
