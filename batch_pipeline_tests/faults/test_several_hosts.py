@@ -72,7 +72,7 @@ class World:
 
     def wait_for_workers(self, *names: str) -> None:
         expected = sorted(f"worker@{name}" for name in names)
-        wait_until(lambda: listening_workers(self.broker.url) == expected, f"{names} listen", 60)
+        wait_until(lambda: listening_workers(self.broker.url) == expected, f"{names} listen")
 
     def submit(self) -> uuid.UUID:
         """Submit with the command, from a folder that nobody else sees."""
@@ -128,10 +128,8 @@ class World:
     def wait_for_the_end(self, batch_id: uuid.UUID) -> None:
         """Wait until nothing is left to do; then every upload has ended exactly once."""
         database = self.pipeline.database
-        wait_until(
-            lambda: batch_row(database, batch_id).status == "completed", "it is completed", 60
-        )
-        wait_until(lambda: all(run.is_finished for run in self.runs(batch_id)), "runs end", 60)
+        wait_until(lambda: batch_row(database, batch_id).status == "completed", "it is completed")
+        wait_until(lambda: all(run.is_finished for run in self.runs(batch_id)), "runs end")
         batch, rows = batch_row(database, batch_id), upload_rows(database, batch_id)
         assert Counter(row.processing_status for row in rows) == {"completed": len(PICTURES)}
         assert all(row.description and row.embedding_local is not None for row in rows)
@@ -207,7 +205,7 @@ def test_a_host_that_dies_in_mid_batch_costs_no_upload_and_hosts_share_no_disk(w
     world.models.latency_seconds = 4
     with listening(world) as messages:
         batch_id = world.submit()
-        wait_until(lambda: world.in_work_on(batch_id, "host-a"), "host-a works an upload", 60)
+        wait_until(lambda: world.in_work_on(batch_id, "host-a"), "host-a works an upload")
         world.hosts[0].lose_power()
         world.models.latency_seconds = 0.5
         world.wait_for_the_end(batch_id)
@@ -244,7 +242,7 @@ def test_the_cap_on_model_calls_in_flight_holds_over_hosts(world):
             world.variables | {"BATCH_PIPELINE_MAX_VISION_CALLS": str(slots)},
         )
     done = f'{{"described": {calls}}}'
-    wait_until(lambda: all(done in host.log.read_text() for host in hosts), "both are done", 60)
+    wait_until(lambda: all(done in host.log.read_text() for host in hosts), "both are done")
     assert len(world.models.calls_of("vision")) == 2 * calls
     assert world.models.most_in_flight["vision"] == slots
 
