@@ -10,11 +10,13 @@ import threading
 import dagster as dg
 import pytest
 import redis
+from sqlalchemy import text
 
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.orchestration import executors
 from batch_pipeline.orchestration.instance_health import check_dagster
+from batch_pipeline.orchestration.instance_storage import POOL_SIZE
 from batch_pipeline.settings import Settings
 
 from .broker import Broker
@@ -131,3 +133,14 @@ def test_celery_without_a_broker_says_where_to_name_one(work):
     work = work()
     with pytest.raises(ConfigurationError, match=r"without a `broker`.*CELERY_BROKER_URL"):
         run(work, work.submit("fog.webp"), {"celery": {}})
+
+
+def test_instances_that_workers_open_for_each_step_share_their_connections(instance):
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    counts, opened = [], []
+    for _ in range(5):
+        opened.append(dg.DagsterInstance.from_ref(instance.get_ref()))
+        opened[-1].get_runs_count()
+        with opened[-1].run_storage.connect() as connection:
+            counts.append(connection.scalar(text(asked)))
+    assert counts[-1] <= max(counts[0], POOL_SIZE)
