@@ -12,11 +12,11 @@ import pytest
 import redis
 from sqlalchemy import text
 
+from batch_pipeline.database.connection_budget import DAGSTER_POOL
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.orchestration import executors
 from batch_pipeline.orchestration.instance_health import check_dagster
-from batch_pipeline.orchestration.instance_storage import POOL_SIZE
 from batch_pipeline.settings import Settings
 
 from .broker import Broker
@@ -143,4 +143,4 @@ def test_instances_that_workers_open_for_each_step_share_their_connections(insta
         opened[-1].get_runs_count()
         with opened[-1].run_storage.connect() as connection:
             counts.append(connection.scalar(text(asked)))
-    assert counts[-1] <= max(counts[0], POOL_SIZE)
+    assert counts[-1] <= max(counts[0], DAGSTER_POOL)
