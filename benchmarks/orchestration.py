@@ -435,7 +435,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--ideal-seconds",
         type=float,
-        default=12,
+        default=15,
         help="what a server that never waits would need for the batch of a load",
     )
     parser.add_argument(

@@ -27,6 +27,8 @@ import psycopg
 from tools.usage import Usage
 
 CHANNEL, DIMENSIONS = "batch_pipeline_progress", 1024
+#: How long a peer may take to note what has ended, before it is counted (seconds).
+RECORD_SECONDS = 20
 PROMPT = "Describe this picture in three sentences."
 
 _CLAIM = """
@@ -101,6 +103,13 @@ def work(upload_id: str) -> None:
     description = _describe((Path(assignment().storage) / path).read_bytes())
     seconds = {"describe": round(time.perf_counter() - begun, 3)}
     _complete(upload_id, filename, size, description, seconds)
+
+
+def _uploads() -> int:
+    statement = "SELECT total_uploads FROM upload_batches WHERE id = %s"
+    row = _database().execute(statement, [assignment().batch_id]).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _claim(upload_id: str) -> tuple[str, str, int]:
@@ -187,14 +196,13 @@ def measure(run: Callable[[], object], recorded: Callable[[], int] | None = None
     Args:
         run: works the whole batch.
         recorded: counts the uploads whose end the peer has noted in a place of its own; asked
-            until it stands still, since some write behind.
+            again for a while, since some write behind.
     """
     with Usage() as usage:
         run()
     noted = 0
     if recorded:
-        deadline = time.monotonic() + 10
-        while (latest := recorded()) != noted and time.monotonic() < deadline:
-            noted = latest
-            time.sleep(0.5)
+        deadline = time.monotonic() + RECORD_SECONDS
+        while (noted := recorded()) < _uploads() and time.monotonic() < deadline:
+            time.sleep(0.2)
     print(json.dumps({**usage.figures, "recorded": noted}), flush=True)

@@ -18,7 +18,8 @@ def main() -> None:
     import dagster as dg  # noqa: PLC0415 - part of the start that is measured
     from dagster._cli.api import _execute_run_command_body  # noqa: PLC0415
 
-    import batch_pipeline.definitions  # noqa: F401, PLC0415
+    import batch_pipeline.definitions  # noqa: PLC0415
+    import batch_pipeline.model_servers.ollama  # noqa: F401, PLC0415 - else with the first upload
 
     start = {"start_seconds": time.time() - started, "start_cpu_seconds": tree_cpu_seconds()}
     with dg.DagsterInstance.get() as instance, Usage() as usage:
