@@ -10,7 +10,7 @@ help:
 	@echo "make test    install, run the tests (make test-slow: faults, outages and restarts; make faults: all faults)"
 	@echo "make dev     install, run Dagster for your own batches (http://127.0.0.1:3000)"
 	@echo "make lint    ruff and mypy"
-	@echo "make benchmarks  this pipeline and what else one might use, side by side (15 minutes)"
+	@echo "make benchmarks  this pipeline and what else one might use, side by side (16 minutes)"
 	@echo "make clean   remove the environment and everything the demo stored"
 
 install: $(BIN)/.installed
@@ -65,4 +65,4 @@ format: install
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) .batch_pipeline .tmp_dagster_home_*
+	rm -rf $(VENV) .batch_pipeline .tmp_dagster_home_* benchmarks/.environments

@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repetitions", type=int, default=9, help="uploads, one after another")
+    parser.add_argument("--repetitions", type=int, default=7, help="uploads, one after another")
     add_results_option(parser)
     arguments = parser.parse_args()
     where = machine()

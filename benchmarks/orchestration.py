@@ -1,6 +1,6 @@
 """What orchestration costs per upload, and how full it keeps a model server; ours and others'.
 
-    python benchmarks/orchestration.py                       # about eight minutes
+    python benchmarks/orchestration.py                       # about ten minutes
     python benchmarks/orchestration.py --only pipeline --uploads 200 --ideal-seconds 5
     python benchmarks/orchestration.py --install-peers       # environments for the peers, first
 
@@ -129,7 +129,14 @@ CONTENDERS = (
         under_load=False,
     ),
     Contender("loop", "plain loop", "nothing", script="plain.py", variant="loop", in_flight=1),
-    Contender("threads", "plain threads", "nothing", script="plain.py", variant="threads"),
+    Contender(
+        "threads",
+        "plain threads",
+        "nothing",
+        script="plain.py",
+        variant="threads",
+        under_load=False,
+    ),
     Contender(
         "dagster-in-process",
         "Dagster, in-process executor",
@@ -350,12 +357,13 @@ def saturation(
         for contender in contenders:
             if not contender.under_load:
                 continue
-            # Who cannot fill the server is given few, and would take too long otherwise.
-            few = contender.in_flight and 2 * contender.in_flight
+            count = max(round(ideal_seconds * slots / latency), slots)
+            # Who cannot fill the server is given few, who is slow fewer: else they take minutes.
+            most = 2 * (contender.in_flight or contender.at_most or count)
             figure = attempt(
                 contender,
                 stand,
-                uploads=few or max(round(ideal_seconds * slots / latency), slots),
+                uploads=min(count, most),
                 threads=threads_for(slots),
                 slots=slots,
                 latency=latency,
@@ -435,7 +443,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--ideal-seconds",
         type=float,
-        default=15,
+        default=12,
         help="what a server that never waits would need for the batch of a load",
     )
     parser.add_argument(

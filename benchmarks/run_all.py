@@ -1,4 +1,4 @@
-"""Runs every benchmark once, writes results and plots: `make benchmarks` (about 15 minutes).
+"""Runs every benchmark once, writes results and plots: `make benchmarks` (about 16 minutes).
 
     python benchmarks/run_all.py [--results FOLDER] [--only NAME …]
 
