@@ -39,7 +39,7 @@ from batch_pipeline.settings import Settings
 PATIENCE = 180
 ASKED_SECONDS = 8
 
-log = Console(stderr=True)
+log = Console(stderr=True, markup=False, highlight=False)
 
 
 @dataclass(frozen=True)

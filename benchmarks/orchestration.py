@@ -47,7 +47,7 @@ LOADS = ((1.0, 8, 0.95), (0.5, 16, 0.92), (0.25, 32, 0.85))
 #: A contender that takes longer is given up (seconds).
 PATIENCE = 600
 
-log = Console(stderr=True)
+log = Console(stderr=True, markup=False, highlight=False)
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ def attempt(contender: Contender, stand: Stand, **size: Any) -> Figure | None:
     except (RuntimeError, AssertionError, subprocess.TimeoutExpired) as error:
         if contender.name == "pipeline":
             raise
-        log.print(f"{contender.name} is left out: {error}", markup=False)
+        log.print(f"{contender.name} is left out: {error}")
         return None
 
 

@@ -45,7 +45,7 @@ PHOTO_MEGAPIXELS, PHOTO_THREADS = 12, 8
 #: Photos that differ; the rows share them in turns.
 DIFFERENT_PHOTOS = 5
 
-log = Console(stderr=True)
+log = Console(stderr=True, markup=False, highlight=False)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ DIMENSIONS, MODEL = 1024, "benchmark"
 #: One user in a thousand uploads, and one that owns half of everything.
 SMALL_USER, LARGE_USER = uuid.UUID(int=1), uuid.UUID(int=2)
 
-log = Console(stderr=True)
+log = Console(stderr=True, markup=False, highlight=False)
 
 _COLUMNS = {
     "user_id": "uuid",
