@@ -1,0 +1,306 @@
+"""How many uploads an hour a deployment works: a model with few constants, fitted and then tried.
+
+    python benchmarks/capacity.py                  # about three minutes
+    python benchmarks/capacity.py --sizes 60 120   # smaller
+
+Three things limit a deployment; the slowest of them sets the pace:
+
+- the model server: its slots / latency of a call;
+- a run worker: T threads that wait L seconds for the model and then pass, one at a time, the
+  interpreter lock for c seconds. Such a queue has an exact solution (mean value analysis of a
+  closed network with one queue and a delay; Reiser and Lavenberg, Journal of the ACM 27, 1980);
+- the processors, which run workers and PostgreSQL share.
+
+To that comes the start of each run, before its first upload. The constants (start, c, processor
+time) are fitted to runs of two sizes without latency; the model is then tried on batches that were
+not part of the fit. Uploads are tiny pictures: add to c what decoding yours takes (`media.py`).
+"""
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+from rich.console import Console
+from tools.results import add_results_option, machine, report
+from tools.stand import Dispatcher, Scene, Stand, tiny_pictures
+from tools.usage import SERVER_PID_VARIABLE, Usage
+
+from batch_pipeline.testing.model_server import ScriptedModelServer
+
+HERE = Path(__file__).parent
+MODEL = "qwen2.5vl:7b"
+SLICE = 250
+SECONDS_PER_DAY = 86_400
+log = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What works a batch, and on how much of a machine."""
+
+    workers: int
+    threads: int
+    slots: int
+    latency: float
+    cores: int
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What was fitted; seconds."""
+
+    start: float
+    """From the launch of a run worker to its first upload, the end of the run included."""
+    lock: float
+    """Of an upload, under the interpreter lock of its worker."""
+    processor: float
+    """Of an upload, of any core: run worker and PostgreSQL."""
+    start_processor: float
+    """Of the start of a run worker."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a batch took."""
+
+    uploads: int
+    deployment: Deployment
+    seconds: float
+    processor_seconds: float
+    connections: int
+    event_rows: float
+    event_bytes: float
+    row_bytes: float
+
+
+def worker_rate(threads: int, latency: float, lock: float) -> float:
+    """Uploads per second of one run worker that has started."""
+    waiting = 0.0  # mean number of threads at the lock
+    rate = 0.0
+    for population in range(1, threads + 1):
+        at_lock = lock * (1 + waiting)
+        rate = population / (latency + at_lock)
+        waiting = rate * at_lock
+    return rate
+
+
+def predicted_seconds(uploads: int, where: Deployment, constants: Constants) -> float:
+    """Wall time of a batch, from the launch of its first run to the end of its last."""
+    slices = [min(SLICE, uploads - first) for first in range(0, uploads, SLICE)]
+    at_once = min(where.workers, len(slices))
+    rate = min(
+        worker_rate(where.threads, where.latency, constants.lock),
+        where.slots / where.latency / at_once if where.latency else math.inf,
+        where.cores / constants.processor / at_once,
+    )
+    start = max(constants.start, constants.start_processor * at_once / where.cores)
+    free_at = [0.0] * at_once
+    for count in slices:
+        soonest = free_at.index(min(free_at))
+        # The last call of a slice has nobody to share its wait with.
+        free_at[soonest] += start + count / rate + where.latency
+    return max(free_at)
+
+
+def needed(
+    uploads_per_day: float, latency: float, threads: int, constants: Constants
+) -> list[object]:
+    """Slots, run workers and cores that keep up with so many uploads a day."""
+    per_second = uploads_per_day / SECONDS_PER_DAY
+    rate = worker_rate(threads, latency, constants.lock)
+    of_worker = SLICE / (constants.start + SLICE / rate + latency)
+    cores = per_second * (constants.processor + constants.start_processor / SLICE)
+    return [
+        f"{uploads_per_day:,.0f}",
+        per_second,
+        math.ceil(per_second * latency),
+        math.ceil(per_second / of_worker),
+        cores,
+        per_second / SLICE * 60,
+    ]
+
+
+def measure(stand: Stand, name: str, uploads: int, where: Deployment) -> Measured:
+    """Work a batch as the daemon would: the sensor's choice, a process per run."""
+    with (
+        ScriptedModelServer(
+            latency_seconds=where.latency, slots=where.slots, vision_models=[MODEL]
+        ) as server,
+        stand.scene(
+            name,
+            analyzer="ollama",
+            embedder="embedded",
+            ollama_host=server.ollama_url,
+            vision_model=MODEL,
+            max_vision_calls=where.slots,
+            max_concurrent_uploads=where.threads,
+            max_runs_in_flight=where.workers,
+            uploads_per_run=SLICE,
+        ) as scene,
+        dg.DagsterInstance.get() as instance,
+    ):
+        scene.add_batch(tiny_pictures(uploads))
+        os.environ[SERVER_PID_VARIABLE] = str(stand.server_pid)
+        dispatcher, running, connections = Dispatcher(scene.pipeline, instance), [], 0
+        begun, runs = time.perf_counter(), 0
+        with Usage() as usage:
+            while scene.completed() < uploads or running:
+                running = [worker for worker in running if worker.poll() is None]
+                if len(running) < where.workers:
+                    started = [start(scene, run_id) for run_id in dispatcher.tick()]
+                    running += started
+                    runs += len(started)
+                connections = max(connections, connections_of(scene))
+                if time.perf_counter() - begun > 900:
+                    raise RuntimeError(f"{name}: {scene.completed()} of {uploads} after 900 s")
+                time.sleep(0.1)
+        rows, event_bytes = ask_state(
+            scene,
+            "SELECT count(*), pg_total_relation_size('event_logs') FROM event_logs",
+        )
+        measured = Measured(
+            uploads,
+            where,
+            seconds=usage.figures["seconds"],
+            processor_seconds=usage.figures["cpu_seconds"] + usage.figures["database_cpu_seconds"],
+            connections=connections,
+            event_rows=rows / uploads,
+            event_bytes=event_bytes / uploads,
+            row_bytes=scene.ask("SELECT pg_total_relation_size('uploads')") / uploads,
+        )
+    log.print(f"{name}: {uploads} uploads in {runs} runs, {measured.seconds:.1f} s")
+    return measured
+
+
+def start(scene: Scene, run_id: str) -> subprocess.Popen[bytes]:
+    """What the launcher does."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tools.run_worker", run_id],
+        env=os.environ | {"PYTHONPATH": str(HERE)},
+        cwd=scene.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def connections_of(scene: Scene) -> int:
+    """Connections to both databases, those of this process included."""
+    return scene.ask("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+
+
+def ask_state(scene: Scene, statement: str) -> tuple[int, int]:
+    with psycopg.connect(scene.state_url) as connection:
+        row = connection.execute(statement).fetchone()
+    assert row
+    return int(row[0]), int(row[1])
+
+
+def fit(small: Measured, large: Measured) -> Constants:
+    """A line through two sizes of one run without latency."""
+    more = large.uploads - small.uploads
+    lock = (large.seconds - small.seconds) / more
+    processor = (large.processor_seconds - small.processor_seconds) / more
+    return Constants(
+        start=small.seconds - small.uploads * lock,
+        lock=lock,
+        processor=processor,
+        start_processor=small.processor_seconds - small.uploads * processor,
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[100, 500, 2000], help="batches to try the model on"
+    )
+    parser.add_argument("--fit", type=int, nargs=2, default=[25, SLICE], help="sizes of the fit")
+    add_results_option(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments, where = parse(), machine()
+    cores = os.cpu_count() or 1
+    tried: Sequence[Deployment] = (
+        Deployment(1, 10, 8, 1.0, cores),
+        Deployment(2, 10, 16, 0.5, cores),
+        Deployment(2, 16, 16, 0.25, cores),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        stand = Stand(Path(folder))
+        no_wait = Deployment(1, 8, 8, 0.0, cores)
+        measure(stand, "warm-up", 5, no_wait)
+        small, large = (measure(stand, f"fit-{size}", size, no_wait) for size in arguments.fit)
+        constants = fit(small, large)
+        trials = [
+            measure(stand, f"trial-{number}", size, tried[min(number, len(tried) - 1)])
+            for number, size in enumerate(arguments.sizes)
+        ]
+    predictions = [predicted_seconds(one.uploads, one.deployment, constants) for one in trials]
+    report(
+        "capacity",
+        where,
+        {
+            "constants": asdict(constants),
+            "fit": [asdict(small), asdict(large)],
+            "trials": [
+                asdict(one) | {"predicted_seconds": seconds}
+                for one, seconds in zip(trials, predictions, strict=True)
+            ],
+        },
+        [
+            (
+                "Constants",
+                ("constant", "seconds"),
+                [(name, value) for name, value in asdict(constants).items()],
+            ),
+            (
+                "Model and measurement",
+                (
+                    *("uploads", "run workers", "threads", "slots", "latency (s)"),
+                    *("predicted (s)", "measured (s)", "ratio", "uploads/hour", "connections"),
+                ),
+                [
+                    (
+                        one.uploads,
+                        one.deployment.workers,
+                        one.deployment.threads,
+                        one.deployment.slots,
+                        one.deployment.latency,
+                        seconds,
+                        one.seconds,
+                        one.seconds / seconds,
+                        one.uploads / one.seconds * 3600,
+                        one.connections,
+                    )
+                    for one, seconds in zip(trials, predictions, strict=True)
+                ],
+            ),
+            (
+                "What an upload leaves",
+                ("uploads", "event rows", "bytes of the event log", "bytes of its row and indexes"),
+                [(one.uploads, one.event_rows, one.event_bytes, one.row_bytes) for one in trials],
+            ),
+            (
+                "What is needed, at 2 s per call and 8 threads per run worker",
+                ("uploads/day", "per second", "slots", "run workers", "cores", "runs/minute"),
+                [needed(count, 2.0, 8, constants) for count in (1e5, 1e6, 1e7, 1e8)],
+            ),
+        ],
+        folder=arguments.results,
+    )
+
+
+if __name__ == "__main__":
+    main()
