@@ -30,7 +30,7 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 from rich.console import Console
-from tools.results import add_results_option, machine, report
+from tools.results import Table, add_results_option, machine, report
 from tools.stand import Dispatcher, Scene, Stand, tiny_pictures
 from tools.usage import SERVER_PID_VARIABLE, Usage
 
@@ -260,12 +260,12 @@ def main() -> None:
             ],
         },
         [
-            (
+            Table(
                 "Constants",
                 ("constant", "seconds"),
                 [(name, value) for name, value in asdict(constants).items()],
             ),
-            (
+            Table(
                 "Model and measurement",
                 (
                     *("uploads", "run workers", "threads", "slots", "latency (s)"),
@@ -287,12 +287,12 @@ def main() -> None:
                     for one, seconds in zip(trials, predictions, strict=True)
                 ],
             ),
-            (
+            Table(
                 "What an upload leaves",
                 ("uploads", "event rows", "bytes of the event log", "bytes of its row and indexes"),
                 [(one.uploads, one.event_rows, one.event_bytes, one.row_bytes) for one in trials],
             ),
-            (
+            Table(
                 "What is needed, at 2 s per call and 8 threads per run worker",
                 ("uploads/day", "per second", "slots", "run workers", "cores", "runs/minute"),
                 [needed(count, 2.0, 8, constants) for count in (1e5, 1e6, 1e7, 1e8)],

@@ -1,4 +1,4 @@
-"""Runs every benchmark once, writes results and plots: `make benchmarks` (about 16 minutes).
+"""Runs every benchmark once, writes results and plots: `make benchmarks` (about 20 minutes).
 
     python benchmarks/run_all.py [--results FOLDER] [--only NAME …]
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 #: In this order: what is disturbed most by a machine that has grown warm comes first.
-BENCHMARKS = ("latency", "orchestration", "scale", "media", "search")
+BENCHMARKS = ("latency", "orchestration", "scale", "capacity", "media", "search")
 
 
 def run(*words: str) -> bool:
