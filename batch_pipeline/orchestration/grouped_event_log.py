@@ -40,7 +40,8 @@ _END = {
     DagsterEventType.RUN_FAILURE,
     DagsterEventType.RUN_CANCELED,
 }
-_FAILED = {
+_AT_ONCE = {
+    DagsterEventType.STEP_WORKER_STARTING,  # another process goes on with the log of this step
     DagsterEventType.STEP_FAILURE,
     DagsterEventType.STEP_UP_FOR_RETRY,
     DagsterEventType.RESOURCE_INIT_FAILURE,
@@ -104,7 +105,7 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
             super().store_event(event)
         else:
             self._writer.put((event, self._event_to_row(event)))
-            if kind in _FAILED or int(event.level) >= logging.ERROR:
+            if kind in _AT_ONCE or int(event.level) >= logging.ERROR:
                 self._writer.flush()
 
     def optimize_for_webserver(

@@ -146,6 +146,7 @@ def test_a_process_that_does_not_work_the_run_writes_at_once(log, open_log, run_
         lambda run_id: event(run_id, KIND.RUN_CANCELED),
         lambda run_id: event(run_id, KIND.STEP_FAILURE, data=StepFailureData(ERROR, None)),
         lambda run_id: event(run_id, KIND.STEP_UP_FOR_RETRY),
+        lambda run_id: event(run_id, KIND.STEP_WORKER_STARTING, data=EngineEventData()),
         lambda run_id: event(run_id, KIND.RESOURCE_INIT_FAILURE, data=EngineEventData(error=ERROR)),
         lambda run_id: event(
             run_id, KIND.ENGINE_EVENT, data=EngineEventData(error=ERROR), level=logging.ERROR
