@@ -472,8 +472,10 @@ def main() -> None:
             log.print(f"{contender.name} is skipped, it is not installed: {contender.missing}")
         else:
             chosen.append(contender)
-    with tempfile.TemporaryDirectory() as folder:
-        stand = Stand(Path(folder))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(Stand(Path(folder))) as stand,
+    ):
         # The first one finds cold caches: it is not counted.
         measure(chosen[0], stand, uploads=4, threads=4, slots=4)
         overheads = list(overhead(chosen, stand, arguments.uploads, arguments.threads))

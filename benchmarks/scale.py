@@ -18,6 +18,7 @@ Memory is the highest of any run worker; once more with photos of 12 megapixels 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -210,8 +211,10 @@ def main() -> None:
     add_results_option(parser)
     arguments = parser.parse_args()
     where, figures, memory = machine(), [], None
-    with tempfile.TemporaryDirectory() as folder:
-        stand = Stand(Path(folder))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(Stand(Path(folder))) as stand,
+    ):
         for size in sorted(arguments.sizes):
             figure = work_batch(stand, size, tiny_pictures(size), f"batch-{size}")
             log.print(f"{size:6} uploads: {figure.cost_ms:.1f} ms of CPU each")

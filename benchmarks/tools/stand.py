@@ -16,7 +16,6 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from PIL import Image
 from sqlalchemy import insert, text
 
-from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.demo import prepare_dagster_home
@@ -24,6 +23,7 @@ from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, load_settings
 from batch_pipeline.testing.databases import DatabaseServer
+from batch_pipeline.testing.stack import PostgresProcess
 
 USER = uuid.UUID(int=1)
 
@@ -86,9 +86,14 @@ class Stand:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._server = DatabaseServer(embedded_server_url(folder))
+        self._postgres = PostgresProcess(folder)
+        self._server = DatabaseServer(self._postgres.url)
         pid_file = folder / "postgres" / "postmaster.pid"
         self.server_pid = int(pid_file.read_text().splitlines()[0])
+
+    def close(self) -> None:
+        """Stop PostgreSQL, before its files are removed."""
+        self._postgres.close()
 
     @contextmanager
     def scene(self, name: str, **settings: object) -> Iterator[Scene]:
