@@ -276,6 +276,8 @@ def test_a_run_becomes_a_pod_whose_command_works_the_batch_and_logs_json(
             "DAGSTER_HOME": str(tmp_path),
             "BATCH_PIPELINE_DATABASE_URL": settings.database_url,
             "BATCH_PIPELINE_STORAGE_URL": pipeline.settings.storage_location,
+            # As many as the server of the tests has connections for.
+            "BATCH_PIPELINE_MAX_RUNS_IN_FLIGHT": "4",
         },
         capture_output=True,
         text=True,
@@ -283,7 +285,8 @@ def test_a_run_becomes_a_pod_whose_command_works_the_batch_and_logs_json(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.SUCCESS
+    ended = instance.get_run_by_id(run.run_id)
+    assert ended.status == dg.DagsterRunStatus.SUCCESS, done.stderr
     assert batch_row(pipeline.database, batch_id).status == "completed"
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert {line["run_id"] for line in lines if "run_id" in line} == {run.run_id}
