@@ -86,7 +86,11 @@ def test_what_the_image_installs_works_without_the_sources(tmp_path, database_ur
         # Templates, styles and migrations are files of the package that no import would miss.
         ("batch-pipeline", "report", batch, "--html", tmp_path / "report.html"),
         ("batch-pipeline", "db", "upgrade"),
-        ("python", "-c", "import dagster_k8s, dagster_aws.s3, redis, batch_pipeline.definitions"),
+        (
+            "python",
+            "-c",
+            "import dagster_k8s, dagster_aws.s3, s3fs, redis, batch_pipeline.definitions",
+        ),
         ("dagster-webserver", "--version"),
         ("dagster-daemon", "--help"),
     ):

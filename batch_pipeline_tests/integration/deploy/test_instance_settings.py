@@ -2,8 +2,10 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
+import boto3
 import dagster as dg
 import pytest
 import yaml
@@ -13,6 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.pool import NullPool
 
 from batch_pipeline.definitions import build_definitions
+from batch_pipeline.testing.object_store import ObjectStore
 from batch_pipeline.testing.records import add_batch
 
 ROOT = Path(__file__).parents[3]
@@ -33,15 +36,24 @@ def opened(tmp_path, content):
 
 
 def test_dagster_opens_them_with_the_very_classes_that_they_name(
-    dagster_url, tmp_path, monkeypatch
+    dagster_url, tmp_path, monkeypatch, s3_url
 ):
-    monkeypatch.setenv("COMPUTE_LOGS_BUCKET", "bucket")
+    del s3_url  # its server is what AWS_ENDPOINT_URL names
+    monkeypatch.setenv("COMPUTE_LOGS_BUCKET", ObjectStore.bucket)
     monkeypatch.setenv("COMPUTE_LOGS_PREFIX", "logs")
     shutil.copy(DEPLOY / "dagster.yaml", tmp_path)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert instance.get_ref().storage_data.class_name == "PipelineInstanceStorage"
         assert type(instance.event_log_storage._engine.pool) is not NullPool
         assert isinstance(instance.compute_log_manager, S3ComputeLogManager)
+        step = ["run", "compute_logs", "step"]
+        with instance.compute_log_manager.capture_logs(step):
+            print("what a run prints", file=sys.stderr, flush=True)
+        bucket = boto3.resource("s3").Bucket(ObjectStore.bucket)
+        [stored] = [found for found in bucket.objects.filter(Prefix="logs/") if found.size]
+        assert stored.key.endswith("step.err")
+        assert stored.get()["Body"].read() == b"what a run prints\n"
+
         queue = instance.get_concurrency_config().run_queue_config
         assert queue
         assert queue.max_concurrent_runs == 8
