@@ -102,6 +102,18 @@ batch_report = dg.AssetSpec(
     kinds={"postgres", "image"},
     partitions_def=BATCHES,
 )
+settled_runs = dg.AssetSpec(
+    "settled_runs",
+    deps=[batch_progress],
+    description=(
+        "Runs that failed or were terminated: why, and what became of the uploads that they held. "
+        "Partition: batch."
+    ),
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"postgres"},
+    partitions_def=BATCHES,
+)
 backlog = dg.AssetSpec(
     "backlog",
     deps=[batch_progress],
@@ -119,6 +131,7 @@ SPECS = [
     upload_analysis,
     batch_progress,
     batch_report,
+    settled_runs,
     backlog,
 ]
 

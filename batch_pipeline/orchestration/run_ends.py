@@ -11,7 +11,7 @@ from uuid import UUID
 
 import dagster as dg
 
-from batch_pipeline.orchestration.assets import batch_progress, literal
+from batch_pipeline.orchestration.assets import literal, settled_runs
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
@@ -150,13 +150,13 @@ def batch_of(run: dg.DagsterRun) -> UUID | None:
     return UUID(tag) if tag else None
 
 
-def observe(
+def report_settlement(
     instance: dg.DagsterInstance, run: dg.DagsterRun, settlement: Settlement, reason: str
 ) -> None:
-    """Say beside the batch's progress what became of a run and of its uploads."""
+    """Say in the catalog why a run ended early, and what became of its uploads."""
     instance.report_runless_asset_event(
-        dg.AssetObservation(
-            batch_progress.key,
+        dg.AssetMaterialization(
+            settled_runs.key,
             description=f"a run ended as {run.status.value.lower()}: {settlement}",
             partition=run.tags.get(BATCH_TAG),
             metadata={

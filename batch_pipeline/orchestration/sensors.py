@@ -16,7 +16,7 @@ from batch_pipeline.orchestration.batch_reports import headline, report_of
 from batch_pipeline.orchestration.run_ends import (
     Settlement,
     batch_of,
-    observe,
+    report_settlement,
     settle_failed_run,
     settle_terminated_run,
 )
@@ -145,7 +145,7 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     def settle(context: dg.RunStatusSensorContext, settlement: Settlement, reason: str) -> None:
         run = context.dagster_run
         context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), settlement)
-        observe(context.instance, run, settlement, reason)
+        report_settlement(context.instance, run, settlement, reason)
 
     return [
         _RunEndSensor(

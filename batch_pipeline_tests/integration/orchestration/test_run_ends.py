@@ -89,9 +89,9 @@ def test_a_run_that_left_nothing_behind_is_said_to_have_left_nothing():
     assert str(Settlement(returned=2)) == "2 uploads in its hands are pending again"
 
 
-def newest_observation(instance):
-    [record] = instance.fetch_observations(dg.AssetKey("batch_progress"), limit=1).records
-    return record.asset_observation
+def newest_settlement(instance):
+    [record] = instance.fetch_materializations(dg.AssetKey("settled_runs"), limit=1).records
+    return record.asset_materialization
 
 
 def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, definitions):
@@ -109,7 +109,7 @@ def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, de
     batch = batch_row(pipeline.database, batch_id)
     assert batch.died_runs == 1
     assert batch.error_message.endswith("goes to another: exited with code 139")
-    seen = newest_observation(instance)
+    seen = newest_settlement(instance)
     assert seen.partition == str(batch_id)
     assert seen.metadata["uploads_returned"].value == 1
     assert seen.metadata["uploads_requeued"].value == 2
