@@ -21,12 +21,15 @@ from typing import BinaryIO
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.images import decode_image
+from batch_pipeline.media.memory import DECODES, return_large_blocks
 from batch_pipeline.media.sniffing import MediaType
 from batch_pipeline.media.videos import decode_video
 
 
 def decode(source: BinaryIO, media_type: MediaType) -> MediaContent:
-    """Decode a file to what the models and the thumbnail need; safe under threads.
+    """Decode a file to what the models and the thumbnail need.
+
+    Any number of threads may call this; as many decode at a time as there are cores.
 
     Args:
         source: the file, seekable; the caller closes it.
@@ -38,7 +41,9 @@ def decode(source: BinaryIO, media_type: MediaType) -> MediaContent:
     if source.seek(0, io.SEEK_END) == 0:
         raise PermanentError("empty_file", "the file is empty: 0 bytes")
     source.seek(0)
-    if media_type.file_type == "image":
-        # Read whole, so that an OSError below is the decoder's and one here is the storage's.
-        return decode_image(source.read(), media_type)
-    return decode_video(source, media_type)
+    return_large_blocks()
+    with DECODES:
+        if media_type.file_type == "image":
+            # Read whole, so that an OSError below is the decoder's and one here is the storage's.
+            return decode_image(source.read(), media_type)
+        return decode_video(source, media_type)

@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.decoding import decode
+from batch_pipeline.media.memory import AT_ONCE, DECODES
 from batch_pipeline.media.sniffing import ACCEPTED_TYPES, HEAD_BYTES, sniff
 from batch_pipeline.testing.media import (
     IMAGE_FORMATS,
@@ -136,6 +138,7 @@ IN_BOUNDED_MEMORY = """
 import io, resource, sys
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.decoding import decode
+from batch_pipeline.media.memory import AT_ONCE, DECODES
 from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
 from batch_pipeline.testing import media
 
@@ -179,3 +182,16 @@ def test_files_that_claim_gigabytes_are_refused_within_32_megabytes():
         "oversized_metadata",
         "too_many_pixels",
     ], result.stderr
+
+
+def test_as_many_files_are_decoded_at_a_time_as_there_are_cores():
+    with ThreadPoolExecutor(1) as pool:
+        with ExitStack() as busy:
+            for _ in range(AT_ONCE):
+                busy.enter_context(DECODES)
+            waiting = pool.submit(decode_bytes, make_image("jpeg"))
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+        assert waiting.result(timeout=60).facts.format == "jpeg"
+    assert DECODES.acquire(blocking=False), "a decode keeps its place"
+    DECODES.release()
