@@ -76,6 +76,7 @@ def connection_limit(url: URL) -> int:
     """Ask the server how many connections it accepts from ordinary users.
 
     Raises:
+        ConfigurationError: the URL has something in it that PostgreSQL's library does not know.
         ServiceDownError: it cannot be reached.
     """
     address = url.set(drivername="postgresql").render_as_string(hide_password=False)
@@ -84,4 +85,6 @@ def connection_limit(url: URL) -> int:
             row = connection.execute(_LIMIT).fetchone()
     except psycopg.OperationalError as error:
         raise ServiceDownError("database_down", f"the database does not answer: {error}") from error
+    except psycopg.ProgrammingError as error:
+        raise ConfigurationError(f"BATCH_PIPELINE_DATABASE_URL cannot be used: {error}") from error
     return int(row[0]) if row else 0

@@ -276,7 +276,7 @@ def test_an_unreachable_database_and_a_wrong_setting_are_told_apart(console):
     ("variable", "value", "said"),
     [
         ("DATABASE_URL", "postgresql://u:p@[::1/x", "is not a URL: expected postgresql://"),
-        ("DATABASE_URL", "postgresql://127.0.0.1:1/x?odd=1", 'invalid connection option "odd"'),
+        ("DATABASE_URL", "postgresql://127.0.0.1:1/x?odd=1", "cannot be used: invalid"),
         ("HOME", "/proc/nowhere", "cannot be made: No such file or directory"),
         ("REDIS_URL", "nonsense", "expected redis://host:port/0"),
         ("STORAGE_URL", "odd://x", "Protocol not known: odd; expected a path or an fsspec URL"),
