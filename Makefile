@@ -2,15 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo dev test test-slow test-ocr faults benchmarks lint format clean
+.PHONY: help install install-dev demo dev test test-slow test-ocr faults benchmarks lint format clean
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
 	@echo "make test    install, run the tests (make test-slow: faults, outages and restarts; make faults: all faults)"
 	@echo "make dev     install, run Dagster for your own batches (http://127.0.0.1:3000)"
 	@echo "make lint    ruff and mypy"
-	@echo "make benchmarks  this pipeline and what else one might use, side by side (16 minutes)"
+	@echo "make benchmarks  this pipeline and what else one might use, side by side (20 minutes)"
 	@echo "make clean   remove the environment and everything the demo stored"
 
 install: $(BIN)/.installed
@@ -19,7 +20,14 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; say: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+# What tests and lint need is several times as much: whoever only wants to use it need not wait for it.
+install-dev: $(BIN)/.installed-dev
+
+$(BIN)/.installed-dev: $(BIN)/.installed
+	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
 # Without a terminal there is nobody to stop it: then it ends with the batch.
@@ -30,37 +38,37 @@ demo: install
 dev: install
 	$(BIN)/dagster dev
 
-test: install
+test: install-dev
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
 # Faults with real processes and signals, outages, restarts: minutes of waiting for things to die,
 # hence more workers than cores.
-test-slow: install
+test-slow: install-dev
 	$(BIN)/pytest -n 3 --dist loadgroup -m slow $(ARGS)
 
 # Every fault and hostile input that docs/reliability.md promises to survive, the fast ones too.
-faults: install
+faults: install-dev
 	$(BIN)/pytest -n 2 --dist loadgroup batch_pipeline_tests/faults $(ARGS)
 
 # Last, if at all: whatever is described in this environment afterwards is read for text, too.
-test-ocr: install
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ocr]'
+test-ocr: install-dev
+	$(PIP_INSTALL) -e '.[dev,ocr]'
 	$(BIN)/pytest -n 0 batch_pipeline_tests/integration/model_servers/test_ocr.py \
 		batch_pipeline_tests/unit/model_servers/test_embedded.py $(ARGS)
 
 # On a machine with nothing else to do; writes benchmarks/results. Peers that do not share our
 # environment get one of their own.
-benchmarks: install
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,benchmarks]'
+benchmarks: install-dev
+	$(PIP_INSTALL) -e '.[dev,benchmarks]'
 	$(BIN)/python benchmarks/orchestration.py --install-peers
 	$(BIN)/python benchmarks/run_all.py $(ARGS)
 
-lint: install
+lint: install-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: install
+format: install-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
