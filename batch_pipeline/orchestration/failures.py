@@ -33,6 +33,15 @@ def upload_failure(failed: FailedUpload) -> dg.Failure:
     )
 
 
+def late_failure(run: dg.DagsterRun) -> dg.Failure:
+    """Fail a step whose run is over: what it is about is with another run by now."""
+    return dg.Failure(
+        description=f"the run has ended as {run.status.value}; a step that comes so late is not "
+        "worked, its upload goes to another run",
+        allow_retries=False,
+    )
+
+
 def outage_failure(error: ServiceDownError, *, released: int) -> dg.Failure:
     """Fail the step that found a service down; nothing was marked failed in the database.
 

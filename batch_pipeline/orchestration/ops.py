@@ -26,6 +26,7 @@ from batch_pipeline.orchestration.assets import (
     upload_materialization,
 )
 from batch_pipeline.orchestration.failures import (
+    late_failure,
     outage_failure,
     stopped_failure,
     upload_failure,
@@ -111,6 +112,8 @@ def load_batch(
 )
 def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
     """Work the upload that the mapping key names, and show what became of it."""
+    if context.run.is_finished:  # its message lay with a broker
+        raise late_failure(context.run)
     worker: RunWorker = context.resources.worker
     if worker.service_down:
         raise stopped_failure(worker.service_down)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from batch_pipeline.errors import RefusedError, ServiceDownError
+from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.orchestration.instance_storage import pool_connections
 from batch_pipeline.orchestration.progress_meter import ProgressMeter
 from batch_pipeline.services.claim_keeper import ClaimKeeper
@@ -51,12 +51,6 @@ def worker_resource(context: dg.InitResourceContext) -> Iterator[RunWorker]:
     """Hand out the worker of this run; its heartbeat ends with the run."""
     pipeline: Pipeline = context.resources.pipeline
     settings = pipeline.settings
-    if context.run and context.run.is_finished:
-        # A message that lay with a broker; what it is about is with another run by now.
-        raise RefusedError(
-            f"the run has ended as {context.run.status.value}; a step that comes so late is not "
-            "worked, its upload goes to another run"
-        )
     if context.instance:
         pool_connections(context.instance)
     run_id = context.run.run_id if context.run else ""

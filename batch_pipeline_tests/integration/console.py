@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -68,8 +69,7 @@ class Console:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            # Ctrl-C reaches the process by its controlling terminal, as it does for a person.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+            preexec_fn=_as_for_a_person,  # noqa: PLW1509
         )
         os.close(theirs)
         try:
@@ -78,6 +78,13 @@ class Console:
             process.kill()
             process.wait()
             os.close(ours)
+
+
+def _as_for_a_person() -> None:
+    """Let Ctrl-C reach the process, by its controlling terminal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # Tests that run in the background of a script have inherited that it is ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
