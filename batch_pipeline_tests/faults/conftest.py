@@ -29,6 +29,7 @@ from batch_pipeline_tests.integration.console import Console
 from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F401 - fixture
     MEDIA,
     instance,
+    no_run_under_way,
 )
 from batch_pipeline_tests.patience import DEADLINE
 

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.model_servers.factory import close_analyzers
@@ -39,6 +40,16 @@ def instance(
         patch.setenv("BATCH_PIPELINE_DAGSTER_DATABASE_URL", url)
         with dg.DagsterInstance.from_config(str(home)) as instance:
             yield instance
+
+
+@pytest.fixture(autouse=True)
+def no_run_under_way(request: pytest.FixtureRequest) -> None:
+    """Forget runs that a test before left under way: they would count as in flight, or as dead."""
+    if "instance" in request.fixturenames:
+        instance: dg.DagsterInstance = request.getfixturevalue("instance")
+        under_way = dg.RunsFilter(statuses=list(IN_PROGRESS_RUN_STATUSES))
+        for run in instance.get_runs(under_way):
+            instance.delete_run(run.run_id)
 
 
 @dataclass
