@@ -26,7 +26,7 @@ from batch_pipeline.services.batch_states import REDOABLE_BATCH, BatchStates
 from batch_pipeline.services.transitions import (
     ANNOUNCED,
     announce_file,
-    count_end,
+    count_failed,
     interval,
     percentage_reached,
     release_rows,
@@ -274,7 +274,7 @@ class Backlog:
         for batch_id, failed in sorted(
             Counter(row.batch_id for row in rows if row.batch_id).items()
         ):
-            if progress := count_end(transaction.connection, batch_id, failed=failed):
+            if progress := count_failed(transaction.connection, batch_id, failed):
                 transaction.announce(progress, progress.user_id)
 
 

@@ -7,7 +7,7 @@ Redis URL the same messages follow there once the transaction has ended.
 What comes faster than a person can follow is left out: counters of a batch in work, and the stages
 between the beginning and the end of an upload. An upload's beginning and end and every other status
 of a batch are always sent, and counters that were left out are caught up within about a second.
-So a batch of N uploads that W processes work for T seconds at most sends, beside the messages of
+So a batch of N uploads that W runs work for T seconds at most sends, beside the messages of
 its own beginning and end,
 
     2 N  +  W (2 BURST + 2 PER_SECOND T)  +  W T  messages.
@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -36,8 +36,8 @@ CHANNEL = "batch_pipeline_progress"
 MAX_PAYLOAD_BYTES = 7999
 #: Longest file name that a message shows (characters).
 MAX_SHOWN_NAME = 255
-#: Messages of a batch that one process sends at once, and a second from then on, of each kind that
-#: may be left out.
+#: Messages that a process sends at once, and a second from then on, of each kind that may be left
+#: out: counters of each batch, stages of each run.
 BURST, PER_SECOND = 20, 5
 #: A Redis that is asked waits so long (seconds) ...
 _REDIS_TIMEOUT_SECONDS = 2.0
@@ -163,6 +163,14 @@ class ProgressPublisher:
             announcer.deliver()
         self._relay(announcer)
 
+    def statement(self) -> AbstractContextManager[Connection]:
+        """For one statement that is a transaction of its own and that nobody is told of."""
+        return self._database.statement()
+
+    def stage_is_due(self, run_id: str) -> bool:
+        """Tell whether a stage between beginning and end of an upload of a run is to be told."""
+        return self._filter.admits_stage(run_id)
+
     def catch_up(self) -> None:
         """Announce the counters of the batches whose last message was left out."""
         behind = self._filter.take_behind()
@@ -226,10 +234,12 @@ class _Filter:
         self._behind: set[uuid.UUID] = set()
         self._lock = threading.Lock()
 
+    def admits_stage(self, run_id: str) -> bool:
+        return self._pace.admits(("stage", run_id))
+
     def admits(self, message: Message) -> bool:
         if isinstance(message, FileProgress):
-            is_between = message.status == "processing" and message.progress_percentage > 0
-            return not is_between or self._pace.admits(("file", message.batch_id))
+            return True
         may_wait = message.status == BatchStatus.PROCESSING
         admitted = not may_wait or self._pace.admits(("batch", message.batch_id))
         with self._lock:

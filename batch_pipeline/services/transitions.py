@@ -18,11 +18,9 @@ from typing import Any
 from sqlalchemy import (
     BindParameter,
     Connection,
-    Integer,
     Select,
+    Update,
     and_,
-    bindparam,
-    case,
     func,
     select,
     update,
@@ -48,41 +46,39 @@ from batch_pipeline.services.batch_progress import (
 #: Percentage of each stage reached, in messages about one file.
 STARTED, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
 
-_MORE_SUCCESSFUL = bindparam("more_successful", type_=Integer)
-_MORE_FAILED = bindparam("more_failed", type_=Integer)
-#: Built once, for every upload that ends.
-_COUNT_END = (
-    update(UploadBatch)
-    .where(UploadBatch.id == bindparam("of_batch"))
-    .values(
-        processed_uploads=UploadBatch.processed_uploads + _MORE_SUCCESSFUL + _MORE_FAILED,
-        successful_uploads=UploadBatch.successful_uploads + _MORE_SUCCESSFUL,
-        failed_uploads=UploadBatch.failed_uploads + _MORE_FAILED,
-        died_runs=case((_MORE_SUCCESSFUL + _MORE_FAILED > 0, 0), else_=UploadBatch.died_runs),
-        updated_at=func.now(),
+
+def count_ends(batch_id: Any, *, successful: int, failed: int) -> Update:
+    """Add uploads that have ended to a batch's counters; returns `PROGRESS`, for `settled`."""
+    return (
+        update(UploadBatch)
+        .where(UploadBatch.id == batch_id)
+        .values(
+            processed_uploads=UploadBatch.processed_uploads + successful + failed,
+            successful_uploads=UploadBatch.successful_uploads + successful,
+            failed_uploads=UploadBatch.failed_uploads + failed,
+            died_runs=0 if successful + failed > 0 else UploadBatch.died_runs,
+            updated_at=func.now(),
+        )
+        .returning(*PROGRESS)
     )
-    .returning(*PROGRESS)
-)
 
 
-def count_end(
-    connection: Connection, batch_id: uuid.UUID, *, successful: int = 0, failed: int = 0
-) -> BatchProgress | None:
-    """Add uploads that have ended to a batch's counters (or take them off); may end or reopen it.
+def count_failed(connection: Connection, batch_id: uuid.UUID, number: int) -> BatchProgress | None:
+    """Count uploads that have failed, or with a minus are open again; may end or reopen the batch.
 
     Returns None if the batch is gone.
     """
-    row = connection.execute(
-        _COUNT_END, {"of_batch": batch_id, "more_successful": successful, "more_failed": failed}
-    ).one_or_none()
-    progress = BatchProgress(*row) if row else None
-    if progress is None:
-        return None
+    row = connection.execute(count_ends(batch_id, successful=0, failed=number)).one_or_none()
+    return settled(connection, BatchProgress(*row)) if row else None
+
+
+def settled(connection: Connection, progress: BatchProgress) -> BatchProgress:
+    """End or reopen a batch whose counters have just changed, if they ask for it."""
     # Counting all uploads is left to the few transitions that may end or reopen the batch.
     looks_ended = progress.processed >= progress.total
     if looks_ended == (progress.status == BatchStatus.COMPLETED):
         return progress
-    return settle(connection, batch_id)
+    return settle(connection, progress.batch_id)
 
 
 def settle(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
@@ -202,8 +198,12 @@ def reset_rows(connection: Connection, condition: Any, **values: Any) -> int:
 
 def announce_file(transaction: Announcer, row: AnyRow, percentage: int, status: FileStatus) -> None:
     """Announce where an upload stands."""
-    message = FileProgress(row.batch_id, row.id, row.filename, row.file_size, percentage, status)
-    transaction.announce(message, row.user_id)
+    transaction.announce(file_progress(row, percentage, status), row.user_id)
+
+
+def file_progress(row: AnyRow, percentage: int, status: FileStatus) -> FileProgress:
+    """The message that says where an upload stands; `row` has the columns `ANNOUNCED`."""
+    return FileProgress(row.batch_id, row.id, row.filename, row.file_size, percentage, status)
 
 
 def percentage_reached(row: AnyRow) -> int:

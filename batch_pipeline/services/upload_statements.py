@@ -10,21 +10,24 @@ from typing import Any
 from sqlalchemy import (
     Float,
     Integer,
+    Select,
     Text,
     Update,
     and_,
     bindparam,
     case,
     cast,
+    exists,
     func,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from batch_pipeline.database.models import Upload, UploadBatch, UploadStatus
-from batch_pipeline.services.transitions import ANNOUNCED, interval
+from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus
+from batch_pipeline.services.transitions import ANNOUNCED, count_ends, interval
 
 #: The row of an upload under a claim (`of_upload`, `of_run`, `token`); nobody else's.
 _HELD = and_(
@@ -54,38 +57,48 @@ def _without(array: Any, *words: str) -> Any:
 
 _ADD_SECONDS = Upload.stage_seconds.concat(bindparam("seconds", type_=JSONB))
 
-#: Lock an upload (`of_upload`), and read it with its batch's status and whether its claim is older
-#: than a lease (`lease`, seconds).
-LOCK_TO_START = (
-    select(
-        *_COLUMNS,
-        UploadBatch.status.label("batch_status"),
-        or_(
-            Upload.heartbeat_at.is_(None),
-            Upload.heartbeat_at < func.now() - interval(bindparam("lease", type_=Float)),
-        ).label("expired"),
-    )
-    .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
-    .where(Upload.id == bindparam("of_upload"))
-    .with_for_update(of=Upload.__table__)
+_EXPIRED = or_(
+    Upload.heartbeat_at.is_(None),
+    Upload.heartbeat_at < func.now() - interval(bindparam("lease", type_=Float)),
 )
-#: Claim an upload that is locked, for a run (`of_run`); returns all columns.
+#: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too, and nobody else
+#: holds it with a heartbeat younger than a lease (`lease`, seconds); returns all columns.
 START = (
     update(Upload)
-    .where(Upload.id == bindparam("of_upload"))
+    .where(
+        Upload.id == bindparam("of_upload"),
+        Upload.processing_status.not_in([UploadStatus.COMPLETED, UploadStatus.FAILED]),
+        or_(Upload.owner_run_id.is_(None), Upload.owner_run_id == bindparam("of_run"), _EXPIRED),
+        ~exists().where(
+            UploadBatch.id == Upload.batch_id,
+            UploadBatch.status.in_([BatchStatus.CANCELLED, BatchStatus.FAILED]),
+        ),
+    )
     .values(
         processing_status=UploadStatus.ANALYZING,
         owner_run_id=bindparam("of_run"),
         claim=Upload.claim + 1,
         heartbeat_at=func.now(),
         not_before=None,
-        attempts=case(
-            (Upload.processing_status == UploadStatus.FAILED, 1), else_=Upload.attempts + 1
-        ),
+        attempts=Upload.attempts + 1,
         retry_at=None,
         updated_at=func.now(),
     )
     .returning(*_COLUMNS)
+)
+#: Lock an upload that `START` refused (`of_upload`, `lease`), and read why.
+LOCK_REFUSED = (
+    select(
+        Upload.filename,
+        Upload.batch_id,
+        Upload.processing_status,
+        Upload.owner_run_id,
+        UploadBatch.status.label("batch_status"),
+        _EXPIRED.label("expired"),
+    )
+    .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+    .where(Upload.id == bindparam("of_upload"))
+    .with_for_update(of=Upload.__table__)
 )
 STORE_THUMBNAIL = held_update(
     thumbnail_path=bindparam("path"),
@@ -111,8 +124,8 @@ STORE_DESCRIPTION = held_update(
 )
 
 
-def _complete(**vector: Any) -> Update:
-    return held_update(
+def _complete(**vector: Any) -> Select[Any]:
+    ended = held_update(
         processing_status=UploadStatus.COMPLETED,
         owner_run_id=None,
         deaths=0,
@@ -122,9 +135,13 @@ def _complete(**vector: Any) -> Update:
         retries=0,
         stage_seconds=_ADD_SECONDS,
         **vector,
-    )
+    ).cte("ended")
+    counted = count_ends(ended.c.batch_id, successful=1, failed=0).cte("counted")
+    return select(*ended.c, *counted.c).select_from(ended.outerjoin(counted, true()))
 
 
+#: End an upload well and count it; returns `ANNOUNCED` and then `PROGRESS`, whose columns are null
+#: if there is no batch. The upload is locked first, as everywhere: `counted` reads `ended`.
 COMPLETE = _complete()
 COMPLETE_WITH_VECTOR = _complete(
     embedding_local=bindparam("vector", type_=Upload.embedding_local.type),

@@ -9,9 +9,10 @@ right after the dead in ``backlog.py``.
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Update, and_, case, func, or_, select, update
+from sqlalchemy import Connection, Executable, Update, and_, case, func, or_, select, update
 
 from batch_pipeline.database.models import (
     OPEN_BATCH,
@@ -23,14 +24,16 @@ from batch_pipeline.database.models import (
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.media.sniffing import MediaType
-from batch_pipeline.services.batch_progress import BatchProgress, FileStatus, ProgressPublisher
+from batch_pipeline.services.batch_progress import Announcer, BatchProgress, ProgressPublisher
 from batch_pipeline.services.transitions import (
+    ANNOUNCED,
     DESCRIPTION_STORED,
     ENDED_WELL,
     STARTED,
     THUMBNAIL_STORED,
     announce_file,
-    count_end,
+    count_failed,
+    file_progress,
     go_on_with,
     interval,
     noted,
@@ -38,12 +41,13 @@ from batch_pipeline.services.transitions import (
     release_rows,
     reopen,
     settle,
+    settled,
     updated_batch,
 )
 from batch_pipeline.services.upload_statements import (
     COMPLETE,
     COMPLETE_WITH_VECTOR,
-    LOCK_TO_START,
+    LOCK_REFUSED,
     START,
     STORE_DESCRIPTION,
     STORE_THUMBNAIL,
@@ -178,27 +182,16 @@ class UploadStates:
         A failed upload is opened again (that is what re-executing its step asks for), so is a batch
         that was given up, and a claim whose heartbeat is older than the lease is taken over.
         """
+        names = {"of_upload": upload_id, "of_run": run_id, "lease": self._lease_seconds}
         with self._publisher.transaction() as transaction:
-            connection = transaction.connection
-            row = connection.execute(
-                LOCK_TO_START, {"of_upload": upload_id, "lease": self._lease_seconds}
-            ).one_or_none()
-            skipped = _reason_to_skip(row, run_id)
-            if row is None or skipped:
-                name = row.filename if row else ""
-                if row is not None and row.owner_run_id == run_id:
-                    release_rows(connection, Upload.id == upload_id)
-                return SkippedUpload(upload_id, skipped or "it was deleted", name)
-            reopened = row.processing_status == UploadStatus.FAILED
-            current = connection.execute(START, {"of_upload": upload_id, "of_run": run_id}).one()
-            if row.batch_status == BatchStatus.FAILED:
-                go_on_with(connection, row.batch_id)
-            if reopened and row.batch_id:
-                progress = count_end(connection, row.batch_id, failed=-1)
-                if progress:
-                    transaction.announce(progress, progress.user_id)
+            row = transaction.connection.execute(START, names).one_or_none()
+            if row is None:
+                skipped = self._open_to_start(transaction, upload_id, run_id)
+                if skipped:
+                    return skipped
+                row = transaction.connection.execute(START, names).one()
             announce_file(transaction, row, STARTED, "processing")
-        return StartedUpload(Claim(upload_id, run_id, current.claim), current)
+        return StartedUpload(Claim(upload_id, run_id, row.claim), row)
 
     def store_thumbnail(self, claim: Claim, path: str, seconds: Mapping[str, float]) -> None:
         """Keep the preview; a later attempt does not make it again."""
@@ -246,10 +239,19 @@ class UploadStates:
         Without a vector, the one that is stored stays.
         """
         parameters: dict[str, Any] = {"seconds": dict(seconds)}
-        if embedding is None:
-            return self._end(claim, "completed", ENDED_WELL, COMPLETE, **parameters)
-        parameters |= {"vector": list(embedding), "model": model}
-        return self._end(claim, "completed", ENDED_WELL, COMPLETE_WITH_VECTOR, **parameters)
+        statement = COMPLETE
+        if embedding is not None:
+            statement = COMPLETE_WITH_VECTOR
+            parameters |= {"vector": list(embedding), "model": model}
+        with self._publisher.transaction() as transaction:
+            row = _written(transaction.connection, claim, statement, parameters)
+            announce_file(transaction, row, ENDED_WELL, "completed")
+            if row.batch_id is None:
+                return None
+            counted = BatchProgress(*row[len(ANNOUNCED) :])
+            progress = settled(transaction.connection, counted)
+            transaction.announce(progress, progress.user_id)
+        return progress
 
     def fail(self, claim: Claim, error: KindedError) -> BatchProgress | None:
         """Give the upload up for a reason, and count it."""
@@ -260,7 +262,15 @@ class UploadStates:
             retry_at=_next_retry() if isinstance(error, TransientError) else None,
             **noted(error),
         )
-        return self._end(claim, "failed", None, statement)
+        with self._publisher.transaction() as transaction:
+            row = _written(transaction.connection, claim, statement)
+            announce_file(transaction, row, percentage_reached(row), "failed")
+            if row.batch_id is None:
+                return None
+            progress = count_failed(transaction.connection, row.batch_id, 1)
+            if progress:
+                transaction.announce(progress, progress.user_id)
+        return progress
 
     def note_error(self, claim: Claim, error: KindedError) -> None:
         """Keep the reason of an attempt that will be followed by another of the same run.
@@ -408,42 +418,46 @@ class UploadStates:
             found = transaction.connection.scalar(select(Upload.id).where(Upload.id == upload_id))
         return found is not None
 
+    def _open_to_start(
+        self, transaction: Announcer, upload_id: uuid.UUID, run_id: str
+    ) -> SkippedUpload | None:
+        """Lock an upload, and open it and its batch again if they have failed; or say why not."""
+        connection = transaction.connection
+        row = connection.execute(
+            LOCK_REFUSED, {"of_upload": upload_id, "lease": self._lease_seconds}
+        ).one_or_none()
+        if row is None:
+            return SkippedUpload(upload_id, "it was deleted")
+        if reason := _reason_to_skip(row, run_id):
+            if row.owner_run_id == run_id:
+                release_rows(connection, Upload.id == upload_id)
+            return SkippedUpload(upload_id, reason, row.filename)
+        if row.batch_status == BatchStatus.FAILED:
+            go_on_with(connection, row.batch_id)
+        if row.processing_status == UploadStatus.FAILED:
+            release_rows(connection, Upload.id == upload_id, attempts=0)
+            progress = row.batch_id and count_failed(connection, row.batch_id, -1)
+            if progress:
+                transaction.announce(progress, progress.user_id)
+        return None
+
     def _advance(
         self, claim: Claim, percentage: int | None, statement: Update, **parameters: Any
     ) -> None:
+        if percentage is None or not self._publisher.stage_is_due(claim.run_id):
+            with self._publisher.statement() as connection:
+                _written(connection, claim, statement, parameters)
+            return
         with self._publisher.transaction() as transaction:
             row = _written(transaction.connection, claim, statement, parameters)
-            if percentage is not None:
-                announce_file(transaction, row, percentage, "processing")
-
-    def _end(
-        self,
-        claim: Claim,
-        status: FileStatus,
-        percentage: int | None,
-        statement: Update,
-        **parameters: Any,
-    ) -> BatchProgress | None:
-        with self._publisher.transaction() as transaction:
-            row = _written(transaction.connection, claim, statement, parameters)
-            if percentage is None:
-                percentage = percentage_reached(row)
-            announce_file(transaction, row, percentage, status)
-            if row.batch_id is None:
-                return None
-            progress = count_end(
-                transaction.connection,
-                row.batch_id,
-                successful=int(status == "completed"),
-                failed=int(status == "failed"),
-            )
-            if progress:
-                transaction.announce(progress, progress.user_id)
-        return progress
+            transaction.send(file_progress(row, percentage, "processing"), row.user_id)
 
 
 def _written(
-    connection: Connection, claim: Claim, statement: Update, parameters: Mapping[str, Any]
+    connection: Connection,
+    claim: Claim,
+    statement: Executable,
+    parameters: Mapping[str, Any] = MappingProxyType({}),
 ) -> AnyRow:
     """Execute a `held_update`; refused if the claim is no longer the newest."""
     row = connection.execute(statement, {**_names(claim), **parameters}).one_or_none()
@@ -474,9 +488,7 @@ def _next_retry() -> Any:
     )
 
 
-def _reason_to_skip(row: AnyRow | None, run_id: str) -> str | None:
-    if row is None:
-        return "it was deleted"
+def _reason_to_skip(row: AnyRow, run_id: str) -> str | None:
     if row.batch_status == BatchStatus.CANCELLED:
         return "the batch was cancelled"
     if row.processing_status == UploadStatus.COMPLETED:
