@@ -42,7 +42,9 @@ class Storage:
                 "expected a path or an fsspec URL such as file:///srv/uploads or s3://bucket/uploads"
             ) from error
         self._root = str(root).rstrip("/")
-        self._is_local = isinstance(self._files, LocalFileSystem)
+        self.is_local = isinstance(self._files, LocalFileSystem)
+        """Files are on this machine, or look like it; of others, a copy is read."""
+        self._real_root = _real_folder(self._root) if self.is_local else ""
 
     @staticmethod
     def original_path(user_id: uuid.UUID, upload_id: uuid.UUID, extension: str) -> str:
@@ -65,7 +67,7 @@ class Storage:
         """
         full = self._inside(path)
         with self._errors_named(path):
-            if self._is_local:
+            if self.is_local:
                 return cast("BinaryIO", self._files.open(full, "rb"))
             copy = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
             try:
@@ -91,7 +93,7 @@ class Storage:
         """
         full = self._inside(path)
         with self._errors_named():
-            if self._is_local:
+            if self.is_local:
                 self._write_locally(Path(full), data)
             else:
                 self._files.pipe_file(full, data)  # object stores show an object when it is whole
@@ -100,7 +102,7 @@ class Storage:
         """Copy a file of this machine into the storage; raises as `write` does."""
         full = self._inside(path)
         with self._errors_named():
-            if not self._is_local:
+            if not self.is_local:
                 self._files.put_file(str(source), full)
                 return
             target = Path(full)
@@ -153,7 +155,7 @@ class Storage:
 
     def remove_partial_files(self, *, older_than_seconds: float) -> int:
         """Remove what a crash left half written; returns how many files."""
-        if not self._is_local:
+        if not self.is_local:
             return 0  # object stores know no half-written objects
         removed = 0
         for partial in Path(self._root).glob(f"*/*/*{PARTIAL_SUFFIX}"):
@@ -184,28 +186,28 @@ class Storage:
         except OSError as error:
             raise storage_error(error) from error
         except Exception as error:  # clients of object stores raise errors of their own
-            if self._is_local:
+            if self.is_local:
                 raise
             raise storage_error(error) from error
 
     def _root_is_there(self) -> bool:
         """Tell whether the folder, or the bucket, is there: without it, every file is missing."""
-        if self._is_local:
+        if self.is_local:
             return Path(self._root).is_dir()
         with self._errors_named():
             return bool(self._files.exists(self._root.lstrip("/").split("/")[0]))
 
     def _write_locally(self, target: Path, data: bytes) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
         try:
-            with partial.open("wb") as file:
+            with _opened_for_writing(partial) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(target)
-        finally:
+        except BaseException:
             partial.unlink(missing_ok=True)
+            raise
 
     def _folders(self, path: str) -> list[str]:
         with self._errors_named():
@@ -220,12 +222,28 @@ class Storage:
         if parts.is_absolute() or ".." in parts.parts or "\0" in path or not parts.parts:
             raise _missing(path)
         full = f"{self._root}/{parts}"
-        if self._is_local:
+        if self.is_local:
             # A symbolic link may lead out of the storage although no part of the path says so.
-            root = Path(self._root).resolve()
-            if not Path(full).resolve().is_relative_to(root):
-                raise _missing(path)
+            real = os.path.realpath(full)
+            if not real.startswith(self._real_root):
+                self._real_root = _real_folder(self._root)  # it may itself lie elsewhere now
+                if not real.startswith(self._real_root):
+                    raise _missing(path)
         return full
+
+
+def _real_folder(path: str) -> str:
+    """Where a folder really lies, with a slash at the end."""
+    return os.path.join(os.path.realpath(path), "")
+
+
+def _opened_for_writing(path: Path) -> BinaryIO:
+    """Open a file, and make its folder if it is not there."""
+    try:
+        return path.open("wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
 
 
 def _uuid_or_none(text: str) -> uuid.UUID | None:

@@ -14,16 +14,19 @@ them (`interrupts`).
 - `threaded`: configuration, and the loop that decides what runs next
 - `step_threads`: the threads, and what they report
 - `interrupts`: how a step learns that its run is to end
+- `turns`: how many steps work at a time, while others wait for something outside
 - `thread_safety`: what of Dagster is not safe under threads, and what stands in for it
 - `shared_resources`: what need not be done again for every step
 """
 
 from batch_pipeline.executor.interrupts import interrupt_event, interrupt_requested
 from batch_pipeline.executor.threaded import StepsCanNeverRunError, threaded_executor
+from batch_pipeline.executor.turns import others_may_work
 
 __all__ = [
     "StepsCanNeverRunError",
     "interrupt_event",
     "interrupt_requested",
+    "others_may_work",
     "threaded_executor",
 ]

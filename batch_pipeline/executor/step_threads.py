@@ -17,6 +17,7 @@ from dagster import DagsterEvent
 from dagster._utils.interrupts import pop_captured_interrupt
 
 from batch_pipeline.executor.interrupts import bind_interrupt_event
+from batch_pipeline.executor.turns import Turns
 
 #: How long an interrupt may go unnoticed (seconds): Dagster's signal handler only sets a flag.
 POLL_SECONDS = 0.1
@@ -75,8 +76,9 @@ class StepThreads:
     Leaving with an exception sets the interrupt event and waits for the steps in flight.
     """
 
-    def __init__(self, interrupt: threading.Event) -> None:
+    def __init__(self, interrupt: threading.Event, turns: Turns) -> None:
         self._interrupt = interrupt
+        self._turns = turns
         self._reports: SimpleQueue[StepReport] = SimpleQueue()
         self._idle: list[StepThread] = []
         self._busy: dict[str, StepThread] = {}
@@ -139,14 +141,15 @@ class StepThreads:
         events: list[DagsterEvent] = []
         error: BaseException | None = None
         try:
-            for event in work():
-                events.append(event)
-                # Other steps may be waiting for just this output. (Not at STEP_OUTPUT, which comes
-                # before the value is stored.) All else is reported at the end, once hooks have
-                # run: a step must not be started again while they do.
-                if event.is_handled_output:
-                    self._reports.put(StepReport(step_key, events, ended=False))
-                    events = []
+            with self._turns.taken():
+                for event in work():
+                    events.append(event)
+                    # Other steps may be waiting for just this output. (Not at STEP_OUTPUT, which
+                    # comes before the value is stored.) All else is reported at the end, once
+                    # hooks have run: a step must not be started again while they do.
+                    if event.is_handled_output:
+                        self._reports.put(StepReport(step_key, events, ended=False))
+                        events = []
         except BaseException as escaped:  # whatever it is, a thread always reports its end
             error = escaped
         self._reports.put(StepReport(step_key, events, ended=True, error=error))

@@ -43,6 +43,7 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 
 from batch_pipeline.executor.step_threads import POLL_SECONDS, StepThreads
 from batch_pipeline.executor.thread_safety import thread_safe_context
+from batch_pipeline.executor.turns import Turns
 
 
 class StepsCanNeverRunError(dg.DagsterError):
@@ -55,22 +56,30 @@ class StepsCanNeverRunError(dg.DagsterError):
     """
 
 
-THREADED_CONFIG = dg.Field(
-    {
-        "max_concurrent": dg.Field(
-            dg.Int,
-            default_value=4,
-            description="Steps of one run that run at the same time (threads), at least 1.",
-        ),
-        "tag_concurrency_limits": get_tag_concurrency_limits_config(),  # type: ignore[no-untyped-call]
-        "retries": get_retries_config(),  # type: ignore[no-untyped-call]
-        "step_dependency_config": get_step_dependency_config_field(),  # type: ignore[no-untyped-call]
-    },
-    description="Run steps in threads of the run worker.",
-)
+def threaded_config(*, max_working: int = 0) -> dg.Field:
+    """Schema of the executor's config, with a default for ``max_working``."""
+    return dg.Field(
+        {
+            "max_concurrent": dg.Field(
+                dg.Int,
+                default_value=4,
+                description="Steps of one run that run at the same time (threads), at least 1.",
+            ),
+            "max_working": dg.Field(
+                dg.Int,
+                default_value=max_working,
+                description="How many of them work at a time, apart from those that wait inside "
+                "`others_may_work()`; 0: all of them.",
+            ),
+            "tag_concurrency_limits": get_tag_concurrency_limits_config(),  # type: ignore[no-untyped-call]
+            "retries": get_retries_config(),  # type: ignore[no-untyped-call]
+            "step_dependency_config": get_step_dependency_config_field(),  # type: ignore[no-untyped-call]
+        },
+        description="Run steps in threads of the run worker.",
+    )
 
 
-@dg.executor(name="threaded", config_schema=THREADED_CONFIG)
+@dg.executor(name="threaded", config_schema=threaded_config())
 def threaded_executor(context: InitExecutorContext) -> "ThreadedExecutor":
     """Run the steps of a run in threads of the run worker.
 
@@ -86,6 +95,7 @@ def threaded_executor(context: InitExecutorContext) -> "ThreadedExecutor":
     config: Mapping[str, Any] = context.executor_config
     return ThreadedExecutor(
         max_concurrent=config["max_concurrent"],
+        max_working=config["max_working"],
         retries=RetryMode.from_config(config["retries"]) or RetryMode.ENABLED,
         tag_concurrency_limits=config.get("tag_concurrency_limits"),
         step_dependency_config=StepDependencyConfig.from_config(
@@ -98,12 +108,13 @@ class ThreadedExecutor(Executor):
     """See `threaded_executor`.
 
     Raises:
-        DagsterInvariantViolationError: `max_concurrent` is less than 1.
+        DagsterInvariantViolationError: `max_concurrent` is less than 1, or `max_working` than 0.
     """
 
     def __init__(
         self,
         max_concurrent: int = 4,
+        max_working: int = 0,
         retries: RetryMode = RetryMode.ENABLED,
         tag_concurrency_limits: list[dict[str, Any]] | None = None,
         step_dependency_config: StepDependencyConfig | None = None,
@@ -112,7 +123,12 @@ class ThreadedExecutor(Executor):
             raise dg.DagsterInvariantViolationError(
                 f"max_concurrent is {max_concurrent}; expected 1 or more"
             )
+        if max_working < 0:
+            raise dg.DagsterInvariantViolationError(
+                f"max_working is {max_working}; expected 1 or more, or 0 for all"
+            )
         self._max_concurrent = max_concurrent
+        self._max_working = max_working
         self._retries = retries
         self._tag_concurrency_limits = tag_concurrency_limits
         self._step_dependency_config = step_dependency_config or StepDependencyConfig.default()
@@ -173,7 +189,8 @@ class ThreadedExecutor(Executor):
                     step_dependency_config=self._step_dependency_config,
                 ) as active,
             ):
-                yield from _Loop(context, pools, active, self._max_concurrent).run()
+                turns = Turns(self._max_working)
+                yield from _Loop(context, pools, active, self._max_concurrent, turns).run()
             yield from _end_log_capture(job_context, log_capture)
 
 
@@ -186,13 +203,14 @@ class _Loop:
         pools: InstanceConcurrencyContext,
         active: ActiveExecution,
         max_concurrent: int,
+        turns: Turns,
     ) -> None:
         self._context = context
         self._pools = pools
         self._active = active
         self._max_concurrent = max_concurrent
         self._interrupt = threading.Event()
-        self._threads = StepThreads(self._interrupt)
+        self._threads = StepThreads(self._interrupt, turns)
         self._interrupted = False
         self._error: BaseException | None = None
 

@@ -51,7 +51,8 @@ def usable_text(answer: str, *, cut_by_length: bool) -> str:
 def clean(answer: str) -> str:
     """Remove thoughts, control and direction characters, and a fence or quotes around the whole."""
     text = _LINE_BREAKS.sub("\n", answer)
-    text = "".join(character for character in text if _is_wanted(character))
+    if not text.isprintable():
+        text = "".join(character for character in text if _is_wanted(character))
     text = _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text)).strip()
     if fenced := _FENCE.match(text):
         text = fenced.group(1).strip()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from batch_pipeline.model_servers.model_server import ModelServer
 
 #: Connections beside those of capped calls: health checks and looks at a server that was down.
-_SPARE_CONNECTIONS = 4
 
 _lock = threading.Lock()
 _servers: list["ModelServer"] = []
@@ -99,7 +98,6 @@ def _server_maker(settings: Settings) -> Callable[[AnalyzerName, str], "ModelSer
         read=settings.model_read_seconds,
         write=settings.model_write_seconds,
         total=settings.model_total_seconds,
-        connections=settings.max_vision_calls + settings.max_embedding_calls + _SPARE_CONNECTIONS,
     )
 
     @cache

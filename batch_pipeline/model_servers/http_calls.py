@@ -34,6 +34,7 @@ from batch_pipeline.errors import (
 )
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.model_servers.circuit import Circuit
+from batch_pipeline.model_servers.client_pool import trusted
 
 Answer = TypeVar("Answer")
 Call = Callable[[], Coroutine[Any, Any, Answer]]
@@ -53,12 +54,18 @@ _PROBE_SECONDS = 5.0
 #: Idle connections are closed before the server does it: uvicorn, under vLLM, waits for 5 s. A
 #: connection that the server closes while a call is sent on it would look like a crash.
 _KEEP_ALIVE_SECONDS = 4.0
+#: Of each client, see `client_pool`.
+_ONE_CONNECTION: dict[str, Any] = {
+    "max_connections": 1,
+    "max_keepalive_connections": 1,
+    "keepalive_expiry": _KEEP_ALIVE_SECONDS,
+}
 _LONGEST_REASON = 2000
 
 
 @dataclass(frozen=True)
 class CallLimits:
-    """Time-outs of one call (seconds) and the size of a server's pool of connections."""
+    """Time-outs of one call (seconds)."""
 
     connect: float = 10
     read: float = 300
@@ -66,20 +73,21 @@ class CallLimits:
     write: float = 60
     total: float = 600
     """For the whole call, its tries included, whatever the server sends."""
-    connections: int = 8
 
     def client_options(self) -> dict[str, Any]:
         """Arguments for the client of `ollama`, which is built on httpx."""
         return {
             "timeout": httpx.Timeout(**self._timeouts()),
-            "limits": httpx.Limits(**self._pool()),
+            "limits": httpx.Limits(**_ONE_CONNECTION),
+            "verify": trusted(),
         }
 
     def client2_options(self) -> dict[str, Any]:
         """Arguments for the client of `openai`, which is built on httpx2."""
         return {
             "timeout": httpx2.Timeout(**self._timeouts()),
-            "limits": httpx2.Limits(**self._pool()),
+            "limits": httpx2.Limits(**_ONE_CONNECTION),
+            "verify": trusted(),
         }
 
     def _timeouts(self) -> dict[str, float]:
@@ -88,13 +96,6 @@ class CallLimits:
             "read": self.read,
             "write": self.write,
             "pool": self.connect,
-        }
-
-    def _pool(self) -> dict[str, Any]:
-        return {
-            "max_connections": self.connections,
-            "max_keepalive_connections": self.connections,
-            "keepalive_expiry": _KEEP_ALIVE_SECONDS,
         }
 
 

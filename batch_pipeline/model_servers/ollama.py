@@ -7,6 +7,7 @@ import ollama
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.answers import wrong_length
 from batch_pipeline.model_servers.circuit import Circuit
+from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
 from batch_pipeline.model_servers.model_server import (
     CONTEXT_TOKENS,
@@ -21,40 +22,46 @@ class OllamaServer(ModelServer):
 
     Args:
         host: address, such as ``http://127.0.0.1:11434``.
-        limits: time-outs and size of the pool of connections.
+        limits: time-outs.
         circuit: for tests that cannot wait for the usual pause.
     """
 
     kind = "Ollama"
 
     def __init__(self, host: str, limits: CallLimits, circuit: Circuit | None = None) -> None:
-        self._client = ollama.AsyncClient(host, **limits.client_options())
-        self.calls = ServerCalls(host, limits, probe=self._client.list, circuit=circuit)
+        options = limits.client_options()
+        self._clients = ClientPool(
+            lambda: ollama.AsyncClient(host, **options),
+            lambda client: client.close(),  # type: ignore[no-untyped-call]
+        )
+        self.calls = ServerCalls(host, limits, probe=self._models, circuit=circuit)
 
     async def chat(self, model: str, request: ChatRequest) -> ChatAnswer:
         """Ask a vision model one question."""
         message = ollama.Message(role="user", content=request.prompt)
         if request.jpeg is not None:
             message.images = [ollama.Image(value=request.jpeg)]
-        response = await self._client.chat(
-            model,
-            [message],
-            # A thought would use up the tokens of the answer, and is thrown away.
-            think=False,
-            options={
-                "temperature": request.temperature,
-                "seed": request.seed,
-                "num_predict": request.max_tokens,
-                "num_ctx": CONTEXT_TOKENS,
-            },
-        )
+        async with self._clients.client() as client:
+            response = await client.chat(
+                model,
+                [message],
+                # A thought would use up the tokens of the answer, and is thrown away.
+                think=False,
+                options={
+                    "temperature": request.temperature,
+                    "seed": request.seed,
+                    "num_predict": request.max_tokens,
+                    "num_ctx": CONTEXT_TOKENS,
+                },
+            )
         return ChatAnswer(response.message.content or "", response.done_reason == "length")
 
     async def embed(self, model: str, texts: Sequence[str]) -> Sequence[Sequence[float | None]]:
         """Embed texts; refuses one that is longer than the context rather than cutting it."""
-        response = await self._client.embed(
-            model, list(texts), truncate=False, options={"num_ctx": CONTEXT_TOKENS}
-        )
+        async with self._clients.client() as client:
+            response = await client.embed(
+                model, list(texts), truncate=False, options={"num_ctx": CONTEXT_TOKENS}
+            )
         return response.embeddings
 
     def hint(self, kind: str, model: str) -> str:
@@ -88,17 +95,23 @@ class OllamaServer(ModelServer):
 
     def close(self) -> None:
         """Close the connections; no call may follow."""
-        run_on_loop(self._client.close())  # type: ignore[no-untyped-call]
+        run_on_loop(self._clients.close())
+
+    async def _models(self) -> set[str]:
+        async with self._clients.client() as client:
+            listed = await client.list()
+        return {entry.model for entry in listed.models if entry.model}
 
     async def _show(self, model: str, capability: str) -> ollama.ShowResponse:
         # Other commands of Ollama may find a model by a part of its name; the list is exact.
-        present = {entry.model for entry in (await self._client.list()).models}
+        present = await self._models()
         if _with_tag(model) not in present:
-            names = ", ".join(sorted(name for name in present if name)) or "none"
+            names = ", ".join(sorted(present)) or "none"
             raise ServiceDownError(
                 "model_missing", f"model {model} is not on {self.calls.url}; there are: {names}"
             )
-        shown = await self._client.show(model)
+        async with self._clients.client() as client:
+            shown = await client.show(model)
         # Servers older than 0.6.4 do not tell capabilities.
         if shown.capabilities and capability not in shown.capabilities:
             raise ServiceDownError(

@@ -9,6 +9,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionContentPartParam
 from batch_pipeline.errors import ServiceDownError, TransientError
 from batch_pipeline.model_servers.answers import checked_vector
 from batch_pipeline.model_servers.circuit import Circuit
+from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
 from batch_pipeline.model_servers.model_server import ChatAnswer, ChatRequest, ModelServer
 
@@ -19,7 +20,7 @@ class OpenAICompatibleServer(ModelServer):
     Args:
         base_url: address, usually ending in ``/v1``.
         api_key: key of the service; empty for servers that ask for none.
-        limits: time-outs and size of the pool of connections.
+        limits: time-outs.
         circuit: for tests that cannot wait for the usual pause.
     """
 
@@ -28,12 +29,16 @@ class OpenAICompatibleServer(ModelServer):
     def __init__(
         self, base_url: str, api_key: str, limits: CallLimits, circuit: Circuit | None = None
     ) -> None:
-        self._client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=api_key or "none",
-            # Tries are counted in one place, http_calls.
-            max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(**limits.client2_options()),
+        options = limits.client2_options()
+        self._clients = ClientPool(
+            lambda: openai.AsyncOpenAI(
+                base_url=base_url,
+                api_key=api_key or "none",
+                # Tries are counted in one place, http_calls.
+                max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(**options),
+            ),
+            lambda client: client.close(),
         )
         self.calls = ServerCalls(base_url, limits, probe=self._models, circuit=circuit)
 
@@ -45,14 +50,15 @@ class OpenAICompatibleServer(ModelServer):
             content.append(
                 {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}
             )
-        completion = await self._client.chat.completions.create(
-            model=model,
-            messages=[{"role": "user", "content": content}],
-            temperature=request.temperature,
-            seed=request.seed,
-            # The newer max_completion_tokens is not known to every compatible server.
-            max_tokens=request.max_tokens,
-        )
+        async with self._clients.client() as client:
+            completion = await client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": content}],
+                temperature=request.temperature,
+                seed=request.seed,
+                # The newer max_completion_tokens is not known to every compatible server.
+                max_tokens=request.max_tokens,
+            )
         # The client builds its objects without validating what the server sent.
         if not isinstance(completion, ChatCompletion) or not completion.choices:
             raise self._not_the_protocol(completion)
@@ -63,12 +69,13 @@ class OpenAICompatibleServer(ModelServer):
 
     async def embed(self, model: str, texts: Sequence[str]) -> Sequence[Sequence[float | None]]:
         """Embed texts; servers refuse one that is longer than the context."""
-        response = await self._client.embeddings.create(
-            model=model,
-            input=list(texts),
-            # The client's own choice, base64, is not known to every compatible server.
-            encoding_format="float",
-        )
+        async with self._clients.client() as client:
+            response = await client.embeddings.create(
+                model=model,
+                input=list(texts),
+                # The client's own choice, base64, is not known to every compatible server.
+                encoding_format="float",
+            )
         entries = getattr(response, "data", None)
         if not isinstance(entries, list):
             raise self._not_the_protocol(response)
@@ -109,10 +116,11 @@ class OpenAICompatibleServer(ModelServer):
 
     def close(self) -> None:
         """Close the connections; no call may follow."""
-        run_on_loop(self._client.close())
+        run_on_loop(self._clients.close())
 
     async def _models(self) -> set[str]:
-        page = await self._client.models.list()
+        async with self._clients.client() as client:
+            page = await client.models.list()
         return {model.id for model in getattr(page, "data", None) or []}
 
     async def _require(self, model: str) -> None:

@@ -23,7 +23,8 @@ from dagster._core.executor.init import InitExecutorContext
 
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.executor import threaded_executor
-from batch_pipeline.executor.threaded import THREADED_CONFIG
+from batch_pipeline.executor.threaded import threaded_config
+from batch_pipeline.media.memory import AT_ONCE
 from batch_pipeline.settings import Settings
 
 #: That of dagster-celery, written here so that who does not use it need not import Celery (0.3 s).
@@ -49,6 +50,10 @@ CELERY_CONFIG = dg.Field(
     },
     description="Send steps to Celery workers (extra `celery`): docs/several_hosts.md.",
 )
+
+#: More uploads at work in one process than it has cores, and two, would only stand in each other's
+#: way; those that wait for a model server, or for storage elsewhere, are not counted.
+MAX_WORKING = AT_ONCE + 2
 _IN_DAGSTER = {
     "threaded": threaded_executor,
     "multiprocess": dg.multiprocess_executor,
@@ -65,7 +70,7 @@ def build_executor(settings: Settings) -> dg.ExecutorDefinition:
     if settings.celery_broker_url:
         _check_that_celery_is_installed("BATCH_PIPELINE_CELERY_BROKER_URL is set")
     offered = {
-        "threaded": THREADED_CONFIG,
+        "threaded": threaded_config(max_working=MAX_WORKING),
         "multiprocess": MULTI_PROC_CONFIG,
         "in_process": IN_PROC_CONFIG,
         "celery": CELERY_CONFIG,

@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
-#: For how long items are gathered before they are written (seconds). The UI looks four times a
-#: second for what is new in a log; half as long costs half a millisecond more per upload.
-GATHER_SECONDS = 0.1
+#: For how long items are gathered before they are written (seconds): the UI looks four times a
+#: second for what is new in a log. A group costs some 8 ms whatever its size, under many threads.
+GATHER_SECONDS = 0.25
 #: Most items of a group, and most that wait: whoever would put in one more waits, too.
 MAX_GROUP, MAX_WAITING = 500, 1000
 #: For how long an outage may hold up whoever puts or flushes (seconds); a restart of PostgreSQL

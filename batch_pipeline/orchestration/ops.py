@@ -15,7 +15,7 @@ import dagster as dg
 from pydantic import Field
 
 from batch_pipeline.errors import RefusedError, ServiceDownError
-from batch_pipeline.executor import interrupt_event
+from batch_pipeline.executor import interrupt_event, others_may_work
 from batch_pipeline.orchestration.assets import (
     BATCHES,
     PREVIEW_SIDE,
@@ -127,6 +127,7 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
             context.run_id,
             retries_left=retries - context.retry_number,
             interrupted=interrupted.is_set,
+            waiting=others_may_work,
         )
     except ServiceDownError as error:
         first = worker.note_outage(error)

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -93,11 +93,13 @@ class FileProgress:
 
     def payload(self) -> dict[str, Any]:
         """Body of a ``file_progress`` message."""
-        values = asdict(self)
-        return values | {
+        return {
             "batch_id": str(self.batch_id) if self.batch_id else None,
             "upload_id": str(self.upload_id),
             "file_name": self.file_name[:MAX_SHOWN_NAME],
+            "file_size": self.file_size,
+            "progress_percentage": self.progress_percentage,
+            "status": self.status,
         }
 
 
@@ -117,7 +119,10 @@ PROGRESS = (
 )
 
 
-_NOTIFY = text("SELECT pg_notify(:channel, body) FROM unnest(CAST(:bodies AS text[])) AS body")
+# A JSON array: that is escaped in C, an array of PostgreSQL character by character in Python.
+_NOTIFY = text(
+    "SELECT pg_notify(:channel, body) FROM json_array_elements_text(CAST(:bodies AS json)) AS body"
+)
 
 
 class Announcer:
@@ -141,7 +146,7 @@ class Announcer:
         """Hand the messages to PostgreSQL, all in one statement."""
         if self.sent:
             bodies = [body for _, _, body in self.sent]
-            self.connection.execute(_NOTIFY, {"channel": CHANNEL, "bodies": bodies})
+            self.connection.execute(_NOTIFY, {"channel": CHANNEL, "bodies": json.dumps(bodies)})
 
 
 class ProgressPublisher:

@@ -8,11 +8,12 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from batch_pipeline.database.models import Stage
+from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import (
     ClaimLostError,
     ConfigurationError,
@@ -86,7 +87,21 @@ class FailedUpload:
     """True: still claimed, to be worked again soon. False: ``failed`` and counted."""
 
 
+#: Makes a context for the time of a wait.
+Waiting = Callable[[], AbstractContextManager[None]]
 Outcome = CompletedUpload | FailedUpload | SkippedUpload
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One attempt at an upload, and how it is made."""
+
+    claim: Claim
+    row: AnyRow
+    """Columns `STARTED`, as they were at its beginning."""
+    report: UploadReport
+    cancelled: CancelledCheck
+    waiting: Waiting
 
 
 class UploadProcessor:
@@ -104,6 +119,7 @@ class UploadProcessor:
         *,
         retries_left: int,
         interrupted: CancelledCheck = never_cancelled,
+        waiting: Waiting = nullcontext,
     ) -> Outcome:
         """Work one upload for a run.
 
@@ -112,6 +128,7 @@ class UploadProcessor:
             run_id: the run that holds it, or takes it now.
             retries_left: how often the caller would call again after a transient error.
             interrupted: asked during model calls; true stops the work as a cancel does.
+            waiting: entered around what is waited for outside this process.
 
         Raises:
             ServiceDownError: nothing can be worked now; the upload is ``pending`` again and the
@@ -134,7 +151,8 @@ class UploadProcessor:
         )
         try:
             with self._keeper.hold(claim) as held:
-                self._work(started, report, lambda: held.lost() or interrupted())
+                cancelled = lambda: held.lost() or interrupted()  # noqa: E731
+                self._work(_Attempt(claim, row, report, cancelled, waiting))
                 return CompletedUpload(report)
         except ClaimLostError:
             return self._let_go(started)
@@ -151,53 +169,54 @@ class UploadProcessor:
             self._release_if_possible(claim)
             raise
 
-    def _work(
-        self, started: StartedUpload, report: UploadReport, cancelled: CancelledCheck
-    ) -> None:
-        row, claim = started.row, started.claim
-        content = _Once(lambda: self._decode(row.file_path, report))
+    def _work(self, attempt: _Attempt) -> None:
+        row, report = attempt.row, attempt.report
+        content = _Once(lambda: self._decode(attempt))
 
         # Who redoes another stage does not ask for a thumbnail that could not be made then either.
         if Stage.THUMBNAIL in row.redo or (row.thumbnail_path is None and not row.redo):
-            self._make_thumbnail(row, claim, content, report)
-        _raise_if(cancelled)
+            self._make_thumbnail(attempt, content())
+        _raise_if(attempt.cancelled)
 
         described_well = row.description and (row.description_audit_score or 0) >= PASS_SCORE
         describes = not described_well or Stage.DESCRIPTION in row.redo
         if describes:
-            self._describe(row, claim, content(), report, cancelled)
-        _raise_if(cancelled)
+            self._describe(attempt, content())
+        _raise_if(attempt.cancelled)
 
         vector: list[float] | None = None
-        if describes or row.embedding_local is None or Stage.EMBEDDING in row.redo:
+        if describes or not row.has_vector or Stage.EMBEDDING in row.redo:
             embedding = self._pipeline.analyzer.embedding
-            with _timed(report, "embed"):
-                [vector] = embedding.embed([report.description or ""], cancelled=cancelled)
+            with _timed(report, "embed"), attempt.waiting():
+                [vector] = embedding.embed([report.description or ""], cancelled=attempt.cancelled)
             report.embedding_model = embedding.name
         report.progress = self._states.complete(
-            claim, embedding=vector, model=report.embedding_model, seconds=report.seconds
+            attempt.claim, embedding=vector, model=report.embedding_model, seconds=report.seconds
         )
 
-    def _decode(self, path: str, report: UploadReport) -> MediaContent:
-        with _timed(report, "decode"), self._pipeline.storage.open(path) as file:
+    def _decode(self, attempt: _Attempt) -> MediaContent:
+        with _timed(attempt.report, "decode"), self._open(attempt) as file:
             head = file.read(HEAD_BYTES)
             if not head:
                 raise PermanentError("empty_file", refusal_reason(head))
             media_type = sniff(head)
             if media_type is None:
                 raise PermanentError("unsupported_format", refusal_reason(head))
-            report.media_type = media_type
+            attempt.report.media_type = media_type
             file.seek(0)
             try:
                 return decode(file, media_type)
             except OSError as error:  # of the storage: what is wrong with the file has a kind
                 raise storage_error(error) from error
 
-    def _make_thumbnail(
-        self, row: Any, claim: Claim, content: "_Once", report: UploadReport
-    ) -> None:
+    def _open(self, attempt: _Attempt) -> BinaryIO:
+        storage = self._pipeline.storage
+        with nullcontext() if storage.is_local else attempt.waiting():
+            return storage.open(attempt.row.file_path)
+
+    def _make_thumbnail(self, attempt: _Attempt, picture: MediaContent) -> None:
         """Store the preview; that it cannot be made is a warning, the upload goes on."""
-        picture = content()
+        row, report = attempt.row, attempt.report
         try:
             with _timed(report, "thumbnail"):
                 thumbnail = picture.make_thumbnail()
@@ -208,20 +227,16 @@ class UploadProcessor:
         with _timed(report, "thumbnail"):
             self._pipeline.storage.write(path, thumbnail)
         report.thumbnail, report.thumbnail_path = thumbnail, path
-        self._states.store_thumbnail(claim, path, report.seconds)
+        self._states.store_thumbnail(attempt.claim, path, report.seconds)
 
-    def _describe(
-        self,
-        row: Any,
-        claim: Claim,
-        content: MediaContent,
-        report: UploadReport,
-        cancelled: CancelledCheck,
-    ) -> None:
-        vision = self._pipeline.analyzer.vision
-        with _timed(report, "describe"):
+    def _describe(self, attempt: _Attempt, content: MediaContent) -> None:
+        vision, report = self._pipeline.analyzer.vision, attempt.report
+        with _timed(report, "describe"), attempt.waiting():
             description = vision.describe(
-                content.facts, content.frames, attempt=report.attempt, cancelled=cancelled
+                content.facts,
+                content.frames,
+                attempt=report.attempt,
+                cancelled=attempt.cancelled,
             )
         report.audit = audit(description)
         if not report.audit.passed:
@@ -234,14 +249,14 @@ class UploadProcessor:
         report.description, report.score = description, report.audit.score
         report.vision_model = vision.name
         self._states.store_description(
-            claim,
+            attempt.claim,
             description=description,
             score=report.audit.score,
             model=vision.name,
             facts=_facts_to_store(content),
             media_type=report.media_type,
             video_codec=content.facts.codec if content.facts.file_type == "video" else None,
-            regenerated=row.description is not None,
+            regenerated=attempt.row.description is not None,
             seconds=report.seconds,
         )
 

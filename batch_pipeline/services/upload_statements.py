@@ -35,7 +35,6 @@ _HELD = and_(
     Upload.owner_run_id == bindparam("of_run"),
     Upload.claim == bindparam("token"),
 )
-_COLUMNS = Upload.__table__.columns
 _NO_STAGES = cast([], ARRAY(Text))
 
 
@@ -57,12 +56,24 @@ def _without(array: Any, *words: str) -> Any:
 
 _ADD_SECONDS = Upload.stage_seconds.concat(bindparam("seconds", type_=JSONB))
 
+#: What the work on an upload needs of its row.
+STARTED = (
+    *ANNOUNCED,
+    Upload.file_path,
+    Upload.claim,
+    Upload.attempts,
+    Upload.description_audit_score,
+    Upload.vision_model,
+    Upload.embedding_model,
+    Upload.embedding_local.is_not(None).label("has_vector"),
+    Upload.redo,
+)
 _EXPIRED = or_(
     Upload.heartbeat_at.is_(None),
     Upload.heartbeat_at < func.now() - interval(bindparam("lease", type_=Float)),
 )
 #: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too, and nobody else
-#: holds it with a heartbeat younger than a lease (`lease`, seconds); returns all columns.
+#: holds it with a heartbeat younger than a lease (`lease`, seconds); returns `STARTED`.
 START = (
     update(Upload)
     .where(
@@ -84,7 +95,7 @@ START = (
         retry_at=None,
         updated_at=func.now(),
     )
-    .returning(*_COLUMNS)
+    .returning(*STARTED)
 )
 #: Lock an upload that `START` refused (`of_upload`, `lease`), and read why.
 LOCK_REFUSED = (

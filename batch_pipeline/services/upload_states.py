@@ -70,7 +70,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class StartedUpload:
-    """An upload whose attempt has begun; all of its columns as they are now."""
+    """An upload whose attempt has begun; its columns `STARTED` as they are now."""
 
     claim: Claim
     row: AnyRow
