@@ -4,9 +4,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
+import pytest
 from sqlalchemy import make_url, text
 
+from batch_pipeline.database import session
 from batch_pipeline.database.connection_budget import DAGSTER_POOL, connection_limit
+from batch_pipeline.database.session import connect
+from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.orchestration.instance_storage import PipelineInstanceStorage
 from batch_pipeline.testing.databases import DatabaseServer
 
@@ -67,3 +71,48 @@ def test_the_limit_is_that_of_ordinary_users(pipeline):
         }
     limit = connection_limit(pipeline.database.url)
     assert 0 < limit <= shown["max_connections"] - shown["superuser_reserved_connections"]
+
+
+def cut_connections(server_url, database_url):
+    with psycopg.connect(server_url) as observer:
+        observer.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+            [make_url(database_url).database],
+        )
+
+
+def one(database):
+    with database.transaction() as connection:
+        return connection.scalar(text("SELECT 1"))
+
+
+def test_a_restart_while_connections_rest_is_not_an_outage(
+    database, server_url, database_url, monkeypatch
+):
+    monkeypatch.setattr(session, "_FRESH_SECONDS", 0.0)
+    assert one(database) == 1
+    cut_connections(server_url, database_url)
+    assert one(database) == 1
+
+
+def test_a_connection_that_is_cut_in_use_is_an_outage_once(database, server_url, database_url):
+    with database.transaction(), database.transaction():  # two connections in the pool
+        pass
+    cut_connections(server_url, database_url)
+    with pytest.raises(ServiceDownError, match="the database does not answer"):
+        one(database)
+    assert [one(database) for _ in range(3)] == [1, 1, 1]
+
+
+def test_a_statement_of_its_own_is_stored_without_a_commit(database, settings):
+    with database.statement() as connection:
+        connection.execute(text("CREATE TABLE kept AS SELECT 1 AS number"))
+    other = connect(settings)
+    with other.transaction() as connection:
+        assert connection.scalar(text("SELECT number FROM kept")) == 1
+    other.close()
+    with database.transaction() as connection:  # the same connection, in a transaction again
+        connection.execute(text("UPDATE kept SET number = 2"))
+        connection.rollback()
+    with database.statement() as connection:
+        assert connection.scalar(text("SELECT number FROM kept")) == 1

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from PIL import Image
 from sqlalchemy import delete, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.database.session import connect
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.orchestration.executors import MAX_WORKING
 from batch_pipeline.services import upload_processing
 from batch_pipeline.services.pipeline import shared_pipeline
 from batch_pipeline.settings import load_settings
@@ -505,30 +507,35 @@ def test_l17_an_upload_deleted_while_in_work_leaves_nothing_behind(served_runner
 # L18
 
 
+@pytest.mark.parametrize("threads", [3, MAX_WORKING + 1])  # who waits for a model is not at work
 def test_l18_uploads_run_concurrently_up_to_the_setting(
-    model_server, settings, monkeypatch, runner, request
+    threads, model_server, settings, monkeypatch, runner, request, tmp_path
 ):
+    pictures = [tmp_path / f"{number}.png" for number in range(threads + 1)]
+    for number, path in enumerate(pictures):
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path)
     model_server.latency_seconds = 0.2
-    model_server.together = {"vision": 3}
+    model_server.together = {"vision": threads}
     for name, value in {
         "DATABASE_URL": settings.database_url,
         "HOME": str(settings.home),
         "ANALYZER": "ollama",
         "OLLAMA_HOST": model_server.ollama_url,
-        "MAX_CONCURRENT_UPLOADS": "3",
+        "MAX_CONCURRENT_UPLOADS": str(threads),
+        "MAX_VISION_CALLS": str(threads + 1),
     }.items():
         monkeypatch.setenv(f"BATCH_PIPELINE_{name}", value)
     # What the run opens lives as long as the process, which here goes on.
     request.addfinalizer(shared_pipeline(load_settings()).close)
-    batch_id = runner.submit("fog.webp", "sea.jpg", "city.jpg", "night.jpg")
+    batch_id = runner.submit(*pictures)
     result = dg.execute_job(
         dg.reconstructable(process_batch_of_the_environment),
         runner.instance,
         run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
     )
     assert result.success
-    assert model_server.most_in_flight["vision"] == 3
-    assert batch_row(runner.pipeline.database, batch_id).successful_uploads == 4
+    assert model_server.most_in_flight["vision"] == threads
+    assert batch_row(runner.pipeline.database, batch_id).successful_uploads == threads + 1
 
 
 def process_batch_of_the_environment():
