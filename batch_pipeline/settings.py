@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     group_event_writes: bool = Field(
         True,
         description=(
-            "Run workers write Dagster's events in groups, 0.1 s behind at most; `false`: each "
+            "Run workers write Dagster's events in groups, 0.25 s behind at most; `false`: each "
             "event at once, as Dagster does."
         ),
     )
