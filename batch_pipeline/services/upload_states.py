@@ -186,10 +186,11 @@ class UploadStates:
         with self._publisher.transaction() as transaction:
             row = transaction.connection.execute(START, names).one_or_none()
             if row is None:
-                skipped = self._open_to_start(transaction, upload_id, run_id)
-                if skipped:
+                if skipped := self._open_to_start(transaction, upload_id, run_id):
                     return skipped
-                row = transaction.connection.execute(START, names).one()
+                row = transaction.connection.execute(START, names).one_or_none()
+            if row is None:
+                return SkippedUpload(upload_id, "its batch was cancelled or given up meanwhile")
             announce_file(transaction, row, STARTED, "processing")
         return StartedUpload(Claim(upload_id, run_id, row.claim), row)
 
@@ -246,10 +247,10 @@ class UploadStates:
         with self._publisher.transaction() as transaction:
             row = _written(transaction.connection, claim, statement, parameters)
             announce_file(transaction, row, ENDED_WELL, "completed")
-            if row.batch_id is None:
+            counted = row[len(ANNOUNCED) :]
+            if counted[0] is None:
                 return None
-            counted = BatchProgress(*row[len(ANNOUNCED) :])
-            progress = settled(transaction.connection, counted)
+            progress = settled(transaction.connection, BatchProgress(*counted))
             transaction.announce(progress, progress.user_id)
         return progress
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, func, text, update
+from sqlalchemy import delete, event, func, text, update
 
 from batch_pipeline.database.models import Stage, Upload, UploadBatch
+from batch_pipeline.database.session import connect
 from batch_pipeline.errors import ClaimLostError, PermanentError, TransientError
 from batch_pipeline.services.backlog import MAX_DIED_RUNS
 from batch_pipeline.services.upload_states import Claim, SkippedUpload, StartedUpload
@@ -315,3 +316,38 @@ def test_a_batch_left_processing_with_wrong_counters_is_put_right_and_ended(pipe
     )
     pipeline.backlog.reconcile_batches()
     assert_counters_equal_a_recount(pipeline, batch_id)
+
+
+def test_an_upload_is_skipped_if_its_batch_is_cancelled_while_it_is_opened_again(
+    pipeline, settings
+):
+    batch_id = add_batch(pipeline.database, 2)
+    upload, _ = upload_rows(pipeline.database, batch_id)
+    pipeline.states.fail(started(pipeline, upload.id).claim, PermanentError("bad", "bad"))
+    person = connect(settings)
+
+    def cancel(_, __, statement, *___):
+        if "FOR UPDATE OF uploads" in statement:
+            with person.transaction() as connection:
+                connection.execute(
+                    update(UploadBatch).where(UploadBatch.id == batch_id).values(status="cancelled")
+                )
+
+    event.listen(pipeline.database.engine, "after_cursor_execute", cancel)
+    skipped = pipeline.states.start(upload.id, OTHER)
+    event.remove(pipeline.database.engine, "after_cursor_execute", cancel)
+    person.close()
+    assert isinstance(skipped, SkippedUpload)
+    assert skipped.reason == "its batch was cancelled or given up meanwhile"
+    assert upload_row(pipeline.database, upload.id).processing_status == "pending"
+    assert_counters_equal_a_recount(pipeline, batch_id)
+
+
+def test_an_upload_completes_although_its_batch_is_gone(pipeline):
+    batch_id = add_batch(pipeline.database, 1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    claim = started(pipeline, upload.id).claim
+    with pipeline.database.transaction() as connection:
+        connection.execute(delete(UploadBatch).where(UploadBatch.id == batch_id))
+    assert complete(pipeline, claim) is None
+    assert upload_row(pipeline.database, upload.id).processing_status == "completed"
