@@ -30,6 +30,9 @@ _UNDER_WAY = (
 )
 #: A run that holds no upload is dead after this many leases without an event.
 _SILENT_LEASES = 2
+#: Before it is called dead it is looked at again: longer than a live worker gathers events
+#: (`group_writer.GATHER_SECONDS`).
+_SECOND_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,13 @@ def close_dead_runs(instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iter
     upload of the run has a fresh heartbeat, and nothing was logged for two leases. Should the
     worker be alive after all, it does no harm: what it holds is refused by the fencing token.
     """
+    jobs = list(jobs)
     dead = dead_runs(instance, pipeline, jobs)
+    if dead:
+        # One that has just ended a long call holds nothing any more, and has yet to log it.
+        time.sleep(_SECOND_LOOK_SECONDS)
+        still = {run.run_id for run in dead_runs(instance, pipeline, jobs)}
+        dead = [run for run in dead if run.run_id in still]
     for run in dead:
         if run.status == dg.DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, "Its worker is gone; closed by the sweep.")

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
-from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.model_servers.factory import close_analyzers
@@ -47,7 +47,7 @@ def no_run_under_way(request: pytest.FixtureRequest) -> None:
     """Forget runs that a test before left under way: they would count as in flight, or as dead."""
     if "instance" in request.fixturenames:
         instance: dg.DagsterInstance = request.getfixturevalue("instance")
-        under_way = dg.RunsFilter(statuses=list(IN_PROGRESS_RUN_STATUSES))
+        under_way = dg.RunsFilter(statuses=list(NOT_FINISHED_STATUSES))
         for run in instance.get_runs(under_way):
             instance.delete_run(run.run_id)
 

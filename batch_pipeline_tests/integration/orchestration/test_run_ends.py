@@ -1,5 +1,6 @@
 """The sensors that settle what a run left behind, and the schedule that looks before it sweeps."""
 
+import time
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -7,7 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from batch_pipeline.definitions import build_definitions
-from batch_pipeline.orchestration.run_ends import Settlement
+from batch_pipeline.orchestration import run_ends
+from batch_pipeline.orchestration.run_ends import Settlement, close_dead_runs, dead_runs
 from batch_pipeline.orchestration.sweep import delete_old_runs
 from batch_pipeline.orchestration.tags import BATCH_TAG, SLICE_TAG
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
@@ -47,6 +49,32 @@ def evaluate(definitions, instance, pipeline, name, run, event_type):  # noqa: P
     )
     sensor = definitions.resolve_sensor_def(name)
     return sensor(context.for_run_failure() if event.is_run_failure else context)
+
+
+def test_a_worker_that_has_just_ended_a_long_call_and_has_yet_to_log_it_is_not_dead(
+    pipeline, instance, definitions, monkeypatch
+):
+    run = lost_run(definitions, instance, pipeline, add_batch(pipeline.database, 2))
+    pipeline.states.release_run(run.run_id)
+    with pipeline.database.transaction() as connection:
+        connection.execute(text("UPDATE uploads SET owner_run_id = NULL"))
+    looks = []
+
+    class Clock:
+        """Hours later; then the events come, while the sweep waits for its second look."""
+
+        def time(self):
+            return time.time() + 10 * pipeline.settings.lease_seconds * (not looks)
+
+        def sleep(self, seconds):
+            looks.append(seconds)
+            instance.report_engine_event("still here", run)
+
+    monkeypatch.setattr(run_ends, "time", Clock())
+    assert [r.run_id for r in dead_runs(instance, pipeline, ["process_batch"])] == [run.run_id]
+    assert close_dead_runs(instance, pipeline, ["process_batch"]) == 0
+    assert looks
+    assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
 
 
 @pytest.mark.parametrize(
