@@ -189,7 +189,7 @@ def quality_evaluation(report: UploadReport) -> dg.AssetCheckEvaluation | None:
             "audit_score": report.audit.score,
             "pass_score": PASS_SCORE,
             "file": literal(report.filename),
-            "penalties": literal("; ".join(map(str, report.audit.penalties)) or "none"),
+            "penalties": literal(report.audit.reasons or "none"),
         },
     )
 

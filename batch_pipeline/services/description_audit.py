@@ -45,6 +45,11 @@ class AuditResult:
     passed: bool
     penalties: tuple[Penalty, ...]
 
+    @property
+    def reasons(self) -> str:
+        """Why it is not the full score, in sentences; empty if it is."""
+        return " ".join(penalty.reason for penalty in self.penalties)
+
 
 def audit(text: str) -> AuditResult:
     """Score a description; never raises.

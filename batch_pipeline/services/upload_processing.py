@@ -240,11 +240,10 @@ class UploadProcessor:
             )
         report.audit = audit(description)
         if not report.audit.passed:
-            found = "; ".join(str(penalty) for penalty in report.audit.penalties)
             raise TransientError(
                 "model_output_invalid",
                 f"the description by {vision.name} scores {report.audit.score} of 100, "
-                f"{PASS_SCORE} are needed: {found}",
+                f"{PASS_SCORE} are needed: {report.audit.reasons}",
             )
         report.description, report.score = description, report.audit.score
         report.vision_model = vision.name

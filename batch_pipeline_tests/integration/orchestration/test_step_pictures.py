@@ -26,6 +26,10 @@ def test_the_last_failure_of_an_upload_shows_the_picture_of_its_first_attempt(
     assert [shown[name].value for name in ("file", "kind", "attempt")] == [
         "fog.webp", "model_output_invalid", 2,
     ]  # fmt: skip
+    assert shown["reason"].value.endswith(
+        " scores 0 of 100, 60 are needed: The control token <| occurs 3 times. The control token "
+        "|> occurs 3 times."
+    )
     assert_shows_a_picture_at_once(shown["preview"])
 
 
