@@ -26,8 +26,8 @@ OWNERS = ["team:media"]
 QUALITY_CHECK = "description_quality"
 #: Longest side of a picture that is read to be shown (pixels).
 PREVIEW_SIDE = 128
-#: From 1,000 characters on, Dagster's pages hide Markdown behind a click: 700 bytes are 936
-#: characters of base64. A preview is a row of the event log, too.
+#: From 1,000 characters on, Dagster's pages of assets hide Markdown behind a click, as its pages of
+#: runs always do: 700 bytes are 936 characters of base64. A preview is a row of the event log, too.
 PREVIEW_BYTES = 700
 
 submitted_files = dg.AssetSpec(

@@ -17,17 +17,18 @@ def upload_failure(failed: FailedUpload) -> dg.Failure:
     """Fail the step; Dagster's retry policy applies only if the upload waits for another attempt.
 
     What an operator reads first is the file's name, then the kind, then the reason word for word.
+    A run's page cuts its rows off after some nine lines: what may be long comes behind the picture.
     """
     report, error = failed.report, failed.error
     return dg.Failure(
         description=f"{visible_line(report.filename)}: {error.kind}: {error}",
         metadata={
             "file": literal(report.filename),
-            "kind": error.kind,
-            "reason": literal(error),
-            "attempt": report.attempt,
-            "upload_id": str(report.upload_id),
             **preview(report.thumbnail),
+            "kind": error.kind,
+            "attempt": report.attempt,
+            "reason": literal(error),
+            "upload_id": str(report.upload_id),
         },
         allow_retries=failed.will_retry,
     )

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,12 +143,26 @@ class RealStack:
         return json.loads(result.stdout)
 
 
+@contextmanager
+def real_stack(home: Path, **variables: str) -> Iterator[RealStack]:
+    """A stack of its own, to which the environment says nothing but these.
+
+    Other tests of this process name a Dagster database; of two stacks on one, one works nothing.
+    """
+    with ExitStack() as opened:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in os.environ.keys() - clean_environment().keys():
+                patch.delenv(name)
+            for name, value in variables.items():
+                patch.setenv(f"{ENVIRONMENT_PREFIX}{name}", value)
+            settings = Settings(_env_file=None, home=home)
+            # The stack finds its server running, and the tests may read it between commands.
+            opened.callback(Pipeline(settings).close)
+            running = opened.enter_context(running_stack(settings))
+        yield RealStack(home, GraphQl(running.url))
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStack]:
-    home = tmp_path_factory.mktemp("stack")
-    settings = Settings(_env_file=None, home=home)
-    # The stack finds its server running, and the tests may read it between commands.
-    pipeline = Pipeline(settings)
-    with running_stack(settings) as running:
-        yield RealStack(home, GraphQl(running.url))
-    pipeline.close()
+    with real_stack(tmp_path_factory.mktemp("stack")) as started:
+        yield started

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from .conftest import MEDIA, RealStack, wait_until
+from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
+
+from .conftest import MEDIA, RealStack, real_stack, wait_until
 
 #: Would run if any page put a file's name into its HTML; turns letters around; would be bold.
 HOSTILE_NAME = "<img src=x onerror='window.broken=1'>**bold**\N{RIGHT-TO-LEFT OVERRIDE}gpj.jpg"
@@ -55,6 +57,18 @@ def run(stack: RealStack, finished: dict) -> dict:
 @pytest.fixture(scope="module")
 def reported(stack: RealStack, finished: dict) -> None:
     wait_until_reported(stack, finished["batch_id"])
+
+
+@pytest.fixture
+def stack_of_a_stammering_model(tmp_path: Path) -> Iterator[RealStack]:
+    """A stack whose model reads a picture, and describes it so that it does not pass the audit."""
+    with (
+        ScriptedModelServer(vision_faults=[Fault.LOOP, Fault.CONTROL_TOKENS]) as models,
+        real_stack(
+            tmp_path, ANALYZER="ollama", OLLAMA_HOST=models.ollama_url, RETRY_BASE_SECONDS="0"
+        ) as stack,
+    ):
+        yield stack
 
 
 def wait_until_reported(stack: RealStack, batch_id: str) -> None:
@@ -112,6 +126,27 @@ def re_execute_from_failure(page: Page, run_url: str) -> str:
     return page.url.rsplit("/", 1)[-1]
 
 
+def open_failed_step(page: Page, name: str) -> Locator:
+    """Click a step of the run that is open; the part of its events that says why it failed."""
+    page.get_by_text(name, exact=False).first.click()
+    panel = page.locator("div").filter(has=page.get_by_text("STEP_FAILURE", exact=True))
+    panel = panel.filter(has_text="upload_id").last
+    expect(panel).to_be_visible()
+    return panel
+
+
+def is_in_sight(element: Locator) -> bool:
+    """Tell whether a person sees the middle of something: neither cut off nor covered."""
+    found: bool = element.evaluate(
+        """element => {
+            const {left, top, width, height} = element.getBoundingClientRect();
+            const seen = document.elementFromPoint(left + width / 2, top + height / 2);
+            return element.contains(seen);
+        }"""
+    )
+    return found
+
+
 def test_the_runs_page_shows_tags_and_the_failure(stack, run, finished, page):
     tag = f"batch_pipeline/batch_id={finished['batch_id']}"
     page.goto(f"{stack.graphql.url}/runs?q[]=tag:{tag}")
@@ -125,15 +160,34 @@ def test_the_failed_step_has_a_readable_name_and_says_file_kind_reason_and_attem
     stack, run, page
 ):
     page.goto(f"{stack.graphql.url}/runs/{run['runId']}")
-    page.get_by_text("process_upload[truncated_jpg__", exact=False).first.click()
-    panel = page.locator("div").filter(has=page.get_by_text("STEP_FAILURE", exact=True))
-    panel = panel.filter(has_text="upload_id").last
-    expect(panel).to_be_visible()
+    panel = open_failed_step(page, "process_upload[truncated_jpg__")
     for words in (
         "truncated.jpg: truncated: the JPEG ends before its picture does",
         *("file", "kind", "reason", "attempt"),
     ):
         expect(panel.get_by_text(words, exact=False).first).to_be_visible()
+
+
+@pytest.mark.slow
+def test_the_failed_steps_thumbnail_is_one_click_away_however_long_the_reason(
+    stack_of_a_stammering_model, page
+):
+    stack = stack_of_a_stammering_model
+    batch = stack.cli("submit", MEDIA / "fog.webp", "--wait", expect=1)
+    run = stack.graphql.ended_run_of(batch["batch_id"])
+    page.goto(f"{stack.graphql.url}/runs/{run['runId']}")
+
+    panel = open_failed_step(page, "process_upload[fog_webp__")
+    expect(panel.get_by_text("model_output_invalid", exact=True)).to_be_visible()
+    shows = panel.get_by_role("row", name="preview").get_by_text("[Show Markdown]")
+    wait_until(lambda: is_in_sight(shows), "nothing hides it", seconds=TIMEOUT_MS / 1000)
+    shows.click()
+
+    picture = page.get_by_role("dialog").get_by_role("img", name="thumbnail")
+    expect(picture).to_be_visible()
+    expect(picture).to_have_js_property("complete", True)
+    assert picture.evaluate("image => image.naturalWidth") >= 48
+    assert is_in_sight(picture)
 
 
 def test_an_uploads_materialization_shows_its_picture_and_the_name_literally(
@@ -182,7 +236,8 @@ def test_what_is_stored_of_a_batch_has_owner_kinds_and_a_description(stack, repo
 
 def test_the_lineage_leads_from_the_files_to_the_report(stack, reported, page):
     page.goto(f"{stack.graphql.url}/asset-groups")
-    for asset in ("submitted_files", "upload_analysis", "batch_progress", "batch_report"):
+    assets = ("submitted_files", "upload_analysis", "batch_progress", "batch_report")
+    for asset in (*assets, "settled_runs"):
         expect(page.get_by_text(asset, exact=True).first).to_be_visible()
 
 

@@ -13,7 +13,7 @@ def assert_shows_a_picture_at_once(value):
     data = re.fullmatch(r"!\[thumbnail\]\(data:image/webp;base64,(.+)\)", value.value).group(1)
     with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
         assert max(picture.size) >= 64
-    assert len(value.value) < 1000, "the UI would hide it behind a click"
+    assert len(value.value) < 1000, "an asset's page would hide it behind a click"
 
 
 def test_the_last_failure_of_an_upload_shows_the_picture_of_its_first_attempt(
@@ -30,6 +30,8 @@ def test_the_last_failure_of_an_upload_shows_the_picture_of_its_first_attempt(
         " scores 0 of 100, 60 are needed: The control token <| occurs 3 times. The control token "
         "|> occurs 3 times."
     )
+    order = list(shown)
+    assert order.index("preview") < order.index("reason"), "what is long would push it out of sight"
     assert_shows_a_picture_at_once(shown["preview"])
 
 
