@@ -91,6 +91,12 @@ def lineage(page: Page, url: str, batch_id: uuid.UUID) -> None:
     page.goto(f"{url}/asset-groups")
     page.get_by_text("upload_analysis").first.wait_for()
     page.wait_for_timeout(2500)
+    # The graph is drawn upwards by its ground: the slider of the zoom stands in front of its end.
+    page.mouse.move(1000, 800)
+    page.mouse.down()
+    page.mouse.move(1000, 700, steps=10)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
 
 
 def report(page: Page, url: str, batch_id: uuid.UUID) -> None:
