@@ -5,7 +5,10 @@ Workers on other hosts: `test_several_hosts.py`.
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -17,11 +20,14 @@ from batch_pipeline.definitions import build_definitions
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.orchestration import executors
 from batch_pipeline.orchestration.instance_health import check_dagster
+from batch_pipeline.orchestration.run_ends import settle_failed_run
 from batch_pipeline.settings import Settings
 
+from . import run_worker
 from .broker import Broker
 from .conftest import failures, wait_until
 
+ROOT = Path(__file__).parents[2]
 LEASE = 3.0
 THREADED = {"threaded": {"max_concurrent": 2}}
 
@@ -32,6 +38,26 @@ def broker(tmp_path):
     started.start()
     yield started
     started.kill()
+
+
+@pytest.fixture
+def start(work, tmp_path):
+    """Starts Python processes that see the settings of `work`, and end before its database does."""
+    started = []
+
+    def start_(*arguments, **variables):
+        with (tmp_path / "processes.log").open("ab") as log:
+            command = [sys.executable, "-m", *arguments]
+            environment = os.environ | variables
+            started.append(
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            )
+        return started[-1]
+
+    yield start_
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def run(work, batch_id, executor):
@@ -86,6 +112,53 @@ def test_terminate_ends_a_run_whose_steps_nobody_takes_and_cancels_its_batch(wor
     assert work.counts(batch_id) == ("cancelled", 0, 0)
     assert work.column(batch_id, "processing_status") == ["pending"] * 2
     assert work.column(batch_id, "owner_run_id") == [None] * 2
+
+
+def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_worked_and_say_so(
+    work, broker, start, model_server
+):
+    work = work(celery_broker_url=broker.url)
+    batch_id = work.submit("fog.webp", "sea.jpg")
+    [request] = work.tick().run_requests
+    run_id = work.instance.create_run_for_job(
+        run_worker.process_batch(), run_config=request.run_config, tags=request.tags
+    ).run_id
+    launched = start(run_worker.__name__, run_id, "", DAGSTER_HOME=work.instance.root_directory)
+    with redis.Redis.from_url(broker.url) as client:
+        wait_until(lambda: sum(map(client.llen, client.keys("dagster*"))) == 2, "both wait")
+    launched.kill()
+    launched.wait()
+    work.instance.report_run_failed(work.instance.get_run_by_id(run_id), "killed")
+    before = states(work, batch_id)
+    assert {owner for _, owner, *_ in before} == {run_id}, "nobody has settled the run yet"
+
+    app = "batch_pipeline.orchestration.celery_app"
+    start("celery", "-A", app, "worker", "--queues", "dagster", "--pool", "solo")
+    wait_until(lambda: len(failures_of(work, run_id)) == 2, "a worker has taken both")
+
+    late = "the run has ended as FAILURE; a step that comes so late is not worked, its upload goes "
+    assert failures_of(work, run_id) == [f"{late}to another run"] * 2
+    assert model_server.calls == []
+    assert states(work, batch_id) == before
+    ended = work.instance.get_run_by_id(run_id)
+    assert ended.status == dg.DagsterRunStatus.FAILURE
+    settle_failed_run(work.pipeline, ended, died=True, reason="killed")
+    assert run(work, batch_id, THREADED).success
+    assert work.counts(batch_id) == ("completed", 2, 0)
+
+
+def states(work, batch_id):
+    return [
+        (row.processing_status, row.owner_run_id, row.claim, row.attempts, row.thumbnail_path)
+        for row in work.uploads(batch_id)
+    ]
+
+
+def failures_of(work, run_id):
+    return [
+        entry.dagster_event.step_failure_data.user_failure_data.description
+        for entry in work.instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    ]
 
 
 def test_while_the_broker_is_down_nothing_is_launched_or_failed_and_a_run_can_do_without(
