@@ -19,8 +19,6 @@ from batch_pipeline.settings import AnalyzerName, Settings
 if TYPE_CHECKING:
     from batch_pipeline.model_servers.model_server import ModelServer
 
-#: Connections beside those of capped calls: health checks and looks at a server that was down.
-
 _lock = threading.Lock()
 _servers: list["ModelServer"] = []
 

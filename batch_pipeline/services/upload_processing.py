@@ -151,8 +151,9 @@ class UploadProcessor:
         )
         try:
             with self._keeper.hold(claim) as held:
-                cancelled = lambda: held.lost() or interrupted()  # noqa: E731
-                self._work(_Attempt(claim, row, report, cancelled, waiting))
+                self._work(
+                    _Attempt(claim, row, report, lambda: held.lost() or interrupted(), waiting)
+                )
                 return CompletedUpload(report)
         except ClaimLostError:
             return self._let_go(started)

@@ -341,13 +341,3 @@ def test_an_upload_is_skipped_if_its_batch_is_cancelled_while_it_is_opened_again
     assert skipped.reason == "its batch was cancelled or given up meanwhile"
     assert upload_row(pipeline.database, upload.id).processing_status == "pending"
     assert_counters_equal_a_recount(pipeline, batch_id)
-
-
-def test_an_upload_completes_although_its_batch_is_gone(pipeline):
-    batch_id = add_batch(pipeline.database, 1)
-    [upload] = upload_rows(pipeline.database, batch_id)
-    claim = started(pipeline, upload.id).claim
-    with pipeline.database.transaction() as connection:
-        connection.execute(delete(UploadBatch).where(UploadBatch.id == batch_id))
-    assert complete(pipeline, claim) is None
-    assert upload_row(pipeline.database, upload.id).processing_status == "completed"
