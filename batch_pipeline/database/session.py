@@ -6,27 +6,28 @@ tables of an embedded server up to date by itself; those of an external one are 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Row, create_engine, event, make_url, text
+from sqlalchemy import Connection, Row, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
     InvalidatePoolError,
-    OperationalError,
     ProgrammingError,
 )
 
 from batch_pipeline.database import connection_budget
 from batch_pipeline.database.embedded_server import embedded_server_url
+from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.settings import Settings
 
@@ -60,8 +61,8 @@ class Database:
                 "options": _session_options(url),
             },
         )
-        _ping_after_a_rest(self.engine)
-        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._lost_one_at = 0.0
+        self._ping_after_a_rest()
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -73,15 +74,25 @@ class Database:
         with _outages_named(), self.engine.begin() as connection:
             yield connection
 
-    @contextmanager
-    def statement(self) -> Iterator[Connection]:
-        """For one statement that is a transaction of its own: one round trip instead of three.
+    def execute(self, statement: LoneStatement, parameters: Mapping[str, Any]) -> AnyRow | None:
+        """Execute a statement that is a transaction of its own, in one round trip.
 
         Raises:
             ServiceDownError: the server cannot be reached or serves nobody now.
         """
-        with _outages_named(), self._autocommit.connect() as connection:
-            yield connection
+        with _outages_named():
+            pooled = self.engine.raw_connection()
+            try:
+                connection = cast("psycopg.Connection[Any]", pooled.driver_connection)
+                connection.autocommit = True
+                row: AnyRow | None = statement.execute(connection, parameters)
+                connection.autocommit = False
+            except BaseException:
+                self._lost_one_at = time.monotonic()
+                pooled.invalidate()
+                raise
+            pooled.close()
+        return row
 
     def upgrade(self) -> None:
         """Bring the tables up to the newest migration; safe when several processes do so."""
@@ -101,6 +112,29 @@ class Database:
     def close(self) -> None:
         """Close all idle connections."""
         self.engine.dispose()
+
+    def _ping_after_a_rest(self) -> None:
+        """Ask connections that have rested whether they are alive: a restart is not an outage.
+
+        SQLAlchemy's own ``pool_pre_ping`` asks each time, a round trip more for every transaction.
+        """
+        dialect = self.engine.dialect
+
+        @event.listens_for(self.engine, "checkin")
+        def note_use(_: Any, record: Any) -> None:
+            record.info["used_at"] = time.monotonic()
+
+        @event.listens_for(self.engine, "checkout")
+        def ping(connection: Any, record: Any, _: Any) -> None:
+            used_at = record.info.get("used_at")
+            if used_at is None or used_at > max(
+                time.monotonic() - _FRESH_SECONDS, self._lost_one_at
+            ):
+                return
+            try:
+                dialect.do_ping(connection)
+            except dialect.loaded_dbapi.Error as error:
+                raise InvalidatePoolError from error  # the pool connects anew
 
     @contextmanager
     def _migration_lock(self) -> Iterator[None]:
@@ -190,40 +224,20 @@ def create_database_if_missing(server: URL, name: str) -> None:
         engine.dispose()
 
 
-def _ping_after_a_rest(engine: Engine) -> None:
-    """Ask connections that have rested whether they are alive: a restart is not an outage.
-
-    SQLAlchemy's own ``pool_pre_ping`` asks each time, a round trip more for every transaction.
-    """
-
-    @event.listens_for(engine, "checkin")
-    def note_use(_: Any, record: Any) -> None:
-        record.info["used_at"] = time.monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def ping(connection: Any, record: Any, _: Any) -> None:
-        used_at = record.info.get("used_at")
-        if used_at is None or time.monotonic() - used_at < _FRESH_SECONDS:
-            return
-        try:
-            engine.dialect.do_ping(connection)
-        except engine.dialect.loaded_dbapi.Error as error:
-            raise InvalidatePoolError from error  # the pool connects anew
-
-
 @contextmanager
 def _outages_named() -> Iterator[None]:
     try:
         yield
-    except DBAPIError as error:
+    except (DBAPIError, psycopg.Error) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
         if _is_down(error):
             raise ServiceDownError(
-                "database_down", f"the database does not answer: {error.orig}"
+                "database_down", f"the database does not answer: {cause}"
             ) from error
-        if isinstance(error, ProgrammingError) and not getattr(error.orig, "sqlstate", None):
+        if isinstance(error, ProgrammingError) and not getattr(cause, "sqlstate", None):
             # No server was asked: the library could not read what it was told.
             raise ConfigurationError(
-                f"BATCH_PIPELINE_DATABASE_URL cannot be used: {error.orig}"
+                f"BATCH_PIPELINE_DATABASE_URL cannot be used: {cause}"
             ) from error
         raise
 
@@ -241,10 +255,11 @@ def _alembic_config() -> Config:
     return config
 
 
-def _is_down(error: DBAPIError) -> bool:
-    if error.connection_invalidated:
+def _is_down(error: DBAPIError | psycopg.Error) -> bool:
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    state = getattr(error.orig, "sqlstate", None)
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(cause, "sqlstate", None)
     if state is None:
-        return isinstance(error, OperationalError)
+        return isinstance(cause, psycopg.OperationalError)
     return str(state).startswith(_DOWN_CLASSES)

@@ -18,16 +18,30 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, Literal
 
-from sqlalchemy import Connection, and_, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Numeric,
+    Text,
+    and_,
+    case,
+    cast,
+    func,
+    literal_column,
+    select,
+    text,
+)
 
+from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, UploadBatch
-from batch_pipeline.database.session import Database
+from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.services.pace import Pace
 
@@ -104,8 +118,8 @@ class FileProgress:
 
 
 Message = BatchProgress | FileProgress
-#: A message on its way, its user and its JSON.
-_Sent = tuple[Message, uuid.UUID | None, str]
+#: A message and its user.
+Addressed = tuple[Message, uuid.UUID | None]
 
 #: In the order of the fields of `BatchProgress`.
 PROGRESS = (
@@ -130,7 +144,8 @@ class Announcer:
 
     def __init__(self, connection: Connection, filter_: "_Filter") -> None:
         self.connection = connection
-        self.sent: list[_Sent] = []
+        self.sent: list[Addressed] = []
+        self._bodies: list[str] = []
         self._filter = filter_
 
     def announce(self, message: Message, user_id: uuid.UUID | None = None) -> None:
@@ -140,13 +155,18 @@ class Announcer:
 
     def send(self, message: Message, user_id: uuid.UUID | None) -> None:
         """Queue a message for delivery at commit."""
-        self.sent.append((message, user_id, body_of(message)))
+        self.sent.append((message, user_id))
+        self._bodies.append(body_of(message))
+
+    def note(self, message: Message, user_id: uuid.UUID | None) -> None:
+        """Take note of a message that a statement has queued (`queue_file_message`)."""
+        self.sent.append((message, user_id))
 
     def deliver(self) -> None:
         """Hand the messages to PostgreSQL, all in one statement."""
-        if self.sent:
-            bodies = [body for _, _, body in self.sent]
-            self.connection.execute(_NOTIFY, {"channel": CHANNEL, "bodies": json.dumps(bodies)})
+        if self._bodies:
+            names = {"channel": CHANNEL, "bodies": json.dumps(self._bodies)}
+            self.connection.execute(_NOTIFY, names)
 
 
 class ProgressPublisher:
@@ -166,15 +186,34 @@ class ProgressPublisher:
             announcer = Announcer(connection, self._filter)
             yield announcer
             announcer.deliver()
-        self._relay(announcer)
+        self._relay(announcer.sent)
 
-    def statement(self) -> AbstractContextManager[Connection]:
-        """For one statement that is a transaction of its own and that nobody is told of."""
-        return self._database.statement()
+    def execute(
+        self,
+        statement: LoneStatement,
+        parameters: Mapping[str, Any],
+        messages: Callable[[AnyRow], Iterable[Addressed]],
+    ) -> AnyRow | None:
+        """Execute a statement that is a transaction of its own and queues its messages itself.
+
+        ``messages`` reads from its row which they were.
+        """
+        row = self._database.execute(statement, parameters)
+        if row is not None and self._redis is not None:
+            self._relay(list(messages(row)))
+        return row
 
     def stage_is_due(self, run_id: str) -> bool:
         """Tell whether a stage between beginning and end of an upload of a run is to be told."""
-        return self._filter.admits_stage(run_id)
+        return self._filter.admits_pace(("stage", run_id))
+
+    def counters_are_due(self, run_id: str) -> bool:
+        """Tell whether the counters of a batch in work that a run has changed are to be told."""
+        return self._filter.admits_pace(("counters", run_id))
+
+    def left_out(self, batch_id: uuid.UUID) -> None:
+        """Have the counters of a batch caught up."""
+        self._filter.leave_behind({batch_id})
 
     def catch_up(self) -> None:
         """Announce the counters of the batches whose last message was left out."""
@@ -199,19 +238,19 @@ class ProgressPublisher:
         finally:
             self._filter.leave_behind(behind)
 
-    def _relay(self, announcer: Announcer) -> None:
+    def _relay(self, sent: Sequence[Addressed]) -> None:
         """Repeat the messages on Redis; a failure is one warning, never a failed upload."""
-        if self._redis is None or not announcer.sent:
+        if self._redis is None or not sent:
             return
         begin = time.monotonic()
-        if begin < self._redis_rests_until and not any(_is_end(m) for m, _, _ in announcer.sent):
+        if begin < self._redis_rests_until and not any(_is_end(message) for message, _ in sent):
             return
         try:
-            _publish(self._redis, announcer.sent)
+            _publish(self._redis, sent)
             # Another process may have ended the batch and said so before these came: then that is
             # said again, so that it is the last that a client hears.
-            said = {message.batch_id for message, _, _ in announcer.sent if _is_end(message)}
-            batch_ids = {message.batch_id for message, _, _ in announcer.sent} - said - {None}
+            said = {message.batch_id for message, _ in sent if _is_end(message)}
+            batch_ids = {message.batch_id for message, _ in sent} - said - {None}
             if batch_ids:
                 _publish(self._redis, self._ends_of(batch_ids))
         except Exception as error:
@@ -223,12 +262,12 @@ class ProgressPublisher:
         else:
             self._redis_failed = False
 
-    def _ends_of(self, batch_ids: set[uuid.UUID | None]) -> list[_Sent]:
+    def _ends_of(self, batch_ids: set[uuid.UUID | None]) -> list[Addressed]:
         ended = and_(UploadBatch.id.in_(batch_ids), UploadBatch.status.not_in(OPEN_BATCH))
         with self._database.transaction() as connection:
             rows = connection.execute(select(*PROGRESS).where(ended)).all()
         ends = [BatchProgress(*row) for row in rows]
-        return [(progress, progress.user_id, body_of(progress)) for progress in ends]
+        return [(progress, progress.user_id) for progress in ends]
 
 
 class _Filter:
@@ -239,8 +278,8 @@ class _Filter:
         self._behind: set[uuid.UUID] = set()
         self._lock = threading.Lock()
 
-    def admits_stage(self, run_id: str) -> bool:
-        return self._pace.admits(("stage", run_id))
+    def admits_pace(self, key: tuple[str, str]) -> bool:
+        return self._pace.admits(key)
 
     def admits(self, message: Message) -> bool:
         if isinstance(message, FileProgress):
@@ -264,9 +303,10 @@ class _Filter:
             self._behind |= batch_ids
 
 
-def _publish(redis: Any, messages: Sequence[_Sent]) -> None:
+def _publish(redis: Any, messages: Sequence[Addressed]) -> None:
     with redis.pipeline(transaction=False) as pipeline:
-        for message, user_id, body in messages:
+        for message, user_id in messages:
+            body = body_of(message)
             if message.batch_id:
                 pipeline.publish(f"batch_progress:{message.batch_id}", body)
             if user_id:
@@ -282,6 +322,71 @@ def body_of(message: Message) -> str:
     """Write a message as it is sent."""
     action = "batch_progress" if isinstance(message, BatchProgress) else "file_progress"
     return _encode(action, message.payload())
+
+
+def queue_file_message(
+    upload: Any, percentage: int, status: FileStatus, *, if_: ColumnElement[bool] | None = None
+) -> ColumnElement[None]:
+    """SQL that queues for delivery at commit what `body_of` says of a `FileProgress`.
+
+    ``upload`` has the columns ``batch_id``, ``id``, ``filename`` and ``file_size``.
+    """
+    return _queue(
+        "file_progress",
+        {
+            "batch_id": upload.batch_id,
+            "upload_id": upload.id,
+            "file_name": func.left(upload.filename, literal_column(str(MAX_SHOWN_NAME))),
+            "file_size": upload.file_size,
+            "progress_percentage": literal_column(str(percentage)),
+            "status": literal_column(f"'{status}'"),
+        },
+        if_=if_,
+    )
+
+
+def queue_counters(batch: Any, *, if_: ColumnElement[bool]) -> ColumnElement[None]:
+    """SQL that queues for delivery at commit what `body_of` says of a `BatchProgress`.
+
+    ``batch`` has the columns `PROGRESS` of a batch that has uploads.
+    """
+    processed = cast(batch.processed_uploads, Numeric)
+    return _queue(
+        "batch_progress",
+        {
+            "batch_id": batch.id,
+            "status": batch.status,
+            "total": batch.total_uploads,
+            "processed": batch.processed_uploads,
+            "successful": batch.successful_uploads,
+            "failed": batch.failed_uploads,
+            "progress_percentage": func.round(
+                literal_column("100") * processed / batch.total_uploads, literal_column("1")
+            ),
+        },
+        if_=if_,
+    )
+
+
+def _queue(
+    action: str, payload: Mapping[str, Any], *, if_: ColumnElement[bool] | None
+) -> ColumnElement[None]:
+    body = _json_object(
+        {
+            "action": literal_column(f"'{action}'"),
+            "payload": _json_object(payload),
+            "timestamp": func.clock_timestamp(),
+        }
+    )
+    queued = func.pg_notify(literal_column(f"'{CHANNEL}'"), cast(body, Text))
+    return queued if if_ is None else case((if_, queued))
+
+
+def _json_object(values: Mapping[str, Any]) -> ColumnElement[Any]:
+    pairs: Iterator[tuple[Any, Any]] = (
+        (literal_column(f"'{name}'"), value) for name, value in values.items()
+    )
+    return func.json_build_object(*chain.from_iterable(pairs))
 
 
 def _encode(action: str, payload: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ from batch_pipeline.services.batch_progress import (
 )
 
 #: Percentage of each stage reached, in messages about one file.
-STARTED, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
+BEGUN, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
 
 
 def count_ends(batch_id: Any, *, successful: int, failed: int) -> Update:
@@ -210,7 +210,7 @@ def percentage_reached(row: AnyRow) -> int:
     """Percentage of the last stage whose result is stored."""
     if row.description:
         return DESCRIPTION_STORED
-    return THUMBNAIL_STORED if row.thumbnail_path else STARTED
+    return THUMBNAIL_STORED if row.thumbnail_path else BEGUN
 
 
 def updated_batch_or_none(connection: Connection, statement: Any) -> BatchProgress | None:

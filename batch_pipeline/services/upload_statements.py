@@ -8,6 +8,7 @@ When they are executed, and what they mean, says `upload_states`.
 from typing import Any
 
 from sqlalchemy import (
+    Boolean,
     Float,
     Integer,
     Select,
@@ -26,8 +27,18 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus
-from batch_pipeline.services.transitions import ANNOUNCED, count_ends, interval
+from batch_pipeline.services.batch_progress import queue_counters, queue_file_message
+from batch_pipeline.services.transitions import (
+    ANNOUNCED,
+    BEGUN,
+    DESCRIPTION_STORED,
+    ENDED_WELL,
+    THUMBNAIL_STORED,
+    count_ends,
+    interval,
+)
 
 #: The row of an upload under a claim (`of_upload`, `of_run`, `token`); nobody else's.
 _HELD = and_(
@@ -73,16 +84,21 @@ _EXPIRED = or_(
     Upload.heartbeat_at < func.now() - interval(bindparam("lease", type_=Float)),
 )
 #: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too, and nobody else
-#: holds it with a heartbeat younger than a lease (`lease`, seconds); returns `STARTED`.
-START = (
+#: holds it with a heartbeat younger than a lease (`lease`, seconds), and announce it; returns
+#: `STARTED`.
+START = LoneStatement(
     update(Upload)
     .where(
         Upload.id == bindparam("of_upload"),
-        Upload.processing_status.not_in([UploadStatus.COMPLETED, UploadStatus.FAILED]),
+        Upload.processing_status != UploadStatus.COMPLETED,
+        Upload.processing_status != UploadStatus.FAILED,
         or_(Upload.owner_run_id.is_(None), Upload.owner_run_id == bindparam("of_run"), _EXPIRED),
         ~exists().where(
             UploadBatch.id == Upload.batch_id,
-            UploadBatch.status.in_([BatchStatus.CANCELLED, BatchStatus.FAILED]),
+            or_(
+                UploadBatch.status == BatchStatus.CANCELLED,
+                UploadBatch.status == BatchStatus.FAILED,
+            ),
         ),
     )
     .values(
@@ -95,7 +111,7 @@ START = (
         retry_at=None,
         updated_at=func.now(),
     )
-    .returning(*STARTED)
+    .returning(*STARTED, queue_file_message(Upload, BEGUN, "processing").label("queued"))
 )
 #: Lock an upload that `START` refused (`of_upload`, `lease`), and read why.
 LOCK_REFUSED = (
@@ -111,13 +127,21 @@ LOCK_REFUSED = (
     .where(Upload.id == bindparam("of_upload"))
     .with_for_update(of=Upload.__table__)
 )
-STORE_THUMBNAIL = held_update(
-    thumbnail_path=bindparam("path"),
-    redo=_without(Upload.redo, "thumbnail"),
-    stage_seconds=_ADD_SECONDS,
+_TELL = bindparam("tell", type_=Boolean)
+
+
+def _store(percentage: int, **values: Any) -> LoneStatement:
+    """Keep the result of a stage; announce it if `tell` says so."""
+    message = queue_file_message(Upload, percentage, "processing", if_=_TELL).label("queued")
+    return LoneStatement(held_update(stage_seconds=_ADD_SECONDS, **values).returning(message))
+
+
+STORE_THUMBNAIL = _store(
+    THUMBNAIL_STORED, thumbnail_path=bindparam("path"), redo=_without(Upload.redo, "thumbnail")
 )
 _REGENERATED = bindparam("regenerated", type_=Integer)
-STORE_DESCRIPTION = held_update(
+STORE_DESCRIPTION = _store(
+    DESCRIPTION_STORED,
     processing_status=UploadStatus.EMBEDDING,
     description=bindparam("words"),
     description_audit_score=bindparam("score"),
@@ -131,12 +155,11 @@ STORE_DESCRIPTION = held_update(
     file_type=func.coalesce(bindparam("true_file_type", type_=Text), Upload.file_type),
     mime_type=func.coalesce(bindparam("true_mime_type", type_=Text), Upload.mime_type),
     video_codec=bindparam("codec"),
-    stage_seconds=_ADD_SECONDS,
 )
 
 
-def _complete(**vector: Any) -> Select[Any]:
-    ended = held_update(
+def _ended(**vector: Any) -> Update:
+    return held_update(
         processing_status=UploadStatus.COMPLETED,
         owner_run_id=None,
         deaths=0,
@@ -146,15 +169,53 @@ def _complete(**vector: Any) -> Select[Any]:
         retries=0,
         stage_seconds=_ADD_SECONDS,
         **vector,
-    ).cte("ended")
+    )
+
+
+def _complete(**vector: Any) -> Select[Any]:
+    ended = _ended(**vector).cte("ended")
     counted = count_ends(ended.c.batch_id, successful=1, failed=0).cte("counted")
     return select(*ended.c, *counted.c).select_from(ended.outerjoin(counted, true()))
 
 
+def _complete_within(**vector: Any) -> LoneStatement:
+    """Do the same, unless that may end the batch, and announce it; the counters if `tell` says so.
+
+    The batch is counted first, since only the newest version of its row can tell whether this is
+    its last upload. The upload is locked before, as everywhere: upload, then batch.
+    """
+    held = select(Upload.id, Upload.batch_id).where(_HELD).with_for_update().cte("held")
+    counted = (
+        count_ends(held.c.batch_id, successful=1, failed=0)
+        .where(
+            UploadBatch.status == BatchStatus.PROCESSING,
+            UploadBatch.processed_uploads + 1 < UploadBatch.total_uploads,
+        )
+        .cte("counted")
+    )
+    ended = (
+        _ended(**vector)
+        .where(
+            Upload.id == held.c.id,
+            or_(held.c.batch_id.is_(None), exists(select(counted.c.id))),
+        )
+        .cte("ended")
+    )
+    return LoneStatement(
+        select(
+            *ended.c,
+            *counted.c,
+            queue_file_message(ended.c, ENDED_WELL, "completed").label("file_queued"),
+            queue_counters(counted.c, if_=and_(_TELL, counted.c.id.is_not(None))).label("queued"),
+        ).select_from(ended.outerjoin(counted, true()))
+    )
+
+
+_VECTOR: dict[str, Any] = {
+    "embedding_local": bindparam("vector", type_=Upload.embedding_local.type),
+    "embedding_model": bindparam("model"),
+}
 #: End an upload well and count it; returns `ANNOUNCED` and then `PROGRESS`, whose columns are null
 #: if there is no batch. The upload is locked first, as everywhere: `counted` reads `ended`.
-COMPLETE = _complete()
-COMPLETE_WITH_VECTOR = _complete(
-    embedding_local=bindparam("vector", type_=Upload.embedding_local.type),
-    embedding_model=bindparam("model"),
-)
+COMPLETE, COMPLETE_WITH_VECTOR = _complete(), _complete(**_VECTOR)
+COMPLETE_WITHIN, COMPLETE_WITHIN_WITH_VECTOR = _complete_within(), _complete_within(**_VECTOR)

@@ -7,13 +7,14 @@ right after the dead in ``backlog.py``.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Update, and_, case, func, or_, select, update
+from sqlalchemy import Connection, Executable, and_, case, func, or_, select, update
 
+from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import (
     OPEN_BATCH,
     BatchStatus,
@@ -24,12 +25,18 @@ from batch_pipeline.database.models import (
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.media.sniffing import MediaType
-from batch_pipeline.services.batch_progress import Announcer, BatchProgress, ProgressPublisher
+from batch_pipeline.services.batch_progress import (
+    PROGRESS,
+    Addressed,
+    Announcer,
+    BatchProgress,
+    ProgressPublisher,
+)
 from batch_pipeline.services.transitions import (
     ANNOUNCED,
+    BEGUN,
     DESCRIPTION_STORED,
     ENDED_WELL,
-    STARTED,
     THUMBNAIL_STORED,
     announce_file,
     count_failed,
@@ -47,6 +54,8 @@ from batch_pipeline.services.transitions import (
 from batch_pipeline.services.upload_statements import (
     COMPLETE,
     COMPLETE_WITH_VECTOR,
+    COMPLETE_WITHIN,
+    COMPLETE_WITHIN_WITH_VECTOR,
     LOCK_REFUSED,
     START,
     STORE_DESCRIPTION,
@@ -183,15 +192,16 @@ class UploadStates:
         that was given up, and a claim whose heartbeat is older than the lease is taken over.
         """
         names = {"of_upload": upload_id, "of_run": run_id, "lease": self._lease_seconds}
-        with self._publisher.transaction() as transaction:
-            row = transaction.connection.execute(START, names).one_or_none()
-            if row is None:
+        row = self._publisher.execute(START, names, _begun)
+        if row is None:
+            with self._publisher.transaction() as transaction:
                 if skipped := self._open_to_start(transaction, upload_id, run_id):
                     return skipped
-                row = transaction.connection.execute(START, names).one_or_none()
-            if row is None:
-                return SkippedUpload(upload_id, "its batch was cancelled or given up meanwhile")
-            announce_file(transaction, row, STARTED, "processing")
+                row = transaction.connection.execute(START.statement, names).one_or_none()
+                if row is None:
+                    return SkippedUpload(upload_id, "its batch was cancelled or given up meanwhile")
+                for message, user_id in _begun(row):
+                    transaction.note(message, user_id)
         return StartedUpload(Claim(upload_id, run_id, row.claim), row)
 
     def store_thumbnail(self, claim: Claim, path: str, seconds: Mapping[str, float]) -> None:
@@ -239,19 +249,33 @@ class UploadStates:
 
         Without a vector, the one that is stored stays.
         """
-        parameters: dict[str, Any] = {"seconds": dict(seconds)}
-        statement = COMPLETE
+        names = {**_names(claim), "seconds": dict(seconds)}
+        within, whole = COMPLETE_WITHIN, COMPLETE
         if embedding is not None:
-            statement = COMPLETE_WITH_VECTOR
-            parameters |= {"vector": list(embedding), "model": model}
+            within, whole = COMPLETE_WITHIN_WITH_VECTOR, COMPLETE_WITH_VECTOR
+            names |= {"vector": list(embedding), "model": model}
+        tell = self._publisher.counters_are_due(claim.run_id)
+
+        def messages(row: AnyRow) -> Iterator[Addressed]:
+            yield file_progress(row, ENDED_WELL, "completed"), row.user_id
+            progress = _counted(row)
+            if tell and progress:
+                yield progress, progress.user_id
+
+        row = self._publisher.execute(within, {**names, "tell": tell}, messages)
+        if row is not None:
+            progress = _counted(row)
+            if progress and not tell:
+                self._publisher.left_out(progress.batch_id)
+            return progress
+        # It may be the last of its batch, or it is no longer ours.
         with self._publisher.transaction() as transaction:
-            row = _written(transaction.connection, claim, statement, parameters)
+            row = _written(transaction.connection, claim, whole, names)
             announce_file(transaction, row, ENDED_WELL, "completed")
-            counted = row[len(ANNOUNCED) :]
-            if counted[0] is None:
-                return None
-            progress = settled(transaction.connection, BatchProgress(*counted))
-            transaction.announce(progress, progress.user_id)
+            progress = _counted(row)
+            if progress:
+                progress = settled(transaction.connection, progress)
+                transaction.announce(progress, progress.user_id)
         return progress
 
     def fail(self, claim: Claim, error: KindedError) -> BatchProgress | None:
@@ -279,7 +303,8 @@ class UploadStates:
         Until then the upload is reserved as it was before, so that its heartbeat is renewed.
         """
         waiting = held_update(processing_status=UploadStatus.PENDING, deaths=0, **noted(error))
-        self._advance(claim, None, waiting)
+        with self._publisher.transaction() as transaction:
+            _written(transaction.connection, claim, waiting)
 
     def release(
         self,
@@ -443,15 +468,27 @@ class UploadStates:
         return None
 
     def _advance(
-        self, claim: Claim, percentage: int | None, statement: Update, **parameters: Any
+        self, claim: Claim, percentage: int, statement: LoneStatement, **parameters: Any
     ) -> None:
-        if percentage is None or not self._publisher.stage_is_due(claim.run_id):
-            with self._publisher.statement() as connection:
-                _written(connection, claim, statement, parameters)
-            return
-        with self._publisher.transaction() as transaction:
-            row = _written(transaction.connection, claim, statement, parameters)
-            transaction.send(file_progress(row, percentage, "processing"), row.user_id)
+        tell = self._publisher.stage_is_due(claim.run_id)
+
+        def messages(row: AnyRow) -> Iterator[Addressed]:
+            if tell:
+                yield file_progress(row, percentage, "processing"), row.user_id
+
+        names = {**_names(claim), "tell": tell, **parameters}
+        if self._publisher.execute(statement, names, messages) is None:
+            raise _lost(claim)
+
+
+def _begun(row: AnyRow) -> Iterator[Addressed]:
+    yield file_progress(row, BEGUN, "processing"), row.user_id
+
+
+def _counted(row: AnyRow) -> BatchProgress | None:
+    """Read the counters that follow the columns `ANNOUNCED`."""
+    counters = row[len(ANNOUNCED) : len(ANNOUNCED) + len(PROGRESS)]
+    return None if counters[0] is None else BatchProgress(*counters)
 
 
 def _written(
@@ -463,8 +500,12 @@ def _written(
     """Execute a `held_update`; refused if the claim is no longer the newest."""
     row = connection.execute(statement, {**_names(claim), **parameters}).one_or_none()
     if row is None:
-        raise ClaimLostError(f"upload {claim.upload_id} is no longer held by {claim.run_id}")
+        raise _lost(claim)
     return row
+
+
+def _lost(claim: Claim) -> ClaimLostError:
+    return ClaimLostError(f"upload {claim.upload_id} is no longer held by {claim.run_id}")
 
 
 def _held(claim: Claim) -> Any:

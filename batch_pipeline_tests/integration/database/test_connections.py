@@ -5,14 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import bindparam, make_url, select, text, update
 
 from batch_pipeline.database import session
 from batch_pipeline.database.connection_budget import DAGSTER_POOL, connection_limit
+from batch_pipeline.database.lone_statements import LoneStatement
+from batch_pipeline.database.models import Upload
 from batch_pipeline.database.session import connect
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.orchestration.instance_storage import PipelineInstanceStorage
 from batch_pipeline.testing.databases import DatabaseServer
+from batch_pipeline.testing.records import add_batch
 
 DEADLINE = 30
 THREADS = 40
@@ -104,15 +107,47 @@ def test_a_connection_that_is_cut_in_use_is_an_outage_once(database, server_url,
     assert [one(database) for _ in range(3)] == [1, 1, 1]
 
 
-def test_a_statement_of_its_own_is_stored_without_a_commit(database, settings):
-    with database.statement() as connection:
-        connection.execute(text("CREATE TABLE kept AS SELECT 1 AS number"))
+def renamed(number: int) -> tuple[LoneStatement, dict]:
+    statement = update(Upload).values(filename=bindparam("name")).returning(Upload.filename)
+    return LoneStatement(statement), {"name": f"{number}.jpg"}
+
+
+def names_as_others_see_them(settings):
     other = connect(settings)
     with other.transaction() as connection:
-        assert connection.scalar(text("SELECT number FROM kept")) == 1
+        names = connection.scalars(select(Upload.filename)).all()
     other.close()
+    return names
+
+
+def test_a_statement_of_its_own_is_stored_without_a_commit(database, settings):
+    add_batch(database, 1)
+    assert database.execute(*renamed(1)).filename == "1.jpg"
+    assert names_as_others_see_them(settings) == ["1.jpg"]
     with database.transaction() as connection:  # the same connection, in a transaction again
-        connection.execute(text("UPDATE kept SET number = 2"))
+        connection.execute(update(Upload).values(filename="2.jpg"))
         connection.rollback()
-    with database.statement() as connection:
-        assert connection.scalar(text("SELECT number FROM kept")) == 1
+    assert names_as_others_see_them(settings) == ["1.jpg"]
+
+
+def test_a_statement_of_its_own_that_is_cut_off_is_an_outage_for_nobody_else(
+    database, settings, server_url, database_url
+):
+    add_batch(database, 1)
+    with database.transaction(), database.transaction():  # two connections in the pool
+        pass
+    cut_connections(server_url, database_url)
+    with pytest.raises(ServiceDownError, match="the database does not answer"):
+        database.execute(*renamed(1))
+    # The other connection was used just now; it is asked all the same.
+    assert [database.execute(*renamed(2)).filename for _ in range(3)] == ["2.jpg"] * 3
+    assert one(database) == 1
+
+
+def test_a_statement_of_its_own_that_is_refused_leaves_a_connection_that_works(database):
+    add_batch(database, 1)
+    statement, _ = renamed(1)
+    with pytest.raises(psycopg.errors.NotNullViolation):
+        database.execute(statement, {"name": None})
+    with database.transaction(), database.transaction():
+        assert database.execute(*renamed(2)).filename == "2.jpg"

@@ -3,11 +3,14 @@
 import json
 import time
 from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import redis
+from sqlalchemy import update
 
+from batch_pipeline.database.models import Upload
 from batch_pipeline.services.batch_progress import CHANNEL, FileProgress, ProgressPublisher
 from batch_pipeline.services.upload_states import StartedUpload
 from batch_pipeline.testing.listening import messages_until_now
@@ -63,6 +66,43 @@ def test_the_same_messages_reach_redis_on_the_channels_of_batch_and_user(
         "progress_percentage": 0,
         "status": "processing",
     }
+
+
+def test_statements_say_on_postgresql_what_is_repeated_on_redis(
+    redis_url, database_url, change, open_pipeline
+):
+    """The one is composed in SQL, the other in Python; the last of a batch is Python's twice."""
+    names = [
+        "plain.jpg",
+        'a "quoted" \\ back\nslash.jpg',
+        "\u202eodd \U0001f600\x01.jpg",
+        "n" * 300,
+    ]
+    pipeline = open_pipeline(change(redis_url=redis_url))
+    states = pipeline.states
+    batch_id = add_batch(pipeline.database, len(names))
+    with pipeline.database.transaction() as connection:
+        for row, name in zip(upload_rows(pipeline.database, batch_id), names, strict=True):
+            connection.execute(update(Upload).where(Upload.id == row.id).values(filename=name))
+    with (
+        psycopg.connect(database_url, autocommit=True) as listener,
+        redis.Redis.from_url(redis_url) as client,
+        client.pubsub() as subscription,
+    ):
+        listener.execute(f"LISTEN {CHANNEL}")
+        subscription.subscribe(f"batch_progress:{batch_id}")
+        subscription.get_message(timeout=DEADLINE)
+        for upload in states.load_batch(batch_id, "run", limit=len(names)).reserved:
+            claim = states.start(upload.id, "run").claim
+            states.store_thumbnail(claim, "thumb_256.jpg", {})
+            states.complete(claim, seconds={})
+        on_postgresql = [json.loads(body) for body in messages_until_now(listener)]
+        on_redis = [body for _, body in drain(subscription, len(on_postgresql))]
+    assert len(on_postgresql) == 1 + 4 * len(names)
+    for one, other in zip(on_postgresql, on_redis, strict=True):
+        moments = [datetime.fromisoformat(body.pop("timestamp")) for body in (one, other)]
+        assert abs(moments[1] - moments[0]) < timedelta(seconds=DEADLINE)
+        assert one == other
 
 
 def test_a_redis_that_hangs_keeps_nobody_waiting_for_each_message(
