@@ -10,6 +10,7 @@ run, the events of a step are the same and in the same order.
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -39,9 +40,10 @@ from dagster._core.execution.step_dependency_config import (
 from dagster._core.execution.tags import get_tag_concurrency_limits_config
 from dagster._core.executor.base import Executor
 from dagster._core.executor.init import InitExecutorContext
+from dagster._core.storage.tags import GLOBAL_CONCURRENCY_TAG, PRIORITY_TAG
 from dagster._utils.error import serializable_error_info_from_exc_info
 
-from batch_pipeline.executor.step_threads import POLL_SECONDS, StepThreads
+from batch_pipeline.executor.step_threads import POLL_SECONDS, StepThreads, StepWork
 from batch_pipeline.executor.thread_safety import thread_safe_context
 from batch_pipeline.executor.turns import Turns
 
@@ -56,8 +58,8 @@ class StepsCanNeverRunError(dg.DagsterError):
     """
 
 
-def threaded_config(*, max_working: int = 0) -> dg.Field:
-    """Schema of the executor's config, with a default for ``max_working``."""
+def threaded_config(*, max_working: int = 0, return_events: bool = True) -> dg.Field:
+    """Schema of the executor's config, with defaults for what a run worker may set otherwise."""
     return dg.Field(
         {
             "max_concurrent": dg.Field(
@@ -70,6 +72,13 @@ def threaded_config(*, max_working: int = 0) -> dg.Field:
                 default_value=max_working,
                 description="How many of them work at a time, apart from those that wait inside "
                 "`others_may_work()`; 0: all of them.",
+            ),
+            "return_events": dg.Field(
+                dg.Bool,
+                default_value=return_events,
+                description="Hand the events of all steps to whoever executes the run, as "
+                "`execute_job` returns them. A run worker reads only those of failed steps, but "
+                "keeps all it is handed in its memory.",
             ),
             "tag_concurrency_limits": get_tag_concurrency_limits_config(),  # type: ignore[no-untyped-call]
             "retries": get_retries_config(),  # type: ignore[no-untyped-call]
@@ -96,6 +105,7 @@ def threaded_executor(context: InitExecutorContext) -> "ThreadedExecutor":
     return ThreadedExecutor(
         max_concurrent=config["max_concurrent"],
         max_working=config["max_working"],
+        return_events=config["return_events"],
         retries=RetryMode.from_config(config["retries"]) or RetryMode.ENABLED,
         tag_concurrency_limits=config.get("tag_concurrency_limits"),
         step_dependency_config=StepDependencyConfig.from_config(
@@ -113,8 +123,10 @@ class ThreadedExecutor(Executor):
 
     def __init__(
         self,
+        *,
         max_concurrent: int = 4,
         max_working: int = 0,
+        return_events: bool = True,
         retries: RetryMode = RetryMode.ENABLED,
         tag_concurrency_limits: list[dict[str, Any]] | None = None,
         step_dependency_config: StepDependencyConfig | None = None,
@@ -129,6 +141,7 @@ class ThreadedExecutor(Executor):
             )
         self._max_concurrent = max_concurrent
         self._max_working = max_working
+        self._return_events = return_events
         self._retries = retries
         self._tag_concurrency_limits = tag_concurrency_limits
         self._step_dependency_config = step_dependency_config or StepDependencyConfig.default()
@@ -189,9 +202,29 @@ class ThreadedExecutor(Executor):
                     step_dependency_config=self._step_dependency_config,
                 ) as active,
             ):
-                turns = Turns(self._max_working)
-                yield from _Loop(context, pools, active, self._max_concurrent, turns).run()
+                loop = _Loop(
+                    context,
+                    pools,
+                    active,
+                    max_concurrent=self._max_concurrent,
+                    ahead=self._steps_ahead(execution_plan),
+                    turns=Turns(self._max_working),
+                    return_events=self._return_events,
+                )
+                yield from loop.run()
             yield from _end_log_capture(job_context, log_capture)
+
+    def _steps_ahead(self, plan: ExecutionPlan) -> int:
+        """Say how many steps may be asked for before they can be started.
+
+        None where that would make a difference: a step that is asked for counts against limits, and
+        is no longer overtaken by one of a higher priority.
+        """
+        in_order = {GLOBAL_CONCURRENCY_TAG, PRIORITY_TAG}
+        asked_in_order = self._tag_concurrency_limits or any(
+            step.pool or in_order & (step.tags or {}).keys() for step in plan.steps
+        )
+        return 0 if asked_in_order else self._max_concurrent
 
 
 class _Loop:
@@ -202,13 +235,19 @@ class _Loop:
         context: PlanExecutionContext,
         pools: InstanceConcurrencyContext,
         active: ActiveExecution,
+        *,
         max_concurrent: int,
+        ahead: int,
         turns: Turns,
+        return_events: bool,
     ) -> None:
         self._context = context
         self._pools = pools
         self._active = active
         self._max_concurrent = max_concurrent
+        self._ahead = ahead
+        self._return_events = return_events
+        self._ready: deque[tuple[str, StepWork]] = deque()
         self._interrupt = threading.Event()
         self._threads = StepThreads(self._interrupt, turns)
         self._interrupted = False
@@ -226,16 +265,15 @@ class _Loop:
             while True:
                 yield from self._check_for_interrupts()
                 if not self._interrupt.is_set():
-                    yield from self._active.plan_events_iterator(self._context)
-                    self._start_steps()
-                    yield from self._active.concurrency_event_iterator(self._context)
+                    yield from self._start_steps()
                 if not threads.in_flight:
                     if self._interrupt.is_set() or self._active.is_complete:
                         break
                     self._check_that_steps_can_run()
                 for report in threads.reports(timeout=self._patience()):
                     for event in report.events:
-                        yield event
+                        if self._return_events or event.is_step_failure:
+                            yield event
                         self._active.handle_event(event)
                     if report.ended:
                         self._active.verify_complete(self._context, report.step_key)
@@ -267,15 +305,23 @@ class _Loop:
             EngineEventData.interrupted(self._threads.in_flight),
         )
 
-    def _start_steps(self) -> None:
+    def _start_steps(self) -> Iterator[DagsterEvent]:
         free = self._max_concurrent - len(self._threads.in_flight)
-        # Asking costs about 2 µs per ready step, whether or not one can be started.
-        steps = self._active.get_steps_to_execute(limit=free) if free else []
-        if steps:
-            known_state = self._active.get_known_state()
-            for step in steps:
-                work = partial(_step_events, self._context, step, known_state)
-                self._threads.start(step.key, work)
+        if free > len(self._ready):
+            # The state machine looks at all ready steps, and at all that have ended, whenever it is
+            # asked: 2 ms in a run of 1,200 steps.
+            yield from self._active.plan_events_iterator(self._context)
+            wanted = free + self._ahead - len(self._ready)
+            if steps := self._active.get_steps_to_execute(limit=wanted):
+                known_state = self._active.get_known_state()
+                self._ready += [
+                    (step.key, partial(_step_events, self._context, step, known_state))
+                    for step in steps
+                ]
+            yield from self._active.concurrency_event_iterator(self._context)
+        while free and self._ready:
+            self._threads.start(*self._ready.popleft())
+            free -= 1
 
     def _check_that_steps_can_run(self) -> None:
         """Raise if nothing is in flight and nothing will ever be."""

@@ -70,7 +70,7 @@ def build_executor(settings: Settings) -> dg.ExecutorDefinition:
     if settings.celery_broker_url:
         _check_that_celery_is_installed("BATCH_PIPELINE_CELERY_BROKER_URL is set")
     offered = {
-        "threaded": threaded_config(max_working=MAX_WORKING),
+        "threaded": threaded_config(max_working=MAX_WORKING, return_events=False),
         "multiprocess": MULTI_PROC_CONFIG,
         "in_process": IN_PROC_CONFIG,
         "celery": CELERY_CONFIG,

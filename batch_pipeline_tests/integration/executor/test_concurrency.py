@@ -1,11 +1,12 @@
 """How many steps run at a time: as many as allowed, never more."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.execution.plan.active import ActiveExecution
 
 from batch_pipeline.executor import threaded_executor
 from batch_pipeline_tests.integration.executor.running import DEADLINE, run_job
@@ -111,3 +112,35 @@ def test_a_higher_priority_starts_first() -> None:
 
     run_job(job)
     assert order == ["p3", "p2", "p1"]
+
+
+def test_the_state_machine_is_asked_for_a_round_of_steps_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It looks at all steps each time: asked for each of them, that grows with the square."""
+    asked: list[int] = []
+    ask = ActiveExecution.get_steps_to_execute
+
+    def count(active: ActiveExecution, limit: int) -> Sequence[Any]:
+        steps = ask(active, limit)
+        asked.append(len(steps))
+        return steps
+
+    monkeypatch.setattr(ActiveExecution, "get_steps_to_execute", count)
+
+    @dg.op(out=dg.DynamicOut(int))
+    def many() -> Iterator[dg.DynamicOutput[int]]:
+        for number in range(80):
+            yield dg.DynamicOutput(number, mapping_key=str(number))
+
+    @dg.op
+    def step(number: int) -> None:
+        pass
+
+    @dg.job(executor_def=threaded_executor.configured({"max_concurrent": 8}))
+    def job() -> None:
+        many().map(step)
+
+    assert run_job(job).status == dg.DagsterRunStatus.SUCCESS
+    assert sum(asked) == 81
+    assert len([steps for steps in asked if steps]) <= 1 + 80 / 8

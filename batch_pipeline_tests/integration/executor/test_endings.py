@@ -1,13 +1,22 @@
 """Runs end, whatever happens in a thread and whatever the plan."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
 
 from batch_pipeline.executor import interrupt_event, interrupt_requested, threaded_executor
-from batch_pipeline_tests.integration.executor.running import DEADLINE, run_job, shared_instance
+from batch_pipeline_tests.integration.executor.running import (
+    DEADLINE,
+    QUIET,
+    outcome_of,
+    run_job,
+    shared_instance,
+)
 
 
 @dg.op(out=dg.DynamicOut(int))
@@ -95,6 +104,28 @@ def test_the_first_error_is_raised_to_a_caller_who_wants_errors() -> None:
 
     with pytest.raises(ValueError, match="mine"):
         run_job(job, raise_on_error=True)
+
+
+@pytest.mark.parametrize("return_events", [True, False])
+def test_events_of_steps_are_logged_whether_or_not_they_are_returned(return_events: bool) -> None:
+    @dg.op
+    def fails() -> None:
+        raise ValueError("mine")
+
+    @dg.job(executor_def=threaded_executor.configured({"return_events": return_events}))
+    def job() -> None:
+        fan_out().map(only_even)
+        fails()
+
+    instance = shared_instance()
+    run = instance.create_run_for_job(job, run_config=QUIET)
+    returned = execute_run(InMemoryJob(job), run, instance)
+    kinds = Counter(event.event_type_value for event in returned.all_events if event.step_key)
+    outcome = outcome_of(instance, run.run_id)
+    logged = Counter(kind for key in outcome.steps for kind in outcome.kinds(key))
+    assert logged["STEP_SUCCESS"] == 5
+    assert kinds == (logged if return_events else {"STEP_FAILURE": 1})
+    assert "Steps failed: ['fails']" in outcome.failure
 
 
 def test_no_thread_is_left_when_a_run_has_ended() -> None:
