@@ -60,15 +60,20 @@ def hash_text(text: str, dimensions: int) -> NDArray[np.float64]:
     Returns:
         Shape ``(dimensions,)``, finite, of Euclidean length 1.
     """
-    vector = np.zeros(dimensions)
     words = _words(text)
+    slots: list[NDArray[np.intp]] = [np.zeros(1, dtype=np.intp)]
+    values: list[NDArray[np.float64]] = [np.zeros(1)]
     for word, count in Counter(words).items():
-        slots, values = _word_features(word, dimensions)
-        np.add.at(vector, slots, _weight(word) * _damped(count) * values)
+        word_slots, word_values = _word_features(word, dimensions)
+        slots.append(word_slots)
+        values.append(_weight(word) * _damped(count) * word_values)
     for (first, second), count in Counter(pairwise(words)).items():
         if _weight(first) == _weight(second) == 1.0:
             slot, sign = _hash(f"p:{first} {second}", dimensions)
-            vector[slot] += sign * PAIR_WEIGHT * _damped(count)
+            slots.append(np.array([slot], dtype=np.intp))
+            values.append(np.array([sign * PAIR_WEIGHT * _damped(count)]))
+    vector = np.zeros(dimensions)
+    vector += np.bincount(np.concatenate(slots), np.concatenate(values), minlength=dimensions)
     length = float(np.linalg.norm(vector))
     # Opposite signs may cancel to rounding errors when there are very few dimensions.
     if length < 1e-9:
@@ -93,7 +98,8 @@ def _damped(count: int) -> float:
 def _words(text: str) -> list[str]:
     """Split into runs of letters, digits and marks, without case and in one normal form."""
     normal = unicodedata.normalize("NFKC", text).casefold()
-    runs = "".join(c if _is_word_character(c) else " " for c in normal).split()
+    between = {c for c in set(normal) if not _is_word_character(c)}
+    runs = normal.translate(dict.fromkeys(map(ord, between), " ")).split()
     return [piece for run in runs for piece in _PIECES.findall(run)]
 
 

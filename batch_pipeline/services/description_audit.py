@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import eq
 
 FULL_SCORE = 100
 #: A text with this score or a better one is stored.
@@ -80,11 +81,12 @@ def audit(text: str) -> AuditResult:
 
 def _penalties(text: str) -> Iterator[Penalty]:
     words = _words(text)
+    characters = Counter(text)
     yield from _control_tokens(text)
     yield from _length(text)
     yield from _repetition(text, words)
-    yield from _symbols(text)
-    yield from _soup(text, words)
+    yield from _symbols(characters)
+    yield from _soup(characters, words)
     yield from _structure(text, words)
 
 
@@ -110,7 +112,8 @@ _UNSPACED_LOOP = re.compile(
 
 def _words(text: str) -> list[str]:
     """Words as they stand (case kept); in scripts without spaces, pieces of a word's length."""
-    spaced = "".join(c if _kind(c) in "LMN" or c in _APOSTROPHES else " " for c in text)
+    between = {c for c in set(text) if _kind(c) not in "LMN" and c not in _APOSTROPHES}
+    spaced = text.translate(dict.fromkeys(map(ord, between), " "))
     words: list[str] = []
     for run in _RUNS.finditer(spaced):
         if run["spaced"]:
@@ -185,7 +188,10 @@ def _repetition(text: str, words: list[str]) -> Iterator[Penalty]:
         return
     # A model that has begun to loop does not stop again: the end of the text is enough.
     end = folded[-2000:]
-    for length in range(2, _LONGEST_PHRASE + 1):
+    # Four times in a row: the words of a phrase are frequent, and it has a quarter of all at most.
+    if max(Counter(end).values(), default=0) < REPEATS_IN_A_ROW:
+        return
+    for length in range(2, min(_LONGEST_PHRASE, len(end) // REPEATS_IN_A_ROW) + 1):
         if repeated := _repeated(end, length):
             yield Penalty(
                 "repeated_phrase",
@@ -197,16 +203,20 @@ def _repetition(text: str, words: list[str]) -> Iterator[Penalty]:
 
 def _repeated(words: list[str], length: int) -> str:
     """Return the first phrase of `length` words that stands 4 times in a row, or nothing."""
+    wanted = length * (REPEATS_IN_A_ROW - 1)
+    if sum(map(eq, words, words[length:])) < wanted:
+        return ""
     same = 0
     for i in range(length, len(words)):
         same = same + 1 if words[i] == words[i - length] else 0
-        if same == length * (REPEATS_IN_A_ROW - 1):
+        if same == wanted:
             return " ".join(words[i - length + 1 : i + 1])
     return ""
 
 
-def _symbols(text: str) -> Iterator[Penalty]:
-    share = sum(_kind(c) not in "LMZ" for c in text) / len(text)
+def _symbols(characters: Counter[str]) -> Iterator[Penalty]:
+    symbols = sum(count for c, count in characters.items() if _kind(c) not in "LMZ")
+    share = symbols / characters.total()
     if share > MOST_SYMBOLS:
         yield Penalty(
             "symbols",
@@ -230,9 +240,10 @@ _ODD_CASE = re.compile(r"[a-z][A-Z]+[a-z]+[A-Z]|\d[a-zA-Z]+\d+[a-zA-Z]|[a-z]\d+[
 _ONE_SOUND = re.compile(r"sch|s[hz]|c[hkz]|t[hsz]|p[fh]|n[gk]|[gkrw]h|dz|rz|l[lj]|([a-z])\1")
 
 
-def _soup(text: str, words: list[str]) -> Iterator[Penalty]:
-    visible = [_kind(c) for c in text if not c.isspace()]
-    readable = sum(kind in "LM" for kind in visible) / len(visible)
+def _soup(characters: Counter[str], words: list[str]) -> Iterator[Penalty]:
+    visible = {c: count for c, count in characters.items() if not c.isspace()}
+    in_words = sum(count for c, count in visible.items() if _kind(c) in "LM")
+    readable = in_words / sum(visible.values())
     if readable < _LEAST_LETTERS:
         yield Penalty(
             "character_soup",
@@ -252,7 +263,10 @@ def _soup(text: str, words: list[str]) -> Iterator[Penalty]:
             f"such as “{odd[0][:20]}”.",
         )
         return
-    scripts = Counter(_script(c) for word in words for c in word if _kind(c) == "L")
+    scripts: Counter[str] = Counter()
+    for c, count in Counter("".join(words)).items():
+        if _kind(c) == "L":
+            scripts[_script(c)] += count
     frequent = [script for script, count in scripts.items() if count >= 0.05 * letters]
     if len(frequent) >= _SCRIPTS_AT_ONCE:
         yield Penalty(
