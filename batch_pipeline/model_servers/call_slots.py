@@ -17,7 +17,7 @@ from batch_pipeline.errors import ClaimLostError, ServiceDownError
 from batch_pipeline.model_servers.base import CancelledCheck
 
 #: How often a waiting caller asks whether its call is still wanted.
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.5
 
 
 @dataclass

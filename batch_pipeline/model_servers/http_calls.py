@@ -40,7 +40,7 @@ Answer = TypeVar("Answer")
 Call = Callable[[], Coroutine[Any, Any, Answer]]
 
 #: How often a waiting caller asks whether its call is still wanted.
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.5
 #: Tries to reach the server within one call; a restart of a server behind a proxy takes less.
 _CONNECTION_TRIES = 3
 _CONNECTION_WAIT_SECONDS = 0.3
