@@ -244,6 +244,8 @@ class Upload(Base):
             "embedding_local",
             postgresql_using="hnsw",
             postgresql_ops={"embedding_local": "vector_cosine_ops"},
+            # Migration 0004 says why these, `services/search.py` what makes up for them.
+            postgresql_with={"m": 12, "ef_construction": 48},
         ),
     )
 

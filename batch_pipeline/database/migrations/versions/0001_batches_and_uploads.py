@@ -169,6 +169,7 @@ _INDEXES: dict[str, dict[str, tuple[list[Any], dict[str, Any]]]] = {
             {
                 "postgresql_using": "hnsw",
                 "postgresql_ops": {"embedding_local": "vector_cosine_ops"},
+                "postgresql_with": {"m": 12, "ef_construction": 48},  # see migration 0004
             },
         ),
     },
