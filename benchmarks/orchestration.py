@@ -6,8 +6,9 @@
 
 Every contender works the same batch of tiny pictures (32 x 24 pixels: decoding is not what is
 measured) with the same scripted model server over HTTP, and makes the same row changes on
-PostgreSQL. `pipeline` is `process_batch` as it is, in a run worker of its own: it also decodes,
-makes and stores the thumbnail, audits, keeps two checkpoints more, renews heartbeats. The peers do
+PostgreSQL. `pipeline` is `process_batch` as it is, in a run worker of its own, `pipeline-two` in
+two that share the batch: it also decodes, makes and stores the thumbnail, audits, keeps two
+checkpoints more, renews heartbeats. The peers do
 less (`peers/work.py`), and each notes the end of every upload in its own place and idiom.
 
 Overhead: no model latency. Wall time from the start of the run (or the flow, the queue, the worker)
@@ -65,6 +66,7 @@ class Contender:
         needs: module that must be there, of the extra `benchmarks`.
         environment: virtual environment of its own, by name.
         in_flight: the most that it can have, whatever it is told.
+        workers: processes that share the batch, each with its part of what is in flight.
         under_load: saturation is measured too.
     """
 
@@ -78,6 +80,7 @@ class Contender:
     needs: str = ""
     environment: str = ""
     in_flight: int | None = None
+    workers: int = 1
     under_load: bool = True
 
     @property
@@ -101,6 +104,7 @@ EVENTS = "step events"
 FORKSERVER = {"start_method": {"forkserver": {"preload_modules": ["batch_pipeline.definitions"]}}}
 CONTENDERS = (
     Contender("pipeline", "this pipeline", STEPS),
+    Contender("pipeline-two", "this pipeline, two run workers", STEPS, workers=2),
     Contender(
         "pipeline-in-process",
         "this job, Dagster's in-process executor",
@@ -239,13 +243,13 @@ def measure(
             ollama_host=server.ollama_url,
             vision_model=MODEL,
             max_vision_calls=slots,
-            max_concurrent_uploads=threads,
-            uploads_per_run=uploads,
+            max_concurrent_uploads=math.ceil(threads / contender.workers),
+            uploads_per_run=math.ceil(uploads / contender.workers),
         ) as scene,
     ):
         batch_id = scene.add_batch(tiny_pictures(uploads))
-        with command(contender, scene, str(batch_id), server.ollama_url, threads) as words:
-            figures = run(words, contender, scene, stand.server_pid)
+        with commands(contender, scene, str(batch_id), server.ollama_url, threads) as started:
+            figures = run(started, contender, scene, stand.server_pid)
         done, calls = scene.completed(), len(server.calls_of("vision"))
         assert (done, calls) == (uploads, uploads), f"{name}: {done} done, {calls} calls"
     recorded = figures.pop("recorded", 0)
@@ -254,9 +258,9 @@ def measure(
 
 
 @contextlib.contextmanager
-def command(
+def commands(
     contender: Contender, scene: Scene, batch_id: str, model_url: str, threads: int
-) -> Iterator[list[str]]:
+) -> Iterator[list[list[str]]]:
     """What to start, and the environment for it."""
     if contender.script:
         assignment = {
@@ -271,36 +275,62 @@ def command(
             "variant": contender.variant,
         }
         os.environ["BENCHMARK_ASSIGNMENT"] = json.dumps(assignment)
-        yield [str(HERE / "peers" / contender.script)]
+        yield [[str(HERE / "peers" / contender.script)]]
         return
     with dg.DagsterInstance.get() as instance:
-        [run_id] = Dispatcher(scene.pipeline, instance).tick(contender.execution)
-        yield ["-m", "tools.run_worker", run_id]
+        run_ids = Dispatcher(scene.pipeline, instance).tick(contender.execution)
+        assert len(run_ids) == contender.workers, run_ids
+        yield [["-m", "tools.run_worker", run_id, "--at-a-word"] for run_id in run_ids]
 
 
-def run(words: list[str], contender: Contender, scene: Scene, server_pid: int) -> dict[str, float]:
-    """Start a process and read the figures that it prints at its end."""
+def run(
+    commands_: list[list[str]], contender: Contender, scene: Scene, server_pid: int
+) -> dict[str, float]:
+    """Start processes, and read the figures that each prints at its end."""
     log_file = scene.folder / "contender.log"
     path = os.pathsep.join(map(str, (HERE, HERE / "peers")))
+    processes: list[subprocess.Popen[str]] = []
     with log_file.open("wb") as errors:
-        process = subprocess.Popen(
-            [str(contender.python), "-W", "ignore", *words],
-            env=os.environ | {"PYTHONPATH": path, SERVER_PID_VARIABLE: str(server_pid)},
-            cwd=scene.folder,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            start_new_session=True,
-        )
+        for words in commands_:
+            process = subprocess.Popen(
+                [str(contender.python), "-W", "ignore", *words],
+                env=os.environ | {"PYTHONPATH": path, SERVER_PID_VARIABLE: str(server_pid)},
+                cwd=scene.folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+            processes.append(process)
+    found: list[dict[str, float]] = []
     try:
-        printed, _ = process.communicate(timeout=PATIENCE)
+        if not contender.script:
+            for process in processes:
+                assert process.stdout
+                process.stdout.readline()  # it is ready
+        for process in processes:
+            assert process.stdin
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
+            printed, _ = process.communicate(timeout=PATIENCE)
+            lines = printed.splitlines()
+            if process.returncode or not lines:
+                raise RuntimeError(f"{contender.name} failed:\n{log_file.read_text()[-3000:]}")
+            found.append(json.loads(lines[-1]))
     finally:
-        with contextlib.suppress(ProcessLookupError):  # whatever it has left behind
-            os.killpg(process.pid, signal.SIGKILL)
-    lines = printed.splitlines()
-    if process.returncode or not lines:
-        raise RuntimeError(f"{contender.name} failed:\n{log_file.read_text()[-3000:]}")
-    figures: dict[str, float] = json.loads(lines[-1])
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):  # whatever it has left behind
+                os.killpg(process.pid, signal.SIGKILL)
+    figures = {
+        # Those that begin together: the last one to end says how long all took, and what the
+        # database did meanwhile.
+        "seconds": max(one["seconds"] for one in found),
+        "cpu_seconds": sum(one["cpu_seconds"] for one in found),
+        "database_cpu_seconds": max(one["database_cpu_seconds"] for one in found),
+        "recorded": sum(one.get("recorded", 0) for one in found),
+    }
     if not contender.script:
         figures["recorded"] = recorded_steps(scene)
     return figures
@@ -424,12 +454,18 @@ def targets(overheads: list[Figure], saturations: list[Figure]) -> list[Target]:
     for name, what in (("prefect", "less than Prefect 3"), ("dbos", "less than the DBOS queue")):
         if name in cost:
             found.append(Target(f"overhead {what}", round(cost[name], 2), ours, unit=" ms"))
-    for latency, slots, asked in LOADS:
-        found += [
-            Target(f"saturation, {latency:g} s and {slots} slots", asked, f.saturation, True)
-            for f in saturations
-            if (f.name, f.latency, f.slots) == ("pipeline", latency, slots)
-        ]
+    of_workers = {"pipeline": "one run worker", "pipeline-two": "two run workers"}
+    found += [
+        Target(
+            f"saturation, {latency:g} s and {slots} slots, {of_workers[figure.name]}",
+            asked,
+            figure.saturation,
+            at_least=True,
+        )
+        for latency, slots, asked in LOADS
+        for figure in saturations
+        if figure.name in of_workers and (figure.latency, figure.slots) == (latency, slots)
+    ]
     return found
 
 
