@@ -36,14 +36,15 @@ def test_markup_that_a_model_writes_is_stored_letter_by_letter(described):
 
 
 def test_markup_that_a_model_writes_is_text_in_dagster_never_markdown(described):
-    _, _, result = described
+    work, _, result = described
 
-    [event] = [
-        event
-        for event in result.all_events
-        if event.is_step_materialization and event.asset_key.to_user_string() == "upload_analysis"
+    [shown] = [
+        entry.asset_materialization
+        for entry in work.instance.all_logs(result.run_id)
+        if entry.asset_materialization
+        and entry.asset_materialization.asset_key.to_user_string() == "upload_analysis"
     ]
-    metadata = event.materialization.metadata
+    metadata = shown.metadata
     assert metadata["description"] == TextMetadataValue(OBEDIENT)
     others = {name: str(value.value) for name, value in metadata.items() if name != "description"}
     assert not [name for name, value in others.items() if "canary" in value or "<b>" in value]

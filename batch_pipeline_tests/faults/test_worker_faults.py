@@ -293,8 +293,8 @@ def test_8_re_execution_from_failure_after_a_kill_neither_hangs_nor_drops_nor_re
         dg.reconstructable(run_worker.process_batch),
         stack.instance,
         reexecution_options=dg.ReexecutionOptions.from_failure(worker.run_id, stack.instance),
-    ) as result:
-        print("re-executed:", {event.step_key for event in result.all_events if event.step_key})
+    ):
+        pass
     # What the plan of the re-executed run does not reach is pending, and goes to another run.
     stack.finish(batch_id)
     assert stack.counts(batch_id) == ("completed", 5, 0)
