@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from batch_pipeline.orchestration.run_ends import settle_failed_run, settle_term
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
+from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
+from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
@@ -289,12 +290,12 @@ def test_8_re_execution_from_failure_after_a_kill_neither_hangs_nor_drops_nor_re
     stack = open_stack()
     batch_id, worker = kill_in_upload_2_of_5(stack, model_server)
     stack.report_death(worker)
-    with dg.execute_job(
-        dg.reconstructable(run_worker.process_batch),
-        stack.instance,
-        reexecution_options=dg.ReexecutionOptions.from_failure(worker.run_id, stack.instance),
-    ):
-        pass
+    with closing(shared_pipeline(load_settings())):  # which the run takes
+        dg.execute_job(
+            dg.reconstructable(run_worker.process_batch),
+            stack.instance,
+            reexecution_options=dg.ReexecutionOptions.from_failure(worker.run_id, stack.instance),
+        )
     # What the plan of the re-executed run does not reach is pending, and goes to another run.
     stack.finish(batch_id)
     assert stack.counts(batch_id) == ("completed", 5, 0)
