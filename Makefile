@@ -44,7 +44,7 @@ test: install-dev
 # Faults with real processes and signals, outages, restarts: minutes of waiting for things to die,
 # hence more workers than cores.
 test-slow: install-dev
-	$(BIN)/pytest -n 4 --dist loadgroup -m slow $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadgroup -m slow $(ARGS)
 
 # Every fault and hostile input that docs/reliability.md promises to survive, the fast ones too.
 faults: install-dev
