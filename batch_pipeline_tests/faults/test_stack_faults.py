@@ -35,7 +35,7 @@ AT_ONCE = 2
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 OUTAGE_SECONDS = 20
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.slow, pytest.mark.lengthy, pytest.mark.xdist_group("stack")]
 
 
 @dataclass

@@ -111,7 +111,13 @@ class Listener:
 
 
 @pytest.mark.parametrize(
-    "uploads", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(400)])]
+    "uploads",
+    [
+        300,
+        pytest.param(
+            10_000, marks=[pytest.mark.slow, pytest.mark.lengthy, pytest.mark.timeout(400)]
+        ),
+    ],
 )
 def test_a_flood_is_thinned_out_and_the_last_message_says_completed(
     change, open_pipeline, database_url, redis_url, uploads
