@@ -13,8 +13,7 @@ from psycopg.rows import namedtuple_row
 from sqlalchemy import Select, Update
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-_DIALECT: Any = PGDialect_psycopg  # SQLAlchemy does not say its type
-_DIALECT = _DIALECT()
+_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 
 
 class LoneStatement:

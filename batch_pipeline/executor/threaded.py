@@ -309,7 +309,7 @@ class _Loop:
         free = self._max_concurrent - len(self._threads.in_flight)
         if free > len(self._ready):
             # The state machine looks at all ready steps, and at all that have ended, whenever it is
-            # asked: 2 ms in a run of 1,200 steps.
+            # asked: with 1,200 steps, asked for each of them, that took 2 ms a step.
             yield from self._active.plan_events_iterator(self._context)
             wanted = free + self._ahead - len(self._ready)
             if steps := self._active.get_steps_to_execute(limit=wanted):

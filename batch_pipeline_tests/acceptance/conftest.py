@@ -28,6 +28,7 @@ WAIT_SECONDS = 150
 TEST_SECONDS = 480
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker runs them all: the stack is started once."""
     for item in items:
