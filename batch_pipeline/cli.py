@@ -579,8 +579,11 @@ def demo(
             _print_demo_result(session, found, question, results)
         if not exit_after:
             say(f"\nSee it in Dagster: {stack.url}/runs")
-            say("\nThe stack stays up; Ctrl-C stops it. Everything is kept for the next start.")
-            _wait_for_interrupt()
+            _wait_for_interrupt(
+                lambda: say(
+                    "\nThe stack stays up; Ctrl-C stops it. Everything is kept for the next start."
+                )
+            )
             say("\nStopping …")
     if exit_after:
         say("\nStopped. To see it in Dagster: `make demo` in a terminal, or `make dev`.")
@@ -706,8 +709,10 @@ def _json_value(value: Any) -> str:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-def _wait_for_interrupt() -> None:
+def _wait_for_interrupt(announce: Callable[[], None]) -> None:
+    """Wait for Ctrl-C, which may come as soon as it is announced."""
     import contextlib  # noqa: PLC0415
 
     with contextlib.suppress(KeyboardInterrupt):
+        announce()
         signal.pause()
