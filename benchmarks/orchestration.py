@@ -8,8 +8,8 @@ Every contender works the same batch of tiny pictures (32 x 24 pixels: decoding 
 measured) with the same scripted model server over HTTP, and makes the same row changes on
 PostgreSQL. `pipeline` is `process_batch` as it is, in a run worker of its own, `pipeline-two` in
 two that share the batch: it also decodes, makes and stores the thumbnail, audits, keeps two
-checkpoints more, renews heartbeats. The peers do
-less (`peers/work.py`), and each notes the end of every upload in its own place and idiom.
+checkpoints more, renews heartbeats. The peers do less (`peers/work.py`), and each notes the end of
+every upload in its own place and idiom.
 
 Overhead: no model latency. Wall time from the start of the run (or the flow, the queue, the worker)
 to its end, set-up and collection included, starts of Python and imports excluded, divided by the
@@ -306,13 +306,7 @@ def run(
     found: list[dict[str, float]] = []
     try:
         if not contender.script:
-            for process in processes:
-                assert process.stdout
-                process.stdout.readline()  # it is ready
-        for process in processes:
-            assert process.stdin
-            process.stdin.write("go\n")
-            process.stdin.flush()
+            begin_together(processes)
         for process in processes:
             printed, _ = process.communicate(timeout=PATIENCE)
             lines = printed.splitlines()
@@ -334,6 +328,18 @@ def run(
     if not contender.script:
         figures["recorded"] = recorded_steps(scene)
     return figures
+
+
+def begin_together(run_workers: list[subprocess.Popen[str]]) -> None:
+    """Wait until all are ready, and let them begin; one that has failed says so at its end."""
+    for process in run_workers:
+        assert process.stdout
+        process.stdout.readline()
+    for process in run_workers:
+        assert process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write("go\n")
+            process.stdin.flush()
 
 
 def recorded_steps(scene: Scene) -> int:

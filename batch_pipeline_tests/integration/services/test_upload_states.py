@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -341,3 +342,64 @@ def test_an_upload_is_skipped_if_its_batch_is_cancelled_while_it_is_opened_again
     assert skipped.reason == "its batch was cancelled or given up meanwhile"
     assert upload_row(pipeline.database, upload.id).processing_status == "pending"
     assert_counters_equal_a_recount(pipeline, batch_id)
+
+
+#: What somebody else has changed, and commits while an upload's end waits for it.
+MEANWHILE = {
+    "its heartbeat was renewed": update(Upload).values(heartbeat_at=func.now()),
+    "its batch was touched": update(UploadBatch).values(updated_at=func.now()),
+    "it became the last one": update(UploadBatch).values(processed_uploads=2, failed_uploads=2),
+    "it was taken over": update(Upload).values(owner_run_id=OTHER, claim=Upload.claim + 1),
+}
+
+
+@pytest.mark.parametrize("what", MEANWHILE)
+def test_an_end_that_waits_for_somebody_else_is_counted_once_or_not_at_all(
+    pipeline, settings, what
+):
+    batch_id = add_batch(pipeline.database, 3)
+    upload, *others = upload_rows(pipeline.database, batch_id)
+    claim = started(pipeline, upload.id).claim
+    pipeline.states.load_batch(batch_id, RUN, limit=3)
+    somebody = connect(settings)
+    with ThreadPoolExecutor(1) as thread:
+        with somebody.transaction() as connection:
+            connection.execute(
+                MEANWHILE[what].where(
+                    UploadBatch.id == batch_id
+                    if MEANWHILE[what].table.name == "upload_batches"
+                    else Upload.id == upload.id
+                )
+            )
+            if what == "it became the last one":
+                connection.execute(
+                    update(Upload)
+                    .where(Upload.id.in_([other.id for other in others]))
+                    .values(processing_status="failed")
+                )
+            ending = thread.submit(complete, pipeline, claim)
+            wait_until_somebody_waits_for_a_lock(pipeline)
+        if what == "it was taken over":
+            with pytest.raises(ClaimLostError):
+                ending.result(DEADLINE)
+        else:
+            assert ending.result(DEADLINE).successful == 1
+    somebody.close()
+    taken_over = what == "it was taken over"
+    row = upload_row(pipeline.database, upload.id)
+    assert row.processing_status == ("analyzing" if taken_over else "completed")
+    assert batch_row(pipeline.database, batch_id).successful_uploads == (0 if taken_over else 1)
+    assert_counters_equal_a_recount(pipeline, batch_id)
+
+
+def wait_until_somebody_waits_for_a_lock(pipeline):
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    deadline = time.monotonic() + DEADLINE
+    with pipeline.database.engine.connect() as connection:
+        while not connection.scalar(waiting):
+            connection.rollback()
+            assert time.monotonic() < deadline, "nobody waits for a lock"
+            time.sleep(0.02)
