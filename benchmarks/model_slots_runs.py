@@ -18,12 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.execution.api import execute_run
 from PIL import Image
+from sqlalchemy import update
 
+from batch_pipeline.database.models import UploadBatch
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.batch_intake import submit
@@ -96,6 +99,8 @@ def measure(arguments: argparse.Namespace, folder: Path, server: ScriptedModelSe
         settings=pipeline.settings,
     )
     assert submission.batch_id
+    with pipeline.database.transaction() as connection:  # all runs begin at a time
+        connection.execute(update(UploadBatch).values(created_at=datetime(2000, 1, 1, tzinfo=UTC)))
     with dg.DagsterInstance.get() as instance:
         begun = time.monotonic()
         workers = launch(pipeline, instance)

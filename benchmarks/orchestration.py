@@ -247,7 +247,7 @@ def measure(
             uploads_per_run=math.ceil(uploads / contender.workers),
         ) as scene,
     ):
-        batch_id = scene.add_batch(tiny_pictures(uploads))
+        batch_id = scene.add_batch(tiny_pictures(uploads), head_start=False)
         with commands(contender, scene, str(batch_id), server.ollama_url, threads) as started:
             figures = run(started, contender, scene, stand.server_pid)
         done, calls = scene.completed(), len(server.calls_of("vision"))

@@ -4,9 +4,9 @@
     python benchmarks/scale.py --sizes 10 100 1000 --photos 0
 
 A batch of tiny pictures is written as rows, as an upload API does. What Dagster's daemon does is
-done by a plain loop, so that nothing waits for a sensor's interval: it evaluates `pending_batches`
-and starts a run worker, a process of its own, for each run that the sensor asks for, until the
-batch has ended. Slices, runs in flight, threads are the settings' defaults. The model server is
+done by a plain loop: it evaluates `pending_batches` every two seconds, and at once when a run has
+ended, and starts a run worker, a process of its own, for each run that the sensor asks for, until
+the batch has ended. Slices, runs in flight, threads are the settings' defaults. The model server is
 scripted and answers at once.
 
 Cost per upload is processor time of the run workers and of PostgreSQL from the start of each run
@@ -37,6 +37,7 @@ from tools.results import Table, Target, add_results_option, machine, report
 from tools.stand import Dispatcher, Scene, Stand, tiny_pictures
 from tools.usage import tree_cpu_seconds
 
+from batch_pipeline.orchestration.sensors import INTERVAL_SECONDS
 from batch_pipeline.testing.media import make_photo
 from batch_pipeline.testing.model_server import ScriptedModelServer
 
@@ -119,13 +120,15 @@ def drive(scene: Scene, dispatcher: Dispatcher) -> list[dict[str, float]]:
     """Start what the sensor asks for until the batch has ended; the figures of each worker."""
     ended: list[dict[str, float]] = []
     running: list[subprocess.Popen[str]] = []
-    free = True  # something ended, so that the sensor may ask for more
+    due = time.monotonic()  # the next evaluation; at once when a run has ended
     log_file = scene.folder / "workers.log"
     try:
-        while free or running:
-            if free:
+        while True:
+            if time.monotonic() >= due:
                 running += [start(run_id, log_file) for run_id in dispatcher.tick()]
-                free = False
+                due = time.monotonic() + INTERVAL_SECONDS
+            if not running:
+                return ended
             for worker in [worker for worker in running if worker.poll() is not None]:
                 assert worker.stdout
                 lines = worker.stdout.read().splitlines()
@@ -133,13 +136,12 @@ def drive(scene: Scene, dispatcher: Dispatcher) -> list[dict[str, float]]:
                     raise RuntimeError(f"a run worker failed:\n{log_file.read_text()[-3000:]}")
                 ended.append(json.loads(lines[-1]))
                 running.remove(worker)
-                free = True
+                due = time.monotonic()
             time.sleep(POLL_SECONDS)
     finally:
         for worker in running:  # only if one has failed
             worker.kill()
             worker.wait()
-    return ended
 
 
 def start(run_id: str, log_file: Path) -> subprocess.Popen[str]:

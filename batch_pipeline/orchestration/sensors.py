@@ -82,9 +82,11 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         limit = pipeline.settings.max_runs_in_flight
         chosen = choose_slices(waiting, launched=launched, in_flight=in_flight, max_in_flight=limit)
         if not chosen:
+            behind = sum(slice_.has_head_start for slice_ in waiting if slice_.key not in launched)
             return skip(
                 f"slices that wait: {len(waiting)}, {len(launched)} of them for a run that was "
-                f"launched; runs in flight: {sum(in_flight.values())} of {limit}"
+                f"launched, {behind} for the first run of their batch to begin; "
+                f"runs in flight: {sum(in_flight.values())} of {limit}"
             )
         # A run that is launched while the analyzer is down would only end at its start.
         if outage := pipeline.analyzer_outage() or _broker_outage(pipeline.settings):

@@ -15,13 +15,24 @@ from datetime import datetime
 
 from sqlalchemy import func, or_, select, text
 
-from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch, UploadStatus
+from batch_pipeline.database.models import (
+    OPEN_BATCH,
+    BatchStatus,
+    Upload,
+    UploadBatch,
+    UploadStatus,
+)
 from batch_pipeline.database.session import Database
+from batch_pipeline.services.transitions import interval
 
 NEW = "new"
 
 #: Batches looked at in one tick; the rest wait for the next one.
 MAX_BATCHES_PER_TICK = 500
+#: Until a new batch has begun, it gets one run, but only so long after it was made (seconds).
+#: Run workers that start together share the cores: with four on two cores, the first result of a
+#: large batch came after twice the time of a small one (``benchmarks/scale.py``).
+HEAD_START_SECONDS = 10.0
 
 _OPEN_SLICES = text("""
     WITH unsliced AS MATERIALIZED (
@@ -59,6 +70,8 @@ class WaitingSlice:
     reason: str
     """Why it was opened: new, retry, rescue or reprocess."""
     uploads: int
+    has_head_start: bool = False
+    """The first run of the batch is to begin before others start, see `HEAD_START_SECONDS`."""
 
     @property
     def key(self) -> str:
@@ -104,13 +117,18 @@ def waiting_slices(database: Database) -> list[WaitingSlice]:
                 Upload.slice,
                 func.min(Upload.dispatch_reason),
                 func.count(),
+                (UploadBatch.status == BatchStatus.PENDING)
+                & (UploadBatch.created_at > func.now() - interval(HEAD_START_SECONDS)),
             )
             .join(Upload, Upload.batch_id == UploadBatch.id)
             .where(UploadBatch.status.in_(OPEN_BATCH), _WAITING, Upload.slice.is_not(None))
             .group_by(UploadBatch.id, Upload.slice)
             .order_by(UploadBatch.created_at, UploadBatch.id, Upload.slice)
         ).all()
-    return [WaitingSlice(*row[:3], row[3] or 0, *row[4:]) for row in rows]
+    return [
+        WaitingSlice(batch_id, user_id, created_at, number or 0, reason, uploads, is_new)
+        for batch_id, user_id, created_at, number, reason, uploads, is_new in rows
+    ]
 
 
 def choose_slices(
@@ -124,7 +142,7 @@ def choose_slices(
 
     New work goes before retries and rescues. Within each, batches take turns, the one with the
     fewest runs in flight first and the older one on a tie, so that a batch of a thousand files does
-    not keep one of three waiting.
+    not keep one of three waiting. One that has a head start gets no second run.
 
     Args:
         waiting: every slice with uploads to take, oldest batch first.
@@ -139,7 +157,8 @@ def choose_slices(
     for slice_ in sorted(candidates, key=lambda candidate: candidate.reason != NEW):
         turn = turns[slice_.batch_id]
         turns[slice_.batch_id] += 1
-        ranked.append((slice_.reason != NEW, turn, slice_))
+        if not (turn and slice_.has_head_start):
+            ranked.append((slice_.reason != NEW, turn, slice_))
     # Sorting is stable: among equals the order of `waiting`, oldest batch first, remains.
     ranked.sort(key=lambda entry: entry[:2])
     return [slice_ for _, _, slice_ in ranked[: max(free, 0)]]

@@ -20,6 +20,7 @@ from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.demo import prepare_dagster_home
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
+from batch_pipeline.services.dispatch import HEAD_START_SECONDS
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, load_settings
 from batch_pipeline.testing.databases import DatabaseServer
@@ -42,8 +43,11 @@ class Scene:
     def storage(self) -> str:
         return self.pipeline.settings.storage_location
 
-    def add_batch(self, pictures: Iterable[bytes]) -> uuid.UUID:
-        """Store pictures and write their rows, as an upload API does."""
+    def add_batch(self, pictures: Iterable[bytes], *, head_start: bool = True) -> uuid.UUID:
+        """Store pictures and write their rows, as an upload API does.
+
+        Without a head start of its first run, the sensor asks for all runs at a time.
+        """
         batch_id, begin = uuid.uuid4(), datetime.now(UTC)
         rows = []
         for number, picture in enumerate(pictures):
@@ -63,7 +67,13 @@ class Scene:
                 }
             )
         with self.pipeline.database.transaction() as connection:
-            batch = {"id": batch_id, "user_id": USER, "total_uploads": len(rows)}
+            made_at = begin if head_start else begin - timedelta(seconds=HEAD_START_SECONDS)
+            batch = {
+                "id": batch_id,
+                "user_id": USER,
+                "total_uploads": len(rows),
+                "created_at": made_at,
+            }
             connection.execute(insert(UploadBatch).values(batch))
             connection.execute(insert(Upload), rows)
         return batch_id

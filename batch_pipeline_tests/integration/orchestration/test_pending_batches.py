@@ -2,11 +2,12 @@
 
 import dagster as dg
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import update
 
 from batch_pipeline.database.models import UploadBatch
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, RUN_KEY_TAG, SLICE_TAG
+from batch_pipeline.services.transitions import interval
 from batch_pipeline.testing.records import add_batch, upload_rows
 
 
@@ -58,6 +59,15 @@ def batches_of(result):
     return [request.tags[BATCH_TAG] for request in result.run_requests]
 
 
+def make_older(daemon, batch_id, *, seconds):
+    with daemon.pipeline.database.transaction() as connection:
+        connection.execute(
+            update(UploadBatch)
+            .where(UploadBatch.id == batch_id)
+            .values(created_at=UploadBatch.created_at - interval(seconds))
+        )
+
+
 def test_nothing_pending_is_a_skip_with_its_reason(daemon_of):
     assert daemon_of().tick().skip_message == "no upload is pending"
 
@@ -65,7 +75,9 @@ def test_nothing_pending_is_a_skip_with_its_reason(daemon_of):
 def test_a_batch_becomes_one_run_per_slice_oldest_uploads_first(daemon_of):
     daemon = daemon_of(uploads_per_run=2)
     batch_id = add_batch(daemon.pipeline.database, 5)
-    requests = daemon.tick().run_requests
+    requests = [*daemon.tick().run_requests]
+    daemon.pipeline.states.load_batch(batch_id, daemon.runs[0].run_id, slice_number=1, limit=2)
+    requests += daemon.tick().run_requests
     assert [request.run_key for request in requests] == [f"{batch_id}/{n}" for n in (1, 2, 3)]
     assert [request.tags[SLICE_TAG] for request in requests] == ["1", "2", "3"]
     assert {request.tags[REASON_TAG] for request in requests} == {"new"}
@@ -73,22 +85,39 @@ def test_a_batch_becomes_one_run_per_slice_oldest_uploads_first(daemon_of):
     assert slices == [1, 1, 2, 2, 3]
 
 
+def test_the_first_run_of_a_new_batch_has_a_head_start_until_it_has_begun(daemon_of):
+    daemon = daemon_of(uploads_per_run=2)
+    batch_id = add_batch(daemon.pipeline.database, 5)
+    assert len(daemon.tick().run_requests) == 1
+    waiting = daemon.tick()
+    assert not waiting.run_requests
+    assert waiting.skip_message == (
+        "slices that wait: 3, 1 of them for a run that was launched, 2 for the first run of their "
+        "batch to begin; runs in flight: 1 of 4"
+    )
+    daemon.pipeline.states.load_batch(batch_id, daemon.runs[0].run_id, slice_number=1, limit=2)
+    assert len(daemon.tick().run_requests) == 2
+
+
+def test_a_first_run_that_takes_long_to_begin_keeps_the_others_for_ten_seconds_only(daemon_of):
+    daemon = daemon_of(uploads_per_run=2)
+    batch_id = add_batch(daemon.pipeline.database, 5)
+    assert len(daemon.tick().run_requests) == 1
+    make_older(daemon, batch_id, seconds=11)
+    assert len(daemon.tick().run_requests) == 2
+
+
 def test_the_oldest_batch_comes_first(daemon_of):
     daemon = daemon_of()
     newer = add_batch(daemon.pipeline.database, 1)
     older = add_batch(daemon.pipeline.database, 1)
-    with daemon.pipeline.database.transaction() as connection:
-        connection.execute(
-            update(UploadBatch)
-            .where(UploadBatch.id == older)
-            .values(created_at=func.now() - func.make_interval(0, 0, 0, 1))
-        )
+    make_older(daemon, older, seconds=86400)
     assert batches_of(daemon.tick()) == [str(older), str(newer)]
 
 
 def test_a_thousand_files_do_not_keep_three_waiting(daemon_of):
     daemon = daemon_of(uploads_per_run=10, max_runs_in_flight=4)
-    large = add_batch(daemon.pipeline.database, 1000)
+    large = add_batch(daemon.pipeline.database, 1000, status="processing")
     small = add_batch(daemon.pipeline.database, 3)
     assert batches_of(daemon.tick()) == [str(large), str(small), str(large), str(large)]
 
@@ -100,7 +129,8 @@ def test_a_slice_is_never_asked_for_twice(daemon_of):
     again = daemon.tick()
     assert not again.run_requests
     assert again.skip_message == (
-        "slices that wait: 1, 1 of them for a run that was launched; runs in flight: 1 of 4"
+        "slices that wait: 1, 1 of them for a run that was launched, 0 for the first run of their "
+        "batch to begin; runs in flight: 1 of 4"
     )
 
 
@@ -139,7 +169,7 @@ def test_two_daemons_ask_for_the_same_keys_and_the_second_run_finds_nothing(daem
 
 def test_the_number_of_runs_in_flight_is_limited(daemon_of, instance):
     daemon = daemon_of(uploads_per_run=1, max_runs_in_flight=2)
-    add_batch(daemon.pipeline.database, 5)
+    add_batch(daemon.pipeline.database, 5, status="processing")
     assert len(daemon.tick().run_requests) == 2
     assert not daemon.tick().run_requests
     instance.report_run_canceled(daemon.runs[0])

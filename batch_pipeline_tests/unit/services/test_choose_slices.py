@@ -13,10 +13,10 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 IDS = [uuid.UUID(int=number) for number in range(1, 6)]
 
 
-def slices(batch, count, reason=NEW, first=1):
+def slices(batch, count, reason=NEW, first=1, has_head_start=False):
     created = NOON + timedelta(minutes=IDS.index(batch))
     return [
-        WaitingSlice(batch, uuid.UUID(int=9), created, number, reason, 10)
+        WaitingSlice(batch, uuid.UUID(int=9), created, number, reason, 10, has_head_start)
         for number in range(first, first + count)
     ]
 
@@ -35,9 +35,14 @@ def situations(draw):
     waiting = []
     for batch in IDS:
         news = draw(st.integers(0, 6))
-        waiting += slices(batch, news)
+        has_head_start = draw(st.booleans())
+        waiting += slices(batch, news, has_head_start=has_head_start)
         waiting += slices(
-            batch, draw(st.integers(0, 3)), draw(st.sampled_from(["retry", "rescue"])), news + 1
+            batch,
+            draw(st.integers(0, 3)),
+            draw(st.sampled_from(["retry", "rescue"])),
+            first=news + 1,
+            has_head_start=has_head_start,
         )
     keys = [slice_.key for slice_ in waiting]
     return {
@@ -58,6 +63,12 @@ def test_a_batch_with_runs_in_flight_waits_for_one_that_has_none():
     assert choose([*large, *small], in_flight={IDS[0]: 3})[:1] == small
 
 
+def test_the_first_run_of_a_large_batch_has_a_head_start():
+    large, small = slices(IDS[0], 40, has_head_start=True), slices(IDS[1], 1, has_head_start=True)
+    assert choose([*large, *small]) == [large[0], *small]
+    assert choose(large[1:], in_flight={IDS[0]: 1}) == []
+
+
 def test_the_older_batch_goes_first_on_a_tie():
     assert choose([*slices(IDS[0], 1), *slices(IDS[1], 1)], max_in_flight=1) == slices(IDS[0], 1)
 
@@ -76,18 +87,27 @@ def test_what_was_launched_is_never_launched_again_and_nothing_twice(situation):
     assert set(chosen) <= set(situation["waiting"])
 
 
+def candidates_of(situation):
+    """What may be launched, were there no limit: one slice of a batch that has a head start."""
+    left = [s for s in situation["waiting"] if s.key not in situation["launched"]]
+    found = [s for s in left if not s.has_head_start]
+    for batch in IDS:
+        of_batch = [s for s in left if s.has_head_start and s.batch_id == batch]
+        if not situation["in_flight"].get(batch):
+            found += sorted(of_batch, key=lambda s: s.reason != NEW)[:1]
+    return found
+
+
 @given(situations())
 def test_the_limit_holds_and_is_used_up(situation):
     free = max(0, situation["max_in_flight"] - sum(situation["in_flight"].values()))
-    candidates = [s for s in situation["waiting"] if s.key not in situation["launched"]]
-    assert len(choose(**situation)) == min(free, len(candidates))
+    assert len(choose(**situation)) == min(free, len(candidates_of(situation)))
 
 
 @given(situations())
 def test_no_batch_gets_further_ahead_than_by_one_run_of_one_that_still_waits(situation):
     chosen = Counter(s.batch_id for s in choose(**situation) if s.reason == NEW)
-    candidates = [s for s in situation["waiting"] if s.key not in situation["launched"]]
-    wanted = Counter(s.batch_id for s in candidates if s.reason == NEW)
+    wanted = Counter(s.batch_id for s in candidates_of(situation) if s.reason == NEW)
     load = Counter(situation["in_flight"]) + chosen
     waiting = [batch for batch in wanted if chosen[batch] < wanted[batch]]
     for served in chosen:
@@ -99,5 +119,4 @@ def test_no_batch_gets_further_ahead_than_by_one_run_of_one_that_still_waits(sit
 def test_nothing_is_retried_while_new_work_waits(situation):
     chosen = choose(**situation)
     if any(slice_.reason != NEW for slice_ in chosen):
-        candidates = [s for s in situation["waiting"] if s.key not in situation["launched"]]
-        assert {s for s in candidates if s.reason == NEW} <= set(chosen)
+        assert {s for s in candidates_of(situation) if s.reason == NEW} <= set(chosen)
