@@ -10,7 +10,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from pgvector.sqlalchemy import Vector
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -25,6 +24,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from batch_pipeline.database.vectors import BinaryVector
 
 
 class BatchStatus(StrEnum):
@@ -161,7 +162,7 @@ class Upload(Base):
     description: Mapped[str | None]
     #: 0-100, of the stored description.
     description_audit_score: Mapped[int | None] = mapped_column(Integer)
-    embedding_local: Mapped[list[float] | None] = mapped_column(Vector())
+    embedding_local: Mapped[list[float] | None] = mapped_column(BinaryVector())
     #: JPEG within 256 x 256 pixels, relative to the storage; kept by a retry.
     thumbnail_path: Mapped[str | None]
     video_codec: Mapped[str | None]
