@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import dagster as dg
-from dagster import DagsterEvent, DagsterExecutionInterruptedError
+from dagster import DagsterEvent, DagsterEventType, DagsterExecutionInterruptedError
 from dagster._core.events import EngineEventData
 from dagster._core.execution.api import ExecuteRunWithPlanIterable
 from dagster._core.execution.compute_logs import create_compute_log_file_key
@@ -46,6 +46,24 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 from batch_pipeline.executor.step_threads import POLL_SECONDS, StepThreads, StepWork
 from batch_pipeline.executor.thread_safety import thread_safe_context
 from batch_pipeline.executor.turns import Turns
+
+#: How many steps are asked for ahead, as multiples of those that run at a time. The state machine
+#: looks at all that are ready, and at all that have ended, whenever it is asked: with 1,200 steps,
+#: asked for each of them, that took 2 ms a step.
+_ROUNDS_AHEAD = 10
+_STEP_FAILURE = DagsterEventType.STEP_FAILURE.value
+#: What changes the state machine. It would put seven questions to any other event, too.
+_STATE_CHANGES = {
+    kind.value
+    for kind in (
+        DagsterEventType.STEP_OUTPUT,
+        DagsterEventType.STEP_SUCCESS,
+        DagsterEventType.STEP_FAILURE,
+        DagsterEventType.STEP_UP_FOR_RETRY,
+        DagsterEventType.STEP_SKIPPED,
+        DagsterEventType.RESOURCE_INIT_FAILURE,
+    )
+}
 
 
 class StepsCanNeverRunError(dg.DagsterError):
@@ -224,7 +242,7 @@ class ThreadedExecutor(Executor):
         asked_in_order = self._tag_concurrency_limits or any(
             step.pool or in_order & (step.tags or {}).keys() for step in plan.steps
         )
-        return 0 if asked_in_order else self._max_concurrent
+        return 0 if asked_in_order else _ROUNDS_AHEAD * self._max_concurrent
 
 
 class _Loop:
@@ -272,9 +290,10 @@ class _Loop:
                     self._check_that_steps_can_run()
                 for report in threads.reports(timeout=self._patience()):
                     for event in report.events:
-                        if self._return_events or event.is_step_failure:
+                        if self._return_events or event.event_type_value == _STEP_FAILURE:
                             yield event
-                        self._active.handle_event(event)
+                        if event.event_type_value in _STATE_CHANGES:
+                            self._active.handle_event(event)
                     if report.ended:
                         self._active.verify_complete(self._context, report.step_key)
                     if report.error:
@@ -308,8 +327,6 @@ class _Loop:
     def _start_steps(self) -> Iterator[DagsterEvent]:
         free = self._max_concurrent - len(self._threads.in_flight)
         if free > len(self._ready):
-            # The state machine looks at all ready steps, and at all that have ended, whenever it is
-            # asked: with 1,200 steps, asked for each of them, that took 2 ms a step.
             yield from self._active.plan_events_iterator(self._context)
             wanted = free + self._ahead - len(self._ready)
             if steps := self._active.get_steps_to_execute(limit=wanted):
