@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# pip would compile on one core what `compileall` compiles on all; the first start is then a quick one.
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 .PHONY: help install install-dev demo dev test test-slow test-ocr faults benchmarks lint format clean
 
@@ -21,6 +23,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 		|| { echo "Python 3.11 or newer is needed; say: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -e .
+	@$(COMPILE)
 	@touch $@
 
 # What tests and lint need is several times as much: whoever only wants to use it need not wait for it.
@@ -28,6 +31,7 @@ install-dev: $(BIN)/.installed-dev
 
 $(BIN)/.installed-dev: $(BIN)/.installed
 	$(PIP_INSTALL) -e '.[dev]'
+	@$(COMPILE)
 	@touch $@
 
 # Without a terminal there is nobody to stop it: then it ends with the batch.
