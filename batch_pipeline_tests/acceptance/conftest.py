@@ -163,7 +163,7 @@ def real_stack(home: Path, **variables: str) -> Iterator[RealStack]:
         yield RealStack(home, GraphQl(running.url))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # what it does when idle is work that other tests wait for
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStack]:
     with real_stack(tmp_path_factory.mktemp("stack")) as started:
         yield started

@@ -23,6 +23,7 @@ from batch_pipeline.orchestration.instance_health import check_dagster
 from batch_pipeline.orchestration.run_ends import settle_failed_run
 from batch_pipeline.settings import Settings
 
+from ..patience import DEADLINE
 from . import run_worker
 from .broker import Broker
 from .conftest import failures, wait_until
@@ -30,6 +31,8 @@ from .conftest import failures, wait_until
 ROOT = Path(__file__).parents[2]
 LEASE = 3.0
 THREADED = {"threaded": {"max_concurrent": 2}}
+APP = "batch_pipeline.orchestration.celery_app"
+WORKER = ("celery", "-A", APP, "worker", "--queues", "dagster", "--pool", "solo")
 
 
 @pytest.fixture
@@ -89,13 +92,11 @@ def test_messages_that_the_broker_loses_end_the_run_and_the_uploads_go_to_anothe
     assert work.counts(batch_id) == ("completed", 2, 0)
 
 
-def test_terminate_ends_a_run_whose_steps_nobody_takes_and_cancels_its_batch(work, broker):
-    work = work()
-    batch_id = work.submit("fog.webp", "sea.jpg")
+def terminated(work, batch_id, broker, once):
+    """Work a batch on Celery workers; terminate the run, as the UI does, once something is so."""
 
     def terminate():
-        with redis.Redis.from_url(broker.url) as client:
-            wait_until(lambda: sum(map(client.llen, client.keys("dagster*"))) == 2, "both wait")
+        once()
         [record] = work.instance.get_run_records(
             dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
         )
@@ -106,12 +107,53 @@ def test_terminate_ends_a_run_whose_steps_nobody_takes_and_cancels_its_batch(wor
     termination.start()
     result = run(work, batch_id, {"celery": {"broker": broker.url}})
     termination.join()
+    return result
+
+
+def test_terminate_ends_a_run_whose_steps_nobody_takes_and_cancels_its_batch(work, broker):
+    work = work()
+    batch_id = work.submit("fog.webp", "sea.jpg")
+
+    def both_wait():
+        with redis.Redis.from_url(broker.url) as client:
+            wait_until(lambda: sum(map(client.llen, client.keys("dagster*"))) == 2, "both wait")
+
+    result = terminated(work, batch_id, broker, once=both_wait)
 
     ended = work.instance.get_run_by_id(result.run_id)
     assert ended.status == dg.DagsterRunStatus.CANCELED
     assert work.counts(batch_id) == ("cancelled", 0, 0)
     assert work.column(batch_id, "processing_status") == ["pending"] * 2
     assert work.column(batch_id, "owner_run_id") == [None] * 2
+
+
+def test_terminate_stops_the_call_that_a_worker_makes_and_retry_finishes(
+    work, broker, start, model_server
+):
+    work = work(celery_broker_url=broker.url)
+    batch_id = work.submit("fog.webp", "sea.jpg")
+    model_server.latency_seconds = 600
+    start(*WORKER)
+
+    def a_call_is_made():
+        wait_until(lambda: model_server.calls_of("vision"), "a worker has taken the first")
+
+    result = terminated(work, batch_id, broker, once=a_call_is_made)
+
+    [call] = model_server.calls_of("vision")
+    assert call.client_left.wait(DEADLINE), "the model call went on"
+    ended = work.instance.get_run_by_id(result.run_id)
+    assert ended.status == dg.DagsterRunStatus.CANCELED
+    assert work.counts(batch_id) == ("cancelled", 0, 0)
+    assert work.column(batch_id, "processing_status") == ["pending"] * 2
+    assert work.column(batch_id, "owner_run_id") == [None] * 2
+
+    model_server.latency_seconds = 0
+    work.pipeline.batches.retry_batch(batch_id)
+    [again] = work.run_what_is_asked_for()
+    assert again.success
+    assert work.counts(batch_id) == ("completed", 2, 0)
+    assert len(model_server.calls_of("vision")) == 3
 
 
 def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_worked_and_say_so(
@@ -132,8 +174,7 @@ def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_worked_and_
     before = states(work, batch_id)
     assert {owner for _, owner, *_ in before} == {run_id}, "nobody has settled the run yet"
 
-    app = "batch_pipeline.orchestration.celery_app"
-    start("celery", "-A", app, "worker", "--queues", "dagster", "--pool", "solo")
+    start(*WORKER)
     wait_until(lambda: len(failures_of(work, run_id)) == 2, "a worker has taken both")
 
     late = "the run has ended as FAILURE; a step that comes so late is not worked, its upload goes "
