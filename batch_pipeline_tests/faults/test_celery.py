@@ -133,7 +133,7 @@ def test_terminate_stops_the_call_that_a_worker_makes_and_retry_finishes(
     work = work(celery_broker_url=broker.url)
     batch_id = work.submit("fog.webp", "sea.jpg")
     model_server.latency_seconds = 600
-    start(*WORKER)
+    start(*WORKER, PYTHONPATH=str(ROOT))  # the job of `work` is one of the tests
 
     def a_call_is_made():
         wait_until(lambda: model_server.calls_of("vision"), "a worker has taken the first")
