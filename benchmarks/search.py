@@ -29,7 +29,7 @@ from pgvector import Vector
 from pgvector.psycopg import register_vector
 from rich.console import Console
 from sqlalchemy import event
-from tools.results import Table, add_results_option, machine, report
+from tools.results import Table, Target, add_results_option, machine, report
 
 from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.session import Database, with_driver
@@ -237,8 +237,10 @@ def main() -> None:
     rows = [[name, *(figures[key] for key in HEADINGS)] for name, figures in found.items()]
     title = f"Searches among {given.vectors} vectors of {DIMENSIONS}"
     table = Table(title, ("among", *HEADINGS.values()), rows)
+    faster = found["everything"]["times_faster_p50"]
+    targets = [Target("times faster than an exact search", 10, faster, at_least=True)]
     document = {"vectors": given.vectors, "searches": found}
-    report("search", where, document, [table], folder=given.results)
+    report("search", where, document, [table], targets=targets, folder=given.results)
 
 
 if __name__ == "__main__":

@@ -108,23 +108,30 @@ def test_a_large_user_is_answered_in_full(filled):
 
 
 @pytest.mark.parametrize("limit", [1, 10])
-def test_the_index_is_used(filled, limit):
+@pytest.mark.parametrize("user_id", [None, USER])
+def test_the_index_is_used_and_will_be_among_many_more_vectors(filled, user_id, limit):
     plans = []
 
     def explain(connection, _cursor, statement, parameters, *_):
         if "<=>" in statement:
             with connection.connection.cursor() as other:
-                other.execute(f"EXPLAIN {statement}", parameters)
-                plans.append("\n".join(row[0] for row in other.fetchall()))
+                for index_scans in ("on", "off"):
+                    other.execute(f"SET LOCAL enable_indexscan = {index_scans}")
+                    other.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
+                    [[[explained]]] = other.fetchall()
+                    plans.append(explained["Plan"])
 
     event.listen(filled.engine, "before_cursor_execute", explain)
     try:
-        search(filled, Questions(), "anything", limit=limit)
+        search(filled, Questions(), "anything", user_id=user_id, limit=limit)
     finally:
         event.remove(filled.engine, "before_cursor_execute", explain)
 
-    [plan] = plans
-    assert "Index Scan using ix_uploads_embedding on uploads" in plan
+    with_index, exact = plans
+    [scan] = with_index["Plans"]
+    assert scan["Index Name"] == "ix_uploads_embedding"
+    # Twice as dear is not enough: among 100,000 vectors the planner then chose the exact search.
+    assert exact["Total Cost"] > 5 * with_index["Total Cost"]
 
 
 def test_when_nothing_is_of_the_current_model_it_says_what_there_is_and_what_to_do(filled):
