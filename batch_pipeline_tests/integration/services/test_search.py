@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from pgvector import Vector
 from pgvector.psycopg import register_vector
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import RefusedError
@@ -16,7 +16,7 @@ from batch_pipeline.services.search import search
 from batch_pipeline.testing.records import USER, add_batch
 
 VECTORS, DIMENSIONS = 5000, 1024
-#: Owns 20 uploads of 5000, the ones farthest from the question.
+#: Owns 10 uploads of the model in use, the ones farthest from the question.
 SMALL_USER = uuid.UUID(int=1)
 COLUMNS = {
     "user_id": "uuid",
@@ -70,8 +70,10 @@ def filled(server):
             ):
                 copy.set_types(list(COLUMNS.values()))
                 for number in range(VECTORS):
-                    user = SMALL_USER if number >= VECTORS - 20 else USER
                     model = "old" if number % 2 else "new"
+                    user = SMALL_USER if number >= VECTORS - 20 else USER
+                    if model == "old" and number > VECTORS / 2:
+                        user = uuid.uuid4()  # the usual one has an upload or two
                     name = f"{number}.jpg"
                     about = ("image", 1, "completed", "A picture.")
                     copy.write_row((user, name, name, *about, model, vector(number)))
@@ -132,6 +134,21 @@ def test_the_index_is_used_and_will_be_among_many_more_vectors(filled, user_id, 
     assert scan["Index Name"] == "ix_uploads_embedding"
     # Twice as dear is not enough: among 100,000 vectors the planner then chose the exact search.
     assert exact["Total Cost"] > 5 * with_index["Total Cost"]
+
+
+def test_each_user_has_a_plan_of_its_own_however_often_was_searched_before(filled):
+    plans = text(
+        "SELECT sum(custom_plans), sum(generic_plans) FROM pg_prepared_statements"
+        " WHERE statement LIKE '%<=>%'"
+    )
+    for _ in range(10):
+        for user_id in (USER, SMALL_USER):
+            search(filled, Questions(), "anything", user_id=user_id)
+    with filled.transaction() as connection:  # of the one connection that the pool has opened
+        [[custom, generic]] = connection.execute(plans).all()
+
+    assert custom > 10
+    assert generic == 0
 
 
 def test_when_nothing_is_of_the_current_model_it_says_what_there_is_and_what_to_do(filled):
