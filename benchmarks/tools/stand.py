@@ -67,7 +67,9 @@ class Scene:
                 }
             )
         with self.pipeline.database.transaction() as connection:
-            made_at = begin if head_start else begin - timedelta(seconds=HEAD_START_SECONDS)
+            made_at = datetime.now(UTC)
+            if not head_start:
+                made_at -= timedelta(seconds=HEAD_START_SECONDS)
             batch = {
                 "id": batch_id,
                 "user_id": USER,
