@@ -1,7 +1,7 @@
 """Vectors on their way to PostgreSQL: in binary.
 
-As text, 1,024 numbers took 1.1 ms to write (and as long to send and to read as 20 KB take), where
-their 4 KB of bytes take 0.05 ms.
+As text, 1,024 numbers are 20 KB, which took 1.1 ms of Python to write on a busy machine; their 4 KB
+of bytes took 0.05 ms.
 """
 
 from collections.abc import Callable, Sequence

@@ -94,6 +94,13 @@ class Work:
         with self.pipeline.database.transaction() as connection:
             connection.execute(text("UPDATE uploads SET not_before = now()"))
 
+    def end_the_head_start(self) -> None:
+        """Let the time pass in which a new batch gets one run only."""
+        with self.pipeline.database.transaction() as connection:
+            connection.execute(
+                text("UPDATE upload_batches SET created_at = now() - interval '1 minute'")
+            )
+
     def rest(self, batch_id: uuid.UUID) -> list[float]:
         """Seconds that each upload still rests, by the database's clock."""
         seconds = "SELECT extract(epoch FROM not_before - now()) FROM uploads WHERE batch_id = :id"

@@ -28,7 +28,9 @@ from batch_pipeline.services.upload_processing import (
 from batch_pipeline.services.upload_states import SkippedUpload, StartedUpload
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
-from batch_pipeline_tests.patience import DEADLINE, promised
+from batch_pipeline_tests.patience import promised
+
+from .conftest import wait_until
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 RUN = "run"
@@ -125,7 +127,7 @@ def test_15_when_all_connections_are_taken_nothing_fails_and_work_goes_on_with_t
             with pytest.raises(ServiceDownError, match="too many connections") as raised:
                 _read(limited)
             assert raised.value.kind == "database_down"
-        _wait_until_it_is_gone(pipeline, role)
+        wait_until(lambda: not _is_connected(pipeline, role), "the connection is gone")
         assert _read(limited) == 1
         limited.close()
     finally:
@@ -134,14 +136,11 @@ def test_15_when_all_connections_are_taken_nothing_fails_and_work_goes_on_with_t
     assert counts(pipeline, batch_id)[1:] == (0, 0, 0)
 
 
-def _wait_until_it_is_gone(pipeline: Pipeline, role: str):
+def _is_connected(pipeline: Pipeline, role: str):
     """The server counts a connection for a moment after its client has closed it."""
     count = text("SELECT count(*) FROM pg_stat_activity WHERE usename = :role")
-    deadline = time.monotonic() + DEADLINE
-    with pipeline.database.engine.connect() as connection:
-        while connection.scalar(count, {"role": role}):
-            assert time.monotonic() < deadline, "the connection is still there"
-            connection.rollback()
+    with pipeline.database.transaction() as connection:
+        return connection.scalar(count, {"role": role})
 
 
 def _read(database: Database):

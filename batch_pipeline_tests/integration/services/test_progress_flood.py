@@ -115,7 +115,7 @@ class Listener:
     [
         300,
         pytest.param(
-            3_000, marks=[pytest.mark.slow, pytest.mark.lengthy, pytest.mark.timeout(400)]
+            10_000, marks=[pytest.mark.slow, pytest.mark.lengthy, pytest.mark.timeout(400)]
         ),
     ],
 )
