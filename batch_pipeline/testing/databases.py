@@ -28,11 +28,15 @@ class DatabaseServer:
         """Create a database, hand out its ``postgresql://`` URL, and drop it at the end."""
         name = f"test_{uuid.uuid4().hex}"
         template = _TEMPLATE if migrated else "template1"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        with self._connect() as connection:
+            # Not while another process looks whether the template is migrated: it would be in use.
+            connection.execute("SELECT pg_advisory_lock_shared(%s)", [_LOCK])
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
         try:
             yield self._url(name).set(drivername="postgresql").render_as_string(False)
         finally:
-            self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            with self._connect() as connection:
+                connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
 
     def _prepare_template(self) -> None:
         with self._connect() as connection:
@@ -41,10 +45,6 @@ class DatabaseServer:
             template = Database(self._url(_TEMPLATE))
             template.upgrade()
             template.close()
-
-    def _execute(self, statement: str) -> None:
-        with self._connect() as connection:
-            connection.execute(statement.encode())
 
     def _connect(self) -> psycopg.Connection:
         url = self._server.set(drivername="postgresql").render_as_string(hide_password=False)
