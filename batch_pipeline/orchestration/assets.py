@@ -13,10 +13,10 @@ from typing import Any
 import dagster as dg
 
 from batch_pipeline.media.previews import tiny_webp
-from batch_pipeline.services.batch_progress import BatchProgress
-from batch_pipeline.services.batch_status import described_below
 from batch_pipeline.services.description_audit import PASS_SCORE
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.progress.batch_progress import BatchProgress
+from batch_pipeline.services.reports.batch_status import described_below
 from batch_pipeline.services.upload_processing import UploadReport
 from batch_pipeline.visible_text import visible
 

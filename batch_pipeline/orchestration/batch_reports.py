@@ -17,7 +17,7 @@ from batch_pipeline.orchestration.assets import (
     literal,
     thumbnails,
 )
-from batch_pipeline.services.batch_summary import BatchSummary
+from batch_pipeline.services.reports.batch_summary import BatchSummary
 
 
 def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization]:

@@ -101,7 +101,7 @@ def build_executor(settings: Settings) -> dg.ExecutorDefinition:
 def _creator(name: str, settings: Settings) -> Callable[[InitExecutorContext], Executor]:
     if name == "celery":
         _check_that_celery_is_installed("the run's config chooses the executor `celery`")
-        from batch_pipeline.orchestration.celery_executor import (  # noqa: PLC0415 - 0.3 s
+        from batch_pipeline.orchestration.celery.executor import (  # noqa: PLC0415 - 0.3 s
             celery_executor_for,
         )
 

@@ -34,15 +34,15 @@ from batch_pipeline.orchestration.failures import (
 from batch_pipeline.orchestration.resources import RunWorker
 from batch_pipeline.orchestration.run_ends import cancel_batch_of_terminated_run
 from batch_pipeline.orchestration.tags import BATCH_TAG, USER_TAG
-from batch_pipeline.services.batch_status import batch_head
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.previews import stored_preview
+from batch_pipeline.services.reports.batch_status import batch_head
+from batch_pipeline.services.reports.previews import stored_preview
+from batch_pipeline.services.states.upload_states import LoadedBatch, SkippedUpload
 from batch_pipeline.services.upload_processing import (
     OUTAGE_PAUSE_SECONDS,
     FailedUpload,
     UploadReport,
 )
-from batch_pipeline.services.upload_states import LoadedBatch, SkippedUpload
 
 #: A mapping key ends in two underscores and the upload's id.
 _KEY_END = re.compile(r"__([0-9a-f]{32})$")

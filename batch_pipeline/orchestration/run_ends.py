@@ -1,7 +1,7 @@
 """What a run leaves behind when it ends without having done its share, and how that is settled.
 
 Called by the run-status sensors as soon as a run has ended, and by the sweep for whatever they
-missed; each is safe to repeat. Uploads and batches are changed by ``services/backlog.py``.
+missed; each is safe to repeat. Uploads and batches are changed by ``services/states/backlog.py``.
 """
 
 import time

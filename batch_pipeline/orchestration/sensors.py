@@ -1,6 +1,6 @@
 """What starts by itself: runs for pending uploads, the settling of lost runs, reports of batches.
 
-The choice itself is a pure function in ``services/dispatch.py``.
+The choice itself is a pure function in ``services/dispatch/slices.py``.
 """
 
 from collections import Counter
@@ -23,16 +23,16 @@ from batch_pipeline.orchestration.run_ends import (
 from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG
-from batch_pipeline.services.backlog import Rescue
-from batch_pipeline.services.batch_summary import batch_summary
-from batch_pipeline.services.dispatch import (
+from batch_pipeline.services.dispatch.slices import (
     WaitingSlice,
     choose_slices,
     open_slices,
     waiting_slices,
 )
-from batch_pipeline.services.ended_batches import EndsSeen, newly_ended
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.reports.batch_summary import batch_summary
+from batch_pipeline.services.reports.ended_batches import EndsSeen, newly_ended
+from batch_pipeline.services.states.backlog import Rescue
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 from batch_pipeline.settings import Settings
 
@@ -218,7 +218,7 @@ def _say_rescued(rescue: Rescue) -> str:
 def _broker_outage(settings: Settings) -> ServiceDownError | None:
     if not settings.celery_broker_url:
         return None
-    from batch_pipeline.orchestration.celery_broker import (  # noqa: PLC0415 - imports Celery
+    from batch_pipeline.orchestration.celery.broker import (  # noqa: PLC0415 - imports Celery
         broker_outage,
     )
 

@@ -1,8 +1,8 @@
 """The sweep: puts right, once a minute, whatever a crash, an outage or an outsider left behind.
 
-Here Dagster is asked which runs have ended or died; uploads and batches are put right in
-``services/backlog.py``, files in ``services/leftovers.py``. Every part is safe to repeat, and
-two sweeps at once have the effect of one.
+Dagster is asked here which runs have ended or died. Uploads and batches are put right in
+``services/states/backlog.py``, files in ``services/leftovers.py``. Every part is safe to repeat,
+and two sweeps at once have the effect of one.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -20,11 +20,11 @@ from batch_pipeline.orchestration.run_ends import (
     settle_terminated_run,
 )
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
-from batch_pipeline.services.backlog import Rescue
-from batch_pipeline.services.batch_status import batches_ended_before
-from batch_pipeline.services.dispatch import WaitingSlice, waiting_slices
+from batch_pipeline.services.dispatch.slices import WaitingSlice, waiting_slices
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.reports.batch_status import batches_ended_before
+from batch_pipeline.services.states.backlog import Rescue
 
 _JOBS = ("process_batch", "sweep_backlog")
 #: Old runs that one sweep deletes of each job, with their events.

@@ -27,11 +27,11 @@ from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason, sniff
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
-from batch_pipeline.services.batch_progress import BatchProgress
-from batch_pipeline.services.claim_keeper import ClaimKeeper
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.upload_states import (
+from batch_pipeline.services.progress.batch_progress import BatchProgress
+from batch_pipeline.services.states.claim_keeper import ClaimKeeper
+from batch_pipeline.services.states.upload_states import (
     Claim,
     SkippedUpload,
     StartedUpload,

@@ -31,7 +31,7 @@ from .conftest import failures, wait_until
 ROOT = Path(__file__).parents[2]
 LEASE = 3.0
 THREADED = {"threaded": {"max_concurrent": 2}}
-APP = "batch_pipeline.orchestration.celery_app"
+APP = "batch_pipeline.orchestration.celery.app"
 WORKER = ("celery", "-A", APP, "worker", "--queues", "dagster", "--pool", "solo")
 
 

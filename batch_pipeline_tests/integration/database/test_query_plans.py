@@ -14,18 +14,18 @@ from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import PermanentError, ServiceDownError
 from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
-from batch_pipeline.services import batch_status, dispatch
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.batch_report import batch_report
-from batch_pipeline.services.batch_summary import batch_summary
-from batch_pipeline.services.batch_watch import watch_batch
-from batch_pipeline.services.ended_batches import EndsSeen, newly_ended
 from batch_pipeline.services.leftovers import remove_leftovers
-from batch_pipeline.services.metrics import read_metrics
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.progress.batch_watch import watch_batch
+from batch_pipeline.services.reports import batch_status, dispatch
+from batch_pipeline.services.reports.batch_report import batch_report
+from batch_pipeline.services.reports.batch_summary import batch_summary
+from batch_pipeline.services.reports.ended_batches import EndsSeen, newly_ended
+from batch_pipeline.services.reports.metrics import read_metrics
 from batch_pipeline.services.reprocessing import Selection, _selected, reprocess
 from batch_pipeline.services.search import search
-from batch_pipeline.services.upload_states import StartedUpload
+from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.testing.records import USER, upload_rows
 
 MEDIA = Path(__file__).parents[3] / "examples" / "media"

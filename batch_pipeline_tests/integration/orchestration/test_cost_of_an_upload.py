@@ -16,7 +16,7 @@ from PIL import Image
 from sqlalchemy import event
 
 from batch_pipeline.database.lone_statements import LoneStatement
-from batch_pipeline.orchestration import group_writer
+from batch_pipeline.orchestration.dagster_storage import group_writer
 
 #: On our tables, each a round trip and a transaction of its own that queues its messages, too:
 #: start, thumbnail, description, end.

@@ -16,8 +16,8 @@ from sqlalchemy import delete, event, func, text, update
 from batch_pipeline.database.models import Stage, Upload, UploadBatch
 from batch_pipeline.database.session import connect
 from batch_pipeline.errors import ClaimLostError, PermanentError, TransientError
-from batch_pipeline.services.backlog import MAX_DIED_RUNS
-from batch_pipeline.services.upload_states import Claim, SkippedUpload, StartedUpload
+from batch_pipeline.services.states.backlog import MAX_DIED_RUNS
+from batch_pipeline.services.states.upload_states import Claim, SkippedUpload, StartedUpload
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
 from batch_pipeline_tests.patience import DEADLINE
 

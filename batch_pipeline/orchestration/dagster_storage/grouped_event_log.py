@@ -32,7 +32,7 @@ from sqlalchemy import Connection, Engine, create_engine, exc, text
 from sqlalchemy.event import listen
 
 from batch_pipeline.database.connection_budget import WEB_SERVER_POOL
-from batch_pipeline.orchestration.group_writer import PATIENCE_SECONDS, GroupWriter
+from batch_pipeline.orchestration.dagster_storage.group_writer import PATIENCE_SECONDS, GroupWriter
 
 _BEGIN = {DagsterEventType.RUN_START, DagsterEventType.RUN_RESUMED}
 _END = {

@@ -31,7 +31,7 @@ from dagster_celery.make_app import make_app
 from dagster_shared.error import SerializableErrorInfo
 
 from batch_pipeline.errors import ConfigurationError, PipelineError, ServiceDownError
-from batch_pipeline.orchestration.celery_broker import (
+from batch_pipeline.orchestration.celery.broker import (
     OPTIONS,
     UNREACHABLE,
     broker_down,

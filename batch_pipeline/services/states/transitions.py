@@ -35,7 +35,7 @@ from batch_pipeline.database.models import (
 )
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import KindedError, PipelineError
-from batch_pipeline.services.batch_progress import (
+from batch_pipeline.services.progress.batch_progress import (
     PROGRESS,
     Announcer,
     BatchProgress,

@@ -25,14 +25,14 @@ from batch_pipeline.database.models import (
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.media.sniffing import MediaType
-from batch_pipeline.services.batch_progress import (
+from batch_pipeline.services.progress.batch_progress import (
     PROGRESS,
     Addressed,
     Announcer,
     BatchProgress,
     ProgressPublisher,
 )
-from batch_pipeline.services.transitions import (
+from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
     BEGUN,
     DESCRIPTION_STORED,
@@ -51,7 +51,7 @@ from batch_pipeline.services.transitions import (
     settled,
     updated_batch,
 )
-from batch_pipeline.services.upload_statements import (
+from batch_pipeline.services.states.upload_statements import (
     COMPLETE,
     COMPLETE_WITH_VECTOR,
     COMPLETE_WITHIN,

@@ -21,9 +21,13 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
-from batch_pipeline.services.batch_progress import Announcer, BatchProgress, ProgressPublisher
-from batch_pipeline.services.batch_states import REDOABLE_BATCH, BatchStates
-from batch_pipeline.services.transitions import (
+from batch_pipeline.services.progress.batch_progress import (
+    Announcer,
+    BatchProgress,
+    ProgressPublisher,
+)
+from batch_pipeline.services.states.batch_states import REDOABLE_BATCH, BatchStates
+from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
     announce_file,
     count_failed,

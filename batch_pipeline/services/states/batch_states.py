@@ -14,8 +14,8 @@ from batch_pipeline.database.models import (
     UploadStatus,
 )
 from batch_pipeline.errors import NotFoundError
-from batch_pipeline.services.batch_progress import BatchProgress, ProgressPublisher
-from batch_pipeline.services.transitions import (
+from batch_pipeline.services.progress.batch_progress import BatchProgress, ProgressPublisher
+from batch_pipeline.services.states.transitions import (
     reopen,
     reset_rows,
     settle,

@@ -35,7 +35,7 @@ from batch_pipeline.database.session import (
     pipeline_url,
     with_driver,
 )
-from batch_pipeline.orchestration.grouped_event_log import GroupedEventLogStorage
+from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
 from batch_pipeline.settings import Settings, load_settings
 
 #: Database of Dagster's tables, beside the pipeline's on the same server.

@@ -29,8 +29,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus
-from batch_pipeline.services.batch_progress import queue_counters, queue_file_message
-from batch_pipeline.services.transitions import (
+from batch_pipeline.services.progress.batch_progress import queue_counters, queue_file_message
+from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
     BEGUN,
     DESCRIPTION_STORED,

@@ -22,8 +22,8 @@ from sqlalchemy import select
 from batch_pipeline.database.models import OPEN_BATCH, Upload
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import RefusedError
-from batch_pipeline.services.batch_status import batch_head
-from batch_pipeline.services.previews import stored_preview
+from batch_pipeline.services.reports.batch_status import batch_head
+from batch_pipeline.services.reports.previews import stored_preview
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible, visible_line
 
@@ -188,7 +188,7 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
 def render_html(report: BatchReport) -> str:
     """Make the page."""
     environment = Environment(
-        loader=PackageLoader("batch_pipeline", "services"),
+        loader=PackageLoader("batch_pipeline", "services/reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
