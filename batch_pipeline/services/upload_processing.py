@@ -22,6 +22,7 @@ from batch_pipeline.errors import (
     ServiceDownError,
     TransientError,
     UploadError,
+    WorkCancelledError,
 )
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
@@ -29,7 +30,7 @@ from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason,
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.progress.batch_progress import BatchProgress
+from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.states.upload_states import (
     Claim,
@@ -155,7 +156,7 @@ class UploadProcessor:
                     _Attempt(claim, row, report, lambda: held.lost() or interrupted(), waiting)
                 )
                 return CompletedUpload(report)
-        except ClaimLostError:
+        except (ClaimLostError, WorkCancelledError):
             return self._let_go(started)
         except UploadError as error:
             return self._give_up(claim, report, error, retries_left)
@@ -282,7 +283,7 @@ class UploadProcessor:
             return SkippedUpload(row.id, "it was cancelled or taken away meanwhile", row.filename)
         self._pipeline.storage.remove_upload(row.user_id, row.id)
         if row.batch_id:
-            self._pipeline.batches.settle_batch(row.batch_id)
+            self._pipeline.batches.recount_batch(row.batch_id)
         return SkippedUpload(row.id, "it was deleted meanwhile", row.filename)
 
     def _release_if_possible(
@@ -319,7 +320,7 @@ def _timed(report: UploadReport, stage: str) -> Iterator[None]:
 
 def _raise_if(cancelled: CancelledCheck) -> None:
     if cancelled():
-        raise ClaimLostError("the work is no longer wanted")
+        raise WorkCancelledError("the work is no longer wanted")
 
 
 def _facts_to_store(content: MediaContent) -> dict[str, Any]:
