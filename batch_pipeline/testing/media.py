@@ -17,8 +17,11 @@ from typing import Any, Literal, cast
 import av
 import numpy as np
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from pillow_heif import register_heif_opener
+
+from batch_pipeline.media.tone_mapping import ColourSpace
 
 ImageFormat = Literal["jpeg", "png", "webp", "heic", "heif", "gif", "avif"]
 VideoFormat = Literal["mp4", "mov", "avi", "webm", "mpeg-ps", "mpeg-ts", "mpeg-es", "flv"]
@@ -401,3 +404,34 @@ def _png(*chunks: tuple[bytes, bytes]) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(name + data))
         parts += [struct.pack(">I", len(data)), name, data, checksum]
     return b"".join(parts)
+
+
+def encode_hdr(
+    picture: NDArray[np.uint8], space: ColourSpace, *, white_nits: float = 203
+) -> NDArray[np.uint16]:
+    """Encode an sRGB picture with another transfer function and other primaries, 16 bits a value.
+
+    Args:
+        picture: shape ``(height, width, 3)``.
+        space: PQ or HLG (on a display of 1,000 nits), with BT.709, BT.2020 or P3 primaries.
+        white_nits: light of the picture's white.
+    """
+    # The matrices of ITU-R BT.2087 and of Display P3.
+    to_primaries = {
+        "bt709": np.eye(3),
+        "bt2020": [[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]],
+        "p3": [[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724, 0.9108]],
+    }
+    signal = picture / 255
+    light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
+    light = white_nits * (light @ np.array(to_primaries[space.primaries]).T).clip(0)
+    if space.transfer == "pq":
+        root = (light / 10_000) ** 0.1593017578125
+        signal = ((0.8359375 + 18.8515625 * root) / (1 + 18.6875 * root)) ** 78.84375
+    else:
+        luminance = light @ (0.2627, 0.6780, 0.0593)
+        scene = light / 1000 * (np.maximum(luminance, 1e-9)[..., None] / 1000) ** (1 / 1.2 - 1)
+        logarithm = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
+        signal = np.where(scene <= 1 / 12, np.sqrt(3 * scene), logarithm)
+    codes: NDArray[np.uint16] = (signal.clip(0, 1) * 65_535).round().astype(np.uint16)
+    return codes
