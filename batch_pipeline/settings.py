@@ -149,6 +149,13 @@ class Settings(BaseSettings):
     max_file_bytes: Annotated[int, Field(ge=1)] = Field(
         100 * 1024**2, description="Largest file accepted (bytes)."
     )
+    max_decode_mib: Annotated[int, Field(ge=16)] = Field(
+        512,
+        description=(
+            "What the decode of one picture may take in memory, besides the file (MiB); as many "
+            "are decoded at a time as there are cores."
+        ),
+    )
     max_batch_bytes: Annotated[int, Field(ge=1)] = Field(
         10 * 1024**3, description="Largest sum of the files of one submission (bytes)."
     )

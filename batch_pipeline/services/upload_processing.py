@@ -206,7 +206,12 @@ class UploadProcessor:
             attempt.report.media_type = media_type
             file.seek(0)
             try:
-                return decode(file, media_type)
+                return decode(
+                    file,
+                    media_type,
+                    filename=attempt.row.filename,
+                    max_bytes=self._pipeline.settings.max_decode_mib * 1024**2,
+                )
             except OSError as error:  # of the storage: what is wrong with the file has a kind
                 raise storage_error(error) from error
 
@@ -329,9 +334,12 @@ def _facts_to_store(content: MediaContent) -> dict[str, Any]:
         "width": facts.width,
         "height": facts.height,
         "captured_at": facts.captured_at.isoformat() if facts.captured_at else None,
+        "date_source": facts.date_source,
         "camera": facts.camera,
         "frame_count": facts.frame_count if facts.frame_count > 1 else None,
         "duration_seconds": facts.duration_seconds,
         "frame_rate": facts.frame_rate,
+        "clip": facts.clip,
+        "warnings": list(facts.warnings) or None,
     }
     return {name: value for name, value in values.items() if value is not None}
