@@ -143,7 +143,7 @@ def _best_frame(still: Still, target: tuple[int, int]) -> Image.Image:
 
 def _upright(picture: Image.Image, still: Still, metadata: Metadata) -> tuple[Image.Image, bool]:
     """Turn a picture as its metadata say; whether width and height are swapped is returned too."""
-    orientation = 1 if still.is_turned else metadata.orientation
+    orientation = still.orientation or metadata.orientation
     if orientation in _ORIENTATIONS:
         picture = picture.transpose(_ORIENTATIONS[orientation])
     return picture, orientation >= _FIRST_QUARTER_TURN
@@ -161,7 +161,7 @@ def _explain(
         rest = to_opaque_srgb(error.rest, still.icc_profile, still.space)
         rest, _ = _upright(rest, still, read_metadata(still.exif, still.xmp))
         preview = thumbnail_maker(rest, *rest.size)()
-    if is_cut_short(io.BytesIO(data), media_type):
+    if (still is not None and still.is_cut) or is_cut_short(io.BytesIO(data), media_type):
         return PermanentError(
             "truncated",
             f"the {name} ends before its picture does, after {len(data)} bytes: {reason}",

@@ -10,7 +10,7 @@ from PIL.AvifImagePlugin import AvifImageFile
 from pillow_heif import HeifFile
 
 from batch_pipeline.media.stills.boxes import boxes, end_of_boxes
-from batch_pipeline.media.stills.scaling import STRIP_BYTES, scale
+from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.stills.still import (
     PillowStill,
     Still,
@@ -21,8 +21,8 @@ from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
 
 #: The properties of a picture stand ahead of it; further in, the same bytes would be pixels.
 _PROPERTIES_BYTES = 1024**2
-#: Samples that a decoder keeps for a pixel: 4:2:0, 4:4:4 at most.
-_PLANES = 3.0
+#: Of a pixel as a decoder of HEVC keeps it: 8 bits in 4:4:4, or 10 bits in 4:2:0 (bytes).
+_HEVC_PLANE_BYTES = 3.0
 
 
 class HeifStill(Still):
@@ -40,7 +40,7 @@ class HeifStill(Still):
         self.icc_profile = info.get("icc_profile")
         self.exif = [info["exif"]] if info.get("exif") else []
         self.xmp = info.get("xmp")
-        self.is_turned = True
+        self.orientation = 1
         nclx = info.get("nclx_profile")
         if nclx:
             self.space = ColourSpace.from_codes(
@@ -52,7 +52,9 @@ class HeifStill(Still):
     def memory(self, target: tuple[int, int]) -> int:
         """The decoder's planes, and the picture that it makes of them."""
         width, height = self.size
-        return round(width * height * (_PLANES + len(self._heif.mode))) + STRIP_BYTES
+        return round(width * height * (_HEVC_PLANE_BYTES + len(self._heif.mode))) + scaling_bytes(
+            self.size, target
+        )
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
         """Decode whole."""
@@ -75,11 +77,12 @@ class AvifStill(PillowStill):
         super().__init__(pillow_opener(AvifImageFile, filled_up(data, end)))
         self.file_bytes, self.missing_bytes = end, end - len(data)
         self.space = _space(data)
+        self._plane_bytes = _av1_plane_bytes(data)
 
     def memory(self, target: tuple[int, int]) -> int:
-        """The decoder's planes, the picture that it makes of them, and Pillow's copies of that."""
+        """The decoder's planes, the picture that it makes of them, and Pillow's copy of that."""
         width, height = self.size
-        return round(width * height * (_PLANES + 2 * 4)) + super().memory(target)
+        return round(width * height * (self._plane_bytes + 4)) + super().memory(target)
 
 
 def embedded_clip(data: bytes) -> str | None:
@@ -98,3 +101,12 @@ def _space(data: bytes) -> ColourSpace:
     return ColourSpace.from_codes(
         primaries=int.from_bytes(codes[:2], "big"), transfer=int.from_bytes(codes[2:], "big")
     )
+
+
+def _av1_plane_bytes(data: bytes) -> float:
+    """What a decoder of AV1 keeps for a pixel, by the configuration of the first picture."""
+    start = data.find(b"av1C", 0, _PROPERTIES_BYTES)
+    flags = data[start + 6] if 0 <= start < len(data) - 6 else 0
+    has_high_depth, is_half_wide, is_half_high = flags & 64, flags & 8, flags & 4
+    chroma = 2 / ((2 if is_half_wide else 1) * (2 if is_half_high else 1))
+    return (1 + chroma) * (2 if has_high_depth else 1)

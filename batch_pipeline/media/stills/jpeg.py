@@ -11,7 +11,7 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from batch_pipeline.media.stills.pieces import Piece, joined
-from batch_pipeline.media.stills.scaling import STRIP_BYTES
+from batch_pipeline.media.stills.scaling import scaling_bytes
 from batch_pipeline.media.stills.still import (
     IncompletePictureError,
     PillowStill,
@@ -57,7 +57,7 @@ class JpegStill(PillowStill):
         """The reduced picture, and all coefficients where they come in several scans."""
         self._picture.draft(None, target)
         reduced = self._picture.size[0] * self._picture.size[1] * 4
-        return reduced + STRIP_BYTES + self._coefficient_bytes()
+        return reduced + scaling_bytes(self._picture.size, target) + self._coefficient_bytes()
 
     def prepare(self, picture: ImageFile, target: tuple[int, int]) -> None:
         """Choose the smallest scale that is not below `target`."""

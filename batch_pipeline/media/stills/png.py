@@ -15,7 +15,7 @@ from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from batch_pipeline.media.stills.pieces import Piece, joined
-from batch_pipeline.media.stills.scaling import STRIP_BYTES, STRIP_PIXELS, scale
+from batch_pipeline.media.stills.scaling import STRIP_PIXELS, scale, scaling_bytes
 from batch_pipeline.media.stills.still import PillowStill, oversized_metadata
 from batch_pipeline.media.tone_mapping import ColourSpace
 
@@ -31,6 +31,8 @@ _TEXT_CHUNKS = {b"tEXt", b"zTXt", b"iTXt"}
 _XMP_KEY, _EXIF_KEYS = b"XML:com.adobe.xmp", (b"Raw profile type exif", b"Raw profile type APP1")
 #: Read and inflated at a time (bytes).
 _BLOCK_BYTES, _INFLATED_BYTES = 65_536, 1024**2
+#: What undoing the filters of a strip takes (bytes).
+_UNFILTER_BYTES = 24 * STRIP_PIXELS
 #: Samples of a pixel by colour type.
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
@@ -66,7 +68,9 @@ class PngStill(PillowStill):
 
     def memory(self, target: tuple[int, int]) -> int:
         """A few strips, or the whole where the file is interlaced, animated or 16 bits deep."""
-        return 3 * STRIP_BYTES if self._in_strips() else super().memory(target)
+        if not self._in_strips():
+            return super().memory(target)
+        return scaling_bytes(self.size, target) + _UNFILTER_BYTES
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
         """Decode whole, or in strips if it is large."""

@@ -13,7 +13,7 @@ from PIL.ImageFile import ImageFile
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.stills.pieces import Piece
-from batch_pipeline.media.stills.scaling import STRIP_BYTES, scale
+from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
 
 #: Bytes that Pillow keeps for a pixel of each mode; of any other, 4.
@@ -46,8 +46,10 @@ class Still:
         self.space: ColourSpace = SRGB
         self.clip: str | None = None
         self.warnings: list[str] = []
-        self.is_turned = False
-        """Whether the decoder stands the picture upright itself; EXIF is not asked then."""
+        self.orientation: int | None = None
+        """As EXIF numbers it, if EXIF is not to be asked: 1 where the decoder turns the picture."""
+        self.is_cut = False
+        """Whether the file ends before its own structure says so, if this tells."""
         self.file_bytes, self.missing_bytes = 0, 0
         """Of a cut file, if it says so: how long the whole is, and how much of that is missing."""
 
@@ -67,6 +69,23 @@ class Still:
     def scaled_frame(self, index: int, target: tuple[int, int]) -> Image.Image:
         """As `scaled`, for a later frame of an animation; asked for in their order."""
         raise NotImplementedError
+
+    def judge_loss(self, shown: Image.Image, missing: int, reason: str) -> None:
+        """Take note of missing rows, or raise if they are too many.
+
+        Args:
+            shown: the picture, scaled.
+            missing: how many of the file's rows are missing.
+            reason: why they are.
+
+        Raises:
+            IncompletePictureError: a part of it is missing that a person would miss.
+        """
+        height = self.size[1]
+        if missing > max(_SMALL_LOSS * height, _FEW_ROWS) or 2 * missing > height:
+            raise IncompletePictureError(reason, shown)
+        lost = f" {missing} of {height} rows are missing:" if missing else ""
+        self.warnings.append(f"damaged:{lost} {reason}")
 
     def judge_missing_bytes(self, shown: Image.Image) -> None:
         """Take note of missing bytes, or raise if they are too many.
@@ -97,7 +116,9 @@ class PillowStill(Still):
     def memory(self, target: tuple[int, int]) -> int:
         """As Pillow keeps it, and a strip in conversion."""
         width, height = self.size
-        return width * height * _PIXEL_BYTES.get(self._picture.mode, 4) + STRIP_BYTES
+        return width * height * _PIXEL_BYTES.get(self._picture.mode, 4) + scaling_bytes(
+            self.size, target
+        )
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
         """Decode whole; what could be decoded of a damaged picture is there too."""
@@ -139,23 +160,6 @@ class PillowStill(Still):
         reason = " ".join(str(error).split())
         self.judge_loss(self._shrink(picture, target), missing, reason)
         return picture
-
-    def judge_loss(self, shown: Image.Image, missing: int, reason: str) -> None:
-        """Take note of missing rows, or raise if they are too many.
-
-        Args:
-            shown: the picture, scaled.
-            missing: how many of the file's rows are missing.
-            reason: why they are.
-
-        Raises:
-            IncompletePictureError: a part of it is missing that a person would miss.
-        """
-        height = self.size[1]
-        if missing > max(_SMALL_LOSS * height, _FEW_ROWS) or 2 * missing > height:
-            raise IncompletePictureError(reason, shown)
-        lost = f" {missing} of {height} rows are missing:" if missing else ""
-        self.warnings.append(f"damaged:{lost} {reason}")
 
     def _decode_over(
         self, mark: int, target: tuple[int, int]

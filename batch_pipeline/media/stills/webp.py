@@ -12,8 +12,8 @@ from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.still import PillowStill
 
 _PICTURE_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
-#: libwebp keeps two canvases of an animation, and of a still too; Pillow copies twice.
-_CANVAS_BYTES = 4 * 4
+#: Of a pixel: libwebp keeps two canvases, of a still too, and Pillow copies one (bytes).
+_CANVAS_BYTES = 10
 
 
 class WebPStill(PillowStill):
