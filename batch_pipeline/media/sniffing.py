@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from batch_pipeline.media.content import FileType
+from batch_pipeline.media.tiff_block import TiffBlock
 
 #: Bytes of a file's start that every judgement below can be made from.
 HEAD_BYTES = 4096
@@ -19,9 +20,9 @@ HEAD_BYTES = 4096
 class SeekableFile(Protocol):
     """As much of a file as is asked for here."""
 
-    def read(self, size: int = -1, /) -> bytes: ...
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-    def tell(self) -> int: ...
+    def read(self, size: int = -1, /) -> bytes: ...  # noqa: D102
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...  # noqa: D102
+    def tell(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,16 @@ class MediaType:
     mime_type: str
     extension: str
     """For the stored file, without a dot."""
+    package: str | None = None
+    """Module of the extra `formats` that its decoder comes with, if it is not always there."""
 
+    @property
+    def label(self) -> str:
+        """As people write it: ``JPEG``, ``WebP``."""
+        return _LABELS.get(self.format, self.format.upper())
+
+
+_LABELS = {"webp": "WebP", "jpeg2000": "JPEG 2000", "jxl": "JPEG XL", "webm": "WebM", "raw": "raw"}
 
 JPEG = MediaType("jpeg", "image", "image/jpeg", "jpg")
 PNG = MediaType("png", "image", "image/png", "png")
@@ -43,6 +53,21 @@ HEIC = MediaType("heic", "image", "image/heic", "heic")
 HEIF = MediaType("heif", "image", "image/heif", "heif")
 GIF = MediaType("gif", "image", "image/gif", "gif")
 AVIF = MediaType("avif", "image", "image/avif", "avif")
+TIFF = MediaType("tiff", "image", "image/tiff", "tif")
+BMP = MediaType("bmp", "image", "image/bmp", "bmp")
+JPEG_2000 = MediaType("jpeg2000", "image", "image/jp2", "jp2")
+PSD = MediaType("psd", "image", "image/vnd.adobe.photoshop", "psd")
+JPEG_XL = MediaType("jxl", "image", "image/jxl", "jxl", "pillow_jxl")
+DNG = MediaType("dng", "image", "image/x-adobe-dng", "dng", "rawpy")
+CR2 = MediaType("cr2", "image", "image/x-canon-cr2", "cr2", "rawpy")
+CR3 = MediaType("cr3", "image", "image/x-canon-cr3", "cr3", "rawpy")
+NEF = MediaType("nef", "image", "image/x-nikon-nef", "nef", "rawpy")
+ARW = MediaType("arw", "image", "image/x-sony-arw", "arw", "rawpy")
+RAF = MediaType("raf", "image", "image/x-fuji-raf", "raf", "rawpy")
+RW2 = MediaType("rw2", "image", "image/x-panasonic-rw2", "rw2", "rawpy")
+ORF = MediaType("orf", "image", "image/x-olympus-orf", "orf", "rawpy")
+RAW = MediaType("raw", "image", "image/x-raw", "raw", "rawpy")
+"""Of a camera whose files have no name of their own here."""
 MP4 = MediaType("mp4", "video", "video/mp4", "mp4")
 MOV = MediaType("mov", "video", "video/quicktime", "mov")
 AVI = MediaType("avi", "video", "video/x-msvideo", "avi")
@@ -59,21 +84,38 @@ MPEG_CAMCORDER = MediaType("mpeg", "video", "video/mp2t", "m2ts")
 MPEG_ELEMENTARY = MediaType("mpeg", "video", "video/mpeg", "m2v")
 
 ACCEPTED_TYPES = (
-    JPEG, PNG, WEBP, HEIC, HEIF, GIF, AVIF,
+    JPEG, PNG, WEBP, HEIC, HEIF, GIF, AVIF, TIFF, BMP, JPEG_2000, PSD, JPEG_XL,
+    DNG, CR2, CR3, NEF, ARW, RAF, RW2, ORF, RAW,
     MP4, MOV, THREE_GP, AVI, WEBM, MKV, WMV, OGV, MXF, FLV,
     MPEG_PROGRAM, MPEG_TRANSPORT, MPEG_CAMCORDER, MPEG_ELEMENTARY,
 )  # fmt: skip
 
-ACCEPTED = (
-    "accepted are JPEG, PNG, WebP, HEIC, HEIF, GIF and AVIF images "
-    "and MP4, MOV, 3GP, AVI, WebM, MKV, WMV, OGV, MXF, MPEG and FLV videos"
-)
+
+def _labels(file_type: FileType) -> str:
+    labels = {
+        media_type.label: None for media_type in ACCEPTED_TYPES if media_type.file_type == file_type
+    }
+    *others, last = labels
+    return f"{', '.join(others)} and {last}"
+
+
+ACCEPTED = f"accepted are {_labels('image')} images and {_labels('video')} videos"
 
 _SIGNATURES: tuple[tuple[bytes, MediaType], ...] = (
     (b"\xff\xd8\xff", JPEG),
     (b"\x89PNG\r\n\x1a\n", PNG),
     (b"GIF87a", GIF),
     (b"GIF89a", GIF),
+    (b"8BPS\x00\x01", PSD),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", JPEG_2000),
+    (b"\xff\x4f\xff\x51", JPEG_2000),
+    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", JPEG_XL),
+    (b"\xff\x0a", JPEG_XL),
+    (b"FUJIFILMCCD-RAW", RAF),
+    (b"IIU\x00", RW2),
+    (b"IIRO", ORF),
+    (b"IIRS", ORF),
+    (b"MMOR", ORF),
     (b"FLV\x01", FLV),
     (b"\x00\x00\x01\xba", MPEG_PROGRAM),
     (b"\x00\x00\x01\xb3", MPEG_ELEMENTARY),
@@ -95,14 +137,21 @@ _BRANDS = {
 #: "Some HEIF": which one is for the compatible brands to tell.
 _GENERAL_HEIF_BRANDS = {b"mif1", b"mif2", b"msf1"}
 _AUDIO_BRANDS = {b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B ", b"aax ", b"aaxc"}
-#: Brands of files that are built like an MP4 and are none.
-_FOREIGN_BRANDS = {b"crx ": "a Canon camera's raw file (CR3)"}
+#: The brand of a file that is built like an MP4 and is none, whatever else it calls itself.
+_CR3_BRAND = b"crx "
 #: QuickTime files older than the `ftyp` box begin with one of these.
 _QUICKTIME_BOXES = {b"moov", b"mdat", b"pnot"}
 #: Room that is left empty; it may stand ahead of all others.
 _EMPTY_BOXES = {b"free", b"skip", b"wide"}
 #: More of it than this is no room but a text (bytes).
 _MAX_EMPTY_BOX = 16 * 1024**2
+
+#: Lengths of the header of a BMP (bytes).
+_BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
+_SUBFILE_TYPE, _COMPRESSION, _MAKE, _DNG_VERSION = 254, 259, 271, 50706
+#: Of Samsung, Sony, Nikon and Pentax.
+_RAW_COMPRESSIONS = {32767, 32769, 32770, 34713, 65535}
+_RAW_MAKERS = {b"NIKON": NEF, b"SONY": ARW}
 
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 #: What the header of an ASF file calls its streams.
@@ -129,16 +178,8 @@ _UNSUPPORTED_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"caff", "a CAF audio file"),
     (b"#!AMR", "an AMR audio file"),
     (_ASF, "a Windows Media audio file"),
-    (b"II*\x00", "a TIFF image or a camera's raw file"),
-    (b"MM\x00*", "a TIFF image or a camera's raw file"),
-    (b"FUJIFILMCCD-RAW", "a camera's raw file"),
-    (b"8BPS", "a Photoshop document"),
-    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image"),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
-    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
-    (b"\xff\x0a", "a JPEG XL image"),
+    (b"8BPS", "a large Photoshop document (PSB)"),
     (b"\x00\x00\x01\x00", "a Windows icon"),
-    (b"BM", "a BMP image"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"Rar!\x1a\x07", "a RAR archive"),
@@ -169,6 +210,10 @@ def sniff(head: bytes) -> MediaType | None:  # noqa: PLR0911 - one line per case
     for signature, media_type in _SIGNATURES:
         if head.startswith(signature):
             return media_type
+    if head[:2] in {b"II", b"MM"}:
+        return _tiff_or_raw(head)
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return BMP
     if head[:4] == b"RIFF":
         return {b"WEBP": WEBP, b"AVI ": AVI}.get(head[8:12])
     box = _first_box(head)
@@ -190,9 +235,29 @@ def refusal_reason(head: bytes) -> str:
     return f"the content looks like {_unsupported_name(head)}; {ACCEPTED}"
 
 
-def _by_brands(brands: list[bytes]) -> MediaType | None:
-    if any(brand in _FOREIGN_BRANDS for brand in brands):
+def _tiff_or_raw(head: bytes) -> MediaType | None:
+    """Most raw files are built as a TIFF whose first picture is a preview."""
+    tiff = TiffBlock.at(head)
+    if tiff is None:
         return None
+    if head[8:10] == b"CR":
+        return CR2
+    first = {entry.tag: entry for entry in tiff.directory(tiff.first_directory)}
+    if _DNG_VERSION in first:
+        return DNG
+
+    def number(tag: int) -> int:
+        return next(iter(tiff.numbers(first[tag])), 0) if tag in first else 0
+
+    if number(_SUBFILE_TYPE) & 1 == 0 and number(_COMPRESSION) not in _RAW_COMPRESSIONS:
+        return TIFF
+    maker = tiff.bytes_of(first[_MAKE], 32).upper() if _MAKE in first else b""
+    return next((raw for name, raw in _RAW_MAKERS.items() if maker.startswith(name)), RAW)
+
+
+def _by_brands(brands: list[bytes]) -> MediaType | None:
+    if _CR3_BRAND in brands:
+        return CR3
     for brand in brands:  # the first that says something: the major one, if it can
         if brand in _GENERAL_HEIF_BRANDS:
             named = [_BRANDS.get(brand) for brand in brands]
@@ -287,8 +352,7 @@ def _unsupported_name(head: bytes) -> str:  # noqa: PLR0911 - one line per case
         doctype = _ebml_doctype(head)
         return f"an EBML file (document type {doctype!r}; accepted are 'matroska' and 'webm')"
     if _first_box(head) == b"ftyp":
-        foreign = [name for brand, name in _FOREIGN_BRANDS.items() if brand in _brands(head)]
-        return foreign[0] if foreign else "an MPEG-4 audio file"
+        return "an MPEG-4 audio file"
     text = _as_text(head)
     if text is not None:
         return _text_name(text)
@@ -343,7 +407,7 @@ def is_cut_short(source: SeekableFile, media_type: MediaType) -> bool:
         return not _MARKED_END[media_type](source.read())
     if media_type is OGV:
         return not _ogg_is_ended(source, length)
-    if media_type in (HEIC, HEIF, AVIF, MP4, MOV, THREE_GP):
+    if media_type in (HEIC, HEIF, AVIF, CR3, MP4, MOV, THREE_GP):
         return _boxes_end(source, length) > length
     said = _SAID_END.get(media_type)
     return said is not None and said(source) > length

@@ -29,5 +29,5 @@ DECODERS: dict[str, Callable[[bytes], Still]] = {
     "jpeg2000": Jpeg2000Still,
     "psd": PsdStill,
     "jxl": JxlStill,
-    **dict.fromkeys(("dng", "cr2", "cr3", "nef", "arw", "raf", "rw2", "orf"), RawStill),
+    **dict.fromkeys(("dng", "cr2", "cr3", "nef", "arw", "raf", "rw2", "orf", "raw"), RawStill),
 }

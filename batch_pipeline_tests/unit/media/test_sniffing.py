@@ -78,7 +78,7 @@ def ftyp(*brands: bytes) -> bytes:
         ((b"abcd", b"mp42"), sniffing.MP4),
         ((b"qt  ", b"qt  "), sniffing.MOV),
         ((b"M4A ", b"mp42", b"isom"), None),
-        ((b"crx ", b"crx ", b"isom"), None),
+        ((b"crx ", b"crx ", b"isom"), sniffing.CR3),
         ((b"abcd", b"efgh"), sniffing.MP4),
         ((b"abcd", b"M4A "), None),
         ((b"abcd", b"mif1", b"heic"), sniffing.HEIC),
