@@ -14,10 +14,10 @@ from batch_pipeline.orchestration.assets import (
     batch_report,
     descriptions,
     embeddings,
-    literal,
+    text_metadata,
     thumbnails,
 )
-from batch_pipeline.services.batch_summary import BatchSummary
+from batch_pipeline.services.reports.batch_summary import BatchSummary
 
 
 def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization]:
@@ -77,7 +77,7 @@ def _report(summary: BatchSummary) -> dict[str, Any]:
         "uploads_per_minute": round(60 * head["processed_uploads"] / seconds, 1)
         if seconds
         else None,
-        "reason": literal(head["error_message"]) if head["error_message"] else None,
+        "reason": text_metadata(head["error_message"]) if head["error_message"] else None,
         "contact_sheet": _picture("image/jpeg", summary.contact_sheet),
         "throughput": _picture("image/svg+xml", summary.throughput.encode()),
     }

@@ -1,8 +1,8 @@
 """The sweep: puts right, once a minute, whatever a crash, an outage or an outsider left behind.
 
-Here Dagster is asked which runs have ended or died; uploads and batches are put right in
-``services/backlog.py``, files in ``services/leftovers.py``. Every part is safe to repeat, and
-two sweeps at once have the effect of one.
+Dagster is asked here which runs have ended or died. Uploads and batches are put right in
+``services/states/backlog.py``, files in ``services/leftovers.py``. Every part is safe to repeat,
+and two sweeps at once have the effect of one.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -14,17 +14,17 @@ from pydantic import Field
 from batch_pipeline.orchestration.assets import BATCHES, backlog
 from batch_pipeline.orchestration.run_ends import (
     ENDED_RUN,
+    clean_up_terminated_run,
     close_dead_runs,
     dead_runs,
     runs_of_keys,
-    settle_terminated_run,
 )
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
-from batch_pipeline.services.backlog import Rescue
-from batch_pipeline.services.batch_status import batches_ended_before
-from batch_pipeline.services.dispatch import WaitingSlice, waiting_slices
+from batch_pipeline.services.dispatch.slices import WaitingSlice, waiting_slices
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.reports.batch_status import batches_ended_before
+from batch_pipeline.services.states.backlog import Rescue
 
 _JOBS = ("process_batch", "sweep_backlog")
 #: Old runs that one sweep deletes of each job, with their events.
@@ -62,19 +62,19 @@ def sweep_once(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, in
     rescued = rescue_from_ended_runs(instance, pipeline)
     abandoned = _abandoned(instance, waiting_slices(pipeline.database))
     slices = [(slice_.batch_id, slice_.number) for slice_ in abandoned]
-    reopened = pipeline.backlog.open_slices_anew(slices)
+    reopened = pipeline.backlog.release_slices(slices)
     retried = pipeline.backlog.retry_due()
     adopted = pipeline.backlog.adopt()
-    settled = pipeline.backlog.reconcile_batches()
+    recounted = pipeline.backlog.reconcile_batches()
     return {
         "runs_closed": closed,
         "uploads_rescued": rescued.returned,
         "uploads_quarantined": rescued.quarantined,
-        "uploads_requeued": reopened,
+        "uploads_released": reopened,
         "uploads_retried": retried,
         "uploads_adopted": adopted,
-        "batches_recounted": len(settled),
-        "batches_ended": sum(batch.status == "completed" for batch in settled),
+        "batches_recounted": len(recounted),
+        "batches_ended": sum(batch.status == "completed" for batch in recounted),
     }
 
 
@@ -128,7 +128,7 @@ def rescue_from_ended_runs(instance: dg.DagsterInstance, pipeline: Pipeline) -> 
     ended = _ended(instance, pipeline)
     for run in ended:
         if run.status == dg.DagsterRunStatus.CANCELED:
-            settle_terminated_run(pipeline, run)
+            clean_up_terminated_run(pipeline, run)
     return pipeline.backlog.rescue([run.run_id for run in ended])
 
 

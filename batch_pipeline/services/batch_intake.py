@@ -20,7 +20,7 @@ from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
-from batch_pipeline.services.batch_progress import BatchProgress, ProgressPublisher
+from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 

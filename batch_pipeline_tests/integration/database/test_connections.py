@@ -13,7 +13,7 @@ from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import Upload
 from batch_pipeline.database.session import connect
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.orchestration.instance_storage import PipelineInstanceStorage
+from batch_pipeline.orchestration.dagster_storage.instance_storage import PipelineInstanceStorage
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import add_batch
 

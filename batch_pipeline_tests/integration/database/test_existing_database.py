@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from batch_pipeline.database.session import Database, with_driver
-from batch_pipeline.services.claim_keeper import ClaimKeeper
-from batch_pipeline.services.dispatch import open_slices, waiting_slices
+from batch_pipeline.services.dispatch.slices import open_slices, waiting_slices
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import batch_row, upload_rows

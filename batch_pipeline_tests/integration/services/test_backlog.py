@@ -10,10 +10,10 @@ from sqlalchemy import func, insert, text, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.errors import PermanentError, TransientError
-from batch_pipeline.services.backlog import MAX_DEATHS, MAX_DIED_RUNS
-from batch_pipeline.services.dispatch import open_slices, waiting_slices
+from batch_pipeline.services.dispatch.slices import open_slices, waiting_slices
 from batch_pipeline.services.leftovers import remove_leftovers
-from batch_pipeline.services.upload_states import RETRY_DELAYS, StartedUpload
+from batch_pipeline.services.states.backlog import MAX_DEATHS, MAX_DIED_RUNS
+from batch_pipeline.services.states.upload_states import RETRY_DELAYS, StartedUpload
 from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_row, upload_rows
 from batch_pipeline_tests.patience import DEADLINE
 

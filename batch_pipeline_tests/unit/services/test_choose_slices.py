@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_pipeline.services.dispatch import NEW, WaitingSlice, choose_slices
+from batch_pipeline.services.dispatch.slices import NEW, WaitingSlice, choose_slices
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 IDS = [uuid.UUID(int=number) for number in range(1, 6)]

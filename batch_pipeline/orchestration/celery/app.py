@@ -2,7 +2,7 @@
 
 ::
 
-    celery -A batch_pipeline.orchestration.celery_app worker --queues dagster --concurrency 4
+    celery -A batch_pipeline.orchestration.celery.app worker --queues dagster --concurrency 4
 
 A worker needs the settings of the run's host, and nothing of its disk.
 """
@@ -11,7 +11,7 @@ from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_task
 
 from batch_pipeline.errors import ConfigurationError
-from batch_pipeline.orchestration.celery_broker import OPTIONS, result_backend
+from batch_pipeline.orchestration.celery.broker import OPTIONS, result_backend
 from batch_pipeline.settings import load_settings
 
 _broker = load_settings().celery_broker_url

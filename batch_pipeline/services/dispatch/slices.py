@@ -23,7 +23,7 @@ from batch_pipeline.database.models import (
     UploadStatus,
 )
 from batch_pipeline.database.session import Database
-from batch_pipeline.services.transitions import interval
+from batch_pipeline.services.states.transitions import interval
 
 NEW = "new"
 

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 
 from batch_pipeline.database.models import OPEN_BATCH, UploadBatch
 from batch_pipeline.database.session import Database
-from batch_pipeline.services.transitions import interval
+from batch_pipeline.services.states.transitions import interval
 
 #: Longest that a transaction which ends a batch may wait for a lock, and its end be noticed.
 OVERLAP = timedelta(minutes=5)

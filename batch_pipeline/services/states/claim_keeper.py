@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from batch_pipeline.errors import PipelineError
-from batch_pipeline.services.upload_states import Claim, UploadStates
+from batch_pipeline.services.states.upload_states import Claim, UploadStates
 
 #: How soon a cancelled batch stops its model calls (seconds).
 CHECK_SECONDS = 1.0

@@ -43,7 +43,7 @@ from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, UploadBatch
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import ConfigurationError
-from batch_pipeline.services.pace import Pace
+from batch_pipeline.services.progress.pace import Pace
 
 CHANNEL = "batch_pipeline_progress"
 #: PostgreSQL refuses a payload of 8000 bytes and more.

@@ -16,26 +16,28 @@ from functools import cache
 from typing import Any
 
 import dagster as dg
-from dagster._config import UserConfigSchema
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
     PostgresRunStorage,
     PostgresScheduleStorage,
 )
-from dagster_postgres.utils import create_pg_engine
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
+from batch_pipeline.dagster_internals import (
+    ConfigurableClassData,
+    UserConfigSchema,
+    create_pg_engine,
+)
 from batch_pipeline.database.connection_budget import DAGSTER_POOL
 from batch_pipeline.database.session import (
     create_database_if_missing,
     pipeline_url,
     with_driver,
 )
-from batch_pipeline.orchestration.grouped_event_log import GroupedEventLogStorage
+from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
 from batch_pipeline.settings import Settings, load_settings
 
 #: Database of Dagster's tables, beside the pipeline's on the same server.
