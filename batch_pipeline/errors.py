@@ -56,6 +56,11 @@ class UploadError(KindedError):
 class PermanentError(UploadError):
     """The file itself is the reason; trying again cannot help."""
 
+    def __init__(self, kind: str, message: str, *, preview: bytes | None = None) -> None:
+        super().__init__(kind, message)
+        self.preview = preview
+        """A small JPEG of what could be decoded of the file, if anything could."""
+
 
 class TransientError(UploadError):
     """May pass next time: a time-out, a 5xx, a reset connection, an answer that fails the audit."""

@@ -24,9 +24,10 @@ from batch_pipeline.errors import (
     UploadError,
     WorkCancelledError,
 )
+from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
-from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason, sniff
+from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
 from batch_pipeline.services.pipeline import Pipeline
@@ -198,16 +199,21 @@ class UploadProcessor:
 
     def _decode(self, attempt: _Attempt) -> MediaContent:
         with _timed(attempt.report, "decode"), self._open(attempt) as file:
-            head = file.read(HEAD_BYTES)
-            if not head:
-                raise PermanentError("empty_file", refusal_reason(head))
-            media_type = sniff(head)
-            if media_type is None:
-                raise PermanentError("unsupported_format", refusal_reason(head))
+            settings = self._pipeline.settings
+            media_type = accept(file.read(HEAD_BYTES), settings.accepted_format_names)
             attempt.report.media_type = media_type
             file.seek(0)
             try:
-                return decode(file, media_type)
+                return decode(
+                    file,
+                    media_type,
+                    filename=attempt.row.filename,
+                    max_bytes=settings.max_decode_mib * 1024**2,
+                )
+            except PermanentError as error:
+                if error.preview is not None and attempt.row.thumbnail_path is None:
+                    self._store_thumbnail(attempt, error.preview)
+                raise
             except OSError as error:  # of the storage: what is wrong with the file has a kind
                 raise storage_error(error) from error
 
@@ -225,6 +231,10 @@ class UploadProcessor:
         except Exception as error:
             log.warning("no thumbnail of %r: %s", row.filename, visible_line(error))
             return
+        self._store_thumbnail(attempt, thumbnail)
+
+    def _store_thumbnail(self, attempt: _Attempt, thumbnail: bytes) -> None:
+        row, report = attempt.row, attempt.report
         path = self._pipeline.storage.thumbnail_path(row.user_id, row.id)
         with _timed(report, "thumbnail"):
             self._pipeline.storage.write(path, thumbnail)
@@ -330,9 +340,12 @@ def _facts_to_store(content: MediaContent) -> dict[str, Any]:
         "width": facts.width,
         "height": facts.height,
         "captured_at": facts.captured_at.isoformat() if facts.captured_at else None,
+        "date_source": facts.date_source,
         "camera": facts.camera,
         "frame_count": facts.frame_count if facts.frame_count > 1 else None,
         "duration_seconds": facts.duration_seconds,
         "frame_rate": facts.frame_rate,
+        "clip": facts.clip,
+        "warnings": list(facts.warnings) or None,
     }
     return {name: value for name, value in values.items() if value is not None}

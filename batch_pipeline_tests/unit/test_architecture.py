@@ -11,7 +11,8 @@ PACKAGE = "batch_pipeline"
 MAY_IMPORT = {
     "visible_text": set(),
     "errors": {"visible_text"},
-    "settings": {"errors"},
+    # The names of the formats, to refuse a setting that names another.
+    "settings": {"errors", "media.acceptance"},
     "logs": {"settings"},
     "storage": {"errors"},
     "media": {"errors", "media"},
