@@ -134,6 +134,13 @@ class Settings(BaseSettings):
             "PostgreSQL's `max_connections` says."
         ),
     )
+    max_runs_per_user: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description=(
+            "How many of them may be of the same user: one less keeps a place free for others; "
+            "0: all."
+        ),
+    )
     max_attempts: Annotated[int, Field(ge=1, le=20)] = Field(
         2, description="Attempts per upload and dispatch, the first included."
     )

@@ -7,6 +7,7 @@ stand in tables, which the UI shows literally; the pictures hold no text of stra
 import base64
 from collections.abc import Iterable
 from typing import Any
+from uuid import UUID
 
 import dagster as dg
 
@@ -54,6 +55,19 @@ def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization]:
             partition=batch_id,
         ),
     ]
+
+
+def no_report_of(batch_id: UUID, reason: str) -> dg.AssetMaterialization:
+    """What stands where the report of a batch would, when it could not be made again and again."""
+    return dg.AssetMaterialization(
+        batch_report.key,
+        description="the report could not be made",
+        metadata={
+            "reason": text_metadata(reason),
+            "next": text_metadata(f"`batch-pipeline status {batch_id}` shows the batch"),
+        },
+        partition=str(batch_id),
+    )
 
 
 def headline(summary: BatchSummary) -> str:

@@ -12,7 +12,8 @@ from uuid import UUID
 import dagster as dg
 
 from batch_pipeline.orchestration.assets import run_cleanups, text_metadata
-from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG
+from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG, USER_TAG
+from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 
@@ -109,7 +110,9 @@ def cancel_batch_of_terminated_run(
         pipeline.batches.cancel_batch(batch_id, reason=terminated(run_id))
 
 
-def close_dead_runs(instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str]) -> int:
+def close_dead_runs(
+    instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str], left_out: LeftOut
+) -> int:
     """End the runs whose worker is gone without a word; returns how many.
 
     A process that lost its code server looks like one that is dead, so only silence tells: no
@@ -117,35 +120,50 @@ def close_dead_runs(instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iter
     worker be alive after all, it does no harm: what it holds is refused by the fencing token.
     """
     jobs = list(jobs)
-    dead = dead_runs(instance, pipeline, jobs)
+    dead = dead_runs(instance, pipeline, jobs, left_out)
     if dead:
         # One that has just ended a long call holds nothing any more, and has yet to log it.
         time.sleep(_SECOND_LOOK_SECONDS)
-        still = {run.run_id for run in dead_runs(instance, pipeline, jobs)}
+        still = {run.run_id for run in dead_runs(instance, pipeline, jobs, left_out)}
         dead = [run for run in dead if run.run_id in still]
-    for run in dead:
+
+    def close(run: dg.DagsterRun) -> None:
         if run.status == dg.DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, "Its worker is gone; closed by the sweep.")
             clean_up_terminated_run(pipeline, run)
         else:
             instance.report_run_failed(run, "Its worker is gone; closed by the sweep.")
-    return len(dead)
+
+    return len(one_by_one(dead, close, left_out, named=name_of_run))
 
 
 def dead_runs(
-    instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str]
+    instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str], left_out: LeftOut
 ) -> list[dg.DagsterRun]:
     """List the runs that `close_dead_runs` would end."""
     patience = _SILENT_LEASES * pipeline.settings.lease_seconds
-    return [
-        record.dagster_run
+
+    def dead(record: dg.RunRecord) -> dg.DagsterRun | None:
+        run = record.dagster_run
+        is_silent = time.time() - _last_sign(instance, record) > patience
+        return run if is_silent and pipeline.backlog.run_is_silent(run.run_id) else None
+
+    under_way = [
+        record
         for job in jobs
         for record in instance.get_run_records(
             dg.RunsFilter(job_name=job, statuses=list(_UNDER_WAY))
         )
-        if time.time() - _last_sign(instance, record) > patience
-        and pipeline.backlog.run_is_silent(record.dagster_run.run_id)
     ]
+    looked_at = one_by_one(
+        under_way, dead, left_out, named=lambda record: name_of_run(record.dagster_run)
+    )
+    return [run for run in looked_at if run]
+
+
+def name_of_run(run: dg.DagsterRun) -> str:
+    """What a run is called where it is left out."""
+    return f"run {run.run_id}"
 
 
 def runs_of_keys(instance: dg.DagsterInstance, keys: Collection[str]) -> Sequence[dg.DagsterRun]:
@@ -154,20 +172,25 @@ def runs_of_keys(instance: dg.DagsterInstance, keys: Collection[str]) -> Sequenc
 
 
 def batch_of(run: dg.DagsterRun) -> UUID | None:
-    """The batch that a run works; None if it ended before it knew."""
-    tag = run.tags.get(BATCH_TAG)
-    return UUID(tag) if tag else None
+    """The batch that a run works; None if it ended before it knew, or carries a tag not of ours."""
+    return _id_or_none(run.tags.get(BATCH_TAG))
+
+
+def user_of(run: dg.DagsterRun) -> UUID | None:
+    """Whose batch a run works; None as for `batch_of`."""
+    return _id_or_none(run.tags.get(USER_TAG))
 
 
 def report_run_cleanup(
     instance: dg.DagsterInstance, run: dg.DagsterRun, cleanup: RunCleanup, reason: str
 ) -> None:
     """Say in the catalog why a run ended early, and what became of its uploads."""
+    batch_id = batch_of(run)
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
             run_cleanups.key,
             description=f"a run ended as {run.status.value.lower()}: {cleanup}",
-            partition=run.tags.get(BATCH_TAG),
+            partition=str(batch_id) if batch_id else None,
             metadata={
                 "run": dg.MetadataValue.dagster_run(run.run_id),
                 "reason": text_metadata(reason),
@@ -189,8 +212,16 @@ def _release_slice(pipeline: Pipeline, run: dg.DagsterRun) -> int:
 
 
 def _slice_of(run: dg.DagsterRun) -> int | None:
-    tag = run.tags.get(SLICE_TAG)
-    return int(tag) if tag else None
+    tag = run.tags.get(SLICE_TAG, "")
+    return int(tag) if tag.isdecimal() else None
+
+
+def _id_or_none(tag: str | None) -> UUID | None:
+    """People and other programs tag runs, too."""
+    try:
+        return UUID(tag or "")
+    except ValueError:
+        return None
 
 
 def _last_sign(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:

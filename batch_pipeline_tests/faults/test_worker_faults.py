@@ -25,6 +25,7 @@ from batch_pipeline.orchestration.run_ends import clean_up_failed_run, clean_up_
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG
 from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from batch_pipeline.testing.databases import DatabaseServer
@@ -254,12 +255,14 @@ def test_7_after_a_kill_that_nobody_reports_the_lease_tells_and_the_run_is_close
     print(f"returned {seconds:.2f} s after the kill, lease {LEASE} s")
     stack.finish(batch_id)
     wait_until(
-        lambda: work_for_a_sweep(stack.instance, stack.pipeline).get("runs without a worker"),
+        lambda: work_for_a_sweep(stack.instance, stack.pipeline, LeftOut()).get(
+            "runs without a worker"
+        ),
         "the sweep sees that the run is dead",
     )
-    assert sweep_once(stack.instance, stack.pipeline)["runs_closed"] == 1
+    assert sweep_once(stack.instance, stack.pipeline, LeftOut())["runs_closed"] == 1
     assert stack.run(worker.run_id).status == dg.DagsterRunStatus.FAILURE
-    assert work_for_a_sweep(stack.instance, stack.pipeline) == {}
+    assert work_for_a_sweep(stack.instance, stack.pipeline, LeftOut()) == {}
     assert stack.counts(batch_id) == ("completed", 5, 0)
     assert_each_described_once_but_the_one_in_work(model_server)
 
@@ -275,7 +278,7 @@ def test_6_a_live_worker_is_left_alone_however_long_its_call_and_whatever_its_se
     model_server.latency_seconds = 0  # of the calls after this one
     sweeps = 0
     while worker.process.poll() is None:
-        counts = sweep_once(stack.instance, stack.pipeline)
+        counts = sweep_once(stack.instance, stack.pipeline, LeftOut())
         assert set(counts.values()) == {0}, counts
         sweeps += 1
         time.sleep(0.1)
@@ -345,7 +348,7 @@ def assert_left_alone(stack: Stack, batch_id: uuid.UUID, statuses: list[str]) ->
     """Neither the sensor nor a sweep touches a cancelled batch."""
     stack.end_the_pause()
     assert stack.tick() == []
-    sweep_once(stack.instance, stack.pipeline)
+    sweep_once(stack.instance, stack.pipeline, LeftOut())
     assert stack.tick() == []
     assert stack.statuses(batch_id) == statuses
     assert stack.counts(batch_id)[0] == "cancelled"

@@ -15,7 +15,7 @@ from batch_pipeline.errors import PermanentError, ServiceDownError
 from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.dispatch import slices as dispatch
+from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
@@ -146,8 +146,10 @@ def test_a_batch_is_worked_without_reading_a_table_through(full_pipeline, plans)
 
 
 def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, plans):
-    dispatch.open_slices(full_pipeline.database, 250)
-    waiting = dispatch.waiting_slices(full_pipeline.database)
+    database = full_pipeline.database
+    for slice_ in unnumbered_slices(database, 250, at_most=4):
+        open_slice(database, slice_, 250)
+    waiting = numbered_slices(database)
     assert waiting
     backlog = full_pipeline.backlog
     backlog.rescue(["ended"])

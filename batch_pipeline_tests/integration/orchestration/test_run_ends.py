@@ -12,6 +12,7 @@ from batch_pipeline.orchestration import run_ends
 from batch_pipeline.orchestration.run_ends import RunCleanup, close_dead_runs, dead_runs
 from batch_pipeline.orchestration.sweep import delete_old_runs
 from batch_pipeline.orchestration.tags import BATCH_TAG, SLICE_TAG
+from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
 
@@ -71,8 +72,10 @@ def test_a_worker_that_has_just_ended_a_long_call_and_has_yet_to_log_it_is_not_d
             instance.report_engine_event("still here", run)
 
     monkeypatch.setattr(run_ends, "time", Clock())
-    assert [r.run_id for r in dead_runs(instance, pipeline, ["process_batch"])] == [run.run_id]
-    assert close_dead_runs(instance, pipeline, ["process_batch"]) == 0
+    assert [r.run_id for r in dead_runs(instance, pipeline, ["process_batch"], LeftOut())] == [
+        run.run_id
+    ]
+    assert close_dead_runs(instance, pipeline, ["process_batch"], LeftOut()) == 0
     assert looks
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
 
@@ -261,9 +264,9 @@ def test_the_sweep_deletes_runs_of_long_ago_with_their_events_and_no_others(
         ]
 
     everything = [run.run_id for run in runs]
-    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=0))) == 0
+    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=0)), LeftOut()) == 0
     assert kept() == everything
-    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=30))) == 1
+    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=30)), LeftOut()) == 1
     assert kept() == everything[1:]
     for run in (recent, under_way):
         instance.delete_run(run.run_id)  # the instance is shared, and counts runs under way
