@@ -121,7 +121,7 @@ class UploadBatch(Base):
     completed_at: Mapped[datetime | None]
 
     # Ours
-    #: Slices opened so far; each is the share of one run. Only grows.
+    #: Slices opened so far; one run processes each. Only grows.
     slices: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Runs that died since an upload last ended; too many of them end the batch as ``failed``.
     died_runs: Mapped[int] = mapped_column(Integer, server_default="0")
@@ -177,14 +177,14 @@ class Upload(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
     # Ours
-    #: Share of the batch that one run takes; empty until the sensor opens it.
+    #: Number of the slice; one run processes its uploads. Empty until the sensor opens it.
     slice: Mapped[int | None] = mapped_column(Integer)
     #: Why the slice was opened: new, retry, rescue or reprocess.
     dispatch_reason: Mapped[str] = mapped_column(server_default="new")
     #: Dagster run that holds the upload; empty when nobody does.
     owner_run_id: Mapped[str | None]
     #: Fencing token: grows with every claim, and a write that names an older one is refused.
-    claim: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    claim_token: Mapped[int] = mapped_column(BigInteger, server_default="0")
     #: Last sign of life of the owner, on the database's clock.
     heartbeat_at: Mapped[datetime | None]
     #: Attempts begun in this dispatch; 0 again on a new one.

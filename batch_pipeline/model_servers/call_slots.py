@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from batch_pipeline.errors import ClaimLostError, ServiceDownError
+from batch_pipeline.errors import ServiceDownError, WorkCancelledError
 from batch_pipeline.model_servers.base import CancelledCheck
 
 #: How often a waiting caller asks whether its call is still wanted.
@@ -135,7 +135,7 @@ class CallGate:
                     told = usable
                     continue
                 if cancelled():
-                    raise ClaimLostError(
+                    raise WorkCancelledError(
                         "the model call was stopped: its upload is no longer wanted"
                     )
                 if failure := self._failure(time.monotonic() - began):

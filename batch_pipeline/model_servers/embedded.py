@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from batch_pipeline.errors import ClaimLostError, ServiceDownError
+from batch_pipeline.errors import ServiceDownError, WorkCancelledError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.measurements import ColourShare, Measurements, measure, small_copy
 from batch_pipeline.media.square_views import square_views
@@ -60,7 +60,7 @@ class EmbeddedVision:
 
         Raises:
             ServiceDownError: the weights of the classifier are not those that are expected.
-            ClaimLostError: `cancelled` answered true.
+            WorkCancelledError: `cancelled` answered true.
         """
         copies = []
         for frame in frames:
@@ -118,7 +118,7 @@ class EmbeddedEmbedding:
 
         Raises:
             ServiceDownError: the sentence encoder cannot be loaded.
-            ClaimLostError: `cancelled` answered true.
+            WorkCancelledError: `cancelled` answered true.
         """
         vectors = []
         for text in texts:
@@ -150,7 +150,7 @@ class EmbeddedEmbedding:
 
 def _stop_if(cancelled: CancelledCheck) -> None:
     if cancelled():
-        raise ClaimLostError("the work on this upload is no longer wanted")
+        raise WorkCancelledError("the work on this upload is no longer wanted")
 
 
 def _seen(frames: Sequence[Frame], cancelled: CancelledCheck) -> Content | None:

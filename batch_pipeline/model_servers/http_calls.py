@@ -26,11 +26,11 @@ import httpx2
 import pydantic
 
 from batch_pipeline.errors import (
-    ClaimLostError,
     KindedError,
     PermanentError,
     ServiceDownError,
     TransientError,
+    WorkCancelledError,
 )
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.model_servers.circuit import Circuit
@@ -151,7 +151,7 @@ class ServerCalls:
                 ``model_output_invalid`` (what came is not the protocol).
             PermanentError: ``model_refused_input``.
             ServiceDownError: ``model_server_down``, or what `error_for_status` names.
-            ClaimLostError: `cancelled` answered true; the connection was closed.
+            WorkCancelledError: `cancelled` answered true; the connection was closed.
         """
         ends_at = time.monotonic() + self._limits.total
         unreachable = busy = 0
@@ -346,7 +346,7 @@ def run_on_loop(work: Coroutine[Any, Any, Answer]) -> Answer:
 
 def _require_wanted(cancelled: CancelledCheck) -> None:
     if cancelled():
-        raise ClaimLostError("the model call was stopped: its upload is no longer wanted")
+        raise WorkCancelledError("the model call was stopped: its upload is no longer wanted")
 
 
 def _sleep(seconds: float, cancelled: CancelledCheck) -> None:

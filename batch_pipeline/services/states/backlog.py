@@ -21,7 +21,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
-from batch_pipeline.services.progress.batch_progress import (
+from batch_pipeline.services.progress.publishing import (
     Announcer,
     BatchProgress,
     ProgressPublisher,
@@ -33,8 +33,8 @@ from batch_pipeline.services.states.transitions import (
     count_failed,
     interval,
     percentage_reached,
+    recount_batches,
     release_rows,
-    settle_all,
     updated_batch_or_none,
 )
 
@@ -138,7 +138,7 @@ class Backlog:
             returned = release_rows(connection, Upload.id.in_(others), reason="rescue")
         return Rescue(returned, len(killers))
 
-    def open_slices_anew(
+    def release_slices(
         self, slices: Sequence[tuple[uuid.UUID, int]], *, resume_after_seconds: float = 0
     ) -> int:
         """Take uploads out of slices whose run ended without taking them; returns how many.
@@ -206,7 +206,7 @@ class Backlog:
                 attempts=0,
                 retries=Upload.retries + 1,
             )
-            settle_all(transaction, {row.batch_id for row in rows if row.batch_id})
+            recount_batches(transaction, {row.batch_id for row in rows if row.batch_id})
         return count
 
     def adopt(self) -> int:
@@ -228,7 +228,7 @@ class Backlog:
                     .where(Upload.id.in_([row.id for row in rows if row.user_id == user_id]))
                     .values(batch_id=batches[user_id], slice=None, updated_at=func.now())
                 )
-            settle_all(transaction, batches.values())
+            recount_batches(transaction, batches.values())
         return len(rows)
 
     def reconcile_batches(self) -> list[BatchProgress]:
@@ -236,8 +236,8 @@ class Backlog:
         with self._publisher.transaction() as transaction:
             drifted = transaction.connection.scalars(_drifted()).all()
         # A transition under way looks like a difference too; the recount waits for it.
-        settled = (self._batches.settle_batch(batch_id) for batch_id in drifted)
-        return [progress for progress in settled if progress]
+        recounted = (self._batches.recount_batch(batch_id) for batch_id in drifted)
+        return [progress for progress in recounted if progress]
 
     def overdue(self) -> dict[str, int]:
         """Count what the transitions above would put right now, by what it is."""
