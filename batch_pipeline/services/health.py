@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from sqlalchemy import text
 
 from batch_pipeline.database.session import Database, connect
-from batch_pipeline.errors import PipelineError
+from batch_pipeline.errors import ConfigurationError, PipelineError
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.settings import Settings
@@ -61,6 +61,8 @@ def _database(settings: Settings) -> Iterator[HealthCheck]:
 def _check(name: str, find: Callable[[], str], hint: str) -> HealthCheck:
     try:
         return HealthCheck(name, True, find())
+    except ConfigurationError as error:
+        return HealthCheck(name, False, str(error), "set or install what it names")
     except Exception as error:
         return HealthCheck(name, False, str(error).strip(), hint)
 
