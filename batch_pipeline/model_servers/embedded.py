@@ -20,7 +20,13 @@ from PIL import Image
 from batch_pipeline.errors import ClaimLostError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.measurements import ColourShare, Measurements, measure, small_copy
-from batch_pipeline.model_servers.base import CancelledCheck, HealthCheck, never_cancelled
+from batch_pipeline.model_servers.base import (
+    CancelledCheck,
+    HealthCheck,
+    Spent,
+    never_cancelled,
+    not_counted,
+)
 from batch_pipeline.model_servers.text_hashing import hash_text
 
 
@@ -39,6 +45,7 @@ class EmbeddedVision:
         *,
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> str:
         """Describe a picture or a video; see `VisionModel.describe`.
 
@@ -68,6 +75,10 @@ class EmbeddedVision:
         text = "read by Tesseract" if _can_read_text() else "not read (optional: extra ocr)"
         return [HealthCheck("vision", True, f"{self.name}, built in; text in pictures is {text}")]
 
+    def try_out(self) -> list[HealthCheck]:
+        """Nothing that a check would not find."""
+        return []
+
 
 class EmbeddedEmbedding:
     """Embeds text by feature hashing: near in words and spelling is near in vectors."""
@@ -78,7 +89,11 @@ class EmbeddedEmbedding:
         self.dimensions = dimensions
 
     def embed(
-        self, texts: Sequence[str], *, cancelled: CancelledCheck = never_cancelled
+        self,
+        texts: Sequence[str],
+        *,
+        cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> list[list[float]]:
         """Embed each text; see `EmbeddingModel.embed`.
 
@@ -94,6 +109,10 @@ class EmbeddedEmbedding:
     def check(self) -> list[HealthCheck]:
         """Nothing to reach, so nothing can be down."""
         return [HealthCheck("embedding", True, f"{self.name}, built in, {self.dimensions} numbers")]
+
+    def try_out(self) -> list[HealthCheck]:
+        """Nothing that a check would not find."""
+        return []
 
 
 def _stop_if(cancelled: CancelledCheck) -> None:
