@@ -65,7 +65,7 @@ class OllamaServer(ModelServer):
         message = ollama.Message(role="user", content=request.prompt)
         if request.jpeg is not None:
             message.images = [ollama.Image(value=request.jpeg)]
-        learnt, began = self._learnt_of(model), time.monotonic()
+        learnt, usage = self._learnt_of(model), Usage(calls=0)
         while True:
             stage = learnt.stage
             max_tokens = request.max_tokens * stage.budget
@@ -77,6 +77,7 @@ class OllamaServer(ModelServer):
                     "num_ctx": CONTEXT_TOKENS,
                 }
             )
+            began = time.monotonic()
             try:
                 async with self._clients.client() as client:
                     response = await client.chat(model, [message], **_arguments(sent))
@@ -84,6 +85,7 @@ class OllamaServer(ModelServer):
                 if learnt.learns_from_refusal(sent, error.status_code, error.error):
                     continue
                 raise
+            usage += _usage(response, began)
             text = response.message.content or ""
             cut = response.done_reason == "length"
             if response.message.thinking or shows_thought(text, cut_by_length=cut):
@@ -91,7 +93,7 @@ class OllamaServer(ModelServer):
                 if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
                     continue
             learnt.answered(stage)
-            return ChatAnswer(text, cut, _usage(response, began))
+            return ChatAnswer(text, cut, usage)
 
     async def embed(self, model: str, texts: Sequence[str]) -> EmbedAnswer:
         """Embed texts; refuses one that is longer than the context rather than cutting it."""

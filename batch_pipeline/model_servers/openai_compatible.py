@@ -85,7 +85,7 @@ class OpenAICompatibleServer(ModelServer):
         content: list[ChatCompletionContentPartParam] = [{"type": "text", "text": request.prompt}]
         if request.jpeg is not None:
             content.append(self._picture(request.jpeg))
-        learnt, began = self._learnt_of(model, "vision"), time.monotonic()
+        learnt, usage = self._learnt_of(model, "vision"), Usage(calls=0)
         while True:
             stage = learnt.stage
             max_tokens = request.max_tokens * stage.budget
@@ -97,6 +97,7 @@ class OpenAICompatibleServer(ModelServer):
                     _limit_of_tokens(learnt): max_tokens,
                 }
             )
+            began = time.monotonic()
             try:
                 async with self._clients.client() as client:
                     completion = await client.chat.completions.create(
@@ -109,13 +110,14 @@ class OpenAICompatibleServer(ModelServer):
                     continue
                 raise
             choice = self._choice(completion)
+            usage += _usage(completion.usage, began)
             text, cut = choice.message.content or "", choice.finish_reason == "length"
             if _has_thought(completion, choice) or shows_thought(text, cut_by_length=cut):
                 eaten = cut and not clean(text)
                 if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
                     continue
             learnt.answered(stage)
-            return ChatAnswer(text, cut, _usage(completion.usage, began))
+            return ChatAnswer(text, cut, usage)
 
     async def embed(self, model: str, texts: Sequence[str]) -> EmbedAnswer:
         """Embed texts; servers refuse one that is longer than the context."""

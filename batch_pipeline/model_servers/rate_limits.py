@@ -127,15 +127,18 @@ class Pace:
     def __init__(self) -> None:
         self.not_before = 0.0
         self.reason = ""
-        self._interval = 0.0
-        self._interval_ends_at = 0.0
+        #: Between the beginnings of two calls, as learnt from a refusal and as told by the server;
+        #: each until some moment.
+        self._learnt_interval, self._learnt_until = 0.0, 0.0
+        self._told_interval, self._told_until = 0.0, 0.0
         self._answered_at: deque[float] = deque(maxlen=1000)
         self._tokens_of_a_call = self._TOKENS_OF_A_CALL
 
     def begin(self, now: float) -> None:
         """A call begins."""
-        if now < self._interval_ends_at:
-            self.not_before = max(self.not_before, now + self._interval)
+        learnt = self._learnt_interval if now < self._learnt_until else 0.0
+        told = self._told_interval if now < self._told_until else 0.0
+        self.not_before = max(self.not_before, now + max(learnt, told))
 
     def pause(self, now: float, seconds: float, reason: str) -> None:
         """The server, asked here or by somebody else, wants no call for a while."""
@@ -151,8 +154,8 @@ class Pace:
             self._answered_at.popleft()
         if self._answered_at:
             window = self.not_before - self._answered_at[0]
-            self._interval = window / len(self._answered_at)
-            self._interval_ends_at = self.not_before + self._WINDOWS_REMEMBERED * window
+            self._learnt_interval = window / len(self._answered_at)
+            self._learnt_until = self.not_before + self._WINDOWS_REMEMBERED * window
 
     def answered(
         self, now: float, told: Sequence[Room], *, in_flight: int, share: float, tokens: float
@@ -169,6 +172,7 @@ class Pace:
         self._answered_at.append(now)
         if tokens:
             self._tokens_of_a_call += 0.2 * (tokens - self._tokens_of_a_call)
+        self._told_interval = 0.0
         for room in told:
             of_a_call = self._tokens_of_a_call if room.of_tokens else 1.0
             left = room.left / of_a_call - in_flight
@@ -178,5 +182,7 @@ class Pace:
             if left < 1:
                 self.pause(now, room.reset_seconds, "what is left of its limit is in use")
                 continue
-            wait = room.reset_seconds / (left + 1) / max(share, 0.01)
-            self.not_before = max(self.not_before, now + min(wait, room.reset_seconds))
+            wait = min(room.reset_seconds / (left + 1) / max(share, 0.01), room.reset_seconds)
+            if wait > self._told_interval:
+                self._told_interval, self._told_until = wait, now + room.reset_seconds
+        self.not_before = max(self.not_before, now + self._told_interval)

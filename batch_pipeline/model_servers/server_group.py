@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 #: A server that answers but lacks the model, or refuses the key, is left alone for so long while
 #: others can serve; it would otherwise draw calls, being idle.
 _SET_ASIDE_SECONDS = 30.0
+#: A question with a known answer that was refused is not asked again at once.
+_REFUSAL_HOLDS_SECONDS = 5.0
 #: Tries when the server says that it is busy and not until when; the waits double: about 1, 2, 4 s.
 _BUSY_TRIES = 4
 _BUSY_WAIT_SECONDS = 1.0
@@ -61,8 +63,11 @@ class Evidence:
 
     def since(self, moment: float) -> bool | None:
         """Whether the server has served since then; None: nothing happened that would tell."""
-        latest = max(self._answered_at, self._refused_at)
-        return self._answered_at > self._refused_at if latest >= moment else None
+        if self._answered_at >= max(moment, self._refused_at):
+            return True
+        if self._refused_at >= moment - _REFUSAL_HOLDS_SECONDS:
+            return False
+        return None
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,8 @@ class Fault(StrEnum):
     WRONG_DIMENSION = "wrong_dimension"
     NAN = "nan"
     ZEROS = "zeros"
+    CONTENT_FILTER = "content_filter"
+    """The service stops the answer, as it may not say it (OpenAI dialect)."""
     HUGE = "huge"
     """An answer of 50 MB."""
     BOMB = "bomb"
@@ -622,6 +624,8 @@ def _answer_to(call: ReceivedCall, dimensions: int, thinking: Thinking | None) -
         return {"object": "list", "model": call.model, "data": data, "usage": usage}
     text = _faulty_text(call)
     reason = "length" if call.fault is Fault.CUT_BY_LENGTH else "stop"
+    if call.fault is Fault.CONTENT_FILTER:
+        text, reason = "", "content_filter"
     message: dict[str, Any] = {"role": "assistant", "content": text}
     tokens_out = len(text.split())
     details = {"reasoning_tokens": 0}

@@ -17,4 +17,5 @@ def upgrade() -> None:
         sa.Column("not_before", TIMESTAMP(timezone=True), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("server", "kind", name="pk_model_pauses"),
+        if_not_exists=True,
     )
