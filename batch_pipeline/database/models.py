@@ -2,7 +2,7 @@
 
 The names are shared with upload APIs that write the same rows; the columns of ours have defaults,
 so that a writer who knows only the others keeps working. Who may change what stands in
-``services/transitions.py``; the migrations that build the tables in ``migrations/``.
+``services/states/transitions.py``; the migrations that build the tables in ``migrations/``.
 """
 
 import uuid

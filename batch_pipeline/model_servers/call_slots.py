@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from batch_pipeline.errors import ClaimLostError, ServiceDownError
+from batch_pipeline.errors import ServiceDownError, WorkCancelledError
 from batch_pipeline.model_servers.base import CancelledCheck
 from batch_pipeline.model_servers.rate_limits import Pace, Room
 
@@ -199,7 +199,7 @@ class CallGate:
                     told = usable
                     continue
                 if cancelled():
-                    raise ClaimLostError(
+                    raise WorkCancelledError(
                         "the model call was stopped: its upload is no longer wanted"
                     )
                 waited = time.monotonic() - began

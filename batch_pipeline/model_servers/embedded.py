@@ -17,7 +17,7 @@ from functools import cache
 
 from PIL import Image
 
-from batch_pipeline.errors import ClaimLostError
+from batch_pipeline.errors import WorkCancelledError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.measurements import ColourShare, Measurements, measure, small_copy
 from batch_pipeline.model_servers.base import (
@@ -50,7 +50,7 @@ class EmbeddedVision:
         """Describe a picture or a video; see `VisionModel.describe`.
 
         Raises:
-            ClaimLostError: `cancelled` answered true.
+            WorkCancelledError: `cancelled` answered true.
         """
         copies = []
         for frame in frames:
@@ -98,7 +98,7 @@ class EmbeddedEmbedding:
         """Embed each text; see `EmbeddingModel.embed`.
 
         Raises:
-            ClaimLostError: `cancelled` answered true.
+            WorkCancelledError: `cancelled` answered true.
         """
         vectors = []
         for text in texts:
@@ -117,7 +117,7 @@ class EmbeddedEmbedding:
 
 def _stop_if(cancelled: CancelledCheck) -> None:
     if cancelled():
-        raise ClaimLostError("the work on this upload is no longer wanted")
+        raise WorkCancelledError("the work on this upload is no longer wanted")
 
 
 # Sentences --------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from pathlib import Path
 from sqlalchemy import func, insert, select
 
 from batch_pipeline.database.models import Upload, UploadBatch
-from batch_pipeline.errors import RefusedError, ServiceDownError
-from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason, sniff
-from batch_pipeline.services.batch_progress import BatchProgress, ProgressPublisher
+from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
+from batch_pipeline.media.acceptance import accept
+from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
+from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
@@ -189,9 +190,10 @@ def _examine_one(path: Path, filename: str, settings: Settings) -> _Accepted:
         )
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-        media_type = sniff(head)
-        if media_type is None:
-            raise RefusedError(refusal_reason(head))
+        try:
+            media_type = accept(head, settings.accepted_format_names)
+        except PermanentError as error:
+            raise RefusedError(str(error)) from error
         checksum = hashlib.sha256(head)
         while chunk := file.read(_CHUNK_BYTES):
             checksum.update(chunk)

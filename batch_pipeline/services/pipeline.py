@@ -6,11 +6,11 @@ from functools import cached_property
 from batch_pipeline.database.session import open_database
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import Analyzer
-from batch_pipeline.services.backlog import Backlog
-from batch_pipeline.services.batch_progress import ProgressPublisher
-from batch_pipeline.services.batch_states import BatchStates
+from batch_pipeline.services.progress.publishing import ProgressPublisher
 from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
-from batch_pipeline.services.upload_states import UploadStates
+from batch_pipeline.services.states.backlog import Backlog
+from batch_pipeline.services.states.batch_states import BatchStates
+from batch_pipeline.services.states.upload_states import UploadStates
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 

@@ -16,7 +16,7 @@ from sqlalchemy import func, text, update
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration.sensors import REPORTS_PER_TICK
-from batch_pipeline.services.batch_summary import MAX_FAILURES, MAX_SHEET_BYTES, MAX_SLOWEST
+from batch_pipeline.services.reports.batch_summary import MAX_FAILURES, MAX_SHEET_BYTES, MAX_SLOWEST
 from batch_pipeline.testing.records import USER, add_batch, upload_rows
 
 from .conftest import MEDIA

@@ -12,7 +12,7 @@ from sqlalchemy import func, insert, text, update
 
 from batch_pipeline.database.models import ModelCallSlots, Upload
 from batch_pipeline.demo import free_port
-from batch_pipeline.services.metrics import METRICS, RECENT_SECONDS, read_metrics
+from batch_pipeline.services.reports.metrics import METRICS, RECENT_SECONDS, read_metrics
 from batch_pipeline.testing.records import add_batch, upload_rows
 from batch_pipeline_tests.integration.console import COMMAND, Console
 
