@@ -461,20 +461,24 @@ def search(session: Session, text: str, user: uuid.UUID | None, limit: int, as_j
 
 
 @main.command()
+@click.option("--quick", is_flag=True, help="Do not ask the models a question.")
 @json_option
 @click.pass_obj
-def doctor(session: Session, as_json: bool) -> None:
+def doctor(session: Session, quick: bool, as_json: bool) -> None:
     """Check database, storage, Dagster and model server, and say what to do.
 
+    Each model is asked for the colour of a red square, or which of three texts are alike.
+
     \b
-    Example:
+    Examples:
       batch-pipeline doctor
+      batch-pipeline doctor --quick
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.orchestration.instance_health import check_dagster  # noqa: PLC0415
     from batch_pipeline.services.health import check_health  # noqa: PLC0415
 
-    checks = [*check_health(session.settings), *check_dagster(session.settings)]
+    checks = [*check_health(session.settings, quick=quick), *check_dagster(session.settings)]
     if as_json:
         _print_json([asdict(check) for check in checks])
     else:

@@ -67,7 +67,16 @@ class TransientError(UploadError):
 
 
 class ServiceDownError(KindedError):
-    """The model server, the storage or the database cannot be reached or used at all."""
+    """The model server, the storage or the database cannot be reached or used at all.
+
+    `resume_after_seconds` is when the service itself said that it can be asked again, if it did.
+    """
+
+    def __init__(
+        self, kind: str, message: str, *, resume_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(kind, message)
+        self.resume_after_seconds = resume_after_seconds
 
 
 class ClaimLostError(PipelineError):

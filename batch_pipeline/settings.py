@@ -4,6 +4,7 @@ Read from the environment and from a ``.env`` file in the working directory; not
 package reads the environment.
 """
 
+import json
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.media.acceptance import FORMATS
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
+#: Fields of a request to a model that are no options.
+_NEVER_AN_OPTION = {"model", "messages", "input", "prompt", "stream"}
 
 
 class AnalyzerName(StrEnum):
@@ -24,6 +27,15 @@ class AnalyzerName(StrEnum):
     EMBEDDED = "embedded"
     OLLAMA = "ollama"
     OPENAI = "openai"
+
+
+class VisionDetail(StrEnum):
+    """How closely a hosted model looks at a picture."""
+
+    DEFAULT = "default"
+    LOW = "low"
+    HIGH = "high"
+    AUTO = "auto"
 
 
 class LogFormat(StrEnum):
@@ -121,6 +133,42 @@ class Settings(BaseSettings):
     model_total_seconds: Annotated[float, Field(gt=0, le=7200)] = Field(
         600, description="Longest one model call may take, whatever the server sends (seconds)."
     )
+    model_proxy: str = Field(
+        "",
+        description=(
+            "Proxy to the model servers: its address, or `environment` to go by `HTTPS_PROXY`, "
+            "`HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` (never for loopback); empty: none."
+        ),
+    )
+    vision_options: str = Field(
+        "",
+        description=(
+            "More of the requests to the vision model, a JSON object: for Ollama options such as "
+            '`{"num_ctx": 16384, "keep_alive": "1h"}`, for others fields of the body such as '
+            '`{"reasoning_effort": "low"}`; `null` leaves a field out.'
+        ),
+    )
+    embedding_options: str = Field(
+        "", description="The same of the requests to the embedding model."
+    )
+    vision_detail: VisionDetail = Field(
+        VisionDetail.DEFAULT,
+        description=(
+            "How closely an OpenAI-compatible server looks at a picture, which sets its price: "
+            "`low`, `high` or `auto`; `default`: nothing is said."
+        ),
+    )
+    vision_longest_side: Annotated[int, Field(ge=64, le=1568)] = Field(
+        1568,
+        description="Longest side of the pictures that a model gets; fewer cost less (pixels).",
+    )
+    vision_side_multiple: Annotated[int, Field(ge=0, le=64)] = Field(
+        0,
+        description=(
+            "Sides of the pictures that a model gets are multiples of this (pixels); "
+            "0: what the model's name says."
+        ),
+    )
     max_concurrent_uploads: Annotated[int, Field(ge=1, le=256)] = Field(
         4, description="Uploads that one run works on at the same time (threads)."
     )
@@ -206,6 +254,21 @@ class Settings(BaseSettings):
             "empty: off."
         ),
     )
+
+    @field_validator("vision_options", "embedding_options")
+    @classmethod
+    def _of_a_request(cls, value: str) -> str:
+        try:
+            options = json.loads(value or "{}")
+        except ValueError as error:
+            raise ValueError(f"not JSON: {error}") from error
+        if not isinstance(options, dict):
+            raise ValueError('not a JSON object; expected one such as {"temperature": 0.1}')
+        if ours := sorted(options.keys() & _NEVER_AN_OPTION):
+            raise ValueError(f"{', '.join(ours)} cannot be set; that is what is asked")
+        if not isinstance(options.get("options", {}), dict):
+            raise ValueError("its `options` are not a JSON object")
+        return value
 
     @field_validator("home")
     @classmethod

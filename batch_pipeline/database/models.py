@@ -270,3 +270,16 @@ class ModelCallSlots(Base):
     since: Mapped[datetime]
     #: Renewed while it lives; afterwards others remove the row.
     leased_until: Mapped[datetime]
+
+
+class ModelPause(Base):
+    """Until when a model server wants no calls, as it told whoever called it last."""
+
+    __tablename__ = "model_pauses"
+
+    #: As in `ModelCallSlots`.
+    server: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    not_before: Mapped[datetime]
+    #: What the server said.
+    reason: Mapped[str]

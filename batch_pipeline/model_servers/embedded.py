@@ -26,7 +26,13 @@ from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.measurements import ColourShare, Measurements, measure, small_copy
 from batch_pipeline.media.square_views import square_views
 from batch_pipeline.model_servers import efficientnet, sentence_encoder
-from batch_pipeline.model_servers.base import CancelledCheck, HealthCheck, never_cancelled
+from batch_pipeline.model_servers.base import (
+    CancelledCheck,
+    HealthCheck,
+    Spent,
+    never_cancelled,
+    not_counted,
+)
 from batch_pipeline.model_servers.picture_categories import Content, content_of
 from batch_pipeline.model_servers.text_hashing import hash_text
 
@@ -55,6 +61,7 @@ class EmbeddedVision:
         *,
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> str:
         """Describe a picture or a video; see `VisionModel.describe`.
 
@@ -94,6 +101,10 @@ class EmbeddedVision:
             return [HealthCheck("vision", False, str(error), f"run {_EXTRA} again", error.kind)]
         return [HealthCheck("vision", True, f"{found}; tells common things, not people or scenes")]
 
+    def try_out(self) -> list[HealthCheck]:
+        """Nothing that a check would not find."""
+        return []
+
 
 class EmbeddedEmbedding:
     """Embeds text: by meaning and by words, or by words alone.
@@ -112,7 +123,11 @@ class EmbeddedEmbedding:
         return self.dimensions >= sentence_encoder.DIMENSIONS
 
     def embed(
-        self, texts: Sequence[str], *, cancelled: CancelledCheck = never_cancelled
+        self,
+        texts: Sequence[str],
+        *,
+        cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> list[list[float]]:
         """Embed each text; see `EmbeddingModel.embed`.
 
@@ -146,6 +161,10 @@ class EmbeddedEmbedding:
         else:
             found += f"; finds by words alone, as fewer than {sentence_encoder.DIMENSIONS} numbers"
         return [HealthCheck("embedding", True, found)]
+
+    def try_out(self) -> list[HealthCheck]:
+        """Nothing that a check would not find."""
+        return []
 
 
 def _stop_if(cancelled: CancelledCheck) -> None:

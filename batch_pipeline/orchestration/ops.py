@@ -42,6 +42,7 @@ from batch_pipeline.services.upload_processing import (
     OUTAGE_PAUSE_SECONDS,
     FailedUpload,
     UploadReport,
+    outage_pause,
 )
 
 #: A mapping key ends in two underscores and the upload's id.
@@ -131,7 +132,7 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
         )
     except ServiceDownError as error:
         first = worker.note_outage(error)
-        released = _release_reserved(context, error, resume_after_seconds=OUTAGE_PAUSE_SECONDS)
+        released = _release_reserved(context, error, resume_after_seconds=outage_pause(error))
         if first is error:
             raise outage_failure(error, released=released) from None
         raise stopped_failure(first) from None

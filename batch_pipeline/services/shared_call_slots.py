@@ -3,7 +3,8 @@
 Each process has a row per server and kind of call in ``model_call_slots``: what it wants and what
 it holds. The processes agree there, one after the other, on fair shares; within its share a
 process passes slots from call to call without asking anybody (`CallGate`). So a busy process asks
-a few times a minute, and only when shares change is there more to say.
+a few times a minute, and only when shares change is there more to say. A pause that a server asks
+for (`Retry-After`) goes to all processes by ``model_pauses`` and a message.
 
 One thread and one connection per process do this, from the first call on. A change wakes the
 others by a message; nobody depends on the message, nor on anything else that belongs to a session,
@@ -69,6 +70,18 @@ _WRITE = """
         wanted = excluded.wanted, held = excluded.held, leased_until = excluded.leased_until,
         since = CASE WHEN (mine.held = 0) = (excluded.held = 0)
             THEN mine.since ELSE excluded.since END
+"""
+_PAUSE = """
+    INSERT INTO model_pauses AS known (server, kind, not_before, reason)
+    VALUES (%(server)s, %(kind)s,
+        clock_timestamp() + make_interval(secs => %(seconds)s), %(reason)s)
+    ON CONFLICT (server, kind) DO UPDATE
+    SET not_before = excluded.not_before, reason = excluded.reason
+    WHERE known.not_before < excluded.not_before
+"""
+_PAUSES = """
+    SELECT extract(epoch FROM not_before - clock_timestamp())::float, reason FROM model_pauses
+    WHERE server = %(server)s AND kind = %(kind)s AND not_before > clock_timestamp()
 """
 _REMOVE = """
     DELETE FROM model_call_slots
@@ -259,12 +272,27 @@ class SharedCallSlots:
         for lane in self._lanes.values():
             lane.agreed_at = 0.0  # nobody knows whether the last words were heard
         while not self._closing.is_set():
+            self._tell_pauses(connection)
             for gate, lanes in self._due_lanes().items():
                 self._agree(connection, gate, lanes)
             self._wait(connection, sleeper)
         for lane in self._lanes.values():
             if lane.held or lane.wanted:
                 self._write(connection, lane, Demand(0, 0))
+
+    def _tell_pauses(self, connection: psycopg.Connection) -> None:
+        """Tell the others which servers have asked this process for a pause."""
+        with self._lock:
+            gates = list(self._gates)
+        for gate, kind, holder in gates:
+            for server, pause in gate.pauses_to_tell().items():
+                lane = _SharedLane(gate, kind, server, holder)
+                seconds = pause.until - time.monotonic()
+                connection.execute(
+                    _PAUSE,
+                    {"server": lane.name, "kind": kind, "seconds": seconds, "reason": pause.reason},
+                )
+                connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, lane.topic])
 
     def _due_lanes(self) -> dict[CallGate, list[_SharedLane]]:
         """Those that have to be agreed on, together with the others of their gate."""
@@ -316,6 +344,8 @@ class SharedCallSlots:
                 "SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_LOCK, lane.topic]
             )
             connection.execute(_REMOVE_DEAD, values)
+            for seconds, reason in connection.execute(_PAUSES, values).fetchall():
+                lane.gate.hear_pause(lane.server, seconds, reason)
             rows = [Claimant(*row) for row in connection.execute(_ROWS, values).fetchall()]
             others = [row for row in rows if row.holder != lane.holder]
             before = next((row for row in rows if row.holder == lane.holder), me)
@@ -354,7 +384,7 @@ class SharedCallSlots:
             sleeper.recv(4096)
         # Cleared after that and before looking, so that no change is slept through.
         self._alarm_is_set.clear()
-        if self._hear(connection):
+        if self._hear(connection) or any(gate.has_pauses_to_tell for gate, _, _ in self._gates):
             return
         now = time.monotonic()
         demands = {gate: gate.demand() for gate, _, _ in self._gates}

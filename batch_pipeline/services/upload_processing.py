@@ -47,6 +47,11 @@ OUTAGE_PAUSE_SECONDS = 20.0
 log = logging.getLogger(__name__)
 
 
+def outage_pause(error: PipelineError) -> float:
+    """How long uploads rest after an outage (seconds): as the service said, or the usual time."""
+    return getattr(error, "resume_after_seconds", None) or OUTAGE_PAUSE_SECONDS
+
+
 @dataclass
 class UploadReport:
     """What is known of an upload while and after it is worked."""
@@ -162,7 +167,7 @@ class UploadProcessor:
         except UploadError as error:
             return self._give_up(claim, report, error, retries_left)
         except (ServiceDownError, ConfigurationError) as error:
-            self._release_if_possible(claim, error, OUTAGE_PAUSE_SECONDS)
+            self._release_if_possible(claim, error, outage_pause(error))
             raise
         except Exception as error:
             log.exception("upload %s: unexpected error", upload_id)

@@ -117,6 +117,15 @@ METRICS = (
         GROUP BY 1, 2, 3
         """,
     ),
+    Metric(
+        "batch_pipeline_model_pause_seconds",
+        "Until a model server may be called again that asked for a pause (rate limit).",
+        """
+        SELECT server, kind, extract(epoch FROM not_before - now())
+        FROM model_pauses
+        WHERE not_before > now()
+        """,
+    ),
 )
 
 
