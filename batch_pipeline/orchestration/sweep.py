@@ -63,6 +63,7 @@ def sweep_once(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, in
     abandoned = _abandoned(instance, waiting_slices(pipeline.database))
     slices = [(slice_.batch_id, slice_.number) for slice_ in abandoned]
     reopened = pipeline.backlog.open_slices_anew(slices)
+    found = pipeline.backlog.reopen_ended()
     retried = pipeline.backlog.retry_due()
     adopted = pipeline.backlog.adopt()
     settled = pipeline.backlog.reconcile_batches()
@@ -73,6 +74,7 @@ def sweep_once(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, in
         "uploads_requeued": reopened,
         "uploads_retried": retried,
         "uploads_adopted": adopted,
+        "uploads_found_in_ended_batches": found,
         "batches_recounted": len(settled),
         "batches_ended": sum(batch.status == "completed" for batch in settled),
     }

@@ -15,15 +15,10 @@ from datetime import datetime
 
 from sqlalchemy import func, or_, select, text
 
-from batch_pipeline.database.models import (
-    OPEN_BATCH,
-    BatchStatus,
-    Upload,
-    UploadBatch,
-    UploadStatus,
-)
+from batch_pipeline.database.failures import repeated
+from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, Upload, UploadBatch
+from batch_pipeline.database.readings import BATCH_CAME, WAITING, WAITING_SQL, interval, owner
 from batch_pipeline.database.session import Database
-from batch_pipeline.services.states.transitions import interval
 
 NEW = "new"
 
@@ -34,11 +29,11 @@ MAX_BATCHES_PER_TICK = 500
 #: large batch came after twice the time of a small one (``benchmarks/scale.py``).
 HEAD_START_SECONDS = 10.0
 
-_OPEN_SLICES = text("""
+_OPEN_SLICES = text(f"""
     WITH unsliced AS MATERIALIZED (
         SELECT id, dispatch_reason, created_at, deaths > 0 AS suspect FROM uploads
         WHERE batch_id = :batch_id AND slice IS NULL
-          AND processing_status = 'pending' AND owner_run_id IS NULL
+          AND {WAITING_SQL}
           AND (not_before IS NULL OR not_before <= now())
         FOR UPDATE SKIP LOCKED
     ), chunked AS (
@@ -56,7 +51,7 @@ _OPEN_SLICES = text("""
     )
     UPDATE upload_batches SET slices = coalesce((SELECT max(slice) FROM opened), slices)
     WHERE id = :batch_id
-""")
+""")  # noqa: S608 - words of ours
 
 
 @dataclass(frozen=True)
@@ -79,6 +74,7 @@ class WaitingSlice:
         return f"{self.batch_id}/{self.number}"
 
 
+@repeated
 def open_slices(database: Database, uploads_per_run: int) -> None:
     """Number the pending uploads of open batches that are in no slice yet."""
     with database.transaction() as connection:
@@ -89,7 +85,7 @@ def open_slices(database: Database, uploads_per_run: int) -> None:
                 select(Upload.id)
                 .where(
                     Upload.batch_id == UploadBatch.id,
-                    _WAITING,
+                    WAITING,
                     Upload.slice.is_(None),
                     or_(Upload.not_before.is_(None), Upload.not_before <= func.now()),
                 )
@@ -112,16 +108,16 @@ def waiting_slices(database: Database) -> list[WaitingSlice]:
         rows = connection.execute(
             select(
                 UploadBatch.id,
-                UploadBatch.user_id,
-                UploadBatch.created_at,
+                owner(UploadBatch.user_id),
+                BATCH_CAME,
                 Upload.slice,
                 func.min(Upload.dispatch_reason),
                 func.count(),
                 (UploadBatch.status == BatchStatus.PENDING)
-                & (UploadBatch.created_at > func.now() - interval(HEAD_START_SECONDS)),
+                & BATCH_CAME.between(func.now() - interval(HEAD_START_SECONDS), func.now()),
             )
             .join(Upload, Upload.batch_id == UploadBatch.id)
-            .where(UploadBatch.status.in_(OPEN_BATCH), _WAITING, Upload.slice.is_not(None))
+            .where(UploadBatch.status.in_(OPEN_BATCH), WAITING, Upload.slice.is_not(None))
             .group_by(UploadBatch.id, Upload.slice)
             .order_by(UploadBatch.created_at, UploadBatch.id, Upload.slice)
         ).all()
@@ -162,6 +158,3 @@ def choose_slices(
     # Sorting is stable: among equals the order of `waiting`, oldest batch first, remains.
     ranked.sort(key=lambda entry: entry[:2])
     return [slice_ for _, _, slice_ in ranked[: max(free, 0)]]
-
-
-_WAITING = (Upload.processing_status == UploadStatus.PENDING) & Upload.owner_run_id.is_(None)

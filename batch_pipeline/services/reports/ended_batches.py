@@ -15,16 +15,13 @@ from typing import Self
 from sqlalchemy import func, select
 
 from batch_pipeline.database.models import OPEN_BATCH, UploadBatch
+from batch_pipeline.database.readings import BATCH_ENDED, interval
 from batch_pipeline.database.session import Database
-from batch_pipeline.services.states.transitions import interval
 
 #: Longest that a transaction which ends a batch may wait for a lock, and its end be noticed.
 OVERLAP = timedelta(minutes=5)
 #: Who has never looked sees what has ended within this time (seconds).
 FIRST_LOOK_SECONDS = 86_400
-
-#: A cancelled or failed batch has changed last when it ended.
-_ENDED_AT = func.coalesce(UploadBatch.completed_at, UploadBatch.updated_at)
 
 
 @dataclass(frozen=True)
@@ -79,9 +76,9 @@ def newly_ended(database: Database, seen: EndsSeen, *, limit: int) -> list[Ended
     since = seen.newest - OVERLAP if seen.newest else func.now() - interval(FIRST_LOOK_SECONDS)
     with database.transaction() as connection:
         rows = connection.execute(
-            select(UploadBatch.id, _ENDED_AT)
-            .where(UploadBatch.status.not_in(OPEN_BATCH), since < _ENDED_AT)
-            .order_by(_ENDED_AT, UploadBatch.id)
+            select(UploadBatch.id, BATCH_ENDED)
+            .where(UploadBatch.status.not_in(OPEN_BATCH), since < BATCH_ENDED)
+            .order_by(BATCH_ENDED, UploadBatch.id)
             .limit(len(seen.recent) + limit)
         ).all()
     ended = (EndedBatch(batch_id, ended_at) for batch_id, ended_at in rows)

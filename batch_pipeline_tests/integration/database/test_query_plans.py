@@ -15,10 +15,11 @@ from batch_pipeline.errors import PermanentError, ServiceDownError
 from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.dispatch import slices as dispatch
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
-from batch_pipeline.services.reports import batch_status, dispatch
+from batch_pipeline.services.reports import batch_status
 from batch_pipeline.services.reports.batch_report import batch_report
 from batch_pipeline.services.reports.batch_summary import batch_summary
 from batch_pipeline.services.reports.ended_batches import EndsSeen, newly_ended
@@ -157,6 +158,7 @@ def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, pla
     backlog.note_died_run(waiting[0].batch_id, "reason")
     backlog.retry_due()
     backlog.adopt()
+    backlog.reopen_ended()
     backlog.overdue()
     with full_pipeline.database.transaction() as connection:
         connection.execute(
