@@ -28,7 +28,7 @@ from batch_pipeline.database.readings import FILENAME, WAITING, count, interval,
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.media.sniffing import MediaType
-from batch_pipeline.services.progress.batch_progress import (
+from batch_pipeline.services.progress.publishing import (
     PROGRESS,
     Addressed,
     Announcer,
@@ -43,14 +43,14 @@ from batch_pipeline.services.states.transitions import (
     THUMBNAIL_STORED,
     announce_file,
     count_failed,
+    end_if_done,
     file_progress,
-    go_on_with,
     noted,
     percentage_reached,
+    recount_batch,
     release_rows,
-    reopen,
-    settle,
-    settled,
+    reopen_batch,
+    retry_failed,
     updated_batch,
 )
 from batch_pipeline.services.states.upload_statements import (
@@ -139,9 +139,9 @@ class UploadStates:
             if batch is None:
                 return None
             if upload_ids and batch.status != BatchStatus.CANCELLED:
-                reopen(connection, batch_id, upload_ids=upload_ids, reason="retry")
-                go_on_with(connection, batch_id)
-            settled = settle(connection, batch_id)
+                retry_failed(connection, batch_id, upload_ids=upload_ids, reason="retry")
+                reopen_batch(connection, batch_id)
+            settled = recount_batch(connection, batch_id)
             if settled.status not in OPEN_BATCH:
                 return LoadedBatch(settled, batch.total_uploads, [])
             waiting = (
@@ -160,7 +160,7 @@ class UploadStates:
                 .where(Upload.id.in_(waiting.scalar_subquery()))
                 .values(
                     owner_run_id=run_id,
-                    claim=Upload.claim + 1,
+                    claim_token=Upload.claim_token + 1,
                     heartbeat_at=func.now(),
                     not_before=None,
                 )
@@ -200,7 +200,7 @@ class UploadStates:
                     return SkippedUpload(upload_id, "its batch was cancelled or given up meanwhile")
                 for message, user_id in _begun(row):
                     transaction.note(message, user_id)
-        return StartedUpload(Claim(upload_id, run_id, row.claim), row)
+        return StartedUpload(Claim(upload_id, run_id, row.claim_token), row)
 
     def store_thumbnail(self, claim: Claim, path: str, seconds: Mapping[str, float]) -> None:
         """Keep the preview; a later attempt does not make it again."""
@@ -272,7 +272,7 @@ class UploadStates:
             announce_file(transaction, row, ENDED_WELL, "completed")
             progress = _counted(row)
             if progress:
-                progress = settled(transaction.connection, progress)
+                progress = end_if_done(transaction.connection, progress)
                 transaction.announce(progress, progress.user_id)
         return progress
 
@@ -344,7 +344,7 @@ class UploadStates:
                 not_before=func.now() + interval(resume_after_seconds),
             )
 
-    def postpone(
+    def release_waiting(
         self,
         batch_id: uuid.UUID,
         reason: PipelineError,
@@ -418,14 +418,16 @@ class UploadStates:
         """Tell which claims are still held and belong to a batch that nobody cancelled."""
         with self._publisher.transaction() as transaction:
             rows = transaction.connection.execute(
-                select(Upload.id, Upload.owner_run_id, Upload.claim)
+                select(Upload.id, Upload.owner_run_id, Upload.claim_token)
                 .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
                 .where(
                     Upload.id.in_([claim.upload_id for claim in claims]),
                     UploadBatch.status.is_distinct_from(BatchStatus.CANCELLED),
                 )
             ).all()
-        return set(claims) & {Claim(row.id, row.owner_run_id or "", row.claim) for row in rows}
+        return set(claims) & {
+            Claim(row.id, row.owner_run_id or "", row.claim_token) for row in rows
+        }
 
     def catch_up_progress(self) -> None:
         """Announce what was left out while uploads ended faster than anybody reads."""
@@ -452,7 +454,7 @@ class UploadStates:
                 release_rows(connection, Upload.id == upload_id)
             return SkippedUpload(upload_id, reason, row.filename)
         if row.batch_status == BatchStatus.FAILED:
-            go_on_with(connection, row.batch_id)
+            reopen_batch(connection, row.batch_id)
         if row.processing_status == UploadStatus.FAILED:
             release_rows(connection, Upload.id == upload_id, attempts=0)
             progress = row.batch_id and count_failed(connection, row.batch_id, -1)
@@ -505,7 +507,7 @@ def _held(claim: Claim) -> Any:
     return and_(
         Upload.id == claim.upload_id,
         Upload.owner_run_id == claim.run_id,
-        Upload.claim == claim.token,
+        Upload.claim_token == claim.token,
     )
 
 
