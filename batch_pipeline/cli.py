@@ -208,7 +208,7 @@ def submit(
       batch-pipeline submit holiday/ clip.mp4 --wait
       batch-pipeline submit photos/ --json | jq -r .batch_id
     """
-    from batch_pipeline.services.batch_intake import LOCAL_USER  # noqa: PLC0415
+    from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
     from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
 
     if "" in paths:  # an unset variable of a script; as a path it would be the current folder

@@ -82,9 +82,9 @@ def sweep_once(
         return {"uploads_released": pipeline.backlog.release_slices(slices)}
 
     def recounted() -> dict[str, int]:
-        settled = pipeline.backlog.reconcile_batches()
-        ended = sum(batch.status == "completed" for batch in settled)
-        return {"batches_recounted": len(settled), "batches_ended": ended}
+        counted = pipeline.backlog.reconcile_batches()
+        ended = sum(batch.status == "completed" for batch in counted)
+        return {"batches_recounted": len(counted), "batches_ended": ended}
 
     return _each_part(
         {
@@ -92,7 +92,10 @@ def sweep_once(
                 "runs_closed": close_dead_runs(instance, pipeline, _JOBS, left_out)
             },
             "rescuing uploads": rescued,
-            "opening slices anew": released,
+            "releasing slices": released,
+            "reopening ended batches": lambda: {
+                "uploads_found_in_ended_batches": pipeline.backlog.reopen_ended()
+            },
             "retrying": lambda: {"uploads_retried": pipeline.backlog.retry_due()},
             "adopting": lambda: {"uploads_adopted": pipeline.backlog.adopt()},
             "recounting": recounted,

@@ -224,6 +224,8 @@ class UploadProcessor:
 
     def _open(self, attempt: _Attempt) -> BinaryIO:
         storage = self._pipeline.storage
+        if not attempt.row.file_path:
+            raise PermanentError("source_missing", "the row of the upload names no file")
         with nullcontext() if storage.is_local else attempt.waiting():
             return storage.open(attempt.row.file_path)
 

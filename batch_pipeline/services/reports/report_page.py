@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload
+from batch_pipeline.database.readings import FILENAME
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.reports.batch_status import batch_head
@@ -160,7 +161,7 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
         rows = connection.execute(
             select(
                 Upload.id,
-                Upload.filename,
+                FILENAME,
                 Upload.file_type,
                 Upload.processing_status,
                 Upload.description,

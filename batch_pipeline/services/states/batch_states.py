@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, case, func, select, update
 
+from batch_pipeline.database.failures import each_repeated
 from batch_pipeline.database.models import (
     OPEN_BATCH,
     BatchStatus,
@@ -26,6 +27,7 @@ from batch_pipeline.services.states.transitions import (
 REDOABLE_BATCH = (*OPEN_BATCH, BatchStatus.COMPLETED)
 
 
+@each_repeated
 class BatchStates:
     """Every transition that a person asks for."""
 

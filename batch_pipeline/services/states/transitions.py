@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
     Connection,
     Select,
     Update,
@@ -33,6 +32,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
+from batch_pipeline.database.readings import FILE_SIZE, FILENAME, count, owner
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import KindedError, PipelineError
 from batch_pipeline.services.progress.publishing import (
@@ -53,9 +53,9 @@ def count_ends(batch_id: Any, *, successful: int, failed: int) -> Update:
         update(UploadBatch)
         .where(UploadBatch.id == batch_id)
         .values(
-            processed_uploads=UploadBatch.processed_uploads + successful + failed,
-            successful_uploads=UploadBatch.successful_uploads + successful,
-            failed_uploads=UploadBatch.failed_uploads + failed,
+            processed_uploads=count(UploadBatch.processed_uploads) + successful + failed,
+            successful_uploads=count(UploadBatch.successful_uploads) + successful,
+            failed_uploads=count(UploadBatch.failed_uploads) + failed,
             died_runs=0 if successful + failed > 0 else UploadBatch.died_runs,
             updated_at=func.now(),
         )
@@ -88,7 +88,7 @@ def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
     status = connection.execute(
         select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
     ).scalar_one()
-    counts = count_uploads(connection, batch_id)
+    counts = connection.execute(count_uploads(batch_id)).one()
     processed = counts.successful + counts.failed
     # A pending batch without uploads is one that somebody is still filling.
     has_ended = processed == counts.total and (counts.total or status != BatchStatus.PENDING)
@@ -156,16 +156,18 @@ def reopen_batch(connection: Connection, batch_id: uuid.UUID) -> None:
     )
 
 
-def count_uploads(connection: Connection, batch_id: uuid.UUID) -> AnyRow:
-    """Count a batch's uploads: ``total``, ``successful`` and ``failed``."""
+def count_uploads(batch_id: Any) -> Select[int, int, int]:
+    """Count a batch's uploads: ``total``, ``successful`` and ``failed``.
+
+    One whose status is a word of the upload API's own, or none, is not for us to process: it
+    neither counts nor keeps the batch open.
+    """
     status = Upload.processing_status
-    return connection.execute(
-        select(
-            func.count().label("total"),
-            func.count().filter(status == UploadStatus.COMPLETED).label("successful"),
-            func.count().filter(status == UploadStatus.FAILED).label("failed"),
-        ).where(Upload.batch_id == batch_id)
-    ).one()
+    return select(
+        func.count().label("total"),
+        func.count().filter(status == UploadStatus.COMPLETED).label("successful"),
+        func.count().filter(status == UploadStatus.FAILED).label("failed"),
+    ).where(Upload.batch_id == batch_id, status.in_(list(UploadStatus)))
 
 
 def release_rows(connection: Connection, condition: Any, **values: Any) -> int:
@@ -224,11 +226,6 @@ def updated_batch(connection: Connection, statement: Any) -> BatchProgress:
     return BatchProgress(*connection.execute(statement.returning(*PROGRESS)).one())
 
 
-def interval(number: float | BindParameter[float]) -> Any:
-    """An interval of the database."""
-    return func.make_interval(0, 0, 0, 0, 0, 0, number)
-
-
 def noted(error: PipelineError | None) -> dict[str, str]:
     """Columns that keep the reason of an error; none without one."""
     if error is None:
@@ -241,10 +238,10 @@ def noted(error: PipelineError | None) -> dict[str, str]:
 #: What `announce_file` and `percentage_reached` read of an upload.
 ANNOUNCED = (
     Upload.id,
-    Upload.user_id,
+    owner(Upload.user_id),
     Upload.batch_id,
-    Upload.filename,
-    Upload.file_size,
+    FILENAME,
+    FILE_SIZE,
     Upload.thumbnail_path,
     Upload.description,
 )

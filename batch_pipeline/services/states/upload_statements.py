@@ -28,7 +28,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from batch_pipeline.database.lone_statements import LoneStatement
-from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus
+from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus, Word
+from batch_pipeline.database.readings import FACTS, FILENAME, count, lease_expired
 from batch_pipeline.services.progress.publishing import queue_counters, queue_file_message
 from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
@@ -37,7 +38,6 @@ from batch_pipeline.services.states.transitions import (
     ENDED_WELL,
     THUMBNAIL_STORED,
     count_ends,
-    interval,
 )
 
 #: The row of an upload under a claim (`of_upload`, `of_run`, `token`); nobody else's.
@@ -79,10 +79,7 @@ STARTED = (
     Upload.embedding_local.is_not(None).label("has_vector"),
     Upload.redo,
 )
-_EXPIRED = or_(
-    Upload.heartbeat_at.is_(None),
-    Upload.heartbeat_at < func.now() - interval(bindparam("lease", type_=Float)),
-)
+_EXPIRED = lease_expired(bindparam("lease", type_=Float))
 #: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too, and nobody else
 #: holds it with a heartbeat younger than a lease (`lease`, seconds), and announce it; returns
 #: `STARTED`.
@@ -116,7 +113,7 @@ START = LoneStatement(
 #: Lock an upload that `START` refused (`of_upload`, `lease`), and read why.
 LOCK_REFUSED = (
     select(
-        Upload.filename,
+        FILENAME,
         Upload.batch_id,
         Upload.processing_status,
         Upload.owner_run_id,
@@ -148,11 +145,11 @@ STORE_DESCRIPTION = _store(
     vision_model=bindparam("model"),
     # The old vector says something else: whoever takes over from here makes a new one.
     redo=func.array_append(_without(Upload.redo, "description", "embedding"), "embedding"),
-    regeneration_count=Upload.regeneration_count + _REGENERATED,
+    regeneration_count=count(Upload.regeneration_count) + _REGENERATED,
     last_regenerated_at=case((_REGENERATED > 0, func.now()), else_=Upload.last_regenerated_at),
-    facts=Upload.facts.concat(bindparam("found", type_=JSONB)),
+    facts=FACTS.concat(bindparam("found", type_=JSONB)),
     # What the content says; whoever wrote the row may have gone by the name.
-    file_type=func.coalesce(bindparam("true_file_type", type_=Text), Upload.file_type),
+    file_type=func.coalesce(bindparam("true_file_type", type_=Word()), Upload.file_type),
     mime_type=func.coalesce(bindparam("true_mime_type", type_=Text), Upload.mime_type),
     video_codec=bindparam("codec"),
 )
@@ -189,7 +186,7 @@ def _complete_within(**vector: Any) -> LoneStatement:
         count_ends(held.c.batch_id, successful=1, failed=0)
         .where(
             UploadBatch.status == BatchStatus.PROCESSING,
-            UploadBatch.processed_uploads + 1 < UploadBatch.total_uploads,
+            count(UploadBatch.processed_uploads) + 1 < count(UploadBatch.total_uploads),
         )
         .cte("counted")
     )

@@ -14,6 +14,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Executable, and_, case, func, or_, select, update
 
+from batch_pipeline.database.connection_setup import LATEST
+from batch_pipeline.database.failures import each_repeated
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import (
     OPEN_BATCH,
@@ -22,6 +24,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
+from batch_pipeline.database.readings import FILENAME, WAITING, count, interval, lease_lives
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.media.sniffing import MediaType
@@ -42,7 +45,6 @@ from batch_pipeline.services.states.transitions import (
     count_failed,
     end_if_done,
     file_progress,
-    interval,
     noted,
     percentage_reached,
     recount_batch,
@@ -105,6 +107,7 @@ class LoadedBatch:
     """``id`` and ``filename``, oldest first."""
 
 
+@each_repeated
 class UploadStates:
     """Every transition that a run makes."""
 
@@ -129,7 +132,7 @@ class UploadStates:
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             batch = connection.execute(
-                select(UploadBatch.status, UploadBatch.total_uploads).where(
+                select(UploadBatch.status, count(UploadBatch.total_uploads)).where(
                     UploadBatch.id == batch_id
                 )
             ).one_or_none()
@@ -143,11 +146,7 @@ class UploadStates:
                 return LoadedBatch(recounted, batch.total_uploads, [])
             waiting = (
                 select(Upload.id)
-                .where(
-                    Upload.batch_id == batch_id,
-                    Upload.processing_status == UploadStatus.PENDING,
-                    Upload.owner_run_id.is_(None),
-                )
+                .where(Upload.batch_id == batch_id, WAITING)
                 .order_by(Upload.created_at, Upload.id)
                 .limit(limit)
                 .with_for_update(skip_locked=True)
@@ -165,7 +164,7 @@ class UploadStates:
                     heartbeat_at=func.now(),
                     not_before=None,
                 )
-                .returning(Upload.id, Upload.filename, Upload.created_at)
+                .returning(Upload.id, FILENAME, Upload.created_at)
             ).all()
             progress = updated_batch(
                 connection,
@@ -181,9 +180,8 @@ class UploadStates:
                 ),
             )
             transaction.announce(progress, progress.user_id)
-        return LoadedBatch(
-            progress, batch.total_uploads, sorted(reserved, key=lambda r: (r.created_at, r.id))
-        )
+        oldest_first = sorted(reserved, key=lambda row: (row.created_at or LATEST, row.id))
+        return LoadedBatch(progress, batch.total_uploads, oldest_first)
 
     def start(self, upload_id: uuid.UUID, run_id: str) -> StartedUpload | SkippedUpload:
         """Begin an attempt, if the upload is there to be worked by this run.
@@ -359,11 +357,7 @@ class UploadStates:
 
         They leave their slice, whose run this was, so that the next one is asked for by itself.
         """
-        waiting = and_(
-            Upload.batch_id == batch_id,
-            Upload.processing_status == UploadStatus.PENDING,
-            Upload.owner_run_id.is_(None),
-        )
+        waiting = and_(Upload.batch_id == batch_id, WAITING)
         if slice_number is not None:
             waiting = and_(waiting, Upload.slice == slice_number)
         if upload_ids:
@@ -415,8 +409,7 @@ class UploadStates:
         with self._publisher.transaction() as transaction:
             rows = transaction.connection.execute(
                 select(Upload.id, Upload.processing_status).where(
-                    Upload.owner_run_id == run_id,
-                    Upload.heartbeat_at >= func.now() - interval(self._lease_seconds),
+                    Upload.owner_run_id == run_id, lease_lives(self._lease_seconds)
                 )
             ).all()
         return {row.id: row.processing_status != UploadStatus.PENDING for row in rows}
@@ -429,7 +422,7 @@ class UploadStates:
                 .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
                 .where(
                     Upload.id.in_([claim.upload_id for claim in claims]),
-                    func.coalesce(UploadBatch.status, "") != BatchStatus.CANCELLED,
+                    UploadBatch.status.is_distinct_from(BatchStatus.CANCELLED),
                 )
             ).all()
         return set(claims) & {

@@ -48,7 +48,7 @@ FILL = """
     SELECT b.user_id, b.id, 'picture.jpg', b.id || '/' || n, 'image', 1000, 1,
         CASE WHEN b.status = 'pending' OR (b.status = 'processing' AND n > 50) THEN 'pending'
             WHEN n % 50 = 0 THEN 'failed' ELSE 'completed' END,
-        'A picture.', 90, 'embedded-hashing-1', b.created_at, b.created_at,
+        'A picture.', 90, 'embedded-sentences-1', b.created_at, b.created_at,
         CASE WHEN n = 1 THEN array_fill(random(), ARRAY[{width}])::vector END
     FROM upload_batches b, generate_series(1, {size}) n
 """
@@ -160,6 +160,7 @@ def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, pla
     backlog.note_died_run(waiting[0].batch_id, "reason")
     backlog.retry_due()
     backlog.adopt()
+    backlog.reopen_ended()
     backlog.overdue()
     with full_pipeline.database.transaction() as connection:
         connection.execute(
