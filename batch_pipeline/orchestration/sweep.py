@@ -37,7 +37,7 @@ class SweepParts(dg.Config):
     tidy: bool = Field(
         True,
         description=(
-            "Also look for files without an upload, and for old partitions and runs to delete."
+            "Also look for files of ours that are left over, and for old partitions and runs."
         ),
     )
 
@@ -49,7 +49,7 @@ class SweepParts(dg.Config):
 def sweep(context: dg.OpExecutionContext, config: SweepParts) -> dg.Output[None]:
     """Sweep once; counts of what was found as metadata and as a materialization."""
     pipeline: Pipeline = context.resources.pipeline
-    counts = sweep_once(context.instance, pipeline)
+    counts: dict[str, int | str] = {**sweep_once(context.instance, pipeline)}
     if config.tidy:
         counts |= tidy(context.instance, pipeline)
     context.log_event(dg.AssetMaterialization(backlog.key, metadata=counts))
@@ -78,12 +78,13 @@ def sweep_once(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, in
     }
 
 
-def tidy(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int]:
-    """Remove what nothing refers to any more; looks at every stored folder, so not every minute."""
-    removed = remove_leftovers(pipeline.database, pipeline.storage)
+def tidy(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int | str]:
+    """Remove what is provably ours and of no more use; that takes a while, so not every minute."""
+    leftovers = remove_leftovers(pipeline.database, pipeline.storage, pipeline.ownership)
     return {
-        "folders_removed": removed.folders,
-        "partial_files_removed": removed.partial_files,
+        "files_left_over": len(leftovers.files),
+        "files_removed": leftovers.removed,
+        **({"files_kept_because": leftovers.kept_because} if leftovers.kept_because else {}),
         "partitions_pruned": _prune_partitions(instance, pipeline),
         "runs_deleted": delete_old_runs(instance, pipeline),
     }

@@ -156,7 +156,7 @@ class UploadProcessor:
                 )
                 return CompletedUpload(report)
         except ClaimLostError:
-            return self._let_go(started)
+            return self._let_go(started, report)
         except UploadError as error:
             return self._give_up(claim, report, error, retries_left)
         except (ServiceDownError, ConfigurationError) as error:
@@ -274,13 +274,17 @@ class UploadProcessor:
             return SkippedUpload(claim.upload_id, "it was taken away meanwhile", report.filename)
         return FailedUpload(report, error, will_retry)
 
-    def _let_go(self, started: StartedUpload) -> SkippedUpload:
-        """Leave nothing behind of work that is no longer wanted."""
+    def _let_go(self, started: StartedUpload, report: UploadReport) -> SkippedUpload:
+        """Leave nothing of ours behind of work that is no longer wanted."""
         row = started.row
         self._states.release(started.claim)
         if self._states.exists(row.id):
             return SkippedUpload(row.id, "it was cancelled or taken away meanwhile", row.filename)
-        self._pipeline.storage.remove_upload(row.user_id, row.id)
+        # The original is no work of ours, whoever deleted the upload.
+        if report.thumbnail or self._pipeline.ownership.made_thumbnail(row.id):
+            storage = self._pipeline.storage
+            storage.remove(storage.thumbnail_path(row.user_id, row.id))
+            self._pipeline.ownership.forget_thumbnails([row.id])
         if row.batch_id:
             self._pipeline.batches.settle_batch(row.batch_id)
         return SkippedUpload(row.id, "it was deleted meanwhile", row.filename)
