@@ -61,7 +61,18 @@ class TransientError(UploadError):
 
 
 class ServiceDownError(KindedError):
-    """The model server, the storage or the database cannot be reached or used at all."""
+    """The model server, the storage or the database cannot be reached or used at all.
+
+    Args:
+        kind: the stable word.
+        message: for reading.
+        if_alone: what it is after all if nobody else feels the outage: the fault of the one upload
+            that met it. `services/outages.py` asks.
+    """
+
+    def __init__(self, kind: str, message: str, *, if_alone: UploadError | None = None) -> None:
+        super().__init__(kind, message)
+        self.if_alone = if_alone
 
 
 class ClaimLostError(PipelineError):

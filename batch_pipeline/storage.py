@@ -19,7 +19,13 @@ from typing import BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from batch_pipeline.errors import ConfigurationError, PermanentError, ServiceDownError
+from batch_pipeline.errors import (
+    ConfigurationError,
+    PermanentError,
+    ServiceDownError,
+    TransientError,
+    UploadError,
+)
 
 THUMBNAIL_NAME = "thumb_256.jpg"
 #: Files being written carry this ending, so that what a crash leaves can be told and removed.
@@ -27,8 +33,12 @@ PARTIAL_SUFFIX = ".partial"
 _OUR_NAMES = re.compile(r"original\.[a-z0-9]+|thumb_256\.jpg")
 #: How much of a remote file is fetched at once, and up to which size it is kept in memory (bytes).
 _BLOCK_BYTES, _IN_MEMORY_BYTES = 4 * 1024**2, 16 * 1024**2
+#: Of the path of an upload's file: user, upload, name.
+_PARTS = 3
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+#: What does not pass by itself, unless it is an outage that others feel, too.
+_LASTING = {errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
 
 
 class Storage:
@@ -96,7 +106,7 @@ class Storage:
             ServiceDownError: ``storage_full`` or ``storage_down``.
         """
         full = self._inside(path)
-        with self._errors_named():
+        with self._errors_named(written=path):
             if self.is_local:
                 self._write_locally(Path(full), data)
             else:
@@ -134,7 +144,7 @@ class Storage:
         full = self._inside(path)
         with self._errors_named(), suppress(FileNotFoundError):
             self._files.rm_file(full)
-        if self.is_local:
+        if self.is_local and len(PurePosixPath(path).parts) == _PARTS:
             with suppress(OSError):  # something else lies in it
                 Path(full).parent.rmdir()
 
@@ -169,28 +179,38 @@ class Storage:
                 if time.time() - partial.stat().st_mtime > older_than_seconds:
                     yield str(partial.relative_to(self._root))
 
-    def check(self) -> None:
-        """Write, read and remove a small file; raises as `write` does."""
-        probe = f".probe-{uuid.uuid4().hex}"
+    def check(self, folder: str = ".") -> None:
+        """Write, read and remove a small file in a folder.
+
+        Raises:
+            ServiceDownError: one of the three cannot be done.
+        """
+        probe = f"{folder}/.probe-{uuid.uuid4().hex}"
         self.write(probe, b"probe")
-        with self._errors_named():
-            self._files.rm_file(self._inside(probe))
+        try:
+            self.read(probe)
+        except PermanentError as error:
+            raise ServiceDownError(
+                "storage_down", "the storage does not keep what is written"
+            ) from error
+        finally:
+            self.remove(probe)
 
     @contextmanager
-    def _errors_named(self, path: str = "") -> Iterator[None]:
-        """Turn what a file system raises into errors of ours; `path` is of a file to be read."""
+    def _errors_named(self, path: str = "", *, written: str = "") -> Iterator[None]:
+        """Turn what a file system raises into errors of ours, for a file to be read or written."""
         try:
             yield
         except _NO_SUCH_FILE as error:
             if path and self._root_is_there():
                 raise _missing(path) from error
-            raise storage_error(error) from error
+            raise storage_error(error, path, written=written) from error
         except OSError as error:
-            raise storage_error(error) from error
+            raise storage_error(error, path, written=written) from error
         except Exception as error:  # clients of object stores raise errors of their own
             if self.is_local:
                 raise
-            raise storage_error(error) from error
+            raise storage_error(error, path, written=written) from error
 
     def _root_is_there(self) -> bool:
         """Tell whether the folder, or the bucket, is there: without it, every file is missing."""
@@ -256,8 +276,31 @@ def _missing(path: str) -> PermanentError:
     return PermanentError("source_missing", f"the storage holds no file {path!r}")
 
 
-def storage_error(error: Exception) -> ServiceDownError:
-    """Name what is wrong with the storage: full, or not to be used at all."""
+def storage_error(error: Exception, path: str = "", *, written: str = "") -> ServiceDownError:
+    """Name what is wrong with the storage: full, or not to be used at all.
+
+    Args:
+        error: what the file system raised.
+        path: the file that was to be read.
+        written: the file that was to be written.
+    """
     if isinstance(error, OSError) and error.errno in _FULL:
         return ServiceDownError("storage_full", f"the storage is full: {error}")
-    return ServiceDownError("storage_down", f"the storage cannot be used: {error}")
+    return ServiceDownError(
+        "storage_down",
+        f"the storage cannot be used: {error}",
+        if_alone=_fault_of_one_file(error, path, written),
+    )
+
+
+def _fault_of_one_file(error: Exception, path: str, written: str) -> UploadError | None:
+    if written:
+        return PermanentError(
+            "thumbnail_not_stored", f"{written!r} cannot be written, others can: {error}"
+        )
+    if not path:
+        return None
+    message = f"{path!r} cannot be read, others can: {error}"
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) in _LASTING:
+        return PermanentError("source_unreadable", message)
+    return TransientError("source_unreadable", message)

@@ -28,6 +28,7 @@ from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason, sniff
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
+from batch_pipeline.services.outages import own_fault
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_progress import BatchProgress
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
@@ -160,6 +161,8 @@ class UploadProcessor:
         except UploadError as error:
             return self._give_up(claim, report, error, retries_left)
         except (ServiceDownError, ConfigurationError) as error:
+            if fault := own_fault(self._pipeline, error, row):
+                return self._give_up(claim, report, fault, retries_left)
             self._release_if_possible(claim, error, OUTAGE_PAUSE_SECONDS)
             raise
         except Exception as error:
@@ -208,7 +211,7 @@ class UploadProcessor:
             try:
                 return decode(file, media_type)
             except OSError as error:  # of the storage: what is wrong with the file has a kind
-                raise storage_error(error) from error
+                raise storage_error(error, attempt.row.file_path) from error
 
     def _open(self, attempt: _Attempt) -> BinaryIO:
         storage = self._pipeline.storage
