@@ -23,7 +23,7 @@ from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.errors import RefusedError, ServiceDownError
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason, sniff
 from batch_pipeline.services.file_ownership import FileOwnership
-from batch_pipeline.services.progress.batch_progress import BatchProgress, ProgressPublisher
+from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 

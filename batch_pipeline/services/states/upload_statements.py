@@ -35,7 +35,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
-from batch_pipeline.services.progress.batch_progress import queue_counters, queue_file_message
+from batch_pipeline.services.progress.publishing import queue_counters, queue_file_message
 from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
     BEGUN,
@@ -50,7 +50,7 @@ from batch_pipeline.services.states.transitions import (
 _HELD = and_(
     Upload.id == bindparam("of_upload"),
     Upload.owner_run_id == bindparam("of_run"),
-    Upload.claim == bindparam("token"),
+    Upload.claim_token == bindparam("token"),
 )
 _NO_STAGES = cast([], ARRAY(Text))
 
@@ -77,7 +77,7 @@ _ADD_SECONDS = Upload.stage_seconds.concat(bindparam("seconds", type_=JSONB))
 STARTED = (
     *ANNOUNCED,
     Upload.file_path,
-    Upload.claim,
+    Upload.claim_token,
     Upload.attempts,
     Upload.description_audit_score,
     Upload.vision_model,
@@ -110,7 +110,7 @@ START = LoneStatement(
     .values(
         processing_status=UploadStatus.ANALYZING,
         owner_run_id=bindparam("of_run"),
-        claim=Upload.claim + 1,
+        claim_token=Upload.claim_token + 1,
         heartbeat_at=func.now(),
         not_before=None,
         attempts=Upload.attempts + 1,

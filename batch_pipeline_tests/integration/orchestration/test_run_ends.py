@@ -9,9 +9,10 @@ from sqlalchemy import text
 
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration import run_ends
-from batch_pipeline.orchestration.run_ends import Settlement, close_dead_runs, dead_runs
+from batch_pipeline.orchestration.run_ends import RunCleanup, close_dead_runs, dead_runs
 from batch_pipeline.orchestration.sweep import delete_old_runs
 from batch_pipeline.orchestration.tags import BATCH_TAG, SLICE_TAG
+from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
 
@@ -71,8 +72,10 @@ def test_a_worker_that_has_just_ended_a_long_call_and_has_yet_to_log_it_is_not_d
             instance.report_engine_event("still here", run)
 
     monkeypatch.setattr(run_ends, "time", Clock())
-    assert [r.run_id for r in dead_runs(instance, pipeline, ["process_batch"])] == [run.run_id]
-    assert close_dead_runs(instance, pipeline, ["process_batch"]) == 0
+    assert [r.run_id for r in dead_runs(instance, pipeline, ["process_batch"], LeftOut())] == [
+        run.run_id
+    ]
+    assert close_dead_runs(instance, pipeline, ["process_batch"], LeftOut()) == 0
     assert looks
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
 
@@ -113,12 +116,12 @@ def test_a_tick_that_finds_no_ended_run_says_so_and_one_that_does_names_it(
 
 
 def test_a_run_that_left_nothing_behind_is_said_to_have_left_nothing():
-    assert str(Settlement()) == "it left nothing behind"
-    assert str(Settlement(returned=2)) == "2 uploads in its hands are pending again"
+    assert str(RunCleanup()) == "it left nothing behind"
+    assert str(RunCleanup(returned=2)) == "2 uploads in its hands are pending again"
 
 
 def newest_settlement(instance):
-    [record] = instance.fetch_materializations(dg.AssetKey("settled_runs"), limit=1).records
+    [record] = instance.fetch_materializations(dg.AssetKey("run_cleanups"), limit=1).records
     return record.asset_materialization
 
 
@@ -140,7 +143,7 @@ def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, de
     seen = newest_settlement(instance)
     assert seen.partition == str(batch_id)
     assert seen.metadata["uploads_returned"].value == 1
-    assert seen.metadata["uploads_requeued"].value == 2
+    assert seen.metadata["uploads_released"].value == 2
     assert seen.metadata["reason"].value == "exited with code 139"
 
 
@@ -261,9 +264,9 @@ def test_the_sweep_deletes_runs_of_long_ago_with_their_events_and_no_others(
         ]
 
     everything = [run.run_id for run in runs]
-    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=0))) == 0
+    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=0)), LeftOut()) == 0
     assert kept() == everything
-    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=30))) == 1
+    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=30)), LeftOut()) == 1
     assert kept() == everything[1:]
     for run in (recent, under_way):
         instance.delete_run(run.run_id)  # the instance is shared, and counts runs under way
