@@ -595,6 +595,72 @@ def demo(
     sys.exit(OK if as_expected else FINISHED_WITH_FAILURES)
 
 
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@click.option(
+    "--however-many", is_flag=True, help="Remove more than a small share, too; look at it first."
+)
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Own the storage from now on; of two databases on one storage only the owner tidies.",
+)
+@json_option
+@click.pass_obj
+def tidy(
+    session: Session, dry_run: bool, however_many: bool, take_over: bool, as_json: bool
+) -> None:
+    """Remove files that are provably ours and left over; Dagster does so once an hour.
+
+    Originals of submissions that never became a batch, thumbnails that we made of uploads that were
+    deleted since, and files that a crash left half written; all older than a day. What others keep
+    on the storage is not touched, nor is any original of a batch.
+
+    \b
+    Examples:
+      batch-pipeline tidy --dry-run
+      batch-pipeline tidy --dry-run --json | jq -r '.files[].path'
+    """
+    from batch_pipeline.services.leftovers import remove_leftovers  # noqa: PLC0415
+
+    if dry_run and take_over:
+        raise click.UsageError("--take-over changes something, --dry-run does not")
+    pipeline = session.pipeline
+    if take_over:
+        pipeline.ownership.take_over()
+    found = remove_leftovers(
+        pipeline.database,
+        pipeline.storage,
+        pipeline.ownership,
+        dry_run=dry_run,
+        however_many=however_many,
+    )
+    kept = found.kept_because
+    if as_json:
+        _print_json(
+            {
+                "owner": found.is_owner,
+                "files": [asdict(file) for file in found.files],
+                "removed": found.removed,
+                "kept_because": kept,
+            }
+        )
+    else:
+        from batch_pipeline.terminal import literal  # noqa: PLC0415
+
+        for file in found.files:
+            click.echo(f"{literal(file.path)}: {file.reason}")
+        if kept and not dry_run:
+            click.echo(f"Nothing was removed: {kept}.", err=True)
+        elif dry_run and not found.is_owner:
+            click.echo(f"Nothing would be removed: {kept}.")
+        elif dry_run:
+            click.echo(f"{_counted(len(found.files), 'file')} would be removed.")
+        else:
+            click.echo(f"{_counted(found.removed, 'file')} removed.")
+    sys.exit(FINISHED_WITH_FAILURES if kept and not dry_run else OK)
+
+
 @main.group()
 def db() -> None:
     """Look after the database.

@@ -69,14 +69,25 @@ class TransientError(UploadError):
 class ServiceDownError(KindedError):
     """The model server, the storage or the database cannot be reached or used at all.
 
-    `resume_after_seconds` is when the service itself said that it can be asked again, if it did.
+    Args:
+        kind: the stable word.
+        message: for reading.
+        resume_after_seconds: when the service itself said that it can be asked again, if it did.
+        if_alone: what it is after all if nobody else feels the outage: the fault of the one upload
+            that met it. `services/outages.py` asks.
     """
 
     def __init__(
-        self, kind: str, message: str, *, resume_after_seconds: float | None = None
+        self,
+        kind: str,
+        message: str,
+        *,
+        resume_after_seconds: float | None = None,
+        if_alone: UploadError | None = None,
     ) -> None:
         super().__init__(kind, message)
         self.resume_after_seconds = resume_after_seconds
+        self.if_alone = if_alone
 
 
 class ClaimLostError(PipelineError):

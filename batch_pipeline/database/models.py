@@ -309,3 +309,25 @@ class ModelPause(Base):
     not_before: Mapped[datetime]
     #: What the server said.
     reason: Mapped[str]
+
+
+class DatabaseIdentity(Base):
+    """One row that tells this database from others; `database/identity.py` says what else does."""
+
+    __tablename__ = "database_identity"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=_NEW_ID)
+
+
+class MadeThumbnail(Base):
+    """A thumbnail that this pipeline wrote; the proof that it may be removed.
+
+    Outlives the upload. Without a foreign key, as the rows of an upload API are deleted by the API.
+    """
+
+    __tablename__ = "made_thumbnails"
+
+    upload_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    #: Owner of the upload: the thumbnail lies in a folder of that name.
+    user_id: Mapped[uuid.UUID]
+    made_at: Mapped[datetime] = mapped_column(server_default=_NOW)

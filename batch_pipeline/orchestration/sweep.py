@@ -44,7 +44,7 @@ class SweepParts(dg.Config):
     tidy: bool = Field(
         True,
         description=(
-            "Also look for files without an upload, and for old partitions and runs to delete."
+            "Also look for files of ours that are left over, and for old partitions and runs."
         ),
     )
 
@@ -105,14 +105,13 @@ def sweep_once(
 
 
 def tidy(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) -> dict[str, int]:
-    """Remove what nothing refers to any more; looks at every stored folder, so not every minute."""
+    """Remove what is provably ours and of no more use; that takes a while, so not every minute."""
 
     def removed() -> dict[str, int]:
-        leftovers = remove_leftovers(pipeline.database, pipeline.storage)
-        return {
-            "folders_removed": leftovers.folders,
-            "partial_files_removed": leftovers.partial_files,
-        }
+        leftovers = remove_leftovers(pipeline.database, pipeline.storage, pipeline.ownership)
+        if leftovers.kept_because:
+            left_out.note("removing files", leftovers.kept_because)
+        return {"files_left_over": len(leftovers.files), "files_removed": leftovers.removed}
 
     return _each_part(
         {

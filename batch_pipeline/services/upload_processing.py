@@ -30,6 +30,7 @@ from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
+from batch_pipeline.services.outages import own_fault
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
@@ -163,10 +164,12 @@ class UploadProcessor:
                 )
                 return CompletedUpload(report)
         except (ClaimLostError, WorkCancelledError):
-            return self._let_go(started)
+            return self._let_go(started, report)
         except UploadError as error:
             return self._give_up(claim, report, error, retries_left)
         except (ServiceDownError, ConfigurationError) as error:
+            if fault := own_fault(self._pipeline, error, row):
+                return self._give_up(claim, report, fault, retries_left)
             self._release_if_possible(claim, error, outage_pause(error))
             raise
         except Exception as error:
@@ -220,7 +223,7 @@ class UploadProcessor:
                     self._store_thumbnail(attempt, error.preview)
                 raise
             except OSError as error:  # of the storage: what is wrong with the file has a kind
-                raise storage_error(error) from error
+                raise storage_error(error, attempt.row.file_path) from error
 
     def _open(self, attempt: _Attempt) -> BinaryIO:
         storage = self._pipeline.storage
@@ -292,13 +295,17 @@ class UploadProcessor:
             return SkippedUpload(claim.upload_id, "it was taken away meanwhile", report.filename)
         return FailedUpload(report, error, will_retry)
 
-    def _let_go(self, started: StartedUpload) -> SkippedUpload:
-        """Leave nothing behind of work that is no longer wanted."""
+    def _let_go(self, started: StartedUpload, report: UploadReport) -> SkippedUpload:
+        """Leave nothing of ours behind of work that is no longer wanted."""
         row = started.row
         self._states.release(started.claim)
         if self._states.exists(row.id):
             return SkippedUpload(row.id, "it was cancelled or taken away meanwhile", row.filename)
-        self._pipeline.storage.remove_upload(row.user_id, row.id)
+        # The original is no work of ours, whoever deleted the upload.
+        if report.thumbnail or self._pipeline.ownership.made_thumbnail(row.id):
+            storage = self._pipeline.storage
+            storage.remove(storage.thumbnail_path(row.user_id, row.id))
+            self._pipeline.ownership.forget_thumbnails([row.id])
         if row.batch_id:
             self._pipeline.batches.recount_batch(row.batch_id)
         return SkippedUpload(row.id, "it was deleted meanwhile", row.filename)
