@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Row, Select, func, select, text
 
 from batch_pipeline.database.models import Upload
+from batch_pipeline.database.readings import FILENAME, HIDDEN
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.model_servers.base import EmbeddingModel
@@ -68,7 +69,7 @@ def search(
     nearest = (
         select(
             Upload.id,
-            Upload.filename,
+            FILENAME,
             (1 - distance).label("similarity"),
             func.coalesce(Upload.description, ""),
             Upload.thumbnail_path,
@@ -76,7 +77,7 @@ def search(
         .where(
             Upload.embedding_model == embedding.name,
             Upload.embedding_local.is_not(None),
-            ~Upload.hidden,
+            ~HIDDEN,
         )
         .order_by(distance)
         .limit(limit)

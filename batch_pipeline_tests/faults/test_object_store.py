@@ -10,8 +10,8 @@ from sqlalchemy import text
 from batch_pipeline.database.models import Stage
 from batch_pipeline.services.health import check_health
 from batch_pipeline.services.leftovers import remove_leftovers
-from batch_pipeline.services.reports.batch_report import batch_report, render_html
 from batch_pipeline.services.reports.previews import Previews
+from batch_pipeline.services.reports.report_page import batch_report, render_html
 from batch_pipeline.services.reprocessing import Selection, reprocess
 from batch_pipeline.storage import Storage
 from batch_pipeline_tests.integration.orchestration.conftest import MEDIA
