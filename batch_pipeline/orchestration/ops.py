@@ -36,7 +36,7 @@ from batch_pipeline.orchestration.run_ends import cancel_batch_of_terminated_run
 from batch_pipeline.orchestration.tags import BATCH_TAG, USER_TAG
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batch_head
-from batch_pipeline.services.reports.previews import stored_preview
+from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.states.upload_states import LoadedBatch, SkippedUpload
 from batch_pipeline.services.upload_processing import (
     OUTAGE_PAUSE_SECONDS,
@@ -245,7 +245,8 @@ def _find_thumbnail(pipeline: Pipeline, report: UploadReport) -> None:
     """Read the picture to show, if an earlier attempt has made it."""
     if report.thumbnail is None:
         try:
-            report.thumbnail = stored_preview(pipeline.storage, report.thumbnail_path, PREVIEW_SIDE)
+            previews = Previews(pipeline.storage)
+            report.thumbnail = previews.read(report.thumbnail_path, PREVIEW_SIDE)
         except ServiceDownError as error:  # of the storage; the upload has ended all the same
             log.warning("the thumbnail of %r is not shown: %s", report.filename, error)
 

@@ -7,6 +7,7 @@ or one run: it is left out (``services/one_by_one.py``), and the tick says so.
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import dagster as dg
@@ -111,22 +112,12 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
             choice.chosen,
             lambda slice_: open_slice(database, slice_, settings.uploads_per_run),
             left_out,
-            named=lambda slice_: f"batch {slice_.batch_id}",
+            named=_batch,
         )
         slices = [slice_ for slice_ in opened if slice_]
         # A run that is launched while the analyzer is down would only end at its start.
         if outage := pipeline.analyzer_outage() or _broker_outage(settings):
-            one_by_one(
-                slices,
-                lambda slice_: pipeline.states.release_waiting(
-                    slice_.batch_id,
-                    outage,
-                    slice_number=slice_.number,
-                    resume_after_seconds=OUTAGE_PAUSE_SECONDS,
-                ),
-                left_out,
-                named=lambda slice_: f"batch {slice_.batch_id}",
-            )
+            one_by_one(slices, partial(_release, pipeline, outage), left_out, named=_batch)
             batches = {slice_.batch_id for slice_ in waiting}
             return result(f"batches that wait: {len(batches)}, because {outage}")
         for slice_ in slices:
@@ -221,9 +212,6 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
     pipeline: Pipeline = context.resources.pipeline
     seen, left_out = EndsSeen.parse(context.cursor), LeftOut()
 
-    def name(batch: EndedBatch) -> str:
-        return f"batch {batch.batch_id}"
-
     def report(batch: EndedBatch) -> _Report:
         try:
             summary = batch_summary(pipeline.database, pipeline.storage, batch.batch_id)
@@ -236,20 +224,20 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
     try:
         ended = newly_ended(pipeline.database, seen, limit=REPORTS_PER_TICK)
         due = [*ended, *seen.due_again(ended, limit=REPORTS_PER_TICK)]
-        made = one_by_one(due, report, left_out, named=name)
+        made = one_by_one(due, report, left_out, named=_batch)
     except ServiceDownError as error:
         return dg.SensorResult(skip_reason=f"reports wait, because {error}")
     reported = [done for done in made if done.headline]
     failed = [batch for batch in due if batch not in [done.batch for done in made]]
     given_up = [batch for batch in failed if batch.tries + 1 == MAX_TRIES]
     named = [done.batch.batch_id for done in reported] + [batch.batch_id for batch in given_up]
-    said = "; ".join(f"{name(done.batch)} {done.headline}" for done in reported)
+    said = "; ".join(f"{_batch(done.batch)} {done.headline}" for done in reported)
     if left_out:
         context.log.warning(str(left_out))
     return dg.SensorResult(
         asset_events=[
             *(event for done in reported for event in done.events),
-            *(no_report_of(b.batch_id, left_out.reasons[name(b)]) for b in given_up),
+            *(no_report_of(b.batch_id, left_out.reasons[_batch(b)]) for b in given_up),
         ],
         dynamic_partitions_requests=[BATCHES.build_add_request([str(id_) for id_ in named])]
         if named
@@ -268,6 +256,20 @@ class _Report(NamedTuple):
     headline: str | None
     """None: there is nothing to report."""
     events: Sequence[dg.AssetMaterialization]
+
+
+def _batch(of: WaitingSlice | EndedBatch) -> str:
+    """What a batch is called where it is left out."""
+    return f"batch {of.batch_id}"
+
+
+def _release(pipeline: Pipeline, outage: ServiceDownError, slice_: WaitingSlice) -> None:
+    pipeline.states.release_waiting(
+        slice_.batch_id,
+        outage,
+        slice_number=slice_.number,
+        resume_after_seconds=OUTAGE_PAUSE_SECONDS,
+    )
 
 
 def _say_rescued(rescue: Rescue) -> str:

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, text
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.database.session import AnyRow, Database
@@ -76,6 +76,19 @@ def upload_row(database: Database, upload_id: uuid.UUID) -> AnyRow:
         return connection.execute(
             select(*Upload.__table__.columns).where(Upload.id == upload_id)
         ).one()
+
+
+def make_unreadable(database: Database, filename: str) -> None:
+    """Let every read of the timings of uploads of this name fail, as a damaged row would."""
+    with database.transaction() as connection:
+        connection.execute(text("ALTER TABLE uploads DROP COLUMN stage_seconds"))
+        connection.execute(
+            text(f"""
+                ALTER TABLE uploads ADD COLUMN stage_seconds jsonb GENERATED ALWAYS AS (
+                    CASE filename WHEN '{filename}' THEN (1 / (length(filename) * 0))::text::jsonb
+                    ELSE '{{}}' END) VIRTUAL
+            """)
+        )
 
 
 def open_all_slices(database: Database, uploads_per_run: int) -> list[WaitingSlice]:

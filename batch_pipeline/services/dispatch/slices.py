@@ -12,7 +12,6 @@ launches what is chosen.
 """
 
 import time
-from dataclasses import replace
 
 from sqlalchemy import text
 
@@ -147,7 +146,7 @@ def open_slice(
         if not opened.uploads:
             return None
         connection.execute(_COUNT_SLICE, names)
-    return replace(slice_, number=names["number"], reason=opened.reason, uploads=opened.uploads)
+    return slice_._replace(number=names["number"], reason=opened.reason, uploads=opened.uploads)
 
 
 def _slice(row: AnyRow, **values: int) -> WaitingSlice:

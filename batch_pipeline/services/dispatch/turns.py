@@ -30,7 +30,7 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 #: Why a slice is opened whose uploads were never taken before.
 NEW = "new"
@@ -43,8 +43,7 @@ MAX_REMEMBERED = 1000
 _MAX_NAMED = 3
 
 
-@dataclass(frozen=True)
-class WaitingSlice:
+class WaitingSlice(NamedTuple):
     """Uploads of one batch that one run will take."""
 
     batch_id: uuid.UUID

@@ -18,7 +18,7 @@ from batch_pipeline.database.readings import FILENAME
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.media.previews import contact_sheet
 from batch_pipeline.services.reports.batch_status import batch_head
-from batch_pipeline.services.reports.previews import stored_previews
+from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.reports.report_page import StageTiming, shown_seconds, stage_timings
 from batch_pipeline.services.reports.throughput import throughput_svg
 from batch_pipeline.storage import Storage
@@ -182,7 +182,9 @@ def _contact_sheet(storage: Storage, paths: Sequence[str | None]) -> bytes | Non
     present = [path for path in paths if path]
     # Spread over the whole batch: neighbours are often alike.
     step = max(1, -(-len(present) // _SHEET_PICTURES))
-    found = stored_previews(storage, present[::step], _SHEET_SIDE)
+    previews = Previews(storage)
+    pictures = [previews.read(path, _SHEET_SIDE) for path in present[::step]]
+    found = [picture for picture in pictures if picture]
     if not found:
         return None
     return contact_sheet(found, side=_SHEET_SIDE, columns=_SHEET_COLUMNS, max_bytes=MAX_SHEET_BYTES)

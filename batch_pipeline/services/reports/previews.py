@@ -1,7 +1,6 @@
 """Stored thumbnails, read to be shown: whatever is wrong with one, it is left out."""
 
 import logging
-from collections.abc import Iterable
 
 from batch_pipeline.errors import PermanentError, ServiceDownError
 from batch_pipeline.media.previews import shrink_jpeg
@@ -10,42 +9,35 @@ from batch_pipeline.storage import Storage
 log = logging.getLogger(__name__)
 
 
-def stored_preview(storage: Storage, path: str | None, side: int) -> bytes | None:
-    """Read a thumbnail as a JPEG within `side` pixels; None if there is none that can be shown.
+class Previews:
+    """Reads thumbnails of a storage, and tells one that cannot be read from one that is down."""
 
-    Raises:
-        ServiceDownError: the storage cannot be reached.
-    """
-    if not path:
-        return None
-    try:
-        jpeg = storage.read(path)
-    except PermanentError as error:
-        log.warning("%s", error)
-        return None
-    try:
-        return shrink_jpeg(jpeg, side)
-    except Exception as error:  # whatever lies there, it is not a thumbnail of ours
-        log.warning("the thumbnail %r cannot be shown: %s", path, error)
-        return None
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._storage_answers = False
 
+    def read(self, path: str | None, side: int) -> bytes | None:
+        """Read a thumbnail as a JPEG within `side` pixels; None if there is none to be shown.
 
-def stored_previews(storage: Storage, paths: Iterable[str | None], side: int) -> list[bytes]:
-    """Read thumbnails as `stored_preview` does; what cannot be read is left out.
-
-    Raises:
-        ServiceDownError: it is the storage that does not answer, not one of its files.
-    """
-    found, answers = [], False
-    for path in paths:
+        Raises:
+            ServiceDownError: the storage cannot be used, for no file at all.
+        """
+        if not path:
+            return None
         try:
-            preview = stored_preview(storage, path, side)
+            return shrink_jpeg(self._bytes(path), side)
+        except ServiceDownError:
+            raise
+        except Exception as error:  # whatever lies there, it is not a thumbnail of ours
+            log.warning("the thumbnail %r cannot be shown: %s", path, error)
+            return None
+
+    def _bytes(self, path: str) -> bytes:
+        try:
+            return self._storage.read(path)
         except ServiceDownError as error:
-            log.warning("the thumbnail %r cannot be read: %s", path, error)
-            if not answers:
-                storage.check()
-                answers = True
-            continue
-        if preview:
-            found.append(preview)
-    return found
+            # One file that nobody can read looks like an outage; others tell which it is.
+            if not self._storage_answers:
+                self._storage.check()
+                self._storage_answers = True
+            raise PermanentError(error.kind, str(error)) from error

@@ -2,7 +2,7 @@
 
 import uuid
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
@@ -88,7 +88,7 @@ def test_who_was_launched_last_waits_since_then():
 
 
 def test_what_was_lost_goes_first_in_its_batch_and_in_its_turn_among_the_others():
-    lost = replace(slices(BATCHES[0], 1)[0], number=41, reason="rescue", waits_since=NOON - 1)
+    lost = slices(BATCHES[0], 1)[0]._replace(number=41, reason="rescue", waits_since=NOON - 1)
     rest = slices(BATCHES[0], 40)
     later = [slices(batch, 1, since=NOON + 900)[0] for batch in BATCHES[1:]]
     turns = Turns({ANNA: NOON + 800}, {BATCHES[0]: NOON + 800})
@@ -283,7 +283,7 @@ class World:
             return
         slice_ = self.in_flight.pop(index % len(self.in_flight))
         if lost:
-            again = replace(slice_, number=next(self.numbers), reason="rescue")
+            again = slice_._replace(number=next(self.numbers), reason="rescue")
             self.put(again, lost=[slice_])
             open_ = [*self.waiting, *self.in_flight]
             batches = {s.batch_id for s in open_ if s.user_id == slice_.user_id}
