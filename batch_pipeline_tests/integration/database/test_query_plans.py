@@ -19,10 +19,10 @@ from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
 from batch_pipeline.services.reports import batch_status, dispatch
-from batch_pipeline.services.reports.batch_report import batch_report
 from batch_pipeline.services.reports.batch_summary import batch_summary
 from batch_pipeline.services.reports.ended_batches import EndsSeen, newly_ended
 from batch_pipeline.services.reports.metrics import read_metrics
+from batch_pipeline.services.reports.report_page import batch_report
 from batch_pipeline.services.reprocessing import Selection, _selected, reprocess
 from batch_pipeline.services.search import search
 from batch_pipeline.services.search_filters import Filters
@@ -139,7 +139,7 @@ def test_a_batch_is_worked_without_reading_a_table_through(full_pipeline, plans)
     states.release(three)
     states.exists(first.id)
     states.release_run("run")
-    full_pipeline.batches.settle_batch(batch_id)
+    full_pipeline.batches.recount_batch(batch_id)
     full_pipeline.batches.retry_batch(batch_id)
     full_pipeline.batches.cancel_batch(batch_id)
     assert_no_sequential_scan(plans)
@@ -154,7 +154,7 @@ def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, pla
     backlog.owners()
     backlog.run_is_silent("run")
     backlog.left_behind(waiting[0].batch_id, "run", waiting[0].number)
-    backlog.open_slices_anew([(waiting[0].batch_id, waiting[0].number)])
+    backlog.release_slices([(waiting[0].batch_id, waiting[0].number)])
     backlog.note_died_run(waiting[0].batch_id, "reason")
     backlog.retry_due()
     backlog.adopt()
@@ -216,7 +216,7 @@ def test_what_is_done_in_the_background_does_not_read_the_uploads_through(full_p
     database, states = full_pipeline.database, full_pipeline.states
     batch_id = an_open_batch(full_pipeline)
     plans.clear()
-    states.postpone(batch_id, ServiceDownError("down", "down"), resume_after_seconds=1)
+    states.release_waiting(batch_id, ServiceDownError("down", "down"), resume_after_seconds=1)
     full_pipeline.publisher._filter.leave_behind({batch_id})
     full_pipeline.publisher.catch_up()
     ended = newly_ended(database, EndsSeen(), limit=5)

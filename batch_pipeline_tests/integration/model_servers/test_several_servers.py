@@ -78,7 +78,8 @@ def test_a_server_without_the_model_is_set_aside_instead_of_drawing_calls_by_bei
     describe(both, 20, threads=1)
 
     assert len(other.calls_of("vision")) == 20
-    assert len(server.calls_of("vision")) <= 1
+    # The call that it drew, and the question whether it would answer any other.
+    assert len(server.calls_of("vision")) <= 2
 
 
 def test_an_error_of_one_call_is_not_carried_to_the_other_server(
