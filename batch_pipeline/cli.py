@@ -448,9 +448,11 @@ def search(session: Session, text: str, user: uuid.UUID | None, limit: int, as_j
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.services.search import search as find  # noqa: PLC0415
+    from batch_pipeline.services.search_filters import Filters  # noqa: PLC0415
 
     pipeline = session.pipeline
-    found = find(pipeline.database, pipeline.analyzer.embedding, text, user_id=user, limit=limit)
+    filters = Filters(user_id=user)
+    found = find(pipeline.database, pipeline.analyzer.embedding, text, filters=filters, limit=limit)
     if as_json:
         _print_json([asdict(result) for result in found])
     elif found:

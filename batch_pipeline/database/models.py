@@ -163,6 +163,10 @@ class UploadBatch(Base):
     )
 
 
+#: All words that an upload can be found by; the function is made and explained by migration 0010.
+UPLOAD_WORDS = "upload_words(description, filename, metadata::jsonb)"
+
+
 class Upload(Base):
     """One file of a batch, and everything that was learnt about it."""
 
@@ -266,6 +270,25 @@ class Upload(Base):
         Index("ix_uploads_embedding_model", "embedding_model"),
         Index("ix_uploads_user", "user_id", "embedding_model"),
         Index("ix_uploads_audit_score", "description_audit_score"),
+        # These three only of what search finds: others change often while they are worked.
+        Index(
+            "ix_uploads_words",
+            text(UPLOAD_WORDS),
+            postgresql_using="gin",
+            postgresql_where=text("embedding_model IS NOT NULL"),
+        ),
+        # Of a hash, as names may be longer than a tree takes.
+        Index(
+            "ix_uploads_filename",
+            text("lower(filename)"),
+            postgresql_using="hash",
+            postgresql_where=text("embedding_model IS NOT NULL"),
+        ),
+        Index(
+            "ix_uploads_checksum",
+            "checksum",
+            postgresql_where=text("embedding_model IS NOT NULL"),
+        ),
         Index(
             "ix_uploads_embedding",
             "embedding_local",

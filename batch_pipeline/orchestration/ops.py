@@ -39,7 +39,6 @@ from batch_pipeline.services.reports.batch_status import batch_head
 from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.states.upload_states import LoadedBatch, SkippedUpload
 from batch_pipeline.services.upload_processing import (
-    OUTAGE_PAUSE_SECONDS,
     FailedUpload,
     UploadReport,
     outage_pause,
@@ -83,7 +82,7 @@ def load_batch(
             outage,
             slice_number=config.slice,
             upload_ids=upload_ids,
-            resume_after_seconds=OUTAGE_PAUSE_SECONDS,
+            resume_after_seconds=outage_pause(outage),
         )
         raise outage_failure(outage, released=released)
     loaded = pipeline.states.load_batch(

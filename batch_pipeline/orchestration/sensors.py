@@ -38,7 +38,7 @@ from batch_pipeline.services.reports.ended_batches import (
     newly_ended,
 )
 from batch_pipeline.services.states.backlog import Rescue
-from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
+from batch_pipeline.services.upload_processing import outage_pause
 from batch_pipeline.settings import Settings
 
 #: How soon a submitted batch is noticed (seconds).
@@ -268,7 +268,7 @@ def _release(pipeline: Pipeline, outage: ServiceDownError, slice_: WaitingSlice)
         slice_.batch_id,
         outage,
         slice_number=slice_.number,
-        resume_after_seconds=OUTAGE_PAUSE_SECONDS,
+        resume_after_seconds=outage_pause(outage),
     )
 
 

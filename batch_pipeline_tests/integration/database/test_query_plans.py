@@ -26,6 +26,7 @@ from batch_pipeline.services.reports.metrics import read_metrics
 from batch_pipeline.services.reports.report_page import batch_report
 from batch_pipeline.services.reprocessing import Selection, _selected, reprocess
 from batch_pipeline.services.search import search
+from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.testing.records import USER, upload_rows
 
@@ -188,7 +189,9 @@ def test_the_commands_do_not_read_a_table_through(full_pipeline, plans):
     batch_status.newest_batches(database, limit=20, offset=40)
     batch_status.described_below(database, 60)
     assert list(watch_batch(database, ended))
-    found = search(database, EmbeddedEmbedding(1024), "blue sea", user_id=USER, limit=5)
+    found = search(
+        database, EmbeddedEmbedding(1024), "blue sea", filters=Filters(user_id=USER), limit=5
+    )
     assert len(found) == 5
     assert_no_sequential_scan(plans)
 
@@ -207,7 +210,9 @@ def test_what_people_ask_for_does_not_read_the_uploads_through(full_pipeline, pl
     reprocess(database, batches, Selection(Stage.EMBEDDING, upload_ids=uploads[50:60]))
     batches.retry_batch(other, uploads[:3])
     batches.redo(other, Stage.DESCRIPTION, uploads[60:70])
-    assert not search(database, EmbeddedEmbedding(1024), "blue sea", user_id=uuid.uuid4())
+    assert not search(
+        database, EmbeddedEmbedding(1024), "blue sea", filters=Filters(user_id=uuid.uuid4())
+    )
     assert_no_sequential_scan(plans, of="uploads")
 
 
