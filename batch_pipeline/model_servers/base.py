@@ -35,7 +35,8 @@ class Usage:
         )
 
 
-#: Told what each answered call took, also if the answer turns out to be of no use.
+#: Told what each answered call took, also if the answer turns out to be of no use; called by the
+#: thread of the calls, and must return at once.
 Spent = Callable[[Usage], None]
 
 

@@ -15,8 +15,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +29,13 @@ from batch_pipeline.model_servers.base import (
     HealthCheck,
     never_cancelled,
 )
-from batch_pipeline.model_servers.http_calls import Answer, ServerCalls, jittered, sleep
+from batch_pipeline.model_servers.http_calls import (
+    Answer,
+    ServerCalls,
+    jittered,
+    require_wanted,
+    sleep,
+)
 from batch_pipeline.model_servers.http_errors import DOUBTFUL, Busy, about_this_call
 from batch_pipeline.model_servers.model_server import ModelServer
 
@@ -37,6 +44,8 @@ _log = logging.getLogger(__name__)
 #: A server that answers but lacks the model, or refuses the key, is left alone for so long while
 #: others can serve; it would otherwise draw calls, being idle.
 _SET_ASIDE_SECONDS = 30.0
+#: How often a caller that waits for another's finding asks whether its call is still wanted.
+_POLL_SECONDS = 0.5
 #: A question with a known answer that was refused is not asked again at once.
 _REFUSAL_HOLDS_SECONDS = 5.0
 #: Tries when the server says that it is busy and not until when; the waits double: about 1, 2, 4 s.
@@ -50,8 +59,18 @@ class Evidence:
     """When one server last answered a call for the model, and when it last refused a known one."""
 
     def __init__(self) -> None:
-        self.asking = threading.Lock()
+        self._asking = threading.Lock()
         self._answered_at = self._refused_at = -math.inf
+
+    @contextmanager
+    def asked_by_one(self, cancelled: CancelledCheck) -> Iterator[None]:
+        """Wait until nobody else asks the server something known; raises `ClaimLostError`."""
+        while not self._asking.acquire(timeout=_POLL_SECONDS):
+            require_wanted(cancelled)
+        try:
+            yield
+        finally:
+            self._asking.release()
 
     def answered(self) -> None:
         """A call was answered."""
@@ -213,7 +232,7 @@ class ServerGroup:
         """Tell whether a server that refused a call, begun at `since`, answers any other."""
         evidence = self._evidence[server.calls.url]
         # One asks, the others wait for what it finds.
-        with evidence.asking:
+        with evidence.asked_by_one(cancelled):
             if (known := evidence.since(since)) is not None:
                 return known
             try:

@@ -82,6 +82,18 @@ def test_a_server_without_the_model_is_set_aside_instead_of_drawing_calls_by_bei
     assert len(server.calls_of("vision")) <= 2
 
 
+def test_a_server_whose_vectors_do_not_fit_leaves_its_calls_to_the_other(
+    both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    server.dimensions = 768
+
+    for _ in range(4):
+        assert both.embedding.embed(["a boat"])
+
+    assert len(server.calls_of("embedding")) <= 1
+    assert len(other.calls_of("embedding")) == 4
+
+
 def test_an_error_of_one_call_is_not_carried_to_the_other_server(
     both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
 ) -> None:
