@@ -6,7 +6,7 @@ They raise the errors of `batch_pipeline.errors`: `TransientError` for what may 
 such model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -106,8 +106,8 @@ class CallSlots(Protocol):
         ...
 
 
-#: Makes the slots for the calls of one kind, so many to each server.
-MakeCallSlots = Callable[[CallKind, int], CallSlots]
+#: Makes the slots for the calls of one kind: so many to each server, and to some their own number.
+MakeCallSlots = Callable[[CallKind, int, Mapping[str, int]], CallSlots]
 
 
 class VisionModel(Protocol):
