@@ -12,12 +12,9 @@ How one call is made to one server lives in `http_calls`, how many there may be,
 """
 
 import logging
-import math
-import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,11 +26,11 @@ from batch_pipeline.model_servers.base import (
     HealthCheck,
     never_cancelled,
 )
+from batch_pipeline.model_servers.evidence import Evidence
 from batch_pipeline.model_servers.http_calls import (
     Answer,
     ServerCalls,
     jittered,
-    require_wanted,
     sleep,
 )
 from batch_pipeline.model_servers.http_errors import DOUBTFUL, Busy, about_this_call
@@ -44,49 +41,11 @@ _log = logging.getLogger(__name__)
 #: A server that answers but lacks the model, or refuses the key, is left alone for so long while
 #: others can serve; it would otherwise draw calls, being idle.
 _SET_ASIDE_SECONDS = 30.0
-#: How often a caller that waits for another's finding asks whether its call is still wanted.
-_POLL_SECONDS = 0.5
-#: A question with a known answer that was refused is not asked again at once.
-_REFUSAL_HOLDS_SECONDS = 5.0
 #: Tries when the server says that it is busy and not until when; the waits double: about 1, 2, 4 s.
 _BUSY_TRIES = 4
 _BUSY_WAIT_SECONDS = 1.0
 #: The longest wait between two tries of a server that counts calls and does not say until when.
 _LONGEST_OWN_WAIT = 60.0
-
-
-class Evidence:
-    """When one server last answered a call for the model, and when it last refused a known one."""
-
-    def __init__(self) -> None:
-        self._asking = threading.Lock()
-        self._answered_at = self._refused_at = -math.inf
-
-    @contextmanager
-    def asked_by_one(self, cancelled: CancelledCheck) -> Iterator[None]:
-        """Wait until nobody else asks the server something known; raises `ClaimLostError`."""
-        while not self._asking.acquire(timeout=_POLL_SECONDS):
-            require_wanted(cancelled)
-        try:
-            yield
-        finally:
-            self._asking.release()
-
-    def answered(self) -> None:
-        """A call was answered."""
-        self._answered_at = time.monotonic()
-
-    def refused(self) -> None:
-        """A question with a known answer was refused."""
-        self._refused_at = time.monotonic()
-
-    def since(self, moment: float) -> bool | None:
-        """Whether the server has served since then; None: nothing happened that would tell."""
-        if self._answered_at >= max(moment, self._refused_at):
-            return True
-        if self._refused_at >= moment - _REFUSAL_HOLDS_SECONDS:
-            return False
-        return None
 
 
 @dataclass(frozen=True)
