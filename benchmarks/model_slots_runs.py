@@ -30,8 +30,8 @@ from batch_pipeline.database.models import UploadBatch
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.batch_status import batch_progress
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.reports.batch_status import batch_progress
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, load_settings
 from batch_pipeline.testing.model_server import ScriptedModelServer
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import dagster as dg
 
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.orchestration.instance_storage import pool_connections
+from batch_pipeline.orchestration.dagster_storage.instance_storage import pool_connections
 from batch_pipeline.orchestration.progress_meter import ProgressMeter
-from batch_pipeline.services.claim_keeper import ClaimKeeper
 from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
+from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
 from batch_pipeline.settings import load_settings
 

@@ -16,7 +16,7 @@ from dagster._core.execution.api import execute_run
 
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.services import upload_processing
-from batch_pipeline.services.upload_states import UploadStates
+from batch_pipeline.services.states.upload_states import UploadStates
 
 
 def process_batch() -> dg.JobDefinition:

@@ -20,7 +20,7 @@ from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.demo import prepare_dagster_home
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
-from batch_pipeline.services.dispatch import HEAD_START_SECONDS
+from batch_pipeline.services.dispatch.slices import HEAD_START_SECONDS
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, load_settings
 from batch_pipeline.testing.databases import DatabaseServer
