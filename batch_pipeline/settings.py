@@ -87,13 +87,16 @@ class Settings(BaseSettings):
     )
     ollama_host: str = Field(
         "http://127.0.0.1:11434",
-        description="Address of the Ollama server; several, with commas between, share the calls.",
+        description=(
+            "Address of the Ollama server; several, with commas between, share the calls. `#4` "
+            "behind one: it takes 4 calls of a kind at a time, whatever the limits below say."
+        ),
     )
     openai_base_url: str = Field(
         "",
         description=(
             "Base URL of an OpenAI-compatible server, usually ending in `/v1`; several, with "
-            "commas between, share the calls."
+            "commas between, share the calls; `#4` as for Ollama."
         ),
     )
     openai_embedding_base_url: str = Field(

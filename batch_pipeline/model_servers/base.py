@@ -6,7 +6,7 @@ They raise the errors of `batch_pipeline.errors`: `TransientError` for what may 
 such model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -35,7 +35,8 @@ class Usage:
         )
 
 
-#: Told what each answered call took, also if the answer turns out to be of no use.
+#: Told what each answered call took, also if the answer turns out to be of no use; called by the
+#: thread of the calls, and must return at once.
 Spent = Callable[[Usage], None]
 
 
@@ -105,8 +106,8 @@ class CallSlots(Protocol):
         ...
 
 
-#: Makes the slots for the calls of one kind, so many to each server.
-MakeCallSlots = Callable[[CallKind, int], CallSlots]
+#: Makes the slots for the calls of one kind: so many to each server, and to some their own number.
+MakeCallSlots = Callable[[CallKind, int, Mapping[str, int]], CallSlots]
 
 
 class VisionModel(Protocol):

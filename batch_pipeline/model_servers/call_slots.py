@@ -11,9 +11,10 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from batch_pipeline.errors import ServiceDownError, WorkCancelledError
 from batch_pipeline.model_servers.base import CancelledCheck
@@ -23,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 #: How often a waiting caller asks whether its call is still wanted.
 _POLL_SECONDS = 0.5
+#: Of the latest call, in the mean of the seconds that a call takes.
+_NEWEST_WEIGHT = 0.3
 #: A longer pause is not waited for: the uploads go back to pending and come again after it.
 LONGEST_WAIT_SECONDS = 120.0
 
@@ -39,6 +42,12 @@ class _Lane:
     valid_until: float = float("inf")
     """When `allowed` ends, if nobody confirms it (monotonic seconds)."""
     pace: Pace = field(default_factory=Pace)
+    seconds: float = 0.0
+    """What a call takes, the latest weighing most; 0: none has ended."""
+
+    def ended_after(self, seconds: float) -> None:
+        weight = _NEWEST_WEIGHT if self.seconds else 1
+        self.seconds += weight * (seconds - self.seconds)
 
     def is_free(self, now: float) -> bool:
         return (
@@ -69,6 +78,7 @@ class CallGate:
 
     Args:
         limit: calls in flight to each server.
+        limits: to those servers that have a number of their own.
         shared: slots have to be allowed by somebody before they can be used.
         changed: called when calls have begun to wait or have ended; must return at once.
         failure: asked while waiting, with the seconds waited: why no slot can be had, if so.
@@ -77,13 +87,15 @@ class CallGate:
     def __init__(
         self,
         limit: int,
+        limits: Mapping[str, int] = MappingProxyType({}),
         *,
         shared: bool = False,
         changed: Callable[[], None] = lambda: None,
         failure: Callable[[float], ServiceDownError | None] = lambda _: None,
     ) -> None:
-        self.limit = limit
-        self._allowed_at_first = 0 if shared else limit
+        self._limit = limit
+        self._limits = limits
+        self._shared = shared
         self._notify = changed
         self._failure = failure
         self._lock = threading.Lock()
@@ -98,12 +110,14 @@ class CallGate:
         self, servers: Callable[[], Sequence[str]], cancelled: CancelledCheck
     ) -> Iterator[str]:
         """Wait for a slot and hold it; see the protocol."""
-        server = self._take(servers, cancelled)
+        server, began = self._take(servers, cancelled), time.monotonic()
         try:
             yield server
         finally:
             with self._lock:
-                self._lanes[server].in_flight -= 1
+                lane = self._lanes[server]
+                lane.in_flight -= 1
+                lane.ended_after(time.monotonic() - began)
                 self._wake_first()
             self._notify()
 
@@ -148,8 +162,11 @@ class CallGate:
     def hear_pause(self, server: str, seconds: float, reason: str) -> None:
         """Hold calls to a server that asked another process for a pause."""
         with self._lock:
-            lane = self._lanes.setdefault(server, _Lane(self._allowed_at_first))
-            lane.pace.pause(time.monotonic(), seconds, reason)
+            self._lane(server).pace.pause(time.monotonic(), seconds, reason)
+
+    def limit_of(self, server: str) -> int:
+        """Calls that may be in flight to a server."""
+        return self._limits.get(server, self._limit)
 
     def demand(self) -> dict[str, Demand]:
         """What is used and wanted of each server that was ever asked for."""
@@ -230,6 +247,11 @@ class CallGate:
             resume_after_seconds=left,
         )
 
+    def _lane(self, server: str) -> _Lane:
+        if server not in self._lanes:
+            self._lanes[server] = _Lane(0 if self._shared else self.limit_of(server))
+        return self._lanes[server]
+
     def _wake_first(self) -> None:
         if self._waiting:
             self._waiting[0].notify()
@@ -239,7 +261,7 @@ class CallGate:
             return None
         self._usable = frozenset(usable)
         for server in usable:
-            self._lanes.setdefault(server, _Lane(self._allowed_at_first))
+            self._lane(server)
         now = time.monotonic()
         free = [server for server in usable if self._lanes[server].is_free(now)]
         if not free:
@@ -249,10 +271,14 @@ class CallGate:
         self._lanes[chosen].pace.begin(now)
         return chosen
 
-    def _load(self, server: str) -> tuple[int, float]:
+    def _load(self, server: str) -> tuple[float, float]:
+        # Seconds of work with this call among it: a slow server gets fewer calls than a fast one.
         lane = self._lanes[server]
+        known = [each.seconds for each in self._lanes.values() if each.seconds]
+        seconds = lane.seconds or (sum(known) / len(known) if known else 1.0)
+        work = (lane.elsewhere + lane.in_flight + 1) * seconds
         # Chance decides between equals: else every process would begin with the first.
-        return lane.elsewhere + lane.in_flight, random.random()  # noqa: S311
+        return work, random.random()  # noqa: S311
 
     def _demand(self, server: str) -> Demand:
         in_flight, waiting = self._lanes[server].in_flight, len(self._waiting)
@@ -263,4 +289,4 @@ class CallGate:
             everywhere = sum(lane.in_flight for lane in self._lanes.values()) + waiting
             part = -(-everywhere // len(self._usable))
             wanted = max(in_flight + waiting, part)
-        return Demand(in_flight, min(wanted, max(self.limit, in_flight)))
+        return Demand(in_flight, min(wanted, max(self.limit_of(server), in_flight)))

@@ -204,11 +204,11 @@ class ServerCalls:
     def _once(
         self, call: Call[Answer], seconds: float, cancelled: CancelledCheck
     ) -> Answered[Answer]:
-        _require_wanted(cancelled)
+        require_wanted(cancelled)
         future = asyncio.run_coroutine_threadsafe(self._translated(call, seconds), _event_loop())
         try:
             while not wait([future], timeout=_POLL_SECONDS).done:
-                _require_wanted(cancelled)
+                require_wanted(cancelled)
             answer = future.result()
         except Unreachable as error:
             self._circuit.failed(str(error))
@@ -330,7 +330,8 @@ def run_on_loop(work: Coroutine[Any, Any, Answer]) -> Answer:
     return asyncio.run_coroutine_threadsafe(work, _event_loop()).result(timeout=10)
 
 
-def _require_wanted(cancelled: CancelledCheck) -> None:
+def require_wanted(cancelled: CancelledCheck) -> None:
+    """Raise `WorkCancelledError` if the call is no longer wanted."""
     if cancelled():
         raise WorkCancelledError("the model call was stopped: its upload is no longer wanted")
 
@@ -339,7 +340,7 @@ def sleep(seconds: float, cancelled: CancelledCheck) -> None:
     """Wait while the call is still wanted; raises `WorkCancelledError` when it is not."""
     ends_at = time.monotonic() + seconds
     while (left := ends_at - time.monotonic()) > 0:
-        _require_wanted(cancelled)
+        require_wanted(cancelled)
         time.sleep(min(left, _POLL_SECONDS))
 
 

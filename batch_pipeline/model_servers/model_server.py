@@ -39,7 +39,8 @@ class ChatAnswer:
 class EmbedAnswer:
     """The vectors of the texts, in their order, and what they took."""
 
-    vectors: Sequence[Sequence[float | None]]
+    vectors: list[list[float]]
+    """As the server sent them: a number may be None where JSON has no word for it."""
     usage: Usage
 
 

@@ -101,7 +101,9 @@ class OllamaServer(ModelServer):
         sent = {"num_ctx": CONTEXT_TOKENS, **self._options.embedding}
         async with self._clients.client() as client:
             response = await client.embed(model, list(texts), truncate=False, **_arguments(sent))
-        return EmbedAnswer(response.embeddings, _usage(response, began))
+        return EmbedAnswer(
+            [list(vector) for vector in response.embeddings], _usage(response, began)
+        )
 
     def learnt(self, model: str) -> str:
         """What calls have found out about how the model is to be called."""

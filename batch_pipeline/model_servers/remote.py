@@ -139,18 +139,18 @@ class RemoteVision:
                 seed=_SEEDS_PER_ATTEMPT * (attempt - 1) + number,
             )
             try:
-                answer = self._servers.run(
-                    partial(self._chat, request), cancelled, tokens_of=_tokens
-                )
-                spent(answer.usage)
+                call = partial(self._chat, request, spent)
+                answer = self._servers.run(call, cancelled, tokens_of=_tokens)
                 return usable_text(answer.text, cut_by_length=answer.cut_by_length)
             except TransientError as error:
                 if number == tries or error.kind not in _WORTH_ASKING_AGAIN:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    async def _chat(self, request: ChatRequest, server: ModelServer) -> ChatAnswer:
-        return await server.chat(self.name, request)
+    async def _chat(self, request: ChatRequest, spent: Spent, server: ModelServer) -> ChatAnswer:
+        answer = await server.chat(self.name, request)
+        spent(answer.usage)
+        return answer
 
     async def _known_question(self, server: ModelServer) -> ChatAnswer:
         request = ChatRequest(
@@ -228,9 +228,8 @@ class RemoteEmbedding:
         self, texts: Sequence[str], cancelled: CancelledCheck, spent: Spent
     ) -> list[list[float]]:
         try:
-            answer = self._servers.run(partial(self._embedded, texts), cancelled, tokens_of=_tokens)
-            spent(answer.usage)
-            return [checked_vector(vector, self.name, self.dimensions) for vector in answer.vectors]
+            call = partial(self._embedded, texts, spent)
+            return self._servers.run(call, cancelled, tokens_of=_tokens).vectors
         except UploadError as error:
             if not any(words in str(error).lower() for words in _TOO_LONG):
                 raise
@@ -250,8 +249,12 @@ class RemoteEmbedding:
             )
             return self._vectors([shorter], cancelled, spent)
 
-    async def _embedded(self, texts: Sequence[str], server: ModelServer) -> EmbedAnswer:
+    async def _embedded(
+        self, texts: Sequence[str], spent: Spent, server: ModelServer
+    ) -> EmbedAnswer:
+        """Embed texts; vectors that cannot be stored are an error of that server."""
         answer = await server.embed(self.name, texts)
+        spent(answer.usage)
         if not answer.vectors:
             raise TransientError("embedding_empty", f"{self.name} returned no vector")
         if len(answer.vectors) != len(texts):
@@ -259,17 +262,15 @@ class RemoteEmbedding:
                 "model_output_invalid",
                 f"{self.name} returned {len(answer.vectors)} vectors for {len(texts)} texts",
             )
-        return answer
+        checked = [checked_vector(one, self.name, self.dimensions) for one in answer.vectors]
+        return EmbedAnswer(checked, answer.usage)
 
     async def _known_text(self, server: ModelServer) -> EmbedAnswer:
-        return await self._embedded(["check"], server)
+        return await self._embedded(["check"], not_counted, server)
 
     async def _tells_apart(self, server: ModelServer) -> str:
-        answer = await self._embedded(_KNOWN_TEXTS, server)
-        one, other, third = (
-            np.array(checked_vector(vector, self.name, self.dimensions))
-            for vector in answer.vectors
-        )
+        answer = await self._embedded(_KNOWN_TEXTS, not_counted, server)
+        one, other, third = map(np.array, answer.vectors)
         near, far = _cosine(one, other), _cosine(one, third)
         if near <= far:
             raise ServiceDownError(

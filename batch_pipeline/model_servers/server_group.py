@@ -12,8 +12,6 @@ How one call is made to one server lives in `http_calls`, how many there may be,
 """
 
 import logging
-import math
-import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +26,13 @@ from batch_pipeline.model_servers.base import (
     HealthCheck,
     never_cancelled,
 )
-from batch_pipeline.model_servers.http_calls import Answer, ServerCalls, jittered, sleep
+from batch_pipeline.model_servers.evidence import Evidence
+from batch_pipeline.model_servers.http_calls import (
+    Answer,
+    ServerCalls,
+    jittered,
+    sleep,
+)
 from batch_pipeline.model_servers.http_errors import DOUBTFUL, Busy, about_this_call
 from batch_pipeline.model_servers.model_server import ModelServer
 
@@ -37,37 +41,11 @@ _log = logging.getLogger(__name__)
 #: A server that answers but lacks the model, or refuses the key, is left alone for so long while
 #: others can serve; it would otherwise draw calls, being idle.
 _SET_ASIDE_SECONDS = 30.0
-#: A question with a known answer that was refused is not asked again at once.
-_REFUSAL_HOLDS_SECONDS = 5.0
 #: Tries when the server says that it is busy and not until when; the waits double: about 1, 2, 4 s.
 _BUSY_TRIES = 4
 _BUSY_WAIT_SECONDS = 1.0
 #: The longest wait between two tries of a server that counts calls and does not say until when.
 _LONGEST_OWN_WAIT = 60.0
-
-
-class Evidence:
-    """When one server last answered a call for the model, and when it last refused a known one."""
-
-    def __init__(self) -> None:
-        self.asking = threading.Lock()
-        self._answered_at = self._refused_at = -math.inf
-
-    def answered(self) -> None:
-        """A call was answered."""
-        self._answered_at = time.monotonic()
-
-    def refused(self) -> None:
-        """A question with a known answer was refused."""
-        self._refused_at = time.monotonic()
-
-    def since(self, moment: float) -> bool | None:
-        """Whether the server has served since then; None: nothing happened that would tell."""
-        if self._answered_at >= max(moment, self._refused_at):
-            return True
-        if self._refused_at >= moment - _REFUSAL_HOLDS_SECONDS:
-            return False
-        return None
 
 
 @dataclass(frozen=True)
@@ -213,7 +191,7 @@ class ServerGroup:
         """Tell whether a server that refused a call, begun at `since`, answers any other."""
         evidence = self._evidence[server.calls.url]
         # One asks, the others wait for what it finds.
-        with evidence.asking:
+        with evidence.asked_by_one(cancelled):
             if (known := evidence.since(since)) is not None:
                 return known
             try:

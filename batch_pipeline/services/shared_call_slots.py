@@ -20,9 +20,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import psycopg
@@ -191,9 +192,14 @@ class SharedCallSlots:
         self._agreed_at = time.monotonic()
         self._reason = "no answer"
 
-    def of(self, kind: CallKind, limit: int) -> CallSlots:
-        """Slots for the calls of one kind, at most so many to each server over all processes."""
-        gate = CallGate(limit, shared=True, changed=self._wake, failure=self._failure)
+    def of(
+        self, kind: CallKind, limit: int, limits: Mapping[str, int] = MappingProxyType({})
+    ) -> CallSlots:
+        """Slots for the calls of one kind, at most so many to each server over all processes.
+
+        `limits` has the servers with a number of their own.
+        """
+        gate = CallGate(limit, limits, shared=True, changed=self._wake, failure=self._failure)
         with self._lock:
             self._gates.append((gate, kind, uuid.uuid4()))
         return gate
@@ -350,9 +356,10 @@ class SharedCallSlots:
             others = [row for row in rows if row.holder != lane.holder]
             before = next((row for row in rows if row.holder == lane.holder), me)
             me.held, me.seconds = before.held, before.seconds
-            share = fair_shares(lane.gate.limit, [*others, me])[lane.holder]
+            limit = lane.gate.limit_of(lane.server)
+            share = fair_shares(limit, [*others, me])[lane.holder]
             elsewhere = sum(row.held for row in others)
-            allowed = max(0, min(share, lane.gate.limit - elsewhere))
+            allowed = max(0, min(share, limit - elsewhere))
             held = max(demand.in_flight, allowed)
             if held or demand.wanted:
                 connection.execute(_WRITE, values | {"wanted": demand.wanted, "held": held})

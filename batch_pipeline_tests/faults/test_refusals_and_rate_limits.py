@@ -121,6 +121,8 @@ def test_row_f6_a_pause_that_a_service_asks_for_is_kept_by_all_and_shown(
     assert set(work.column(batch_id, "attempts")) == {1}
     first, second, *_ = [call.started_at for call in model_server.calls_of("vision")]
     assert second - first >= (1.95 if how == "seconds" else 5)
+    said = [record.user_message for record in work.instance.all_logs(result.run_id)]
+    assert len([line for line in said if "wait for" in line and "answered" in line]) == 1
 
 
 def test_row_f6_a_long_pause_hands_the_uploads_back_until_it_is_over(work, model_server, pictures):
