@@ -5,9 +5,9 @@ import pytest
 from sqlalchemy import update
 
 from batch_pipeline.database.models import UploadBatch
+from batch_pipeline.database.readings import interval
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, RUN_KEY_TAG, SLICE_TAG
-from batch_pipeline.services.states.transitions import interval
 from batch_pipeline.testing.records import add_batch, upload_rows
 
 
