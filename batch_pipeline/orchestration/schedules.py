@@ -12,6 +12,7 @@ from batch_pipeline.orchestration.jobs import sweep_backlog
 from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import work_for_a_sweep
 from batch_pipeline.orchestration.tags import FOUND_TAG
+from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
 
@@ -36,10 +37,12 @@ def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.S
     """Sweep what is found; once an hour in any case."""
     pipeline: Pipeline = context.resources.pipeline
     is_hour = context.scheduled_execution_time.minute == 0
-    found = work_for_a_sweep(context.instance, pipeline)
+    left_out = LeftOut()
+    found = work_for_a_sweep(context.instance, pipeline, left_out)
     if not found and not is_hour:
-        return dg.SkipReason(_NOTHING)
-    context.log.info("asked for a sweep: %s", _say(found) or "files and partitions, once an hour")
+        return dg.SkipReason(_and(_NOTHING, left_out))
+    said = _say(found) or "files and partitions, once an hour"
+    context.log.info("asked for a sweep: %s", _and(said, left_out))
     key = context.scheduled_execution_time.isoformat()
     return _request(key, found, pipeline.settings, tidy=is_hour)
 
@@ -58,10 +61,12 @@ def sweep_on_start(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     if context.cursor == START:
         return dg.SensorResult(skip_reason="looked when the code server started")
     pipeline: Pipeline = context.resources.pipeline
-    found = work_for_a_sweep(context.instance, pipeline)
+    left_out = LeftOut()
+    found = work_for_a_sweep(context.instance, pipeline, left_out)
     if not found:
-        return dg.SensorResult(skip_reason=f"the stack has started: {_NOTHING}", cursor=START)
-    context.log.info("the stack has started; asked for a sweep: %s", _say(found))
+        said = _and(f"the stack has started: {_NOTHING}", left_out)
+        return dg.SensorResult(skip_reason=said, cursor=START)
+    context.log.info("the stack has started; asked for a sweep: %s", _and(_say(found), left_out))
     request = _request(START, found, pipeline.settings, tidy=True)
     return dg.SensorResult(run_requests=[request], cursor=START)
 
@@ -81,3 +86,7 @@ def _request(
 
 def _say(found: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in found.items())
+
+
+def _and(said: str, left_out: LeftOut) -> str:
+    return f"{said}; {left_out}" if left_out else said

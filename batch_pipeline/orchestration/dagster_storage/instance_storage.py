@@ -16,19 +16,21 @@ from functools import cache
 from typing import Any
 
 import dagster as dg
-from dagster._config import UserConfigSchema
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
     PostgresRunStorage,
     PostgresScheduleStorage,
 )
-from dagster_postgres.utils import create_pg_engine
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
+from batch_pipeline.dagster_internals import (
+    ConfigurableClassData,
+    UserConfigSchema,
+    create_pg_engine,
+)
 from batch_pipeline.database.connection_budget import DAGSTER_POOL
 from batch_pipeline.database.session import (
     create_database_if_missing,

@@ -15,9 +15,9 @@ from batch_pipeline.services.dispatch.slices import open_slices, waiting_slices
 from batch_pipeline.services.health import check_health
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
-from batch_pipeline.services.reports.batch_report import batch_report, render_html
 from batch_pipeline.services.reports.batch_status import batch_status, newest_batches
 from batch_pipeline.services.reports.metrics import read_metrics
+from batch_pipeline.services.reports.report_page import batch_report, render_html
 from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor

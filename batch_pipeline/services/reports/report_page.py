@@ -2,7 +2,7 @@
 
 The page stands alone: no script, no font, no picture from elsewhere, and a content security policy
 that forbids all of them, so that nothing a file name or a model says can do more than be read.
-How it looks stands in ``batch_report.html.jinja``; reading the rows in ``batch_status.py``.
+How it looks stands in ``report_page.html.jinja``; reading the rows in ``batch_status.py``.
 """
 
 import base64
@@ -198,9 +198,9 @@ def render_html(report: BatchReport) -> str:
     environment.filters["seconds"] = _seconds
     environment.filters["moment"] = lambda value: _moment(value, "%Y-%m-%d %H:%M:%S UTC")
     environment.filters["clock"] = lambda value: _moment(value, "%H:%M:%S")
-    style = (Path(__file__).parent / "batch_report.css").read_text(encoding="utf-8")
+    style = (Path(__file__).parent / "report_page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.get_template("batch_report.html.jinja").render(
+    return environment.get_template("report_page.html.jinja").render(
         report=report, style=style, style_digest=digest
     )
 
