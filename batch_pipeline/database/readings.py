@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
+    Text,
     Uuid,
     and_,
     case,
@@ -101,6 +102,11 @@ FILE_SIZE = func.coalesce(Upload.file_size, literal_column("0")).label("file_siz
 def owner(column: Any) -> Any:
     """The user of an upload or a batch; one that has none is the local user's, see `LOCAL_USER`."""
     return func.coalesce(column, literal(LOCAL_USER, Uuid())).label("user_id")
+
+
+def word(column: Any) -> Any:
+    """A status for those who show it, under its own name; ``none`` if it is empty."""
+    return func.coalesce(cast(column, Text), literal_column("'none'")).label(column.key)
 
 
 def count(column: Any) -> Any:

@@ -41,7 +41,7 @@ from sqlalchemy import (
 
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, UploadBatch
-from batch_pipeline.database.readings import count, owner
+from batch_pipeline.database.readings import count, owner, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.services.progress.pace import Pace
@@ -126,7 +126,7 @@ Addressed = tuple[Message, uuid.UUID | None]
 PROGRESS = (
     UploadBatch.id,
     owner(UploadBatch.user_id),
-    UploadBatch.status,
+    word(UploadBatch.status),
     count(UploadBatch.total_uploads),
     count(UploadBatch.processed_uploads),
     count(UploadBatch.successful_uploads),

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, or_, select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
-from batch_pipeline.database.readings import FILENAME, WAITING, WAITING_SINCE
+from batch_pipeline.database.readings import FILENAME, WAITING, WAITING_SINCE, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError
 from batch_pipeline.services.progress.publishing import PROGRESS, BatchProgress
@@ -26,7 +26,7 @@ _UPLOAD = (
     Upload.id.label("upload_id"),
     FILENAME,
     Upload.file_type,
-    Upload.processing_status,
+    word(Upload.processing_status),
     Upload.attempts,
     Upload.error_kind,
     Upload.error_message,

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadStatus
-from batch_pipeline.database.readings import FILENAME
+from batch_pipeline.database.readings import FILENAME, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.media.previews import contact_sheet
 from batch_pipeline.services.reports.batch_status import batch_head
@@ -124,7 +124,7 @@ def _rows(database: Database, batch_id: uuid.UUID) -> Sequence[AnyRow]:
         return connection.execute(
             select(
                 FILENAME,
-                Upload.processing_status,
+                word(Upload.processing_status),
                 Upload.hidden,
                 Upload.attempts,
                 Upload.error_kind,

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload
-from batch_pipeline.database.readings import FILENAME
+from batch_pipeline.database.readings import FILENAME, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.reports.batch_status import batch_head
@@ -163,7 +163,7 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
                 Upload.id,
                 FILENAME,
                 Upload.file_type,
-                Upload.processing_status,
+                word(Upload.processing_status),
                 Upload.description,
                 Upload.description_audit_score,
                 Upload.error_kind,
