@@ -3,6 +3,7 @@
 The choice itself is a pure function in ``services/dispatch/slices.py``.
 """
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from batch_pipeline.orchestration.run_ends import (
 from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG
+from batch_pipeline.services.dispatch.signals import work_signals
 from batch_pipeline.services.dispatch.slices import (
     WaitingSlice,
     choose_slices,
@@ -36,8 +38,13 @@ from batch_pipeline.services.states.backlog import Rescue
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 from batch_pipeline.settings import Settings
 
-#: How soon a submitted batch is noticed (seconds).
-INTERVAL_SECONDS = 2
+#: The least between two ticks of `pending_batches`, which wait for work themselves (seconds).
+INTERVAL_SECONDS = 1
+#: How long a tick that finds nothing waits for a signal of work, and so how often everything is
+#: looked at without one. The daemon waits as long for its sensors when it is stopped (seconds).
+LOOK_SECONDS = 4.0
+#: How soon the end of a run gives its place to a slice that waits for one (seconds).
+SLOT_SECONDS = 1.0
 #: How soon the end of a run is noticed (seconds).
 RUN_END_INTERVAL_SECONDS = 5
 #: How soon the end of a batch is reported (seconds), and how many at once: each reads thumbnails.
@@ -55,23 +62,18 @@ _IN_FLIGHT = (
 def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
     """Launch the job for whatever is pending."""
 
-    @dg.sensor(
-        name="pending_batches",
-        job=job,
-        minimum_interval_seconds=INTERVAL_SECONDS,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        required_resource_keys={"pipeline"},
-        description="Launches a run for every slice of pending uploads; batches take turns.",
-    )
-    def pending_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        pipeline: Pipeline = context.resources.pipeline
+    def look(
+        context: dg.SensorEvaluationContext, pipeline: Pipeline
+    ) -> tuple[dg.SensorResult, bool]:
+        """Look once; also tells whether what waits needs only the end of another run."""
         # Cheap, and what makes an upload whose worker died wait for its lease only.
         rescued = _say_rescued(rescue_from_ended_runs(context.instance, pipeline))
         if rescued:
             context.log.warning(rescued)
 
-        def skip(reason: str) -> dg.SensorResult:
-            return dg.SensorResult(skip_reason=f"{rescued}; {reason}" if rescued else reason)
+        def skip(reason: str, *, wants_a_slot: bool = False) -> tuple[dg.SensorResult, bool]:
+            said = f"{rescued}; {reason}" if rescued else reason
+            return dg.SensorResult(skip_reason=said), wants_a_slot
 
         open_slices(pipeline.database, pipeline.settings.uploads_per_run)
         waiting = waiting_slices(pipeline.database)
@@ -86,7 +88,8 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
             return skip(
                 f"slices that wait: {len(waiting)}, {len(launched)} of them for a run that was "
                 f"launched, {behind} for the first run of their batch to begin; "
-                f"runs in flight: {sum(in_flight.values())} of {limit}"
+                f"runs in flight: {sum(in_flight.values())} of {limit}",
+                wants_a_slot=len(launched) < len(waiting),
             )
         # A run that is launched while the analyzer is down would only end at its start.
         if outage := pipeline.analyzer_outage() or _broker_outage(pipeline.settings):
@@ -103,9 +106,30 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
                 "asked for a run: batch %s, slice %s, %s",
                 *(slice_.batch_id, slice_.number, slice_.reason),
             )
-        return dg.SensorResult(
-            run_requests=[run_request(slice_, pipeline.settings) for slice_ in chosen]
-        )
+        requests = [run_request(slice_, pipeline.settings) for slice_ in chosen]
+        return dg.SensorResult(run_requests=requests), False
+
+    @dg.sensor(
+        name="pending_batches",
+        job=job,
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        required_resource_keys={"pipeline"},
+        description="Launches a run for every slice of pending uploads; batches take turns.",
+    )
+    def pending_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        pipeline: Pipeline = context.resources.pipeline
+        patience = LOOK_SECONDS if context.log_key else 0.0  # a test evaluates without a log
+        deadline = time.monotonic() + patience
+        with work_signals(pipeline.database) as wait:  # before the first look: nothing is missed
+            while True:
+                found, wants_a_slot = look(context, pipeline)
+                left = deadline - time.monotonic()
+                if found.run_requests or left <= 0:
+                    return found
+                may_be_work = wait(min(left, SLOT_SECONDS) if wants_a_slot else left)
+                if not may_be_work and not wants_a_slot:
+                    return found
 
     return pending_batches
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,8 @@ from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
 
 START_SECONDS = 90.0
 _POLL_SECONDS = 0.05
+#: How `multiprocessing` starts a process: a new interpreter, or a fork of one that waits for it.
+_WAYS = ("spawn_main", "multiprocessing.forkserver")
 
 
 class Part(StrEnum):
@@ -148,18 +150,26 @@ class StackProcesses:
 
     def run_workers(self) -> list[psutil.Process]:
         """List the processes of runs, whichever code server started them."""
-        workers = []
+        return [
+            process for process in self._started_by_code_servers() if not _is_fork_server(process)
+        ]
+
+    def fork_servers(self) -> list[psutil.Process]:
+        """List the processes that run workers are forked from."""
+        started = self._started_by_code_servers()
+        return [process for process in started if _is_fork_server(process)]
+
+    def _started_by_code_servers(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
             try:
                 if (
                     os.getsid(process.pid) in self._worker_sessions
-                    and any("spawn_main" in word for word in process.cmdline())
+                    and any(way in word for word in process.cmdline() for way in _WAYS)
                     and process.status() != psutil.STATUS_ZOMBIE
                 ):
-                    workers.append(process)
+                    yield process
             except (OSError, psutil.Error):
                 continue
-        return workers
 
     def log_file(self, part: Part) -> Path:
         """Where a part writes."""
@@ -208,6 +218,18 @@ def kill_all(processes: Iterable[psutil.Process]) -> None:
             process.kill()
         except psutil.NoSuchProcess:
             continue
+
+
+def _is_fork_server(process: psutil.Process) -> bool:
+    """Tell it from its forks, which have its command line: it alone has a listening socket."""
+    try:
+        return any(
+            connection.status == psutil.CONN_NONE and not connection.raddr
+            for connection in process.net_connections("unix")
+            if "listener-" in str(connection.laddr)
+        )
+    except psutil.Error:
+        return False
 
 
 def _listens(port: int) -> bool:
