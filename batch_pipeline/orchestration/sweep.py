@@ -26,7 +26,8 @@ from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batches_ended_before
 from batch_pipeline.services.states.backlog import Rescue
 
-_JOBS = ("process_batch", "sweep_backlog")
+#: Jobs whose runs are looked after.
+JOBS = ("process_batch", "sweep_backlog")
 #: Old runs that one sweep deletes of each job, with their events.
 _RUNS_DELETED_AT_ONCE = 500
 
@@ -58,7 +59,7 @@ def sweep(context: dg.OpExecutionContext, config: SweepParts) -> dg.Output[None]
 
 def sweep_once(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int]:
     """Put right what dead runs left behind, and what is due; returns how much of what."""
-    closed = close_dead_runs(instance, pipeline, _JOBS)
+    closed = close_dead_runs(instance, pipeline, JOBS)
     rescued = rescue_from_ended_runs(instance, pipeline)
     abandoned = _abandoned(instance, waiting_slices(pipeline.database))
     slices = [(slice_.batch_id, slice_.number) for slice_ in abandoned]
@@ -99,7 +100,7 @@ def delete_old_runs(
     before = datetime.now(UTC) - timedelta(days=days)
     old = [
         run
-        for job in _JOBS
+        for job in JOBS
         for run in instance.get_runs(
             dg.RunsFilter(job_name=job, statuses=list(ENDED_RUN), updated_before=before),
             limit=at_once,
@@ -115,7 +116,7 @@ def work_for_a_sweep(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[s
     """Count what a sweep would find, without changing anything; empty: it is not needed."""
     waiting = waiting_slices(pipeline.database)
     found = {
-        "runs without a worker": len(dead_runs(instance, pipeline, _JOBS)),
+        "runs without a worker": len(dead_runs(instance, pipeline, JOBS)),
         "uploads of ended runs": len(_ended(instance, pipeline)),
         "slices without a run": len(_abandoned(instance, waiting)),
         **pipeline.backlog.overdue(),

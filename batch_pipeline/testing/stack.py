@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -71,20 +71,32 @@ class StackProcesses:
     Args:
         home: where settings, Dagster's instance and logs are kept.
         variables: environment variables of every process, beside ``PATH`` and ``HOME``.
+        init: command that starts the code server as its child, as a container's init does.
+        dagster_yaml: instance settings; those of the demo unless given.
     """
 
-    def __init__(self, home: Path, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        variables: Mapping[str, str],
+        *,
+        init: Sequence[str] = (),
+        dagster_yaml: str | None = None,
+    ) -> None:
         self.home = home
+        self._init = init
         self._variables = {
             "BATCH_PIPELINE_HOME": str(home),
             "DAGSTER_HOME": str(prepare_dagster_home(Settings(_env_file=None, home=home))),
             **variables,
         }
-        self._code_port, self._web_port = free_port(), free_port()
+        if dagster_yaml:
+            (Path(self._variables["DAGSTER_HOME"]) / "dagster.yaml").write_text(dagster_yaml)
+        self.code_port, self._web_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self._web_port}"
         (home / "workspace.yaml").write_text(
             "load_from:\n  - grpc_server:\n      host: 127.0.0.1\n"
-            f"      port: {self._code_port}\n      location_name: batch_pipeline.definitions\n"
+            f"      port: {self.code_port}\n      location_name: batch_pipeline.definitions\n"
         )
         self._processes: dict[Part, subprocess.Popen[bytes]] = {}
         #: Sessions of all code servers so far: a worker outlives the one that started it.
@@ -106,7 +118,7 @@ class StackProcesses:
         command = {
             Part.CODE_SERVER: [
                 *("-m", "dagster", "api", "grpc", "-m", "batch_pipeline.definitions"),
-                *("-h", "127.0.0.1", "-p", str(self._code_port)),
+                *("-h", "127.0.0.1", "-p", str(self.code_port)),
             ],
             Part.DAEMON: ["-m", "dagster._daemon", "run", "-w", workspace],
             Part.WEB_SERVER: [
@@ -114,9 +126,10 @@ class StackProcesses:
                 *("-h", "127.0.0.1", "-p", str(self._web_port)),
             ],
         }[part]
+        init = self._init if part is Part.CODE_SERVER else ()
         with self.log_file(part).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *command],
+                [*init, sys.executable, *command],
                 env=self.environment,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
@@ -127,9 +140,13 @@ class StackProcesses:
         self._processes[part] = process
         if part is Part.CODE_SERVER:
             self._worker_sessions.add(process.pid)
-            self._wait(process, part, lambda: _listens(self._code_port))
+            self._wait(process, part, lambda: _listens(self.code_port))
         if part is Part.WEB_SERVER:
             self._wait(process, part, lambda: _answers(f"{self.url}/server_info"))
+
+    def process(self, part: Part) -> subprocess.Popen[bytes]:
+        """The process of a part, or its init."""
+        return self._processes[part]
 
     def kill(self, part: Part) -> None:
         """Send SIGKILL to a part; its children go on, as they do when the kernel kills it."""

@@ -37,10 +37,8 @@ from batch_pipeline.database.session import (
 )
 from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
 from batch_pipeline.orchestration.sensor_rounds import shorten_rounds
+from batch_pipeline.services.liveness import DAGSTER_DATABASE
 from batch_pipeline.settings import Settings, load_settings
-
-#: Database of Dagster's tables, beside the pipeline's on the same server.
-DAGSTER_DATABASE = "dagster"
 
 
 class PipelineInstanceStorage(DagsterPostgresStorage):
