@@ -14,10 +14,10 @@ from pydantic import Field
 from batch_pipeline.orchestration.assets import BATCHES, backlog
 from batch_pipeline.orchestration.run_ends import (
     ENDED_RUN,
+    clean_up_terminated_run,
     close_dead_runs,
     dead_runs,
     runs_of_keys,
-    settle_terminated_run,
 )
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.dispatch.slices import WaitingSlice, waiting_slices
@@ -63,7 +63,7 @@ def sweep_once(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, in
     rescued = rescue_from_ended_runs(instance, pipeline)
     abandoned = _abandoned(instance, waiting_slices(pipeline.database))
     slices = [(slice_.batch_id, slice_.number) for slice_ in abandoned]
-    reopened = pipeline.backlog.open_slices_anew(slices)
+    reopened = pipeline.backlog.release_slices(slices)
     retried = pipeline.backlog.retry_due()
     adopted = pipeline.backlog.adopt()
     settled = pipeline.backlog.reconcile_batches()
@@ -71,7 +71,7 @@ def sweep_once(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, in
         "runs_closed": closed,
         "uploads_rescued": rescued.returned,
         "uploads_quarantined": rescued.quarantined,
-        "uploads_requeued": reopened,
+        "uploads_released": reopened,
         "uploads_retried": retried,
         "uploads_adopted": adopted,
         "batches_recounted": len(settled),
@@ -129,7 +129,7 @@ def rescue_from_ended_runs(instance: dg.DagsterInstance, pipeline: Pipeline) -> 
     ended = _ended(instance, pipeline)
     for run in ended:
         if run.status == dg.DagsterRunStatus.CANCELED:
-            settle_terminated_run(pipeline, run)
+            clean_up_terminated_run(pipeline, run)
     return pipeline.backlog.rescue([run.run_id for run in ended])
 
 

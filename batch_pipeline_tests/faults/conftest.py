@@ -57,6 +57,7 @@ class Work:
 
     pipeline: Pipeline
     instance: dg.DagsterInstance
+    cursor: str | None = None
 
     def submit(self, *names: str | Path) -> uuid.UUID:
         submission = submit(
@@ -73,9 +74,11 @@ class Work:
         """One tick of the sensor; gives ``run_requests`` and ``skip_message``."""
         sensor = build_definitions().resolve_sensor_def("pending_batches")
         context = dg.build_sensor_context(
-            instance=self.instance, resources={"pipeline": self.pipeline}
+            instance=self.instance, cursor=self.cursor, resources={"pipeline": self.pipeline}
         )
-        return sensor.evaluate_tick(context)
+        tick = sensor.evaluate_tick(context)
+        self.cursor = tick.cursor
+        return tick
 
     def run_what_is_asked_for(self) -> list[JobExecutionResult]:
         """One tick of the sensor, and the runs that it asks for, to their ends."""

@@ -18,7 +18,7 @@ from batch_pipeline.definitions import build_definitions
 from batch_pipeline.model_servers.factory import close_analyzers
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.progress.batch_progress import CHANNEL
+from batch_pipeline.services.progress.publishing import CHANNEL
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.listening import messages_until_now

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration import run_ends
 from batch_pipeline.orchestration.run_ends import (
-    Settlement,
+    RunCleanup,
     close_dead_runs,
     close_runs_of_ended_workers,
     dead_runs,
@@ -127,12 +127,12 @@ def test_a_tick_that_finds_no_ended_run_says_so_and_one_that_does_names_it(
 
 
 def test_a_run_that_left_nothing_behind_is_said_to_have_left_nothing():
-    assert str(Settlement()) == "it left nothing behind"
-    assert str(Settlement(returned=2)) == "2 uploads in its hands are pending again"
+    assert str(RunCleanup()) == "it left nothing behind"
+    assert str(RunCleanup(returned=2)) == "2 uploads in its hands are pending again"
 
 
 def newest_settlement(instance):
-    [record] = instance.fetch_materializations(dg.AssetKey("settled_runs"), limit=1).records
+    [record] = instance.fetch_materializations(dg.AssetKey("run_cleanups"), limit=1).records
     return record.asset_materialization
 
 
@@ -154,7 +154,7 @@ def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, de
     seen = newest_settlement(instance)
     assert seen.partition == str(batch_id)
     assert seen.metadata["uploads_returned"].value == 1
-    assert seen.metadata["uploads_requeued"].value == 2
+    assert seen.metadata["uploads_released"].value == 2
     assert seen.metadata["reason"].value == "exited with code 139"
 
 
