@@ -489,6 +489,32 @@ def doctor(session: Session, quick: bool, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("part", type=click.Choice(["code-server", "daemon"]))
+@click.option("--host", default="localhost", show_default=True, help="Where the code server is.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=4000, show_default=True, help="And its port."
+)
+@json_option
+@click.pass_obj
+def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> None:
+    """Tell whether a part of Dagster lives, for the health checks of containers; 2 if not.
+
+    \b
+    Examples:
+      batch-pipeline alive code-server --port 4000
+      batch-pipeline alive daemon
+    """
+    from batch_pipeline.services.liveness import check_code_server, check_daemon  # noqa: PLC0415
+
+    is_daemon = part == "daemon"
+    said = check_daemon(session.settings) if is_daemon else check_code_server(host, port)
+    if as_json:
+        _print_json({"part": part, "alive": True, "detail": said})
+    else:
+        click.echo(said)
+
+
+@main.command()
 @click.option(
     "--serve",
     "port",

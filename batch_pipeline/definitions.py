@@ -16,6 +16,7 @@ from batch_pipeline.orchestration.sensors import (
     build_run_end_sensors,
     report_ended_batches,
 )
+from batch_pipeline.orchestration.warm_workers import start_run_workers_warm
 from batch_pipeline.settings import Settings, load_settings
 
 
@@ -54,4 +55,5 @@ def build_definitions(
 
 
 use_format(load_settings())
+start_run_workers_warm(load_settings())
 defs = build_definitions()

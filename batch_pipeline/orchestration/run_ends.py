@@ -4,12 +4,16 @@ Called by the run-status sensors as soon as a run has ended, and by the sweep fo
 missed; each is safe to repeat. Uploads and batches are changed by ``services/states/backlog.py``.
 """
 
+import json
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 import dagster as dg
+import psutil
+from dagster._core.remote_origin import CodeLocationOrigin, GrpcServerCodeLocationOrigin
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from batch_pipeline.orchestration.assets import run_cleanups, text_metadata
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG, USER_TAG
@@ -34,6 +38,9 @@ _SILENT_LEASES = 2
 #: Before it is called dead it is looked at again: longer than a live worker gathers events
 #: (`group_writer.GATHER_SECONDS`).
 _SECOND_LOOK_SECONDS = 1.0
+_GONE = "Its worker is gone."
+#: Clocks of processes agree so well (seconds).
+_CLOCK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -120,19 +127,70 @@ def close_dead_runs(
     worker be alive after all, it does no harm: what it holds is refused by the fencing token.
     """
     jobs = list(jobs)
-    dead = dead_runs(instance, pipeline, jobs, left_out)
+    return _close(
+        instance, pipeline, lambda: dead_runs(instance, pipeline, jobs, left_out), left_out
+    )
+
+
+def close_runs_of_ended_workers(
+    instance: dg.DagsterInstance,
+    pipeline: Pipeline,
+    jobs: Iterable[str],
+    code_server: CodeLocationOrigin | None,
+    left_out: LeftOut,
+) -> int:
+    """End the runs of this code server's address whose worker does not run any more.
+
+    A code server reports its own workers' ends. Those of one before it, which was killed, it finds
+    here: by their process ids, so it must be called in the code server, on the host and in the
+    container where they would be. A worker that has outlived its code server is left alone.
+
+    Args:
+        instance: that has the runs.
+        pipeline: whose uploads they work.
+        jobs: names of ours.
+        code_server: where this process is reached, as the daemon knows it.
+        left_out: notes the runs that could not be looked at or ended.
+    """
+    jobs = list(jobs)
+
+    def without_worker() -> list[dg.DagsterRun]:
+        under_way = [
+            run
+            for job in jobs
+            for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=list(_UNDER_WAY)))
+        ]
+
+        def without(run: dg.DagsterRun) -> dg.DagsterRun | None:
+            is_ours = _is_started_by(code_server, run)
+            return run if is_ours and not _has_a_process(instance, run.run_id) else None
+
+        looked_at = one_by_one(under_way, without, left_out, named=name_of_run)
+        return [run for run in looked_at if run]
+
+    return _close(instance, pipeline, without_worker, left_out)
+
+
+def _close(
+    instance: dg.DagsterInstance,
+    pipeline: Pipeline,
+    look: Callable[[], list[dg.DagsterRun]],
+    left_out: LeftOut,
+) -> int:
+    dead = look()
     if dead:
-        # One that has just ended a long call holds nothing any more, and has yet to log it.
+        # One that has just ended a long call holds nothing any more, and has yet to log it; one
+        # that has just ended is about to be reported by its code server.
         time.sleep(_SECOND_LOOK_SECONDS)
-        still = {run.run_id for run in dead_runs(instance, pipeline, jobs, left_out)}
+        still = {run.run_id for run in look()}
         dead = [run for run in dead if run.run_id in still]
 
     def close(run: dg.DagsterRun) -> None:
         if run.status == dg.DagsterRunStatus.CANCELING:
-            instance.report_run_canceled(run, "Its worker is gone; closed by the sweep.")
+            instance.report_run_canceled(run, _GONE)
             clean_up_terminated_run(pipeline, run)
         else:
-            instance.report_run_failed(run, "Its worker is gone; closed by the sweep.")
+            instance.report_run_failed(run, _GONE)
 
     return len(one_by_one(dead, close, left_out, named=name_of_run))
 
@@ -228,3 +286,36 @@ def _last_sign(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
     run_id = record.dagster_run.run_id
     newest = instance.get_records_for_run(run_id, limit=1, ascending=False).records
     return max([record.update_timestamp.timestamp(), *(entry.timestamp for entry in newest)])
+
+
+def _is_started_by(code_server: CodeLocationOrigin | None, run: dg.DagsterRun) -> bool:
+    """Tell whether the worker of a run was started at the address of a code server."""
+    tag = run.tags.get(GRPC_INFO_TAG)
+    if not tag or code_server is None:
+        return False
+    place = json.loads(tag)
+    if isinstance(code_server, GrpcServerCodeLocationOrigin):
+        here = (code_server.host, code_server.port, code_server.socket)
+        return (place["host"], place.get("port"), place.get("socket")) == here
+    # `dagster dev`: the daemon starts code servers itself, on its host, each at a new address.
+    return bool(place["host"] == "localhost")
+
+
+def _has_a_process(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Tell whether the process of a run lives; True while none is known."""
+    events = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records
+    for record in events:
+        event = record.event_log_entry.dagster_event
+        pid = event.engine_event_data.metadata.get("pid") if event else None
+        if pid is None:
+            continue
+        try:
+            process = psutil.Process(int(str(pid.value)))
+            # A younger process has only got its number.
+            is_it = process.create_time() <= record.timestamp + _CLOCK_SECONDS
+            return bool(is_it and process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
+    return True

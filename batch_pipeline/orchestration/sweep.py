@@ -33,7 +33,8 @@ from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batches_ended_before
 from batch_pipeline.services.states.backlog import Rescue
 
-_JOBS = ("process_batch", "sweep_backlog")
+#: Jobs whose runs are looked after.
+JOBS = ("process_batch", "sweep_backlog")
 #: Old runs that one sweep deletes of each job, with their events.
 _RUNS_DELETED_AT_ONCE = 500
 
@@ -89,7 +90,7 @@ def sweep_once(
     return _each_part(
         {
             "closing dead runs": lambda: {
-                "runs_closed": close_dead_runs(instance, pipeline, _JOBS, left_out)
+                "runs_closed": close_dead_runs(instance, pipeline, JOBS, left_out)
             },
             "rescuing uploads": rescued,
             "releasing slices": released,
@@ -141,7 +142,7 @@ def delete_old_runs(
     before = datetime.now(UTC) - timedelta(days=days)
     old = [
         run
-        for job in _JOBS
+        for job in JOBS
         for run in instance.get_runs(
             dg.RunsFilter(job_name=job, statuses=list(ENDED_RUN), updated_before=before),
             limit=at_once,
@@ -166,7 +167,7 @@ def work_for_a_sweep(
     found = _each_part(
         {
             "looking for dead runs": lambda: {
-                "runs without a worker": len(dead_runs(instance, pipeline, _JOBS, left_out))
+                "runs without a worker": len(dead_runs(instance, pipeline, JOBS, left_out))
             },
             "looking for ended runs": lambda: {
                 "uploads of ended runs": len(_ended(instance, pipeline))

@@ -1,16 +1,30 @@
 """The sensors that settle what a run left behind, and the schedule that looks before it sweeps."""
 
+import json
+import os
+import subprocess
+import sys
 import time
 import uuid
 from datetime import UTC, datetime
 
 import dagster as dg
+import psutil
 import pytest
+from dagster._core.events import EngineEventData
+from dagster._core.instance.methods import event_methods
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from sqlalchemy import text
 
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration import run_ends
-from batch_pipeline.orchestration.run_ends import RunCleanup, close_dead_runs, dead_runs
+from batch_pipeline.orchestration.run_ends import (
+    RunCleanup,
+    close_dead_runs,
+    close_runs_of_ended_workers,
+    dead_runs,
+)
 from batch_pipeline.orchestration.sweep import (
     delete_old_runs,
     sweep_once,
@@ -276,6 +290,49 @@ def test_the_sweep_deletes_runs_of_long_ago_with_their_events_and_no_others(
     assert kept() == everything[1:]
     for run in (recent, under_way):
         instance.delete_run(run.run_id)  # the instance is shared, and counts runs under way
+
+
+HERE = GrpcServerCodeLocationOrigin(host="code-location", port=4000)
+
+
+def started(instance, run, process_id, *, host="code-location"):
+    """Tag and event of a run whose process a code server has started."""
+    place = json.dumps({"host": host, "port": 4000})
+    instance.add_run_tags(run.run_id, {GRPC_INFO_TAG: place})
+    instance.report_engine_event(
+        f"Started process for run (pid: {process_id}).",
+        run,
+        EngineEventData.in_process(process_id),
+    )
+
+
+def test_a_code_server_ends_the_runs_of_the_one_before_it_whose_workers_are_gone_and_no_others(
+    pipeline, instance, definitions, monkeypatch
+):
+    gone, living, elsewhere, unknown, reused = (
+        lost_run(definitions, instance, pipeline, add_batch(pipeline.database, 1)) for _ in range(5)
+    )
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    started(instance, gone, ended.pid)
+    started(instance, living, os.getpid())
+    started(instance, elsewhere, ended.pid, host="another-host")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as younger:
+        # As if it had got the number of a worker that began before it.
+        clock = psutil.Process(younger.pid).create_time() - 1 - run_ends._CLOCK_SECONDS
+        with monkeypatch.context() as then:
+            then.setattr(event_methods, "get_current_timestamp", lambda: clock)
+            started(instance, reused, younger.pid)
+        jobs = ["process_batch"]
+        assert close_runs_of_ended_workers(instance, pipeline, jobs, None, LeftOut()) == 0
+        assert close_runs_of_ended_workers(instance, pipeline, jobs, HERE, LeftOut()) == 2
+    statuses = {
+        run.run_id: instance.get_run_by_id(run.run_id).status
+        for run in (living, elsewhere, unknown)
+    }
+    for run in (gone, reused):
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert set(statuses.values()) == {dg.DagsterRunStatus.STARTED}
 
 
 # One bad run, partition or part
