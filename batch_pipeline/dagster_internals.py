@@ -74,6 +74,13 @@ from dagster._core.log_manager import DagsterLogHandler, DagsterLogManager
 # Tags that say in which order steps are to be started.
 from dagster._core.storage.tags import GLOBAL_CONCURRENCY_TAG, PRIORITY_TAG
 
+# Run workers forked by the code server, and runs found that one has started: by the address in a
+# tag. How often the daemon looks which sensors are due.
+from dagster._core.remote_origin import CodeLocationOrigin, GrpcServerCodeLocationOrigin
+from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._daemon import sensor as daemon_loop
+from dagster._grpc.server import DagsterApiServer
+
 # The event log's table and channel, for rows that are written in groups; connections in a pool.
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
@@ -95,6 +102,7 @@ USED_ATTRIBUTES: Mapping[type, Mapping[str, str]] = {
         "_dagster_handler": "writes the log lines of a step",
         "_managed_loggers": "Python loggers whose lines Dagster captures",
     },
+    DagsterApiServer: {"_mp_ctx": "starts run workers; replaced by one that forks them"},
     PlanExecutionContext: {
         "_execution_data": "the resources of a run, to be handed out by a builder of ours",
     },
@@ -119,17 +127,21 @@ __all__ = [
     "CHANNEL_NAME",
     "EVENT_TYPE_TO_PIPELINE_RUN_STATUS",
     "GLOBAL_CONCURRENCY_TAG",
+    "GRPC_INFO_TAG",
     "IN_PROC_CONFIG",
     "MULTI_PROC_CONFIG",
     "PRIORITY_TAG",
     "ActiveExecution",
+    "CodeLocationOrigin",
     "ConfigurableClassData",
+    "DagsterApiServer",
     "DagsterLogHandler",
     "DagsterLogManager",
     "EngineEventData",
     "ExecuteRunWithPlanIterable",
     "ExecutionPlan",
     "ExecutionStep",
+    "GrpcServerCodeLocationOrigin",
     "IStepContext",
     "InstanceConcurrencyContext",
     "KnownExecutionState",
@@ -149,6 +161,7 @@ __all__ = [
     "check_cross_process_constraints",
     "create_compute_log_file_key",
     "create_pg_engine",
+    "daemon_loop",
     "dagster_event_sequence_for_step",
     "get_retries_config",
     "get_step_dependency_config_field",

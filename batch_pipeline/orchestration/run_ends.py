@@ -12,9 +12,12 @@ from uuid import UUID
 
 import dagster as dg
 import psutil
-from dagster._core.remote_origin import CodeLocationOrigin, GrpcServerCodeLocationOrigin
-from dagster._core.storage.tags import GRPC_INFO_TAG
 
+from batch_pipeline.dagster_internals import (
+    GRPC_INFO_TAG,
+    CodeLocationOrigin,
+    GrpcServerCodeLocationOrigin,
+)
 from batch_pipeline.orchestration.assets import run_cleanups, text_metadata
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG, USER_TAG
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one

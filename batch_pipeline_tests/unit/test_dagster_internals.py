@@ -73,13 +73,18 @@ NOT_CALLED = {
     "CHANNEL_NAME",
     "EVENT_TYPE_TO_PIPELINE_RUN_STATUS",
     "GLOBAL_CONCURRENCY_TAG",
+    "GRPC_INFO_TAG",
     "IN_PROC_CONFIG",
     "MULTI_PROC_CONFIG",
     "PRIORITY_TAG",
+    "CodeLocationOrigin",
     "ConfigurableClassData",
+    "DagsterApiServer",
     "DagsterLogHandler",
     "DagsterLogManager",
     "EngineEventData",
+    "GrpcServerCodeLocationOrigin",
+    "daemon_loop",
     "ExecutionPlan",
     "ExecutionStep",
     "IStepContext",
@@ -104,6 +109,10 @@ def test_a_callable_takes_the_arguments_that_it_is_called_with(name):
     positional, keywords = CALLED[name]
 
     inspect.signature(called).bind(*range(positional), **dict.fromkeys(keywords.split()))
+
+
+def test_the_daemon_has_an_interval_that_can_be_shortened():
+    assert dagster_internals.daemon_loop.MIN_INTERVAL_LOOP_TIME in {5, 1}
 
 
 def test_every_name_is_looked_at():
