@@ -29,7 +29,7 @@ MAY_IMPORT = {
         "services", "executor", "orchestration", "logs", "dagster_internals",
     },
     "definitions": {"settings", "logs", "orchestration"},
-    "terminal": {"model_servers", "services", "visible_text"},
+    "terminal": {"model_servers", "services", "visible_text", "database.connection_setup"},
     "demo": {"errors", "settings"},
     "cli": {
         "errors", "settings", "visible_text", "database", "services", "terminal", "demo", "logs",
