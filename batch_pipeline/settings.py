@@ -8,7 +8,7 @@ import json
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -315,15 +315,15 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(name.strip().lower() for name in text.split(",") if name.strip())
 
 
-def load_settings() -> Settings:
-    """Read the settings from the environment and ``.env``.
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings from the environment and ``.env``; those in `overrides` replace them.
 
     Raises:
         ConfigurationError: a variable has a value that is not accepted; the message names each
             such variable, the value it has and what is accepted.
     """
     try:
-        return Settings()
+        return Settings(**overrides)
     except ValidationError as error:
         lines = [
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"

@@ -143,11 +143,11 @@ SPECS = [
         f"The description passed the audit with {PASS_SCORE} of 100 or more. Evaluated for each "
         "upload as it is worked; run from here, over everything that is stored."
     ),
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
 )
 def description_quality(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Look for stored descriptions below the pass mark."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     below = described_below(pipeline.database, PASS_SCORE)
     return dg.AssetCheckResult(
         passed=not below,

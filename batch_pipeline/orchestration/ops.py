@@ -66,14 +66,14 @@ class ProcessBatchConfig(dg.Config):
 
 @dg.op(
     out=dg.DynamicOut(dg.Nothing),
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Marks the batch processing and reserves uploads of it for this run.",
 )
 def load_batch(
     context: dg.OpExecutionContext, config: ProcessBatchConfig
 ) -> Iterator[dg.DynamicOutput[None]]:
     """Reserve uploads, oldest first; one output each."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     batch_id = _parse_id(config.batch_id, "batch_id")
     upload_ids = [_parse_id(text, "upload_ids") for text in config.upload_ids]
     if outage := pipeline.analyzer_outage():
@@ -107,18 +107,18 @@ def load_batch(
 @dg.op(
     ins={"upload": dg.In(dg.Nothing)},
     out=dg.Out(dg.Nothing),
-    required_resource_keys={"pipeline", "worker"},
+    required_resource_keys={"batch_pipeline", "batch_pipeline_worker"},
     description="Thumbnail, description, audit, embedding and storage of one upload.",
 )
 def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
     """Work the upload that the mapping key names, and show what became of it."""
     if context.run.is_finished:  # its message lay with a broker
         raise late_failure(context.run)
-    worker: RunWorker = context.resources.worker
+    worker: RunWorker = context.resources.batch_pipeline_worker
     if worker.service_down:
         raise stopped_failure(worker.service_down)
     upload_id = upload_id_of(context.get_mapping_key() or "")
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     retries = pipeline.settings.max_attempts - 1
     interrupted = interrupt_event()
     try:
@@ -160,13 +160,13 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
 
 @dg.op(
     ins={"uploads": dg.In(dg.Nothing)},
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Logs the batch's counts; nothing depends on its having run. The final report is "
     "the asset batch_report.",
 )
 def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
     """Show the batch's counts as this run leaves them."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     run_config: dict[str, Any] = dict(context.run_config)
     batch_id = _parse_id(run_config["ops"]["load_batch"]["config"]["batch_id"], "batch_id")
     try:
@@ -252,7 +252,9 @@ def _find_thumbnail(pipeline: Pipeline, report: UploadReport) -> None:
 
 def _stop(context: dg.OpExecutionContext) -> None:
     """Give up what the run has not begun; if a person ended the run, nobody else takes it."""
-    cancel_batch_of_terminated_run(context.instance, context.resources.pipeline, context.run_id)
+    cancel_batch_of_terminated_run(
+        context.instance, context.resources.batch_pipeline, context.run_id
+    )
     _release_reserved(context)
 
 
@@ -263,7 +265,7 @@ def _release_reserved(
     resume_after_seconds: float = 0,
 ) -> int:
     """Release at once what the run has reserved and will not begin."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     try:
         return pipeline.states.release_run(
             context.run_id, reason, resume_after_seconds=resume_after_seconds

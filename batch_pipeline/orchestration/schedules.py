@@ -30,13 +30,13 @@ _NOTHING = "nothing to put right"
     job=sweep_backlog,
     cron_schedule="* * * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Sweeps when there is something to put right, looked for once a minute; tidies "
     "files and partitions once an hour.",
 )
 def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Sweep what is found; once an hour in any case."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     is_hour = context.scheduled_execution_time.minute == 0
     left_out = LeftOut()
     found = work_for_a_sweep(context.instance, pipeline, left_out)
@@ -53,13 +53,13 @@ def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.S
     job=sweep_backlog,
     minimum_interval_seconds=START_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Ends the runs whose worker died with its code server; sweeps what the end of the "
     "stack before this one left, without waiting for the clock.",
 )
 def sweep_on_start(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Sweep once for each start of the code server; the cursor names the start looked at last."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     left_out = LeftOut()
     # In no run: what is to be ended may fill the queue that a run would wait in.
     closed = close_runs_of_ended_workers(

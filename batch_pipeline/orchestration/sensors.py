@@ -141,11 +141,11 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         job=job,
         minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        required_resource_keys={"pipeline"},
+        required_resource_keys={"batch_pipeline"},
         description="Launches a run for every slice of pending uploads; batches take turns.",
     )
     def pending_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        pipeline: Pipeline = context.resources.pipeline
+        pipeline: Pipeline = context.resources.batch_pipeline
         patience = LOOK_SECONDS if context.log_key else 0.0  # a test evaluates without a log
         deadline = time.monotonic() + patience
         with work_signals(pipeline.database) as wait:  # before the first look: nothing is missed
@@ -182,17 +182,19 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     """Clean up at once what runs of the job leave behind."""
 
     def release_uploads_of_failed_runs(
-        context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
         failure = context.for_run_failure()
         run, reason = failure.dagster_run, failure.failure_event.message or "no reason was given"
         died = not _explained(failure.get_step_failure_events())
-        clean_up(context, clean_up_failed_run(pipeline, run, died=died, reason=reason), reason)
+        clean_up(
+            context, clean_up_failed_run(batch_pipeline, run, died=died, reason=reason), reason
+        )
 
     def cancel_batches_of_terminated_runs(
-        context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
-        cleanup = clean_up_terminated_run(pipeline, context.dagster_run)
+        cleanup = clean_up_terminated_run(batch_pipeline, context.dagster_run)
         clean_up(context, cleanup, "a person terminated the run")
 
     def clean_up(context: dg.RunStatusSensorContext, cleanup: RunCleanup, reason: str) -> None:
@@ -229,7 +231,7 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
 @dg.sensor(
     minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Reports every batch that has ended, however its runs did, in the asset "
     "batch_report; again when it was worked again.",
 )
@@ -239,7 +241,7 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
     A batch that cannot be reported is tried again in later ticks, behind what has ended since, and
     then said to have no report. While storage or database are away, all wait.
     """
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     seen, left_out = EndsSeen.parse(context.cursor), LeftOut()
 
     def report(batch: EndedBatch) -> _Report:

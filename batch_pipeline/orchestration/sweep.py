@@ -51,12 +51,12 @@ class SweepParts(dg.Config):
 
 
 @dg.op(
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Returns uploads of dead workers, closes their runs, retries what may pass now.",
 )
 def sweep(context: dg.OpExecutionContext, config: SweepParts) -> dg.Output[None]:
     """Sweep once; counts of what was found as metadata and as a materialization."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     left_out = LeftOut()
     found: dict[str, Any] = dict(sweep_once(context.instance, pipeline, left_out))
     if config.tidy:

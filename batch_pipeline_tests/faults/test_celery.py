@@ -16,9 +16,9 @@ import redis
 from sqlalchemy import text
 
 from batch_pipeline.database.connection_budget import DAGSTER_POOL
-from batch_pipeline.definitions import build_definitions
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.orchestration import executors
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.instance_health import check_dagster
 from batch_pipeline.orchestration.run_ends import clean_up_failed_run
 from batch_pipeline.settings import Settings

@@ -20,7 +20,7 @@ import dagster as dg
 import pytest
 from sqlalchemy import text
 
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.run_ends import clean_up_failed_run, clean_up_terminated_run
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG
@@ -98,7 +98,7 @@ class Stack:
         """One tick of the sensor, and the workers that it asks for."""
         sensor = build_definitions().resolve_sensor_def("pending_batches")
         context = dg.build_sensor_context(
-            instance=self.instance, resources={"pipeline": self.pipeline}
+            instance=self.instance, resources={"batch_pipeline": self.pipeline}
         )
         workers = []
         for request in sensor.evaluate_tick(context).run_requests:
@@ -473,7 +473,9 @@ def test_2_two_sensors_ask_for_the_same_run_by_the_same_key(open_stack):
         request.run_key
         for _ in range(2)
         for request in sensor.evaluate_tick(
-            dg.build_sensor_context(instance=stack.instance, resources={"pipeline": stack.pipeline})
+            dg.build_sensor_context(
+                instance=stack.instance, resources={"batch_pipeline": stack.pipeline}
+            )
         ).run_requests
     }
     assert len(keys) == 1

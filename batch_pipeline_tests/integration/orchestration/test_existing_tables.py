@@ -9,7 +9,7 @@ from PIL import Image
 
 from batch_pipeline.database.existing_tables import rows_left_alone
 from batch_pipeline.database.session import Database, with_driver
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.services.dispatch.slices import open_slices, waiting_slices
 from batch_pipeline.services.health import check_health
@@ -39,9 +39,9 @@ def upgrade(url: str) -> None:
 
 def sensor(pipeline: Pipeline, instance, name: str, cursor=None):
     resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-    definitions = build_definitions(pipeline.settings, {"pipeline": resource})
+    definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
     context = dg.build_sensor_context(
-        instance=instance, cursor=cursor, resources={"pipeline": pipeline}
+        instance=instance, cursor=cursor, resources={"batch_pipeline": pipeline}
     )
     return definitions.get_repository_def().get_sensor_def(name).evaluate_tick(context)
 

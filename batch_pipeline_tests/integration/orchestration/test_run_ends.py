@@ -17,8 +17,8 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from sqlalchemy import text
 
-from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration import run_ends
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.run_ends import (
     RunCleanup,
     close_dead_runs,
@@ -39,7 +39,7 @@ from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 @pytest.fixture
 def definitions(pipeline):
     resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-    return build_definitions(pipeline.settings, {"pipeline": resource})
+    return build_definitions(pipeline.settings, {"batch_pipeline": resource})
 
 
 def lost_run(definitions, instance, pipeline, batch_id):
@@ -66,7 +66,7 @@ def evaluate(definitions, instance, pipeline, name, run, event_type):  # noqa: P
         event,
         instance,
         instance.get_run_by_id(run.run_id),
-        resources={"pipeline": pipeline},
+        resources={"batch_pipeline": pipeline},
     )
     sensor = definitions.resolve_sensor_def(name)
     return sensor(context.for_run_failure() if event.is_run_failure else context)
@@ -116,7 +116,7 @@ def test_a_tick_that_finds_no_ended_run_says_so_and_one_that_does_names_it(
         with dg.build_sensor_context(
             instance=instance,
             cursor=cursor,
-            resources={"pipeline": pipeline},
+            resources={"batch_pipeline": pipeline},
         ) as context:
             return sensor.evaluate_tick(context)
 
@@ -214,7 +214,7 @@ def test_the_stacks_start_sweeps_what_the_one_before_it_left_and_looks_only_once
 
     def tick(cursor):
         context = dg.build_sensor_context(
-            instance=instance, cursor=cursor, resources={"pipeline": pipeline}
+            instance=instance, cursor=cursor, resources={"batch_pipeline": pipeline}
         )
         return definitions.resolve_sensor_def("sweep_on_start").evaluate_tick(context)
 
@@ -236,7 +236,7 @@ def tick_schedule(pipeline, instance, definitions, minute):
     context = dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=datetime(2030, 1, 1, 12, minute, tzinfo=UTC),
-        resources={"pipeline": pipeline},
+        resources={"batch_pipeline": pipeline},
     )
     return schedule.evaluate_tick(context)
 
