@@ -214,7 +214,7 @@ class ServerGroup:
         hint = server.hint(error.kind, self.model)
         if not hint:
             return error
-        hinted = ServiceDownError(error.kind, f"{error}. {hint}")
+        hinted = ServiceDownError(error.kind, f"{str(error).rstrip('.')}. {hint}")
         hinted.__cause__ = error
         return hinted
 
