@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from batch_pipeline.services.batch_intake import Submission
-    from batch_pipeline.services.batch_progress import BatchProgress
     from batch_pipeline.services.pipeline import Pipeline
+    from batch_pipeline.services.progress.publishing import BatchProgress
     from batch_pipeline.settings import Settings
 
 OK, FINISHED_WITH_FAILURES, REFUSED, STOPPED = 0, 1, 2, 130
@@ -208,7 +208,7 @@ def submit(
       batch-pipeline submit holiday/ clip.mp4 --wait
       batch-pipeline submit photos/ --json | jq -r .batch_id
     """
-    from batch_pipeline.services.batch_intake import LOCAL_USER  # noqa: PLC0415
+    from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
     from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
 
     if "" in paths:  # an unset variable of a script; as a path it would be the current folder
@@ -255,7 +255,7 @@ def status(session: Session, batch: uuid.UUID | None, limit: int, page: int, as_
       batch-pipeline status 3f2a… --json | jq '.uploads[] | select(.error_kind)'
     """
     from batch_pipeline import terminal  # noqa: PLC0415
-    from batch_pipeline.services.batch_status import newest_batches  # noqa: PLC0415
+    from batch_pipeline.services.reports.batch_status import newest_batches  # noqa: PLC0415
 
     if batch is None:
         batches = newest_batches(session.pipeline.database, limit=limit, offset=limit * (page - 1))
@@ -286,7 +286,7 @@ def watch(session: Session, batch: uuid.UUID, as_json: bool) -> None:
     Example:
       batch-pipeline watch 3f2a…
     """
-    from batch_pipeline.services.batch_watch import watch_batch  # noqa: PLC0415
+    from batch_pipeline.services.progress.batch_watch import watch_batch  # noqa: PLC0415
 
     if not as_json:
         sys.exit(FINISHED_WITH_FAILURES if _follow(session, batch) else OK)
@@ -319,7 +319,7 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
     Example:
       batch-pipeline report 3f2a… --html holiday.html
     """
-    from batch_pipeline.services.batch_report import (  # noqa: PLC0415
+    from batch_pipeline.services.reports.report_page import (  # noqa: PLC0415
         batch_report,
         render_html,
         write_whole,
@@ -448,9 +448,11 @@ def search(session: Session, text: str, user: uuid.UUID | None, limit: int, as_j
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.services.search import search as find  # noqa: PLC0415
+    from batch_pipeline.services.search_filters import Filters  # noqa: PLC0415
 
     pipeline = session.pipeline
-    found = find(pipeline.database, pipeline.analyzer.embedding, text, user_id=user, limit=limit)
+    filters = Filters(user_id=user)
+    found = find(pipeline.database, pipeline.analyzer.embedding, text, filters=filters, limit=limit)
     if as_json:
         _print_json([asdict(result) for result in found])
     elif found:
@@ -487,6 +489,32 @@ def doctor(session: Session, quick: bool, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("part", type=click.Choice(["code-server", "daemon"]))
+@click.option("--host", default="localhost", show_default=True, help="Where the code server is.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=4000, show_default=True, help="And its port."
+)
+@json_option
+@click.pass_obj
+def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> None:
+    """Tell whether a part of Dagster lives, for the health checks of containers; 2 if not.
+
+    \b
+    Examples:
+      batch-pipeline alive code-server --port 4000
+      batch-pipeline alive daemon
+    """
+    from batch_pipeline.services.liveness import check_code_server, check_daemon  # noqa: PLC0415
+
+    is_daemon = part == "daemon"
+    said = check_daemon(session.settings) if is_daemon else check_code_server(host, port)
+    if as_json:
+        _print_json({"part": part, "alive": True, "detail": said})
+    else:
+        click.echo(said)
+
+
+@main.command()
 @click.option(
     "--serve",
     "port",
@@ -507,7 +535,7 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
     """
     from prometheus_client import generate_latest, start_http_server  # noqa: PLC0415
 
-    from batch_pipeline.services.metrics import metrics_registry, read_metrics  # noqa: PLC0415
+    from batch_pipeline.services.reports.metrics import metrics_registry, read_metrics  # noqa: PLC0415
 
     database = session.pipeline.database
     if port is not None:
@@ -595,6 +623,72 @@ def demo(
     sys.exit(OK if as_expected else FINISHED_WITH_FAILURES)
 
 
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@click.option(
+    "--however-many", is_flag=True, help="Remove more than a small share, too; look at it first."
+)
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Own the storage from now on; of two databases on one storage only the owner tidies.",
+)
+@json_option
+@click.pass_obj
+def tidy(
+    session: Session, dry_run: bool, however_many: bool, take_over: bool, as_json: bool
+) -> None:
+    """Remove files that are provably ours and left over; Dagster does so once an hour.
+
+    Originals of submissions that never became a batch, thumbnails that we made of uploads that were
+    deleted since, and files that a crash left half written; all older than a day. What others keep
+    on the storage is not touched, nor is any original of a batch.
+
+    \b
+    Examples:
+      batch-pipeline tidy --dry-run
+      batch-pipeline tidy --dry-run --json | jq -r '.files[].path'
+    """
+    from batch_pipeline.services.leftovers import remove_leftovers  # noqa: PLC0415
+
+    if dry_run and take_over:
+        raise click.UsageError("--take-over changes something, --dry-run does not")
+    pipeline = session.pipeline
+    if take_over:
+        pipeline.ownership.take_over()
+    found = remove_leftovers(
+        pipeline.database,
+        pipeline.storage,
+        pipeline.ownership,
+        dry_run=dry_run,
+        however_many=however_many,
+    )
+    kept = found.kept_because
+    if as_json:
+        _print_json(
+            {
+                "owner": found.is_owner,
+                "files": [asdict(file) for file in found.files],
+                "removed": found.removed,
+                "kept_because": kept,
+            }
+        )
+    else:
+        from batch_pipeline.terminal import literal  # noqa: PLC0415
+
+        for file in found.files:
+            click.echo(f"{literal(file.path)}: {file.reason}")
+        if kept and not dry_run:
+            click.echo(f"Nothing was removed: {kept}.", err=True)
+        elif dry_run and not found.is_owner:
+            click.echo(f"Nothing would be removed: {kept}.")
+        elif dry_run:
+            click.echo(f"{_counted(len(found.files), 'file')} would be removed.")
+        else:
+            click.echo(f"{_counted(found.removed, 'file')} removed.")
+    sys.exit(FINISHED_WITH_FAILURES if kept and not dry_run else OK)
+
+
 @main.group()
 def db() -> None:
     """Look after the database.
@@ -637,7 +731,7 @@ def _follow(
     timeout_seconds: float | None = None,
 ) -> bool:
     """Show a batch until it ends; true if not everything went well."""
-    from batch_pipeline.services.batch_watch import watch_batch  # noqa: PLC0415
+    from batch_pipeline.services.progress.batch_watch import watch_batch  # noqa: PLC0415
     from batch_pipeline.terminal import BatchView  # noqa: PLC0415
 
     if timeout_seconds is None:
@@ -660,7 +754,7 @@ def _went_wrong(progress: "BatchProgress") -> bool:
 
 
 def _status(session: Session, batch_id: uuid.UUID) -> dict[str, Any]:
-    from batch_pipeline.services.batch_status import batch_status  # noqa: PLC0415
+    from batch_pipeline.services.reports.batch_status import batch_status  # noqa: PLC0415
 
     return batch_status(session.pipeline.database, batch_id)
 

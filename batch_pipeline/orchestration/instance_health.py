@@ -3,10 +3,10 @@
 import time
 from collections.abc import Iterator
 
-from dagster_postgres.run_storage import PostgresRunStorage
+from dagster_postgres import PostgresRunStorage
 
 from batch_pipeline.model_servers.base import HealthCheck
-from batch_pipeline.orchestration.instance_storage import dagster_storage_url
+from batch_pipeline.orchestration.dagster_storage.instance_storage import dagster_storage_url
 from batch_pipeline.settings import Settings
 
 #: A daemon that has not been heard of for longer is taken for stopped (seconds).
@@ -49,7 +49,7 @@ def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
 
 def _celery(broker: str) -> Iterator[HealthCheck]:
     try:
-        from batch_pipeline.orchestration.celery_broker import (  # noqa: PLC0415 - imports Celery
+        from batch_pipeline.orchestration.celery.broker import (  # noqa: PLC0415 - imports Celery
             broker_outage,
             listening_workers,
         )
@@ -75,5 +75,5 @@ def _celery(broker: str) -> Iterator[HealthCheck]:
             "celery workers",
             bool(workers),
             ", ".join(workers) or "none answers within two seconds; steps wait for one",
-            "start one: `celery -A batch_pipeline.orchestration.celery_app worker -Q dagster`",
+            "start one: `celery -A batch_pipeline.orchestration.celery.app worker -Q dagster`",
         )
