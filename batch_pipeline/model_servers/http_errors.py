@@ -14,13 +14,22 @@ from batch_pipeline.errors import PermanentError, ServiceDownError, TransientErr
 from batch_pipeline.model_servers.rate_limits import asked_wait
 
 #: Outages that one picture alone could cause: believed only if a known picture fails alike.
-DOUBTFUL = frozenset({"model_server_refused", "model_missing", "model_unsuitable"})
+DOUBTFUL = frozenset(
+    {"model_server_refused", "model_missing", "model_unsuitable", "model_refuses_all"}
+)
 
 _LONGEST_REASON = 2000
 #: How services say that they will not look at this content.
 _MODERATION = re.compile(
     r"moderation|content[ _-]?(policy|filter|management)|safety|flagged|nsfw|inappropriate"
     r"|guardrail|prohibited[ _-]content|violat|harmful|responsible ?ai"
+)
+#: … and that they will not serve this customer, whatever the content.
+_ABOUT_CUSTOMER = re.compile(r"\b(account|api[ _-]?key|organi[sz]ation)\b")
+#: A 400 that names none of these may as well be about every request.
+_ABOUT_INPUT = re.compile(
+    r"image|picture|photo|jpe?g|media|pixel|decod|aspect|context|length"
+    r"|too (long|large|big|small|many)"
 )
 #: How services say that nothing is left to pay with; waiting does not help.
 _UNPAID = re.compile(
@@ -60,17 +69,19 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
 
     Settings that are wrong stop the work with `ServiceDownError` like an outage, because they
     would fail every upload alike: ``model_missing``, ``model_server_refused`` (key, path),
-    ``model_unsuitable`` (the model cannot do what is asked) and ``model_quota_used_up``.
+    ``model_unsuitable`` (the model cannot do what is asked), ``model_refuses_all`` (a 400 that
+    does not say what is wrong with the input) and ``model_quota_used_up``.
     """
     reason = server_reason(body)
     message = f"model server {server} answered {status}: {reason}"
     # Codes stand beside the reason that is shown.
     said = f"{reason} {body[:_LONGEST_REASON]}".lower()
-    if status == 402 or (status in {403, 429} and _UNPAID.search(said)):
+    if status == 402 or (status in {400, 403, 429} and _UNPAID.search(said)):
         return ServiceDownError(
-            "model_quota_used_up", f"{message}. Look at the plan and the bill of the service"
+            "model_quota_used_up",
+            f"{message.rstrip('.')}. Look at the plan and the bill of the service",
         )
-    if status in _ABOUT_CONTENT and _MODERATION.search(said):
+    if status in _ABOUT_CONTENT and _MODERATION.search(said) and not _ABOUT_CUSTOMER.search(said):
         return PermanentError("model_refused_input", message)
     if status in {401, 403, 407}:
         return ServiceDownError("model_server_refused", message)
@@ -87,6 +98,8 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
         return ServiceDownError("model_unsuitable", message)
     if status >= 500:
         return TransientError("model_server_error", message)
+    if status in {400, 422} and not _ABOUT_INPUT.search(said):
+        return ServiceDownError("model_refuses_all", message)
     if status in {400, 406, 413, 415, 422, 451}:
         return PermanentError("model_refused_input", message)
     return ServiceDownError("model_server_refused", message)
@@ -94,8 +107,9 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
 
 def about_this_call(error: ServiceDownError) -> PermanentError | TransientError:
     """Name an error anew that looked like an outage, when the server answers other calls."""
-    message = f"{error}; the same server answers other calls, so it is this one that it refuses"
-    if error.kind == "model_unsuitable":
+    said = str(error).rstrip(".")
+    message = f"{said}; the same server answers other calls, so it is this one that it refuses"
+    if error.kind in {"model_unsuitable", "model_refuses_all"}:
         return PermanentError("model_refused_input", message)
     return TransientError("model_refused_call", message)
 

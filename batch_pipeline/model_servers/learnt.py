@@ -95,10 +95,8 @@ class Learnt:
                 "model_refused_options",
                 f"{self._who} refuses {name!r}, which {self._variable} sets: {reason}",
             )
-        key = self._key(name, sent[name])
-        if key in self._refused:
-            return False
-        self._refused[key] = reason
+        # Another call may have learnt it since this one began; the next is made without it anyway.
+        self._refused[self._key(name, sent[name])] = reason
         return True
 
     def learns_from_thought(self, stage: Stage, tokens: int, *, eaten: bool) -> bool:

@@ -76,21 +76,27 @@ class _TurnedAway:
             TransientError: ``model_server_busy``: it was busy again and again, and names no time.
         """
         self._times += 1
-        growing = jittered(min(_BUSY_WAIT_SECONDS * 2 ** (self._times - 1), _LONGEST_OWN_WAIT))
         if busy.wait_seconds is None and not busy.rate_limited:
             if self._times == _BUSY_TRIES:
                 raise TransientError(
                     "model_server_busy",
                     f"model server {server.name} was busy {self._times} times: {busy}",
                 ) from busy
-            return _Wait(growing, by_all=False)
+            return _Wait(_growing(self._times), by_all=False)
         if time.monotonic() - self._began_at > server.longest_call:
             raise ServiceDownError(
                 "model_rate_limited",
                 f"model server {server.name} has turned a call away {self._times} times: {busy}",
             ) from busy
-        least = growing if self._times >= _BUSY_TRIES or not busy.wait_seconds else 0
-        return _Wait(max(busy.wait_seconds or 0, least), by_all=True)
+        if busy.wait_seconds is None:
+            return _Wait(_growing(self._times), by_all=True)
+        # Who names a time that is again and again too short is asked less often.
+        least = _growing(self._times - _BUSY_TRIES) if self._times > _BUSY_TRIES else 0
+        return _Wait(max(busy.wait_seconds, least), by_all=True)
+
+
+def _growing(times: int) -> float:
+    return jittered(min(_BUSY_WAIT_SECONDS * 2 ** (times - 1), _LONGEST_OWN_WAIT))
 
 
 class ServerGroup:
@@ -208,7 +214,7 @@ class ServerGroup:
         hint = server.hint(error.kind, self.model)
         if not hint:
             return error
-        hinted = ServiceDownError(error.kind, f"{error}. {hint}")
+        hinted = ServiceDownError(error.kind, f"{str(error).rstrip('.')}. {hint}")
         hinted.__cause__ = error
         return hinted
 

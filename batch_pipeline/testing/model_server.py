@@ -795,6 +795,11 @@ def _openai_models(server: ScriptedModelServer) -> dict[str, Any]:
 @click.option("--dimensions", default=1024, show_default=True)
 @click.option("--fault", type=click.Choice([fault.value for fault in Fault]))
 @click.option("--share", default=1.0, show_default=True, help="Share of calls with the fault.")
+@click.option("--calls-per-minute", type=int, help="More calls of a kind are answered 429.")
+@click.option(
+    "--thinks", "switch", type=click.Choice(["none", "template", "effort"]), help="Off by what."
+)
+@click.option("--refuse-parameter", "refused", multiple=True, help="Name of a field; repeatable.")
 @click.option("--of", "kind", type=click.Choice(["vision", "embedding"]), default="vision")
 def main(  # noqa: PLR0917 - click passes them by name
     port: int,
@@ -804,10 +809,19 @@ def main(  # noqa: PLR0917 - click passes them by name
     fault: str | None,
     share: float,
     kind: ModelKind,
+    calls_per_minute: int | None,
+    switch: Literal["none", "template", "effort"] | None,
+    refused: tuple[str, ...],
 ) -> None:
     """Serve both dialects until interrupted."""
     server = ScriptedModelServer(
-        port=port, latency_seconds=latency, slots=slots, dimensions=dimensions
+        port=port,
+        latency_seconds=latency,
+        slots=slots,
+        dimensions=dimensions,
+        rate_limit=RateLimit(calls_per_minute, 60.0) if calls_per_minute else None,
+        thinking=Thinking(switch) if switch else None,
+        refused_parameters=refused,
     )
     if fault:
         server.play(kind, at_random(Fault(fault), share))

@@ -40,6 +40,7 @@ def refusing_green(server: ScriptedModelServer, status: int, reason: str) -> Non
         ((415, "unknown media type"), (PermanentError, "model_refused_input"), 1),
         # What could be about all is asked again, about a red square.
         ((400, "image format is not supported"), (PermanentError, "model_refused_input"), 2),
+        ((400, "Bad Request"), (PermanentError, "model_refused_input"), 2),
         ((403, "Forbidden"), (TransientError, "model_refused_call"), 2),
         ((401, "unauthorized"), (TransientError, "model_refused_call"), 2),
         ((404, "not found"), (TransientError, "model_refused_call"), 2),
@@ -106,6 +107,26 @@ def test_when_all_are_refused_one_asks_about_a_known_picture_and_the_others_take
         assert set(threads.map(refused, range(4))) == {"model_server_refused"}
 
     assert len(server.calls) == 4 + 1
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "kind"),
+    [
+        (403, "This account was flagged by the safety team", "model_server_refused"),
+        (400, "no such model as this", "model_refuses_all"),
+        (400, "Your credit balance is too low", "model_quota_used_up"),
+        (402, "payment", "model_quota_used_up"),
+    ],
+)
+def test_what_is_about_the_customer_or_every_call_fails_no_upload(
+    build: BuildAnalyzer, server: ScriptedModelServer, status: int, reason: str, kind: str
+) -> None:
+    server.refuse = lambda _: (status, reason)
+
+    with pytest.raises(ServiceDownError, match=reason) as raised:
+        build().vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == kind
 
 
 def test_a_quota_that_is_used_up_is_an_outage_that_names_the_bill(

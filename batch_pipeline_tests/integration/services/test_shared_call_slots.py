@@ -177,7 +177,7 @@ def test_a_pause_that_a_server_asks_one_process_for_is_kept_by_the_others_and_by
 
     begins(second)
     with first.taken(lambda: [A], never_cancelled):
-        first.pause(A, 3.0, "too many requests")
+        first.pause(A, 2.0, "too many requests")
         paused_at = time.monotonic()
     wait_until(lambda: pauses() != [], "the pause is told")
     third = opened(4)
@@ -185,7 +185,7 @@ def test_a_pause_that_a_server_asks_one_process_for_is_kept_by_the_others_and_by
     with ThreadPoolExecutor(3) as threads:
         began = list(threads.map(begins, (first, second, third)))
 
-    assert min(began) - paused_at >= 2.9
+    assert min(began) - paused_at >= 1.9
     [row] = pauses()
     assert (row.server, row.kind, row.reason) == (A, "vision", "too many requests")
 
