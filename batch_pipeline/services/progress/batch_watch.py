@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import psycopg
 from sqlalchemy import select
 
+from batch_pipeline.database.connection_setup import is_pooled
+from batch_pipeline.database.failures import failures_named
 from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload, UploadStatus
 from batch_pipeline.database.readings import FILENAME
 from batch_pipeline.database.session import Database
-from batch_pipeline.errors import NotFoundError, PipelineError, ServiceDownError
+from batch_pipeline.errors import NotFoundError, PipelineError
 from batch_pipeline.services.progress.batch_progress import CHANNEL, BatchProgress
 from batch_pipeline.services.reports.batch_status import batch_progress
 
@@ -87,12 +89,11 @@ def watch_batch(
 @contextmanager
 def _listening(database: Database) -> Iterator[psycopg.Connection]:
     url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    try:
-        with psycopg.connect(url, autocommit=True) as listener:
+    with failures_named(), psycopg.connect(url, autocommit=True) as listener:
+        # Behind a pooler, messages go to whoever has the connection next; there we only wait.
+        if not is_pooled(listener):
             listener.execute(f"LISTEN {CHANNEL}")
-            yield listener
-    except psycopg.OperationalError as error:
-        raise ServiceDownError("database_down", f"the database does not answer: {error}") from error
+        yield listener
 
 
 def _wait(listener: psycopg.Connection, batch_id: uuid.UUID) -> None:
