@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
-.PHONY: help install install-dev demo dev test test-slow test-ocr faults benchmarks lint format clean
+.PHONY: help install install-dev demo dev test test-slow test-lowest test-ocr faults benchmarks lint format clean
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
@@ -22,7 +22,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; say: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) -e .
+	$(PIP_INSTALL) -e '.[embedded]'
 	@$(COMPILE)
 	@touch $@
 
@@ -53,6 +53,17 @@ test-slow: install-dev
 # Every fault and hostile input that docs/reliability.md promises to survive, the fast ones too.
 faults: install-dev
 	$(BIN)/pytest -n 2 --dist loadgroup batch_pipeline_tests/faults $(ARGS)
+
+# What is close to Dagster's own code, with the lowest version of it that pyproject.toml allows. The
+# newest is the one that constraints.txt locks, which all other tests run with.
+NEAR_DAGSTER := unit/test_dagster_internals.py integration/executor \
+	$(addprefix integration/orchestration/test_,event_log.py grouped_event_log.py executors.py \
+	loop_rules.py pending_batches.py)
+
+test-lowest: install-dev
+	scripts/lowest_dagster.sh $(BIN)/python $(VENV)/lowest
+	PYTHONPATH=$(CURDIR) $(VENV)/lowest/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" \
+		$(addprefix batch_pipeline_tests/,$(NEAR_DAGSTER)) $(ARGS)
 
 # Last, if at all: whatever is described in this environment afterwards is read for text, too.
 test-ocr: install-dev

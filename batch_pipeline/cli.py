@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from batch_pipeline.services.batch_intake import Submission
     from batch_pipeline.services.pipeline import Pipeline
-    from batch_pipeline.services.progress.batch_progress import BatchProgress
+    from batch_pipeline.services.progress.publishing import BatchProgress
     from batch_pipeline.settings import Settings
 
 OK, FINISHED_WITH_FAILURES, REFUSED, STOPPED = 0, 1, 2, 130
@@ -319,7 +319,7 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
     Example:
       batch-pipeline report 3f2a… --html holiday.html
     """
-    from batch_pipeline.services.reports.batch_report import (  # noqa: PLC0415
+    from batch_pipeline.services.reports.report_page import (  # noqa: PLC0415
         batch_report,
         render_html,
         write_whole,
@@ -448,9 +448,11 @@ def search(session: Session, text: str, user: uuid.UUID | None, limit: int, as_j
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.services.search import search as find  # noqa: PLC0415
+    from batch_pipeline.services.search_filters import Filters  # noqa: PLC0415
 
     pipeline = session.pipeline
-    found = find(pipeline.database, pipeline.analyzer.embedding, text, user_id=user, limit=limit)
+    filters = Filters(user_id=user)
+    found = find(pipeline.database, pipeline.analyzer.embedding, text, filters=filters, limit=limit)
     if as_json:
         _print_json([asdict(result) for result in found])
     elif found:
@@ -461,25 +463,55 @@ def search(session: Session, text: str, user: uuid.UUID | None, limit: int, as_j
 
 
 @main.command()
+@click.option("--quick", is_flag=True, help="Do not ask the models a question.")
 @json_option
 @click.pass_obj
-def doctor(session: Session, as_json: bool) -> None:
+def doctor(session: Session, quick: bool, as_json: bool) -> None:
     """Check database, storage, Dagster and model server, and say what to do.
 
+    Each model is asked for the colour of a red square, or which of three texts are alike.
+
     \b
-    Example:
+    Examples:
       batch-pipeline doctor
+      batch-pipeline doctor --quick
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.orchestration.instance_health import check_dagster  # noqa: PLC0415
     from batch_pipeline.services.health import check_health  # noqa: PLC0415
 
-    checks = [*check_health(session.settings), *check_dagster(session.settings)]
+    checks = [*check_health(session.settings, quick=quick), *check_dagster(session.settings)]
     if as_json:
         _print_json([asdict(check) for check in checks])
     else:
         session.console.print(terminal.health_table(checks))
     sys.exit(OK if all(check.ok for check in checks) else FINISHED_WITH_FAILURES)
+
+
+@main.command()
+@click.argument("part", type=click.Choice(["code-server", "daemon"]))
+@click.option("--host", default="localhost", show_default=True, help="Where the code server is.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=4000, show_default=True, help="And its port."
+)
+@json_option
+@click.pass_obj
+def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> None:
+    """Tell whether a part of Dagster lives, for the health checks of containers; 2 if not.
+
+    \b
+    Examples:
+      batch-pipeline alive code-server --port 4000
+      batch-pipeline alive daemon
+    """
+    from batch_pipeline.services.liveness import check_code_server, check_daemon  # noqa: PLC0415
+
+    is_daemon = part == "daemon"
+    said = check_daemon(session.settings) if is_daemon else check_code_server(host, port)
+    if as_json:
+        _print_json({"part": part, "alive": True, "detail": said})
+    else:
+        click.echo(said)
 
 
 @main.command()
@@ -589,6 +621,72 @@ def demo(
         say("\nStopped. To see it in Dagster: `make demo` in a terminal, or `make dev`.")
     as_expected = found["status"] == "completed" and results
     sys.exit(OK if as_expected else FINISHED_WITH_FAILURES)
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@click.option(
+    "--however-many", is_flag=True, help="Remove more than a small share, too; look at it first."
+)
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Own the storage from now on; of two databases on one storage only the owner tidies.",
+)
+@json_option
+@click.pass_obj
+def tidy(
+    session: Session, dry_run: bool, however_many: bool, take_over: bool, as_json: bool
+) -> None:
+    """Remove files that are provably ours and left over; Dagster does so once an hour.
+
+    Originals of submissions that never became a batch, thumbnails that we made of uploads that were
+    deleted since, and files that a crash left half written; all older than a day. What others keep
+    on the storage is not touched, nor is any original of a batch.
+
+    \b
+    Examples:
+      batch-pipeline tidy --dry-run
+      batch-pipeline tidy --dry-run --json | jq -r '.files[].path'
+    """
+    from batch_pipeline.services.leftovers import remove_leftovers  # noqa: PLC0415
+
+    if dry_run and take_over:
+        raise click.UsageError("--take-over changes something, --dry-run does not")
+    pipeline = session.pipeline
+    if take_over:
+        pipeline.ownership.take_over()
+    found = remove_leftovers(
+        pipeline.database,
+        pipeline.storage,
+        pipeline.ownership,
+        dry_run=dry_run,
+        however_many=however_many,
+    )
+    kept = found.kept_because
+    if as_json:
+        _print_json(
+            {
+                "owner": found.is_owner,
+                "files": [asdict(file) for file in found.files],
+                "removed": found.removed,
+                "kept_because": kept,
+            }
+        )
+    else:
+        from batch_pipeline.terminal import literal  # noqa: PLC0415
+
+        for file in found.files:
+            click.echo(f"{literal(file.path)}: {file.reason}")
+        if kept and not dry_run:
+            click.echo(f"Nothing was removed: {kept}.", err=True)
+        elif dry_run and not found.is_owner:
+            click.echo(f"Nothing would be removed: {kept}.")
+        elif dry_run:
+            click.echo(f"{_counted(len(found.files), 'file')} would be removed.")
+        else:
+            click.echo(f"{_counted(found.removed, 'file')} removed.")
+    sys.exit(FINISHED_WITH_FAILURES if kept and not dry_run else OK)
 
 
 @main.group()

@@ -73,9 +73,11 @@ def lease_lives(lease_seconds: float) -> ColumnElement[bool]:
 UPLOAD_CAME = func.coalesce(known(Upload.created_at), known(Upload.updated_at), _EVER)
 BATCH_CAME = func.coalesce(known(UploadBatch.created_at), known(UploadBatch.updated_at), _EVER)
 _UPLOAD_KNOWN = func.coalesce(known(Upload.created_at), known(Upload.updated_at))
-#: Since when an upload waits: since it came, or was opened again; null if nobody knows.
+#: Since when an upload waits: since it came, or since somebody asked for it again; null if nobody
+#: knows. What was lost with its run is as old as before.
 WAITING_SINCE = case(
-    (Upload.dispatch_reason == "new", _UPLOAD_KNOWN), else_=known(Upload.updated_at)
+    (Upload.dispatch_reason.in_(["retry", "reprocess"]), known(Upload.updated_at)),
+    else_=_UPLOAD_KNOWN,
 )
 #: When a batch ended; a cancelled or failed one has changed last when it did.
 BATCH_ENDED = func.coalesce(

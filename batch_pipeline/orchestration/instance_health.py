@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from dagster_postgres.run_storage import PostgresRunStorage
+from dagster_postgres import PostgresRunStorage
 
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.orchestration.dagster_storage.instance_storage import dagster_storage_url

@@ -30,7 +30,7 @@ from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason,
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.progress.batch_progress import BatchProgress
+from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.states.upload_states import (
     Claim,
@@ -312,7 +312,7 @@ class UploadProcessor:
             return SkippedUpload(row.id, "it was cancelled or taken away meanwhile", row.filename)
         self._pipeline.storage.remove_upload(row.user_id, row.id)
         if row.batch_id:
-            self._pipeline.batches.settle_batch(row.batch_id)
+            self._pipeline.batches.recount_batch(row.batch_id)
         return SkippedUpload(row.id, "it was deleted meanwhile", row.filename)
 
     def _release_if_possible(

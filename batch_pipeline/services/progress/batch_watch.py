@@ -19,7 +19,7 @@ from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload, U
 from batch_pipeline.database.readings import FILENAME
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, PipelineError
-from batch_pipeline.services.progress.batch_progress import CHANNEL, BatchProgress
+from batch_pipeline.services.progress.publishing import CHANNEL, BatchProgress
 from batch_pipeline.services.reports.batch_status import batch_progress
 
 #: Time between snapshots: at most, for want of messages, and at least, however many come (seconds).
