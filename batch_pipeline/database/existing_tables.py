@@ -64,7 +64,7 @@ COLUMNS: Mapping[str, Mapping[str, _Kind]] = {
     "upload_batches": {
         "id": _ID,
         "user_id": _ID,
-        "status": _text(words=tuple(BatchStatus)),
+        "status": _text(words=tuple(status.value for status in BatchStatus)),
         "total_uploads": _WHOLE,
         "processed_uploads": _WHOLE,
         "successful_uploads": _WHOLE,
@@ -84,7 +84,7 @@ COLUMNS: Mapping[str, Mapping[str, _Kind]] = {
         "file_type": _text(words=("image", "video")),
         "file_size": _SIZE,
         "mime_type": _text(30),
-        "processing_status": _text(words=tuple(UploadStatus)),
+        "processing_status": _text(words=tuple(status.value for status in UploadStatus)),
         "description": _text(unlimited=True),
         "description_audit_score": _SCORE,
         "embedding_local": _Kind(frozenset({"vector"}), "vector({})"),

@@ -53,7 +53,11 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,  # counted in `connection_budget`
             isolation_level="READ COMMITTED",  # whatever the role or the database has by default
-            connect_args={"application_name": "batch_pipeline", "connect_timeout": 10},
+            connect_args={
+                "application_name": "batch_pipeline",
+                "connect_timeout": 10,
+                "client_encoding": "UTF8",
+            },
         )
         self._lost_one_at = 0.0
         self._set_up_connections()

@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 import psycopg
 from sqlalchemy.engine import URL
 
+from batch_pipeline.database.connection_setup import is_pooled
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import CallKind, CallSlots
 from batch_pipeline.model_servers.call_slots import CallGate, Demand
@@ -46,7 +47,9 @@ _TURN_SECONDS = 1.0
 #: Least time between two looks at one server (seconds).
 _BREATH_SECONDS = 0.01
 #: Who stops in the middle of an agreement must not hold up the others.
-_SESSION = "-c statement_timeout=5s -c idle_in_transaction_session_timeout=2s"
+_LIMITS = b"""
+    SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '2s'
+"""
 #: First key of the advisory locks, one per server and kind, under which shares are agreed on.
 _LOCK = 730_511
 
@@ -251,8 +254,6 @@ class SharedCallSlots:
 
     def _keep_connected(self, sleeper: socket.socket) -> None:
         url = self._database.set(drivername="postgresql")
-        given = url.query.get("options", "")
-        options = given if isinstance(given, str) else " ".join(given)
         while not self._closing.is_set():
             try:
                 with psycopg.connect(
@@ -261,13 +262,15 @@ class SharedCallSlots:
                     prepare_threshold=None,
                     application_name="batch_pipeline model slots",
                     connect_timeout=5,
-                    options=f"{options} {_SESSION}".strip(),
                     keepalives_idle=5,
                     keepalives_interval=2,
                     keepalives_count=2,
                     tcp_user_timeout=10_000,
                 ) as connection:
-                    connection.execute(f"LISTEN {CHANNEL}".encode())
+                    # Who waits for the lock has to see what was written before it was his.
+                    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+                    if not is_pooled(connection):
+                        connection.execute(f"LISTEN {CHANNEL}".encode())
                     self._serve(connection, sleeper)
             except psycopg.Error as error:
                 self._reason = str(error).strip()
@@ -346,6 +349,7 @@ class SharedCallSlots:
             "lease": self._lease_seconds,
         }
         with connection.transaction():
+            connection.execute(_LIMITS)
             connection.execute(
                 "SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_LOCK, lane.topic]
             )

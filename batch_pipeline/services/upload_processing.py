@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, BinaryIO
 
 from batch_pipeline.database.models import Stage
@@ -44,6 +45,9 @@ from batch_pipeline.visible_text import visible_line
 
 #: How long uploads rest after a service was found down, before a run tries again (seconds).
 OUTAGE_PAUSE_SECONDS = 20.0
+#: How long a model's answer is kept while the database is away, and how often it is tried to store
+#: it (seconds): longer than a failover takes.
+ANSWER_PATIENCE_SECONDS, _ANSWER_PAUSE_SECONDS = 300.0, 1.0
 
 log = logging.getLogger(__name__)
 
@@ -201,9 +205,31 @@ class UploadProcessor:
             with _timed(report, "embed"), attempt.waiting():
                 [vector] = embedding.embed([report.description or ""], cancelled=attempt.cancelled)
             report.embedding_model = embedding.name
+        self._keep_trying(attempt, lambda: self._complete(attempt, vector))
+
+    def _complete(self, attempt: _Attempt, vector: list[float] | None) -> None:
+        report = attempt.report
         report.progress = self._states.complete(
             attempt.claim, embedding=vector, model=report.embedding_model, seconds=report.seconds
         )
+
+    def _keep_trying(self, attempt: _Attempt, store: Callable[[], None]) -> None:
+        """Store what a model has answered, however long the database is away, within reason.
+
+        The answer was paid for, and would be asked for again. The claim stays valid meanwhile,
+        unless somebody else has taken the upload over: then nothing is written.
+        """
+        give_up_at = time.monotonic() + ANSWER_PATIENCE_SECONDS
+        while True:
+            try:
+                return store()
+            except ServiceDownError as error:
+                if time.monotonic() > give_up_at:
+                    raise
+                log.warning("an answer for %r waits to be stored: %s", attempt.row.filename, error)
+            with attempt.waiting():
+                time.sleep(_ANSWER_PAUSE_SECONDS)
+            _raise_if(attempt.cancelled)
 
     def _decode(self, attempt: _Attempt) -> MediaContent:
         with _timed(attempt.report, "decode"), self._open(attempt) as file:
@@ -269,7 +295,8 @@ class UploadProcessor:
             )
         report.description, report.score = description, report.audit.score
         report.vision_model = vision.name
-        self._states.store_description(
+        store = partial(
+            self._states.store_description,
             attempt.claim,
             description=description,
             score=report.audit.score,
@@ -280,6 +307,7 @@ class UploadProcessor:
             regenerated=attempt.row.description is not None,
             seconds=report.seconds,
         )
+        self._keep_trying(attempt, store)
 
     def _give_up(
         self, claim: Claim, report: UploadReport, error: UploadError, retries_left: int
