@@ -93,5 +93,5 @@ def test_settings_of_the_component_replace_those_of_the_environment(monkeypatch,
 
 
 def test_a_setting_that_does_not_exist_is_refused_by_name():
-    with pytest.raises(ConfigurationError, match="no setting analyser; expected are .*analyzer"):
+    with pytest.raises(ConfigurationError, match=r"no setting analyser; expected are .*analyzer"):
         BatchPipelineComponent(settings={"analyser": "ollama"}).build_defs(None)
