@@ -208,6 +208,10 @@ def with_driver(url: str, driver: str, *, variable: str) -> URL:
     return parsed.set(drivername=f"postgresql+{driver}")
 
 
+#: Database of Dagster's tables, beside the pipeline's on the same server.
+DAGSTER_DATABASE = "dagster"
+
+
 def create_database_if_missing(server: URL, name: str) -> None:
     """Create a database on a server, unless it is there; safe when several processes do so."""
     engine = create_engine(server.set(drivername="postgresql+psycopg"))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 from sqlalchemy import text
 
+from batch_pipeline.database.embedded_server import server_users
 from batch_pipeline.database.session import Database, connect
 from batch_pipeline.errors import PipelineError
 from batch_pipeline.model_servers.base import HealthCheck
@@ -48,6 +49,8 @@ def _database(settings: Settings) -> Iterator[HealthCheck]:
     try:
         if not reached.ok:
             return  # the others would only repeat it, with advice that does not help
+        if not settings.database_url:
+            yield HealthCheck("embedded server", True, _users(settings))
         yield _check("migrations", lambda: _migrations(database), "run `batch-pipeline db upgrade`")
         yield _check(
             "embedding column",
@@ -56,6 +59,13 @@ def _database(settings: Settings) -> Iterator[HealthCheck]:
         )
     finally:
         database.close()
+
+
+def _users(settings: Settings) -> str:
+    users = server_users(settings.home)
+    return "used by " + (
+        ", ".join(f"{user.name} (process {user.pid})" for user in users) or "nobody else"
+    )
 
 
 def _check(name: str, find: Callable[[], str], hint: str) -> HealthCheck:

@@ -31,15 +31,13 @@ from sqlalchemy.pool import NullPool
 
 from batch_pipeline.database.connection_budget import DAGSTER_POOL
 from batch_pipeline.database.session import (
+    DAGSTER_DATABASE,
     create_database_if_missing,
     pipeline_url,
     with_driver,
 )
 from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
 from batch_pipeline.settings import Settings, load_settings
-
-#: Database of Dagster's tables, beside the pipeline's on the same server.
-DAGSTER_DATABASE = "dagster"
 
 
 class PipelineInstanceStorage(DagsterPostgresStorage):
