@@ -28,6 +28,7 @@ from batch_pipeline.errors import (
     PipelineError,
     RefusedError,
 )
+from batch_pipeline.masking import masked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,7 +113,7 @@ class Commands(click.Group):
             sys.exit(STOPPED)
         except Exception as error:
             if session.debug:
-                traceback.print_exc()
+                click.echo(masked(traceback.format_exc()), err=True)
             sys.exit(_explain(error))
 
 
@@ -163,7 +164,7 @@ def _explain(error: Exception) -> int:
 def _say_error(message: str, hint: str | None = None) -> None:
     from batch_pipeline.visible_text import visible  # noqa: PLC0415
 
-    click.echo(f"Error: {visible(message)}", err=True)
+    click.echo(f"Error: {visible(masked(message))}", err=True)
     if hint:
         click.echo(f"Hint: {hint}", err=True)
 

@@ -7,12 +7,13 @@ package reads the environment.
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.masking import learn, learn_url, masked
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
 
@@ -190,6 +191,16 @@ class Settings(BaseSettings):
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().resolve()
 
+    @model_validator(mode="after")
+    def _learn_secrets(self) -> Self:
+        """Have passwords masked wherever something of the settings is quoted."""
+        for value in self.__dict__.values():
+            if isinstance(value, SecretStr):
+                learn(value.get_secret_value())
+            elif isinstance(value, str) and "://" in value:
+                learn_url(value)
+        return self
+
     @cached_property
     def storage_location(self) -> str:
         """Path or URL of the storage, with the default filled in."""
@@ -213,7 +224,7 @@ def load_settings() -> Settings:
     except ValidationError as error:
         lines = [
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"
-            f"={problem['input']!r}: {problem['msg']}"
+            f"={masked(repr(problem['input']))}: {problem['msg']}"
             for problem in error.errors()
         ]
         raise ConfigurationError("settings are not valid:\n  " + "\n  ".join(lines)) from error

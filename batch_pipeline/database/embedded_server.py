@@ -98,8 +98,7 @@ def server_users(home: Path) -> list[ServerUser]:
         except (psutil.Error, OSError):
             continue  # gone, or not ours to look at
         if opens and process.pid != os.getpid() and embedded_guard.__file__ not in words:
-            names = [Path(word).name for word in words[:4] if not word.startswith("-")]
-            found.append(ServerUser(process.pid, " ".join(names)))
+            found.append(ServerUser(process.pid, _short_name(words)))
     return sorted(found, key=lambda user: user.pid)
 
 
@@ -140,6 +139,14 @@ def stop_server(home: Path, *, although_used: bool = False) -> bool:
             "database_down", f"the embedded PostgreSQL did not stop: {done.stderr.strip()}"
         )
     return True
+
+
+def _short_name(words: list[str]) -> str:
+    """Program and command, such as ``batch-pipeline submit``, without the interpreter's options."""
+    names = [Path(word).name for word in words[:4] if not word.startswith("-")]
+    if "-c" in words or len(names) == 1:
+        return names[0]
+    return " ".join([name for name in names if not name.startswith("python")][:2])
 
 
 def _users_file(home: Path) -> Path:

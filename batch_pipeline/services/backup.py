@@ -36,6 +36,7 @@ from batch_pipeline.database.session import (
     with_driver,
 )
 from batch_pipeline.errors import PermanentError, PipelineError, RefusedError
+from batch_pipeline.masking import masked
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
@@ -93,7 +94,10 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
         dagster = _dagster_url(settings, database)
         has_dagster = _answers(dagster)
         backup = Backup(
-            str(file), database.revisions()[0], settings.storage_location, dagster=has_dagster
+            str(file),
+            database.revisions()[0],
+            masked(settings.storage_location),
+            dagster=has_dagster,
         )
         with (
             os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as raw,

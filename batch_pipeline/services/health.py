@@ -1,12 +1,14 @@
 """Health of everything the pipeline stands on, except Dagster; each finding says what to do."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from sqlalchemy import text
 
 from batch_pipeline.database.embedded_server import server_users
 from batch_pipeline.database.session import Database, connect
 from batch_pipeline.errors import PipelineError
+from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.settings import Settings
@@ -20,6 +22,11 @@ _COLUMN_WIDTH = text("""
 
 def check_health(settings: Settings) -> Iterator[HealthCheck]:
     """Check database, migrations, storage and model server, one after another; never raises."""
+    for check in _checks(settings):
+        yield replace(check, detail=masked(check.detail), hint=masked(check.hint))
+
+
+def _checks(settings: Settings) -> Iterator[HealthCheck]:
     yield from _database(settings)
     yield _check(
         "storage",

@@ -10,27 +10,29 @@ PACKAGE = "batch_pipeline"
 #: Each room, and the rooms of the package that it may import from.
 MAY_IMPORT = {
     "visible_text": set(),
-    "errors": {"visible_text"},
-    "settings": {"errors"},
-    "logs": {"settings"},
-    "storage": {"errors"},
+    "masking": set(),
+    "errors": {"masking", "visible_text"},
+    "settings": {"errors", "masking"},
+    "logs": {"masking", "settings"},
+    "storage": {"errors", "masking"},
     "media": {"errors", "media"},
     "model_servers": {"errors", "settings", "media", "model_servers"},
     "database": {"errors", "settings", "database"},
     "services": {
-        "errors", "settings", "visible_text", "storage", "media", "model_servers", "database",
-        "services",
+        "errors", "masking", "settings", "visible_text", "storage", "media", "model_servers",
+        "database", "services",
     },
     "executor": {"executor"},
     "orchestration": {
-        "errors", "settings", "visible_text", "storage", "media", "model_servers", "database",
-        "services", "executor", "orchestration", "logs",
+        "errors", "masking", "settings", "visible_text", "storage", "media", "model_servers",
+        "database", "services", "executor", "orchestration", "logs",
     },
     "definitions": {"settings", "logs", "orchestration"},
     "terminal": {"model_servers", "services", "visible_text"},
     "demo": {"errors", "settings"},
     "cli": {
-        "errors", "settings", "visible_text", "database", "services", "terminal", "demo", "logs",
+        "errors", "masking", "settings", "visible_text", "storage", "database", "services",
+        "terminal", "demo", "logs",
         # `doctor` asks Dagster's storage for the daemon's heartbeats.
         "orchestration.instance_health",
     },
