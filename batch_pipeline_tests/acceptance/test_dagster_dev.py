@@ -78,7 +78,8 @@ def processes_below(pid: int) -> list[psutil.Process]:
 def test_sigterm_ends_everything_that_a_script_started_in_the_background(what, tmp_path):
     """A shell without a terminal starts background jobs with SIGINT ignored."""
     port, log = free_port(), tmp_path / "log"
-    make = ("make", "--old-file=.venv/.installed", f"VENV={Path(sys.executable).parents[1]}")
+    environment = Path(sys.executable).parents[1]
+    make = ("make", f"--old-file={environment}/bin/.installed", f"VENV={environment}")
     command = {
         "dagster dev": (sys.executable, "-m", "dagster", "dev", "-p", str(port)),
         "make dev": (*make, "dev", f"ARGS=-p {port}"),
