@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from batch_pipeline.database.connection_setup import EARLIEST, LATEST
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.search import SearchResult
@@ -241,11 +242,15 @@ def health_table(checks: Sequence[HealthCheck]) -> Table:
 
 def _shown(key: str, value: Any) -> str:
     if key.endswith("_at"):
-        return str(value.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
+        # At the end of all time, which upload APIs call infinity, there are no time zones.
+        local = value if value in {EARLIEST, LATEST} else value.astimezone()
+        return str(local.strftime("%Y-%m-%d %H:%M:%S"))
     return f"{value:g} %" if key == "progress_percentage" else str(value)
 
 
-def _age(moment: datetime) -> str:
+def _age(moment: datetime | None) -> str:
+    if moment is None:  # the row of an upload API that does not say
+        return "-"
     seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:

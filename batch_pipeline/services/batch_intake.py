@@ -11,26 +11,29 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import func, insert, select
+from sqlalchemy.exc import DataError, IntegrityError
 
+from batch_pipeline.database.failures import repeated, sqlstate
 from batch_pipeline.database.models import Upload, UploadBatch
-from batch_pipeline.errors import RefusedError, ServiceDownError
-from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason, sniff
+from batch_pipeline.database.readings import LOCAL_USER
+from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
+from batch_pipeline.media.acceptance import accept
+from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
 from batch_pipeline.services.file_ownership import FileOwnership
-from batch_pipeline.services.progress.batch_progress import BatchProgress, ProgressPublisher
+from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
-#: Owner of what is submitted without naming a user.
-LOCAL_USER = uuid.UUID(int=0)
-
 _CHUNK_BYTES = 1 << 20
+#: SQLSTATE of a row that refers to one which is not there.
+_FOREIGN_KEY = "23503"
 #: How long an interrupted submission waits to learn whether its rows were committed.
 _COMMIT_SECONDS = 10.0
 
@@ -120,7 +123,8 @@ def submit(
             note.keep_fresh()
             on_stored(number, len(accepted))
         note.remove()
-        _insert(publisher, storage, batch_id, user_id, accepted)
+        with _refusals_named(user_id):
+            _insert(publisher, storage, batch_id, user_id, accepted)
     except BaseException:
         # An error or a Ctrl-C may come after the commit: then the files are the batch's.
         if not _is_committed(publisher, batch_id):
@@ -203,15 +207,17 @@ def _examine_one(path: Path, filename: str, settings: Settings) -> _Accepted:
         )
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-        media_type = sniff(head)
-        if media_type is None:
-            raise RefusedError(refusal_reason(head))
+        try:
+            media_type = accept(head, settings.accepted_format_names)
+        except PermanentError as error:
+            raise RefusedError(str(error)) from error
         checksum = hashlib.sha256(head)
         while chunk := file.read(_CHUNK_BYTES):
             checksum.update(chunk)
     return _Accepted(uuid.uuid4(), path, filename, media_type, size, checksum.hexdigest())
 
 
+@repeated
 def _insert(
     publisher: ProgressPublisher,
     storage: Storage,
@@ -247,6 +253,25 @@ def _insert(
         )
         progress = BatchProgress(batch_id, user_id, "pending", len(accepted), 0, 0, 0)
         transaction.announce(progress, user_id)
+
+
+@contextmanager
+def _refusals_named(user_id: uuid.UUID) -> Iterator[None]:
+    """Explain what tables refuse that an upload API has made for rows of its own."""
+    try:
+        yield
+    except (IntegrityError, DataError) as error:
+        reason = str(error.orig).strip()
+        if sqlstate(error) == _FOREIGN_KEY:
+            raise RefusedError(
+                f"the upload API that owns these tables knows no user {user_id}: name one of its "
+                f"users with --user ({reason})"
+            ) from error
+        raise RefusedError(
+            f"the tables belong to an upload API that does not take such rows: {reason}\n"
+            "Submit through that API, or give what it asks for a default (ALTER TABLE … ALTER "
+            "COLUMN … SET DEFAULT …)"
+        ) from error
 
 
 def _is_committed(publisher: ProgressPublisher, batch_id: uuid.UUID) -> bool:

@@ -7,7 +7,7 @@ from batch_pipeline.database.session import open_database
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import Analyzer
 from batch_pipeline.services.file_ownership import FileOwnership
-from batch_pipeline.services.progress.batch_progress import ProgressPublisher
+from batch_pipeline.services.progress.publishing import ProgressPublisher
 from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
 from batch_pipeline.services.states.backlog import Backlog
 from batch_pipeline.services.states.batch_states import BatchStates

@@ -119,7 +119,7 @@ def fair_shares(limit: int, claimants: Sequence[Claimant]) -> dict[uuid.UUID, in
 
 
 @dataclass
-class _Lane:
+class _SharedLane:
     """The calls of one kind to one server, as agreed on last."""
 
     gate: CallGate
@@ -170,7 +170,7 @@ class SharedCallSlots:
         self._database = database
         self._lease_seconds = lease_seconds
         self._gates: list[tuple[CallGate, CallKind, uuid.UUID]] = []
-        self._lanes: dict[tuple[CallGate, str], _Lane] = {}
+        self._lanes: dict[tuple[CallGate, str], _SharedLane] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._alarm: socket.socket | None = None
@@ -267,18 +267,18 @@ class SharedCallSlots:
             if lane.held or lane.wanted:
                 self._write(connection, lane, Demand(0, 0))
 
-    def _due_lanes(self) -> dict[CallGate, list[_Lane]]:
+    def _due_lanes(self) -> dict[CallGate, list[_SharedLane]]:
         """Those that have to be agreed on, together with the others of their gate."""
         with self._lock:
             gates = list(self._gates)
-        due: dict[CallGate, list[_Lane]] = {}
+        due: dict[CallGate, list[_SharedLane]] = {}
         now = time.monotonic()
         for gate, kind, holder in gates:
             lanes, demands = [], gate.demand()
             for server in demands:
                 key = gate, server
                 if key not in self._lanes:
-                    self._lanes[key] = _Lane(gate, kind, server, holder)
+                    self._lanes[key] = _SharedLane(gate, kind, server, holder)
                 lanes.append(self._lanes[key])
             if any(lane.look_in(demands[lane.server], now) <= 0 for lane in lanes):
                 # Together, so that calls which wait for any of them spread over all.
@@ -290,7 +290,7 @@ class SharedCallSlots:
         return due
 
     def _agree(
-        self, connection: psycopg.Connection, gate: CallGate, lanes: Sequence[_Lane]
+        self, connection: psycopg.Connection, gate: CallGate, lanes: Sequence[_SharedLane]
     ) -> None:
         valid_until = time.monotonic() + self._lease_seconds
         demands = gate.take_stock([lane.server for lane in lanes])
@@ -301,7 +301,7 @@ class SharedCallSlots:
         self._agreed_at = time.monotonic()
 
     def _write(
-        self, connection: psycopg.Connection, lane: _Lane, demand: Demand
+        self, connection: psycopg.Connection, lane: _SharedLane, demand: Demand
     ) -> tuple[int, int]:
         """Agree on one lane; returns the slots that are ours and those that others hold."""
         heard, lane.heard = lane.heard, False
@@ -340,7 +340,7 @@ class SharedCallSlots:
         lane.look_after = self._look_after(lane, others)
         return allowed, elsewhere
 
-    def _look_after(self, lane: _Lane, others: Sequence[Claimant]) -> float:
+    def _look_after(self, lane: _SharedLane, others: Sequence[Claimant]) -> float:
         after = self._lease_seconds / 3
         if lane.held < max(lane.share, min(lane.wanted, 1)):
             after = min(after, _SHORT_SECONDS)

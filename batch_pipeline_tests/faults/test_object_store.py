@@ -9,8 +9,8 @@ from sqlalchemy import text
 
 from batch_pipeline.database.models import Stage
 from batch_pipeline.services.health import check_health
-from batch_pipeline.services.reports.batch_report import batch_report, render_html
-from batch_pipeline.services.reports.previews import stored_preview
+from batch_pipeline.services.reports.previews import Previews
+from batch_pipeline.services.reports.report_page import batch_report, render_html
 from batch_pipeline.services.reprocessing import Selection, reprocess
 from batch_pipeline_tests.integration.orchestration.conftest import MEDIA
 
@@ -47,7 +47,7 @@ def test_a_batch_lives_its_whole_life_in_s3(in_s3):
         for upload_id, row in uploads.items()
     }
     for row in uploads.values():
-        assert stored_preview(pipeline.storage, row.thumbnail_path, 160)
+        assert Previews(pipeline.storage).read(row.thumbnail_path, 160)
     html = render_html(batch_report(pipeline.database, pipeline.storage, batch_id))
     assert html.count("data:image/jpeg") >= 2
 

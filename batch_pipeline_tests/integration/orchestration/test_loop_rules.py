@@ -13,8 +13,8 @@ from sqlalchemy import delete, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.database.session import connect
-from batch_pipeline.definitions import build_definitions
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.executors import MAX_WORKING
 from batch_pipeline.services import upload_processing
 from batch_pipeline.services.pipeline import shared_pipeline

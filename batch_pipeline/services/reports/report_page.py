@@ -2,7 +2,7 @@
 
 The page stands alone: no script, no font, no picture from elsewhere, and a content security policy
 that forbids all of them, so that nothing a file name or a model says can do more than be read.
-How it looks stands in ``batch_report.html.jinja``; reading the rows in ``batch_status.py``.
+How it looks stands in ``report_page.html.jinja``; reading the rows in ``batch_status.py``.
 """
 
 import base64
@@ -20,10 +20,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload
+from batch_pipeline.database.readings import FILENAME, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.reports.batch_status import batch_head
-from batch_pipeline.services.reports.previews import stored_preview
+from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible, visible_line
 
@@ -139,11 +140,11 @@ def stage_timings(uploads: Iterable[Mapping[str, float]]) -> Sequence[StageTimin
     ]
 
 
-def shown_seconds(stored: Mapping[str, Any]) -> dict[str, float]:
+def shown_seconds(stored: object) -> dict[str, float]:
     """Seconds per stage of an upload as they stand in its row, fit to be looked at."""
     return {
         visible_line(stage): float(seconds)
-        for stage, seconds in stored.items()
+        for stage, seconds in (stored.items() if isinstance(stored, dict) else ())
         if isinstance(seconds, int | float)
     }
 
@@ -160,9 +161,9 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
         rows = connection.execute(
             select(
                 Upload.id,
-                Upload.filename,
+                FILENAME,
                 Upload.file_type,
-                Upload.processing_status,
+                word(Upload.processing_status),
                 Upload.description,
                 Upload.description_audit_score,
                 Upload.error_kind,
@@ -177,9 +178,10 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
         ).all()
     shown = [row for row in rows if not row.hidden]
     side = _LARGE if len(shown) <= _MANY else _SMALL
+    previews = Previews(storage)
     return BatchReport(
         head=head,
-        cards=[_card(row, _picture(storage, row.thumbnail_path, side)) for row in shown],
+        cards=[_card(row, _picture(previews.read(row.thumbnail_path, side))) for row in shown],
         hidden=len(rows) - len(shown),
         made_at=datetime.now(UTC),
     )
@@ -197,9 +199,9 @@ def render_html(report: BatchReport) -> str:
     environment.filters["seconds"] = _seconds
     environment.filters["moment"] = lambda value: _moment(value, "%Y-%m-%d %H:%M:%S UTC")
     environment.filters["clock"] = lambda value: _moment(value, "%H:%M:%S")
-    style = (Path(__file__).parent / "batch_report.css").read_text(encoding="utf-8")
+    style = (Path(__file__).parent / "report_page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.get_template("batch_report.html.jinja").render(
+    return environment.get_template("report_page.html.jinja").render(
         report=report, style=style, style_digest=digest
     )
 
@@ -236,10 +238,9 @@ def _card(row: AnyRow, picture: str) -> Card:
     )
 
 
-def _picture(storage: Storage, path: str | None, side: int) -> str:
+def _picture(jpeg: bytes | None) -> str:
     """Make a ``data:`` URI of a thumbnail; empty if there is none that can be shown."""
-    small = stored_preview(storage, path, side)
-    return f"data:image/jpeg;base64,{base64.b64encode(small).decode()}" if small else ""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
 
 
 def _seconds(value: float | timedelta | None) -> str:

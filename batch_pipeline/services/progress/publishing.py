@@ -41,6 +41,7 @@ from sqlalchemy import (
 
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, UploadBatch
+from batch_pipeline.database.readings import count, owner, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.services.progress.pace import Pace
@@ -124,12 +125,12 @@ Addressed = tuple[Message, uuid.UUID | None]
 #: In the order of the fields of `BatchProgress`.
 PROGRESS = (
     UploadBatch.id,
-    UploadBatch.user_id,
-    UploadBatch.status,
-    UploadBatch.total_uploads,
-    UploadBatch.processed_uploads,
-    UploadBatch.successful_uploads,
-    UploadBatch.failed_uploads,
+    owner(UploadBatch.user_id),
+    word(UploadBatch.status),
+    count(UploadBatch.total_uploads),
+    count(UploadBatch.processed_uploads),
+    count(UploadBatch.successful_uploads),
+    count(UploadBatch.failed_uploads),
 )
 
 
@@ -336,8 +337,11 @@ def queue_file_message(
         {
             "batch_id": upload.batch_id,
             "upload_id": upload.id,
-            "file_name": func.left(upload.filename, literal_column(str(MAX_SHOWN_NAME))),
-            "file_size": upload.file_size,
+            "file_name": func.left(
+                func.coalesce(upload.filename, literal_column("''")),
+                literal_column(str(MAX_SHOWN_NAME)),
+            ),
+            "file_size": func.coalesce(upload.file_size, literal_column("0")),
             "progress_percentage": literal_column(str(percentage)),
             "status": literal_column(f"'{status}'"),
         },
