@@ -28,6 +28,7 @@ from batch_pipeline.errors import (
     PipelineError,
     RefusedError,
 )
+from batch_pipeline.masking import masked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,7 +113,7 @@ class Commands(click.Group):
             sys.exit(STOPPED)
         except Exception as error:
             if session.debug:
-                traceback.print_exc()
+                click.echo(masked(traceback.format_exc()), err=True)
             sys.exit(_explain(error))
 
 
@@ -163,7 +164,7 @@ def _explain(error: Exception) -> int:
 def _say_error(message: str, hint: str | None = None) -> None:
     from batch_pipeline.visible_text import visible  # noqa: PLC0415
 
-    click.echo(f"Error: {visible(message)}", err=True)
+    click.echo(f"Error: {visible(masked(message))}", err=True)
     if hint:
         click.echo(f"Hint: {hint}", err=True)
 
@@ -694,8 +695,9 @@ def db() -> None:
     """Look after the database.
 
     \b
-    Example:
+    Examples:
       batch-pipeline db upgrade
+      batch-pipeline db backup monday.tar
     """
 
 
@@ -721,6 +723,98 @@ def upgrade(session: Session, as_json: bool) -> None:
         click.echo(f"Nothing to do: the tables are at revision {after}.")
     else:
         click.echo(f"The tables are at revision {after} now (before: {before or 'none'}).")
+
+
+@db.command()
+@click.option("--force", is_flag=True, help="Stop it although others use it.")
+@json_option
+@click.pass_obj
+def stop(session: Session, force: bool, as_json: bool) -> None:
+    """Stop the embedded server; refused while others use it.
+
+    It stops by itself when nobody uses it any more, and starts with the next command.
+
+    \b
+    Example:
+      batch-pipeline db stop
+    """
+    from batch_pipeline.database.embedded_server import stop_server  # noqa: PLC0415
+
+    if session.settings.database_url:
+        raise RefusedError(
+            "BATCH_PIPELINE_DATABASE_URL names a server of its own, which is not ours to stop"
+        )
+    ran = stop_server(session.settings.home, although_used=force)
+    if as_json:
+        _print_json({"stopped": ran})
+    else:
+        click.echo("Stopped." if ran else "It did not run.")
+
+
+@db.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--files/--no-files",
+    "with_files",
+    default=None,
+    help="Originals and thumbnails, too; by default if they are on this machine.",
+)
+@json_option
+@click.pass_obj
+def backup(session: Session, file: Path, with_files: bool | None, as_json: bool) -> None:
+    """Write everything to one file, while everything runs.
+
+    Our tables, the history of runs, and the stored files.
+
+    \b
+    Examples:
+      batch-pipeline db backup monday.tar
+      batch-pipeline db backup monday.tar --no-files
+    """
+    from batch_pipeline.services.backup import back_up  # noqa: PLC0415
+    from batch_pipeline.storage import Storage  # noqa: PLC0415
+
+    if with_files is None:
+        with_files = Storage(session.settings.storage_location).is_local
+    done = back_up(session.settings, file, with_files=with_files)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    for path in done.missing:
+        click.echo(f"missing    {path}: a row names it, the storage does not hold it", err=True)
+    runs = "the history of runs" if done.dagster else "no history of runs"
+    click.echo(f"{file}: our tables, {runs}, {_counted(done.files, 'file')}")
+    if not with_files:
+        click.echo(f"The files are not in it; copy them now: {done.storage}")
+
+
+@db.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--replace", is_flag=True, help="Although the database holds batches already.")
+@json_option
+@click.pass_obj
+def restore(session: Session, file: Path, replace: bool, as_json: bool) -> None:
+    """Put a backup in the place of an empty database; stop Dagster first.
+
+    Files that are there already are left as they are.
+
+    \b
+    Example:
+      batch-pipeline db restore monday.tar
+    """
+    from batch_pipeline.services.backup import restore as put_back  # noqa: PLC0415
+
+    done = put_back(session.settings, file, replace=replace)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    kept = f", {done.kept} were there already" if done.kept else ""
+    click.echo(f"Restored as of {done.backup.made_at}: {_counted(done.files, 'file')}{kept}.")
+    if not done.is_owner:
+        click.echo(
+            "Another database owns the storage, so nothing is tidied there. If it is gone: "
+            "batch-pipeline tidy --take-over"
+        )
 
 
 def _follow(

@@ -18,11 +18,18 @@ An ``UploadError`` and a ``ServiceDownError`` carry a ``kind``: a short, stable 
 for reading and is kept word for word, less what no reader can see.
 """
 
+from batch_pipeline.masking import masked
 from batch_pipeline.visible_text import visible
 
 
 class PipelineError(Exception):
-    """Base of everything below; its message is written for the person who has to act on it."""
+    """Base of everything below; its message is written for the person who has to act on it.
+
+    It may quote a library that quotes a URL of the settings: passwords are masked here.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(masked(message))
 
 
 class ConfigurationError(PipelineError):

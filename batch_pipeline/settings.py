@@ -8,12 +8,13 @@ import json
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.masking import learn, learn_url, masked
 from batch_pipeline.media.acceptance import FORMATS
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
@@ -300,6 +301,16 @@ class Settings(BaseSettings):
         """The accepted formats, with the default filled in."""
         return _names(self.accepted_formats) or frozenset(FORMATS)
 
+    @model_validator(mode="after")
+    def _learn_secrets(self) -> Self:
+        """Have passwords masked wherever something of the settings is quoted."""
+        for value in self.__dict__.values():
+            if isinstance(value, SecretStr):
+                learn(value.get_secret_value())
+            elif isinstance(value, str) and "://" in value:
+                learn_url(value)
+        return self
+
     @cached_property
     def storage_location(self) -> str:
         """Path or URL of the storage, with the default filled in."""
@@ -327,7 +338,7 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         lines = [
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"
-            f"={problem['input']!r}: {problem['msg']}"
+            f"={masked(repr(problem['input']))}: {problem['msg']}"
             for problem in error.errors()
         ]
         raise ConfigurationError("settings are not valid:\n  " + "\n  ".join(lines)) from error

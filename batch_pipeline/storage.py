@@ -26,6 +26,7 @@ from batch_pipeline.errors import (
     TransientError,
     UploadError,
 )
+from batch_pipeline.masking import mask_chain
 
 THUMBNAIL_NAME = "thumb_256.jpg"
 #: Files being written carry this ending, so that what a crash leaves can be told and removed.
@@ -284,6 +285,7 @@ def storage_error(error: Exception, path: str = "", *, written: str = "") -> Ser
         path: the file that was to be read.
         written: the file that was to be written.
     """
+    mask_chain(error)
     if isinstance(error, OSError) and error.errno in _FULL:
         return ServiceDownError("storage_full", f"the storage is full: {error}")
     return ServiceDownError(

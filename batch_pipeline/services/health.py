@@ -1,12 +1,15 @@
 """Health of everything the pipeline stands on, except Dagster; each finding says what to do."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from sqlalchemy import text
 
+from batch_pipeline.database.embedded_server import server_users
 from batch_pipeline.database.existing_tables import Problem, rows_left_alone, table_problems
 from batch_pipeline.database.session import Database, connect
 from batch_pipeline.errors import ConfigurationError, PipelineError
+from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.services.reports.batch_status import oldest_waiting
@@ -28,6 +31,11 @@ def check_health(settings: Settings, *, quick: bool = False) -> Iterator[HealthC
 
     Unless `quick`, each model is asked a question whose answer is known.
     """
+    for check in _checks(settings, quick=quick):
+        yield replace(check, detail=masked(check.detail), hint=masked(check.hint))
+
+
+def _checks(settings: Settings, *, quick: bool) -> Iterator[HealthCheck]:
     yield from _database(settings)
     yield _check(
         "storage",
@@ -63,6 +71,8 @@ def _database(settings: Settings) -> Iterator[HealthCheck]:
     try:
         if not reached.ok:
             return  # the others would only repeat it, with advice that does not help
+        if not settings.database_url:
+            yield HealthCheck("embedded server", True, _users(settings))
         migrations = _check(
             "migrations", lambda: _migrations(database), "run `batch-pipeline db upgrade`"
         )
@@ -83,6 +93,13 @@ def _database(settings: Settings) -> Iterator[HealthCheck]:
             yield _check("oldest waiting upload", lambda: _oldest_waiting(database), "")
     finally:
         database.close()
+
+
+def _users(settings: Settings) -> str:
+    users = server_users(settings.home)
+    return "used by " + (
+        ", ".join(f"{user.name} (process {user.pid})" for user in users) or "nobody else"
+    )
 
 
 def _check(name: str, find: Callable[[], str], hint: str) -> HealthCheck:

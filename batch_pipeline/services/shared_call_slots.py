@@ -31,6 +31,7 @@ from sqlalchemy.engine import URL
 
 from batch_pipeline.database.connection_setup import is_pooled
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import CallKind, CallSlots
 from batch_pipeline.model_servers.call_slots import CallGate, Demand
 
@@ -421,6 +422,7 @@ class SharedCallSlots:
 
 def _name_for_all_hosts(server: str) -> str:
     """What a server is called in the table: a loopback address is another one on each host."""
+    server = masked(server)
     if (urlsplit(server).hostname or "") in {"localhost", "127.0.0.1", "::1"}:
         return f"{server.rstrip('/')} of {socket.gethostname()}"
     return server.rstrip("/")

