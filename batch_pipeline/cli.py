@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from batch_pipeline.services.batch_intake import Submission
     from batch_pipeline.services.pipeline import Pipeline
-    from batch_pipeline.services.progress.batch_progress import BatchProgress
+    from batch_pipeline.services.progress.publishing import BatchProgress
     from batch_pipeline.services.search import SearchResult
     from batch_pipeline.settings import Settings
 
@@ -320,11 +320,11 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
     Example:
       batch-pipeline report 3f2a… --html holiday.html
     """
-    from batch_pipeline.services.reports.batch_report import (  # noqa: PLC0415
+    from batch_pipeline.services.reports.pages import write_whole  # noqa: PLC0415
+    from batch_pipeline.services.reports.report_page import (  # noqa: PLC0415
         batch_report,
         render_html,
     )
-    from batch_pipeline.services.reports.pages import write_whole  # noqa: PLC0415
 
     pipeline = session.pipeline
     found = batch_report(pipeline.database, pipeline.storage, batch)

@@ -21,7 +21,9 @@ class MediaFacts:
     width: int
     height: int
     captured_at: datetime | None = None
-    """Local time on the camera's clock, without a zone."""
+    """Local time on the camera's clock, without a zone, to the second."""
+    date_source: str | None = None
+    """Where `captured_at` was found, e.g. ``EXIF DateTimeOriginal``, ``file name``."""
     camera: str | None = None
     """Maker and model."""
     frame_count: int = 1
@@ -29,6 +31,10 @@ class MediaFacts:
     duration_seconds: float | None = None
     frame_rate: float | None = None
     codec: str | None = None
+    clip: str | None = None
+    """What moves beside a still: the film inside a motion photo, or the name of a Live Photo's."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with a file that is shown all the same, e.g. ``damaged: …``."""
 
 
 @dataclass(frozen=True)

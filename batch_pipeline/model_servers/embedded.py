@@ -21,12 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from batch_pipeline.errors import ClaimLostError, ServiceDownError
+from batch_pipeline.errors import ServiceDownError, WorkCancelledError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.measurements import ColourShare, Measurements, measure, small_copy
 from batch_pipeline.media.square_views import square_views
 from batch_pipeline.model_servers import efficientnet, sentence_encoder
-from batch_pipeline.model_servers.base import CancelledCheck, HealthCheck, never_cancelled
+from batch_pipeline.model_servers.base import (
+    CancelledCheck,
+    HealthCheck,
+    Spent,
+    never_cancelled,
+    not_counted,
+)
 from batch_pipeline.model_servers.picture_categories import Content, content_of
 from batch_pipeline.model_servers.text_hashing import hash_text
 
@@ -55,12 +61,13 @@ class EmbeddedVision:
         *,
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> str:
         """Describe a picture or a video; see `VisionModel.describe`.
 
         Raises:
             ServiceDownError: the weights of the classifier are not those that are expected.
-            ClaimLostError: `cancelled` answered true.
+            WorkCancelledError: `cancelled` answered true.
         """
         copies = []
         for frame in frames:
@@ -94,6 +101,10 @@ class EmbeddedVision:
             return [HealthCheck("vision", False, str(error), f"run {_EXTRA} again", error.kind)]
         return [HealthCheck("vision", True, f"{found}; tells common things, not people or scenes")]
 
+    def try_out(self) -> list[HealthCheck]:
+        """Nothing that a check would not find."""
+        return []
+
 
 class EmbeddedEmbedding:
     """Embeds text: by meaning and by words, or by words alone.
@@ -112,13 +123,17 @@ class EmbeddedEmbedding:
         return self.dimensions >= sentence_encoder.DIMENSIONS
 
     def embed(
-        self, texts: Sequence[str], *, cancelled: CancelledCheck = never_cancelled
+        self,
+        texts: Sequence[str],
+        *,
+        cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> list[list[float]]:
         """Embed each text; see `EmbeddingModel.embed`.
 
         Raises:
             ServiceDownError: the sentence encoder cannot be loaded.
-            ClaimLostError: `cancelled` answered true.
+            WorkCancelledError: `cancelled` answered true.
         """
         vectors = []
         for text in texts:
@@ -147,10 +162,14 @@ class EmbeddedEmbedding:
             found += f"; finds by words alone, as fewer than {sentence_encoder.DIMENSIONS} numbers"
         return [HealthCheck("embedding", True, found)]
 
+    def try_out(self) -> list[HealthCheck]:
+        """Nothing that a check would not find."""
+        return []
+
 
 def _stop_if(cancelled: CancelledCheck) -> None:
     if cancelled():
-        raise ClaimLostError("the work on this upload is no longer wanted")
+        raise WorkCancelledError("the work on this upload is no longer wanted")
 
 
 def _seen(frames: Sequence[Frame], cancelled: CancelledCheck) -> Content | None:

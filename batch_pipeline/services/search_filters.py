@@ -9,6 +9,7 @@ from datetime import date, timedelta
 from sqlalchemy import ColumnElement, func
 
 from batch_pipeline.database.models import Upload
+from batch_pipeline.database.readings import FACTS, HIDDEN, known
 from batch_pipeline.errors import RefusedError
 
 _DAY = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
@@ -46,7 +47,7 @@ class Filters:
         Raises:
             RefusedError: a day, a kind or a similarity cannot be read as one.
         """
-        yield ~Upload.hidden
+        yield ~HIDDEN
         if self.user_id is not None:
             yield Upload.user_id == self.user_id
         if self.batch_id is not None:
@@ -57,11 +58,9 @@ class Filters:
             yield Upload.file_type == self.file_type
         if self.format is not None:
             named = self.format.lower()
-            yield Upload.facts["format"].astext == _FORMATS.get(named, named)
+            yield FACTS["format"].astext == _FORMATS.get(named, named)
         if self.camera is not None:
-            yield func.lower(Upload.facts["camera"].astext).contains(
-                self.camera.lower(), autoescape=True
-            )
+            yield func.lower(FACTS["camera"].astext).contains(self.camera.lower(), autoescape=True)
         if self.since is not None:
             yield _when() >= _period(self.since)[0].isoformat()
         if self.until is not None:
@@ -78,8 +77,10 @@ class Filters:
 
 def _when() -> ColumnElement[str]:
     """Moment as ISO text, which sorts as time does; of an upload in UTC."""
-    uploaded = func.to_char(func.timezone("UTC", Upload.created_at), 'YYYY-MM-DD"T"HH24:MI:SS')
-    taken: ColumnElement[str] = func.coalesce(Upload.facts["captured_at"].astext, uploaded)
+    uploaded = func.to_char(
+        func.timezone("UTC", known(Upload.created_at)), 'YYYY-MM-DD"T"HH24:MI:SS'
+    )
+    taken: ColumnElement[str] = func.coalesce(FACTS["captured_at"].astext, uploaded)
     return taken.collate("C")
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "batch_pipeline"
 DOCUMENTS = sorted(
     {
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
         *ROOT.glob("*.md"),
         *ROOT.glob("*/README.md"),
         *ROOT.glob("examples/*/README.md"),

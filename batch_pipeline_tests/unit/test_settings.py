@@ -83,3 +83,21 @@ def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path):
 def test_the_api_key_is_not_shown(monkeypatch):
     monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY", "sk-secret")
     assert "sk-secret" not in repr(load_settings())
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("{num_ctx: 1}", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"model": "x", "stream": true}', "model, stream cannot be set"),
+        ('{"options": 3}', "`options` are not a JSON object"),
+    ],
+)
+@pytest.mark.parametrize("name", ["VISION_OPTIONS", "EMBEDDING_OPTIONS"])
+def test_options_of_a_model_that_are_none_are_refused_at_the_start(
+    monkeypatch, name, options, reason
+):
+    monkeypatch.setenv(f"BATCH_PIPELINE_{name}", options)
+    with pytest.raises(ConfigurationError, match=f"BATCH_PIPELINE_{name}=.*{reason}"):
+        load_settings()

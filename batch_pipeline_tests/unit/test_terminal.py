@@ -10,8 +10,8 @@ from rich.console import Console
 
 from batch_pipeline import terminal
 from batch_pipeline.model_servers.base import HealthCheck
-from batch_pipeline.services.progress.batch_progress import BatchProgress
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
+from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.search import SearchResult
 from batch_pipeline.testing.media import HOSTILE_FILENAMES
 

@@ -13,8 +13,8 @@ from sqlalchemy import delete, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.database.session import connect
-from batch_pipeline.definitions import build_definitions
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.executors import MAX_WORKING
 from batch_pipeline.services import upload_processing
 from batch_pipeline.services.pipeline import shared_pipeline
@@ -483,10 +483,12 @@ def test_l16_a_publisher_that_fails_is_one_warning(change, open_pipeline, instan
 # L17
 
 
-def test_l17_an_upload_deleted_while_in_work_leaves_nothing_behind(served_runner, model_server):
+def test_l17_an_upload_deleted_while_in_work_leaves_nothing_of_ours_behind(
+    served_runner, model_server
+):
     batch_id = served_runner.submit("fog.webp", "lighthouse.gif")
     doomed, other = upload_rows(served_runner.pipeline.database, batch_id)
-    folder = Path(served_runner.pipeline.settings.storage_location) / str(doomed.user_id)
+    storage = served_runner.pipeline.storage
     model_server.play("vision", [Fault.HANG])
 
     def delete_during_the_first_call():
@@ -499,7 +501,9 @@ def test_l17_an_upload_deleted_while_in_work_leaves_nothing_behind(served_runner
     result = served_runner.run(batch_id)
     thread.join()
     assert result.success
-    assert [path.name for path in folder.iterdir()] == [str(other.id)]
+    left = storage.names(f"{doomed.user_id}/{doomed.id}")
+    assert left == [Path(doomed.file_path).name], "the original alone, which is no work of ours"
+    assert "thumb_256.jpg" in storage.names(f"{other.user_id}/{other.id}")
     assert counts(served_runner, batch_id) == ("completed", 1, 1, 0)
     assert batch_row(served_runner.pipeline.database, batch_id).total_uploads == 1
 

@@ -10,7 +10,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.content import MediaContent
-from batch_pipeline.media.images import MAX_PIXELS, decode_image, load_reduced
+from batch_pipeline.media.images import decode_image
 from batch_pipeline.media.pictures import vision_size
 from batch_pipeline.media.sniffing import sniff
 from batch_pipeline.testing.media import (

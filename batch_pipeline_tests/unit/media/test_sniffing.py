@@ -25,6 +25,12 @@ VIDEO_TYPES: dict[VideoFormat, MediaType] = {
     "mpeg-ts": sniffing.MPEG_TRANSPORT,
     "mpeg-es": sniffing.MPEG_ELEMENTARY,
     "flv": sniffing.FLV,
+    "3gp": sniffing.THREE_GP,
+    "mkv": sniffing.MKV,
+    "wmv": sniffing.WMV,
+    "ogv": sniffing.OGV,
+    "mxf": sniffing.MXF,
+    "m2ts": sniffing.MPEG_CAMCORDER,
 }
 
 
@@ -67,12 +73,15 @@ def ftyp(*brands: bytes) -> bytes:
         ((b"mif1", b"mif1"), sniffing.HEIF),
         ((b"avis", b"avif", b"msf1", b"iso8"), sniffing.AVIF),
         ((b"isom", b"iso2", b"mp41"), sniffing.MP4),
-        ((b"3gp5", b"isom"), sniffing.MP4),
+        ((b"3gp5", b"isom"), sniffing.THREE_GP),
         ((b"M4V ", b"M4A ", b"mp42"), sniffing.MP4),
         ((b"abcd", b"mp42"), sniffing.MP4),
         ((b"qt  ", b"qt  "), sniffing.MOV),
         ((b"M4A ", b"mp42", b"isom"), None),
-        ((b"crx ", b"crx "), None),
+        ((b"crx ", b"crx ", b"isom"), sniffing.CR3),
+        ((b"abcd", b"efgh"), sniffing.MP4),
+        ((b"abcd", b"M4A "), None),
+        ((b"abcd", b"mif1", b"heic"), sniffing.HEIC),
     ],
 )
 def test_brands_tell_photos_films_and_sound_apart(brands, expected):
@@ -80,10 +89,10 @@ def test_brands_tell_photos_films_and_sound_apart(brands, expected):
 
 
 def test_brands_behind_the_end_of_their_box_say_nothing():
-    assert sniff(ftyp(b"abcd") + b"isommp42") is None
+    assert sniff(ftyp(b"abcd") + b"M4A crx heic") is sniffing.MP4
 
 
-@pytest.mark.parametrize("box", [b"moov", b"mdat", b"wide"])
+@pytest.mark.parametrize("box", [b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"])
 def test_quicktime_older_than_brands_is_known(box):
     assert sniff(b"\0\0\0\x08" + box) is sniffing.MOV
 
@@ -91,7 +100,7 @@ def test_quicktime_older_than_brands_is_known(box):
 def test_a_camcorder_transport_stream_is_known_by_its_longer_packets():
     packet = b"\0\0\0\0\x47" + bytes(187)
 
-    assert sniff(packet * 4) is sniffing.MPEG_TRANSPORT
+    assert sniff(packet * 4) is sniffing.MPEG_CAMCORDER
 
 
 def test_a_text_of_capital_gs_is_not_a_transport_stream():
@@ -106,7 +115,10 @@ EXPECTED_NAMES = {
     "ZIP": "ZIP",
     "ffconcat": "ffconcat script",
     "HLS": "HLS or M3U playlist",
-    "Matroska": "Matroska file (document type 'matroska'; of these only 'webm' is accepted)",
+    "EBML": "EBML file (document type 'lego'; accepted are 'matroska' and 'webm')",
+    "Canon raw": "a Canon camera's raw file (CR3)",
+    "Ogg audio": "an Ogg audio file",
+    "Windows Media audio": "a Windows Media audio file",
     "MP3": "MP3 audio",
     "WAV": "WAV audio",
     "MPEG-4 audio": "MPEG-4 audio",
@@ -116,8 +128,13 @@ EXPECTED_NAMES = {
 }
 
 
-@pytest.mark.parametrize(("name", "data"), make_unsupported_files().items())
-def test_what_is_refused_is_named_and_the_accepted_formats_are_listed(name, data):
+UNSUPPORTED = make_unsupported_files()
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_is_refused_is_named_and_the_accepted_formats_are_listed(name):
+    data = UNSUPPORTED[name]
+
     assert sniff(data) is None
     reason = refusal_reason(data)
     assert EXPECTED_NAMES[name] in reason

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batch_pipeline.errors import ClaimLostError
+from batch_pipeline.errors import WorkCancelledError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers import embedded
 from batch_pipeline.model_servers.base import Analyzer, EmbeddingModel, VisionModel
@@ -181,10 +181,10 @@ def test_work_that_is_no_longer_wanted_stops_between_frames() -> None:
         asked += 1
         return asked == 3
 
-    with pytest.raises(ClaimLostError):
+    with pytest.raises(WorkCancelledError):
         EmbeddedVision().describe(IMAGE, [frame("#2878e0")] * 10, cancelled=cancelled)
     assert asked == 3
-    with pytest.raises(ClaimLostError):
+    with pytest.raises(WorkCancelledError):
         EmbeddedEmbedding().embed(["text"], cancelled=lambda: True)
 
 
@@ -242,7 +242,7 @@ def test_a_cancelled_description_does_not_wait_for_the_reader(
     write_program(tesseract, f"open({str(tmp_path / 'began')!r}, 'w').close()\ntime.sleep(600)")
     started = time.monotonic()
 
-    with pytest.raises(ClaimLostError):
+    with pytest.raises(WorkCancelledError):
         EmbeddedVision().describe(IMAGE, [frame("#ffffff")], cancelled=(tmp_path / "began").exists)
 
     assert time.monotonic() - started < DEADLINE

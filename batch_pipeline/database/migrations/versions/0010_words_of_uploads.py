@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0010"
-down_revision = "0004"
+down_revision = "0008"
 
 #: Words of the description, the file name (as it stands, and taken apart at every sign) and the
 #: camera; as they stand, and with English endings removed. Cut, as a text that is too long for the
@@ -30,7 +30,7 @@ RETURNS tsvector LANGUAGE sql IMMUTABLE PARALLEL SAFE COST 1000 AS $$
 $$
 """
 _INDEXES = {
-    "ix_uploads_words": (sa.text("upload_words(description, filename, metadata)"), "gin"),
+    "ix_uploads_words": (sa.text("upload_words(description, filename, metadata::jsonb)"), "gin"),
     "ix_uploads_filename": (sa.text("lower(filename)"), "hash"),
     "ix_uploads_checksum": (sa.text("checksum"), "btree"),
 }

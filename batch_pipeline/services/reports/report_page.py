@@ -1,6 +1,6 @@
 """A batch as one HTML page to keep: contact sheet, descriptions, failures, timings.
 
-The page stands alone (`pages`). How it looks stands in ``batch_report.html.jinja``; reading the
+The page stands alone (`pages`). How it looks stands in ``report_page.html.jinja``; reading the
 rows in ``batch_status.py``.
 """
 
@@ -179,7 +179,7 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
 def render_html(report: BatchReport) -> str:
     """Make the page."""
     return render_page(
-        "batch_report.html.jinja",
+        "report_page.html.jinja",
         {
             "seconds": _seconds,
             "moment": lambda value: _moment(value, "%Y-%m-%d %H:%M:%S UTC"),
