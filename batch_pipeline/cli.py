@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from batch_pipeline.services.batch_intake import Submission
     from batch_pipeline.services.pipeline import Pipeline
     from batch_pipeline.services.progress.publishing import BatchProgress
+    from batch_pipeline.services.search import SearchResult
     from batch_pipeline.settings import Settings
 
 OK, FINISHED_WITH_FAILURES, REFUSED, STOPPED = 0, 1, 2, 130
@@ -320,10 +321,10 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
     Example:
       batch-pipeline report 3f2a… --html holiday.html
     """
+    from batch_pipeline.services.reports.pages import write_whole  # noqa: PLC0415
     from batch_pipeline.services.reports.report_page import (  # noqa: PLC0415
         batch_report,
         render_html,
-        write_whole,
     )
 
     pipeline = session.pipeline
@@ -435,32 +436,95 @@ def cancel(session: Session, batch: uuid.UUID, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("text")
+@click.argument("text", default="")
+@click.option("--like", type=click.UUID, help="An upload to find similar ones of, instead of TEXT.")
 @click.option("--user", type=click.UUID, help="Only uploads of this user.")
+@click.option("--batch", type=click.UUID, help="Only uploads of this batch.")
+@click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
+@click.option("--format", "file_format", metavar="FORMAT", help="Only of this format: jpeg, mp4, …")
+@click.option("--camera", metavar="NAME", help="Only of cameras with this in their name.")
+@click.option(
+    "--since", metavar="DATE", help="Taken (else uploaded) from then on: 2024, 2024-05, 2024-05-17."
+)
+@click.option("--until", metavar="DATE", help="Taken (else uploaded) up to the end of then.")
+@click.option("--has-text", is_flag=True, help="Only where text can be read in the picture.")
+@click.option("--model", metavar="MODEL", help="Only what this vision model described.")
+@click.option("--least", type=float, metavar="SIMILARITY", help="Only what is at least so similar.")
 @click.option("--limit", type=int, default=10, show_default=True, help="How many, at most.")
+@click.option("--after", metavar="CURSOR", help="Go on behind this `cursor` of a result (--json).")
+@click.option(
+    "--html",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page with pictures; an older one is replaced.",
+)
+@click.option("--open", "opens", is_flag=True, help="Show the page of --html in the browser.")
 @json_option
 @click.pass_obj
-def search(session: Session, text: str, user: uuid.UUID | None, limit: int, as_json: bool) -> None:
-    """Find the uploads whose descriptions are nearest to TEXT.
+def search(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    text: str,
+    like: uuid.UUID | None,
+    user: uuid.UUID | None,
+    batch: uuid.UUID | None,
+    kind: str | None,
+    file_format: str | None,
+    camera: str | None,
+    since: str | None,
+    until: str | None,
+    has_text: bool,
+    model: str | None,
+    least: float | None,
+    limit: int,
+    after: str | None,
+    file: Path | None,
+    opens: bool,
+    as_json: bool,
+) -> None:
+    """Find uploads by what a person would say, in any language.
+
+    A whole file name, and what stands in quotation marks, is found first. The same content is
+    shown once. Guesses are marked as weak.
 
     \b
-    Example:
-      batch-pipeline search "bright blue landscape" --limit 3
+    Examples:
+      batch-pipeline search "dog on a beach" --limit 3
+      batch-pipeline search IMG_2041.jpg
+      batch-pipeline search boats --since 2024-05 --html boats.html --open
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.services.search import search as find  # noqa: PLC0415
     from batch_pipeline.services.search_filters import Filters  # noqa: PLC0415
 
+    if opens and file is None:
+        raise click.UsageError("--open shows a page: say with --html where to write it.")
     pipeline = session.pipeline
-    filters = Filters(user_id=user)
-    found = find(pipeline.database, pipeline.analyzer.embedding, text, filters=filters, limit=limit)
+    filters = Filters(user, batch, kind, file_format, camera, since, until, has_text, model, least)
+    found = find(
+        pipeline.database,
+        pipeline.analyzer.embedding,
+        text,
+        like=like,
+        filters=filters,
+        limit=limit,
+        after=after,
+        location=session.settings.storage_location,
+    )
+    if file is not None:
+        _write_search_page(session, file, text or f"like {like}", found)
+        if opens:
+            click.launch(str(file))
     if as_json:
         _print_json([asdict(result) for result in found])
+    elif file is not None:
+        click.echo(f"{file}: {_counted(len(found), 'upload')}")
     elif found:
         session.console.print(terminal.search_table(found))
-    else:
+    elif filters == Filters(user_id=user) and after is None:
         whose = f" of user {user}" if user else ""
         click.echo(f"No upload{whose} is completed yet. Follow what is:  batch-pipeline status")
+    else:
+        click.echo("Nothing found." if after is None else "Nothing more.")
 
 
 @main.command()
@@ -875,6 +939,15 @@ def _print_submission(submission: "Submission") -> None:
     else:
         queued = _counted(len(submission.upload_ids), "file")
         click.echo(f"Batch {submission.batch_id}: {queued} queued")
+
+
+def _write_search_page(
+    session: Session, file: Path, asked: str, found: "Sequence[SearchResult]"
+) -> None:
+    from batch_pipeline.services.reports.pages import write_whole  # noqa: PLC0415
+    from batch_pipeline.services.reports.search_page import search_page  # noqa: PLC0415
+
+    write_whole(file, search_page(session.pipeline.storage, asked, found))
 
 
 def _print_demo_result(

@@ -221,8 +221,9 @@ def search_table(results: Sequence[SearchResult]) -> Table:
     """List what a search found, best first."""
     table = _plain_table("similarity", "file", "description")
     for result in results:
+        similarity = "" if result.similarity is None else f"{result.similarity:.3f}"
         table.add_row(
-            Text(f"{result.similarity:.3f}"),
+            Text(f"{similarity} weak", style="dim") if result.weak else Text(similarity),
             literal(result.filename),
             _shortened(result.description),
         )

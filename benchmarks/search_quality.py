@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 from sqlalchemy import insert
 from tools.results import Table, add_results_option, machine, report
@@ -90,12 +91,10 @@ def filled_database(server_url: str, embedding: EmbeddedEmbedding) -> Iterator[D
 
 
 def by_vectors(embed: Callable[[str], Sequence[float]]) -> Ranking:
-    vectors = [embed(text) for text in described()]
+    vectors = np.array([embed(text) for text in described()])
 
     def rank(question: str) -> list[int]:
-        asked = embed(question)
-        near = [sum(a * b for a, b in zip(asked, vector, strict=True)) for vector in vectors]
-        return sorted(range(len(near)), key=lambda number: -near[number])
+        return np.argsort(-(vectors @ np.array(embed(question))), kind="stable").tolist()
 
     return rank
 

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func, select, text
@@ -25,10 +26,8 @@ from batch_pipeline.model_servers.base import EmbeddingModel
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.search_words import Question
 
-#: Largest number of results of one page.
-MAX_RESULTS = 200
-#: Results that can be paged through.
-DEEPEST = 5000
+#: Largest number of results, over all pages of a search.
+MAX_RESULTS = 5000
 #: Size of the index' candidate list; pgvector's 40 misses too many. Of the ten nearest among
 #: 100,000 vectors, 200 find 92 to 93 %, 300 find 96 to 98 % (``benchmarks/search.py``).
 CANDIDATES = 300
@@ -71,6 +70,10 @@ class SearchResult:
     """Relative to the storage."""
     file_path: str
     """Of the original, relative to the storage."""
+    original: str
+    """Where the original can be opened: a path of this machine, or a URL for fsspec."""
+    thumbnail: str | None
+    """The same of the thumbnail."""
     batch_id: uuid.UUID | None
     user_id: uuid.UUID
     file_type: str
@@ -103,6 +106,7 @@ def search(
     filters: Filters | None = None,
     limit: int = 10,
     after: str | None = None,
+    location: str = "",
 ) -> Sequence[SearchResult]:
     """Find uploads by what a person would say, or by an upload like which they are; best first.
 
@@ -115,6 +119,7 @@ def search(
         filters: what the uploads are narrowed to; None: all of all users.
         limit: how many, 1 to `MAX_RESULTS`.
         after: `SearchResult.cursor` of the last result of the page before, of the same search.
+        location: of the storage, a path or a URL; needed for paths that can be opened.
 
     Raises:
         RefusedError: the question is empty, limit, cursor or a filter is none, or nothing was
@@ -122,8 +127,10 @@ def search(
         NotFoundError: there is no upload `like`.
         ServiceDownError: the database or the model cannot be reached.
     """
-    if bool(question.strip()) == (like is not None):
-        raise RefusedError("the search text is empty: say what you look for, or which it is like")
+    if like is not None and question.strip():
+        raise RefusedError("both a text and an upload are given: expected one of them")
+    if like is None and not question.strip():
+        raise RefusedError("the search text is empty: say what you look for")
     if not 1 <= limit <= MAX_RESULTS:
         raise RefusedError(f"the limit is {limit}: expected 1 to {MAX_RESULTS}")
     last = _Cursor.read(after) if after else None
@@ -145,7 +152,7 @@ def search(
         copies = _copies(connection, [hit.row for hit in hits], conditions)
     first = last.position if last else 0
     return [
-        _result(hit, model, copies, _Cursor(first + number, hit.key))
+        _result(hit, model, copies, _Cursor(first + number, hit.key), location)
         for number, hit in enumerate(hits, 1)
     ]
 
@@ -217,7 +224,7 @@ class _Candidates:
         # Of another model there are words, but no distance.
         select_rows = self._rows(case((self._of_model, 1 - self._distance)))
 
-        def found(condition: ColumnElement[bool], most: int = DEEPEST) -> Sequence[AnyRow]:
+        def found(condition: ColumnElement[bool], most: int = MAX_RESULTS) -> Sequence[AnyRow]:
             return self._connection.execute(select_rows.where(condition).limit(most)).all()
 
         named = found(question.has_name)
@@ -234,16 +241,16 @@ class _Candidates:
 
     def best(self, count: int, last: _Cursor | None) -> list[_Hit]:
         """Give the next hits after the last that was shown, each content once."""
-        wanted = min(count + (last.position if last else 0), DEEPEST)
+        wanted = min(count + (last.position if last else 0), MAX_RESULTS)
         while True:
             nearest = self._nearest(wanted)
             hits = _each_content_once(filter(self._is_near, [*self._by_words, *nearest]))
             # What has come since the page before stands where it belongs, which may be before it.
             rest = [hit for hit in hits if last is None or hit.key > last.key]
             # The same bytes may have taken many of the places.
-            if len(rest) >= count or len(nearest) < wanted or wanted == DEEPEST:
+            if len(rest) >= count or len(nearest) < wanted or wanted == MAX_RESULTS:
                 return rest[:count]
-            wanted = min(2 * wanted, DEEPEST)
+            wanted = min(2 * wanted, MAX_RESULTS)
 
     def _nearest(self, count: int) -> list[_Hit]:
         statement = (
@@ -332,7 +339,7 @@ def _copies(
 
 
 def _result(
-    hit: _Hit, model: str, copies: Mapping[str, Sequence[Copy]], cursor: _Cursor
+    hit: _Hit, model: str, copies: Mapping[str, Sequence[Copy]], cursor: _Cursor, location: str
 ) -> SearchResult:
     row = hit.row
     return SearchResult(
@@ -342,6 +349,8 @@ def _result(
         description=row.description,
         thumbnail_path=row.thumbnail_path,
         file_path=row.file_path,
+        original=_openable(location, row.file_path),
+        thumbnail=_openable(location, row.thumbnail_path) if row.thumbnail_path else None,
         batch_id=row.batch_id,
         user_id=row.user_id,
         file_type=row.file_type,
@@ -356,6 +365,12 @@ def _result(
         copies=[copy for copy in copies.get(row.checksum, ()) if copy.upload_id != row.id],
         cursor=str(cursor),
     )
+
+
+def _openable(location: str, path: str) -> str:
+    if location and "://" not in location:
+        return str(Path(location).absolute() / path)
+    return f"{location.rstrip('/')}/{path}" if location else path
 
 
 def _models(user_id: uuid.UUID | None) -> Select[str | None, int]:

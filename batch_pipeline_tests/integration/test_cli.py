@@ -158,7 +158,7 @@ def test_search_says_why_nothing_can_be_found(console, database):
     )  # fmt: skip
     limit = console("search", "sea", "--limit", 0)
     assert (limit.code, error_and_hint(limit)) == (
-        2, ["Error: the limit is 0: expected 1 to 200"],
+        2, ["Error: the limit is 0: expected 1 to 5000"],
     )  # fmt: skip
     nothing = console("search", "sea")
     assert (nothing.code, nothing.out) == (

@@ -9,6 +9,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "batch_pipeline"
 #: Each room, and the rooms of the package that it may import from.
 MAY_IMPORT = {
+    # What applications call.
+    "__init__": {"component", "services"},
     "visible_text": set(),
     "masking": set(),
     "errors": {"masking", "visible_text"},
@@ -31,7 +33,6 @@ MAY_IMPORT = {
     },
     "definitions": {"settings", "logs", "orchestration"},
     "component": {"errors", "settings", "orchestration"},
-    "__init__": {"component"},
     "terminal": {"model_servers", "services", "visible_text", "database.connection_setup"},
     "demo": {"errors", "settings"},
     "cli": {
