@@ -77,7 +77,7 @@ def decode_image(
         date_source=metadata.date_source,
         camera=metadata.camera,
         frame_count=still.frame_count,
-        clip=still.clip or metadata.live_photo,
+        clip=still.clip or _live_photo(metadata),
         warnings=tuple(still.warnings),
     )
     return MediaContent(
@@ -147,6 +147,11 @@ def _upright(picture: Image.Image, still: Still, metadata: Metadata) -> tuple[Im
     if orientation in _ORIENTATIONS:
         picture = picture.transpose(_ORIENTATIONS[orientation])
     return picture, orientation >= _FIRST_QUARTER_TURN
+
+
+def _live_photo(metadata: Metadata) -> str | None:
+    """Name the film that an iPhone stores as a file of its own."""
+    return metadata.live_photo and f"the film of the Live Photo {metadata.live_photo}"
 
 
 def _explain(

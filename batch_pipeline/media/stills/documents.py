@@ -5,7 +5,7 @@ from PIL.ImageFile import ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.PsdImagePlugin import PsdImageFile
 
-from batch_pipeline.media.stills.boxes import boxes
+from batch_pipeline.media.stills.boxes import boxes, end_of_boxes
 from batch_pipeline.media.stills.scaling import scaling_bytes
 from batch_pipeline.media.stills.still import PillowStill, pillow_opener
 
@@ -39,7 +39,7 @@ class Jpeg2000Still(PillowStill):
                 self.xmp = data[start + 16 : end]
             elif name == b"jp2h":
                 self.icc_profile = _profile_in_header(data, start, end)
-            self.is_cut = end > len(data)
+        self.is_cut = end_of_boxes(data) > len(data)
         self._file_bytes = len(data)
 
     def memory(self, target: tuple[int, int]) -> int:
@@ -57,6 +57,9 @@ class Jpeg2000Still(PillowStill):
     def prepare(self, picture: ImageFile, target: tuple[int, int]) -> None:
         """Leave out the resolutions that are not needed."""
         picture.reduce = self._reduction(target)  # type: ignore[method-assign, assignment]
+
+    def _salvage(self, error: Exception, target: tuple[int, int]) -> ImageFile:
+        raise error  # the decoder gives all or nothing
 
     def _reduction(self, target: tuple[int, int]) -> int:
         ratio = min(side // wanted for side, wanted in zip(self.size, target, strict=True))
