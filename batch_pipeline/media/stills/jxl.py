@@ -1,4 +1,4 @@
-"""JPEG XL, by the package `pillow-jxl-plugin` (extra `formats`).
+"""JPEG XL, by the package `pillow-jxl-plugin` (extra `jxl`).
 
 Its decoder decodes as it opens: the size is read here ahead of that.
 """

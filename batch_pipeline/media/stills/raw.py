@@ -1,4 +1,4 @@
-"""Raw files of cameras, by the package `rawpy` (LibRaw; extra `formats`).
+"""Raw files of cameras, by the package `rawpy` (LibRaw; extra `raw`).
 
 The camera's own JPEG inside is taken where it is as large as needed: it is what the photographer
 saw, and costs nothing. Otherwise the sensor's values are developed at half their size.

@@ -118,7 +118,7 @@ def test_a_large_png_read_in_strips_equals_one_read_whole(mode):
 
     whole = picture.convert("RGB").resize(result.size, Image.Resampling.LANCZOS)
     difference = np.abs(np.asarray(result, dtype=int) - np.asarray(whole, dtype=int))
-    assert difference.mean() < 3
+    assert difference.mean() < (6 if mode == "1" else 3)
 
 
 def test_a_tiff_is_upright_and_dated():
@@ -158,15 +158,14 @@ def test_a_raw_file_shows_its_preview_if_that_is_large_enough_else_the_sensor(
     assert np.abs(found - (colour or (254, 0, 0))).max() < 12
 
 
-@pytest.mark.parametrize("module", ["rawpy", "pillow_jxl"])
-def test_a_format_whose_package_is_missing_is_refused_with_the_extra(module, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
+@pytest.mark.parametrize(("module", "extra"), [("rawpy", "raw"), ("pillow_jxl", "jxl")])
+def test_a_format_whose_package_is_missing_is_refused_with_the_extra(module, extra, monkeypatch):
     monkeypatch.setattr(
         "batch_pipeline.media.acceptance.find_spec", lambda name: None if name == module else 1
     )
     data = make_dng() if module == "rawpy" else b"\xff\x0a" + bytes(30)
 
-    with pytest.raises(PermanentError, match=r"pip install 'batch-pipeline\[formats\]'") as caught:
+    with pytest.raises(PermanentError, match=rf"'batch-pipeline\[{extra}\]'") as caught:
         accept(data)
 
     assert caught.value.kind == "unsupported_format"
