@@ -166,7 +166,11 @@ def _explain(
         rest = to_opaque_srgb(error.rest, still.icc_profile, still.space)
         rest, _ = _upright(rest, still, read_metadata(still.exif, still.xmp))
         preview = thumbnail_maker(rest, *rest.size)()
-    if (still is not None and still.is_cut) or is_cut_short(io.BytesIO(data), media_type):
+    if (
+        (still is not None and still.is_cut)
+        or "file is truncated" in reason  # Pillow asked for bytes, and there were no more
+        or is_cut_short(io.BytesIO(data), media_type)
+    ):
         return PermanentError(
             "truncated",
             f"the {name} ends before its picture does, after {len(data)} bytes: {reason}",

@@ -176,8 +176,8 @@ class PillowStill(Still):
         def prepare_marked() -> None:
             prepare()
             bands = len(picture.getbands())
-            ground = Image.new(picture.mode, (1, 1), (mark,) * bands if bands > 1 else mark)
-            picture.im.paste(ground.resize(picture.size).im, (0, 0, *picture.size))
+            colour = (mark,) * bands if bands > 1 else mark
+            picture.im.paste(colour, (0, 0, *picture.size))
 
         picture.load_prepare = prepare_marked  # type: ignore[method-assign]
         try:
