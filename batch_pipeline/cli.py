@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from batch_pipeline.services.batch_intake import Submission
-    from batch_pipeline.services.batch_progress import BatchProgress
     from batch_pipeline.services.pipeline import Pipeline
+    from batch_pipeline.services.progress.publishing import BatchProgress
     from batch_pipeline.settings import Settings
 
 OK, FINISHED_WITH_FAILURES, REFUSED, STOPPED = 0, 1, 2, 130
@@ -255,7 +255,7 @@ def status(session: Session, batch: uuid.UUID | None, limit: int, page: int, as_
       batch-pipeline status 3f2a… --json | jq '.uploads[] | select(.error_kind)'
     """
     from batch_pipeline import terminal  # noqa: PLC0415
-    from batch_pipeline.services.batch_status import newest_batches  # noqa: PLC0415
+    from batch_pipeline.services.reports.batch_status import newest_batches  # noqa: PLC0415
 
     if batch is None:
         batches = newest_batches(session.pipeline.database, limit=limit, offset=limit * (page - 1))
@@ -286,7 +286,7 @@ def watch(session: Session, batch: uuid.UUID, as_json: bool) -> None:
     Example:
       batch-pipeline watch 3f2a…
     """
-    from batch_pipeline.services.batch_watch import watch_batch  # noqa: PLC0415
+    from batch_pipeline.services.progress.batch_watch import watch_batch  # noqa: PLC0415
 
     if not as_json:
         sys.exit(FINISHED_WITH_FAILURES if _follow(session, batch) else OK)
@@ -319,7 +319,7 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
     Example:
       batch-pipeline report 3f2a… --html holiday.html
     """
-    from batch_pipeline.services.batch_report import (  # noqa: PLC0415
+    from batch_pipeline.services.reports.report_page import (  # noqa: PLC0415
         batch_report,
         render_html,
         write_whole,
@@ -535,7 +535,7 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
     """
     from prometheus_client import generate_latest, start_http_server  # noqa: PLC0415
 
-    from batch_pipeline.services.metrics import metrics_registry, read_metrics  # noqa: PLC0415
+    from batch_pipeline.services.reports.metrics import metrics_registry, read_metrics  # noqa: PLC0415
 
     database = session.pipeline.database
     if port is not None:
@@ -665,7 +665,7 @@ def _follow(
     timeout_seconds: float | None = None,
 ) -> bool:
     """Show a batch until it ends; true if not everything went well."""
-    from batch_pipeline.services.batch_watch import watch_batch  # noqa: PLC0415
+    from batch_pipeline.services.progress.batch_watch import watch_batch  # noqa: PLC0415
     from batch_pipeline.terminal import BatchView  # noqa: PLC0415
 
     if timeout_seconds is None:
@@ -688,7 +688,7 @@ def _went_wrong(progress: "BatchProgress") -> bool:
 
 
 def _status(session: Session, batch_id: uuid.UUID) -> dict[str, Any]:
-    from batch_pipeline.services.batch_status import batch_status  # noqa: PLC0415
+    from batch_pipeline.services.reports.batch_status import batch_status  # noqa: PLC0415
 
     return batch_status(session.pipeline.database, batch_id)
 

@@ -24,8 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from batch_pipeline.model_servers.base import HealthCheck
-from batch_pipeline.services.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.inspection import Inspection
+from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.search import SearchResult
 from batch_pipeline.visible_text import visible_line
 

@@ -28,11 +28,11 @@ from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
-from batch_pipeline.services.batch_progress import BatchProgress
-from batch_pipeline.services.claim_keeper import ClaimKeeper
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.upload_states import (
+from batch_pipeline.services.progress.publishing import BatchProgress
+from batch_pipeline.services.states.claim_keeper import ClaimKeeper
+from batch_pipeline.services.states.upload_states import (
     Claim,
     SkippedUpload,
     StartedUpload,
@@ -292,7 +292,7 @@ class UploadProcessor:
             return SkippedUpload(row.id, "it was cancelled or taken away meanwhile", row.filename)
         self._pipeline.storage.remove_upload(row.user_id, row.id)
         if row.batch_id:
-            self._pipeline.batches.settle_batch(row.batch_id)
+            self._pipeline.batches.recount_batch(row.batch_id)
         return SkippedUpload(row.id, "it was deleted meanwhile", row.filename)
 
     def _release_if_possible(

@@ -13,7 +13,7 @@ from sqlalchemy import update
 
 from batch_pipeline.database.models import Upload
 from batch_pipeline.errors import PermanentError
-from batch_pipeline.services.batch_status import newest_batches
+from batch_pipeline.services.reports.batch_status import newest_batches
 from batch_pipeline.testing.media import (
     HOSTILE_FILENAMES,
     cut_in_half,
