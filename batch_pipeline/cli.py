@@ -580,6 +580,38 @@ def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> N
 
 
 @main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write the thumbnail and the frames to.",
+)
+@json_option
+@click.pass_obj
+def inspect(session: Session, files: Sequence[Path], output: Path | None, as_json: bool) -> None:
+    """Show what the pipeline sees in files; nothing is stored.
+
+    Type, facts, date with its source, warnings, and how long each stage takes.
+
+    \b
+    Examples:
+      batch-pipeline inspect IMG_1234.HEIC
+      batch-pipeline inspect clip.mov --output seen/
+    """
+    from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.inspection import inspect_file  # noqa: PLC0415
+
+    all_seen = [inspect_file(path, session.settings, output) for path in files]
+    if as_json:
+        _print_json([seen.shape() for seen in all_seen])
+    else:
+        for seen in all_seen:
+            session.console.print(terminal.inspection_table(seen))
+    failed = any(seen.error_kind for seen in all_seen)
+    sys.exit(FINISHED_WITH_FAILURES if failed else OK)
+
+
+@main.command()
 @click.option(
     "--serve",
     "port",

@@ -9,6 +9,9 @@ from batch_pipeline.media.sniffing import ACCEPTED_TYPES, MediaType, refusal_rea
 FORMATS = tuple(dict.fromkeys(media_type.format for media_type in ACCEPTED_TYPES))
 """Every format that can be accepted, by its canonical name."""
 
+EXTRAS = {"rawpy": "raw", "pillow_jxl": "jxl"}
+"""Extra of this project that each optional package comes with."""
+
 
 def accept(head: bytes, allowed: Collection[str] = FORMATS) -> MediaType:
     """Tell what a file is by its first `HEAD_BYTES` bytes.
@@ -33,9 +36,10 @@ def accept(head: bytes, allowed: Collection[str] = FORMATS) -> MediaType:
             f"{', '.join(sorted(allowed))} (BATCH_PIPELINE_ACCEPTED_FORMATS)",
         )
     if media_type.package and find_spec(media_type.package) is None:
+        extra = EXTRAS[media_type.package]
         raise PermanentError(
             "unsupported_format",
-            f"the content is {media_type.label}, which needs the extra `formats`: "
-            "pip install 'batch-pipeline[formats]'",
+            f"the content is {media_type.label}, which needs the extra `{extra}`: "
+            f"pip install 'batch-pipeline[{extra}]'",
         )
     return media_type

@@ -77,7 +77,7 @@ def decode_image(
         date_source=metadata.date_source,
         camera=metadata.camera,
         frame_count=still.frame_count,
-        clip=still.clip or metadata.live_photo,
+        clip=still.clip or _live_photo(metadata),
         warnings=tuple(still.warnings),
     )
     return MediaContent(
@@ -149,6 +149,11 @@ def _upright(picture: Image.Image, still: Still, metadata: Metadata) -> tuple[Im
     return picture, orientation >= _FIRST_QUARTER_TURN
 
 
+def _live_photo(metadata: Metadata) -> str | None:
+    """Name the film that an iPhone stores as a file of its own."""
+    return metadata.live_photo and f"the film of the Live Photo {metadata.live_photo}"
+
+
 def _explain(
     error: Exception, still: Still | None, data: bytes, media_type: MediaType
 ) -> PermanentError:
@@ -161,7 +166,11 @@ def _explain(
         rest = to_opaque_srgb(error.rest, still.icc_profile, still.space)
         rest, _ = _upright(rest, still, read_metadata(still.exif, still.xmp))
         preview = thumbnail_maker(rest, *rest.size)()
-    if (still is not None and still.is_cut) or is_cut_short(io.BytesIO(data), media_type):
+    if (
+        (still is not None and still.is_cut)
+        or "file is truncated" in reason  # Pillow asked for bytes, and there were no more
+        or is_cut_short(io.BytesIO(data), media_type)
+    ):
         return PermanentError(
             "truncated",
             f"the {name} ends before its picture does, after {len(data)} bytes: {reason}",

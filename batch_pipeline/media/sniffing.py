@@ -36,7 +36,7 @@ class MediaType:
     extension: str
     """For the stored file, without a dot."""
     package: str | None = None
-    """Module of the extra `formats` that its decoder comes with, if it is not always there."""
+    """Module that decodes it, if that comes with an extra."""
 
     @property
     def label(self) -> str:

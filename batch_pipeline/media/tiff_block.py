@@ -29,6 +29,11 @@ class Entry(NamedTuple):
     where: int
     """Of the first element; may lie behind the end of the block."""
 
+    @property
+    def size(self) -> int:
+        """Of all elements (bytes)."""
+        return ELEMENT_BYTES.get(self.kind, 1) * self.elements
+
 
 @dataclass(frozen=True)
 class TiffBlock:
@@ -69,8 +74,7 @@ class TiffBlock:
 
     def bytes_of(self, entry: Entry, most: int) -> bytes:
         """Read the elements of an entry as they are, up to a number of bytes."""
-        size = ELEMENT_BYTES.get(entry.kind, 1) * entry.elements
-        return bytes(self.block[entry.where : entry.where + min(size, most)])
+        return bytes(self.block[entry.where : entry.where + min(entry.size, most)])
 
     def directory(self, start: int) -> Iterator[Entry]:
         """Walk a directory; it ends with the block."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from batch_pipeline.database.models import Stage
 from batch_pipeline.database.session import AnyRow
@@ -301,7 +301,7 @@ class UploadProcessor:
             description=description,
             score=report.audit.score,
             model=vision.name,
-            facts=_facts_to_store(content),
+            facts=content.facts.as_stored(),
             media_type=report.media_type,
             video_codec=content.facts.codec if content.facts.file_type == "video" else None,
             regenerated=attempt.row.description is not None,
@@ -373,21 +373,3 @@ def _timed(report: UploadReport, stage: str) -> Iterator[None]:
 def _raise_if(cancelled: CancelledCheck) -> None:
     if cancelled():
         raise WorkCancelledError("the work is no longer wanted")
-
-
-def _facts_to_store(content: MediaContent) -> dict[str, Any]:
-    facts = content.facts
-    values = {
-        "format": facts.format,
-        "width": facts.width,
-        "height": facts.height,
-        "captured_at": facts.captured_at.isoformat() if facts.captured_at else None,
-        "date_source": facts.date_source,
-        "camera": facts.camera,
-        "frame_count": facts.frame_count if facts.frame_count > 1 else None,
-        "duration_seconds": facts.duration_seconds,
-        "frame_rate": facts.frame_rate,
-        "clip": facts.clip,
-        "warnings": list(facts.warnings) or None,
-    }
-    return {name: value for name, value in values.items() if value is not None}

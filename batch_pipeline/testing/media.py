@@ -405,13 +405,12 @@ def make_unsupported_files() -> dict[str, bytes]:
         "ffconcat": make_ffconcat("secret.mp4"),
         "HLS": make_hls_playlist("file:///etc/passwd"),
         "EBML": b"\x1a\x45\xdf\xa3\x87\x42\x82\x84lego" + bytes(16),
-        "Canon raw": b"\x00\x00\x00\x18ftypcrx \x00\x00\x00\x01crx isom",
         "Ogg audio": make_audio_only("ogg", "libopus", 0.1),
         "Windows Media audio": make_audio_only("asf", "mp2", 0.1),
         "MP3": b"ID3\x04\x00\x00\x00\x00\x00\x00" + bytes(16),
         "WAV": b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(16),
         "MPEG-4 audio": b"\x00\x00\x00\x18ftypM4A \x00\x00\x00\x00isommp42",
-        "TIFF": b"II*\x00\x08\x00\x00\x00" + bytes(16),
+        "PSB": b"8BPS\x00\x02" + bytes(20),
         "text": "Grüße, this is a note.\n".encode(),
         "unknown binary": bytes(range(1, 200)),
     }
@@ -560,3 +559,158 @@ def _video_frame(
     written.colorspace, written.color_range = colours.matrix, colours.range
     written.color_primaries, written.color_trc = colours.primaries, colours.transfer
     return written
+
+
+def make_tiff(picture: NDArray[np.uint8] | NDArray[np.uint16], *, tile: int = 0) -> bytes:
+    """Make a TIFF in strips of 16 rows, or in tiles; big-endian, packed by Deflate.
+
+    Args:
+        picture: shape ``(height, width, channels)``, of 3 (RGB) or 4 (CMYK) channels.
+        tile: side of a tile (pixels, a multiple of 16); 0 for strips.
+    """
+    height, width, channels = picture.shape
+    pixels = picture.astype(picture.dtype.newbyteorder(">"))
+    if tile:
+        padded = np.zeros((-(-height // tile) * tile, -(-width // tile) * tile, channels))
+        padded = padded.astype(pixels.dtype)
+        padded[:height, :width] = pixels
+        blocks = [
+            padded[top : top + tile, left : left + tile]
+            for top in range(0, height, tile)
+            for left in range(0, width, tile)
+        ]
+    else:
+        blocks = [pixels[top : top + 16] for top in range(0, height, 16)]
+    packed = [zlib.compress(block.tobytes()) for block in blocks]
+    starts = [8 + sum(map(len, packed[:index])) for index in range(len(packed))]
+    bits = [8 * picture.itemsize] * channels
+    places = {322: [tile], 323: [tile], 324: starts, 325: list(map(len, packed))}
+    if not tile:
+        places = {273: starts, 278: [16], 279: list(map(len, packed))}
+    values: dict[int, list[int]] = {
+        256: [width], 257: [height], 258: bits, 259: [8], 262: [5 if channels == 4 else 2],
+        277: [channels], 284: [1], **places,
+    }  # fmt: skip
+    directory = 8 + sum(map(len, packed))
+    entries, behind = struct.pack(">H", len(values)), b""
+    for tag, numbers in sorted(values.items()):
+        value = struct.pack(f">{len(numbers)}I", *numbers)
+        entries += struct.pack(">HHI", tag, 4, len(numbers))
+        if len(value) > 4:
+            place = directory + 2 + 12 * len(values) + 4 + len(behind)
+            behind, value = behind + value, struct.pack(">I", place)
+        entries += value
+    header = b"MM\0*" + struct.pack(">I", directory)
+    return header + b"".join(packed) + entries + bytes(4) + behind
+
+
+def make_psd(picture: Image.Image) -> bytes:
+    """Make a Photoshop document of one RGB picture and no layers."""
+    pixels = np.moveaxis(np.asarray(picture), -1, 0).tobytes()
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, picture.height, picture.width, 8, 3)
+    return header + bytes(4) + bytes(4) + bytes(4) + b"\0\0" + pixels
+
+
+#: In parts of 10,000, row by row.
+_XYZ_TO_SRGB = (32406, -15372, -4986, -9689, 18758, 415, 557, -2040, 10570)
+
+
+def make_dng(
+    size: tuple[int, int] = (640, 480), *, preview: bytes | None = None, orientation: int = 1
+) -> bytes:
+    """Make a raw file of a camera: a sensor that saw green, and maybe a JPEG as its preview.
+
+    Args:
+        size: of the sensor (pixels, even).
+        preview: the JPEG.
+        orientation: as EXIF numbers it.
+    """
+    width, height = size
+    mosaic = np.full((height, width), 1200, dtype="<u2")  # red and blue of the Bayer pattern
+    mosaic[0::2, 1::2] = mosaic[1::2, 0::2] = 12_000  # green
+    pixels = mosaic.tobytes()
+    shots = {306: b"2023:08:09 10:11:12\0", 271: b"Example\0", 272: b"Raw One\0"}
+    sensor: dict[int, tuple[int, list[int] | bytes]] = {
+        254: (4, [0]), 256: (4, [width]), 257: (4, [height]), 258: (3, [16]), 259: (3, [1]),
+        262: (3, [32803]), 273: (4, [0]), 277: (3, [1]), 278: (4, [height]),
+        279: (4, [len(pixels)]), 33421: (3, [2, 2]), 33422: (1, b"\0\1\1\2"), 50717: (4, [16383]),
+    }  # fmt: skip
+    common: dict[int, tuple[int, list[int] | bytes]] = {
+        **{tag: (2, text) for tag, text in shots.items()},
+        274: (3, [orientation]), 50706: (1, b"\1\4\0\0"), 50708: (2, b"Example Raw One\0"),
+        # XYZ to the camera's colours: those of sRGB, so that green is green.
+        50721: (10, b"".join(struct.pack("<ii", value, 10_000) for value in _XYZ_TO_SRGB)),
+        50728: (5, struct.pack("<6I", 1, 1, 1, 1, 1, 1)), 50778: (3, [21]),
+    }  # fmt: skip
+    if preview is None:
+        return _little_tiff([common | sensor], {(0, 273): pixels})
+    with Image.open(io.BytesIO(preview)) as picture:
+        columns, rows = picture.size
+    first: dict[int, tuple[int, list[int] | bytes]] = {
+        254: (4, [1]), 256: (4, [columns]), 257: (4, [rows]), 258: (3, [8, 8, 8]), 259: (3, [7]),
+        262: (3, [6]), 273: (4, [0]), 277: (3, [3]), 278: (4, [rows]), 279: (4, [len(preview)]),
+        330: (4, [0]),
+    }  # fmt: skip
+    return _little_tiff([common | first, sensor], {(0, 273): preview, (1, 273): pixels})
+
+
+def _little_tiff(
+    directories: list[dict[int, tuple[int, list[int] | bytes]]],
+    contents: Mapping[tuple[int, int], bytes],
+) -> bytes:
+    """Write a little-endian TIFF; entry 330 points to the second directory.
+
+    Args:
+        directories: type and elements of each entry.
+        contents: what stands behind the directories, by the entry that points to it.
+    """
+    codes = {1: "B", 2: "c", 3: "H", 4: "I"}
+    places: dict[tuple[int, int], int] = {}
+    output = b""
+    for _ in range(2):  # the first time to learn how long everything is
+        output, starts = b"II*\0" + struct.pack("<I", 8), []
+        for index, entries in enumerate(directories):
+            starts.append(len(output))
+            head, behind = struct.pack("<H", len(entries)), b""
+            for tag, (kind, elements) in sorted(entries.items()):
+                if isinstance(elements, bytes):
+                    value, count = elements, len(elements) // {5: 8, 10: 8}.get(kind, 1)
+                else:
+                    pointed = places.get((index, tag))
+                    numbers = elements if pointed is None else [pointed]
+                    value = struct.pack(f"<{len(numbers)}{codes[kind]}", *numbers)
+                    count = len(numbers)
+                if len(value) > 4:
+                    place = starts[-1] + 2 + 12 * len(entries) + 4 + len(behind)
+                    behind += value + bytes(len(value) % 2)
+                    value = struct.pack("<I", place)
+                head += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+            output += head + bytes(4) + behind
+        if len(starts) > 1:
+            places[0, 330] = starts[1]
+        for key, content in contents.items():
+            places[key] = len(output)
+            output += content
+    return output
+
+
+def make_motion_photo() -> bytes:
+    """Make a JPEG with a film behind it, as phones do."""
+    return make_photo(0.3) + make_video("mp4", 1)
+
+
+def make_hdr_png(picture: NDArray[np.uint8], space: ColourSpace) -> bytes:
+    """Make a PNG of 16 bits a value whose cICP chunk says PQ or HLG, with BT.2020 primaries."""
+    codes = encode_hdr(picture, space).astype(">u2")
+    height, width, _ = codes.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in codes)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    cicp = bytes((9, {"pq": 16, "hlg": 18}[space.transfer], 0, 1))
+    chunks = ((b"IHDR", header), (b"cICP", cicp), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return _png(*chunks)
+
+
+def add_png_chunks(png: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """Put chunks behind the header of a PNG."""
+    behind_header = 8 + 25
+    return png[:behind_header] + _png(*chunks)[8:] + png[behind_header:]

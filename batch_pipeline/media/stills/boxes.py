@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+_PICTURE_BOXES = {b"meta", b"mdat", b"moov", b"jxlc", b"jxlp", b"jp2c"}
 #: More boxes on one level are not walked.
 _MAX_BOXES = 10_000
 
@@ -27,5 +28,8 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
 
 
 def end_of_boxes(data: bytes) -> int:
-    """Where the last box ends by its own account; behind the end of the file if that was cut."""
-    return max([len(data), *(end for _, _, end in boxes(data))])
+    """Where the last box with a part of the picture ends; behind the end of a file that was cut.
+
+    What else follows may be anything.
+    """
+    return max([len(data), *(end for name, _, end in boxes(data) if name in _PICTURE_BOXES)])

@@ -5,12 +5,14 @@ What was sniffed decides, never Pillow, which would ask every plugin that is reg
 
 from collections.abc import Callable
 
-from batch_pipeline.media.stills.documents import BmpStill, Jpeg2000Still, PsdStill
+from batch_pipeline.media.stills.bmp import BmpStill
 from batch_pipeline.media.stills.gif import GifStill
 from batch_pipeline.media.stills.heif import AvifStill, HeifStill
 from batch_pipeline.media.stills.jpeg import JpegStill
+from batch_pipeline.media.stills.jpeg2000 import Jpeg2000Still
 from batch_pipeline.media.stills.jxl import JxlStill
 from batch_pipeline.media.stills.png import PngStill
+from batch_pipeline.media.stills.psd import PsdStill
 from batch_pipeline.media.stills.raw import RawStill
 from batch_pipeline.media.stills.still import Still
 from batch_pipeline.media.stills.tiff import TiffStill

@@ -15,6 +15,7 @@ from batch_pipeline.media.stills.still import (
     PillowStill,
     Still,
     filled_up,
+    motion_photo,
     pillow_opener,
 )
 from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
@@ -47,7 +48,7 @@ class HeifStill(Still):
                 primaries=int(nclx["color_primaries"]),
                 transfer=int(nclx["transfer_characteristics"]),
             )
-        self.clip = embedded_clip(data)
+        self.clip = _embedded_clip(data)
 
     def memory(self, target: tuple[int, int]) -> int:
         """The decoder's planes, and the picture that it makes of them."""
@@ -85,11 +86,11 @@ class AvifStill(PillowStill):
         return round(width * height * (self._plane_bytes + 4)) + super().memory(target)
 
 
-def embedded_clip(data: bytes) -> str | None:
+def _embedded_clip(data: bytes) -> str | None:
     """Name the film that a phone keeps inside a HEIC, in a box of its own."""
     for name, start, end in boxes(data):
         if name == b"mpvd":
-            return f"a film of {end - start:,} bytes inside the file (motion photo)"
+            return motion_photo(end - start)
     return None
 
 

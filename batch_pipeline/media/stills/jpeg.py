@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
+from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
 from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.scaling import scaling_bytes
 from batch_pipeline.media.stills.still import (
     IncompletePictureError,
     PillowStill,
+    motion_photo,
     oversized_metadata,
 )
 
@@ -22,6 +24,8 @@ from batch_pipeline.media.stills.still import (
 MAX_SEGMENTS = 4096
 #: A colour profile is numbered in one byte.
 _MAX_PROFILE_SEGMENTS = 255
+#: The first box of a film names brands, no more.
+_MAX_FTYP_BYTES = 512
 _SOI, _EOI, _SOS, _SOF_PROGRESSIVE = 0xD8, 0xD9, 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _APP0, _APP1, _APP2, _APP14, _COM = 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
@@ -52,6 +56,7 @@ class JpegStill(PillowStill):
         super().__init__(self._open_pieces)
         self.exif = [b"".join(block) for block in self._anatomy.exif]
         self.xmp = self._anatomy.xmp
+        self.clip = _embedded_clip(data)
 
     def memory(self, target: tuple[int, int]) -> int:
         """The reduced picture, and all coefficients where they come in several scans."""
@@ -165,6 +170,16 @@ def _keep_app1(found: _Anatomy, content: memoryview) -> None:
             found.exif.append([block])
     elif content[: len(_XMP)] == _XMP and found.xmp is None:
         found.xmp = bytes(content[len(_XMP) :])
+
+
+def _embedded_clip(data: bytes) -> str | None:
+    """Name the film that a phone appends to a JPEG."""
+    start = data.find(b"ftyp", data.find(b"\xff\xd9")) - 4
+    size = int.from_bytes(data[start : start + 4], "big") if start > 0 else 0
+    if not 16 <= size <= _MAX_FTYP_BYTES:
+        return None
+    found = sniff(data[start : start + HEAD_BYTES])
+    return motion_photo(len(data) - start) if found and found.file_type == "video" else None
 
 
 def _reaches_last_scan(data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""JPEG XL, by the package `pillow-jxl-plugin` (extra `formats`).
+"""JPEG XL, by the package `pillow-jxl-plugin` (extra `jxl`).
 
 Its decoder decodes as it opens: the size is read here ahead of that.
 """
@@ -11,8 +11,8 @@ from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.stills.still import Still
 
 _CODESTREAM = b"\xff\x0a"
-#: Of a pixel while it is decoded: samples of 32 bits, and what is made of them (bytes).
-_PIXEL_BYTES = 32
+#: Of a pixel while it is decoded (bytes).
+_PIXEL_BYTES = 14
 #: Width to height, by their number in the header.
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 #: How many bits a side takes, by a selector of two bits.

@@ -167,7 +167,11 @@ def take_apart(data: bytes) -> _Anatomy:
         if kind == b"IHDR":
             found.header = bytes(content)
         elif kind == b"acTL":
-            found.animated = len(content) == 8 and int.from_bytes(content[:4], "big") > 1
+            frames = int.from_bytes(content[:4], "big")
+            is_first_sound_one = len(content) == 8 and 0 < frames < 2**31 and not found.animated
+            if not is_first_sound_one:
+                continue
+            found.animated = True
         elif kind == b"IDAT":
             found.pixels.append(content)
         if kind in _PICTURE_CHUNKS and _has_right_length(kind, content, found):
@@ -218,9 +222,7 @@ def _has_right_length(kind: bytes, content: Piece, found: _Anatomy) -> bool:
     colour = found.header[9] if len(found.header) > 9 else 0
     if kind == b"tRNS":
         return {0: 2, 2: 6}.get(colour, len(content)) == len(content) > 0
-    if kind in {b"acTL", b"fcTL"}:
-        return len(content) == {b"acTL": 8, b"fcTL": 26}[kind]
-    return True
+    return kind != b"fcTL" or len(content) == 26
 
 
 def _keep_metadata(found: _Anatomy, kind: bytes, content: memoryview) -> None:

@@ -1,4 +1,4 @@
-"""Raw files of cameras, by the package `rawpy` (LibRaw; extra `formats`).
+"""Raw files of cameras, by the package `rawpy` (LibRaw; extra `raw`).
 
 The camera's own JPEG inside is taken where it is as large as needed: it is what the photographer
 saw, and costs nothing. Otherwise the sensor's values are developed at half their size.
@@ -56,16 +56,27 @@ class RawStill(Still):
     def scaled(self, target: tuple[int, int]) -> Image.Image:
         """Take the preview or develop."""
         if self._preview is not None and self._is_large_enough(self._preview, target):
-            self.icc_profile = self._preview.icc_profile
-            return self._preview.scaled(target)
-        pixels = self._raw.postprocess(
-            half_size=True, use_camera_wb=True, output_bps=8, user_flip=0
-        )
+            return self._scaled_preview(self._preview, target)
+        try:
+            pixels = self._raw.postprocess(
+                half_size=True, use_camera_wb=True, output_bps=8, user_flip=0
+            )
+        except MemoryError:
+            raise
+        except Exception as error:
+            if self._preview is None:
+                raise
+            self.warnings.append(f"damaged: only its small preview can be shown: {error}")
+            return self._scaled_preview(self._preview, target)
         self._raw.close()
         height, width = pixels.shape[:2]
         return scale(
             (width, height), target, lambda top, bottom: Image.fromarray(pixels[top:bottom])
         )
+
+    def _scaled_preview(self, preview: JpegStill, target: tuple[int, int]) -> Image.Image:
+        self.icc_profile = preview.icc_profile
+        return preview.scaled(target)
 
     def _read_preview(self, rawpy: Any) -> JpegStill | None:
         try:

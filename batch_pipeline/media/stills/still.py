@@ -175,8 +175,9 @@ class PillowStill(Still):
 
         def prepare_marked() -> None:
             prepare()
-            ground = Image.new(picture.mode, (1, 1), mark if picture.mode != "F" else float(mark))
-            picture.im.paste(ground.resize(picture.size).im, (0, 0, *picture.size))
+            bands = len(picture.getbands())
+            colour = (mark,) * bands if bands > 1 else mark
+            picture.im.paste(colour, (0, 0, *picture.size))
 
         picture.load_prepare = prepare_marked  # type: ignore[method-assign]
         try:
@@ -214,6 +215,11 @@ def pillow_opener(plugin: type[ImageFile], data: bytes) -> Callable[[], ImageFil
     error in strict programs) of sizes that are within our own limits.
     """
     return lambda: plugin(BytesIO(data))
+
+
+def motion_photo(film_bytes: int) -> str:
+    """Name the film that a phone keeps inside a still."""
+    return f"a film of {film_bytes:,} bytes inside the file (motion photo)"
 
 
 def oversized_metadata(reason: str) -> PermanentError:

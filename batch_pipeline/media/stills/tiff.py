@@ -133,9 +133,10 @@ class TiffStill(Still):
         places = zip(layout.offsets[strips], layout.sizes[strips], strict=True)
         packed = [self._tiff.block[offset : offset + size] for offset, size in places]
         values: dict[int, _Value] = {
-            tag: (entry.kind, entry.elements, self._tiff.bytes_of(entry, _MAX_ENTRY_BYTES))
+            tag: (entry.kind, entry.elements, value)
             for tag, entry in self._entries.items()
             if tag in _STORAGE
+            and len(value := self._tiff.bytes_of(entry, _MAX_ENTRY_BYTES)) == entry.size
         }
         sizes = [len(strip) for strip in packed]
         values[_LENGTH] = self._longs([rows])

@@ -1,25 +1,15 @@
-"""BMP, JPEG 2000 and Photoshop documents."""
+"""JPEG 2000: decoded at a half, a quarter, … where that is enough."""
 
-from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
-from PIL.PsdImagePlugin import PsdImageFile
 
-from batch_pipeline.media.stills.boxes import boxes
+from batch_pipeline.media.stills.boxes import boxes, end_of_boxes
 from batch_pipeline.media.stills.scaling import scaling_bytes
 from batch_pipeline.media.stills.still import PillowStill, pillow_opener
 
 
-class BmpStill(PillowStill):
-    """A Windows bitmap."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(pillow_opener(BmpImageFile, data))
-        self.is_cut = int.from_bytes(data[2:6], "little") > len(data)
-
-
 class Jpeg2000Still(PillowStill):
-    """A JPEG 2000 file or bare codestream: decoded at a half, a quarter, … where that is enough."""
+    """A JPEG 2000 file or bare codestream."""
 
     #: UUID of the box in which EXIF and XMP are kept.
     _EXIF = b"JpgTiffExif->JP2"
@@ -39,7 +29,7 @@ class Jpeg2000Still(PillowStill):
                 self.xmp = data[start + 16 : end]
             elif name == b"jp2h":
                 self.icc_profile = _profile_in_header(data, start, end)
-            self.is_cut = end > len(data)
+        self.is_cut = end_of_boxes(data) > len(data)
         self._file_bytes = len(data)
 
     def memory(self, target: tuple[int, int]) -> int:
@@ -58,30 +48,12 @@ class Jpeg2000Still(PillowStill):
         """Leave out the resolutions that are not needed."""
         picture.reduce = self._reduction(target)  # type: ignore[method-assign, assignment]
 
+    def _salvage(self, error: Exception, target: tuple[int, int]) -> ImageFile:
+        raise error  # the decoder gives all or nothing
+
     def _reduction(self, target: tuple[int, int]) -> int:
         ratio = min(side // wanted for side, wanted in zip(self.size, target, strict=True))
         return min(self._levels, max(0, ratio.bit_length() - 1))
-
-
-class PsdStill(PillowStill):
-    """The composite picture of a Photoshop document; its layers are not read."""
-
-    _ICC, _EXIF, _XMP = 1039, 1058, 1060
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(pillow_opener(_PsdPlugin, data))
-        for number, _, content in getattr(self._picture, "resources", ()):
-            if number == self._EXIF:
-                self.exif.append(content)
-            elif number == self._XMP:
-                self.xmp = content
-
-
-class _PsdPlugin(PsdImageFile):
-    """Does not read the layers to count them."""
-
-    n_frames = 1
-    is_animated = False
 
 
 def _profile_in_header(data: bytes, start: int, end: int) -> bytes | None:
