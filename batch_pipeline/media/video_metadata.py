@@ -20,20 +20,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from batch_pipeline.media.metadata import parse_date
 from batch_pipeline.media.pictures import camera_name
 
 _RECORDING_DATES = (
     "com.apple.quicktime.creationdate", "date_recorded", "datetimeoriginal", "date",
 )  # fmt: skip
 _CREATION_TIME = "creation_time"
-_DATE = re.compile(
-    r"\s*(\d{4})[-:./](\d\d)[-:./](\d\d)[T ](\d\d):(\d\d)(?::(\d\d))?(?:[.,]\d+)?"
-    r"\s*(Z|[+-]\d\d:?\d\d)?"
+#: A date with the time of the day; then, perhaps, a zone.
+_TIME_OF_DAY = re.compile(
+    r"\s*\d{4}\D\d\d?\D\d\d?[T ]+\d\d?:\d\d(:\d\d)?([.,]\d+)?\s*(?P<zone>Z|[+-]\d)?"
 )
 #: A zone moves the start of a clock by less than a day.
 _CLOCK_STARTS, _A_DAY = (datetime(1904, 1, 1), datetime(1970, 1, 1)), timedelta(days=1)
-#: There were no films before.
-_FIRST_YEAR = 1888
 
 #: Where cameras write maker and model.
 _CAMERA_ENTRIES = (
@@ -52,10 +51,10 @@ def captured_at(entries: Sequence[Entries]) -> tuple[datetime | None, str | None
         entries: those of the container, then those of the stream.
     """
     for source, text in _dates(entries):
-        match = _DATE.match(text)
-        found = _as_date(match) if match else None
-        if match and found:
-            is_utc = source == _CREATION_TIME and match[7]
+        match = _TIME_OF_DAY.match(text)
+        found = parse_date(text) if match else None
+        if match and found and not _is_start_of_clock(found):
+            is_utc = source == _CREATION_TIME and match["zone"]
             return found, f"{source} (UTC)" if is_utc else source
     return None, None
 
@@ -76,13 +75,8 @@ def _dates(entries: Sequence[Entries]) -> Iterator[tuple[str, str]]:
         yield from ((source, each[source]) for each in lowered if source in each)
 
 
-def _as_date(match: re.Match[str]) -> datetime | None:
-    try:
-        found = datetime(*(int(part or 0) for part in match.groups()[:6]))  # type: ignore[arg-type]
-    except ValueError:
-        return None
-    never_set = any(abs(found - start) <= _A_DAY for start in _CLOCK_STARTS)
-    return None if never_set or found.year < _FIRST_YEAR else found
+def _is_start_of_clock(date: datetime) -> bool:
+    return any(abs(date - start) <= _A_DAY for start in _CLOCK_STARTS)
 
 
 def _lowered(entries: Entries) -> dict[str, str]:

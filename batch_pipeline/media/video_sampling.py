@@ -9,7 +9,7 @@ On the way there:
 - What remains is decoded. Once `_EXACT_PIXELS` or `_EXACT_FRAMES` are spent on one position, any
   frame of its part is near enough; beyond, decoding goes on to the beginning of the part.
 - All positions of a film together may cost `_FILM_PIXELS` and `_FILM_FRAMES`, evenly shared. Where
-  that is not enough, the last frame on the way is taken, and `FrameReader.fell_short` says so.
+  that is not enough, the last frame on the way is taken, and `FrameReader.parts_missed` counts it.
 """
 
 from collections import deque
@@ -51,13 +51,14 @@ class FrameReader:
         self._exact = max(1, min(_EXACT_FRAMES, _EXACT_PIXELS // pixels))
         self._left = max(MAX_FRAMES, min(_FILM_FRAMES, _FILM_PIXELS // pixels))
         self._seeks_lead_forward = True
+        self._fell_short = False
         self._begin()
         self.position = 0.0
         """Of the frame read last, or 0 (seconds from the start)."""
         self.reached = 0.0
         """Furthest position so far (seconds)."""
-        self.fell_short = False
-        """Whether a part could not be reached within the budget."""
+        self.parts_missed = 0
+        """That could not be reached within the budget."""
         self.came_to_the_end = False
         """Whether the stream ended ahead of a frame that was wanted."""
         self.bad_packets = 0
@@ -75,6 +76,7 @@ class FrameReader:
         seen: set[float] = set()
         for part in range(count):
             frame = self._frame_of(part * length, (part + 1) * length, count - part)
+            self.parts_missed += self._fell_short
             if frame is not None and self.position not in seen:
                 seen.add(self.position)
                 yield frame
@@ -147,6 +149,7 @@ class FrameReader:
         Frames with errors are passed over as long as the part lasts. None at the end of the stream.
         """
         self._read_up_to(self._start + int(position / self._time_base))
+        self._fell_short = False
         sound = spoiled = None
         spent = 0
         while spent < budget or self._decoded:
@@ -170,7 +173,7 @@ class FrameReader:
             self._decode(packet)
             spent += 1
         else:
-            self.fell_short = self.fell_short or self.position < begin
+            self._fell_short = self.position < begin
         self._left = max(0, self._left - spent)
         return sound or spoiled
 

@@ -114,7 +114,7 @@ def film_streams(container: InputContainer, media_type: MediaType) -> list[Video
     Raises:
         PermanentError: ``no_video_stream``, ``too_many_pixels`` or ``unreadable_video``.
     """
-    films = [stream for stream in container.streams.video if not stream.disposition & _NO_FILM]
+    films = [stream for stream in container.streams.video if not _is_beside(stream, container)]
     if not films:
         raise PermanentError("no_video_stream", _what_there_is(container, media_type))
     readable = [stream for stream in films if stream.codec_context is not None]
@@ -155,8 +155,20 @@ def read_alone(container: InputContainer, stream: VideoStream) -> None:
     stream.thread_count = 1
 
 
+def _is_beside(stream: VideoStream, container: InputContainer) -> bool:
+    """Whether a stream is a picture beside a film or a piece of music."""
+    if stream.disposition & _NO_FILM:
+        return True
+    return stream.frames == 1 and _is_still_codec(stream) and bool(container.streams.audio)
+
+
+def _is_still_codec(stream: VideoStream) -> bool:
+    context = stream.codec_context
+    return context is not None and context.codec.canonical_name in _STILL_CODECS
+
+
 def _moves(stream: VideoStream) -> bool:
-    return stream.frames != 1 and stream.codec_context.codec.canonical_name not in _STILL_CODECS
+    return stream.frames != 1 and not _is_still_codec(stream)
 
 
 def _any_moves(streams: list[VideoStream]) -> bool:

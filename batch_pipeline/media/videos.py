@@ -34,16 +34,13 @@ from batch_pipeline.media.sniffing import (
     is_cut_short,
     room_ahead,
 )
+from batch_pipeline.media.stills.interest import Interest, interest_of
 from batch_pipeline.media.video_colours import colour_warning, to_picture
 from batch_pipeline.media.video_geometry import is_on_its_side, placement, square_pixel_size
 from batch_pipeline.media.video_sampling import FrameReader
 from batch_pipeline.media.video_streams import Source, film_streams, open_container, read_alone
 
-#: A frame whose mean and spread of luminance both stay below these is taken for black (0-255).
-_BLACK_MEAN, _BLACK_SPREAD = 32.0, 24.0
-#: A frame in which no channel spreads further is of one colour (0-255).
-_UNIFORM_SPREAD = 4.0
-#: Both are judged on a copy of about this size (pixels of the shorter side).
+#: What a frame shows is judged on a copy of about this size (pixels of the shorter side).
 _JUDGED_SIDE = 128
 #: Where, in parts of the length, another frame is looked for when all of them are dull.
 _FURTHER_LOOKS = (0.97, 0.75, 0.25, 0.03)
@@ -158,7 +155,7 @@ class _Taken:
     """Of the original as shown (pixels)."""
     height: int
     dullness: tuple[int, float]
-    """What shows something is 0, of one colour 1, black 2; of black ones the brightest is least."""
+    """0 for what shows something, then more; of frames that show nothing the brightest is least."""
     warning: str | None
 
 
@@ -176,10 +173,9 @@ def _take(frame: VideoFrame, reader: FrameReader, stream: VideoStream) -> _Taken
 
 def _dullness(picture: Image.Image) -> tuple[int, float]:
     small = picture.reduce(max(1, min(picture.size) // _JUDGED_SIDE))
-    light = ImageStat.Stat(small.convert("L"))
-    if light.mean[0] < _BLACK_MEAN and light.stddev[0] < _BLACK_SPREAD:
-        return 2, -light.mean[0]
-    return int(max(ImageStat.Stat(small).stddev) < _UNIFORM_SPREAD), 0.0
+    interest = interest_of(small)
+    light = ImageStat.Stat(small.convert("L")).mean[0] if interest is Interest.NOTHING else 0.0
+    return Interest.VARIED - interest, -light
 
 
 def _further_look(reader: FrameReader, stream: VideoStream, duration: float) -> list[_Taken]:
@@ -196,10 +192,10 @@ def _further_look(reader: FrameReader, stream: VideoStream, duration: float) -> 
 def _warnings_of(
     reader: FrameReader, source: Source, media_type: MediaType, duration: float | None
 ) -> Iterator[str]:
-    if reader.fell_short:
+    if reader.parts_missed:
         yield (
-            f"the frames are of the first {reader.reached:.0f} s of {duration or 0:.0f} s: "
-            "key frames are too far apart to look further"
+            f"{reader.parts_missed} frames lie ahead of their part of the film, the last at "
+            f"{reader.reached:.0f} s of {duration or 0:.0f} s: its key frames are too far apart"
         )
     if reader.bad_packets:
         yield f"damaged: frames could not be decoded ({reader.bad_packets} met)"

@@ -521,10 +521,21 @@ def make_tracks(
     return output.getvalue()
 
 
-def make_audio_only(muxer: str, encoder: str = "aac", seconds: float = 1.0) -> bytes:
-    """Make a file of silence in a container that may hold films, named as FFmpeg does."""
+def make_audio_only(
+    muxer: str, encoder: str = "aac", seconds: float = 1.0, *, cover: bytes | None = None
+) -> bytes:
+    """Make a file of silence in a container that may hold films.
+
+    Args:
+        muxer: the container, as FFmpeg names it.
+        encoder: as FFmpeg names it.
+        seconds: length.
+        cover: a JPEG to attach; Matroska only.
+    """
     output = io.BytesIO()
     with av.open(output, "w", format=muxer) as container:
+        if cover is not None:
+            container.add_attachment("cover.jpg", "image/jpeg", cover)
         rate = 48_000 if encoder == "libopus" else 16_000
         stream = cast("AudioStream", container.add_stream(encoder, rate=rate, layout="mono"))
         _add_silence(container, stream, seconds)
