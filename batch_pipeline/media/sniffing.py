@@ -431,6 +431,9 @@ def _boxes_end(source: SeekableFile, length: int) -> int:
     while end < length:
         source.seek(end)
         header = source.read(16)
+        name = header[4:8]
+        if len(name) == 4 and not (name.isascii() and name.decode().isprintable()):
+            return length  # something else was put behind the boxes
         size = int.from_bytes(header[:4], "big")
         if size == 1:  # a 64-bit size follows the name
             size = int.from_bytes(header[8:16], "big")

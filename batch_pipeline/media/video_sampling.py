@@ -59,8 +59,6 @@ class FrameReader:
         """Furthest position so far (seconds)."""
         self.parts_missed = 0
         """That could not be reached within the budget."""
-        self.came_to_the_end = False
-        """Whether the stream ended ahead of a frame that was wanted."""
         self.bad_packets = 0
         """That could not be decoded, though others ahead of them could."""
         self.broke_off: str | None = None
@@ -168,7 +166,6 @@ class FrameReader:
                 continue
             packet = self._waiting.popleft() if self._waiting else self._next_packet()
             if packet is None:
-                self.came_to_the_end = True
                 break
             self._decode(packet)
             spent += 1
@@ -179,7 +176,7 @@ class FrameReader:
 
     def _read_up_to(self, target: int) -> None:
         """Read packets up to a time, and keep those from the last key frame on for the decoder."""
-        held = 0
+        held = sum(packet.size for packet in self._waiting)
         while held < _WAITING_BYTES:
             packet = self._next_packet()
             if packet is None:

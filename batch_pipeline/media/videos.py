@@ -199,7 +199,7 @@ def _warnings_of(
         )
     if reader.bad_packets:
         yield f"damaged: frames could not be decoded ({reader.bad_packets} met)"
-    if reader.came_to_the_end and is_cut_short(source, media_type):
+    if is_cut_short(source, media_type):
         length = source.seek(0, io.SEEK_END)
         yield f"damaged: the file ends before its content does, after {length} bytes"
     elif reader.broke_off:

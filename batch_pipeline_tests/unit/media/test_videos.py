@@ -2,13 +2,11 @@
 
 import io
 import struct
-from datetime import datetime
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.sniffing import MP4, sniff
@@ -156,29 +154,6 @@ def test_the_thumbnail_of_a_dark_video_is_its_brightest_frame():
 
     thumbnail = Image.open(io.BytesIO(content.make_thumbnail()))
     assert thumbnail.convert("L").getpixel((30, 20)) > 12
-
-
-def test_the_date_and_camera_of_a_phone_are_read_and_its_position_is_not():
-    data = make_video(
-        "mov",
-        1,
-        with_gps=True,
-        metadata={
-            "com.apple.quicktime.make": "Apple",
-            "com.apple.quicktime.model": "iPhone\u202e 15",
-            "com.apple.quicktime.creationdate": "2024-05-01T23:34:56+0200",
-            "com.apple.quicktime.location.ISO6709": "+48.8584+002.2945/",
-        },
-    )
-    assert b"+48.8584" in data, "the file does hold a position"
-
-    content = decode(data)
-
-    assert content.facts.captured_at == datetime(2024, 5, 1, 23, 34, 56), "on the camera's clock"
-    assert content.facts.camera == "Apple iPhone 15"
-    assert "48" not in repr(content.facts)
-    for jpeg in (content.frames[0].jpeg, content.make_thumbnail()):
-        assert {name for name, _ in JpegImageFile(io.BytesIO(jpeg)).applist} == {"APP0"}
 
 
 def test_a_length_that_is_a_lie_still_gives_frames():
