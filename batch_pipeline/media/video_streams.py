@@ -19,6 +19,11 @@ from batch_pipeline.media.sniffing import MediaType
 
 #: Largest frame (pixels): 8K cinema, the largest that cameras record. A decoder holds a dozen.
 MAX_FRAME_PIXELS = 8192 * 4320
+#: Bytes that each of them may take: 10 bits at the usual quarter of colours. Studio formats, which
+#: keep all colours at 16 bits, are accepted up to half of the pixels.
+_MAX_PIXEL_BYTES = 3
+#: Streams of one container that are tried; each may be read to its end.
+_MAX_CHOICES = 3
 
 #: The one demuxer that may open each type.
 _DEMUXERS = {
@@ -106,7 +111,7 @@ def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:
 
 
 def film_streams(container: InputContainer, media_type: MediaType) -> list[VideoStream]:
-    """Return the streams that can be shown as the film, the best first; never an empty list.
+    """Return the streams that may be shown as the film, the best first; never an empty list.
 
     A stream that moves goes ahead of a still, one of at least half the largest frame ahead of a
     smaller one, the one marked as default ahead of others, the larger ahead of the smaller.
@@ -123,13 +128,14 @@ def film_streams(container: InputContainer, media_type: MediaType) -> list[Video
             "unreadable_video",
             f"no decoder is installed for the video of the {media_type.format.upper()} file",
         )
-    bounded = [stream for stream in readable if _pixels(stream) <= MAX_FRAME_PIXELS]
+    bounded = [stream for stream in readable if _is_bounded(stream)]
     if not bounded:
         width, height = readable[0].width, readable[0].height
         raise PermanentError(
             "too_many_pixels",
-            f"the video's frames are {width} x {height} = {width * height / 1e6:.1f} megapixels; "
-            f"at most {MAX_FRAME_PIXELS / 1e6:.1f} megapixels (8K) are accepted",
+            f"the video's frames are {width} x {height} = {width * height / 1e6:.1f} megapixels"
+            f" of {_pixel_bytes(readable[0]):g} bytes; at most {MAX_FRAME_PIXELS / 1e6:.1f} "
+            f"megapixels (8K) of {_MAX_PIXEL_BYTES} bytes are accepted",
         )
     largest = max(_pixels(stream) for stream in bounded if _moves(stream) == _any_moves(bounded))
 
@@ -141,7 +147,7 @@ def film_streams(container: InputContainer, media_type: MediaType) -> list[Video
             _pixels(stream),
         )
 
-    return sorted(bounded, key=rank, reverse=True)
+    return sorted(bounded, key=rank, reverse=True)[:_MAX_CHOICES]
 
 
 def read_alone(container: InputContainer, stream: VideoStream) -> None:
@@ -177,6 +183,16 @@ def _any_moves(streams: list[VideoStream]) -> bool:
 
 def _pixels(stream: VideoStream) -> int:
     return stream.width * stream.height
+
+
+def _pixel_bytes(stream: VideoStream) -> float:
+    return stream.format.padded_bits_per_pixel / 8 if stream.format else 1.5
+
+
+def _is_bounded(stream: VideoStream) -> bool:
+    pixels = _pixels(stream)
+    limit = MAX_FRAME_PIXELS * _MAX_PIXEL_BYTES
+    return pixels <= MAX_FRAME_PIXELS and pixels * _pixel_bytes(stream) <= limit
 
 
 def _what_there_is(container: InputContainer, media_type: MediaType) -> str:

@@ -338,10 +338,10 @@ def make_gif_bomb(side: int = 65_535) -> bytes:
     return b"GIF89a" + screen + frame + b";"
 
 
-def make_oversized_video(side: int = 8000) -> bytes:
-    """Make an MP4 of one frame of `side` x `side` pixels (a multiple of 16)."""
+def make_oversized_video(side: int = 8000, *, muxer: str = "mp4") -> bytes:
+    """Make an MP4, or another container, of one frame of `side` x `side` pixels (16 x n)."""
     output = io.BytesIO()
-    with av.open(output, "w", format="mp4") as container:
+    with av.open(output, "w", format=muxer) as container:
         stream = container.add_stream("libx264", rate=1)
         stream.width = stream.height = side
         stream.pix_fmt = "yuv420p"

@@ -183,7 +183,7 @@ def test_frames_of_too_many_pixels_are_refused_with_size_and_limit(oversized_vid
     assert len(oversized_video) < 700_000
 
     with pytest.raises(
-        PermanentError, match=r"8000 x 8000 = 64\.0 megapixels; at most 35\.4"
+        PermanentError, match=r"8000 x 8000 = 64\.0 megapixels of 1\.5 bytes; at most 35\.4"
     ) as caught:
         decode(oversized_video)
 
