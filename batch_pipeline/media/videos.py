@@ -247,7 +247,7 @@ def _measured_duration(source: Source, media_type: MediaType, index: int) -> flo
 def _explain(error: Exception, source: Source, media_type: MediaType) -> PermanentError:
     name = media_type.format.upper()
     reason = error.strerror if isinstance(error, FFmpegError) else str(error)
-    if is_cut_short(source, media_type):
+    if isinstance(error, EOFError) or is_cut_short(source, media_type):
         length = source.seek(0, io.SEEK_END)
         return PermanentError(
             "truncated", f"the {name} ends before its content does, after {length} bytes: {reason}"
