@@ -12,7 +12,6 @@ thread (AVIF and HEIC decoders start their own).
 
 import argparse
 import io
-import os
 import shutil
 import statistics
 import subprocess
@@ -124,7 +123,7 @@ VIDEOS: dict[str, tuple[VideoFormat, str | None, int]] = {
 }
 #: Prints what the decode of a file rises above that of a small one (MiB).
 PEAK_OF_OURS = """
-import resource, sys
+import sys
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
 
@@ -132,7 +131,8 @@ def peak(path):
     with open(path, "rb") as file:
         media_type = sniff(file.read(HEAD_BYTES))
         decode(file, media_type).make_thumbnail()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
 before = peak(sys.argv[1])
 print(peak(sys.argv[2]) - before)
@@ -179,7 +179,7 @@ def measure_videos(seconds: float, size: tuple[int, int], rounds: int) -> list[V
 
 
 def run_ffmpeg(*calls: str) -> tuple[float | None, float]:
-    """Seconds of some calls one after another, and the memory of the largest (MiB)."""
+    """Seconds of some calls one after another, and the memory of the largest (MiB; Linux)."""
     program = shutil.which("ffmpeg")
     if program is None:
         return None, 0.0
@@ -187,12 +187,22 @@ def run_ffmpeg(*calls: str) -> tuple[float | None, float]:
     for call in calls:
         command = [program, "-v", "error", "-y", "-threads", "1", *call.split()]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        # What the system reports of a process that has ended counts in its parent's memory.
+        while process.poll() is None:
+            peak = max(peak, peak_memory(process.pid))
+            time.sleep(0.005)
         if process.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-        peak = max(peak, usage.ru_maxrss / 1024)
     return time.perf_counter() - start, peak
+
+
+def peak_memory(pid: int) -> float:
+    """Of a running process, so far (MiB); 0 for one that is ending."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def shown(figure: float | None) -> str:
