@@ -8,12 +8,14 @@ import json
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.masking import learn, learn_url, masked
+from batch_pipeline.media.acceptance import FORMATS
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
 #: Fields of a request to a model that are no options.
@@ -184,6 +186,20 @@ class Settings(BaseSettings):
             "PostgreSQL's `max_connections` says."
         ),
     )
+    max_runs_per_user: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description=(
+            "How many of them may be of the same user: one less keeps a place free for others; "
+            "0: all."
+        ),
+    )
+    warm_run_workers: bool = Field(
+        True,
+        description=(
+            "On Linux, run workers are forked from a process that has imported everything; "
+            "`false`: each imports it anew, for 2.6 s of a core."
+        ),
+    )
     max_attempts: Annotated[int, Field(ge=1, le=20)] = Field(
         2, description="Attempts per upload and dispatch, the first included."
     )
@@ -199,6 +215,20 @@ class Settings(BaseSettings):
     )
     max_file_bytes: Annotated[int, Field(ge=1)] = Field(
         100 * 1024**2, description="Largest file accepted (bytes)."
+    )
+    accepted_formats: str = Field(
+        "",
+        description=(
+            "Formats that are accepted, with commas between, e.g. `jpeg,heic,mp4`; empty: all "
+            "that docs/formats.md lists."
+        ),
+    )
+    max_decode_mib: Annotated[int, Field(ge=16)] = Field(
+        512,
+        description=(
+            "What the decode of one picture may take in memory, besides the file (MiB); as many "
+            "are decoded at a time as there are cores."
+        ),
     )
     max_batch_bytes: Annotated[int, Field(ge=1)] = Field(
         10 * 1024**3, description="Largest sum of the files of one submission (bytes)."
@@ -256,6 +286,31 @@ class Settings(BaseSettings):
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().resolve()
 
+    @field_validator("accepted_formats")
+    @classmethod
+    def _known_formats(cls, formats: str) -> str:
+        unknown = _names(formats) - set(FORMATS)
+        if unknown:
+            raise ValueError(
+                f"not known: {', '.join(sorted(unknown))}; accepted are {', '.join(FORMATS)}"
+            )
+        return formats
+
+    @cached_property
+    def accepted_format_names(self) -> frozenset[str]:
+        """The accepted formats, with the default filled in."""
+        return _names(self.accepted_formats) or frozenset(FORMATS)
+
+    @model_validator(mode="after")
+    def _learn_secrets(self) -> Self:
+        """Have passwords masked wherever something of the settings is quoted."""
+        for value in self.__dict__.values():
+            if isinstance(value, SecretStr):
+                learn(value.get_secret_value())
+            elif isinstance(value, str) and "://" in value:
+                learn_url(value)
+        return self
+
     @cached_property
     def storage_location(self) -> str:
         """Path or URL of the storage, with the default filled in."""
@@ -267,19 +322,23 @@ class Settings(BaseSettings):
         return self.embedder or self.analyzer
 
 
-def load_settings() -> Settings:
-    """Read the settings from the environment and ``.env``.
+def _names(text: str) -> frozenset[str]:
+    return frozenset(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings from the environment and ``.env``; those in `overrides` replace them.
 
     Raises:
         ConfigurationError: a variable has a value that is not accepted; the message names each
             such variable, the value it has and what is accepted.
     """
     try:
-        return Settings()
+        return Settings(**overrides)
     except ValidationError as error:
         lines = [
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"
-            f"={problem['input']!r}: {problem['msg']}"
+            f"={masked(repr(problem['input']))}: {problem['msg']}"
             for problem in error.errors()
         ]
         raise ConfigurationError("settings are not valid:\n  " + "\n  ".join(lines)) from error

@@ -31,8 +31,8 @@ from tools.results import Table, Target, add_results_option, machine, report
 from batch_pipeline.demo import running_stack
 from batch_pipeline.orchestration.tags import BATCH_TAG
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.batch_progress import CHANNEL
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.progress.publishing import CHANNEL
 from batch_pipeline.settings import Settings
 
 #: Longest wait for a batch (seconds).

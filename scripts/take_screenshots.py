@@ -17,8 +17,8 @@ from playwright.sync_api import TimeoutError as PageTimeoutError
 
 from batch_pipeline.demo import running_stack, sample_media
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.batch_watch import watch_batch
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.progress.batch_watch import watch_batch
 from batch_pipeline.settings import Settings
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"

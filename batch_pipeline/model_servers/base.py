@@ -88,7 +88,7 @@ class CallSlots(Protocol):
             cancelled: asked at least twice a second while waiting.
 
         Raises:
-            ClaimLostError: `cancelled` answered true while waiting.
+            WorkCancelledError: `cancelled` answered true while waiting.
             ServiceDownError: whoever gives out the slots cannot be reached, or every server asked
                 for a long pause.
         """
@@ -141,7 +141,7 @@ class VisionModel(Protocol):
             TransientError: time-out, 5xx, reset connection, an empty or cut answer.
             PermanentError: the server refuses this very input for good.
             ServiceDownError: the server cannot be reached, or has no such model.
-            ClaimLostError: `cancelled` answered true.
+            WorkCancelledError: `cancelled` answered true.
         """
         ...
 
@@ -172,7 +172,7 @@ class EmbeddingModel(Protocol):
         Raises:
             TransientError: time-out, 5xx, reset connection, a vector that is not usable.
             ServiceDownError: the server cannot be reached, or has no such model.
-            ClaimLostError: `cancelled` answered true.
+            WorkCancelledError: `cancelled` answered true.
         """
         ...
 

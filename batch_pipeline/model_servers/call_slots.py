@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from batch_pipeline.errors import ClaimLostError, ServiceDownError
+from batch_pipeline.errors import ServiceDownError, WorkCancelledError
 from batch_pipeline.model_servers.base import CancelledCheck
 from batch_pipeline.model_servers.rate_limits import Pace, Room
 
@@ -216,7 +216,7 @@ class CallGate:
                     told = usable
                     continue
                 if cancelled():
-                    raise ClaimLostError(
+                    raise WorkCancelledError(
                         "the model call was stopped: its upload is no longer wanted"
                     )
                 waited = time.monotonic() - began

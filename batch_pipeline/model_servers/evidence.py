@@ -27,7 +27,7 @@ class Evidence:
 
     @contextmanager
     def asked_by_one(self, cancelled: CancelledCheck) -> Iterator[None]:
-        """Wait until nobody else asks the server something known; raises `ClaimLostError`."""
+        """Wait until nobody else asks the server something known; raises `WorkCancelledError`."""
         while not self._asking.acquire(timeout=_POLL_SECONDS):
             require_wanted(cancelled)
         try:

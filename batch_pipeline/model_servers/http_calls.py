@@ -25,10 +25,10 @@ import httpx2
 import pydantic
 
 from batch_pipeline.errors import (
-    ClaimLostError,
     KindedError,
     ServiceDownError,
     TransientError,
+    WorkCancelledError,
 )
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.model_servers.circuit import Circuit
@@ -167,7 +167,7 @@ class ServerCalls:
             PermanentError: ``model_refused_input``.
             ServiceDownError: ``model_server_down``, or what `error_for_status` names.
             Busy: it asks to come back later.
-            ClaimLostError: `cancelled` answered true; the connection was closed.
+            WorkCancelledError: `cancelled` answered true; the connection was closed.
         """
         ends_at = time.monotonic() + self._limits.total
         unreachable = 0
@@ -331,13 +331,13 @@ def run_on_loop(work: Coroutine[Any, Any, Answer]) -> Answer:
 
 
 def require_wanted(cancelled: CancelledCheck) -> None:
-    """Raise `ClaimLostError` if the call is no longer wanted."""
+    """Raise `WorkCancelledError` if the call is no longer wanted."""
     if cancelled():
-        raise ClaimLostError("the model call was stopped: its upload is no longer wanted")
+        raise WorkCancelledError("the model call was stopped: its upload is no longer wanted")
 
 
 def sleep(seconds: float, cancelled: CancelledCheck) -> None:
-    """Wait while the call is still wanted; raises `ClaimLostError` when it is not."""
+    """Wait while the call is still wanted; raises `WorkCancelledError` when it is not."""
     ends_at = time.monotonic() + seconds
     while (left := ends_at - time.monotonic()) > 0:
         require_wanted(cancelled)

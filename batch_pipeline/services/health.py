@@ -1,13 +1,18 @@
 """Health of everything the pipeline stands on, except Dagster; each finding says what to do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from sqlalchemy import text
 
+from batch_pipeline.database.embedded_server import server_users
+from batch_pipeline.database.existing_tables import Problem, rows_left_alone, table_problems
 from batch_pipeline.database.session import Database, connect
-from batch_pipeline.errors import PipelineError
+from batch_pipeline.errors import ConfigurationError, PipelineError
+from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
+from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
@@ -26,6 +31,11 @@ def check_health(settings: Settings, *, quick: bool = False) -> Iterator[HealthC
 
     Unless `quick`, each model is asked a question whose answer is known.
     """
+    for check in _checks(settings, quick=quick):
+        yield replace(check, detail=masked(check.detail), hint=masked(check.hint))
+
+
+def _checks(settings: Settings, *, quick: bool) -> Iterator[HealthCheck]:
     yield from _database(settings)
     yield _check(
         "storage",
@@ -61,7 +71,12 @@ def _database(settings: Settings) -> Iterator[HealthCheck]:
     try:
         if not reached.ok:
             return  # the others would only repeat it, with advice that does not help
-        yield _check("migrations", lambda: _migrations(database), "run `batch-pipeline db upgrade`")
+        if not settings.database_url:
+            yield HealthCheck("embedded server", True, _users(settings))
+        migrations = _check(
+            "migrations", lambda: _migrations(database), "run `batch-pipeline db upgrade`"
+        )
+        yield migrations
         yield _check(
             "embedding column",
             lambda: _column_width(database, settings),
@@ -69,13 +84,29 @@ def _database(settings: Settings) -> Iterator[HealthCheck]:
         )
         if pauses := _pauses(database):
             yield HealthCheck("rate limits", True, pauses)
+        tables = _check(
+            "tables", lambda: _tables(database, settings), "change them: docs/existing_database.md"
+        )
+        yield tables
+        if migrations.ok and tables.ok:
+            yield _check("statuses", lambda: _statuses(database), "docs/existing_database.md")
+            yield _check("oldest waiting upload", lambda: _oldest_waiting(database), "")
     finally:
         database.close()
+
+
+def _users(settings: Settings) -> str:
+    users = server_users(settings.home)
+    return "used by " + (
+        ", ".join(f"{user.name} (process {user.pid})" for user in users) or "nobody else"
+    )
 
 
 def _check(name: str, find: Callable[[], str], hint: str) -> HealthCheck:
     try:
         return HealthCheck(name, True, find())
+    except ConfigurationError as error:
+        return HealthCheck(name, False, str(error), "set or install what it names")
     except Exception as error:
         return HealthCheck(name, False, str(error).strip(), hint)
 
@@ -108,6 +139,34 @@ def _pauses(database: Database) -> str:
         f"{row.kind} calls to {row.server} wait for another {row.seconds:.0f} s: {row.reason}"
         for row in rows
     )
+
+
+def _tables(database: Database, settings: Settings) -> str:
+    with database.transaction() as connection:
+        _raise_if(table_problems(connection, settings.embedding_dimensions))
+    return "can be read and written"
+
+
+def _statuses(database: Database) -> str:
+    with database.transaction() as connection:
+        _raise_if(rows_left_alone(connection))
+    return "every row has one that the pipeline knows"
+
+
+def _raise_if(problems: Iterable[Problem]) -> None:
+    if said := "; ".join(map(str, problems)):
+        raise PipelineError(said)
+
+
+def _oldest_waiting(database: Database) -> str:
+    oldest = oldest_waiting(database)
+    if oldest is None:
+        return "none waits"
+    waited = "since nobody knows when" if oldest.waited is None else f"for {oldest.waited}"
+    if oldest.batch_id is None:
+        return f"upload {oldest.upload_id} waits {waited}, without a batch"
+    status = oldest.batch_status or "gone"
+    return f"upload {oldest.upload_id} waits {waited}; its batch {oldest.batch_id} is {status}"
 
 
 def _storage(settings: Settings) -> str:

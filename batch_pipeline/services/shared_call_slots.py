@@ -29,7 +29,9 @@ from urllib.parse import urlsplit
 import psycopg
 from sqlalchemy.engine import URL
 
+from batch_pipeline.database.connection_setup import is_pooled
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import CallKind, CallSlots
 from batch_pipeline.model_servers.call_slots import CallGate, Demand
 
@@ -46,7 +48,9 @@ _TURN_SECONDS = 1.0
 #: Least time between two looks at one server (seconds).
 _BREATH_SECONDS = 0.01
 #: Who stops in the middle of an agreement must not hold up the others.
-_SESSION = "-c statement_timeout=5s -c idle_in_transaction_session_timeout=2s"
+_LIMITS = b"""
+    SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '2s'
+"""
 #: First key of the advisory locks, one per server and kind, under which shares are agreed on.
 _LOCK = 730_511
 
@@ -132,7 +136,7 @@ def fair_shares(limit: int, claimants: Sequence[Claimant]) -> dict[uuid.UUID, in
 
 
 @dataclass
-class _Lane:
+class _SharedLane:
     """The calls of one kind to one server, as agreed on last."""
 
     gate: CallGate
@@ -183,7 +187,7 @@ class SharedCallSlots:
         self._database = database
         self._lease_seconds = lease_seconds
         self._gates: list[tuple[CallGate, CallKind, uuid.UUID]] = []
-        self._lanes: dict[tuple[CallGate, str], _Lane] = {}
+        self._lanes: dict[tuple[CallGate, str], _SharedLane] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._alarm: socket.socket | None = None
@@ -251,8 +255,6 @@ class SharedCallSlots:
 
     def _keep_connected(self, sleeper: socket.socket) -> None:
         url = self._database.set(drivername="postgresql")
-        given = url.query.get("options", "")
-        options = given if isinstance(given, str) else " ".join(given)
         while not self._closing.is_set():
             try:
                 with psycopg.connect(
@@ -261,13 +263,15 @@ class SharedCallSlots:
                     prepare_threshold=None,
                     application_name="batch_pipeline model slots",
                     connect_timeout=5,
-                    options=f"{options} {_SESSION}".strip(),
                     keepalives_idle=5,
                     keepalives_interval=2,
                     keepalives_count=2,
                     tcp_user_timeout=10_000,
                 ) as connection:
-                    connection.execute(f"LISTEN {CHANNEL}".encode())
+                    # Who waits for the lock has to see what was written before it was his.
+                    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+                    if not is_pooled(connection):
+                        connection.execute(f"LISTEN {CHANNEL}".encode())
                     self._serve(connection, sleeper)
             except psycopg.Error as error:
                 self._reason = str(error).strip()
@@ -292,7 +296,7 @@ class SharedCallSlots:
             gates = list(self._gates)
         for gate, kind, holder in gates:
             for server, pause in gate.pauses_to_tell().items():
-                lane = _Lane(gate, kind, server, holder)
+                lane = _SharedLane(gate, kind, server, holder)
                 seconds = pause.until - time.monotonic()
                 connection.execute(
                     _PAUSE,
@@ -300,18 +304,18 @@ class SharedCallSlots:
                 )
                 connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, lane.topic])
 
-    def _due_lanes(self) -> dict[CallGate, list[_Lane]]:
+    def _due_lanes(self) -> dict[CallGate, list[_SharedLane]]:
         """Those that have to be agreed on, together with the others of their gate."""
         with self._lock:
             gates = list(self._gates)
-        due: dict[CallGate, list[_Lane]] = {}
+        due: dict[CallGate, list[_SharedLane]] = {}
         now = time.monotonic()
         for gate, kind, holder in gates:
             lanes, demands = [], gate.demand()
             for server in demands:
                 key = gate, server
                 if key not in self._lanes:
-                    self._lanes[key] = _Lane(gate, kind, server, holder)
+                    self._lanes[key] = _SharedLane(gate, kind, server, holder)
                 lanes.append(self._lanes[key])
             if any(lane.look_in(demands[lane.server], now) <= 0 for lane in lanes):
                 # Together, so that calls which wait for any of them spread over all.
@@ -323,7 +327,7 @@ class SharedCallSlots:
         return due
 
     def _agree(
-        self, connection: psycopg.Connection, gate: CallGate, lanes: Sequence[_Lane]
+        self, connection: psycopg.Connection, gate: CallGate, lanes: Sequence[_SharedLane]
     ) -> None:
         valid_until = time.monotonic() + self._lease_seconds
         demands = gate.take_stock([lane.server for lane in lanes])
@@ -334,7 +338,7 @@ class SharedCallSlots:
         self._agreed_at = time.monotonic()
 
     def _write(
-        self, connection: psycopg.Connection, lane: _Lane, demand: Demand
+        self, connection: psycopg.Connection, lane: _SharedLane, demand: Demand
     ) -> tuple[int, int]:
         """Agree on one lane; returns the slots that are ours and those that others hold."""
         heard, lane.heard = lane.heard, False
@@ -346,6 +350,7 @@ class SharedCallSlots:
             "lease": self._lease_seconds,
         }
         with connection.transaction():
+            connection.execute(_LIMITS)
             connection.execute(
                 "SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_LOCK, lane.topic]
             )
@@ -376,7 +381,7 @@ class SharedCallSlots:
         lane.look_after = self._look_after(lane, others)
         return allowed, elsewhere
 
-    def _look_after(self, lane: _Lane, others: Sequence[Claimant]) -> float:
+    def _look_after(self, lane: _SharedLane, others: Sequence[Claimant]) -> float:
         after = self._lease_seconds / 3
         if lane.held < max(lane.share, min(lane.wanted, 1)):
             after = min(after, _SHORT_SECONDS)
@@ -417,6 +422,7 @@ class SharedCallSlots:
 
 def _name_for_all_hosts(server: str) -> str:
     """What a server is called in the table: a loopback address is another one on each host."""
+    server = masked(server)
     if (urlsplit(server).hostname or "") in {"localhost", "127.0.0.1", "::1"}:
         return f"{server.rstrip('/')} of {socket.gethostname()}"
     return server.rstrip("/")

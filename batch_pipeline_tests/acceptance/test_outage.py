@@ -7,8 +7,8 @@ import pytest
 
 from batch_pipeline.demo import running_stack
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.batch_status import batch_status
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.reports.batch_status import batch_status
 from batch_pipeline.settings import load_settings
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline_tests.patience import promised

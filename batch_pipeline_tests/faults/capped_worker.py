@@ -14,8 +14,8 @@ from pathlib import Path
 
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import sniff
-from batch_pipeline.services.claim_keeper import ClaimKeeper
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
 from batch_pipeline.settings import load_settings
 from batch_pipeline.testing.media import make_image, make_video

@@ -18,14 +18,14 @@ from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.claim_keeper import ClaimKeeper
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.states.claim_keeper import ClaimKeeper
+from batch_pipeline.services.states.upload_states import SkippedUpload, StartedUpload
 from batch_pipeline.services.upload_processing import (
     CompletedUpload,
     FailedUpload,
     UploadProcessor,
 )
-from batch_pipeline.services.upload_states import SkippedUpload, StartedUpload
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
 from batch_pipeline_tests.patience import promised
@@ -211,7 +211,7 @@ def test_13_work_resumes_by_itself_after_postgresql_was_stopped_and_started(
         assert counts(pipeline, batch_id) == ("completed", 2, 2, 0)
         pipeline.close()
     finally:
-        own.cleanup()
+        own.stop()
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from batch_pipeline.orchestration.celery_broker import listening_workers
+from batch_pipeline.orchestration.celery.broker import listening_workers
 from batch_pipeline.orchestration.tags import BATCH_TAG
-from batch_pipeline.services.batch_progress import CHANNEL
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.progress.publishing import CHANNEL
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.hosts import Host, Network
@@ -59,7 +59,7 @@ class World:
 
     def start_worker(self, name: str) -> Host:
         host = self.network.host(name)
-        app = "batch_pipeline.orchestration.celery_app"
+        app = "batch_pipeline.orchestration.celery.app"
         host.start(
             [
                 *(sys.executable, "-m", "celery", "-A", app, "worker", "--queues", "dagster"),

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from PIL import Image
 
-from batch_pipeline.services.batch_status import newest_batches
+from batch_pipeline.services.reports.batch_status import newest_batches
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 from batch_pipeline_tests.patience import DEADLINE
 

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from batch_pipeline.errors import (
-    ClaimLostError,
     KindedError,
     PermanentError,
     ServiceDownError,
     TransientError,
+    WorkCancelledError,
 )
 from batch_pipeline.model_servers import server_group
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer, at_random
@@ -194,7 +194,7 @@ def test_a_cancelled_call_ends_within_two_seconds_and_closes_its_connection(
         call = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled.is_set)
         server.wait_for_calls(1)
         cancelled.set()
-        with pytest.raises(ClaimLostError):
+        with pytest.raises(WorkCancelledError):
             call.result(timeout=promised(2))
 
     assert server.calls[0].client_left.wait(timeout=DEADLINE)
@@ -214,10 +214,10 @@ def test_a_call_that_waits_for_its_turn_can_be_cancelled(
         server.wait_for_calls(1)
         second = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled.is_set)
         cancelled.set()
-        with pytest.raises(ClaimLostError):
+        with pytest.raises(WorkCancelledError):
             second.result(timeout=promised(2))
         first_cancelled.set()
-        with pytest.raises(ClaimLostError):
+        with pytest.raises(WorkCancelledError):
             first.result(timeout=promised(2))
 
     assert len(server.calls) == 1

@@ -16,7 +16,7 @@ from PIL import Image
 from sqlalchemy import event
 
 from batch_pipeline.database.lone_statements import LoneStatement
-from batch_pipeline.orchestration import group_writer
+from batch_pipeline.orchestration.dagster_storage import group_writer
 
 #: On our tables, each a round trip and a transaction of its own that queues its messages, too:
 #: start, thumbnail, description, end.
@@ -99,7 +99,7 @@ def test_an_upload_keeps_to_its_budget(counts, runner):
     more = LARGE_BATCH - SMALL_BATCH
     # What the thread that keeps claims alive does is a matter of time, not of uploads.
     by_time = (
-        "uploads.owner_run_id, uploads.claim FROM",
+        "uploads.owner_run_id, uploads.claim_token FROM",
         "SET heartbeat_at=now() WHERE",
         "FOR SHARE",
     )

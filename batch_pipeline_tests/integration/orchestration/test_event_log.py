@@ -22,7 +22,8 @@ DATA_VERSION = "dagster/data_version"
 STORAGES = {
     "dagster's own": "storage: {{postgres: {{postgres_url: '{url}'}}}}",
     "ours": (
-        "storage: {{custom: {{module: batch_pipeline.orchestration.instance_storage, "
+        "storage: {{custom: {{"
+        "module: batch_pipeline.orchestration.dagster_storage.instance_storage, "
         "class: PipelineInstanceStorage, config: {{}}}}}}"
     ),
 }

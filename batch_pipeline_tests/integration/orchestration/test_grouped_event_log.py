@@ -26,9 +26,9 @@ from dagster._core.events import (
 from dagster._utils.error import SerializableErrorInfo
 from sqlalchemy import create_engine, make_url
 
-from batch_pipeline.orchestration import group_writer
-from batch_pipeline.orchestration.grouped_event_log import GroupedEventLogStorage
-from batch_pipeline.orchestration.instance_storage import PipelineInstanceStorage
+from batch_pipeline.orchestration.dagster_storage import group_writer
+from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
+from batch_pipeline.orchestration.dagster_storage.instance_storage import PipelineInstanceStorage
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.tcp_proxy import TcpProxy
 

@@ -14,9 +14,9 @@ import redis
 from sqlalchemy import text
 
 from batch_pipeline.media.sniffing import JPEG
-from batch_pipeline.services.batch_progress import BURST, CHANNEL, PER_SECOND
-from batch_pipeline.services.claim_keeper import CHECK_SECONDS, ClaimKeeper
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.progress.publishing import BURST, CHANNEL, PER_SECOND
+from batch_pipeline.services.states.claim_keeper import CHECK_SECONDS, ClaimKeeper
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.listening import messages_until_now
 from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_rows

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from batch_pipeline.orchestration import group_writer
-from batch_pipeline.orchestration.group_writer import GroupWriter
+from batch_pipeline.orchestration.dagster_storage import group_writer
+from batch_pipeline.orchestration.dagster_storage.group_writer import GroupWriter
 
 DEADLINE = 10
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batch_pipeline.services.pace import Pace
+from batch_pipeline.services.progress.pace import Pace
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from batch_pipeline.services.throughput import throughput_svg
+from batch_pipeline.services.reports.throughput import throughput_svg
 
 BEGAN = datetime(2030, 1, 1, 12, tzinfo=UTC)
 

@@ -1,0 +1,33 @@
+"""The Celery application of workers, set up as the settings say.
+
+::
+
+    celery -A batch_pipeline.orchestration.celery.app worker --queues dagster --concurrency 4
+
+A worker needs the settings of the run's host, and nothing of its disk.
+"""
+
+from dagster_celery.make_app import make_app
+from dagster_celery.tasks import create_task
+
+from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.orchestration.celery.broker import OPTIONS, result_backend
+from batch_pipeline.settings import load_settings
+
+_broker = load_settings().celery_broker_url
+if not _broker:
+    raise ConfigurationError(
+        "BATCH_PIPELINE_CELERY_BROKER_URL is empty; a worker needs the URL of its broker, "
+        "such as redis://broker.example:6379/0"
+    )
+
+app = make_app(
+    {
+        "broker": _broker,
+        "backend": result_backend(_broker),
+        "config_source": OPTIONS,
+        # Loaded before the processes of the worker are made, not in each of them.
+        "include": ["batch_pipeline.definitions"],
+    }
+)
+execute_plan = create_task(app)

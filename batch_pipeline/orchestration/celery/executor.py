@@ -1,0 +1,297 @@
+"""Steps on Celery workers of any host: what is sent, and what ends a step whose worker is gone.
+
+dagster-celery sends steps and waits for their results, for ever if need be. Here is what it lacks:
+a step whose worker died, or whose message was lost, ends as a red step that says so, and its upload
+goes to another run. As everywhere, only the lease of the upload tells the dead from the slow.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from uuid import UUID
+
+import dagster as dg
+from celery import Celery, states
+from celery.exceptions import TaskRevokedError
+from celery.result import AsyncResult
+from dagster import DagsterEvent, InitExecutorContext, serialize_value
+from dagster_celery.core_execution_loop import core_celery_execution_loop
+from dagster_celery.executor import CeleryExecutor, _submit_task
+from dagster_celery.make_app import make_app
+
+from batch_pipeline.dagster_internals import (
+    EngineEventData,
+    ExecutionPlan,
+    ExecutionStep,
+    IStepContext,
+    KnownExecutionState,
+    PlanOrchestrationContext,
+    RetryMode,
+    SerializableErrorInfo,
+    StepFailureData,
+    UserFailureData,
+    normalize_metadata,
+)
+from batch_pipeline.errors import ConfigurationError, PipelineError, ServiceDownError
+from batch_pipeline.orchestration.celery.broker import (
+    OPTIONS,
+    UNREACHABLE,
+    broker_down,
+    messages_wait,
+    result_backend,
+)
+from batch_pipeline.orchestration.failures import outage_failure, stopped_failure
+from batch_pipeline.orchestration.ops import upload_id_of
+from batch_pipeline.orchestration.run_ends import cancel_batch_of_terminated_run
+from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
+from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
+from batch_pipeline.settings import Settings
+
+#: How often the database is asked what the run still holds (seconds).
+LOOK_SECONDS = 1.0
+
+
+def celery_executor_for(settings: Settings) -> Callable[[InitExecutorContext], "StepsOnWorkers"]:
+    """Create the executor for a run, with what its config leaves open from the settings."""
+
+    def create(context: InitExecutorContext) -> StepsOnWorkers:
+        config = dict[str, Any](context.executor_config)
+        broker = config.get("broker") or settings.celery_broker_url
+        if not broker:
+            raise ConfigurationError(
+                "the run's config chooses the executor `celery` without a `broker`; name one there "
+                "or in BATCH_PIPELINE_CELERY_BROKER_URL, such as redis://broker.example:6379/0"
+            )
+        return StepsOnWorkers(
+            settings,
+            retries=RetryMode.from_config(config["retries"]),
+            broker=broker,
+            backend=config.get("backend") or result_backend(broker),
+            include=config["include"],
+            config_source=OPTIONS | config["config_source"],
+        )
+
+    return create
+
+
+class StepsOnWorkers(CeleryExecutor):
+    """dagster-celery's executor, which lets nothing wait for what will never come."""
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._settings = settings
+
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        """Run the plan; called by Dagster, in the run worker."""
+        steps = _Steps(shared_pipeline(self._settings), plan_context, self)
+        yield from core_celery_execution_loop(
+            plan_context, execution_plan, step_execution_fn=steps.send
+        )
+
+
+class _Steps:
+    """The steps of one run that are with the broker or with workers."""
+
+    def __init__(
+        self, pipeline: Pipeline, context: PlanOrchestrationContext, executor: CeleryExecutor
+    ) -> None:
+        self._pipeline = pipeline
+        self._context = context
+        self._broker: str = executor.broker
+        self._here = make_app(executor.app_args())
+        self._here.conf.task_always_eager = True
+        self._lease = pipeline.settings.lease_seconds
+        self._app: Celery = self._here
+        self._outage: ServiceDownError | None = None
+        self._held: Mapping[UUID, bool] = {}
+        self._unbegun: set[UUID] = set()
+        self._next_look = self._next_renewal = 0.0
+        self.stopped = False
+        #: For what a worker loads before it works, and says after it has (seconds).
+        self.grace = self._lease
+
+    def send(  # noqa: PLR0917 - as dagster-celery calls it
+        self,
+        app: Celery,
+        context: PlanOrchestrationContext,
+        step: ExecutionStep,
+        queue: str,
+        priority: int,
+        known_state: KnownExecutionState,
+    ) -> Any:
+        """Send a step to the workers; what works no upload takes milliseconds, and is done here."""
+        where = step, queue, priority, known_state
+        key = step.get_mapping_key()
+        if key is None:
+            return _submit(self._here, context, *where)
+        upload_id, step_context = upload_id_of(key), context.for_step(step)
+        if self._outage:
+            return _Ended(step_context, stopped_failure(self._outage))
+        try:
+            result = _submit(app, context, *where)
+        except UNREACHABLE as error:
+            self._outage = broker_down(self._broker, error)
+            released = self._pipeline.states.release_run(
+                context.run_id, self._outage, resume_after_seconds=OUTAGE_PAUSE_SECONDS
+            )
+            return _Ended(step_context, outage_failure(self._outage, released=released))
+        self._app = app
+        self._unbegun.add(upload_id)
+        self.look()
+        return _Sent(self, step_context, upload_id, result)
+
+    def note(self, upload_id: UUID, *, begun: bool) -> None:
+        """Note whether a worker has begun with the step of an upload."""
+        (self._unbegun.discard if begun else self._unbegun.add)(upload_id)
+
+    def are_held(self, upload_id: UUID, *, begun: bool) -> bool:
+        """Tell whether the lease says that somebody works on an upload, or will."""
+        self.look()
+        return self._held.get(upload_id, False) or (not begun and upload_id in self._held)
+
+    def look(self) -> None:
+        """See what the run holds, and keep what waits with the broker reserved."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        try:
+            if now >= self._next_renewal and self._may_wait():
+                self._pipeline.states.heartbeat(self._context.run_id, [])
+                self._next_renewal = now + self._lease / 4
+            self._held = self._pipeline.states.holds(self._context.run_id)
+        except PipelineError as error:  # the database is down: the last answer holds
+            self._context.log.warning("the leases could not be read: %s", error)
+
+    def _may_wait(self) -> bool:
+        """Tell whether steps that nobody has begun may still be begun."""
+        if not self._unbegun:
+            return True
+        try:
+            return messages_wait(self._app)
+        except UNREACHABLE as error:
+            self._context.log.warning("%s", broker_down(self._broker, error))
+            return False
+
+    def stop(self) -> None:
+        """Give up what no worker has begun; if a person ended the run, what they have begun too."""
+        if self.stopped:
+            return
+        self.stopped = True
+        run_id = self._context.run_id
+        cancel_batch_of_terminated_run(self._context.instance, self._pipeline, run_id)
+        self._pipeline.states.release_run(run_id)
+
+
+class _Sent:
+    """A step that was sent; to dagster-celery, the result of its task."""
+
+    def __init__(
+        self, steps: _Steps, context: IStepContext, upload_id: UUID, result: AsyncResult
+    ) -> None:
+        self._steps = steps
+        self._context = context
+        self._upload_id = upload_id
+        self._result = result
+        self._missed_since: float | None = None
+        self._was_said = self._is_lost = False
+        self._worker = ""
+
+    def ready(self) -> bool:
+        """Tell whether the step has ended, or never will."""
+        try:
+            state = self._result.state
+        except UNREACHABLE:
+            state = states.STARTED if self._worker else states.PENDING
+        if state in states.READY_STATES:
+            self._steps.note(self._upload_id, begun=True)
+            return True
+        begun = state == states.STARTED
+        if begun and not self._worker:
+            self._worker = str((self._result.info or {}).get("hostname", "unknown"))
+        self._steps.note(self._upload_id, begun=begun)
+        if self._steps.are_held(self._upload_id, begun=begun):
+            self._missed_since = None
+            return False
+        if self._missed_since is None:
+            self._missed_since, self._was_said = time.monotonic(), False
+        missed = time.monotonic() - self._missed_since
+        self._is_lost = missed >= (0 if self._steps.stopped and not begun else self._steps.grace)
+        if missed >= self._steps.grace / 4 and not self._was_said:
+            self._was_said = True
+            left = self._steps.grace - missed
+            self._say(f"No sign of life of {self._worker or 'this step'}; given up in {left:.0f} s")
+        return self._is_lost
+
+    def get(self) -> list[str]:
+        """Events of the step."""
+        if not self._is_lost:
+            return list(self._result.get())
+        self._steps.note(self._upload_id, begun=True)
+        self._result.revoke()  # a worker that is given it after all leaves it
+        if self._steps.stopped:
+            raise TaskRevokedError
+        return _Ended(self._context, _lost(self._worker)).get()
+
+    def _say(self, what: str) -> None:
+        DagsterEvent.engine_event(self._context, what, EngineEventData())
+
+    def revoke(self) -> None:
+        """Stop; called for each step when the run is terminated."""
+        self._result.revoke()
+        self._steps.stop()
+
+
+class _Ended:
+    """A step that failed without a worker; to dagster-celery, the result of a task."""
+
+    def __init__(self, context: IStepContext, failure: dg.Failure) -> None:
+        self._context = context
+        self._failure = failure
+
+    def ready(self) -> bool:
+        return True
+
+    def revoke(self) -> None:
+        pass
+
+    def get(self) -> list[str]:
+        """Write the failure to the event log, as a worker would have."""
+        description = self._failure.description or ""
+        data = StepFailureData(  # type: ignore[no-untyped-call]
+            error=SerializableErrorInfo(description, [], dg.Failure.__name__),
+            user_failure_data=UserFailureData(  # type: ignore[no-untyped-call]
+                "intentional-failure", description, normalize_metadata(self._failure.metadata)
+            ),
+        )
+        return [serialize_value(DagsterEvent.step_failure_event(self._context, data))]
+
+
+def _submit(app: Celery, *arguments: Any) -> AsyncResult:
+    with warnings.catch_warnings():
+        # dagster-celery defines its task anew for every step, which Celery remarks on each time.
+        warnings.filterwarnings("ignore", message="Task name 'execute_plan' is already registered")
+        return _submit_task(app, *arguments)
+
+
+def _lost(worker: str) -> dg.Failure:
+    if worker:
+        kind = "lost_worker"
+        reason = (
+            f"the Celery worker {worker} began this step and has shown no sign of life for longer "
+            "than the lease"
+        )
+    else:
+        kind = "lost_message"
+        reason = (
+            "no Celery worker has begun this step, and it no longer waits with the broker or for "
+            "this run"
+        )
+    return dg.Failure(
+        description=f"{kind}: {reason}; the upload goes to another run",
+        metadata={"kind": kind, "reason": reason, "next": "nothing is lost: nothing is to be done"},
+        allow_retries=False,
+    )

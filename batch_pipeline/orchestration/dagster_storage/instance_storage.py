@@ -1,0 +1,159 @@
+"""Dagster's own storage: dagster-postgres on the pipeline's server, in a database of its own.
+
+Named by ``dagster.yaml``, so that ``dagster dev`` in a fresh clone needs no variable set: the URL
+comes from the settings, the embedded server is started on demand, the database is created when it
+is missing. Runs, events and schedules share one small pool of connections; as it comes,
+dagster-postgres opens a new one for every event, which more than doubles the cost of a step (84
+against 34 ms). How events are written says `grouped_event_log`; how many connections there are in
+all, `connection_budget`.
+
+Where an instance has dagster-postgres as it comes (the Helm chart writes its own ``dagster.yaml``),
+run workers at least keep their connections: `pool_connections`.
+"""
+
+import os
+import signal
+import threading
+from functools import cache
+from typing import Any
+
+import dagster as dg
+from dagster_postgres import (
+    DagsterPostgresStorage,
+    PostgresEventLogStorage,
+    PostgresRunStorage,
+    PostgresScheduleStorage,
+)
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.engine import URL
+from sqlalchemy.pool import NullPool
+
+from batch_pipeline.dagster_internals import (
+    ConfigurableClassData,
+    UserConfigSchema,
+    create_pg_engine,
+)
+from batch_pipeline.database.connection_budget import DAGSTER_POOL
+from batch_pipeline.database.names import DAGSTER_DATABASE
+from batch_pipeline.database.session import (
+    create_database_if_missing,
+    pipeline_url,
+    with_driver,
+)
+from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
+from batch_pipeline.orchestration.sensor_rounds import shorten_rounds
+from batch_pipeline.settings import Settings, load_settings
+
+
+class PipelineInstanceStorage(DagsterPostgresStorage):
+    """Runs, events and schedules in one database.
+
+    Args:
+        url: the database, for psycopg2.
+        grouped: whether run workers write events in groups.
+        inst_data: how Dagster makes the same storage in another process.
+    """
+
+    def __init__(
+        self, url: str, *, grouped: bool, inst_data: ConfigurableClassData | None = None
+    ) -> None:
+        super().__init__(url, inst_data=inst_data)  # creates the tables
+        engine = _engine(url, os.getpid())
+        self._run_storage = _PooledRunStorage(url, engine)
+        self._event_log_storage = GroupedEventLogStorage(url, engine, grouped=grouped)
+        self._schedule_storage = _PooledScheduleStorage(url, engine)
+
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """Nothing to configure here: the settings say it."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Any
+    ) -> "PipelineInstanceStorage":
+        """Open the storage as the settings say; called by Dagster."""
+        del config_value
+        _heed_signals()
+        shorten_rounds()  # the one class of ours that the daemon makes
+        settings = load_settings()
+        url = dagster_storage_url(settings).render_as_string(hide_password=False)
+        return cls(url, grouped=settings.group_event_writes, inst_data=inst_data)
+
+
+def _heed_signals() -> None:
+    """Let SIGINT and SIGTERM end the process, if it was started with SIGINT ignored.
+
+    So a shell starts what a script runs in the background. Dagster then ignores SIGTERM, too
+    (`setup_interrupt_handlers`), and since `dagster dev` stops its parts by SIGINT, which inherit
+    this, it would never end. It opens its storage after that, and before it starts them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, signal.default_int_handler)
+
+
+@cache
+def _engine(url: str, process_id: int) -> Engine:
+    """Connect all instances of a process: a Celery worker opens one per step, and closes none."""
+    del process_id  # a process that was forked has no use for the connections of its parent
+    return create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=1,
+        max_overflow=DAGSTER_POOL - 1,
+        pool_pre_ping=True,  # a restart of the server is not an error of the next event
+    )
+
+
+class _PooledRunStorage(PostgresRunStorage):
+    def __init__(self, url: str, engine: Engine) -> None:
+        super().__init__(url, should_autocreate_tables=False)
+        self._engine = engine
+
+    def optimize_for_webserver(self, *_: int, **__: int) -> None:
+        """Keep the pool: Dagster would open another one of 21 connections."""
+
+
+class _PooledScheduleStorage(PostgresScheduleStorage):
+    def __init__(self, url: str, engine: Engine) -> None:
+        super().__init__(url, should_autocreate_tables=False)
+        self._engine = engine
+
+    def optimize_for_webserver(self, *_: int, **__: int) -> None:
+        """Keep the pool: Dagster would open another one of 21 connections."""
+
+
+def pool_connections(instance: dg.DagsterInstance) -> None:
+    """Keep connections to Dagster's storage open, if it opens one for every event."""
+    for storage in (instance.event_log_storage, instance.run_storage):
+        if isinstance(storage, PostgresEventLogStorage | PostgresRunStorage) and isinstance(
+            storage._engine.pool, NullPool
+        ):
+            storage._engine = create_pg_engine(
+                storage.postgres_url,
+                storage._token_provider,
+                isolation_level="AUTOCOMMIT",
+                pool_size=1,
+                max_overflow=DAGSTER_POOL - 1,
+                pool_pre_ping=True,
+            )
+
+
+def dagster_storage_url(settings: Settings) -> URL:
+    """URL of Dagster's database for its driver psycopg2; the database exists afterwards.
+
+    Raises:
+        ConfigurationError: a URL in the settings is not one of PostgreSQL.
+        ServiceDownError: the embedded server did not start.
+    """
+    if settings.dagster_database_url:
+        return with_driver(
+            settings.dagster_database_url, "psycopg2", variable="DAGSTER_DATABASE_URL"
+        )
+    server = pipeline_url(settings)
+    create_database_if_missing(server, DAGSTER_DATABASE)
+    return server.set(drivername="postgresql+psycopg2", database=DAGSTER_DATABASE)

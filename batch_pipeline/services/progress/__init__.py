@@ -1,0 +1,1 @@
+"""Progress of batches: messages for those who watch, and watching itself."""

@@ -1,0 +1,127 @@
+"""Follows a batch until it ends: a snapshot after every change, at least once a second.
+
+Progress messages only wake the watcher; what it yields is read from the tables, so that a message
+that was missed does no harm.
+"""
+
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+from sqlalchemy import select
+
+from batch_pipeline.database.listening import listening
+from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload, UploadStatus
+from batch_pipeline.database.readings import FILENAME
+from batch_pipeline.database.session import Database
+from batch_pipeline.errors import NotFoundError, PipelineError
+from batch_pipeline.services.progress.publishing import CHANNEL, BatchProgress
+from batch_pipeline.services.reports.batch_status import batch_progress
+
+#: Time between snapshots: at most, for want of messages, and at least, however many come (seconds).
+LONGEST_PAUSE, SHORTEST_PAUSE = 1.0, 0.2
+
+
+@dataclass(frozen=True)
+class UploadSnapshot:
+    """An upload in work, or one that has ended."""
+
+    upload_id: uuid.UUID
+    filename: str
+    status: str
+    error_kind: str | None
+    error_message: str | None
+    thumbnail_path: str | None
+
+    @property
+    def stage(self) -> str:
+        """What is being made of an upload in work, or how it ended."""
+        if self.status == UploadStatus.ANALYZING:
+            return "describing" if self.thumbnail_path else "reading"
+        return self.status
+
+
+@dataclass(frozen=True)
+class BatchSnapshot:
+    """A batch at one moment."""
+
+    progress: BatchProgress
+    in_work: list[UploadSnapshot]
+    newly_ended: list[UploadSnapshot]
+    """Since the snapshot before; each upload once, unless it was worked again."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether nothing more will happen by itself."""
+        return self.progress.status not in OPEN_BATCH
+
+
+def watch_batch(
+    database: Database, batch_id: uuid.UUID, *, timeout_seconds: float | None = None
+) -> Iterator[BatchSnapshot]:
+    """Yield snapshots until the batch has ended; the last one has `has_ended`.
+
+    Raises:
+        NotFoundError: there is no such batch.
+        PipelineError: the time is over.
+        ServiceDownError: the database cannot be reached.
+    """
+    deadline = time.monotonic() + (timeout_seconds or float("inf"))
+    known: set[uuid.UUID] = set()
+    with listening(database, CHANNEL) as listener:
+        while True:
+            snapshot = _read(database, batch_id, known)
+            yield snapshot
+            if snapshot.has_ended:
+                return
+            if time.monotonic() > deadline:
+                raise PipelineError(
+                    f"batch {batch_id} did not end within {timeout_seconds:g} s; it goes on: "
+                    f"`batch-pipeline watch {batch_id}`"
+                )
+            _wait(listener, batch_id)
+
+
+def _wait(listener: psycopg.Connection, batch_id: uuid.UUID) -> None:
+    begin = time.monotonic()
+    for message in listener.notifies(timeout=LONGEST_PAUSE):
+        if str(batch_id) in message.payload:
+            break
+    # Messages of a fast batch come faster than anybody reads; what they say is in the tables.
+    early = SHORTEST_PAUSE - (time.monotonic() - begin)
+    if early > 0:
+        for _ in listener.notifies(timeout=early):
+            pass
+
+
+def _read(database: Database, batch_id: uuid.UUID, known: set[uuid.UUID]) -> BatchSnapshot:
+    progress = batch_progress(database, batch_id)
+    if progress is None:
+        raise NotFoundError(
+            f"there is no batch {batch_id}: `batch-pipeline status` lists the newest ones"
+        )
+    with database.transaction() as connection:
+        rows = connection.execute(
+            select(
+                Upload.id,
+                FILENAME,
+                Upload.processing_status,
+                Upload.error_kind,
+                Upload.error_message,
+                Upload.thumbnail_path,
+            )
+            .where(
+                Upload.batch_id == batch_id,
+                Upload.processing_status.in_([*IN_WORK, *ENDED]),
+            )
+            .order_by(Upload.updated_at, Upload.id)
+        ).all()
+    uploads = [UploadSnapshot(*row) for row in rows]
+    ended = [upload for upload in uploads if upload.status in ENDED]
+    newly_ended = [upload for upload in ended if upload.upload_id not in known]
+    known.clear()
+    known.update(upload.upload_id for upload in ended)
+    in_work = [upload for upload in uploads if upload.status not in ENDED]
+    return BatchSnapshot(progress, in_work, newly_ended)

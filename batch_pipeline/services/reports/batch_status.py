@@ -1,0 +1,161 @@
+"""What is known of batches and their uploads, for reading; changes nothing."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, or_, select
+
+from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
+from batch_pipeline.database.readings import FILENAME, WAITING, WAITING_SINCE, word
+from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.errors import NotFoundError
+from batch_pipeline.services.progress.publishing import PROGRESS, BatchProgress
+
+_BATCH = (
+    *PROGRESS,
+    UploadBatch.created_at,
+    UploadBatch.started_at,
+    UploadBatch.completed_at,
+    UploadBatch.error_message,
+)
+
+_UPLOAD = (
+    Upload.id.label("upload_id"),
+    FILENAME,
+    Upload.file_type,
+    word(Upload.processing_status),
+    Upload.attempts,
+    Upload.error_kind,
+    Upload.error_message,
+    Upload.description,
+    Upload.description_audit_score,
+    Upload.thumbnail_path,
+)
+
+
+def batch_status(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
+    """Read a batch and its uploads, oldest first, in the shape that ``status --json`` prints.
+
+    Raises:
+        NotFoundError: there is no such batch.
+    """
+    with database.transaction() as connection:
+        head = _head(connection, batch_id)
+        uploads = connection.execute(
+            select(*_UPLOAD)
+            .where(Upload.batch_id == batch_id)
+            .order_by(Upload.created_at, Upload.id)
+        ).mappings()
+        return head | {"uploads": [dict(upload) for upload in uploads]}
+
+
+def batch_head(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
+    """Read a batch as `batch_status` does, without its uploads.
+
+    Raises:
+        NotFoundError: there is no such batch.
+    """
+    with database.transaction() as connection:
+        return _head(connection, batch_id)
+
+
+def batch_progress(database: Database, batch_id: uuid.UUID) -> BatchProgress | None:
+    """Read the counters of a batch; None if there is no such batch."""
+    with database.transaction() as connection:
+        row = connection.execute(select(*PROGRESS).where(UploadBatch.id == batch_id)).one_or_none()
+    return BatchProgress(*row) if row else None
+
+
+def newest_batches(
+    database: Database, *, limit: int = 20, offset: int = 0
+) -> Sequence[Mapping[str, Any]]:
+    """Read batches without their uploads, newest first."""
+    with database.transaction() as connection:
+        return [_shape(row) for row in connection.execute(_newest(limit, offset))]
+
+
+def described_below(database: Database, score: int) -> int:
+    """Count uploads whose stored description has an audit score below a mark."""
+    below = select(func.count()).where(Upload.description_audit_score < score)
+    with database.transaction() as connection:
+        return connection.execute(below).scalar_one()
+
+
+@dataclass(frozen=True)
+class OldestWaiting:
+    """The upload that has waited for longest, in whatever batch."""
+
+    upload_id: uuid.UUID
+    batch_id: uuid.UUID | None
+    batch_status: str | None
+    waited: timedelta | None
+    """Since it came, or was opened again; None if its row does not say."""
+
+
+def oldest_waiting(database: Database) -> OldestWaiting | None:
+    """Read the upload that has waited for longest; None if none waits."""
+    query = (
+        select(
+            Upload.id,
+            Upload.batch_id,
+            UploadBatch.status,
+            func.date_trunc("second", func.now() - WAITING_SINCE),
+        )
+        .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .where(WAITING)
+        .order_by(WAITING_SINCE.nulls_first())
+        .limit(1)
+    )
+    with database.transaction() as connection:
+        row = connection.execute(query).one_or_none()
+    return OldestWaiting(*row) if row else None
+
+
+def _head(connection: Connection, batch_id: uuid.UUID) -> dict[str, Any]:
+    batch = connection.execute(select(*_BATCH).where(UploadBatch.id == batch_id)).one_or_none()
+    if batch is None:
+        raise NotFoundError(
+            f"there is no batch {batch_id}: `batch-pipeline status` lists the newest ones"
+        )
+    return _shape(batch)
+
+
+def _newest(limit: int, offset: int) -> Select[*tuple[Any, ...]]:
+    return (
+        select(*_BATCH)
+        .order_by(UploadBatch.created_at.desc(), UploadBatch.id)
+        .limit(limit)
+        .offset(offset)
+    )
+
+
+def _shape(batch: AnyRow) -> dict[str, Any]:
+    values = dict(batch._mapping)
+    progress = BatchProgress(*tuple(batch)[: len(PROGRESS)])
+    return {
+        "batch_id": values.pop("id"),
+        **values,
+        "progress_percentage": progress.progress_percentage,
+    }
+
+
+def batches_ended_before(
+    database: Database, batch_ids: Sequence[uuid.UUID], *, days: int
+) -> list[uuid.UUID]:
+    """List which of the batches are gone, or have not changed since they ended days ago."""
+    with database.transaction() as connection:
+        kept = set(
+            connection.scalars(
+                select(UploadBatch.id).where(
+                    UploadBatch.id.in_(batch_ids),
+                    or_(
+                        UploadBatch.status.in_(OPEN_BATCH),
+                        UploadBatch.updated_at > func.now() - func.make_interval(0, 0, 0, days),
+                    ),
+                )
+            )
+        )
+    return [batch_id for batch_id in batch_ids if batch_id not in kept]

@@ -1,0 +1,189 @@
+"""How the pipeline is doing, in numbers that Prometheus scrapes: read from the database when asked.
+
+Every query reads what is open or what ended in the last minutes, by an index; none counts the
+library through. The SQL stands in ``docs/deployment.md`` too, for other tools.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import text
+
+from batch_pipeline.database.readings import WAITING_SINCE, WAITING_SQL, as_text
+from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.services.one_by_one import LeftOut, one_by_one
+
+log = logging.getLogger(__name__)
+
+#: How far back "recently" goes: a few scrapes (seconds).
+RECENT_SECONDS = 300
+
+
+class Metric(NamedTuple):
+    """A gauge: what it says, and the query whose columns are its labels, then its value."""
+
+    name: str
+    description: str
+    query: str
+
+
+class Sample(NamedTuple):
+    """One number of a metric."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+METRICS = (
+    Metric(
+        "batch_pipeline_open_uploads",
+        "Uploads that have not ended, by state; reserved: a run has taken them, not begun.",
+        f"""
+        SELECT 'pending' AS state, count(*) FROM uploads
+        WHERE {WAITING_SQL}
+        UNION ALL
+        SELECT CASE processing_status::text
+            WHEN 'pending' THEN 'reserved' ELSE processing_status::text END, count(*)
+        FROM uploads
+        WHERE owner_run_id IS NOT NULL OR processing_status IN ('analyzing', 'embedding')
+        GROUP BY 1
+        """,  # noqa: S608 - words of ours
+    ),
+    Metric(
+        "batch_pipeline_oldest_pending_seconds",
+        "Age of the oldest upload that waits, in any batch; since it was opened again, if it was.",
+        f"""
+        SELECT coalesce(extract(epoch FROM now() - min({as_text(WAITING_SINCE)})), 0)
+        FROM uploads
+        WHERE {WAITING_SQL}
+        """,  # noqa: S608 - words of ours
+    ),
+    Metric(
+        "batch_pipeline_ended_uploads",
+        "Uploads that ended in the last 300 s, by state.",
+        """
+        SELECT state, count(id) FROM unnest(ARRAY['completed', 'failed']) AS state
+        LEFT JOIN uploads ON processing_status::text = state
+            AND processing_status IN ('completed', 'failed')
+            AND updated_at > now() - make_interval(secs => :recent)
+        GROUP BY 1
+        """,
+    ),
+    Metric(
+        "batch_pipeline_upload_errors",
+        "Uploads that wait after an error, or failed in the last 300 s, by kind: model_* are those "
+        "of model servers.",
+        f"""
+        SELECT error_kind AS kind, 'waiting' AS state, count(*) FROM uploads
+        WHERE {WAITING_SQL} AND error_kind IS NOT NULL
+        GROUP BY 1
+        UNION ALL
+        SELECT coalesce(error_kind, 'unknown'), 'failed', count(*) FROM uploads
+        WHERE processing_status IN ('completed', 'failed') AND processing_status = 'failed'
+            AND updated_at > now() - make_interval(secs => :recent)
+        GROUP BY 1
+        """,  # noqa: S608 - words of ours
+    ),
+    Metric(
+        "batch_pipeline_stage_seconds",
+        "Seconds that a stage took, of uploads that ended in the last 300 s.",
+        """
+        SELECT pair ->> 'key' AS stage, quantile,
+            percentile_cont(quantile) WITHIN GROUP (ORDER BY (pair ->> 'value')::float)
+        FROM uploads, unnest(ARRAY[0.5, 0.95]) AS quantile, jsonb_path_query(
+            stage_seconds, '$.keyvalue() ? (@.value.type() == "number")', silent => true) AS pair
+        WHERE processing_status IN ('completed', 'failed')
+            AND updated_at > now() - make_interval(secs => :recent)
+        GROUP BY 1, 2
+        """,
+    ),
+    Metric(
+        "batch_pipeline_open_batches",
+        "Batches that have not ended, by status.",
+        """
+        SELECT status, count(*) FROM upload_batches
+        WHERE status IN ('pending', 'processing')
+        GROUP BY 1
+        """,
+    ),
+    Metric(
+        "batch_pipeline_model_calls",
+        "Calls to each model server, over all workers: slots that are held, and what is wanted.",
+        """
+        SELECT server, kind, state, sum(calls)
+        FROM model_call_slots,
+            LATERAL (VALUES ('held', held), ('wanted', wanted)) AS v (state, calls)
+        WHERE leased_until > now()
+        GROUP BY 1, 2, 3
+        """,
+    ),
+    Metric(
+        "batch_pipeline_model_pause_seconds",
+        "Until a model server may be called again that asked for a pause (rate limit).",
+        """
+        SELECT server, kind, extract(epoch FROM not_before - now())
+        FROM model_pauses
+        WHERE not_before > now()
+        """,
+    ),
+)
+
+
+def read_metrics(database: Database) -> list[Sample]:
+    """Read all metrics, each by its query; one that cannot be read is left out with a warning.
+
+    Raises:
+        ServiceDownError: the database does not answer.
+    """
+    left_out = LeftOut()
+    with database.transaction() as connection:
+
+        def read(metric: Metric) -> list[Sample]:
+            with connection.begin_nested():
+                rows = connection.execute(text(metric.query), {"recent": RECENT_SECONDS}).all()
+            return [_sample(metric.name, row) for row in rows]
+
+        samples = one_by_one(METRICS, read, left_out, named=lambda metric: metric.name)
+    if left_out:
+        log.warning("%s", left_out)
+    return [sample for of_metric in samples for sample in of_metric]
+
+
+def _sample(name: str, row: AnyRow) -> Sample:
+    *labels, name_of_value = row._fields
+    values = [str(getattr(row, label)) for label in labels]
+    value = float(getattr(row, name_of_value))
+    return Sample(name, dict(zip(labels, values, strict=True)), value)
+
+
+class DatabaseCollector(Collector):
+    """Reads the database whenever somebody scrapes; nothing is kept between."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Name what is collected, without asking the database."""
+        return [GaugeMetricFamily(metric.name, metric.description) for metric in METRICS]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Read and hand out."""
+        samples = read_metrics(self._database)
+        for metric in METRICS:
+            family = GaugeMetricFamily(metric.name, metric.description)
+            for sample in samples:
+                if sample.name == metric.name:
+                    family.add_sample(sample.name, dict(sample.labels), sample.value)
+            yield family
+
+
+def metrics_registry(database: Database) -> CollectorRegistry:
+    """All metrics of a database, for the exposition of ``prometheus_client``."""
+    registry = CollectorRegistry()
+    registry.register(DatabaseCollector(database))
+    return registry

@@ -1,0 +1,225 @@
+"""A batch as one HTML page to keep: contact sheet, descriptions, failures, timings.
+
+The page stands alone (`pages`). How it looks stands in ``report_page.html.jinja``; reading the
+rows in ``batch_status.py``.
+"""
+
+import statistics
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import select
+
+from batch_pipeline.database.models import OPEN_BATCH, Upload
+from batch_pipeline.database.readings import FILENAME, word
+from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.services.reports.batch_status import batch_head
+from batch_pipeline.services.reports.pages import data_picture, picture_side, render_page
+from batch_pipeline.services.reports.previews import Previews
+from batch_pipeline.storage import Storage
+from batch_pipeline.visible_text import visible, visible_line
+
+#: Uploads in the list of the slowest.
+_SLOWEST = 10
+#: Characters of a description that are shown before it is opened.
+_OPENING = 160
+
+
+@dataclass(frozen=True)
+class Card:
+    """One upload on the page; its text is fit to be looked at, and not yet escaped."""
+
+    filename: str
+    file_type: str
+    status: str
+    score: int | None
+    description: str
+    error_kind: str
+    error_message: str
+    attempts: int
+    seconds: Mapping[str, float]
+    """Of each stage."""
+    picture: str
+    """A ``data:`` URI; empty without a thumbnail."""
+
+    @property
+    def total_seconds(self) -> float:
+        """All stages together."""
+        return sum(self.seconds.values())
+
+    @property
+    def opening(self) -> str:
+        """The beginning of a long description; empty if it is short."""
+        if len(self.description) <= _OPENING:
+            return ""
+        return self.description[:_OPENING].rsplit(" ", 1)[0] + " …"
+
+
+@dataclass(frozen=True)
+class StageTiming:
+    """What a stage took, over the uploads that went through it (seconds)."""
+
+    stage: str
+    uploads: int
+    total: float
+    median: float
+    slowest: float
+    share: float
+    """Of the time of all stages, 0-1."""
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """All that the page shows."""
+
+    head: Mapping[str, Any]
+    """As ``status --json`` has it."""
+    cards: Sequence[Card]
+    hidden: int
+    """Uploads left out, because their owner hid them."""
+    made_at: datetime
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether nothing more will happen by itself."""
+        return self.head["status"] not in OPEN_BATCH
+
+    @cached_property
+    def failures(self) -> Sequence[Card]:
+        """Uploads without a result."""
+        return [card for card in self.cards if card.status == "failed"]
+
+    @cached_property
+    def slowest(self) -> Sequence[Card]:
+        """Uploads that took longest, slowest first."""
+        timed = [card for card in self.cards if card.seconds]
+        return sorted(timed, key=lambda card: card.total_seconds, reverse=True)[:_SLOWEST]
+
+    @cached_property
+    def stages(self) -> Sequence[StageTiming]:
+        """What each stage took, in the order in which uploads go through them."""
+        return stage_timings(card.seconds for card in self.cards)
+
+    @property
+    def duration(self) -> timedelta | None:
+        """From the first run that took uploads to the last upload's end."""
+        begin, end = self.head["started_at"], self.head["completed_at"]
+        return end - begin if begin and end else None
+
+
+def stage_timings(uploads: Iterable[Mapping[str, float]]) -> Sequence[StageTiming]:
+    """Sum up the seconds per stage of uploads, in the order in which uploads go through them."""
+    taken: dict[str, list[float]] = {}
+    for seconds_of in uploads:
+        for stage, seconds in seconds_of.items():
+            taken.setdefault(stage, []).append(seconds)
+    total = sum(map(sum, taken.values())) or 1.0
+    order = {"decode": 0, "thumbnail": 1, "describe": 2, "embed": 3}
+    return [
+        StageTiming(
+            stage=stage,
+            uploads=len(seconds),
+            total=sum(seconds),
+            median=statistics.median(seconds),
+            slowest=max(seconds),
+            share=sum(seconds) / total,
+        )
+        for stage, seconds in sorted(taken.items(), key=lambda item: order.get(item[0], 9))
+    ]
+
+
+def shown_seconds(stored: object) -> dict[str, float]:
+    """Seconds per stage of an upload as they stand in its row, fit to be looked at."""
+    return {
+        visible_line(stage): float(seconds)
+        for stage, seconds in (stored.items() if isinstance(stored, dict) else ())
+        if isinstance(seconds, int | float)
+    }
+
+
+def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> BatchReport:
+    """Collect what is known of a batch.
+
+    Raises:
+        NotFoundError: there is no such batch.
+        ServiceDownError: database or storage cannot be reached.
+    """
+    head = batch_head(database, batch_id)
+    with database.transaction() as connection:
+        rows = connection.execute(
+            select(
+                Upload.id,
+                FILENAME,
+                Upload.file_type,
+                word(Upload.processing_status),
+                Upload.description,
+                Upload.description_audit_score,
+                Upload.error_kind,
+                Upload.error_message,
+                Upload.attempts,
+                Upload.stage_seconds,
+                Upload.thumbnail_path,
+                Upload.hidden,
+            )
+            .where(Upload.batch_id == batch_id)
+            .order_by(Upload.created_at, Upload.id)
+        ).all()
+    shown = [row for row in rows if not row.hidden]
+    side = picture_side(len(shown))
+    previews = Previews(storage)
+    return BatchReport(
+        head=head,
+        cards=[_card(row, data_picture(previews, row.thumbnail_path, side)) for row in shown],
+        hidden=len(rows) - len(shown),
+        made_at=datetime.now(UTC),
+    )
+
+
+def render_html(report: BatchReport) -> str:
+    """Make the page."""
+    return render_page(
+        "report_page.html.jinja",
+        {
+            "seconds": _seconds,
+            "moment": lambda value: _moment(value, "%Y-%m-%d %H:%M:%S UTC"),
+            "clock": lambda value: _moment(value, "%H:%M:%S"),
+        },
+        report=report,
+    )
+
+
+def _card(row: AnyRow, picture: str) -> Card:
+    failed = row.processing_status != "completed"
+    return Card(
+        filename=visible_line(row.filename) or "(no name)",
+        file_type=visible_line(row.file_type),
+        status=visible_line(row.processing_status),
+        score=row.description_audit_score,
+        description=visible(row.description or "").strip(),
+        error_kind=visible_line(row.error_kind or "") if failed else "",
+        error_message=visible(row.error_message or "") if failed else "",
+        attempts=row.attempts,
+        seconds=shown_seconds(row.stage_seconds),
+        picture=picture,
+    )
+
+
+def _seconds(value: float | timedelta | None) -> str:
+    if value is None:
+        return "-"
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _moment(value: datetime | None, form: str) -> str:
+    return value.astimezone(UTC).strftime(form) if value else "-"

@@ -1,0 +1,405 @@
+"""The sweep's side of the state machine: what dead workers, outages and outsiders left behind.
+
+Who asks Dagster which runs have ended is ``orchestration/sweep.py``. Every method is safe to
+repeat, and two at the same time have the effect of one.
+"""
+
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Select,
+    and_,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+
+from batch_pipeline.database.failures import each_repeated
+from batch_pipeline.database.models import (
+    ENDED,
+    IN_WORK,
+    OPEN_BATCH,
+    BatchStatus,
+    Upload,
+    UploadBatch,
+    UploadStatus,
+)
+from batch_pipeline.database.readings import (
+    UPLOAD_CAME,
+    WAITING,
+    interval,
+    lease_expired,
+    lease_lives,
+)
+from batch_pipeline.services.progress.publishing import (
+    Announcer,
+    BatchProgress,
+    ProgressPublisher,
+)
+from batch_pipeline.services.states.batch_states import REDOABLE_BATCH, BatchStates
+from batch_pipeline.services.states.transitions import (
+    ANNOUNCED,
+    announce_file,
+    count_failed,
+    count_uploads,
+    percentage_reached,
+    recount_batches,
+    release_rows,
+    updated_batch_or_none,
+)
+
+#: An upload that was in work when so many workers died is taken for the cause.
+MAX_DEATHS = 3
+#: So many runs of a batch that died, one after the other, without an upload ending: it is given up.
+MAX_DIED_RUNS = 10
+#: Age at which an upload without a batch is taken for forgotten (seconds).
+ADOPTION_AGE_SECONDS = 5 * 60
+#: Batches that ended longer ago are not recounted (days).
+RECOUNT_DAYS = 1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """What became of the uploads that dead owners held."""
+
+    returned: int = 0
+    """Pending again."""
+    quarantined: int = 0
+    """Failed, because their worker died every time."""
+
+
+@each_repeated
+class Backlog:
+    """Every transition that puts something right."""
+
+    def __init__(self, publisher: ProgressPublisher, *, lease_seconds: float) -> None:
+        self._publisher = publisher
+        self._lease_seconds = lease_seconds
+        self._batches = BatchStates(publisher)
+
+    def owners(self) -> list[str]:
+        """Runs that hold uploads."""
+        with self._publisher.transaction() as transaction:
+            return list(
+                transaction.connection.scalars(
+                    select(Upload.owner_run_id).where(Upload.owner_run_id.is_not(None)).distinct()
+                )
+            )
+
+    def run_is_silent(self, run_id: str) -> bool:
+        """Tell whether a run holds no upload with a heartbeat younger than the lease."""
+        with self._publisher.transaction() as transaction:
+            alive = transaction.connection.scalar(
+                select(Upload.id)
+                .where(Upload.owner_run_id == run_id, lease_lives(self._lease_seconds))
+                .limit(1)
+            )
+        return alive is None
+
+    def left_behind(self, batch_id: uuid.UUID, run_id: str, slice_number: int | None) -> int:
+        """Count what a run has not done: uploads that it holds, and those of its slice."""
+        meant_for_it = and_(Upload.batch_id == batch_id, Upload.slice == slice_number, WAITING)
+        with self._publisher.transaction() as transaction:
+            count = transaction.connection.scalar(
+                select(func.count()).where(or_(Upload.owner_run_id == run_id, meant_for_it))
+            )
+        return count or 0
+
+    def rescue(self, ended_run_ids: Sequence[str] = ()) -> Rescue:
+        """Return to ``pending`` what dead owners hold.
+
+        An owner is dead when its run has ended, or when its heartbeat is older than the lease on
+        the database's clock. Uploads left in work by a worker that knew no claims are as dead as
+        their ``updated_at`` is old. An upload whose workers died `MAX_DEATHS` times while it was in
+        work is failed instead.
+        """
+        dead = and_(
+            or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)),
+            Upload.processing_status.not_in(ENDED),
+            or_(Upload.owner_run_id.in_(ended_run_ids), lease_expired(self._lease_seconds)),
+        )
+        died_in_work = and_(
+            Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)
+        ).label("died_in_work")
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            rows = connection.execute(
+                select(Upload.id, Upload.deaths, died_in_work)
+                .where(dead)
+                .order_by(Upload.id)
+                .with_for_update(skip_locked=True)
+            ).all()
+            suspects = [row.id for row in rows if row.died_in_work]
+            killers = [row.id for row in rows if row.died_in_work and row.deaths + 1 >= MAX_DEATHS]
+            connection.execute(
+                update(Upload).where(Upload.id.in_(suspects)).values(deaths=Upload.deaths + 1)
+            )
+            self._quarantine(transaction, killers)
+            others = [row.id for row in rows if row.id not in killers]
+            returned = release_rows(connection, Upload.id.in_(others), reason="rescue")
+        return Rescue(returned, len(killers))
+
+    def release_slices(
+        self, slices: Sequence[tuple[uuid.UUID, int]], *, resume_after_seconds: float = 0
+    ) -> int:
+        """Take uploads out of slices whose run ended without taking them; returns how many.
+
+        They rest for a while, so that what ends every run at its start does not start them in a
+        hurry.
+        """
+        not_before = func.now() + interval(resume_after_seconds)
+        with self._publisher.transaction() as transaction:
+            return sum(
+                release_rows(
+                    transaction.connection,
+                    and_(Upload.batch_id == batch_id, Upload.slice == number, WAITING),
+                    reason="rescue",
+                    not_before=not_before,
+                )
+                for batch_id, number in slices
+            )
+
+    def note_died_run(self, batch_id: uuid.UUID, reason: str) -> BatchProgress | None:
+        """Count a run that died; fails the batch when so many did without an upload ending.
+
+        The batch says why, until it ends otherwise. Returns the batch if that failed it.
+        """
+        given_up = (UploadBatch.died_runs + 1) >= MAX_DIED_RUNS
+        last = f"{MAX_DIED_RUNS} runs died one after the other; the last one: {reason}"
+        message = f"a run died, what it left goes to another: {reason}"
+        with self._publisher.transaction() as transaction:
+            progress = updated_batch_or_none(
+                transaction.connection,
+                update(UploadBatch)
+                .where(UploadBatch.id == batch_id, UploadBatch.status.in_(OPEN_BATCH))
+                .values(
+                    died_runs=UploadBatch.died_runs + 1,
+                    status=case((given_up, BatchStatus.FAILED), else_=UploadBatch.status),
+                    error_message=case((given_up, _storable(last)), else_=_storable(message)),
+                    updated_at=func.now(),
+                ),
+            )
+            if progress is None or progress.status != BatchStatus.FAILED:
+                return None
+            transaction.announce(progress, progress.user_id)
+        return progress
+
+    def retry_due(self) -> int:
+        """Open uploads again whose failure may have passed by now; returns how many."""
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            rows = connection.execute(
+                select(Upload.id, Upload.batch_id)
+                .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+                .where(_due())
+                .order_by(Upload.id)
+                .with_for_update(of=Upload.__table__, skip_locked=True)
+            ).all()
+            count = release_rows(
+                connection,
+                Upload.id.in_([row.id for row in rows]),
+                reason="retry",
+                attempts=0,
+                retries=Upload.retries + 1,
+            )
+            recount_batches(transaction, {row.batch_id for row in rows if row.batch_id})
+        return count
+
+    def adopt(self) -> int:
+        """Put waiting uploads that have no batch into one per user; returns how many uploads."""
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            rows = connection.execute(
+                select(Upload.id, Upload.user_id)
+                .where(_forgotten())
+                .order_by(Upload.user_id, Upload.id)
+                .with_for_update(skip_locked=True)
+            ).all()
+            adopted = 0
+            for user_id, uploads in groupby(rows, key=lambda row: row.user_id):
+                upload_ids = [row.id for row in uploads]
+                try:
+                    with connection.begin_nested():
+                        batch_id = _adopt(connection, user_id, upload_ids)
+                except IntegrityError as error:  # the API asks for more of a batch than we know
+                    log.warning("uploads of user %s stay without a batch: %s", user_id, error.orig)
+                else:
+                    adopted += len(upload_ids)
+                    recount_batches(transaction, [batch_id])
+        return adopted
+
+    def reopen_ended(self) -> int:
+        """Open batches again that have ended, and in which uploads wait; returns how many uploads.
+
+        An upload API has added them since, or has made old ones pending again; of the latter, what
+        we know of earlier attempts is forgotten.
+        """
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            batch_ids = list(connection.scalars(_ended_with_waiting()))
+            locked = list(
+                connection.scalars(
+                    select(Upload.id)
+                    .where(Upload.batch_id.in_(batch_ids), WAITING)
+                    .order_by(Upload.id)
+                    .with_for_update(skip_locked=True)
+                )
+            )
+            count = release_rows(
+                connection, Upload.id.in_(locked), attempts=0, deaths=0, retries=0, not_before=None
+            )
+            recount_batches(transaction, batch_ids)
+        return count
+
+    def reconcile_batches(self) -> list[BatchProgress]:
+        """Recount batches whose counters are not those of their uploads, and end what is done."""
+        with self._publisher.transaction() as transaction:
+            drifted = transaction.connection.scalars(_drifted()).all()
+        # A transition under way looks like a difference too; the recount waits for it.
+        recounted = (self._batches.recount_batch(batch_id) for batch_id in drifted)
+        return [progress for progress in recounted if progress]
+
+    def overdue(self) -> dict[str, int]:
+        """Count what the transitions above would put right now, by what it is."""
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            due = (
+                select(func.count())
+                .select_from(Upload)
+                .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+                .where(_due())
+            )
+            forgotten = select(func.count()).select_from(Upload).where(_forgotten())
+            return {
+                "uploads to retry": connection.scalar(due) or 0,
+                "uploads without a batch": connection.scalar(forgotten) or 0,
+                "uploads in batches that had ended": _waiting_in(connection, _ended_with_waiting()),
+                "batches to recount": len(connection.scalars(_drifted()).all()),
+            }
+
+    def _quarantine(self, transaction: Announcer, upload_ids: Sequence[uuid.UUID]) -> None:
+        rows = transaction.connection.execute(
+            update(Upload)
+            .where(Upload.id.in_(upload_ids))
+            .values(
+                processing_status=UploadStatus.FAILED,
+                owner_run_id=None,
+                slice=None,
+                error_kind="killed_worker",
+                error_message=(
+                    f"the worker died {MAX_DEATHS} times while it worked on this file, which is "
+                    "not tried again by itself; `batch-pipeline retry` does"
+                ),
+                updated_at=func.now(),
+            )
+            .returning(*ANNOUNCED)
+        ).all()
+        for row in rows:
+            announce_file(transaction, row, percentage_reached(row), "failed")
+        for batch_id, failed in sorted(
+            Counter(row.batch_id for row in rows if row.batch_id).items()
+        ):
+            if progress := count_failed(transaction.connection, batch_id, failed):
+                transaction.announce(progress, progress.user_id)
+
+
+def _storable(text_: str) -> str:
+    """PostgreSQL text cannot hold NUL."""
+    return text_.replace("\0", "�")
+
+
+def _due() -> Any:
+    """Failed uploads to be opened again now; to be joined with their batches."""
+    return and_(
+        Upload.retry_at <= func.now(),
+        Upload.processing_status == UploadStatus.FAILED,
+        UploadBatch.status.in_(REDOABLE_BATCH),
+    )
+
+
+def _forgotten() -> Any:
+    """Uploads that wait without a batch, and are not just being submitted."""
+    return and_(
+        Upload.batch_id.is_(None),
+        WAITING,
+        UPLOAD_CAME < func.now() - interval(ADOPTION_AGE_SECONDS),  # noqa: SIM300 - a column
+    )
+
+
+def _adopt(
+    connection: Connection, user_id: uuid.UUID | None, upload_ids: Sequence[uuid.UUID]
+) -> uuid.UUID:
+    """Put uploads into a batch of their own; returns its id."""
+    batch_id = uuid.uuid4()
+    connection.execute(insert(UploadBatch).values(id=batch_id, user_id=user_id))
+    connection.execute(
+        update(Upload)
+        .where(Upload.id.in_(upload_ids))
+        .values(batch_id=batch_id, slice=None, updated_at=func.now())
+    )
+    return batch_id
+
+
+def _ended_with_waiting() -> Select[uuid.UUID]:
+    """Batches that have ended, however long ago, and in which uploads wait.
+
+    The index `ix_uploads_waiting` is not read through, which takes long while millions wait, but
+    from each batch in it to the next one.
+    """
+    waiting = select(Upload.batch_id).where(WAITING).order_by(Upload.batch_id).limit(1)
+    first = waiting.where(Upload.batch_id.is_not(None)).scalar_subquery()
+    found = select(first.label("id")).cte("with_waiting", recursive=True)
+    following = waiting.where(Upload.batch_id > found.c.id).scalar_subquery()
+    found = found.union_all(select(following).where(found.c.id.is_not(None)))
+    ended = (
+        select(UploadBatch.id)
+        .where(UploadBatch.id == found.c.id, UploadBatch.status == BatchStatus.COMPLETED)
+        .limit(1)  # one by one, by their ids
+        .lateral("ended")
+    )
+    return select(ended.c.id).select_from(found.join(ended, true())).order_by(ended.c.id)
+
+
+def _waiting_in(connection: Connection, batches: Select[uuid.UUID]) -> int:
+    batch_ids = connection.scalars(batches).all()
+    waiting = select(func.count()).where(Upload.batch_id.in_(batch_ids), WAITING)
+    return (connection.scalar(waiting) or 0) if batch_ids else 0
+
+
+def _drifted() -> Select[uuid.UUID]:
+    """Batches whose counters differ from a recount, and open ones in which nothing is open."""
+    counts = count_uploads(UploadBatch.id).lateral("counts")
+    counted = counts.c.successful + counts.c.failed
+    is_open = UploadBatch.status.in_(OPEN_BATCH)
+    return (
+        select(UploadBatch.id)
+        .join(counts, true())
+        .where(
+            or_(is_open, UploadBatch.updated_at > func.now() - interval(RECOUNT_DAYS * 86400)),
+            or_(
+                UploadBatch.total_uploads.is_distinct_from(counts.c.total),
+                UploadBatch.successful_uploads.is_distinct_from(counts.c.successful),
+                UploadBatch.failed_uploads.is_distinct_from(counts.c.failed),
+                UploadBatch.processed_uploads.is_distinct_from(counted),
+                # One that is pending without uploads is still being filled.
+                and_(is_open, counted == counts.c.total, counts.c.total > 0),
+                and_(UploadBatch.status == BatchStatus.PROCESSING, counts.c.total == 0),
+                and_(UploadBatch.status == BatchStatus.COMPLETED, counted != counts.c.total),
+            ),
+        )
+        .order_by(UploadBatch.id)
+    )

@@ -1,0 +1,149 @@
+"""The people's side of the state machine: cancel, retry, redo, and a recount on demand."""
+
+import uuid
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, case, func, select, update
+
+from batch_pipeline.database.failures import each_repeated
+from batch_pipeline.database.models import (
+    OPEN_BATCH,
+    BatchStatus,
+    Stage,
+    Upload,
+    UploadBatch,
+    UploadStatus,
+)
+from batch_pipeline.errors import NotFoundError
+from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
+from batch_pipeline.services.states.transitions import (
+    make_pending,
+    recount_batch,
+    retry_failed,
+    updated_batch_or_none,
+)
+
+#: Batches whose completed uploads may be worked again; a cancelled one is reopened by `retry`.
+REDOABLE_BATCH = (*OPEN_BATCH, BatchStatus.COMPLETED)
+
+
+@each_repeated
+class BatchStates:
+    """Every transition that a person asks for."""
+
+    def __init__(self, publisher: ProgressPublisher) -> None:
+        self._publisher = publisher
+
+    def recount_batch(self, batch_id: uuid.UUID) -> BatchProgress | None:
+        """Recount a batch from its uploads, and end it if nothing is open."""
+        with self._publisher.transaction() as transaction:
+            if not transaction.connection.scalar(
+                select(UploadBatch.id).where(UploadBatch.id == batch_id)
+            ):
+                return None
+            progress = recount_batch(transaction.connection, batch_id)
+            transaction.announce(progress, progress.user_id)
+        return progress
+
+    def cancel_batch(
+        self, batch_id: uuid.UUID, *, reason: str | None = None
+    ) -> BatchProgress | None:
+        """Stop a batch; returns None if it is unknown or has ended already.
+
+        The reason is kept as its ``error_message``, for those who did not cancel it by name.
+        """
+        with self._publisher.transaction() as transaction:
+            progress = updated_batch_or_none(
+                transaction.connection,
+                update(UploadBatch)
+                .where(UploadBatch.id == batch_id, UploadBatch.status.in_(OPEN_BATCH))
+                .values(status=BatchStatus.CANCELLED, error_message=reason, updated_at=func.now()),
+            )
+            if progress:
+                transaction.announce(progress, progress.user_id)
+        return progress
+
+    def retry_batch(
+        self, batch_id: uuid.UUID, upload_ids: Sequence[uuid.UUID] = ()
+    ) -> tuple[int, BatchProgress] | None:
+        """Open failed uploads again, all or the named ones; reopens a cancelled batch.
+
+        Returns how many, and the batch; None if there is no such batch.
+
+        Raises:
+            NotFoundError: a named upload is not one of the batch.
+        """
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            _require_its_own(connection, batch_id, upload_ids)
+            count = retry_failed(connection, batch_id, upload_ids=upload_ids, reason="retry")
+            exists = connection.execute(
+                update(UploadBatch)
+                .where(UploadBatch.id == batch_id)
+                .values(
+                    status=case(
+                        (
+                            UploadBatch.status.in_([BatchStatus.CANCELLED, BatchStatus.FAILED]),
+                            BatchStatus.PENDING,
+                        ),
+                        else_=UploadBatch.status,
+                    ),
+                    error_message=None,
+                    died_runs=0,
+                )
+            ).rowcount
+            if not exists:
+                return None
+            progress = recount_batch(connection, batch_id)
+            transaction.announce(progress, progress.user_id)
+        return count, progress
+
+    def redo(
+        self, batch_id: uuid.UUID, stage: Stage, upload_ids: Sequence[uuid.UUID]
+    ) -> tuple[int, BatchProgress] | None:
+        """Open completed uploads of a batch again, to redo one stage; what is stored stays.
+
+        Returns how many, and the batch; None if it is gone, cancelled or failed meanwhile.
+        """
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            locked = list(
+                connection.scalars(
+                    select(Upload.id)
+                    .where(
+                        Upload.id.in_(upload_ids),
+                        Upload.batch_id == batch_id,
+                        Upload.processing_status == UploadStatus.COMPLETED,
+                    )
+                    .order_by(Upload.id)
+                    .with_for_update()
+                )
+            )
+            status = connection.scalar(
+                select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
+            )
+            if status not in REDOABLE_BATCH:
+                return None
+            count = make_pending(
+                connection,
+                Upload.id.in_(locked),
+                redo=[stage],
+                attempts=0,
+                retries=0,
+                not_before=None,
+                error_kind=None,
+                error_message=None,
+                dispatch_reason="reprocess",
+            )
+            progress = recount_batch(connection, batch_id)
+            transaction.announce(progress, progress.user_id)
+        return count, progress
+
+
+def _require_its_own(
+    connection: Connection, batch_id: uuid.UUID, upload_ids: Sequence[uuid.UUID]
+) -> None:
+    its_own = select(Upload.id).where(Upload.batch_id == batch_id, Upload.id.in_(upload_ids))
+    if missing := set(upload_ids) - set(connection.scalars(its_own)):
+        names = ", ".join(map(str, sorted(missing)))
+        raise NotFoundError(f"batch {batch_id} holds no upload {names}")

@@ -1,0 +1,97 @@
+"""Keeps the claims of a run alive, and notices which of them are lost.
+
+One thread per process. Every second it reads which claims are still ours (a person may have
+cancelled the batch, a sweep may have given the upload to another run); four times per lease it
+renews their heartbeats, and those of the uploads that the run has reserved but not begun. It also
+announces the progress that was left out for coming too fast.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from batch_pipeline.errors import PipelineError
+from batch_pipeline.services.states.upload_states import Claim, UploadStates
+
+#: How soon a cancelled batch stops its model calls (seconds).
+CHECK_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class HeldClaim:
+    """A claim in work; `lost` turns true when the work is no longer wanted."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self._lost = threading.Event()
+
+    def lost(self) -> bool:
+        """Tell whether somebody cancelled the batch, took the upload over or deleted it."""
+        return self._lost.is_set()
+
+    def mark_lost(self) -> None:
+        """Tell the worker to let go."""
+        self._lost.set()
+
+
+class ClaimKeeper:
+    """Heartbeat of one run in one process; safe under threads."""
+
+    def __init__(self, states: UploadStates, run_id: str, *, lease_seconds: float) -> None:
+        self._states = states
+        self._run_id = run_id
+        self._renew_seconds = lease_seconds / 4
+        self._held: set[HeldClaim] = set()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="claim-keeper", daemon=True)
+
+    def __enter__(self) -> "ClaimKeeper":
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the thread and wait until its last statement has ended."""
+        self._stop.set()
+        self._thread.join()
+
+    @contextmanager
+    def hold(self, claim: Claim) -> Iterator[HeldClaim]:
+        """Keep a claim alive while the block runs."""
+        held = HeldClaim(claim)
+        with self._lock:
+            self._held.add(held)
+        try:
+            yield held
+        finally:
+            with self._lock:
+                self._held.discard(held)
+
+    def _keep(self) -> None:
+        next_renewal = time.monotonic()
+        warned = False
+        while not self._stop.wait(min(CHECK_SECONDS, self._renew_seconds)):
+            with self._lock:
+                held = list(self._held)
+            try:
+                if held:
+                    wanted = self._states.wanted([entry.claim for entry in held])
+                    for entry in held:
+                        if entry.claim not in wanted:
+                            entry.mark_lost()
+                self._states.catch_up_progress()
+                if time.monotonic() >= next_renewal:
+                    self._states.heartbeat(self._run_id, [entry.claim for entry in held])
+                    next_renewal = time.monotonic() + self._renew_seconds
+            except PipelineError as error:
+                # The worker finds the database down by itself; should it come back too late, the
+                # fencing token refuses what a lost claim would write.
+                if not warned:
+                    log.warning("heartbeat failed: %s", error)
+                warned = True
+            else:
+                warned = False

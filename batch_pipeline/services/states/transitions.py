@@ -1,0 +1,247 @@
+"""What all transitions are made of: counting, recounting, releasing and announcing.
+
+Functions on an open connection, called by `UploadStates`, `BatchStates` and `Backlog`: the only
+code that changes a status or a counter. The rules that hold for all three:
+
+- A method is one transaction. The counters and the status of a batch change in the transaction of
+  the upload that causes it.
+- Rows are locked in the order uploads (by id), then batch, so that no two transactions can wait for
+  each other.
+
+Drawn in ``docs/state_machine.md``.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Select,
+    Update,
+    and_,
+    func,
+    select,
+    update,
+)
+
+from batch_pipeline.database.models import (
+    OPEN_BATCH,
+    BatchStatus,
+    Upload,
+    UploadBatch,
+    UploadStatus,
+)
+from batch_pipeline.database.readings import FILE_SIZE, FILENAME, count, owner
+from batch_pipeline.database.session import AnyRow
+from batch_pipeline.errors import KindedError, PipelineError
+from batch_pipeline.services.progress.publishing import (
+    PROGRESS,
+    Announcer,
+    BatchProgress,
+    FileProgress,
+    FileStatus,
+)
+
+#: Percentage of each stage reached, in messages about one file.
+BEGUN, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
+
+
+def count_ends(batch_id: Any, *, successful: int, failed: int) -> Update:
+    """Add uploads that have ended to a batch's counters; returns `PROGRESS`, for `end_if_done`."""
+    return (
+        update(UploadBatch)
+        .where(UploadBatch.id == batch_id)
+        .values(
+            processed_uploads=count(UploadBatch.processed_uploads) + successful + failed,
+            successful_uploads=count(UploadBatch.successful_uploads) + successful,
+            failed_uploads=count(UploadBatch.failed_uploads) + failed,
+            died_runs=0 if successful + failed > 0 else UploadBatch.died_runs,
+            updated_at=func.now(),
+        )
+        .returning(*PROGRESS)
+    )
+
+
+def count_failed(connection: Connection, batch_id: uuid.UUID, number: int) -> BatchProgress | None:
+    """Count uploads that have failed, or with a minus are open again; may end or reopen the batch.
+
+    Returns None if the batch is gone.
+    """
+    row = connection.execute(count_ends(batch_id, successful=0, failed=number)).one_or_none()
+    return end_if_done(connection, BatchProgress(*row)) if row else None
+
+
+def end_if_done(connection: Connection, progress: BatchProgress) -> BatchProgress:
+    """End or reopen a batch whose counters have just changed, if they ask for it."""
+    # Counting all uploads is left to the few transitions that may end or reopen the batch.
+    looks_ended = progress.processed >= progress.total
+    if looks_ended == (progress.status == BatchStatus.COMPLETED):
+        return progress
+    return recount_batch(connection, progress.batch_id)
+
+
+def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
+    """Recount a batch that exists, and end or reopen it accordingly."""
+    # The batch is locked before its uploads are counted: a transition that has changed its
+    # upload but not yet the batch waits here, and adds itself to the recount.
+    status = connection.execute(
+        select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
+    ).scalar_one()
+    counts = connection.execute(count_uploads(batch_id)).one()
+    processed = counts.successful + counts.failed
+    # A pending batch without uploads is one that somebody is still filling.
+    has_ended = processed == counts.total and (counts.total or status != BatchStatus.PENDING)
+    values: dict[str, Any] = {}
+    # One that was given up may be worked after all; without uploads there was nothing to work.
+    was_worked = status in OPEN_BATCH or (status == BatchStatus.FAILED and counts.total)
+    if was_worked and has_ended:
+        values = {
+            "status": BatchStatus.COMPLETED,
+            "completed_at": func.now(),
+            "error_message": None,
+        }
+    elif status == BatchStatus.COMPLETED and not has_ended:
+        values = {"status": BatchStatus.PROCESSING, "completed_at": None}
+    return updated_batch(
+        connection,
+        update(UploadBatch)
+        .where(UploadBatch.id == batch_id)
+        .values(
+            total_uploads=counts.total,
+            processed_uploads=processed,
+            successful_uploads=counts.successful,
+            failed_uploads=counts.failed,
+            updated_at=func.now(),
+            **values,
+        ),
+    )
+
+
+def recount_batches(transaction: Announcer, batch_ids: Iterable[uuid.UUID]) -> None:
+    """Recount batches in the order of their ids, and announce each."""
+    for batch_id in sorted(batch_ids):
+        progress = recount_batch(transaction.connection, batch_id)
+        transaction.announce(progress, progress.user_id)
+
+
+def retry_failed(
+    connection: Connection,
+    batch_id: uuid.UUID,
+    *,
+    upload_ids: Sequence[uuid.UUID],
+    reason: str,
+) -> int:
+    """Open failed uploads of a batch again, all or the named ones; returns how many."""
+    failed: Select[uuid.UUID] = select(Upload.id).where(
+        Upload.batch_id == batch_id, Upload.processing_status == UploadStatus.FAILED
+    )
+    if upload_ids:
+        failed = failed.where(Upload.id.in_(upload_ids))
+    locked = list(connection.scalars(failed.order_by(Upload.id).with_for_update()))
+    return release_rows(
+        connection, Upload.id.in_(locked), reason=reason, attempts=0, deaths=0, retries=0
+    )
+
+
+def reopen_batch(connection: Connection, batch_id: uuid.UUID) -> None:
+    """Open a batch again that was given up: a person has asked for one of its uploads.
+
+    The count of its dead runs stays, so that the next one that dies is the last again.
+    """
+    connection.execute(
+        update(UploadBatch)
+        .where(UploadBatch.id == batch_id, UploadBatch.status == BatchStatus.FAILED)
+        .values(status=BatchStatus.PROCESSING, error_message=None, updated_at=func.now())
+    )
+
+
+def count_uploads(batch_id: Any) -> Select[int, int, int]:
+    """Count a batch's uploads: ``total``, ``successful`` and ``failed``.
+
+    One whose status is a word of the upload API's own, or none, is not for us to process: it
+    neither counts nor keeps the batch open.
+    """
+    status = Upload.processing_status
+    return select(
+        func.count().label("total"),
+        func.count().filter(status == UploadStatus.COMPLETED).label("successful"),
+        func.count().filter(status == UploadStatus.FAILED).label("failed"),
+    ).where(Upload.batch_id == batch_id, status.in_(list(UploadStatus)))
+
+
+def release_rows(connection: Connection, condition: Any, **values: Any) -> int:
+    """Hand uploads back that are not completed; ``reason`` is why they are dispatched again."""
+    reason = values.pop("reason", None)
+    if reason:
+        values["dispatch_reason"] = reason
+    return make_pending(
+        connection, and_(condition, Upload.processing_status != UploadStatus.COMPLETED), **values
+    )
+
+
+def make_pending(connection: Connection, condition: Any, **values: Any) -> int:
+    """Make uploads pending, in no slice and held by nobody; returns how many."""
+    result = connection.execute(
+        update(Upload)
+        .where(condition)
+        .values(
+            processing_status=UploadStatus.PENDING,
+            owner_run_id=None,
+            slice=None,
+            heartbeat_at=None,
+            retry_at=None,
+            updated_at=func.now(),
+            **values,
+        )
+    )
+    return int(result.rowcount)
+
+
+def announce_file(transaction: Announcer, row: AnyRow, percentage: int, status: FileStatus) -> None:
+    """Announce where an upload stands."""
+    transaction.announce(file_progress(row, percentage, status), row.user_id)
+
+
+def file_progress(row: AnyRow, percentage: int, status: FileStatus) -> FileProgress:
+    """The message that says where an upload stands; `row` has the columns `ANNOUNCED`."""
+    return FileProgress(row.batch_id, row.id, row.filename, row.file_size, percentage, status)
+
+
+def percentage_reached(row: AnyRow) -> int:
+    """Percentage of the last stage whose result is stored."""
+    if row.description:
+        return DESCRIPTION_STORED
+    return THUMBNAIL_STORED if row.thumbnail_path else BEGUN
+
+
+def updated_batch_or_none(connection: Connection, statement: Any) -> BatchProgress | None:
+    """Execute an update of at most one batch, and return what it is then."""
+    row = connection.execute(statement.returning(*PROGRESS)).one_or_none()
+    return BatchProgress(*row) if row else None
+
+
+def updated_batch(connection: Connection, statement: Any) -> BatchProgress:
+    """Execute an update of a batch that exists, and return what it is then."""
+    return BatchProgress(*connection.execute(statement.returning(*PROGRESS)).one())
+
+
+def noted(error: PipelineError | None) -> dict[str, str]:
+    """Columns that keep the reason of an error; none without one."""
+    if error is None:
+        return {}
+    kind = error.kind if isinstance(error, KindedError) else "configuration"
+    # PostgreSQL text cannot hold NUL.
+    return {"error_kind": kind, "error_message": str(error).replace("\0", "�")}
+
+
+#: What `announce_file` and `percentage_reached` read of an upload.
+ANNOUNCED = (
+    Upload.id,
+    owner(Upload.user_id),
+    Upload.batch_id,
+    FILENAME,
+    FILE_SIZE,
+    Upload.thumbnail_path,
+    Upload.description,
+)

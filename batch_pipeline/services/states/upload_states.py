@@ -1,0 +1,536 @@
+"""What a run does in the state machine: reserve uploads, start them, store results, end, release.
+
+An upload changes by a conditional update that names the owner and the fencing token of the claim;
+a write with an older token is refused. Its statements stand in ``upload_statements.py``; what holds
+for all transitions in ``transitions.py``; what people ask for in ``batch_states.py``; what is put
+right after the dead in ``backlog.py``.
+"""
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from sqlalchemy import Connection, Executable, and_, case, func, or_, select, update
+
+from batch_pipeline.database.connection_setup import LATEST
+from batch_pipeline.database.failures import each_repeated
+from batch_pipeline.database.lone_statements import LoneStatement
+from batch_pipeline.database.models import (
+    OPEN_BATCH,
+    BatchStatus,
+    Upload,
+    UploadBatch,
+    UploadStatus,
+)
+from batch_pipeline.database.readings import FILENAME, WAITING, count, interval, lease_lives
+from batch_pipeline.database.session import AnyRow
+from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
+from batch_pipeline.media.sniffing import MediaType
+from batch_pipeline.services.progress.publishing import (
+    PROGRESS,
+    Addressed,
+    Announcer,
+    BatchProgress,
+    ProgressPublisher,
+)
+from batch_pipeline.services.states.transitions import (
+    ANNOUNCED,
+    BEGUN,
+    DESCRIPTION_STORED,
+    ENDED_WELL,
+    THUMBNAIL_STORED,
+    announce_file,
+    count_failed,
+    end_if_done,
+    file_progress,
+    noted,
+    percentage_reached,
+    recount_batch,
+    release_rows,
+    reopen_batch,
+    retry_failed,
+    updated_batch,
+)
+from batch_pipeline.services.states.upload_statements import (
+    COMPLETE,
+    COMPLETE_WITH_VECTOR,
+    COMPLETE_WITHIN,
+    COMPLETE_WITHIN_WITH_VECTOR,
+    LOCK_REFUSED,
+    START,
+    STORE_DESCRIPTION,
+    STORE_THUMBNAIL,
+    held_update,
+)
+
+#: When the sweep opens an upload again that failed for a reason that may pass (seconds after each
+#: failure); once all have passed, only a person does.
+RETRY_DELAYS = (15 * 60, 60 * 60, 6 * 60 * 60)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on an upload: who holds it, and the fencing token."""
+
+    upload_id: uuid.UUID
+    run_id: str
+    token: int
+
+
+@dataclass(frozen=True)
+class StartedUpload:
+    """An upload whose attempt has begun; its columns `STARTED` as they are now."""
+
+    claim: Claim
+    row: AnyRow
+
+
+@dataclass(frozen=True)
+class SkippedUpload:
+    """An upload that there is nothing to do for, with the reason."""
+
+    upload_id: uuid.UUID
+    reason: str
+    filename: str = ""
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """What a run found when it reserved uploads of a batch."""
+
+    progress: BatchProgress
+    expected_total: int
+    """``total_uploads`` as it was before it was put right."""
+    reserved: Sequence[AnyRow]
+    """``id`` and ``filename``, oldest first."""
+
+
+@each_repeated
+class UploadStates:
+    """Every transition that a run makes."""
+
+    def __init__(self, publisher: ProgressPublisher, *, lease_seconds: float) -> None:
+        self._publisher = publisher
+        self._lease_seconds = lease_seconds
+
+    def load_batch(
+        self,
+        batch_id: uuid.UUID,
+        run_id: str,
+        *,
+        slice_number: int | None = None,
+        upload_ids: Sequence[uuid.UUID] = (),
+        limit: int,
+    ) -> LoadedBatch | None:
+        """Mark a batch processing and reserve uploads of it for this run.
+
+        With ``upload_ids``, failed ones among them are opened again first, and a batch that was
+        given up. Nothing is reserved of a batch that is over. Returns None if it is not there.
+        """
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            batch = connection.execute(
+                select(UploadBatch.status, count(UploadBatch.total_uploads)).where(
+                    UploadBatch.id == batch_id
+                )
+            ).one_or_none()
+            if batch is None:
+                return None
+            if upload_ids and batch.status != BatchStatus.CANCELLED:
+                retry_failed(connection, batch_id, upload_ids=upload_ids, reason="retry")
+                reopen_batch(connection, batch_id)
+            recounted = recount_batch(connection, batch_id)
+            if recounted.status not in OPEN_BATCH:
+                return LoadedBatch(recounted, batch.total_uploads, [])
+            waiting = (
+                select(Upload.id)
+                .where(Upload.batch_id == batch_id, WAITING)
+                .order_by(Upload.created_at, Upload.id)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
+            if slice_number is not None:
+                waiting = waiting.where(Upload.slice == slice_number)
+            if upload_ids:
+                waiting = waiting.where(Upload.id.in_(upload_ids))
+            reserved = connection.execute(
+                update(Upload)
+                .where(Upload.id.in_(waiting.scalar_subquery()))
+                .values(
+                    owner_run_id=run_id,
+                    claim_token=Upload.claim_token + 1,
+                    heartbeat_at=func.now(),
+                    not_before=None,
+                )
+                .returning(Upload.id, FILENAME, Upload.created_at)
+            ).all()
+            progress = updated_batch(
+                connection,
+                update(UploadBatch)
+                .where(UploadBatch.id == batch_id)
+                .values(
+                    status=case(
+                        (UploadBatch.status == BatchStatus.PENDING, BatchStatus.PROCESSING),
+                        else_=UploadBatch.status,
+                    ),
+                    started_at=func.coalesce(UploadBatch.started_at, func.now()),
+                    updated_at=func.now(),
+                ),
+            )
+            transaction.announce(progress, progress.user_id)
+        oldest_first = sorted(reserved, key=lambda row: (row.created_at or LATEST, row.id))
+        return LoadedBatch(progress, batch.total_uploads, oldest_first)
+
+    def start(self, upload_id: uuid.UUID, run_id: str) -> StartedUpload | SkippedUpload:
+        """Begin an attempt, if the upload is there to be worked by this run.
+
+        A failed upload is opened again (that is what re-executing its step asks for), so is a batch
+        that was given up, and a claim whose heartbeat is older than the lease is taken over.
+        """
+        names = {"of_upload": upload_id, "of_run": run_id, "lease": self._lease_seconds}
+        row = self._publisher.execute(START, names, _begun)
+        if row is None:
+            with self._publisher.transaction() as transaction:
+                if skipped := self._open_to_start(transaction, upload_id, run_id):
+                    return skipped
+                row = transaction.connection.execute(START.statement, names).one_or_none()
+                if row is None:
+                    return SkippedUpload(upload_id, "its batch was cancelled or given up meanwhile")
+                for message, user_id in _begun(row):
+                    transaction.note(message, user_id)
+        return StartedUpload(Claim(upload_id, run_id, row.claim_token), row)
+
+    def store_thumbnail(self, claim: Claim, path: str, seconds: Mapping[str, float]) -> None:
+        """Keep the preview; a later attempt does not make it again."""
+        self._advance(claim, THUMBNAIL_STORED, STORE_THUMBNAIL, path=path, seconds=dict(seconds))
+
+    def store_description(
+        self,
+        claim: Claim,
+        *,
+        description: str,
+        score: int,
+        model: str,
+        facts: Mapping[str, Any],
+        media_type: MediaType | None,
+        video_codec: str | None,
+        regenerated: bool,
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Keep a description that passed the audit; a later attempt does not ask for it again."""
+        self._advance(
+            claim,
+            DESCRIPTION_STORED,
+            STORE_DESCRIPTION,
+            words=description,
+            score=score,
+            model=model,
+            found=dict(facts),
+            true_file_type=media_type.file_type if media_type else None,
+            true_mime_type=media_type.mime_type if media_type else None,
+            codec=video_codec,
+            regenerated=int(regenerated),
+            seconds=dict(seconds),
+        )
+
+    def complete(
+        self,
+        claim: Claim,
+        *,
+        embedding: Sequence[float] | None = None,
+        model: str | None = None,
+        seconds: Mapping[str, float],
+    ) -> BatchProgress | None:
+        """Keep the vector, end the upload and count it; ends the batch if it was the last one.
+
+        Without a vector, the one that is stored stays.
+        """
+        names = {**_names(claim), "seconds": dict(seconds)}
+        within, whole = COMPLETE_WITHIN, COMPLETE
+        if embedding is not None:
+            within, whole = COMPLETE_WITHIN_WITH_VECTOR, COMPLETE_WITH_VECTOR
+            names |= {"vector": list(embedding), "model": model}
+        tell = self._publisher.counters_are_due(claim.run_id)
+
+        def messages(row: AnyRow) -> Iterator[Addressed]:
+            yield file_progress(row, ENDED_WELL, "completed"), row.user_id
+            progress = _counted(row)
+            if tell and progress:
+                yield progress, progress.user_id
+
+        row = self._publisher.execute(within, {**names, "tell": tell}, messages)
+        if row is not None:
+            progress = _counted(row)
+            if progress and not tell:
+                self._publisher.left_out(progress.batch_id)
+            return progress
+        # It may be the last of its batch, or it is no longer ours.
+        with self._publisher.transaction() as transaction:
+            row = _written(transaction.connection, claim, whole, names)
+            announce_file(transaction, row, ENDED_WELL, "completed")
+            progress = _counted(row)
+            if progress:
+                progress = end_if_done(transaction.connection, progress)
+                transaction.announce(progress, progress.user_id)
+        return progress
+
+    def fail(self, claim: Claim, error: KindedError) -> BatchProgress | None:
+        """Give the upload up for a reason, and count it."""
+        statement = held_update(
+            processing_status=UploadStatus.FAILED,
+            owner_run_id=None,
+            deaths=0,
+            retry_at=_next_retry() if isinstance(error, TransientError) else None,
+            **noted(error),
+        )
+        with self._publisher.transaction() as transaction:
+            row = _written(transaction.connection, claim, statement)
+            announce_file(transaction, row, percentage_reached(row), "failed")
+            if row.batch_id is None:
+                return None
+            progress = count_failed(transaction.connection, row.batch_id, 1)
+            if progress:
+                transaction.announce(progress, progress.user_id)
+        return progress
+
+    def note_error(self, claim: Claim, error: KindedError) -> None:
+        """Keep the reason of an attempt that will be followed by another of the same run.
+
+        Until then the upload is reserved as it was before, so that its heartbeat is renewed.
+        """
+        waiting = held_update(processing_status=UploadStatus.PENDING, deaths=0, **noted(error))
+        with self._publisher.transaction() as transaction:
+            _written(transaction.connection, claim, waiting)
+
+    def release(
+        self,
+        claim: Claim,
+        reason: PipelineError | None = None,
+        *,
+        resume_after_seconds: float = 0,
+    ) -> None:
+        """Hand an upload in work back; the attempt does not count. The row keeps the reason."""
+        with self._publisher.transaction() as transaction:
+            release_rows(
+                transaction.connection,
+                _held(claim),
+                **noted(reason),
+                attempts=Upload.attempts - 1,
+                deaths=0,
+                not_before=func.now() + interval(resume_after_seconds),
+            )
+
+    def release_run(
+        self,
+        run_id: str,
+        reason: PipelineError | None = None,
+        *,
+        resume_after_seconds: float = 0,
+    ) -> int:
+        """Hand back what a run has reserved but not begun, to be dispatched again later.
+
+        Returns how many uploads.
+        """
+        with self._publisher.transaction() as transaction:
+            return release_rows(
+                transaction.connection,
+                and_(
+                    Upload.owner_run_id == run_id,
+                    Upload.processing_status == UploadStatus.PENDING,
+                ),
+                **noted(reason),
+                not_before=func.now() + interval(resume_after_seconds),
+            )
+
+    def release_waiting(
+        self,
+        batch_id: uuid.UUID,
+        reason: PipelineError,
+        *,
+        slice_number: int | None = None,
+        upload_ids: Sequence[uuid.UUID] = (),
+        resume_after_seconds: float,
+    ) -> int:
+        """Let waiting uploads rest that a run came for and cannot work now; returns how many.
+
+        They leave their slice, whose run this was, so that the next one is asked for by itself.
+        """
+        waiting = and_(Upload.batch_id == batch_id, WAITING)
+        if slice_number is not None:
+            waiting = and_(waiting, Upload.slice == slice_number)
+        if upload_ids:
+            waiting = and_(waiting, Upload.id.in_(upload_ids))
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            locked = list(
+                connection.scalars(
+                    select(Upload.id)
+                    .where(waiting)
+                    .order_by(Upload.id)
+                    .with_for_update(skip_locked=True)
+                )
+            )
+            return release_rows(
+                connection,
+                Upload.id.in_(locked),
+                **noted(reason),
+                not_before=func.now() + interval(resume_after_seconds),
+            )
+
+    def heartbeat(self, run_id: str, in_work: Sequence[Claim]) -> None:
+        """Show that the run lives: renews its reservations and the claims that are in work.
+
+        A row that somebody has locked is left out, so that the others do not wait for it; nobody
+        rescues it meanwhile either.
+        """
+        alive = (
+            select(Upload.id)
+            .where(
+                Upload.owner_run_id == run_id,
+                or_(
+                    Upload.processing_status == UploadStatus.PENDING,
+                    Upload.id.in_([claim.upload_id for claim in in_work]),
+                ),
+            )
+            .order_by(Upload.id)
+            .with_for_update(skip_locked=True)
+        )
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            locked = connection.scalars(alive).all()
+            connection.execute(
+                update(Upload).where(Upload.id.in_(locked)).values(heartbeat_at=func.now())
+            )
+
+    def holds(self, run_id: str) -> dict[uuid.UUID, bool]:
+        """List what a run holds with a heartbeat younger than the lease; true: it is in work."""
+        with self._publisher.transaction() as transaction:
+            rows = transaction.connection.execute(
+                select(Upload.id, Upload.processing_status).where(
+                    Upload.owner_run_id == run_id, lease_lives(self._lease_seconds)
+                )
+            ).all()
+        return {row.id: row.processing_status != UploadStatus.PENDING for row in rows}
+
+    def wanted(self, claims: Sequence[Claim]) -> set[Claim]:
+        """Tell which claims are still held and belong to a batch that nobody cancelled."""
+        with self._publisher.transaction() as transaction:
+            rows = transaction.connection.execute(
+                select(Upload.id, Upload.owner_run_id, Upload.claim_token)
+                .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+                .where(
+                    Upload.id.in_([claim.upload_id for claim in claims]),
+                    UploadBatch.status.is_distinct_from(BatchStatus.CANCELLED),
+                )
+            ).all()
+        return set(claims) & {
+            Claim(row.id, row.owner_run_id or "", row.claim_token) for row in rows
+        }
+
+    def catch_up_progress(self) -> None:
+        """Announce what was left out while uploads ended faster than anybody reads."""
+        self._publisher.catch_up()
+
+    def exists(self, upload_id: uuid.UUID) -> bool:
+        """Tell whether an upload has not been deleted."""
+        with self._publisher.transaction() as transaction:
+            found = transaction.connection.scalar(select(Upload.id).where(Upload.id == upload_id))
+        return found is not None
+
+    def _open_to_start(
+        self, transaction: Announcer, upload_id: uuid.UUID, run_id: str
+    ) -> SkippedUpload | None:
+        """Lock an upload, and open it and its batch again if they have failed; or say why not."""
+        connection = transaction.connection
+        row = connection.execute(
+            LOCK_REFUSED, {"of_upload": upload_id, "lease": self._lease_seconds}
+        ).one_or_none()
+        if row is None:
+            return SkippedUpload(upload_id, "it was deleted")
+        if reason := _reason_to_skip(row, run_id):
+            if row.owner_run_id == run_id:
+                release_rows(connection, Upload.id == upload_id)
+            return SkippedUpload(upload_id, reason, row.filename)
+        if row.batch_status == BatchStatus.FAILED:
+            reopen_batch(connection, row.batch_id)
+        if row.processing_status == UploadStatus.FAILED:
+            release_rows(connection, Upload.id == upload_id, attempts=0)
+            progress = row.batch_id and count_failed(connection, row.batch_id, -1)
+            if progress:
+                transaction.announce(progress, progress.user_id)
+        return None
+
+    def _advance(
+        self, claim: Claim, percentage: int, statement: LoneStatement, **parameters: Any
+    ) -> None:
+        tell = self._publisher.stage_is_due(claim.run_id)
+
+        def messages(row: AnyRow) -> Iterator[Addressed]:
+            if tell:
+                yield file_progress(row, percentage, "processing"), row.user_id
+
+        names = {**_names(claim), "tell": tell, **parameters}
+        if self._publisher.execute(statement, names, messages) is None:
+            raise _lost(claim)
+
+
+def _begun(row: AnyRow) -> Iterator[Addressed]:
+    yield file_progress(row, BEGUN, "processing"), row.user_id
+
+
+def _counted(row: AnyRow) -> BatchProgress | None:
+    """Read the counters that follow the columns `ANNOUNCED`."""
+    counters = row[len(ANNOUNCED) : len(ANNOUNCED) + len(PROGRESS)]
+    return None if counters[0] is None else BatchProgress(*counters)
+
+
+def _written(
+    connection: Connection,
+    claim: Claim,
+    statement: Executable,
+    parameters: Mapping[str, Any] = MappingProxyType({}),
+) -> AnyRow:
+    """Execute a `held_update`; refused if the claim is no longer the newest."""
+    row = connection.execute(statement, {**_names(claim), **parameters}).one_or_none()
+    if row is None:
+        raise _lost(claim)
+    return row
+
+
+def _lost(claim: Claim) -> ClaimLostError:
+    return ClaimLostError(f"upload {claim.upload_id} is no longer held by {claim.run_id}")
+
+
+def _held(claim: Claim) -> Any:
+    return and_(
+        Upload.id == claim.upload_id,
+        Upload.owner_run_id == claim.run_id,
+        Upload.claim_token == claim.token,
+    )
+
+
+def _names(claim: Claim) -> dict[str, Any]:
+    return {"of_upload": claim.upload_id, "of_run": claim.run_id, "token": claim.token}
+
+
+def _next_retry() -> Any:
+    return case(
+        *(
+            (Upload.retries == number, func.now() + interval(delay))
+            for number, delay in enumerate(RETRY_DELAYS)
+        ),
+        else_=None,
+    )
+
+
+def _reason_to_skip(row: AnyRow, run_id: str) -> str | None:
+    if row.batch_status == BatchStatus.CANCELLED:
+        return "the batch was cancelled"
+    if row.processing_status == UploadStatus.COMPLETED:
+        return "it is completed already"
+    held_by_other = row.owner_run_id not in {None, run_id} and not row.expired
+    if held_by_other:
+        return f"run {row.owner_run_id} is working on it"
+    return None
