@@ -169,7 +169,7 @@ class ScriptedModelServer:
         vision_faults: what happens to the calls in their order, None for an honest answer;
             honest once it has run out. `itertools.repeat` and `at_random` make endless ones.
         embedding_faults: the same for calls that embed.
-        retry_after: value of that header beside "busy" answers.
+        retry_after: value of that header beside "busy" answers, or what makes one for each.
         drip_seconds: time between two bytes of a drip.
         context_characters: longest text that is embedded; longer ones are refused.
         api_key: required from clients, if not empty.
@@ -190,7 +190,7 @@ class ScriptedModelServer:
         slots: int | None = None,
         vision_faults: Iterable[Fault | None] = (),
         embedding_faults: Iterable[Fault | None] = (),
-        retry_after: str = "",
+        retry_after: str | Callable[[], str] = "",
         drip_seconds: float = 1.0,
         context_characters: int = 32_000,
         api_key: str = "",
@@ -571,8 +571,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(length))
-        if status in {429, 503} and self._server.retry_after:
-            self.send_header("Retry-After", self._server.retry_after)
+        if status in {429, 503} and (asked := self._server.retry_after):
+            self.send_header("Retry-After", asked if isinstance(asked, str) else asked())
         for name, value in {**self._rate_headers, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
