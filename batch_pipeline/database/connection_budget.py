@@ -8,7 +8,7 @@ be in flight; a number of runs that cannot fit is refused at start.
 process                               connections at most
 ====================================  ==============================================
 run worker of ``process_batch``       our pool + Dagster's pool + slots of model calls
-code server (evaluates the sensors)   our pool + Dagster's pool
+code server (evaluates the sensors)   our pool + Dagster's pool + one that waits for work
 run worker of ``sweep_backlog``       our pool + Dagster's pool
 daemon                                Dagster's pool
 web server                            Dagster's pool + its own for the event log
@@ -38,7 +38,10 @@ CALL_SLOTS = 1
 #: beside one per upload in work.
 LEAST_POOL, BESIDE_UPLOADS = 2, 2
 
-_WITHOUT_RUNS = 4 * DAGSTER_POOL + WEB_SERVER_POOL + COMMANDS
+#: The code server hears of work on a connection of its own (`services/dispatch/signals.py`).
+SIGNALS = 1
+
+_WITHOUT_RUNS = 4 * DAGSTER_POOL + WEB_SERVER_POOL + COMMANDS + SIGNALS
 _PER_RUN = DAGSTER_POOL + CALL_SLOTS
 #: Processes beside the run workers of `process_batch` that have our pool.
 _ALSO_POOLED = 2

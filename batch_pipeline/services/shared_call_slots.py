@@ -3,7 +3,8 @@
 Each process has a row per server and kind of call in ``model_call_slots``: what it wants and what
 it holds. The processes agree there, one after the other, on fair shares; within its share a
 process passes slots from call to call without asking anybody (`CallGate`). So a busy process asks
-a few times a minute, and only when shares change is there more to say.
+a few times a minute, and only when shares change is there more to say. A pause that a server asks
+for (`Retry-After`) goes to all processes by ``model_pauses`` and a message.
 
 One thread and one connection per process do this, from the first call on. A change wakes the
 others by a message; nobody depends on the message, nor on anything else that belongs to a session,
@@ -19,9 +20,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import psycopg
@@ -29,6 +31,7 @@ from sqlalchemy.engine import URL
 
 from batch_pipeline.database.connection_setup import is_pooled
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import CallKind, CallSlots
 from batch_pipeline.model_servers.call_slots import CallGate, Demand
 
@@ -72,6 +75,18 @@ _WRITE = """
         wanted = excluded.wanted, held = excluded.held, leased_until = excluded.leased_until,
         since = CASE WHEN (mine.held = 0) = (excluded.held = 0)
             THEN mine.since ELSE excluded.since END
+"""
+_PAUSE = """
+    INSERT INTO model_pauses AS known (server, kind, not_before, reason)
+    VALUES (%(server)s, %(kind)s,
+        clock_timestamp() + make_interval(secs => %(seconds)s), %(reason)s)
+    ON CONFLICT (server, kind) DO UPDATE
+    SET not_before = excluded.not_before, reason = excluded.reason
+    WHERE known.not_before < excluded.not_before
+"""
+_PAUSES = """
+    SELECT extract(epoch FROM not_before - clock_timestamp())::float, reason FROM model_pauses
+    WHERE server = %(server)s AND kind = %(kind)s AND not_before > clock_timestamp()
 """
 _REMOVE = """
     DELETE FROM model_call_slots
@@ -121,7 +136,7 @@ def fair_shares(limit: int, claimants: Sequence[Claimant]) -> dict[uuid.UUID, in
 
 
 @dataclass
-class _Lane:
+class _SharedLane:
     """The calls of one kind to one server, as agreed on last."""
 
     gate: CallGate
@@ -172,7 +187,7 @@ class SharedCallSlots:
         self._database = database
         self._lease_seconds = lease_seconds
         self._gates: list[tuple[CallGate, CallKind, uuid.UUID]] = []
-        self._lanes: dict[tuple[CallGate, str], _Lane] = {}
+        self._lanes: dict[tuple[CallGate, str], _SharedLane] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._alarm: socket.socket | None = None
@@ -181,9 +196,14 @@ class SharedCallSlots:
         self._agreed_at = time.monotonic()
         self._reason = "no answer"
 
-    def of(self, kind: CallKind, limit: int) -> CallSlots:
-        """Slots for the calls of one kind, at most so many to each server over all processes."""
-        gate = CallGate(limit, shared=True, changed=self._wake, failure=self._failure)
+    def of(
+        self, kind: CallKind, limit: int, limits: Mapping[str, int] = MappingProxyType({})
+    ) -> CallSlots:
+        """Slots for the calls of one kind, at most so many to each server over all processes.
+
+        `limits` has the servers with a number of their own.
+        """
+        gate = CallGate(limit, limits, shared=True, changed=self._wake, failure=self._failure)
         with self._lock:
             self._gates.append((gate, kind, uuid.uuid4()))
         return gate
@@ -262,6 +282,7 @@ class SharedCallSlots:
         for lane in self._lanes.values():
             lane.agreed_at = 0.0  # nobody knows whether the last words were heard
         while not self._closing.is_set():
+            self._tell_pauses(connection)
             for gate, lanes in self._due_lanes().items():
                 self._agree(connection, gate, lanes)
             self._wait(connection, sleeper)
@@ -269,18 +290,32 @@ class SharedCallSlots:
             if lane.held or lane.wanted:
                 self._write(connection, lane, Demand(0, 0))
 
-    def _due_lanes(self) -> dict[CallGate, list[_Lane]]:
+    def _tell_pauses(self, connection: psycopg.Connection) -> None:
+        """Tell the others which servers have asked this process for a pause."""
+        with self._lock:
+            gates = list(self._gates)
+        for gate, kind, holder in gates:
+            for server, pause in gate.pauses_to_tell().items():
+                lane = _SharedLane(gate, kind, server, holder)
+                seconds = pause.until - time.monotonic()
+                connection.execute(
+                    _PAUSE,
+                    {"server": lane.name, "kind": kind, "seconds": seconds, "reason": pause.reason},
+                )
+                connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, lane.topic])
+
+    def _due_lanes(self) -> dict[CallGate, list[_SharedLane]]:
         """Those that have to be agreed on, together with the others of their gate."""
         with self._lock:
             gates = list(self._gates)
-        due: dict[CallGate, list[_Lane]] = {}
+        due: dict[CallGate, list[_SharedLane]] = {}
         now = time.monotonic()
         for gate, kind, holder in gates:
             lanes, demands = [], gate.demand()
             for server in demands:
                 key = gate, server
                 if key not in self._lanes:
-                    self._lanes[key] = _Lane(gate, kind, server, holder)
+                    self._lanes[key] = _SharedLane(gate, kind, server, holder)
                 lanes.append(self._lanes[key])
             if any(lane.look_in(demands[lane.server], now) <= 0 for lane in lanes):
                 # Together, so that calls which wait for any of them spread over all.
@@ -292,7 +327,7 @@ class SharedCallSlots:
         return due
 
     def _agree(
-        self, connection: psycopg.Connection, gate: CallGate, lanes: Sequence[_Lane]
+        self, connection: psycopg.Connection, gate: CallGate, lanes: Sequence[_SharedLane]
     ) -> None:
         valid_until = time.monotonic() + self._lease_seconds
         demands = gate.take_stock([lane.server for lane in lanes])
@@ -303,7 +338,7 @@ class SharedCallSlots:
         self._agreed_at = time.monotonic()
 
     def _write(
-        self, connection: psycopg.Connection, lane: _Lane, demand: Demand
+        self, connection: psycopg.Connection, lane: _SharedLane, demand: Demand
     ) -> tuple[int, int]:
         """Agree on one lane; returns the slots that are ours and those that others hold."""
         heard, lane.heard = lane.heard, False
@@ -320,13 +355,16 @@ class SharedCallSlots:
                 "SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_LOCK, lane.topic]
             )
             connection.execute(_REMOVE_DEAD, values)
+            for seconds, reason in connection.execute(_PAUSES, values).fetchall():
+                lane.gate.hear_pause(lane.server, seconds, reason)
             rows = [Claimant(*row) for row in connection.execute(_ROWS, values).fetchall()]
             others = [row for row in rows if row.holder != lane.holder]
             before = next((row for row in rows if row.holder == lane.holder), me)
             me.held, me.seconds = before.held, before.seconds
-            share = fair_shares(lane.gate.limit, [*others, me])[lane.holder]
+            limit = lane.gate.limit_of(lane.server)
+            share = fair_shares(limit, [*others, me])[lane.holder]
             elsewhere = sum(row.held for row in others)
-            allowed = max(0, min(share, lane.gate.limit - elsewhere))
+            allowed = max(0, min(share, limit - elsewhere))
             held = max(demand.in_flight, allowed)
             if held or demand.wanted:
                 connection.execute(_WRITE, values | {"wanted": demand.wanted, "held": held})
@@ -343,7 +381,7 @@ class SharedCallSlots:
         lane.look_after = self._look_after(lane, others)
         return allowed, elsewhere
 
-    def _look_after(self, lane: _Lane, others: Sequence[Claimant]) -> float:
+    def _look_after(self, lane: _SharedLane, others: Sequence[Claimant]) -> float:
         after = self._lease_seconds / 3
         if lane.held < max(lane.share, min(lane.wanted, 1)):
             after = min(after, _SHORT_SECONDS)
@@ -358,7 +396,7 @@ class SharedCallSlots:
             sleeper.recv(4096)
         # Cleared after that and before looking, so that no change is slept through.
         self._alarm_is_set.clear()
-        if self._hear(connection):
+        if self._hear(connection) or any(gate.has_pauses_to_tell for gate, _, _ in self._gates):
             return
         now = time.monotonic()
         demands = {gate: gate.demand() for gate, _, _ in self._gates}
@@ -384,6 +422,7 @@ class SharedCallSlots:
 
 def _name_for_all_hosts(server: str) -> str:
     """What a server is called in the table: a loopback address is another one on each host."""
+    server = masked(server)
     if (urlsplit(server).hostname or "") in {"localhost", "127.0.0.1", "::1"}:
         return f"{server.rstrip('/')} of {socket.gethostname()}"
     return server.rstrip("/")

@@ -12,7 +12,7 @@ from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
 from batch_pipeline.database.readings import FILENAME, WAITING, WAITING_SINCE, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError
-from batch_pipeline.services.progress.batch_progress import PROGRESS, BatchProgress
+from batch_pipeline.services.progress.publishing import PROGRESS, BatchProgress
 
 _BATCH = (
     *PROGRESS,

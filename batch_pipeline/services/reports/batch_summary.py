@@ -17,9 +17,9 @@ from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadStatus
 from batch_pipeline.database.readings import FILENAME, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.media.previews import contact_sheet
-from batch_pipeline.services.reports.batch_report import StageTiming, shown_seconds, stage_timings
 from batch_pipeline.services.reports.batch_status import batch_head
-from batch_pipeline.services.reports.previews import stored_preview
+from batch_pipeline.services.reports.previews import Previews
+from batch_pipeline.services.reports.report_page import StageTiming, shown_seconds, stage_timings
 from batch_pipeline.services.reports.throughput import throughput_svg
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible_line
@@ -182,7 +182,8 @@ def _contact_sheet(storage: Storage, paths: Sequence[str | None]) -> bytes | Non
     present = [path for path in paths if path]
     # Spread over the whole batch: neighbours are often alike.
     step = max(1, -(-len(present) // _SHEET_PICTURES))
-    pictures = [stored_preview(storage, path, _SHEET_SIDE) for path in present[::step]]
+    previews = Previews(storage)
+    pictures = [previews.read(path, _SHEET_SIDE) for path in present[::step]]
     found = [picture for picture in pictures if picture]
     if not found:
         return None

@@ -43,7 +43,7 @@ from batch_pipeline.database.readings import (
     lease_expired,
     lease_lives,
 )
-from batch_pipeline.services.progress.batch_progress import (
+from batch_pipeline.services.progress.publishing import (
     Announcer,
     BatchProgress,
     ProgressPublisher,
@@ -53,10 +53,10 @@ from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
     announce_file,
     count_failed,
+    count_uploads,
     percentage_reached,
-    recount,
+    recount_batches,
     release_rows,
-    settle_all,
     updated_batch_or_none,
 )
 
@@ -153,7 +153,7 @@ class Backlog:
             returned = release_rows(connection, Upload.id.in_(others), reason="rescue")
         return Rescue(returned, len(killers))
 
-    def open_slices_anew(
+    def release_slices(
         self, slices: Sequence[tuple[uuid.UUID, int]], *, resume_after_seconds: float = 0
     ) -> int:
         """Take uploads out of slices whose run ended without taking them; returns how many.
@@ -216,7 +216,7 @@ class Backlog:
                 attempts=0,
                 retries=Upload.retries + 1,
             )
-            settle_all(transaction, {row.batch_id for row in rows if row.batch_id})
+            recount_batches(transaction, {row.batch_id for row in rows if row.batch_id})
         return count
 
     def adopt(self) -> int:
@@ -239,7 +239,7 @@ class Backlog:
                     log.warning("uploads of user %s stay without a batch: %s", user_id, error.orig)
                 else:
                     adopted += len(upload_ids)
-                    settle_all(transaction, [batch_id])
+                    recount_batches(transaction, [batch_id])
         return adopted
 
     def reopen_ended(self) -> int:
@@ -262,7 +262,7 @@ class Backlog:
             count = release_rows(
                 connection, Upload.id.in_(locked), attempts=0, deaths=0, retries=0, not_before=None
             )
-            settle_all(transaction, batch_ids)
+            recount_batches(transaction, batch_ids)
         return count
 
     def reconcile_batches(self) -> list[BatchProgress]:
@@ -270,8 +270,8 @@ class Backlog:
         with self._publisher.transaction() as transaction:
             drifted = transaction.connection.scalars(_drifted()).all()
         # A transition under way looks like a difference too; the recount waits for it.
-        settled = (self._batches.settle_batch(batch_id) for batch_id in drifted)
-        return [progress for progress in settled if progress]
+        recounted = (self._batches.recount_batch(batch_id) for batch_id in drifted)
+        return [progress for progress in recounted if progress]
 
     def overdue(self) -> dict[str, int]:
         """Count what the transitions above would put right now, by what it is."""
@@ -382,7 +382,7 @@ def _waiting_in(connection: Connection, batches: Select[uuid.UUID]) -> int:
 
 def _drifted() -> Select[uuid.UUID]:
     """Batches whose counters differ from a recount, and open ones in which nothing is open."""
-    counts = recount(UploadBatch.id).lateral("counts")
+    counts = count_uploads(UploadBatch.id).lateral("counts")
     counted = counts.c.successful + counts.c.failed
     is_open = UploadBatch.status.in_(OPEN_BATCH)
     return (

@@ -25,12 +25,19 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
 from batch_pipeline.database.lone_statements import LoneStatement
-from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus, Word
+from batch_pipeline.database.models import (
+    BatchStatus,
+    MadeThumbnail,
+    Upload,
+    UploadBatch,
+    UploadStatus,
+    Word,
+)
 from batch_pipeline.database.readings import FACTS, FILENAME, count, lease_expired
-from batch_pipeline.services.progress.batch_progress import queue_counters, queue_file_message
+from batch_pipeline.services.progress.publishing import queue_counters, queue_file_message
 from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
     BEGUN,
@@ -44,7 +51,7 @@ from batch_pipeline.services.states.transitions import (
 _HELD = and_(
     Upload.id == bindparam("of_upload"),
     Upload.owner_run_id == bindparam("of_run"),
-    Upload.claim == bindparam("token"),
+    Upload.claim_token == bindparam("token"),
 )
 _NO_STAGES = cast([], ARRAY(Text))
 
@@ -71,7 +78,7 @@ _ADD_SECONDS = Upload.stage_seconds.concat(bindparam("seconds", type_=JSONB))
 STARTED = (
     *ANNOUNCED,
     Upload.file_path,
-    Upload.claim,
+    Upload.claim_token,
     Upload.attempts,
     Upload.description_audit_score,
     Upload.vision_model,
@@ -101,7 +108,7 @@ START = LoneStatement(
     .values(
         processing_status=UploadStatus.ANALYZING,
         owner_run_id=bindparam("of_run"),
-        claim=Upload.claim + 1,
+        claim_token=Upload.claim_token + 1,
         heartbeat_at=func.now(),
         not_before=None,
         attempts=Upload.attempts + 1,
@@ -133,9 +140,28 @@ def _store(percentage: int, **values: Any) -> LoneStatement:
     return LoneStatement(held_update(stage_seconds=_ADD_SECONDS, **values).returning(message))
 
 
-STORE_THUMBNAIL = _store(
-    THUMBNAIL_STORED, thumbnail_path=bindparam("path"), redo=_without(Upload.redo, "thumbnail")
-)
+def _store_thumbnail() -> LoneStatement:
+    """Keep the path, and the note that the file is ours, which outlives the upload."""
+    message = queue_file_message(Upload, THUMBNAIL_STORED, "processing", if_=_TELL)
+    stored = (
+        held_update(
+            thumbnail_path=bindparam("path"),
+            redo=_without(Upload.redo, "thumbnail"),
+            stage_seconds=_ADD_SECONDS,
+        )
+        .returning(message.label("queued"))
+        .cte("stored")
+    )
+    noted = (
+        insert(MadeThumbnail)
+        .from_select(["upload_id", "user_id"], select(stored.c.id, stored.c.user_id))
+        .on_conflict_do_nothing()
+        .cte("noted")
+    )
+    return LoneStatement(select(*stored.c).add_cte(noted))
+
+
+STORE_THUMBNAIL = _store_thumbnail()
 _REGENERATED = bindparam("regenerated", type_=Integer)
 STORE_DESCRIPTION = _store(
     DESCRIPTION_STORED,

@@ -9,15 +9,15 @@ from PIL import Image
 
 from batch_pipeline.database.existing_tables import rows_left_alone
 from batch_pipeline.database.session import Database, with_driver
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.services.dispatch.slices import open_slices, waiting_slices
 from batch_pipeline.services.health import check_health
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
-from batch_pipeline.services.reports.batch_report import batch_report, render_html
 from batch_pipeline.services.reports.batch_status import batch_status, newest_batches
 from batch_pipeline.services.reports.metrics import read_metrics
+from batch_pipeline.services.reports.report_page import batch_report, render_html
 from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
@@ -39,9 +39,9 @@ def upgrade(url: str) -> None:
 
 def sensor(pipeline: Pipeline, instance, name: str, cursor=None):
     resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-    definitions = build_definitions(pipeline.settings, {"pipeline": resource})
+    definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
     context = dg.build_sensor_context(
-        instance=instance, cursor=cursor, resources={"pipeline": pipeline}
+        instance=instance, cursor=cursor, resources={"batch_pipeline": pipeline}
     )
     return definitions.get_repository_def().get_sensor_def(name).evaluate_tick(context)
 

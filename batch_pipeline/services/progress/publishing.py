@@ -174,7 +174,7 @@ class ProgressPublisher:
     """Opens transactions whose messages reach every channel that is configured."""
 
     def __init__(self, database: Database, redis_url: str = "") -> None:
-        self._database = database
+        self.database = database
         self._filter = _Filter()
         self._redis = _connect_redis(redis_url) if redis_url else None
         self._redis_failed = False
@@ -183,7 +183,7 @@ class ProgressPublisher:
     @contextmanager
     def transaction(self) -> Iterator[Announcer]:
         """One transaction; its messages are delivered if and when it commits."""
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             announcer = Announcer(connection, self._filter)
             yield announcer
             announcer.deliver()
@@ -199,7 +199,7 @@ class ProgressPublisher:
 
         ``messages`` reads from its row which they were.
         """
-        row = self._database.execute(statement, parameters)
+        row = self.database.execute(statement, parameters)
         if row is not None and self._redis is not None:
             self._relay(list(messages(row)))
         return row
@@ -265,7 +265,7 @@ class ProgressPublisher:
 
     def _ends_of(self, batch_ids: set[uuid.UUID | None]) -> list[Addressed]:
         ended = and_(UploadBatch.id.in_(batch_ids), UploadBatch.status.not_in(OPEN_BATCH))
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             rows = connection.execute(select(*PROGRESS).where(ended)).all()
         ends = [BatchProgress(*row) for row in rows]
         return [(progress, progress.user_id) for progress in ends]
