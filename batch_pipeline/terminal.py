@@ -23,7 +23,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from batch_pipeline.database.connection_setup import EARLIEST, LATEST
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.services.inspection import Inspection
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
@@ -270,8 +269,10 @@ def health_table(checks: Sequence[HealthCheck]) -> Table:
 
 def _shown(key: str, value: Any) -> str:
     if key.endswith("_at"):
-        # At the end of all time, which upload APIs call infinity, there are no time zones.
-        local = value if value in {EARLIEST, LATEST} else value.astimezone()
+        try:
+            local = value.astimezone()
+        except (OverflowError, ValueError, OSError):  # what an upload API calls infinity
+            local = value
         return str(local.strftime("%Y-%m-%d %H:%M:%S"))
     return f"{value:g} %" if key == "progress_percentage" else str(value)
 

@@ -7,7 +7,7 @@ and how that is read stands in ``readings.py``; both are described in ``docs/exi
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, cast, func, not_, select, text
+from sqlalchemy import Connection, cast, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import Text
 
@@ -258,8 +258,12 @@ def _refused_words(
 ) -> Iterator[Problem]:
     names = {"table": table, "column": column}
     for check in connection.execute(_CHECKS, names).all():
-        values = func.unnest(cast(list(words), ARRAY(Text))).table_valued(column, name=table)
-        refusing = select(values.c[column]).where(not_(text(f"({check.condition})")))
+        values = (
+            func.unnest(cast(list(words), ARRAY(Text)))
+            .table_valued(column, name=table)
+            .render_derived()
+        )
+        refusing = select(values.c[column]).where(text(f"NOT ({check.condition})"))
         refused = connection.scalars(refusing).all()
         if refused:
             yield Problem(

@@ -49,7 +49,7 @@ def as_text(expression: ColumnElement[Any]) -> str:
 WAITING = and_(Upload.processing_status == UploadStatus.PENDING, Upload.owner_run_id.is_(None))
 WAITING_SQL = as_text(WAITING)
 
-#: Last sign of life of whoever works on an upload. One that knew no claims has no heartbeat, only
+#: Last sign of life of an upload's worker. One that knows no claims has no heartbeat, only
 #: the moment of its last write.
 _LAST_SIGN = func.coalesce(Upload.heartbeat_at, known(Upload.updated_at), _EVER)
 
@@ -60,7 +60,7 @@ def _a_lease_ago(lease_seconds: Any) -> ColumnElement[Any]:
 
 
 def lease_expired(lease_seconds: float | BindParameter[float]) -> ColumnElement[bool]:
-    """Whether who works on an upload has shown no life for a lease, on the database's clock."""
+    """Whether the worker of an upload has shown no life for a lease, on the database's clock."""
     return _a_lease_ago(lease_seconds) > _LAST_SIGN
 
 
@@ -69,10 +69,10 @@ def lease_lives(lease_seconds: float) -> ColumnElement[bool]:
     return _a_lease_ago(lease_seconds) <= _LAST_SIGN
 
 
-#: When an upload, or a batch, came.
-UPLOAD_CAME = func.coalesce(known(Upload.created_at), known(Upload.updated_at), _EVER)
-BATCH_CAME = func.coalesce(known(UploadBatch.created_at), known(UploadBatch.updated_at), _EVER)
 _UPLOAD_KNOWN = func.coalesce(known(Upload.created_at), known(Upload.updated_at))
+#: When an upload, or a batch, came.
+UPLOAD_CAME = func.coalesce(_UPLOAD_KNOWN, _EVER)
+BATCH_CAME = func.coalesce(known(UploadBatch.created_at), known(UploadBatch.updated_at), _EVER)
 #: Since when an upload waits: since it came, or since somebody asked for it again; null if nobody
 #: knows. What was lost with its run is as old as before.
 WAITING_SINCE = case(

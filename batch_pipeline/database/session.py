@@ -248,6 +248,8 @@ def create_database_if_missing(server: URL, name: str) -> None:
     except (ProgrammingError, IntegrityError) as error:
         if sqlstate(error) not in _IS_THERE:
             raise
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; or create the database {name!r} for it") from error
     finally:
         engine.dispose()
 
