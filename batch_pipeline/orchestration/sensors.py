@@ -16,8 +16,10 @@ from batch_pipeline.errors import NotFoundError, ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES
 from batch_pipeline.orchestration.batch_reports import headline, no_report_of, report_of
 from batch_pipeline.orchestration.run_ends import (
+    Outcome,
     Settlement,
     batch_of,
+    outcome_of,
     report_settlement,
     settle_failed_run,
     settle_terminated_run,
@@ -25,7 +27,13 @@ from batch_pipeline.orchestration.run_ends import (
 )
 from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
-from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG
+from batch_pipeline.orchestration.tags import (
+    BATCH_TAG,
+    OUTCOME_TAG,
+    REASON_TAG,
+    SLICE_TAG,
+    USER_TAG,
+)
 from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
 from batch_pipeline.services.dispatch.turns import InFlight, Turns, WaitingSlice, choose_slices
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
@@ -156,18 +164,23 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     ) -> None:
         failure = context.for_run_failure()
         run, reason = failure.dagster_run, failure.failure_event.message or "no reason was given"
-        died = not _explained(failure.get_step_failure_events())
-        settle(context, settle_failed_run(pipeline, run, died=died, reason=reason), reason)
+        outcome = outcome_of(failure.get_step_failure_events())
+        died = outcome is Outcome.DIED
+        settlement = settle_failed_run(pipeline, run, died=died, reason=reason)
+        settle(context, settlement, outcome, reason)
 
     def cancel_batches_of_terminated_runs(
         context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
         settlement = settle_terminated_run(pipeline, context.dagster_run)
-        settle(context, settlement, "a person terminated the run")
+        settle(context, settlement, Outcome.STOPPED, "a person terminated the run")
 
-    def settle(context: dg.RunStatusSensorContext, settlement: Settlement, reason: str) -> None:
+    def settle(
+        context: dg.RunStatusSensorContext, settlement: Settlement, outcome: Outcome, reason: str
+    ) -> None:
         run = context.dagster_run
         context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), settlement)
+        context.instance.add_run_tags(run.run_id, {OUTCOME_TAG: outcome.value})
         report_settlement(context.instance, run, settlement, reason)
 
     return [
@@ -290,11 +303,6 @@ def _broker_outage(settings: Settings) -> ServiceDownError | None:
     )
 
     return broker_outage(settings.celery_broker_url)
-
-
-def _explained(step_failures: Sequence[dg.DagsterEvent]) -> bool:
-    """Tell whether a step said itself why it ended: a file was bad, or a service was down."""
-    return any(event.step_failure_data.user_failure_data for event in step_failures)
 
 
 def runs_in_flight(instance: dg.DagsterInstance, job_name: str, left_out: LeftOut) -> InFlight:

@@ -60,9 +60,11 @@ class PostgresProcess:
         while True:
             try:
                 self._server.ensure_postgres_running()
-            except subprocess.TimeoutExpired:  # it recovers, which takes long on a busy machine
+            # It recovers, which takes long on a busy machine: the library has no word for that.
+            except (subprocess.TimeoutExpired, AssertionError):
                 if time.monotonic() > deadline:
                     raise
+                time.sleep(0.5)
             else:
                 return
 
