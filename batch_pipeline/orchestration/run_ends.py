@@ -12,7 +12,7 @@ from uuid import UUID
 
 import dagster as dg
 
-from batch_pipeline.orchestration.assets import literal, settled_runs
+from batch_pipeline.orchestration.assets import run_cleanups, text_metadata
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG, USER_TAG
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pipeline import Pipeline
@@ -62,14 +62,14 @@ def outcome_of(step_failures: Iterable[dg.DagsterEvent]) -> Outcome:
 
 
 @dataclass(frozen=True)
-class Settlement:
+class RunCleanup:
     """What was put right after one run."""
 
     returned: int = 0
     """Uploads that the run held; pending again."""
     quarantined: int = 0
     """Uploads that are failed now, because their worker died every time."""
-    requeued: int = 0
+    released: int = 0
     """Uploads that were meant for the run and that it never took."""
     batch_ended_as: str = ""
     """``failed`` or ``cancelled``, if this run's end was the batch's too."""
@@ -78,16 +78,16 @@ class Settlement:
         """One line for the log."""
         parts = {
             f"{self.returned} uploads in its hands are pending again": self.returned,
-            f"{self.requeued} that it never took will go to another run": self.requeued,
+            f"{self.released} that it never took will go to another run": self.released,
             f"{self.quarantined} that killed their worker every time are failed": self.quarantined,
             f"the batch is {self.batch_ended_as}": self.batch_ended_as,
         }
         return "; ".join(text for text, said in parts.items() if said) or "it left nothing behind"
 
 
-def settle_failed_run(
+def clean_up_failed_run(
     pipeline: Pipeline, run: dg.DagsterRun, *, died: bool, reason: str
-) -> Settlement:
+) -> RunCleanup:
     """Return what a failed run left.
 
     Args:
@@ -97,15 +97,15 @@ def settle_failed_run(
         reason: word for word, for the batch's ``error_message``.
     """
     rescue = pipeline.backlog.rescue([run.run_id])
-    requeued = _requeue(pipeline, run)
+    released = _release_slice(pipeline, run)
     batch_id = batch_of(run)
     given_up = pipeline.backlog.note_died_run(batch_id, reason) if died and batch_id else None
-    return Settlement(
-        rescue.returned, rescue.quarantined, requeued, given_up.status if given_up else ""
+    return RunCleanup(
+        rescue.returned, rescue.quarantined, released, given_up.status if given_up else ""
     )
 
 
-def settle_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> Settlement:
+def clean_up_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> RunCleanup:
     """Cancel the batch of a run that a person terminated, unless its worker has done so itself.
 
     Who terminates a run wants its uploads left alone; they would go to another run otherwise.
@@ -115,9 +115,9 @@ def settle_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> Settlement:
     if batch_id and pipeline.backlog.left_behind(batch_id, run.run_id, _slice_of(run)):
         cancelled = pipeline.batches.cancel_batch(batch_id, reason=terminated(run.run_id))
     rescue = pipeline.backlog.rescue([run.run_id])
-    requeued = _requeue(pipeline, run)
-    return Settlement(
-        rescue.returned, rescue.quarantined, requeued, cancelled.status if cancelled else ""
+    released = _release_slice(pipeline, run)
+    return RunCleanup(
+        rescue.returned, rescue.quarantined, released, cancelled.status if cancelled else ""
     )
 
 
@@ -155,7 +155,7 @@ def close_dead_runs(
     def close(run: dg.DagsterRun) -> None:
         if run.status == dg.DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, "Its worker is gone; closed by the sweep.")
-            settle_terminated_run(pipeline, run)
+            clean_up_terminated_run(pipeline, run)
         else:
             instance.report_run_failed(run, "Its worker is gone; closed by the sweep.")
 
@@ -206,32 +206,32 @@ def user_of(run: dg.DagsterRun) -> UUID | None:
     return _id_or_none(run.tags.get(USER_TAG))
 
 
-def report_settlement(
-    instance: dg.DagsterInstance, run: dg.DagsterRun, settlement: Settlement, reason: str
+def report_run_cleanup(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, cleanup: RunCleanup, reason: str
 ) -> None:
     """Say in the catalog why a run ended early, and what became of its uploads."""
     batch_id = batch_of(run)
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
-            settled_runs.key,
-            description=f"a run ended as {run.status.value.lower()}: {settlement}",
+            run_cleanups.key,
+            description=f"a run ended as {run.status.value.lower()}: {cleanup}",
             partition=str(batch_id) if batch_id else None,
             metadata={
                 "run": dg.MetadataValue.dagster_run(run.run_id),
-                "reason": literal(reason),
-                "uploads_returned": settlement.returned,
-                "uploads_quarantined": settlement.quarantined,
-                "uploads_requeued": settlement.requeued,
+                "reason": text_metadata(reason),
+                "uploads_returned": cleanup.returned,
+                "uploads_quarantined": cleanup.quarantined,
+                "uploads_released": cleanup.released,
             },
         )
     )
 
 
-def _requeue(pipeline: Pipeline, run: dg.DagsterRun) -> int:
+def _release_slice(pipeline: Pipeline, run: dg.DagsterRun) -> int:
     batch_id, slice_number = batch_of(run), _slice_of(run)
     if batch_id is None or slice_number is None:
         return 0
-    return pipeline.backlog.open_slices_anew(
+    return pipeline.backlog.release_slices(
         [(batch_id, slice_number)], resume_after_seconds=OUTAGE_PAUSE_SECONDS
     )
 

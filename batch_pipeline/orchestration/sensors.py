@@ -17,12 +17,12 @@ from batch_pipeline.orchestration.assets import BATCHES
 from batch_pipeline.orchestration.batch_reports import headline, no_report_of, report_of
 from batch_pipeline.orchestration.run_ends import (
     Outcome,
-    Settlement,
+    RunCleanup,
     batch_of,
+    clean_up_failed_run,
+    clean_up_terminated_run,
     outcome_of,
-    report_settlement,
-    settle_failed_run,
-    settle_terminated_run,
+    report_run_cleanup,
     user_of,
 )
 from batch_pipeline.orchestration.run_logs import logger_config
@@ -73,11 +73,11 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         job=job,
         minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        required_resource_keys={"pipeline"},
+        required_resource_keys={"batch_pipeline"},
         description="Launches a run for every slice of pending uploads; batches take turns.",
     )
     def pending_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        pipeline: Pipeline = context.resources.pipeline
+        pipeline: Pipeline = context.resources.batch_pipeline
         settings, database, instance = pipeline.settings, pipeline.database, context.instance
         left_out = LeftOut()
         # Cheap, and what makes an upload whose worker died wait for its lease only.
@@ -160,41 +160,41 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     """Settle at once what runs of the job leave behind."""
 
     def release_uploads_of_failed_runs(
-        context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
         failure = context.for_run_failure()
         run, reason = failure.dagster_run, failure.failure_event.message or "no reason was given"
         outcome = outcome_of(failure.get_step_failure_events())
         died = outcome is Outcome.DIED
-        settlement = settle_failed_run(pipeline, run, died=died, reason=reason)
-        settle(context, settlement, outcome, reason)
+        cleanup = clean_up_failed_run(batch_pipeline, run, died=died, reason=reason)
+        clean_up(context, cleanup, outcome, reason)
 
     def cancel_batches_of_terminated_runs(
-        context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
-        settlement = settle_terminated_run(pipeline, context.dagster_run)
-        settle(context, settlement, Outcome.STOPPED, "a person terminated the run")
+        cleanup = clean_up_terminated_run(batch_pipeline, context.dagster_run)
+        clean_up(context, cleanup, Outcome.STOPPED, "a person terminated the run")
 
     def settle(
-        context: dg.RunStatusSensorContext, settlement: Settlement, outcome: Outcome, reason: str
+        context: dg.RunStatusSensorContext, cleanup: RunCleanup, outcome: Outcome, reason: str
     ) -> None:
         run = context.dagster_run
-        context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), settlement)
+        context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), cleanup)
         context.instance.add_run_tags(run.run_id, {OUTCOME_TAG: outcome.value})
-        report_settlement(context.instance, run, settlement, reason)
+        report_run_cleanup(context.instance, run, cleanup, reason)
 
     return [
         _RunEndSensor(
             nothing=f"no run has ended as {status.value.lower()} since",
-            name=settle_run.__name__,
+            name=clean_up_run.__name__,
             run_status=status,
-            run_status_sensor_fn=settle_run,
+            run_status_sensor_fn=clean_up_run,
             monitored_jobs=[job],
             minimum_interval_seconds=RUN_END_INTERVAL_SECONDS,
             default_status=dg.DefaultSensorStatus.RUNNING,
             description=description,
         )
-        for settle_run, status, description in (
+        for clean_up_run, status, description in (
             (
                 release_uploads_of_failed_runs,
                 dg.DagsterRunStatus.FAILURE,
@@ -212,7 +212,7 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
 @dg.sensor(
     minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Reports every batch that has ended, however its runs did, in the asset "
     "batch_report; again when it was worked again.",
 )
@@ -222,7 +222,7 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
     A batch that cannot be reported is tried again in later ticks, behind what has ended since, and
     then said to have no report. While storage or database are away, all wait.
     """
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     seen, left_out = EndsSeen.parse(context.cursor), LeftOut()
 
     def report(batch: EndedBatch) -> _Report:
@@ -277,7 +277,7 @@ def _batch(of: WaitingSlice | EndedBatch) -> str:
 
 
 def _postpone(pipeline: Pipeline, outage: ServiceDownError, slice_: WaitingSlice) -> None:
-    pipeline.states.postpone(
+    pipeline.states.release_waiting(
         slice_.batch_id,
         outage,
         slice_number=slice_.number,

@@ -138,6 +138,11 @@ class Choice:
     waiting: Mapping[Why, Collection[uuid.UUID]]
     """Batches that wait, by what for; one may wait for several things."""
 
+    @property
+    def needs_a_run_to_end(self) -> bool:
+        """Something waits that is launched as soon as another run ends, or has begun."""
+        return any(ids for why, ids in self.waiting.items() if why is not Why.LAUNCHED)
+
     def __str__(self) -> str:
         """The rest in a line, naming batches; empty if nothing waits."""
         batches = {batch_id for ids in self.waiting.values() for batch_id in ids}

@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import text, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.database.readings import interval
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, RUN_KEY_TAG, SLICE_TAG
-from batch_pipeline.services.states.transitions import interval
 from batch_pipeline.testing.records import add_batch, upload_rows
 
 
@@ -19,14 +19,14 @@ class Daemon:
     def __init__(self, pipeline, instance):
         self.pipeline, self.instance, self.cursor = pipeline, instance, None
         resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-        definitions = build_definitions(pipeline.settings, {"pipeline": resource})
+        definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
         self.job = definitions.resolve_job_def("process_batch")
         self.sensor = definitions.get_repository_def().get_sensor_def("pending_batches")
         self.runs = []
 
     def tick(self, *, launch=True):
         context = dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources={"pipeline": self.pipeline}
+            instance=self.instance, cursor=self.cursor, resources={"batch_pipeline": self.pipeline}
         )
         result = self.sensor.evaluate_tick(context)
         self.cursor = result.cursor

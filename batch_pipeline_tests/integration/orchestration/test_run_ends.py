@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration import run_ends
-from batch_pipeline.orchestration.run_ends import Settlement, close_dead_runs, dead_runs
+from batch_pipeline.orchestration.run_ends import RunCleanup, close_dead_runs, dead_runs
 from batch_pipeline.orchestration.sweep import (
     delete_old_runs,
     sweep_once,
@@ -26,7 +26,7 @@ from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 @pytest.fixture
 def definitions(pipeline):
     resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-    return build_definitions(pipeline.settings, {"pipeline": resource})
+    return build_definitions(pipeline.settings, {"batch_pipeline": resource})
 
 
 def lost_run(definitions, instance, pipeline, batch_id):
@@ -53,7 +53,7 @@ def evaluate(definitions, instance, pipeline, name, run, event_type):  # noqa: P
         event,
         instance,
         instance.get_run_by_id(run.run_id),
-        resources={"pipeline": pipeline},
+        resources={"batch_pipeline": pipeline},
     )
     sensor = definitions.resolve_sensor_def(name)
     return sensor(context.for_run_failure() if event.is_run_failure else context)
@@ -103,7 +103,7 @@ def test_a_tick_that_finds_no_ended_run_says_so_and_one_that_does_names_it(
         with dg.build_sensor_context(
             instance=instance,
             cursor=cursor,
-            resources={"pipeline": pipeline},
+            resources={"batch_pipeline": pipeline},
         ) as context:
             return sensor.evaluate_tick(context)
 
@@ -123,12 +123,12 @@ def test_a_tick_that_finds_no_ended_run_says_so_and_one_that_does_names_it(
 
 
 def test_a_run_that_left_nothing_behind_is_said_to_have_left_nothing():
-    assert str(Settlement()) == "it left nothing behind"
-    assert str(Settlement(returned=2)) == "2 uploads in its hands are pending again"
+    assert str(RunCleanup()) == "it left nothing behind"
+    assert str(RunCleanup(returned=2)) == "2 uploads in its hands are pending again"
 
 
 def newest_settlement(instance):
-    [record] = instance.fetch_materializations(dg.AssetKey("settled_runs"), limit=1).records
+    [record] = instance.fetch_materializations(dg.AssetKey("run_cleanups"), limit=1).records
     return record.asset_materialization
 
 
@@ -150,7 +150,7 @@ def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, de
     seen = newest_settlement(instance)
     assert seen.partition == str(batch_id)
     assert seen.metadata["uploads_returned"].value == 1
-    assert seen.metadata["uploads_requeued"].value == 2
+    assert seen.metadata["uploads_released"].value == 2
     assert seen.metadata["reason"].value == "exited with code 139"
 
 
@@ -201,7 +201,7 @@ def test_the_stacks_start_sweeps_what_the_one_before_it_left_and_looks_only_once
 
     def tick(cursor):
         context = dg.build_sensor_context(
-            instance=instance, cursor=cursor, resources={"pipeline": pipeline}
+            instance=instance, cursor=cursor, resources={"batch_pipeline": pipeline}
         )
         return definitions.resolve_sensor_def("sweep_on_start").evaluate_tick(context)
 
@@ -223,7 +223,7 @@ def tick_schedule(pipeline, instance, definitions, minute):
     context = dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=datetime(2030, 1, 1, 12, minute, tzinfo=UTC),
-        resources={"pipeline": pipeline},
+        resources={"batch_pipeline": pipeline},
     )
     return schedule.evaluate_tick(context)
 
