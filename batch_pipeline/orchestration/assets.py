@@ -7,7 +7,9 @@ never goes into Markdown, and so not into the description of an event either.
 """
 
 import base64
+import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import dagster as dg
@@ -24,6 +26,7 @@ BATCHES = dg.DynamicPartitionsDefinition(name="batches")
 GROUP = "uploads"
 OWNERS = ["team:media"]
 QUALITY_CHECK = "description_quality"
+_MAX_STEM = 40
 #: Longest side of a picture that is read to be shown (pixels).
 PREVIEW_SIDE = 128
 #: From 1,000 characters on, Dagster's pages of assets hide Markdown behind a click, as its pages of
@@ -156,6 +159,12 @@ def description_quality(context: dg.AssetCheckExecutionContext) -> dg.AssetCheck
     )
 
 
+def plain_stem(filename: str) -> str:
+    """What a reader recognises of a file's name: nothing but letters, digits and underscores."""
+    stem = re.sub(r"[^A-Za-z0-9]+", "_", PurePath(filename).name).strip("_")[:_MAX_STEM].strip("_")
+    return stem or "file"
+
+
 def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
     """Say what was stored for an upload."""
     metadata: dict[str, Any] = {
@@ -171,6 +180,8 @@ def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
     }
     return dg.AssetMaterialization(
         upload_analysis.key,
+        # Rendered as Markdown: of the file's name only what cannot be any.
+        description=f"{plain_stem(report.filename)}: completed, audit {report.score or 0}",
         metadata=preview(report.thumbnail) | metadata,
         partition=str(report.batch_id) if report.batch_id else None,
     )

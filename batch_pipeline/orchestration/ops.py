@@ -8,7 +8,6 @@ import logging
 import re
 import uuid
 from collections.abc import Iterator
-from pathlib import PurePath
 from typing import Any
 
 import dagster as dg
@@ -20,6 +19,7 @@ from batch_pipeline.orchestration.assets import (
     BATCHES,
     PREVIEW_SIDE,
     batch_progress,
+    plain_stem,
     progress_materialization,
     progress_metadata,
     quality_evaluation,
@@ -46,7 +46,6 @@ from batch_pipeline.services.upload_processing import (
 
 #: A mapping key ends in two underscores and the upload's id.
 _KEY_END = re.compile(r"__([0-9a-f]{32})$")
-_MAX_STEM = 40
 
 log = logging.getLogger(__name__)
 
@@ -188,9 +187,7 @@ def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
 
 def mapping_key(filename: str, upload_id: uuid.UUID) -> str:
     """Name a mapped step: a readable stem of the file's name, then the upload's id."""
-    path = PurePath(filename)
-    stem = re.sub(r"[^A-Za-z0-9]+", "_", path.name).strip("_")[:_MAX_STEM].strip("_")
-    return f"{stem or 'file'}__{upload_id.hex}"
+    return f"{plain_stem(filename)}__{upload_id.hex}"
 
 
 def upload_id_of(key: str) -> uuid.UUID:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from uuid import UUID
 
 import dagster as dg
@@ -44,6 +45,30 @@ _SECOND_LOOK_SECONDS = 1.0
 _GONE = "Its worker is gone."
 #: Clocks of processes agree so well (seconds).
 _CLOCK_SECONDS = 1.0
+
+
+class Outcome(StrEnum):
+    """How a run ended that was no success; a tag, so that bad files and breakdowns can be told."""
+
+    FILES_FAILED = "files_failed"
+    """All its uploads have ended, some of them without a result."""
+    STOPPED = "stopped"
+    """A person ended it, or a service was down."""
+    DIED = "died"
+    """It did not say why."""
+
+
+def outcome_of(step_failures: Iterable[dg.DagsterEvent]) -> Outcome:
+    """Tell how a failed run ended, by what its steps said of their failures."""
+    said = [
+        event.step_failure_data.user_failure_data
+        for event in step_failures
+        if event.step_failure_data.user_failure_data
+    ]
+    if not said:
+        return Outcome.DIED
+    is_of_a_file = ("upload_id" in failure.metadata for failure in said)
+    return Outcome.FILES_FAILED if all(is_of_a_file) else Outcome.STOPPED
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,24 @@ from batch_pipeline.errors import NotFoundError, ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES
 from batch_pipeline.orchestration.batch_reports import headline, no_report_of, report_of
 from batch_pipeline.orchestration.run_ends import (
+    Outcome,
     RunCleanup,
     batch_of,
     clean_up_failed_run,
     clean_up_terminated_run,
+    outcome_of,
     report_run_cleanup,
     user_of,
 )
 from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
-from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG
+from batch_pipeline.orchestration.tags import (
+    BATCH_TAG,
+    OUTCOME_TAG,
+    REASON_TAG,
+    SLICE_TAG,
+    USER_TAG,
+)
 from batch_pipeline.services.dispatch.signals import work_signals
 from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
 from batch_pipeline.services.dispatch.turns import InFlight, Turns, WaitingSlice, choose_slices
@@ -186,20 +194,23 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     ) -> None:
         failure = context.for_run_failure()
         run, reason = failure.dagster_run, failure.failure_event.message or "no reason was given"
-        died = not _explained(failure.get_step_failure_events())
-        clean_up(
-            context, clean_up_failed_run(batch_pipeline, run, died=died, reason=reason), reason
-        )
+        outcome = outcome_of(failure.get_step_failure_events())
+        died = outcome is Outcome.DIED
+        cleanup = clean_up_failed_run(batch_pipeline, run, died=died, reason=reason)
+        clean_up(context, cleanup, outcome, reason)
 
     def cancel_batches_of_terminated_runs(
         context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
         cleanup = clean_up_terminated_run(batch_pipeline, context.dagster_run)
-        clean_up(context, cleanup, "a person terminated the run")
+        clean_up(context, cleanup, Outcome.STOPPED, "a person terminated the run")
 
-    def clean_up(context: dg.RunStatusSensorContext, cleanup: RunCleanup, reason: str) -> None:
+    def clean_up(
+        context: dg.RunStatusSensorContext, cleanup: RunCleanup, outcome: Outcome, reason: str
+    ) -> None:
         run = context.dagster_run
         context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), cleanup)
+        context.instance.add_run_tags(run.run_id, {OUTCOME_TAG: outcome.value})
         report_run_cleanup(context.instance, run, cleanup, reason)
 
     return [
@@ -322,11 +333,6 @@ def _broker_outage(settings: Settings) -> ServiceDownError | None:
     )
 
     return broker_outage(settings.celery_broker_url)
-
-
-def _explained(step_failures: Sequence[dg.DagsterEvent]) -> bool:
-    """Tell whether a step said itself why it ended: a file was bad, or a service was down."""
-    return any(event.step_failure_data.user_failure_data for event in step_failures)
 
 
 def runs_in_flight(instance: dg.DagsterInstance, job_name: str, left_out: LeftOut) -> InFlight:

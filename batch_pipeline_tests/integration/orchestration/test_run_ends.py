@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 
 import dagster as dg
 import psutil
@@ -31,7 +32,7 @@ from batch_pipeline.orchestration.sweep import (
     tidy,
     work_for_a_sweep,
 )
-from batch_pipeline.orchestration.tags import BATCH_TAG, SLICE_TAG
+from batch_pipeline.orchestration.tags import BATCH_TAG, OUTCOME_TAG, SLICE_TAG
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
@@ -333,6 +334,44 @@ def test_a_code_server_ends_the_runs_of_the_one_before_it_whose_workers_are_gone
     for run in (gone, reused):
         assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
     assert set(statuses.values()) == {dg.DagsterRunStatus.STARTED}
+
+
+# Bad files and breakdowns can be told apart in the list of runs
+
+
+def test_a_run_that_failed_for_its_files_says_so_in_a_tag(runner, definitions):
+    batch_id = runner.submit("fog.webp", "lighthouse.gif")
+    first, _ = upload_rows(runner.pipeline.database, batch_id)
+    (Path(runner.pipeline.settings.storage_location) / first.file_path).unlink()
+    run = runner.run(batch_id).dagster_run
+    name = "release_uploads_of_failed_runs"
+    evaluate(definitions, runner.instance, runner.pipeline, name, run, "PIPELINE_FAILURE")
+    assert runner.instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == "files_failed"
+
+
+def test_a_run_that_found_a_service_down_was_stopped(served_runner, model_server, definitions):
+    batch_id = served_runner.submit("fog.webp")
+    model_server.stop()
+    run = served_runner.run(batch_id).dagster_run
+    name, pipeline = "release_uploads_of_failed_runs", served_runner.pipeline
+    evaluate(definitions, served_runner.instance, pipeline, name, run, "PIPELINE_FAILURE")
+    assert served_runner.instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("ending", "name", "event", "outcome"),
+    [
+        ("failed", "release_uploads_of_failed_runs", "PIPELINE_FAILURE", "died"),
+        ("canceled", "cancel_batches_of_terminated_runs", "PIPELINE_CANCELED", "stopped"),
+    ],
+)
+def test_a_run_that_died_is_told_from_one_that_a_person_ended(  # noqa: PLR0917
+    pipeline, instance, definitions, ending, name, event, outcome
+):
+    run = lost_run(definitions, instance, pipeline, add_batch(pipeline.database, 1))
+    getattr(instance, f"report_run_{ending}")(run)
+    evaluate(definitions, instance, pipeline, name, run, event)
+    assert instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == outcome
 
 
 # One bad run, partition or part
