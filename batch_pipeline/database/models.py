@@ -270,3 +270,13 @@ class ModelCallSlots(Base):
     since: Mapped[datetime]
     #: Renewed while it lives; afterwards others remove the row.
     leased_until: Mapped[datetime]
+
+
+class AskedSlice(Base):
+    """A slice for which a sensor has just asked for a run; removed a little later."""
+
+    __tablename__ = "asked_slices"
+
+    #: Of the run that was asked for (`WaitingSlice.key`).
+    key: Mapped[str] = mapped_column(primary_key=True)
+    asked_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -31,6 +31,7 @@ from batch_pipeline.services.dispatch.slices import (
     open_slices,
     waiting_slices,
 )
+from batch_pipeline.services.dispatch.turns import Turn, turn_to_look
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_summary import batch_summary
 from batch_pipeline.services.reports.ended_batches import EndsSeen, newly_ended
@@ -63,7 +64,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
     """Launch the job for whatever is pending."""
 
     def look(
-        context: dg.SensorEvaluationContext, pipeline: Pipeline
+        context: dg.SensorEvaluationContext, pipeline: Pipeline, turn: Turn
     ) -> tuple[dg.SensorResult, bool]:
         """Look once; also tells whether what waits needs only the end of another run."""
         # Cheap, and what makes an upload whose worker died wait for its lease only.
@@ -81,6 +82,11 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
             return skip("no upload is pending")
         in_flight = runs_in_flight(context.instance, job.name)
         launched = launched_keys(context.instance, [slice_.key for slice_ in waiting])
+        asked = turn.asked()
+        for slice_ in waiting:
+            if slice_.key in asked and slice_.key not in launched:
+                launched[slice_.key] = True
+                in_flight[slice_.batch_id] += 1
         limit = pipeline.settings.max_runs_in_flight
         chosen = choose_slices(waiting, launched=launched, in_flight=in_flight, max_in_flight=limit)
         if not chosen:
@@ -106,6 +112,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
                 "asked for a run: batch %s, slice %s, %s",
                 *(slice_.batch_id, slice_.number, slice_.reason),
             )
+        turn.ask(slice_.key for slice_ in chosen)
         requests = [run_request(slice_, pipeline.settings) for slice_ in chosen]
         return dg.SensorResult(run_requests=requests), False
 
@@ -123,7 +130,8 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         deadline = time.monotonic() + patience
         with work_signals(pipeline.database) as wait:  # before the first look: nothing is missed
             while True:
-                found, wants_a_slot = look(context, pipeline)
+                with turn_to_look(pipeline.database) as turn:
+                    found, wants_a_slot = look(context, pipeline, turn)
                 left = deadline - time.monotonic()
                 if found.run_requests or left <= 0:
                     return found
