@@ -66,8 +66,11 @@ class World:
 
     def submit_and_wait_until_all_is_held(self) -> uuid.UUID:
         self.models.latency_seconds = 300
+        self.models.calls.clear()
         batch_id = self.submit()
         wait_until(lambda: self.held(batch_id) == UPLOADS, "both runs hold their uploads")
+        calls = 2 * self.pipeline.settings.max_concurrent_uploads
+        wait_until(lambda: len(self.models.calls_of("vision")) >= calls, "both runs are in work")
         return batch_id
 
     def finish(self, batch_id: uuid.UUID) -> None:
@@ -92,6 +95,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "ANALYZER": "ollama",
             "OLLAMA_HOST": models.ollama_url,
             "LEASE_SECONDS": str(LEASE_SECONDS),
+            "MAX_VISION_CALLS": "16",
         }
         settings = Settings(_env_file=None, home=home, **{n.lower(): v for n, v in changed.items()})
         database = connect(settings)
