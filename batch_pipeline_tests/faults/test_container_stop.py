@@ -78,7 +78,7 @@ class World:
         wait_until(
             lambda: batch_row(self.pipeline.database, batch_id).status == "completed",
             "the batch is completed",
-            WAIT_SECONDS,
+            2 * WAIT_SECONDS,  # each upload that was in work has a run of its own then
         )
 
 
