@@ -15,11 +15,11 @@ from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES
 from batch_pipeline.orchestration.batch_reports import headline, report_of
 from batch_pipeline.orchestration.run_ends import (
-    Settlement,
+    RunCleanup,
     batch_of,
-    report_settlement,
-    settle_failed_run,
-    settle_terminated_run,
+    clean_up_failed_run,
+    clean_up_terminated_run,
+    report_run_cleanup,
 )
 from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
@@ -101,7 +101,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         # A run that is launched while the analyzer is down would only end at its start.
         if outage := pipeline.analyzer_outage() or _broker_outage(pipeline.settings):
             for slice_ in chosen:
-                pipeline.states.postpone(
+                pipeline.states.release_waiting(
                     slice_.batch_id,
                     outage,
                     slice_number=slice_.number,
@@ -122,11 +122,11 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         job=job,
         minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        required_resource_keys={"pipeline"},
+        required_resource_keys={"batch_pipeline"},
         description="Launches a run for every slice of pending uploads; batches take turns.",
     )
     def pending_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        pipeline: Pipeline = context.resources.pipeline
+        pipeline: Pipeline = context.resources.batch_pipeline
         patience = LOOK_SECONDS if context.log_key else 0.0  # a test evaluates without a log
         deadline = time.monotonic() + patience
         with work_signals(pipeline.database) as wait:  # before the first look: nothing is missed
@@ -164,36 +164,38 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     """Settle at once what runs of the job leave behind."""
 
     def release_uploads_of_failed_runs(
-        context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
         failure = context.for_run_failure()
         run, reason = failure.dagster_run, failure.failure_event.message or "no reason was given"
         died = not _explained(failure.get_step_failure_events())
-        settle(context, settle_failed_run(pipeline, run, died=died, reason=reason), reason)
+        clean_up(
+            context, clean_up_failed_run(batch_pipeline, run, died=died, reason=reason), reason
+        )
 
     def cancel_batches_of_terminated_runs(
-        context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
-        settlement = settle_terminated_run(pipeline, context.dagster_run)
-        settle(context, settlement, "a person terminated the run")
+        cleanup = clean_up_terminated_run(batch_pipeline, context.dagster_run)
+        clean_up(context, cleanup, "a person terminated the run")
 
-    def settle(context: dg.RunStatusSensorContext, settlement: Settlement, reason: str) -> None:
+    def clean_up(context: dg.RunStatusSensorContext, cleanup: RunCleanup, reason: str) -> None:
         run = context.dagster_run
-        context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), settlement)
-        report_settlement(context.instance, run, settlement, reason)
+        context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), cleanup)
+        report_run_cleanup(context.instance, run, cleanup, reason)
 
     return [
         _RunEndSensor(
             nothing=f"no run has ended as {status.value.lower()} since",
-            name=settle_run.__name__,
+            name=clean_up_run.__name__,
             run_status=status,
-            run_status_sensor_fn=settle_run,
+            run_status_sensor_fn=clean_up_run,
             monitored_jobs=[job],
             minimum_interval_seconds=RUN_END_INTERVAL_SECONDS,
             default_status=dg.DefaultSensorStatus.RUNNING,
             description=description,
         )
-        for settle_run, status, description in (
+        for clean_up_run, status, description in (
             (
                 release_uploads_of_failed_runs,
                 dg.DagsterRunStatus.FAILURE,
@@ -211,13 +213,13 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
 @dg.sensor(
     minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Reports every batch that has ended, however its runs did, in the asset "
     "batch_report; again when it was worked again.",
 )
 def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Report each end once; twice if the daemon dies between the report and its cursor."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     seen = EndsSeen.parse(context.cursor)
     ended = newly_ended(pipeline.database, seen, limit=REPORTS_PER_TICK)
     summaries = [

@@ -20,14 +20,14 @@ class Daemon:
     def __init__(self, pipeline, instance):
         self.pipeline, self.instance = pipeline, instance
         resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-        definitions = build_definitions(pipeline.settings, {"pipeline": resource})
+        definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
         self.job = definitions.resolve_job_def("process_batch")
         self.sensor = definitions.get_repository_def().get_sensor_def("pending_batches")
         self.runs = []
 
     def tick(self, *, launch=True):
         context = dg.build_sensor_context(
-            instance=self.instance, resources={"pipeline": self.pipeline}
+            instance=self.instance, resources={"batch_pipeline": self.pipeline}
         )
         result = self.sensor.evaluate_tick(context)
         if launch:
