@@ -354,3 +354,13 @@ class MadeThumbnail(Base):
     #: Owner of the upload: the thumbnail lies in a folder of that name.
     user_id: Mapped[uuid.UUID]
     made_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class AskedSlice(Base):
+    """A slice for which a sensor has just asked for a run; removed a little later."""
+
+    __tablename__ = "asked_slices"
+
+    #: Of the run that was asked for (`WaitingSlice.key`).
+    key: Mapped[str] = mapped_column(primary_key=True)
+    asked_at: Mapped[datetime] = mapped_column(server_default=func.now())

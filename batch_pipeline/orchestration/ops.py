@@ -101,6 +101,8 @@ def load_batch(
     _report_taken(context, batch_id, loaded, _describe_taken(context, loaded))
     for upload in loaded.reserved:
         yield dg.DynamicOutput(None, mapping_key=mapping_key(upload.filename, upload.id))
+    if interrupt_event().is_set():  # no step will begin that could hand them back
+        _stop(context)
 
 
 @dg.op(

@@ -66,8 +66,11 @@ class World:
 
     def submit_and_wait_until_all_is_held(self) -> uuid.UUID:
         self.models.latency_seconds = 300
+        self.models.calls.clear()
         batch_id = self.submit()
         wait_until(lambda: self.held(batch_id) == UPLOADS, "both runs hold their uploads")
+        calls = 2 * self.pipeline.settings.max_concurrent_uploads
+        wait_until(lambda: len(self.models.calls_of("vision")) >= calls, "both runs are in work")
         return batch_id
 
     def finish(self, batch_id: uuid.UUID) -> None:
@@ -75,7 +78,7 @@ class World:
         wait_until(
             lambda: batch_row(self.pipeline.database, batch_id).status == "completed",
             "the batch is completed",
-            WAIT_SECONDS,
+            2 * WAIT_SECONDS,  # each upload that was in work has a run of its own then
         )
 
 
@@ -92,7 +95,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "ANALYZER": "ollama",
             "OLLAMA_HOST": models.ollama_url,
             "LEASE_SECONDS": str(LEASE_SECONDS),
-            "MAX_RUNS_IN_FLIGHT": "8",
+            "MAX_VISION_CALLS": "16",
         }
         settings = Settings(_env_file=None, home=home, **{n.lower(): v for n, v in changed.items()})
         database = connect(settings)
@@ -130,7 +133,9 @@ def test_a_stop_reaches_the_run_workers_which_hand_all_their_uploads_back(world)
     assert init.wait(GRACE_SECONDS) == 0
     print(f"F14: stopped after {time.monotonic() - begin:.1f} s")
     assert world.held(batch_id) == 0
-    assert world.processes.run_workers() == world.processes.fork_servers() == []
+    # The fork server ends by itself, once it notices that all others have.
+    left = world.processes
+    wait_until(lambda: not [*left.run_workers(), *left.fork_servers()], "no process is left")
     world.processes.revive()
     world.finish(batch_id)
 

@@ -27,6 +27,7 @@ its place is at once. ``unit/services/test_turns.py`` tries this over arrivals o
 import heapq
 import json
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -73,6 +74,15 @@ class InFlight:
     """Those of unknown batches, too."""
     of_user: Mapping[uuid.UUID, int] = field(default_factory=dict)
     of_batch: Mapping[uuid.UUID, int] = field(default_factory=dict)
+
+    def and_(self, slices: Iterable[WaitingSlice]) -> Self:
+        """The same with a run for each of these slices."""
+        slices = list(slices)
+        return type(self)(
+            self.total + len(slices),
+            Counter(self.of_user) + Counter(slice_.user_id for slice_ in slices),
+            Counter(self.of_batch) + Counter(slice_.batch_id for slice_ in slices),
+        )
 
 
 class Why(StrEnum):

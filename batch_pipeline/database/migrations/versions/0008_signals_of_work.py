@@ -1,10 +1,13 @@
-"""Triggers that say when uploads wait to be worked, whoever has written them.
+"""Triggers that say when uploads wait to be worked, and notes of what sensors have asked for.
 
-They cost the stages of an upload nothing that can be measured: those that fire for rows have a
-condition, which PostgreSQL looks at before it calls anything.
+The triggers hear whoever writes the rows. They cost the stages of an upload nothing that can be
+measured: those that fire for rows have a condition, which PostgreSQL looks at before it calls
+anything.
 """
 
+import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 revision = "0008"
 down_revision = "0006"
@@ -31,7 +34,16 @@ _TRIGGERS = {
 
 
 def upgrade() -> None:
-    """Create the triggers; safe to repeat."""
+    """Create table and triggers; safe to repeat."""
+    op.create_table(
+        "asked_slices",
+        sa.Column("key", sa.Text, nullable=False),
+        sa.Column(
+            "asked_at", TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()
+        ),
+        sa.PrimaryKeyConstraint("key", name="pk_asked_slices"),
+        if_not_exists=True,
+    )
     op.execute(f"""
         CREATE OR REPLACE FUNCTION {_FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
