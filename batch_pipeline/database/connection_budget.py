@@ -8,7 +8,7 @@ be in flight; a number of runs that cannot fit is refused at start.
 process                               connections at most
 ====================================  ==============================================
 run worker of ``process_batch``       our pool + Dagster's pool + slots of model calls
-code server (evaluates the sensors)   our pool + Dagster's pool
+code server (evaluates the sensors)   our pool + Dagster's pool + one that waits for work
 run worker of ``sweep_backlog``       our pool + Dagster's pool
 daemon                                Dagster's pool
 web server                            Dagster's pool + its own for the event log
@@ -22,7 +22,8 @@ server for Dagster's own storage there is more room than counted here.
 import psycopg
 from sqlalchemy.engine import URL
 
-from batch_pipeline.errors import ConfigurationError, ServiceDownError
+from batch_pipeline.database.failures import failures_named
+from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.settings import Settings
 
 #: Dagster's pool, in every process: threads write events one at a time and read little.
@@ -37,7 +38,10 @@ CALL_SLOTS = 1
 #: beside one per upload in work.
 LEAST_POOL, BESIDE_UPLOADS = 2, 2
 
-_WITHOUT_RUNS = 4 * DAGSTER_POOL + WEB_SERVER_POOL + COMMANDS
+#: The code server hears of work on a connection of its own (`services/dispatch/signals.py`).
+SIGNALS = 1
+
+_WITHOUT_RUNS = 4 * DAGSTER_POOL + WEB_SERVER_POOL + COMMANDS + SIGNALS
 _PER_RUN = DAGSTER_POOL + CALL_SLOTS
 #: Processes beside the run workers of `process_batch` that have our pool.
 _ALSO_POOLED = 2
@@ -80,11 +84,6 @@ def connection_limit(url: URL) -> int:
         ServiceDownError: it cannot be reached.
     """
     address = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    try:
-        with psycopg.connect(address, connect_timeout=10) as connection:
-            row = connection.execute(_LIMIT).fetchone()
-    except psycopg.OperationalError as error:
-        raise ServiceDownError("database_down", f"the database does not answer: {error}") from error
-    except psycopg.ProgrammingError as error:
-        raise ConfigurationError(f"BATCH_PIPELINE_DATABASE_URL cannot be used: {error}") from error
+    with failures_named(), psycopg.connect(address, connect_timeout=10) as connection:
+        row = connection.execute(_LIMIT).fetchone()
     return int(row[0]) if row else 0

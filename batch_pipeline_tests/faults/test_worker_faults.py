@@ -20,8 +20,8 @@ import dagster as dg
 import pytest
 from sqlalchemy import text
 
-from batch_pipeline.definitions import build_definitions
-from batch_pipeline.orchestration.run_ends import settle_failed_run, settle_terminated_run
+from batch_pipeline.orchestration.code_location import build_definitions
+from batch_pipeline.orchestration.run_ends import clean_up_failed_run, clean_up_terminated_run
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG
 from batch_pipeline.services.batch_intake import submit
@@ -98,7 +98,7 @@ class Stack:
         """One tick of the sensor, and the workers that it asks for."""
         sensor = build_definitions().resolve_sensor_def("pending_batches")
         context = dg.build_sensor_context(
-            instance=self.instance, resources={"pipeline": self.pipeline}
+            instance=self.instance, resources={"batch_pipeline": self.pipeline}
         )
         workers = []
         for request in sensor.evaluate_tick(context).run_requests:
@@ -125,7 +125,7 @@ class Stack:
         if self.run(worker.run_id).status != dg.DagsterRunStatus.FAILURE:
             self.instance.report_run_failed(self.run(worker.run_id), "exited unexpectedly")
         run = self.run(worker.run_id)
-        settle_failed_run(self.pipeline, run, died=True, reason="exited unexpectedly")
+        clean_up_failed_run(self.pipeline, run, died=True, reason="exited unexpectedly")
 
     def end_the_pause(self) -> None:
         with self.pipeline.database.transaction() as connection:
@@ -370,12 +370,12 @@ def test_10_terminate_stops_the_call_and_cancels_the_batch_which_nobody_touches_
     )
     worker.wait()
     assert stack.run(worker.run_id).status == dg.DagsterRunStatus.CANCELED
-    settle_terminated_run(stack.pipeline, stack.run(worker.run_id))
+    clean_up_terminated_run(stack.pipeline, stack.run(worker.run_id))
     assert_left_alone(stack, batch_id, ["pending", "pending"])
 
     model_server.latency_seconds = 0
     stack.pipeline.batches.retry_batch(batch_id)
-    settle_terminated_run(stack.pipeline, stack.run(worker.run_id))  # a sensor that comes late
+    clean_up_terminated_run(stack.pipeline, stack.run(worker.run_id))  # a sensor that comes late
     stack.finish(batch_id)
     assert stack.counts(batch_id) == ("completed", 2, 0)
 
@@ -473,7 +473,9 @@ def test_2_two_sensors_ask_for_the_same_run_by_the_same_key(open_stack):
         request.run_key
         for _ in range(2)
         for request in sensor.evaluate_tick(
-            dg.build_sensor_context(instance=stack.instance, resources={"pipeline": stack.pipeline})
+            dg.build_sensor_context(
+                instance=stack.instance, resources={"batch_pipeline": stack.pipeline}
+            )
         ).run_requests
     }
     assert len(keys) == 1
@@ -486,4 +488,4 @@ def test_2_two_sensors_ask_for_the_same_run_by_the_same_key(open_stack):
     assert stack.run(first.run_id).tags[BATCH_TAG] == str(batch_id)
     assert stack.counts(batch_id) == ("completed", 1, 0)
     [row] = upload_rows(stack.pipeline.database, batch_id)
-    assert row.claim == 2, "reserved once, started once"
+    assert row.claim_token == 2, "reserved once, started once"

@@ -12,10 +12,18 @@ launches what is chosen.
 """
 
 import time
-import uuid
 
 from sqlalchemy import text
 
+from batch_pipeline.database.failures import repeated
+from batch_pipeline.database.models import UploadBatch
+from batch_pipeline.database.readings import (
+    BATCH_CAME,
+    WAITING_SINCE,
+    WAITING_SQL,
+    as_text,
+    owner,
+)
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.dispatch.turns import WaitingSlice
 
@@ -26,43 +34,42 @@ HEAD_START_SECONDS = 10.0
 #: Whoever holds the row of a batch for longer makes it lose its turn (milliseconds).
 _LOCK_MILLISECONDS = 200
 
-_WAITS = "u.processing_status = 'pending' AND u.owner_run_id IS NULL"
 #: In no slice yet, and not to rest for a while.
-_WITHOUT_SLICE = f"{_WAITS} AND u.slice IS NULL AND (u.not_before IS NULL OR u.not_before <= now())"
-#: What was lost with its run is as old as before; what was opened again has waited since then.
-_WAITED = """
-    (extract(epoch FROM now()) - extract(epoch FROM CASE
-        WHEN u.dispatch_reason IN ('retry', 'reprocess') THEN u.updated_at
-        ELSE u.created_at END))::double precision"""
+_WITHOUT_SLICE = f"""
+    {WAITING_SQL} AND uploads.slice IS NULL
+    AND (uploads.not_before IS NULL OR uploads.not_before <= now())"""
+_WAITED = f"(extract(epoch FROM now() - {as_text(WAITING_SINCE)}))::double precision"
 #: Batches of nobody take their turns as if they were of one user.
-_USER = f"coalesce(b.user_id, '{uuid.UUID(int=0)}')"
+_USER = as_text(owner(UploadBatch.user_id).element)
 _HEAD_START = f"""
-    b.status = 'pending' AND b.created_at > now() - make_interval(secs => {HEAD_START_SECONDS})"""
+    upload_batches.status = 'pending'
+    AND {as_text(BATCH_CAME)} > now() - make_interval(secs => {HEAD_START_SECONDS})"""
 
 _NUMBERED = text(f"""
-    SELECT b.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
-        u.slice AS number, min(u.dispatch_reason) AS reason, count(*) AS uploads,
+    SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
+        uploads.slice AS number, min(uploads.dispatch_reason) AS reason, count(*) AS uploads,
         max({_WAITED}) AS waited
-    FROM uploads u JOIN upload_batches b ON b.id = u.batch_id
-    WHERE b.status IN ('pending', 'processing') AND {_WAITS} AND u.slice IS NOT NULL
-    GROUP BY b.id, b.user_id, b.status, b.created_at, u.slice
-    ORDER BY b.id, u.slice
+    FROM uploads JOIN upload_batches ON upload_batches.id = uploads.batch_id
+    WHERE upload_batches.status IN ('pending', 'processing')
+        AND {WAITING_SQL} AND uploads.slice IS NOT NULL
+    GROUP BY upload_batches.id, uploads.slice
+    ORDER BY upload_batches.id, uploads.slice
 """)  # noqa: S608 - of constants
 
 #: The oldest upload of each batch, found by an index; how many more there may be is only estimated.
 _WITHOUT_NUMBER = text(f"""
-    SELECT b.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
+    SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
         oldest.reason, oldest.waited,
-        coalesce(b.total_uploads - b.processed_uploads, 0) AS at_most
-    FROM upload_batches b, LATERAL (
-        SELECT u.dispatch_reason AS reason, {_WAITED} AS waited
-        FROM uploads u
-        WHERE u.batch_id = b.id AND {_WITHOUT_SLICE}
-        ORDER BY u.slice, u.created_at, u.id
+        coalesce(upload_batches.total_uploads - upload_batches.processed_uploads, 0) AS at_most
+    FROM upload_batches, LATERAL (
+        SELECT uploads.dispatch_reason AS reason, {_WAITED} AS waited
+        FROM uploads
+        WHERE uploads.batch_id = upload_batches.id AND {_WITHOUT_SLICE}
+        ORDER BY uploads.slice, uploads.created_at, uploads.id
         LIMIT 1
     ) oldest
-    WHERE b.status IN ('pending', 'processing')
-    ORDER BY b.id
+    WHERE upload_batches.status IN ('pending', 'processing')
+    ORDER BY upload_batches.id
 """)  # noqa: S608
 
 _LOCK_BATCH = text("SELECT slices FROM upload_batches WHERE id = :batch_id FOR UPDATE")
@@ -70,22 +77,22 @@ _LOCK_BATCH = text("SELECT slices FROM upload_batches WHERE id = :batch_id FOR U
 #: With the oldest upload go others that wait for the same reason; with a suspect nobody goes.
 _OPEN_SLICE = text(f"""
     WITH oldest AS MATERIALIZED (
-        SELECT u.dispatch_reason AS reason, u.deaths > 0 AS suspect
-        FROM uploads u
-        WHERE u.batch_id = :batch_id AND {_WITHOUT_SLICE}
-        ORDER BY u.slice, u.created_at, u.id
+        SELECT uploads.dispatch_reason AS reason, uploads.deaths > 0 AS suspect
+        FROM uploads
+        WHERE uploads.batch_id = :batch_id AND {_WITHOUT_SLICE}
+        ORDER BY uploads.slice, uploads.created_at, uploads.id
         LIMIT 1
         FOR UPDATE SKIP LOCKED
-    ), share AS MATERIALIZED (
-        SELECT u.id
-        FROM uploads u
-        WHERE u.batch_id = :batch_id AND {_WITHOUT_SLICE}
-            AND (u.dispatch_reason, u.deaths > 0) = (SELECT reason, suspect FROM oldest)
-        ORDER BY u.slice, u.created_at, u.id
+    ), chosen AS MATERIALIZED (
+        SELECT uploads.id
+        FROM uploads
+        WHERE uploads.batch_id = :batch_id AND {_WITHOUT_SLICE}
+            AND (uploads.dispatch_reason, uploads.deaths > 0) = (SELECT reason, suspect FROM oldest)
+        ORDER BY uploads.slice, uploads.created_at, uploads.id
         LIMIT (SELECT CASE WHEN suspect THEN 1 ELSE :size END FROM oldest)
         FOR UPDATE SKIP LOCKED
     ), opened AS (
-        UPDATE uploads SET slice = :number FROM share WHERE uploads.id = share.id
+        UPDATE uploads SET slice = :number FROM chosen WHERE uploads.id = chosen.id
         RETURNING uploads.dispatch_reason
     )
     SELECT min(dispatch_reason) AS reason, count(*) AS uploads FROM opened
@@ -116,6 +123,7 @@ def unnumbered_slices(
     ]
 
 
+@repeated
 def open_slice(
     database: Database, slice_: WaitingSlice, uploads_per_run: int
 ) -> WaitingSlice | None:

@@ -27,6 +27,7 @@ its place is at once. ``unit/services/test_turns.py`` tries this over arrivals o
 import heapq
 import json
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -73,6 +74,15 @@ class InFlight:
     """Those of unknown batches, too."""
     of_user: Mapping[uuid.UUID, int] = field(default_factory=dict)
     of_batch: Mapping[uuid.UUID, int] = field(default_factory=dict)
+
+    def and_(self, slices: Iterable[WaitingSlice]) -> Self:
+        """The same with a run for each of these slices."""
+        slices = list(slices)
+        return type(self)(
+            self.total + len(slices),
+            Counter(self.of_user) + Counter(slice_.user_id for slice_ in slices),
+            Counter(self.of_batch) + Counter(slice_.batch_id for slice_ in slices),
+        )
 
 
 class Why(StrEnum):
@@ -137,6 +147,11 @@ class Choice:
     """In the order of their turns."""
     waiting: Mapping[Why, Collection[uuid.UUID]]
     """Batches that wait, by what for; one may wait for several things."""
+
+    @property
+    def needs_a_run_to_end(self) -> bool:
+        """Something waits that is launched as soon as another run ends, or has begun."""
+        return any(ids for why, ids in self.waiting.items() if why is not Why.LAUNCHED)
 
     def __str__(self) -> str:
         """The rest in a line, naming batches; empty if nothing waits."""

@@ -7,16 +7,17 @@ that was missed does no harm.
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
 from sqlalchemy import select
 
+from batch_pipeline.database.listening import listening
 from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload, UploadStatus
+from batch_pipeline.database.readings import FILENAME
 from batch_pipeline.database.session import Database
-from batch_pipeline.errors import NotFoundError, PipelineError, ServiceDownError
-from batch_pipeline.services.progress.batch_progress import CHANNEL, BatchProgress
+from batch_pipeline.errors import NotFoundError, PipelineError
+from batch_pipeline.services.progress.publishing import CHANNEL, BatchProgress
 from batch_pipeline.services.reports.batch_status import batch_progress
 
 #: Time between snapshots: at most, for want of messages, and at least, however many come (seconds).
@@ -69,7 +70,7 @@ def watch_batch(
     """
     deadline = time.monotonic() + (timeout_seconds or float("inf"))
     known: set[uuid.UUID] = set()
-    with _listening(database) as listener:
+    with listening(database, CHANNEL) as listener:
         while True:
             snapshot = _read(database, batch_id, known)
             yield snapshot
@@ -81,17 +82,6 @@ def watch_batch(
                     f"`batch-pipeline watch {batch_id}`"
                 )
             _wait(listener, batch_id)
-
-
-@contextmanager
-def _listening(database: Database) -> Iterator[psycopg.Connection]:
-    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    try:
-        with psycopg.connect(url, autocommit=True) as listener:
-            listener.execute(f"LISTEN {CHANNEL}")
-            yield listener
-    except psycopg.OperationalError as error:
-        raise ServiceDownError("database_down", f"the database does not answer: {error}") from error
 
 
 def _wait(listener: psycopg.Connection, batch_id: uuid.UUID) -> None:
@@ -116,7 +106,7 @@ def _read(database: Database, batch_id: uuid.UUID, known: set[uuid.UUID]) -> Bat
         rows = connection.execute(
             select(
                 Upload.id,
-                Upload.filename,
+                FILENAME,
                 Upload.processing_status,
                 Upload.error_kind,
                 Upload.error_message,

@@ -10,15 +10,14 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Self
 
-from sqlalchemy import Select, cast, func, select
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy import Select, func, select
 
 from batch_pipeline.database.models import OPEN_BATCH, UploadBatch
+from batch_pipeline.database.readings import BATCH_ENDED, interval
 from batch_pipeline.database.session import Database
-from batch_pipeline.services.states.transitions import interval
 
 #: Longest that a transaction which ends a batch may wait for a lock, and its end be noticed.
 OVERLAP = timedelta(minutes=5)
@@ -27,13 +26,6 @@ FIRST_LOOK_SECONDS = 86_400
 
 #: Times that a report is tried.
 MAX_TRIES = 3
-
-#: A cancelled or failed batch has changed last when it ended. Some upload APIs keep moments without
-#: a time zone; what is beyond the calendar of Python ends with it.
-_ENDED_AT = func.least(
-    cast(func.coalesce(UploadBatch.completed_at, UploadBatch.updated_at), TIMESTAMP(timezone=True)),
-    datetime(9999, 1, 1, tzinfo=UTC),
-)
 
 
 @dataclass(frozen=True)
@@ -114,9 +106,9 @@ def newly_ended(database: Database, seen: EndsSeen, *, limit: int) -> list[Ended
     """List batches that have ended and were not seen yet, oldest end first."""
     since = seen.newest - OVERLAP if seen.newest else func.now() - interval(FIRST_LOOK_SECONDS)
     ended: Select[uuid.UUID, datetime, datetime] = (
-        select(UploadBatch.id, _ENDED_AT, func.now())
-        .where(UploadBatch.status.not_in(OPEN_BATCH), since < _ENDED_AT)
-        .order_by(_ENDED_AT, UploadBatch.id)
+        select(UploadBatch.id, BATCH_ENDED, func.now())
+        .where(UploadBatch.status.not_in(OPEN_BATCH), since < BATCH_ENDED)
+        .order_by(BATCH_ENDED, UploadBatch.id)
         .limit(len(seen.recent) + limit)
     )
     with database.transaction() as connection:

@@ -13,6 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import text
 
+from batch_pipeline.database.readings import WAITING_SINCE, WAITING_SQL, as_text
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 
@@ -42,33 +43,32 @@ METRICS = (
     Metric(
         "batch_pipeline_open_uploads",
         "Uploads that have not ended, by state; reserved: a run has taken them, not begun.",
-        """
+        f"""
         SELECT 'pending' AS state, count(*) FROM uploads
-        WHERE processing_status = 'pending' AND owner_run_id IS NULL
+        WHERE {WAITING_SQL}
         UNION ALL
-        SELECT CASE processing_status WHEN 'pending' THEN 'reserved' ELSE processing_status END,
-            count(*)
+        SELECT CASE processing_status::text
+            WHEN 'pending' THEN 'reserved' ELSE processing_status::text END, count(*)
         FROM uploads
         WHERE owner_run_id IS NOT NULL OR processing_status IN ('analyzing', 'embedding')
         GROUP BY 1
-        """,
+        """,  # noqa: S608 - words of ours
     ),
     Metric(
         "batch_pipeline_oldest_pending_seconds",
-        "Age of the oldest upload that waits; since it was opened again, if it was.",
-        """
-        SELECT coalesce(extract(epoch FROM now() - min(
-            CASE dispatch_reason WHEN 'new' THEN created_at ELSE updated_at END)), 0)
+        "Age of the oldest upload that waits, in any batch; since it was opened again, if it was.",
+        f"""
+        SELECT coalesce(extract(epoch FROM now() - min({as_text(WAITING_SINCE)})), 0)
         FROM uploads
-        WHERE processing_status = 'pending' AND owner_run_id IS NULL
-        """,
+        WHERE {WAITING_SQL}
+        """,  # noqa: S608 - words of ours
     ),
     Metric(
         "batch_pipeline_ended_uploads",
         "Uploads that ended in the last 300 s, by state.",
         """
         SELECT state, count(id) FROM unnest(ARRAY['completed', 'failed']) AS state
-        LEFT JOIN uploads ON processing_status = state
+        LEFT JOIN uploads ON processing_status::text = state
             AND processing_status IN ('completed', 'failed')
             AND updated_at > now() - make_interval(secs => :recent)
         GROUP BY 1
@@ -78,16 +78,16 @@ METRICS = (
         "batch_pipeline_upload_errors",
         "Uploads that wait after an error, or failed in the last 300 s, by kind: model_* are those "
         "of model servers.",
-        """
+        f"""
         SELECT error_kind AS kind, 'waiting' AS state, count(*) FROM uploads
-        WHERE processing_status = 'pending' AND owner_run_id IS NULL AND error_kind IS NOT NULL
+        WHERE {WAITING_SQL} AND error_kind IS NOT NULL
         GROUP BY 1
         UNION ALL
         SELECT coalesce(error_kind, 'unknown'), 'failed', count(*) FROM uploads
         WHERE processing_status IN ('completed', 'failed') AND processing_status = 'failed'
             AND updated_at > now() - make_interval(secs => :recent)
         GROUP BY 1
-        """,
+        """,  # noqa: S608 - words of ours
     ),
     Metric(
         "batch_pipeline_stage_seconds",
@@ -120,6 +120,15 @@ METRICS = (
             LATERAL (VALUES ('held', held), ('wanted', wanted)) AS v (state, calls)
         WHERE leased_until > now()
         GROUP BY 1, 2, 3
+        """,
+    ),
+    Metric(
+        "batch_pipeline_model_pause_seconds",
+        "Until a model server may be called again that asked for a pause (rate limit).",
+        """
+        SELECT server, kind, extract(epoch FROM not_before - now())
+        FROM model_pauses
+        WHERE not_before > now()
         """,
     ),
 )

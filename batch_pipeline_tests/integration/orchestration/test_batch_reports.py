@@ -15,7 +15,7 @@ from PIL import Image
 from sqlalchemy import func, text, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sensors import REPORTS_PER_TICK
 from batch_pipeline.services.reports.batch_summary import MAX_FAILURES, MAX_SHEET_BYTES, MAX_SLOWEST
 from batch_pipeline.services.reports.ended_batches import MAX_TRIES
@@ -32,12 +32,12 @@ class Reporter:
     def __init__(self, pipeline, instance):
         self.pipeline, self.instance, self.cursor = pipeline, instance, None
         resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-        definitions = build_definitions(pipeline.settings, {"pipeline": resource})
+        definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
         self.sensor = definitions.resolve_sensor_def("report_ended_batches")
 
     def tick(self):
         context = dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources={"pipeline": self.pipeline}
+            instance=self.instance, cursor=self.cursor, resources={"batch_pipeline": self.pipeline}
         )
         tick = self.sensor.evaluate_tick(context)
         self.cursor = tick.cursor

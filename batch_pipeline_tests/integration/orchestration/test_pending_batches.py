@@ -1,15 +1,17 @@
 """The sensor: what it asks for, and what it never asks for twice."""
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import dagster as dg
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import func, text, update
 
-from batch_pipeline.database.models import Upload, UploadBatch
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.database.models import AskedSlice, Upload, UploadBatch
+from batch_pipeline.database.readings import interval
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, RUN_KEY_TAG, SLICE_TAG
-from batch_pipeline.services.states.transitions import interval
+from batch_pipeline.services.dispatch.asked_slices import ASKED_SECONDS
 from batch_pipeline.testing.records import add_batch, upload_rows
 
 
@@ -19,14 +21,14 @@ class Daemon:
     def __init__(self, pipeline, instance):
         self.pipeline, self.instance, self.cursor = pipeline, instance, None
         resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-        definitions = build_definitions(pipeline.settings, {"pipeline": resource})
+        definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
         self.job = definitions.resolve_job_def("process_batch")
         self.sensor = definitions.get_repository_def().get_sensor_def("pending_batches")
         self.runs = []
 
     def tick(self, *, launch=True):
         context = dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources={"pipeline": self.pipeline}
+            instance=self.instance, cursor=self.cursor, resources={"batch_pipeline": self.pipeline}
         )
         result = self.sensor.evaluate_tick(context)
         self.cursor = result.cursor
@@ -158,6 +160,10 @@ def test_a_daemon_killed_before_it_launched_asks_for_the_same_run_again(daemon_o
     killed, restarted = daemon_of(), daemon_of()
     add_batch(killed.pipeline.database, 3)
     before = killed.tick(launch=False).run_requests
+    assert not restarted.tick().run_requests  # it might be recorded yet
+    with killed.pipeline.database.transaction() as connection:
+        long_ago = func.now() - interval(ASKED_SECONDS + 1)
+        connection.execute(update(AskedSlice).values(asked_at=long_ago))
     after = restarted.tick().run_requests
     assert [request.run_key for request in before] == [request.run_key for request in after]
 
@@ -306,3 +312,13 @@ def test_uploads_that_rest_after_an_outage_wait_for_their_time(daemon_of):
     assert not daemon.tick().run_requests
     [upload] = upload_rows(daemon.pipeline.database, batch_id)
     assert upload.not_before is not None
+
+
+def test_two_sensors_that_look_at_the_same_moment_never_ask_for_the_same_slice(daemon_of):
+    one, other = daemon_of(max_runs_in_flight=4), daemon_of(max_runs_in_flight=4)
+    for _ in range(3):
+        add_batch(one.pipeline.database, 2)
+    with ThreadPoolExecutor(2) as pool:
+        ticks = list(pool.map(lambda daemon: daemon.tick(launch=False), (one, other)))
+    keys = [request.run_key for tick in ticks for request in tick.run_requests or ()]
+    assert len(keys) == len(set(keys)) == 3

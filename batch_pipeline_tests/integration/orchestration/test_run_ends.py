@@ -1,17 +1,31 @@
 """The sensors that settle what a run left behind, and the schedule that looks before it sweeps."""
 
+import json
+import os
+import subprocess
+import sys
 import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
+from dagster._core.events import EngineEventData
+from dagster._core.instance.methods import event_methods
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from sqlalchemy import text
 
-from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration import run_ends
-from batch_pipeline.orchestration.run_ends import Settlement, close_dead_runs, dead_runs
+from batch_pipeline.orchestration.code_location import build_definitions
+from batch_pipeline.orchestration.run_ends import (
+    RunCleanup,
+    close_dead_runs,
+    close_runs_of_ended_workers,
+    dead_runs,
+)
 from batch_pipeline.orchestration.sweep import (
     delete_old_runs,
     sweep_once,
@@ -26,7 +40,7 @@ from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 @pytest.fixture
 def definitions(pipeline):
     resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-    return build_definitions(pipeline.settings, {"pipeline": resource})
+    return build_definitions(pipeline.settings, {"batch_pipeline": resource})
 
 
 def lost_run(definitions, instance, pipeline, batch_id):
@@ -53,7 +67,7 @@ def evaluate(definitions, instance, pipeline, name, run, event_type):  # noqa: P
         event,
         instance,
         instance.get_run_by_id(run.run_id),
-        resources={"pipeline": pipeline},
+        resources={"batch_pipeline": pipeline},
     )
     sensor = definitions.resolve_sensor_def(name)
     return sensor(context.for_run_failure() if event.is_run_failure else context)
@@ -103,7 +117,7 @@ def test_a_tick_that_finds_no_ended_run_says_so_and_one_that_does_names_it(
         with dg.build_sensor_context(
             instance=instance,
             cursor=cursor,
-            resources={"pipeline": pipeline},
+            resources={"batch_pipeline": pipeline},
         ) as context:
             return sensor.evaluate_tick(context)
 
@@ -123,12 +137,12 @@ def test_a_tick_that_finds_no_ended_run_says_so_and_one_that_does_names_it(
 
 
 def test_a_run_that_left_nothing_behind_is_said_to_have_left_nothing():
-    assert str(Settlement()) == "it left nothing behind"
-    assert str(Settlement(returned=2)) == "2 uploads in its hands are pending again"
+    assert str(RunCleanup()) == "it left nothing behind"
+    assert str(RunCleanup(returned=2)) == "2 uploads in its hands are pending again"
 
 
 def newest_settlement(instance):
-    [record] = instance.fetch_materializations(dg.AssetKey("settled_runs"), limit=1).records
+    [record] = instance.fetch_materializations(dg.AssetKey("run_cleanups"), limit=1).records
     return record.asset_materialization
 
 
@@ -150,7 +164,7 @@ def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, de
     seen = newest_settlement(instance)
     assert seen.partition == str(batch_id)
     assert seen.metadata["uploads_returned"].value == 1
-    assert seen.metadata["uploads_requeued"].value == 2
+    assert seen.metadata["uploads_released"].value == 2
     assert seen.metadata["reason"].value == "exited with code 139"
 
 
@@ -201,7 +215,7 @@ def test_the_stacks_start_sweeps_what_the_one_before_it_left_and_looks_only_once
 
     def tick(cursor):
         context = dg.build_sensor_context(
-            instance=instance, cursor=cursor, resources={"pipeline": pipeline}
+            instance=instance, cursor=cursor, resources={"batch_pipeline": pipeline}
         )
         return definitions.resolve_sensor_def("sweep_on_start").evaluate_tick(context)
 
@@ -223,7 +237,7 @@ def tick_schedule(pipeline, instance, definitions, minute):
     context = dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=datetime(2030, 1, 1, 12, minute, tzinfo=UTC),
-        resources={"pipeline": pipeline},
+        resources={"batch_pipeline": pipeline},
     )
     return schedule.evaluate_tick(context)
 
@@ -277,6 +291,49 @@ def test_the_sweep_deletes_runs_of_long_ago_with_their_events_and_no_others(
     assert kept() == everything[1:]
     for run in (recent, under_way):
         instance.delete_run(run.run_id)  # the instance is shared, and counts runs under way
+
+
+HERE = GrpcServerCodeLocationOrigin(host="code-location", port=4000)
+
+
+def started(instance, run, process_id, *, host="code-location"):
+    """Tag and event of a run whose process a code server has started."""
+    place = json.dumps({"host": host, "port": 4000})
+    instance.add_run_tags(run.run_id, {GRPC_INFO_TAG: place})
+    instance.report_engine_event(
+        f"Started process for run (pid: {process_id}).",
+        run,
+        EngineEventData.in_process(process_id),
+    )
+
+
+def test_a_code_server_ends_the_runs_of_the_one_before_it_whose_workers_are_gone_and_no_others(
+    pipeline, instance, definitions, monkeypatch
+):
+    gone, living, elsewhere, unknown, reused = (
+        lost_run(definitions, instance, pipeline, add_batch(pipeline.database, 1)) for _ in range(5)
+    )
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    started(instance, gone, ended.pid)
+    started(instance, living, os.getpid())
+    started(instance, elsewhere, ended.pid, host="another-host")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as younger:
+        # As if it had got the number of a worker that began before it.
+        clock = psutil.Process(younger.pid).create_time() - 1 - run_ends._CLOCK_SECONDS
+        with monkeypatch.context() as then:
+            then.setattr(event_methods, "get_current_timestamp", lambda: clock)
+            started(instance, reused, younger.pid)
+        jobs = ["process_batch"]
+        assert close_runs_of_ended_workers(instance, pipeline, jobs, None, LeftOut()) == 0
+        assert close_runs_of_ended_workers(instance, pipeline, jobs, HERE, LeftOut()) == 2
+    statuses = {
+        run.run_id: instance.get_run_by_id(run.run_id).status
+        for run in (living, elsewhere, unknown)
+    }
+    for run in (gone, reused):
+        assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert set(statuses.values()) == {dg.DagsterRunStatus.STARTED}
 
 
 # Bad files and breakdowns can be told apart in the list of runs

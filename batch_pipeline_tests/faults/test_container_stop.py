@@ -1,0 +1,160 @@
+"""What a container engine does to the code location: stop, and the kill of its first process.
+
+Without an engine: the command of ``deploy/compose.yaml`` under the init that Docker gives a
+container, with the environment that the file gives it.
+"""
+
+import shutil
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from batch_pipeline.database.session import connect
+from batch_pipeline.services.liveness import check_code_server, check_daemon
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import Settings
+from batch_pipeline.testing.media import make_image
+from batch_pipeline.testing.model_server import ScriptedModelServer
+from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_rows
+from batch_pipeline.testing.stack import Part, PostgresProcess, StackProcesses, kill_all
+from batch_pipeline_tests.acceptance.conftest import WAIT_SECONDS, GraphQl, wait_until
+
+TINI = shutil.which("tini-static")
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UPLOADS = 500
+#: `stop_grace_period` of the code location in compose.yaml (seconds).
+GRACE_SECONDS = 30
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.lengthy,
+    pytest.mark.xdist_group("container"),
+    pytest.mark.skipif(not TINI, reason="needs tini-static: scripts/install_test_system.sh"),
+]
+
+
+LEASE_SECONDS = 120
+ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
+
+
+@dataclass
+class World:
+    processes: StackProcesses
+    models: ScriptedModelServer
+    pipeline: Pipeline
+    graphql: GraphQl
+
+    def submit(self) -> uuid.UUID:
+        """A batch as an upload API writes it: its pictures all differ."""
+        storage, rows = self.pipeline.storage, []
+        for number in range(UPLOADS):
+            path = storage.original_path(USER, uuid.uuid4(), "jpg")
+            storage.write(path, make_image("jpeg", size=(32, 24), seed=number))
+            rows.append({"file_path": path})
+        return add_batch(self.pipeline.database, rows)
+
+    def held(self, batch_id: uuid.UUID) -> int:
+        rows = upload_rows(self.pipeline.database, batch_id)
+        return sum(row.owner_run_id is not None for row in rows)
+
+    def submit_and_wait_until_all_is_held(self) -> uuid.UUID:
+        self.models.latency_seconds = 300
+        self.models.calls.clear()
+        batch_id = self.submit()
+        wait_until(lambda: self.held(batch_id) == UPLOADS, "both runs hold their uploads")
+        calls = 2 * self.pipeline.settings.max_concurrent_uploads
+        wait_until(lambda: len(self.models.calls_of("vision")) >= calls, "both runs are in work")
+        return batch_id
+
+    def finish(self, batch_id: uuid.UUID) -> None:
+        self.models.latency_seconds = 0
+        wait_until(
+            lambda: batch_row(self.pipeline.database, batch_id).status == "completed",
+            "the batch is completed",
+            2 * WAIT_SECONDS,  # each upload that was in work has a run of its own then
+        )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    common = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["x-app"]
+    assert common["init"] is True
+    of_init = {n: v for n, v in common["environment"].items() if n.startswith("TINI_")}
+    home = tmp_path_factory.mktemp("container")
+    postgres = PostgresProcess(home)
+    with ScriptedModelServer() as models:
+        changed = {
+            "DATABASE_URL": postgres.url,
+            "ANALYZER": "ollama",
+            "OLLAMA_HOST": models.ollama_url,
+            "LEASE_SECONDS": str(LEASE_SECONDS),
+            "MAX_VISION_CALLS": "16",
+        }
+        settings = Settings(_env_file=None, home=home, **{n.lower(): v for n, v in changed.items()})
+        database = connect(settings)
+        database.upgrade()
+        database.close()
+        pipeline = Pipeline(settings)
+        with StackProcesses(
+            home,
+            of_init | {f"BATCH_PIPELINE_{name}": value for name, value in changed.items()},
+            init=[str(TINI), "-s", "--"],
+            dagster_yaml=(DEPLOY / "dagster_one_host.yaml").read_text(),
+        ) as processes:
+            yield World(processes, models, pipeline, GraphQl(processes.url))
+        pipeline.close()
+    postgres.close()
+
+
+@pytest.fixture(autouse=True)
+def everything_runs(world: World) -> None:
+    world.processes.revive()
+
+
+def test_the_health_checks_of_the_containers_find_both_parts_alive(world):
+    port = world.processes.code_port
+    assert "serves" in check_code_server("127.0.0.1", port)
+    settings = world.pipeline.settings
+    assert "lives" in wait_until(lambda: check_daemon(settings), "a heartbeat")
+
+
+def test_a_stop_reaches_the_run_workers_which_hand_all_their_uploads_back(world):
+    batch_id = world.submit_and_wait_until_all_is_held()
+    init = world.processes.process(Part.CODE_SERVER)
+    begin = time.monotonic()
+    init.send_signal(signal.SIGTERM)
+    assert init.wait(GRACE_SECONDS) == 0
+    print(f"F14: stopped after {time.monotonic() - begin:.1f} s")
+    assert world.held(batch_id) == 0
+    # The fork server ends by itself, once it notices that all others have.
+    left = world.processes
+    wait_until(lambda: not [*left.run_workers(), *left.fork_servers()], "no process is left")
+    world.processes.revive()
+    world.finish(batch_id)
+
+
+def test_dead_runs_of_a_killed_container_end_when_its_next_one_starts_and_block_nobody(world):
+    batch_id = world.submit_and_wait_until_all_is_held()
+    dead = {run["runId"] for run in world.graphql.runs_of(str(batch_id))}
+    workers = [*world.processes.run_workers(), *world.processes.fork_servers()]
+    init = psutil.Process(world.processes.process(Part.CODE_SERVER).pid)
+    everything = {*workers, *init.children(recursive=True)}
+    world.processes.kill(Part.CODE_SERVER)
+    kill_all(everything)
+    world.processes.revive()
+    begin = time.monotonic()
+
+    def all_ended():
+        runs = world.graphql.runs_of(str(batch_id))
+        return all(run["status"] in ENDED for run in runs if run["runId"] in dead)
+
+    wait_until(all_ended, "the dead runs end", LEASE_SECONDS / 2)
+    print(f"F14: dead runs closed {time.monotonic() - begin:.1f} s after the start")
+    world.finish(batch_id)

@@ -1,0 +1,76 @@
+"""Run workers are forks of a process that holds nothing which a fork would break."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="run workers are forked on Linux only"),
+    pytest.mark.slow,
+]
+
+
+def probe(home, **variables):
+    """Load the code location as a code server does, in a process of its own."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DAGSTER_", "BATCH_PIPELINE_"))
+    }
+    code = (
+        "from batch_pipeline_tests.integration.orchestration.warm_worker_probe import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=inherited | {"BATCH_PIPELINE_HOME": str(home)} | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return probe(tmp_path_factory.mktemp("home"))
+
+
+def test_the_process_that_workers_are_forked_from_has_one_thread_no_connection_no_open_file(found):
+    assert found["way"] == "forkserver"
+    assert found["threads"] == 1
+    [listener] = found["sockets"]  # where the code server asks for forks
+    assert "listener-" in listener
+    assert found["files"] == []
+
+
+def test_a_worker_has_the_code_location_and_nothing_that_was_opened_before_it(found):
+    worker = found["worker"]
+    assert found["is_of_fork_server"]
+    assert worker["definitions"]
+    opened = ("pipelines", "analyzers", "engines", "fsspec_loop")
+    assert [worker[name] for name in opened] == [0, 0, 0, False]
+    assert worker["threads"] == 1
+
+
+def test_a_worker_hears_the_signals_that_its_fork_server_leaves_to_it(found):
+    assert found["outlives_signals"]
+    assert (found["worker"]["sigterm"], found["worker"]["sigint"]) == (True, True)
+
+
+def test_the_code_server_is_told_how_a_worker_ended(found):
+    assert found["exit_codes"] == [0, 3, -9]
+
+
+def test_a_worker_whose_fork_server_is_killed_lives_and_the_next_run_gets_another_one(found):
+    assert found["alive_without_fork_server"]
+    assert not found["alive_at_the_end"]
+    assert found["from_another_fork_server"] == 4
+
+
+def test_one_setting_has_workers_spawned_as_dagster_does(tmp_path):
+    assert probe(tmp_path, BATCH_PIPELINE_WARM_RUN_WORKERS="false") == {"way": "spawn"}

@@ -1,0 +1,110 @@
+"""Loads the code location as Dagster's code server does, and says what its run workers are."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
+from pathlib import Path
+
+import psutil
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._grpc.server import DagsterApiServer, FuturesAwareThreadPoolExecutor
+
+from batch_pipeline.model_servers import factory
+from batch_pipeline.orchestration.dagster_storage import instance_storage
+from batch_pipeline.services import pipeline
+
+
+def inside_a_worker(queue):
+    """What a worker has, before it has done anything."""
+    fsspec_loop = getattr(sys.modules.get("fsspec.asyn"), "loop", [None])
+    queue.put(
+        {
+            "parent": os.getppid(),
+            "definitions": "batch_pipeline.definitions" in sys.modules,
+            "pipelines": len(pipeline._shared),
+            "analyzers": len(factory._servers),
+            "engines": instance_storage._engine.cache_info().currsize,
+            "fsspec_loop": fsspec_loop[0] is not None,
+            "threads": threading.active_count(),
+            "sigterm": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
+            "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+        }
+    )
+
+
+def leave(code):
+    sys.exit(code)
+
+
+def wait_for(release):
+    release.wait()
+
+
+def sockets(process_id):
+    """Kinds of the sockets that a process has open, by the kernel's own list."""
+    return sorted(
+        str(connection.laddr) for connection in psutil.Process(process_id).net_connections("all")
+    )
+
+
+def main():
+    server = DagsterApiServer(
+        threading.Event(),
+        logging.getLogger("probe"),
+        FuturesAwareThreadPoolExecutor(max_workers=2),
+        LoadableTargetOrigin(
+            executable_path=sys.executable, module_name="batch_pipeline.definitions"
+        ),
+    )
+    context = server._mp_ctx
+    said = {"way": context.get_start_method()}
+    if said["way"] == "forkserver":
+        said |= facts(context)
+    server._server_termination_event.set()
+    print(json.dumps(said))
+
+
+def facts(context):
+    queue = context.Queue()
+    first = context.Process(target=inside_a_worker, args=(queue,))
+    first.start()
+    worker = queue.get(timeout=60)
+    first.join()
+    fork_server = forkserver._forkserver._forkserver_pid
+    said = {
+        "worker": worker,
+        "is_of_fork_server": worker["parent"] == fork_server,
+        "threads": len(list(Path(f"/proc/{fork_server}/task").iterdir())),
+        "sockets": sockets(fork_server),
+        "files": sorted(file.path for file in psutil.Process(fork_server).open_files()),
+    }
+    left = context.Process(target=leave, args=(3,))
+    left.start()
+    left.join()
+    release = context.Event()
+    killed, orphan = (context.Process(target=wait_for, args=(release,)) for _ in range(2))
+    killed.start()
+    orphan.start()
+    killed.kill()
+    killed.join()
+    psutil.Process(fork_server).send_signal(signal.SIGTERM)
+    psutil.Process(fork_server).send_signal(signal.SIGINT)
+    said |= {"exit_codes": [first.exitcode, left.exitcode, killed.exitcode]}
+    said |= {"outlives_signals": psutil.Process(fork_server).is_running()}
+    psutil.Process(fork_server).kill()
+    os.waitid(os.P_PID, fork_server, os.WEXITED | os.WNOWAIT)
+    said["alive_without_fork_server"] = orphan.is_alive()
+    release.set()
+    with ThreadPoolExecutor() as waiting:
+        waiting.submit(orphan.join).result(timeout=30)
+    said["alive_at_the_end"] = orphan.is_alive()
+    again = context.Process(target=leave, args=(4,))
+    again.start()
+    again.join()
+    said["from_another_fork_server"] = again.exitcode
+    return said
