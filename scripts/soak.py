@@ -90,11 +90,11 @@ CHECKS = {
 }
 
 
-def files(chance: random.Random):
+def files():
     """Names and contents of files, without end: mostly good pictures that all differ."""
     kinds = [kind for kind in OUTCOMES if kind != "good"]
     for number in itertools.count():
-        place = chance.randrange(ONE_BAD_IN)
+        place = number % ONE_BAD_IN
         kind = kinds[place] if place < len(kinds) else "good"
         # The model server refuses pictures by their shape, which a smaller copy keeps.
         size = {"moderated": (600, 60), "unsupported": (60, 600)}.get(kind, (320, 240))
@@ -343,7 +343,7 @@ def main(uploads: int, seed: int, mean_seconds: float, latency: float, patience:
         ) as models,
     ):
         soak = Soak(Path(folder) / "home", models, chance)
-        originals = files(chance)
+        originals = files()
         soak.add_batches(uploads, originals)
         soak.make_unreadable()
         neighbours = Neighbours(soak)
