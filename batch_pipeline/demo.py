@@ -142,10 +142,16 @@ def _wait_until_loaded(process: subprocess.Popen[bytes], stack: Stack) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Leave by an exception when somebody ends this process, so that the child is stopped too."""
+    """Leave by an exception when somebody ends this process, so that the child is stopped too.
+
+    A script's background job inherits that SIGINT is ignored, and so would the child, which we stop
+    by it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     numbers = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, lambda n, _: sys.exit(128 + n)) for number in numbers]
     try:

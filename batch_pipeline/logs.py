@@ -5,10 +5,12 @@ Which it is says ``BATCH_PIPELINE_LOG_FORMAT``. What runs say is turned into lin
 """
 
 import logging
+from typing import Any
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
+from batch_pipeline.masking import masked
 from batch_pipeline.settings import LogFormat, Settings
 
 
@@ -24,9 +26,16 @@ def json_formatter(*additions: Processor) -> logging.Formatter:
         ],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            _without_secrets,
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ],
     )
+
+
+def _without_secrets(_: Any, __: str, event: EventDict) -> EventDict:
+    return {
+        name: masked(value) if isinstance(value, str) else value for name, value in event.items()
+    }
 
 
 def json_handler(*additions: Processor) -> logging.Handler:

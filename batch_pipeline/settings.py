@@ -4,17 +4,22 @@ Read from the environment and from a ``.env`` file in the working directory; not
 package reads the environment.
 """
 
+import json
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.masking import learn, learn_url, masked
+from batch_pipeline.media.acceptance import FORMATS
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
+#: Fields of a request to a model that are no options.
+_NEVER_AN_OPTION = {"model", "messages", "input", "prompt", "stream"}
 
 
 class AnalyzerName(StrEnum):
@@ -23,6 +28,15 @@ class AnalyzerName(StrEnum):
     EMBEDDED = "embedded"
     OLLAMA = "ollama"
     OPENAI = "openai"
+
+
+class VisionDetail(StrEnum):
+    """How closely a hosted model looks at a picture."""
+
+    DEFAULT = "default"
+    LOW = "low"
+    HIGH = "high"
+    AUTO = "auto"
 
 
 class LogFormat(StrEnum):
@@ -74,13 +88,16 @@ class Settings(BaseSettings):
     )
     ollama_host: str = Field(
         "http://127.0.0.1:11434",
-        description="Address of the Ollama server; several, with commas between, share the calls.",
+        description=(
+            "Address of the Ollama server; several, with commas between, share the calls. `#4` "
+            "behind one: it takes 4 calls of a kind at a time, whatever the limits below say."
+        ),
     )
     openai_base_url: str = Field(
         "",
         description=(
             "Base URL of an OpenAI-compatible server, usually ending in `/v1`; several, with "
-            "commas between, share the calls."
+            "commas between, share the calls; `#4` as for Ollama."
         ),
     )
     openai_embedding_base_url: str = Field(
@@ -120,6 +137,42 @@ class Settings(BaseSettings):
     model_total_seconds: Annotated[float, Field(gt=0, le=7200)] = Field(
         600, description="Longest one model call may take, whatever the server sends (seconds)."
     )
+    model_proxy: str = Field(
+        "",
+        description=(
+            "Proxy to the model servers: its address, or `environment` to go by `HTTPS_PROXY`, "
+            "`HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` (never for loopback); empty: none."
+        ),
+    )
+    vision_options: str = Field(
+        "",
+        description=(
+            "More of the requests to the vision model, a JSON object: for Ollama options such as "
+            '`{"num_ctx": 16384, "keep_alive": "1h"}`, for others fields of the body such as '
+            '`{"reasoning_effort": "low"}`; `null` leaves a field out.'
+        ),
+    )
+    embedding_options: str = Field(
+        "", description="The same of the requests to the embedding model."
+    )
+    vision_detail: VisionDetail = Field(
+        VisionDetail.DEFAULT,
+        description=(
+            "How closely an OpenAI-compatible server looks at a picture, which sets its price: "
+            "`low`, `high` or `auto`; `default`: nothing is said."
+        ),
+    )
+    vision_longest_side: Annotated[int, Field(ge=64, le=1568)] = Field(
+        1568,
+        description="Longest side of the pictures that a model gets; fewer cost less (pixels).",
+    )
+    vision_side_multiple: Annotated[int, Field(ge=0, le=64)] = Field(
+        0,
+        description=(
+            "Sides of the pictures that a model gets are multiples of this (pixels); "
+            "0: what the model's name says."
+        ),
+    )
     max_concurrent_uploads: Annotated[int, Field(ge=1, le=256)] = Field(
         4, description="Uploads that one run works on at the same time (threads)."
     )
@@ -131,6 +184,13 @@ class Settings(BaseSettings):
         description=(
             "Runs of `process_batch` that may be queued or running at the same time; how many fit, "
             "PostgreSQL's `max_connections` says."
+        ),
+    )
+    max_runs_per_user: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description=(
+            "How many of them may be of the same user: one less keeps a place free for others; "
+            "0: all."
         ),
     )
     warm_run_workers: bool = Field(
@@ -155,6 +215,20 @@ class Settings(BaseSettings):
     )
     max_file_bytes: Annotated[int, Field(ge=1)] = Field(
         100 * 1024**2, description="Largest file accepted (bytes)."
+    )
+    accepted_formats: str = Field(
+        "",
+        description=(
+            "Formats that are accepted, with commas between, e.g. `jpeg,heic,mp4`; empty: all "
+            "that docs/formats.md lists."
+        ),
+    )
+    max_decode_mib: Annotated[int, Field(ge=16)] = Field(
+        512,
+        description=(
+            "What the decode of one picture may take in memory, besides the file (MiB); as many "
+            "are decoded at a time as there are cores."
+        ),
     )
     max_batch_bytes: Annotated[int, Field(ge=1)] = Field(
         10 * 1024**3, description="Largest sum of the files of one submission (bytes)."
@@ -192,10 +266,50 @@ class Settings(BaseSettings):
         ),
     )
 
+    @field_validator("vision_options", "embedding_options")
+    @classmethod
+    def _of_a_request(cls, value: str) -> str:
+        try:
+            options = json.loads(value or "{}")
+        except ValueError as error:
+            raise ValueError(f"not JSON: {error}") from error
+        if not isinstance(options, dict):
+            raise ValueError('not a JSON object; expected one such as {"temperature": 0.1}')
+        if ours := sorted(options.keys() & _NEVER_AN_OPTION):
+            raise ValueError(f"{', '.join(ours)} cannot be set; that is what is asked")
+        if not isinstance(options.get("options", {}), dict):
+            raise ValueError("its `options` are not a JSON object")
+        return value
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().resolve()
+
+    @field_validator("accepted_formats")
+    @classmethod
+    def _known_formats(cls, formats: str) -> str:
+        unknown = _names(formats) - set(FORMATS)
+        if unknown:
+            raise ValueError(
+                f"not known: {', '.join(sorted(unknown))}; accepted are {', '.join(FORMATS)}"
+            )
+        return formats
+
+    @cached_property
+    def accepted_format_names(self) -> frozenset[str]:
+        """The accepted formats, with the default filled in."""
+        return _names(self.accepted_formats) or frozenset(FORMATS)
+
+    @model_validator(mode="after")
+    def _learn_secrets(self) -> Self:
+        """Have passwords masked wherever something of the settings is quoted."""
+        for value in self.__dict__.values():
+            if isinstance(value, SecretStr):
+                learn(value.get_secret_value())
+            elif isinstance(value, str) and "://" in value:
+                learn_url(value)
+        return self
 
     @cached_property
     def storage_location(self) -> str:
@@ -208,19 +322,23 @@ class Settings(BaseSettings):
         return self.embedder or self.analyzer
 
 
-def load_settings() -> Settings:
-    """Read the settings from the environment and ``.env``.
+def _names(text: str) -> frozenset[str]:
+    return frozenset(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings from the environment and ``.env``; those in `overrides` replace them.
 
     Raises:
         ConfigurationError: a variable has a value that is not accepted; the message names each
             such variable, the value it has and what is accepted.
     """
     try:
-        return Settings()
+        return Settings(**overrides)
     except ValidationError as error:
         lines = [
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"
-            f"={problem['input']!r}: {problem['msg']}"
+            f"={masked(repr(problem['input']))}: {problem['msg']}"
             for problem in error.errors()
         ]
         raise ConfigurationError("settings are not valid:\n  " + "\n  ".join(lines)) from error

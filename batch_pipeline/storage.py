@@ -6,6 +6,7 @@ is never part of a path.
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -18,15 +19,27 @@ from typing import BinaryIO, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from batch_pipeline.errors import ConfigurationError, PermanentError, ServiceDownError
+from batch_pipeline.errors import (
+    ConfigurationError,
+    PermanentError,
+    ServiceDownError,
+    TransientError,
+    UploadError,
+)
+from batch_pipeline.masking import mask_chain
 
 THUMBNAIL_NAME = "thumb_256.jpg"
 #: Files being written carry this ending, so that what a crash leaves can be told and removed.
 PARTIAL_SUFFIX = ".partial"
+_OUR_NAMES = re.compile(r"original\.[a-z0-9]+|thumb_256\.jpg")
 #: How much of a remote file is fetched at once, and up to which size it is kept in memory (bytes).
 _BLOCK_BYTES, _IN_MEMORY_BYTES = 4 * 1024**2, 16 * 1024**2
+#: Of the path of an upload's file: user, upload, name.
+_PARTS = 3
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+#: What does not pass by itself, unless it is an outage that others feel, too.
+_LASTING = {errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
 
 
 class Storage:
@@ -45,6 +58,8 @@ class Storage:
         self.is_local = isinstance(self._files, LocalFileSystem)
         """Files are on this machine, or look like it; of others, a copy is read."""
         self._real_root = _real_folder(self._root) if self.is_local else ""
+        self.writer = "nobody"
+        """Stands in the names of files being written: only whose they are removes them."""
 
     @staticmethod
     def original_path(user_id: uuid.UUID, upload_id: uuid.UUID, extension: str) -> str:
@@ -92,7 +107,7 @@ class Storage:
             ServiceDownError: ``storage_full`` or ``storage_down``.
         """
         full = self._inside(path)
-        with self._errors_named():
+        with self._errors_named(written=path):
             if self.is_local:
                 self._write_locally(Path(full), data)
             else:
@@ -107,7 +122,7 @@ class Storage:
                 return
             target = Path(full)
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+            partial = self._partial(target)
             try:
                 shutil.copyfile(source, partial)
                 partial.replace(target)
@@ -125,70 +140,78 @@ class Storage:
                 return False
         return True
 
-    def remove_upload(self, user_id: uuid.UUID, upload_id: uuid.UUID) -> None:
-        """Remove everything that is kept of an upload; no matter if nothing is."""
+    def remove(self, path: str) -> None:
+        """Remove a file, and the folder of its upload if that is empty; no matter if it is gone."""
+        full = self._inside(path)
         with self._errors_named(), suppress(FileNotFoundError):
-            self._files.rm(self._inside(f"{user_id}/{upload_id}"), recursive=True)
+            self._files.rm_file(full)
+        if self.is_local and len(PurePosixPath(path).parts) == _PARTS:
+            with suppress(OSError):  # something else lies in it
+                Path(full).parent.rmdir()
 
-    def stored_uploads(self) -> Iterator[tuple[uuid.UUID, uuid.UUID]]:
-        """List the uploads that have a folder here, as user and upload; other folders are not ours.
+    def names(self, folder: str) -> list[str]:
+        """List the names of the files in a folder; none if there is no such folder."""
+        with self._errors_named():
+            try:
+                entries = self._files.ls(self._inside(folder), detail=True)
+            except FileNotFoundError:
+                return []
+        return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing lies here but what file systems make, or no such folder is there."""
+        with self._errors_named():
+            try:
+                paths = self._files.ls(self._root, detail=False)
+            except FileNotFoundError:
+                return True
+        return not {PurePosixPath(path).name for path in paths} - {"lost+found"}
+
+    def partial_files(self, *, older_than_seconds: float) -> Iterator[str]:
+        """List what `writer` left half written when it crashed."""
+        if not self.is_local:
+            return  # object stores know no half-written objects
+        for partial in Path(self._root).glob(f"*/*/*.{self.writer}.*{PARTIAL_SUFFIX}"):
+            name, writer, number, _ = partial.name.rsplit(".", 3)
+            is_ours = _OUR_NAMES.fullmatch(name) and writer == self.writer and _is_uuid(number)
+            if not is_ours or not all(map(_is_uuid, partial.parts[-3:-1])):
+                continue
+            with suppress(FileNotFoundError):  # its writer was alive and has just renamed it
+                if time.time() - partial.stat().st_mtime > older_than_seconds:
+                    yield str(partial.relative_to(self._root))
+
+    def check(self, folder: str = ".") -> None:
+        """Write, read and remove a small file in a folder.
 
         Raises:
-            ServiceDownError: ``storage_down``.
+            ServiceDownError: one of the three cannot be done.
         """
-        for user in self._folders(self._root):
-            user_id = _uuid_or_none(PurePosixPath(user).name)
-            for folder in self._folders(user) if user_id else []:
-                upload_id = _uuid_or_none(PurePosixPath(folder).name)
-                if user_id and upload_id:
-                    yield user_id, upload_id
-
-    def age_seconds(self, user_id: uuid.UUID, upload_id: uuid.UUID) -> float:
-        """Seconds since the newest file of an upload was written; infinite if there is none."""
-        with self._errors_named():
-            try:
-                files = self._files.find(self._inside(f"{user_id}/{upload_id}"))
-                newest = max((self._files.modified(f).timestamp() for f in files), default=0.0)
-            except FileNotFoundError:
-                return float("inf")
-        return time.time() - newest if newest else float("inf")
-
-    def remove_partial_files(self, *, older_than_seconds: float) -> int:
-        """Remove what a crash left half written; returns how many files."""
-        if not self.is_local:
-            return 0  # object stores know no half-written objects
-        removed = 0
-        for partial in Path(self._root).glob(f"*/*/*{PARTIAL_SUFFIX}"):
-            try:
-                if time.time() - partial.stat().st_mtime > older_than_seconds:
-                    partial.unlink()
-                    removed += 1
-            except FileNotFoundError:
-                continue  # its writer was alive and has just renamed it
-        return removed
-
-    def check(self) -> None:
-        """Write, read and remove a small file; raises as `write` does."""
-        probe = f".probe-{uuid.uuid4().hex}"
+        probe = f"{folder}/.probe-{uuid.uuid4().hex}"
         self.write(probe, b"probe")
-        with self._errors_named():
-            self._files.rm_file(self._inside(probe))
+        try:
+            self.read(probe)
+        except PermanentError as error:
+            raise ServiceDownError(
+                "storage_down", "the storage does not keep what is written"
+            ) from error
+        finally:
+            self.remove(probe)
 
     @contextmanager
-    def _errors_named(self, path: str = "") -> Iterator[None]:
-        """Turn what a file system raises into errors of ours; `path` is of a file to be read."""
+    def _errors_named(self, path: str = "", *, written: str = "") -> Iterator[None]:
+        """Turn what a file system raises into errors of ours, for a file to be read or written."""
         try:
             yield
         except _NO_SUCH_FILE as error:
             if path and self._root_is_there():
                 raise _missing(path) from error
-            raise storage_error(error) from error
+            raise storage_error(error, path, written=written) from error
         except OSError as error:
-            raise storage_error(error) from error
+            raise storage_error(error, path, written=written) from error
         except Exception as error:  # clients of object stores raise errors of their own
             if self.is_local:
                 raise
-            raise storage_error(error) from error
+            raise storage_error(error, path, written=written) from error
 
     def _root_is_there(self) -> bool:
         """Tell whether the folder, or the bucket, is there: without it, every file is missing."""
@@ -198,7 +221,7 @@ class Storage:
             return bool(self._files.exists(self._root.lstrip("/").split("/")[0]))
 
     def _write_locally(self, target: Path, data: bytes) -> None:
-        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+        partial = self._partial(target)
         try:
             with _opened_for_writing(partial) as file:
                 file.write(data)
@@ -209,13 +232,9 @@ class Storage:
             partial.unlink(missing_ok=True)
             raise
 
-    def _folders(self, path: str) -> list[str]:
-        with self._errors_named():
-            try:
-                entries = self._files.ls(path, detail=True)
-            except FileNotFoundError:
-                return []
-        return [str(entry["name"]) for entry in entries if entry["type"] == "directory"]
+    def _partial(self, target: Path) -> Path:
+        number = uuid.uuid4().hex
+        return target.with_name(f"{target.name}.{self.writer}.{number}{PARTIAL_SUFFIX}")
 
     def _inside(self, path: str) -> str:
         parts = PurePosixPath(path)
@@ -246,19 +265,44 @@ def _opened_for_writing(path: Path) -> BinaryIO:
         return path.open("wb")
 
 
-def _uuid_or_none(text: str) -> uuid.UUID | None:
+def _is_uuid(text: str) -> bool:
     try:
-        return uuid.UUID(text)
+        uuid.UUID(text)
     except ValueError:
-        return None
+        return False
+    return True
 
 
 def _missing(path: str) -> PermanentError:
     return PermanentError("source_missing", f"the storage holds no file {path!r}")
 
 
-def storage_error(error: Exception) -> ServiceDownError:
-    """Name what is wrong with the storage: full, or not to be used at all."""
+def storage_error(error: Exception, path: str = "", *, written: str = "") -> ServiceDownError:
+    """Name what is wrong with the storage: full, or not to be used at all.
+
+    Args:
+        error: what the file system raised.
+        path: the file that was to be read.
+        written: the file that was to be written.
+    """
+    mask_chain(error)
     if isinstance(error, OSError) and error.errno in _FULL:
         return ServiceDownError("storage_full", f"the storage is full: {error}")
-    return ServiceDownError("storage_down", f"the storage cannot be used: {error}")
+    return ServiceDownError(
+        "storage_down",
+        f"the storage cannot be used: {error}",
+        if_alone=_fault_of_one_file(error, path, written),
+    )
+
+
+def _fault_of_one_file(error: Exception, path: str, written: str) -> UploadError | None:
+    if written:
+        return PermanentError(
+            "thumbnail_not_stored", f"{written!r} cannot be written, others can: {error}"
+        )
+    if not path:
+        return None
+    message = f"{path!r} cannot be read, others can: {error}"
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) in _LASTING:
+        return PermanentError("source_unreadable", message)
+    return TransientError("source_unreadable", message)

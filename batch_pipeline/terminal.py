@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batch_pipeline.model_servers.base import HealthCheck
+from batch_pipeline.services.inspection import Inspection
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.search import SearchResult
 from batch_pipeline.visible_text import visible_line
@@ -41,6 +42,32 @@ _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "proce
 def literal(value: object) -> Text:
     """Text exactly as it is, on one line, less what could move the cursor or reorder it."""
     return Text(visible_line(value))
+
+
+def inspection_table(seen: Inspection) -> Table:
+    """What was seen in one file, a line each."""
+    table = Table(title=literal(seen.file), title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    lines: dict[str, object] = {}
+    if seen.media_type is not None:
+        lines["type"] = f"{seen.media_type.label} {seen.media_type.file_type}"
+    if seen.file_size is not None:
+        lines["size"] = f"{seen.file_size:,} bytes"
+    facts = dict(seen.facts)
+    warnings = facts.pop("warnings", [])
+    lines |= {name.replace("_", " "): fact for name, fact in facts.items() if name != "format"}
+    for name, value in lines.items():
+        table.add_row(name, literal(value))
+    for warning in warnings:
+        table.add_row(Text("warning", "yellow"), literal(warning))
+    if seen.error_kind is not None:
+        table.add_row(Text("error", "red"), literal(f"{seen.error_kind}: {seen.error_message}"))
+    for path in seen.written:
+        table.add_row("written", literal(path))
+    seconds = ", ".join(f"{stage} {spent:.3f} s" for stage, spent in seen.seconds.items())
+    table.add_row("time", seconds or "none")
+    return table
 
 
 class BatchView:
@@ -220,8 +247,9 @@ def search_table(results: Sequence[SearchResult]) -> Table:
     """List what a search found, best first."""
     table = _plain_table("similarity", "file", "description")
     for result in results:
+        similarity = "" if result.similarity is None else f"{result.similarity:.3f}"
         table.add_row(
-            Text(f"{result.similarity:.3f}"),
+            Text(f"{similarity} weak", style="dim") if result.weak else Text(similarity),
             literal(result.filename),
             _shortened(result.description),
         )
@@ -241,11 +269,17 @@ def health_table(checks: Sequence[HealthCheck]) -> Table:
 
 def _shown(key: str, value: Any) -> str:
     if key.endswith("_at"):
-        return str(value.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
+        try:
+            local = value.astimezone()
+        except (OverflowError, ValueError, OSError):  # what an upload API calls infinity
+            local = value
+        return str(local.strftime("%Y-%m-%d %H:%M:%S"))
     return f"{value:g} %" if key == "progress_percentage" else str(value)
 
 
-def _age(moment: datetime) -> str:
+def _age(moment: datetime | None) -> str:
+    if moment is None:  # the row of an upload API that does not say
+        return "-"
     seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:

@@ -32,7 +32,7 @@ from batch_pipeline.demo import running_stack
 from batch_pipeline.orchestration.tags import BATCH_TAG
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.progress.batch_progress import CHANNEL
+from batch_pipeline.services.progress.publishing import CHANNEL
 from batch_pipeline.settings import Settings
 
 #: Longest wait for a batch (seconds).

@@ -27,7 +27,7 @@ from PIL import Image
 from sqlalchemy import update
 
 from batch_pipeline.database.models import UploadBatch
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
@@ -62,7 +62,7 @@ def make_pictures(folder: Path, count: int) -> None:
 
 def launch(pipeline: Pipeline, instance: dg.DagsterInstance) -> list[subprocess.Popen[bytes]]:
     sensor = build_definitions().resolve_sensor_def("pending_batches")
-    context = dg.build_sensor_context(instance=instance, resources={"pipeline": pipeline})
+    context = dg.build_sensor_context(instance=instance, resources={"batch_pipeline": pipeline})
     workers = []
     for request in sensor.evaluate_tick(context).run_requests or ():
         run = instance.create_run_for_job(

@@ -34,6 +34,7 @@ from tools.results import Table, Target, add_results_option, machine, report
 from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.services.search import search
+from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.testing.databases import DatabaseServer
 
 DIMENSIONS, MODEL = 1024, "benchmark"
@@ -141,8 +142,11 @@ def measured(url: str, questions: int, user_id: uuid.UUID | None) -> dict[str, o
         for [text] in pictures:
             model.vector = json.loads(text)
             statements.clear()
-            found = {hit.upload_id for hit in search(database, model, "x", user_id=user_id)}
-            query = next(s for s in statements if "<=>" in s[0])
+            found = {
+                hit.upload_id
+                for hit in search(database, model, "x", filters=Filters(user_id=user_id))
+            }
+            query = next(s for s in reversed(statements) if "<=>" in s[0])
             settings = [s for s in statements if s[0].startswith("SET LOCAL")]
             for way in ("index", "exact"):
                 with connection.transaction():
@@ -185,7 +189,7 @@ def queries_per_second(url: str, user_id: uuid.UUID | None, seconds: float) -> f
         model, asked = FixedQuestion(), 0
         while time.perf_counter() < ends_at:
             model.vector = vectors[(first + asked) % len(vectors)]
-            search(database, model, "x", user_id=user_id)
+            search(database, model, "x", filters=Filters(user_id=user_id))
             asked += 1
         return asked
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Installs what tests need from the system: Redis, network namespaces, a browser, the shells that
-# complete commands, Tesseract, Compose, which reads its file without an engine, and the init that
+# Installs what tests need from the system: Redis, PgBouncer, network namespaces, a browser, the shells
+# that complete commands, Tesseract, Compose, which reads its file without an engine, and the init that
 # engines give to containers. Debian and Ubuntu, as root; on other systems install them by hand, or
 # let the tests that need them be skipped.
 set -euo pipefail
 
 missing=()
 command -v redis-server >/dev/null || missing+=(redis-server)
+command -v pgbouncer >/dev/null || missing+=(pgbouncer)
 command -v ip >/dev/null || missing+=(iproute2)
 command -v chromium >/dev/null || missing+=(chromium)
 command -v zsh >/dev/null || missing+=(zsh)

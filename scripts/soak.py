@@ -1,43 +1,76 @@
-"""Work 2,000 uploads while parts of the stack are killed at random; nothing may be lost or doubled.
+"""Work 2,000 uploads beside programs that are not ours, while parts of the stack are killed.
 
     python scripts/soak.py [--uploads 2000] [--seed 1] [--mean-seconds 6]
+    python scripts/soak.py --uploads 150 --mean-seconds 3      # some 3 minutes
 
 Real processes: PostgreSQL, code server, daemon, web server, run workers, and a scripted model
 server. Every few seconds one of them is killed and, a moment later, started again as a supervisor
-would; each is killed once before any is killed again. At the end every upload must be terminal with
-one result and the counters must be a recount. Exit code 1 if not, or if a part was never killed.
+would; each is killed once before any is killed again. Meanwhile
+
+- an upload API adds files to the same batches, resets and deletes uploads, and locks rows;
+- a share of the files cannot be read, and a share of the pictures is refused by the model service
+  (403, 400); the service turns away what comes too fast (429 with Retry-After);
+- a second deployment keeps its files in the same storage, as does somebody with folders that look
+  like ours; all of them are old enough for the tidy to look at them.
+
+It ends when every part was killed, the API has done everything once, and nothing is left to be
+done. Then every upload must be terminal for the right reason with one result, the counters must be
+a recount, and no foreign file may be touched. Exit code 1 if not.
 """
 
+import hashlib
+import itertools
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import click
 from PIL import Image
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
-from batch_pipeline.database.session import connect
+from batch_pipeline.database.session import connect, create_database_if_missing
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.states.claim_keeper import ClaimKeeper
+from batch_pipeline.services.upload_processing import UploadProcessor
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import PARTIAL_SUFFIX
-from batch_pipeline.testing.model_server import ScriptedModelServer
+from batch_pipeline.testing.model_server import RateLimit, ReceivedCall, ScriptedModelServer
+from batch_pipeline.testing.records import open_all_slices
 from batch_pipeline.testing.stack import Part, PostgresProcess, StackProcesses, kill_all
+from batch_pipeline.testing.upload_api import UploadApi
 
-UPLOADS_PER_BATCH = 250
+UPLOADS_PER_BATCH = 50
 LEASE_SECONDS = 5
 DOWN_SECONDS = (0.5, 6.0)
 VICTIMS = ("run worker", *(part.value for part in Part), "database", "model server")
+#: Of every so many files one is of each bad kind.
+ONE_BAD_IN = 25
+#: Older than the grace of the tidy (seconds).
+OLD_SECONDS = 10 * 86_400
+FOREIGN_FILES = 12
+
+#: What each kind of file must become, by the first word of its name; None: completed. The kinds of
+#: an outage are no reasons of a file.
+OUTCOMES = {
+    "good": None,
+    "truncated": ["truncated"],
+    "text": ["unsupported_format"],
+    "loop": ["source_missing", "source_unreadable", "storage_refused_file"],
+    "moderated": ["model_refused_input", "model_refused_call"],
+    "unsupported": ["model_refused_input", "model_refused_call"],
+}
 
 CHECKS = {
     "uploads that are not terminal": """
         SELECT count(*) FROM uploads WHERE processing_status NOT IN ('completed', 'failed')""",
-    "failed uploads (every picture is good)": """
-        SELECT count(*) FROM uploads WHERE processing_status = 'failed'""",
     "completed uploads without a whole result": """
         SELECT count(*) FROM uploads WHERE processing_status = 'completed' AND (
             description IS NULL OR embedding_local IS NULL OR thumbnail_path IS NULL)""",
@@ -46,14 +79,42 @@ CHECKS = {
     "batches that are not completed": """
         SELECT count(*) FROM upload_batches WHERE status <> 'completed'""",
     "batches whose counters are not a recount": """
-        SELECT count(*) FROM upload_batches b JOIN (
+        SELECT count(*) FROM upload_batches b LEFT JOIN (
             SELECT batch_id, count(*) AS total,
                 count(*) FILTER (WHERE processing_status = 'completed') AS good,
                 count(*) FILTER (WHERE processing_status = 'failed') AS bad
             FROM uploads GROUP BY batch_id) r ON r.batch_id = b.id
         WHERE (b.total_uploads, b.processed_uploads, b.successful_uploads, b.failed_uploads)
-            IS DISTINCT FROM (r.total, r.good + r.bad, r.good, r.bad)""",
+            IS DISTINCT FROM (coalesce(r.total, 0), coalesce(r.good + r.bad, 0),
+                coalesce(r.good, 0), coalesce(r.bad, 0))""",
 }
+
+
+def files():
+    """Names and contents of files, without end: mostly good pictures that all differ."""
+    kinds = [kind for kind in OUTCOMES if kind != "good"]
+    for number in itertools.count():
+        place = number % ONE_BAD_IN
+        kind = kinds[place] if place < len(kinds) else "good"
+        # The model server refuses pictures by their shape, which a smaller copy keeps.
+        size = {"moderated": (600, 60), "unsupported": (60, 600)}.get(kind, (320, 240))
+        colour = (number % 256, number // 256 * 16 % 256, number * 7 % 256)
+        data = BytesIO()
+        Image.new("RGB", size, colour).save(data, "JPEG")
+        content = {"truncated": data.getvalue()[:-200], "text": b"<html>no picture</html>"}
+        yield f"{kind}_{number:05}.jpg", content.get(kind, data.getvalue())
+
+
+def refuse(call: ReceivedCall) -> tuple[int, str] | None:
+    """What the model service does not describe."""
+    for image in call.images:
+        with Image.open(BytesIO(image)) as picture:
+            width, height = picture.size
+        if width > 4 * height:
+            return 403, "the picture violates the content policy"
+        if height > 4 * width:
+            return 400, "pictures of this shape are not supported"
+    return None
 
 
 class Soak:
@@ -70,34 +131,52 @@ class Soak:
             "max_files_per_batch": 10_000,
         }
         self.settings = Settings(_env_file=None, home=home, **values)
-        database = connect(self.settings)
-        database.upgrade()
-        database.close()
-        self.pipeline = Pipeline(self.settings)
+        self.pipeline = open_pipeline(self.settings)
         variables = {f"BATCH_PIPELINE_{name.upper()}": str(v) for name, v in values.items()}
         self.processes = StackProcesses(home, variables)
+        self.storage = home / "uploads"
         self.kills: Counter[str] = Counter()
         self._next_victims: list[str] = []
 
-    def submit(self, count: int, folder: Path) -> list[uuid.UUID]:
-        """Submit pictures that all differ, in several batches."""
-        batches = []
-        for first in range(0, count, UPLOADS_PER_BATCH):
-            paths = []
-            for number in range(first, min(count, first + UPLOADS_PER_BATCH)):
-                path = folder / f"picture_{number:05}.jpg"
-                colour = (number % 256, number // 256 * 16 % 256, number * 7 % 256)
-                Image.new("RGB", (320, 240), colour).save(path)
-                paths.append(path)
-            submission = submit(
-                paths,
-                publisher=self.pipeline.publisher,
-                storage=self.pipeline.storage,
-                settings=self.settings,
-            )
-            assert submission.batch_id
-            batches.append(submission.batch_id)
-        return batches
+    def add_batches(self, count: int, files) -> None:
+        """Add rows and files as an API does, for several users; what is bad is not refused."""
+        api = UploadApi(
+            self.postgres.url,
+            self.storage,
+            original=lambda: next(files),
+            chance=self.chance,
+            mean_seconds=1,
+        )
+        users = [uuid.UUID(int=number) for number in range(1, 4)]
+        with self.pipeline.database.transaction() as connection:
+            raw = connection.connection.driver_connection
+            for first in range(0, count, UPLOADS_PER_BATCH):
+                uploads = min(UPLOADS_PER_BATCH, count - first)
+                batch_id = uuid.uuid4()
+                connection.execute(
+                    text("INSERT INTO upload_batches (id, user_id) VALUES (:id, :user)"),
+                    {"id": batch_id, "user": self.chance.choice(users)},
+                )
+                for _ in range(uploads):
+                    api.append(raw)
+
+    def make_unreadable(self) -> None:
+        """Turn the originals of that kind into links that lead to themselves."""
+        with self.pipeline.database.transaction() as connection:
+            loops = text("SELECT file_path FROM uploads WHERE filename LIKE 'loop%'")
+            for path in connection.scalars(loops):
+                file = self.storage / path
+                file.unlink()
+                file.symlink_to(file.name)
+
+    def has_seen_everything(self, api: UploadApi, uploads: int) -> bool:
+        """Whether every part was killed, the API has done everything, and much is done."""
+        done = self.count("SELECT sum(processed_uploads) FROM upload_batches")
+        return (
+            len(self.kills) == len(VICTIMS)
+            and len(api.done) == len(api.deeds)
+            and done >= uploads / 2
+        )
 
     def kill_one(self) -> str:
         """Kill something, leave it dead for a moment, bring it back."""
@@ -126,14 +205,118 @@ class Soak:
         self.kills[victim] += 1
         return victim
 
-    def count(self, statement: str) -> int:
+    def count(self, statement: str, **values) -> int:
         """Ask the database for one number."""
         with self.pipeline.database.transaction() as connection:
-            return int(connection.execute(text(statement)).scalar_one())
+            return int(connection.execute(text(statement), values).scalar_one() or 0)
 
-    def left(self) -> int:
-        """How many batches are still at work."""
-        return self.count("SELECT count(*) FROM upload_batches WHERE status <> 'completed'")
+    def problems(self) -> dict[str, int]:
+        """What is not as it must be in the end."""
+        wrong = "SELECT count(*) FROM uploads WHERE filename LIKE :of || '\\_%' AND NOT "
+        ends = {
+            f"uploads of kind {kind} that did not end for their reason": (
+                self.count(wrong + "(processing_status = 'completed')", of=kind)
+                if reasons is None
+                else self.count(
+                    wrong + "(processing_status = 'failed' AND error_kind = ANY(:reasons)"
+                    " AND error_message <> '')",
+                    of=kind,
+                    reasons=reasons,
+                )
+            )
+            for kind, reasons in OUTCOMES.items()
+        }
+        return ends | {what: self.count(statement) for what, statement in CHECKS.items()}
+
+    def kinds(self) -> dict[str, int]:
+        """Uploads of each kind of file."""
+        of_kind = "SELECT count(*) FROM uploads WHERE filename LIKE :of || '\\_%'"
+        return {kind: self.count(of_kind, of=kind) for kind in OUTCOMES}
+
+    def close(self) -> None:
+        """Let the database go."""
+        self.pipeline.close()
+        self.postgres.close()
+
+    def tidy(self) -> None:
+        """Run the sweep with its hourly part."""
+        command = [sys.executable, "-m", "dagster", "job", "execute"]
+        command += ["-m", "batch_pipeline.definitions", "-j", "sweep_backlog"]
+        environment = self.processes.environment
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+
+
+class Neighbours:
+    """A second deployment on the same storage, and somebody whose folders look like ours."""
+
+    def __init__(self, soak: Soak) -> None:
+        server = make_url(soak.postgres.url)
+        create_database_if_missing(server, "second")
+        url = server.set(database="second").render_as_string(hide_password=False)
+        self.settings = Settings(
+            _env_file=None,
+            home=soak.settings.home / "second",
+            database_url=url,
+            storage_url=str(soak.storage),
+        )
+        self.pipeline = open_pipeline(self.settings)
+        self._storage = soak.storage
+        self.batch_id: uuid.UUID | None = None
+        self._sums: dict[Path, str] = {}
+
+    def settle_in(self, folder: Path) -> None:
+        """Store files, and remember what they are."""
+        before = set(self._storage.rglob("*"))
+        pictures = [folder / f"{number}.jpg" for number in range(6)]
+        for number, path in enumerate(pictures):
+            Image.new("RGB", (64, 48), (40 * number, 200 - 30 * number, 90)).save(path)
+        self.batch_id = submit(
+            pictures,
+            publisher=self.pipeline.publisher,
+            storage=self.pipeline.storage,
+            settings=self.settings,
+        ).batch_id
+        for number in range(FOREIGN_FILES):
+            names = ("avatar.png", "original.jpg", f"original.jpg{PARTIAL_SUFFIX}")
+            folder = self._storage / str(uuid.uuid4()) / str(uuid.uuid4())
+            folder.mkdir(parents=True)
+            (folder / names[number % len(names)]).write_bytes(os.urandom(100))
+        for path in set(self._storage.rglob("*")) - before:
+            long_ago = time.time() - OLD_SECONDS
+            os.utime(path, (long_ago, long_ago))
+            if path.is_file():
+                self._sums[path] = _digest(path)
+
+    def touched(self) -> list[Path]:
+        """Files that are gone or changed."""
+        return [path for path, was in self._sums.items() if _digest(path) != was]
+
+    def unprocessed(self) -> int:
+        """Let the second deployment process its batch; how many uploads it cannot complete."""
+        slices = open_all_slices(self.pipeline.database, 250)
+        with ClaimKeeper(self.pipeline.states, "second", lease_seconds=120) as keeper:
+            processor = UploadProcessor(self.pipeline, keeper)
+            for slice_ in slices:
+                loaded = self.pipeline.states.load_batch(
+                    slice_.batch_id, "second", slice_number=slice_.number, limit=250
+                )
+                for upload in loaded.reserved if loaded else ():
+                    processor.process(upload.id, "second", retries_left=0)
+        with self.pipeline.database.transaction() as connection:
+            left = "SELECT count(*) FROM uploads WHERE processing_status <> 'completed'"
+            return int(connection.execute(text(left)).scalar_one())
+
+
+def open_pipeline(settings: Settings) -> Pipeline:
+    """Make the tables, and open the pipeline on them."""
+    database = connect(settings)
+    database.upgrade()
+    database.close()
+    return Pipeline(settings)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "gone"
 
 
 @click.command()
@@ -146,37 +329,66 @@ def main(uploads: int, seed: int, mean_seconds: float, latency: float, patience:
     """Run the soak and judge its end."""
     chance = random.Random(seed)
     begin = time.monotonic()
+
+    def elapsed() -> float:
+        return time.monotonic() - begin
+
     with (
         tempfile.TemporaryDirectory() as folder,
-        ScriptedModelServer(latency_seconds=latency) as models,
+        ScriptedModelServer(
+            latency_seconds=latency,
+            refuse=refuse,
+            rate_limit=RateLimit(calls=100, seconds=5),
+            retry_after="2",
+        ) as models,
     ):
-        home = Path(folder)
-        soak = Soak(home / "home", models, chance)
-        (home / "pictures").mkdir()
-        soak.submit(uploads, home / "pictures")
+        soak = Soak(Path(folder) / "home", models, chance)
+        originals = files()
+        soak.add_batches(uploads, originals)
+        soak.make_unreadable()
+        neighbours = Neighbours(soak)
+        neighbours.settle_in(Path(folder))
+        api = UploadApi(
+            soak.postgres.url,
+            soak.storage,
+            # A file of which a link is made later might have been read before.
+            original=lambda: next(file for file in originals if not file[0].startswith("loop")),
+            chance=random.Random(seed + 1),
+            mean_seconds=mean_seconds / 4,
+        )
         with soak.processes:
-            while soak.left():
-                if time.monotonic() - begin > patience:
-                    click.echo(f"not done within {patience:g} s")
-                    break
-                time.sleep(chance.expovariate(1 / mean_seconds))
-                victim = soak.kill_one()
-                done = soak.count("SELECT sum(processed_uploads) FROM upload_batches")
-                click.echo(f"{time.monotonic() - begin:6.0f} s  {done:5} done  killed: {victim}")
-        problems = {what: soak.count(statement) for what, statement in CHECKS.items()}
-        spared = len(VICTIMS) - len(soak.kills)
-        problems["parts that were never killed (work more uploads)"] = spared
-        partial = list((home / "home" / "uploads").rglob(f"*{PARTIAL_SUFFIX}"))
-        calls = len(models.calls_of("vision"))
-        soak.pipeline.close()
-        soak.postgres.close()
-    kills = ", ".join(f"{victim} {soak.kills[victim]}" for victim in VICTIMS)
-    click.echo(f"killed: {kills}; {soak.kills.total()} in all")
-    click.echo(f"{len(partial)} partial files are left to the hourly part of the sweep")
-    click.echo(f"{calls} descriptions asked for, for {uploads} uploads")
+            with api:
+                while not soak.has_seen_everything(api, uploads) and elapsed() < patience:
+                    time.sleep(chance.expovariate(1 / mean_seconds))
+                    victim = soak.kill_one()
+                    done = soak.count("SELECT sum(processed_uploads) FROM upload_batches")
+                    click.echo(f"{elapsed():6.0f} s  {done:5} done  killed: {victim}")
+            click.echo(f"{elapsed():6.0f} s  nothing is killed any more, and the API is quiet")
+            while any(soak.problems().values()) and elapsed() < patience:
+                time.sleep(2)
+            soak.tidy()
+        problems = soak.problems() | {
+            "parts that were never killed": len(VICTIMS) - len(soak.kills),
+            "things that the API never did": len(api.deeds) - len(api.done),
+            "uploads that the second deployment cannot process": neighbours.unprocessed(),
+            "foreign files that are gone or changed": len(neighbours.touched()),
+        }
+        click.echo(f"{elapsed():6.0f} s  done; killed: {_said(soak.kills)}")
+        click.echo(f"the API did: {_said(api.done)}; interrupted: {_said(api.interrupted)}")
+        click.echo(f"uploads in the end: {_said(soak.kinds())}")
+        click.echo(
+            f"descriptions asked for: {len(models.calls_of('vision'))}; "
+            f"calls turned away: {models.turned_away}"
+        )
+        soak.close()
+        neighbours.pipeline.close()
     for what, number in problems.items():
         click.echo(f"{'BAD ' if number else 'ok  '}{what}: {number}")
     sys.exit(any(problems.values()))
+
+
+def _said(counts) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 if __name__ == "__main__":

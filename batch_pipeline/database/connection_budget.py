@@ -22,7 +22,8 @@ server for Dagster's own storage there is more room than counted here.
 import psycopg
 from sqlalchemy.engine import URL
 
-from batch_pipeline.errors import ConfigurationError, ServiceDownError
+from batch_pipeline.database.failures import failures_named
+from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.settings import Settings
 
 #: Dagster's pool, in every process: threads write events one at a time and read little.
@@ -83,11 +84,6 @@ def connection_limit(url: URL) -> int:
         ServiceDownError: it cannot be reached.
     """
     address = url.set(drivername="postgresql").render_as_string(hide_password=False)
-    try:
-        with psycopg.connect(address, connect_timeout=10) as connection:
-            row = connection.execute(_LIMIT).fetchone()
-    except psycopg.OperationalError as error:
-        raise ServiceDownError("database_down", f"the database does not answer: {error}") from error
-    except psycopg.ProgrammingError as error:
-        raise ConfigurationError(f"BATCH_PIPELINE_DATABASE_URL cannot be used: {error}") from error
+    with failures_named(), psycopg.connect(address, connect_timeout=10) as connection:
+        row = connection.execute(_LIMIT).fetchone()
     return int(row[0]) if row else 0

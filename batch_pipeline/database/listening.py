@@ -5,23 +5,26 @@ from contextlib import contextmanager
 
 import psycopg
 
+from batch_pipeline.database.connection_setup import is_pooled
+from batch_pipeline.database.failures import failures_named
 from batch_pipeline.database.session import Database
-from batch_pipeline.errors import ServiceDownError
 
 
 @contextmanager
 def listening(database: Database, channel: str) -> Iterator[psycopg.Connection]:
     """Open a connection that listens; ``notifies(timeout=…)`` of it gives what is said from now on.
 
-    Behind PgBouncer in transaction mode it hears nothing, and no error says so.
+    Behind a pooler messages go to whoever has the connection next: there nothing is heard, and the
+    time-outs of the caller replace it.
 
     Raises:
         ServiceDownError: the database cannot be reached, or goes away meanwhile.
     """
     url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=10) as listener:
+    with (
+        failures_named(),
+        psycopg.connect(url, autocommit=True, connect_timeout=10) as listener,
+    ):
+        if not is_pooled(listener):
             listener.execute(f"LISTEN {channel}")
-            yield listener
-    except psycopg.OperationalError as error:
-        raise ServiceDownError("database_down", f"the database does not answer: {error}") from error
+        yield listener

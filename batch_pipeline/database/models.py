@@ -6,6 +6,7 @@ so that a writer who knows only the others keeps working. Who may change what st
 """
 
 import uuid
+from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    Dialect,
     ForeignKey,
     Index,
     Integer,
@@ -24,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import UserDefinedType
 
 from batch_pipeline.database.vectors import BinaryVector
 
@@ -72,6 +75,29 @@ IN_WORK = (UploadStatus.ANALYZING, UploadStatus.EMBEDDING)
 ENDED = (UploadStatus.COMPLETED, UploadStatus.FAILED)
 
 
+class Word(UserDefinedType[str]):
+    """A short text of ours; upload APIs keep some in columns of a native ENUM type.
+
+    So the server is not told that it is text: it takes it for what the column is.
+    """
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """What it is in tables of ours."""
+        return "TEXT"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[str | None], str | None]:
+        """What a value becomes before psycopg sees it; called by SQLAlchemy."""
+        del dialect
+        return lambda word: None if word is None else str(word)
+
+    def literal_processor(self, dialect: Dialect) -> Callable[[str], str]:
+        """How a value is written into a statement; called by SQLAlchemy."""
+        del dialect
+        return lambda word: f"'{word}'"
+
+
 class Base(DeclarativeBase):
     """All tables of the pipeline."""
 
@@ -102,7 +128,7 @@ class UploadBatch(Base):
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=_NEW_ID)
     user_id: Mapped[uuid.UUID]
     #: One of `BatchStatus`; changes in the transaction of the upload that causes it.
-    status: Mapped[str] = mapped_column(server_default=BatchStatus.PENDING)
+    status: Mapped[str] = mapped_column(Word(), server_default=BatchStatus.PENDING)
     #: Rows in ``uploads``; put right when a run finds another number.
     total_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Always ``successful_uploads + failed_uploads``.
@@ -121,7 +147,7 @@ class UploadBatch(Base):
     completed_at: Mapped[datetime | None]
 
     # Ours
-    #: Slices opened so far; each is the share of one run. Only grows.
+    #: Slices opened so far; one run processes each. Only grows.
     slices: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Runs that died since an upload last ended; too many of them end the batch as ``failed``.
     died_runs: Mapped[int] = mapped_column(Integer, server_default="0")
@@ -135,6 +161,10 @@ class UploadBatch(Base):
             postgresql_where=text("status IN ('pending', 'processing')"),
         ),
     )
+
+
+#: All words that an upload can be found by; the function is made and explained by migration 0010.
+UPLOAD_WORDS = "upload_words(description, filename, metadata::jsonb)"
 
 
 class Upload(Base):
@@ -152,12 +182,12 @@ class Upload(Base):
     #: The original, relative to the storage.
     file_path: Mapped[str]
     #: ``image`` or ``video``.
-    file_type: Mapped[str]
+    file_type: Mapped[str] = mapped_column(Word())
     #: Bytes.
     file_size: Mapped[int] = mapped_column(BigInteger)
     mime_type: Mapped[str | None]
     #: One of `UploadStatus`.
-    processing_status: Mapped[str] = mapped_column(server_default=UploadStatus.PENDING)
+    processing_status: Mapped[str] = mapped_column(Word(), server_default=UploadStatus.PENDING)
     #: Stored once it has passed the audit; kept by a retry.
     description: Mapped[str | None]
     #: 0-100, of the stored description.
@@ -177,14 +207,14 @@ class Upload(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
     # Ours
-    #: Share of the batch that one run takes; empty until the sensor opens it.
+    #: Number of the slice; one run processes its uploads. Empty until the sensor opens it.
     slice: Mapped[int | None] = mapped_column(Integer)
     #: Why the slice was opened: new, retry, rescue or reprocess.
     dispatch_reason: Mapped[str] = mapped_column(server_default="new")
     #: Dagster run that holds the upload; empty when nobody does.
     owner_run_id: Mapped[str | None]
     #: Fencing token: grows with every claim, and a write that names an older one is refused.
-    claim: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    claim_token: Mapped[int] = mapped_column(BigInteger, server_default="0")
     #: Last sign of life of the owner, on the database's clock.
     heartbeat_at: Mapped[datetime | None]
     #: Attempts begun in this dispatch; 0 again on a new one.
@@ -240,6 +270,25 @@ class Upload(Base):
         Index("ix_uploads_embedding_model", "embedding_model"),
         Index("ix_uploads_user", "user_id", "embedding_model"),
         Index("ix_uploads_audit_score", "description_audit_score"),
+        # These three only of what search finds: others change often while they are worked.
+        Index(
+            "ix_uploads_words",
+            text(UPLOAD_WORDS),
+            postgresql_using="gin",
+            postgresql_where=text("embedding_model IS NOT NULL"),
+        ),
+        # Of a hash, as names may be longer than a tree takes.
+        Index(
+            "ix_uploads_filename",
+            text("lower(filename)"),
+            postgresql_using="hash",
+            postgresql_where=text("embedding_model IS NOT NULL"),
+        ),
+        Index(
+            "ix_uploads_checksum",
+            "checksum",
+            postgresql_where=text("embedding_model IS NOT NULL"),
+        ),
         Index(
             "ix_uploads_embedding",
             "embedding_local",
@@ -270,6 +319,41 @@ class ModelCallSlots(Base):
     since: Mapped[datetime]
     #: Renewed while it lives; afterwards others remove the row.
     leased_until: Mapped[datetime]
+
+
+class ModelPause(Base):
+    """Until when a model server wants no calls, as it told whoever called it last."""
+
+    __tablename__ = "model_pauses"
+
+    #: As in `ModelCallSlots`.
+    server: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    not_before: Mapped[datetime]
+    #: What the server said.
+    reason: Mapped[str]
+
+
+class DatabaseIdentity(Base):
+    """One row that tells this database from others; `database/identity.py` says what else does."""
+
+    __tablename__ = "database_identity"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=_NEW_ID)
+
+
+class MadeThumbnail(Base):
+    """A thumbnail that this pipeline wrote; the proof that it may be removed.
+
+    Outlives the upload. Without a foreign key, as the rows of an upload API are deleted by the API.
+    """
+
+    __tablename__ = "made_thumbnails"
+
+    upload_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    #: Owner of the upload: the thumbnail lies in a folder of that name.
+    user_id: Mapped[uuid.UUID]
+    made_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
 class AskedSlice(Base):

@@ -18,17 +18,15 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Row, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import (
-    ArgumentError,
-    DBAPIError,
-    InvalidatePoolError,
-    ProgrammingError,
-)
+from sqlalchemy.exc import ArgumentError, IntegrityError, InvalidatePoolError, ProgrammingError
 
 from batch_pipeline.database import connection_budget
+from batch_pipeline.database.connection_setup import set_up
 from batch_pipeline.database.embedded_server import embedded_server_url
+from batch_pipeline.database.existing_tables import require_usable_tables
+from batch_pipeline.database.failures import READ_ONLY, failures_named, repeated, sqlstate
 from batch_pipeline.database.lone_statements import LoneStatement
-from batch_pipeline.errors import ConfigurationError, ServiceDownError
+from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.settings import Settings
 
 #: Serialises migrations over all processes; any constant that nobody else uses.
@@ -37,9 +35,8 @@ MIGRATION_LOCK = 7_305_100_621
 #: A connection that was used within so many seconds is not asked whether it is alive.
 _FRESH_SECONDS = 1.0
 
-#: SQLSTATE classes of a server that cannot serve now: connection, resources, operator, system.
-_DOWN_CLASSES = ("08", "53", "57P", "58")
-
+#: Another process has created the same database meanwhile: known, or only just.
+_IS_THERE = ("42P04", "23505")
 
 #: A row whose columns the type checker does not follow.
 AnyRow = Row[*tuple[Any, ...]]
@@ -55,13 +52,15 @@ class Database:
             url,
             pool_size=pool_size,
             max_overflow=0,  # counted in `connection_budget`
+            isolation_level="READ COMMITTED",  # whatever the role or the database has by default
             connect_args={
                 "application_name": "batch_pipeline",
                 "connect_timeout": 10,
-                "options": _session_options(url),
+                "client_encoding": "UTF8",
             },
         )
         self._lost_one_at = 0.0
+        self._set_up_connections()
         self._ping_after_a_rest()
 
     @contextmanager
@@ -69,18 +68,20 @@ class Database:
         """One transaction: committed at the end, rolled back by an exception.
 
         Raises:
-            ServiceDownError: the server cannot be reached or serves nobody now.
+            ServiceDownError: the server cannot be reached or serves nobody now; a `ConflictError`
+                of these if the same transaction may succeed at once.
         """
-        with _outages_named(), self.engine.begin() as connection:
+        with failures_named(), self.engine.begin() as connection:
             yield connection
 
+    @repeated
     def execute(self, statement: LoneStatement, parameters: Mapping[str, Any]) -> AnyRow | None:
         """Execute a statement that is a transaction of its own, in one round trip.
 
         Raises:
             ServiceDownError: the server cannot be reached or serves nobody now.
         """
-        with _outages_named():
+        with failures_named():
             pooled = self.engine.raw_connection()
             try:
                 connection = cast("psycopg.Connection[Any]", pooled.driver_connection)
@@ -95,11 +96,18 @@ class Database:
         return row
 
     def upgrade(self) -> None:
-        """Bring the tables up to the newest migration; safe when several processes do so."""
+        """Bring the tables up to the newest migration; safe when several processes do so.
+
+        Raises:
+            ConfigurationError: the server or tables that are there already cannot be used as they
+                are; the message has the statements that change that. Nothing was changed.
+        """
+        with self.transaction() as connection:
+            require_usable_tables(connection, self.embedding_dimensions)
         config = _alembic_config()
         config.attributes["embedding_dimensions"] = self.embedding_dimensions
         # Not in a transaction: each migration has its own, and may leave it to build an index.
-        with _outages_named(), self._migration_lock(), self.engine.connect() as connection:
+        with failures_named(), self._migration_lock(), self.engine.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
@@ -112,6 +120,17 @@ class Database:
     def close(self) -> None:
         """Close all idle connections."""
         self.engine.dispose()
+
+    def _set_up_connections(self) -> None:
+        @event.listens_for(self.engine, "connect")
+        def prepare(connection: Any, _: Any) -> None:
+            set_up(connection)
+
+        @event.listens_for(self.engine, "handle_error")
+        def let_go(context: Any) -> None:
+            # After a failover the name leads to another server, but only new connections do.
+            if sqlstate(context.original_exception) == READ_ONLY:
+                context.is_disconnect = True
 
     def _ping_after_a_rest(self) -> None:
         """Ask connections that have rested whether they are alive: a restart is not an outage.
@@ -139,15 +158,15 @@ class Database:
     @contextmanager
     def _migration_lock(self) -> Iterator[None]:
         # Asked for again and again: who waits for a lock inside a statement would be waited for by
-        # CREATE INDEX CONCURRENTLY, which waits for every statement that began before it.
-        key = {"key": MIGRATION_LOCK}
-        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as holder:
-            while not holder.scalar(text("SELECT pg_try_advisory_lock(:key)"), key):
+        # CREATE INDEX CONCURRENTLY, which waits for every statement that began before it. Held by a
+        # transaction, not by a session: behind a pooler that is somebody else's a moment later.
+        # Without parameters: a statement with some keeps its snapshot, which is waited for too.
+        lock = text(f"SELECT pg_try_advisory_xact_lock({MIGRATION_LOCK})")
+        with self.engine.connect() as holder:
+            while not holder.scalar(lock):
+                holder.rollback()
                 time.sleep(0.1)
-            try:
-                yield
-            finally:
-                holder.execute(text("SELECT pg_advisory_unlock(:key)"), key)
+            yield
 
 
 def open_database(settings: Settings, *, pool_size: int | None = None) -> Database:
@@ -209,43 +228,30 @@ def with_driver(url: str, driver: str, *, variable: str) -> URL:
 
 
 def create_database_if_missing(server: URL, name: str) -> None:
-    """Create a database on a server, unless it is there; safe when several processes do so."""
+    """Create a database on a server, unless it is there; safe when several processes do so.
+
+    Raises:
+        ConfigurationError: the role may not create one.
+        ServiceDownError: the server cannot be reached.
+    """
     engine = create_engine(server.set(drivername="postgresql+psycopg"))
+    # Not template1: it may have an encoding in which not everything can be written.
+    create = text(f"CREATE DATABASE \"{name}\" ENCODING 'UTF8' TEMPLATE template0")
     try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
-            found = connection.scalar(
-                text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": name}
-            )
-            if not found:
-                connection.execute(text(f'CREATE DATABASE "{name}"'))
-            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": MIGRATION_LOCK})
+        with (
+            failures_named(),
+            engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        ):
+            found = text("SELECT 1 FROM pg_database WHERE datname = :name")
+            if not connection.scalar(found, {"name": name}):
+                connection.execute(create)
+    except (ProgrammingError, IntegrityError) as error:
+        if sqlstate(error) not in _IS_THERE:
+            raise
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; or create the database {name!r} for it") from error
     finally:
         engine.dispose()
-
-
-@contextmanager
-def _outages_named() -> Iterator[None]:
-    try:
-        yield
-    except (DBAPIError, psycopg.Error) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        if _is_down(error):
-            raise ServiceDownError(
-                "database_down", f"the database does not answer: {cause}"
-            ) from error
-        if isinstance(error, ProgrammingError) and not getattr(cause, "sqlstate", None):
-            # No server was asked: the library could not read what it was told.
-            raise ConfigurationError(
-                f"BATCH_PIPELINE_DATABASE_URL cannot be used: {cause}"
-            ) from error
-        raise
-
-
-def _session_options(url: URL) -> str:
-    """Moments without a time zone, as some upload APIs keep them, are read and written as UTC."""
-    given = url.query.get("options", "")
-    return f"{given if isinstance(given, str) else ' '.join(given)} -c timezone=UTC".strip()
 
 
 def _alembic_config() -> Config:
@@ -253,13 +259,3 @@ def _alembic_config() -> Config:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
     return config
-
-
-def _is_down(error: DBAPIError | psycopg.Error) -> bool:
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    state = getattr(cause, "sqlstate", None)
-    if state is None:
-        return isinstance(cause, psycopg.OperationalError)
-    return str(state).startswith(_DOWN_CLASSES)

@@ -6,8 +6,9 @@ time of a step that does nothing.
 
 from collections.abc import Set as AbstractSet
 
-from dagster._config.pythonic_config import IAttachDifferentObjectToOpContext
-from dagster._core.definitions.scoped_resources_builder import Resources, ScopedResourcesBuilder
+from dagster import IAttachDifferentObjectToOpContext
+
+from batch_pipeline.dagster_internals import Resources, ScopedResourcesBuilder
 
 
 class SharedResourcesBuilder(ScopedResourcesBuilder):

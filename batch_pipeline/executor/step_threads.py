@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from dagster import DagsterEvent
-from dagster._utils.interrupts import pop_captured_interrupt
 
+from batch_pipeline.dagster_internals import pop_captured_interrupt
 from batch_pipeline.executor.interrupts import bind_interrupt_event
 from batch_pipeline.executor.turns import Turns
 

@@ -38,10 +38,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar, cast
 
-from dagster._core.execution.context.system import PlanExecutionContext
-from dagster._core.execution.plan.outputs import StepOutputHandle
-from dagster._core.log_manager import DagsterLogHandler, DagsterLogManager
-
+from batch_pipeline.dagster_internals import (
+    DagsterLogHandler,
+    DagsterLogManager,
+    PlanExecutionContext,
+    StepOutputHandle,
+)
 from batch_pipeline.executor.shared_resources import SharedResourcesBuilder
 from batch_pipeline.executor.step_threads import StepThread
 

@@ -17,32 +17,37 @@ from functools import partial
 from typing import Any
 
 import dagster as dg
-from dagster import DagsterEvent, DagsterEventType, DagsterExecutionInterruptedError
-from dagster._core.events import EngineEventData
-from dagster._core.execution.api import ExecuteRunWithPlanIterable
-from dagster._core.execution.compute_logs import create_compute_log_file_key
-from dagster._core.execution.context.system import PlanExecutionContext, PlanOrchestrationContext
-from dagster._core.execution.context_creation_job import PlanExecutionContextManager
-from dagster._core.execution.plan.active import ActiveExecution
-from dagster._core.execution.plan.execute_plan import (
-    _trigger_hook,
-    dagster_event_sequence_for_step,
+from dagster import (
+    DagsterEvent,
+    DagsterEventType,
+    DagsterExecutionInterruptedError,
+    Executor,
+    InitExecutorContext,
 )
-from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
-from dagster._core.execution.plan.plan import ExecutionPlan
-from dagster._core.execution.plan.state import KnownExecutionState
-from dagster._core.execution.plan.step import ExecutionStep
-from dagster._core.execution.retries import RetryMode, get_retries_config
-from dagster._core.execution.step_dependency_config import (
-    StepDependencyConfig,
-    get_step_dependency_config_field,
-)
-from dagster._core.execution.tags import get_tag_concurrency_limits_config
-from dagster._core.executor.base import Executor
-from dagster._core.executor.init import InitExecutorContext
-from dagster._core.storage.tags import GLOBAL_CONCURRENCY_TAG, PRIORITY_TAG
-from dagster._utils.error import serializable_error_info_from_exc_info
 
+from batch_pipeline.dagster_internals import (
+    GLOBAL_CONCURRENCY_TAG,
+    PRIORITY_TAG,
+    ActiveExecution,
+    EngineEventData,
+    ExecuteRunWithPlanIterable,
+    ExecutionPlan,
+    ExecutionStep,
+    InstanceConcurrencyContext,
+    KnownExecutionState,
+    PlanExecutionContext,
+    PlanExecutionContextManager,
+    PlanOrchestrationContext,
+    RetryMode,
+    StepDependencyConfig,
+    create_compute_log_file_key,
+    dagster_event_sequence_for_step,
+    get_retries_config,
+    get_step_dependency_config_field,
+    get_tag_concurrency_limits_config,
+    serializable_error_info_from_exc_info,
+    trigger_hooks,
+)
 from batch_pipeline.executor.step_threads import POLL_SECONDS, StepThreads, StepWork
 from batch_pipeline.executor.thread_safety import thread_safe_context
 from batch_pipeline.executor.turns import Turns
@@ -387,7 +392,7 @@ def _step_events(
     for event in dagster_event_sequence_for_step(step_context):
         events.append(event)
         yield event
-    yield from _trigger_hook(step_context, events)
+    yield from trigger_hooks(step_context, events)
 
 
 def _begin_log_capture(

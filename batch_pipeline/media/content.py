@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 FileType = Literal["image", "video"]
 
@@ -21,7 +21,9 @@ class MediaFacts:
     width: int
     height: int
     captured_at: datetime | None = None
-    """Local time on the camera's clock, without a zone."""
+    """Local time on the camera's clock, without a zone, to the second."""
+    date_source: str | None = None
+    """Where `captured_at` was found, e.g. ``EXIF DateTimeOriginal``, ``file name``."""
     camera: str | None = None
     """Maker and model."""
     frame_count: int = 1
@@ -29,6 +31,27 @@ class MediaFacts:
     duration_seconds: float | None = None
     frame_rate: float | None = None
     codec: str | None = None
+    clip: str | None = None
+    """What moves beside a still: the film inside a motion photo, or the name of a Live Photo's."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with a file that is shown all the same, e.g. ``damaged: …``."""
+
+    def as_stored(self) -> dict[str, Any]:
+        """As the metadata of an upload: what is not known is left out."""
+        values = {
+            "format": self.format,
+            "width": self.width,
+            "height": self.height,
+            "captured_at": self.captured_at.isoformat() if self.captured_at else None,
+            "date_source": self.date_source,
+            "camera": self.camera,
+            "frame_count": self.frame_count if self.frame_count > 1 else None,
+            "duration_seconds": self.duration_seconds,
+            "frame_rate": self.frame_rate,
+            "clip": self.clip,
+            "warnings": list(self.warnings) or None,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ Kinds of `PermanentError` on this way, all meaning that the file itself is the r
 ``unreadable_image``   an image decoder gave up
 ``unreadable_video``   a container cannot be opened, or not one frame of it decoded
 ``no_video_stream``    a container with sound only
-``too_many_pixels``    a picture or frame is larger than the limit; nothing was decoded
+``too_many_pixels``    a picture or frame takes more memory than may be taken, or claims more than
+                       its file can hold; nothing was decoded
 ``oversized_metadata`` texts or EXIF of a size that no camera writes
 ====================== ===================================================================
 
@@ -16,17 +17,25 @@ Errors of the storage while reading, and `MemoryError`, pass through as they are
 """
 
 import io
+from dataclasses import replace
 from typing import BinaryIO
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.images import decode_image
-from batch_pipeline.media.memory import DECODES, return_large_blocks
+from batch_pipeline.media.memory import DECODES, DEFAULT_DECODE_BYTES, return_large_blocks
+from batch_pipeline.media.metadata import with_date_of_name
 from batch_pipeline.media.sniffing import MediaType
 from batch_pipeline.media.videos import decode_video
 
 
-def decode(source: BinaryIO, media_type: MediaType) -> MediaContent:
+def decode(
+    source: BinaryIO,
+    media_type: MediaType,
+    *,
+    filename: str = "",
+    max_bytes: int = DEFAULT_DECODE_BYTES,
+) -> MediaContent:
     """Decode a file to what the models and the thumbnail need.
 
     Any number of threads may call this; as many decode at a time as there are cores.
@@ -34,6 +43,8 @@ def decode(source: BinaryIO, media_type: MediaType) -> MediaContent:
     Args:
         source: the file, seekable; the caller closes it.
         media_type: what `sniff` said of it.
+        filename: as the file was called when it was uploaded; it may say a date.
+        max_bytes: what the decode of a picture may take, besides the file.
 
     Raises:
         PermanentError: with one of the kinds above.
@@ -45,5 +56,7 @@ def decode(source: BinaryIO, media_type: MediaType) -> MediaContent:
     with DECODES:
         if media_type.file_type == "image":
             # Read whole, so that an OSError below is the decoder's and one here is the storage's.
-            return decode_image(source.read(), media_type)
-        return decode_video(source, media_type)
+            content = decode_image(source.read(), media_type, max_bytes=max_bytes)
+        else:
+            content = decode_video(source, media_type)
+    return replace(content, facts=with_date_of_name(content.facts, filename))

@@ -14,6 +14,8 @@ from functools import cache
 #: Blocks from this size on are mapped by themselves, and unmapped when they are freed (bytes): of
 #: pictures, not of Python's objects.
 _MAPPED_FROM = 1_000_000
+#: What the decode of one picture may take, unless it is set otherwise (bytes).
+DEFAULT_DECODE_BYTES = 512 * 1024**2
 #: Name of that parameter in glibc's `malloc.h`.
 _M_MMAP_THRESHOLD = -3
 

@@ -5,6 +5,7 @@ Here: helpers on `PIL.Image` pictures that are already small. Reading files is t
 """
 
 import io
+import re
 from collections.abc import Callable
 
 from PIL import Image
@@ -69,7 +70,9 @@ def camera_name(make: object, model: object) -> str | None:
     at a length that fits a line.
     """
     maker, product = _printable(make), _printable(model)
-    if product.lower().startswith(maker.lower()):  # "Canon" and "Canon EOS R5"
+    # "Canon" and "Canon EOS R5"; "EASTMAN KODAK COMPANY" and "KODAK DX4330".
+    first_word = re.split(r"[\W_]", product.casefold())[0]
+    if first_word and first_word in re.split(r"[\W_]+", maker.casefold()):
         maker = ""
     return f"{maker} {product}".strip()[:_CAMERA_LENGTH].rstrip() or None
 

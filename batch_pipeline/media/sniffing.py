@@ -8,12 +8,21 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Protocol
 
 from batch_pipeline.media.content import FileType
+from batch_pipeline.media.tiff_block import TiffBlock
 
 #: Bytes of a file's start that every judgement below can be made from.
 HEAD_BYTES = 4096
+
+
+class SeekableFile(Protocol):
+    """As much of a file as is asked for here."""
+
+    def read(self, size: int = -1, /) -> bytes: ...  # noqa: D102
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...  # noqa: D102
+    def tell(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -21,12 +30,21 @@ class MediaType:
     """One accepted kind of file."""
 
     format: str
-    """Canonical name, e.g. ``jpeg``; the three shapes of MPEG share one."""
+    """Canonical name, e.g. ``jpeg``; the shapes of MPEG share one."""
     file_type: FileType
     mime_type: str
     extension: str
     """For the stored file, without a dot."""
+    package: str | None = None
+    """Module that decodes it, if that comes with an extra."""
 
+    @property
+    def label(self) -> str:
+        """As people write it: ``JPEG``, ``WebP``."""
+        return _LABELS.get(self.format, self.format.upper())
+
+
+_LABELS = {"webp": "WebP", "jpeg2000": "JPEG 2000", "jxl": "JPEG XL", "webm": "WebM", "raw": "raw"}
 
 JPEG = MediaType("jpeg", "image", "image/jpeg", "jpg")
 PNG = MediaType("png", "image", "image/png", "png")
@@ -35,50 +53,115 @@ HEIC = MediaType("heic", "image", "image/heic", "heic")
 HEIF = MediaType("heif", "image", "image/heif", "heif")
 GIF = MediaType("gif", "image", "image/gif", "gif")
 AVIF = MediaType("avif", "image", "image/avif", "avif")
+TIFF = MediaType("tiff", "image", "image/tiff", "tif")
+BMP = MediaType("bmp", "image", "image/bmp", "bmp")
+JPEG_2000 = MediaType("jpeg2000", "image", "image/jp2", "jp2")
+PSD = MediaType("psd", "image", "image/vnd.adobe.photoshop", "psd")
+JPEG_XL = MediaType("jxl", "image", "image/jxl", "jxl", "pillow_jxl")
+DNG = MediaType("dng", "image", "image/x-adobe-dng", "dng", "rawpy")
+CR2 = MediaType("cr2", "image", "image/x-canon-cr2", "cr2", "rawpy")
+CR3 = MediaType("cr3", "image", "image/x-canon-cr3", "cr3", "rawpy")
+NEF = MediaType("nef", "image", "image/x-nikon-nef", "nef", "rawpy")
+ARW = MediaType("arw", "image", "image/x-sony-arw", "arw", "rawpy")
+RAF = MediaType("raf", "image", "image/x-fuji-raf", "raf", "rawpy")
+RW2 = MediaType("rw2", "image", "image/x-panasonic-rw2", "rw2", "rawpy")
+ORF = MediaType("orf", "image", "image/x-olympus-orf", "orf", "rawpy")
+RAW = MediaType("raw", "image", "image/x-raw", "raw", "rawpy")
+"""Of a camera whose files have no name of their own here."""
 MP4 = MediaType("mp4", "video", "video/mp4", "mp4")
 MOV = MediaType("mov", "video", "video/quicktime", "mov")
 AVI = MediaType("avi", "video", "video/x-msvideo", "avi")
 WEBM = MediaType("webm", "video", "video/webm", "webm")
+MKV = MediaType("mkv", "video", "video/x-matroska", "mkv")
+THREE_GP = MediaType("3gp", "video", "video/3gpp", "3gp")
+WMV = MediaType("wmv", "video", "video/x-ms-wmv", "wmv")
+OGV = MediaType("ogv", "video", "video/ogg", "ogv")
+MXF = MediaType("mxf", "video", "application/mxf", "mxf")
 FLV = MediaType("flv", "video", "video/x-flv", "flv")
 MPEG_PROGRAM = MediaType("mpeg", "video", "video/mpeg", "mpg")
 MPEG_TRANSPORT = MediaType("mpeg", "video", "video/mp2t", "ts")
+MPEG_CAMCORDER = MediaType("mpeg", "video", "video/mp2t", "m2ts")
 MPEG_ELEMENTARY = MediaType("mpeg", "video", "video/mpeg", "m2v")
 
 ACCEPTED_TYPES = (
-    JPEG, PNG, WEBP, HEIC, HEIF, GIF, AVIF,
-    MP4, MOV, AVI, WEBM, MPEG_PROGRAM, MPEG_TRANSPORT, MPEG_ELEMENTARY, FLV,
+    JPEG, PNG, WEBP, HEIC, HEIF, GIF, AVIF, TIFF, BMP, JPEG_2000, PSD, JPEG_XL,
+    DNG, CR2, CR3, NEF, ARW, RAF, RW2, ORF, RAW,
+    MP4, MOV, THREE_GP, AVI, WEBM, MKV, WMV, OGV, MXF, FLV,
+    MPEG_PROGRAM, MPEG_TRANSPORT, MPEG_CAMCORDER, MPEG_ELEMENTARY,
 )  # fmt: skip
 
-ACCEPTED = (
-    "accepted are JPEG, PNG, WebP, HEIC, HEIF, GIF and AVIF images "
-    "and MP4, MOV, AVI, WebM, MPEG and FLV videos"
-)
+
+def _labels(file_type: FileType) -> str:
+    labels = {
+        media_type.label: None for media_type in ACCEPTED_TYPES if media_type.file_type == file_type
+    }
+    *others, last = labels
+    return f"{', '.join(others)} and {last}"
+
+
+ACCEPTED = f"accepted are {_labels('image')} images and {_labels('video')} videos"
 
 _SIGNATURES: tuple[tuple[bytes, MediaType], ...] = (
     (b"\xff\xd8\xff", JPEG),
     (b"\x89PNG\r\n\x1a\n", PNG),
     (b"GIF87a", GIF),
     (b"GIF89a", GIF),
+    (b"8BPS\x00\x01", PSD),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", JPEG_2000),
+    (b"\xff\x4f\xff\x51", JPEG_2000),
+    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", JPEG_XL),
+    (b"\xff\x0a", JPEG_XL),
+    (b"FUJIFILMCCD-RAW", RAF),
+    (b"IIU\x00", RW2),
+    (b"IIRO", ORF),
+    (b"IIRS", ORF),
+    (b"MMOR", ORF),
     (b"FLV\x01", FLV),
     (b"\x00\x00\x01\xba", MPEG_PROGRAM),
     (b"\x00\x00\x01\xb3", MPEG_ELEMENTARY),
+    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02", MXF),
 )
 
-#: What an `ftyp` box names. `3g…` and `M4V…` come in many numbers and are matched by their start.
+#: What an `ftyp` box names. By its start, as `3g…` and `M4V…` come in many numbers. A brand that
+#: nobody knows is some camera's own MP4.
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), HEIC),
     **dict.fromkeys((b"avif", b"avis"), AVIF),
     **dict.fromkeys((b"isom", b"avc1", b"hvc1", b"dash", b"msdh", b"MSNV", b"XAVC", b"F4V "), MP4),
     **dict.fromkeys((b"iso%d" % number for number in range(2, 10)), MP4),
     **dict.fromkeys((b"mp41", b"mp42", b"mp71", b"mmp4", b"NDSC", b"NDSM", b"NDXC"), MP4),
+    b"3g": THREE_GP,
+    b"M4V": MP4,
     b"qt  ": MOV,
 }
-_MP4_BRAND_STARTS = (b"3g", b"M4V")
 #: "Some HEIF": which one is for the compatible brands to tell.
 _GENERAL_HEIF_BRANDS = {b"mif1", b"mif2", b"msf1"}
-_AUDIO_BRANDS = {b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B "}
+_AUDIO_BRANDS = {b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B ", b"aax ", b"aaxc"}
+#: The brand of a file that is built like an MP4 and is none, whatever else it calls itself.
+_CR3_BRAND = b"crx "
 #: QuickTime files older than the `ftyp` box begin with one of these.
-_QUICKTIME_BOXES = {b"moov", b"mdat", b"wide", b"pnot"}
+_QUICKTIME_BOXES = {b"moov", b"mdat", b"pnot"}
+#: Room that is left empty; it may stand ahead of all others.
+_EMPTY_BOXES = {b"free", b"skip", b"wide"}
+#: More of it than this is no room but a text (bytes).
+_MAX_EMPTY_BOX = 16 * 1024**2
+
+#: Lengths of the header of a BMP (bytes).
+_BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
+_SUBFILE_TYPE, _COMPRESSION, _MAKE, _DNG_VERSION = 254, 259, 271, 50706
+#: Of Samsung, Sony, Nikon and Pentax.
+_RAW_COMPRESSIONS = {32767, 32769, 32770, 34713, 65535}
+_RAW_MAKERS = {b"NIKON": NEF, b"SONY": ARW}
+
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+#: What the header of an ASF file calls its streams.
+_ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
+_ASF_AUDIO = bytes.fromhex("409e69f84d5bcf11a8fd00805f5c442b")
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+#: First bytes of the streams of an Ogg file that are films: Theora, VP8, Dirac, OGM.
+_OGG_VIDEO = (b"\x80theora", b"OVP80", b"BBCD\0", b"KW-DIRAC", b"\x01video\0")
+#: Lengths of the packets of a transport stream: plain, with a camcorder's time, with a checksum.
+_TRANSPORT_PACKETS = ((188, MPEG_TRANSPORT), (192, MPEG_CAMCORDER), (204, MPEG_TRANSPORT))
 
 _UNSUPPORTED_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a ZIP archive or an office document"),
@@ -90,21 +173,13 @@ _UNSUPPORTED_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"[playlist]", "a playlist, which makes a player open other files"),
     (b"ID3", "an MP3 audio file"),
     (b"fLaC", "a FLAC audio file"),
-    (b"OggS", "an Ogg file"),
+    (b"OggS", "an Ogg audio file"),
     (b"MThd", "a MIDI file"),
     (b"caff", "a CAF audio file"),
     (b"#!AMR", "an AMR audio file"),
-    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a Windows Media file"),
-    (b"II*\x00", "a TIFF image or a camera's raw file"),
-    (b"MM\x00*", "a TIFF image or a camera's raw file"),
-    (b"FUJIFILMCCD-RAW", "a camera's raw file"),
-    (b"8BPS", "a Photoshop document"),
-    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image"),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
-    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image"),
-    (b"\xff\x0a", "a JPEG XL image"),
+    (_ASF, "a Windows Media audio file"),
+    (b"8BPS", "a large Photoshop document (PSB)"),
     (b"\x00\x00\x01\x00", "a Windows icon"),
-    (b"BM", "a BMP image"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"Rar!\x1a\x07", "a RAR archive"),
@@ -130,20 +205,27 @@ _EBML = b"\x1a\x45\xdf\xa3"
 _EBML_DOCTYPE = re.compile(rb"\x42\x82([\x81-\xff])")
 
 
-def sniff(head: bytes) -> MediaType | None:
+def sniff(head: bytes) -> MediaType | None:  # noqa: PLR0911 - one line per case
     """Tell what a file is by its first `HEAD_BYTES` bytes; None for what is not accepted."""
     for signature, media_type in _SIGNATURES:
         if head.startswith(signature):
             return media_type
+    if head[:2] in {b"II", b"MM"}:
+        return _tiff_or_raw(head)
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return BMP
     if head[:4] == b"RIFF":
         return {b"WEBP": WEBP, b"AVI ": AVI}.get(head[8:12])
-    if head[4:8] == b"ftyp":
-        return _by_brands(_brands(head))
-    if head[4:8] in _QUICKTIME_BOXES:
-        return MOV
-    if head.startswith(_EBML) and _ebml_doctype(head) == "webm":
-        return WEBM
-    return MPEG_TRANSPORT if _is_transport_stream(head) else None
+    box = _first_box(head)
+    if box is not None:
+        return MOV if box in _QUICKTIME_BOXES else _by_brands(_brands(head))
+    if head.startswith(_EBML):
+        return {"webm": WEBM, "matroska": MKV}.get(_ebml_doctype(head))
+    if head.startswith(b"OggS"):
+        return OGV if _ogg_holds_video(head) else None
+    if head.startswith(_ASF):
+        return None if _asf_is_sound_alone(head) else WMV
+    return _transport_stream(head)
 
 
 def refusal_reason(head: bytes) -> str:
@@ -153,41 +235,107 @@ def refusal_reason(head: bytes) -> str:
     return f"the content looks like {_unsupported_name(head)}; {ACCEPTED}"
 
 
+def _tiff_or_raw(head: bytes) -> MediaType | None:
+    """Most raw files are built as a TIFF whose first picture is a preview."""
+    tiff = TiffBlock.at(head)
+    if tiff is None:
+        return None
+    if head[8:10] == b"CR":
+        return CR2
+    first = {entry.tag: entry for entry in tiff.directory(tiff.first_directory)}
+    if _DNG_VERSION in first:
+        return DNG
+
+    def number(tag: int) -> int:
+        return next(iter(tiff.numbers(first[tag])), 0) if tag in first else 0
+
+    if number(_SUBFILE_TYPE) & 1 == 0 and number(_COMPRESSION) not in _RAW_COMPRESSIONS:
+        return TIFF
+    maker = tiff.bytes_of(first[_MAKE], 32).upper() if _MAKE in first else b""
+    return next((raw for name, raw in _RAW_MAKERS.items() if maker.startswith(name)), RAW)
+
+
 def _by_brands(brands: list[bytes]) -> MediaType | None:
-    if brands[0] in _GENERAL_HEIF_BRANDS:
-        named = [_BRANDS.get(brand) for brand in brands]
-        return next((media_type for media_type in (AVIF, HEIC) if media_type in named), HEIF)
+    if _CR3_BRAND in brands:
+        return CR3
     for brand in brands:  # the first that says something: the major one, if it can
+        if brand in _GENERAL_HEIF_BRANDS:
+            named = [_BRANDS.get(brand) for brand in brands]
+            return next((media_type for media_type in (AVIF, HEIC) if media_type in named), HEIF)
         if brand in _AUDIO_BRANDS:
             return None
-        if brand.startswith(_MP4_BRAND_STARTS):
-            return MP4
-        if brand in _BRANDS:
-            return _BRANDS[brand]
-    return None
+        for start, media_type in _BRANDS.items():
+            if brand.startswith(start):
+                return media_type
+    return MP4
+
+
+def _first_box(head: bytes) -> bytes | None:
+    """Name of the first box of an ISO media or QuickTime file that is not empty room.
+
+    ``moov`` stands for one that lies behind the head; None is for other files.
+    """
+    start = _past_empty_boxes(head)
+    name = head[start + 4 : start + 8]
+    if name == b"ftyp" or name in _QUICKTIME_BOXES:
+        return name
+    return b"moov" if start > 0 and len(name) < 4 else None
+
+
+def _past_empty_boxes(head: bytes) -> int:
+    start = 0
+    while head[start + 4 : start + 8] in _EMPTY_BOXES:
+        size = int.from_bytes(head[start : start + 4], "big")
+        if not 8 <= size <= _MAX_EMPTY_BOX:
+            return 0
+        start += size
+    return start
 
 
 def _brands(head: bytes) -> list[bytes]:
-    end = min(int.from_bytes(head[:4], "big"), len(head))
+    start = _past_empty_boxes(head)
+    size = int.from_bytes(head[start : start + 4], "big")
+    box = head[start : start + size]
     # Bytes 12-16 are the minor version, between the major brand and the compatible ones.
-    return [head[8:12], *(head[start : start + 4] for start in range(16, end - 3, 4))]
+    return [box[8:12], *(box[place : place + 4] for place in range(16, len(box) - 3, 4))]
 
 
 def _ebml_doctype(head: bytes) -> str:
     match = _EBML_DOCTYPE.search(head, 4, 128)
     if match is None:
-        return ""
+        return "matroska"  # the default of the standard
     length = match[1][0] & 0x7F  # a one-byte EBML size: the high bit is its marker
     return head[match.end() : match.end() + length].rstrip(b"\0").decode("ascii", "replace")
 
 
-def _is_transport_stream(head: bytes) -> bool:
-    # Packets of 188 bytes begin with 0x47; camcorders put a time of 4 bytes before each.
-    for offset, packet in ((0, 188), (4, 192)):
-        starts = head[offset:HEAD_BYTES:packet]
-        if len(starts) >= 3 and set(starts) == {0x47}:
+def _ogg_holds_video(head: bytes) -> bool:
+    """Look at the first page of each stream; they stand ahead of all others."""
+    page, is_first_of_stream = 0, 0x02
+    while head[page : page + 4] == b"OggS" and head[page + 5 : page + 6] >= b"\x02":
+        if not head[page + 5] & is_first_of_stream:
+            break
+        segments = head[page + 27 : page + 27 + head[page + 26]] if len(head) > page + 26 else b""
+        body = page + 27 + len(segments)
+        if head.startswith(_OGG_VIDEO, body):
             return True
+        page = body + sum(segments)
     return False
+
+
+def _asf_is_sound_alone(head: bytes) -> bool:
+    header_size = int.from_bytes(head[16:24], "little")
+    return header_size <= len(head) and _ASF_AUDIO in head and _ASF_VIDEO not in head
+
+
+def _transport_stream(head: bytes) -> MediaType | None:
+    """By the byte that each packet begins with; a recording may begin within one."""
+    for length, media_type in _TRANSPORT_PACKETS:
+        for offset in range(length):
+            starts = head[offset:HEAD_BYTES:length]
+            at_a_packet = offset in {0, length - 188}
+            if len(starts) >= (3 if at_a_packet else 8) and starts.count(b"G") == len(starts):
+                return media_type if head.count(b"G") < len(head) // 2 else None
+    return None
 
 
 def _unsupported_name(head: bytes) -> str:  # noqa: PLR0911 - one line per case
@@ -202,11 +350,9 @@ def _unsupported_name(head: bytes) -> str:  # noqa: PLR0911 - one line per case
         return "an AIFF audio file"
     if head.startswith(_EBML):
         doctype = _ebml_doctype(head)
-        return f"a Matroska file (document type {doctype!r}; of these only 'webm' is accepted)"
-    if head[4:8] == b"ftyp":
-        if _AUDIO_BRANDS.intersection(_brands(head)):
-            return "an MPEG-4 audio file"
-        return f"an MPEG-4 file of a brand that is not known ({head[8:12].decode('latin-1')!r})"
+        return f"an EBML file (document type {doctype!r}; accepted are 'matroska' and 'webm')"
+    if _first_box(head) == b"ftyp":
+        return "an MPEG-4 audio file"
     text = _as_text(head)
     if text is not None:
         return _text_name(text)
@@ -239,11 +385,17 @@ def _as_text(head: bytes) -> str | None:
     return text if controls == 0 else None
 
 
-def is_cut_short(source: BinaryIO, media_type: MediaType) -> bool:
+def room_ahead(source: SeekableFile) -> int:
+    """Length of the boxes without content that an MP4 or QuickTime file begins with (bytes)."""
+    source.seek(0)
+    return _past_empty_boxes(source.read(HEAD_BYTES))
+
+
+def is_cut_short(source: SeekableFile, media_type: MediaType) -> bool:
     """Tell whether a file ends before its own structure says that it does.
 
-    Meant for files that did not decode, to tell an upload that broke off from a corrupt file. MPEG
-    and FLV do not say how long they are: never cut short.
+    Meant for files that did not decode to their end, to tell an upload that broke off from a
+    corrupt file. MPEG and FLV do not say how long they are: never cut short.
 
     Args:
         source: seekable; read from its start, its position afterwards is not defined.
@@ -253,14 +405,16 @@ def is_cut_short(source: BinaryIO, media_type: MediaType) -> bool:
     source.seek(0)
     if media_type in _MARKED_END:
         return not _MARKED_END[media_type](source.read())
-    if media_type in (WEBP, AVI):
-        return 8 + int.from_bytes(source.read(8)[4:], "little") > length
-    if media_type is WEBM:
-        return _ebml_end(source) > length
-    if media_type in (HEIC, HEIF, AVIF, MP4, MOV):
+    if media_type is OGV:
+        return not _ogg_is_ended(source, length)
+    if media_type in (HEIC, HEIF, AVIF, CR3, MP4, MOV, THREE_GP):
         return _boxes_end(source, length) > length
-    return False
+    said = _SAID_END.get(media_type)
+    return said is not None and said(source) > length
 
+
+#: Longest page of an Ogg file (bytes).
+_OGG_PAGE = 27 + 255 + 255 * 255
 
 #: Formats that mark their end instead of saying how long they are.
 _MARKED_END: dict[MediaType, Callable[[bytes], bool]] = {
@@ -271,12 +425,15 @@ _MARKED_END: dict[MediaType, Callable[[bytes], bool]] = {
 }
 
 
-def _boxes_end(source: BinaryIO, length: int) -> int:
+def _boxes_end(source: SeekableFile, length: int) -> int:
     """Where the last of the boxes of an ISO media file ends by its own account."""
     end = 0
     while end < length:
         source.seek(end)
         header = source.read(16)
+        name = header[4:8]
+        if len(name) == 4 and not (name.isascii() and name.decode().isprintable()):
+            return length  # something else was put behind the boxes
         size = int.from_bytes(header[:4], "big")
         if size == 1:  # a 64-bit size follows the name
             size = int.from_bytes(header[8:16], "big")
@@ -286,7 +443,39 @@ def _boxes_end(source: BinaryIO, length: int) -> int:
     return end
 
 
-def _ebml_end(source: BinaryIO) -> int:
+def _riff_end(source: SeekableFile) -> int:
+    return 8 + int.from_bytes(source.read(8)[4:], "little")
+
+
+def _asf_end(source: SeekableFile) -> int:
+    """How long an ASF file says that it is; 0 where it does not say in its head."""
+    head = source.read(HEAD_BYTES)
+    place = head.find(_ASF_FILE_PROPERTIES)
+    return int.from_bytes(head[place + 40 : place + 48], "little") if place >= 0 else 0
+
+
+def _mxf_end(source: SeekableFile) -> int:
+    """Where the footer of an MXF file begins by its own account."""
+    head = source.read(HEAD_BYTES)
+    # Behind the key and its length: two versions, size of the grid, this and the last partition.
+    length_bytes = 1 + (head[16] & 0x7F if head[16] > 0x7F else 0)
+    place = 16 + length_bytes + 2 + 2 + 4 + 8 + 8
+    return int.from_bytes(head[place : place + 8], "big") + 1
+
+
+def _ogg_is_ended(source: SeekableFile, length: int) -> bool:
+    """Whether the last page is whole and marked as the last of its stream."""
+    source.seek(max(0, length - _OGG_PAGE))
+    tail = source.read(_OGG_PAGE)
+    page = tail.rfind(b"OggS")
+    header = tail[page : page + 27]
+    if page < 0 or len(header) < 27:
+        return False
+    segments = tail[page + 27 : page + 27 + header[26]]
+    return bool(header[5] & 0x04) and len(tail) >= page + 27 + len(segments) + sum(segments)
+
+
+def _ebml_end(source: SeekableFile) -> int:
     """Where the segment of a WebM file ends by its own account; 0 when it does not say."""
     source.seek(len(_EBML))
     source.seek(_ebml_size(source) or 0, io.SEEK_CUR)
@@ -296,7 +485,7 @@ def _ebml_end(source: BinaryIO) -> int:
     return 0 if size is None else source.tell() + size
 
 
-def _ebml_size(source: BinaryIO) -> int | None:
+def _ebml_size(source: SeekableFile) -> int | None:
     """Read a size of variable length; None for "not known", which live recordings write."""
     first = source.read(1)
     if not first or first == b"\0":
@@ -305,3 +494,14 @@ def _ebml_size(source: BinaryIO) -> int | None:
     bits = 7 * (more + 1)
     value = int.from_bytes(first + source.read(more), "big") & ((1 << bits) - 1)
     return None if value == (1 << bits) - 1 else value
+
+
+#: Formats that say at their start how long they are.
+_SAID_END: dict[MediaType, Callable[[SeekableFile], int]] = {
+    WEBP: _riff_end,
+    AVI: _riff_end,
+    WEBM: _ebml_end,
+    MKV: _ebml_end,
+    WMV: _asf_end,
+    MXF: _mxf_end,
+}

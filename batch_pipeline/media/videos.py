@@ -1,79 +1,55 @@
-"""Videos: a few frames spread over the whole length, whatever the length.
+"""Videos: one path from the bytes of a film to a few pictures of it and its facts.
 
-Here: everything that touches PyAV (FFmpeg's libraries). A container is opened by the one demuxer
-that was sniffed and reads nothing but the file that it was given: other demuxers follow the
-addresses and paths which scripts and playlists name. The size of a frame is judged before one is
-decoded, and so is how many are decoded on the way to a position.
+Here: the order of the steps, and what is done where one fails. The steps:
+
+- `video_streams`: open the container, choose the stream that is the film;
+- `video_sampling`: frames spread over its whole length, in bounded work;
+- `video_geometry`: turned, mirrored and stretched as a player does;
+- `video_colours`: matrix, range and dynamic range, to sRGB;
+- `video_metadata`: date and camera.
+
+What is broken beside frames that can be shown never fails a film: the facts hold a warning.
 """
 
 import io
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
-from fractions import Fraction
-from itertools import islice
-from typing import BinaryIO, NoReturn
+from itertools import count
+from typing import BinaryIO
 
 import av
-from av import FFmpegError, Packet
+from av import FFmpegError
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image, ImageStat
 
 from batch_pipeline.errors import PermanentError
-from batch_pipeline.media import sniffing
+from batch_pipeline.media import video_metadata
 from batch_pipeline.media.content import Frame, MediaContent, MediaFacts
-from batch_pipeline.media.pictures import camera_name, encode_jpeg, thumbnail_maker, vision_size
-from batch_pipeline.media.sniffing import MediaType, is_cut_short
+from batch_pipeline.media.pictures import encode_jpeg, thumbnail_maker, vision_size
+from batch_pipeline.media.sniffing import (
+    MPEG_ELEMENTARY,
+    MediaType,
+    is_cut_short,
+    room_ahead,
+)
+from batch_pipeline.media.stills.interest import Interest, interest_of
+from batch_pipeline.media.video_colours import colour_warning, to_picture
+from batch_pipeline.media.video_geometry import is_on_its_side, placement, square_pixel_size
+from batch_pipeline.media.video_sampling import FrameReader
+from batch_pipeline.media.video_streams import Source, film_streams, open_container, read_alone
 
-#: Frames taken of one video; short ones give one a second.
-MAX_FRAMES = 10
-#: Largest frame (pixels): 8K cinema, the largest that cameras record. A decoder holds a dozen.
-MAX_FRAME_PIXELS = 8192 * 4320
-#: Decoded at most on the way from a key frame to a position (pixels, frames): about a second of
-#: work. A position that lies further gets the last frame on the way.
-_POSITION_PIXELS = 250_000_000
-_POSITION_FRAMES = 600
-#: A position further ahead than this is reached by a seek instead of decoding on (seconds).
-_SEEK_DISTANCE = 4.0
-#: A frame whose mean and spread of luminance both stay below these is taken for black (0-255).
-_BLACK_MEAN, _BLACK_SPREAD = 32.0, 24.0
-#: Pixels that are not square are stretched only within reason (width to height).
-_MAX_ASPECT = 4
-
+#: What a frame shows is judged on a copy of about this size (pixels of the shorter side).
+_JUDGED_SIDE = 128
+#: Where, in parts of the length, another frame is looked for when all of them are dull.
+_FURTHER_LOOKS = (0.97, 0.75, 0.25, 0.03)
 #: More frames a second are no rate but a clock's tick.
 _MAX_FRAME_RATE = 1000
-#: Where cameras write maker and model; no other entry is read but the date, as some are positions.
-_CAMERA_ENTRIES = (
-    ("com.apple.quicktime.make", "com.apple.quicktime.model"),
-    ("com.android.manufacturer", "com.android.model"),
-    ("make", "model"),
-)
-
-#: The one demuxer that may open each type.
-_DEMUXERS = {
-    sniffing.MP4: "mov",
-    sniffing.MOV: "mov",
-    sniffing.AVI: "avi",
-    sniffing.WEBM: "matroska",
-    sniffing.FLV: "flv",
-    sniffing.MPEG_PROGRAM: "mpeg",
-    sniffing.MPEG_TRANSPORT: "mpegts",
-    sniffing.MPEG_ELEMENTARY: "mpegvideo",
-}
-#: PIL turns against the clock, as the display matrix does.
-_TURNS = {
-    1: Image.Transpose.ROTATE_90,
-    2: Image.Transpose.ROTATE_180,
-    3: Image.Transpose.ROTATE_270,
-}
 
 
 def decode_video(source: BinaryIO, media_type: MediaType) -> MediaContent:
-    """Take up to `MAX_FRAMES` frames, each from the middle of one of as many equal parts.
+    """Take up to `video_sampling.MAX_FRAMES` frames, spread over the whole length.
 
     Frames that cannot be decoded are left out as long as one remains.
 
@@ -85,248 +61,149 @@ def decode_video(source: BinaryIO, media_type: MediaType) -> MediaContent:
         PermanentError: ``no_video_stream``, ``too_many_pixels``, ``truncated`` or
             ``unreadable_video``.
     """
-    guarded = _Source(source)
+    guarded = Source(source)
     try:
         content = _decode(guarded, media_type)
+        if content is None:
+            # Room put ahead of a finished file moves it: its positions count from behind the room.
+            guarded.origin = room_ahead(source)
+            content = _decode(guarded, media_type) if guarded.origin else None
+        if content is None:
+            raise ValueError("not one frame could be decoded")
     except (PermanentError, MemoryError):
         guarded.raise_storage_error()
         raise
     except Exception as error:  # hostile files bring out more than FFmpeg's own errors
         guarded.raise_storage_error()
-        raise _explain(error, source, media_type) from error
+        raise _explain(error, guarded, media_type) from error
     guarded.raise_storage_error()
     return content
 
 
-class _Source:
-    """The file as FFmpeg may see it: bytes, without a name; remembers an error of the storage.
-
-    FFmpeg takes an error in reading for the end of the file, so that a storage that fails would
-    look like a truncated video.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._error: Exception | None = None
-
-    def read(self, size: int) -> bytes:
-        try:
-            return self._file.read(size)
-        except Exception as error:
-            self._error = error
-            raise
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        # Hostile files ask for positions that no file has: an answer, not an error of the storage.
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def raise_storage_error(self) -> None:
-        if self._error is not None:
-            raise self._error
+def _decode(source: Source, media_type: MediaType) -> MediaContent | None:
+    """Decode the best stream, or where nothing of it can be, the next; None where none can."""
+    failure: FFmpegError | None = None
+    for choice in count():
+        with open_container(source, media_type) as container:
+            streams = film_streams(container, media_type)
+            if choice >= len(streams):
+                break
+            try:
+                content = _content_of(source, container, streams[choice], media_type)
+            except FFmpegError as error:  # a decoder that cannot be opened
+                failure = failure or error
+                continue
+        if content is not None:
+            return content
+    if failure is not None:
+        raise failure
+    return None
 
 
-@dataclass(frozen=True)
-class _Taken:
-    """One frame, turned as shown, at its vision size."""
-
-    position: float
-    """Seconds from the start."""
-    picture: Image.Image
-    on_its_side: bool
-    """Whether width and height of the stream are swapped when shown."""
-
-
-def _decode(source: _Source, media_type: MediaType) -> MediaContent:
-    with _open(source, media_type) as container:
-        stream = _video_stream(container, media_type)
-        rate = _frame_rate(stream)
-        duration = _claimed_duration(container, stream) or _measured_duration(source, media_type)
-        reader = _FrameReader(container, stream, rate or 25.0)
-        # A seek may lead far back, and the budget end ahead of frames that were taken already.
-        taken = sorted(_take_frames(reader, duration or 0.0), key=lambda frame: frame.position)
-        if not taken:
-            raise ValueError("not one frame could be decoded")
-        width, height = _display_size(stream)
-        if taken[0].on_its_side:
-            width, height = height, width
-        facts = MediaFacts(
+def _content_of(
+    source: Source, container: InputContainer, stream: VideoStream, media_type: MediaType
+) -> MediaContent | None:
+    """Decode one stream; None where not one frame of it can be."""
+    read_alone(container, stream)
+    rate = _frame_rate(stream)
+    # Of a bare stream FFmpeg guesses, from the claimed bit rate.
+    is_bare = media_type is MPEG_ELEMENTARY
+    duration = None if is_bare else _claimed_duration(container, stream)
+    if duration is None:
+        duration = _measured_duration(source, media_type, stream.index)
+    reader = FrameReader(container, stream, rate or 25.0)
+    taken = [_take(frame, reader, stream) for frame in reader.frames(duration or 0.0)]
+    if not taken:
+        return None
+    if all(each.dullness[0] for each in taken):
+        taken += _further_look(reader, stream, duration or 0.0)
+    # A seek may lead far back, and the budget end ahead of frames that were taken already.
+    taken.sort(key=lambda each: each.position)
+    warnings = [each.warning for each in taken if each.warning]
+    warnings += _warnings_of(reader, source, media_type, duration)
+    entries = (container.metadata, stream.metadata)
+    captured_at, date_source = video_metadata.captured_at(entries)
+    preview = min(taken, key=lambda each: each.dullness)
+    return MediaContent(
+        facts=MediaFacts(
             file_type="video",
             format=media_type.format,
-            width=width,
-            height=height,
-            captured_at=_captured_at(container.metadata),
-            camera=_camera(container.metadata),
+            width=taken[0].width,
+            height=taken[0].height,
+            captured_at=captured_at,
+            date_source=date_source,
+            camera=video_metadata.camera(entries),
             frame_count=stream.frames or max(len(taken), round((duration or 0) * (rate or 0))),
             duration_seconds=duration,
             frame_rate=rate,
             codec=stream.codec_context.codec.canonical_name,
-        )
-    return MediaContent(
-        facts=facts,
-        frames=tuple(Frame(encode_jpeg(frame.picture), frame.position) for frame in taken),
-        make_thumbnail=thumbnail_maker(_preview_of(taken), width, height),
+            warnings=tuple(dict.fromkeys(warnings)),
+        ),
+        frames=tuple(Frame(encode_jpeg(each.picture), each.position) for each in taken),
+        make_thumbnail=thumbnail_maker(preview.picture, preview.width, preview.height),
     )
 
 
-def _open(source: _Source, media_type: MediaType) -> InputContainer:
-    source.seek(0)
-    return av.open(
-        source,
-        "r",
-        format=_DEMUXERS[media_type],
-        # The limit holds while FFmpeg probes, too, which decodes frames of some formats.
-        options={"max_pixels": str(MAX_FRAME_PIXELS), "protocol_whitelist": "none"},
-        io_open=_refuse_to_open,
-        metadata_errors="replace",
-    )
+@dataclass(frozen=True)
+class _Taken:
+    """One frame, as shown, at its vision size."""
+
+    position: float
+    """Seconds from the start."""
+    picture: Image.Image
+    width: int
+    """Of the original as shown (pixels)."""
+    height: int
+    dullness: tuple[int, float]
+    """0 for what shows something, then more; of frames that show nothing the brightest is least."""
+    warning: str | None
 
 
-def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:
-    raise PermissionError("a video may not make us open another file")
-
-
-def _video_stream(container: InputContainer, media_type: MediaType) -> VideoStream:
-    streams = [
-        stream
-        for stream in container.streams.video
-        # The cover of a piece of music is a "video" of one frame.
-        if not stream.disposition & Disposition.attached_pic
-    ]
-    if not streams:
-        kinds = sorted({str(stream.type) for stream in container.streams}) or ["nothing"]
-        raise PermanentError(
-            "no_video_stream",
-            f"the {media_type.format.upper()} file holds no video, only {', '.join(kinds)}",
-        )
-    stream = streams[0]
-    if stream.codec_context is None:
-        raise ValueError("no decoder is installed for its video codec")
-    width, height = stream.width, stream.height
-    if width * height > MAX_FRAME_PIXELS:
-        raise PermanentError(
-            "too_many_pixels",
-            f"the video's frames are {width} x {height} = {width * height / 1e6:.1f} megapixels; "
-            f"at most {MAX_FRAME_PIXELS / 1e6:.1f} megapixels (8K) are accepted",
-        )
-    # Frames may grow in mid-stream.
-    stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
-    # Uploads are worked side by side already; more threads only multiply the frames in memory.
-    stream.thread_count = 1
-    return stream
-
-
-class _FrameReader:
-    """The frames of a stream with their times, passing over what cannot be decoded."""
-
-    def __init__(self, container: InputContainer, stream: VideoStream, rate: float) -> None:
-        self._container = container
-        self.stream = stream
-        self._frame_seconds = 1 / rate
-        self._time_base = stream.time_base or Fraction(1, av.time_base)
-        self._start = stream.start_time or 0
-        self._frames = self._decoded()
-        self.position = 0.0
-        """Of the frame read last, or 0 (seconds from the start)."""
-        #: How many frames are read at most on the way to a position.
-        self._budget = max(
-            1, min(_POSITION_FRAMES, _POSITION_PIXELS // max(1, stream.width * stream.height))
-        )
-
-    def seek(self, position: float) -> None:
-        """Go to the last key frame at or ahead of a position; stays where it is if that fails."""
-        # Raw streams have no index; a length that is a lie may exceed FFmpeg's clock.
-        with suppress(FFmpegError, OverflowError):
-            self._container.seek(self._start + int(position / self._time_base), stream=self.stream)
-            self._frames = self._decoded()
-
-    def read(self, position: float) -> VideoFrame | None:
-        """Return the first frame at or behind a position, or the last that can be had ahead of it.
-
-        None at the end of the stream.
-        """
-        found = None
-        for frame in islice(self._frames, self._budget):
-            found = frame
-            if frame.time is None:
-                self.position += self._frame_seconds
-            else:
-                self.position = max(0.0, frame.time - float(self._start * self._time_base))
-            if self.position >= position:
-                break
-        return found
-
-    def _decoded(self) -> Iterator[VideoFrame]:
-        try:
-            for packet in self._container.demux(self.stream):
-                yield from (frame for frame in _decode_packet(packet) if not frame.is_corrupt)
-        except MemoryError:
-            raise
-        except FFmpegError:
-            return  # the container breaks off: the frames so far count
-
-
-def _decode_packet(packet: "Packet[VideoStream]") -> list[VideoFrame]:
-    try:
-        return packet.decode()
-    except MemoryError:
-        raise
-    except FFmpegError:
-        return []
-
-
-def _take_frames(reader: _FrameReader, duration: float) -> Iterator[_Taken]:
-    count = max(1, min(MAX_FRAMES, round(duration)))
-    positions = [duration * (part + 0.5) / count for part in range(count)]
-    seen: set[float] = set()
-    for position in positions:
-        if position - reader.position > _SEEK_DISTANCE:
-            reader.seek(position)
-        taken = _take(reader, position)
-        if taken is not None and taken.position not in seen:
-            seen.add(taken.position)
-            yield taken
-    if not seen:  # the length was a lie, or no seek works: any frame is better than none
-        reader.seek(0.0)
-        taken = _take(reader, 0.0)
-        if taken is not None:
-            yield taken
-
-
-def _take(reader: _FrameReader, position: float) -> _Taken | None:
-    frame = reader.read(position)
-    if frame is None:
-        return None
+def _take(frame: VideoFrame, reader: FrameReader, stream: VideoStream) -> _Taken:
+    width, height = square_pixel_size(frame, stream)
+    transpose, warning = placement(frame), colour_warning(frame, stream)
     # The target is the same lying and standing, so the frame may be turned when it is small.
-    width, height = vision_size(*_display_size(reader.stream))
-    # AREA averages all pixels of a large frame; the default of FFmpeg's scaler skips some.
-    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-    picture = Image.fromarray(scaled.to_ndarray())
-    turns = round(frame.rotation / 90) % 4
-    if turns:
-        picture = picture.transpose(_TURNS[turns])
-    return _Taken(reader.position, picture, on_its_side=turns % 2 == 1)
+    picture = to_picture(frame, vision_size(width, height))
+    if transpose is not None:
+        picture = picture.transpose(transpose)
+    if is_on_its_side(transpose):
+        width, height = height, width
+    return _Taken(reader.position, picture, width, height, _dullness(picture), warning)
 
 
-def _display_size(stream: VideoStream) -> tuple[int, int]:
-    """Width and height before rotation, with pixels that are not square stretched (DVD, DV)."""
-    aspect = stream.sample_aspect_ratio or Fraction(1)
-    if not Fraction(1, _MAX_ASPECT) <= aspect <= _MAX_ASPECT:
-        aspect = Fraction(1)
-    return round(stream.width * aspect), stream.height
+def _dullness(picture: Image.Image) -> tuple[int, float]:
+    small = picture.reduce(max(1, min(picture.size) // _JUDGED_SIDE))
+    interest = interest_of(small)
+    light = ImageStat.Stat(small.convert("L")).mean[0] if interest is Interest.NOTHING else 0.0
+    return Interest.VARIED - interest, -light
 
 
-def _preview_of(taken: list[_Taken]) -> Image.Image:
-    """The first frame that is not black, as many videos fade in; of black ones the brightest."""
-    lights = []
-    for frame in taken:
-        luminance = ImageStat.Stat(frame.picture.convert("L"))
-        if luminance.mean[0] >= _BLACK_MEAN or luminance.stddev[0] >= _BLACK_SPREAD:
-            return frame.picture
-        lights.append(luminance.mean[0])
-    return taken[lights.index(max(lights))].picture
+def _further_look(reader: FrameReader, stream: VideoStream, duration: float) -> list[_Taken]:
+    """Look for one frame that shows something, beside those of the parts."""
+    for share in _FURTHER_LOOKS:
+        frame = reader.frame_at(duration * share)
+        if frame is not None:
+            taken = _take(frame, reader, stream)
+            if taken.dullness[0] == 0:
+                return [taken]
+    return []
+
+
+def _warnings_of(
+    reader: FrameReader, source: Source, media_type: MediaType, duration: float | None
+) -> Iterator[str]:
+    if reader.parts_missed:
+        yield (
+            f"{reader.parts_missed} frames lie ahead of their part of the film, the last at "
+            f"{reader.reached:.0f} s of {duration or 0:.0f} s: its key frames are too far apart"
+        )
+    if reader.bad_packets:
+        yield f"damaged: frames could not be decoded ({reader.bad_packets} met)"
+    if is_cut_short(source, media_type):
+        length = source.seek(0, io.SEEK_END)
+        yield f"damaged: the file ends before its content does, after {length} bytes"
+    elif reader.broke_off:
+        yield f"damaged: the file cannot be read to its end: {reader.broke_off}"
 
 
 def _frame_rate(stream: VideoStream) -> float | None:
@@ -343,13 +220,14 @@ def _claimed_duration(container: InputContainer, stream: VideoStream) -> float |
     return None
 
 
-def _measured_duration(source: _Source, media_type: MediaType) -> float | None:
-    """Read all packets, decoding none, for the time of the last (seconds)."""
+def _measured_duration(source: Source, media_type: MediaType, index: int) -> float | None:
+    """Read all packets of a stream, decoding none, for the time of the last (seconds)."""
     # A container of its own, as not all can be rewound; the other one must find its place again.
     place = source.tell()
     packets, first, end = 0, None, 0
-    with _open(source, media_type) as container:
-        stream = _video_stream(container, media_type)
+    with open_container(source, media_type) as container:
+        stream = next(each for each in container.streams.video if each.index == index)
+        read_alone(container, stream)
         for packet in container.demux(stream):
             if packet.size == 0:  # asks decoders for what they still hold
                 continue
@@ -366,28 +244,10 @@ def _measured_duration(source: _Source, media_type: MediaType) -> float | None:
     return packets / rate if packets and rate else None
 
 
-def _captured_at(metadata: dict[str, str]) -> datetime | None:
-    # Only this entry is the camera's local time. `creation_time` is UTC by the standard, without a
-    # hint of the zone, and would name the wrong hour or day.
-    try:
-        local = datetime.fromisoformat(metadata["com.apple.quicktime.creationdate"])
-    except (KeyError, ValueError):
-        return None
-    return local.replace(tzinfo=None)
-
-
-def _camera(metadata: dict[str, str]) -> str | None:
-    for make, model in _CAMERA_ENTRIES:
-        name = camera_name(metadata.get(make), metadata.get(model))
-        if name:
-            return name
-    return None
-
-
-def _explain(error: Exception, source: BinaryIO, media_type: MediaType) -> PermanentError:
+def _explain(error: Exception, source: Source, media_type: MediaType) -> PermanentError:
     name = media_type.format.upper()
     reason = error.strerror if isinstance(error, FFmpegError) else str(error)
-    if is_cut_short(source, media_type):
+    if isinstance(error, EOFError) or is_cut_short(source, media_type):
         length = source.seek(0, io.SEEK_END)
         return PermanentError(
             "truncated", f"the {name} ends before its content does, after {length} bytes: {reason}"

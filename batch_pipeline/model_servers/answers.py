@@ -23,6 +23,18 @@ _JOINERS = "\u200c\u200d"
 _UNWANTED_CATEGORIES = {"Cc", "Cf", "Cs"}
 
 
+#: Longer than any description that was asked for; a server that knows no limit writes for ever
+#: (characters).
+LONGEST_ANSWER = 50_000
+
+
+def shows_thought(answer: str, *, cut_by_length: bool) -> bool:
+    """Tell whether a model thought: it shows in the answer, or used it up unseen."""
+    if not answer.strip():
+        return cut_by_length
+    return bool(_THOUGHT.search(answer) or _END_OF_THOUGHT.match(answer))
+
+
 def usable_text(answer: str, *, cut_by_length: bool) -> str:
     """Clean an answer, or say why it cannot be stored.
 
@@ -34,8 +46,14 @@ def usable_text(answer: str, *, cut_by_length: bool) -> str:
         Plain text, never empty.
 
     Raises:
-        TransientError: ``model_output_invalid``: cut by length, or nothing is left.
+        TransientError: ``model_output_invalid``: cut by length, far too long, or nothing is left.
     """
+    if len(answer) > LONGEST_ANSWER:
+        raise TransientError(
+            "model_output_invalid",
+            f"the model's answer has {len(answer):,} characters, more than {LONGEST_ANSWER:,} are "
+            f"not looked at; it begins: {answer[:80]!r}",
+        )
     text = clean(answer)
     if cut_by_length:
         raise TransientError(

@@ -6,12 +6,42 @@ They raise the errors of `batch_pipeline.errors`: `TransientError` for what may 
 such model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from batch_pipeline.media.content import Frame, MediaFacts
+from batch_pipeline.model_servers.rate_limits import Room
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What calls to a model took."""
+
+    tokens_in: int = 0
+    """As the server counts them; 0: it does not tell."""
+    tokens_out: int = 0
+    seconds: float = 0.0
+    """From the request to the end of the answer."""
+    calls: int = 1
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.tokens_in + other.tokens_in,
+            self.tokens_out + other.tokens_out,
+            self.seconds + other.seconds,
+            self.calls + other.calls,
+        )
+
+
+#: Told what each answered call took, also if the answer turns out to be of no use; called by the
+#: thread of the calls, and must return at once.
+Spent = Callable[[Usage], None]
+
+
+def not_counted(usage: Usage) -> None:
+    """For callers who keep no account."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +88,26 @@ class CallSlots(Protocol):
             cancelled: asked at least twice a second while waiting.
 
         Raises:
-            ClaimLostError: `cancelled` answered true while waiting.
-            ServiceDownError: whoever gives out the slots cannot be reached.
+            WorkCancelledError: `cancelled` answered true while waiting.
+            ServiceDownError: whoever gives out the slots cannot be reached, or every server asked
+                for a long pause.
+        """
+        ...
+
+    def pause(self, server: str, seconds: float, reason: str) -> None:
+        """A server turned the caller away: nobody calls it until the pause is over."""
+        ...
+
+    def answered(self, server: str, rooms: Sequence[Room], tokens: float) -> None:
+        """A server answered the caller, who still holds the slot, and told what is left.
+
+        `tokens` is what the call used; 0: not told.
         """
         ...
 
 
-#: Makes the slots for the calls of one kind, so many to each server.
-MakeCallSlots = Callable[[CallKind, int], CallSlots]
+#: Makes the slots for the calls of one kind: so many to each server, and to some their own number.
+MakeCallSlots = Callable[[CallKind, int, Mapping[str, int]], CallSlots]
 
 
 class VisionModel(Protocol):
@@ -80,6 +122,7 @@ class VisionModel(Protocol):
         *,
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> str:
         """Describe one picture, or a video by its frames in the order of time.
 
@@ -89,6 +132,7 @@ class VisionModel(Protocol):
             attempt: 1 for the first; later ones vary seed and temperature, so that a bad answer
                 is not asked for again.
             cancelled: asked at least twice a second while a call is waited for.
+            spent: told what each answered call took.
 
         Returns:
             Plain text, never empty.
@@ -97,12 +141,16 @@ class VisionModel(Protocol):
             TransientError: time-out, 5xx, reset connection, an empty or cut answer.
             PermanentError: the server refuses this very input for good.
             ServiceDownError: the server cannot be reached, or has no such model.
-            ClaimLostError: `cancelled` answered true.
+            WorkCancelledError: `cancelled` answered true.
         """
         ...
 
     def check(self) -> list[HealthCheck]:
         """Ask whether a call could succeed now; never raises."""
+        ...
+
+    def try_out(self) -> list[HealthCheck]:
+        """Make one real call whose answer is known; never raises."""
         ...
 
 
@@ -113,19 +161,27 @@ class EmbeddingModel(Protocol):
     dimensions: int
 
     def embed(
-        self, texts: Sequence[str], *, cancelled: CancelledCheck = never_cancelled
+        self,
+        texts: Sequence[str],
+        *,
+        cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> list[list[float]]:
         """Embed each text; vectors have `dimensions` finite numbers and are not all zero.
 
         Raises:
             TransientError: time-out, 5xx, reset connection, a vector that is not usable.
             ServiceDownError: the server cannot be reached, or has no such model.
-            ClaimLostError: `cancelled` answered true.
+            WorkCancelledError: `cancelled` answered true.
         """
         ...
 
     def check(self) -> list[HealthCheck]:
         """Ask whether a call could succeed now; never raises."""
+        ...
+
+    def try_out(self) -> list[HealthCheck]:
+        """Make one real call whose answer is known; never raises."""
         ...
 
 
@@ -139,6 +195,10 @@ class Analyzer:
     def check(self) -> list[HealthCheck]:
         """Health of both."""
         return [*self.vision.check(), *self.embedding.check()]
+
+    def try_out(self) -> list[HealthCheck]:
+        """Whether both answer a question with a known answer."""
+        return [*self.vision.try_out(), *self.embedding.try_out()]
 
     def outages(self) -> list[HealthCheck]:
         """Why no upload could be worked now: what fails of a model that no server has."""

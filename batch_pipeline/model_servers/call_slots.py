@@ -1,23 +1,33 @@
-"""Who may call next, and which server: the cap on calls in flight, within one process.
+"""Who may call next, and which server: the cap on calls in flight, and their pace, in one process.
 
 A `CallGate` alone caps the calls of this process. When several processes share servers, each has
 its gate, and somebody outside says how many of the slots are its own (`take_stock` and `allow`);
-slots then pass from call to call within the process without asking anybody.
+slots then pass from call to call within the process without asking anybody. The pauses that servers
+ask for go the same way, out by `pauses_to_tell` and in by `hear_pause`.
 """
 
+import logging
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from batch_pipeline.errors import ClaimLostError, ServiceDownError
+from batch_pipeline.errors import ServiceDownError, WorkCancelledError
 from batch_pipeline.model_servers.base import CancelledCheck
+from batch_pipeline.model_servers.rate_limits import Pace, Room
+
+_log = logging.getLogger(__name__)
 
 #: How often a waiting caller asks whether its call is still wanted.
 _POLL_SECONDS = 0.5
+#: Of the latest call, in the mean of the seconds that a call takes.
+_NEWEST_WEIGHT = 0.3
+#: A longer pause is not waited for: the uploads go back to pending and come again after it.
+LONGEST_WAIT_SECONDS = 120.0
 
 
 @dataclass
@@ -31,9 +41,27 @@ class _Lane:
     """Slots that other processes hold, as last heard."""
     valid_until: float = float("inf")
     """When `allowed` ends, if nobody confirms it (monotonic seconds)."""
+    pace: Pace = field(default_factory=Pace)
+    seconds: float = 0.0
+    """What a call takes, the latest weighing most; 0: none has ended."""
+
+    def ended_after(self, seconds: float) -> None:
+        weight = _NEWEST_WEIGHT if self.seconds else 1
+        self.seconds += weight * (seconds - self.seconds)
 
     def is_free(self, now: float) -> bool:
-        return self.in_flight < self.allowed and now < self.valid_until
+        return (
+            self.in_flight < self.allowed and now < self.valid_until and now >= self.pace.not_before
+        )
+
+
+@dataclass(frozen=True)
+class Pause:
+    """What a server asked for, to be told to other processes."""
+
+    until: float
+    """Monotonic seconds."""
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +78,7 @@ class CallGate:
 
     Args:
         limit: calls in flight to each server.
+        limits: to those servers that have a number of their own.
         shared: slots have to be allowed by somebody before they can be used.
         changed: called when calls have begun to wait or have ended; must return at once.
         failure: asked while waiting, with the seconds waited: why no slot can be had, if so.
@@ -58,18 +87,21 @@ class CallGate:
     def __init__(
         self,
         limit: int,
+        limits: Mapping[str, int] = MappingProxyType({}),
         *,
         shared: bool = False,
         changed: Callable[[], None] = lambda: None,
         failure: Callable[[float], ServiceDownError | None] = lambda _: None,
     ) -> None:
-        self.limit = limit
-        self._allowed_at_first = 0 if shared else limit
+        self._limit = limit
+        self._limits = limits
+        self._shared = shared
         self._notify = changed
         self._failure = failure
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
         self._usable: frozenset[str] = frozenset()
+        self._to_tell: dict[str, Pause] = {}
         #: Calls that wait, in the order in which they came; only the first is woken.
         self._waiting: deque[threading.Condition] = deque()
 
@@ -78,14 +110,63 @@ class CallGate:
         self, servers: Callable[[], Sequence[str]], cancelled: CancelledCheck
     ) -> Iterator[str]:
         """Wait for a slot and hold it; see the protocol."""
-        server = self._take(servers, cancelled)
+        server, began = self._take(servers, cancelled), time.monotonic()
         try:
             yield server
         finally:
             with self._lock:
-                self._lanes[server].in_flight -= 1
+                lane = self._lanes[server]
+                lane.in_flight -= 1
+                lane.ended_after(time.monotonic() - began)
                 self._wake_first()
             self._notify()
+
+    def pause(self, server: str, seconds: float, reason: str) -> None:
+        """Hold all calls to a server; see the protocol."""
+        with self._lock:
+            now, pace = time.monotonic(), self._lanes[server].pace
+            known = pace.not_before > now + seconds / 2
+            pace.pause(now, seconds, reason)
+            pace.refused()
+            if not known:
+                self._to_tell[server] = Pause(pace.not_before, reason)
+            left = pace.not_before - now
+        if not known:
+            _log.warning("calls to %s wait for %.1f s: %s", server, left, reason)
+            self._notify()
+
+    def answered(self, server: str, rooms: Sequence[Room], tokens: float) -> None:
+        """Slow down before a limit is reached; see the protocol."""
+        with self._lock:
+            lane = self._lanes[server]
+            everywhere = max(lane.elsewhere + lane.allowed, 1)
+            lane.pace.answered(
+                time.monotonic(),
+                rooms,
+                in_flight=lane.elsewhere + lane.in_flight - 1,
+                share=max(lane.allowed, 1) / everywhere,
+                tokens=tokens,
+            )
+
+    def pauses_to_tell(self) -> dict[str, Pause]:
+        """The pauses that servers asked this process for since the last time."""
+        with self._lock:
+            told, self._to_tell = self._to_tell, {}
+            return told
+
+    @property
+    def has_pauses_to_tell(self) -> bool:
+        """Tell whether `pauses_to_tell` would give any."""
+        return bool(self._to_tell)
+
+    def hear_pause(self, server: str, seconds: float, reason: str) -> None:
+        """Hold calls to a server that asked another process for a pause."""
+        with self._lock:
+            self._lane(server).pace.pause(time.monotonic(), seconds, reason)
+
+    def limit_of(self, server: str) -> int:
+        """Calls that may be in flight to a server."""
+        return self._limits.get(server, self._limit)
 
     def demand(self) -> dict[str, Demand]:
         """What is used and wanted of each server that was ever asked for."""
@@ -129,21 +210,47 @@ class CallGate:
                     if server := self._enter(ticket, usable):
                         return server
                     if usable == told:
-                        ticket.wait(_POLL_SECONDS)
+                        ticket.wait(self._seconds_to_wait(usable))
                 if usable != told:
                     self._notify()
                     told = usable
                     continue
                 if cancelled():
-                    raise ClaimLostError(
+                    raise WorkCancelledError(
                         "the model call was stopped: its upload is no longer wanted"
                     )
-                if failure := self._failure(time.monotonic() - began):
+                waited = time.monotonic() - began
+                if failure := self._failure(waited) or self._long_pause(usable):
                     raise failure
         finally:
             with self._lock:
                 self._waiting.remove(ticket)
                 self._wake_first()
+
+    def _seconds_to_wait(self, usable: Sequence[str]) -> float:
+        now = time.monotonic()
+        lanes = [self._lanes[server] for server in usable if server in self._lanes]
+        pauses = [lane.pace.not_before - now for lane in lanes]
+        return min([_POLL_SECONDS, *(pause for pause in pauses if pause > 0)])
+
+    def _long_pause(self, usable: Sequence[str]) -> ServiceDownError | None:
+        with self._lock:
+            now = time.monotonic()
+            paces = [self._lanes[server].pace for server in usable if server in self._lanes]
+        left = min((pace.not_before - now for pace in paces), default=0.0)
+        if left <= LONGEST_WAIT_SECONDS:
+            return None
+        reasons = dict.fromkeys(pace.reason for pace in paces)
+        return ServiceDownError(
+            "model_rate_limited",
+            f"no model server may be called for another {left:.0f} s: {'; '.join(reasons)}",
+            resume_after_seconds=left,
+        )
+
+    def _lane(self, server: str) -> _Lane:
+        if server not in self._lanes:
+            self._lanes[server] = _Lane(0 if self._shared else self.limit_of(server))
+        return self._lanes[server]
 
     def _wake_first(self) -> None:
         if self._waiting:
@@ -154,19 +261,24 @@ class CallGate:
             return None
         self._usable = frozenset(usable)
         for server in usable:
-            self._lanes.setdefault(server, _Lane(self._allowed_at_first))
+            self._lane(server)
         now = time.monotonic()
         free = [server for server in usable if self._lanes[server].is_free(now)]
         if not free:
             return None
         chosen = min(free, key=self._load)
         self._lanes[chosen].in_flight += 1
+        self._lanes[chosen].pace.begin(now)
         return chosen
 
-    def _load(self, server: str) -> tuple[int, float]:
+    def _load(self, server: str) -> tuple[float, float]:
+        # Seconds of work with this call among it: a slow server gets fewer calls than a fast one.
         lane = self._lanes[server]
+        known = [each.seconds for each in self._lanes.values() if each.seconds]
+        seconds = lane.seconds or (sum(known) / len(known) if known else 1.0)
+        work = (lane.elsewhere + lane.in_flight + 1) * seconds
         # Chance decides between equals: else every process would begin with the first.
-        return lane.elsewhere + lane.in_flight, random.random()  # noqa: S311
+        return work, random.random()  # noqa: S311
 
     def _demand(self, server: str) -> Demand:
         in_flight, waiting = self._lanes[server].in_flight, len(self._waiting)
@@ -177,4 +289,4 @@ class CallGate:
             everywhere = sum(lane.in_flight for lane in self._lanes.values()) + waiting
             part = -(-everywhere // len(self._usable))
             wanted = max(in_flight + waiting, part)
-        return Demand(in_flight, min(wanted, max(self.limit, in_flight)))
+        return Demand(in_flight, min(wanted, max(self.limit_of(server), in_flight)))

@@ -4,13 +4,9 @@ The pool of connections in httpx asks all of them how they are when a call begin
 with 32, that took 3 ms of processor time a call, more than all the rest of it.
 """
 
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import cache
 from typing import Generic, TypeVar
-
-import httpx
 
 Client = TypeVar("Client")
 
@@ -43,9 +39,3 @@ class ClientPool(Generic[Client]):
         """Close the clients; no call may follow."""
         while self._idle:
             await self._close(self._idle.pop())
-
-
-@cache
-def trusted() -> ssl.SSLContext:
-    """The certificates that all clients trust: to read them takes 20 ms each time."""
-    return httpx.create_ssl_context()

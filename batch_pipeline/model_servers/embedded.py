@@ -1,9 +1,11 @@
-"""The analyzer that needs nothing: no network, no weights, no key.
+"""The analyzer that needs no server: no network, no key, and models that come in packages.
 
-It says only what is measured (`media.measurements`) or written in the file (`MediaFacts`), so that
-a fresh clone shows the whole pipeline at work and search finds pictures by colour, light, format
-and date. What a picture shows, only a real vision model can tell. Text is embedded by hashing
-(`text_hashing`); text in pictures is read when the extra ``ocr`` and Tesseract are installed.
+With the extra ``embedded`` a classifier (`efficientnet`, `picture_categories`) tells the commonest
+things that a picture shows where it is sure, and a sentence encoder (`sentence_encoder`) embeds
+text by meaning. Without it nothing but what is measured (`media.measurements`) or written in the
+file (`MediaFacts`) is said, and text is embedded by its words (`text_hashing`). Scenes, people and
+most things only a real vision model can tell. Text in pictures is read when the extra ``ocr`` and
+Tesseract are installed.
 """
 
 import importlib.util
@@ -15,22 +17,42 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from batch_pipeline.errors import ClaimLostError
+from batch_pipeline.errors import ServiceDownError, WorkCancelledError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.measurements import ColourShare, Measurements, measure, small_copy
-from batch_pipeline.model_servers.base import CancelledCheck, HealthCheck, never_cancelled
+from batch_pipeline.media.square_views import square_views
+from batch_pipeline.model_servers import efficientnet, sentence_encoder
+from batch_pipeline.model_servers.base import (
+    CancelledCheck,
+    HealthCheck,
+    Spent,
+    never_cancelled,
+    not_counted,
+)
+from batch_pipeline.model_servers.picture_categories import Content, content_of
 from batch_pipeline.model_servers.text_hashing import hash_text
+
+#: Of the words beside the meaning: enough for a name to be found, too little to hide the meaning
+#: (``benchmarks/search_quality.py``).
+WORDS_WEIGHT = 0.25
+#: What to do for the parts that are not installed.
+_EXTRA = "pip install 'batch-pipeline[embedded]'"
 
 
 class EmbeddedVision:
-    """Describes a picture in full sentences, by what can be measured in it.
+    """Describes a picture in full sentences: what it shows where that is sure, what is measured.
 
     The answer depends on the input alone: a second attempt says the same as the first.
     """
 
-    name = "embedded-vision-1"
+    def __init__(self) -> None:
+        self._classifies = efficientnet.is_installed()
+        # Another name where less is said, so that `reprocess` finds what could be said better.
+        self.name = "embedded-vision-2" if self._classifies else "embedded-vision-1"
 
     def describe(
         self,
@@ -39,11 +61,13 @@ class EmbeddedVision:
         *,
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> str:
         """Describe a picture or a video; see `VisionModel.describe`.
 
         Raises:
-            ClaimLostError: `cancelled` answered true.
+            ServiceDownError: the weights of the classifier are not those that are expected.
+            WorkCancelledError: `cancelled` answered true.
         """
         copies = []
         for frame in frames:
@@ -52,6 +76,7 @@ class EmbeddedVision:
         _stop_if(cancelled)
         measured = measure(copies)
         sentences = [
+            _content(_seen(frames, cancelled) if self._classifies else None),
             _first_look(facts, measured),
             _palette(measured.colours),
             _arrangement(measured),
@@ -64,41 +89,97 @@ class EmbeddedVision:
         return " ".join(sentence for sentence in sentences if sentence)
 
     def check(self) -> list[HealthCheck]:
-        """Nothing to reach, so nothing can be down."""
+        """Look whether the weights are those that are expected; nothing is loaded."""
         text = "read by Tesseract" if _can_read_text() else "not read (optional: extra ocr)"
-        return [HealthCheck("vision", True, f"{self.name}, built in; text in pictures is {text}")]
+        found = f"{self.name}, built in; text in pictures is {text}"
+        if not self._classifies:
+            less = f"colours, light and dates only; to tell animals, vehicles, food …: {_EXTRA}"
+            return [HealthCheck("vision", True, f"{found}; {less}")]
+        try:
+            efficientnet.check_weights()
+        except ServiceDownError as error:
+            return [HealthCheck("vision", False, str(error), f"run {_EXTRA} again", error.kind)]
+        return [HealthCheck("vision", True, f"{found}; tells common things, not people or scenes")]
+
+    def try_out(self) -> list[HealthCheck]:
+        """Nothing that a check would not find."""
+        return []
 
 
 class EmbeddedEmbedding:
-    """Embeds text by feature hashing: near in words and spelling is near in vectors."""
+    """Embeds text: by meaning and by words, or by words alone.
 
-    name = "embedded-hashing-1"
+    By meaning there are 512 numbers of the sentence encoder, and in what is left of the width the
+    words, which keep the names of cameras and the text in pictures findable.
+    """
 
     def __init__(self, dimensions: int = 1024) -> None:
         self.dimensions = dimensions
+        self._by_meaning = sentence_encoder.is_installed() and self._is_wide_enough
+        self.name = "embedded-sentences-1" if self._by_meaning else "embedded-hashing-1"
+
+    @property
+    def _is_wide_enough(self) -> bool:
+        return self.dimensions >= sentence_encoder.DIMENSIONS
 
     def embed(
-        self, texts: Sequence[str], *, cancelled: CancelledCheck = never_cancelled
+        self,
+        texts: Sequence[str],
+        *,
+        cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> list[list[float]]:
         """Embed each text; see `EmbeddingModel.embed`.
 
         Raises:
-            ClaimLostError: `cancelled` answered true.
+            ServiceDownError: the sentence encoder cannot be loaded.
+            WorkCancelledError: `cancelled` answered true.
         """
         vectors = []
         for text in texts:
             _stop_if(cancelled)
-            vectors.append(hash_text(text, self.dimensions).tolist())
+            vectors.append(self._vector(text).tolist())
         return vectors
 
+    def _vector(self, text: str) -> NDArray[np.float64]:
+        if not self._by_meaning:
+            return hash_text(text, self.dimensions)
+        [meaning] = sentence_encoder.encode([text])
+        words = self.dimensions - sentence_encoder.DIMENSIONS
+        if not words:
+            return np.asarray(meaning, np.float64)
+        joined = np.concatenate([meaning, WORDS_WEIGHT * hash_text(text, words)])
+        return np.asarray(joined / np.linalg.norm(joined), np.float64)
+
     def check(self) -> list[HealthCheck]:
-        """Nothing to reach, so nothing can be down."""
-        return [HealthCheck("embedding", True, f"{self.name}, built in, {self.dimensions} numbers")]
+        """Nothing to reach, so nothing can be down; nothing is loaded."""
+        found = f"{self.name}, built in, {self.dimensions} numbers"
+        if self._by_meaning:
+            found += "; finds by meaning, in 16 languages"
+        elif self._is_wide_enough:
+            found += f"; finds by words alone; to find by meaning: {_EXTRA}"
+        else:
+            found += f"; finds by words alone, as fewer than {sentence_encoder.DIMENSIONS} numbers"
+        return [HealthCheck("embedding", True, found)]
+
+    def try_out(self) -> list[HealthCheck]:
+        """Nothing that a check would not find."""
+        return []
 
 
 def _stop_if(cancelled: CancelledCheck) -> None:
     if cancelled():
-        raise ClaimLostError("the work on this upload is no longer wanted")
+        raise WorkCancelledError("the work on this upload is no longer wanted")
+
+
+def _seen(frames: Sequence[Frame], cancelled: CancelledCheck) -> Content | None:
+    """Judge a picture, or the frames of a video together."""
+    views = []
+    for frame in frames:
+        for view in square_views(frame.jpeg, efficientnet.VIEW_SIDE):
+            _stop_if(cancelled)
+            views.append(efficientnet.class_probabilities(view))
+    return content_of(views)
 
 
 # Sentences --------------------------------------------------------------------------------------
@@ -107,6 +188,12 @@ def _stop_if(cancelled: CancelledCheck) -> None:
 def _word(value: float, steps: Sequence[tuple[float, str]], last: str) -> str:
     """Return the word of the first step whose upper bound `value` is below."""
     return next((word for bound, word in steps if value < bound), last)
+
+
+def _content(seen: Content | None) -> str:
+    if seen is None:
+        return ""
+    return f"It shows {seen.category}{f', most likely {seen.kind}' if seen.kind else ''}."
 
 
 def _first_look(facts: MediaFacts, measured: Measurements) -> str:

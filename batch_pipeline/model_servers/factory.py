@@ -4,8 +4,11 @@ The modules that speak to servers are imported when they are chosen: their clien
 second to load, which a command that calls no model should not wait for.
 """
 
+import json
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,7 +17,7 @@ from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.model_servers.base import Analyzer, CallKind, CallSlots, MakeCallSlots
 from batch_pipeline.model_servers.call_slots import CallGate
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
-from batch_pipeline.settings import AnalyzerName, Settings
+from batch_pipeline.settings import AnalyzerName, Settings, VisionDetail
 
 if TYPE_CHECKING:
     from batch_pipeline.model_servers.model_server import ModelServer
@@ -23,10 +26,10 @@ _lock = threading.Lock()
 _servers: list["ModelServer"] = []
 
 
-def slots_of_this_process(kind: CallKind, limit: int) -> CallSlots:
+def slots_of_this_process(kind: CallKind, limit: int, limits: Mapping[str, int]) -> CallSlots:
     """Cap the calls of this process alone, whatever others do."""
     del kind
-    return CallGate(limit)
+    return CallGate(limit, limits)
 
 
 def build_analyzer(
@@ -42,7 +45,8 @@ def build_analyzer(
         make_slots: who caps the calls in flight.
 
     Raises:
-        ConfigurationError: a setting that the choice needs is empty or not an address.
+        ConfigurationError: a setting that the choice needs is empty or not an address, or the
+            proxy that is asked for cannot be used.
     """
     with _lock:
         return _built(settings, make_slots)
@@ -62,68 +66,97 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
     if vision is embedding is AnalyzerName.EMBEDDED:
         return Analyzer(EmbeddedVision(), EmbeddedEmbedding(settings.embedding_dimensions))
 
+    from batch_pipeline.model_servers.http_transport import shown_address  # noqa: PLC0415
+    from batch_pipeline.model_servers.picture_size import (  # noqa: PLC0415
+        PictureSize,
+        side_multiple,
+    )
     from batch_pipeline.model_servers.remote import (  # noqa: PLC0415
         RemoteEmbedding,
         RemoteVision,
     )
 
     server = _server_maker(settings)
-    return Analyzer(
-        vision=EmbeddedVision()
-        if vision is AnalyzerName.EMBEDDED
-        else RemoteVision(
-            [server(vision, url) for url in _vision_urls(settings)],
+
+    def slots(kind: CallKind, limit: int, given: Mapping[str, int | None]) -> CallSlots:
+        own = {shown_address(url): number for url, number in given.items() if number}
+        return make_slots(kind, limit, own)
+
+    def remote_vision() -> RemoteVision:
+        given = _vision_urls(settings)
+        return RemoteVision(
+            [server(vision, url) for url in given],
             settings.vision_model,
-            make_slots("vision", settings.max_vision_calls),
-        ),
-        embedding=EmbeddedEmbedding(settings.embedding_dimensions)
-        if embedding is AnalyzerName.EMBEDDED
-        else RemoteEmbedding(
-            [server(embedding, url) for url in _embedding_urls(settings)],
+            slots("vision", settings.max_vision_calls, given),
+            PictureSize(
+                settings.vision_longest_side,
+                settings.vision_side_multiple or side_multiple(settings.vision_model),
+            ),
+        )
+
+    def remote_embedding() -> RemoteEmbedding:
+        given = _embedding_urls(settings)
+        return RemoteEmbedding(
+            [server(embedding, url) for url in given],
             settings.embedding_model,
             settings.embedding_dimensions,
-            make_slots("embedding", settings.max_embedding_calls),
-        ),
+            slots("embedding", settings.max_embedding_calls, given),
+        )
+
+    return Analyzer(
+        vision=EmbeddedVision() if vision is AnalyzerName.EMBEDDED else remote_vision(),
+        embedding=EmbeddedEmbedding(settings.embedding_dimensions)
+        if embedding is AnalyzerName.EMBEDDED
+        else remote_embedding(),
     )
 
 
 def _server_maker(settings: Settings) -> Callable[[AnalyzerName, str], "ModelServer"]:
     """A maker that gives one object for one address, so that both models share its circuit."""
     from batch_pipeline.model_servers.http_calls import CallLimits  # noqa: PLC0415
+    from batch_pipeline.model_servers.http_transport import proxy_for  # noqa: PLC0415
+    from batch_pipeline.model_servers.model_server import ModelOptions  # noqa: PLC0415
 
-    limits = CallLimits(
+    timeouts = CallLimits(
         connect=settings.model_connect_seconds,
         read=settings.model_read_seconds,
         write=settings.model_write_seconds,
         total=settings.model_total_seconds,
     )
+    options = ModelOptions(
+        json.loads(settings.vision_options or "{}"),
+        json.loads(settings.embedding_options or "{}"),
+        "" if settings.vision_detail is VisionDetail.DEFAULT else settings.vision_detail.value,
+    )
 
     @cache
     def server(name: AnalyzerName, url: str) -> "ModelServer":
         made: ModelServer
+        limits = replace(timeouts, proxy=proxy_for(url, settings.model_proxy))
         if name is AnalyzerName.OLLAMA:
             from batch_pipeline.model_servers.ollama import OllamaServer  # noqa: PLC0415
 
-            made = OllamaServer(url, limits)
+            made = OllamaServer(url, limits, options)
         else:
             from batch_pipeline.model_servers.openai_compatible import (  # noqa: PLC0415
                 OpenAICompatibleServer,
             )
 
-            made = OpenAICompatibleServer(url, settings.openai_api_key.get_secret_value(), limits)
+            key = settings.openai_api_key.get_secret_value()
+            made = OpenAICompatibleServer(url, key, limits, options)
         _servers.append(made)
         return made
 
     return server
 
 
-def _vision_urls(settings: Settings) -> list[str]:
+def _vision_urls(settings: Settings) -> dict[str, int | None]:
     if settings.analyzer is AnalyzerName.OLLAMA:
         return _addresses("OLLAMA_HOST", settings.ollama_host, "http://127.0.0.1:11434")
     return _addresses("OPENAI_BASE_URL", settings.openai_base_url, "http://127.0.0.1:8000/v1")
 
 
-def _embedding_urls(settings: Settings) -> list[str]:
+def _embedding_urls(settings: Settings) -> dict[str, int | None]:
     if settings.embedder_name is AnalyzerName.OLLAMA:
         return _addresses("OLLAMA_HOST", settings.ollama_host, "http://127.0.0.1:11434")
     if url := settings.openai_embedding_base_url:
@@ -131,15 +164,21 @@ def _embedding_urls(settings: Settings) -> list[str]:
     return _addresses("OPENAI_BASE_URL", settings.openai_base_url, "http://127.0.0.1:8000/v1")
 
 
-def _addresses(variable: str, value: str, example: str) -> list[str]:
-    given = [part.strip() for part in value.split(",") if part.strip()]
-    if not given or not all(map(_is_address, given)):
+def _addresses(variable: str, value: str, example: str) -> dict[str, int | None]:
+    """Addresses, each with the number of calls that it takes at a time if it stands behind a #."""
+    parts = [part.strip().partition("#") for part in value.split(",") if part.strip()]
+    if not parts or not all(
+        _is_address(url) and (not mark or re.fullmatch("[1-9][0-9]{0,2}", number))
+        for url, mark, number in parts
+    ):
         raise ConfigurationError(
             f"BATCH_PIPELINE_{variable}={value!r} is not the address of a server, nor several "
-            f"with commas between; expected one such as {example}"
+            f"with commas between; expected one such as {example}, or {example}#4 for a server "
+            "that takes 4 calls at a time"
         )
     # Named twice, a server would be taken for two.
-    return list({url.rstrip("/"): url for url in given}.values())
+    unlike = {url.rstrip("/"): (url, number) for url, _, number in parts}
+    return {url: int(number) if number else None for url, number in unlike.values()}
 
 
 def _is_address(value: str) -> bool:

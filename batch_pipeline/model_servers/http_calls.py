@@ -14,27 +14,42 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, Generic, TypeVar
 
 import httpx
 import httpx2
 import pydantic
 
 from batch_pipeline.errors import (
-    ClaimLostError,
     KindedError,
-    PermanentError,
     ServiceDownError,
     TransientError,
+    WorkCancelledError,
 )
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.model_servers.circuit import Circuit
-from batch_pipeline.model_servers.client_pool import trusted
+from batch_pipeline.model_servers.http_errors import (
+    Busy,
+    Disconnected,
+    Unreachable,
+    chain,
+    error_for_status,
+    is_timeout,
+    root_reason,
+)
+from batch_pipeline.model_servers.http_transport import (
+    Transport,
+    Transport2,
+    heard,
+    proxy_variable_in_use,
+    shown_address,
+    trusted,
+)
+from batch_pipeline.model_servers.rate_limits import Room, rooms
 
 Answer = TypeVar("Answer")
 Call = Callable[[], Coroutine[Any, Any, Answer]]
@@ -44,11 +59,6 @@ _POLL_SECONDS = 0.5
 #: Tries to reach the server within one call; a restart of a server behind a proxy takes less.
 _CONNECTION_TRIES = 3
 _CONNECTION_WAIT_SECONDS = 0.3
-#: Tries when the server says that it is busy; the waits double: about 1, 2, 4 s.
-_BUSY_TRIES = 4
-_BUSY_WAIT_SECONDS = 1.0
-#: A server may ask for a longer pause than this (Retry-After); then the upload comes back later.
-_LONGEST_BUSY_WAIT_SECONDS = 30.0
 #: Time that a server has to show that it is there at all.
 _PROBE_SECONDS = 5.0
 #: Idle connections are closed before the server does it: uvicorn, under vLLM, waits for 5 s. A
@@ -60,7 +70,6 @@ _ONE_CONNECTION: dict[str, Any] = {
     "max_keepalive_connections": 1,
     "keepalive_expiry": _KEEP_ALIVE_SECONDS,
 }
-_LONGEST_REASON = 2000
 
 
 @dataclass(frozen=True)
@@ -74,20 +83,25 @@ class CallLimits:
     total: float = 600
     """For the whole call, its tries included, whatever the server sends."""
 
+    proxy: str = ""
+    """Address of the proxy through which the server is called; empty: none."""
+
     def client_options(self) -> dict[str, Any]:
         """Arguments for the client of `ollama`, which is built on httpx."""
         return {
             "timeout": httpx.Timeout(**self._timeouts()),
-            "limits": httpx.Limits(**_ONE_CONNECTION),
-            "verify": trusted(),
+            "transport": Transport(
+                limits=httpx.Limits(**_ONE_CONNECTION), verify=trusted(), proxy=self.proxy or None
+            ),
         }
 
     def client2_options(self) -> dict[str, Any]:
         """Arguments for the client of `openai`, which is built on httpx2."""
         return {
             "timeout": httpx2.Timeout(**self._timeouts()),
-            "limits": httpx2.Limits(**_ONE_CONNECTION),
-            "verify": trusted(),
+            "transport": Transport2(
+                limits=httpx2.Limits(**_ONE_CONNECTION), verify=trusted(), proxy=self.proxy or None
+            ),
         }
 
     def _timeouts(self) -> dict[str, float]:
@@ -99,20 +113,12 @@ class CallLimits:
         }
 
 
-class Unreachable(Exception):  # noqa: N818 - a finding that never leaves this package
-    """No connection could be made."""
+@dataclass(frozen=True)
+class Answered(Generic[Answer]):
+    """What a call gave, and what its headers said about the next ones."""
 
-
-class Disconnected(Exception):  # noqa: N818
-    """The connection ended before the answer was complete."""
-
-
-class Busy(Exception):  # noqa: N818
-    """The server is there and asks to come back later."""
-
-    def __init__(self, reason: str, wait_seconds: float | None) -> None:
-        super().__init__(reason)
-        self.wait_seconds = wait_seconds
+    value: Answer
+    rooms: list[Room]
 
 
 class ServerCalls:
@@ -133,7 +139,11 @@ class ServerCalls:
         probe: Call[object],
         circuit: Circuit | None = None,
     ) -> None:
-        self.url = _without_credentials(url)
+        self.url = shown_address(url)
+        #: For messages.
+        self.name = self.url
+        if limits.proxy:
+            self.name += f" (through the proxy {shown_address(limits.proxy)})"
         self._limits = limits
         self._probe = probe
         self._circuit = circuit or Circuit()
@@ -143,18 +153,24 @@ class ServerCalls:
         """Tell whether the server is there, or it is time to look whether it is back."""
         return not self._circuit.is_open or self._circuit.probe_is_due
 
-    def run(self, call: Call[Answer], *, cancelled: CancelledCheck) -> Answer:
-        """Make one call; tries again by itself only while the server is busy or out of reach.
+    @property
+    def longest_call(self) -> float:
+        """Seconds that one call may take, its tries included."""
+        return self._limits.total
+
+    def run(self, call: Call[Answer], *, cancelled: CancelledCheck) -> Answered[Answer]:
+        """Make one call; tries again by itself only while the server is out of reach.
 
         Raises:
-            TransientError: ``model_timeout``, ``model_server_error``, ``model_server_busy`` or
-                ``model_output_invalid`` (what came is not the protocol).
+            TransientError: ``model_timeout``, ``model_server_error`` or ``model_output_invalid``
+                (what came is not the protocol).
             PermanentError: ``model_refused_input``.
             ServiceDownError: ``model_server_down``, or what `error_for_status` names.
-            ClaimLostError: `cancelled` answered true; the connection was closed.
+            Busy: it asks to come back later.
+            WorkCancelledError: `cancelled` answered true; the connection was closed.
         """
         ends_at = time.monotonic() + self._limits.total
-        unreachable = busy = 0
+        unreachable = 0
         while True:
             self._require_server(cancelled)
             try:
@@ -165,25 +181,12 @@ class ServerCalls:
                 if isinstance(error, Disconnected) and self._is_there(cancelled):
                     raise TransientError(
                         "model_server_error",
-                        f"model server {self.url} broke off its answer: {error}",
+                        f"model server {self.name} broke off its answer: {error}",
                     ) from error
                 unreachable += 1
                 if unreachable == _CONNECTION_TRIES or self._circuit.is_open:
                     raise self._down(str(error)) from error
-                seconds = _jittered(_CONNECTION_WAIT_SECONDS * unreachable)
-            except Busy as error:
-                busy += 1
-                seconds = error.wait_seconds or _jittered(_BUSY_WAIT_SECONDS * 2 ** (busy - 1))
-                if (
-                    busy == _BUSY_TRIES
-                    or seconds > _LONGEST_BUSY_WAIT_SECONDS
-                    or time.monotonic() + seconds > ends_at
-                ):
-                    raise TransientError(
-                        "model_server_busy",
-                        f"model server {self.url} was busy {busy} times: {error}",
-                    ) from error
-            _sleep(seconds, cancelled)
+            sleep(jittered(_CONNECTION_WAIT_SECONDS * unreachable), cancelled)
 
     def ask(self, call: Call[Answer]) -> Answer:
         """Make one quick call for a health check, whatever is known about the server.
@@ -192,24 +195,26 @@ class ServerCalls:
             KindedError: as `run`, without any second try.
         """
         try:
-            return self._once(call, self._limits.connect + _PROBE_SECONDS, never_cancelled)
+            return self._once(call, self._limits.connect + _PROBE_SECONDS, never_cancelled).value
         except (Unreachable, Disconnected) as error:
             raise self._down(str(error)) from error
         except Busy as error:
             raise TransientError("model_server_busy", str(error)) from error
 
-    def _once(self, call: Call[Answer], seconds: float, cancelled: CancelledCheck) -> Answer:
-        _require_wanted(cancelled)
+    def _once(
+        self, call: Call[Answer], seconds: float, cancelled: CancelledCheck
+    ) -> Answered[Answer]:
+        require_wanted(cancelled)
         future = asyncio.run_coroutine_threadsafe(self._translated(call, seconds), _event_loop())
         try:
             while not wait([future], timeout=_POLL_SECONDS).done:
-                _require_wanted(cancelled)
+                require_wanted(cancelled)
             answer = future.result()
         except Unreachable as error:
             self._circuit.failed(str(error))
             raise
         except (KindedError, Busy) as error:
-            if not _is_timeout(error):
+            if not is_timeout(error):
                 self._circuit.answered()
             raise
         finally:
@@ -217,28 +222,31 @@ class ServerCalls:
         self._circuit.answered()
         return answer
 
-    async def _translated(self, call: Call[Answer], seconds: float) -> Answer:
+    async def _translated(self, call: Call[Answer], seconds: float) -> Answered[Answer]:
+        headers: list[Mapping[str, str]] = []
+        heard.set(headers)
         try:
             async with asyncio.timeout(max(seconds, 0)):
-                return await call()
+                value = await call()
+                return Answered(value, rooms(headers[-1]) if headers else [])
         except TimeoutError as error:
             raise TransientError(
                 "model_timeout",
-                f"model server {self.url} gave no complete answer within {seconds:.3g} s",
+                f"model server {self.name} gave no complete answer within {seconds:.3g} s",
             ) from error
         except Exception as error:
             raise self._named(error) from error
 
     def _named(self, error: Exception) -> Exception:  # noqa: PLR0911 - a table of cases
         """The error of ours that says what to do about an error of a client library."""
-        for cause in _chain(error):
+        for cause in chain(error):
             match cause:
                 case KindedError():
                     return cause
                 case httpx.HTTPStatusError() | httpx2.HTTPStatusError():
                     response = cause.response
                     return error_for_status(
-                        self.url, response.status_code, response.text, response.headers
+                        self.name, response.status_code, response.text, response.headers
                     )
                 case (
                     httpx.ConnectError()
@@ -248,22 +256,22 @@ class ServerCalls:
                     | httpx2.ConnectTimeout()
                     | httpx2.ProxyError()
                 ):
-                    return Unreachable(_root_reason(cause))
+                    return Unreachable(root_reason(cause))
                 case httpx.TimeoutException() | httpx2.TimeoutException():
                     return TransientError(
                         "model_timeout",
-                        f"model server {self.url} was silent for too long "
+                        f"model server {self.name} was silent for too long "
                         f"({type(cause).__name__}; read {self._limits.read:g} s, "
                         f"write {self._limits.write:g} s)",
                     )
                 case httpx.UnsupportedProtocol() | httpx2.UnsupportedProtocol():
                     return ServiceDownError("model_server_down", f"{self.url}: {cause}")
                 case httpx.TransportError() | httpx2.TransportError():
-                    return Disconnected(_root_reason(cause))
+                    return Disconnected(root_reason(cause))
                 case json.JSONDecodeError() | pydantic.ValidationError() | UnicodeDecodeError():
                     return TransientError(
                         "model_output_invalid",
-                        f"model server {self.url} sent what is not an answer of its protocol: "
+                        f"model server {self.name} sent what is not an answer of its protocol: "
                         f"{cause}",
                     )
         return error
@@ -280,47 +288,25 @@ class ServerCalls:
         except Unreachable:
             return False
         except (Disconnected, KindedError, Busy) as error:
-            if isinstance(error, Disconnected) or _is_timeout(error):
+            if isinstance(error, Disconnected) or is_timeout(error):
                 self._circuit.failed(str(error))
                 return False
         return True
 
     def _down(self, reason: str) -> ServiceDownError:
         return ServiceDownError(
-            "model_server_down", f"model server {self.url} cannot be reached: {reason}"
+            "model_server_down",
+            f"model server {self.name} cannot be reached: {reason}{self._proxy_left_out()}",
         )
 
-
-def error_for_status(  # noqa: PLR0911 - a table of cases
-    url: str, status: int, body: str, headers: Mapping[str, str]
-) -> Exception:
-    """Name the error behind an HTTP status by what to do next.
-
-    Settings that are wrong stop the work with `ServiceDownError` like an outage, because they
-    would fail every upload alike: ``model_missing``, ``model_server_refused`` (key, quota, path)
-    and ``model_unsuitable`` (the model cannot do what is asked).
-    """
-    reason = _server_reason(body)
-    message = f"model server {url} answered {status}: {reason}"
-    lowered = reason.lower()
-    if status in {401, 402, 403, 407} or "insufficient_quota" in lowered:
-        return ServiceDownError("model_server_refused", message)
-    if status == 404:
-        return ServiceDownError("model_missing", message)
-    if status in {429, 503}:
-        return Busy(message, _retry_after(headers))
-    if status == 408:
-        return TransientError("model_timeout", message)
-    if "unsupported value: nan" in lowered:
-        # Ollama cannot write such a number as JSON and answers 500.
-        return TransientError("embedding_not_finite", message)
-    if "not support" in lowered or "mmproj" in lowered:
-        return ServiceDownError("model_unsuitable", message)
-    if status >= 500:
-        return TransientError("model_server_error", message)
-    if status in {400, 413, 422}:
-        return PermanentError("model_refused_input", message)
-    return ServiceDownError("model_server_refused", message)
+    def _proxy_left_out(self) -> str:
+        variable = "" if self._limits.proxy else proxy_variable_in_use(self.url)
+        if not variable:
+            return ""
+        return (
+            f" ({variable} is set, but model servers are called without a proxy; "
+            "BATCH_PIPELINE_MODEL_PROXY=environment changes that)"
+        )
 
 
 _starting_loop = threading.Lock()
@@ -344,62 +330,20 @@ def run_on_loop(work: Coroutine[Any, Any, Answer]) -> Answer:
     return asyncio.run_coroutine_threadsafe(work, _event_loop()).result(timeout=10)
 
 
-def _require_wanted(cancelled: CancelledCheck) -> None:
+def require_wanted(cancelled: CancelledCheck) -> None:
+    """Raise `WorkCancelledError` if the call is no longer wanted."""
     if cancelled():
-        raise ClaimLostError("the model call was stopped: its upload is no longer wanted")
+        raise WorkCancelledError("the model call was stopped: its upload is no longer wanted")
 
 
-def _sleep(seconds: float, cancelled: CancelledCheck) -> None:
+def sleep(seconds: float, cancelled: CancelledCheck) -> None:
+    """Wait while the call is still wanted; raises `WorkCancelledError` when it is not."""
     ends_at = time.monotonic() + seconds
     while (left := ends_at - time.monotonic()) > 0:
-        _require_wanted(cancelled)
+        require_wanted(cancelled)
         time.sleep(min(left, _POLL_SECONDS))
 
 
-def _jittered(seconds: float) -> float:
+def jittered(seconds: float) -> float:
+    """A wait of about so long, so that callers spread."""
     return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - spreads callers, guards nothing
-
-
-def _is_timeout(error: Exception) -> bool:
-    return isinstance(error, TransientError) and error.kind == "model_timeout"
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from; the client libraries hide causes with `from None`."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        inner = seen.exceptions[0] if isinstance(seen, BaseExceptionGroup) else None
-        seen = seen.__cause__ or seen.__context__ or inner
-
-
-def _root_reason(error: BaseException) -> str:
-    # The words of the operating system say more than those of the layers above it.
-    said = [cause for cause in _chain(error) if str(cause)]
-    system = [cause for cause in said if isinstance(cause, OSError) and cause.errno is not None]
-    return str((system or said or [repr(error)])[-1])
-
-
-def _server_reason(body: str) -> str:
-    try:
-        said = json.loads(body)
-    except ValueError:
-        return body.strip()[:_LONGEST_REASON] or "no reason given"
-    while isinstance(said, dict):
-        inner = next((said[key] for key in ("error", "message", "detail") if said.get(key)), None)
-        if inner is None:
-            break
-        said = inner
-    return (said if isinstance(said, str) else json.dumps(said))[:_LONGEST_REASON]
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    try:
-        return max(0.0, float(headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None  # absent, or a date, which servers of models do not send
-
-
-def _without_credentials(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -4,9 +4,11 @@ Who asks the questions lives in `remote`, which server is asked in `server_group
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from batch_pipeline.model_servers.base import Usage
 from batch_pipeline.model_servers.http_calls import ServerCalls
 
 #: Context window asked for where the server lets the caller choose (tokens).
@@ -26,10 +28,30 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """What the model wrote, and whether it was stopped by the limit of tokens."""
+    """What the model wrote, whether it was stopped by the limit of tokens, and what it took."""
 
     text: str
     cut_by_length: bool
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class EmbedAnswer:
+    """The vectors of the texts, in their order, and what they took."""
+
+    vectors: list[list[float]]
+    """As the server sent them: a number may be None where JSON has no word for it."""
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What people set for the requests to the models of a server."""
+
+    vision: Mapping[str, Any] = field(default_factory=dict)
+    embedding: Mapping[str, Any] = field(default_factory=dict)
+    detail: str = ""
+    """How closely a picture is looked at, where the protocol has a word for it."""
 
 
 class ModelServer(ABC):
@@ -47,8 +69,12 @@ class ModelServer(ABC):
         """Ask a vision model one question."""
 
     @abstractmethod
-    async def embed(self, model: str, texts: Sequence[str]) -> Sequence[Sequence[float | None]]:
+    async def embed(self, model: str, texts: Sequence[str]) -> EmbedAnswer:
         """Embed texts; refuses one that is longer than the context rather than cutting it."""
+
+    @abstractmethod
+    def learnt(self, model: str) -> str:
+        """What calls have found out about how the model is to be called; empty: nothing."""
 
     @abstractmethod
     def hint(self, kind: str, model: str) -> str:

@@ -1,19 +1,35 @@
 """The dialect of Ollama, through its own client."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ollama
 
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.model_servers.answers import wrong_length
+from batch_pipeline.model_servers.answers import clean, shows_thought, wrong_length
+from batch_pipeline.model_servers.base import Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
+from batch_pipeline.model_servers.learnt import BUDGET_OF_A_THINKER, Learnt, Stage
 from batch_pipeline.model_servers.model_server import (
     CONTEXT_TOKENS,
     ChatAnswer,
     ChatRequest,
+    EmbedAnswer,
+    ModelOptions,
     ModelServer,
+)
+
+#: Parameters beside the options.
+_OF_THE_REQUEST = {"think", "keep_alive", "format"}
+#: A thought would use up the tokens of the answer, and is thrown away. Some models know only how
+#: deeply to think.
+_STAGES = (
+    Stage({"think": False}),
+    Stage({"think": "low"}),
+    Stage({"think": "low"}, BUDGET_OF_A_THINKER),
 )
 
 
@@ -23,17 +39,25 @@ class OllamaServer(ModelServer):
     Args:
         host: address, such as ``http://127.0.0.1:11434``.
         limits: time-outs.
+        options: what people set for the requests.
         circuit: for tests that cannot wait for the usual pause.
     """
 
     kind = "Ollama"
 
-    def __init__(self, host: str, limits: CallLimits, circuit: Circuit | None = None) -> None:
-        options = limits.client_options()
+    def __init__(
+        self,
+        host: str,
+        limits: CallLimits,
+        options: ModelOptions = ModelOptions(),  # noqa: B008 - frozen
+        circuit: Circuit | None = None,
+    ) -> None:
         self._clients = ClientPool(
-            lambda: ollama.AsyncClient(host, **options),
+            lambda: ollama.AsyncClient(host, **limits.client_options()),
             lambda client: client.close(),  # type: ignore[no-untyped-call]
         )
+        self._options = options
+        self._learnt: dict[str, Learnt] = {}
         self.calls = ServerCalls(host, limits, probe=self._models, circuit=circuit)
 
     async def chat(self, model: str, request: ChatRequest) -> ChatAnswer:
@@ -41,28 +65,49 @@ class OllamaServer(ModelServer):
         message = ollama.Message(role="user", content=request.prompt)
         if request.jpeg is not None:
             message.images = [ollama.Image(value=request.jpeg)]
-        async with self._clients.client() as client:
-            response = await client.chat(
-                model,
-                [message],
-                # A thought would use up the tokens of the answer, and is thrown away.
-                think=False,
-                options={
+        learnt, usage = self._learnt_of(model), Usage(calls=0)
+        while True:
+            stage = learnt.stage
+            max_tokens = request.max_tokens * stage.budget
+            sent = learnt.sent(
+                {
                     "temperature": request.temperature,
                     "seed": request.seed,
-                    "num_predict": request.max_tokens,
+                    "num_predict": max_tokens,
                     "num_ctx": CONTEXT_TOKENS,
-                },
+                }
             )
-        return ChatAnswer(response.message.content or "", response.done_reason == "length")
+            began = time.monotonic()
+            try:
+                async with self._clients.client() as client:
+                    response = await client.chat(model, [message], **_arguments(sent))
+            except ollama.ResponseError as error:
+                if learnt.learns_from_refusal(sent, error.status_code, error.error):
+                    continue
+                raise
+            usage += _usage(response, began)
+            text = response.message.content or ""
+            cut = response.done_reason == "length"
+            if response.message.thinking or shows_thought(text, cut_by_length=cut):
+                eaten = cut and not clean(text)
+                if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
+                    continue
+            learnt.answered(stage)
+            return ChatAnswer(text, cut, usage)
 
-    async def embed(self, model: str, texts: Sequence[str]) -> Sequence[Sequence[float | None]]:
+    async def embed(self, model: str, texts: Sequence[str]) -> EmbedAnswer:
         """Embed texts; refuses one that is longer than the context rather than cutting it."""
+        began = time.monotonic()
+        sent = {"num_ctx": CONTEXT_TOKENS, **self._options.embedding}
         async with self._clients.client() as client:
-            response = await client.embed(
-                model, list(texts), truncate=False, options={"num_ctx": CONTEXT_TOKENS}
-            )
-        return response.embeddings
+            response = await client.embed(model, list(texts), truncate=False, **_arguments(sent))
+        return EmbedAnswer(
+            [list(vector) for vector in response.embeddings], _usage(response, began)
+        )
+
+    def learnt(self, model: str) -> str:
+        """What calls have found out about how the model is to be called."""
+        return self._learnt[model].summary() if model in self._learnt else ""
 
     def hint(self, kind: str, model: str) -> str:
         """What to do about an error of this kind when it concerns this model."""
@@ -97,6 +142,16 @@ class OllamaServer(ModelServer):
         """Close the connections; no call may follow."""
         run_on_loop(self._clients.close())
 
+    def _learnt_of(self, model: str) -> Learnt:
+        if model not in self._learnt:
+            self._learnt[model] = Learnt(
+                f"model {model} at {self.calls.name}",
+                "BATCH_PIPELINE_VISION_OPTIONS",
+                self._options.vision,
+                _STAGES,
+            )
+        return self._learnt[model]
+
     async def _models(self) -> set[str]:
         async with self._clients.client() as client:
             listed = await client.list()
@@ -120,6 +175,22 @@ class OllamaServer(ModelServer):
                 + ", ".join(shown.capabilities),
             )
         return shown
+
+
+def _arguments(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort parameters as the client takes them: few of their own, the others as options."""
+    own = {name: value for name, value in sent.items() if name in _OF_THE_REQUEST}
+    given = sent.get("options", {})
+    options = {k: v for k, v in sent.items() if k not in own and k != "options"}
+    return {**own, "options": {**options, **given}}
+
+
+def _usage(response: ollama.ChatResponse | ollama.EmbedResponse, began: float) -> Usage:
+    return Usage(
+        response.prompt_eval_count or 0,
+        getattr(response, "eval_count", None) or 0,
+        time.monotonic() - began,
+    )
 
 
 def _with_tag(model: str) -> str:

@@ -1,17 +1,47 @@
 """The dialect of OpenAI's API, which vLLM, llama.cpp, LM Studio and hosted services speak too."""
 
 import base64
+import time
 from collections.abc import Sequence
 
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionContentPartParam
+from openai.types.chat.chat_completion import Choice
+from openai.types.completion_usage import CompletionUsage
+from openai.types.create_embedding_response import Usage as EmbeddingUsage
 
-from batch_pipeline.errors import ServiceDownError, TransientError
-from batch_pipeline.model_servers.answers import checked_vector
+from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
+from batch_pipeline.model_servers.answers import checked_vector, clean, shows_thought
+from batch_pipeline.model_servers.base import CallKind, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
-from batch_pipeline.model_servers.model_server import ChatAnswer, ChatRequest, ModelServer
+from batch_pipeline.model_servers.learnt import BUDGET_OF_A_THINKER, Learnt, Stage
+from batch_pipeline.model_servers.model_server import (
+    ChatAnswer,
+    ChatRequest,
+    EmbedAnswer,
+    ModelOptions,
+    ModelServer,
+)
+
+_NOT_BY_TEMPLATE = {"enable_thinking": False, "thinking": False}
+#: gpt-oss knows no less; `think` is Ollama's word.
+_LEAST = {
+    "chat_template_kwargs": {**_NOT_BY_TEMPLATE, "reasoning_effort": "low"},
+    "reasoning_effort": "low",
+    "think": False,
+}
+#: Ways to keep a model from thinking, by what servers and models know. At first nothing: most do
+#: not think, and strict services refuse what they do not know.
+_STAGES = (
+    Stage({}),
+    # vLLM, SGLang and llama.cpp (Qwen, DeepSeek and others); newer hosted models.
+    Stage({"chat_template_kwargs": _NOT_BY_TEMPLATE, "reasoning_effort": "none"}),
+    Stage({"reasoning_effort": "minimal"}),
+    Stage(_LEAST),
+    Stage(_LEAST, BUDGET_OF_A_THINKER),
+)
 
 
 class OpenAICompatibleServer(ModelServer):
@@ -21,65 +51,102 @@ class OpenAICompatibleServer(ModelServer):
         base_url: address, usually ending in ``/v1``.
         api_key: key of the service; empty for servers that ask for none.
         limits: time-outs.
+        options: what people set for the requests.
         circuit: for tests that cannot wait for the usual pause.
     """
 
     kind = "OpenAI-compatible server"
 
     def __init__(
-        self, base_url: str, api_key: str, limits: CallLimits, circuit: Circuit | None = None
+        self,
+        base_url: str,
+        api_key: str,
+        limits: CallLimits,
+        options: ModelOptions = ModelOptions(),  # noqa: B008 - frozen
+        circuit: Circuit | None = None,
     ) -> None:
-        options = limits.client2_options()
         self._clients = ClientPool(
             lambda: openai.AsyncOpenAI(
                 base_url=base_url,
                 api_key=api_key or "none",
-                # Tries are counted in one place, http_calls.
+                # Tries are counted in one place, server_group.
                 max_retries=0,
-                http_client=openai.DefaultAsyncHttpxClient(**options),
+                http_client=openai.DefaultAsyncHttpxClient(**limits.client2_options()),
             ),
             lambda client: client.close(),
         )
+        self._options = options
+        self._learnt: dict[tuple[str, str], Learnt] = {}
+        self._embeds_well: set[tuple[str, int]] = set()
         self.calls = ServerCalls(base_url, limits, probe=self._models, circuit=circuit)
 
     async def chat(self, model: str, request: ChatRequest) -> ChatAnswer:
         """Ask a vision model one question."""
         content: list[ChatCompletionContentPartParam] = [{"type": "text", "text": request.prompt}]
         if request.jpeg is not None:
-            picture = base64.b64encode(request.jpeg).decode()
-            content.append(
-                {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}
+            content.append(self._picture(request.jpeg))
+        learnt, usage = self._learnt_of(model, "vision"), Usage(calls=0)
+        while True:
+            stage = learnt.stage
+            max_tokens = request.max_tokens * stage.budget
+            sent = learnt.sent(
+                {
+                    "temperature": request.temperature,
+                    "seed": request.seed,
+                    # The newer name is not known to every compatible server.
+                    _limit_of_tokens(learnt): max_tokens,
+                }
             )
-        async with self._clients.client() as client:
-            completion = await client.chat.completions.create(
-                model=model,
-                messages=[{"role": "user", "content": content}],
-                temperature=request.temperature,
-                seed=request.seed,
-                # The newer max_completion_tokens is not known to every compatible server.
-                max_tokens=request.max_tokens,
-            )
-        # The client builds its objects without validating what the server sent.
-        if not isinstance(completion, ChatCompletion) or not completion.choices:
-            raise self._not_the_protocol(completion)
-        choice = completion.choices[0]
-        if choice.message is None:
-            raise self._not_the_protocol(completion)
-        return ChatAnswer(choice.message.content or "", choice.finish_reason == "length")
+            began = time.monotonic()
+            try:
+                async with self._clients.client() as client:
+                    completion = await client.chat.completions.create(
+                        model=model,
+                        messages=[{"role": "user", "content": content}],
+                        extra_body=sent,
+                    )
+            except openai.APIStatusError as error:
+                if learnt.learns_from_refusal(sent, error.status_code, error.response.text):
+                    continue
+                raise
+            choice = self._choice(completion)
+            usage += _usage(completion.usage, began)
+            text, cut = choice.message.content or "", choice.finish_reason == "length"
+            if _has_thought(completion, choice) or shows_thought(text, cut_by_length=cut):
+                eaten = cut and not clean(text)
+                if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
+                    continue
+            learnt.answered(stage)
+            return ChatAnswer(text, cut, usage)
 
-    async def embed(self, model: str, texts: Sequence[str]) -> Sequence[Sequence[float | None]]:
+    async def embed(self, model: str, texts: Sequence[str]) -> EmbedAnswer:
         """Embed texts; servers refuse one that is longer than the context."""
-        async with self._clients.client() as client:
-            response = await client.embeddings.create(
-                model=model,
-                input=list(texts),
-                # The client's own choice, base64, is not known to every compatible server.
-                encoding_format="float",
-            )
-        entries = getattr(response, "data", None)
-        if not isinstance(entries, list):
-            raise self._not_the_protocol(response)
-        return [entry.embedding for entry in sorted(entries, key=lambda entry: entry.index)]
+        learnt, began = self._learnt_of(model, "embedding"), time.monotonic()
+        while True:
+            # The client's own choice, base64, is not known to every compatible server.
+            sent = learnt.sent({"encoding_format": "float"})
+            try:
+                async with self._clients.client() as client:
+                    response = await client.embeddings.create(
+                        model=model,
+                        input=list(texts),
+                        encoding_format="float",
+                        extra_body={"encoding_format": openai.omit, **sent},
+                    )
+            except openai.APIStatusError as error:
+                if learnt.learns_from_refusal(sent, error.status_code, error.response.text):
+                    continue
+                raise
+            entries = getattr(response, "data", None)
+            if not isinstance(entries, list):
+                raise self._not_the_protocol(response)
+            vectors = [entry.embedding for entry in sorted(entries, key=lambda entry: entry.index)]
+            return EmbedAnswer(vectors, _usage(response.usage, began))
+
+    def learnt(self, model: str) -> str:
+        """What calls have found out about how the model is to be called."""
+        found = [learnt.summary() for (of, _), learnt in self._learnt.items() if of == model]
+        return "; ".join(filter(None, found))
 
     def hint(self, kind: str, model: str) -> str:
         """What to do about an error of this kind when it concerns this model."""
@@ -109,9 +176,11 @@ class OpenAICompatibleServer(ModelServer):
     async def check_embedding(self, model: str, dimensions: int) -> str:
         """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
         await self._require(model)
-        # The protocol tells no lengths; one short text does.
-        for vector in await self.embed(model, ["check"]):
-            checked_vector(vector, model, dimensions)
+        if (model, dimensions) not in self._embeds_well:
+            # The protocol tells no lengths; one short text does.
+            for vector in (await self.embed(model, ["check"])).vectors:
+                checked_vector(vector, model, dimensions)
+            self._embeds_well.add((model, dimensions))
         return f"answers, model is there, {dimensions} dimensions"
 
     def close(self) -> None:
@@ -131,8 +200,62 @@ class OpenAICompatibleServer(ModelServer):
                 "model_missing", f"model {model} is not on {self.calls.url}; there are: {names}"
             )
 
+    def _learnt_of(self, model: str, kind: CallKind) -> Learnt:
+        if (model, kind) not in self._learnt:
+            who = f"model {model} at {self.calls.name}"
+            self._learnt[model, kind] = (
+                Learnt(who, "BATCH_PIPELINE_VISION_OPTIONS", self._options.vision, _STAGES)
+                if kind == "vision"
+                else Learnt(who, "BATCH_PIPELINE_EMBEDDING_OPTIONS", self._options.embedding)
+            )
+        return self._learnt[model, kind]
+
+    def _picture(self, jpeg: bytes) -> ChatCompletionContentPartParam:
+        url = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+        image: dict[str, str] = {"url": url}
+        if self._options.detail:
+            image["detail"] = self._options.detail
+        return {"type": "image_url", "image_url": image}  # type: ignore[typeddict-item]
+
+    def _choice(self, completion: ChatCompletion) -> Choice:
+        # The client builds its objects without validating what the server sent.
+        if not isinstance(completion, ChatCompletion) or not completion.choices:
+            raise self._not_the_protocol(completion)
+        choice = completion.choices[0]
+        if choice.message is None:
+            raise self._not_the_protocol(completion)
+        if choice.finish_reason == "content_filter" or (
+            choice.message.refusal and not choice.message.content
+        ):
+            said = choice.message.refusal or "its content filter ended the answer"
+            raise PermanentError(
+                "model_refused_input", f"model server {self.calls.name} refuses: {said}"
+            )
+        return choice
+
     def _not_the_protocol(self, received: object) -> TransientError:
         return TransientError(
             "model_output_invalid",
             f"{self.calls.url} sent what is not an answer of its protocol: {str(received)[:200]!r}",
         )
+
+
+def _limit_of_tokens(learnt: Learnt) -> str:
+    return "max_completion_tokens" if learnt.refuses("max_tokens") else "max_tokens"
+
+
+def _has_thought(completion: ChatCompletion, choice: Choice) -> bool:
+    """Tell whether the model thought: servers show it, or count it, under different names."""
+    extra = choice.message.model_extra or {}
+    if extra.get("reasoning_content") or extra.get("reasoning"):
+        return True
+    details = completion.usage and completion.usage.completion_tokens_details
+    return bool(details and details.reasoning_tokens)
+
+
+def _usage(told: CompletionUsage | EmbeddingUsage | None, began: float) -> Usage:
+    return Usage(
+        getattr(told, "prompt_tokens", None) or 0,
+        getattr(told, "completion_tokens", None) or 0,
+        time.monotonic() - began,
+    )

@@ -26,6 +26,9 @@ whatever it says."""
 
 IMAGE = f"Describe this picture so that somebody can find it later by searching.\n\n{_WHAT_TO_TELL}"
 
+#: Of a picture whose colour is known, to see whether a model sees.
+COLOUR = "What colour is this square? Answer with the name of the colour, in English."
+
 _FRAME = (
     "This picture is frame {number} of {total}, taken at {position} of a video. Describe what this "
     "one frame shows; the other frames are described separately.\n\n" + _WHAT_TO_TELL

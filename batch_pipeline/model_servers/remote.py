@@ -5,21 +5,36 @@ How a call is made lives in `http_calls`, to which server in `server_group`; the
 `answers`.
 """
 
+import io
 import logging
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
-from batch_pipeline.errors import TransientError, UploadError
+import numpy as np
+from PIL import Image
+
+from batch_pipeline.errors import ServiceDownError, TransientError, UploadError
 from batch_pipeline.media.content import Frame, MediaFacts
+from batch_pipeline.media.pictures import VISION_SIDE
 from batch_pipeline.model_servers import prompts
 from batch_pipeline.model_servers.answers import checked_vector, usable_text
 from batch_pipeline.model_servers.base import (
     CallSlots,
     CancelledCheck,
     HealthCheck,
+    Spent,
+    Usage,
     never_cancelled,
+    not_counted,
 )
-from batch_pipeline.model_servers.model_server import ChatAnswer, ChatRequest, ModelServer
+from batch_pipeline.model_servers.model_server import (
+    ChatAnswer,
+    ChatRequest,
+    EmbedAnswer,
+    ModelServer,
+)
+from batch_pipeline.model_servers.picture_size import PictureSize
 from batch_pipeline.model_servers.server_group import ServerGroup
 
 _log = logging.getLogger(__name__)
@@ -37,6 +52,12 @@ _WORTH_ASKING_AGAIN = {"model_server_error", "model_output_invalid"}
 _SEEDS_PER_ATTEMPT = 100
 #: Texts of one embedding call; servers commonly take far more, but answer for all or none.
 _TEXTS_PER_CALL = 32
+#: Two about the same, and one about something else.
+_KNOWN_TEXTS = (
+    "A brown dog runs along the beach.",
+    "On the beach, a brown dog is playing in the sand.",
+    "Quarterly invoice: taxes and fees due in March.",
+)
 _SHORTEST_CUT_CHARACTERS = 200
 #: How servers say that a text exceeds the context; they have no common code for it.
 _TOO_LONG = ("context length", "context size", "too large to process", "too long")
@@ -49,11 +70,19 @@ class RemoteVision:
         servers: who is asked, any of them.
         model: name of the vision model, with its tag.
         slots: cap on the calls in flight.
+        size: of the pictures that the model takes.
     """
 
-    def __init__(self, servers: Sequence[ModelServer], model: str, slots: CallSlots) -> None:
+    def __init__(
+        self,
+        servers: Sequence[ModelServer],
+        model: str,
+        slots: CallSlots,
+        size: PictureSize = PictureSize(VISION_SIDE),  # noqa: B008 - frozen
+    ) -> None:
         self.name = model
-        self._servers = ServerGroup(servers, model, slots)
+        self._size = size
+        self._servers = ServerGroup(servers, model, slots, self._known_question)
 
     def describe(
         self,
@@ -62,66 +91,87 @@ class RemoteVision:
         *,
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> str:
         """Describe a picture in one call; a video frame by frame, then as a whole.
 
         Models of this family mis-handle several images in one call, hence a call per frame. See
         `batch_pipeline.model_servers.base.VisionModel` for arguments and errors.
         """
+        ask = partial(self._ask, attempt=attempt, cancelled=cancelled, spent=spent)
         if facts.file_type == "image":
-            return self._ask(prompts.IMAGE, frames[0], attempt, cancelled, tries=1)
+            return ask(prompts.IMAGE, frames[0], tries=1)
         total = len(frames)
         descriptions = [
-            self._ask(
-                prompts.frame_prompt(number, total, frame),
-                frame,
-                attempt,
-                cancelled,
-                tries=_CALL_TRIES_OF_A_VIDEO,
-            )
+            ask(prompts.frame_prompt(number, total, frame), frame, tries=_CALL_TRIES_OF_A_VIDEO)
             for number, frame in enumerate(frames, start=1)
         ]
         if total == 1:
             return descriptions[0]
-        return self._ask(
-            prompts.synthesis_prompt(frames, descriptions),
-            None,
-            attempt,
-            cancelled,
-            tries=_CALL_TRIES_OF_A_VIDEO,
-        )
+        prompt = prompts.synthesis_prompt(frames, descriptions)
+        return ask(prompt, None, tries=_CALL_TRIES_OF_A_VIDEO)
 
     def check(self) -> list[HealthCheck]:
         """Ask whether each server answers and has the model; never raises."""
         return self._servers.check("vision", lambda server: server.check_vision(self.name))
 
+    def try_out(self) -> list[HealthCheck]:
+        """Ask each server for the colour of a red square; never raises."""
+        return self._servers.try_out("vision", self._sees_red)
+
     def _ask(
         self,
         prompt: str,
         frame: Frame | None,
-        attempt: int,
-        cancelled: CancelledCheck,
         *,
         tries: int,
+        attempt: int,
+        cancelled: CancelledCheck,
+        spent: Spent,
     ) -> str:
+        jpeg = self._size.fitted(frame.jpeg) if frame else None
         for number in range(1, tries + 1):
             request = ChatRequest(
                 prompt=prompt,
-                jpeg=frame.jpeg if frame else None,
+                jpeg=jpeg,
                 max_tokens=_PICTURE_TOKENS if frame else _SYNTHESIS_TOKENS,
                 temperature=_temperature(attempt + number - 1),
                 seed=_SEEDS_PER_ATTEMPT * (attempt - 1) + number,
             )
             try:
-                answer = self._servers.run(partial(self._chat, request), cancelled)
+                call = partial(self._chat, request, spent)
+                answer = self._servers.run(call, cancelled, tokens_of=_tokens)
                 return usable_text(answer.text, cut_by_length=answer.cut_by_length)
             except TransientError as error:
                 if number == tries or error.kind not in _WORTH_ASKING_AGAIN:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    async def _chat(self, request: ChatRequest, server: ModelServer) -> ChatAnswer:
+    async def _chat(self, request: ChatRequest, spent: Spent, server: ModelServer) -> ChatAnswer:
+        answer = await server.chat(self.name, request)
+        spent(answer.usage)
+        return answer
+
+    async def _known_question(self, server: ModelServer) -> ChatAnswer:
+        request = ChatRequest(
+            prompt=prompts.COLOUR,
+            jpeg=self._size.fitted(red_square()),
+            max_tokens=_PICTURE_TOKENS,
+            temperature=0,
+            seed=1,
+        )
         return await server.chat(self.name, request)
+
+    async def _sees_red(self, server: ModelServer) -> str:
+        answer = await self._known_question(server)
+        said = usable_text(answer.text, cut_by_length=answer.cut_by_length)
+        if "red" not in said.lower():
+            raise ServiceDownError(
+                "model_unsuitable",
+                f"{self.name} does not see what is in a picture: asked for the colour of a red "
+                f"square, it says {said[:200]!r}",
+            )
+        return f"calls a red square red ({_told(answer.usage)})"
 
 
 class RemoteEmbedding:
@@ -139,10 +189,14 @@ class RemoteEmbedding:
     ) -> None:
         self.name = model
         self.dimensions = dimensions
-        self._servers = ServerGroup(servers, model, slots)
+        self._servers = ServerGroup(servers, model, slots, self._known_text)
 
     def embed(
-        self, texts: Sequence[str], *, cancelled: CancelledCheck = never_cancelled
+        self,
+        texts: Sequence[str],
+        *,
+        cancelled: CancelledCheck = never_cancelled,
+        spent: Spent = not_counted,
     ) -> list[list[float]]:
         """Embed each text, many to a call; every vector is checked before it is returned.
 
@@ -157,7 +211,7 @@ class RemoteEmbedding:
         """
         vectors: list[list[float]] = []
         for start in range(0, len(texts), _TEXTS_PER_CALL):
-            vectors += self._vectors(texts[start : start + _TEXTS_PER_CALL], cancelled)
+            vectors += self._vectors(texts[start : start + _TEXTS_PER_CALL], cancelled, spent)
         return vectors
 
     def check(self) -> list[HealthCheck]:
@@ -166,14 +220,23 @@ class RemoteEmbedding:
             "embedding", lambda server: server.check_embedding(self.name, self.dimensions)
         )
 
-    def _vectors(self, texts: Sequence[str], cancelled: CancelledCheck) -> list[list[float]]:
+    def try_out(self) -> list[HealthCheck]:
+        """Ask each server for vectors of texts, two of which are about the same; never raises."""
+        return self._servers.try_out("embedding", self._tells_apart)
+
+    def _vectors(
+        self, texts: Sequence[str], cancelled: CancelledCheck, spent: Spent
+    ) -> list[list[float]]:
         try:
-            return self._servers.run(partial(self._embedded, texts), cancelled)
+            call = partial(self._embedded, texts, spent)
+            return self._servers.run(call, cancelled, tokens_of=_tokens).vectors
         except UploadError as error:
             if not any(words in str(error).lower() for words in _TOO_LONG):
                 raise
             if len(texts) > 1:
-                return [vector for text in texts for vector in self._vectors([text], cancelled)]
+                return [
+                    vector for text in texts for vector in self._vectors([text], cancelled, spent)
+                ]
             shorter = texts[0][: len(texts[0]) // 2]
             if len(shorter) < _SHORTEST_CUT_CHARACTERS:
                 raise
@@ -184,18 +247,59 @@ class RemoteEmbedding:
                 len(shorter),
                 error,
             )
-            return self._vectors([shorter], cancelled)
+            return self._vectors([shorter], cancelled, spent)
 
-    async def _embedded(self, texts: Sequence[str], server: ModelServer) -> list[list[float]]:
-        vectors = await server.embed(self.name, texts)
-        if not vectors:
+    async def _embedded(
+        self, texts: Sequence[str], spent: Spent, server: ModelServer
+    ) -> EmbedAnswer:
+        """Embed texts; vectors that cannot be stored are an error of that server."""
+        answer = await server.embed(self.name, texts)
+        spent(answer.usage)
+        if not answer.vectors:
             raise TransientError("embedding_empty", f"{self.name} returned no vector")
-        if len(vectors) != len(texts):
+        if len(answer.vectors) != len(texts):
             raise TransientError(
                 "model_output_invalid",
-                f"{self.name} returned {len(vectors)} vectors for {len(texts)} texts",
+                f"{self.name} returned {len(answer.vectors)} vectors for {len(texts)} texts",
             )
-        return [checked_vector(vector, self.name, self.dimensions) for vector in vectors]
+        checked = [checked_vector(one, self.name, self.dimensions) for one in answer.vectors]
+        return EmbedAnswer(checked, answer.usage)
+
+    async def _known_text(self, server: ModelServer) -> EmbedAnswer:
+        return await self._embedded(["check"], not_counted, server)
+
+    async def _tells_apart(self, server: ModelServer) -> str:
+        answer = await self._embedded(_KNOWN_TEXTS, not_counted, server)
+        one, other, third = map(np.array, answer.vectors)
+        near, far = _cosine(one, other), _cosine(one, third)
+        if near <= far:
+            raise ServiceDownError(
+                "model_unsuitable",
+                f"vectors of {self.name} do not tell texts apart: {_KNOWN_TEXTS[0]!r} is as near "
+                f"to {_KNOWN_TEXTS[2]!r} ({far:.2f}) as to {_KNOWN_TEXTS[1]!r} ({near:.2f})",
+            )
+        return f"finds what is alike ({near:.2f}, else {far:.2f}; {_told(answer.usage)})"
+
+
+def _cosine(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+def _tokens(answer: ChatAnswer | EmbedAnswer) -> float:
+    return answer.usage.tokens_in + answer.usage.tokens_out
+
+
+def _told(usage: Usage) -> str:
+    tokens = f"{usage.tokens_in} tokens in, {usage.tokens_out} out, " if usage.tokens_in else ""
+    return f"{tokens}{usage.seconds:.1f} s"
+
+
+@cache
+def red_square() -> bytes:
+    """A picture whose content is known (JPEG)."""
+    written = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(written, "JPEG")
+    return written.getvalue()
 
 
 def _temperature(number: int) -> float:

@@ -1,20 +1,39 @@
 """The servers that have one model: which of them a call goes to, and what if one cannot serve.
 
 A call goes to the least loaded server that is there; one that turns out to be down, or not fit for
-the model, leaves its calls to the others. Only when none is left is that an outage. How one call
-is made to one server lives in `http_calls`, how many there may be in `call_slots`.
+the model, leaves its calls to the others. Only when none is left is that an outage. One that asks
+to be called later is, by all callers, and nothing is lost by the wait.
+
+An outage is what others feel too. A refusal that one picture alone could cause is believed only if
+nobody else was answered meanwhile and the server refuses a question with a known answer as well.
+
+How one call is made to one server lives in `http_calls`, how many there may be, and how fast, in
+`call_slots`.
 """
 
 import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from batch_pipeline.errors import KindedError, ServiceDownError
-from batch_pipeline.model_servers.base import CallSlots, CancelledCheck, HealthCheck
-from batch_pipeline.model_servers.http_calls import Answer
+from batch_pipeline.errors import KindedError, ServiceDownError, TransientError
+from batch_pipeline.model_servers.base import (
+    CallSlots,
+    CancelledCheck,
+    HealthCheck,
+    never_cancelled,
+)
+from batch_pipeline.model_servers.evidence import Evidence
+from batch_pipeline.model_servers.http_calls import (
+    Answer,
+    ServerCalls,
+    jittered,
+    sleep,
+)
+from batch_pipeline.model_servers.http_errors import DOUBTFUL, Busy, about_this_call
 from batch_pipeline.model_servers.model_server import ModelServer
 
 _log = logging.getLogger(__name__)
@@ -22,6 +41,62 @@ _log = logging.getLogger(__name__)
 #: A server that answers but lacks the model, or refuses the key, is left alone for so long while
 #: others can serve; it would otherwise draw calls, being idle.
 _SET_ASIDE_SECONDS = 30.0
+#: Tries when the server says that it is busy and not until when; the waits double: about 1, 2, 4 s.
+_BUSY_TRIES = 4
+_BUSY_WAIT_SECONDS = 1.0
+#: The longest wait between two tries of a server that counts calls and does not say until when.
+_LONGEST_OWN_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """How long a call that was turned away waits."""
+
+    seconds: float
+    by_all: bool
+    """Everybody's calls to that server wait; else this one alone."""
+
+
+_NO_WAIT = _Wait(0, by_all=False)
+
+
+class _TurnedAway:
+    """What becomes of one call that servers ask to come back later."""
+
+    def __init__(self) -> None:
+        self._times = 0
+        self._began_at = time.monotonic()
+
+    def wait(self, busy: Busy, server: ServerCalls) -> _Wait:
+        """Say how long the call waits until it is made again.
+
+        Raises:
+            ServiceDownError: ``model_rate_limited``: for as long as a call may take, it was only
+                turned away.
+            TransientError: ``model_server_busy``: it was busy again and again, and names no time.
+        """
+        self._times += 1
+        if busy.wait_seconds is None and not busy.rate_limited:
+            if self._times == _BUSY_TRIES:
+                raise TransientError(
+                    "model_server_busy",
+                    f"model server {server.name} was busy {self._times} times: {busy}",
+                ) from busy
+            return _Wait(_growing(self._times), by_all=False)
+        if time.monotonic() - self._began_at > server.longest_call:
+            raise ServiceDownError(
+                "model_rate_limited",
+                f"model server {server.name} has turned a call away {self._times} times: {busy}",
+            ) from busy
+        if busy.wait_seconds is None:
+            return _Wait(_growing(self._times), by_all=True)
+        # Who names a time that is again and again too short is asked less often.
+        least = _growing(self._times - _BUSY_TRIES) if self._times > _BUSY_TRIES else 0
+        return _Wait(max(busy.wait_seconds, least), by_all=True)
+
+
+def _growing(times: int) -> float:
+    return jittered(min(_BUSY_WAIT_SECONDS * 2 ** (times - 1), _LONGEST_OWN_WAIT))
 
 
 class ServerGroup:
@@ -31,10 +106,20 @@ class ServerGroup:
         servers: at least one.
         model: name of the model, with its tag.
         slots: cap on the calls in flight.
+        known_call: asks a server something that it answers if it serves the model at all; raises
+            a `KindedError` or `Busy`.
     """
 
-    def __init__(self, servers: Sequence[ModelServer], model: str, slots: CallSlots) -> None:
+    def __init__(
+        self,
+        servers: Sequence[ModelServer],
+        model: str,
+        slots: CallSlots,
+        known_call: Callable[[ModelServer], Coroutine[Any, Any, object]],
+    ) -> None:
         self.model = model
+        self._known_call = known_call
+        self._evidence = {server.calls.url: Evidence() for server in servers}
         self._servers = {server.calls.url: server for server in servers}
         self._slots = slots
         self._set_aside_until: dict[str, float] = {}
@@ -43,25 +128,43 @@ class ServerGroup:
         self,
         call: Callable[[ModelServer], Coroutine[Any, Any, Answer]],
         cancelled: CancelledCheck,
+        *,
+        tokens_of: Callable[[Answer], float] = lambda _: 0,
     ) -> Answer:
-        """Make one call to a server that can serve it.
+        """Make one call to a server that can serve it; `tokens_of` its answer, if that tells.
 
         Raises:
             ServiceDownError: no server can; the message says of each why.
+            TransientError: also ``model_server_busy``, and ``model_refused_call``: the server
+                refuses this call and answers others.
             KindedError: as `batch_pipeline.model_servers.http_calls.ServerCalls.run`.
         """
         failed: dict[str, ServiceDownError] = {}
+        turned_away = _TurnedAway()
         while len(failed) < len(self._servers):
             with self._slots.taken(lambda: self._usable(failed), cancelled) as url:
-                server = self._servers[url]
+                server, began = self._servers[url], time.monotonic()
                 try:
-                    return server.calls.run(partial(call, server), cancelled=cancelled)
+                    answered = server.calls.run(partial(call, server), cancelled=cancelled)
+                except Busy as busy:
+                    wait = turned_away.wait(busy, server.calls)
+                    if wait.by_all:
+                        self._slots.pause(url, wait.seconds, str(busy))
                 except ServiceDownError as error:
+                    if error.kind in DOUBTFUL and self._serves_others(server, began, cancelled):
+                        raise about_this_call(error) from error
                     failed[url] = self._with_hint(server, error)
                     if error.kind != "model_server_down":
                         self._set_aside_until[url] = time.monotonic() + _SET_ASIDE_SECONDS
-            if len(failed) < len(self._servers):
-                _log.warning("%s; the call goes to another server", failed[url])
+                    wait = _NO_WAIT
+                else:
+                    self._evidence[url].answered()
+                    self._slots.answered(url, answered.rooms, tokens_of(answered.value))
+                    return answered.value
+            if not wait.by_all:
+                sleep(wait.seconds, cancelled)
+            if failed and len(failed) < len(self._servers):
+                _log.warning("%s; the call goes to another server", [*failed.values()][-1])
         errors = list(failed.values())
         if len(errors) == 1:
             raise errors[0]
@@ -74,6 +177,13 @@ class ServerGroup:
         with ThreadPoolExecutor(len(self._servers)) as threads:
             return list(threads.map(lambda s: self._check(s, role, look), self._servers.values()))
 
+    def try_out(
+        self, role: str, call: Callable[[ModelServer], Coroutine[Any, Any, str]]
+    ) -> list[HealthCheck]:
+        """Make one real call to each server; gives what it found, and never raises."""
+        with ThreadPoolExecutor(len(self._servers)) as threads:
+            return list(threads.map(lambda s: self._try(s, role, call), self._servers.values()))
+
     def _usable(self, failed: Collection[str]) -> list[str]:
         left = [url for url in self._servers if url not in failed]
         now = time.monotonic()
@@ -83,11 +193,28 @@ class ServerGroup:
             if self._servers[url].calls.can_be_tried and now >= self._set_aside_until.get(url, 0)
         ] or left
 
+    def _serves_others(self, server: ModelServer, since: float, cancelled: CancelledCheck) -> bool:
+        """Tell whether a server that refused a call, begun at `since`, answers any other."""
+        evidence = self._evidence[server.calls.url]
+        # One asks, the others wait for what it finds.
+        with evidence.asked_by_one(cancelled):
+            if (known := evidence.since(since)) is not None:
+                return known
+            try:
+                server.calls.run(partial(self._known_call, server), cancelled=cancelled)
+            except Busy:
+                return True  # it would serve, later
+            except KindedError:
+                evidence.refused()
+                return False
+            evidence.answered()
+            return True
+
     def _with_hint(self, server: ModelServer, error: ServiceDownError) -> ServiceDownError:
         hint = server.hint(error.kind, self.model)
         if not hint:
             return error
-        hinted = ServiceDownError(error.kind, f"{error}. {hint}")
+        hinted = ServiceDownError(error.kind, f"{str(error).rstrip('.')}. {hint}")
         hinted.__cause__ = error
         return hinted
 
@@ -97,12 +224,33 @@ class ServerGroup:
         role: str,
         look: Callable[[ModelServer], Coroutine[Any, Any, str]],
     ) -> HealthCheck:
-        name = f"{role} model {self.model}"
-        if len(self._servers) > 1:
-            name += f" at {server.calls.url}"
+        name = self._name(server, f"{role} model {self.model}")
         try:
             found = server.calls.ask(partial(look, server))
         except KindedError as error:
+            if error.kind == "model_server_busy":  # it is there, and says no more now
+                return HealthCheck(name, True, str(error))
             hint = server.hint(error.kind, self.model)
             return HealthCheck(name, False, str(error), hint, error.kind)
         return HealthCheck(name, True, f"{server.kind} at {server.calls.url}: {found}")
+
+    def _try(
+        self,
+        server: ModelServer,
+        role: str,
+        call: Callable[[ModelServer], Coroutine[Any, Any, str]],
+    ) -> HealthCheck:
+        name = self._name(server, f"a call to the {role} model")
+        try:
+            found = server.calls.run(partial(call, server), cancelled=never_cancelled).value
+        except Busy as busy:
+            return HealthCheck(name, True, f"not tried, it is busy: {busy}")
+        except KindedError as error:
+            hint = server.hint(error.kind, self.model)
+            return HealthCheck(name, False, str(error), hint, error.kind)
+        if learnt := server.learnt(self.model):
+            found += f"; learnt: {learnt}"
+        return HealthCheck(name, True, found)
+
+    def _name(self, server: ModelServer, what: str) -> str:
+        return f"{what} at {server.calls.url}" if len(self._servers) > 1 else what

@@ -7,7 +7,9 @@ never goes into Markdown, and so not into the description of an event either.
 """
 
 import base64
+import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import dagster as dg
@@ -15,7 +17,7 @@ import dagster as dg
 from batch_pipeline.media.previews import tiny_webp
 from batch_pipeline.services.description_audit import PASS_SCORE
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.progress.batch_progress import BatchProgress
+from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.reports.batch_status import described_below
 from batch_pipeline.services.upload_processing import UploadReport
 from batch_pipeline.visible_text import visible
@@ -24,6 +26,7 @@ BATCHES = dg.DynamicPartitionsDefinition(name="batches")
 GROUP = "uploads"
 OWNERS = ["team:media"]
 QUALITY_CHECK = "description_quality"
+_MAX_STEM = 40
 #: Longest side of a picture that is read to be shown (pixels).
 PREVIEW_SIDE = 128
 #: From 1,000 characters on, Dagster's pages of assets hide Markdown behind a click, as its pages of
@@ -102,8 +105,8 @@ batch_report = dg.AssetSpec(
     kinds={"postgres", "image"},
     partitions_def=BATCHES,
 )
-settled_runs = dg.AssetSpec(
-    "settled_runs",
+run_cleanups = dg.AssetSpec(
+    "run_cleanups",
     deps=[batch_progress],
     description=(
         "Runs that failed or were terminated: why, and what became of the uploads that they held. "
@@ -131,7 +134,7 @@ SPECS = [
     upload_analysis,
     batch_progress,
     batch_report,
-    settled_runs,
+    run_cleanups,
     backlog,
 ]
 
@@ -143,11 +146,11 @@ SPECS = [
         f"The description passed the audit with {PASS_SCORE} of 100 or more. Evaluated for each "
         "upload as it is worked; run from here, over everything that is stored."
     ),
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
 )
 def description_quality(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Look for stored descriptions below the pass mark."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     below = described_below(pipeline.database, PASS_SCORE)
     return dg.AssetCheckResult(
         passed=not below,
@@ -156,12 +159,18 @@ def description_quality(context: dg.AssetCheckExecutionContext) -> dg.AssetCheck
     )
 
 
+def plain_stem(filename: str) -> str:
+    """What a reader recognises of a file's name: nothing but letters, digits and underscores."""
+    stem = re.sub(r"[^A-Za-z0-9]+", "_", PurePath(filename).name).strip("_")[:_MAX_STEM].strip("_")
+    return stem or "file"
+
+
 def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
     """Say what was stored for an upload."""
     metadata: dict[str, Any] = {
-        "file": literal(report.filename),
+        "file": text_metadata(report.filename),
         "upload_id": str(report.upload_id),
-        "description": literal(report.description or ""),
+        "description": text_metadata(report.description or ""),
         "audit_score": report.score or 0,
         "vision_model": report.vision_model or "",
         "embedding_model": report.embedding_model or "",
@@ -171,6 +180,8 @@ def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
     }
     return dg.AssetMaterialization(
         upload_analysis.key,
+        # Rendered as Markdown: of the file's name only what cannot be any.
+        description=f"{plain_stem(report.filename)}: completed, audit {report.score or 0}",
         metadata=preview(report.thumbnail) | metadata,
         partition=str(report.batch_id) if report.batch_id else None,
     )
@@ -188,8 +199,8 @@ def quality_evaluation(report: UploadReport) -> dg.AssetCheckEvaluation | None:
         metadata={
             "audit_score": report.audit.score,
             "pass_score": PASS_SCORE,
-            "file": literal(report.filename),
-            "penalties": literal(report.audit.reasons or "none"),
+            "file": text_metadata(report.filename),
+            "penalties": text_metadata(report.audit.reasons or "none"),
         },
     )
 
@@ -216,7 +227,7 @@ def progress_metadata(progress: BatchProgress) -> Mapping[str, Any]:
     }
 
 
-def literal(text: object) -> dg.TextMetadataValue:
+def text_metadata(text: object) -> dg.TextMetadataValue:
     """Text of strangers: shown as it is, less what could reorder it or hide."""
     return dg.MetadataValue.text(visible(text))
 

@@ -7,6 +7,7 @@ stand in tables, which the UI shows literally; the pictures hold no text of stra
 import base64
 from collections.abc import Iterable
 from typing import Any
+from uuid import UUID
 
 import dagster as dg
 
@@ -14,7 +15,7 @@ from batch_pipeline.orchestration.assets import (
     batch_report,
     descriptions,
     embeddings,
-    literal,
+    text_metadata,
     thumbnails,
 )
 from batch_pipeline.services.reports.batch_summary import BatchSummary
@@ -56,6 +57,19 @@ def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization]:
     ]
 
 
+def no_report_of(batch_id: UUID, reason: str) -> dg.AssetMaterialization:
+    """What stands where the report of a batch would, when it could not be made again and again."""
+    return dg.AssetMaterialization(
+        batch_report.key,
+        description="the report could not be made",
+        metadata={
+            "reason": text_metadata(reason),
+            "next": text_metadata(f"`batch-pipeline status {batch_id}` shows the batch"),
+        },
+        partition=str(batch_id),
+    )
+
+
 def headline(summary: BatchSummary) -> str:
     """The report in a line."""
     head = summary.head
@@ -77,7 +91,7 @@ def _report(summary: BatchSummary) -> dict[str, Any]:
         "uploads_per_minute": round(60 * head["processed_uploads"] / seconds, 1)
         if seconds
         else None,
-        "reason": literal(head["error_message"]) if head["error_message"] else None,
+        "reason": text_metadata(head["error_message"]) if head["error_message"] else None,
         "contact_sheet": _picture("image/jpeg", summary.contact_sheet),
         "throughput": _picture("image/svg+xml", summary.throughput.encode()),
     }

@@ -12,15 +12,14 @@ from importlib.util import find_spec
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.executor_definition import (
+from dagster import Executor, InitExecutorContext
+
+from batch_pipeline.dagster_internals import (
     IN_PROC_CONFIG,
     MULTI_PROC_CONFIG,
     check_cross_process_constraints,
+    get_retries_config,
 )
-from dagster._core.execution.retries import get_retries_config
-from dagster._core.executor.base import Executor
-from dagster._core.executor.init import InitExecutorContext
-
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.executor import threaded_executor
 from batch_pipeline.executor.threaded import threaded_config

@@ -8,7 +8,7 @@ the words of a library or of a server, and say no more to who has to act. Where 
 import dagster as dg
 
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.orchestration.assets import literal, preview
+from batch_pipeline.orchestration.assets import preview, text_metadata
 from batch_pipeline.services.upload_processing import FailedUpload
 from batch_pipeline.visible_text import visible_line
 
@@ -23,11 +23,11 @@ def upload_failure(failed: FailedUpload) -> dg.Failure:
     return dg.Failure(
         description=f"{visible_line(report.filename)}: {error.kind}: {error}",
         metadata={
-            "file": literal(report.filename),
+            "file": text_metadata(report.filename),
             **preview(report.thumbnail),
             "kind": error.kind,
             "attempt": report.attempt,
-            "reason": literal(error),
+            "reason": text_metadata(error),
             "upload_id": str(report.upload_id),
         },
         allow_retries=failed.will_retry,
@@ -52,7 +52,7 @@ def outage_failure(error: ServiceDownError, *, released: int) -> dg.Failure:
         description=f"{error.kind}: {error}",
         metadata={
             "kind": error.kind,
-            "reason": literal(error),
+            "reason": text_metadata(error),
             "uploads_handed_back": released,
             "next": "nothing is lost: the uploads are pending and are worked when it answers",
         },

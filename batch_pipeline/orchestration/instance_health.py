@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
-from dagster_postgres.run_storage import PostgresRunStorage
+from dagster_postgres import PostgresRunStorage
 
+from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.orchestration.dagster_storage.instance_storage import dagster_storage_url
 from batch_pipeline.settings import Settings
@@ -16,9 +18,11 @@ _NEEDED = ("SENSOR", "SCHEDULER")
 
 def check_dagster(settings: Settings) -> Iterator[HealthCheck]:
     """Check Dagster's storage, the heartbeats of its daemon and Celery's workers; never raises."""
-    yield from _storage_and_daemon(settings)
+    checks = [*_storage_and_daemon(settings)]
     if settings.celery_broker_url:
-        yield from _celery(settings.celery_broker_url)
+        checks += _celery(settings.celery_broker_url)
+    for check in checks:
+        yield replace(check, detail=masked(check.detail))
 
 
 def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:

@@ -1,4 +1,4 @@
-"""The three steps of ``process_batch``: take a share of a batch, work each upload, sum up.
+"""The three ops of ``process_batch``: reserve uploads of a batch, process each, sum up.
 
 What an upload goes through stands in ``services/upload_processing.py``; here it is only translated
 into what Dagster shows.
@@ -8,7 +8,6 @@ import logging
 import re
 import uuid
 from collections.abc import Iterator
-from pathlib import PurePath
 from typing import Any
 
 import dagster as dg
@@ -20,6 +19,7 @@ from batch_pipeline.orchestration.assets import (
     BATCHES,
     PREVIEW_SIDE,
     batch_progress,
+    plain_stem,
     progress_materialization,
     progress_metadata,
     quality_evaluation,
@@ -36,22 +36,21 @@ from batch_pipeline.orchestration.run_ends import cancel_batch_of_terminated_run
 from batch_pipeline.orchestration.tags import BATCH_TAG, USER_TAG
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batch_head
-from batch_pipeline.services.reports.previews import stored_preview
+from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.states.upload_states import LoadedBatch, SkippedUpload
 from batch_pipeline.services.upload_processing import (
-    OUTAGE_PAUSE_SECONDS,
     FailedUpload,
     UploadReport,
+    outage_pause,
 )
 
 #: A mapping key ends in two underscores and the upload's id.
 _KEY_END = re.compile(r"__([0-9a-f]{32})$")
-_MAX_STEM = 40
 
 log = logging.getLogger(__name__)
 
 
-class BatchShare(dg.Config):
+class ProcessBatchConfig(dg.Config):
     """Which uploads a run takes."""
 
     batch_id: str = Field(description="Id of the batch, as `batch-pipeline submit` prints it.")
@@ -66,25 +65,25 @@ class BatchShare(dg.Config):
 
 @dg.op(
     out=dg.DynamicOut(dg.Nothing),
-    required_resource_keys={"pipeline"},
-    description="Marks the batch processing and reserves this run's share of its uploads.",
+    required_resource_keys={"batch_pipeline"},
+    description="Marks the batch processing and reserves uploads of it for this run.",
 )
 def load_batch(
-    context: dg.OpExecutionContext, config: BatchShare
+    context: dg.OpExecutionContext, config: ProcessBatchConfig
 ) -> Iterator[dg.DynamicOutput[None]]:
     """Reserve uploads, oldest first; one output each."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     batch_id = _parse_id(config.batch_id, "batch_id")
     upload_ids = [_parse_id(text, "upload_ids") for text in config.upload_ids]
     if outage := pipeline.analyzer_outage():
-        postponed = pipeline.states.postpone(
+        released = pipeline.states.release_waiting(
             batch_id,
             outage,
             slice_number=config.slice,
             upload_ids=upload_ids,
-            resume_after_seconds=OUTAGE_PAUSE_SECONDS,
+            resume_after_seconds=outage_pause(outage),
         )
-        raise outage_failure(outage, released=postponed)
+        raise outage_failure(outage, released=released)
     loaded = pipeline.states.load_batch(
         batch_id,
         context.run_id,
@@ -94,12 +93,12 @@ def load_batch(
     )
     if loaded is None:
         context.log.error("there is no batch %s", batch_id)
-        _report_share(context, batch_id, None, f"there is no batch {batch_id}; nothing was done")
+        _report_taken(context, batch_id, None, f"there is no batch {batch_id}; nothing was done")
         return
     context.instance.add_dynamic_partitions(str(BATCHES.name), [str(batch_id)])
     user_id = str(loaded.progress.user_id)
     context.instance.add_run_tags(context.run_id, {BATCH_TAG: str(batch_id), USER_TAG: user_id})
-    _report_share(context, batch_id, loaded, _describe_share(context, loaded))
+    _report_taken(context, batch_id, loaded, _describe_taken(context, loaded))
     for upload in loaded.reserved:
         yield dg.DynamicOutput(None, mapping_key=mapping_key(upload.filename, upload.id))
     if interrupt_event().is_set():  # no step will begin that could hand them back
@@ -109,18 +108,18 @@ def load_batch(
 @dg.op(
     ins={"upload": dg.In(dg.Nothing)},
     out=dg.Out(dg.Nothing),
-    required_resource_keys={"pipeline", "worker"},
+    required_resource_keys={"batch_pipeline", "batch_pipeline_worker"},
     description="Thumbnail, description, audit, embedding and storage of one upload.",
 )
 def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
     """Work the upload that the mapping key names, and show what became of it."""
     if context.run.is_finished:  # its message lay with a broker
         raise late_failure(context.run)
-    worker: RunWorker = context.resources.worker
+    worker: RunWorker = context.resources.batch_pipeline_worker
     if worker.service_down:
         raise stopped_failure(worker.service_down)
     upload_id = upload_id_of(context.get_mapping_key() or "")
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     retries = pipeline.settings.max_attempts - 1
     interrupted = interrupt_event()
     try:
@@ -133,7 +132,7 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
         )
     except ServiceDownError as error:
         first = worker.note_outage(error)
-        released = _hand_back(context, error, resume_after_seconds=OUTAGE_PAUSE_SECONDS)
+        released = _release_reserved(context, error, resume_after_seconds=outage_pause(error))
         if first is error:
             raise outage_failure(error, released=released) from None
         raise stopped_failure(first) from None
@@ -162,13 +161,13 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
 
 @dg.op(
     ins={"uploads": dg.In(dg.Nothing)},
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Logs the batch's counts; nothing depends on its having run. The final report is "
     "the asset batch_report.",
 )
 def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
     """Show the batch's counts as this run leaves them."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     run_config: dict[str, Any] = dict(context.run_config)
     batch_id = _parse_id(run_config["ops"]["load_batch"]["config"]["batch_id"], "batch_id")
     try:
@@ -190,9 +189,7 @@ def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
 
 def mapping_key(filename: str, upload_id: uuid.UUID) -> str:
     """Name a mapped step: a readable stem of the file's name, then the upload's id."""
-    path = PurePath(filename)
-    stem = re.sub(r"[^A-Za-z0-9]+", "_", path.name).strip("_")[:_MAX_STEM].strip("_")
-    return f"{stem or 'file'}__{upload_id.hex}"
+    return f"{plain_stem(filename)}__{upload_id.hex}"
 
 
 def upload_id_of(key: str) -> uuid.UUID:
@@ -203,7 +200,7 @@ def upload_id_of(key: str) -> uuid.UUID:
     return uuid.UUID(found.group(1))
 
 
-def _describe_share(context: dg.OpExecutionContext, loaded: LoadedBatch) -> str:
+def _describe_taken(context: dg.OpExecutionContext, loaded: LoadedBatch) -> str:
     progress = loaded.progress
     if loaded.expected_total != progress.total:
         context.log.warning(
@@ -220,7 +217,7 @@ def _describe_share(context: dg.OpExecutionContext, loaded: LoadedBatch) -> str:
     return outcome
 
 
-def _report_share(
+def _report_taken(
     context: dg.OpExecutionContext, batch_id: uuid.UUID, loaded: LoadedBatch | None, outcome: str
 ) -> None:
     if loaded is None:
@@ -246,25 +243,28 @@ def _find_thumbnail(pipeline: Pipeline, report: UploadReport) -> None:
     """Read the picture to show, if an earlier attempt has made it."""
     if report.thumbnail is None:
         try:
-            report.thumbnail = stored_preview(pipeline.storage, report.thumbnail_path, PREVIEW_SIDE)
+            previews = Previews(pipeline.storage)
+            report.thumbnail = previews.read(report.thumbnail_path, PREVIEW_SIDE)
         except ServiceDownError as error:  # of the storage; the upload has ended all the same
             log.warning("the thumbnail of %r is not shown: %s", report.filename, error)
 
 
 def _stop(context: dg.OpExecutionContext) -> None:
     """Give up what the run has not begun; if a person ended the run, nobody else takes it."""
-    cancel_batch_of_terminated_run(context.instance, context.resources.pipeline, context.run_id)
-    _hand_back(context)
+    cancel_batch_of_terminated_run(
+        context.instance, context.resources.batch_pipeline, context.run_id
+    )
+    _release_reserved(context)
 
 
-def _hand_back(
+def _release_reserved(
     context: dg.OpExecutionContext,
     reason: ServiceDownError | None = None,
     *,
     resume_after_seconds: float = 0,
 ) -> int:
     """Release at once what the run has reserved and will not begin."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     try:
         return pipeline.states.release_run(
             context.run_id, reason, resume_after_seconds=resume_after_seconds

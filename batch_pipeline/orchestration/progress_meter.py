@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from batch_pipeline.services.progress.batch_progress import BatchProgress
+from batch_pipeline.services.progress.publishing import BatchProgress
 
 #: A reading is due when this much time has passed or this share of the batch was done since.
 SECONDS, PERCENT = 1.0, 1.0

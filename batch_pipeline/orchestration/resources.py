@@ -1,14 +1,16 @@
 """What steps and sensors are handed: plain objects that know nothing of Dagster.
 
-`pipeline` lives as long as the process; `worker` as long as the run (or the step, where an executor
-gives each step a process of its own).
+`batch_pipeline` lives as long as the process, `batch_pipeline_worker` as long as the run (or the
+step, where an executor gives each step a process of its own).
 """
 
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.orchestration.dagster_storage.instance_storage import pool_connections
@@ -37,19 +39,30 @@ class RunWorker:
             return self.service_down
 
 
-@dg.resource(description="Database, storage, state machine and analyzer, as the settings say.")
-def pipeline_resource(_: dg.InitResourceContext) -> Pipeline:
-    """Hand out the pipeline of this process; a failure is not kept, the next run tries again."""
-    return shared_pipeline(load_settings())
+class PipelineResource(dg.ConfigurableResource[Pipeline]):
+    """Database, storage, state machine and analyzer, as the settings say."""
+
+    overrides: dict[str, Any] = Field(
+        default={}, description="Settings by name that replace those of the environment."
+    )
+
+    def create_resource(self, context: dg.InitResourceContext) -> Pipeline:
+        """Hand out the pipeline of this process; a failure is not kept, the next run tries again.
+
+        Raises:
+            ConfigurationError: a setting is not valid.
+        """
+        del context
+        return shared_pipeline(load_settings(**self.overrides))
 
 
 @dg.resource(
-    required_resource_keys={"pipeline"},
-    description="Works uploads for one run, and keeps its claims alive meanwhile.",
+    required_resource_keys={"batch_pipeline"},
+    description="Processes uploads for one run, and keeps its claims alive meanwhile.",
 )
 def worker_resource(context: dg.InitResourceContext) -> Iterator[RunWorker]:
     """Hand out the worker of this run; its heartbeat ends with the run."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     settings = pipeline.settings
     if context.instance:
         pool_connections(context.instance)

@@ -1,4 +1,4 @@
-"""What a run leaves behind when it ends without having done its share, and how that is settled.
+"""What a run leaves behind when it ends early, and how that is cleaned up.
 
 Called by the run-status sensors as soon as a run has ended, and by the sweep for whatever they
 missed; each is safe to repeat. Uploads and batches are changed by ``services/states/backlog.py``.
@@ -8,15 +8,20 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from uuid import UUID
 
 import dagster as dg
 import psutil
-from dagster._core.remote_origin import CodeLocationOrigin, GrpcServerCodeLocationOrigin
-from dagster._core.storage.tags import GRPC_INFO_TAG
 
-from batch_pipeline.orchestration.assets import literal, settled_runs
-from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG
+from batch_pipeline.dagster_internals import (
+    GRPC_INFO_TAG,
+    CodeLocationOrigin,
+    GrpcServerCodeLocationOrigin,
+)
+from batch_pipeline.orchestration.assets import run_cleanups, text_metadata
+from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG, USER_TAG
+from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 
@@ -42,15 +47,39 @@ _GONE = "Its worker is gone."
 _CLOCK_SECONDS = 1.0
 
 
+class Outcome(StrEnum):
+    """How a run ended that was no success; a tag, so that bad files and breakdowns can be told."""
+
+    FILES_FAILED = "files_failed"
+    """All its uploads have ended, some of them without a result."""
+    STOPPED = "stopped"
+    """A person ended it, or a service was down."""
+    DIED = "died"
+    """It did not say why."""
+
+
+def outcome_of(step_failures: Iterable[dg.DagsterEvent]) -> Outcome:
+    """Tell how a failed run ended, by what its steps said of their failures."""
+    said = [
+        event.step_failure_data.user_failure_data
+        for event in step_failures
+        if event.step_failure_data.user_failure_data
+    ]
+    if not said:
+        return Outcome.DIED
+    is_of_a_file = ("upload_id" in failure.metadata for failure in said)
+    return Outcome.FILES_FAILED if all(is_of_a_file) else Outcome.STOPPED
+
+
 @dataclass(frozen=True)
-class Settlement:
+class RunCleanup:
     """What was put right after one run."""
 
     returned: int = 0
     """Uploads that the run held; pending again."""
     quarantined: int = 0
     """Uploads that are failed now, because their worker died every time."""
-    requeued: int = 0
+    released: int = 0
     """Uploads that were meant for the run and that it never took."""
     batch_ended_as: str = ""
     """``failed`` or ``cancelled``, if this run's end was the batch's too."""
@@ -59,16 +88,16 @@ class Settlement:
         """One line for the log."""
         parts = {
             f"{self.returned} uploads in its hands are pending again": self.returned,
-            f"{self.requeued} that it never took will go to another run": self.requeued,
+            f"{self.released} that it never took will go to another run": self.released,
             f"{self.quarantined} that killed their worker every time are failed": self.quarantined,
             f"the batch is {self.batch_ended_as}": self.batch_ended_as,
         }
         return "; ".join(text for text, said in parts.items() if said) or "it left nothing behind"
 
 
-def settle_failed_run(
+def clean_up_failed_run(
     pipeline: Pipeline, run: dg.DagsterRun, *, died: bool, reason: str
-) -> Settlement:
+) -> RunCleanup:
     """Return what a failed run left.
 
     Args:
@@ -78,15 +107,15 @@ def settle_failed_run(
         reason: word for word, for the batch's ``error_message``.
     """
     rescue = pipeline.backlog.rescue([run.run_id])
-    requeued = _requeue(pipeline, run)
+    released = _release_slice(pipeline, run)
     batch_id = batch_of(run)
     given_up = pipeline.backlog.note_died_run(batch_id, reason) if died and batch_id else None
-    return Settlement(
-        rescue.returned, rescue.quarantined, requeued, given_up.status if given_up else ""
+    return RunCleanup(
+        rescue.returned, rescue.quarantined, released, given_up.status if given_up else ""
     )
 
 
-def settle_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> Settlement:
+def clean_up_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> RunCleanup:
     """Cancel the batch of a run that a person terminated, unless its worker has done so itself.
 
     Who terminates a run wants its uploads left alone; they would go to another run otherwise.
@@ -96,9 +125,9 @@ def settle_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> Settlement:
     if batch_id and pipeline.backlog.left_behind(batch_id, run.run_id, _slice_of(run)):
         cancelled = pipeline.batches.cancel_batch(batch_id, reason=terminated(run.run_id))
     rescue = pipeline.backlog.rescue([run.run_id])
-    requeued = _requeue(pipeline, run)
-    return Settlement(
-        rescue.returned, rescue.quarantined, requeued, cancelled.status if cancelled else ""
+    released = _release_slice(pipeline, run)
+    return RunCleanup(
+        rescue.returned, rescue.quarantined, released, cancelled.status if cancelled else ""
     )
 
 
@@ -116,7 +145,9 @@ def cancel_batch_of_terminated_run(
         pipeline.batches.cancel_batch(batch_id, reason=terminated(run_id))
 
 
-def close_dead_runs(instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str]) -> int:
+def close_dead_runs(
+    instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str], left_out: LeftOut
+) -> int:
     """End the runs whose worker is gone without a word; returns how many.
 
     A process that lost its code server looks like one that is dead, so only silence tells: no
@@ -124,7 +155,9 @@ def close_dead_runs(instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iter
     worker be alive after all, it does no harm: what it holds is refused by the fencing token.
     """
     jobs = list(jobs)
-    return _close(instance, pipeline, lambda: dead_runs(instance, pipeline, jobs))
+    return _close(
+        instance, pipeline, lambda: dead_runs(instance, pipeline, jobs, left_out), left_out
+    )
 
 
 def close_runs_of_ended_workers(
@@ -132,6 +165,7 @@ def close_runs_of_ended_workers(
     pipeline: Pipeline,
     jobs: Iterable[str],
     code_server: CodeLocationOrigin | None,
+    left_out: LeftOut,
 ) -> int:
     """End the runs of this code server's address whose worker does not run any more.
 
@@ -144,6 +178,7 @@ def close_runs_of_ended_workers(
         pipeline: whose uploads they work.
         jobs: names of ours.
         code_server: where this process is reached, as the daemon knows it.
+        left_out: notes the runs that could not be looked at or ended.
     """
     jobs = list(jobs)
 
@@ -153,17 +188,22 @@ def close_runs_of_ended_workers(
             for job in jobs
             for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=list(_UNDER_WAY)))
         ]
-        return [
-            run
-            for run in under_way
-            if _is_started_by(code_server, run) and not _has_a_process(instance, run.run_id)
-        ]
 
-    return _close(instance, pipeline, without_worker)
+        def without(run: dg.DagsterRun) -> dg.DagsterRun | None:
+            is_ours = _is_started_by(code_server, run)
+            return run if is_ours and not _has_a_process(instance, run.run_id) else None
+
+        looked_at = one_by_one(under_way, without, left_out, named=name_of_run)
+        return [run for run in looked_at if run]
+
+    return _close(instance, pipeline, without_worker, left_out)
 
 
 def _close(
-    instance: dg.DagsterInstance, pipeline: Pipeline, look: Callable[[], list[dg.DagsterRun]]
+    instance: dg.DagsterInstance,
+    pipeline: Pipeline,
+    look: Callable[[], list[dg.DagsterRun]],
+    left_out: LeftOut,
 ) -> int:
     dead = look()
     if dead:
@@ -172,29 +212,44 @@ def _close(
         time.sleep(_SECOND_LOOK_SECONDS)
         still = {run.run_id for run in look()}
         dead = [run for run in dead if run.run_id in still]
-    for run in dead:
+
+    def close(run: dg.DagsterRun) -> None:
         if run.status == dg.DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, _GONE)
-            settle_terminated_run(pipeline, run)
+            clean_up_terminated_run(pipeline, run)
         else:
             instance.report_run_failed(run, _GONE)
-    return len(dead)
+
+    return len(one_by_one(dead, close, left_out, named=name_of_run))
 
 
 def dead_runs(
-    instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str]
+    instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str], left_out: LeftOut
 ) -> list[dg.DagsterRun]:
     """List the runs that `close_dead_runs` would end."""
     patience = _SILENT_LEASES * pipeline.settings.lease_seconds
-    return [
-        record.dagster_run
+
+    def dead(record: dg.RunRecord) -> dg.DagsterRun | None:
+        run = record.dagster_run
+        is_silent = time.time() - _last_sign(instance, record) > patience
+        return run if is_silent and pipeline.backlog.run_is_silent(run.run_id) else None
+
+    under_way = [
+        record
         for job in jobs
         for record in instance.get_run_records(
             dg.RunsFilter(job_name=job, statuses=list(_UNDER_WAY))
         )
-        if time.time() - _last_sign(instance, record) > patience
-        and pipeline.backlog.run_is_silent(record.dagster_run.run_id)
     ]
+    looked_at = one_by_one(
+        under_way, dead, left_out, named=lambda record: name_of_run(record.dagster_run)
+    )
+    return [run for run in looked_at if run]
+
+
+def name_of_run(run: dg.DagsterRun) -> str:
+    """What a run is called where it is left out."""
+    return f"run {run.run_id}"
 
 
 def runs_of_keys(instance: dg.DagsterInstance, keys: Collection[str]) -> Sequence[dg.DagsterRun]:
@@ -203,43 +258,56 @@ def runs_of_keys(instance: dg.DagsterInstance, keys: Collection[str]) -> Sequenc
 
 
 def batch_of(run: dg.DagsterRun) -> UUID | None:
-    """The batch that a run works; None if it ended before it knew."""
-    tag = run.tags.get(BATCH_TAG)
-    return UUID(tag) if tag else None
+    """The batch that a run works; None if it ended before it knew, or carries a tag not of ours."""
+    return _id_or_none(run.tags.get(BATCH_TAG))
 
 
-def report_settlement(
-    instance: dg.DagsterInstance, run: dg.DagsterRun, settlement: Settlement, reason: str
+def user_of(run: dg.DagsterRun) -> UUID | None:
+    """Whose batch a run works; None as for `batch_of`."""
+    return _id_or_none(run.tags.get(USER_TAG))
+
+
+def report_run_cleanup(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, cleanup: RunCleanup, reason: str
 ) -> None:
     """Say in the catalog why a run ended early, and what became of its uploads."""
+    batch_id = batch_of(run)
     instance.report_runless_asset_event(
         dg.AssetMaterialization(
-            settled_runs.key,
-            description=f"a run ended as {run.status.value.lower()}: {settlement}",
-            partition=run.tags.get(BATCH_TAG),
+            run_cleanups.key,
+            description=f"a run ended as {run.status.value.lower()}: {cleanup}",
+            partition=str(batch_id) if batch_id else None,
             metadata={
                 "run": dg.MetadataValue.dagster_run(run.run_id),
-                "reason": literal(reason),
-                "uploads_returned": settlement.returned,
-                "uploads_quarantined": settlement.quarantined,
-                "uploads_requeued": settlement.requeued,
+                "reason": text_metadata(reason),
+                "uploads_returned": cleanup.returned,
+                "uploads_quarantined": cleanup.quarantined,
+                "uploads_released": cleanup.released,
             },
         )
     )
 
 
-def _requeue(pipeline: Pipeline, run: dg.DagsterRun) -> int:
+def _release_slice(pipeline: Pipeline, run: dg.DagsterRun) -> int:
     batch_id, slice_number = batch_of(run), _slice_of(run)
     if batch_id is None or slice_number is None:
         return 0
-    return pipeline.backlog.open_slices_anew(
+    return pipeline.backlog.release_slices(
         [(batch_id, slice_number)], resume_after_seconds=OUTAGE_PAUSE_SECONDS
     )
 
 
 def _slice_of(run: dg.DagsterRun) -> int | None:
-    tag = run.tags.get(SLICE_TAG)
-    return int(tag) if tag else None
+    tag = run.tags.get(SLICE_TAG, "")
+    return int(tag) if tag.isdecimal() else None
+
+
+def _id_or_none(tag: str | None) -> UUID | None:
+    """People and other programs tag runs, too."""
+    try:
+        return UUID(tag or "")
+    except ValueError:
+        return None
 
 
 def _last_sign(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:

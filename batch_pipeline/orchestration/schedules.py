@@ -13,6 +13,7 @@ from batch_pipeline.orchestration.run_ends import close_runs_of_ended_workers
 from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import JOBS, work_for_a_sweep
 from batch_pipeline.orchestration.tags import FOUND_TAG
+from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
 
@@ -29,18 +30,20 @@ _NOTHING = "nothing to put right"
     job=sweep_backlog,
     cron_schedule="* * * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Sweeps when there is something to put right, looked for once a minute; tidies "
     "files and partitions once an hour.",
 )
 def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Sweep what is found; once an hour in any case."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
     is_hour = context.scheduled_execution_time.minute == 0
-    found = work_for_a_sweep(context.instance, pipeline)
+    left_out = LeftOut()
+    found = work_for_a_sweep(context.instance, pipeline, left_out)
     if not found and not is_hour:
-        return dg.SkipReason(_NOTHING)
-    context.log.info("asked for a sweep: %s", _say(found) or "files and partitions, once an hour")
+        return dg.SkipReason(_and(_NOTHING, left_out))
+    said = _say(found) or "files and partitions, once an hour"
+    context.log.info("asked for a sweep: %s", _and(said, left_out))
     key = context.scheduled_execution_time.isoformat()
     return _request(key, found, pipeline.settings, tidy=is_hour)
 
@@ -50,25 +53,27 @@ def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.S
     job=sweep_backlog,
     minimum_interval_seconds=START_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Ends the runs whose worker died with its code server; sweeps what the end of the "
     "stack before this one left, without waiting for the clock.",
 )
 def sweep_on_start(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Sweep once for each start of the code server; the cursor names the start looked at last."""
-    pipeline: Pipeline = context.resources.pipeline
+    pipeline: Pipeline = context.resources.batch_pipeline
+    left_out = LeftOut()
     # In no run: what is to be ended may fill the queue that a run would wait in.
     closed = close_runs_of_ended_workers(
-        context.instance, pipeline, JOBS, context.code_location_origin
+        context.instance, pipeline, JOBS, context.code_location_origin, left_out
     )
     if closed:
         context.log.warning("runs ended whose worker was gone: %s", closed)
     if context.cursor == START:
-        return dg.SensorResult(skip_reason="looked when the code server started")
-    found = work_for_a_sweep(context.instance, pipeline)
+        return dg.SensorResult(skip_reason=_and("looked when the code server started", left_out))
+    found = work_for_a_sweep(context.instance, pipeline, left_out)
     if not found:
-        return dg.SensorResult(skip_reason=f"the stack has started: {_NOTHING}", cursor=START)
-    context.log.info("the stack has started; asked for a sweep: %s", _say(found))
+        said = _and(f"the stack has started: {_NOTHING}", left_out)
+        return dg.SensorResult(skip_reason=said, cursor=START)
+    context.log.info("the stack has started; asked for a sweep: %s", _and(_say(found), left_out))
     request = _request(START, found, pipeline.settings, tidy=True)
     return dg.SensorResult(run_requests=[request], cursor=START)
 
@@ -88,3 +93,7 @@ def _request(
 
 def _say(found: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in found.items())
+
+
+def _and(said: str, left_out: LeftOut) -> str:
+    return f"{said}; {left_out}" if left_out else said

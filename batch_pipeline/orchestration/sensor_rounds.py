@@ -5,7 +5,7 @@ it has asked for a run, it is to be asked again soon, or what is submitted next 
 of the 5 s. No other sensor ticks more often for it: each has an interval of its own.
 """
 
-from dagster._daemon import sensor as daemon_loop
+from batch_pipeline.dagster_internals import daemon_loop
 
 #: A round that finds no sensor due costs 4 ms of processor time (seconds).
 ROUND_SECONDS = 1

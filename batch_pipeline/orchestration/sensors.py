@@ -1,42 +1,54 @@
-"""What starts by itself: runs for pending uploads, the settling of lost runs, reports of batches.
+"""What starts by itself: runs for pending uploads, clean-up after runs that ended early, reports.
 
-The choice itself is a pure function in ``services/dispatch/slices.py``.
+Whose turn it is says a pure function in ``services/dispatch/turns.py``. No tick fails for one row
+or one run: it is left out (``services/one_by_one.py``), and the tick says so.
 """
 
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
-from uuid import UUID
+from functools import partial
+from typing import Any, NamedTuple
 
 import dagster as dg
 
-from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.errors import NotFoundError, ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES
-from batch_pipeline.orchestration.batch_reports import headline, report_of
+from batch_pipeline.orchestration.batch_reports import headline, no_report_of, report_of
 from batch_pipeline.orchestration.run_ends import (
-    Settlement,
+    Outcome,
+    RunCleanup,
     batch_of,
-    report_settlement,
-    settle_failed_run,
-    settle_terminated_run,
+    clean_up_failed_run,
+    clean_up_terminated_run,
+    outcome_of,
+    report_run_cleanup,
+    user_of,
 )
 from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
-from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG
-from batch_pipeline.services.dispatch.signals import work_signals
-from batch_pipeline.services.dispatch.slices import (
-    WaitingSlice,
-    choose_slices,
-    open_slices,
-    waiting_slices,
+from batch_pipeline.orchestration.tags import (
+    BATCH_TAG,
+    OUTCOME_TAG,
+    REASON_TAG,
+    SLICE_TAG,
+    USER_TAG,
 )
-from batch_pipeline.services.dispatch.turns import Turn, turn_to_look
+from batch_pipeline.services.dispatch.asked_slices import AskedSlices, one_sensor_at_a_time
+from batch_pipeline.services.dispatch.signals import work_signals
+from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
+from batch_pipeline.services.dispatch.turns import InFlight, Turns, WaitingSlice, choose_slices
+from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_summary import batch_summary
-from batch_pipeline.services.reports.ended_batches import EndsSeen, newly_ended
+from batch_pipeline.services.reports.ended_batches import (
+    MAX_TRIES,
+    EndedBatch,
+    EndsSeen,
+    newly_ended,
+)
 from batch_pipeline.services.states.backlog import Rescue
-from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
+from batch_pipeline.services.upload_processing import outage_pause
 from batch_pipeline.settings import Settings
 
 #: The least between two ticks of `pending_batches`, which wait for work themselves (seconds).
@@ -65,79 +77,103 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
     """Launch the job for whatever is pending."""
 
     def look(
-        context: dg.SensorEvaluationContext, pipeline: Pipeline, turn: Turn
+        context: dg.SensorEvaluationContext, pipeline: Pipeline, asked: AskedSlices
     ) -> tuple[dg.SensorResult, bool]:
         """Look once; also tells whether what waits needs only the end of another run."""
+        settings, database, instance = pipeline.settings, pipeline.database, context.instance
+        left_out = LeftOut()
         # Cheap, and what makes an upload whose worker died wait for its lease only.
-        rescued = _say_rescued(rescue_from_ended_runs(context.instance, pipeline))
-        if rescued:
-            context.log.warning(rescued)
+        rescued = _say_rescued(rescue_from_ended_runs(instance, pipeline, left_out))
 
-        def skip(reason: str, *, wants_a_slot: bool = False) -> tuple[dg.SensorResult, bool]:
-            said = f"{rescued}; {reason}" if rescued else reason
-            return dg.SensorResult(skip_reason=said), wants_a_slot
-
-        open_slices(pipeline.database, pipeline.settings.uploads_per_run)
-        waiting = waiting_slices(pipeline.database)
-        if not waiting:
-            return skip("no upload is pending")
-        in_flight = runs_in_flight(context.instance, job.name)
-        launched = launched_keys(context.instance, [slice_.key for slice_ in waiting])
-        asked = turn.asked()
-        for slice_ in waiting:
-            if slice_.key in asked and slice_.key not in launched:
-                launched[slice_.key] = True
-                in_flight[slice_.batch_id] += 1
-        limit = pipeline.settings.max_runs_in_flight
-        chosen = choose_slices(waiting, launched=launched, in_flight=in_flight, max_in_flight=limit)
-        if not chosen:
-            behind = sum(slice_.has_head_start for slice_ in waiting if slice_.key not in launched)
-            return skip(
-                f"slices that wait: {len(waiting)}, {len(launched)} of them for a run that was "
-                f"launched, {behind} for the first run of their batch to begin; "
-                f"runs in flight: {sum(in_flight.values())} of {limit}",
-                wants_a_slot=len(launched) < len(waiting),
+        def result(
+            *said: object,
+            requests: Sequence[dg.RunRequest] = (),
+            turns: Turns | None = None,
+            needs_a_run_to_end: bool = False,
+        ) -> tuple[dg.SensorResult, bool]:
+            """Say all that was found: of a tick that launches nothing as the reason for that."""
+            line = "; ".join(filter(None, map(str, (rescued, *said, left_out))))
+            if requests and line:
+                (context.log.warning if rescued or left_out else context.log.info)(line)
+            tick = dg.SensorResult(
+                run_requests=requests,
+                skip_reason=None if requests else line,
+                cursor=str(turns) if turns else None,
             )
+            return tick, needs_a_run_to_end
+
+        limit = settings.max_runs_in_flight
+        numbered = numbered_slices(database)
+        waiting = numbered + unnumbered_slices(database, settings.uploads_per_run, at_most=limit)
+        if not waiting:
+            return result("no upload is pending")
+        launched = launched_keys(instance, [slice_.key for slice_ in numbered])
+        # Dagster has not recorded yet what was asked for a moment ago.
+        recent = asked.recent() - launched.keys()
+        launched |= dict.fromkeys(recent, True)
+        in_flight = runs_in_flight(instance, job.name, left_out).and_(
+            slice_ for slice_ in numbered if slice_.key in recent
+        )
+        turns, now = Turns.parse(context.cursor), time.time()
+        choice = choose_slices(
+            waiting,
+            launched=launched,
+            in_flight=in_flight,
+            max_in_flight=limit,
+            max_per_user=settings.max_runs_per_user or limit,
+            turns=turns,
+            now=now,
+        )
+        if not choice.chosen:
+            return result(
+                choice,
+                f"runs in flight: {in_flight.total} of {limit}",
+                needs_a_run_to_end=choice.needs_a_run_to_end,
+            )
+        # One that cannot be opened has had its turn all the same: others go before it next time.
+        turns = turns.and_(choice.chosen, waiting, now)
+        opened = one_by_one(
+            choice.chosen,
+            lambda slice_: open_slice(database, slice_, settings.uploads_per_run),
+            left_out,
+            named=_batch,
+        )
+        slices = [slice_ for slice_ in opened if slice_]
         # A run that is launched while the analyzer is down would only end at its start.
-        if outage := pipeline.analyzer_outage() or _broker_outage(pipeline.settings):
-            for slice_ in chosen:
-                pipeline.states.postpone(
-                    slice_.batch_id,
-                    outage,
-                    slice_number=slice_.number,
-                    resume_after_seconds=OUTAGE_PAUSE_SECONDS,
-                )
-            return skip(f"slices that wait: {len(waiting)}, because {outage}")
-        for slice_ in chosen:
+        if outage := pipeline.analyzer_outage() or _broker_outage(settings):
+            one_by_one(slices, partial(_release, pipeline, outage), left_out, named=_batch)
+            batches = {slice_.batch_id for slice_ in waiting}
+            return result(f"batches that wait: {len(batches)}, because {outage}")
+        for slice_ in slices:
             context.log.info(
                 "asked for a run: batch %s, slice %s, %s",
                 *(slice_.batch_id, slice_.number, slice_.reason),
             )
-        turn.ask(slice_.key for slice_ in chosen)
-        requests = [run_request(slice_, pipeline.settings) for slice_ in chosen]
-        return dg.SensorResult(run_requests=requests), False
+        asked.note(slice_.key for slice_ in slices)
+        requests = [run_request(slice_, settings) for slice_ in slices]
+        return result(choice, requests=requests, turns=turns)
 
     @dg.sensor(
         name="pending_batches",
         job=job,
         minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        required_resource_keys={"pipeline"},
+        required_resource_keys={"batch_pipeline"},
         description="Launches a run for every slice of pending uploads; batches take turns.",
     )
     def pending_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        pipeline: Pipeline = context.resources.pipeline
+        pipeline: Pipeline = context.resources.batch_pipeline
         patience = LOOK_SECONDS if context.log_key else 0.0  # a test evaluates without a log
         deadline = time.monotonic() + patience
         with work_signals(pipeline.database) as wait:  # before the first look: nothing is missed
             while True:
-                with turn_to_look(pipeline.database) as turn:
-                    found, wants_a_slot = look(context, pipeline, turn)
+                with one_sensor_at_a_time(pipeline.database) as asked:
+                    found, needs_a_run_to_end = look(context, pipeline, asked)
                 left = deadline - time.monotonic()
                 if found.run_requests or left <= 0:
                     return found
-                may_be_work = wait(min(left, SLOT_SECONDS) if wants_a_slot else left)
-                if not may_be_work and not wants_a_slot:
+                may_be_work = wait(min(left, SLOT_SECONDS) if needs_a_run_to_end else left)
+                if not may_be_work and not needs_a_run_to_end:
                     return found
 
     return pending_batches
@@ -161,39 +197,44 @@ class _RunEndSensor(dg.RunStatusSensorDefinition):
 
 
 def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
-    """Settle at once what runs of the job leave behind."""
+    """Clean up at once what runs of the job leave behind."""
 
     def release_uploads_of_failed_runs(
-        context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
         failure = context.for_run_failure()
         run, reason = failure.dagster_run, failure.failure_event.message or "no reason was given"
-        died = not _explained(failure.get_step_failure_events())
-        settle(context, settle_failed_run(pipeline, run, died=died, reason=reason), reason)
+        outcome = outcome_of(failure.get_step_failure_events())
+        died = outcome is Outcome.DIED
+        cleanup = clean_up_failed_run(batch_pipeline, run, died=died, reason=reason)
+        clean_up(context, cleanup, outcome, reason)
 
     def cancel_batches_of_terminated_runs(
-        context: dg.RunStatusSensorContext, pipeline: dg.ResourceParam[Pipeline]
+        context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
-        settlement = settle_terminated_run(pipeline, context.dagster_run)
-        settle(context, settlement, "a person terminated the run")
+        cleanup = clean_up_terminated_run(batch_pipeline, context.dagster_run)
+        clean_up(context, cleanup, Outcome.STOPPED, "a person terminated the run")
 
-    def settle(context: dg.RunStatusSensorContext, settlement: Settlement, reason: str) -> None:
+    def clean_up(
+        context: dg.RunStatusSensorContext, cleanup: RunCleanup, outcome: Outcome, reason: str
+    ) -> None:
         run = context.dagster_run
-        context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), settlement)
-        report_settlement(context.instance, run, settlement, reason)
+        context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), cleanup)
+        context.instance.add_run_tags(run.run_id, {OUTCOME_TAG: outcome.value})
+        report_run_cleanup(context.instance, run, cleanup, reason)
 
     return [
         _RunEndSensor(
             nothing=f"no run has ended as {status.value.lower()} since",
-            name=settle_run.__name__,
+            name=clean_up_run.__name__,
             run_status=status,
-            run_status_sensor_fn=settle_run,
+            run_status_sensor_fn=clean_up_run,
             monitored_jobs=[job],
             minimum_interval_seconds=RUN_END_INTERVAL_SECONDS,
             default_status=dg.DefaultSensorStatus.RUNNING,
             description=description,
         )
-        for settle_run, status, description in (
+        for clean_up_run, status, description in (
             (
                 release_uploads_of_failed_runs,
                 dg.DagsterRunStatus.FAILURE,
@@ -211,30 +252,76 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
 @dg.sensor(
     minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Reports every batch that has ended, however its runs did, in the asset "
     "batch_report; again when it was worked again.",
 )
 def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """Report each end once; twice if the daemon dies between the report and its cursor."""
-    pipeline: Pipeline = context.resources.pipeline
-    seen = EndsSeen.parse(context.cursor)
-    ended = newly_ended(pipeline.database, seen, limit=REPORTS_PER_TICK)
-    summaries = [
-        batch_summary(pipeline.database, pipeline.storage, batch.batch_id) for batch in ended
-    ]
-    # One that somebody has reopened meanwhile will end again.
-    reported = [summary for summary in summaries if summary.has_ended]
-    said = [f"batch {summary.head['batch_id']} {headline(summary)}" for summary in reported]
+    """Report each end once; twice if the daemon dies between the report and its cursor.
+
+    A batch that cannot be reported is tried again in later ticks, behind what has ended since, and
+    then said to have no report. While storage or database are away, all wait.
+    """
+    pipeline: Pipeline = context.resources.batch_pipeline
+    seen, left_out = EndsSeen.parse(context.cursor), LeftOut()
+
+    def report(batch: EndedBatch) -> _Report:
+        try:
+            summary = batch_summary(pipeline.database, pipeline.storage, batch.batch_id)
+        except NotFoundError:
+            return _Report(batch, None, ())
+        # One that somebody has reopened meanwhile will end again.
+        events = report_of(summary) if summary.has_ended else ()
+        return _Report(batch, headline(summary) if events else None, events)
+
+    try:
+        ended = newly_ended(pipeline.database, seen, limit=REPORTS_PER_TICK)
+        due = [*ended, *seen.due_again(ended, limit=REPORTS_PER_TICK)]
+        made = one_by_one(due, report, left_out, named=_batch)
+    except ServiceDownError as error:
+        return dg.SensorResult(skip_reason=f"reports wait, because {error}")
+    reported = [done for done in made if done.headline]
+    failed = [batch for batch in due if batch not in [done.batch for done in made]]
+    given_up = [batch for batch in failed if batch.tries + 1 == MAX_TRIES]
+    named = [done.batch.batch_id for done in reported] + [batch.batch_id for batch in given_up]
+    said = "; ".join(f"{_batch(done.batch)} {done.headline}" for done in reported)
+    if left_out:
+        context.log.warning(str(left_out))
     return dg.SensorResult(
-        asset_events=[event for summary in reported for event in report_of(summary)],
-        dynamic_partitions_requests=[
-            BATCHES.build_add_request([str(summary.head["batch_id"]) for summary in reported])
-        ]
-        if reported
+        asset_events=[
+            *(event for done in reported for event in done.events),
+            *(no_report_of(b.batch_id, left_out.reasons[_batch(b)]) for b in given_up),
+        ],
+        dynamic_partitions_requests=[BATCHES.build_add_request([str(id_) for id_ in named])]
+        if named
         else [],
-        cursor=str(seen.and_(ended)) if ended else None,
-        skip_reason=f"reported: {'; '.join(said)}" if said else "no batch has ended since",
+        cursor=str(seen.and_(due, failed=failed)) if due else None,
+        skip_reason="; ".join(
+            filter(
+                None, [f"reported: {said}" if said else "no batch has ended since", str(left_out)]
+            )
+        ),
+    )
+
+
+class _Report(NamedTuple):
+    batch: EndedBatch
+    headline: str | None
+    """None: there is nothing to report."""
+    events: Sequence[dg.AssetMaterialization]
+
+
+def _batch(of: WaitingSlice | EndedBatch) -> str:
+    """What a batch is called where it is left out."""
+    return f"batch {of.batch_id}"
+
+
+def _release(pipeline: Pipeline, outage: ServiceDownError, slice_: WaitingSlice) -> None:
+    pipeline.states.release_waiting(
+        slice_.batch_id,
+        outage,
+        slice_number=slice_.number,
+        resume_after_seconds=outage_pause(outage),
     )
 
 
@@ -258,16 +345,18 @@ def _broker_outage(settings: Settings) -> ServiceDownError | None:
     return broker_outage(settings.celery_broker_url)
 
 
-def _explained(step_failures: Sequence[dg.DagsterEvent]) -> bool:
-    """Tell whether a step said itself why it ended: a file was bad, or a service was down."""
-    return any(event.step_failure_data.user_failure_data for event in step_failures)
-
-
-def runs_in_flight(instance: dg.DagsterInstance, job_name: str) -> Counter[UUID]:
-    """Count runs that are queued or running, by batch."""
+def runs_in_flight(instance: dg.DagsterInstance, job_name: str, left_out: LeftOut) -> InFlight:
+    """Count runs that are queued or running; those of which the batch is unknown, too."""
     runs = instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=list(_IN_FLIGHT)))
-    # A run that somebody launched by hand gets its tag when it has begun.
-    return Counter(UUID(run.tags.get(BATCH_TAG, str(UUID(int=0)))) for run in runs)
+    for run in runs:
+        # One that somebody launched by hand gets its tag when it has begun.
+        if batch_of(run) is None and (tag := run.tags.get(BATCH_TAG)):
+            left_out.note(f"the tag of run {run.run_id}", f"{tag!r} is no id of a batch")
+    return InFlight(
+        len(runs),
+        of_user=Counter(filter(None, map(user_of, runs))),
+        of_batch=Counter(filter(None, map(batch_of, runs))),
+    )
 
 
 def run_request(slice_: WaitingSlice, settings: Settings) -> dg.RunRequest:

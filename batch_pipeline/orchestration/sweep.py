@@ -2,26 +2,33 @@
 
 Dagster is asked here which runs have ended or died. Uploads and batches are put right in
 ``services/states/backlog.py``, files in ``services/leftovers.py``. Every part is safe to repeat,
-and two sweeps at once have the effect of one.
+and two sweeps at once have the effect of one. What cannot be done is left out and named, whether it
+is a run, a partition or a whole part; the rest is done all the same.
 """
 
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import dagster as dg
 from pydantic import Field
 
-from batch_pipeline.orchestration.assets import BATCHES, backlog
+from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.orchestration.assets import BATCHES, backlog, text_metadata
 from batch_pipeline.orchestration.run_ends import (
     ENDED_RUN,
+    clean_up_terminated_run,
     close_dead_runs,
     dead_runs,
+    name_of_run,
     runs_of_keys,
-    settle_terminated_run,
 )
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
-from batch_pipeline.services.dispatch.slices import WaitingSlice, waiting_slices
+from batch_pipeline.services.dispatch.slices import numbered_slices
+from batch_pipeline.services.dispatch.turns import WaitingSlice
 from batch_pipeline.services.leftovers import remove_leftovers
+from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batches_ended_before
 from batch_pipeline.services.states.backlog import Rescue
@@ -38,60 +45,95 @@ class SweepParts(dg.Config):
     tidy: bool = Field(
         True,
         description=(
-            "Also look for files without an upload, and for old partitions and runs to delete."
+            "Also look for files of ours that are left over, and for old partitions and runs."
         ),
     )
 
 
 @dg.op(
-    required_resource_keys={"pipeline"},
+    required_resource_keys={"batch_pipeline"},
     description="Returns uploads of dead workers, closes their runs, retries what may pass now.",
 )
 def sweep(context: dg.OpExecutionContext, config: SweepParts) -> dg.Output[None]:
     """Sweep once; counts of what was found as metadata and as a materialization."""
-    pipeline: Pipeline = context.resources.pipeline
-    counts = sweep_once(context.instance, pipeline)
+    pipeline: Pipeline = context.resources.batch_pipeline
+    left_out = LeftOut()
+    found: dict[str, Any] = dict(sweep_once(context.instance, pipeline, left_out))
     if config.tidy:
-        counts |= tidy(context.instance, pipeline)
-    context.log_event(dg.AssetMaterialization(backlog.key, metadata=counts))
-    return dg.Output(None, metadata=counts)
+        found |= tidy(context.instance, pipeline, left_out)
+    if left_out:
+        context.log.warning(str(left_out))
+        found["left_out"] = text_metadata(left_out)
+    context.log_event(dg.AssetMaterialization(backlog.key, metadata=found))
+    return dg.Output(None, metadata=found)
 
 
-def sweep_once(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int]:
+def sweep_once(
+    instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut
+) -> dict[str, int]:
     """Put right what dead runs left behind, and what is due; returns how much of what."""
-    closed = close_dead_runs(instance, pipeline, JOBS)
-    rescued = rescue_from_ended_runs(instance, pipeline)
-    abandoned = _abandoned(instance, waiting_slices(pipeline.database))
-    slices = [(slice_.batch_id, slice_.number) for slice_ in abandoned]
-    reopened = pipeline.backlog.open_slices_anew(slices)
-    retried = pipeline.backlog.retry_due()
-    adopted = pipeline.backlog.adopt()
-    settled = pipeline.backlog.reconcile_batches()
-    return {
-        "runs_closed": closed,
-        "uploads_rescued": rescued.returned,
-        "uploads_quarantined": rescued.quarantined,
-        "uploads_requeued": reopened,
-        "uploads_retried": retried,
-        "uploads_adopted": adopted,
-        "batches_recounted": len(settled),
-        "batches_ended": sum(batch.status == "completed" for batch in settled),
-    }
+
+    def rescued() -> dict[str, int]:
+        rescue = rescue_from_ended_runs(instance, pipeline, left_out)
+        return {"uploads_rescued": rescue.returned, "uploads_quarantined": rescue.quarantined}
+
+    def released() -> dict[str, int]:
+        abandoned = _abandoned(instance, numbered_slices(pipeline.database))
+        slices = [(slice_.batch_id, slice_.number or 0) for slice_ in abandoned]
+        return {"uploads_released": pipeline.backlog.release_slices(slices)}
+
+    def recounted() -> dict[str, int]:
+        counted = pipeline.backlog.reconcile_batches()
+        ended = sum(batch.status == "completed" for batch in counted)
+        return {"batches_recounted": len(counted), "batches_ended": ended}
+
+    return _each_part(
+        {
+            "closing dead runs": lambda: {
+                "runs_closed": close_dead_runs(instance, pipeline, JOBS, left_out)
+            },
+            "rescuing uploads": rescued,
+            "releasing slices": released,
+            "reopening ended batches": lambda: {
+                "uploads_found_in_ended_batches": pipeline.backlog.reopen_ended()
+            },
+            "retrying": lambda: {"uploads_retried": pipeline.backlog.retry_due()},
+            "adopting": lambda: {"uploads_adopted": pipeline.backlog.adopt()},
+            "recounting": recounted,
+        },
+        left_out,
+    )
 
 
-def tidy(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int]:
-    """Remove what nothing refers to any more; looks at every stored folder, so not every minute."""
-    removed = remove_leftovers(pipeline.database, pipeline.storage)
-    return {
-        "folders_removed": removed.folders,
-        "partial_files_removed": removed.partial_files,
-        "partitions_pruned": _prune_partitions(instance, pipeline),
-        "runs_deleted": delete_old_runs(instance, pipeline),
-    }
+def tidy(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) -> dict[str, int]:
+    """Remove what is provably ours and of no more use; that takes a while, so not every minute."""
+
+    def removed() -> dict[str, int]:
+        leftovers = remove_leftovers(pipeline.database, pipeline.storage, pipeline.ownership)
+        if leftovers.kept_because:
+            left_out.note("removing files", leftovers.kept_because)
+        return {"files_left_over": len(leftovers.files), "files_removed": leftovers.removed}
+
+    return _each_part(
+        {
+            "removing files": removed,
+            "pruning partitions": lambda: {
+                "partitions_pruned": _prune_partitions(instance, pipeline, left_out)
+            },
+            "deleting runs": lambda: {
+                "runs_deleted": delete_old_runs(instance, pipeline, left_out)
+            },
+        },
+        left_out,
+    )
 
 
 def delete_old_runs(
-    instance: dg.DagsterInstance, pipeline: Pipeline, *, at_once: int = _RUNS_DELETED_AT_ONCE
+    instance: dg.DagsterInstance,
+    pipeline: Pipeline,
+    left_out: LeftOut,
+    *,
+    at_once: int = _RUNS_DELETED_AT_ONCE,
 ) -> int:
     """Delete runs of ours that ended long ago, with their events, which Dagster keeps for ever."""
     days = pipeline.settings.keep_runs_days
@@ -107,30 +149,71 @@ def delete_old_runs(
             ascending=True,
         )
     ]
-    for run in old:
-        instance.delete_run(run.run_id)
-    return len(old)
+    deleted = one_by_one(
+        old, lambda run: instance.delete_run(run.run_id), left_out, named=name_of_run
+    )
+    return len(deleted)
 
 
-def work_for_a_sweep(instance: dg.DagsterInstance, pipeline: Pipeline) -> dict[str, int]:
+def work_for_a_sweep(
+    instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut
+) -> dict[str, int]:
     """Count what a sweep would find, without changing anything; empty: it is not needed."""
-    waiting = waiting_slices(pipeline.database)
-    found = {
-        "runs without a worker": len(dead_runs(instance, pipeline, JOBS)),
-        "uploads of ended runs": len(_ended(instance, pipeline)),
-        "slices without a run": len(_abandoned(instance, waiting)),
-        **pipeline.backlog.overdue(),
-    }
+
+    def abandoned() -> dict[str, int]:
+        numbered = numbered_slices(pipeline.database)
+        return {"slices without a run": len(_abandoned(instance, numbered))}
+
+    found = _each_part(
+        {
+            "looking for dead runs": lambda: {
+                "runs without a worker": len(dead_runs(instance, pipeline, JOBS, left_out))
+            },
+            "looking for ended runs": lambda: {
+                "uploads of ended runs": len(_ended(instance, pipeline))
+            },
+            "looking for lost slices": abandoned,
+            "looking for what is due": pipeline.backlog.overdue,
+        },
+        left_out,
+    )
     return {name: count for name, count in found.items() if count}
 
 
-def rescue_from_ended_runs(instance: dg.DagsterInstance, pipeline: Pipeline) -> Rescue:
+def rescue_from_ended_runs(
+    instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut
+) -> Rescue:
     """Return the uploads of runs that have ended, and of those whose lease has."""
     ended = _ended(instance, pipeline)
-    for run in ended:
-        if run.status == dg.DagsterRunStatus.CANCELED:
-            settle_terminated_run(pipeline, run)
+    terminated = [run for run in ended if run.status == dg.DagsterRunStatus.CANCELED]
+    one_by_one(
+        terminated, lambda run: clean_up_terminated_run(pipeline, run), left_out, named=name_of_run
+    )
     return pipeline.backlog.rescue([run.run_id for run in ended])
+
+
+def _each_part(
+    parts: Mapping[str, Callable[[], Mapping[str, int]]], left_out: LeftOut
+) -> dict[str, int]:
+    """Do every part, whatever becomes of the others; returns what all of them counted.
+
+    Raises:
+        ServiceDownError: no part could be done because of it.
+    """
+    outages = []
+
+    def done(name: str) -> Mapping[str, int]:
+        try:
+            return parts[name]()
+        except ServiceDownError as error:  # of the database or of the storage: not all need both
+            outages.append(error)
+            left_out.note(name, error)
+            return {}
+
+    counted = one_by_one(parts, done, left_out, named=str)
+    if outages and not any(counted):
+        raise outages[0]
+    return {name: count for counts in counted for name, count in counts.items()}
 
 
 def launched_keys(instance: dg.DagsterInstance, keys: list[str]) -> dict[str, bool]:
@@ -155,12 +238,18 @@ def _abandoned(instance: dg.DagsterInstance, waiting: list[WaitingSlice]) -> lis
     return [slice_ for slice_ in waiting if alive.get(slice_.key) is False]
 
 
-def _prune_partitions(instance: dg.DagsterInstance, pipeline: Pipeline) -> int:
+def _prune_partitions(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) -> int:
     """Forget the partitions of batches that ended long ago; the batches themselves stay."""
     name = str(BATCHES.name)
-    present = [UUID(key) for key in instance.get_dynamic_partitions(name)]
+    present = one_by_one(
+        instance.get_dynamic_partitions(name), UUID, left_out, named=lambda key: f"partition {key}"
+    )
     days = pipeline.settings.keep_partitions_days
     old = batches_ended_before(pipeline.database, present, days=days)
-    for batch_id in old:
-        instance.delete_dynamic_partition(name, str(batch_id))
-    return len(old)
+    pruned = one_by_one(
+        old,
+        lambda batch_id: instance.delete_dynamic_partition(name, str(batch_id)),
+        left_out,
+        named=lambda batch_id: f"partition {batch_id}",
+    )
+    return len(pruned)

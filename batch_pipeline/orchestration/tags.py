@@ -5,6 +5,8 @@ USER_TAG = "batch_pipeline/user_id"
 SLICE_TAG = "batch_pipeline/slice"
 #: Why a run was launched: new, retry, rescue or reprocess.
 REASON_TAG = "batch_pipeline/reason"
+#: How a run ended that was no success: see `run_ends.Outcome`.
+OUTCOME_TAG = "batch_pipeline/outcome"
 #: What a sweep was launched for.
 FOUND_TAG = "batch_pipeline/found"
 #: Dagster's own, on our jobs: what a run leaves goes to another run of ours, not to a retry of it.

@@ -23,8 +23,7 @@ from multiprocessing import forkserver, popen_forkserver, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 
-from dagster._grpc.server import DagsterApiServer
-
+from batch_pipeline.dagster_internals import DagsterApiServer
 from batch_pipeline.settings import Settings
 
 #: What the standard library gives as exit code of a worker whose fork server is gone.

@@ -2,31 +2,40 @@
 
 Files are stored first, then batch and uploads are written in one transaction, so that there is
 neither a row without its file nor a batch without uploads; what a failed submission has stored
-already is removed again.
+already is removed again. Until shortly before the commit a note on the storage says that the files
+are nobody's (`file_ownership`), so that they can be removed after a crash, too.
 """
 
 import hashlib
 import os
 import stat
+import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import func, insert, select
+from sqlalchemy.exc import DataError, IntegrityError
 
+from batch_pipeline.database.failures import repeated, sqlstate
 from batch_pipeline.database.models import Upload, UploadBatch
-from batch_pipeline.errors import RefusedError, ServiceDownError
-from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason, sniff
-from batch_pipeline.services.progress.batch_progress import BatchProgress, ProgressPublisher
+from batch_pipeline.database.readings import LOCAL_USER
+from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
+from batch_pipeline.media.acceptance import accept
+from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
+from batch_pipeline.services.file_ownership import FileOwnership
+from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
-#: Owner of what is submitted without naming a user.
-LOCAL_USER = uuid.UUID(int=0)
-
 _CHUNK_BYTES = 1 << 20
+#: SQLSTATE of a row that refers to one which is not there.
+_FOREIGN_KEY = "23503"
+#: How long an interrupted submission waits to learn whether its rows were committed.
+_COMMIT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -104,16 +113,25 @@ def submit(
             f"{settings.max_batch_bytes:,} (BATCH_PIPELINE_MAX_BATCH_BYTES): submit them in parts"
         )
     batch_id = uuid.uuid4()
+    ownership = FileOwnership(publisher.database, storage, settings)
+    ownership.claim()
+    targets = [_stored_path(storage, user_id, file) for file in accepted]
+    note = ownership.begin_submission(batch_id, targets)
     try:
-        for number, file in enumerate(accepted, start=1):
-            storage.put(file.path, _stored_path(storage, user_id, file))
+        for number, (file, target) in enumerate(zip(accepted, targets, strict=True), start=1):
+            storage.put(file.path, target)
+            note.keep_fresh()
             on_stored(number, len(accepted))
-        _insert(publisher, storage, batch_id, user_id, accepted)
+        note.remove()
+        with _refusals_named(user_id):
+            _insert(publisher, storage, batch_id, user_id, accepted)
     except BaseException:
         # An error or a Ctrl-C may come after the commit: then the files are the batch's.
         if not _is_committed(publisher, batch_id):
-            for file in accepted:
-                storage.remove_upload(user_id, file.upload_id)
+            with suppress(ServiceDownError):  # what was wrong says the error that led here
+                for target in targets:
+                    storage.remove(target)
+                ownership.forget_submission(batch_id)
         raise
     return Submission(batch_id, [file.upload_id for file in accepted], refused)
 
@@ -189,15 +207,17 @@ def _examine_one(path: Path, filename: str, settings: Settings) -> _Accepted:
         )
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-        media_type = sniff(head)
-        if media_type is None:
-            raise RefusedError(refusal_reason(head))
+        try:
+            media_type = accept(head, settings.accepted_format_names)
+        except PermanentError as error:
+            raise RefusedError(str(error)) from error
         checksum = hashlib.sha256(head)
         while chunk := file.read(_CHUNK_BYTES):
             checksum.update(chunk)
     return _Accepted(uuid.uuid4(), path, filename, media_type, size, checksum.hexdigest())
 
 
+@repeated
 def _insert(
     publisher: ProgressPublisher,
     storage: Storage,
@@ -207,6 +227,7 @@ def _insert(
 ) -> None:
     with publisher.transaction() as transaction:
         connection = transaction.connection
+        connection.execute(select(func.pg_advisory_xact_lock(_lock_of(batch_id))))
         connection.execute(
             insert(UploadBatch).values(id=batch_id, user_id=user_id, total_uploads=len(accepted))
         )
@@ -234,14 +255,45 @@ def _insert(
         transaction.announce(progress, user_id)
 
 
-def _is_committed(publisher: ProgressPublisher, batch_id: uuid.UUID) -> bool:
-    """Tell whether the batch is there; true if nobody can say, the sweep removes what is not."""
+@contextmanager
+def _refusals_named(user_id: uuid.UUID) -> Iterator[None]:
+    """Explain what tables refuse that an upload API has made for rows of its own."""
     try:
-        with publisher.transaction() as transaction:
-            found = select(UploadBatch.id).where(UploadBatch.id == batch_id)
-            return transaction.connection.scalar(found) is not None
+        yield
+    except (IntegrityError, DataError) as error:
+        reason = str(error.orig).strip()
+        if sqlstate(error) == _FOREIGN_KEY:
+            raise RefusedError(
+                f"the upload API that owns these tables knows no user {user_id}: name one of its "
+                f"users with --user ({reason})"
+            ) from error
+        raise RefusedError(
+            f"the tables belong to an upload API that does not take such rows: {reason}\n"
+            "Submit through that API, or give what it asks for a default (ALTER TABLE … ALTER "
+            "COLUMN … SET DEFAULT …)"
+        ) from error
+
+
+def _is_committed(publisher: ProgressPublisher, batch_id: uuid.UUID) -> bool:
+    """Tell whether the batch is there; true if nobody can say: files are kept then."""
+    give_up_at = time.monotonic() + _COMMIT_SECONDS
+    try:
+        while time.monotonic() < give_up_at:
+            with publisher.transaction() as transaction:
+                connection = transaction.connection
+                # A commit whose answer was lost may still be under way on the server.
+                if connection.scalar(select(func.pg_try_advisory_xact_lock(_lock_of(batch_id)))):
+                    found = select(UploadBatch.id).where(UploadBatch.id == batch_id)
+                    return connection.scalar(found) is not None
+            time.sleep(0.1)
     except ServiceDownError:
-        return True
+        pass
+    return True
+
+
+def _lock_of(batch_id: uuid.UUID) -> int:
+    """Key of the lock that the transaction of a submission holds."""
+    return int.from_bytes(batch_id.bytes[:8], signed=True)
 
 
 def _stored_path(storage: Storage, user_id: uuid.UUID, file: _Accepted) -> str:

@@ -1,13 +1,18 @@
 """Health of everything the pipeline stands on, except Dagster; each finding says what to do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from sqlalchemy import text
 
+from batch_pipeline.database.embedded_server import server_users
+from batch_pipeline.database.existing_tables import Problem, rows_left_alone, table_problems
 from batch_pipeline.database.session import Database, connect
-from batch_pipeline.errors import PipelineError
+from batch_pipeline.errors import ConfigurationError, PipelineError
+from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
+from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
@@ -15,10 +20,22 @@ _COLUMN_WIDTH = text("""
     SELECT atttypmod FROM pg_attribute
     WHERE attrelid = to_regclass('uploads') AND attname = 'embedding_local'
 """)
+_PAUSES = text("""
+    SELECT server, kind, reason, extract(epoch FROM not_before - now()) AS seconds
+    FROM model_pauses WHERE not_before > now() ORDER BY server, kind
+""")
 
 
-def check_health(settings: Settings) -> Iterator[HealthCheck]:
-    """Check database, migrations, storage and model server, one after another; never raises."""
+def check_health(settings: Settings, *, quick: bool = False) -> Iterator[HealthCheck]:
+    """Check database, migrations, storage and model server, one after another; never raises.
+
+    Unless `quick`, each model is asked a question whose answer is known.
+    """
+    for check in _checks(settings, quick=quick):
+        yield replace(check, detail=masked(check.detail), hint=masked(check.hint))
+
+
+def _checks(settings: Settings, *, quick: bool) -> Iterator[HealthCheck]:
     yield from _database(settings)
     yield _check(
         "storage",
@@ -26,9 +43,15 @@ def check_health(settings: Settings) -> Iterator[HealthCheck]:
         "make the folder writable and look for free space, or set BATCH_PIPELINE_STORAGE_URL",
     )
     try:
-        yield from build_analyzer(settings).check()
+        analyzer = build_analyzer(settings)
     except PipelineError as error:
-        yield HealthCheck("analyzer", False, str(error), "correct BATCH_PIPELINE_ANALYZER")
+        yield HealthCheck("analyzer", False, str(error), "correct the setting that it names")
+        return
+    for model in (analyzer.vision, analyzer.embedding):
+        checks = model.check()
+        yield from checks
+        if not quick and all(check.ok for check in checks):
+            yield from model.try_out()
 
 
 def _database(settings: Settings) -> Iterator[HealthCheck]:
@@ -48,19 +71,42 @@ def _database(settings: Settings) -> Iterator[HealthCheck]:
     try:
         if not reached.ok:
             return  # the others would only repeat it, with advice that does not help
-        yield _check("migrations", lambda: _migrations(database), "run `batch-pipeline db upgrade`")
+        if not settings.database_url:
+            yield HealthCheck("embedded server", True, _users(settings))
+        migrations = _check(
+            "migrations", lambda: _migrations(database), "run `batch-pipeline db upgrade`"
+        )
+        yield migrations
         yield _check(
             "embedding column",
             lambda: _column_width(database, settings),
             "set BATCH_PIPELINE_EMBEDDING_DIMENSIONS to the width of the column",
         )
+        if pauses := _pauses(database):
+            yield HealthCheck("rate limits", True, pauses)
+        tables = _check(
+            "tables", lambda: _tables(database, settings), "change them: docs/existing_database.md"
+        )
+        yield tables
+        if migrations.ok and tables.ok:
+            yield _check("statuses", lambda: _statuses(database), "docs/existing_database.md")
+            yield _check("oldest waiting upload", lambda: _oldest_waiting(database), "")
     finally:
         database.close()
+
+
+def _users(settings: Settings) -> str:
+    users = server_users(settings.home)
+    return "used by " + (
+        ", ".join(f"{user.name} (process {user.pid})" for user in users) or "nobody else"
+    )
 
 
 def _check(name: str, find: Callable[[], str], hint: str) -> HealthCheck:
     try:
         return HealthCheck(name, True, find())
+    except ConfigurationError as error:
+        return HealthCheck(name, False, str(error), "set or install what it names")
     except Exception as error:
         return HealthCheck(name, False, str(error).strip(), hint)
 
@@ -80,6 +126,47 @@ def _column_width(database: Database, settings: Settings) -> str:
             f"the column holds {width} numbers, the setting says {settings.embedding_dimensions}"
         )
     return f"{width} numbers"
+
+
+def _pauses(database: Database) -> str:
+    """What model servers have asked to be left alone for a while; empty: none."""
+    try:
+        with database.transaction() as connection:
+            rows = connection.execute(_PAUSES).all()
+    except Exception:  # said by the checks before
+        return ""
+    return "; ".join(
+        f"{row.kind} calls to {row.server} wait for another {row.seconds:.0f} s: {row.reason}"
+        for row in rows
+    )
+
+
+def _tables(database: Database, settings: Settings) -> str:
+    with database.transaction() as connection:
+        _raise_if(table_problems(connection, settings.embedding_dimensions))
+    return "can be read and written"
+
+
+def _statuses(database: Database) -> str:
+    with database.transaction() as connection:
+        _raise_if(rows_left_alone(connection))
+    return "every row has one that the pipeline knows"
+
+
+def _raise_if(problems: Iterable[Problem]) -> None:
+    if said := "; ".join(map(str, problems)):
+        raise PipelineError(said)
+
+
+def _oldest_waiting(database: Database) -> str:
+    oldest = oldest_waiting(database)
+    if oldest is None:
+        return "none waits"
+    waited = "since nobody knows when" if oldest.waited is None else f"for {oldest.waited}"
+    if oldest.batch_id is None:
+        return f"upload {oldest.upload_id} waits {waited}, without a batch"
+    status = oldest.batch_status or "gone"
+    return f"upload {oldest.upload_id} waits {waited}; its batch {oldest.batch_id} is {status}"
 
 
 def _storage(settings: Settings) -> str:

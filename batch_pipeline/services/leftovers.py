@@ -1,50 +1,177 @@
-"""Files that nothing refers to: of uploads that were deleted or never recorded, and half written.
+"""Files that are provably ours and of no more use: found, and removed if that is wanted.
 
-A submission stores its files before it writes their rows, hence the long grace.
+What proves it says ``file_ownership.py``. Three kinds: originals of a submission that never became
+a batch, thumbnails that we made of uploads that were deleted since, and what a crash left half
+written. Nothing else is looked at, and nothing is removed where somebody else owns the storage.
 """
 
-from dataclasses import dataclass
-from itertools import islice
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
-from batch_pipeline.database.models import Upload
+from batch_pipeline.database.models import MadeThumbnail, Upload, UploadBatch
 from batch_pipeline.database.session import Database
+from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.storage import Storage
 
-#: What is younger may belong to a submission that is still under way (seconds).
+#: What is younger may belong to work that is still under way (seconds).
 GRACE_SECONDS = 24 * 60 * 60
+#: More than this many files, and more than this share of all that are recorded as ours, are not
+#: removed without a person: so much at once is more likely a mistake (a table emptied, a dump
+#: restored) than what is left behind.
+MANY_FILES, LARGE_SHARE = 20, 0.1
 
 _CHUNK = 1000
+_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_ORIGINAL = re.compile(rf"{_UUID}/({_UUID})/original\.[a-z0-9]+")
 
 
 @dataclass(frozen=True)
-class Removed:
-    """How much was removed."""
+class Leftover:
+    """A file that may be removed, and why."""
 
-    folders: int
-    partial_files: int
+    path: str
+    reason: str
+
+
+@dataclass
+class Leftovers:
+    """What was found, and what became of it."""
+
+    is_owner: bool
+    """The storage is this database's to tidy."""
+    files: list[Leftover] = field(default_factory=list)
+    removed: int = 0
+    """How many of them were removed."""
+    kept_because: str | None = None
+    """Why nothing was removed although something was found, or not looked for."""
+    submissions: list[uuid.UUID] = field(default_factory=list)
+    """Whose notes go with their files."""
+    thumbnails: list[uuid.UUID] = field(default_factory=list)
+    """Uploads whose notes go with their files."""
+    recorded: int = 0
+    """Files that are recorded as ours, left over or not."""
 
 
 def remove_leftovers(
-    database: Database, storage: Storage, *, grace_seconds: float = GRACE_SECONDS
-) -> Removed:
-    """Remove folders of uploads that are in no row, and files that a crash left half written.
+    database: Database,
+    storage: Storage,
+    ownership: FileOwnership,
+    *,
+    dry_run: bool = False,
+    however_many: bool = False,
+    grace_seconds: float = GRACE_SECONDS,
+) -> Leftovers:
+    """Find what is left over, and remove it unless that is too much or nobody's to decide.
+
+    Args:
+        database: what this one does not prove to be ours is left alone.
+        storage: where to look.
+        ownership: the proofs.
+        dry_run: change nothing.
+        however_many: remove more than a small share, too; a person has looked at it.
+        grace_seconds: what is younger is left alone.
 
     Raises:
         ServiceDownError: storage or database cannot be used; what was removed stays removed.
     """
-    folders = 0
-    stored = storage.stored_uploads()
-    while chunk := list(islice(stored, _CHUNK)):
+    found = Leftovers(is_owner=ownership.claim() if not dry_run else ownership.is_owner())
+    if not found.is_owner:
+        found.kept_because = (
+            "another database owns the storage, or nobody does, so nothing is removed; if it is "
+            "this one's alone: `batch-pipeline tidy --take-over`"
+        )
+        return found
+    _find_abandoned_originals(database, storage, ownership, found, grace_seconds)
+    _find_thumbnails_of_deleted_uploads(database, storage, found, grace_seconds)
+    found.files += [
+        Leftover(path, "half written when its writer died")
+        for path in storage.partial_files(older_than_seconds=grace_seconds)
+    ]
+    if dry_run:
+        found.kept_because = "it was only looked for"
+    elif len(found.files) > max(MANY_FILES, LARGE_SHARE * found.recorded) and not however_many:
+        found.kept_because = (
+            f"{len(found.files)} of {found.recorded} files that are recorded as ours look left "
+            "over, which is more than is removed without a person: look at `batch-pipeline tidy "
+            "--dry-run`, then say `batch-pipeline tidy --however-many`"
+        )
+    else:
+        _remove(storage, ownership, found)
+    return found
+
+
+def _find_abandoned_originals(
+    database: Database,
+    storage: Storage,
+    ownership: FileOwnership,
+    found: Leftovers,
+    grace_seconds: float,
+) -> None:
+    for submission in ownership.abandoned_submissions(older_than_seconds=grace_seconds):
+        originals = {
+            uuid.UUID(match[1]): path
+            for path in submission.paths
+            if (match := _ORIGINAL.fullmatch(path))
+        }
         with database.transaction() as connection:
-            known = set(
-                connection.scalars(
-                    select(Upload.id).where(Upload.id.in_([upload_id for _, upload_id in chunk]))
-                )
-            )
-        for user_id, upload_id in chunk:
-            if upload_id not in known and storage.age_seconds(user_id, upload_id) > grace_seconds:
-                storage.remove_upload(user_id, upload_id)
-                folders += 1
-    return Removed(folders, storage.remove_partial_files(older_than_seconds=grace_seconds))
+            batch = select(UploadBatch.id).where(UploadBatch.id == submission.batch_id)
+            if connection.scalar(batch) is not None:
+                continue  # the storage is older than the rows: it was restored
+            known = set(connection.scalars(select(Upload.id).where(Upload.id.in_(originals))))
+        stored = [
+            path
+            for upload_id, path in originals.items()
+            if upload_id not in known and storage.exists(path)
+        ]
+        found.recorded += len(stored)
+        found.submissions.append(submission.batch_id)
+        found.files += [
+            Leftover(path, f"original of submission {submission.batch_id}, which never ended")
+            for path in stored
+        ]
+
+
+def _find_thumbnails_of_deleted_uploads(
+    database: Database, storage: Storage, found: Leftovers, grace_seconds: float
+) -> None:
+    for chunk in _made_thumbnails(database, grace_seconds):
+        found.recorded += len(chunk)
+        with database.transaction() as connection:
+            known = set(connection.scalars(select(Upload.id).where(Upload.id.in_(chunk))))
+        for upload_id, user_id in chunk.items():
+            if upload_id not in known:
+                found.thumbnails.append(upload_id)
+                path = storage.thumbnail_path(user_id, upload_id)
+                if storage.exists(path):
+                    found.files.append(Leftover(path, "thumbnail of an upload that was deleted"))
+
+
+def _made_thumbnails(
+    database: Database, grace_seconds: float
+) -> Iterator[dict[uuid.UUID, uuid.UUID]]:
+    """User of each upload that we made a thumbnail of, in parts."""
+    old = MadeThumbnail.made_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, grace_seconds)
+    notes = select(MadeThumbnail.upload_id, MadeThumbnail.user_id).where(old)
+    last = uuid.UUID(int=0)
+    while True:
+        part = notes.where(MadeThumbnail.upload_id > last).order_by(MadeThumbnail.upload_id)
+        with database.transaction() as connection:
+            rows = connection.execute(part.limit(_CHUNK)).all()
+        if not rows:
+            return
+        last = rows[-1].upload_id
+        yield {row.upload_id: row.user_id for row in rows}
+
+
+def _remove(storage: Storage, ownership: FileOwnership, found: Leftovers) -> None:
+    for leftover in found.files:
+        storage.remove(leftover.path)
+        found.removed += 1
+    for batch_id in found.submissions:
+        ownership.forget_submission(batch_id)
+    for begin in range(0, len(found.thumbnails), _CHUNK):
+        ownership.forget_thumbnails(found.thumbnails[begin : begin + _CHUNK])

@@ -11,6 +11,7 @@ import grpc
 import psycopg
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from batch_pipeline.database.names import DAGSTER_DATABASE
 from batch_pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ _SERVICE = "DagsterApi"
 ANSWER_SECONDS = 8.0
 #: The daemon writes a heartbeat every 30 s; after so many without one it hangs (seconds).
 HEARTBEAT_SECONDS = 180.0
-#: Database of Dagster's tables, beside the pipeline's on the same server.
-DAGSTER_DATABASE = "dagster"
 
 _OLDEST = """
     SELECT max(extract(epoch FROM (now() AT TIME ZONE 'utc') - timestamp)) FROM (

@@ -6,7 +6,8 @@ from functools import cached_property
 from batch_pipeline.database.session import open_database
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import Analyzer
-from batch_pipeline.services.progress.batch_progress import ProgressPublisher
+from batch_pipeline.services.file_ownership import FileOwnership
+from batch_pipeline.services.progress.publishing import ProgressPublisher
 from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
 from batch_pipeline.services.states.backlog import Backlog
 from batch_pipeline.services.states.batch_states import BatchStates
@@ -22,6 +23,8 @@ class Pipeline:
         self.settings = settings
         self.storage = Storage(settings.storage_location)
         self.database = open_database(settings)
+        self.ownership = FileOwnership(self.database, self.storage, settings)
+        self.storage.writer = self.ownership.identity
         self.publisher = ProgressPublisher(self.database, settings.redis_url)
         self.states = UploadStates(self.publisher, lease_seconds=settings.lease_seconds)
         self.batches = BatchStates(self.publisher)

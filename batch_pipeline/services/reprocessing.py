@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, select
 from batch_pipeline.database.models import Stage, Upload, UploadBatch, UploadStatus
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, RefusedError
-from batch_pipeline.services.progress.batch_progress import BatchProgress
+from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.states.batch_states import REDOABLE_BATCH, BatchStates
 
 

@@ -3,7 +3,8 @@
 Each process has a row per server and kind of call in ``model_call_slots``: what it wants and what
 it holds. The processes agree there, one after the other, on fair shares; within its share a
 process passes slots from call to call without asking anybody (`CallGate`). So a busy process asks
-a few times a minute, and only when shares change is there more to say.
+a few times a minute, and only when shares change is there more to say. A pause that a server asks
+for (`Retry-After`) goes to all processes by ``model_pauses`` and a message.
 
 One thread and one connection per process do this, from the first call on. A change wakes the
 others by a message; nobody depends on the message, nor on anything else that belongs to a session,
@@ -19,15 +20,18 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import psycopg
 from sqlalchemy.engine import URL
 
+from batch_pipeline.database.connection_setup import is_pooled
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import CallKind, CallSlots
 from batch_pipeline.model_servers.call_slots import CallGate, Demand
 
@@ -44,7 +48,9 @@ _TURN_SECONDS = 1.0
 #: Least time between two looks at one server (seconds).
 _BREATH_SECONDS = 0.01
 #: Who stops in the middle of an agreement must not hold up the others.
-_SESSION = "-c statement_timeout=5s -c idle_in_transaction_session_timeout=2s"
+_LIMITS = b"""
+    SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '2s'
+"""
 #: First key of the advisory locks, one per server and kind, under which shares are agreed on.
 _LOCK = 730_511
 
@@ -69,6 +75,18 @@ _WRITE = """
         wanted = excluded.wanted, held = excluded.held, leased_until = excluded.leased_until,
         since = CASE WHEN (mine.held = 0) = (excluded.held = 0)
             THEN mine.since ELSE excluded.since END
+"""
+_PAUSE = """
+    INSERT INTO model_pauses AS known (server, kind, not_before, reason)
+    VALUES (%(server)s, %(kind)s,
+        clock_timestamp() + make_interval(secs => %(seconds)s), %(reason)s)
+    ON CONFLICT (server, kind) DO UPDATE
+    SET not_before = excluded.not_before, reason = excluded.reason
+    WHERE known.not_before < excluded.not_before
+"""
+_PAUSES = """
+    SELECT extract(epoch FROM not_before - clock_timestamp())::float, reason FROM model_pauses
+    WHERE server = %(server)s AND kind = %(kind)s AND not_before > clock_timestamp()
 """
 _REMOVE = """
     DELETE FROM model_call_slots
@@ -118,7 +136,7 @@ def fair_shares(limit: int, claimants: Sequence[Claimant]) -> dict[uuid.UUID, in
 
 
 @dataclass
-class _Lane:
+class _SharedLane:
     """The calls of one kind to one server, as agreed on last."""
 
     gate: CallGate
@@ -169,7 +187,7 @@ class SharedCallSlots:
         self._database = database
         self._lease_seconds = lease_seconds
         self._gates: list[tuple[CallGate, CallKind, uuid.UUID]] = []
-        self._lanes: dict[tuple[CallGate, str], _Lane] = {}
+        self._lanes: dict[tuple[CallGate, str], _SharedLane] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._alarm: socket.socket | None = None
@@ -178,9 +196,14 @@ class SharedCallSlots:
         self._agreed_at = time.monotonic()
         self._reason = "no answer"
 
-    def of(self, kind: CallKind, limit: int) -> CallSlots:
-        """Slots for the calls of one kind, at most so many to each server over all processes."""
-        gate = CallGate(limit, shared=True, changed=self._wake, failure=self._failure)
+    def of(
+        self, kind: CallKind, limit: int, limits: Mapping[str, int] = MappingProxyType({})
+    ) -> CallSlots:
+        """Slots for the calls of one kind, at most so many to each server over all processes.
+
+        `limits` has the servers with a number of their own.
+        """
+        gate = CallGate(limit, limits, shared=True, changed=self._wake, failure=self._failure)
         with self._lock:
             self._gates.append((gate, kind, uuid.uuid4()))
         return gate
@@ -232,8 +255,6 @@ class SharedCallSlots:
 
     def _keep_connected(self, sleeper: socket.socket) -> None:
         url = self._database.set(drivername="postgresql")
-        given = url.query.get("options", "")
-        options = given if isinstance(given, str) else " ".join(given)
         while not self._closing.is_set():
             try:
                 with psycopg.connect(
@@ -242,13 +263,15 @@ class SharedCallSlots:
                     prepare_threshold=None,
                     application_name="batch_pipeline model slots",
                     connect_timeout=5,
-                    options=f"{options} {_SESSION}".strip(),
                     keepalives_idle=5,
                     keepalives_interval=2,
                     keepalives_count=2,
                     tcp_user_timeout=10_000,
                 ) as connection:
-                    connection.execute(f"LISTEN {CHANNEL}".encode())
+                    # Who waits for the lock has to see what was written before it was his.
+                    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+                    if not is_pooled(connection):
+                        connection.execute(f"LISTEN {CHANNEL}".encode())
                     self._serve(connection, sleeper)
             except psycopg.Error as error:
                 self._reason = str(error).strip()
@@ -259,6 +282,7 @@ class SharedCallSlots:
         for lane in self._lanes.values():
             lane.agreed_at = 0.0  # nobody knows whether the last words were heard
         while not self._closing.is_set():
+            self._tell_pauses(connection)
             for gate, lanes in self._due_lanes().items():
                 self._agree(connection, gate, lanes)
             self._wait(connection, sleeper)
@@ -266,18 +290,32 @@ class SharedCallSlots:
             if lane.held or lane.wanted:
                 self._write(connection, lane, Demand(0, 0))
 
-    def _due_lanes(self) -> dict[CallGate, list[_Lane]]:
+    def _tell_pauses(self, connection: psycopg.Connection) -> None:
+        """Tell the others which servers have asked this process for a pause."""
+        with self._lock:
+            gates = list(self._gates)
+        for gate, kind, holder in gates:
+            for server, pause in gate.pauses_to_tell().items():
+                lane = _SharedLane(gate, kind, server, holder)
+                seconds = pause.until - time.monotonic()
+                connection.execute(
+                    _PAUSE,
+                    {"server": lane.name, "kind": kind, "seconds": seconds, "reason": pause.reason},
+                )
+                connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, lane.topic])
+
+    def _due_lanes(self) -> dict[CallGate, list[_SharedLane]]:
         """Those that have to be agreed on, together with the others of their gate."""
         with self._lock:
             gates = list(self._gates)
-        due: dict[CallGate, list[_Lane]] = {}
+        due: dict[CallGate, list[_SharedLane]] = {}
         now = time.monotonic()
         for gate, kind, holder in gates:
             lanes, demands = [], gate.demand()
             for server in demands:
                 key = gate, server
                 if key not in self._lanes:
-                    self._lanes[key] = _Lane(gate, kind, server, holder)
+                    self._lanes[key] = _SharedLane(gate, kind, server, holder)
                 lanes.append(self._lanes[key])
             if any(lane.look_in(demands[lane.server], now) <= 0 for lane in lanes):
                 # Together, so that calls which wait for any of them spread over all.
@@ -289,7 +327,7 @@ class SharedCallSlots:
         return due
 
     def _agree(
-        self, connection: psycopg.Connection, gate: CallGate, lanes: Sequence[_Lane]
+        self, connection: psycopg.Connection, gate: CallGate, lanes: Sequence[_SharedLane]
     ) -> None:
         valid_until = time.monotonic() + self._lease_seconds
         demands = gate.take_stock([lane.server for lane in lanes])
@@ -300,7 +338,7 @@ class SharedCallSlots:
         self._agreed_at = time.monotonic()
 
     def _write(
-        self, connection: psycopg.Connection, lane: _Lane, demand: Demand
+        self, connection: psycopg.Connection, lane: _SharedLane, demand: Demand
     ) -> tuple[int, int]:
         """Agree on one lane; returns the slots that are ours and those that others hold."""
         heard, lane.heard = lane.heard, False
@@ -312,17 +350,21 @@ class SharedCallSlots:
             "lease": self._lease_seconds,
         }
         with connection.transaction():
+            connection.execute(_LIMITS)
             connection.execute(
                 "SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_LOCK, lane.topic]
             )
             connection.execute(_REMOVE_DEAD, values)
+            for seconds, reason in connection.execute(_PAUSES, values).fetchall():
+                lane.gate.hear_pause(lane.server, seconds, reason)
             rows = [Claimant(*row) for row in connection.execute(_ROWS, values).fetchall()]
             others = [row for row in rows if row.holder != lane.holder]
             before = next((row for row in rows if row.holder == lane.holder), me)
             me.held, me.seconds = before.held, before.seconds
-            share = fair_shares(lane.gate.limit, [*others, me])[lane.holder]
+            limit = lane.gate.limit_of(lane.server)
+            share = fair_shares(limit, [*others, me])[lane.holder]
             elsewhere = sum(row.held for row in others)
-            allowed = max(0, min(share, lane.gate.limit - elsewhere))
+            allowed = max(0, min(share, limit - elsewhere))
             held = max(demand.in_flight, allowed)
             if held or demand.wanted:
                 connection.execute(_WRITE, values | {"wanted": demand.wanted, "held": held})
@@ -339,7 +381,7 @@ class SharedCallSlots:
         lane.look_after = self._look_after(lane, others)
         return allowed, elsewhere
 
-    def _look_after(self, lane: _Lane, others: Sequence[Claimant]) -> float:
+    def _look_after(self, lane: _SharedLane, others: Sequence[Claimant]) -> float:
         after = self._lease_seconds / 3
         if lane.held < max(lane.share, min(lane.wanted, 1)):
             after = min(after, _SHORT_SECONDS)
@@ -354,7 +396,7 @@ class SharedCallSlots:
             sleeper.recv(4096)
         # Cleared after that and before looking, so that no change is slept through.
         self._alarm_is_set.clear()
-        if self._hear(connection):
+        if self._hear(connection) or any(gate.has_pauses_to_tell for gate, _, _ in self._gates):
             return
         now = time.monotonic()
         demands = {gate: gate.demand() for gate, _, _ in self._gates}
@@ -380,6 +422,7 @@ class SharedCallSlots:
 
 def _name_for_all_hosts(server: str) -> str:
     """What a server is called in the table: a loopback address is another one on each host."""
+    server = masked(server)
     if (urlsplit(server).hostname or "") in {"localhost", "127.0.0.1", "::1"}:
         return f"{server.rstrip('/')} of {socket.gethostname()}"
     return server.rstrip("/")

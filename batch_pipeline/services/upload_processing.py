@@ -10,7 +10,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from functools import partial
+from typing import BinaryIO
 
 from batch_pipeline.database.models import Stage
 from batch_pipeline.database.session import AnyRow
@@ -22,14 +23,17 @@ from batch_pipeline.errors import (
     ServiceDownError,
     TransientError,
     UploadError,
+    WorkCancelledError,
 )
+from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
-from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, refusal_reason, sniff
+from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
+from batch_pipeline.services.outages import own_fault
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.progress.batch_progress import BatchProgress
+from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.states.upload_states import (
     Claim,
@@ -41,8 +45,16 @@ from batch_pipeline.visible_text import visible_line
 
 #: How long uploads rest after a service was found down, before a run tries again (seconds).
 OUTAGE_PAUSE_SECONDS = 20.0
+#: How long a model's answer is kept while the database is away, and how often it is tried to store
+#: it (seconds): longer than a failover takes.
+ANSWER_PATIENCE_SECONDS, _ANSWER_PAUSE_SECONDS = 300.0, 1.0
 
 log = logging.getLogger(__name__)
+
+
+def outage_pause(error: PipelineError) -> float:
+    """How long uploads rest after an outage (seconds): as the service said, or the usual time."""
+    return getattr(error, "resume_after_seconds", None) or OUTAGE_PAUSE_SECONDS
 
 
 @dataclass
@@ -155,12 +167,14 @@ class UploadProcessor:
                     _Attempt(claim, row, report, lambda: held.lost() or interrupted(), waiting)
                 )
                 return CompletedUpload(report)
-        except ClaimLostError:
-            return self._let_go(started)
+        except (ClaimLostError, WorkCancelledError):
+            return self._let_go(started, report)
         except UploadError as error:
             return self._give_up(claim, report, error, retries_left)
         except (ServiceDownError, ConfigurationError) as error:
-            self._release_if_possible(claim, error, OUTAGE_PAUSE_SECONDS)
+            if fault := own_fault(self._pipeline, error, row):
+                return self._give_up(claim, report, fault, retries_left)
+            self._release_if_possible(claim, error, outage_pause(error))
             raise
         except Exception as error:
             log.exception("upload %s: unexpected error", upload_id)
@@ -191,27 +205,56 @@ class UploadProcessor:
             with _timed(report, "embed"), attempt.waiting():
                 [vector] = embedding.embed([report.description or ""], cancelled=attempt.cancelled)
             report.embedding_model = embedding.name
+        self._keep_trying(attempt, lambda: self._complete(attempt, vector))
+
+    def _complete(self, attempt: _Attempt, vector: list[float] | None) -> None:
+        report = attempt.report
         report.progress = self._states.complete(
             attempt.claim, embedding=vector, model=report.embedding_model, seconds=report.seconds
         )
 
+    def _keep_trying(self, attempt: _Attempt, store: Callable[[], None]) -> None:
+        """Store what a model has answered, however long the database is away, within reason.
+
+        The answer was paid for, and would be asked for again. The claim stays valid meanwhile,
+        unless somebody else has taken the upload over: then nothing is written.
+        """
+        give_up_at = time.monotonic() + ANSWER_PATIENCE_SECONDS
+        while True:
+            try:
+                return store()
+            except ServiceDownError as error:
+                if time.monotonic() > give_up_at:
+                    raise
+                log.warning("an answer for %r waits to be stored: %s", attempt.row.filename, error)
+            with attempt.waiting():
+                time.sleep(_ANSWER_PAUSE_SECONDS)
+            _raise_if(attempt.cancelled)
+
     def _decode(self, attempt: _Attempt) -> MediaContent:
         with _timed(attempt.report, "decode"), self._open(attempt) as file:
-            head = file.read(HEAD_BYTES)
-            if not head:
-                raise PermanentError("empty_file", refusal_reason(head))
-            media_type = sniff(head)
-            if media_type is None:
-                raise PermanentError("unsupported_format", refusal_reason(head))
+            settings = self._pipeline.settings
+            media_type = accept(file.read(HEAD_BYTES), settings.accepted_format_names)
             attempt.report.media_type = media_type
             file.seek(0)
             try:
-                return decode(file, media_type)
+                return decode(
+                    file,
+                    media_type,
+                    filename=attempt.row.filename,
+                    max_bytes=settings.max_decode_mib * 1024**2,
+                )
+            except PermanentError as error:
+                if error.preview is not None and attempt.row.thumbnail_path is None:
+                    self._store_thumbnail(attempt, error.preview)
+                raise
             except OSError as error:  # of the storage: what is wrong with the file has a kind
-                raise storage_error(error) from error
+                raise storage_error(error, attempt.row.file_path) from error
 
     def _open(self, attempt: _Attempt) -> BinaryIO:
         storage = self._pipeline.storage
+        if not attempt.row.file_path:
+            raise PermanentError("source_missing", "the row of the upload names no file")
         with nullcontext() if storage.is_local else attempt.waiting():
             return storage.open(attempt.row.file_path)
 
@@ -224,6 +267,10 @@ class UploadProcessor:
         except Exception as error:
             log.warning("no thumbnail of %r: %s", row.filename, visible_line(error))
             return
+        self._store_thumbnail(attempt, thumbnail)
+
+    def _store_thumbnail(self, attempt: _Attempt, thumbnail: bytes) -> None:
+        row, report = attempt.row, attempt.report
         path = self._pipeline.storage.thumbnail_path(row.user_id, row.id)
         with _timed(report, "thumbnail"):
             self._pipeline.storage.write(path, thumbnail)
@@ -248,17 +295,19 @@ class UploadProcessor:
             )
         report.description, report.score = description, report.audit.score
         report.vision_model = vision.name
-        self._states.store_description(
+        store = partial(
+            self._states.store_description,
             attempt.claim,
             description=description,
             score=report.audit.score,
             model=vision.name,
-            facts=_facts_to_store(content),
+            facts=content.facts.as_stored(),
             media_type=report.media_type,
             video_codec=content.facts.codec if content.facts.file_type == "video" else None,
             regenerated=attempt.row.description is not None,
             seconds=report.seconds,
         )
+        self._keep_trying(attempt, store)
 
     def _give_up(
         self, claim: Claim, report: UploadReport, error: UploadError, retries_left: int
@@ -274,15 +323,19 @@ class UploadProcessor:
             return SkippedUpload(claim.upload_id, "it was taken away meanwhile", report.filename)
         return FailedUpload(report, error, will_retry)
 
-    def _let_go(self, started: StartedUpload) -> SkippedUpload:
-        """Leave nothing behind of work that is no longer wanted."""
+    def _let_go(self, started: StartedUpload, report: UploadReport) -> SkippedUpload:
+        """Leave nothing of ours behind of work that is no longer wanted."""
         row = started.row
         self._states.release(started.claim)
         if self._states.exists(row.id):
             return SkippedUpload(row.id, "it was cancelled or taken away meanwhile", row.filename)
-        self._pipeline.storage.remove_upload(row.user_id, row.id)
+        # The original is no work of ours, whoever deleted the upload.
+        if report.thumbnail or self._pipeline.ownership.made_thumbnail(row.id):
+            storage = self._pipeline.storage
+            storage.remove(storage.thumbnail_path(row.user_id, row.id))
+            self._pipeline.ownership.forget_thumbnails([row.id])
         if row.batch_id:
-            self._pipeline.batches.settle_batch(row.batch_id)
+            self._pipeline.batches.recount_batch(row.batch_id)
         return SkippedUpload(row.id, "it was deleted meanwhile", row.filename)
 
     def _release_if_possible(
@@ -319,19 +372,4 @@ def _timed(report: UploadReport, stage: str) -> Iterator[None]:
 
 def _raise_if(cancelled: CancelledCheck) -> None:
     if cancelled():
-        raise ClaimLostError("the work is no longer wanted")
-
-
-def _facts_to_store(content: MediaContent) -> dict[str, Any]:
-    facts = content.facts
-    values = {
-        "format": facts.format,
-        "width": facts.width,
-        "height": facts.height,
-        "captured_at": facts.captured_at.isoformat() if facts.captured_at else None,
-        "camera": facts.camera,
-        "frame_count": facts.frame_count if facts.frame_count > 1 else None,
-        "duration_seconds": facts.duration_seconds,
-        "frame_rate": facts.frame_rate,
-    }
-    return {name: value for name, value in values.items() if value is not None}
+        raise WorkCancelledError("the work is no longer wanted")

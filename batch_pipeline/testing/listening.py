@@ -4,7 +4,7 @@ import uuid
 
 import psycopg
 
-from batch_pipeline.services.progress.batch_progress import CHANNEL
+from batch_pipeline.services.progress.publishing import CHANNEL
 
 #: A message is lost when it takes longer (seconds).
 _LOST_AFTER_SECONDS = 60.0

@@ -16,16 +16,26 @@ from typing import Any, Literal, cast
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from pillow_heif import register_heif_opener
 
+from batch_pipeline.media.tone_mapping import ColourSpace
+
 ImageFormat = Literal["jpeg", "png", "webp", "heic", "heif", "gif", "avif"]
-VideoFormat = Literal["mp4", "mov", "avi", "webm", "mpeg-ps", "mpeg-ts", "mpeg-es", "flv"]
+VideoFormat = Literal[
+    "mp4", "mov", "3gp", "avi", "webm", "mkv", "wmv", "ogv", "mxf", "flv",
+    "mpeg-ps", "mpeg-ts", "m2ts", "mpeg-es",
+]  # fmt: skip
 
 IMAGE_FORMATS: tuple[ImageFormat, ...] = ("jpeg", "png", "webp", "heic", "heif", "gif", "avif")
 VIDEO_FORMATS: tuple[VideoFormat, ...] = (
-    "mp4", "mov", "avi", "webm", "mpeg-ps", "mpeg-ts", "mpeg-es", "flv",
+    "mp4", "mov", "3gp", "avi", "webm", "mkv", "wmv", "ogv", "mxf", "flv",
+    "mpeg-ps", "mpeg-ts", "m2ts", "mpeg-es",
 )  # fmt: skip
 
 #: Position that `Exif` and `make_video` write when asked for one (degrees); must come out nowhere.
@@ -57,11 +67,19 @@ _VIDEO_ENCODERS: Mapping[VideoFormat, tuple[str, str]] = {
     "mpeg-ts": ("mpegts", "mpeg2video"),
     "mpeg-es": ("mpeg2video", "mpeg2video"),
     "flv": ("flv", "flv"),
+    "3gp": ("3gp", "libx264"),
+    "mkv": ("matroska", "libx264"),
+    "wmv": ("asf", "wmv2"),
+    "ogv": ("ogg", "libvpx"),
+    "mxf": ("mxf", "mpeg2video"),
+    "m2ts": ("mpegts", "libx264"),
 }
+_MUXER_OPTIONS: Mapping[VideoFormat, dict[str, str]] = {"m2ts": {"mpegts_m2ts_mode": "1"}}
 #: What has an encoder hurry; the size of these files does not matter.
 _FAST: Mapping[str, dict[str, object]] = {
     "libx264": {"preset": "ultrafast"},
     "libvpx": {"deadline": "realtime", "cpu-used": "8"},
+    "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=1"},
 }
 
 register_heif_opener()  # for saving only; the pipeline itself opens files without the registry
@@ -218,8 +236,11 @@ def make_video(
     size: tuple[int, int] = (160, 120),
     *,
     fps: Fraction | int = 25,
-    painter: Callable[[float], Image.Image] | None = None,
+    painter: Callable[[float], Image.Image | NDArray[np.uint16]] | None = None,
     rotation: int = 0,
+    display_matrix: tuple[int, int, int, int] | None = None,
+    colours: "VideoColours | None" = None,
+    encoder: str | None = None,
     pixel_aspect: Fraction = Fraction(1),
     with_gps: bool = False,
     metadata: Mapping[str, str] | None = None,
@@ -233,22 +254,28 @@ def make_video(
         seconds: length; at least one frame is written.
         size: width and height as stored (pixels, even).
         fps: frames a second; a fraction below 1 makes hours cheap.
-        painter: gives the picture for a progress of 0 to 1; default: `paint_progress`.
+        painter: gives the picture for a progress of 0 to 1, or its R'G'B' values of 16 bits;
+            default: `paint_progress`.
         rotation: of the display matrix (degrees, against the clock); MP4 and MOV only.
+        display_matrix: the matrix itself: where a step to the right leads (x, y), and a step down.
+        colours: default: BT.601 as FFmpeg's scaler writes it, and not a word of it.
+        encoder: default: that of the format.
         pixel_aspect: width of a pixel by its height.
         with_gps: write a position where phones do; MP4 and MOV only.
         metadata: further entries of the container.
         keyframe_interval: distance of key frames (frames).
         muxer_options: as FFmpeg names them, e.g. ``{"moov_size": "9000"}``.
     """
-    muxer, encoder = _VIDEO_ENCODERS[video_format]
+    muxer, usual_encoder = _VIDEO_ENCODERS[video_format]
+    encoder = encoder or usual_encoder
     painter = painter or paint_progress(size)
-    options = {"fflags": "+bitexact", **(muxer_options or {})}
+    options = {"fflags": "+bitexact", **_MUXER_OPTIONS.get(video_format, {})}
+    options |= muxer_options or {}
     if metadata and muxer in {"mp4", "mov"}:
         options["movflags"] = options.get("movflags", "") + "+use_metadata_tags"
     count = max(1, round(seconds * fps))
     pictures = (painter(index / max(1, count - 1)) for index in range(count))
-    frames = (av.VideoFrame.from_ndarray(np.asarray(p), format="rgb24") for p in pictures)
+    frames = (_video_frame(picture, colours) for picture in pictures)
     output = io.BytesIO()
     with av.open(output, "w", format=muxer, options=options) as container:
         container.metadata.update(metadata or {})
@@ -256,13 +283,21 @@ def make_video(
             container.metadata["location"] = f"{GPS_LATITUDE:+.4f}{GPS_LONGITUDE:+09.4f}/"
         stream = cast("VideoStream", container.add_stream(encoder, rate=fps))
         stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = colours.pixel_format if colours else "yuv420p"
+        if colours:
+            stream.codec_context.colorspace = colours.matrix
+            stream.codec_context.color_primaries = colours.primaries
+            stream.codec_context.color_trc = colours.transfer
+            stream.codec_context.color_range = colours.range
         stream.gop_size = keyframe_interval
         stream.thread_count = 1
         stream.codec_context.sample_aspect_ratio = pixel_aspect
         stream.options = _FAST.get(encoder, {})
         if rotation:
             stream.set_display_rotation(rotation)
+        if display_matrix:
+            a, b, c, d = (value * 65_536 for value in display_matrix)
+            stream.set_display_matrix((a, b, 0, c, d, 0, 0, 0, 1 << 30))
         for frame in frames:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -271,16 +306,7 @@ def make_video(
 
 def make_audio_only_mp4(seconds: float = 1.0) -> bytes:
     """Make an MP4 that calls itself a video and holds a second of silence."""
-    output = io.BytesIO()
-    with av.open(output, "w", format="mp4") as container:
-        stream = container.add_stream("aac", rate=16_000, layout="mono")
-        for start in range(0, round(seconds * 16_000), 1024):
-            silence = np.zeros((1, 1024), dtype=np.float32)
-            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = 16_000, start
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return output.getvalue()
+    return make_audio_only("mp4", seconds=seconds)
 
 
 def cut_in_half(data: bytes) -> bytes:
@@ -312,10 +338,10 @@ def make_gif_bomb(side: int = 65_535) -> bytes:
     return b"GIF89a" + screen + frame + b";"
 
 
-def make_oversized_video(side: int = 8000) -> bytes:
-    """Make an MP4 of one frame of `side` x `side` pixels (a multiple of 16)."""
+def make_oversized_video(side: int = 8000, *, muxer: str = "mp4") -> bytes:
+    """Make an MP4, or another container, of one frame of `side` x `side` pixels (16 x n)."""
     output = io.BytesIO()
-    with av.open(output, "w", format="mp4") as container:
+    with av.open(output, "w", format=muxer) as container:
         stream = container.add_stream("libx264", rate=1)
         stream.width = stream.height = side
         stream.pix_fmt = "yuv420p"
@@ -378,11 +404,13 @@ def make_unsupported_files() -> dict[str, bytes]:
         "ZIP": archive.getvalue(),
         "ffconcat": make_ffconcat("secret.mp4"),
         "HLS": make_hls_playlist("file:///etc/passwd"),
-        "Matroska": b"\x1a\x45\xdf\xa3\x8b\x42\x82\x88matroska" + bytes(16),
+        "EBML": b"\x1a\x45\xdf\xa3\x87\x42\x82\x84lego" + bytes(16),
+        "Ogg audio": make_audio_only("ogg", "libopus", 0.1),
+        "Windows Media audio": make_audio_only("asf", "mp2", 0.1),
         "MP3": b"ID3\x04\x00\x00\x00\x00\x00\x00" + bytes(16),
         "WAV": b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(16),
         "MPEG-4 audio": b"\x00\x00\x00\x18ftypM4A \x00\x00\x00\x00isommp42",
-        "TIFF": b"II*\x00\x08\x00\x00\x00" + bytes(16),
+        "PSB": b"8BPS\x00\x02" + bytes(20),
         "text": "Grüße, this is a note.\n".encode(),
         "unknown binary": bytes(range(1, 200)),
     }
@@ -401,3 +429,299 @@ def _png(*chunks: tuple[bytes, bytes]) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(name + data))
         parts += [struct.pack(">I", len(data)), name, data, checksum]
     return b"".join(parts)
+
+
+def encode_hdr(
+    picture: NDArray[np.uint8], space: ColourSpace, *, white_nits: float = 203
+) -> NDArray[np.uint16]:
+    """Encode an sRGB picture with another transfer function and other primaries, 16 bits a value.
+
+    Args:
+        picture: shape ``(height, width, 3)``.
+        space: PQ or HLG (on a display of 1,000 nits), with BT.709, BT.2020 or P3 primaries.
+        white_nits: light of the picture's white.
+    """
+    # The matrices of ITU-R BT.2087 and of Display P3.
+    to_primaries = {
+        "bt709": np.eye(3),
+        "bt2020": [[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]],
+        "p3": [[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724, 0.9108]],
+    }
+    signal = picture / 255
+    light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
+    light = white_nits * (light @ np.array(to_primaries[space.primaries]).T).clip(0)
+    if space.transfer == "pq":
+        root = (light / 10_000) ** 0.1593017578125
+        signal = ((0.8359375 + 18.8515625 * root) / (1 + 18.6875 * root)) ** 78.84375
+    else:
+        luminance = light @ (0.2627, 0.6780, 0.0593)
+        scene = light / 1000 * (np.maximum(luminance, 1e-9)[..., None] / 1000) ** (1 / 1.2 - 1)
+        logarithm = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
+        signal = np.where(scene <= 1 / 12, np.sqrt(3 * scene), logarithm)
+    codes: NDArray[np.uint16] = (signal.clip(0, 1) * 65_535).round().astype(np.uint16)
+    return codes
+
+
+@dataclass(frozen=True)
+class VideoColours:
+    """How the colours of a video are written, and what it says of that (code points of H.273)."""
+
+    matrix: int = 2
+    """As said; 2 says nothing."""
+    primaries: int = 2
+    transfer: int = 2
+    range: int = 0
+    """1 limited, 2 full, as said and as written; 0 says nothing and is limited."""
+    written_matrix: int = 6
+    """What the values are written with: 1 BT.709, 6 BT.601, 9 BT.2020."""
+    pixel_format: str = "yuv420p"
+
+
+@dataclass(frozen=True)
+class Track:
+    """One stream of pictures."""
+
+    size: tuple[int, int]
+    colour: str
+    frames: int = 20
+    encoder: str = "libx264"
+    disposition: Disposition = Disposition.default
+
+
+def make_tracks(
+    video_format: VideoFormat, *tracks: Track, fps: int = 10, with_sound: bool = False
+) -> bytes:
+    """Make a file of several streams, each of one colour with a white spot."""
+    output = io.BytesIO()
+    muxer = _VIDEO_ENCODERS[video_format][0]
+    with av.open(output, "w", format=muxer, options={"fflags": "+bitexact"}) as container:
+        streams = []
+        for track in tracks:
+            stream = cast("VideoStream", container.add_stream(track.encoder, rate=fps))
+            stream.width, stream.height = track.size
+            stream.pix_fmt = "yuvj420p" if track.encoder == "mjpeg" else "yuv420p"
+            stream.thread_count = 1
+            stream.options = _FAST.get(track.encoder, {})
+            stream.disposition = track.disposition
+            streams.append(stream)
+        sound = None
+        if with_sound:
+            sound = container.add_stream("aac", rate=16_000, layout="mono")
+        for number in range(max(track.frames for track in tracks)):
+            for track, stream in zip(tracks, streams, strict=True):
+                if number < track.frames:
+                    picture = Image.new("RGB", track.size, track.colour)
+                    picture.paste("white", (0, 0, track.size[0] // 4, track.size[1] // 4))
+                    frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+                    container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+        if sound is not None:
+            _add_silence(container, sound, max(track.frames for track in tracks) / fps)
+    return output.getvalue()
+
+
+def make_audio_only(
+    muxer: str, encoder: str = "aac", seconds: float = 1.0, *, cover: bytes | None = None
+) -> bytes:
+    """Make a file of silence in a container that may hold films.
+
+    Args:
+        muxer: the container, as FFmpeg names it.
+        encoder: as FFmpeg names it.
+        seconds: length.
+        cover: a JPEG to attach; Matroska only.
+    """
+    output = io.BytesIO()
+    with av.open(output, "w", format=muxer) as container:
+        if cover is not None:
+            container.add_attachment("cover.jpg", "image/jpeg", cover)
+        rate = 48_000 if encoder == "libopus" else 16_000
+        stream = cast("AudioStream", container.add_stream(encoder, rate=rate, layout="mono"))
+        _add_silence(container, stream, seconds)
+    return output.getvalue()
+
+
+def _add_silence(container: OutputContainer, stream: AudioStream, seconds: float) -> None:
+    rate = stream.codec_context.sample_rate
+    for start in range(0, round(seconds * rate), 960):
+        silence = np.zeros((1, 960), dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = rate, start
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def _video_frame(
+    picture: Image.Image | NDArray[np.uint16], colours: VideoColours | None
+) -> av.VideoFrame:
+    values = np.asarray(picture)
+    frame = av.VideoFrame.from_ndarray(
+        values, format="rgb24" if values.dtype == np.uint8 else "rgb48le"
+    )
+    if colours is None:
+        return frame
+    written = frame.reformat(
+        format=colours.pixel_format,
+        dst_colorspace={1: 1, 6: 5, 9: 9}[colours.written_matrix],
+        dst_color_range=colours.range or 1,
+        src_color_range=2,
+    )
+    written.colorspace, written.color_range = colours.matrix, colours.range
+    written.color_primaries, written.color_trc = colours.primaries, colours.transfer
+    return written
+
+
+def make_tiff(picture: NDArray[np.uint8] | NDArray[np.uint16], *, tile: int = 0) -> bytes:
+    """Make a TIFF in strips of 16 rows, or in tiles; big-endian, packed by Deflate.
+
+    Args:
+        picture: shape ``(height, width, channels)``, of 3 (RGB) or 4 (CMYK) channels.
+        tile: side of a tile (pixels, a multiple of 16); 0 for strips.
+    """
+    height, width, channels = picture.shape
+    pixels = picture.astype(picture.dtype.newbyteorder(">"))
+    if tile:
+        padded = np.zeros((-(-height // tile) * tile, -(-width // tile) * tile, channels))
+        padded = padded.astype(pixels.dtype)
+        padded[:height, :width] = pixels
+        blocks = [
+            padded[top : top + tile, left : left + tile]
+            for top in range(0, height, tile)
+            for left in range(0, width, tile)
+        ]
+    else:
+        blocks = [pixels[top : top + 16] for top in range(0, height, 16)]
+    packed = [zlib.compress(block.tobytes()) for block in blocks]
+    starts = [8 + sum(map(len, packed[:index])) for index in range(len(packed))]
+    bits = [8 * picture.itemsize] * channels
+    places = {322: [tile], 323: [tile], 324: starts, 325: list(map(len, packed))}
+    if not tile:
+        places = {273: starts, 278: [16], 279: list(map(len, packed))}
+    values: dict[int, list[int]] = {
+        256: [width], 257: [height], 258: bits, 259: [8], 262: [5 if channels == 4 else 2],
+        277: [channels], 284: [1], **places,
+    }  # fmt: skip
+    directory = 8 + sum(map(len, packed))
+    entries, behind = struct.pack(">H", len(values)), b""
+    for tag, numbers in sorted(values.items()):
+        value = struct.pack(f">{len(numbers)}I", *numbers)
+        entries += struct.pack(">HHI", tag, 4, len(numbers))
+        if len(value) > 4:
+            place = directory + 2 + 12 * len(values) + 4 + len(behind)
+            behind, value = behind + value, struct.pack(">I", place)
+        entries += value
+    header = b"MM\0*" + struct.pack(">I", directory)
+    return header + b"".join(packed) + entries + bytes(4) + behind
+
+
+def make_psd(picture: Image.Image) -> bytes:
+    """Make a Photoshop document of one RGB picture and no layers."""
+    pixels = np.moveaxis(np.asarray(picture), -1, 0).tobytes()
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, picture.height, picture.width, 8, 3)
+    return header + bytes(4) + bytes(4) + bytes(4) + b"\0\0" + pixels
+
+
+#: In parts of 10,000, row by row.
+_XYZ_TO_SRGB = (32406, -15372, -4986, -9689, 18758, 415, 557, -2040, 10570)
+
+
+def make_dng(
+    size: tuple[int, int] = (640, 480), *, preview: bytes | None = None, orientation: int = 1
+) -> bytes:
+    """Make a raw file of a camera: a sensor that saw green, and maybe a JPEG as its preview.
+
+    Args:
+        size: of the sensor (pixels, even).
+        preview: the JPEG.
+        orientation: as EXIF numbers it.
+    """
+    width, height = size
+    mosaic = np.full((height, width), 1200, dtype="<u2")  # red and blue of the Bayer pattern
+    mosaic[0::2, 1::2] = mosaic[1::2, 0::2] = 12_000  # green
+    pixels = mosaic.tobytes()
+    shots = {306: b"2023:08:09 10:11:12\0", 271: b"Example\0", 272: b"Raw One\0"}
+    sensor: dict[int, tuple[int, list[int] | bytes]] = {
+        254: (4, [0]), 256: (4, [width]), 257: (4, [height]), 258: (3, [16]), 259: (3, [1]),
+        262: (3, [32803]), 273: (4, [0]), 277: (3, [1]), 278: (4, [height]),
+        279: (4, [len(pixels)]), 33421: (3, [2, 2]), 33422: (1, b"\0\1\1\2"), 50717: (4, [16383]),
+    }  # fmt: skip
+    common: dict[int, tuple[int, list[int] | bytes]] = {
+        **{tag: (2, text) for tag, text in shots.items()},
+        274: (3, [orientation]), 50706: (1, b"\1\4\0\0"), 50708: (2, b"Example Raw One\0"),
+        # XYZ to the camera's colours: those of sRGB, so that green is green.
+        50721: (10, b"".join(struct.pack("<ii", value, 10_000) for value in _XYZ_TO_SRGB)),
+        50728: (5, struct.pack("<6I", 1, 1, 1, 1, 1, 1)), 50778: (3, [21]),
+    }  # fmt: skip
+    if preview is None:
+        return _little_tiff([common | sensor], {(0, 273): pixels})
+    with Image.open(io.BytesIO(preview)) as picture:
+        columns, rows = picture.size
+    first: dict[int, tuple[int, list[int] | bytes]] = {
+        254: (4, [1]), 256: (4, [columns]), 257: (4, [rows]), 258: (3, [8, 8, 8]), 259: (3, [7]),
+        262: (3, [6]), 273: (4, [0]), 277: (3, [3]), 278: (4, [rows]), 279: (4, [len(preview)]),
+        330: (4, [0]),
+    }  # fmt: skip
+    return _little_tiff([common | first, sensor], {(0, 273): preview, (1, 273): pixels})
+
+
+def _little_tiff(
+    directories: list[dict[int, tuple[int, list[int] | bytes]]],
+    contents: Mapping[tuple[int, int], bytes],
+) -> bytes:
+    """Write a little-endian TIFF; entry 330 points to the second directory.
+
+    Args:
+        directories: type and elements of each entry.
+        contents: what stands behind the directories, by the entry that points to it.
+    """
+    codes = {1: "B", 2: "c", 3: "H", 4: "I"}
+    places: dict[tuple[int, int], int] = {}
+    output = b""
+    for _ in range(2):  # the first time to learn how long everything is
+        output, starts = b"II*\0" + struct.pack("<I", 8), []
+        for index, entries in enumerate(directories):
+            starts.append(len(output))
+            head, behind = struct.pack("<H", len(entries)), b""
+            for tag, (kind, elements) in sorted(entries.items()):
+                if isinstance(elements, bytes):
+                    value, count = elements, len(elements) // {5: 8, 10: 8}.get(kind, 1)
+                else:
+                    pointed = places.get((index, tag))
+                    numbers = elements if pointed is None else [pointed]
+                    value = struct.pack(f"<{len(numbers)}{codes[kind]}", *numbers)
+                    count = len(numbers)
+                if len(value) > 4:
+                    place = starts[-1] + 2 + 12 * len(entries) + 4 + len(behind)
+                    behind += value + bytes(len(value) % 2)
+                    value = struct.pack("<I", place)
+                head += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+            output += head + bytes(4) + behind
+        if len(starts) > 1:
+            places[0, 330] = starts[1]
+        for key, content in contents.items():
+            places[key] = len(output)
+            output += content
+    return output
+
+
+def make_motion_photo() -> bytes:
+    """Make a JPEG with a film behind it, as phones do."""
+    return make_photo(0.3) + make_video("mp4", 1)
+
+
+def make_hdr_png(picture: NDArray[np.uint8], space: ColourSpace) -> bytes:
+    """Make a PNG of 16 bits a value whose cICP chunk says PQ or HLG, with BT.2020 primaries."""
+    codes = encode_hdr(picture, space).astype(">u2")
+    height, width, _ = codes.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in codes)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    cicp = bytes((9, {"pq": 16, "hlg": 18}[space.transfer], 0, 1))
+    chunks = ((b"IHDR", header), (b"cICP", cicp), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return _png(*chunks)
+
+
+def add_png_chunks(png: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """Put chunks behind the header of a PNG."""
+    behind_header = 8 + 25
+    return png[:behind_header] + _png(*chunks)[8:] + png[behind_header:]

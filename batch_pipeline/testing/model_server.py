@@ -8,6 +8,7 @@ with ``python -m batch_pipeline.testing.model_server``.
 import base64
 import contextlib
 import functools
+import gzip
 import hashlib
 import io
 import json
@@ -21,11 +22,11 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 import click
@@ -67,6 +68,14 @@ class Fault(StrEnum):
     WRONG_DIMENSION = "wrong_dimension"
     NAN = "nan"
     ZEROS = "zeros"
+    CONTENT_FILTER = "content_filter"
+    """The service stops the answer, as it may not say it (OpenAI dialect)."""
+    HUGE = "huge"
+    """An answer of 50 MB."""
+    BOMB = "bomb"
+    """An answer of 50 KB that unpacks to 50 MB."""
+    HUGE_ERROR = "huge_error"
+    """Status 500, with a body of 50 MB."""
 
 
 _STATUS_FAULTS: dict[Fault, tuple[int, str]] = {
@@ -80,6 +89,7 @@ _STATUS_FAULTS: dict[Fault, tuple[int, str]] = {
     Fault.UNSUITABLE_400: (400, "{model} does not support image input"),
 }
 
+HUGE_BYTES = 50 * 1024**2
 LOOPING_TEXT = "The sky is blue. " * 120
 CONTROL_TOKENS_TEXT = "A harbour at dusk.<|im_end|>\n<|im_start|>user\nDescribe<|endoftext|>"
 INJECTED_TEXT = (
@@ -93,6 +103,29 @@ def at_random(fault: Fault, share: float, seed: int = 0) -> Iterator[Fault | Non
     dice = random.Random(seed)
     while True:
         yield fault if dice.random() < share else None
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """So many calls of a kind in each stretch of time; what is more is answered 429."""
+
+    calls: int
+    seconds: float
+    tells: bool = True
+    """Each answer says in ``x-ratelimit-*`` what is left."""
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How a model thinks before it answers."""
+
+    switch: Literal["none", "template", "effort"] = "template"
+    """What switches it off: nothing, ``enable_thinking`` (Ollama: ``think: false``), or the effort
+    ``low`` (Ollama: ``think: "low"``)."""
+    tokens: int = 2000
+    """Of a thought. If the limit is lower, nothing else is written."""
+    shown: Literal["reasoning_content", "reasoning", "inline", "hidden"] = "reasoning_content"
+    """Where the OpenAI dialect shows it; Ollama has a field for it."""
 
 
 @dataclass
@@ -136,10 +169,14 @@ class ScriptedModelServer:
         vision_faults: what happens to the calls in their order, None for an honest answer;
             honest once it has run out. `itertools.repeat` and `at_random` make endless ones.
         embedding_faults: the same for calls that embed.
-        retry_after: value of that header beside "busy" answers.
+        retry_after: value of that header beside "busy" answers, or what makes one for each.
         drip_seconds: time between two bytes of a drip.
         context_characters: longest text that is embedded; longer ones are refused.
         api_key: required from clients, if not empty.
+        refuse: looks at a call; a status and a reason refuse it.
+        rate_limit: of each kind of calls.
+        thinking: the vision model thinks.
+        refused_parameters: of requests; they are answered as hosted services do.
     """
 
     def __init__(
@@ -153,10 +190,14 @@ class ScriptedModelServer:
         slots: int | None = None,
         vision_faults: Iterable[Fault | None] = (),
         embedding_faults: Iterable[Fault | None] = (),
-        retry_after: str = "",
+        retry_after: str | Callable[[], str] = "",
         drip_seconds: float = 1.0,
         context_characters: int = 32_000,
         api_key: str = "",
+        refuse: Callable[[ReceivedCall], tuple[int, str] | None] = lambda _: None,
+        rate_limit: RateLimit | None = None,
+        thinking: Thinking | None = None,
+        refused_parameters: Iterable[str] = (),
     ) -> None:
         self.vision_models = list(vision_models)
         self.embedding_models = list(embedding_models)
@@ -166,6 +207,15 @@ class ScriptedModelServer:
         self.drip_seconds = drip_seconds
         self.context_characters = context_characters
         self.api_key = api_key
+        self.refuse = refuse
+        self.rate_limit = rate_limit
+        self.thinking = thinking
+        self.refused_parameters = set(refused_parameters)
+        self.tokens: Counter[str] = Counter()
+        """Of all answers, ``in`` and ``out``, as told to the clients."""
+        self.turned_away = 0
+        """Calls beyond the rate limit."""
+        self._windows: dict[ModelKind, tuple[float, int]] = {}
         self.calls: list[ReceivedCall] = []
         self.most_in_flight: Counter[ModelKind] = Counter()
         """Highest number of calls received and not yet answered, by kind."""
@@ -270,6 +320,30 @@ class ScriptedModelServer:
         with self._lock:
             return next(self._faults[kind], None)
 
+    def _counted(self, kind: ModelKind) -> tuple[bool, dict[str, str]]:
+        """Count a call against the rate limit: whether it may go on, and what is told of it."""
+        limit = self.rate_limit
+        if limit is None:
+            return True, {}
+        with self._lock:
+            now = time.monotonic()
+            began, calls = self._windows.get(kind, (now, 0))
+            if now - began >= limit.seconds:
+                began, calls = now, 0
+            may_go_on = calls < limit.calls
+            calls += may_go_on
+            self.turned_away += not may_go_on
+            self._windows[kind] = began, calls
+            left = began + limit.seconds - now
+        headers = {} if may_go_on else {"Retry-After": f"{left:.3f}"}
+        if limit.tells:
+            headers |= {
+                "x-ratelimit-limit-requests": str(limit.calls),
+                "x-ratelimit-remaining-requests": str(limit.calls - calls),
+                "x-ratelimit-reset-requests": f"{left * 1000:.0f}ms",
+            }
+        return may_go_on, headers
+
     @contextlib.contextmanager
     def _worked(self, call: ReceivedCall, connection: socket.socket) -> Iterator[None]:
         """Record the call, then hold one of the slots for the time that the work takes."""
@@ -335,6 +409,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def __init__(self, server: ScriptedModelServer, *args: Any) -> None:
         self._server = server
+        self._rate_headers: dict[str, str] = {}
         super().__init__(*args)
 
     def setup(self) -> None:
@@ -402,12 +477,52 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _act(self, call: ReceivedCall) -> None:
         server = self._server
-        fault = call.fault
+        if self._turns_away(call):
+            return
+        document = _answer_to(call, server.dimensions, server.thinking)
+        with server._lock:
+            server.tokens += _tokens_told(document)
+        data = json.dumps(document).encode()
+        match call.fault:
+            case Fault.RESET:
+                self._send_head(200, len(data))
+                self.wfile.write(data[: len(data) // 2])
+                self.wfile.flush()
+                self._reset()
+            case Fault.DRIP:
+                self._send_head(200, 1_000_000)
+                while True:
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    server._idle(self.connection, server.drip_seconds)
+            case Fault.CUT_JSON:
+                self._send_bytes(200, data[: len(data) // 2])
+            case Fault.HUGE:
+                self._send_bytes(200, data[:-1] + b" " * HUGE_BYTES + b"}")
+            case Fault.BOMB:
+                packed = gzip.compress(data[:-1] + b" " * HUGE_BYTES + b"}")
+                self._send_head(200, len(packed), {"Content-Encoding": "gzip"})
+                self.wfile.write(packed)
+            case _:
+                self._send_bytes(200, data)
+
+    def _turns_away(self, call: ReceivedCall) -> bool:
+        """Answer a call that is not worked; false: it is to be worked."""
+        server, fault = self._server, call.fault
         models = server.vision_models if call.kind == "vision" else server.embedding_models
         longest = max((len(text) for text in call.texts), default=0)
-        if fault in _STATUS_FAULTS:
+        may_go_on, self._rate_headers = server._counted(call.kind)
+        if not may_go_on:
+            self._send_error(429, "rate limit reached: too many requests")
+        elif refused := server.refuse(call):
+            self._send_error(*refused)
+        elif refused_names := server.refused_parameters & call.body.keys():
+            self._send_parameter_error(min(refused_names))
+        elif fault in _STATUS_FAULTS:
             status, reason = _STATUS_FAULTS[fault]
             self._send_error(status, reason.format(model=call.model))
+        elif fault is Fault.HUGE_ERROR:
+            self._send_bytes(500, b"the runner says: " + b"x" * HUGE_BYTES)
         elif fault is Fault.HANG:
             server._idle(self.connection, math.inf)
         elif not _has(models, call.model):
@@ -415,23 +530,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif call.kind == "embedding" and longest > server.context_characters:
             self._send_error(400, "the input length exceeds the context length")
         else:
-            data = json.dumps(_answer_to(call, server.dimensions)).encode()
-            match fault:
-                case Fault.RESET:
-                    self._send_head(200, len(data))
-                    self.wfile.write(data[: len(data) // 2])
-                    self.wfile.flush()
-                    self._reset()
-                case Fault.DRIP:
-                    self._send_head(200, 1_000_000)
-                    while True:
-                        self.wfile.write(b" ")
-                        self.wfile.flush()
-                        server._idle(self.connection, server.drip_seconds)
-                case Fault.CUT_JSON:
-                    self._send_bytes(200, data[: len(data) // 2])
-                case _:
-                    self._send_bytes(200, data)
+            return False
+        return True
 
     def _reset(self) -> None:
         # With a linger of zero, closing sends a reset instead of an orderly end.
@@ -448,16 +548,33 @@ class _Handler(BaseHTTPRequestHandler):
             error = {"message": reason, "type": "scripted", "code": status}
         self._send_bytes(status, json.dumps({"error": error}).encode())
 
+    def _send_parameter_error(self, name: str) -> None:
+        other = " Use 'max_completion_tokens' instead." if name == "max_tokens" else ""
+        reason = f"Unsupported parameter: '{name}' is not supported with this model.{other}"
+        error: Any = reason
+        if self.path.startswith("/v1/"):
+            error = {
+                "message": reason,
+                "type": "invalid_request_error",
+                "param": name,
+                "code": "unsupported_parameter",
+            }
+        self._send_bytes(400, json.dumps({"error": error}).encode())
+
     def _send_bytes(self, status: int, data: bytes) -> None:
         self._send_head(status, len(data))
         self.wfile.write(data)
 
-    def _send_head(self, status: int, length: int) -> None:
+    def _send_head(
+        self, status: int, length: int, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(length))
-        if status in {429, 503} and self._server.retry_after:
-            self.send_header("Retry-After", self._server.retry_after)
+        if status in {429, 503} and (asked := self._server.retry_after):
+            self.send_header("Retry-After", asked if isinstance(asked, str) else asked())
+        for name, value in {**self._rate_headers, **headers}.items():
+            self.send_header(name, value)
         self.end_headers()
 
 
@@ -493,29 +610,94 @@ def _read_call(path: str, body: dict[str, Any]) -> ReceivedCall:
     )
 
 
-def _answer_to(call: ReceivedCall, dimensions: int) -> dict[str, Any]:
+def _answer_to(call: ReceivedCall, dimensions: int, thinking: Thinking | None) -> dict[str, Any]:
+    tokens_in = sum(len(text.split()) for text in call.texts) + 256 * len(call.images)
     if call.kind == "embedding":
         vectors = [_faulty_vector(call.fault, text, dimensions) for text in call.texts]
         if call.dialect == "ollama":
-            return {"model": call.model, "embeddings": vectors}
+            return {"model": call.model, "embeddings": vectors, "prompt_eval_count": tokens_in}
         data = [
             {"object": "embedding", "index": index, "embedding": vector}
             for index, vector in enumerate(vectors)
         ]
-        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        usage = {"prompt_tokens": tokens_in, "total_tokens": tokens_in}
         return {"object": "list", "model": call.model, "data": data, "usage": usage}
     text = _faulty_text(call)
     reason = "length" if call.fault is Fault.CUT_BY_LENGTH else "stop"
-    message = {"role": "assistant", "content": text}
+    if call.fault is Fault.CONTENT_FILTER:
+        text, reason = "", "content_filter"
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    tokens_out = len(text.split())
+    details = {"reasoning_tokens": 0}
+    if thinking and _thinks(call, thinking):
+        used = min(thinking.tokens, _limit_of_tokens(call.body))
+        if used < thinking.tokens:
+            text, reason = "", "length"
+        tokens_out = used + len(text.split())
+        details = {"reasoning_tokens": used}
+        message = _thoughtful(call.dialect, thinking, text)
     if call.dialect == "ollama":
-        return {"model": call.model, "message": message, "done": True, "done_reason": reason}
+        return {
+            "model": call.model,
+            "message": message,
+            "done": True,
+            "done_reason": reason,
+            "prompt_eval_count": tokens_in,
+            "eval_count": tokens_out,
+        }
     return {
         "id": "scripted",
         "object": "chat.completion",
         "created": 0,
         "model": call.model,
         "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+        "usage": {
+            "prompt_tokens": tokens_in,
+            "completion_tokens": tokens_out,
+            "total_tokens": tokens_in + tokens_out,
+            "completion_tokens_details": details,
+        },
     }
+
+
+def _tokens_told(document: dict[str, Any]) -> Counter[str]:
+    usage = document.get("usage", document)
+    return Counter(
+        {
+            "in": usage.get("prompt_tokens", usage.get("prompt_eval_count", 0)),
+            "out": usage.get("completion_tokens", usage.get("eval_count", 0)),
+        }
+    )
+
+
+def _limit_of_tokens(body: dict[str, Any]) -> int:
+    limits = body.get("options", body)
+    names = ("max_tokens", "max_completion_tokens", "num_predict")
+    return min((int(limits[name]) for name in names if name in limits), default=1_000_000)
+
+
+def _thinks(call: ReceivedCall, thinking: Thinking) -> bool:
+    body = call.body
+    template = body.get("chat_template_kwargs", {})
+    match thinking.switch:
+        case "template":
+            return body.get("think") is not False and template.get("enable_thinking") is not False
+        case "effort":
+            return "low" not in {body.get("think"), body.get("reasoning_effort")}
+        case _:
+            return True
+
+
+def _thoughtful(dialect: Dialect, thinking: Thinking, text: str) -> dict[str, Any]:
+    thought = "Let me look at it closely."
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if dialect == "ollama":
+        message["thinking"] = thought
+    elif thinking.shown == "inline":
+        message["content"] = f"<think>{thought}</think>{text}" if text else f"<think>{thought}"
+    elif thinking.shown != "hidden":
+        message[thinking.shown] = thought
+    return message
 
 
 def _faulty_text(call: ReceivedCall) -> str:
@@ -613,6 +795,11 @@ def _openai_models(server: ScriptedModelServer) -> dict[str, Any]:
 @click.option("--dimensions", default=1024, show_default=True)
 @click.option("--fault", type=click.Choice([fault.value for fault in Fault]))
 @click.option("--share", default=1.0, show_default=True, help="Share of calls with the fault.")
+@click.option("--calls-per-minute", type=int, help="More calls of a kind are answered 429.")
+@click.option(
+    "--thinks", "switch", type=click.Choice(["none", "template", "effort"]), help="Off by what."
+)
+@click.option("--refuse-parameter", "refused", multiple=True, help="Name of a field; repeatable.")
 @click.option("--of", "kind", type=click.Choice(["vision", "embedding"]), default="vision")
 def main(  # noqa: PLR0917 - click passes them by name
     port: int,
@@ -622,10 +809,19 @@ def main(  # noqa: PLR0917 - click passes them by name
     fault: str | None,
     share: float,
     kind: ModelKind,
+    calls_per_minute: int | None,
+    switch: Literal["none", "template", "effort"] | None,
+    refused: tuple[str, ...],
 ) -> None:
     """Serve both dialects until interrupted."""
     server = ScriptedModelServer(
-        port=port, latency_seconds=latency, slots=slots, dimensions=dimensions
+        port=port,
+        latency_seconds=latency,
+        slots=slots,
+        dimensions=dimensions,
+        rate_limit=RateLimit(calls_per_minute, 60.0) if calls_per_minute else None,
+        thinking=Thinking(switch) if switch else None,
+        refused_parameters=refused,
     )
     if fault:
         server.play(kind, at_random(Fault(fault), share))

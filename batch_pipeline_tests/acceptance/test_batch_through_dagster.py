@@ -87,7 +87,7 @@ def test_each_upload_is_materialized_with_preview_description_score_and_seconds(
         shown = metadata(event["metadataEntries"])
         assert shown["preview"].startswith("![thumbnail](data:image/webp;base64,")
         assert shown["audit_score"] >= 60
-        assert shown["vision_model"] == "embedded-vision-1"
+        assert shown["vision_model"] == "embedded-vision-2"
         assert shown["seconds_describe"] > 0
         assert len(shown["description"]) > 60
 

@@ -1,5 +1,7 @@
 """`dagster dev` in a clone with no variable set: it starts, works, and keeps its runs."""
 
+import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -8,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
+from batch_pipeline.database.embedded_server import server_is_running
 from batch_pipeline.demo import free_port
 
 from .conftest import MEDIA, ROOT, GraphQl, RealStack, clean_environment, wait_until
@@ -63,3 +67,58 @@ def test_dagster_dev_works_with_no_variable_set_and_runs_persist(clone):
         [kept] = stack.graphql.runs_of(submitted["batch_id"])
         assert kept["runId"] == first["runId"]
         assert stack.cli("status", submitted["batch_id"])["successful_uploads"] == 1
+
+
+def processes_below(pid: int) -> list[psutil.Process]:
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["dagster dev", "make dev", "make demo"])
+def test_sigterm_ends_everything_that_a_script_started_in_the_background(what, tmp_path):
+    """A shell without a terminal starts background jobs with SIGINT ignored."""
+    port, log = free_port(), tmp_path / "log"
+    environment = Path(sys.executable).parents[1]
+    make = ("make", f"--old-file={environment}/bin/.installed", f"VENV={environment}")
+    command = {
+        "dagster dev": (sys.executable, "-m", "dagster", "dev", "-p", str(port)),
+        "make dev": (*make, "dev", f"ARGS=-p {port}"),
+        "make demo": (*make, "demo", f"ARGS=--port {port}"),
+    }[what]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=clean_environment() | {"BATCH_PIPELINE_HOME": str(tmp_path / "home")},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # noqa: PLW1509
+        )
+    graphql = GraphQl(f"http://127.0.0.1:{port}")
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            graphql("{ version }")
+        except OSError:
+            return False
+        return True
+
+    started: list[psutil.Process] = []
+    try:
+        wait_until(answers, "the web server answers")
+        started = processes_below(process.pid)
+        assert len(started) > 3
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        _, alive = psutil.wait_procs(started, timeout=30)
+        assert not alive, [one.cmdline() for one in alive]
+        wait_until(lambda: not server_is_running(tmp_path / "home"), "PostgreSQL stops")
+    finally:
+        for one in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

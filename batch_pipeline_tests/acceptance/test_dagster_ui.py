@@ -237,7 +237,7 @@ def test_what_is_stored_of_a_batch_has_owner_kinds_and_a_description(stack, repo
 def test_the_lineage_leads_from_the_files_to_the_report(stack, reported, page):
     page.goto(f"{stack.graphql.url}/asset-groups")
     assets = ("submitted_files", "upload_analysis", "batch_progress", "batch_report")
-    for asset in (*assets, "settled_runs"):
+    for asset in (*assets, "run_cleanups"):
         expect(page.get_by_text(asset, exact=True).first).to_be_visible()
 
 

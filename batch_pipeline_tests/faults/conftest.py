@@ -16,8 +16,8 @@ from sqlalchemy import make_url, text
 
 from batch_pipeline.database.models import Upload
 from batch_pipeline.database.session import AnyRow
-from batch_pipeline.definitions import build_definitions
 from batch_pipeline.model_servers.factory import close_analyzers
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
@@ -57,6 +57,7 @@ class Work:
 
     pipeline: Pipeline
     instance: dg.DagsterInstance
+    cursor: str | None = None
 
     def submit(self, *names: str | Path) -> uuid.UUID:
         submission = submit(
@@ -73,9 +74,11 @@ class Work:
         """One tick of the sensor; gives ``run_requests`` and ``skip_message``."""
         sensor = build_definitions().resolve_sensor_def("pending_batches")
         context = dg.build_sensor_context(
-            instance=self.instance, resources={"pipeline": self.pipeline}
+            instance=self.instance, cursor=self.cursor, resources={"batch_pipeline": self.pipeline}
         )
-        return sensor.evaluate_tick(context)
+        tick = sensor.evaluate_tick(context)
+        self.cursor = tick.cursor
+        return tick
 
     def run_what_is_asked_for(self) -> list[JobExecutionResult]:
         """One tick of the sensor, and the runs that it asks for, to their ends."""

@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.execution.api import execute_run
 
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.services import upload_processing
 from batch_pipeline.services.states.upload_states import UploadStates
 

@@ -16,11 +16,11 @@ import redis
 from sqlalchemy import text
 
 from batch_pipeline.database.connection_budget import DAGSTER_POOL
-from batch_pipeline.definitions import build_definitions
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.orchestration import executors
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.instance_health import check_dagster
-from batch_pipeline.orchestration.run_ends import settle_failed_run
+from batch_pipeline.orchestration.run_ends import clean_up_failed_run
 from batch_pipeline.settings import Settings
 
 from ..patience import DEADLINE
@@ -183,14 +183,14 @@ def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_worked_and_
     assert states(work, batch_id) == before
     ended = work.instance.get_run_by_id(run_id)
     assert ended.status == dg.DagsterRunStatus.FAILURE
-    settle_failed_run(work.pipeline, ended, died=True, reason="killed")
+    clean_up_failed_run(work.pipeline, ended, died=True, reason="killed")
     assert run(work, batch_id, THREADED).success
     assert work.counts(batch_id) == ("completed", 2, 0)
 
 
 def states(work, batch_id):
     return [
-        (row.processing_status, row.owner_run_id, row.claim, row.attempts, row.thumbnail_path)
+        (row.processing_status, row.owner_run_id, row.claim_token, row.attempts, row.thumbnail_path)
         for row in work.uploads(batch_id)
     ]
 

@@ -211,7 +211,7 @@ def test_13_work_resumes_by_itself_after_postgresql_was_stopped_and_started(
         assert counts(pipeline, batch_id) == ("completed", 2, 2, 0)
         pipeline.close()
     finally:
-        own.cleanup()
+        own.stop()
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 from contextlib import contextmanager
 
 import pytest
+from sqlalchemy import text
 
-from batch_pipeline.testing.model_server import ScriptedModelServer
+from batch_pipeline.testing.model_server import Fault, ScriptedModelServer, Thinking
 
 VISION, EMBEDDING = "vision model qwen2.5vl:7b", "embedding model bge-m3"
 
@@ -14,10 +15,11 @@ def doctor(console, server):
     """Asks the doctor; gives the findings by name. Dagster's daemon is down, which is not ours."""
     with server.new_database(migrated=False) as dagster_url:
 
-        def ask(model_server, dialect="ollama", **variables):
+        def ask(model_server, dialect="ollama", arguments=(), **variables):
             answer = console(
                 "doctor",
                 "--json",
+                *arguments,
                 BATCH_PIPELINE_DAGSTER_DATABASE_URL=dagster_url,
                 BATCH_PIPELINE_ANALYZER=dialect,
                 BATCH_PIPELINE_OLLAMA_HOST=model_server.ollama_url,
@@ -144,3 +146,40 @@ def test_a_person_reads_what_to_do(console):
     assert answer.code == 1
     assert "FAIL" in answer.out
     assert "ollama pull qwen2.5vl:7b" in answer.out
+
+
+@pytest.mark.parametrize("dialect", ["ollama", "openai"])
+def test_each_model_is_asked_something_known_unless_it_has_to_be_quick(doctor, dialect):
+    with listening(thinking=Thinking("effort", tokens=50)) as model_server:
+        checks = doctor(model_server, dialect)
+        assert len(model_server.calls_of("vision")) == 1
+        quick = doctor(model_server, dialect, arguments=["--quick"])
+        assert len(model_server.calls_of("vision")) == 1
+
+    assert "calls a red square red" in checks["a call to the vision model"]["detail"]
+    assert "learnt: thinks" in checks["a call to the vision model"]["detail"]
+    assert "finds what is alike" in checks["a call to the embedding model"]["detail"]
+    assert not [name for name in quick if name.startswith("a call")]
+
+
+def test_a_model_that_is_there_and_fails_is_found_by_a_real_call(doctor):
+    with listening(vision_faults=[Fault.ERROR_500] * 9) as model_server:
+        checks = doctor(model_server)
+
+    assert failed(checks) == {"a call to the vision model"}
+
+
+def test_a_pause_that_a_server_asked_for_is_shown(doctor, console, settings, database):
+    with database.transaction() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO model_pauses VALUES ('http://gpu1', 'vision', now() + interval '90 s',"
+                " 'answered 429: daily limit')"
+            )
+        )
+    with listening() as model_server:
+        found = doctor(model_server)["rate limits"]
+
+    assert found["ok"]
+    assert "vision calls to http://gpu1 wait for another" in found["detail"]
+    assert "daily limit" in found["detail"]

@@ -23,8 +23,8 @@ from batch_pipeline.database.models import Upload
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.reports.batch_report import batch_report, render_html
 from batch_pipeline.services.reports.batch_status import batch_status
+from batch_pipeline.services.reports.report_page import batch_report, render_html
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing import media
 from batch_pipeline.testing.databases import DatabaseServer

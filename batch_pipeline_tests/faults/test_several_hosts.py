@@ -22,7 +22,7 @@ from sqlalchemy import make_url
 from batch_pipeline.orchestration.celery.broker import listening_workers
 from batch_pipeline.orchestration.tags import BATCH_TAG
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.progress.batch_progress import CHANNEL
+from batch_pipeline.services.progress.publishing import CHANNEL
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.hosts import Host, Network

@@ -20,11 +20,12 @@ import dagster as dg
 import pytest
 from sqlalchemy import text
 
-from batch_pipeline.definitions import build_definitions
-from batch_pipeline.orchestration.run_ends import settle_failed_run, settle_terminated_run
+from batch_pipeline.orchestration.code_location import build_definitions
+from batch_pipeline.orchestration.run_ends import clean_up_failed_run, clean_up_terminated_run
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG
 from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 from batch_pipeline.testing.databases import DatabaseServer
@@ -97,7 +98,7 @@ class Stack:
         """One tick of the sensor, and the workers that it asks for."""
         sensor = build_definitions().resolve_sensor_def("pending_batches")
         context = dg.build_sensor_context(
-            instance=self.instance, resources={"pipeline": self.pipeline}
+            instance=self.instance, resources={"batch_pipeline": self.pipeline}
         )
         workers = []
         for request in sensor.evaluate_tick(context).run_requests:
@@ -124,7 +125,7 @@ class Stack:
         if self.run(worker.run_id).status != dg.DagsterRunStatus.FAILURE:
             self.instance.report_run_failed(self.run(worker.run_id), "exited unexpectedly")
         run = self.run(worker.run_id)
-        settle_failed_run(self.pipeline, run, died=True, reason="exited unexpectedly")
+        clean_up_failed_run(self.pipeline, run, died=True, reason="exited unexpectedly")
 
     def end_the_pause(self) -> None:
         with self.pipeline.database.transaction() as connection:
@@ -254,12 +255,14 @@ def test_7_after_a_kill_that_nobody_reports_the_lease_tells_and_the_run_is_close
     print(f"returned {seconds:.2f} s after the kill, lease {LEASE} s")
     stack.finish(batch_id)
     wait_until(
-        lambda: work_for_a_sweep(stack.instance, stack.pipeline).get("runs without a worker"),
+        lambda: work_for_a_sweep(stack.instance, stack.pipeline, LeftOut()).get(
+            "runs without a worker"
+        ),
         "the sweep sees that the run is dead",
     )
-    assert sweep_once(stack.instance, stack.pipeline)["runs_closed"] == 1
+    assert sweep_once(stack.instance, stack.pipeline, LeftOut())["runs_closed"] == 1
     assert stack.run(worker.run_id).status == dg.DagsterRunStatus.FAILURE
-    assert work_for_a_sweep(stack.instance, stack.pipeline) == {}
+    assert work_for_a_sweep(stack.instance, stack.pipeline, LeftOut()) == {}
     assert stack.counts(batch_id) == ("completed", 5, 0)
     assert_each_described_once_but_the_one_in_work(model_server)
 
@@ -275,7 +278,7 @@ def test_6_a_live_worker_is_left_alone_however_long_its_call_and_whatever_its_se
     model_server.latency_seconds = 0  # of the calls after this one
     sweeps = 0
     while worker.process.poll() is None:
-        counts = sweep_once(stack.instance, stack.pipeline)
+        counts = sweep_once(stack.instance, stack.pipeline, LeftOut())
         assert set(counts.values()) == {0}, counts
         sweeps += 1
         time.sleep(0.1)
@@ -345,7 +348,7 @@ def assert_left_alone(stack: Stack, batch_id: uuid.UUID, statuses: list[str]) ->
     """Neither the sensor nor a sweep touches a cancelled batch."""
     stack.end_the_pause()
     assert stack.tick() == []
-    sweep_once(stack.instance, stack.pipeline)
+    sweep_once(stack.instance, stack.pipeline, LeftOut())
     assert stack.tick() == []
     assert stack.statuses(batch_id) == statuses
     assert stack.counts(batch_id)[0] == "cancelled"
@@ -367,12 +370,12 @@ def test_10_terminate_stops_the_call_and_cancels_the_batch_which_nobody_touches_
     )
     worker.wait()
     assert stack.run(worker.run_id).status == dg.DagsterRunStatus.CANCELED
-    settle_terminated_run(stack.pipeline, stack.run(worker.run_id))
+    clean_up_terminated_run(stack.pipeline, stack.run(worker.run_id))
     assert_left_alone(stack, batch_id, ["pending", "pending"])
 
     model_server.latency_seconds = 0
     stack.pipeline.batches.retry_batch(batch_id)
-    settle_terminated_run(stack.pipeline, stack.run(worker.run_id))  # a sensor that comes late
+    clean_up_terminated_run(stack.pipeline, stack.run(worker.run_id))  # a sensor that comes late
     stack.finish(batch_id)
     assert stack.counts(batch_id) == ("completed", 2, 0)
 
@@ -470,7 +473,9 @@ def test_2_two_sensors_ask_for_the_same_run_by_the_same_key(open_stack):
         request.run_key
         for _ in range(2)
         for request in sensor.evaluate_tick(
-            dg.build_sensor_context(instance=stack.instance, resources={"pipeline": stack.pipeline})
+            dg.build_sensor_context(
+                instance=stack.instance, resources={"batch_pipeline": stack.pipeline}
+            )
         ).run_requests
     }
     assert len(keys) == 1
@@ -483,4 +488,4 @@ def test_2_two_sensors_ask_for_the_same_run_by_the_same_key(open_stack):
     assert stack.run(first.run_id).tags[BATCH_TAG] == str(batch_id)
     assert stack.counts(batch_id) == ("completed", 1, 0)
     [row] = upload_rows(stack.pipeline.database, batch_id)
-    assert row.claim == 2, "reserved once, started once"
+    assert row.claim_token == 2, "reserved once, started once"

@@ -14,7 +14,13 @@ from sqlalchemy import update
 from batch_pipeline.database.models import Upload
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.services.reports.batch_status import newest_batches
-from batch_pipeline.testing.media import HOSTILE_FILENAMES
+from batch_pipeline.testing.media import (
+    HOSTILE_FILENAMES,
+    cut_in_half,
+    make_image,
+    make_photo,
+    make_video,
+)
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
 from .conftest import program
@@ -158,7 +164,7 @@ def test_search_says_why_nothing_can_be_found(console, database):
     )  # fmt: skip
     limit = console("search", "sea", "--limit", 0)
     assert (limit.code, error_and_hint(limit)) == (
-        2, ["Error: the limit is 0: expected 1 to 200"],
+        2, ["Error: the limit is 0: expected 1 to 5000"],
     )  # fmt: skip
     nothing = console("search", "sea")
     assert (nothing.code, nothing.out) == (
@@ -214,6 +220,54 @@ def test_report_writes_the_page_and_says_how_large_it_is(console, database, tmp_
     assert error_and_hint(refused) == [
         "Error: no/such/folder/page.html cannot be written: No such file or directory"
     ]
+
+
+def test_inspect_tells_what_is_seen_and_stores_nothing(console, database, tmp_path):
+    (tmp_path / "IMG_20210506_070809.jpg").write_bytes(make_image("jpeg")[:-20])
+    (tmp_path / "clip.mp4").write_bytes(make_video("mp4", 2))
+    (tmp_path / "cut.png").write_bytes(cut_in_half(make_image("png")))
+    (tmp_path / "notes.svg").write_text("<svg/>")
+
+    answer = console(
+        "inspect", "IMG_20210506_070809.jpg", "clip.mp4", "cut.png", "notes.svg", "gone.jpg",
+        "--output", "seen", "--json",
+    )  # fmt: skip
+
+    assert answer.code == 1, "not all could be decoded"
+    still, film, cut, drawing, gone = answer.json
+    assert (still["format"], still["error_kind"]) == ("jpeg", None)
+    assert still["facts"]["date_source"] == "file name"
+    assert still["facts"]["warnings"][0].startswith("damaged: ")
+    assert set(still["seconds"]) == {"sniff", "decode", "thumbnail"}
+    assert (film["file_type"], film["facts"]["duration_seconds"]) == ("video", 2.0)
+    assert len(film["written"]) == 3, "a thumbnail, and a frame for each second"
+    assert cut["error_kind"] == "truncated"
+    assert drawing["error_kind"] == "unsupported_format"
+    assert gone["error_kind"] == "source_missing"
+    written = [path for seen in answer.json for path in seen["written"]]
+    assert sorted(map(str, (tmp_path / "seen").iterdir())) == sorted(
+        str(tmp_path / path) for path in written
+    )
+    assert newest_batches(database, limit=10, offset=0) == []
+    assert not (tmp_path / "home").exists()
+
+
+def test_inspect_shows_a_line_for_each_fact(console, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(make_photo(0.1))
+
+    answer = console("inspect", "photo.jpg")
+
+    assert answer.code == 0
+    for expected in ("photo.jpg", "JPEG image", "EXIF DateTimeOriginal", "Example Camera One"):
+        assert expected in answer.out
+
+
+def test_a_format_that_the_operator_leaves_out_is_refused(console):
+    answer = console("submit", MEDIA / "fog.webp", BATCH_PIPELINE_ACCEPTED_FORMATS="png,mp4")
+
+    assert answer.code == 2
+    assert "fog.webp: the content is WebP" in answer.err
+    assert "BATCH_PIPELINE_ACCEPTED_FORMATS" in answer.err
 
 
 def test_reprocess_without_anything_to_redo_is_refused(console):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "batch_pipeline"
 DOCUMENTS = sorted(
     {
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
         *ROOT.glob("*.md"),
         *ROOT.glob("*/README.md"),
         *ROOT.glob("examples/*/README.md"),
@@ -83,6 +83,12 @@ def test_the_settings_reference_is_what_the_settings_say():
     assert (ROOT / "docs" / "settings.md").read_text() == script["reference"](), (
         "run scripts/write_settings_reference.py"
     )
+
+
+def test_the_table_of_formats_is_what_the_code_says():
+    script = runpy.run_path(str(ROOT / "scripts" / "write_formats_reference.py"))
+    document = (ROOT / "docs" / "formats.md").read_text()
+    assert document == script["reference"](document), "run scripts/write_formats_reference.py"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -30,6 +30,7 @@ WRONG = [
     *((name, "many", "valid") for name in ("max_attempts", "lease_seconds")),
     ("max_attempts", "2.5", "integer"),
     ("lease_seconds", "nan", "greater than"),
+    ("accepted_formats", "jpeg,svg", "not known: svg; accepted are jpeg, png"),
     *((name, "gpt", "'embedded', 'ollama' or 'openai'") for name in ("analyzer", "embedder")),
 ]
 
@@ -83,3 +84,29 @@ def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path):
 def test_the_api_key_is_not_shown(monkeypatch):
     monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY", "sk-secret")
     assert "sk-secret" not in repr(load_settings())
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("{num_ctx: 1}", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"model": "x", "stream": true}', "model, stream cannot be set"),
+        ('{"options": 3}', "`options` are not a JSON object"),
+    ],
+)
+@pytest.mark.parametrize("name", ["VISION_OPTIONS", "EMBEDDING_OPTIONS"])
+def test_options_of_a_model_that_are_none_are_refused_at_the_start(
+    monkeypatch, name, options, reason
+):
+    monkeypatch.setenv(f"BATCH_PIPELINE_{name}", options)
+    with pytest.raises(ConfigurationError, match=f"BATCH_PIPELINE_{name}=.*{reason}"):
+        load_settings()
+
+
+def test_accepted_formats_are_a_list_and_all_by_default(monkeypatch):
+    assert {"jpeg", "mp4", "tiff"} <= load_settings().accepted_format_names
+
+    monkeypatch.setenv(f"{ENVIRONMENT_PREFIX}ACCEPTED_FORMATS", "JPEG, heic ,mp4")
+
+    assert load_settings().accepted_format_names == {"jpeg", "heic", "mp4"}

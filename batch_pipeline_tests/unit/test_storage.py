@@ -86,17 +86,25 @@ def test_what_one_host_writes_another_sees_at_once(storage):
     here, there = storage, Storage(_location(storage))
     path = Storage.thumbnail_path(USER, UPLOAD)
     assert not there.exists(path)
-    assert list(there.stored_uploads()) == []
+    assert there.names(f"{USER}/{UPLOAD}") == []
     for content in (b"first", b"the second is longer"):
         here.write(path, content)
         assert there.read(path) == content
         with there.open(path) as file:
             assert file.read() == content
-    assert list(there.stored_uploads()) == [(USER, UPLOAD)]
-    assert 0 <= there.age_seconds(USER, UPLOAD) < 60
-    here.remove_upload(USER, UPLOAD)
+    assert there.names(f"{USER}/{UPLOAD}") == ["thumb_256.jpg"]
+    here.remove(path)
     assert not there.exists(path)
-    assert there.age_seconds(USER, UPLOAD) == float("inf")
+    assert there.names(f"{USER}/{UPLOAD}") == []
+
+
+def test_a_storage_is_empty_until_something_lies_in_it(storage):
+    inner = Storage(f"{_location(storage)}/inner")
+    assert inner.is_empty()
+    inner.write("lost+found/what fsck found", b"")
+    assert inner.is_empty()
+    inner.write("user/upload/original.jpg", b"x")
+    assert not inner.is_empty()
 
 
 def test_a_large_file_is_put_and_read_in_any_order(storage, tmp_path):
@@ -171,13 +179,37 @@ def test_a_full_disk_is_told_from_a_broken_one(number, kind):
     assert storage_error(OSError(number, os.strerror(number))).kind == kind
 
 
-def test_removing_an_upload_removes_its_folder_alone_and_may_be_repeated(storage):
+def test_removing_a_file_leaves_what_lies_beside_it_and_may_be_repeated(storage):
     user, one, two = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
     for upload in (one, two):
         storage.write(Storage.thumbnail_path(user, upload), b"thumbnail")
+    storage.write(f"{user}/{two}/avatar.png", b"of somebody else")
     for _ in range(2):
-        storage.remove_upload(user, one)
-    assert list(storage.stored_uploads()) == [(user, two)]
+        storage.remove(Storage.thumbnail_path(user, one))
+        storage.remove(Storage.thumbnail_path(user, two))
+    assert storage.names(f"{user}/{two}") == ["avatar.png"]
+    assert storage.names(f"{user}/{one}") == []
+
+
+def test_only_what_its_own_writer_left_half_written_is_listed(local, tmp_path):
+    folder = tmp_path / "storage" / str(USER) / str(UPLOAD)
+    folder.mkdir(parents=True)
+    local.writer, number = "0a" * 16, "1b" * 16
+    ours = {f"{name}.{local.writer}.{number}.partial" for name in ("thumb_256.jpg", "original.mp4")}
+    others = {
+        f"thumb_256.jpg.{'0c' * 16}.{number}.partial",
+        f"holiday.mp4.{local.writer}.{number}.partial",
+        f"thumb_256.jpg.{number}.partial",
+        "film.mp4.partial",
+    }
+    for name in ours | others:
+        (folder / name).touch()
+    elsewhere = tmp_path / "storage" / "albums" / "2026"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / min(ours)).touch()
+    found = list(local.partial_files(older_than_seconds=-1))
+    assert set(found) == {f"{USER}/{UPLOAD}/{name}" for name in ours}
+    assert list(local.partial_files(older_than_seconds=60)) == []
 
 
 def test_an_unknown_kind_of_storage_is_refused_with_what_is_accepted():

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from batch_pipeline import terminal
 from batch_pipeline.model_servers.base import HealthCheck
-from batch_pipeline.services.progress.batch_progress import BatchProgress
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
+from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.search import SearchResult
 from batch_pipeline.testing.media import HOSTILE_FILENAMES
 
@@ -39,6 +39,15 @@ def a_terminal():
 
 def lines_of(console):
     return CONTROL.sub("", console.file.getvalue()).replace("\r", "\n").splitlines()
+
+
+def found(name, text):
+    return SearchResult(
+        upload_id=BATCH, filename=name, similarity=0.5, description=text, thumbnail_path=None,
+        file_path=name, original=name, thumbnail=None, batch_id=None, user_id=BATCH,
+        file_type="image", format=None, camera=None, taken_at=None, uploaded_at=datetime.now(UTC),
+        vision_model=None, found_by="meaning", score=0.5, weak=True, copies=[], cursor="x",
+    )  # fmt: skip
 
 
 def test_a_pipe_gets_plain_lines_and_each_state_once():
@@ -128,7 +137,7 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
         terminal.uploads_table([upload_row]),
         terminal.batch_table(batch_row),
         terminal.batches_table([batch_row]),
-        terminal.search_table([SearchResult(BATCH, name, 0.5, text, None)]),
+        terminal.search_table([found(name, text)]),
         terminal.health_table([HealthCheck("storage", False, text, text)]),
     ):
         console.print(table)

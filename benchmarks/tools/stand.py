@@ -17,8 +17,8 @@ from PIL import Image
 from sqlalchemy import insert, text
 
 from batch_pipeline.database.models import Upload, UploadBatch
-from batch_pipeline.definitions import build_definitions
 from batch_pipeline.demo import prepare_dagster_home
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.dispatch.slices import HEAD_START_SECONDS
 from batch_pipeline.services.pipeline import Pipeline
@@ -154,7 +154,7 @@ class Dispatcher:
         self._job = definitions.resolve_job_def("process_batch")
         self._sensor = definitions.resolve_sensor_def("pending_batches")
         self._context = dg.build_sensor_context(
-            instance=instance, resources={"pipeline": pipeline}, definitions=definitions
+            instance=instance, resources={"batch_pipeline": pipeline}, definitions=definitions
         )
         repository = ReconstructableRepository.for_module("batch_pipeline.definitions", "defs")
         self._origin = repository.get_reconstructable_job("process_batch").get_python_origin()

@@ -30,7 +30,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from batch_pipeline.database.session import Database, open_database
 from batch_pipeline.errors import PipelineError
-from batch_pipeline.services.progress.batch_progress import CHANNEL, body_of
+from batch_pipeline.services.progress.publishing import CHANNEL, body_of
 from batch_pipeline.services.reports.batch_status import batch_progress
 from batch_pipeline.settings import Settings, load_settings
 

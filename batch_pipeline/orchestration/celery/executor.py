@@ -15,21 +15,24 @@ import dagster as dg
 from celery import Celery, states
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
-from dagster._core.definitions.metadata import normalize_metadata
-from dagster._core.events import DagsterEvent, EngineEventData
-from dagster._core.execution.context.system import IStepContext, PlanOrchestrationContext
-from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
-from dagster._core.execution.plan.plan import ExecutionPlan
-from dagster._core.execution.plan.state import KnownExecutionState
-from dagster._core.execution.plan.step import ExecutionStep
-from dagster._core.execution.retries import RetryMode
-from dagster._core.executor.init import InitExecutorContext
-from dagster._serdes import serialize_value
+from dagster import DagsterEvent, InitExecutorContext, serialize_value
 from dagster_celery.core_execution_loop import core_celery_execution_loop
 from dagster_celery.executor import CeleryExecutor, _submit_task
 from dagster_celery.make_app import make_app
-from dagster_shared.error import SerializableErrorInfo
 
+from batch_pipeline.dagster_internals import (
+    EngineEventData,
+    ExecutionPlan,
+    ExecutionStep,
+    IStepContext,
+    KnownExecutionState,
+    PlanOrchestrationContext,
+    RetryMode,
+    SerializableErrorInfo,
+    StepFailureData,
+    UserFailureData,
+    normalize_metadata,
+)
 from batch_pipeline.errors import ConfigurationError, PipelineError, ServiceDownError
 from batch_pipeline.orchestration.celery.broker import (
     OPTIONS,

@@ -19,18 +19,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from dagster import DagsterEventType, EventLogEntry
-from dagster._core.events import (
-    ASSET_CHECK_EVENTS,
-    ASSET_EVENTS,
-    EVENT_TYPE_TO_PIPELINE_RUN_STATUS,
-)
-from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster_postgres import PostgresEventLogStorage
-from dagster_postgres.event_log.event_log import CHANNEL_NAME
-from dagster_postgres.utils import set_pg_statement_timeout
 from sqlalchemy import Connection, Engine, create_engine, exc, text
 from sqlalchemy.event import listen
 
+from batch_pipeline.dagster_internals import (
+    ASSET_CHECK_EVENTS,
+    ASSET_EVENTS,
+    CHANNEL_NAME,
+    EVENT_TYPE_TO_PIPELINE_RUN_STATUS,
+    SqlEventLogStorageTable,
+    set_pg_statement_timeout,
+)
 from batch_pipeline.database.connection_budget import WEB_SERVER_POOL
 from batch_pipeline.orchestration.dagster_storage.group_writer import PATIENCE_SECONDS, GroupWriter
 

@@ -12,24 +12,29 @@ run workers at least keep their connections: `pool_connections`.
 """
 
 import os
+import signal
+import threading
 from functools import cache
 from typing import Any
 
 import dagster as dg
-from dagster._config import UserConfigSchema
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import (
     DagsterPostgresStorage,
     PostgresEventLogStorage,
     PostgresRunStorage,
     PostgresScheduleStorage,
 )
-from dagster_postgres.utils import create_pg_engine
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
+from batch_pipeline.dagster_internals import (
+    ConfigurableClassData,
+    UserConfigSchema,
+    create_pg_engine,
+)
 from batch_pipeline.database.connection_budget import DAGSTER_POOL
+from batch_pipeline.database.names import DAGSTER_DATABASE
 from batch_pipeline.database.session import (
     create_database_if_missing,
     pipeline_url,
@@ -37,7 +42,6 @@ from batch_pipeline.database.session import (
 )
 from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
 from batch_pipeline.orchestration.sensor_rounds import shorten_rounds
-from batch_pipeline.services.liveness import DAGSTER_DATABASE
 from batch_pipeline.settings import Settings, load_settings
 
 
@@ -70,10 +74,26 @@ class PipelineInstanceStorage(DagsterPostgresStorage):
     ) -> "PipelineInstanceStorage":
         """Open the storage as the settings say; called by Dagster."""
         del config_value
+        _heed_signals()
         shorten_rounds()  # the one class of ours that the daemon makes
         settings = load_settings()
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
         return cls(url, grouped=settings.group_event_writes, inst_data=inst_data)
+
+
+def _heed_signals() -> None:
+    """Let SIGINT and SIGTERM end the process, if it was started with SIGINT ignored.
+
+    So a shell starts what a script runs in the background. Dagster then ignores SIGTERM, too
+    (`setup_interrupt_handlers`), and since `dagster dev` stops its parts by SIGINT, which inherit
+    this, it would never end. It opens its storage after that, and before it starts them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, signal.default_int_handler)
 
 
 @cache

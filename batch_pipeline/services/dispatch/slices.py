@@ -1,167 +1,162 @@
-"""Which uploads go to which run: opens slices of batches, and chooses the next ones to launch.
+"""Which uploads go to which run: finds what waits, and opens slices of batches.
 
 A slice is a number written to the uploads of a batch, at most ``UPLOADS_PER_RUN`` of them, and the
 key of the run that will take them. The number is in the database before the run is asked for, so
-that any number of daemons, restarted at any moment, ask for the same run. An upload that was in
-work when its worker died gets a slice of its own: if it is the cause, it takes no other along.
-Knows nothing of Dagster: the sensor tells what is in flight and launches what is chosen.
+that any number of daemons, restarted at any moment, ask for the same run. It is written when the
+slice's turn has come, not before: however much waits, a tick reads one upload of each batch, and
+writes what it launches. An upload that was in work when its worker died gets a slice of its own: if
+it is the cause, it takes no other along.
+
+Whose turn it is says ``turns.py``. Knows nothing of Dagster: the sensor tells what is in flight and
+launches what is chosen.
 """
 
-import uuid
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+import time
 
-from sqlalchemy import func, or_, select, text
+from sqlalchemy import text
 
-from batch_pipeline.database.models import (
-    OPEN_BATCH,
-    BatchStatus,
-    Upload,
-    UploadBatch,
-    UploadStatus,
+from batch_pipeline.database.failures import repeated
+from batch_pipeline.database.models import UploadBatch
+from batch_pipeline.database.readings import (
+    BATCH_CAME,
+    WAITING_SINCE,
+    WAITING_SQL,
+    as_text,
+    owner,
 )
-from batch_pipeline.database.session import Database
-from batch_pipeline.services.states.transitions import interval
+from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.services.dispatch.turns import WaitingSlice
 
-NEW = "new"
-
-#: Batches looked at in one tick; the rest wait for the next one.
-MAX_BATCHES_PER_TICK = 500
 #: Until a new batch has begun, it gets one run, but only so long after it was made (seconds).
 #: Run workers that start together share the cores: with four on two cores, the first result of a
 #: large batch came after twice the time of a small one (``benchmarks/scale.py``).
 HEAD_START_SECONDS = 10.0
+#: Whoever holds the row of a batch for longer makes it lose its turn (milliseconds).
+_LOCK_MILLISECONDS = 200
 
-_OPEN_SLICES = text("""
-    WITH unsliced AS MATERIALIZED (
-        SELECT id, dispatch_reason, created_at, deaths > 0 AS suspect FROM uploads
-        WHERE batch_id = :batch_id AND slice IS NULL
-          AND processing_status = 'pending' AND owner_run_id IS NULL
-          AND (not_before IS NULL OR not_before <= now())
+#: In no slice yet, and not to rest for a while.
+_WITHOUT_SLICE = f"""
+    {WAITING_SQL} AND uploads.slice IS NULL
+    AND (uploads.not_before IS NULL OR uploads.not_before <= now())"""
+_WAITED = f"(extract(epoch FROM now() - {as_text(WAITING_SINCE)}))::double precision"
+#: Batches of nobody take their turns as if they were of one user.
+_USER = as_text(owner(UploadBatch.user_id).element)
+_HEAD_START = f"""
+    upload_batches.status = 'pending'
+    AND {as_text(BATCH_CAME)} > now() - make_interval(secs => {HEAD_START_SECONDS})"""
+
+_NUMBERED = text(f"""
+    SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
+        uploads.slice AS number, min(uploads.dispatch_reason) AS reason, count(*) AS uploads,
+        max({_WAITED}) AS waited
+    FROM uploads JOIN upload_batches ON upload_batches.id = uploads.batch_id
+    WHERE upload_batches.status IN ('pending', 'processing')
+        AND {WAITING_SQL} AND uploads.slice IS NOT NULL
+    GROUP BY upload_batches.id, uploads.slice
+    ORDER BY upload_batches.id, uploads.slice
+""")  # noqa: S608 - of constants
+
+#: The oldest upload of each batch, found by an index; how many more there may be is only estimated.
+_WITHOUT_NUMBER = text(f"""
+    SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
+        oldest.reason, oldest.waited,
+        coalesce(upload_batches.total_uploads - upload_batches.processed_uploads, 0) AS at_most
+    FROM upload_batches, LATERAL (
+        SELECT uploads.dispatch_reason AS reason, {_WAITED} AS waited
+        FROM uploads
+        WHERE uploads.batch_id = upload_batches.id AND {_WITHOUT_SLICE}
+        ORDER BY uploads.slice, uploads.created_at, uploads.id
+        LIMIT 1
+    ) oldest
+    WHERE upload_batches.status IN ('pending', 'processing')
+    ORDER BY upload_batches.id
+""")  # noqa: S608
+
+_LOCK_BATCH = text("SELECT slices FROM upload_batches WHERE id = :batch_id FOR UPDATE")
+
+#: With the oldest upload go others that wait for the same reason; with a suspect nobody goes.
+_OPEN_SLICE = text(f"""
+    WITH oldest AS MATERIALIZED (
+        SELECT uploads.dispatch_reason AS reason, uploads.deaths > 0 AS suspect
+        FROM uploads
+        WHERE uploads.batch_id = :batch_id AND {_WITHOUT_SLICE}
+        ORDER BY uploads.slice, uploads.created_at, uploads.id
+        LIMIT 1
         FOR UPDATE SKIP LOCKED
-    ), chunked AS (
-        SELECT id, dispatch_reason, suspect, (row_number() OVER (
-            PARTITION BY dispatch_reason, suspect ORDER BY created_at, id
-        ) - 1) / CASE WHEN suspect THEN 1 ELSE :size END AS chunk
-        FROM unsliced
-    ), numbered AS (
-        SELECT id, dense_rank() OVER (ORDER BY dispatch_reason, suspect, chunk) AS number
-        FROM chunked
+    ), chosen AS MATERIALIZED (
+        SELECT uploads.id
+        FROM uploads
+        WHERE uploads.batch_id = :batch_id AND {_WITHOUT_SLICE}
+            AND (uploads.dispatch_reason, uploads.deaths > 0) = (SELECT reason, suspect FROM oldest)
+        ORDER BY uploads.slice, uploads.created_at, uploads.id
+        LIMIT (SELECT CASE WHEN suspect THEN 1 ELSE :size END FROM oldest)
+        FOR UPDATE SKIP LOCKED
     ), opened AS (
-        UPDATE uploads SET slice = :last + numbered.number
-        FROM numbered WHERE uploads.id = numbered.id
-        RETURNING uploads.slice
+        UPDATE uploads SET slice = :number FROM chosen WHERE uploads.id = chosen.id
+        RETURNING uploads.dispatch_reason
     )
-    UPDATE upload_batches SET slices = coalesce((SELECT max(slice) FROM opened), slices)
-    WHERE id = :batch_id
-""")
+    SELECT min(dispatch_reason) AS reason, count(*) AS uploads FROM opened
+""")  # noqa: S608
+
+_COUNT_SLICE = text("UPDATE upload_batches SET slices = :number WHERE id = :batch_id")
 
 
-@dataclass(frozen=True)
-class WaitingSlice:
-    """Uploads of one batch that one run will take."""
-
-    batch_id: uuid.UUID
-    user_id: uuid.UUID
-    batch_created_at: datetime
-    number: int
-    reason: str
-    """Why it was opened: new, retry, rescue or reprocess."""
-    uploads: int
-    has_head_start: bool = False
-    """The first run of the batch is to begin before others start, see `HEAD_START_SECONDS`."""
-
-    @property
-    def key(self) -> str:
-        """Names the slice over all batches and times."""
-        return f"{self.batch_id}/{self.number}"
-
-
-def open_slices(database: Database, uploads_per_run: int) -> None:
-    """Number the pending uploads of open batches that are in no slice yet."""
+def numbered_slices(database: Database) -> list[WaitingSlice]:
+    """List the slices that have uploads nobody has taken: runs were asked for, or will be next."""
     with database.transaction() as connection:
-        batches = connection.execute(
-            select(UploadBatch.id, UploadBatch.slices)
-            .where(
-                UploadBatch.status.in_(OPEN_BATCH),
-                select(Upload.id)
-                .where(
-                    Upload.batch_id == UploadBatch.id,
-                    _WAITING,
-                    Upload.slice.is_(None),
-                    or_(Upload.not_before.is_(None), Upload.not_before <= func.now()),
-                )
-                .exists(),
-            )
-            .order_by(UploadBatch.created_at, UploadBatch.id)
-            .limit(MAX_BATCHES_PER_TICK)
-            .with_for_update(skip_locked=True)
-        ).all()
-        for batch in batches:
-            connection.execute(
-                _OPEN_SLICES,
-                {"batch_id": batch.id, "size": uploads_per_run, "last": batch.slices},
-            )
+        return [
+            _slice(row, number=row.number, uploads=row.uploads)
+            for row in connection.execute(_NUMBERED)
+        ]
 
 
-def waiting_slices(database: Database) -> list[WaitingSlice]:
-    """List every slice that still has uploads nobody has taken, oldest batch first."""
+def unnumbered_slices(
+    database: Database, uploads_per_run: int, *, at_most: int
+) -> list[WaitingSlice]:
+    """List what is in no slice yet: for each batch as many as it may fill, up to a limit."""
     with database.transaction() as connection:
-        rows = connection.execute(
-            select(
-                UploadBatch.id,
-                UploadBatch.user_id,
-                UploadBatch.created_at,
-                Upload.slice,
-                func.min(Upload.dispatch_reason),
-                func.count(),
-                (UploadBatch.status == BatchStatus.PENDING)
-                & (UploadBatch.created_at > func.now() - interval(HEAD_START_SECONDS)),
-            )
-            .join(Upload, Upload.batch_id == UploadBatch.id)
-            .where(UploadBatch.status.in_(OPEN_BATCH), _WAITING, Upload.slice.is_not(None))
-            .group_by(UploadBatch.id, Upload.slice)
-            .order_by(UploadBatch.created_at, UploadBatch.id, Upload.slice)
-        ).all()
+        rows = connection.execute(_WITHOUT_NUMBER).all()
     return [
-        WaitingSlice(batch_id, user_id, created_at, number or 0, reason, uploads, is_new)
-        for batch_id, user_id, created_at, number, reason, uploads, is_new in rows
+        slice_
+        for row in rows
+        for slice_ in [_slice(row)] * min(at_most, max(1, -(-row.at_most // uploads_per_run)))
     ]
 
 
-def choose_slices(
-    waiting: Sequence[WaitingSlice],
-    *,
-    launched: Collection[str],
-    in_flight: Mapping[uuid.UUID, int],
-    max_in_flight: int,
-) -> list[WaitingSlice]:
-    """Choose what to launch now; a pure function.
+@repeated
+def open_slice(
+    database: Database, slice_: WaitingSlice, uploads_per_run: int
+) -> WaitingSlice | None:
+    """Give a slice its number and its uploads; None if there is nothing left to take.
 
-    New work goes before retries and rescues. Within each, batches take turns, the one with the
-    fewest runs in flight first and the older one on a tie, so that a batch of a thousand files does
-    not keep one of three waiting. One that has a head start gets no second run.
+    One that has a number is returned as it is.
 
-    Args:
-        waiting: every slice with uploads to take, oldest batch first.
-        launched: keys that have had a run already, whatever became of it.
-        in_flight: runs queued or running, by batch.
-        max_in_flight: how many of them there may be over all batches.
+    Raises:
+        sqlalchemy.exc.OperationalError: somebody holds the row of the batch.
     """
-    free = max_in_flight - sum(in_flight.values())
-    turns: Counter[uuid.UUID] = Counter(in_flight)
-    ranked = []
-    candidates = (slice_ for slice_ in waiting if slice_.key not in launched)
-    for slice_ in sorted(candidates, key=lambda candidate: candidate.reason != NEW):
-        turn = turns[slice_.batch_id]
-        turns[slice_.batch_id] += 1
-        if not (turn and slice_.has_head_start):
-            ranked.append((slice_.reason != NEW, turn, slice_))
-    # Sorting is stable: among equals the order of `waiting`, oldest batch first, remains.
-    ranked.sort(key=lambda entry: entry[:2])
-    return [slice_ for _, _, slice_ in ranked[: max(free, 0)]]
+    if slice_.number is not None:
+        return slice_
+    with database.transaction() as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}"))
+        batch = connection.execute(_LOCK_BATCH, {"batch_id": slice_.batch_id}).one_or_none()
+        if batch is None:
+            return None
+        names = {"batch_id": slice_.batch_id, "number": batch.slices + 1}
+        opened = connection.execute(_OPEN_SLICE, names | {"size": uploads_per_run}).one()
+        if not opened.uploads:
+            return None
+        connection.execute(_COUNT_SLICE, names)
+    return slice_._replace(number=names["number"], reason=opened.reason, uploads=opened.uploads)
 
 
-_WAITING = (Upload.processing_status == UploadStatus.PENDING) & Upload.owner_run_id.is_(None)
+def _slice(row: AnyRow, **values: int) -> WaitingSlice:
+    # A moment that is missing or still to come says nothing: it must not keep the upload waiting.
+    is_known = row.waited is not None and row.waited >= 0
+    return WaitingSlice(
+        row.batch_id,
+        row.user_id,
+        time.time() - float(row.waited) if is_known else 0.0,
+        reason=row.reason,
+        has_head_start=row.has_head_start,
+        **values,
+    )

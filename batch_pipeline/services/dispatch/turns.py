@@ -1,47 +1,314 @@
-"""Sensors of several code locations take turns: none asks for a slice that another has asked for.
+"""Whose turn it is: which of the waiting slices get the runs that are free now.
 
-Between the moment in which a sensor asks for a run and that in which Dagster has recorded it,
-nobody else would know of it. So who asks leaves a note, and only one looks at a time.
+Pure: what waits comes from ``slices.py``, what is in flight from the sensor, and the turns taken so
+far are kept in its cursor. The rule:
+
+1. **Users take turns.** The next run goes to the user who has waited longest. A user waits since
+   its last run was launched, or since its oldest waiting upload began to wait, if that was later.
+   So a user with 10,000 files gets one run, then everybody who waited meanwhile gets one.
+2. **Then batches of that user take turns**, by the same rule.
+3. **Within a batch, the oldest uploads go first.** What was lost with its run is as old as before,
+   so it is next in its batch. What a person or the sweep opened again (`retry`, `reprocess`) begins
+   to wait at that moment: a thousand retries are not older than what was submitted meanwhile.
+4. **A run in flight counts as ten minutes.** For each one that a user (or a batch) has in flight,
+   it waits since ten minutes later. So who has none goes before who has many and came shortly
+   before.
+5. A new batch gets **one run until that has begun** (its head start), and no user gets more than
+   ``MAX_RUNS_PER_USER`` runs in flight.
+
+New work, retries and rescues are not told apart: only age counts. The bound: call the moment since
+which somebody waits (by rules 1 and 4) its place. Whoever comes later does not go before it, and
+whoever was there goes before it once. So the oldest slice of a batch, as one is that was lost with
+its run, is launched within **B x U turns** of its place, with B open batches of its user and U
+users that have any, however much is submitted meanwhile. While its user has nothing else in flight,
+its place is at once. ``unit/services/test_turns.py`` tries this over arrivals of all kinds.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import heapq
+import json
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, Self
 
-from sqlalchemy import Connection, delete, func, select, text
-from sqlalchemy.dialects.postgresql import insert
-
-from batch_pipeline.database.models import AskedSlice
-from batch_pipeline.database.session import Database
-from batch_pipeline.services.states.transitions import interval
-
-#: Dagster has recorded a run by then, or its daemon has died before (seconds).
-ASKED_SECONDS = 10.0
-#: Any constant that nobody else uses.
-_LOCK = 7_305_100_622
-
-
-class Turn:
-    """A look at what waits, while nobody else looks."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def asked(self) -> set[str]:
-        """Keys of the slices that somebody has asked for a moment ago."""
-        recent = AskedSlice.asked_at > func.now() - interval(ASKED_SECONDS)
-        return set(self._connection.scalars(select(AskedSlice.key).where(recent)))
-
-    def ask(self, keys: Iterable[str]) -> None:
-        """Leave a note for whoever looks next."""
-        old = AskedSlice.asked_at < func.now() - interval(ASKED_SECONDS)
-        self._connection.execute(delete(AskedSlice).where(old))
-        rows = [{"key": key} for key in keys]
-        self._connection.execute(insert(AskedSlice).on_conflict_do_nothing(), rows)
+#: Why a slice is opened whose uploads were never taken before.
+NEW = "new"
+#: A run in flight counts like having begun to wait so much later (seconds).
+SECONDS_PER_RUN_IN_FLIGHT = 600.0
+#: Users and batches of which it is remembered when they had their last turn: those who wait, and
+#: the newest of the others.
+MAX_REMEMBERED = 1000
+#: Batches that a tick names for each reason to wait.
+_MAX_NAMED = 3
 
 
-@contextmanager
-def turn_to_look(database: Database) -> Iterator[Turn]:
-    """Wait until nobody else looks; what was noted counts when this ends."""
-    with database.transaction() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        yield Turn(connection)
+class WaitingSlice(NamedTuple):
+    """Uploads of one batch that one run will take."""
+
+    batch_id: uuid.UUID
+    user_id: uuid.UUID
+    waits_since: float
+    """When its oldest upload began to wait (seconds since 1970)."""
+    number: int | None = None
+    """Names it within its batch; None: it gets one when its turn comes."""
+    reason: str = NEW
+    """Why it was opened: new, retry, rescue or reprocess."""
+    uploads: int = 0
+    """How many; 0 while it has no number."""
+    has_head_start: bool = False
+    """The first run of the batch is to begin before others start."""
+
+    @property
+    def key(self) -> str:
+        """Names the slice over all batches and times; only of one that has a number."""
+        return f"{self.batch_id}/{self.number}"
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """Runs that are queued or running."""
+
+    total: int = 0
+    """Those of unknown batches, too."""
+    of_user: Mapping[uuid.UUID, int] = field(default_factory=dict)
+    of_batch: Mapping[uuid.UUID, int] = field(default_factory=dict)
+
+    def and_(self, slices: Iterable[WaitingSlice]) -> Self:
+        """The same with a run for each of these slices."""
+        slices = list(slices)
+        return type(self)(
+            self.total + len(slices),
+            Counter(self.of_user) + Counter(slice_.user_id for slice_ in slices),
+            Counter(self.of_batch) + Counter(slice_.batch_id for slice_ in slices),
+        )
+
+
+class Why(StrEnum):
+    """What a slice waits for that is not launched now; the words that a tick uses."""
+
+    LAUNCHED = "for a run that is launched already"
+    HEAD_START = "for the first run of the batch to begin"
+    USER_LIMIT = "for a run of the same user to end"
+    NO_ROOM = "for any run to end"
+
+
+@dataclass(frozen=True)
+class Turns:
+    """When users and batches had their last turn (seconds since 1970); kept as text."""
+
+    users: Mapping[uuid.UUID, float] = field(default_factory=dict)
+    batches: Mapping[uuid.UUID, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str | None) -> Self:
+        """Read what `__str__` wrote; whatever else is there means that nobody had a turn."""
+        try:
+            kept = json.loads(text or "")
+            return cls(
+                *(
+                    {uuid.UUID(key): float(moment) for key, moment in kept[name].items()}
+                    for name in ("users", "batches")
+                )
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return cls()
+
+    def __str__(self) -> str:
+        """Write it as text."""
+        return json.dumps(
+            {
+                "users": {key.hex: round(moment, 3) for key, moment in self.users.items()},
+                "batches": {key.hex: round(moment, 3) for key, moment in self.batches.items()},
+            }
+        )
+
+    def and_(
+        self, taken: Iterable[WaitingSlice], waiting: Iterable[WaitingSlice], now: float
+    ) -> Self:
+        """The same with turns that were taken now, less what is too old to matter."""
+        users = dict(self.users)
+        batches = dict(self.batches)
+        for slice_ in taken:
+            users[slice_.user_id] = batches[slice_.batch_id] = now
+        waiting = list(waiting)
+        return type(self)(
+            _newest(users, {slice_.user_id for slice_ in waiting}),
+            _newest(batches, {slice_.batch_id for slice_ in waiting}),
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is launched now, and why the rest is not."""
+
+    chosen: Sequence[WaitingSlice]
+    """In the order of their turns."""
+    waiting: Mapping[Why, Collection[uuid.UUID]]
+    """Batches that wait, by what for; one may wait for several things."""
+
+    @property
+    def needs_a_run_to_end(self) -> bool:
+        """Something waits that is launched as soon as another run ends, or has begun."""
+        return any(ids for why, ids in self.waiting.items() if why is not Why.LAUNCHED)
+
+    def __str__(self) -> str:
+        """The rest in a line, naming batches; empty if nothing waits."""
+        batches = {batch_id for ids in self.waiting.values() for batch_id in ids}
+        if not batches:
+            return ""
+        said = [f"{len(ids)} {why} ({_named(ids)})" for why, ids in self.waiting.items() if ids]
+        return f"batches that wait: {len(batches)}: {', '.join(said)}"
+
+
+#: Since when somebody waits; on a tie who has fewer runs in flight, then whose work is older.
+_Place = tuple[float, int, float, uuid.UUID]
+
+
+def _place(who: uuid.UUID, *, oldest: float, last_turn: float, runs: int) -> _Place:
+    return max(oldest, last_turn) + SECONDS_PER_RUN_IN_FLIGHT * runs, runs, oldest, who
+
+
+@dataclass
+class _Batch:
+    """What waits of a batch, and what it has had."""
+
+    id: uuid.UUID
+    user_id: uuid.UUID
+    last_turn: float
+    runs: int
+    """In flight."""
+    slices: list[WaitingSlice] = field(default_factory=list)
+    """Oldest first."""
+
+    @property
+    def has_head_start(self) -> bool:
+        return self.runs > 0 and self.slices[0].has_head_start
+
+    @property
+    def place(self) -> _Place:
+        oldest = self.slices[0].waits_since
+        return _place(self.id, oldest=oldest, last_turn=self.last_turn, runs=self.runs)
+
+
+@dataclass
+class _User:
+    """What waits of a user, and what it has had."""
+
+    id: uuid.UUID
+    last_turn: float
+    runs: int
+    """In flight."""
+    batches: list[_Batch] = field(default_factory=list)
+    """Those that may get a run."""
+
+    @property
+    def place(self) -> _Place:
+        oldest = min(batch.slices[0].waits_since for batch in self.batches)
+        return _place(self.id, oldest=oldest, last_turn=self.last_turn, runs=self.runs)
+
+    def take_turn(self, now: float) -> WaitingSlice:
+        batch = min(self.batches, key=lambda batch: batch.place)
+        slice_ = batch.slices.pop(0)
+        batch.last_turn = self.last_turn = now
+        batch.runs += 1
+        self.runs += 1
+        if not batch.slices or batch.has_head_start:
+            self.batches.remove(batch)
+        return slice_
+
+
+def choose_slices(
+    waiting: Iterable[WaitingSlice],
+    *,
+    launched: Collection[str],
+    in_flight: InFlight,
+    max_in_flight: int,
+    max_per_user: int,
+    turns: Turns,
+    now: float,
+) -> Choice:
+    """Choose what to launch now; a pure function, whose rule stands at the top of this file.
+
+    Args:
+        waiting: every slice with uploads to take; of those without a number as many for each batch
+            as there may be.
+        launched: keys that have had a run already, whatever became of it.
+        in_flight: runs queued or running.
+        max_in_flight: how many of them there may be.
+        max_per_user: how many of them there may be of one user.
+        turns: when users and batches had their last turn.
+        now: seconds since 1970.
+    """
+    batches, already_launched = _by_batch(waiting, launched, in_flight, turns)
+    users: dict[uuid.UUID, _User] = {}
+    for batch in batches:
+        if batch.user_id not in users:
+            last_turn = turns.users.get(batch.user_id, 0)
+            runs = in_flight.of_user.get(batch.user_id, 0)
+            users[batch.user_id] = _User(batch.user_id, last_turn, runs)
+        if not batch.has_head_start:
+            users[batch.user_id].batches.append(batch)
+
+    chosen: list[WaitingSlice] = []
+    line = [(user.place, user) for user in users.values() if user.batches]
+    heapq.heapify(line)
+    while line and len(chosen) < max_in_flight - in_flight.total:
+        _, user = heapq.heappop(line)
+        if user.runs >= max_per_user:
+            continue
+        chosen.append(user.take_turn(now))
+        if user.batches:
+            heapq.heappush(line, (user.place, user))
+
+    waits: dict[Why, list[uuid.UUID]] = {why: [] for why in Why}
+    waits[Why.LAUNCHED] = already_launched
+    for batch in batches:
+        if not batch.slices:
+            continue
+        if batch.has_head_start:
+            why = Why.HEAD_START
+        elif users[batch.user_id].runs >= max_per_user:
+            why = Why.USER_LIMIT
+        else:
+            why = Why.NO_ROOM
+        waits[why].append(batch.id)
+    return Choice(chosen, waits)
+
+
+def _by_batch(
+    waiting: Iterable[WaitingSlice],
+    launched: Collection[str],
+    in_flight: InFlight,
+    turns: Turns,
+) -> tuple[list[_Batch], list[uuid.UUID]]:
+    """What may be launched, by batch; and the batches of which a slice waits for its run."""
+    batches: dict[uuid.UUID, _Batch] = {}
+    already_launched: dict[uuid.UUID, None] = {}
+    for slice_ in waiting:
+        batch_id = slice_.batch_id
+        if slice_.number is not None and slice_.key in launched:
+            already_launched[batch_id] = None
+            continue
+        if batch_id not in batches:
+            last_turn = turns.batches.get(batch_id, 0)
+            runs = in_flight.of_batch.get(batch_id, 0)
+            batches[batch_id] = _Batch(batch_id, slice_.user_id, last_turn, runs)
+        batches[batch_id].slices.append(slice_)
+    for batch in batches.values():
+        batch.slices.sort(key=lambda slice_: (slice_.waits_since, slice_.reason == NEW))
+    return list(batches.values()), list(already_launched)
+
+
+def _newest(
+    moments: dict[uuid.UUID, float], waiting: Collection[uuid.UUID]
+) -> Mapping[uuid.UUID, float]:
+    kept = sorted(moments, key=lambda key: (key in waiting, moments[key]), reverse=True)
+    return {key: moments[key] for key in kept[:MAX_REMEMBERED]}
+
+
+def _named(batch_ids: Collection[uuid.UUID]) -> str:
+    named = [str(batch_id) for batch_id in batch_ids][:_MAX_NAMED]
+    more = len(batch_ids) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more else "")

@@ -14,9 +14,10 @@ from sqlalchemy import select
 
 from batch_pipeline.database.listening import listening
 from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload, UploadStatus
+from batch_pipeline.database.readings import FILENAME
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, PipelineError
-from batch_pipeline.services.progress.batch_progress import CHANNEL, BatchProgress
+from batch_pipeline.services.progress.publishing import CHANNEL, BatchProgress
 from batch_pipeline.services.reports.batch_status import batch_progress
 
 #: Time between snapshots: at most, for want of messages, and at least, however many come (seconds).
@@ -105,7 +106,7 @@ def _read(database: Database, batch_id: uuid.UUID, known: set[uuid.UUID]) -> Bat
         rows = connection.execute(
             select(
                 Upload.id,
-                Upload.filename,
+                FILENAME,
                 Upload.processing_status,
                 Upload.error_kind,
                 Upload.error_message,

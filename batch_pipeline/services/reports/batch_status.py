@@ -2,14 +2,17 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, or_, select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
+from batch_pipeline.database.readings import FILENAME, WAITING, WAITING_SINCE, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError
-from batch_pipeline.services.progress.batch_progress import PROGRESS, BatchProgress
+from batch_pipeline.services.progress.publishing import PROGRESS, BatchProgress
 
 _BATCH = (
     *PROGRESS,
@@ -21,9 +24,9 @@ _BATCH = (
 
 _UPLOAD = (
     Upload.id.label("upload_id"),
-    Upload.filename,
+    FILENAME,
     Upload.file_type,
-    Upload.processing_status,
+    word(Upload.processing_status),
     Upload.attempts,
     Upload.error_kind,
     Upload.error_message,
@@ -79,6 +82,36 @@ def described_below(database: Database, score: int) -> int:
     below = select(func.count()).where(Upload.description_audit_score < score)
     with database.transaction() as connection:
         return connection.execute(below).scalar_one()
+
+
+@dataclass(frozen=True)
+class OldestWaiting:
+    """The upload that has waited for longest, in whatever batch."""
+
+    upload_id: uuid.UUID
+    batch_id: uuid.UUID | None
+    batch_status: str | None
+    waited: timedelta | None
+    """Since it came, or was opened again; None if its row does not say."""
+
+
+def oldest_waiting(database: Database) -> OldestWaiting | None:
+    """Read the upload that has waited for longest; None if none waits."""
+    query = (
+        select(
+            Upload.id,
+            Upload.batch_id,
+            UploadBatch.status,
+            func.date_trunc("second", func.now() - WAITING_SINCE),
+        )
+        .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .where(WAITING)
+        .order_by(WAITING_SINCE.nulls_first())
+        .limit(1)
+    )
+    with database.transaction() as connection:
+        row = connection.execute(query).one_or_none()
+    return OldestWaiting(*row) if row else None
 
 
 def _head(connection: Connection, batch_id: uuid.UUID) -> dict[str, Any]:

@@ -8,17 +8,18 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadStatus
+from batch_pipeline.database.readings import FILENAME, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.media.previews import contact_sheet
-from batch_pipeline.services.reports.batch_report import StageTiming, shown_seconds, stage_timings
 from batch_pipeline.services.reports.batch_status import batch_head
-from batch_pipeline.services.reports.previews import stored_preview
+from batch_pipeline.services.reports.previews import Previews
+from batch_pipeline.services.reports.report_page import StageTiming, shown_seconds, stage_timings
 from batch_pipeline.services.reports.throughput import throughput_svg
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible_line
@@ -122,8 +123,8 @@ def _rows(database: Database, batch_id: uuid.UUID) -> Sequence[AnyRow]:
     with database.transaction() as connection:
         return connection.execute(
             select(
-                Upload.filename,
-                Upload.processing_status,
+                FILENAME,
+                word(Upload.processing_status),
                 Upload.hidden,
                 Upload.attempts,
                 Upload.error_kind,
@@ -181,7 +182,8 @@ def _contact_sheet(storage: Storage, paths: Sequence[str | None]) -> bytes | Non
     present = [path for path in paths if path]
     # Spread over the whole batch: neighbours are often alike.
     step = max(1, -(-len(present) // _SHEET_PICTURES))
-    pictures = [stored_preview(storage, path, _SHEET_SIDE) for path in present[::step]]
+    previews = Previews(storage)
+    pictures = [previews.read(path, _SHEET_SIDE) for path in present[::step]]
     found = [picture for picture in pictures if picture]
     if not found:
         return None
@@ -190,18 +192,13 @@ def _contact_sheet(storage: Storage, paths: Sequence[str | None]) -> bytes | Non
 
 def _throughput(head: Mapping[str, Any], rows: Sequence[AnyRow]) -> str:
     completed, failed = (
-        [_as_utc(row.updated_at) for row in rows if row.processing_status == status]
+        [row.updated_at for row in rows if row.updated_at and row.processing_status == status]
         for status in (UploadStatus.COMPLETED, UploadStatus.FAILED)
     )
     if not completed and not failed:
         return ""
-    began = _as_utc(head["started_at"]) if head["started_at"] else min(completed + failed)
+    began = head["started_at"] or min(completed + failed)
     return throughput_svg(began, completed, failed)
-
-
-def _as_utc(moment: datetime) -> datetime:
-    """Some upload APIs keep moments without a time zone."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _name(row: AnyRow) -> str:

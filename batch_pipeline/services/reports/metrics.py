@@ -4,6 +4,7 @@ Every query reads what is open or what ended in the last minutes, by an index; n
 library through. The SQL stands in ``docs/deployment.md`` too, for other tools.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -12,7 +13,11 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import text
 
-from batch_pipeline.database.session import Database
+from batch_pipeline.database.readings import WAITING_SINCE, WAITING_SQL, as_text
+from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.services.one_by_one import LeftOut, one_by_one
+
+log = logging.getLogger(__name__)
 
 #: How far back "recently" goes: a few scrapes (seconds).
 RECENT_SECONDS = 300
@@ -38,33 +43,32 @@ METRICS = (
     Metric(
         "batch_pipeline_open_uploads",
         "Uploads that have not ended, by state; reserved: a run has taken them, not begun.",
-        """
+        f"""
         SELECT 'pending' AS state, count(*) FROM uploads
-        WHERE processing_status = 'pending' AND owner_run_id IS NULL
+        WHERE {WAITING_SQL}
         UNION ALL
-        SELECT CASE processing_status WHEN 'pending' THEN 'reserved' ELSE processing_status END,
-            count(*)
+        SELECT CASE processing_status::text
+            WHEN 'pending' THEN 'reserved' ELSE processing_status::text END, count(*)
         FROM uploads
         WHERE owner_run_id IS NOT NULL OR processing_status IN ('analyzing', 'embedding')
         GROUP BY 1
-        """,
+        """,  # noqa: S608 - words of ours
     ),
     Metric(
         "batch_pipeline_oldest_pending_seconds",
-        "Age of the oldest upload that waits; since it was opened again, if it was.",
-        """
-        SELECT coalesce(extract(epoch FROM now() - min(
-            CASE dispatch_reason WHEN 'new' THEN created_at ELSE updated_at END)), 0)
+        "Age of the oldest upload that waits, in any batch; since it was opened again, if it was.",
+        f"""
+        SELECT coalesce(extract(epoch FROM now() - min({as_text(WAITING_SINCE)})), 0)
         FROM uploads
-        WHERE processing_status = 'pending' AND owner_run_id IS NULL
-        """,
+        WHERE {WAITING_SQL}
+        """,  # noqa: S608 - words of ours
     ),
     Metric(
         "batch_pipeline_ended_uploads",
         "Uploads that ended in the last 300 s, by state.",
         """
         SELECT state, count(id) FROM unnest(ARRAY['completed', 'failed']) AS state
-        LEFT JOIN uploads ON processing_status = state
+        LEFT JOIN uploads ON processing_status::text = state
             AND processing_status IN ('completed', 'failed')
             AND updated_at > now() - make_interval(secs => :recent)
         GROUP BY 1
@@ -74,24 +78,25 @@ METRICS = (
         "batch_pipeline_upload_errors",
         "Uploads that wait after an error, or failed in the last 300 s, by kind: model_* are those "
         "of model servers.",
-        """
+        f"""
         SELECT error_kind AS kind, 'waiting' AS state, count(*) FROM uploads
-        WHERE processing_status = 'pending' AND owner_run_id IS NULL AND error_kind IS NOT NULL
+        WHERE {WAITING_SQL} AND error_kind IS NOT NULL
         GROUP BY 1
         UNION ALL
         SELECT coalesce(error_kind, 'unknown'), 'failed', count(*) FROM uploads
         WHERE processing_status IN ('completed', 'failed') AND processing_status = 'failed'
             AND updated_at > now() - make_interval(secs => :recent)
         GROUP BY 1
-        """,
+        """,  # noqa: S608 - words of ours
     ),
     Metric(
         "batch_pipeline_stage_seconds",
         "Seconds that a stage took, of uploads that ended in the last 300 s.",
         """
-        SELECT stage, quantile, percentile_cont(quantile) WITHIN GROUP (ORDER BY seconds::float)
-        FROM uploads, jsonb_each_text(stage_seconds) AS s (stage, seconds),
-            unnest(ARRAY[0.5, 0.95]) AS quantile
+        SELECT pair ->> 'key' AS stage, quantile,
+            percentile_cont(quantile) WITHIN GROUP (ORDER BY (pair ->> 'value')::float)
+        FROM uploads, unnest(ARRAY[0.5, 0.95]) AS quantile, jsonb_path_query(
+            stage_seconds, '$.keyvalue() ? (@.value.type() == "number")', silent => true) AS pair
         WHERE processing_status IN ('completed', 'failed')
             AND updated_at > now() - make_interval(secs => :recent)
         GROUP BY 1, 2
@@ -117,24 +122,43 @@ METRICS = (
         GROUP BY 1, 2, 3
         """,
     ),
+    Metric(
+        "batch_pipeline_model_pause_seconds",
+        "Until a model server may be called again that asked for a pause (rate limit).",
+        """
+        SELECT server, kind, extract(epoch FROM not_before - now())
+        FROM model_pauses
+        WHERE not_before > now()
+        """,
+    ),
 )
 
 
 def read_metrics(database: Database) -> list[Sample]:
-    """Read all metrics, each by its query.
+    """Read all metrics, each by its query; one that cannot be read is left out with a warning.
 
     Raises:
         ServiceDownError: the database does not answer.
     """
-    samples, recent = [], {"recent": RECENT_SECONDS}
+    left_out = LeftOut()
     with database.transaction() as connection:
-        for metric in METRICS:
-            for row in connection.execute(text(metric.query), recent):
-                *labels, name_of_value = row._fields
-                values = [str(getattr(row, label)) for label in labels]
-                value = float(getattr(row, name_of_value))
-                samples.append(Sample(metric.name, dict(zip(labels, values, strict=True)), value))
-    return samples
+
+        def read(metric: Metric) -> list[Sample]:
+            with connection.begin_nested():
+                rows = connection.execute(text(metric.query), {"recent": RECENT_SECONDS}).all()
+            return [_sample(metric.name, row) for row in rows]
+
+        samples = one_by_one(METRICS, read, left_out, named=lambda metric: metric.name)
+    if left_out:
+        log.warning("%s", left_out)
+    return [sample for of_metric in samples for sample in of_metric]
+
+
+def _sample(name: str, row: AnyRow) -> Sample:
+    *labels, name_of_value = row._fields
+    values = [str(getattr(row, label)) for label in labels]
+    value = float(getattr(row, name_of_value))
+    return Sample(name, dict(zip(labels, values, strict=True)), value)
 
 
 class DatabaseCollector(Collector):

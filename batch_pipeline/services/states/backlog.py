@@ -4,14 +4,29 @@ Who asks Dagster which runs have ended is ``orchestration/sweep.py``. Every meth
 repeat, and two at the same time have the effect of one.
 """
 
+import logging
 import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Select, and_, case, func, insert, or_, select, true, update
+from sqlalchemy import (
+    Connection,
+    Select,
+    and_,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
 
+from batch_pipeline.database.failures import each_repeated
 from batch_pipeline.database.models import (
     ENDED,
     IN_WORK,
@@ -21,7 +36,14 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
-from batch_pipeline.services.progress.batch_progress import (
+from batch_pipeline.database.readings import (
+    UPLOAD_CAME,
+    WAITING,
+    interval,
+    lease_expired,
+    lease_lives,
+)
+from batch_pipeline.services.progress.publishing import (
     Announcer,
     BatchProgress,
     ProgressPublisher,
@@ -31,10 +53,10 @@ from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
     announce_file,
     count_failed,
-    interval,
+    count_uploads,
     percentage_reached,
+    recount_batches,
     release_rows,
-    settle_all,
     updated_batch_or_none,
 )
 
@@ -47,6 +69,8 @@ ADOPTION_AGE_SECONDS = 5 * 60
 #: Batches that ended longer ago are not recounted (days).
 RECOUNT_DAYS = 1
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Rescue:
@@ -58,6 +82,7 @@ class Rescue:
     """Failed, because their worker died every time."""
 
 
+@each_repeated
 class Backlog:
     """Every transition that puts something right."""
 
@@ -80,22 +105,14 @@ class Backlog:
         with self._publisher.transaction() as transaction:
             alive = transaction.connection.scalar(
                 select(Upload.id)
-                .where(
-                    Upload.owner_run_id == run_id,
-                    Upload.heartbeat_at >= func.now() - interval(self._lease_seconds),
-                )
+                .where(Upload.owner_run_id == run_id, lease_lives(self._lease_seconds))
                 .limit(1)
             )
         return alive is None
 
     def left_behind(self, batch_id: uuid.UUID, run_id: str, slice_number: int | None) -> int:
         """Count what a run has not done: uploads that it holds, and those of its slice."""
-        meant_for_it = and_(
-            Upload.batch_id == batch_id,
-            Upload.slice == slice_number,
-            Upload.processing_status == UploadStatus.PENDING,
-            Upload.owner_run_id.is_(None),
-        )
+        meant_for_it = and_(Upload.batch_id == batch_id, Upload.slice == slice_number, WAITING)
         with self._publisher.transaction() as transaction:
             count = transaction.connection.scalar(
                 select(func.count()).where(or_(Upload.owner_run_id == run_id, meant_for_it))
@@ -110,12 +127,10 @@ class Backlog:
         their ``updated_at`` is old. An upload whose workers died `MAX_DEATHS` times while it was in
         work is failed instead.
         """
-        last_sign = func.coalesce(Upload.heartbeat_at, Upload.updated_at)
-        expired = last_sign < func.now() - interval(self._lease_seconds)
         dead = and_(
             or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)),
             Upload.processing_status.not_in(ENDED),
-            or_(Upload.owner_run_id.in_(ended_run_ids), expired),
+            or_(Upload.owner_run_id.in_(ended_run_ids), lease_expired(self._lease_seconds)),
         )
         died_in_work = and_(
             Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)
@@ -138,7 +153,7 @@ class Backlog:
             returned = release_rows(connection, Upload.id.in_(others), reason="rescue")
         return Rescue(returned, len(killers))
 
-    def open_slices_anew(
+    def release_slices(
         self, slices: Sequence[tuple[uuid.UUID, int]], *, resume_after_seconds: float = 0
     ) -> int:
         """Take uploads out of slices whose run ended without taking them; returns how many.
@@ -151,12 +166,7 @@ class Backlog:
             return sum(
                 release_rows(
                     transaction.connection,
-                    and_(
-                        Upload.batch_id == batch_id,
-                        Upload.slice == number,
-                        Upload.processing_status == UploadStatus.PENDING,
-                        Upload.owner_run_id.is_(None),
-                    ),
+                    and_(Upload.batch_id == batch_id, Upload.slice == number, WAITING),
                     reason="rescue",
                     not_before=not_before,
                 )
@@ -206,7 +216,7 @@ class Backlog:
                 attempts=0,
                 retries=Upload.retries + 1,
             )
-            settle_all(transaction, {row.batch_id for row in rows if row.batch_id})
+            recount_batches(transaction, {row.batch_id for row in rows if row.batch_id})
         return count
 
     def adopt(self) -> int:
@@ -216,28 +226,52 @@ class Backlog:
             rows = connection.execute(
                 select(Upload.id, Upload.user_id)
                 .where(_forgotten())
-                .order_by(Upload.id)
+                .order_by(Upload.user_id, Upload.id)
                 .with_for_update(skip_locked=True)
             ).all()
-            batches: dict[uuid.UUID, uuid.UUID] = {}
-            for user_id in {row.user_id for row in rows}:
-                batches[user_id] = uuid.uuid4()
-                connection.execute(insert(UploadBatch).values(id=batches[user_id], user_id=user_id))
-                connection.execute(
-                    update(Upload)
-                    .where(Upload.id.in_([row.id for row in rows if row.user_id == user_id]))
-                    .values(batch_id=batches[user_id], slice=None, updated_at=func.now())
+            adopted = 0
+            for user_id, uploads in groupby(rows, key=lambda row: row.user_id):
+                upload_ids = [row.id for row in uploads]
+                try:
+                    with connection.begin_nested():
+                        batch_id = _adopt(connection, user_id, upload_ids)
+                except IntegrityError as error:  # the API asks for more of a batch than we know
+                    log.warning("uploads of user %s stay without a batch: %s", user_id, error.orig)
+                else:
+                    adopted += len(upload_ids)
+                    recount_batches(transaction, [batch_id])
+        return adopted
+
+    def reopen_ended(self) -> int:
+        """Open batches again that have ended, and in which uploads wait; returns how many uploads.
+
+        An upload API has added them since, or has made old ones pending again; of the latter, what
+        we know of earlier attempts is forgotten.
+        """
+        with self._publisher.transaction() as transaction:
+            connection = transaction.connection
+            batch_ids = list(connection.scalars(_ended_with_waiting()))
+            locked = list(
+                connection.scalars(
+                    select(Upload.id)
+                    .where(Upload.batch_id.in_(batch_ids), WAITING)
+                    .order_by(Upload.id)
+                    .with_for_update(skip_locked=True)
                 )
-            settle_all(transaction, batches.values())
-        return len(rows)
+            )
+            count = release_rows(
+                connection, Upload.id.in_(locked), attempts=0, deaths=0, retries=0, not_before=None
+            )
+            recount_batches(transaction, batch_ids)
+        return count
 
     def reconcile_batches(self) -> list[BatchProgress]:
         """Recount batches whose counters are not those of their uploads, and end what is done."""
         with self._publisher.transaction() as transaction:
             drifted = transaction.connection.scalars(_drifted()).all()
         # A transition under way looks like a difference too; the recount waits for it.
-        settled = (self._batches.settle_batch(batch_id) for batch_id in drifted)
-        return [progress for progress in settled if progress]
+        recounted = (self._batches.recount_batch(batch_id) for batch_id in drifted)
+        return [progress for progress in recounted if progress]
 
     def overdue(self) -> dict[str, int]:
         """Count what the transitions above would put right now, by what it is."""
@@ -253,6 +287,7 @@ class Backlog:
             return {
                 "uploads to retry": connection.scalar(due) or 0,
                 "uploads without a batch": connection.scalar(forgotten) or 0,
+                "uploads in batches that had ended": _waiting_in(connection, _ended_with_waiting()),
                 "batches to recount": len(connection.scalars(_drifted()).all()),
             }
 
@@ -292,7 +327,7 @@ def _due() -> Any:
     return and_(
         Upload.retry_at <= func.now(),
         Upload.processing_status == UploadStatus.FAILED,
-        func.coalesce(UploadBatch.status, "").in_(REDOABLE_BATCH),
+        UploadBatch.status.in_(REDOABLE_BATCH),
     )
 
 
@@ -300,40 +335,70 @@ def _forgotten() -> Any:
     """Uploads that wait without a batch, and are not just being submitted."""
     return and_(
         Upload.batch_id.is_(None),
-        Upload.processing_status == UploadStatus.PENDING,
-        Upload.owner_run_id.is_(None),
-        Upload.created_at < func.now() - interval(ADOPTION_AGE_SECONDS),
+        WAITING,
+        UPLOAD_CAME < func.now() - interval(ADOPTION_AGE_SECONDS),  # noqa: SIM300 - a column
     )
+
+
+def _adopt(
+    connection: Connection, user_id: uuid.UUID | None, upload_ids: Sequence[uuid.UUID]
+) -> uuid.UUID:
+    """Put uploads into a batch of their own; returns its id."""
+    batch_id = uuid.uuid4()
+    connection.execute(insert(UploadBatch).values(id=batch_id, user_id=user_id))
+    connection.execute(
+        update(Upload)
+        .where(Upload.id.in_(upload_ids))
+        .values(batch_id=batch_id, slice=None, updated_at=func.now())
+    )
+    return batch_id
+
+
+def _ended_with_waiting() -> Select[uuid.UUID]:
+    """Batches that have ended, however long ago, and in which uploads wait.
+
+    The index `ix_uploads_waiting` is not read through, which takes long while millions wait, but
+    from each batch in it to the next one.
+    """
+    waiting = select(Upload.batch_id).where(WAITING).order_by(Upload.batch_id).limit(1)
+    first = waiting.where(Upload.batch_id.is_not(None)).scalar_subquery()
+    found = select(first.label("id")).cte("with_waiting", recursive=True)
+    following = waiting.where(Upload.batch_id > found.c.id).scalar_subquery()
+    found = found.union_all(select(following).where(found.c.id.is_not(None)))
+    ended = (
+        select(UploadBatch.id)
+        .where(UploadBatch.id == found.c.id, UploadBatch.status == BatchStatus.COMPLETED)
+        .limit(1)  # one by one, by their ids
+        .lateral("ended")
+    )
+    return select(ended.c.id).select_from(found.join(ended, true())).order_by(ended.c.id)
+
+
+def _waiting_in(connection: Connection, batches: Select[uuid.UUID]) -> int:
+    batch_ids = connection.scalars(batches).all()
+    waiting = select(func.count()).where(Upload.batch_id.in_(batch_ids), WAITING)
+    return (connection.scalar(waiting) or 0) if batch_ids else 0
 
 
 def _drifted() -> Select[uuid.UUID]:
     """Batches whose counters differ from a recount, and open ones in which nothing is open."""
-    status = Upload.processing_status
-    recount = (
-        select(
-            func.count().label("total"),
-            func.count().filter(status == UploadStatus.COMPLETED).label("successful"),
-            func.count().filter(status == UploadStatus.FAILED).label("failed"),
-        )
-        .where(Upload.batch_id == UploadBatch.id)
-        .lateral("recount")
-    )
-    counted = recount.c.successful + recount.c.failed
+    counts = count_uploads(UploadBatch.id).lateral("counts")
+    counted = counts.c.successful + counts.c.failed
     is_open = UploadBatch.status.in_(OPEN_BATCH)
     return (
         select(UploadBatch.id)
-        .join(recount, true())
+        .join(counts, true())
         .where(
             or_(is_open, UploadBatch.updated_at > func.now() - interval(RECOUNT_DAYS * 86400)),
             or_(
-                UploadBatch.total_uploads != recount.c.total,
-                UploadBatch.successful_uploads != recount.c.successful,
-                UploadBatch.failed_uploads != recount.c.failed,
-                UploadBatch.processed_uploads != counted,
+                UploadBatch.total_uploads.is_distinct_from(counts.c.total),
+                UploadBatch.successful_uploads.is_distinct_from(counts.c.successful),
+                UploadBatch.failed_uploads.is_distinct_from(counts.c.failed),
+                UploadBatch.processed_uploads.is_distinct_from(counted),
                 # One that is pending without uploads is still being filled.
-                and_(is_open, counted == recount.c.total, recount.c.total > 0),
-                and_(UploadBatch.status == BatchStatus.PROCESSING, recount.c.total == 0),
-                and_(UploadBatch.status == BatchStatus.COMPLETED, counted != recount.c.total),
+                and_(is_open, counted == counts.c.total, counts.c.total > 0),
+                and_(UploadBatch.status == BatchStatus.PROCESSING, counts.c.total == 0),
+                and_(UploadBatch.status == BatchStatus.COMPLETED, counted != counts.c.total),
             ),
         )
         .order_by(UploadBatch.id)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, case, func, select, update
 
+from batch_pipeline.database.failures import each_repeated
 from batch_pipeline.database.models import (
     OPEN_BATCH,
     BatchStatus,
@@ -14,11 +15,11 @@ from batch_pipeline.database.models import (
     UploadStatus,
 )
 from batch_pipeline.errors import NotFoundError
-from batch_pipeline.services.progress.batch_progress import BatchProgress, ProgressPublisher
+from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
 from batch_pipeline.services.states.transitions import (
-    reopen,
-    reset_rows,
-    settle,
+    make_pending,
+    recount_batch,
+    retry_failed,
     updated_batch_or_none,
 )
 
@@ -26,20 +27,21 @@ from batch_pipeline.services.states.transitions import (
 REDOABLE_BATCH = (*OPEN_BATCH, BatchStatus.COMPLETED)
 
 
+@each_repeated
 class BatchStates:
     """Every transition that a person asks for."""
 
     def __init__(self, publisher: ProgressPublisher) -> None:
         self._publisher = publisher
 
-    def settle_batch(self, batch_id: uuid.UUID) -> BatchProgress | None:
+    def recount_batch(self, batch_id: uuid.UUID) -> BatchProgress | None:
         """Recount a batch from its uploads, and end it if nothing is open."""
         with self._publisher.transaction() as transaction:
             if not transaction.connection.scalar(
                 select(UploadBatch.id).where(UploadBatch.id == batch_id)
             ):
                 return None
-            progress = settle(transaction.connection, batch_id)
+            progress = recount_batch(transaction.connection, batch_id)
             transaction.announce(progress, progress.user_id)
         return progress
 
@@ -74,7 +76,7 @@ class BatchStates:
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             _require_its_own(connection, batch_id, upload_ids)
-            count = reopen(connection, batch_id, upload_ids=upload_ids, reason="retry")
+            count = retry_failed(connection, batch_id, upload_ids=upload_ids, reason="retry")
             exists = connection.execute(
                 update(UploadBatch)
                 .where(UploadBatch.id == batch_id)
@@ -92,7 +94,7 @@ class BatchStates:
             ).rowcount
             if not exists:
                 return None
-            progress = settle(connection, batch_id)
+            progress = recount_batch(connection, batch_id)
             transaction.announce(progress, progress.user_id)
         return count, progress
 
@@ -122,7 +124,7 @@ class BatchStates:
             )
             if status not in REDOABLE_BATCH:
                 return None
-            count = reset_rows(
+            count = make_pending(
                 connection,
                 Upload.id.in_(locked),
                 redo=[stage],
@@ -133,7 +135,7 @@ class BatchStates:
                 error_message=None,
                 dispatch_reason="reprocess",
             )
-            progress = settle(connection, batch_id)
+            progress = recount_batch(connection, batch_id)
             transaction.announce(progress, progress.user_id)
         return count, progress
 

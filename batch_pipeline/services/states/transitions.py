@@ -1,4 +1,4 @@
-"""What all transitions are made of: counting, settling, releasing and announcing.
+"""What all transitions are made of: counting, recounting, releasing and announcing.
 
 Functions on an open connection, called by `UploadStates`, `BatchStates` and `Backlog`: the only
 code that changes a status or a counter. The rules that hold for all three:
@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
     Connection,
     Select,
     Update,
@@ -33,9 +32,10 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
+from batch_pipeline.database.readings import FILE_SIZE, FILENAME, count, owner
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import KindedError, PipelineError
-from batch_pipeline.services.progress.batch_progress import (
+from batch_pipeline.services.progress.publishing import (
     PROGRESS,
     Announcer,
     BatchProgress,
@@ -48,14 +48,14 @@ BEGUN, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
 
 
 def count_ends(batch_id: Any, *, successful: int, failed: int) -> Update:
-    """Add uploads that have ended to a batch's counters; returns `PROGRESS`, for `settled`."""
+    """Add uploads that have ended to a batch's counters; returns `PROGRESS`, for `end_if_done`."""
     return (
         update(UploadBatch)
         .where(UploadBatch.id == batch_id)
         .values(
-            processed_uploads=UploadBatch.processed_uploads + successful + failed,
-            successful_uploads=UploadBatch.successful_uploads + successful,
-            failed_uploads=UploadBatch.failed_uploads + failed,
+            processed_uploads=count(UploadBatch.processed_uploads) + successful + failed,
+            successful_uploads=count(UploadBatch.successful_uploads) + successful,
+            failed_uploads=count(UploadBatch.failed_uploads) + failed,
             died_runs=0 if successful + failed > 0 else UploadBatch.died_runs,
             updated_at=func.now(),
         )
@@ -69,26 +69,26 @@ def count_failed(connection: Connection, batch_id: uuid.UUID, number: int) -> Ba
     Returns None if the batch is gone.
     """
     row = connection.execute(count_ends(batch_id, successful=0, failed=number)).one_or_none()
-    return settled(connection, BatchProgress(*row)) if row else None
+    return end_if_done(connection, BatchProgress(*row)) if row else None
 
 
-def settled(connection: Connection, progress: BatchProgress) -> BatchProgress:
+def end_if_done(connection: Connection, progress: BatchProgress) -> BatchProgress:
     """End or reopen a batch whose counters have just changed, if they ask for it."""
     # Counting all uploads is left to the few transitions that may end or reopen the batch.
     looks_ended = progress.processed >= progress.total
     if looks_ended == (progress.status == BatchStatus.COMPLETED):
         return progress
-    return settle(connection, progress.batch_id)
+    return recount_batch(connection, progress.batch_id)
 
 
-def settle(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
+def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
     """Recount a batch that exists, and end or reopen it accordingly."""
     # The batch is locked before its uploads are counted: a transition that has changed its
     # upload but not yet the batch waits here, and adds itself to the recount.
     status = connection.execute(
         select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
     ).scalar_one()
-    counts = recount(connection, batch_id)
+    counts = connection.execute(count_uploads(batch_id)).one()
     processed = counts.successful + counts.failed
     # A pending batch without uploads is one that somebody is still filling.
     has_ended = processed == counts.total and (counts.total or status != BatchStatus.PENDING)
@@ -118,14 +118,14 @@ def settle(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
     )
 
 
-def settle_all(transaction: Announcer, batch_ids: Iterable[uuid.UUID]) -> None:
-    """Settle batches in the order of their ids, and announce each."""
+def recount_batches(transaction: Announcer, batch_ids: Iterable[uuid.UUID]) -> None:
+    """Recount batches in the order of their ids, and announce each."""
     for batch_id in sorted(batch_ids):
-        progress = settle(transaction.connection, batch_id)
+        progress = recount_batch(transaction.connection, batch_id)
         transaction.announce(progress, progress.user_id)
 
 
-def reopen(
+def retry_failed(
     connection: Connection,
     batch_id: uuid.UUID,
     *,
@@ -144,7 +144,7 @@ def reopen(
     )
 
 
-def go_on_with(connection: Connection, batch_id: uuid.UUID) -> None:
+def reopen_batch(connection: Connection, batch_id: uuid.UUID) -> None:
     """Open a batch again that was given up: a person has asked for one of its uploads.
 
     The count of its dead runs stays, so that the next one that dies is the last again.
@@ -156,16 +156,18 @@ def go_on_with(connection: Connection, batch_id: uuid.UUID) -> None:
     )
 
 
-def recount(connection: Connection, batch_id: uuid.UUID) -> AnyRow:
-    """Count a batch's uploads: ``total``, ``successful`` and ``failed``."""
+def count_uploads(batch_id: Any) -> Select[int, int, int]:
+    """Count a batch's uploads: ``total``, ``successful`` and ``failed``.
+
+    One whose status is a word of the upload API's own, or none, is not for us to process: it
+    neither counts nor keeps the batch open.
+    """
     status = Upload.processing_status
-    return connection.execute(
-        select(
-            func.count().label("total"),
-            func.count().filter(status == UploadStatus.COMPLETED).label("successful"),
-            func.count().filter(status == UploadStatus.FAILED).label("failed"),
-        ).where(Upload.batch_id == batch_id)
-    ).one()
+    return select(
+        func.count().label("total"),
+        func.count().filter(status == UploadStatus.COMPLETED).label("successful"),
+        func.count().filter(status == UploadStatus.FAILED).label("failed"),
+    ).where(Upload.batch_id == batch_id, status.in_(list(UploadStatus)))
 
 
 def release_rows(connection: Connection, condition: Any, **values: Any) -> int:
@@ -173,12 +175,12 @@ def release_rows(connection: Connection, condition: Any, **values: Any) -> int:
     reason = values.pop("reason", None)
     if reason:
         values["dispatch_reason"] = reason
-    return reset_rows(
+    return make_pending(
         connection, and_(condition, Upload.processing_status != UploadStatus.COMPLETED), **values
     )
 
 
-def reset_rows(connection: Connection, condition: Any, **values: Any) -> int:
+def make_pending(connection: Connection, condition: Any, **values: Any) -> int:
     """Make uploads pending, in no slice and held by nobody; returns how many."""
     result = connection.execute(
         update(Upload)
@@ -224,11 +226,6 @@ def updated_batch(connection: Connection, statement: Any) -> BatchProgress:
     return BatchProgress(*connection.execute(statement.returning(*PROGRESS)).one())
 
 
-def interval(number: float | BindParameter[float]) -> Any:
-    """An interval of the database."""
-    return func.make_interval(0, 0, 0, 0, 0, 0, number)
-
-
 def noted(error: PipelineError | None) -> dict[str, str]:
     """Columns that keep the reason of an error; none without one."""
     if error is None:
@@ -241,10 +238,10 @@ def noted(error: PipelineError | None) -> dict[str, str]:
 #: What `announce_file` and `percentage_reached` read of an upload.
 ANNOUNCED = (
     Upload.id,
-    Upload.user_id,
+    owner(Upload.user_id),
     Upload.batch_id,
-    Upload.filename,
-    Upload.file_size,
+    FILENAME,
+    FILE_SIZE,
     Upload.thumbnail_path,
     Upload.description,
 )

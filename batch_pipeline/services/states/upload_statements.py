@@ -25,11 +25,19 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
 from batch_pipeline.database.lone_statements import LoneStatement
-from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus
-from batch_pipeline.services.progress.batch_progress import queue_counters, queue_file_message
+from batch_pipeline.database.models import (
+    BatchStatus,
+    MadeThumbnail,
+    Upload,
+    UploadBatch,
+    UploadStatus,
+    Word,
+)
+from batch_pipeline.database.readings import FACTS, FILENAME, count, lease_expired
+from batch_pipeline.services.progress.publishing import queue_counters, queue_file_message
 from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
     BEGUN,
@@ -37,14 +45,13 @@ from batch_pipeline.services.states.transitions import (
     ENDED_WELL,
     THUMBNAIL_STORED,
     count_ends,
-    interval,
 )
 
 #: The row of an upload under a claim (`of_upload`, `of_run`, `token`); nobody else's.
 _HELD = and_(
     Upload.id == bindparam("of_upload"),
     Upload.owner_run_id == bindparam("of_run"),
-    Upload.claim == bindparam("token"),
+    Upload.claim_token == bindparam("token"),
 )
 _NO_STAGES = cast([], ARRAY(Text))
 
@@ -71,7 +78,7 @@ _ADD_SECONDS = Upload.stage_seconds.concat(bindparam("seconds", type_=JSONB))
 STARTED = (
     *ANNOUNCED,
     Upload.file_path,
-    Upload.claim,
+    Upload.claim_token,
     Upload.attempts,
     Upload.description_audit_score,
     Upload.vision_model,
@@ -79,10 +86,7 @@ STARTED = (
     Upload.embedding_local.is_not(None).label("has_vector"),
     Upload.redo,
 )
-_EXPIRED = or_(
-    Upload.heartbeat_at.is_(None),
-    Upload.heartbeat_at < func.now() - interval(bindparam("lease", type_=Float)),
-)
+_EXPIRED = lease_expired(bindparam("lease", type_=Float))
 #: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too, and nobody else
 #: holds it with a heartbeat younger than a lease (`lease`, seconds), and announce it; returns
 #: `STARTED`.
@@ -104,7 +108,7 @@ START = LoneStatement(
     .values(
         processing_status=UploadStatus.ANALYZING,
         owner_run_id=bindparam("of_run"),
-        claim=Upload.claim + 1,
+        claim_token=Upload.claim_token + 1,
         heartbeat_at=func.now(),
         not_before=None,
         attempts=Upload.attempts + 1,
@@ -116,7 +120,7 @@ START = LoneStatement(
 #: Lock an upload that `START` refused (`of_upload`, `lease`), and read why.
 LOCK_REFUSED = (
     select(
-        Upload.filename,
+        FILENAME,
         Upload.batch_id,
         Upload.processing_status,
         Upload.owner_run_id,
@@ -136,9 +140,28 @@ def _store(percentage: int, **values: Any) -> LoneStatement:
     return LoneStatement(held_update(stage_seconds=_ADD_SECONDS, **values).returning(message))
 
 
-STORE_THUMBNAIL = _store(
-    THUMBNAIL_STORED, thumbnail_path=bindparam("path"), redo=_without(Upload.redo, "thumbnail")
-)
+def _store_thumbnail() -> LoneStatement:
+    """Keep the path, and the note that the file is ours, which outlives the upload."""
+    message = queue_file_message(Upload, THUMBNAIL_STORED, "processing", if_=_TELL)
+    stored = (
+        held_update(
+            thumbnail_path=bindparam("path"),
+            redo=_without(Upload.redo, "thumbnail"),
+            stage_seconds=_ADD_SECONDS,
+        )
+        .returning(message.label("queued"))
+        .cte("stored")
+    )
+    noted = (
+        insert(MadeThumbnail)
+        .from_select(["upload_id", "user_id"], select(stored.c.id, stored.c.user_id))
+        .on_conflict_do_nothing()
+        .cte("noted")
+    )
+    return LoneStatement(select(*stored.c).add_cte(noted))
+
+
+STORE_THUMBNAIL = _store_thumbnail()
 _REGENERATED = bindparam("regenerated", type_=Integer)
 STORE_DESCRIPTION = _store(
     DESCRIPTION_STORED,
@@ -148,11 +171,11 @@ STORE_DESCRIPTION = _store(
     vision_model=bindparam("model"),
     # The old vector says something else: whoever takes over from here makes a new one.
     redo=func.array_append(_without(Upload.redo, "description", "embedding"), "embedding"),
-    regeneration_count=Upload.regeneration_count + _REGENERATED,
+    regeneration_count=count(Upload.regeneration_count) + _REGENERATED,
     last_regenerated_at=case((_REGENERATED > 0, func.now()), else_=Upload.last_regenerated_at),
-    facts=Upload.facts.concat(bindparam("found", type_=JSONB)),
+    facts=FACTS.concat(bindparam("found", type_=JSONB)),
     # What the content says; whoever wrote the row may have gone by the name.
-    file_type=func.coalesce(bindparam("true_file_type", type_=Text), Upload.file_type),
+    file_type=func.coalesce(bindparam("true_file_type", type_=Word()), Upload.file_type),
     mime_type=func.coalesce(bindparam("true_mime_type", type_=Text), Upload.mime_type),
     video_codec=bindparam("codec"),
 )
@@ -189,7 +212,7 @@ def _complete_within(**vector: Any) -> LoneStatement:
         count_ends(held.c.batch_id, successful=1, failed=0)
         .where(
             UploadBatch.status == BatchStatus.PROCESSING,
-            UploadBatch.processed_uploads + 1 < UploadBatch.total_uploads,
+            count(UploadBatch.processed_uploads) + 1 < count(UploadBatch.total_uploads),
         )
         .cte("counted")
     )

@@ -1,4 +1,4 @@
-"""The worker's side of the state machine: a run takes its share, begins, stores, ends, lets go.
+"""What a run does in the state machine: reserve uploads, start them, store results, end, release.
 
 An upload changes by a conditional update that names the owner and the fencing token of the claim;
 a write with an older token is refused. Its statements stand in ``upload_statements.py``; what holds
@@ -14,6 +14,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Executable, and_, case, func, or_, select, update
 
+from batch_pipeline.database.connection_setup import LATEST
+from batch_pipeline.database.failures import each_repeated
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import (
     OPEN_BATCH,
@@ -22,10 +24,11 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
+from batch_pipeline.database.readings import FILENAME, WAITING, count, interval, lease_lives
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.media.sniffing import MediaType
-from batch_pipeline.services.progress.batch_progress import (
+from batch_pipeline.services.progress.publishing import (
     PROGRESS,
     Addressed,
     Announcer,
@@ -40,15 +43,14 @@ from batch_pipeline.services.states.transitions import (
     THUMBNAIL_STORED,
     announce_file,
     count_failed,
+    end_if_done,
     file_progress,
-    go_on_with,
-    interval,
     noted,
     percentage_reached,
+    recount_batch,
     release_rows,
-    reopen,
-    settle,
-    settled,
+    reopen_batch,
+    retry_failed,
     updated_batch,
 )
 from batch_pipeline.services.states.upload_statements import (
@@ -96,7 +98,7 @@ class SkippedUpload:
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """What a run found when it took its share of a batch."""
+    """What a run found when it reserved uploads of a batch."""
 
     progress: BatchProgress
     expected_total: int
@@ -105,6 +107,7 @@ class LoadedBatch:
     """``id`` and ``filename``, oldest first."""
 
 
+@each_repeated
 class UploadStates:
     """Every transition that a run makes."""
 
@@ -121,7 +124,7 @@ class UploadStates:
         upload_ids: Sequence[uuid.UUID] = (),
         limit: int,
     ) -> LoadedBatch | None:
-        """Mark a batch processing and reserve this run's share of it.
+        """Mark a batch processing and reserve uploads of it for this run.
 
         With ``upload_ids``, failed ones among them are opened again first, and a batch that was
         given up. Nothing is reserved of a batch that is over. Returns None if it is not there.
@@ -129,25 +132,21 @@ class UploadStates:
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             batch = connection.execute(
-                select(UploadBatch.status, UploadBatch.total_uploads).where(
+                select(UploadBatch.status, count(UploadBatch.total_uploads)).where(
                     UploadBatch.id == batch_id
                 )
             ).one_or_none()
             if batch is None:
                 return None
             if upload_ids and batch.status != BatchStatus.CANCELLED:
-                reopen(connection, batch_id, upload_ids=upload_ids, reason="retry")
-                go_on_with(connection, batch_id)
-            settled = settle(connection, batch_id)
-            if settled.status not in OPEN_BATCH:
-                return LoadedBatch(settled, batch.total_uploads, [])
+                retry_failed(connection, batch_id, upload_ids=upload_ids, reason="retry")
+                reopen_batch(connection, batch_id)
+            recounted = recount_batch(connection, batch_id)
+            if recounted.status not in OPEN_BATCH:
+                return LoadedBatch(recounted, batch.total_uploads, [])
             waiting = (
                 select(Upload.id)
-                .where(
-                    Upload.batch_id == batch_id,
-                    Upload.processing_status == UploadStatus.PENDING,
-                    Upload.owner_run_id.is_(None),
-                )
+                .where(Upload.batch_id == batch_id, WAITING)
                 .order_by(Upload.created_at, Upload.id)
                 .limit(limit)
                 .with_for_update(skip_locked=True)
@@ -161,11 +160,11 @@ class UploadStates:
                 .where(Upload.id.in_(waiting.scalar_subquery()))
                 .values(
                     owner_run_id=run_id,
-                    claim=Upload.claim + 1,
+                    claim_token=Upload.claim_token + 1,
                     heartbeat_at=func.now(),
                     not_before=None,
                 )
-                .returning(Upload.id, Upload.filename, Upload.created_at)
+                .returning(Upload.id, FILENAME, Upload.created_at)
             ).all()
             progress = updated_batch(
                 connection,
@@ -181,9 +180,8 @@ class UploadStates:
                 ),
             )
             transaction.announce(progress, progress.user_id)
-        return LoadedBatch(
-            progress, batch.total_uploads, sorted(reserved, key=lambda r: (r.created_at, r.id))
-        )
+        oldest_first = sorted(reserved, key=lambda row: (row.created_at or LATEST, row.id))
+        return LoadedBatch(progress, batch.total_uploads, oldest_first)
 
     def start(self, upload_id: uuid.UUID, run_id: str) -> StartedUpload | SkippedUpload:
         """Begin an attempt, if the upload is there to be worked by this run.
@@ -202,7 +200,7 @@ class UploadStates:
                     return SkippedUpload(upload_id, "its batch was cancelled or given up meanwhile")
                 for message, user_id in _begun(row):
                     transaction.note(message, user_id)
-        return StartedUpload(Claim(upload_id, run_id, row.claim), row)
+        return StartedUpload(Claim(upload_id, run_id, row.claim_token), row)
 
     def store_thumbnail(self, claim: Claim, path: str, seconds: Mapping[str, float]) -> None:
         """Keep the preview; a later attempt does not make it again."""
@@ -274,7 +272,7 @@ class UploadStates:
             announce_file(transaction, row, ENDED_WELL, "completed")
             progress = _counted(row)
             if progress:
-                progress = settled(transaction.connection, progress)
+                progress = end_if_done(transaction.connection, progress)
                 transaction.announce(progress, progress.user_id)
         return progress
 
@@ -346,7 +344,7 @@ class UploadStates:
                 not_before=func.now() + interval(resume_after_seconds),
             )
 
-    def postpone(
+    def release_waiting(
         self,
         batch_id: uuid.UUID,
         reason: PipelineError,
@@ -359,21 +357,17 @@ class UploadStates:
 
         They leave their slice, whose run this was, so that the next one is asked for by itself.
         """
-        share = and_(
-            Upload.batch_id == batch_id,
-            Upload.processing_status == UploadStatus.PENDING,
-            Upload.owner_run_id.is_(None),
-        )
+        waiting = and_(Upload.batch_id == batch_id, WAITING)
         if slice_number is not None:
-            share = and_(share, Upload.slice == slice_number)
+            waiting = and_(waiting, Upload.slice == slice_number)
         if upload_ids:
-            share = and_(share, Upload.id.in_(upload_ids))
+            waiting = and_(waiting, Upload.id.in_(upload_ids))
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             locked = list(
                 connection.scalars(
                     select(Upload.id)
-                    .where(share)
+                    .where(waiting)
                     .order_by(Upload.id)
                     .with_for_update(skip_locked=True)
                 )
@@ -415,8 +409,7 @@ class UploadStates:
         with self._publisher.transaction() as transaction:
             rows = transaction.connection.execute(
                 select(Upload.id, Upload.processing_status).where(
-                    Upload.owner_run_id == run_id,
-                    Upload.heartbeat_at >= func.now() - interval(self._lease_seconds),
+                    Upload.owner_run_id == run_id, lease_lives(self._lease_seconds)
                 )
             ).all()
         return {row.id: row.processing_status != UploadStatus.PENDING for row in rows}
@@ -425,14 +418,16 @@ class UploadStates:
         """Tell which claims are still held and belong to a batch that nobody cancelled."""
         with self._publisher.transaction() as transaction:
             rows = transaction.connection.execute(
-                select(Upload.id, Upload.owner_run_id, Upload.claim)
+                select(Upload.id, Upload.owner_run_id, Upload.claim_token)
                 .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
                 .where(
                     Upload.id.in_([claim.upload_id for claim in claims]),
-                    func.coalesce(UploadBatch.status, "") != BatchStatus.CANCELLED,
+                    UploadBatch.status.is_distinct_from(BatchStatus.CANCELLED),
                 )
             ).all()
-        return set(claims) & {Claim(row.id, row.owner_run_id or "", row.claim) for row in rows}
+        return set(claims) & {
+            Claim(row.id, row.owner_run_id or "", row.claim_token) for row in rows
+        }
 
     def catch_up_progress(self) -> None:
         """Announce what was left out while uploads ended faster than anybody reads."""
@@ -459,7 +454,7 @@ class UploadStates:
                 release_rows(connection, Upload.id == upload_id)
             return SkippedUpload(upload_id, reason, row.filename)
         if row.batch_status == BatchStatus.FAILED:
-            go_on_with(connection, row.batch_id)
+            reopen_batch(connection, row.batch_id)
         if row.processing_status == UploadStatus.FAILED:
             release_rows(connection, Upload.id == upload_id, attempts=0)
             progress = row.batch_id and count_failed(connection, row.batch_id, -1)
@@ -512,7 +507,7 @@ def _held(claim: Claim) -> Any:
     return and_(
         Upload.id == claim.upload_id,
         Upload.owner_run_id == claim.run_id,
-        Upload.claim == claim.token,
+        Upload.claim_token == claim.token,
     )
 
 

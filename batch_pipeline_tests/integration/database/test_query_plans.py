@@ -15,16 +15,18 @@ from batch_pipeline.errors import PermanentError, ServiceDownError
 from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
-from batch_pipeline.services.reports import batch_status, dispatch
-from batch_pipeline.services.reports.batch_report import batch_report
+from batch_pipeline.services.reports import batch_status
 from batch_pipeline.services.reports.batch_summary import batch_summary
 from batch_pipeline.services.reports.ended_batches import EndsSeen, newly_ended
 from batch_pipeline.services.reports.metrics import read_metrics
+from batch_pipeline.services.reports.report_page import batch_report
 from batch_pipeline.services.reprocessing import Selection, _selected, reprocess
 from batch_pipeline.services.search import search
+from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.testing.records import USER, upload_rows
 
@@ -47,7 +49,7 @@ FILL = """
     SELECT b.user_id, b.id, 'picture.jpg', b.id || '/' || n, 'image', 1000, 1,
         CASE WHEN b.status = 'pending' OR (b.status = 'processing' AND n > 50) THEN 'pending'
             WHEN n % 50 = 0 THEN 'failed' ELSE 'completed' END,
-        'A picture.', 90, 'embedded-hashing-1', b.created_at, b.created_at,
+        'A picture.', 90, 'embedded-sentences-1', b.created_at, b.created_at,
         CASE WHEN n = 1 THEN array_fill(random(), ARRAY[{width}])::vector END
     FROM upload_batches b, generate_series(1, {size}) n
 """
@@ -138,25 +140,28 @@ def test_a_batch_is_worked_without_reading_a_table_through(full_pipeline, plans)
     states.release(three)
     states.exists(first.id)
     states.release_run("run")
-    full_pipeline.batches.settle_batch(batch_id)
+    full_pipeline.batches.recount_batch(batch_id)
     full_pipeline.batches.retry_batch(batch_id)
     full_pipeline.batches.cancel_batch(batch_id)
     assert_no_sequential_scan(plans)
 
 
 def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, plans):
-    dispatch.open_slices(full_pipeline.database, 250)
-    waiting = dispatch.waiting_slices(full_pipeline.database)
+    database = full_pipeline.database
+    for slice_ in unnumbered_slices(database, 250, at_most=4):
+        open_slice(database, slice_, 250)
+    waiting = numbered_slices(database)
     assert waiting
     backlog = full_pipeline.backlog
     backlog.rescue(["ended"])
     backlog.owners()
     backlog.run_is_silent("run")
     backlog.left_behind(waiting[0].batch_id, "run", waiting[0].number)
-    backlog.open_slices_anew([(waiting[0].batch_id, waiting[0].number)])
+    backlog.release_slices([(waiting[0].batch_id, waiting[0].number)])
     backlog.note_died_run(waiting[0].batch_id, "reason")
     backlog.retry_due()
     backlog.adopt()
+    backlog.reopen_ended()
     backlog.overdue()
     with full_pipeline.database.transaction() as connection:
         connection.execute(
@@ -184,7 +189,9 @@ def test_the_commands_do_not_read_a_table_through(full_pipeline, plans):
     batch_status.newest_batches(database, limit=20, offset=40)
     batch_status.described_below(database, 60)
     assert list(watch_batch(database, ended))
-    found = search(database, EmbeddedEmbedding(1024), "blue sea", user_id=USER, limit=5)
+    found = search(
+        database, EmbeddedEmbedding(1024), "blue sea", filters=Filters(user_id=USER), limit=5
+    )
     assert len(found) == 5
     assert_no_sequential_scan(plans)
 
@@ -203,7 +210,9 @@ def test_what_people_ask_for_does_not_read_the_uploads_through(full_pipeline, pl
     reprocess(database, batches, Selection(Stage.EMBEDDING, upload_ids=uploads[50:60]))
     batches.retry_batch(other, uploads[:3])
     batches.redo(other, Stage.DESCRIPTION, uploads[60:70])
-    assert not search(database, EmbeddedEmbedding(1024), "blue sea", user_id=uuid.uuid4())
+    assert not search(
+        database, EmbeddedEmbedding(1024), "blue sea", filters=Filters(user_id=uuid.uuid4())
+    )
     assert_no_sequential_scan(plans, of="uploads")
 
 
@@ -211,15 +220,17 @@ def test_what_is_done_in_the_background_does_not_read_the_uploads_through(full_p
     database, states = full_pipeline.database, full_pipeline.states
     batch_id = an_open_batch(full_pipeline)
     plans.clear()
-    states.postpone(batch_id, ServiceDownError("down", "down"), resume_after_seconds=1)
+    states.release_waiting(batch_id, ServiceDownError("down", "down"), resume_after_seconds=1)
     full_pipeline.publisher._filter.leave_behind({batch_id})
     full_pipeline.publisher.catch_up()
     ended = newly_ended(database, EndsSeen(), limit=5)
     assert ended
     newly_ended(database, EndsSeen().and_(ended), limit=5)
     batch_status.batches_ended_before(database, [batch_id], days=90)
-    full_pipeline.storage.write(f"{USER}/{uuid.uuid4()}/original.jpg", b"x")
-    remove_leftovers(database, full_pipeline.storage)
+    with database.transaction() as connection:
+        notes = "INSERT INTO made_thumbnails SELECT id, user_id, '2026-01-01' FROM uploads LIMIT 50"
+        connection.execute(text(notes))
+    remove_leftovers(database, full_pipeline.storage, full_pipeline.ownership)
     assert_no_sequential_scan(plans, of="uploads")
 
 

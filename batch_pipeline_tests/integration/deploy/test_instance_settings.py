@@ -14,7 +14,7 @@ from dagster_aws.s3 import S3ComputeLogManager
 from sqlalchemy import text
 from sqlalchemy.pool import NullPool
 
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.testing.object_store import ObjectStore
 from batch_pipeline.testing.records import add_batch
 
@@ -109,7 +109,7 @@ def test_in_an_instance_of_others_a_run_keeps_its_connections_and_is_not_retried
     shared_instance, pipeline
 ):
     batch_id = add_batch(pipeline.database, 1)  # of a file that is missing
-    resources = {"pipeline": dg.ResourceDefinition.hardcoded_resource(pipeline)}
+    resources = {"batch_pipeline": dg.ResourceDefinition.hardcoded_resource(pipeline)}
     job = build_definitions(pipeline.settings, resources).resolve_job_def("process_batch")
     storages = (shared_instance.event_log_storage, shared_instance.run_storage)
     assert {type(storage._engine.pool) for storage in storages} == {NullPool}

@@ -24,7 +24,7 @@ from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster_k8s.models import k8s_model_from_dict, k8s_snake_case_dict
 from kubernetes.client import V1Probe
 
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.tags import BATCH_TAG
 from batch_pipeline.services.batch_intake import submit

@@ -81,3 +81,14 @@ def test_a_key_that_is_refused_names_the_setting(
     assert [check.ok for check in checks] == [False, False]
     assert all("API_KEY" in check.hint for check in checks)
     assert all("wrong" not in check.detail for check in checks)
+
+
+def test_the_look_before_a_run_asks_no_model_for_a_description(
+    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+) -> None:
+    analyzer = build()
+    for _ in range(3):
+        assert analyzer.outages() == []
+
+    # The protocol of OpenAI does not tell the length of vectors; one word does, once.
+    assert [call.kind for call in server.calls] == (["embedding"] if dialect == "openai" else [])

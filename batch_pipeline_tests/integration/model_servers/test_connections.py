@@ -37,9 +37,9 @@ def vision(dialect: str, server: ScriptedModelServer, clock: Clock) -> Iterator[
     """A vision model whose circuit goes by the test's clock and opens at the first failure."""
     limits, circuit = CallLimits(), Circuit(failures_to_open=1, pause_seconds=5, clock=clock)
     remote: ModelServer = (
-        OllamaServer(server.ollama_url, limits, circuit)
+        OllamaServer(server.ollama_url, limits, circuit=circuit)
         if dialect == "ollama"
-        else OpenAICompatibleServer(server.openai_url, "", limits, circuit)
+        else OpenAICompatibleServer(server.openai_url, "", limits, circuit=circuit)
     )
     yield RemoteVision([remote], "qwen2.5vl:7b", CallGate(4))
     remote.close()

@@ -76,6 +76,8 @@ def test_equal_settings_share_one_analyzer_and_so_its_caps() -> None:
         ({"analyzer": "ollama", "ollama_host": "http://"}, "BATCH_PIPELINE_OLLAMA_HOST"),
         ({"analyzer": "ollama", "ollama_host": "http://a:b"}, "BATCH_PIPELINE_OLLAMA_HOST"),
         ({"embedder": "openai"}, "BATCH_PIPELINE_OPENAI_BASE_URL"),
+        ({"analyzer": "ollama", "ollama_host": "http://a#many"}, "BATCH_PIPELINE_OLLAMA_HOST"),
+        ({"analyzer": "ollama", "ollama_host": "http://a#0"}, "BATCH_PIPELINE_OLLAMA_HOST"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_named_with_an_example(

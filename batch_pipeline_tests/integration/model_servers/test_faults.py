@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from batch_pipeline.errors import (
-    ClaimLostError,
     KindedError,
     PermanentError,
     ServiceDownError,
     TransientError,
+    WorkCancelledError,
 )
+from batch_pipeline.model_servers import server_group
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer, at_random
 from batch_pipeline_tests.integration.model_servers.conftest import (
     IMAGE,
@@ -21,6 +22,8 @@ from batch_pipeline_tests.integration.model_servers.conftest import (
     picture,
 )
 from batch_pipeline_tests.patience import DEADLINE, promised
+
+DOUBTFUL = {Fault.MISSING_404, Fault.REFUSED_KEY_401, Fault.UNSUITABLE_400}
 
 
 @pytest.mark.parametrize(
@@ -47,13 +50,15 @@ def test_a_fault_of_a_description_is_named_by_what_to_do_next(
 ) -> None:
     error, kind = named
     vision = build().vision
-    server.play("vision", [fault])
+    server.play("vision", itertools.repeat(fault))
 
     with pytest.raises(error, match=reason) as raised:
         vision.describe(IMAGE, [picture()])
 
     assert raised.value.kind == kind
-    assert len(server.calls) == 1
+    # What might be about this picture alone is asked once more, about a picture that is known.
+    assert len(server.calls) == (2 if fault in DOUBTFUL else 1)
+    server.play("vision", [])
     assert vision.describe(IMAGE, [picture()])  # nothing of it lingers
 
 
@@ -108,9 +113,9 @@ def test_a_busy_server_is_asked_again_when_it_says(
 
 
 def test_a_server_that_stays_busy_is_left_alone_after_a_few_tries(
-    build: BuildAnalyzer, server: ScriptedModelServer
+    build: BuildAnalyzer, server: ScriptedModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.retry_after = "0.01"
+    monkeypatch.setattr(server_group, "_BUSY_WAIT_SECONDS", 0.01)
     server.play("vision", itertools.repeat(Fault.BUSY_503))
 
     with pytest.raises(TransientError, match="maximum pending requests") as raised:
@@ -120,14 +125,33 @@ def test_a_server_that_stays_busy_is_left_alone_after_a_few_tries(
     assert len(server.calls) == 4
 
 
+@pytest.mark.parametrize("fault", [Fault.BUSY_503, Fault.BUSY_429])
+def test_a_server_that_only_ever_asks_to_wait_is_an_outage_and_fails_no_upload(
+    build: BuildAnalyzer, server: ScriptedModelServer, fault: Fault
+) -> None:
+    server.retry_after = "0.05"
+    server.play("vision", itertools.repeat(fault))
+
+    with pytest.raises(ServiceDownError, match="has turned a call away") as raised:
+        build(model_total_seconds=0.3).vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_rate_limited"
+
+
 def test_a_long_pause_that_a_server_asks_for_is_not_spent_holding_an_upload(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.retry_after = "3600"
     server.play("vision", [Fault.BUSY_429])
+    vision = build().vision
 
-    with pytest.raises(TransientError, match="too many requests"):
-        build().vision.describe(IMAGE, [picture()])
+    for _ in range(2):
+        with pytest.raises(ServiceDownError, match="too many requests") as raised:
+            vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_rate_limited"
+    assert 800 < raised.value.resume_after_seconds <= 900
+    assert len(server.calls) == 1, "it was called in the pause that it asked for"
 
 
 def test_a_silent_server_holds_a_call_no_longer_than_the_read_time_out(
@@ -170,7 +194,7 @@ def test_a_cancelled_call_ends_within_two_seconds_and_closes_its_connection(
         call = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled.is_set)
         server.wait_for_calls(1)
         cancelled.set()
-        with pytest.raises(ClaimLostError):
+        with pytest.raises(WorkCancelledError):
             call.result(timeout=promised(2))
 
     assert server.calls[0].client_left.wait(timeout=DEADLINE)
@@ -190,10 +214,10 @@ def test_a_call_that_waits_for_its_turn_can_be_cancelled(
         server.wait_for_calls(1)
         second = threads.submit(vision.describe, IMAGE, [picture()], cancelled=cancelled.is_set)
         cancelled.set()
-        with pytest.raises(ClaimLostError):
+        with pytest.raises(WorkCancelledError):
             second.result(timeout=promised(2))
         first_cancelled.set()
-        with pytest.raises(ClaimLostError):
+        with pytest.raises(WorkCancelledError):
             first.result(timeout=promised(2))
 
     assert len(server.calls) == 1

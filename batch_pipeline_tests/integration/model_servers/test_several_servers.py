@@ -45,6 +45,20 @@ def test_the_cap_is_that_of_each_server_and_both_are_used(
     assert [each.most_in_flight["vision"] for each in (server, other)] == [2, 2]
 
 
+def test_a_server_may_have_a_cap_of_its_own(
+    build: BuildAnalyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    server.latency_seconds = other.latency_seconds = 0.05
+    analyzer = build(
+        ollama_host=f"{server.ollama_url}#3,{other.ollama_url}",
+        openai_base_url=f"{server.openai_url}#3,{other.openai_url}",
+        max_vision_calls=1,
+    )
+    describe(analyzer, 32, threads=8)
+
+    assert [each.most_in_flight["vision"] for each in (server, other)] == [3, 1]
+
+
 def test_a_server_that_is_down_leaves_its_calls_to_the_other(
     both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
 ) -> None:
@@ -78,7 +92,20 @@ def test_a_server_without_the_model_is_set_aside_instead_of_drawing_calls_by_bei
     describe(both, 20, threads=1)
 
     assert len(other.calls_of("vision")) == 20
-    assert len(server.calls_of("vision")) <= 1
+    # The call that it drew, and the question whether it would answer any other.
+    assert len(server.calls_of("vision")) <= 2
+
+
+def test_a_server_whose_vectors_do_not_fit_leaves_its_calls_to_the_other(
+    both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    server.dimensions = 768
+
+    for _ in range(4):
+        assert both.embedding.embed(["a boat"])
+
+    assert len(server.calls_of("embedding")) <= 1
+    assert len(other.calls_of("embedding")) == 4
 
 
 def test_an_error_of_one_call_is_not_carried_to_the_other_server(

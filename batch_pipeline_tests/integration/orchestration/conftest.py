@@ -14,11 +14,11 @@ import psycopg
 import pytest
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
-from batch_pipeline.definitions import build_definitions
 from batch_pipeline.model_servers.factory import close_analyzers
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.progress.batch_progress import CHANNEL
+from batch_pipeline.services.progress.publishing import CHANNEL
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.listening import messages_until_now
@@ -63,7 +63,7 @@ class Runner:
     @cached_property
     def job(self) -> dg.JobDefinition:
         resource = dg.ResourceDefinition.hardcoded_resource(self.pipeline)
-        definitions = build_definitions(self.pipeline.settings, {"pipeline": resource})
+        definitions = build_definitions(self.pipeline.settings, {"batch_pipeline": resource})
         return definitions.resolve_job_def("process_batch")
 
     def submit(self, *names: str | Path) -> uuid.UUID:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from datetime import timedelta
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import dagster as dg
@@ -14,10 +15,11 @@ from PIL import Image
 from sqlalchemy import func, text, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sensors import REPORTS_PER_TICK
 from batch_pipeline.services.reports.batch_summary import MAX_FAILURES, MAX_SHEET_BYTES, MAX_SLOWEST
-from batch_pipeline.testing.records import USER, add_batch, upload_rows
+from batch_pipeline.services.reports.ended_batches import MAX_TRIES
+from batch_pipeline.testing.records import USER, add_batch, make_unreadable, upload_rows
 
 from .conftest import MEDIA
 
@@ -30,12 +32,12 @@ class Reporter:
     def __init__(self, pipeline, instance):
         self.pipeline, self.instance, self.cursor = pipeline, instance, None
         resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-        definitions = build_definitions(pipeline.settings, {"pipeline": resource})
+        definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
         self.sensor = definitions.resolve_sensor_def("report_ended_batches")
 
     def tick(self):
         context = dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources={"pipeline": self.pipeline}
+            instance=self.instance, cursor=self.cursor, resources={"batch_pipeline": self.pipeline}
         )
         tick = self.sensor.evaluate_tick(context)
         self.cursor = tick.cursor
@@ -262,3 +264,92 @@ def test_a_damaged_thumbnail_is_left_out(reporter, pipeline):
     ended_batch(pipeline, [ENDED | {"thumbnail_path": path}, ENDED | gone])
     [report] = reports(reporter.tick())
     assert "contact_sheet" not in report.metadata
+
+
+# One bad file or row
+
+
+def looping_link(pipeline, path):
+    """A thumbnail that nobody can read, although the storage is well."""
+    link = Path(pipeline.settings.storage_location) / path
+    link.parent.mkdir(parents=True)
+    link.symlink_to(link.name)
+    return {"thumbnail_path": path}
+
+
+def stored_thumbnail(pipeline, path):
+    data = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(data, "JPEG")
+    pipeline.storage.write(path, data.getvalue())
+    return {"thumbnail_path": path}
+
+
+def test_a_thumbnail_that_nobody_can_read_is_left_out_of_the_contact_sheet(reporter, pipeline):
+    bad = looping_link(pipeline, f"{USER}/1/thumb_256.jpg")
+    good = stored_thumbnail(pipeline, f"{USER}/2/thumb_256.jpg")
+    ended_batch(pipeline, [ENDED | bad, ENDED | good])
+    [report] = reports(reporter.tick())
+    assert "contact_sheet" in report.metadata
+
+
+def test_a_batch_whose_only_thumbnail_nobody_can_read_is_reported_and_so_are_the_others(
+    reporter, pipeline
+):
+    bad = ended_batch(pipeline, [ENDED | looping_link(pipeline, f"{USER}/1/thumb_256.jpg")])
+    other = ended_batch(pipeline)
+    assert set(reporter.reported()) == {str(bad), str(other)}
+
+
+def test_while_the_storage_is_down_reports_wait_and_none_is_lost(reporter, pipeline):
+    batch_id = ended_batch(
+        pipeline, [ENDED | stored_thumbnail(pipeline, f"{USER}/1/thumb_256.jpg")]
+    )
+    root = Path(pipeline.settings.storage_location)
+    root.rename(root.with_name("away"))
+    root.symlink_to(root.name)
+    tick = reporter.tick()
+    assert (tick.asset_events, tick.cursor) == ([], None)
+    assert tick.skip_message.startswith("reports wait, because the storage cannot be used")
+    root.unlink()
+    root.with_name("away").rename(root)
+    [report] = reports(reporter.tick())
+    assert report.partition == str(batch_id)
+    assert "contact_sheet" in report.metadata
+
+
+def test_batches_that_cannot_be_reported_keep_no_other_waiting_and_are_said_to_have_no_report(
+    reporter, pipeline
+):
+    make_unreadable(pipeline.database, "damaged")
+    bad = [
+        ended_batch(pipeline, [ENDED | {"filename": "damaged"}]) for _ in range(REPORTS_PER_TICK)
+    ]
+    good = [ended_batch(pipeline) for _ in range(REPORTS_PER_TICK)]
+    first = reporter.tick()
+    assert reports(first) == []
+    assert f"left out: batch {bad[0]} (division by zero)" in first.skip_message
+    assert reporter.reported() == [str(batch_id) for batch_id in good]
+    last = reports(reporter.tick())
+    assert {report.partition for report in last} == {str(batch_id) for batch_id in bad}
+    assert {report.metadata["reason"].value for report in last} == {"division by zero"}
+    assert reporter.tick().skip_message == "no batch has ended since"
+
+
+def test_a_batch_that_was_deleted_meanwhile_is_none(reporter, pipeline):
+    make_unreadable(pipeline.database, "damaged")
+    batch_id = ended_batch(pipeline, [{"filename": "damaged"}])
+    reporter.tick()
+    with pipeline.database.transaction() as connection:
+        connection.execute(text("DELETE FROM upload_batches WHERE id = :id"), {"id": batch_id})
+    assert reporter.tick().skip_message == "no batch has ended since"
+
+
+@pytest.mark.parametrize("moment", ["infinity", "294000-01-01", "9000-01-01"])
+def test_an_end_that_is_still_to_come_hides_no_other(reporter, pipeline, moment):
+    odd = ended_batch(pipeline, completed_at=text(f"'{moment}'::timestamptz"))
+    before = ended_batch(pipeline)
+    reported = [batch_id for _ in range(MAX_TRIES) for batch_id in reporter.reported()]
+    assert sorted(reported) == sorted(map(str, (odd, before)))
+    after = ended_batch(pipeline)
+    assert reporter.reported() == [str(after)]
+    assert reporter.reported() == []

@@ -99,7 +99,7 @@ def test_an_upload_keeps_to_its_budget(counts, runner):
     more = LARGE_BATCH - SMALL_BATCH
     # What the thread that keeps claims alive does is a matter of time, not of uploads.
     by_time = (
-        "uploads.owner_run_id, uploads.claim FROM",
+        "uploads.owner_run_id, uploads.claim_token FROM",
         "SET heartbeat_at=now() WHERE",
         "FOR SHARE",
     )

@@ -13,12 +13,13 @@ from sqlalchemy import delete, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.database.session import connect
-from batch_pipeline.definitions import build_definitions
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.executors import MAX_WORKING
 from batch_pipeline.services import upload_processing
 from batch_pipeline.services.pipeline import shared_pipeline
 from batch_pipeline.settings import load_settings
+from batch_pipeline.testing.media import cut_in_half, make_image, make_photo
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 from batch_pipeline_tests.patience import DEADLINE
@@ -270,17 +271,41 @@ def test_l9_a_thumbnail_that_cannot_be_made_is_a_warning(runner, monkeypatch, ca
     batch_id = runner.submit("fog.webp")
     real_decode = upload_processing.decode
 
-    def decode_with_an_encoder_that_fails(*args):
+    def decode_with_an_encoder_that_fails(*args, **options):
         def fail() -> bytes:
             raise OSError("encoder error -2")
 
-        return replace(real_decode(*args), make_thumbnail=fail)
+        return replace(real_decode(*args, **options), make_thumbnail=fail)
 
     monkeypatch.setattr(upload_processing, "decode", decode_with_an_encoder_that_fails)
     assert runner.run(batch_id).success
     [row] = upload_rows(runner.pipeline.database, batch_id)
     assert (row.processing_status, row.thumbnail_path) == ("completed", None)
     assert "no thumbnail of 'fog.webp': encoder error -2" in caplog.text
+
+
+def test_l9_a_cut_picture_fails_with_a_thumbnail_of_what_is_there(runner, tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(cut_in_half(make_photo(0.5)))
+    batch_id = runner.submit(tmp_path / "cut.jpg")
+
+    runner.run(batch_id)
+
+    [row] = upload_rows(runner.pipeline.database, batch_id)
+    assert (row.processing_status, row.error_kind) == ("failed", "truncated")
+    assert runner.pipeline.storage.read(row.thumbnail_path).startswith(b"\xff\xd8")
+
+
+def test_l9_a_damaged_picture_completes_and_its_metadata_tell(runner, tmp_path):
+    (tmp_path / "IMG_20210506_070809.jpg").write_bytes(make_image("jpeg")[:-20])
+    batch_id = runner.submit(tmp_path / "IMG_20210506_070809.jpg")
+
+    runner.run(batch_id)
+
+    [row] = upload_rows(runner.pipeline.database, batch_id)
+    assert row.processing_status == "completed"
+    assert row.metadata["warnings"][0].startswith("damaged: ")
+    assert row.metadata["captured_at"] == "2021-05-06T07:08:09"
+    assert row.metadata["date_source"] == "file name"
 
 
 # L10
@@ -373,10 +398,10 @@ def test_l11_whatever_the_exception(runner, monkeypatch):
     batch_id = runner.submit("fog.webp", "lighthouse.gif")
     real_decode = upload_processing.decode
 
-    def decode_all_but_webp(file, media_type):
+    def decode_all_but_webp(file, media_type, **options):
         if media_type.format == "webp":
             raise MemoryError("too big")
-        return real_decode(file, media_type)
+        return real_decode(file, media_type, **options)
 
     monkeypatch.setattr(upload_processing, "decode", decode_all_but_webp)
     runner.run(batch_id)
@@ -483,10 +508,12 @@ def test_l16_a_publisher_that_fails_is_one_warning(change, open_pipeline, instan
 # L17
 
 
-def test_l17_an_upload_deleted_while_in_work_leaves_nothing_behind(served_runner, model_server):
+def test_l17_an_upload_deleted_while_in_work_leaves_nothing_of_ours_behind(
+    served_runner, model_server
+):
     batch_id = served_runner.submit("fog.webp", "lighthouse.gif")
     doomed, other = upload_rows(served_runner.pipeline.database, batch_id)
-    folder = Path(served_runner.pipeline.settings.storage_location) / str(doomed.user_id)
+    storage = served_runner.pipeline.storage
     model_server.play("vision", [Fault.HANG])
 
     def delete_during_the_first_call():
@@ -499,7 +526,9 @@ def test_l17_an_upload_deleted_while_in_work_leaves_nothing_behind(served_runner
     result = served_runner.run(batch_id)
     thread.join()
     assert result.success
-    assert [path.name for path in folder.iterdir()] == [str(other.id)]
+    left = storage.names(f"{doomed.user_id}/{doomed.id}")
+    assert left == [Path(doomed.file_path).name], "the original alone, which is no work of ours"
+    assert "thumb_256.jpg" in storage.names(f"{other.user_id}/{other.id}")
     assert counts(served_runner, batch_id) == ("completed", 1, 1, 0)
     assert batch_row(served_runner.pipeline.database, batch_id).total_uploads == 1
 

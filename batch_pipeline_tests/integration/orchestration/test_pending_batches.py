@@ -1,16 +1,17 @@
 """The sensor: what it asks for, and what it never asks for twice."""
 
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import dagster as dg
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import func, text, update
 
-from batch_pipeline.database.models import AskedSlice, UploadBatch
-from batch_pipeline.definitions import build_definitions
+from batch_pipeline.database.models import AskedSlice, Upload, UploadBatch
+from batch_pipeline.database.readings import interval
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, RUN_KEY_TAG, SLICE_TAG
-from batch_pipeline.services.dispatch.turns import ASKED_SECONDS
-from batch_pipeline.services.states.transitions import interval
+from batch_pipeline.services.dispatch.asked_slices import ASKED_SECONDS
 from batch_pipeline.testing.records import add_batch, upload_rows
 
 
@@ -18,18 +19,19 @@ class Daemon:
     """Ticks the sensor, and records a run for every request, as Dagster's daemon does."""
 
     def __init__(self, pipeline, instance):
-        self.pipeline, self.instance = pipeline, instance
+        self.pipeline, self.instance, self.cursor = pipeline, instance, None
         resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-        definitions = build_definitions(pipeline.settings, {"pipeline": resource})
+        definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
         self.job = definitions.resolve_job_def("process_batch")
         self.sensor = definitions.get_repository_def().get_sensor_def("pending_batches")
         self.runs = []
 
     def tick(self, *, launch=True):
         context = dg.build_sensor_context(
-            instance=self.instance, resources={"pipeline": self.pipeline}
+            instance=self.instance, cursor=self.cursor, resources={"batch_pipeline": self.pipeline}
         )
         result = self.sensor.evaluate_tick(context)
+        self.cursor = result.cursor
         if launch:
             for request in result.run_requests:
                 tags = request.tags | {RUN_KEY_TAG: request.run_key}
@@ -64,11 +66,12 @@ def batches_of(result):
 
 def make_older(daemon, batch_id, *, seconds):
     with daemon.pipeline.database.transaction() as connection:
-        connection.execute(
-            update(UploadBatch)
-            .where(UploadBatch.id == batch_id)
-            .values(created_at=UploadBatch.created_at - interval(seconds))
-        )
+        for table, id_ in ((UploadBatch, UploadBatch.id), (Upload, Upload.batch_id)):
+            connection.execute(
+                update(table)
+                .where(id_ == batch_id)
+                .values(created_at=table.created_at - interval(seconds))
+            )
 
 
 def test_nothing_pending_is_a_skip_with_its_reason(daemon_of):
@@ -96,8 +99,8 @@ def test_the_first_run_of_a_new_batch_has_a_head_start_until_it_has_begun(daemon
     waiting = daemon.tick()
     assert not waiting.run_requests
     assert waiting.skip_message == (
-        "slices that wait: 3, 1 of them for a run that was launched, 2 for the first run of their "
-        "batch to begin; runs in flight: 1 of 4"
+        f"batches that wait: 1: 1 for a run that is launched already ({batch_id}), "
+        f"1 for the first run of the batch to begin ({batch_id}); runs in flight: 1 of 4"
     )
     daemon.pipeline.states.load_batch(batch_id, daemon.runs[0].run_id, slice_number=1, limit=2)
     assert len(daemon.tick().run_requests) == 2
@@ -128,13 +131,13 @@ def test_a_thousand_files_do_not_keep_three_waiting(daemon_of):
 
 def test_a_slice_is_never_asked_for_twice(daemon_of):
     daemon = daemon_of()
-    add_batch(daemon.pipeline.database, 3)
+    batch_id = add_batch(daemon.pipeline.database, 3)
     assert len(daemon.tick().run_requests) == 1
     again = daemon.tick()
     assert not again.run_requests
     assert again.skip_message == (
-        "slices that wait: 1, 1 of them for a run that was launched, 0 for the first run of their "
-        "batch to begin; runs in flight: 1 of 4"
+        f"batches that wait: 1: 1 for a run that is launched already ({batch_id}); "
+        "runs in flight: 1 of 4"
     )
 
 
@@ -184,12 +187,104 @@ def test_the_number_of_runs_in_flight_is_limited(daemon_of, instance):
     assert len(daemon.tick().run_requests) == 1
 
 
-def test_new_work_goes_before_retried_work(daemon_of):
+def test_what_is_retried_waits_since_then_not_since_it_was_submitted(daemon_of):
     daemon = daemon_of(max_runs_in_flight=1)
     retried = add_batch(daemon.pipeline.database, [{"processing_status": "failed"}])
-    daemon.pipeline.batches.retry_batch(retried)
+    make_older(daemon, retried, seconds=86400)
     new = add_batch(daemon.pipeline.database, 1)
+    daemon.pipeline.batches.retry_batch(retried)
     assert batches_of(daemon.tick()) == [str(new)]
+
+
+def test_what_was_lost_with_its_run_goes_before_what_was_submitted_since(daemon_of, instance):
+    daemon = daemon_of(max_runs_in_flight=1)
+    lost = add_batch(daemon.pipeline.database, 1)
+    daemon.tick()
+    [run] = daemon.runs
+    daemon.pipeline.states.load_batch(lost, run.run_id, slice_number=1, limit=1)
+    add_batch(daemon.pipeline.database, 1)
+    instance.report_run_failed(run)
+    [request] = daemon.tick().run_requests
+    assert (request.run_key, request.tags[REASON_TAG]) == (f"{lost}/2", "rescue")
+
+
+def test_one_user_with_many_files_does_not_delay_another(daemon_of, instance):
+    """With one place nobody has a run in flight when it gets free: the cursor tells whose turn."""
+    daemon = daemon_of(uploads_per_run=1, max_runs_in_flight=1)
+    large = add_batch(daemon.pipeline.database, 9, status="processing")
+    make_older(daemon, large, seconds=3600)
+    assert batches_of(daemon.tick()) == [str(large)]
+    small = add_batch(daemon.pipeline.database, 1, user_id=uuid.uuid4())
+    instance.report_run_canceled(daemon.runs[0])
+    daemon.pipeline.batches.retry_batch(large)
+    assert str(small) in batches_of(daemon.tick()) + end_and_tick(daemon, instance)
+
+
+def end_and_tick(daemon, instance):
+    instance.report_run_failed(daemon.runs[-1])
+    return batches_of(daemon.tick())
+
+
+def test_a_user_may_be_limited_so_that_a_place_stays_free_for_others(daemon_of):
+    daemon = daemon_of(uploads_per_run=1, max_runs_in_flight=3, max_runs_per_user=2)
+    large = add_batch(daemon.pipeline.database, 5, status="processing")
+    assert batches_of(daemon.tick()) == [str(large)] * 2
+    assert daemon.tick().skip_message.endswith(
+        f"1 for a run of the same user to end ({large}); runs in flight: 2 of 3"
+    )
+
+
+def test_only_what_is_launched_is_numbered_however_much_waits(daemon_of):
+    daemon = daemon_of(uploads_per_run=2, max_runs_in_flight=1)
+    batch_id = add_batch(daemon.pipeline.database, 9)
+    daemon.tick()
+    daemon.tick()
+    slices = [row.slice for row in upload_rows(daemon.pipeline.database, batch_id)]
+    assert slices == [1, 1] + [None] * 7
+
+
+def test_a_run_whose_batch_tag_is_no_id_is_counted_and_named_and_the_others_go_on(
+    daemon_of, instance
+):
+    daemon = daemon_of()
+    foreign = instance.create_run_for_job(
+        daemon.job,
+        run_config={"ops": {"load_batch": {"config": {"batch_id": "summer <b>"}}}},
+        tags={BATCH_TAG: "summer <b>"},
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    daemon.runs.append(foreign)
+    said = f"left out: the tag of run {foreign.run_id} ('summer <b>' is no id of a batch)"
+    batch_id = add_batch(daemon.pipeline.database, 1)
+    assert batches_of(daemon.tick()) == [str(batch_id)]
+    tick = daemon.tick()
+    assert f"runs in flight: 2 of 4; {said}" in tick.skip_message
+
+
+def test_a_batch_whose_row_somebody_holds_loses_its_turn_and_keeps_nobody_waiting(daemon_of):
+    daemon = daemon_of(max_runs_in_flight=1)
+    held = add_batch(daemon.pipeline.database, 1)
+    make_older(daemon, held, seconds=60)
+    other = add_batch(daemon.pipeline.database, 1)
+    with daemon.pipeline.database.transaction() as connection:
+        connection.execute(
+            text("SELECT 1 FROM upload_batches WHERE id = :id FOR UPDATE"), {"id": held}
+        )
+        tick = daemon.tick()
+        assert not tick.run_requests
+        assert f"left out: batch {held} (canceling statement due to lock timeout" in (
+            tick.skip_message
+        )
+        assert batches_of(daemon.tick()) == [str(other)]
+
+
+def test_moments_that_no_calendar_knows_stop_nobody(daemon_of):
+    daemon = daemon_of()
+    odd = {
+        add_batch(daemon.pipeline.database, [{"created_at": text(f"'{moment}'::timestamptz")}])
+        for moment in ("infinity", "-infinity", "294276-01-01", "4713-01-01 BC")
+    }
+    assert set(batches_of(daemon.tick())) == set(map(str, odd))
 
 
 def test_a_retry_is_a_new_slice_with_its_reason(daemon_of):

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 
 import dagster as dg
 import psutil
@@ -16,23 +18,29 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from sqlalchemy import text
 
-from batch_pipeline.definitions import build_definitions
 from batch_pipeline.orchestration import run_ends
+from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.run_ends import (
-    Settlement,
+    RunCleanup,
     close_dead_runs,
     close_runs_of_ended_workers,
     dead_runs,
 )
-from batch_pipeline.orchestration.sweep import delete_old_runs
-from batch_pipeline.orchestration.tags import BATCH_TAG, SLICE_TAG
+from batch_pipeline.orchestration.sweep import (
+    delete_old_runs,
+    sweep_once,
+    tidy,
+    work_for_a_sweep,
+)
+from batch_pipeline.orchestration.tags import BATCH_TAG, OUTCOME_TAG, SLICE_TAG
+from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
 
 @pytest.fixture
 def definitions(pipeline):
     resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
-    return build_definitions(pipeline.settings, {"pipeline": resource})
+    return build_definitions(pipeline.settings, {"batch_pipeline": resource})
 
 
 def lost_run(definitions, instance, pipeline, batch_id):
@@ -59,7 +67,7 @@ def evaluate(definitions, instance, pipeline, name, run, event_type):  # noqa: P
         event,
         instance,
         instance.get_run_by_id(run.run_id),
-        resources={"pipeline": pipeline},
+        resources={"batch_pipeline": pipeline},
     )
     sensor = definitions.resolve_sensor_def(name)
     return sensor(context.for_run_failure() if event.is_run_failure else context)
@@ -85,8 +93,10 @@ def test_a_worker_that_has_just_ended_a_long_call_and_has_yet_to_log_it_is_not_d
             instance.report_engine_event("still here", run)
 
     monkeypatch.setattr(run_ends, "time", Clock())
-    assert [r.run_id for r in dead_runs(instance, pipeline, ["process_batch"])] == [run.run_id]
-    assert close_dead_runs(instance, pipeline, ["process_batch"]) == 0
+    assert [r.run_id for r in dead_runs(instance, pipeline, ["process_batch"], LeftOut())] == [
+        run.run_id
+    ]
+    assert close_dead_runs(instance, pipeline, ["process_batch"], LeftOut()) == 0
     assert looks
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
 
@@ -107,7 +117,7 @@ def test_a_tick_that_finds_no_ended_run_says_so_and_one_that_does_names_it(
         with dg.build_sensor_context(
             instance=instance,
             cursor=cursor,
-            resources={"pipeline": pipeline},
+            resources={"batch_pipeline": pipeline},
         ) as context:
             return sensor.evaluate_tick(context)
 
@@ -127,12 +137,12 @@ def test_a_tick_that_finds_no_ended_run_says_so_and_one_that_does_names_it(
 
 
 def test_a_run_that_left_nothing_behind_is_said_to_have_left_nothing():
-    assert str(Settlement()) == "it left nothing behind"
-    assert str(Settlement(returned=2)) == "2 uploads in its hands are pending again"
+    assert str(RunCleanup()) == "it left nothing behind"
+    assert str(RunCleanup(returned=2)) == "2 uploads in its hands are pending again"
 
 
 def newest_settlement(instance):
-    [record] = instance.fetch_materializations(dg.AssetKey("settled_runs"), limit=1).records
+    [record] = instance.fetch_materializations(dg.AssetKey("run_cleanups"), limit=1).records
     return record.asset_materialization
 
 
@@ -154,7 +164,7 @@ def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, de
     seen = newest_settlement(instance)
     assert seen.partition == str(batch_id)
     assert seen.metadata["uploads_returned"].value == 1
-    assert seen.metadata["uploads_requeued"].value == 2
+    assert seen.metadata["uploads_released"].value == 2
     assert seen.metadata["reason"].value == "exited with code 139"
 
 
@@ -205,7 +215,7 @@ def test_the_stacks_start_sweeps_what_the_one_before_it_left_and_looks_only_once
 
     def tick(cursor):
         context = dg.build_sensor_context(
-            instance=instance, cursor=cursor, resources={"pipeline": pipeline}
+            instance=instance, cursor=cursor, resources={"batch_pipeline": pipeline}
         )
         return definitions.resolve_sensor_def("sweep_on_start").evaluate_tick(context)
 
@@ -227,7 +237,7 @@ def tick_schedule(pipeline, instance, definitions, minute):
     context = dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=datetime(2030, 1, 1, 12, minute, tzinfo=UTC),
-        resources={"pipeline": pipeline},
+        resources={"batch_pipeline": pipeline},
     )
     return schedule.evaluate_tick(context)
 
@@ -275,9 +285,9 @@ def test_the_sweep_deletes_runs_of_long_ago_with_their_events_and_no_others(
         ]
 
     everything = [run.run_id for run in runs]
-    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=0))) == 0
+    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=0)), LeftOut()) == 0
     assert kept() == everything
-    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=30))) == 1
+    assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=30)), LeftOut()) == 1
     assert kept() == everything[1:]
     for run in (recent, under_way):
         instance.delete_run(run.run_id)  # the instance is shared, and counts runs under way
@@ -315,8 +325,8 @@ def test_a_code_server_ends_the_runs_of_the_one_before_it_whose_workers_are_gone
             then.setattr(event_methods, "get_current_timestamp", lambda: clock)
             started(instance, reused, younger.pid)
         jobs = ["process_batch"]
-        assert close_runs_of_ended_workers(instance, pipeline, jobs, None) == 0
-        assert close_runs_of_ended_workers(instance, pipeline, jobs, HERE) == 2
+        assert close_runs_of_ended_workers(instance, pipeline, jobs, None, LeftOut()) == 0
+        assert close_runs_of_ended_workers(instance, pipeline, jobs, HERE, LeftOut()) == 2
     statuses = {
         run.run_id: instance.get_run_by_id(run.run_id).status
         for run in (living, elsewhere, unknown)
@@ -324,3 +334,127 @@ def test_a_code_server_ends_the_runs_of_the_one_before_it_whose_workers_are_gone
     for run in (gone, reused):
         assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
     assert set(statuses.values()) == {dg.DagsterRunStatus.STARTED}
+
+
+# Bad files and breakdowns can be told apart in the list of runs
+
+
+def test_a_run_that_failed_for_its_files_says_so_in_a_tag(runner, definitions):
+    batch_id = runner.submit("fog.webp", "lighthouse.gif")
+    first, _ = upload_rows(runner.pipeline.database, batch_id)
+    (Path(runner.pipeline.settings.storage_location) / first.file_path).unlink()
+    run = runner.run(batch_id).dagster_run
+    name = "release_uploads_of_failed_runs"
+    evaluate(definitions, runner.instance, runner.pipeline, name, run, "PIPELINE_FAILURE")
+    assert runner.instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == "files_failed"
+
+
+def test_a_run_that_found_a_service_down_was_stopped(served_runner, model_server, definitions):
+    batch_id = served_runner.submit("fog.webp")
+    model_server.stop()
+    run = served_runner.run(batch_id).dagster_run
+    name, pipeline = "release_uploads_of_failed_runs", served_runner.pipeline
+    evaluate(definitions, served_runner.instance, pipeline, name, run, "PIPELINE_FAILURE")
+    assert served_runner.instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("ending", "name", "event", "outcome"),
+    [
+        ("failed", "release_uploads_of_failed_runs", "PIPELINE_FAILURE", "died"),
+        ("canceled", "cancel_batches_of_terminated_runs", "PIPELINE_CANCELED", "stopped"),
+    ],
+)
+def test_a_run_that_died_is_told_from_one_that_a_person_ended(  # noqa: PLR0917
+    pipeline, instance, definitions, ending, name, event, outcome
+):
+    run = lost_run(definitions, instance, pipeline, add_batch(pipeline.database, 1))
+    getattr(instance, f"report_run_{ending}")(run)
+    evaluate(definitions, instance, pipeline, name, run, event)
+    assert instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == outcome
+
+
+# One bad run, partition or part
+
+
+def foreign_run(definitions, instance, **values):
+    """A run that somebody tagged in a way of their own."""
+    return instance.create_run_for_job(
+        definitions.resolve_job_def("process_batch"),
+        run_config={"ops": {"load_batch": {"config": {"batch_id": "summer"}}}},
+        tags={BATCH_TAG: "summer", SLICE_TAG: "first"},
+        **values,
+    )
+
+
+@pytest.mark.parametrize("ending", ["failed", "canceled"])
+def test_a_run_whose_tags_are_not_ours_is_settled_like_any_other(
+    pipeline, instance, definitions, ending
+):
+    batch_id = add_batch(pipeline.database, 1, status="processing")
+    run = foreign_run(definitions, instance, status=dg.DagsterRunStatus.STARTED)
+    pipeline.states.load_batch(batch_id, run.run_id, limit=1)
+    getattr(instance, f"report_run_{ending}")(run)
+    name, event = {
+        "failed": ("release_uploads_of_failed_runs", "PIPELINE_FAILURE"),
+        "canceled": ("cancel_batches_of_terminated_runs", "PIPELINE_CANCELED"),
+    }[ending]
+    evaluate(definitions, instance, pipeline, name, run, event)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    assert upload.owner_run_id is None
+    assert newest_settlement(instance).metadata["uploads_returned"].value == 1
+
+
+def test_the_sweep_closes_dead_runs_whatever_their_tags_say(
+    pipeline, instance, definitions, monkeypatch
+):
+    foreign = foreign_run(definitions, instance, status=dg.DagsterRunStatus.CANCELING)
+    ours = lost_run(definitions, instance, pipeline, add_batch(pipeline.database, 1))
+    pipeline.states.release_run(ours.run_id)
+    with pipeline.database.transaction() as connection:
+        connection.execute(text("UPDATE uploads SET owner_run_id = NULL"))
+    later = time.time() + 10 * pipeline.settings.lease_seconds
+    monkeypatch.setattr(run_ends.time, "time", lambda: later)
+    monkeypatch.setattr(run_ends, "_SECOND_LOOK_SECONDS", 0)
+    left_out = LeftOut()
+    assert sweep_once(instance, pipeline, left_out)["runs_closed"] == 2
+    assert not left_out
+    assert instance.get_run_by_id(foreign.run_id).status == dg.DagsterRunStatus.CANCELED
+
+
+def test_a_part_of_a_sweep_that_fails_keeps_no_other_from_being_done(pipeline, instance):
+    drifted = add_batch(pipeline.database, 1, status="processing", total_uploads=7)
+    with pipeline.database.transaction() as connection:
+        connection.execute(text("ALTER TABLE uploads RENAME COLUMN retry_at TO retry_then"))
+    left_out = LeftOut()
+    counts = sweep_once(instance, pipeline, left_out)
+    assert batch_row(pipeline.database, drifted).total_uploads == 1
+    assert counts["batches_recounted"] == 1
+    assert "retrying" in left_out.reasons
+    assert "uploads_retried" not in counts
+
+
+def test_a_schedule_that_cannot_look_everywhere_says_so_and_sweeps_what_it_found(
+    pipeline, instance, definitions
+):
+    run = lost_run(definitions, instance, pipeline, add_batch(pipeline.database, 1))
+    instance.report_run_failed(run)
+    with pipeline.database.transaction() as connection:
+        connection.execute(text("ALTER TABLE uploads RENAME COLUMN retry_at TO retry_then"))
+    left_out = LeftOut()
+    assert work_for_a_sweep(instance, pipeline, left_out) == {"uploads of ended runs": 1}
+    assert "left out: looking for what is due (column uploads.retry_at does not exist" in str(
+        left_out
+    )
+
+
+def test_a_partition_that_is_no_batch_stays_and_is_named(pipeline, instance):
+    gone = str(uuid.uuid4())
+    instance.add_dynamic_partitions("batches", ["summer", gone])
+    left_out = LeftOut()
+    assert tidy(instance, pipeline, left_out)["partitions_pruned"] >= 1
+    assert "partition summer" in left_out.reasons
+    kept = instance.get_dynamic_partitions("batches")
+    assert "summer" in kept
+    assert gone not in kept
+    instance.delete_dynamic_partition("batches", "summer")

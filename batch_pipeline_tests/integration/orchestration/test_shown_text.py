@@ -105,4 +105,7 @@ def test_an_upload_shows_name_and_description_fit_to_be_looked_at_and_never_as_m
     assert made.metadata["description"] == dg.MetadataValue.text(visible(row.description))
     assert hidden_in(events) == []
     # Dagster's pages render the description of an event as Markdown.
-    assert made.description is None
+    assert (
+        made.description
+        == f"img_src_x_gpj_exe_31m_jpg: completed, audit {row.description_audit_score}"
+    )

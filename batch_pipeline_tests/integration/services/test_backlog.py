@@ -1,20 +1,25 @@
 """What the sweep does to rows and files: rescue, quarantine, later retries, adoption, recounts."""
 
-import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import func, insert, text, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.errors import PermanentError, TransientError
-from batch_pipeline.services.dispatch.slices import open_slices, waiting_slices
-from batch_pipeline.services.leftovers import remove_leftovers
+from batch_pipeline.services.dispatch.slices import open_slice, unnumbered_slices
+from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.services.states.backlog import MAX_DEATHS, MAX_DIED_RUNS
 from batch_pipeline.services.states.upload_states import RETRY_DELAYS, StartedUpload
-from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_row, upload_rows
+from batch_pipeline.testing.records import (
+    USER,
+    add_batch,
+    batch_row,
+    open_all_slices,
+    upload_row,
+    upload_rows,
+)
 from batch_pipeline_tests.patience import DEADLINE
 
 
@@ -88,8 +93,8 @@ def test_what_was_in_work_when_its_worker_died_gets_a_run_of_its_own(pipeline):
         started(pipeline, upload.id, "dead")
     pipeline.states.load_batch(batch_id, "dead", limit=5)
     pipeline.backlog.rescue(["dead"])
-    open_slices(pipeline.database, 250)
-    assert [slice_.uploads for slice_ in waiting_slices(pipeline.database)] == [3, 1, 1]
+    slices = open_all_slices(pipeline.database, 250)
+    assert sorted(slice_.uploads for slice_ in slices) == [1, 1, 3]
 
 
 def test_an_upload_that_waits_for_its_next_attempt_keeps_its_lease(pipeline):
@@ -224,23 +229,42 @@ def test_an_upload_that_ends_shows_that_runs_of_the_batch_do_not_only_die(pipeli
     assert batch_row(pipeline.database, batch_id).died_runs == 0
 
 
-def test_folders_of_no_upload_and_half_written_files_are_removed_once_they_are_old(pipeline):
-    batch_id = add_batch(pipeline.database, 1)
-    [upload] = upload_rows(pipeline.database, batch_id)
-    root = Path(pipeline.settings.storage_location)
-    orphan, young = uuid.uuid4(), uuid.uuid4()
-    for upload_id in (upload.id, orphan, young):
-        pipeline.storage.write(f"{USER}/{upload_id}/original.jpg", b"x")
-    half = root / str(USER) / str(upload.id) / "thumb_256.jpg.0a.partial"
-    half.write_bytes(b"x")
-    foreign = root / "lost+found" / "kept"
-    foreign.parent.mkdir()
-    foreign.touch()
-    for path in (root / str(USER) / str(orphan) / "original.jpg", half):
-        os.utime(path, (0, 0))
-    removed = remove_leftovers(pipeline.database, pipeline.storage)
-    assert (removed.folders, removed.partial_files) == (1, 1)
-    kept = {path.name for path in (root / str(USER)).iterdir()}
-    assert kept == {str(upload.id), str(young)}
-    assert not half.exists()
-    assert foreign.exists()
+def test_uploads_that_an_api_adds_or_resets_long_after_the_end_are_found_and_counted(pipeline):
+    database = pipeline.database
+    batch_id = add_batch(database, 2)
+    for upload in upload_rows(database, batch_id):
+        claim = started(pipeline, upload.id)
+        pipeline.states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+    assert counts(pipeline, batch_id) == ("completed", 2, 2, 0)
+    reset, _ = upload_rows(database, batch_id)
+    values = {"user_id": USER, "batch_id": batch_id, "file_type": "image", "file_size": 1}
+    with database.transaction() as connection:
+        added = connection.scalar(
+            insert(Upload).values(filename="new", file_path="x", **values).returning(Upload.id)
+        )
+        connection.execute(update(UploadBatch).values(updated_at=ago("400 days")))
+    change(pipeline, reset.id, processing_status="pending", attempts=2, slice=1)
+
+    assert pipeline.backlog.overdue()["uploads in batches that had ended"] == 2
+    assert twice_at_once(pipeline.backlog.reopen_ended) in ([2, 0], [0, 2])
+    assert counts(pipeline, batch_id) == ("processing", 1, 1, 0)
+    row = upload_row(database, reset.id)
+    assert (row.attempts, row.slice) == (0, None)
+    [waiting] = unnumbered_slices(database, 10, at_most=4)
+    opened = open_slice(database, waiting, 10)
+    assert opened.uploads == 2
+    for upload_id in (reset.id, added):
+        claim = started(pipeline, upload_id)
+        pipeline.states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+    assert counts(pipeline, batch_id) == ("completed", 3, 3, 0)
+    assert pipeline.backlog.reopen_ended() == 0
+
+
+@pytest.mark.parametrize("status", ["cancelled", "failed"])
+def test_uploads_of_batches_that_were_stopped_or_given_up_are_left_to_a_person(pipeline, status):
+    batch_id = add_batch(pipeline.database, 1, status=status)
+    assert pipeline.backlog.reopen_ended() == 0
+    assert counts(pipeline, batch_id)[0] == status
+    oldest = oldest_waiting(pipeline.database)
+    assert (oldest.batch_id, oldest.batch_status) == (batch_id, status)
+    assert oldest.waited is not None

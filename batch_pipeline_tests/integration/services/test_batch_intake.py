@@ -1,5 +1,7 @@
+import contextlib
 import os
 import tempfile
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,10 +12,12 @@ from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.errors import RefusedError, ServiceDownError
 from batch_pipeline.services import batch_intake
 from batch_pipeline.services.batch_intake import Submission, submit
+from batch_pipeline.services.file_ownership import OWNER_NOTE
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 from batch_pipeline.testing.records import batch_row, upload_rows
+from batch_pipeline_tests.patience import DEADLINE
 
 MEDIA = Path(__file__).parents[3] / "examples" / "media"
 
@@ -44,8 +48,14 @@ def rows_and_files(pipeline: Pipeline) -> tuple[int, int, int]:
     with pipeline.database.transaction() as connection:
         batches = connection.scalar(select(func.count()).select_from(UploadBatch))
         uploads = connection.scalar(select(func.count()).select_from(Upload))
-    stored = Path(pipeline.settings.storage_location)
-    return batches, uploads, sum(path.is_file() for path in stored.rglob("*"))
+    return batches, uploads, len(stored_files(pipeline))
+
+
+def stored_files(pipeline: Pipeline) -> list[Path]:
+    """Without our notes on who owns the storage."""
+    root = Path(pipeline.settings.storage_location)
+    files = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    return [path for path in files if path != Path(OWNER_NOTE)]
 
 
 def test_files_and_folders_become_one_batch_with_every_file_stored(pipeline, folder):
@@ -124,8 +134,7 @@ def test_a_database_that_fails_leaves_no_file_without_its_row(
         connection.exec_driver_sql("DROP TABLE uploads")
     with pytest.raises(Exception, match="uploads"):
         offer(pipeline, folder)
-    stored = Path(pipeline.settings.storage_location)
-    assert [path for path in stored.rglob("*") if path.is_file()] == []
+    assert stored_files(pipeline) == []
     with pipeline.database.transaction() as connection:
         assert connection.scalar(select(func.count()).select_from(UploadBatch)) == 0
 
@@ -141,6 +150,40 @@ def test_an_interrupt_after_the_commit_leaves_the_batch_its_files(pipeline, fold
     monkeypatch.setattr(batch_intake, "_insert", insert_and_be_interrupted)
     with pytest.raises(KeyboardInterrupt):
         offer(pipeline, folder)
+    assert rows_and_files(pipeline) == (1, 1, 1)
+
+
+def test_a_commit_whose_answer_was_lost_is_waited_for_before_any_file_is_removed(
+    pipeline, folder, monkeypatch
+):
+    """The connection is cut after COMMIT was sent; the server takes a moment longer."""
+    copy(folder, "sea.jpg", "sea.jpg")
+    insert, ending = batch_intake._insert, threading.Event()
+
+    def insert_and_lose_the_answer(*arguments):
+        begun = threading.Event()
+
+        def on_the_server():
+            with pipeline.publisher.transaction() as outer, monkeypatch.context() as patch:
+                patch.setattr(
+                    pipeline.publisher, "transaction", lambda: contextlib.nullcontext(outer)
+                )
+                insert(*arguments)
+                begun.set()
+                patch.undo()
+                ending.wait(DEADLINE)
+
+        threads.append(threading.Thread(target=on_the_server))
+        threads[0].start()
+        assert begun.wait(DEADLINE)
+        threading.Timer(0.5, ending.set).start()
+        raise ServiceDownError("database_down", "the answer was lost")
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(batch_intake, "_insert", insert_and_lose_the_answer)
+    with pytest.raises(ServiceDownError):
+        offer(pipeline, folder)
+    threads[0].join(DEADLINE)
     assert rows_and_files(pipeline) == (1, 1, 1)
 
 

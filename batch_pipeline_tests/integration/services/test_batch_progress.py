@@ -11,7 +11,7 @@ import redis
 from sqlalchemy import update
 
 from batch_pipeline.database.models import Upload
-from batch_pipeline.services.progress.batch_progress import CHANNEL, FileProgress, ProgressPublisher
+from batch_pipeline.services.progress.publishing import CHANNEL, FileProgress, ProgressPublisher
 from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.testing.listening import messages_until_now
 from batch_pipeline.testing.records import USER, add_batch, upload_rows

@@ -14,7 +14,8 @@ from sqlalchemy import insert
 
 from batch_pipeline.database.models import Upload
 from batch_pipeline.errors import NotFoundError, RefusedError
-from batch_pipeline.services.reports.batch_report import batch_report, render_html, write_whole
+from batch_pipeline.services.reports.pages import write_whole
+from batch_pipeline.services.reports.report_page import batch_report, render_html
 from batch_pipeline.testing.media import HOSTILE_FILENAMES
 from batch_pipeline.testing.records import USER, add_batch
 

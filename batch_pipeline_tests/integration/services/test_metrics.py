@@ -13,7 +13,7 @@ from sqlalchemy import func, insert, text, update
 from batch_pipeline.database.models import ModelCallSlots, Upload
 from batch_pipeline.demo import free_port
 from batch_pipeline.services.reports.metrics import METRICS, RECENT_SECONDS, read_metrics
-from batch_pipeline.testing.records import add_batch, upload_rows
+from batch_pipeline.testing.records import add_batch, make_unreadable, upload_rows
 from batch_pipeline_tests.integration.console import COMMAND, Console
 
 ROOT = Path(__file__).parents[3]
@@ -152,3 +152,20 @@ def test_every_metric_has_its_line_in_the_documents():
     assert re.findall(r"^\| `(batch_pipeline_\w+)` \|", document, re.MULTILINE) == [
         metric.name for metric in METRICS
     ]
+
+
+def test_one_row_that_cannot_be_read_costs_no_other_metric(database, caplog):
+    make_unreadable(database, "damaged")
+    add_batch(database, [ended("completed", 10, filename="damaged"), {}], status="processing")
+    found = numbers(database)
+    assert found["open_uploads"]["pending"] == 1
+    assert found["open_batches"] == {"processing": 1}
+    assert "stage_seconds" not in found
+    assert "left out: batch_pipeline_stage_seconds (division by zero)" in caplog.text
+
+
+@pytest.mark.parametrize("odd", [[], {"decode": "fast"}, {"decode": None}, 5])
+def test_timings_that_are_no_numbers_are_left_out(database, odd):
+    good = ended("completed", 10, stage_seconds={"decode": 2.0})
+    add_batch(database, [ended("completed", 10, stage_seconds=odd), good])
+    assert numbers(database)["stage_seconds"] == {"decode 0.5": 2.0, "decode 0.95": 2.0}

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.progress.batch_progress import BURST, CHANNEL, PER_SECOND
+from batch_pipeline.services.progress.publishing import BURST, CHANNEL, PER_SECOND
 from batch_pipeline.services.states.claim_keeper import CHECK_SECONDS, ClaimKeeper
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.listening import messages_until_now

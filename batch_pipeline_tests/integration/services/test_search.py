@@ -1,5 +1,6 @@
 """Search on some thousand vectors: by the index, within one model and one user, and honest."""
 
+import json
 import re
 import uuid
 
@@ -13,6 +14,7 @@ from sqlalchemy import event, text
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.search import search
+from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.testing.records import USER, add_batch
 
 VECTORS, DIMENSIONS = 5000, 1024
@@ -28,6 +30,7 @@ COLUMNS = {
     "description": "text",
     "embedding_model": "text",
     "embedding_local": "vector",
+    "checksum": "text",
 }
 
 
@@ -76,7 +79,9 @@ def filled(server):
                         user = uuid.uuid4()  # the usual one has an upload or two
                     name = f"{number}.jpg"
                     about = ("image", 1, "completed", "A picture.")
-                    copy.write_row((user, name, name, *about, model, vector(number)))
+                    copy.write_row(
+                        (user, name, name, *about, model, vector(number), f"{number:064}")
+                    )
             connection.execute("SET maintenance_work_mem = '256MB'")
             connection.execute(index)
             connection.execute("VACUUM ANALYZE uploads")
@@ -98,13 +103,13 @@ def test_the_nearest_come_first_and_all_are_of_the_model_that_asks(filled):
 
 
 def test_a_user_whose_uploads_are_the_farthest_still_finds_them_all(filled):
-    found = search(filled, Questions(), "anything", user_id=SMALL_USER, limit=20)
+    found = search(filled, Questions(), "anything", filters=Filters(user_id=SMALL_USER), limit=20)
 
     assert numbers(found) == list(range(VECTORS - 20, VECTORS, 2))
 
 
 def test_a_large_user_is_answered_in_full(filled):
-    found = search(filled, Questions("old"), "anything", user_id=USER, limit=200)
+    found = search(filled, Questions("old"), "anything", filters=Filters(user_id=USER), limit=200)
 
     assert len(found) == 200
 
@@ -115,7 +120,7 @@ def test_the_index_is_used_and_will_be_among_many_more_vectors(filled, user_id, 
     plans = []
 
     def explain(connection, _cursor, statement, parameters, *_):
-        if "<=>" in statement:
+        if "ORDER BY" in statement and "<=>" in statement:
             with connection.connection.cursor() as other:
                 for index_scans in ("on", "off"):
                     other.execute(f"SET LOCAL enable_indexscan = {index_scans}")
@@ -125,7 +130,7 @@ def test_the_index_is_used_and_will_be_among_many_more_vectors(filled, user_id, 
 
     event.listen(filled.engine, "before_cursor_execute", explain)
     try:
-        search(filled, Questions(), "anything", user_id=user_id, limit=limit)
+        search(filled, Questions(), "anything", filters=Filters(user_id=user_id), limit=limit)
     finally:
         event.remove(filled.engine, "before_cursor_execute", explain)
 
@@ -136,14 +141,38 @@ def test_the_index_is_used_and_will_be_among_many_more_vectors(filled, user_id, 
     assert exact["Total Cost"] > 5 * with_index["Total Cost"]
 
 
+def test_names_words_and_copies_are_looked_up_by_their_indexes(filled):
+    plans = []
+
+    def explain(connection, _cursor, statement, parameters, *_):
+        if statement.startswith("SELECT uploads"):
+            with connection.connection.cursor() as other:
+                other.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
+                plans.append(json.dumps(other.fetchall()))
+
+    event.listen(filled.engine, "before_cursor_execute", explain)
+    try:
+        found = search(filled, Questions(), '"4000" jpg', limit=1)
+    finally:
+        event.remove(filled.engine, "before_cursor_execute", explain)
+
+    assert found[0].filename == "4000.jpg"
+    named, worded, phrased, nearest, copies = plans
+    assert '"ix_uploads_filename"' in named
+    assert '"ix_uploads_words"' in worded
+    assert '"ix_uploads_words"' in phrased
+    assert '"ix_uploads_embedding"' in nearest
+    assert '"ix_uploads_checksum"' in copies
+
+
 def test_each_user_has_a_plan_of_its_own_however_often_was_searched_before(filled):
     plans = text(
         "SELECT sum(custom_plans), sum(generic_plans) FROM pg_prepared_statements"
-        " WHERE statement LIKE '%<=>%'"
+        " WHERE statement LIKE '%ORDER BY%<=>%'"
     )
     for _ in range(10):
         for user_id in (USER, SMALL_USER):
-            search(filled, Questions(), "anything", user_id=user_id)
+            search(filled, Questions(), "anything", filters=Filters(user_id=user_id))
     with filled.transaction() as connection:  # of the one connection that the pool has opened
         [[custom, generic]] = connection.execute(plans).all()
 
@@ -169,7 +198,11 @@ def test_an_empty_pipeline_finds_nothing_and_does_not_complain(pipeline):
 
 @pytest.mark.parametrize(
     ("question", "limit", "said"),
-    [("  ", 10, "the search text is empty"), ("boats", 0, "expected 1 to 200"), ("x", 201, "201")],
+    [
+        ("  ", 10, "the search text is empty"),
+        ("boats", 0, "expected 1 to 5000"),
+        ("x", 5001, "5001"),
+    ],
 )
 def test_a_question_that_cannot_be_answered_is_refused(pipeline, question, limit, said):
     with pytest.raises(RefusedError, match=said):

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import CallSlots, never_cancelled
 from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
 from batch_pipeline_tests.patience import DEADLINE
@@ -159,3 +160,46 @@ def test_a_loopback_address_is_another_server_on_each_host(
         f"http://127.0.0.1:11434 of {socket.gethostname()}"
     ]
     callers.end()
+
+
+def test_a_pause_that_a_server_asks_one_process_for_is_kept_by_the_others_and_by_new_ones(
+    opened: Opened, database: Database
+) -> None:
+    first, second = opened(4), opened(4)
+
+    def pauses() -> list[AnyRow]:
+        with database.transaction() as connection:
+            return list(connection.execute(text("SELECT * FROM model_pauses")))
+
+    def begins(slots: CallSlots) -> float:
+        with slots.taken(lambda: [A], never_cancelled):
+            return time.monotonic()
+
+    begins(second)
+    with first.taken(lambda: [A], never_cancelled):
+        first.pause(A, 2.0, "too many requests")
+        paused_at = time.monotonic()
+    wait_until(lambda: pauses() != [], "the pause is told")
+    third = opened(4)
+
+    with ThreadPoolExecutor(3) as threads:
+        began = list(threads.map(begins, (first, second, third)))
+
+    assert min(began) - paused_at >= 1.9
+    [row] = pauses()
+    assert (row.server, row.kind, row.reason) == (A, "vision", "too many requests")
+
+
+def test_while_a_server_wants_a_long_pause_nobody_waits_for_it(opened: Opened) -> None:
+    slots = opened(4)
+    with slots.taken(lambda: [A], never_cancelled):
+        slots.pause(A, 600, "daily limit")
+
+    with (
+        pytest.raises(ServiceDownError, match="daily limit") as raised,
+        slots.taken(lambda: [A], never_cancelled),
+    ):
+        pass
+    assert raised.value.kind == "model_rate_limited"
+    with slots.taken(lambda: [A, B], never_cancelled) as server:
+        assert server == B

@@ -245,7 +245,7 @@ def make_move(pipeline, batch_id, upload, action, claims):  # noqa: PLR0912 - a 
             case "delete":
                 with pipeline.database.transaction() as connection:
                     connection.execute(delete(Upload).where(Upload.id == upload.id))
-                pipeline.batches.settle_batch(batch_id)
+                pipeline.batches.recount_batch(batch_id)
             case "add":
                 with pipeline.database.transaction() as connection:
                     connection.execute(
@@ -256,7 +256,7 @@ def make_move(pipeline, batch_id, upload, action, claims):  # noqa: PLR0912 - a 
                         ),
                         {"id": batch_id},
                     )
-                pipeline.batches.settle_batch(batch_id)
+                pipeline.batches.recount_batch(batch_id)
     except ClaimLostError:
         claims.pop(upload.id, None)
 
@@ -349,7 +349,9 @@ MEANWHILE = {
     "its heartbeat was renewed": update(Upload).values(heartbeat_at=func.now()),
     "its batch was touched": update(UploadBatch).values(updated_at=func.now()),
     "it became the last one": update(UploadBatch).values(processed_uploads=2, failed_uploads=2),
-    "it was taken over": update(Upload).values(owner_run_id=OTHER, claim=Upload.claim + 1),
+    "it was taken over": update(Upload).values(
+        owner_run_id=OTHER, claim_token=Upload.claim_token + 1
+    ),
 }
 
 

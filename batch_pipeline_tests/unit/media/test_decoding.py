@@ -148,7 +148,6 @@ hostile = [
     media.make_gif_bomb(),
     media.make_png_text_bomb(),
     media.make_jpeg_with_segments(1_000_000),
-    media.make_jpeg_with_large_exif(),
     media.make_oversized_video(),
 ]
 for ordinary in (media.make_image(), media.make_video()):  # what is loaded once is loaded now
@@ -177,7 +176,6 @@ def test_files_that_claim_gigabytes_are_refused_within_32_megabytes():
         "too_many_pixels",
         "too_many_pixels",
         "too_many_pixels",
-        "oversized_metadata",
         "oversized_metadata",
         "oversized_metadata",
         "too_many_pixels",

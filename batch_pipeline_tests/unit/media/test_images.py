@@ -1,6 +1,7 @@
 """Images come out upright, in sRGB, small, clean, and from one decode."""
 
 import io
+import re
 from datetime import datetime
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.content import MediaContent
-from batch_pipeline.media.images import MAX_PIXELS, decode_image, load_reduced
+from batch_pipeline.media.images import decode_image
 from batch_pipeline.media.pictures import vision_size
 from batch_pipeline.media.sniffing import sniff
 from batch_pipeline.testing.media import (
@@ -23,7 +24,6 @@ from batch_pipeline.testing.media import (
     make_display_p3_profile,
     make_gif_bomb,
     make_image,
-    make_jpeg_with_large_exif,
     make_jpeg_with_script_and_zip,
     make_jpeg_with_segments,
     make_photo,
@@ -78,16 +78,16 @@ def test_vision_size_is_whole_patches_within_the_limit(size, expected):
     assert vision_size(*size) == expected
 
 
-def test_a_12_megapixel_jpeg_is_decoded_at_half_its_size():
-    data = make_photo(12)
-    picture = JpegImageFile(io.BytesIO(data))
-    assert picture.size == (4000, 3000)
+def test_a_12_megapixel_jpeg_is_decoded_at_half_its_size(monkeypatch):
+    sizes = []
+    load = JpegImageFile.load
+    monkeypatch.setattr(JpegImageFile, "load", lambda self: (sizes.append(self.size), load(self)))
 
-    load_reduced(picture, vision_size(*picture.size))
+    content = decode(make_photo(12))
 
-    assert picture.size == (2000, 1500), "the smallest DCT scale that is not below 1568 x 1176"
-    assert shown(decode(data)).size == (1568, 1176)
-    assert decode(data).facts.width == 4000, "facts tell the size of the file, not of the decode"
+    assert set(sizes) == {(2000, 1500)}, "the smallest DCT scale that is not below 1568 x 1176"
+    assert shown(content).size == (1568, 1176)
+    assert content.facts.width == 4000, "facts tell the size of the file, not of the decode"
 
 
 def test_a_thumbnail_keeps_the_shape_that_whole_patches_do_not():
@@ -347,13 +347,13 @@ def test_too_many_pixels_are_refused_with_size_and_limit(data, size):
         decode(data)
 
     assert caught.value.kind == "too_many_pixels"
-    assert "at most 100 megapixels" in str(caught.value)
+    assert re.search("at most 1(,000 megapixels|000 pixels a byte)", str(caught.value))
 
 
 def test_sizes_between_the_limit_of_pillow_and_ours_decode_without_a_warning():
     side = 9_900
     assert Image.MAX_IMAGE_PIXELS is not None
-    assert Image.MAX_IMAGE_PIXELS < side * side <= MAX_PIXELS
+    assert side * side > Image.MAX_IMAGE_PIXELS
 
     facts = decode(make_png_bomb(side)).facts  # a warning is an error in these tests
 
@@ -362,8 +362,8 @@ def test_sizes_between_the_limit_of_pillow_and_ours_decode_without_a_warning():
 
 @pytest.mark.parametrize(
     "data",
-    [make_png_text_bomb(), make_jpeg_with_segments(5000), make_jpeg_with_large_exif()],
-    ids=["png text", "jpeg segments", "jpeg exif"],
+    [make_png_text_bomb(), make_jpeg_with_segments(5000)],
+    ids=["png text", "jpeg segments"],
 )
 def test_metadata_of_absurd_size_has_a_kind_of_its_own(data):
     with pytest.raises(PermanentError) as caught:

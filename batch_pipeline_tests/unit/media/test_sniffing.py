@@ -1,6 +1,7 @@
 """A file is what its content says; what is refused is named."""
 
 import io
+import struct
 
 import pytest
 
@@ -11,6 +12,7 @@ from batch_pipeline.testing.media import (
     VIDEO_FORMATS,
     VideoFormat,
     cut_in_half,
+    make_dng,
     make_image,
     make_unsupported_files,
     make_video,
@@ -25,6 +27,12 @@ VIDEO_TYPES: dict[VideoFormat, MediaType] = {
     "mpeg-ts": sniffing.MPEG_TRANSPORT,
     "mpeg-es": sniffing.MPEG_ELEMENTARY,
     "flv": sniffing.FLV,
+    "3gp": sniffing.THREE_GP,
+    "mkv": sniffing.MKV,
+    "wmv": sniffing.WMV,
+    "ogv": sniffing.OGV,
+    "mxf": sniffing.MXF,
+    "m2ts": sniffing.MPEG_CAMCORDER,
 }
 
 
@@ -67,12 +75,15 @@ def ftyp(*brands: bytes) -> bytes:
         ((b"mif1", b"mif1"), sniffing.HEIF),
         ((b"avis", b"avif", b"msf1", b"iso8"), sniffing.AVIF),
         ((b"isom", b"iso2", b"mp41"), sniffing.MP4),
-        ((b"3gp5", b"isom"), sniffing.MP4),
+        ((b"3gp5", b"isom"), sniffing.THREE_GP),
         ((b"M4V ", b"M4A ", b"mp42"), sniffing.MP4),
         ((b"abcd", b"mp42"), sniffing.MP4),
         ((b"qt  ", b"qt  "), sniffing.MOV),
         ((b"M4A ", b"mp42", b"isom"), None),
-        ((b"crx ", b"crx "), None),
+        ((b"crx ", b"crx ", b"isom"), sniffing.CR3),
+        ((b"abcd", b"efgh"), sniffing.MP4),
+        ((b"abcd", b"M4A "), None),
+        ((b"abcd", b"mif1", b"heic"), sniffing.HEIC),
     ],
 )
 def test_brands_tell_photos_films_and_sound_apart(brands, expected):
@@ -80,10 +91,10 @@ def test_brands_tell_photos_films_and_sound_apart(brands, expected):
 
 
 def test_brands_behind_the_end_of_their_box_say_nothing():
-    assert sniff(ftyp(b"abcd") + b"isommp42") is None
+    assert sniff(ftyp(b"abcd") + b"M4A crx heic") is sniffing.MP4
 
 
-@pytest.mark.parametrize("box", [b"moov", b"mdat", b"wide"])
+@pytest.mark.parametrize("box", [b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"])
 def test_quicktime_older_than_brands_is_known(box):
     assert sniff(b"\0\0\0\x08" + box) is sniffing.MOV
 
@@ -91,7 +102,7 @@ def test_quicktime_older_than_brands_is_known(box):
 def test_a_camcorder_transport_stream_is_known_by_its_longer_packets():
     packet = b"\0\0\0\0\x47" + bytes(187)
 
-    assert sniff(packet * 4) is sniffing.MPEG_TRANSPORT
+    assert sniff(packet * 4) is sniffing.MPEG_CAMCORDER
 
 
 def test_a_text_of_capital_gs_is_not_a_transport_stream():
@@ -106,18 +117,25 @@ EXPECTED_NAMES = {
     "ZIP": "ZIP",
     "ffconcat": "ffconcat script",
     "HLS": "HLS or M3U playlist",
-    "Matroska": "Matroska file (document type 'matroska'; of these only 'webm' is accepted)",
+    "EBML": "EBML file (document type 'lego'; accepted are 'matroska' and 'webm')",
+    "Ogg audio": "an Ogg audio file",
+    "Windows Media audio": "a Windows Media audio file",
     "MP3": "MP3 audio",
     "WAV": "WAV audio",
     "MPEG-4 audio": "MPEG-4 audio",
-    "TIFF": "TIFF",
+    "PSB": "a large Photoshop document (PSB)",
     "text": "a text file",
     "unknown binary": "unknown binary data",
 }
 
 
-@pytest.mark.parametrize(("name", "data"), make_unsupported_files().items())
-def test_what_is_refused_is_named_and_the_accepted_formats_are_listed(name, data):
+UNSUPPORTED = make_unsupported_files()
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_is_refused_is_named_and_the_accepted_formats_are_listed(name):
+    data = UNSUPPORTED[name]
+
     assert sniff(data) is None
     reason = refusal_reason(data)
     assert EXPECTED_NAMES[name] in reason
@@ -125,6 +143,48 @@ def test_what_is_refused_is_named_and_the_accepted_formats_are_listed(name, data
         assert accepted in reason
     for accepted in ("MP4", "MOV", "AVI", "WebM", "MPEG", "FLV"):
         assert accepted in reason
+
+
+def tiff_head(*entries: tuple[int, int, int, int], order: str = "<") -> bytes:
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
+    return head + b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries) + bytes(4)
+
+
+def with_maker(name: bytes) -> bytes:
+    head = tiff_head((254, 4, 1, 1), (271, 2, len(name), 8 + 2 + 24 + 4))
+    return head + name
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (tiff_head((256, 4, 1, 100), (257, 4, 1, 100)), sniffing.TIFF),
+        (tiff_head((256, 4, 1, 100), order=">"), sniffing.TIFF),
+        (b"II+\0\x08\0\0\0" + bytes(16), sniffing.TIFF),
+        (b"II*\0" + (2**31).to_bytes(4, "little"), sniffing.TIFF),
+        (tiff_head((254, 4, 1, 1), (50706, 1, 4, 0x401)), sniffing.DNG),
+        (make_dng((32, 32)), sniffing.DNG),
+        (b"II*\0\x10\0\0\0CR\x02\0" + bytes(16), sniffing.CR2),
+        (with_maker(b"NIKON CORPORATION\0"), sniffing.NEF),
+        (with_maker(b"SONY\0"), sniffing.ARW),
+        (with_maker(b"Hasselblad\0"), sniffing.RAW),
+        (tiff_head((259, 3, 1, 65535)), sniffing.RAW),
+        (b"FUJIFILMCCD-RAW 0201", sniffing.RAF),
+        (b"IIU\0\x18\0\0\0" + bytes(16), sniffing.RW2),
+        (b"IIRO\x08\0\0\0" + bytes(16), sniffing.ORF),
+        (ftyp(b"crx ", b"crx ", b"isom"), sniffing.CR3),
+        (b"8BPS\0\1" + bytes(20), sniffing.PSD),
+        (b"BM" + bytes(12) + b"\x28\0\0\0", sniffing.BMP),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", sniffing.JPEG_2000),
+        (b"\xff\x4f\xff\x51\0", sniffing.JPEG_2000),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", sniffing.JPEG_XL),
+        (b"\xff\x0a\0", sniffing.JPEG_XL),
+        (b"BMW is a maker of cars.", None),
+        (b"IIII", None),
+    ],
+)
+def test_documents_scans_and_raw_files_are_told_apart(head, expected):
+    assert sniff(head) is expected
 
 
 def test_an_empty_file_is_called_empty():

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "model_servers.md").read_text()
 SETTINGS = {name.upper() for name in Settings.model_fields}
 #: Words in capitals between backticks that name something of the server's, not a setting.
-OF_SERVERS = {"OLLAMA_NUM_PARALLEL"}
+OF_SERVERS = {"OLLAMA_NUM_PARALLEL", "HTTP_PROXY"}
 
 
 def test_every_setting_that_is_named_exists() -> None:

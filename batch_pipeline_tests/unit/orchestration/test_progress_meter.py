@@ -3,7 +3,7 @@
 import uuid
 
 from batch_pipeline.orchestration.progress_meter import ProgressMeter
-from batch_pipeline.services.progress.batch_progress import BatchProgress
+from batch_pipeline.services.progress.publishing import BatchProgress
 
 
 def reading(processed, total=1000):

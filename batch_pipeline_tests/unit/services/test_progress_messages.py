@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from batch_pipeline.services.progress.batch_progress import BatchProgress, FileProgress
+from batch_pipeline.services.progress.publishing import BatchProgress, FileProgress
 from batch_pipeline.testing.media import HOSTILE_FILENAMES
 
 BATCH, UPLOAD, USER = uuid.UUID(int=1), uuid.UUID(int=2), uuid.UUID(int=3)

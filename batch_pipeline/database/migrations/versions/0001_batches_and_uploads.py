@@ -110,7 +110,7 @@ def _upload_columns(dimensions: int) -> list[sa.Column[Any]]:
         sa.Column("slice", sa.Integer),
         sa.Column("dispatch_reason", sa.Text, server_default="new", nullable=False),
         sa.Column("owner_run_id", sa.Text),
-        sa.Column("claim", sa.BigInteger, server_default="0", nullable=False),
+        sa.Column("claim_token", sa.BigInteger, server_default="0", nullable=False),
         sa.Column("heartbeat_at", _MOMENT),
         sa.Column("attempts", sa.Integer, server_default="0", nullable=False),
         sa.Column("not_before", _MOMENT),

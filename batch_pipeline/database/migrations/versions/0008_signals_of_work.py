@@ -10,7 +10,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 revision = "0008"
-down_revision = "0004"
+down_revision = "0006"
 
 _CHANNEL = "batch_pipeline_work"
 _FUNCTION = "batch_pipeline_signal_work"

@@ -1,35 +1,28 @@
 """A batch as one HTML page to keep: contact sheet, descriptions, failures, timings.
 
-The page stands alone: no script, no font, no picture from elsewhere, and a content security policy
-that forbids all of them, so that nothing a file name or a model says can do more than be read.
-How it looks stands in ``batch_report.html.jinja``; reading the rows in ``batch_status.py``.
+The page stands alone (`pages`). How it looks stands in ``report_page.html.jinja``; reading the
+rows in ``batch_status.py``.
 """
 
-import base64
-import hashlib
 import statistics
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload
+from batch_pipeline.database.readings import FILENAME, word
 from batch_pipeline.database.session import AnyRow, Database
-from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.reports.batch_status import batch_head
-from batch_pipeline.services.reports.previews import stored_preview
+from batch_pipeline.services.reports.pages import data_picture, picture_side, render_page
+from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible, visible_line
 
-#: Longest side of a picture (pixels): sharp on a dense screen up to this many uploads, and smaller
-#: beyond, so that a page of 1,000 uploads stays near 5 MB.
-_LARGE, _SMALL, _MANY = 256, 144, 200
 #: Uploads in the list of the slowest.
 _SLOWEST = 10
 #: Characters of a description that are shown before it is opened.
@@ -139,11 +132,11 @@ def stage_timings(uploads: Iterable[Mapping[str, float]]) -> Sequence[StageTimin
     ]
 
 
-def shown_seconds(stored: Mapping[str, Any]) -> dict[str, float]:
+def shown_seconds(stored: object) -> dict[str, float]:
     """Seconds per stage of an upload as they stand in its row, fit to be looked at."""
     return {
         visible_line(stage): float(seconds)
-        for stage, seconds in stored.items()
+        for stage, seconds in (stored.items() if isinstance(stored, dict) else ())
         if isinstance(seconds, int | float)
     }
 
@@ -160,9 +153,9 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
         rows = connection.execute(
             select(
                 Upload.id,
-                Upload.filename,
+                FILENAME,
                 Upload.file_type,
-                Upload.processing_status,
+                word(Upload.processing_status),
                 Upload.description,
                 Upload.description_audit_score,
                 Upload.error_kind,
@@ -176,10 +169,11 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
             .order_by(Upload.created_at, Upload.id)
         ).all()
     shown = [row for row in rows if not row.hidden]
-    side = _LARGE if len(shown) <= _MANY else _SMALL
+    side = picture_side(len(shown))
+    previews = Previews(storage)
     return BatchReport(
         head=head,
-        cards=[_card(row, _picture(storage, row.thumbnail_path, side)) for row in shown],
+        cards=[_card(row, data_picture(previews, row.thumbnail_path, side)) for row in shown],
         hidden=len(rows) - len(shown),
         made_at=datetime.now(UTC),
     )
@@ -187,37 +181,15 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
 
 def render_html(report: BatchReport) -> str:
     """Make the page."""
-    environment = Environment(
-        loader=PackageLoader("batch_pipeline", "services/reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return render_page(
+        "report_page.html.jinja",
+        {
+            "seconds": _seconds,
+            "moment": lambda value: _moment(value, "%Y-%m-%d %H:%M:%S UTC"),
+            "clock": lambda value: _moment(value, "%H:%M:%S"),
+        },
+        report=report,
     )
-    environment.filters["seconds"] = _seconds
-    environment.filters["moment"] = lambda value: _moment(value, "%Y-%m-%d %H:%M:%S UTC")
-    environment.filters["clock"] = lambda value: _moment(value, "%H:%M:%S")
-    style = (Path(__file__).parent / "batch_report.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.get_template("batch_report.html.jinja").render(
-        report=report, style=style, style_digest=digest
-    )
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file of this machine so that it is there whole, or as it was before.
-
-    Raises:
-        RefusedError: it cannot be written; the message says why.
-    """
-    partial = file.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise RefusedError(f"{file} cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _card(row: AnyRow, picture: str) -> Card:
@@ -234,12 +206,6 @@ def _card(row: AnyRow, picture: str) -> Card:
         seconds=shown_seconds(row.stage_seconds),
         picture=picture,
     )
-
-
-def _picture(storage: Storage, path: str | None, side: int) -> str:
-    """Make a ``data:`` URI of a thumbnail; empty if there is none that can be shown."""
-    small = stored_preview(storage, path, side)
-    return f"data:image/jpeg;base64,{base64.b64encode(small).decode()}" if small else ""
 
 
 def _seconds(value: float | timedelta | None) -> str:

@@ -41,6 +41,7 @@ from sqlalchemy import (
 
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, UploadBatch
+from batch_pipeline.database.readings import count, owner, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.services.progress.pace import Pace
@@ -124,12 +125,12 @@ Addressed = tuple[Message, uuid.UUID | None]
 #: In the order of the fields of `BatchProgress`.
 PROGRESS = (
     UploadBatch.id,
-    UploadBatch.user_id,
-    UploadBatch.status,
-    UploadBatch.total_uploads,
-    UploadBatch.processed_uploads,
-    UploadBatch.successful_uploads,
-    UploadBatch.failed_uploads,
+    owner(UploadBatch.user_id),
+    word(UploadBatch.status),
+    count(UploadBatch.total_uploads),
+    count(UploadBatch.processed_uploads),
+    count(UploadBatch.successful_uploads),
+    count(UploadBatch.failed_uploads),
 )
 
 
@@ -173,7 +174,7 @@ class ProgressPublisher:
     """Opens transactions whose messages reach every channel that is configured."""
 
     def __init__(self, database: Database, redis_url: str = "") -> None:
-        self._database = database
+        self.database = database
         self._filter = _Filter()
         self._redis = _connect_redis(redis_url) if redis_url else None
         self._redis_failed = False
@@ -182,7 +183,7 @@ class ProgressPublisher:
     @contextmanager
     def transaction(self) -> Iterator[Announcer]:
         """One transaction; its messages are delivered if and when it commits."""
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             announcer = Announcer(connection, self._filter)
             yield announcer
             announcer.deliver()
@@ -198,7 +199,7 @@ class ProgressPublisher:
 
         ``messages`` reads from its row which they were.
         """
-        row = self._database.execute(statement, parameters)
+        row = self.database.execute(statement, parameters)
         if row is not None and self._redis is not None:
             self._relay(list(messages(row)))
         return row
@@ -264,7 +265,7 @@ class ProgressPublisher:
 
     def _ends_of(self, batch_ids: set[uuid.UUID | None]) -> list[Addressed]:
         ended = and_(UploadBatch.id.in_(batch_ids), UploadBatch.status.not_in(OPEN_BATCH))
-        with self._database.transaction() as connection:
+        with self.database.transaction() as connection:
             rows = connection.execute(select(*PROGRESS).where(ended)).all()
         ends = [BatchProgress(*row) for row in rows]
         return [(progress, progress.user_id) for progress in ends]
@@ -336,8 +337,11 @@ def queue_file_message(
         {
             "batch_id": upload.batch_id,
             "upload_id": upload.id,
-            "file_name": func.left(upload.filename, literal_column(str(MAX_SHOWN_NAME))),
-            "file_size": upload.file_size,
+            "file_name": func.left(
+                func.coalesce(upload.filename, literal_column("''")),
+                literal_column(str(MAX_SHOWN_NAME)),
+            ),
+            "file_size": func.coalesce(upload.file_size, literal_column("0")),
             "progress_percentage": literal_column(str(percentage)),
             "status": literal_column(f"'{status}'"),
         },

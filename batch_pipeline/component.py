@@ -1,0 +1,49 @@
+"""The pipeline as a Dagster component: another project adds it with a YAML file.
+
+.. code-block:: yaml
+
+    type: batch_pipeline.BatchPipelineComponent
+    attributes:
+      settings:
+        analyzer: ollama
+        vision_model: qwen2.5vl:7b
+"""
+
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.orchestration.code_location import build_definitions
+from batch_pipeline.settings import Settings
+
+
+class BatchPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
+    """Turns batches of uploaded photos and videos into searchable knowledge.
+
+    Adds the job ``process_batch``, the sensor and the schedule that launch it, and the assets that
+    show its progress. Secrets, such as the password of a database, are best left in the
+    environment (``BATCH_PIPELINE_*``), which is used for whatever is not set here.
+    """
+
+    settings: dict[str, Any] = Field(
+        default={},
+        description="Settings of the pipeline by name, in lower case, as in docs/settings.md "
+        "without the prefix.",
+    )
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """Build the definitions.
+
+        Raises:
+            ConfigurationError: there is no setting of such a name, or a value is not accepted.
+        """
+        del context
+        unknown = self.settings.keys() - Settings.model_fields.keys()
+        if unknown:
+            raise ConfigurationError(
+                f"BatchPipelineComponent has no setting {', '.join(sorted(unknown))}; expected are "
+                f"{', '.join(sorted(Settings.model_fields))}"
+            )
+        return build_definitions(overrides=self.settings)

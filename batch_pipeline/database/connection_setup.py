@@ -1,0 +1,89 @@
+"""What every connection of ours is set to, whatever server, role or a pooler in between say.
+
+Nothing here is a startup parameter: PgBouncer refuses those that it does not know. Time zone,
+DateStyle and client encoding are set by statements, and PgBouncer follows them from one server
+connection to the next. Everything else that belongs to a session (prepared statements, ``LISTEN``,
+session advisory locks, other settings) is not used behind a pooler, see `is_pooled`.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
+
+from batch_pipeline.errors import ConfigurationError
+
+#: What moments before the year 1 and after 9999 are read as, ``infinity`` among them.
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+_SET = """
+    SELECT pg_backend_pid(), set_config('TimeZone', 'UTC', false),
+        set_config('DateStyle', 'ISO, MDY', false), set_config('client_encoding', 'UTF8', false)
+"""
+_SET_UNPOOLED = """
+    SELECT set_config('IntervalStyle', 'postgres', false),
+        set_config('default_transaction_isolation', 'read committed', false)
+"""
+
+
+def set_up(connection: psycopg.Connection[Any]) -> None:
+    """Set a new connection up; it is in no transaction, before and after.
+
+    Raises:
+        ConfigurationError: the database cannot hold every character.
+    """
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        name = connection.info.dbname
+        connection.close()
+        raise ConfigurationError(
+            f"the encoding of the database {name!r} is {encoding}; descriptions and file names "
+            f"need UTF8. Make a new database, CREATE DATABASE {name}_utf8 ENCODING 'UTF8' TEMPLATE "
+            f"template0, copy what is in this one (pg_dump, pg_restore), and name the new one in "
+            "BATCH_PIPELINE_DATABASE_URL"
+        )
+    autocommit, connection.autocommit = connection.autocommit, True
+    if is_pooled(connection, _execute(connection, _SET)[0]):
+        connection.prepare_threshold = None
+    else:
+        _execute(connection, _SET_UNPOOLED)
+    connection.adapters.register_loader("timestamptz", _MomentLoader)
+    connection.adapters.register_loader("timestamp", _UtcMomentLoader)
+    connection.autocommit = autocommit
+
+
+def is_pooled(connection: psycopg.Connection[Any], backend: int | None = None) -> bool:
+    """Tell whether a pooler stands between us and the server; then sessions are not ours alone.
+
+    It has told us a process id of its own, which is not that of the server's process. In which mode
+    it pools cannot be known: another client may get our server process after any transaction.
+    """
+    if backend is None:
+        [backend] = _execute(connection, "SELECT pg_backend_pid()")
+    return backend != connection.info.backend_pid
+
+
+def _execute(connection: psycopg.Connection[Any], statement: str) -> Any:
+    return connection.execute(statement.encode()).fetchone()
+
+
+class _MomentLoader(TimestamptzLoader):
+    def load(self, data: Any) -> datetime:
+        return _bounded(super().load, data)
+
+
+class _UtcMomentLoader(TimestampLoader):
+    """Reads moments without a time zone, as some upload APIs keep them, as UTC."""
+
+    def load(self, data: Any) -> datetime:
+        return _bounded(super().load, data).replace(tzinfo=UTC)
+
+
+def _bounded(load: Any, data: Any) -> datetime:
+    try:
+        moment: datetime = load(data)
+    except psycopg.DataError:
+        text = bytes(data)
+        return EARLIEST if text == b"-infinity" or text.endswith(b"BC") else LATEST
+    return moment

@@ -1,0 +1,272 @@
+"""What tables that an upload API has made may look like, and how to mend those that cannot be used.
+
+Asked by ``db upgrade`` before it changes anything, and by ``doctor``. What the API may leave empty
+and how that is read stands in ``readings.py``; both are described in ``docs/existing_database.md``.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, cast, func, select, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import Text
+
+from batch_pipeline.database.models import BatchStatus, UploadStatus
+from batch_pipeline.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in the database that the pipeline cannot work with."""
+
+    reason: str
+    fix: str
+    """An SQL statement, or what to do."""
+
+    def __str__(self) -> str:
+        """Both, for a person."""
+        return f"{self.reason}: {self.fix}"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What type a column may have, and the one that it is changed to if it has another."""
+
+    accepted: frozenset[str]
+    type: str
+    using: str = ""
+    characters: int = 0
+    """Longest text that we write into it; 0: we write none, or it has no limit that we know."""
+    unlimited: bool = False
+    """A limit on its length would cut what we write, however high it is."""
+    words: tuple[str, ...] = ()
+    """What we write into it: an ENUM must have these, a CHECK must allow them."""
+
+
+def _text(characters: int = 0, *, unlimited: bool = False, words: tuple[str, ...] = ()) -> _Kind:
+    accepted = frozenset({"text", "character varying", *({"enum"} if words else ())})
+    return _Kind(accepted, "text", "{}::text", characters, unlimited, words)
+
+
+_ID = _Kind(frozenset({"uuid"}), "uuid", "{}::uuid")
+_MOMENT = _Kind(
+    frozenset({"timestamp with time zone", "timestamp without time zone"}),
+    "timestamptz",
+    "{}::timestamptz",
+)
+_WHOLE = _Kind(frozenset({"integer", "bigint", "smallint"}), "integer", "{}::integer")
+_SIZE = _Kind(_WHOLE.accepted, "bigint", "{}::bigint")
+_SCORE = _Kind(_WHOLE.accepted | {"real", "double precision"}, "integer", "{}::integer")
+_PATH_CHARACTERS = 100
+
+#: By table: every column that upload APIs make. One that is missing is added by the migrations.
+COLUMNS: Mapping[str, Mapping[str, _Kind]] = {
+    "upload_batches": {
+        "id": _ID,
+        "user_id": _ID,
+        "status": _text(words=tuple(status.value for status in BatchStatus)),
+        "total_uploads": _WHOLE,
+        "processed_uploads": _WHOLE,
+        "successful_uploads": _WHOLE,
+        "failed_uploads": _WHOLE,
+        "error_message": _text(unlimited=True),
+        "created_at": _MOMENT,
+        "updated_at": _MOMENT,
+        "started_at": _MOMENT,
+        "completed_at": _MOMENT,
+    },
+    "uploads": {
+        "id": _ID,
+        "user_id": _ID,
+        "batch_id": _ID,
+        "filename": _text(),
+        "file_path": _text(_PATH_CHARACTERS),
+        "file_type": _text(words=("image", "video")),
+        "file_size": _SIZE,
+        "mime_type": _text(30),
+        "processing_status": _text(words=tuple(status.value for status in UploadStatus)),
+        "description": _text(unlimited=True),
+        "description_audit_score": _SCORE,
+        "embedding_local": _Kind(frozenset({"vector"}), "vector({})"),
+        "thumbnail_path": _text(_PATH_CHARACTERS),
+        "video_codec": _text(30),
+        "error_message": _text(unlimited=True),
+        "metadata": _Kind(frozenset({"jsonb", "json"}), "jsonb", "{}::jsonb"),
+        "hidden": _Kind(frozenset({"boolean"}), "boolean", "{}::boolean"),
+        "regeneration_count": _WHOLE,
+        "last_regenerated_at": _MOMENT,
+        "created_at": _MOMENT,
+        "updated_at": _MOMENT,
+    },
+}
+
+_EXTENSION = text("""
+    SELECT to_regtype('vector') IS NOT NULL AS usable, current_user AS role,
+        (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+            WHERE e.extname = 'vector') AS schema,
+        EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector') AS available,
+        (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+            OR has_database_privilege(current_database(), 'CREATE') AND EXISTS (
+                SELECT FROM pg_available_extension_versions WHERE name = 'vector' AND trusted
+            ) AS creatable
+""")
+_FOUND = text("""
+    SELECT c.relname AS table, c.relkind, a.attname AS column,
+        CASE WHEN t.typtype = 'e' THEN 'enum' ELSE format_type(t.oid, NULL) END AS type,
+        format_type(a.atttypid, a.atttypmod) AS shown, a.atttypmod AS modifier,
+        a.attgenerated <> '' OR a.attidentity = 'a' AS generated,
+        ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = t.oid) AS labels
+    FROM pg_class c
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_type t ON t.oid = a.atttypid
+    WHERE c.oid IN (to_regclass('uploads'), to_regclass('upload_batches'))
+    ORDER BY c.relname DESC, a.attnum
+""")
+_CHECKS = text("""
+    SELECT c.conname AS name, pg_get_expr(c.conbin, c.conrelid) AS condition
+    FROM pg_constraint c
+    JOIN pg_attribute a ON a.attrelid = c.conrelid AND c.conkey = ARRAY[a.attnum]
+    WHERE c.contype = 'c' AND c.conrelid = to_regclass(:table) AND a.attname = :column
+""")
+_LEFT_ALONE = """
+    SELECT {column}::text AS word, count(*) AS rows FROM {table}
+    WHERE {column} IS NULL OR {column} NOT IN ({words}) GROUP BY 1 ORDER BY 1 LIMIT 5
+"""
+
+
+def require_usable_tables(connection: Connection, dimensions: int) -> None:
+    """Refuse tables and a server that the pipeline cannot use; missing tables are no problem.
+
+    Raises:
+        ConfigurationError: the message has every reason, and what to do about each.
+    """
+    problems = [*_extension(connection), *table_problems(connection, dimensions)]
+    if problems:
+        raise ConfigurationError(
+            "the database cannot be used as it is; nothing was changed. What to do first:\n"
+            + "\n".join(f"- {problem}" for problem in problems)
+        )
+
+
+def table_problems(connection: Connection, dimensions: int) -> Iterator[Problem]:
+    """Find columns that the pipeline cannot read or write as it has to.
+
+    Args:
+        connection: to the database.
+        dimensions: numbers of a vector, as the settings have it.
+    """
+    for row in connection.execute(_FOUND):
+        if row.relkind not in "rp":
+            kinds = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+            yield Problem(
+                f"{row.table} is {kinds.get(row.relkind, 'no table')}",
+                "give the pipeline a schema of its own: ALTER ROLE … SET search_path = …",
+            )
+            return
+        kind = COLUMNS[row.table].get(row.column)
+        if kind is None:
+            continue
+        name = f"{row.table}.{row.column}"
+        if row.generated:
+            yield Problem(f"{name} is generated, and cannot be written", "make it a plain column")
+        elif row.type not in kind.accepted:
+            yield Problem(f"{name} is {row.shown}", _alter(row.table, row.column, kind, dimensions))
+        elif row.type == "vector" and row.modifier != dimensions:
+            yield Problem(
+                f"{name} is {row.shown}, BATCH_PIPELINE_EMBEDDING_DIMENSIONS is {dimensions}",
+                "set that to the width of the column"
+                if row.modifier > 0
+                else _alter(row.table, row.column, kind, dimensions),
+            )
+        elif row.type == "enum":
+            for word in kind.words:
+                if word not in row.labels:
+                    yield Problem(
+                        f"{name} is of type {row.shown}, which has no value {word!r}",
+                        f"ALTER TYPE {row.shown} ADD VALUE '{word}';",
+                    )
+        elif row.type == "character varying" and row.modifier > 0:
+            limit = row.modifier - 4  # PostgreSQL counts the length of the length
+            longest = max(kind.characters, *(len(word) for word in kind.words), 0)
+            if kind.unlimited or limit < longest:
+                needed = "any length" if kind.unlimited else f"{longest} characters"
+                yield Problem(
+                    f"{name} is {row.shown}, {needed} must fit",
+                    f"ALTER TABLE {row.table} ALTER COLUMN {row.column} TYPE text;",
+                )
+        if kind.words and row.type in kind.accepted:
+            yield from _refused_words(connection, row.table, row.column, kind.words)
+
+
+def rows_left_alone(connection: Connection) -> Iterator[Problem]:
+    """Find rows whose status is none of ours: they are neither processed nor counted."""
+    for table, column in (("upload_batches", "status"), ("uploads", "processing_status")):
+        known = ", ".join(f"'{word}'" for word in COLUMNS[table][column].words)
+        query = _LEFT_ALONE.format(table=table, column=column, words=known)
+        for word, rows in connection.execute(text(query)).all():
+            quoted = "NULL" if word is None else "'" + word.replace("'", "''") + "'"
+            condition = f"{column} IS NULL" if word is None else f"{column} = {quoted}"
+            yield Problem(
+                f"{rows} rows of {table} have the {column} {quoted} and are left alone",
+                f"to have them processed: UPDATE {table} SET {column} = 'pending' "  # noqa: S608
+                f"WHERE {condition};",
+            )
+
+
+def _extension(connection: Connection) -> Iterator[Problem]:
+    found = connection.execute(_EXTENSION).one()
+    if found.usable:
+        return
+    if found.schema:
+        yield Problem(
+            f"the extension vector is in the schema {found.schema}, which the search_path of the "
+            f"role {found.role} leaves out",
+            f'ALTER ROLE "{found.role}" SET search_path = public, "{found.schema}";',
+        )
+    elif not found.available:
+        yield Problem(
+            "the server has no pgvector",
+            "install it there, on Debian the package postgresql-…-pgvector of its version",
+        )
+    elif not found.creatable:
+        yield Problem(
+            f"the role {found.role} may not create the extension vector",
+            "as a superuser, in this database: CREATE EXTENSION vector;",
+        )
+
+
+def _alter(table: str, column: str, kind: _Kind, dimensions: int) -> str:
+    if not kind.using:
+        return (
+            f"ALTER TABLE {table} RENAME COLUMN {column} TO {column}_before; "
+            f"ALTER TABLE {table} ADD COLUMN {column} {kind.type.format(dimensions)};"
+        )
+    alter = (
+        f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT, ALTER COLUMN {column} "
+        f"TYPE {kind.type} USING {kind.using.format(column)};"
+    )
+    if kind is _ID:
+        return (
+            f"{alter} Before, drop the foreign keys on it; make them again when the columns that "
+            "refer to it are changed too. Ids that are no UUIDs cannot be used"
+        )
+    return alter
+
+
+def _refused_words(
+    connection: Connection, table: str, column: str, words: tuple[str, ...]
+) -> Iterator[Problem]:
+    names = {"table": table, "column": column}
+    for check in connection.execute(_CHECKS, names).all():
+        values = (
+            func.unnest(cast(list(words), ARRAY(Text)))
+            .table_valued(column, name=table)
+            .render_derived()
+        )
+        refusing = select(values.c[column]).where(text(f"NOT ({check.condition})"))
+        refused = connection.scalars(refusing).all()
+        if refused:
+            yield Problem(
+                f"{table}.{column} may not be {', '.join(map(repr, refused))}",
+                f'ALTER TABLE {table} DROP CONSTRAINT "{check.name}";',
+            )

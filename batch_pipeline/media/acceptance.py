@@ -1,0 +1,45 @@
+"""Whether a file is taken: by what it is, what the operator allows, and what is installed."""
+
+from collections.abc import Collection
+from importlib.util import find_spec
+
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.media.sniffing import ACCEPTED_TYPES, MediaType, refusal_reason, sniff
+
+FORMATS = tuple(dict.fromkeys(media_type.format for media_type in ACCEPTED_TYPES))
+"""Every format that can be accepted, by its canonical name."""
+
+EXTRAS = {"rawpy": "raw", "pillow_jxl": "jxl"}
+"""Extra of this project that each optional package comes with."""
+
+
+def accept(head: bytes, allowed: Collection[str] = FORMATS) -> MediaType:
+    """Tell what a file is by its first `HEAD_BYTES` bytes.
+
+    Args:
+        head: these.
+        allowed: formats that the operator accepts.
+
+    Raises:
+        PermanentError: ``empty_file``, or ``unsupported_format`` with what it is instead and what
+            is accepted.
+    """
+    if not head:
+        raise PermanentError("empty_file", refusal_reason(head))
+    media_type = sniff(head)
+    if media_type is None:
+        raise PermanentError("unsupported_format", refusal_reason(head))
+    if media_type.format not in allowed:
+        raise PermanentError(
+            "unsupported_format",
+            f"the content is {media_type.label}, which is not among the accepted formats: "
+            f"{', '.join(sorted(allowed))} (BATCH_PIPELINE_ACCEPTED_FORMATS)",
+        )
+    if media_type.package and find_spec(media_type.package) is None:
+        extra = EXTRAS[media_type.package]
+        raise PermanentError(
+            "unsupported_format",
+            f"the content is {media_type.label}, which needs the extra `{extra}`: "
+            f"pip install 'batch-pipeline[{extra}]'",
+        )
+    return media_type

@@ -1,0 +1,62 @@
+"""EXIF, read for the few entries that matter: never a position."""
+
+from enum import IntEnum
+
+from batch_pipeline.media.tiff_block import Entry, TiffBlock
+
+
+class Tag(IntEnum):
+    """The entries that are read."""
+
+    MAKE = 0x010F
+    MODEL = 0x0110
+    ORIENTATION = 0x0112
+    DATE_TIME = 0x0132
+    XMP = 0x02BC
+    DATE_TIME_ORIGINAL = 0x9003
+    DATE_TIME_DIGITIZED = 0x9004
+    MAKER_NOTE = 0x927C
+
+
+_TAGS = frozenset(Tag)
+Exif = dict[Tag, bytes | int]
+"""Texts as they are stored, without what follows their first NUL; numbers as numbers."""
+
+_DETAILS = 0x8769
+"""Entry that points to the directory of the dates."""
+_TEXT_TYPES = {1, 2, 7, 129}
+#: Longer texts are cut (bytes), but for XMP and notes.
+_TEXT_BYTES, _LONG_BYTES = 1024, 4 * 1024**2
+
+
+def read_exif(block: bytes | memoryview) -> Exif:
+    """Read a block as image files hold it: a TIFF header, perhaps behind ``Exif`` and two zeros.
+
+    What is broken is left out; no error is raised. Also reads a whole TIFF or raw file.
+    """
+    tiff = TiffBlock.at(block[6:] if bytes(block[:4]) == b"Exif" else block)
+    found: Exif = {}
+    if tiff is not None:
+        details = _read_directory(found, tiff, tiff.first_directory)
+        if details is not None:
+            _read_directory(found, tiff, details)
+    return found
+
+
+def _read_directory(found: Exif, tiff: TiffBlock, start: int) -> int | None:
+    """Read one directory; return where that of the details is."""
+    details = None
+    for entry in tiff.directory(start):
+        if entry.tag == _DETAILS:
+            details = next(iter(tiff.numbers(entry._replace(elements=1))), None)
+        elif entry.tag in _TAGS and entry.where < len(tiff.block):
+            found.setdefault(Tag(entry.tag), _value(tiff, entry))
+    return details
+
+
+def _value(tiff: TiffBlock, entry: Entry) -> bytes | int:
+    if entry.tag in {Tag.XMP, Tag.MAKER_NOTE}:
+        return tiff.bytes_of(entry, _LONG_BYTES)
+    if entry.kind in _TEXT_TYPES and entry.tag != Tag.ORIENTATION:
+        return tiff.bytes_of(entry, _TEXT_BYTES).partition(b"\0")[0].strip()
+    return next(iter(tiff.numbers(entry._replace(elements=1))), 0)

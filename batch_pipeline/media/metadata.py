@@ -1,0 +1,159 @@
+"""What the metadata of a file says of it: when it was taken, by what, which side is up.
+
+Here: which of several statements is believed. Where they stand in a file is the matter of whoever
+reads that format; `batch_pipeline.media.exif` reads the block that most formats share.
+
+A date is looked for in this order, and the first that is a date counts:
+
+1. EXIF ``DateTimeOriginal``, then ``DateTimeDigitized``: the moment of the shot, or of the scan.
+2. XMP ``exif:DateTimeOriginal``, ``photoshop:DateCreated``, ``xmp:CreateDate``.
+3. EXIF ``DateTime``: when the file was last changed, by an editor for instance.
+4. The name of the file, as phones and messengers choose it.
+
+A date is the camera's local time; a zone beside it is not counted in. Years ahead of the first
+photograph or of the present, and zeros, are no date: they stand for a clock that was never set.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from batch_pipeline.media.content import MediaFacts
+from batch_pipeline.media.exif import Exif, Tag, read_exif
+from batch_pipeline.media.pictures import camera_name
+
+#: Of the oldest photograph that is kept.
+_FIRST_YEAR = 1826
+
+#: `2021:05:06 07:08:09.123+02:00` and its variants with dots, dashes, slashes, `T`, without a time.
+_DATE = re.compile(
+    r"\s*(\d{4})[-:./ ](\d{1,2})[-:./ ](\d{1,2})"
+    r"(?:[T ]+(\d{1,2})[-:.](\d{1,2})(?:[-:.](\d{1,2}))?)?(?![\d])"
+)
+#: Eight digits, perhaps divided, perhaps with six more for the time, in the name of a file.
+_NAMED_DATE = re.compile(
+    r"(?<!\d)((?:19|20)\d\d)([-_.]?)(\d\d)\2(\d\d)"
+    r"(?:(?:[-_. T]| at )?(\d\d)([-_.:]?)(\d\d)\6(\d\d)(?=\D|\d{3}(?!\d)|$)|(?!\d))"
+)
+_EXIF_DATES = {
+    Tag.DATE_TIME_ORIGINAL: "EXIF DateTimeOriginal",
+    Tag.DATE_TIME_DIGITIZED: "EXIF DateTimeDigitized",
+}
+_XMP_DATES = ("exif:DateTimeOriginal", "photoshop:DateCreated", "xmp:CreateDate")
+_XMP_ENTRY = rb"""%s\s*(?:=\s*["']|>\s*)([^"'<]{1,200})"""
+#: More of an XMP packet is not searched (bytes); what is asked for stands at its start.
+_XMP_BYTES = 1024**2
+
+_APPLE_NOTE = b"Apple iOS\0"
+_UUID = re.compile(rb"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is believed."""
+
+    captured_at: datetime | None = None
+    date_source: str | None = None
+    camera: str | None = None
+    orientation: int = 1
+    """1 to 8, as EXIF numbers them."""
+    live_photo: str | None = None
+    """Identifier that an iPhone writes into the two files of a Live Photo."""
+
+
+def read_metadata(exif_blocks: Iterable[bytes | memoryview], xmp: bytes | None) -> Metadata:
+    """Weigh what a picture says.
+
+    Args:
+        exif_blocks: in the order of the file; of contradictions the first counts.
+        xmp: the XMP packet.
+    """
+    exif: Exif = {}
+    for block in exif_blocks:
+        exif = read_exif(block) | exif
+    if xmp is None and isinstance(exif.get(Tag.XMP), bytes):
+        xmp = _bytes(exif.get(Tag.XMP))
+    xmp = (xmp or b"")[:_XMP_BYTES]
+    captured_at, source = _believed_date(exif, xmp)
+    orientation = exif.get(Tag.ORIENTATION)
+    return Metadata(
+        captured_at=captured_at,
+        date_source=source,
+        camera=camera_name(
+            _text(_bytes(exif.get(Tag.MAKE))) or _xmp_entry(xmp, "tiff:Make"),
+            _text(_bytes(exif.get(Tag.MODEL))) or _xmp_entry(xmp, "tiff:Model"),
+        ),
+        orientation=orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1,
+        live_photo=_live_photo(_bytes(exif.get(Tag.MAKER_NOTE))),
+    )
+
+
+def parse_date(text: str) -> datetime | None:
+    """Read a date as cameras and editors write it; None for what is none. Fractions are dropped."""
+    match = _DATE.match(text)
+    return _date(*match.groups()) if match else None
+
+
+def date_in_name(filename: str) -> datetime | None:
+    """Find the date in a name such as ``IMG_20210506_070809.jpg``; of a bare day, its midnight."""
+    for match in _NAMED_DATE.finditer(filename):
+        year, _, month, day, hour, _, minute, second = match.groups()
+        found = _date(year, month, day, hour, minute, second) or _date(year, month, day)
+        if found:
+            return found
+    return None
+
+
+def with_date_of_name(facts: MediaFacts, filename: str) -> MediaFacts:
+    """Take the date from the name of the file where nothing inside says one."""
+    named = None if facts.captured_at else date_in_name(filename)
+    return replace(facts, captured_at=named, date_source="file name") if named else facts
+
+
+def _believed_date(exif: Exif, xmp: bytes) -> tuple[datetime | None, str | None]:
+    said = [(source, _text(_bytes(exif.get(tag)))) for tag, source in _EXIF_DATES.items()]
+    said += [(f"XMP {entry}", _xmp_entry(xmp, entry)) for entry in _XMP_DATES]
+    said.append(("EXIF DateTime", _text(_bytes(exif.get(Tag.DATE_TIME)))))
+    for source, text in said:
+        found = parse_date(text)
+        if found:
+            return found, source
+    return None, None
+
+
+def _date(*parts: str | None) -> datetime | None:
+    """Year, month, day, and hour, minute, second where they are said."""
+    year, month, day, hour, minute, second = [int(part or 0) for part in parts] + [0] * (
+        6 - len(parts)
+    )
+    if hour > 24 or second > 60:
+        return None
+    try:
+        # Some cameras count a day to its 24th hour, and clocks now and then a 60th second.
+        found = datetime(year, month, day, hour % 24, minute, min(second, 59))
+        found += timedelta(days=hour == 24)
+    except (ValueError, OverflowError):
+        return None
+    return found if _FIRST_YEAR <= found.year <= datetime.now().year + 1 else None
+
+
+def _xmp_entry(xmp: bytes, name: str) -> str:
+    match = re.search(_XMP_ENTRY % re.escape(name.encode()), xmp)
+    return _text(match[1]) if match else ""
+
+
+def _live_photo(note: bytes) -> str | None:
+    found = _UUID.search(note) if note.startswith(_APPLE_NOTE) else None
+    return found[0].decode("ascii") if found else None
+
+
+def _bytes(value: bytes | int | None) -> bytes:
+    return value if isinstance(value, bytes) else b""
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -1,0 +1,63 @@
+"""Colours of a picture at its final size: to sRGB, and on white where it is transparent."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from batch_pipeline.media.tone_mapping import SRGB, ColourSpace, to_srgb
+
+_ICC_COLOR_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+
+
+def to_opaque_srgb(
+    picture: Image.Image, icc_profile: bytes | None, space: ColourSpace
+) -> Image.Image:
+    """Convert a small picture of mode L, RGB, RGBA or CMYK to RGB; it carries no metadata.
+
+    Args:
+        picture: at its final size.
+        icc_profile: as the file holds it; a broken one, or one for other channels, is ignored.
+        space: what the file says in code points instead; counts where there is more than white.
+    """
+    alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
+    opaque = picture.convert("RGB") if alpha else picture
+    if icc_profile and not space.is_hdr:
+        space = _space_of_profile(icc_profile) or space
+    if space.is_hdr or (not icc_profile and space != SRGB):
+        shown = Image.fromarray(to_srgb(np.asarray(opaque.convert("RGB")), space))
+    else:
+        shown = _by_profile(opaque, icc_profile)
+    if alpha:
+        background = Image.new("RGB", shown.size, "white")
+        background.paste(shown, mask=alpha)
+        shown = background
+    return shown
+
+
+def _by_profile(picture: Image.Image, icc_profile: bytes | None) -> Image.Image:
+    if icc_profile:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
+            if profile.profile.xcolor_space.strip() == _ICC_COLOR_SPACES[picture.mode]:
+                converted = ImageCms.profileToProfile(
+                    picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+                )
+                if converted is not None:  # None is for conversions in place
+                    return converted
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass  # a broken profile: the colours as they are stand nearest to what was meant
+    return picture.convert("RGB")
+
+
+def _space_of_profile(profile: bytes) -> ColourSpace | None:
+    """The code points in a profile for PQ or HLG, whose tables would end at white."""
+    count = min(int.from_bytes(profile[128:132], "big"), 200)
+    for entry in range(132, 132 + 12 * count, 12):
+        if profile[entry : entry + 4] == b"cicp":
+            start = int.from_bytes(profile[entry + 4 : entry + 8], "big")
+            codes = profile[start + 8 : start + 10]
+            if len(codes) == 2:
+                space = ColourSpace.from_codes(primaries=codes[0], transfer=codes[1])
+                return space if space.is_hdr else None
+    return None

@@ -1,0 +1,113 @@
+"""HEIC, HEIF and AVIF: pictures in boxes.
+
+A gain map is not applied: the picture beside it is the one for ordinary screens.
+"""
+
+from io import BytesIO
+
+from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
+from pillow_heif import HeifFile
+
+from batch_pipeline.media.stills.boxes import boxes, end_of_boxes
+from batch_pipeline.media.stills.scaling import scale, scaling_bytes
+from batch_pipeline.media.stills.still import (
+    PillowStill,
+    Still,
+    filled_up,
+    motion_photo,
+    pillow_opener,
+)
+from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
+
+#: The properties of a picture stand ahead of it; further in, the same bytes would be pixels.
+_PROPERTIES_BYTES = 1024**2
+#: Of a pixel as a decoder of HEVC keeps it: 8 bits in 4:4:4, or 10 bits in 4:2:0 (bytes).
+_HEVC_PLANE_BYTES = 3.0
+
+
+class HeifStill(Still):
+    """The primary picture of a HEIF file, turned already; a burst is not an animation.
+
+    `pillow_heif` decodes to a block of its own, which is converted a strip at a time.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        end = end_of_boxes(data)
+        self._heif = HeifFile(BytesIO(filled_up(data, end)))
+        super().__init__(self._heif.size)
+        self.file_bytes, self.missing_bytes = end, end - len(data)
+        info = self._heif.info
+        self.icc_profile = info.get("icc_profile")
+        self.exif = [info["exif"]] if info.get("exif") else []
+        self.xmp = info.get("xmp")
+        self.orientation = 1
+        nclx = info.get("nclx_profile")
+        if nclx:
+            self.space = ColourSpace.from_codes(
+                primaries=int(nclx["color_primaries"]),
+                transfer=int(nclx["transfer_characteristics"]),
+            )
+        self.clip = _embedded_clip(data)
+
+    def memory(self, target: tuple[int, int]) -> int:
+        """The decoder's planes, and the picture that it makes of them."""
+        width, height = self.size
+        return round(width * height * (_HEVC_PLANE_BYTES + len(self._heif.mode))) + scaling_bytes(
+            self.size, target
+        )
+
+    def scaled(self, target: tuple[int, int]) -> Image.Image:
+        """Decode whole."""
+        pixels, stride = memoryview(self._heif.data), self._heif.stride
+        width, height = self.size = self._heif.size  # may turn out to be another
+        mode = self._heif.mode
+
+        def read_rows(top: int, bottom: int) -> Image.Image:
+            rows = bytes(pixels[top * stride : bottom * stride])
+            return Image.frombytes(mode, (width, bottom - top), rows, "raw", mode, stride)
+
+        return scale((width, height), target, read_rows)
+
+
+class AvifStill(PillowStill):
+    """An AVIF, animated or not."""
+
+    def __init__(self, data: bytes) -> None:
+        end = end_of_boxes(data)
+        super().__init__(pillow_opener(AvifImageFile, filled_up(data, end)))
+        self.file_bytes, self.missing_bytes = end, end - len(data)
+        self.space = _space(data)
+        self._plane_bytes = _av1_plane_bytes(data)
+
+    def memory(self, target: tuple[int, int]) -> int:
+        """The decoder's planes, the picture that it makes of them, and Pillow's copy of that."""
+        width, height = self.size
+        return round(width * height * (self._plane_bytes + 4)) + super().memory(target)
+
+
+def _embedded_clip(data: bytes) -> str | None:
+    """Name the film that a phone keeps inside a HEIC, in a box of its own."""
+    for name, start, end in boxes(data):
+        if name == b"mpvd":
+            return motion_photo(end - start)
+    return None
+
+
+def _space(data: bytes) -> ColourSpace:
+    start = data.find(b"colrnclx", 0, _PROPERTIES_BYTES)
+    if start < 0:
+        return SRGB
+    codes = data[start + 8 : start + 12]
+    return ColourSpace.from_codes(
+        primaries=int.from_bytes(codes[:2], "big"), transfer=int.from_bytes(codes[2:], "big")
+    )
+
+
+def _av1_plane_bytes(data: bytes) -> float:
+    """What a decoder of AV1 keeps for a pixel, by the configuration of the first picture."""
+    start = data.find(b"av1C", 0, _PROPERTIES_BYTES)
+    flags = data[start + 6] if 0 <= start < len(data) - 6 else 0
+    has_high_depth, is_half_wide, is_half_high = flags & 64, flags & 8, flags & 4
+    chroma = 2 / ((2 if is_half_wide else 1) * (2 if is_half_high else 1))
+    return (1 + chroma) * (2 if has_high_depth else 1)

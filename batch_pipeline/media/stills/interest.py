@@ -1,0 +1,40 @@
+"""Whether a frame shows something; many animations begin with a black or empty one."""
+
+from enum import IntEnum
+
+import numpy as np
+from PIL import Image, ImageStat
+
+#: Below these spreads (standard deviation, 0-255) a frame is of one colour, or black.
+_UNIFORM_SPREAD, _BLACK_SPREAD = 6.0, 24.0
+#: A dark frame with a mean below is black, a uniform one with a mean above is white (0-255).
+_BLACK_MEAN, _WHITE_MEAN = 32.0, 250.0
+#: Less is not seen (0-255).
+_LEAST_ALPHA = 16
+
+
+class Interest(IntEnum):
+    """How much there is to see, from least to most."""
+
+    NOTHING = 0
+    """Black, white or transparent."""
+    ONE_COLOUR = 1
+    VARIED = 2
+
+
+def interest_of(picture: Image.Image) -> Interest:
+    """Judge a small picture of mode L, RGB, RGBA or CMYK."""
+    if picture.mode == "RGBA":
+        alpha = picture.getchannel("A")
+        if np.asarray(alpha).max() < _LEAST_ALPHA:
+            return Interest.NOTHING
+        opaque = Image.new("RGB", picture.size, "white")
+        opaque.paste(picture, mask=alpha)
+        picture = opaque
+    statistics = ImageStat.Stat(picture.convert("RGB"))
+    mean, spread = max(statistics.mean), max(statistics.stddev)
+    if mean < _BLACK_MEAN and spread < _BLACK_SPREAD:
+        return Interest.NOTHING
+    if spread >= _UNIFORM_SPREAD:
+        return Interest.VARIED
+    return Interest.NOTHING if min(statistics.mean) > _WHITE_MEAN else Interest.ONE_COLOUR

@@ -1,0 +1,208 @@
+"""JPEG: decoded at a half, a quarter or an eighth of its size where that is enough.
+
+The decoder gets the picture without its side data, which is read here: a broken or huge segment
+of metadata cannot fail a good picture.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+
+from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
+from batch_pipeline.media.stills.pieces import Piece, joined
+from batch_pipeline.media.stills.scaling import scaling_bytes
+from batch_pipeline.media.stills.still import (
+    IncompletePictureError,
+    PillowStill,
+    motion_photo,
+    oversized_metadata,
+)
+
+#: Segments ahead of the picture. Depth maps and colour profiles take hundreds.
+MAX_SEGMENTS = 4096
+#: A colour profile is numbered in one byte.
+_MAX_PROFILE_SEGMENTS = 255
+#: The first box of a film names brands, no more.
+_MAX_FTYP_BYTES = 512
+_SOI, _EOI, _SOS, _SOF_PROGRESSIVE = 0xD8, 0xD9, 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)
+_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_APP0, _APP1, _APP2, _APP14, _COM = 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
+_EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
+
+
+@dataclass
+class _Anatomy:
+    """A JPEG taken apart."""
+
+    picture: list[Piece] = field(default_factory=list)
+    exif: list[list[Piece]] = field(default_factory=list)
+    """Blocks, each of one segment or more."""
+    xmp: bytes | None = None
+    frame_header: bytes = b""
+    progressive: bool = False
+    components_of_first_scan: int = 0
+
+
+class JpegStill(PillowStill):
+    """A JPEG, or the first picture of an MPO."""
+
+    def __init__(self, data: bytes) -> None:
+        self._anatomy = take_apart(data)
+        self._data = data
+        self._with_end = False
+        super().__init__(self._open_pieces)
+        self.exif = [b"".join(block) for block in self._anatomy.exif]
+        self.xmp = self._anatomy.xmp
+        self.clip = _embedded_clip(data)
+
+    def memory(self, target: tuple[int, int]) -> int:
+        """The reduced picture, and all coefficients where they come in several scans."""
+        self._picture.draft(None, target)
+        reduced = self._picture.size[0] * self._picture.size[1] * 4
+        return reduced + scaling_bytes(self._picture.size, target) + self._coefficient_bytes()
+
+    def prepare(self, picture: ImageFile, target: tuple[int, int]) -> None:
+        """Choose the smallest scale that is not below `target`."""
+        picture.draft(None, target)
+
+    def _salvage(self, error: Exception, target: tuple[int, int]) -> ImageFile:
+        if not self._in_several_scans():
+            super()._salvage(error, target)  # raises if more than the last rows are missing
+            self.warnings.clear()
+        # Without the marker of the end a decoder keeps its last rows, or all, to itself.
+        self._with_end = True
+        picture = self._open()
+        self.prepare(picture, target)
+        picture.load()
+        if self._in_several_scans() and not _reaches_last_scan(self._data):
+            raise IncompletePictureError(str(error), self._shrink(picture, target)) from error
+        self.warnings.append("damaged: the JPEG ends without its end marker; a little may be lost")
+        return picture
+
+    def _open_pieces(self) -> ImageFile:
+        end = [b"\xff\xd9"] if self._with_end else []
+        return _Plugin(joined([*self._anatomy.picture, *end]))
+
+    def _in_several_scans(self) -> bool:
+        components = self._anatomy.frame_header[5:6]
+        return self._anatomy.progressive or self._anatomy.components_of_first_scan < sum(components)
+
+    def _coefficient_bytes(self) -> int:
+        if not self._in_several_scans():
+            return 0
+        width, height = self.size
+        factors = self._anatomy.frame_header[7::3]
+        sampling = [((factor >> 4) or 1, (factor & 15) or 1) for factor in factors] or [(1, 1)]
+        widest, highest = max(h for h, _ in sampling), max(v for _, v in sampling)
+        samples = sum(width * h // widest * (height * v // highest) for h, v in sampling)
+        return 2 * samples
+
+
+class _Plugin(JpegImageFile):
+    """Does not look for a resolution in EXIF as it opens: nobody asks, and broken EXIF warns."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+def take_apart(data: bytes) -> _Anatomy:
+    """Divide a JPEG into what belongs to the picture and what is told beside it.
+
+    Raises:
+        PermanentError: ``oversized_metadata``.
+    """
+    view = memoryview(data)
+    found = _Anatomy(picture=[view[:2]])
+    profile_segments = 0
+    for number, (marker, start, end) in enumerate(_segments(data)):
+        content = view[start + 4 : end]
+        if number >= MAX_SEGMENTS:
+            raise oversized_metadata(
+                f"the JPEG has more than {MAX_SEGMENTS} segments ahead of its picture; "
+                "no camera writes that"
+            )
+        if marker == _SOS:
+            found.components_of_first_scan = content[0] if len(content) else 0
+            found.picture.append(view[start:])
+            break
+        if marker in _FRAME_HEADERS and not found.frame_header:
+            found.frame_header, found.progressive = bytes(content), marker in _SOF_PROGRESSIVE
+        if marker == _APP2 and content[: len(_ICC)] == _ICC:
+            profile_segments += 1
+            if profile_segments <= _MAX_PROFILE_SEGMENTS:
+                found.picture.append(view[start:end])
+        elif marker == _APP1:
+            _keep_app1(found, content)
+        elif not _APP1 <= marker <= _APP14 - 1 and marker not in {_COM, 0xEF}:
+            found.picture.append(view[start:end])
+    return found
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment up to the first scan; that one ends with its header."""
+    position = 2
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:  # garbage between segments is passed over
+            position = data.find(b"\xff", position)
+            if position < 0:
+                return
+            continue
+        marker = data[position + 1]
+        if marker in {0xFF, 0x00, 0x01} or 0xD0 <= marker <= _SOI:
+            position += 1 if marker == 0xFF else 2
+            continue
+        end = position + 2 + max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
+        yield marker, position, min(end, len(data))
+        if marker in {_SOS, _EOI}:
+            return
+        position = end
+
+
+def _keep_app1(found: _Anatomy, content: memoryview) -> None:
+    if content[: len(_EXIF)] == _EXIF:
+        block = content[len(_EXIF) :]
+        if found.exif and bytes(block[:4]) not in _TIFF_STARTS:
+            found.exif[-1].append(block)
+        else:
+            found.exif.append([block])
+    elif content[: len(_XMP)] == _XMP and found.xmp is None:
+        found.xmp = bytes(content[len(_XMP) :])
+
+
+def _embedded_clip(data: bytes) -> str | None:
+    """Name the film that a phone appends to a JPEG."""
+    start = data.find(b"ftyp", data.find(b"\xff\xd9")) - 4
+    size = int.from_bytes(data[start : start + 4], "big") if start > 0 else 0
+    if not 16 <= size <= _MAX_FTYP_BYTES:
+        return None
+    found = sniff(data[start : start + HEAD_BYTES])
+    return motion_photo(len(data) - start) if found and found.file_type == "video" else None
+
+
+def _reaches_last_scan(data: bytes) -> bool:
+    """Tell whether the scans of a JPEG, the last perhaps cut, bring all coefficients to their end.
+
+    Each is for a band of coefficients of some components, down to some bit.
+    """
+    missing: set[tuple[int, int]] | None = None
+    position = 2
+    while (position := data.find(b"\xff", position)) >= 0 and position + 4 <= len(data):
+        marker = data[position + 1]
+        if marker < 0xC0 or 0xD0 <= marker <= _EOI or marker == 0xFF:
+            position += 1
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        content = data[position + 4 : end]
+        if marker in _FRAME_HEADERS and missing is None:
+            components = set(content[6 : 6 + 3 * content[5] : 3])
+            missing = {(component, index) for component in components for index in range(64)}
+        elif marker == _SOS and missing is not None:
+            scanned = set(content[1 : 1 + 2 * content[0] : 2])
+            first, last, low_bit = content[-3], content[-2], content[-1] & 15
+            if low_bit == 0:
+                missing -= {(c, index) for c in scanned for index in range(first, last + 1)}
+        position = max(end, position + 2)
+    return missing is not None and not missing

@@ -1,0 +1,95 @@
+"""JPEG XL, by the package `pillow-jxl-plugin` (extra `jxl`).
+
+Its decoder decodes as it opens: the size is read here ahead of that.
+"""
+
+from PIL import Image
+
+from batch_pipeline.media.stills.boxes import boxes, end_of_boxes
+from batch_pipeline.media.stills.jpeg import JpegStill
+from batch_pipeline.media.stills.scaling import scale, scaling_bytes
+from batch_pipeline.media.stills.still import Still
+
+_CODESTREAM = b"\xff\x0a"
+#: Of a pixel while it is decoded (bytes).
+_PIXEL_BYTES = 14
+#: Width to height, by their number in the header.
+_RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
+#: How many bits a side takes, by a selector of two bits.
+_SIDE_BITS = (9, 13, 18, 30)
+
+
+class JxlStill(Still):
+    """A JPEG XL; of an animation the first frame. A JPEG that was packed into one is unpacked."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(_size(_codestream(data)))
+        self._data = data
+        self.orientation = 1
+        self.is_cut = data[:2] != _CODESTREAM and end_of_boxes(data) > len(data)
+        if data[:2] != _CODESTREAM:
+            for name, start, end in boxes(data):
+                if name == b"Exif":
+                    offset = int.from_bytes(data[start : start + 4], "big")
+                    self.exif.append(data[start + 4 + offset : end])
+                elif name == b"xml ":
+                    self.xmp = data[start:end]
+
+    def memory(self, target: tuple[int, int]) -> int:
+        """All of the picture."""
+        width, height = self.size
+        return width * height * _PIXEL_BYTES + scaling_bytes(self.size, target)
+
+    def scaled(self, target: tuple[int, int]) -> Image.Image:
+        """Decode whole."""
+        from pillow_jxl import Decoder  # noqa: PLC0415 - an extra
+
+        is_jpeg, info, pixels, profile, _ = Decoder(num_threads=0)(self._data)
+        if is_jpeg:
+            jpeg = JpegStill(pixels)
+            self.icc_profile, self.orientation = jpeg.icc_profile, None
+            self.exif, self.xmp = jpeg.exif or self.exif, jpeg.xmp or self.xmp
+            return jpeg.scaled(target)
+        self.icc_profile = profile or None
+        size = (info.width, info.height)
+        if size != self.size:  # it was turned
+            target = (target[1], target[0])
+            self.size = size
+        picture = Image.frombytes(info.mode, size, pixels)
+        width, _ = size
+        return scale(size, target, lambda top, bottom: picture.crop((0, top, width, bottom)))
+
+
+def _codestream(data: bytes) -> bytes:
+    """The first bytes of the picture itself."""
+    if data[:2] == _CODESTREAM:
+        return data[:32]
+    for name, start, _ in boxes(data):
+        if name == b"jxlc":
+            return data[start : start + 32]
+        if name == b"jxlp":  # its number is ahead
+            return data[start + 4 : start + 36]
+    raise ValueError("there is no picture in the boxes")
+
+
+def _size(codestream: bytes) -> tuple[int, int]:
+    if codestream[:2] != _CODESTREAM:
+        raise ValueError("the picture has no header")
+    bits = int.from_bytes(codestream[2:], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value = bits & ((1 << count) - 1)
+        bits >>= count
+        return value
+
+    def side() -> int:
+        return 8 * (1 + take(5)) if is_small else 1 + take(_SIDE_BITS[take(2)])
+
+    is_small = bool(take(1))
+    height = side()
+    ratio = take(3)
+    if ratio:
+        numerator, denominator = _RATIOS[ratio]
+        return height * numerator // denominator, height
+    return side(), height

@@ -1,0 +1,65 @@
+"""Large pictures made small a strip at a time."""
+
+from collections.abc import Callable
+from itertools import chain
+
+import numpy as np
+from PIL import Image, ImageCms
+
+#: Pixels that are converted at a time when a large picture is made small.
+STRIP_PIXELS = 2_000_000
+#: What a strip takes while it is read, converted and reduced (bytes).
+_STRIP_BYTES = 16 * STRIP_PIXELS
+#: Modes of Pillow that can be scaled without a change of colour.
+_WORKING_MODES = {"L", "RGB", "RGBA", "CMYK"}
+
+ReadRows = Callable[[int, int], Image.Image]
+"""Gives rows of a picture, from the first to ahead of the second; asked from top to bottom."""
+
+
+def scale(size: tuple[int, int], target: tuple[int, int], read_rows: ReadRows) -> Image.Image:
+    """Scale to `target` pixels; the result is of mode L, RGB, RGBA or CMYK.
+
+    A box filter goes down to between one and a half and three times the target, then a good one to
+    the end: as good to the eye, and the full-size picture is converted only a strip at a time.
+    """
+    width, height = size
+    factor = _factor(size, target)
+    strip_height = max(1, STRIP_PIXELS // (width * factor)) * factor
+    tops = range(0, height, strip_height)
+    strips = (in_working_mode(read_rows(top, min(top + strip_height, height))) for top in tops)
+    first = next(strips)
+    reduced = Image.new(first.mode, (-(-width // factor), -(-height // factor)))
+    for top, strip in zip(tops, chain([first], strips), strict=True):
+        reduced.paste(strip.reduce(factor), (0, top // factor))
+    box = (0, 0, width / factor, height / factor)
+    return reduced.resize(target, Image.Resampling.LANCZOS, box=box)
+
+
+def scaling_bytes(size: tuple[int, int], target: tuple[int, int]) -> int:
+    """What `scale` takes at its peak (bytes)."""
+    factor = _factor(size, target)
+    return 4 * size[0] * size[1] // factor**2 + _STRIP_BYTES
+
+
+def in_working_mode(picture: Image.Image) -> Image.Image:
+    """Convert to L, RGB, RGBA or CMYK."""
+    if picture.mode in _WORKING_MODES and not picture.has_transparency_data:
+        return picture
+    if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips at 255
+        sixteen_bits = np.asarray(picture).astype(np.uint32)
+        return Image.fromarray((sixteen_bits >> 8).clip(0, 255).astype(np.uint8))
+    if picture.mode == "F":  # light from 0 to 1
+        levels = np.nan_to_num(np.asarray(picture)).clip(0, 1) * 255
+        return Image.fromarray(levels.round().astype(np.uint8))
+    if picture.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+        return converted or picture.getchannel("L")
+    if picture.has_transparency_data:
+        return picture.convert("RGBA")
+    return picture.convert("L" if picture.mode == "1" else "RGB")
+
+
+def _factor(size: tuple[int, int], target: tuple[int, int]) -> int:
+    return max(1, int(min(size[0] / target[0], size[1] / target[1]) / 1.5))

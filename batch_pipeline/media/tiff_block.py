@@ -1,0 +1,90 @@
+"""The directories of TIFF, in which EXIF, TIFF files and most raw files keep what they say.
+
+Here: a reader that takes what is sound and passes over what is not. A general reader fails as a
+whole on one bad entry, and copies a block once for each entry that points to it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+#: Bytes of one element of each type; 7 (undefined) and 129 (UTF-8) are texts.
+ELEMENT_BYTES = {
+    1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8,
+    13: 4, 16: 8, 17: 8, 18: 8, 129: 1,
+}  # fmt: skip
+_BIG = 0x2B
+#: TIFF, BigTIFF, and the numbers of raw files: Panasonic's one, Olympus' three.
+_MAGIC = {0x2A, _BIG, 0x55, 0x4F52, 0x5352, 0x4F4D}
+_MAX_ENTRIES = 0xFFFF
+
+
+class Entry(NamedTuple):
+    """One statement of a directory."""
+
+    tag: int
+    kind: int
+    """Type of its elements, see `ELEMENT_BYTES`."""
+    elements: int
+    where: int
+    """Of the first element; may lie behind the end of the block."""
+
+    @property
+    def size(self) -> int:
+        """Of all elements (bytes)."""
+        return ELEMENT_BYTES.get(self.kind, 1) * self.elements
+
+
+@dataclass(frozen=True)
+class TiffBlock:
+    """A block with directories."""
+
+    block: memoryview
+    order: Literal["little", "big"]
+    big: bool
+    """BigTIFF: counts and offsets of 8 bytes."""
+
+    @classmethod
+    def at(cls, data: bytes | memoryview) -> "TiffBlock | None":
+        """Look at the start of a block; None for what is none. The position of its start is 0."""
+        order: Literal["little", "big"] | None = None
+        if bytes(data[:2]) == b"II":
+            order = "little"
+        elif bytes(data[:2]) == b"MM":
+            order = "big"
+        if order is None:
+            return None
+        magic = int.from_bytes(data[2:4], order)
+        return cls(memoryview(data), order, magic == _BIG) if magic in _MAGIC else None
+
+    @property
+    def first_directory(self) -> int:
+        """Where it is."""
+        return self.number(8, 8) if self.big else self.number(4, 4)
+
+    def number(self, at: int, size: int) -> int:
+        """Read an unsigned number of `size` bytes; behind the end there are none, which is 0."""
+        return int.from_bytes(self.block[at : at + size], self.order)
+
+    def numbers(self, entry: Entry) -> list[int]:
+        """Read the elements of an entry, as far as they lie in the block, as unsigned numbers."""
+        size = ELEMENT_BYTES.get(entry.kind, 1)
+        end = min(entry.where + size * entry.elements, len(self.block) - size + 1)
+        return [self.number(at, size) for at in range(entry.where, end, size)]
+
+    def bytes_of(self, entry: Entry, most: int) -> bytes:
+        """Read the elements of an entry as they are, up to a number of bytes."""
+        return bytes(self.block[entry.where : entry.where + min(entry.size, most)])
+
+    def directory(self, start: int) -> Iterator[Entry]:
+        """Walk a directory; it ends with the block."""
+        wide = 8 if self.big else 4
+        count_bytes, entry_bytes = (8, 20) if self.big else (2, 12)
+        count = min(self.number(start, count_bytes), _MAX_ENTRIES)
+        begin = start + count_bytes
+        for at in range(begin, min(begin + count * entry_bytes, len(self.block)), entry_bytes):
+            kind, elements = self.number(at + 2, 2), self.number(at + 4, wide)
+            where = at + 4 + wide
+            if elements * ELEMENT_BYTES.get(kind, 1) > wide:
+                where = self.number(where, wide)
+            yield Entry(self.number(at, 2), kind, elements, where)

@@ -1,0 +1,85 @@
+"""From the Y'CbCr of a frame to a picture in sRGB: matrix, range, dynamic range and gamut.
+
+What a file leaves open is decided as players do:
+
+- No matrix named: BT.2020 where its primaries, PQ or HLG are named; else BT.709 for high
+  definition (1280 pixels or more on the long side, or more than 576 on the short one) and BT.601
+  below.
+- A matrix that FFmpeg's scaler cannot undo (YCgCo, ICtCp, reserved values): BT.709.
+- No range named: limited, but full where the pixel format says so (JPEG).
+- Primaries of BT.601 are taken for those of BT.709: players do, and it is hardly seen.
+"""
+
+from typing import cast
+
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from PIL import Image
+
+from batch_pipeline.media.tone_mapping import SRGB, Codes, ColourSpace, to_srgb
+
+# By ITU-T H.273, which FFmpeg numbers them by.
+_RGB, _BT709, _UNSPECIFIED, _BT601, _BT2020 = 0, 1, 2, 6, 9
+#: Matrices that FFmpeg's scaler undoes.
+_KNOWN_MATRICES = {_BT709, 4, 5, _BT601, 7, _BT2020}
+_BT2020_PRIMARIES = 9
+_HDR_TRANSFERS = {16, 18}
+_FULL_RANGE = 2
+_WIDE_PRIMARIES = {"bt2020", "p3"}
+
+_HD_LONG_SIDE, _SD_SHORT_SIDE = 1280, 576
+
+#: Sample entries of Dolby Vision.
+_DOLBY_VISION_TAGS = {"dvh1", "dvhe", "dva1", "dvav", "dav1"}
+#: Of profile 5, "IPT", which only Dolby's own numbers turn into colours.
+_IPT = 15
+
+
+def to_picture(frame: VideoFrame, size: tuple[int, int]) -> Image.Image:
+    """Scale a frame to `size` and convert it to sRGB, from more than 8 bits without a loss."""
+    space = _colour_space(frame)
+    frame.colorspace = _matrix(frame)
+    scaled = frame.reformat(
+        width=size[0],
+        height=size[1],
+        format="rgb24" if space == SRGB else "rgb48le",
+        dst_color_range=_FULL_RANGE,
+        # AREA averages all pixels of a large frame; the default of FFmpeg's scaler skips some.
+        interpolation="AREA",
+        threads=1,
+    )
+    return Image.fromarray(to_srgb(cast("Codes", scaled.to_ndarray()), space))
+
+
+def colour_warning(frame: VideoFrame, stream: VideoStream) -> str | None:
+    """Say so where the colours of a film cannot be shown as they are meant."""
+    is_dolby_vision = stream.codec_tag in _DOLBY_VISION_TAGS or _has_dolby_vision(frame)
+    if frame.colorspace == _IPT or (is_dolby_vision and frame.color_trc == _UNSPECIFIED):
+        return "colours are not true: Dolby Vision without a picture for other players"
+    return None
+
+
+def _colour_space(frame: VideoFrame) -> ColourSpace:
+    space = ColourSpace.from_codes(frame.color_primaries, frame.color_trc)
+    if space.is_hdr and frame.color_primaries == _UNSPECIFIED:
+        return ColourSpace(space.transfer, "bt2020")
+    return space if space.is_hdr or space.primaries in _WIDE_PRIMARIES else SRGB
+
+
+def _matrix(frame: VideoFrame) -> int:
+    matrix = int(frame.colorspace)
+    if matrix in _KNOWN_MATRICES or frame.format.is_rgb:
+        return matrix
+    if matrix != _UNSPECIFIED:
+        return _BT709
+    if frame.color_primaries == _BT2020_PRIMARIES or frame.color_trc in _HDR_TRANSFERS:
+        return _BT2020
+    short, long = sorted((frame.width, frame.height))
+    return _BT709 if long >= _HD_LONG_SIDE or short > _SD_SHORT_SIDE else _BT601
+
+
+def _has_dolby_vision(frame: VideoFrame) -> bool:
+    try:
+        return "DOVI_METADATA" in frame.side_data
+    except (KeyError, ValueError):  # a kind of side data that PyAV has no name for
+        return False

@@ -1,0 +1,84 @@
+"""Date and camera of a film, from the entries of its container.
+
+Here: which entries are read, and how far each is trusted. No other entry is read, as some are
+positions.
+
+A date is looked for in this order, and the first that is a date counts:
+
+1. ``com.apple.quicktime.creationdate``: the time on the phone's clock where the film was taken.
+   A zone stands beside it, and is not counted in.
+2. ``DATE_RECORDED``, ``DateTimeOriginal`` and ``date``, which cameras and recorders write, if they
+   hold the time of the day; else they tell when something was published.
+3. ``creation_time`` of the container, then of the stream. It is UTC by the standard, and the source
+   says so: the hour, and around midnight the day, may be another on the spot. Without a zone (AVI)
+   it is the camera's clock.
+
+The start of a clock that was never set (1904, 1970) is no date.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from batch_pipeline.media.metadata import parse_date
+from batch_pipeline.media.pictures import camera_name
+
+_RECORDING_DATES = (
+    "com.apple.quicktime.creationdate", "date_recorded", "datetimeoriginal", "date",
+)  # fmt: skip
+_CREATION_TIME = "creation_time"
+#: A date with the time of the day; then, perhaps, a zone.
+_TIME_OF_DAY = re.compile(
+    r"\s*\d{4}\D\d\d?\D\d\d?[T ]+\d\d?:\d\d(:\d\d)?([.,]\d+)?\s*(?P<zone>Z|[+-]\d)?"
+)
+#: A zone moves the start of a clock by less than a day.
+_CLOCK_STARTS, _A_DAY = (datetime(1904, 1, 1), datetime(1970, 1, 1)), timedelta(days=1)
+
+#: Where cameras write maker and model.
+_CAMERA_ENTRIES = (
+    ("com.apple.quicktime.make", "com.apple.quicktime.model"),
+    ("com.android.manufacturer", "com.android.model"),
+    ("make", "model"),
+)
+
+Entries = Mapping[str, str]
+
+
+def captured_at(entries: Sequence[Entries]) -> tuple[datetime | None, str | None]:
+    """When a film was taken, and which entry says so; two times None where none does.
+
+    Args:
+        entries: those of the container, then those of the stream.
+    """
+    for source, text in _dates(entries):
+        match = _TIME_OF_DAY.match(text)
+        found = parse_date(text) if match else None
+        if match and found and not _is_start_of_clock(found):
+            is_utc = source == _CREATION_TIME and match["zone"]
+            return found, f"{source} (UTC)" if is_utc else source
+    return None, None
+
+
+def camera(entries: Sequence[Entries]) -> str | None:
+    """Maker and model."""
+    for container in map(_lowered, entries):
+        for make, model in _CAMERA_ENTRIES:
+            name = camera_name(container.get(make), container.get(model))
+            if name:
+                return name
+    return None
+
+
+def _dates(entries: Sequence[Entries]) -> Iterator[tuple[str, str]]:
+    lowered = [_lowered(each) for each in entries]
+    for source in (*_RECORDING_DATES, _CREATION_TIME):
+        yield from ((source, each[source]) for each in lowered if source in each)
+
+
+def _is_start_of_clock(date: datetime) -> bool:
+    return any(abs(date - start) <= _A_DAY for start in _CLOCK_STARTS)
+
+
+def _lowered(entries: Entries) -> dict[str, str]:
+    """Matroska writes the names of its entries in capitals."""
+    return {name.lower(): text for name, text in entries.items()}

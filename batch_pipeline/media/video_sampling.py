@@ -1,0 +1,227 @@
+"""Frames spread over the whole length of a film, whatever its length, in bounded work.
+
+A film is taken as up to `MAX_FRAMES` equal parts, and of each the frame in its middle is wanted.
+On the way there:
+
+- A seek leads to the last key frame ahead of the position, where the container has an index or its
+  seeks have led forward so far.
+- Packets ahead of a later key frame are read, but not decoded.
+- What remains is decoded. Once `_EXACT_PIXELS` or `_EXACT_FRAMES` are spent on one position, any
+  frame of its part is near enough; beyond, decoding goes on to the beginning of the part.
+- All positions of a film together may cost `_FILM_PIXELS` and `_FILM_FRAMES`, evenly shared. Where
+  that is not enough, the last frame on the way is taken, and `FrameReader.parts_missed` counts it.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from fractions import Fraction
+
+import av
+from av import FFmpegError, Packet
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+#: Frames taken of one video; short ones give one a second.
+MAX_FRAMES = 10
+#: Decoded on the way to the very frame in the middle of a part (pixels, frames): about a second of
+#: work.
+_EXACT_PIXELS, _EXACT_FRAMES = 250_000_000, 600
+#: Decoded of one film to reach all of its parts (pixels, frames): a minute of Full HD at 30 frames
+#: a second behind a single key frame.
+_FILM_PIXELS, _FILM_FRAMES = 4_000_000_000, 12_000
+#: A position further ahead than this may be reached by a seek instead of by reading on (seconds).
+_SEEK_DISTANCE = 4.0
+#: Packets that are held until it is known that no key frame follows them (bytes).
+_WAITING_BYTES = 16 * 1024**2
+
+
+class FrameReader:
+    """The frames of a stream with their times, passing over what cannot be decoded."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream, rate: float) -> None:
+        self._container = container
+        self._stream = stream
+        self._frame_seconds = 1 / rate
+        self._time_base = stream.time_base or Fraction(1, av.time_base)
+        self._start = stream.start_time or 0
+        pixels = max(1, stream.width * stream.height)
+        #: Packets that may be decoded for one position, and for all of them.
+        self._exact = max(1, min(_EXACT_FRAMES, _EXACT_PIXELS // pixels))
+        self._left = max(MAX_FRAMES, min(_FILM_FRAMES, _FILM_PIXELS // pixels))
+        self._seeks_lead_forward = True
+        self._fell_short = False
+        self._begin()
+        self.position = 0.0
+        """Of the frame read last, or 0 (seconds from the start)."""
+        self.reached = 0.0
+        """Furthest position so far (seconds)."""
+        self.parts_missed = 0
+        """That could not be reached within the budget."""
+        self.bad_packets = 0
+        """That could not be decoded, though others ahead of them could."""
+        self.broke_off: str | None = None
+        """Why the container could not be read to its end."""
+
+    def frames(self, duration: float) -> Iterator[VideoFrame]:
+        """Yield one frame for each part of a film of this length (seconds), at most.
+
+        `position` is that of the frame yielded.
+        """
+        count = max(1, min(MAX_FRAMES, round(duration)))
+        length = duration / count
+        seen: set[float] = set()
+        for part in range(count):
+            frame = self._frame_of(part * length, (part + 1) * length, count - part)
+            self.parts_missed += self._fell_short
+            if frame is not None and self.position not in seen:
+                seen.add(self.position)
+                yield frame
+        if not seen:  # the length was a lie: any frame is better than none
+            frame = self.frame_at(0.0)
+            if frame is not None:
+                yield frame
+
+    def frame_at(self, position: float) -> VideoFrame | None:
+        """Read a frame at or near a position anywhere in the film (seconds)."""
+        self._rewind()
+        return self._frame_of(position, position, 1)
+
+    def _frame_of(self, begin: float, end: float, parts_left: int) -> VideoFrame | None:
+        """Read the frame in the middle of a part, or one near to it."""
+        middle = (begin + end) / 2
+        budget = max(self._exact, self._left // parts_left)
+        sought = self._seek(middle)
+        frame = self._read(middle, begin, end, budget)
+        if sought and (frame is None or self.position > end > begin):
+            # The seek led behind the last key frame, or beyond the one that was wanted.
+            self._seeks_lead_forward = False
+            self._rewind()
+            frame = self._read(middle, begin, end, budget)
+        return frame
+
+    def _seek(self, position: float) -> bool:
+        """Go to the last key frame at or ahead of a position, if that seems to lead forward."""
+        target = self._start + int(position / self._time_base)
+        if position - self.position <= _SEEK_DISTANCE or not self._leads_forward(target):
+            return False
+        # Raw streams have no index; a length that is a lie may exceed FFmpeg's clock.
+        with suppress(FFmpegError, OverflowError):
+            self._container.seek(target, stream=self._stream)
+            self._begin()
+            first = self._next_packet()
+            if first is not None:
+                self._waiting.append(first)
+                time = _time(first)
+                if time is not None and self._seconds(time) <= self.position:
+                    self._seeks_lead_forward = False
+            return True
+        return False
+
+    def _leads_forward(self, target: int) -> bool:
+        if not self._seeks_lead_forward:
+            return False
+        index = self._stream.index_entries
+        if len(index) == 0 or not -(2**63) <= target < 2**63 or index[-1].timestamp < target:
+            return True  # nobody knows but the demuxer
+        place = index.search_timestamp(target)
+        return place >= 0 and self._seconds(index[place].timestamp) > self.position
+
+    def _rewind(self) -> None:
+        with suppress(FFmpegError):
+            self._container.seek(self._start, stream=self._stream)
+            self._begin()
+            self.position = 0.0
+
+    def _begin(self) -> None:
+        """Forget what was read ahead of a seek."""
+        self._packets = self._container.demux(self._stream)
+        self._waiting: deque[Packet[VideoStream]] = deque()
+        self._decoded: deque[VideoFrame] = deque()
+        self._is_in_sync = False
+
+    def _read(self, position: float, begin: float, end: float, budget: int) -> VideoFrame | None:
+        """Return the first frame at or behind a position, or the last that can be had ahead of it.
+
+        Frames with errors are passed over as long as the part lasts. None at the end of the stream.
+        """
+        self._read_up_to(self._start + int(position / self._time_base))
+        self._fell_short = False
+        sound = spoiled = None
+        spent = 0
+        while spent < budget or self._decoded:
+            if self._decoded:
+                frame = self._decoded.popleft()
+                self.position = self._position_of(frame)
+                self.reached = max(self.reached, self.position)
+                if frame.is_corrupt:
+                    spoiled = frame
+                else:
+                    sound = frame
+                if self.position >= (end if sound is None else position):
+                    break
+                if sound is not None and spent >= self._exact and self.position >= begin:
+                    break
+                continue
+            packet = self._waiting.popleft() if self._waiting else self._next_packet()
+            if packet is None:
+                break
+            self._decode(packet)
+            spent += 1
+        else:
+            self._fell_short = self.position < begin
+        self._left = max(0, self._left - spent)
+        return sound or spoiled
+
+    def _read_up_to(self, target: int) -> None:
+        """Read packets up to a time, and keep those from the last key frame on for the decoder."""
+        held = sum(packet.size for packet in self._waiting)
+        while held < _WAITING_BYTES:
+            packet = self._next_packet()
+            if packet is None:
+                return
+            time = _time(packet)
+            if packet.is_keyframe and self._waiting and time is not None and time <= target:
+                self._waiting.clear()
+                self._decoded.clear()
+                self._stream.codec_context.flush_buffers()
+                self._is_in_sync = False
+                held = 0
+            self._waiting.append(packet)
+            held += packet.size
+            if time is None or time > target:
+                return
+
+    def _next_packet(self) -> "Packet[VideoStream] | None":
+        try:
+            return next(self._packets, None)
+        except MemoryError:
+            raise
+        except FFmpegError as error:  # the frames so far count
+            self.broke_off = error.strerror
+            return None
+
+    def _decode(self, packet: "Packet[VideoStream]") -> None:
+        try:
+            frames = packet.decode()
+        except MemoryError:
+            raise
+        except FFmpegError:
+            # Ahead of the first frame it is no damage: a recording may begin between key frames.
+            self.bad_packets += self._is_in_sync
+            return
+        self._is_in_sync = self._is_in_sync or bool(frames)
+        self._decoded.extend(frames)
+
+    def _position_of(self, frame: VideoFrame) -> float:
+        if frame.pts is None:
+            return self.position + self._frame_seconds
+        return max(0.0, self._seconds(frame.pts))
+
+    def _seconds(self, time: int) -> float:
+        return float((time - self._start) * self._time_base)
+
+
+def _time(packet: "Packet[VideoStream]") -> int | None:
+    return packet.dts if packet.pts is None else packet.pts

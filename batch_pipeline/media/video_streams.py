@@ -1,0 +1,203 @@
+"""Containers of films: opened by one demuxer, and asked for the stream that is the film.
+
+Here: everything that keeps a container from reading anything but its own bytes, and the choice
+among its streams. A container is opened by the one demuxer that was sniffed: other demuxers follow
+the addresses and paths which scripts and playlists name.
+"""
+
+import io
+from typing import BinaryIO, NoReturn
+
+import av
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.media import sniffing
+from batch_pipeline.media.sniffing import MediaType
+
+#: Largest frame (pixels): 8K cinema, the largest that cameras record. A decoder holds a dozen.
+MAX_FRAME_PIXELS = 8192 * 4320
+#: Bytes that each of them may take: 10 bits at the usual quarter of colours. Studio formats, which
+#: keep all colours at 16 bits, are accepted up to half of the pixels.
+_MAX_PIXEL_BYTES = 3
+#: Streams of one container that are tried; each may be read to its end.
+_MAX_CHOICES = 3
+
+#: The one demuxer that may open each type.
+_DEMUXERS = {
+    sniffing.MP4: "mov",
+    sniffing.MOV: "mov",
+    sniffing.THREE_GP: "mov",
+    sniffing.AVI: "avi",
+    sniffing.WEBM: "matroska",
+    sniffing.MKV: "matroska",
+    sniffing.WMV: "asf",
+    sniffing.OGV: "ogg",
+    sniffing.MXF: "mxf",
+    sniffing.FLV: "flv",
+    sniffing.MPEG_PROGRAM: "mpeg",
+    sniffing.MPEG_TRANSPORT: "mpegts",
+    sniffing.MPEG_CAMCORDER: "mpegts",
+    sniffing.MPEG_ELEMENTARY: "mpegvideo",
+}
+#: Streams of these are pictures beside a film: the cover of a piece of music, the stills of
+#: chapters, a layer that shows nothing without another stream.
+_NO_FILM = (
+    Disposition.attached_pic
+    | Disposition.timed_thumbnails
+    | Disposition.still_image
+    | Disposition.dependent
+)
+#: Codecs of still pictures: a film in one of them is one only where there is nothing better.
+_STILL_CODECS = {"mjpeg", "png", "gif", "bmp", "webp", "tiff", "jpegls", "mjpegb"}
+
+
+class Source:
+    """The file as FFmpeg may see it: bytes, without a name; remembers an error of the storage.
+
+    FFmpeg takes an error in reading for the end of the file, so that a storage that fails would
+    look like a truncated video.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: Exception | None = None
+        self.origin = 0
+        """Where FFmpeg sees the file begin (bytes)."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read so many bytes, or all."""
+        try:
+            return self._file.read(size)
+        except Exception as error:
+            self._error = error
+            raise
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position, counted from `origin`."""
+        # Hostile files ask for positions that no file has: an answer, not an error of the storage.
+        if whence == io.SEEK_SET:
+            offset += self.origin
+        return self._file.seek(offset, whence) - self.origin
+
+    def tell(self) -> int:
+        """Position, counted from `origin`."""
+        return self._file.tell() - self.origin
+
+    def raise_storage_error(self) -> None:
+        """Raise what reading the file raised, if it did."""
+        if self._error is not None:
+            raise self._error
+
+
+def open_container(source: Source, media_type: MediaType) -> InputContainer:
+    """Open a file as what it was sniffed to be, whatever else it may look like."""
+    source.seek(0)
+    return av.open(
+        source,
+        "r",
+        format=_DEMUXERS[media_type],
+        # The limit holds while FFmpeg probes, too, which decodes frames of some formats.
+        options={"max_pixels": str(MAX_FRAME_PIXELS), "protocol_whitelist": "none"},
+        io_open=_refuse_to_open,
+        metadata_errors="replace",
+    )
+
+
+def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+    raise PermissionError("a video may not make us open another file")
+
+
+def film_streams(container: InputContainer, media_type: MediaType) -> list[VideoStream]:
+    """Return the streams that may be shown as the film, the best first; never an empty list.
+
+    A stream that moves goes ahead of a still, one of at least half the largest frame ahead of a
+    smaller one, the one marked as default ahead of others, the larger ahead of the smaller.
+
+    Raises:
+        PermanentError: ``no_video_stream``, ``too_many_pixels`` or ``unreadable_video``.
+    """
+    films = [stream for stream in container.streams.video if not _is_beside(stream, container)]
+    if not films:
+        raise PermanentError("no_video_stream", _what_there_is(container, media_type))
+    readable = [stream for stream in films if stream.codec_context is not None]
+    if not readable:
+        raise PermanentError(
+            "unreadable_video",
+            f"no decoder is installed for the video of the {media_type.format.upper()} file",
+        )
+    bounded = [stream for stream in readable if _is_bounded(stream)]
+    if not bounded:
+        width, height = readable[0].width, readable[0].height
+        raise PermanentError(
+            "too_many_pixels",
+            f"the video's frames are {width} x {height} = {width * height / 1e6:.1f} megapixels"
+            f" of {_pixel_bytes(readable[0]):g} bytes; at most {MAX_FRAME_PIXELS / 1e6:.1f} "
+            f"megapixels (8K) of {_MAX_PIXEL_BYTES} bytes are accepted",
+        )
+    largest = max(_pixels(stream) for stream in bounded if _moves(stream) == _any_moves(bounded))
+
+    def rank(stream: VideoStream) -> tuple[bool, bool, bool, int]:
+        return (
+            _moves(stream),
+            2 * _pixels(stream) >= largest,
+            bool(stream.disposition & Disposition.default),
+            _pixels(stream),
+        )
+
+    return sorted(bounded, key=rank, reverse=True)[:_MAX_CHOICES]
+
+
+def read_alone(container: InputContainer, stream: VideoStream) -> None:
+    """Have the container read and decode this stream alone, within the limits of a frame."""
+    for other in container.streams:
+        # Broken sound or subtitles are nobody's business, and would cost time.
+        other.discard = Discard.default if other is stream else Discard.all
+    # Frames may grow in mid-stream.
+    stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    # Uploads are worked side by side already; more threads only multiply the frames in memory.
+    stream.thread_count = 1
+
+
+def _is_beside(stream: VideoStream, container: InputContainer) -> bool:
+    """Whether a stream is a picture beside a film or a piece of music."""
+    if stream.disposition & _NO_FILM:
+        return True
+    return stream.frames == 1 and _is_still_codec(stream) and bool(container.streams.audio)
+
+
+def _is_still_codec(stream: VideoStream) -> bool:
+    context = stream.codec_context
+    return context is not None and context.codec.canonical_name in _STILL_CODECS
+
+
+def _moves(stream: VideoStream) -> bool:
+    return stream.frames != 1 and not _is_still_codec(stream)
+
+
+def _any_moves(streams: list[VideoStream]) -> bool:
+    return any(_moves(stream) for stream in streams)
+
+
+def _pixels(stream: VideoStream) -> int:
+    return stream.width * stream.height
+
+
+def _pixel_bytes(stream: VideoStream) -> float:
+    return stream.format.padded_bits_per_pixel / 8 if stream.format else 1.5
+
+
+def _is_bounded(stream: VideoStream) -> bool:
+    pixels = _pixels(stream)
+    limit = MAX_FRAME_PIXELS * _MAX_PIXEL_BYTES
+    return pixels <= MAX_FRAME_PIXELS and pixels * _pixel_bytes(stream) <= limit
+
+
+def _what_there_is(container: InputContainer, media_type: MediaType) -> str:
+    kinds = {str(stream.type) for stream in container.streams if stream.type != "video"}
+    if container.streams.video:
+        kinds.add("a cover picture")
+    found = ", ".join(sorted(kinds)) or "nothing"
+    return f"the {media_type.format.upper()} file holds no video, only {found}"

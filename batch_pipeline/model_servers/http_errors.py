@@ -1,0 +1,149 @@
+"""What went wrong with a call to a model server, named by what to do next.
+
+Three kinds of findings leave the clients: what is wrong with this very request (`PermanentError`),
+what may pass (`TransientError`), and what would fail every upload alike (`ServiceDownError`).
+Statuses that may mean either are named as an outage here; `server_group` asks the server something
+known before it believes that.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+
+from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
+from batch_pipeline.model_servers.rate_limits import asked_wait
+
+#: Outages that one picture alone could cause: believed only if a known picture fails alike.
+DOUBTFUL = frozenset(
+    {"model_server_refused", "model_missing", "model_unsuitable", "model_refuses_all"}
+)
+
+_LONGEST_REASON = 2000
+#: How services say that they will not look at this content.
+_MODERATION = re.compile(
+    r"moderation|content[ _-]?(policy|filter|management)|safety|flagged|nsfw|inappropriate"
+    r"|guardrail|prohibited[ _-]content|violat|harmful|responsible ?ai"
+)
+#: … and that they will not serve this customer, whatever the content.
+_ABOUT_CUSTOMER = re.compile(r"\b(account|api[ _-]?key|organi[sz]ation)\b")
+#: A 400 that names none of these may as well be about every request.
+_ABOUT_INPUT = re.compile(
+    r"image|picture|photo|jpe?g|media|pixel|decod|aspect|context|length"
+    r"|too (long|large|big|small|many)"
+)
+#: How services say that nothing is left to pay with; waiting does not help.
+_UNPAID = re.compile(
+    r"insufficient[ _-](quota|credit|balance|fund)|billing[ _-](hard[ _-]limit|not[ _-]active)"
+    r"|credit balance|out of credit|payment required"
+)
+_ABOUT_CONTENT = {400, 403, 406, 415, 422, 451}
+
+
+class Unreachable(Exception):  # noqa: N818 - a finding that never leaves this package
+    """No connection could be made."""
+
+
+class Disconnected(Exception):  # noqa: N818
+    """The connection ended before the answer was complete."""
+
+
+class Busy(Exception):  # noqa: N818
+    """The server is there and asks to come back later.
+
+    Args:
+        reason: what it said.
+        wait_seconds: the pause that it asks for, if it names one.
+        rate_limited: it counts calls (429), so all callers have to slow down.
+    """
+
+    def __init__(self, reason: str, wait_seconds: float | None, *, rate_limited: bool) -> None:
+        super().__init__(reason)
+        self.wait_seconds = wait_seconds
+        self.rate_limited = rate_limited
+
+
+def error_for_status(  # noqa: PLR0911 - a table of cases
+    server: str, status: int, body: str, headers: Mapping[str, str]
+) -> Exception:
+    """Name the error behind an HTTP status.
+
+    Settings that are wrong stop the work with `ServiceDownError` like an outage, because they
+    would fail every upload alike: ``model_missing``, ``model_server_refused`` (key, path),
+    ``model_unsuitable`` (the model cannot do what is asked), ``model_refuses_all`` (a 400 that
+    does not say what is wrong with the input) and ``model_quota_used_up``.
+    """
+    reason = server_reason(body)
+    message = f"model server {server} answered {status}: {reason}"
+    # Codes stand beside the reason that is shown.
+    said = f"{reason} {body[:_LONGEST_REASON]}".lower()
+    if status == 402 or (status in {400, 403, 429} and _UNPAID.search(said)):
+        return ServiceDownError(
+            "model_quota_used_up",
+            f"{message.rstrip('.')}. Look at the plan and the bill of the service",
+        )
+    if status in _ABOUT_CONTENT and _MODERATION.search(said) and not _ABOUT_CUSTOMER.search(said):
+        return PermanentError("model_refused_input", message)
+    if status in {401, 403, 407}:
+        return ServiceDownError("model_server_refused", message)
+    if status == 404:
+        return ServiceDownError("model_missing", message)
+    if status in {429, 503}:
+        return Busy(message, asked_wait(headers), rate_limited=status == 429)
+    if status == 408:
+        return TransientError("model_timeout", message)
+    if "unsupported value: nan" in said:
+        # Ollama cannot write such a number as JSON and answers 500.
+        return TransientError("embedding_not_finite", message)
+    if "not support" in said or "unsupported" in said or "mmproj" in said:
+        return ServiceDownError("model_unsuitable", message)
+    if status >= 500:
+        return TransientError("model_server_error", message)
+    if status in {400, 422} and not _ABOUT_INPUT.search(said):
+        return ServiceDownError("model_refuses_all", message)
+    if status in {400, 406, 413, 415, 422, 451}:
+        return PermanentError("model_refused_input", message)
+    return ServiceDownError("model_server_refused", message)
+
+
+def about_this_call(error: ServiceDownError) -> PermanentError | TransientError:
+    """Name an error anew that looked like an outage, when the server answers other calls."""
+    said = str(error).rstrip(".")
+    message = f"{said}; the same server answers other calls, so it is this one that it refuses"
+    if error.kind in {"model_unsuitable", "model_refuses_all"}:
+        return PermanentError("model_refused_input", message)
+    return TransientError("model_refused_call", message)
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was raised from; the client libraries hide causes with `from None`."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        inner = seen.exceptions[0] if isinstance(seen, BaseExceptionGroup) else None
+        seen = seen.__cause__ or seen.__context__ or inner
+
+
+def root_reason(error: BaseException) -> str:
+    """The words of the operating system, which say more than those of the layers above it."""
+    said = [cause for cause in chain(error) if str(cause)]
+    system = [cause for cause in said if isinstance(cause, OSError) and cause.errno is not None]
+    return str((system or said or [repr(error)])[-1])
+
+
+def is_timeout(error: Exception) -> bool:
+    """Tell whether the server was silent, which says nothing on whether it is there."""
+    return isinstance(error, TransientError) and error.kind == "model_timeout"
+
+
+def server_reason(body: str) -> str:
+    """What a server says in the body of an error, whatever the shape, up to 2,000 characters."""
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return body.strip()[:_LONGEST_REASON] or "no reason given"
+    while isinstance(said, dict):
+        inner = next((said[key] for key in ("error", "message", "detail") if said.get(key)), None)
+        if inner is None:
+            break
+        said = inner
+    return (said if isinstance(said, str) else json.dumps(said))[:_LONGEST_REASON]

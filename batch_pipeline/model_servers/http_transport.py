@@ -1,0 +1,231 @@
+"""The connections to model servers: through which proxy, and how much of an answer is read.
+
+Both client libraries, `ollama` on httpx and `openai` on httpx2, read an answer as a whole, however
+long it is. The transports here end it when it is longer than any honest one, also when it is small
+only until it is unpacked.
+"""
+
+import ipaddress
+import re
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import cache
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies_environment
+
+import httpx
+import httpx2
+
+from batch_pipeline.errors import ConfigurationError, TransientError
+
+#: 32 vectors of 4,000 numbers, written out, have 3 MB.
+LONGEST_ANSWER_BYTES = 8 * 1024**2
+#: An error page may be of any length; its beginning says what is wrong.
+LONGEST_ERROR_BYTES = 64 * 1024
+#: Of `BATCH_PIPELINE_MODEL_PROXY`: go by HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+ENVIRONMENT: Final = "environment"
+
+_SCHEMES = ("http", "https", "socks5", "socks5h")
+_EXCEPTION = re.compile(r"(\*\.?|\.)?[\w.-]+(:\d+)?|\*|\[[0-9a-fA-F:]+\](:\d+)?|[0-9a-fA-F:]+")
+
+_PASSWORD = re.compile(r"//[^@/]*@")
+
+#: Headers of the answers that the call in work has received; each call sets a list of its own.
+heard: ContextVar[list[Mapping[str, str]]] = ContextVar("heard")
+
+
+class _Bounded:
+    """The body of an answer, unpacked and ended in time."""
+
+    def __init__(self, response: Any, where: str) -> None:
+        self._stream = response.stream
+        self._is_error = response.status_code >= 400
+        self._left = LONGEST_ERROR_BYTES if self._is_error else LONGEST_ANSWER_BYTES
+        self._where = where
+        self._unpacker: Any = None
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding in {"gzip", "x-gzip", "deflate"}:
+            self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+            del response.headers["content-encoding"]
+        elif encoding not in {"", "identity"}:
+            raise self._invalid(f"packed its answer as {encoding!r}, which was not asked for")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            if self._unpacker:
+                chunk = self._unpacked(chunk)  # noqa: PLW2901
+            self._left -= len(chunk)
+            if self._left >= 0:
+                yield chunk
+            elif self._is_error:
+                yield chunk[: self._left]
+                return
+            else:
+                raise self._invalid(
+                    f"sent an answer of more than {LONGEST_ANSWER_BYTES // 1024**2} MB; "
+                    "it was not read to its end"
+                )
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def _unpacked(self, chunk: bytes) -> bytes:
+        try:
+            # No more than shows that it is too much, whatever a few bytes unpack to.
+            return bytes(self._unpacker.decompress(chunk, self._left + 1))
+        except zlib.error as error:
+            raise self._invalid(f"sent what cannot be unpacked: {error}") from error
+
+    def _invalid(self, what: str) -> TransientError:
+        return TransientError("model_output_invalid", f"model server {self._where} {what}")
+
+
+class _BoundedStream(_Bounded, httpx.AsyncByteStream):
+    """For httpx."""
+
+
+class _BoundedStream2(_Bounded, httpx2.AsyncByteStream):
+    """For httpx2."""
+
+
+class Transport(httpx.AsyncHTTPTransport):
+    """Of the client of `ollama`."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; the answer is bounded."""
+        request.headers["accept-encoding"] = "identity"
+        response = await super().handle_async_request(request)
+        _note(response.headers)
+        response.stream = _BoundedStream(response, shown_address(str(request.url)))
+        return response
+
+
+class Transport2(httpx2.AsyncHTTPTransport):
+    """Of the client of `openai`."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request; the answer is bounded."""
+        request.headers["accept-encoding"] = "identity"
+        response = await super().handle_async_request(request)
+        _note(response.headers)
+        response.stream = _BoundedStream2(response, shown_address(str(request.url)))
+        return response
+
+
+def _note(headers: Mapping[str, str]) -> None:
+    with suppress(LookupError):  # a call outside of `http_calls`
+        heard.get().append(headers)
+
+
+@cache
+def trusted() -> ssl.SSLContext:
+    """The certificates that all clients trust: to read them takes 20 ms each time."""
+    return httpx.create_ssl_context()
+
+
+def proxy_for(url: str, setting: str) -> str:
+    """Address of the proxy through which a server is called; empty: none.
+
+    Args:
+        url: of the server.
+        setting: value of ``BATCH_PIPELINE_MODEL_PROXY``.
+
+    Raises:
+        ConfigurationError: an address is not one, ``NO_PROXY`` cannot be read, or the package for
+            a SOCKS proxy is missing.
+    """
+    if not setting:
+        return ""
+    if setting != ENVIRONMENT:
+        return _usable_proxy(setting, "BATCH_PIPELINE_MODEL_PROXY")
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    proxies = getproxies_environment()
+    # Refused whoever is called, so that a mistake in it is not found by chance.
+    exempt = [_exempts(entry, host, parts.port) for entry in _exceptions(proxies.pop("no", ""))]
+    scheme = parts.scheme if parts.scheme in proxies else "all"
+    if _is_loopback(host) or any(exempt) or scheme not in proxies:
+        return ""
+    return _usable_proxy(proxies[scheme], f"{scheme.upper()}_PROXY")
+
+
+def proxy_variable_in_use(url: str) -> str:
+    """Name of the variable by which other programs would reach a server through a proxy."""
+    parts = urlsplit(url)
+    found = getproxies_environment()
+    scheme = parts.scheme if parts.scheme in found else "all"
+    return f"{scheme.upper()}_PROXY" if scheme in found else ""
+
+
+def shown_address(url: str) -> str:
+    """An address without the user's name and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _usable_proxy(address: str, variable: str) -> str:
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigurationError(
+            f"{variable}={_PASSWORD.sub('//', address)!r} is not the address of a proxy; expected "
+            "one such as http://proxy.example:3128, with one of the schemes " + ", ".join(_SCHEMES)
+        )
+    try:
+        httpx.AsyncHTTPTransport(proxy=address, verify=trusted())
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{variable}={shown_address(address)} is a SOCKS proxy, and the package for those is "
+            "not installed: run `pip install socksio`, or set the address of an HTTP proxy"
+        ) from error
+    return address
+
+
+def _exceptions(no_proxy: str) -> list[str]:
+    entries = [entry.strip() for entry in no_proxy.split(",") if entry.strip()]
+    for entry in entries:
+        if not _EXCEPTION.fullmatch(entry) and _network(entry) is None:
+            raise ConfigurationError(
+                f"NO_PROXY has an entry that cannot be read: {entry!r}; expected host names, "
+                "domains such as .example.org, addresses, or networks such as 10.0.0.0/8, with "
+                "commas between, or *"
+            )
+    return entries
+
+
+def _exempts(entry: str, host: str, port: int | None) -> bool:
+    if entry == "*":
+        return True
+    if network := _network(entry):
+        try:
+            return ipaddress.ip_address(host) in network
+        except ValueError:
+            return False
+    name, _, of_port = entry.lower().rpartition(":") if entry.count(":") == 1 else (entry, "", "")
+    if of_port and of_port != str(port):
+        return False
+    name = name.lower().strip("[]").lstrip("*").lstrip(".")
+    return host == name or host.endswith(f".{name}")
+
+
+def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(entry, strict=False) if "/" in entry else None
+    except ValueError:
+        return None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

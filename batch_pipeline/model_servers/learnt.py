@@ -1,0 +1,186 @@
+"""What a process has learnt of one model at one server: what it refuses, and whether it thinks.
+
+Servers and models of one protocol differ in the parameters they take, and none tells beforehand.
+The first call finds out: what is refused is left out of the calls that follow, and of the same call
+at once, so no upload pays for it. Everything here runs on the event loop of the calls.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batch_pipeline.errors import ServiceDownError, TransientError
+from batch_pipeline.model_servers.http_errors import server_reason
+
+#: Room for a thought that cannot be switched off, and an answer behind it (times the usual).
+BUDGET_OF_A_THINKER = 8
+
+_REFUSAL = re.compile(
+    r"unsupported|not supported|not support|unrecognized|unrecognised|unknown|unexpected"
+    r"|extra_forbidden|extra inputs|not permitted|not allowed|deprecated"
+    r"|invalid (parameter|value)|input should be"
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One way to keep a model from thinking; stages are tried in their order."""
+
+    parameters: Mapping[str, Any]
+    budget: int = 1
+    """The usual limit of tokens is multiplied by this."""
+
+
+class Learnt:
+    """What is sent to one model, as far as it is known to be taken.
+
+    Args:
+        who: model and server, for messages.
+        variable: name of the setting whose options are sent too.
+        options: those options; they replace parameters of ours, and are never left out.
+        stages: ways to keep the model from thinking, the first of which is tried at first.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        variable: str,
+        options: Mapping[str, Any],
+        stages: Sequence[Stage] = (Stage({}),),
+    ) -> None:
+        self._who = who
+        self._variable = variable
+        self._options = options
+        self._stages = stages
+        self._number = 0
+        self._refused: dict[str, str] = {}
+        self._answers = 0
+        """Given in the present stage."""
+        self._thinks = False
+
+    @property
+    def stage(self) -> Stage:
+        """The way to keep the model from thinking that is in use."""
+        return self._stages[self._number]
+
+    def sent(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete the parameters of a call, less what the model refuses."""
+        taken = {
+            name: value
+            for name, value in {**parameters, **self.stage.parameters}.items()
+            if self._key(name, value) not in self._refused
+        }
+        return {
+            name: value for name, value in {**taken, **self._options}.items() if value is not None
+        }
+
+    def refuses(self, name: str) -> bool:
+        """Tell whether a parameter was refused, whatever its value."""
+        return name in self._refused
+
+    def learns_from_refusal(self, sent: Mapping[str, Any], status: int, body: str) -> bool:
+        """Learn which parameter a server refuses; true: the call is worth making again without it.
+
+        Raises:
+            ServiceDownError: ``model_refused_options``: it is one that a person has set.
+        """
+        name = _refused_parameter(sent, status, body)
+        if name is None:
+            return False
+        reason = server_reason(body)
+        if name in self._options:
+            raise ServiceDownError(
+                "model_refused_options",
+                f"{self._who} refuses {name!r}, which {self._variable} sets: {reason}",
+            )
+        # Another call may have learnt it since this one began; the next is made without it anyway.
+        self._refused[self._key(name, sent[name])] = reason
+        return True
+
+    def learns_from_thought(self, stage: Stage, tokens: int, *, eaten: bool) -> bool:
+        """Learn that the model thinks though a call used this stage; true: worth calling again.
+
+        Args:
+            stage: what the call used; others may have moved on meanwhile.
+            tokens: limit that the call had.
+            eaten: the thought left no room for an answer.
+
+        Raises:
+            ServiceDownError: ``model_thinks``: nothing keeps it from thinking, and nothing but
+                thoughts comes.
+            TransientError: ``model_output_invalid``: the same, but others were answered well.
+        """
+        self._thinks = True
+        if stage is not self.stage:
+            return eaten
+        for number in range(self._number + 1, len(self._stages)):
+            following = self._stages[number]
+            if following.budget > stage.budget and not eaten:
+                break
+            if following.budget > stage.budget or self._adds(following):
+                self._number, self._answers = number, 0
+                return eaten
+        if not eaten:
+            return False
+        found = f"{self._who} thinks, and used up all {tokens} tokens before it began to answer"
+        if self._answers:
+            raise TransientError("model_output_invalid", found)
+        raise ServiceDownError(
+            "model_thinks",
+            f"{found}; nothing that servers commonly know switches that off. Choose a model that "
+            f"does not think, or set {self._variable} to what switches it off, such as "
+            '{"reasoning_effort": "low"}',
+        )
+
+    def answered(self, stage: Stage) -> None:
+        """A call that used this stage was answered."""
+        if stage is self.stage:
+            self._answers += 1
+
+    def summary(self) -> str:
+        """What was learnt, for people; empty: nothing."""
+        found = []
+        if self._refused:
+            names = ", ".join(dict.fromkeys(key.partition("=")[0] for key in self._refused))
+            found.append(f"does not take {names}")
+        if self._thinks:
+            used = {k: v for k, v in self.sent({}).items() if k in self.stage.parameters}
+            switch = f"asked not to by {json.dumps(used)}" if used else "no switch is known"
+            found.append(f"thinks ({switch})")
+        if self.stage.budget > 1:
+            found.append(f"gets {self.stage.budget} times the tokens")
+        return "; ".join(found)
+
+    def _adds(self, stage: Stage) -> bool:
+        """Tell whether a stage sends anything that was not sent yet."""
+        tried = self._stages[: self._number + 1]
+        return any(
+            self._key(name, value) not in self._refused
+            and not any(past.parameters.get(name) == value for past in tried)
+            for name, value in stage.parameters.items()
+        )
+
+    def _key(self, name: str, value: object) -> str:
+        """What is refused: of switches one value, of all else the parameter."""
+        is_switch = any(name in stage.parameters for stage in self._stages)
+        return f"{name}={json.dumps(value)}" if is_switch else name
+
+
+def _refused_parameter(sent: Mapping[str, Any], status: int, body: str) -> str | None:
+    lowered = body.lower()
+    if status not in {400, 422} or not _REFUSAL.search(lowered):
+        return None
+    try:
+        error = json.loads(body).get("error")
+    except (ValueError, AttributeError):
+        error = None
+    if isinstance(error, dict) and error.get("param") in sent:
+        return str(error["param"])
+    places = {}
+    for name in sent:
+        # "does not support thinking" is about `think`.
+        if found := re.search(rf"(?<!\w){re.escape(name.lower())}(?:ing)?(?!\w)", lowered):
+            places[name] = found.start()
+    return min(places, key=places.__getitem__) if places else None

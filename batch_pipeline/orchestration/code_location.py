@@ -1,0 +1,61 @@
+"""Everything that Dagster loads, put together: jobs, sensors, schedules, assets and resources.
+
+Importing this module does nothing else. `batch_pipeline.definitions` is what ``workspace.yaml``
+names; `batch_pipeline.component` adds the same to another project.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from batch_pipeline.orchestration.assets import SPECS, description_quality
+from batch_pipeline.orchestration.jobs import build_process_batch, sweep_backlog
+from batch_pipeline.orchestration.resources import PipelineResource, worker_resource
+from batch_pipeline.orchestration.run_logs import build_loggers
+from batch_pipeline.orchestration.schedules import backlog_sweep, sweep_on_start
+from batch_pipeline.orchestration.sensors import (
+    build_pending_batches,
+    build_run_end_sensors,
+    report_ended_batches,
+)
+from batch_pipeline.settings import Settings, load_settings
+
+
+def build_definitions(
+    settings: Settings | None = None,
+    resource_overrides: Mapping[str, Any] | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+) -> dg.Definitions:
+    """Put the code location together.
+
+    Args:
+        settings: what jobs are made of; read from the environment unless given.
+        resource_overrides: resources to use in place of ours, by name (``batch_pipeline``,
+            ``batch_pipeline_worker``).
+        overrides: settings by name that replace those of the environment, here and in run workers.
+
+    Raises:
+        ConfigurationError: a setting is not valid.
+    """
+    settings = settings or load_settings(**(overrides or {}))
+    process_batch = build_process_batch(settings)
+    return dg.Definitions(
+        jobs=[process_batch, sweep_backlog],
+        sensors=[
+            build_pending_batches(process_batch),
+            *build_run_end_sensors(process_batch),
+            report_ended_batches,
+            sweep_on_start,
+        ],
+        schedules=[backlog_sweep],
+        assets=SPECS,
+        asset_checks=[description_quality],
+        loggers=build_loggers(settings),
+        resources={
+            "batch_pipeline": PipelineResource(overrides=dict(overrides or {})),
+            "batch_pipeline_worker": worker_resource,
+            **(resource_overrides or {}),
+        },
+    )

@@ -1,0 +1,53 @@
+"""What applications call: ``from batch_pipeline import Filters, search``.
+
+Database, storage and model are those that the settings name, from the environment and ``.env``, or
+those that are given; they are opened once per process and shared by all threads.
+"""
+
+import uuid
+from collections.abc import Sequence
+
+from batch_pipeline.services.pipeline import shared_pipeline
+from batch_pipeline.services.search import SearchResult
+from batch_pipeline.services.search import search as search_database
+from batch_pipeline.services.search_filters import Filters
+from batch_pipeline.settings import Settings, load_settings
+
+
+def search(
+    text: str = "",
+    *,
+    like: uuid.UUID | None = None,
+    filters: Filters | None = None,
+    limit: int = 10,
+    after: str | None = None,
+    settings: Settings | None = None,
+) -> Sequence[SearchResult]:
+    """Find uploads by what a person would say, or by an upload like which they are; best first.
+
+    Args:
+        text: what a person would say. A whole file name, and what stands in quotation marks, is
+            found first.
+        like: an upload whose description is the question instead.
+        filters: what the uploads are narrowed to; None: all of all users.
+        limit: how many, 1 to 5,000.
+        after: the ``cursor`` of the last result of the page before, of the same search.
+        settings: other ones than those of the environment.
+
+    Raises:
+        RefusedError: the search cannot be made as it stands; the message says why.
+        NotFoundError: there is no upload `like`.
+        ConfigurationError: a setting is not valid.
+        ServiceDownError: the database or the model cannot be reached.
+    """
+    pipeline = shared_pipeline(settings or load_settings())
+    return search_database(
+        pipeline.database,
+        pipeline.analyzer.embedding,
+        text,
+        like=like,
+        filters=filters,
+        limit=limit,
+        after=after,
+        location=pipeline.settings.storage_location,
+    )

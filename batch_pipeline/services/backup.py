@@ -1,0 +1,308 @@
+"""One file that holds our tables, Dagster's, and the stored files; made while everything runs.
+
+A tar file: ``backup.json`` says what is in it, ``database.dump`` and ``dagster.dump`` are in
+PostgreSQL's custom format, ``files/`` holds originals and thumbnails of uploads. The dump comes
+first: a file without its row is of no use, a row without its file would fail.
+
+A restore goes the other way round, files first: no row is there before its file.
+"""
+
+import io
+import json
+import os
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.engine import URL
+
+from batch_pipeline.database.embedded_server import (
+    SERVER_VERSION,
+    postgres_programs,
+    server_users,
+)
+from batch_pipeline.database.models import Base, Upload
+from batch_pipeline.database.names import DAGSTER_DATABASE
+from batch_pipeline.database.session import (
+    Database,
+    connect,
+    create_database_if_missing,
+    with_driver,
+)
+from batch_pipeline.errors import PermanentError, PipelineError, RefusedError
+from batch_pipeline.masking import masked
+from batch_pipeline.services.file_ownership import FileOwnership
+from batch_pipeline.settings import Settings
+from batch_pipeline.storage import Storage
+
+_ABOUT, _OURS, _DAGSTER, _FILES = "backup.json", "database.dump", "dagster.dump", "files/"
+#: Tables that this version has made and the dump may not know would be in the way later.
+_DROP_OURS = "DROP TABLE IF EXISTS {}, alembic_version".format(
+    ", ".join(table.name for table in Base.metadata.tables.values())
+)
+_CHUNK = 1000
+
+
+@dataclass
+class Backup:
+    """What a backup holds."""
+
+    file: str
+    revision: str | None
+    """Of our tables."""
+    storage: str
+    """Where the files are, in the backup or not."""
+    dagster: bool
+    """Whether the history of runs is in it."""
+    files: int = 0
+    """How many are in it."""
+    missing: list[str] = field(default_factory=list)
+    """Files that a row names and the storage does not hold."""
+    made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
+
+
+@dataclass
+class Restored:
+    """What was restored."""
+
+    backup: Backup
+    files: int = 0
+    kept: int = 0
+    """Files that were there already, and were left as they are."""
+    is_owner: bool = False
+    """Whether the restored database tidies the storage."""
+
+
+def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
+    """Write a backup; what else runs meanwhile does not matter.
+
+    Raises:
+        RefusedError: the server is newer than the programs that we have.
+        PipelineError: it could not be made; no file is left.
+    """
+    storage = Storage(settings.storage_location)
+    database = connect(settings)
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        _require_known_version(database)
+        dagster = _dagster_url(settings, database)
+        has_dagster = _answers(dagster)
+        backup = Backup(
+            str(file),
+            database.revisions()[0],
+            masked(settings.storage_location),
+            dagster=has_dagster,
+        )
+        with (
+            os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as raw,
+            tarfile.open(fileobj=raw, mode="w") as archive,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            dumps = {_OURS: database.url} | ({_DAGSTER: dagster} if has_dagster else {})
+            for name, url in dumps.items():
+                _run("pg_dump", "--format=custom", f"--file={folder}/{name}", url=url)
+                archive.add(f"{folder}/{name}", name)
+                Path(folder, name).unlink()
+            for path in _paths(database) if with_files else ():
+                _add_file(archive, storage, path, backup)
+            about = json.dumps(asdict(backup), indent=2).encode()
+            _add(archive, _ABOUT, io.BytesIO(about), len(about))
+        partial.replace(file)
+    except OSError as error:
+        raise PipelineError(f"{file} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+        database.close()
+    return backup
+
+
+def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restored:
+    """Put a backup in the place of an empty database.
+
+    Args:
+        settings: where to.
+        file: that `back_up` wrote.
+        replace: rows that are there already are removed; without it they are a reason to refuse.
+
+    Raises:
+        RefusedError: it is no backup, the database is not empty, or others use it.
+        PipelineError: it could not be restored; the database is as it was.
+    """
+    try:
+        with tarfile.open(file) as archive:
+            return _restore(settings, archive, file, replace=replace)
+    except (tarfile.TarError, OSError, KeyError) as error:
+        raise RefusedError(f"{file} is no backup of ours, or cannot be read: {error}") from error
+
+
+def _restore(
+    settings: Settings, archive: tarfile.TarFile, file: Path, *, replace: bool
+) -> Restored:
+    about = archive.extractfile(_ABOUT)
+    if about is None:
+        raise RefusedError(f"{file} is no backup of ours: it does not say what is in it")
+    restored = Restored(Backup(**json.load(about)))
+    database = connect(settings)
+    try:
+        _require_nobody_else(settings)
+        rows = _rows(database)
+        if rows and not replace:
+            raise RefusedError(
+                f"the database holds {rows} batches and uploads already: restore into an empty "
+                "one, or say --replace"
+            )
+        storage = Storage(settings.storage_location)
+        was_empty = storage.is_empty()
+        _put_files(archive, storage, restored)
+        with tempfile.TemporaryDirectory() as folder:
+            archive.extract(_OURS, folder, filter="data")
+            _restore_dump(database.url, folder, _OURS, before=_DROP_OURS)
+            if restored.backup.dagster:
+                archive.extract(_DAGSTER, folder, filter="data")
+                url = _dagster_url(settings, database)
+                create_database_if_missing(database.url, str(url.database))
+                _restore_dump(url, folder, _DAGSTER)
+        database.upgrade()
+        ownership = FileOwnership(database, storage, settings)
+        if was_empty:
+            ownership.take_over()
+        restored.is_owner = ownership.claim()
+    finally:
+        database.close()
+    return restored
+
+
+def _put_files(archive: tarfile.TarFile, storage: Storage, restored: Restored) -> None:
+    for member in archive:
+        if not member.isfile() or not member.name.startswith(_FILES):
+            continue
+        path = member.name.removeprefix(_FILES)
+        content = archive.extractfile(member)
+        if content is None or storage.exists(path):
+            restored.kept += 1
+            continue
+        with tempfile.NamedTemporaryFile() as copy:
+            while chunk := content.read(1 << 20):
+                copy.write(chunk)
+            copy.flush()
+            storage.put(Path(copy.name), path)
+        restored.files += 1
+
+
+def _restore_dump(url: URL, folder: str, name: str, *, before: str = "SELECT 1") -> None:
+    """Restore in one transaction: whatever goes wrong, the database is as it was."""
+    script = f"{folder}/{name}.sql"
+    options = ("--clean", "--if-exists", "--no-owner", "--no-privileges")
+    _run("pg_restore", *options, f"--file={script}", f"{folder}/{name}")
+    _run(
+        *("psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"),
+        *(f"--command={before}", f"--file={script}"),
+        url=url,
+    )
+
+
+def _run(program: str, *arguments: str, url: URL | None = None) -> None:
+    """Run one of PostgreSQL's programs; the password is in no list of processes."""
+    variables = {"PGOPTIONS": "-c lock_timeout=15s -c client_min_messages=warning"}
+    target = []
+    if url is not None:
+        bare = url.set(drivername="postgresql", password=None)
+        target = [f"--dbname={bare.render_as_string(hide_password=False)}"]
+        variables |= {"PGPASSWORD": url.password} if url.password else {}
+    done = subprocess.run(  # noqa: S603 - the server's own program
+        [postgres_programs() / program, *target, *arguments],
+        env=os.environ | variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise PipelineError(f"{program} failed: {done.stderr.strip()[-500:]}")
+
+
+def _paths(database: Database) -> Iterator[str]:
+    """Paths of all files that rows name, once each."""
+    last, seen = None, set()
+    while True:
+        rows = select(Upload.id, Upload.file_path, Upload.thumbnail_path).order_by(Upload.id)
+        if last is not None:
+            rows = rows.where(Upload.id > last)
+        with database.transaction() as connection:
+            chunk = connection.execute(rows.limit(_CHUNK)).all()
+        if not chunk:
+            return
+        last = chunk[-1].id
+        for path in (path for row in chunk for path in row[1:] if path):
+            if path not in seen:
+                seen.add(path)
+                yield path
+
+
+def _add_file(archive: tarfile.TarFile, storage: Storage, path: str, backup: Backup) -> None:
+    try:
+        with storage.open(path) as content:
+            size = content.seek(0, os.SEEK_END)
+            content.seek(0)
+            _add(archive, _FILES + path, content, size)
+    except PermanentError:
+        backup.missing.append(path)
+    else:
+        backup.files += 1
+
+
+def _add(archive: tarfile.TarFile, name: str, content: Any, size: int) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = size, 0o600, int(datetime.now(UTC).timestamp())
+    archive.addfile(entry, content)
+
+
+def _dagster_url(settings: Settings, database: Database) -> URL:
+    if settings.dagster_database_url:
+        return with_driver(
+            settings.dagster_database_url, "psycopg", variable="DAGSTER_DATABASE_URL"
+        )
+    return database.url.set(database=DAGSTER_DATABASE)
+
+
+def _answers(url: URL) -> bool:
+    database = Database(url)
+    try:
+        with database.transaction() as connection:
+            return connection.scalar(text("SELECT to_regclass('runs')")) is not None
+    except PipelineError:
+        return False
+    finally:
+        database.close()
+
+
+def _require_known_version(database: Database) -> None:
+    with database.transaction() as connection:
+        version = int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
+    if version > SERVER_VERSION:
+        raise RefusedError(
+            f"the server is PostgreSQL {version}, our pg_dump is of {SERVER_VERSION}: use the "
+            "server's own pg_dump, and copy the storage after it"
+        )
+
+
+def _require_nobody_else(settings: Settings) -> None:
+    users = [] if settings.database_url else server_users(settings.home)
+    if users:
+        named = ", ".join(f"{user.name} (process {user.pid})" for user in users)
+        raise RefusedError(f"the database is in use by {named}: stop them first")
+
+
+def _rows(database: Database) -> int:
+    count = 0
+    with database.transaction() as connection:
+        for table in ("upload_batches", "uploads"):
+            if connection.scalar(text(f"SELECT to_regclass('{table}')")):
+                count += connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()  # noqa: S608
+    return count

@@ -1,0 +1,204 @@
+"""What proves that a file on the storage is ours to remove.
+
+Others keep files there, too: an upload API, a second deployment, the database that this one was
+restored from. That no row of ours names a file therefore proves nothing. Three notes do:
+
+- **The owner of the storage**, ``.batch_pipeline/owner.json``, names one database. It is written
+  when the storage is empty, when it is the default one under the home folder, or by a person
+  (``tidy --take-over``). Only the owner tidies at all.
+- **A submission under way**, ``.batch_pipeline/submissions/<batch>.json``, lists the originals that
+  it is about to store. It is written before the first of them, and removed before the rows are
+  committed: as long as it is there, no database anywhere knows these files. This lies on the
+  storage and not in the database, since a dump made during a submission would keep the note of a
+  batch that was committed a moment later.
+- **A thumbnail that we made** is noted in the table ``made_thumbnails``, by the statement that
+  stores its path. The note outlives the upload.
+
+An original whose rows were once committed is never removed by us, whoever deletes the row.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import delete, func, select
+
+from batch_pipeline.database.identity import database_identity
+from batch_pipeline.database.models import MadeThumbnail
+from batch_pipeline.database.session import Database
+from batch_pipeline.errors import PermanentError, RefusedError
+from batch_pipeline.settings import Settings
+from batch_pipeline.storage import Storage
+
+OWNER_NOTE = ".batch_pipeline/owner.json"
+_SUBMISSIONS = ".batch_pipeline/submissions"
+#: A submission that takes long renews its note this often, so that it is not taken for dead.
+_RENEW_SECONDS = 60 * 60
+
+
+@dataclass(frozen=True)
+class AbandonedSubmission:
+    """The note of a submission that ended before its rows were written."""
+
+    batch_id: uuid.UUID
+    paths: Sequence[str]
+
+
+class FileOwnership:
+    """The notes of one database on one storage.
+
+    Args:
+        database: migrated.
+        storage: where the files are.
+        settings: tell whether it is the default storage, which nobody else uses.
+    """
+
+    def __init__(self, database: Database, storage: Storage, settings: Settings) -> None:
+        self._database = database
+        self._storage = storage
+        self._is_default = not settings.storage_url
+
+    @cached_property
+    def identity(self) -> str:
+        """The database's."""
+        return database_identity(self._database)
+
+    def owner(self) -> str | None:
+        """Identity of the database that owns the storage; None: nobody does.
+
+        Raises:
+            ServiceDownError: the storage cannot be used.
+        """
+        if not self._storage.exists(OWNER_NOTE):
+            return None
+        found = self._read(OWNER_NOTE).get("database")
+        return found if isinstance(found, str) else None
+
+    def claim(self) -> bool:
+        """Own the storage from now on, if it may be claimed; tells whether this database owns it.
+
+        Raises:
+            ServiceDownError: storage or database cannot be used.
+        """
+        if not self._storage.exists(OWNER_NOTE):
+            may_be_claimed = self._is_default or self._storage.is_empty()
+            self._write_owner(self.identity if may_be_claimed else None)
+        return self.is_owner()
+
+    def is_owner(self) -> bool:
+        """Tell whether this database owns the storage; raises as `owner` does."""
+        return self.owner() == self.identity
+
+    def take_over(self) -> None:
+        """Own the storage, whoever did before."""
+        self._write_owner(self.identity)
+
+    def begin_submission(self, batch_id: uuid.UUID, paths: Sequence[str]) -> "SubmissionNote":
+        """Note that files are about to be stored; until it is removed they are nobody's."""
+        note = SubmissionNote(self, self._storage, batch_id, paths)
+        note.write()
+        return note
+
+    def abandoned_submissions(self, *, older_than_seconds: float) -> Iterator[AbandonedSubmission]:
+        """List submissions of this database that ended before their rows were written.
+
+        Raises:
+            ServiceDownError: storage or database cannot be used.
+        """
+        before = self.now() - timedelta(seconds=older_than_seconds)
+        for name in self._storage.names(_SUBMISSIONS):
+            try:
+                note = self._read(f"{_SUBMISSIONS}/{name}")
+                is_ours = note["database"] == self.identity
+                is_old = datetime.fromisoformat(note["written_at"]) < before
+                found = AbandonedSubmission(uuid.UUID(note["batch_id"]), list(note["paths"]))
+            except PermanentError:
+                continue  # its submission has just ended
+            except (KeyError, TypeError, ValueError):
+                continue  # nothing that we wrote
+            if is_ours and is_old:
+                yield found
+
+    def forget_submission(self, batch_id: uuid.UUID) -> None:
+        """Remove the note of a submission."""
+        self._storage.remove(_note_path(batch_id))
+
+    def made_thumbnail(self, upload_id: uuid.UUID) -> bool:
+        """Tell whether the thumbnail of an upload is one that we made."""
+        note = select(MadeThumbnail.upload_id).where(MadeThumbnail.upload_id == upload_id)
+        with self._database.transaction() as connection:
+            return connection.scalar(note) is not None
+
+    def forget_thumbnails(self, upload_ids: Sequence[uuid.UUID]) -> None:
+        """Remove the notes of thumbnails that are gone."""
+        with self._database.transaction() as connection:
+            connection.execute(delete(MadeThumbnail).where(MadeThumbnail.upload_id.in_(upload_ids)))
+
+    def now(self) -> datetime:
+        """The database's clock, which all hosts share."""
+        with self._database.transaction() as connection:
+            moment: datetime = connection.execute(select(func.now())).scalar_one()
+        return moment
+
+    def _write_owner(self, identity: str | None) -> None:
+        note = {
+            "database": identity,
+            "since": self.now().isoformat(),
+            "meaning": "batch-pipeline tidies here only for this database; docs/operations.md",
+        }
+        self._storage.write(OWNER_NOTE, json.dumps(note, indent=2).encode())
+
+    def _read(self, path: str) -> dict[str, Any]:
+        try:
+            note = json.loads(self._storage.read(path))
+        except ValueError:
+            return {}
+        return note if isinstance(note, dict) else {}
+
+
+class SubmissionNote:
+    """The note of a submission under way."""
+
+    def __init__(
+        self, ownership: FileOwnership, storage: Storage, batch_id: uuid.UUID, paths: Sequence[str]
+    ) -> None:
+        self._ownership, self._storage = ownership, storage
+        self._path = _note_path(batch_id)
+        self._contents = {
+            "database": ownership.identity,
+            "batch_id": str(batch_id),
+            "paths": list(paths),
+        }
+
+    def write(self) -> None:
+        """Write or renew it."""
+        note = self._contents | {"written_at": self._ownership.now().isoformat()}
+        self._storage.write(self._path, json.dumps(note).encode())
+        self._renew_at = time.monotonic() + _RENEW_SECONDS
+
+    def keep_fresh(self) -> None:
+        """Renew it now and then."""
+        if time.monotonic() > self._renew_at:
+            self.write()
+
+    def remove(self) -> None:
+        """Remove it: from now on the files may be somebody's.
+
+        Raises:
+            RefusedError: it is gone already, and the files may be, too.
+        """
+        if not self._storage.exists(self._path):
+            raise RefusedError(
+                "the submission stood still for so long that its files were removed as left "
+                "behind: submit them again"
+            )
+        self._storage.remove(self._path)
+
+
+def _note_path(batch_id: uuid.UUID) -> str:
+    return f"{_SUBMISSIONS}/{batch_id}.json"

@@ -1,0 +1,117 @@
+"""What the pipeline sees in a file, without storing anything: the first thing in a bug report."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.media.acceptance import accept
+from batch_pipeline.media.decoding import decode
+from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
+from batch_pipeline.settings import Settings
+
+
+@dataclass
+class Inspection:
+    """What was seen in one file."""
+
+    file: str
+    file_size: int | None = None
+    """Bytes; None for a file that cannot be read."""
+    media_type: MediaType | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """As they would be stored, dates with their source and warnings included."""
+    written: list[str] = field(default_factory=list)
+    """Paths of the pictures that were written."""
+    error_kind: str | None = None
+    error_message: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of each stage."""
+
+    def shape(self) -> dict[str, Any]:
+        """As JSON."""
+        found = self.media_type
+        return {
+            "file": self.file,
+            "file_size": self.file_size,
+            "file_type": found and found.file_type,
+            "format": found and found.format,
+            "mime_type": found and found.mime_type,
+            "facts": self.facts,
+            "written": self.written,
+            "error_kind": self.error_kind,
+            "error_message": self.error_message,
+            "seconds": self.seconds,
+        }
+
+
+def inspect_file(path: Path, settings: Settings, output: Path | None = None) -> Inspection:
+    """Look at a file as the pipeline does; what is wrong with it is part of the answer.
+
+    Args:
+        path: the file.
+        settings: limits and accepted formats.
+        output: folder to write the thumbnail and the frames to; None writes nothing.
+    """
+    seen = Inspection(str(path))
+    try:
+        _inspect(seen, path, settings, output)
+    except PermanentError as error:
+        seen.error_kind, seen.error_message = error.kind, str(error)
+        if error.preview is not None and output is not None:
+            _write(seen, output, f"{_stem(path)}_preview.jpg", error.preview)
+    except OSError as error:
+        seen.error_kind, seen.error_message = "source_missing", error.strerror or str(error)
+    return seen
+
+
+def _inspect(seen: Inspection, path: Path, settings: Settings, output: Path | None) -> None:
+    with path.open("rb") as file:
+        seen.file_size = path.stat().st_size
+        with _timed(seen, "sniff"):
+            media_type = seen.media_type = accept(
+                file.read(HEAD_BYTES), settings.accepted_format_names
+            )
+        file.seek(0)
+        with _timed(seen, "decode"):
+            content = decode(
+                file,
+                media_type,
+                filename=path.name,
+                max_bytes=settings.max_decode_mib * 1024**2,
+            )
+    seen.facts = content.facts.as_stored()
+    with _timed(seen, "thumbnail"):
+        thumbnail = content.make_thumbnail()
+    if output is None:
+        return
+    stem = _stem(path)
+    _write(seen, output, f"{stem}_thumbnail.jpg", thumbnail)
+    for number, frame in enumerate(content.frames, start=1):
+        position = f"_at_{frame.position_seconds:.2f}s" if media_type.file_type == "video" else ""
+        _write(seen, output, f"{stem}_frame_{number:02}{position}.jpg", frame.jpeg)
+
+
+def _stem(path: Path) -> str:
+    """The name of the file, with what may trouble a file system replaced."""
+    return re.sub(r"[^\w.-]", "_", path.name)[:100]
+
+
+def _write(seen: Inspection, folder: Path, name: str, jpeg: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / name
+    target.write_bytes(jpeg)
+    seen.written.append(str(target))
+
+
+@contextmanager
+def _timed(seen: Inspection, stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        seen.seconds[stage] = round(time.perf_counter() - begin, 3)

@@ -1,0 +1,82 @@
+"""What a search found, as one HTML page with pictures.
+
+How it looks stands in ``search_page.html.jinja``; how it stands alone in `pages`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from batch_pipeline.services.reports.pages import data_picture, picture_side, render_page
+from batch_pipeline.services.reports.previews import Previews
+from batch_pipeline.services.search import Copy, SearchResult
+from batch_pipeline.storage import Storage
+from batch_pipeline.visible_text import visible, visible_line
+
+_REASONS = {"filename": "its name", "phrase": "the quoted words", "words": "all words"}
+
+
+@dataclass(frozen=True)
+class FoundCard:
+    """One result on the page; its text is fit to be looked at, and not yet escaped."""
+
+    filename: str
+    description: str
+    link: str
+    """Of the original; empty where a browser cannot open it."""
+    picture: str
+    """A ``data:`` URI; empty without a thumbnail."""
+    likeness: str
+    """Similarity, and why it was found if not by that."""
+    weak: bool
+    date: str
+    batch_id: str
+    copies: Sequence[str]
+    """File name and batch of each other upload of the same bytes."""
+
+
+def search_page(storage: Storage, asked: str, found: Sequence[SearchResult]) -> str:
+    """Make the page.
+
+    Raises:
+        ServiceDownError: the storage cannot be reached.
+    """
+    side, previews = picture_side(len(found)), Previews(storage)
+    return render_page(
+        "search_page.html.jinja",
+        asked=visible_line(asked),
+        cards=[_card(previews, hit, side) for hit in found],
+    )
+
+
+def _card(previews: Previews, hit: SearchResult, side: int) -> FoundCard:
+    similarity = "" if hit.similarity is None else f"{hit.similarity:.2f}"
+    reason = _REASONS.get(hit.found_by, "")
+    date = ""
+    if hit.taken_at:
+        date = f"taken {hit.taken_at[:10]}"
+    elif hit.uploaded_at:
+        date = f"uploaded {hit.uploaded_at:%Y-%m-%d}"
+    return FoundCard(
+        filename=visible_line(hit.filename) or "(no name)",
+        description=visible(hit.description).strip(),
+        link=_link(hit.original),
+        picture=data_picture(previews, hit.thumbnail_path, side),
+        likeness=", ".join(filter(None, [similarity, reason])),
+        weak=hit.weak,
+        date=visible_line(date),
+        batch_id=str(hit.batch_id or ""),
+        copies=[_copy(copy) for copy in hit.copies],
+    )
+
+
+def _link(original: str) -> str:
+    if original.startswith(("http://", "https://")):
+        return original
+    path = original.removeprefix("file://")
+    return Path(path).as_uri() if path.startswith("/") else ""
+
+
+def _copy(copy: Copy) -> str:
+    where = f"batch {copy.batch_id}" if copy.batch_id else "no batch"
+    return f"{visible_line(copy.filename)}, {where}"

@@ -1,0 +1,103 @@
+"""What a search is narrowed by: plain values in, conditions of the statement out."""
+
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from sqlalchemy import ColumnElement, func
+
+from batch_pipeline.database.models import Upload
+from batch_pipeline.database.readings import FACTS, HIDDEN, known
+from batch_pipeline.errors import RefusedError
+
+_DAY = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
+#: Names that people use for the formats that are stored.
+_FORMATS = {"jpg": "jpeg", "heif": "heic", "tif": "tiff"}
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Only uploads for which all of these hold; what is None is not asked for."""
+
+    user_id: uuid.UUID | None = None
+    batch_id: uuid.UUID | None = None
+    file_type: str | None = None
+    """``image`` or ``video``."""
+    format: str | None = None
+    """As files say it, or as people do: ``jpeg``, ``jpg``, ``mp4``."""
+    camera: str | None = None
+    """A part of its name, in any case."""
+    since: str | None = None
+    """First day, month or year, ``2024-05-17``, ``2024-05`` or ``2024``, in which it was taken, or
+    uploaded if nothing says when it was taken."""
+    until: str | None = None
+    """Last such day, month or year."""
+    has_text: bool = False
+    """Only where the description quotes text that can be read in the picture."""
+    vision_model: str | None = None
+    """The model that described it."""
+    least_similarity: float | None = None
+    """Cosine, -1 to 1; what has none is left out, too."""
+
+    def conditions(self) -> Iterator[ColumnElement[bool]]:
+        """Give what PostgreSQL is to ask of a row.
+
+        Raises:
+            RefusedError: a day, a kind or a similarity cannot be read as one.
+        """
+        yield ~HIDDEN
+        if self.user_id is not None:
+            yield Upload.user_id == self.user_id
+        if self.batch_id is not None:
+            yield Upload.batch_id == self.batch_id
+        if self.file_type is not None:
+            if self.file_type not in {"image", "video"}:
+                raise RefusedError(f"the kind is {self.file_type!r}: expected image or video")
+            yield Upload.file_type == self.file_type
+        if self.format is not None:
+            named = self.format.lower()
+            yield FACTS["format"].astext == _FORMATS.get(named, named)
+        if self.camera is not None:
+            yield func.lower(FACTS["camera"].astext).contains(self.camera.lower(), autoescape=True)
+        if self.since is not None:
+            yield _when() >= _period(self.since)[0].isoformat()
+        if self.until is not None:
+            yield _when() < _period(self.until)[1].isoformat()
+        if self.has_text:
+            yield Upload.description.regexp_match('[“"][^“”"]{2,}[”"]')
+        if self.vision_model is not None:
+            yield Upload.vision_model == self.vision_model
+        if self.least_similarity is not None and not -1 <= self.least_similarity <= 1:
+            raise RefusedError(
+                f"the least similarity is {self.least_similarity:g}: expected -1 to 1"
+            )
+
+
+def _when() -> ColumnElement[str]:
+    """Moment as ISO text, which sorts as time does; of an upload in UTC."""
+    uploaded = func.to_char(
+        func.timezone("UTC", known(Upload.created_at)), 'YYYY-MM-DD"T"HH24:MI:SS'
+    )
+    taken: ColumnElement[str] = func.coalesce(FACTS["captured_at"].astext, uploaded)
+    return taken.collate("C")
+
+
+def _period(text: str) -> tuple[date, date]:
+    """First day of a day, month or year, and the first day after it."""
+    found = _DAY.fullmatch(text.strip())
+    try:
+        if found is None:
+            raise ValueError
+        year, month, day = (int(part) if part else None for part in found.groups())
+        first = date(year or 0, month or 1, day or 1)
+        if day:
+            return first, first + timedelta(days=1)
+        if month:
+            return first, (first.replace(day=28) + timedelta(days=4)).replace(day=1)
+        return first, date(first.year + 1, 1, 1)
+    except (ValueError, OverflowError):
+        raise RefusedError(
+            f"{text!r} is not a date: expected one such as 2024-05-17, 2024-05 or 2024"
+        ) from None

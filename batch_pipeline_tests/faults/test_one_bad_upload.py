@@ -1,0 +1,201 @@
+"""One upload that cannot be read or written among many: it fails with its reason, alone."""
+
+import ctypes
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+import pytest
+from PIL import Image
+from sqlalchemy import text
+
+from batch_pipeline.storage import Storage
+
+from .conftest import Work, failures
+
+SIBLINGS = 60
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"{number:02}.png" for number in range(SIBLINGS + 1)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (4 * number, 250 - 4 * number, 90)).save(path)
+    return paths
+
+
+@contextmanager
+def without_rights_of_root() -> Iterator[None]:
+    """The thread has no CAP_DAC_OVERRIDE and no CAP_DAC_READ_SEARCH in the block."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    before = (ctypes.c_uint32 * 6)()
+
+    def check(result: int) -> None:
+        if result:
+            raise OSError(ctypes.get_errno(), "capabilities")
+
+    check(libc.capget(header, before))
+    less = (ctypes.c_uint32 * 6)(*before)
+    less[0] &= ~0b110
+    check(libc.capset(header, less))
+    try:
+        yield
+    finally:
+        check(libc.capset(header, before))
+
+
+@pytest.fixture
+def permissions_hold(monkeypatch) -> None:
+    """The storage is used as by a user who is not root; PostgreSQL's socket is not for that one."""
+    errors_named = Storage._errors_named
+
+    @contextmanager
+    def as_a_user(*arguments, **names):
+        with without_rights_of_root(), errors_named(*arguments, **names):
+            yield
+
+    monkeypatch.setattr(Storage, "_errors_named", as_a_user)
+
+
+def loop_of_links(original: Path) -> None:
+    original.unlink()
+    original.symlink_to(original)
+
+
+def folder_in_its_place(original: Path) -> None:
+    original.unlink()
+    original.mkdir()
+
+
+#: What happens to one upload's original; the kind and the reason of its failure.
+OF_FILES = {
+    "loop of links": (loop_of_links, "source_unreadable", errno.ELOOP),
+    "may not be read": (lambda original: original.chmod(0), "source_unreadable", errno.EACCES),
+    "its folder may not be entered": (
+        lambda original: original.parent.chmod(0),
+        "source_unreadable",
+        errno.EACCES,
+    ),
+    "its folder may not be written": (
+        lambda original: original.parent.chmod(0o555),
+        "thumbnail_not_stored",
+        errno.EACCES,
+    ),
+    "folder": (folder_in_its_place, "source_missing", None),
+}
+
+
+def assert_one_failed(work: Work, batch_id, number: int, kind: str, reason: str) -> None:
+    [result] = work.run_what_is_asked_for()
+    assert work.counts(batch_id) == ("completed", SIBLINGS, 1)
+    [said] = failures(result)
+    assert f"{kind}: " in said, said
+    assert reason in said
+    failed = work.uploads(batch_id)[number]
+    assert (failed.processing_status, failed.error_kind) == ("failed", kind)
+    assert failed.attempts == 1
+    assert not work.tick().run_requests
+
+
+@pytest.mark.parametrize("bad", OF_FILES)
+@pytest.mark.parametrize("number", [0, 30])
+@pytest.mark.usefixtures("permissions_hold")
+def test_f4_one_file_that_cannot_be_used_fails_alone(work, pictures, bad, number):
+    spoil, kind, code = OF_FILES[bad]
+    reason = os.strerror(code) if code else "no file"
+    work = work(analyzer="embedded")
+    batch_id = work.submit(*pictures)
+    root = Path(work.pipeline.settings.storage_location)
+    original = root / work.uploads(batch_id)[number].file_path
+    spoil(original)
+    try:
+        assert_one_failed(work, batch_id, number, kind, reason)
+    finally:
+        original.parent.chmod(0o755)
+
+
+def test_f4_a_name_that_is_too_long_fails_alone(work, pictures):
+    work = work(analyzer="embedded")
+    batch_id = work.submit(*pictures)
+    with work.pipeline.database.transaction() as connection:
+        connection.execute(
+            text("UPDATE uploads SET file_path = :path WHERE id = :id"),
+            {"path": f"{'x' * 300}.jpg", "id": work.uploads(batch_id)[5].id},
+        )
+    reason = os.strerror(errno.ENAMETOOLONG)
+    assert_one_failed(work, batch_id, 5, "source_unreadable", reason)
+
+
+def cold(client, bucket: str, key: str) -> None:
+    """As a rule of the bucket's life cycle moves it."""
+    source = {"Bucket": bucket, "Key": key}
+    client.copy_object(Bucket=bucket, Key=key, CopySource=source, StorageClass="GLACIER")
+
+
+def refused(client, bucket: str, key: str) -> None:
+    statement = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:*",
+        "Resource": f"arn:aws:s3:::{bucket}/{key}",
+    }
+    policy = {"Version": "2012-10-17", "Statement": [statement]}
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+
+
+@pytest.mark.xdist_group("object_store")
+@pytest.mark.parametrize("bad", [(cold, "storage class"), (refused, "Forbidden")])
+def test_f4_one_object_that_is_not_handed_out_fails_alone(
+    work, s3_url, object_store, pictures, bad
+):
+    spoil, reason = bad
+    work = work(analyzer="embedded", storage_url=s3_url)
+    batch_id = work.submit(*pictures)
+    client = boto3.client("s3", endpoint_url=object_store.url)
+    bucket, _, prefix = s3_url.removeprefix("s3://").partition("/")
+    spoil(client, bucket, f"{prefix}/{work.uploads(batch_id)[7].file_path}")
+    try:
+        assert_one_failed(work, batch_id, 7, "source_unreadable", reason)
+    finally:
+        client.delete_bucket_policy(Bucket=bucket)
+
+
+@pytest.mark.parametrize("what", ["originals", "storage"])
+@pytest.mark.usefixtures("permissions_hold")
+def test_what_every_upload_feels_is_an_outage_and_fails_none(work, pictures, what):
+    """Files of another user than ours: our own probe is written well, and yet nothing is read."""
+    work = work(analyzer="embedded")
+    batch_id = work.submit(*pictures[:8])
+    root = Path(work.pipeline.settings.storage_location)
+    paths = [root / upload.file_path for upload in work.uploads(batch_id)]
+    closed = paths if what == "originals" else [root]
+    for path in closed:
+        path.chmod(0)
+    [result] = work.run_what_is_asked_for()
+    assert any("storage_down: " in said for said in failures(result))
+    assert work.column(batch_id, "processing_status") == ["pending"] * 8
+    assert work.column(batch_id, "attempts") == [0] * 8
+    for path in closed:
+        path.chmod(0o755)
+    work.end_the_pause()
+    [result] = work.run_what_is_asked_for()
+    assert work.counts(batch_id) == ("completed", 8, 0)
+
+
+def test_an_upload_that_is_alone_and_cannot_be_read_fails_with_its_reason(work, pictures):
+    work = work(analyzer="embedded")
+    batch_id = work.submit(pictures[0])
+    [upload] = work.uploads(batch_id)
+    loop_of_links(Path(work.pipeline.settings.storage_location) / upload.file_path)
+    work.run_what_is_asked_for()
+    assert work.counts(batch_id) == ("completed", 0, 1)
+    assert work.column(batch_id, "error_kind") == ["source_unreadable"]

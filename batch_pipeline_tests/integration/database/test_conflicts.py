@@ -1,0 +1,192 @@
+"""Transactions that have to give way to others, and a server that takes no writes for a while."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from batch_pipeline.database import failures
+from batch_pipeline.database.failures import _TRIES, ConflictError, repeated
+from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.services import upload_processing
+from batch_pipeline.services.states.claim_keeper import ClaimKeeper
+from batch_pipeline.services.states.upload_states import StartedUpload
+from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor
+from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
+from batch_pipeline_tests.patience import DEADLINE
+
+VECTOR = [1.0] * 1024
+PICTURE = "source/one.webp"
+WEBP = (Path(__file__).parents[3] / "examples" / "media" / "fog.webp").read_bytes()
+
+
+def started(pipeline, upload_id):
+    result = pipeline.states.start(upload_id, "run")
+    assert isinstance(result, StartedUpload)
+    return result.claim
+
+
+def counts(pipeline, batch_id):
+    row = batch_row(pipeline.database, batch_id)
+    return row.status, row.processed_uploads, row.successful_uploads, row.failed_uploads
+
+
+def waits_for_a_lock(observer, statement):
+    """Whether somebody waits, in a statement that has these words."""
+    return observer.execute(
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() "
+        "AND wait_event_type = 'Lock' AND query ILIKE %s",
+        [f"%{statement}%"],
+    ).fetchone()[0]
+
+
+@pytest.mark.parametrize("uploads", [1, 2], ids=["the last upload", "one of two"])
+def test_an_api_that_locks_batch_then_uploads_costs_no_result(
+    pipeline, database_url, uploads, monkeypatch
+):
+    repeats = []
+    monkeypatch.setattr(
+        failures, "random", SimpleNamespace(uniform=lambda least, _: repeats.append(1) or least)
+    )
+    batch_id = add_batch(pipeline.database, uploads)
+    pipeline.states.load_batch(batch_id, "run", limit=uploads)
+    upload = upload_rows(pipeline.database, batch_id)[0]
+    claim = started(pipeline, upload.id)
+    with (
+        psycopg.connect(database_url) as api,
+        psycopg.connect(database_url, autocommit=True) as observer,
+    ):
+        # Whoever waits first looks for deadlocks first, and gives way: that is to be the pipeline.
+        api.execute("SET deadlock_timeout = '60s'")
+        api.execute("SELECT FROM upload_batches WHERE id = %s FOR UPDATE", [batch_id])
+        ended = threading.Thread(
+            target=lambda: pipeline.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+        )
+        ended.start()
+        while not waits_for_a_lock(observer, "upload_batches"):
+            assert ended.is_alive()
+        api.execute("SELECT FROM uploads WHERE id = %s FOR UPDATE", [upload.id])  # the deadlock
+        assert ended.is_alive()
+        api.commit()
+        ended.join(DEADLINE)
+    assert repeats, "the pipeline gave way, and tried again"
+    assert upload_row(pipeline.database, upload.id).processing_status == "completed"
+    assert counts(pipeline, batch_id)[1:] == (1, 1, 0)
+
+
+def test_a_serializable_database_is_worked_as_any_other(
+    database_url, server_url, settings, open_pipeline
+):
+    with psycopg.connect(server_url, autocommit=True) as owner:
+        name = make_url(database_url).database
+        owner.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    pipeline = open_pipeline(settings)
+    batch_id = add_batch(pipeline.database, 40)
+    pipeline.states.load_batch(batch_id, "run", limit=40)
+    errors = []
+
+    def work(uploads):
+        for upload in uploads:
+            try:
+                claim = started(pipeline, upload.id)
+                pipeline.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+            except Exception as error:
+                errors.append(error)
+
+    uploads = upload_rows(pipeline.database, batch_id)
+    threads = [threading.Thread(target=work, args=[uploads[part::4]]) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert errors == []
+    assert counts(pipeline, batch_id) == ("completed", 40, 40, 0)
+
+
+def test_a_transaction_that_always_gives_way_is_an_outage_in_the_end(monkeypatch):
+    calls = []
+
+    @repeated
+    def gives_way() -> None:
+        calls.append(1)
+        raise ConflictError("database_down", "another one went first")
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(ServiceDownError):
+        gives_way()
+    assert len(calls) == _TRIES
+
+
+def set_read_only(owner, name, read_only):
+    """As in a failover: whoever connects, or is connected, can only read."""
+    owner.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {read_only}")
+    owner.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+    )
+
+
+class CountedModel:
+    """Passes calls on, counts them, and lets something happen after the first."""
+
+    def __init__(self, model, then):
+        self.model, self.then, self.calls = model, then, 0
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def describe(self, *args, **kwargs):
+        answer = self.model.describe(*args, **kwargs)
+        return self._answered(answer)
+
+    def embed(self, *args, **kwargs):
+        return self._answered(self.model.embed(*args, **kwargs))
+
+    def _answered(self, answer):
+        self.calls += 1
+        if self.calls == 1:
+            self.then()
+        return answer
+
+
+@pytest.mark.parametrize("kind", ["vision", "embedding"])
+def test_a_model_is_not_asked_again_when_the_database_takes_no_writes_for_a_while(
+    pipeline, database_url, server_url, monkeypatch, kind
+):
+    name = make_url(database_url).database
+    refused = threading.Event()
+    monkeypatch.setattr(upload_processing, "_ANSWER_PAUSE_SECONDS", 0.05)
+    pipeline.storage.write(PICTURE, WEBP)
+    batch_id = add_batch(pipeline.database, [{"file_path": PICTURE}])
+    pipeline.states.load_batch(batch_id, "run", limit=1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    warn = upload_processing.log.warning
+
+    def note(message, *args):
+        warn(message, *args)
+        if "waits to be stored" in message and "takes no writes" in str(args):
+            refused.set()
+
+    monkeypatch.setattr(upload_processing.log, "warning", note)
+    with psycopg.connect(server_url, autocommit=True) as owner:
+        model = CountedModel(
+            getattr(pipeline.analyzer, kind), lambda: set_read_only(owner, name, "on")
+        )
+        pipeline.__dict__["analyzer"] = replace(pipeline.analyzer, **{kind: model})
+
+        def end_the_failover():
+            assert refused.wait(DEADLINE)
+            with psycopg.connect(server_url, autocommit=True) as other:
+                set_read_only(other, name, "off")
+
+        failover = threading.Thread(target=end_the_failover)
+        failover.start()
+        with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
+            outcome = UploadProcessor(pipeline, keeper).process(upload.id, "run", retries_left=0)
+        failover.join(DEADLINE)
+    assert isinstance(outcome, CompletedUpload)
+    assert model.calls == 1
+    assert counts(pipeline, batch_id) == ("completed", 1, 1, 0)

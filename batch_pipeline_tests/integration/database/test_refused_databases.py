@@ -1,0 +1,248 @@
+"""What cannot be processed is refused by name, with the statement that mends it; then it works."""
+
+import re
+import uuid
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from batch_pipeline.database.existing_tables import COLUMNS
+from batch_pipeline.database.session import (
+    Database,
+    create_database_if_missing,
+    open_database,
+    with_driver,
+)
+from batch_pipeline.errors import ConfigurationError, RefusedError
+from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.health import check_health
+from batch_pipeline.testing.api_tables import USABLE, USER, ApiTables
+
+#: A type of the same meaning that is refused, by the type that we have.
+REFUSED_TYPES = {
+    "uuid": "text",
+    "text": "character(20)",
+    "timestamptz": "text",
+    "integer": "text",
+    "bigint": "text",
+    "jsonb": "text",
+    "boolean": "text",
+    "vector({})": "real[]",
+}
+COLUMNS_TO_REFUSE = [
+    (table, column)
+    for table, columns in COLUMNS.items()
+    for column, kind in columns.items()
+    if kind.type != "uuid"  # with foreign keys: see below
+]
+
+
+def upgrade(url: str) -> None:
+    database = Database(with_driver(url, "psycopg", variable="X"))
+    try:
+        database.upgrade()
+    finally:
+        database.close()
+
+
+@contextmanager
+def api_database(server, tables: ApiTables):
+    with (
+        server.new_database(migrated=False) as url,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        tables.create(connection)
+        yield url, connection
+
+
+def refusal(url: str) -> str:
+    with pytest.raises(ConfigurationError, match="nothing was changed") as raised:
+        upgrade(url)
+    return str(raised.value)
+
+
+def statements(refused: str) -> list[str]:
+    return re.findall(r": ((?:ALTER|CREATE|UPDATE) .*;)$", refused, re.MULTILINE)
+
+
+def test_every_column_of_another_type_is_named_and_the_statements_mend_it(server):
+    types = {
+        f"{table}.{column}": REFUSED_TYPES[COLUMNS[table][column].type]
+        for table, column in COLUMNS_TO_REFUSE
+    }
+    tables = ApiTables("of other types", nullable=True, types=types)
+    with api_database(server, tables) as (url, connection):
+        refused = refusal(url)
+        for table, column in COLUMNS_TO_REFUSE:
+            assert f"- {table}.{column} is {types[f'{table}.{column}']}" in refused
+        assert len(statements(refused)) == len(COLUMNS_TO_REFUSE)
+        for statement in statements(refused):
+            connection.execute(statement.encode())
+        upgrade(url)
+
+
+def test_ids_that_are_no_uuids_are_refused_with_what_to_do(server):
+    types = {f"{table}.id": "varchar(36)" for table in COLUMNS} | {"uploads.batch_id": "varchar"}
+    with api_database(server, ApiTables("text ids", types=types)) as (url, _):
+        refused = refusal(url)
+    assert "uploads.id is character varying(36)" in refused
+    assert "TYPE uuid USING id::uuid" in refused
+    assert "drop the foreign keys" in refused
+
+
+@pytest.mark.parametrize(
+    ("types", "before", "words"),
+    [
+        (
+            {"uploads.processing_status": "state"},
+            "CREATE TYPE state AS ENUM ('pending', 'analyzing', 'completed', 'failed')",
+            "state, which has no value 'embedding'",
+        ),
+        (
+            {
+                "uploads.processing_status": "varchar(20) CHECK (processing_status IN "
+                "('pending', 'processing', 'completed', 'failed'))"
+            },
+            "",
+            "uploads.processing_status may not be 'analyzing', 'embedding'",
+        ),
+        ({"uploads.description": "varchar(500)"}, "", "any length must fit"),
+        ({"uploads.thumbnail_path": "varchar(64)"}, "", "100 characters must fit"),
+        ({"upload_batches.status": "varchar(9)"}, "", "10 characters must fit"),
+        ({"uploads.embedding_local": "vector"}, "", "EMBEDDING_DIMENSIONS is 1024"),
+    ],
+    ids=["enum", "check", "description", "path", "status", "vector without width"],
+)
+def test_what_we_could_not_write_is_refused_and_mended(server, types, before, words):
+    with api_database(server, ApiTables("x", types=types, before=before)) as (url, connection):
+        refused = refusal(url)
+        assert words in refused
+        for statement in statements(refused):
+            connection.execute(statement.encode())
+        upgrade(url)
+
+
+def test_a_vector_column_of_another_width_is_refused(server):
+    tables = ApiTables("x", types={"uploads.embedding_local": "vector(768)"})
+    with api_database(server, tables) as (url, _):
+        assert "vector(768), BATCH_PIPELINE_EMBEDDING_DIMENSIONS is 1024" in refusal(url)
+
+
+def test_doctor_names_columns_that_were_changed_after_the_upgrade_and_words_it_does_not_know(
+    pipeline, database_url
+):
+    with psycopg.connect(database_url, autocommit=True) as api:
+        api.execute("INSERT INTO upload_batches (user_id, status) VALUES (%s, 'archived')", [USER])
+        [statuses] = [
+            found for found in check_health(pipeline.settings) if found.name == "statuses"
+        ]
+        assert not statuses.ok
+        assert "1 rows of upload_batches have the status 'archived'" in statuses.detail
+        assert "SET status = 'pending' WHERE status = 'archived';" in statuses.detail
+        api.execute("ALTER TABLE uploads ALTER COLUMN description TYPE varchar(100)")
+    [tables] = [check for check in check_health(pipeline.settings) if check.name == "tables"]
+    assert not tables.ok
+    assert "ALTER COLUMN description TYPE text;" in tables.detail
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_an_encoding_that_cannot_hold_everything_is_refused(server_url, change, encoding):
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server_url, autocommit=True) as owner:
+        owner.execute(
+            f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' "
+            "TEMPLATE template0".encode()
+        )
+        url = make_url(server_url).set(database=name).render_as_string(False)
+        try:
+            for use in (upgrade, lambda url: open_database(change(database_url=url))):
+                with pytest.raises(ConfigurationError, match=f"is {encoding}.*ENCODING 'UTF8'"):
+                    use(url)
+        finally:
+            owner.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def role(server_url):
+    """A role with no rights of its own."""
+    name = f"role_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(server_url, autocommit=True) as owner:
+        owner.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'".encode())
+        yield name
+        owner.execute(f"DROP ROLE {name}".encode())
+
+
+def as_role(url: str, role: str) -> str:
+    return make_url(url).set(username=role, password="x").render_as_string(False)
+
+
+def test_a_role_without_rights_is_told_which_it_lacks(server, role):
+    with (
+        server.new_database(migrated=False) as url,
+        psycopg.connect(url, autocommit=True) as owner,
+    ):
+        refused = refusal(as_role(url, role))
+        assert f"the role {role} may not create the extension vector" in refused
+        for statement in re.findall(r"CREATE EXTENSION vector;", refused):
+            owner.execute(statement.encode())
+        with pytest.raises(ConfigurationError, match=r"denied for schema public[^$]*GRANT"):
+            upgrade(as_role(url, role))
+        owner.execute(f"GRANT CREATE ON SCHEMA public TO {role}".encode())
+        upgrade(as_role(url, role))
+        with pytest.raises(ConfigurationError, match="permission denied to create database"):
+            create_database_if_missing(make_url(as_role(url, role)), f"test_{uuid.uuid4().hex[:8]}")
+        owner.execute(f"DROP OWNED BY {role}".encode())
+
+
+def test_an_extension_out_of_sight_is_named_with_the_search_path(server, server_url):
+    with (
+        server.new_database(migrated=False) as url,
+        psycopg.connect(url, autocommit=True) as owner,
+    ):
+        owner.execute("CREATE SCHEMA elsewhere; CREATE EXTENSION vector SCHEMA elsewhere")
+        assert "in the schema elsewhere, which the search_path" in refusal(url)
+
+
+def test_dates_and_zones_of_the_database_change_nothing(settings, database_url, open_pipeline):
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        name = make_url(database_url).database
+        for setting in ("DateStyle = German", "TimeZone = Japan", "IntervalStyle = iso_8601"):
+            owner.execute(f"ALTER DATABASE {name} SET {setting}".encode())
+    pipeline = open_pipeline(settings)
+    with pipeline.database.transaction() as connection:
+        moment, span = connection.exec_driver_sql(
+            "SELECT timestamptz '2026-01-02 03:04:05+00', interval '1 day 2 hours'"
+        ).one()
+    assert (str(moment), str(span)) == ("2026-01-02 03:04:05+00:00", "1 day, 2:00:00")
+
+
+def test_a_submission_to_an_api_that_does_not_know_the_user_is_refused_and_leaves_nothing(
+    server, change, open_pipeline, tmp_path
+):
+    picture = tmp_path / "one.gif"
+    picture.write_bytes(b"GIF89a\x01\x00\x01\x00\x00\x00\x00;")
+    with api_database(server, USABLE[0]) as (url, connection):
+        upgrade(url)
+        pipeline = open_pipeline(change(database_url=url))
+
+        def submitted(**user):
+            return submit(
+                [picture],
+                publisher=pipeline.publisher,
+                storage=pipeline.storage,
+                settings=pipeline.settings,
+                **user,
+            )
+
+        with pytest.raises(RefusedError, match=r"knows no user 00000000-.*--user"):
+            submitted()
+        assert list(pipeline.storage.stored_uploads()) == []
+        assert submitted(user_id=USER).batch_id
+        connection.execute("ALTER TABLE upload_batches ADD COLUMN album text")
+        connection.execute("UPDATE upload_batches SET album = ''")
+        connection.execute("ALTER TABLE upload_batches ALTER COLUMN album SET NOT NULL")
+        with pytest.raises(RefusedError, match='null value in column "album"'):
+            submitted(user_id=USER)
+        pipeline.close()

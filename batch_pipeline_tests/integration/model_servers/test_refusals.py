@@ -1,0 +1,154 @@
+"""A refusal that is about one picture stops nobody else; one that is about all is believed."""
+
+import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from batch_pipeline.errors import KindedError, PermanentError, ServiceDownError, TransientError
+from batch_pipeline.testing.model_server import Fault, ReceivedCall, ScriptedModelServer
+from batch_pipeline_tests.integration.model_servers.conftest import (
+    IMAGE,
+    BuildAnalyzer,
+    only_openai,
+    picture,
+)
+from batch_pipeline_tests.patience import DEADLINE
+
+MODERATION = "Your input was flagged by the content policy."
+
+
+def is_green(call: ReceivedCall) -> bool:
+    if not call.images:
+        return False
+    with Image.open(io.BytesIO(call.images[0])) as opened:
+        red, green, blue = opened.convert("RGB").resize((1, 1)).getpixel((0, 0))
+    return green > max(red, blue) + 50
+
+
+def refusing_green(server: ScriptedModelServer, status: int, reason: str) -> None:
+    server.refuse = lambda call: (status, reason) if is_green(call) else None
+
+
+@pytest.mark.parametrize(
+    ("refusal", "named", "calls"),
+    [
+        ((403, MODERATION), (PermanentError, "model_refused_input"), 1),
+        ((400, "Invalid image: cannot be decoded"), (PermanentError, "model_refused_input"), 1),
+        ((415, "unknown media type"), (PermanentError, "model_refused_input"), 1),
+        # What could be about all is asked again, about a red square.
+        ((400, "image format is not supported"), (PermanentError, "model_refused_input"), 2),
+        ((400, "Bad Request"), (PermanentError, "model_refused_input"), 2),
+        ((403, "Forbidden"), (TransientError, "model_refused_call"), 2),
+        ((401, "unauthorized"), (TransientError, "model_refused_call"), 2),
+        ((404, "not found"), (TransientError, "model_refused_call"), 2),
+        ((500, "the runner crashed"), (TransientError, "model_server_error"), 1),
+    ],
+)
+def test_a_picture_that_alone_is_refused_is_itself_the_reason(
+    build: BuildAnalyzer,
+    server: ScriptedModelServer,
+    refusal: tuple[int, str],
+    named: tuple[type[KindedError], str],
+    calls: int,
+) -> None:
+    error, kind = named
+    refusing_green(server, *refusal)
+    vision = build().vision
+
+    with pytest.raises(error, match=refusal[1].rstrip(".")) as raised:
+        vision.describe(IMAGE, [picture("lime")])
+
+    assert raised.value.kind == kind
+    assert len(server.calls) == calls
+    assert vision.describe(IMAGE, [picture("blue")])
+
+
+def test_that_others_were_answered_meanwhile_is_evidence_enough(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    refusing_green(server, 403, "Forbidden")
+    vision = build(max_vision_calls=2).vision
+    answered = threading.Event()
+
+    def slow_for_green(call: ReceivedCall) -> tuple[int, str] | None:
+        if not is_green(call):
+            return None
+        answered.wait(DEADLINE)
+        return 403, "Forbidden"
+
+    server.refuse = slow_for_green
+    with ThreadPoolExecutor(1) as threads:
+        refused = threads.submit(vision.describe, IMAGE, [picture("lime")])
+        server.wait_for_calls(1)
+        assert vision.describe(IMAGE, [picture("blue")])
+        answered.set()
+        with pytest.raises(TransientError, match="answers other calls"):
+            refused.result()
+
+    assert len(server.calls) == 2
+
+
+def test_when_all_are_refused_one_asks_about_a_known_picture_and_the_others_take_its_word(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.refuse = lambda _: (403, "Forbidden")
+    server.latency_seconds = 0.3
+    vision = build().vision
+
+    def refused(_: int) -> str:
+        with pytest.raises(ServiceDownError) as raised:
+            vision.describe(IMAGE, [picture("lime")])
+        return raised.value.kind
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(refused, range(4))) == {"model_server_refused"}
+
+    assert len(server.calls) == 4 + 1
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "kind"),
+    [
+        (403, "This account was flagged by the safety team", "model_server_refused"),
+        (400, "no such model as this", "model_refuses_all"),
+        (400, "Your credit balance is too low", "model_quota_used_up"),
+        (402, "payment", "model_quota_used_up"),
+    ],
+)
+def test_what_is_about_the_customer_or_every_call_fails_no_upload(
+    build: BuildAnalyzer, server: ScriptedModelServer, status: int, reason: str, kind: str
+) -> None:
+    server.refuse = lambda _: (status, reason)
+
+    with pytest.raises(ServiceDownError, match=reason) as raised:
+        build().vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == kind
+
+
+def test_a_quota_that_is_used_up_is_an_outage_that_names_the_bill(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.retry_after = "2"
+    server.refuse = lambda _: (429, "You exceeded your current quota: insufficient_quota")
+
+    with pytest.raises(ServiceDownError, match="the bill of the service") as raised:
+        build().vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_quota_used_up"
+    assert len(server.calls) == 1
+
+
+@only_openai
+def test_an_answer_that_a_filter_stopped_is_the_pictures_fault(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.play("vision", [Fault.CONTENT_FILTER])
+
+    with pytest.raises(PermanentError, match="content filter") as raised:
+        build().vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_refused_input"

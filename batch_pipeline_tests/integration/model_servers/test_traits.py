@@ -1,0 +1,282 @@
+"""Models that think, that refuse parameters, and that want pictures of their own size."""
+
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from batch_pipeline.errors import ServiceDownError, TransientError
+from batch_pipeline.media.content import Frame
+from batch_pipeline.model_servers.base import Usage
+from batch_pipeline.testing.model_server import (
+    RateLimit,
+    ScriptedModelServer,
+    Thinking,
+    describe_picture,
+)
+from batch_pipeline_tests.integration.model_servers.conftest import (
+    IMAGE,
+    BuildAnalyzer,
+    only_ollama,
+    only_openai,
+    picture,
+)
+
+# Thinking
+
+
+@pytest.mark.parametrize("switch", ["template", "effort"])
+def test_a_model_that_thinks_is_kept_from_it_and_no_upload_pays(
+    build: BuildAnalyzer, server: ScriptedModelServer, switch: Any
+) -> None:
+    server.thinking = Thinking(switch)
+    vision, frame = build().vision, picture()
+
+    for _ in range(3):
+        assert vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+
+    before = len(server.calls)
+    vision.describe(IMAGE, [frame])
+    assert len(server.calls) == before + 1, "what was learnt is not asked for again"
+
+
+@only_openai
+@pytest.mark.parametrize("shown", ["reasoning_content", "reasoning", "inline", "hidden"])
+def test_a_thought_is_known_wherever_a_server_shows_it(
+    build: BuildAnalyzer, server: ScriptedModelServer, shown: Any
+) -> None:
+    server.thinking = Thinking("template", shown=shown)
+    frame = picture()
+
+    assert build().vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+
+    assert server.calls[-1].body["chat_template_kwargs"]["enable_thinking"] is False
+
+
+def test_a_model_that_nothing_keeps_from_thinking_gets_more_tokens_once(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.thinking = Thinking("none", tokens=2000)
+    frame = picture()
+
+    assert build().vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+
+    body = server.calls[-1].body
+    assert body.get("max_tokens", body.get("options", {}).get("num_predict")) == 8 * 512
+
+
+def test_a_model_that_only_thinks_is_a_finding_about_the_model_and_names_the_setting(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.thinking = Thinking("none", tokens=10_000)
+
+    with pytest.raises(ServiceDownError, match="BATCH_PIPELINE_VISION_OPTIONS") as raised:
+        build().vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_thinks"
+    assert "used up all 4096 tokens" in str(raised.value)
+
+
+def test_one_endless_thought_among_answers_is_about_its_picture(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.thinking = Thinking("none", tokens=2000)
+    vision = build().vision
+    vision.describe(IMAGE, [picture()])
+    server.thinking = Thinking("none", tokens=10_000)
+
+    with pytest.raises(TransientError, match="before it began to answer") as raised:
+        vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_output_invalid"
+
+
+def test_a_model_that_thinks_little_is_used_and_asked_to_stop_the_next_time(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.thinking = Thinking("effort", tokens=100)
+    vision, frame = build().vision, picture()
+
+    assert vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+    assert len(server.calls) == 1
+    for _ in range(3):
+        vision.describe(IMAGE, [frame])
+
+    body = server.calls[-1].body
+    assert "low" in {body.get("think"), body.get("reasoning_effort")}
+
+
+# Parameters
+
+
+@only_openai
+def test_parameters_that_a_model_refuses_are_learnt_once_and_charged_to_nobody(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.refused_parameters = {"max_tokens", "temperature", "seed", "encoding_format"}
+    analyzer = build()
+
+    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+    assert len(server.calls) == 4 + 2
+    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+    assert len(server.calls) == 4 + 2 + 2
+
+    *_, chat, embed = server.calls
+    assert chat.body["max_completion_tokens"] == 512
+    assert not {"max_tokens", "temperature", "seed"} & chat.body.keys()
+    assert "encoding_format" not in embed.body
+
+
+@only_openai
+def test_a_strict_service_whose_model_thinks_is_found_a_way_with(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.refused_parameters = {"max_tokens", "chat_template_kwargs", "think", "temperature"}
+    server.thinking = Thinking("effort", shown="hidden")
+    frame = picture()
+
+    assert build().vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+
+
+def test_a_refused_option_of_a_person_stops_the_work_and_names_the_setting(
+    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+) -> None:
+    # Ollama leaves out options that it does not know; what stands beside them is refused.
+    name = "format" if dialect == "ollama" else "min_p"
+    server.refused_parameters = {name}
+
+    with pytest.raises(ServiceDownError, match="BATCH_PIPELINE_VISION_OPTIONS sets") as raised:
+        build(vision_options=f'{{"{name}": "json"}}').vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_refused_options"
+
+
+# Options
+
+
+@only_ollama
+def test_options_go_where_ollama_takes_them(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    analyzer = build(
+        vision_options='{"num_ctx": 16384, "keep_alive": "1h", "options": {"min_p": 0.1}}',
+        embedding_options='{"num_ctx": 512}',
+    )
+    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+
+    chat, embed = (call.body for call in server.calls)
+    assert (chat["options"]["num_ctx"], chat["options"]["min_p"]) == (16384, 0.1)
+    assert chat["keep_alive"] == "1h"
+    assert chat["options"]["seed"] == 1
+    assert embed["options"]["num_ctx"] == 512
+
+
+@only_openai
+def test_options_are_fields_of_the_body_and_null_leaves_one_out(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    analyzer = build(
+        vision_options='{"provider": {"order": ["a"]}, "seed": null, "max_tokens": 99}',
+        embedding_options='{"dimensions": 1024}',
+        vision_detail="low",
+    )
+    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+
+    chat, embed = (call.body for call in server.calls)
+    assert chat["provider"] == {"order": ["a"]}
+    assert chat["max_tokens"] == 99
+    assert "seed" not in chat
+    assert chat["messages"][0]["content"][1]["image_url"]["detail"] == "low"
+    assert embed["dimensions"] == 1024
+    assert embed["encoding_format"] == "float"
+
+
+def test_pictures_have_the_size_that_is_set_and_the_sides_that_the_model_needs(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    written = io.BytesIO()
+    Image.new("RGB", (1000, 28), "navy").save(written, "JPEG")
+    server.vision_models.append("qwen3-vl:8b")
+    vision = build(vision_model="qwen3-vl:8b", vision_longest_side=640).vision
+
+    vision.describe(IMAGE, [Frame(written.getvalue(), 0.0)])
+
+    with Image.open(io.BytesIO(server.calls[0].images[0])) as sent:
+        assert sent.size == (640, 32)
+
+
+# A real call
+
+
+def test_a_real_call_shows_that_a_model_sees_and_what_was_learnt(
+    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+) -> None:
+    server.thinking = Thinking("template", tokens=100)
+    analyzer = build()
+
+    seeing, embedding = analyzer.try_out()
+    assert (seeing.ok, embedding.ok) == (True, True)
+    assert "calls a red square red" in seeing.detail
+    assert "tokens in" in seeing.detail
+    assert "finds what is alike" in embedding.detail
+    if dialect == "openai":
+        assert "thinks" in analyzer.try_out()[0].detail
+
+
+@only_openai
+def test_a_real_call_tells_what_a_model_refuses(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.refused_parameters = {"max_tokens", "seed"}
+
+    assert "does not take max_tokens, seed" in build().try_out()[0].detail
+
+
+def test_a_model_that_does_not_see_or_tell_texts_apart_is_found_out(
+    build: BuildAnalyzer, server: ScriptedModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "batch_pipeline.testing.model_server"
+    monkeypatch.setattr(f"{module}.describe_picture", lambda _: "A blue harbour.")
+    monkeypatch.setattr(f"{module}.embed_text", lambda _, dimensions: [1.0] * dimensions)
+
+    seeing, embedding = build().try_out()
+
+    assert "says 'A blue harbour.'" in seeing.detail
+    assert "do not tell texts apart" in embedding.detail
+    assert {seeing.kind, embedding.kind} == {"model_unsuitable"}
+
+
+# What calls took
+
+
+def test_what_calls_took_is_what_the_server_counted(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    spent: list[Usage] = []
+    server.thinking = Thinking("template")  # a thought that ate an answer is paid for too
+    analyzer = build()
+    description = analyzer.vision.describe(IMAGE, [picture()], spent=spent.append)
+    analyzer.embedding.embed([description, "a boat"], spent=spent.append)
+
+    total = sum(spent, Usage(calls=0))
+    assert (total.tokens_in, total.tokens_out) == (server.tokens["in"], server.tokens["out"])
+    assert total.calls == len(server.calls)
+    assert total.tokens_in > 256
+    assert total.seconds > 0
+
+
+# Rate limits
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_call_beyond_the_limit_waits_and_is_made_again(
+    build: BuildAnalyzer, server: ScriptedModelServer, tells: bool
+) -> None:
+    server.rate_limit = RateLimit(5, 1.0, tells=tells)
+    vision = build().vision
+
+    for _ in range(9):
+        assert vision.describe(IMAGE, [picture()])
+
+    assert server.turned_away == (0 if tells else 1)

@@ -1,0 +1,97 @@
+"""Another Dagster project adds the pipeline with one YAML file; this clone is a project itself."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batch_pipeline import BatchPipelineComponent
+from batch_pipeline.errors import ConfigurationError
+
+ROOT = Path(__file__).parents[3]
+BIN = Path(sys.executable).parent
+JOBS = {"process_batch", "sweep_backlog"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a command of the environment in a folder, with a home of its own."""
+    environment = os.environ | {
+        "BATCH_PIPELINE_HOME": str(tmp_path / "home"),
+        "DAGSTER_DG_CLI_CONFIG": str(tmp_path / "dg.toml"),
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": "src",
+        "VIRTUAL_ENV": str(BIN.parent),
+    }
+
+    def run_(folder: Path, *command: str) -> str:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run_
+
+
+@pytest.mark.slow
+def test_a_new_project_adds_the_pipeline_with_one_yaml_file(run, tmp_path):
+    run(tmp_path, "create-dagster", "project", "library", "--no-uv-sync")
+    folder = tmp_path / "library"
+    component = folder / "src" / "library" / "defs" / "pipeline" / "defs.yaml"
+    component.parent.mkdir(parents=True)
+    component.write_text(
+        "type: batch_pipeline.BatchPipelineComponent\n"
+        "attributes:\n"
+        "  settings:\n"
+        "    max_attempts: 3\n"
+    )
+
+    found = json.loads(run(folder, "dg", "list", "defs", "--json"))
+
+    assert {job["name"] for job in found["jobs"]} == JOBS
+    assert "pending_batches" in {sensor["name"] for sensor in found["sensors"]}
+    assert {resource["name"] for resource in found["resources"]} == {
+        "batch_pipeline",
+        "batch_pipeline_worker",
+    }
+
+
+@pytest.mark.slow
+def test_this_clone_is_a_project_whose_definitions_load(run):
+    run(ROOT, "dg", "check", "defs")
+
+
+def test_importing_the_package_does_nothing():
+    code = (
+        "import sys, batch_pipeline; "
+        "print([name for name in sys.modules if name.startswith(('dagster', 'sqlalchemy'))], "
+        "'BatchPipelineComponent' in dir(batch_pipeline))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split("\n")[0] == "[] True"
+
+
+def test_settings_of_the_component_replace_those_of_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("BATCH_PIPELINE_HOME", str(tmp_path))
+    monkeypatch.setenv("BATCH_PIPELINE_MAX_ATTEMPTS", "2")
+
+    definitions = BatchPipelineComponent(settings={"max_attempts": 3}).build_defs(None)
+
+    [process_upload] = [
+        node
+        for node in definitions.resolve_job_def("process_batch").nodes
+        if node.name == "process_upload"
+    ]
+    assert process_upload.retry_policy.max_retries == 2
+    assert definitions.resources["batch_pipeline"].overrides == {"max_attempts": 3}
+
+
+def test_a_setting_that_does_not_exist_is_refused_by_name():
+    with pytest.raises(ConfigurationError, match=r"no setting analyser; expected are .*analyzer"):
+        BatchPipelineComponent(settings={"analyser": "ollama"}).build_defs(None)

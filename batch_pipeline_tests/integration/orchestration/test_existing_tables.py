@@ -1,0 +1,146 @@
+"""On tables that an upload API has made, in every usable form, all commands and runs work."""
+
+import io
+import uuid
+
+import dagster as dg
+import pytest
+from PIL import Image
+
+from batch_pipeline.database.existing_tables import rows_left_alone
+from batch_pipeline.database.session import Database, with_driver
+from batch_pipeline.orchestration.code_location import build_definitions
+from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
+from batch_pipeline.services.dispatch.slices import open_slices, waiting_slices
+from batch_pipeline.services.health import check_health
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.progress.batch_watch import watch_batch
+from batch_pipeline.services.reports.batch_status import batch_status, newest_batches
+from batch_pipeline.services.reports.metrics import read_metrics
+from batch_pipeline.services.reports.report_page import batch_report, render_html
+from batch_pipeline.services.search import search
+from batch_pipeline.services.states.claim_keeper import ClaimKeeper
+from batch_pipeline.services.upload_processing import UploadProcessor
+from batch_pipeline.terminal import batches_table, uploads_table
+from batch_pipeline.testing.api_tables import USABLE, Api, ApiTables
+
+from .conftest import Runner
+
+ORIGINAL = "source/fog.webp"
+
+
+def upgrade(url: str) -> None:
+    database = Database(with_driver(url, "psycopg", variable="X"))
+    try:
+        database.upgrade()
+    finally:
+        database.close()
+
+
+def sensor(pipeline: Pipeline, instance, name: str, cursor=None):
+    resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
+    definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
+    context = dg.build_sensor_context(
+        instance=instance, cursor=cursor, resources={"batch_pipeline": pipeline}
+    )
+    return definitions.get_repository_def().get_sensor_def(name).evaluate_tick(context)
+
+
+def finish(pipeline: Pipeline) -> None:
+    """What runs do with the slices, less Dagster."""
+    open_slices(pipeline.database, 250)
+    with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
+        processor = UploadProcessor(pipeline, keeper)
+        for slice_ in waiting_slices(pipeline.database):
+            loaded = pipeline.states.load_batch(
+                slice_.batch_id, "run", slice_number=slice_.number, limit=250
+            )
+            for upload in loaded.reserved:
+                processor.process(upload.id, "run", retries_left=0)
+
+
+def use_every_command(pipeline: Pipeline, batch_ids: list[uuid.UUID]) -> None:
+    database = pipeline.database
+    assert batches_table(newest_batches(database, limit=500))
+    for batch_id in batch_ids:
+        uploads_table(batch_status(database, batch_id)["uploads"])
+        assert render_html(batch_report(database, pipeline.storage, batch_id))
+    next(watch_batch(database, batch_ids[0]))
+    read_metrics(database)
+    health = {check.name: check for check in check_health(pipeline.settings)}
+    assert health["tables"].ok, health["tables"].detail
+    assert health["oldest waiting upload"].ok, health["oldest waiting upload"].detail
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (48, 32), "teal").save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", USABLE, ids=lambda tables: tables.name)
+def test_every_row_is_processed_and_every_command_works(
+    tables: ApiTables, server, change, open_pipeline, instance
+):
+    with server.new_database(migrated=False) as url, Api(url, file_path=ORIGINAL) as api:
+        tables.create(api.connection)
+        written = api.fill(api.nullable_columns())
+        upgrade(url)
+        pipeline = open_pipeline(change(database_url=url))
+        pipeline.storage.write(ORIGINAL, jpeg())
+        batch_ids = [row[0] for row in api.connection.execute("SELECT id FROM upload_batches")]
+        use_every_command(pipeline, [written.large])
+
+        assert work_for_a_sweep(instance, pipeline)
+        sweep_once(instance, pipeline)
+        assert sensor(pipeline, instance, "pending_batches").run_requests
+        Runner(pipeline, instance).run(written.large)
+        finish(pipeline)
+        sweep_once(instance, pipeline)
+        finish(pipeline)  # an upload without a batch has got one now
+
+        use_every_command(pipeline, batch_ids)
+        cursor = None
+        for _ in range(len(batch_ids)):
+            tick = sensor(pipeline, instance, "report_ended_batches", cursor)
+            if tick.cursor in {None, cursor}:
+                break
+            cursor = tick.cursor
+        else:
+            pytest.fail(f"reports do not come to an end: {cursor}")
+        assert search(pipeline.database, pipeline.analyzer.embedding, "fog", limit=200)
+
+        rows = api.connection.execute(UNFINISHED).fetchall()
+        assert {row[0] for row in rows} == set(written.left_alone), rows
+        assert api.connection.execute(WRONG_COUNTERS).fetchall() == []
+        assert api.connection.execute(FAILED).fetchall() == []
+        assert work_for_a_sweep(instance, pipeline) == {}
+        with pipeline.database.transaction() as connection:
+            assert len(list(rows_left_alone(connection))) == (4 if written.left_alone else 0)
+
+
+#: Uploads that are not done although nobody has stopped their batch.
+UNFINISHED = """
+    SELECT u.id, processing_status, error_kind, u.error_message, b.status
+    FROM uploads u LEFT JOIN upload_batches b ON b.id = batch_id
+    WHERE coalesce(processing_status::text, '') NOT IN ('completed', 'failed')
+        AND coalesce(b.status::text NOT IN ('cancelled', 'failed'), true)
+"""
+WRONG_COUNTERS = """
+    SELECT b.* FROM upload_batches b, LATERAL (
+        SELECT count(*) AS total, count(*) FILTER (WHERE processing_status = 'completed') AS good,
+            count(*) FILTER (WHERE processing_status = 'failed') AS bad
+        FROM uploads WHERE batch_id = b.id AND processing_status IN ('pending', 'analyzing',
+            'embedding', 'completed', 'failed')
+    ) counted
+    WHERE status::text IN ('pending', 'processing', 'completed')
+        AND (status <> 'completed' AND total > 0
+        OR (total_uploads, processed_uploads, successful_uploads, failed_uploads)
+            IS DISTINCT FROM (total, good + bad, good, bad))
+"""
+#: Uploads that we have failed: those alone that name no file.
+FAILED = """
+    SELECT file_path, error_kind, error_message FROM uploads
+    WHERE error_kind IS NOT NULL AND (error_kind <> 'source_missing' OR file_path IS NOT NULL)
+"""

@@ -1,0 +1,135 @@
+"""A backup is one consistent file, whatever runs; a restore puts all of it back, or nothing."""
+
+import io
+import os
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from batch_pipeline.database.embedded_server import server_users, stop_server
+from batch_pipeline.errors import PipelineError, RefusedError
+from batch_pipeline.services.backup import back_up, restore
+from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.leftovers import remove_leftovers
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.settings import Settings
+from batch_pipeline.testing.records import upload_rows
+from batch_pipeline_tests.integration.console import Console
+from batch_pipeline_tests.patience import DEADLINE
+
+pytestmark = pytest.mark.slow
+
+MEDIA = Path(__file__).parents[3] / "examples" / "media"
+
+
+@pytest.fixture
+def deployed(tmp_path, open_pipeline):
+    """Opens a pipeline on an embedded server of its own."""
+    homes = []
+
+    def open_(name: str) -> Pipeline:
+        homes.append(tmp_path / name)
+        return open_pipeline(Settings(_env_file=None, home=homes[-1]))
+
+    yield open_
+    for home in homes:
+        stop_server(home, although_used=True)
+
+
+def add(pipeline: Pipeline, name: str):
+    return submit(
+        [MEDIA / name],
+        publisher=pipeline.publisher,
+        storage=pipeline.storage,
+        settings=pipeline.settings,
+    ).batch_id
+
+
+def batches(pipeline: Pipeline) -> int:
+    with pipeline.database.transaction() as connection:
+        return connection.scalar(text("SELECT count(*) FROM upload_batches"))
+
+
+def test_a_backup_made_while_others_write_is_restored_whole(deployed, tmp_path):
+    pipeline, file = deployed("here"), tmp_path / "backup.tar"
+    first = add(pipeline, "fog.webp")
+    done, written = threading.Event(), threading.Event()
+
+    def go_on_writing():
+        while not done.is_set():
+            add(pipeline, "sea.jpg")
+            written.set()
+
+    writer = threading.Thread(target=go_on_writing)
+    writer.start()
+    assert written.wait(DEADLINE)
+    backup = back_up(pipeline.settings, file, with_files=True)
+    done.set()
+    writer.join(DEADLINE)
+    assert backup.missing == []
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.glob("*.partial")) == []
+
+    elsewhere = Settings(_env_file=None, home=tmp_path / "elsewhere")
+    restored = restore(elsewhere, file)
+    there = deployed("elsewhere")
+    assert restored.files >= batches(there) >= 2
+    assert restored.is_owner
+    with there.database.transaction() as connection:
+        paths = connection.scalars(text("SELECT file_path FROM uploads")).all()
+    assert paths
+    for path in paths:
+        assert there.storage.read(path) == pipeline.storage.read(path)
+    [upload] = upload_rows(there.database, first)
+    assert upload == upload_rows(pipeline.database, first)[0]
+    assert remove_leftovers(there.database, there.storage, there.ownership).files == []
+
+    with pytest.raises(RefusedError, match="batches and uploads already"):
+        restore(elsewhere, file)
+    assert restore(elsewhere, file, replace=True).files == 0
+    with pytest.raises(RefusedError, match="no backup of ours"):
+        restore(elsewhere, MEDIA / "fog.webp", replace=True)
+
+
+def test_a_restore_that_fails_leaves_the_database_as_it_was(deployed, tmp_path):
+    pipeline, file, broken = deployed("here"), tmp_path / "whole.tar", tmp_path / "broken.tar"
+    batch_id = add(pipeline, "fog.webp")
+    back_up(pipeline.settings, file, with_files=False)
+    with tarfile.open(file) as whole, tarfile.open(broken, "w") as archive:
+        for member in whole:
+            content = whole.extractfile(member).read()
+            if member.name == "database.dump":
+                content = content[: len(content) // 2]
+                member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(PipelineError, match="failed"):
+        restore(pipeline.settings, broken, replace=True)
+    assert len(upload_rows(pipeline.database, batch_id)) == 1
+    assert restore(pipeline.settings, file, replace=True).files == 0
+    assert len(upload_rows(pipeline.database, batch_id)) == 1
+
+
+def test_the_commands_make_a_round_trip_and_refuse_while_somebody_is_there(deployed, tmp_path):
+    pipeline = deployed("here")
+    add(pipeline, "fog.webp")
+    variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    here = Console(variables | {"BATCH_PIPELINE_HOME": str(pipeline.settings.home)}, tmp_path)
+    done = here("db", "backup", "monday.tar", "--json")
+    assert (done.code, done.json["files"], done.json["missing"]) == (0, 1, [])
+    refused = here("db", "restore", "monday.tar", "--replace")
+    assert refused.code == 2
+    assert f"(process {os.getpid()})" in refused.err
+    refused = here("db", "stop")
+    assert (refused.code, f"(process {os.getpid()})" in refused.err) == (2, True)
+    seen = here("doctor")
+    assert f"(process {os.getpid()})" in seen.out
+
+    there = Console(variables | {"BATCH_PIPELINE_HOME": str(tmp_path / "there")}, tmp_path)
+    said = there("db", "restore", "monday.tar")
+    assert (said.code, "1 file." in said.out) == (0, True), said.err
+    assert there("status", "--json").json[0]["total_uploads"] == 1
+    assert there("db", "stop", "--json").code == 0
+    assert server_users(tmp_path / "there") == []

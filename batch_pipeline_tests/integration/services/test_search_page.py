@@ -1,0 +1,170 @@
+"""The page of a search: pictures first, safe whatever files and models say, fit for a telephone."""
+
+import html
+import io
+import json
+import os
+import re
+import uuid
+from datetime import UTC, datetime
+
+import pytest
+from PIL import Image
+
+from batch_pipeline.services.reports.search_page import search_page
+from batch_pipeline.services.search import Copy, SearchResult
+from batch_pipeline_tests.integration.console import Console
+
+BATCH, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
+THUMBNAIL = "thumb_256.jpg"
+
+
+@pytest.fixture
+def storage(pipeline):
+    data = io.BytesIO()
+    Image.effect_noise((256, 192), 40).convert("RGB").save(data, "JPEG", quality=85)
+    pipeline.storage.write(THUMBNAIL, data.getvalue())
+    return pipeline.storage
+
+
+def result(filename="sea.jpg", **values):
+    fields = {
+        "upload_id": uuid.uuid4(), "filename": filename, "similarity": 0.71234,
+        "description": "A calm sea under a bright sky.", "thumbnail_path": THUMBNAIL,
+        "file_path": "u/1/original.jpg", "original": "/srv/uploads/u/1/original.jpg",
+        "thumbnail": None, "batch_id": BATCH, "user_id": BATCH, "file_type": "image",
+        "format": "jpeg", "camera": None, "taken_at": None,
+        "uploaded_at": datetime(2026, 1, 2, tzinfo=UTC), "vision_model": None,
+        "found_by": "meaning", "score": 0.7, "weak": False, "copies": [], "cursor": "x",
+    }  # fmt: skip
+    return SearchResult(**fields | values)
+
+
+def text_of(page):
+    return html.unescape(re.sub(r"<[^>]+>", " ", page.partition("<body>")[2]))
+
+
+def test_a_result_shows_picture_description_likeness_date_batch_and_copies(storage):
+    page = search_page(
+        storage,
+        "calm sea",
+        [
+            result(copies=[Copy(uuid.uuid4(), OTHER, "again.jpg")]),
+            result("IMG_1.jpg", found_by="filename", similarity=None, taken_at="2023-02-03T10:00"),
+        ],
+    )
+    text = " ".join(text_of(page).split())
+
+    assert page.count('<img src="data:image/jpeg;base64,') == 2
+    assert 'href="file:///srv/uploads/u/1/original.jpg"' in page
+    assert "0.71 · uploaded 2026-01-02 A calm sea under a bright sky." in text
+    assert "its name · taken 2023-02-03" in text
+    assert f"uploaded 2 times again.jpg, batch {OTHER}" in text
+    assert f"batch {BATCH}" in text
+
+
+@pytest.mark.parametrize(
+    ("original", "linked"),
+    [
+        ("/srv/a b/original.jpg", "file:///srv/a%20b/original.jpg"),
+        ("file:///srv/original.jpg", "file:///srv/original.jpg"),
+        ("https://files.example/original.jpg", "https://files.example/original.jpg"),
+        ("s3://bucket/original.jpg", None),
+        ("javascript:alert(1)", None),
+    ],
+)
+def test_only_what_a_browser_can_open_is_linked(storage, original, linked):
+    page = search_page(storage, "sea", [result(original=original)])
+
+    assert re.findall('href="([^"]+)"', page) == ([linked] if linked else [])
+
+
+def test_weak_results_say_so_and_nothing_but_guesses_is_announced(storage):
+    some = text_of(search_page(storage, "x", [result(), result(weak=True)]))
+    none = text_of(search_page(storage, "x", [result(weak=True)]))
+
+    assert some.count("weak") == 1
+    assert "guesses" not in some
+    assert "what follows are guesses" in none
+    assert "Nothing was found." in search_page(storage, "x", [])
+
+
+def test_a_picture_that_is_gone_leaves_its_card(storage):
+    assert "no thumbnail" in search_page(storage, "x", [result(thumbnail_path="gone.jpg")])
+
+
+# In a real browser --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens a page in Chromium at a width, in light or dark."""
+    tabs = []
+
+    def open_(page, width, scheme="light"):
+        file = tmp_path / "page.html"
+        file.write_text(page)
+        tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        tabs.append(tab)
+        tab.goto(file.as_uri(), timeout=60_000)
+        return tab
+
+    yield open_
+    for tab in tabs:
+        tab.close()
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_nothing_is_wider_than_the_screen(storage, opened, width):
+    long = "x" * 300
+    page = search_page(
+        storage,
+        long,
+        [result(f"{long}.jpg", description=long, copies=[Copy(BATCH, BATCH, long)])] * 7,
+    )
+
+    tab = opened(page, width)
+
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
+
+
+def test_it_is_light_or_dark_as_the_person_has_it(storage, opened):
+    page = search_page(storage, "sea", [result()])
+    brightness = "parseInt(getComputedStyle(document.body).backgroundColor.slice(4))"
+
+    assert opened(page, 800, "light").evaluate(brightness) > 200
+    assert opened(page, 800, "dark").evaluate(brightness) < 50
+
+
+def test_what_files_and_models_say_is_only_read(storage, opened):
+    attack = "<script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
+    page = search_page(
+        storage,
+        attack,
+        [result(attack, description=attack, taken_at=attack, copies=[Copy(BATCH, None, attack)])],
+    )
+
+    tab = opened(page, 800)
+
+    assert tab.title().startswith("Search: <script>")
+    assert tab.evaluate("document.scripts.length") == 0
+    assert tab.evaluate("document.images.length") == 1
+
+
+def test_the_command_writes_the_page_and_tells_where(database_url, tmp_path):
+    environment = {
+        "PATH": os.environ["PATH"],
+        "BATCH_PIPELINE_HOME": str(tmp_path / "home"),
+        "BATCH_PIPELINE_DATABASE_URL": database_url,
+    }
+    console = Console(environment, tmp_path)
+    file = tmp_path / "found.html"
+
+    answer = console("search", "sea", "--html", file, "--json")
+    refused = console("search", "sea", "--open")
+
+    assert json.loads(answer.out) == []
+    assert "Nothing was found." in file.read_text()
+    assert refused.code == 2
+    assert "--html" in refused.err

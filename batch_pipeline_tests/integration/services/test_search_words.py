@@ -1,0 +1,365 @@
+"""Search by names, phrases and words, filters, pages and copies, on a handful of uploads."""
+
+import uuid
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+import batch_pipeline
+from batch_pipeline.database.session import Database, with_driver
+from batch_pipeline.errors import NotFoundError, RefusedError
+from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
+from batch_pipeline.services.search import WEAK_BELOW, search
+from batch_pipeline.services.search_filters import Filters
+from batch_pipeline.testing.records import USER, add_batch, upload_rows
+
+DIMENSIONS = 1024
+MODEL = "embedded-sentences-1"
+
+
+class Questions:
+    """Every question has the same vector; how near an upload is, its row says."""
+
+    dimensions = DIMENSIONS
+    name = MODEL
+
+    def embed(self, texts, **_):
+        return [near(1.0) for _ in texts]
+
+    def check(self):
+        return []
+
+
+def near(similarity):
+    """A vector of this similarity to every question."""
+    vector = np.zeros(DIMENSIONS)
+    vector[0], vector[1] = similarity, np.sqrt(1 - similarity**2)
+    return vector.tolist()
+
+
+def upload(filename, similarity, description="A picture.", *, model=MODEL, **columns):
+    return {
+        "filename": filename,
+        "processing_status": "completed",
+        "description": description,
+        "embedding_model": model,
+        "embedding_local": near(similarity),
+        **columns,
+    }
+
+
+@pytest.fixture
+def find(database):
+    def find_(question="", **arguments):
+        return search(database, Questions(), question, **arguments)
+
+    return find_
+
+
+def names(found):
+    return [hit.filename for hit in found]
+
+
+# Words ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "question", ["IMG_2041.JPG", "img_2041.jpg", "IMG_2041", ' "IMG_2041.jpg" ']
+)
+def test_a_whole_file_name_is_found_first_however_far_it_is(database, find, question):
+    add_batch(
+        database,
+        [
+            upload("near.jpg", 0.9, "It says IMG_2041.JPG and IMG 2041 in the picture."),
+            upload("IMG_2041.JPG", -0.5),
+            upload("IMG_20410.JPG", 0.95),
+        ],
+    )
+
+    [first, *_] = find(question)
+
+    assert (first.filename, first.found_by, first.weak) == ("IMG_2041.JPG", "filename", False)
+
+
+def test_quoted_words_come_before_nearer_pictures_that_do_not_have_them(database, find):
+    add_batch(
+        database,
+        [
+            upload("a.jpg", 0.9, "A dog and an old red boat."),
+            upload("b.jpg", 0.3, "An old dog in a red boat."),
+            upload("c.jpg", 0.2, "The old red boats of a harbour."),
+        ],
+    )
+
+    found = find('a harbour with an "old dog"')
+
+    assert names(found) == ["b.jpg", "a.jpg", "c.jpg"]
+    assert found[0].found_by == "phrase"
+
+
+@pytest.mark.parametrize(
+    ("question", "first"),
+    [
+        ("kestrel", "camera.jpg"),
+        ("2041", "text.jpg"),
+        ("beach 2019", "beach-2019_final.jpg"),
+        ("running dogs", "english.jpg"),
+        ("der Hund", "german.jpg"),
+    ],
+)
+def test_a_picture_that_has_all_words_comes_before_one_that_is_a_little_nearer(
+    database, find, question, first
+):
+    add_batch(
+        database,
+        [
+            upload("nearest.jpg", 0.5, "Something else."),
+            upload("camera.jpg", 0.3, facts={"camera": "Kestrel K-2"}),
+            upload("text.jpg", 0.3, "Text can be read in it: “invoice 2041”."),
+            upload("beach-2019_final.jpg", 0.3),
+            upload("english.jpg", 0.3, "A dog runs."),
+            upload("german.jpg", 0.3, "Der Hund schläft."),
+        ],
+    )
+
+    found = find(question)
+
+    assert names(found)[:2] == [first, "nearest.jpg"]
+    assert (found[0].found_by, found[0].similarity) == ("words", pytest.approx(0.3, abs=1e-4))
+
+
+def test_words_that_very_many_pictures_have_change_nothing(database, find, monkeypatch):
+    monkeypatch.setattr("batch_pipeline.services.search.MOST_WORDED", 2)
+    add_batch(
+        database,
+        [upload("near.jpg", 0.5, "Else."), *(upload(f"{n}.jpg", 0.4, "Blue.") for n in range(3))],
+    )
+
+    assert find("blue")[0].filename == "near.jpg"
+
+
+def test_what_another_model_embedded_is_found_by_its_words(database, find):
+    add_batch(
+        database,
+        [upload("a.jpg", 0.5, "A cat."), upload("b.jpg", 0.9, "A Kestrel in flight.", model="old")],
+    )
+
+    found = find("kestrel")
+
+    assert [(hit.filename, hit.similarity) for hit in found][1] == ("b.jpg", None)
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["\x00", "a\x00b", "\ud800 x", "& | ! ( ) : * '", "the", '""', "x" * 100_000, "-- ;"],
+)
+def test_no_question_breaks_the_statement(mixed, question):
+    assert len(search(mixed, Questions(), question)) == 4
+
+
+def test_texts_that_are_too_long_for_an_index_are_stored_and_found(database, find):
+    long = " ".join(f"word{number}" for number in range(200_000))
+    add_batch(database, [upload("n" * 5000 + ".jpg", 0.5, f"A kestrel. {long}")])
+
+    assert len(find("kestrel")) == 1
+    assert find("n" * 5000 + ".jpg")[0].weak is False
+
+
+# Filters ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed(server):
+    """A database with uploads that differ in what they can be narrowed by; nobody changes it."""
+    rows = [
+        upload("old.jpg", 0.9, facts={"format": "jpeg", "captured_at": "2019-12-31T23:59:00"}),
+        upload("new.heic", 0.8, facts={"format": "heic", "camera": "Kestrel K-2",
+                                       "captured_at": "2024-05-17T10:00:00"}),
+        upload("clip.mp4", 0.7, file_type="video", facts={"format": "mp4"},
+               created_at=datetime(2024, 6, 1, tzinfo=UTC), vision_model="llava"),
+        upload("sign.png", 0.1, "It says “Exit”.", facts={"format": "png"},
+               created_at=datetime(2021, 3, 5, tzinfo=UTC)),
+        upload("hidden.jpg", 0.99, hidden=True),
+    ]  # fmt: skip
+    with server.new_database() as url:
+        database = Database(with_driver(url, "psycopg", variable="URL"))
+        add_batch(database, rows)
+        yield database
+        database.close()
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        (Filters(), ["old.jpg", "new.heic", "clip.mp4", "sign.png"]),
+        (Filters(user_id=USER), ["old.jpg", "new.heic", "clip.mp4", "sign.png"]),
+        (Filters(user_id=uuid.UUID(int=1)), []),
+        (Filters(batch_id=uuid.UUID(int=1)), []),
+        (Filters(file_type="video"), ["clip.mp4"]),
+        (Filters(format="JPG"), ["old.jpg"]),
+        (Filters(camera="kestrel"), ["new.heic"]),
+        (Filters(camera="%"), []),
+        (Filters(since="2020"), ["new.heic", "clip.mp4", "sign.png"]),
+        (Filters(until="2019"), ["old.jpg"]),
+        (Filters(since="2024-05", until="2024-05"), ["new.heic"]),
+        (Filters(since="2024-05-17", until="2024-05-17"), ["new.heic"]),
+        (Filters(since="2024-05-18"), ["clip.mp4"]),
+        (Filters(until="2021-3-5"), ["old.jpg", "sign.png"]),
+        (Filters(has_text=True), ["sign.png"]),
+        (Filters(vision_model="llava"), ["clip.mp4"]),
+        (Filters(least_similarity=0.75), ["old.jpg", "new.heic"]),
+        (Filters(file_type="image", since="2020", least_similarity=0), ["new.heic", "sign.png"]),
+    ],
+)
+def test_filters_leave_out_what_does_not_fit(mixed, filters, found):
+    assert names(search(mixed, Questions(), "anything", filters=filters)) == found
+
+
+def test_a_batch_is_a_filter(database, find):
+    add_batch(database, [upload("one.jpg", 0.9)])
+    other = add_batch(database, [upload("other.jpg", 0.5)])
+
+    assert names(find("anything", filters=Filters(batch_id=other))) == ["other.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        (Filters(since="yesterday"), "expected one such as 2024-05-17"),
+        (Filters(until="2024-13"), "is not a date"),
+        (Filters(until="9999"), "is not a date"),
+        (Filters(file_type="audio"), "expected image or video"),
+        (Filters(least_similarity=1.5), "expected -1 to 1"),
+    ],
+)
+def test_a_filter_that_cannot_be_read_is_refused(mixed, filters, said):
+    with pytest.raises(RefusedError, match=said):
+        search(mixed, Questions(), "anything", filters=filters)
+
+
+# Likeness, weakness, pages and copies -------------------------------------------------------------
+
+
+def test_uploads_like_another_are_found_without_it(database, find):
+    batch = add_batch(database, [upload("a.jpg", 1.0), upload("b.jpg", 0.9), upload("c.jpg", -1.0)])
+    [first, *_] = upload_rows(database, batch)
+
+    found = find(like=first.id)
+
+    assert names(found) == ["b.jpg", "c.jpg"]
+    assert found[0].similarity == pytest.approx(0.9, abs=1e-4)
+
+
+def test_likeness_to_what_is_not_there_or_not_embedded_is_refused(database, find):
+    batch = add_batch(database, 1)
+
+    with pytest.raises(NotFoundError, match="there is no upload"):
+        find(like=uuid.uuid4())
+    with pytest.raises(RefusedError, match="not embedded yet"):
+        find(like=upload_rows(database, batch)[0].id)
+    with pytest.raises(RefusedError, match="expected one of them"):
+        find("text", like=uuid.uuid4())
+
+
+def test_what_is_far_from_the_question_is_marked(database, find):
+    add_batch(database, [upload("a.jpg", WEAK_BELOW[MODEL] + 0.01), upload("b.jpg", 0.1)])
+
+    assert [hit.weak for hit in find("anything")] == [False, True]
+
+
+def pages_of(find, size):
+    after = None
+    while page := find("blue", limit=size, after=after):
+        yield page
+        after = page[-1].cursor
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_pages_joined_are_the_whole(database, find, size):
+    add_batch(
+        database,
+        [
+            # Many as near as each other, and every third found by a word.
+            upload(f"{n}.jpg", 0.1 * (n // 5), "Blue." if n % 3 == 0 else "Red.")
+            for n in range(30)
+        ],
+    )
+
+    joined = [name for page in pages_of(find, size) for name in names(page)]
+
+    assert joined == names(find("blue", limit=100))
+    assert len(set(joined)) == 30
+
+
+def test_what_comes_in_between_two_pages_neither_repeats_nor_hides_a_result(database, find):
+    add_batch(database, [upload(f"{n}.jpg", 0.8 - 0.1 * n) for n in range(6)])
+    pages = pages_of(find, 2)
+
+    first = next(pages)
+    add_batch(database, [upload("new.jpg", 0.9), upload("late.jpg", 0.35)])
+    rest = [name for page in pages for name in names(page)]
+
+    assert names(first) == ["0.jpg", "1.jpg"]
+    assert rest == ["2.jpg", "3.jpg", "4.jpg", "late.jpg", "5.jpg"]
+
+
+@pytest.mark.parametrize("cursor", ["x", "!!!", "MSAy", "é"])
+def test_a_cursor_that_is_none_is_refused(mixed, cursor):
+    with pytest.raises(RefusedError, match="is not where a page begins"):
+        search(mixed, Questions(), "anything", after=cursor)
+
+
+def test_the_same_bytes_are_shown_once_with_where_else_they_are(database, find):
+    same = {"checksum": "a" * 64}
+    batch = add_batch(
+        database,
+        [
+            *(upload(f"copy_{n}.jpg", 0.9 - 0.001 * n, **same) for n in range(20)),
+            *(upload(f"other_{n}.jpg", 0.5 - 0.001 * n, checksum=f"{n:064}") for n in range(5)),
+        ],
+    )
+
+    found = find("anything", limit=4)
+
+    assert names(found) == ["copy_0.jpg", "other_0.jpg", "other_1.jpg", "other_2.jpg"]
+    assert [copy.filename for copy in found[0].copies] == [f"copy_{n}.jpg" for n in range(1, 20)]
+    assert {copy.batch_id for copy in found[0].copies} == {batch}
+    assert not found[1].copies
+
+
+def test_a_copy_that_another_user_has_is_not_told(database, find):
+    stranger = uuid.UUID(int=7)
+    add_batch(
+        database,
+        [
+            upload("mine.jpg", 0.5, checksum="c"),
+            upload("x.jpg", 0.9, checksum="c", user_id=stranger),
+        ],
+    )
+
+    [hit] = find("anything", filters=Filters(user_id=USER))
+
+    assert (hit.filename, list(hit.copies)) == ("mine.jpg", [])
+
+
+# For applications ---------------------------------------------------------------------------------
+
+
+def test_an_application_searches_with_one_import(database, change, tmp_path):
+    given = change(storage_url=str(tmp_path / "store"))
+    text = "A puppy runs along the seashore."
+    [vector] = EmbeddedEmbedding().embed([text])
+    batch = add_batch(
+        database,
+        [upload("a.jpg", 0, text, embedding_local=vector, thumbnail_path="u/1/thumb_256.jpg")],
+    )
+
+    [hit] = batch_pipeline.search(
+        "dog on a beach", filters=batch_pipeline.Filters(batch_id=batch), settings=given
+    )
+
+    assert hit.description == text
+    assert not hit.weak
+    assert hit.thumbnail == str(tmp_path / "store" / "u/1/thumb_256.jpg")
+    assert hit.original == str(tmp_path / "store" / hit.file_path)

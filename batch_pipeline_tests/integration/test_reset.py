@@ -1,0 +1,61 @@
+"""`make clean` removes what was built; only `make reset` what people stored, after asking."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batch_pipeline.database.embedded_server import _join
+from batch_pipeline_tests.patience import DEADLINE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    home = tmp_path / "home"
+    for name in ("uploads/user/upload/original.jpg", "dagster/log", "diary.txt"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("x")
+    return home
+
+
+def reset(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "reset.py", *arguments],
+        cwd=home.parent,
+        env={"PATH": os.environ["PATH"], "BATCH_PIPELINE_HOME": str(home)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+def test_reset_names_what_goes_and_asks_and_leaves_what_is_not_ours(home):
+    asked = reset(home)
+    assert asked.returncode == 2
+    assert re.search(r"uploads +1 files +0.0 MB +originals", asked.stdout)
+    assert (home / "uploads" / "user" / "upload" / "original.jpg").exists()
+    assert reset(home, "--yes").returncode == 0
+    assert [path.name for path in home.iterdir()] == ["diary.txt"]
+    assert "nothing to remove" in reset(home, "--yes").stdout
+
+
+def test_reset_refuses_while_somebody_uses_it(home):
+    _join(home)
+    refused = reset(home, "--yes")
+    assert (refused.returncode, f"(process {os.getpid()})" in refused.stderr) == (2, True)
+    assert (home / "uploads").exists()
+
+
+def test_clean_touches_nothing_that_was_stored():
+    printed = subprocess.run(
+        ["make", "--dry-run", "clean"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert ".venv" in printed
+    assert ".batch_pipeline" not in printed

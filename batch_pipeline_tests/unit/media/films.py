@@ -1,0 +1,44 @@
+"""What tests of films share: decode by content, look at what came out."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from batch_pipeline.media.content import Frame, MediaContent
+from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
+from batch_pipeline.media.videos import decode_video
+
+#: Files that came out wrong once.
+CASES = Path(__file__).parents[2] / "cases" / "media"
+
+
+def decode(data: bytes) -> MediaContent:
+    media_type = sniff(data[:HEAD_BYTES])
+    assert media_type is not None
+    return decode_video(io.BytesIO(data), media_type)
+
+
+def decode_case(name: str) -> MediaContent:
+    return decode((CASES / name).read_bytes())
+
+
+def picture_of(frame: Frame) -> Image.Image:
+    return Image.open(io.BytesIO(frame.jpeg))
+
+
+def thumbnail_of(content: MediaContent) -> Image.Image:
+    return Image.open(io.BytesIO(content.make_thumbnail()))
+
+
+def pixel(picture: Image.Image, x: float, y: float) -> np.ndarray:
+    """Mean colour around a place, in parts of width and height."""
+    column, row = int(x * picture.width), int(y * picture.height)
+    around = np.asarray(picture.convert("RGB"), dtype=float)
+    return around[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3].mean(axis=(0, 1))
+
+
+def progress_shown(frame: Frame) -> float:
+    """Progress that `paint_progress` painted into a frame, 0 to 1."""
+    return (float(np.asarray(picture_of(frame).convert("L")).mean()) - 50) / 180

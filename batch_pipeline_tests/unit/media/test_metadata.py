@@ -1,0 +1,229 @@
+"""Dates and cameras are believed in a written order, and what is broken hides nothing."""
+
+import struct
+from datetime import datetime
+
+import pytest
+from PIL import ExifTags, Image
+
+from batch_pipeline.media.content import MediaFacts
+from batch_pipeline.media.exif import Tag, read_exif
+from batch_pipeline.media.metadata import (
+    date_in_name,
+    parse_date,
+    read_metadata,
+    with_date_of_name,
+)
+from batch_pipeline.testing.media import Exif
+
+MOMENT = datetime(2021, 5, 6, 7, 8, 9)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2021:05:06 07:08:09",
+        "2021.05.06 07.08.09",
+        "2021-05-06 07-08-09",
+        "2021/05/06 07:08:09",
+        "2021-05-06T07:08:09",
+        "2021:5:6 7:8:9",
+        "2021:05:06 07:08:09.123",
+        "2021:05:06 07:08:09+02:00",
+        "2021-05-06T07:08:09.5-08:00",
+        "2021:05:06 07:08:09Z",
+        "  2021:05:06 07:08:09  ",
+    ],
+)
+def test_dates_are_read_however_they_are_divided(text):
+    assert parse_date(text) == MOMENT
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2021:05:06", datetime(2021, 5, 6)),
+        ("2021:05:06 07:08", datetime(2021, 5, 6, 7, 8)),
+        ("2021:05:06 24:00:00", datetime(2021, 5, 7)),
+        ("2016:12:31 23:59:60", datetime(2016, 12, 31, 23, 59, 59)),
+    ],
+)
+def test_what_a_date_leaves_out_is_zero(text, expected):
+    assert parse_date(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0000:00:00 00:00:00",
+        "0001:01:01 00:00:00",
+        "    :  :     :  :  ",
+        "2021:13:06 07:08:09",
+        "2021:02:30 07:08:09",
+        "2021:05:06 25:08:09",
+        "2999:05:06 07:08:09",
+        "yesterday",
+        "",
+    ],
+)
+def test_what_is_no_date_is_none(text):
+    assert parse_date(text) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "IMG_20210506_070809.jpg",
+        "PXL_20210506_070809123.jpg",
+        "20210506_070809.jpg",
+        "20210506070809.jpg",
+        "2021-05-06 07.08.09.png",
+        "Screenshot_2021-05-06-07-08-09-12_app.png",
+        "signal-2021-05-06-070809.jpg",
+        "WhatsApp Image 2021-05-06 at 07.08.09.jpeg",
+        "VID_20210506_070809_1.mp4",
+    ],
+)
+def test_names_of_phones_and_messengers_say_the_moment(name):
+    assert date_in_name(name) == MOMENT
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("IMG-20210506-WA0001.jpg", datetime(2021, 5, 6)),
+        ("2021_05_06.png", datetime(2021, 5, 6)),
+        ("IMG_20210506_991299.jpg", datetime(2021, 5, 6)),
+        ("DSC_1234.jpg", None),
+        ("IMG_20123456.jpg", None),
+        ("12320210506.jpg", None),
+        ("", None),
+    ],
+)
+def test_a_name_says_a_day_or_nothing(name, expected):
+    assert date_in_name(name) == expected
+
+
+def test_a_name_counts_only_where_nothing_inside_says_a_date_and_is_marked():
+    facts = MediaFacts("image", "jpeg", 1, 1)
+
+    named = with_date_of_name(facts, "IMG_20210506_070809.jpg")
+
+    assert (named.captured_at, named.date_source) == (MOMENT, "file name")
+    dated = MediaFacts("image", "jpeg", 1, 1, captured_at=datetime(2020, 1, 1), date_source="x")
+    assert with_date_of_name(dated, "IMG_20210506_070809.jpg") == dated
+
+
+def exif_with(**dates: str) -> bytes:
+    exif = Image.Exif()
+    details = exif.get_ifd(ExifTags.IFD.Exif)
+    for name, text in dates.items():
+        (exif if name == "DateTime" else details)[ExifTags.Base[name]] = text
+    return exif.tobytes()
+
+
+ORIGINAL, DIGITIZED, CHANGED = "2001:01:01 01:01:01", "2002:01:01 01:01:01", "2009:01:01 01:01:01"
+XMP = b"<rdf:Description xmp:CreateDate=\"2005-01-01T01:01:01\" tiff:Model='X1'>"
+
+
+@pytest.mark.parametrize(
+    ("exif", "xmp", "year", "source"),
+    [
+        (
+            exif_with(DateTimeOriginal=ORIGINAL, DateTimeDigitized=DIGITIZED, DateTime=CHANGED),
+            XMP,
+            2001,
+            "EXIF DateTimeOriginal",
+        ),
+        (
+            exif_with(DateTimeOriginal="0000:00:00 00:00:00", DateTimeDigitized=DIGITIZED),
+            XMP,
+            2002,
+            "EXIF DateTimeDigitized",
+        ),
+        (exif_with(DateTimeOriginal="bad", DateTime=CHANGED), XMP, 2005, "XMP xmp:CreateDate"),
+        (
+            b"",
+            b"<exif:DateTimeOriginal>2004-01-01T01:01:01</exif:DateTimeOriginal>" + XMP,
+            2004,
+            "XMP exif:DateTimeOriginal",
+        ),
+        (exif_with(DateTime=CHANGED), b"", 2009, "EXIF DateTime"),
+    ],
+)
+def test_dates_are_trusted_in_the_written_order(exif, xmp, year, source):
+    metadata = read_metadata([exif], xmp)
+
+    assert metadata.captured_at == datetime(year, 1, 1, 1, 1, 1)
+    assert metadata.date_source == source
+
+
+def test_a_camera_comes_from_xmp_where_exif_has_none():
+    assert read_metadata([], XMP).camera == "X1"
+
+
+@pytest.mark.parametrize(
+    ("make", "model", "expected"),
+    [
+        ("Canon", "Canon EOS R5", "Canon EOS R5"),
+        ("NIKON CORPORATION", "NIKON D850", "NIKON D850"),
+        ("EASTMAN KODAK COMPANY", "KODAK DX4330", "KODAK DX4330"),
+        ("LG Electronics", "LG-H815", "LG-H815"),
+        ("Example", "One", "Example One"),
+        ("HP", "HPX 3", "HP HPX 3"),
+    ],
+)
+def test_a_model_that_repeats_the_make_says_it_once(make, model, expected):
+    assert read_metadata([Exif(make=make, model=model).to_bytes()], None).camera == expected
+
+
+def entry(tag: int, kind: int, count: int, value: int) -> bytes:
+    return struct.pack("<HHII", tag, kind, count, value)
+
+
+def test_a_broken_entry_hides_no_other():
+    # Given a directory whose first entries point behind the block, or are of no known type
+    head = b"II*\0" + struct.pack("<IH", 8, 4)
+    entries = [
+        entry(Tag.MAKE, 2, 1000, 999_999),
+        entry(Tag.DATE_TIME, 99, 20, 0),
+        entry(Tag.ORIENTATION, 3, 1, 6),
+        entry(Tag.MODEL, 7, 3, int.from_bytes(b"One\0", "little")),
+    ]
+
+    found = read_exif(head + b"".join(entries) + bytes(4))
+
+    assert found[Tag.ORIENTATION] == 6
+    assert found[Tag.MODEL] == b"One"
+    assert not found.get(Tag.MAKE)
+
+
+@pytest.mark.parametrize("length", range(0, 120, 7))
+def test_a_cut_block_is_read_as_far_as_it_goes(length):
+    whole = Exif(6, MOMENT, "Example", "One", with_gps=True).to_bytes()
+
+    assert set(read_exif(whole[:length])) <= set(Tag)
+
+
+def test_many_entries_that_point_to_one_large_block_cost_no_copies():
+    head = b"II*\0" + struct.pack("<IH", 8, 0xFFFF)
+    entries = entry(Tag.MAKE, 2, 50_000_000, 0) + entry(0x9999, 7, 50_000_000, 0) * 0xFFFE
+
+    found = read_exif(head + entries + bytes(50_000_000))
+
+    assert len(found[Tag.MAKE]) <= 1024
+
+
+def test_of_several_blocks_the_first_that_says_it_counts():
+    first = Exif(orientation=3, make="Example").to_bytes()
+    second = Exif(orientation=6, captured_at=MOMENT, model="Two").to_bytes()
+
+    metadata = read_metadata([first, second], None)
+
+    assert (metadata.orientation, metadata.camera) == (3, "Example Two")
+    assert metadata.captured_at == MOMENT
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_an_orientation_that_does_not_exist_is_upright(orientation):
+    assert read_metadata([Exif(orientation).to_bytes()], None).orientation == 1

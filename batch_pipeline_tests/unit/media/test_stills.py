@@ -1,0 +1,437 @@
+"""Each still format comes out with its own pixels, within the memory that may be taken."""
+
+import io
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.media.acceptance import FORMATS, accept
+from batch_pipeline.media.content import MediaContent
+from batch_pipeline.media.decoding import decode as decode_file
+from batch_pipeline.media.images import decode_image
+from batch_pipeline.media.sniffing import ACCEPTED_TYPES
+from batch_pipeline.media.stills.formats import DECODERS
+from batch_pipeline.media.tone_mapping import ColourSpace
+from batch_pipeline.testing.media import (
+    Exif,
+    cut_in_half,
+    encode_hdr,
+    encode_image,
+    make_dng,
+    make_hdr_png,
+    make_image,
+    make_jpeg_with_large_exif,
+    make_motion_photo,
+    make_photo,
+    make_psd,
+    make_tiff,
+    paint,
+)
+
+CASES = Path(__file__).parents[2] / "cases" / "media"
+SIZE = (896, 588)
+PICTURE = paint(SIZE)
+ARRAY = np.asarray(PICTURE)
+
+
+def decode(data: bytes) -> MediaContent:
+    return decode_image(data, accept(data))
+
+
+def shown(content: MediaContent) -> Image.Image:
+    return Image.open(io.BytesIO(content.frames[0].jpeg)).convert("RGB")
+
+
+def saved(picture: Image.Image, writer: str, **options: object) -> bytes:
+    output = io.BytesIO()
+    picture.save(output, writer, **options)
+    return output.getvalue()
+
+
+def saved_jxl(picture: Image.Image, **options: object) -> bytes:
+    pytest.importorskip("pillow_jxl")
+    return saved(picture, "JXL", **options)
+
+
+@pytest.mark.parametrize("media_type", [t for t in ACCEPTED_TYPES if t.file_type == "image"])
+def test_every_accepted_image_has_a_decoder(media_type):
+    assert media_type.format in DECODERS
+
+
+NEW_FORMATS = {
+    "tiff strips": ("tiff", lambda: make_tiff(ARRAY)),
+    "tiff tiles": ("tiff", lambda: make_tiff(ARRAY, tile=64)),
+    "tiff 16 bits": ("tiff", lambda: make_tiff(ARRAY.astype(np.uint16) * 257)),
+    "tiff 16-bit tiles": ("tiff", lambda: make_tiff(ARRAY.astype(np.uint16) * 257, tile=256)),
+    "tiff cmyk": ("tiff", lambda: make_tiff(np.asarray(PICTURE.convert("CMYK")))),
+    "tiff one strip": ("tiff", lambda: saved(PICTURE, "TIFF")),
+    "tiff lzw": ("tiff", lambda: saved(PICTURE, "TIFF", compression="tiff_lzw")),
+    "tiff jpeg": ("tiff", lambda: saved(PICTURE, "TIFF", compression="jpeg", quality=95)),
+    "bigtiff": ("tiff", lambda: saved(PICTURE, "TIFF", big_tiff=True)),
+    "tiff pages": (
+        "tiff",
+        lambda: saved(PICTURE, "TIFF", save_all=True, append_images=[PICTURE.rotate(90)]),
+    ),
+    "bmp": ("bmp", lambda: saved(PICTURE, "BMP")),
+    "jpeg 2000": ("jpeg2000", lambda: saved(PICTURE, "JPEG2000")),
+    "jpeg 2000 codestream": ("jpeg2000", lambda: saved(PICTURE, "JPEG2000", no_jp2=True)),
+    "psd": ("psd", lambda: make_psd(PICTURE)),
+    "jpeg xl": ("jxl", lambda: saved_jxl(PICTURE, quality=95)),
+    "jpeg xl lossless": ("jxl", lambda: saved_jxl(PICTURE.convert("RGBA"), lossless=True)),
+    "mpo": ("jpeg", lambda: saved(PICTURE, "MPO", save_all=True, append_images=[PICTURE])),
+}
+
+
+@pytest.mark.parametrize(("image_format", "make"), NEW_FORMATS.values(), ids=NEW_FORMATS)
+def test_formats_come_out_as_they_went_in(image_format, make):
+    content = decode(make())
+
+    assert content.facts.format == image_format
+    assert (content.facts.width, content.facts.height) == SIZE
+    assert (content.facts.frame_count, content.facts.warnings) == (1, ())
+    assert np.abs(np.asarray(shown(content), dtype=int) - ARRAY).mean() < 3
+
+
+@pytest.mark.parametrize("make", [make_tiff, lambda pixels: make_tiff(pixels, tile=256)])
+def test_a_large_tiff_is_put_together_from_its_parts(make):
+    picture = paint((3136, 2352))
+
+    result = shown(decode(make(np.asarray(picture))))
+
+    whole = picture.resize(result.size, Image.Resampling.LANCZOS)
+    difference = np.abs(np.asarray(result, dtype=int) - np.asarray(whole, dtype=int))
+    assert difference.mean() < 2
+    assert difference.max() < 40, "no seam between parts"
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
+def test_a_large_png_read_in_strips_equals_one_read_whole(mode):
+    picture = paint((2800, 1960)).convert(mode)
+
+    result = shown(decode(encode_image(picture, "png", compress_level=1)))
+
+    whole = picture.convert("RGB").resize(result.size, Image.Resampling.LANCZOS)
+    difference = np.abs(np.asarray(result, dtype=int) - np.asarray(whole, dtype=int))
+    assert difference.mean() < (6 if mode == "1" else 3)
+
+
+def test_a_tiff_is_upright_and_dated():
+    exif = Exif(6, datetime(2023, 8, 9, 10, 11, 12), "Example", "One")
+
+    facts = decode(saved(PICTURE, "TIFF", exif=exif.to_bytes())).facts
+
+    assert (facts.width, facts.height) == (SIZE[1], SIZE[0])
+    assert (facts.captured_at, facts.camera) == (datetime(2023, 8, 9, 10, 11, 12), "Example One")
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "colour"),
+    [
+        ({}, (640, 480), (73, 255, 74)),
+        ({"orientation": 6}, (480, 640), (73, 255, 74)),
+        ({"preview": encode_image(Image.new("RGB", (640, 480), "red"), "jpeg")}, (640, 480), None),
+        (
+            {"preview": encode_image(Image.new("RGB", (160, 120), "red"), "jpeg")},
+            (640, 480),
+            (73, 255, 74),
+        ),
+    ],
+    ids=["developed", "on its side", "large preview", "small preview"],
+)
+def test_a_raw_file_shows_its_preview_if_that_is_large_enough_else_the_sensor(
+    options, size, colour
+):
+    pytest.importorskip("rawpy")
+
+    content = decode(make_dng((640, 480), **options))
+
+    assert (content.facts.format, content.facts.camera) == ("dng", "Example Raw One")
+    assert (content.facts.width, content.facts.height) == size
+    assert content.facts.captured_at == datetime(2023, 8, 9, 10, 11, 12)
+    found = np.array(shown(content).getpixel((100, 100)))
+    assert np.abs(found - (colour or (254, 0, 0))).max() < 12
+
+
+@pytest.mark.parametrize(("module", "extra"), [("rawpy", "raw"), ("pillow_jxl", "jxl")])
+def test_a_format_whose_package_is_missing_is_refused_with_the_extra(module, extra, monkeypatch):
+    monkeypatch.setattr(
+        "batch_pipeline.media.acceptance.find_spec", lambda name: None if name == module else 1
+    )
+    data = make_dng() if module == "rawpy" else b"\xff\x0a" + bytes(30)
+
+    with pytest.raises(PermanentError, match=rf"'batch-pipeline\[{extra}\]'") as caught:
+        accept(data)
+
+    assert caught.value.kind == "unsupported_format"
+    assert {"rawpy": "DNG", "pillow_jxl": "JPEG XL"}[module] in str(caught.value)
+
+
+def test_an_operator_may_narrow_what_is_accepted():
+    assert accept(make_image("png"), {"png"}).format == "png"
+    with pytest.raises(PermanentError, match=r"JPEG, which is not among .*: gif, png \(BATCH"):
+        accept(make_image("jpeg"), {"png", "gif"})
+
+
+def test_the_still_of_a_motion_photo_names_its_film():
+    facts = decode(make_motion_photo()).facts
+
+    assert (facts.file_type, facts.format) == ("image", "jpeg")
+    assert facts.clip is not None
+    assert facts.clip.endswith("bytes inside the file (motion photo)")
+    assert decode(make_photo(0.1)).facts.clip is None
+
+
+def hdr(image_format: str, space: ColourSpace) -> bytes:
+    if image_format == "png":
+        return make_hdr_png(ARRAY, space)
+    codes = (encode_hdr(ARRAY, space) >> 8).astype(np.uint8)
+    options = {"avif": {"quality": 95, "subsampling": "4:4:4"}, "heic": {"quality": 95}}
+    data = encode_image(Image.fromarray(codes), image_format, **options[image_format])
+    said = data.index(b"colrnclx") + 8
+    transfer = {"pq": 16, "hlg": 18}[space.transfer]
+    return data[:said] + bytes((0, 9, 0, transfer)) + data[said + 4 :]
+
+
+def saturation_and_contrast(picture: Image.Image) -> tuple[float, float]:
+    pixels = np.asarray(picture.convert("HSV"), dtype=float)
+    return pixels[..., 1].mean(), np.asarray(picture.convert("L"), dtype=float).std()
+
+
+@pytest.mark.parametrize("image_format", ["png", "heic", "avif"])
+@pytest.mark.parametrize("transfer", ["pq", "hlg"])
+def test_an_hdr_still_is_as_coloured_as_its_ordinary_twin(transfer, image_format):
+    result = shown(decode(hdr(image_format, ColourSpace(transfer, "bt2020"))))
+
+    expected = saturation_and_contrast(PICTURE)
+    for found, wanted in zip(saturation_and_contrast(result), expected, strict=True):
+        assert found == pytest.approx(wanted, rel=0.15)
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "webp", "heic", "avif"])
+def test_exif_of_more_than_64_kilobytes_is_read(image_format):
+    # Given what phones write there: a note of 100 KB ahead of everything else
+    moment = datetime(2023, 4, 27, 19, 44, 18)
+    block = Exif(6, moment, "Example", "One").to_bytes() + bytes(100_000)
+    if image_format == "jpeg":
+        data = encode_image(PICTURE, "jpeg")
+        parts = (block[6:][:60_000], block[6:][60_000:])
+        segments = (b"Exif\0\0" + part for part in parts)
+        data = (
+            data[:2]
+            + b"".join(b"\xff\xe1" + (len(part) + 2).to_bytes(2, "big") + part for part in segments)
+            + data[2:]
+        )
+    else:
+        data = encode_image(PICTURE, image_format, exif=block)
+
+    facts = decode(data).facts
+
+    assert (facts.width, facts.height) == (SIZE[1], SIZE[0])
+    assert (facts.captured_at, facts.camera) == (moment, "Example One")
+
+
+def test_many_exif_segments_of_nothing_cost_nothing():
+    assert decode(make_jpeg_with_large_exif()).facts.width == 16
+
+
+MAKERS = {
+    "tiff": lambda: make_tiff(ARRAY),
+    "tiles": lambda: make_tiff(ARRAY, tile=64),
+    "bmp": lambda: saved(PICTURE, "BMP"),
+    "jpeg2000": lambda: saved(PICTURE, "JPEG2000"),
+    "psd": lambda: make_psd(PICTURE),
+    "jxl": lambda: saved_jxl(PICTURE),
+    "dng": make_dng,
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_a_half_file_of_any_format_ends_in_a_permanent_error(make):
+    data = cut_in_half(make())
+
+    with pytest.raises(PermanentError) as caught:
+        decode(data)
+
+    assert caught.value.kind in {"truncated", "unreadable_image"}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_flipped_bytes_of_any_format_end_in_a_picture_or_a_permanent_error(make):
+    data = make()
+    media_type = accept(data)
+    random = np.random.default_rng(7)
+    kinds = set()
+
+    for _ in range(15):
+        damaged = bytearray(data)
+        for place in random.integers(8, min(len(data), 4000), 5):
+            damaged[place] = random.integers(0, 256)
+        try:
+            assert decode_image(bytes(damaged), media_type).make_thumbnail()
+        except PermanentError as error:
+            kinds.add(error.kind)
+    assert kinds <= {"unreadable_image", "truncated", "too_many_pixels", "oversized_metadata"}
+
+
+def test_what_takes_too_much_memory_is_refused_with_the_setting():
+    data = encode_image(paint((1200, 900)), "webp")
+
+    with pytest.raises(PermanentError, match=r"at most 16 MiB.*BATCH_PIPELINE_MAX_DECODE_MIB"):
+        decode_image(data, accept(data), max_bytes=16 * 1024**2)
+
+
+IN_A_PROCESS = """
+import io, re, sys
+from pathlib import Path
+from batch_pipeline.media.acceptance import accept
+from batch_pipeline.media.decoding import decode
+from batch_pipeline.media.images import vision_size
+from batch_pipeline.media.stills.formats import DECODERS
+from batch_pipeline.testing.media import make_image
+
+def peak():  # in bytes; the peak that `resource` tells counts the process that started this one
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+ordinary = make_image(size=(64, 48))
+decode(io.BytesIO(ordinary), accept(ordinary))
+data = Path(sys.argv[1]).read_bytes()
+used = peak()
+content = decode(io.BytesIO(data), accept(data), max_bytes=1 << 40)
+highest = peak()
+still = DECODERS[accept(data).format](data)
+foretold = still.memory(vision_size(*still.size))
+print(content.facts.width, highest >> 20, highest - used, foretold)
+"""
+
+
+def measured(data: bytes, folder: Path) -> tuple[int, int, int, int]:
+    """Width, peak of the process (MiB), what the decode added to it, and what it was to add."""
+    (folder / "picture").write_bytes(data)
+    result = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS, str(folder / "picture")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    width, peak, added, foretold = map(int, result.stdout.split())
+    return width, peak, added, foretold
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
+@pytest.mark.parametrize(
+    "size",
+    [(11648, 8736), (12000, 9000), (16320, 12240)],
+    ids=["102 megapixels", "108 megapixels", "200 megapixels"],
+)
+def test_the_largest_jpegs_of_cameras_are_decoded_within_350_mebibytes(size, tmp_path):
+    width, peak, _, _ = measured(saved(Image.new("L", size, 128), "JPEG", quality=20), tmp_path)
+
+    assert width == size[0]
+    assert peak <= 350
+
+
+MEASURED = {
+    "jpeg": lambda p: encode_image(p, "jpeg", quality=90),
+    "jpeg progressive": lambda p: encode_image(p, "jpeg", quality=90, progressive=True),
+    "png": lambda p: encode_image(p, "png", compress_level=1),
+    "gif": lambda p: encode_image(p, "gif"),
+    "webp": lambda p: encode_image(p, "webp", method=0),
+    "heic": lambda p: encode_image(p, "heic", quality=40),
+    "avif": lambda p: encode_image(p, "avif", speed=10),
+    "tiff": lambda p: make_tiff(np.asarray(p), tile=256),
+    "bmp": lambda p: saved(p, "BMP"),
+    "jpeg2000": lambda p: saved(p, "JPEG2000", quality_layers=[80], irreversible=True),
+    "jxl": lambda p: saved_jxl(p, effort=1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
+@pytest.mark.parametrize("make", MEASURED.values(), ids=MEASURED)
+def test_no_format_takes_more_memory_than_was_foretold(make, tmp_path):
+    data = make(paint((4608, 3456)))
+
+    _, _, added, foretold = measured(data, tmp_path)
+
+    slack = 2 * len(data) + 16 * 1024**2  # the file itself, and libraries that are loaded then
+    assert added <= foretold + slack
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "moment", "camera"),
+    [
+        ("exif70k_orientation6.webp", (300, 400), "2023-04-27 19:44:18", "Xiaomi M2012K11AG"),
+        ("exif70k_orientation6.png", (300, 400), "2023-04-27 19:44:18", "Xiaomi M2012K11AG"),
+        ("exif70k.heic", (300, 400), "2023-04-27 19:44:18", "Xiaomi M2012K11AG"),
+        ("jpeg_without_eoi.jpg", (400, 300), "None", None),
+        ("jpeg_20_bytes_short.jpg", (400, 300), "None", None),
+        ("png_xmp_1_3mb.png", (400, 300), "None", None),
+        ("date_orig_bad_dig_ok.jpg", (400, 300), "2021-05-06 07:08:09", None),
+        ("date_dots.jpg", (400, 300), "2021-05-06 07:08:09", None),
+        ("date_y1.jpg", (400, 300), "None", None),
+        ("exif_make_undefined_type.jpg", (400, 300), "None", "Google Pixel 8"),
+    ],
+)
+def test_cases_come_out_right(name, size, moment, camera):
+    facts = decode((CASES / name).read_bytes()).facts
+
+    assert (facts.width, facts.height) == size
+    assert str(facts.captured_at) == moment
+    assert facts.camera == camera
+
+
+def test_the_same_picture_in_every_case_has_the_same_pixels():
+    upright = np.asarray(shown(decode((CASES / "date_dots.jpg").read_bytes())), dtype=int)
+
+    for name in ("jpeg_without_eoi.jpg", "jpeg_20_bytes_short.jpg", "png_xmp_1_3mb.png"):
+        found = np.asarray(shown(decode((CASES / name).read_bytes())), dtype=int)
+        assert np.abs(found - upright).mean() < 3, name
+    for name in ("exif70k_orientation6.webp", "exif70k_orientation6.png"):
+        found = np.asarray(shown(decode((CASES / name).read_bytes())), dtype=int)
+        assert np.abs(np.rot90(found) - upright).mean() < 3, name
+
+
+@pytest.mark.parametrize("name", ["gif_black_first.gif", "webp_transparent_first.webp"])
+def test_an_empty_first_frame_gives_way_to_the_red_one(name):
+    content = decode((CASES / name).read_bytes())
+
+    assert content.facts.frame_count == 2
+    thumbnail = Image.open(io.BytesIO(content.make_thumbnail()))
+    found = np.array(thumbnail.getpixel((50, 50)))
+    assert np.abs(found - (254, 0, 0)).max() < 6
+
+
+@pytest.mark.parametrize("image_format", ["gif", "png", "webp", "avif"])
+def test_a_frame_that_shows_something_is_preferred_to_uniform_ones(image_format):
+    frames = [Image.new("RGB", (112, 84), colour) for colour in ("black", "white", "red")]
+    frames += [paint((112, 84)), Image.new("RGB", (112, 84), "blue")]
+
+    content = decode(
+        encode_image(frames[0], image_format, save_all=True, append_images=frames[1:], duration=40)
+    )
+
+    expected = np.asarray(paint((112, 84)), dtype=int)
+    assert np.abs(np.asarray(shown(content), dtype=int) - expected).mean() < 16
+
+
+def test_a_date_in_the_name_of_a_file_is_used_and_marked():
+    data = make_image("png")
+
+    facts = decode_file(
+        io.BytesIO(data), accept(data), filename="Screenshot_20210506-070809.png"
+    ).facts
+
+    assert facts.captured_at == datetime(2021, 5, 6, 7, 8, 9)
+    assert facts.date_source == "file name"
+
+
+def test_formats_are_named_once():
+    assert len(FORMATS) == len(set(FORMATS))

@@ -1,0 +1,85 @@
+"""Films made to take memory or time take neither."""
+
+import subprocess
+import sys
+
+import pytest
+
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.media import video_sampling, videos
+from batch_pipeline.media.video_sampling import MAX_FRAMES
+from batch_pipeline.testing.media import Track, VideoColours, make_tracks, make_video
+from batch_pipeline_tests.unit.media.films import decode, progress_shown
+
+
+def test_no_more_than_three_streams_are_tried(monkeypatch):
+    data = make_tracks("mkv", *[Track((64, 48), "red", encoder="mpeg4") for _ in range(8)])
+    opened = []
+    original = videos.open_container
+    monkeypatch.setattr(videos, "open_container", lambda *a: opened.append(a) or original(*a))
+
+    with pytest.raises(PermanentError, match="not one frame could be decoded"):
+        decode(data.replace(b"\x00\x00\x01\xb6", b"\x00\x00\x00\x00"))
+
+    assert 3 <= len(opened) <= 4
+
+
+def test_frames_of_many_bytes_a_pixel_are_bounded_by_their_bytes():
+    # Given fewer pixels than 8K, but all colours at 16 bits
+    colours = VideoColours(matrix=1, written_matrix=1, pixel_format="yuv444p16le")
+    data = make_video("mkv", 0.04, (300, 260), encoder="ffv1", colours=colours)
+    assert decode(data).frames
+
+    # When the sizes in the header, 2 bytes each, are raised to 8K
+    for element, said, claimed in ((b"\xb0\x82", 300, 7680), (b"\xba\x82", 260, 4320)):
+        assert element + said.to_bytes(2, "big") in data
+        data = data.replace(element + said.to_bytes(2, "big"), element + claimed.to_bytes(2, "big"))
+    with pytest.raises(PermanentError, match=r"33\.2 megapixels of 6 bytes") as caught:
+        decode(data)
+
+    assert caught.value.kind == "too_many_pixels"
+
+
+def test_packets_are_not_held_without_a_bound(monkeypatch):
+    monkeypatch.setattr(video_sampling, "_WAITING_BYTES", 2000)
+
+    content = decode(make_video("mp4", 40, (64, 48), keyframe_interval=100_000))
+
+    for part, frame in enumerate(content.frames):
+        assert progress_shown(frame) == pytest.approx((part + 0.5) / MAX_FRAMES, abs=0.03)
+
+
+IN_BOUNDED_MEMORY = """
+import io, resource
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.media.decoding import decode
+from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
+from batch_pipeline.testing import media
+
+formats = ("mkv", "webm", "wmv", "ogv", "m2ts", "3gp", "mxf")
+muxers = ("matroska", "mpegts", "3gp", "flv")
+hostile = [media.make_oversized_video(muxer=muxer) for muxer in muxers]
+for name in formats:  # what is loaded once is loaded now
+    decode(io.BytesIO(film := media.make_video(name)), sniff(film))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 1024**2,) * 2)
+for data in hostile:
+    try:
+        decode(io.BytesIO(data), sniff(data[:HEAD_BYTES]))
+    except PermanentError as error:
+        print(error.kind)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process by RLIMIT_AS")
+def test_oversized_frames_are_refused_within_64_megabytes_in_any_container():
+    result = subprocess.run(
+        [sys.executable, "-c", IN_BOUNDED_MEMORY],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert len(result.stdout.split()) == 4, result.stderr
+    assert set(result.stdout.split()) <= {"too_many_pixels", "unreadable_video"}, result.stderr

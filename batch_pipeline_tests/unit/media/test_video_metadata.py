@@ -1,0 +1,122 @@
+"""When and by what a film was taken, by the entry that is most to be trusted; never where."""
+
+import io
+from datetime import datetime
+
+import pytest
+from PIL.JpegImagePlugin import JpegImageFile
+
+from batch_pipeline.media.video_metadata import camera, captured_at
+from batch_pipeline.testing.media import make_video
+from batch_pipeline_tests.unit.media.films import decode
+
+APPLE = "com.apple.quicktime.creationdate"
+
+
+def test_the_date_and_camera_of_a_phone_are_read_and_its_position_is_not():
+    data = make_video(
+        "mov",
+        1,
+        with_gps=True,
+        metadata={
+            "com.apple.quicktime.make": "Apple",
+            "com.apple.quicktime.model": "iPhone\u202e 15",
+            "com.apple.quicktime.creationdate": "2024-05-01T23:34:56+0200",
+            "com.apple.quicktime.location.ISO6709": "+48.8584+002.2945/",
+            "creation_time": "2024-05-01T21:34:56Z",
+        },
+    )
+    assert b"+48.8584" in data, "the file does hold a position"
+
+    content = decode(data)
+
+    assert content.facts.captured_at == datetime(2024, 5, 1, 23, 34, 56), "on the camera's clock"
+    assert content.facts.date_source == APPLE
+    assert content.facts.camera == "Apple iPhone 15"
+    assert "48" not in repr(content.facts)
+    for jpeg in (content.frames[0].jpeg, content.make_thumbnail()):
+        assert {name for name, _ in JpegImageFile(io.BytesIO(jpeg)).applist} == {"APP0"}
+
+
+@pytest.mark.parametrize("video_format", ["mp4", "mov", "3gp", "mkv"])
+def test_a_creation_time_is_a_date_and_is_said_to_be_utc(video_format):
+    data = make_video(video_format, 1, metadata={"creation_time": "2024-05-01T23:34:56Z"})
+
+    facts = decode(data).facts
+
+    assert facts.captured_at == datetime(2024, 5, 1, 23, 34, 56)
+    assert facts.date_source == "creation_time (UTC)"
+
+
+def test_an_android_phone_is_named():
+    metadata = {"com.android.manufacturer": "Google", "com.android.model": "Pixel 8"}
+
+    assert decode(make_video("mp4", 1, metadata=metadata)).facts.camera == "Google Pixel 8"
+
+
+def test_a_matroska_file_made_of_a_phones_film_keeps_its_date_and_camera():
+    metadata = {
+        APPLE: "2024-05-01T23:34:56+0200",
+        "com.apple.quicktime.make": "Apple",
+        "com.apple.quicktime.model": "iPhone 15",
+    }
+
+    facts = decode(make_video("mkv", 1, metadata=metadata)).facts
+
+    assert (facts.captured_at, facts.camera) == (
+        datetime(2024, 5, 1, 23, 34, 56),
+        "Apple iPhone 15",
+    )
+
+
+WANTED = datetime(2021, 5, 6, 7, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("entries", "found", "source"),
+    [
+        ({APPLE: "2021-05-06T07:08:09+0530"}, WANTED, APPLE),
+        ({APPLE: "2021-05-06T07:08:09.250-08:00"}, WANTED, APPLE),
+        ({"creation_time": "2021-05-06T07:08:09.000000Z"}, WANTED, "creation_time (UTC)"),
+        ({"creation_time": "2021-05-06 07:08:09"}, WANTED, "creation_time"),
+        ({"date": "2021:05:06 07:08:09"}, WANTED, "date"),
+        ({"DATE_RECORDED": "2021-05-06 07:08:09"}, WANTED, "date_recorded"),
+        (
+            {APPLE: "2021-05-06T07:08:09+0200", "creation_time": "2021-05-06T05:08:09Z"},
+            WANTED,
+            APPLE,
+        ),
+        (
+            {APPLE: "not a date", "creation_time": "2021-05-06T07:08:09Z"},
+            WANTED,
+            "creation_time (UTC)",
+        ),
+        ({"date": "2021"}, None, None),
+        ({"date": "2021-05-06"}, None, None),
+        ({"creation_time": "1904-01-01T00:00:00Z"}, None, None),
+        ({"creation_time": "1970-01-01T00:00:01Z"}, None, None),
+        ({APPLE: "1904-01-01T01:00:00+0100"}, None, None),
+        ({APPLE: "1970-01-01T05:30:00+0530"}, None, None),
+        ({"creation_time": "0001-01-01T00:00:00Z"}, None, None),
+        ({"creation_time": "2021-13-45T00:00:00Z"}, None, None),
+        ({"creation_time": ""}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_the_entry_to_be_trusted_most_tells_the_date(entries, found, source):
+    assert captured_at([entries, {}]) == (found, source)
+
+
+def test_the_container_goes_ahead_of_the_stream_and_a_local_date_ahead_of_both():
+    container = {"creation_time": "2022-01-01T00:00:00Z"}
+    stream = {"creation_time": "2023-01-01T00:00:00Z"}
+
+    assert captured_at([container, stream])[0] == datetime(2022, 1, 1)
+    assert captured_at([{}, stream])[0] == datetime(2023, 1, 1)
+    assert captured_at([container, {APPLE: "2021-05-06T07:08:09+0200"}])[0] == WANTED
+
+
+def test_a_maker_that_the_model_repeats_is_named_once():
+    assert camera([{"make": "Canon", "model": "Canon EOS R5"}, {}]) == "Canon EOS R5"
+    assert camera([{}, {"MAKE": "Sony", "MODEL": "FDR-AX53"}]) == "Sony FDR-AX53"
+    assert camera([{}, {}]) is None

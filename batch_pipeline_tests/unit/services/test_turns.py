@@ -1,0 +1,409 @@
+"""Whose turn it is: a pure function, tried by cases and over arrivals of all kinds."""
+
+import uuid
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batch_pipeline.services.dispatch import turns as turns_module
+from batch_pipeline.services.dispatch.turns import (
+    MAX_REMEMBERED,
+    SECONDS_PER_RUN_IN_FLIGHT,
+    InFlight,
+    Turns,
+    WaitingSlice,
+    Why,
+    choose_slices,
+)
+
+NOON = 1_800_000_000.0
+BATCHES = [uuid.UUID(int=number) for number in range(1, 6)]
+ANNA, BERT, CARL = (uuid.UUID(int=number) for number in range(11, 14))
+
+
+def slices(batch, count, *, user=ANNA, since=None, numbered=True, **values):
+    """Slices of a batch, which is as many minutes younger than the first one as its place."""
+    since = NOON + 60 * BATCHES.index(batch) if since is None else since
+    return [
+        WaitingSlice(batch, user, since, number if numbered else None, **values)
+        for number in range(1, count + 1)
+    ]
+
+
+def choose(waiting, **values):
+    """The choice an hour after the first batch came."""
+    given_ = {
+        "launched": (),
+        "in_flight": InFlight(),
+        "max_in_flight": 4,
+        "max_per_user": 1000,
+        "turns": Turns(),
+        "now": NOON + 3600,
+    }
+    return choose_slices(waiting, **(given_ | values))
+
+
+def chosen(waiting, **values):
+    return choose(waiting, **values).chosen
+
+
+def running(batch, count, user=ANNA):
+    return InFlight(count, {user: count}, {batch: count})
+
+
+def test_one_user_with_ten_thousand_files_does_not_delay_anothers_three():
+    ten_thousand = slices(BATCHES[0], 40)
+    three = slices(BATCHES[1], 1, user=BERT, since=NOON + 3599)
+    assert chosen([*ten_thousand, *three], max_in_flight=1) == ten_thousand[:1], "it was first"
+    turns = Turns({ANNA: NOON + 3500}, {BATCHES[0]: NOON + 3500})
+    busy = {"in_flight": running(BATCHES[0], 3), "turns": turns}
+    assert chosen([*ten_thousand, *three], **busy) == three
+
+
+def test_nor_do_her_thousand_batches_of_one_file():
+    many = [slices(batch, 1)[0] for batch in BATCHES[:4]]
+    three = slices(BATCHES[4], 1, user=BERT)
+    assert chosen([*many, *three], max_in_flight=2) == [many[0], *three]
+    turns = Turns({ANNA: NOON + 600}, {})
+    assert chosen([*many, *three], max_in_flight=1, turns=turns) == three
+
+
+def test_a_batch_of_a_thousand_files_does_not_keep_one_of_three_waiting():
+    large, small = slices(BATCHES[0], 4), slices(BATCHES[1], 1)
+    assert chosen([*large, *small], max_in_flight=2) == [large[0], small[0]]
+
+
+def test_a_batch_with_runs_in_flight_waits_for_one_that_has_none():
+    large, small = slices(BATCHES[0], 4), slices(BATCHES[1], 1)
+    assert chosen([*large, *small], in_flight=running(BATCHES[0], 3)) == small
+
+
+def test_who_was_launched_last_waits_since_then():
+    first, second = slices(BATCHES[0], 9), slices(BATCHES[1], 9)
+    turns = Turns({}, {BATCHES[0]: NOON + 100, BATCHES[1]: NOON + 50})
+    assert chosen([*first, *second], max_in_flight=1, turns=turns) == second[:1]
+
+
+def test_what_was_lost_goes_first_in_its_batch_and_in_its_turn_among_the_others():
+    lost = slices(BATCHES[0], 1)[0]._replace(number=41, reason="rescue", waits_since=NOON - 1)
+    rest = slices(BATCHES[0], 40)
+    later = [slices(batch, 1, since=NOON + 900)[0] for batch in BATCHES[1:]]
+    turns = Turns({ANNA: NOON + 800}, {BATCHES[0]: NOON + 800})
+    assert chosen([*later, *rest, lost], max_in_flight=1, turns=turns) == [lost]
+
+
+def test_what_was_opened_again_waits_since_then():
+    retried = slices(BATCHES[0], 1, reason="retry", since=NOON + 900)
+    new = slices(BATCHES[1], 1)
+    assert chosen([*retried, *new], max_in_flight=1) == new
+
+
+def test_the_first_run_of_a_large_batch_has_a_head_start():
+    large = slices(BATCHES[0], 40, has_head_start=True)
+    small = slices(BATCHES[1], 1, has_head_start=True)
+    assert chosen([*large, *small]) == [large[0], *small]
+    choice = choose(large[1:], in_flight=running(BATCHES[0], 1))
+    assert (choice.chosen, choice.waiting[Why.HEAD_START]) == ([], [BATCHES[0]])
+
+
+def test_a_user_gets_no_more_runs_than_it_may_and_leaves_a_place_free():
+    hers = slices(BATCHES[0], 40)
+    choice = choose(hers, max_per_user=3)
+    assert choice.chosen == hers[:3]
+    assert choice.waiting[Why.USER_LIMIT] == [BATCHES[0]]
+    others = slices(BATCHES[1], 1, user=BERT)
+    assert chosen([*hers, *others], in_flight=running(BATCHES[0], 3), max_per_user=3) == others
+
+
+def test_a_batch_without_slices_of_its_own_numbers_is_chosen_as_often_as_it_has_some():
+    waiting = slices(BATCHES[0], 3, numbered=False)
+    assert len(chosen(waiting)) == 3
+
+
+def test_what_waits_is_said_with_its_reasons_and_batches():
+    launched = slices(BATCHES[0], 1)
+    behind = slices(BATCHES[0], 3, has_head_start=True)[1:]
+    choice = choose(
+        [*launched, *behind],
+        launched={launched[0].key},
+        in_flight=running(BATCHES[0], 1),
+    )
+    assert str(choice) == (
+        f"batches that wait: 1: 1 for a run that is launched already ({BATCHES[0]}), "
+        f"1 for the first run of the batch to begin ({BATCHES[0]})"
+    )
+    full = choose([slices(batch, 1)[0] for batch in BATCHES], max_in_flight=0)
+    named = ", ".join(map(str, BATCHES[:3]))
+    assert str(full) == f"batches that wait: 5: 5 for any run to end ({named} and 2 more)"
+    assert str(choose(slices(BATCHES[0], 1))) == ""
+
+
+def test_turns_are_kept_as_text_and_what_somebody_has_spoilt_counts_as_none():
+    taken = slices(BATCHES[0], 1)
+    turns = Turns().and_(taken, taken, NOON)
+    assert Turns.parse(str(turns)) == turns == Turns({ANNA: NOON}, {BATCHES[0]: NOON})
+    for spoilt in (None, "", "null", "[]", '{"users": 5}', '{"users": {"x": 1}, "batches": {}}'):
+        assert Turns.parse(spoilt) == Turns()
+
+
+def test_those_who_wait_are_remembered_before_those_who_do_not():
+    gone = {uuid.UUID(int=number): NOON + number for number in range(100, 100 + MAX_REMEMBERED)}
+    turns = Turns(gone, gone).and_(slices(BATCHES[0], 1), slices(BATCHES[0], 2), NOON)
+    assert ANNA in turns.users
+    assert BATCHES[0] in turns.batches
+    assert len(turns.users) == len(turns.batches) == MAX_REMEMBERED
+
+
+# Arrivals of all kinds
+
+
+@st.composite
+def situations(draw):
+    waiting = []
+    for batch in BATCHES:
+        waiting += slices(
+            batch,
+            draw(st.integers(0, 6)),
+            user=draw(st.sampled_from([ANNA, BERT])),
+            since=NOON + draw(st.integers(0, 600)),
+            has_head_start=draw(st.booleans()),
+        )
+    keys = [slice_.key for slice_ in waiting]
+    of_batch = draw(st.dictionaries(st.sampled_from(BATCHES), st.integers(0, 3)))
+    users = {slice_.batch_id: slice_.user_id for slice_ in waiting}
+    of_user = Counter()
+    for batch, runs in of_batch.items():
+        of_user[users.get(batch, CARL)] += runs
+    return {
+        "waiting": draw(st.permutations(waiting)),
+        "launched": set(draw(st.lists(st.sampled_from(keys)))) if keys else set(),
+        "in_flight": InFlight(sum(of_batch.values()), of_user, of_batch),
+        "max_in_flight": draw(st.integers(1, 12)),
+        "max_per_user": draw(st.integers(1, 12)),
+        "turns": Turns(
+            draw(st.dictionaries(st.sampled_from([ANNA, BERT]), st.floats(NOON, NOON + 3600))),
+            draw(st.dictionaries(st.sampled_from(BATCHES), st.floats(NOON, NOON + 3600))),
+        ),
+    }
+
+
+@given(situations())
+def test_what_was_launched_is_never_launched_again_and_nothing_twice(situation):
+    found = chosen(**situation)
+    keys = [slice_.key for slice_ in found]
+    assert len(set(keys)) == len(keys)
+    assert not set(keys) & situation["launched"]
+    assert set(found) <= set(situation["waiting"])
+
+
+@given(situations())
+def test_the_limits_hold_and_are_used_up(situation):
+    choice = choose(**situation)
+    of_user = Counter(situation["in_flight"].of_user)
+    new = Counter(slice_.user_id for slice_ in choice.chosen)
+    free = max(0, situation["max_in_flight"] - situation["in_flight"].total)
+    assert len(choice.chosen) <= free
+    for user, runs in new.items():
+        assert of_user[user] + runs <= situation["max_per_user"]
+    if choice.waiting[Why.NO_ROOM]:
+        assert len(choice.chosen) == free
+
+
+@given(situations())
+def test_every_batch_that_waits_is_named_with_a_reason(situation):
+    choice = choose(**situation)
+    left = [slice_ for slice_ in situation["waiting"] if slice_ not in choice.chosen]
+    named = {batch_id for ids in choice.waiting.values() for batch_id in ids}
+    assert named == {slice_.batch_id for slice_ in left}
+
+
+@dataclass
+class Line:
+    """Those who wait for a turn (users, or batches of a user), and who has gone before whom."""
+
+    open_since: dict = field(default_factory=dict)
+    place: dict = field(default_factory=dict)
+    gone_before: dict = field(default_factory=lambda: defaultdict(Counter))
+
+    def begins(self, who, place):
+        self.place[who] = place
+        self.gone_before[who].clear()
+
+    def goes(self, who, now):
+        """Somebody has a turn; before one whose place has come nobody goes twice, or came later."""
+        self.place.pop(who, None)
+        for other, place in self.place.items():
+            if now > place:
+                self.gone_before[other][who] += 1
+                assert self.gone_before[other][who] == 1, "twice before one that waits"
+                assert self.open_since[who] <= place, "came later, went first"
+
+
+class World:
+    """A sensor that ticks once a second, and runs that end or are lost."""
+
+    def __init__(self, places):
+        self.places, self.now, self.turns = places, NOON, Turns()
+        self.waiting, self.in_flight = [], []
+        self.users, self.batches = Line(), defaultdict(Line)
+        self.launches = 0
+        self.last_user, self.last_batch = {}, {}
+        self.numbers = iter(range(1, 100_000))
+        self.lost = {}
+        """Launches that a lost slice may wait for, by its number, and how many there were."""
+
+    def arrive(self, user, batch, count):
+        batch_id = uuid.uuid5(user, str(batch))
+        for _ in range(count):
+            self.put(WaitingSlice(batch_id, user, self.now - 0.5, next(self.numbers)))
+
+    def put(self, slice_, *, lost=()):
+        user, batch = slice_.user_id, slice_.batch_id
+        open_ = [*self.waiting, *self.in_flight, *lost]
+        if not any(s.user_id == user for s in open_):
+            self.users.open_since[user] = self.now - 0.5
+        if not any(s.batch_id == batch for s in open_):
+            self.batches[user].open_since[batch] = self.now - 0.5
+        self.waiting.append(slice_)
+        if user not in self.users.place:
+            self.users.begins(user, self.place(slice_.waits_since, user=user))
+        if batch not in self.batches[user].place:
+            self.batches[user].begins(batch, self.place(slice_.waits_since, batch=batch))
+
+    def place(self, oldest, *, user=None, batch=None):
+        last = self.last_user.get(user, 0) if user else self.last_batch.get(batch, 0)
+        runs = sum(user == s.user_id or batch == s.batch_id for s in self.in_flight)
+        return max(oldest, last) + SECONDS_PER_RUN_IN_FLIGHT * runs
+
+    def end_run(self, index, *, lost):
+        if not self.in_flight:
+            return
+        slice_ = self.in_flight.pop(index % len(self.in_flight))
+        if lost:
+            again = slice_._replace(number=next(self.numbers), reason="rescue")
+            self.put(again, lost=[slice_])
+            open_ = [*self.waiting, *self.in_flight]
+            batches = {s.batch_id for s in open_ if s.user_id == slice_.user_id}
+            before = [
+                s
+                for s in self.waiting
+                if s.batch_id == slice_.batch_id
+                and (s.waits_since, s.reason == "new") <= (slice_.waits_since, False)
+            ]
+            self.lost[again.number] = [len(before) * len(batches), 0, 0]
+
+    def tick(self):
+        in_flight = InFlight(
+            len(self.in_flight),
+            Counter(s.user_id for s in self.in_flight),
+            Counter(s.batch_id for s in self.in_flight),
+        )
+        found = chosen(
+            self.waiting,
+            in_flight=in_flight,
+            max_in_flight=self.places,
+            turns=self.turns,
+            now=self.now,
+        )
+        self.turns = Turns.parse(str(self.turns.and_(found, self.waiting, self.now)))
+        users = {s.user_id for s in [*self.waiting, *self.in_flight]}
+        for slice_ in found:
+            self.launch(slice_, users)
+        self.now += 1
+
+    def launch(self, slice_, users):
+        user, batch = slice_.user_id, slice_.batch_id
+        for lost in self.lost.values():
+            batch_turns, most_users, launches = lost
+            lost[:] = batch_turns, max(most_users, len(users)), launches + 1
+            assert self.places > 1 or lost[2] <= lost[0] * lost[1], "a lost slice waits too long"
+        self.lost.pop(slice_.number, None)
+        self.waiting.remove(slice_)
+        self.in_flight.append(slice_)
+        self.last_user[user] = self.last_batch[batch] = self.now
+        self.users.goes(user, self.now)
+        self.batches[user].goes(batch, self.now)
+        if any(s.user_id == user for s in self.waiting):
+            self.users.begins(user, self.place(0, user=user))
+        if any(s.batch_id == batch for s in self.waiting):
+            self.batches[user].begins(batch, self.place(0, batch=batch))
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("arrive"),
+            st.sampled_from([ANNA, BERT, CARL]),
+            st.integers(1, 12),
+            st.integers(1, 4),
+        ),
+        st.tuples(st.just("end"), st.integers(0, 7)),
+        st.tuples(st.just("lose"), st.integers(0, 7)),
+        st.tuples(st.just("pass"), st.integers(1, 900)),
+    ),
+    max_size=120,
+)
+
+
+def play(world, steps):
+    for step in steps:
+        match step:
+            case ("arrive", user, batch, count):
+                world.arrive(user, batch, count)
+            case ("end", index):
+                world.end_run(index, lost=False)
+            case ("lose", index):
+                world.end_run(index, lost=True)
+            case ("pass", seconds):
+                world.now += seconds
+        world.tick()
+
+
+@given(STEPS)
+@settings(max_examples=100, deadline=None)
+def test_a_lost_slice_is_launched_again_within_as_many_turns_as_users_times_batches(steps):
+    """However much arrives meanwhile; one run at a time, so that every launch is counted."""
+    play(World(places=1), steps)
+
+
+@given(st.integers(2, 5), STEPS)
+@settings(max_examples=100, deadline=None)
+def test_nobody_goes_twice_before_one_who_waits_and_nobody_who_came_later_goes_first(places, steps):
+    play(World(places), steps)
+
+
+def test_a_stream_of_new_batches_does_not_keep_a_lost_slice_waiting():
+    world = World(places=2)
+    world.arrive(ANNA, "lost", 1)
+    world.tick()
+    world.end_run(0, lost=True)
+    [number] = world.lost
+    for submitted in range(1000):
+        world.arrive(BERT, submitted, 1)
+        world.arrive(CARL, submitted, 1)
+        world.tick()
+        if number not in world.lost:
+            break
+        world.end_run(0, lost=False)
+    assert submitted <= 1
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_without_the_memory_of_turns_the_heaviest_user_would_go_first_for_ever(
+    forgets, monkeypatch
+):
+    """What the cursor is for: with one place, nobody has a run in flight when it gets free."""
+    if forgets:
+        monkeypatch.setattr(turns_module.Turns, "and_", lambda self, *_: self)
+    world = World(places=1)
+    world.arrive(ANNA, "ten thousand", 40)
+    world.now += 1
+    world.arrive(BERT, "three", 1)
+    for _ in range(3):
+        world.users.place.clear()  # its own judgement is not what is tried here
+        world.tick()
+        world.end_run(0, lost=False)
+    assert (BERT in {s.user_id for s in world.waiting}) is forgets

@@ -1,0 +1,133 @@
+"""What is used of Dagster without being documented is there, and is called as before.
+
+A new version that moved or changed something fails here, by name, before anything else does.
+"""
+
+import inspect
+
+import pytest
+
+from batch_pipeline import dagster_internals
+from batch_pipeline.dagster_internals import USED_ATTRIBUTES
+
+#: How each callable is called by this project: positional arguments, and keywords.
+CALLED = {
+    "ActiveExecution": (
+        1,
+        "retry_mode tag_concurrency_limits instance_concurrency_context step_dependency_config",
+    ),
+    "ExecuteRunWithPlanIterable": (0, "execution_plan iterator execution_context_manager"),
+    "InstanceConcurrencyContext": (2, ""),
+    "PlanExecutionContext": (
+        0,
+        "plan_data execution_data log_manager output_capture event_loop",
+    ),
+    "PlanExecutionContextManager": (
+        0,
+        "job retry_mode execution_plan run_config dagster_run instance raise_on_error "
+        "output_capture step_dependency_config",
+    ),
+    "SerializableErrorInfo": (3, ""),
+    "StepFailureData": (0, "error user_failure_data"),
+    "UserFailureData": (3, ""),
+    "check_cross_process_constraints": (1, ""),
+    "create_compute_log_file_key": (0, ""),
+    "create_pg_engine": (2, "isolation_level pool_size max_overflow pool_pre_ping"),
+    "dagster_event_sequence_for_step": (1, ""),
+    "get_retries_config": (0, ""),
+    "get_step_dependency_config_field": (0, ""),
+    "get_tag_concurrency_limits_config": (0, ""),
+    "normalize_metadata": (1, ""),
+    "pop_captured_interrupt": (0, ""),
+    "serializable_error_info_from_exc_info": (1, ""),
+    "set_pg_statement_timeout": (2, ""),
+    "trigger_hooks": (2, ""),
+    "ActiveExecution.check_for_interrupts": (1, ""),
+    "ActiveExecution.concurrency_event_iterator": (2, ""),
+    "ActiveExecution.get_known_state": (1, ""),
+    "ActiveExecution.get_step_by_key": (2, ""),
+    "ActiveExecution.get_steps_to_execute": (1, "limit"),
+    "ActiveExecution.handle_event": (2, ""),
+    "ActiveExecution.mark_interrupted": (1, ""),
+    "ActiveExecution.plan_events_iterator": (2, ""),
+    "ActiveExecution.sleep_interval": (1, ""),
+    "ActiveExecution.verify_complete": (3, ""),
+    "ActiveExecution._has_produced_output": (2, ""),
+    "EngineEventData.in_process": (1, "step_keys_to_execute"),
+    "EngineEventData.interrupted": (1, ""),
+    "InstanceConcurrencyContext.has_pending_claims": (1, ""),
+    "PlanExecutionContext.for_step": (3, ""),
+    "RetryMode.from_config": (1, ""),
+    "StepDependencyConfig.default": (0, ""),
+    "StepDependencyConfig.from_config": (1, ""),
+    "DagsterLogHandler.with_tags": (1, "step_key"),
+    "PostgresEventLogStorage._connect": (1, ""),
+    "PostgresEventLogStorage._event_to_row": (2, ""),
+    "PostgresEventLogStorage._store_asset_event": (4, ""),
+    "PostgresEventLogStorage._store_asset_event_tags": (4, ""),
+}
+#: Values and types that are only read or passed on.
+NOT_CALLED = {
+    "ASSET_CHECK_EVENTS",
+    "ASSET_EVENTS",
+    "CHANNEL_NAME",
+    "EVENT_TYPE_TO_PIPELINE_RUN_STATUS",
+    "GLOBAL_CONCURRENCY_TAG",
+    "GRPC_INFO_TAG",
+    "IN_PROC_CONFIG",
+    "MULTI_PROC_CONFIG",
+    "PRIORITY_TAG",
+    "CodeLocationOrigin",
+    "ConfigurableClassData",
+    "DagsterApiServer",
+    "DagsterLogHandler",
+    "DagsterLogManager",
+    "EngineEventData",
+    "GrpcServerCodeLocationOrigin",
+    "daemon_loop",
+    "ExecutionPlan",
+    "ExecutionStep",
+    "IStepContext",
+    "KnownExecutionState",
+    "PlanOrchestrationContext",
+    "Resources",
+    "RetryMode",
+    "ScopedResourcesBuilder",
+    "SqlEventLogStorageTable",
+    "StepDependencyConfig",
+    "StepOutputHandle",
+    "UserConfigSchema",
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_a_callable_takes_the_arguments_that_it_is_called_with(name):
+    called = dagster_internals
+    for part in name.split("."):
+        called = getattr(called, part)
+
+    positional, keywords = CALLED[name]
+
+    inspect.signature(called).bind(*range(positional), **dict.fromkeys(keywords.split()))
+
+
+def test_the_daemon_has_an_interval_that_can_be_shortened():
+    assert dagster_internals.daemon_loop.MIN_INTERVAL_LOOP_TIME in {5, 1}
+
+
+def test_every_name_is_looked_at():
+    of_modules = {name for name in CALLED if "." not in name}
+    assert of_modules | NOT_CALLED == set(dagster_internals.__all__)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(owner, name) for owner, names in USED_ATTRIBUTES.items() for name in names]
+)
+def test_a_private_attribute_is_there(owner, name):
+    """Methods and properties are on the class; what is set when an object is made, in its code."""
+    made = "".join(
+        inspect.getsource(base)
+        for base in inspect.getmro(owner)
+        if base.__module__.startswith("dagster")
+    )
+    assert hasattr(owner, name) or f"self.{name} " in made or f"self.{name}:" in made

@@ -1,0 +1,66 @@
+"""Remove what a home folder holds: database, stored files, Dagster's history. Asks first.
+
+Says what it removes, and refuses while somebody uses it. Without a terminal nobody can be asked:
+then ``--yes`` says it. What else lies in the folder stays.
+"""
+
+import shutil
+import sys
+
+import click
+
+from batch_pipeline.cli import REFUSED
+from batch_pipeline.database.embedded_server import server_users, stop_server
+from batch_pipeline.settings import load_settings
+
+#: What we keep in a home folder, by the beginning of the name.
+OURS = {
+    "uploads": "originals and thumbnails",
+    "postgres": "the database",
+    "dagster": "settings and logs of Dagster",
+}
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def reset(yes: bool) -> None:
+    """Remove what the home folder holds."""
+    settings = load_settings()
+    home = settings.home
+    found = {
+        path: OURS[path.name.split(".")[0]]
+        for path in sorted(home.glob("*"))
+        if path.name.split(".")[0] in OURS
+    }
+    if not found:
+        click.echo(f"There is nothing to remove in {home}.")
+        return
+    if users := server_users(home):
+        named = ", ".join(f"{user.name} (process {user.pid})" for user in users)
+        click.echo(f"Error: it is in use by {named}: stop them first", err=True)
+        sys.exit(REFUSED)
+    click.echo(f"This removes from {home}, which cannot be undone:")
+    for path, meaning in found.items():
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files) / 1e6
+        click.echo(f"  {path.name:20} {len(files):7} files {size:10.1f} MB  {meaning}")
+    if settings.storage_url or settings.database_url:
+        click.echo("What BATCH_PIPELINE_STORAGE_URL and …_DATABASE_URL name is not touched.")
+    if not yes:
+        if not sys.stdin.isatty():
+            click.echo("Error: nobody can be asked here; say scripts/reset.py --yes", err=True)
+            sys.exit(REFUSED)
+        if click.prompt("Type the word reset to go on", default="no") != "reset":
+            click.echo("Nothing was removed.")
+            sys.exit(REFUSED)
+    stop_server(home)
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    click.echo("Removed.")
+
+
+if __name__ == "__main__":
+    reset()
