@@ -163,7 +163,7 @@ class UploadBatch(Base):
     )
 
 
-#: All words that an upload can be found by; the function is made and explained by migration 0010.
+#: All words that an upload can be found by; the function is made and explained by migration 0008.
 UPLOAD_WORDS = "upload_words(description, filename, metadata::jsonb)"
 
 

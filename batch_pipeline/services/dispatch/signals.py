@@ -1,6 +1,6 @@
 """Hears when there is work to dispatch, so that nobody need look all the time.
 
-Triggers of the tables speak (migration 0008), whoever writes the rows: uploads were added or became
+Triggers of the tables speak (migration 0007), whoever writes the rows: uploads were added or became
 pending again, or a batch was begun or reopened. What is heard is only a reason to look.
 """
 

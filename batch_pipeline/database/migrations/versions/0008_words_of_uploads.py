@@ -7,8 +7,8 @@ pays for them once.
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0010"
-down_revision = "0008"
+revision = "0008"
+down_revision = "0007"
 
 #: Words of the description, the file name (as it stands, and taken apart at every sign) and the
 #: camera; as they stand, and with English endings removed. Cut, as a text that is too long for the

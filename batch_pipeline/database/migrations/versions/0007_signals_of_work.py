@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
-revision = "0008"
+revision = "0007"
 down_revision = "0006"
 
 _CHANNEL = "batch_pipeline_work"
