@@ -93,6 +93,7 @@ HIDDEN = Upload.hidden.is_(True)
 FACTS = func.coalesce(
     func.nullif(cast(Upload.facts, JSONB), literal_column("'null'::jsonb")),
     literal_column("'{}'::jsonb"),
+    type_=JSONB,
 )
 #: For those who show it.
 FILENAME = func.coalesce(Upload.filename, literal_column("''")).label("filename")

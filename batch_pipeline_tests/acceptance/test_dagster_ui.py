@@ -222,7 +222,7 @@ def test_a_batchs_report_shows_its_failures_contact_sheet_and_throughput(
     page.get_by_text("Show Markdown").click()
     sheet = page.locator("img[src^='data:image/jpeg;base64,']")
     expect(sheet).to_be_visible()
-    assert sheet.evaluate("image => image.naturalWidth") == 80
+    assert sheet.evaluate("image => image.naturalWidth") == 160, "also of the cut picture"
     page.get_by_role("button", name="Close").click()
     assert page.evaluate("window.broken") is None
 

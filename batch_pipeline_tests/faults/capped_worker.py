@@ -44,7 +44,9 @@ def _peak_kilobytes(*, reset: bool = False) -> int:
 def main() -> None:
     pipeline = Pipeline(load_settings())
     for ordinary in (make_image(), make_video()):  # what is loaded once is loaded now
-        decode(io.BytesIO(ordinary), sniff(ordinary))
+        content = decode(io.BytesIO(ordinary), sniff(ordinary))
+        described = pipeline.analyzer.vision.describe(content.facts, content.frames)
+        pipeline.analyzer.embedding.embed([described])
     loaded = pipeline.states.load_batch(uuid.UUID(sys.argv[1]), RUN, limit=1000)
     assert loaded
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -93,12 +93,15 @@ METRICS = (
         "batch_pipeline_stage_seconds",
         "Seconds that a stage took, of uploads that ended in the last 300 s.",
         """
+        WITH recent AS MATERIALIZED (
+            SELECT stage_seconds FROM uploads
+            WHERE processing_status IN ('completed', 'failed')
+                AND updated_at > now() - make_interval(secs => :recent)
+        )
         SELECT pair ->> 'key' AS stage, quantile,
             percentile_cont(quantile) WITHIN GROUP (ORDER BY (pair ->> 'value')::float)
-        FROM uploads, unnest(ARRAY[0.5, 0.95]) AS quantile, jsonb_path_query(
+        FROM recent, unnest(ARRAY[0.5, 0.95]) AS quantile, jsonb_path_query(
             stage_seconds, '$.keyvalue() ? (@.value.type() == "number")', silent => true) AS pair
-        WHERE processing_status IN ('completed', 'failed')
-            AND updated_at > now() - make_interval(secs => :recent)
         GROUP BY 1, 2
         """,
     ),

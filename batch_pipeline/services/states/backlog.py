@@ -259,8 +259,15 @@ class Backlog:
                     .with_for_update(skip_locked=True)
                 )
             )
+            # Those of a batch that another sweep has opened since the first look are in good hands.
+            ended = select(UploadBatch.id).where(UploadBatch.status == BatchStatus.COMPLETED)
             count = release_rows(
-                connection, Upload.id.in_(locked), attempts=0, deaths=0, retries=0, not_before=None
+                connection,
+                and_(Upload.id.in_(locked), Upload.batch_id.in_(ended)),
+                attempts=0,
+                deaths=0,
+                retries=0,
+                not_before=None,
             )
             recount_batches(transaction, batch_ids)
         return count

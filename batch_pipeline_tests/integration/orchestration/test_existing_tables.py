@@ -11,7 +11,7 @@ from batch_pipeline.database.existing_tables import rows_left_alone
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
-from batch_pipeline.services.dispatch.slices import open_slices, waiting_slices
+from batch_pipeline.services.dispatch.slices import open_slice, unnumbered_slices
 from batch_pipeline.services.health import check_health
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
@@ -48,10 +48,13 @@ def sensor(pipeline: Pipeline, instance, name: str, cursor=None):
 
 def finish(pipeline: Pipeline) -> None:
     """What runs do with the slices, less Dagster."""
-    open_slices(pipeline.database, 250)
+    opened = [
+        open_slice(pipeline.database, slice_, 250)
+        for slice_ in unnumbered_slices(pipeline.database, 250, at_most=4)
+    ]
     with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
         processor = UploadProcessor(pipeline, keeper)
-        for slice_ in waiting_slices(pipeline.database):
+        for slice_ in filter(None, opened):
             loaded = pipeline.states.load_batch(
                 slice_.batch_id, "run", slice_number=slice_.number, limit=250
             )

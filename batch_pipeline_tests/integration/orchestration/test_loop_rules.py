@@ -243,9 +243,13 @@ def test_l12_a_failed_upload_ends_at_the_stage_where_it_failed(
     served_runner, model_server, messages
 ):
     model_server.play("vision", [Fault.REFUSED_INPUT_400])
-    served_runner.run(served_runner.submit("fog.webp", "truncated.jpg"))
+    batch_id = served_runner.submit("fog.webp", "truncated.jpg", "lighthouse.gif")
+    lost = upload_rows(served_runner.pipeline.database, batch_id)[-1]
+    (Path(served_runner.pipeline.settings.storage_location) / lost.file_path).unlink()
+    served_runner.run(batch_id)
     assert file_messages(messages, "fog.webp")[-1] == ("failed", 25)
-    assert file_messages(messages, "truncated.jpg")[-1] == ("failed", 0)
+    assert file_messages(messages, "truncated.jpg")[-1] == ("failed", 25), "a thumbnail of a part"
+    assert file_messages(messages, lost.filename)[-1] == ("failed", 0)
 
 
 # L9
