@@ -80,17 +80,17 @@ class Work:
         self.cursor = tick.cursor
         return tick
 
-    def run_what_is_asked_for(self) -> list[JobExecutionResult]:
-        """One tick of the sensor, and the runs that it asks for, to their ends."""
+    def run_what_is_asked_for(self, tick: Any = None) -> list[JobExecutionResult]:
+        """A tick of the sensor, a new one if none is given, and its runs to their ends."""
         return [
             self._execute(request.run_config, request.tags | {RUN_KEY_TAG: request.run_key})
-            for request in self.tick().run_requests
+            for request in (tick or self.tick()).run_requests
         ]
 
     def run(self, batch_id: uuid.UUID, **config: Any) -> JobExecutionResult:
         """One run by hand."""
-        share = {"batch_id": str(batch_id), **config}
-        return self._execute({"ops": {"load_batch": {"config": share}}}, {})
+        uploads = {"batch_id": str(batch_id), **config}
+        return self._execute({"ops": {"load_batch": {"config": uploads}}}, {})
 
     def end_the_pause(self) -> None:
         """Let the time pass that uploads rest after an outage."""

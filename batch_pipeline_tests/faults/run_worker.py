@@ -30,8 +30,8 @@ def die(*_: Any, **__: Any) -> None:
 def prepare(fault: str) -> None:
     decode = upload_processing.decode
     if fault == "gif":
-        upload_processing.decode = lambda file, type_: (
-            die() if type_.format == "gif" else decode(file, type_)
+        upload_processing.decode = lambda file, type_, **how: (
+            die() if type_.format == "gif" else decode(file, type_, **how)
         )
     elif fault == "thumbnail":
         UploadStates.store_thumbnail = die

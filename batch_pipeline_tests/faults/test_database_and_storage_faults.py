@@ -68,7 +68,7 @@ def counts(pipeline: Pipeline, batch_id: uuid.UUID):
 CLAIM_AND_WAIT = """
 import sys, psycopg
 with psycopg.connect(sys.argv[1]) as connection:
-    connection.execute("UPDATE uploads SET owner_run_id = 'dead', claim = claim + 1")
+    connection.execute("UPDATE uploads SET owner_run_id = 'dead', claim_token = claim_token + 1")
     print("updated", flush=True)
     sys.stdin.read()
 """

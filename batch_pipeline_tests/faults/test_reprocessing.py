@@ -46,9 +46,10 @@ def test_a_new_embedding_neither_decodes_nor_describes_again(done, model_server,
 
     assert (reopened.uploads, reopened.progress.status) == (2, "processing")
     assert work.counts(batch_id) == ("processing", 0, 0)
-    [request] = work.tick().run_requests
+    tick = work.tick()
+    [request] = tick.run_requests
     assert request.tags["batch_pipeline/reason"] == "reprocess"
-    [result] = work.run_what_is_asked_for()
+    [result] = work.run_what_is_asked_for(tick)
     assert result.success
     assert work.counts(batch_id) == ("completed", 2, 0)
     assert model_server.calls_of("vision") == []

@@ -87,7 +87,9 @@ def facts(context):
     left.start()
     left.join()
     release = context.Event()
-    killed, orphan = (context.Process(target=wait_for, args=(release,)) for _ in range(2))
+    # One that is killed while it waits would never let go of an event that others wait for.
+    killed = context.Process(target=wait_for, args=(context.Event(),))
+    orphan = context.Process(target=wait_for, args=(release,))
     killed.start()
     orphan.start()
     killed.kill()
