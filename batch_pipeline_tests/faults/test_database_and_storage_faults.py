@@ -99,7 +99,7 @@ def test_14_a_commit_whose_reply_is_lost_is_counted_once(proxied, pipeline):
     batch_id = add_batch(pipeline.database, 2)
     upload, _ = upload_rows(pipeline.database, batch_id)
     claim = started(behind, upload.id)
-    proxy.lose_the_reply_to(b"COMMIT")
+    proxy.lose_the_reply_to(b"COMMIT\x00")
     with pytest.raises(ServiceDownError):
         behind.states.complete(claim, embedding=VECTOR, model="m", seconds={})
     assert proxy.dropped.is_set()

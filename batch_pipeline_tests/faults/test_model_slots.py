@@ -237,7 +237,7 @@ def test_while_the_database_sleeps_calls_pass_on_the_slots_they_have_and_then_sa
 
 def test_an_agreement_whose_reply_is_lost_costs_no_slot(vision, proxied, model_server):
     _, proxy = proxied
-    proxy.lose_the_reply_to(b"COMMIT")
+    proxy.lose_the_reply_to(b"COMMIT\x00")
     model_server.latency_seconds = 0.05
 
     with ThreadPoolExecutor(4) as threads:

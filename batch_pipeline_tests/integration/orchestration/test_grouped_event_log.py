@@ -237,7 +237,7 @@ def test_a_group_whose_commit_is_not_answered_is_written_once(open_log, run_id, 
     storage.store_event(event(run_id, KIND.RUN_START))
     for number in range(50):
         storage.store_event(materialization(run_id, f"{run_id}_{number}"))
-    proxy.lose_the_reply_to(b"COMMIT")
+    proxy.lose_the_reply_to(b"COMMIT\x00")
     storage.store_event(event(run_id, KIND.STEP_FAILURE, data=StepFailureData(ERROR, None)))
     assert proxy.dropped.is_set()
     assert rows() == ["PIPELINE_START", *["ASSET_MATERIALIZATION"] * 50, "STEP_FAILURE"]

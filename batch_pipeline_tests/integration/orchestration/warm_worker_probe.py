@@ -88,7 +88,8 @@ def facts(context):
     left.join()
     release = context.Event()
     # One that is killed while it waits would never let go of an event that others wait for.
-    killed = context.Process(target=wait_for, args=(context.Event(),))
+    never = context.Event()
+    killed = context.Process(target=wait_for, args=(never,))
     orphan = context.Process(target=wait_for, args=(release,))
     killed.start()
     orphan.start()
