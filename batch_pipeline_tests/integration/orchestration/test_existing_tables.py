@@ -11,8 +11,9 @@ from batch_pipeline.database.existing_tables import rows_left_alone
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
-from batch_pipeline.services.dispatch.slices import open_slice, unnumbered_slices
+from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
 from batch_pipeline.services.health import check_health
+from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
 from batch_pipeline.services.reports.batch_status import batch_status, newest_batches
@@ -48,18 +49,18 @@ def sensor(pipeline: Pipeline, instance, name: str, cursor=None):
 
 def finish(pipeline: Pipeline) -> None:
     """What runs do with the slices, less Dagster."""
-    opened = [
-        open_slice(pipeline.database, slice_, 250)
-        for slice_ in unnumbered_slices(pipeline.database, 250, at_most=4)
-    ]
+    database = pipeline.database
     with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
         processor = UploadProcessor(pipeline, keeper)
-        for slice_ in filter(None, opened):
-            loaded = pipeline.states.load_batch(
-                slice_.batch_id, "run", slice_number=slice_.number, limit=250
-            )
-            for upload in loaded.reserved:
-                processor.process(upload.id, "run", retries_left=0)
+        while waiting := (numbered_slices(database) + unnumbered_slices(database, 250, at_most=1)):
+            for slice_ in waiting:
+                opened = open_slice(database, slice_, 250)
+                assert opened, "what is listed as waiting can be opened"
+                loaded = pipeline.states.load_batch(
+                    opened.batch_id, "run", slice_number=opened.number, limit=250
+                )
+                for upload in loaded.reserved:
+                    processor.process(upload.id, "run", retries_left=0)
 
 
 def use_every_command(pipeline: Pipeline, batch_ids: list[uuid.UUID]) -> None:
@@ -95,12 +96,12 @@ def test_every_row_is_processed_and_every_command_works(
         batch_ids = [row[0] for row in api.connection.execute("SELECT id FROM upload_batches")]
         use_every_command(pipeline, [written.large])
 
-        assert work_for_a_sweep(instance, pipeline)
-        sweep_once(instance, pipeline)
+        assert work_for_a_sweep(instance, pipeline, LeftOut())
+        sweep_once(instance, pipeline, LeftOut())
         assert sensor(pipeline, instance, "pending_batches").run_requests
         Runner(pipeline, instance).run(written.large)
         finish(pipeline)
-        sweep_once(instance, pipeline)
+        sweep_once(instance, pipeline, LeftOut())
         finish(pipeline)  # an upload without a batch has got one now
 
         use_every_command(pipeline, batch_ids)
@@ -118,7 +119,7 @@ def test_every_row_is_processed_and_every_command_works(
         assert {row[0] for row in rows} == set(written.left_alone), rows
         assert api.connection.execute(WRONG_COUNTERS).fetchall() == []
         assert api.connection.execute(FAILED).fetchall() == []
-        assert work_for_a_sweep(instance, pipeline) == {}
+        assert work_for_a_sweep(instance, pipeline, LeftOut()) == {}
         with pipeline.database.transaction() as connection:
             assert len(list(rows_left_alone(connection))) == (4 if written.left_alone else 0)
 
