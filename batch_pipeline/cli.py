@@ -723,7 +723,7 @@ def demo(
 @main.command()
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @click.option(
-    "--however-many", is_flag=True, help="Remove more than a small share, too; look at it first."
+    "--force", is_flag=True, help="Remove more than a small share, too; look at it first."
 )
 @click.option(
     "--take-over",
@@ -732,9 +732,7 @@ def demo(
 )
 @json_option
 @click.pass_obj
-def tidy(
-    session: Session, dry_run: bool, however_many: bool, take_over: bool, as_json: bool
-) -> None:
+def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json: bool) -> None:
     """Remove files that are provably ours and left over; Dagster does so once an hour.
 
     Originals of submissions that never became a batch, thumbnails that we made of uploads that were
@@ -758,7 +756,7 @@ def tidy(
         pipeline.storage,
         pipeline.ownership,
         dry_run=dry_run,
-        however_many=however_many,
+        force=force,
     )
     kept = found.kept_because
     if as_json:

@@ -62,7 +62,7 @@ def remove_leftovers(
     ownership: FileOwnership,
     *,
     dry_run: bool = False,
-    however_many: bool = False,
+    force: bool = False,
     grace_seconds: float = GRACE_SECONDS,
 ) -> Leftovers:
     """Find what is left over, and remove it unless that is too much or nobody's to decide.
@@ -72,7 +72,7 @@ def remove_leftovers(
         storage: where to look.
         ownership: the proofs.
         dry_run: change nothing.
-        however_many: remove more than a small share, too; a person has looked at it.
+        force: remove more than a small share, too; a person has looked at it.
         grace_seconds: what is younger is left alone.
 
     Raises:
@@ -93,11 +93,11 @@ def remove_leftovers(
     ]
     if dry_run:
         found.kept_because = "it was only looked for"
-    elif len(found.files) > max(MANY_FILES, LARGE_SHARE * found.recorded) and not however_many:
+    elif len(found.files) > max(MANY_FILES, LARGE_SHARE * found.recorded) and not force:
         found.kept_because = (
             f"{len(found.files)} of {found.recorded} files that are recorded as ours look left "
             "over, which is more than is removed without a person: look at `batch-pipeline tidy "
-            "--dry-run`, then say `batch-pipeline tidy --however-many`"
+            "--dry-run`, then say `batch-pipeline tidy --force`"
         )
     else:
         _remove(storage, ownership, found)

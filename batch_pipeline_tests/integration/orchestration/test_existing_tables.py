@@ -2,23 +2,31 @@
 
 import io
 import uuid
+from pathlib import Path
 
 import dagster as dg
 import pytest
 from PIL import Image
 
 from batch_pipeline.database.existing_tables import rows_left_alone
+from batch_pipeline.database.models import Stage
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
+from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
 from batch_pipeline.services.health import check_health
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
-from batch_pipeline.services.reports.batch_status import batch_status, newest_batches
+from batch_pipeline.services.reports.batch_status import (
+    batch_head,
+    batch_status,
+    newest_batches,
+)
 from batch_pipeline.services.reports.metrics import read_metrics
 from batch_pipeline.services.reports.report_page import batch_report, render_html
+from batch_pipeline.services.reprocessing import Selection, reprocess
 from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
@@ -76,6 +84,27 @@ def use_every_command(pipeline: Pipeline, batch_ids: list[uuid.UUID]) -> None:
     assert health["oldest waiting upload"].ok, health["oldest waiting upload"].detail
 
 
+def change_rows_by_every_command(pipeline: Pipeline, batch_id: uuid.UUID, picture: Path) -> None:
+    """``submit``, ``retry``, ``reprocess`` and ``cancel``, less the terminal."""
+    database, batches = pipeline.database, pipeline.batches
+    submission = submit(
+        [picture],
+        publisher=pipeline.publisher,
+        storage=pipeline.storage,
+        settings=pipeline.settings,
+    )
+    assert submission.batch_id, submission.refused
+    retried = batches.retry_batch(batch_id)
+    assert retried
+    assert batches.cancel_batch(submission.batch_id)
+    assert batches.retry_batch(submission.batch_id)
+    redone = reprocess(database, batches, Selection(Stage.EMBEDDING, [batch_id]))
+    assert sum(batch.uploads for batch in redone) > 0
+    finish(pipeline)
+    for ended in (batch_id, submission.batch_id):
+        assert batch_head(database, ended)["status"] == "completed"
+
+
 def jpeg() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (48, 32), "teal").save(file, "JPEG")
@@ -84,8 +113,8 @@ def jpeg() -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tables", USABLE, ids=lambda tables: tables.name)
-def test_every_row_is_processed_and_every_command_works(
-    tables: ApiTables, server, change, open_pipeline, instance
+def test_every_row_is_processed_and_every_command_works(  # noqa: PLR0917
+    tables: ApiTables, server, change, open_pipeline, instance, tmp_path
 ):
     with server.new_database(migrated=False) as url, Api(url, file_path=ORIGINAL) as api:
         tables.create(api.connection)
@@ -114,6 +143,10 @@ def test_every_row_is_processed_and_every_command_works(
         else:
             pytest.fail(f"reports do not come to an end: {cursor}")
         assert search(pipeline.database, pipeline.analyzer.embedding, "fog", limit=200)
+
+        picture = tmp_path / "mine.jpg"
+        picture.write_bytes(jpeg())
+        change_rows_by_every_command(pipeline, written.large, picture)
 
         rows = api.connection.execute(UNFINISHED).fetchall()
         assert {row[0] for row in rows} == set(written.left_alone), rows

@@ -116,7 +116,7 @@ def test_two_deployments_on_one_storage_touch_nothing_of_each_other(deploy):
     # Not even when each tidies as if the storage were its own.
     for pipeline in (first, second):
         pipeline.ownership.take_over()
-        assert tidy(pipeline, however_many=True).removed == 0
+        assert tidy(pipeline, force=True).removed == 0
     assert contents(first) == before
 
 
@@ -129,7 +129,7 @@ def test_after_a_restore_from_an_older_dump_nothing_is_removed(deploy, tmp_path)
     restored = deploy(dump)
     assert not tidy(restored).is_owner
     restored.ownership.take_over()
-    assert tidy(restored, however_many=True).files == []
+    assert tidy(restored, force=True).files == []
     assert contents(pipeline) == before
 
 
@@ -146,7 +146,7 @@ def test_a_dump_made_during_a_submission_does_not_cost_its_originals(deploy, tmp
     before = contents(pipeline)
     restored = deploy(dumps[0])
     restored.ownership.take_over()
-    assert tidy(restored, however_many=True).files == []
+    assert tidy(restored, force=True).files == []
     assert contents(pipeline) == before
 
 
@@ -157,7 +157,7 @@ def test_a_copy_of_the_database_whose_rows_are_deleted_removes_nothing(deploy, t
     before = contents(production)
     staging = deploy(dump_of(production, tmp_path / "dump"))
     delete_uploads(staging)
-    found = tidy(staging, however_many=True)
+    found = tidy(staging, force=True)
     assert (found.is_owner, found.files) == (False, [])
     assert "tidy --take-over" in found.kept_because
     assert contents(production) == before
@@ -176,7 +176,7 @@ def test_files_of_others_are_left_alone_whatever_their_names(deploy):
         pipeline.storage.write(path, data)
     add_and_work(pipeline, "fog.webp")
     pipeline.ownership.take_over()
-    assert tidy(pipeline, however_many=True).files == []
+    assert tidy(pipeline, force=True).files == []
     assert foreign.items() <= contents(pipeline).items()
 
 
@@ -228,7 +228,7 @@ def test_more_than_a_small_share_is_reported_and_not_removed(deploy):
     assert (len(found.files), found.removed) == (MANY_FILES + 1, 0)
     assert f"{MANY_FILES + 1} of {MANY_FILES + 2} files" in found.kept_because
     assert contents(pipeline) == before
-    assert tidy(pipeline, however_many=True).removed == MANY_FILES + 1
+    assert tidy(pipeline, force=True).removed == MANY_FILES + 1
     assert len(contents(pipeline)) == 2
 
 
@@ -313,10 +313,10 @@ def test_of_a_killed_submission_goes_what_no_database_can_know(
     assert tidy(pipeline, grace_seconds=3600).files == [], "it may be under way"
     stranger = deploy()
     stranger.ownership.take_over()
-    assert tidy(stranger, however_many=True).files == [], "another database's submission"
+    assert tidy(stranger, force=True).files == [], "another database's submission"
     assert contents(pipeline) == before
     pipeline.ownership.take_over()
-    found = tidy(pipeline, however_many=True)
+    found = tidy(pipeline, force=True)
     assert found.removed == len(found.files) == left_over
     after = contents(pipeline)
     if moment in {"before the rows", "after the commit"}:
