@@ -18,6 +18,7 @@ DOCUMENTS = sorted(
         *ROOT.glob("*.md"),
         *ROOT.glob("*/README.md"),
         *ROOT.glob("examples/*/README.md"),
+        *ROOT.glob("batch_pipeline/*/README.md"),
     }
 )
 KINDED = {"PermanentError", "TransientError", "ServiceDownError"}
