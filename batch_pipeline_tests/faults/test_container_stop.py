@@ -125,6 +125,7 @@ def test_the_health_checks_of_the_containers_find_both_parts_alive(world):
     settings = world.pipeline.settings
 
     def lives() -> str:
+        world.processes.revive()  # as an engine restarts a container whose process has ended
         try:
             return check_daemon(settings)
         except RefusedError:  # it writes its first heartbeat a while after its start
