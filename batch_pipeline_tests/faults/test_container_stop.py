@@ -119,21 +119,6 @@ def everything_runs(world: World) -> None:
     world.processes.revive()
 
 
-def test_the_health_checks_of_the_containers_find_both_parts_alive(world):
-    port = world.processes.code_port
-    assert "serves" in check_code_server("127.0.0.1", port)
-    settings = world.pipeline.settings
-
-    def lives() -> str:
-        world.processes.revive()  # as an engine restarts a container whose process has ended
-        try:
-            return check_daemon(settings)
-        except RefusedError:  # it writes its first heartbeat a while after its start
-            return ""
-
-    assert "lives" in wait_until(lives, "a heartbeat")
-
-
 def test_a_stop_reaches_the_run_workers_which_hand_all_their_uploads_back(world):
     batch_id = world.submit_and_wait_until_all_is_held()
     init = world.processes.process(Part.CODE_SERVER)
@@ -167,3 +152,18 @@ def test_dead_runs_of_a_killed_container_end_when_its_next_one_starts_and_block_
     wait_until(all_ended, "the dead runs end", LEASE_SECONDS / 2)
     print(f"F14: dead runs closed {time.monotonic() - begin:.1f} s after the start")
     world.finish(batch_id)
+
+
+def test_the_health_checks_of_the_containers_find_both_parts_alive(world):
+    port = world.processes.code_port
+    assert "serves" in check_code_server("127.0.0.1", port)
+    settings = world.pipeline.settings
+
+    def lives() -> str:
+        world.processes.revive()  # as an engine restarts a container whose process has ended
+        try:
+            return check_daemon(settings)
+        except RefusedError:  # it writes its first heartbeat a while after its start
+            return ""
+
+    assert "lives" in wait_until(lives, "a heartbeat")
