@@ -31,7 +31,7 @@ from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
 from batch_pipeline.terminal import batches_table, uploads_table
-from batch_pipeline.testing.api_tables import USABLE, Api, ApiTables
+from batch_pipeline.testing.api_tables import USABLE, USER, Api, ApiTables
 
 from .conftest import Runner
 
@@ -92,6 +92,7 @@ def change_rows_by_every_command(pipeline: Pipeline, batch_id: uuid.UUID, pictur
         publisher=pipeline.publisher,
         storage=pipeline.storage,
         settings=pipeline.settings,
+        user_id=USER,
     )
     assert submission.batch_id, submission.refused
     retried = batches.retry_batch(batch_id)
