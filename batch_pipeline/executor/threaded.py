@@ -65,7 +65,6 @@ _STATE_CHANGES = {
         DagsterEventType.STEP_SUCCESS,
         DagsterEventType.STEP_FAILURE,
         DagsterEventType.STEP_UP_FOR_RETRY,
-        DagsterEventType.STEP_SKIPPED,
         DagsterEventType.RESOURCE_INIT_FAILURE,
     )
 }

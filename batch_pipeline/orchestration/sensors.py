@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import dagster as dg
 
@@ -179,23 +179,6 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
     return pending_batches
 
 
-class _RunEndSensor(dg.RunStatusSensorDefinition):
-    """A run-status sensor that says when no run has ended; Dagster would say *an empty result*."""
-
-    def __init__(self, *, nothing: str, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._nothing = dg.SensorDefinition(
-            name=self.name, evaluation_fn=lambda _: dg.SkipReason(nothing)
-        )
-
-    def evaluate_tick(self, context: dg.SensorEvaluationContext) -> Any:
-        is_first = context.cursor is None  # it looks for nothing, and says so
-        tick = super().evaluate_tick(context)
-        return (
-            tick if is_first or tick.dagster_run_reactions else self._nothing.evaluate_tick(context)
-        )
-
-
 def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     """Clean up at once what runs of the job leave behind."""
 
@@ -224,8 +207,7 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
         report_run_cleanup(context.instance, run, cleanup, reason)
 
     return [
-        _RunEndSensor(
-            nothing=f"no run has ended as {status.value.lower()} since",
+        dg.RunStatusSensorDefinition(
             name=clean_up_run.__name__,
             run_status=status,
             run_status_sensor_fn=clean_up_run,

@@ -7,9 +7,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,10 @@ import pytest
 from batch_pipeline.demo import running_stack
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
+from batch_pipeline_tests.patience import WAIT_SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
 MEDIA = ROOT / "examples" / "media"
-WAIT_SECONDS = 150
 #: The first test of a module starts the stack, works a batch and waits for its run (seconds).
 TEST_SECONDS = 480
 
@@ -46,15 +45,6 @@ def clean_environment(**values: str) -> dict[str, str]:
         if not name.startswith((ENVIRONMENT_PREFIX, "DAGSTER_"))
     }
     return kept | values
-
-
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = WAIT_SECONDS) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if result := condition():
-            return result
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds:g} s: {what}")
 
 
 @dataclass(frozen=True)

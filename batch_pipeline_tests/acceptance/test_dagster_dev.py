@@ -15,8 +15,9 @@ import pytest
 
 from batch_pipeline.database.embedded_server import server_is_running
 from batch_pipeline.demo import free_port
+from batch_pipeline_tests.patience import wait_until
 
-from .conftest import MEDIA, ROOT, GraphQl, RealStack, clean_environment, wait_until
+from .conftest import MEDIA, ROOT, GraphQl, RealStack, clean_environment
 
 
 @pytest.fixture(scope="module")

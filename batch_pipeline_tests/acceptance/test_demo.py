@@ -8,8 +8,10 @@ import sys
 import psutil
 import pytest
 
+from batch_pipeline_tests.patience import wait_until
+
 from ..integration.console import Console
-from .conftest import clean_environment, wait_until
+from .conftest import clean_environment
 
 
 def command_of(process: psutil.Process) -> str:

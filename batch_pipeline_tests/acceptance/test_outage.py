@@ -11,9 +11,9 @@ from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batch_status
 from batch_pipeline.settings import load_settings
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
-from batch_pipeline_tests.patience import promised
+from batch_pipeline_tests.patience import promised, wait_until
 
-from .conftest import MEDIA, GraphQl, wait_until
+from .conftest import MEDIA, GraphQl
 
 FILES = ["fog.webp", "lighthouse.gif", "sea.jpg", "city.jpg", "night.jpg", "forest.webp"]
 #: Long enough for a storm of runs to be seen, and longer than the pause of the uploads.

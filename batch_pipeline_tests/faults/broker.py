@@ -6,8 +6,8 @@ from pathlib import Path
 import redis
 
 from batch_pipeline.demo import free_port
-from batch_pipeline_tests.acceptance.conftest import wait_until
 from batch_pipeline_tests.integration.conftest import program
+from batch_pipeline_tests.patience import wait_until
 
 
 class Broker:

@@ -1,7 +1,6 @@
 """Runs of the real job on files, PostgreSQL and a scripted model server over real HTTP."""
 
 import os
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,7 +30,6 @@ from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F
     instance,
     no_run_under_way,
 )
-from batch_pipeline_tests.patience import DEADLINE
 
 #: Modules that wait for nothing.
 FAST = {"test_hostile_inputs.py"}
@@ -221,10 +219,3 @@ def console(settings: Settings, tmp_path: Path) -> Console:
         "BATCH_PIPELINE_DATABASE_URL": settings.database_url,
     }
     return Console(variables, tmp_path)
-
-
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)

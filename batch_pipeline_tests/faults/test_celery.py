@@ -22,11 +22,12 @@ from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.instance_health import check_dagster
 from batch_pipeline.orchestration.run_ends import clean_up_failed_run
 from batch_pipeline.settings import Settings
+from batch_pipeline_tests.patience import wait_until
 
 from ..patience import DEADLINE
 from . import run_worker
 from .broker import Broker
-from .conftest import failures, wait_until
+from .conftest import failures
 
 ROOT = Path(__file__).parents[2]
 LEASE = 3.0

@@ -25,7 +25,8 @@ from batch_pipeline.testing.media import make_image
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_rows
 from batch_pipeline.testing.stack import Part, PostgresProcess, StackProcesses, kill_all
-from batch_pipeline_tests.acceptance.conftest import WAIT_SECONDS, GraphQl, wait_until
+from batch_pipeline_tests.acceptance.conftest import GraphQl
+from batch_pipeline_tests.patience import WAIT_SECONDS, wait_until
 
 TINI = shutil.which("tini-static")
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -160,7 +161,6 @@ def test_the_health_checks_of_the_containers_find_both_parts_alive(world):
     settings = world.pipeline.settings
 
     def lives() -> str:
-        world.processes.revive()  # as an engine restarts a container whose process has ended
         try:
             return check_daemon(settings)
         except RefusedError:  # it writes its first heartbeat a while after its start

@@ -28,9 +28,7 @@ from batch_pipeline.services.upload_processing import (
 )
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
-from batch_pipeline_tests.patience import promised
-
-from .conftest import wait_until
+from batch_pipeline_tests.patience import promised, wait_until
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 RUN = "run"

@@ -10,9 +10,9 @@ import pytest
 from batch_pipeline.services.description_audit import PASS_SCORE
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 from batch_pipeline.testing.model_server import Fault, at_random
-from batch_pipeline_tests.patience import DEADLINE, promised
+from batch_pipeline_tests.patience import DEADLINE, promised, wait_until
 
-from .conftest import PICTURES, both_dialects, failures, wait_until
+from .conftest import PICTURES, both_dialects, failures
 
 pytestmark = pytest.mark.usefixtures("model_server")
 

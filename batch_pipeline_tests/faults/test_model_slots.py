@@ -21,8 +21,7 @@ from batch_pipeline.model_servers.factory import close_analyzers
 from batch_pipeline.services.shared_call_slots import SharedCallSlots
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, picture
-
-from .conftest import wait_until
+from batch_pipeline_tests.patience import wait_until
 
 MODULE = "batch_pipeline.testing.model_caller"
 

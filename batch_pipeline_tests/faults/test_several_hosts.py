@@ -31,8 +31,9 @@ from batch_pipeline.testing.object_store import ObjectStore
 from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline.testing.stack import Part, StackProcesses
 from batch_pipeline.testing.tcp_proxy import TcpProxy
-from batch_pipeline_tests.acceptance.conftest import MEDIA, wait_until
+from batch_pipeline_tests.acceptance.conftest import MEDIA
 from batch_pipeline_tests.faults.broker import Broker
+from batch_pipeline_tests.patience import wait_until
 
 LEASE = 6.0
 AT_ONCE = 1

@@ -22,11 +22,12 @@ from batch_pipeline.settings import Settings
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline.testing.stack import Part, PostgresProcess, StackProcesses, kill_all
-from batch_pipeline_tests.acceptance.conftest import MEDIA, WAIT_SECONDS, GraphQl, wait_until
+from batch_pipeline_tests.acceptance.conftest import MEDIA, GraphQl
 from batch_pipeline_tests.acceptance.test_dagster_ui import (
     page,  # noqa: F401 - a fixture
     re_execute_from_failure,
 )
+from batch_pipeline_tests.patience import WAIT_SECONDS, wait_until
 
 LEASE = 5.0
 FILES = ("fog.webp", "lighthouse.gif", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")

@@ -32,7 +32,7 @@ from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline_tests.faults import run_worker
-from batch_pipeline_tests.patience import promised
+from batch_pipeline_tests.patience import promised, wait_until
 
 ROOT = Path(__file__).parents[2]
 MEDIA = ROOT / "examples" / "media"
@@ -42,15 +42,6 @@ LEASE = 5.0
 DEADLINE = 90.0
 
 pytestmark = pytest.mark.slow
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> float:
-    """Wait; returns the seconds that it took."""
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < seconds, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
-    return time.monotonic() - begin
 
 
 class Worker:
@@ -249,10 +240,11 @@ def test_7_after_a_kill_that_nobody_reports_the_lease_tells_and_the_run_is_close
     stack = open_stack()
     batch_id, worker = kill_in_upload_2_of_5(stack, model_server)
     assert stack.pipeline.backlog.rescue().returned == 0, "rescued before the lease was over"
-    seconds = wait_until(
+    begin = time.monotonic()
+    wait_until(
         lambda: stack.pipeline.backlog.rescue().returned, "the lease is over", promised(2 * LEASE)
     )
-    print(f"returned {seconds:.2f} s after the kill, lease {LEASE} s")
+    print(f"returned {time.monotonic() - begin:.2f} s after the kill, lease {LEASE} s")
     stack.finish(batch_id)
     wait_until(
         lambda: work_for_a_sweep(stack.instance, stack.pipeline, LeftOut()).get(

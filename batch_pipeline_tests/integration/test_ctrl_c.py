@@ -5,7 +5,6 @@ The demo, which takes longer, is stopped in ``acceptance/test_demo.py``.
 
 import os
 import random
-import time
 
 import psutil
 import psycopg
@@ -14,7 +13,7 @@ from PIL import Image
 
 from batch_pipeline.services.reports.batch_status import newest_batches
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
-from batch_pipeline_tests.patience import DEADLINE
+from batch_pipeline_tests.patience import wait_until
 
 from .console import Console
 
@@ -66,13 +65,6 @@ def stored_files(tmp_path):
     return [path for path in (tmp_path / "home").rglob("original.*") if path.is_file()]
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 @pytest.fixture
 def nobody_adds_a_batch(database_url):
     """Keeps a submission from its commit: however late Ctrl-C is pressed, it is not too late."""
@@ -87,7 +79,7 @@ def test_before_the_batch_is_committed_nothing_half_done_is_left(
     console, database, many_pictures, tmp_path, stored
 ):
     with console.in_terminal("submit", many_pictures, "--wait") as terminal:
-        wait_until(lambda: len(stored_files(tmp_path)) >= stored)
+        wait_until(lambda: len(stored_files(tmp_path)) >= stored, "the files are stored")
         terminal.press_ctrl_c()
         assert_stopped(terminal)
     assert "`batch-pipeline status` tells whether the batch was submitted" in terminal.text

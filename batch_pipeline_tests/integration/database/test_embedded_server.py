@@ -3,8 +3,7 @@
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,7 +17,7 @@ from batch_pipeline.database.embedded_server import (
     stop_server,
 )
 from batch_pipeline.errors import RefusedError
-from batch_pipeline_tests.patience import DEADLINE
+from batch_pipeline_tests.patience import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -61,13 +60,6 @@ def users(tmp_path) -> Iterator[Users]:
         with process:
             process.kill()
     stop_server(tmp_path, although_used=True)
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def guards(home: Path) -> list[psutil.Process]:

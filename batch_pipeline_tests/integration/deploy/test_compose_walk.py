@@ -21,7 +21,8 @@ from batch_pipeline.settings import Settings
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline.testing.stack import PostgresProcess
-from batch_pipeline_tests.acceptance.conftest import MEDIA, GraphQl, wait_until
+from batch_pipeline_tests.acceptance.conftest import MEDIA, GraphQl
+from batch_pipeline_tests.patience import wait_until
 
 from .composed import WAIT_SECONDS, ComposedProcesses, read_as_compose_does
 

@@ -1,5 +1,6 @@
 """The instance settings of production, opened by Dagster itself on a real database."""
 
+import importlib.resources
 import re
 import shutil
 import sys
@@ -74,6 +75,11 @@ def test_dagster_opens_them_with_the_very_classes_that_they_name(
             assert connection.execute(text(clean_up)).rowcount == 0
             clean_up = clean_up.replace("'1 year'", "'-1 hour'")
             assert connection.execute(text(clean_up)).rowcount == 1
+
+
+def test_those_that_the_package_brings_for_the_demo_are_those_of_a_clone():
+    packaged = importlib.resources.files("batch_pipeline.orchestration") / "dagster.yaml"
+    assert packaged.read_text() == (DEPLOY.parent / "dagster.yaml").read_text()
 
 
 def test_those_of_one_host_differ_only_in_where_runs_print():

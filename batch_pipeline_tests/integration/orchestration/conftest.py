@@ -29,17 +29,32 @@ MEDIA = ROOT / "examples" / "media"
 SMALL = ("lighthouse.gif", "fog.webp", "ball_on_meadow.mp4")
 
 
+DAGSTER_DATABASE_URL = "BATCH_PIPELINE_DAGSTER_DATABASE_URL"
+
+
 @pytest.fixture(scope="session")
-def instance(
+def stored_instance(
     server: DatabaseServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dg.DagsterInstance]:
+) -> Iterator[tuple[dg.DagsterInstance, str]]:
     """Dagster as it is in use: the repository's `dagster.yaml`, with our storage on PostgreSQL."""
     home = tmp_path_factory.mktemp("dagster_home")
     shutil.copy(ROOT / "dagster.yaml", home)
-    with server.new_database(migrated=False) as url, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BATCH_PIPELINE_DAGSTER_DATABASE_URL", url)
-        with dg.DagsterInstance.from_config(str(home)) as instance:
-            yield instance
+    with server.new_database(migrated=False) as url:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(DAGSTER_DATABASE_URL, url)
+            instance = dg.DagsterInstance.from_config(str(home))
+        with instance:
+            yield instance, url
+
+
+@pytest.fixture
+def instance(
+    stored_instance: tuple[dg.DagsterInstance, str], monkeypatch: pytest.MonkeyPatch
+) -> dg.DagsterInstance:
+    """The instance of this session; only the tests that ask for it have it in their environment."""
+    instance, url = stored_instance
+    monkeypatch.setenv(DAGSTER_DATABASE_URL, url)
+    return instance
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import CallSlots, never_cancelled
 from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
-from batch_pipeline_tests.patience import DEADLINE
+from batch_pipeline_tests.patience import DEADLINE, wait_until
 
 A, B = "http://a:11434", "http://b:11434"
 
@@ -38,13 +38,6 @@ def opened(database: Database) -> Iterator[Opened]:
 def rows(database: Database) -> list[AnyRow]:
     with database.transaction() as connection:
         return list(connection.execute(text("SELECT * FROM model_call_slots ORDER BY held DESC")))
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 class Callers:
