@@ -159,7 +159,7 @@ def search(
 
 # Candidates -------------------------------------------------------------------------------------
 
-#: The place of a result among all: tier, score with its sign turned, id.
+#: The place of a result among all: tier, distance less its bonus, id.
 _Key = tuple[int, float, uuid.UUID]
 
 
@@ -169,13 +169,23 @@ class _Hit:
     found_by: FoundBy
 
     @property
+    def similarity(self) -> float | None:
+        return None if self.row.distance is None else 1.0 - float(self.row.distance)
+
+    @property
     def score(self) -> float:
-        similarity = -1.0 if self.row.similarity is None else float(self.row.similarity)
-        return similarity + (0.0 if self.found_by == "meaning" else WORDS_BONUS)
+        return 1.0 - self._place
 
     @property
     def key(self) -> _Key:
-        return _TIERS[self.found_by], -self.score, self.row.id
+        return _TIERS[self.found_by], self._place, self.row.id
+
+    @property
+    def _place(self) -> float:
+        # Of the nearest this is the very number that the database orders by: were it rounded, two
+        # that differ for one of them and not for the other would change places between two pages.
+        distance = 2.0 if self.row.distance is None else float(self.row.distance)
+        return distance - (0.0 if self.found_by == "meaning" else WORDS_BONUS)
 
 
 @dataclass(frozen=True)
@@ -222,7 +232,7 @@ class _Candidates:
     def add_by_words(self, question: Question) -> None:
         """Find what is called or described by the very words of a question."""
         # Of another model there are words, but no distance.
-        select_rows = self._rows(case((self._of_model, 1 - self._distance)))
+        select_rows = self._rows(case((self._of_model, self._distance)))
 
         def found(condition: ColumnElement[bool], most: int = MAX_RESULTS) -> Sequence[AnyRow]:
             return self._connection.execute(select_rows.where(condition).limit(most)).all()
@@ -243,33 +253,41 @@ class _Candidates:
         """Give the next hits after the last that was shown, each content once."""
         wanted = min(count + (last.position if last else 0), MAX_RESULTS)
         while True:
-            nearest = self._nearest(wanted)
+            nearest, are_all = self._nearest(wanted)
             hits = _each_content_once(filter(self._is_near, [*self._by_words, *nearest]))
             # What has come since the page before stands where it belongs, which may be before it.
             rest = [hit for hit in hits if last is None or hit.key > last.key]
             # The same bytes may have taken many of the places.
-            if len(rest) >= count or len(nearest) < wanted or wanted == MAX_RESULTS:
+            if len(rest) >= count or are_all or wanted == MAX_RESULTS:
                 return rest[:count]
             wanted = min(2 * wanted, MAX_RESULTS)
 
-    def _nearest(self, count: int) -> list[_Hit]:
+    def _nearest(self, count: int) -> tuple[list[_Hit], bool]:
+        """Give about so many, and whether there are no more."""
         statement = (
-            self._rows(1 - self._distance)
+            self._rows(self._distance)
             .where(self._of_model)
             .order_by(self._distance)
-            .limit(count)
+            .limit(count + 1)
         )
-        return [_Hit(row, "meaning") for row in self._connection.execute(statement)]
+        rows = self._connection.execute(statement).all()
+        if len(rows) <= count:
+            return [_Hit(row, "meaning") for row in rows], True
+        # Of those as near as the last one, some may be missing: which ones, the index decides.
+        edge = rows[-1].distance
+        return [
+            _Hit(row, "meaning") for row in rows if row.distance < edge or count == MAX_RESULTS
+        ], False
 
     def _is_near(self, hit: _Hit) -> bool:
-        similarity = hit.row.similarity
+        similarity = hit.similarity
         return self._least is None or (similarity is not None and similarity >= self._least)
 
-    def _rows(self, similarity: ColumnElement[float]) -> Select[*tuple[Any, ...]]:
+    def _rows(self, distance: ColumnElement[float]) -> Select[*tuple[Any, ...]]:
         return select(
             Upload.id,
             FILENAME,
-            similarity.label("similarity"),
+            distance.label("distance"),
             func.coalesce(Upload.description, "").label("description"),
             Upload.thumbnail_path,
             Upload.file_path,
@@ -345,7 +363,7 @@ def _result(
     return SearchResult(
         upload_id=row.id,
         filename=row.filename,
-        similarity=row.similarity,
+        similarity=hit.similarity,
         description=row.description,
         thumbnail_path=row.thumbnail_path,
         file_path=row.file_path,
@@ -361,7 +379,7 @@ def _result(
         vision_model=row.vision_model,
         found_by=hit.found_by,
         score=hit.score,
-        weak=hit.found_by == "meaning" and row.similarity < WEAK_BELOW.get(model, -1.0),
+        weak=hit.found_by == "meaning" and hit.score < WEAK_BELOW.get(model, -1.0),
         copies=[copy for copy in copies.get(row.checksum, ()) if copy.upload_id != row.id],
         cursor=str(cursor),
     )

@@ -281,7 +281,7 @@ def test_pages_joined_are_the_whole(database, find, size):
         database,
         [
             # Many as near as each other, and every third found by a word.
-            upload(f"{n}.jpg", 0.1 * (n // 5), "Blue." if n % 3 == 0 else "Red.")
+            upload(f"{n}.jpg", 0.1 * (n // 15), "Blue." if n % 3 == 0 else "Red.")
             for n in range(30)
         ],
     )
