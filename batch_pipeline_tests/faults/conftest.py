@@ -29,6 +29,7 @@ from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F
     MEDIA,
     instance,
     no_run_under_way,
+    stored_instance,
 )
 
 #: Modules that wait for nothing.
