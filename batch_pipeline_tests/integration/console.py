@@ -1,4 +1,4 @@
-"""The installed command in a process of its own: in a pipe, or in a terminal of 80 columns."""
+"""The command in a process of its own: printing to a file, or in a terminal of 80 columns."""
 
 import fcntl
 import json
@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batch_pipeline_tests.integration.warm_commands import WarmCommands
 from batch_pipeline_tests.patience import DEADLINE
 
 COMMAND = str(Path(sys.executable).parent / "batch-pipeline")
+_WARM = WarmCommands()
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -45,17 +47,13 @@ class Console:
     folder: Path
 
     def __call__(self, *arguments: object, **variables: str) -> Answer:
-        done = subprocess.run(
-            [COMMAND, *map(str, arguments)],
-            env={**self.environment, **variables},
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=2 * DEADLINE,
-            check=False,
+        code, out, err = _WARM.run(
+            [*map(str, arguments)],
+            environment={**self.environment, **variables},
+            folder=self.folder,
+            seconds=2 * DEADLINE,
         )
-        return Answer(done.returncode, done.stdout, done.stderr)
+        return Answer(code, out, err)
 
     @contextmanager
     def in_terminal(self, *arguments: object, **variables: str) -> Iterator["Terminal"]:
