@@ -5,8 +5,6 @@ Tests use it as people do: through the command line, through Dagster's GraphQL, 
 
 import json
 import os
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +17,7 @@ import pytest
 from batch_pipeline.demo import running_stack
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
+from batch_pipeline_tests.integration.console import Console
 from batch_pipeline_tests.patience import WAIT_SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -29,11 +28,12 @@ TEST_SECONDS = 480
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs them all: the stack is started once."""
+    """One worker runs all that share a stack: it is started once."""
     for item in items:
         if "acceptance" in Path(item.path).parts:
             item.add_marker(pytest.mark.acceptance)
-            item.add_marker(pytest.mark.xdist_group("acceptance"))
+            if "stack" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group("acceptance"))
             item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 
@@ -122,16 +122,10 @@ class RealStack:
 
     def cli(self, *arguments: str | Path, expect: int | None = 0) -> Any:
         """Run a command with ``--json`` as a person would, and return what it printed."""
-        result = subprocess.run(
-            [sys.executable, "-m", "batch_pipeline", *map(str, arguments), "--json"],
-            env=clean_environment(BATCH_PIPELINE_HOME=str(self.home)),
-            capture_output=True,
-            text=True,
-            timeout=2 * WAIT_SECONDS,
-            check=False,
-        )
-        assert expect is None or result.returncode == expect, result.stderr
-        return json.loads(result.stdout)
+        console = Console(clean_environment(BATCH_PIPELINE_HOME=str(self.home)), self.home)
+        answer = console(*arguments, "--json", seconds=2 * WAIT_SECONDS)
+        assert expect is None or answer.code == expect, answer.err
+        return answer.json
 
 
 @contextmanager

@@ -26,6 +26,8 @@ SHOWN_NAME = HOSTILE_NAME.replace("\N{RIGHT-TO-LEFT OVERRIDE}", "\N{REPLACEMENT 
 TIMEOUT_MS = 60_000
 LOCATION = "/locations/batch_pipeline.definitions"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
@@ -169,7 +171,6 @@ def test_the_failed_step_has_a_readable_name_and_says_file_kind_reason_and_attem
         expect(panel.get_by_text(words, exact=False).first).to_be_visible()
 
 
-@pytest.mark.slow
 def test_the_failed_steps_thumbnail_is_one_click_away_however_long_the_reason(
     stack_of_a_stammering_model, page
 ):

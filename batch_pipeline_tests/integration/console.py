@@ -46,12 +46,14 @@ class Console:
     environment: Mapping[str, str]
     folder: Path
 
-    def __call__(self, *arguments: object, **variables: str) -> Answer:
+    def __call__(
+        self, *arguments: object, seconds: float = 2 * DEADLINE, **variables: str
+    ) -> Answer:
         code, out, err = _WARM.run(
             [*map(str, arguments)],
             environment={**self.environment, **variables},
             folder=self.folder,
-            seconds=2 * DEADLINE,
+            seconds=seconds,
         )
         return Answer(code, out, err)
 

@@ -48,7 +48,7 @@ def start(script, arguments, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.lengthy
+@pytest.mark.proof
 @pytest.mark.timeout(600)
 def test_the_benchmarks_of_orchestration_and_scale_give_finite_figures(tmp_path):
     running = {script: start(script, arguments, tmp_path) for script, arguments in TINY.items()}

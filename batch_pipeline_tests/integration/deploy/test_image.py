@@ -39,7 +39,7 @@ def test_the_last_stage_runs_as_an_ordinary_user():
 
 
 @pytest.mark.slow
-@pytest.mark.lengthy
+@pytest.mark.proof
 @pytest.mark.timeout(600)
 def test_what_the_image_installs_works_without_the_sources(tmp_path, database_url):
     sources, image = tmp_path / "src", tmp_path / "app"

@@ -21,6 +21,7 @@ from batch_pipeline.testing.records import add_batch, upload_rows
 from batch_pipeline.visible_text import visible
 from batch_pipeline_tests.patience import DEADLINE
 
+pytestmark = pytest.mark.slow
 EXAMPLE = Path(__file__).parents[3] / "examples" / "progress_websocket"
 expect.set_options(timeout=1000 * DEADLINE)
 HOSTILE_NAME = "<img src=x onerror='window.broken=1'>\N{RIGHT-TO-LEFT OVERRIDE}gpj.exe"

@@ -114,9 +114,7 @@ class Listener:
     "uploads",
     [
         300,
-        pytest.param(
-            10_000, marks=[pytest.mark.slow, pytest.mark.lengthy, pytest.mark.timeout(400)]
-        ),
+        pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.proof, pytest.mark.timeout(400)]),
     ],
 )
 def test_a_flood_is_thinned_out_and_the_last_message_says_completed(
