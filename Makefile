@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
-.PHONY: help install install-dev demo dev test test-slow proofs test-lowest test-ocr faults benchmarks lint format clean reset
+.PHONY: help install install-dev demo dev test test-slow proofs test-lowest test-ocr docs faults benchmarks lint format clean reset
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
@@ -14,6 +14,7 @@ help:
 	@echo "make dev     install, run Dagster for your own batches (http://127.0.0.1:3000)"
 	@echo "make lint    ruff and mypy"
 	@echo "make benchmarks  this pipeline and what else one might use, side by side (20 minutes)"
+	@echo "make docs    the documents as a site in site/, with every link checked"
 	@echo "make clean   remove the environment and what was built; stored files and batches stay"
 	@echo "make reset   remove stored files and batches, after asking; cannot be undone"
 
@@ -75,6 +76,10 @@ test-ocr: install-dev
 	$(PIP_INSTALL) -e '.[dev,ocr]'
 	$(BIN)/pytest -n 0 batch_pipeline_tests/integration/model_servers/test_ocr.py \
 		batch_pipeline_tests/unit/model_servers/test_embedded.py $(ARGS)
+
+docs: install-dev
+	$(PIP_INSTALL) -e '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # On a machine with nothing else to do; writes benchmarks/results. Peers that do not share our
 # environment get one of their own.
