@@ -80,12 +80,40 @@ class Session:
             use_format(settings)
         return settings
 
-    @cached_property
+    @property
     def pipeline(self) -> "Pipeline":
-        """The pipeline, opened once."""
+        """The pipeline, opened once; for commands to which an empty one is of no use."""
+        self.require_home()
+        return self._opened_pipeline
+
+    @property
+    def new_pipeline(self) -> "Pipeline":
+        """The pipeline, opened once, and made where there is none yet."""
+        self.say_if_home_is_new()
+        return self._opened_pipeline
+
+    @cached_property
+    def _opened_pipeline(self) -> "Pipeline":
         from batch_pipeline.services.pipeline import Pipeline  # noqa: PLC0415
 
         return Pipeline(self.settings)
+
+    def require_home(self) -> None:
+        """Refuse to make a database where a person only wants to read one.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        from batch_pipeline.services.missing_home import missing_home  # noqa: PLC0415
+
+        if said := missing_home(self.settings):
+            raise NotFoundError(said)
+
+    def say_if_home_is_new(self) -> None:
+        """Say where things will be kept, if nothing was kept there before."""
+        home = self.settings.home
+        if not home.exists() and not (self.settings.database_url and self.settings.storage_url):
+            click.echo(f"New: everything is kept in {home}", err=True)
 
 
 class Commands(click.Group):
@@ -211,19 +239,23 @@ def submit(
       batch-pipeline submit photos/ --json | jq -r .batch_id
     """
     from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
-    from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
+    from batch_pipeline.services.batch_intake import Submission, examine, store  # noqa: PLC0415
 
     if "" in paths:  # an unset variable of a script; as a path it would be the current folder
         raise click.BadParameter("a path is empty.", param_hint="'PATHS...'")
     session.when_stopped = "Stopped. `batch-pipeline status` tells whether the batch was submitted."
-    pipeline = session.pipeline
-    submission = submit_files(
-        map(Path, paths),
-        user_id=user or LOCAL_USER,
-        publisher=pipeline.publisher,
-        storage=pipeline.storage,
-        settings=session.settings,
-    )
+    offer = examine(map(Path, paths), session.settings)
+    if offer.accepted:
+        pipeline = session.new_pipeline
+        submission = store(
+            offer,
+            user_id=user or LOCAL_USER,
+            publisher=pipeline.publisher,
+            storage=pipeline.storage,
+            settings=session.settings,
+        )
+    else:
+        submission = Submission(None, [], offer.refused)
     shape = _submission_shape(submission)
     if not as_json:
         _print_submission(submission)
@@ -572,6 +604,8 @@ def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> N
     from batch_pipeline.services.liveness import check_code_server, check_daemon  # noqa: PLC0415
 
     is_daemon = part == "daemon"
+    if is_daemon:
+        session.require_home()
     said = check_daemon(session.settings) if is_daemon else check_code_server(host, port)
     if as_json:
         _print_json({"part": part, "alive": True, "detail": said})
@@ -680,7 +714,7 @@ def demo(
     from batch_pipeline.services.search import search as find  # noqa: PLC0415
 
     files = [media] if media else stack_runner.sample_media()
-    pipeline = session.pipeline
+    pipeline = session.new_pipeline
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
     session.when_stopped = "Stopped. What is not done yet is done at the next start."
     say("Starting Dagster …")
@@ -807,6 +841,7 @@ def upgrade(session: Session, as_json: bool) -> None:
     """
     from batch_pipeline.database.session import connect  # noqa: PLC0415
 
+    session.say_if_home_is_new()
     database = connect(session.settings)
     before, _ = database.revisions()
     database.upgrade()
@@ -868,6 +903,7 @@ def backup(session: Session, file: Path, with_files: bool | None, as_json: bool)
     from batch_pipeline.services.backup import back_up  # noqa: PLC0415
     from batch_pipeline.storage import Storage  # noqa: PLC0415
 
+    session.require_home()
     if with_files is None:
         with_files = Storage(session.settings.storage_location).is_local
     done = back_up(session.settings, file, with_files=with_files)
@@ -898,6 +934,7 @@ def restore(session: Session, file: Path, replace: bool, as_json: bool) -> None:
     """
     from batch_pipeline.services.backup import restore as put_back  # noqa: PLC0415
 
+    session.say_if_home_is_new()
     done = put_back(session.settings, file, replace=replace)
     if as_json:
         _print_json(asdict(done))

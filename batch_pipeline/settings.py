@@ -1,7 +1,7 @@
 """Typed settings: every ``BATCH_PIPELINE_*`` variable, described where it is defined.
 
-Read from the environment and from a ``.env`` file in the working directory; nothing else in the
-package reads the environment.
+Read from the environment and from ``.env`` files in the working directory and beside the home;
+nothing else in the package reads the environment.
 """
 
 import json
@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.home import default_home, nearest_home
 from batch_pipeline.masking import learn, learn_url, masked
 from batch_pipeline.media.acceptance import FORMATS
 
@@ -51,15 +52,18 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX,
-        env_file=".env",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
     )
 
     home: Path = Field(
-        Path(".batch_pipeline"),
-        description="Folder of the embedded database and of the default storage.",
+        default_factory=default_home,
+        description=(
+            "Folder of the embedded database and of the default storage. Unless set: the nearest "
+            "`.batch_pipeline` in the working directory or above it, else `batch_pipeline` among "
+            "the user's data (Linux: `~/.local/share`)."
+        ),
     )
     database_url: str = Field(
         "",
@@ -326,15 +330,25 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(name.strip().lower() for name in text.split(",") if name.strip())
 
 
+def env_files() -> tuple[Path, ...]:
+    """Files that settings are read from; the last one that names a setting counts."""
+    home, here = nearest_home(), Path(".env").absolute()
+    beside = here if home is None else home.with_name(".env")
+    return (here,) if beside == here else (beside, here)
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings from the environment and ``.env``; those in `overrides` replace them.
+
+    In a subfolder of the folder with the home, its ``.env`` counts, too; one of the subfolder goes
+    before it.
 
     Raises:
         ConfigurationError: a variable has a value that is not accepted; the message names each
             such variable, the value it has and what is accepted.
     """
     try:
-        return Settings(**overrides)
+        return Settings(_env_file=env_files(), **overrides)
     except ValidationError as error:
         lines = [
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"

@@ -9,6 +9,7 @@ from dagster_postgres import PostgresRunStorage
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.orchestration.dagster_storage.instance_storage import dagster_storage_url
+from batch_pipeline.services.missing_home import missing_home
 from batch_pipeline.settings import Settings
 
 #: A daemon that has not been heard of for longer is taken for stopped (seconds).
@@ -26,6 +27,8 @@ def check_dagster(settings: Settings) -> Iterator[HealthCheck]:
 
 
 def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
+    if missing_home(settings):
+        return  # as the first check of `services/health.py` says; asking would make one
     try:
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
         heartbeats = PostgresRunStorage(url).get_daemon_heartbeats()

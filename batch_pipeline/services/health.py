@@ -12,6 +12,7 @@ from batch_pipeline.errors import ConfigurationError, PipelineError
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
+from batch_pipeline.services.missing_home import missing_home
 from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
@@ -36,6 +37,10 @@ def check_health(settings: Settings, *, quick: bool = False) -> Iterator[HealthC
 
 
 def _checks(settings: Settings, *, quick: bool) -> Iterator[HealthCheck]:
+    if missing := missing_home(settings):
+        yield HealthCheck("home", False, missing, "start Dagster first: `make dev`")
+        return
+    yield HealthCheck("home", True, str(settings.home))
     yield from _database(settings)
     yield _check(
         "storage",

@@ -34,7 +34,7 @@ def dagster_dev(clone: Path) -> Iterator[RealStack]:
         process = subprocess.Popen(
             [sys.executable, "-m", "dagster", "dev", "-p", str(port)],
             cwd=clone,
-            env=clean_environment(),
+            env=clean_environment(XDG_DATA_HOME=str(clone / "data")),
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -51,7 +51,7 @@ def dagster_dev(clone: Path) -> Iterator[RealStack]:
 
     try:
         wait_until(answers, "the webserver answers")
-        yield RealStack(clone / ".batch_pipeline", graphql)
+        yield RealStack(clone / "data" / "batch_pipeline", graphql)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)

@@ -40,6 +40,7 @@ UPLOAD_FIELDS = [
 
 @pytest.fixture
 def console(database_url, tmp_path):
+    (tmp_path / "home").mkdir()  # that one is new is said where that is tried
     return Console(
         {
             "PATH": os.environ["PATH"],
@@ -340,11 +341,13 @@ def test_a_setting_that_cannot_be_used_is_named_with_what_is_expected(
     console, variable, value, said
 ):
     setting = {f"BATCH_PIPELINE_{variable}": value}
+    command = ["status"]
     if variable == "HOME":
         setting["BATCH_PIPELINE_DATABASE_URL"] = ""
-    answer = console("status", **setting)
+        command = ["submit", MEDIA / "fog.webp"]
+    answer = console(*command, **setting)
     assert answer.code == 2
-    error, hint = error_and_hint(answer)
+    error, hint = error_and_hint(answer)[-2:]
     assert error.startswith(f"Error: BATCH_PIPELINE_{variable}")
     assert said in error
     assert hint == "Hint: settings come from the environment and .env: docs/settings.md"

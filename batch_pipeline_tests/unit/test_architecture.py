@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "masking": set(),
     "errors": {"masking", "visible_text"},
     # The names of the formats, to refuse a setting that names another.
-    "settings": {"errors", "masking", "media.acceptance"},
+    "home": set(),
+    "settings": {"errors", "home", "masking", "media.acceptance"},
     "logs": {"masking", "settings"},
     "storage": {"errors", "masking"},
     "media": {"errors", "media"},

@@ -1,5 +1,7 @@
 """Settings: read once, refused with everything a person needs to mend them."""
 
+import os
+
 import pytest
 from annotated_types import Ge, Gt, Le
 
@@ -75,10 +77,48 @@ def test_the_environment_goes_before_the_file_and_empty_means_default(tmp_path, 
     assert settings.analyzer == "embedded"
 
 
-def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path):
+def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("BATCH_PIPELINE_HOME", "here")
     settings = load_settings()
-    assert settings.home == tmp_path / ".batch_pipeline"
-    assert settings.storage_location == str(tmp_path / ".batch_pipeline" / "uploads")
+    assert settings.home == tmp_path / "here"
+    assert settings.storage_location == str(tmp_path / "here" / "uploads")
+
+
+def test_the_home_is_found_upward_as_git_finds_its_repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    photos = tmp_path / "clone" / "photos" / "2024"
+    photos.mkdir(parents=True)
+    monkeypatch.chdir(photos)
+    assert load_settings().home == tmp_path / "data" / "batch_pipeline"
+    (tmp_path / "clone" / ".batch_pipeline").mkdir()
+    assert load_settings().home == tmp_path / "clone" / ".batch_pipeline"
+    (photos.parent / ".batch_pipeline").mkdir()
+    assert load_settings().home == photos.parent / ".batch_pipeline"
+    monkeypatch.setenv("BATCH_PIPELINE_HOME", str(tmp_path / "said"))
+    assert load_settings().home == tmp_path / "said"
+    assert [path.name for path in tmp_path.iterdir()] == ["clone"]  # looking makes nothing
+
+
+def test_a_home_of_another_user_is_passed_over(tmp_path, monkeypatch):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    folder = tmp_path / ".batch_pipeline"
+    folder.mkdir()
+    os.chown(folder, 12345, -1)
+    assert load_settings().home != folder
+
+
+def test_below_the_folder_of_the_home_its_settings_count_too(tmp_path, monkeypatch):
+    below = tmp_path / "photos"
+    (tmp_path / ".batch_pipeline").mkdir()
+    below.mkdir()
+    (tmp_path / ".env").write_text(
+        "BATCH_PIPELINE_MAX_ATTEMPTS=3\nBATCH_PIPELINE_UPLOADS_PER_RUN=7\n"
+    )
+    (below / ".env").write_text("BATCH_PIPELINE_UPLOADS_PER_RUN=8\n")
+    monkeypatch.chdir(below)
+    settings = load_settings()
+    assert (settings.max_attempts, settings.uploads_per_run) == (3, 8)
 
 
 def test_the_api_key_is_not_shown(monkeypatch):
