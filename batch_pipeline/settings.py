@@ -5,11 +5,16 @@ nothing else in the package reads the environment.
 """
 
 import json
+import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -19,6 +24,9 @@ from batch_pipeline.masking import learn, learn_url, masked
 from batch_pipeline.media.acceptance import FORMATS
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
+#: Names with our prefix that are no settings: of our tests, and those that Kubernetes sets in every
+#: pod beside a service named ``batch-pipeline``.
+_NO_SETTING = re.compile(r"TEST_\w+|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?PORT(_\d+_\w+)?")
 #: Fields of a request to a model that are no options.
 _NEVER_AN_OPTION = {"model", "messages", "input", "prompt", "stream"}
 
@@ -337,6 +345,23 @@ def env_files() -> tuple[Path, ...]:
     return (here,) if beside == here else (beside, here)
 
 
+def _unknown_names(files: tuple[Path, ...]) -> Iterator[str]:
+    """Say of each variable that looks like one of ours where it stands, and what may be meant."""
+    known = [name.upper() for name in Settings.model_fields]
+    places = {"in the environment": list(os.environ)}
+    places |= {f"in {file}": list(dotenv_values(file)) for file in files}
+    for where, names in places.items():
+        for name in names:
+            rest = name.upper().removeprefix(ENVIRONMENT_PREFIX)
+            if rest == name.upper() or rest in known or _NO_SETTING.fullmatch(rest):
+                continue
+            near = get_close_matches(rest, known, n=1)
+            meant = "docs/settings.md lists all"
+            if near:
+                meant = f"did you mean {ENVIRONMENT_PREFIX}{near[0]}?"
+            yield f"{name}, {where}: {meant}"
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings from the environment and ``.env``; those in `overrides` replace them.
 
@@ -344,11 +369,14 @@ def load_settings(**overrides: Any) -> Settings:
     before it.
 
     Raises:
-        ConfigurationError: a variable has a value that is not accepted; the message names each
-            such variable, the value it has and what is accepted.
+        ConfigurationError: a variable has a value that is not accepted, or the name of no setting;
+            the message names each such variable, the value it has and what is accepted.
     """
+    files = env_files()
+    if unknown := list(_unknown_names(files)):
+        raise ConfigurationError("there are no such settings:\n  " + "\n  ".join(unknown))
     try:
-        return Settings(_env_file=env_files(), **overrides)
+        return Settings(_env_file=files, **overrides)
     except ValidationError as error:
         lines = [
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"

@@ -20,8 +20,9 @@ HEAD = f"""\
 
 Environment variables with the prefix `{ENVIRONMENT_PREFIX}`, or lines of a `.env` file in the
 working directory, or beside the nearest `.batch_pipeline` above it; what comes first here goes
-before the others. An empty value means the default. A value that is not accepted stops every
-command and Dagster's code location at the start, with the variable, its value and what is accepted.
+before the others. An empty value means the default. A value that is not accepted, and a name with
+this prefix that is none of these, stops every command and Dagster's code location at the start,
+with the variable, its value and what is accepted.
 Dagster reads the settings when it starts: restart `dagster dev` after a change.
 
 | variable | default | accepted | meaning |

@@ -24,7 +24,7 @@ from batch_pipeline.testing.media import (
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
 from .conftest import program
-from .console import COMMAND, Console
+from .console import COMMAND
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 BATCH_FIELDS = [
@@ -36,20 +36,6 @@ UPLOAD_FIELDS = [
     "upload_id", "filename", "file_type", "processing_status", "attempts", "error_kind",
     "error_message", "description", "description_audit_score", "thumbnail_path",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def console(database_url, tmp_path):
-    (tmp_path / "home").mkdir()  # that one is new is said where that is tried
-    return Console(
-        {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
-            "BATCH_PIPELINE_HOME": str(tmp_path / "home"),
-            "BATCH_PIPELINE_DATABASE_URL": database_url,
-        },
-        tmp_path,
-    )
 
 
 def error_and_hint(answer):
@@ -250,7 +236,7 @@ def test_inspect_tells_what_is_seen_and_stores_nothing(console, database, tmp_pa
         str(tmp_path / path) for path in written
     )
     assert newest_batches(database, limit=10, offset=0) == []
-    assert not (tmp_path / "home").exists()
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 def test_inspect_shows_a_line_for_each_fact(console, tmp_path):
@@ -310,7 +296,8 @@ def test_wrong_use_is_explained_with_a_hint(console):
     wrong = console("status", "not-a-uuid")
     assert wrong.code == 2
     assert error_and_hint(wrong) == [
-        "Error: Invalid value for '[BATCH]': 'not-a-uuid' is not a valid UUID.",
+        "Error: Invalid value for '[BATCH]': 'not-a-uuid' is no id; expected all of one or "
+        "its beginning, such as 3f2a91c0.",
         "Hint: `batch-pipeline status --help` shows how it is used",
     ]
     assert console("no-such-command").code == 2

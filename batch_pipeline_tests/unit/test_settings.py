@@ -150,3 +150,26 @@ def test_accepted_formats_are_a_list_and_all_by_default(monkeypatch):
     monkeypatch.setenv(f"{ENVIRONMENT_PREFIX}ACCEPTED_FORMATS", "JPEG, heic ,mp4")
 
     assert load_settings().accepted_format_names == {"jpeg", "heic", "mp4"}
+
+
+def test_a_misspelt_name_is_refused_with_the_nearest_right_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("BATCH_PIPELINE_OLAMA_HOST", "http://gpu1")
+    (tmp_path / ".env").write_text("BATCH_PIPELINE_VISON_MODEL=x\nOTHER=1\nbatch_pipeline_xyz=1\n")
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings()
+    assert str(refused.value).splitlines()[1:] == [
+        "  BATCH_PIPELINE_OLAMA_HOST, in the environment: did you mean BATCH_PIPELINE_OLLAMA_HOST?",
+        f"  BATCH_PIPELINE_VISON_MODEL, in {tmp_path}/.env: "
+        "did you mean BATCH_PIPELINE_VISION_MODEL?",
+        f"  batch_pipeline_xyz, in {tmp_path}/.env: docs/settings.md lists all",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP", "PORT_80_TCP_ADDR",
+     "WEBSERVER_SERVICE_HOST", "WEBSERVER_PORT_80_TCP_PROTO"],
+)  # fmt: skip
+def test_what_kubernetes_sets_beside_a_service_of_our_name_is_no_setting(monkeypatch, name):
+    monkeypatch.setenv(f"BATCH_PIPELINE_{name}", "x")
+    load_settings()
