@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batch_pipeline.cli_types import BATCH, SINCE, UPLOAD, USER
+from batch_pipeline.cli_types import BATCH, LENGTH, SINCE, UPLOAD, USER
 from batch_pipeline.errors import (
     ConfigurationError,
     KindedError,
@@ -32,7 +32,7 @@ from batch_pipeline.errors import (
 from batch_pipeline.masking import masked
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from rich.console import Console
 
@@ -719,9 +719,16 @@ def search(  # noqa: PLR0917 - click passes them by name
 
 @main.command()
 @click.option("--quick", is_flag=True, help="Do not ask the models a question.")
+@click.option(
+    "--longest-wait",
+    type=LENGTH,
+    default="6h",
+    show_default=True,
+    help="Fail if an upload has waited for longer.",
+)
 @json_option
 @click.pass_obj
-def doctor(session: Session, quick: bool, as_json: bool) -> None:
+def doctor(session: Session, quick: bool, longest_wait: "timedelta", as_json: bool) -> None:
     """Check database, storage, Dagster and model server, and say what to do.
 
     Each model is asked for the colour of a red square, or which of three texts are alike.
@@ -735,7 +742,10 @@ def doctor(session: Session, quick: bool, as_json: bool) -> None:
     from batch_pipeline.orchestration.instance_health import check_dagster  # noqa: PLC0415
     from batch_pipeline.services.health import check_health  # noqa: PLC0415
 
-    checks = [*check_health(session.settings, quick=quick), *check_dagster(session.settings)]
+    checks = [
+        *check_health(session.settings, quick=quick, longest_wait=longest_wait),
+        *check_dagster(session.settings),
+    ]
     if as_json:
         _print_json([asdict(check) for check in checks])
     else:

@@ -41,6 +41,27 @@ class Id(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
         return whole_id(ctx.obj.pipeline.database, Named(self._named), digits)
 
 
+def _length(text: str) -> timedelta | None:
+    """Read a length of time such as ``30min``; None if it is none."""
+    found = re.fullmatch(r"(\d{1,9})\s*(s|min|m|h|d|w)", text.strip())
+    return min(timedelta(**{_UNITS[found[2]]: int(found[1])}), _LONGEST) if found else None
+
+
+class Length(click.ParamType):  # type: ignore[type-arg]
+    """A length of time."""
+
+    name = "length"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        """Read it; called by click."""
+        length = value if isinstance(value, timedelta) else _length(value)
+        if length is None:
+            self.fail(f"{value!r} is no length of time; expected 30min, 24h, 7d.", param, ctx)
+        return length
+
+
 class Since(click.ParamType):  # type: ignore[type-arg]
     """A moment: so long ago (``24h``), or a day or moment as ISO 8601 writes it."""
 
@@ -52,9 +73,8 @@ class Since(click.ParamType):  # type: ignore[type-arg]
         """Give the moment with its time zone, that of this machine if none is named."""
         if isinstance(value, datetime):
             return value
-        if ago := re.fullmatch(r"(\d{1,9})\s*(s|min|m|h|d|w)", value.strip()):
-            length = timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-            return datetime.now(UTC) - min(length, _LONGEST)
+        if ago := _length(value):
+            return datetime.now(UTC) - ago
         try:
             return datetime.fromisoformat(value.strip()).astimezone()
         except (ValueError, OverflowError):
@@ -66,4 +86,5 @@ class Since(click.ParamType):  # type: ignore[type-arg]
             )
 
 
-BATCH, UPLOAD, USER, SINCE = Id("batch"), Id("upload"), Id("user"), Since()
+BATCH, UPLOAD, USER = Id("batch"), Id("upload"), Id("user")
+LENGTH, SINCE = Length(), Since()

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import threading
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -282,6 +283,22 @@ def test_doctor_says_what_to_do_about_each_thing_that_is_not_ok(console):
     assert answer.code == 1  # no daemon runs on this database
     assert {check["name"] for check in answer.json} >= {"database", "migrations", "storage"}
     assert all(check["hint"] for check in answer.json if not check["ok"])
+
+
+def test_doctor_fails_when_an_upload_has_waited_for_too_long(console, database):
+    long_ago = datetime.now(UTC) - timedelta(hours=2)
+    add_batch(database, [{"created_at": long_ago - timedelta(days=9)}], status="cancelled")
+    batch = add_batch(database, [{"created_at": long_ago}])
+
+    def oldest(*arguments):
+        found = console("doctor", "--quick", "--json", *arguments).json
+        [check] = [check for check in found if check["name"] == "oldest waiting upload"]
+        return check
+
+    assert oldest()["ok"]
+    late = oldest("--longest-wait", "1h")
+    assert not late["ok"]
+    assert f"its batch {batch} is pending, longer than 1:00:00" in late["detail"]
 
 
 @pytest.mark.parametrize("command", ["watch", "retry", "cancel", "report"])
