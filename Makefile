@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
+# The clone keeps its own database and files, unless a variable or `.env` names another home.
+HOME_SET := $(BATCH_PIPELINE_HOME)$(shell grep -sE '^ *(export +)?BATCH_PIPELINE_HOME *= *.' .env)
+IN_CLONE := $(if $(HOME_SET),,BATCH_PIPELINE_HOME='$(CURDIR)/.batch_pipeline')
+
 .PHONY: help install install-dev demo dev test test-slow proofs test-lowest test-ocr docs faults benchmarks lint format clean reset
 
 help:
@@ -38,11 +42,11 @@ $(BIN)/.installed-dev: $(BIN)/.installed
 
 # Without a terminal there is nobody to stop it: then it ends with the batch.
 demo: install
-	@if [ -t 0 ]; then exec $(BIN)/batch-pipeline demo $(ARGS); \
-	else exec $(BIN)/batch-pipeline demo --exit $(ARGS); fi
+	@if [ -t 0 ]; then $(IN_CLONE) exec $(BIN)/batch-pipeline demo $(ARGS); \
+	else $(IN_CLONE) exec $(BIN)/batch-pipeline demo --exit $(ARGS); fi
 
 dev: install
-	$(BIN)/dagster dev $(ARGS)
+	$(IN_CLONE) $(BIN)/dagster dev $(ARGS)
 
 test: install-dev
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
@@ -102,4 +106,4 @@ clean:
 		.mypy_cache .pytest_cache .ruff_cache
 
 reset:
-	@$(BIN)/python scripts/reset.py
+	@$(IN_CLONE) $(BIN)/python scripts/reset.py

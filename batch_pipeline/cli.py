@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batch_pipeline.cli_types import BATCH, LENGTH, SINCE, UPLOAD, USER
 from batch_pipeline.errors import (
     ConfigurationError,
     KindedError,
@@ -31,11 +32,14 @@ from batch_pipeline.errors import (
 from batch_pipeline.masking import masked
 
 if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
     from rich.console import Console
 
     from batch_pipeline.services.batch_intake import Submission
     from batch_pipeline.services.pipeline import Pipeline
     from batch_pipeline.services.progress.publishing import BatchProgress
+    from batch_pipeline.services.retrying import FailedUploads
     from batch_pipeline.services.search import SearchResult
     from batch_pipeline.settings import Settings
 
@@ -80,12 +84,40 @@ class Session:
             use_format(settings)
         return settings
 
-    @cached_property
+    @property
     def pipeline(self) -> "Pipeline":
-        """The pipeline, opened once."""
+        """The pipeline, opened once; for commands to which an empty one is of no use."""
+        self.require_home()
+        return self._opened_pipeline
+
+    @property
+    def new_pipeline(self) -> "Pipeline":
+        """The pipeline, opened once, and made where there is none yet."""
+        self.say_if_home_is_new()
+        return self._opened_pipeline
+
+    @cached_property
+    def _opened_pipeline(self) -> "Pipeline":
         from batch_pipeline.services.pipeline import Pipeline  # noqa: PLC0415
 
         return Pipeline(self.settings)
+
+    def require_home(self) -> None:
+        """Refuse to make a database where a person only wants to read one.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        from batch_pipeline.services.missing_home import missing_home  # noqa: PLC0415
+
+        if said := missing_home(self.settings):
+            raise NotFoundError(said)
+
+    def say_if_home_is_new(self) -> None:
+        """Say where things will be kept, if nothing was kept there before."""
+        home = self.settings.home
+        if not home.exists() and not (self.settings.database_url and self.settings.storage_url):
+            click.echo(f"New: everything is kept in {home}", err=True)
 
 
 class Commands(click.Group):
@@ -211,19 +243,23 @@ def submit(
       batch-pipeline submit photos/ --json | jq -r .batch_id
     """
     from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
-    from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
+    from batch_pipeline.services.batch_intake import Submission, examine, store  # noqa: PLC0415
 
     if "" in paths:  # an unset variable of a script; as a path it would be the current folder
         raise click.BadParameter("a path is empty.", param_hint="'PATHS...'")
     session.when_stopped = "Stopped. `batch-pipeline status` tells whether the batch was submitted."
-    pipeline = session.pipeline
-    submission = submit_files(
-        map(Path, paths),
-        user_id=user or LOCAL_USER,
-        publisher=pipeline.publisher,
-        storage=pipeline.storage,
-        settings=session.settings,
-    )
+    offer = examine(map(Path, paths), session.settings)
+    if offer.accepted:
+        pipeline = session.new_pipeline
+        submission = store(
+            offer,
+            user_id=user or LOCAL_USER,
+            publisher=pipeline.publisher,
+            storage=pipeline.storage,
+            settings=session.settings,
+        )
+    else:
+        submission = Submission(None, [], offer.refused)
     shape = _submission_shape(submission)
     if not as_json:
         _print_submission(submission)
@@ -243,23 +279,38 @@ def submit(
 
 
 @main.command()
-@click.argument("batch", type=click.UUID, required=False)
+@click.argument("batch", type=BATCH, required=False)
+@click.option("--failed", is_flag=True, help="Only uploads of BATCH that failed.")
 @click.option("--limit", type=click.IntRange(1, 500), default=20, help="Batches per page.")
 @click.option("--page", type=click.IntRange(1, 1_000_000), default=1, help="Which page of batches.")
 @json_option
 @click.pass_obj
-def status(session: Session, batch: uuid.UUID | None, limit: int, page: int, as_json: bool) -> None:
+def status(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    batch: uuid.UUID | None,
+    failed: bool,
+    limit: int,
+    page: int,
+    as_json: bool,
+) -> None:
     """Show a batch and its uploads; without BATCH, the newest batches.
+
+    Ids may be shortened to any beginning that names only one.
 
     \b
     Examples:
       batch-pipeline status
+      batch-pipeline status 3f2a… --failed
       batch-pipeline status 3f2a… --json | jq '.uploads[] | select(.error_kind)'
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.services.reports.batch_status import newest_batches  # noqa: PLC0415
 
     if batch is None:
+        if failed:
+            raise click.UsageError(
+                "--failed is for one batch; over all batches: batch-pipeline failures"
+            )
         batches = newest_batches(session.pipeline.database, limit=limit, offset=limit * (page - 1))
         if as_json:
             _print_json(batches)
@@ -269,16 +320,89 @@ def status(session: Session, batch: uuid.UUID | None, limit: int, page: int, as_
             click.echo("No batches. Submit one:  batch-pipeline submit FOLDER")
         return
     found = _status(session, batch)
+    if failed:
+        found["uploads"] = [
+            upload for upload in found["uploads"] if upload["processing_status"] == "failed"
+        ]
     if as_json:
         _print_json(found)
         return
     session.console.print(terminal.batch_table(found))
     session.console.print()
-    session.console.print(terminal.uploads_table(found["uploads"]))
+    if found["uploads"] or not failed:
+        session.console.print(terminal.uploads_table(found["uploads"]))
+    else:
+        click.echo("No upload failed.")
+
+
+@main.command("failures")
+@click.option(
+    "--since",
+    type=SINCE,
+    help="Failed from then on: 24h, 7d, 2026-05-17. 24h unless set; with --batch: ever.",
+)
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only of this error kind.")
+@click.option("--user", type=USER, help="Only uploads of this user.")
+@click.option("--batch", type=BATCH, help="Only uploads of this batch.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0, 10_000),
+    default=5,
+    show_default=True,
+    help="Uploads to list of each kind, the newest.",
+)
+@json_option
+@click.pass_obj
+def list_failures(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    since: "datetime | None",
+    kinds: Sequence[str],
+    user: uuid.UUID | None,
+    batch: uuid.UUID | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Show what failed and why, over all batches, by kind, with what to do.
+
+    Uploads that wait because a service is down are shown, too: they go on by themselves.
+
+    \b
+    Examples:
+      batch-pipeline failures
+      batch-pipeline failures --since 7d --kind truncated --limit 100
+    """
+    from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.reports.failures import FailureFilter, failures  # noqa: PLC0415
+
+    _require_known_kinds(kinds)
+    if since is None and batch is None:
+        since = SINCE.convert("24h", None, None)
+    chosen = FailureFilter(since, kinds, user, batch)
+    found = failures(session.pipeline.database, chosen, shown=limit)
+    if as_json:
+        _print_json({"since": since, **asdict(found)})
+        return
+    for line in terminal.failure_lines(found, since):
+        session.console.print(line)
+
+
+def _require_known_kinds(kinds: Sequence[str]) -> None:
+    """Refuse a kind that is none, naming those that look like it."""
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    from batch_pipeline.services.error_kinds import BY_NAME  # noqa: PLC0415
+    from batch_pipeline.services.reports.failures import UNKNOWN  # noqa: PLC0415
+
+    known = [*BY_NAME, UNKNOWN]
+    for kind in kinds:
+        if kind not in known:
+            near = get_close_matches(kind, known)
+            meant = f"did you mean {' or '.join(near)}?" if near else "docs/troubleshooting.md"
+            raise click.BadParameter(f"there is no kind {kind!r}: {meant}", param_hint="'--kind'")
 
 
 @main.command()
-@click.argument("batch", type=click.UUID)
+@click.argument("batch", type=BATCH)
 @json_option
 @click.pass_obj
 def watch(session: Session, batch: uuid.UUID, as_json: bool) -> None:
@@ -302,7 +426,7 @@ def watch(session: Session, batch: uuid.UUID, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("batch", type=click.UUID)
+@click.argument("batch", type=BATCH)
 @click.option(
     "--html",
     "file",
@@ -340,29 +464,95 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
 
 
 @main.command()
-@click.argument("batch", type=click.UUID)
-@click.option("--upload", "uploads", type=click.UUID, multiple=True, help="Only this upload.")
+@click.argument("batch", type=BATCH, required=False)
+@click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only of this error kind.")
+@click.option("--all-retryable", is_flag=True, help="Leave out what would fail the same way again.")
+@click.option("--since", type=SINCE, help="Only failed from then on: 24h, 7d, 2026-05-17.")
+@click.option("--user", type=USER, help="Only uploads of this user.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be worked again.")
 @json_option
 @click.pass_obj
-def retry(session: Session, batch: uuid.UUID, uploads: Sequence[uuid.UUID], as_json: bool) -> None:
-    """Work the failed uploads of a batch again; reopens a cancelled batch.
+def retry(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    batch: uuid.UUID | None,
+    uploads: Sequence[uuid.UUID],
+    kinds: Sequence[str],
+    all_retryable: bool,
+    since: "datetime | None",
+    user: uuid.UUID | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Work failed uploads again, of a batch or of all; reopens a cancelled BATCH.
+
+    Says first which of them will fail the same way unless something is mended.
 
     \b
-    Example:
+    Examples:
       batch-pipeline retry 3f2a…
+      batch-pipeline retry --all-retryable --since 24h --dry-run
+      batch-pipeline retry --kind source_missing
     """
-    result = session.pipeline.batches.retry_batch(batch, uploads)
-    if result is None:
-        raise NotFoundError(f"there is no batch {batch}")
-    count, progress = result
+    from batch_pipeline.services.retrying import FailedSelection, failed_uploads  # noqa: PLC0415
+
+    _require_known_kinds(kinds)
+    chosen = FailedSelection(batch, uploads, kinds, all_retryable, since, user)
+    if batch is None and not (chosen.chooses or uploads):
+        raise click.UsageError(
+            "say which: a BATCH, --all-retryable, --kind, --since, --user or --upload"
+        )
+    pipeline = session.pipeline
+    found = failed_uploads(pipeline.database, chosen)
+    if not as_json:
+        _say_what_is_retried(found, dry_run=dry_run)
+    reopened = []
+    if not dry_run:
+        # All of a batch is asked for as such: one without a failed upload may be reopened.
+        whole = batch is not None and not chosen.chooses
+        by_batch = {batch: list(uploads)} if whole and batch else found.by_batch
+        reopened = [
+            (count, progress)
+            for one, ids in by_batch.items()
+            for count, progress in [pipeline.batches.retry_batch(one, ids) or _no_batch(one)]
+        ]
     if as_json:
-        _print_json(progress.payload() | {"reopened": count})
-    elif count or progress.status != "completed":
-        click.echo(f"{_counted(count, 'upload')} to work again; the batch is {progress.status}.")
-        click.echo(f"Follow it:  batch-pipeline watch {batch}")
-    else:
-        which = "none of these is a failed upload of the batch" if uploads else "no upload failed"
+        listed = [progress.payload() | {"reopened": count} for count, progress in reopened]
+        told = {"dry_run": dry_run, "chosen": found.count, "same_again": found.same_again}
+        if batch is not None and listed:
+            _print_json(listed[0] | told)
+        else:
+            total = sum(count for count, _ in reopened)
+            _print_json(told | {"reopened": total, "batches": listed})
+        return
+    opened = [(n, one) for n, one in reopened if n or one.status != "completed"]
+    for count, progress in opened:
+        uploads_opened = _counted(count, "upload")
+        click.echo(f"{uploads_opened} to work again; the batch is {progress.status}.")
+        click.echo(f"Follow it:  batch-pipeline watch {progress.batch_id}")
+    if not opened and not (dry_run and found.count):
+        narrowed = uploads or chosen.chooses
+        which = "none of these is a failed upload" if narrowed else "no upload failed"
         click.echo(f"Nothing to work again: {which}.")
+
+
+def _no_batch(batch: uuid.UUID) -> "tuple[int, BatchProgress]":
+    raise NotFoundError(f"there is no batch {batch}")
+
+
+def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
+    """Say what was chosen, if no more than that is done, and for what of it a retry is no help."""
+    if dry_run and found.count:
+        where = _counted(len(found.by_batch), "batch", "batches")
+        click.echo(f"{_counted(found.count, 'upload')} in {where} would be worked again.")
+    if found.same_again:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in found.same_again.items())
+        click.echo(
+            f"{sum(found.same_again.values())} of {found.count} will fail the same way again, "
+            f"unless what is wrong was mended: {kinds}.\n"
+            "What to do about each:  batch-pipeline failures --since 7d\n"
+            "Retry all but these:    batch-pipeline retry --all-retryable"
+        )
 
 
 @main.command()
@@ -372,10 +562,10 @@ def retry(session: Session, batch: uuid.UUID, uploads: Sequence[uuid.UUID], as_j
     required=True,
     help="What to redo; a new description gets a new embedding too.",
 )
-@click.option("--batch", "batches", type=click.UUID, multiple=True, help="Only this batch.")
-@click.option("--upload", "uploads", type=click.UUID, multiple=True, help="Only this upload.")
+@click.option("--batch", "batches", type=BATCH, multiple=True, help="Only this batch.")
+@click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
 @click.option("--model-not", metavar="MODEL", help="Only what another model than this one made.")
-@click.option("--user", type=click.UUID, help="Only uploads of this user.")
+@click.option("--user", type=USER, help="Only uploads of this user.")
 @json_option
 @click.pass_obj
 def reprocess(  # noqa: PLR0917 - click passes them by name
@@ -415,7 +605,7 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
 
 
 @main.command()
-@click.argument("batch", type=click.UUID)
+@click.argument("batch", type=BATCH)
 @json_option
 @click.pass_obj
 def cancel(session: Session, batch: uuid.UUID, as_json: bool) -> None:
@@ -437,9 +627,9 @@ def cancel(session: Session, batch: uuid.UUID, as_json: bool) -> None:
 
 @main.command()
 @click.argument("text", default="")
-@click.option("--like", type=click.UUID, help="An upload to find similar ones of, instead of TEXT.")
-@click.option("--user", type=click.UUID, help="Only uploads of this user.")
-@click.option("--batch", type=click.UUID, help="Only uploads of this batch.")
+@click.option("--like", type=UPLOAD, help="An upload to find similar ones of, instead of TEXT.")
+@click.option("--user", type=USER, help="Only uploads of this user.")
+@click.option("--batch", type=BATCH, help="Only uploads of this batch.")
 @click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
 @click.option("--format", "file_format", metavar="FORMAT", help="Only of this format: jpeg, mp4, …")
 @click.option("--camera", metavar="NAME", help="Only of cameras with this in their name.")
@@ -529,9 +719,16 @@ def search(  # noqa: PLR0917 - click passes them by name
 
 @main.command()
 @click.option("--quick", is_flag=True, help="Do not ask the models a question.")
+@click.option(
+    "--longest-wait",
+    type=LENGTH,
+    default="6h",
+    show_default=True,
+    help="Fail if an upload has waited for longer.",
+)
 @json_option
 @click.pass_obj
-def doctor(session: Session, quick: bool, as_json: bool) -> None:
+def doctor(session: Session, quick: bool, longest_wait: "timedelta", as_json: bool) -> None:
     """Check database, storage, Dagster and model server, and say what to do.
 
     Each model is asked for the colour of a red square, or which of three texts are alike.
@@ -545,7 +742,10 @@ def doctor(session: Session, quick: bool, as_json: bool) -> None:
     from batch_pipeline.orchestration.instance_health import check_dagster  # noqa: PLC0415
     from batch_pipeline.services.health import check_health  # noqa: PLC0415
 
-    checks = [*check_health(session.settings, quick=quick), *check_dagster(session.settings)]
+    checks = [
+        *check_health(session.settings, quick=quick, longest_wait=longest_wait),
+        *check_dagster(session.settings),
+    ]
     if as_json:
         _print_json([asdict(check) for check in checks])
     else:
@@ -572,6 +772,8 @@ def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> N
     from batch_pipeline.services.liveness import check_code_server, check_daemon  # noqa: PLC0415
 
     is_daemon = part == "daemon"
+    if is_daemon:
+        session.require_home()
     said = check_daemon(session.settings) if is_daemon else check_code_server(host, port)
     if as_json:
         _print_json({"part": part, "alive": True, "detail": said})
@@ -680,7 +882,7 @@ def demo(
     from batch_pipeline.services.search import search as find  # noqa: PLC0415
 
     files = [media] if media else stack_runner.sample_media()
-    pipeline = session.pipeline
+    pipeline = session.new_pipeline
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
     session.when_stopped = "Stopped. What is not done yet is done at the next start."
     say("Starting Dagster …")
@@ -807,6 +1009,7 @@ def upgrade(session: Session, as_json: bool) -> None:
     """
     from batch_pipeline.database.session import connect  # noqa: PLC0415
 
+    session.say_if_home_is_new()
     database = connect(session.settings)
     before, _ = database.revisions()
     database.upgrade()
@@ -868,6 +1071,7 @@ def backup(session: Session, file: Path, with_files: bool | None, as_json: bool)
     from batch_pipeline.services.backup import back_up  # noqa: PLC0415
     from batch_pipeline.storage import Storage  # noqa: PLC0415
 
+    session.require_home()
     if with_files is None:
         with_files = Storage(session.settings.storage_location).is_local
     done = back_up(session.settings, file, with_files=with_files)
@@ -898,6 +1102,7 @@ def restore(session: Session, file: Path, replace: bool, as_json: bool) -> None:
     """
     from batch_pipeline.services.backup import restore as put_back  # noqa: PLC0415
 
+    session.say_if_home_is_new()
     done = put_back(session.settings, file, replace=replace)
     if as_json:
         _print_json(asdict(done))

@@ -81,6 +81,9 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._daemon import sensor as daemon_loop
 from dagster._grpc.server import DagsterApiServer
 
+# Whether sensors and schedules are on, and how they ended when last asked: `doctor` tells.
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickStatus
+
 # The event log's table and channel, for rows that are written in groups; connections in a pool.
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
@@ -144,10 +147,14 @@ __all__ = [
     "GrpcServerCodeLocationOrigin",
     "IStepContext",
     "InstanceConcurrencyContext",
+    "InstigatorState",
+    "InstigatorStatus",
     "KnownExecutionState",
     "PlanExecutionContext",
     "PlanExecutionContextManager",
     "PlanOrchestrationContext",
+    "PostgresRunStorage",
+    "PostgresScheduleStorage",
     "Resources",
     "RetryMode",
     "ScopedResourcesBuilder",
@@ -156,6 +163,7 @@ __all__ = [
     "StepDependencyConfig",
     "StepFailureData",
     "StepOutputHandle",
+    "TickStatus",
     "UserConfigSchema",
     "UserFailureData",
     "check_cross_process_constraints",

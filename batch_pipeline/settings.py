@@ -1,23 +1,32 @@
 """Typed settings: every ``BATCH_PIPELINE_*`` variable, described where it is defined.
 
-Read from the environment and from a ``.env`` file in the working directory; nothing else in the
-package reads the environment.
+Read from the environment and from ``.env`` files in the working directory and beside the home;
+nothing else in the package reads the environment.
 """
 
 import json
+import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.home import default_home, nearest_home
 from batch_pipeline.masking import learn, learn_url, masked
 from batch_pipeline.media.acceptance import FORMATS
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
+#: Names with our prefix that are no settings: of our tests, and those that Kubernetes sets in every
+#: pod beside a service named ``batch-pipeline``.
+_NO_SETTING = re.compile(r"TEST_\w+|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?PORT(_\d+_\w+)?")
 #: Fields of a request to a model that are no options.
 _NEVER_AN_OPTION = {"model", "messages", "input", "prompt", "stream"}
 
@@ -51,15 +60,18 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX,
-        env_file=".env",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
     )
 
     home: Path = Field(
-        Path(".batch_pipeline"),
-        description="Folder of the embedded database and of the default storage.",
+        default_factory=default_home,
+        description=(
+            "Folder of the embedded database and of the default storage. Unless set: the nearest "
+            "`.batch_pipeline` in the working directory or above it, else `batch_pipeline` among "
+            "the user's data (Linux: `~/.local/share`)."
+        ),
     )
     database_url: str = Field(
         "",
@@ -326,15 +338,45 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(name.strip().lower() for name in text.split(",") if name.strip())
 
 
+def env_files() -> tuple[Path, ...]:
+    """Files that settings are read from; the last one that names a setting counts."""
+    home, here = nearest_home(), Path(".env").absolute()
+    beside = here if home is None else home.with_name(".env")
+    return (here,) if beside == here else (beside, here)
+
+
+def _unknown_names(files: tuple[Path, ...]) -> Iterator[str]:
+    """Say of each variable that looks like one of ours where it stands, and what may be meant."""
+    known = [name.upper() for name in Settings.model_fields]
+    places = {"in the environment": list(os.environ)}
+    places |= {f"in {file}": list(dotenv_values(file)) for file in files}
+    for where, names in places.items():
+        for name in names:
+            rest = name.upper().removeprefix(ENVIRONMENT_PREFIX)
+            if rest == name.upper() or rest in known or _NO_SETTING.fullmatch(rest):
+                continue
+            near = get_close_matches(rest, known, n=1)
+            meant = "docs/settings.md lists all"
+            if near:
+                meant = f"did you mean {ENVIRONMENT_PREFIX}{near[0]}?"
+            yield f"{name}, {where}: {meant}"
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings from the environment and ``.env``; those in `overrides` replace them.
 
+    In a subfolder of the folder with the home, its ``.env`` counts, too; one of the subfolder goes
+    before it.
+
     Raises:
-        ConfigurationError: a variable has a value that is not accepted; the message names each
-            such variable, the value it has and what is accepted.
+        ConfigurationError: a variable has a value that is not accepted, or the name of no setting;
+            the message names each such variable, the value it has and what is accepted.
     """
+    files = env_files()
+    if unknown := list(_unknown_names(files)):
+        raise ConfigurationError("there are no such settings:\n  " + "\n  ".join(unknown))
     try:
-        return Settings(**overrides)
+        return Settings(_env_file=files, **overrides)
     except ValidationError as error:
         lines = [
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"

@@ -5,12 +5,13 @@ without control characters.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,7 +27,9 @@ from rich.text import Text
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.services.inspection import Inspection
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
+from batch_pipeline.services.reports.failures import FailureGroup, Failures
 from batch_pipeline.services.search import SearchResult
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.visible_text import visible_line
 
 #: Uploads in work that are shown at once.
@@ -188,16 +191,18 @@ def _shortened(text: str) -> Text:
 
 
 def uploads_table(uploads: Sequence[Mapping[str, Any]]) -> Table:
-    """List uploads with what is known of each: its description, or why it failed."""
-    table = _plain_table("file", "status", "score", "description or reason")
-    table.columns[0].max_width = 24
-    for upload in uploads:
+    """List uploads with what is known of each, or why it failed; those that failed come first."""
+    table = _plain_table("upload", "file", "status", "score", "description or reason")
+    table.columns[0].no_wrap = True
+    table.columns[1].max_width = 24
+    for upload in sorted(uploads, key=lambda one: one["processing_status"] != "failed"):
         status = upload["processing_status"]
         said = upload["description"] or ""
         if upload["error_kind"] and status != "completed":
             said = f"{upload['error_kind']}: {upload['error_message']}"
         score = upload["description_audit_score"]
         table.add_row(
+            Text(short(upload["upload_id"]), style="dim"),
             literal(upload["filename"]),
             Text(status, style=_COLOURS.get(status, "")),
             Text("" if score is None else str(score)),
@@ -241,6 +246,58 @@ def batches_table(batches: Sequence[Mapping[str, Any]]) -> Table:
             Text(_age(batch["created_at"])),
         )
     return table
+
+
+def failure_lines(found: Failures, since: datetime | None) -> Iterator[RenderableType]:
+    """Say what failed, a part for each kind, with what to do about it."""
+    when = "" if since is None else f" since {_shown('_at', since)[:16]}"
+    failed = [group for group in found.groups if group.state == "failed"]
+    count = sum(group.count for group in failed)
+    yield Text(f"{_number(count, 'upload')} failed{when}.", style="bold")
+    for batch in found.batches:
+        yield Text.assemble(
+            "\n",
+            (f"Batch {batch['batch_id']} failed: ", "bold red"),
+            literal(batch["error_message"]),
+        )
+    for group in found.groups:
+        yield from _group_lines(group)
+    if any(not group.same_again for group in failed):
+        yield Text("\nTry again what may work now:  batch-pipeline retry --all-retryable --dry-run")
+
+
+def _group_lines(group: FailureGroup) -> Iterator[RenderableType]:
+    waits = group.state == "waiting"
+    where = f"{_number(group.count, 'upload')} in {_number(group.batches, 'batch', 'batches')}"
+    yield Text.assemble(
+        "\n",
+        (visible_line(group.error_kind), "bold yellow" if waits else "bold red"),
+        f": {where}" + (", waiting; they go on by themselves" if waits else ""),
+    )
+    if group.means:
+        yield Padding(Text(group.means), (0, 0, 0, 2))
+        yield Padding(Text.assemble(("→ ", "bold"), group.advice), (0, 0, 0, 2))
+    if group.same_again:
+        yield Text("  A retry ends the same way until that is done.", style="dim")
+    if not group.uploads:
+        return
+    table = _plain_table("upload", "batch", "file", "reason")
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    table.columns[2].max_width = 24
+    for upload in group.uploads:
+        table.add_row(
+            Text(short(upload["upload_id"])),
+            Text(short(upload["batch_id"]) if upload["batch_id"] else "none"),
+            literal(upload["filename"]),
+            literal(upload["error_message"] or ""),
+        )
+    yield Padding(table, (0, 0, 0, 2))
+    if more := group.count - len(group.uploads):
+        yield Text(f"  and {more} more: --kind {visible_line(group.error_kind)} --limit 1000")
+
+
+def _number(count: int, one: str, many: str | None = None) -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def search_table(results: Sequence[SearchResult]) -> Table:

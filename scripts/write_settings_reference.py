@@ -19,10 +19,11 @@ HEAD = f"""\
 <!-- Written by scripts/write_settings_reference.py from batch_pipeline/settings.py: edit that. -->
 
 Environment variables with the prefix `{ENVIRONMENT_PREFIX}`, or lines of a `.env` file in the
-working directory; the environment goes first. An empty value means the default. A value that is
-not accepted stops every command and Dagster's code location at the start, with the variable, its
-value and what is accepted. Dagster reads the settings when it starts: restart `dagster dev` after
-a change.
+working directory, or beside the nearest `.batch_pipeline` above it; what comes first here goes
+before the others. An empty value means the default. A value that is not accepted, and a name with
+this prefix that is none of these, stops every command and Dagster's code location at the start,
+with the variable, its value and what is accepted.
+Dagster reads the settings when it starts: restart `dagster dev` after a change.
 
 | variable | default | accepted | meaning |
 |---|---|---|---|
@@ -37,7 +38,7 @@ def reference() -> str:
 def _row(name: str, field: FieldInfo) -> str:
     cells = (
         f"`{ENVIRONMENT_PREFIX}{name.upper()}`",
-        _shown(field.default),
+        _shown("" if field.default_factory else field.default),
         _accepted(field),
         field.description or "",
     )

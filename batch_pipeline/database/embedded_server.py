@@ -93,6 +93,11 @@ def _started(home: Path, pgserver: ModuleType) -> str:
         return str(server.get_uri())
 
 
+def server_was_made(home: Path) -> bool:
+    """Tell whether there is a server under ``home``, running or not."""
+    return (home / _FOLDER).is_dir()
+
+
 def server_users(home: Path) -> list[ServerUser]:
     """List the processes that use the server at this moment, without this one."""
     import psutil  # noqa: PLC0415 - only whoever asks pays for it

@@ -1,23 +1,52 @@
 """Health of Dagster, for ``doctor``: its storage, its daemon, and Celery if that runs the steps."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from dagster_postgres import PostgresRunStorage
+from dagster import DagsterRunStatus, RunsFilter
+from sqlalchemy import text
 
+from batch_pipeline.dagster_internals import (
+    InstigatorState,
+    InstigatorStatus,
+    PostgresRunStorage,
+    PostgresScheduleStorage,
+    TickStatus,
+)
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
-from batch_pipeline.orchestration.dagster_storage.instance_storage import dagster_storage_url
+from batch_pipeline.orchestration.dagster_storage.instance_storage import (
+    DAEMON_NAME,
+    dagster_storage_url,
+)
+from batch_pipeline.services.missing_home import missing_home
 from batch_pipeline.settings import Settings
 
 #: A daemon that has not been heard of for longer is taken for stopped (seconds).
 HEARTBEAT_SECONDS = 60
 _NEEDED = ("SENSOR", "SCHEDULER")
+#: Needed as soon as a run waits in the queue.
+_RUN_QUEUE = "QUEUED_RUN_COORDINATOR"
+#: Sensors and schedules of ours; a test compares them with the code location.
+INSTIGATORS = (
+    "pending_batches",
+    "release_uploads_of_failed_runs",
+    "cancel_batches_of_terminated_runs",
+    "report_ended_batches",
+    "sweep_on_start",
+    "backlog_sweep",
+)
+_ENDED_TICKS = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
+_DAEMONS = text("""
+    SELECT DISTINCT application_name FROM pg_stat_activity
+    WHERE datname = current_database() AND starts_with(application_name, :prefix)
+    ORDER BY application_name
+""")
 
 
 def check_dagster(settings: Settings) -> Iterator[HealthCheck]:
-    """Check Dagster's storage, the heartbeats of its daemon and Celery's workers; never raises."""
+    """Check Dagster's storage, its daemon, our sensors and Celery's workers; never raises."""
     checks = [*_storage_and_daemon(settings)]
     if settings.celery_broker_url:
         checks += _celery(settings.celery_broker_url)
@@ -26,9 +55,15 @@ def check_dagster(settings: Settings) -> Iterator[HealthCheck]:
 
 
 def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
+    if missing_home(settings):
+        return  # as the first check of `services/health.py` says; asking would make one
     try:
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
-        heartbeats = PostgresRunStorage(url).get_daemon_heartbeats()
+        runs, ticks = PostgresRunStorage(url), PostgresScheduleStorage(url)
+        heartbeats = runs.get_daemon_heartbeats()
+        queued = runs.get_runs(RunsFilter(statuses=[DagsterRunStatus.QUEUED]), limit=1)
+        states = ticks.all_instigator_state()
+        daemons = _daemon_processes(runs)
     except Exception as error:
         yield HealthCheck(
             "dagster storage",
@@ -38,9 +73,19 @@ def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
         )
         return
     yield HealthCheck("dagster storage", True, "answers")
+    if not heartbeats and not states:
+        yield HealthCheck(
+            "dagster daemon",
+            False,
+            f"no Dagster has ever worked on this database (home {settings.home})",
+            "start it with `make dev`; if it runs, it has another home: call this in the folder "
+            "where it was started, or set BATCH_PIPELINE_HOME",
+        )
+        return
+    needed = (*_NEEDED, _RUN_QUEUE) if queued else _NEEDED
     silent = [
         name
-        for name in _NEEDED
+        for name in needed
         if name not in heartbeats or time.time() - heartbeats[name].timestamp > HEARTBEAT_SECONDS
     ]
     yield HealthCheck(
@@ -48,6 +93,47 @@ def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
         not silent,
         f"no heartbeat of {', '.join(silent).lower()}" if silent else "alive",
         "start it with `dagster dev` in the project's folder, or `dagster-daemon run`",
+    )
+    yield HealthCheck(
+        "one daemon",
+        len(daemons) < 2,
+        f"{len(daemons)} work on this database: {', '.join(daemons)}"
+        if len(daemons) > 1
+        else ", ".join(daemons) or "none is connected that can be told from others",
+        "stop all but one: of two, one works nothing, or both start the same runs",
+    )
+    yield _sensors(ticks, states)
+
+
+def _daemon_processes(runs: PostgresRunStorage) -> list[str]:
+    """Name the daemons that are connected, as `instance_storage` has them name themselves."""
+    with runs.connect() as connection:
+        return list(connection.execute(_DAEMONS, {"prefix": DAEMON_NAME}).scalars())
+
+
+def _sensors(ticks: PostgresScheduleStorage, states: Sequence[InstigatorState]) -> HealthCheck:
+    """Check that what launches and cleans up is switched on, and did not fail when last asked."""
+    wrong, seen = [], set()
+    for state in states:
+        name = state.instigator_name
+        if name not in INSTIGATORS:
+            continue
+        seen.add(name)
+        if state.status is InstigatorStatus.STOPPED:
+            wrong.append(f"{name} is switched off")
+            continue
+        [*last] = ticks.get_ticks(
+            state.instigator_origin_id, state.selector_id, limit=1, statuses=_ENDED_TICKS
+        )
+        if last and last[0].status is TickStatus.FAILURE:
+            reason = last[0].error.message if last[0].error else "no reason was kept"
+            wrong.append(f"{name} failed in its last tick: {reason.strip()}")
+    wrong += [f"{name} was never evaluated" for name in INSTIGATORS if name not in seen]
+    return HealthCheck(
+        "sensors",
+        not wrong,
+        "; ".join(wrong) or "on, and well in their last ticks",
+        "switch on what is off, and see why a tick failed: in the UI, Automation",
     )
 
 

@@ -62,13 +62,23 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class _Accepted:
+class AcceptedFile:
+    """A file that is to be part of the batch."""
+
     upload_id: uuid.UUID
     path: Path
     filename: str
     media_type: MediaType
     size: int
     checksum: str
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What was offered, looked at; nothing of it is stored yet."""
+
+    accepted: Sequence[AcceptedFile]
+    refused: Sequence[RefusedFile]
 
 
 def submit(
@@ -96,6 +106,23 @@ def submit(
             nothing was stored.
         ServiceDownError: storage or database cannot be used; nothing was kept.
     """
+    offer = examine(paths, settings)
+    return store(
+        offer,
+        user_id=user_id,
+        publisher=publisher,
+        storage=storage,
+        settings=settings,
+        on_stored=on_stored,
+    )
+
+
+def examine(paths: Iterable[Path], settings: Settings) -> Offer:
+    """Look at files and folders; needs neither storage nor database.
+
+    Raises:
+        RefusedError: the submission as a whole is over a limit, or names what does not exist.
+    """
     offered, unreadable = collect_files(paths)
     if len(offered) > settings.max_files_per_batch:
         raise RefusedError(
@@ -103,15 +130,28 @@ def submit(
             "(BATCH_PIPELINE_MAX_FILES_PER_BATCH): submit them in parts"
         )
     accepted, refused = _examine(offered, settings)
-    refused = [*unreadable, *refused]
-    if not accepted:
-        return Submission(None, [], refused)
     total_bytes = sum(file.size for file in accepted)
     if total_bytes > settings.max_batch_bytes:
         raise RefusedError(
             f"the files hold {total_bytes:,} bytes, a batch may hold "
             f"{settings.max_batch_bytes:,} (BATCH_PIPELINE_MAX_BATCH_BYTES): submit them in parts"
         )
+    return Offer(accepted, [*unreadable, *refused])
+
+
+def store(
+    offer: Offer,
+    *,
+    user_id: uuid.UUID = LOCAL_USER,
+    publisher: ProgressPublisher,
+    storage: Storage,
+    settings: Settings,
+    on_stored: Callable[[int, int], None] = lambda stored, total: None,
+) -> Submission:
+    """Store what `examine` accepted as one batch; arguments and errors as of `submit`."""
+    accepted = offer.accepted
+    if not accepted:
+        return Submission(None, [], offer.refused)
     batch_id = uuid.uuid4()
     ownership = FileOwnership(publisher.database, storage, settings)
     ownership.claim()
@@ -133,7 +173,7 @@ def submit(
                     storage.remove(target)
                 ownership.forget_submission(batch_id)
         raise
-    return Submission(batch_id, [file.upload_id for file in accepted], refused)
+    return Submission(batch_id, [file.upload_id for file in accepted], offer.refused)
 
 
 def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]:
@@ -177,8 +217,8 @@ def _mode(path: Path) -> int:
 
 def _examine(
     offered: Sequence[Path], settings: Settings
-) -> tuple[list[_Accepted], list[RefusedFile]]:
-    accepted: list[_Accepted] = []
+) -> tuple[list[AcceptedFile], list[RefusedFile]]:
+    accepted: list[AcceptedFile] = []
     refused: list[RefusedFile] = []
     seen: dict[str, str] = {}
     for path in offered:
@@ -198,7 +238,7 @@ def _examine(
     return accepted, refused
 
 
-def _examine_one(path: Path, filename: str, settings: Settings) -> _Accepted:
+def _examine_one(path: Path, filename: str, settings: Settings) -> AcceptedFile:
     size = path.stat().st_size
     if size > settings.max_file_bytes:
         raise RefusedError(
@@ -214,7 +254,7 @@ def _examine_one(path: Path, filename: str, settings: Settings) -> _Accepted:
         checksum = hashlib.sha256(head)
         while chunk := file.read(_CHUNK_BYTES):
             checksum.update(chunk)
-    return _Accepted(uuid.uuid4(), path, filename, media_type, size, checksum.hexdigest())
+    return AcceptedFile(uuid.uuid4(), path, filename, media_type, size, checksum.hexdigest())
 
 
 @repeated
@@ -223,7 +263,7 @@ def _insert(
     storage: Storage,
     batch_id: uuid.UUID,
     user_id: uuid.UUID,
-    accepted: Sequence[_Accepted],
+    accepted: Sequence[AcceptedFile],
 ) -> None:
     with publisher.transaction() as transaction:
         connection = transaction.connection
@@ -296,7 +336,7 @@ def _lock_of(batch_id: uuid.UUID) -> int:
     return int.from_bytes(batch_id.bytes[:8], signed=True)
 
 
-def _stored_path(storage: Storage, user_id: uuid.UUID, file: _Accepted) -> str:
+def _stored_path(storage: Storage, user_id: uuid.UUID, file: AcceptedFile) -> str:
     return storage.original_path(user_id, file.upload_id, file.media_type.extension)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 from sqlalchemy import text
 
@@ -12,6 +13,7 @@ from batch_pipeline.errors import ConfigurationError, PipelineError
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
+from batch_pipeline.services.missing_home import missing_home
 from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
@@ -26,17 +28,24 @@ _PAUSES = text("""
 """)
 
 
-def check_health(settings: Settings, *, quick: bool = False) -> Iterator[HealthCheck]:
+def check_health(
+    settings: Settings, *, quick: bool = False, longest_wait: timedelta = timedelta(hours=6)
+) -> Iterator[HealthCheck]:
     """Check database, migrations, storage and model server, one after another; never raises.
 
-    Unless `quick`, each model is asked a question whose answer is known.
+    Unless `quick`, each model is asked a question whose answer is known. An upload that has waited
+    for longer than `longest_wait` is not well.
     """
-    for check in _checks(settings, quick=quick):
+    for check in _checks(settings, quick=quick, longest_wait=longest_wait):
         yield replace(check, detail=masked(check.detail), hint=masked(check.hint))
 
 
-def _checks(settings: Settings, *, quick: bool) -> Iterator[HealthCheck]:
-    yield from _database(settings)
+def _checks(settings: Settings, *, quick: bool, longest_wait: timedelta) -> Iterator[HealthCheck]:
+    if missing := missing_home(settings):
+        yield HealthCheck("home", False, missing, "start Dagster first: `make dev`")
+        return
+    yield HealthCheck("home", True, str(settings.home))
+    yield from _database(settings, longest_wait)
     yield _check(
         "storage",
         lambda: _storage(settings),
@@ -54,7 +63,7 @@ def _checks(settings: Settings, *, quick: bool) -> Iterator[HealthCheck]:
             yield from model.try_out()
 
 
-def _database(settings: Settings) -> Iterator[HealthCheck]:
+def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthCheck]:
     where = "BATCH_PIPELINE_DATABASE_URL" if settings.database_url else "the embedded server's log"
     database: Database | None = None
 
@@ -90,7 +99,11 @@ def _database(settings: Settings) -> Iterator[HealthCheck]:
         yield tables
         if migrations.ok and tables.ok:
             yield _check("statuses", lambda: _statuses(database), "docs/existing_database.md")
-            yield _check("oldest waiting upload", lambda: _oldest_waiting(database), "")
+            yield _check(
+                "oldest waiting upload",
+                lambda: _oldest_waiting(database, longest_wait),
+                "in the UI, Automation, the ticks of pending_batches say what it waits for",
+            )
     finally:
         database.close()
 
@@ -158,15 +171,19 @@ def _raise_if(problems: Iterable[Problem]) -> None:
         raise PipelineError(said)
 
 
-def _oldest_waiting(database: Database) -> str:
+def _oldest_waiting(database: Database, longest_wait: timedelta) -> str:
     oldest = oldest_waiting(database)
     if oldest is None:
         return "none waits"
     waited = "since nobody knows when" if oldest.waited is None else f"for {oldest.waited}"
+    said = f"upload {oldest.upload_id} waits {waited}"
     if oldest.batch_id is None:
-        return f"upload {oldest.upload_id} waits {waited}, without a batch"
-    status = oldest.batch_status or "gone"
-    return f"upload {oldest.upload_id} waits {waited}; its batch {oldest.batch_id} is {status}"
+        said += ", without a batch"
+    else:
+        said += f"; its batch {oldest.batch_id} is {oldest.batch_status or 'gone'}"
+    if oldest.waited is not None and oldest.waited > longest_wait:
+        raise PipelineError(f"{said}, longer than {longest_wait}")
+    return said
 
 
 def _storage(settings: Settings) -> str:

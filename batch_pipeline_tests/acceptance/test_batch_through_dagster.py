@@ -1,5 +1,6 @@
 """A batch of real files, from the command line through Dagster to a search, and back by GraphQL."""
 
+import re
 import shutil
 import urllib.request
 from pathlib import Path
@@ -137,6 +138,8 @@ def test_doctor_finds_everything_well(stack):
     checks = {check["name"]: check for check in stack.cli("doctor")}
     assert all(check["ok"] for check in checks.values())
     assert checks["dagster daemon"]["detail"] == "alive"
+    # The daemon is told from the web server and the code server, which are connected as well.
+    assert re.fullmatch(r"dagster-daemon \S+ \d+", checks["one daemon"]["detail"])
 
 
 def test_re_execute_from_failure_works_the_failed_upload_again_and_no_other(stack, finished, run):

@@ -35,7 +35,7 @@ def dagster_dev(clone: Path) -> Iterator[RealStack]:
         process = subprocess.Popen(
             [sys.executable, "-m", "dagster", "dev", "-p", str(port)],
             cwd=clone,
-            env=clean_environment(),
+            env=clean_environment(XDG_DATA_HOME=str(clone / "data")),
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -52,7 +52,7 @@ def dagster_dev(clone: Path) -> Iterator[RealStack]:
 
     try:
         wait_until(answers, "the webserver answers")
-        yield RealStack(clone / ".batch_pipeline", graphql)
+        yield RealStack(clone / "data" / "batch_pipeline", graphql)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)

@@ -5,12 +5,15 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 from playwright.sync_api import Browser, sync_playwright
 
 from batch_pipeline.demo import free_port
+
+from .console import Console
 
 
 def program(name: str) -> str:
@@ -50,3 +53,18 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def console(database_url: str, tmp_path: Path) -> Console:
+    """The installed command, on the database of the test."""
+    (tmp_path / "home").mkdir()  # that one is new is said where that is tried
+    return Console(
+        {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "BATCH_PIPELINE_HOME": str(tmp_path / "home"),
+            "BATCH_PIPELINE_DATABASE_URL": database_url,
+        },
+        tmp_path,
+    )

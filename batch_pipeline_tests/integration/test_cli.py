@@ -6,6 +6,7 @@ import socket
 import subprocess
 import threading
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from batch_pipeline.testing.media import (
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
 from .conftest import program
-from .console import COMMAND, Console
+from .console import COMMAND
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 BATCH_FIELDS = [
@@ -36,19 +37,6 @@ UPLOAD_FIELDS = [
     "upload_id", "filename", "file_type", "processing_status", "attempts", "error_kind",
     "error_message", "description", "description_audit_score", "thumbnail_path",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def console(database_url, tmp_path):
-    return Console(
-        {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
-            "BATCH_PIPELINE_HOME": str(tmp_path / "home"),
-            "BATCH_PIPELINE_DATABASE_URL": database_url,
-        },
-        tmp_path,
-    )
 
 
 def error_and_hint(answer):
@@ -249,7 +237,7 @@ def test_inspect_tells_what_is_seen_and_stores_nothing(console, database, tmp_pa
         str(tmp_path / path) for path in written
     )
     assert newest_batches(database, limit=10, offset=0) == []
-    assert not (tmp_path / "home").exists()
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 def test_inspect_shows_a_line_for_each_fact(console, tmp_path):
@@ -297,6 +285,22 @@ def test_doctor_says_what_to_do_about_each_thing_that_is_not_ok(console):
     assert all(check["hint"] for check in answer.json if not check["ok"])
 
 
+def test_doctor_fails_when_an_upload_has_waited_for_too_long(console, database):
+    long_ago = datetime.now(UTC) - timedelta(hours=2)
+    add_batch(database, [{"created_at": long_ago - timedelta(days=9)}], status="cancelled")
+    batch = add_batch(database, [{"created_at": long_ago}])
+
+    def oldest(*arguments):
+        found = console("doctor", "--quick", "--json", *arguments).json
+        [check] = [check for check in found if check["name"] == "oldest waiting upload"]
+        return check
+
+    assert oldest()["ok"]
+    late = oldest("--longest-wait", "1h")
+    assert not late["ok"]
+    assert f"its batch {batch} is pending, longer than 1:00:00" in late["detail"]
+
+
 @pytest.mark.parametrize("command", ["watch", "retry", "cancel", "report"])
 def test_an_unknown_batch_is_refused_by_every_command(console, command):
     unknown = uuid.uuid4()
@@ -309,7 +313,8 @@ def test_wrong_use_is_explained_with_a_hint(console):
     wrong = console("status", "not-a-uuid")
     assert wrong.code == 2
     assert error_and_hint(wrong) == [
-        "Error: Invalid value for '[BATCH]': 'not-a-uuid' is not a valid UUID.",
+        "Error: Invalid value for '[BATCH]': 'not-a-uuid' is no id; expected all of one or "
+        "its beginning, such as 3f2a91c0.",
         "Hint: `batch-pipeline status --help` shows how it is used",
     ]
     assert console("no-such-command").code == 2
@@ -340,11 +345,13 @@ def test_a_setting_that_cannot_be_used_is_named_with_what_is_expected(
     console, variable, value, said
 ):
     setting = {f"BATCH_PIPELINE_{variable}": value}
+    command = ["status"]
     if variable == "HOME":
         setting["BATCH_PIPELINE_DATABASE_URL"] = ""
-    answer = console("status", **setting)
+        command = ["submit", MEDIA / "fog.webp"]
+    answer = console(*command, **setting)
     assert answer.code == 2
-    error, hint = error_and_hint(answer)
+    error, hint = error_and_hint(answer)[-2:]
     assert error.startswith(f"Error: BATCH_PIPELINE_{variable}")
     assert said in error
     assert hint == "Hint: settings come from the environment and .env: docs/settings.md"

@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "masking": set(),
     "errors": {"masking", "visible_text"},
     # The names of the formats, to refuse a setting that names another.
-    "settings": {"errors", "masking", "media.acceptance"},
+    "home": set(),
+    "settings": {"errors", "home", "masking", "media.acceptance"},
     "logs": {"masking", "settings"},
     "storage": {"errors", "masking"},
     "media": {"errors", "media"},
@@ -35,9 +36,10 @@ MAY_IMPORT = {
     "component": {"errors", "settings", "orchestration"},
     "terminal": {"model_servers", "services", "visible_text", "database.connection_setup"},
     "demo": {"errors", "settings"},
+    "cli_types": {"services.short_ids"},
     "cli": {
         "errors", "masking", "settings", "visible_text", "storage", "database", "services",
-        "terminal", "demo", "logs",
+        "cli_types", "terminal", "demo", "logs",
         # `doctor` asks Dagster's storage for the daemon's heartbeats.
         "orchestration.instance_health",
     },

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from batch_pipeline.cli import main
+from batch_pipeline.cli_types import Id
 
 
 def commands(command, path=("batch-pipeline",)):
@@ -46,3 +47,15 @@ def test_every_command_that_does_something_prints_json_on_request(path, command)
     if isinstance(command, click.Group):
         return
     assert "--json" in {name for parameter in command.params for name in parameter.opts}
+
+
+@pytest.mark.parametrize(("path", "command"), ALL)
+def test_wherever_an_id_is_typed_its_beginning_is_enough(path, command):
+    typed = {
+        parameter.name: parameter.type
+        for parameter in command.params
+        if parameter.name in {"batch", "batches", "uploads", "like", "user"}
+    }
+    if path[-1] == "submit":
+        del typed["user"]  # may be one that nobody knows yet
+    assert all(isinstance(kind, Id) for kind in typed.values())

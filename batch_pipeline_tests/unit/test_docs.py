@@ -92,6 +92,12 @@ def test_the_table_of_formats_is_what_the_code_says():
     assert document == script["reference"](document), "run scripts/write_formats_reference.py"
 
 
+def test_what_the_code_says_about_error_kinds_is_what_troubleshooting_says():
+    script = runpy.run_path(str(ROOT / "scripts" / "write_troubleshooting.py"))
+    document = (ROOT / "docs" / "troubleshooting.md").read_text()
+    assert document == script["reference"](document), "run scripts/write_troubleshooting.py"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(document):
     text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -1,5 +1,7 @@
 """Settings: read once, refused with everything a person needs to mend them."""
 
+import os
+
 import pytest
 from annotated_types import Ge, Gt, Le
 
@@ -75,10 +77,48 @@ def test_the_environment_goes_before_the_file_and_empty_means_default(tmp_path, 
     assert settings.analyzer == "embedded"
 
 
-def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path):
+def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("BATCH_PIPELINE_HOME", "here")
     settings = load_settings()
-    assert settings.home == tmp_path / ".batch_pipeline"
-    assert settings.storage_location == str(tmp_path / ".batch_pipeline" / "uploads")
+    assert settings.home == tmp_path / "here"
+    assert settings.storage_location == str(tmp_path / "here" / "uploads")
+
+
+def test_the_home_is_found_upward_as_git_finds_its_repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    photos = tmp_path / "clone" / "photos" / "2024"
+    photos.mkdir(parents=True)
+    monkeypatch.chdir(photos)
+    assert load_settings().home == tmp_path / "data" / "batch_pipeline"
+    (tmp_path / "clone" / ".batch_pipeline").mkdir()
+    assert load_settings().home == tmp_path / "clone" / ".batch_pipeline"
+    (photos.parent / ".batch_pipeline").mkdir()
+    assert load_settings().home == photos.parent / ".batch_pipeline"
+    monkeypatch.setenv("BATCH_PIPELINE_HOME", str(tmp_path / "said"))
+    assert load_settings().home == tmp_path / "said"
+    assert [path.name for path in tmp_path.iterdir()] == ["clone"]  # looking makes nothing
+
+
+def test_a_home_of_another_user_is_passed_over(tmp_path, monkeypatch):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    folder = tmp_path / ".batch_pipeline"
+    folder.mkdir()
+    os.chown(folder, 12345, -1)
+    assert load_settings().home != folder
+
+
+def test_below_the_folder_of_the_home_its_settings_count_too(tmp_path, monkeypatch):
+    below = tmp_path / "photos"
+    (tmp_path / ".batch_pipeline").mkdir()
+    below.mkdir()
+    (tmp_path / ".env").write_text(
+        "BATCH_PIPELINE_MAX_ATTEMPTS=3\nBATCH_PIPELINE_UPLOADS_PER_RUN=7\n"
+    )
+    (below / ".env").write_text("BATCH_PIPELINE_UPLOADS_PER_RUN=8\n")
+    monkeypatch.chdir(below)
+    settings = load_settings()
+    assert (settings.max_attempts, settings.uploads_per_run) == (3, 8)
 
 
 def test_the_api_key_is_not_shown(monkeypatch):
@@ -110,3 +150,26 @@ def test_accepted_formats_are_a_list_and_all_by_default(monkeypatch):
     monkeypatch.setenv(f"{ENVIRONMENT_PREFIX}ACCEPTED_FORMATS", "JPEG, heic ,mp4")
 
     assert load_settings().accepted_format_names == {"jpeg", "heic", "mp4"}
+
+
+def test_a_misspelt_name_is_refused_with_the_nearest_right_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("BATCH_PIPELINE_OLAMA_HOST", "http://gpu1")
+    (tmp_path / ".env").write_text("BATCH_PIPELINE_VISON_MODEL=x\nOTHER=1\nbatch_pipeline_xyz=1\n")
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings()
+    assert str(refused.value).splitlines()[1:] == [
+        "  BATCH_PIPELINE_OLAMA_HOST, in the environment: did you mean BATCH_PIPELINE_OLLAMA_HOST?",
+        f"  BATCH_PIPELINE_VISON_MODEL, in {tmp_path}/.env: "
+        "did you mean BATCH_PIPELINE_VISION_MODEL?",
+        f"  batch_pipeline_xyz, in {tmp_path}/.env: docs/settings.md lists all",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP", "PORT_80_TCP_ADDR",
+     "WEBSERVER_SERVICE_HOST", "WEBSERVER_PORT_80_TCP_PROTO"],
+)  # fmt: skip
+def test_what_kubernetes_sets_beside_a_service_of_our_name_is_no_setting(monkeypatch, name):
+    monkeypatch.setenv(f"BATCH_PIPELINE_{name}", "x")
+    load_settings()

@@ -12,6 +12,7 @@ from batch_pipeline import terminal
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.progress.publishing import BatchProgress
+from batch_pipeline.services.reports.failures import FailureGroup, Failures
 from batch_pipeline.services.search import SearchResult
 from batch_pipeline.testing.media import HOSTILE_FILENAMES
 
@@ -119,6 +120,7 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
     text = f"{name} [red]not markup[/red]"
     now = datetime.now(UTC)
     upload_row = {
+        "upload_id": BATCH,
         "filename": name,
         "processing_status": "failed",
         "description": None,
@@ -132,8 +134,11 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
         "progress_percentage": 99.9, "created_at": now - timedelta(days=900), "started_at": now,
         "completed_at": None, "error_message": text,
     }  # fmt: skip
+    failure = {"upload_id": BATCH, "batch_id": None, "filename": name, "error_message": text}
+    group = FailureGroup(text, "failed", 7, 1, now, "means", "do", True, [failure])
     console = a_pipe()
     for table in (
+        *terminal.failure_lines(Failures([group], [batch_row]), now),
         terminal.uploads_table([upload_row]),
         terminal.batch_table(batch_row),
         terminal.batches_table([batch_row]),

@@ -13,8 +13,11 @@ run workers at least keep their connections: `pool_connections`.
 
 import os
 import signal
+import socket
+import sys
 import threading
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -96,6 +99,18 @@ def _heed_signals() -> None:
                 signal.signal(number, signal.default_int_handler)
 
 
+#: How connections of a daemon begin to name themselves; two on one database disturb each other.
+DAEMON_NAME = "dagster-daemon "
+
+
+def _application_name() -> str:
+    """What PostgreSQL calls our connections: the part of Dagster, and its process."""
+    program = Path(sys.argv[0])
+    is_daemon = program.parent.name == "_daemon" or program.name == DAEMON_NAME.strip()
+    name = DAEMON_NAME if is_daemon else "dagster "
+    return f"{name}{socket.gethostname()[:32]} {os.getpid()}"
+
+
 @cache
 def _engine(url: str, process_id: int) -> Engine:
     """Connect all instances of a process: a Celery worker opens one per step, and closes none."""
@@ -103,6 +118,7 @@ def _engine(url: str, process_id: int) -> Engine:
     return create_engine(
         url,
         isolation_level="AUTOCOMMIT",
+        connect_args={"application_name": _application_name()},
         pool_size=1,
         max_overflow=DAGSTER_POOL - 1,
         pool_pre_ping=True,  # a restart of the server is not an error of the next event

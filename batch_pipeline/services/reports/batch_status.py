@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, or_, select
 
-from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
+from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, Upload, UploadBatch
 from batch_pipeline.database.readings import FILENAME, WAITING, WAITING_SINCE, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError
@@ -96,7 +96,10 @@ class OldestWaiting:
 
 
 def oldest_waiting(database: Database) -> OldestWaiting | None:
-    """Read the upload that has waited for longest; None if none waits."""
+    """Read the upload that has waited for longest; None if none waits.
+
+    Those of a batch that was cancelled or given up wait for a person, and are not meant.
+    """
     query = (
         select(
             Upload.id,
@@ -105,7 +108,13 @@ def oldest_waiting(database: Database) -> OldestWaiting | None:
             func.date_trunc("second", func.now() - WAITING_SINCE),
         )
         .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
-        .where(WAITING)
+        .where(
+            WAITING,
+            or_(
+                UploadBatch.status.is_(None),
+                UploadBatch.status.not_in([BatchStatus.CANCELLED, BatchStatus.FAILED]),
+            ),
+        )
         .order_by(WAITING_SINCE.nulls_first())
         .limit(1)
     )

@@ -1,0 +1,157 @@
+"""What failed, over all batches, by kind, with what to do; and what waits after an error."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, case, func, literal, or_, select
+
+from batch_pipeline.database.models import ENDED, BatchStatus, Upload, UploadBatch, UploadStatus
+from batch_pipeline.database.readings import FILENAME, WAITING
+from batch_pipeline.database.session import Database
+from batch_pipeline.services.error_kinds import BY_NAME, OUTAGES, SAME_AGAIN
+
+#: Kind of what failed without one, in the rows of an upload API.
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class FailureFilter:
+    """Which failures; what is left empty restricts nothing."""
+
+    since: datetime | None = None
+    """Only what has failed from then on. What waits, waits now."""
+    kinds: Sequence[str] = ()
+    user_id: uuid.UUID | None = None
+    batch_id: uuid.UUID | None = None
+
+
+@dataclass
+class FailureGroup:
+    """Uploads that failed, or wait, for reasons of one kind."""
+
+    error_kind: str
+    state: str
+    """``failed``, or ``waiting``: a service is down, and the work goes on by itself."""
+    count: int
+    batches: int
+    newest_at: datetime | None
+    means: str
+    advice: str
+    same_again: bool
+    """A retry ends the same way, unless something is mended before."""
+    uploads: list[Mapping[str, Any]] = field(default_factory=list)
+    """The newest of them."""
+
+
+@dataclass(frozen=True)
+class Failures:
+    """All that failed, the most frequent kind first."""
+
+    groups: Sequence[FailureGroup]
+    batches: Sequence[Mapping[str, Any]]
+    """Batches that could not be worked at all."""
+
+
+_KIND = func.coalesce(Upload.error_kind, UNKNOWN).label("error_kind")
+_FAILED = Upload.processing_status == UploadStatus.FAILED
+_STATE = case((_FAILED, literal("failed")), else_=literal("waiting")).label("state")
+
+
+def failures(database: Database, chosen: FailureFilter, *, shown: int = 5) -> Failures:
+    """Read what failed, and at most `shown` of the newest uploads of each kind."""
+    with database.transaction() as connection:
+        groups = {
+            (row.error_kind, row.state): _group(row._asdict())
+            for row in connection.execute(_counts(chosen))
+        }
+        for row in connection.execute(_newest(chosen, shown)).mappings():
+            upload = dict(row)
+            group = groups.get((upload.pop("error_kind"), upload.pop("state")))
+            if group is not None:
+                group.uploads.append(upload)
+        batches = [dict(row) for row in connection.execute(_batches(chosen)).mappings()]
+    return Failures(list(groups.values()), batches)
+
+
+def _group(values: dict[str, Any]) -> FailureGroup:
+    kind = BY_NAME.get(values["error_kind"])
+    return FailureGroup(
+        **values,
+        means=kind.plain_means if kind else "",
+        advice=kind.plain_advice if kind else "",
+        same_again=values["error_kind"] in SAME_AGAIN,
+    )
+
+
+def _conditions(chosen: FailureFilter) -> list[ColumnElement[bool]]:
+    # The statuses once more, as the index of what has ended names them.
+    failed = and_(Upload.processing_status.in_(ENDED), _FAILED)
+    if chosen.since is not None:
+        failed = and_(failed, Upload.updated_at >= chosen.since)
+    conditions = [or_(failed, and_(WAITING, Upload.error_kind.in_(OUTAGES)))]
+    if chosen.kinds:
+        conditions.append(_KIND.element.in_(chosen.kinds))
+    if chosen.user_id is not None:
+        conditions.append(Upload.user_id == chosen.user_id)
+    if chosen.batch_id is not None:
+        conditions.append(Upload.batch_id == chosen.batch_id)
+    return conditions
+
+
+def _counts(chosen: FailureFilter) -> Select[*tuple[Any, ...]]:
+    count = func.count().label("count")
+    return (
+        select(
+            _KIND,
+            _STATE,
+            count,
+            func.count(Upload.batch_id.distinct()).label("batches"),
+            func.max(Upload.updated_at).label("newest_at"),
+        )
+        .where(*_conditions(chosen))
+        .group_by(_KIND, _STATE)
+        .order_by(_STATE, count.desc(), _KIND)
+    )
+
+
+def _newest(chosen: FailureFilter, shown: int) -> Select[*tuple[Any, ...]]:
+    newest_first = (Upload.updated_at.desc(), Upload.id)
+    numbered = (
+        select(
+            _KIND,
+            _STATE,
+            Upload.id.label("upload_id"),
+            Upload.batch_id,
+            FILENAME,
+            Upload.error_message,
+            Upload.updated_at.label("failed_at"),
+            func.row_number()
+            .over(partition_by=(_KIND.element, _STATE.element), order_by=newest_first)
+            .label("number"),
+        )
+        .where(*_conditions(chosen))
+        .subquery()
+    )
+    columns = [column for column in numbered.c if column.key != "number"]
+    return select(*columns).where(numbered.c.number <= shown).order_by(numbered.c.number)
+
+
+def _batches(chosen: FailureFilter) -> Select[*tuple[Any, ...]]:
+    """Batches that were given up; a kind is one of uploads, so none is asked for by that."""
+    query: Select[*tuple[Any, ...]] = select(
+        UploadBatch.id.label("batch_id"),
+        UploadBatch.error_message,
+        UploadBatch.updated_at.label("failed_at"),
+    ).where(UploadBatch.status == BatchStatus.FAILED)
+    if chosen.kinds:
+        query = query.where(literal(False))
+    if chosen.since is not None:
+        query = query.where(UploadBatch.updated_at >= chosen.since)
+    if chosen.user_id is not None:
+        query = query.where(UploadBatch.user_id == chosen.user_id)
+    if chosen.batch_id is not None:
+        query = query.where(UploadBatch.id == chosen.batch_id)
+    return query.order_by(UploadBatch.updated_at.desc(), UploadBatch.id)

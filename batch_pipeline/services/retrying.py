@@ -1,0 +1,86 @@
+"""Working failed uploads again, of one batch or of many: which ones, and whether it can help.
+
+How an upload is opened again stands in ``states/batch_states.py``.
+"""
+
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, func, or_, select
+
+from batch_pipeline.database.models import ENDED, Upload, UploadStatus
+from batch_pipeline.database.session import Database
+from batch_pipeline.services.error_kinds import SAME_AGAIN
+from batch_pipeline.services.reports.failures import UNKNOWN
+
+
+@dataclass(frozen=True)
+class FailedSelection:
+    """Which failed uploads to work again; what is left empty restricts nothing."""
+
+    batch_id: uuid.UUID | None = None
+    upload_ids: Sequence[uuid.UUID] = ()
+    kinds: Sequence[str] = ()
+    only_retryable: bool = False
+    """Leave out what would fail the same way again."""
+    since: datetime | None = None
+    """Only what has failed from then on."""
+    user_id: uuid.UUID | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it says more than which batch and which uploads."""
+        return bool(self.kinds or self.only_retryable or self.since or self.user_id)
+
+
+@dataclass
+class FailedUploads:
+    """Failed uploads that were chosen, batch by batch, the oldest failure first."""
+
+    by_batch: dict[uuid.UUID, list[uuid.UUID]] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.kinds.total()
+
+    @property
+    def same_again(self) -> Mapping[str, int]:
+        """How many will fail the same way, by kind, unless something is mended; most first."""
+        return {kind: n for kind, n in self.kinds.most_common() if kind in SAME_AGAIN}
+
+
+def failed_uploads(database: Database, chosen: FailedSelection) -> FailedUploads:
+    """Read which failed uploads are chosen; changes nothing."""
+    kind = func.coalesce(Upload.error_kind, UNKNOWN)
+    conditions: list[ColumnElement[bool]] = [
+        Upload.batch_id.is_not(None),
+        Upload.processing_status.in_(ENDED),
+        Upload.processing_status == UploadStatus.FAILED,
+    ]
+    if chosen.batch_id is not None:
+        conditions.append(Upload.batch_id == chosen.batch_id)
+    if chosen.upload_ids:
+        conditions.append(Upload.id.in_(chosen.upload_ids))
+    if chosen.kinds:
+        conditions.append(kind.in_(chosen.kinds))
+    if chosen.only_retryable:
+        conditions.append(or_(Upload.error_kind.is_(None), kind.not_in(SAME_AGAIN)))
+    if chosen.since is not None:
+        conditions.append(Upload.updated_at >= chosen.since)
+    if chosen.user_id is not None:
+        conditions.append(Upload.user_id == chosen.user_id)
+    query: Select[*tuple[Any, ...]] = select(Upload.batch_id, Upload.id, kind).where(*conditions)
+    found = FailedUploads()
+    with database.transaction() as connection:
+        for batch_id, upload_id, name in connection.execute(
+            query.order_by(Upload.updated_at, Upload.id)
+        ):
+            found.by_batch.setdefault(batch_id, []).append(upload_id)
+            found.kinds[name] += 1
+    return found

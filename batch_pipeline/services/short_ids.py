@@ -1,0 +1,70 @@
+"""Ids as people type them: any beginning that names only one thing, as git takes commits."""
+
+import re
+import uuid
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import select
+
+from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.database.session import Database
+from batch_pipeline.errors import NotFoundError, RefusedError
+
+#: Digits that are shown where there is no room for all 32.
+SHOWN_DIGITS = 8
+#: Ids that an ambiguous beginning is explained with.
+_LISTED = 5
+
+
+class Named(StrEnum):
+    """What an id is of."""
+
+    BATCH = "batch"
+    UPLOAD = "upload"
+    USER = "user"
+
+
+_COLUMNS: dict[Named, Any] = {
+    Named.BATCH: UploadBatch.id,
+    Named.UPLOAD: Upload.id,
+    Named.USER: UploadBatch.user_id,
+}
+
+
+def short(whole: uuid.UUID | str) -> str:
+    """The beginning of an id, which is mostly enough to name it."""
+    return str(whole)[:SHOWN_DIGITS]
+
+
+def digits_of(text: str) -> str | None:
+    """The hexadecimal digits of an id, or of its beginning, as people copy it; else None."""
+    digits = text.strip().rstrip("….").replace("-", "").lower()
+    return digits if re.fullmatch("[0-9a-f]{1,32}", digits) else None
+
+
+def whole_id(database: Database, named: Named, digits: str) -> uuid.UUID:
+    """Find the one id that begins with these digits.
+
+    Raises:
+        NotFoundError: there is none.
+        RefusedError: there are several; the message lists them.
+    """
+    column = _COLUMNS[named]
+    first, last = uuid.UUID(digits.ljust(32, "0")), uuid.UUID(digits.ljust(32, "f"))
+    query = select(column).distinct().where(column.between(first, last)).order_by(column)
+    with database.transaction() as connection:
+        found = connection.scalars(query.limit(_LISTED + 1)).all()
+    if not found:
+        where = {
+            Named.BATCH: ": `batch-pipeline status` lists the newest ones",
+            Named.UPLOAD: ": `batch-pipeline status BATCH` lists those of a batch",
+            Named.USER: " that has submitted anything",
+        }[named]
+        raise NotFoundError(f"there is no {named} {digits}…{where}")
+    if len(found) > 1:
+        listed = ", ".join(map(str, found[:_LISTED]))
+        more = " and more" if len(found) > _LISTED else ""
+        raise RefusedError(f"{digits} is the beginning of several: {listed}{more}; type more of it")
+    whole: uuid.UUID = found[0]
+    return whole

@@ -1,0 +1,164 @@
+"""What `doctor` says of Dagster: its daemon, whether sensors are on and well, its queue of runs."""
+
+import sys
+import time
+
+import dagster as dg
+import psycopg
+import pytest
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.definitions.sensor_definition import SensorType
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster._core.remote_origin import (
+    GrpcServerCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._daemon.types import DaemonHeartbeat
+from dagster_postgres import PostgresRunStorage, PostgresScheduleStorage
+from dagster_shared.error import SerializableErrorInfo
+
+from batch_pipeline.orchestration.code_location import build_definitions
+from batch_pipeline.orchestration.dagster_storage import instance_storage
+from batch_pipeline.orchestration.instance_health import INSTIGATORS, check_dagster
+
+REPOSITORY = RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin("localhost", port=1), "ours")
+
+
+@pytest.fixture
+def dagster_url(server):
+    with server.new_database(migrated=False) as url:
+        yield url
+
+
+@pytest.fixture
+def checks(settings, change, dagster_url):
+    configured = change(dagster_database_url=dagster_url)
+    return lambda: {check.name: check for check in check_dagster(configured)}
+
+
+QUEUED = dg.DagsterRun(
+    "process_batch",
+    status=dg.DagsterRunStatus.QUEUED,
+    remote_job_origin=RemoteJobOrigin(REPOSITORY, "process_batch"),
+    job_code_origin=JobPythonOrigin(
+        "process_batch",
+        RepositoryPythonOrigin(sys.executable, ModuleCodePointer("module", "definitions")),
+    ),
+)
+BROKE = SerializableErrorInfo("it broke\n", [], None)
+
+
+class Daemon:
+    """What a daemon leaves in Dagster's storage."""
+
+    def __init__(self, url):
+        self.runs, self.ticks = PostgresRunStorage(url), PostgresScheduleStorage(url)
+        for name in ("SENSOR", "SCHEDULER"):
+            self.beat(name)
+        for name in INSTIGATORS:
+            self.ticks.add_instigator_state(state_of(name))
+
+    def beat(self, name, *, seconds_ago=0):
+        self.runs.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds_ago, name, "id", []))
+
+    def tick(self, name, status, error=None):
+        state = state_of(name)
+        self.ticks.create_tick(
+            TickData(
+                instigator_origin_id=state.instigator_origin_id,
+                instigator_name=name,
+                instigator_type=InstigatorType.SENSOR,
+                status=status,
+                timestamp=time.time(),
+                error=error,
+                selector_id=state.selector_id,
+            )
+        )
+
+
+def state_of(name, status=InstigatorStatus.DECLARED_IN_CODE):
+    origin = RemoteInstigatorOrigin(REPOSITORY, name)
+    data = SensorInstigatorData(sensor_type=SensorType.STANDARD)
+    return InstigatorState(origin, InstigatorType.SENSOR, status, data)
+
+
+@pytest.fixture
+def daemon(dagster_url):
+    return Daemon(dagster_url)
+
+
+def test_a_database_that_no_dagster_has_worked_on_is_perhaps_the_wrong_one(checks, settings):
+    check = checks()["dagster daemon"]
+    assert not check.ok
+    assert "no Dagster has ever worked on this database" in check.detail
+    assert str(settings.home) in check.detail
+    assert "BATCH_PIPELINE_HOME" in check.hint
+
+
+def test_what_works_is_well(checks, daemon):
+    daemon.tick("pending_batches", TickStatus.FAILURE, BROKE)
+    daemon.tick("pending_batches", TickStatus.SKIPPED)
+    daemon.tick("pending_batches", TickStatus.STARTED)
+    assert [name for name, check in checks().items() if not check.ok] == []
+
+
+def test_a_sensor_that_is_off_never_asked_or_whose_last_tick_failed_is_not_well(checks, daemon):
+    daemon.ticks.update_instigator_state(state_of("backlog_sweep", InstigatorStatus.STOPPED))
+    daemon.tick("report_ended_batches", TickStatus.FAILURE, BROKE)
+    state = state_of("sweep_on_start")
+    daemon.ticks.delete_instigator_state(state.instigator_origin_id, state.selector_id)
+    check = checks()["sensors"]
+    assert not check.ok
+    assert set(check.detail.split("; ")) == {
+        "backlog_sweep is switched off",
+        "report_ended_batches failed in its last tick: it broke",
+        "sweep_on_start was never evaluated",
+    }
+
+
+def test_a_silent_run_queue_is_not_well_as_soon_as_a_run_waits_in_it(checks, daemon):
+    daemon.beat("QUEUED_RUN_COORDINATOR", seconds_ago=600)
+    assert checks()["dagster daemon"].ok
+    daemon.runs.add_run(QUEUED)
+    assert checks()["dagster daemon"].detail == "no heartbeat of queued_run_coordinator"
+    daemon.beat("QUEUED_RUN_COORDINATOR")
+    assert checks()["dagster daemon"].ok
+
+
+def test_a_second_daemon_on_the_same_database_is_not_well(checks, daemon, dagster_url):
+    first = psycopg.connect(dagster_url, application_name="dagster-daemon one 7")
+    second = psycopg.connect(dagster_url, application_name="dagster-daemon two 8")
+    with first, second:
+        check = checks()["one daemon"]
+    assert not check.ok
+    assert check.detail == ("2 work on this database: dagster-daemon one 7, dagster-daemon two 8")
+
+
+@pytest.mark.parametrize(
+    ("program", "is_daemon"),
+    [
+        ("/x/bin/dagster-daemon", True),
+        ("/x/dagster/_daemon/__main__.py", True),
+        ("/x/bin/dagster-webserver", False),
+    ],
+)
+def test_connections_say_whether_they_are_a_daemons(monkeypatch, program, is_daemon):
+    monkeypatch.setattr(sys, "argv", [program])
+    name = instance_storage._application_name()
+    assert name.startswith(instance_storage.DAEMON_NAME) == is_daemon
+    assert len(name) <= 63
+
+
+def test_all_sensors_and_schedules_of_the_code_location_are_looked_at(settings):
+    definitions = build_definitions(settings)
+    assert {one.name for one in (*definitions.sensors, *definitions.schedules)} == set(INSTIGATORS)

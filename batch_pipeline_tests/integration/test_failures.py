@@ -1,0 +1,179 @@
+"""What failed and why, over all batches; short ids; a retry that says whether it can help."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from batch_pipeline.testing.records import add_batch, upload_row
+
+from .test_cli import error_and_hint
+
+HOUR = timedelta(hours=1)
+ANNA, BEN = uuid.UUID(int=0xA << 124), uuid.UUID(int=0xB << 124)
+
+
+def failed(kind, *, hours_ago=0, **values):
+    return {
+        "processing_status": "failed",
+        "error_kind": kind,
+        "error_message": f"the reason of {kind}",
+        "updated_at": datetime.now(UTC) - hours_ago * HOUR,
+        **values,
+    }
+
+
+def ended(database, rows, **values):
+    return add_batch(
+        database, rows, status="completed", processed_uploads=len(rows),
+        failed_uploads=len(rows), **values,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def world(database):
+    """Two batches with failures, one given up, one that waits for a model server."""
+    return {
+        "first": ended(
+            database,
+            [failed("truncated", filename="a.jpg"), failed("truncated", filename="b.jpg"),
+             failed("model_timeout", filename="c.jpg")],
+            user_id=ANNA,
+        ),
+        "second": ended(
+            database,
+            [failed("truncated", filename="d.jpg"), failed("empty_file", hours_ago=30)],
+            user_id=BEN,
+        ),
+        "given_up": add_batch(database, 1, status="failed", error_message="ten runs died"),
+        "waiting": add_batch(
+            database, [{"error_kind": "model_server_down", "error_message": "refused"}]
+        ),
+    }  # fmt: skip
+
+
+def counts(answer):
+    assert answer.code == 0, answer.err
+    return {(kind["error_kind"], kind["state"]): kind["count"] for kind in answer.json["groups"]}
+
+
+def test_failures_of_all_batches_are_grouped_by_kind_the_most_frequent_first(console, world):
+    answer = console("failures", "--json")
+    assert counts(answer) == {
+        ("truncated", "failed"): 3,
+        ("model_timeout", "failed"): 1,
+        ("model_server_down", "waiting"): 1,
+    }
+    [first, *_] = answer.json["groups"]
+    assert (first["error_kind"], first["batches"], first["same_again"]) == ("truncated", 2, True)
+    assert first["advice"] == "Copy or upload it again from the source."
+    assert {upload["filename"] for upload in first["uploads"]} == {"a.jpg", "b.jpg", "d.jpg"}
+    assert [batch["batch_id"] for batch in answer.json["batches"]] == [str(world["given_up"])]
+
+
+def test_failures_are_narrowed_by_time_kind_user_and_batch(console, world):
+    week = counts(console("failures", "--since", "7d", "--json"))
+    assert week["empty_file", "failed"] == 1
+    # Of one batch, whenever it failed.
+    second = counts(console("failures", "--batch", world["second"], "--json"))
+    assert second == {("truncated", "failed"): 1, ("empty_file", "failed"): 1}
+    assert counts(console("failures", "--kind", "model_timeout", "--json")) == {
+        ("model_timeout", "failed"): 1
+    }
+    listed = console("failures", "--limit", 1, "--kind", "truncated", "--json").json["groups"]
+    assert [(group["count"], len(group["uploads"])) for group in listed] == [(3, 1)]
+    wrong = console("failures", "--kind", "truncatd")
+    assert (wrong.code, "did you mean truncated" in wrong.err) == (2, True)
+    wrong = console("failures", "--since", "yesterday")
+    assert (wrong.code, "how long ago (30min, 24h, 7d)" in wrong.err) == (2, True)
+
+
+def test_a_person_reads_what_to_do_in_80_columns(console, world):
+    shown = console("failures", "--limit", 2).out
+    assert shown.startswith("4 uploads failed since ")
+    assert f"Batch {world['given_up']} failed: ten runs died" in shown.replace("\n", " ")
+    assert "truncated: 3 uploads in 2 batches" in shown
+    assert "  → Copy or upload it again from the source." in shown
+    assert "  A retry ends the same way until that is done." in shown
+    assert "  and 1 more: --kind truncated --limit 1000" in shown
+    assert "model_server_down: 1 upload in 1 batch, waiting; they go on" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.index("truncated:") < shown.index("model_timeout:")
+
+
+def test_nothing_failed_is_said_as_well(console):
+    answer = console("failures")
+    assert (answer.code, answer.out.startswith("0 uploads failed since ")) == (0, True)
+
+
+def test_status_lists_failures_first_or_alone_with_ids_that_can_be_typed(console, database):
+    batch = add_batch(
+        database,
+        [{"processing_status": "completed", "filename": "good.jpg"},
+         failed("truncated", filename="bad.jpg")],
+    )  # fmt: skip
+    shown = console("status", batch).out
+    assert shown.index("bad.jpg") < shown.index("good.jpg")
+    [line] = [line for line in shown.splitlines() if "bad.jpg" in line]
+    alone = console("status", batch, "--failed", "--json").json
+    assert [upload["filename"] for upload in alone["uploads"]] == ["bad.jpg"]
+    typed = line.split()[0]
+    assert alone["uploads"][0]["upload_id"].startswith(typed)
+    assert "1 upload to work again" in console("retry", batch, "--upload", typed).out
+    assert console("status", batch, "--failed").out.strip().endswith("No upload failed.")
+
+
+def test_any_beginning_of_an_id_that_names_only_one_is_accepted_everywhere(console, database):
+    ids = [uuid.UUID(f"abcd{n}{'0' * 27}") for n in (1, 2)]
+    for one in ids:
+        add_batch(database, 1, id=one, status="completed")
+    assert console("status", "abcd1", "--json").json["batch_id"] == str(ids[0])
+    # As help and tables show it, and as it is copied from a longer one.
+    assert console("status", "abcd2…", "--json").json["batch_id"] == str(ids[1])
+    assert console("watch", "ABCD2000-00", "--json").json["batch_id"] == str(ids[1])
+    both = console("status", "abcd")
+    assert both.code == 2
+    assert error_and_hint(both) == [
+        f"Error: abcd is the beginning of several: {ids[0]}, {ids[1]}; type more of it"
+    ]
+    assert "there is no batch ffff…" in console("cancel", "ffff").err
+    assert "there is no user ffff…" in console("failures", "--user", "ffff").err
+    assert "there is no upload ffff…" in console("search", "--like", "ffff").err
+
+
+def test_retry_says_beforehand_what_will_fail_the_same_way(console, world, database):
+    first = world["first"]
+    said = console("retry", first, "--dry-run").out
+    assert "3 uploads in 1 batch would be worked again." in said
+    assert (
+        "2 of 3 will fail the same way again, unless what is wrong was mended: truncated 2" in said
+    )
+    assert counts(console("failures", "--batch", first, "--json")), "a dry run changes nothing"
+
+    retried = console("retry", first, "--all-retryable", "--json")
+    assert (retried.code, retried.json["reopened"], retried.json["same_again"]) == (0, 1, {})
+    assert counts(console("failures", "--batch", first, "--json")) == {("truncated", "failed"): 2}
+
+
+def test_retry_over_all_batches_takes_filters_and_needs_one(console, world):
+    refused = console("retry")
+    assert (refused.code, "say which: a BATCH, --all-retryable" in refused.err) == (2, True)
+    answer = console("retry", "--kind", "truncated", "--since", "24h", "--json")
+    assert (answer.json["reopened"], len(answer.json["batches"])) == (3, 2)
+    nothing = console("retry", "--kind", "truncated")
+    assert nothing.out == "Nothing to work again: none of these is a failed upload.\n"
+    assert console("retry", "--since", "48h", "--json").json["reopened"] == 2
+
+
+def test_retry_of_a_user_leaves_others_alone(console, database):
+    for user in (ANNA, BEN):
+        ended(database, [failed("model_timeout", user_id=user)], user_id=user)
+    answer = console("retry", "--user", "a0", "--json")
+    assert answer.json["reopened"] == 1
+    [batch] = answer.json["batches"]
+    assert upload_row(database, uuid.UUID(_only_upload(console, batch))).user_id == ANNA
+
+
+def _only_upload(console, batch):
+    [upload] = console("status", batch["batch_id"], "--json").json["uploads"]
+    return upload["upload_id"]
