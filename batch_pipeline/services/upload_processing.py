@@ -29,9 +29,14 @@ from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
-from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
+from batch_pipeline.model_servers.base import (
+    CancelledCheck,
+    EmbeddingModel,
+    VisionModel,
+    never_cancelled,
+)
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
-from batch_pipeline.services.outages import own_fault
+from batch_pipeline.services.outages import apart_from_suspects, own_fault, server_died
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
@@ -173,7 +178,9 @@ class UploadProcessor:
             return self._give_up(claim, report, error, retries_left)
         except (ServiceDownError, ConfigurationError) as error:
             if fault := own_fault(self._pipeline, error, row):
-                return self._give_up(claim, report, fault, retries_left)
+                # What the server died of was tried often enough.
+                left = 0 if server_died(error) else retries_left
+                return self._give_up(claim, report, fault, left)
             self._release_if_possible(claim, error, outage_pause(error))
             raise
         except Exception as error:
@@ -202,7 +209,11 @@ class UploadProcessor:
         vector: list[float] | None = None
         if describes or not row.has_vector or Stage.EMBEDDING in row.redo:
             embedding = self._pipeline.analyzer.embedding
-            with _timed(report, "embed"), attempt.waiting():
+            with (
+                _timed(report, "embed"),
+                attempt.waiting(),
+                self._apart_from_suspects(attempt, embedding),
+            ):
                 [vector] = embedding.embed([report.description or ""], cancelled=attempt.cancelled)
             report.embedding_model = embedding.name
         self._keep_trying(attempt, lambda: self._complete(attempt, vector))
@@ -279,7 +290,11 @@ class UploadProcessor:
 
     def _describe(self, attempt: _Attempt, content: MediaContent) -> None:
         vision, report = self._pipeline.analyzer.vision, attempt.report
-        with _timed(report, "describe"), attempt.waiting():
+        with (
+            _timed(report, "describe"),
+            attempt.waiting(),
+            self._apart_from_suspects(attempt, vision),
+        ):
             description = vision.describe(
                 content.facts,
                 content.frames,
@@ -308,6 +323,11 @@ class UploadProcessor:
             seconds=report.seconds,
         )
         self._keep_trying(attempt, store)
+
+    def _apart_from_suspects(
+        self, attempt: _Attempt, model: VisionModel | EmbeddingModel
+    ) -> AbstractContextManager[None]:
+        return apart_from_suspects(self._pipeline, attempt.row, model, attempt.cancelled)
 
     def _give_up(
         self, claim: Claim, report: UploadReport, error: UploadError, retries_left: int
@@ -342,7 +362,12 @@ class UploadProcessor:
         self, claim: Claim, reason: PipelineError | None = None, resume_after_seconds: float = 0
     ) -> None:
         try:
-            self._states.release(claim, reason, resume_after_seconds=resume_after_seconds)
+            self._states.release(
+                claim,
+                reason,
+                resume_after_seconds=resume_after_seconds,
+                server_died=server_died(reason),
+            )
         except ServiceDownError as error:  # the lease will run out instead
             log.warning("upload %s could not be handed back: %s", claim.upload_id, error)
 

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster import JobExecutionResult
+from PIL import Image
 from sqlalchemy import make_url, text
 
 from batch_pipeline.database.models import Upload
@@ -82,10 +83,11 @@ class Work:
 
     def run_what_is_asked_for(self, tick: Any = None) -> list[JobExecutionResult]:
         """A tick of the sensor, a new one if none is given, and its runs to their ends."""
-        return [
-            self._execute(request.run_config, request.tags | {RUN_KEY_TAG: request.run_key})
-            for request in (tick or self.tick()).run_requests
-        ]
+        return [self.run_request(request) for request in (tick or self.tick()).run_requests]
+
+    def run_request(self, request: dg.RunRequest) -> JobExecutionResult:
+        """The run that a sensor has asked for, to its end."""
+        return self._execute(request.run_config, request.tags | {RUN_KEY_TAG: request.run_key})
 
     def run(self, batch_id: uuid.UUID, **config: Any) -> JobExecutionResult:
         """One run by hand."""
@@ -103,6 +105,11 @@ class Work:
             connection.execute(
                 text("UPDATE upload_batches SET created_at = now() - interval '1 minute'")
             )
+
+    def make_retries_due(self) -> None:
+        """Let the time pass until the sweep opens failed uploads again."""
+        with self.pipeline.database.transaction() as connection:
+            connection.execute(text("UPDATE uploads SET retry_at = now() WHERE retry_at > now()"))
 
     def rest(self, batch_id: uuid.UUID) -> list[float]:
         """Seconds that each upload still rests, by the database's clock."""
@@ -147,6 +154,22 @@ def failures(result: JobExecutionResult) -> list[str]:
         for event in result.all_events
         if event.is_step_failure
     ]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[..., list[Path]]:
+    """Makes pictures of one colour each, no two alike."""
+
+    def make(count: int, green: int = 0) -> list[Path]:
+        paths = []
+        for number in range(count):
+            path = tmp_path / f"picture_{green}_{number}.png"
+            side = 64 + number
+            Image.new("RGB", (side, 64), (0, green, 120)).save(path)
+            paths.append(path)
+        return paths
+
+    return make
 
 
 @pytest.fixture

@@ -310,8 +310,12 @@ class UploadStates:
         reason: PipelineError | None = None,
         *,
         resume_after_seconds: float = 0,
+        server_died: bool = False,
     ) -> None:
-        """Hand an upload in work back; the attempt does not count. The row keeps the reason."""
+        """Hand an upload in work back; the attempt does not count. The row keeps the reason.
+
+        `server_died`: in the middle of its own call, which makes it a suspect.
+        """
         with self._publisher.transaction() as transaction:
             release_rows(
                 transaction.connection,
@@ -319,6 +323,7 @@ class UploadStates:
                 **noted(reason),
                 attempts=Upload.attempts - 1,
                 deaths=0,
+                server_deaths=Upload.server_deaths + int(server_died),
                 not_before=func.now() + interval(resume_after_seconds),
             )
 
@@ -456,7 +461,7 @@ class UploadStates:
         if row.batch_status == BatchStatus.FAILED:
             reopen_batch(connection, row.batch_id)
         if row.processing_status == UploadStatus.FAILED:
-            release_rows(connection, Upload.id == upload_id, attempts=0)
+            release_rows(connection, Upload.id == upload_id, attempts=0, server_deaths=0)
             progress = row.batch_id and count_failed(connection, row.batch_id, -1)
             if progress:
                 transaction.announce(progress, progress.user_id)
