@@ -231,6 +231,7 @@ class UploadProcessor:
         unless somebody else has taken the upload over: then nothing is written.
         """
         give_up_at = time.monotonic() + ANSWER_PATIENCE_SECONDS
+        failures = 0
         while True:
             try:
                 return store()
@@ -238,9 +239,12 @@ class UploadProcessor:
                 if time.monotonic() > give_up_at:
                     raise
                 log.warning("an answer for %r waits to be stored: %s", attempt.row.filename, error)
+            # If only the reply was lost, the claim is over because everything is stored.
+            if failures:
+                _raise_if(attempt.cancelled)
+            failures += 1
             with attempt.waiting():
                 time.sleep(_ANSWER_PAUSE_SECONDS)
-            _raise_if(attempt.cancelled)
 
     def _decode(self, attempt: _Attempt) -> MediaContent:
         with _timed(attempt.report, "decode"), self._open(attempt) as file:

@@ -219,19 +219,25 @@ def work(
 
 
 @pytest.fixture
-def proxied(
-    settings: Settings,
-    change: Callable[..., Settings],
-    open_pipeline: Callable[[Settings], Pipeline],
-) -> Iterator[tuple[Pipeline, TcpProxy]]:
-    """The pipeline behind a proxy."""
+def proxy(settings: Settings) -> Iterator[tuple[str, TcpProxy]]:
+    """A proxy in front of the database, and its URL through it."""
     url = make_url(settings.database_url)
     folder = url.query.get("host")
     path = f"{folder}/.s.PGSQL.{url.port or 5432}" if folder else None
     address = None if path else (url.host or "127.0.0.1", url.port or 5432)
     with TcpProxy(socket_path=path, address=address) as proxy:
-        through = url.set(host="127.0.0.1", port=proxy.port, query={}).render_as_string(False)
-        yield open_pipeline(change(database_url=through)), proxy
+        yield url.set(host="127.0.0.1", port=proxy.port, query={}).render_as_string(False), proxy
+
+
+@pytest.fixture
+def proxied(
+    proxy: tuple[str, TcpProxy],
+    change: Callable[..., Settings],
+    open_pipeline: Callable[[Settings], Pipeline],
+) -> tuple[Pipeline, TcpProxy]:
+    """The pipeline behind a proxy."""
+    through, lossy = proxy
+    return open_pipeline(change(database_url=through)), lossy
 
 
 @pytest.fixture

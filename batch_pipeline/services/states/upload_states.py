@@ -268,7 +268,9 @@ class UploadStates:
             return progress
         # It may be the last of its batch, or it is no longer ours.
         with self._publisher.transaction() as transaction:
-            row = _written(transaction.connection, claim, whole, names)
+            row = transaction.connection.execute(whole, names).one_or_none()
+            if row is None:
+                return _ended_before(transaction.connection, claim)
             announce_file(transaction, row, ENDED_WELL, "completed")
             progress = _counted(row)
             if progress:
@@ -502,6 +504,27 @@ def _written(
     if row is None:
         raise _lost(claim)
     return row
+
+
+def _ended_before(connection: Connection, claim: Claim) -> BatchProgress | None:
+    """The batch of an upload that was completed under this claim, by a commit without a reply.
+
+    Raises:
+        ClaimLostError: it was not.
+    """
+    ended = connection.execute(
+        select(*PROGRESS)
+        .select_from(Upload)
+        .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .where(
+            Upload.id == claim.upload_id,
+            Upload.claim_token == claim.token,
+            Upload.processing_status == UploadStatus.COMPLETED,
+        )
+    ).one_or_none()
+    if ended is None:
+        raise _lost(claim)
+    return None if ended[0] is None else BatchProgress(*ended)
 
 
 def _lost(claim: Claim) -> ClaimLostError:
