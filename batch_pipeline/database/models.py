@@ -16,6 +16,7 @@ from sqlalchemy import (
     Boolean,
     Dialect,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -160,6 +161,7 @@ class UploadBatch(Base):
             "id",
             postgresql_where=text("status IN ('pending', 'processing')"),
         ),
+        Index("ix_upload_batches_cancelled", "id", postgresql_where=text("status = 'cancelled'")),
     )
 
 
@@ -234,6 +236,9 @@ class Upload(Base):
     checksum: Mapped[str | None]
     #: Workers that died with this upload in work; 0 again once an attempt has ended in any way.
     deaths: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: Times that the model server went down in the middle of its own call; 0 again once it
+    #: completes, or a person asks for it again.
+    server_deaths: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Times that the sweep has opened it again after a failure that may pass; 0 once it completes.
     retries: Mapped[int] = mapped_column(Integer, server_default="0")
     #: When the sweep opens it again; set while it is ``failed`` for a reason that may pass.
@@ -354,6 +359,19 @@ class MadeThumbnail(Base):
     #: Owner of the upload: the thumbnail lies in a folder of that name.
     user_id: Mapped[uuid.UUID]
     made_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class BatchToRecount(Base):
+    """A batch that had ended when one of its uploads came, went or was changed by somebody else.
+
+    Written by triggers (migration 0014) and removed by the sweep once the batch is recounted. Has
+    no key of the batch: whoever changes an upload must not wait for another who does.
+    """
+
+    __tablename__ = "batches_to_recount"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    batch_id: Mapped[uuid.UUID]
 
 
 class AskedSlice(Base):

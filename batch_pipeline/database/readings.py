@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import (
     BindParameter,
+    Boolean,
     ColumnElement,
     Text,
     Uuid,
@@ -21,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
-from batch_pipeline.database.models import Upload, UploadBatch, UploadStatus
+from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus
 
 #: Owner of what is submitted, or was written by an API, without naming a user.
 LOCAL_USER = uuid.UUID(int=0)
@@ -48,6 +49,17 @@ def as_text(expression: ColumnElement[Any]) -> str:
 #: Waits for a run: nobody has taken it. The index `ix_uploads_waiting` holds these rows alone.
 WAITING = and_(Upload.processing_status == UploadStatus.PENDING, Upload.owner_run_id.is_(None))
 WAITING_SQL = as_text(WAITING)
+
+#: The same, and a run will come for it: nobody has cancelled its batch.
+PENDING_WORK = and_(
+    WAITING,
+    literal_column(
+        "NOT EXISTS (SELECT FROM upload_batches AS stopped WHERE stopped.id = uploads.batch_id "
+        f"AND stopped.status = '{BatchStatus.CANCELLED}')",
+        Boolean(),
+    ),
+)
+PENDING_WORK_SQL = as_text(PENDING_WORK)
 
 #: Last sign of life of an upload's worker. One that knows no claims has no heartbeat, only
 #: the moment of its last write.

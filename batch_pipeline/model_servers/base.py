@@ -70,8 +70,9 @@ def never_cancelled() -> bool:
     return False
 
 
-#: What a call asks of a server; each kind has a cap of its own.
-CallKind = Literal["vision", "embedding"]
+#: What a call asks of a server; each kind has a cap of its own. A suspect is a call that may bring
+#: the server down: it takes a slot of this kind beside the other one.
+CallKind = Literal["vision", "embedding", "suspect"]
 
 
 class CallSlots(Protocol):
@@ -149,8 +150,8 @@ class VisionModel(Protocol):
         """Ask whether a call could succeed now; never raises."""
         ...
 
-    def try_out(self) -> list[HealthCheck]:
-        """Make one real call whose answer is known; never raises."""
+    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
+        """Make one real call whose answer is known; raises `WorkCancelledError` alone."""
         ...
 
 
@@ -180,8 +181,8 @@ class EmbeddingModel(Protocol):
         """Ask whether a call could succeed now; never raises."""
         ...
 
-    def try_out(self) -> list[HealthCheck]:
-        """Make one real call whose answer is known; never raises."""
+    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
+        """Make one real call whose answer is known; raises `WorkCancelledError` alone."""
         ...
 
 

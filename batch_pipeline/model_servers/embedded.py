@@ -101,8 +101,9 @@ class EmbeddedVision:
             return [HealthCheck("vision", False, str(error), f"run {_EXTRA} again", error.kind)]
         return [HealthCheck("vision", True, f"{found}; tells common things, not people or scenes")]
 
-    def try_out(self) -> list[HealthCheck]:
+    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
         """Nothing that a check would not find."""
+        del cancelled
         return []
 
 
@@ -162,8 +163,9 @@ class EmbeddedEmbedding:
             found += f"; finds by words alone, as fewer than {sentence_encoder.DIMENSIONS} numbers"
         return [HealthCheck("embedding", True, found)]
 
-    def try_out(self) -> list[HealthCheck]:
+    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
         """Nothing that a check would not find."""
+        del cancelled
         return []
 
 

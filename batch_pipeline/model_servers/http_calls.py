@@ -165,12 +165,14 @@ class ServerCalls:
             TransientError: ``model_timeout``, ``model_server_error`` or ``model_output_invalid``
                 (what came is not the protocol).
             PermanentError: ``model_refused_input``.
-            ServiceDownError: ``model_server_down``, or what `error_for_status` names.
+            ServiceDownError: ``model_server_down``, with `if_alone` if the server went down in the
+                middle of this call, or what `error_for_status` names.
             Busy: it asks to come back later.
             WorkCancelledError: `cancelled` answered true; the connection was closed.
         """
         ends_at = time.monotonic() + self._limits.total
-        unreachable = 0
+        unreachable, died = 0, False
+        reason: Exception
         while True:
             self._require_server(cancelled)
             try:
@@ -178,14 +180,22 @@ class ServerCalls:
             except (Unreachable, Disconnected) as error:
                 # A server that dies resets its calls, which is no fault of the uploads. One
                 # that still answers has failed on this call alone.
-                if isinstance(error, Disconnected) and self._is_there(cancelled):
-                    raise TransientError(
-                        "model_server_error",
-                        f"model server {self.name} broke off its answer: {error}",
-                    ) from error
-                unreachable += 1
-                if unreachable == _CONNECTION_TRIES or self._circuit.is_open:
-                    raise self._down(str(error)) from error
+                if isinstance(error, Disconnected):
+                    if self._is_there(cancelled):
+                        raise TransientError(
+                            "model_server_error",
+                            f"model server {self.name} broke off its answer: {error}",
+                        ) from error
+                    died = True
+                reason = error
+            except Busy as error:
+                # Some proxies say so of a server that is away.
+                if error.rate_limited or error.wait_seconds or self._is_there(cancelled):
+                    raise
+                reason = error
+            unreachable += 1
+            if unreachable == _CONNECTION_TRIES or self._circuit.is_open:
+                raise self._down(str(reason), died=died) from reason
             sleep(jittered(_CONNECTION_WAIT_SECONDS * unreachable), cancelled)
 
     def ask(self, call: Call[Answer]) -> Answer:
@@ -283,21 +293,26 @@ class ServerCalls:
             raise self._down(self._circuit.reason)
 
     def _is_there(self, cancelled: CancelledCheck) -> bool:
+        """Ask something cheap; an answer of a proxy that has no server behind it is none."""
         try:
             self._once(self._probe, _PROBE_SECONDS, cancelled)
         except Unreachable:
             return False
         except (Disconnected, KindedError, Busy) as error:
-            if isinstance(error, Disconnected) or is_timeout(error):
+            unserved = isinstance(error, Busy) and not error.rate_limited
+            if unserved or isinstance(error, Disconnected) or is_timeout(error):
                 self._circuit.failed(str(error))
                 return False
         return True
 
-    def _down(self, reason: str) -> ServiceDownError:
-        return ServiceDownError(
-            "model_server_down",
-            f"model server {self.name} cannot be reached: {reason}{self._proxy_left_out()}",
+    def _down(self, reason: str, *, died: bool = False) -> ServiceDownError:
+        said = f"model server {self.name} cannot be reached: {reason}{self._proxy_left_out()}"
+        crash = TransientError(
+            "model_server_crash",
+            f"model server {self.name} went down in the middle of this call, each time that it "
+            f"was made: {reason}",
         )
+        return ServiceDownError("model_server_down", said, if_alone=crash if died else None)
 
     def _proxy_left_out(self) -> str:
         variable = "" if self._limits.proxy else proxy_variable_in_use(self.url)

@@ -44,7 +44,7 @@ class Unreachable(Exception):  # noqa: N818 - a finding that never leaves this p
 
 
 class Disconnected(Exception):  # noqa: N818
-    """The connection ended before the answer was complete."""
+    """The connection ended before the answer was complete, be it behind a proxy."""
 
 
 class Busy(Exception):  # noqa: N818
@@ -87,6 +87,8 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
         return ServiceDownError("model_server_refused", message)
     if status == 404:
         return ServiceDownError("model_missing", message)
+    if status == 502:  # a proxy, for the server behind it
+        return Disconnected(message)
     if status in {429, 503}:
         return Busy(message, asked_wait(headers), rate_limited=status == 429)
     if status == 408:

@@ -115,9 +115,9 @@ class RemoteVision:
         """Ask whether each server answers and has the model; never raises."""
         return self._servers.check("vision", lambda server: server.check_vision(self.name))
 
-    def try_out(self) -> list[HealthCheck]:
-        """Ask each server for the colour of a red square; never raises."""
-        return self._servers.try_out("vision", self._sees_red)
+    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
+        """Ask each server for the colour of a red square; raises `WorkCancelledError` alone."""
+        return self._servers.try_out("vision", self._sees_red, cancelled)
 
     def _ask(
         self,
@@ -220,9 +220,12 @@ class RemoteEmbedding:
             "embedding", lambda server: server.check_embedding(self.name, self.dimensions)
         )
 
-    def try_out(self) -> list[HealthCheck]:
-        """Ask each server for vectors of texts, two of which are about the same; never raises."""
-        return self._servers.try_out("embedding", self._tells_apart)
+    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
+        """Ask each server for vectors of texts, two of which are about the same.
+
+        Raises `WorkCancelledError` alone.
+        """
+        return self._servers.try_out("embedding", self._tells_apart, cancelled)
 
     def _vectors(
         self, texts: Sequence[str], cancelled: CancelledCheck, spent: Spent

@@ -24,7 +24,6 @@ from batch_pipeline.model_servers.base import (
     CallSlots,
     CancelledCheck,
     HealthCheck,
-    never_cancelled,
 )
 from batch_pipeline.model_servers.evidence import Evidence
 from batch_pipeline.model_servers.http_calls import (
@@ -168,7 +167,10 @@ class ServerGroup:
         errors = list(failed.values())
         if len(errors) == 1:
             raise errors[0]
-        raise ServiceDownError(errors[0].kind, "; ".join(map(str, errors))) from errors[0]
+        if_alone = next((error.if_alone for error in errors if error.if_alone), None)
+        raise ServiceDownError(
+            errors[0].kind, "; ".join(map(str, errors)), if_alone=if_alone
+        ) from errors[0]
 
     def check(
         self, role: str, look: Callable[[ModelServer], Coroutine[Any, Any, str]]
@@ -178,11 +180,19 @@ class ServerGroup:
             return list(threads.map(lambda s: self._check(s, role, look), self._servers.values()))
 
     def try_out(
-        self, role: str, call: Callable[[ModelServer], Coroutine[Any, Any, str]]
+        self,
+        role: str,
+        call: Callable[[ModelServer], Coroutine[Any, Any, str]],
+        cancelled: CancelledCheck,
     ) -> list[HealthCheck]:
-        """Make one real call to each server; gives what it found, and never raises."""
+        """Make one real call to each server; gives what it found.
+
+        Raises `WorkCancelledError` alone.
+        """
         with ThreadPoolExecutor(len(self._servers)) as threads:
-            return list(threads.map(lambda s: self._try(s, role, call), self._servers.values()))
+            return list(
+                threads.map(lambda s: self._try(s, role, call, cancelled), self._servers.values())
+            )
 
     def _usable(self, failed: Collection[str]) -> list[str]:
         left = [url for url in self._servers if url not in failed]
@@ -214,7 +224,9 @@ class ServerGroup:
         hint = server.hint(error.kind, self.model)
         if not hint:
             return error
-        hinted = ServiceDownError(error.kind, f"{str(error).rstrip('.')}. {hint}")
+        hinted = ServiceDownError(
+            error.kind, f"{str(error).rstrip('.')}. {hint}", if_alone=error.if_alone
+        )
         hinted.__cause__ = error
         return hinted
 
@@ -239,10 +251,11 @@ class ServerGroup:
         server: ModelServer,
         role: str,
         call: Callable[[ModelServer], Coroutine[Any, Any, str]],
+        cancelled: CancelledCheck,
     ) -> HealthCheck:
         name = self._name(server, f"a call to the {role} model")
         try:
-            found = server.calls.run(partial(call, server), cancelled=never_cancelled).value
+            found = server.calls.run(partial(call, server), cancelled=cancelled).value
         except Busy as busy:
             return HealthCheck(name, True, f"not tried, it is busy: {busy}")
         except KindedError as error:

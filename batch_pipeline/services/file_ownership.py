@@ -74,10 +74,14 @@ class FileOwnership:
         Raises:
             ServiceDownError: the storage cannot be used.
         """
-        if not self._storage.exists(OWNER_NOTE):
+        if not self.is_marked():
             return None
         found = self._read(OWNER_NOTE).get("database")
         return found if isinstance(found, str) else None
+
+    def is_marked(self) -> bool:
+        """Tell whether it was decided who owns the storage, be it nobody; raises as `owner`."""
+        return self._storage.exists(OWNER_NOTE)
 
     def claim(self) -> bool:
         """Own the storage from now on, if it may be claimed; tells whether this database owns it.
@@ -85,7 +89,7 @@ class FileOwnership:
         Raises:
             ServiceDownError: storage or database cannot be used.
         """
-        if not self._storage.exists(OWNER_NOTE):
+        if not self.is_marked():
             may_be_claimed = self._is_default or self._storage.is_empty()
             self._write_owner(self.identity if may_be_claimed else None)
         return self.is_owner()

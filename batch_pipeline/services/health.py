@@ -13,6 +13,7 @@ from batch_pipeline.errors import ConfigurationError, PipelineError
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
+from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.missing_home import missing_home
 from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.settings import Settings
@@ -104,6 +105,7 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
                 lambda: _oldest_waiting(database, longest_wait),
                 "in the UI, Automation, the ticks of pending_batches say what it waits for",
             )
+            yield _check("owner of the storage", lambda: _storage_owner(database, settings), "")
     finally:
         database.close()
 
@@ -184,6 +186,25 @@ def _oldest_waiting(database: Database, longest_wait: timedelta) -> str:
     if oldest.waited is not None and oldest.waited > longest_wait:
         raise PipelineError(f"{said}, longer than {longest_wait}")
     return said
+
+
+def _storage_owner(database: Database, settings: Settings) -> str:
+    """Who may tidy the storage: it is no fault if that is another database."""
+    location = settings.storage_location
+    ownership = FileOwnership(database, Storage(location), settings)
+    owner, this = ownership.owner(), f"this database ({ownership.identity})"
+    if owner == ownership.identity:
+        return f"{this} owns {location}, so tidy removes what is provably its own"
+    if owner is None and not ownership.is_marked():
+        return (
+            f"nobody owns {location} yet: {this} will from its first submission or tidy on, if it "
+            "is empty then or the default one"
+        )
+    who = f"database {owner} owns {location}" if owner else f"nobody owns {location}"
+    return (
+        f"{who}, not {this}, so tidy removes nothing there; if the storage is this one's alone: "
+        "`batch-pipeline tidy --take-over`"
+    )
 
 
 def _storage(settings: Settings) -> str:

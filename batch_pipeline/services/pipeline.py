@@ -5,7 +5,7 @@ from functools import cached_property
 
 from batch_pipeline.database.session import open_database
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.model_servers.base import Analyzer
+from batch_pipeline.model_servers.base import Analyzer, CallSlots
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.progress.publishing import ProgressPublisher
 from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
@@ -32,6 +32,11 @@ class Pipeline:
         self.call_slots = SharedCallSlots(
             self.database.url, lease_seconds=min(settings.lease_seconds, LEASE_SECONDS)
         )
+
+    @cached_property
+    def suspects(self) -> CallSlots:
+        """One call at a time, over all processes, of those that may bring a model server down."""
+        return self.call_slots.of("suspect", 1)
 
     @cached_property
     def analyzer(self) -> Analyzer:

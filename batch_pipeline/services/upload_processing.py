@@ -29,9 +29,14 @@ from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
-from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
+from batch_pipeline.model_servers.base import (
+    CancelledCheck,
+    EmbeddingModel,
+    VisionModel,
+    never_cancelled,
+)
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
-from batch_pipeline.services.outages import own_fault
+from batch_pipeline.services.outages import apart_from_suspects, own_fault, server_died
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
@@ -173,7 +178,9 @@ class UploadProcessor:
             return self._give_up(claim, report, error, retries_left)
         except (ServiceDownError, ConfigurationError) as error:
             if fault := own_fault(self._pipeline, error, row):
-                return self._give_up(claim, report, fault, retries_left)
+                # What the server died of was tried often enough.
+                left = 0 if server_died(error) else retries_left
+                return self._give_up(claim, report, fault, left)
             self._release_if_possible(claim, error, outage_pause(error))
             raise
         except Exception as error:
@@ -202,7 +209,11 @@ class UploadProcessor:
         vector: list[float] | None = None
         if describes or not row.has_vector or Stage.EMBEDDING in row.redo:
             embedding = self._pipeline.analyzer.embedding
-            with _timed(report, "embed"), attempt.waiting():
+            with (
+                _timed(report, "embed"),
+                attempt.waiting(),
+                self._apart_from_suspects(attempt, embedding),
+            ):
                 [vector] = embedding.embed([report.description or ""], cancelled=attempt.cancelled)
             report.embedding_model = embedding.name
         self._keep_trying(attempt, lambda: self._complete(attempt, vector))
@@ -220,6 +231,7 @@ class UploadProcessor:
         unless somebody else has taken the upload over: then nothing is written.
         """
         give_up_at = time.monotonic() + ANSWER_PATIENCE_SECONDS
+        failures = 0
         while True:
             try:
                 return store()
@@ -227,9 +239,12 @@ class UploadProcessor:
                 if time.monotonic() > give_up_at:
                     raise
                 log.warning("an answer for %r waits to be stored: %s", attempt.row.filename, error)
+            # If only the reply was lost, the claim is over because everything is stored.
+            if failures:
+                _raise_if(attempt.cancelled)
+            failures += 1
             with attempt.waiting():
                 time.sleep(_ANSWER_PAUSE_SECONDS)
-            _raise_if(attempt.cancelled)
 
     def _decode(self, attempt: _Attempt) -> MediaContent:
         with _timed(attempt.report, "decode"), self._open(attempt) as file:
@@ -279,7 +294,11 @@ class UploadProcessor:
 
     def _describe(self, attempt: _Attempt, content: MediaContent) -> None:
         vision, report = self._pipeline.analyzer.vision, attempt.report
-        with _timed(report, "describe"), attempt.waiting():
+        with (
+            _timed(report, "describe"),
+            attempt.waiting(),
+            self._apart_from_suspects(attempt, vision),
+        ):
             description = vision.describe(
                 content.facts,
                 content.frames,
@@ -308,6 +327,11 @@ class UploadProcessor:
             seconds=report.seconds,
         )
         self._keep_trying(attempt, store)
+
+    def _apart_from_suspects(
+        self, attempt: _Attempt, model: VisionModel | EmbeddingModel
+    ) -> AbstractContextManager[None]:
+        return apart_from_suspects(self._pipeline, attempt.row, model, attempt.cancelled)
 
     def _give_up(
         self, claim: Claim, report: UploadReport, error: UploadError, retries_left: int
@@ -342,7 +366,12 @@ class UploadProcessor:
         self, claim: Claim, reason: PipelineError | None = None, resume_after_seconds: float = 0
     ) -> None:
         try:
-            self._states.release(claim, reason, resume_after_seconds=resume_after_seconds)
+            self._states.release(
+                claim,
+                reason,
+                resume_after_seconds=resume_after_seconds,
+                server_died=server_died(reason),
+            )
         except ServiceDownError as error:  # the lease will run out instead
             log.warning("upload %s could not be handed back: %s", claim.upload_id, error)
 

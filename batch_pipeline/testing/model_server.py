@@ -177,6 +177,7 @@ class ScriptedModelServer:
         rate_limit: of each kind of calls.
         thinking: the vision model thinks.
         refused_parameters: of requests; they are answered as hosted services do.
+        kills: looks at a call; true: the server dies of it, and comes back after `away_seconds`.
     """
 
     def __init__(
@@ -198,6 +199,7 @@ class ScriptedModelServer:
         rate_limit: RateLimit | None = None,
         thinking: Thinking | None = None,
         refused_parameters: Iterable[str] = (),
+        kills: Callable[[ReceivedCall], bool] = lambda _: False,
     ) -> None:
         self.vision_models = list(vision_models)
         self.embedding_models = list(embedding_models)
@@ -211,6 +213,14 @@ class ScriptedModelServer:
         self.rate_limit = rate_limit
         self.thinking = thinking
         self.refused_parameters = set(refused_parameters)
+        self.kills = kills
+        self.away_seconds = 3.0
+        """More than a client waits for it within one call."""
+        self.deaths = 0
+        self.unserved: tuple[int, str] | None = None
+        """Status and reason for every request, health checks included: a proxy whose server is
+        away."""
+        self.is_up = threading.Event()
         self.tokens: Counter[str] = Counter()
         """Of all answers, ``in`` and ``out``, as told to the clients."""
         self.turned_away = 0
@@ -236,6 +246,7 @@ class ScriptedModelServer:
         self._received = threading.Condition(self._lock)
         self._open_sockets: set[socket.socket] = set()
         self._stopping = threading.Event()
+        self._closed = threading.Event()
         self._http: ThreadingHTTPServer | None = None
         self._thread: threading.Thread | None = None
 
@@ -257,11 +268,13 @@ class ScriptedModelServer:
         # A short poll, because it is also the time that a stop takes.
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
+        self.is_up.set()
 
     def stop(self) -> None:
         """Stop as a server does that is killed: open connections are reset, new ones refused."""
         if self._http is None or self._thread is None:
             return
+        self.is_up.clear()
         self._stopping.set()
         self._http.shutdown()
         self._http.server_close()
@@ -282,6 +295,7 @@ class ScriptedModelServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closed.set()
         self.stop()
 
     def play(self, kind: ModelKind, faults: Iterable[Fault | None]) -> None:
@@ -315,6 +329,21 @@ class ScriptedModelServer:
     def _connection_closed(self, connection: socket.socket) -> None:
         with self._lock:
             self._open_sockets.discard(connection)
+
+    def _die(self) -> None:
+        """Stop, and start again after a while, as a supervised server does."""
+        with self._lock:
+            if not self.is_up.is_set():
+                return
+            self.is_up.clear()
+            self.deaths += 1
+
+        def come_back() -> None:
+            self.stop()
+            if not self._closed.wait(self.away_seconds):
+                self.start()
+
+        threading.Thread(target=come_back, daemon=True).start()
 
     def _next_fault(self, kind: ModelKind) -> Fault | None:
         with self._lock:
@@ -435,6 +464,9 @@ class _Handler(BaseHTTPRequestHandler):
         server = self._server
         with server._lock:
             server.requests += 1
+        if server.unserved:
+            self._send_error(*server.unserved)
+            return
         if server.api_key and self.headers.get("authorization") != f"Bearer {server.api_key}":
             self._send_error(401, "invalid API key")
             return
@@ -477,6 +509,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _act(self, call: ReceivedCall) -> None:
         server = self._server
+        if server.kills(call):
+            server._die()
+            server._idle(self.connection, math.inf)
         if self._turns_away(call):
             return
         document = _answer_to(call, server.dimensions, server.thinking)

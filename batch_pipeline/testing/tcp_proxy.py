@@ -29,7 +29,7 @@ class TcpProxy:
         self._address = address
         self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
-        self._fatal = b""
+        self._fatal = self._before = b""
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self.dropped = threading.Event()
@@ -49,11 +49,14 @@ class TcpProxy:
         finally:
             self._may_pass.set()
 
-    def lose_the_reply_to(self, request: bytes) -> None:
-        """Pass the next request that contains these bytes on, and cut the line before its reply."""
+    def lose_the_reply_to(self, request: bytes, *, after: bytes = b"") -> None:
+        """Pass the next request that contains these bytes on, and cut the line before its reply.
+
+        With `after`, the next one behind another request that contains those.
+        """
         with self._lock:
             self.dropped.clear()
-            self._fatal = request
+            self._fatal, self._before = request, after
 
     def __enter__(self) -> Self:
         """Start to listen."""
@@ -103,7 +106,10 @@ class TcpProxy:
                         self.held.set()
                         self._may_pass.wait()
                     with self._lock:
-                        if self._fatal and self._fatal in data:
+                        if self._before:
+                            if self._before in data:
+                                self._before = b""
+                        elif self._fatal and self._fatal in data:
                             self._fatal = b""
                             cut.set()
                 elif cut.is_set():  # the server has done what was asked, and says so to nobody

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster import JobExecutionResult
+from PIL import Image
 from sqlalchemy import make_url, text
 
 from batch_pipeline.database.models import Upload
@@ -81,10 +82,11 @@ class Work:
 
     def run_what_is_asked_for(self, tick: Any = None) -> list[JobExecutionResult]:
         """A tick of the sensor, a new one if none is given, and its runs to their ends."""
-        return [
-            self._execute(request.run_config, request.tags | {RUN_KEY_TAG: request.run_key})
-            for request in (tick or self.tick()).run_requests
-        ]
+        return [self.run_request(request) for request in (tick or self.tick()).run_requests]
+
+    def run_request(self, request: dg.RunRequest) -> JobExecutionResult:
+        """The run that a sensor has asked for, to its end."""
+        return self._execute(request.run_config, request.tags | {RUN_KEY_TAG: request.run_key})
 
     def run(self, batch_id: uuid.UUID, **config: Any) -> JobExecutionResult:
         """One run by hand."""
@@ -102,6 +104,11 @@ class Work:
             connection.execute(
                 text("UPDATE upload_batches SET created_at = now() - interval '1 minute'")
             )
+
+    def make_retries_due(self) -> None:
+        """Let the time pass until the sweep opens failed uploads again."""
+        with self.pipeline.database.transaction() as connection:
+            connection.execute(text("UPDATE uploads SET retry_at = now() WHERE retry_at > now()"))
 
     def rest(self, batch_id: uuid.UUID) -> list[float]:
         """Seconds that each upload still rests, by the database's clock."""
@@ -146,6 +153,22 @@ def failures(result: JobExecutionResult) -> list[str]:
         for event in result.all_events
         if event.is_step_failure
     ]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[..., list[Path]]:
+    """Makes pictures of one colour each, no two alike."""
+
+    def make(count: int, green: int = 0) -> list[Path]:
+        paths = []
+        for number in range(count):
+            path = tmp_path / f"picture_{green}_{number}.png"
+            side = 64 + number
+            Image.new("RGB", (side, 64), (0, green, 120)).save(path)
+            paths.append(path)
+        return paths
+
+    return make
 
 
 @pytest.fixture
@@ -195,19 +218,25 @@ def work(
 
 
 @pytest.fixture
-def proxied(
-    settings: Settings,
-    change: Callable[..., Settings],
-    open_pipeline: Callable[[Settings], Pipeline],
-) -> Iterator[tuple[Pipeline, TcpProxy]]:
-    """The pipeline behind a proxy."""
+def proxy(settings: Settings) -> Iterator[tuple[str, TcpProxy]]:
+    """A proxy in front of the database, and its URL through it."""
     url = make_url(settings.database_url)
     folder = url.query.get("host")
     path = f"{folder}/.s.PGSQL.{url.port or 5432}" if folder else None
     address = None if path else (url.host or "127.0.0.1", url.port or 5432)
     with TcpProxy(socket_path=path, address=address) as proxy:
-        through = url.set(host="127.0.0.1", port=proxy.port, query={}).render_as_string(False)
-        yield open_pipeline(change(database_url=through)), proxy
+        yield url.set(host="127.0.0.1", port=proxy.port, query={}).render_as_string(False), proxy
+
+
+@pytest.fixture
+def proxied(
+    proxy: tuple[str, TcpProxy],
+    change: Callable[..., Settings],
+    open_pipeline: Callable[[Settings], Pipeline],
+) -> tuple[Pipeline, TcpProxy]:
+    """The pipeline behind a proxy."""
+    through, lossy = proxy
+    return open_pipeline(change(database_url=through)), lossy
 
 
 @pytest.fixture

@@ -66,8 +66,9 @@ def test_row_23_an_outage_in_mid_batch_burns_nothing_and_the_batch_goes_on_after
     model_server.play("vision", [])
     model_server.start()
     work.end_the_pause()
-    [result] = work.run_what_is_asked_for()
-    assert result.success
+    # Each of those whose call was broken off gets a run of its own.
+    while results := work.run_what_is_asked_for():
+        assert all(result.success for result in results)
     assert work.counts(batch_id) == ("completed", len(PICTURES), 0)
     assert set(work.column(batch_id, "attempts")) == {1}
     assert set(work.column(batch_id, "error_kind")) == {None}

@@ -23,22 +23,6 @@ REFUSALS = {
 }
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    """Makes pictures of one colour each, no two alike."""
-
-    def make(count, green=0):
-        paths = []
-        for number in range(count):
-            path = tmp_path / f"picture_{green}_{number}.png"
-            side = 64 + number
-            Image.new("RGB", (side, 64), (0, green, 120)).save(path)
-            paths.append(path)
-        return paths
-
-    return make
-
-
 def refuse_green(call):
     if not call.images:
         return None

@@ -126,7 +126,7 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
         listen(
             self._engine,
             "connect",
-            lambda connection, _: set_pg_statement_timeout(connection, statement_timeout),
+            lambda connection, _: _limit_statements(connection, statement_timeout),
         )
 
     def dispose(self) -> None:
@@ -200,6 +200,15 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
                 self.store_asset_check_event(event, id_)
             else:
                 self._store_asset_event(connection, event, id_)
+
+
+def _limit_statements(connection: Any, milliseconds: int) -> None:
+    """Set the longest time of a statement, unless a pooler would hand that on to other clients."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        [backend] = cursor.fetchone()
+    if backend == connection.get_backend_pid():
+        set_pg_statement_timeout(connection, milliseconds)
 
 
 def _part_it_overwrites(event: EventLogEntry, id_: int) -> tuple[Any, ...]:

@@ -4,8 +4,8 @@ A slice is a number written to the uploads of a batch, at most ``UPLOADS_PER_RUN
 key of the run that will take them. The number is in the database before the run is asked for, so
 that any number of daemons, restarted at any moment, ask for the same run. It is written when the
 slice's turn has come, not before: however much waits, a tick reads one upload of each batch, and
-writes what it launches. An upload that was in work when its worker died gets a slice of its own: if
-it is the cause, it takes no other along.
+writes what it launches. An upload that was in work when its worker or its model server died gets a
+slice of its own: if it is the cause, it takes no other along.
 
 Whose turn it is says ``turns.py``. Knows nothing of Dagster: the sensor tells what is in flight and
 launches what is chosen.
@@ -38,6 +38,8 @@ _LOCK_MILLISECONDS = 200
 _WITHOUT_SLICE = f"""
     {WAITING_SQL} AND uploads.slice IS NULL
     AND (uploads.not_before IS NULL OR uploads.not_before <= now())"""
+#: Something died of the work on it, or while it happened to be in work.
+_SUSPECT = "uploads.deaths + uploads.server_deaths > 0"
 _WAITED = f"(extract(epoch FROM now() - {as_text(WAITING_SINCE)}))::double precision"
 #: Batches of nobody take their turns as if they were of one user.
 _USER = as_text(owner(UploadBatch.user_id).element)
@@ -77,7 +79,7 @@ _LOCK_BATCH = text("SELECT slices FROM upload_batches WHERE id = :batch_id FOR U
 #: With the oldest upload go others that wait for the same reason; with a suspect nobody goes.
 _OPEN_SLICE = text(f"""
     WITH oldest AS MATERIALIZED (
-        SELECT uploads.dispatch_reason AS reason, uploads.deaths > 0 AS suspect
+        SELECT uploads.dispatch_reason AS reason, {_SUSPECT} AS suspect
         FROM uploads
         WHERE uploads.batch_id = :batch_id AND {_WITHOUT_SLICE}
         ORDER BY uploads.slice, uploads.created_at, uploads.id
@@ -87,7 +89,7 @@ _OPEN_SLICE = text(f"""
         SELECT uploads.id
         FROM uploads
         WHERE uploads.batch_id = :batch_id AND {_WITHOUT_SLICE}
-            AND (uploads.dispatch_reason, uploads.deaths > 0) = (SELECT reason, suspect FROM oldest)
+            AND (uploads.dispatch_reason, {_SUSPECT}) = (SELECT reason, suspect FROM oldest)
         ORDER BY uploads.slice, uploads.created_at, uploads.id
         LIMIT (SELECT CASE WHEN suspect THEN 1 ELSE :size END FROM oldest)
         FOR UPDATE SKIP LOCKED

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, or_, select
 
-from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, Upload, UploadBatch
-from batch_pipeline.database.readings import FILENAME, WAITING, WAITING_SINCE, word
+from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
+from batch_pipeline.database.readings import FILENAME, PENDING_WORK, WAITING_SINCE, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError
 from batch_pipeline.services.progress.publishing import PROGRESS, BatchProgress
@@ -108,13 +108,7 @@ def oldest_waiting(database: Database) -> OldestWaiting | None:
             func.date_trunc("second", func.now() - WAITING_SINCE),
         )
         .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
-        .where(
-            WAITING,
-            or_(
-                UploadBatch.status.is_(None),
-                UploadBatch.status.not_in([BatchStatus.CANCELLED, BatchStatus.FAILED]),
-            ),
-        )
+        .where(PENDING_WORK)
         .order_by(WAITING_SINCE.nulls_first())
         .limit(1)
     )

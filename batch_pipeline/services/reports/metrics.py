@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import text
 
-from batch_pipeline.database.readings import WAITING_SINCE, WAITING_SQL, as_text
+from batch_pipeline.database.readings import PENDING_WORK_SQL, WAITING_SINCE, as_text
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 
@@ -42,10 +42,11 @@ class Sample(NamedTuple):
 METRICS = (
     Metric(
         "batch_pipeline_open_uploads",
-        "Uploads that have not ended, by state; reserved: a run has taken them, not begun.",
+        "Uploads that have not ended, by state, but for those that wait in cancelled batches; "
+        "reserved: a run has taken them, not begun.",
         f"""
         SELECT 'pending' AS state, count(*) FROM uploads
-        WHERE {WAITING_SQL}
+        WHERE {PENDING_WORK_SQL}
         UNION ALL
         SELECT CASE processing_status::text
             WHEN 'pending' THEN 'reserved' ELSE processing_status::text END, count(*)
@@ -60,7 +61,7 @@ METRICS = (
         f"""
         SELECT coalesce(extract(epoch FROM now() - min({as_text(WAITING_SINCE)})), 0)
         FROM uploads
-        WHERE {WAITING_SQL}
+        WHERE {PENDING_WORK_SQL}
         """,  # noqa: S608 - words of ours
     ),
     Metric(
@@ -80,7 +81,7 @@ METRICS = (
         "of model servers.",
         f"""
         SELECT error_kind AS kind, 'waiting' AS state, count(*) FROM uploads
-        WHERE {WAITING_SQL} AND error_kind IS NOT NULL
+        WHERE {PENDING_WORK_SQL} AND error_kind IS NOT NULL
         GROUP BY 1
         UNION ALL
         SELECT coalesce(error_kind, 'unknown'), 'failed', count(*) FROM uploads

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Select,
     and_,
     case,
+    delete,
     func,
     insert,
     or_,
@@ -32,6 +33,7 @@ from batch_pipeline.database.models import (
     IN_WORK,
     OPEN_BATCH,
     BatchStatus,
+    BatchToRecount,
     Upload,
     UploadBatch,
     UploadStatus,
@@ -66,8 +68,10 @@ MAX_DEATHS = 3
 MAX_DIED_RUNS = 10
 #: Age at which an upload without a batch is taken for forgotten (seconds).
 ADOPTION_AGE_SECONDS = 5 * 60
-#: Batches that ended longer ago are not recounted (days).
+#: Batches that ended longer ago are recounted only if a trigger has noted a change (days).
 RECOUNT_DAYS = 1
+#: Notes of such changes that one sweep reads.
+_NOTES_AT_ONCE = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -266,6 +270,7 @@ class Backlog:
                 and_(Upload.id.in_(locked), Upload.batch_id.in_(ended)),
                 attempts=0,
                 deaths=0,
+                server_deaths=0,
                 retries=0,
                 not_before=None,
             )
@@ -275,9 +280,17 @@ class Backlog:
     def reconcile_batches(self) -> list[BatchProgress]:
         """Recount batches whose counters are not those of their uploads, and end what is done."""
         with self._publisher.transaction() as transaction:
-            drifted = transaction.connection.scalars(_drifted()).all()
+            connection = transaction.connection
+            notes = connection.execute(
+                select(BatchToRecount.id, BatchToRecount.batch_id).limit(_NOTES_AT_ONCE)
+            ).all()
+            changed = list({note.batch_id for note in notes})
+            drifted = connection.scalars(_drifted(changed)).all()
         # A transition under way looks like a difference too; the recount waits for it.
-        recounted = (self._batches.recount_batch(batch_id) for batch_id in drifted)
+        recounted = [self._batches.recount_batch(batch_id) for batch_id in drifted]
+        with self._publisher.transaction() as transaction:
+            done = delete(BatchToRecount).where(BatchToRecount.id.in_([note.id for note in notes]))
+            transaction.connection.execute(done)
         return [progress for progress in recounted if progress]
 
     def overdue(self) -> dict[str, int]:
@@ -295,7 +308,9 @@ class Backlog:
                 "uploads to retry": connection.scalar(due) or 0,
                 "uploads without a batch": connection.scalar(forgotten) or 0,
                 "uploads in batches that had ended": _waiting_in(connection, _ended_with_waiting()),
-                "batches to recount": len(connection.scalars(_drifted()).all()),
+                "batches to recount": len(
+                    connection.scalars(_drifted(select(BatchToRecount.batch_id))).all()
+                ),
             }
 
     def _quarantine(self, transaction: Announcer, upload_ids: Sequence[uuid.UUID]) -> None:
@@ -387,8 +402,11 @@ def _waiting_in(connection: Connection, batches: Select[uuid.UUID]) -> int:
     return (connection.scalar(waiting) or 0) if batch_ids else 0
 
 
-def _drifted() -> Select[uuid.UUID]:
-    """Batches whose counters differ from a recount, and open ones in which nothing is open."""
+def _drifted(changed: Any) -> Select[uuid.UUID]:
+    """Batches whose counters differ from a recount, and open ones in which nothing is open.
+
+    Looked for in those that are open or ended of late, and in `changed`.
+    """
     counts = count_uploads(UploadBatch.id).lateral("counts")
     counted = counts.c.successful + counts.c.failed
     is_open = UploadBatch.status.in_(OPEN_BATCH)
@@ -396,7 +414,11 @@ def _drifted() -> Select[uuid.UUID]:
         select(UploadBatch.id)
         .join(counts, true())
         .where(
-            or_(is_open, UploadBatch.updated_at > func.now() - interval(RECOUNT_DAYS * 86400)),
+            or_(
+                is_open,
+                UploadBatch.updated_at > func.now() - interval(RECOUNT_DAYS * 86400),
+                UploadBatch.id.in_(changed),
+            ),
             or_(
                 UploadBatch.total_uploads.is_distinct_from(counts.c.total),
                 UploadBatch.successful_uploads.is_distinct_from(counts.c.successful),

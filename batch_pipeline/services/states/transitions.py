@@ -140,7 +140,13 @@ def retry_failed(
         failed = failed.where(Upload.id.in_(upload_ids))
     locked = list(connection.scalars(failed.order_by(Upload.id).with_for_update()))
     return release_rows(
-        connection, Upload.id.in_(locked), reason=reason, attempts=0, deaths=0, retries=0
+        connection,
+        Upload.id.in_(locked),
+        reason=reason,
+        attempts=0,
+        deaths=0,
+        server_deaths=0,
+        retries=0,
     )
 
 

@@ -85,6 +85,8 @@ STARTED = (
     Upload.embedding_model,
     Upload.embedding_local.is_not(None).label("has_vector"),
     Upload.redo,
+    Upload.error_kind,
+    Upload.server_deaths,
 )
 _EXPIRED = lease_expired(bindparam("lease", type_=Float))
 #: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too, and nobody else
@@ -186,6 +188,7 @@ def _ended(**vector: Any) -> Update:
         processing_status=UploadStatus.COMPLETED,
         owner_run_id=None,
         deaths=0,
+        server_deaths=0,
         redo=_NO_STAGES,
         error_kind=None,
         error_message=None,

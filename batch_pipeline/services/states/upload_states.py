@@ -268,7 +268,9 @@ class UploadStates:
             return progress
         # It may be the last of its batch, or it is no longer ours.
         with self._publisher.transaction() as transaction:
-            row = _written(transaction.connection, claim, whole, names)
+            row = transaction.connection.execute(whole, names).one_or_none()
+            if row is None:
+                return _ended_before(transaction.connection, claim)
             announce_file(transaction, row, ENDED_WELL, "completed")
             progress = _counted(row)
             if progress:
@@ -310,8 +312,12 @@ class UploadStates:
         reason: PipelineError | None = None,
         *,
         resume_after_seconds: float = 0,
+        server_died: bool = False,
     ) -> None:
-        """Hand an upload in work back; the attempt does not count. The row keeps the reason."""
+        """Hand an upload in work back; the attempt does not count. The row keeps the reason.
+
+        `server_died`: in the middle of its own call, which makes it a suspect.
+        """
         with self._publisher.transaction() as transaction:
             release_rows(
                 transaction.connection,
@@ -319,6 +325,7 @@ class UploadStates:
                 **noted(reason),
                 attempts=Upload.attempts - 1,
                 deaths=0,
+                server_deaths=Upload.server_deaths + int(server_died),
                 not_before=func.now() + interval(resume_after_seconds),
             )
 
@@ -456,7 +463,7 @@ class UploadStates:
         if row.batch_status == BatchStatus.FAILED:
             reopen_batch(connection, row.batch_id)
         if row.processing_status == UploadStatus.FAILED:
-            release_rows(connection, Upload.id == upload_id, attempts=0)
+            release_rows(connection, Upload.id == upload_id, attempts=0, server_deaths=0)
             progress = row.batch_id and count_failed(connection, row.batch_id, -1)
             if progress:
                 transaction.announce(progress, progress.user_id)
@@ -497,6 +504,27 @@ def _written(
     if row is None:
         raise _lost(claim)
     return row
+
+
+def _ended_before(connection: Connection, claim: Claim) -> BatchProgress | None:
+    """The batch of an upload that was completed under this claim, by a commit without a reply.
+
+    Raises:
+        ClaimLostError: it was not.
+    """
+    ended = connection.execute(
+        select(*PROGRESS)
+        .select_from(Upload)
+        .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .where(
+            Upload.id == claim.upload_id,
+            Upload.claim_token == claim.token,
+            Upload.processing_status == UploadStatus.COMPLETED,
+        )
+    ).one_or_none()
+    if ended is None:
+        raise _lost(claim)
+    return None if ended[0] is None else BatchProgress(*ended)
 
 
 def _lost(claim: Claim) -> ClaimLostError:

@@ -1,26 +1,37 @@
 """The pipeline behind a real PgBouncer: in session and in transaction mode it works."""
 
+import shutil
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import dagster as dg
 import psycopg
 import pytest
 from sqlalchemy import make_url, text
 
 from batch_pipeline.database.session import Database, open_database, with_driver
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
 from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor
+from batch_pipeline.settings import Settings
 from batch_pipeline.testing.pgbouncer import pgbouncer
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
+from batch_pipeline.testing.stack import Part, StackProcesses
+from batch_pipeline_tests.acceptance.conftest import GraphQl, wait_until
 from batch_pipeline_tests.integration.conftest import program
+from batch_pipeline_tests.patience import DEADLINE
 
 VECTOR = [1.0] * 1024
-WEBP = (Path(__file__).parents[3] / "examples" / "media" / "fog.webp").read_bytes()
+ROOT = Path(__file__).parents[3]
+MEDIA = ROOT / "examples" / "media"
+WEBP = (MEDIA / "fog.webp").read_bytes()
 
 
 @pytest.fixture(params=["session", "transaction"])
@@ -135,3 +146,105 @@ def test_nothing_of_ours_stays_in_connections_that_others_get_next(mode, pooled,
         prepared = other.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
         assert prepared == (0,)
         assert other.execute("SELECT count(*) FROM pg_listening_channels()").fetchone() == (0,)
+
+
+@pytest.fixture
+def dagster_url(mode, server, tmp_path):
+    """An empty database for Dagster's own storage, behind PgBouncer."""
+    folder = tmp_path / "pgbouncer_of_dagster"
+    folder.mkdir()
+    with (
+        server.new_database(migrated=False) as url,
+        pgbouncer(program("pgbouncer"), url, mode, folder) as through,
+    ):
+        yield through
+
+
+@pytest.fixture
+def pooled_instance(dagster_url, tmp_path, monkeypatch):
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    monkeypatch.setenv("BATCH_PIPELINE_DAGSTER_DATABASE_URL", dagster_url)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        yield instance
+
+
+@dg.op
+def shout(context):
+    for number in range(50):
+        context.log.info("line %s", number)
+
+
+@dg.job
+def shouting_job():
+    shout()
+
+
+def test_dagsters_event_log_is_written_in_groups_and_watched(pooled_instance):
+    with dg.DagsterInstance.from_ref(pooled_instance.get_ref()) as watching:
+        watching.optimize_for_webserver(15_000, 3600, 4)
+        log, heard = watching.event_log_storage, threading.Event()
+        run_id = str(uuid.uuid4())
+
+        def hear(event, _):
+            if event.user_message == "line 49":
+                heard.set()
+
+        log.watch(run_id, None, hear)
+        result = shouting_job.execute_in_process(instance=pooled_instance, run_id=run_id)
+        assert result.success
+        assert heard.wait(DEADLINE)
+        log.end_watch(run_id, hear)
+        lines = [event.user_message for event in watching.all_logs(run_id)]
+        assert [line for line in lines if line.startswith("line ")] == [
+            f"line {number}" for number in range(50)
+        ]
+
+
+def test_the_limit_of_the_web_server_does_not_reach_other_clients(pooled_instance, dagster_url):
+    pooled_instance.optimize_for_webserver(15_000, 3600, 4)
+    assert pooled_instance.get_runs() == []
+    assert pooled_instance.all_logs("none") == []
+    with psycopg.connect(dagster_url, autocommit=True) as other:
+        assert other.execute("SHOW statement_timeout").fetchone() == ("0",)
+
+
+@pytest.mark.slow
+@pytest.mark.lengthy
+@pytest.mark.xdist_group("stack")
+def test_a_whole_stack_works_a_batch_to_its_end(mode, pooled_url, dagster_url, database, tmp_path):
+    home = tmp_path / "stack"
+    home.mkdir()
+    changed = {
+        "DATABASE_URL": pooled_url,
+        "DAGSTER_DATABASE_URL": dagster_url,
+        "UPLOADS_PER_RUN": "2",
+    }
+    settings = Settings(
+        _env_file=None, home=home, **{name.lower(): value for name, value in changed.items()}
+    )
+    pipeline = Pipeline(settings)
+    variables = {f"BATCH_PIPELINE_{name}": value for name, value in changed.items()}
+    with StackProcesses(home, variables) as stack:
+        submission = submit(
+            [MEDIA / name for name in ("fog.webp", "lighthouse.gif", "forest.webp")],
+            publisher=pipeline.publisher,
+            storage=pipeline.storage,
+            settings=settings,
+        )
+        batch_id = submission.batch_id
+        wait_until(
+            lambda: batch_row(database, batch_id).status == "completed", "the batch is completed"
+        )
+        graphql = GraphQl(stack.url)
+        run = graphql.ended_run_of(str(batch_id))
+        assert run["status"] == "SUCCESS"
+        kinds = {event["__typename"] for event in graphql.events_of(run["runId"])}
+        assert {"RunSuccessEvent", "ExecutionStepSuccessEvent", "MaterializationEvent"} <= kinds
+        assert {row.processing_status for row in upload_rows(database, batch_id)} == {"completed"}
+        assert stack.revive() == []
+    pipeline.close()
+    for part in Part:
+        said = stack.log_file(part).read_text()
+        assert "Traceback" not in said, said[-3000:]

@@ -266,5 +266,97 @@ def test_uploads_of_batches_that_were_stopped_or_given_up_are_left_to_a_person(p
     assert pipeline.backlog.reopen_ended() == 0
     assert counts(pipeline, batch_id)[0] == status
     oldest = oldest_waiting(pipeline.database)
+    if status == "cancelled":
+        assert oldest is None, "nobody waits for what a person has cancelled"
+        return
     assert (oldest.batch_id, oldest.batch_status) == (batch_id, status)
     assert oldest.waited is not None
+
+
+@pytest.fixture
+def old_batch(pipeline):
+    """A batch that completed a year ago with 3 uploads, one of them failed; and their ids."""
+    states = [{"processing_status": status} for status in ("completed", "completed", "failed")]
+    values = {"total_uploads": 3, "processed_uploads": 3, "successful_uploads": 2}
+    batch_id = add_batch(pipeline.database, states, status="completed", failed_uploads=1, **values)
+    with pipeline.database.transaction() as connection:
+        connection.execute(update(UploadBatch).values(updated_at=ago("1 year")))
+    return batch_id, [row.id for row in upload_rows(pipeline.database, batch_id)]
+
+
+ADD = """INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size,
+    processing_status) VALUES (:user, :batch, 'a', 'a', 'image', 1, :status)"""
+
+
+@pytest.mark.parametrize(
+    ("statements", "expected"),
+    [
+        ([(ADD, "completed")], (4, "completed", 4, 3, 1)),
+        ([(ADD, "failed"), (ADD, "failed")], (5, "completed", 5, 2, 3)),
+        ([("DELETE FROM uploads WHERE id = :second", "")], (2, "completed", 2, 1, 1)),
+        ([("DELETE FROM uploads WHERE batch_id = :batch", "")], (0, "completed", 0, 0, 0)),
+        (
+            [("UPDATE uploads SET batch_id = NULL WHERE id = :second", "")],
+            (2, "completed", 2, 1, 1),
+        ),
+        (
+            [
+                (
+                    "UPDATE uploads SET processing_status = :status WHERE batch_id = :batch",
+                    "completed",
+                )
+            ],
+            (3, "completed", 3, 3, 0),
+        ),
+        (
+            [("UPDATE uploads SET processing_status = :status WHERE id = :second", "archived")],
+            (2, "completed", 2, 1, 1),
+        ),
+    ],
+)
+def test_a_batch_that_ended_long_ago_is_recounted_when_an_api_changes_it(
+    pipeline, old_batch, statements, expected
+):
+    batch_id, [_, second, _] = old_batch
+    assert pipeline.backlog.overdue()["batches to recount"] == 0
+    with pipeline.database.transaction() as connection:
+        for statement, status in statements:
+            names = {"user": USER, "batch": batch_id, "second": second, "status": status}
+            connection.execute(text(statement), names)
+
+    assert pipeline.backlog.overdue()["batches to recount"] == 1
+    [_, _] = twice_at_once(pipeline.backlog.reconcile_batches)
+
+    batch = batch_row(pipeline.database, batch_id)
+    assert (batch.total_uploads, *counts(pipeline, batch_id)) == expected
+    assert pipeline.backlog.overdue()["batches to recount"] == 0
+    with pipeline.database.transaction() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM batches_to_recount")) == 0
+
+
+def test_an_api_whose_role_knows_none_of_our_tables_may_add_to_an_old_batch(pipeline, old_batch):
+    batch_id, _ = old_batch
+    role = f"api_{uuid.uuid4().hex[:8]}"
+    with pipeline.database.transaction() as connection:
+        connection.execute(text(f"CREATE ROLE {role}"))
+        connection.execute(text(f"GRANT SELECT, INSERT ON uploads TO {role}"))
+        connection.execute(text(f"SET LOCAL ROLE {role}"))
+        names = {"user": USER, "batch": batch_id, "status": "completed"}
+        connection.execute(text(ADD), names)
+        connection.execute(text("RESET ROLE"))
+        connection.execute(text(f"DROP OWNED BY {role}"))
+        connection.execute(text(f"DROP ROLE {role}"))
+    assert len(pipeline.backlog.reconcile_batches()) == 1
+    assert counts(pipeline, batch_id) == ("completed", 4, 3, 1)
+
+
+def test_our_own_transitions_leave_no_notes(pipeline):
+    batch_id = add_batch(pipeline.database, 2)
+    well, ill = upload_rows(pipeline.database, batch_id)
+    pipeline.states.load_batch(batch_id, "run", limit=2)
+    pipeline.states.complete(
+        started(pipeline, well.id), embedding=[1.0] * 1024, model="m", seconds={}
+    )
+    pipeline.states.fail(started(pipeline, ill.id), PermanentError("truncated", "cut"))
+    with pipeline.database.transaction() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM batches_to_recount")) == 0

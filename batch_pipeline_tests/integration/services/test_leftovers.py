@@ -17,6 +17,7 @@ from batch_pipeline.database.models import MadeThumbnail, Upload
 from batch_pipeline.database.session import connect
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.file_ownership import OWNER_NOTE
+from batch_pipeline.services.health import check_health
 from batch_pipeline.services.leftovers import MANY_FILES, Leftovers, remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
@@ -422,3 +423,25 @@ def test_the_command_lists_and_removes_and_says_who_decides(console, pipeline, t
 
     assert "1 file removed" in console("tidy").out
     assert not pipeline.storage.exists(path)
+
+
+def test_doctor_says_who_owns_the_storage_and_so_whether_tidy_may_work(deploy):
+    def said(pipeline: Pipeline) -> str:
+        checks = check_health(pipeline.settings, quick=True)
+        [check] = [check for check in checks if check.name == "owner of the storage"]
+        assert check.ok
+        return check.detail
+
+    one, other = deploy(), deploy()
+    assert "nobody owns" in said(one)
+    assert "yet" in said(one)
+    remove_leftovers(one.database, one.storage, one.ownership)
+    assert one.ownership.identity in said(one)
+    assert "tidy removes what is provably its own" in said(one)
+    assert f"database {one.ownership.identity} owns" in said(other)
+    assert "tidy removes nothing there" in said(other)
+    one.ownership._write_owner(None)
+    assert said(other).startswith("nobody owns")
+    assert "--take-over" in said(other)
+    other.ownership.take_over()
+    assert "tidy removes what is provably its own" in said(other)

@@ -103,6 +103,16 @@ def test_an_old_upload_that_is_worked_again_waits_since_it_was_opened_again(data
     assert numbers(database)["oldest_pending_seconds"][""] < 60
 
 
+def test_uploads_of_a_cancelled_batch_do_not_wait(database):
+    a_year_ago = func.now() - text("interval '1 year'")
+    kinds = [{"error_kind": "model_timeout", "created_at": a_year_ago}]
+    add_batch(database, kinds, status="cancelled")
+    found = numbers(database)
+    assert found["oldest_pending_seconds"] == {"": 0}
+    assert found["open_uploads"] == {"pending": 0}
+    assert "upload_errors" not in found
+
+
 def test_nothing_stored_is_nothing_and_not_an_error(database):
     assert numbers(database) == {
         "open_uploads": {"pending": 0},
