@@ -14,6 +14,7 @@ What is broken beside frames that can be shown never fails a film: the facts hol
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import count
 from typing import BinaryIO
 
@@ -29,6 +30,7 @@ from batch_pipeline.media import video_metadata
 from batch_pipeline.media.content import Frame, MediaContent, MediaFacts
 from batch_pipeline.media.pictures import encode_jpeg, thumbnail_maker, vision_size
 from batch_pipeline.media.sniffing import (
+    AVI,
     MPEG_ELEMENTARY,
     MediaType,
     is_cut_short,
@@ -37,6 +39,7 @@ from batch_pipeline.media.sniffing import (
 from batch_pipeline.media.stills.interest import Interest, interest_of
 from batch_pipeline.media.video_colours import colour_warning, to_picture
 from batch_pipeline.media.video_geometry import is_on_its_side, placement, square_pixel_size
+from batch_pipeline.media.video_headers import HEADER_BYTES, dates_in_header
 from batch_pipeline.media.video_sampling import FrameReader
 from batch_pipeline.media.video_streams import Source, film_streams, open_container, read_alone
 
@@ -122,7 +125,9 @@ def _content_of(
     warnings = [each.warning for each in taken if each.warning]
     warnings += _warnings_of(reader, source, media_type, duration)
     entries = (container.metadata, stream.metadata)
-    captured_at, date_source = video_metadata.captured_at(entries)
+    captured_at, date_source = video_metadata.captured_at(
+        entries, _dates_in_header(source, media_type), a_day_will_do=media_type is AVI
+    )
     preview = min(taken, key=lambda each: each.dullness)
     return MediaContent(
         facts=MediaFacts(
@@ -142,6 +147,14 @@ def _content_of(
         frames=tuple(Frame(encode_jpeg(each.picture), each.position) for each in taken),
         make_thumbnail=thumbnail_maker(preview.picture, preview.width, preview.height),
     )
+
+
+def _dates_in_header(source: Source, media_type: MediaType) -> list[tuple[str, datetime]]:
+    place = source.tell()
+    source.seek(0)
+    head = source.read(HEADER_BYTES)
+    source.seek(place)
+    return dates_in_header(head, media_type)
 
 
 @dataclass(frozen=True)
