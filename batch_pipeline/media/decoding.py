@@ -47,7 +47,7 @@ def decode(
         media_type: what `sniff` said of it.
         filename: as the file was called when it was uploaded; it may say a date.
         sidecar_date: what a file beside this one says of its date.
-        max_bytes: what the decode of a picture may take, besides the file.
+        max_bytes: what the decode may take, besides the file.
 
     Raises:
         PermanentError: with one of the kinds above.
@@ -61,6 +61,6 @@ def decode(
             # Read whole, so that an OSError below is the decoder's and one here is the storage's.
             content = decode_image(source.read(), media_type, max_bytes=max_bytes)
         else:
-            content = decode_video(source, media_type)
+            content = decode_video(source, media_type, max_bytes=max_bytes)
     facts = with_date_from_outside(content.facts, sidecar_date, filename)
     return replace(content, facts=facts)
