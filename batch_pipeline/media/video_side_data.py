@@ -1,5 +1,7 @@
 """What lies beside the pixels of a frame: its display matrix, marks of Dolby Vision."""
 
+from typing import Any
+
 from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
 
@@ -13,5 +15,6 @@ def side_data_of(frame: VideoFrame, name: str) -> bytes | None:
     Raises:
         ValueError: beside it lies a kind that PyAV has no name for.
     """
-    found = {each.type.name: each for each in SideDataContainer(frame)}.get(name)
+    container: Any = SideDataContainer  # its types do not tell that it takes a frame
+    found = {each.type.name: each for each in container(frame)}.get(name)
     return None if found is None else bytes(found)
