@@ -238,7 +238,7 @@ class Settings(BaseSettings):
     max_decode_mib: Annotated[int, Field(ge=16)] = Field(
         512,
         description=(
-            "What the decode of one picture may take in memory, besides the file (MiB); as many "
+            "What the decode of one file may take in memory, besides the file (MiB); as many "
             "are decoded at a time as there are cores."
         ),
     )

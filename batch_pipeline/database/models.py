@@ -165,6 +165,8 @@ class UploadBatch(Base):
     )
 
 
+#: Key of ``metadata`` for the date that a sidecar says, local time as ISO 8601 writes it.
+SIDECAR_DATE = "sidecar_date"
 #: All words that an upload can be found by; the function is made and explained by migration 0008.
 UPLOAD_WORDS = "upload_words(description, filename, metadata::jsonb)"
 
@@ -201,6 +203,8 @@ class Upload(Base):
     #: Of the last attempt that did not succeed; empty once one has.
     error_message: Mapped[str | None]
     #: Named ``metadata`` in the table, a word that SQLAlchemy keeps for itself.
+    #: Facts about the file, as `MediaFacts.as_stored`, from the first description on. A submission
+    #: may add `SIDECAR_DATE` ahead of that.
     facts: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
     hidden: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     regeneration_count: Mapped[int] = mapped_column(Integer, server_default="0")

@@ -18,13 +18,14 @@ Errors of the storage while reading, and `MemoryError`, pass through as they are
 
 import io
 from dataclasses import replace
+from datetime import datetime
 from typing import BinaryIO
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.images import decode_image
 from batch_pipeline.media.memory import DECODES, DEFAULT_DECODE_BYTES, return_large_blocks
-from batch_pipeline.media.metadata import with_date_of_name
+from batch_pipeline.media.metadata import with_date_from_outside
 from batch_pipeline.media.sniffing import MediaType
 from batch_pipeline.media.videos import decode_video
 
@@ -34,6 +35,7 @@ def decode(
     media_type: MediaType,
     *,
     filename: str = "",
+    sidecar_date: datetime | None = None,
     max_bytes: int = DEFAULT_DECODE_BYTES,
 ) -> MediaContent:
     """Decode a file to what the models and the thumbnail need.
@@ -44,7 +46,8 @@ def decode(
         source: the file, seekable; the caller closes it.
         media_type: what `sniff` said of it.
         filename: as the file was called when it was uploaded; it may say a date.
-        max_bytes: what the decode of a picture may take, besides the file.
+        sidecar_date: what a file beside this one says of its date.
+        max_bytes: what the decode may take, besides the file.
 
     Raises:
         PermanentError: with one of the kinds above.
@@ -58,5 +61,6 @@ def decode(
             # Read whole, so that an OSError below is the decoder's and one here is the storage's.
             content = decode_image(source.read(), media_type, max_bytes=max_bytes)
         else:
-            content = decode_video(source, media_type)
-    return replace(content, facts=with_date_of_name(content.facts, filename))
+            content = decode_video(source, media_type, max_bytes=max_bytes)
+    facts = with_date_from_outside(content.facts, sidecar_date, filename)
+    return replace(content, facts=facts)

@@ -63,7 +63,7 @@ def decode_image(
         raise
     except Exception as error:  # decoders raise anything at all on hostile files
         raise _explain(error, still, data, media_type) from error
-    metadata = read_metadata(still.exif, still.xmp)
+    metadata = read_metadata(still.exif, still.xmp, still.iptc)
     width, height = still.size
     shown, lies = _upright(shown, still, metadata)
     if lies:
@@ -164,7 +164,7 @@ def _explain(
     preview = None
     if still is not None and isinstance(error, IncompletePictureError) and error.rest is not None:
         rest = to_opaque_srgb(error.rest, still.icc_profile, still.space)
-        rest, _ = _upright(rest, still, read_metadata(still.exif, still.xmp))
+        rest, _ = _upright(rest, still, read_metadata(still.exif, still.xmp, still.iptc))
         preview = thumbnail_maker(rest, *rest.size)()
     if (
         (still is not None and still.is_cut)

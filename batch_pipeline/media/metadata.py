@@ -7,8 +7,10 @@ A date is looked for in this order, and the first that is a date counts:
 
 1. EXIF ``DateTimeOriginal``, then ``DateTimeDigitized``: the moment of the shot, or of the scan.
 2. XMP ``exif:DateTimeOriginal``, ``photoshop:DateCreated``, ``xmp:CreateDate``.
-3. EXIF ``DateTime``: when the file was last changed, by an editor for instance.
-4. The name of the file, as phones and messengers choose it.
+3. IPTC ``DateCreated`` with ``TimeCreated``, then ``DigitalCreationDate`` with its time.
+4. EXIF ``DateTime``: when the file was last changed, by an editor for instance.
+5. A sidecar: an XMP file beside this one, with the entries of 2.
+6. The name of the file, as phones and messengers choose it.
 
 A date is the camera's local time; a zone beside it is not counted in. Years ahead of the first
 photograph or of the present, and zeros, are no date: they stand for a clock that was never set.
@@ -21,6 +23,7 @@ from datetime import datetime, timedelta
 
 from batch_pipeline.media.content import MediaFacts
 from batch_pipeline.media.exif import Exif, Tag, read_exif
+from batch_pipeline.media.iptc import iptc_of_photoshop, read_iptc_dates
 from batch_pipeline.media.pictures import camera_name
 
 #: Of the oldest photograph that is kept.
@@ -40,10 +43,12 @@ _EXIF_DATES = {
     Tag.DATE_TIME_ORIGINAL: "EXIF DateTimeOriginal",
     Tag.DATE_TIME_DIGITIZED: "EXIF DateTimeDigitized",
 }
+#: `date_source` of a date that a file beside this one says.
+SIDECAR = "sidecar XMP"
 _XMP_DATES = ("exif:DateTimeOriginal", "photoshop:DateCreated", "xmp:CreateDate")
 _XMP_ENTRY = rb"""%s\s*(?:=\s*["']|>\s*)([^"'<]{1,200})"""
 #: More of an XMP packet is not searched (bytes); what is asked for stands at its start.
-_XMP_BYTES = 1024**2
+XMP_BYTES = 1024**2
 
 _APPLE_NOTE = b"Apple iOS\0"
 _UUID = re.compile(rb"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}")
@@ -62,20 +67,26 @@ class Metadata:
     """Identifier that an iPhone writes into the two files of a Live Photo."""
 
 
-def read_metadata(exif_blocks: Iterable[bytes | memoryview], xmp: bytes | None) -> Metadata:
+def read_metadata(
+    exif_blocks: Iterable[bytes | memoryview],
+    xmp: bytes | None,
+    iptc: bytes | None = None,
+) -> Metadata:
     """Weigh what a picture says.
 
     Args:
         exif_blocks: in the order of the file; of contradictions the first counts.
         xmp: the XMP packet.
+        iptc: the IPTC block.
     """
     exif: Exif = {}
     for block in exif_blocks:
         exif = read_exif(block) | exif
     if xmp is None and isinstance(exif.get(Tag.XMP), bytes):
         xmp = _bytes(exif.get(Tag.XMP))
-    xmp = (xmp or b"")[:_XMP_BYTES]
-    captured_at, source = _believed_date(exif, xmp)
+    xmp = (xmp or b"")[:XMP_BYTES]
+    iptc = iptc or _iptc_of(exif)
+    captured_at, source = _believed_date(exif, xmp, iptc)
     orientation = exif.get(Tag.ORIENTATION)
     return Metadata(
         captured_at=captured_at,
@@ -105,15 +116,32 @@ def date_in_name(filename: str) -> datetime | None:
     return None
 
 
-def with_date_of_name(facts: MediaFacts, filename: str) -> MediaFacts:
-    """Take the date from the name of the file where nothing inside says one."""
-    named = None if facts.captured_at else date_in_name(filename)
-    return replace(facts, captured_at=named, date_source="file name") if named else facts
+def date_in_sidecar(xmp: bytes) -> datetime | None:
+    """Find the date in an XMP file that lies beside a photo or film."""
+    dates = (parse_date(_xmp_entry(xmp, entry)) for entry in _XMP_DATES)
+    return next(filter(None, dates), None)
 
 
-def _believed_date(exif: Exif, xmp: bytes) -> tuple[datetime | None, str | None]:
+def with_date_from_outside(
+    facts: MediaFacts, sidecar_date: datetime | None, filename: str
+) -> MediaFacts:
+    """Take the date from a sidecar, or from the name of the file, where nothing inside says one."""
+    said = ((SIDECAR, sidecar_date), ("file name", date_in_name(filename)))
+    for source, date in said:
+        if date is not None and facts.captured_at is None:
+            return replace(facts, captured_at=date, date_source=source)
+    return facts
+
+
+def _iptc_of(exif: Exif) -> bytes:
+    """The IPTC block as TIFF files hold it."""
+    return _bytes(exif.get(Tag.IPTC)) or iptc_of_photoshop(_bytes(exif.get(Tag.PHOTOSHOP))) or b""
+
+
+def _believed_date(exif: Exif, xmp: bytes, iptc: bytes) -> tuple[datetime | None, str | None]:
     said = [(source, _text(_bytes(exif.get(tag)))) for tag, source in _EXIF_DATES.items()]
     said += [(f"XMP {entry}", _xmp_entry(xmp, entry)) for entry in _XMP_DATES]
+    said += read_iptc_dates(iptc).items()
     said.append(("EXIF DateTime", _text(_bytes(exif.get(Tag.DATE_TIME)))))
     for source, text in said:
         found = parse_date(text)

@@ -449,9 +449,13 @@ def _riff_end(source: SeekableFile) -> int:
 
 def _asf_end(source: SeekableFile) -> int:
     """How long an ASF file says that it is; 0 where it does not say in its head."""
-    head = source.read(HEAD_BYTES)
+    return int.from_bytes(asf_properties(source.read(HEAD_BYTES))[16:24], "little")
+
+
+def asf_properties(head: bytes) -> bytes:
+    """What an ASF file says of itself in its head: its identifier, length, date and more."""
     place = head.find(_ASF_FILE_PROPERTIES)
-    return int.from_bytes(head[place + 40 : place + 48], "little") if place >= 0 else 0
+    return head[place + 24 :] if place >= 0 else b""
 
 
 def _mxf_end(source: SeekableFile) -> int:

@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from batch_pipeline.media.tone_mapping import SRGB, Codes, ColourSpace, to_srgb
+from batch_pipeline.media.video_side_data import side_data_of
 
 # By ITU-T H.273, which FFmpeg numbers them by.
 _RGB, _BT709, _UNSPECIFIED, _BT601, _BT2020 = 0, 1, 2, 6, 9
@@ -80,6 +81,6 @@ def _matrix(frame: VideoFrame) -> int:
 
 def _has_dolby_vision(frame: VideoFrame) -> bool:
     try:
-        return "DOVI_METADATA" in frame.side_data
-    except (KeyError, ValueError):  # a kind of side data that PyAV has no name for
+        return side_data_of(frame, "DOVI_METADATA") is not None
+    except ValueError:  # a kind of side data that PyAV has no name for
         return False

@@ -1,13 +1,13 @@
 """How a frame is placed on the screen: turned, mirrored, and with pixels that are not square."""
 
 import struct
-from collections.abc import Mapping
 from fractions import Fraction
-from typing import cast
 
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
+
+from batch_pipeline.media.video_side_data import side_data_of
 
 #: Pixels that are not square are stretched only within reason (width to height).
 _MAX_ASPECT = 4
@@ -56,10 +56,10 @@ def square_pixel_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]
 def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     """Where a step to the right and a step down lead on the screen: (x, y) of each."""
     try:
-        side_data = cast("Mapping[str, bytes]", frame.side_data)
-        matrix = struct.unpack("=9i", bytes(side_data["DISPLAYMATRIX"]))
-    except KeyError:
-        return _TURNS[0]
+        data = side_data_of(frame, "DISPLAYMATRIX")
     except ValueError:  # beside it lies a kind of data that PyAV has no name for
         return _TURNS[round(frame.rotation / 90) % 4]
+    if data is None:
+        return _TURNS[0]
+    matrix = struct.unpack("=9i", data)
     return matrix[0], matrix[1], matrix[3], matrix[4]

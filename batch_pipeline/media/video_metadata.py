@@ -9,11 +9,13 @@ A date is looked for in this order, and the first that is a date counts:
    A zone stands beside it, and is not counted in.
 2. ``DATE_RECORDED``, ``DateTimeOriginal`` and ``date``, which cameras and recorders write, if they
    hold the time of the day; else they tell when something was published.
-3. ``creation_time`` of the container, then of the stream. It is UTC by the standard, and the source
+3. ``IDIT`` of AVI, the camera's clock; the creation date of ASF, which is UTC as the next.
+4. ``creation_time`` of the container, then of the stream. It is UTC by the standard, and the source
    says so: the hour, and around midnight the day, may be another on the spot. Without a zone (AVI)
    it is the camera's clock.
+5. ``date`` of AVI, its ``ICRD``, of a bare day: cameras write it so.
 
-The start of a clock that was never set (1904, 1970) is no date.
+The start of a clock that was never set (1601, 1904, 1970) is no date.
 """
 
 import re
@@ -32,7 +34,8 @@ _TIME_OF_DAY = re.compile(
     r"\s*\d{4}\D\d\d?\D\d\d?[T ]+\d\d?:\d\d(:\d\d)?([.,]\d+)?\s*(?P<zone>Z|[+-]\d)?"
 )
 #: A zone moves the start of a clock by less than a day.
-_CLOCK_STARTS, _A_DAY = (datetime(1904, 1, 1), datetime(1970, 1, 1)), timedelta(days=1)
+_CLOCK_STARTS = (datetime(1601, 1, 1), datetime(1904, 1, 1), datetime(1970, 1, 1))
+_A_DAY = timedelta(days=1)
 
 #: Where cameras write maker and model.
 _CAMERA_ENTRIES = (
@@ -44,18 +47,22 @@ _CAMERA_ENTRIES = (
 Entries = Mapping[str, str]
 
 
-def captured_at(entries: Sequence[Entries]) -> tuple[datetime | None, str | None]:
+def captured_at(
+    entries: Sequence[Entries],
+    header: Sequence[tuple[str, datetime]] = (),
+    *,
+    a_day_will_do: bool = False,
+) -> tuple[datetime | None, str | None]:
     """When a film was taken, and which entry says so; two times None where none does.
 
     Args:
         entries: those of the container, then those of the stream.
+        header: the dates of `video_headers.dates_in_header`.
+        a_day_will_do: whether ``date`` counts without the time of the day where nothing else does.
     """
-    for source, text in _dates(entries):
-        match = _TIME_OF_DAY.match(text)
-        found = parse_date(text) if match else None
-        if match and found and not _is_start_of_clock(found):
-            is_utc = source == _CREATION_TIME and match["zone"]
-            return found, f"{source} (UTC)" if is_utc else source
+    for source, date in _dates(entries, header, a_day_will_do):
+        if not _is_start_of_clock(date):
+            return date, source
     return None, None
 
 
@@ -69,10 +76,27 @@ def camera(entries: Sequence[Entries]) -> str | None:
     return None
 
 
-def _dates(entries: Sequence[Entries]) -> Iterator[tuple[str, str]]:
+def _dates(
+    entries: Sequence[Entries], header: Sequence[tuple[str, datetime]], a_day_will_do: bool
+) -> Iterator[tuple[str, datetime]]:
     lowered = [_lowered(each) for each in entries]
-    for source in (*_RECORDING_DATES, _CREATION_TIME):
-        yield from ((source, each[source]) for each in lowered if source in each)
+    said = [
+        (name, each[name])
+        for name in (*_RECORDING_DATES, _CREATION_TIME)
+        for each in lowered
+        if name in each
+    ]
+    timed = [(name, text, match) for name, text in said if (match := _TIME_OF_DAY.match(text))]
+    for name, text, _ in timed:
+        if name != _CREATION_TIME and (date := parse_date(text)):
+            yield name, date
+    yield from header
+    for name, text, match in timed:
+        if name == _CREATION_TIME and (date := parse_date(text)):
+            yield f"{name} (UTC)" if match["zone"] else name, date
+    for name, text in said:
+        if a_day_will_do and name == "date" and (date := parse_date(text)):
+            yield name, date
 
 
 def _is_start_of_clock(date: datetime) -> bool:

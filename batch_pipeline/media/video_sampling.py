@@ -40,15 +40,25 @@ _WAITING_BYTES = 16 * 1024**2
 class FrameReader:
     """The frames of a stream with their times, passing over what cannot be decoded."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, rate: float) -> None:
+    def __init__(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        rate: float,
+        *,
+        key_frames_alone: bool = False,
+    ) -> None:
         self._container = container
         self._stream = stream
         self._frame_seconds = 1 / rate
+        self.key_frames_alone = key_frames_alone
         self._time_base = stream.time_base or Fraction(1, av.time_base)
         self._start = stream.start_time or 0
         pixels = max(1, stream.width * stream.height)
         #: Packets that may be decoded for one position, and for all of them.
         self._exact = max(1, min(_EXACT_FRAMES, _EXACT_PIXELS // pixels))
+        if key_frames_alone:  # any one within the part will do
+            self._exact = 1
         self._left = max(MAX_FRAMES, min(_FILM_FRAMES, _FILM_PIXELS // pixels))
         self._seeks_lead_forward = True
         self._fell_short = False
@@ -171,6 +181,8 @@ class FrameReader:
             spent += 1
         else:
             self._fell_short = self.position < begin
+        if self.key_frames_alone:
+            self._fell_short = not (sound or spoiled) or self.position < begin
         self._left = max(0, self._left - spent)
         return sound or spoiled
 
@@ -195,16 +207,22 @@ class FrameReader:
 
     def _next_packet(self) -> "Packet[VideoStream] | None":
         try:
-            return next(self._packets, None)
+            for packet in self._packets:
+                if packet.is_keyframe or not self.key_frames_alone:
+                    return packet
         except MemoryError:
             raise
         except FFmpegError as error:  # the frames so far count
             self.broke_off = error.strerror
-            return None
+        return None
 
     def _decode(self, packet: "Packet[VideoStream]") -> None:
         try:
             frames = packet.decode()
+            if self.key_frames_alone:  # the decoder waits for others to put them in order
+                context = self._stream.codec_context
+                frames += context.decode(None)
+                context.flush_buffers()
         except MemoryError:
             raise
         except FFmpegError:

@@ -9,6 +9,7 @@ import io
 from typing import BinaryIO, NoReturn
 
 import av
+from av import FFmpegError
 from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
@@ -16,12 +17,8 @@ from av.video.stream import VideoStream
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media import sniffing
 from batch_pipeline.media.sniffing import MediaType
+from batch_pipeline.media.video_memory import FrameMemory, pixel_bytes, pixels_of
 
-#: Largest frame (pixels): 8K cinema, the largest that cameras record. A decoder holds a dozen.
-MAX_FRAME_PIXELS = 8192 * 4320
-#: Bytes that each of them may take: 10 bits at the usual quarter of colours. Studio formats, which
-#: keep all colours at 16 bits, are accepted up to half of the pixels.
-_MAX_PIXEL_BYTES = 3
 #: Streams of one container that are tried; each may be read to its end.
 _MAX_CHOICES = 3
 
@@ -92,15 +89,35 @@ class Source:
             raise self._error
 
 
-def open_container(source: Source, media_type: MediaType) -> InputContainer:
+def open_container(source: Source, media_type: MediaType, memory: FrameMemory) -> InputContainer:
     """Open a file as what it was sniffed to be, whatever else it may look like."""
+    # The limit holds while FFmpeg probes, too, which decodes frames of some formats.
+    return _open(source, media_type, {"max_pixels": str(memory.max_pixels)})
+
+
+def too_large_frames(
+    source: Source, media_type: MediaType, memory: FrameMemory
+) -> PermanentError | None:
+    """Say, of a file that did not decode, whether it claims frames that are too large.
+
+    FFmpeg forgets a size that is above the limit, so it is asked here without one, and without any
+    decoder.
+    """
+    try:
+        with _open(source, media_type, {"codec_whitelist": "none"}) as container:
+            large = [each for each in container.streams.video if not memory.fits(each)]
+            return _too_many_pixels(large[0], memory) if large else None
+    except FFmpegError:
+        return None
+
+
+def _open(source: Source, media_type: MediaType, options: dict[str, str]) -> InputContainer:
     source.seek(0)
     return av.open(
         source,
         "r",
         format=_DEMUXERS[media_type],
-        # The limit holds while FFmpeg probes, too, which decodes frames of some formats.
-        options={"max_pixels": str(MAX_FRAME_PIXELS), "protocol_whitelist": "none"},
+        options={"protocol_whitelist": "none", **options},
         io_open=_refuse_to_open,
         metadata_errors="replace",
     )
@@ -110,7 +127,9 @@ def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:
     raise PermissionError("a video may not make us open another file")
 
 
-def film_streams(container: InputContainer, media_type: MediaType) -> list[VideoStream]:
+def film_streams(
+    container: InputContainer, media_type: MediaType, memory: FrameMemory
+) -> list[VideoStream]:
     """Return the streams that may be shown as the film, the best first; never an empty list.
 
     A stream that moves goes ahead of a still, one of at least half the largest frame ahead of a
@@ -128,37 +147,42 @@ def film_streams(container: InputContainer, media_type: MediaType) -> list[Video
             "unreadable_video",
             f"no decoder is installed for the video of the {media_type.format.upper()} file",
         )
-    bounded = [stream for stream in readable if _is_bounded(stream)]
+    bounded = [stream for stream in readable if memory.fits(stream)]
     if not bounded:
-        width, height = readable[0].width, readable[0].height
-        raise PermanentError(
-            "too_many_pixels",
-            f"the video's frames are {width} x {height} = {width * height / 1e6:.1f} megapixels"
-            f" of {_pixel_bytes(readable[0]):g} bytes; at most {MAX_FRAME_PIXELS / 1e6:.1f} "
-            f"megapixels (8K) of {_MAX_PIXEL_BYTES} bytes are accepted",
-        )
-    largest = max(_pixels(stream) for stream in bounded if _moves(stream) == _any_moves(bounded))
+        raise _too_many_pixels(readable[0], memory)
+    largest = max(pixels_of(stream) for stream in bounded if _moves(stream) == _any_moves(bounded))
 
     def rank(stream: VideoStream) -> tuple[bool, bool, bool, int]:
         return (
             _moves(stream),
-            2 * _pixels(stream) >= largest,
+            2 * pixels_of(stream) >= largest,
             bool(stream.disposition & Disposition.default),
-            _pixels(stream),
+            pixels_of(stream),
         )
 
     return sorted(bounded, key=rank, reverse=True)[:_MAX_CHOICES]
 
 
-def read_alone(container: InputContainer, stream: VideoStream) -> None:
+def read_alone(container: InputContainer, stream: VideoStream, memory: FrameMemory) -> None:
     """Have the container read and decode this stream alone, within the limits of a frame."""
     for other in container.streams:
         # Broken sound or subtitles are nobody's business, and would cost time.
         other.discard = Discard.default if other is stream else Discard.all
     # Frames may grow in mid-stream.
-    stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    stream.codec_context.options = {"max_pixels": str(memory.max_pixels_of(stream))}
     # Uploads are worked side by side already; more threads only multiply the frames in memory.
     stream.thread_count = 1
+
+
+def _too_many_pixels(stream: VideoStream, memory: FrameMemory) -> PermanentError:
+    width, height = stream.width, stream.height
+    return PermanentError(
+        "too_many_pixels",
+        f"the video's frames are {width} x {height} = {width * height / 1e6:.1f} megapixels of "
+        f"{pixel_bytes(stream):g} bytes, which takes {memory.needed(stream) / 1024**2:.0f} MiB to "
+        f"decode; at most {memory.max_bytes / 1024**2:.0f} MiB may be taken "
+        "(BATCH_PIPELINE_MAX_DECODE_MIB)",
+    )
 
 
 def _is_beside(stream: VideoStream, container: InputContainer) -> bool:
@@ -179,20 +203,6 @@ def _moves(stream: VideoStream) -> bool:
 
 def _any_moves(streams: list[VideoStream]) -> bool:
     return any(_moves(stream) for stream in streams)
-
-
-def _pixels(stream: VideoStream) -> int:
-    return stream.width * stream.height
-
-
-def _pixel_bytes(stream: VideoStream) -> float:
-    return stream.format.padded_bits_per_pixel / 8 if stream.format else 1.5
-
-
-def _is_bounded(stream: VideoStream) -> bool:
-    pixels = _pixels(stream)
-    limit = MAX_FRAME_PIXELS * _MAX_PIXEL_BYTES
-    return pixels <= MAX_FRAME_PIXELS and pixels * _pixel_bytes(stream) <= limit
 
 
 def _what_there_is(container: InputContainer, media_type: MediaType) -> str:

@@ -14,6 +14,7 @@ What is broken beside frames that can be shown never fails a film: the facts hol
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import count
 from typing import BinaryIO
 
@@ -27,8 +28,10 @@ from PIL import Image, ImageStat
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media import video_metadata
 from batch_pipeline.media.content import Frame, MediaContent, MediaFacts
+from batch_pipeline.media.memory import DEFAULT_DECODE_BYTES
 from batch_pipeline.media.pictures import encode_jpeg, thumbnail_maker, vision_size
 from batch_pipeline.media.sniffing import (
+    AVI,
     MPEG_ELEMENTARY,
     MediaType,
     is_cut_short,
@@ -37,8 +40,16 @@ from batch_pipeline.media.sniffing import (
 from batch_pipeline.media.stills.interest import Interest, interest_of
 from batch_pipeline.media.video_colours import colour_warning, to_picture
 from batch_pipeline.media.video_geometry import is_on_its_side, placement, square_pixel_size
+from batch_pipeline.media.video_headers import HEADER_BYTES, dates_in_header
+from batch_pipeline.media.video_memory import FrameMemory
 from batch_pipeline.media.video_sampling import FrameReader
-from batch_pipeline.media.video_streams import Source, film_streams, open_container, read_alone
+from batch_pipeline.media.video_streams import (
+    Source,
+    film_streams,
+    open_container,
+    read_alone,
+    too_large_frames,
+)
 
 #: What a frame shows is judged on a copy of about this size (pixels of the shorter side).
 _JUDGED_SIDE = 128
@@ -48,7 +59,9 @@ _FURTHER_LOOKS = (0.97, 0.75, 0.25, 0.03)
 _MAX_FRAME_RATE = 1000
 
 
-def decode_video(source: BinaryIO, media_type: MediaType) -> MediaContent:
+def decode_video(
+    source: BinaryIO, media_type: MediaType, *, max_bytes: int = DEFAULT_DECODE_BYTES
+) -> MediaContent:
     """Take up to `video_sampling.MAX_FRAMES` frames, spread over the whole length.
 
     Frames that cannot be decoded are left out as long as one remains.
@@ -56,18 +69,19 @@ def decode_video(source: BinaryIO, media_type: MediaType) -> MediaContent:
     Args:
         source: the file, seekable.
         media_type: what `sniff` said of it.
+        max_bytes: what the decode may take, besides the file.
 
     Raises:
         PermanentError: ``no_video_stream``, ``too_many_pixels``, ``truncated`` or
             ``unreadable_video``.
     """
-    guarded = Source(source)
+    guarded, memory = Source(source), FrameMemory(max_bytes)
     try:
-        content = _decode(guarded, media_type)
+        content = _decode(guarded, media_type, memory)
         if content is None:
             # Room put ahead of a finished file moves it: its positions count from behind the room.
             guarded.origin = room_ahead(source)
-            content = _decode(guarded, media_type) if guarded.origin else None
+            content = _decode(guarded, media_type, memory) if guarded.origin else None
         if content is None:
             raise ValueError("not one frame could be decoded")
     except (PermanentError, MemoryError):
@@ -75,21 +89,22 @@ def decode_video(source: BinaryIO, media_type: MediaType) -> MediaContent:
         raise
     except Exception as error:  # hostile files bring out more than FFmpeg's own errors
         guarded.raise_storage_error()
-        raise _explain(error, guarded, media_type) from error
+        too_large = too_large_frames(guarded, media_type, memory)
+        raise too_large or _explain(error, guarded, media_type) from error
     guarded.raise_storage_error()
     return content
 
 
-def _decode(source: Source, media_type: MediaType) -> MediaContent | None:
+def _decode(source: Source, media_type: MediaType, memory: FrameMemory) -> MediaContent | None:
     """Decode the best stream, or where nothing of it can be, the next; None where none can."""
     failure: FFmpegError | None = None
     for choice in count():
-        with open_container(source, media_type) as container:
-            streams = film_streams(container, media_type)
+        with open_container(source, media_type, memory) as container:
+            streams = film_streams(container, media_type, memory)
             if choice >= len(streams):
                 break
             try:
-                content = _content_of(source, container, streams[choice], media_type)
+                content = _content_of(source, container, streams[choice], media_type, memory)
             except FFmpegError as error:  # a decoder that cannot be opened
                 failure = failure or error
                 continue
@@ -101,17 +116,23 @@ def _decode(source: Source, media_type: MediaType) -> MediaContent | None:
 
 
 def _content_of(
-    source: Source, container: InputContainer, stream: VideoStream, media_type: MediaType
+    source: Source,
+    container: InputContainer,
+    stream: VideoStream,
+    media_type: MediaType,
+    memory: FrameMemory,
 ) -> MediaContent | None:
     """Decode one stream; None where not one frame of it can be."""
-    read_alone(container, stream)
+    read_alone(container, stream, memory)
     rate = _frame_rate(stream)
     # Of a bare stream FFmpeg guesses, from the claimed bit rate.
     is_bare = media_type is MPEG_ELEMENTARY
     duration = None if is_bare else _claimed_duration(container, stream)
     if duration is None:
-        duration = _measured_duration(source, media_type, stream.index)
-    reader = FrameReader(container, stream, rate or 25.0)
+        duration = _measured_duration(source, media_type, stream.index, memory)
+    reader = FrameReader(
+        container, stream, rate or 25.0, key_frames_alone=memory.holds_key_frames_alone(stream)
+    )
     taken = [_take(frame, reader, stream) for frame in reader.frames(duration or 0.0)]
     if not taken:
         return None
@@ -122,7 +143,9 @@ def _content_of(
     warnings = [each.warning for each in taken if each.warning]
     warnings += _warnings_of(reader, source, media_type, duration)
     entries = (container.metadata, stream.metadata)
-    captured_at, date_source = video_metadata.captured_at(entries)
+    captured_at, date_source = video_metadata.captured_at(
+        entries, _dates_in_header(source, media_type), a_day_will_do=media_type is AVI
+    )
     preview = min(taken, key=lambda each: each.dullness)
     return MediaContent(
         facts=MediaFacts(
@@ -142,6 +165,14 @@ def _content_of(
         frames=tuple(Frame(encode_jpeg(each.picture), each.position) for each in taken),
         make_thumbnail=thumbnail_maker(preview.picture, preview.width, preview.height),
     )
+
+
+def _dates_in_header(source: Source, media_type: MediaType) -> list[tuple[str, datetime]]:
+    place = source.tell()
+    source.seek(0)
+    head = source.read(HEADER_BYTES)
+    source.seek(place)
+    return dates_in_header(head, media_type)
 
 
 @dataclass(frozen=True)
@@ -192,7 +223,12 @@ def _further_look(reader: FrameReader, stream: VideoStream, duration: float) -> 
 def _warnings_of(
     reader: FrameReader, source: Source, media_type: MediaType, duration: float | None
 ) -> Iterator[str]:
-    if reader.parts_missed:
+    if reader.parts_missed and reader.key_frames_alone:
+        yield (
+            f"{reader.parts_missed} parts of the film are not shown: its frames are so large that "
+            "key frames alone are decoded, and these are too far apart"
+        )
+    elif reader.parts_missed:
         yield (
             f"{reader.parts_missed} frames lie ahead of their part of the film, the last at "
             f"{reader.reached:.0f} s of {duration or 0:.0f} s: its key frames are too far apart"
@@ -220,14 +256,16 @@ def _claimed_duration(container: InputContainer, stream: VideoStream) -> float |
     return None
 
 
-def _measured_duration(source: Source, media_type: MediaType, index: int) -> float | None:
+def _measured_duration(
+    source: Source, media_type: MediaType, index: int, memory: FrameMemory
+) -> float | None:
     """Read all packets of a stream, decoding none, for the time of the last (seconds)."""
     # A container of its own, as not all can be rewound; the other one must find its place again.
     place = source.tell()
     packets, first, end = 0, None, 0
-    with open_container(source, media_type) as container:
+    with open_container(source, media_type, memory) as container:
         stream = next(each for each in container.streams.video if each.index == index)
-        read_alone(container, stream)
+        read_alone(container, stream, memory)
         for packet in container.demux(stream):
             if packet.size == 0:  # asks decoders for what they still hold
                 continue

@@ -14,20 +14,21 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.exc import DataError, IntegrityError
 
 from batch_pipeline.database.failures import repeated, sqlstate
-from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.database.models import SIDECAR_DATE, Upload, UploadBatch
 from batch_pipeline.database.readings import LOCAL_USER
 from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
+from batch_pipeline.services.sidecars import sidecar_date, without_sidecars
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
@@ -71,6 +72,7 @@ class AcceptedFile:
     media_type: MediaType
     size: int
     checksum: str
+    sidecar_date: datetime | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def submit(
 
     Args:
         paths: files, and folders that are searched through; hidden files in folders are left out,
-            and links to folders are not followed.
+            and links to folders are not followed. XMP files beside a photo or film are no uploads:
+            they may say its date.
         user_id: owner of the batch.
         publisher: announces the new batch.
         storage: where the files go.
@@ -124,6 +127,7 @@ def examine(paths: Iterable[Path], settings: Settings) -> Offer:
         RefusedError: the submission as a whole is over a limit, or names what does not exist.
     """
     offered, unreadable = collect_files(paths)
+    offered = without_sidecars(offered)
     if len(offered) > settings.max_files_per_batch:
         raise RefusedError(
             f"{len(offered)} files were offered, a batch may hold {settings.max_files_per_batch} "
@@ -254,7 +258,15 @@ def _examine_one(path: Path, filename: str, settings: Settings) -> AcceptedFile:
         checksum = hashlib.sha256(head)
         while chunk := file.read(_CHUNK_BYTES):
             checksum.update(chunk)
-    return AcceptedFile(uuid.uuid4(), path, filename, media_type, size, checksum.hexdigest())
+    return AcceptedFile(
+        uuid.uuid4(),
+        path,
+        filename,
+        media_type,
+        size,
+        checksum.hexdigest(),
+        sidecar_date(path),
+    )
 
 
 @repeated
@@ -285,6 +297,7 @@ def _insert(
                     "file_size": file.size,
                     "mime_type": file.media_type.mime_type,
                     "checksum": file.checksum,
+                    "metadata": _facts_from_outside(file),
                     # Uploads are worked oldest first: microseconds keep the order of submission.
                     "created_at": submitted_at + timedelta(microseconds=number),
                 }
@@ -293,6 +306,11 @@ def _insert(
         )
         progress = BatchProgress(batch_id, user_id, "pending", len(accepted), 0, 0, 0)
         transaction.announce(progress, user_id)
+
+
+def _facts_from_outside(file: _Accepted) -> dict[str, str]:
+    date = file.sidecar_date
+    return {} if date is None else {SIDECAR_DATE: date.isoformat()}
 
 
 @contextmanager

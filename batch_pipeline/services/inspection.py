@@ -12,6 +12,7 @@ from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
+from batch_pipeline.services.sidecars import sidecar_date
 from batch_pipeline.settings import Settings
 
 
@@ -82,6 +83,7 @@ def _inspect(seen: Inspection, path: Path, settings: Settings, output: Path | No
                 file,
                 media_type,
                 filename=path.name,
+                sidecar_date=sidecar_date(path),
                 max_bytes=settings.max_decode_mib * 1024**2,
             )
     seen.facts = content.facts.as_stored()

@@ -28,6 +28,7 @@ from batch_pipeline.errors import (
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
+from batch_pipeline.media.metadata import parse_date
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
 from batch_pipeline.model_servers.base import (
     CancelledCheck,
@@ -257,6 +258,7 @@ class UploadProcessor:
                     file,
                     media_type,
                     filename=attempt.row.filename,
+                    sidecar_date=parse_date(attempt.row.sidecar_date or ""),
                     max_bytes=settings.max_decode_mib * 1024**2,
                 )
             except PermanentError as error:

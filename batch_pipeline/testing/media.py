@@ -338,16 +338,24 @@ def make_gif_bomb(side: int = 65_535) -> bytes:
     return b"GIF89a" + screen + frame + b";"
 
 
-def make_oversized_video(side: int = 8000, *, muxer: str = "mp4") -> bytes:
-    """Make an MP4, or another container, of one frame of `side` x `side` pixels (16 x n)."""
+def make_oversized_video(
+    side: int = 8000, *, muxer: str = "mp4", frames: int = 1, **options: str
+) -> bytes:
+    """Make an MP4, or another container, of grey frames of `side` x `side` pixels (16 x n).
+
+    Further options are those of the encoder x264.
+    """
     output = io.BytesIO()
     with av.open(output, "w", format=muxer) as container:
         stream = container.add_stream("libx264", rate=1)
         stream.width = stream.height = side
         stream.pix_fmt = "yuv420p"
-        stream.options = _FAST["libx264"]
+        stream.options = _FAST["libx264"] | options
         grey = np.full((side * 3 // 2, side), 128, dtype=np.uint8)  # luminance, then both colours
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="yuv420p")))
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(grey, format="yuv420p")
+            frame.pts = number
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return output.getvalue()
 

@@ -213,6 +213,7 @@ def test_report_writes_the_page_and_says_how_large_it_is(console, database, tmp_
 def test_inspect_tells_what_is_seen_and_stores_nothing(console, database, tmp_path):
     (tmp_path / "IMG_20210506_070809.jpg").write_bytes(make_image("jpeg")[:-20])
     (tmp_path / "clip.mp4").write_bytes(make_video("mp4", 2))
+    (tmp_path / "clip.xmp").write_text('<rdf:Description xmp:CreateDate="2021-05-06T07:08:09"/>')
     (tmp_path / "cut.png").write_bytes(cut_in_half(make_image("png")))
     (tmp_path / "notes.svg").write_text("<svg/>")
 
@@ -228,6 +229,7 @@ def test_inspect_tells_what_is_seen_and_stores_nothing(console, database, tmp_pa
     assert still["facts"]["warnings"][0].startswith("damaged: ")
     assert set(still["seconds"]) == {"sniff", "decode", "thumbnail"}
     assert (film["file_type"], film["facts"]["duration_seconds"]) == ("video", 2.0)
+    assert film["facts"]["date_source"] == "sidecar XMP"
     assert len(film["written"]) == 3, "a thumbnail, and a frame for each second"
     assert cut["error_kind"] == "truncated"
     assert drawing["error_kind"] == "unsupported_format"

@@ -29,6 +29,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import (
+    SIDECAR_DATE,
     BatchStatus,
     MadeThumbnail,
     Upload,
@@ -87,6 +88,7 @@ STARTED = (
     Upload.redo,
     Upload.error_kind,
     Upload.server_deaths,
+    FACTS[SIDECAR_DATE].astext.label(SIDECAR_DATE),
 )
 _EXPIRED = lease_expired(bindparam("lease", type_=Float))
 #: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too, and nobody else

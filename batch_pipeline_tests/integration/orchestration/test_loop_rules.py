@@ -312,6 +312,20 @@ def test_l9_a_damaged_picture_completes_and_its_metadata_tell(runner, tmp_path):
     assert row.metadata["date_source"] == "file name"
 
 
+def test_a_sidecar_says_the_date_that_the_file_does_not(runner, tmp_path):
+    (tmp_path / "IMG_20190101_000000.jpg").write_bytes(make_image("jpeg"))
+    (tmp_path / "IMG_20190101_000000.xmp").write_text(
+        '<rdf:Description exif:DateTimeOriginal="2021-05-06T07:08:09"/>'
+    )
+    batch_id = runner.submit(tmp_path / "IMG_20190101_000000.jpg")
+
+    runner.run(batch_id)
+
+    [row] = upload_rows(runner.pipeline.database, batch_id)
+    assert row.metadata["captured_at"] == "2021-05-06T07:08:09"
+    assert row.metadata["date_source"] == "sidecar XMP"
+
+
 # L10
 
 

@@ -73,6 +73,39 @@ def test_files_and_folders_become_one_batch_with_every_file_stored(pipeline, fol
         assert upload.file_path == f"{upload.user_id}/{upload.id}/" + Path(upload.file_path).name
 
 
+def test_sidecars_are_no_uploads_and_say_a_date(pipeline, folder):
+    for sample, name, sidecar, day in (
+        ("sea.jpg", "a.jpg", "a.jpg.xmp", 1),
+        ("night.jpg", "b.jpg", "b.XMP", 2),
+        ("forest.webp", "c.webp", None, 0),
+    ):
+        copy(folder, sample, name)
+        if sidecar:
+            entry = f'<rdf:Description exif:DateTimeOriginal="2021-05-0{day}T07:08:09+02:00"/>'
+            (folder / sidecar).write_text(entry)
+    (folder / "nobodys.xmp").write_text("<?xml version='1.0'?><x/>")
+
+    submission = offer(pipeline, folder)
+
+    uploads = upload_rows(pipeline.database, submission.batch_id)
+    assert {upload.filename: upload.metadata for upload in uploads} == {
+        "a.jpg": {"sidecar_date": "2021-05-01T07:08:09"},
+        "b.jpg": {"sidecar_date": "2021-05-02T07:08:09"},
+        "c.webp": {},
+    }
+    assert [refused.filename for refused in submission.refused] == ["nobodys.xmp"]
+
+
+def test_a_file_that_is_named_alone_has_its_sidecar_too(pipeline, folder):
+    file = copy(folder, "sea.jpg", "a.jpg")
+    (folder / "a.xmp").write_text('<rdf:Description xmp:CreateDate="2021-05-06"/>')
+
+    submission = offer(pipeline, file)
+
+    [upload] = upload_rows(pipeline.database, submission.batch_id)
+    assert upload.metadata == {"sidecar_date": "2021-05-06T00:00:00"}
+
+
 def test_the_type_is_that_of_the_content_not_of_the_name(pipeline, folder):
     copy(folder, "sea.jpg", "really_a_jpeg.png")
     copy(folder, "ball_on_meadow.mp4", "video.jpg")

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from batch_pipeline.media.content import Frame, MediaContent
+from batch_pipeline.media.memory import DEFAULT_DECODE_BYTES
 from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
 from batch_pipeline.media.videos import decode_video
 
@@ -14,10 +15,10 @@ from batch_pipeline.media.videos import decode_video
 CASES = Path(__file__).parents[2] / "cases" / "media"
 
 
-def decode(data: bytes) -> MediaContent:
+def decode(data: bytes, max_bytes: int = DEFAULT_DECODE_BYTES) -> MediaContent:
     media_type = sniff(data[:HEAD_BYTES])
     assert media_type is not None
-    return decode_video(io.BytesIO(data), media_type)
+    return decode_video(io.BytesIO(data), media_type, max_bytes=max_bytes)
 
 
 def decode_case(name: str) -> MediaContent:

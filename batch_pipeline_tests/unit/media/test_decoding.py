@@ -156,7 +156,7 @@ used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 32 * 1024**2,) * 2)
 for data in hostile:
     try:
-        decode(io.BytesIO(data), sniff(data[:HEAD_BYTES]))
+        decode(io.BytesIO(data), sniff(data[:HEAD_BYTES]), max_bytes=256 * 1024**2)
     except PermanentError as error:
         print(error.kind)
 """

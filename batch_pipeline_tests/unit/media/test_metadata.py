@@ -1,20 +1,25 @@
 """Dates and cameras are believed in a written order, and what is broken hides nothing."""
 
+import io
 import struct
 from datetime import datetime
 
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from batch_pipeline.media.content import MediaFacts
 from batch_pipeline.media.exif import Tag, read_exif
+from batch_pipeline.media.images import decode_image
+from batch_pipeline.media.iptc import iptc_of_photoshop
 from batch_pipeline.media.metadata import (
     date_in_name,
+    date_in_sidecar,
     parse_date,
     read_metadata,
-    with_date_of_name,
+    with_date_from_outside,
 )
-from batch_pipeline.testing.media import Exif
+from batch_pipeline.media.sniffing import JPEG, TIFF
+from batch_pipeline.testing.media import Exif, make_image
 
 MOMENT = datetime(2021, 5, 6, 7, 8, 9)
 
@@ -107,11 +112,116 @@ def test_a_name_says_a_day_or_nothing(name, expected):
 def test_a_name_counts_only_where_nothing_inside_says_a_date_and_is_marked():
     facts = MediaFacts("image", "jpeg", 1, 1)
 
-    named = with_date_of_name(facts, "IMG_20210506_070809.jpg")
+    named = with_date_from_outside(facts, None, "IMG_20210506_070809.jpg")
 
     assert (named.captured_at, named.date_source) == (MOMENT, "file name")
     dated = MediaFacts("image", "jpeg", 1, 1, captured_at=datetime(2020, 1, 1), date_source="x")
-    assert with_date_of_name(dated, "IMG_20210506_070809.jpg") == dated
+    assert with_date_from_outside(dated, None, "IMG_20210506_070809.jpg") == dated
+
+
+def test_a_sidecar_is_believed_ahead_of_the_name_and_behind_the_file():
+    facts = MediaFacts("image", "jpeg", 1, 1)
+
+    found = with_date_from_outside(facts, MOMENT, "IMG_20190101_000000.jpg")
+
+    assert (found.captured_at, found.date_source) == (MOMENT, "sidecar XMP")
+    dated = MediaFacts("image", "jpeg", 1, 1, captured_at=datetime(2020, 1, 1), date_source="x")
+    assert with_date_from_outside(dated, MOMENT, "") == dated
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        b'exif:DateTimeOriginal="2021-05-06T07:08:09.25+02:00" xmp:CreateDate="2019-01-01"',
+        b'xmp:ModifyDate="2022-01-01" photoshop:DateCreated="2021-05-06T07:08:09"',
+        b'exif:DateTimeOriginal="0000-00-00" xmp:CreateDate="2021-05-06T07:08:09Z"',
+        b"><exif:DateTimeOriginal>2021-05-06T07:08:09</exif:DateTimeOriginal><x",
+    ],
+)
+def test_a_sidecar_says_the_moment_of_the_shot(entries):
+    packet = b"<x:xmpmeta><rdf:RDF><rdf:Description %s/></rdf:RDF></x:xmpmeta>" % entries
+    assert date_in_sidecar(packet) == MOMENT
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b'<xmp:ModifyDate="2021-05-06"/>'])
+def test_a_sidecar_without_a_date_says_none(data):
+    assert date_in_sidecar(data) is None
+
+
+def iptc(**sets: str) -> bytes:
+    """An IPTC block; the numbers of its data sets are those of the standard."""
+    numbers = {"day": 55, "time": 60, "digital_day": 62, "digital_time": 63, "title": 5}
+    return b"".join(
+        struct.pack(">BBBH", 0x1C, 2, numbers[name], len(value)) + value.encode()
+        for name, value in sets.items()
+    )
+
+
+def resources(block: bytes) -> bytes:
+    """Photoshop's image resources: one with a name of odd length, one of odd size, IPTC."""
+    ahead = b"8BIM\x03\xed\x03abc" + struct.pack(">I", 3) + b"xyz\0"
+    return ahead + b"8BIM\x04\x04\0\0" + struct.pack(">I", len(block)) + block
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected", "source"),
+    [
+        ({"title": "x", "day": "20210506", "time": "070809+0200"}, MOMENT, "IPTC DateCreated"),
+        ({"day": "20210506"}, datetime(2021, 5, 6), "IPTC DateCreated"),
+        ({"day": "2021-05-06", "time": "07:08:09"}, MOMENT, "IPTC DateCreated"),
+        (
+            {"day": "00000000", "digital_day": "20210506", "digital_time": "070809"},
+            MOMENT,
+            "IPTC DigitalCreationDate",
+        ),
+        ({"time": "070809"}, None, None),
+        ({"day": "20210540"}, None, None),
+    ],
+)
+def test_iptc_says_a_date(sets, expected, source):
+    found = read_metadata([], None, iptc(**sets))
+    assert (found.captured_at, found.date_source) == (expected, source)
+
+
+def test_iptc_is_believed_behind_the_shot_and_ahead_of_the_last_change():
+    block = iptc(day="20210506", time="070809")
+    changed = exif_with(DateTime="2022:01:01 00:00:00")
+    shot = exif_with(DateTimeOriginal="2020:01:01 00:00:00")
+
+    assert read_metadata([changed], None, block).captured_at == MOMENT
+    assert read_metadata([shot], None, block).captured_at == datetime(2020, 1, 1)
+
+
+@pytest.mark.parametrize("cut", range(0, 80, 7))
+def test_a_cut_block_of_resources_raises_nothing(cut):
+    block = resources(iptc(title="x" * 20, day="20210506", time="070809"))[:cut]
+    read_metadata([], None, iptc_of_photoshop(block))
+
+
+def test_a_jpeg_holds_iptc_in_one_segment_or_more():
+    block = resources(iptc(title="x" * 50, day="20210506", time="070809"))
+    jpeg = make_image("jpeg")
+    for parts in ([block], [block[:30], block[30:]]):
+        segments = b"".join(
+            b"\xff\xed" + struct.pack(">H", len(part) + 16) + b"Photoshop 3.0\0" + part
+            for part in parts
+        )
+        content = decode_image(jpeg[:2] + segments + jpeg[2:], JPEG)
+        assert content.facts.captured_at == MOMENT
+
+
+@pytest.mark.parametrize("tag", [0x83BB, 0x8649])
+def test_a_tiff_holds_iptc(tag):
+    block = iptc(day="20210506", time="070809")
+    entries = TiffImagePlugin.ImageFileDirectory_v2()
+    entries.tagtype[tag] = 7
+    entries[tag] = block if tag == 0x83BB else resources(block)
+    output = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(output, "TIFF", tiffinfo=entries)
+
+    facts = decode_image(output.getvalue(), TIFF).facts
+
+    assert (facts.captured_at, facts.date_source) == (MOMENT, "IPTC DateCreated")
 
 
 def exif_with(**dates: str) -> bytes:

@@ -1,7 +1,8 @@
 """When and by what a film was taken, by the entry that is most to be trusted; never where."""
 
 import io
-from datetime import datetime
+import struct
+from datetime import datetime, timedelta
 
 import pytest
 from PIL.JpegImagePlugin import JpegImageFile
@@ -105,6 +106,60 @@ WANTED = datetime(2021, 5, 6, 7, 8, 9)
 )
 def test_the_entry_to_be_trusted_most_tells_the_date(entries, found, source):
     assert captured_at([entries, {}]) == (found, source)
+
+
+def with_idit(avi: bytes, text: bytes) -> bytes:
+    """Add the entry at the end of an AVI's list of headers."""
+    name = avi.index(b"hdrl")
+    size = int.from_bytes(avi[name - 4 : name], "little")
+    chunk = b"IDIT" + struct.pack("<I", len(text)) + text + b"\0" * (len(text) % 2)
+    grown = bytearray(avi[: name + size] + chunk + avi[name + size :])
+    grown[name - 4 : name] = struct.pack("<I", size + len(chunk))
+    grown[4:8] = struct.pack("<I", len(grown) - 8)
+    return bytes(grown)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"Thu May 06 07:08:09 2021\n\0", WANTED),
+        (b"THU MAY  6 07:08:09 2021", WANTED),
+        (b"2021/05/06/ 07:08", WANTED.replace(second=0)),
+        (b"2021:05:06 07:08:09", WANTED),
+        (b"2021-05-06 07:08:09\0", WANTED),
+        (b"Thu Xyz 06 07:08:09 2021", None),
+        (b"", None),
+    ],
+)
+def test_an_avi_of_a_camera_says_its_date_in_any_spelling(text, expected):
+    facts = decode(with_idit(make_video("avi", 1), text)).facts
+
+    assert facts.captured_at == expected
+    assert facts.date_source == (expected and "IDIT")
+
+
+@pytest.mark.parametrize("text", ["2021-05-06", "2021-05-06 00:00:00"])
+def test_the_day_of_an_avi_counts_where_nothing_says_the_time(text):
+    data = make_video("avi", 1, metadata={"date": text})
+
+    facts = decode(data).facts
+
+    assert (facts.captured_at, facts.date_source) == (datetime(2021, 5, 6), "date")
+
+
+@pytest.mark.parametrize(
+    ("moment", "expected"), [(WANTED, WANTED), (datetime(1970, 1, 1), None), (None, None)]
+)
+def test_an_asf_says_when_it_was_made_and_is_said_to_be_utc(moment, expected):
+    data = bytearray(make_video("wmv", 1))
+    place = data.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + 48
+    ticks = 0 if moment is None else (moment - datetime(1601, 1, 1)) // timedelta(microseconds=1)
+    data[place : place + 8] = struct.pack("<Q", 10 * ticks)
+
+    facts = decode(bytes(data)).facts
+
+    assert facts.captured_at == expected
+    assert facts.date_source == (expected and "ASF creation date (UTC)")
 
 
 def test_the_container_goes_ahead_of_the_stream_and_a_local_date_ahead_of_both():

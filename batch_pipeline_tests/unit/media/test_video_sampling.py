@@ -8,11 +8,15 @@ from PIL import Image
 
 from batch_pipeline.media import video_sampling
 from batch_pipeline.media.content import MediaContent
+from batch_pipeline.media.memory import DEFAULT_DECODE_BYTES
 from batch_pipeline.media.sniffing import sniff
+from batch_pipeline.media.video_memory import FrameMemory
 from batch_pipeline.media.video_sampling import MAX_FRAMES, FrameReader
 from batch_pipeline.media.video_streams import Source, film_streams, open_container, read_alone
 from batch_pipeline.testing.media import VIDEO_FORMATS, make_video, paint, paint_progress
 from batch_pipeline_tests.unit.media.films import decode, pixel, progress_shown, thumbnail_of
+
+MEMORY = FrameMemory(DEFAULT_DECODE_BYTES)
 
 ONE_KEY_FRAME = 100_000
 
@@ -108,9 +112,9 @@ def test_the_work_is_counted_in_packets_and_ends_with_the_budget(monkeypatch, ke
             decoded += 1
             super()._decode(packet)
 
-    with open_container(Source(io.BytesIO(data)), media_type) as container:
-        stream = film_streams(container, media_type)[0]
-        read_alone(container, stream)
+    with open_container(Source(io.BytesIO(data)), media_type, MEMORY) as container:
+        stream = film_streams(container, media_type, MEMORY)[0]
+        read_alone(container, stream, MEMORY)
         taken = list(Counting(container, stream, 25.0).frames(60.0))
 
     assert len(taken) == MAX_FRAMES

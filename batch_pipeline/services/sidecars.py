@@ -1,0 +1,42 @@
+"""Sidecars: small XMP files beside photos and films, which hold what programs noted about them.
+
+Here: which file belongs to which. What a sidecar says is read by `batch_pipeline.media.metadata`.
+"""
+
+import logging
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+from batch_pipeline.media.metadata import XMP_BYTES, date_in_sidecar
+
+log = logging.getLogger(__name__)
+
+_ENDINGS = (".xmp", ".XMP")
+
+
+def sidecar_of(path: Path) -> Path | None:
+    """Find the sidecar of a file: ``IMG_1.jpg.xmp``, or ``IMG_1.xmp``, in the same folder."""
+    names = [f"{stem}{ending}" for stem in (path.name, path.stem) for ending in _ENDINGS]
+    beside = (path.with_name(name) for name in names)
+    return next((each for each in beside if each != path and each.is_file()), None)
+
+
+def without_sidecars(paths: Iterable[Path]) -> list[Path]:
+    """Leave out the sidecars of the other files; one that belongs to none of them stays."""
+    given = list(paths)
+    sidecars = {sidecar_of(path) for path in given if path.suffix not in _ENDINGS}
+    return [path for path in given if path not in sidecars]
+
+
+def sidecar_date(path: Path) -> datetime | None:
+    """Read the date that the sidecar of a file says; None where there is none."""
+    sidecar = sidecar_of(path)
+    if sidecar is None:
+        return None
+    try:
+        with sidecar.open("rb") as file:
+            return date_in_sidecar(file.read(XMP_BYTES))
+    except OSError as error:  # the file itself is there, and may hold a date
+        log.warning("the sidecar %s cannot be read: %s", sidecar, error.strerror)
+        return None
