@@ -308,7 +308,7 @@ def _insert(
         transaction.announce(progress, user_id)
 
 
-def _facts_from_outside(file: _Accepted) -> dict[str, str]:
+def _facts_from_outside(file: AcceptedFile) -> dict[str, str]:
     date = file.sidecar_date
     return {} if date is None else {SIDECAR_DATE: date.isoformat()}
 
