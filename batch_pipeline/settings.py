@@ -24,6 +24,8 @@ from batch_pipeline.masking import learn, learn_url, masked
 from batch_pipeline.media.acceptance import FORMATS
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
+#: Behind a variable's name: the value is what the file holds, as container engines mount secrets.
+FILE_SUFFIX = "_FILE"
 #: Names with our prefix that are no settings: of our tests, and those that Kubernetes sets in every
 #: pod beside a service named ``batch-pipeline``.
 _NO_SETTING = re.compile(r"TEST_\w+|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?PORT(_\d+_\w+)?")
@@ -352,8 +354,9 @@ def _unknown_names(files: tuple[Path, ...]) -> Iterator[str]:
     places |= {f"in {file}": list(dotenv_values(file)) for file in files}
     for where, names in places.items():
         for name in names:
-            rest = name.upper().removeprefix(ENVIRONMENT_PREFIX)
-            if rest == name.upper() or rest in known or _NO_SETTING.fullmatch(rest):
+            rest = name.upper().removeprefix(ENVIRONMENT_PREFIX).removesuffix(FILE_SUFFIX)
+            ours = name.upper().startswith(ENVIRONMENT_PREFIX)
+            if not ours or rest in known or _NO_SETTING.fullmatch(rest):
                 continue
             near = get_close_matches(rest, known, n=1)
             meant = "docs/settings.md lists all"
@@ -362,11 +365,32 @@ def _unknown_names(files: tuple[Path, ...]) -> Iterator[str]:
             yield f"{name}, {where}: {meant}"
 
 
+def _values_in_files(files: tuple[Path, ...]) -> dict[str, str]:
+    """Read the settings whose variables name a file."""
+    variables = {name: value for file in files for name, value in dotenv_values(file).items()}
+    variables |= os.environ
+    found = {}
+    for field in Settings.model_fields:
+        name = f"{ENVIRONMENT_PREFIX}{field.upper()}"
+        path = variables.get(name + FILE_SUFFIX)
+        if not path:
+            continue
+        if variables.get(name):
+            raise ConfigurationError(f"both {name} and {name}{FILE_SUFFIX} are set: expected one")
+        try:
+            found[field] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"{name}{FILE_SUFFIX}={path}: cannot be read: {error}"
+            ) from error
+    return {field: value for field, value in found.items() if value}
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings from the environment and ``.env``; those in `overrides` replace them.
 
-    In a subfolder of the folder with the home, its ``.env`` counts, too; one of the subfolder goes
-    before it.
+    A variable with ``_FILE`` behind its name names a file that holds the value. In a subfolder of
+    the folder with the home, its ``.env`` counts, too; one of the subfolder goes before it.
 
     Raises:
         ConfigurationError: a variable has a value that is not accepted, or the name of no setting;
@@ -376,7 +400,7 @@ def load_settings(**overrides: Any) -> Settings:
     if unknown := list(_unknown_names(files)):
         raise ConfigurationError("there are no such settings:\n  " + "\n  ".join(unknown))
     try:
-        return Settings(_env_file=files, **overrides)
+        return Settings(_env_file=files, **_values_in_files(files) | overrides)
     except ValidationError as error:
         lines = [
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"

@@ -23,6 +23,10 @@ working directory, or beside the nearest `.batch_pipeline` above it; what comes 
 before the others. An empty value means the default. A value that is not accepted, and a name with
 this prefix that is none of these, stops every command and Dagster's code location at the start,
 with the variable, its value and what is accepted.
+
+With `_FILE` behind its name, a variable names a file that holds the value, such as a secret that
+Docker or Kubernetes mounts: `{ENVIRONMENT_PREFIX}DATABASE_URL_FILE=/run/secrets/database_url`.
+
 Dagster reads the settings when it starts: restart `dagster dev` after a change.
 
 | variable | default | accepted | meaning |

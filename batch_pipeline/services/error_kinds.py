@@ -169,6 +169,18 @@ ERROR_KINDS = (
         "Read its reason: often a filter in front of the server.",
     ),
     ErrorKind(
+        "model_server_crash",
+        Ending.PASSES,
+        (
+            "The server went down in the middle of the calls for this file, four times, and "
+            "answered others in between. The sweep's tries are one call each."
+        ),
+        (
+            "Read the server's log: often a picture that is too large for its memory. Mend the "
+            "server or the file, then `retry`."
+        ),
+    ),
+    ErrorKind(
         "model_server_error",
         Ending.PASSES,
         "It answered 5xx, or broke off.",

@@ -6,6 +6,7 @@ import pytest
 from annotated_types import Ge, Gt, Le
 
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.masking import MASK, masked
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 
 
@@ -173,3 +174,30 @@ def test_a_misspelt_name_is_refused_with_the_nearest_right_one(tmp_path, monkeyp
 def test_what_kubernetes_sets_beside_a_service_of_our_name_is_no_setting(monkeypatch, name):
     monkeypatch.setenv(f"BATCH_PIPELINE_{name}", "x")
     load_settings()
+
+
+def test_a_value_may_stand_in_a_file_as_engines_mount_secrets(tmp_path, monkeypatch):
+    secret = tmp_path / "key"
+    secret.write_text("sk-from-a-file\n")
+    monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY_FILE", str(secret))
+    (tmp_path / "attempts").write_text("5")
+    (tmp_path / ".env").write_text(f"BATCH_PIPELINE_MAX_ATTEMPTS_FILE={tmp_path / 'attempts'}\n")
+
+    settings = load_settings()
+
+    assert settings.openai_api_key.get_secret_value() == "sk-from-a-file"
+    assert settings.max_attempts == 5
+    assert masked("401: sk-from-a-file") == f"401: {MASK}"
+
+
+def test_a_value_in_a_file_is_refused_where_it_cannot_be_meant(tmp_path, monkeypatch):
+    monkeypatch.setenv("BATCH_PIPELINE_DATABASE_URL_FILE", str(tmp_path / "gone"))
+    with pytest.raises(ConfigurationError, match=r"DATABASE_URL_FILE=.*gone: cannot be read"):
+        load_settings()
+    monkeypatch.setenv("BATCH_PIPELINE_DATABASE_URL", "postgresql://127.0.0.1/x")
+    with pytest.raises(ConfigurationError, match="both BATCH_PIPELINE_DATABASE_URL and"):
+        load_settings()
+    monkeypatch.delenv("BATCH_PIPELINE_DATABASE_URL_FILE")
+    monkeypatch.setenv("BATCH_PIPELINE_DATABASE_ULR_FILE", "x")
+    with pytest.raises(ConfigurationError, match="did you mean BATCH_PIPELINE_DATABASE_URL"):
+        load_settings()
