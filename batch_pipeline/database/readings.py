@@ -50,12 +50,12 @@ def as_text(expression: ColumnElement[Any]) -> str:
 WAITING = and_(Upload.processing_status == UploadStatus.PENDING, Upload.owner_run_id.is_(None))
 WAITING_SQL = as_text(WAITING)
 
-#: The same, and a run will come for it: nobody has cancelled its batch.
+#: The same, and a run will come for it: its batch was not cancelled, nor given up.
 PENDING_WORK = and_(
     WAITING,
     literal_column(
         "NOT EXISTS (SELECT FROM upload_batches AS stopped WHERE stopped.id = uploads.batch_id "
-        f"AND stopped.status = '{BatchStatus.CANCELLED}')",
+        f"AND stopped.status IN ('{BatchStatus.CANCELLED}', '{BatchStatus.FAILED}'))",
         Boolean(),
     ),
 )

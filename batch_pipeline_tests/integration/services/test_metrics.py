@@ -103,10 +103,11 @@ def test_an_old_upload_that_is_worked_again_waits_since_it_was_opened_again(data
     assert numbers(database)["oldest_pending_seconds"][""] < 60
 
 
-def test_uploads_of_a_cancelled_batch_do_not_wait(database):
+@pytest.mark.parametrize("status", ["cancelled", "failed"])
+def test_uploads_of_a_batch_that_was_cancelled_or_given_up_do_not_wait(database, status):
     a_year_ago = func.now() - text("interval '1 year'")
     kinds = [{"error_kind": "model_timeout", "created_at": a_year_ago}]
-    add_batch(database, kinds, status="cancelled")
+    add_batch(database, kinds, status=status)
     found = numbers(database)
     assert found["oldest_pending_seconds"] == {"": 0}
     assert found["open_uploads"] == {"pending": 0}
