@@ -23,19 +23,23 @@ class ObjectStore:
     Args:
         log: file that it writes to.
         host: where it listens.
+        certificate: file with key and certificate of the host; it then speaks HTTPS.
     """
 
     bucket = "media"
 
-    def __init__(self, log: Path, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, log: Path, host: str = "127.0.0.1", *, certificate: Path | None = None
+    ) -> None:
         self._log = log
         self._host, self._port = host, free_port()
+        self._certificate = certificate
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Address for clients."""
-        return f"http://{self._host}:{self._port}"
+        return f"http{'s' if self._certificate else ''}://{self._host}:{self._port}"
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -68,6 +72,7 @@ class ObjectStore:
                 [
                     *(sys.executable, "-W", "ignore", "-m", "moto.server"),
                     *("-H", self._host, "-p", str(self._port)),
+                    *(("-s", "-c", file, "-k", file) if (file := self._certificate) else ()),
                 ],
                 env=os.environ | {"MOTO_S3_CUSTOM_ENDPOINTS": self.url},
                 stdout=log,
@@ -76,7 +81,8 @@ class ObjectStore:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                httpx.put(f"{self.url}/{self.bucket}", timeout=10).raise_for_status()
+                # Whether clients trust the certificate is what they are tested for.
+                httpx.put(f"{self.url}/{self.bucket}", timeout=10, verify=False).raise_for_status()
                 return
             except httpx.TransportError as error:
                 if self._process.poll() is not None or time.monotonic() > deadline:

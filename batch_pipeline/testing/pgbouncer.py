@@ -25,14 +25,23 @@ auth_type = any
 pool_mode = {mode}
 default_pool_size = {size}
 max_client_conn = 200
+{tls}
 {switch}
+"""
+
+_TLS = """
+client_tls_sslmode = require
+client_tls_key_file = {certificate}
+client_tls_cert_file = {certificate}
 """
 
 _START_SECONDS = 30.0
 
 
 @contextmanager
-def pgbouncer(program: str, database_url: str, mode: str, folder: Path) -> Iterator[str]:
+def pgbouncer(
+    program: str, database_url: str, mode: str, folder: Path, *, certificate: Path | None = None
+) -> Iterator[str]:
     """Start one, and hand out the URL of the database behind it.
 
     Args:
@@ -40,6 +49,7 @@ def pgbouncer(program: str, database_url: str, mode: str, folder: Path) -> Itera
         database_url: the database.
         mode: session, transaction or statement.
         folder: for its settings and its log.
+        certificate: file with key and certificate of the host; nobody is then served without TLS.
     """
     url = make_url(database_url)
     socket = url.query.get("host")
@@ -55,6 +65,7 @@ def pgbouncer(program: str, database_url: str, mode: str, folder: Path) -> Itera
                 password=url.password or "none",
                 port=port,
                 mode=mode,
+                tls=_TLS.format(certificate=certificate) if certificate else "",
                 # In session mode each client keeps a server connection for as long as it lives.
                 size=40 if mode == "session" else 4,
                 switch="user = nobody" if os.geteuid() == 0 else "",
