@@ -1,5 +1,6 @@
 """PostgreSQL, Redis and S3 over TLS, with certificates of an authority that is trusted or not."""
 
+import ssl
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import redis
 import trustme
 
 from batch_pipeline.demo import free_port
+from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline.testing.object_store import ObjectStore
 from batch_pipeline.testing.pgbouncer import pgbouncer
 from batch_pipeline.testing.records import add_batch
@@ -142,3 +144,30 @@ def test_an_object_store_is_reached_over_tls_and_one_that_nobody_vouches_for_is_
     assert refused.code == 1
     assert "certificate verify failed" in refused.err.lower()
     assert "Traceback" not in refused.err
+
+
+@pytest.mark.parametrize("dialect", ["ollama", "openai"])
+def test_a_model_server_is_reached_over_tls_and_one_that_nobody_vouches_for_is_down(
+    authority, console, dialect
+):
+    with ScriptedModelServer() as models:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(authority.host)
+        assert models._http
+        models._http.socket = context.wrap_socket(models._http.socket, server_side=True)
+
+        def doctor(ca: Path) -> list[str]:
+            answer = console(
+                *("doctor", "--quick", "--json"),
+                BATCH_PIPELINE_ANALYZER=dialect,
+                BATCH_PIPELINE_OLLAMA_HOST=models.ollama_url.replace("http:", "https:"),
+                BATCH_PIPELINE_OPENAI_BASE_URL=models.openai_url.replace("http:", "https:"),
+                SSL_CERT_FILE=str(ca),
+            )
+            checks = [check for check in answer.json if "model" in check["name"]]
+            assert len(checks) == 2
+            return ["" if check["ok"] else check["detail"].lower() for check in checks]
+
+        assert doctor(authority.trusted) == ["", ""]
+        refused = doctor(authority.other)
+    assert all("certificate verify failed" in detail for detail in refused), refused
