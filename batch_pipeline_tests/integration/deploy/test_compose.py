@@ -33,6 +33,8 @@ def test_compose_reads_it_with_the_example_of_settings_as_they_come(tmp_path):
         assert services[name]["environment"]["BATCH_PIPELINE_DATABASE_URL"] == (
             "postgresql://batch_pipeline:change_me@postgres:5432/batch_pipeline"
         )
+    # What a service prints fills no disk.
+    assert {service["logging"]["options"]["max-file"] for service in services.values()} == {"5"}
     # The UI and the metrics are not shown to the world unless somebody says so.
     written = yaml.safe_load(COMPOSE.read_text())["services"]
     published = [port for service in written.values() for port in service.get("ports", [])]
