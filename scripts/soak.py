@@ -338,8 +338,8 @@ def main(uploads: int, seed: int, mean_seconds: float, latency: float, patience:
         ScriptedModelServer(
             latency_seconds=latency,
             refuse=refuse,
-            rate_limit=RateLimit(calls=100, seconds=5),
-            retry_after="2",
+            # Less than the stack would make, so that it is reached.
+            rate_limit=RateLimit(calls=max(10, uploads // 50), seconds=5),
         ) as models,
     ):
         soak = Soak(Path(folder) / "home", models, chance)
@@ -369,6 +369,7 @@ def main(uploads: int, seed: int, mean_seconds: float, latency: float, patience:
             soak.tidy()
         problems = soak.problems() | {
             "parts that were never killed": len(VICTIMS) - len(soak.kills),
+            "rate limit that was never reached": int(not models.full_windows),
             "things that the API never did": len(api.deeds) - len(api.done),
             "uploads that the second deployment cannot process": neighbours.unprocessed(),
             "foreign files that are gone or changed": len(neighbours.touched()),
@@ -378,6 +379,7 @@ def main(uploads: int, seed: int, mean_seconds: float, latency: float, patience:
         click.echo(f"uploads in the end: {_said(soak.kinds())}")
         click.echo(
             f"descriptions asked for: {len(models.calls_of('vision'))}; "
+            f"rate limit used up in {models.full_windows} windows of 5 s, "
             f"calls turned away: {models.turned_away}"
         )
         soak.close()

@@ -23,6 +23,7 @@ import psycopg
 from sqlalchemy.engine import URL
 
 from batch_pipeline.database.failures import failures_named
+from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.settings import Settings
 
@@ -83,7 +84,7 @@ def connection_limit(url: URL) -> int:
         ConfigurationError: the URL has something in it that PostgreSQL's library does not know.
         ServiceDownError: it cannot be reached.
     """
-    address = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    address = libpq_url(url.render_as_string(hide_password=False))
     with failures_named(), psycopg.connect(address, connect_timeout=10) as connection:
         row = connection.execute(_LIMIT).fetchone()
     return int(row[0]) if row else 0

@@ -7,6 +7,7 @@ import psycopg
 
 from batch_pipeline.database.connection_setup import is_pooled
 from batch_pipeline.database.failures import failures_named
+from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.database.session import Database
 
 
@@ -20,7 +21,7 @@ def listening(database: Database, channel: str) -> Iterator[psycopg.Connection]:
     Raises:
         ServiceDownError: the database cannot be reached, or goes away meanwhile.
     """
-    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    url = libpq_url(database.url.render_as_string(hide_password=False))
     with (
         failures_named(),
         psycopg.connect(url, autocommit=True, connect_timeout=10) as listener,

@@ -39,6 +39,9 @@ _UNDER_WAY = (
 )
 #: A run that holds no upload is dead after this many leases without an event.
 _SILENT_LEASES = 2
+#: One that was recorded and not launched waits for the daemon at least so long (seconds): a daemon
+#: that is started again launches what the one before it had recorded.
+_UNLAUNCHED_SECONDS = 240.0
 #: Before it is called dead it is looked at again: longer than a live worker gathers events
 #: (`group_writer.GATHER_SECONDS`).
 _SECOND_LOOK_SECONDS = 1.0
@@ -231,7 +234,9 @@ def dead_runs(
 
     def dead(record: dg.RunRecord) -> dg.DagsterRun | None:
         run = record.dagster_run
-        is_silent = time.time() - _last_sign(instance, record) > patience
+        is_launched = run.status is not dg.DagsterRunStatus.NOT_STARTED
+        longest = patience if is_launched else max(patience, _UNLAUNCHED_SECONDS)
+        is_silent = time.time() - _last_sign(instance, record) > longest
         return run if is_silent and pipeline.backlog.run_is_silent(run.run_id) else None
 
     under_way = [

@@ -27,6 +27,7 @@ from batch_pipeline.database.embedded_server import (
     postgres_programs,
     server_users,
 )
+from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.database.models import Base, Upload
 from batch_pipeline.database.names import DAGSTER_DATABASE
 from batch_pipeline.database.session import (
@@ -212,8 +213,8 @@ def _run(program: str, *arguments: str, url: URL | None = None) -> None:
     variables = {"PGOPTIONS": "-c lock_timeout=15s -c client_min_messages=warning"}
     target = []
     if url is not None:
-        bare = url.set(drivername="postgresql", password=None)
-        target = [f"--dbname={bare.render_as_string(hide_password=False)}"]
+        bare = url.set(password=None).render_as_string(hide_password=False)
+        target = [f"--dbname={libpq_url(bare)}"]
         variables |= {"PGPASSWORD": url.password} if url.password else {}
     done = subprocess.run(  # noqa: S603 - the server's own program
         [postgres_programs() / program, *target, *arguments],

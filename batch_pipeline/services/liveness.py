@@ -4,13 +4,13 @@ Asks without importing Dagster, whose own checks take 1.4 and 2.1 s of a core ea
 by gRPC's health protocol, the daemon by the heartbeats that it writes.
 """
 
-import re
 from typing import TYPE_CHECKING
 
 import grpc
 import psycopg
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.database.names import DAGSTER_DATABASE
 from batch_pipeline.errors import RefusedError
 
@@ -78,19 +78,15 @@ def check_daemon(settings: "Settings") -> str:
 def _dagster_database(settings: "Settings") -> str:
     """The database as libpq reads it; `dagster_storage_url` says the same for SQLAlchemy."""
     if settings.dagster_database_url:
-        return _plain(settings.dagster_database_url)
+        return libpq_url(settings.dagster_database_url)
     if settings.database_url:
         return psycopg.conninfo.make_conninfo(
-            _plain(settings.database_url), dbname=DAGSTER_DATABASE
+            libpq_url(settings.database_url), dbname=DAGSTER_DATABASE
         )
     from batch_pipeline.database.embedded_server import (  # noqa: PLC0415 - not in a container
         embedded_server_url,
     )
 
     return psycopg.conninfo.make_conninfo(
-        embedded_server_url(settings.home), dbname=DAGSTER_DATABASE
+        libpq_url(embedded_server_url(settings.home)), dbname=DAGSTER_DATABASE
     )
-
-
-def _plain(url: str) -> str:
-    return re.sub(r"^postgres(ql)?\+\w+:", "postgresql:", url)

@@ -30,6 +30,7 @@ import psycopg
 from sqlalchemy.engine import URL
 
 from batch_pipeline.database.connection_setup import is_pooled
+from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import CallKind, CallSlots
@@ -254,11 +255,11 @@ class SharedCallSlots:
             self._keep_connected(sleeper)
 
     def _keep_connected(self, sleeper: socket.socket) -> None:
-        url = self._database.set(drivername="postgresql")
+        url = libpq_url(self._database.render_as_string(hide_password=False))
         while not self._closing.is_set():
             try:
                 with psycopg.connect(
-                    url.render_as_string(hide_password=False),
+                    url,
                     autocommit=True,
                     prepare_threshold=None,
                     application_name="batch_pipeline model slots",

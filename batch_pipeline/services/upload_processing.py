@@ -250,10 +250,10 @@ class UploadProcessor:
     def _decode(self, attempt: _Attempt) -> MediaContent:
         with _timed(attempt.report, "decode"), self._open(attempt) as file:
             settings = self._pipeline.settings
-            media_type = accept(file.read(HEAD_BYTES), settings.accepted_format_names)
-            attempt.report.media_type = media_type
-            file.seek(0)
             try:
+                media_type = accept(file.read(HEAD_BYTES), settings.accepted_format_names)
+                attempt.report.media_type = media_type
+                file.seek(0)
                 return decode(
                     file,
                     media_type,

@@ -225,6 +225,8 @@ class ScriptedModelServer:
         """Of all answers, ``in`` and ``out``, as told to the clients."""
         self.turned_away = 0
         """Calls beyond the rate limit."""
+        self.full_windows = 0
+        """Stretches of time in which the rate limit was used up."""
         self._windows: dict[ModelKind, tuple[float, int]] = {}
         self.calls: list[ReceivedCall] = []
         self.most_in_flight: Counter[ModelKind] = Counter()
@@ -361,6 +363,7 @@ class ScriptedModelServer:
                 began, calls = now, 0
             may_go_on = calls < limit.calls
             calls += may_go_on
+            self.full_windows += may_go_on and calls == limit.calls
             self.turned_away += not may_go_on
             self._windows[kind] = began, calls
             left = began + limit.seconds - now

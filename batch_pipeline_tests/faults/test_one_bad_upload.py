@@ -4,6 +4,7 @@ import ctypes
 import errno
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from sqlalchemy import text
 
 from batch_pipeline.storage import Storage
+from batch_pipeline_tests.integration.conftest import program
 
 from .conftest import Work, failures
 
@@ -94,7 +96,9 @@ OF_FILES = {
 }
 
 
-def assert_one_failed(work: Work, batch_id, number: int, kind: str, reason: str) -> None:
+def assert_one_failed(
+    work: Work, batch_id, number: int, kind: str, reason: str, *, attempts: int = 1
+) -> None:
     [result] = work.run_what_is_asked_for()
     assert work.counts(batch_id) == ("completed", SIBLINGS, 1)
     [said] = failures(result)
@@ -102,7 +106,7 @@ def assert_one_failed(work: Work, batch_id, number: int, kind: str, reason: str)
     assert reason in said
     failed = work.uploads(batch_id)[number]
     assert (failed.processing_status, failed.error_kind) == ("failed", kind)
-    assert failed.attempts == 1
+    assert failed.attempts == attempts
     assert not work.tick().run_requests
 
 
@@ -121,6 +125,73 @@ def test_f4_one_file_that_cannot_be_used_fails_alone(work, pictures, bad, number
         assert_one_failed(work, batch_id, number, kind, reason)
     finally:
         original.parent.chmod(0o755)
+
+
+@contextmanager
+def as_root(*command: object, undone_by: tuple[object, ...]) -> Iterator[None]:
+    """Run a command that takes root and a file system that knows it; else the test is skipped."""
+    done = subprocess.run([*map(str, command)], check=False, capture_output=True)
+    if done.returncode:
+        pytest.skip(f"{command[0]} is not possible here: {done.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run([*map(str, undone_by)], check=True)
+
+
+@pytest.mark.parametrize("number", [0, 30])
+def test_f4_one_folder_that_is_immutable_fails_alone(work, pictures, number):
+    work = work(analyzer="embedded")
+    batch_id = work.submit(*pictures)
+    root = Path(work.pipeline.settings.storage_location)
+    folder = (root / work.uploads(batch_id)[number].file_path).parent
+    with as_root("chattr", "+i", folder, undone_by=("chattr", "-i", folder)):
+        reason = os.strerror(errno.EPERM)
+        assert_one_failed(work, batch_id, number, "thumbnail_not_stored", reason)
+
+
+def test_f4_an_original_that_is_immutable_is_worked_as_any_other(work, pictures):
+    work = work(analyzer="embedded")
+    batch_id = work.submit(*pictures[:2])
+    root = Path(work.pipeline.settings.storage_location)
+    original = root / work.uploads(batch_id)[0].file_path
+    with as_root("chattr", "+i", original, undone_by=("chattr", "-i", original)):
+        work.run_what_is_asked_for()
+    assert work.counts(batch_id) == ("completed", 2, 0)
+
+
+@contextmanager
+def on_a_broken_disk(original: Path, image: Path) -> Iterator[None]:
+    """The file's folder is a disk of its own, whose second half cannot be read any more."""
+    content, folder = original.read_bytes(), original.parent
+    with image.open("wb") as file:
+        file.truncate(8 * 1024**2)
+    subprocess.run(["mkfs.ext4", "-q", "-b", "1024", "-O", "^has_journal", image], check=True)
+    mount = ("mount", "-o", "loop", image, folder)
+    with as_root(*mount, undone_by=("umount", "-l", folder)):
+        original.write_bytes(content + bytes(200_000))
+        with original.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.truncate(image, 1024**2)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            original.read_bytes()
+        yield
+
+
+@pytest.mark.parametrize("number", [0, 30])
+def test_f4_one_file_whose_read_fails_with_an_io_error_fails_alone(
+    work, pictures, number, tmp_path
+):
+    program("mkfs.ext4")
+    work = work(analyzer="embedded")
+    batch_id = work.submit(*pictures)
+    root = Path(work.pipeline.settings.storage_location)
+    original = root / work.uploads(batch_id)[number].file_path
+    with on_a_broken_disk(original, tmp_path / "disk"):
+        # Another attempt is made first, since it may pass.
+        reason = os.strerror(errno.EIO)
+        assert_one_failed(work, batch_id, number, "source_unreadable", reason, attempts=2)
 
 
 def test_f4_a_name_that_is_too_long_fails_alone(work, pictures):

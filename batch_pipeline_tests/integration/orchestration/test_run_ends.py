@@ -8,6 +8,7 @@ import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import psutil
@@ -99,6 +100,24 @@ def test_a_worker_that_has_just_ended_a_long_call_and_has_yet_to_log_it_is_not_d
     assert close_dead_runs(instance, pipeline, ["process_batch"], LeftOut()) == 0
     assert looks
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED
+
+
+def test_a_run_that_was_recorded_waits_for_the_daemon_that_will_launch_it(
+    instance, change, open_pipeline, monkeypatch
+):
+    pipeline = open_pipeline(change(lease_seconds=5))
+    job = build_definitions(pipeline.settings).resolve_job_def("process_batch")
+    config = {"batch_id": str(uuid.uuid4())}
+    run = instance.create_run_for_job(job, run_config={"ops": {"load_batch": {"config": config}}})
+    assert run.status == dg.DagsterRunStatus.NOT_STARTED
+
+    def dead_after(seconds):
+        clock = SimpleNamespace(time=lambda: time.time() + seconds)
+        monkeypatch.setattr(run_ends, "time", clock)
+        return [r.run_id for r in dead_runs(instance, pipeline, ["process_batch"], LeftOut())]
+
+    assert dead_after(60) == []
+    assert dead_after(300) == [run.run_id]
 
 
 @pytest.mark.parametrize(
