@@ -8,7 +8,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -580,12 +580,21 @@ def _video_frame(
     return written
 
 
-def make_tiff(picture: NDArray[np.uint8] | NDArray[np.uint16], *, tile: int = 0) -> bytes:
+def make_tiff(
+    picture: NDArray[Any],
+    *,
+    tile: int = 0,
+    separate: bool = False,
+    entries: Mapping[int, Sequence[int]] | None = None,
+) -> bytes:
     """Make a TIFF in strips of 16 rows, or in tiles; big-endian, packed by Deflate.
 
     Args:
-        picture: shape ``(height, width, channels)``, of 3 (RGB) or 4 (CMYK) channels.
+        picture: shape ``(height, width, channels)``, of 3 (RGB) or 4 (CMYK) channels unless the
+            entries say something else.
         tile: side of a tile (pixels, a multiple of 16); 0 for strips.
+        separate: strips of one channel each.
+        entries: numbers by tag, to add or instead of those of `picture`.
     """
     height, width, channels = picture.shape
     pixels = picture.astype(picture.dtype.newbyteorder(">"))
@@ -599,28 +608,29 @@ def make_tiff(picture: NDArray[np.uint8] | NDArray[np.uint16], *, tile: int = 0)
             for left in range(0, width, tile)
         ]
     else:
-        blocks = [pixels[top : top + 16] for top in range(0, height, 16)]
+        planes = [pixels[..., each] for each in range(channels)] if separate else [pixels]
+        blocks = [plane[top : top + 16] for plane in planes for top in range(0, height, 16)]
     packed = [zlib.compress(block.tobytes()) for block in blocks]
     starts = [8 + sum(map(len, packed[:index])) for index in range(len(packed))]
     bits = [8 * picture.itemsize] * channels
     places = {322: [tile], 323: [tile], 324: starts, 325: list(map(len, packed))}
     if not tile:
         places = {273: starts, 278: [16], 279: list(map(len, packed))}
-    values: dict[int, list[int]] = {
+    values: dict[int, Sequence[int]] = {
         256: [width], 257: [height], 258: bits, 259: [8], 262: [5 if channels == 4 else 2],
-        277: [channels], 284: [1], **places,
+        277: [channels], 284: [1 + separate], **places, **(entries or {}),
     }  # fmt: skip
     directory = 8 + sum(map(len, packed))
-    entries, behind = struct.pack(">H", len(values)), b""
+    written, behind = struct.pack(">H", len(values)), b""
     for tag, numbers in sorted(values.items()):
         value = struct.pack(f">{len(numbers)}I", *numbers)
-        entries += struct.pack(">HHI", tag, 4, len(numbers))
+        written += struct.pack(">HHI", tag, 4, len(numbers))
         if len(value) > 4:
             place = directory + 2 + 12 * len(values) + 4 + len(behind)
             behind, value = behind + value, struct.pack(">I", place)
-        entries += value
+        written += value
     header = b"MM\0*" + struct.pack(">I", directory)
-    return header + b"".join(packed) + entries + bytes(4) + behind
+    return header + b"".join(packed) + written + bytes(4) + behind
 
 
 def make_psd(picture: Image.Image) -> bytes:

@@ -82,7 +82,7 @@ def hostile_files(port: int, folder: Path) -> dict[str, bytes]:
         "10_itself.mp4": media.make_ffconcat("10_itself.mp4"),
         "10_local.mp4": media.make_hls_playlist((folder / "canary.mp4").as_uri()),
         "10_remote.mp4": media.make_hls_playlist(f"http://127.0.0.1:{port}/canary.mp4"),
-        "11_wide.mp4": media.make_oversized_video(),
+        "11_wide.mp4": media.make_oversized_video(11_200),
         HOSTILE_NAME: picture,
         "sibling_photo.jpg": picture,
         "sibling_video.mp4": video,

@@ -33,6 +33,8 @@ _XMP_KEY, _EXIF_KEYS = b"XML:com.adobe.xmp", (b"Raw profile type exif", b"Raw pr
 _BLOCK_BYTES, _INFLATED_BYTES = 65_536, 1024**2
 #: What undoing the filters of a strip takes (bytes).
 _UNFILTER_BYTES = 24 * STRIP_PIXELS
+#: Smaller pictures are decoded whole, which is a fifth faster (pixels; four bytes each).
+_WHOLE_PIXELS = 24_000_000
 #: Samples of a pixel by colour type.
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
@@ -85,7 +87,7 @@ class PngStill(PillowStill):
     def _in_strips(self) -> bool:
         width, height = self.size
         in_rows = self._anatomy.header[12:13] == b"\0" and not self._anatomy.animated
-        return in_rows and width * height > 2 * STRIP_PIXELS and _bytes_ahead(self._anatomy) <= 4
+        return in_rows and width * height > _WHOLE_PIXELS and _bytes_ahead(self._anatomy) <= 4
 
     def _open_pieces(self) -> ImageFile:
         return PngImageFile(joined([_SIGNATURE, *self._anatomy.picture, chunk(b"IEND", b"")]))

@@ -10,6 +10,8 @@ from PIL import Image, ImageCms
 STRIP_PIXELS = 2_000_000
 #: What a strip takes while it is read, converted and reduced (bytes).
 _STRIP_BYTES = 16 * STRIP_PIXELS
+#: The box filter leaves so many times the target at least.
+_BOX_GAP = 1.2
 #: Modes of Pillow that can be scaled without a change of colour.
 _WORKING_MODES = {"L", "RGB", "RGBA", "CMYK"}
 
@@ -20,8 +22,9 @@ ReadRows = Callable[[int, int], Image.Image]
 def scale(size: tuple[int, int], target: tuple[int, int], read_rows: ReadRows) -> Image.Image:
     """Scale to `target` pixels; the result is of mode L, RGB, RGBA or CMYK.
 
-    A box filter goes down to between one and a half and three times the target, then a good one to
-    the end: as good to the eye, and the full-size picture is converted only a strip at a time.
+    A box filter goes down to between 1.2 and 2.4 times the target, then a good one to the end: as
+    good to the eye, and the full-size picture is converted only a strip at a time. Of photos of 12
+    megapixels the good filter alone took a third of the whole decode.
     """
     width, height = size
     factor = _factor(size, target)
@@ -62,4 +65,4 @@ def in_working_mode(picture: Image.Image) -> Image.Image:
 
 
 def _factor(size: tuple[int, int], target: tuple[int, int]) -> int:
-    return max(1, int(min(size[0] / target[0], size[1] / target[1]) / 1.5))
+    return max(1, int(min(size[0] / target[0], size[1] / target[1]) / _BOX_GAP))

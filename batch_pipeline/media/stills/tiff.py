@@ -1,14 +1,18 @@
 """TIFF and BigTIFF: the first page, read by parts.
 
 The decoder gets files of ours: with the entries alone that say how pixels are stored, and with some
-of the strips or tiles.
+of the strips or tiles. Of depths and layouts that Pillow does not know, it is asked for the bytes,
+as if they were grey pixels; `tiff_samples` makes a picture of these.
 """
 
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from itertools import accumulate
 
+import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -20,9 +24,12 @@ from batch_pipeline.media.stills.scaling import (
     scaling_bytes,
 )
 from batch_pipeline.media.stills.still import Still
+from batch_pipeline.media.stills.tiff_samples import SampleFormat
 from batch_pipeline.media.tiff_block import TiffBlock
 
 _WIDTH, _LENGTH, _BITS, _SAMPLES, _PLANAR, _ICC_PROFILE = 256, 257, 258, 277, 284, 34675
+_COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PREDICTOR, _COLOUR_MAP = 259, 262, 266, 317, 320
+_EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
 _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_SIZES = 273, 278, 279
 _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_SIZES = 322, 323, 324, 325
 #: How pixels are stored: size, bits, compression, what 0 is, order of bits, samples, their planes,
@@ -32,8 +39,13 @@ _STORAGE = {
     _WIDTH, _BITS, 259, 262, 266, _SAMPLES, _ROWS_PER_STRIP, _PLANAR, 292, 293, 317, 320,
     _TILE_WIDTH, _TILE_LENGTH, 332, 338, 339, 340, 341, 347, 529, 530, 531, 532,
 }  # fmt: skip
+#: The same for grey pixels of 8 bits.
+_STORAGE_OF_BYTES = {_COMPRESSION, _FILL_ORDER, _ROWS_PER_STRIP, _TILE_LENGTH}
+#: Ways of compression that know bytes, not pixels.
+_COMPRESSIONS_OF_BYTES = {1, 5, 8, 32773, 32946, 34925, 50000}
 _SEPARATE_PLANES = 2
-_LONG = 4
+_OLD_JPEG = 6
+_SHORT, _LONG = 3, 4
 #: An entry that is longer says nothing of pixels (bytes).
 _MAX_ENTRY_BYTES = 1024**2
 #: Strips and tiles beyond are no picture's.
@@ -70,6 +82,7 @@ class TiffStill(Still):
         ends = [offset + size for offset, size in zip(layout.offsets, layout.sizes, strict=False)]
         self.is_cut = max(ends, default=0) > len(data)
         self.exif = [data]
+        self._samples = self._read_sample_format() if not self._pillow_knows_pixels() else None
         profile = self._entries.get(_ICC_PROFILE)
         self.icc_profile = tiff.bytes_of(profile, 16 * _MAX_ENTRY_BYTES) if profile else None
 
@@ -77,11 +90,23 @@ class TiffStill(Still):
         """The largest part, packed and as Pillow keeps it, and a strip in conversion."""
         samples = max(1, self._number(_SAMPLES)) * max(1, self._number(_BITS) // 8)
         part = self.size[0] * self._rows_at_once() * (4 + 2 * samples)
+        if self._samples is not None:  # each bit in a byte, each sample in eight
+            strip = min(STRIP_PIXELS, self.size[0] * self.size[1])
+            part += strip * self._samples.samples * (self._samples.bits + 16)
         return part + scaling_bytes(self.size, target)
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
         """Decode part by part."""
-        rows = _Rows(self._open_part, self.size, self._rows_at_once())
+        at_once = self._rows_at_once()
+        if self._samples is None:
+            rows = _Rows(self._open_part, self.size, at_once)
+        else:
+            rows = _Rows(
+                partial(self._open_bytes, self._samples),
+                self.size,
+                at_once,
+                partial(self._picture_of_bytes, self._samples),
+            )
         picture = scale(self.size, target, rows.read)
         if rows.error is not None:
             if rows.missing == self.size[1]:
@@ -100,44 +125,128 @@ class TiffStill(Still):
 
     def _read_layout(self) -> _Layout:
         width, height = self.size
-        if _TILE_OFFSETS in self._entries:
+        is_tiled = _TILE_WIDTH in self._entries and _TILE_LENGTH in self._entries
+        # Some writers name the places of tiles as those of strips.
+        places = (_TILE_OFFSETS, _TILE_SIZES)
+        if _TILE_OFFSETS not in self._entries:
+            places = (_STRIP_OFFSETS, _STRIP_SIZES)
+        if is_tiled:
             across = -(-width // max(1, self._number(_TILE_WIDTH)))
-            places, rows = (_TILE_OFFSETS, _TILE_SIZES), self._number(_TILE_LENGTH)
+            rows = self._number(_TILE_LENGTH)
         else:
-            across = 1
-            places, rows = (_STRIP_OFFSETS, _STRIP_SIZES), self._number(_ROWS_PER_STRIP) or height
+            across, rows = 1, self._number(_ROWS_PER_STRIP) or height
         offsets, sizes = map(self._numbers, places)
         if not sizes and len(offsets) == 1:  # some old writers leave it out
             sizes = [max(0, len(self._tiff.block) - offsets[0])]
-        is_tiled = _TILE_OFFSETS in self._entries
         return _Layout(offsets, sizes, min(rows, height), across, is_tiled)
 
     def _rows_at_once(self) -> int:
         """How many rows a part has: of some strips, or all where these cannot be divided."""
         width, height = self.size
         layout = self._layout
-        if layout.rows < 1 or self._number(_PLANAR) == _SEPARATE_PLANES:
+        if layout.rows < 1 or self._number(_PLANAR) == _SEPARATE_PLANES or self._is_old_jpeg():
             return height
         if len(layout.offsets) != -(-height // layout.rows) * layout.across:
             return height
         return min(height, max(1, STRIP_PIXELS // (width * layout.rows)) * layout.rows)
 
-    def _open_part(self, top: int, rows: int) -> TiffImageFile:
-        """Open some rows as a file of their own."""
-        layout = self._layout
-        strips = slice(0, None)
-        if rows < self.size[1]:
-            strips = slice(
-                top // layout.rows * layout.across, -(-(top + rows) // layout.rows) * layout.across
-            )
-        places = zip(layout.offsets[strips], layout.sizes[strips], strict=True)
-        packed = [self._tiff.block[offset : offset + size] for offset, size in places]
-        values: dict[int, _Value] = {
+    def _pillow_knows_pixels(self) -> bool:
+        try:
+            return self._open_part(0, self._rows_at_once()).mode != "La"
+        except (SyntaxError, ValueError, KeyError, TypeError):
+            return False
+
+    def _read_sample_format(self) -> SampleFormat | None:
+        """How samples are stored, if that is known; else Pillow is to say what is wrong."""
+        extra = self._numbers(_EXTRA_SAMPLES)
+        found = SampleFormat(
+            bits=self._number(_BITS) or 1,
+            samples=self._number(_SAMPLES) or 1,
+            kind=self._number(_SAMPLE_FORMAT) or 1,
+            predictor=self._number(_PREDICTOR) or 1,
+            photometric=self._number(_PHOTOMETRIC),
+            alpha=extra[0] if extra else 0,
+            order="<" if self._tiff.order == "little" else ">",
+            palette=tuple(self._numbers(_COLOUR_MAP)),
+        )
+        is_known = (
+            found.is_known
+            and len(set(self._numbers(_BITS))) <= 1
+            and (self._number(_COMPRESSION) or 1) in _COMPRESSIONS_OF_BYTES
+        )
+        return found if is_known else None
+
+    def _planes(self) -> int:
+        return self._number(_SAMPLES) if self._number(_PLANAR) == _SEPARATE_PLANES else 1
+
+    def _width_of_part(self) -> int:
+        """Of a strip or tile (pixels)."""
+        return self._number(_TILE_WIDTH) if self._layout.is_tiled else self.size[0]
+
+    def _open_bytes(self, samples: SampleFormat, top: int, rows: int) -> Image.Image:
+        """Open some rows as a picture whose pixels are their bytes; planes below each other."""
+        planes, layout = self._planes(), self._layout
+        row_bytes = samples.row_bytes(self._width_of_part(), planes)
+        values = self._storage(_STORAGE_OF_BYTES)
+        values[_WIDTH] = self._longs([row_bytes * layout.across])
+        values[_BITS], values[_SAMPLES], values[_PHOTOMETRIC] = map(self._shorts, (8, 1, 1))
+        if layout.is_tiled:
+            values[_TILE_WIDTH] = self._longs([row_bytes])
+        if planes == 1:
+            return self._file_of(values, self._strips(top, rows), rows)
+        height, strips = self.size[1], len(layout.offsets) // planes
+        whole = Image.new("L", (row_bytes * layout.across, planes * height))
+        for plane in range(planes):
+            part = self._file_of(dict(values), slice(plane * strips, (plane + 1) * strips), height)
+            whole.paste(part, (0, plane * height))
+        return whole
+
+    def _picture_of_bytes(
+        self, samples: SampleFormat, part: Image.Image, top: int, bottom: int
+    ) -> Image.Image:
+        """Make a picture of some rows of what `_open_bytes` gives."""
+        planes, across = self._planes(), self._layout.across
+        in_a_pixel = samples.samples // planes
+        in_planes = []
+        for start in range(0, planes * self.size[1], self.size[1]):
+            rows = part.crop((0, start + top, part.width, start + bottom))
+            data = np.asarray(rows).reshape((bottom - top) * across, -1)
+            values = samples.samples_of(data, self._width_of_part(), in_a_pixel)
+            in_planes.append(values.reshape(bottom - top, -1, in_a_pixel)[:, : self.size[0]])
+        return samples.picture(np.concatenate(in_planes, axis=2))
+
+    def _storage(self, tags: set[int]) -> dict[int, _Value]:
+        return {
             tag: (entry.kind, entry.elements, value)
             for tag, entry in self._entries.items()
-            if tag in _STORAGE
+            if tag in tags
             and len(value := self._tiff.bytes_of(entry, _MAX_ENTRY_BYTES)) == entry.size
         }
+
+    def _open_part(self, top: int, rows: int) -> TiffImageFile:
+        """Open some rows as a file of their own."""
+        if self._is_old_jpeg():
+            return TiffImageFile(BytesIO(self._tiff.block))
+        return self._file_of(self._storage(_STORAGE), self._strips(top, rows), rows)
+
+    def _is_old_jpeg(self) -> bool:
+        """Whether it is JPEG as scanners of the nineties wrote it, with parts all over the file."""
+        return self._number(_COMPRESSION) == _OLD_JPEG
+
+    def _strips(self, top: int, rows: int) -> slice:
+        """Which strips or tiles some rows are in."""
+        layout = self._layout
+        if rows == self.size[1]:
+            return slice(0, None)
+        return slice(
+            top // layout.rows * layout.across, -(-(top + rows) // layout.rows) * layout.across
+        )
+
+    def _file_of(self, values: dict[int, _Value], strips: slice, rows: int) -> TiffImageFile:
+        """Put strips or tiles behind a head that says how they are stored."""
+        layout = self._layout
+        places = zip(layout.offsets[strips], layout.sizes[strips], strict=True)
+        packed = [self._tiff.block[offset : offset + size] for offset, size in places]
         sizes = [len(strip) for strip in packed]
         values[_LENGTH] = self._longs([rows])
         values[_TILE_SIZES if layout.is_tiled else _STRIP_SIZES] = self._longs(sizes)
@@ -146,6 +255,10 @@ class TiffStill(Still):
         start = len(self._head(values))
         values[place] = self._longs(list(accumulate(sizes, initial=start))[:-1])
         return TiffImageFile(joined([self._head(values), *packed]))
+
+    def _shorts(self, number: int) -> _Value:
+        order = "<" if self._tiff.order == "little" else ">"
+        return _SHORT, 1, struct.pack(f"{order}H", number)
 
     def _longs(self, numbers: list[int]) -> _Value:
         order = "<" if self._tiff.order == "little" else ">"
@@ -168,13 +281,22 @@ class TiffStill(Still):
         return header + directory + bytes(4) + long_values
 
 
+def _cropped(part: Image.Image, top: int, bottom: int) -> Image.Image:
+    return part.crop((0, top, part.width, bottom))
+
+
 class _Rows:
     """The rows of a page, decoded by parts as they are asked for."""
 
     def __init__(
-        self, open_part: Callable[[int, int], TiffImageFile], size: tuple[int, int], at_once: int
+        self,
+        open_part: Callable[[int, int], Image.Image],
+        size: tuple[int, int],
+        at_once: int,
+        convert: Callable[[Image.Image, int, int], Image.Image] | None = None,
     ) -> None:
         self._open_part = open_part
+        self._convert = convert or _cropped
         self._size = size
         self._at_once = at_once
         self._part = Image.new("L", (1, 1))
@@ -188,11 +310,12 @@ class _Rows:
         """Put rows together from the parts that they lie in; missing ones are black."""
         if self._bottom <= top:
             self._decode_next()
-        strip = Image.new(self._part.mode, (self._size[0], bottom - top))
+        strip: Image.Image | None = None
         row = top
         while True:
             end = min(bottom, self._bottom)
-            rows = self._part.crop((0, row - self._top, self._size[0], end - self._top))
+            rows = self._convert(self._part, row - self._top, end - self._top)
+            strip = strip or Image.new(rows.mode, (self._size[0], bottom - top))
             strip.paste(rows, (0, row - top))
             row = end
             if row == bottom:

@@ -12,6 +12,7 @@ from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.images import decode_image
+from batch_pipeline.media.stills import png
 from batch_pipeline.testing.media import (
     Exif,
     add_png_chunks,
@@ -96,7 +97,8 @@ def test_a_preview_of_a_cut_picture_is_upright():
     assert Image.open(io.BytesIO(caught.value.preview)).size == (192, 256)
 
 
-def test_a_large_png_that_is_cut_is_judged_by_its_rows():
+def test_a_large_png_that_is_cut_is_judged_by_its_rows(monkeypatch):
+    monkeypatch.setattr(png, "_WHOLE_PIXELS", 1_000_000)
     picture = paint((3000, 2000))
     data = encode_image(picture, "png", compress_level=1)
 

@@ -16,6 +16,7 @@ from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode as decode_file
 from batch_pipeline.media.images import decode_image
 from batch_pipeline.media.sniffing import ACCEPTED_TYPES
+from batch_pipeline.media.stills import png
 from batch_pipeline.media.stills.formats import DECODERS
 from batch_pipeline.media.tone_mapping import ColourSpace
 from batch_pipeline.testing.media import (
@@ -111,7 +112,8 @@ def test_a_large_tiff_is_put_together_from_its_parts(make):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
-def test_a_large_png_read_in_strips_equals_one_read_whole(mode):
+def test_a_large_png_read_in_strips_equals_one_read_whole(mode, monkeypatch):
+    monkeypatch.setattr(png, "_WHOLE_PIXELS", 1_000_000)
     picture = paint((2800, 1960)).convert(mode)
 
     result = shown(decode(encode_image(picture, "png", compress_level=1)))

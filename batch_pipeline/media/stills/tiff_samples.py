@@ -1,0 +1,144 @@
+"""Samples of TIFF in depths and layouts that Pillow does not know, to pictures of 8 bits.
+
+Here: from unpacked bytes to samples. Unpacking is `batch_pipeline.media.stills.tiff`'s matter:
+Pillow does it, told that the bytes are grey pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_NO_PREDICTOR, _DIFFERENCES, _FLOAT_DIFFERENCES = 1, 2, 3
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _INKS = 0, 1, 2, 3, 5
+_ASSOCIATED_ALPHA, _ALPHA = 1, 2
+_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _INKS: 4}
+_FLOAT_BITS, _WHOLE_BITS = {16, 32, 64}, {8, 16, 32, 64}
+
+_Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class SampleFormat:
+    """How samples are stored."""
+
+    bits: int
+    samples: int
+    """Of a pixel."""
+    kind: int
+    """1: unsigned, 2: signed, 3: floating."""
+    predictor: int
+    photometric: int
+    alpha: int
+    """What the sample behind the colours means; 0 for nothing."""
+    order: str
+    """``<`` or ``>``."""
+    palette: tuple[int, ...] = ()
+    """Red, green and blue of all colours, 16 bits each."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether `picture` can make one of them."""
+        if self.samples < _COLOURS.get(self.photometric, self.samples + 1):
+            return False
+        if self.predictor == _FLOAT_DIFFERENCES or self.kind == _FLOAT:
+            return self.kind == _FLOAT and self.bits in _FLOAT_BITS
+        if self.predictor == _DIFFERENCES and self.bits not in _WHOLE_BITS:
+            return False
+        return 1 <= self.bits <= 64
+
+    def row_bytes(self, width: int, planes: int) -> int:
+        """Of a row of `width` pixels, in one of `planes` planes."""
+        return -(-width * self.samples // planes * self.bits // 8)
+
+    def samples_of(self, rows: NDArray[np.uint8], width: int, in_a_pixel: int) -> _Array:
+        """Unpack rows of bytes, each a whole row of a strip or tile.
+
+        Args:
+            rows: shape (rows, bytes).
+            width: pixels of a row.
+            in_a_pixel: samples of a pixel that lie side by side.
+
+        Returns:
+            Shape (rows, width, in_a_pixel), 0 to 255.
+        """
+        count = width * in_a_pixel
+        if self.predictor == _FLOAT_DIFFERENCES:
+            values = self._float_differences(rows, in_a_pixel)
+        elif self.bits in _WHOLE_BITS:
+            kind = {_SIGNED: "i", _FLOAT: "f"}.get(self.kind, "u")
+            values = np.ascontiguousarray(rows).view(f"{self.order}{kind}{self.bits // 8}")
+        else:
+            values = self._bits_joined(rows, count)
+        values = values[:, :count].reshape(len(rows), width, in_a_pixel)
+        if self.predictor == _DIFFERENCES:
+            with np.errstate(all="ignore"):
+                values = np.cumsum(values, axis=1, dtype=values.dtype.newbyteorder("="))
+        return self._to_8_bits(values)
+
+    def picture(self, values: _Array) -> Image.Image:
+        """Make a picture of mode L, RGB, RGBA or CMYK from samples of shape (rows, width, n)."""
+        colours = np.ascontiguousarray(values[..., : _COLOURS[self.photometric]], dtype=np.uint8)
+        if self.photometric == _WHITE_IS_ZERO:
+            colours = 255 - colours
+        if self.photometric == _PALETTE:
+            colours = self._palette_colours(values[..., 0])
+        if colours.shape[-1] == 1:
+            picture = Image.fromarray(colours[..., 0])
+        else:
+            picture = Image.fromarray(colours, "CMYK" if self.photometric == _INKS else "RGB")
+        has_alpha = values.shape[-1] > _COLOURS[self.photometric] and self.alpha
+        if not has_alpha or self.photometric == _INKS:
+            return picture
+        alpha = np.ascontiguousarray(values[..., _COLOURS[self.photometric]], dtype=np.uint8)
+        picture = picture.convert("RGB")
+        if self.alpha == _ASSOCIATED_ALPHA:
+            whole = np.asarray(picture, dtype=np.uint16) * 255
+            whole //= np.maximum(alpha, 1)[..., None]
+            picture = Image.fromarray(whole.clip(0, 255).astype(np.uint8))
+        picture.putalpha(Image.fromarray(alpha))
+        return picture
+
+    def _to_8_bits(self, values: _Array) -> _Array:
+        if self.photometric == _PALETTE:
+            return values
+        if self.kind == _FLOAT:  # light from 0 to 1
+            with np.errstate(all="ignore"):  # numbers of broken files
+                values = values.astype(np.float32)
+            light = np.nan_to_num(values, posinf=1.0, neginf=0.0).clip(0, 1)
+            levels: _Array = np.rint(light * 255)
+            return levels.astype(np.uint8)
+        if self.kind == _SIGNED:
+            values, bits = values.clip(0), self.bits - 1
+        else:
+            bits = self.bits
+        if bits >= 8:
+            values = values >> (bits - 8)
+            return values.astype(np.uint8)
+        return (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
+
+    def _bits_joined(self, rows: NDArray[np.uint8], count: int) -> _Array:
+        bits = np.unpackbits(rows, axis=1)[:, : count * self.bits]
+        bits = bits.reshape(len(rows), count, self.bits)
+        if self.bits % 8 == 0 and self.order == "<":  # whole bytes stand in the order of the file
+            bits = bits.reshape(len(rows), count, -1, 8)[:, :, ::-1].reshape(bits.shape)
+        joined = np.zeros((len(rows), count), np.uint64)
+        for place in range(self.bits):
+            joined = (joined << np.uint64(1)) | bits[..., place]
+        return joined if self.kind != _SIGNED else joined.astype(np.int64)
+
+    def _float_differences(self, rows: NDArray[np.uint8], in_a_pixel: int) -> _Array:
+        """Undo Adobe's predictor: bytes of the same weight stand together, as differences."""
+        size = self.bits // 8
+        whole = rows[:, : rows.shape[1] // (size * in_a_pixel) * size * in_a_pixel]
+        differences = whole.reshape(len(rows), -1, in_a_pixel)
+        sums = np.cumsum(differences, axis=1, dtype=np.uint8).reshape(len(rows), size, -1)
+        joined: _Array = np.ascontiguousarray(sums.transpose(0, 2, 1)).view(f">f{size}")
+        return joined[..., 0]
+
+    def _palette_colours(self, indices: _Array) -> NDArray[np.uint8]:
+        table = np.array(self.palette, np.uint16).reshape(3, -1).T >> 8
+        return table.astype(np.uint8)[np.minimum(indices, len(table) - 1).astype(np.intp)]

@@ -1,0 +1,156 @@
+"""TIFF in depths and layouts beyond those of ordinary pictures shows the same picture."""
+
+import io
+import struct
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.media.images import decode_image
+from batch_pipeline.media.sniffing import TIFF
+from batch_pipeline.testing.media import encode_image, make_tiff, paint
+
+PICTURE = np.asarray(paint((140, 84)))
+GREY = np.asarray(paint((140, 84)).convert("L"))[..., None]
+UNIT = PICTURE / np.float64(255)
+BITS, PHOTOMETRIC, PREDICTOR, EXTRA, KIND = 258, 262, 317, 338, 339
+UNSIGNED, FLOAT = 1, 3
+
+
+def bits_packed(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Rows of samples of some bits each, as bytes; shape (rows, bytes, 1)."""
+    places = np.arange(bits - 1, -1, -1)
+    separate = (samples[..., None].astype(np.uint64) >> places.astype(np.uint64)) & np.uint64(1)
+    return np.packbits(separate.reshape(len(samples), -1).astype(np.uint8), axis=1)[..., None]
+
+
+def of_bits(samples: np.ndarray, bits: int) -> bytes:
+    scaled = samples.astype(np.uint64) << np.uint64(bits) >> np.uint64(8)
+    channels = samples.shape[-1]
+    entries = {
+        256: [samples.shape[1]], BITS: [bits] * channels, 277: [channels],
+        PHOTOMETRIC: [2 if channels == 3 else 1],
+    }  # fmt: skip
+    return make_tiff(bits_packed(scaled, bits), entries=entries)
+
+
+def differences(samples: np.ndarray) -> np.ndarray:
+    """As the predictor 2 stores them: each pixel less the one ahead of it."""
+    found = samples.copy()
+    found[:, 1:] -= samples[:, :-1]
+    return found
+
+
+def float_differences(samples: np.ndarray) -> np.ndarray:
+    """As the predictor 3 stores them: bytes of the same weight together, less those ahead."""
+    rows, width, channels = samples.shape
+    planes = samples.astype(">f4").view(np.uint8).reshape(rows, width * channels, 4)
+    planes = planes.transpose(0, 2, 1).reshape(rows, -1, channels)
+    found = planes.copy()
+    found[:, 1:] -= planes[:, :-1]
+    return found.reshape(rows, width * channels * 4, 1)
+
+
+def kinds(kind: int) -> dict[int, list[int]]:
+    return {KIND: [kind] * 3}
+
+
+STORED = {
+    "4 bits": lambda: of_bits(PICTURE, 4),
+    "10 bits": lambda: of_bits(PICTURE, 10),
+    "12 bits": lambda: of_bits(PICTURE, 12),
+    "14 bits": lambda: of_bits(PICTURE, 14),
+    "24 bits": lambda: of_bits(PICTURE, 24),
+    "32 bits": lambda: make_tiff(PICTURE.astype(np.uint32) << 24),
+    "64 bits": lambda: make_tiff(PICTURE.astype(np.uint64) << np.uint64(56)),
+    "half floats": lambda: make_tiff(UNIT.astype(np.float16), entries=kinds(FLOAT)),
+    "floats": lambda: make_tiff(UNIT.astype(np.float32), entries=kinds(FLOAT)),
+    "floats in tiles": lambda: make_tiff(UNIT.astype(np.float32), tile=64, entries=kinds(FLOAT)),
+    "doubles": lambda: make_tiff(UNIT, entries=kinds(FLOAT)),
+    "floats, predictor": lambda: make_tiff(
+        float_differences(UNIT.astype(np.float32)),
+        entries={256: [140], BITS: [32] * 3, 277: [3], PREDICTOR: [3], **kinds(FLOAT)},
+    ),
+    "32 bits, predictor": lambda: make_tiff(
+        differences(PICTURE.astype(np.uint32) << 24), entries={PREDICTOR: [2]}
+    ),
+    "32 bits, separate planes": lambda: make_tiff(PICTURE.astype(np.uint32) << 24, separate=True),
+    "16 bits, separate planes": lambda: make_tiff(PICTURE.astype(np.uint16) * 257, separate=True),
+    "inks and another": lambda: make_tiff(
+        np.dstack([255 - PICTURE, np.zeros_like(GREY), GREY]),
+        entries={PHOTOMETRIC: [5], EXTRA: [0]},
+    ),
+}
+
+
+def shown(data: bytes) -> np.ndarray:
+    content = decode_image(data, TIFF)
+    return np.asarray(Image.open(io.BytesIO(content.frames[0].jpeg)).convert("RGB"), dtype=int)
+
+
+@pytest.mark.parametrize("make", STORED.values(), ids=STORED)
+def test_every_depth_and_layout_shows_the_same_picture(make):
+    difference = np.abs(shown(make()) - PICTURE.astype(int)).mean()
+
+    assert difference < (12 if make is STORED["4 bits"] else 5)
+
+
+@pytest.mark.parametrize("bits", [3, 5, 6, 7, 12])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_grey_of_any_depth(bits, white_is_zero):
+    samples = 255 - GREY if white_is_zero else GREY
+    data = of_bits(samples, bits).replace(
+        b"\x01\x06\0\x04\0\0\0\x01\0\0\0\x01",
+        b"\x01\x06\0\x04\0\0\0\x01\0\0\0%c" % (not white_is_zero),
+    )
+
+    difference = np.abs(shown(data) - GREY.astype(int)).mean()
+
+    assert difference < 2 + 256 / 2**bits
+
+
+@pytest.mark.parametrize("alpha", [1, 2])
+def test_grey_with_transparency_stands_on_white(alpha):
+    half = np.full_like(GREY, 128)
+    stored = (GREY // 2 if alpha == 1 else GREY).astype(np.uint8)
+    data = make_tiff(np.dstack([stored, half]), entries={PHOTOMETRIC: [1], EXTRA: [alpha]})
+
+    expected = (GREY.astype(int) + 255) / 2
+    assert np.abs(shown(data) - expected).mean() < 5
+
+
+def test_a_cut_file_of_a_rare_depth_is_truncated_and_raises_nothing_else():
+    data = of_bits(PICTURE, 12)
+    for length in range(200, len(data), 997):
+        damaged = bytearray(data)
+        damaged[length : length + 8] = b"\xff" * 8
+        with suppress(PermanentError):
+            decode_image(bytes(damaged), TIFF)
+
+
+def test_tiles_whose_places_are_named_as_those_of_strips():
+    data = make_tiff(PICTURE, tile=64)
+    for tile_tag, strip_tag in ((324, 273), (325, 279)):
+        data = data.replace(
+            struct.pack(">HHI", tile_tag, 4, 6), struct.pack(">HHI", strip_tag, 4, 6)
+        )
+
+    assert np.abs(shown(data) - PICTURE.astype(int)).mean() < 5
+
+
+def test_jpeg_as_old_scanners_wrote_it():
+    jpeg = encode_image(Image.fromarray(PICTURE), "jpeg", quality=95)
+    entries = {
+        256: 140, 257: 84, 258: 8, 259: 6, 262: 6, 273: 8, 277: 3, 278: 84, 279: len(jpeg),
+        513: 8, 514: len(jpeg), 530: 2 | 2 << 16,
+    }  # fmt: skip
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, 3 if tag == 530 else 4, 2 if tag == 530 else 1, value)
+        for tag, value in entries.items()
+    )
+    data = b"II*\0" + struct.pack("<I", 8 + len(jpeg)) + jpeg + directory + bytes(4)
+
+    assert np.abs(shown(data) - PICTURE.astype(int)).mean() < 5
