@@ -15,17 +15,13 @@ from typing import Any
 import dagster as dg
 
 from batch_pipeline.media.previews import tiny_webp
-from batch_pipeline.services.description_audit import PASS_SCORE
-from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import BatchProgress
-from batch_pipeline.services.reports.batch_status import described_below
 from batch_pipeline.services.upload_processing import UploadReport
 from batch_pipeline.visible_text import visible
 
 BATCHES = dg.DynamicPartitionsDefinition(name="batches")
 GROUP = "uploads"
 OWNERS = ["team:media"]
-QUALITY_CHECK = "description_quality"
 _MAX_STEM = 40
 #: Longest side of a picture that is read to be shown (pixels).
 PREVIEW_SIDE = 128
@@ -139,26 +135,6 @@ SPECS = [
 ]
 
 
-@dg.asset_check(
-    asset=upload_analysis.key,
-    name=QUALITY_CHECK,
-    description=(
-        f"The description passed the audit with {PASS_SCORE} of 100 or more. Evaluated for each "
-        "upload as it is worked; run from here, over everything that is stored."
-    ),
-    required_resource_keys={"batch_pipeline"},
-)
-def description_quality(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """Look for stored descriptions below the pass mark."""
-    pipeline: Pipeline = context.resources.batch_pipeline
-    below = described_below(pipeline.database, PASS_SCORE)
-    return dg.AssetCheckResult(
-        passed=not below,
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"below_pass_score": below, "pass_score": PASS_SCORE},
-    )
-
-
 def plain_stem(filename: str) -> str:
     """What a reader recognises of a file's name: nothing but letters, digits and underscores."""
     stem = re.sub(r"[^A-Za-z0-9]+", "_", PurePath(filename).name).strip("_")[:_MAX_STEM].strip("_")
@@ -184,24 +160,6 @@ def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
         description=f"{plain_stem(report.filename)}: completed, audit {report.score or 0}",
         metadata=preview(report.thumbnail) | metadata,
         partition=str(report.batch_id) if report.batch_id else None,
-    )
-
-
-def quality_evaluation(report: UploadReport) -> dg.AssetCheckEvaluation | None:
-    """Say how the description made in this attempt fared; None if none was made."""
-    if report.audit is None:
-        return None
-    return dg.AssetCheckEvaluation(
-        asset_key=upload_analysis.key,
-        check_name=QUALITY_CHECK,
-        passed=report.audit.passed,
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={
-            "audit_score": report.audit.score,
-            "pass_score": PASS_SCORE,
-            "file": text_metadata(report.filename),
-            "penalties": text_metadata(report.audit.reasons or "none"),
-        },
     )
 
 

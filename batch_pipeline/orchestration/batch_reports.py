@@ -21,8 +21,12 @@ from batch_pipeline.orchestration.assets import (
 from batch_pipeline.services.reports.batch_summary import BatchSummary
 
 
-def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization]:
-    """The report of a batch, and what is stored of it by now."""
+def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization | dg.AssetObservation]:
+    """The report of a batch, and what is stored of it by now.
+
+    Of a batch that was cancelled or given up the report is an observation: a materialization would
+    be a green partition.
+    """
     batch_id = str(summary.head["batch_id"])
     results, total = summary.results, summary.head["total_uploads"]
     stored: tuple[tuple[dg.AssetSpec, int, dict[str, Any]], ...] = (
@@ -48,7 +52,7 @@ def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization]:
             )
             for spec, count, more in stored
         ),
-        dg.AssetMaterialization(
+        (dg.AssetMaterialization if summary.is_completed else dg.AssetObservation)(
             batch_report.key,
             description=headline(summary),
             metadata=_report(summary),
@@ -57,9 +61,9 @@ def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization]:
     ]
 
 
-def no_report_of(batch_id: UUID, reason: str) -> dg.AssetMaterialization:
+def no_report_of(batch_id: UUID, reason: str) -> dg.AssetObservation:
     """What stands where the report of a batch would, when it could not be made again and again."""
-    return dg.AssetMaterialization(
+    return dg.AssetObservation(
         batch_report.key,
         description="the report could not be made",
         metadata={

@@ -9,7 +9,8 @@ from typing import Any
 
 import dagster as dg
 
-from batch_pipeline.orchestration.assets import SPECS, description_quality
+from batch_pipeline.orchestration.assets import SPECS
+from batch_pipeline.orchestration.batch_checks import CHECKS
 from batch_pipeline.orchestration.jobs import build_process_batch, sweep_backlog
 from batch_pipeline.orchestration.resources import PipelineResource, worker_resource
 from batch_pipeline.orchestration.run_logs import build_loggers
@@ -51,7 +52,7 @@ def build_definitions(
         ],
         schedules=[backlog_sweep],
         assets=SPECS,
-        asset_checks=[description_quality],
+        asset_checks=CHECKS,
         loggers=build_loggers(settings),
         resources={
             "batch_pipeline": PipelineResource(overrides=dict(overrides or {})),

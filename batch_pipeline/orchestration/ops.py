@@ -22,7 +22,6 @@ from batch_pipeline.orchestration.assets import (
     plain_stem,
     progress_materialization,
     progress_metadata,
-    quality_evaluation,
     upload_materialization,
 )
 from batch_pipeline.orchestration.failures import (
@@ -148,9 +147,6 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
 
     report = outcome.report
     _find_thumbnail(pipeline, report)
-    if evaluation := quality_evaluation(report):
-        # The signature of log_event leaves check evaluations out; the event log takes them.
-        context.log_event(evaluation)  # type: ignore[arg-type]
     if report.progress and worker.progress_meter.is_due(report.progress):
         context.log_event(progress_materialization(report.progress))
     if isinstance(outcome, FailedUpload):

@@ -14,6 +14,7 @@ import dagster as dg
 
 from batch_pipeline.errors import NotFoundError, ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES
+from batch_pipeline.orchestration.batch_checks import evaluations_of
 from batch_pipeline.orchestration.batch_reports import headline, no_report_of, report_of
 from batch_pipeline.orchestration.run_ends import (
     Outcome,
@@ -253,8 +254,10 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
         except NotFoundError:
             return _Report(batch, None, ())
         # One that somebody has reopened meanwhile will end again.
-        events = report_of(summary) if summary.has_ended else ()
-        return _Report(batch, headline(summary) if events else None, events)
+        if not summary.has_ended:
+            return _Report(batch, None, ())
+        events = (*report_of(summary), *evaluations_of(batch.batch_id, summary.verdict))
+        return _Report(batch, headline(summary), events)
 
     try:
         ended = newly_ended(pipeline.database, seen, limit=REPORTS_PER_TICK)
@@ -290,7 +293,7 @@ class _Report(NamedTuple):
     batch: EndedBatch
     headline: str | None
     """None: there is nothing to report."""
-    events: Sequence[dg.AssetMaterialization]
+    events: Sequence[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation]
 
 
 def _batch(of: WaitingSlice | EndedBatch) -> str:

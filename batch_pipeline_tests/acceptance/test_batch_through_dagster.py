@@ -10,7 +10,7 @@ from PIL import Image
 
 from batch_pipeline.testing import media
 
-from .conftest import MEDIA, metadata
+from .conftest import MEDIA, metadata, wait_until
 
 PICTURES = ("sea.jpg", "forest.webp", "mountains.heic", "lighthouse.gif", "ball_on_meadow.mp4")
 
@@ -104,19 +104,35 @@ def test_batch_progress_is_materialized_in_numbers_and_ends_at_the_total(events)
     assert readings[-1]["progress_percentage"] == 100
 
 
-def test_the_audit_is_an_asset_check_with_the_score(stack, finished):
+def executions(stack, asset, check, batch_id):
+    query = """query ($asset: AssetKeyInput!, $check: String!, $batch: String!) {
+      assetCheckExecutions(assetKey: $asset, checkName: $check, partition: $batch, limit: 5) {
+        evaluation { success severity description
+          metadataEntries { label ... on IntMetadataEntry { intValue } } } } }"""
+    variables = {"asset": {"path": [asset]}, "check": check, "batch": batch_id}
+    return stack.graphql(query, **variables)["assetCheckExecutions"]
+
+
+def test_checks_say_of_the_batch_what_failed_and_how_good_its_descriptions_are(stack, finished):
+    batch = finished["batch_id"]
+    [failures] = wait_until(
+        lambda: executions(stack, "batch_report", "no_failed_uploads", batch), "it is judged"
+    )
+    assert failures["evaluation"]["success"] is False
+    assert failures["evaluation"]["severity"] == "ERROR"
+    assert failures["evaluation"]["description"] == "1 of 6 uploads failed"
+    [quality] = executions(stack, "upload_analysis", "description_quality", batch)
+    assert quality["evaluation"]["success"]
+    found = metadata(quality["evaluation"]["metadataEntries"])
+    assert (found["passed"], found["made"]) == (5, 5)
+    assert found["lowest_audit_score"] >= 60
+
+
+def test_upload_analysis_has_owner_kinds_and_what_it_is_made_of(stack, finished):
     query = """{ assetNodeOrError(assetKey: {path: ["upload_analysis"]}) { ... on AssetNode {
         owners { ... on TeamAssetOwner { team } } kinds groupName description
-        dependencyKeys { path }
-        assetChecksOrError { ... on AssetChecks { checks { name executionForLatestMaterialization {
-          evaluation { success metadataEntries { label ... on IntMetadataEntry { intValue } } }
-        } } } } } } }"""
+        dependencyKeys { path } } } }"""
     node = stack.graphql(query)["assetNodeOrError"]
-    [check] = node["assetChecksOrError"]["checks"]
-    assert check["name"] == "description_quality"
-    evaluation = check["executionForLatestMaterialization"]["evaluation"]
-    assert evaluation["success"]
-    assert metadata(evaluation["metadataEntries"])["audit_score"] >= 60
     assert node["owners"] == [{"team": "media"}]
     assert node["groupName"] == "uploads"
     assert sorted(node["kinds"]) == ["postgres", "python"]

@@ -229,6 +229,13 @@ def test_a_batchs_report_shows_its_failures_contact_sheet_and_throughput(
     assert page.evaluate("window.broken") is None
 
 
+def test_a_batch_with_failures_has_a_check_that_is_red(stack, finished, reported, page):
+    page.goto(f"{stack.graphql.url}/assets/batch_report?view=checks&checkDetail=no_failed_uploads")
+    expect(page.get_by_text("no_failed_uploads", exact=True).first).to_be_visible()
+    expect(page.get_by_text("1 of 2 uploads failed", exact=False).first).to_be_visible()
+    expect(page.get_by_text("Failed", exact=True).first).to_be_visible()
+
+
 @pytest.mark.parametrize("asset", ["thumbnails", "descriptions", "embeddings"])
 def test_what_is_stored_of_a_batch_has_owner_kinds_and_a_description(stack, reported, page, asset):
     page.goto(f"{stack.graphql.url}/assets/{asset}?view=overview")

@@ -77,13 +77,6 @@ def newest_batches(
         return [_shape(row) for row in connection.execute(_newest(limit, offset))]
 
 
-def described_below(database: Database, score: int) -> int:
-    """Count uploads whose stored description has an audit score below a mark."""
-    below = select(func.count()).where(Upload.description_audit_score < score)
-    with database.transaction() as connection:
-        return connection.execute(below).scalar_one()
-
-
 @dataclass(frozen=True)
 class OldestWaiting:
     """The upload that has waited for longest, in whatever batch."""

@@ -13,11 +13,12 @@ from typing import Any
 
 from sqlalchemy import select
 
-from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadStatus
+from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, Upload, UploadStatus
 from batch_pipeline.database.readings import FILENAME, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.media.previews import contact_sheet
 from batch_pipeline.services.reports.batch_status import batch_head
+from batch_pipeline.services.reports.batch_verdicts import BatchVerdict, verdict
 from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.reports.report_page import StageTiming, shown_seconds, stage_timings
 from batch_pipeline.services.reports.throughput import throughput_svg
@@ -81,11 +82,17 @@ class BatchSummary:
     """A JPEG; None without a thumbnail."""
     throughput: str
     """An SVG; empty if no upload has ended."""
+    verdict: BatchVerdict
 
     @property
     def has_ended(self) -> bool:
         """Tell whether nothing more will happen by itself."""
         return self.head["status"] not in OPEN_BATCH
+
+    @property
+    def is_completed(self) -> bool:
+        """Tell whether every upload was worked, well or not."""
+        return bool(self.head["status"] == BatchStatus.COMPLETED)
 
     @property
     def duration(self) -> timedelta | None:
@@ -115,6 +122,7 @@ def batch_summary(database: Database, storage: Storage, batch_id: uuid.UUID) -> 
         stages=stage_timings(shown_seconds(row.stage_seconds) for row in rows),
         contact_sheet=_contact_sheet(storage, [row.thumbnail_path for row in shown]),
         throughput=_throughput(head, rows),
+        verdict=verdict(database, batch_id),
     )
 
 

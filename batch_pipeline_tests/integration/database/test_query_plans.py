@@ -21,6 +21,7 @@ from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
 from batch_pipeline.services.reports import batch_status
 from batch_pipeline.services.reports.batch_summary import batch_summary
+from batch_pipeline.services.reports.batch_verdicts import verdict
 from batch_pipeline.services.reports.ended_batches import EndsSeen, newly_ended
 from batch_pipeline.services.reports.metrics import read_metrics
 from batch_pipeline.services.reports.report_page import batch_report
@@ -187,7 +188,7 @@ def test_the_commands_do_not_read_a_table_through(full_pipeline, plans):
     plans.clear()
     batch_status.batch_status(database, ended)
     batch_status.newest_batches(database, limit=20, offset=40)
-    batch_status.described_below(database, 60)
+    verdict(database, ended)
     assert list(watch_batch(database, ended))
     found = search(
         database, EmbeddedEmbedding(1024), "blue sea", filters=Filters(user_id=USER), limit=5

@@ -15,6 +15,7 @@ from PIL import Image
 from sqlalchemy import func, text, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.orchestration.batch_checks import CHECKS
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sensors import REPORTS_PER_TICK
 from batch_pipeline.services.reports.batch_summary import MAX_FAILURES, MAX_SHEET_BYTES, MAX_SLOWEST
@@ -33,6 +34,7 @@ class Reporter:
         self.pipeline, self.instance, self.cursor = pipeline, instance, None
         resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
         definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
+        self.definitions = definitions
         self.sensor = definitions.resolve_sensor_def("report_ended_batches")
 
     def tick(self):
@@ -54,7 +56,20 @@ def reporter(pipeline, instance):
 
 
 def reports(tick, asset="batch_report"):
-    return [event for event in tick.asset_events if event.asset_key == dg.AssetKey(asset)]
+    return [
+        event
+        for event in tick.asset_events
+        if event.asset_key == dg.AssetKey(asset) and not isinstance(event, dg.AssetCheckEvaluation)
+    ]
+
+
+def checks(tick):
+    """What the checks of the one batch say, by name."""
+    return {
+        event.check_name: event
+        for event in tick.asset_events
+        if isinstance(event, dg.AssetCheckEvaluation)
+    }
 
 
 def ended_batch(pipeline, uploads=(ENDED,), **values):
@@ -165,6 +180,60 @@ def test_a_batch_that_was_given_up_or_cancelled_is_reported_with_its_reason(
     assert (report.partition, report.metadata["status"].value) == (str(batch_id), status)
     assert getattr(report.metadata.get("reason"), "value", None) == reason
     assert not {"contact_sheet", "throughput", "seconds"} & set(report.metadata)
+    assert isinstance(report, dg.AssetObservation), "a materialization would be a green partition"
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_a_batch_that_was_given_up_or_cancelled_fails_its_check(reporter, pipeline, status):
+    batch_id = add_batch(pipeline.database, [ENDED, {}], status=status)
+    check = checks(reporter.tick())["no_failed_uploads"]
+    assert (check.passed, check.partition) == (False, str(batch_id))
+    assert check.description == f"the batch is {status}"
+
+
+def test_the_checks_of_a_batch_say_what_failed_and_how_good_its_descriptions_are(
+    reporter, pipeline
+):
+    described = ENDED | {"description": "words"}
+    refused = {"processing_status": "failed", "error_kind": "model_output_invalid"}
+    first = ended_batch(
+        pipeline,
+        [described | {"description_audit_score": 90}, described | {"description_audit_score": 71},
+         refused, refused | {"error_kind": "truncated"}],
+    )  # fmt: skip
+    found = checks(reporter.tick())
+    assert {check.partition for check in found.values()} == {str(first)}
+    failures, quality = found["no_failed_uploads"], found["description_quality"]
+    assert (failures.passed, failures.description) == (False, "2 of 4 uploads failed")
+    assert failures.severity is dg.AssetCheckSeverity.ERROR
+    assert (quality.passed, quality.description) == (False, "2 of 3 descriptions passed the audit")
+    assert quality.metadata["share_passed"].value == 0.667
+    assert quality.metadata["lowest_audit_score"].value == 71
+    # The next batch has a verdict of its own.
+    second = ended_batch(pipeline, [described | {"description_audit_score": 90}])
+    found = checks(reporter.tick())
+    assert {(check.partition, check.passed) for check in found.values()} == {(str(second), True)}
+
+
+@pytest.mark.parametrize("name", ["no_failed_uploads", "description_quality"])
+def test_a_check_can_be_run_from_the_ui_for_one_batch(reporter, pipeline, instance, name):
+    bad = {"processing_status": "failed", "error_kind": "model_output_invalid"}
+    batches = [ended_batch(pipeline, [bad]), ended_batch(pipeline, [ENDED])]
+    instance.add_dynamic_partitions("batches", list(map(str, batches)))
+    [check] = [one for one in CHECKS if [key.name for key in one.check_keys] == [name]]
+    job = reporter.definitions.resolve_implicit_global_asset_job_def()
+    results = []
+    for batch in batches:
+        result = job.get_subset(
+            asset_selection=set(), asset_check_selection=set(check.check_keys)
+        ).execute_in_process(
+            instance=instance,
+            tags={"dagster/partition": str(batch)},
+            resources={"batch_pipeline": pipeline},
+        )
+        [evaluation] = result.get_asset_check_evaluations()
+        results.append((evaluation.partition, evaluation.passed))
+    assert results == [(str(batches[0]), False), (str(batches[1]), True)]
 
 
 def test_an_end_that_commits_late_is_not_missed(reporter, pipeline):

@@ -28,7 +28,6 @@ EVENTS = Counter(
     {
         "STEP_OUTPUT": 2,  # of load_batch, which makes the step, and of the step: re-execution
         "STEP_START": 1,  # run page
-        "ASSET_CHECK_EVALUATION": 1,  # checks of upload_analysis
         "ASSET_MATERIALIZATION": 1,  # upload_analysis: preview, description, seconds
         "STEP_SUCCESS": 1,  # run page
     }

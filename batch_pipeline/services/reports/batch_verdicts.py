@@ -1,0 +1,53 @@
+"""Whether a batch went well, in a few numbers."""
+
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import func, or_, select
+
+from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus
+from batch_pipeline.database.readings import word
+from batch_pipeline.database.session import Database
+from batch_pipeline.services.description_audit import PASS_SCORE
+
+
+@dataclass(frozen=True)
+class BatchVerdict:
+    """What was wrong with a batch, or with all of them."""
+
+    total: int
+    failed: int
+    described: int
+    """Descriptions that were made, those among them that failed the audit at the last attempt."""
+    passed_audit: int
+    lowest_score: int | None
+    """Of those that are stored."""
+    gave_up: str | None
+    """Why it was not worked to its end, if it was not."""
+
+
+def verdict(database: Database, batch_id: uuid.UUID | None) -> BatchVerdict:
+    """Judge a batch; without one, everything that is stored."""
+    score, failed = Upload.description_audit_score, Upload.processing_status == UploadStatus.FAILED
+    stored = Upload.description.is_not(None)
+    # What an API described without a score is not ours to judge.
+    good = or_(score.is_(None), score >= PASS_SCORE)
+    refused = failed & (Upload.error_kind == "model_output_invalid")
+    query = select(
+        func.count().label("total"),
+        func.count().filter(failed).label("failed"),
+        func.count().filter(or_(stored, refused)).label("described"),
+        func.count().filter(stored, good).label("passed_audit"),
+        func.min(score).filter(stored).label("lowest_score"),
+    )
+    gave_up = None
+    with database.transaction() as connection:
+        if batch_id is not None:
+            query = query.where(Upload.batch_id == batch_id)
+            status = connection.scalar(
+                select(word(UploadBatch.status)).where(UploadBatch.id == batch_id)
+            )
+            if status in {BatchStatus.CANCELLED, BatchStatus.FAILED}:
+                gave_up = f"the batch is {status}"
+        counts = connection.execute(query).one()
+    return BatchVerdict(**counts._mapping, gave_up=gave_up)
