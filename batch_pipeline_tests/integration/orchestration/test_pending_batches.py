@@ -304,14 +304,6 @@ def test_batches_that_are_over_are_left_alone(daemon_of):
     assert not daemon.tick().run_requests
 
 
-def test_slices_of_a_batch_that_was_cancelled_are_not_launched(daemon_of):
-    daemon = daemon_of(uploads_per_run=1)
-    batch_id = add_batch(daemon.pipeline.database, 2, status="processing")
-    assert len(daemon.tick(launch=False).run_requests) == 2
-    daemon.pipeline.batches.cancel_batch(batch_id)
-    assert not daemon_of().tick().run_requests
-
-
 def test_uploads_that_rest_after_an_outage_wait_for_their_time(daemon_of):
     daemon = daemon_of()
     batch_id = add_batch(daemon.pipeline.database, 1)

@@ -8,7 +8,7 @@ from sqlalchemy import func, insert, text, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.errors import PermanentError, TransientError
-from batch_pipeline.services.dispatch.slices import open_slice, unnumbered_slices
+from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
 from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.services.states.backlog import MAX_DEATHS, MAX_DIED_RUNS
 from batch_pipeline.services.states.upload_states import RETRY_DELAYS, StartedUpload
@@ -229,6 +229,19 @@ def test_what_a_run_ended_without_taking_rests_for_a_while(pipeline):
         connection.execute(change_all)
     [again] = open_all_slices(pipeline.database, 250)
     assert (again.uploads, again.reason) == (2, "rescue")
+
+
+@pytest.mark.parametrize("status", ["cancelled", "completed", "failed"])
+def test_no_run_is_asked_for_what_waits_in_a_batch_that_is_over(pipeline, status):
+    database = pipeline.database
+    batch_id = add_batch(database, 3)
+    [waiting, *_] = unnumbered_slices(database, 2, at_most=2)
+    opened = open_slice(database, waiting, 2)
+    assert [slice_.key for slice_ in numbered_slices(database)] == [opened.key]
+    with database.transaction() as connection:
+        connection.execute(update(UploadBatch).values(status=status))
+    assert numbered_slices(database) == unnumbered_slices(database, 2, at_most=2) == []
+    assert [row.slice for row in upload_rows(database, batch_id)] == [1, 1, None]
 
 
 def test_a_batch_whose_runs_die_again_and_again_is_failed_with_the_reason(pipeline):
