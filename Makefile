@@ -10,7 +10,7 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 HOME_SET := $(BATCH_PIPELINE_HOME)$(shell grep -sE '^ *(export +)?BATCH_PIPELINE_HOME *= *.' .env)
 IN_CLONE := $(if $(HOME_SET),,BATCH_PIPELINE_HOME='$(CURDIR)/.batch_pipeline')
 
-.PHONY: help install install-dev demo dev test test-slow proofs test-lowest test-ocr docs faults benchmarks lint format clean reset
+.PHONY: help install install-dev demo dev test test-slow proofs mutants test-lowest test-ocr docs faults benchmarks lint format clean reset
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
@@ -63,6 +63,11 @@ proofs: install-dev
 # Every fault and hostile input that docs/reliability.md promises to survive, the fast ones too.
 faults: install-dev
 	$(BIN)/pytest -n 2 --dist loadgroup batch_pipeline_tests/faults $(ARGS)
+
+# Puts faults into a copy of the package, one at a time: each has a test that finds it. Not in CI;
+# docs/development.md says what came of it.
+mutants: install-dev
+	$(BIN)/python scripts/mutants.py $(ARGS)
 
 # What is close to Dagster's own code, with the lowest version of it that pyproject.toml allows. The
 # newest is the one that constraints.txt locks, which all other tests run with.

@@ -320,7 +320,6 @@ class _Loop:
                 f"interrupted twice; steps still in flight: {self._threads.in_flight}"
             )
         self._interrupted = True
-        self._active.mark_interrupted()
         self._interrupt.set()
         yield DagsterEvent.engine_event(
             self._context,

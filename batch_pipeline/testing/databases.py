@@ -19,15 +19,16 @@ _LOCK = 911_402_233
 class DatabaseServer:
     """A PostgreSQL server on which tests may create and drop databases."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, template: str = _TEMPLATE) -> None:
         self._server = with_driver(url, "psycopg", variable="TEST_DATABASE_URL")
+        self._template = template
         self._prepare_template()
 
     @contextmanager
     def new_database(self, *, migrated: bool = True) -> Iterator[str]:
         """Create a database, hand out its ``postgresql://`` URL, and drop it at the end."""
         name = f"test_{uuid.uuid4().hex}"
-        template = _TEMPLATE if migrated else "template1"
+        template = self._template if migrated else "template1"
         with self._connect() as connection:
             # Not while another process looks whether the template is migrated: it would be in use.
             connection.execute("SELECT pg_advisory_lock_shared(%s)", [_LOCK])
@@ -41,8 +42,8 @@ class DatabaseServer:
     def _prepare_template(self) -> None:
         with self._connect() as connection:
             connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
-            create_database_if_missing(self._server, _TEMPLATE)
-            template = Database(self._url(_TEMPLATE))
+            create_database_if_missing(self._server, self._template)
+            template = Database(self._url(self._template))
             template.upgrade()
             template.close()
 

@@ -48,7 +48,6 @@ CALLED = {
     "ActiveExecution.get_step_by_key": (2, ""),
     "ActiveExecution.get_steps_to_execute": (1, "limit"),
     "ActiveExecution.handle_event": (2, ""),
-    "ActiveExecution.mark_interrupted": (1, ""),
     "ActiveExecution.plan_events_iterator": (2, ""),
     "ActiveExecution.sleep_interval": (1, ""),
     "ActiveExecution.verify_complete": (3, ""),

@@ -144,3 +144,42 @@ def test_the_state_machine_is_asked_for_a_round_of_steps_at_a_time(
     assert run_job(job).status == dg.DagsterRunStatus.SUCCESS
     assert sum(asked) == 81
     assert len([steps for steps in asked if steps]) <= 1 + 80 / 8
+
+
+def test_what_becomes_ready_with_a_higher_priority_overtakes_what_was_ready_before() -> None:
+    order: list[str] = []
+
+    def noting(name: str, priority: int, **op: Any) -> dg.OpDefinition:
+        @dg.op(name=name, tags={"dagster/priority": str(priority)}, **op)
+        def note() -> None:
+            order.append(name)
+
+        return note
+
+    @dg.job(executor_def=threaded_executor.configured({"max_concurrent": 1}))
+    def job() -> None:
+        noting("urgent", 9, ins={"before": dg.In(dg.Nothing)})(noting("first", 5)())
+        for number in range(3):
+            noting(f"idle_{number}", 1)()
+
+    run_job(job)
+    assert order[:2] == ["first", "urgent"]
+
+
+def test_a_step_takes_its_place_in_a_pool_when_it_starts_and_not_before() -> None:
+    taken: list[int] = []
+
+    @dg.op(pool="model")
+    def look(context: dg.OpExecutionContext) -> None:
+        storage = context.instance.event_log_storage
+        taken.append(storage.get_concurrency_info("model").active_slot_count)
+
+    @dg.job(executor_def=threaded_executor.configured({"max_concurrent": 1}))
+    def job() -> None:
+        look()
+        look.alias("another")()
+
+    with dg.DagsterInstance.local_temp() as instance:
+        instance.event_log_storage.set_concurrency_slots("model", 2)
+        run_job(job, instance=instance)
+    assert taken == [1, 1], "other runs wait for what this one does not use"

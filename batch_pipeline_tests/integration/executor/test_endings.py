@@ -65,6 +65,26 @@ def test_an_interrupt_raised_by_a_step_tells_the_others_and_ends_the_run(
     assert outcome.status == dg.DagsterRunStatus.FAILURE
 
 
+def test_no_step_is_started_once_the_run_is_to_end() -> None:
+    begun: list[str] = []
+
+    def step(name: str, priority: int) -> dg.OpDefinition:
+        @dg.op(name=name, tags={"dagster/priority": str(priority)})
+        def op() -> None:
+            begun.append(name)
+            raise KeyboardInterrupt
+
+        return op
+
+    @dg.job(executor_def=threaded_executor.configured({"max_concurrent": 1}))
+    def job() -> None:
+        step("raises", 2)()
+        step("ready", 1)()
+
+    assert run_job(job).status == dg.DagsterRunStatus.FAILURE
+    assert begun == ["raises"]
+
+
 def test_an_error_inside_dagster_in_a_thread_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import func, insert, text, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.errors import PermanentError, TransientError
-from batch_pipeline.services.dispatch.slices import open_slice, unnumbered_slices
+from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
 from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.services.states.backlog import MAX_DEATHS, MAX_DIED_RUNS
 from batch_pipeline.services.states.upload_states import RETRY_DELAYS, StartedUpload
@@ -208,6 +208,42 @@ def test_only_batches_whose_counters_are_wrong_are_recounted(pipeline):
     assert batch_row(pipeline.database, right).status == "pending"
 
 
+def test_batches_that_ended_long_ago_are_not_counted_again(pipeline):
+    """They are many, nobody works on them, and each recount reads all of their uploads."""
+    values = {"status": "completed", "processed_uploads": 7, "successful_uploads": 7}
+    uploads = [{"processing_status": "completed"}]
+    of_today = add_batch(pipeline.database, uploads, **values, updated_at=ago("20 hours"))
+    add_batch(pipeline.database, uploads, **values, updated_at=ago("30 hours"))
+    assert pipeline.backlog.overdue()["batches to recount"] == 1
+    assert [batch.batch_id for batch in pipeline.backlog.reconcile_batches()] == [of_today]
+
+
+def test_what_a_run_ended_without_taking_rests_for_a_while(pipeline):
+    batch_id = add_batch(pipeline.database, 2)
+    [slice_] = open_all_slices(pipeline.database, 250)
+    released = [(batch_id, slice_.number)]
+    assert pipeline.backlog.release_slices(released, resume_after_seconds=3600) == 2
+    assert open_all_slices(pipeline.database, 250) == []
+    change_all = update(Upload).values(not_before=ago("1 second"))
+    with pipeline.database.transaction() as connection:
+        connection.execute(change_all)
+    [again] = open_all_slices(pipeline.database, 250)
+    assert (again.uploads, again.reason) == (2, "rescue")
+
+
+@pytest.mark.parametrize("status", ["cancelled", "completed", "failed"])
+def test_no_run_is_asked_for_what_waits_in_a_batch_that_is_over(pipeline, status):
+    database = pipeline.database
+    batch_id = add_batch(database, 3)
+    [waiting, *_] = unnumbered_slices(database, 2, at_most=2)
+    opened = open_slice(database, waiting, 2)
+    assert [slice_.key for slice_ in numbered_slices(database)] == [opened.key]
+    with database.transaction() as connection:
+        connection.execute(update(UploadBatch).values(status=status))
+    assert numbered_slices(database) == unnumbered_slices(database, 2, at_most=2) == []
+    assert [row.slice for row in upload_rows(database, batch_id)] == [1, 1, None]
+
+
 def test_a_batch_whose_runs_die_again_and_again_is_failed_with_the_reason(pipeline):
     batch_id = add_batch(pipeline.database, 2)
     for _ in range(MAX_DIED_RUNS - 1):
@@ -219,6 +255,14 @@ def test_a_batch_whose_runs_die_again_and_again_is_failed_with_the_reason(pipeli
     pipeline.batches.retry_batch(batch_id)
     row = batch_row(pipeline.database, batch_id)
     assert (row.status, row.error_message, row.died_runs) == ("pending", None, 0)
+
+
+@pytest.mark.parametrize("status", ["completed", "cancelled", "failed"])
+def test_a_run_that_dies_after_its_batch_has_ended_changes_nothing(pipeline, status):
+    batch_id = add_batch(pipeline.database, status=status, died_runs=MAX_DIED_RUNS - 1)
+    before = batch_row(pipeline.database, batch_id)
+    assert pipeline.backlog.note_died_run(batch_id, "exit code 139") is None
+    assert batch_row(pipeline.database, batch_id) == before
 
 
 def test_an_upload_that_ends_shows_that_runs_of_the_batch_do_not_only_die(pipeline):

@@ -7,11 +7,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import psycopg
+import pytest
 import redis
 from sqlalchemy import update
 
 from batch_pipeline.database.models import Upload
+from batch_pipeline.errors import PermanentError
 from batch_pipeline.services.progress.publishing import CHANNEL, FileProgress, ProgressPublisher
+from batch_pipeline.services.states.backlog import MAX_DEATHS
 from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.testing.listening import messages_until_now
 from batch_pipeline.testing.records import USER, add_batch, upload_rows
@@ -66,6 +69,25 @@ def test_the_same_messages_reach_redis_on_the_channels_of_batch_and_user(
         "progress_percentage": 0,
         "status": "processing",
     }
+
+
+@pytest.mark.parametrize("way", ["fail", "quarantine"])
+def test_an_upload_that_fails_is_announced_with_its_batch(pipeline, database_url, way):
+    batch_id = add_batch(pipeline.database, [{"deaths": MAX_DEATHS - 1}, {}])
+    upload, _ = upload_rows(pipeline.database, batch_id)
+    pipeline.states.load_batch(batch_id, "run", limit=2)
+    started = pipeline.states.start(upload.id, "run")
+    with psycopg.connect(database_url, autocommit=True) as listener:
+        listener.execute(f"LISTEN {CHANNEL}")
+        if way == "fail":
+            pipeline.states.fail(started.claim, PermanentError("truncated", "cut"))
+        else:
+            pipeline.backlog.rescue(["run"])
+        said = [json.loads(message) for message in messages_until_now(listener)]
+    assert [message["action"] for message in said] == ["file_progress", "batch_progress"]
+    file, batch = (message["payload"] for message in said)
+    assert (file["upload_id"], file["status"]) == (str(upload.id), "failed")
+    assert (batch["processed"], batch["failed"], batch["total"]) == (1, 1, 2)
 
 
 def test_statements_say_on_postgresql_what_is_repeated_on_redis(

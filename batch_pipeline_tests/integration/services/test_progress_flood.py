@@ -17,6 +17,7 @@ from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import BURST, CHANNEL, PER_SECOND
 from batch_pipeline.services.states.claim_keeper import CHECK_SECONDS, ClaimKeeper
+from batch_pipeline.services.states.upload_states import UploadStates
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.listening import messages_until_now
 from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_rows
@@ -43,7 +44,14 @@ def add_large_batch(database, uploads):
 def work(settings: Settings, batch_id: uuid.UUID, share: int, name: str) -> None:
     """One run: all transitions that a run makes, with nothing between them."""
     pipeline = Pipeline(settings)
-    states = pipeline.states
+    with ClaimKeeper(pipeline.states, name, lease_seconds=120):
+        process_share(pipeline.states, batch_id, share, name, threads=THREADS)
+    pipeline.close()
+
+
+def process_share(
+    states: UploadStates, batch_id: uuid.UUID, share: int, name: str, *, threads: int
+) -> None:
     loaded = states.load_batch(batch_id, name, limit=share)
 
     def process(upload_id: uuid.UUID) -> None:
@@ -62,9 +70,8 @@ def work(settings: Settings, batch_id: uuid.UUID, share: int, name: str) -> None
         )
         states.complete(claim, seconds={})
 
-    with ClaimKeeper(states, name, lease_seconds=120), ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(process, [upload.id for upload in loaded.reserved]))
-    pipeline.close()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(process, [upload.id for upload in loaded.reserved]))
 
 
 class Listener:
@@ -155,6 +162,20 @@ def test_a_flood_is_thinned_out_and_the_last_message_says_completed(
         if message["action"] == "batch_progress"
     ]
     assert counters == sorted(counters), "counters went back: messages overtook each other"
+
+
+def test_one_run_alone_tells_no_more_than_its_burst_while_the_clock_stands_still(
+    pipeline, database_url, monkeypatch
+):
+    monkeypatch.setattr(pipeline.publisher._filter._pace, "_clock", lambda: 0.0)
+    uploads = BURST + 5
+    batch_id = add_large_batch(pipeline.database, uploads)
+    with psycopg.connect(database_url, autocommit=True) as listener:
+        listener.execute(f"LISTEN {CHANNEL}")
+        process_share(pipeline.states, batch_id, uploads, "run", threads=1)
+        kinds = Counter(kind_of(json.loads(said)) for said in messages_until_now(listener))
+    # Beside the burst of each kind: that the batch is in work, and that it has ended.
+    assert kinds == {"begin": uploads, "end": uploads, "stage": BURST, "batch": 1 + BURST + 1}
 
 
 def kind_of(message):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -26,8 +27,8 @@ def opened(database: Database) -> Iterator[Opened]:
     """Slots of one more process."""
     processes: list[SharedCallSlots] = []
 
-    def open_(limit: int) -> CallSlots:
-        processes.append(SharedCallSlots(database.url))
+    def open_(limit: int, lease_seconds: float = LEASE_SECONDS) -> CallSlots:
+        processes.append(SharedCallSlots(database.url, lease_seconds=lease_seconds))
         return processes[-1].of("vision", limit)
 
     yield open_
@@ -69,15 +70,39 @@ class Callers:
         self.let_go(self._count)
         for call in self._calls:
             call.result(timeout=DEADLINE)
+
+    def give_up(self) -> None:
+        self._let_go.release(self._count)
+
+    def wait(self) -> None:
         self._pool.shutdown()
 
 
+Calling = Callable[..., Callers]
+
+
+@pytest.fixture
+def calling(opened: Opened) -> Iterator[Calling]:
+    """Starts callers; none is left when a test fails, for which Python would wait at its end."""
+    started: list[Callers] = []
+
+    def start(*arguments: Any) -> Callers:
+        started.append(Callers(*arguments))
+        return started[-1]
+
+    yield start
+    for callers in started:
+        callers.give_up()
+    for callers in started:
+        callers.wait()
+
+
 def test_what_two_processes_hold_never_exceeds_the_limit_and_the_second_gets_its_fair_share(
-    opened: Opened, database: Database
+    opened: Opened, calling: Calling, database: Database
 ) -> None:
-    first = Callers(opened(4), 20)
+    first = calling(opened(4), 20)
     wait_until(lambda: len(first.entered) == 4, "the first takes all there are")
-    second = Callers(opened(4), 8)
+    second = calling(opened(4), 8)
     wait_until(lambda: len(rows(database)) == 2, "the second asks")
     assert second.entered == []
 
@@ -103,24 +128,53 @@ def test_what_two_processes_hold_never_exceeds_the_limit_and_the_second_gets_its
     first.end()
 
 
-def test_slots_that_nobody_uses_are_given_back(opened: Opened, database: Database) -> None:
-    Callers(opened(4), 2).end()
+def test_who_holds_slots_goes_on_saying_that_it_lives(
+    opened: Opened, calling: Calling, database: Database
+) -> None:
+    callers = calling(opened(2, lease_seconds=3), 2)
+    wait_until(lambda: len(callers.entered) == 2, "both are made")
+    [before] = rows(database)
+    wait_until(lambda: rows(database)[0].leased_until > before.leased_until, "it is renewed")
+
+
+def test_slots_of_a_process_that_is_silent_for_longer_than_its_lease_go_to_others(
+    opened: Opened, calling: Calling, database: Database
+) -> None:
+    with database.transaction() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO model_call_slots"
+                " (server, kind, holder, wanted, held, since, leased_until)"
+                " VALUES (:server, 'vision', gen_random_uuid(), 2, 2, now(),"
+                " now() - interval '1 second')"
+            ),
+            {"server": A},
+        )
+    callers = calling(opened(2, lease_seconds=0.5), 2)
+    wait_until(lambda: len(callers.entered) == 2, "they are taken over")
+    assert [row.held for row in rows(database)] == [2]
+
+
+def test_slots_that_nobody_uses_are_given_back(
+    opened: Opened, calling: Calling, database: Database
+) -> None:
+    calling(opened(4), 2).end()
 
     wait_until(lambda: rows(database) == [], "the row is gone")
 
 
 def test_a_process_that_closes_gives_its_slots_back_at_once(
-    opened: Opened, database: Database
+    opened: Opened, calling: Calling, database: Database
 ) -> None:
     closing = SharedCallSlots(database.url)
-    Callers(closing.of("vision", 1), 1).end()
+    calling(closing.of("vision", 1), 1).end()
     closing.close()
 
     assert rows(database) == []
 
 
-def test_calls_of_one_process_spread_over_its_servers(opened: Opened) -> None:
-    callers = Callers(opened(4), 6, (A, B))
+def test_calls_of_one_process_spread_over_its_servers(opened: Opened, calling: Calling) -> None:
+    callers = calling(opened(4), 6, (A, B))
     wait_until(lambda: len(callers.entered) == 6, "all find a slot")
 
     assert sorted(callers.entered) == [A, A, A, B, B, B]
@@ -144,9 +198,9 @@ def test_a_server_that_comes_back_gets_its_part_of_the_calls_though_the_other_ha
 
 
 def test_a_loopback_address_is_another_server_on_each_host(
-    opened: Opened, database: Database
+    opened: Opened, calling: Calling, database: Database
 ) -> None:
-    callers = Callers(opened(1), 1, ("http://127.0.0.1:11434",))
+    callers = calling(opened(1), 1, ("http://127.0.0.1:11434",))
     wait_until(lambda: callers.entered, "the call is made")
 
     assert [row.server for row in rows(database)] == [

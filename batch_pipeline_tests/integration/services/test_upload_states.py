@@ -89,6 +89,37 @@ def test_a_worker_that_slept_past_its_lease_writes_nothing(pipeline):
     assert_counters_equal_a_recount(pipeline, batch_id)
 
 
+#: What the holder of a claim may ask for.
+WRITES = {
+    "store_thumbnail": lambda states, claim: states.store_thumbnail(claim, "thumb_256.jpg", {}),
+    "complete": lambda states, claim: states.complete(claim, seconds={}),
+    "fail": lambda states, claim: states.fail(claim, PermanentError("late", "too late")),
+    "note_error": lambda states, claim: states.note_error(claim, TransientError("late", "late")),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("taken_by", ["start", "load_batch"])
+def test_two_workers_of_one_run_are_told_apart_by_their_tokens(pipeline, taken_by, write):
+    """A run that is resumed has the id of the worker that slept past its lease."""
+    batch_id = add_batch(pipeline.database, 1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    stale = started(pipeline, upload.id).claim
+    expire(pipeline, upload.id)
+    pipeline.backlog.rescue()
+    if taken_by == "start":
+        started(pipeline, upload.id)
+    else:
+        pipeline.states.load_batch(batch_id, RUN, limit=1)
+    taken = upload_row(pipeline.database, upload.id)
+
+    with pytest.raises(ClaimLostError):
+        WRITES[write](pipeline.states, stale)
+    pipeline.states.release(stale)
+    assert upload_row(pipeline.database, upload.id) == taken
+    assert pipeline.states.wanted([stale]) == set()
+
+
 def test_an_upload_held_by_a_live_run_is_not_taken(pipeline):
     batch_id = add_batch(pipeline.database, 1)
     [upload] = upload_rows(pipeline.database, batch_id)
@@ -392,6 +423,33 @@ def test_an_end_that_waits_for_somebody_else_is_counted_once_or_not_at_all(
     assert row.processing_status == ("analyzing" if taken_over else "completed")
     assert batch_row(pipeline.database, batch_id).successful_uploads == (0 if taken_over else 1)
     assert_counters_equal_a_recount(pipeline, batch_id)
+
+
+def test_a_recount_waits_for_an_end_that_is_not_committed_yet(pipeline, settings):
+    batch_id = add_batch(pipeline.database, 2)
+    upload, _ = upload_rows(pipeline.database, batch_id)
+    ending = connect(settings)
+    with ThreadPoolExecutor(1) as thread:
+        with ending.transaction() as connection:
+            connection.execute(
+                update(Upload).where(Upload.id == upload.id).values(processing_status="failed")
+            )
+            connection.execute(
+                update(UploadBatch)
+                .where(UploadBatch.id == batch_id)
+                .values(processed_uploads=1, failed_uploads=1)
+            )
+            recount = thread.submit(pipeline.batches.recount_batch, batch_id)
+            wait_until_somebody_waits_for_a_lock(pipeline)
+        assert recount.result(DEADLINE).failed == 1
+    ending.close()
+    assert_counters_equal_a_recount(pipeline, batch_id)
+
+
+def test_a_batch_that_is_still_being_filled_does_not_end(pipeline):
+    batch_id = add_batch(pipeline.database)
+    assert pipeline.batches.recount_batch(batch_id).status == "pending"
+    assert pipeline.backlog.reconcile_batches() == []
 
 
 def wait_until_somebody_waits_for_a_lock(pipeline):

@@ -1,5 +1,7 @@
 """The group writer alone: order, bound, outages, refusals. What it writes is a list."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -163,3 +165,29 @@ def test_stopping_writes_what_is_left_and_ends_the_thread(new_writer, shelf):
     writer.put("next")
     writer.stop()
     assert shelf.items == ["item", "next"]
+
+
+def test_items_that_are_put_in_while_others_are_written_follow_them(new_writer, shelf):
+    writer = new_writer()
+    shelf.is_open.clear()
+    for number in range(group_writer.MAX_GROUP):
+        writer.put(number)
+    assert shelf.tried.wait(DEADLINE)
+    writer.put("meanwhile")
+    shelf.is_open.set()
+    writer.flush()
+    assert shelf.items == [*range(group_writer.MAX_GROUP), "meanwhile"]
+
+
+def test_a_process_that_ends_writes_what_is_left():
+    program = f"""
+from {group_writer.__name__} import GroupWriter
+
+writer = GroupWriter(lambda group, tried: print(*group, flush=True), lambda error: False)
+for number in range(3):
+    writer.put(number)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "0 1 2\n"

@@ -1,0 +1,44 @@
+"""The notes that sensors of several code locations leave for each other."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from sqlalchemy import text, update
+
+from batch_pipeline.database.models import AskedSlice
+from batch_pipeline.database.readings import interval
+from batch_pipeline.services.dispatch.asked_slices import ASKED_SECONDS, one_sensor_at_a_time
+from batch_pipeline_tests.patience import DEADLINE, wait_until
+
+WAITS = text(
+    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+
+def test_a_sensor_waits_for_the_one_that_looks_and_then_knows_what_it_has_asked_for(database):
+    def look():
+        with one_sensor_at_a_time(database) as asked:
+            return asked.recent()
+
+    def somebody_waits():
+        with database.transaction() as connection:
+            return connection.scalar(WAITS)
+
+    with ThreadPoolExecutor(1) as other:
+        with one_sensor_at_a_time(database) as asked:
+            assert asked.recent() == set()
+            answer = other.submit(look)
+            wait_until(lambda: somebody_waits() or answer.done(), "the other sensor waits")
+            asked.note(["batch/1", "batch/2"])
+        assert answer.result(DEADLINE) == {"batch/1", "batch/2"}
+
+
+def test_what_was_asked_for_long_ago_is_forgotten(database):
+    with one_sensor_at_a_time(database) as asked:
+        asked.note(["old"])
+    earlier = AskedSlice.asked_at - interval(ASKED_SECONDS)
+    with database.transaction() as connection:
+        connection.execute(update(AskedSlice).values(asked_at=earlier))
+    with one_sensor_at_a_time(database) as asked:
+        asked.note(["new"])
+        assert asked.recent() == {"new"}

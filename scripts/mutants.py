@@ -1,0 +1,388 @@
+#!/usr/bin/env python3
+"""Put one fault at a time into a copy of the package, and see that a fast test finds it.
+
+    scripts/mutants.py [NAME…]
+
+A mutant is a place where a promise is kept, and what stands there instead once somebody has broken
+it. The checkout is never changed. Prints a table; exits with 1 if a mutant survived, if its text is
+no longer found, or if a test fails without any mutant.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from batch_pipeline.database.embedded_server import embedded_server_url, stop_server
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "batch_pipeline"
+TEST_DATABASE_URL = "BATCH_PIPELINE_TEST_DATABASE_URL"
+#: What tests read of the checkout.
+COPIED = (PACKAGE, "batch_pipeline_tests", "examples", "pyproject.toml", "dagster.yaml")
+#: A mutant may make a test wait for ever (seconds).
+LONGEST_TEST, LONGEST_TESTS = 90, 900
+
+STATES, DISPATCH = "services/states", "services/dispatch"
+OF_STATES = "integration/services/test_upload_states.py"
+OF_BACKLOG = "integration/services/test_backlog.py"
+OF_TURNS = "unit/services/test_turns.py"
+OF_FLOOD = "integration/services/test_progress_flood.py"
+OF_SLOTS = "integration/services/test_shared_call_slots.py"
+OF_WRITER = "unit/orchestration/test_group_writer.py"
+OF_EXECUTOR = "integration/executor/test_concurrency.py"
+OF_ENDINGS = "integration/executor/test_endings.py"
+OF_KEEPER = "integration/services/test_claim_keeper.py"
+OF_PROGRESS = "integration/services/test_batch_progress.py"
+OF_ASKED = "integration/services/test_asked_slices.py"
+
+
+class Mutant(NamedTuple):
+    """A fault: `text` of a file of the package becomes `instead`; a test is to find it."""
+
+    name: str
+    file: str
+    text: str
+    instead: str
+    tests: str
+    """A file of fast tests, or one of them: that takes a second instead of a minute."""
+
+
+MUTANTS = (
+    Mutant(
+        "load_batch does not raise the token",
+        f"{STATES}/upload_states.py",
+        "owner_run_id=run_id,\n                    claim_token=Upload.claim_token + 1,",
+        "owner_run_id=run_id,",
+        f"{OF_STATES}::test_two_workers_of_one_run_are_told_apart_by_their_tokens",
+    ),
+    Mutant(
+        "start does not raise the token",
+        f"{STATES}/upload_statements.py",
+        "claim_token=Upload.claim_token + 1,",
+        "claim_token=Upload.claim_token,",
+        f"{OF_STATES}::test_two_workers_of_one_run_are_told_apart_by_their_tokens",
+    ),
+    Mutant(
+        "results are written whatever the token",
+        f"{STATES}/upload_statements.py",
+        'Upload.claim_token == bindparam("token")',
+        'Upload.claim_token >= bindparam("token")',
+        f"{OF_STATES}::test_two_workers_of_one_run_are_told_apart_by_their_tokens",
+    ),
+    Mutant(
+        "an upload is released whatever the token",
+        f"{STATES}/upload_states.py",
+        "Upload.claim_token == claim.token",
+        "Upload.claim_token >= claim.token",
+        f"{OF_STATES}::test_two_workers_of_one_run_are_told_apart_by_their_tokens",
+    ),
+    Mutant(
+        "a claim is taken over while its lease lives",
+        f"{STATES}/upload_statements.py",
+        'Upload.owner_run_id == bindparam("of_run"), _EXPIRED)',
+        'Upload.owner_run_id == bindparam("of_run"), _EXPIRED, true())',
+        f"{OF_STATES}::test_an_upload_held_by_a_live_run_is_not_taken",
+    ),
+    Mutant(
+        "a recount does not lock the batch",
+        f"{STATES}/transitions.py",
+        ".where(UploadBatch.id == batch_id).with_for_update()\n    ).scalar_one()",
+        ".where(UploadBatch.id == batch_id)\n    ).scalar_one()",
+        f"{OF_STATES}::test_a_recount_waits_for_an_end_that_is_not_committed_yet",
+    ),
+    Mutant(
+        "a pending batch without uploads ends",
+        f"{STATES}/transitions.py",
+        " and (counts.total or status != BatchStatus.PENDING)",
+        "",
+        f"{OF_STATES}::test_a_batch_that_is_still_being_filled_does_not_end",
+    ),
+    Mutant(
+        "an upload that ends does not clear the died runs",
+        f"{STATES}/transitions.py",
+        "            died_runs=0 if successful + failed > 0 else UploadBatch.died_runs,\n",
+        "",
+        f"{OF_BACKLOG}::test_an_upload_that_ends_shows_that_runs_of_the_batch_do_not_only_die",
+    ),
+    Mutant(
+        "a released attempt counts",
+        f"{STATES}/upload_states.py",
+        "                attempts=Upload.attempts - 1,\n",
+        "",
+        f"{OF_STATES}::test_a_released_attempt_does_not_count",
+    ),
+    Mutant(
+        "a failed upload is not announced in the counters",
+        f"{STATES}/upload_states.py",
+        "count_failed(transaction.connection, row.batch_id, 1)\n            if progress:",
+        "count_failed(transaction.connection, row.batch_id, 1)\n            if False:",
+        f"{OF_PROGRESS}::test_an_upload_that_fails_is_announced_with_its_batch",
+    ),
+    Mutant(
+        "a quarantined upload is not announced in the counters",
+        f"{STATES}/backlog.py",
+        "if progress := count_failed(transaction.connection, batch_id, failed):\n"
+        "                transaction.announce(progress, progress.user_id)",
+        "count_failed(transaction.connection, batch_id, failed)",
+        f"{OF_PROGRESS}::test_an_upload_that_fails_is_announced_with_its_batch",
+    ),
+    Mutant(
+        "uploads are rescued while their lease lives",
+        f"{STATES}/backlog.py",
+        "lease_expired(self._lease_seconds)),",
+        "lease_expired(self._lease_seconds), true()),",
+        f"{OF_STATES}::test_rescue_returns_uploads_of_ended_runs_and_of_expired_leases_alone",
+    ),
+    Mutant(
+        "a died run counts on a batch that has ended",
+        f"{STATES}/backlog.py",
+        ".where(UploadBatch.id == batch_id, UploadBatch.status.in_(OPEN_BATCH))",
+        ".where(UploadBatch.id == batch_id)",
+        f"{OF_BACKLOG}::test_a_run_that_dies_after_its_batch_has_ended_changes_nothing",
+    ),
+    Mutant(
+        "batches of long ago are recounted",
+        f"{STATES}/backlog.py",
+        "or_(is_open, UploadBatch.updated_at > func.now() - interval(RECOUNT_DAYS * 86400)),",
+        "true(),",
+        f"{OF_BACKLOG}::test_batches_that_ended_long_ago_are_not_counted_again",
+    ),
+    Mutant(
+        "failures in cancelled batches are retried",
+        f"{STATES}/backlog.py",
+        "        UploadBatch.status.in_(REDOABLE_BATCH),\n",
+        "",
+        f"{OF_BACKLOG}::test_permanent_failures_and_those_of_cancelled_batches_are_not_opened_again",
+    ),
+    Mutant(
+        "a released slice does not rest",
+        f"{STATES}/backlog.py",
+        '                    reason="rescue",\n                    not_before=not_before,',
+        '                    reason="rescue",',
+        f"{OF_BACKLOG}::test_what_a_run_ended_without_taking_rests_for_a_while",
+    ),
+    Mutant(
+        "a lost claim is not noticed",
+        f"{STATES}/claim_keeper.py",
+        "                            entry.mark_lost()",
+        "                            pass",
+        f"{OF_KEEPER}::test_whoever_works_on_what_is_no_longer_wanted_is_told",
+    ),
+    Mutant(
+        "uploads at rest are sliced",
+        f"{DISPATCH}/slices.py",
+        "\n    AND (uploads.not_before IS NULL OR uploads.not_before <= now())",
+        "",
+        f"{OF_BACKLOG}::test_what_a_run_ended_without_taking_rests_for_a_while",
+    ),
+    Mutant(
+        "slices of cancelled batches are offered",
+        f"{DISPATCH}/slices.py",
+        "WHERE upload_batches.status IN ('pending', 'processing')\n        AND {WAITING_SQL}",
+        "WHERE {WAITING_SQL}",
+        f"{OF_BACKLOG}::test_no_run_is_asked_for_what_waits_in_a_batch_that_is_over",
+    ),
+    Mutant(
+        "cancelled batches get new slices",
+        f"{DISPATCH}/slices.py",
+        ") oldest\n    WHERE upload_batches.status IN ('pending', 'processing')\n",
+        ") oldest\n",
+        f"{OF_BACKLOG}::test_no_run_is_asked_for_what_waits_in_a_batch_that_is_over",
+    ),
+    Mutant(
+        "a suspect takes others along",
+        f"{DISPATCH}/slices.py",
+        "CASE WHEN suspect THEN 1 ELSE :size END",
+        "CASE WHEN suspect THEN :size ELSE :size END",
+        f"{OF_BACKLOG}::test_what_was_in_work_when_its_worker_died_gets_a_run_of_its_own",
+    ),
+    Mutant(
+        "sensors do not wait for each other",
+        f"{DISPATCH}/asked_slices.py",
+        '        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})\n',
+        "",
+        OF_ASKED,
+    ),
+    Mutant(
+        "users do not take turns",
+        f"{DISPATCH}/turns.py",
+        "batch.last_turn = self.last_turn = now",
+        "batch.last_turn = now",
+        OF_TURNS,
+    ),
+    Mutant(
+        "runs in flight do not count",
+        f"{DISPATCH}/turns.py",
+        " + SECONDS_PER_RUN_IN_FLIGHT * runs",
+        "",
+        OF_TURNS,
+    ),
+    Mutant(
+        "a new batch has no head start",
+        f"{DISPATCH}/turns.py",
+        "return self.runs > 0 and self.slices[0].has_head_start",
+        "return False",
+        OF_TURNS,
+    ),
+    Mutant(
+        "every stage is announced",
+        "services/progress/publishing.py",
+        'return self._filter.admits_pace(("stage", run_id))',
+        "return True",
+        f"{OF_FLOOD}::test_one_run_alone_tells_no_more_than_its_burst_while_the_clock_stands_still",
+    ),
+    Mutant(
+        "every counter is announced",
+        "services/progress/publishing.py",
+        'return self._filter.admits_pace(("counters", run_id))',
+        "return True",
+        f"{OF_FLOOD}::test_one_run_alone_tells_no_more_than_its_burst_while_the_clock_stands_still",
+    ),
+    Mutant(
+        "leases of call slots are not renewed",
+        "services/shared_call_slots.py",
+        "wanted = excluded.wanted, held = excluded.held, leased_until = excluded.leased_until,",
+        "wanted = excluded.wanted, held = excluded.held,",
+        f"{OF_SLOTS}::test_who_holds_slots_goes_on_saying_that_it_lives",
+    ),
+    Mutant(
+        "call slots of the dead are not taken over",
+        "services/shared_call_slots.py",
+        "        AND leased_until < clock_timestamp()\n",
+        "        AND false\n",
+        f"{OF_SLOTS}::test_slots_of_a_process_that_is_silent_for_longer_than_its_lease_go_to_others",
+    ),
+    Mutant(
+        "slots that others hold are used",
+        "services/shared_call_slots.py",
+        "allowed = max(0, min(share, limit - elsewhere))",
+        "allowed = share",
+        f"{OF_SLOTS}::test_what_two_processes_hold_never_exceeds_the_limit_and_the_second_gets_its_fair_share",
+    ),
+    Mutant(
+        "a group with a refused event is dropped whole",
+        "orchestration/dagster_storage/group_writer.py",
+        "                for item in group:\n                    self._write_or_refuse(item)",
+        "                self._write_or_refuse(group[0])",
+        OF_WRITER,
+    ),
+    Mutant(
+        "events put in during a write are lost",
+        "orchestration/dagster_storage/group_writer.py",
+        "                for _ in group:\n                    self._waiting.popleft()",
+        "                self._waiting.clear()",
+        OF_WRITER,
+    ),
+    Mutant(
+        "events are not written at exit",
+        "orchestration/dagster_storage/group_writer.py",
+        "            atexit.register(self._stop_at_exit)\n",
+        "",
+        OF_WRITER,
+    ),
+    Mutant(
+        "steps are asked for ahead despite pools and priorities",
+        "executor/threaded.py",
+        "return 0 if asked_in_order else _ROUNDS_AHEAD",
+        "return _ROUNDS_AHEAD",
+        f"{OF_EXECUTOR}::test_what_becomes_ready_with_a_higher_priority_overtakes_what_was_ready_before",
+    ),
+    Mutant(
+        "pools do not keep steps from being asked for ahead",
+        "executor/threaded.py",
+        "step.pool or in_order",
+        "in_order",
+        f"{OF_EXECUTOR}::test_a_step_takes_its_place_in_a_pool_when_it_starts_and_not_before",
+    ),
+    Mutant(
+        "steps are started though the run is to end",
+        "executor/threaded.py",
+        "if not self._interrupt.is_set():\n                    yield from self._start_steps()",
+        "yield from self._start_steps()",
+        f"{OF_ENDINGS}::test_no_step_is_started_once_the_run_is_to_end",
+    ),
+)
+
+
+def main(names: Iterable[str]) -> int:
+    """Try the mutants of these names, or all; returns the exit code."""
+    wanted = set(names) or {mutant.name for mutant in MUTANTS}
+    mutants = [mutant for mutant in MUTANTS if mutant.name in wanted]
+    if unknown := wanted - {mutant.name for mutant in mutants}:
+        sys.exit(f"there is no mutant {', '.join(sorted(unknown))}")
+    with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, copy / name)
+        # One server for all, instead of one for each mutant.
+        environment = os.environ | {
+            TEST_DATABASE_URL: embedded_server_url(copy / "server"),
+            "PYTHONPATH": str(copy),
+            # That of a mutant might be taken for that of the next one: same size, same second.
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        try:
+            _check_that_the_copy_is_imported(copy, environment)
+            tests = sorted({mutant.tests for mutant in mutants})
+            if failed := _failed_test(copy, environment, tests):
+                sys.exit(f"{failed} fails without a mutant: first put that right")
+            killed = sum(_try(copy, environment, mutant) for mutant in mutants)
+        finally:
+            stop_server(copy / "server", although_used=True)
+    print(f"{killed} of {len(mutants)} mutants killed")
+    return int(killed < len(mutants))
+
+
+def _try(copy: Path, environment: dict[str, str], mutant: Mutant) -> bool:
+    """Say what became of a mutant; true: a test found it."""
+    path = copy / PACKAGE / mutant.file
+    original = path.read_text()
+    if original.count(mutant.text) != 1:
+        outcome, killed = f"NOT TRIED: its text is {original.count(mutant.text)} times there", False
+    else:
+        path.write_text(original.replace(mutant.text, mutant.instead))
+        failed = _failed_test(copy, environment, [mutant.tests])
+        path.write_text(original)
+        outcome, killed = failed or "SURVIVED", bool(failed)
+    print(f"{mutant.name:<58}  {outcome}", flush=True)
+    return killed
+
+
+def _failed_test(copy: Path, environment: dict[str, str], tests: Iterable[str]) -> str | None:
+    """Run fast tests on the copy; returns the first that failed."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-n", "0"]
+    command += ["-p", "no:cacheprovider", "--tb=no", f"--timeout={LONGEST_TEST}"]
+    command += [f"batch_pipeline_tests/{test}" for test in tests]
+    ran = subprocess.run(
+        command,
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST_TESTS,
+        check=False,
+    )
+    if ran.returncode == 0:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) \S+/(test_\S+)", ran.stdout, re.MULTILINE)
+    if ran.returncode != 1 or not failed:
+        sys.exit(f"pytest ended with {ran.returncode}:\n{ran.stdout}{ran.stderr}")
+    return failed[1]
+
+
+def _check_that_the_copy_is_imported(copy: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)"]
+    found = subprocess.check_output(command, cwd="/", env=environment, text=True).strip()
+    if not Path(found).is_relative_to(copy):
+        sys.exit(f"tests would import {found}, which is not the copy in {copy}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
