@@ -246,19 +246,44 @@ def submit(
 @click.argument("batch", type=click.UUID, required=False)
 @click.option("--limit", type=click.IntRange(1, 500), default=20, help="Batches per page.")
 @click.option("--page", type=click.IntRange(1, 1_000_000), default=1, help="Which page of batches.")
+@click.option("--costs", is_flag=True, help="What all model calls took, by user and model.")
+@click.option("--user", type=click.UUID, help="With --costs: only those for this user.")
 @json_option
 @click.pass_obj
-def status(session: Session, batch: uuid.UUID | None, limit: int, page: int, as_json: bool) -> None:
+def status(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    batch: uuid.UUID | None,
+    limit: int,
+    page: int,
+    costs: bool,
+    user: uuid.UUID | None,
+    as_json: bool,
+) -> None:
     """Show a batch and its uploads; without BATCH, the newest batches.
 
     \b
     Examples:
       batch-pipeline status
       batch-pipeline status 3f2a… --json | jq '.uploads[] | select(.error_kind)'
+      batch-pipeline status --costs
     """
     from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.model_costs import costs_by_user  # noqa: PLC0415
     from batch_pipeline.services.reports.batch_status import newest_batches  # noqa: PLC0415
 
+    if batch is not None and costs:
+        raise click.UsageError("--costs is of all batches: leave BATCH out.")
+    if user is not None and not costs:
+        raise click.UsageError("--user narrows --costs: give both.")
+    if costs:
+        spent = costs_by_user(session.pipeline.database, user)
+        if as_json:
+            _print_json([{"user_id": of.user_id, **asdict(of.cost)} for of in spent])
+        elif spent:
+            session.console.print(terminal.costs_table(spent))
+        else:
+            click.echo("No model server was called yet.")
+        return
     if batch is None:
         batches = newest_batches(session.pipeline.database, limit=limit, offset=limit * (page - 1))
         if as_json:

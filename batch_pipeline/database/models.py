@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -332,6 +333,38 @@ class ModelPause(Base):
     not_before: Mapped[datetime]
     #: What the server said.
     reason: Mapped[str]
+
+
+class ModelCall(Base):
+    """One answered call to a model server, and what it took; a row never changes.
+
+    Outlives upload and batch: it was paid for. Without foreign keys, as the rows of an upload API
+    are deleted by the API.
+    """
+
+    __tablename__ = "model_calls"
+
+    #: Made by whoever made the call, so that it is stored once however often that is tried.
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    #: Empty: a question of our own, which belongs to no upload.
+    upload_id: Mapped[uuid.UUID | None]
+    batch_id: Mapped[uuid.UUID | None]
+    user_id: Mapped[uuid.UUID | None]
+    #: ``vision`` or ``embedding``.
+    kind: Mapped[str]
+    model: Mapped[str]
+    #: As the server counts them; 0: it does not tell.
+    tokens_in: Mapped[int] = mapped_column(Integer)
+    tokens_out: Mapped[int] = mapped_column(Integer)
+    #: From the request to the end of the answer.
+    seconds: Mapped[float] = mapped_column(Double)
+    answered_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+    __table_args__ = (
+        Index("ix_model_calls_batch", "batch_id"),
+        Index("ix_model_calls_user", "user_id"),
+        Index("ix_model_calls_answered_at", "answered_at"),
+    )
 
 
 class DatabaseIdentity(Base):

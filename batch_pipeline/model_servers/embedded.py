@@ -151,8 +151,9 @@ class EmbeddedEmbedding:
         joined = np.concatenate([meaning, WORDS_WEIGHT * hash_text(text, words)])
         return np.asarray(joined / np.linalg.norm(joined), np.float64)
 
-    def check(self) -> list[HealthCheck]:
+    def check(self, *, spent: Spent = not_counted) -> list[HealthCheck]:
         """Nothing to reach, so nothing can be down; nothing is loaded."""
+        del spent
         found = f"{self.name}, built in, {self.dimensions} numbers"
         if self._by_meaning:
             found += "; finds by meaning, in 16 languages"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batch_pipeline.model_servers.base import Usage
+from batch_pipeline.model_servers.base import Spent, Usage
 from batch_pipeline.model_servers.http_calls import ServerCalls
 
 #: Context window asked for where the server lets the caller choose (tokens).
@@ -54,6 +54,11 @@ class ModelOptions:
     """How closely a picture is looked at, where the protocol has a word for it."""
 
 
+def counted(told: object) -> int:
+    """Tokens as a server tells them, which may be nothing or nonsense; 0 then."""
+    return told if isinstance(told, int) and 0 <= told < 2**31 else 0
+
+
 class ModelServer(ABC):
     """One dialect of HTTP, bound to one address; its coroutines run on the loop of `http_calls`.
 
@@ -65,11 +70,11 @@ class ModelServer(ABC):
     calls: ServerCalls
 
     @abstractmethod
-    async def chat(self, model: str, request: ChatRequest) -> ChatAnswer:
-        """Ask a vision model one question."""
+    async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
+        """Ask a vision model one question; may take several calls, each of which is told."""
 
     @abstractmethod
-    async def embed(self, model: str, texts: Sequence[str]) -> EmbedAnswer:
+    async def embed(self, model: str, texts: Sequence[str], spent: Spent) -> EmbedAnswer:
         """Embed texts; refuses one that is longer than the context rather than cutting it."""
 
     @abstractmethod
@@ -85,7 +90,7 @@ class ModelServer(ABC):
         """Say what was found; raises a `KindedError` if the model is missing or unsuitable."""
 
     @abstractmethod
-    async def check_embedding(self, model: str, dimensions: int) -> str:
+    async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
         """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
 
     @abstractmethod

@@ -8,7 +8,7 @@ import ollama
 
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.answers import clean, shows_thought, wrong_length
-from batch_pipeline.model_servers.base import Usage
+from batch_pipeline.model_servers.base import Spent, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
@@ -20,6 +20,7 @@ from batch_pipeline.model_servers.model_server import (
     EmbedAnswer,
     ModelOptions,
     ModelServer,
+    counted,
 )
 
 #: Parameters beside the options.
@@ -60,7 +61,7 @@ class OllamaServer(ModelServer):
         self._learnt: dict[str, Learnt] = {}
         self.calls = ServerCalls(host, limits, probe=self._models, circuit=circuit)
 
-    async def chat(self, model: str, request: ChatRequest) -> ChatAnswer:
+    async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
         """Ask a vision model one question."""
         message = ollama.Message(role="user", content=request.prompt)
         if request.jpeg is not None:
@@ -85,7 +86,9 @@ class OllamaServer(ModelServer):
                 if learnt.learns_from_refusal(sent, error.status_code, error.error):
                     continue
                 raise
-            usage += _usage(response, began)
+            used = _usage(response, began)
+            spent(used)
+            usage += used
             text = response.message.content or ""
             cut = response.done_reason == "length"
             if response.message.thinking or shows_thought(text, cut_by_length=cut):
@@ -95,15 +98,15 @@ class OllamaServer(ModelServer):
             learnt.answered(stage)
             return ChatAnswer(text, cut, usage)
 
-    async def embed(self, model: str, texts: Sequence[str]) -> EmbedAnswer:
+    async def embed(self, model: str, texts: Sequence[str], spent: Spent) -> EmbedAnswer:
         """Embed texts; refuses one that is longer than the context rather than cutting it."""
         began = time.monotonic()
         sent = {"num_ctx": CONTEXT_TOKENS, **self._options.embedding}
         async with self._clients.client() as client:
             response = await client.embed(model, list(texts), truncate=False, **_arguments(sent))
-        return EmbedAnswer(
-            [list(vector) for vector in response.embeddings], _usage(response, began)
-        )
+        usage = _usage(response, began)
+        spent(usage)
+        return EmbedAnswer([list(vector) for vector in response.embeddings], usage)
 
     def learnt(self, model: str) -> str:
         """What calls have found out about how the model is to be called."""
@@ -130,8 +133,9 @@ class OllamaServer(ModelServer):
         await self._show(model, "vision")
         return "answers, model is there"
 
-    async def check_embedding(self, model: str, dimensions: int) -> str:
+    async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
         """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
+        del spent
         facts = (await self._show(model, "embedding")).modelinfo or {}
         lengths = [value for name, value in facts.items() if name.endswith(".embedding_length")]
         if lengths and lengths[0] != dimensions:
@@ -187,8 +191,8 @@ def _arguments(sent: Mapping[str, Any]) -> dict[str, Any]:
 
 def _usage(response: ollama.ChatResponse | ollama.EmbedResponse, began: float) -> Usage:
     return Usage(
-        response.prompt_eval_count or 0,
-        getattr(response, "eval_count", None) or 0,
+        counted(response.prompt_eval_count),
+        counted(getattr(response, "eval_count", None)),
         time.monotonic() - began,
     )
 

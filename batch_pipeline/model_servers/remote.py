@@ -27,6 +27,7 @@ from batch_pipeline.model_servers.base import (
     Usage,
     never_cancelled,
     not_counted,
+    told_here,
 )
 from batch_pipeline.model_servers.model_server import (
     ChatAnswer,
@@ -139,20 +140,18 @@ class RemoteVision:
                 seed=_SEEDS_PER_ATTEMPT * (attempt - 1) + number,
             )
             try:
-                call = partial(self._chat, request, spent)
-                answer = self._servers.run(call, cancelled, tokens_of=_tokens)
+                call = partial(self._chat, request)
+                answer = self._servers.run(call, cancelled, spent=spent, tokens_of=_tokens)
                 return usable_text(answer.text, cut_by_length=answer.cut_by_length)
             except TransientError as error:
                 if number == tries or error.kind not in _WORTH_ASKING_AGAIN:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    async def _chat(self, request: ChatRequest, spent: Spent, server: ModelServer) -> ChatAnswer:
-        answer = await server.chat(self.name, request)
-        spent(answer.usage)
-        return answer
+    async def _chat(self, request: ChatRequest, server: ModelServer, spent: Spent) -> ChatAnswer:
+        return await server.chat(self.name, request, spent)
 
-    async def _known_question(self, server: ModelServer) -> ChatAnswer:
+    async def _known_question(self, server: ModelServer, spent: Spent) -> ChatAnswer:
         request = ChatRequest(
             prompt=prompts.COLOUR,
             jpeg=self._size.fitted(red_square()),
@@ -160,10 +159,10 @@ class RemoteVision:
             temperature=0,
             seed=1,
         )
-        return await server.chat(self.name, request)
+        return await server.chat(self.name, request, spent)
 
     async def _sees_red(self, server: ModelServer) -> str:
-        answer = await self._known_question(server)
+        answer = await self._known_question(server, not_counted)
         said = usable_text(answer.text, cut_by_length=answer.cut_by_length)
         if "red" not in said.lower():
             raise ServiceDownError(
@@ -214,11 +213,13 @@ class RemoteEmbedding:
             vectors += self._vectors(texts[start : start + _TEXTS_PER_CALL], cancelled, spent)
         return vectors
 
-    def check(self) -> list[HealthCheck]:
+    def check(self, *, spent: Spent = not_counted) -> list[HealthCheck]:
         """Ask whether each server answers, has the model, and its vectors fit; never raises."""
-        return self._servers.check(
-            "embedding", lambda server: server.check_embedding(self.name, self.dimensions)
-        )
+        with told_here(spent) as noted:
+            return self._servers.check(
+                "embedding",
+                lambda server: server.check_embedding(self.name, self.dimensions, noted),
+            )
 
     def try_out(self) -> list[HealthCheck]:
         """Ask each server for vectors of texts, two of which are about the same; never raises."""
@@ -228,8 +229,8 @@ class RemoteEmbedding:
         self, texts: Sequence[str], cancelled: CancelledCheck, spent: Spent
     ) -> list[list[float]]:
         try:
-            call = partial(self._embedded, texts, spent)
-            return self._servers.run(call, cancelled, tokens_of=_tokens).vectors
+            call = partial(self._embedded, texts)
+            return self._servers.run(call, cancelled, spent=spent, tokens_of=_tokens).vectors
         except UploadError as error:
             if not any(words in str(error).lower() for words in _TOO_LONG):
                 raise
@@ -250,11 +251,10 @@ class RemoteEmbedding:
             return self._vectors([shorter], cancelled, spent)
 
     async def _embedded(
-        self, texts: Sequence[str], spent: Spent, server: ModelServer
+        self, texts: Sequence[str], server: ModelServer, spent: Spent
     ) -> EmbedAnswer:
         """Embed texts; vectors that cannot be stored are an error of that server."""
-        answer = await server.embed(self.name, texts)
-        spent(answer.usage)
+        answer = await server.embed(self.name, texts, spent)
         if not answer.vectors:
             raise TransientError("embedding_empty", f"{self.name} returned no vector")
         if len(answer.vectors) != len(texts):
@@ -265,11 +265,11 @@ class RemoteEmbedding:
         checked = [checked_vector(one, self.name, self.dimensions) for one in answer.vectors]
         return EmbedAnswer(checked, answer.usage)
 
-    async def _known_text(self, server: ModelServer) -> EmbedAnswer:
-        return await self._embedded(["check"], not_counted, server)
+    async def _known_text(self, server: ModelServer, spent: Spent) -> EmbedAnswer:
+        return await self._embedded(["check"], server, spent)
 
     async def _tells_apart(self, server: ModelServer) -> str:
-        answer = await self._embedded(_KNOWN_TEXTS, not_counted, server)
+        answer = await self._embedded(_KNOWN_TEXTS, server, not_counted)
         one, other, third = map(np.array, answer.vectors)
         near, far = _cosine(one, other), _cosine(one, third)
         if near <= far:

@@ -18,7 +18,7 @@ from batch_pipeline.media.previews import tiny_webp
 from batch_pipeline.services.description_audit import PASS_SCORE
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import BatchProgress
-from batch_pipeline.services.reports.batch_status import described_below
+from batch_pipeline.services.reports.batch_status import cost_shape, described_below
 from batch_pipeline.services.upload_processing import UploadReport
 from batch_pipeline.visible_text import visible
 
@@ -177,6 +177,7 @@ def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
         "attempt": report.attempt,
         "seconds": round(sum(report.seconds.values()), 3),
         **{f"seconds_{stage}": seconds for stage, seconds in report.seconds.items()},
+        **cost_metadata(cost_shape(report.account.total)),
     }
     return dg.AssetMaterialization(
         upload_analysis.key,
@@ -224,6 +225,18 @@ def progress_metadata(progress: BatchProgress) -> Mapping[str, Any]:
         "successful": progress.successful,
         "failed": progress.failed,
         "progress_percentage": progress.progress_percentage,
+    }
+
+
+def cost_metadata(cost: Mapping[str, Any]) -> Mapping[str, int | float]:
+    """What model calls took; nothing if there were none, as with embedded models."""
+    if not cost["calls"]:
+        return {}
+    return {
+        "model_calls": cost["calls"],
+        "tokens_in": cost["tokens_in"],
+        "tokens_out": cost["tokens_out"],
+        "model_seconds": cost["seconds"],
     }
 
 

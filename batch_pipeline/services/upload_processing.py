@@ -31,6 +31,7 @@ from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
 from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
+from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.outages import own_fault
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import BatchProgress
@@ -69,6 +70,8 @@ class UploadReport:
     description: str | None
     score: int | None
     vision_model: str | None
+    account: Account
+    """Of the model calls made in this attempt, whatever became of their answers."""
     embedding_model: str | None = None
     media_type: MediaType | None = None
     """By the file's content, if it was read in this attempt."""
@@ -159,10 +162,11 @@ class UploadProcessor:
             description=row.description,
             score=row.description_audit_score,
             vision_model=row.vision_model,
+            account=Account(self._pipeline.database, row),
             embedding_model=row.embedding_model,
         )
         try:
-            with self._keeper.hold(claim) as held:
+            with self._keeper.hold(claim) as held, report.account:
                 self._work(
                     _Attempt(claim, row, report, lambda: held.lost() or interrupted(), waiting)
                 )
@@ -203,7 +207,11 @@ class UploadProcessor:
         if describes or not row.has_vector or Stage.EMBEDDING in row.redo:
             embedding = self._pipeline.analyzer.embedding
             with _timed(report, "embed"), attempt.waiting():
-                [vector] = embedding.embed([report.description or ""], cancelled=attempt.cancelled)
+                [vector] = embedding.embed(
+                    [report.description or ""],
+                    cancelled=attempt.cancelled,
+                    spent=report.account.of("embedding", embedding.name),
+                )
             report.embedding_model = embedding.name
         self._keep_trying(attempt, lambda: self._complete(attempt, vector))
 
@@ -222,6 +230,7 @@ class UploadProcessor:
         give_up_at = time.monotonic() + ANSWER_PATIENCE_SECONDS
         while True:
             try:
+                attempt.report.account.settle()
                 return store()
             except ServiceDownError as error:
                 if time.monotonic() > give_up_at:
@@ -285,6 +294,7 @@ class UploadProcessor:
                 content.frames,
                 attempt=report.attempt,
                 cancelled=attempt.cancelled,
+                spent=report.account.of("vision", vision.name),
             )
         report.audit = audit(description)
         if not report.audit.passed:
