@@ -637,6 +637,62 @@ def inspect(session: Session, files: Sequence[Path], output: Path | None, as_jso
 
 
 @main.command()
+@click.option("--show", is_flag=True, help="Print the prompts, and what may stand in them.")
+@click.option(
+    "--try",
+    "files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Print what the vision model says to a file; nothing is stored.",
+)
+@json_option
+@click.pass_obj
+def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -> None:
+    """Show what vision models are asked, and try it on files.
+
+    \b
+    Examples:
+      batch-pipeline prompt --show
+      batch-pipeline prompt --try IMG_1234.HEIC
+    """
+    from batch_pipeline.services.prompt_trial import shown_prompts, try_prompt  # noqa: PLC0415
+    from batch_pipeline.visible_text import visible  # noqa: PLC0415
+
+    if show == bool(files):
+        raise click.UsageError("give one of --show and --try FILE.")
+    if show:
+        shown = shown_prompts(session.settings)
+        if as_json:
+            _print_json(shown)
+            return
+        click.echo(f"Descriptions are written in {shown['language_name']}.")
+        for each in shown["prompts"]:
+            click.echo(f"\n{each['name']}.txt, {each['file'] or 'ours'}:\n")
+            click.echo(each["text"])
+            click.echo("\nMay stand in it:")
+            for name, meaning in each["placeholders"].items():
+                click.echo(f"  {'{' + name + '}':<12}  {meaning}")
+        return
+    vision = session.pipeline.analyzer.vision
+    trials = [try_prompt(file, session.settings, vision) for file in files]
+    if as_json:
+        _print_json([trial.shape() for trial in trials])
+    else:
+        for trial in trials:
+            usage = trial.usage
+            tokens = f", {usage.tokens_in:,} tokens in, {usage.tokens_out:,} out"
+            took = f", {usage.seconds:.1f} s{tokens}" if usage.calls else ""
+            click.echo(f"{visible(trial.file)}, {trial.model}, score {trial.audit.score}{took}\n")
+            click.echo(visible(trial.description))
+            if trial.audit.reasons:
+                click.echo(f"\nThe audit: {visible(trial.audit.reasons)}")
+            click.echo()
+    passed = all(trial.audit.passed for trial in trials)
+    sys.exit(OK if passed else FINISHED_WITH_FAILURES)
+
+
+@main.command()
 @click.option(
     "--serve",
     "port",

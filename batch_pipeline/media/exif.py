@@ -8,11 +8,13 @@ from batch_pipeline.media.tiff_block import Entry, TiffBlock
 class Tag(IntEnum):
     """The entries that are read."""
 
+    DESCRIPTION = 0x010E
     MAKE = 0x010F
     MODEL = 0x0110
     ORIENTATION = 0x0112
     DATE_TIME = 0x0132
     XMP = 0x02BC
+    IPTC = 0x83BB
     DATE_TIME_ORIGINAL = 0x9003
     DATE_TIME_DIGITIZED = 0x9004
     MAKER_NOTE = 0x927C
@@ -25,7 +27,7 @@ Exif = dict[Tag, bytes | int]
 _DETAILS = 0x8769
 """Entry that points to the directory of the dates."""
 _TEXT_TYPES = {1, 2, 7, 129}
-#: Longer texts are cut (bytes), but for XMP and notes.
+#: Longer texts are cut (bytes), but for XMP, IPTC and notes.
 _TEXT_BYTES, _LONG_BYTES = 1024, 4 * 1024**2
 
 
@@ -55,7 +57,7 @@ def _read_directory(found: Exif, tiff: TiffBlock, start: int) -> int | None:
 
 
 def _value(tiff: TiffBlock, entry: Entry) -> bytes | int:
-    if entry.tag in {Tag.XMP, Tag.MAKER_NOTE}:
+    if entry.tag in {Tag.XMP, Tag.IPTC, Tag.MAKER_NOTE}:
         return tiff.bytes_of(entry, _LONG_BYTES)
     if entry.kind in _TEXT_TYPES and entry.tag != Tag.ORIENTATION:
         return tiff.bytes_of(entry, _TEXT_BYTES).partition(b"\0")[0].strip()

@@ -63,7 +63,7 @@ def decode_image(
         raise
     except Exception as error:  # decoders raise anything at all on hostile files
         raise _explain(error, still, data, media_type) from error
-    metadata = read_metadata(still.exif, still.xmp)
+    metadata = read_metadata(still.exif, still.xmp, still.iptc)
     width, height = still.size
     shown, lies = _upright(shown, still, metadata)
     if lies:
@@ -76,6 +76,8 @@ def decode_image(
         captured_at=metadata.captured_at,
         date_source=metadata.date_source,
         camera=metadata.camera,
+        caption=metadata.caption,
+        place=metadata.place,
         frame_count=still.frame_count,
         clip=still.clip or _live_photo(metadata),
         warnings=tuple(still.warnings),

@@ -12,15 +12,20 @@ A date is looked for in this order, and the first that is a date counts:
 
 A date is the camera's local time; a zone beside it is not counted in. Years ahead of the first
 photograph or of the present, and zeros, are no date: they stand for a clock that was never set.
+
+A caption is looked for in XMP ``dc:description``, in IPTC, and in EXIF ``ImageDescription``, where
+some cameras write their own name; names of a place in XMP and in IPTC.
 """
 
+import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from batch_pipeline.media.content import MediaFacts
 from batch_pipeline.media.exif import Exif, Tag, read_exif
+from batch_pipeline.media.iptc import Dataset, read_iptc
 from batch_pipeline.media.pictures import camera_name
 
 #: Of the oldest photograph that is kept.
@@ -42,6 +47,19 @@ _EXIF_DATES = {
 }
 _XMP_DATES = ("exif:DateTimeOriginal", "photoshop:DateCreated", "xmp:CreateDate")
 _XMP_ENTRY = rb"""%s\s*(?:=\s*["']|>\s*)([^"'<]{1,200})"""
+#: A text in several languages, the first of which is the file's own.
+_XMP_CAPTION = re.compile(rb"<dc:description[^>]*>\s*<rdf:Alt[^>]*>\s*<rdf:li[^>]*>([^<]{1,4000})")
+_PLACES = {
+    "Iptc4xmpCore:Location": Dataset.SUBLOCATION,
+    "photoshop:City": Dataset.CITY,
+    "photoshop:State": Dataset.STATE,
+    "photoshop:Country": Dataset.COUNTRY,
+}
+#: What cameras write where a caption would be.
+_OF_A_CAMERA = re.compile(
+    r"(?i:[\w .-]*digital camera|sony dsc|dcim\\.*|exif[_ ]jpeg[_ ]\w+|default|untitled|"
+    r"jpeg picture|\W*)"
+)
 #: More of an XMP packet is not searched (bytes); what is asked for stands at its start.
 _XMP_BYTES = 1024**2
 
@@ -56,18 +74,24 @@ class Metadata:
     captured_at: datetime | None = None
     date_source: str | None = None
     camera: str | None = None
+    caption: str | None = None
+    place: str | None = None
+    """Names, from the place to its country; never a position."""
     orientation: int = 1
     """1 to 8, as EXIF numbers them."""
     live_photo: str | None = None
     """Identifier that an iPhone writes into the two files of a Live Photo."""
 
 
-def read_metadata(exif_blocks: Iterable[bytes | memoryview], xmp: bytes | None) -> Metadata:
+def read_metadata(
+    exif_blocks: Iterable[bytes | memoryview], xmp: bytes | None, iptc: bytes | None = None
+) -> Metadata:
     """Weigh what a picture says.
 
     Args:
         exif_blocks: in the order of the file; of contradictions the first counts.
         xmp: the XMP packet.
+        iptc: the block of IPTC's older form.
     """
     exif: Exif = {}
     for block in exif_blocks:
@@ -75,6 +99,7 @@ def read_metadata(exif_blocks: Iterable[bytes | memoryview], xmp: bytes | None) 
     if xmp is None and isinstance(exif.get(Tag.XMP), bytes):
         xmp = _bytes(exif.get(Tag.XMP))
     xmp = (xmp or b"")[:_XMP_BYTES]
+    captions = read_iptc(iptc or _bytes(exif.get(Tag.IPTC)))
     captured_at, source = _believed_date(exif, xmp)
     orientation = exif.get(Tag.ORIENTATION)
     return Metadata(
@@ -84,6 +109,8 @@ def read_metadata(exif_blocks: Iterable[bytes | memoryview], xmp: bytes | None) 
             _text(_bytes(exif.get(Tag.MAKE))) or _xmp_entry(xmp, "tiff:Make"),
             _text(_bytes(exif.get(Tag.MODEL))) or _xmp_entry(xmp, "tiff:Model"),
         ),
+        caption=_caption(exif, xmp, captions),
+        place=_place(xmp, captions),
         orientation=orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1,
         live_photo=_live_photo(_bytes(exif.get(Tag.MAKER_NOTE))),
     )
@@ -141,6 +168,25 @@ def _date(*parts: str | None) -> datetime | None:
 def _xmp_entry(xmp: bytes, name: str) -> str:
     match = re.search(_XMP_ENTRY % re.escape(name.encode()), xmp)
     return _text(match[1]) if match else ""
+
+
+def _caption(exif: Exif, xmp: bytes, iptc: Mapping[Dataset, bytes]) -> str | None:
+    listed = _XMP_CAPTION.search(xmp)
+    said = (
+        html.unescape(_text(listed[1])) if listed else _xmp_entry(xmp, "dc:description"),
+        _text(iptc.get(Dataset.CAPTION, b"")),
+        _text(_bytes(exif.get(Tag.DESCRIPTION))),
+    )
+    found = (text.strip().strip("\0") for text in said)
+    return next((text for text in found if text and not _OF_A_CAMERA.fullmatch(text)), None)
+
+
+def _place(xmp: bytes, iptc: Mapping[Dataset, bytes]) -> str | None:
+    names = [
+        html.unescape(_xmp_entry(xmp, entry)).strip() or _text(iptc.get(dataset, b"")).strip()
+        for entry, dataset in _PLACES.items()
+    ]
+    return ", ".join(dict.fromkeys(filter(None, names))) or None
 
 
 def _live_photo(note: bytes) -> str | None:

@@ -17,7 +17,6 @@ from PIL import Image
 from batch_pipeline.errors import ServiceDownError, TransientError, UploadError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.pictures import VISION_SIDE
-from batch_pipeline.model_servers import prompts
 from batch_pipeline.model_servers.answers import checked_vector, usable_text
 from batch_pipeline.model_servers.base import (
     CallSlots,
@@ -36,6 +35,7 @@ from batch_pipeline.model_servers.model_server import (
     ModelServer,
 )
 from batch_pipeline.model_servers.picture_size import PictureSize
+from batch_pipeline.model_servers.prompts import COLOUR, Prompts
 from batch_pipeline.model_servers.server_group import ServerGroup
 
 _log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class RemoteVision:
         model: name of the vision model, with its tag.
         slots: cap on the calls in flight.
         size: of the pictures that the model takes.
+        prompts: what it is asked.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class RemoteVision:
         model: str,
         slots: CallSlots,
         size: PictureSize = PictureSize(VISION_SIDE),  # noqa: B008 - frozen
+        prompts: Prompts = Prompts(),  # noqa: B008 - frozen
     ) -> None:
         self.name = model
         self._size = size
+        self._prompts = prompts
         self._servers = ServerGroup(servers, model, slots, self._known_question)
 
     def describe(
@@ -101,15 +104,19 @@ class RemoteVision:
         """
         ask = partial(self._ask, attempt=attempt, cancelled=cancelled, spent=spent)
         if facts.file_type == "image":
-            return ask(prompts.IMAGE, frames[0], tries=1)
+            return ask(self._prompts.of_image(facts), frames[0], tries=1)
         total = len(frames)
         descriptions = [
-            ask(prompts.frame_prompt(number, total, frame), frame, tries=_CALL_TRIES_OF_A_VIDEO)
+            ask(
+                self._prompts.of_frame(facts, number, total, frame),
+                frame,
+                tries=_CALL_TRIES_OF_A_VIDEO,
+            )
             for number, frame in enumerate(frames, start=1)
         ]
         if total == 1:
             return descriptions[0]
-        prompt = prompts.synthesis_prompt(frames, descriptions)
+        prompt = self._prompts.of_video(facts, frames, descriptions)
         return ask(prompt, None, tries=_CALL_TRIES_OF_A_VIDEO)
 
     def check(self) -> list[HealthCheck]:
@@ -153,7 +160,7 @@ class RemoteVision:
 
     async def _known_question(self, server: ModelServer, spent: Spent) -> ChatAnswer:
         request = ChatRequest(
-            prompt=prompts.COLOUR,
+            prompt=COLOUR,
             jpeg=self._size.fitted(red_square()),
             max_tokens=_PICTURE_TOKENS,
             temperature=0,

@@ -296,7 +296,7 @@ class UploadProcessor:
                 cancelled=attempt.cancelled,
                 spent=report.account.of("vision", vision.name),
             )
-        report.audit = audit(description)
+        report.audit = audit(description, self._pipeline.settings.language)
         if not report.audit.passed:
             raise TransientError(
                 "model_output_invalid",

@@ -177,6 +177,7 @@ class ScriptedModelServer:
         rate_limit: of each kind of calls.
         thinking: the vision model thinks.
         refused_parameters: of requests; they are answered as hosted services do.
+        says: what the vision model says to a call instead of an honest answer; None: that.
     """
 
     def __init__(
@@ -198,6 +199,7 @@ class ScriptedModelServer:
         rate_limit: RateLimit | None = None,
         thinking: Thinking | None = None,
         refused_parameters: Iterable[str] = (),
+        says: Callable[[ReceivedCall], str | None] = lambda _: None,
     ) -> None:
         self.vision_models = list(vision_models)
         self.embedding_models = list(embedding_models)
@@ -211,6 +213,7 @@ class ScriptedModelServer:
         self.rate_limit = rate_limit
         self.thinking = thinking
         self.refused_parameters = set(refused_parameters)
+        self.says = says
         self.tokens: Counter[str] = Counter()
         """Of all answers, ``in`` and ``out``, as told to the clients."""
         self.turned_away = 0
@@ -479,7 +482,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self._server
         if self._turns_away(call):
             return
-        document = _answer_to(call, server.dimensions, server.thinking)
+        document = _answer_to(call, server)
         with server._lock:
             server.tokens += _tokens_told(document)
         data = json.dumps(document).encode()
@@ -610,10 +613,11 @@ def _read_call(path: str, body: dict[str, Any]) -> ReceivedCall:
     )
 
 
-def _answer_to(call: ReceivedCall, dimensions: int, thinking: Thinking | None) -> dict[str, Any]:
+def _answer_to(call: ReceivedCall, server: ScriptedModelServer) -> dict[str, Any]:
+    thinking = server.thinking
     tokens_in = sum(len(text.split()) for text in call.texts) + 256 * len(call.images)
     if call.kind == "embedding":
-        vectors = [_faulty_vector(call.fault, text, dimensions) for text in call.texts]
+        vectors = [_faulty_vector(call.fault, text, server.dimensions) for text in call.texts]
         if call.dialect == "ollama":
             return {"model": call.model, "embeddings": vectors, "prompt_eval_count": tokens_in}
         data = [
@@ -622,7 +626,7 @@ def _answer_to(call: ReceivedCall, dimensions: int, thinking: Thinking | None) -
         ]
         usage = {"prompt_tokens": tokens_in, "total_tokens": tokens_in}
         return {"object": "list", "model": call.model, "data": data, "usage": usage}
-    text = _faulty_text(call)
+    text = _faulty_text(call, server.says(call))
     reason = "length" if call.fault is Fault.CUT_BY_LENGTH else "stop"
     if call.fault is Fault.CONTENT_FILTER:
         text, reason = "", "content_filter"
@@ -700,8 +704,10 @@ def _thoughtful(dialect: Dialect, thinking: Thinking, text: str) -> dict[str, An
     return message
 
 
-def _faulty_text(call: ReceivedCall) -> str:
-    honest = describe_picture(call.images[0]) if call.images else _describe_video(call.texts)
+def _faulty_text(call: ReceivedCall, said: str | None) -> str:
+    honest = said
+    if honest is None:
+        honest = describe_picture(call.images[0]) if call.images else _describe_video(call.texts)
     faulty = {
         Fault.EMPTY: "",
         Fault.LOOP: LOOPING_TEXT,

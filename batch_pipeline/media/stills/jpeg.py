@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
+from batch_pipeline.media.iptc import iptc_of_photoshop
 from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
 from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.scaling import scaling_bytes
@@ -28,7 +29,7 @@ _MAX_PROFILE_SEGMENTS = 255
 _MAX_FTYP_BYTES = 512
 _SOI, _EOI, _SOS, _SOF_PROGRESSIVE = 0xD8, 0xD9, 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_APP0, _APP1, _APP2, _APP14, _COM = 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
+_APP0, _APP1, _APP2, _APP13, _APP14, _COM = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _TIFF_STARTS = (b"II*\0", b"MM\0*")
 
@@ -41,6 +42,7 @@ class _Anatomy:
     exif: list[list[Piece]] = field(default_factory=list)
     """Blocks, each of one segment or more."""
     xmp: bytes | None = None
+    iptc: bytes = b""
     frame_header: bytes = b""
     progressive: bool = False
     components_of_first_scan: int = 0
@@ -55,7 +57,7 @@ class JpegStill(PillowStill):
         self._with_end = False
         super().__init__(self._open_pieces)
         self.exif = [b"".join(block) for block in self._anatomy.exif]
-        self.xmp = self._anatomy.xmp
+        self.xmp, self.iptc = self._anatomy.xmp, self._anatomy.iptc
         self.clip = _embedded_clip(data)
 
     def memory(self, target: tuple[int, int]) -> int:
@@ -136,6 +138,8 @@ def take_apart(data: bytes) -> _Anatomy:
                 found.picture.append(view[start:end])
         elif marker == _APP1:
             _keep_app1(found, content)
+        elif marker == _APP13:
+            found.iptc = found.iptc or iptc_of_photoshop(content)
         elif not _APP1 <= marker <= _APP14 - 1 and marker not in {_COM, 0xEF}:
             found.picture.append(view[start:end])
     return found

@@ -9,7 +9,7 @@ class PsdStill(PillowStill):
     """The composite picture of a Photoshop document; its layers are not read."""
 
     #: Numbers of image resources.
-    _EXIF, _XMP = 1058, 1060
+    _IPTC, _EXIF, _XMP = 1028, 1058, 1060
 
     def __init__(self, data: bytes) -> None:
         super().__init__(pillow_opener(_PsdPlugin, data))
@@ -18,6 +18,8 @@ class PsdStill(PillowStill):
                 self.exif.append(content)
             elif number == self._XMP:
                 self.xmp = content
+            elif number == self._IPTC:
+                self.iptc = content
 
 
 class _PsdPlugin(PsdImageFile):

@@ -42,6 +42,7 @@ class Still:
         self.frame_count = 1
         self.exif: list[Piece] = []
         self.xmp: bytes | None = None
+        self.iptc: bytes | None = None
         self.icc_profile: bytes | None = None
         self.space: ColourSpace = SRGB
         self.clip: str | None = None

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from batch_pipeline.errors import PermanentError
-from batch_pipeline.model_servers import prompts
+from batch_pipeline.model_servers.prompts import Prompts
 from batch_pipeline.testing.model_server import (
     INJECTED_TEXT,
     Fault,
@@ -44,7 +44,7 @@ def test_a_picture_is_sent_unchanged_with_its_prompt_and_limits(
     (call,) = server.calls
     assert call.model == "qwen2.5vl:7b"
     assert call.images == [frame.jpeg]
-    assert call.texts == [prompts.IMAGE]
+    assert call.texts == [Prompts().of_image(IMAGE)]
     assert sampling(call)["temperature"] == 0.3
     assert sampling(call)["num_predict"] == 512
 
