@@ -59,6 +59,24 @@ def test_a_server_may_have_a_cap_of_its_own(
     assert [each.most_in_flight["vision"] for each in (server, other)] == [3, 1]
 
 
+def test_a_slow_server_gets_less_however_many_calls_it_could_take(
+    build: BuildAnalyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    slow, fast = server, other
+    slow.latency_seconds, fast.latency_seconds = 1.0, 0.02
+    analyzer = both_of(build, slow, fast, max_vision_calls=4)
+
+    # Of the first calls nobody knows better; a call to each tells how long they take.
+    describe(analyzer, 4)
+    begun = len(slow.calls)
+    describe(analyzer, 60)
+
+    later = len(slow.calls) - begun
+    assert begun >= 1
+    assert later <= 60 / 4, "an even share would be 30"
+    assert later + begun + len(fast.calls) == 64
+
+
 def test_a_server_that_is_down_leaves_its_calls_to_the_other(
     both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
 ) -> None:
