@@ -472,6 +472,7 @@ def cancel(session: Session, batch: uuid.UUID, as_json: bool) -> None:
     "--since", metavar="DATE", help="Taken (else uploaded) from then on: 2024, 2024-05, 2024-05-17."
 )
 @click.option("--until", metavar="DATE", help="Taken (else uploaded) up to the end of then.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only with this tag; repeatable.")
 @click.option("--has-text", is_flag=True, help="Only where text can be read in the picture.")
 @click.option("--model", metavar="MODEL", help="Only what this vision model described.")
 @click.option("--least", type=float, metavar="SIMILARITY", help="Only what is at least so similar.")
@@ -497,6 +498,7 @@ def search(  # noqa: PLR0917 - click passes them by name
     camera: str | None,
     since: str | None,
     until: str | None,
+    tags: tuple[str, ...],
     has_text: bool,
     model: str | None,
     least: float | None,
@@ -524,7 +526,9 @@ def search(  # noqa: PLR0917 - click passes them by name
     if opens and file is None:
         raise click.UsageError("--open shows a page: say with --html where to write it.")
     pipeline = session.pipeline
-    filters = Filters(user, batch, kind, file_format, camera, since, until, has_text, model, least)
+    filters = Filters(
+        user, batch, kind, file_format, camera, since, until, has_text, model, least, tags
+    )
     found = find(
         pipeline.database,
         pipeline.analyzer.embedding,
@@ -684,7 +688,11 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
             tokens = f", {usage.tokens_in:,} tokens in, {usage.tokens_out:,} out"
             took = f", {usage.seconds:.1f} s{tokens}" if usage.calls else ""
             click.echo(f"{visible(trial.file)}, {trial.model}, score {trial.audit.score}{took}\n")
-            click.echo(visible(trial.description))
+            click.echo(visible(trial.description.text))
+            if trial.description.tags:
+                click.echo(f"\nTags: {visible(', '.join(trial.description.tags))}")
+            if trial.description.visible_text:
+                click.echo(f"\nText in it: {visible(trial.description.visible_text)}")
             if trial.audit.reasons:
                 click.echo(f"\nThe audit: {visible(trial.audit.reasons)}")
             click.echo()

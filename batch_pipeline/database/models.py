@@ -164,8 +164,8 @@ class UploadBatch(Base):
     )
 
 
-#: All words that an upload can be found by; the function is made and explained by migration 0008.
-UPLOAD_WORDS = "upload_words(description, filename, metadata::jsonb)"
+#: All words that an upload can be found by; the function is made and explained by migration 0011.
+UPLOAD_WORDS = "upload_words(description, filename, metadata::jsonb, vision_tags, visible_text)"
 
 
 class Upload(Base):
@@ -227,6 +227,11 @@ class Upload(Base):
     #: Stable word for the reason in ``error_message``.
     error_kind: Mapped[str | None]
     vision_model: Mapped[str | None]
+    #: What the vision model would have it found by: small letters, each once. Changes with
+    #: ``description``; also in ``metadata``.
+    vision_tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
+    #: What can be read in the picture, word for word; empty: nothing, or nobody asked. As above.
+    visible_text: Mapped[str | None]
     #: Model of ``embedding_local``; only vectors of one model are compared.
     embedding_model: Mapped[str | None]
     #: Seconds that each stage took when it last ran.
@@ -271,7 +276,7 @@ class Upload(Base):
         Index("ix_uploads_embedding_model", "embedding_model"),
         Index("ix_uploads_user", "user_id", "embedding_model"),
         Index("ix_uploads_audit_score", "description_audit_score"),
-        # These three only of what search finds: others change often while they are worked.
+        # These four only of what search finds: others change often while they are worked.
         Index(
             "ix_uploads_words",
             text(UPLOAD_WORDS),
@@ -288,6 +293,12 @@ class Upload(Base):
         Index(
             "ix_uploads_checksum",
             "checksum",
+            postgresql_where=text("embedding_model IS NOT NULL"),
+        ),
+        Index(
+            "ix_uploads_tags",
+            "vision_tags",
+            postgresql_using="gin",
             postgresql_where=text("embedding_model IS NOT NULL"),
         ),
         Index(

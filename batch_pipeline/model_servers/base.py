@@ -56,6 +56,18 @@ def told_here(spent: Spent) -> Iterator[Spent]:
 
 
 @dataclass(frozen=True)
+class Description:
+    """What a vision model says of a picture or a video."""
+
+    text: str
+    """Plain text, never empty."""
+    tags: tuple[str, ...] = ()
+    """Small letters, each once; none if the model was not held to fields."""
+    visible_text: str = ""
+    """What can be read in it, word for word; empty: nothing, or the model was not asked apart."""
+
+
+@dataclass(frozen=True)
 class HealthCheck:
     """One line of a health report."""
 
@@ -134,7 +146,7 @@ class VisionModel(Protocol):
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
         spent: Spent = not_counted,
-    ) -> str:
+    ) -> Description:
         """Describe one picture, or a video by its frames in the order of time.
 
         Args:
@@ -144,9 +156,6 @@ class VisionModel(Protocol):
                 is not asked for again.
             cancelled: asked at least twice a second while a call is waited for.
             spent: told what each answered call took.
-
-        Returns:
-            Plain text, never empty.
 
         Raises:
             TransientError: time-out, 5xx, reset connection, an empty or cut answer.

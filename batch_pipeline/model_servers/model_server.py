@@ -16,6 +16,17 @@ CONTEXT_TOKENS = 8192
 
 
 @dataclass(frozen=True)
+class AnswerForm:
+    """The fields that an answer is to have, for servers that hold a model to them."""
+
+    schema: Mapping[str, Any]
+    wording: str
+    """Added to the prompt."""
+    more_tokens: int
+    """Beside those of the request."""
+
+
+@dataclass(frozen=True)
 class ChatRequest:
     """One question to a vision model, with a picture or with text alone."""
 
@@ -24,6 +35,17 @@ class ChatRequest:
     max_tokens: int
     temperature: float
     seed: int
+    form: AnswerForm | None = None
+    """Asked for where the server takes it; else the answer is plain."""
+
+    def question(self, *, in_form: bool) -> str:
+        """What the model is asked."""
+        return f"{self.prompt}\n\n{self.form.wording}" if self.form and in_form else self.prompt
+
+    def room(self, budget: int, *, in_form: bool) -> int:
+        """Tokens that the answer may have, with room for thoughts: so many times the usual."""
+        more = self.form.more_tokens if self.form and in_form else 0
+        return self.max_tokens * budget + more
 
 
 @dataclass(frozen=True)
@@ -33,6 +55,8 @@ class ChatAnswer:
     text: str
     cut_by_length: bool
     usage: Usage
+    in_form: bool = False
+    """The fields that were asked for; else plain text."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import ollama
 
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.model_servers.answers import clean, shows_thought, wrong_length
+from batch_pipeline.model_servers.answers import clean, is_prose, shows_thought, wrong_length
 from batch_pipeline.model_servers.base import Spent, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
@@ -63,20 +63,22 @@ class OllamaServer(ModelServer):
 
     async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
         """Ask a vision model one question."""
-        message = ollama.Message(role="user", content=request.prompt)
-        if request.jpeg is not None:
-            message.images = [ollama.Image(value=request.jpeg)]
+        images = [ollama.Image(value=request.jpeg)] if request.jpeg is not None else None
         learnt, usage = self._learnt_of(model), Usage(calls=0)
         while True:
-            stage = learnt.stage
-            max_tokens = request.max_tokens * stage.budget
+            stage, in_form = learnt.stage, bool(request.form and learnt.takes("format"))
+            max_tokens = request.room(stage.budget, in_form=in_form)
             sent = learnt.sent(
                 {
                     "temperature": request.temperature,
                     "seed": request.seed,
                     "num_predict": max_tokens,
                     "num_ctx": CONTEXT_TOKENS,
+                    "format": request.form.schema if request.form and in_form else None,
                 }
+            )
+            message = ollama.Message(
+                role="user", content=request.question(in_form=in_form), images=images
             )
             began = time.monotonic()
             try:
@@ -96,7 +98,10 @@ class OllamaServer(ModelServer):
                 if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
                     continue
             learnt.answered(stage)
-            return ChatAnswer(text, cut, usage)
+            if in_form and is_prose(text):
+                learnt.ignores("format")
+                in_form = False
+            return ChatAnswer(text, cut, usage, in_form)
 
     async def embed(self, model: str, texts: Sequence[str], spent: Spent) -> EmbedAnswer:
         """Embed texts; refuses one that is longer than the context rather than cutting it."""

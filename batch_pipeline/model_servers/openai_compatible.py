@@ -3,6 +3,7 @@
 import base64
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionContentPartParam
@@ -11,7 +12,7 @@ from openai.types.completion_usage import CompletionUsage
 from openai.types.create_embedding_response import Usage as EmbeddingUsage
 
 from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
-from batch_pipeline.model_servers.answers import checked_vector, clean, shows_thought
+from batch_pipeline.model_servers.answers import checked_vector, clean, is_prose, shows_thought
 from batch_pipeline.model_servers.base import CallKind, Spent, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
@@ -83,27 +84,30 @@ class OpenAICompatibleServer(ModelServer):
 
     async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
         """Ask a vision model one question."""
-        content: list[ChatCompletionContentPartParam] = [{"type": "text", "text": request.prompt}]
-        if request.jpeg is not None:
-            content.append(self._picture(request.jpeg))
+        pictures = [self._picture(request.jpeg)] if request.jpeg is not None else []
         learnt, usage = self._learnt_of(model, "vision"), Usage(calls=0)
         while True:
-            stage = learnt.stage
-            max_tokens = request.max_tokens * stage.budget
+            stage, in_form = learnt.stage, bool(request.form and learnt.takes("response_format"))
+            max_tokens = request.room(stage.budget, in_form=in_form)
             sent = learnt.sent(
                 {
                     "temperature": request.temperature,
                     "seed": request.seed,
                     # The newer name is not known to every compatible server.
                     _limit_of_tokens(learnt): max_tokens,
+                    "response_format": _json_schema(request) if in_form else None,
                 }
             )
+            question: ChatCompletionContentPartParam = {
+                "type": "text",
+                "text": request.question(in_form=in_form),
+            }
             began = time.monotonic()
             try:
                 async with self._clients.client() as client:
                     completion = await client.chat.completions.create(
                         model=model,
-                        messages=[{"role": "user", "content": content}],
+                        messages=[{"role": "user", "content": [question, *pictures]}],
                         extra_body=sent,
                     )
             except openai.APIStatusError as error:
@@ -120,7 +124,10 @@ class OpenAICompatibleServer(ModelServer):
                 if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
                     continue
             learnt.answered(stage)
-            return ChatAnswer(text, cut, usage)
+            if in_form and is_prose(text):
+                learnt.ignores("response_format")
+                in_form = False
+            return ChatAnswer(text, cut, usage, in_form)
 
     async def embed(self, model: str, texts: Sequence[str], spent: Spent) -> EmbedAnswer:
         """Embed texts; servers refuse one that is longer than the context."""
@@ -243,6 +250,13 @@ class OpenAICompatibleServer(ModelServer):
             "model_output_invalid",
             f"{self.calls.url} sent what is not an answer of its protocol: {str(received)[:200]!r}",
         )
+
+
+def _json_schema(request: ChatRequest) -> dict[str, Any] | None:
+    if request.form is None:
+        return None
+    schema = {"name": "answer", "strict": True, "schema": dict(request.form.schema)}
+    return {"type": "json_schema", "json_schema": schema}
 
 
 def _limit_of_tokens(learnt: Learnt) -> str:

@@ -37,6 +37,14 @@ _IMAGE = (
     f"Describe this picture so that somebody can find it later by searching.\n\n{_WHAT_TO_TELL}"
 )
 
+#: Behind the prompt, where a server holds the model to fields.
+_FIELDS = """\
+Answer as JSON with these fields:
+- description: the prose that is asked for above
+- tags: up to 15 words or short names in {language} that a person would search for: things, \
+actions, places, colours, moods
+- visible_text: all readable text, word for word, in its own language; empty if there is none"""
+
 #: Of a picture whose colour is known, to see whether a model sees.
 COLOUR = "What colour is this square? Answer with the name of the colour, in English."
 
@@ -134,6 +142,11 @@ class Prompts:
         ]
         of_video = {"total": str(len(frames)), "frames": "\n\n".join(parts)}
         return _filled(self.synthesis, self._known(facts) | of_video)
+
+    @property
+    def fields(self) -> str:
+        """What is added where the answer is to have fields."""
+        return _FIELDS.replace("{language}", self.language)
 
     def _known(self, facts: MediaFacts) -> dict[str, str]:
         return {

@@ -21,6 +21,7 @@ from batch_pipeline.model_servers.answers import checked_vector, usable_text
 from batch_pipeline.model_servers.base import (
     CallSlots,
     CancelledCheck,
+    Description,
     HealthCheck,
     Spent,
     Usage,
@@ -29,6 +30,7 @@ from batch_pipeline.model_servers.base import (
     told_here,
 )
 from batch_pipeline.model_servers.model_server import (
+    AnswerForm,
     ChatAnswer,
     ChatRequest,
     EmbedAnswer,
@@ -37,11 +39,14 @@ from batch_pipeline.model_servers.model_server import (
 from batch_pipeline.model_servers.picture_size import PictureSize
 from batch_pipeline.model_servers.prompts import COLOUR, Prompts
 from batch_pipeline.model_servers.server_group import ServerGroup
+from batch_pipeline.model_servers.structured import SCHEMA, description_in
 
 _log = logging.getLogger(__name__)
 
 _PICTURE_TOKENS = 512
 _SYNTHESIS_TOKENS = 2048
+#: More, for tags and visible text.
+_TOKENS_OF_FIELDS = 512
 _TEMPERATURE = 0.3
 _TEMPERATURE_STEP = 0.2
 _HIGHEST_TEMPERATURE = 0.9
@@ -96,28 +101,31 @@ class RemoteVision:
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
         spent: Spent = not_counted,
-    ) -> str:
+    ) -> Description:
         """Describe a picture in one call; a video frame by frame, then as a whole.
+
+        Tags and visible text come with the answer about the whole, where the server takes a schema.
 
         Models of this family mis-handle several images in one call, hence a call per frame. See
         `batch_pipeline.model_servers.base.VisionModel` for arguments and errors.
         """
         ask = partial(self._ask, attempt=attempt, cancelled=cancelled, spent=spent)
         if facts.file_type == "image":
-            return ask(self._prompts.of_image(facts), frames[0], tries=1)
+            return ask(self._prompts.of_image(facts), frames[0], tries=1, whole=True)
         total = len(frames)
         descriptions = [
             ask(
                 self._prompts.of_frame(facts, number, total, frame),
                 frame,
                 tries=_CALL_TRIES_OF_A_VIDEO,
+                whole=total == 1,
             )
             for number, frame in enumerate(frames, start=1)
         ]
         if total == 1:
             return descriptions[0]
-        prompt = self._prompts.of_video(facts, frames, descriptions)
-        return ask(prompt, None, tries=_CALL_TRIES_OF_A_VIDEO)
+        prompt = self._prompts.of_video(facts, frames, [each.text for each in descriptions])
+        return ask(prompt, None, tries=_CALL_TRIES_OF_A_VIDEO, whole=True)
 
     def check(self) -> list[HealthCheck]:
         """Ask whether each server answers and has the model; never raises."""
@@ -133,10 +141,11 @@ class RemoteVision:
         frame: Frame | None,
         *,
         tries: int,
+        whole: bool,
         attempt: int,
         cancelled: CancelledCheck,
         spent: Spent,
-    ) -> str:
+    ) -> Description:
         jpeg = self._size.fitted(frame.jpeg) if frame else None
         for number in range(1, tries + 1):
             request = ChatRequest(
@@ -145,15 +154,20 @@ class RemoteVision:
                 max_tokens=_PICTURE_TOKENS if frame else _SYNTHESIS_TOKENS,
                 temperature=_temperature(attempt + number - 1),
                 seed=_SEEDS_PER_ATTEMPT * (attempt - 1) + number,
+                form=self._form() if whole else None,
             )
             try:
                 call = partial(self._chat, request)
                 answer = self._servers.run(call, cancelled, spent=spent, tokens_of=_tokens)
-                return usable_text(answer.text, cut_by_length=answer.cut_by_length)
+                text = usable_text(answer.text, cut_by_length=answer.cut_by_length)
+                return description_in(text) if answer.in_form else Description(text)
             except TransientError as error:
                 if number == tries or error.kind not in _WORTH_ASKING_AGAIN:
                     raise
         raise AssertionError("the last try returns or raises")
+
+    def _form(self) -> AnswerForm:
+        return AnswerForm(SCHEMA, self._prompts.fields, _TOKENS_OF_FIELDS)
 
     async def _chat(self, request: ChatRequest, server: ModelServer, spent: Spent) -> ChatAnswer:
         return await server.chat(self.name, request, spent)

@@ -167,10 +167,13 @@ def plain_stem(filename: str) -> str:
 
 def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
     """Say what was stored for an upload."""
+    described = report.description
     metadata: dict[str, Any] = {
         "file": text_metadata(report.filename),
         "upload_id": str(report.upload_id),
-        "description": text_metadata(report.description or ""),
+        "description": text_metadata(described.text if described else ""),
+        "tags": text_metadata(", ".join(described.tags if described else ())),
+        "visible_text": text_metadata(described.visible_text if described else ""),
         "audit_score": report.score or 0,
         "vision_model": report.vision_model or "",
         "embedding_model": report.embedding_model or "",

@@ -9,7 +9,7 @@ from batch_pipeline.languages import language_name
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES
-from batch_pipeline.model_servers.base import Usage, VisionModel
+from batch_pipeline.model_servers.base import Description, Usage, VisionModel
 from batch_pipeline.model_servers.factory import prompts_of
 from batch_pipeline.model_servers.prompts import PLACEHOLDERS
 from batch_pipeline.services.description_audit import AuditResult, audit
@@ -23,7 +23,7 @@ class Trial:
 
     file: str
     model: str
-    description: str
+    description: Description
     audit: AuditResult
     usage: Usage
     """0 calls: the model is embedded."""
@@ -33,7 +33,9 @@ class Trial:
         return {
             "file": self.file,
             "vision_model": self.model,
-            "description": self.description,
+            "description": self.description.text,
+            "tags": self.description.tags,
+            "visible_text": self.description.visible_text,
             "description_audit_score": self.audit.score,
             "passed": self.audit.passed,
             "reasons": self.audit.reasons,
@@ -65,7 +67,7 @@ def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:
         file=str(path),
         model=vision.name,
         description=description,
-        audit=audit(description, settings.language),
+        audit=audit(description.text, settings.language),
         usage=sum(spent, Usage(calls=0)),
     )
 

@@ -29,7 +29,7 @@ from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
-from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
+from batch_pipeline.model_servers.base import CancelledCheck, Description, never_cancelled
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
 from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.outages import own_fault
@@ -67,7 +67,7 @@ class UploadReport:
     filename: str
     attempt: int
     thumbnail_path: str | None
-    description: str | None
+    description: Description | None
     score: int | None
     vision_model: str | None
     account: Account
@@ -159,7 +159,7 @@ class UploadProcessor:
             filename=row.filename,
             attempt=row.attempts,
             thumbnail_path=row.thumbnail_path,
-            description=row.description,
+            description=_stored_description(row),
             score=row.description_audit_score,
             vision_model=row.vision_model,
             account=Account(self._pipeline.database, row),
@@ -197,7 +197,7 @@ class UploadProcessor:
             self._make_thumbnail(attempt, content())
         _raise_if(attempt.cancelled)
 
-        described_well = row.description and (row.description_audit_score or 0) >= PASS_SCORE
+        described_well = report.description and (row.description_audit_score or 0) >= PASS_SCORE
         describes = not described_well or Stage.DESCRIPTION in row.redo
         if describes:
             self._describe(attempt, content())
@@ -208,7 +208,7 @@ class UploadProcessor:
             embedding = self._pipeline.analyzer.embedding
             with _timed(report, "embed"), attempt.waiting():
                 [vector] = embedding.embed(
-                    [report.description or ""],
+                    [report.description.text if report.description else ""],
                     cancelled=attempt.cancelled,
                     spent=report.account.of("embedding", embedding.name),
                 )
@@ -296,7 +296,7 @@ class UploadProcessor:
                 cancelled=attempt.cancelled,
                 spent=report.account.of("vision", vision.name),
             )
-        report.audit = audit(description, self._pipeline.settings.language)
+        report.audit = audit(description.text, self._pipeline.settings.language)
         if not report.audit.passed:
             raise TransientError(
                 "model_output_invalid",
@@ -355,6 +355,12 @@ class UploadProcessor:
             self._states.release(claim, reason, resume_after_seconds=resume_after_seconds)
         except ServiceDownError as error:  # the lease will run out instead
             log.warning("upload %s could not be handed back: %s", claim.upload_id, error)
+
+
+def _stored_description(row: AnyRow) -> Description | None:
+    if not row.description:
+        return None
+    return Description(row.description, tuple(row.vision_tags or ()), row.visible_text or "")
 
 
 class _Once:

@@ -74,6 +74,10 @@ class Fault(StrEnum):
     """An answer of 50 MB."""
     BOMB = "bomb"
     """An answer of 50 KB that unpacks to 50 MB."""
+    NOT_IN_FIELDS = "not_in_fields"
+    """JSON of other fields than the schema has (a server that is held to none, in truth)."""
+    CUT_FIELDS = "cut_fields"
+    """JSON that ends in its midst, though nobody says so."""
     HUGE_ERROR = "huge_error"
     """Status 500, with a body of 50 MB."""
 
@@ -89,6 +93,9 @@ _STATUS_FAULTS: dict[Fault, tuple[int, str]] = {
     Fault.UNSUITABLE_400: (400, "{model} does not support image input"),
 }
 
+#: What a model that is held to fields writes into them, untidy as models are.
+TAGS = ["Sunset", "#harbour ", "red_boat", "sunset", "x" * 60, "\u202eRTL", "", "two  people"]
+VISIBLE_TEXT = "HARBOUR ST. 12"
 HUGE_BYTES = 50 * 1024**2
 LOOPING_TEXT = "The sky is blue. " * 120
 CONTROL_TOKENS_TEXT = "A harbour at dusk.<|im_end|>\n<|im_start|>user\nDescribe<|endoftext|>"
@@ -177,6 +184,8 @@ class ScriptedModelServer:
         rate_limit: of each kind of calls.
         thinking: the vision model thinks.
         refused_parameters: of requests; they are answered as hosted services do.
+        structured: the model is held to a JSON schema; else a schema is ignored. A server that
+            refuses one has ``format`` or ``response_format`` among its refused parameters.
         says: what the vision model says to a call instead of an honest answer; None: that.
     """
 
@@ -199,6 +208,7 @@ class ScriptedModelServer:
         rate_limit: RateLimit | None = None,
         thinking: Thinking | None = None,
         refused_parameters: Iterable[str] = (),
+        structured: bool = False,
         says: Callable[[ReceivedCall], str | None] = lambda _: None,
     ) -> None:
         self.vision_models = list(vision_models)
@@ -213,6 +223,7 @@ class ScriptedModelServer:
         self.rate_limit = rate_limit
         self.thinking = thinking
         self.refused_parameters = set(refused_parameters)
+        self.structured = structured
         self.says = says
         self.tokens: Counter[str] = Counter()
         """Of all answers, ``in`` and ``out``, as told to the clients."""
@@ -627,6 +638,8 @@ def _answer_to(call: ReceivedCall, server: ScriptedModelServer) -> dict[str, Any
         usage = {"prompt_tokens": tokens_in, "total_tokens": tokens_in}
         return {"object": "list", "model": call.model, "data": data, "usage": usage}
     text = _faulty_text(call, server.says(call))
+    if server.structured and _asks_for_fields(call.body):
+        text = _in_fields(call, text)
     reason = "length" if call.fault is Fault.CUT_BY_LENGTH else "stop"
     if call.fault is Fault.CONTENT_FILTER:
         text, reason = "", "content_filter"
@@ -702,6 +715,19 @@ def _thoughtful(dialect: Dialect, thinking: Thinking, text: str) -> dict[str, An
     elif thinking.shown != "hidden":
         message[thinking.shown] = thought
     return message
+
+
+def _asks_for_fields(body: Mapping[str, Any]) -> bool:
+    return isinstance(body.get("format"), dict) or "response_format" in body
+
+
+def _in_fields(call: ReceivedCall, text: str) -> str:
+    if call.fault is Fault.NOT_IN_FIELDS:
+        return json.dumps({"caption": text})
+    if call.fault is Fault.CUT_FIELDS:
+        return json.dumps({"description": text, "tags": TAGS})[:-20]
+    fields = {"description": text, "tags": TAGS, "visible_text": VISIBLE_TEXT}
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def _faulty_text(call: ReceivedCall, said: str | None) -> str:

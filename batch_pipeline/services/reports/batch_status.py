@@ -39,6 +39,8 @@ _UPLOAD = (
     Upload.error_message,
     Upload.description,
     Upload.description_audit_score,
+    Upload.vision_tags.label("tags"),
+    Upload.visible_text,
     Upload.thumbnail_path,
 )
 
