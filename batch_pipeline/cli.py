@@ -335,6 +335,30 @@ def status(  # noqa: PLR0917 - click passes them by name
         click.echo("No upload failed.")
 
 
+@main.command()
+@click.option("--user", type=click.UUID, help="Only those for this user.")
+@json_option
+@click.pass_obj
+def costs(session: Session, user: uuid.UUID | None, as_json: bool) -> None:
+    """Show what all model calls took, by user and model: calls, tokens, seconds.
+
+    \b
+    Examples:
+      batch-pipeline costs
+      batch-pipeline costs --json | jq 'map(.tokens_in) | add'
+    """
+    from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.model_costs import costs_by_user  # noqa: PLC0415
+
+    spent = costs_by_user(session.pipeline.database, user)
+    if as_json:
+        _print_json([{"user_id": of.user_id, **asdict(of.cost)} for of in spent])
+    elif spent:
+        session.console.print(terminal.costs_table(spent))
+    else:
+        click.echo("No model server was called yet.")
+
+
 @main.command("failures")
 @click.option(
     "--since",
@@ -637,6 +661,7 @@ def cancel(session: Session, batch: uuid.UUID, as_json: bool) -> None:
     "--since", metavar="DATE", help="Taken (else uploaded) from then on: 2024, 2024-05, 2024-05-17."
 )
 @click.option("--until", metavar="DATE", help="Taken (else uploaded) up to the end of then.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only with this tag; repeatable.")
 @click.option("--has-text", is_flag=True, help="Only where text can be read in the picture.")
 @click.option("--model", metavar="MODEL", help="Only what this vision model described.")
 @click.option("--least", type=float, metavar="SIMILARITY", help="Only what is at least so similar.")
@@ -662,6 +687,7 @@ def search(  # noqa: PLR0917 - click passes them by name
     camera: str | None,
     since: str | None,
     until: str | None,
+    tags: tuple[str, ...],
     has_text: bool,
     model: str | None,
     least: float | None,
@@ -689,7 +715,9 @@ def search(  # noqa: PLR0917 - click passes them by name
     if opens and file is None:
         raise click.UsageError("--open shows a page: say with --html where to write it.")
     pipeline = session.pipeline
-    filters = Filters(user, batch, kind, file_format, camera, since, until, has_text, model, least)
+    filters = Filters(
+        user, batch, kind, file_format, camera, since, until, has_text, model, least, tags
+    )
     found = find(
         pipeline.database,
         pipeline.analyzer.embedding,
@@ -811,6 +839,66 @@ def inspect(session: Session, files: Sequence[Path], output: Path | None, as_jso
             session.console.print(terminal.inspection_table(seen))
     failed = any(seen.error_kind for seen in all_seen)
     sys.exit(FINISHED_WITH_FAILURES if failed else OK)
+
+
+@main.command()
+@click.option("--show", is_flag=True, help="Print the prompts, and what may stand in them.")
+@click.option(
+    "--try",
+    "files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Print what the vision model says to a file; nothing is stored.",
+)
+@json_option
+@click.pass_obj
+def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -> None:
+    """Show what vision models are asked, and try it on files.
+
+    \b
+    Examples:
+      batch-pipeline prompt --show
+      batch-pipeline prompt --try IMG_1234.HEIC
+    """
+    from batch_pipeline.services.prompt_trial import shown_prompts, try_prompt  # noqa: PLC0415
+    from batch_pipeline.visible_text import visible  # noqa: PLC0415
+
+    if show == bool(files):
+        raise click.UsageError("give one of --show and --try FILE.")
+    if show:
+        shown = shown_prompts(session.settings)
+        if as_json:
+            _print_json(shown)
+            return
+        click.echo(f"Descriptions are written in {shown['language_name']}.")
+        for each in shown["prompts"]:
+            click.echo(f"\n{each['name']}.txt, {each['file'] or 'ours'}:\n")
+            click.echo(each["text"])
+            click.echo("\nMay stand in it:")
+            for name, meaning in each["placeholders"].items():
+                click.echo(f"  {'{' + name + '}':<12}  {meaning}")
+        return
+    vision = session.pipeline.analyzer.vision
+    trials = [try_prompt(file, session.settings, vision) for file in files]
+    if as_json:
+        _print_json([trial.shape() for trial in trials])
+    else:
+        for trial in trials:
+            usage = trial.usage
+            tokens = f", {usage.tokens_in:,} tokens in, {usage.tokens_out:,} out"
+            took = f", {usage.seconds:.1f} s{tokens}" if usage.calls else ""
+            click.echo(f"{visible(trial.file)}, {trial.model}, score {trial.audit.score}{took}\n")
+            click.echo(visible(trial.description.text))
+            if trial.description.tags:
+                click.echo(f"\nTags: {visible(', '.join(trial.description.tags))}")
+            if trial.description.visible_text:
+                click.echo(f"\nText in it: {visible(trial.description.visible_text)}")
+            if trial.audit.reasons:
+                click.echo(f"\nThe audit: {visible(trial.audit.reasons)}")
+            click.echo()
+    passed = all(trial.audit.passed for trial in trials)
+    sys.exit(OK if passed else FINISHED_WITH_FAILURES)
 
 
 @main.command()

@@ -20,8 +20,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.home import default_home, nearest_home
+from batch_pipeline.languages import canonical_tag, is_english
 from batch_pipeline.masking import learn, learn_url, masked
 from batch_pipeline.media.acceptance import FORMATS
+from batch_pipeline.model_servers.prompts import read_prompts
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
 #: Behind a variable's name: the value is what the file holds, as container engines mount secrets.
@@ -169,6 +171,27 @@ class Settings(BaseSettings):
     embedding_options: str = Field(
         "", description="The same of the requests to the embedding model."
     )
+    prompts: str = Field(
+        "",
+        description=(
+            "Folder with prompts of your own: `image.txt`, `frame.txt`, `synthesis.txt`; those "
+            "that are not there are ours (`batch-pipeline prompt --show`)."
+        ),
+    )
+    prompt_place: bool = Field(
+        False,
+        description=(
+            "A prompt that names `{place}` gets the place and country that people wrote into a "
+            "file. Positions are never read."
+        ),
+    )
+    language: str = Field(
+        "",
+        description=(
+            "Language of descriptions, as a tag such as `de`, `pt-BR` or `zh-Hant`; one in another "
+            "language is not stored; empty: English, which is not checked."
+        ),
+    )
     vision_detail: VisionDetail = Field(
         VisionDetail.DEFAULT,
         description=(
@@ -295,6 +318,32 @@ class Settings(BaseSettings):
             raise ValueError("its `options` are not a JSON object")
         return value
 
+    @field_validator("prompts")
+    @classmethod
+    def _usable_prompts(cls, folder: str) -> str:
+        if not folder:
+            return ""
+        absolute = str(Path(folder).expanduser().resolve())
+        try:
+            read_prompts(absolute)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return absolute
+
+    @field_validator("language")
+    @classmethod
+    def _known_language(cls, tag: str) -> str:
+        return canonical_tag(tag) if tag else ""
+
+    @model_validator(mode="after")
+    def _can_write_it(self) -> Self:
+        if self.analyzer is AnalyzerName.EMBEDDED and not is_english(self.language):
+            raise ValueError(
+                f"the embedded analyzer writes English only: leave {ENVIRONMENT_PREFIX}LANGUAGE "
+                f"empty, or set {ENVIRONMENT_PREFIX}ANALYZER to a model server"
+            )
+        return self
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
@@ -405,6 +454,8 @@ def load_settings(**overrides: Any) -> Settings:
         lines = [
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"
             f"={masked(repr(problem['input']))}: {problem['msg']}"
+            if problem["loc"]
+            else problem["msg"]
             for problem in error.errors()
         ]
         raise ConfigurationError("settings are not valid:\n  " + "\n  ".join(lines)) from error

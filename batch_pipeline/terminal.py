@@ -26,6 +26,7 @@ from rich.text import Text
 
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.services.inspection import Inspection
+from batch_pipeline.services.model_costs import UserCost
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.reports.failures import FailureGroup, Failures
 from batch_pipeline.services.search import SearchResult
@@ -229,6 +230,25 @@ def batch_table(status: Mapping[str, Any]) -> Table:
     for key, label in names.items():
         if status[key] is not None:
             table.add_row(Text(label, style="bold"), literal(_shown(key, status[key])))
+    for cost in status["cost"]["models"]:
+        table.add_row(Text("model calls", style="bold"), literal(_cost_line(cost)))
+    return table
+
+
+def costs_table(costs: Sequence[UserCost]) -> Table:
+    """List what model calls cost, by user and model."""
+    table = _plain_table("user", "model", "kind", "calls", "tokens in", "tokens out", "seconds")
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for of_user in costs:
+        cost = of_user.cost
+        table.add_row(
+            Text("-" if of_user.user_id is None else str(of_user.user_id)),
+            literal(cost.model),
+            Text(cost.kind),
+            *(Text(f"{number:,}") for number in (cost.calls, cost.tokens_in, cost.tokens_out)),
+            Text(f"{cost.seconds:,.1f}"),
+        )
     return table
 
 
@@ -332,6 +352,13 @@ def _shown(key: str, value: Any) -> str:
             local = value
         return str(local.strftime("%Y-%m-%d %H:%M:%S"))
     return f"{value:g} %" if key == "progress_percentage" else str(value)
+
+
+def _cost_line(cost: Mapping[str, Any]) -> str:
+    return (
+        f"{cost['calls']:,} to {cost['model']}: {cost['tokens_in']:,} tokens in, "
+        f"{cost['tokens_out']:,} out, {cost['seconds']:,.1f} s"
+    )
 
 
 def _age(moment: datetime | None) -> str:

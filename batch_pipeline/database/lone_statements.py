@@ -10,7 +10,7 @@ from typing import Any
 
 from psycopg import Connection
 from psycopg.rows import namedtuple_row
-from sqlalchemy import Select, Update
+from sqlalchemy import Insert, Select, Update
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
@@ -23,7 +23,7 @@ class LoneStatement:
         statement: without ``IN`` over a list of values, whose SQL depends on them.
     """
 
-    def __init__(self, statement: Update | Select[Any]) -> None:
+    def __init__(self, statement: Insert | Update | Select[Any]) -> None:
         self.statement = statement
         compiled: Any = statement.compile(dialect=_DIALECT)
         self._sql = str(compiled).encode()

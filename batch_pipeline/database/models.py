@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Dialect,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -167,8 +168,8 @@ class UploadBatch(Base):
 
 #: Key of ``metadata`` for the date that a sidecar says, local time as ISO 8601 writes it.
 SIDECAR_DATE = "sidecar_date"
-#: All words that an upload can be found by; the function is made and explained by migration 0008.
-UPLOAD_WORDS = "upload_words(description, filename, metadata::jsonb)"
+#: All words that an upload can be found by; the function is made and explained by migration 0011.
+UPLOAD_WORDS = "upload_words(description, filename, metadata::jsonb, vision_tags, visible_text)"
 
 
 class Upload(Base):
@@ -232,6 +233,11 @@ class Upload(Base):
     #: Stable word for the reason in ``error_message``.
     error_kind: Mapped[str | None]
     vision_model: Mapped[str | None]
+    #: What the vision model would have it found by: small letters, each once. Changes with
+    #: ``description``; also in ``metadata``.
+    vision_tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
+    #: What can be read in the picture, word for word; empty: nothing, or nobody asked. As above.
+    visible_text: Mapped[str | None]
     #: Model of ``embedding_local``; only vectors of one model are compared.
     embedding_model: Mapped[str | None]
     #: Seconds that each stage took when it last ran.
@@ -279,7 +285,7 @@ class Upload(Base):
         Index("ix_uploads_embedding_model", "embedding_model"),
         Index("ix_uploads_user", "user_id", "embedding_model"),
         Index("ix_uploads_audit_score", "description_audit_score"),
-        # These three only of what search finds: others change often while they are worked.
+        # These four only of what search finds: others change often while they are worked.
         Index(
             "ix_uploads_words",
             text(UPLOAD_WORDS),
@@ -296,6 +302,12 @@ class Upload(Base):
         Index(
             "ix_uploads_checksum",
             "checksum",
+            postgresql_where=text("embedding_model IS NOT NULL"),
+        ),
+        Index(
+            "ix_uploads_tags",
+            "vision_tags",
+            postgresql_using="gin",
             postgresql_where=text("embedding_model IS NOT NULL"),
         ),
         Index(
@@ -341,6 +353,38 @@ class ModelPause(Base):
     not_before: Mapped[datetime]
     #: What the server said.
     reason: Mapped[str]
+
+
+class ModelCall(Base):
+    """One answered call to a model server, and what it took; a row never changes.
+
+    Outlives upload and batch: it was paid for. Without foreign keys, as the rows of an upload API
+    are deleted by the API.
+    """
+
+    __tablename__ = "model_calls"
+
+    #: Made by whoever made the call, so that it is stored once however often that is tried.
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    #: Empty: a question of our own, which belongs to no upload.
+    upload_id: Mapped[uuid.UUID | None]
+    batch_id: Mapped[uuid.UUID | None]
+    user_id: Mapped[uuid.UUID | None]
+    #: ``vision`` or ``embedding``.
+    kind: Mapped[str]
+    model: Mapped[str]
+    #: As the server counts them; 0: it does not tell.
+    tokens_in: Mapped[int] = mapped_column(Integer)
+    tokens_out: Mapped[int] = mapped_column(Integer)
+    #: From the request to the end of the answer.
+    seconds: Mapped[float] = mapped_column(Double)
+    answered_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+    __table_args__ = (
+        Index("ix_model_calls_batch", "batch_id"),
+        Index("ix_model_calls_user", "user_id"),
+        Index("ix_model_calls_answered_at", "answered_at"),
+    )
 
 
 class DatabaseIdentity(Base):

@@ -26,6 +26,10 @@ class MediaFacts:
     """Where `captured_at` was found, e.g. ``EXIF DateTimeOriginal``, ``file name``."""
     camera: str | None = None
     """Maker and model."""
+    caption: str | None = None
+    """What people wrote about it. Not stored."""
+    place: str | None = None
+    """Names of place and country that people wrote. Not stored: it may be shown to nobody."""
     frame_count: int = 1
     """Frames of an animation; 1 for a still picture."""
     duration_seconds: float | None = None

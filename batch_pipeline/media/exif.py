@@ -8,6 +8,7 @@ from batch_pipeline.media.tiff_block import Entry, TiffBlock
 class Tag(IntEnum):
     """The entries that are read."""
 
+    DESCRIPTION = 0x010E
     MAKE = 0x010F
     MODEL = 0x0110
     ORIENTATION = 0x0112

@@ -76,6 +76,8 @@ def decode_image(
         captured_at=metadata.captured_at,
         date_source=metadata.date_source,
         camera=metadata.camera,
+        caption=metadata.caption,
+        place=metadata.place,
         frame_count=still.frame_count,
         clip=still.clip or _live_photo(metadata),
         warnings=tuple(still.warnings),

@@ -1,57 +1,86 @@
-"""IPTC, the newspapers' block of metadata (IIM), read for its dates alone."""
+"""IPTC's older form (IIM), read for the few entries that matter: never a position."""
 
 import re
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
 
-_MARK, _APPLICATION_RECORD = 0x1C, 2
-#: Numbers of the data sets: a day, and the time of that day.
-_DATES = {"IPTC DateCreated": (55, 60), "IPTC DigitalCreationDate": (62, 63)}
-#: Data sets that are walked at most.
-_MAX_SETS = 10_000
-#: The resource of a Photoshop block in which the IPTC block is.
-_RESOURCE = 0x0404
+_PHOTOSHOP, _RESOURCE, _IPTC_RESOURCE = b"Photoshop 3.0\0", b"8BIM", 0x0404
+_ENTRY_MARK, _RECORD = 0x1C, 2
+#: More entries, or longer ones (bytes), are not read.
+_MOST_ENTRIES, _LONGEST = 1000, 4096
 
 
-def read_iptc_dates(block: bytes | memoryview) -> dict[str, str]:
-    """Read the dates of a block, by their source, as EXIF writes them."""
-    texts: dict[int, str] = {}
-    for number, value in _data_sets(bytes(block)):
-        texts.setdefault(number, value)
-    found = {}
-    for source, (day, time) in _DATES.items():
-        digits = re.sub(r"\D", "", texts.get(day, ""))
-        clock = re.match(r"\d{6}", texts.get(time, "").replace(":", ""))
-        if len(digits) == 8:
-            shown = f" {clock[0][:2]}:{clock[0][2:4]}:{clock[0][4:]}" if clock else ""
-            found[source] = f"{digits[:4]}:{digits[4:6]}:{digits[6:]}{shown}"
+class Dataset(IntEnum):
+    """The entries of record 2 that are read."""
+
+    DATE_CREATED = 55
+    TIME_CREATED = 60
+    DIGITAL_DATE = 62
+    DIGITAL_TIME = 63
+    CITY = 90
+    SUBLOCATION = 92
+    STATE = 95
+    COUNTRY = 101
+    CAPTION = 120
+
+
+_DATASETS = frozenset(Dataset)
+#: A day, and the time of that day, by their source.
+_DATES = {
+    "IPTC DateCreated": (Dataset.DATE_CREATED, Dataset.TIME_CREATED),
+    "IPTC DigitalCreationDate": (Dataset.DIGITAL_DATE, Dataset.DIGITAL_TIME),
+}
+
+
+def iptc_of_photoshop(resources: bytes | memoryview) -> bytes:
+    """Find the IPTC block among the resources that Photoshop writes; empty if there is none.
+
+    A JPEG has them behind a name in segments of their own, a TIFF in an entry.
+    """
+    block = bytes(resources)
+    position = len(_PHOTOSHOP) if block.startswith(_PHOTOSHOP) else 0
+    while block[position : position + 4] == _RESOURCE and position + 12 <= len(block):
+        number = int.from_bytes(block[position + 4 : position + 6], "big")
+        # A name behind its length, padded to an even number of bytes, then a size.
+        named = 1 + block[position + 6]
+        start = position + 6 + named + named % 2
+        size = int.from_bytes(block[start : start + 4], "big")
+        if number == _IPTC_RESOURCE:
+            return block[start + 4 : start + 4 + size]
+        position = start + 4 + size + size % 2
+    return b""
+
+
+def read_iptc(block: bytes) -> dict[Dataset, bytes]:
+    """Read a block; what is broken ends it, no error is raised."""
+    found: dict[Dataset, bytes] = {}
+    for record, dataset, value in _entries(block):
+        if record == _RECORD and dataset in _DATASETS:
+            found.setdefault(Dataset(dataset), value)
     return found
 
 
-def iptc_of_photoshop(block: bytes | memoryview) -> bytes | None:
-    """Find the IPTC block among the image resources of Photoshop, as JPEG and TIFF hold them."""
-    data, position = bytes(block), 0
-    while data[position : position + 4] == b"8BIM":
-        number = int.from_bytes(data[position + 4 : position + 6], "big")
-        # A name behind its length, padded to an even number of bytes, then a size.
-        name_bytes = next(iter(data[position + 6 : position + 7]), 0)
-        start = position + 6 + (name_bytes + 2) // 2 * 2 + 4
-        size = int.from_bytes(data[start - 4 : start], "big")
-        if number == _RESOURCE:
-            return data[start : start + size]
-        position = start + size + size % 2
-    return None
+def iptc_dates(found: Mapping[Dataset, bytes]) -> dict[str, str]:
+    """The dates among what was read, by their source, as EXIF writes them."""
+    dates = {}
+    for source, (day, time) in _DATES.items():
+        digits = re.sub(rb"\D", b"", found.get(day, b"")).decode()
+        clock = re.match(rb"(\d\d)(\d\d)(\d\d)", found.get(time, b"").replace(b":", b""))
+        if len(digits) == 8:
+            shown = b" %s:%s:%s" % clock.groups() if clock else b""
+            dates[source] = f"{digits[:4]}:{digits[4:6]}:{digits[6:]}{shown.decode()}"
+    return dates
 
 
-def _data_sets(data: bytes) -> Iterator[tuple[int, str]]:
+def _entries(block: bytes) -> Iterator[tuple[int, int, bytes]]:
     position = 0
-    for _ in range(_MAX_SETS):
-        if data[position : position + 1] != bytes([_MARK]) or position + 5 > len(data):
+    for _ in range(_MOST_ENTRIES):
+        if position + 5 > len(block) or block[position] != _ENTRY_MARK:
             return
-        record, number = data[position + 1], data[position + 2]
-        size = int.from_bytes(data[position + 3 : position + 5], "big")
-        if size & 0x8000:  # a longer size follows; no date has one
+        _, record, dataset, size = struct.unpack_from(">BBBH", block, position)
+        position += 5
+        if size >= 0x8000:  # a longer length follows, which only pictures within need
             return
-        start = position + 5
-        if record == _APPLICATION_RECORD:
-            yield number, data[start : start + size].decode("latin-1")
-        position = start + size
+        yield record, dataset, block[position : position + min(size, _LONGEST)]
+        position += size

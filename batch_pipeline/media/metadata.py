@@ -14,16 +14,20 @@ A date is looked for in this order, and the first that is a date counts:
 
 A date is the camera's local time; a zone beside it is not counted in. Years ahead of the first
 photograph or of the present, and zeros, are no date: they stand for a clock that was never set.
+
+A caption is looked for in XMP ``dc:description``, in IPTC, and in EXIF ``ImageDescription``, where
+some cameras write their own name; names of a place in XMP and in IPTC.
 """
 
+import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from batch_pipeline.media.content import MediaFacts
 from batch_pipeline.media.exif import Exif, Tag, read_exif
-from batch_pipeline.media.iptc import iptc_of_photoshop, read_iptc_dates
+from batch_pipeline.media.iptc import Dataset, iptc_dates, iptc_of_photoshop, read_iptc
 from batch_pipeline.media.pictures import camera_name
 
 #: Of the oldest photograph that is kept.
@@ -47,6 +51,19 @@ _EXIF_DATES = {
 SIDECAR = "sidecar XMP"
 _XMP_DATES = ("exif:DateTimeOriginal", "photoshop:DateCreated", "xmp:CreateDate")
 _XMP_ENTRY = rb"""%s\s*(?:=\s*["']|>\s*)([^"'<]{1,200})"""
+#: A text in several languages, the first of which is the file's own.
+_XMP_CAPTION = re.compile(rb"<dc:description[^>]*>\s*<rdf:Alt[^>]*>\s*<rdf:li[^>]*>([^<]{1,4000})")
+_PLACES = {
+    "Iptc4xmpCore:Location": Dataset.SUBLOCATION,
+    "photoshop:City": Dataset.CITY,
+    "photoshop:State": Dataset.STATE,
+    "photoshop:Country": Dataset.COUNTRY,
+}
+#: What cameras write where a caption would be.
+_OF_A_CAMERA = re.compile(
+    r"(?i:[\w .-]*digital camera|sony dsc|dcim\\.*|exif[_ ]jpeg[_ ]\w+|default|untitled|"
+    r"jpeg picture|\W*)"
+)
 #: More of an XMP packet is not searched (bytes); what is asked for stands at its start.
 XMP_BYTES = 1024**2
 
@@ -61,6 +78,9 @@ class Metadata:
     captured_at: datetime | None = None
     date_source: str | None = None
     camera: str | None = None
+    caption: str | None = None
+    place: str | None = None
+    """Names, from the place to its country; never a position."""
     orientation: int = 1
     """1 to 8, as EXIF numbers them."""
     live_photo: str | None = None
@@ -68,16 +88,14 @@ class Metadata:
 
 
 def read_metadata(
-    exif_blocks: Iterable[bytes | memoryview],
-    xmp: bytes | None,
-    iptc: bytes | None = None,
+    exif_blocks: Iterable[bytes | memoryview], xmp: bytes | None, iptc: bytes | None = None
 ) -> Metadata:
     """Weigh what a picture says.
 
     Args:
         exif_blocks: in the order of the file; of contradictions the first counts.
         xmp: the XMP packet.
-        iptc: the IPTC block.
+        iptc: the block of IPTC's older form.
     """
     exif: Exif = {}
     for block in exif_blocks:
@@ -85,8 +103,8 @@ def read_metadata(
     if xmp is None and isinstance(exif.get(Tag.XMP), bytes):
         xmp = _bytes(exif.get(Tag.XMP))
     xmp = (xmp or b"")[:XMP_BYTES]
-    iptc = iptc or _iptc_of(exif)
-    captured_at, source = _believed_date(exif, xmp, iptc)
+    said = read_iptc(iptc or _iptc_of(exif))
+    captured_at, source = _believed_date(exif, xmp, said)
     orientation = exif.get(Tag.ORIENTATION)
     return Metadata(
         captured_at=captured_at,
@@ -95,6 +113,8 @@ def read_metadata(
             _text(_bytes(exif.get(Tag.MAKE))) or _xmp_entry(xmp, "tiff:Make"),
             _text(_bytes(exif.get(Tag.MODEL))) or _xmp_entry(xmp, "tiff:Model"),
         ),
+        caption=_caption(exif, xmp, said),
+        place=_place(xmp, said),
         orientation=orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1,
         live_photo=_live_photo(_bytes(exif.get(Tag.MAKER_NOTE))),
     )
@@ -135,13 +155,15 @@ def with_date_from_outside(
 
 def _iptc_of(exif: Exif) -> bytes:
     """The IPTC block as TIFF files hold it."""
-    return _bytes(exif.get(Tag.IPTC)) or iptc_of_photoshop(_bytes(exif.get(Tag.PHOTOSHOP))) or b""
+    return _bytes(exif.get(Tag.IPTC)) or iptc_of_photoshop(_bytes(exif.get(Tag.PHOTOSHOP)))
 
 
-def _believed_date(exif: Exif, xmp: bytes, iptc: bytes) -> tuple[datetime | None, str | None]:
+def _believed_date(
+    exif: Exif, xmp: bytes, iptc: Mapping[Dataset, bytes]
+) -> tuple[datetime | None, str | None]:
     said = [(source, _text(_bytes(exif.get(tag)))) for tag, source in _EXIF_DATES.items()]
     said += [(f"XMP {entry}", _xmp_entry(xmp, entry)) for entry in _XMP_DATES]
-    said += read_iptc_dates(iptc).items()
+    said += iptc_dates(iptc).items()
     said.append(("EXIF DateTime", _text(_bytes(exif.get(Tag.DATE_TIME)))))
     for source, text in said:
         found = parse_date(text)
@@ -169,6 +191,25 @@ def _date(*parts: str | None) -> datetime | None:
 def _xmp_entry(xmp: bytes, name: str) -> str:
     match = re.search(_XMP_ENTRY % re.escape(name.encode()), xmp)
     return _text(match[1]) if match else ""
+
+
+def _caption(exif: Exif, xmp: bytes, iptc: Mapping[Dataset, bytes]) -> str | None:
+    listed = _XMP_CAPTION.search(xmp)
+    said = (
+        html.unescape(_text(listed[1])) if listed else _xmp_entry(xmp, "dc:description"),
+        _text(iptc.get(Dataset.CAPTION, b"")),
+        _text(_bytes(exif.get(Tag.DESCRIPTION))),
+    )
+    found = (text.strip().strip("\0") for text in said)
+    return next((text for text in found if text and not _OF_A_CAMERA.fullmatch(text)), None)
+
+
+def _place(xmp: bytes, iptc: Mapping[Dataset, bytes]) -> str | None:
+    names = [
+        html.unescape(_xmp_entry(xmp, entry)).strip() or _text(iptc.get(dataset, b"")).strip()
+        for entry, dataset in _PLACES.items()
+    ]
+    return ", ".join(dict.fromkeys(filter(None, names))) or None
 
 
 def _live_photo(note: bytes) -> str | None:

@@ -35,6 +35,15 @@ def shows_thought(answer: str, *, cut_by_length: bool) -> bool:
     return bool(_THOUGHT.search(answer) or _END_OF_THOUGHT.match(answer))
 
 
+def is_prose(answer: str) -> bool:
+    """Tell whether a model that was asked for JSON wrote sentences: its server ignores the asking.
+
+    JSON that is broken, or cut, is none; nor is an empty answer.
+    """
+    text = clean(answer)
+    return bool(text) and "{" not in text
+
+
 def usable_text(answer: str, *, cut_by_length: bool) -> str:
     """Clean an answer, or say why it cannot be stored.
 

@@ -6,8 +6,8 @@ They raise the errors of `batch_pipeline.errors`: `TransientError` for what may 
 such model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -35,13 +35,36 @@ class Usage:
         )
 
 
-#: Told what each answered call took, also if the answer turns out to be of no use; called by the
-#: thread of the calls, and must return at once.
+#: Told what each answered call took, also if the answer turns out to be of no use; called in the
+#: thread that asked, before it gets a result or an error. Must not raise.
 Spent = Callable[[Usage], None]
 
 
 def not_counted(usage: Usage) -> None:
     """For callers who keep no account."""
+
+
+@contextmanager
+def told_here(spent: Spent) -> Iterator[Spent]:
+    """Give a collector to whatever makes the calls, and tell what it collected in this thread."""
+    collected: list[Usage] = []
+    try:
+        yield collected.append
+    finally:
+        for usage in collected:
+            spent(usage)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a vision model says of a picture or a video."""
+
+    text: str
+    """Plain text, never empty."""
+    tags: tuple[str, ...] = ()
+    """Small letters, each once; none if the model was not held to fields."""
+    visible_text: str = ""
+    """What can be read in it, word for word; empty: nothing, or the model was not asked apart."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +147,7 @@ class VisionModel(Protocol):
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
         spent: Spent = not_counted,
-    ) -> str:
+    ) -> Description:
         """Describe one picture, or a video by its frames in the order of time.
 
         Args:
@@ -134,9 +157,6 @@ class VisionModel(Protocol):
                 is not asked for again.
             cancelled: asked at least twice a second while a call is waited for.
             spent: told what each answered call took.
-
-        Returns:
-            Plain text, never empty.
 
         Raises:
             TransientError: time-out, 5xx, reset connection, an empty or cut answer.
@@ -177,7 +197,7 @@ class EmbeddingModel(Protocol):
         """
         ...
 
-    def check(self) -> list[HealthCheck]:
+    def check(self, *, spent: Spent = not_counted) -> list[HealthCheck]:
         """Ask whether a call could succeed now; never raises."""
         ...
 
@@ -201,11 +221,13 @@ class Analyzer:
         """Whether both answer a question with a known answer."""
         return [*self.vision.try_out(), *self.embedding.try_out()]
 
-    def outages(self) -> list[HealthCheck]:
-        """Why no upload could be worked now: what fails of a model that no server has."""
+    def outages(self, spent: Spent = not_counted) -> list[HealthCheck]:
+        """Why no upload could be worked now: what fails of a model that no server has.
+
+        `spent` is told of calls to the embedding model; to look at the vision model takes none.
+        """
         found: list[HealthCheck] = []
-        for model in (self.vision, self.embedding):
-            checks = model.check()
+        for checks in (self.vision.check(), self.embedding.check(spent=spent)):
             if not any(check.ok for check in checks):
                 found += checks
         return found

@@ -28,6 +28,7 @@ from batch_pipeline.media.square_views import square_views
 from batch_pipeline.model_servers import efficientnet, sentence_encoder
 from batch_pipeline.model_servers.base import (
     CancelledCheck,
+    Description,
     HealthCheck,
     Spent,
     never_cancelled,
@@ -62,7 +63,7 @@ class EmbeddedVision:
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
         spent: Spent = not_counted,
-    ) -> str:
+    ) -> Description:
         """Describe a picture or a video; see `VisionModel.describe`.
 
         Raises:
@@ -75,6 +76,7 @@ class EmbeddedVision:
             copies.append(small_copy(frame.jpeg))
         _stop_if(cancelled)
         measured = measure(copies)
+        readable = _read_text(frames[0], cancelled)
         sentences = [
             _content(_seen(frames, cancelled) if self._classifies else None),
             _first_look(facts, measured),
@@ -84,9 +86,10 @@ class EmbeddedVision:
             _course(facts, measured, len(frames)),
             _origin(facts),
             f"It measures {facts.width} by {facts.height} pixels.",
-            _writing(_read_text(frames[0], cancelled)),
+            _writing(readable),
         ]
-        return " ".join(sentence for sentence in sentences if sentence)
+        text = " ".join(sentence for sentence in sentences if sentence)
+        return Description(text, visible_text=readable)
 
     def check(self) -> list[HealthCheck]:
         """Look whether the weights are those that are expected; nothing is loaded."""
@@ -152,8 +155,9 @@ class EmbeddedEmbedding:
         joined = np.concatenate([meaning, WORDS_WEIGHT * hash_text(text, words)])
         return np.asarray(joined / np.linalg.norm(joined), np.float64)
 
-    def check(self) -> list[HealthCheck]:
+    def check(self, *, spent: Spent = not_counted) -> list[HealthCheck]:
         """Nothing to reach, so nothing can be down; nothing is loaded."""
+        del spent
         found = f"{self.name}, built in, {self.dimensions} numbers"
         if self._by_meaning:
             found += "; finds by meaning, in 16 languages"

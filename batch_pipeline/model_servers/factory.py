@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.languages import language_name
 from batch_pipeline.model_servers.base import Analyzer, CallKind, CallSlots, MakeCallSlots
 from batch_pipeline.model_servers.call_slots import CallGate
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
+from batch_pipeline.model_servers.prompts import Prompts, read_prompts
 from batch_pipeline.settings import AnalyzerName, Settings, VisionDetail
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
                 settings.vision_longest_side,
                 settings.vision_side_multiple or side_multiple(settings.vision_model),
             ),
+            prompts_of(settings),
         )
 
     def remote_embedding() -> RemoteEmbedding:
@@ -108,6 +111,19 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
         embedding=EmbeddedEmbedding(settings.embedding_dimensions)
         if embedding is AnalyzerName.EMBEDDED
         else remote_embedding(),
+    )
+
+
+def prompts_of(settings: Settings) -> Prompts:
+    """What vision models are asked.
+
+    Raises:
+        ConfigurationError: a file of the folder of prompts cannot be used.
+    """
+    return read_prompts(
+        settings.prompts,
+        language=language_name(settings.language),
+        tells_place=settings.prompt_place,
     )
 
 

@@ -20,8 +20,10 @@ BUDGET_OF_A_THINKER = 8
 _REFUSAL = re.compile(
     r"unsupported|not supported|not support|unrecognized|unrecognised|unknown|unexpected"
     r"|extra_forbidden|extra inputs|not permitted|not allowed|deprecated"
-    r"|invalid (parameter|value)|input should be"
+    r"|invalid (parameter|value)|input should be|must be one of|unavailable|cannot unmarshal"
 )
+#: Parameters whose names say something else in a sentence; in a refusal they are quoted.
+_COMMON_WORDS = {"format"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,14 @@ class Learnt:
         return {
             name: value for name, value in {**taken, **self._options}.items() if value is not None
         }
+
+    def takes(self, name: str) -> bool:
+        """Tell whether a parameter of ours is sent: neither refused, nor set by a person."""
+        return name not in self._options and name not in self._refused
+
+    def ignores(self, name: str) -> None:
+        """Learn that a server takes a parameter and does not do as it says."""
+        self._refused[name] = "it is ignored"
 
     def refuses(self, name: str) -> bool:
         """Tell whether a parameter was refused, whatever its value."""
@@ -180,7 +190,8 @@ def _refused_parameter(sent: Mapping[str, Any], status: int, body: str) -> str |
         return str(error["param"])
     places = {}
     for name in sent:
-        # "does not support thinking" is about `think`.
-        if found := re.search(rf"(?<!\w){re.escape(name.lower())}(?:ing)?(?!\w)", lowered):
+        # "does not support thinking" is about `think`, "unsupported image format" no parameter.
+        before = "['\"`.]" if name in _COMMON_WORDS else r"(?<!\w)"
+        if found := re.search(rf"{before}{re.escape(name.lower())}(?:ing)?(?!\w)", lowered):
             places[name] = found.start()
     return min(places, key=places.__getitem__) if places else None

@@ -8,11 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batch_pipeline.model_servers.base import Usage
+from batch_pipeline.model_servers.base import Spent, Usage
 from batch_pipeline.model_servers.http_calls import ServerCalls
 
 #: Context window asked for where the server lets the caller choose (tokens).
 CONTEXT_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """The fields that an answer is to have, for servers that hold a model to them."""
+
+    schema: Mapping[str, Any]
+    wording: str
+    """Added to the prompt."""
+    more_tokens: int
+    """Beside those of the request."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,17 @@ class ChatRequest:
     max_tokens: int
     temperature: float
     seed: int
+    form: AnswerForm | None = None
+    """Asked for where the server takes it; else the answer is plain."""
+
+    def question(self, *, in_form: bool) -> str:
+        """What the model is asked."""
+        return f"{self.prompt}\n\n{self.form.wording}" if self.form and in_form else self.prompt
+
+    def room(self, budget: int, *, in_form: bool) -> int:
+        """Tokens that the answer may have, with room for thoughts: so many times the usual."""
+        more = self.form.more_tokens if self.form and in_form else 0
+        return self.max_tokens * budget + more
 
 
 @dataclass(frozen=True)
@@ -33,6 +55,8 @@ class ChatAnswer:
     text: str
     cut_by_length: bool
     usage: Usage
+    in_form: bool = False
+    """The fields that were asked for; else plain text."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,11 @@ class ModelOptions:
     """How closely a picture is looked at, where the protocol has a word for it."""
 
 
+def counted(told: object) -> int:
+    """Tokens as a server tells them, which may be nothing or nonsense; 0 then."""
+    return told if isinstance(told, int) and 0 <= told < 2**31 else 0
+
+
 class ModelServer(ABC):
     """One dialect of HTTP, bound to one address; its coroutines run on the loop of `http_calls`.
 
@@ -65,11 +94,11 @@ class ModelServer(ABC):
     calls: ServerCalls
 
     @abstractmethod
-    async def chat(self, model: str, request: ChatRequest) -> ChatAnswer:
-        """Ask a vision model one question."""
+    async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
+        """Ask a vision model one question; may take several calls, each of which is told."""
 
     @abstractmethod
-    async def embed(self, model: str, texts: Sequence[str]) -> EmbedAnswer:
+    async def embed(self, model: str, texts: Sequence[str], spent: Spent) -> EmbedAnswer:
         """Embed texts; refuses one that is longer than the context rather than cutting it."""
 
     @abstractmethod
@@ -85,7 +114,7 @@ class ModelServer(ABC):
         """Say what was found; raises a `KindedError` if the model is missing or unsuitable."""
 
     @abstractmethod
-    async def check_embedding(self, model: str, dimensions: int) -> str:
+    async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
         """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
 
     @abstractmethod

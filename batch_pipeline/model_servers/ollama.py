@@ -7,8 +7,8 @@ from typing import Any
 import ollama
 
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.model_servers.answers import clean, shows_thought, wrong_length
-from batch_pipeline.model_servers.base import Usage
+from batch_pipeline.model_servers.answers import clean, is_prose, shows_thought, wrong_length
+from batch_pipeline.model_servers.base import Spent, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
@@ -20,6 +20,7 @@ from batch_pipeline.model_servers.model_server import (
     EmbedAnswer,
     ModelOptions,
     ModelServer,
+    counted,
 )
 
 #: Parameters beside the options.
@@ -60,22 +61,24 @@ class OllamaServer(ModelServer):
         self._learnt: dict[str, Learnt] = {}
         self.calls = ServerCalls(host, limits, probe=self._models, circuit=circuit)
 
-    async def chat(self, model: str, request: ChatRequest) -> ChatAnswer:
+    async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
         """Ask a vision model one question."""
-        message = ollama.Message(role="user", content=request.prompt)
-        if request.jpeg is not None:
-            message.images = [ollama.Image(value=request.jpeg)]
+        images = [ollama.Image(value=request.jpeg)] if request.jpeg is not None else None
         learnt, usage = self._learnt_of(model), Usage(calls=0)
         while True:
-            stage = learnt.stage
-            max_tokens = request.max_tokens * stage.budget
+            stage, in_form = learnt.stage, bool(request.form and learnt.takes("format"))
+            max_tokens = request.room(stage.budget, in_form=in_form)
             sent = learnt.sent(
                 {
                     "temperature": request.temperature,
                     "seed": request.seed,
                     "num_predict": max_tokens,
                     "num_ctx": CONTEXT_TOKENS,
+                    "format": request.form.schema if request.form and in_form else None,
                 }
+            )
+            message = ollama.Message(
+                role="user", content=request.question(in_form=in_form), images=images
             )
             began = time.monotonic()
             try:
@@ -85,7 +88,9 @@ class OllamaServer(ModelServer):
                 if learnt.learns_from_refusal(sent, error.status_code, error.error):
                     continue
                 raise
-            usage += _usage(response, began)
+            used = _usage(response, began)
+            spent(used)
+            usage += used
             text = response.message.content or ""
             cut = response.done_reason == "length"
             if response.message.thinking or shows_thought(text, cut_by_length=cut):
@@ -93,17 +98,20 @@ class OllamaServer(ModelServer):
                 if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
                     continue
             learnt.answered(stage)
-            return ChatAnswer(text, cut, usage)
+            if in_form and is_prose(text):
+                learnt.ignores("format")
+                in_form = False
+            return ChatAnswer(text, cut, usage, in_form)
 
-    async def embed(self, model: str, texts: Sequence[str]) -> EmbedAnswer:
+    async def embed(self, model: str, texts: Sequence[str], spent: Spent) -> EmbedAnswer:
         """Embed texts; refuses one that is longer than the context rather than cutting it."""
         began = time.monotonic()
         sent = {"num_ctx": CONTEXT_TOKENS, **self._options.embedding}
         async with self._clients.client() as client:
             response = await client.embed(model, list(texts), truncate=False, **_arguments(sent))
-        return EmbedAnswer(
-            [list(vector) for vector in response.embeddings], _usage(response, began)
-        )
+        usage = _usage(response, began)
+        spent(usage)
+        return EmbedAnswer([list(vector) for vector in response.embeddings], usage)
 
     def learnt(self, model: str) -> str:
         """What calls have found out about how the model is to be called."""
@@ -130,8 +138,9 @@ class OllamaServer(ModelServer):
         await self._show(model, "vision")
         return "answers, model is there"
 
-    async def check_embedding(self, model: str, dimensions: int) -> str:
+    async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
         """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
+        del spent
         facts = (await self._show(model, "embedding")).modelinfo or {}
         lengths = [value for name, value in facts.items() if name.endswith(".embedding_length")]
         if lengths and lengths[0] != dimensions:
@@ -187,8 +196,8 @@ def _arguments(sent: Mapping[str, Any]) -> dict[str, Any]:
 
 def _usage(response: ollama.ChatResponse | ollama.EmbedResponse, began: float) -> Usage:
     return Usage(
-        response.prompt_eval_count or 0,
-        getattr(response, "eval_count", None) or 0,
+        counted(response.prompt_eval_count),
+        counted(getattr(response, "eval_count", None)),
         time.monotonic() - began,
     )
 

@@ -3,6 +3,7 @@
 import base64
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionContentPartParam
@@ -11,8 +12,8 @@ from openai.types.completion_usage import CompletionUsage
 from openai.types.create_embedding_response import Usage as EmbeddingUsage
 
 from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
-from batch_pipeline.model_servers.answers import checked_vector, clean, shows_thought
-from batch_pipeline.model_servers.base import CallKind, Usage
+from batch_pipeline.model_servers.answers import checked_vector, clean, is_prose, shows_thought
+from batch_pipeline.model_servers.base import CallKind, Spent, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
@@ -23,6 +24,7 @@ from batch_pipeline.model_servers.model_server import (
     EmbedAnswer,
     ModelOptions,
     ModelServer,
+    counted,
 )
 
 _NOT_BY_TEMPLATE = {"enable_thinking": False, "thinking": False}
@@ -80,46 +82,54 @@ class OpenAICompatibleServer(ModelServer):
         self._embeds_well: set[tuple[str, int]] = set()
         self.calls = ServerCalls(base_url, limits, probe=self._models, circuit=circuit)
 
-    async def chat(self, model: str, request: ChatRequest) -> ChatAnswer:
+    async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
         """Ask a vision model one question."""
-        content: list[ChatCompletionContentPartParam] = [{"type": "text", "text": request.prompt}]
-        if request.jpeg is not None:
-            content.append(self._picture(request.jpeg))
+        pictures = [self._picture(request.jpeg)] if request.jpeg is not None else []
         learnt, usage = self._learnt_of(model, "vision"), Usage(calls=0)
         while True:
-            stage = learnt.stage
-            max_tokens = request.max_tokens * stage.budget
+            stage, in_form = learnt.stage, bool(request.form and learnt.takes("response_format"))
+            max_tokens = request.room(stage.budget, in_form=in_form)
             sent = learnt.sent(
                 {
                     "temperature": request.temperature,
                     "seed": request.seed,
                     # The newer name is not known to every compatible server.
                     _limit_of_tokens(learnt): max_tokens,
+                    "response_format": _json_schema(request) if in_form else None,
                 }
             )
+            question: ChatCompletionContentPartParam = {
+                "type": "text",
+                "text": request.question(in_form=in_form),
+            }
             began = time.monotonic()
             try:
                 async with self._clients.client() as client:
                     completion = await client.chat.completions.create(
                         model=model,
-                        messages=[{"role": "user", "content": content}],
+                        messages=[{"role": "user", "content": [question, *pictures]}],
                         extra_body=sent,
                     )
             except openai.APIStatusError as error:
                 if learnt.learns_from_refusal(sent, error.status_code, error.response.text):
                     continue
                 raise
+            used = _usage(getattr(completion, "usage", None), began)
+            spent(used)
+            usage += used
             choice = self._choice(completion)
-            usage += _usage(completion.usage, began)
             text, cut = choice.message.content or "", choice.finish_reason == "length"
             if _has_thought(completion, choice) or shows_thought(text, cut_by_length=cut):
                 eaten = cut and not clean(text)
                 if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
                     continue
             learnt.answered(stage)
-            return ChatAnswer(text, cut, usage)
+            if in_form and is_prose(text):
+                learnt.ignores("response_format")
+                in_form = False
+            return ChatAnswer(text, cut, usage, in_form)
 
-    async def embed(self, model: str, texts: Sequence[str]) -> EmbedAnswer:
+    async def embed(self, model: str, texts: Sequence[str], spent: Spent) -> EmbedAnswer:
         """Embed texts; servers refuse one that is longer than the context."""
         learnt, began = self._learnt_of(model, "embedding"), time.monotonic()
         while True:
@@ -137,11 +147,13 @@ class OpenAICompatibleServer(ModelServer):
                 if learnt.learns_from_refusal(sent, error.status_code, error.response.text):
                     continue
                 raise
+            usage = _usage(getattr(response, "usage", None), began)
+            spent(usage)
             entries = getattr(response, "data", None)
             if not isinstance(entries, list):
                 raise self._not_the_protocol(response)
             vectors = [entry.embedding for entry in sorted(entries, key=lambda entry: entry.index)]
-            return EmbedAnswer(vectors, _usage(response.usage, began))
+            return EmbedAnswer(vectors, usage)
 
     def learnt(self, model: str) -> str:
         """What calls have found out about how the model is to be called."""
@@ -173,12 +185,12 @@ class OpenAICompatibleServer(ModelServer):
         await self._require(model)
         return "answers, model is there"
 
-    async def check_embedding(self, model: str, dimensions: int) -> str:
+    async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
         """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
         await self._require(model)
         if (model, dimensions) not in self._embeds_well:
             # The protocol tells no lengths; one short text does.
-            for vector in (await self.embed(model, ["check"])).vectors:
+            for vector in (await self.embed(model, ["check"], spent)).vectors:
                 checked_vector(vector, model, dimensions)
             self._embeds_well.add((model, dimensions))
         return f"answers, model is there, {dimensions} dimensions"
@@ -240,6 +252,13 @@ class OpenAICompatibleServer(ModelServer):
         )
 
 
+def _json_schema(request: ChatRequest) -> dict[str, Any] | None:
+    if request.form is None:
+        return None
+    schema = {"name": "answer", "strict": True, "schema": dict(request.form.schema)}
+    return {"type": "json_schema", "json_schema": schema}
+
+
 def _limit_of_tokens(learnt: Learnt) -> str:
     return "max_completion_tokens" if learnt.refuses("max_tokens") else "max_tokens"
 
@@ -255,7 +274,7 @@ def _has_thought(completion: ChatCompletion, choice: Choice) -> bool:
 
 def _usage(told: CompletionUsage | EmbeddingUsage | None, began: float) -> Usage:
     return Usage(
-        getattr(told, "prompt_tokens", None) or 0,
-        getattr(told, "completion_tokens", None) or 0,
+        counted(getattr(told, "prompt_tokens", None)),
+        counted(getattr(told, "completion_tokens", None)),
         time.monotonic() - began,
     )

@@ -17,30 +17,36 @@ from PIL import Image
 from batch_pipeline.errors import ServiceDownError, TransientError, UploadError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.pictures import VISION_SIDE
-from batch_pipeline.model_servers import prompts
 from batch_pipeline.model_servers.answers import checked_vector, usable_text
 from batch_pipeline.model_servers.base import (
     CallSlots,
     CancelledCheck,
+    Description,
     HealthCheck,
     Spent,
     Usage,
     never_cancelled,
     not_counted,
+    told_here,
 )
 from batch_pipeline.model_servers.model_server import (
+    AnswerForm,
     ChatAnswer,
     ChatRequest,
     EmbedAnswer,
     ModelServer,
 )
 from batch_pipeline.model_servers.picture_size import PictureSize
+from batch_pipeline.model_servers.prompts import COLOUR, Prompts
 from batch_pipeline.model_servers.server_group import ServerGroup
+from batch_pipeline.model_servers.structured import SCHEMA, description_in
 
 _log = logging.getLogger(__name__)
 
 _PICTURE_TOKENS = 512
 _SYNTHESIS_TOKENS = 2048
+#: More, for tags and visible text.
+_TOKENS_OF_FIELDS = 512
 _TEMPERATURE = 0.3
 _TEMPERATURE_STEP = 0.2
 _HIGHEST_TEMPERATURE = 0.9
@@ -71,6 +77,7 @@ class RemoteVision:
         model: name of the vision model, with its tag.
         slots: cap on the calls in flight.
         size: of the pictures that the model takes.
+        prompts: what it is asked.
     """
 
     def __init__(
@@ -79,9 +86,11 @@ class RemoteVision:
         model: str,
         slots: CallSlots,
         size: PictureSize = PictureSize(VISION_SIDE),  # noqa: B008 - frozen
+        prompts: Prompts = Prompts(),  # noqa: B008 - frozen
     ) -> None:
         self.name = model
         self._size = size
+        self._prompts = prompts
         self._servers = ServerGroup(servers, model, slots, self._known_question)
 
     def describe(
@@ -92,24 +101,31 @@ class RemoteVision:
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
         spent: Spent = not_counted,
-    ) -> str:
+    ) -> Description:
         """Describe a picture in one call; a video frame by frame, then as a whole.
+
+        Tags and visible text come with the answer about the whole, where the server takes a schema.
 
         Models of this family mis-handle several images in one call, hence a call per frame. See
         `batch_pipeline.model_servers.base.VisionModel` for arguments and errors.
         """
         ask = partial(self._ask, attempt=attempt, cancelled=cancelled, spent=spent)
         if facts.file_type == "image":
-            return ask(prompts.IMAGE, frames[0], tries=1)
+            return ask(self._prompts.of_image(facts), frames[0], tries=1, whole=True)
         total = len(frames)
         descriptions = [
-            ask(prompts.frame_prompt(number, total, frame), frame, tries=_CALL_TRIES_OF_A_VIDEO)
+            ask(
+                self._prompts.of_frame(facts, number, total, frame),
+                frame,
+                tries=_CALL_TRIES_OF_A_VIDEO,
+                whole=total == 1,
+            )
             for number, frame in enumerate(frames, start=1)
         ]
         if total == 1:
             return descriptions[0]
-        prompt = prompts.synthesis_prompt(frames, descriptions)
-        return ask(prompt, None, tries=_CALL_TRIES_OF_A_VIDEO)
+        prompt = self._prompts.of_video(facts, frames, [each.text for each in descriptions])
+        return ask(prompt, None, tries=_CALL_TRIES_OF_A_VIDEO, whole=True)
 
     def check(self) -> list[HealthCheck]:
         """Ask whether each server answers and has the model; never raises."""
@@ -125,10 +141,11 @@ class RemoteVision:
         frame: Frame | None,
         *,
         tries: int,
+        whole: bool,
         attempt: int,
         cancelled: CancelledCheck,
         spent: Spent,
-    ) -> str:
+    ) -> Description:
         jpeg = self._size.fitted(frame.jpeg) if frame else None
         for number in range(1, tries + 1):
             request = ChatRequest(
@@ -137,33 +154,36 @@ class RemoteVision:
                 max_tokens=_PICTURE_TOKENS if frame else _SYNTHESIS_TOKENS,
                 temperature=_temperature(attempt + number - 1),
                 seed=_SEEDS_PER_ATTEMPT * (attempt - 1) + number,
+                form=self._form() if whole else None,
             )
             try:
-                call = partial(self._chat, request, spent)
-                answer = self._servers.run(call, cancelled, tokens_of=_tokens)
-                return usable_text(answer.text, cut_by_length=answer.cut_by_length)
+                call = partial(self._chat, request)
+                answer = self._servers.run(call, cancelled, spent=spent, tokens_of=_tokens)
+                text = usable_text(answer.text, cut_by_length=answer.cut_by_length)
+                return description_in(text) if answer.in_form else Description(text)
             except TransientError as error:
                 if number == tries or error.kind not in _WORTH_ASKING_AGAIN:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    async def _chat(self, request: ChatRequest, spent: Spent, server: ModelServer) -> ChatAnswer:
-        answer = await server.chat(self.name, request)
-        spent(answer.usage)
-        return answer
+    def _form(self) -> AnswerForm:
+        return AnswerForm(SCHEMA, self._prompts.fields, _TOKENS_OF_FIELDS)
 
-    async def _known_question(self, server: ModelServer) -> ChatAnswer:
+    async def _chat(self, request: ChatRequest, server: ModelServer, spent: Spent) -> ChatAnswer:
+        return await server.chat(self.name, request, spent)
+
+    async def _known_question(self, server: ModelServer, spent: Spent) -> ChatAnswer:
         request = ChatRequest(
-            prompt=prompts.COLOUR,
+            prompt=COLOUR,
             jpeg=self._size.fitted(red_square()),
             max_tokens=_PICTURE_TOKENS,
             temperature=0,
             seed=1,
         )
-        return await server.chat(self.name, request)
+        return await server.chat(self.name, request, spent)
 
     async def _sees_red(self, server: ModelServer) -> str:
-        answer = await self._known_question(server)
+        answer = await self._known_question(server, not_counted)
         said = usable_text(answer.text, cut_by_length=answer.cut_by_length)
         if "red" not in said.lower():
             raise ServiceDownError(
@@ -214,11 +234,13 @@ class RemoteEmbedding:
             vectors += self._vectors(texts[start : start + _TEXTS_PER_CALL], cancelled, spent)
         return vectors
 
-    def check(self) -> list[HealthCheck]:
+    def check(self, *, spent: Spent = not_counted) -> list[HealthCheck]:
         """Ask whether each server answers, has the model, and its vectors fit; never raises."""
-        return self._servers.check(
-            "embedding", lambda server: server.check_embedding(self.name, self.dimensions)
-        )
+        with told_here(spent) as noted:
+            return self._servers.check(
+                "embedding",
+                lambda server: server.check_embedding(self.name, self.dimensions, noted),
+            )
 
     def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
         """Ask each server for vectors of texts, two of which are about the same.
@@ -231,8 +253,8 @@ class RemoteEmbedding:
         self, texts: Sequence[str], cancelled: CancelledCheck, spent: Spent
     ) -> list[list[float]]:
         try:
-            call = partial(self._embedded, texts, spent)
-            return self._servers.run(call, cancelled, tokens_of=_tokens).vectors
+            call = partial(self._embedded, texts)
+            return self._servers.run(call, cancelled, spent=spent, tokens_of=_tokens).vectors
         except UploadError as error:
             if not any(words in str(error).lower() for words in _TOO_LONG):
                 raise
@@ -253,11 +275,10 @@ class RemoteEmbedding:
             return self._vectors([shorter], cancelled, spent)
 
     async def _embedded(
-        self, texts: Sequence[str], spent: Spent, server: ModelServer
+        self, texts: Sequence[str], server: ModelServer, spent: Spent
     ) -> EmbedAnswer:
         """Embed texts; vectors that cannot be stored are an error of that server."""
-        answer = await server.embed(self.name, texts)
-        spent(answer.usage)
+        answer = await server.embed(self.name, texts, spent)
         if not answer.vectors:
             raise TransientError("embedding_empty", f"{self.name} returned no vector")
         if len(answer.vectors) != len(texts):
@@ -268,11 +289,11 @@ class RemoteEmbedding:
         checked = [checked_vector(one, self.name, self.dimensions) for one in answer.vectors]
         return EmbedAnswer(checked, answer.usage)
 
-    async def _known_text(self, server: ModelServer) -> EmbedAnswer:
-        return await self._embedded(["check"], not_counted, server)
+    async def _known_text(self, server: ModelServer, spent: Spent) -> EmbedAnswer:
+        return await self._embedded(["check"], server, spent)
 
     async def _tells_apart(self, server: ModelServer) -> str:
-        answer = await self._embedded(_KNOWN_TEXTS, not_counted, server)
+        answer = await self._embedded(_KNOWN_TEXTS, server, not_counted)
         one, other, third = map(np.array, answer.vectors)
         near, far = _cosine(one, other), _cosine(one, third)
         if near <= far:

@@ -24,6 +24,9 @@ from batch_pipeline.model_servers.base import (
     CallSlots,
     CancelledCheck,
     HealthCheck,
+    Spent,
+    not_counted,
+    told_here,
 )
 from batch_pipeline.model_servers.evidence import Evidence
 from batch_pipeline.model_servers.http_calls import (
@@ -114,7 +117,7 @@ class ServerGroup:
         servers: Sequence[ModelServer],
         model: str,
         slots: CallSlots,
-        known_call: Callable[[ModelServer], Coroutine[Any, Any, object]],
+        known_call: Callable[[ModelServer, Spent], Coroutine[Any, Any, object]],
     ) -> None:
         self.model = model
         self._known_call = known_call
@@ -125,12 +128,15 @@ class ServerGroup:
 
     def run(
         self,
-        call: Callable[[ModelServer], Coroutine[Any, Any, Answer]],
+        call: Callable[[ModelServer, Spent], Coroutine[Any, Any, Answer]],
         cancelled: CancelledCheck,
         *,
+        spent: Spent = not_counted,
         tokens_of: Callable[[Answer], float] = lambda _: 0,
     ) -> Answer:
         """Make one call to a server that can serve it; `tokens_of` its answer, if that tells.
+
+        Calls that find out whether a refusal is about this one belong to it, too.
 
         Raises:
             ServiceDownError: no server can; the message says of each why.
@@ -138,39 +144,8 @@ class ServerGroup:
                 refuses this call and answers others.
             KindedError: as `batch_pipeline.model_servers.http_calls.ServerCalls.run`.
         """
-        failed: dict[str, ServiceDownError] = {}
-        turned_away = _TurnedAway()
-        while len(failed) < len(self._servers):
-            with self._slots.taken(lambda: self._usable(failed), cancelled) as url:
-                server, began = self._servers[url], time.monotonic()
-                try:
-                    answered = server.calls.run(partial(call, server), cancelled=cancelled)
-                except Busy as busy:
-                    wait = turned_away.wait(busy, server.calls)
-                    if wait.by_all:
-                        self._slots.pause(url, wait.seconds, str(busy))
-                except ServiceDownError as error:
-                    if error.kind in DOUBTFUL and self._serves_others(server, began, cancelled):
-                        raise about_this_call(error) from error
-                    failed[url] = self._with_hint(server, error)
-                    if error.kind != "model_server_down":
-                        self._set_aside_until[url] = time.monotonic() + _SET_ASIDE_SECONDS
-                    wait = _NO_WAIT
-                else:
-                    self._evidence[url].answered()
-                    self._slots.answered(url, answered.rooms, tokens_of(answered.value))
-                    return answered.value
-            if not wait.by_all:
-                sleep(wait.seconds, cancelled)
-            if failed and len(failed) < len(self._servers):
-                _log.warning("%s; the call goes to another server", [*failed.values()][-1])
-        errors = list(failed.values())
-        if len(errors) == 1:
-            raise errors[0]
-        if_alone = next((error.if_alone for error in errors if error.if_alone), None)
-        raise ServiceDownError(
-            errors[0].kind, "; ".join(map(str, errors)), if_alone=if_alone
-        ) from errors[0]
+        with told_here(spent) as noted:
+            return self._run(call, cancelled, noted, tokens_of)
 
     def check(
         self, role: str, look: Callable[[ModelServer], Coroutine[Any, Any, str]]
@@ -194,6 +169,49 @@ class ServerGroup:
                 threads.map(lambda s: self._try(s, role, call, cancelled), self._servers.values())
             )
 
+    def _run(
+        self,
+        call: Callable[[ModelServer, Spent], Coroutine[Any, Any, Answer]],
+        cancelled: CancelledCheck,
+        spent: Spent,
+        tokens_of: Callable[[Answer], float],
+    ) -> Answer:
+        failed: dict[str, ServiceDownError] = {}
+        turned_away = _TurnedAway()
+        while len(failed) < len(self._servers):
+            with self._slots.taken(lambda: self._usable(failed), cancelled) as url:
+                server, began = self._servers[url], time.monotonic()
+                try:
+                    answered = server.calls.run(partial(call, server, spent), cancelled=cancelled)
+                except Busy as busy:
+                    wait = turned_away.wait(busy, server.calls)
+                    if wait.by_all:
+                        self._slots.pause(url, wait.seconds, str(busy))
+                except ServiceDownError as error:
+                    if error.kind in DOUBTFUL and self._serves_others(
+                        server, began, cancelled, spent
+                    ):
+                        raise about_this_call(error) from error
+                    failed[url] = self._with_hint(server, error)
+                    if error.kind != "model_server_down":
+                        self._set_aside_until[url] = time.monotonic() + _SET_ASIDE_SECONDS
+                    wait = _NO_WAIT
+                else:
+                    self._evidence[url].answered()
+                    self._slots.answered(url, answered.rooms, tokens_of(answered.value))
+                    return answered.value
+            if not wait.by_all:
+                sleep(wait.seconds, cancelled)
+            if failed and len(failed) < len(self._servers):
+                _log.warning("%s; the call goes to another server", [*failed.values()][-1])
+        errors = list(failed.values())
+        if len(errors) == 1:
+            raise errors[0]
+        if_alone = next((error.if_alone for error in errors if error.if_alone), None)
+        raise ServiceDownError(
+            errors[0].kind, "; ".join(map(str, errors)), if_alone=if_alone
+        ) from errors[0]
+
     def _usable(self, failed: Collection[str]) -> list[str]:
         left = [url for url in self._servers if url not in failed]
         now = time.monotonic()
@@ -203,7 +221,9 @@ class ServerGroup:
             if self._servers[url].calls.can_be_tried and now >= self._set_aside_until.get(url, 0)
         ] or left
 
-    def _serves_others(self, server: ModelServer, since: float, cancelled: CancelledCheck) -> bool:
+    def _serves_others(
+        self, server: ModelServer, since: float, cancelled: CancelledCheck, spent: Spent
+    ) -> bool:
         """Tell whether a server that refused a call, begun at `since`, answers any other."""
         evidence = self._evidence[server.calls.url]
         # One asks, the others wait for what it finds.
@@ -211,7 +231,7 @@ class ServerGroup:
             if (known := evidence.since(since)) is not None:
                 return known
             try:
-                server.calls.run(partial(self._known_call, server), cancelled=cancelled)
+                server.calls.run(partial(self._known_call, server, spent), cancelled=cancelled)
             except Busy:
                 return True  # it would serve, later
             except KindedError:

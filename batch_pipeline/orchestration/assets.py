@@ -16,6 +16,7 @@ import dagster as dg
 
 from batch_pipeline.media.previews import tiny_webp
 from batch_pipeline.services.progress.publishing import BatchProgress
+from batch_pipeline.services.reports.batch_status import cost_shape
 from batch_pipeline.services.upload_processing import UploadReport
 from batch_pipeline.visible_text import visible
 
@@ -143,16 +144,20 @@ def plain_stem(filename: str) -> str:
 
 def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
     """Say what was stored for an upload."""
+    described = report.description
     metadata: dict[str, Any] = {
         "file": text_metadata(report.filename),
         "upload_id": str(report.upload_id),
-        "description": text_metadata(report.description or ""),
+        "description": text_metadata(described.text if described else ""),
+        "tags": text_metadata(", ".join(described.tags if described else ())),
+        "visible_text": text_metadata(described.visible_text if described else ""),
         "audit_score": report.score or 0,
         "vision_model": report.vision_model or "",
         "embedding_model": report.embedding_model or "",
         "attempt": report.attempt,
         "seconds": round(sum(report.seconds.values()), 3),
         **{f"seconds_{stage}": seconds for stage, seconds in report.seconds.items()},
+        **cost_metadata(cost_shape(report.account.total)),
     }
     return dg.AssetMaterialization(
         upload_analysis.key,
@@ -182,6 +187,18 @@ def progress_metadata(progress: BatchProgress) -> Mapping[str, Any]:
         "successful": progress.successful,
         "failed": progress.failed,
         "progress_percentage": progress.progress_percentage,
+    }
+
+
+def cost_metadata(cost: Mapping[str, Any]) -> Mapping[str, int | float]:
+    """What model calls took; nothing if there were none, as with embedded models."""
+    if not cost["calls"]:
+        return {}
+    return {
+        "model_calls": cost["calls"],
+        "tokens_in": cost["tokens_in"],
+        "tokens_out": cost["tokens_out"],
+        "model_seconds": cost["seconds"],
     }
 
 

@@ -13,6 +13,7 @@ import dagster as dg
 
 from batch_pipeline.orchestration.assets import (
     batch_report,
+    cost_metadata,
     descriptions,
     embeddings,
     text_metadata,
@@ -109,6 +110,22 @@ def _report(summary: BatchSummary) -> dict[str, Any]:
         )
         left_out = head["failed_uploads"] - len(summary.failures)
         metadata["failures_not_shown"] = left_out or None
+    if models := head["cost"]["models"]:
+        metadata |= cost_metadata(head["cost"])
+        metadata["model_usage"] = _table(
+            {
+                "model": "string",
+                "kind": "string",
+                "calls": "int",
+                "tokens_in": "int",
+                "tokens_out": "int",
+                "seconds": "float",
+            },
+            (
+                (m["model"], m["kind"], m["calls"], m["tokens_in"], m["tokens_out"], m["seconds"])
+                for m in models
+            ),
+        )
     metadata["slowest_uploads"] = _table(
         {"file": "string", "seconds": "float", "slowest_stage": "string"},
         ((s.file, s.seconds, s.slowest_stage) for s in summary.slowest),

@@ -8,7 +8,8 @@ the words of a library or of a server, and say no more to who has to act. Where 
 import dagster as dg
 
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.orchestration.assets import preview, text_metadata
+from batch_pipeline.orchestration.assets import cost_metadata, preview, text_metadata
+from batch_pipeline.services.reports.batch_status import cost_shape
 from batch_pipeline.services.upload_processing import FailedUpload
 from batch_pipeline.visible_text import visible_line
 
@@ -29,6 +30,7 @@ def upload_failure(failed: FailedUpload) -> dg.Failure:
             "attempt": report.attempt,
             "reason": text_metadata(error),
             "upload_id": str(report.upload_id),
+            **cost_metadata(cost_shape(report.account.total)),
         },
         allow_retries=failed.will_retry,
     )

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from operator import eq
 
+from batch_pipeline.languages import language_name, other_language
+
 FULL_SCORE = 100
 #: A text with this score or a better one is stored.
 PASS_SCORE = 60
@@ -52,8 +54,12 @@ class AuditResult:
         return " ".join(penalty.reason for penalty in self.penalties)
 
 
-def audit(text: str) -> AuditResult:
+def audit(text: str, language: str = "") -> AuditResult:
     """Score a description; never raises.
+
+    Args:
+        text: the description.
+        language: tag of the language that it is to be in; empty: any.
 
     ==================== ====== =============================================================
     penalty              points when
@@ -71,15 +77,20 @@ def audit(text: str) -> AuditResult:
     ``structured_data``      45 JSON, or the beginning of it, instead of sentences
     ``no_common_words``      15 no everyday word of any known language (Latin script only)
     ``no_sentence``          15 under 3 words, or 20 and more without the end of a sentence
+    ``wrong_language``       45 the text is surely in another language than the one asked for
     ==================== ====== =============================================================
     """
     text = text.strip()
-    penalties = tuple(_penalties(text)) if text else (Penalty("empty", 100, "The text is empty."),)
+    penalties = (
+        tuple(_penalties(text, language))
+        if text
+        else (Penalty("empty", 100, "The text is empty."),)
+    )
     score = max(0, FULL_SCORE - sum(penalty.points for penalty in penalties))
     return AuditResult(score, score >= PASS_SCORE, penalties)
 
 
-def _penalties(text: str) -> Iterator[Penalty]:
+def _penalties(text: str, language: str) -> Iterator[Penalty]:
     words = _words(text)
     characters = Counter(text)
     yield from _control_tokens(text)
@@ -88,6 +99,9 @@ def _penalties(text: str) -> Iterator[Penalty]:
     yield from _symbols(characters)
     yield from _soup(characters, words)
     yield from _structure(text, words)
+    if language and (other := other_language(text, language)):
+        asked = language_name(language)
+        yield Penalty("wrong_language", 45, f"The text is in {other}, asked for was {asked}.")
 
 
 # Words and scripts ----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from batch_pipeline.database.session import open_database
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import Analyzer, CallSlots
 from batch_pipeline.services.file_ownership import FileOwnership
+from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.progress.publishing import ProgressPublisher
 from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
 from batch_pipeline.services.states.backlog import Backlog
@@ -47,7 +48,9 @@ class Pipeline:
 
     def analyzer_outage(self) -> ServiceDownError | None:
         """Say why no upload could be worked now; None if they could."""
-        problems = self.analyzer.outages()
+        embedding = self.analyzer.embedding
+        with Account(self.database) as account:
+            problems = self.analyzer.outages(account.of("embedding", embedding.name))
         if not problems:
             return None
         # Both models often stand on one server, whose outage is said once.

@@ -95,6 +95,10 @@ class SearchResult:
     """The same bytes, uploaded again; shown here and not once more."""
     cursor: str
     """Where the page after this result begins."""
+    tags: Sequence[str] = ()
+    """Of the vision model; none where it was not asked for any."""
+    visible_text: str = ""
+    """What can be read in the picture, as far as that was asked for apart."""
 
 
 def search(
@@ -289,6 +293,8 @@ class _Candidates:
             FILENAME,
             distance.label("distance"),
             func.coalesce(Upload.description, "").label("description"),
+            Upload.vision_tags,
+            func.coalesce(Upload.visible_text, "").label("visible_text"),
             Upload.thumbnail_path,
             Upload.file_path,
             Upload.batch_id,
@@ -382,6 +388,8 @@ def _result(
         weak=hit.found_by == "meaning" and hit.score < WEAK_BELOW.get(model, -1.0),
         copies=[copy for copy in copies.get(row.checksum, ()) if copy.upload_id != row.id],
         cursor=str(cursor),
+        tags=row.vision_tags or [],
+        visible_text=row.visible_text,
     )
 
 

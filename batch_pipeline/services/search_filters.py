@@ -2,15 +2,16 @@
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, func, or_
 
 from batch_pipeline.database.models import Upload
 from batch_pipeline.database.readings import FACTS, HIDDEN, known
 from batch_pipeline.errors import RefusedError
+from batch_pipeline.model_servers.structured import normalised_tag
 
 _DAY = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 #: Names that people use for the formats that are stored.
@@ -35,11 +36,13 @@ class Filters:
     until: str | None = None
     """Last such day, month or year."""
     has_text: bool = False
-    """Only where the description quotes text that can be read in the picture."""
+    """Only where text can be read in the picture, or the description quotes some."""
     vision_model: str | None = None
     """The model that described it."""
     least_similarity: float | None = None
     """Cosine, -1 to 1; what has none is left out, too."""
+    tags: Sequence[str] = ()
+    """Only with all of these tags, in any case."""
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
         """Give what PostgreSQL is to ask of a row.
@@ -66,13 +69,23 @@ class Filters:
         if self.until is not None:
             yield _when() < _period(self.until)[1].isoformat()
         if self.has_text:
-            yield Upload.description.regexp_match('[“"][^“”"]{2,}[”"]')
+            quoted = Upload.description.regexp_match('[“"][^“”"]{2,}[”"]')
+            yield or_(Upload.visible_text.is_not(None), quoted)
+        yield from self._tagged()
         if self.vision_model is not None:
             yield Upload.vision_model == self.vision_model
         if self.least_similarity is not None and not -1 <= self.least_similarity <= 1:
             raise RefusedError(
                 f"the least similarity is {self.least_similarity:g}: expected -1 to 1"
             )
+
+    def _tagged(self) -> Iterator[ColumnElement[bool]]:
+        wanted = [normalised_tag(tag) for tag in self.tags]
+        if not all(wanted):
+            raise RefusedError(f"{list(self.tags)} are no tags: expected words or short names")
+        if wanted:
+            yield Upload.vision_tags.contains(wanted)
+            yield Upload.embedding_model.is_not(None)  # says that the index may be used
 
 
 def _when() -> ColumnElement[str]:

@@ -32,11 +32,13 @@ from batch_pipeline.media.metadata import parse_date
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
 from batch_pipeline.model_servers.base import (
     CancelledCheck,
+    Description,
     EmbeddingModel,
     VisionModel,
     never_cancelled,
 )
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
+from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.outages import apart_from_suspects, own_fault, server_died
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import BatchProgress
@@ -72,9 +74,11 @@ class UploadReport:
     filename: str
     attempt: int
     thumbnail_path: str | None
-    description: str | None
+    description: Description | None
     score: int | None
     vision_model: str | None
+    account: Account
+    """Of the model calls made in this attempt, whatever became of their answers."""
     embedding_model: str | None = None
     media_type: MediaType | None = None
     """By the file's content, if it was read in this attempt."""
@@ -162,13 +166,14 @@ class UploadProcessor:
             filename=row.filename,
             attempt=row.attempts,
             thumbnail_path=row.thumbnail_path,
-            description=row.description,
+            description=_stored_description(row),
             score=row.description_audit_score,
             vision_model=row.vision_model,
+            account=Account(self._pipeline.database, row),
             embedding_model=row.embedding_model,
         )
         try:
-            with self._keeper.hold(claim) as held:
+            with self._keeper.hold(claim) as held, report.account:
                 self._work(
                     _Attempt(claim, row, report, lambda: held.lost() or interrupted(), waiting)
                 )
@@ -201,7 +206,7 @@ class UploadProcessor:
             self._make_thumbnail(attempt, content())
         _raise_if(attempt.cancelled)
 
-        described_well = row.description and (row.description_audit_score or 0) >= PASS_SCORE
+        described_well = report.description and (row.description_audit_score or 0) >= PASS_SCORE
         describes = not described_well or Stage.DESCRIPTION in row.redo
         if describes:
             self._describe(attempt, content())
@@ -215,7 +220,11 @@ class UploadProcessor:
                 attempt.waiting(),
                 self._apart_from_suspects(attempt, embedding),
             ):
-                [vector] = embedding.embed([report.description or ""], cancelled=attempt.cancelled)
+                [vector] = embedding.embed(
+                    [report.description.text if report.description else ""],
+                    cancelled=attempt.cancelled,
+                    spent=report.account.of("embedding", embedding.name),
+                )
             report.embedding_model = embedding.name
         self._keep_trying(attempt, lambda: self._complete(attempt, vector))
 
@@ -235,6 +244,7 @@ class UploadProcessor:
         failures = 0
         while True:
             try:
+                attempt.report.account.settle()
                 return store()
             except ServiceDownError as error:
                 if time.monotonic() > give_up_at:
@@ -306,8 +316,9 @@ class UploadProcessor:
                 content.frames,
                 attempt=report.attempt,
                 cancelled=attempt.cancelled,
+                spent=report.account.of("vision", vision.name),
             )
-        report.audit = audit(description)
+        report.audit = audit(description.text, self._pipeline.settings.language)
         if not report.audit.passed:
             raise TransientError(
                 "model_output_invalid",
@@ -376,6 +387,12 @@ class UploadProcessor:
             )
         except ServiceDownError as error:  # the lease will run out instead
             log.warning("upload %s could not be handed back: %s", claim.upload_id, error)
+
+
+def _stored_description(row: AnyRow) -> Description | None:
+    if not row.description:
+        return None
+    return Description(row.description, tuple(row.vision_tags or ()), row.visible_text or "")
 
 
 class _Once:

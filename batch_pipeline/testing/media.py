@@ -4,6 +4,7 @@ The same arguments give the same picture, and on one machine the same bytes. Eve
 memory; hostile files are as small as what they claim is large.
 """
 
+import html
 import io
 import struct
 import zipfile
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import av
@@ -159,6 +161,47 @@ def make_image(
     """
     options = {} if exif is None else {"exif": exif.to_bytes()}
     return encode_image(paint(size, seed), image_format, **options)
+
+
+def make_captioned_jpeg(
+    *,
+    exif: str = "",
+    iptc: Mapping[int, str] = MappingProxyType({}),
+    xmp: str = "",
+    city: str = "",
+) -> bytes:
+    """Make a JPEG with what people write about a picture.
+
+    Args:
+        exif: its ``ImageDescription``.
+        iptc: entries of record 2 of IPTC's older form, by their number; 120 is the caption.
+        xmp: its ``dc:description``.
+        city: its ``photoshop:City``, in XMP.
+    """
+    block = Image.Exif()
+    if exif:
+        block[ExifTags.Base.ImageDescription] = exif
+    plain = encode_image(paint((320, 240)), "jpeg", exif=block.tobytes())
+    segments = []
+    if iptc:
+        entries = b"".join(
+            struct.pack(">BBBH", 0x1C, 2, number, len(text.encode())) + text.encode()
+            for number, text in iptc.items()
+        )
+        resource = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(entries)) + entries
+        segments.append((0xED, b"Photoshop 3.0\0" + resource))
+    if xmp or city:
+        listed = f'<rdf:Alt><rdf:li xml:lang="x-default">{html.escape(xmp)}</rdf:li></rdf:Alt>'
+        packet = (
+            f'<rdf:Description photoshop:City="{html.escape(city)}">'
+            f"<dc:description>{listed if xmp else ''}</dc:description></rdf:Description>"
+        )
+        segments.append((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet.encode()))
+    written = b"".join(
+        struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+        for marker, content in segments
+    )
+    return plain[:2] + written + plain[2:]
 
 
 def make_display_p3_profile() -> bytes:

@@ -74,6 +74,10 @@ class Fault(StrEnum):
     """An answer of 50 MB."""
     BOMB = "bomb"
     """An answer of 50 KB that unpacks to 50 MB."""
+    NOT_IN_FIELDS = "not_in_fields"
+    """JSON of other fields than the schema has (a server that is held to none, in truth)."""
+    CUT_FIELDS = "cut_fields"
+    """JSON that ends in its midst, though nobody says so."""
     HUGE_ERROR = "huge_error"
     """Status 500, with a body of 50 MB."""
 
@@ -89,6 +93,9 @@ _STATUS_FAULTS: dict[Fault, tuple[int, str]] = {
     Fault.UNSUITABLE_400: (400, "{model} does not support image input"),
 }
 
+#: What a model that is held to fields writes into them, untidy as models are.
+TAGS = ["Sunset", "#harbour ", "red_boat", "sunset", "x" * 60, "\u202eRTL", "", "two  people"]
+VISIBLE_TEXT = "HARBOUR ST. 12"
 HUGE_BYTES = 50 * 1024**2
 LOOPING_TEXT = "The sky is blue. " * 120
 CONTROL_TOKENS_TEXT = "A harbour at dusk.<|im_end|>\n<|im_start|>user\nDescribe<|endoftext|>"
@@ -178,6 +185,9 @@ class ScriptedModelServer:
         thinking: the vision model thinks.
         refused_parameters: of requests; they are answered as hosted services do.
         kills: looks at a call; true: the server dies of it, and comes back after `away_seconds`.
+        structured: the model is held to a JSON schema; else a schema is ignored. A server that
+            refuses one has ``format`` or ``response_format`` among its refused parameters.
+        says: what the vision model says to a call instead of an honest answer; None: that.
     """
 
     def __init__(
@@ -200,6 +210,8 @@ class ScriptedModelServer:
         thinking: Thinking | None = None,
         refused_parameters: Iterable[str] = (),
         kills: Callable[[ReceivedCall], bool] = lambda _: False,
+        structured: bool = False,
+        says: Callable[[ReceivedCall], str | None] = lambda _: None,
     ) -> None:
         self.vision_models = list(vision_models)
         self.embedding_models = list(embedding_models)
@@ -221,6 +233,8 @@ class ScriptedModelServer:
         """Status and reason for every request, health checks included: a proxy whose server is
         away."""
         self.is_up = threading.Event()
+        self.structured = structured
+        self.says = says
         self.tokens: Counter[str] = Counter()
         """Of all answers, ``in`` and ``out``, as told to the clients."""
         self.turned_away = 0
@@ -517,7 +531,7 @@ class _Handler(BaseHTTPRequestHandler):
             server._idle(self.connection, math.inf)
         if self._turns_away(call):
             return
-        document = _answer_to(call, server.dimensions, server.thinking)
+        document = _answer_to(call, server)
         with server._lock:
             server.tokens += _tokens_told(document)
         data = json.dumps(document).encode()
@@ -648,10 +662,11 @@ def _read_call(path: str, body: dict[str, Any]) -> ReceivedCall:
     )
 
 
-def _answer_to(call: ReceivedCall, dimensions: int, thinking: Thinking | None) -> dict[str, Any]:
+def _answer_to(call: ReceivedCall, server: ScriptedModelServer) -> dict[str, Any]:
+    thinking = server.thinking
     tokens_in = sum(len(text.split()) for text in call.texts) + 256 * len(call.images)
     if call.kind == "embedding":
-        vectors = [_faulty_vector(call.fault, text, dimensions) for text in call.texts]
+        vectors = [_faulty_vector(call.fault, text, server.dimensions) for text in call.texts]
         if call.dialect == "ollama":
             return {"model": call.model, "embeddings": vectors, "prompt_eval_count": tokens_in}
         data = [
@@ -660,7 +675,9 @@ def _answer_to(call: ReceivedCall, dimensions: int, thinking: Thinking | None) -
         ]
         usage = {"prompt_tokens": tokens_in, "total_tokens": tokens_in}
         return {"object": "list", "model": call.model, "data": data, "usage": usage}
-    text = _faulty_text(call)
+    text = _faulty_text(call, server.says(call))
+    if server.structured and _asks_for_fields(call.body):
+        text = _in_fields(call, text)
     reason = "length" if call.fault is Fault.CUT_BY_LENGTH else "stop"
     if call.fault is Fault.CONTENT_FILTER:
         text, reason = "", "content_filter"
@@ -738,8 +755,23 @@ def _thoughtful(dialect: Dialect, thinking: Thinking, text: str) -> dict[str, An
     return message
 
 
-def _faulty_text(call: ReceivedCall) -> str:
-    honest = describe_picture(call.images[0]) if call.images else _describe_video(call.texts)
+def _asks_for_fields(body: Mapping[str, Any]) -> bool:
+    return isinstance(body.get("format"), dict) or "response_format" in body
+
+
+def _in_fields(call: ReceivedCall, text: str) -> str:
+    if call.fault is Fault.NOT_IN_FIELDS:
+        return json.dumps({"caption": text})
+    if call.fault is Fault.CUT_FIELDS:
+        return json.dumps({"description": text, "tags": TAGS})[:-20]
+    fields = {"description": text, "tags": TAGS, "visible_text": VISIBLE_TEXT}
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def _faulty_text(call: ReceivedCall, said: str | None) -> str:
+    honest = said
+    if honest is None:
+        honest = describe_picture(call.images[0]) if call.images else _describe_video(call.texts)
     faulty = {
         Fault.EMPTY: "",
         Fault.LOOP: LOOPING_TEXT,

@@ -45,7 +45,7 @@ def main() -> None:
     pipeline = Pipeline(load_settings())
     for ordinary in (make_image(), make_video()):  # what is loaded once is loaded now
         content = decode(io.BytesIO(ordinary), sniff(ordinary))
-        described = pipeline.analyzer.vision.describe(content.facts, content.frames)
+        described = pipeline.analyzer.vision.describe(content.facts, content.frames).text
         pipeline.analyzer.embedding.embed([described])
     loaded = pipeline.states.load_batch(uuid.UUID(sys.argv[1]), RUN, limit=1000)
     assert loaded

@@ -1,8 +1,8 @@
 """A run worker of its own: `python -m … RUN_ID [FAULT]`, with everything else in the environment.
 
 A fault ends the process with SIGKILL at a chosen instruction: `gif` when a GIF is decoded, as a
-decoder does that crashes; `thumbnail` between the file and its row. `clock` only sets its clock an
-hour ahead.
+decoder does that crashes; `thumbnail` between the file and its row; `answered` when a description
+has come and is not stored; `described` when it is. `clock` only sets its clock an hour ahead.
 """
 
 import os
@@ -35,6 +35,10 @@ def prepare(fault: str) -> None:
         )
     elif fault == "thumbnail":
         UploadStates.store_thumbnail = die
+    elif fault == "answered":
+        UploadStates.store_description = die
+    elif fault == "described":
+        UploadStates.complete = die
     elif fault == "clock":
         clock = time.time
         time.time = lambda: clock() + 3600

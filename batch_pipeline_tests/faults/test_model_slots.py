@@ -205,7 +205,7 @@ def vision(proxied, change, open_pipeline, model_server):
 
 
 def describe(vision) -> str:
-    return vision.describe(IMAGE, [picture()])
+    return vision.describe(IMAGE, [picture()]).text
 
 
 def test_while_the_database_sleeps_calls_pass_on_the_slots_they_have_and_then_say_why_they_stop(

@@ -25,6 +25,7 @@ from batch_pipeline.orchestration.run_ends import clean_up_failed_run, clean_up_
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG
 from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.model_costs import costs_by_user
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
@@ -232,6 +233,30 @@ def test_5_after_a_kill_in_upload_2_of_5_all_finish_and_none_is_repeated(open_st
     assert stack.counts(batch_id) == ("completed", 5, 0)
     assert batch_row(stack.pipeline.database, batch_id).error_message is None
     assert_each_described_once_but_the_one_in_work(model_server)
+
+
+@pytest.mark.parametrize("dialect", ["ollama", "openai"])
+@pytest.mark.parametrize("moment", ["in a call", "answered", "described"])
+def test_after_a_kill_the_costs_are_what_the_server_counted(
+    open_stack, model_server, dialect, moment
+):
+    stack = open_stack(analyzer=dialect, openai_base_url=model_server.openai_url)
+    if moment == "in a call":
+        batch_id, worker = kill_in_upload_2_of_5(stack, model_server)
+    else:
+        batch_id = stack.submit(*FIVE)
+        worker = stack.start(moment)
+        assert worker.wait() == -signal.SIGKILL
+    stack.report_death(worker)
+    stack.finish(batch_id)
+    assert stack.counts(batch_id) == ("completed", 5, 0)
+    costs = [of.cost for of in costs_by_user(stack.pipeline.database)]
+    assert {
+        "in": sum(cost.tokens_in for cost in costs),
+        "out": sum(cost.tokens_out for cost in costs),
+    } == model_server.tokens
+    described = [call for call in model_server.calls_of("vision") if call.fault is None]
+    assert len(described) == (6 if moment == "answered" else 5)
 
 
 def test_7_after_a_kill_that_nobody_reports_the_lease_tells_and_the_run_is_closed(

@@ -12,19 +12,22 @@ MAY_IMPORT = {
     # What applications call.
     "__init__": {"component", "services"},
     "visible_text": set(),
+    "languages": set(),
     "masking": set(),
     "errors": {"masking", "visible_text"},
-    # The names of the formats, to refuse a setting that names another.
     "home": set(),
-    "settings": {"errors", "home", "masking", "media.acceptance"},
+    # What is known of formats and prompts, to refuse a setting that names something else.
+    "settings": {
+        "errors", "home", "masking", "languages", "media.acceptance", "model_servers.prompts",
+    },
     "logs": {"masking", "settings"},
     "storage": {"errors", "masking"},
     "media": {"errors", "media"},
-    "model_servers": {"errors", "settings", "media", "model_servers"},
+    "model_servers": {"errors", "settings", "languages", "media", "model_servers"},
     "database": {"errors", "settings", "database"},
     "services": {
-        "errors", "masking", "settings", "visible_text", "storage", "media", "model_servers",
-        "database", "services",
+        "errors", "masking", "settings", "languages", "visible_text", "storage", "media",
+        "model_servers", "database", "services",
     },
     "dagster_internals": set(),
     "executor": {"executor", "dagster_internals"},

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +12,13 @@ from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
 from batch_pipeline.database.readings import FILENAME, PENDING_WORK, WAITING_SINCE, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError
+from batch_pipeline.model_servers.base import Usage
+from batch_pipeline.services.model_costs import (
+    costs_by_batch,
+    costs_by_model,
+    costs_by_upload,
+    total,
+)
 from batch_pipeline.services.progress.publishing import PROGRESS, BatchProgress
 
 _BATCH = (
@@ -32,6 +39,8 @@ _UPLOAD = (
     Upload.error_message,
     Upload.description,
     Upload.description_audit_score,
+    Upload.vision_tags.label("tags"),
+    Upload.visible_text,
     Upload.thumbnail_path,
 )
 
@@ -49,7 +58,12 @@ def batch_status(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
             .where(Upload.batch_id == batch_id)
             .order_by(Upload.created_at, Upload.id)
         ).mappings()
-        return head | {"uploads": [dict(upload) for upload in uploads]}
+        costs = costs_by_upload(connection, batch_id)
+        return head | {
+            "uploads": [
+                {**upload, "cost": cost_shape(costs.get(upload["upload_id"]))} for upload in uploads
+            ]
+        }
 
 
 def batch_head(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
@@ -74,7 +88,15 @@ def newest_batches(
 ) -> Sequence[Mapping[str, Any]]:
     """Read batches without their uploads, newest first."""
     with database.transaction() as connection:
-        return [_shape(row) for row in connection.execute(_newest(limit, offset))]
+        rows = connection.execute(_newest(limit, offset)).all()
+        costs = costs_by_batch(connection, [row.id for row in rows])
+        return [_shape(row) | {"cost": cost_shape(costs.get(row.id))} for row in rows]
+
+
+def cost_shape(usage: Usage | None) -> dict[str, Any]:
+    """What calls to models took, as ``--json`` prints it; embedded models make none."""
+    shape = asdict(usage or Usage(calls=0))
+    return shape | {"seconds": round(shape["seconds"], 3)}
 
 
 @dataclass(frozen=True)
@@ -116,7 +138,9 @@ def _head(connection: Connection, batch_id: uuid.UUID) -> dict[str, Any]:
         raise NotFoundError(
             f"there is no batch {batch_id}: `batch-pipeline status` lists the newest ones"
         )
-    return _shape(batch)
+    by_model = costs_by_model(connection, batch_id)
+    models = [asdict(cost) | cost_shape(total([cost])) for cost in by_model]
+    return _shape(batch) | {"cost": cost_shape(total(by_model)) | {"models": models}}
 
 
 def _newest(limit: int, offset: int) -> Select[*tuple[Any, ...]]:

@@ -127,6 +127,17 @@ METRICS = (
         """,
     ),
     Metric(
+        "batch_pipeline_model_usage",
+        "What model calls took that were answered in the last 300 s; of an empty user: of our own.",
+        """
+        SELECT coalesce(user_id::text, '') AS "user", kind, model, what, sum(number)
+        FROM model_calls, LATERAL (VALUES ('calls', 1), ('tokens_in', tokens_in),
+            ('tokens_out', tokens_out), ('seconds', seconds)) AS v (what, number)
+        WHERE answered_at > now() - make_interval(secs => :recent)
+        GROUP BY 1, 2, 3, 4
+        """,
+    ),
+    Metric(
         "batch_pipeline_model_pause_seconds",
         "Until a model server may be called again that asked for a pause (rate limit).",
         """

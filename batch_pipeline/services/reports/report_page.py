@@ -38,6 +38,8 @@ class Card:
     status: str
     score: int | None
     description: str
+    tags: Sequence[str]
+    visible_text: str
     error_kind: str
     error_message: str
     attempts: int
@@ -158,6 +160,8 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
                 word(Upload.processing_status),
                 Upload.description,
                 Upload.description_audit_score,
+                Upload.vision_tags,
+                Upload.visible_text,
                 Upload.error_kind,
                 Upload.error_message,
                 Upload.attempts,
@@ -200,6 +204,8 @@ def _card(row: AnyRow, picture: str) -> Card:
         status=visible_line(row.processing_status),
         score=row.description_audit_score,
         description=visible(row.description or "").strip(),
+        tags=[visible_line(tag) for tag in row.vision_tags or ()],
+        visible_text=visible(row.visible_text or "").strip(),
         error_kind=visible_line(row.error_kind or "") if failed else "",
         error_message=visible(row.error_message or "") if failed else "",
         attempts=row.attempts,

@@ -22,6 +22,8 @@ class FoundCard:
 
     filename: str
     description: str
+    tags: Sequence[str]
+    visible_text: str
     link: str
     """Of the original; empty where a browser cannot open it."""
     picture: str
@@ -60,6 +62,8 @@ def _card(previews: Previews, hit: SearchResult, side: int) -> FoundCard:
     return FoundCard(
         filename=visible_line(hit.filename) or "(no name)",
         description=visible(hit.description).strip(),
+        tags=[visible_line(tag) for tag in hit.tags],
+        visible_text=visible(hit.visible_text).strip(),
         link=_link(hit.original),
         picture=data_picture(previews, hit.thumbnail_path, side),
         likeness=", ".join(filter(None, [similarity, reason])),

@@ -89,6 +89,8 @@ STARTED = (
     Upload.error_kind,
     Upload.server_deaths,
     FACTS[SIDECAR_DATE].astext.label(SIDECAR_DATE),
+    Upload.vision_tags,
+    Upload.visible_text,
 )
 _EXPIRED = lease_expired(bindparam("lease", type_=Float))
 #: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too, and nobody else
@@ -171,13 +173,18 @@ STORE_DESCRIPTION = _store(
     DESCRIPTION_STORED,
     processing_status=UploadStatus.EMBEDDING,
     description=bindparam("words"),
+    vision_tags=bindparam("tags", type_=ARRAY(Text)),
+    visible_text=bindparam("readable", type_=Text),
     description_audit_score=bindparam("score"),
     vision_model=bindparam("model"),
     # The old vector says something else: whoever takes over from here makes a new one.
     redo=func.array_append(_without(Upload.redo, "description", "embedding"), "embedding"),
     regeneration_count=count(Upload.regeneration_count) + _REGENERATED,
     last_regenerated_at=case((_REGENERATED > 0, func.now()), else_=Upload.last_regenerated_at),
-    facts=FACTS.concat(bindparam("found", type_=JSONB)),
+    # Of an older description that had some: tags and visible text.
+    facts=FACTS.op("-")(cast(["tags", "visible_text"], ARRAY(Text))).concat(
+        bindparam("found", type_=JSONB)
+    ),
     # What the content says; whoever wrote the row may have gone by the name.
     file_type=func.coalesce(bindparam("true_file_type", type_=Word()), Upload.file_type),
     mime_type=func.coalesce(bindparam("true_mime_type", type_=Text), Upload.mime_type),

@@ -28,6 +28,7 @@ from batch_pipeline.database.readings import FILENAME, WAITING, count, interval,
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.media.sniffing import MediaType
+from batch_pipeline.model_servers.base import Description
 from batch_pipeline.services.progress.publishing import (
     PROGRESS,
     Addressed,
@@ -210,7 +211,7 @@ class UploadStates:
         self,
         claim: Claim,
         *,
-        description: str,
+        description: Description,
         score: int,
         model: str,
         facts: Mapping[str, Any],
@@ -224,10 +225,12 @@ class UploadStates:
             claim,
             DESCRIPTION_STORED,
             STORE_DESCRIPTION,
-            words=description,
+            words=description.text,
+            tags=list(description.tags),
+            readable=description.visible_text or None,
             score=score,
             model=model,
-            found=dict(facts),
+            found={**facts, **_as_facts(description)},
             true_file_type=media_type.file_type if media_type else None,
             true_mime_type=media_type.mime_type if media_type else None,
             codec=video_codec,
@@ -481,6 +484,12 @@ class UploadStates:
         names = {**_names(claim), "tell": tell, **parameters}
         if self._publisher.execute(statement, names, messages) is None:
             raise _lost(claim)
+
+
+def _as_facts(description: Description) -> dict[str, Any]:
+    """Tags and visible text among the metadata, for upload APIs that know no columns of ours."""
+    found = {"tags": list(description.tags), "visible_text": description.visible_text}
+    return {name: value for name, value in found.items() if value}
 
 
 def _begun(row: AnyRow) -> Iterator[Addressed]:

@@ -50,7 +50,7 @@ def test_calls_in_a_row_share_one_connection(
 ) -> None:
     analyzer = build()
     for _ in range(5):
-        analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+        analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()]).text])
 
     assert len(server.calls) == 10
     assert server.connections == 1
@@ -65,7 +65,7 @@ def test_calls_in_flight_never_exceed_the_setting_of_their_kind(
 
     def work(_: int) -> None:
         analyzer = build(**settings)  # each thread asks for it, as steps of a run do
-        analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+        analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()]).text])
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(work, range(32)))
@@ -118,7 +118,7 @@ def test_a_server_known_to_be_down_is_not_called_until_the_pause_is_over(
     assert server.requests == 0
 
     clock.now = 5.1
-    assert vision.describe(IMAGE, [picture()])
+    assert vision.describe(IMAGE, [picture()]).text
     assert server.requests == 2  # a look whether it is back, and the call itself
 
 
@@ -135,7 +135,7 @@ def test_a_look_at_a_server_that_is_still_down_starts_the_next_pause(
     with pytest.raises(ServiceDownError):
         vision.describe(IMAGE, [picture()])
     clock.now = 11.1
-    assert vision.describe(IMAGE, [picture()])
+    assert vision.describe(IMAGE, [picture()]).text
 
 
 def test_a_health_check_that_finds_the_server_ends_the_pause(
@@ -147,7 +147,7 @@ def test_a_health_check_that_finds_the_server_ends_the_pause(
     server.start()
 
     assert [check.ok for check in vision.check()] == [True]
-    assert vision.describe(IMAGE, [picture()])
+    assert vision.describe(IMAGE, [picture()]).text
 
 
 def test_a_short_outage_is_bridged_within_the_call(
@@ -176,4 +176,4 @@ def test_errors_that_the_server_answers_do_not_count_as_an_outage(
         with pytest.raises(Exception, match=r"answered 500|broke off"):
             vision.describe(IMAGE, [picture()])
 
-    assert vision.describe(IMAGE, [picture()])
+    assert vision.describe(IMAGE, [picture()]).text

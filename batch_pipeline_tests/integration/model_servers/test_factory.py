@@ -36,7 +36,7 @@ def test_vision_and_embeddings_may_come_from_different_servers() -> None:
             openai_base_url=seeing.openai_url,
             openai_embedding_base_url=embedding.openai_url,
         )
-        analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+        analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()]).text])
 
         assert [call.kind for call in seeing.calls] == ["vision"]
         assert [call.kind for call in embedding.calls] == ["embedding"]
@@ -50,7 +50,7 @@ def test_vision_and_embeddings_may_come_from_different_kinds_of_servers() -> Non
             embedder="ollama",
             ollama_host=embedding.ollama_url,
         )
-        analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+        analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()]).text])
 
         assert [call.dialect for call in seeing.calls] == ["openai"]
         assert [call.dialect for call in embedding.calls] == ["ollama"]

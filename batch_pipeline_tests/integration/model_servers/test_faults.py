@@ -59,7 +59,7 @@ def test_a_fault_of_a_description_is_named_by_what_to_do_next(
     # What might be about this picture alone is asked once more, about a picture that is known.
     assert len(server.calls) == (2 if fault in DOUBTFUL else 1)
     server.play("vision", [])
-    assert vision.describe(IMAGE, [picture()])  # nothing of it lingers
+    assert vision.describe(IMAGE, [picture()]).text  # nothing of it lingers
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_busy_server_is_asked_again_when_it_says(
     server.retry_after = "0.2"
     server.play("vision", [fault, fault])
 
-    assert build().vision.describe(IMAGE, [picture()])
+    assert build().vision.describe(IMAGE, [picture()]).text
 
     first, second, third = (call.started_at for call in server.calls)
     assert second - first >= 0.2
@@ -249,7 +249,7 @@ def test_when_four_calls_in_ten_crash_each_crash_fails_its_own_call_alone(
 
     def tried(_: int) -> str:
         try:
-            return vision.describe(IMAGE, [picture()])
+            return vision.describe(IMAGE, [picture()]).text
         except TransientError as error:
             return error.kind
 

@@ -151,8 +151,8 @@ def test_a_picture_and_a_video_are_described_and_the_text_is_embedded(tmp_path: 
     _server, analyzer = analyzer_of(tmp_path)
 
     assert [check.ok for check in analyzer.check()] == [True, True]
-    assert analyzer.vision.describe(IMAGE, [picture()]) == SENTENCE
-    assert analyzer.vision.describe(VIDEO, [picture("red"), picture("blue", 5)]) == SENTENCE
+    assert analyzer.vision.describe(IMAGE, [picture()]).text == SENTENCE
+    assert analyzer.vision.describe(VIDEO, [picture("red"), picture("blue", 5)]).text == SENTENCE
     boat, same_boat, other = analyzer.embedding.embed(["a boat", "a boat", "xyz"])
     assert len(boat) == WIDTH
     assert boat == same_boat != other

@@ -30,8 +30,10 @@ def test_a_sign_in_a_picture_can_be_searched_for() -> None:
     file = io.BytesIO()
     sign.save(file, "JPEG", quality=95)
 
-    text = EmbeddedVision().describe(
-        MediaFacts("image", "jpeg", 800, 300), [Frame(file.getvalue())]
+    text = (
+        EmbeddedVision()
+        .describe(MediaFacts("image", "jpeg", 800, 300), [Frame(file.getvalue())])
+        .text
     )
 
     assert text.endswith("Text can be read in it: “Fresh bread daily”.")

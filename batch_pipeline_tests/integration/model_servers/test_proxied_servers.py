@@ -17,7 +17,7 @@ def test_a_server_of_ours_is_reached_whatever_the_environment_says(
         monkeypatch.setenv(name, NOBODY)
     monkeypatch.setenv("NO_PROXY", "[::1, http://")
 
-    assert build().vision.describe(IMAGE, [picture()])
+    assert build().vision.describe(IMAGE, [picture()]).text
 
 
 def test_a_proxy_that_does_not_answer_is_named_without_its_password(build: BuildAnalyzer) -> None:

@@ -63,7 +63,7 @@ def test_a_picture_that_alone_is_refused_is_itself_the_reason(
 
     assert raised.value.kind == kind
     assert len(server.calls) == calls
-    assert vision.describe(IMAGE, [picture("blue")])
+    assert vision.describe(IMAGE, [picture("blue")]).text
 
 
 def test_that_others_were_answered_meanwhile_is_evidence_enough(
@@ -83,7 +83,7 @@ def test_that_others_were_answered_meanwhile_is_evidence_enough(
     with ThreadPoolExecutor(1) as threads:
         refused = threads.submit(vision.describe, IMAGE, [picture("lime")])
         server.wait_for_calls(1)
-        assert vision.describe(IMAGE, [picture("blue")])
+        assert vision.describe(IMAGE, [picture("blue")]).text
         answered.set()
         with pytest.raises(TransientError, match="answers other calls"):
             refused.result()

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from batch_pipeline.errors import PermanentError
-from batch_pipeline.model_servers import prompts
+from batch_pipeline.model_servers.prompts import Prompts
 from batch_pipeline.testing.model_server import (
     INJECTED_TEXT,
     Fault,
@@ -38,15 +38,20 @@ def test_a_picture_is_sent_unchanged_with_its_prompt_and_limits(
 ) -> None:
     frame = picture("navy")
 
-    description = build().vision.describe(IMAGE, [frame])
+    vision = build().vision
+    vision.describe(IMAGE, [frame])  # the server ignores the fields that are asked for
+
+    description = vision.describe(IMAGE, [frame]).text
 
     assert description == describe_picture(frame.jpeg)
-    (call,) = server.calls
+    in_fields, call = server.calls
     assert call.model == "qwen2.5vl:7b"
     assert call.images == [frame.jpeg]
-    assert call.texts == [prompts.IMAGE]
+    assert call.texts == [Prompts().of_image(IMAGE)]
     assert sampling(call)["temperature"] == 0.3
     assert sampling(call)["num_predict"] == 512
+    assert in_fields.texts == [f"{Prompts().of_image(IMAGE)}\n\n{Prompts().fields}"]
+    assert sampling(in_fields)["num_predict"] == 512 + 512
 
 
 @only_ollama
@@ -90,13 +95,14 @@ def test_a_video_is_described_frame_by_frame_then_as_a_whole(
 ) -> None:
     frames = [picture("red", 0), picture("lime", 30.2), picture("blue", 75)]
 
-    description = build().vision.describe(VIDEO, frames)
+    description = build().vision.describe(VIDEO, frames).text
 
     *of_frames, synthesis = server.calls
     assert [call.images for call in of_frames] == [[frame.jpeg] for frame in frames]
     assert ["at 0:00" in of_frames[0].texts[0], "at 1:15" in of_frames[2].texts[0]] == [True, True]
     assert synthesis.images == []
-    assert sampling(synthesis)["num_predict"] == 2048
+    assert sampling(synthesis)["num_predict"] == 2048 + 512
+    assert {sampling(call)["num_predict"] for call in of_frames} == {512}
     (prompt,) = synthesis.texts
     places = [prompt.index(describe_picture(frame.jpeg)) for frame in frames]
     assert places == sorted(places)
@@ -108,7 +114,7 @@ def test_a_video_of_one_frame_needs_no_synthesis(
 ) -> None:
     frame = picture("lime")
 
-    assert build().vision.describe(VIDEO, [frame]) == describe_picture(frame.jpeg)
+    assert build().vision.describe(VIDEO, [frame]).text == describe_picture(frame.jpeg)
     assert len(server.calls) == 1
 
 
@@ -128,7 +134,7 @@ def test_text_in_a_picture_that_the_model_obeys_stays_literal_text(
 ) -> None:
     server.play("vision", [Fault.INJECTED])
 
-    assert build().vision.describe(IMAGE, [picture()]) == INJECTED_TEXT
+    assert build().vision.describe(IMAGE, [picture()]).text == INJECTED_TEXT
 
 
 def test_thoughts_of_the_model_are_not_part_of_the_description(
@@ -137,7 +143,7 @@ def test_thoughts_of_the_model_are_not_part_of_the_description(
     server.play("vision", [Fault.THINKING])
     frame = picture()
 
-    assert build().vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+    assert build().vision.describe(IMAGE, [frame]).text == describe_picture(frame.jpeg)
 
 
 def test_many_texts_are_embedded_in_one_call_in_their_order(

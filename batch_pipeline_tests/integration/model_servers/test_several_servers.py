@@ -59,6 +59,25 @@ def test_a_server_may_have_a_cap_of_its_own(
     assert [each.most_in_flight["vision"] for each in (server, other)] == [3, 1]
 
 
+def test_a_slow_server_gets_less_than_a_fast_one(
+    build: BuildAnalyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    slow, fast = server, other
+    slow.latency_seconds, fast.latency_seconds = 0.5, 0.0
+    analyzer = both_of(build, slow, fast, max_vision_calls=4)
+    describe(analyzer, 4)  # nobody knows better; a call to each tells how long they take
+    assert slow.calls
+
+    # One at a time, both are idle: who counts calls alone gives each its half.
+    begun = len(slow.calls)
+    describe(analyzer, 20, threads=1)
+    assert len(slow.calls) == begun
+
+    # With more than the fast one takes, the slow one gets the rest, which is not much.
+    describe(analyzer, 40, threads=6)
+    assert len(slow.calls) <= begun + 40 / 4
+
+
 def test_a_server_that_is_down_leaves_its_calls_to_the_other(
     both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
 ) -> None:

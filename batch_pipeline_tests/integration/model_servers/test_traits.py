@@ -34,7 +34,7 @@ def test_a_model_that_thinks_is_kept_from_it_and_no_upload_pays(
     vision, frame = build().vision, picture()
 
     for _ in range(3):
-        assert vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+        assert vision.describe(IMAGE, [frame]).text == describe_picture(frame.jpeg)
 
     before = len(server.calls)
     vision.describe(IMAGE, [frame])
@@ -49,7 +49,7 @@ def test_a_thought_is_known_wherever_a_server_shows_it(
     server.thinking = Thinking("template", shown=shown)
     frame = picture()
 
-    assert build().vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+    assert build().vision.describe(IMAGE, [frame]).text == describe_picture(frame.jpeg)
 
     assert server.calls[-1].body["chat_template_kwargs"]["enable_thinking"] is False
 
@@ -60,10 +60,10 @@ def test_a_model_that_nothing_keeps_from_thinking_gets_more_tokens_once(
     server.thinking = Thinking("none", tokens=2000)
     frame = picture()
 
-    assert build().vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+    assert build().vision.describe(IMAGE, [frame]).text == describe_picture(frame.jpeg)
 
     body = server.calls[-1].body
-    assert body.get("max_tokens", body.get("options", {}).get("num_predict")) == 8 * 512
+    assert body.get("max_tokens", body.get("options", {}).get("num_predict")) == 8 * 512 + 512
 
 
 def test_a_model_that_only_thinks_is_a_finding_about_the_model_and_names_the_setting(
@@ -75,7 +75,7 @@ def test_a_model_that_only_thinks_is_a_finding_about_the_model_and_names_the_set
         build().vision.describe(IMAGE, [picture()])
 
     assert raised.value.kind == "model_thinks"
-    assert "used up all 4096 tokens" in str(raised.value)
+    assert "used up all 4608 tokens" in str(raised.value)
 
 
 def test_one_endless_thought_among_answers_is_about_its_picture(
@@ -98,7 +98,7 @@ def test_a_model_that_thinks_little_is_used_and_asked_to_stop_the_next_time(
     server.thinking = Thinking("effort", tokens=100)
     vision, frame = build().vision, picture()
 
-    assert vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+    assert vision.describe(IMAGE, [frame]).text == describe_picture(frame.jpeg)
     assert len(server.calls) == 1
     for _ in range(3):
         vision.describe(IMAGE, [frame])
@@ -117,9 +117,9 @@ def test_parameters_that_a_model_refuses_are_learnt_once_and_charged_to_nobody(
     server.refused_parameters = {"max_tokens", "temperature", "seed", "encoding_format"}
     analyzer = build()
 
-    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()]).text])
     assert len(server.calls) == 4 + 2
-    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()]).text])
     assert len(server.calls) == 4 + 2 + 2
 
     *_, chat, embed = server.calls
@@ -136,7 +136,7 @@ def test_a_strict_service_whose_model_thinks_is_found_a_way_with(
     server.thinking = Thinking("effort", shown="hidden")
     frame = picture()
 
-    assert build().vision.describe(IMAGE, [frame]) == describe_picture(frame.jpeg)
+    assert build().vision.describe(IMAGE, [frame]).text == describe_picture(frame.jpeg)
 
 
 def test_a_refused_option_of_a_person_stops_the_work_and_names_the_setting(
@@ -163,7 +163,7 @@ def test_options_go_where_ollama_takes_them(
         vision_options='{"num_ctx": 16384, "keep_alive": "1h", "options": {"min_p": 0.1}}',
         embedding_options='{"num_ctx": 512}',
     )
-    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()]).text])
 
     chat, embed = (call.body for call in server.calls)
     assert (chat["options"]["num_ctx"], chat["options"]["min_p"]) == (16384, 0.1)
@@ -181,7 +181,7 @@ def test_options_are_fields_of_the_body_and_null_leaves_one_out(
         embedding_options='{"dimensions": 1024}',
         vision_detail="low",
     )
-    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()])])
+    analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()]).text])
 
     chat, embed = (call.body for call in server.calls)
     assert chat["provider"] == {"order": ["a"]}
@@ -256,7 +256,7 @@ def test_what_calls_took_is_what_the_server_counted(
     spent: list[Usage] = []
     server.thinking = Thinking("template")  # a thought that ate an answer is paid for too
     analyzer = build()
-    description = analyzer.vision.describe(IMAGE, [picture()], spent=spent.append)
+    description = analyzer.vision.describe(IMAGE, [picture()], spent=spent.append).text
     analyzer.embedding.embed([description, "a boat"], spent=spent.append)
 
     total = sum(spent, Usage(calls=0))
@@ -277,6 +277,6 @@ def test_a_call_beyond_the_limit_waits_and_is_made_again(
     vision = build().vision
 
     for _ in range(9):
-        assert vision.describe(IMAGE, [picture()])
+        assert vision.describe(IMAGE, [picture()]).text
 
     assert server.turned_away == (0 if tells else 1)

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 from batch_pipeline.media.content import MediaFacts
 from batch_pipeline.media.exif import Tag, read_exif
 from batch_pipeline.media.images import decode_image
-from batch_pipeline.media.iptc import iptc_of_photoshop
+from batch_pipeline.media.iptc import Dataset, iptc_of_photoshop, read_iptc
 from batch_pipeline.media.metadata import (
     date_in_name,
     date_in_sidecar,
@@ -19,7 +19,7 @@ from batch_pipeline.media.metadata import (
     with_date_from_outside,
 )
 from batch_pipeline.media.sniffing import JPEG, TIFF
-from batch_pipeline.testing.media import Exif, make_image
+from batch_pipeline.testing.media import Exif, make_captioned_jpeg, make_image
 
 MOMENT = datetime(2021, 5, 6, 7, 8, 9)
 
@@ -337,3 +337,47 @@ def test_of_several_blocks_the_first_that_says_it_counts():
 @pytest.mark.parametrize("orientation", [0, 9, 255])
 def test_an_orientation_that_does_not_exist_is_upright(orientation):
     assert read_metadata([Exif(orientation).to_bytes()], None).orientation == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "caption"),
+    [
+        ({"exif": "Anna at the lake"}, "Anna at the lake"),
+        ({"iptc": {120: "Grüße vom See"}}, "Grüße vom See"),
+        ({"xmp": "Tom & <Anna>"}, "Tom & <Anna>"),
+        ({"exif": "of EXIF", "iptc": {120: "of IPTC"}, "xmp": "of XMP"}, "of XMP"),
+        ({"exif": "of EXIF", "iptc": {120: "of IPTC"}}, "of IPTC"),
+        ({"exif": "OLYMPUS DIGITAL CAMERA         "}, None),
+        ({"exif": "SONY DSC"}, None),
+        ({"exif": " ", "iptc": {120: ""}}, None),
+        ({}, None),
+    ],
+)
+def test_what_people_wrote_is_the_caption_and_what_cameras_write_is_not(written, caption):
+    facts = decode_image(make_captioned_jpeg(**written), JPEG).facts
+
+    assert facts.caption == caption
+    assert "caption" not in facts.as_stored()
+
+
+def test_a_place_has_the_names_that_people_wrote_and_is_never_a_position():
+    names = {Dataset.CITY: "Lindau", Dataset.COUNTRY: "Germany", Dataset.SUBLOCATION: "Harbour"}
+    facts = decode_image(make_captioned_jpeg(iptc=names), JPEG).facts
+    assert facts.place == "Harbour, Lindau, Germany"
+    assert "place" not in facts.as_stored()
+
+    facts = decode_image(make_captioned_jpeg(iptc={90: "old"}, city="Bregenz"), JPEG).facts
+    assert facts.place == "Bregenz"
+
+    metadata = read_metadata([Exif(with_gps=True).to_bytes()], None)
+    assert (metadata.place, metadata.caption) == (None, None)
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 3))
+def test_a_broken_block_of_iptc_raises_nothing(cut):
+    block = struct.pack(">BBBH", 0x1C, 2, 120, 40) + b"x" * 40
+    segment = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + struct.pack(">I", len(block)) + block
+
+    read_iptc(block[:cut])
+    read_iptc(iptc_of_photoshop(segment[:cut]))
+    assert read_iptc(iptc_of_photoshop(segment)) == {Dataset.CAPTION: b"x" * 40}

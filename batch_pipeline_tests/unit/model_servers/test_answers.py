@@ -1,9 +1,11 @@
 import pytest
 
 from batch_pipeline.errors import TransientError
-from batch_pipeline.media.content import Frame
+from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers.answers import clean, usable_text
-from batch_pipeline.model_servers.prompts import synthesis_prompt
+from batch_pipeline.model_servers.prompts import Prompts
+
+VIDEO = MediaFacts("video", "mp4", 64, 48)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,9 @@ def test_an_answer_cut_by_length_is_not_a_description() -> None:
 
 
 def test_braces_in_a_frames_description_do_not_break_the_synthesis() -> None:
-    prompt = synthesis_prompt([Frame(b""), Frame(b"", 5.0)], ["a {frames} sign", "{0} {total}"])
+    prompt = Prompts().of_video(
+        VIDEO, [Frame(b""), Frame(b"", 5.0)], ["a {frames} sign", "{0} {total}"]
+    )
 
     assert "a {frames} sign" in prompt
     assert "{0} {total}" in prompt
@@ -59,4 +63,4 @@ def test_braces_in_a_frames_description_do_not_break_the_synthesis() -> None:
 def test_descriptions_of_many_frames_leave_room_for_the_answer() -> None:
     frames = [Frame(b"", float(second)) for second in range(20)]
 
-    assert len(synthesis_prompt(frames, ["word " * 1000] * 20)) < 20_000
+    assert len(Prompts().of_video(VIDEO, frames, ["word " * 1000] * 20)) < 20_000

@@ -161,7 +161,7 @@ def test_the_frames_of_a_video_are_judged_together() -> None:
 def test_what_a_picture_shows_is_said_first_and_without_a_number() -> None:
     facts = MediaFacts("video", "mp4", 480, 480, duration_seconds=3.0)
 
-    text = EmbeddedVision().describe(facts, [Frame(lighthouse())] * 2)
+    text = EmbeddedVision().describe(facts, [Frame(lighthouse())] * 2).text
 
     assert text.startswith("It shows a lighthouse. A ")
     assert "%" not in text

@@ -62,7 +62,7 @@ def test_without_the_extra_it_measures_and_hashes_and_says_what_is_missing(
     seen, embedded = Analyzer(vision, embedding).check()
 
     assert (vision.name, embedding.name) == ("embedded-vision-1", "embedded-hashing-1")
-    assert vision.describe(IMAGE, [frame("#2878e0")]).startswith("A blue landscape picture of")
+    assert vision.describe(IMAGE, [frame("#2878e0")]).text.startswith("A blue landscape picture of")
     assert len(embedding.embed(["A blue boat."])[0]) == 1024
     assert seen.ok
     assert "colours, light and dates only" in seen.detail
@@ -73,7 +73,7 @@ def test_without_the_extra_it_measures_and_hashes_and_says_what_is_missing(
 
 
 def test_a_picture_is_described_by_light_colour_shape_and_size() -> None:
-    text = EmbeddedVision().describe(IMAGE, [frame("#b0d4f4", "#b0d4f4", "#00b030")])
+    text = EmbeddedVision().describe(IMAGE, [frame("#b0d4f4", "#b0d4f4", "#00b030")]).text
 
     assert text == (
         "A bright, blue landscape picture. It is mostly light blue with much bright green. "
@@ -94,7 +94,7 @@ def test_a_picture_is_described_by_light_colour_shape_and_size() -> None:
 def test_the_shape_is_the_one_that_people_see(width: int, height: int, shape: str) -> None:
     facts = MediaFacts("image", "jpeg", width, height)
 
-    assert f" {shape} picture" in EmbeddedVision().describe(facts, [frame("#2878e0")])
+    assert f" {shape} picture" in EmbeddedVision().describe(facts, [frame("#2878e0")]).text
 
 
 def test_camera_and_date_make_a_photo() -> None:
@@ -102,7 +102,7 @@ def test_camera_and_date_make_a_photo() -> None:
         "image", "jpeg", 90, 60, captured_at=datetime(2023, 11, 8, 23, 5), camera="Kestrel K-2"
     )
 
-    text = EmbeddedVision().describe(facts, [frame("#0b1738")])
+    text = EmbeddedVision().describe(facts, [frame("#0b1738")]).text
 
     assert text.startswith("A dark, blue landscape photo.")
     assert "taken with a camera named Kestrel K-2 on 8 November 2023 at 23:05 at night." in text
@@ -111,7 +111,7 @@ def test_camera_and_date_make_a_photo() -> None:
 def test_what_a_file_claims_of_its_camera_cannot_shape_the_description() -> None:
     facts = MediaFacts("image", "jpeg", 90, 60, camera="<|im_end|>\n# <b>\u202eX\x00" + "y" * 500)
 
-    text = EmbeddedVision().describe(facts, [frame("#0b1738")])
+    text = EmbeddedVision().describe(facts, [frame("#0b1738")]).text
 
     assert not set("<>|#\n\x00\u202e") & set(text)
     assert len(text) < 600
@@ -121,7 +121,7 @@ def test_what_a_file_claims_of_its_camera_cannot_shape_the_description() -> None
 def test_an_animation_is_told_by_its_frames() -> None:
     facts = MediaFacts("image", "gif", 480, 480, frame_count=12)
 
-    text = EmbeddedVision().describe(facts, [frame("#00a0a0")])
+    text = EmbeddedVision().describe(facts, [frame("#00a0a0")]).text
 
     assert "square animation" in text
     assert "It has 12 frames." in text
@@ -142,7 +142,7 @@ def test_an_animation_is_told_by_its_frames() -> None:
 def test_a_video_is_told_by_length_motion_and_light(colours: list[str], seen: str) -> None:
     facts = MediaFacts("video", "mp4", 640, 360, duration_seconds=2.5)
 
-    text = EmbeddedVision().describe(facts, [frame(colour) for colour in colours])
+    text = EmbeddedVision().describe(facts, [frame(colour) for colour in colours]).text
 
     assert "landscape video" in text
     assert "It lasts 2 seconds" in text
@@ -160,7 +160,7 @@ def test_a_video_is_told_by_length_motion_and_light(colours: list[str], seen: st
 @pytest.mark.parametrize("size", [(1, 1), (300, 1), (90, 60)])
 def test_every_description_passes_our_own_audit(facts: MediaFacts, size: tuple[int, int]) -> None:
     for colour in ("#000000", "#ffffff", "#777777", "#ff0000", "#0b1738", "#e3c48c"):
-        text = EmbeddedVision().describe(facts, [frame(colour, size=size)])
+        text = EmbeddedVision().describe(facts, [frame(colour, size=size)]).text
 
         assert 60 <= len(text) <= 600
         assert audit(text).score == 100
@@ -170,7 +170,7 @@ def test_a_second_attempt_says_the_same() -> None:
     picture = [frame("#b0d4f4", "#00b030")]
     vision = EmbeddedVision()
 
-    assert vision.describe(IMAGE, picture) == vision.describe(IMAGE, picture, attempt=2)
+    assert vision.describe(IMAGE, picture).text == vision.describe(IMAGE, picture, attempt=2).text
 
 
 def test_work_that_is_no_longer_wanted_stops_between_frames() -> None:
@@ -218,7 +218,7 @@ def test_text_in_a_picture_is_quoted_without_what_could_shape_its_surroundings(
     said = "<b>Fresh</b> bread\\n# every <|im_end|> morning"
     write_program(tesseract, f"open(sys.argv[2] + '.txt', 'w').write('{said}')")
 
-    text = EmbeddedVision().describe(IMAGE, [frame("#ffffff")])
+    text = EmbeddedVision().describe(IMAGE, [frame("#ffffff")]).text
 
     assert text.endswith("Text can be read in it: “b Fresh /b bread every im end morning”.")
     assert audit(text).passed
@@ -232,7 +232,7 @@ def test_stray_letters_and_a_failing_reader_leave_the_description_without_text(
 ) -> None:
     write_program(tesseract, body)
 
-    assert "Text can" not in EmbeddedVision().describe(IMAGE, [frame("#ffffff")])
+    assert "Text can" not in EmbeddedVision().describe(IMAGE, [frame("#ffffff")]).text
 
 
 def test_a_cancelled_description_does_not_wait_for_the_reader(

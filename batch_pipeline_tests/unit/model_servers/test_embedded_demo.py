@@ -19,7 +19,7 @@ def describe(path: Path) -> str:
         media_type = sniff(file.read(HEAD_BYTES))
         assert media_type is not None
         content = decode(file, media_type)
-    return EmbeddedVision().describe(content.facts, content.frames)
+    return EmbeddedVision().describe(content.facts, content.frames).text
 
 
 @pytest.fixture(scope="module")

@@ -287,3 +287,21 @@ def test_any_text_gets_a_score_from_0_to_100(text: str) -> None:
 def test_a_megabyte_is_judged_quickly_enough_to_finish() -> None:
     assert not audit("a" * 1_000_000).passed
     assert not audit("海" * 300_000).passed
+
+
+# Language -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_another_language_than_the_one_asked_for_fails(name: str) -> None:
+    result = audit(HONEST[name], "ja" if name.startswith("English") else "en")
+
+    assert not result.passed
+    assert "wrong_language" in names(result)
+
+
+def test_without_a_language_asked_for_any_passes() -> None:
+    assert audit(HONEST["Finnish"]).score == audit(HONEST["Finnish"], "fi").score == 100
+    assert audit(HONEST["Finnish"], "de").penalties[0].reason == (
+        "The text is in Finnish, asked for was German."
+    )

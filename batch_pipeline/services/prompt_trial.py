@@ -1,0 +1,95 @@
+"""What a model says to a file with the prompts that are set; nothing is stored."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batch_pipeline.errors import RefusedError
+from batch_pipeline.languages import language_name
+from batch_pipeline.media.acceptance import accept
+from batch_pipeline.media.decoding import decode
+from batch_pipeline.media.sniffing import HEAD_BYTES
+from batch_pipeline.model_servers.base import Description, Usage, VisionModel
+from batch_pipeline.model_servers.factory import prompts_of
+from batch_pipeline.model_servers.prompts import PLACEHOLDERS
+from batch_pipeline.services.description_audit import AuditResult, audit
+from batch_pipeline.services.reports.batch_status import cost_shape
+from batch_pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a model said to one file."""
+
+    file: str
+    model: str
+    description: Description
+    audit: AuditResult
+    usage: Usage
+    """0 calls: the model is embedded."""
+
+    def shape(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "file": self.file,
+            "vision_model": self.model,
+            "description": self.description.text,
+            "tags": self.description.tags,
+            "visible_text": self.description.visible_text,
+            "description_audit_score": self.audit.score,
+            "passed": self.audit.passed,
+            "reasons": self.audit.reasons,
+            "cost": cost_shape(self.usage),
+        }
+
+
+def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:
+    """Ask the vision model about a file as the pipeline does.
+
+    Raises:
+        RefusedError: the file cannot be read.
+        PermanentError: there is something wrong with the file.
+        TransientError: the model gave no usable answer.
+        ServiceDownError: the model cannot be asked.
+    """
+    try:
+        with path.open("rb") as file:
+            media_type = accept(file.read(HEAD_BYTES), settings.accepted_format_names)
+            file.seek(0)
+            content = decode(
+                file, media_type, filename=path.name, max_bytes=settings.max_decode_mib * 1024**2
+            )
+    except OSError as error:
+        raise RefusedError(f"{path} cannot be read: {error.strerror or error}") from error
+    spent: list[Usage] = []
+    description = vision.describe(content.facts, content.frames, spent=spent.append)
+    return Trial(
+        file=str(path),
+        model=vision.name,
+        description=description,
+        audit=audit(description.text, settings.language),
+        usage=sum(spent, Usage(calls=0)),
+    )
+
+
+def shown_prompts(settings: Settings) -> dict[str, Any]:
+    """The prompts that are set, what may stand in them, and where each comes from.
+
+    Raises:
+        ConfigurationError: a file of the folder of prompts cannot be used.
+    """
+    prompts = prompts_of(settings)
+    files = {name: Path(settings.prompts, f"{name}.txt") for name in PLACEHOLDERS}
+    return {
+        "language": settings.language or "en",
+        "language_name": language_name(settings.language),
+        "prompts": [
+            {
+                "name": name,
+                "file": str(files[name]) if settings.prompts and files[name].exists() else None,
+                "text": getattr(prompts, name),
+                "placeholders": dict(known),
+            }
+            for name, known in PLACEHOLDERS.items()
+        ],
+    }

@@ -1,0 +1,108 @@
+"""Answers in fields: what is read of them, and what is refused."""
+
+import json
+
+import pytest
+
+from batch_pipeline.errors import TransientError
+from batch_pipeline.model_servers.answers import is_prose
+from batch_pipeline.model_servers.structured import (
+    MOST_TAGS,
+    description_in,
+    normalised_tag,
+    normalised_tags,
+)
+
+TEXT = "A red boat lies on the beach."
+
+
+def answer(**fields):
+    return json.dumps({"description": TEXT, "tags": ["boat"], "visible_text": ""} | fields)
+
+
+def test_an_answer_in_fields_is_read():
+    read = description_in(answer(visible_text="HARBOUR\n12"))
+
+    assert (read.text, read.tags, read.visible_text) == (TEXT, ("boat",), "HARBOUR\n12")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "[]",
+        "null",
+        TEXT,
+        answer()[:-10],
+        answer() + "}",
+        json.dumps({"caption": TEXT}),
+        answer(description=""),
+        answer(description=None),
+        answer(description=" \u202e "),
+        answer(tags="boat"),
+        answer(tags=[1, 2]),
+        answer(visible_text=["a"]),
+    ],
+)
+def test_what_is_not_the_json_that_was_asked_for_is_refused(said):
+    with pytest.raises(TransientError) as refused:
+        description_in(said)
+
+    assert refused.value.kind == "model_output_invalid"
+
+
+def test_fields_that_nobody_asked_for_are_left_out():
+    assert description_in(answer(mood="calm")).text == TEXT
+
+
+def test_what_a_model_hides_in_fields_is_removed():
+    read = description_in(
+        answer(description=f"<think>hm</think>{TEXT}\u202e\u0000", visible_text="a\u202eb\x1b[31m")
+    )
+
+    assert read.text == TEXT
+    assert read.visible_text == "ab[31m"
+
+
+@pytest.mark.parametrize("said", ["", "None", "none.", "N/A", "No readable text", " \n"])
+def test_no_text_is_no_text_however_a_model_says_it(said):
+    assert description_in(answer(visible_text=said)).visible_text == ""
+
+
+def test_a_visible_text_has_an_end():
+    assert len(description_in(answer(visible_text="word " * 5000)).visible_text) <= 4000
+
+
+@pytest.mark.parametrize(
+    ("tag", "normal"),
+    [
+        ("Sunset", "sunset"),
+        (" #Harbour. ", "harbour"),
+        ("red_boat", "red boat"),
+        ("two   people", "two people"),
+        ("ＦＵＬＬ", "full"),  # noqa: RUF001
+        ("Straße", "straße"),
+        ("夕焼け", "夕焼け"),
+        ("rock'n'roll", "rock'n'roll"),
+        ("a\u202eb", "ab"),
+        ("x" * 51, ""),
+        ("#", ""),
+        ("", ""),
+    ],
+)
+def test_a_tag_has_one_form(tag, normal):
+    assert normalised_tag(tag) == normal
+    assert normalised_tag(normal) == normal
+
+
+def test_tags_are_unlike_and_not_many():
+    assert normalised_tags(["Sea", "sea", "#sea", "", "sky"]) == ("sea", "sky")
+    assert len(normalised_tags(str(number) for number in range(40))) == MOST_TAGS
+
+
+@pytest.mark.parametrize(
+    ("said", "prose"),
+    [(TEXT, True), ("", False), ('{"description": "A b', False), ('```json\n{"a": 1}\n```', False)],
+)
+def test_sentences_are_told_from_json(said, prose):
+    assert is_prose(said) == prose
