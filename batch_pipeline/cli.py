@@ -226,11 +226,17 @@ def main(session: Session, debug: bool) -> None:
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @click.option("--user", type=click.UUID, help="Owner of the batch; the local user unless given.")
+@click.option("--name", help="What people call the batch; the folder's name unless given.")
 @click.option("--wait", is_flag=True, help="Show progress until the batch ends.")
 @json_option
 @click.pass_obj
-def submit(
-    session: Session, paths: Sequence[str], user: uuid.UUID | None, wait: bool, as_json: bool
+def submit(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    paths: Sequence[str],
+    user: uuid.UUID | None,
+    name: str | None,
+    wait: bool,
+    as_json: bool,
 ) -> None:
     """Submit files and folders as one batch.
 
@@ -239,7 +245,7 @@ def submit(
 
     \b
     Examples:
-      batch-pipeline submit holiday/ clip.mp4 --wait
+      batch-pipeline submit holiday/ clip.mp4 --name "Rome 2026" --wait
       batch-pipeline submit photos/ --json | jq -r .batch_id
     """
     from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
@@ -257,9 +263,10 @@ def submit(
             publisher=pipeline.publisher,
             storage=pipeline.storage,
             settings=session.settings,
+            name=name,
         )
     else:
-        submission = Submission(None, [], offer.refused)
+        submission = Submission(None, [], offer.refused, offer.left_out)
     shape = _submission_shape(submission)
     if not as_json:
         _print_submission(submission)
@@ -1166,14 +1173,18 @@ def _submission_shape(submission: "Submission") -> dict[str, Any]:
 def _print_submission(submission: "Submission") -> None:
     from batch_pipeline.terminal import literal  # noqa: PLC0415
 
+    for suffix, count in sorted(submission.left_out.items()):
+        click.echo(f"{_counted(count, f'{suffix} file')} left out", err=True)
     for file in submission.refused:
         click.echo(f"refused    {literal(file.filename)}: {literal(file.error)}", err=True)
     if submission.batch_id is None:
-        what = "no file was accepted" if submission.refused else "no file was found"
+        seen = submission.refused or submission.left_out
+        what = "no file was accepted" if seen else "no file was found"
         click.echo(f"Error: {what}; there is no batch", err=True)
     else:
         queued = _counted(len(submission.upload_ids), "file")
-        click.echo(f"Batch {submission.batch_id}: {queued} queued")
+        name = f" {literal(submission.name)}" if submission.name else ""
+        click.echo(f"Batch {submission.batch_id}{name}: {queued} queued")
 
 
 def _write_search_page(

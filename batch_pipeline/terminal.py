@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -132,7 +133,7 @@ class BatchView:
             self._task,
             completed=progress.processed,
             total=progress.total,
-            description=progress.status,
+            description=_named(progress.name, progress.status),
         )
         lines = [
             Text.assemble("  ", (f"{upload.stage:<10}", "cyan"), "  ", literal(upload.filename))
@@ -167,6 +168,11 @@ class _PaceColumn(ProgressColumn):
         hours, minutes = divmod(minutes, 60)
         clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
         return Text(f"{pace}, {clock} left", style="cyan")
+
+
+def _named(name: str | None, status: str) -> str:
+    """A batch's name, if it has one, and how it stands; neither markup nor more than one line."""
+    return f"{escape(visible_line(name))}  {status}" if name else status
 
 
 def _failure_line(upload: UploadSnapshot) -> Text:
@@ -216,6 +222,7 @@ def batch_table(status: Mapping[str, Any]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     names = {
         "batch_id": "batch",
+        "name": "name",
         "status": "status",
         "total_uploads": "uploads",
         "successful_uploads": "completed",
@@ -234,12 +241,14 @@ def batch_table(status: Mapping[str, Any]) -> Table:
 
 def batches_table(batches: Sequence[Mapping[str, Any]]) -> Table:
     """List batches, a line each; fits 80 columns."""
-    table = _plain_table("batch", "status", "uploads", "failed", "age")
+    table = _plain_table("batch", "name", "status", "uploads", "failed", "age")
     table.columns[0].no_wrap = True
+    table.columns[1].max_width = 32
     for batch in batches:
         failed = batch["failed_uploads"]
         table.add_row(
-            Text(str(batch["batch_id"])),
+            Text(short(batch["batch_id"])),
+            literal(batch["name"] or ""),
             Text(batch["status"], style=_COLOURS.get(batch["status"], "")),
             Text(f"{batch['processed_uploads']}/{batch['total_uploads']}"),
             Text(str(failed), style="red" if failed else ""),
@@ -257,7 +266,9 @@ def failure_lines(found: Failures, since: datetime | None) -> Iterator[Renderabl
     for batch in found.batches:
         yield Text.assemble(
             "\n",
-            (f"Batch {batch['batch_id']} failed: ", "bold red"),
+            (f"Batch {batch['batch_id']}", "bold red"),
+            (f" {visible_line(batch['name'])}" if batch["name"] else "", "bold red"),
+            (" failed: ", "bold red"),
             literal(batch["error_message"]),
         )
     for group in found.groups:
@@ -282,12 +293,14 @@ def _group_lines(group: FailureGroup) -> Iterator[RenderableType]:
     if not group.uploads:
         return
     table = _plain_table("upload", "batch", "file", "reason")
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
-    table.columns[2].max_width = 24
+    table.columns[0].no_wrap = True
+    table.columns[1].max_width = table.columns[2].max_width = 20
     for upload in group.uploads:
         table.add_row(
             Text(short(upload["upload_id"])),
-            Text(short(upload["batch_id"]) if upload["batch_id"] else "none"),
+            literal(
+                " ".join(filter(None, [short(upload["batch_id"] or "none"), upload["batch_name"]]))
+            ),
             literal(upload["filename"]),
             literal(upload["error_message"] or ""),
         )

@@ -129,12 +129,18 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
         "error_message": text,
     }
     batch_row = {
-        "batch_id": BATCH, "status": "processing", "total_uploads": 100000,
+        "batch_id": BATCH, "name": name, "status": "processing", "total_uploads": 100000,
         "processed_uploads": 99999, "successful_uploads": 1, "failed_uploads": 99998,
         "progress_percentage": 99.9, "created_at": now - timedelta(days=900), "started_at": now,
         "completed_at": None, "error_message": text,
     }  # fmt: skip
-    failure = {"upload_id": BATCH, "batch_id": None, "filename": name, "error_message": text}
+    failure = {
+        "upload_id": BATCH,
+        "batch_id": None,
+        "batch_name": name,
+        "filename": name,
+        "error_message": text,
+    }
     group = FailureGroup(text, "failed", 7, 1, now, "means", "do", True, [failure])
     console = a_pipe()
     for table in (
@@ -150,4 +156,4 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
     assert shown.replace("\n", "").isprintable()
     assert "[red]" in shown
     assert max(map(len, shown.splitlines())) <= 80
-    assert f"{BATCH}  processing  99999/100000  99998   900 d" in shown
+    assert "  processing  99999/100000  99998   900 d" in shown
