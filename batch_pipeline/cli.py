@@ -15,7 +15,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -311,6 +311,8 @@ def status(  # noqa: PLR0917 - click passes them by name
       batch-pipeline status 3f2a… --json | jq '.uploads[] | select(.error_kind)'
     """
     from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.database.models import IN_WORK, OPEN_BATCH  # noqa: PLC0415
+    from batch_pipeline.services.progress.waiting import what_it_waits_for  # noqa: PLC0415
     from batch_pipeline.services.reports.batch_status import newest_batches  # noqa: PLC0415
 
     if batch is None:
@@ -335,6 +337,10 @@ def status(  # noqa: PLR0917 - click passes them by name
         _print_json(found)
         return
     session.console.print(terminal.batch_table(found))
+    working = {upload["processing_status"] for upload in found["uploads"]} & {*IN_WORK}
+    if found["status"] in OPEN_BATCH and not working:
+        reason = what_it_waits_for(session.pipeline.database, session.settings, batch)
+        session.console.print(terminal.literal(reason), style="yellow")
     session.console.print()
     if found["uploads"] or not failed:
         session.console.print(terminal.uploads_table(found["uploads"]))
@@ -1132,6 +1138,7 @@ def _follow(
 ) -> bool:
     """Show a batch until it ends; true if not everything went well."""
     from batch_pipeline.services.progress.batch_watch import watch_batch  # noqa: PLC0415
+    from batch_pipeline.services.progress.waiting import what_it_waits_for  # noqa: PLC0415
     from batch_pipeline.terminal import BatchView  # noqa: PLC0415
 
     if timeout_seconds is None:
@@ -1142,7 +1149,8 @@ def _follow(
     if quiet:
         *_, last = snapshots
     else:
-        last = BatchView(session.console).follow(snapshots)
+        why_idle = partial(what_it_waits_for, session.pipeline.database, session.settings, batch_id)
+        last = BatchView(session.console, why_idle).follow(snapshots)
         if last.progress.failed and timeout_seconds is None:  # the demo goes on to show them
             click.echo(f"See why:    batch-pipeline status {batch_id}")
             click.echo(f"Try again:  batch-pipeline retry {batch_id}")

@@ -37,9 +37,8 @@ from batch_pipeline.visible_text import visible_line
 _SHOWN_IN_WORK = 8
 #: Characters of a description that a table shows.
 _SHOWN_TEXT = 110
-#: After so long without anything in work, say what may be missing (seconds).
-_IDLE_SECONDS = 30.0
-_IDLE = "nothing is being worked: is Dagster running? `batch-pipeline doctor` tells"
+#: After so long without anything in work, say what it waits for, and look again as often (seconds).
+_IDLE_SECONDS = 5.0
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
 
 
@@ -77,8 +76,14 @@ def inspection_table(seen: Inspection) -> Table:
 class BatchView:
     """Shows the snapshots of one batch as they come."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console,
+        why_idle: Callable[[], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._console = console
+        self._why_idle = why_idle
         self._clock = clock
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -92,7 +97,7 @@ class BatchView:
         self._task = self._bars.add_task("", total=None)
         self._printed: tuple[str, int] | None = None
         self._busy_at = clock()
-        self._said_idle = False
+        self._idle_reason = ""
 
     def follow(self, snapshots: Iterable[BatchSnapshot]) -> BatchSnapshot:
         """Show snapshots until the last, and return it."""
@@ -123,9 +128,9 @@ class BatchView:
                 highlight=False,
             )
         self._printed = progress.status, progress.processed
-        if self._is_idle(snapshot) and not self._said_idle:
-            self._said_idle = True
-            self._console.print(_IDLE, highlight=False, soft_wrap=True)
+        before = self._idle_reason
+        if (reason := self._reason_to_wait(snapshot)) and _gist(reason) != _gist(before):
+            self._console.print(literal(reason), highlight=False, soft_wrap=True)
 
     def _bars_of(self, snapshot: BatchSnapshot) -> Group:
         progress = snapshot.progress
@@ -143,15 +148,23 @@ class BatchView:
             lines.append(Text(f"  and {more} more in work", style="dim"))
         if progress.failed:
             lines.append(Text(f"  {progress.failed} failed", style="red"))
-        if self._is_idle(snapshot):
-            lines.append(Text(f"  {_IDLE}", style="yellow"))
+        if reason := self._reason_to_wait(snapshot):
+            lines.append(Text.assemble("  ", literal(reason), style="yellow"))
         return Group(self._bars, *(_on_one_line(line) for line in lines))
 
-    def _is_idle(self, snapshot: BatchSnapshot) -> bool:
+    def _reason_to_wait(self, snapshot: BatchSnapshot) -> str:
+        """Why nothing has been worked for a while; empty if something is."""
         now = self._clock()
         if snapshot.in_work or snapshot.newly_ended or snapshot.has_ended:
-            self._busy_at = now
-        return now - self._busy_at > _IDLE_SECONDS
+            self._busy_at, self._idle_reason = now, ""
+        elif now - self._busy_at > _IDLE_SECONDS:
+            self._busy_at, self._idle_reason = now, self._why_idle()
+        return self._idle_reason
+
+
+def _gist(reason: str) -> str:
+    """A reason without its numbers, which a pipe need not be told again and again."""
+    return "".join(letter for letter in reason if not letter.isdigit())
 
 
 class _PaceColumn(ProgressColumn):

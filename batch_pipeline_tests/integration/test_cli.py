@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import make_url, update
 
 from batch_pipeline.database.models import Upload
 from batch_pipeline.errors import PermanentError
@@ -159,6 +159,13 @@ def test_status_tables_fit_80_columns_and_show_names_literally(console, database
     assert "<b>bold</b><script>alert" in shown
     assert "\x1b" not in shown
     assert "\u202e" not in shown
+
+
+def test_status_of_a_batch_that_waits_says_what_for(console, database, database_url):
+    batch = add_batch(database, 2)
+    nowhere = make_url(database_url).set(database="nowhere").render_as_string(False)
+    shown = console("status", batch, BATCH_PIPELINE_DAGSTER_DATABASE_URL=nowhere).out
+    assert "is Dagster running? it has never worked on this database" in " ".join(shown.split())
 
 
 def test_watch_of_an_ended_batch_prints_its_last_state_and_tells_of_failures(console, database):
