@@ -46,7 +46,7 @@ demo: install
 	else $(IN_CLONE) exec $(BIN)/batch-pipeline demo --exit $(ARGS); fi
 
 dev: install
-	$(IN_CLONE) $(BIN)/dagster dev $(ARGS)
+	@$(IN_CLONE) exec $(BIN)/python scripts/dev.py $(ARGS)
 
 test: install-dev
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)

@@ -15,7 +15,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,11 +226,17 @@ def main(session: Session, debug: bool) -> None:
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @click.option("--user", type=click.UUID, help="Owner of the batch; the local user unless given.")
+@click.option("--name", help="What people call the batch; the folder's name unless given.")
 @click.option("--wait", is_flag=True, help="Show progress until the batch ends.")
 @json_option
 @click.pass_obj
-def submit(
-    session: Session, paths: Sequence[str], user: uuid.UUID | None, wait: bool, as_json: bool
+def submit(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    paths: Sequence[str],
+    user: uuid.UUID | None,
+    name: str | None,
+    wait: bool,
+    as_json: bool,
 ) -> None:
     """Submit files and folders as one batch.
 
@@ -239,7 +245,7 @@ def submit(
 
     \b
     Examples:
-      batch-pipeline submit holiday/ clip.mp4 --wait
+      batch-pipeline submit holiday/ clip.mp4 --name "Rome 2026" --wait
       batch-pipeline submit photos/ --json | jq -r .batch_id
     """
     from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
@@ -257,9 +263,10 @@ def submit(
             publisher=pipeline.publisher,
             storage=pipeline.storage,
             settings=session.settings,
+            name=name,
         )
     else:
-        submission = Submission(None, [], offer.refused)
+        submission = Submission(None, [], offer.refused, offer.left_out)
     shape = _submission_shape(submission)
     if not as_json:
         _print_submission(submission)
@@ -304,6 +311,8 @@ def status(  # noqa: PLR0917 - click passes them by name
       batch-pipeline status 3f2a… --json | jq '.uploads[] | select(.error_kind)'
     """
     from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.database.models import IN_WORK, OPEN_BATCH  # noqa: PLC0415
+    from batch_pipeline.services.progress.waiting import what_it_waits_for  # noqa: PLC0415
     from batch_pipeline.services.reports.batch_status import newest_batches  # noqa: PLC0415
 
     if batch is None:
@@ -328,6 +337,10 @@ def status(  # noqa: PLR0917 - click passes them by name
         _print_json(found)
         return
     session.console.print(terminal.batch_table(found))
+    working = {upload["processing_status"] for upload in found["uploads"]} & {*IN_WORK}
+    if found["status"] in OPEN_BATCH and not working:
+        reason = what_it_waits_for(session.pipeline.database, session.settings, batch)
+        session.console.print(terminal.literal(reason), style="yellow")
     session.console.print()
     if found["uploads"] or not failed:
         session.console.print(terminal.uploads_table(found["uploads"]))
@@ -1213,6 +1226,7 @@ def _follow(
 ) -> bool:
     """Show a batch until it ends; true if not everything went well."""
     from batch_pipeline.services.progress.batch_watch import watch_batch  # noqa: PLC0415
+    from batch_pipeline.services.progress.waiting import what_it_waits_for  # noqa: PLC0415
     from batch_pipeline.terminal import BatchView  # noqa: PLC0415
 
     if timeout_seconds is None:
@@ -1223,7 +1237,8 @@ def _follow(
     if quiet:
         *_, last = snapshots
     else:
-        last = BatchView(session.console).follow(snapshots)
+        why_idle = partial(what_it_waits_for, session.pipeline.database, session.settings, batch_id)
+        last = BatchView(session.console, why_idle).follow(snapshots)
         if last.progress.failed and timeout_seconds is None:  # the demo goes on to show them
             click.echo(f"See why:    batch-pipeline status {batch_id}")
             click.echo(f"Try again:  batch-pipeline retry {batch_id}")
@@ -1254,14 +1269,18 @@ def _submission_shape(submission: "Submission") -> dict[str, Any]:
 def _print_submission(submission: "Submission") -> None:
     from batch_pipeline.terminal import literal  # noqa: PLC0415
 
+    for suffix, count in sorted(submission.left_out.items()):
+        click.echo(f"{_counted(count, f'{suffix} file')} left out", err=True)
     for file in submission.refused:
         click.echo(f"refused    {literal(file.filename)}: {literal(file.error)}", err=True)
     if submission.batch_id is None:
-        what = "no file was accepted" if submission.refused else "no file was found"
+        seen = submission.refused or submission.left_out
+        what = "no file was accepted" if seen else "no file was found"
         click.echo(f"Error: {what}; there is no batch", err=True)
     else:
         queued = _counted(len(submission.upload_ids), "file")
-        click.echo(f"Batch {submission.batch_id}: {queued} queued")
+        name = f" {literal(submission.name)}" if submission.name else ""
+        click.echo(f"Batch {submission.batch_id}{name}: {queued} queued")
 
 
 def _write_search_page(

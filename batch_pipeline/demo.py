@@ -4,6 +4,7 @@ Runs ``dagster dev`` with an instance of its own under the home folder; everythi
 a log file there.
 """
 
+import fcntl
 import importlib.resources
 import os
 import secrets
@@ -63,12 +64,51 @@ def prepare_dagster_home(settings: Settings) -> Path:
     return folder
 
 
+def dagster_environment(settings: Settings) -> dict[str, str]:
+    """Variables of a Dagster on this home: where it keeps its logs, and what it need not say."""
+    return {
+        "DAGSTER_HOME": str(prepare_dagster_home(settings)),
+        "BATCH_PIPELINE_HOME": str(settings.home),
+        # Of Dagster's own making: it copies sensors with a parameter that it calls beta, and calls
+        # its command superseded by one that wants another layout of the project.
+        "PYTHONWARNINGS": ",".join(
+            [
+                "ignore:Parameter `owners` of initializer `SensorDefinition",
+                "ignore:Function `dev_command` is superseded",
+                *filter(None, [os.environ.get("PYTHONWARNINGS")]),
+            ]
+        ),
+    }
+
+
+def hold_home(settings: Settings) -> int:
+    """Take the home for one stack; returns the descriptor that holds it, until it is closed.
+
+    Raises:
+        RefusedError: another stack has it; of two on one database, one works nothing.
+    """
+    settings.home.mkdir(parents=True, exist_ok=True)
+    lock = os.open(settings.home / "dagster.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(lock, 32).decode(errors="replace").strip()
+        os.close(lock)
+        raise RefusedError(
+            f"a stack runs on {settings.home} already (process {holder or 'unknown'}): stop it, "
+            "use it, or set BATCH_PIPELINE_HOME to another folder"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    return lock
+
+
 @contextmanager
 def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[Stack]:
     """Start webserver, daemon and code location; stop them at the end.
 
     Raises:
-        RefusedError: somebody else listens on the port.
+        RefusedError: somebody else listens on the port, or has a stack on this home.
         PipelineError: they did not start; the message ends with the last lines of their log.
     """
     home = prepare_dagster_home(settings)
@@ -78,11 +118,12 @@ def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[St
         *(sys.executable, "-m", "dagster", "dev"),
         *("-m", "batch_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)),
     ]
-    environment = os.environ | {
-        "DAGSTER_HOME": str(home),
-        "BATCH_PIPELINE_HOME": str(settings.home),
-    }
-    with _ended_by_signals(), stack.log_file.open("wb") as log:
+    environment = os.environ | dagster_environment(settings)
+    with (
+        _ended_by_signals(),
+        _held(settings) as lock,
+        stack.log_file.open("wb") as log,
+    ):
         # A session of its own: Ctrl-C reaches us alone, and we stop the whole group.
         process = subprocess.Popen(  # noqa: S603 - our own interpreter
             command,
@@ -91,12 +132,22 @@ def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[St
             stdout=log,
             stderr=log,
             start_new_session=True,
+            pass_fds=[lock],  # the home is taken for as long as the stack lives
         )
         try:
             _wait_until_loaded(process, stack)
             yield stack
         finally:
             _stop(process)
+
+
+@contextmanager
+def _held(settings: Settings) -> Iterator[int]:
+    lock = hold_home(settings)
+    try:
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -37,9 +38,8 @@ from batch_pipeline.visible_text import visible_line
 _SHOWN_IN_WORK = 8
 #: Characters of a description that a table shows.
 _SHOWN_TEXT = 110
-#: After so long without anything in work, say what may be missing (seconds).
-_IDLE_SECONDS = 30.0
-_IDLE = "nothing is being worked: is Dagster running? `batch-pipeline doctor` tells"
+#: After so long without anything in work, say what it waits for, and look again as often (seconds).
+_IDLE_SECONDS = 5.0
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
 
 
@@ -77,8 +77,14 @@ def inspection_table(seen: Inspection) -> Table:
 class BatchView:
     """Shows the snapshots of one batch as they come."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console,
+        why_idle: Callable[[], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._console = console
+        self._why_idle = why_idle
         self._clock = clock
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -92,7 +98,7 @@ class BatchView:
         self._task = self._bars.add_task("", total=None)
         self._printed: tuple[str, int] | None = None
         self._busy_at = clock()
-        self._said_idle = False
+        self._idle_reason = ""
 
     def follow(self, snapshots: Iterable[BatchSnapshot]) -> BatchSnapshot:
         """Show snapshots until the last, and return it."""
@@ -123,9 +129,9 @@ class BatchView:
                 highlight=False,
             )
         self._printed = progress.status, progress.processed
-        if self._is_idle(snapshot) and not self._said_idle:
-            self._said_idle = True
-            self._console.print(_IDLE, highlight=False, soft_wrap=True)
+        before = self._idle_reason
+        if (reason := self._reason_to_wait(snapshot)) and _gist(reason) != _gist(before):
+            self._console.print(literal(reason), highlight=False, soft_wrap=True)
 
     def _bars_of(self, snapshot: BatchSnapshot) -> Group:
         progress = snapshot.progress
@@ -133,7 +139,7 @@ class BatchView:
             self._task,
             completed=progress.processed,
             total=progress.total,
-            description=progress.status,
+            description=_named(progress.name, progress.status),
         )
         lines = [
             Text.assemble("  ", (f"{upload.stage:<10}", "cyan"), "  ", literal(upload.filename))
@@ -143,15 +149,23 @@ class BatchView:
             lines.append(Text(f"  and {more} more in work", style="dim"))
         if progress.failed:
             lines.append(Text(f"  {progress.failed} failed", style="red"))
-        if self._is_idle(snapshot):
-            lines.append(Text(f"  {_IDLE}", style="yellow"))
+        if reason := self._reason_to_wait(snapshot):
+            lines.append(Text.assemble("  ", literal(reason), style="yellow"))
         return Group(self._bars, *(_on_one_line(line) for line in lines))
 
-    def _is_idle(self, snapshot: BatchSnapshot) -> bool:
+    def _reason_to_wait(self, snapshot: BatchSnapshot) -> str:
+        """Why nothing has been worked for a while; empty if something is."""
         now = self._clock()
         if snapshot.in_work or snapshot.newly_ended or snapshot.has_ended:
-            self._busy_at = now
-        return now - self._busy_at > _IDLE_SECONDS
+            self._busy_at, self._idle_reason = now, ""
+        elif now - self._busy_at > _IDLE_SECONDS:
+            self._busy_at, self._idle_reason = now, self._why_idle()
+        return self._idle_reason
+
+
+def _gist(reason: str) -> str:
+    """A reason without its numbers, which a pipe need not be told again and again."""
+    return "".join(letter for letter in reason if not letter.isdigit())
 
 
 class _PaceColumn(ProgressColumn):
@@ -168,6 +182,11 @@ class _PaceColumn(ProgressColumn):
         hours, minutes = divmod(minutes, 60)
         clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
         return Text(f"{pace}, {clock} left", style="cyan")
+
+
+def _named(name: str | None, status: str) -> str:
+    """A batch's name, if it has one, and how it stands; neither markup nor more than one line."""
+    return f"{escape(visible_line(name))}  {status}" if name else status
 
 
 def _failure_line(upload: UploadSnapshot) -> Text:
@@ -217,6 +236,7 @@ def batch_table(status: Mapping[str, Any]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     names = {
         "batch_id": "batch",
+        "name": "name",
         "status": "status",
         "total_uploads": "uploads",
         "successful_uploads": "completed",
@@ -254,12 +274,14 @@ def costs_table(costs: Sequence[UserCost]) -> Table:
 
 def batches_table(batches: Sequence[Mapping[str, Any]]) -> Table:
     """List batches, a line each; fits 80 columns."""
-    table = _plain_table("batch", "status", "uploads", "failed", "age")
+    table = _plain_table("batch", "name", "status", "uploads", "failed", "age")
     table.columns[0].no_wrap = True
+    table.columns[1].max_width = 32
     for batch in batches:
         failed = batch["failed_uploads"]
         table.add_row(
-            Text(str(batch["batch_id"])),
+            Text(short(batch["batch_id"])),
+            literal(batch["name"] or ""),
             Text(batch["status"], style=_COLOURS.get(batch["status"], "")),
             Text(f"{batch['processed_uploads']}/{batch['total_uploads']}"),
             Text(str(failed), style="red" if failed else ""),
@@ -277,7 +299,9 @@ def failure_lines(found: Failures, since: datetime | None) -> Iterator[Renderabl
     for batch in found.batches:
         yield Text.assemble(
             "\n",
-            (f"Batch {batch['batch_id']} failed: ", "bold red"),
+            (f"Batch {batch['batch_id']}", "bold red"),
+            (f" {visible_line(batch['name'])}" if batch["name"] else "", "bold red"),
+            (" failed: ", "bold red"),
             literal(batch["error_message"]),
         )
     for group in found.groups:
@@ -302,12 +326,14 @@ def _group_lines(group: FailureGroup) -> Iterator[RenderableType]:
     if not group.uploads:
         return
     table = _plain_table("upload", "batch", "file", "reason")
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
-    table.columns[2].max_width = 24
+    table.columns[0].no_wrap = True
+    table.columns[1].max_width = table.columns[2].max_width = 20
     for upload in group.uploads:
         table.add_row(
             Text(short(upload["upload_id"])),
-            Text(short(upload["batch_id"]) if upload["batch_id"] else "none"),
+            literal(
+                " ".join(filter(None, [short(upload["batch_id"] or "none"), upload["batch_name"]]))
+            ),
             literal(upload["filename"]),
             literal(upload["error_message"] or ""),
         )

@@ -149,6 +149,8 @@ class UploadBatch(Base):
     completed_at: Mapped[datetime | None]
 
     # Ours
+    #: For people: as submitted, or the folder's. Never changed; an upload API may leave it empty.
+    name: Mapped[str | None]
     #: Slices opened so far; one run processes each. Only grows.
     slices: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Runs that died since an upload last ended; too many of them end the batch as ``failed``.

@@ -109,6 +109,9 @@ FACTS = func.coalesce(
 )
 #: For those who show it.
 FILENAME = func.coalesce(Upload.filename, literal_column("''")).label("filename")
+#: Characters of a batch's name that are kept and shown.
+MAX_NAME = 100
+NAME = func.left(cast(UploadBatch.name, Text), literal_column(str(MAX_NAME))).label("name")
 FILE_SIZE = func.coalesce(Upload.file_size, literal_column("0")).label("file_size")
 
 

@@ -16,6 +16,7 @@ from batch_pipeline.orchestration.assets import (
     cost_metadata,
     descriptions,
     embeddings,
+    plain_stem,
     text_metadata,
     thumbnails,
 )
@@ -78,8 +79,10 @@ def no_report_of(batch_id: UUID, reason: str) -> dg.AssetObservation:
 def headline(summary: BatchSummary) -> str:
     """The report in a line."""
     head = summary.head
+    # Rendered as Markdown: of the name only what cannot be any.
+    name = f"{plain_stem(head['name'])}, " if head["name"] else ""
     return (
-        f"{head['status']}: {head['successful_uploads']} of {head['total_uploads']} uploads "
+        f"{name}{head['status']}: {head['successful_uploads']} of {head['total_uploads']} uploads "
         f"completed, {head['failed_uploads']} failed"
     )
 
@@ -88,6 +91,7 @@ def _report(summary: BatchSummary) -> dict[str, Any]:
     head, duration = summary.head, summary.duration
     seconds = round(duration.total_seconds(), 3) if duration else None
     metadata: dict[str, Any] = {
+        "name": text_metadata(head["name"]) if head["name"] else None,
         "status": head["status"],
         "total": head["total_uploads"],
         "successful": head["successful_uploads"],

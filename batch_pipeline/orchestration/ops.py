@@ -32,7 +32,7 @@ from batch_pipeline.orchestration.failures import (
 )
 from batch_pipeline.orchestration.resources import RunWorker
 from batch_pipeline.orchestration.run_ends import cancel_batch_of_terminated_run
-from batch_pipeline.orchestration.tags import BATCH_TAG, USER_TAG
+from batch_pipeline.orchestration.tags import BATCH_TAG, NAME_TAG, USER_TAG
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batch_head
 from batch_pipeline.services.reports.previews import Previews
@@ -42,6 +42,7 @@ from batch_pipeline.services.upload_processing import (
     UploadReport,
     outage_pause,
 )
+from batch_pipeline.visible_text import visible_line
 
 #: A mapping key ends in two underscores and the upload's id.
 _KEY_END = re.compile(r"__([0-9a-f]{32})$")
@@ -96,7 +97,9 @@ def load_batch(
         return
     context.instance.add_dynamic_partitions(str(BATCHES.name), [str(batch_id)])
     user_id = str(loaded.progress.user_id)
-    context.instance.add_run_tags(context.run_id, {BATCH_TAG: str(batch_id), USER_TAG: user_id})
+    name = {NAME_TAG: visible_line(loaded.progress.name)} if loaded.progress.name else {}
+    tags = {BATCH_TAG: str(batch_id), USER_TAG: user_id, **name}
+    context.instance.add_run_tags(context.run_id, tags)
     _report_taken(context, batch_id, loaded, _describe_taken(context, loaded))
     for upload in loaded.reserved:
         yield dg.DynamicOutput(None, mapping_key=mapping_key(upload.filename, upload.id))

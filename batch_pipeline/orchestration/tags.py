@@ -1,6 +1,8 @@
 """Names of the run tags by which people and sensors find the runs of a batch."""
 
 BATCH_TAG = "batch_pipeline/batch_id"
+#: What people call the batch, if it has a name.
+NAME_TAG = "batch_pipeline/batch_name"
 USER_TAG = "batch_pipeline/user_id"
 SLICE_TAG = "batch_pipeline/slice"
 #: Why a run was launched: new, retry, rescue or reprocess.

@@ -11,18 +11,19 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.exc import DataError, IntegrityError
 
 from batch_pipeline.database.failures import repeated, sqlstate
 from batch_pipeline.database.models import SIDECAR_DATE, Upload, UploadBatch
-from batch_pipeline.database.readings import LOCAL_USER
+from batch_pipeline.database.readings import LOCAL_USER, MAX_NAME
 from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
@@ -31,7 +32,10 @@ from batch_pipeline.services.progress.publishing import BatchProgress, ProgressP
 from batch_pipeline.services.sidecars import sidecar_date, without_sidecars
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
+from batch_pipeline.visible_text import visible_line
 
+#: Ends of names of what cameras, telephones and photo programs write beside pictures.
+_SIDECARS = frozenset({".aae", ".cos", ".dop", ".ini", ".json", ".pp3", ".xmp", ".db"})
 _CHUNK_BYTES = 1 << 20
 #: SQLSTATE of a row that refers to one which is not there.
 _FOREIGN_KEY = "23503"
@@ -55,10 +59,14 @@ class Submission:
     """None: nothing was accepted, there is no batch."""
     upload_ids: Sequence[uuid.UUID]
     refused: Sequence[RefusedFile]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """As in `Offer`."""
+    name: str | None = None
+    """What people call the batch."""
 
     @property
     def total_files(self) -> int:
-        """Files that were offered."""
+        """Files that were offered, those that accompany photos not among them."""
         return len(self.upload_ids) + len(self.refused)
 
 
@@ -81,6 +89,10 @@ class Offer:
 
     accepted: Sequence[AcceptedFile]
     refused: Sequence[RefusedFile]
+    left_out: Mapping[str, int]
+    """Files that accompany photos and are none, by the end of their name; nobody need mend them."""
+    folder_name: str | None
+    """A name for the batch: of the folder that was offered, or that all files are in."""
 
 
 def submit(
@@ -90,6 +102,7 @@ def submit(
     publisher: ProgressPublisher,
     storage: Storage,
     settings: Settings,
+    name: str | None = None,
     on_stored: Callable[[int, int], None] = lambda stored, total: None,
 ) -> Submission:
     """Store files and folders as one batch.
@@ -102,6 +115,7 @@ def submit(
         publisher: announces the new batch.
         storage: where the files go.
         settings: the limits.
+        name: what people call the batch; the folder's name unless given.
         on_stored: called with the number of files stored so far and in all.
 
     Raises:
@@ -116,6 +130,7 @@ def submit(
         publisher=publisher,
         storage=storage,
         settings=settings,
+        name=name,
         on_stored=on_stored,
     )
 
@@ -126,6 +141,7 @@ def examine(paths: Iterable[Path], settings: Settings) -> Offer:
     Raises:
         RefusedError: the submission as a whole is over a limit, or names what does not exist.
     """
+    paths = list(paths)
     offered, unreadable = collect_files(paths)
     offered = without_sidecars(offered)
     if len(offered) > settings.max_files_per_batch:
@@ -140,7 +156,24 @@ def examine(paths: Iterable[Path], settings: Settings) -> Offer:
             f"the files hold {total_bytes:,} bytes, a batch may hold "
             f"{settings.max_batch_bytes:,} (BATCH_PIPELINE_MAX_BATCH_BYTES): submit them in parts"
         )
-    return Offer(accepted, [*unreadable, *refused])
+    left_out = Counter(suffix for file in refused if (suffix := _sidecar_suffix(file.filename)))
+    refused = [file for file in refused if not _sidecar_suffix(file.filename)]
+    return Offer(accepted, [*unreadable, *refused], left_out, _folder_name(paths))
+
+
+def _sidecar_suffix(filename: str) -> str | None:
+    suffix = PurePath(filename).suffix.lower()
+    return suffix if suffix in _SIDECARS else None
+
+
+def _folder_name(paths: Sequence[Path]) -> str | None:
+    folders = {(path if path.is_dir() else path.parent).resolve() for path in paths}
+    return folders.pop().name or None if len(folders) == 1 else None
+
+
+def _shown_name(name: str | None) -> str | None:
+    """A name on one line, as tables and messages take it; None if nothing of it is left."""
+    return visible_line(_storable_name(name or "")).strip()[:MAX_NAME] or None
 
 
 def store(
@@ -150,13 +183,15 @@ def store(
     publisher: ProgressPublisher,
     storage: Storage,
     settings: Settings,
+    name: str | None = None,
     on_stored: Callable[[int, int], None] = lambda stored, total: None,
 ) -> Submission:
     """Store what `examine` accepted as one batch; arguments and errors as of `submit`."""
     accepted = offer.accepted
     if not accepted:
-        return Submission(None, [], offer.refused)
+        return Submission(None, [], offer.refused, offer.left_out)
     batch_id = uuid.uuid4()
+    shown_name = _shown_name(name or offer.folder_name)
     ownership = FileOwnership(publisher.database, storage, settings)
     ownership.claim()
     targets = [_stored_path(storage, user_id, file) for file in accepted]
@@ -168,7 +203,7 @@ def store(
             on_stored(number, len(accepted))
         note.remove()
         with _refusals_named(user_id):
-            _insert(publisher, storage, batch_id, user_id, accepted)
+            _insert(publisher, storage, batch_id, user_id, accepted, shown_name)
     except BaseException:
         # An error or a Ctrl-C may come after the commit: then the files are the batch's.
         if not _is_committed(publisher, batch_id):
@@ -177,7 +212,8 @@ def store(
                     storage.remove(target)
                 ownership.forget_submission(batch_id)
         raise
-    return Submission(batch_id, [file.upload_id for file in accepted], offer.refused)
+    upload_ids = [file.upload_id for file in accepted]
+    return Submission(batch_id, upload_ids, offer.refused, offer.left_out, shown_name)
 
 
 def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]:
@@ -270,18 +306,21 @@ def _examine_one(path: Path, filename: str, settings: Settings) -> AcceptedFile:
 
 
 @repeated
-def _insert(
+def _insert(  # noqa: PLR0917 - `repeated` passes them on
     publisher: ProgressPublisher,
     storage: Storage,
     batch_id: uuid.UUID,
     user_id: uuid.UUID,
     accepted: Sequence[AcceptedFile],
+    name: str | None,
 ) -> None:
     with publisher.transaction() as transaction:
         connection = transaction.connection
         connection.execute(select(func.pg_advisory_xact_lock(_lock_of(batch_id))))
         connection.execute(
-            insert(UploadBatch).values(id=batch_id, user_id=user_id, total_uploads=len(accepted))
+            insert(UploadBatch).values(
+                id=batch_id, user_id=user_id, total_uploads=len(accepted), name=name
+            )
         )
         submitted_at = connection.scalar(func.now())
         connection.execute(
@@ -304,7 +343,7 @@ def _insert(
                 for number, file in enumerate(accepted)
             ],
         )
-        progress = BatchProgress(batch_id, user_id, "pending", len(accepted), 0, 0, 0)
+        progress = BatchProgress(batch_id, user_id, "pending", len(accepted), 0, 0, 0, name)
         transaction.announce(progress, user_id)
 
 

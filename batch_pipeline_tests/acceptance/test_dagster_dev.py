@@ -123,3 +123,49 @@ def test_sigterm_ends_everything_that_a_script_started_in_the_background(what, t
                 one.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_make_dev_is_quiet_when_idle_keeps_its_logs_and_has_its_home_alone(tmp_path):
+    port, log, home = free_port(), tmp_path / "log", tmp_path / "home"
+    environment = clean_environment() | {"BATCH_PIPELINE_HOME": str(home)}
+    command = [sys.executable, str(ROOT / "scripts" / "dev.py"), "-p", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+    stack = RealStack(home, GraphQl(f"http://127.0.0.1:{port}"))
+    ticks = """{ sensorOrError(sensorSelector: {repositoryName: "__repository__",
+      repositoryLocationName: "batch_pipeline.definitions", sensorName: "sweep_on_start"})
+      { ... on Sensor { sensorState { ticks(limit: 3) { status } } } } }"""
+
+    def has_ticked() -> bool:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            found = stack.graphql(ticks)["sensorOrError"]
+        except OSError:
+            return False
+        return len(found.get("sensorState", {}).get("ticks", [])) == 3
+
+    try:
+        wait_until(has_ticked, "a sensor was evaluated three times")
+        assert log.read_text().splitlines() == [
+            f"Everything is kept in {home}",
+            f"In half a minute the UI is at http://127.0.0.1:{port} "
+            "(Ctrl-C stops; ARGS='--log-level info' shows every tick)",
+        ]
+        second = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
+        assert second.returncode == 2
+        assert second.stderr.startswith(
+            f"Error: a stack runs on {home} already (process {process.pid}): stop it"
+        )
+        batch = stack.cli("submit", MEDIA / "fog.webp", "--wait")["batch_id"]
+        run = stack.graphql.ended_run_of(batch)
+        kept = list((home / "dagster" / "storage" / run["runId"]).rglob("*.err"))
+        assert kept, "what the run printed is kept under the home"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import make_url, update
 
 from batch_pipeline.database.models import Upload
 from batch_pipeline.errors import PermanentError
@@ -30,7 +30,7 @@ from .console import COMMAND
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 BATCH_FIELDS = [
     "batch_id", "user_id", "status", "total_uploads", "processed_uploads", "successful_uploads",
-    "failed_uploads", "created_at", "started_at", "completed_at", "error_message",
+    "failed_uploads", "name", "created_at", "started_at", "completed_at", "error_message",
     "progress_percentage",
 ]  # fmt: skip
 UPLOAD_FIELDS = [
@@ -66,6 +66,51 @@ def test_submit_says_in_words_how_to_follow_the_batch(console):
     first, second = answer.out.splitlines()
     assert first.endswith(": 1 file queued")
     assert second.startswith("Follow it:  batch-pipeline watch ")
+
+
+def test_what_lies_beside_photos_is_summed_up_and_is_no_failure(console, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(make_image("png"))
+    for name in ("a.XMP", "b.xmp", "a.png.json"):
+        (folder / name).write_text("{}")
+    answer = console("submit", folder)
+    assert (answer.code, answer.err) == (0, "1 .json file left out\n2 .xmp files left out\n")
+    told = console("submit", folder, "--json")
+    assert (told.code, told.json["total_files"], told.json["failed"]) == (0, 1, 0)
+    # Whatever its name, it is judged by its content; what is no photo and no such file is refused.
+    (folder / "picture.json").write_bytes(make_image("png", seed=7))
+    (folder / "notes.txt").write_text("no picture")
+    told = console("submit", folder, "--json")
+    assert (told.code, told.json["queued"], told.json["failed"]) == (1, 2, 1)
+    alone = console("submit", folder / "b.xmp")
+    assert alone.code == 2
+    assert "Error: no file was accepted; there is no batch" in alone.err
+
+
+def test_a_batch_has_the_name_that_is_given_or_the_folders_and_shows_it_everywhere(
+    console, database, tmp_path
+):
+    holiday = tmp_path / "Rome \x1b[31m2026"
+    holiday.mkdir()
+    (holiday / "a.png").write_bytes(make_image("png"))
+    (holiday / "b.png").write_bytes(make_image("png")[:-30])
+    named = console("submit", holiday, "--json").json["batch_id"]
+    given = console("submit", holiday / "a.png", "--name", "only [red]one", "--json").json
+    assert (
+        console("status", named, "--json").json["name"] == "Rome \N{REPLACEMENT CHARACTER}[31m2026"
+    )
+    shown = console("status").out
+    assert "only [red]one" in shown
+    assert "Rome \N{REPLACEMENT CHARACTER}[31m2026" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    console("cancel", given["batch_id"])
+    assert console("watch", given["batch_id"], "--json").json["name"] == "only [red]one"
+    console("report", given["batch_id"], "--html", "page.html")
+    assert "<title>only [red]one</title>" in (tmp_path / "page.html").read_text()
+    # Files of several folders, and rows of an upload API, have none.
+    both = console("submit", holiday, MEDIA / "fog.webp", "--json").json["batch_id"]
+    assert console("status", both, "--json").json["name"] is None
 
 
 def test_submit_without_anything_acceptable_makes_no_batch_and_is_wrong_use(console, tmp_path):
@@ -110,10 +155,17 @@ def test_status_tables_fit_80_columns_and_show_names_literally(console, database
     batch = add_batch(database, rows)
     listed, shown = console("status").out, console("status", batch).out
     assert max(map(len, (listed + shown).splitlines())) <= 80
-    assert str(batch) in listed
+    assert str(batch)[:8] in listed
     assert "<b>bold</b><script>alert" in shown
     assert "\x1b" not in shown
     assert "\u202e" not in shown
+
+
+def test_status_of_a_batch_that_waits_says_what_for(console, database, database_url):
+    batch = add_batch(database, 2)
+    nowhere = make_url(database_url).set(database="nowhere").render_as_string(False)
+    shown = console("status", batch, BATCH_PIPELINE_DAGSTER_DATABASE_URL=nowhere).out
+    assert "is Dagster running? it has never worked on this database" in " ".join(shown.split())
 
 
 def test_watch_of_an_ended_batch_prints_its_last_state_and_tells_of_failures(console, database):
@@ -129,7 +181,7 @@ def test_watch_of_an_ended_batch_prints_its_last_state_and_tells_of_failures(con
     assert answer.code == 1
     assert answer.json == {
         "batch_id": str(batch), "status": "completed", "total": 2, "processed": 2,
-        "successful": 1, "failed": 1, "progress_percentage": 100.0,
+        "successful": 1, "failed": 1, "progress_percentage": 100.0, "name": None,
     }  # fmt: skip
     assert console("watch", batch).out.splitlines()[-2:] == [
         f"See why:    batch-pipeline status {batch}",

@@ -41,7 +41,7 @@ from sqlalchemy import (
 
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, UploadBatch
-from batch_pipeline.database.readings import count, owner, word
+from batch_pipeline.database.readings import NAME, count, owner, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.services.progress.pace import Pace
@@ -76,6 +76,7 @@ class BatchProgress:
     processed: int
     successful: int
     failed: int
+    name: str | None = None
 
     @property
     def progress_percentage(self) -> float:
@@ -92,6 +93,7 @@ class BatchProgress:
             "successful": self.successful,
             "failed": self.failed,
             "progress_percentage": self.progress_percentage,
+            "name": self.name,
         }
 
 
@@ -131,6 +133,7 @@ PROGRESS = (
     count(UploadBatch.processed_uploads),
     count(UploadBatch.successful_uploads),
     count(UploadBatch.failed_uploads),
+    NAME,
 )
 
 
@@ -367,6 +370,7 @@ def queue_counters(batch: Any, *, if_: ColumnElement[bool]) -> ColumnElement[Non
             "progress_percentage": func.round(
                 literal_column("100") * processed / batch.total_uploads, literal_column("1")
             ),
+            "name": batch.name,
         },
         if_=if_,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, case, func, literal, or_, select
 
 from batch_pipeline.database.models import ENDED, BatchStatus, Upload, UploadBatch, UploadStatus
-from batch_pipeline.database.readings import FILENAME, WAITING
+from batch_pipeline.database.readings import FILENAME, NAME, WAITING
 from batch_pipeline.database.session import Database
 from batch_pipeline.services.error_kinds import BY_NAME, OUTAGES, SAME_AGAIN
 
@@ -125,6 +125,7 @@ def _newest(chosen: FailureFilter, shown: int) -> Select[*tuple[Any, ...]]:
             _STATE,
             Upload.id.label("upload_id"),
             Upload.batch_id,
+            NAME.label("batch_name"),
             FILENAME,
             Upload.error_message,
             Upload.updated_at.label("failed_at"),
@@ -132,6 +133,7 @@ def _newest(chosen: FailureFilter, shown: int) -> Select[*tuple[Any, ...]]:
             .over(partition_by=(_KIND.element, _STATE.element), order_by=newest_first)
             .label("number"),
         )
+        .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
         .where(*_conditions(chosen))
         .subquery()
     )
@@ -143,6 +145,7 @@ def _batches(chosen: FailureFilter) -> Select[*tuple[Any, ...]]:
     """Batches that were given up; a kind is one of uploads, so none is asked for by that."""
     query: Select[*tuple[Any, ...]] = select(
         UploadBatch.id.label("batch_id"),
+        NAME,
         UploadBatch.error_message,
         UploadBatch.updated_at.label("failed_at"),
     ).where(UploadBatch.status == BatchStatus.FAILED)

@@ -36,7 +36,7 @@ def test_the_same_messages_reach_redis_on_the_channels_of_batch_and_user(
     redis_url, change, open_pipeline
 ):
     pipeline = open_pipeline(change(redis_url=redis_url))
-    batch_id = add_batch(pipeline.database, 1)
+    batch_id = add_batch(pipeline.database, 1, name="Rome 2026")
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as subscription:
         subscription.subscribe(f"batch_progress:{batch_id}", f"user:{USER}")
         drain(subscription, 0)
@@ -59,6 +59,7 @@ def test_the_same_messages_reach_redis_on_the_channels_of_batch_and_user(
         "successful": 0,
         "failed": 0,
         "progress_percentage": 0.0,
+        "name": "Rome 2026",
     }
     assert file["action"] == "file_progress"
     assert file["payload"] == {

@@ -20,6 +20,7 @@ def test_a_batch_message_has_the_agreed_shape():
         "successful": 1,
         "failed": 1,
         "progress_percentage": 66.7,
+        "name": None,
     }
 
 

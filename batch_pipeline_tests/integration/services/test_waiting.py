@@ -1,0 +1,55 @@
+"""What a batch waits for, as `status` and `watch` say it."""
+
+import psycopg
+import pytest
+
+from batch_pipeline.services.progress.waiting import what_it_waits_for
+from batch_pipeline.testing.records import add_batch
+
+
+@pytest.fixture
+def daemon(server):
+    """Dagster's database, with the heartbeats of a daemon that lives."""
+    with server.new_database(migrated=False) as url:
+        with psycopg.connect(url) as connection:
+            connection.execute(
+                "CREATE TABLE daemon_heartbeats (daemon_type text, daemon_id text, timestamp"
+                " timestamp, body text)"
+            )
+            connection.execute(
+                "INSERT INTO daemon_heartbeats SELECT kind, 'x', now() AT TIME ZONE 'UTC', ''"
+                " FROM unnest(ARRAY['SENSOR', 'SCHEDULER']) AS kind"
+            )
+        yield url
+
+
+@pytest.fixture
+def waits(database, change, daemon):
+    def waits(batch, **values):
+        return what_it_waits_for(database, change(dagster_database_url=daemon, **values), batch)
+
+    return waits
+
+
+def test_behind_the_uploads_of_other_batches(database, waits):
+    batch = add_batch(database, 3)
+    for number in (1, 2):
+        held = {"owner_run_id": "run", "processing_status": "analyzing"}
+        add_batch(database, [held] * number + [{}], status="processing")
+    assert waits(batch) == "waits behind 3 uploads of 2 other batches"
+
+
+def test_because_a_service_is_down(database, waits):
+    batch = add_batch(database, [{"error_kind": "model_server_down", "error_message": "refused"}])
+    assert waits(batch) == "waits, because model_server_down: refused"
+
+
+def test_for_its_run_when_nothing_is_in_the_way(database, waits):
+    assert waits(add_batch(database, 1)).startswith("waits for its run to begin")
+
+
+def test_only_where_no_daemon_lives_the_question_is_whether_dagster_runs(database, waits, daemon):
+    batch = add_batch(database, 1)
+    with psycopg.connect(daemon) as connection:
+        connection.execute("UPDATE daemon_heartbeats SET timestamp = now() - interval '1 day'")
+    assert "is Dagster running? the daemon's last heartbeat is" in waits(batch)

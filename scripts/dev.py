@@ -1,0 +1,55 @@
+"""`make dev`: Dagster on the home of this clone, quiet, with its history and logs kept there.
+
+Arguments go to ``dagster dev``; say ``--log-level info`` to see every tick.
+"""
+
+import logging
+import os
+import runpy
+import sys
+import warnings
+from itertools import pairwise
+
+from batch_pipeline.cli import REFUSED
+from batch_pipeline.demo import dagster_environment, hold_home
+from batch_pipeline.errors import PipelineError
+from batch_pipeline.settings import load_settings
+
+
+def main(arguments: list[str]) -> None:
+    """Become `dagster dev`, unless another stack has this home."""
+    try:
+        settings = load_settings()
+        hold_home(settings)  # for as long as this process lives
+    except PipelineError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+    print(f"Everything is kept in {settings.home}", flush=True)
+    host, port = _value(arguments, "-h", "--host"), _value(arguments, "-p", "--port")
+    print(
+        f"In half a minute the UI is at http://{host or '127.0.0.1'}:{port or 3000} "
+        "(Ctrl-C stops; ARGS='--log-level info' shows every tick)",
+        flush=True,
+    )
+    os.environ.update(dagster_environment(settings))
+    warnings.filterwarnings("ignore", message="Function `dev_command` is superseded")
+    logging.getLogger("dagster").addFilter(_is_news)
+    sys.argv = ["dagster", "dev", "--log-level", "warning", *arguments]
+    runpy.run_module("dagster", run_name="__main__", alter_sys=True)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """That the clone's ``dagster.yaml`` is for a plain `dagster dev` is as it should be."""
+    return not record.getMessage().startswith("Found a dagster instance configuration value")
+
+
+def _value(arguments: list[str], *names: str) -> str | None:
+    """The value of an option, as it is mostly written."""
+    for name, value in pairwise(arguments):
+        if name in names:
+            return value
+    return None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
