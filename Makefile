@@ -10,7 +10,7 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 HOME_SET := $(BATCH_PIPELINE_HOME)$(shell grep -sE '^ *(export +)?BATCH_PIPELINE_HOME *= *.' .env)
 IN_CLONE := $(if $(HOME_SET),,BATCH_PIPELINE_HOME='$(CURDIR)/.batch_pipeline')
 
-.PHONY: help install install-dev demo dev test test-slow proofs mutants test-lowest test-ocr docs faults benchmarks lint format clean reset
+.PHONY: help install install-dev demo dev test test-slow proofs mutants mutation test-lowest test-ocr docs faults benchmarks lint format clean reset
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
@@ -69,6 +69,12 @@ faults: install-dev
 mutants: install-dev
 	$(BIN)/python scripts/mutants.py $(ARGS)
 
+# All small changes of the modules that pyproject.toml names; ends with an error below 80 % killed.
+mutation: install-dev
+	$(PIP_INSTALL) -e '.[dev,mutation]'
+	$(BIN)/mutmut run --max-children 2
+	$(BIN)/python scripts/mutation_score.py
+
 # What is close to Dagster's own code, with the lowest version of it that pyproject.toml allows. The
 # newest is the one that constraints.txt locks, which all other tests run with.
 NEAR_DAGSTER := unit/test_dagster_internals.py integration/executor \
@@ -108,7 +114,7 @@ format: install-dev
 
 clean:
 	rm -rf $(VENV) .tmp_dagster_home_* benchmarks/.environments build *.egg-info \
-		.mypy_cache .pytest_cache .ruff_cache
+		mutants .mypy_cache .pytest_cache .ruff_cache
 
 reset:
 	@$(IN_CLONE) $(BIN)/python scripts/reset.py

@@ -462,8 +462,11 @@ def _mxf_end(source: SeekableFile) -> int:
     """Where the footer of an MXF file begins by its own account."""
     head = source.read(HEAD_BYTES)
     # Behind the key and its length: two versions, size of the grid, this and the last partition.
-    length_bytes = 1 + (head[16] & 0x7F if head[16] > 0x7F else 0)
+    first = int.from_bytes(head[16:17], "big")
+    length_bytes = 1 + (first & 0x7F if first > 0x7F else 0)
     place = 16 + length_bytes + 2 + 2 + 4 + 8 + 8
+    if len(head) < place + 8:
+        return place + 8
     return int.from_bytes(head[place : place + 8], "big") + 1
 
 

@@ -101,7 +101,31 @@ def test_a_step_that_is_stuck_does_not_hold_up_the_others(monkeypatch: pytest.Mo
     assert run_job(job_of(step, max_working=1)).status == dg.DagsterRunStatus.SUCCESS
 
 
-def test_nothing_is_limited_unless_asked_for_and_outside_the_executor() -> None:
+def test_who_went_on_without_a_turn_gives_none_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = turns.Turns(1)
+
+    def work() -> None:
+        with limited.taken():
+            pass
+
+    with limited.taken():
+        monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.01)
+        impatient = threading.Thread(target=work, daemon=True)
+        impatient.start()
+        impatient.join(DEADLINE)
+        monkeypatch.setattr(turns, "PATIENCE_SECONDS", 2 * DEADLINE)
+        patient = threading.Thread(target=work, daemon=True)
+        patient.start()
+        patient.join(0.1)
+        assert patient.is_alive(), "it waits for the turn that is taken"
+    patient.join(DEADLINE)
+    assert not patient.is_alive()
+
+
+def test_nothing_is_limited_unless_asked_for_and_outside_the_executor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 2 * DEADLINE)
     all_there = threading.Barrier(STEPS)
 
     def step(_: int) -> None:

@@ -134,7 +134,11 @@ def test_who_holds_slots_goes_on_saying_that_it_lives(
     callers = calling(opened(2, lease_seconds=3), 2)
     wait_until(lambda: len(callers.entered) == 2, "both are made")
     [before] = rows(database)
-    wait_until(lambda: rows(database)[0].leased_until > before.leased_until, "it is renewed")
+
+    def is_renewed() -> bool:
+        return bool(rows(database)[0].leased_until > before.leased_until)
+
+    wait_until(is_renewed, "it is renewed", DEADLINE)
 
 
 def test_slots_of_a_process_that_is_silent_for_longer_than_its_lease_go_to_others(
@@ -151,7 +155,7 @@ def test_slots_of_a_process_that_is_silent_for_longer_than_its_lease_go_to_other
             {"server": A},
         )
     callers = calling(opened(2, lease_seconds=0.5), 2)
-    wait_until(lambda: len(callers.entered) == 2, "they are taken over")
+    wait_until(lambda: len(callers.entered) == 2, "they are taken over", DEADLINE)
     assert [row.held for row in rows(database)] == [2]
 
 

@@ -6,7 +6,14 @@ import struct
 import pytest
 
 from batch_pipeline.media import sniffing
-from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType, is_cut_short, refusal_reason, sniff
+from batch_pipeline.media.sniffing import (
+    HEAD_BYTES,
+    MediaType,
+    is_cut_short,
+    refusal_reason,
+    room_ahead,
+    sniff,
+)
 from batch_pipeline.testing.media import (
     IMAGE_FORMATS,
     VIDEO_FORMATS,
@@ -210,8 +217,10 @@ def test_no_head_is_too_short_to_be_judged(length):
         assert sniff(head) is not None or refusal_reason(head)
 
 
+#: Of these nobody says how long they are.
+STREAMS = ("flv", "mpeg-ps", "mpeg-ts", "m2ts", "mpeg-es")
 SELF_DESCRIBING = [make_image(image_format) for image_format in IMAGE_FORMATS] + [
-    make_video(video_format, 1) for video_format in ("mp4", "mov", "avi", "webm")
+    make_video(video_format, 1) for video_format in VIDEO_FORMATS if video_format not in STREAMS
 ]
 
 
@@ -222,6 +231,68 @@ def test_a_half_file_is_known_to_be_cut_short_and_a_whole_one_is_not(data):
 
     assert not is_cut_short(io.BytesIO(data), media_type)
     assert is_cut_short(io.BytesIO(cut_in_half(data)), media_type)
+    if media_type not in {sniffing.PNG, sniffing.MXF}:  # what they end with may be cut itself
+        assert is_cut_short(io.BytesIO(data[:-1]), media_type)
+
+
+@pytest.mark.parametrize("video_format", STREAMS)
+def test_a_stream_is_never_called_cut_short(video_format):
+    data = make_video(video_format, 1)
+
+    assert not is_cut_short(io.BytesIO(cut_in_half(data)), sniff(data))
+
+
+@pytest.mark.parametrize("length", range(14, 64, 7))
+def test_a_file_that_ends_within_its_first_bytes_is_cut_short(length):
+    data = make_video("mxf", 0.2)
+
+    assert is_cut_short(io.BytesIO(data[:length]), sniffing.MXF)
+
+
+def box(name: bytes, size: int) -> bytes:
+    return size.to_bytes(4, "big") + name + bytes(size - 8)
+
+
+def test_boxes_of_a_film_may_be_long_open_or_followed_by_something_else():
+    long = (1).to_bytes(4, "big") + b"mdat" + (24).to_bytes(8, "big") + bytes(8)
+    open_ = bytes(4) + b"mdat" + bytes(5)
+    for data in (ftyp(b"mp42") + long, ftyp(b"mp42") + open_, ftyp(b"mp42") + b"\xff" * 20):
+        assert not is_cut_short(io.BytesIO(data), sniffing.MP4)
+    assert is_cut_short(io.BytesIO((ftyp(b"mp42") + long)[:-1]), sniffing.MP4)
+
+
+def test_empty_room_ahead_of_a_film_is_measured():
+    data = box(b"free", 20) + box(b"skip", 9) + ftyp(b"mp42")
+
+    assert sniff(data) is sniffing.MP4
+    assert room_ahead(io.BytesIO(data)) == 29
+    assert room_ahead(io.BytesIO(ftyp(b"mp42"))) == 0
+    assert room_ahead(io.BytesIO(box(b"free", 8) + b"\0\0\0\x07free")) == 0, "no box is shorter"
+
+
+def ebml(*elements: bytes) -> bytes:
+    header = b"\x42\x82\x84webm"
+    return b"\x1a\x45\xdf\xa3" + bytes([0x80 | len(header)]) + header + b"".join(elements)
+
+
+@pytest.mark.parametrize(
+    ("size", "is_cut"),
+    [
+        (b"\x84", False),
+        (b"\x85", True),
+        (b"\x40\x04", False),
+        (b"\x40\x05", True),
+        (b"\x20\x00\x05", True),
+        (b"\x01\0\0\0\0\0\0\x05", True),
+        (b"\xff", False),  # not known
+        (b"\x01" + b"\xff" * 7, False),
+    ],
+)
+def test_how_long_a_webm_is_may_be_written_in_many_ways(size, is_cut):
+    data = ebml(b"\x18\x53\x80\x67" + size + bytes(4))
+
+    assert sniff(data) is sniffing.WEBM
+    assert is_cut_short(io.BytesIO(data), sniffing.WEBM) == is_cut
 
 
 def test_the_preview_inside_a_photo_does_not_count_as_its_end():

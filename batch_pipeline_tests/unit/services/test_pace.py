@@ -36,6 +36,7 @@ def test_what_comes_slowly_always_passes(pace, clock):
 def test_keys_do_not_wait_for_each_other(pace):
     assert passed(pace, "a", 10) == 3
     assert passed(pace, "b", 10) == 3
+    assert passed(pace, "a", 10) == 0
 
 
 def test_so_many_keys_are_remembered_and_no_more(pace):
@@ -43,3 +44,18 @@ def test_so_many_keys_are_remembered_and_no_more(pace):
     assert all(pace.admits(key) for key in range(Pace.MAX_KEYS))
     assert pace.admits("first")  # forgotten
     assert len(pace._tokens) <= Pace.MAX_KEYS
+
+
+def test_keys_that_are_known_are_not_forgotten_for_each_other(pace):
+    for key in range(Pace.MAX_KEYS):
+        assert passed(pace, key, 10) == 3
+    assert not any(pace.admits(key) for key in range(Pace.MAX_KEYS))
+
+
+def test_time_that_passes_while_none_is_admitted_counts_once(pace, clock):
+    passed(pace, "a", 10)
+    for _ in range(4):
+        clock[0] += 0.125
+        admitted = pace.admits("a")
+    assert admitted  # half a second, at two a second
+    assert not pace.admits("a")

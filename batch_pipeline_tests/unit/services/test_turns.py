@@ -76,6 +76,13 @@ def test_a_batch_of_a_thousand_files_does_not_keep_one_of_three_waiting():
     assert chosen([*large, *small], max_in_flight=2) == [large[0], small[0]]
 
 
+@pytest.mark.parametrize("user", [ANNA, BERT])
+def test_who_came_just_now_goes_before_the_second_run_of_one_who_has_waited_long(user):
+    large = slices(BATCHES[0], 4)
+    small = slices(BATCHES[1], 1, user=user, since=NOON + 3590)
+    assert chosen([*large, *small], max_in_flight=3) == [large[0], *small, large[1]]
+
+
 def test_a_batch_with_runs_in_flight_waits_for_one_that_has_none():
     large, small = slices(BATCHES[0], 4), slices(BATCHES[1], 1)
     assert chosen([*large, *small], in_flight=running(BATCHES[0], 3)) == small
@@ -139,6 +146,18 @@ def test_what_waits_is_said_with_its_reasons_and_batches():
     named = ", ".join(map(str, BATCHES[:3]))
     assert str(full) == f"batches that wait: 5: 5 for any run to end ({named} and 2 more)"
     assert str(choose(slices(BATCHES[0], 1))) == ""
+
+
+def test_turns_are_kept_to_the_millisecond():
+    moments = {ANNA: 1_800_000_000.12345}, {BATCHES[0]: 1_800_000_000.98765}
+    rounded = {ANNA: 1_800_000_000.123}, {BATCHES[0]: 1_800_000_000.988}
+    assert Turns.parse(str(Turns(*moments))) == Turns(*rounded)
+
+
+def test_runs_that_were_just_asked_for_are_in_flight_too():
+    before = InFlight(3, {ANNA: 2}, {BATCHES[0]: 2})
+    asked = [*slices(BATCHES[0], 1), *slices(BATCHES[1], 2, user=BERT)]
+    assert before.and_(asked) == InFlight(6, {ANNA: 3, BERT: 2}, {BATCHES[0]: 3, BATCHES[1]: 2})
 
 
 def test_turns_are_kept_as_text_and_what_somebody_has_spoilt_counts_as_none():

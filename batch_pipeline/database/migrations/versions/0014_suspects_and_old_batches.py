@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0014"
-down_revision = "0011"
+down_revision = "0012"
 
 _INDEX = "ix_upload_batches_cancelled"
 _IN_WORK = "('analyzing', 'embedding')"
