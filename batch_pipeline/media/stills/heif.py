@@ -3,6 +3,8 @@
 A gain map is not applied: the picture beside it is the one for ordinary screens.
 """
 
+import struct
+from contextlib import suppress
 from io import BytesIO
 
 from PIL import Image
@@ -10,6 +12,8 @@ from PIL.AvifImagePlugin import AvifImageFile
 from pillow_heif import HeifFile
 
 from batch_pipeline.media.stills.boxes import boxes, end_of_boxes
+from batch_pipeline.media.stills.heif_grid import HeifGrid, read_grid
+from batch_pipeline.media.stills.parts import PartRows
 from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.stills.still import (
     PillowStill,
@@ -24,12 +28,16 @@ from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
 _PROPERTIES_BYTES = 1024**2
 #: Of a pixel as a decoder of HEVC keeps it: 8 bits in 4:4:4, or 10 bits in 4:2:0 (bytes).
 _HEVC_PLANE_BYTES = 3.0
+#: Larger pictures are decoded by their tiles, if they have any (pixels): whole, they would take
+#: 384 MB.
+_WHOLE_PIXELS = 64_000_000
 
 
 class HeifStill(Still):
     """The primary picture of a HEIF file, turned already; a burst is not an animation.
 
-    `pillow_heif` decodes to a block of its own, which is converted a strip at a time.
+    `pillow_heif` decodes to a block of its own, which is converted a strip at a time. A large one
+    is decoded tile by tile, if it consists of tiles.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -49,16 +57,26 @@ class HeifStill(Still):
                 transfer=int(nclx["transfer_characteristics"]),
             )
         self.clip = _embedded_clip(data)
+        self._data, self._grid = data, None
+        if self.size[0] * self.size[1] > _WHOLE_PIXELS and not self.missing_bytes:
+            with suppress(LookupError, struct.error):  # the decoder is to say what is wrong
+                self._grid = read_grid(data)
+        if self._grid is not None:
+            self.size, self.orientation = self._grid.size, self._grid.orientation
 
     def memory(self, target: tuple[int, int]) -> int:
-        """The decoder's planes, and the picture that it makes of them."""
+        """The decoder's planes, and the picture that it makes of them; or a row of tiles."""
         width, height = self.size
+        if self._grid is not None:
+            height = 2 * self._grid.tile_size[1]  # as read, and as scaled
         return round(width * height * (_HEVC_PLANE_BYTES + len(self._heif.mode))) + scaling_bytes(
             self.size, target
         )
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
-        """Decode whole."""
+        """Decode whole, or tile by tile."""
+        if self._grid is not None:
+            return self._scaled_by_tiles(self._grid, target)
         pixels, stride = memoryview(self._heif.data), self._heif.stride
         width, height = self.size = self._heif.size  # may turn out to be another
         mode = self._heif.mode
@@ -68,6 +86,24 @@ class HeifStill(Still):
             return Image.frombytes(mode, (width, bottom - top), rows, "raw", mode, stride)
 
         return scale((width, height), target, read_rows)
+
+    def _scaled_by_tiles(self, grid: HeifGrid, target: tuple[int, int]) -> Image.Image:
+        tile_width, tile_height = grid.tile_size
+        mode, width = HeifFile(BytesIO(grid.tile(self._data, 0))).mode, self.size[0]
+
+        def open_row(top: int, rows: int) -> Image.Image:
+            row = Image.new(mode, (width, rows))
+            start = top // tile_height * grid.columns
+            for number in range(start, start + grid.columns):
+                tile = HeifFile(BytesIO(grid.tile(self._data, number)))
+                if tile.size != grid.tile_size:
+                    raise ValueError(f"a tile is {tile.size}, and claims {grid.tile_size}")
+                picture = Image.frombuffer(mode, tile.size, tile.data, "raw", mode, tile.stride, 1)
+                row.paste(picture, ((number - start) * tile_width, 0))
+            return row
+
+        rows = PartRows(open_row, self.size, tile_height)
+        return scale(self.size, target, rows.read)
 
 
 class AvifStill(PillowStill):

@@ -123,6 +123,26 @@ def test_a_large_png_read_in_strips_equals_one_read_whole(mode, monkeypatch):
     assert difference.mean() < (6 if mode == "1" else 3)
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_psd_of_deep_samples_shows_the_same_picture(bits):
+    planes = np.moveaxis(ARRAY, -1, 0)
+    if bits == 16:
+        pixels = (planes.astype(">u2") * 257).astype(">u2")
+    else:  # light from 0 to 1
+        levels = planes / 255
+        pixels = np.where(
+            levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4
+        ).astype(">f4")
+    head = make_psd(PICTURE)[:40]
+    data = head[:22] + bits.to_bytes(2, "big") + head[24:] + pixels.tobytes()
+
+    content = decode(data)
+
+    assert (content.facts.width, content.facts.height) == PICTURE.size
+    expected = np.asarray(shown(decode(make_psd(PICTURE))), dtype=int)
+    assert np.abs(np.asarray(shown(content), dtype=int) - expected).mean() < 2
+
+
 def test_a_tiff_is_upright_and_dated():
     exif = Exif(6, datetime(2023, 8, 9, 10, 11, 12), "Example", "One")
 
