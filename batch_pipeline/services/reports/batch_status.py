@@ -3,13 +3,13 @@
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, or_, select
 
 from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, Upload, UploadBatch
-from batch_pipeline.database.readings import FILENAME, WAITING, WAITING_SINCE, word
+from batch_pipeline.database.readings import BATCH_CAME, FILENAME, WAITING, WAITING_SINCE, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError
 from batch_pipeline.services.progress.publishing import PROGRESS, BatchProgress
@@ -75,6 +75,19 @@ def newest_batches(
     """Read batches without their uploads, newest first."""
     with database.transaction() as connection:
         return [_shape(row) for row in connection.execute(_newest(limit, offset))]
+
+
+def open_batches(
+    database: Database, *, user_id: uuid.UUID | None = None, since: datetime | None = None
+) -> Sequence[uuid.UUID]:
+    """List batches that have not ended, of a user, or submitted from a moment on; oldest first."""
+    query = select(UploadBatch.id).where(UploadBatch.status.in_(OPEN_BATCH))
+    if user_id is not None:
+        query = query.where(UploadBatch.user_id == user_id)
+    if since is not None:
+        query = query.where(since <= BATCH_CAME)
+    with database.transaction() as connection:
+        return connection.scalars(query.order_by(UploadBatch.created_at, UploadBatch.id)).all()
 
 
 @dataclass(frozen=True)
