@@ -602,7 +602,11 @@ def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
 @click.option("--batch", "batches", type=BATCH, multiple=True, help="Only this batch.")
 @click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
 @click.option("--model-not", metavar="MODEL", help="Only what another model than this one made.")
+@click.option("--model", metavar="MODEL", help="Only what this model made.")
+@click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
+@click.option("--since", type=SINCE, help="Only uploaded from then on: 24h, 7d, 2026-05-17.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be redone.")
 @json_option
 @click.pass_obj
 def reprocess(  # noqa: PLR0917 - click passes them by name
@@ -611,7 +615,11 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
     batches: Sequence[uuid.UUID],
     uploads: Sequence[uuid.UUID],
     model_not: str | None,
+    model: str | None,
+    kind: str | None,
+    since: "datetime | None",
     user: uuid.UUID | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Redo one stage of completed uploads, after a change of model or prompt.
@@ -621,14 +629,24 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
     \b
     Examples:
       batch-pipeline reprocess --stage embedding --model-not bge-m3
-      batch-pipeline reprocess --stage description --batch 3f2a…
+      batch-pipeline reprocess --stage description --since 7d --dry-run
     """
     from batch_pipeline.database.models import Stage  # noqa: PLC0415
-    from batch_pipeline.services.reprocessing import Selection  # noqa: PLC0415
+    from batch_pipeline.services.reprocessing import Selection, count_selected  # noqa: PLC0415
     from batch_pipeline.services.reprocessing import reprocess as redo  # noqa: PLC0415
 
     pipeline = session.pipeline
-    selection = Selection(Stage(stage), batches, uploads, model_not, user)
+    selection = Selection(Stage(stage), batches, uploads, model_not, user, model, since, kind)
+    if dry_run:
+        chosen = count_selected(pipeline.database, selection)
+        total = sum(chosen.values())
+        if as_json:
+            of = [{"batch_id": one, "uploads": count} for one, count in chosen.items()]
+            _print_json({"dry_run": True, "stage": stage, "chosen": total, "batches": of})
+        else:
+            where = _counted(len(chosen), "batch", "batches")
+            click.echo(f"{_counted(total, 'upload')} in {where} would be redone ({stage}).")
+        return
     reopened = redo(pipeline.database, pipeline.batches, selection)
     count = sum(batch.uploads for batch in reopened)
     if as_json:
@@ -642,24 +660,62 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
 
 
 @main.command()
-@click.argument("batch", type=BATCH)
+@click.argument("batch", type=BATCH, required=False)
+@click.option("--user", type=USER, help="Instead of BATCH: all open batches of this user.")
+@click.option("--since", type=SINCE, help="Instead of BATCH: all submitted from then on: 2h.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be stopped.")
 @json_option
 @click.pass_obj
-def cancel(session: Session, batch: uuid.UUID, as_json: bool) -> None:
-    """Stop a batch; what is stored stays, `retry` reopens it.
+def cancel(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    batch: uuid.UUID | None,
+    user: uuid.UUID | None,
+    since: "datetime | None",
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Stop a batch, or many; what is stored stays, `retry` reopens it.
 
     \b
-    Example:
+    Examples:
       batch-pipeline cancel 3f2a…
+      batch-pipeline cancel --user 5a0f… --since 2h --dry-run
     """
-    progress = session.pipeline.batches.cancel_batch(batch)
-    if progress is None:
-        found = _status(session, batch)
-        raise RefusedError(f"batch {batch} is {found['status']}: only open batches are cancelled")
+    from batch_pipeline.database.models import OPEN_BATCH  # noqa: PLC0415
+    from batch_pipeline.services.reports.batch_status import (  # noqa: PLC0415
+        batch_progress,
+        open_batches,
+    )
+
+    if (batch is None) == (user is None and since is None):
+        raise click.UsageError("say which: a BATCH, or --user, --since or both")
+    pipeline = session.pipeline
+    named = [batch] if batch else open_batches(pipeline.database, user_id=user, since=since)
+    done = []
+    for one in named:
+        if dry_run:
+            progress = batch_progress(pipeline.database, one)
+            if progress and progress.status not in OPEN_BATCH:
+                progress = None
+        else:
+            progress = pipeline.batches.cancel_batch(one)
+        if progress is not None:
+            done.append(progress)
+        elif batch:  # of many, one that has ended meanwhile needs no word
+            found = _status(session, one)
+            raise RefusedError(f"batch {one} is {found['status']}: only open batches are cancelled")
     if as_json:
-        _print_json(progress.payload())
+        shapes = [progress.payload() for progress in done]
+        _print_json(shapes[0] if batch and not dry_run else {"dry_run": dry_run, "batches": shapes})
+    elif batch and not dry_run:
+        click.echo(f"Cancelled after {done[0].processed} of {done[0].total} uploads.")
     else:
-        click.echo(f"Cancelled after {progress.processed} of {progress.total} uploads.")
+        for progress in done:
+            left = _counted(progress.total - progress.processed, "upload")
+            what = "would be cancelled" if dry_run else "cancelled"
+            click.echo(f"Batch {progress.batch_id} {what}, {left} left")
+        if not done:
+            click.echo("No open batch was chosen.")
 
 
 @main.command()

@@ -8,10 +8,12 @@ search, until the new ones are stored.
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, select
 
 from batch_pipeline.database.models import Stage, Upload, UploadBatch, UploadStatus
+from batch_pipeline.database.readings import UPLOAD_CAME
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.services.progress.publishing import BatchProgress
@@ -28,6 +30,12 @@ class Selection:
     model_not: str | None = None
     """Only results that another model made, or that name none."""
     user_id: uuid.UUID | None = None
+    model: str | None = None
+    """Only results that this model made."""
+    since: datetime | None = None
+    """Only what was uploaded from then on."""
+    file_type: str | None = None
+    """``image`` or ``video``."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +51,39 @@ def reprocess(
 ) -> Sequence[ReopenedBatch]:
     """Make the selected uploads pending again, a transaction per batch; oldest batch first.
 
-    Raises:
-        RefusedError: nothing is selected, or the stage has no model to select by.
-        NotFoundError: a batch or an upload that is named does not exist.
+    Raises: as `count_selected`.
     """
-    if selection.model_not is not None and selection.stage is Stage.THUMBNAIL:
-        raise RefusedError("thumbnails are made without a model: leave --model-not out")
-    _require_existing(database, selection)
     reopened = []
-    for batch_id, upload_ids in _selected(database, selection):
+    for batch_id, upload_ids in _checked(database, selection):
         result = batches.redo(batch_id, selection.stage, upload_ids)
         if result and result[0]:
             reopened.append(ReopenedBatch(*result))
     if not reopened:
         raise RefusedError(f"nothing to redo: {_description(selection)}")
     return reopened
+
+
+def count_selected(database: Database, selection: Selection) -> dict[uuid.UUID, int]:
+    """Count the uploads that `reprocess` would make pending, by batch; changes nothing.
+
+    Raises:
+        RefusedError: nothing is selected, or the stage has no model to select by.
+        NotFoundError: a batch or an upload that is named does not exist.
+    """
+    counts = {batch_id: len(ids) for batch_id, ids in _checked(database, selection) if ids}
+    if not counts:
+        raise RefusedError(f"nothing to redo: {_description(selection)}")
+    return counts
+
+
+def _checked(
+    database: Database, selection: Selection
+) -> Iterator[tuple[uuid.UUID, Sequence[uuid.UUID]]]:
+    for model, option in ((selection.model_not, "--model-not"), (selection.model, "--model")):
+        if model is not None and selection.stage is Stage.THUMBNAIL:
+            raise RefusedError(f"thumbnails are made without a model: leave {option} out")
+    _require_existing(database, selection)
+    return _selected(database, selection)
 
 
 def _require_existing(database: Database, selection: Selection) -> None:
@@ -103,11 +129,15 @@ def _conditions(selection: Selection) -> list[ColumnElement[bool]]:
         conditions.append(Upload.id.in_(selection.upload_ids))
     if selection.user_id is not None:
         conditions.append(Upload.user_id == selection.user_id)
+    if selection.since is not None:
+        conditions.append(selection.since <= UPLOAD_CAME)
+    if selection.file_type is not None:
+        conditions.append(Upload.file_type == selection.file_type)
+    model = Upload.embedding_model if selection.stage is Stage.EMBEDDING else Upload.vision_model
     if selection.model_not is not None:
-        model = (
-            Upload.embedding_model if selection.stage is Stage.EMBEDDING else Upload.vision_model
-        )
         conditions.append(model.is_distinct_from(selection.model_not))
+    if selection.model is not None:
+        conditions.append(model == selection.model)
     return conditions
 
 
@@ -119,7 +149,13 @@ def _description(selection: Selection) -> str:
         parts.append(f"of user {selection.user_id}")
     if selection.upload_ids:
         parts.append("among the named ones")
-    if selection.model_not is not None:
+    if selection.file_type is not None:
+        parts.append(f"of kind {selection.file_type}")
+    if selection.since is not None:
+        parts.append(f"since {selection.since:%Y-%m-%d %H:%M}")
+    if selection.model is not None:
+        parts.append(f"has its {selection.stage} from {selection.model}")
+    elif selection.model_not is not None:
         parts.append(f"has its {selection.stage} from another model than {selection.model_not}")
     else:
         parts.append("is there")

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from batch_pipeline.testing.records import add_batch, upload_row
+from batch_pipeline.testing.records import add_batch, batch_row, upload_row
 
 from .test_cli import error_and_hint
 
@@ -177,3 +177,34 @@ def test_retry_of_a_user_leaves_others_alone(console, database):
 def _only_upload(console, batch):
     [upload] = console("status", batch["batch_id"], "--json").json["uploads"]
     return upload["upload_id"]
+
+
+def test_cancel_takes_all_open_batches_of_a_user_after_a_dry_run(console, database):
+    mine = [add_batch(database, 2, user_id=ANNA) for _ in range(2)]
+    other = add_batch(database, 1, user_id=BEN)
+    add_batch(database, 1, user_id=ANNA, status="completed")
+    said = console("cancel", "--user", "a0", "--dry-run").out
+    assert said == "".join(f"Batch {one} would be cancelled, 2 uploads left\n" for one in mine)
+    done = console("cancel", "--user", "a0", "--since", "1h", "--json").json
+    assert {batch["batch_id"]: batch["status"] for batch in done["batches"]} == {
+        str(one): "cancelled" for one in mine
+    }
+    assert batch_row(database, other).status == "pending"
+    wrong = console("cancel", other, "--user", "b0")
+    assert (wrong.code, "say which" in wrong.err) == (2, True)
+
+
+def test_reprocess_takes_filters_and_a_dry_run(console, database):
+    done = {"processing_status": "completed", "vision_model": "old", "description": "words"}
+    batch = ended(
+        database,
+        [done, done | {"file_type": "video"}, done | {"vision_model": "new"},
+         done | {"created_at": datetime.now(UTC) - 72 * HOUR}],
+    )  # fmt: skip
+    chosen = ("reprocess", "--stage", "description", "--model", "old", "--since", "24h",
+              "--kind", "image", "--json")  # fmt: skip
+    dry = console(*chosen, "--dry-run").json
+    assert (dry["chosen"], dry["batches"]) == (1, [{"batch_id": str(batch), "uploads": 1}])
+    assert console(*chosen).json["reopened"] == 1
+    nothing = console(*chosen)
+    assert (nothing.code, "nothing to redo: no completed upload" in nothing.err) == (2, True)

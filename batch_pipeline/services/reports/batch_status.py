@@ -3,13 +3,19 @@
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, or_, select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
-from batch_pipeline.database.readings import FILENAME, PENDING_WORK, WAITING_SINCE, word
+from batch_pipeline.database.readings import (
+    BATCH_CAME,
+    FILENAME,
+    PENDING_WORK,
+    WAITING_SINCE,
+    word,
+)
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError
 from batch_pipeline.model_servers.base import Usage
@@ -97,6 +103,19 @@ def cost_shape(usage: Usage | None) -> dict[str, Any]:
     """What calls to models took, as ``--json`` prints it; embedded models make none."""
     shape = asdict(usage or Usage(calls=0))
     return shape | {"seconds": round(shape["seconds"], 3)}
+
+
+def open_batches(
+    database: Database, *, user_id: uuid.UUID | None = None, since: datetime | None = None
+) -> Sequence[uuid.UUID]:
+    """List batches that have not ended, of a user, or submitted from a moment on; oldest first."""
+    query = select(UploadBatch.id).where(UploadBatch.status.in_(OPEN_BATCH))
+    if user_id is not None:
+        query = query.where(UploadBatch.user_id == user_id)
+    if since is not None:
+        query = query.where(since <= BATCH_CAME)
+    with database.transaction() as connection:
+        return connection.scalars(query.order_by(UploadBatch.created_at, UploadBatch.id)).all()
 
 
 @dataclass(frozen=True)
