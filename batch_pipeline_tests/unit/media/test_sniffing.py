@@ -249,6 +249,13 @@ def test_a_file_that_ends_within_its_first_bytes_is_cut_short(length):
     assert is_cut_short(io.BytesIO(data[:length]), sniffing.MXF)
 
 
+def test_an_ogg_file_that_ends_between_two_pages_is_cut_short():
+    data = make_video("ogv", 1)
+
+    assert is_cut_short(io.BytesIO(data[: data.rfind(b"OggS")]), sniffing.OGV)
+    assert is_cut_short(io.BytesIO(data[:20]), sniffing.OGV), "within the first page"
+
+
 def box(name: bytes, size: int) -> bytes:
     return size.to_bytes(4, "big") + name + bytes(size - 8)
 
