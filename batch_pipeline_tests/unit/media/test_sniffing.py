@@ -152,6 +152,52 @@ def test_what_is_refused_is_named_and_the_accepted_formats_are_listed(name):
         assert accepted in reason
 
 
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"PK\x05\x06" + bytes(18), "an empty ZIP archive"),
+        (b"\x1f\x8b\x08", "a gzip archive"),
+        (b"#!/bin/sh", "a script"),
+        (b"\x80" * 1000 + b"%PDF-1.7", "a PDF document"),
+        (b"\x80" * 1020 + b"%PDF-1.7", "unknown binary data"),
+        (b"RIFF\x04\0\0\0WAVE", "a WAV audio file"),
+        (b"RIFF\x04\0\0\0WAVX", "an unknown RIFF file"),
+        (b"FORM\0\0\0\x04AIFF", "an AIFF audio file"),
+        (b"\xff\xe0\x80\x80", "an MP3 or AAC audio file"),
+        (b"\xff\xdf\x80\x80", "unknown binary data"),
+        (b"\xfe\xe0\x80\x80", "unknown binary data"),
+        (b"words\r\n\tand words\f", "a text file"),
+        (b"words\x01", "unknown binary data"),
+        (b"words\0", "unknown binary data"),
+        (b"words \xc3\xa4\xc3", "a text file"),
+        (b"words \xe4 words", "unknown binary data"),
+        ("words".encode("utf-16"), "a text file"),
+        ("words".encode("utf-16") + b"x", "a text file"),
+        (b"\xfe\xff" + "<svg/>".encode("utf-16-be"), "an SVG drawing"),
+        (b" \r\n\t<?xml version='1.0'?><x/>", "an XML document"),
+        (b"<?xml version='1.0'?><SVG/>", "an SVG drawing"),
+        (b"<MPD/>", "a DASH playlist, which makes a player open other files"),
+        (b"<!DOCTYPE html>", "an HTML page"),
+        (b"<Script>", "an HTML page"),
+        (b"\nffconcat version 1.0", "an ffconcat script, which makes a player open other files"),
+        (b" #EXTM3U", "an HLS or M3U playlist, which makes a player open other files"),
+        (b"say #ext", "a text file"),
+    ],
+)
+def test_each_refused_kind_has_its_name(head, name):
+    assert sniff(head) is None
+    assert refusal_reason(head) == f"the content looks like {name}; {sniffing.ACCEPTED}"
+
+
+def test_the_accepted_formats_are_listed_once_each_as_people_write_them():
+    images, videos = sniffing.ACCEPTED.split(" images and ")
+    assert images.startswith("accepted are JPEG, PNG, WebP, HEIC,")
+    assert images.endswith(" and raw")
+    assert videos.startswith("MP4, MOV, 3GP, AVI, WebM,")
+    assert videos.endswith(" and MPEG videos")
+    assert videos.count("MPEG") == images.count("raw") == 1
+
+
 def tiff_head(*entries: tuple[int, int, int, int], order: str = "<") -> bytes:
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
     return head + b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries) + bytes(4)
@@ -247,6 +293,13 @@ def test_a_file_that_ends_within_its_first_bytes_is_cut_short(length):
     data = make_video("mxf", 0.2)
 
     assert is_cut_short(io.BytesIO(data[:length]), sniffing.MXF)
+
+
+def test_an_ogg_file_that_ends_between_two_pages_is_cut_short():
+    data = make_video("ogv", 1)
+
+    assert is_cut_short(io.BytesIO(data[: data.rfind(b"OggS")]), sniffing.OGV)
+    assert is_cut_short(io.BytesIO(data[:20]), sniffing.OGV), "within the first page"
 
 
 def box(name: bytes, size: int) -> bytes:
