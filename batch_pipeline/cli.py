@@ -212,6 +212,7 @@ def submit(
     """
     from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
     from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
+    from batch_pipeline.services.known_results import count_known  # noqa: PLC0415
 
     if "" in paths:  # an unset variable of a script; as a path it would be the current folder
         raise click.BadParameter("a path is empty.", param_hint="'PATHS...'")
@@ -224,9 +225,12 @@ def submit(
         storage=pipeline.storage,
         settings=session.settings,
     )
-    shape = _submission_shape(submission)
+    known = submission.batch_id and count_known(pipeline, submission.batch_id)
+    shape = _submission_shape(submission) | {"known": known or 0}
     if not as_json:
         _print_submission(submission)
+        if known:
+            click.echo(f"{_counted(known, 'file')} known already: not described again.")
     if submission.batch_id is None:
         if as_json:
             _print_json(shape)
@@ -400,6 +404,7 @@ def retry(session: Session, batch: uuid.UUID, uploads: Sequence[uuid.UUID], as_j
 @click.option("--batch", "batches", type=click.UUID, multiple=True, help="Only this batch.")
 @click.option("--upload", "uploads", type=click.UUID, multiple=True, help="Only this upload.")
 @click.option("--model-not", metavar="MODEL", help="Only what another model than this one made.")
+@click.option("--stale", is_flag=True, help="Only what other models, prompts or options made.")
 @click.option("--user", type=click.UUID, help="Only uploads of this user.")
 @json_option
 @click.pass_obj
@@ -409,6 +414,7 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
     batches: Sequence[uuid.UUID],
     uploads: Sequence[uuid.UUID],
     model_not: str | None,
+    stale: bool,
     user: uuid.UUID | None,
     as_json: bool,
 ) -> None:
@@ -420,13 +426,19 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
     Examples:
       batch-pipeline reprocess --stage embedding --model-not bge-m3
       batch-pipeline reprocess --stage description --batch 3f2a…
+      batch-pipeline reprocess --stage description --stale
     """
     from batch_pipeline.database.models import Stage  # noqa: PLC0415
     from batch_pipeline.services.reprocessing import Selection  # noqa: PLC0415
     from batch_pipeline.services.reprocessing import reprocess as redo  # noqa: PLC0415
 
     pipeline = session.pipeline
-    selection = Selection(Stage(stage), batches, uploads, model_not, user)
+    fingerprint = None
+    if stale:
+        analyzer = pipeline.analyzer
+        model = analyzer.embedding if stage == "embedding" else analyzer.vision
+        fingerprint = model.fingerprint()
+    selection = Selection(Stage(stage), batches, uploads, model_not, user, fingerprint)
     reopened = redo(pipeline.database, pipeline.batches, selection)
     count = sum(batch.uploads for batch in reopened)
     if as_json:
@@ -476,6 +488,7 @@ def cancel(session: Session, batch: uuid.UUID, as_json: bool) -> None:
 @click.option("--has-text", is_flag=True, help="Only where text can be read in the picture.")
 @click.option("--model", metavar="MODEL", help="Only what this vision model described.")
 @click.option("--least", type=float, metavar="SIMILARITY", help="Only what is at least so similar.")
+@click.option("--copies", is_flag=True, help="Show all uploads of the same bytes, not one of them.")
 @click.option("--limit", type=int, default=10, show_default=True, help="How many, at most.")
 @click.option("--after", metavar="CURSOR", help="Go on behind this `cursor` of a result (--json).")
 @click.option(
@@ -502,6 +515,7 @@ def search(  # noqa: PLR0917 - click passes them by name
     has_text: bool,
     model: str | None,
     least: float | None,
+    copies: bool,
     limit: int,
     after: str | None,
     file: Path | None,
@@ -538,6 +552,7 @@ def search(  # noqa: PLR0917 - click passes them by name
         limit=limit,
         after=after,
         location=session.settings.storage_location,
+        copies=copies,
     )
     if file is not None:
         _write_search_page(session, file, text or f"like {like}", found)

@@ -6,10 +6,11 @@ search, until the new ones are stored.
 """
 
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Select, func, or_, select
 
 from batch_pipeline.database.models import Stage, Upload, UploadBatch, UploadStatus
 from batch_pipeline.database.session import Database
@@ -28,6 +29,8 @@ class Selection:
     model_not: str | None = None
     """Only results that another model made, or that name none."""
     user_id: uuid.UUID | None = None
+    fingerprint_not: str | None = None
+    """Only results that were made with anything else than this says."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ def reprocess(
     """
     if selection.model_not is not None and selection.stage is Stage.THUMBNAIL:
         raise RefusedError("thumbnails are made without a model: leave --model-not out")
+    if selection.fingerprint_not is not None and selection.stage is Stage.THUMBNAIL:
+        raise RefusedError("thumbnails are made without a model: leave --stale out")
     _require_existing(database, selection)
     reopened = []
     for batch_id, upload_ids in _selected(database, selection):
@@ -108,7 +113,51 @@ def _conditions(selection: Selection) -> list[ColumnElement[bool]]:
             Upload.embedding_model if selection.stage is Stage.EMBEDDING else Upload.vision_model
         )
         conditions.append(model.is_distinct_from(selection.model_not))
+    if selection.fingerprint_not is not None:
+        conditions.append(_is_stale(selection.stage, selection.fingerprint_not))
     return conditions
+
+
+def _is_stale(stage: Stage, fingerprint: str) -> ColumnElement[bool]:
+    """Whether a result was made with something else; written so that an index may be used."""
+    of_stage = {
+        Stage.DESCRIPTION: Upload.vision_fingerprint,
+        Stage.EMBEDDING: Upload.embedding_fingerprint,
+    }[stage]
+    return or_(of_stage < fingerprint, of_stage > fingerprint, of_stage.is_(None))
+
+
+def stale_uploads(database: Database, fingerprint: str, *, at_most: int) -> int:
+    """Count uploads whose description was made with something else, up to a limit."""
+    found = _stale(fingerprint, at_most).subquery()
+    with database.transaction() as connection:
+        return connection.execute(select(func.count()).select_from(found)).scalar_one()
+
+
+def refresh_stale(
+    database: Database, batches: BatchStates, fingerprint: str, *, at_most: int
+) -> int:
+    """Have descriptions redone that were made with something else; returns how many uploads."""
+    with database.transaction() as connection:
+        rows = connection.execute(_stale(fingerprint, at_most)).all()
+    by_batch: dict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
+    for row in rows:
+        by_batch[row.batch_id].append(row.id)
+    results = [batches.redo(of, Stage.DESCRIPTION, ids) for of, ids in sorted(by_batch.items())]
+    return sum(result[0] for result in results if result)
+
+
+def _stale(fingerprint: str, at_most: int) -> Select[uuid.UUID, uuid.UUID | None]:
+    return (
+        select(Upload.id, Upload.batch_id)
+        .join(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .where(
+            Upload.processing_status == UploadStatus.COMPLETED,
+            UploadBatch.status.in_(REDOABLE_BATCH),
+            _is_stale(Stage.DESCRIPTION, fingerprint),
+        )
+        .limit(at_most)
+    )
 
 
 def _description(selection: Selection) -> str:
@@ -119,7 +168,9 @@ def _description(selection: Selection) -> str:
         parts.append(f"of user {selection.user_id}")
     if selection.upload_ids:
         parts.append("among the named ones")
-    if selection.model_not is not None:
+    if selection.fingerprint_not is not None:
+        parts.append(f"has its {selection.stage} made with other than {selection.fingerprint_not}")
+    elif selection.model_not is not None:
         parts.append(f"has its {selection.stage} from another model than {selection.model_not}")
     else:
         parts.append("is there")
