@@ -56,12 +56,12 @@ FILL = """
         CASE WHEN n <= 3 THEN 1 WHEN n <= 6 THEN 0 ELSE 2 END
     FROM generate_series(1, {batches}) n;
     INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size, slice,
-        processing_status, description, description_audit_score, embedding_model, created_at,
-        updated_at, embedding_local)
+        processing_status, description, description_audit_score, vision_fingerprint,
+        embedding_model, created_at, updated_at, embedding_local)
     SELECT b.user_id, b.id, 'picture.jpg', b.id || '/' || n, 'image', 1000, 1,
         CASE WHEN b.status = 'pending' OR (b.status = 'processing' AND n > 50) THEN 'pending'
             WHEN n % 50 = 0 THEN 'failed' ELSE 'completed' END,
-        'A picture.', 90, 'embedded-sentences-1', b.created_at, b.created_at,
+        'A picture.', 90, 'm options:1', 'embedded-sentences-1', b.created_at, b.created_at,
         CASE WHEN n = 1 THEN array_fill(random(), ARRAY[{width}])::vector END
     FROM upload_batches b, generate_series(1, {size}) n
 """

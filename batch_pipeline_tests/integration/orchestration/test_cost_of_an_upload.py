@@ -84,7 +84,7 @@ class Counts:
 def batch_of_pictures(runner, folder: Path, number: int) -> uuid.UUID:
     folder.mkdir()
     for n in range(number):
-        Image.new("RGB", (8, 8), (9 * n, 200 - 8 * n, 100)).save(folder / f"{n}.png")
+        Image.new("RGB", (8, 8), (9 * n, 200 - 8 * n, number)).save(folder / f"{n}.png")
     return runner.submit(folder)
 
 
