@@ -250,6 +250,7 @@ def submit(  # noqa: PLR0917 - click passes them by name
     """
     from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
     from batch_pipeline.services.batch_intake import Submission, examine, store  # noqa: PLC0415
+    from batch_pipeline.services.known_results import count_known  # noqa: PLC0415
 
     if "" in paths:  # an unset variable of a script; as a path it would be the current folder
         raise click.BadParameter("a path is empty.", param_hint="'PATHS...'")
@@ -267,9 +268,12 @@ def submit(  # noqa: PLR0917 - click passes them by name
         )
     else:
         submission = Submission(None, [], offer.refused, offer.left_out)
-    shape = _submission_shape(submission)
+    known = submission.batch_id and count_known(session.pipeline, submission.batch_id)
+    shape = _submission_shape(submission) | {"known": known or 0}
     if not as_json:
         _print_submission(submission)
+        if known:
+            click.echo(f"{_counted(known, 'file')} known already: not described again.")
     if submission.batch_id is None:
         if as_json:
             _print_json(shape)
@@ -602,6 +606,7 @@ def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
 @click.option("--batch", "batches", type=BATCH, multiple=True, help="Only this batch.")
 @click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
 @click.option("--model-not", metavar="MODEL", help="Only what another model than this one made.")
+@click.option("--stale", is_flag=True, help="Only what other models, prompts or options made.")
 @click.option("--model", metavar="MODEL", help="Only what this model made.")
 @click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
 @click.option("--since", type=SINCE, help="Only uploaded from then on: 24h, 7d, 2026-05-17.")
@@ -618,6 +623,7 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
     model: str | None,
     kind: str | None,
     since: "datetime | None",
+    stale: bool,
     user: uuid.UUID | None,
     dry_run: bool,
     as_json: bool,
@@ -630,13 +636,22 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
     Examples:
       batch-pipeline reprocess --stage embedding --model-not bge-m3
       batch-pipeline reprocess --stage description --since 7d --dry-run
+      batch-pipeline reprocess --stage description --batch 3f2a…
+      batch-pipeline reprocess --stage description --stale
     """
     from batch_pipeline.database.models import Stage  # noqa: PLC0415
     from batch_pipeline.services.reprocessing import Selection, count_selected  # noqa: PLC0415
     from batch_pipeline.services.reprocessing import reprocess as redo  # noqa: PLC0415
 
     pipeline = session.pipeline
-    selection = Selection(Stage(stage), batches, uploads, model_not, user, model, since, kind)
+    fingerprint = None
+    if stale:
+        analyzer = pipeline.analyzer
+        of_stage = analyzer.embedding if stage == "embedding" else analyzer.vision
+        fingerprint = of_stage.fingerprint()
+    selection = Selection(
+        Stage(stage), batches, uploads, model_not, user, model, since, kind, fingerprint
+    )
     if dry_run:
         chosen = count_selected(pipeline.database, selection)
         total = sum(chosen.values())
@@ -734,6 +749,7 @@ def cancel(  # noqa: PLR0917 - click passes them by name
 @click.option("--has-text", is_flag=True, help="Only where text can be read in the picture.")
 @click.option("--model", metavar="MODEL", help="Only what this vision model described.")
 @click.option("--least", type=float, metavar="SIMILARITY", help="Only what is at least so similar.")
+@click.option("--copies", is_flag=True, help="Show all uploads of the same bytes, not one of them.")
 @click.option("--limit", type=int, default=10, show_default=True, help="How many, at most.")
 @click.option("--after", metavar="CURSOR", help="Go on behind this `cursor` of a result (--json).")
 @click.option(
@@ -760,6 +776,7 @@ def search(  # noqa: PLR0917 - click passes them by name
     has_text: bool,
     model: str | None,
     least: float | None,
+    copies: bool,
     limit: int,
     after: str | None,
     file: Path | None,
@@ -796,6 +813,7 @@ def search(  # noqa: PLR0917 - click passes them by name
         limit=limit,
         after=after,
         location=session.settings.storage_location,
+        copies=copies,
     )
     if file is not None:
         _write_search_page(session, file, text or f"like {like}", found)

@@ -192,6 +192,20 @@ class Settings(BaseSettings):
             "language is not stored; empty: English, which is not checked."
         ),
     )
+    share_results: bool = Field(
+        False,
+        description=(
+            "A file that another user has uploaded, too, gets a copy of its description; `false`: "
+            "of the same user's only."
+        ),
+    )
+    refresh_stale: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        0,
+        description=(
+            "Descriptions made with another model, prompts or options than are set now, of which "
+            "each sweep has so many redone (uploads a minute); 0: none, `reprocess --stale` does."
+        ),
+    )
     vision_detail: VisionDetail = Field(
         VisionDetail.DEFAULT,
         description=(

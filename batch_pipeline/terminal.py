@@ -205,6 +205,13 @@ def _plain_table(*columns: str) -> Table:
     return table
 
 
+def _described(result: SearchResult) -> Text:
+    description = _shortened(result.description)
+    if not result.tags:
+        return description
+    return Text.assemble(description, ("\n" + visible_line(", ".join(result.tags)), "dim"))
+
+
 def _shortened(text: str) -> Text:
     """The beginning of a text; the whole of it is in the JSON."""
     return literal(text if len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1].rstrip() + "…")
@@ -354,7 +361,7 @@ def search_table(results: Sequence[SearchResult]) -> Table:
         table.add_row(
             Text(f"{similarity} weak", style="dim") if result.weak else Text(similarity),
             literal(result.filename),
-            _shortened(result.description),
+            _described(result),
         )
     return table
 

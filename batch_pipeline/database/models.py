@@ -240,6 +240,10 @@ class Upload(Base):
     vision_tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
     #: What can be read in the picture, word for word; empty: nothing, or nobody asked. As above.
     visible_text: Mapped[str | None]
+    #: What the description was made with: model, digest, prompts, options. Changes with it.
+    vision_fingerprint: Mapped[str | None]
+    #: What the vector was made with: model, digest, options. Changes with it.
+    embedding_fingerprint: Mapped[str | None]
     #: Model of ``embedding_local``; only vectors of one model are compared.
     embedding_model: Mapped[str | None]
     #: Seconds that each stage took when it last ran.
@@ -305,6 +309,17 @@ class Upload(Base):
             "ix_uploads_checksum",
             "checksum",
             postgresql_where=text("embedding_model IS NOT NULL"),
+        ),
+        # These two say what is stale: few rows have another fingerprint than most.
+        Index(
+            "ix_uploads_vision_fingerprint",
+            "vision_fingerprint",
+            postgresql_where=text("processing_status = 'completed'"),
+        ),
+        Index(
+            "ix_uploads_embedding_fingerprint",
+            "embedding_fingerprint",
+            postgresql_where=text("processing_status = 'completed'"),
         ),
         Index(
             "ix_uploads_tags",

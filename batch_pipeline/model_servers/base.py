@@ -139,6 +139,14 @@ class VisionModel(Protocol):
 
     name: str
 
+    def fingerprint(self) -> str:
+        """What a description depends on beside its file, see `fingerprints`.
+
+        Raises:
+            ServiceDownError: no server can be asked which model it has.
+        """
+        ...
+
     def describe(
         self,
         facts: MediaFacts,
@@ -180,6 +188,14 @@ class EmbeddingModel(Protocol):
 
     name: str
     dimensions: int
+
+    def fingerprint(self) -> str:
+        """What a vector depends on beside its text, see `fingerprints`.
+
+        Raises:
+            ServiceDownError: no server can be asked which model it has.
+        """
+        ...
 
     def embed(
         self,

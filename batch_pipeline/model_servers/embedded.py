@@ -91,6 +91,10 @@ class EmbeddedVision:
         text = " ".join(sentence for sentence in sentences if sentence)
         return Description(text, visible_text=readable)
 
+    def fingerprint(self) -> str:
+        """Say what a description depends on: the models, and whether text is read."""
+        return f"{self.name} ocr" if _can_read_text() else self.name
+
     def check(self) -> list[HealthCheck]:
         """Look whether the weights are those that are expected; nothing is loaded."""
         text = "read by Tesseract" if _can_read_text() else "not read (optional: extra ocr)"
@@ -154,6 +158,10 @@ class EmbeddedEmbedding:
             return np.asarray(meaning, np.float64)
         joined = np.concatenate([meaning, WORDS_WEIGHT * hash_text(text, words)])
         return np.asarray(joined / np.linalg.norm(joined), np.float64)
+
+    def fingerprint(self) -> str:
+        """Say what a vector depends on."""
+        return f"{self.name} dimensions:{self.dimensions}"
 
     def check(self, *, spent: Spent = not_counted) -> list[HealthCheck]:
         """Nothing to reach, so nothing can be down; nothing is loaded."""

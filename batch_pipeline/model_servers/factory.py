@@ -90,11 +90,15 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
             [server(vision, url) for url in given],
             settings.vision_model,
             slots("vision", settings.max_vision_calls, given),
-            PictureSize(
+            size=PictureSize(
                 settings.vision_longest_side,
                 settings.vision_side_multiple or side_multiple(settings.vision_model),
             ),
-            prompts_of(settings),
+            prompts=prompts_of(settings),
+            options={
+                "options": json.loads(settings.vision_options or "{}"),
+                "detail": settings.vision_detail.value,
+            },
         )
 
     def remote_embedding() -> RemoteEmbedding:
@@ -104,6 +108,7 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
             settings.embedding_model,
             settings.embedding_dimensions,
             slots("embedding", settings.max_embedding_calls, given),
+            {"options": json.loads(settings.embedding_options or "{}")},
         )
 
     return Analyzer(

@@ -102,6 +102,13 @@ class ModelServer(ABC):
         """Embed texts; refuses one that is longer than the context rather than cutting it."""
 
     @abstractmethod
+    async def digest(self, model: str) -> str:
+        """What tells this model from others of its name; empty: the protocol does not say.
+
+        Raises a `KindedError` if the model is missing.
+        """
+
+    @abstractmethod
     def learnt(self, model: str) -> str:
         """What calls have found out about how the model is to be called; empty: nothing."""
 

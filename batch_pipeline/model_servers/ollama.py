@@ -1,7 +1,7 @@
 """The dialect of Ollama, through its own client."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ollama
@@ -113,6 +113,13 @@ class OllamaServer(ModelServer):
         spent(usage)
         return EmbedAnswer([list(vector) for vector in response.embeddings], usage)
 
+    async def digest(self, model: str) -> str:
+        """What tells this model from others of its name."""
+        present = await self._models()
+        if _with_tag(model) not in present:
+            raise self._missing(model, present)
+        return present[_with_tag(model)]
+
     def learnt(self, model: str) -> str:
         """What calls have found out about how the model is to be called."""
         return self._learnt[model].summary() if model in self._learnt else ""
@@ -161,19 +168,23 @@ class OllamaServer(ModelServer):
             )
         return self._learnt[model]
 
-    async def _models(self) -> set[str]:
+    async def _models(self) -> dict[str, str]:
+        """Digest of each model that is there, by its name with the tag."""
         async with self._clients.client() as client:
             listed = await client.list()
-        return {entry.model for entry in listed.models if entry.model}
+        return {entry.model: entry.digest or "" for entry in listed.models if entry.model}
+
+    def _missing(self, model: str, present: Iterable[str]) -> ServiceDownError:
+        names = ", ".join(sorted(present)) or "none"
+        return ServiceDownError(
+            "model_missing", f"model {model} is not on {self.calls.url}; there are: {names}"
+        )
 
     async def _show(self, model: str, capability: str) -> ollama.ShowResponse:
         # Other commands of Ollama may find a model by a part of its name; the list is exact.
         present = await self._models()
         if _with_tag(model) not in present:
-            names = ", ".join(sorted(present)) or "none"
-            raise ServiceDownError(
-                "model_missing", f"model {model} is not on {self.calls.url}; there are: {names}"
-            )
+            raise self._missing(model, present)
         async with self._clients.client() as client:
             shown = await client.show(model)
         # Servers older than 0.6.4 do not tell capabilities.

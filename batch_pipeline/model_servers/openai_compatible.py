@@ -155,6 +155,11 @@ class OpenAICompatibleServer(ModelServer):
             vectors = [entry.embedding for entry in sorted(entries, key=lambda entry: entry.index)]
             return EmbedAnswer(vectors, usage)
 
+    async def digest(self, model: str) -> str:
+        """Nothing: the protocol does not say."""
+        del model
+        return ""
+
     def learnt(self, model: str) -> str:
         """What calls have found out about how the model is to be called."""
         found = [learnt.summary() for (of, _), learnt in self._learnt.items() if of == model]

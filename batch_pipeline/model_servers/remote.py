@@ -7,8 +7,10 @@ How a call is made lives in `http_calls`, to which server in `server_group`; the
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache, partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from batch_pipeline.model_servers.base import (
     not_counted,
     told_here,
 )
+from batch_pipeline.model_servers.fingerprints import fingerprint
 from batch_pipeline.model_servers.model_server import (
     AnswerForm,
     ChatAnswer,
@@ -78,6 +81,7 @@ class RemoteVision:
         slots: cap on the calls in flight.
         size: of the pictures that the model takes.
         prompts: what it is asked.
+        options: what else its answers depend on, for its fingerprint.
     """
 
     def __init__(
@@ -85,13 +89,22 @@ class RemoteVision:
         servers: Sequence[ModelServer],
         model: str,
         slots: CallSlots,
+        *,
         size: PictureSize = PictureSize(VISION_SIDE),  # noqa: B008 - frozen
         prompts: Prompts = Prompts(),  # noqa: B008 - frozen
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.name = model
+        self._options = dict(options)
         self._size = size
         self._prompts = prompts
         self._servers = ServerGroup(servers, model, slots, self._known_question)
+
+    def fingerprint(self) -> str:
+        """Say what a description depends on beside its file; asks the servers once."""
+        asked = asdict(self._prompts) | {"fields": self._prompts.fields}
+        options = self._options | asdict(self._size)
+        return fingerprint(self.name, self._servers.digests(), prompts=asked, options=options)
 
     def describe(
         self,
@@ -159,8 +172,7 @@ class RemoteVision:
             try:
                 call = partial(self._chat, request)
                 answer = self._servers.run(call, cancelled, spent=spent, tokens_of=_tokens)
-                text = usable_text(answer.text, cut_by_length=answer.cut_by_length)
-                return description_in(text) if answer.in_form else Description(text)
+                return _read(answer)
             except TransientError as error:
                 if number == tries or error.kind not in _WORTH_ASKING_AGAIN:
                     raise
@@ -172,26 +184,30 @@ class RemoteVision:
     async def _chat(self, request: ChatRequest, server: ModelServer, spent: Spent) -> ChatAnswer:
         return await server.chat(self.name, request, spent)
 
-    async def _known_question(self, server: ModelServer, spent: Spent) -> ChatAnswer:
+    async def _known_question(
+        self, server: ModelServer, spent: Spent, form: AnswerForm | None = None
+    ) -> ChatAnswer:
         request = ChatRequest(
             prompt=COLOUR,
             jpeg=self._size.fitted(red_square()),
             max_tokens=_PICTURE_TOKENS,
             temperature=0,
             seed=1,
+            form=form,
         )
         return await server.chat(self.name, request, spent)
 
     async def _sees_red(self, server: ModelServer) -> str:
-        answer = await self._known_question(server, not_counted)
-        said = usable_text(answer.text, cut_by_length=answer.cut_by_length)
+        answer = await self._known_question(server, not_counted, self._form())
+        said = _read(answer).text
         if "red" not in said.lower():
             raise ServiceDownError(
                 "model_unsuitable",
                 f"{self.name} does not see what is in a picture: asked for the colour of a red "
                 f"square, it says {said[:200]!r}",
             )
-        return f"calls a red square red ({_told(answer.usage)})"
+        how = "in fields" if answer.in_form else "in plain text"
+        return f"calls a red square red, {how} ({_told(answer.usage)})"
 
 
 class RemoteEmbedding:
@@ -202,14 +218,26 @@ class RemoteEmbedding:
         model: name of the embedding model, with its tag.
         dimensions: length that every vector must have.
         slots: cap on the calls in flight.
+        options: what else its vectors depend on, for its fingerprint.
     """
 
     def __init__(
-        self, servers: Sequence[ModelServer], model: str, dimensions: int, slots: CallSlots
+        self,
+        servers: Sequence[ModelServer],
+        model: str,
+        dimensions: int,
+        slots: CallSlots,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.name = model
+        self._options = dict(options)
         self.dimensions = dimensions
         self._servers = ServerGroup(servers, model, slots, self._known_text)
+
+    def fingerprint(self) -> str:
+        """Say what a vector depends on beside its text; asks the servers once."""
+        options = self._options | {"dimensions": self.dimensions}
+        return fingerprint(self.name, self._servers.digests(), options=options)
 
     def embed(
         self,
@@ -303,6 +331,11 @@ class RemoteEmbedding:
                 f"to {_KNOWN_TEXTS[2]!r} ({far:.2f}) as to {_KNOWN_TEXTS[1]!r} ({near:.2f})",
             )
         return f"finds what is alike ({near:.2f}, else {far:.2f}; {_told(answer.usage)})"
+
+
+def _read(answer: ChatAnswer) -> Description:
+    text = usable_text(answer.text, cut_by_length=answer.cut_by_length)
+    return description_in(text) if answer.in_form else Description(text)
 
 
 def _cosine(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:

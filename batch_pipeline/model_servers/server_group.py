@@ -12,6 +12,7 @@ How one call is made to one server lives in `http_calls`, how many there may be,
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -125,6 +126,8 @@ class ServerGroup:
         self._servers = {server.calls.url: server for server in servers}
         self._slots = slots
         self._set_aside_until: dict[str, float] = {}
+        self._digests: frozenset[str] | None = None
+        self._asking_digests = threading.Lock()
 
     def run(
         self,
@@ -146,6 +149,17 @@ class ServerGroup:
         """
         with told_here(spent) as noted:
             return self._run(call, cancelled, noted, tokens_of)
+
+    def digests(self) -> frozenset[str]:
+        """What tells the model from others of its name, by the servers that answer; asked once.
+
+        Raises:
+            ServiceDownError: none of them does.
+        """
+        with self._asking_digests:
+            if self._digests is None:
+                self._digests = self._told_digests()
+            return self._digests
 
     def check(
         self, role: str, look: Callable[[ModelServer], Coroutine[Any, Any, str]]
@@ -211,6 +225,17 @@ class ServerGroup:
         raise ServiceDownError(
             errors[0].kind, "; ".join(map(str, errors)), if_alone=if_alone
         ) from errors[0]
+
+    def _told_digests(self) -> frozenset[str]:
+        told, errors = set(), []
+        for server in self._servers.values():
+            try:
+                told.add(server.calls.ask(partial(server.digest, self.model)))
+            except KindedError as error:
+                errors.append(error)
+        if not told:
+            raise ServiceDownError(errors[0].kind, str(errors[0])) from errors[0]
+        return frozenset(told)
 
     def _usable(self, failed: Collection[str]) -> list[str]:
         left = [url for url in self._servers if url not in failed]

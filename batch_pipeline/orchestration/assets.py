@@ -144,25 +144,30 @@ def plain_stem(filename: str) -> str:
 
 def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
     """Say what was stored for an upload."""
-    described = report.description
+    described = report.described
+    description = described.description if described else None
+    score = described.score if described else 0
     metadata: dict[str, Any] = {
         "file": text_metadata(report.filename),
         "upload_id": str(report.upload_id),
-        "description": text_metadata(described.text if described else ""),
-        "tags": text_metadata(", ".join(described.tags if described else ())),
-        "visible_text": text_metadata(described.visible_text if described else ""),
-        "audit_score": report.score or 0,
-        "vision_model": report.vision_model or "",
+        "description": text_metadata(description.text if description else ""),
+        "tags": text_metadata(", ".join(description.tags if description else ())),
+        "visible_text": text_metadata(description.visible_text if description else ""),
+        "audit_score": score,
+        "vision_model": described.model if described else "",
+        "made_with": described.fingerprint if described else "",
         "embedding_model": report.embedding_model or "",
         "attempt": report.attempt,
         "seconds": round(sum(report.seconds.values()), 3),
         **{f"seconds_{stage}": seconds for stage, seconds in report.seconds.items()},
         **cost_metadata(cost_shape(report.account.total)),
     }
+    if described and described.copied_from:
+        metadata["copied_from"] = str(described.copied_from)
     return dg.AssetMaterialization(
         upload_analysis.key,
         # Rendered as Markdown: of the file's name only what cannot be any.
-        description=f"{plain_stem(report.filename)}: completed, audit {report.score or 0}",
+        description=f"{plain_stem(report.filename)}: completed, audit {score}",
         metadata=preview(report.thumbnail) | metadata,
         partition=str(report.batch_id) if report.batch_id else None,
     )

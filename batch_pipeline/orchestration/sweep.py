@@ -31,6 +31,7 @@ from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batches_ended_before
+from batch_pipeline.services.reprocessing import refresh_stale, stale_uploads
 from batch_pipeline.services.states.backlog import Rescue
 
 #: Jobs whose runs are looked after.
@@ -87,6 +88,14 @@ def sweep_once(
         ended = sum(batch.status == "completed" for batch in counted)
         return {"batches_recounted": len(counted), "batches_ended": ended}
 
+    def refreshed() -> dict[str, int]:
+        at_most = pipeline.settings.refresh_stale
+        if not at_most or pipeline.analyzer_outage():
+            return {}
+        vision, batches = pipeline.analyzer.vision, pipeline.batches
+        count = refresh_stale(pipeline.database, batches, vision.fingerprint(), at_most=at_most)
+        return {"uploads_refreshed": count}
+
     return _each_part(
         {
             "closing dead runs": lambda: {
@@ -100,6 +109,7 @@ def sweep_once(
             "retrying": lambda: {"uploads_retried": pipeline.backlog.retry_due()},
             "adopting": lambda: {"uploads_adopted": pipeline.backlog.adopt()},
             "recounting": recounted,
+            "refreshing what is stale": refreshed,
         },
         left_out,
     )
@@ -164,6 +174,13 @@ def work_for_a_sweep(
         numbered = numbered_slices(pipeline.database)
         return {"slices without a run": len(_abandoned(instance, numbered))}
 
+    def stale() -> dict[str, int]:
+        at_most = pipeline.settings.refresh_stale
+        if not at_most or pipeline.analyzer_outage():
+            return {}
+        fingerprint = pipeline.analyzer.vision.fingerprint()
+        return {"stale uploads": stale_uploads(pipeline.database, fingerprint, at_most=at_most)}
+
     found = _each_part(
         {
             "looking for dead runs": lambda: {
@@ -174,6 +191,7 @@ def work_for_a_sweep(
             },
             "looking for lost slices": abandoned,
             "looking for what is due": pipeline.backlog.overdue,
+            "looking for what is stale": stale,
         },
         left_out,
     )

@@ -21,6 +21,7 @@ def search(
     filters: Filters | None = None,
     limit: int = 10,
     after: str | None = None,
+    copies: bool = False,
     settings: Settings | None = None,
 ) -> Sequence[SearchResult]:
     """Find uploads by what a person would say, or by an upload like which they are; best first.
@@ -32,6 +33,7 @@ def search(
         filters: what the uploads are narrowed to; None: all of all users.
         limit: how many, 1 to 5,000.
         after: the ``cursor`` of the last result of the page before, of the same search.
+        copies: show each upload of the same bytes, and not only one of them.
         settings: other ones than those of the environment.
 
     Raises:
@@ -49,5 +51,6 @@ def search(
         filters=filters,
         limit=limit,
         after=after,
+        copies=copies,
         location=pipeline.settings.storage_location,
     )

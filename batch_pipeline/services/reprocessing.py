@@ -6,11 +6,12 @@ search, until the new ones are stored.
 """
 
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Select, func, or_, select
 
 from batch_pipeline.database.models import Stage, Upload, UploadBatch, UploadStatus
 from batch_pipeline.database.readings import UPLOAD_CAME
@@ -36,6 +37,8 @@ class Selection:
     """Only what was uploaded from then on."""
     file_type: str | None = None
     """``image`` or ``video``."""
+    fingerprint_not: str | None = None
+    """Only results that were made with anything else than this says."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,12 @@ def count_selected(database: Database, selection: Selection) -> dict[uuid.UUID, 
 def _checked(
     database: Database, selection: Selection
 ) -> Iterator[tuple[uuid.UUID, Sequence[uuid.UUID]]]:
-    for model, option in ((selection.model_not, "--model-not"), (selection.model, "--model")):
-        if model is not None and selection.stage is Stage.THUMBNAIL:
+    for asked, option in (
+        (selection.model_not, "--model-not"),
+        (selection.model, "--model"),
+        (selection.fingerprint_not, "--stale"),
+    ):
+        if asked is not None and selection.stage is Stage.THUMBNAIL:
             raise RefusedError(f"thumbnails are made without a model: leave {option} out")
     _require_existing(database, selection)
     return _selected(database, selection)
@@ -138,7 +145,51 @@ def _conditions(selection: Selection) -> list[ColumnElement[bool]]:
         conditions.append(model.is_distinct_from(selection.model_not))
     if selection.model is not None:
         conditions.append(model == selection.model)
+    if selection.fingerprint_not is not None:
+        conditions.append(_is_stale(selection.stage, selection.fingerprint_not))
     return conditions
+
+
+def _is_stale(stage: Stage, fingerprint: str) -> ColumnElement[bool]:
+    """Whether a result was made with something else; written so that an index may be used."""
+    of_stage = {
+        Stage.DESCRIPTION: Upload.vision_fingerprint,
+        Stage.EMBEDDING: Upload.embedding_fingerprint,
+    }[stage]
+    return or_(of_stage < fingerprint, of_stage > fingerprint, of_stage.is_(None))
+
+
+def stale_uploads(database: Database, fingerprint: str, *, at_most: int) -> int:
+    """Count uploads whose description was made with something else, up to a limit."""
+    found = _stale(fingerprint, at_most).subquery()
+    with database.transaction() as connection:
+        return connection.execute(select(func.count()).select_from(found)).scalar_one()
+
+
+def refresh_stale(
+    database: Database, batches: BatchStates, fingerprint: str, *, at_most: int
+) -> int:
+    """Have descriptions redone that were made with something else; returns how many uploads."""
+    with database.transaction() as connection:
+        rows = connection.execute(_stale(fingerprint, at_most)).all()
+    by_batch: dict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
+    for row in rows:
+        by_batch[row.batch_id].append(row.id)
+    results = [batches.redo(of, Stage.DESCRIPTION, ids) for of, ids in sorted(by_batch.items())]
+    return sum(result[0] for result in results if result)
+
+
+def _stale(fingerprint: str, at_most: int) -> Select[uuid.UUID, uuid.UUID | None]:
+    return (
+        select(Upload.id, Upload.batch_id)
+        .join(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .where(
+            Upload.processing_status == UploadStatus.COMPLETED,
+            UploadBatch.status.in_(REDOABLE_BATCH),
+            _is_stale(Stage.DESCRIPTION, fingerprint),
+        )
+        .limit(at_most)
+    )
 
 
 def _description(selection: Selection) -> str:
@@ -155,6 +206,8 @@ def _description(selection: Selection) -> str:
         parts.append(f"since {selection.since:%Y-%m-%d %H:%M}")
     if selection.model is not None:
         parts.append(f"has its {selection.stage} from {selection.model}")
+    elif selection.fingerprint_not is not None:
+        parts.append(f"has its {selection.stage} made with other than {selection.fingerprint_not}")
     elif selection.model_not is not None:
         parts.append(f"has its {selection.stage} from another model than {selection.model_not}")
     else:

@@ -111,6 +111,7 @@ def search(
     limit: int = 10,
     after: str | None = None,
     location: str = "",
+    copies: bool = False,
 ) -> Sequence[SearchResult]:
     """Find uploads by what a person would say, or by an upload like which they are; best first.
 
@@ -124,6 +125,7 @@ def search(
         limit: how many, 1 to `MAX_RESULTS`.
         after: `SearchResult.cursor` of the last result of the page before, of the same search.
         location: of the storage, a path or a URL; needed for paths that can be opened.
+        copies: show each upload of the same bytes, and not only one of them.
 
     Raises:
         RefusedError: the question is empty, limit, cursor or a filter is none, or nothing was
@@ -147,16 +149,18 @@ def search(
             vector, model = _vector_of(connection, like)
             conditions.append(Upload.id != like)
         _prepare(connection)
-        candidates = _Candidates(connection, vector, model, conditions, filters.least_similarity)
+        candidates = _Candidates(
+            connection, vector, model, conditions, filters.least_similarity, with_copies=copies
+        )
         if not like:
             candidates.add_by_words(Question(question))
         hits = candidates.best(limit, last)
         if not hits and last is None:
             _explain_nothing_found(connection.execute(_models(filters.user_id)).all(), model)
-        copies = _copies(connection, [hit.row for hit in hits], conditions)
+        same_bytes = _copies(connection, [hit.row for hit in hits], conditions)
     first = last.position if last else 0
     return [
-        _result(hit, model, copies, _Cursor(first + number, hit.key), location)
+        _result(hit, model, same_bytes, _Cursor(first + number, hit.key), location)
         for number, hit in enumerate(hits, 1)
     ]
 
@@ -226,7 +230,10 @@ class _Candidates:
         model: str,
         conditions: Sequence[ColumnElement[bool]],
         least_similarity: float | None,
+        *,
+        with_copies: bool,
     ) -> None:
+        self._with_copies = with_copies
         self._connection, self._conditions = connection, conditions
         self._least = least_similarity
         self._distance: ColumnElement[float] = Upload.embedding_local.cosine_distance(vector)
@@ -258,7 +265,8 @@ class _Candidates:
         wanted = min(count + (last.position if last else 0), MAX_RESULTS)
         while True:
             nearest, are_all = self._nearest(wanted)
-            hits = _each_content_once(filter(self._is_near, [*self._by_words, *nearest]))
+            near = filter(self._is_near, [*self._by_words, *nearest])
+            hits = _each_once(near, with_copies=self._with_copies)
             # What has come since the page before stands where it belongs, which may be before it.
             rest = [hit for hit in hits if last is None or hit.key > last.key]
             # The same bytes may have taken many of the places.
@@ -309,12 +317,12 @@ class _Candidates:
         ).where(*self._conditions)
 
 
-def _each_content_once(hits: Iterable[_Hit]) -> list[_Hit]:
-    """Sort hits, and keep the first of each upload and of each content."""
+def _each_once(hits: Iterable[_Hit], *, with_copies: bool) -> list[_Hit]:
+    """Sort hits, and keep the first of each upload, and of each content if no copies are wanted."""
     seen: set[object] = set()
     kept = []
     for hit in sorted(hits, key=lambda hit: hit.key):
-        content = hit.row.checksum or hit.row.id
+        content = hit.row.id if with_copies else hit.row.checksum or hit.row.id
         if content not in seen:
             seen.add(content)
             kept.append(hit)

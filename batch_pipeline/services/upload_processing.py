@@ -4,6 +4,7 @@ Reads from top to bottom as an upload is worked. What is stored already is not m
 the stages that a person asked to redo. Statuses and counters are changed by `UploadStates` alone.
 """
 
+import hashlib
 import logging
 import time
 import uuid
@@ -38,6 +39,7 @@ from batch_pipeline.model_servers.base import (
     never_cancelled,
 )
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
+from batch_pipeline.services.known_results import Described, find_known, vector_of
 from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.outages import apart_from_suspects, own_fault, server_died
 from batch_pipeline.services.pipeline import Pipeline
@@ -74,12 +76,15 @@ class UploadReport:
     filename: str
     attempt: int
     thumbnail_path: str | None
-    description: Description | None
-    score: int | None
-    vision_model: str | None
+    described: Described | None
+    """As it is stored."""
+    checksum: str | None
+    """Of the original, hexadecimal; None while it is not known."""
     account: Account
     """Of the model calls made in this attempt, whatever became of their answers."""
     embedding_model: str | None = None
+    embedding_fingerprint: str | None = None
+    """Of the vector made in this attempt."""
     media_type: MediaType | None = None
     """By the file's content, if it was read in this attempt."""
     thumbnail: bytes | None = None
@@ -166,9 +171,8 @@ class UploadProcessor:
             filename=row.filename,
             attempt=row.attempts,
             thumbnail_path=row.thumbnail_path,
-            description=_stored_description(row),
-            score=row.description_audit_score,
-            vision_model=row.vision_model,
+            described=_stored_description(row),
+            checksum=row.checksum,
             account=Account(self._pipeline.database, row),
             embedding_model=row.embedding_model,
         )
@@ -206,7 +210,7 @@ class UploadProcessor:
             self._make_thumbnail(attempt, content())
         _raise_if(attempt.cancelled)
 
-        described_well = report.description and (row.description_audit_score or 0) >= PASS_SCORE
+        described_well = report.described and report.described.score >= PASS_SCORE
         describes = not described_well or Stage.DESCRIPTION in row.redo
         if describes:
             self._describe(attempt, content())
@@ -214,24 +218,17 @@ class UploadProcessor:
 
         vector: list[float] | None = None
         if describes or not row.has_vector or Stage.EMBEDDING in row.redo:
-            embedding = self._pipeline.analyzer.embedding
-            with (
-                _timed(report, "embed"),
-                attempt.waiting(),
-                self._apart_from_suspects(attempt, embedding),
-            ):
-                [vector] = embedding.embed(
-                    [report.description.text if report.description else ""],
-                    cancelled=attempt.cancelled,
-                    spent=report.account.of("embedding", embedding.name),
-                )
-            report.embedding_model = embedding.name
+            vector = self._embed(attempt)
         self._keep_trying(attempt, lambda: self._complete(attempt, vector))
 
     def _complete(self, attempt: _Attempt, vector: list[float] | None) -> None:
         report = attempt.report
         report.progress = self._states.complete(
-            attempt.claim, embedding=vector, model=report.embedding_model, seconds=report.seconds
+            attempt.claim,
+            embedding=vector,
+            model=report.embedding_model,
+            fingerprint=report.embedding_fingerprint,
+            seconds=report.seconds,
         )
 
     def _keep_trying(self, attempt: _Attempt, store: Callable[[], None]) -> None:
@@ -264,6 +261,8 @@ class UploadProcessor:
                 media_type = accept(file.read(HEAD_BYTES), settings.accepted_format_names)
                 attempt.report.media_type = media_type
                 file.seek(0)
+                if attempt.report.checksum is None:  # the row of an upload API
+                    attempt.report.checksum = _sha256(file)
                 return decode(
                     file,
                     media_type,
@@ -305,6 +304,40 @@ class UploadProcessor:
         self._states.store_thumbnail(attempt.claim, path, report.seconds)
 
     def _describe(self, attempt: _Attempt, content: MediaContent) -> None:
+        report = attempt.report
+        described = self._known(attempt) or self._ask(attempt, content)
+        report.described = described
+        store = partial(
+            self._states.store_description,
+            attempt.claim,
+            described=described,
+            facts=content.facts.as_stored(),
+            checksum=report.checksum,
+            media_type=report.media_type,
+            video_codec=content.facts.codec if content.facts.file_type == "video" else None,
+            regenerated=attempt.row.description is not None,
+            seconds=report.seconds,
+        )
+        self._keep_trying(attempt, store)
+
+    def _known(self, attempt: _Attempt) -> Described | None:
+        """Take what the same bytes were described as, if a description would be made the same way.
+
+        Who asks for a description anew that is no other gets another.
+        """
+        row, report = attempt.row, attempt.report
+        fingerprint = self._pipeline.analyzer.vision.fingerprint()
+        if not report.checksum or row.vision_fingerprint == fingerprint:
+            return None
+        return find_known(
+            self._pipeline.database,
+            row,
+            report.checksum,
+            fingerprint,
+            of_all_users=self._pipeline.settings.share_results,
+        )
+
+    def _ask(self, attempt: _Attempt, content: MediaContent) -> Described:
         vision, report = self._pipeline.analyzer.vision, attempt.report
         with (
             _timed(report, "describe"),
@@ -325,21 +358,28 @@ class UploadProcessor:
                 f"the description by {vision.name} scores {report.audit.score} of 100, "
                 f"{PASS_SCORE} are needed: {report.audit.reasons}",
             )
-        report.description, report.score = description, report.audit.score
-        report.vision_model = vision.name
-        store = partial(
-            self._states.store_description,
-            attempt.claim,
-            description=description,
-            score=report.audit.score,
-            model=vision.name,
-            facts=content.facts.as_stored(),
-            media_type=report.media_type,
-            video_codec=content.facts.codec if content.facts.file_type == "video" else None,
-            regenerated=attempt.row.description is not None,
-            seconds=report.seconds,
-        )
-        self._keep_trying(attempt, store)
+        return Described(description, report.audit.score, vision.name, vision.fingerprint())
+
+    def _embed(self, attempt: _Attempt) -> list[float]:
+        embedding, report = self._pipeline.analyzer.embedding, attempt.report
+        report.embedding_model = embedding.name
+        report.embedding_fingerprint = made_with = embedding.fingerprint()
+        described = report.described
+        if described and described.copied_from:
+            known = vector_of(self._pipeline.database, described.copied_from, made_with)
+            if known is not None:
+                return known
+        with (
+            _timed(report, "embed"),
+            attempt.waiting(),
+            self._apart_from_suspects(attempt, embedding),
+        ):
+            [vector] = embedding.embed(
+                [described.description.text if described else ""],
+                cancelled=attempt.cancelled,
+                spent=report.account.of("embedding", embedding.name),
+            )
+        return vector
 
     def _apart_from_suspects(
         self, attempt: _Attempt, model: VisionModel | EmbeddingModel
@@ -389,10 +429,23 @@ class UploadProcessor:
             log.warning("upload %s could not be handed back: %s", claim.upload_id, error)
 
 
-def _stored_description(row: AnyRow) -> Description | None:
+def _stored_description(row: AnyRow) -> Described | None:
     if not row.description:
         return None
-    return Description(row.description, tuple(row.vision_tags or ()), row.visible_text or "")
+    return Described(
+        Description(row.description, tuple(row.vision_tags or ()), row.visible_text or ""),
+        row.description_audit_score or 0,
+        row.vision_model or "",
+        row.vision_fingerprint or "",
+    )
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    file.seek(0)
+    return digest.hexdigest()
 
 
 class _Once:

@@ -237,6 +237,8 @@ class ScriptedModelServer:
         self.says = says
         self.tokens: Counter[str] = Counter()
         """Of all answers, ``in`` and ``out``, as told to the clients."""
+        self.digests: dict[str, str] = {}
+        """By the name of a model with its tag; the dialect of Ollama tells it."""
         self.turned_away = 0
         """Calls beyond the rate limit."""
         self.full_windows = 0
@@ -849,7 +851,11 @@ def _has(models: Iterable[str], model: str) -> bool:
 def _ollama_models(server: ScriptedModelServer) -> dict[str, Any]:
     names = [*server.vision_models, *server.embedding_models]
     tagged = [name if ":" in name else f"{name}:latest" for name in names]
-    return {"models": [{"name": name, "model": name} for name in tagged]}
+    return {
+        "models": [
+            {"name": name, "model": name, "digest": server.digests.get(name, "")} for name in tagged
+        ]
+    }
 
 
 def _openai_models(server: ScriptedModelServer) -> dict[str, Any]:

@@ -31,11 +31,12 @@ MEDIA = Path(__file__).parents[2] / "examples" / "media"
 BATCH_FIELDS = [
     "batch_id", "user_id", "status", "total_uploads", "processed_uploads", "successful_uploads",
     "failed_uploads", "name", "created_at", "started_at", "completed_at", "error_message",
-    "progress_percentage",
+    "progress_percentage", "cost",
 ]  # fmt: skip
 UPLOAD_FIELDS = [
     "upload_id", "filename", "file_type", "processing_status", "attempts", "error_kind",
-    "error_message", "description", "description_audit_score", "thumbnail_path",
+    "error_message", "description", "description_audit_score", "tags", "visible_text",
+    "vision_fingerprint", "embedding_fingerprint", "thumbnail_path", "cost",
 ]  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def test_submit_prints_the_agreed_json_and_keeps_the_files(console, database, tm
     answer = console("submit", MEDIA / "fog.webp", "notes.jpg", "--json")
     assert answer.code == 1
     assert list(answer.json) == [
-        "batch_id", "total_files", "queued", "failed", "upload_ids", "failed_files",
+        "batch_id", "total_files", "queued", "failed", "upload_ids", "failed_files", "known",
     ]  # fmt: skip
     assert (answer.json["total_files"], answer.json["queued"], answer.json["failed"]) == (2, 1, 1)
     [refused] = answer.json["failed_files"]

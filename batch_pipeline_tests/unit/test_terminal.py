@@ -46,12 +46,13 @@ def lines_of(console):
     return CONTROL.sub("", console.file.getvalue()).replace("\r", "\n").splitlines()
 
 
-def found(name, text):
+def found(name, text, tags=()):
     return SearchResult(
         upload_id=BATCH, filename=name, similarity=0.5, description=text, thumbnail_path=None,
         file_path=name, original=name, thumbnail=None, batch_id=None, user_id=BATCH,
         file_type="image", format=None, camera=None, taken_at=None, uploaded_at=datetime.now(UTC),
         vision_model=None, found_by="meaning", score=0.5, weak=True, copies=[], cursor="x",
+        tags=tags,
     )  # fmt: skip
 
 
@@ -158,7 +159,7 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
         terminal.uploads_table([upload_row]),
         terminal.batch_table(batch_row),
         terminal.batches_table([batch_row]),
-        terminal.search_table([found(name, text)]),
+        terminal.search_table([found(name, text), found(name, text, tags=[text, name])]),
         terminal.health_table([HealthCheck("storage", False, text, text)]),
     ):
         console.print(table)

@@ -47,6 +47,8 @@ _UPLOAD = (
     Upload.description_audit_score,
     Upload.vision_tags.label("tags"),
     Upload.visible_text,
+    Upload.vision_fingerprint,
+    Upload.embedding_fingerprint,
     Upload.thumbnail_path,
 )
 

@@ -91,6 +91,8 @@ STARTED = (
     FACTS[SIDECAR_DATE].astext.label(SIDECAR_DATE),
     Upload.vision_tags,
     Upload.visible_text,
+    Upload.vision_fingerprint,
+    Upload.checksum,
 )
 _EXPIRED = lease_expired(bindparam("lease", type_=Float))
 #: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too, and nobody else
@@ -177,14 +179,20 @@ STORE_DESCRIPTION = _store(
     visible_text=bindparam("readable", type_=Text),
     description_audit_score=bindparam("score"),
     vision_model=bindparam("model"),
+    vision_fingerprint=bindparam("made_with"),
+    checksum=func.coalesce(Upload.checksum, bindparam("content", type_=Text)),
     # The old vector says something else: whoever takes over from here makes a new one.
     redo=func.array_append(_without(Upload.redo, "description", "embedding"), "embedding"),
     regeneration_count=count(Upload.regeneration_count) + _REGENERATED,
     last_regenerated_at=case((_REGENERATED > 0, func.now()), else_=Upload.last_regenerated_at),
-    # Of an older description that had some: tags and visible text.
-    facts=FACTS.op("-")(cast(["tags", "visible_text"], ARRAY(Text))).concat(
-        bindparam("found", type_=JSONB)
-    ),
+    # Without the tags and the visible text of an older description; no keys but of an object.
+    facts=case(
+        (
+            func.jsonb_typeof(FACTS) == "object",
+            FACTS.op("-")(cast(["tags", "visible_text"], ARRAY(Text))),
+        ),
+        else_=FACTS,
+    ).concat(bindparam("found", type_=JSONB)),
     # What the content says; whoever wrote the row may have gone by the name.
     file_type=func.coalesce(bindparam("true_file_type", type_=Word()), Upload.file_type),
     mime_type=func.coalesce(bindparam("true_mime_type", type_=Text), Upload.mime_type),
@@ -249,6 +257,7 @@ def _complete_within(**vector: Any) -> LoneStatement:
 _VECTOR: dict[str, Any] = {
     "embedding_local": bindparam("vector", type_=Upload.embedding_local.type),
     "embedding_model": bindparam("model"),
+    "embedding_fingerprint": bindparam("made_with"),
 }
 #: End an upload well and count it; returns `ANNOUNCED` and then `PROGRESS`, whose columns are null
 #: if there is no batch. The upload is locked first, as everywhere: `counted` reads `ended`.

@@ -29,6 +29,7 @@ from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.media.sniffing import MediaType
 from batch_pipeline.model_servers.base import Description
+from batch_pipeline.services.known_results import Described
 from batch_pipeline.services.progress.publishing import (
     PROGRESS,
     Addressed,
@@ -211,16 +212,16 @@ class UploadStates:
         self,
         claim: Claim,
         *,
-        description: Description,
-        score: int,
-        model: str,
+        described: Described,
         facts: Mapping[str, Any],
+        checksum: str | None,
         media_type: MediaType | None,
         video_codec: str | None,
         regenerated: bool,
         seconds: Mapping[str, float],
     ) -> None:
         """Keep a description that passed the audit; a later attempt does not ask for it again."""
+        description = described.description
         self._advance(
             claim,
             DESCRIPTION_STORED,
@@ -228,8 +229,10 @@ class UploadStates:
             words=description.text,
             tags=list(description.tags),
             readable=description.visible_text or None,
-            score=score,
-            model=model,
+            score=described.score,
+            model=described.model,
+            made_with=described.fingerprint,
+            content=checksum,
             found={**facts, **_as_facts(description)},
             true_file_type=media_type.file_type if media_type else None,
             true_mime_type=media_type.mime_type if media_type else None,
@@ -244,6 +247,7 @@ class UploadStates:
         *,
         embedding: Sequence[float] | None = None,
         model: str | None = None,
+        fingerprint: str | None = None,
         seconds: Mapping[str, float],
     ) -> BatchProgress | None:
         """Keep the vector, end the upload and count it; ends the batch if it was the last one.
@@ -254,7 +258,7 @@ class UploadStates:
         within, whole = COMPLETE_WITHIN, COMPLETE
         if embedding is not None:
             within, whole = COMPLETE_WITHIN_WITH_VECTOR, COMPLETE_WITH_VECTOR
-            names |= {"vector": list(embedding), "model": model}
+            names |= {"vector": list(embedding), "model": model, "made_with": fingerprint}
         tell = self._publisher.counters_are_due(claim.run_id)
 
         def messages(row: AnyRow) -> Iterator[Addressed]:

@@ -13,9 +13,16 @@ from batch_pipeline.database.models import Stage
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import PermanentError, ServiceDownError
 from batch_pipeline.media.sniffing import JPEG
+from batch_pipeline.model_servers.base import Description
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
+from batch_pipeline.services.known_results import (
+    Described,
+    count_known,
+    find_known,
+    vector_of,
+)
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
@@ -25,7 +32,12 @@ from batch_pipeline.services.reports.batch_verdicts import verdict
 from batch_pipeline.services.reports.ended_batches import EndsSeen, newly_ended
 from batch_pipeline.services.reports.metrics import read_metrics
 from batch_pipeline.services.reports.report_page import batch_report
-from batch_pipeline.services.reprocessing import Selection, _selected, reprocess
+from batch_pipeline.services.reprocessing import (
+    Selection,
+    _selected,
+    reprocess,
+    stale_uploads,
+)
 from batch_pipeline.services.search import search
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.states.upload_states import StartedUpload
@@ -45,12 +57,12 @@ FILL = """
         CASE WHEN n <= 3 THEN 1 WHEN n <= 6 THEN 0 ELSE 2 END
     FROM generate_series(1, {batches}) n;
     INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size, slice,
-        processing_status, description, description_audit_score, embedding_model, created_at,
-        updated_at, embedding_local)
+        processing_status, description, description_audit_score, vision_fingerprint,
+        embedding_model, created_at, updated_at, embedding_local)
     SELECT b.user_id, b.id, 'picture.jpg', b.id || '/' || n, 'image', 1000, 1,
         CASE WHEN b.status = 'pending' OR (b.status = 'processing' AND n > 50) THEN 'pending'
             WHEN n % 50 = 0 THEN 'failed' ELSE 'completed' END,
-        'A picture.', 90, 'embedded-sentences-1', b.created_at, b.created_at,
+        'A picture.', 90, 'm options:1', 'embedded-sentences-1', b.created_at, b.created_at,
         CASE WHEN n = 1 THEN array_fill(random(), ARRAY[{width}])::vector END
     FROM upload_batches b, generate_series(1, {size}) n
 """
@@ -127,10 +139,9 @@ def test_a_batch_is_worked_without_reading_a_table_through(full_pipeline, plans)
     states.store_thumbnail(one, "x.jpg", {"thumbnail": 0.1})
     states.store_description(
         one,
-        description="A picture.",
-        score=90,
-        model="m",
+        described=Described(Description("A picture.", ("boat",)), 90, "m", "m options:1"),
         facts={},
+        checksum=None,
         media_type=JPEG,
         video_codec=None,
         regenerated=False,
@@ -209,6 +220,11 @@ def test_what_people_ask_for_does_not_read_the_uploads_through(full_pipeline, pl
     batch_summary(database, full_pipeline.storage, ended)
     reprocess(database, batches, Selection(Stage.THUMBNAIL, batch_ids=[ended]))
     reprocess(database, batches, Selection(Stage.EMBEDDING, upload_ids=uploads[50:60]))
+    count_known(full_pipeline, ended)
+    [one, *_] = upload_rows(database, other)
+    find_known(database, one, "0" * 64, "m options:1", of_all_users=True)
+    vector_of(database, one.id, "m")
+    stale_uploads(database, "m options:1", at_most=10)
     batches.retry_batch(other, uploads[:3])
     batches.redo(other, Stage.DESCRIPTION, uploads[60:70])
     assert not search(

@@ -129,6 +129,18 @@ def test_an_answer_of_other_fields_is_refused_and_not_taken_for_text(
     assert vision.describe(IMAGE, [picture()]).tags, "the next answer is asked for in fields again"
 
 
+@pytest.mark.parametrize(("structured", "how"), [(True, "in fields"), (False, "in plain text")])
+def test_a_real_call_tells_whether_answers_have_fields(
+    build: BuildAnalyzer, server: ScriptedModelServer, structured: bool, how: str
+) -> None:
+    server.structured = structured
+
+    seeing, _ = build().try_out()
+
+    assert seeing.ok
+    assert f"calls a red square red, {how} (" in seeing.detail
+
+
 def test_a_person_may_leave_the_schema_out(
     build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
 ) -> None:

@@ -19,8 +19,9 @@ from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.orchestration.dagster_storage import group_writer
 
 #: On our tables, each a round trip and a transaction of its own that queues its messages, too:
-#: start, thumbnail, description, end.
-STATEMENTS = 4
+#: start, thumbnail, description, end. And a look whether the same bytes are described already,
+#: which is a whole call to a model less. Each call to a model server is kept by one more.
+STATEMENTS = 5
 #: The last upload of a batch takes the long way: lock, count, end, message, commit.
 SLACK = 10
 #: In Dagster's event log, with the page of the UI that reads each.
@@ -92,7 +93,7 @@ class Counts:
 def batch_of_pictures(runner, folder: Path, number: int) -> uuid.UUID:
     folder.mkdir()
     for n in range(number):
-        Image.new("RGB", (8, 8), (9 * n, 200 - 8 * n, 100)).save(folder / f"{n}.png")
+        Image.new("RGB", (8, 8), (9 * n, 200 - 8 * n, number)).save(folder / f"{n}.png")
     return runner.submit(folder)
 
 

@@ -14,6 +14,8 @@ import redis
 from sqlalchemy import text
 
 from batch_pipeline.media.sniffing import JPEG
+from batch_pipeline.model_servers.base import Description
+from batch_pipeline.services.known_results import Described
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import BURST, CHANNEL, PER_SECOND
 from batch_pipeline.services.states.claim_keeper import CHECK_SECONDS, ClaimKeeper
@@ -59,10 +61,9 @@ def process_share(
         states.store_thumbnail(claim, "thumb_256.jpg", {})
         states.store_description(
             claim,
-            description="words",
-            score=90,
-            model="m",
+            described=Described(Description("words"), 90, "m", "m"),
             facts={},
+            checksum=None,
             media_type=JPEG,
             video_codec=None,
             regenerated=False,

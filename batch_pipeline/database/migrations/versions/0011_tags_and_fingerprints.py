@@ -1,4 +1,4 @@
-"""Tags and visible text of uploads, and search by them.
+"""Tags and visible text of uploads, search by them, and what each result was made with.
 
 The index of words is built anew, with a function of other arguments: what the one of migration 0008
 says may not change while an index is there.
@@ -46,7 +46,9 @@ def upgrade() -> None:
     """Build the indexes while others write; one whose building was interrupted is built anew."""
     op.execute(
         "ALTER TABLE uploads ADD COLUMN IF NOT EXISTS vision_tags text[] NOT NULL DEFAULT '{}', "
-        "ADD COLUMN IF NOT EXISTS visible_text text"
+        "ADD COLUMN IF NOT EXISTS visible_text text, "
+        "ADD COLUMN IF NOT EXISTS vision_fingerprint text, "
+        "ADD COLUMN IF NOT EXISTS embedding_fingerprint text"
     )
     op.execute(_FUNCTION)
     with op.get_context().autocommit_block():
@@ -59,4 +61,13 @@ def upgrade() -> None:
                 postgresql_using="gin",
                 postgresql_concurrently=True,
                 postgresql_where=sa.text("embedding_model IS NOT NULL"),
+            )
+        for column in ("vision_fingerprint", "embedding_fingerprint"):
+            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS ix_uploads_{column}")
+            op.create_index(
+                f"ix_uploads_{column}",
+                "uploads",
+                [column],
+                postgresql_concurrently=True,
+                postgresql_where=sa.text("processing_status = 'completed'"),
             )

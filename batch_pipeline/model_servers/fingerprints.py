@@ -1,0 +1,30 @@
+"""What a result depends on beside its file, as a short text: equal texts, equal results.
+
+``qwen2.5vl:7b@5ced39dfa4ba options:1f0a3c… prompts:77d0e9…``: a change of the model behind a name
+(its digest, where the server tells one), of the prompts or of the options shows.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_DIGEST, _PART = 12, 8
+
+
+def fingerprint(model: str, digests: Iterable[str], **parts: Mapping[str, Any]) -> str:
+    """Put a fingerprint together.
+
+    Args:
+        model: its name.
+        digests: of the model, as its servers tell them; they are expected to agree.
+        parts: whatever else a result depends on, by its name; JSON can hold it.
+    """
+    told = "+".join(sorted({digest.removeprefix("sha256:")[:_DIGEST] for digest in digests} - {""}))
+    named = [f"{name}:{_short(value)}" for name, value in sorted(parts.items())]
+    return " ".join([f"{model}@{told}" if told else model, *named])
+
+
+def _short(value: Mapping[str, Any]) -> str:
+    written = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(written.encode()).hexdigest()[:_PART]

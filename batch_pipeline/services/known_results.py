@@ -1,0 +1,128 @@
+"""Never paying twice: the result that is stored for the same bytes, if it would be the same.
+
+A result is the same if its fingerprint is (`batch_pipeline.model_servers.fingerprints`). It is
+looked for among the uploads of the same user, of all users only if a setting says so.
+"""
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Boolean, Uuid, and_, bindparam, or_, select, true
+from sqlalchemy.orm import aliased
+
+from batch_pipeline.database.lone_statements import LoneStatement
+from batch_pipeline.database.models import Upload
+from batch_pipeline.database.readings import owner
+from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.errors import PipelineError
+from batch_pipeline.model_servers.base import Description
+from batch_pipeline.services.description_audit import PASS_SCORE
+
+if TYPE_CHECKING:
+    from batch_pipeline.services.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Described:
+    """A description that passed the audit, as it is stored, and what it was made with."""
+
+    description: Description
+    score: int
+    model: str
+    fingerprint: str
+    copied_from: uuid.UUID | None = None
+    """The upload of the same bytes that it was made for; None: it was made for this one."""
+
+
+_FIND: Any = (
+    select(
+        Upload.id,
+        Upload.description,
+        Upload.description_audit_score,
+        Upload.vision_model,
+        Upload.vision_tags,
+        Upload.visible_text,
+    )
+    .where(
+        Upload.checksum == bindparam("content"),
+        Upload.vision_fingerprint == bindparam("made_with"),
+        Upload.embedding_model.is_not(None),  # completed once; says that the index may be used
+        Upload.description_audit_score >= PASS_SCORE,
+        Upload.id != bindparam("of_upload", type_=Uuid),
+        or_(
+            bindparam("of_all_users", type_=Boolean),
+            owner(Upload.user_id) == bindparam("of_user", type_=Uuid),
+        ),
+    )
+    .order_by(Upload.created_at)
+    .limit(1)
+)
+_KNOWN = LoneStatement(_FIND)
+
+
+def find_known(
+    database: Database, upload: AnyRow, checksum: str, fingerprint: str, *, of_all_users: bool
+) -> Described | None:
+    """Find the description of the same bytes that was made as one would be now, or None.
+
+    Raises:
+        ServiceDownError: the database cannot be reached.
+    """
+    row = database.execute(
+        _KNOWN,
+        {
+            "content": checksum,
+            "made_with": fingerprint,
+            "of_upload": upload.id,
+            "of_user": upload.user_id,
+            "of_all_users": of_all_users,
+        },
+    )
+    if row is None or not row.description:
+        return None
+    return Described(
+        Description(row.description, tuple(row.vision_tags), row.visible_text or ""),
+        row.description_audit_score,
+        row.vision_model,
+        fingerprint,
+        copied_from=row.id,
+    )
+
+
+def vector_of(database: Database, upload_id: uuid.UUID, fingerprint: str) -> list[float] | None:
+    """The vector of an upload, if it was made as one would be now."""
+    statement = select(Upload.embedding_local).where(
+        Upload.id == upload_id, Upload.embedding_fingerprint == fingerprint
+    )
+    with database.transaction() as connection:
+        return connection.scalar(statement)
+
+
+def count_known(pipeline: "Pipeline", batch_id: uuid.UUID) -> int:
+    """Count uploads of a batch whose bytes are described already, as they would be now.
+
+    Models are only asked for their fingerprint if there may be any; none is known while that
+    cannot be told.
+    """
+    other = aliased(Upload)
+    everybody = pipeline.settings.share_results
+    same_bytes = (
+        select(Upload.id, other.vision_fingerprint)
+        .join(other, and_(Upload.checksum == other.checksum, Upload.id != other.id))
+        .where(
+            Upload.batch_id == batch_id,
+            other.embedding_model.is_not(None),
+            other.vision_fingerprint.is_not(None),
+            true() if everybody else other.user_id == Upload.user_id,
+        )
+    )
+    with pipeline.database.transaction() as connection:
+        rows = connection.execute(same_bytes).all()
+    if not rows:
+        return 0
+    try:
+        fingerprint = pipeline.analyzer.vision.fingerprint()
+    except PipelineError:
+        return 0
+    return len({row.id for row in rows if row.vision_fingerprint == fingerprint})

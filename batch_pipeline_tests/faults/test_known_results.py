@@ -1,0 +1,251 @@
+"""Never paying twice, and what is stale: fingerprints through real batches."""
+
+import uuid
+
+import pytest
+from sqlalchemy import text
+
+from batch_pipeline.database.models import Stage
+from batch_pipeline.errors import RefusedError, ServiceDownError
+from batch_pipeline.model_servers.factory import close_analyzers
+from batch_pipeline.orchestration.assets import upload_analysis
+from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
+from batch_pipeline.services.known_results import count_known
+from batch_pipeline.services.one_by_one import LeftOut
+from batch_pipeline.services.reprocessing import Selection, reprocess
+from batch_pipeline.services.search import search
+
+from .conftest import both_dialects
+
+PICTURE = "sea.jpg"
+OTHER_USER = uuid.UUID(int=7)
+
+
+def calls(model_server, kind="vision"):
+    """Calls for uploads: the word that tells a width is embedded by no upload."""
+    return [call for call in model_server.calls_of(kind) if call.texts != ["check"]]
+
+
+def own(work, batch_id, user_id):
+    """Make a batch and its uploads another user's."""
+    with work.pipeline.database.transaction() as connection:
+        for table, column in (("upload_batches", "id"), ("uploads", "batch_id")):
+            connection.execute(
+                text(f"UPDATE {table} SET user_id = :user WHERE {column} = :id"),
+                {"user": user_id, "id": batch_id},
+            )
+
+
+def of_another_model(work, model_server, dialect):
+    """From now on another model stands behind the name; what tells it differs by dialect."""
+    model_server.digests["qwen2.5vl:7b"] = "sha256:ffff0000"
+    close_analyzers()
+    work.pipeline.__dict__.pop("analyzer", None)
+    if dialect == "openai":  # the protocol tells no digest: the options do
+        return {"vision_options": '{"top_p": 0.5}'}
+    return {}
+
+
+@both_dialects
+def test_the_same_bytes_are_described_and_embedded_once(work, model_server):
+    model_server.structured = True
+    work = work(max_concurrent_uploads=1)
+    first = work.submit(PICTURE)
+    assert work.run(first).success
+    again = work.submit(PICTURE, "city.jpg")
+
+    assert count_known(work.pipeline, again) == 1
+    result = work.run(again)
+
+    assert result.success
+    assert len(calls(model_server)) == len(calls(model_server, "embedding")) == 2
+    [one], [same, _] = work.uploads(first), work.uploads(again)
+    for column in (
+        "description", "description_audit_score", "vision_tags", "visible_text", "vision_model",
+        "vision_fingerprint", "embedding_fingerprint", "embedding_model", "metadata",
+    ):  # fmt: skip
+        assert getattr(same, column) == getattr(one, column), column
+    assert list(same.embedding_local) == list(one.embedding_local)
+    assert same.thumbnail_path != one.thumbnail_path
+    copied = [
+        entry.asset_materialization.metadata["copied_from"].value
+        for entry in work.instance.all_logs(result.run_id)
+        if entry.asset_materialization
+        and entry.asset_materialization.asset_key == upload_analysis.key
+        and "copied_from" in entry.asset_materialization.metadata
+    ]
+    assert copied == [str(one.id)]
+
+    database, embedding = work.pipeline.database, work.pipeline.analyzer.embedding
+    shown = search(database, embedding, one.description)
+    assert len({hit.upload_id for hit in shown} & {one.id, same.id}) == 1
+    everything = search(database, embedding, one.description, copies=True)
+    assert {one.id, same.id} <= {hit.upload_id for hit in everything}
+
+
+@both_dialects
+def test_of_another_user_only_if_a_setting_allows_it(work, model_server):
+    first_work = work(max_concurrent_uploads=1)
+    first = first_work.submit(PICTURE)
+    own(first_work, first, OTHER_USER)
+    assert first_work.run(first).success
+    second = first_work.submit(PICTURE)
+
+    assert count_known(first_work.pipeline, second) == 0
+    assert first_work.run(second).success
+    assert len(calls(model_server)) == 2
+
+    sharing = work(max_concurrent_uploads=1, share_results=True)
+    third = sharing.submit(PICTURE)
+    own(sharing, third, uuid.UUID(int=9))
+    assert count_known(sharing.pipeline, third) == 1
+    assert sharing.run(third).success
+    assert len(calls(model_server)) == 2
+
+
+@both_dialects
+def test_what_another_model_made_is_made_again_and_stale_finds_it(work, model_server, dialect):
+    old = work(max_concurrent_uploads=1)
+    stale = old.submit(PICTURE, "city.jpg")
+    assert old.run(stale).success
+    changed = of_another_model(old, model_server, dialect)
+    new = work(max_concurrent_uploads=1, **changed)
+    fresh = new.submit(PICTURE)
+
+    assert count_known(new.pipeline, fresh) == 0
+    assert new.run(fresh).success
+    assert len(calls(model_server)) == 3
+
+    current = new.pipeline.analyzer.vision.fingerprint()
+    assert new.column(fresh, "vision_fingerprint") == [current]
+    assert current not in new.column(stale, "vision_fingerprint")
+    selection = Selection(Stage.DESCRIPTION, fingerprint_not=current)
+    [reopened] = reprocess(new.pipeline.database, new.pipeline.batches, selection)
+    assert (reopened.uploads, reopened.progress.batch_id) == (2, stale)
+    new.run_what_is_asked_for()
+
+    assert set(new.column(stale, "vision_fingerprint")) == {current}
+    # One of the two had been described anew already: a copy is enough.
+    assert len(calls(model_server)) == 4
+    with pytest.raises(RefusedError, match="nothing to redo"):
+        reprocess(new.pipeline.database, new.pipeline.batches, selection)
+
+
+def test_prompts_language_and_options_are_part_of_it_and_slots_are_not(work, tmp_path):
+    (tmp_path / "image.txt").write_text("What is it?")
+    plain = work().pipeline.analyzer.vision.fingerprint()
+    unlike = [
+        work(**changed).pipeline.analyzer.vision.fingerprint()
+        for changed in (
+            {"prompts": tmp_path},
+            {"prompts": "", "language": "de"},
+            {"language": "", "vision_options": '{"top_p": 0.1}'},
+            {"vision_options": "", "vision_longest_side": 640},
+        )
+    ]
+    like = work(vision_longest_side=1568, max_vision_calls=7).pipeline.analyzer.vision.fingerprint()
+
+    assert len({plain, *unlike}) == 5
+    assert like == plain
+    assert plain.startswith("qwen2.5vl:7b")
+
+
+@both_dialects
+def test_who_asks_for_a_description_anew_gets_another(work, model_server):
+    work = work(max_concurrent_uploads=1)
+    first, again = work.submit(PICTURE), work.submit(PICTURE)
+    for batch_id in (first, again):
+        assert work.run(batch_id).success
+    assert len(calls(model_server)) == 1
+
+    reprocess(work.pipeline.database, work.pipeline.batches, Selection(Stage.DESCRIPTION, [again]))
+    work.run_what_is_asked_for()
+
+    assert len(calls(model_server)) == 2
+
+
+def test_an_upload_whose_row_has_no_checksum_gets_one(work, model_server):
+    work = work(max_concurrent_uploads=1)
+    first, again = work.submit(PICTURE), work.submit(PICTURE)
+    checksums = work.column(first, "checksum")
+    with work.pipeline.database.transaction() as connection:
+        connection.execute(text("UPDATE uploads SET checksum = NULL"))
+
+    for batch_id in (first, again):
+        assert work.run(batch_id).success
+
+    assert work.column(first, "checksum") == work.column(again, "checksum") == checksums
+    assert len(calls(model_server)) == 1
+
+
+def test_a_server_that_cannot_be_asked_makes_nothing_stale(work, model_server):
+    work = work(max_concurrent_uploads=1, refresh_stale=10)
+    batch_id = work.submit(PICTURE)
+    assert work.run(batch_id).success
+    close_analyzers()
+    work.pipeline.__dict__.pop("analyzer", None)
+    model_server.stop()
+
+    with pytest.raises(ServiceDownError):
+        work.pipeline.analyzer.vision.fingerprint()
+    assert "uploads_refreshed" not in sweep_once(work.instance, work.pipeline, LeftOut())
+    assert work.column(batch_id, "processing_status") == ["completed"]
+    model_server.start()
+
+
+@both_dialects
+def test_the_sweep_refreshes_so_many_at_a_time_if_that_is_set(work, model_server, dialect):
+    old = work(max_concurrent_uploads=1)
+    batch_id = old.submit(PICTURE, "city.jpg", "night.jpg")
+    assert old.run(batch_id).success
+    left_out = LeftOut()
+    assert sweep_once(old.instance, old.pipeline, left_out).get("uploads_refreshed", 0) == 0
+    changed = of_another_model(old, model_server, dialect)
+    new = work(max_concurrent_uploads=1, refresh_stale=2, **changed)
+
+    assert work_for_a_sweep(new.instance, new.pipeline, left_out) == {"stale uploads": 2}
+    assert sweep_once(new.instance, new.pipeline, left_out)["uploads_refreshed"] == 2
+    new.run_what_is_asked_for()
+    assert sweep_once(new.instance, new.pipeline, left_out)["uploads_refreshed"] == 1
+    new.run_what_is_asked_for()
+
+    assert new.counts(batch_id) == ("completed", 3, 0)
+    current = new.pipeline.analyzer.vision.fingerprint()
+    assert set(new.column(batch_id, "vision_fingerprint")) == {current}
+    assert work_for_a_sweep(new.instance, new.pipeline, left_out) == {}
+    assert not left_out
+
+
+def test_the_commands_say_what_is_known_and_redo_what_is_stale(
+    work, model_server, console, tmp_path
+):
+    work = work(max_concurrent_uploads=1)
+    assert work.run(work.submit(PICTURE)).success
+    folder = tmp_path / "files"
+    folder.mkdir()
+    source = work.pipeline.storage.open(work.uploads(newest(work))[0].file_path)
+    (folder / "copy.jpg").write_bytes(source.read())
+    variables = {
+        "BATCH_PIPELINE_ANALYZER": "ollama",
+        "BATCH_PIPELINE_OLLAMA_HOST": model_server.ollama_url,
+    }
+
+    said = console("submit", folder, **variables)
+    as_json = console("submit", folder, "--json", **variables)
+    nothing = console("reprocess", "--stage", "description", "--stale", **variables)
+    model_server.digests["qwen2.5vl:7b"] = "sha256:ffff0000"
+    redone = console("reprocess", "--stage", "description", "--stale", "--json", **variables)
+    thumbnails = console("reprocess", "--stage", "thumbnail", "--stale", **variables)
+
+    assert "1 file known already: not described again." in said.out
+    assert as_json.json["known"] == 1
+    assert (nothing.code, "nothing to redo" in nothing.err) == (2, True)
+    assert redone.json["reopened"] == 1
+    assert (thumbnails.code, "leave --stale out" in thumbnails.err) == (2, True)
+
+
+def newest(work):
+    with work.pipeline.database.transaction() as connection:
+        return connection.scalar(
+            text("SELECT id FROM upload_batches ORDER BY created_at DESC LIMIT 1")
+        )
