@@ -39,6 +39,11 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
     ("Open batches", "short", (("sum by (status) (batch_pipeline_open_batches)", "{{status}}"),)),
     (
+        "What model calls took in the last five minutes",
+        "short",
+        (("sum by (model, what) (batch_pipeline_model_usage)", "{{model}} {{what}}"),),
+    ),
+    (
         "Pauses that model servers ask for",
         "s",
         (("max by (server, kind) (batch_pipeline_model_pause_seconds)", "{{server}} {{kind}}"),),

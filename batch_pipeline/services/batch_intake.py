@@ -35,7 +35,7 @@ from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible_line
 
 #: Ends of names of what cameras, telephones and photo programs write beside pictures.
-_SIDECARS = frozenset({".aae", ".cos", ".dop", ".ini", ".json", ".pp3", ".xmp", ".db"})
+_LEFT_OUT_SUFFIXES = frozenset({".aae", ".cos", ".dop", ".ini", ".json", ".pp3", ".xmp", ".db"})
 _CHUNK_BYTES = 1 << 20
 #: SQLSTATE of a row that refers to one which is not there.
 _FOREIGN_KEY = "23503"
@@ -156,14 +156,14 @@ def examine(paths: Iterable[Path], settings: Settings) -> Offer:
             f"the files hold {total_bytes:,} bytes, a batch may hold "
             f"{settings.max_batch_bytes:,} (BATCH_PIPELINE_MAX_BATCH_BYTES): submit them in parts"
         )
-    left_out = Counter(suffix for file in refused if (suffix := _sidecar_suffix(file.filename)))
-    refused = [file for file in refused if not _sidecar_suffix(file.filename)]
+    left_out = Counter(suffix for file in refused if (suffix := _left_out_suffix(file.filename)))
+    refused = [file for file in refused if not _left_out_suffix(file.filename)]
     return Offer(accepted, [*unreadable, *refused], left_out, _folder_name(paths))
 
 
-def _sidecar_suffix(filename: str) -> str | None:
+def _left_out_suffix(filename: str) -> str | None:
     suffix = PurePath(filename).suffix.lower()
-    return suffix if suffix in _SIDECARS else None
+    return suffix if suffix in _LEFT_OUT_SUFFIXES else None
 
 
 def _folder_name(paths: Sequence[Path]) -> str | None:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from sqlalchemy import func, insert, text
 
-from batch_pipeline.database.models import ModelCallSlots, ModelPause
+from batch_pipeline.database.models import ModelCall, ModelCallSlots, ModelPause
 from batch_pipeline.demo import free_port
 from batch_pipeline.services.reports.metrics import METRICS
 from batch_pipeline.testing.records import add_batch
@@ -135,6 +135,11 @@ def test_a_real_prometheus_scrapes_evaluates_and_answers_every_panel(prometheus,
         connection.execute(
             insert(ModelCallSlots).values(
                 **of_server, holder=uuid.uuid4(), held=1, wanted=2, since=now, leased_until=later
+            )
+        )
+        connection.execute(
+            insert(ModelCall).values(
+                id=uuid.uuid4(), kind="vision", model="m", tokens_in=9, tokens_out=1, seconds=1.0
             )
         )
         connection.execute(insert(ModelPause).values(**of_server, not_before=later, reason="429"))
