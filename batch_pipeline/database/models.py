@@ -164,7 +164,11 @@ class UploadBatch(Base):
             "id",
             postgresql_where=text("status IN ('pending', 'processing')"),
         ),
-        Index("ix_upload_batches_cancelled", "id", postgresql_where=text("status = 'cancelled'")),
+        Index(
+            "ix_upload_batches_stopped",
+            "id",
+            postgresql_where=text("status IN ('cancelled', 'failed')"),
+        ),
     )
 
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from batch_pipeline.testing import media
+from batch_pipeline_tests.patience import wait_until
 
-from .conftest import MEDIA, metadata, wait_until
+from .conftest import MEDIA, metadata
 
 PICTURES = ("sea.jpg", "forest.webp", "mountains.heic", "lighthouse.gif", "ball_on_meadow.mp4")
 

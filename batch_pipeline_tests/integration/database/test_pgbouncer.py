@@ -24,9 +24,9 @@ from batch_pipeline.settings import Settings
 from batch_pipeline.testing.pgbouncer import pgbouncer
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 from batch_pipeline.testing.stack import Part, StackProcesses
-from batch_pipeline_tests.acceptance.conftest import GraphQl, wait_until
+from batch_pipeline_tests.acceptance.conftest import GraphQl
 from batch_pipeline_tests.integration.conftest import program
-from batch_pipeline_tests.patience import DEADLINE
+from batch_pipeline_tests.patience import DEADLINE, wait_until
 
 VECTOR = [1.0] * 1024
 ROOT = Path(__file__).parents[3]

@@ -3,7 +3,7 @@
 - ``uploads.server_deaths`` counts the calls of an upload that a model server went down in.
 - ``batches_to_recount`` is written by triggers when a row is added to, taken from, or changed in a
   batch that is not open. Who writes open batches recounts them, or the sweep does.
-- An index of cancelled batches, for metrics: they leave out the uploads that wait there.
+- An index of batches that were cancelled or given up, for metrics: they leave out the uploads that wait there.
 """
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ from alembic import op
 revision = "0014"
 down_revision = "0012"
 
-_INDEX = "ix_upload_batches_cancelled"
+_INDEX = "ix_upload_batches_stopped"
 _IN_WORK = "('analyzing', 'embedding')"
 _OF_STATEMENT = "batch_pipeline_note_changed_batches"
 _OF_ROW = "batch_pipeline_note_changed_upload"
@@ -74,5 +74,5 @@ def upgrade() -> None:
             "upload_batches",
             ["id"],
             postgresql_concurrently=True,
-            postgresql_where=sa.text("status = 'cancelled'"),
+            postgresql_where=sa.text("status IN ('cancelled', 'failed')"),
         )
