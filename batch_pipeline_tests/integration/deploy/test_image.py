@@ -62,6 +62,7 @@ def test_what_the_image_installs_works_without_the_sources(tmp_path, database_ur
     )
     assert installed.returncode == 0, installed.stderr
     shutil.rmtree(sources)
+    assert not [*image.rglob("batch_pipeline/testing")]
 
     def run(*command):
         return subprocess.run(

@@ -3,7 +3,8 @@
 - ``uploads.server_deaths`` counts the calls of an upload that a model server went down in.
 - ``batches_to_recount`` is written by triggers when a row is added to, taken from, or changed in a
   batch that is not open. Who writes open batches recounts them, or the sweep does.
-- An index of batches that were cancelled or given up, for metrics: they leave out the uploads that wait there.
+- An index of batches that were cancelled or given up, for metrics: they leave out the uploads that
+  wait there.
 """
 
 import sqlalchemy as sa
