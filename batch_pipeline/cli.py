@@ -353,7 +353,7 @@ def status(  # noqa: PLR0917 - click passes them by name
 
 
 @main.command()
-@click.option("--user", type=click.UUID, help="Only those for this user.")
+@click.option("--user", type=USER, help="Only those for this user.")
 @json_option
 @click.pass_obj
 def costs(session: Session, user: uuid.UUID | None, as_json: bool) -> None:

@@ -151,7 +151,7 @@ MUTANTS = (
         f"{STATES}/backlog.py",
         "or_(is_open, UploadBatch.updated_at > func.now() - interval(RECOUNT_DAYS * 86400)),",
         "true(),",
-        f"{OF_BACKLOG}::test_batches_that_ended_long_ago_are_not_counted_again",
+        f"{OF_BACKLOG}::test_batches_that_ended_long_ago_and_that_nobody_changed_are_not_counted_again",
     ),
     Mutant(
         "failures in cancelled batches are retried",

@@ -93,7 +93,7 @@ def test_sidecars_are_no_uploads_and_say_a_date(pipeline, folder):
         "b.jpg": {"sidecar_date": "2021-05-02T07:08:09"},
         "c.webp": {},
     }
-    assert [refused.filename for refused in submission.refused] == ["nobodys.xmp"]
+    assert (submission.refused, submission.left_out) == ([], {".xmp": 1})
 
 
 def test_a_file_that_is_named_alone_has_its_sidecar_too(pipeline, folder):
