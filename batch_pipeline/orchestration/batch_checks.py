@@ -77,14 +77,16 @@ with warnings.catch_warnings():
 CHECKS = [no_failed_uploads, description_quality]
 
 
-def evaluations_of(batch_id: uuid.UUID, found: BatchVerdict) -> Iterator[dg.AssetCheckEvaluation]:
-    """What the checks say of a batch that has ended."""
+def evaluations_of(
+    batch_id: uuid.UUID, found: BatchVerdict, *, by_partition: bool
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """What the checks say of a batch that has ended, perhaps for the second time."""
     for check, result in ((no_failed_uploads, _failures), (description_quality, _quality)):
         [key] = check.check_keys
         yield dg.AssetCheckEvaluation(
             asset_key=key.asset_key,
             check_name=key.name,
-            partition=str(batch_id),
+            partition=str(batch_id) if by_partition else None,
             **result(found),
         )
 

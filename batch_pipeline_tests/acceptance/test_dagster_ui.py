@@ -317,7 +317,7 @@ def test_the_sensor_of_failed_runs_says_what_became_of_the_run(stack, reported, 
 def test_the_tick_that_reported_a_batch_says_which(stack, reported, page):
     # A batch of its own, so that its tick is among the newest.
     batch_id = stack.cli("submit", MEDIA / "night.jpg", "--wait")["batch_id"]
-    said = f"reported: batch {batch_id} completed: 1 of 1 uploads completed"
+    said = f"reported: batch {batch_id} {MEDIA.name}, completed: 1 of 1 uploads completed"
     timestamp = wait_for_tick(stack, "sensor", "report_ended_batches", said)
     page.goto(f"{stack.graphql.url}{LOCATION}/sensors/report_ended_batches")
     expect_said_by_the_tick(page, timestamp, "0 runs requested", said)

@@ -52,13 +52,16 @@ class World:
     models: ScriptedModelServer
     pipeline: Pipeline
     graphql: GraphQl
+    pictures: int = 0
+    """How many were submitted so far."""
 
     def submit(self) -> uuid.UUID:
-        """A batch as an upload API writes it: its pictures all differ."""
+        """A batch as an upload API writes it: its pictures differ from all before."""
         storage, rows = self.pipeline.storage, []
+        first, self.pictures = self.pictures, self.pictures + UPLOADS
         for number in range(UPLOADS):
             path = storage.original_path(USER, uuid.uuid4(), "jpg")
-            storage.write(path, make_image("jpeg", size=(32, 24), seed=number))
+            storage.write(path, make_image("jpeg", size=(32, 24), seed=first + number))
             rows.append({"file_path": path})
         return add_batch(self.pipeline.database, rows)
 

@@ -54,6 +54,7 @@ class World:
         self.models.calls.clear()
         submission = submit(
             [MEDIA / name for name in FILES],
+            user_id=uuid.uuid4(),  # of one user, the same files are described once
             publisher=self.pipeline.publisher,
             storage=self.pipeline.storage,
             settings=self.pipeline.settings,

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shutil
+import uuid
 from datetime import timedelta
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -426,3 +427,18 @@ def test_an_end_that_is_still_to_come_hides_no_other(reporter, pipeline, moment)
     after = ended_batch(pipeline)
     assert reporter.reported() == [str(after)]
     assert reporter.reported() == []
+
+
+def test_a_check_judges_a_batch_again_when_it_has_ended_again(instance):
+    """Dagster's own storage refuses the second time."""
+    batch = str(uuid.uuid4())
+    check = dg.AssetCheckKey(dg.AssetKey("batch_report"), "no_failed_uploads")
+    for passed in (False, True):
+        instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=check.asset_key, check_name=check.name, passed=passed, partition=batch
+            )
+        )
+    history = instance.event_log_storage.get_asset_check_execution_history(check, limit=100)
+    evaluations = [record.event.asset_check_evaluation for record in history]
+    assert [found.passed for found in evaluations if found.partition == batch] == [True]
