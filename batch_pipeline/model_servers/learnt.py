@@ -178,9 +178,20 @@ class Learnt:
         return f"{name}={json.dumps(value)}" if is_switch else name
 
 
+#: Parameters that hold a JSON schema, and what servers say that cannot make a grammar of one:
+#: llama.cpp names no parameter ("Failed to initialize samplers").
+_SCHEMAS = ("response_format", "format")
+_NO_GRAMMAR = re.compile(r"\b(grammar|json[ _]?schema|samplers?)\b")
+
+
 def _refused_parameter(sent: Mapping[str, Any], status: int, body: str) -> str | None:
     lowered = body.lower()
-    if status not in {400, 422} or not _REFUSAL.search(lowered):
+    if status not in {400, 422}:
+        return None
+    schema = next((name for name in _SCHEMAS if name in sent), None)
+    if schema and _NO_GRAMMAR.search(lowered):
+        return schema
+    if not _REFUSAL.search(lowered):
         return None
     try:
         error = json.loads(body).get("error")

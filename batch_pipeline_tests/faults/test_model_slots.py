@@ -151,6 +151,7 @@ def test_a_server_that_was_down_is_called_again_when_it_is_back(caller, servers)
     endless.begin()
     wait_until(lambda: first.calls, "it is called")
     first.stop()
+    second.wait_for_calls(len(second.calls) + 8)  # what was under way has ended by then
     before = len(first.calls)
     second.wait_for_calls(len(second.calls) + 20)
     assert len(first.calls) == before

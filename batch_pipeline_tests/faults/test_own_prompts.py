@@ -42,11 +42,10 @@ def test_a_batch_is_asked_in_ones_own_words_and_its_answers_are_in_the_language(
 
     assert work.column(batch_id, "description") == [GERMAN]
     assert work.column(batch_id, "attempts") == [2]
-    asked = {call.texts[0] for call in model_server.calls_of("vision")}
-    [prompt] = asked
-    assert "in German (de-AT)" in prompt
-    assert "<caption>Anna at the lake</caption>" in prompt
-    assert "Lindau" not in prompt, "the place is told only if that is allowed"
+    for prompt in {call.texts[0] for call in model_server.calls_of("vision")}:
+        assert "in German (de-AT)" in prompt
+        assert "<caption>Anna at the lake</caption>" in prompt
+        assert "Lindau" not in prompt, "the place is told only if that is allowed"
 
 
 @both_dialects
