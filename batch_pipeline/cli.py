@@ -538,7 +538,7 @@ def retry(  # noqa: PLR0917 - click passes them by name
     from batch_pipeline.services.retrying import FailedSelection, failed_uploads  # noqa: PLC0415
 
     _require_known_kinds(kinds)
-    chosen = FailedSelection(batch, uploads, kinds, all_retryable, since, user)
+    chosen = FailedSelection(since, kinds, user, batch, uploads, all_retryable)
     if batch is None and not (chosen.chooses or uploads):
         raise click.UsageError(
             "say which: a BATCH, --all-retryable, --kind, --since, --user or --upload"

@@ -22,6 +22,10 @@ _REFUSAL = re.compile(
     r"|extra_forbidden|extra inputs|not permitted|not allowed|deprecated"
     r"|invalid (parameter|value)|input should be|must be one of|unavailable|cannot unmarshal"
 )
+#: Parameters that hold a JSON schema, and what is said where a model cannot be held to it, such as
+#: "Failed to initialize samplers".
+_SCHEMAS = ("response_format", "format")
+_NO_GRAMMAR = re.compile(r"\b(grammar|json[ _]?schema|samplers?)\b")
 #: Parameters whose names say something else in a sentence; in a refusal they are quoted.
 _COMMON_WORDS = {"format"}
 
@@ -178,19 +182,14 @@ class Learnt:
         return f"{name}={json.dumps(value)}" if is_switch else name
 
 
-#: Parameters that hold a JSON schema, and what servers say that cannot make a grammar of one:
-#: llama.cpp names no parameter ("Failed to initialize samplers").
-_SCHEMAS = ("response_format", "format")
-_NO_GRAMMAR = re.compile(r"\b(grammar|json[ _]?schema|samplers?)\b")
-
-
 def _refused_parameter(sent: Mapping[str, Any], status: int, body: str) -> str | None:
-    lowered = body.lower()
     if status not in {400, 422}:
         return None
-    schema = next((name for name in _SCHEMAS if name in sent), None)
-    if schema and _NO_GRAMMAR.search(lowered):
-        return schema
+    return _named_parameter(sent, body) or _schema_without_grammar(sent, body)
+
+
+def _named_parameter(sent: Mapping[str, Any], body: str) -> str | None:
+    lowered = body.lower()
     if not _REFUSAL.search(lowered):
         return None
     try:
@@ -206,3 +205,9 @@ def _refused_parameter(sent: Mapping[str, Any], status: int, body: str) -> str |
         if found := re.search(rf"{before}{re.escape(name.lower())}(?:ing)?(?!\w)", lowered):
             places[name] = found.start()
     return min(places, key=places.__getitem__) if places else None
+
+
+def _schema_without_grammar(sent: Mapping[str, Any], body: str) -> str | None:
+    """The schema that was sent, if a server can make no grammar of it: llama.cpp names none."""
+    is_about_it = _NO_GRAMMAR.search(body.lower())
+    return next((name for name in _SCHEMAS if name in sent), None) if is_about_it else None

@@ -101,7 +101,7 @@ class RemoteVision:
         self._servers = ServerGroup(servers, model, slots, self._known_question)
 
     def fingerprint(self) -> str:
-        """Say what a description depends on beside its file; asks the servers once."""
+        """Say what a description depends on beside its file; asks the servers now and then."""
         asked = asdict(self._prompts) | {"fields": self._prompts.fields}
         options = self._options | asdict(self._size)
         return fingerprint(self.name, self._servers.digests(), prompts=asked, options=options)
@@ -235,7 +235,7 @@ class RemoteEmbedding:
         self._servers = ServerGroup(servers, model, slots, self._known_text)
 
     def fingerprint(self) -> str:
-        """Say what a vector depends on beside its text; asks the servers once."""
+        """Say what a vector depends on beside its text; asks the servers now and then."""
         options = self._options | {"dimensions": self.dimensions}
         return fingerprint(self.name, self._servers.digests(), options=options)
 

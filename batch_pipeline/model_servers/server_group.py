@@ -12,6 +12,7 @@ How one call is made to one server lives in `http_calls`, how many there may be,
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
@@ -49,6 +50,10 @@ _BUSY_TRIES = 4
 _BUSY_WAIT_SECONDS = 1.0
 #: The longest wait between two tries of a server that counts calls and does not say until when.
 _LONGEST_OWN_WAIT = 60.0
+
+#: How long it is believed which model stands behind a name (seconds): a process that runs for weeks
+#: would take what its workers made with the next one for stale, again and again.
+DIGEST_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,9 @@ class ServerGroup:
         self._servers = {server.calls.url: server for server in servers}
         self._slots = slots
         self._set_aside_until: dict[str, float] = {}
-        self._digests: frozenset[str] | None = None
+        #: By server; of one that is away, what it told last.
+        self._digests: dict[str, str] = {}
+        self._digests_asked_at = -math.inf
         self._asking_digests = threading.Lock()
 
     def run(
@@ -151,15 +158,16 @@ class ServerGroup:
             return self._run(call, cancelled, noted, tokens_of)
 
     def digests(self) -> frozenset[str]:
-        """What tells the model from others of its name, by the servers that answer; asked once.
+        """What tells the model from others of its name; asked anew after `DIGEST_SECONDS`.
 
         Raises:
-            ServiceDownError: none of them does.
+            ServiceDownError: no server has ever answered.
         """
         with self._asking_digests:
-            if self._digests is None:
-                self._digests = self._told_digests()
-            return self._digests
+            if time.monotonic() - self._digests_asked_at > DIGEST_SECONDS:
+                self._ask_digests()
+                self._digests_asked_at = time.monotonic()
+            return frozenset(self._digests.values())
 
     def check(
         self, role: str, look: Callable[[ModelServer], Coroutine[Any, Any, str]]
@@ -226,16 +234,15 @@ class ServerGroup:
             errors[0].kind, "; ".join(map(str, errors)), if_alone=if_alone
         ) from errors[0]
 
-    def _told_digests(self) -> frozenset[str]:
-        told, errors = set(), []
-        for server in self._servers.values():
+    def _ask_digests(self) -> None:
+        errors = []
+        for url, server in self._servers.items():
             try:
-                told.add(server.calls.ask(partial(server.digest, self.model)))
+                self._digests[url] = server.calls.ask(partial(server.digest, self.model))
             except KindedError as error:
                 errors.append(error)
-        if not told:
+        if not self._digests:
             raise ServiceDownError(errors[0].kind, str(errors[0])) from errors[0]
-        return frozenset(told)
 
     def _usable(self, failed: Collection[str]) -> list[str]:
         left = [url for url in self._servers if url not in failed]

@@ -5,7 +5,7 @@ looked for among the uploads of the same user, of all users only if a setting sa
 """
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Boolean, Uuid, and_, bindparam, or_, select, true
@@ -34,6 +34,18 @@ class Described:
     copied_from: uuid.UUID | None = None
     """The upload of the same bytes that it was made for; None: it was made for this one."""
 
+    @classmethod
+    def of(cls, row: AnyRow) -> "Described | None":
+        """Read what is stored of an upload; None if it is not described."""
+        if not row.description:
+            return None
+        return cls(
+            Description(row.description, tuple(row.vision_tags or ()), row.visible_text or ""),
+            row.description_audit_score or 0,
+            row.vision_model or "",
+            row.vision_fingerprint or "",
+        )
+
 
 _FIND: Any = (
     select(
@@ -43,6 +55,7 @@ _FIND: Any = (
         Upload.vision_model,
         Upload.vision_tags,
         Upload.visible_text,
+        Upload.vision_fingerprint,
     )
     .where(
         Upload.checksum == bindparam("content"),
@@ -79,15 +92,9 @@ def find_known(
             "of_all_users": of_all_users,
         },
     )
-    if row is None or not row.description:
+    if row is None or (described := Described.of(row)) is None:
         return None
-    return Described(
-        Description(row.description, tuple(row.vision_tags), row.visible_text or ""),
-        row.description_audit_score,
-        row.vision_model,
-        fingerprint,
-        copied_from=row.id,
-    )
+    return replace(described, copied_from=row.id)
 
 
 def vector_of(database: Database, upload_id: uuid.UUID, fingerprint: str) -> list[float] | None:

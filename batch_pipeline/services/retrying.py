@@ -7,29 +7,23 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy import Select, func, select
 
-from batch_pipeline.database.models import ENDED, Upload, UploadStatus
+from batch_pipeline.database.models import Upload
 from batch_pipeline.database.session import Database
 from batch_pipeline.services.error_kinds import SAME_AGAIN
-from batch_pipeline.services.reports.failures import UNKNOWN
+from batch_pipeline.services.reports.failures import UNKNOWN, FailureFilter, has_failed
 
 
 @dataclass(frozen=True)
-class FailedSelection:
+class FailedSelection(FailureFilter):
     """Which failed uploads to work again; what is left empty restricts nothing."""
 
-    batch_id: uuid.UUID | None = None
     upload_ids: Sequence[uuid.UUID] = ()
-    kinds: Sequence[str] = ()
     only_retryable: bool = False
     """Leave out what would fail the same way again."""
-    since: datetime | None = None
-    """Only what has failed from then on."""
-    user_id: uuid.UUID | None = None
 
     @property
     def chooses(self) -> bool:
@@ -58,23 +52,11 @@ class FailedUploads:
 def failed_uploads(database: Database, chosen: FailedSelection) -> FailedUploads:
     """Read which failed uploads are chosen; changes nothing."""
     kind = func.coalesce(Upload.error_kind, UNKNOWN)
-    conditions: list[ColumnElement[bool]] = [
-        Upload.batch_id.is_not(None),
-        Upload.processing_status.in_(ENDED),
-        Upload.processing_status == UploadStatus.FAILED,
-    ]
-    if chosen.batch_id is not None:
-        conditions.append(Upload.batch_id == chosen.batch_id)
+    conditions = [Upload.batch_id.is_not(None), has_failed(chosen)]
     if chosen.upload_ids:
         conditions.append(Upload.id.in_(chosen.upload_ids))
-    if chosen.kinds:
-        conditions.append(kind.in_(chosen.kinds))
     if chosen.only_retryable:
-        conditions.append(or_(Upload.error_kind.is_(None), kind.not_in(SAME_AGAIN)))
-    if chosen.since is not None:
-        conditions.append(Upload.updated_at >= chosen.since)
-    if chosen.user_id is not None:
-        conditions.append(Upload.user_id == chosen.user_id)
+        conditions.append(kind.not_in(SAME_AGAIN))
     query: Select[*tuple[Any, ...]] = select(Upload.batch_id, Upload.id, kind).where(*conditions)
     found = FailedUploads()
     with database.transaction() as connection:

@@ -33,7 +33,6 @@ from batch_pipeline.media.metadata import parse_date
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
 from batch_pipeline.model_servers.base import (
     CancelledCheck,
-    Description,
     EmbeddingModel,
     VisionModel,
     never_cancelled,
@@ -171,7 +170,7 @@ class UploadProcessor:
             filename=row.filename,
             attempt=row.attempts,
             thumbnail_path=row.thumbnail_path,
-            described=_stored_description(row),
+            described=Described.of(row),
             checksum=row.checksum,
             account=Account(self._pipeline.database, row),
             embedding_model=row.embedding_model,
@@ -427,17 +426,6 @@ class UploadProcessor:
             )
         except ServiceDownError as error:  # the lease will run out instead
             log.warning("upload %s could not be handed back: %s", claim.upload_id, error)
-
-
-def _stored_description(row: AnyRow) -> Described | None:
-    if not row.description:
-        return None
-    return Described(
-        Description(row.description, tuple(row.vision_tags or ()), row.visible_text or ""),
-        row.description_audit_score or 0,
-        row.vision_model or "",
-        row.vision_fingerprint or "",
-    )
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -86,12 +86,24 @@ def _group(values: dict[str, Any]) -> FailureGroup:
     )
 
 
-def _conditions(chosen: FailureFilter) -> list[ColumnElement[bool]]:
+def has_failed(chosen: FailureFilter) -> ColumnElement[bool]:
+    """Uploads that have failed, of those that a filter leaves."""
+    return and_(_failed_since(chosen), *_narrowed(chosen))
+
+
+def _failed_since(chosen: FailureFilter) -> ColumnElement[bool]:
     # The statuses once more, as the index of what has ended names them.
     failed = and_(Upload.processing_status.in_(ENDED), _FAILED)
-    if chosen.since is not None:
-        failed = and_(failed, Upload.updated_at >= chosen.since)
-    conditions = [or_(failed, and_(WAITING, Upload.error_kind.in_(OUTAGES)))]
+    return failed if chosen.since is None else and_(failed, Upload.updated_at >= chosen.since)
+
+
+def _conditions(chosen: FailureFilter) -> list[ColumnElement[bool]]:
+    waits = and_(WAITING, Upload.error_kind.in_(OUTAGES))
+    return [or_(_failed_since(chosen), waits), *_narrowed(chosen)]
+
+
+def _narrowed(chosen: FailureFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
     if chosen.kinds:
         conditions.append(_KIND.element.in_(chosen.kinds))
     if chosen.user_id is not None:

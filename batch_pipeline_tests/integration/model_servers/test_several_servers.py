@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
+from batch_pipeline.model_servers import server_group
 from batch_pipeline.model_servers.base import Analyzer
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
-from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, BuildAnalyzer, picture
+from batch_pipeline_tests.integration.model_servers.conftest import (
+    IMAGE,
+    BuildAnalyzer,
+    only_ollama,
+    picture,
+)
 
 
 @pytest.fixture
@@ -155,6 +161,26 @@ def test_every_server_is_checked_for_every_model(
     ]
     assert other.ollama_url in checks[3].name
     assert "bge-m3 is not on" in checks[3].detail
+
+
+@only_ollama  # the other protocol tells no digest
+def test_another_model_behind_the_name_shows_and_a_server_that_is_away_changes_nothing(
+    both: Analyzer,
+    server: ScriptedModelServer,
+    other: ScriptedModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_group, "DIGEST_SECONDS", 0)
+    before = both.vision.fingerprint()
+    server.digests["qwen2.5vl:7b"] = other.digests["qwen2.5vl:7b"] = "sha256:ffff0000"
+    after = both.vision.fingerprint()
+    other.stop()
+
+    assert "@ffff0000 " in after
+    assert before != after
+    assert both.vision.fingerprint() == after
+    server.stop()
+    assert both.vision.fingerprint() == after
 
 
 def test_a_server_that_is_named_twice_is_one(

@@ -89,6 +89,8 @@ def test_a_server_that_refuses_a_schema_gives_plain_text_and_is_asked_once(
     [
         ("openai", "This response_format type is unavailable now"),
         ("openai", "'response_format.type' must be one of 'text', 'json_object'"),
+        ("openai", "Failed to initialize samplers: std::exception"),
+        ("ollama", "failed to parse grammar"),
         ("ollama", "json: cannot unmarshal object into Go struct field ChatRequest.format of type"),
         ("ollama", "'format' is not supported"),
     ],
