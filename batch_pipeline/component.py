@@ -16,7 +16,8 @@ from pydantic import Field
 
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.orchestration.code_location import build_definitions
-from batch_pipeline.settings import Settings
+from batch_pipeline.orchestration.resources import RUN_SETTINGS
+from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
 
 
 class BatchPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
@@ -37,7 +38,8 @@ class BatchPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
         """Build the definitions.
 
         Raises:
-            ConfigurationError: there is no setting of such a name, or a value is not accepted.
+            ConfigurationError: there is no setting of such a name, it is a secret, or a value is
+                not accepted.
         """
         del context
         unknown = self.settings.keys() - Settings.model_fields.keys()
@@ -45,5 +47,11 @@ class BatchPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
             raise ConfigurationError(
                 f"BatchPipelineComponent has no setting {', '.join(sorted(unknown))}; expected are "
                 f"{', '.join(sorted(Settings.model_fields))}"
+            )
+        if secrets := self.settings.keys() - RUN_SETTINGS.keys():
+            raise ConfigurationError(
+                f"BatchPipelineComponent does not take {', '.join(sorted(secrets))}: pages of "
+                "Dagster would show it; set it in the environment, "
+                + ", ".join(f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in sorted(secrets))
             )
         return build_definitions(overrides=self.settings)

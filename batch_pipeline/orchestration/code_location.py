@@ -55,7 +55,7 @@ def build_definitions(
         asset_checks=CHECKS,
         loggers=build_loggers(settings),
         resources={
-            "batch_pipeline": PipelineResource(overrides=dict(overrides or {})),
+            "batch_pipeline": PipelineResource(**(overrides or {})),
             "batch_pipeline_worker": worker_resource,
             **(resource_overrides or {}),
         },

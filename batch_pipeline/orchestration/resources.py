@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, SecretStr, create_model
 
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.orchestration.dagster_storage.instance_storage import pool_connections
@@ -18,7 +18,7 @@ from batch_pipeline.orchestration.progress_meter import ProgressMeter
 from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
-from batch_pipeline.settings import load_settings
+from batch_pipeline.settings import Settings, load_settings
 
 
 @dataclass
@@ -39,12 +39,11 @@ class RunWorker:
             return self.service_down
 
 
-class PipelineResource(dg.ConfigurableResource[Pipeline]):
-    """Database, storage, state machine and analyzer, as the settings say."""
+class _PipelineResource(dg.ConfigurableResource[Pipeline]):
+    """Database, storage, state machine and analyzer, as the settings say.
 
-    overrides: dict[str, Any] = Field(
-        default={}, description="Settings by name that replace those of the environment."
-    )
+    A field that is empty leaves the setting to the environment.
+    """
 
     def create_resource(self, context: dg.InitResourceContext) -> Pipeline:
         """Hand out the pipeline of this process; a failure is not kept, the next run tries again.
@@ -53,7 +52,34 @@ class PipelineResource(dg.ConfigurableResource[Pipeline]):
             ConfigurationError: a setting is not valid.
         """
         del context
-        return shared_pipeline(load_settings(**self.overrides))
+        fields = {name: getattr(self, name) for name in RUN_SETTINGS}
+        return shared_pipeline(
+            load_settings(**{name: value for name, value in fields.items() if value is not None})
+        )
+
+
+def _config_type(of_setting: Any) -> type[bool] | type[int] | type[float] | type[str]:
+    """Name what Dagster's config calls a setting's type: paths and choices are text."""
+    return next((each for each in (bool, int, float) if of_setting is each), str)
+
+
+#: Settings that a run's config can replace. Secrets are none: Dagster stores and shows config.
+RUN_SETTINGS = {
+    name: _config_type(setting.annotation)
+    for name, setting in Settings.model_fields.items()
+    if setting.annotation is not SecretStr
+}
+
+PipelineResource = create_model(
+    "PipelineResource",
+    __base__=_PipelineResource,
+    __module__=__name__,
+    __doc__=_PipelineResource.__doc__,
+    **{  # type: ignore[call-overload]  # pydantic types the fields one by one
+        name: (of_type | None, Field(None, description=Settings.model_fields[name].description))
+        for name, of_type in RUN_SETTINGS.items()
+    },
+)
 
 
 @dg.resource(

@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
+from pydantic import SecretStr
 
 from batch_pipeline import BatchPipelineComponent
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.orchestration.resources import PipelineResource
+from batch_pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -89,7 +93,24 @@ def test_settings_of_the_component_replace_those_of_the_environment(monkeypatch,
         if node.name == "process_upload"
     ]
     assert process_upload.retry_policy.max_retries == 2
-    assert definitions.resources["batch_pipeline"].overrides == {"max_attempts": 3}
+    assert definitions.resources["batch_pipeline"].max_attempts == 3
+    with dg.build_resources({"it": definitions.resources["batch_pipeline"]}) as resources:
+        assert resources.it.settings.max_attempts == 3
+        assert resources.it.settings.home == tmp_path
+
+
+def test_the_page_of_the_resource_names_each_setting_but_no_secret():
+    config = PipelineResource.to_config_schema().as_field().config_type.fields
+
+    secrets = {name for name, each in Settings.model_fields.items() if each.annotation is SecretStr}
+    assert set(config) == Settings.model_fields.keys() - secrets
+    assert config["lease_seconds"].description == Settings.model_fields["lease_seconds"].description
+
+
+def test_a_secret_in_the_file_of_the_component_is_refused_as_pages_would_show_it():
+    component = BatchPipelineComponent(settings={"openai_api_key": "sk-1"})
+    with pytest.raises(ConfigurationError, match="environment, BATCH_PIPELINE_OPENAI_API_KEY"):
+        component.build_defs(None)
 
 
 def test_a_setting_that_does_not_exist_is_refused_by_name():
