@@ -72,55 +72,57 @@ class Settings(BaseSettings):
     home: Path = Field(
         default_factory=default_home,
         description=(
-            "Folder of the embedded database and of the default storage. Unless set: the nearest "
-            "`.batch_pipeline` in the working directory or above it, else `batch_pipeline` among "
-            "the user's data (Linux: `~/.local/share`)."
+            "Folder of the embedded database and the default storage. By default: the nearest "
+            "`.batch_pipeline` in the working directory or above it, else `batch_pipeline` in the "
+            "user's data folder (Linux: `~/.local/share`)."
         ),
     )
     database_url: str = Field(
         "",
-        description="PostgreSQL with pgvector for our tables; empty: the embedded server.",
+        description="URL of PostgreSQL with pgvector for our tables; empty: the embedded server.",
     )
     dagster_database_url: str = Field(
         "",
         description=(
-            "Database of Dagster's own storage; empty: the database `dagster` on the same server."
+            "URL of the database for Dagster's own storage; empty: the database `dagster` on the "
+            "same server."
         ),
     )
     storage_url: str = Field(
         "",
         description=(
-            "Where originals and thumbnails are kept: a path or any fsspec URL; "
-            "empty: `uploads` under the home folder."
+            "Storage of originals and thumbnails: a path or any fsspec URL; empty: `uploads` in "
+            "the home folder."
         ),
     )
     analyzer: AnalyzerName = Field(
         AnalyzerName.EMBEDDED,
-        description="Who describes and embeds: `embedded`, `ollama` or `openai`.",
+        description="What describes and embeds: `embedded`, `ollama` or `openai`.",
     )
     embedder: AnalyzerName | None = Field(
         None,
-        description="Who embeds, if it is to be another than the analyzer.",
+        description="What embeds, if it is not the analyzer: `embedded`, `ollama` or `openai`.",
     )
     ollama_host: str = Field(
         "http://127.0.0.1:11434",
         description=(
-            "Address of the Ollama server; several, with commas between, share the calls. `#4` "
-            "behind one: it takes 4 calls of a kind at a time, whatever the limits below say."
+            "Address of the Ollama server. Several addresses, separated by commas, share the "
+            "calls. `#4` at the end of an address limits this server to 4 vision calls and 4 "
+            "embedding calls at a time, in place of the limits below."
         ),
     )
     openai_base_url: str = Field(
         "",
         description=(
-            "Base URL of an OpenAI-compatible server, usually ending in `/v1`; several, with "
-            "commas between, share the calls; `#4` as for Ollama."
+            "Base URL of an OpenAI-compatible server, usually ending in `/v1`. Several URLs and "
+            "`#4` work as for Ollama."
         ),
     )
     openai_embedding_base_url: str = Field(
-        "", description="Base URL for embeddings, if they come from other servers."
+        "", description="Base URL for embeddings, if other servers make them."
     )
     openai_api_key: SecretStr = Field(
-        SecretStr(""), description="API key of the OpenAI-compatible server; many need none."
+        SecretStr(""), description="API key of the OpenAI-compatible server, if it needs one."
     )
     vision_model: str = Field("qwen2.5vl:7b", description="Model that describes pictures.")
     embedding_model: str = Field("bge-m3", description="Model that embeds descriptions.")
@@ -130,15 +132,14 @@ class Settings(BaseSettings):
     max_vision_calls: Annotated[int, Field(ge=1, le=256)] = Field(
         4,
         description=(
-            "Calls to the vision model in flight at the same time: to each server, over all "
-            "processes on the same database."
+            "Most vision calls in flight to each server, over all processes on the same database."
         ),
     )
     max_embedding_calls: Annotated[int, Field(ge=1, le=256)] = Field(
         4,
         description=(
-            "Calls to the embedding model in flight at the same time: to each server, over all "
-            "processes on the same database."
+            "Most embedding calls in flight to each server, over all processes on the same "
+            "database."
         ),
     )
     model_connect_seconds: Annotated[float, Field(gt=0, le=600)] = Field(
@@ -148,121 +149,123 @@ class Settings(BaseSettings):
         300, description="Longest silence of a model server during a call (seconds)."
     )
     model_write_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
-        60, description="Longest stall while a picture is sent to a model server (seconds)."
+        60, description="Longest pause while a picture is sent to a model server (seconds)."
     )
     model_total_seconds: Annotated[float, Field(gt=0, le=7200)] = Field(
-        600, description="Longest one model call may take, whatever the server sends (seconds)."
+        600, description="Longest duration of one model call in all (seconds)."
     )
     model_proxy: str = Field(
         "",
         description=(
-            "Proxy to the model servers: its address, or `environment` to go by `HTTPS_PROXY`, "
-            "`HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` (never for loopback); empty: none."
+            "Proxy for the model servers: its address, or `environment` to use `HTTPS_PROXY`, "
+            "`HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` (never for loopback); empty: no proxy."
         ),
     )
     vision_options: str = Field(
         "",
         description=(
-            "More of the requests to the vision model, a JSON object: for Ollama options such as "
-            '`{"num_ctx": 16384, "keep_alive": "1h"}`, for others fields of the body such as '
-            '`{"reasoning_effort": "low"}`; `null` leaves a field out.'
+            "Additions to each request to the vision model, as a JSON object. For Ollama these are "
+            'options such as `{"num_ctx": 16384, "keep_alive": "1h"}`, for other servers fields of '
+            'the body such as `{"reasoning_effort": "low"}`; `null` removes a field.'
         ),
     )
     embedding_options: str = Field(
-        "", description="The same of the requests to the embedding model."
+        "", description="Additions to each request to the embedding model, as a JSON object."
     )
     prompts: str = Field(
         "",
         description=(
-            "Folder with prompts of your own: `image.txt`, `frame.txt`, `synthesis.txt`; those "
-            "that are not there are ours (`batch-pipeline prompt --show`)."
+            "Folder with your own prompts: `image.txt`, `frame.txt`, `synthesis.txt`. For a "
+            "missing file the built-in prompt is used (`batch-pipeline prompt --show`)."
         ),
     )
     prompt_place: bool = Field(
         False,
         description=(
-            "A prompt that names `{place}` gets the place and country that people wrote into a "
-            "file. Positions are never read."
+            "`true`: a prompt with `{place}` gets the place and country from the file's metadata, "
+            "if a person wrote them there. GPS positions are never read."
         ),
     )
     language: str = Field(
         "",
         description=(
-            "Language of descriptions, as a tag such as `de`, `pt-BR` or `zh-Hant`; one in another "
-            "language is not stored; empty: English, which is not checked."
+            "Language of descriptions, as a tag such as `de`, `pt-BR` or `zh-Hant`. A description "
+            "in another language is not stored. Empty: English, which is not checked."
         ),
     )
     share_results: bool = Field(
         False,
         description=(
-            "A file that another user has uploaded, too, gets a copy of its description; `false`: "
-            "of the same user's only."
+            "`true`: a file gets a copy of the description of the same file of another user; "
+            "`false`: only of the same user."
         ),
     )
     refresh_stale: Annotated[int, Field(ge=0, le=10_000)] = Field(
         0,
         description=(
-            "Descriptions made with another model, prompts or options than are set now, of which "
-            "each sweep has so many redone (uploads a minute); 0: none, `reprocess --stale` does."
+            "How many stale descriptions (made with another model, prompt or options than are set "
+            "now) each sweep makes again (uploads a minute); 0: none, use `reprocess --stale`."
         ),
     )
     vision_detail: VisionDetail = Field(
         VisionDetail.DEFAULT,
         description=(
-            "How closely an OpenAI-compatible server looks at a picture, which sets its price: "
-            "`low`, `high` or `auto`; `default`: nothing is said."
+            "Image detail for an OpenAI-compatible server, which affects the price: `low`, `high` "
+            "or `auto`; `default`: the field is not sent."
         ),
     )
     vision_longest_side: Annotated[int, Field(ge=64, le=1568)] = Field(
         1568,
-        description="Longest side of the pictures that a model gets; fewer cost less (pixels).",
+        description=(
+            "Longest side of pictures sent to a model (pixels); smaller pictures cost less."
+        ),
     )
     vision_side_multiple: Annotated[int, Field(ge=0, le=64)] = Field(
         0,
         description=(
-            "Sides of the pictures that a model gets are multiples of this (pixels); "
-            "0: what the model's name says."
+            "Both sides of pictures sent to a model are multiples of this (pixels); 0: as the "
+            "model needs, by its name."
         ),
     )
     max_concurrent_uploads: Annotated[int, Field(ge=1, le=256)] = Field(
-        4, description="Uploads that one run works on at the same time (threads)."
+        4, description="Uploads that one run processes at the same time (threads)."
     )
     uploads_per_run: Annotated[int, Field(ge=1, le=5000)] = Field(
-        250, description="Slice of a batch that one run takes (uploads)."
+        250, description="Most uploads of a batch that one run processes."
     )
     max_runs_in_flight: Annotated[int, Field(ge=1, le=1000)] = Field(
         4,
         description=(
-            "Runs of `process_batch` that may be queued or running at the same time; how many fit, "
-            "PostgreSQL's `max_connections` says."
+            "Most runs of `process_batch` that are queued or running at the same time; "
+            "PostgreSQL's `max_connections` limits how many are possible."
         ),
     )
     max_runs_per_user: Annotated[int, Field(ge=0, le=1000)] = Field(
         0,
         description=(
-            "How many of them may be of the same user: one less keeps a place free for others; "
-            "0: all."
+            "Most runs of one user that are queued or running at the same time; 0: no limit. One "
+            "less than `MAX_RUNS_IN_FLIGHT` keeps a place free for other users."
         ),
     )
     warm_run_workers: bool = Field(
         True,
         description=(
             "On Linux, run workers are forked from a process that has imported everything; "
-            "`false`: each imports it anew, for 2.6 s of a core."
+            "`false`: each run worker imports everything, which takes 2.6 s of processor time."
         ),
     )
     max_attempts: Annotated[int, Field(ge=1, le=20)] = Field(
-        2, description="Attempts per upload and dispatch, the first included."
+        2, description="Most attempts per upload each time it is dispatched."
     )
     retry_base_seconds: Annotated[float, Field(ge=0, le=600)] = Field(
         1.0,
         description=(
-            "Delay before the second attempt (seconds); later ones wait 3, 7, 15 … times as long, "
-            "each varied by chance."
+            "Delay before the second attempt (seconds). Later attempts wait 3, 7, 15 … times as "
+            "long, with jitter."
         ),
     )
     max_files_per_batch: Annotated[int, Field(ge=1)] = Field(
-        1000, description="Files that one submission may hold."
+        1000, description="Most files in one submission."
     )
     max_file_bytes: Annotated[int, Field(ge=1)] = Field(
         100 * 1024**2, description="Largest file accepted (bytes)."
@@ -270,22 +273,22 @@ class Settings(BaseSettings):
     accepted_formats: str = Field(
         "",
         description=(
-            "Formats that are accepted, with commas between, e.g. `jpeg,heic,mp4`; empty: all "
-            "that docs/formats.md lists."
+            "Accepted formats, separated by commas, e.g. `jpeg,heic,mp4`; empty: all formats in "
+            "docs/formats.md."
         ),
     )
     max_decode_mib: Annotated[int, Field(ge=16)] = Field(
         512,
         description=(
-            "What the decode of one file may take in memory, besides the file (MiB); as many "
-            "are decoded at a time as there are cores."
+            "Most memory for decoding one file, not counting the file itself (MiB). As many files "
+            "as there are cores are decoded at the same time."
         ),
     )
     max_batch_bytes: Annotated[int, Field(ge=1)] = Field(
-        10 * 1024**3, description="Largest sum of the files of one submission (bytes)."
+        10 * 1024**3, description="Largest total size of one submission (bytes)."
     )
     lease_seconds: Annotated[float, Field(ge=1)] = Field(
-        120, description="Age of a heartbeat after which a claim is dead (seconds)."
+        120, description="Age of a heartbeat after which its owner counts as dead (seconds)."
     )
     keep_partitions_days: Annotated[int, Field(ge=1)] = Field(
         90, description="How long Dagster lists a batch as a partition after its end (days)."
@@ -293,27 +296,29 @@ class Settings(BaseSettings):
     group_event_writes: bool = Field(
         True,
         description=(
-            "Run workers write Dagster's events in groups, 0.25 s behind at most; `false`: each "
-            "event at once, as Dagster does."
+            "Run workers write Dagster's events in groups, at most 0.25 s late; `false`: each "
+            "event at once, as Dagster does by default."
         ),
     )
     keep_runs_days: Annotated[int, Field(ge=0)] = Field(
         90,
         description=(
-            "How long Dagster keeps runs of ours and their events after their end (days); "
-            "0: for ever."
+            "How long Dagster keeps our runs and their events after the run has ended (days); 0: "
+            "for ever."
         ),
     )
     log_format: LogFormat = Field(
         LogFormat.TEXT,
-        description="Log lines of commands, sensors and runs: `text`, or `json` for machines.",
+        description="Format of log lines of commands, sensors and runs: `text` or `json`.",
     )
-    redis_url: str = Field("", description="Also publish progress on this Redis; empty: off.")
+    redis_url: str = Field(
+        "", description="URL of a Redis on which progress is also published; empty: off."
+    )
     celery_broker_url: str = Field(
         "",
         description=(
-            "Broker of Celery workers, which then run the steps of every run (extra `celery`); "
-            "empty: off."
+            "URL of the Celery broker. If set, Celery workers execute the steps of every run "
+            "(extra `celery`); empty: off."
         ),
     )
 
