@@ -206,7 +206,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="batch-pipeline")
 @click.pass_obj
 def main(session: Session, debug: bool) -> None:
@@ -214,7 +214,7 @@ def main(session: Session, debug: bool) -> None:
 
     \b
     First steps:
-      batch-pipeline demo                 the whole thing, on sample files
+      batch-pipeline demo                 run everything on sample files
       batch-pipeline submit ~/Pictures    your own files
       batch-pipeline search "red flower"
     """
@@ -225,8 +225,8 @@ def main(session: Session, debug: bool) -> None:
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
-@click.option("--user", type=click.UUID, help="Owner of the batch; the local user unless given.")
-@click.option("--name", help="What people call the batch; the folder's name unless given.")
+@click.option("--user", type=click.UUID, help="Owner of the batch; by default the local user.")
+@click.option("--name", help="Name of the batch; by default the name of the folder.")
 @click.option("--wait", is_flag=True, help="Show progress until the batch ends.")
 @json_option
 @click.pass_obj
@@ -240,8 +240,8 @@ def submit(  # noqa: PLR0917 - click passes them by name
 ) -> None:
     """Submit files and folders as one batch.
 
-    What a file is, is judged by its content. Refused files are listed with the reason. In folders,
-    hidden files are left out and links to folders are not followed.
+    The content of a file decides its type. Files that are not accepted are listed with the
+    reason. Hidden files and links to folders are skipped.
 
     \b
     Examples:
@@ -306,7 +306,7 @@ def status(  # noqa: PLR0917 - click passes them by name
 ) -> None:
     """Show a batch and its uploads; without BATCH, the newest batches.
 
-    Ids may be shortened to any beginning that names only one.
+    An id may be shortened to its first characters if they are unique.
 
     \b
     Examples:
@@ -353,11 +353,11 @@ def status(  # noqa: PLR0917 - click passes them by name
 
 
 @main.command()
-@click.option("--user", type=USER, help="Only those for this user.")
+@click.option("--user", type=USER, help="Only calls for this user.")
 @json_option
 @click.pass_obj
 def costs(session: Session, user: uuid.UUID | None, as_json: bool) -> None:
-    """Show what all model calls took, by user and model: calls, tokens, seconds.
+    """Show the cost of model calls by user and model: calls, tokens, seconds.
 
     \b
     Examples:
@@ -403,9 +403,9 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
     limit: int,
     as_json: bool,
 ) -> None:
-    """Show what failed and why, over all batches, by kind, with what to do.
+    """Show failed uploads of all batches by kind of error, with advice.
 
-    Uploads that wait because a service is down are shown, too: they go on by themselves.
+    Uploads that wait because a service is down are shown too; they continue by themselves.
 
     \b
     Examples:
@@ -473,14 +473,14 @@ def watch(session: Session, batch: uuid.UUID, as_json: bool) -> None:
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
-    help="Where to write the page; an older one is replaced.",
+    help="File to write the page to; an existing one is replaced.",
 )
 @json_option
 @click.pass_obj
 def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> None:
-    """Keep a batch as one HTML page that needs nothing else.
+    """Write a report about a batch as one self-contained HTML page.
 
-    Contact sheet, descriptions, failures with their reasons, and what each stage took.
+    It has a contact sheet, descriptions, failures with their reasons, and the time of each stage.
 
     \b
     Example:
@@ -508,10 +508,10 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
 @click.argument("batch", type=BATCH, required=False)
 @click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
 @click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only of this error kind.")
-@click.option("--all-retryable", is_flag=True, help="Leave out what would fail the same way again.")
+@click.option("--all-retryable", is_flag=True, help="Skip those that would fail again.")
 @click.option("--since", type=SINCE, help="Only failed from then on: 24h, 7d, 2026-05-17.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be worked again.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be processed again.")
 @json_option
 @click.pass_obj
 def retry(  # noqa: PLR0917 - click passes them by name
@@ -525,9 +525,9 @@ def retry(  # noqa: PLR0917 - click passes them by name
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Work failed uploads again, of a batch or of all; reopens a cancelled BATCH.
+    """Process failed uploads again, of one batch or of all; reopens a cancelled BATCH.
 
-    Says first which of them will fail the same way unless something is mended.
+    Says first which of them will fail in the same way until you fix the cause.
 
     \b
     Examples:
@@ -605,13 +605,17 @@ def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
 )
 @click.option("--batch", "batches", type=BATCH, multiple=True, help="Only this batch.")
 @click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
-@click.option("--model-not", metavar="MODEL", help="Only what another model than this one made.")
-@click.option("--stale", is_flag=True, help="Only what other models, prompts or options made.")
-@click.option("--model", metavar="MODEL", help="Only what this model made.")
+@click.option("--model-not", metavar="MODEL", help="Only results of other models than this one.")
+@click.option(
+    "--stale",
+    is_flag=True,
+    help="Only results of former models, prompts or options.",
+)
+@click.option("--model", metavar="MODEL", help="Only results of this model.")
 @click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
 @click.option("--since", type=SINCE, help="Only uploaded from then on: 24h, 7d, 2026-05-17.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be redone.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be redone.")
 @json_option
 @click.pass_obj
 def reprocess(  # noqa: PLR0917 - click passes them by name
@@ -677,8 +681,8 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
 @main.command()
 @click.argument("batch", type=BATCH, required=False)
 @click.option("--user", type=USER, help="Instead of BATCH: all open batches of this user.")
-@click.option("--since", type=SINCE, help="Instead of BATCH: all submitted from then on: 2h.")
-@click.option("--dry-run", is_flag=True, help="Only list what would be stopped.")
+@click.option("--since", type=SINCE, help="Instead of BATCH: all submitted since then, e.g. 2h.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be stopped.")
 @json_option
 @click.pass_obj
 def cancel(  # noqa: PLR0917 - click passes them by name
@@ -689,7 +693,7 @@ def cancel(  # noqa: PLR0917 - click passes them by name
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Stop a batch, or many; what is stored stays, `retry` reopens it.
+    """Stop one or more batches; stored results stay, `retry` reopens a batch.
 
     \b
     Examples:
@@ -735,30 +739,32 @@ def cancel(  # noqa: PLR0917 - click passes them by name
 
 @main.command()
 @click.argument("text", default="")
-@click.option("--like", type=UPLOAD, help="An upload to find similar ones of, instead of TEXT.")
+@click.option("--like", type=UPLOAD, help="Instead of TEXT: find uploads similar to this one.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
 @click.option("--batch", type=BATCH, help="Only uploads of this batch.")
 @click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
 @click.option("--format", "file_format", metavar="FORMAT", help="Only of this format: jpeg, mp4, …")
-@click.option("--camera", metavar="NAME", help="Only of cameras with this in their name.")
+@click.option("--camera", metavar="NAME", help="Only from cameras with this in their name.")
 @click.option(
     "--since", metavar="DATE", help="Taken (else uploaded) from then on: 2024, 2024-05, 2024-05-17."
 )
 @click.option("--until", metavar="DATE", help="Taken (else uploaded) up to the end of then.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only with this tag; repeatable.")
-@click.option("--has-text", is_flag=True, help="Only where text can be read in the picture.")
-@click.option("--model", metavar="MODEL", help="Only what this vision model described.")
-@click.option("--least", type=float, metavar="SIMILARITY", help="Only what is at least so similar.")
-@click.option("--copies", is_flag=True, help="Show all uploads of the same bytes, not one of them.")
-@click.option("--limit", type=int, default=10, show_default=True, help="How many, at most.")
-@click.option("--after", metavar="CURSOR", help="Go on behind this `cursor` of a result (--json).")
+@click.option("--has-text", is_flag=True, help="Only pictures with readable text.")
+@click.option("--model", metavar="MODEL", help="Only uploads that this vision model described.")
+@click.option(
+    "--least", type=float, metavar="SIMILARITY", help="Only results at least this similar."
+)
+@click.option("--copies", is_flag=True, help="Show every upload of the same file, not only one.")
+@click.option("--limit", type=int, default=10, show_default=True, help="Most results to show.")
+@click.option("--after", metavar="CURSOR", help="Continue after this `cursor` (see --json).")
 @click.option(
     "--html",
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page with pictures; an older one is replaced.",
+    help="Write a page with pictures; an existing file is replaced.",
 )
-@click.option("--open", "opens", is_flag=True, help="Show the page of --html in the browser.")
+@click.option("--open", "opens", is_flag=True, help="Open the page of --html in the browser.")
 @json_option
 @click.pass_obj
 def search(  # noqa: PLR0917 - click passes them by name
@@ -783,10 +789,10 @@ def search(  # noqa: PLR0917 - click passes them by name
     opens: bool,
     as_json: bool,
 ) -> None:
-    """Find uploads by what a person would say, in any language.
+    """Find uploads by meaning, words or file name, in several languages.
 
-    A whole file name, and what stands in quotation marks, is found first. The same content is
-    shown once. Guesses are marked as weak.
+    Exact file names and quoted phrases come first. Files with the same content are shown once.
+    Uncertain results are marked as weak.
 
     \b
     Examples:
@@ -833,20 +839,21 @@ def search(  # noqa: PLR0917 - click passes them by name
 
 
 @main.command()
-@click.option("--quick", is_flag=True, help="Do not ask the models a question.")
+@click.option("--quick", is_flag=True, help="Do not send a question to the models.")
 @click.option(
     "--longest-wait",
     type=LENGTH,
     default="6h",
     show_default=True,
-    help="Fail if an upload has waited for longer.",
+    help="Fail if an upload has waited longer than this.",
 )
 @json_option
 @click.pass_obj
 def doctor(session: Session, quick: bool, longest_wait: "timedelta", as_json: bool) -> None:
-    """Check database, storage, Dagster and model server, and say what to do.
+    """Check database, storage, Dagster and model servers, with advice.
 
-    Each model is asked for the colour of a red square, or which of three texts are alike.
+    Each model gets one real question: the colour of a red square, or which of three texts are
+    similar.
 
     \b
     Examples:
@@ -870,14 +877,18 @@ def doctor(session: Session, quick: bool, longest_wait: "timedelta", as_json: bo
 
 @main.command()
 @click.argument("part", type=click.Choice(["code-server", "daemon"]))
-@click.option("--host", default="localhost", show_default=True, help="Where the code server is.")
+@click.option("--host", default="localhost", show_default=True, help="Host of the code server.")
 @click.option(
-    "--port", type=click.IntRange(1, 65535), default=4000, show_default=True, help="And its port."
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=4000,
+    show_default=True,
+    help="Port of the code server.",
 )
 @json_option
 @click.pass_obj
 def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> None:
-    """Tell whether a part of Dagster lives, for the health checks of containers; 2 if not.
+    """Check that a part of Dagster is alive (health check of containers); exit code 2 if not.
 
     \b
     Examples:
@@ -908,7 +919,7 @@ def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> N
 def inspect(session: Session, files: Sequence[Path], output: Path | None, as_json: bool) -> None:
     """Show what the pipeline sees in files; nothing is stored.
 
-    Type, facts, date with its source, warnings, and how long each stage takes.
+    It shows type, facts, date with its source, warnings and the time of each stage.
 
     \b
     Examples:
@@ -929,19 +940,19 @@ def inspect(session: Session, files: Sequence[Path], output: Path | None, as_jso
 
 
 @main.command()
-@click.option("--show", is_flag=True, help="Print the prompts, and what may stand in them.")
+@click.option("--show", is_flag=True, help="Print the prompts and their placeholders.")
 @click.option(
     "--try",
     "files",
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="Print what the vision model says to a file; nothing is stored.",
+    help="Print the vision model's answer for a file; nothing is stored.",
 )
 @json_option
 @click.pass_obj
 def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -> None:
-    """Show what vision models are asked, and try it on files.
+    """Show the prompts for vision models, and try them on files.
 
     \b
     Examples:
@@ -994,13 +1005,15 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
     "port",
     type=click.IntRange(1, 65535),
     metavar="PORT",
-    help="Stay, and answer Prometheus at http://HOST:PORT/metrics.",
+    help="Keep running and serve http://HOST:PORT/metrics.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where --serve listens.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address that --serve binds to."
+)
 @json_option
 @click.pass_obj
 def metrics(session: Session, port: int | None, host: str, as_json: bool) -> None:
-    """Print uploads by state, waiting times, stage times and errors, for Prometheus.
+    """Print metrics for Prometheus: uploads by state, waiting times, stage times, errors.
 
     \b
     Examples:
@@ -1038,14 +1051,14 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
     help="Folder to submit instead of the sample files.",
 )
 @click.option(
-    "--port", type=click.IntRange(1, 65535), help="Port of the UI; a free one unless set."
+    "--port", type=click.IntRange(1, 65535), help="Port of the UI; by default a free one."
 )
 @json_option
 @click.pass_obj
 def demo(
     session: Session, exit_after: bool, media: Path | None, port: int | None, as_json: bool
 ) -> None:
-    """Start everything, work the sample files, search them once; stay up.
+    """Start everything, process the sample files and search them; stay up.
 
     \b
     Examples:
@@ -1098,9 +1111,11 @@ def demo(
 
 
 @main.command()
-@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only list the files that would be removed.")
 @click.option(
-    "--force", is_flag=True, help="Remove more than a small share, too; look at it first."
+    "--force",
+    is_flag=True,
+    help="Remove even a large share of all files; use --dry-run first.",
 )
 @click.option(
     "--take-over",
@@ -1110,11 +1125,11 @@ def demo(
 @json_option
 @click.pass_obj
 def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json: bool) -> None:
-    """Remove files that are provably ours and left over; Dagster does so once an hour.
+    """Remove leftover files that are provably ours; Dagster does it once an hour.
 
-    Originals of submissions that never became a batch, thumbnails that we made of uploads that were
-    deleted since, and files that a crash left half written; all older than a day. What others keep
-    on the storage is not touched, nor is any original of a batch.
+    These are originals of submissions that never became a batch, thumbnails of deleted uploads,
+    and partial files of a crash, all older than a day. Files of others on the storage and
+    originals of a batch are never touched.
 
     \b
     Examples:
@@ -1163,7 +1178,7 @@ def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json:
 
 @main.group()
 def db() -> None:
-    """Look after the database.
+    """Upgrade, back up, restore or stop the database.
 
     \b
     Examples:
@@ -1176,7 +1191,7 @@ def db() -> None:
 @json_option
 @click.pass_obj
 def upgrade(session: Session, as_json: bool) -> None:
-    """Bring the tables up to this version; safe to run again.
+    """Create or upgrade the tables; safe to run again.
 
     \b
     Example:
@@ -1198,13 +1213,13 @@ def upgrade(session: Session, as_json: bool) -> None:
 
 
 @db.command()
-@click.option("--force", is_flag=True, help="Stop it although others use it.")
+@click.option("--force", is_flag=True, help="Stop it even if others use it.")
 @json_option
 @click.pass_obj
 def stop(session: Session, force: bool, as_json: bool) -> None:
     """Stop the embedded server; refused while others use it.
 
-    It stops by itself when nobody uses it any more, and starts with the next command.
+    It stops by itself when no process uses it, and starts with the next command.
 
     \b
     Example:
@@ -1229,14 +1244,14 @@ def stop(session: Session, force: bool, as_json: bool) -> None:
     "--files/--no-files",
     "with_files",
     default=None,
-    help="Originals and thumbnails, too; by default if they are on this machine.",
+    help="Include originals and thumbnails; by default if they are on this machine.",
 )
 @json_option
 @click.pass_obj
 def backup(session: Session, file: Path, with_files: bool | None, as_json: bool) -> None:
-    """Write everything to one file, while everything runs.
+    """Back up everything to one file; nothing has to be stopped.
 
-    Our tables, the history of runs, and the stored files.
+    The file has our tables, the history of runs, and the stored files.
 
     \b
     Examples:
@@ -1263,13 +1278,13 @@ def backup(session: Session, file: Path, with_files: bool | None, as_json: bool)
 
 @db.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--replace", is_flag=True, help="Although the database holds batches already.")
+@click.option("--replace", is_flag=True, help="Restore even if the database already has batches.")
 @json_option
 @click.pass_obj
 def restore(session: Session, file: Path, replace: bool, as_json: bool) -> None:
-    """Put a backup in the place of an empty database; stop Dagster first.
+    """Restore a backup into an empty database; stop Dagster first.
 
-    Files that are there already are left as they are.
+    Existing files are not overwritten.
 
     \b
     Example:
