@@ -19,6 +19,8 @@ from batch_pipeline.testing.object_store import ObjectStore
 
 #: A server to use instead of an embedded one.
 TEST_DATABASE_URL = f"{ENVIRONMENT_PREFIX}TEST_DATABASE_URL"
+#: What must be free for the files of a session to be kept in memory (bytes).
+_ROOM_IN_MEMORY = 8 * 1024**3
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,8 +33,23 @@ def pytest_configure(config: pytest.Config) -> None:
         if name.startswith((ENVIRONMENT_PREFIX, "DAGSTER_")) and name != TEST_DATABASE_URL:
             del os.environ[name]
     if config.option.basetemp is None and "PYTEST_XDIST_WORKER" not in os.environ:
-        config.option.basetemp = folder = tempfile.mkdtemp(prefix="batch_pipeline_tests_")
+        config.option.basetemp = folder = _new_folder()
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def _new_folder() -> str:
+    """Make the folder of this session: in memory, if there is room.
+
+    A new database is 300 small files: 0.02 s in memory, 0.1 s or more on a disk, a thousand times.
+    """
+    memory = Path("/dev/shm")  # `mkdtemp` makes a folder that is ours alone
+    prefix = "batch_pipeline_tests_"
+    if not (os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= _ROOM_IN_MEMORY):
+        return tempfile.mkdtemp(prefix=prefix)
+    for left_behind in memory.glob(f"{prefix}*"):  # by a session that was killed
+        if not Path("/proc", left_behind.name.removeprefix(prefix).partition("_")[0]).exists():
+            shutil.rmtree(left_behind, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}_", dir=memory)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
