@@ -461,7 +461,6 @@ def make_unsupported_files() -> dict[str, bytes]:
         "MP3": b"ID3\x04\x00\x00\x00\x00\x00\x00" + bytes(16),
         "WAV": b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(16),
         "MPEG-4 audio": b"\x00\x00\x00\x18ftypM4A \x00\x00\x00\x00isommp42",
-        "PSB": b"8BPS\x00\x02" + bytes(20),
         "text": "Grüße, this is a note.\n".encode(),
         "unknown binary": bytes(range(1, 200)),
     }
