@@ -627,15 +627,17 @@ def make_tiff(
     *,
     tile: int = 0,
     separate: bool = False,
+    packed: bool = True,
     entries: Mapping[int, Sequence[int]] | None = None,
 ) -> bytes:
-    """Make a TIFF in strips of 16 rows, or in tiles; big-endian, packed by Deflate.
+    """Make a TIFF in strips of 16 rows, or in tiles; big-endian.
 
     Args:
         picture: shape ``(height, width, channels)``, of 3 (RGB) or 4 (CMYK) channels unless the
             entries say something else.
         tile: side of a tile (pixels, a multiple of 16); 0 for strips.
         separate: strips of one channel each.
+        packed: by Deflate; else by what the entries say, or not at all.
         entries: numbers by tag, to add or instead of those of `picture`.
     """
     height, width, channels = picture.shape
@@ -652,17 +654,18 @@ def make_tiff(
     else:
         planes = [pixels[..., each] for each in range(channels)] if separate else [pixels]
         blocks = [plane[top : top + 16] for plane in planes for top in range(0, height, 16)]
-    packed = [zlib.compress(block.tobytes()) for block in blocks]
-    starts = [8 + sum(map(len, packed[:index])) for index in range(len(packed))]
+    stored = [zlib.compress(block.tobytes()) if packed else block.tobytes() for block in blocks]
+    starts = [8 + sum(map(len, stored[:index])) for index in range(len(stored))]
     bits = [8 * picture.itemsize] * channels
-    places = {322: [tile], 323: [tile], 324: starts, 325: list(map(len, packed))}
+    places = {322: [tile], 323: [tile], 324: starts, 325: list(map(len, stored))}
     if not tile:
-        places = {273: starts, 278: [16], 279: list(map(len, packed))}
+        places = {273: starts, 278: [16], 279: list(map(len, stored))}
     values: dict[int, Sequence[int]] = {
-        256: [width], 257: [height], 258: bits, 259: [8], 262: [5 if channels == 4 else 2],
-        277: [channels], 284: [1 + separate], **places, **(entries or {}),
+        256: [width], 257: [height], 258: bits, 259: [8 if packed else 1],
+        262: [5 if channels == 4 else 2], 277: [channels], 284: [1 + separate],
+        **places, **(entries or {}),
     }  # fmt: skip
-    directory = 8 + sum(map(len, packed))
+    directory = 8 + sum(map(len, stored))
     written, behind = struct.pack(">H", len(values)), b""
     for tag, numbers in sorted(values.items()):
         value = struct.pack(f">{len(numbers)}I", *numbers)
@@ -672,7 +675,7 @@ def make_tiff(
             behind, value = behind + value, struct.pack(">I", place)
         written += value
     header = b"MM\0*" + struct.pack(">I", directory)
-    return header + b"".join(packed) + written + bytes(4) + behind
+    return header + b"".join(stored) + written + bytes(4) + behind
 
 
 def make_psd(picture: Image.Image) -> bytes:
