@@ -4,7 +4,7 @@ Here: the order of the steps, and what is done where one fails. The steps:
 
 - `video_streams`: open the container, choose the stream that is the film;
 - `video_sampling`: frames spread over its whole length, in bounded work;
-- `video_geometry`: turned, mirrored and stretched as a player does;
+- `video_geometry`: cut, turned, mirrored and stretched as a player does;
 - `video_colours`: matrix, range and dynamic range, to sRGB;
 - `video_metadata`: date and camera.
 
@@ -27,19 +27,28 @@ from PIL import Image, ImageStat
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media import video_metadata
+from batch_pipeline.media.apertures import shown_part
 from batch_pipeline.media.content import Frame, MediaContent, MediaFacts
 from batch_pipeline.media.memory import DEFAULT_DECODE_BYTES
 from batch_pipeline.media.pictures import encode_jpeg, thumbnail_maker, vision_size
 from batch_pipeline.media.sniffing import (
     AVI,
+    MOV,
+    MP4,
     MPEG_ELEMENTARY,
+    THREE_GP,
     MediaType,
     is_cut_short,
     room_ahead,
 )
 from batch_pipeline.media.stills.interest import Interest, interest_of
 from batch_pipeline.media.video_colours import colour_warning, to_picture
-from batch_pipeline.media.video_geometry import is_on_its_side, placement, square_pixel_size
+from batch_pipeline.media.video_geometry import (
+    clean_aperture,
+    is_on_its_side,
+    placement,
+    square_pixel_size,
+)
 from batch_pipeline.media.video_headers import HEADER_BYTES, dates_in_header
 from batch_pipeline.media.video_memory import FrameMemory
 from batch_pipeline.media.video_sampling import FrameReader
@@ -55,6 +64,8 @@ from batch_pipeline.media.video_streams import (
 _JUDGED_SIDE = 128
 #: Where, in parts of the length, another frame is looked for when all of them are dull.
 _FURTHER_LOOKS = (0.97, 0.75, 0.25, 0.03)
+#: Films made of boxes.
+_ISO_FILMS = {MP4, MOV, THREE_GP}
 #: More frames a second are no rate but a clock's tick.
 _MAX_FRAME_RATE = 1000
 
@@ -133,11 +144,12 @@ def _content_of(
     reader = FrameReader(
         container, stream, rate or 25.0, key_frames_alone=memory.holds_key_frames_alone(stream)
     )
-    taken = [_take(frame, reader, stream) for frame in reader.frames(duration or 0.0)]
+    clap = clean_aperture(source, stream) if media_type in _ISO_FILMS else None
+    taken = [_take(frame, reader, stream, clap) for frame in reader.frames(duration or 0.0)]
     if not taken:
         return None
     if all(each.dullness[0] for each in taken):
-        taken += _further_look(reader, stream, duration or 0.0)
+        taken += _further_look(reader, stream, duration or 0.0, clap)
     # A seek may lead far back, and the budget end ahead of frames that were taken already.
     taken.sort(key=lambda each: each.position)
     warnings = [each.warning for each in taken if each.warning]
@@ -190,11 +202,14 @@ class _Taken:
     warning: str | None
 
 
-def _take(frame: VideoFrame, reader: FrameReader, stream: VideoStream) -> _Taken:
-    width, height = square_pixel_size(frame, stream)
+def _take(
+    frame: VideoFrame, reader: FrameReader, stream: VideoStream, clap: bytes | None
+) -> _Taken:
+    part = shown_part(clap, (frame.width, frame.height))
+    width, height = square_pixel_size(part, stream)
     transpose, warning = placement(frame), colour_warning(frame, stream)
     # The target is the same lying and standing, so the frame may be turned when it is small.
-    picture = to_picture(frame, vision_size(width, height))
+    picture = to_picture(frame, vision_size(width, height), part)
     if transpose is not None:
         picture = picture.transpose(transpose)
     if is_on_its_side(transpose):
@@ -209,12 +224,14 @@ def _dullness(picture: Image.Image) -> tuple[int, float]:
     return Interest.VARIED - interest, -light
 
 
-def _further_look(reader: FrameReader, stream: VideoStream, duration: float) -> list[_Taken]:
+def _further_look(
+    reader: FrameReader, stream: VideoStream, duration: float, clap: bytes | None
+) -> list[_Taken]:
     """Look for one frame that shows something, beside those of the parts."""
     for share in _FURTHER_LOOKS:
         frame = reader.frame_at(duration * share)
         if frame is not None:
-            taken = _take(frame, reader, stream)
+            taken = _take(frame, reader, stream, clap)
             if taken.dullness[0] == 0:
                 return [taken]
     return []
