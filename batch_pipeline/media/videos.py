@@ -15,7 +15,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import count
+from itertools import count, islice
 from typing import BinaryIO
 
 import av
@@ -35,7 +35,9 @@ from batch_pipeline.media.sniffing import (
     AVI,
     MOV,
     MP4,
+    MPEG_CAMCORDER,
     MPEG_ELEMENTARY,
+    MPEG_TRANSPORT,
     THREE_GP,
     MediaType,
     is_cut_short,
@@ -49,7 +51,7 @@ from batch_pipeline.media.video_geometry import (
     placement,
     square_pixel_size,
 )
-from batch_pipeline.media.video_headers import HEADER_BYTES, dates_in_header
+from batch_pipeline.media.video_headers import HEADER_BYTES, date_of_camcorder, dates_in_header
 from batch_pipeline.media.video_memory import FrameMemory
 from batch_pipeline.media.video_sampling import FrameReader
 from batch_pipeline.media.video_streams import (
@@ -66,6 +68,8 @@ _JUDGED_SIDE = 128
 _FURTHER_LOOKS = (0.97, 0.75, 0.25, 0.03)
 #: Films made of boxes.
 _ISO_FILMS = {MP4, MOV, THREE_GP}
+#: Where camcorders write notes of their own, and in how many of the first packets.
+_CAMCORDER_FILMS, _NOTED_PACKETS = {MPEG_TRANSPORT, MPEG_CAMCORDER}, 50
 #: More frames a second are no rate but a clock's tick.
 _MAX_FRAME_RATE = 1000
 
@@ -155,8 +159,11 @@ def _content_of(
     warnings = [each.warning for each in taken if each.warning]
     warnings += _warnings_of(reader, source, media_type, duration)
     entries = (container.metadata, stream.metadata)
+    header = _dates_in_header(source, media_type)
+    if media_type in _CAMCORDER_FILMS and stream.codec_context.codec.canonical_name == "h264":
+        header += _dates_of_camcorder(source, media_type, stream.index, memory)
     captured_at, date_source = video_metadata.captured_at(
-        entries, _dates_in_header(source, media_type), a_day_will_do=media_type is AVI
+        entries, header, a_day_will_do=media_type is AVI
     )
     preview = min(taken, key=lambda each: each.dullness)
     return MediaContent(
@@ -185,6 +192,26 @@ def _dates_in_header(source: Source, media_type: MediaType) -> list[tuple[str, d
     head = source.read(HEADER_BYTES)
     source.seek(place)
     return dates_in_header(head, media_type)
+
+
+def _dates_of_camcorder(
+    source: Source, media_type: MediaType, index: int, memory: FrameMemory
+) -> list[tuple[str, datetime]]:
+    """What a camcorder says in its first frames, read in a container of its own."""
+    place = source.tell()
+    try:
+        with open_container(source, media_type, memory) as container:
+            stream = next(each for each in container.streams.video if each.index == index)
+            read_alone(container, stream, memory)
+            for packet in islice(container.demux(stream), _NOTED_PACKETS):
+                date = date_of_camcorder(bytes(packet))
+                if date:
+                    return [("AVCHD camcorder", date)]
+    except FFmpegError:  # what is broken ends the search
+        pass
+    finally:
+        source.seek(place)
+    return []
 
 
 @dataclass(frozen=True)
