@@ -104,6 +104,8 @@ class _Document:
         Raises:
             ValueError: they are none, or of a kind that is not supported.
         """
+        if len(data) < _HEADER_BYTES:
+            raise ValueError("image file is truncated in its header")
         version, channels, height, width, bits, mode = struct.unpack_from(">H6xHIIHH", data, 4)
         is_large = version == _LARGE
         view = memoryview(data)
@@ -118,8 +120,11 @@ class _Document:
             raise ValueError(
                 f"a PSD whose composite has compression {compression} is not supported"
             )
-        if channels < _CHANNELS.get(mode, 1):
-            raise ValueError(f"a PSD of mode {mode} with {channels} channels is none")
+        is_known = mode in {*_CHANNELS, _INKS} and bits in ({1} if mode == _BITMAP else {8, 16, 32})
+        if not is_known or channels < _CHANNELS.get(mode, 1):
+            raise ValueError(
+                f"a PSD of mode {mode} with {channels} channels of {bits} bits is not supported"
+            )
         return cls(
             (width, height),
             bits,

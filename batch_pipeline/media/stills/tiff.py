@@ -192,7 +192,9 @@ class TiffStill(Still):
             return False  # it takes what is below zero for light
         try:
             return self._open_part(0, self._rows_at_once()).mode != "La"
-        except (SyntaxError, ValueError, KeyError, TypeError):
+        except MemoryError:
+            raise
+        except Exception:  # it raises anything at all on hostile files
             return False
 
     def _read_sample_format(self) -> SampleFormat | None:

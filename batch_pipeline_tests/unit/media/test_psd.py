@@ -119,3 +119,17 @@ def test_what_is_not_read_is_refused_by_name():
 
     with pytest.raises(PermanentError, match="compression 3"):
         shown(data)
+
+
+@pytest.mark.parametrize(("mode", "bits"), [(65, 8), (RGB, 7)])
+def test_a_mode_that_is_none_is_refused_by_name(mode, bits):
+    with pytest.raises(PermanentError, match=f"mode {mode} with 3 channels of {bits} bits"):
+        shown(document(planes_of(ARRAY), mode, bits=bits))
+
+
+@pytest.mark.parametrize("length", [6, 25, 30, 39])
+def test_a_document_that_ends_in_its_head_is_truncated(length):
+    with pytest.raises(PermanentError) as raised:
+        shown(document(planes_of(ARRAY), RGB)[:length])
+
+    assert raised.value.kind == "truncated"
