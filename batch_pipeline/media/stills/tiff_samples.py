@@ -78,8 +78,8 @@ class SampleFormat:
         if self.predictor == _FLOAT_DIFFERENCES:
             values = self._float_differences(rows, in_a_pixel)
         elif self.bits in _WHOLE_BITS:
-            kind = "i" if self._is_signed else "f" if self.kind == _FLOAT else "u"
-            values = np.ascontiguousarray(rows).view(f"{self.order}{kind}{self.bits // 8}")
+            letter = "i" if self._is_signed else "f" if self.kind == _FLOAT else "u"
+            values = np.ascontiguousarray(rows).view(f"{self.order}{letter}{self.bits // 8}")
         else:
             values = self._bits_joined(rows, count)
         values = values[:, :count].reshape(len(rows), width, in_a_pixel)
