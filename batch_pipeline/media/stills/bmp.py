@@ -25,7 +25,11 @@ _END_OF_ROW, _END_OF_PICTURE, _MOVE = 0, 1, 2
 _NAMES = {_JPEG: "a JPEG inside it", _PNG: "a PNG inside it"}
 _DEPTHS = {1, 2, 4, 8, 16, 24, 32}
 _USUAL_MASKS = {16: (0x7C00, 0x3E0, 0x1F, 0), 32: (0xFF0000, 0xFF00, 0xFF, 0)}
+#: Masks of a whole byte, by its place.
+_WHOLE_BYTES = (0xFF, 0xFF00, 0xFF0000, 0xFF000000)
 _MAX_COLOURS = 256
+#: Looked at together (bytes).
+_BLOCK_BYTES = 4 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,12 @@ class BmpStill(Still):
         rows = self._stored(top, bottom)
         header, width = self._header, self.size[0]
         if header.bits in _USUAL_MASKS:
-            pixels = rows.view(f"<u{header.bits // 8}")[:, :width].astype(np.uint64)
             masks = header.masks if self._has_alpha else header.masks[:3]
+            if header.bits == 32 and all(mask in _WHOLE_BYTES for mask in masks):
+                places = [_WHOLE_BYTES.index(mask) for mask in masks]
+                whole = rows.reshape(len(rows), width, 4)
+                return Image.fromarray(np.ascontiguousarray(whole[..., places]))
+            pixels = rows.view(f"<u{header.bits // 8}")[:, :width].astype(np.uint64)
             return Image.fromarray(np.dstack([_channel(pixels, mask) for mask in masks]))
         if header.bits == 24:
             return Image.fromarray(
@@ -117,9 +125,12 @@ class BmpStill(Still):
         if self._header.bits not in _USUAL_MASKS or not mask:
             return False
         depth = self._header.bits // 8
-        end = len(self._data) - (len(self._data) - self._header.start) % depth
-        pixels = np.frombuffer(self._data[self._header.start : end], f"<u{depth}")
-        return bool((pixels & mask).any())
+        for start in range(self._header.start, len(self._data), _BLOCK_BYTES):
+            block = self._data[start : start + _BLOCK_BYTES]
+            pixels = np.frombuffer(block[: len(block) // depth * depth], f"<u{depth}")
+            if (pixels & mask).any():
+                return True
+        return False
 
 
 class RunLengthBmpStill(Still):
