@@ -78,14 +78,16 @@ class SampleFormat:
         if self.predictor == _FLOAT_DIFFERENCES:
             values = self._float_differences(rows, in_a_pixel)
         elif self.bits in _WHOLE_BITS:
-            letter = "i" if self._is_signed else "f" if self.kind == _FLOAT else "u"
-            values = np.ascontiguousarray(rows).view(f"{self.order}{letter}{self.bits // 8}")
+            values = np.ascontiguousarray(rows).view(f"{self.order}u{self.bits // 8}")
         else:
             values = self._bits_joined(rows, count)
         values = values[:, :count].reshape(len(rows), width, in_a_pixel)
         if self.predictor == _DIFFERENCES:
-            with np.errstate(all="ignore"):
-                values = np.cumsum(values, axis=1, dtype=values.dtype.newbyteorder("="))
+            # Of floats, too, they are differences of whole numbers.
+            values = np.cumsum(values, axis=1, dtype=values.dtype.newbyteorder("="))
+        if values.dtype.kind == "u" and self.bits in _WHOLE_BITS:
+            letter = "i" if self._is_signed else "f" if self.kind == _FLOAT else "u"
+            values = values.view(values.dtype.str.replace("u", letter))
         return self._to_8_bits(values)
 
     def picture(self, values: _Array) -> Image.Image:

@@ -134,6 +134,10 @@ STORED = {
         float_differences(UNIT.astype(np.float32)),
         entries={256: [140], BITS: [32] * 3, 277: [3], PREDICTOR: [3], **kinds(FLOAT)},
     ),
+    "half floats, the other predictor": lambda: make_tiff(
+        differences(UNIT.astype(np.float16).view(np.uint16)),
+        entries={PREDICTOR: [2], **kinds(FLOAT)},
+    ),
     "32 bits, predictor": lambda: make_tiff(
         differences(PICTURE.astype(np.uint32) << 24), entries={PREDICTOR: [2]}
     ),
