@@ -41,6 +41,9 @@ class PsdStill(PillowStill):
         self._sample_bytes = document.sample_bytes
         super().__init__(lambda: _PsdPlugin(document.for_decoder()))
         self.size = document.size
+        if self._sample_bytes == _FLOAT_BYTES:
+            # Photoshop's is for light, which is converted here; its colours are those of sRGB.
+            self.icc_profile = None
         if document.said_mode == _INKS:
             self.warnings.append("colours are not true: the document is of single inks")
         for number, _, content in getattr(self._picture, "resources", ()):

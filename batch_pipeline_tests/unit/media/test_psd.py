@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.images import decode_image
@@ -133,3 +133,41 @@ def test_a_document_that_ends_in_its_head_is_truncated(length):
         shown(document(planes_of(ARRAY), RGB)[:length])
 
     assert raised.value.kind == "truncated"
+
+
+def linear_profile() -> bytes:
+    """What Photoshop puts into documents of 32 bits: the colours of sRGB, and curves of nothing."""
+    colours = {
+        b"rXYZ": (0.4361, 0.2225, 0.0139),
+        b"gXYZ": (0.3851, 0.7169, 0.0971),
+        b"bXYZ": (0.1431, 0.0606, 0.7141),
+        b"wtpt": (0.9642, 1.0, 0.8249),
+    }
+    tags = {
+        name: b"XYZ " + bytes(4) + struct.pack(">3i", *(round(each * 65536) for each in xyz))
+        for name, xyz in colours.items()
+    }
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv" + bytes(8))
+    table, content = struct.pack(">I", len(tags)), b""
+    for name, value in tags.items():
+        place = 128 + 4 + 12 * len(tags) + len(content)
+        table += struct.pack(">4sII", name, place, len(value))
+        content += value
+    size = 128 + len(table) + len(content)
+    head = struct.pack(">I4x4s4s4s4s12x4s", size, b"\2\x10\0\0", b"mntr", b"RGB ", b"XYZ ", b"acsp")
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    return (head.ljust(68, b"\0") + white).ljust(128, b"\0") + table + content
+
+
+def test_light_of_32_bits_is_converted_once_whatever_its_profile():
+    light = np.where(ARRAY > 10, (ARRAY / 255) ** 2.2, 0).astype(">f4")
+    plain = document(planes_of(light), RGB, bits=32)
+    profile = linear_profile()
+    assert ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space == "RGB "
+    resource = b"8BIM" + struct.pack(">HHI", 1039, 0, len(profile)) + profile
+    resource += bytes(len(profile) % 2)
+    data = plain[:30] + struct.pack(">I", len(resource)) + resource + plain[34:]
+
+    found, _ = shown(data)
+
+    assert np.abs(found - ARRAY).mean() < 6
