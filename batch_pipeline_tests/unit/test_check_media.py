@@ -63,9 +63,7 @@ def run(check_media, tmp_path, monkeypatch, capsys) -> Callable[[], tuple[int, s
         ("dies.jpg", "crash (exit code -11)"),
     ],
 )
-def test_a_file_that_brings_the_decoder_down_is_a_finding(
-    name, finding, run, tmp_path
-):
+def test_a_file_that_brings_the_decoder_down_is_a_finding(name, finding, run, tmp_path):
     for each in (name, "sound.jpg"):
         (tmp_path / each).write_bytes(make_image())
 
