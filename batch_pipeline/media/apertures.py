@@ -16,8 +16,8 @@ Box = tuple[int, int, int, int]
 _MAX_ASPECT = 4
 #: Fields of a sample entry of video, ahead of its boxes (bytes).
 _SAMPLE_ENTRY_BYTES = 78
-#: Version and flags of a box that has them; with the count of what is in it (bytes).
-_FULL_BOX, _COUNTED_BOX = 4, 8
+#: Version, flags and count at the start of a box that says how many are in it (bytes).
+_COUNTED_BOX = 8
 
 
 def square_pixels(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
@@ -75,12 +75,19 @@ def _boxes_of_entry(moov: bytes, start: int, end: int) -> dict[bytes, bytes]:
     spans = [(start, end)]
     for name in (b"mdia", b"minf", b"stbl", b"stsd"):
         spans = [(begin, stop) for span in spans for _, begin, stop in _named(moov, name, *span)]
-    for begin, _ in spans[:1]:
-        for _, entry, stop in boxes(moov, begin + _COUNTED_BOX, spans[0][1]):
-            inside = boxes(moov, entry + _SAMPLE_ENTRY_BYTES, min(stop, len(moov)))
-            return {name: moov[first:last] for name, first, last in inside}
-    return {}
+    if not spans:
+        return {}
+    begin, end = spans[0]
+    entries = boxes(moov, begin + _COUNTED_BOX, end)
+    _, entry, stop = next(entries, (b"", end, end))
+    inside = boxes(moov, entry + _SAMPLE_ENTRY_BYTES, min(stop, end))
+    return {name: moov[first:last] for name, first, last in inside}
 
 
 def _named(data: bytes, name: bytes, start: int, end: int) -> list[tuple[bytes, int, int]]:
-    return [each for each in boxes(data, start, min(end, len(data))) if each[0] == name]
+    """The boxes of one name; none ends behind what it is in, so that none is walked twice."""
+    return [
+        (found, begin, min(stop, end))
+        for found, begin, stop in boxes(data, start, end)
+        if found == name
+    ]
