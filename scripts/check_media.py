@@ -3,20 +3,31 @@
 
     scripts/check_media.py ~/Pictures [--each]
 
-Compared are the upright picture (mean difference of a copy of 64 x 64 pixels, 0 to 255) and, of
-films, the length. The others are FFmpeg and ImageMagick, as far as these programs are installed.
-Neither tone-maps: a difference in HDR is no fault of either side.
+Compared are the upright picture (mean difference of a copy of 32 x 32 pixels, 0 to 255; of films
+the frame in the middle) and, of films, the length. The others are FFmpeg and ImageMagick, as far as
+these programs are installed. A file differs where none of them shows the same: each has its own
+gaps. Neither tone-maps: a difference in HDR is no fault of either side.
+
+Each file is decoded in a process of its own. One that ends with an exception that is no refusal,
+kills its process or takes more than a minute is a finding, and the run goes on. The exit code is 1
+if there is one.
 """
 
 import argparse
 import io
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
 import time
+import traceback
+import warnings
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +39,7 @@ from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES
 
-SIDE = 64
+SIDE = 32
 #: A larger mean difference is worth a look: scaling and colour management differ by less.
 LOOK_AT = 12.0
 PATIENCE_SECONDS = 60
@@ -41,52 +52,144 @@ class Checked:
     path: Path
     kind: str
     outcome: str
-    """``ok``, or the kind of the error."""
-    seconds: float
-    differences: dict[str, float]
-    """By the other decoder."""
+    """``ok``, the kind of the refusal, or a finding: ``crash …``, ``hang``."""
+    seconds: float = 0.0
     note: str = ""
+    picture: Image.Image | None = None
+    """What we show, of `SIDE` x `SIDE` pixels."""
+    position: float | None = None
+    """Of that picture in a film (seconds)."""
+    length: float | None = None
+    """Of a film (seconds)."""
+    differences: dict[str, float] = field(default_factory=dict)
+    """By the other decoder."""
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether something happened that must not happen to any file."""
+        return self.outcome.startswith(("crash", "hang"))
+
+    @property
+    def differs(self) -> bool:
+        """Whether every independent decoder that decodes it shows something else."""
+        return min(self.differences.values(), default=0.0) > LOOK_AT
 
 
 def check(path: Path) -> Checked:
-    """Decode one file here and elsewhere."""
+    """Decode one file here, in a process of its own, and elsewhere."""
+    # Nothing is decoded in this process, so that no thread of a decoder is lost in a fork.
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    worker = context.Process(target=_decode_and_send, args=(path, sender))
+    worker.start()
+    sender.close()
+    try:
+        answered = receiver.poll(PATIENCE_SECONDS)
+        checked = receiver.recv() if answered else Checked(path, _kind(path), "hang")
+    except EOFError:  # the process died of the file
+        worker.join()
+        checked = Checked(path, _kind(path), f"crash (exit code {worker.exitcode})")
+    worker.kill()
+    worker.join()
+    return _compared(checked) if checked.picture else checked
+
+
+def _decode_and_send(path: Path, sender: Connection) -> None:
+    warnings.filterwarnings("ignore", message="rawpy is being used", category=RuntimeWarning)
+    sender.send(decode_here(path))
+
+
+def decode_here(path: Path) -> Checked:
+    """Decode one file with the project's own code."""
     begin = time.perf_counter()
-    kind = path.suffix.lower().lstrip(".") or "none"
+    kind = _kind(path)
     try:
         with path.open("rb") as file:
             media_type = accept(file.read(HEAD_BYTES))
             kind = media_type.format
             file.seek(0)
             content = decode(file, media_type, filename=path.name)
+        content.make_thumbnail()
     except PermanentError as error:
-        return Checked(path, kind, error.kind, time.perf_counter() - begin, {}, str(error))
-    seconds = time.perf_counter() - begin
-    if content.facts.file_type == "video":
-        return Checked(path, kind, "ok", seconds, {}, _compare_lengths(path, content))
-    ours = _small(Image.open(io.BytesIO(content.frames[0].jpeg)))
-    others = {name: decoder(path) for name, decoder in DECODERS.items() if shutil.which(name)}
+        return Checked(path, kind, error.kind, time.perf_counter() - begin, str(error))
+    except Exception as error:  # what this script is here to find
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        note = f"{error} ({Path(where.filename).name}:{where.lineno})"
+        return Checked(
+            path, kind, f"crash ({type(error).__name__})", time.perf_counter() - begin, note
+        )
+    return _shown(Checked(path, kind, "ok", time.perf_counter() - begin), content)
+
+
+def _shown(checked: Checked, content: MediaContent) -> Checked:
+    frame = content.frames[len(content.frames) // 2]
+    is_film = content.facts.file_type == "video"
+    return replace(
+        checked,
+        note="; ".join(content.facts.warnings),
+        picture=_small(Image.open(io.BytesIO(frame.jpeg))),
+        position=frame.position_seconds if is_film else None,
+        length=content.facts.duration_seconds or 0.0 if is_film else None,
+    )
+
+
+def _kind(path: Path) -> str:
+    """Of a file that is not known by its content."""
+    return path.suffix.lower().lstrip(".") or "none"
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    return picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+
+
+def _compared(checked: Checked) -> Checked:
+    others = {name: decoder(checked) for name, decoder in DECODERS.items()}
+    ours = np.asarray(checked.picture, dtype=float)
     differences = {
-        name: float(np.abs(ours - _small(other)).mean())
+        name: float(np.abs(ours - np.asarray(other, dtype=float)).mean())
         for name, other in others.items()
         if other is not None
     }
-    return Checked(path, kind, "ok", seconds, differences, "; ".join(content.facts.warnings))
+    notes = [checked.note, _compare_lengths(checked)]
+    return replace(checked, differences=differences, note="; ".join(filter(None, notes)))
 
 
-def _small(picture: Image.Image) -> np.ndarray:
-    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(small, dtype=float)
-
-
-def _by_ffmpeg(path: Path) -> Image.Image | None:
+def _by_ffmpeg(checked: Checked) -> Image.Image | None:
+    if not shutil.which("ffmpeg"):
+        return None
     size = f"scale={SIDE}:{SIDE}:flags=area"
     options = ["-frames:v", "1", "-vf", size, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    return _picture(["ffmpeg", "-v", "error", "-i", str(path), *options])
+    place = ["-ss", f"{checked.position:.3f}"] if checked.position else []
+    return _picture(["ffmpeg", "-v", "error", *place, "-i", str(checked.path), *options])
 
 
-def _by_imagemagick(path: Path) -> Image.Image | None:
-    shape = ["-auto-orient", "-background", "white", "-flatten", "-resize", f"{SIDE}x{SIDE}!"]
-    return _picture(["magick", f"{path}[0]", *shape, "-depth", "8", "rgb:-"])
+def _by_imagemagick(checked: Checked) -> Image.Image | None:
+    program = _imagemagick()
+    if program is None or checked.length is not None:
+        return None
+    shape = [
+        "-auto-orient",
+        "-background",
+        "white",
+        "-flatten",
+        "-filter",
+        "Box",
+        "-resize",
+        f"{SIDE}x{SIDE}!",
+    ]
+    colours = ["-colorspace", "sRGB", "-depth", "8", "rgb:-"]
+    return _picture([program, f"{checked.path}[0]", *shape, *colours])
+
+
+@cache
+def _imagemagick() -> str | None:
+    """Name of its program: `magick` of version 7, `convert` of version 6, which others use too."""
+    for name in ("magick", "convert", "convert-im6"):
+        if shutil.which(name):
+            said = subprocess.run([name, "-version"], capture_output=True, check=False).stdout
+            if said.startswith(b"Version: ImageMagick"):
+                return name
+    return None
 
 
 def _picture(command: list[str]) -> Image.Image | None:
@@ -100,23 +203,28 @@ def _picture(command: list[str]) -> Image.Image | None:
     return Image.frombytes("RGB", (SIDE, SIDE), result.stdout)
 
 
-def _compare_lengths(path: Path, content: MediaContent) -> str:
-    if not shutil.which("ffprobe"):
+def _compare_lengths(checked: Checked) -> str:
+    if checked.length is None or not shutil.which("ffprobe"):
         return ""
     command = ["ffprobe", "-v", "error", "-of", "json", "-show_entries", "format=duration"]
-    result = subprocess.run(
-        [*command, str(path)], capture_output=True, timeout=PATIENCE_SECONDS, check=False
-    )
     try:
+        result = subprocess.run(
+            [*command, str(checked.path)],
+            capture_output=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
         theirs = float(json.loads(result.stdout)["format"]["duration"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, subprocess.TimeoutExpired):
         return ""
-    ours = content.facts.duration_seconds or 0.0
-    near = abs(ours - theirs) <= max(0.5, 0.02 * theirs)
-    return "" if near else f"length {ours:.2f} s here, {theirs:.2f} s by ffprobe"
+    near = abs(checked.length - theirs) <= max(0.5, 0.02 * theirs)
+    return "" if near else f"length {checked.length:.2f} s here, {theirs:.2f} s by ffprobe"
 
 
-DECODERS = {"ffmpeg": _by_ffmpeg, "magick": _by_imagemagick}
+DECODERS: dict[str, Callable[[Checked], Image.Image | None]] = {
+    "ffmpeg": _by_ffmpeg,
+    "imagemagick": _by_imagemagick,
+}
 
 
 def main() -> int:
@@ -131,22 +239,29 @@ def main() -> int:
             continue
         checked = check(path)
         by_kind[checked.kind].append(checked)
-        differs = any(value > LOOK_AT for value in checked.differences.values())
-        if options.each or differs or checked.note:
+        if options.each or checked.differs or checked.note or checked.is_finding:
             values = " ".join(f"{name} {value:.1f}" for name, value in checked.differences.items())
-            print(f"{path}: {checked.outcome} {values} {checked.note}".rstrip())
-    print(f"\n{'kind':10} {'files':>6} {'ok':>6} {'differ':>7} {'mean s':>7}  failed as")
+            print(f"{path}: {checked.outcome} {values} {checked.note}".rstrip(), flush=True)
+    print(
+        f"\n{'kind':10} {'files':>6} {'ok':>6} {'compared':>8} {'differ':>7} {'mean s':>7}  others"
+    )
     for kind, files in sorted(by_kind.items()):
         good = [file for file in files if file.outcome == "ok"]
-        differ = sum(any(d > LOOK_AT for d in file.differences.values()) for file in good)
-        failed = defaultdict(int)
+        compared = sum(bool(file.differences) for file in good)
+        differ = sum(file.differs for file in good)
+        others: dict[str, int] = defaultdict(int)
         for file in files:
             if file.outcome != "ok":
-                failed[file.outcome] += 1
+                others[file.outcome] += 1
         seconds = sum(file.seconds for file in files) / len(files)
-        reasons = ", ".join(f"{name} {count}" for name, count in sorted(failed.items()))
-        print(f"{kind:10} {len(files):6} {len(good):6} {differ:7} {seconds:7.2f}  {reasons}")
-    return 0
+        reasons = ", ".join(f"{name} {count}" for name, count in sorted(others.items()))
+        print(
+            f"{kind:10} {len(files):6} {len(good):6} {compared:8} {differ:7} {seconds:7.2f}  "
+            f"{reasons}"
+        )
+    findings = sum(file.is_finding for files in by_kind.values() for file in files)
+    print(f"\n{findings} crashes and hangs")
+    return 1 if findings else 0
 
 
 if __name__ == "__main__":

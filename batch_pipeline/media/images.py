@@ -63,7 +63,7 @@ def decode_image(
         raise
     except Exception as error:  # decoders raise anything at all on hostile files
         raise _explain(error, still, data, media_type) from error
-    metadata = read_metadata(still.exif, still.xmp, still.iptc)
+    metadata = _metadata(still)
     width, height = still.size
     shown, lies = _upright(shown, still, metadata)
     if lies:
@@ -143,6 +143,10 @@ def _best_frame(still: Still, target: tuple[int, int]) -> Image.Image:
     return shown
 
 
+def _metadata(still: Still) -> Metadata:
+    return read_metadata(still.exif, still.xmp, still.iptc, made=still.made, changed=still.changed)
+
+
 def _upright(picture: Image.Image, still: Still, metadata: Metadata) -> tuple[Image.Image, bool]:
     """Turn a picture as its metadata say; whether width and height are swapped is returned too."""
     orientation = still.orientation or metadata.orientation
@@ -166,7 +170,7 @@ def _explain(
     preview = None
     if still is not None and isinstance(error, IncompletePictureError) and error.rest is not None:
         rest = to_opaque_srgb(error.rest, still.icc_profile, still.space)
-        rest, _ = _upright(rest, still, read_metadata(still.exif, still.xmp, still.iptc))
+        rest, _ = _upright(rest, still, _metadata(still))
         preview = thumbnail_maker(rest, *rest.size)()
     if (
         (still is not None and still.is_cut)

@@ -8,9 +8,12 @@ A date is looked for in this order, and the first that is a date counts:
 1. EXIF ``DateTimeOriginal``, then ``DateTimeDigitized``: the moment of the shot, or of the scan.
 2. XMP ``exif:DateTimeOriginal``, ``photoshop:DateCreated``, ``xmp:CreateDate``.
 3. IPTC ``DateCreated`` with ``TimeCreated``, then ``DigitalCreationDate`` with its time.
-4. EXIF ``DateTime``: when the file was last changed, by an editor for instance.
-5. A sidecar: an XMP file beside this one, with the entries of 2.
-6. The name of the file, as phones and messengers choose it.
+4. The text ``Creation Time`` of a PNG. Not ImageMagick's ``date:create``, which is that of a copy.
+5. EXIF ``DateTime``: when the file was last changed, by an editor for instance.
+6. A sidecar: an XMP file beside this one, with the entries of 2.
+7. The name of the file, as phones and messengers choose it.
+8. ``tIME`` of a PNG: when its pixels were changed last, in UTC. Any program that writes it anew
+   says the present.
 
 A date is the camera's local time; a zone beside it is not counted in. Years ahead of the first
 photograph or of the present, and zeros, are no date: they stand for a clock that was never set.
@@ -24,6 +27,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from email.utils import parsedate
 
 from batch_pipeline.media.content import MediaFacts
 from batch_pipeline.media.exif import Exif, Tag, read_exif
@@ -49,6 +53,9 @@ _EXIF_DATES = {
 }
 #: `date_source` of a date that a file beside this one says.
 SIDECAR = "sidecar XMP"
+_MADE, _CHANGED = "PNG Creation Time", "PNG tIME (UTC)"
+#: Longer texts are no dates (characters).
+_WORDS_LENGTH = 64
 _XMP_DATES = ("exif:DateTimeOriginal", "photoshop:DateCreated", "xmp:CreateDate")
 _XMP_ENTRY = rb"""%s\s*(?:=\s*["']|>\s*)([^"'<]{1,200})"""
 #: A text in several languages, the first of which is the file's own.
@@ -88,7 +95,12 @@ class Metadata:
 
 
 def read_metadata(
-    exif_blocks: Iterable[bytes | memoryview], xmp: bytes | None, iptc: bytes | None = None
+    exif_blocks: Iterable[bytes | memoryview],
+    xmp: bytes | None,
+    iptc: bytes | None = None,
+    *,
+    made: str | None = None,
+    changed: str | None = None,
 ) -> Metadata:
     """Weigh what a picture says.
 
@@ -96,6 +108,8 @@ def read_metadata(
         exif_blocks: in the order of the file; of contradictions the first counts.
         xmp: the XMP packet.
         iptc: the block of IPTC's older form.
+        made: what a text of the format itself says of the time of creation.
+        changed: what the format itself says of the last change.
     """
     exif: Exif = {}
     for block in exif_blocks:
@@ -104,7 +118,7 @@ def read_metadata(
         xmp = _bytes(exif.get(Tag.XMP))
     xmp = (xmp or b"")[:XMP_BYTES]
     said = read_iptc(iptc or _iptc_of(exif))
-    captured_at, source = _believed_date(exif, xmp, said)
+    captured_at, source = _believed_date(exif, xmp, said, made, changed)
     orientation = exif.get(Tag.ORIENTATION)
     return Metadata(
         captured_at=captured_at,
@@ -126,6 +140,12 @@ def parse_date(text: str) -> datetime | None:
     return _date(*match.groups()) if match else None
 
 
+def _date_in_words(text: str) -> datetime | None:
+    """Read a date as mail and the C library write it: ``Thu, 6 May 2021 07:08:09 +0200``."""
+    parts = parsedate(text[:_WORDS_LENGTH])
+    return _date(*map(str, parts[:6])) if parts else None
+
+
 def date_in_name(filename: str) -> datetime | None:
     """Find the date in a name such as ``IMG_20210506_070809.jpg``; of a bare day, its midnight."""
     for match in _NAMED_DATE.finditer(filename):
@@ -145,10 +165,14 @@ def date_in_sidecar(xmp: bytes) -> datetime | None:
 def with_date_from_outside(
     facts: MediaFacts, sidecar_date: datetime | None, filename: str
 ) -> MediaFacts:
-    """Take the date from a sidecar, or from the name of the file, where nothing inside says one."""
+    """Take the date from a sidecar, or from the name of the file, where none is inside.
+
+    A date of the last change gives way to both.
+    """
     said = ((SIDECAR, sidecar_date), ("file name", date_in_name(filename)))
     for source, date in said:
-        if date is not None and facts.captured_at is None:
+        is_undated = facts.captured_at is None or facts.date_source == _CHANGED
+        if date is not None and is_undated:
             return replace(facts, captured_at=date, date_source=source)
     return facts
 
@@ -159,14 +183,20 @@ def _iptc_of(exif: Exif) -> bytes:
 
 
 def _believed_date(
-    exif: Exif, xmp: bytes, iptc: Mapping[Dataset, bytes]
+    exif: Exif,
+    xmp: bytes,
+    iptc: Mapping[Dataset, bytes],
+    made: str | None,
+    changed: str | None,
 ) -> tuple[datetime | None, str | None]:
     said = [(source, _text(_bytes(exif.get(tag)))) for tag, source in _EXIF_DATES.items()]
     said += [(f"XMP {entry}", _xmp_entry(xmp, entry)) for entry in _XMP_DATES]
     said += iptc_dates(iptc).items()
+    said.append((_MADE, made or ""))
     said.append(("EXIF DateTime", _text(_bytes(exif.get(Tag.DATE_TIME)))))
+    said.append((_CHANGED, changed or ""))
     for source, text in said:
-        found = parse_date(text)
+        found = parse_date(text) or (_date_in_words(text) if source == _MADE else None)
         if found:
             return found, source
     return None, None

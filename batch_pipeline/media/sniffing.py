@@ -30,7 +30,7 @@ class MediaType:
     """One accepted kind of file."""
 
     format: str
-    """Canonical name, e.g. ``jpeg``; the shapes of MPEG share one."""
+    """Canonical name, e.g. ``jpeg``; the shapes of MPEG share one, and those of PSD."""
     file_type: FileType
     mime_type: str
     extension: str
@@ -57,6 +57,8 @@ TIFF = MediaType("tiff", "image", "image/tiff", "tif")
 BMP = MediaType("bmp", "image", "image/bmp", "bmp")
 JPEG_2000 = MediaType("jpeg2000", "image", "image/jp2", "jp2")
 PSD = MediaType("psd", "image", "image/vnd.adobe.photoshop", "psd")
+PSB = MediaType("psd", "image", "image/vnd.adobe.photoshop", "psb")
+"""A large document."""
 JPEG_XL = MediaType("jxl", "image", "image/jxl", "jxl", "pillow_jxl")
 DNG = MediaType("dng", "image", "image/x-adobe-dng", "dng", "rawpy")
 CR2 = MediaType("cr2", "image", "image/x-canon-cr2", "cr2", "rawpy")
@@ -84,7 +86,7 @@ MPEG_CAMCORDER = MediaType("mpeg", "video", "video/mp2t", "m2ts")
 MPEG_ELEMENTARY = MediaType("mpeg", "video", "video/mpeg", "m2v")
 
 ACCEPTED_TYPES = (
-    JPEG, PNG, WEBP, HEIC, HEIF, GIF, AVIF, TIFF, BMP, JPEG_2000, PSD, JPEG_XL,
+    JPEG, PNG, WEBP, HEIC, HEIF, GIF, AVIF, TIFF, BMP, JPEG_2000, PSD, PSB, JPEG_XL,
     DNG, CR2, CR3, NEF, ARW, RAF, RW2, ORF, RAW,
     MP4, MOV, THREE_GP, AVI, WEBM, MKV, WMV, OGV, MXF, FLV,
     MPEG_PROGRAM, MPEG_TRANSPORT, MPEG_CAMCORDER, MPEG_ELEMENTARY,
@@ -107,6 +109,7 @@ _SIGNATURES: tuple[tuple[bytes, MediaType], ...] = (
     (b"GIF87a", GIF),
     (b"GIF89a", GIF),
     (b"8BPS\x00\x01", PSD),
+    (b"8BPS\x00\x02", PSB),
     (b"\x00\x00\x00\x0cjP  \r\n\x87\n", JPEG_2000),
     (b"\xff\x4f\xff\x51", JPEG_2000),
     (b"\x00\x00\x00\x0cJXL \r\n\x87\n", JPEG_XL),
@@ -178,7 +181,6 @@ _UNSUPPORTED_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"caff", "a CAF audio file"),
     (b"#!AMR", "an AMR audio file"),
     (_ASF, "a Windows Media audio file"),
-    (b"8BPS", "a large Photoshop document (PSB)"),
     (b"\x00\x00\x01\x00", "a Windows icon"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),

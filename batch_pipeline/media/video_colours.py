@@ -16,6 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
+from batch_pipeline.media.apertures import Box
 from batch_pipeline.media.tone_mapping import SRGB, Codes, ColourSpace, to_srgb
 from batch_pipeline.media.video_side_data import side_data_of
 
@@ -36,20 +37,34 @@ _DOLBY_VISION_TAGS = {"dvh1", "dvhe", "dva1", "dvav", "dav1"}
 _IPT = 15
 
 
-def to_picture(frame: VideoFrame, size: tuple[int, int]) -> Image.Image:
-    """Scale a frame to `size` and convert it to sRGB, from more than 8 bits without a loss."""
+def to_picture(frame: VideoFrame, size: tuple[int, int], part: Box) -> Image.Image:
+    """Scale a part of a frame to `size` and convert it to sRGB, of any depth without a loss.
+
+    Args:
+        frame: whole.
+        size: of the result (pixels).
+        part: what of the frame is shown.
+    """
     space = _colour_space(frame)
     frame.colorspace = _matrix(frame)
+    across, down = size[0] / (part[2] - part[0]), size[1] / (part[3] - part[1])
     scaled = frame.reformat(
-        width=size[0],
-        height=size[1],
+        width=max(1, round(frame.width * across)),
+        height=max(1, round(frame.height * down)),
         format="rgb24" if space == SRGB else "rgb48le",
         dst_color_range=_FULL_RANGE,
         # AREA averages all pixels of a large frame; the default of FFmpeg's scaler skips some.
         interpolation="AREA",
         threads=1,
     )
-    return Image.fromarray(to_srgb(cast("Codes", scaled.to_ndarray()), space))
+    picture = Image.fromarray(to_srgb(cast("Codes", scaled.to_ndarray()), space))
+    if picture.size == size:
+        return picture
+    edges = (part[0] * across, part[1] * down, part[2] * across, part[3] * down)
+    left, top = min(round(edges[0]), picture.width - 1), min(round(edges[1]), picture.height - 1)
+    right, bottom = min(round(edges[2]), picture.width), min(round(edges[3]), picture.height)
+    shown = picture.crop((left, top, max(left + 1, right), max(top + 1, bottom)))
+    return shown.resize(size, Image.Resampling.BILINEAR) if shown.size != size else shown
 
 
 def colour_warning(frame: VideoFrame, stream: VideoStream) -> str | None:

@@ -1,4 +1,4 @@
-"""How a frame is placed on the screen: turned, mirrored, and with pixels that are not square."""
+"""How a frame is placed on the screen: cut, turned, mirrored, its pixels made squares."""
 
 import struct
 from fractions import Fraction
@@ -7,10 +7,12 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
+from batch_pipeline.media.apertures import Box, boxes_of_tracks, square_pixels
 from batch_pipeline.media.video_side_data import side_data_of
+from batch_pipeline.media.video_streams import Source
 
-#: Pixels that are not square are stretched only within reason (width to height).
-_MAX_ASPECT = 4
+#: More boxes on the first level are not walked; a longer one that describes a film is none (bytes).
+_MAX_BOXES, _MAX_FILM_BOX = 10_000, 64 * 1024**2
 
 #: By the signs of the display matrix that say whether columns and rows run backwards on the screen.
 _UPRIGHT = {
@@ -45,12 +47,43 @@ def is_on_its_side(transpose: Image.Transpose | None) -> bool:
     return transpose in _ON_ITS_SIDE.values()
 
 
-def square_pixel_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
-    """Width and height ahead of any turn, with pixels that are not square stretched (DVD, DV)."""
-    aspect = stream.sample_aspect_ratio or Fraction(1)
-    if not Fraction(1, _MAX_ASPECT) <= aspect <= _MAX_ASPECT:
-        aspect = Fraction(1)
-    return max(1, round(frame.width * aspect)), frame.height
+def square_pixel_size(part: Box, stream: VideoStream) -> tuple[int, int]:
+    """Width and height ahead of any turn, with pixels that are not square stretched (DVD, DV).
+
+    Args:
+        part: what of the frame is shown.
+        stream: it says how wide pixels are.
+    """
+    left, top, right, bottom = part
+    return square_pixels(right - left, bottom - top, stream.sample_aspect_ratio or Fraction(1))
+
+
+def clean_aperture(source: Source, stream: VideoStream) -> bytes | None:
+    """What the container says of the part of a frame that is shown: the content of a `clap` box."""
+    place = source.tell()
+    try:
+        moov = _film_box(source)
+    finally:
+        source.seek(place)
+    return boxes_of_tracks(moov).get(stream.id, {}).get(b"clap")
+
+
+def _film_box(source: Source) -> bytes:
+    """The content of the `moov` box; nothing where it is absurdly long."""
+    start = 0
+    for _ in range(_MAX_BOXES):
+        source.seek(start)
+        head = source.read(16)
+        size, header = int.from_bytes(head[:4], "big"), 8
+        if size == 1:  # a size of 64 bits follows the name
+            size, header = int.from_bytes(head[8:16], "big"), 16
+        if head[4:8] == b"moov":
+            source.seek(start + header)
+            return source.read(size - header) if header < size <= _MAX_FILM_BOX else b""
+        if size < header:
+            break
+        start += size
+    return b""
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:

@@ -1,13 +1,15 @@
-"""Dates in the headers of AVI and ASF that FFmpeg does not tell, or not in every spelling.
+"""Dates that FFmpeg does not tell, or not in every spelling: of AVI, ASF, MXF and camcorders.
 
 Here: finding and reading them. How far they are trusted says `batch_pipeline.media.video_metadata`.
 """
 
 import re
+import struct
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from batch_pipeline.media.metadata import parse_date
-from batch_pipeline.media.sniffing import AVI, WMV, MediaType, asf_properties
+from batch_pipeline.media.sniffing import AVI, MXF, WMV, MediaType, asf_properties
 
 #: How much of a file is read for its header: AVI leaves room for indices in it (bytes).
 HEADER_BYTES = 64 * 1024
@@ -21,6 +23,14 @@ _C_DATE = re.compile(r"\s*[a-z]{3} ([a-z]{3}) +(\d\d?) +(\d\d?:\d\d(?::\d\d)?) (
 _SLASH_AHEAD_OF_TIME = re.compile(r"(?<=\d)/(?= )")
 #: Where a Windows clock begins; it counts tenths of microseconds.
 _CLOCK_START, _A_MICROSECOND = datetime(1601, 1, 1), 10
+#: Keys of the packages of an MXF, up to the byte that says which, and these: material, source.
+_MXF_PACKAGE, _MXF_PACKAGES = bytes.fromhex("060e2b34025301010d0101010101"), b"\x36\x37"
+_MXF_KEY_BYTES = 16
+_MXF_CREATION = 0x4405
+#: What AVCHD camcorders put into the picture data: an identifier, a count, entries of 5 bytes.
+_CAMCORDER_NOTE = bytes.fromhex("17ee8c60f84d11d98cd60800200c9a66") + b"MDPM"
+_NOTE_DATE, _NOTE_TIME = 0x18, 0x19
+"""Entries: zone, century, year and month; day, hour, minute and second."""
 
 
 def dates_in_header(head: bytes, media_type: MediaType) -> list[tuple[str, datetime]]:
@@ -43,7 +53,56 @@ def dates_in_header(head: bytes, media_type: MediaType) -> list[tuple[str, datet
         except OverflowError:
             return []
         return [("ASF creation date (UTC)", date.replace(microsecond=0))]
+    if media_type is MXF:
+        dates = sorted(_dates_of_mxf(head))
+        return [("MXF package creation date (UTC)", date) for date in dates[:1]]
     return []
+
+
+def date_of_camcorder(packet: bytes) -> datetime | None:
+    """Read what an AVCHD camcorder says of a frame in its H.264 data: the camera's clock.
+
+    Args:
+        packet: a frame as it is stored.
+    """
+    place = packet.find(_CAMCORDER_NOTE)
+    if place < 0:
+        return None
+    # H.264 puts a 3 behind two zeros, which would look like a start.
+    note = packet[place : place + 4096].replace(b"\0\0\3", b"\0\0")[len(_CAMCORDER_NOTE) :]
+    entries = {
+        note[at]: note[at + 1 : at + 5] for at in range(1, 1 + 5 * sum(note[:1]), 5) if note[at:]
+    }
+    date, time = entries.get(_NOTE_DATE, b""), entries.get(_NOTE_TIME, b"")
+    digits = (date[1:] + time).hex()  # decimal digits, as they are read
+    if len(digits) != 14:
+        return None
+    return parse_date(
+        f"{digits[:4]}:{digits[4:6]}:{digits[6:8]} {digits[8:10]}:{digits[10:12]}:{digits[12:]}"
+    )
+
+
+def _dates_of_mxf(head: bytes) -> Iterator[datetime]:
+    """When the packages were made: of a file that was copied into another, both dates are there."""
+    place = head.find(_MXF_PACKAGE)
+    while place >= 0:
+        which = head[place + len(_MXF_PACKAGE) : place + len(_MXF_PACKAGE) + 1]
+        at = place + _MXF_KEY_BYTES
+        size = head[at] if at < len(head) else 0
+        at += 1
+        if size > 0x7F:  # of so many bytes is the length itself
+            length_bytes = size & 0x7F
+            size, at = int.from_bytes(head[at : at + length_bytes], "big"), at + length_bytes
+        end = min(at + size, len(head)) if which in _MXF_PACKAGES else at
+        while at + 4 <= end:
+            tag, size = struct.unpack_from(">HH", head, at)
+            if tag == _MXF_CREATION and size == 8 and at + 12 <= end:
+                year, *rest = struct.unpack_from(">HBBBBB", head, at + 4)
+                date = parse_date("{:04}:{:02}:{:02} {:02}:{:02}:{:02}".format(year, *rest))
+                if date:
+                    yield date
+            at += 4 + size
+        place = head.find(_MXF_PACKAGE, place + 1)
 
 
 def _date_of_avi(text: bytes) -> datetime | None:

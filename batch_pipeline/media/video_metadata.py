@@ -9,7 +9,8 @@ A date is looked for in this order, and the first that is a date counts:
    A zone stands beside it, and is not counted in.
 2. ``DATE_RECORDED``, ``DateTimeOriginal`` and ``date``, which cameras and recorders write, if they
    hold the time of the day; else they tell when something was published.
-3. ``IDIT`` of AVI, the camera's clock; the creation date of ASF, which is UTC as the next.
+3. ``IDIT`` of AVI and the note of an AVCHD camcorder in the first frames of an MPEG-TS, the
+   camera's clock; the creation dates of ASF and of the oldest package of an MXF, which are UTC.
 4. ``creation_time`` of the container, then of the stream. It is UTC by the standard, and the source
    says so: the hour, and around midnight the day, may be another on the spot. Without a zone (AVI)
    it is the camera's clock.

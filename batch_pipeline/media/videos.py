@@ -4,7 +4,7 @@ Here: the order of the steps, and what is done where one fails. The steps:
 
 - `video_streams`: open the container, choose the stream that is the film;
 - `video_sampling`: frames spread over its whole length, in bounded work;
-- `video_geometry`: turned, mirrored and stretched as a player does;
+- `video_geometry`: cut, turned, mirrored and stretched as a player does;
 - `video_colours`: matrix, range and dynamic range, to sRGB;
 - `video_metadata`: date and camera.
 
@@ -15,7 +15,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import count
+from itertools import count, islice
 from typing import BinaryIO
 
 import av
@@ -27,20 +27,31 @@ from PIL import Image, ImageStat
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media import video_metadata
+from batch_pipeline.media.apertures import shown_part
 from batch_pipeline.media.content import Frame, MediaContent, MediaFacts
 from batch_pipeline.media.memory import DEFAULT_DECODE_BYTES
 from batch_pipeline.media.pictures import encode_jpeg, thumbnail_maker, vision_size
 from batch_pipeline.media.sniffing import (
     AVI,
+    MOV,
+    MP4,
+    MPEG_CAMCORDER,
     MPEG_ELEMENTARY,
+    MPEG_TRANSPORT,
+    THREE_GP,
     MediaType,
     is_cut_short,
     room_ahead,
 )
 from batch_pipeline.media.stills.interest import Interest, interest_of
 from batch_pipeline.media.video_colours import colour_warning, to_picture
-from batch_pipeline.media.video_geometry import is_on_its_side, placement, square_pixel_size
-from batch_pipeline.media.video_headers import HEADER_BYTES, dates_in_header
+from batch_pipeline.media.video_geometry import (
+    clean_aperture,
+    is_on_its_side,
+    placement,
+    square_pixel_size,
+)
+from batch_pipeline.media.video_headers import HEADER_BYTES, date_of_camcorder, dates_in_header
 from batch_pipeline.media.video_memory import FrameMemory
 from batch_pipeline.media.video_sampling import FrameReader
 from batch_pipeline.media.video_streams import (
@@ -55,6 +66,10 @@ from batch_pipeline.media.video_streams import (
 _JUDGED_SIDE = 128
 #: Where, in parts of the length, another frame is looked for when all of them are dull.
 _FURTHER_LOOKS = (0.97, 0.75, 0.25, 0.03)
+#: Films made of boxes.
+_ISO_FILMS = {MP4, MOV, THREE_GP}
+#: Where camcorders write notes of their own, and in how many of the first packets.
+_CAMCORDER_FILMS, _NOTED_PACKETS = {MPEG_TRANSPORT, MPEG_CAMCORDER}, 50
 #: More frames a second are no rate but a clock's tick.
 _MAX_FRAME_RATE = 1000
 
@@ -133,18 +148,22 @@ def _content_of(
     reader = FrameReader(
         container, stream, rate or 25.0, key_frames_alone=memory.holds_key_frames_alone(stream)
     )
-    taken = [_take(frame, reader, stream) for frame in reader.frames(duration or 0.0)]
+    clap = clean_aperture(source, stream) if media_type in _ISO_FILMS else None
+    taken = [_take(frame, reader, stream, clap) for frame in reader.frames(duration or 0.0)]
     if not taken:
         return None
     if all(each.dullness[0] for each in taken):
-        taken += _further_look(reader, stream, duration or 0.0)
+        taken += _further_look(reader, stream, duration or 0.0, clap)
     # A seek may lead far back, and the budget end ahead of frames that were taken already.
     taken.sort(key=lambda each: each.position)
     warnings = [each.warning for each in taken if each.warning]
     warnings += _warnings_of(reader, source, media_type, duration)
     entries = (container.metadata, stream.metadata)
+    header = _dates_in_header(source, media_type)
+    if media_type in _CAMCORDER_FILMS and stream.codec_context.codec.canonical_name == "h264":
+        header += _dates_of_camcorder(source, media_type, stream.index, memory)
     captured_at, date_source = video_metadata.captured_at(
-        entries, _dates_in_header(source, media_type), a_day_will_do=media_type is AVI
+        entries, header, a_day_will_do=media_type is AVI
     )
     preview = min(taken, key=lambda each: each.dullness)
     return MediaContent(
@@ -175,6 +194,26 @@ def _dates_in_header(source: Source, media_type: MediaType) -> list[tuple[str, d
     return dates_in_header(head, media_type)
 
 
+def _dates_of_camcorder(
+    source: Source, media_type: MediaType, index: int, memory: FrameMemory
+) -> list[tuple[str, datetime]]:
+    """What a camcorder says in its first frames, read in a container of its own."""
+    place = source.tell()
+    try:
+        with open_container(source, media_type, memory) as container:
+            stream = next(each for each in container.streams.video if each.index == index)
+            read_alone(container, stream, memory)
+            for packet in islice(container.demux(stream), _NOTED_PACKETS):
+                date = date_of_camcorder(bytes(packet))
+                if date:
+                    return [("AVCHD camcorder", date)]
+    except FFmpegError:  # what is broken ends the search
+        pass
+    finally:
+        source.seek(place)
+    return []
+
+
 @dataclass(frozen=True)
 class _Taken:
     """One frame, as shown, at its vision size."""
@@ -190,11 +229,14 @@ class _Taken:
     warning: str | None
 
 
-def _take(frame: VideoFrame, reader: FrameReader, stream: VideoStream) -> _Taken:
-    width, height = square_pixel_size(frame, stream)
+def _take(
+    frame: VideoFrame, reader: FrameReader, stream: VideoStream, clap: bytes | None
+) -> _Taken:
+    part = shown_part(clap, (frame.width, frame.height))
+    width, height = square_pixel_size(part, stream)
     transpose, warning = placement(frame), colour_warning(frame, stream)
     # The target is the same lying and standing, so the frame may be turned when it is small.
-    picture = to_picture(frame, vision_size(width, height))
+    picture = to_picture(frame, vision_size(width, height), part)
     if transpose is not None:
         picture = picture.transpose(transpose)
     if is_on_its_side(transpose):
@@ -209,12 +251,14 @@ def _dullness(picture: Image.Image) -> tuple[int, float]:
     return Interest.VARIED - interest, -light
 
 
-def _further_look(reader: FrameReader, stream: VideoStream, duration: float) -> list[_Taken]:
+def _further_look(
+    reader: FrameReader, stream: VideoStream, duration: float, clap: bytes | None
+) -> list[_Taken]:
     """Look for one frame that shows something, beside those of the parts."""
     for share in _FURTHER_LOOKS:
         frame = reader.frame_at(duration * share)
         if frame is not None:
-            taken = _take(frame, reader, stream)
+            taken = _take(frame, reader, stream, clap)
             if taken.dullness[0] == 0:
                 return [taken]
     return []

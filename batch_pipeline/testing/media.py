@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from pillow_heif import register_heif_opener
 
+from batch_pipeline.media.stills.boxes import boxes
 from batch_pipeline.media.tone_mapping import ColourSpace
 
 ImageFormat = Literal["jpeg", "png", "webp", "heic", "heif", "gif", "avif"]
@@ -461,7 +462,6 @@ def make_unsupported_files() -> dict[str, bytes]:
         "MP3": b"ID3\x04\x00\x00\x00\x00\x00\x00" + bytes(16),
         "WAV": b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(16),
         "MPEG-4 audio": b"\x00\x00\x00\x18ftypM4A \x00\x00\x00\x00isommp42",
-        "PSB": b"8BPS\x00\x02" + bytes(20),
         "text": "Grüße, this is a note.\n".encode(),
         "unknown binary": bytes(range(1, 200)),
     }
@@ -628,15 +628,17 @@ def make_tiff(
     *,
     tile: int = 0,
     separate: bool = False,
+    packed: bool = True,
     entries: Mapping[int, Sequence[int]] | None = None,
 ) -> bytes:
-    """Make a TIFF in strips of 16 rows, or in tiles; big-endian, packed by Deflate.
+    """Make a TIFF in strips of 16 rows, or in tiles; big-endian.
 
     Args:
         picture: shape ``(height, width, channels)``, of 3 (RGB) or 4 (CMYK) channels unless the
             entries say something else.
         tile: side of a tile (pixels, a multiple of 16); 0 for strips.
         separate: strips of one channel each.
+        packed: by Deflate; else by what the entries say, or not at all.
         entries: numbers by tag, to add or instead of those of `picture`.
     """
     height, width, channels = picture.shape
@@ -653,17 +655,18 @@ def make_tiff(
     else:
         planes = [pixels[..., each] for each in range(channels)] if separate else [pixels]
         blocks = [plane[top : top + 16] for plane in planes for top in range(0, height, 16)]
-    packed = [zlib.compress(block.tobytes()) for block in blocks]
-    starts = [8 + sum(map(len, packed[:index])) for index in range(len(packed))]
+    stored = [zlib.compress(block.tobytes()) if packed else block.tobytes() for block in blocks]
+    starts = [8 + sum(map(len, stored[:index])) for index in range(len(stored))]
     bits = [8 * picture.itemsize] * channels
-    places = {322: [tile], 323: [tile], 324: starts, 325: list(map(len, packed))}
+    places = {322: [tile], 323: [tile], 324: starts, 325: list(map(len, stored))}
     if not tile:
-        places = {273: starts, 278: [16], 279: list(map(len, packed))}
+        places = {273: starts, 278: [16], 279: list(map(len, stored))}
     values: dict[int, Sequence[int]] = {
-        256: [width], 257: [height], 258: bits, 259: [8], 262: [5 if channels == 4 else 2],
-        277: [channels], 284: [1 + separate], **places, **(entries or {}),
+        256: [width], 257: [height], 258: bits, 259: [8 if packed else 1],
+        262: [5 if channels == 4 else 2], 277: [channels], 284: [1 + separate],
+        **places, **(entries or {}),
     }  # fmt: skip
-    directory = 8 + sum(map(len, packed))
+    directory = 8 + sum(map(len, stored))
     written, behind = struct.pack(">H", len(values)), b""
     for tag, numbers in sorted(values.items()):
         value = struct.pack(f">{len(numbers)}I", *numbers)
@@ -673,7 +676,7 @@ def make_tiff(
             behind, value = behind + value, struct.pack(">I", place)
         written += value
     header = b"MM\0*" + struct.pack(">I", directory)
-    return header + b"".join(packed) + written + bytes(4) + behind
+    return header + b"".join(stored) + written + bytes(4) + behind
 
 
 def make_psd(picture: Image.Image) -> bytes:
@@ -786,3 +789,99 @@ def add_png_chunks(png: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     """Put chunks behind the header of a PNG."""
     behind_header = 8 + 25
     return png[:behind_header] + _png(*chunks)[8:] + png[behind_header:]
+
+
+def clean_aperture_box(
+    stored: tuple[int, int], left: int, top: int, right: int, bottom: int
+) -> bytes:
+    """Make a `clap` box that shows a part of a picture.
+
+    Args:
+        stored: width and height of the whole (pixels).
+        left: edges of the part (pixels).
+        top: as `left`.
+        right: as `left`.
+        bottom: as `left`.
+    """
+    width, height = stored
+    # Offsets of the middle, in halves of a pixel.
+    across, down = left + right - width, top + bottom - height
+    numbers = struct.pack(">IIIIiIiI", right - left, 1, bottom - top, 1, across, 2, down, 2)
+    return _small_box(b"clap", numbers)
+
+
+def pixel_aspect_box(width: int, height: int) -> bytes:
+    """Make a `pasp` box: width and height of a pixel."""
+    return _small_box(b"pasp", struct.pack(">II", width, height))
+
+
+def with_film_boxes(film: bytes, added: bytes) -> bytes:
+    """Put boxes into the sample entry of the first track of an MP4 whose `moov` box is its last."""
+    path = []
+    start, end = 0, len(film)
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"):
+        content, end = next((s, e) for n, s, e in boxes(film, start, end) if n == name)
+        path.append(content - 8)
+        start = content
+    entry, place = next((s, e) for _, s, e in boxes(film, start + 8, end))
+    return _grown(film, [*path, entry - 8], place, added)
+
+
+def with_heif_boxes(data: bytes, added: bytes) -> bytes:
+    """Give the primary picture of a HEIC or AVIF further properties, the first of all.
+
+    The file is to be of one picture, or of one and its transparency, as our encoders write it.
+    """
+    meta, meta_end = next((s, e) for n, s, e in boxes(data) if n == b"meta")
+    parts = {n: (s, e) for n, s, e in boxes(data, meta + 4, meta_end)}
+    inner = {n: (s, e) for n, s, e in boxes(data, *parts[b"iprp"])}
+    count = sum(1 for _ in boxes(data, *inner[b"ipco"]))
+    new = sum(1 for _ in boxes(added))
+    associations = inner[b"ipma"][0] + 8 + 2  # behind version, count and the first item's number
+    numbers = bytes(0x80 | (count + each) for each in range(1, new + 1))
+    # From the end of the file to its start, so that places ahead stay what they are.
+    around = [meta - 8, parts[b"iprp"][0] - 8, inner[b"ipma"][0] - 8]
+    place = associations + 1 + data[associations]
+    changed = bytearray(_grown(data, around, place, numbers))
+    changed[associations] += new
+    around[-1] = inner[b"ipco"][0] - 8
+    whole = _grown(bytes(changed), around, inner[b"ipco"][1], added)
+    return _with_moved_items(whole, len(whole) - len(data))
+
+
+def _with_moved_items(data: bytes, by: int) -> bytes:
+    """Add to the place of every item in the file."""
+    meta, meta_end = next((s, e) for n, s, e in boxes(data) if n == b"meta")
+    iloc = next(s for n, s, _ in boxes(data, meta + 4, meta_end) if n == b"iloc")
+    moved = bytearray(data)
+    version, sizes = data[iloc], data[iloc + 4]
+    base_bytes = data[iloc + 5] >> 4
+    place = iloc + 8
+    for _ in range(int.from_bytes(data[iloc + 6 : iloc + 8], "big")):
+        place += 2 + (2 if version else 0) + 2
+        base = place
+        place += base_bytes
+        extents = int.from_bytes(data[place : place + 2], "big")
+        place += 2
+        for extent in range(extents):
+            where = place if sizes >> 4 else base
+            if extent == 0 or sizes >> 4:
+                size = (sizes >> 4) or base_bytes
+                value = int.from_bytes(moved[where : where + size], "big") + by
+                moved[where : where + size] = value.to_bytes(size, "big")
+            place += (sizes >> 4) + (sizes & 15)
+    return bytes(moved)
+
+
+def _small_box(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), name) + content
+
+
+def _grown(data: bytes, around: Sequence[int], place: int, added: bytes) -> bytes:
+    """Insert bytes, and lengthen the boxes that begin at some places around them."""
+    changed = bytearray(data)
+    for start in around:
+        size = int.from_bytes(changed[start : start + 4], "big") + len(added)
+        changed[start : start + 4] = size.to_bytes(4, "big")
+    changed[place:place] = added
+    return bytes(changed)

@@ -5,7 +5,7 @@ What was sniffed decides, never Pillow, which would ask every plugin that is reg
 
 from collections.abc import Callable
 
-from batch_pipeline.media.stills.bmp import BmpStill
+from batch_pipeline.media.stills.bmp import open_bmp
 from batch_pipeline.media.stills.gif import GifStill
 from batch_pipeline.media.stills.heif import AvifStill, HeifStill
 from batch_pipeline.media.stills.jpeg import JpegStill
@@ -27,7 +27,7 @@ DECODERS: dict[str, Callable[[bytes], Still]] = {
     "heic": HeifStill,
     "heif": HeifStill,
     "tiff": TiffStill,
-    "bmp": BmpStill,
+    "bmp": open_bmp,
     "jpeg2000": Jpeg2000Still,
     "psd": PsdStill,
     "jxl": JxlStill,

@@ -11,8 +11,15 @@ from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
 from pillow_heif import HeifFile
 
+from batch_pipeline.media.apertures import (
+    boxes_of_tracks,
+    pixel_aspect,
+    shown_part,
+    square_pixels,
+)
 from batch_pipeline.media.stills.boxes import boxes, end_of_boxes
 from batch_pipeline.media.stills.heif_grid import HeifGrid, read_grid
+from batch_pipeline.media.stills.heif_items import read_items
 from batch_pipeline.media.stills.parts import PartRows
 from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.stills.still import (
@@ -24,6 +31,8 @@ from batch_pipeline.media.stills.still import (
 )
 from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
 
+#: Brand of a file whose pictures are an animation.
+_AVIF_SEQUENCE = b"avis"
 #: The properties of a picture stand ahead of it; further in, the same bytes would be pixels.
 _PROPERTIES_BYTES = 1024**2
 #: Of a pixel as a decoder of HEVC keeps it: 8 bits in 4:4:4, or 10 bits in 4:2:0 (bytes).
@@ -63,10 +72,15 @@ class HeifStill(Still):
                 self._grid = read_grid(data)
         if self._grid is not None:
             self.size, self.orientation = self._grid.size, self._grid.orientation
+        properties = _properties_of_primary(data)
+        self._aspect = pixel_aspect(properties.get(b"pasp"))
+        self._is_on_its_side = self._grid is None and properties.get(b"irot") in {b"\1", b"\3"}
+        self._stored_size = self.size
+        self.size = self._in_squares(self.size)
 
     def memory(self, target: tuple[int, int]) -> int:
         """The decoder's planes, and the picture that it makes of them; or a row of tiles."""
-        width, height = self.size
+        width, height = self._stored_size
         if self._grid is not None:
             height = 2 * self._grid.tile_size[1]  # as read, and as scaled
         return round(width * height * (_HEVC_PLANE_BYTES + len(self._heif.mode))) + scaling_bytes(
@@ -78,7 +92,8 @@ class HeifStill(Still):
         if self._grid is not None:
             return self._scaled_by_tiles(self._grid, target)
         pixels, stride = memoryview(self._heif.data), self._heif.stride
-        width, height = self.size = self._heif.size  # may turn out to be another
+        width, height = self._heif.size  # may turn out to be another
+        self.size = self._in_squares((width, height))
         mode = self._heif.mode
 
         def read_rows(top: int, bottom: int) -> Image.Image:
@@ -87,9 +102,16 @@ class HeifStill(Still):
 
         return scale((width, height), target, read_rows)
 
+    def _in_squares(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size once pixels are squares; the decoder has turned the picture, and cut it."""
+        if self._is_on_its_side:
+            height, width = square_pixels(size[1], size[0], self._aspect)
+            return width, height
+        return square_pixels(*size, self._aspect)
+
     def _scaled_by_tiles(self, grid: HeifGrid, target: tuple[int, int]) -> Image.Image:
         tile_width, tile_height = grid.tile_size
-        mode, width = HeifFile(BytesIO(grid.tile(self._data, 0))).mode, self.size[0]
+        mode, width = HeifFile(BytesIO(grid.tile(self._data, 0))).mode, self._stored_size[0]
 
         def open_row(top: int, rows: int) -> Image.Image:
             row = Image.new(mode, (width, rows))
@@ -102,8 +124,8 @@ class HeifStill(Still):
                 row.paste(picture, ((number - start) * tile_width, 0))
             return row
 
-        rows = PartRows(open_row, self.size, tile_height)
-        return scale(self.size, target, rows.read)
+        rows = PartRows(open_row, self._stored_size, tile_height)
+        return scale(self._stored_size, target, rows.read)
 
 
 class AvifStill(PillowStill):
@@ -115,11 +137,25 @@ class AvifStill(PillowStill):
         self.file_bytes, self.missing_bytes = end, end - len(data)
         self.space = _space(data)
         self._plane_bytes = _av1_plane_bytes(data)
+        properties = _properties_of_track(data) or _properties_of_primary(data)
+        self._stored_size = self.size
+        self._shown = shown_part(properties.get(b"clap"), self.size)
+        left, top, right, bottom = self._shown
+        aspect = pixel_aspect(properties.get(b"pasp"))
+        self.size = square_pixels(right - left, bottom - top, aspect)
 
     def memory(self, target: tuple[int, int]) -> int:
         """The decoder's planes, the picture that it makes of them, and Pillow's copy of that."""
-        width, height = self.size
-        return round(width * height * (self._plane_bytes + 4)) + super().memory(target)
+        width, height = self._stored_size
+        return round(width * height * (self._plane_bytes + 8)) + scaling_bytes(self.size, target)
+
+    def _shrink(self, picture: Image.Image, target: tuple[int, int]) -> Image.Image:
+        left, top, right, bottom = self._shown
+
+        def read_rows(first: int, last: int) -> Image.Image:
+            return picture.crop((left, top + first, right, top + last))
+
+        return scale((right - left, bottom - top), target, read_rows)
 
 
 def _embedded_clip(data: bytes) -> str | None:
@@ -128,6 +164,24 @@ def _embedded_clip(data: bytes) -> str | None:
         if name == b"mpvd":
             return motion_photo(end - start)
     return None
+
+
+def _properties_of_primary(data: bytes) -> dict[bytes, bytes]:
+    """What is said of the picture that is shown, by name; nothing where that cannot be read."""
+    try:
+        items = read_items(data)
+        return dict(items.properties[items.primary])
+    except (LookupError, ValueError):  # the decoder is to say what is wrong
+        return {}
+
+
+def _properties_of_track(data: bytes) -> dict[bytes, bytes]:
+    """The same for an animation, which is a film of one track, perhaps with a second for alpha."""
+    if data[8:12] != _AVIF_SEQUENCE:
+        return {}
+    films = [data[start:end] for name, start, end in boxes(data) if name == b"moov"]
+    tracks = boxes_of_tracks(films[0]) if films else {}
+    return next(iter(tracks.values()), {})
 
 
 def _space(data: bytes) -> ColourSpace:

@@ -28,6 +28,7 @@ _PICTURE_CHUNKS = {
     b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT",
 }  # fmt: skip
 _TEXT_CHUNKS = {b"tEXt", b"zTXt", b"iTXt"}
+_TIME_KEY = b"Creation Time"
 _XMP_KEY, _EXIF_KEYS = b"XML:com.adobe.xmp", (b"Raw profile type exif", b"Raw profile type APP1")
 #: Read and inflated at a time (bytes).
 _BLOCK_BYTES, _INFLATED_BYTES = 65_536, 1024**2
@@ -50,6 +51,10 @@ class _Anatomy:
     """What is in the IDAT chunks."""
     exif: list[Piece] = field(default_factory=list)
     xmp: bytes | None = None
+    made: str | None = None
+    """What a text says of the time of creation."""
+    changed: str | None = None
+    """What the file says of its last change."""
     profile: bytes | None = None
     space: ColourSpace | None = None
     animated: bool = False
@@ -64,6 +69,7 @@ class PngStill(PillowStill):
         self._anatomy = take_apart(data)
         super().__init__(self._open_pieces)
         self.exif, self.xmp = self._anatomy.exif, self._anatomy.xmp
+        self.made, self.changed = self._anatomy.made, self._anatomy.changed
         self.icc_profile = self._anatomy.profile
         self.space = self._anatomy.space or self.space
         self.warnings = self._anatomy.warnings
@@ -232,6 +238,9 @@ def _keep_metadata(found: _Anatomy, kind: bytes, content: memoryview) -> None:
         found.exif.append(content)
     elif kind == b"cICP" and len(content) >= 2:
         found.space = ColourSpace.from_codes(primaries=content[0], transfer=content[1])
+    elif kind == b"tIME" and len(content) == 7:
+        year, *rest = struct.unpack(">HBBBBB", content)
+        found.changed = "{:04}:{:02}:{:02} {:02}:{:02}:{:02}".format(year, *rest)
     elif kind == b"iCCP":
         _, _, packed = bytes(content).partition(b"\0")
         found.profile = _unpack(found, packed[1:])
@@ -250,6 +259,8 @@ def _keep_text(found: _Anatomy, kind: bytes, content: memoryview) -> None:
         text = _unpack(found, text)
     if key == _XMP_KEY:
         found.xmp = text
+    elif key == _TIME_KEY:  # not `date:create`, which ImageMagick takes from the file system
+        found.made = found.made or text.decode("latin-1")
     elif key in _EXIF_KEYS:  # of ImageMagick: name, length and hexadecimal digits, on lines
         digits = b"".join(text.split()[2:])
         with suppress(ValueError):

@@ -1,18 +1,33 @@
-"""Photoshop documents."""
+"""Photoshop documents, PSD and PSB.
 
-from io import BytesIO
+The decoder gets a document of ours: of 8 bits, with the channels of the colours alone, without
+layers. Further channels are masks, inks for special use, or the transparency of a picture that
+Photoshop has laid on white already.
+"""
+
+import struct
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 from PIL.PsdImagePlugin import PsdImageFile
 
-from batch_pipeline.media.stills.pieces import joined
+from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.stills.still import PillowStill
 
 #: Of a sample of 32 bits.
 _FLOAT_BYTES = 4
+_LARGE = 2
+"""Version of a PSB, which counts layers and rows in longer numbers."""
+_HEADER_BYTES = 26
+_BITMAP, _GREY, _INDEXED, _RGB, _CMYK, _INKS, _DUOTONE, _LAB = 0, 1, 2, 3, 4, 7, 8, 9
+_CHANNELS = {_BITMAP: 1, _GREY: 1, _INDEXED: 1, _RGB: 3, _CMYK: 4, _DUOTONE: 1, _LAB: 3}
+#: Single inks, by how many there are: what their picture is shown as.
+_SHOWN_INKS = {1: _GREY, 2: _GREY, 3: _RGB}
+_RAW, _RUN_LENGTHS = 0, 1
+_COUNT_LIMIT = 0xFFFF
 
 
 class PsdStill(PillowStill):
@@ -22,9 +37,15 @@ class PsdStill(PillowStill):
     _IPTC, _EXIF, _XMP = 1028, 1058, 1060
 
     def __init__(self, data: bytes) -> None:
-        self._sample_bytes = max(1, int.from_bytes(data[22:24], "big") // 8)
-        super().__init__(lambda: _PsdPlugin(_as_bytes(data, self._sample_bytes)))
-        self.size = (self.size[0] // self._sample_bytes, self.size[1])
+        document = _Document.of(data)
+        self._sample_bytes = document.sample_bytes
+        super().__init__(lambda: _PsdPlugin(document.for_decoder()))
+        self.size = document.size
+        if self._sample_bytes == _FLOAT_BYTES:
+            # Photoshop's is for light, which is converted here; its colours are those of sRGB.
+            self.icc_profile = None
+        if document.said_mode == _INKS:
+            self.warnings.append("colours are not true: the document is of single inks")
         for number, _, content in getattr(self._picture, "resources", ()):
             if number == self._EXIF:
                 self.exif.append(content)
@@ -39,11 +60,11 @@ class PsdStill(PillowStill):
         return width * height * 4 * self._sample_bytes + 2 * scaling_bytes(self.size, target)
 
     def _shrink(self, picture: Image.Image, target: tuple[int, int]) -> Image.Image:
-        if self._sample_bytes == 1:
-            return super()._shrink(picture, target)
-
         def read_rows(top: int, bottom: int) -> Image.Image:
-            return self._shallow(picture.crop((0, top, picture.width, bottom)))
+            rows = picture.crop((0, top, picture.width, bottom))
+            if picture.mode == "1":  # a set bit is black
+                return ImageChops.invert(rows.convert("L"))
+            return rows if self._sample_bytes == 1 else self._shallow(rows)
 
         return scale(self.size, target, read_rows)
 
@@ -63,13 +84,116 @@ class PsdStill(PillowStill):
         return Image.frombytes(rows.mode, (shallow.shape[1], rows.height), shallow.tobytes())
 
 
-def _as_bytes(data: bytes, sample_bytes: int) -> BinaryIO:
-    """The document as one of 8 bits; where its samples are deeper, of as many more columns."""
-    if sample_bytes == 1:
-        return BytesIO(data)
-    width = int.from_bytes(data[18:22], "big") * sample_bytes
-    depth = (8).to_bytes(2, "big")
-    return joined([data[:18], width.to_bytes(4, "big"), depth, memoryview(data)[24:]])
+@dataclass(frozen=True)
+class _Document:
+    """Where the parts of a document are."""
+
+    size: tuple[int, int]
+    bits: int
+    said_mode: int
+    said_channels: int
+    count_bytes: int
+    """Of the length of a row, as a table ahead of the rows tells it."""
+    ahead: memoryview
+    """Palette and resources, ahead of the layers."""
+    pixels: memoryview
+    """Behind the number of the compression."""
+    compression: int
+
+    @classmethod
+    def of(cls, data: bytes) -> "_Document":
+        """Read the parts.
+
+        Raises:
+            ValueError: they are none, or of a kind that is not supported.
+        """
+        if len(data) < _HEADER_BYTES:
+            raise ValueError("image file is truncated in its header")
+        version, channels, height, width, bits, mode = struct.unpack_from(">H6xHIIHH", data, 4)
+        is_large = version == _LARGE
+        view = memoryview(data)
+        place = _HEADER_BYTES
+        for length_bytes in (4, 4, 8 if is_large else 4):
+            end_of_ahead = place
+            place += length_bytes + int.from_bytes(view[place : place + length_bytes], "big")
+        compression = int.from_bytes(view[place : place + 2], "big")
+        if place + 2 > len(data):
+            raise ValueError("image file is truncated ahead of its pixels")
+        if compression not in {_RAW, _RUN_LENGTHS}:
+            raise ValueError(
+                f"a PSD whose composite has compression {compression} is not supported"
+            )
+        is_known = mode in {*_CHANNELS, _INKS} and bits in ({1} if mode == _BITMAP else {8, 16, 32})
+        if not is_known or channels < _CHANNELS.get(mode, 1):
+            raise ValueError(
+                f"a PSD of mode {mode} with {channels} channels of {bits} bits is not supported"
+            )
+        return cls(
+            (width, height),
+            bits,
+            mode,
+            channels,
+            4 if is_large else 2,
+            view[_HEADER_BYTES:end_of_ahead],
+            view[place + 2 :],
+            compression,
+        )
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of a sample; 1 for a bitmap, too, whose samples are bits."""
+        return max(1, self.bits // 8)
+
+    @property
+    def mode(self) -> int:
+        """What the picture is shown as."""
+        if self.said_mode == _INKS:
+            return _SHOWN_INKS.get(self.said_channels, _CMYK)
+        return self.said_mode
+
+    def for_decoder(self) -> BinaryIO:
+        """As a PSD of 8 bits; where samples are deeper, of as many more columns."""
+        width, height = self.size
+        channels = _CHANNELS.get(self.mode, 1)
+        header = struct.pack(
+            ">4sH6xHIIHH",
+            b"8BPS",
+            1,
+            channels,
+            height,
+            width * self.sample_bytes,
+            min(self.bits, 8),
+            self.mode,
+        )
+        pixels: list[Piece] = [self.pixels]
+        if self.compression == _RUN_LENGTHS:
+            table_bytes = self.said_channels * height * self.count_bytes
+            pixels = [self._table(channels), self.pixels[table_bytes:]]
+        layers_and_compression = bytes(4) + struct.pack(">H", self.compression)
+        return joined([header, self.ahead, layers_and_compression, *pixels])
+
+    def _table(self, channels: int) -> bytes:
+        """The lengths of the rows that are decoded, as a PSD holds them."""
+        height = self.size[1]
+        stored = self.pixels[: channels * height * self.count_bytes]
+        counts = np.frombuffer(
+            stored[: len(stored) // self.count_bytes * self.count_bytes], f">u{self.count_bytes}"
+        )
+        counts = counts.astype(np.int64)
+        if (counts > _COUNT_LIMIT).any():
+            # The decoder adds them up to find a channel, so that each may be their mean.
+            means = []
+            for channel in range(channels):
+                total = int(counts[channel * height : (channel + 1) * height].sum())
+                most = np.full(height, total // height)
+                most[: total % height] += 1
+                means.append(most)
+            counts = np.concatenate(means)
+            if counts.max() > _COUNT_LIMIT:
+                raise ValueError(
+                    "a PSB with packed rows of more than 65,535 bytes is not supported"
+                )
+        return counts.astype(">u2").tobytes()
 
 
 class _PsdPlugin(PsdImageFile):

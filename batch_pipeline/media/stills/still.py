@@ -43,6 +43,10 @@ class Still:
         self.exif: list[Piece] = []
         self.xmp: bytes | None = None
         self.iptc: bytes | None = None
+        self.made: str | None = None
+        """When it was made, as a text of the format itself says."""
+        self.changed: str | None = None
+        """When the file was changed last, as the format itself says."""
         self.icc_profile: bytes | None = None
         self.space: ColourSpace = SRGB
         self.clip: str | None = None

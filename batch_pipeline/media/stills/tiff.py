@@ -6,6 +6,7 @@ as if they were grey pixels; `tiff_samples` makes a picture of these.
 """
 
 import struct
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -16,13 +17,13 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from batch_pipeline.media.stills.parts import PartRows
-from batch_pipeline.media.stills.pieces import joined
+from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.scaling import (
     STRIP_PIXELS,
     scale,
     scaling_bytes,
 )
-from batch_pipeline.media.stills.still import Still
+from batch_pipeline.media.stills.still import IncompletePictureError, Still
 from batch_pipeline.media.stills.tiff_samples import SampleFormat
 from batch_pipeline.media.tiff_block import TiffBlock
 
@@ -43,7 +44,23 @@ _STORAGE_OF_BYTES = {_COMPRESSION, _FILL_ORDER, _ROWS_PER_STRIP, _TILE_LENGTH}
 #: Ways of compression that know bytes, not pixels.
 _COMPRESSIONS_OF_BYTES = {1, 5, 8, 32773, 32946, 34925, 50000}
 _SEPARATE_PLANES = 2
-_OLD_JPEG = 6
+_NO_COMPRESSION, _OLD_JPEG, _DEFLATE = 1, 6, 8
+_GREY, _RGB, _YCBCR, _LOG_LIGHT, _LOG_COLOURS = 1, 2, 6, 32844, 32845
+_UNSIGNED = 1
+#: What a refusal calls the ways in which pixels are stored.
+_COMPRESSIONS = {
+    1: "no compression", 2: "CCITT run lengths", 3: "CCITT G3", 4: "CCITT G4", 5: "LZW",
+    6: "JPEG of the old kind", 7: "JPEG", 8: "Deflate", 9: "JBIG", 10: "JBIG", 32766: "NeXT",
+    32773: "PackBits", 32809: "ThunderScan", 32946: "Deflate", 33003: "JPEG 2000",
+    33005: "JPEG 2000", 34661: "JBIG", 34676: "SGI LogLuv", 34677: "SGI LogLuv of 24 bits",
+    34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG", 34925: "LZMA", 50000: "Zstandard",
+    50001: "WebP", 50002: "JPEG XL",
+}  # fmt: skip
+_PHOTOMETRICS = {
+    0: "grey, white is 0", 1: "grey", 2: "RGB", 3: "palette", 4: "transparency mask", 5: "inks",
+    6: "Y'CbCr", 8: "L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32803: "colour filter array",
+    32844: "logarithmic light", 32845: "logarithmic light and colours", 34892: "linear raw",
+}  # fmt: skip
 _SHORT, _LONG = 3, 4
 #: An entry that is longer says nothing of pixels (bytes).
 _MAX_ENTRY_BYTES = 1024**2
@@ -96,6 +113,14 @@ class TiffStill(Still):
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
         """Decode part by part."""
+        try:
+            return self._scaled(target)
+        except (MemoryError, IncompletePictureError):
+            raise
+        except Exception as error:
+            raise ValueError(f"{error} ({self._in_words()})") from error
+
+    def _scaled(self, target: tuple[int, int]) -> Image.Image:
         at_once = self._rows_at_once()
         if self._samples is None:
             rows = PartRows(self._open_part, self.size, at_once)
@@ -135,7 +160,7 @@ class TiffStill(Still):
         else:
             across, rows = 1, self._number(_ROWS_PER_STRIP) or height
         offsets, sizes = map(self._numbers, places)
-        if not sizes and len(offsets) == 1:  # some old writers leave it out
+        if not any(sizes) and len(offsets) == 1:  # some old writers leave it out
             sizes = [max(0, len(self._tiff.block) - offsets[0])]
         return _Layout(offsets, sizes, min(rows, height), across, is_tiled)
 
@@ -149,10 +174,27 @@ class TiffStill(Still):
             return height
         return min(height, max(1, STRIP_PIXELS // (width * layout.rows)) * layout.rows)
 
+    def _in_words(self) -> str:
+        compression = self._number(_COMPRESSION) or _NO_COMPRESSION
+        photometric = self._number(_PHOTOMETRIC)
+        planes = " in planes" if self._number(_PLANAR) == _SEPARATE_PLANES else ""
+        return (
+            f"it is stored as {_PHOTOMETRICS.get(photometric, f'photometric {photometric}')}, "
+            f"{self._number(_SAMPLES) or 1} samples of {self._number(_BITS) or 1} bits{planes}, "
+            f"{_COMPRESSIONS.get(compression, f'compression {compression}')}"
+        )
+
     def _pillow_knows_pixels(self) -> bool:
+        is_deep = self._number(_BITS) > 8
+        if is_deep and self._number(_PLANAR) == _SEPARATE_PLANES:
+            return False  # it swaps their bytes
+        if is_deep and self._number(_SAMPLE_FORMAT) > _UNSIGNED:
+            return False  # it takes what is below zero for light
         try:
             return self._open_part(0, self._rows_at_once()).mode != "La"
-        except (SyntaxError, ValueError, KeyError, TypeError):
+        except MemoryError:
+            raise
+        except Exception:  # it raises anything at all on hostile files
             return False
 
     def _read_sample_format(self) -> SampleFormat | None:
@@ -226,7 +268,12 @@ class TiffStill(Still):
         """Open some rows as a file of their own."""
         if self._is_old_jpeg():
             return TiffImageFile(BytesIO(self._tiff.block))
-        return self._file_of(self._storage(_STORAGE), self._strips(top, rows), rows)
+        values = self._storage(_STORAGE)
+        if self._is_logarithmic():  # libtiff gives samples of 8 bits, with gamma, if asked to
+            count = 1 if self._number(_PHOTOMETRIC) == _LOG_LIGHT else 3
+            values[_BITS], values[_SAMPLES] = self._shorts(*[8] * count), self._shorts(count)
+            values[_SAMPLE_FORMAT] = self._shorts(*[_UNSIGNED] * count)
+        return self._file_of(values, self._strips(top, rows), rows)
 
     def _is_old_jpeg(self) -> bool:
         """Whether it is JPEG as scanners of the nineties wrote it, with parts all over the file."""
@@ -245,19 +292,32 @@ class TiffStill(Still):
         """Put strips or tiles behind a head that says how they are stored."""
         layout = self._layout
         places = zip(layout.offsets[strips], layout.sizes[strips], strict=True)
-        packed = [self._tiff.block[offset : offset + size] for offset, size in places]
+        packed: list[Piece] = [self._tiff.block[offset : offset + size] for offset, size in places]
         sizes = [len(strip) for strip in packed]
+        if self._numbers(_COMPRESSION) == [_NO_COMPRESSION] and self._is_mixed_colour():
+            # Pillow knows these samples only where libtiff unpacks them.
+            packed = [zlib.compress(strip, 0) for strip in packed]
+            sizes = [len(strip) for strip in packed]
+            values[_COMPRESSION] = self._shorts(_DEFLATE)
         values[_LENGTH] = self._longs([rows])
         values[_TILE_SIZES if layout.is_tiled else _STRIP_SIZES] = self._longs(sizes)
         place = _TILE_OFFSETS if layout.is_tiled else _STRIP_OFFSETS
         values[place] = self._longs(sizes)  # to know how long the head is
         start = len(self._head(values))
         values[place] = self._longs(list(accumulate(sizes, initial=start))[:-1])
-        return TiffImageFile(joined([self._head(values), *packed]))
+        plugin = _LogFile if self._is_logarithmic() else TiffImageFile
+        return plugin(joined([self._head(values), *packed]))
 
-    def _shorts(self, number: int) -> _Value:
+    def _is_mixed_colour(self) -> bool:
+        """Whether colour is stored for several pixels together."""
+        return self._number(_PHOTOMETRIC) == _YCBCR
+
+    def _is_logarithmic(self) -> bool:
+        return self._number(_PHOTOMETRIC) in {_LOG_LIGHT, _LOG_COLOURS}
+
+    def _shorts(self, *numbers: int) -> _Value:
         order = "<" if self._tiff.order == "little" else ">"
-        return _SHORT, 1, struct.pack(f"{order}H", number)
+        return _SHORT, len(numbers), struct.pack(f"{order}{len(numbers)}H", *numbers)
 
     def _longs(self, numbers: list[int]) -> _Value:
         order = "<" if self._tiff.order == "little" else ">"
@@ -278,3 +338,12 @@ class TiffStill(Still):
                 long_values += value + bytes(len(value) % 2)
         header = mark + struct.pack(f"{order}HI", 42, 8)
         return header + directory + bytes(4) + long_values
+
+
+class _LogFile(TiffImageFile):
+    """Takes logarithmic samples for what libtiff makes of them."""
+
+    def _setup(self) -> None:
+        is_grey = self.tag_v2.get(_PHOTOMETRIC) == _LOG_LIGHT
+        self.tag_v2[_PHOTOMETRIC] = _GREY if is_grey else _RGB
+        super()._setup()

@@ -11,11 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from batch_pipeline.media.stills.scaling import in_working_mode
+
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _NO_PREDICTOR, _DIFFERENCES, _FLOAT_DIFFERENCES = 1, 2, 3
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _INKS = 0, 1, 2, 3, 5
+_LAB, _ICC_LAB = 8, 9
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
-_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _INKS: 4}
+_COLOURS = {
+    _WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _INKS: 4, _LAB: 3, _ICC_LAB: 3,
+}  # fmt: skip
 _FLOAT_BITS, _WHOLE_BITS = {16, 32, 64}, {8, 16, 32, 64}
 
 _Array = NDArray[Any]
@@ -29,7 +34,7 @@ class SampleFormat:
     samples: int
     """Of a pixel."""
     kind: int
-    """1: unsigned, 2: signed, 3: floating."""
+    """1: unsigned, 2: signed, 3: floating. Below zero is black; of 8 bits no sign counts."""
     predictor: int
     photometric: int
     alpha: int
@@ -43,6 +48,10 @@ class SampleFormat:
     def is_known(self) -> bool:
         """Whether `picture` can make one of them."""
         if self.samples < _COLOURS.get(self.photometric, self.samples + 1):
+            return False
+        if self.photometric in {_LAB, _ICC_LAB} and (
+            self.kind == _FLOAT or self.bits not in {8, 16}
+        ):
             return False
         if self.predictor == _FLOAT_DIFFERENCES or self.kind == _FLOAT:
             return self.kind == _FLOAT and self.bits in _FLOAT_BITS
@@ -69,14 +78,16 @@ class SampleFormat:
         if self.predictor == _FLOAT_DIFFERENCES:
             values = self._float_differences(rows, in_a_pixel)
         elif self.bits in _WHOLE_BITS:
-            kind = {_SIGNED: "i", _FLOAT: "f"}.get(self.kind, "u")
-            values = np.ascontiguousarray(rows).view(f"{self.order}{kind}{self.bits // 8}")
+            values = np.ascontiguousarray(rows).view(f"{self.order}u{self.bits // 8}")
         else:
             values = self._bits_joined(rows, count)
         values = values[:, :count].reshape(len(rows), width, in_a_pixel)
         if self.predictor == _DIFFERENCES:
-            with np.errstate(all="ignore"):
-                values = np.cumsum(values, axis=1, dtype=values.dtype.newbyteorder("="))
+            # Of floats, too, they are differences of whole numbers.
+            values = np.cumsum(values, axis=1, dtype=values.dtype.newbyteorder("="))
+        if values.dtype.kind == "u" and self.bits in _WHOLE_BITS:
+            letter = "i" if self._is_signed else "f" if self.kind == _FLOAT else "u"
+            values = values.view(values.dtype.str.replace("u", letter))
         return self._to_8_bits(values)
 
     def picture(self, values: _Array) -> Image.Image:
@@ -88,6 +99,8 @@ class SampleFormat:
             colours = self._palette_colours(values[..., 0])
         if colours.shape[-1] == 1:
             picture = Image.fromarray(colours[..., 0])
+        elif self.photometric in {_LAB, _ICC_LAB}:
+            picture = self._lab_colours(colours)
         else:
             picture = Image.fromarray(colours, "CMYK" if self.photometric == _INKS else "RGB")
         has_alpha = values.shape[-1] > _COLOURS[self.photometric] and self.alpha
@@ -105,13 +118,15 @@ class SampleFormat:
     def _to_8_bits(self, values: _Array) -> _Array:
         if self.photometric == _PALETTE:
             return values
+        if self.photometric in {_LAB, _ICC_LAB}:  # a* and b* below zero keep their upper byte
+            return (values >> (self.bits - 8)).astype(np.uint8)
         if self.kind == _FLOAT:  # light from 0 to 1
             with np.errstate(all="ignore"):  # numbers of broken files
                 values = values.astype(np.float32)
             light = np.nan_to_num(values, posinf=1.0, neginf=0.0).clip(0, 1)
             levels: _Array = np.rint(light * 255)
             return levels.astype(np.uint8)
-        if self.kind == _SIGNED:
+        if self._is_signed:
             values, bits = values.clip(0), self.bits - 1
         else:
             bits = self.bits
@@ -119,6 +134,14 @@ class SampleFormat:
             values = values >> (bits - 8)
             return values.astype(np.uint8)
         return (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
+
+    def _lab_colours(self, colours: NDArray[np.uint8]) -> Image.Image:
+        """L*, a* and b* to RGB; a* and b* have a sign, or of ICC an offset of 128."""
+        if self.photometric == _ICC_LAB:
+            colours = colours ^ np.array([0, 128, 128], np.uint8)
+        height, width, _ = colours.shape
+        lab = Image.frombytes("LAB", (width, height), np.ascontiguousarray(colours).tobytes())
+        return in_working_mode(lab)
 
     def _bits_joined(self, rows: NDArray[np.uint8], count: int) -> _Array:
         bits = np.unpackbits(rows, axis=1)[:, : count * self.bits]
@@ -128,7 +151,11 @@ class SampleFormat:
         joined = np.zeros((len(rows), count), np.uint64)
         for place in range(self.bits):
             joined = (joined << np.uint64(1)) | bits[..., place]
-        return joined if self.kind != _SIGNED else joined.astype(np.int64)
+        return joined.astype(np.int64) if self._is_signed else joined
+
+    @property
+    def _is_signed(self) -> bool:
+        return self.kind == _SIGNED and self.bits > 8
 
     def _float_differences(self, rows: NDArray[np.uint8], in_a_pixel: int) -> _Array:
         """Undo Adobe's predictor: bytes of the same weight stand together, as differences."""

@@ -18,8 +18,9 @@ from batch_pipeline.media.metadata import (
     read_metadata,
     with_date_from_outside,
 )
-from batch_pipeline.media.sniffing import JPEG, TIFF
-from batch_pipeline.testing.media import Exif, make_captioned_jpeg, make_image
+from batch_pipeline.media.sniffing import JPEG, PNG, TIFF
+from batch_pipeline.media.stills.png import chunk as png_chunk
+from batch_pipeline.testing.media import Exif, encode_image, make_captioned_jpeg, make_image
 
 MOMENT = datetime(2021, 5, 6, 7, 8, 9)
 
@@ -381,3 +382,63 @@ def test_a_broken_block_of_iptc_raises_nothing(cut):
     read_iptc(block[:cut])
     read_iptc(iptc_of_photoshop(segment[:cut]))
     assert read_iptc(iptc_of_photoshop(segment)) == {Dataset.CAPTION: b"x" * 40}
+
+
+EXIF_DATES = {0x9003: "2011:01:01 00:00:00", 0x0132: "2012:01:01 00:00:00"}
+
+
+def png_with(*chunks: bytes, exif: dict[int, str] | None = None) -> MediaFacts:
+    """Decode a PNG with further chunks, and EXIF."""
+    block = Image.Exif()
+    block.update(exif or {})
+    data = encode_image(Image.new("RGB", (32, 32), "red"), "png", exif=block.tobytes())
+    place = data.index(b"IDAT") - 4
+    return decode_image(data[:place] + b"".join(chunks) + data[place:], PNG).facts
+
+
+MADE = png_chunk(b"tEXt", b"Creation Time\0Thu, 6 May 2021 07:08:09 +0200")
+CHANGED = png_chunk(b"tIME", struct.pack(">HBBBBB", 2022, 1, 2, 3, 4, 5))
+COPIED = png_chunk(b"tEXt", b"date:create\x002020-01-01T00:00:00+00:00")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Thu, 6 May 2021 07:08:09 +0200",
+        "6 May 2021 07:08:09 GMT",
+        "Thu May  6 07:08:09 2021",
+        "2021:05:06 07:08:09",
+        "2021-05-06T07:08:09Z",
+    ],
+)
+def test_a_png_says_when_it_was_made_in_any_spelling(text):
+    facts = png_with(png_chunk(b"tEXt", b"Creation Time\0" + text.encode()))
+
+    assert facts.captured_at == datetime(2021, 5, 6, 7, 8, 9)
+    assert facts.date_source == "PNG Creation Time"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "tag", "source"),
+    [
+        ((MADE, CHANGED, COPIED), 0x9003, "EXIF DateTimeOriginal"),
+        ((MADE, CHANGED, COPIED), 0x0132, "PNG Creation Time"),
+        ((CHANGED, COPIED), 0x0132, "EXIF DateTime"),
+        ((CHANGED, COPIED), None, "PNG tIME (UTC)"),
+        ((COPIED,), None, None),
+        ((png_chunk(b"tEXt", b"Creation Time\0a long time ago"), CHANGED), None, "PNG tIME (UTC)"),
+    ],
+)
+def test_dates_of_a_png_are_trusted_in_the_written_order(chunks, tag, source):
+    facts = png_with(*chunks, exif={tag: EXIF_DATES[tag]} if tag else None)
+
+    assert facts.date_source == source
+
+
+def test_the_last_change_of_a_png_gives_way_to_the_name_of_the_file():
+    facts = with_date_from_outside(png_with(CHANGED), None, "Screenshot_2021-05-06-07-08-09.png")
+
+    assert (facts.captured_at, facts.date_source) == (datetime(2021, 5, 6, 7, 8, 9), "file name")
+    assert with_date_from_outside(png_with(MADE), None, "IMG_20200101_000000.png").date_source == (
+        "PNG Creation Time"
+    )

@@ -130,7 +130,6 @@ EXPECTED_NAMES = {
     "MP3": "MP3 audio",
     "WAV": "WAV audio",
     "MPEG-4 audio": "MPEG-4 audio",
-    "PSB": "a large Photoshop document (PSB)",
     "text": "a text file",
     "unknown binary": "unknown binary data",
 }
@@ -227,6 +226,7 @@ def with_maker(name: bytes) -> bytes:
         (b"IIRO\x08\0\0\0" + bytes(16), sniffing.ORF),
         (ftyp(b"crx ", b"crx ", b"isom"), sniffing.CR3),
         (b"8BPS\0\1" + bytes(20), sniffing.PSD),
+        (b"8BPS\0\2" + bytes(20), sniffing.PSB),
         (b"BM" + bytes(12) + b"\x28\0\0\0", sniffing.BMP),
         (b"\0\0\0\x0cjP  \r\n\x87\n", sniffing.JPEG_2000),
         (b"\xff\x4f\xff\x51\0", sniffing.JPEG_2000),

@@ -4,9 +4,11 @@ import io
 import struct
 from datetime import datetime, timedelta
 
+import av
 import pytest
 from PIL.JpegImagePlugin import JpegImageFile
 
+from batch_pipeline.media.video_headers import date_of_camcorder
 from batch_pipeline.media.video_metadata import camera, captured_at
 from batch_pipeline.testing.media import make_video
 from batch_pipeline_tests.unit.media.films import decode
@@ -160,6 +162,72 @@ def test_an_asf_says_when_it_was_made_and_is_said_to_be_utc(moment, expected):
 
     assert facts.captured_at == expected
     assert facts.date_source == (expected and "ASF creation date (UTC)")
+
+
+MOMENT = datetime(2019, 4, 24, 0, 0, 5)
+
+
+def camcorder_note(moment: datetime) -> bytes:
+    """What an AVCHD camcorder writes about a frame, as H.264 holds it."""
+    date = bytes.fromhex(f"{moment:%Y%m}")
+    time = bytes.fromhex(f"{moment:%d%H%M%S}")
+    entries = b"\x13" + bytes(4) + b"\x18\x84" + date + b"\x19" + time
+    payload = bytes.fromhex("17ee8c60f84d11d98cd60800200c9a66") + b"MDPM\3" + entries
+    note = b"\x06\x05" + bytes([len(payload)]) + payload + b"\x80"
+    escaped = b""
+    for value in note:
+        if value < 4 and escaped.endswith(b"\0\0"):
+            escaped += b"\3"
+        escaped += bytes([value])
+    return b"\0\0\0\1" + escaped
+
+
+def with_note(film: bytes, note: bytes, muxer_options: dict[str, str]) -> bytes:
+    """Put a note ahead of the first frame of a transport stream."""
+    output = io.BytesIO()
+    with (
+        av.open(io.BytesIO(film), format="mpegts") as source,
+        av.open(output, "w", format="mpegts", options=muxer_options) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size == 0:
+                continue
+            stored = bytes(packet)
+            copied = av.Packet(note + stored if number == 0 else stored)
+            copied.pts, copied.dts = packet.pts, packet.dts
+            copied.time_base, copied.is_keyframe = packet.time_base, packet.is_keyframe
+            copied.stream = stream
+            target.mux(copied)
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("muxer_options", [{}, {"mpegts_m2ts_mode": "1"}])
+def test_a_camcorder_says_its_date_in_the_picture_data(muxer_options):
+    film = make_video("mpeg-ts", 1, encoder="libx264")
+    assert decode(film).facts.captured_at is None
+
+    facts = decode(with_note(film, camcorder_note(MOMENT), muxer_options)).facts
+
+    assert (facts.captured_at, facts.date_source) == (MOMENT, "AVCHD camcorder")
+
+
+@pytest.mark.parametrize("length", range(44))
+def test_a_cut_note_of_a_camcorder_says_nothing(length):
+    assert date_of_camcorder(camcorder_note(MOMENT)[:length]) is None
+
+
+def test_an_mxf_says_when_its_oldest_package_was_made():
+    film = make_video("mxf", 1, metadata={"creation_time": "2021-05-06T07:08:09Z"})
+    stored = struct.pack(">HHHBBBBBB", 0x4405, 8, 2021, 5, 6, 7, 8, 9, 0)
+    assert film.count(stored) > 1
+
+    facts = decode(film).facts
+    assert facts.captured_at == datetime(2021, 5, 6, 7, 8, 9)
+    assert facts.date_source == "MXF package creation date (UTC)"
+    older = film.replace(stored, stored[:4] + b"\x07\xdc" + stored[6:], 1)  # 2012
+    assert decode(older).facts.captured_at == datetime(2012, 5, 6, 7, 8, 9)
+    assert decode(film.replace(stored, stored[:4] + bytes(8))).facts.date_source is None
 
 
 def test_the_container_goes_ahead_of_the_stream_and_a_local_date_ahead_of_both():

@@ -1,0 +1,131 @@
+"""The items of a HEIF or AVIF file: of which type, where in the file, with which properties."""
+
+from dataclasses import dataclass
+
+from batch_pipeline.media.stills.boxes import boxes
+
+
+@dataclass(frozen=True)
+class Items:
+    """What the `meta` box says of the pictures of a file."""
+
+    primary: int
+    """Number of the one that is shown."""
+    types: dict[int, bytes]
+    places: dict[int, list[tuple[int, int]]]
+    """Where the bytes of each begin and end in the file, or in `idat`."""
+    in_idat: set[int]
+    idat: bytes
+    references: bytes
+    properties: dict[int, list[tuple[bytes, bytes]]]
+    """Of each, in their order: name and content."""
+
+    def tiles_of(self, number: int) -> list[int]:
+        """Numbers of the items that a grid is put together from."""
+        return _tiles_of(self.references, number) if self.references else []
+
+
+def read_items(data: bytes) -> Items:
+    """Read the first `meta` box of a file.
+
+    Raises:
+        Exception: anything at all, on hostile files, and `KeyError` where there is none.
+    """
+    parts = {
+        name: data[start:end]
+        for box, meta_start, meta_end in boxes(data)
+        if box == b"meta"
+        for name, start, end in boxes(data, meta_start + 4, meta_end)
+    }
+    wide = parts[b"pitm"][0] > 0
+    places, in_idat = _places(parts[b"iloc"])
+    properties, belongings = _properties(parts[b"iprp"])
+    return Items(
+        int.from_bytes(parts[b"pitm"][4 : 8 if wide else 6], "big"),
+        _types(parts[b"iinf"]),
+        places,
+        in_idat,
+        parts.get(b"idat", b""),
+        parts.get(b"iref", b""),
+        {
+            item: [properties[index] for index in indices if index in properties]
+            for item, indices in belongings.items()
+        },
+    )
+
+
+def _types(iinf: bytes) -> dict[int, bytes]:
+    found = {}
+    for name, start, end in boxes(iinf, 6 if iinf[0] == 0 else 8):
+        entry = iinf[start:end]
+        if name == b"infe" and entry[0] >= 2:
+            wide = 4 if entry[0] > 2 else 2
+            number = int.from_bytes(entry[4 : 4 + wide], "big")
+            found[number] = entry[4 + wide + 2 : 4 + wide + 6]
+    return found
+
+
+def _tiles_of(iref: bytes, primary: int) -> list[int]:
+    wide = 4 if iref[0] else 2
+    for name, start, end in boxes(iref, 4):
+        if name == b"dimg" and int.from_bytes(iref[start : start + wide], "big") == primary:
+            first = start + wide + 2
+            return [
+                int.from_bytes(iref[place : place + wide], "big")
+                for place in range(first, min(end, len(iref)), wide)
+            ]
+    return []
+
+
+def _properties(iprp: bytes) -> tuple[dict[int, tuple[bytes, bytes]], dict[int, list[int]]]:
+    """Properties by their number, and the numbers that belong to each item."""
+    properties: dict[int, tuple[bytes, bytes]] = {}
+    belongings: dict[int, list[int]] = {}
+    for box, start, end in boxes(iprp):
+        if box == b"ipco":
+            for number, (name, begin, stop) in enumerate(boxes(iprp, start, end), start=1):
+                properties[number] = (name, iprp[begin:stop])
+        elif box == b"ipma":
+            item_bytes = 4 if iprp[start] else 2
+            index_bytes = 2 if iprp[start + 3] & 1 else 1
+            count = int.from_bytes(iprp[start + 4 : start + 8], "big")
+            place = start + 8
+            for _ in range(min(count, len(iprp) - place)):
+                item = int.from_bytes(iprp[place : place + item_bytes], "big")
+                place += item_bytes
+                many = iprp[place]
+                place += 1
+                for _ in range(many):
+                    index = int.from_bytes(iprp[place : place + index_bytes], "big")
+                    belongings.setdefault(item, []).append(
+                        index & (0x7FFF if index_bytes == 2 else 0x7F)
+                    )
+                    place += index_bytes
+    return properties, belongings
+
+
+def _places(iloc: bytes) -> tuple[dict[int, list[tuple[int, int]]], set[int]]:
+    """Where each item is, and which of them are in the `idat` box."""
+    version = iloc[0]
+    offset_bytes, length_bytes = iloc[4] >> 4, iloc[4] & 15
+    base_bytes, index_bytes = iloc[5] >> 4, iloc[5] & 15 if version else 0
+    place = 6
+
+    def take(size: int) -> int:
+        nonlocal place
+        place += size
+        return int.from_bytes(iloc[place - size : place], "big")
+
+    found: dict[int, list[tuple[int, int]]] = {}
+    in_idat: set[int] = set()
+    for _ in range(min(take(4 if version == 2 else 2), len(iloc))):
+        item = take(4 if version == 2 else 2)
+        if version and take(2) & 15 == 1:
+            in_idat.add(item)
+        take(2)
+        base = take(base_bytes)
+        for _ in range(min(take(2), len(iloc))):
+            take(index_bytes)
+            start = base + take(offset_bytes)
+            found.setdefault(item, []).append((start, start + take(length_bytes)))
+    return found, in_idat

@@ -1,0 +1,125 @@
+"""The part of a picture that its boxes name is shown, with pixels as wide as they say."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from batch_pipeline.media.apertures import shown_part
+from batch_pipeline.media.content import MediaContent
+from batch_pipeline.media.images import decode_image
+from batch_pipeline.media.sniffing import sniff
+from batch_pipeline.testing.media import (
+    clean_aperture_box,
+    encode_image,
+    make_video,
+    paint,
+    pixel_aspect_box,
+    with_film_boxes,
+    with_heif_boxes,
+)
+from batch_pipeline_tests.unit.media.films import decode as decode_film
+
+STORED = (320, 280)
+PART = (140, 40, 320, 180)
+PICTURE = paint(STORED)
+TURNED_BOX = b"\0\0\0\x09irot\1"
+"""A quarter against the clock."""
+
+
+def decode(data: bytes) -> MediaContent:
+    media_type = sniff(data)
+    assert media_type is not None
+    return decode_image(data, media_type)
+
+
+def assert_shows(content: MediaContent, expected: Image.Image, most: float = 6) -> None:
+    facts = content.facts
+    assert (facts.width, facts.height) == expected.size
+    shown = Image.open(io.BytesIO(content.frames[0].jpeg)).convert("RGB")
+    truth = expected.resize(shown.size, Image.Resampling.BOX)
+    difference = np.abs(np.asarray(shown, dtype=int) - np.asarray(truth, dtype=int)).mean()
+    assert difference < most
+
+
+@pytest.mark.parametrize("image_format", ["heic", "avif"])
+def test_the_clean_aperture_of_a_still_is_shown(image_format):
+    data = encode_image(PICTURE, image_format, quality=95)
+
+    assert_shows(decode(data), PICTURE)
+    cut = decode(with_heif_boxes(data, clean_aperture_box(STORED, *PART)))
+    assert_shows(cut, PICTURE.crop(PART))
+
+
+@pytest.mark.parametrize("image_format", ["heic", "avif"])
+def test_a_still_is_cut_ahead_of_its_turn(image_format):
+    data = encode_image(PICTURE, image_format, quality=95)
+
+    turned = decode(with_heif_boxes(data, clean_aperture_box(STORED, *PART) + TURNED_BOX))
+
+    assert_shows(turned, PICTURE.crop(PART).transpose(Image.Transpose.ROTATE_90))
+
+
+@pytest.mark.parametrize("image_format", ["heic", "avif"])
+def test_wide_pixels_of_a_still_are_stretched_ahead_of_its_turn(image_format):
+    data = encode_image(PICTURE, image_format, quality=95)
+    wide = PICTURE.resize((2 * STORED[0], STORED[1]))
+
+    assert_shows(decode(with_heif_boxes(data, pixel_aspect_box(20, 10))), wide, 8)
+    turned = decode(with_heif_boxes(data, pixel_aspect_box(20, 10) + TURNED_BOX))
+    assert_shows(turned, wide.transpose(Image.Transpose.ROTATE_90), 8)
+
+
+@pytest.mark.parametrize("video_format", ["mp4", "mov"])
+@pytest.mark.parametrize("matrix", [None, (0, 1, -1, 0)])
+def test_the_clean_aperture_of_a_film_is_shown_ahead_of_its_turn(video_format, matrix):
+    film = make_video(video_format, 1, STORED, painter=lambda _: PICTURE, display_matrix=matrix)
+
+    content = decode_film(with_film_boxes(film, clean_aperture_box(STORED, *PART)))
+
+    expected = PICTURE.crop(PART)
+    if matrix:
+        expected = expected.transpose(Image.Transpose.ROTATE_270)
+    assert_shows(content, expected, 9)
+
+
+def test_the_clean_aperture_of_a_large_film_is_shown_and_its_pixels_are_stretched():
+    """720 x 480 of which 704 x 480 count, each 10 x 11: the picture of a camcorder is 640 wide."""
+    whole = paint((720, 480))
+    film = make_video("mov", 1, whole.size, painter=lambda _: whole)
+    part = (8, 0, 712, 480)
+    added = clean_aperture_box(whole.size, *part) + pixel_aspect_box(10, 11)
+
+    content = decode_film(without_pixel_aspect(with_film_boxes(film, added)))
+
+    assert_shows(content, whole.crop(part).resize((640, 480)), 9)
+
+
+def without_pixel_aspect(film: bytes) -> bytes:
+    """Make the first such box of a film one that nobody reads."""
+    first, last = film.find(b"pasp"), film.rfind(b"pasp")
+    return film if first == last else film[:first] + b"free" + film[first + 4 :]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        b"",
+        bytes(32),
+        clean_aperture_box((100, 100), 0, 0, 0, 0)[8:],
+        clean_aperture_box((100, 100), 500, 500, 600, 600)[8:],
+        b"\xff" * 32,
+    ],
+)
+def test_an_aperture_that_leaves_nothing_is_none(box):
+    left, top, right, bottom = shown_part(box, (100, 100))
+
+    assert 0 <= left < right <= 100
+    assert 0 <= top < bottom <= 100
+
+
+def test_an_aperture_beyond_the_picture_ends_with_it():
+    box = clean_aperture_box((100, 100), 50, -20, 150, 60)[8:]
+
+    assert shown_part(box, (100, 100)) == (50, 0, 100, 60)

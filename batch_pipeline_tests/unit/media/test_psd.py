@@ -1,0 +1,173 @@
+"""Photoshop documents show their composite: all modes and depths, PSD and PSB, packed or not."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from batch_pipeline.errors import PermanentError
+from batch_pipeline.media.images import decode_image
+from batch_pipeline.media.sniffing import sniff
+from batch_pipeline.testing.media import paint
+
+SIZE = (140, 84)
+PICTURE = paint(SIZE)
+ARRAY = np.asarray(PICTURE)
+BITMAP, GREY, RGB, CMYK, INKS = 0, 1, 3, 4, 7
+ANOTHER = np.full((1, *ARRAY.shape[:2]), 77, np.uint8)
+"""A channel beside the colours."""
+
+
+def packed_row(row: bytes) -> bytes:
+    """Run lengths that pack nothing."""
+    parts = [row[start : start + 128] for start in range(0, len(row), 128)]
+    return b"".join(bytes([len(part) - 1]) + part for part in parts)
+
+
+def document(
+    planes: np.ndarray, mode: int, *, version: int = 1, packed: bool = False, bits: int = 0
+) -> bytes:
+    """Write planes of shape (channels, height, width or bytes)."""
+    bits = bits or planes.dtype.itemsize * 8
+    rows = [row.tobytes() for plane in planes for row in plane]
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", version, len(planes), SIZE[1], SIZE[0], bits, mode)
+    layers = bytes(8 if version == 2 else 4)
+    if not packed:
+        return header + bytes(8) + layers + b"\0\0" + b"".join(rows)
+    rows = [packed_row(row) for row in rows]
+    counts = struct.pack(f">{len(rows)}{'I' if version == 2 else 'H'}", *map(len, rows))
+    return header + bytes(8) + layers + b"\0\1" + counts + b"".join(rows)
+
+
+def shown(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
+    media_type = sniff(data)
+    assert media_type is not None
+    assert media_type.format == "psd"
+    content = decode_image(data, media_type)
+    assert (content.facts.width, content.facts.height) == SIZE
+    picture = Image.open(io.BytesIO(content.frames[0].jpeg)).convert("RGB")
+    return np.asarray(picture, dtype=int), content.facts.warnings
+
+
+def planes_of(picture: np.ndarray) -> np.ndarray:
+    return np.moveaxis(picture, -1, 0)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_channels_beside_the_colours_change_nothing(version, packed, more):
+    planes = np.concatenate([planes_of(ARRAY), *[ANOTHER] * more])
+
+    found, _ = shown(document(planes, RGB, version=version, packed=packed))
+
+    assert np.abs(found - ARRAY).mean() < 4
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_samples_of_16_bits(version, packed):
+    planes = (planes_of(ARRAY).astype(">u2") * 257).astype(">u2")
+
+    found, _ = shown(document(planes, RGB, version=version, packed=packed))
+
+    assert np.abs(found - ARRAY).mean() < 4
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cmyk_with_a_special_ink(packed):
+    planes = 255 - planes_of(np.asarray(PICTURE.convert("CMYK")))
+
+    found, _ = shown(document(np.concatenate([planes, ANOTHER]), CMYK, packed=packed))
+
+    assert np.abs(found - ARRAY).mean() < 5
+
+
+def test_a_set_bit_of_a_bitmap_is_black():
+    dark = np.asarray(PICTURE.convert("L")) < 128
+    bits = np.packbits(dark, axis=1)[None]
+
+    found, _ = shown(document(bits, BITMAP, bits=1))
+
+    assert np.abs(found[..., 0] - np.where(dark, 0, 255)).mean() < 12
+
+
+def test_single_inks_are_shown_with_a_warning():
+    found, warnings = shown(document(planes_of(ARRAY), INKS))
+
+    assert np.abs(found - ARRAY).mean() < 4
+    assert warnings == ("colours are not true: the document is of single inks",)
+
+
+def test_rows_of_a_psb_may_be_packed_longer_than_a_psd_can_say():
+    rows = [packed_row(row.tobytes()) for plane in planes_of(ARRAY) for row in plane]
+    # A run of nothing ("no operation") makes a packed row as long as one likes.
+    rows[0] = b"\x80" * 70_000 + rows[0]
+    counts = struct.pack(f">{len(rows)}I", *map(len, rows))
+    whole = document(planes_of(ARRAY), RGB, version=2)
+    data = whole[:42] + b"\0\1" + counts + b"".join(rows)
+
+    found, _ = shown(data)
+
+    assert np.abs(found - ARRAY).mean() < 4
+
+
+def test_what_is_not_read_is_refused_by_name():
+    data = document(planes_of(ARRAY), RGB).replace(bytes(12) + b"\0\0", bytes(12) + b"\0\3", 1)
+
+    with pytest.raises(PermanentError, match="compression 3"):
+        shown(data)
+
+
+@pytest.mark.parametrize(("mode", "bits"), [(65, 8), (RGB, 7)])
+def test_a_mode_that_is_none_is_refused_by_name(mode, bits):
+    with pytest.raises(PermanentError, match=f"mode {mode} with 3 channels of {bits} bits"):
+        shown(document(planes_of(ARRAY), mode, bits=bits))
+
+
+@pytest.mark.parametrize("length", [6, 25, 30, 39])
+def test_a_document_that_ends_in_its_head_is_truncated(length):
+    with pytest.raises(PermanentError) as raised:
+        shown(document(planes_of(ARRAY), RGB)[:length])
+
+    assert raised.value.kind == "truncated"
+
+
+def linear_profile() -> bytes:
+    """What Photoshop puts into documents of 32 bits: the colours of sRGB, and curves of nothing."""
+    colours = {
+        b"rXYZ": (0.4361, 0.2225, 0.0139),
+        b"gXYZ": (0.3851, 0.7169, 0.0971),
+        b"bXYZ": (0.1431, 0.0606, 0.7141),
+        b"wtpt": (0.9642, 1.0, 0.8249),
+    }
+    tags = {
+        name: b"XYZ " + bytes(4) + struct.pack(">3i", *(round(each * 65536) for each in xyz))
+        for name, xyz in colours.items()
+    }
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv" + bytes(8))
+    table, content = struct.pack(">I", len(tags)), b""
+    for name, value in tags.items():
+        place = 128 + 4 + 12 * len(tags) + len(content)
+        table += struct.pack(">4sII", name, place, len(value))
+        content += value
+    size = 128 + len(table) + len(content)
+    head = struct.pack(">I4x4s4s4s4s12x4s", size, b"\2\x10\0\0", b"mntr", b"RGB ", b"XYZ ", b"acsp")
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    return (head.ljust(68, b"\0") + white).ljust(128, b"\0") + table + content
+
+
+def test_light_of_32_bits_is_converted_once_whatever_its_profile():
+    light = np.where(ARRAY > 10, (ARRAY / 255) ** 2.2, 0).astype(">f4")
+    plain = document(planes_of(light), RGB, bits=32)
+    profile = linear_profile()
+    assert ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space == "RGB "
+    resource = b"8BIM" + struct.pack(">HHI", 1039, 0, len(profile)) + profile
+    resource += bytes(len(profile) % 2)
+    data = plain[:30] + struct.pack(">I", len(resource)) + resource + plain[34:]
+
+    found, _ = shown(data)
+
+    assert np.abs(found - ARRAY).mean() < 6
