@@ -634,7 +634,7 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
 
     \b
     Examples:
-      batch-pipeline reprocess --stage embedding --model-not bge-m3
+      batch-pipeline reprocess --stage embedding --model-not qwen3-embedding:0.6b
       batch-pipeline reprocess --stage description --since 7d --dry-run
       batch-pipeline reprocess --stage description --batch 3f2a…
       batch-pipeline reprocess --stage description --stale

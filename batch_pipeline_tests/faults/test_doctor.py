@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer, Thinking
 
-VISION, EMBEDDING = "vision model qwen2.5vl:7b", "embedding model bge-m3"
+VISION, EMBEDDING = "vision model qwen3-vl:8b-instruct", "embedding model qwen3-embedding:0.6b"
 
 
 @pytest.fixture
@@ -75,8 +75,8 @@ def test_a_server_that_does_not_listen(doctor, dialect, hint):
 @pytest.mark.parametrize(
     ("state", "name", "model"),
     [
-        ({"vision_models": ["qwen2.5vl:3b"]}, VISION, "qwen2.5vl:7b"),
-        ({"embedding_models": ["bge-m3:567m"]}, EMBEDDING, "bge-m3"),
+        ({"vision_models": ["qwen3-vl:4b-instruct"]}, VISION, "qwen3-vl:8b-instruct"),
+        ({"embedding_models": ["qwen3-embedding:4b"]}, EMBEDDING, "qwen3-embedding:0.6b"),
     ],
 )
 def test_a_model_that_is_missing_with_its_exact_tag(doctor, state, name, model):
@@ -120,10 +120,10 @@ def test_vectors_that_do_not_fit_the_column(doctor, dialect):
 
 def test_a_model_that_cannot_see(doctor):
     with listening(vision_models=[]) as model_server:
-        checks = doctor(model_server, BATCH_PIPELINE_VISION_MODEL="bge-m3")
+        checks = doctor(model_server, BATCH_PIPELINE_VISION_MODEL="qwen3-embedding:0.6b")
 
-    assert failed(checks) == {"vision model bge-m3"}
-    assert checks["vision model bge-m3"]["kind"] == "model_unsuitable"
+    assert failed(checks) == {"vision model qwen3-embedding:0.6b"}
+    assert checks["vision model qwen3-embedding:0.6b"]["kind"] == "model_unsuitable"
 
 
 def test_an_address_that_is_none(doctor):
@@ -145,7 +145,7 @@ def test_a_person_reads_what_to_do(console):
 
     assert answer.code == 1
     assert "FAIL" in answer.out
-    assert "ollama pull qwen2.5vl:7b" in answer.out
+    assert "ollama pull qwen3-vl:8b-instruct" in answer.out
 
 
 @pytest.mark.parametrize("dialect", ["ollama", "openai"])

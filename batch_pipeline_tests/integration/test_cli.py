@@ -215,11 +215,11 @@ def test_search_says_why_nothing_can_be_found(console, database):
     batch = add_batch(database, 1)
     with database.transaction() as connection:
         connection.execute(
-            update(Upload).where(Upload.batch_id == batch).values(embedding_model="bge-m3")
+            update(Upload).where(Upload.batch_id == batch).values(embedding_model="qwen3-embedding:0.6b")
         )
     other = console("search", "sea")
     assert other.code == 2
-    assert "1 with bge-m3" in other.err
+    assert "1 with qwen3-embedding:0.6b" in other.err
     assert "batch-pipeline reprocess --stage embedding" in other.err
 
 
