@@ -123,7 +123,9 @@ class Settings(BaseSettings):
         SecretStr(""), description="API key of the OpenAI-compatible server; many need none."
     )
     vision_model: str = Field("qwen3-vl:8b-instruct", description="Model that describes pictures.")
-    embedding_model: str = Field("qwen3-embedding:0.6b", description="Model that embeds descriptions.")
+    embedding_model: str = Field(
+        "qwen3-embedding:0.6b", description="Model that embeds descriptions."
+    )
     embedding_dimensions: Annotated[int, Field(ge=1, le=2000)] = Field(
         1024, description="Length of an embedding; the width of the database column."
     )

@@ -143,7 +143,8 @@ def test_row_24_a_model_that_goes_missing_stops_the_run_once_and_fast(work, mode
 
 
 @pytest.mark.parametrize(
-    ("models", "name"), [("vision_models", "qwen3-vl:8b-instruct"), ("embedding_models", "qwen3-embedding:0.6b")]
+    ("models", "name"),
+    [("vision_models", "qwen3-vl:8b-instruct"), ("embedding_models", "qwen3-embedding:0.6b")],
 )
 def test_row_24_a_missing_model_is_found_before_any_upload_is_taken(
     work, model_server, models, name

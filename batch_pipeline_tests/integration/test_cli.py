@@ -215,7 +215,9 @@ def test_search_says_why_nothing_can_be_found(console, database):
     batch = add_batch(database, 1)
     with database.transaction() as connection:
         connection.execute(
-            update(Upload).where(Upload.batch_id == batch).values(embedding_model="qwen3-embedding:0.6b")
+            update(Upload)
+            .where(Upload.batch_id == batch)
+            .values(embedding_model="qwen3-embedding:0.6b")
         )
     other = console("search", "sea")
     assert other.code == 2

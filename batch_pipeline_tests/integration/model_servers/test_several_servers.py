@@ -172,7 +172,9 @@ def test_another_model_behind_the_name_shows_and_a_server_that_is_away_changes_n
 ) -> None:
     monkeypatch.setattr(server_group, "DIGEST_SECONDS", 0)
     before = both.vision.fingerprint()
-    server.digests["qwen3-vl:8b-instruct"] = other.digests["qwen3-vl:8b-instruct"] = "sha256:ffff0000"
+    server.digests["qwen3-vl:8b-instruct"] = other.digests["qwen3-vl:8b-instruct"] = (
+        "sha256:ffff0000"
+    )
     after = both.vision.fingerprint()
     other.stop()
 
