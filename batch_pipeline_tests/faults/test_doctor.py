@@ -1,6 +1,8 @@
 """`batch-pipeline doctor` against a model server in each bad state, as a process of its own."""
 
+import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -184,3 +186,46 @@ def test_a_pause_that_a_server_asked_for_is_shown(doctor, console, settings, dat
     assert found["ok"]
     assert "vision calls to http://gpu1 wait for another" in found["detail"]
     assert "daily limit" in found["detail"]
+
+
+#: Figures that differ from call to call, as they stand in the docs.
+VARIES = [
+    (re.compile(r"http://127\.0\.0\.1:\d+"), "http://gpu1:8000"),
+    (re.compile(r"\d+\.\d+ s\b"), "2.10 s"),
+]
+
+
+def model_lines(printed):
+    """What `doctor` prints of models, with figures that do not change."""
+    for pattern, shown in VARIES:
+        printed = pattern.sub(shown, printed)
+    begin = printed.index("model qwen3-vl")
+    lines = printed[printed.rindex("\n", 0, begin) + 1 :].splitlines()
+    end = next(n for n, line in enumerate(lines) if "dagster" in line)
+    return "\n".join(line.rstrip() for line in lines[:end])
+
+
+@pytest.mark.parametrize(
+    ("dialect", "state"),
+    [
+        pytest.param(
+            "openai",
+            {"thinking": Thinking("template"), "refused_parameters": ["max_tokens"]},
+            id="what-was-learnt",
+        ),
+        pytest.param("ollama", {"vision_models": []}, id="missing-model"),
+    ],
+)
+def test_what_the_docs_show_is_what_doctor_prints(console, dialect, state):
+    with listening(**state) as model_server:
+        answer = console(
+            "doctor",
+            BATCH_PIPELINE_ANALYZER=dialect,
+            BATCH_PIPELINE_OLLAMA_HOST=model_server.ollama_url,
+            BATCH_PIPELINE_OPENAI_BASE_URL=model_server.openai_url,
+            COLUMNS="110",
+        )
+
+    docs = (Path(__file__).parents[2] / "docs" / "model_servers.md").read_text()
+    printed = model_lines(answer.out)
+    assert f"\n{printed}\n```" in docs, printed

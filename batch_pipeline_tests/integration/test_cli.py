@@ -1,5 +1,6 @@
 """Every command as people run it: the installed script, a process each, a real database."""
 
+import json
 import os
 import re
 import socket
@@ -331,9 +332,14 @@ def test_db_upgrade_makes_the_tables_and_is_safe_to_repeat(console, server):
         assert made.code == 0
         assert made.json["before"] is None
         again = console("db", "upgrade", BATCH_PIPELINE_DATABASE_URL=url)
+        in_json = console(
+            "db", "upgrade", BATCH_PIPELINE_DATABASE_URL=url, BATCH_PIPELINE_LOG_FORMAT="json"
+        )
         assert (again.code, again.out) == (
             0, f"Nothing to do: the tables are at revision {made.json['after']}.\n",
         )  # fmt: skip
+        assert in_json.out == ""
+        assert json.loads(in_json.err)["event"] == again.out.strip()
 
 
 def test_doctor_says_what_to_do_about_each_thing_that_is_not_ok(console):
