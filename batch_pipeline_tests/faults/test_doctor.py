@@ -192,6 +192,7 @@ def test_a_pause_that_a_server_asked_for_is_shown(doctor, console, settings, dat
 VARIES = [
     (re.compile(r"http://127\.0\.0\.1:\d+"), "http://gpu1:8000"),
     (re.compile(r"\d+\.\d+ s\b"), "2.10 s"),
+    (re.compile(r"\d{3} tokens in, \d{4} out"), "650 tokens in, 1060 out"),
 ]
 
 

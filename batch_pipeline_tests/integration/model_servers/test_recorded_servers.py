@@ -176,7 +176,7 @@ def test_a_thought_that_ollama_tells_apart_is_no_part_of_the_answer(replay: Any)
 
 
 def test_ollama_whose_model_cannot_think_is_asked_without_the_switch(replay: Any) -> None:
-    # ollama/ollama, server/routes.go: errors are an object of one string.
+    # docs/api/errors.mdx of ollama/ollama; by these words several clients know this refusal.
     refusal = 400, {"error": f'"{MODEL}" does not support thinking'}
     analyzer, asked = replay("ollama", refusal, ollama_chat(FIELDS))
 
