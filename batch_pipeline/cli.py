@@ -64,6 +64,8 @@ class Session:
         self.debug = False
         self.when_stopped = "Stopped."
         """What Ctrl-C means at this moment."""
+        self.log: logging.Logger | None = None
+        """Where a service says what it does, if log lines are for machines."""
 
     @cached_property
     def console(self) -> "Console":
@@ -78,11 +80,28 @@ class Session:
         from batch_pipeline.settings import LogFormat, load_settings  # noqa: PLC0415
 
         settings = load_settings()
-        if settings.log_format is not LogFormat.TEXT:
+        # Whoever looks at a terminal is a person.
+        if settings.log_format is not LogFormat.TEXT and not sys.stderr.isatty():
             from batch_pipeline.logs import use_format  # noqa: PLC0415
 
             use_format(settings)
+            self.log = logging.getLogger(__name__)
+            self.log.setLevel(logging.INFO)
         return settings
+
+    def report(self, line: str) -> None:
+        """Say what a service has done: to a person, or as a log line."""
+        if self.log:
+            self.log.info(line)
+        else:
+            click.echo(line)
+
+    def report_error(self, message: str, hint: str | None = None) -> None:
+        """Say why a command ends early: to a person, or as a log line."""
+        if self.log:
+            self.log.error(f"{message}; {hint}" if hint else message)
+        else:
+            _say_error(message, hint)
 
     @property
     def pipeline(self) -> "Pipeline":
@@ -147,7 +166,7 @@ class Commands(click.Group):
         except Exception as error:
             if session.debug:
                 click.echo(masked(traceback.format_exc()), err=True)
-            sys.exit(_explain(error))
+            sys.exit(_explain(error, session.report_error))
 
 
 def _stop_once() -> None:
@@ -169,25 +188,25 @@ def _stop_once() -> None:
     signal.signal(signal.SIGINT, stop)
 
 
-def _explain(error: Exception) -> int:
-    """Print an error in words, and choose the exit code."""
+def _explain(error: Exception, report: Callable[..., None]) -> int:
+    """Report an error in words, and choose the exit code."""
     message = str(error).strip()
     match error:
         case ConfigurationError():
-            _say_error(message, "settings come from the environment and .env: docs/settings.md")
+            report(message, "settings come from the environment and .env: docs/settings.md")
             return REFUSED
         case RefusedError():
-            _say_error(message)
+            report(message)
             return REFUSED
         case KindedError():
             doctor = "`batch-pipeline doctor` checks everything"
             hint = _HINTS.get(error.kind)
-            _say_error(message, f"{hint}; {doctor}" if hint else doctor)
+            report(message, f"{hint}; {doctor}" if hint else doctor)
         case PipelineError():
-            _say_error(message)
+            report(message)
         case _:
             first_line = f"{type(error).__name__}: {message}".partition("\n")[0]
-            _say_error(
+            report(
                 f"this should not happen: {first_line}",
                 "run it again as `batch-pipeline --debug …` and report what it prints",
             )
@@ -638,7 +657,7 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
 
     \b
     Examples:
-      batch-pipeline reprocess --stage embedding --model-not bge-m3
+      batch-pipeline reprocess --stage embedding --model-not qwen3-embedding:0.6b
       batch-pipeline reprocess --stage description --since 7d --dry-run
       batch-pipeline reprocess --stage description --batch 3f2a…
       batch-pipeline reprocess --stage description --stale
@@ -1032,7 +1051,7 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
         except OSError as error:
             raise RefusedError(f"nobody can listen at {host}:{port}: {error.strerror}") from error
         if not as_json:
-            click.echo(f"Metrics are at http://{host}:{port}/metrics; Ctrl-C stops.")
+            session.report(f"Metrics are at http://{host}:{port}/metrics; Ctrl-C stops.")
         try:
             thread.join()
         finally:
@@ -1207,9 +1226,9 @@ def upgrade(session: Session, as_json: bool) -> None:
     if as_json:
         _print_json({"before": before, "after": after})
     elif before == after:
-        click.echo(f"Nothing to do: the tables are at revision {after}.")
+        session.report(f"Nothing to do: the tables are at revision {after}.")
     else:
-        click.echo(f"The tables are at revision {after} now (before: {before or 'none'}).")
+        session.report(f"The tables are at revision {after} now (before: {before or 'none'}).")
 
 
 @db.command()

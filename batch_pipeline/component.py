@@ -6,7 +6,7 @@
     attributes:
       settings:
         analyzer: ollama
-        vision_model: qwen2.5vl:7b
+        vision_model: qwen3-vl:8b-instruct
 """
 
 from typing import Any

@@ -12,6 +12,9 @@ it is an extra.
 # isort: off
 from collections.abc import Mapping
 
+# The console logger of sensors and schedules, which Dagster has always write for people.
+from dagster._core.definitions import instigation_logger
+
 # The configuration of a storage class that ``dagster.yaml`` names.
 from dagster._config import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
@@ -174,6 +177,7 @@ __all__ = [
     "get_retries_config",
     "get_step_dependency_config_field",
     "get_tag_concurrency_limits_config",
+    "instigation_logger",
     "normalize_metadata",
     "pop_captured_interrupt",
     "serializable_error_info_from_exc_info",

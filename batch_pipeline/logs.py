@@ -1,7 +1,8 @@
 """Log lines for machines: a JSON object each, as Dagster's own ``--log-format json`` writes them.
 
-Which it is says ``BATCH_PIPELINE_LOG_FORMAT``. What runs say is turned into lines by
-``orchestration/run_logs.py``; the rest goes through Python's ``logging``, and so through here.
+Which it is says ``BATCH_PIPELINE_LOG_FORMAT``. What runs, sensors and schedules say is turned into
+lines by ``orchestration/run_logs.py``; the rest goes through Python's ``logging``, and so through
+here. What is bound with ``structlog.contextvars`` stands in every line.
 """
 
 import logging
@@ -21,6 +22,7 @@ def json_formatter(*additions: Processor) -> logging.Formatter:
             structlog.stdlib.add_logger_name,
             structlog.stdlib.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.contextvars.merge_contextvars,
             *additions,
             structlog.processors.format_exc_info,
         ],
@@ -56,6 +58,21 @@ def use_format(settings: Settings) -> None:
     for handler in root.handlers:
         handler.setFormatter(json_formatter())
         handler.addFilter(_is_not_of_dagster)
+
+
+def say_each_line_once(settings: Settings) -> None:
+    """Set the root logger of one of Dagster's processes up, before anybody else does.
+
+    dagster-postgres speaks of an outage by `logging.warning`. That gives a root logger that has no
+    handler one for everything, and from then on each line of Dagster's is printed twice.
+    """
+    use_format(settings)
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+        handler.addFilter(_is_not_of_dagster)
+        root.addHandler(handler)
 
 
 def _is_not_of_dagster(record: logging.LogRecord) -> bool:

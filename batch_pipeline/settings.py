@@ -124,8 +124,10 @@ class Settings(BaseSettings):
     openai_api_key: SecretStr = Field(
         SecretStr(""), description="API key of the OpenAI-compatible server, if it needs one."
     )
-    vision_model: str = Field("qwen2.5vl:7b", description="Model that describes pictures.")
-    embedding_model: str = Field("bge-m3", description="Model that embeds descriptions.")
+    vision_model: str = Field("qwen3-vl:8b-instruct", description="Model that describes pictures.")
+    embedding_model: str = Field(
+        "qwen3-embedding:0.6b", description="Model that embeds descriptions."
+    )
     embedding_dimensions: Annotated[int, Field(ge=1, le=2000)] = Field(
         1024, description="Length of an embedding; the width of the database column."
     )

@@ -1,7 +1,7 @@
 """What a result depends on beside its file, as a short text: equal texts, equal results.
 
-``qwen2.5vl:7b@5ced39dfa4ba options:1f0a3c… prompts:77d0e9…``: a change of the model behind a name
-(its digest, where the server tells one), of the prompts or of the options shows.
+``qwen3-vl:8b-instruct@5ced39dfa4ba options:1f0a3c… prompts:77d0e9…``: a change of the model behind
+a name (its digest, where the server tells one), of the prompts or of the options shows.
 """
 
 import hashlib

@@ -36,6 +36,9 @@ _UNPAID = re.compile(
     r"insufficient[ _-](quota|credit|balance|fund)|billing[ _-](hard[ _-]limit|not[ _-]active)"
     r"|credit balance|out of credit|payment required"
 )
+#: How servers say that the model cannot do what is asked: vLLM "is not a multimodal model",
+#: llama.cpp names the option that is missing.
+_UNSUITABLE = re.compile(r"not support|unsupported|mmproj|not an? (multi-?modal|embedding) model")
 _ABOUT_CONTENT = {400, 403, 406, 415, 422, 451}
 
 
@@ -96,7 +99,7 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
     if "unsupported value: nan" in said:
         # Ollama cannot write such a number as JSON and answers 500.
         return TransientError("embedding_not_finite", message)
-    if "not support" in said or "unsupported" in said or "mmproj" in said:
+    if _UNSUITABLE.search(said):
         return ServiceDownError("model_unsuitable", message)
     if status >= 500:
         return TransientError("model_server_error", message)

@@ -32,6 +32,7 @@ from batch_pipeline.orchestration.failures import (
 )
 from batch_pipeline.orchestration.resources import RunWorker
 from batch_pipeline.orchestration.run_ends import cancel_batch_of_terminated_run
+from batch_pipeline.orchestration.run_logs import naming
 from batch_pipeline.orchestration.tags import BATCH_TAG, NAME_TAG, USER_TAG
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batch_head
@@ -125,13 +126,14 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
     retries = pipeline.settings.max_attempts - 1
     interrupted = interrupt_event()
     try:
-        outcome = worker.processor.process(
-            upload_id,
-            context.run_id,
-            retries_left=retries - context.retry_number,
-            interrupted=interrupted.is_set,
-            waiting=others_may_work,
-        )
+        with naming(context.run, upload_id=upload_id):
+            outcome = worker.processor.process(
+                upload_id,
+                context.run_id,
+                retries_left=retries - context.retry_number,
+                interrupted=interrupted.is_set,
+                waiting=others_may_work,
+            )
     except ServiceDownError as error:
         first = worker.note_outage(error)
         released = _release_reserved(context, error, resume_after_seconds=outage_pause(error))

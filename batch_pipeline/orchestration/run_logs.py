@@ -1,20 +1,26 @@
-"""What a run says on standard error: in colour for people, or a JSON object a line for machines.
+"""What runs, sensors and schedules say on standard error: in colour, or JSON for machines.
 
-The lines are those of Dagster's own console logger. Metadata of events stays in the event log: it
-holds pictures.
+The lines of a run are those of Dagster's own console logger. Metadata of events stays in the event
+log: it holds pictures.
 """
 
 import logging
+import re
+import uuid
+from contextlib import AbstractContextManager
 from typing import Any
 
 import dagster as dg
+from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict
 
+from batch_pipeline.dagster_internals import instigation_logger
 from batch_pipeline.logs import json_handler
 from batch_pipeline.orchestration.tags import BATCH_TAG
 from batch_pipeline.settings import LogFormat, Settings
 
 _JSON_LOGGER = "json_lines"
+_UPLOAD_STEP = re.compile(r"__([0-9a-f]{32})\]$")
 
 
 @dg.logger(
@@ -38,6 +44,29 @@ def logger_config(settings: Settings) -> dict[str, Any]:
     return {} if settings.log_format is LogFormat.TEXT else {"loggers": {_JSON_LOGGER: {}}}
 
 
+def write_ticks_as_json(settings: Settings) -> None:
+    """Have what sensors and schedules say in this process written as the settings say.
+
+    Dagster offers no logger to choose for them. In the UI their lines are as before.
+    """
+    if settings.log_format is LogFormat.TEXT:
+        return
+
+    def json_console(name: str, level: str | int) -> logging.Logger:
+        logger = logging.Logger(name, level)
+        logger.addHandler(json_handler(_facts_of_the_run))
+        return logger
+
+    instigation_logger.create_console_logger = json_console  # type: ignore[attr-defined]
+
+
+def naming(run: dg.DagsterRun, **ids: uuid.UUID) -> AbstractContextManager[None]:
+    """Have every JSON line that this thread writes meanwhile name a run, its batch, and more."""
+    batch_id = run.tags.get(BATCH_TAG)
+    named = {"run_id": run.run_id} | ({"batch_id": batch_id} if batch_id else {})
+    return bound_contextvars(**named, **{name: str(value) for name, value in ids.items()})
+
+
 def _facts_of_the_run(_: Any, __: str, event: EventDict) -> EventDict:
     facts = getattr(event["_record"], "dagster_meta", None)
     if facts is None:
@@ -51,6 +80,14 @@ def _facts_of_the_run(_: Any, __: str, event: EventDict) -> EventDict:
         "step": facts.get("step_key"),
         "event_type": dagster_event.event_type_value if dagster_event else None,
         "batch_id": tags.get(BATCH_TAG),
+        "upload_id": _upload_of(facts.get("step_key")),
+        "instigator": facts.get("name"),
     }
     event.update({name: value for name, value in named.items() if value})
     return event
+
+
+def _upload_of(step_key: str | None) -> str | None:
+    """The upload that a step works: the last part of its mapping key."""
+    found = _UPLOAD_STEP.search(step_key or "")
+    return str(uuid.UUID(found.group(1))) if found else None

@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 import dagster as dg
+from structlog.contextvars import bound_contextvars
 
 from batch_pipeline.errors import NotFoundError, ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES
@@ -27,7 +28,7 @@ from batch_pipeline.orchestration.run_ends import (
     report_run_cleanup,
     user_of,
 )
-from batch_pipeline.orchestration.run_logs import logger_config
+from batch_pipeline.orchestration.run_logs import logger_config, naming
 from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
 from batch_pipeline.orchestration.tags import (
     BATCH_TAG,
@@ -147,10 +148,11 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
             batches = {slice_.batch_id for slice_ in waiting}
             return result(f"batches that wait: {len(batches)}, because {outage}")
         for slice_ in slices:
-            context.log.info(
-                "asked for a run: batch %s, slice %s, %s",
-                *(slice_.batch_id, slice_.number, slice_.reason),
-            )
+            with bound_contextvars(batch_id=str(slice_.batch_id)):
+                context.log.info(
+                    "asked for a run: batch %s, slice %s, %s",
+                    *(slice_.batch_id, slice_.number, slice_.reason),
+                )
         asked.note(slice_.key for slice_ in slices)
         requests = [run_request(slice_, settings) for slice_ in slices]
         return result(choice, requests=requests, turns=turns)
@@ -204,7 +206,8 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
         context: dg.RunStatusSensorContext, cleanup: RunCleanup, outcome: Outcome, reason: str
     ) -> None:
         run = context.dagster_run
-        context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), cleanup)
+        with naming(run):
+            context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), cleanup)
         context.instance.add_run_tags(run.run_id, {OUTCOME_TAG: outcome.value})
         report_run_cleanup(context.instance, run, cleanup, reason)
 

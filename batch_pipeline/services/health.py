@@ -15,6 +15,7 @@ from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.missing_home import missing_home
+from batch_pipeline.services.progress.publishing import check_redis
 from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
@@ -47,11 +48,14 @@ def _checks(settings: Settings, *, quick: bool, longest_wait: timedelta) -> Iter
         return
     yield HealthCheck("home", True, str(settings.home))
     yield from _database(settings, longest_wait)
-    yield _check(
-        "storage",
-        lambda: _storage(settings),
-        "make the folder writable and look for free space, or set BATCH_PIPELINE_STORAGE_URL",
-    )
+    yield _check("storage", lambda: _storage(settings), _storage_hint(settings))
+    if settings.redis_url:
+        yield _check(
+            "redis",
+            lambda: check_redis(settings.redis_url),
+            "start it, or correct BATCH_PIPELINE_REDIS_URL; until then only those who listen to "
+            "PostgreSQL hear of progress, and uploads are worked all the same",
+        )
     try:
         analyzer = build_analyzer(settings)
     except PipelineError as error:
@@ -205,6 +209,16 @@ def _storage_owner(database: Database, settings: Settings) -> str:
         f"{who}, not {this}, so tidy removes nothing there; if the storage is this one's alone: "
         "`batch-pipeline tidy --take-over`"
     )
+
+
+def _storage_hint(settings: Settings) -> str:
+    if "://" in settings.storage_location and not settings.storage_location.startswith("file://"):
+        return (
+            "start the object store, make the bucket, or give the key the right to read, write "
+            "and delete there; BATCH_PIPELINE_STORAGE_URL names the bucket, address and key are "
+            "those of its client (for S3 AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID)"
+        )
+    return "make the folder writable and look for free space, or set BATCH_PIPELINE_STORAGE_URL"
 
 
 def _storage(settings: Settings) -> str:

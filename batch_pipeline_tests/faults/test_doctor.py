@@ -1,13 +1,15 @@
 """`batch-pipeline doctor` against a model server in each bad state, as a process of its own."""
 
+import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer, Thinking
 
-VISION, EMBEDDING = "vision model qwen2.5vl:7b", "embedding model bge-m3"
+VISION, EMBEDDING = "vision model qwen3-vl:8b-instruct", "embedding model qwen3-embedding:0.6b"
 
 
 @pytest.fixture
@@ -75,8 +77,8 @@ def test_a_server_that_does_not_listen(doctor, dialect, hint):
 @pytest.mark.parametrize(
     ("state", "name", "model"),
     [
-        ({"vision_models": ["qwen2.5vl:3b"]}, VISION, "qwen2.5vl:7b"),
-        ({"embedding_models": ["bge-m3:567m"]}, EMBEDDING, "bge-m3"),
+        ({"vision_models": ["qwen3-vl:4b-instruct"]}, VISION, "qwen3-vl:8b-instruct"),
+        ({"embedding_models": ["qwen3-embedding:4b"]}, EMBEDDING, "qwen3-embedding:0.6b"),
     ],
 )
 def test_a_model_that_is_missing_with_its_exact_tag(doctor, state, name, model):
@@ -120,10 +122,10 @@ def test_vectors_that_do_not_fit_the_column(doctor, dialect):
 
 def test_a_model_that_cannot_see(doctor):
     with listening(vision_models=[]) as model_server:
-        checks = doctor(model_server, BATCH_PIPELINE_VISION_MODEL="bge-m3")
+        checks = doctor(model_server, BATCH_PIPELINE_VISION_MODEL="qwen3-embedding:0.6b")
 
-    assert failed(checks) == {"vision model bge-m3"}
-    assert checks["vision model bge-m3"]["kind"] == "model_unsuitable"
+    assert failed(checks) == {"vision model qwen3-embedding:0.6b"}
+    assert checks["vision model qwen3-embedding:0.6b"]["kind"] == "model_unsuitable"
 
 
 def test_an_address_that_is_none(doctor):
@@ -145,7 +147,7 @@ def test_a_person_reads_what_to_do(console):
 
     assert answer.code == 1
     assert "FAIL" in answer.out
-    assert "ollama pull qwen2.5vl:7b" in answer.out
+    assert "ollama pull qwen3-vl:8b-instruct" in answer.out
 
 
 @pytest.mark.parametrize("dialect", ["ollama", "openai"])
@@ -184,3 +186,47 @@ def test_a_pause_that_a_server_asked_for_is_shown(doctor, console, settings, dat
     assert found["ok"]
     assert "vision calls to http://gpu1 wait for another" in found["detail"]
     assert "daily limit" in found["detail"]
+
+
+#: Figures that differ from call to call, as they stand in the docs.
+VARIES = [
+    (re.compile(r"http://127\.0\.0\.1:\d+"), "http://gpu1:8000"),
+    (re.compile(r"\d+\.\d+ s\b"), "2.10 s"),
+    (re.compile(r"\d{3} tokens in, \d{4} out"), "650 tokens in, 1060 out"),
+]
+
+
+def model_lines(printed):
+    """What `doctor` prints of models, with figures that do not change."""
+    for pattern, shown in VARIES:
+        printed = pattern.sub(shown, printed)
+    begin = printed.index("model qwen3-vl")
+    lines = printed[printed.rindex("\n", 0, begin) + 1 :].splitlines()
+    end = next(n for n, line in enumerate(lines) if "dagster" in line)
+    return "\n".join(line.rstrip() for line in lines[:end])
+
+
+@pytest.mark.parametrize(
+    ("dialect", "state"),
+    [
+        pytest.param(
+            "openai",
+            {"thinking": Thinking("template"), "refused_parameters": ["max_tokens"]},
+            id="what-was-learnt",
+        ),
+        pytest.param("ollama", {"vision_models": []}, id="missing-model"),
+    ],
+)
+def test_what_the_docs_show_is_what_doctor_prints(console, dialect, state):
+    with listening(**state) as model_server:
+        answer = console(
+            "doctor",
+            BATCH_PIPELINE_ANALYZER=dialect,
+            BATCH_PIPELINE_OLLAMA_HOST=model_server.ollama_url,
+            BATCH_PIPELINE_OPENAI_BASE_URL=model_server.openai_url,
+            COLUMNS="110",
+        )
+
+    docs = (Path(__file__).parents[2] / "docs" / "model_servers.md").read_text()
+    printed = model_lines(answer.out)
+    assert f"\n{printed}\n```" in docs, printed

@@ -38,7 +38,7 @@ def own(work, batch_id, user_id):
 
 def of_another_model(work, model_server, dialect):
     """From now on another model stands behind the name; what tells it differs by dialect."""
-    model_server.digests["qwen2.5vl:7b"] = "sha256:ffff0000"
+    model_server.digests["qwen3-vl:8b-instruct"] = "sha256:ffff0000"
     close_analyzers()
     work.pipeline.__dict__.pop("analyzer", None)
     if dialect == "openai":  # the protocol tells no digest: the options do
@@ -147,7 +147,7 @@ def test_prompts_language_and_options_are_part_of_it_and_slots_are_not(work, tmp
 
     assert len({plain, *unlike}) == 5
     assert like == plain
-    assert plain.startswith("qwen2.5vl:7b")
+    assert plain.startswith("qwen3-vl:8b-instruct")
 
 
 @both_dialects
@@ -233,7 +233,7 @@ def test_the_commands_say_what_is_known_and_redo_what_is_stale(
     said = console("submit", folder, **variables)
     as_json = console("submit", folder, "--json", **variables)
     nothing = console("reprocess", "--stage", "description", "--stale", **variables)
-    model_server.digests["qwen2.5vl:7b"] = "sha256:ffff0000"
+    model_server.digests["qwen3-vl:8b-instruct"] = "sha256:ffff0000"
     redone = console("reprocess", "--stage", "description", "--stale", "--json", **variables)
     thumbnails = console("reprocess", "--stage", "thumbnail", "--stale", **variables)
 

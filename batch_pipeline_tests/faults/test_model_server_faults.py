@@ -137,13 +137,14 @@ def test_row_24_a_model_that_goes_missing_stops_the_run_once_and_fast(work, mode
     assert_nothing_burned(work, batch_id)
     assert set(work.column(batch_id, "error_kind")) == {"model_missing"}
     first, *rest = sorted(failures(result))
-    assert "model 'qwen2.5vl:7b' not found" in first
-    assert ("ollama pull qwen2.5vl:7b" in first) == (dialect == "ollama")
+    assert "model 'qwen3-vl:8b-instruct' not found" in first
+    assert ("ollama pull qwen3-vl:8b-instruct" in first) == (dialect == "ollama")
     assert set(rest) == {f"stopped, the upload is pending: {first}"}
 
 
 @pytest.mark.parametrize(
-    ("models", "name"), [("vision_models", "qwen2.5vl:7b"), ("embedding_models", "bge-m3")]
+    ("models", "name"),
+    [("vision_models", "qwen3-vl:8b-instruct"), ("embedding_models", "qwen3-embedding:0.6b")],
 )
 def test_row_24_a_missing_model_is_found_before_any_upload_is_taken(
     work, model_server, models, name
@@ -347,7 +348,7 @@ def test_row_28_vectors_that_do_not_fit_the_column_stop_the_run_and_fail_no_uplo
     result = work.run(batch_id)
 
     assert sorted(failures(result))[0].startswith(
-        "embedding_wrong_length: vectors of bge-m3 have 768"
+        "embedding_wrong_length: vectors of qwen3-embedding:0.6b have 768"
     )
     assert_nothing_burned(work, batch_id)
     assert set(work.column(batch_id, "error_kind")) == {"embedding_wrong_length"}

@@ -42,7 +42,7 @@ def test_a_new_embedding_neither_decodes_nor_describes_again(done, model_server,
     monkeypatch.setattr(upload_processing, "decode", nothing_is_decoded)
     before = work.column(batch_id, "description")
 
-    [reopened] = redo(work, Stage.EMBEDDING, model_not="bge-m3")
+    [reopened] = redo(work, Stage.EMBEDDING, model_not="qwen3-embedding:0.6b")
 
     assert (reopened.uploads, reopened.progress.status) == (2, "processing")
     assert work.counts(batch_id) == ("processing", 0, 0)
@@ -55,10 +55,10 @@ def test_a_new_embedding_neither_decodes_nor_describes_again(done, model_server,
     assert model_server.calls_of("vision") == []
     assert sorted(call.texts[0] for call in model_server.calls_of("embedding")) == sorted(before)
     assert work.column(batch_id, "description") == before
-    assert set(work.column(batch_id, "embedding_model")) == {"bge-m3"}
+    assert set(work.column(batch_id, "embedding_model")) == {"qwen3-embedding:0.6b"}
     assert work.column(batch_id, "redo") == [[], []]
     with pytest.raises(RefusedError, match="nothing to redo"):
-        redo(work, Stage.EMBEDDING, model_not="bge-m3")
+        redo(work, Stage.EMBEDDING, model_not="qwen3-embedding:0.6b")
 
 
 def test_a_new_thumbnail_calls_no_model(done, model_server):
@@ -213,8 +213,8 @@ def test_the_command_says_what_it_reopened(pipeline, command):
     [
         (["--stage", "embedding"], "nothing to redo: no completed upload is there"),
         (
-            ["--stage", "embedding", "--model-not", "bge-m3"],
-            "no completed upload has its embedding from another model than bge-m3",
+            ["--stage", "embedding", "--model-not", "qwen3-embedding:0.6b"],
+            "no completed upload has its embedding from another model than qwen3-embedding:0.6b",
         ),
         (["--stage", "thumbnail", "--model-not", "x"], "thumbnails are made without a model"),
         (["--stage", "embedding", "--batch", "0" * 32], "there is no batch 00000000-"),

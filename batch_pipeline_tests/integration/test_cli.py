@@ -1,5 +1,6 @@
 """Every command as people run it: the installed script, a process each, a real database."""
 
+import json
 import os
 import re
 import socket
@@ -215,11 +216,13 @@ def test_search_says_why_nothing_can_be_found(console, database):
     batch = add_batch(database, 1)
     with database.transaction() as connection:
         connection.execute(
-            update(Upload).where(Upload.batch_id == batch).values(embedding_model="bge-m3")
+            update(Upload)
+            .where(Upload.batch_id == batch)
+            .values(embedding_model="qwen3-embedding:0.6b")
         )
     other = console("search", "sea")
     assert other.code == 2
-    assert "1 with bge-m3" in other.err
+    assert "1 with qwen3-embedding:0.6b" in other.err
     assert "batch-pipeline reprocess --stage embedding" in other.err
 
 
@@ -329,9 +332,14 @@ def test_db_upgrade_makes_the_tables_and_is_safe_to_repeat(console, server):
         assert made.code == 0
         assert made.json["before"] is None
         again = console("db", "upgrade", BATCH_PIPELINE_DATABASE_URL=url)
+        in_json = console(
+            "db", "upgrade", BATCH_PIPELINE_DATABASE_URL=url, BATCH_PIPELINE_LOG_FORMAT="json"
+        )
         assert (again.code, again.out) == (
             0, f"Nothing to do: the tables are at revision {made.json['after']}.\n",
         )  # fmt: skip
+        assert in_json.out == ""
+        assert json.loads(in_json.err)["event"] == again.out.strip()
 
 
 def test_doctor_says_what_to_do_about_each_thing_that_is_not_ok(console):

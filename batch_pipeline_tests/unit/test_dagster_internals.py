@@ -89,6 +89,7 @@ NOT_CALLED = {
     "PostgresScheduleStorage",
     "TickStatus",
     "daemon_loop",
+    "instigation_logger",
     "ExecutionPlan",
     "ExecutionStep",
     "IStepContext",
@@ -117,6 +118,12 @@ def test_a_callable_takes_the_arguments_that_it_is_called_with(name):
 
 def test_the_daemon_has_an_interval_that_can_be_shortened():
     assert dagster_internals.daemon_loop.MIN_INTERVAL_LOOP_TIME in {5, 1}
+
+
+def test_sensors_and_schedules_have_a_console_logger_that_can_be_replaced():
+    made = inspect.getsource(dagster_internals.instigation_logger.InstigationLogger.__init__)
+    assert 'create_console_logger("dagster", logging.INFO)' in made
+    inspect.signature(dagster_internals.instigation_logger.create_console_logger).bind(1, 2)
 
 
 def test_every_name_is_looked_at():

@@ -1,8 +1,13 @@
 """Log lines, as a process of its own writes them."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
+import uuid
+
+import pytest
 
 SAYS = """
 import logging, warnings
@@ -21,15 +26,46 @@ logging.getLogger("dagster.daemon").error("Dagster writes this one")
 """
 
 
-def said(log_format):
+#: A daemon of Dagster's, as it sets its loggers up, in which dagster-postgres speaks of an outage.
+A_DAEMON = """
+import logging
+from dagster._utils.log import configure_loggers
+from batch_pipeline.logs import say_each_line_once
+from batch_pipeline.settings import load_settings
+
+configure_loggers(formatter="json")
+say_each_line_once(load_settings())
+logging.warning("Retrying failed database connection")
+logging.getLogger("dagster.daemon").info("checked for new runs")
+"""
+A_TICK = f"""
+import uuid
+import dagster as dg
+from dagster._core.definitions.instigation_logger import InstigationLogger
+from batch_pipeline.logs import use_format
+from batch_pipeline.orchestration.run_logs import naming, write_ticks_as_json
+from batch_pipeline.settings import load_settings
+
+write_ticks_as_json(load_settings())
+run = dg.DagsterRun("process_batch", run_id="{uuid.UUID(int=1)}",
+                    tags={{"batch_pipeline/batch_id": "{uuid.UUID(int=2)}"}})
+with InstigationLogger(repository_name="ours", instigator_name="pending_batches") as log:
+    with naming(run, upload_id=uuid.UUID(int=3)):
+        log.info("asked for a run: slice %s", 4)
+    log.warning("nothing waits")
+"""
+
+
+def said(log_format, program=SAYS):
     done = subprocess.run(
-        [sys.executable, "-c", SAYS],
+        [sys.executable, "-c", program],
         env={"BATCH_PIPELINE_LOG_FORMAT": log_format, "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         check=True,
     )
-    return done.stderr
+    return done.stdout
 
 
 def test_everything_is_one_json_object_a_line_and_said_once():
@@ -47,3 +83,75 @@ def test_everything_is_one_json_object_a_line_and_said_once():
 
 def test_text_is_left_as_python_writes_it():
     assert said("text").startswith("two\nlines\nit broke\nTraceback")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_an_outage_does_not_make_a_daemon_say_each_line_twice(log_format):
+    lines = said(log_format, A_DAEMON).splitlines()
+
+    [of_root] = [line for line in lines if "Retrying failed" in line]
+    [of_dagster] = [line for line in lines if "checked for new runs" in line]
+    assert json.loads(of_dagster)["event"] == "checked for new runs"
+    assert of_root.startswith("{") == (log_format == "json")
+
+
+def test_what_a_sensor_says_is_json_and_names_what_it_is_about():
+    first, second = map(json.loads, said("json", A_TICK).splitlines())
+
+    assert first["event"] == "asked for a run: slice 4"
+    assert first["instigator"] == second["instigator"] == "pending_batches"
+    ids = ("run_id", "batch_id", "upload_id")
+    assert [first[name] for name in ids] == [str(uuid.UUID(int=n)) for n in (1, 2, 3)]
+    assert second["level"] == "warning"
+    assert not second.keys() & set(ids)
+
+
+def test_a_sensor_speaks_to_people_unless_asked_otherwise():
+    assert "ours - pending_batches - asked for a run: slice 4" in said("text", A_TICK)
+
+
+NOBODY = {
+    "BATCH_PIPELINE_DATABASE_URL": "postgresql://me:s3cret@127.0.0.1:1/none",
+    "BATCH_PIPELINE_STORAGE_URL": "/nowhere",
+    "BATCH_PIPELINE_LOG_FORMAT": "json",
+}
+
+
+def upgrade(tmp_path, stderr):
+    return subprocess.Popen(
+        [sys.executable, "-m", "batch_pipeline", "db", "upgrade"],
+        env=os.environ | NOBODY,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+
+
+def test_a_command_that_fails_in_a_container_says_so_in_json(tmp_path):
+    process = upgrade(tmp_path, subprocess.PIPE)
+    out, err = process.communicate(timeout=60)
+
+    [line] = map(json.loads, err.splitlines())
+    assert (process.returncode, out) == (1, "")
+    assert line["level"] == "error"
+    assert "127.0.0.1" in line["event"]
+    assert "BATCH_PIPELINE_DATABASE_URL" in line["event"]
+    assert "s3cret" not in err
+
+
+def test_a_person_at_a_terminal_gets_sentences_whatever_the_log_format(tmp_path):
+    ours, theirs = pty.openpty()
+    process = upgrade(tmp_path, theirs)
+    os.close(theirs)
+    said = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            said += chunk
+    except OSError:  # the terminal has nobody left who writes to it
+        pass
+    os.close(ours)
+    process.communicate(timeout=60)
+
+    assert said.startswith(b"Error: ")
+    assert b"{" not in said

@@ -43,6 +43,7 @@ from batch_pipeline.database.session import (
     pipeline_url,
     with_driver,
 )
+from batch_pipeline.logs import say_each_line_once
 from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
 from batch_pipeline.orchestration.sensor_rounds import shorten_rounds
 from batch_pipeline.settings import Settings, load_settings
@@ -80,6 +81,7 @@ class PipelineInstanceStorage(DagsterPostgresStorage):
         _heed_signals()
         shorten_rounds()  # the one class of ours that the daemon makes
         settings = load_settings()
+        say_each_line_once(settings)
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
         return cls(url, grouped=settings.group_event_writes, inst_data=inst_data)
 

@@ -405,6 +405,23 @@ def _encode(action: str, payload: Mapping[str, Any]) -> str:
     return body
 
 
+def check_redis(url: str) -> str:
+    """Publish a message about no batch, as one about a batch would be; says what was found.
+
+    Raises:
+        ConfigurationError: the URL is none, or the client is not installed.
+        Exception: what the client raises: nobody listens, or the server refuses.
+    """
+    redis = _connect_redis(url)
+    if redis is None:
+        raise ConfigurationError(
+            "BATCH_PIPELINE_REDIS_URL is set, but the extra `redis` is not installed"
+        )
+    with redis:
+        heard = redis.publish("batch_progress:doctor", _encode("doctor", {}))
+    return f"lets us publish; {heard} listened"
+
+
 def _connect_redis(url: str) -> Any:
     try:
         import redis  # noqa: PLC0415 - an optional extra

@@ -253,7 +253,7 @@ def test_what_is_done_in_the_background_does_not_read_the_uploads_through(full_p
 
 def test_the_selection_for_a_redo_goes_batch_by_batch(full_pipeline, plans):
     """All that another model made is most of the table; it is found in steps all the same."""
-    selection = Selection(Stage.EMBEDDING, model_not="bge-m3", user_id=USER)
+    selection = Selection(Stage.EMBEDDING, model_not="qwen3-embedding:0.6b", user_id=USER)
     assert len(list(islice(_selected(full_pipeline.database, selection), 3))) == 3
     assert_no_sequential_scan(plans, of="uploads")
 

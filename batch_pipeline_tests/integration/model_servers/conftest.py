@@ -13,8 +13,8 @@ from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.model_server import ScriptedModelServer
 
-IMAGE = MediaFacts("image", "jpeg", 64, 48)
-VIDEO = MediaFacts("video", "mp4", 64, 48, duration_seconds=90.0)
+IMAGE = MediaFacts("image", "jpeg", 64, 32)
+VIDEO = MediaFacts("video", "mp4", 64, 32, duration_seconds=90.0)
 
 BuildAnalyzer = Callable[..., Analyzer]
 
@@ -25,7 +25,7 @@ only_openai = pytest.mark.parametrize("dialect", ["openai"], indirect=True)
 
 def picture(colour: str = "red", position_seconds: float = 0.0) -> Frame:
     written = io.BytesIO()
-    Image.new("RGB", (64, 48), colour).save(written, "JPEG")
+    Image.new("RGB", (64, 32), colour).save(written, "JPEG")
     return Frame(written.getvalue(), position_seconds)
 
 

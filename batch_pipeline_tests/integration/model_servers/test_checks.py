@@ -12,8 +12,8 @@ def test_a_server_with_both_models_is_well(build: BuildAnalyzer) -> None:
     checks = build().check()
 
     assert [(check.name, check.ok) for check in checks] == [
-        ("vision model qwen2.5vl:7b", True),
-        ("embedding model bge-m3", True),
+        ("vision model qwen3-vl:8b-instruct", True),
+        ("embedding model qwen3-embedding:0.6b", True),
     ]
 
 
@@ -33,22 +33,22 @@ def test_a_server_that_does_not_answer_fails_both_checks_and_says_what_to_set(
 def test_a_missing_model_is_told_with_what_there_is(
     build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
 ) -> None:
-    server.vision_models[:] = ["qwen2.5vl:3b"]
+    server.vision_models[:] = ["qwen3-vl:4b-instruct"]
 
     failed = only_failure(build().check())
 
-    assert "qwen2.5vl:7b is not on" in failed.detail
-    assert "qwen2.5vl:3b" in failed.detail
+    assert "qwen3-vl:8b-instruct is not on" in failed.detail
+    assert "qwen3-vl:4b-instruct" in failed.detail
     if dialect == "ollama":
-        assert "ollama pull qwen2.5vl:7b" in failed.hint
+        assert "ollama pull qwen3-vl:8b-instruct" in failed.hint
 
 
 def test_another_tag_of_a_model_is_another_model(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    server.embedding_models[:] = ["bge-m3:567m"]
+    server.embedding_models[:] = ["qwen3-embedding:4b"]
 
-    assert "embedding model bge-m3" in only_failure(build().check()).name
+    assert "embedding model qwen3-embedding:0.6b" in only_failure(build().check()).name
 
 
 def test_a_model_whose_vectors_do_not_fit_the_column_is_found_before_any_upload(
@@ -66,7 +66,7 @@ def test_a_model_whose_vectors_do_not_fit_the_column_is_found_before_any_upload(
 def test_a_model_that_cannot_see_is_no_vision_model(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    failed = only_failure(build(vision_model="bge-m3").check())
+    failed = only_failure(build(vision_model="qwen3-embedding:0.6b").check())
 
     assert "not made for vision" in failed.detail
 

@@ -41,7 +41,7 @@ def vision(dialect: str, server: ScriptedModelServer, clock: Clock) -> Iterator[
         if dialect == "ollama"
         else OpenAICompatibleServer(server.openai_url, "", limits, circuit=circuit)
     )
-    yield RemoteVision([remote], "qwen2.5vl:7b", CallGate(4))
+    yield RemoteVision([remote], "qwen3-vl:8b-instruct", CallGate(4))
     remote.close()
 
 

@@ -35,7 +35,11 @@ DOUBTFUL = {Fault.MISSING_404, Fault.REFUSED_KEY_401, Fault.UNSUITABLE_400}
         (Fault.CUT_JSON, (TransientError, "model_output_invalid"), "not an answer of its protocol"),
         (Fault.EMPTY, (TransientError, "model_output_invalid"), "an empty answer"),
         (Fault.CUT_BY_LENGTH, (TransientError, "model_output_invalid"), "cut by length"),
-        (Fault.MISSING_404, (ServiceDownError, "model_missing"), "model 'qwen2.5vl:7b' not found"),
+        (
+            Fault.MISSING_404,
+            (ServiceDownError, "model_missing"),
+            "model 'qwen3-vl:8b-instruct' not found",
+        ),
         (Fault.REFUSED_KEY_401, (ServiceDownError, "model_server_refused"), "API_KEY"),
         (Fault.UNSUITABLE_400, (ServiceDownError, "model_unsuitable"), "does not support image"),
         (Fault.REFUSED_INPUT_400, (PermanentError, "model_refused_input"), "decode the picture"),
@@ -94,7 +98,7 @@ def test_a_missing_model_says_which_command_brings_it(
 ) -> None:
     server.embedding_models.clear()
 
-    with pytest.raises(ServiceDownError, match="ollama pull bge-m3"):
+    with pytest.raises(ServiceDownError, match=r"ollama pull qwen3-embedding:0\.6b"):
         build().embedding.embed(["a boat"])
 
 

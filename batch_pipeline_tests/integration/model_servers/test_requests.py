@@ -45,7 +45,7 @@ def test_a_picture_is_sent_unchanged_with_its_prompt_and_limits(
 
     assert description == describe_picture(frame.jpeg)
     in_fields, call = server.calls
-    assert call.model == "qwen2.5vl:7b"
+    assert call.model == "qwen3-vl:8b-instruct"
     assert call.images == [frame.jpeg]
     assert call.texts == [Prompts().of_image(IMAGE)]
     assert sampling(call)["temperature"] == 0.3
@@ -153,10 +153,10 @@ def test_many_texts_are_embedded_in_one_call_in_their_order(
 
     vectors = embedding.embed(["a red boat", "a green hill", "snow"])
 
-    assert (embedding.name, embedding.dimensions) == ("bge-m3", 1024)
+    assert (embedding.name, embedding.dimensions) == ("qwen3-embedding:0.6b", 1024)
     assert vectors == [embed_text(text, 1024) for text in ("a red boat", "a green hill", "snow")]
     (call,) = server.calls
-    assert call.model == "bge-m3"
+    assert call.model == "qwen3-embedding:0.6b"
 
 
 def test_no_text_is_no_call(build: BuildAnalyzer, server: ScriptedModelServer) -> None:
@@ -175,7 +175,7 @@ def test_a_text_beyond_the_context_is_embedded_in_part_and_flagged(
 
     assert short_vector == embed_text("a boat", 1024)
     assert long_vector == embed_text(long[: len(long) // 4], 1024)
-    assert "is too long for bge-m3" in caplog.text
+    assert "is too long for qwen3-embedding:0.6b" in caplog.text
     assert "exceeds the context length" in caplog.text
 
 

@@ -154,13 +154,13 @@ def test_every_server_is_checked_for_every_model(
 
     assert [check.ok for check in checks] == [True, True, True, False]
     assert [check.name.partition(" at ")[0] for check in checks] == [
-        "vision model qwen2.5vl:7b",
-        "vision model qwen2.5vl:7b",
-        "embedding model bge-m3",
-        "embedding model bge-m3",
+        "vision model qwen3-vl:8b-instruct",
+        "vision model qwen3-vl:8b-instruct",
+        "embedding model qwen3-embedding:0.6b",
+        "embedding model qwen3-embedding:0.6b",
     ]
     assert other.ollama_url in checks[3].name
-    assert "bge-m3 is not on" in checks[3].detail
+    assert "qwen3-embedding:0.6b is not on" in checks[3].detail
 
 
 @only_ollama  # the other protocol tells no digest
@@ -172,7 +172,9 @@ def test_another_model_behind_the_name_shows_and_a_server_that_is_away_changes_n
 ) -> None:
     monkeypatch.setattr(server_group, "DIGEST_SECONDS", 0)
     before = both.vision.fingerprint()
-    server.digests["qwen2.5vl:7b"] = other.digests["qwen2.5vl:7b"] = "sha256:ffff0000"
+    server.digests["qwen3-vl:8b-instruct"] = other.digests["qwen3-vl:8b-instruct"] = (
+        "sha256:ffff0000"
+    )
     after = both.vision.fingerprint()
     other.stop()
 

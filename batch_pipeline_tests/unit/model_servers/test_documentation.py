@@ -65,13 +65,23 @@ def test_every_kind_of_error_that_is_explained_is_raised_and_the_other_way_round
     assert explained == raised
 
 
-@pytest.mark.parametrize("server", ["Ollama", "vLLM", "LM Studio", "A hosted API"])
+@pytest.mark.parametrize("server", ["Ollama", "vLLM", "SGLang", "LM Studio", "A hosted API"])
 def test_commands_that_were_not_tried_here_say_so(server: str) -> None:
     section = TEXT.partition(f"\n## {server}\n")[2].partition("\n## ")[0]
     assert "not tried here" in section.lower()
 
 
-def test_the_server_that_was_tried_names_its_test() -> None:
-    section = TEXT.partition("\n## llama.cpp\n")[2].partition("\n## ")[0]
+@pytest.mark.parametrize("name", ["vision_model", "embedding_model"])
+def test_the_default_models_are_explained_and_stand_first_in_their_table(name: str) -> None:
+    default = Settings.model_fields[name].default
+    assert f"`{name.upper()}` is `{default}`" in TEXT
+    rows = TEXT.partition(f"\n| {name.replace('_', ' ')} |")[2].splitlines()
+    assert f"| `{default}` |" in rows[2]
+    assert "default" in rows[2]
+
+
+@pytest.mark.parametrize("title", ["llama.cpp", "Recorded answers"])
+def test_the_servers_that_were_tried_or_recorded_name_their_test(title: str) -> None:
+    section = TEXT.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     [path] = re.findall(r"batch_pipeline_tests/\S+\.py", section)
     assert (ROOT / path).exists()

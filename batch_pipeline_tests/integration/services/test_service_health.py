@@ -1,0 +1,100 @@
+"""What `doctor` says of Redis and the object store, each a real server in a bad state."""
+
+import pytest
+import redis
+from s3fs import S3FileSystem
+
+from batch_pipeline.services.health import check_health
+from batch_pipeline.storage import Storage
+
+
+@pytest.fixture
+def check(change):
+    def named(name, **changed):
+        [found] = [
+            check for check in check_health(change(**changed), quick=True) if name == check.name
+        ]
+        return found
+
+    return named
+
+
+@pytest.fixture
+def listener(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+        client.acl_deluser("other", "mute")
+
+
+def test_without_a_redis_url_nothing_is_said_of_redis(settings):
+    assert "redis" not in {check.name for check in check_health(settings, quick=True)}
+
+
+def test_redis_is_well_if_we_may_publish(check, redis_url, listener):
+    assert check("redis", redis_url=redis_url).detail == "lets us publish; 0 listened"
+
+    with listener.pubsub() as subscription:
+        subscription.subscribe("batch_progress:doctor")
+        assert subscription.get_message(timeout=10)["type"] == "subscribe"
+        assert check("redis", redis_url=redis_url).detail == "lets us publish; 1 listened"
+
+
+def test_a_redis_that_nobody_reaches_is_named_with_what_goes_on_without_it(check):
+    found = check("redis", redis_url="redis://127.0.0.1:1/0")
+
+    assert not found.ok
+    assert "Connection refused" in found.detail
+    assert "BATCH_PIPELINE_REDIS_URL" in found.hint
+    assert "worked all the same" in found.hint
+
+
+def test_a_redis_that_refuses_the_password_is_named_without_it(check, redis_url, listener):
+    listener.acl_setuser("other", enabled=True, passwords=["+right"], commands=["+@all"])
+
+    found = check("redis", redis_url=redis_url.replace("//", "//other:wr0ng-secret@"))
+
+    assert not found.ok
+    assert "invalid username-password pair" in found.detail
+    assert "wr0ng-secret" not in found.detail + found.hint
+
+
+def test_a_redis_that_lets_us_in_but_not_publish_is_not_well(check, redis_url, listener):
+    listener.acl_setuser("mute", enabled=True, nopass=True, commands=["+@all", "-publish"])
+
+    found = check("redis", redis_url=redis_url.replace("//", "//mute:any@"))
+
+    assert not found.ok
+    assert "no permissions" in found.detail
+
+
+@pytest.mark.xdist_group("object_store")
+def test_a_bucket_that_can_be_written_is_well_and_left_as_it_was(check, s3_url):
+    assert check("storage", storage_url=s3_url).ok
+    assert Storage(s3_url).is_empty()
+
+
+@pytest.mark.xdist_group("object_store")
+def test_a_bucket_that_is_not_there_is_told_from_keys_that_are_refused(check, s3_url, object_store):
+    missing = check("storage", storage_url="s3://nobody/uploads")
+    with object_store.refusing_everybody():
+        refused = check("storage", storage_url=s3_url)
+
+    assert "bucket does not exist" in missing.detail
+    assert "Access Key Id you provided does not exist" in refused.detail
+    for found in (missing, refused):
+        assert not found.ok
+        assert "make the bucket" in found.hint
+        assert "AWS_ACCESS_KEY_ID" in found.hint
+
+
+@pytest.mark.xdist_group("object_store")
+def test_an_object_store_that_nobody_reaches_is_named(check, s3_url, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    S3FileSystem.clear_instance_cache()  # clients are kept, with the address that they had
+
+    found = check("storage", storage_url=s3_url)
+    S3FileSystem.clear_instance_cache()
+
+    assert not found.ok
+    assert "Could not connect" in found.detail
+    assert "start the object store" in found.hint
