@@ -1276,7 +1276,7 @@ def _delete(
                 raise RefusedError("nothing was deleted")
         receipt = run(dry_run=dry_run)
     if as_json:
-        _print_json(asdict(receipt))
+        _print_json(receipt.shape())
         return
     for line in receipt_lines(receipt):
         click.echo(line)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import (
     ColumnElement,
@@ -86,6 +86,18 @@ class Receipt:
     ``thumbnails``, ``files_kept``, ``runs``, ``events``, ``checks``, ``ticks``, ``partitions``."""
     at: datetime | None = None
     """When it was complete, on the database's clock."""
+
+    def shape(self) -> dict[str, Any]:
+        """The receipt as JSON shows it."""
+        return {
+            "named": self.named,
+            "id": self.id,
+            "dry_run": self.dry_run,
+            "batches": self.batches,
+            "uploads": self.uploads,
+            "counts": dict(self.counts),
+            "at": self.at,
+        }
 
 
 @dataclass(frozen=True)
