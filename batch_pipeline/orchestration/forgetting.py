@@ -34,6 +34,10 @@ from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_summary import batch_summary
 from batch_pipeline.settings import Settings
 
+#: What the stack of `make demo` prints, beside Dagster's own files.
+_CONSOLE = "dagster-dev.log"
+#: How an entry of it begins: with a moment, or as JSON.
+_ENTRY = re.compile(rb"(?:\x1b\[[0-9;]*m)*(?:\d{4}-\d\d-\d\d[ T]|\{)")
 #: A tick that has not ended by then is of a daemon that died in it (seconds).
 _TICK_SECONDS = 60.0
 _NOT_ENDED = [status for status in dg.DagsterRunStatus if status not in ENDED_RUN]
@@ -203,6 +207,7 @@ class DagsterHistory:
         counts += self._delete_events(f"{_EVENTS_OF_RUNS} UNION {_EVENTS_OF_BATCH}", of)
         counts += self._delete_checks(runs, batch_id)
         self._forget_last_events(runs, [str(batch_id)])
+        self._blank_console([str(batch_id), *runs])
         name = str(BATCHES.name)
         if self._instance.has_dynamic_partition(name, str(batch_id)):
             self._instance.delete_dynamic_partition(name, str(batch_id))
@@ -237,6 +242,7 @@ class DagsterHistory:
                 connection.execute(_REPLACE_EVENT, hidden)
         needles = [upload_id.hex, str(upload_id), *([str(batch_id)] if batch_id else [])]
         self._forget_last_events(whole, needles)
+        self._blank_console([*needles, *runs])
         for run_id in kept:
             self._delete_logs(run_id)
         for run_id in whole:
@@ -317,6 +323,24 @@ class DagsterHistory:
     def _delete_logs(self, run_id: str) -> None:
         """Delete what a run wrote to the console, as far as this machine sees it."""
         self._instance.compute_log_manager.delete_logs(prefix=[run_id])
+
+    def _blank_console(self, needles: Sequence[str]) -> None:
+        """Overwrite with blanks what the stack printed of runs, while it goes on printing."""
+        file = Path(self._instance.root_directory) / _CONSOLE
+        wanted = [needle.encode() for needle in needles]
+        if not file.exists():
+            return
+        with file.open("r+b") as console:
+            position, is_meant = 0, False
+            for line in console.read().splitlines(keepends=True):
+                if _ENTRY.match(line):
+                    is_meant = False
+                # What follows without a beginning of its own is the rest: a stack trace.
+                is_meant = is_meant or any(needle in line for needle in wanted)
+                if is_meant:
+                    console.seek(position)
+                    console.write(b" " * len(line.rstrip(b"\r\n")))
+                position += len(line)
 
 
 def _without_upload(event: str, upload_id: uuid.UUID) -> str:

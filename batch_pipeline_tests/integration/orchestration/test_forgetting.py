@@ -255,20 +255,6 @@ def test_what_dagster_keeps_of_a_batch_whose_rows_an_api_has_deleted_goes_too(ke
     assert traces([b"quokka_barnaby"], kept.databases, []) == []
 
 
-def test_a_run_that_was_executed_again_leaves_no_plan(kept, tmp_path):
-    batch = kept.batch(tmp_path, "quokka_barnaby")
-    instance, [run] = kept.runner.instance, kept.runner.runs
-    again = kept.runner.job.execute_in_process(
-        run_config=run.dagster_run.run_config,
-        instance=instance,
-        raise_on_error=False,
-        tags={"batch_pipeline/batch_id": str(batch), "dagster/parent_run_id": run.run_id},
-    )
-    assert instance.get_run_by_id(again.run_id)
-    assert kept.delete("batch", batch).counts["runs"] == 2
-    assert instance.get_run_by_id(again.run_id) is None
-
-
 @pytest.mark.parametrize("status", ["pending", "processing"])
 def test_an_open_batch_is_refused_with_what_to_do(kept, status):
     batch = add_batch(kept.pipeline.database, 2, status=status)
