@@ -113,9 +113,17 @@ _DELETE_PLAN = text("""
 """)
 _REPORTING = text("""
     SELECT id FROM job_ticks
-    WHERE status = 'STARTED' AND strpos(tick_body, 'report_ended_batches') > 0
-        AND timestamp > (now() AT TIME ZONE 'UTC') - interval '10 minutes'
-""")
+    WHERE status = 'STARTED' AND timestamp > (now() AT TIME ZONE 'UTC') - interval '5 minutes'
+        AND EXISTS (
+            SELECT FROM unnest(CAST(:sensors AS text[])) AS name WHERE strpos(tick_body, name) > 0
+        )
+""").bindparams(
+    sensors=[
+        "report_ended_batches",
+        "release_uploads_of_failed_runs",
+        "cancel_batches_of_terminated_runs",
+    ]
+)
 
 
 @contextmanager
@@ -165,6 +173,8 @@ class DagsterHistory:
             )
         self._instance, self._pipeline = instance, pipeline
         self._events, self._runs, self._ticks = events, runs, ticks
+        #: Waited for in vain.
+        self._dead_ticks: set[int] = set()
 
     def in_flight(self, batch_id: uuid.UUID) -> Sequence[str]:
         """Ids of the runs of a batch that have not ended."""
@@ -186,9 +196,10 @@ class DagsterHistory:
     def settle(self) -> None:
         """Wait until no sensor is about to report what it has read before."""
         deadline = time.monotonic() + _TICK_SECONDS
-        reporting = self._reporting()
-        while reporting & self._reporting() and time.monotonic() < deadline:
+        awaited = self._reporting() - self._dead_ticks
+        while (left := awaited & self._reporting()) and time.monotonic() < deadline:
             time.sleep(0.1)
+        self._dead_ticks |= left
 
     def count(self, batch_id: uuid.UUID) -> Mapping[str, int]:
         """Count what `forget_batch` would delete."""
@@ -201,20 +212,26 @@ class DagsterHistory:
     def forget_batch(self, batch_id: uuid.UUID) -> Mapping[str, int]:
         """Delete runs, events, partition and logs of a batch; returns how many of what."""
         runs = self._runs_of(batch_id)
+        needles = [str(batch_id), *runs]
         of = {"runs": runs, "batch_id": str(batch_id)}
         counts: Counter[str] = Counter()
-        counts += self._delete_ticks([str(batch_id), *runs])
+        counts += self._delete_ticks(needles)
         counts += self._delete_events(f"{_EVENTS_OF_RUNS} UNION {_EVENTS_OF_BATCH}", of)
         counts += self._delete_checks(runs, batch_id)
+        for run_id in runs:
+            self._delete_run(run_id)
+            counts["runs"] += 1
+        # A sensor may be about to say why one of these runs ended; no other will.
+        self.settle()
+        counts += self._delete_ticks(needles)
+        counts += self._delete_events(_EVENTS_OF_BATCH, of)
+        counts += self._delete_checks(runs, batch_id)
         self._forget_last_events(runs, [str(batch_id)])
-        self._blank_console([str(batch_id), *runs])
+        self._blank_console(needles)
         name = str(BATCHES.name)
         if self._instance.has_dynamic_partition(name, str(batch_id)):
             self._instance.delete_dynamic_partition(name, str(batch_id))
             counts["partitions"] += 1
-        for run_id in runs:  # last: they name the batch
-            self._delete_run(run_id)
-            counts["runs"] += 1
         return counts
 
     def forget_upload(self, upload_id: uuid.UUID, batch_id: uuid.UUID | None) -> Mapping[str, int]:
@@ -230,24 +247,24 @@ class DagsterHistory:
             runs |= set(connection.execute(_RUNS_WITH_STEP, of).scalars())
         whole = [run_id for run_id in runs if self._names_upload(run_id, upload_id)]
         kept = sorted(runs - set(whole))
-        counts += self._delete_ticks([str(upload_id), *whole])
         counts += self._delete_events(_EVENTS_OF_UPLOAD, of | {"runs": kept})
-        counts += self._delete_events(_EVENTS_OF_RUNS, of | {"runs": whole})
-        if batch_id:
-            counts += self._delete_events(_RUNLESS_OF_BATCH, of)
-        counts += self._delete_checks(whole, batch_id)
         with self._events.index_connection() as connection:
             for row in connection.execute(_NAMING_UPLOAD, of | {"runs": kept}).all():
                 hidden = {"id": row.id, "event": _without_upload(row.event, upload_id)}
                 connection.execute(_REPLACE_EVENT, hidden)
-        needles = [upload_id.hex, str(upload_id), *([str(batch_id)] if batch_id else [])]
-        self._forget_last_events(whole, needles)
-        self._blank_console([*needles, *runs])
         for run_id in kept:
             self._delete_logs(run_id)
         for run_id in whole:
             self._delete_run(run_id)
             counts["runs"] += 1
+        self.settle()  # as above
+        counts += self._delete_ticks([str(upload_id), *whole])
+        if batch_id:
+            counts += self._delete_events(_RUNLESS_OF_BATCH, of)
+        counts += self._delete_checks(whole, batch_id)
+        needles = [upload_id.hex, str(upload_id), *([str(batch_id)] if batch_id else [])]
+        self._forget_last_events(whole, needles)
+        self._blank_console([*needles, *runs])
         return counts
 
     def report_again(self, batch_id: uuid.UUID) -> None:
