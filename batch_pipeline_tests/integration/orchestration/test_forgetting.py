@@ -220,28 +220,58 @@ def test_of_a_deleted_user_nothing_is_found_and_others_are_untouched(kept, tmp_p
         kept.delete("user", user)
 
 
-class Interrupted(DagsterHistory):
-    """Stops in the middle, as a person does or a power cut."""
+def interrupted_after(step, kept, monkeypatch):
+    """A history that stops once a step is done, as a person does or a power cut."""
+    history = DagsterHistory(kept.runner.instance, kept.pipeline)
+    done = getattr(history, step)
 
-    def forget_batch(self, batch_id):
-        super()._delete_ticks([str(batch_id)])
+    def then_stop(*arguments):
+        done(*arguments)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(history, step, then_stop)
+    return history
 
-def test_a_deletion_that_was_interrupted_is_completed_by_the_next(kept, tmp_path):
+
+STEPS = ["settle", "_delete_ticks", "_delete_events", "_delete_run", "_forget_last_events"]
+
+
+@pytest.mark.parametrize("step", [*STEPS, "_delete_checks", "forget_batch"])
+def test_a_deletion_that_was_interrupted_is_completed_by_the_next(
+    kept, tmp_path, monkeypatch, step
+):
     batch = kept.batch(tmp_path, "quokka_barnaby", "second")
     gone = needles(kept, batch, "quokka_barnaby")
-    history = Interrupted(kept.runner.instance, kept.pipeline)
     with pytest.raises(KeyboardInterrupt):
-        kept.delete("batch", batch, history)
+        kept.delete("batch", batch, interrupted_after(step, kept, monkeypatch))
     assert {row.description for row in upload_rows(kept.pipeline.database, batch)} == {None}
-    assert kept.traces(*gone)
 
     assert kept.delete("batch", batch).counts["batches"] == 1
 
     assert kept.traces(*gone, str(batch).encode()) == []
     with pytest.raises(NotFoundError):
         kept.delete("batch", batch)
+
+
+@pytest.mark.parametrize("step", [*STEPS, "_delete_logs", "forget_upload"])
+def test_a_deletion_of_an_upload_that_was_interrupted_is_completed_by_the_next(
+    kept, tmp_path, monkeypatch, step
+):
+    batch = kept.batch(tmp_path, "quokka_barnaby", "sibling", album="album")
+    [gone] = [
+        row
+        for row in upload_rows(kept.pipeline.database, batch)
+        if row.filename == "quokka_barnaby.jpg"
+    ]
+    kept.runner.run(batch, upload_ids=[str(gone.id)])  # its plan names the upload
+    with pytest.raises(KeyboardInterrupt):
+        kept.delete("upload", gone.id, interrupted_after(step, kept, monkeypatch))
+
+    kept.delete("upload", gone.id)
+
+    assert kept.traces(b"quokka_barnaby", *of_upload(gone.id)) == []
+    [report] = kept.events("batch_report", batch)
+    assert report.metadata["total"].value == 1
 
 
 def test_what_dagster_keeps_of_a_batch_whose_rows_an_api_has_deleted_goes_too(kept, tmp_path):
