@@ -3,9 +3,11 @@
 import json
 import shutil
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
+import psycopg
 import pytest
 from sqlalchemy import func, insert, select
 
@@ -272,6 +274,30 @@ def test_a_deletion_of_an_upload_that_was_interrupted_is_completed_by_the_next(
     assert kept.traces(b"quokka_barnaby", *of_upload(gone.id)) == []
     [report] = kept.events("batch_report", batch)
     assert report.metadata["total"].value == 1
+
+
+def test_what_a_sensor_was_about_to_report_goes_too(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby")
+    # Given: a tick that has read the batch, and not yet stored its report.
+    with psycopg.connect(kept.databases[1], autocommit=True) as ticks:
+        ticks.execute(
+            "INSERT INTO job_ticks (job_origin_id, status, type, timestamp, tick_body) VALUES "
+            "('o', 'STARTED', 'SENSOR', now() AT TIME ZONE 'UTC', "
+            """'{"instigator_name": "report_ended_batches"}')"""
+        )
+        with ThreadPoolExecutor() as pool:
+            deletion = pool.submit(kept.delete, "batch", batch)
+            with pytest.raises(TimeoutError):  # the deletion waits for it
+                deletion.result(2)
+            # When: it stores the report meanwhile.
+            kept.runner.instance.report_runless_asset_event(
+                dg.AssetMaterialization(
+                    "batch_report", partition=str(batch), metadata={"file": "quokka_barnaby.jpg"}
+                )
+            )
+            ticks.execute("UPDATE job_ticks SET status = 'SUCCESS'")
+            deletion.result(60)
+    assert kept.traces(b"quokka_barnaby", str(batch).encode()) == []
 
 
 def test_what_dagster_keeps_of_a_batch_whose_rows_an_api_has_deleted_goes_too(kept, tmp_path):
