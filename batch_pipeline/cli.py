@@ -1196,6 +1196,142 @@ def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json:
 
 
 @main.group()
+def delete() -> None:
+    """Delete an upload, a batch or a user, with everything that is kept.
+
+    Deleted are rows, vectors, files, and what Dagster keeps: runs, events, logs. If it is
+    interrupted, the same command completes it.
+
+    \b
+    Examples:
+      batch-pipeline delete batch 3f2a… --dry-run
+      batch-pipeline delete user 5a0f…
+    """
+
+
+def _delete_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that all kinds of deletion have."""
+    for option in (
+        json_option,
+        click.option("--dry-run", is_flag=True, help="Only count what would be deleted."),
+        click.option("--yes", is_flag=True, help="Do not ask; for scripts."),
+        click.option(
+            "--originals",
+            is_flag=True,
+            help="Also delete files that may belong to another system.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@delete.command("upload")
+@click.argument("upload", type=UPLOAD)
+@_delete_options
+@click.pass_obj
+def delete_upload(session: Session, /, upload: uuid.UUID, **options: bool) -> None:
+    """Delete one upload; its batch is counted and reported anew.
+
+    \b
+    Example:
+      batch-pipeline delete upload 9c41…
+    """
+    _delete(session, "upload", upload, **options)
+
+
+@delete.command("batch")
+@click.argument("batch", type=BATCH)
+@_delete_options
+@click.pass_obj
+def delete_batch(session: Session, /, batch: uuid.UUID, **options: bool) -> None:
+    """Delete a batch with its uploads; one in work must be cancelled first.
+
+    \b
+    Examples:
+      batch-pipeline delete batch 3f2a… --dry-run
+      batch-pipeline delete batch 3f2a… --yes --json > receipt.json
+    """
+    _delete(session, "batch", batch, **options)
+
+
+@delete.command("user")
+@click.argument("user", type=USER)
+@_delete_options
+@click.pass_obj
+def delete_user(session: Session, /, user: uuid.UUID, **options: bool) -> None:
+    """Delete all batches and uploads of a user; `export` them first.
+
+    \b
+    Example:
+      batch-pipeline delete user 5a0f…
+    """
+    _delete(session, "user", user, **options)
+
+
+def _delete(
+    session: Session,
+    what: str,
+    id_: uuid.UUID,
+    *,
+    originals: bool,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from batch_pipeline.orchestration.forgetting import opened_history  # noqa: PLC0415
+    from batch_pipeline.services.forgetting import forget  # noqa: PLC0415
+    from batch_pipeline.services.short_ids import Named  # noqa: PLC0415
+    from batch_pipeline.terminal import receipt_lines  # noqa: PLC0415
+
+    session.when_stopped = f"Stopped. Complete it:  batch-pipeline delete {what} {id_}"
+    with opened_history(session.pipeline) as history:
+        run = partial(forget, session.pipeline, history, Named(what), id_, originals=originals)
+        if not (dry_run or yes):
+            if not sys.stdin.isatty():
+                raise RefusedError("nobody can be asked here: say --yes, or --dry-run to count")
+            for line in receipt_lines(run(dry_run=True)):
+                click.echo(line, err=True)
+            if not click.confirm("This cannot be undone. Delete?", err=True):
+                raise RefusedError("nothing was deleted")
+        receipt = run(dry_run=dry_run)
+    if as_json:
+        _print_json(receipt.shape())
+        return
+    for line in receipt_lines(receipt):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("user", type=USER)
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--originals", is_flag=True, help="Include the submitted files.")
+@json_option
+@click.pass_obj
+def export(session: Session, user: uuid.UUID, folder: Path, originals: bool, as_json: bool) -> None:
+    """Write everything stored about a user to a new folder.
+
+    It has JSON Lines of batches, uploads and model calls, and the thumbnails.
+
+    \b
+    Examples:
+      batch-pipeline export 5a0f… about-me/
+      batch-pipeline export 5a0f… about-me/ --originals
+    """
+    from batch_pipeline.services.export import export_user  # noqa: PLC0415
+
+    pipeline = session.pipeline
+    done = export_user(pipeline.database, pipeline.storage, user, folder, originals=originals)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    for path in done.missing:
+        click.echo(f"missing    {path}: a row names it, the storage does not hold it", err=True)
+    files = _counted(done.thumbnails + done.originals, "file")
+    batches = _counted(done.batches, "batch", "batches")
+    click.echo(f"{folder}: {batches}, {_counted(done.uploads, 'upload')}, {files}")
+
+
+@main.group()
 def db() -> None:
     """Upgrade, back up, restore or stop the database.
 

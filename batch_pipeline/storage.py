@@ -149,6 +149,12 @@ class Storage:
             with suppress(OSError):  # something else lies in it
                 Path(full).parent.rmdir()
 
+    def remove_empty_folder(self, folder: str) -> None:
+        """Remove a folder if nothing lies in it; object stores have none."""
+        if self.is_local:
+            with suppress(OSError):
+                Path(self._inside(folder)).rmdir()
+
     def names(self, folder: str) -> list[str]:
         """List the names of the files in a folder; none if there is no such folder."""
         with self._errors_named():

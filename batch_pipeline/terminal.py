@@ -7,7 +7,7 @@ without control characters.
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -33,6 +33,9 @@ from batch_pipeline.services.reports.failures import FailureGroup, Failures
 from batch_pipeline.services.search import SearchResult
 from batch_pipeline.services.short_ids import short
 from batch_pipeline.visible_text import visible_line
+
+if TYPE_CHECKING:
+    from batch_pipeline.services.forgetting import Receipt
 
 #: Uploads in work that are shown at once.
 _SHOWN_IN_WORK = 8
@@ -364,6 +367,21 @@ def search_table(results: Sequence[SearchResult]) -> Table:
             _described(result),
         )
     return table
+
+
+def receipt_lines(receipt: "Receipt") -> Iterator[str]:
+    """Say what was deleted, or would be: ids and counts, a line each."""
+    done = "Would be deleted" if receipt.dry_run else "Deleted"
+    at = "" if receipt.dry_run else f" at {receipt.at:%Y-%m-%d %H:%M:%S %Z}"
+    yield f"{done}{at}: {receipt.named} {receipt.id}"
+    for what, count in receipt.counts.items():
+        if what != "files_kept":
+            yield f"  {count:>8,} {what.replace('_', ' ')}"
+    if kept := receipt.counts["files_kept"]:
+        yield (
+            f"Kept: {_number(kept, 'file')} that may belong to another system; --originals "
+            "deletes them, too."
+        )
 
 
 def health_table(checks: Sequence[HealthCheck]) -> Table:

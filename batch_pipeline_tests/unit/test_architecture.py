@@ -45,6 +45,8 @@ MAY_IMPORT = {
         "cli_types", "terminal", "demo", "logs",
         # `doctor` asks Dagster's storage for the daemon's heartbeats.
         "orchestration.instance_health",
+        # `delete` deletes what Dagster keeps.
+        "orchestration.forgetting",
     },
     "__main__": {"cli"},
     # Made for tests; nothing of the package imports it.

@@ -1,0 +1,371 @@
+"""What Dagster keeps of a batch or of an upload, deleted: runs, events, checks, ticks, logs.
+
+Dagster itself deletes a run with its events. Events that belong to no run (the reports of a sensor,
+with names and pictures), the results of checks, the last event of each asset, the texts of ticks
+and the plans of re-executed runs it keeps for ever: they are found here by the id of the batch, and
+deleted by statements. Every method may be repeated.
+"""
+
+import importlib.resources
+import json
+import os
+import re
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
+from sqlalchemy import text
+
+from batch_pipeline.errors import NotFoundError, RefusedError
+from batch_pipeline.orchestration.assets import BATCHES
+from batch_pipeline.orchestration.batch_checks import evaluations_of
+from batch_pipeline.orchestration.batch_reports import report_of
+from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
+from batch_pipeline.orchestration.run_ends import ENDED_RUN
+from batch_pipeline.orchestration.tags import BATCH_TAG, USER_TAG
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.reports.batch_summary import batch_summary
+from batch_pipeline.settings import Settings
+
+#: What the stack of `make demo` prints, beside Dagster's own files.
+_CONSOLE = "dagster-dev.log"
+#: How an entry of it begins: with a moment, or as JSON.
+_ENTRY = re.compile(rb"(?:\x1b\[[0-9;]*m)*(?:\d{4}-\d\d-\d\d[ T]|\{)")
+#: A tick that has not ended by then is of a daemon that died in it (seconds).
+_TICK_SECONDS = 60.0
+_NOT_ENDED = [status for status in dg.DagsterRunStatus if status not in ENDED_RUN]
+
+_RUNS_OF_BATCH = text("""
+    SELECT run_id FROM run_tags
+    WHERE key IN (:batch_tag, 'dagster/partition') AND value = :batch_id
+    UNION
+    SELECT run_id FROM runs
+    WHERE pipeline_name = 'process_batch' AND strpos(run_body, :batch_id) > 0
+""").bindparams(batch_tag=BATCH_TAG)
+_BATCHES_OF_USER = text("""
+    SELECT DISTINCT of_batch.value FROM run_tags AS of_user
+    JOIN run_tags AS of_batch ON of_batch.run_id = of_user.run_id AND of_batch.key = :batch_tag
+    WHERE of_user.key = :user_tag AND of_user.value = :user_id
+""").bindparams(batch_tag=BATCH_TAG, user_tag=USER_TAG)
+#: Reports of sensors name the batch as their partition; results of checks only in what they say.
+_EVENTS_OF_BATCH = """
+    SELECT id FROM event_logs
+    WHERE asset_key IS NOT NULL AND partition = :batch_id
+    UNION
+    SELECT id FROM event_logs
+    WHERE run_id = '' AND partition IS NULL AND strpos(event, :batch_id) > 0
+"""
+_EVENTS_OF_RUNS = "SELECT id FROM event_logs WHERE run_id = ANY(:runs)"
+_RUNS_WITH_STEP = text("""
+    SELECT DISTINCT run_id FROM event_logs WHERE strpos(step_key, :hex) > 0 AND run_id <> ''
+""")
+#: What an upload's own step said, and what others said of it alone. What a run says of several
+#: steps at once is kept, without the name of this one: `_without_upload`.
+_EVENTS_OF_UPLOAD = """
+    SELECT id FROM event_logs
+    WHERE run_id = ANY(:runs) AND (
+        strpos(step_key, :hex) > 0
+        OR (strpos(event, :hex) > 0 OR strpos(event, :upload_id) > 0)
+        AND (dagster_event_type IS NULL
+            OR dagster_event_type IN ('STEP_OUTPUT', 'HANDLED_OUTPUT', 'ASSET_MATERIALIZATION',
+                'ASSET_OBSERVATION'))
+    )
+"""
+_RUNLESS_OF_BATCH = f"SELECT id FROM event_logs WHERE run_id = '' AND id IN ({_EVENTS_OF_BATCH})"  # noqa: S608
+_NAMING_UPLOAD = text("""
+    SELECT id, event FROM event_logs WHERE run_id = ANY(:runs) AND strpos(event, :hex) > 0
+""")
+_REPLACE_EVENT = text("UPDATE event_logs SET event = :event WHERE id = :id")
+_DELETE_CHECKS = text("""
+    DELETE FROM asset_check_executions
+    WHERE run_id = ANY(:runs) OR partition = :batch_id
+""")
+_DELETE_TAGS = text("DELETE FROM asset_event_tags WHERE event_id = ANY(:events)")
+_DELETE_EVENTS = text("DELETE FROM event_logs WHERE id = ANY(:events)")
+#: Dagster then reads the last event of the asset from the log.
+_FORGET_LAST_EVENTS = text("""
+    UPDATE asset_keys
+    SET last_materialization = NULL, last_run_id = NULL, cached_status_data = NULL
+    WHERE last_run_id = ANY(:runs) OR EXISTS (
+        SELECT FROM unnest(CAST(:needles AS text[])) AS needle
+        WHERE strpos(last_materialization, needle) > 0 OR strpos(cached_status_data, needle) > 0
+    )
+""")
+_TICKS = text("""
+    SELECT id, CAST(tick_body AS json) -> 'log_key' AS log_key FROM job_ticks
+    WHERE status <> 'STARTED' AND EXISTS (
+        SELECT FROM unnest(CAST(:needles AS text[])) AS needle WHERE strpos(tick_body, needle) > 0
+    )
+""")
+_DELETE_TICKS = text("DELETE FROM job_ticks WHERE id = ANY(:ticks)")
+#: The plan of a re-execution names the steps of the run before; those of first runs are shared.
+_DELETE_PLAN = text("""
+    DELETE FROM snapshots WHERE snapshot_id = :snapshot AND NOT EXISTS (
+        SELECT FROM runs WHERE run_id <> :run_id AND strpos(run_body, :snapshot) > 0
+    )
+""")
+_REPORTING = text("""
+    SELECT id FROM job_ticks
+    WHERE status = 'STARTED' AND timestamp > (now() AT TIME ZONE 'UTC') - interval '5 minutes'
+        AND EXISTS (
+            SELECT FROM unnest(CAST(:sensors AS text[])) AS name WHERE strpos(tick_body, name) > 0
+        )
+""").bindparams(
+    sensors=[
+        "report_ended_batches",
+        "release_uploads_of_failed_runs",
+        "cancel_batches_of_terminated_runs",
+    ]
+)
+
+
+@contextmanager
+def opened_history(pipeline: Pipeline) -> Iterator["DagsterHistory"]:
+    """Open Dagster's storage and logs, as the instance of this home or of ``DAGSTER_HOME`` has.
+
+    Raises:
+        RefusedError: its storage is not on PostgreSQL.
+    """
+    with _opened_instance(pipeline.settings) as instance:
+        yield DagsterHistory(instance, pipeline)
+
+
+@contextmanager
+def _opened_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    if os.environ.get("DAGSTER_HOME"):
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+        return
+    home = settings.home / "dagster"
+    if (home / "dagster.yaml").exists():
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            yield instance
+        return
+    # Whoever runs Dagster keeps its logs elsewhere; its storage is the one that the settings name.
+    ours = importlib.resources.files("batch_pipeline.orchestration") / "dagster.yaml"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "dagster.yaml").write_text(ours.read_text())
+        with dg.DagsterInstance.from_config(folder) as instance:
+            yield instance
+
+
+class DagsterHistory:
+    """What an instance keeps; a `services.forgetting.History`."""
+
+    def __init__(self, instance: dg.DagsterInstance, pipeline: Pipeline) -> None:
+        events, runs = instance.event_log_storage, instance.run_storage
+        ticks = instance.schedule_storage
+        if not (
+            isinstance(events, PostgresEventLogStorage)
+            and isinstance(runs, PostgresRunStorage)
+            and isinstance(ticks, PostgresScheduleStorage)
+        ):
+            raise RefusedError(
+                "Dagster's storage is not on PostgreSQL, so its events cannot be deleted: set "
+                "DAGSTER_HOME to the instance that runs the pipeline (docs/deployment.md)"
+            )
+        self._instance, self._pipeline = instance, pipeline
+        self._events, self._runs, self._ticks = events, runs, ticks
+        #: Waited for in vain.
+        self._dead_ticks: set[int] = set()
+
+    def in_flight(self, batch_id: uuid.UUID) -> Sequence[str]:
+        """Ids of the runs of a batch that have not ended."""
+        chosen = dg.RunsFilter(tags={BATCH_TAG: str(batch_id)}, statuses=_NOT_ENDED)
+        return [run.run_id for run in self._instance.get_runs(chosen)]
+
+    def batches_of(self, user_id: uuid.UUID) -> Sequence[uuid.UUID]:
+        """Batches of a user that runs name."""
+        with self._runs.connect() as connection:
+            tags = connection.execute(_BATCHES_OF_USER, {"user_id": str(user_id)}).scalars().all()
+        found = []
+        for tag in tags:
+            try:
+                found.append(uuid.UUID(tag))
+            except ValueError:  # people tag runs, too
+                continue
+        return found
+
+    def settle(self) -> None:
+        """Wait until no sensor is about to report what it has read before."""
+        deadline = time.monotonic() + _TICK_SECONDS
+        awaited = self._reporting() - self._dead_ticks
+        while (left := awaited & self._reporting()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self._dead_ticks |= left
+
+    def count(self, batch_id: uuid.UUID) -> Mapping[str, int]:
+        """Count what `forget_batch` would delete."""
+        runs = self._runs_of(batch_id)
+        found = f"SELECT count(*) FROM ({_EVENTS_OF_RUNS} UNION {_EVENTS_OF_BATCH}) AS found"  # noqa: S608
+        with self._events.index_connection() as connection:
+            of = {"runs": runs, "batch_id": str(batch_id)}
+            return {"runs": len(runs), "events": connection.execute(text(found), of).scalar_one()}
+
+    def forget_batch(self, batch_id: uuid.UUID) -> Mapping[str, int]:
+        """Delete runs, events, partition and logs of a batch; returns how many of what."""
+        runs = self._runs_of(batch_id)
+        needles = [str(batch_id), *runs]
+        of = {"runs": runs, "batch_id": str(batch_id)}
+        counts: Counter[str] = Counter()
+        counts += self._delete_ticks(needles)
+        counts += self._delete_events(f"{_EVENTS_OF_RUNS} UNION {_EVENTS_OF_BATCH}", of)
+        counts += self._delete_checks(runs, batch_id)
+        for run_id in runs:
+            self._delete_run(run_id)
+            counts["runs"] += 1
+        # A sensor may be about to say why one of these runs ended; no other will.
+        self.settle()
+        counts += self._delete_ticks(needles)
+        counts += self._delete_events(_EVENTS_OF_BATCH, of)
+        counts += self._delete_checks(runs, batch_id)
+        self._forget_last_events(runs, [str(batch_id)])
+        self._blank_console(needles)
+        name = str(BATCHES.name)
+        if self._instance.has_dynamic_partition(name, str(batch_id)):
+            self._instance.delete_dynamic_partition(name, str(batch_id))
+            counts["partitions"] += 1
+        return counts
+
+    def forget_upload(self, upload_id: uuid.UUID, batch_id: uuid.UUID | None) -> Mapping[str, int]:
+        """Delete what is kept of one upload, and the reports of its batch; returns as above.
+
+        Runs that re-executed others are deleted whole: their plans name every step. So is what
+        runs of the batch wrote to the console.
+        """
+        of = {"hex": upload_id.hex, "upload_id": str(upload_id), "batch_id": str(batch_id)}
+        counts: Counter[str] = Counter()
+        runs = set(self._runs_of(batch_id)) if batch_id else set()
+        with self._events.index_connection() as connection:
+            runs |= set(connection.execute(_RUNS_WITH_STEP, of).scalars())
+        whole = [run_id for run_id in runs if self._names_upload(run_id, upload_id)]
+        kept = sorted(runs - set(whole))
+        counts += self._delete_events(_EVENTS_OF_UPLOAD, of | {"runs": kept})
+        with self._events.index_connection() as connection:
+            for row in connection.execute(_NAMING_UPLOAD, of | {"runs": kept}).all():
+                hidden = {"id": row.id, "event": _without_upload(row.event, upload_id)}
+                connection.execute(_REPLACE_EVENT, hidden)
+        for run_id in kept:
+            self._delete_logs(run_id)
+        for run_id in whole:
+            self._delete_run(run_id)
+            counts["runs"] += 1
+        self.settle()  # as above
+        counts += self._delete_ticks([str(upload_id), *whole])
+        if batch_id:
+            counts += self._delete_events(_RUNLESS_OF_BATCH, of)
+        counts += self._delete_checks(whole, batch_id)
+        needles = [upload_id.hex, str(upload_id), *([str(batch_id)] if batch_id else [])]
+        self._forget_last_events(whole, needles)
+        self._blank_console([*needles, *runs])
+        return counts
+
+    def report_again(self, batch_id: uuid.UUID) -> None:
+        """Make the report of a batch that has ended."""
+        pipeline = self._pipeline
+        try:
+            summary = batch_summary(pipeline.database, pipeline.storage, batch_id)
+        except NotFoundError:
+            return
+        if not summary.has_ended or not summary.head["total_uploads"]:
+            return
+        by_partition = isinstance(self._events, GroupedEventLogStorage)
+        checks = evaluations_of(batch_id, summary.verdict, by_partition=by_partition)
+        for event in (*report_of(summary), *checks):
+            self._instance.report_runless_asset_event(event)
+
+    def _runs_of(self, batch_id: uuid.UUID) -> list[str]:
+        with self._runs.connect() as connection:
+            found = connection.execute(_RUNS_OF_BATCH, {"batch_id": str(batch_id)})
+            return sorted(found.scalars())
+
+    def _reporting(self) -> set[int]:
+        with self._ticks.connect() as connection:
+            return set(connection.execute(_REPORTING).scalars())
+
+    def _delete_events(self, which: str, of: Mapping[str, Any]) -> Counter[str]:
+        """Delete events that a statement lists, with what tables of assets keep of them."""
+        with self._events.index_connection() as connection:
+            events = list(connection.execute(text(which), of).scalars())
+            connection.execute(_DELETE_TAGS, {"events": events})
+            connection.execute(_DELETE_EVENTS, {"events": events})
+        return Counter(events=len(events))
+
+    def _delete_checks(self, runs: Sequence[str], batch_id: uuid.UUID | None) -> Counter[str]:
+        with self._events.index_connection() as connection:
+            of = {"runs": list(runs), "batch_id": str(batch_id)}
+            return Counter(checks=connection.execute(_DELETE_CHECKS, of).rowcount)
+
+    def _forget_last_events(self, runs: Sequence[str], needles: Sequence[str]) -> None:
+        with self._events.index_connection() as connection:
+            of = {"runs": list(runs), "needles": list(needles)}
+            connection.execute(_FORGET_LAST_EVENTS, of)
+
+    def _delete_ticks(self, needles: Sequence[str]) -> Counter[str]:
+        """Delete what sensors said when they named it, and what they logged meanwhile."""
+        with self._ticks.connect() as connection:
+            ticks = connection.execute(_TICKS, {"needles": list(needles)}).all()
+        for tick in ticks:
+            if tick.log_key:
+                self._instance.compute_log_manager.delete_logs(log_key=tick.log_key)
+        with self._ticks.connect() as connection:
+            connection.execute(_DELETE_TICKS, {"ticks": [tick.id for tick in ticks]})
+        return Counter(ticks=len(ticks))
+
+    def _names_upload(self, run_id: str, upload_id: uuid.UUID) -> bool:
+        """Tell whether a run was asked for an upload by name, or re-executed one that worked it."""
+        run = self._instance.get_run_by_id(run_id)
+        if run is None:
+            return False
+        asked = f"{run.run_config} {run.step_keys_to_execute}"
+        return bool(run.parent_run_id) or upload_id.hex in asked or str(upload_id) in asked
+
+    def _delete_run(self, run_id: str) -> None:
+        """Delete a run, its events and logs, and its plan if that is of a re-execution."""
+        run = self._instance.get_run_by_id(run_id)
+        if run and run.parent_run_id and run.execution_plan_snapshot_id:
+            plan = {"snapshot": run.execution_plan_snapshot_id, "run_id": run_id}
+            with self._runs.connect() as connection:
+                connection.execute(_DELETE_PLAN, plan)
+        self._delete_logs(run_id)
+        self._instance.delete_run(run_id)
+
+    def _delete_logs(self, run_id: str) -> None:
+        """Delete what a run wrote to the console, as far as this machine sees it."""
+        self._instance.compute_log_manager.delete_logs(prefix=[run_id])
+
+    def _blank_console(self, needles: Sequence[str]) -> None:
+        """Overwrite with blanks what the stack printed of runs, while it goes on printing."""
+        file = Path(self._instance.root_directory) / _CONSOLE
+        wanted = [needle.encode() for needle in needles]
+        if not file.exists():
+            return
+        with file.open("r+b") as console:
+            position, is_meant = 0, False
+            for line in console.read().splitlines(keepends=True):
+                if _ENTRY.match(line):
+                    is_meant = False
+                # What follows without a beginning of its own is the rest: a stack trace.
+                is_meant = is_meant or any(needle in line for needle in wanted)
+                if is_meant:
+                    console.seek(position)
+                    console.write(b" " * len(line.rstrip(b"\r\n")))
+                position += len(line)
+
+
+def _without_upload(event: str, upload_id: uuid.UUID) -> str:
+    """An event as it is stored, without the step of an upload, and without the failure it had."""
+    said = json.loads(event)
+    about = (said.get("dagster_event") or {}).get("event_specific_data") or {}
+    for name in ("error", "first_step_failure_event"):  # of the end of a run
+        if name in about:
+            about[name] = None
+    step = rf"[A-Za-z0-9_]+__{upload_id.hex}"
+    return re.sub(step, f"deleted__{uuid.UUID(int=0).hex}", json.dumps(said))

@@ -1,0 +1,132 @@
+"""Everything that is stored about a user, as files: JSON Lines, thumbnails and originals."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sqlalchemy import text
+
+from batch_pipeline.database.readings import LOCAL_USER
+from batch_pipeline.database.session import Database
+from batch_pipeline.errors import NotFoundError, PermanentError, PipelineError, RefusedError
+from batch_pipeline.storage import Storage
+
+_CHUNK = 200
+#: Every column, those of an upload API, too; a vector as its numbers.
+_ROWS = {
+    "batches": """
+        SELECT id, to_jsonb(one) AS said, NULL AS vector FROM upload_batches AS one
+        WHERE coalesce(user_id, :local) = :user AND id > :after ORDER BY id LIMIT :limit
+    """,
+    "uploads": """
+        SELECT id, to_jsonb(one) - 'embedding_local' AS said,
+            CAST(embedding_local AS text) AS vector
+        FROM uploads AS one
+        WHERE coalesce(user_id, :local) = :user AND id > :after ORDER BY id LIMIT :limit
+    """,
+    "model_calls": """
+        SELECT id, to_jsonb(one) AS said, NULL AS vector FROM model_calls AS one
+        WHERE user_id = :user AND id > :after ORDER BY id LIMIT :limit
+    """,
+}
+
+
+@dataclass
+class Export:
+    """What was written."""
+
+    user_id: uuid.UUID
+    folder: str
+    batches: int = 0
+    """Lines of ``batches.jsonl``."""
+    uploads: int = 0
+    """Lines of ``uploads.jsonl``."""
+    model_calls: int = 0
+    """Lines of ``model_calls.jsonl``."""
+    thumbnails: int = 0
+    """Files ``thumbnails/<upload id>.jpg``."""
+    originals: int = 0
+    """Files ``originals/<upload id>.<ending>``."""
+    missing: list[str] = field(default_factory=list)
+    """Files that a row names and the storage does not hold."""
+
+
+def export_user(
+    database: Database, storage: Storage, user_id: uuid.UUID, folder: Path, *, originals: bool
+) -> Export:
+    """Write all rows and files of a user to a folder; it is there when it is complete.
+
+    Args:
+        database: whose rows.
+        storage: whose files.
+        user_id: of whom.
+        folder: new, or empty.
+        originals: include the submitted files.
+
+    Raises:
+        NotFoundError: nothing is stored about the user.
+        RefusedError: the folder holds something.
+        PipelineError: the folder cannot be written.
+        ServiceDownError: database or storage cannot be used.
+    """
+    done = Export(user_id, str(folder))
+    partial = folder.with_name(f"{folder.resolve().name}.partial-{uuid.uuid4().hex}")
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise RefusedError(f"{folder} is not empty: name a new folder")
+        partial.mkdir(mode=0o700, parents=True)
+        for name in _ROWS:
+            with (partial / f"{name}.jsonl").open("w", encoding="utf-8") as lines:
+                for said in _rows(database, name, user_id):
+                    lines.write(json.dumps(said, ensure_ascii=False) + "\n")
+                    setattr(done, name, getattr(done, name) + 1)
+                    if name == "uploads":
+                        _write_files(storage, partial, said, done, originals=originals)
+        if not (done.batches or done.uploads or done.model_calls):
+            raise NotFoundError(f"nothing is stored about user {user_id}")
+        partial.replace(folder)
+    except OSError as error:
+        raise PipelineError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return done
+
+
+def _rows(database: Database, name: str, user_id: uuid.UUID) -> Iterator[dict[str, Any]]:
+    after = uuid.UUID(int=0)
+    of = {"user": user_id, "local": LOCAL_USER, "limit": _CHUNK}
+    while True:
+        with database.transaction() as connection:
+            rows = connection.execute(text(_ROWS[name]), of | {"after": after}).all()
+        if not rows:
+            return
+        after = rows[-1].id
+        for row in rows:
+            vector = {"embedding_local": json.loads(row.vector)} if row.vector else {}
+            yield row.said | vector
+
+
+def _write_files(
+    storage: Storage, folder: Path, upload: dict[str, Any], done: Export, *, originals: bool
+) -> None:
+    wanted = [("thumbnails", upload["thumbnail_path"])]
+    if originals:
+        wanted.append(("originals", upload["file_path"]))
+    for kind, path in wanted:
+        if not path:
+            continue
+        target = folder / kind / f"{upload['id']}{PurePosixPath(path).suffix}"
+        target.parent.mkdir(exist_ok=True)
+        try:
+            with storage.open(path) as content, target.open("wb") as file:
+                while block := content.read(1 << 20):
+                    file.write(block)
+        except PermanentError:
+            target.unlink(missing_ok=True)
+            done.missing.append(path)
+        else:
+            setattr(done, kind, getattr(done, kind) + 1)

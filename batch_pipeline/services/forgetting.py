@@ -1,0 +1,472 @@
+"""Deleting an upload, a batch or a user: files first, then Dagster's history, then the rows.
+
+Every step may be repeated, and the rows go last: whatever interrupts it, the same command finds
+what is left and completes it. Before the first step the rows are emptied, so that from then on
+nothing shows or finds what is being deleted.
+
+What Dagster keeps is deleted by a `History`, which `orchestration/forgetting.py` has.
+"""
+
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+
+from batch_pipeline.database.models import (
+    IN_WORK,
+    OPEN_BATCH,
+    AskedSlice,
+    BatchToRecount,
+    MadeThumbnail,
+    ModelCall,
+    Upload,
+    UploadBatch,
+)
+from batch_pipeline.database.readings import lease_lives, owner
+from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.errors import NotFoundError, PermanentError, RefusedError
+from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.short_ids import Named
+from batch_pipeline.services.states.transitions import recount_batch
+from batch_pipeline.storage import Storage
+
+_CHUNK = 500
+
+
+class History(Protocol):
+    """What Dagster keeps of batches and uploads. Every method may be repeated."""
+
+    def in_flight(self, batch_id: uuid.UUID) -> Sequence[str]:
+        """Ids of the runs of a batch that have not ended."""
+
+    def batches_of(self, user_id: uuid.UUID) -> Sequence[uuid.UUID]:
+        """Batches of a user that runs name."""
+
+    def settle(self) -> None:
+        """Wait until no sensor is about to report what it has read before."""
+
+    def count(self, batch_id: uuid.UUID) -> Mapping[str, int]:
+        """Count what `forget_batch` would delete."""
+
+    def forget_batch(self, batch_id: uuid.UUID) -> Mapping[str, int]:
+        """Delete runs, events, partition and logs of a batch; returns how many of what."""
+
+    def forget_upload(self, upload_id: uuid.UUID, batch_id: uuid.UUID | None) -> Mapping[str, int]:
+        """Delete what is kept of one upload, and the reports of its batch; returns as above."""
+
+    def report_again(self, batch_id: uuid.UUID) -> None:
+        """Make the report of a batch that has ended."""
+
+
+@dataclass
+class Receipt:
+    """What was deleted, or would be; holds no name and no description."""
+
+    named: Named
+    id: uuid.UUID
+    dry_run: bool
+    batches: list[uuid.UUID] = field(default_factory=list)
+    uploads: list[uuid.UUID] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    """How many of what: ``batches``, ``uploads``, ``vectors``, ``model_calls``, ``originals``,
+    ``thumbnails``, ``files_kept``, ``runs``, ``events``, ``checks``, ``ticks``, ``partitions``."""
+    at: datetime | None = None
+    """When it was complete, on the database's clock."""
+
+    def shape(self) -> dict[str, Any]:
+        """The receipt as JSON shows it."""
+        return {
+            "named": self.named,
+            "id": self.id,
+            "dry_run": self.dry_run,
+            "batches": self.batches,
+            "uploads": self.uploads,
+            "counts": dict(self.counts),
+            "at": self.at,
+        }
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What is to be deleted."""
+
+    batches: Sequence[uuid.UUID] = ()
+    """Whole ones."""
+    lone: Sequence[tuple[uuid.UUID, uuid.UUID | None]] = ()
+    """Uploads out of a batch that stays, or without one; each with its batch."""
+    user_id: uuid.UUID | None = None
+
+
+def forget(
+    pipeline: Pipeline,
+    history: History,
+    named: Named,
+    id_: uuid.UUID,
+    *,
+    originals: bool = False,
+    dry_run: bool = False,
+) -> Receipt:
+    """Delete an upload, a batch or a user with all that is kept of it.
+
+    Args:
+        pipeline: whose rows and files they are.
+        history: what Dagster keeps.
+        named: what the id is of.
+        id_: what Dagster keeps of it is deleted although its rows are gone already.
+        originals: also delete files that are not proven to be the pipeline's own.
+        dry_run: only count.
+
+    Raises:
+        NotFoundError: nothing is kept of it.
+        RefusedError: it is in work.
+        ServiceDownError: database or storage cannot be used; calling it again completes it.
+    """
+    receipt = Receipt(named, id_, dry_run)
+    chosen = _choose(pipeline.database, history, named, id_)
+    files = _Files(pipeline, originals=originals, dry_run=dry_run)
+    _require_rest(pipeline, history, chosen)
+    if not dry_run:
+        receipt.counts += _empty(pipeline, chosen)
+        history.settle()
+    for batch_id in chosen.batches:
+        _forget_batch(pipeline, history, files, batch_id, receipt)
+    for upload_id, batch_of in chosen.lone:
+        _forget_upload(pipeline, history, files, upload_id, batch_of, receipt)
+    if not dry_run:
+        for batch_of in dict.fromkeys(batch_of for _, batch_of in chosen.lone if batch_of):
+            history.report_again(batch_of)
+    if chosen.user_id is not None:
+        _forget_rest_of_user(pipeline, files, chosen.user_id, receipt)
+    receipt.at = pipeline.ownership.now()
+    if not receipt.counts:
+        raise NotFoundError(f"nothing is kept of {named} {id_}")
+    return receipt
+
+
+def _choose(database: Database, history: History, named: Named, id_: uuid.UUID) -> _Chosen:
+    with database.transaction() as connection:
+        match named:
+            case Named.BATCH:
+                return _Chosen(batches=[id_])
+            case Named.UPLOAD:
+                row = connection.execute(
+                    select(Upload.id, Upload.batch_id).where(Upload.id == id_)
+                ).one_or_none()
+                return _Chosen(lone=[(id_, row.batch_id if row else None)])
+            case Named.USER:
+                whole = connection.scalars(
+                    select(UploadBatch.id)
+                    .where(owner(UploadBatch.user_id) == id_)
+                    .order_by(UploadBatch.created_at, UploadBatch.id)
+                ).all()
+                lone = connection.execute(
+                    select(Upload.id, Upload.batch_id)
+                    .where(
+                        owner(Upload.user_id) == id_,
+                        or_(Upload.batch_id.is_(None), Upload.batch_id.not_in(whole)),
+                    )
+                    .order_by(Upload.id)
+                ).all()
+    # Of a batch whose rows somebody else has deleted, Dagster keeps the runs.
+    batches = [*whole, *(one for one in history.batches_of(id_) if one not in set(whole))]
+    return _Chosen(batches, [(row.id, row.batch_id) for row in lone], id_)
+
+
+def _require_rest(pipeline: Pipeline, history: History, chosen: _Chosen) -> None:
+    """Refuse while anything works on it, or may begin to."""
+    lone = [upload_id for upload_id, _ in chosen.lone]
+    batches = {*chosen.batches, *(batch_id for _, batch_id in chosen.lone if batch_id)}
+    held = and_(
+        or_(Upload.processing_status.in_(IN_WORK), Upload.owner_run_id.is_not(None)),
+        lease_lives(pipeline.settings.lease_seconds),
+    )
+    with pipeline.database.transaction() as connection:
+        for batch_id in sorted(batches):
+            _require_ended(connection, batch_id)
+        at_work = connection.scalar(
+            select(Upload.id)
+            .where(held, or_(Upload.batch_id.in_(batches), Upload.id.in_(lone)))
+            .limit(1)
+        )
+    if at_work:
+        raise RefusedError(
+            f"upload {at_work} is still in work: wait until its worker has let go of it, at most "
+            f"{pipeline.settings.lease_seconds:g} seconds after a cancel, then delete again"
+        )
+    for batch_id in sorted(batches):
+        if runs := history.in_flight(batch_id):
+            raise RefusedError(
+                f"run {runs[0]} of batch {batch_id} has not ended: wait for it or terminate it in "
+                "the UI, then delete again"
+            )
+
+
+def _require_ended(connection: Connection, batch_id: uuid.UUID) -> None:
+    """Lock a batch, and refuse if it is open."""
+    status = connection.scalar(
+        select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
+    )
+    if status in OPEN_BATCH:
+        raise RefusedError(
+            f"batch {batch_id} is {status}: cancel it first (batch-pipeline cancel {batch_id}), "
+            "then delete again"
+        )
+
+
+def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
+    """Empty the rows of all that people see and search finds; returns how many vectors went."""
+    counts: Counter[str] = Counter()
+    lone = [upload_id for upload_id, _ in chosen.lone]
+    its_own = or_(Upload.batch_id.in_(chosen.batches), Upload.id.in_(lone))
+    with pipeline.database.transaction() as connection:
+        ids = connection.scalars(
+            select(Upload.id).where(its_own).order_by(Upload.id).with_for_update()
+        ).all()
+        counts["vectors"] = connection.execute(
+            select(func.count()).where(Upload.id.in_(ids), Upload.embedding_local.is_not(None))
+        ).scalar_one()
+        connection.execute(
+            update(Upload)
+            .where(Upload.id.in_(ids))
+            .values(
+                filename="deleted",
+                hidden=True,
+                description=None,
+                vision_tags=[],
+                visible_text=None,
+                embedding_local=None,
+                embedding_model=None,
+                error_message=None,
+                facts={},
+            )
+        )
+        # An end so long ago is reported by no sensor any more.
+        connection.execute(
+            update(UploadBatch)
+            .where(UploadBatch.id.in_(chosen.batches))
+            .values(
+                name=None,
+                error_message="is being deleted: call `batch-pipeline delete` again",
+                completed_at=literal_column("'epoch'"),
+            )
+        )
+    return counts
+
+
+def _forget_batch(
+    pipeline: Pipeline, history: History, files: "_Files", batch_id: uuid.UUID, receipt: Receipt
+) -> None:
+    database = pipeline.database
+    with database.transaction() as connection:
+        is_there = connection.scalar(select(UploadBatch.id).where(UploadBatch.id == batch_id))
+        rows = _rows(connection, Upload.batch_id == batch_id)
+    receipt.batches += [batch_id] if is_there else []
+    receipt.uploads += [row.id for row in rows]
+    receipt.counts += files.remove(rows)
+    of_batch = or_(
+        ModelCall.batch_id == batch_id, ModelCall.upload_id.in_([row.id for row in rows])
+    )
+    if receipt.dry_run:
+        receipt.counts += Counter(history.count(batch_id))
+        with database.transaction() as connection:
+            receipt.counts += Counter(
+                batches=1 if is_there else 0,
+                uploads=len(rows),
+                vectors=sum(row.has_vector for row in rows),
+                model_calls=_count_calls(connection, of_batch),
+            )
+        return
+    receipt.counts += Counter(history.forget_batch(batch_id))
+    with database.transaction() as connection:
+        uploads = _delete_uploads(connection, Upload.batch_id == batch_id)
+        _require_ended(connection, batch_id)
+        calls = connection.execute(delete(ModelCall).where(of_batch)).rowcount
+        connection.execute(delete(AskedSlice).where(AskedSlice.key.contains(str(batch_id))))
+        batches = connection.execute(delete(UploadBatch).where(UploadBatch.id == batch_id)).rowcount
+        # What triggers have noted of these very deletions, too.
+        connection.execute(delete(BatchToRecount).where(BatchToRecount.batch_id == batch_id))
+        receipt.counts += Counter(batches=batches, uploads=uploads, model_calls=calls)
+
+
+def _forget_upload(  # noqa: PLR0917
+    pipeline: Pipeline,
+    history: History,
+    files: "_Files",
+    upload_id: uuid.UUID,
+    batch_id: uuid.UUID | None,
+    receipt: Receipt,
+) -> None:
+    with pipeline.database.transaction() as connection:
+        rows = _rows(connection, Upload.id == upload_id)
+    receipt.uploads += [row.id for row in rows]
+    receipt.counts += files.remove(rows)
+    of_upload = ModelCall.upload_id == upload_id
+    if receipt.dry_run:
+        with pipeline.database.transaction() as connection:
+            receipt.counts += Counter(
+                uploads=len(rows),
+                vectors=sum(row.has_vector for row in rows),
+                model_calls=_count_calls(connection, of_upload),
+            )
+        return
+    receipt.counts += Counter(history.forget_upload(upload_id, batch_id))
+    with pipeline.publisher.transaction() as transaction:
+        connection = transaction.connection
+        uploads = _delete_uploads(connection, Upload.id == upload_id)
+        calls = connection.execute(delete(ModelCall).where(of_upload)).rowcount
+        receipt.counts += Counter(uploads=uploads, model_calls=calls)
+        if batch_id is not None:
+            progress = recount_batch(connection, batch_id)
+            transaction.announce(progress, progress.user_id)
+
+
+def _forget_rest_of_user(
+    pipeline: Pipeline, files: "_Files", user_id: uuid.UUID, receipt: Receipt
+) -> None:
+    """Delete what names the user and belongs to no upload any more."""
+    of_user = ModelCall.user_id == user_id
+    notes = select(MadeThumbnail.upload_id).where(MadeThumbnail.user_id == user_id)
+    with pipeline.database.transaction() as connection:
+        noted = [one for one in connection.scalars(notes) if one not in set(receipt.uploads)]
+        if receipt.dry_run:
+            counted = receipt.counts["model_calls"]
+            more = max(0, _count_calls(connection, of_user) - counted)
+            receipt.counts += Counter(model_calls=more)
+        else:
+            calls = connection.execute(delete(ModelCall).where(of_user)).rowcount
+            receipt.counts += Counter(model_calls=calls)
+    receipt.counts += files.remove_thumbnails(user_id, noted)
+    if not receipt.dry_run:
+        with pipeline.database.transaction() as connection:
+            connection.execute(delete(MadeThumbnail).where(MadeThumbnail.user_id == user_id))
+        pipeline.storage.remove_empty_folder(str(user_id))
+
+
+def _count_calls(connection: Connection, which: ColumnElement[bool]) -> int:
+    return connection.execute(select(func.count()).select_from(ModelCall).where(which)).scalar_one()
+
+
+def _rows(connection: Connection, which: ColumnElement[bool]) -> Sequence[AnyRow]:
+    return connection.execute(
+        select(
+            Upload.id,
+            owner(Upload.user_id),
+            Upload.file_path,
+            Upload.thumbnail_path,
+            Upload.embedding_local.is_not(None).label("has_vector"),
+        )
+        .where(which)
+        .order_by(Upload.id)
+    ).all()
+
+
+def _delete_uploads(connection: Connection, which: ColumnElement[bool]) -> int:
+    """Delete uploads in the order of their ids, with the notes of their thumbnails."""
+    ids = connection.scalars(
+        select(Upload.id).where(which).order_by(Upload.id).with_for_update()
+    ).all()
+    connection.execute(delete(MadeThumbnail).where(MadeThumbnail.upload_id.in_(ids)))
+    return int(connection.execute(delete(Upload).where(Upload.id.in_(ids))).rowcount)
+
+
+class _Files:
+    """Removes the files of uploads, as far as they are proven to be the pipeline's.
+
+    Proven are, on a storage that this database owns (`file_ownership`), originals and thumbnails
+    where `submit` and the pipeline write them; on one that nobody owns, thumbnails that we noted.
+    Everything else may be another system's, and goes only if a person says so.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, originals: bool, dry_run: bool) -> None:
+        self._storage, self._database = pipeline.storage, pipeline.database
+        self._all, self._dry_run = originals, dry_run
+        ownership = pipeline.ownership
+        if not dry_run:
+            ownership.claim()
+        self._is_ours = ownership.is_owner()
+        self._is_nobodys = ownership.owner() is None
+
+    def remove(self, rows: Sequence[AnyRow]) -> Counter[str]:
+        """Remove the files of uploads; returns how many of which kind."""
+        counts: Counter[str] = Counter()
+        mine = {row.id for row in rows}
+        for begin in range(0, len(rows), _CHUNK):
+            chunk = rows[begin : begin + _CHUNK]
+            noted, shared = self._noted(chunk), self._shared(chunk, mine)
+            for row in chunk:
+                thumbnail = Storage.thumbnail_path(row.user_id, row.id)
+                for path in dict.fromkeys(filter(None, [thumbnail, row.thumbnail_path])):
+                    may = self._may(path == thumbnail, is_noted=row.id in noted)
+                    self._remove(path, "thumbnails", counts, may=may and path not in shared)
+                extension = (row.file_path or "").rpartition(".")[2]
+                original = Storage.original_path(row.user_id, row.id, extension)
+                if row.file_path:
+                    may = self._may(row.file_path == original) and row.file_path not in shared
+                    self._remove(row.file_path, "originals", counts, may=may)
+        return counts
+
+    def remove_thumbnails(
+        self, user_id: uuid.UUID, upload_ids: Sequence[uuid.UUID]
+    ) -> Counter[str]:
+        """Remove noted thumbnails of uploads whose rows are gone."""
+        counts: Counter[str] = Counter()
+        for upload_id in upload_ids:
+            path = Storage.thumbnail_path(user_id, upload_id)
+            self._remove(path, "thumbnails", counts, may=self._may(True, is_noted=True))
+        return counts
+
+    def _may(self, is_in_our_place: bool, *, is_noted: bool = False) -> bool:
+        ours = is_in_our_place and (self._is_ours or (self._is_nobodys and is_noted))
+        return ours or self._all
+
+    def _remove(self, path: str, kind: str, counts: Counter[str], *, may: bool) -> None:
+        try:
+            if not self._storage.exists(path):
+                return
+            if not may:
+                counts["files_kept"] += 1
+                return
+            if not self._dry_run:
+                self._storage.remove(path)
+        except PermanentError:  # the path leads out of the storage
+            counts["files_kept"] += 1
+        else:
+            counts[kind] += 1
+
+    def _noted(self, rows: Sequence[AnyRow]) -> set[uuid.UUID]:
+        notes = select(MadeThumbnail.upload_id).where(
+            MadeThumbnail.upload_id.in_([row.id for row in rows])
+        )
+        with self._database.transaction() as connection:
+            return set(connection.scalars(notes))
+
+    def _shared(self, rows: Sequence[AnyRow], mine: set[uuid.UUID]) -> set[str]:
+        """Paths that rows of others name, too."""
+        paths = {path for row in rows for path in (row.file_path, row.thumbnail_path) if path}
+        with self._database.transaction() as connection:
+            found = connection.execute(
+                select(Upload.id, Upload.file_path, Upload.thumbnail_path).where(
+                    or_(Upload.file_path.in_(paths), Upload.thumbnail_path.in_(paths))
+                )
+            ).all()
+        return {
+            path
+            for row in found
+            if row.id not in mine
+            for path in row[1:]
+            if path and path in paths
+        }

@@ -1,0 +1,432 @@
+"""Deleting an upload, a batch, a user: nothing of it is found anywhere, all else is as it was."""
+
+import json
+import shutil
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import pytest
+from sqlalchemy import func, insert, select
+
+from batch_pipeline.database.models import ModelCall, Upload, UploadBatch
+from batch_pipeline.errors import NotFoundError, RefusedError
+from batch_pipeline.orchestration.forgetting import DagsterHistory
+from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.export import export_user
+from batch_pipeline.services.forgetting import forget
+from batch_pipeline.services.short_ids import Named
+from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
+from batch_pipeline_tests.traces import of_upload, traces
+
+from .conftest import DAGSTER_DATABASE_URL, MEDIA, ROOT
+
+BARNABY, OTHER = uuid.uuid4(), uuid.uuid4()
+PICTURES = {"quokka_barnaby": "sea.jpg", "pelican_odette": "sunset.jpg"}
+WORDS = {
+    "quokka_barnaby": "A quokka called Barnaby sits on a turquoise bench beside a wooden fence.",
+    "pelican_odette": "A pelican called Odette stands on a striped pier above calm green water.",
+}
+
+
+class Kept:
+    """What is kept by the pipeline and by Dagster, and the way to delete it."""
+
+    def __init__(self, runner, model_server, database_url, dagster_url):
+        self.runner, self.model_server = runner, model_server
+        self.pipeline = runner.pipeline
+        self.history = DagsterHistory(runner.instance, runner.pipeline)
+        self.databases = [database_url, dagster_url]
+        self.folders = [
+            Path(self.pipeline.settings.storage_location),
+            Path(runner.instance.root_directory),
+        ]
+
+    def batch(self, tmp_path, *names, user=BARNABY, album=None):
+        """Work a batch of files with these names, and report it as the sensor does."""
+        paths = []
+        for name in names:
+            paths.append(tmp_path / f"{name}.jpg")
+            shutil.copy(MEDIA / PICTURES.get(name, "city.jpg"), paths[-1])
+        self.model_server.says = lambda _: WORDS.get(names[0])
+        submission = submit(
+            paths,
+            user_id=user,
+            publisher=self.pipeline.publisher,
+            storage=self.pipeline.storage,
+            settings=self.pipeline.settings,
+            name=album or f"{names[0]} album",
+        )
+        self.runner.run(submission.batch_id)
+        self.history.report_again(submission.batch_id)
+        return submission.batch_id
+
+    def delete(self, named, id_, history=None, **options):
+        return forget(self.pipeline, history or self.history, Named(named), id_, **options)
+
+    def traces(self, *needles):
+        return traces(needles, self.databases, self.folders)
+
+    def pictures(self, batch_id):
+        """The thumbnails as they lie in the storage, and as Dagster's events hold them."""
+        storage = self.pipeline.storage
+        rows = upload_rows(self.pipeline.database, batch_id)
+        return [storage.read(row.thumbnail_path) for row in rows], [
+            data
+            for event in self.events("upload_analysis", batch_id)
+            for data in [event.metadata["preview"].value.partition("base64,")[2].encode()]
+        ]
+
+    def events(self, asset, batch_id):
+        records = self.runner.instance.fetch_materializations(
+            dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[str(batch_id)]), limit=50
+        ).records
+        return [record.asset_materialization for record in records]
+
+
+@pytest.fixture(scope="module")
+def own_instance(server, tmp_path_factory):
+    """A Dagster of which nobody else's tests keep anything."""
+    home = tmp_path_factory.mktemp("dagster_home")
+    shutil.copy(ROOT / "dagster.yaml", home)
+    with server.new_database(migrated=False) as url:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(DAGSTER_DATABASE_URL, url)
+            instance = dg.DagsterInstance.from_config(str(home))
+        with instance:
+            yield instance, url
+
+
+@pytest.fixture
+def instance(own_instance, monkeypatch):
+    instance, url = own_instance
+    monkeypatch.setenv(DAGSTER_DATABASE_URL, url)
+    instance.wipe()
+    for batch_id in instance.get_dynamic_partitions("batches"):
+        instance.delete_dynamic_partition("batches", batch_id)
+    return instance
+
+
+@pytest.fixture
+def kept(served_runner, model_server, database_url, own_instance):
+    return Kept(served_runner, model_server, database_url, own_instance[1])
+
+
+def needles(kept, batch_id, name):
+    files, previews = kept.pictures(batch_id)
+    sheet = kept.events("batch_report", batch_id)[0].metadata["contact_sheet"].value
+    return [
+        name.encode(),
+        WORDS[name][:40].encode(),
+        *files,
+        *previews,
+        sheet.partition("base64,")[2].encode(),
+        *(
+            one
+            for row in upload_rows(kept.pipeline.database, batch_id)
+            for one in of_upload(row.id)
+        ),
+    ]
+
+
+def test_nothing_of_a_deleted_batch_is_found_and_that_of_others_is_untouched(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby", "second")
+    others = kept.batch(tmp_path, "pelican_odette", user=OTHER)
+    gone, stay = needles(kept, batch, "quokka_barnaby"), needles(kept, others, "pelican_odette")
+    assert {needle for _, needle in kept.traces(*gone)} == set(gone)
+    before = kept.traces(*stay)
+    counted = kept.delete("batch", batch, dry_run=True)
+    assert {needle for _, needle in kept.traces(*gone)} == set(gone)
+
+    receipt = kept.delete("batch", batch)
+
+    assert kept.traces(*gone, str(batch).encode()) == []
+    assert kept.traces(*stay) == before
+    assert receipt.batches == [batch]
+    assert len(receipt.uploads) == 2
+    for what in ("batches", "uploads", "vectors", "model_calls", "originals", "thumbnails", "runs"):
+        assert receipt.counts[what] == counted.counts[what] > 0, what
+    assert receipt.counts["files_kept"] == 0
+    assert str(batch) not in kept.runner.instance.get_dynamic_partitions("batches")
+    last = kept.runner.instance.get_latest_materialization_event(dg.AssetKey("upload_analysis"))
+    assert last.asset_materialization.partition == str(others)
+
+
+def test_a_receipt_holds_no_name_and_no_description(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby")
+    receipt = repr(kept.delete("batch", batch))
+    assert "quokka" not in receipt
+    assert "Barnaby" not in receipt
+
+
+def test_of_a_deleted_upload_nothing_is_found_and_its_batch_is_counted_and_reported_anew(
+    kept, tmp_path
+):
+    batch = kept.batch(tmp_path, "quokka_barnaby", "sibling", album="album")
+    rows = {row.filename: row for row in upload_rows(kept.pipeline.database, batch)}
+    gone, sibling = rows["quokka_barnaby.jpg"], rows["sibling.jpg"]
+    thumbnail = kept.pipeline.storage.read(gone.thumbnail_path)
+    old_sheet = kept.events("batch_report", batch)[0].metadata["contact_sheet"].value
+
+    kept.delete("upload", gone.id)
+
+    assert kept.traces(b"quokka_barnaby", thumbnail, *of_upload(gone.id)) == []
+    assert upload_row(kept.pipeline.database, sibling.id).description
+    counters = batch_row(kept.pipeline.database, batch)
+    assert (counters.total_uploads, counters.processed_uploads, counters.successful_uploads) == (
+        1,
+        1,
+        1,
+    )
+    assert counters.status == "completed"
+    [report] = kept.events("batch_report", batch)
+    assert report.metadata["total"].value == 1
+    assert report.metadata["contact_sheet"].value != old_sheet
+    [analysis] = kept.events("upload_analysis", batch)
+    assert analysis.metadata["upload_id"].value == str(sibling.id)
+
+
+def test_a_failed_upload_leaves_no_name_in_what_its_run_said_of_all_steps(kept, tmp_path):
+    shutil.copy(MEDIA / "truncated.jpg", tmp_path / "broken_vase_of_agatha.jpg")
+    shutil.copy(MEDIA / "sea.jpg", tmp_path / "sea.jpg")
+    batch = kept.runner.submit(tmp_path / "broken_vase_of_agatha.jpg", tmp_path / "sea.jpg")
+    result = kept.runner.run(batch)
+    kept.history.report_again(batch)
+    assert not result.success
+    [gone] = [row for row in upload_rows(kept.pipeline.database, batch) if "agatha" in row.filename]
+    assert kept.traces(b"broken_vase_of_agatha")
+
+    kept.delete("upload", gone.id)
+
+    assert kept.traces(b"broken_vase_of_agatha", *of_upload(gone.id)) == []
+    assert batch_row(kept.pipeline.database, batch).failed_uploads == 0
+    assert kept.runner.instance.all_logs(result.run_id)  # what is left of it can be read
+
+
+def test_of_a_deleted_user_nothing_is_found_and_others_are_untouched(kept, tmp_path):
+    user = uuid.uuid4()
+    first = kept.batch(tmp_path, "quokka_barnaby", user=user)
+    kept.batch(tmp_path, "second", user=user)
+    others = kept.batch(tmp_path, "pelican_odette", user=OTHER)
+    gone, stay = needles(kept, first, "quokka_barnaby"), needles(kept, others, "pelican_odette")
+    before = kept.traces(*stay)
+
+    receipt = kept.delete("user", user)
+
+    assert kept.traces(*gone, str(user).encode()) == []
+    assert kept.traces(*stay) == before
+    assert len(receipt.batches) == 2
+    with pytest.raises(NotFoundError, match="nothing is kept of user"):
+        kept.delete("user", user)
+
+
+def interrupted_after(step, kept, monkeypatch):
+    """A history that stops once a step is done, as a person does or a power cut."""
+    history = DagsterHistory(kept.runner.instance, kept.pipeline)
+    done = getattr(history, step)
+
+    def then_stop(*arguments):
+        done(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(history, step, then_stop)
+    return history
+
+
+STEPS = ["settle", "_delete_ticks", "_delete_events", "_delete_run", "_forget_last_events"]
+
+
+@pytest.mark.parametrize("step", [*STEPS, "_delete_checks", "forget_batch"])
+def test_a_deletion_that_was_interrupted_is_completed_by_the_next(
+    kept, tmp_path, monkeypatch, step
+):
+    batch = kept.batch(tmp_path, "quokka_barnaby", "second")
+    gone = needles(kept, batch, "quokka_barnaby")
+    with pytest.raises(KeyboardInterrupt):
+        kept.delete("batch", batch, interrupted_after(step, kept, monkeypatch))
+    assert {row.description for row in upload_rows(kept.pipeline.database, batch)} == {None}
+
+    assert kept.delete("batch", batch).counts["batches"] == 1
+
+    assert kept.traces(*gone, str(batch).encode()) == []
+    with pytest.raises(NotFoundError):
+        kept.delete("batch", batch)
+
+
+@pytest.mark.parametrize("step", [*STEPS, "_delete_logs", "forget_upload"])
+def test_a_deletion_of_an_upload_that_was_interrupted_is_completed_by_the_next(
+    kept, tmp_path, monkeypatch, step
+):
+    batch = kept.batch(tmp_path, "quokka_barnaby", "sibling", album="album")
+    [gone] = [
+        row
+        for row in upload_rows(kept.pipeline.database, batch)
+        if row.filename == "quokka_barnaby.jpg"
+    ]
+    kept.runner.run(batch, upload_ids=[str(gone.id)])  # its plan names the upload
+    with pytest.raises(KeyboardInterrupt):
+        kept.delete("upload", gone.id, interrupted_after(step, kept, monkeypatch))
+
+    kept.delete("upload", gone.id)
+
+    assert kept.traces(b"quokka_barnaby", *of_upload(gone.id)) == []
+    [report] = kept.events("batch_report", batch)
+    assert report.metadata["total"].value == 1
+
+
+def test_what_a_sensor_was_about_to_report_goes_too(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby")
+    # Given: a tick that has read the batch, and not yet stored its report.
+    with psycopg.connect(kept.databases[1], autocommit=True) as ticks:
+        ticks.execute(
+            "INSERT INTO job_ticks (job_origin_id, status, type, timestamp, tick_body) VALUES "
+            "('o', 'STARTED', 'SENSOR', now() AT TIME ZONE 'UTC', "
+            """'{"instigator_name": "report_ended_batches"}')"""
+        )
+        with ThreadPoolExecutor() as pool:
+            deletion = pool.submit(kept.delete, "batch", batch)
+            with pytest.raises(TimeoutError):  # the deletion waits for it
+                deletion.result(2)
+            # When: it stores the report meanwhile.
+            kept.runner.instance.report_runless_asset_event(
+                dg.AssetMaterialization(
+                    "batch_report", partition=str(batch), metadata={"file": "quokka_barnaby.jpg"}
+                )
+            )
+            ticks.execute("UPDATE job_ticks SET status = 'SUCCESS'")
+            deletion.result(60)
+    assert kept.traces(b"quokka_barnaby", str(batch).encode()) == []
+
+
+def test_what_dagster_keeps_of_a_batch_whose_rows_an_api_has_deleted_goes_too(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby")
+    with kept.pipeline.database.transaction() as connection:
+        connection.execute(Upload.__table__.delete().where(Upload.batch_id == batch))
+        connection.execute(UploadBatch.__table__.delete().where(UploadBatch.id == batch))
+
+    assert kept.delete("batch", batch).counts["runs"] == 1
+
+    assert traces([b"quokka_barnaby"], kept.databases, []) == []
+
+
+@pytest.mark.parametrize("status", ["pending", "processing"])
+def test_an_open_batch_is_refused_with_what_to_do(kept, status):
+    batch = add_batch(kept.pipeline.database, 2, status=status)
+    [upload, _] = upload_rows(kept.pipeline.database, batch)
+    for named, id_ in (("batch", batch), ("upload", upload.id), ("user", upload.user_id)):
+        with pytest.raises(RefusedError, match=f"batch-pipeline cancel {batch}"):
+            kept.delete(named, id_)
+    assert len(upload_rows(kept.pipeline.database, batch)) == 2
+
+
+def test_an_upload_that_a_worker_still_holds_is_refused(kept):
+    batch = add_batch(
+        kept.pipeline.database,
+        [{"processing_status": "analyzing", "heartbeat_at": func.now(), "owner_run_id": "r"}],
+        status="cancelled",
+    )
+    with pytest.raises(RefusedError, match="still in work"):
+        kept.delete("batch", batch)
+
+
+def test_a_batch_whose_run_has_not_ended_is_refused(kept):
+    batch = add_batch(kept.pipeline.database, 1, status="cancelled")
+    run = kept.runner.instance.create_run_for_job(
+        kept.runner.job,
+        run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch)}}}},
+        tags={"batch_pipeline/batch_id": str(batch)},
+    )
+    with pytest.raises(RefusedError, match=f"run {run.run_id} of batch .* has not ended"):
+        kept.delete("batch", batch)
+
+
+def test_originals_of_an_upload_api_are_kept_unless_a_person_says_so(kept):
+    storage = kept.pipeline.storage
+    storage.write("gallery/holiday.jpg", b"theirs")
+    storage.write("gallery/shared.jpg", b"theirs")
+    ended = {"processing_status": "completed"}
+    rows = [{"file_path": "gallery/holiday.jpg"}, {"file_path": "gallery/shared.jpg"}]
+    first = add_batch(kept.pipeline.database, [ended | row for row in rows], status="completed")
+    second = add_batch(kept.pipeline.database, [ended | rows[1]], status="completed")
+    assert kept.delete("batch", first, dry_run=True).counts["files_kept"] == 2
+    kept.delete("batch", second)
+    assert storage.exists("gallery/shared.jpg")
+    other = add_batch(kept.pipeline.database, [ended | rows[1]], status="completed")
+
+    receipt = kept.delete("batch", first, originals=True)
+
+    assert (receipt.counts["originals"], receipt.counts["files_kept"]) == (1, 1)
+    assert not storage.exists("gallery/holiday.jpg")
+    assert storage.exists("gallery/shared.jpg")  # a row of another batch names it, too
+    kept.delete("batch", other, originals=True)
+    assert not storage.exists("gallery/shared.jpg")
+
+
+def test_on_a_storage_that_another_database_owns_no_file_is_removed(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby")
+    [row] = upload_rows(kept.pipeline.database, batch)
+    kept.pipeline.ownership._write_owner(str(uuid.uuid4()))
+    receipt = kept.delete("batch", batch)
+    assert receipt.counts["files_kept"] == 2
+    assert kept.pipeline.storage.exists(row.file_path)
+    assert kept.pipeline.storage.exists(row.thumbnail_path)
+
+
+def test_an_upload_without_a_batch_and_calls_without_an_upload_go_with_their_user(kept):
+    user = uuid.uuid4()
+    batch = add_batch(kept.pipeline.database, [{"user_id": user}], user_id=user)
+    with kept.pipeline.database.transaction() as connection:
+        connection.execute(UploadBatch.__table__.delete().where(UploadBatch.id == batch))
+        connection.execute(
+            insert(ModelCall).values(
+                id=uuid.uuid4(), user_id=user, kind="vision", model="m", tokens_in=1,
+                tokens_out=1, seconds=1.0,
+            )
+        )  # fmt: skip
+    assert kept.delete("user", user, dry_run=True).counts == {"uploads": 1, "model_calls": 1}
+    assert kept.delete("user", user).counts == {"uploads": 1, "model_calls": 1}
+    with kept.pipeline.database.transaction() as connection:
+        assert connection.scalar(select(func.count()).select_from(ModelCall)) == 0
+
+
+def test_an_export_holds_everything_about_a_user_and_nothing_about_others(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby")
+    kept.batch(tmp_path, "pelican_odette", user=OTHER)
+    folder = tmp_path / "about"
+    database, storage = kept.pipeline.database, kept.pipeline.storage
+
+    done = export_user(database, storage, BARNABY, folder, originals=True)
+
+    lines = {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in folder.glob("*.jsonl")
+    }
+    [row] = upload_rows(database, batch)
+    [upload] = lines["uploads"]
+    assert [one["id"] for one in lines["batches"]] == [str(batch)]
+    assert upload["description"] == row.description == WORDS["quokka_barnaby"]
+    assert set(upload) == {column.name for column in Upload.__table__.columns}
+    assert upload["embedding_local"] == pytest.approx(row.embedding_local)
+    assert {call["kind"] for call in lines["model_calls"]} == {"vision", "embedding"}
+    thumbnail = folder / "thumbnails" / f"{row.id}.jpg"
+    assert thumbnail.read_bytes() == storage.read(row.thumbnail_path)
+    original = folder / "originals" / f"{row.id}.jpg"
+    assert original.read_bytes() == (MEDIA / "sea.jpg").read_bytes()
+    assert (done.batches, done.uploads, done.thumbnails, done.originals) == (1, 1, 1, 1)
+    assert traces([b"pelican_odette", str(OTHER).encode()], [], [folder]) == []
+    with pytest.raises(RefusedError, match="is not empty"):
+        export_user(database, storage, BARNABY, folder, originals=False)
+
+
+def test_an_export_of_a_user_that_nobody_knows_writes_no_folder(kept, tmp_path):
+    with pytest.raises(NotFoundError):
+        export_user(
+            kept.pipeline.database,
+            kept.pipeline.storage,
+            uuid.uuid4(),
+            tmp_path / "about",
+            originals=False,
+        )
+    assert not list(tmp_path.glob("about*"))
