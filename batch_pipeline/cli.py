@@ -609,7 +609,7 @@ def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
         kinds = ", ".join(f"{kind} {count}" for kind, count in found.same_again.items())
         click.echo(
             f"{sum(found.same_again.values())} of {found.count} will fail the same way again, "
-            f"unless what is wrong was mended: {kinds}.\n"
+            f"unless the cause is fixed: {kinds}.\n"
             "What to do about each:  batch-pipeline failures --since 7d\n"
             "Retry all but these:    batch-pipeline retry --all-retryable"
         )

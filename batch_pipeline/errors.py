@@ -3,7 +3,7 @@
 ::
 
     PipelineError
-    ├── ConfigurationError       a setting or an installation is wrong: mend it, start again
+    ├── ConfigurationError       a setting or an installation is wrong: fix it, start again
     ├── RefusedError             a request cannot be granted as it stands: change the request
     │   └── NotFoundError        … because what it names does not exist
     ├── UploadError              the work on one upload ended without a result

@@ -1,4 +1,4 @@
-"""What tables that an upload API has made may look like, and how to mend those that cannot be used.
+"""What tables that an upload API has made may look like, and how to fix those that cannot be used.
 
 Asked by ``db upgrade`` before it changes anything, and by ``doctor``. What the API may leave empty
 and how that is read stands in ``readings.py``; both are described in ``docs/existing_database.md``.

@@ -1,4 +1,4 @@
-"""What errors of PostgreSQL mean for us: an outage, something to mend, or a transaction to repeat.
+"""What errors of PostgreSQL mean for us: an outage, something to fix, or a transaction to repeat.
 
 ::
 
@@ -32,7 +32,7 @@ _TRIES = 10
 #: Longest pause before the second try (seconds); doubled with each, up to the other.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 
-_TO_MEND = {
+_TO_FIX = {
     "42501": "give the role of BATCH_PIPELINE_DATABASE_URL that right (GRANT), or name another",
     "3F000": "no schema of the role's search_path exists: ALTER ROLE … SET search_path = public",
     "22P05": "the database's encoding has no such character: it has to be UTF8",
@@ -70,8 +70,8 @@ def failures_named() -> Iterator[None]:
                 "database_down",
                 f"the database takes no writes; is it a standby, or in a failover? {cause}",
             ) from error
-        if mend := _TO_MEND.get(state or ""):
-            raise ConfigurationError(f"the database refuses: {cause}\n{mend}") from error
+        if advice := _TO_FIX.get(state or ""):
+            raise ConfigurationError(f"the database refuses: {cause}\n{advice}") from error
         if "statement pooling" in str(cause):
             raise ConfigurationError(
                 f"the pooler in front of the database has pool_mode = statement, which allows no "

@@ -1,6 +1,6 @@
 """What a model answered, made fit to be stored: it is data written by a stranger.
 
-Only the form is mended here. Whether a description is any good (loops, control tokens of the
+Only the form is repaired here. Whether a description is any good (loops, control tokens of the
 model's template, refusals) is judged by the audit, which sees the text that leaves here.
 """
 

@@ -90,7 +90,7 @@ class Offer:
     accepted: Sequence[AcceptedFile]
     refused: Sequence[RefusedFile]
     left_out: Mapping[str, int]
-    """Files that accompany photos and are none, by the end of their name; nobody need mend them."""
+    """Skipped files that accompany photos, counted by extension; skipping them is no failure."""
     folder_name: str | None
     """A name for the batch: of the folder that was offered, or that all files are in."""
 

@@ -1,7 +1,7 @@
 """Every kind of error with what it means and what to do; the source of docs/troubleshooting.md.
 
-Which error has which kind says the code that raises it (`errors.py`); a test keeps the lists equal.
-Texts are Markdown, and links lead from ``docs/``.
+The code that raises an error gives it its kind (`errors.py`); a test compares the lists. Texts are
+Markdown; links are relative to ``docs/``.
 """
 
 import re
@@ -10,14 +10,14 @@ from enum import StrEnum
 
 
 class Ending(StrEnum):
-    """What becomes of an upload that meets an error of a kind."""
+    """What happens to an upload after an error of a kind."""
 
     FILE = "file"
-    """Failed at once; the same again until what is wrong is mended."""
+    """Failed at once; it fails in the same way until the cause is fixed."""
     PASSES = "passes"
-    """Tried again, then failed; later it may work."""
+    """Tried again, then failed; a later retry may work."""
     SERVICE = "service"
-    """Waits until a service is mended, which concerns all uploads."""
+    """Waits until a service works again; this affects all uploads."""
 
 
 @dataclass(frozen=True)
@@ -51,62 +51,65 @@ ERROR_KINDS = (
         "empty_file",
         Ending.FILE,
         "The file has 0 bytes.",
-        "Look at how it was copied.",
+        "Check how the file was copied, and submit it again.",
     ),
     ErrorKind(
         "truncated",
         Ending.FILE,
-        "The file ends before its content does.",
-        "Copy or upload it again from the source.",
+        "The file is incomplete: it ends too early.",
+        "Copy or upload the file again from its source.",
     ),
     ErrorKind(
         "unreadable_image",
         Ending.FILE,
-        "A picture's beginning, but it cannot be decoded.",
-        "Open it in another program and save it anew.",
+        "The file starts like a picture but cannot be decoded.",
+        "Open it in another program and save it again.",
     ),
     ErrorKind(
         "unreadable_video",
         Ending.FILE,
-        "A video's beginning, but it cannot be decoded; the reason names the codec, if that is it.",
-        "Convert it, for instance to H.264 in MP4.",
+        (
+            "The file starts like a video but cannot be decoded. If the codec is the cause, the "
+            "reason names it."
+        ),
+        "Convert it, for example to H.264 in MP4.",
     ),
     ErrorKind(
         "unsupported_format",
         Ending.FILE,
         (
-            "The content is of no kind that is accepted, whatever the name says, or its decoder is"
-            " an extra that is not installed; the reason says which."
+            "The content of the file has no accepted format, or its decoder is an extra that is "
+            "not installed. The reason says which."
         ),
-        "Install the extra, or convert it to one of [these formats](formats.md).",
+        "Install the extra, or convert the file to one of [these formats](formats.md).",
     ),
     ErrorKind(
         "no_video_stream",
         Ending.FILE,
-        "A video container with sound only, or with sound and a cover picture.",
-        "Nothing: there is nothing to see.",
+        "The video container has only sound, or sound and a cover picture.",
+        "Nothing; the file has no video.",
     ),
     ErrorKind(
         "too_many_pixels",
         Ending.FILE,
         (
-            "It takes more memory to decode than may be taken, or claims more pixels than its file"
-            " can hold; the reason says how much and what is the limit."
+            "Decoding the file would take more memory than allowed, or the file claims more "
+            "pixels than it can contain. The reason says how much, and the limit."
         ),
-        "Scale it down, or raise `BATCH_PIPELINE_MAX_DECODE_MIB`.",
+        "Make the picture smaller, or raise `BATCH_PIPELINE_MAX_DECODE_MIB`.",
     ),
     ErrorKind(
         "oversized_metadata",
         Ending.FILE,
-        "Metadata of an absurd size, as no camera writes it.",
-        "Strip the metadata (`exiftool -all=`).",
+        "The metadata is far larger than any camera writes.",
+        "Remove the metadata (`exiftool -all=`).",
     ),
     ErrorKind(
         "source_missing",
         Ending.FILE,
         (
-            "The storage holds no such file: it was deleted, or the row names a path that leads "
-            "out of the storage."
+            "The file is not in the storage: it was deleted, or the path in the row leads out of "
+            "the storage."
         ),
         "Restore the file from a backup, then `retry`; check `BATCH_PIPELINE_STORAGE_URL`.",
     ),
@@ -114,40 +117,40 @@ ERROR_KINDS = (
         "source_unreadable",
         Ending.FILE,
         (
-            "The storage serves others, this one file it does not: permissions, a loop of links, "
-            "too long a name, an object in cold storage or with a key of its own. If the reason "
-            "may pass (a time-out, an I/O error), it is tried again first."
+            "This one file cannot be read, other files can: permissions, a loop of links, a name "
+            "that is too long, an object in cold storage or with its own key. If the reason may "
+            "be temporary (a timeout, an I/O error), the upload is tried again first."
         ),
-        "Mend what the reason names, then `retry`.",
+        "Fix what the reason names, then `retry`.",
     ),
     ErrorKind(
         "thumbnail_not_stored",
         Ending.FILE,
-        "The folder of this one upload cannot be written, others can.",
-        "Its permissions and attributes (`lsattr`), then `retry`.",
+        "The folder of this one upload cannot be written, other folders can.",
+        "Fix its permissions and attributes (`lsattr`), then `retry`.",
     ),
     ErrorKind(
         "model_refused_input",
         Ending.FILE,
         (
-            "The model service will not take this picture: its moderation refuses it (403, a "
-            "content filter), or the picture itself is the trouble (400, 413, 415, 422)."
+            "The model service refuses this picture: because of moderation (403, a content "
+            "filter), or because of the picture itself (400, 413, 415, 422)."
         ),
-        "Read its reason; raise its limits or choose another model, then `retry`.",
+        "Read the reason; raise the limits of the service or choose another model, then `retry`.",
     ),
     ErrorKind(
         "killed_worker",
         Ending.FILE,
-        "The worker process died three times while it worked on this file.",
+        "The worker process died three times while it processed this file.",
         (
-            "Look for *out of memory* in the system's log; lower "
+            "Look for *out of memory* in the system log; lower "
             "`BATCH_PIPELINE_MAX_CONCURRENT_UPLOADS`; then `retry`."
         ),
     ),
     ErrorKind(
         "model_timeout",
         Ending.PASSES,
-        "The model server was silent or too slow.",
+        "The model server did not answer in time.",
         (
             "Raise `BATCH_PIPELINE_MODEL_READ_SECONDS` or `…_TOTAL_SECONDS`, or lower "
             "`BATCH_PIPELINE_MAX_VISION_CALLS`."
@@ -156,79 +159,79 @@ ERROR_KINDS = (
     ErrorKind(
         "model_server_busy",
         Ending.PASSES,
-        "It answered 503 again and again, and never said until when.",
+        "The server answered 503 again and again, without saying for how long.",
         "Lower `BATCH_PIPELINE_MAX_VISION_CALLS`.",
     ),
     ErrorKind(
         "model_refused_call",
         Ending.PASSES,
         (
-            "It answered 401, 403 or 404 to this upload alone; a known picture, or another upload,"
-            " was answered at the same time."
+            "The server answered 401, 403 or 404 for this upload only; at the same time it "
+            "answered a known picture or another upload."
         ),
-        "Read its reason: often a filter in front of the server.",
+        "Read the reason; often a filter in front of the server refuses the call.",
     ),
     ErrorKind(
         "model_server_crash",
         Ending.PASSES,
         (
-            "The server went down in the middle of the calls for this file, four times, and "
-            "answered others in between. The sweep's tries are one call each."
+            "The server crashed four times during calls for this file, and answered other calls "
+            "in between. Each later try by the sweep is one call."
         ),
         (
-            "Read the server's log: often a picture that is too large for its memory. Mend the "
-            "server or the file, then `retry`."
+            "Read the server's log; often the picture is too large for its memory. Fix the server "
+            "or the file, then `retry`."
         ),
     ),
     ErrorKind(
         "model_server_error",
         Ending.PASSES,
-        "It answered 5xx, or broke off.",
-        "Read the server's log; often it is out of memory.",
+        "The server answered 5xx, or the connection broke.",
+        "Read the server's log; often the server is out of memory.",
     ),
     ErrorKind(
         "model_output_invalid",
         Ending.PASSES,
         (
-            "The answer was cut, empty, not of the protocol, or a description that fails the "
-            "audit; the reason lists the penalties."
+            "The answer was cut off, empty or not valid for the protocol, or the description "
+            "failed the audit. The reason lists the penalties."
         ),
-        "A larger or less quantised model; more context (`--ctx-size`, `num_ctx`).",
+        "Use a larger or less quantised model, or more context (`--ctx-size`, `num_ctx`).",
     ),
     ErrorKind(
         "embedding_empty",
         Ending.PASSES,
         "The embedding model returned no vector.",
-        "Check that `BATCH_PIPELINE_EMBEDDING_MODEL` embeds.",
+        "Check that `BATCH_PIPELINE_EMBEDDING_MODEL` is an embedding model.",
     ),
     ErrorKind(
         "embedding_not_finite",
         Ending.PASSES,
-        "The vector holds NaN or infinity.",
-        "Update the server, or another quantisation of the model.",
+        "The vector contains NaN or infinity.",
+        "Update the server, or use another quantisation of the model.",
     ),
     ErrorKind(
         "embedding_zero",
         Ending.PASSES,
         "The vector is all zeros.",
-        "The same.",
+        "Update the server, or use another quantisation of the model.",
     ),
     ErrorKind(
         "internal_error",
         Ending.PASSES,
-        "An error nobody foresaw, in our code or a library; the log of the run has where.",
-        "`retry`; if it comes back, report it with the traceback from the run's log.",
+        "An unexpected error in our code or in a library. The log of the run has the traceback.",
+        "Run `retry`; if the error comes back, report it with the traceback.",
     ),
     ErrorKind(
         "database_down",
         Ending.SERVICE,
         (
-            "PostgreSQL cannot be reached, serves nobody, takes no writes (a standby, a failover),"
-            " or let other transactions go first ten times."
+            "PostgreSQL cannot be reached, accepts no connections or no writes (a standby, a "
+            "failover), or aborted the transaction ten times in favour of others."
         ),
         (
-            "Start it; wait for the failover to end; check `BATCH_PIPELINE_DATABASE_URL`; look at "
-            "`max_connections`. For the embedded server, its log under `postgres` in [the "
+            "Start it; wait for the failover to end; check `BATCH_PIPELINE_DATABASE_URL` and "
+            "`max_connections`. The embedded server logs under `postgres` in [the "
             "home](operations.md#the-home)."
         ),
     ),
@@ -236,114 +239,111 @@ ERROR_KINDS = (
         "storage_down",
         Ending.SERVICE,
         "The storage cannot be read or written.",
-        "Permissions, mount, credentials of the object store.",
+        "Check permissions, the mount, or the credentials of the object store.",
     ),
     ErrorKind(
         "storage_full",
         Ending.SERVICE,
-        "No room for thumbnails.",
-        "Make room.",
+        "The storage has no space for thumbnails.",
+        "Free some space.",
     ),
     ErrorKind(
         "model_server_down",
         Ending.SERVICE,
-        "No connection to the model server.",
+        "The model server cannot be reached.",
         "Start it; check `BATCH_PIPELINE_OLLAMA_HOST` or `…_OPENAI_BASE_URL`.",
     ),
     ErrorKind(
         "model_missing",
         Ending.SERVICE,
+        "The server does not have the model, or files of an embedded model are missing or changed.",
         (
-            "The server does not have the model, or the files of an embedded one are missing or "
-            "changed."
-        ),
-        (
-            "`ollama pull …` or the installation that the reason names, or another "
+            "Run `ollama pull …` or the installation that the reason names, or set another "
             "`BATCH_PIPELINE_VISION_MODEL`."
         ),
     ),
     ErrorKind(
         "model_server_refused",
         Ending.SERVICE,
-        "Key or path is refused.",
-        "`BATCH_PIPELINE_OPENAI_API_KEY`, the base URL.",
+        "The server refuses the key or does not know the path.",
+        "Check `BATCH_PIPELINE_OPENAI_API_KEY` and the base URL.",
     ),
     ErrorKind(
         "model_quota_used_up",
         Ending.SERVICE,
-        "The service wants to be paid (402, `insufficient_quota`).",
-        "The plan and the bill of the service.",
+        "The quota of the model service is used up (402, `insufficient_quota`).",
+        "Check plan and billing of the service.",
     ),
     ErrorKind(
         "model_rate_limited",
         Ending.SERVICE,
         (
-            "The service asks for a pause of more than two minutes, or has turned a call away for "
-            "as long as a call may take. The uploads rest until the pause is over, at most 15 "
+            "The service asks for a pause of more than two minutes, or has refused a call for as "
+            "long as a call may take. The uploads wait until the pause is over, at most 15 "
             "minutes."
         ),
-        "Nothing, or a higher limit from the service.",
+        "Nothing, or ask the service for a higher limit.",
     ),
     ErrorKind(
         "model_refuses_all",
         Ending.SERVICE,
-        "The server answers 400 or 422 to every call, a known picture included.",
-        "Read its reason: often the name of the model, or a limit of the server.",
+        "The server answers 400 or 422 to every call, also for a known picture.",
+        "Read the reason; often the name of the model is wrong, or the server has a limit.",
     ),
     ErrorKind(
         "model_refused_options",
         Ending.SERVICE,
-        "The model refuses an option that a person has set.",
-        "Take it out of `BATCH_PIPELINE_VISION_OPTIONS` or `…_EMBEDDING_OPTIONS`.",
+        "The model refuses an option that was set.",
+        "Remove it from `BATCH_PIPELINE_VISION_OPTIONS` or `…_EMBEDDING_OPTIONS`.",
     ),
     ErrorKind(
         "model_thinks",
         Ending.SERVICE,
-        "The model thinks, and its thoughts use up all tokens before it answers.",
+        "The model's thinking uses up all tokens before it answers.",
         (
-            "A model that does not think, or `BATCH_PIPELINE_VISION_OPTIONS` with what switches it"
-            " off."
+            "Use a model that does not think, or switch thinking off with "
+            "`BATCH_PIPELINE_VISION_OPTIONS`."
         ),
     ),
     ErrorKind(
         "model_unsuitable",
         Ending.SERVICE,
         (
-            "The model takes no pictures, or does not embed; `doctor` also says so of one that "
-            "does not see."
+            "The model does not accept pictures, or does not embed; `doctor` also reports a model "
+            "that does not see."
         ),
-        "Another model; llama.cpp needs `--mmproj`.",
+        "Use another model; llama.cpp needs `--mmproj`.",
     ),
     ErrorKind(
         "embedding_wrong_length",
         Ending.SERVICE,
-        "Vectors do not fit the column.",
+        "The length of the vectors does not fit the column.",
         (
-            "A model of that length, or another `BATCH_PIPELINE_EMBEDDING_DIMENSIONS` with a new "
-            "database."
+            "Use a model of that length, or another `BATCH_PIPELINE_EMBEDDING_DIMENSIONS` with a "
+            "new database."
         ),
     ),
     ErrorKind(
         "broker_down",
         Ending.SERVICE,
-        "The broker of Celery workers does not answer, so no step can be sent.",
+        "The broker of the Celery workers does not answer, so no step can be sent.",
         "Start it; check `BATCH_PIPELINE_CELERY_BROKER_URL`.",
     ),
     ErrorKind(
         "lost_worker",
         Ending.SERVICE,
         (
-            "A Celery worker began a step and has shown no sign of life since. The upload goes to "
-            "another run by itself."
+            "A Celery worker started a step and has shown no sign of life since. The upload goes "
+            "to another run by itself."
         ),
-        "Nothing; if it happens often, look for *out of memory* on the worker's host.",
+        "Nothing; if it happens often, look for *out of memory* on the host of the worker.",
     ),
     ErrorKind(
         "lost_message",
         Ending.SERVICE,
         (
-            "No Celery worker has begun a step, and its message no longer waits with the broker. "
-            "The same."
+            "No Celery worker has started the step, and its message is no longer in the broker. "
+            "The upload goes to another run by itself."
         ),
         "Nothing; let the broker keep its messages over a restart (Redis: `appendonly yes`).",
     ),
@@ -351,13 +351,13 @@ ERROR_KINDS = (
         "configuration",
         Ending.SERVICE,
         "A setting or the installation is wrong.",
-        "What the reason says; then restart Dagster.",
+        "Fix what the reason names, then restart Dagster.",
     ),
 )
 
 #: The same by name.
 BY_NAME = {kind.name: kind for kind in ERROR_KINDS}
-#: Failed for one of these, an upload fails the same way again unless something is mended.
+#: An upload that failed for one of these fails in the same way until the cause is fixed.
 SAME_AGAIN = frozenset(kind.name for kind in ERROR_KINDS if kind.ending is Ending.FILE)
 #: An upload that waits for one of these waits for a service.
 OUTAGES = frozenset(kind.name for kind in ERROR_KINDS if kind.ending is Ending.SERVICE)

@@ -45,7 +45,7 @@ class FailedUploads:
 
     @property
     def same_again(self) -> Mapping[str, int]:
-        """How many will fail the same way, by kind, unless something is mended; most first."""
+        """How many will fail in the same way unless the cause is fixed, by kind; most first."""
         return {kind: n for kind, n in self.kinds.most_common() if kind in SAME_AGAIN}
 
 

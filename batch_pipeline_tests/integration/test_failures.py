@@ -66,7 +66,7 @@ def test_failures_of_all_batches_are_grouped_by_kind_the_most_frequent_first(con
     }
     [first, *_] = answer.json["groups"]
     assert (first["error_kind"], first["batches"], first["same_again"]) == ("truncated", 2, True)
-    assert first["advice"] == "Copy or upload it again from the source."
+    assert first["advice"] == "Copy or upload the file again from its source."
     assert {upload["filename"] for upload in first["uploads"]} == {"a.jpg", "b.jpg", "d.jpg"}
     assert [batch["batch_id"] for batch in answer.json["batches"]] == [str(world["given_up"])]
 
@@ -93,7 +93,7 @@ def test_a_person_reads_what_to_do_in_80_columns(console, world):
     assert shown.startswith("4 uploads failed since ")
     assert f"Batch {world['given_up']} failed: ten runs died" in shown.replace("\n", " ")
     assert "truncated: 3 uploads in 2 batches" in shown
-    assert "  → Copy or upload it again from the source." in shown
+    assert "  → Copy or upload the file again from its source." in shown
     assert "  A retry ends the same way until that is done." in shown
     assert "  and 1 more: --kind truncated --limit 1000" in shown
     assert "model_server_down: 1 upload in 1 batch, waiting; they go on" in shown
@@ -146,7 +146,7 @@ def test_retry_says_beforehand_what_will_fail_the_same_way(console, world, datab
     said = console("retry", first, "--dry-run").out
     assert "3 uploads in 1 batch would be worked again." in said
     assert (
-        "2 of 3 will fail the same way again, unless what is wrong was mended: truncated 2" in said
+        "2 of 3 will fail the same way again, unless the cause is fixed: truncated 2" in said
     )
     assert counts(console("failures", "--batch", first, "--json")), "a dry run changes nothing"
 

@@ -41,7 +41,7 @@ class FailureGroup:
     means: str
     advice: str
     same_again: bool
-    """A retry ends the same way, unless something is mended before."""
+    """A retry fails in the same way unless the cause is fixed first."""
     uploads: list[Mapping[str, Any]] = field(default_factory=list)
     """The newest of them."""
 
