@@ -1,4 +1,4 @@
-"""The jobs, to be read as the table of contents of the pipeline."""
+"""The jobs of the pipeline."""
 
 import dagster as dg
 
@@ -10,7 +10,7 @@ from batch_pipeline.settings import Settings
 
 
 def build_process_batch(settings: Settings) -> dg.JobDefinition:
-    """Work the uploads of a batch; retries as the settings say."""
+    """Build the job that processes the uploads of a batch; settings give its retry policy."""
     work = process_upload.with_retry_policy(
         dg.RetryPolicy(
             max_retries=settings.max_attempts - 1,
@@ -23,8 +23,8 @@ def build_process_batch(settings: Settings) -> dg.JobDefinition:
     @dg.job(
         name="process_batch",
         description=(
-            "Works pending uploads of one batch. To work failed uploads again: Re-execute from "
-            "failure on the run, or `batch-pipeline retry`."
+            "Processes pending uploads of one batch. To process failed uploads again, use "
+            "Re-execute from failure on the run, or `batch-pipeline retry`."
         ),
         executor_def=build_executor(settings),
         tags=NO_RUN_RETRIES,
@@ -36,10 +36,10 @@ def build_process_batch(settings: Settings) -> dg.JobDefinition:
 
 
 @dg.job(
-    description="Returns uploads of dead workers, and ends what is done; safe at any time.",
+    description="Returns uploads of dead workers and ends finished batches; safe at any time.",
     executor_def=dg.in_process_executor,
     tags=NO_RUN_RETRIES,
 )
 def sweep_backlog() -> None:
-    """Put right what a crash left behind."""
+    """Repair what a crash left behind."""
     sweep()

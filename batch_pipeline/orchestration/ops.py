@@ -1,7 +1,7 @@
 """The three ops of ``process_batch``: reserve uploads of a batch, process each, sum up.
 
-What an upload goes through stands in ``services/upload_processing.py``; here it is only translated
-into what Dagster shows.
+The processing itself is in ``services/upload_processing.py``; this module translates it into what
+Dagster shows.
 """
 
 import logging
@@ -72,7 +72,7 @@ class ProcessBatchConfig(dg.Config):
 def load_batch(
     context: dg.OpExecutionContext, config: ProcessBatchConfig
 ) -> Iterator[dg.DynamicOutput[None]]:
-    """Reserve uploads, oldest first; one output each."""
+    """Reserve uploads, oldest first, and yield one output for each."""
     pipeline: Pipeline = context.resources.batch_pipeline
     batch_id = _parse_id(config.batch_id, "batch_id")
     upload_ids = [_parse_id(text, "upload_ids") for text in config.upload_ids]
@@ -104,7 +104,7 @@ def load_batch(
     _report_taken(context, batch_id, loaded, _describe_taken(context, loaded))
     for upload in loaded.reserved:
         yield dg.DynamicOutput(None, mapping_key=mapping_key(upload.filename, upload.id))
-    if interrupt_event().is_set():  # no step will begin that could hand them back
+    if interrupt_event().is_set():  # no step will start that could release them
         _stop(context)
 
 
@@ -115,8 +115,8 @@ def load_batch(
     description="Thumbnail, description, audit, embedding and storage of one upload.",
 )
 def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
-    """Work the upload that the mapping key names, and show what became of it."""
-    if context.run.is_finished:  # its message lay with a broker
+    """Process the upload that the mapping key names, and show the result."""
+    if context.run.is_finished:  # its message waited in a broker
         raise late_failure(context.run)
     worker: RunWorker = context.resources.batch_pipeline_worker
     if worker.service_down:
@@ -167,7 +167,7 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
     "the asset batch_report.",
 )
 def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
-    """Show the batch's counts as this run leaves them."""
+    """Show the counts of the batch at the end of this run."""
     pipeline: Pipeline = context.resources.batch_pipeline
     run_config: dict[str, Any] = dict(context.run_config)
     batch_id = _parse_id(run_config["ops"]["load_batch"]["config"]["batch_id"], "batch_id")
@@ -241,17 +241,17 @@ def _report_taken(
 
 
 def _find_thumbnail(pipeline: Pipeline, report: UploadReport) -> None:
-    """Read the picture to show, if an earlier attempt has made it."""
+    """Read the thumbnail to show, if an earlier attempt has made it."""
     if report.thumbnail is None:
         try:
             previews = Previews(pipeline.storage)
             report.thumbnail = previews.read(report.thumbnail_path, PREVIEW_SIDE)
-        except ServiceDownError as error:  # of the storage; the upload has ended all the same
+        except ServiceDownError as error:  # an outage of the storage; the upload has ended anyway
             log.warning("the thumbnail of %r is not shown: %s", report.filename, error)
 
 
 def _stop(context: dg.OpExecutionContext) -> None:
-    """Give up what the run has not begun; if a person ended the run, nobody else takes it."""
+    """Release what the run has not started; if a person ended the run, cancel the batch."""
     cancel_batch_of_terminated_run(
         context.instance, context.resources.batch_pipeline, context.run_id
     )
@@ -264,13 +264,13 @@ def _release_reserved(
     *,
     resume_after_seconds: float = 0,
 ) -> int:
-    """Release at once what the run has reserved and will not begin."""
+    """Release at once what the run has reserved and will not start."""
     pipeline: Pipeline = context.resources.batch_pipeline
     try:
         return pipeline.states.release_run(
             context.run_id, reason, resume_after_seconds=resume_after_seconds
         )
-    except ServiceDownError as error:  # it is the database; leases run out by themselves
+    except ServiceDownError as error:  # the database is down; leases expire by themselves
         context.log.warning("uploads could not be handed back: %s", error)
         return 0
 

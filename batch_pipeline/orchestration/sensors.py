@@ -1,7 +1,7 @@
-"""What starts by itself: runs for pending uploads, clean-up after runs that ended early, reports.
+"""The sensors: launch runs for pending uploads, clean up after runs, report ended batches.
 
-Whose turn it is says a pure function in ``services/dispatch/turns.py``. No tick fails for one row
-or one run: it is left out (``services/one_by_one.py``), and the tick says so.
+``services/dispatch/turns.py`` decides whose turn it is. One row or one run never makes a tick fail:
+it is left out (``services/one_by_one.py``), and the tick says so.
 """
 
 import time
@@ -54,17 +54,18 @@ from batch_pipeline.services.states.backlog import Rescue
 from batch_pipeline.services.upload_processing import outage_pause
 from batch_pipeline.settings import Settings
 
-#: The least between two ticks of `pending_batches`, which wait for work themselves (seconds).
+#: Shortest time between two ticks of `pending_batches`, which itself waits for work (seconds).
 INTERVAL_SECONDS = 1
-#: How long a tick that finds nothing waits for a signal of work, and so how often everything is
-#: looked at without one. The daemon waits as long for its sensors when it is stopped (seconds).
+#: How long a tick that finds nothing waits for a signal of work; without a signal it then looks
+#: again. The daemon waits as long for its sensors when it is stopped (seconds).
 LOOK_SECONDS = 4.0
-#: How soon the end of a run gives its place to a slice that waits for one (seconds).
+#: How soon a waiting slice gets the place of a run that has ended (seconds).
 SLOT_SECONDS = 1.0
-#: How soon the end of a run is settled; its uploads are returned by `pending_batches` before that
-#: (seconds). Each tick of a sensor costs some 70 ms of processor time, whatever it finds.
+#: How soon the end of a run is handled; `pending_batches` returns its uploads earlier (seconds).
+#: Each tick of a sensor costs about 70 ms of processor time.
 RUN_END_INTERVAL_SECONDS = 10
-#: How soon the end of a batch is reported (seconds), and how many at once: each reads thumbnails.
+#: How soon the end of a batch is reported (seconds), and how many in one tick, as each reads
+#: thumbnails.
 REPORT_INTERVAL_SECONDS, REPORTS_PER_TICK = 10, 10
 
 _IN_FLIGHT = (
@@ -77,15 +78,15 @@ _IN_FLIGHT = (
 
 
 def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
-    """Launch the job for whatever is pending."""
+    """Build the sensor that launches the job for pending uploads."""
 
     def look(
         context: dg.SensorEvaluationContext, pipeline: Pipeline, asked: AskedSlices
     ) -> tuple[dg.SensorResult, bool]:
-        """Look once; also tells whether what waits needs only the end of another run."""
+        """Look once. The second value tells whether only a place for a run is missing."""
         settings, database, instance = pipeline.settings, pipeline.database, context.instance
         left_out = LeftOut()
-        # Cheap, and what makes an upload whose worker died wait for its lease only.
+        # This is cheap, and an upload whose worker died then waits only for its lease.
         rescued = _say_rescued(rescue_from_ended_runs(instance, pipeline, left_out))
 
         def result(
@@ -94,7 +95,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
             turns: Turns | None = None,
             needs_a_run_to_end: bool = False,
         ) -> tuple[dg.SensorResult, bool]:
-            """Say all that was found: of a tick that launches nothing as the reason for that."""
+            """Build the result; if nothing is launched, all findings are the skip reason."""
             line = "; ".join(filter(None, map(str, (rescued, *said, left_out))))
             if requests and line:
                 (context.log.warning if rescued or left_out else context.log.info)(line)
@@ -111,7 +112,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         if not waiting:
             return result("no upload is pending")
         launched = launched_keys(instance, [slice_.key for slice_ in numbered])
-        # Dagster has not recorded yet what was asked for a moment ago.
+        # Dagster has not yet recorded runs that were asked for a moment ago.
         recent = asked.recent() - launched.keys()
         launched |= dict.fromkeys(recent, True)
         in_flight = runs_in_flight(instance, job.name, left_out).and_(
@@ -133,7 +134,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
                 f"runs in flight: {in_flight.total} of {limit}",
                 needs_a_run_to_end=choice.needs_a_run_to_end,
             )
-        # One that cannot be opened has had its turn all the same: others go before it next time.
+        # A slice that cannot be opened has had its turn, so others go first next time.
         turns = turns.and_(choice.chosen, waiting, now)
         opened = one_by_one(
             choice.chosen,
@@ -142,7 +143,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
             named=_batch,
         )
         slices = [slice_ for slice_ in opened if slice_]
-        # A run that is launched while the analyzer is down would only end at its start.
+        # A run that starts while the analyzer is down would end at once.
         if outage := pipeline.analyzer_outage() or _broker_outage(settings):
             one_by_one(slices, partial(_release, pipeline, outage), left_out, named=_batch)
             batches = {slice_.batch_id for slice_ in waiting}
@@ -169,7 +170,9 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         pipeline: Pipeline = context.resources.batch_pipeline
         patience = LOOK_SECONDS if context.log_key else 0.0  # a test evaluates without a log
         deadline = time.monotonic() + patience
-        with work_signals(pipeline.database) as wait:  # before the first look: nothing is missed
+        with work_signals(
+            pipeline.database
+        ) as wait:  # before the first look, so that nothing is missed
             while True:
                 with one_sensor_at_a_time(pipeline.database) as asked:
                     found, needs_a_run_to_end = look(context, pipeline, asked)
@@ -184,7 +187,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
 
 
 def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
-    """Clean up at once what runs of the job leave behind."""
+    """Build the sensors that clean up after runs that failed or were terminated."""
 
     def release_uploads_of_failed_runs(
         context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
@@ -225,7 +228,7 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
             (
                 release_uploads_of_failed_runs,
                 dg.DagsterRunStatus.FAILURE,
-                "Returns what a failed run held; gives a batch up whose runs die every time.",
+                "Returns the uploads of a failed run; gives up a batch whose runs die every time.",
             ),
             (
                 cancel_batches_of_terminated_runs,
@@ -240,18 +243,18 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     required_resource_keys={"batch_pipeline"},
-    description="Reports every batch that has ended, however its runs did, in the asset "
-    "batch_report; again when it was worked again.",
+    description="Reports every batch that has ended in the asset batch_report, whatever happened to "
+    "its runs; again after it was processed again.",
 )
 def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """Report each end once; twice if the daemon dies between the report and its cursor.
+    """Report each end once, or twice if the daemon dies between the report and its cursor.
 
-    A batch that cannot be reported is tried again in later ticks, behind what has ended since, and
-    then said to have no report. While storage or database are away, all wait.
+    A batch that cannot be reported is tried again in later ticks, after newer ones. After the last
+    try an observation says that it has no report. During an outage of storage or database all wait.
     """
     pipeline: Pipeline = context.resources.batch_pipeline
     seen, left_out = EndsSeen.parse(context.cursor), LeftOut()
-    # Dagster's own storage fails when a sensor judges a partition twice.
+    # Dagster's own storage refuses a second check of the same partition by a sensor.
     may_be_said_again = isinstance(context.instance.event_log_storage, GroupedEventLogStorage)
 
     def report(batch: EndedBatch) -> _Report:
@@ -259,7 +262,7 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
             summary = batch_summary(pipeline.database, pipeline.storage, batch.batch_id)
         except NotFoundError:
             return _Report(batch, None, ())
-        # One that somebody has reopened meanwhile will end again.
+        # A batch that was reopened meanwhile will end again.
         if not summary.has_ended:
             return _Report(batch, None, ())
         checks = evaluations_of(batch.batch_id, summary.verdict, by_partition=may_be_said_again)
@@ -304,7 +307,7 @@ class _Report(NamedTuple):
 
 
 def _batch(of: WaitingSlice | EndedBatch) -> str:
-    """What a batch is called where it is left out."""
+    """Name a batch that is left out."""
     return f"batch {of.batch_id}"
 
 
@@ -338,10 +341,10 @@ def _broker_outage(settings: Settings) -> ServiceDownError | None:
 
 
 def runs_in_flight(instance: dg.DagsterInstance, job_name: str, left_out: LeftOut) -> InFlight:
-    """Count runs that are queued or running; those of which the batch is unknown, too."""
+    """Count runs that are queued or running, also those whose batch is unknown."""
     runs = instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=list(_IN_FLIGHT)))
     for run in runs:
-        # One that somebody launched by hand gets its tag when it has begun.
+        # A run that was launched by hand gets its tag when it starts.
         if batch_of(run) is None and (tag := run.tags.get(BATCH_TAG)):
             left_out.note(f"the tag of run {run.run_id}", f"{tag!r} is no id of a batch")
     return InFlight(
@@ -352,7 +355,7 @@ def runs_in_flight(instance: dg.DagsterInstance, job_name: str, left_out: LeftOu
 
 
 def run_request(slice_: WaitingSlice, settings: Settings) -> dg.RunRequest:
-    """Ask for the run of a slice; the same slice always by the same key."""
+    """Build the request for the run of a slice; a slice always has the same key."""
     return dg.RunRequest(
         run_key=slice_.key,
         run_config={

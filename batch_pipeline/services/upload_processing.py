@@ -1,7 +1,7 @@
 """One upload from claim to stored row: decode, thumbnail, describe, audit, embed, store.
 
-Reads from top to bottom as an upload is worked. What is stored already is not made again, except
-the stages that a person asked to redo. Statuses and counters are changed by `UploadStates` alone.
+The code is in the order in which an upload is processed. A stored result is not made again unless a
+person asked to redo its stage. Only `UploadStates` changes statuses and counters.
 """
 
 import hashlib
@@ -52,23 +52,23 @@ from batch_pipeline.services.states.upload_states import (
 from batch_pipeline.storage import storage_error
 from batch_pipeline.visible_text import visible_line
 
-#: How long uploads rest after a service was found down, before a run tries again (seconds).
+#: How long uploads wait after an outage before a run tries again (seconds).
 OUTAGE_PAUSE_SECONDS = 20.0
-#: How long a model's answer is kept while the database is away, and how often it is tried to store
-#: it (seconds): longer than a failover takes.
+#: How long a model's answer is kept while the database is down, longer than a failover takes; and
+#: the pause between two tries to store it (seconds).
 ANSWER_PATIENCE_SECONDS, _ANSWER_PAUSE_SECONDS = 300.0, 1.0
 
 log = logging.getLogger(__name__)
 
 
 def outage_pause(error: PipelineError) -> float:
-    """How long uploads rest after an outage (seconds): as the service said, or the usual time."""
+    """Return how long uploads wait after an outage (seconds): as the service said, or a default."""
     return getattr(error, "resume_after_seconds", None) or OUTAGE_PAUSE_SECONDS
 
 
 @dataclass
 class UploadReport:
-    """What is known of an upload while and after it is worked."""
+    """What is known about an upload during and after its processing."""
 
     upload_id: uuid.UUID
     batch_id: uuid.UUID | None
@@ -80,7 +80,7 @@ class UploadReport:
     checksum: str | None
     """Of the original, hexadecimal; None while it is not known."""
     account: Account
-    """Of the model calls made in this attempt, whatever became of their answers."""
+    """Costs of all model calls of this attempt, also of those without a usable answer."""
     embedding_model: str | None = None
     embedding_fingerprint: str | None = None
     """Of the vector made in this attempt."""
@@ -91,9 +91,9 @@ class UploadReport:
     audit: AuditResult | None = None
     """Of the description made in this attempt, passed or not."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of each stage done in this attempt."""
+    """Duration of each stage of this attempt."""
     progress: BatchProgress | None = None
-    """The batch after this upload ended; None while it is not counted."""
+    """Progress of the batch after this upload ended; None until it is counted."""
 
 
 @dataclass(frozen=True)
@@ -110,28 +110,28 @@ class FailedUpload:
     report: UploadReport
     error: UploadError
     will_retry: bool
-    """True: still claimed, to be worked again soon. False: ``failed`` and counted."""
+    """True: the run keeps the claim and tries again. False: ``failed`` and counted."""
 
 
-#: Makes a context for the time of a wait.
+#: Makes a context that surrounds a wait.
 Waiting = Callable[[], AbstractContextManager[None]]
 Outcome = CompletedUpload | FailedUpload | SkippedUpload
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One attempt at an upload, and how it is made."""
+    """One attempt at an upload, with what its stages need."""
 
     claim: Claim
     row: AnyRow
-    """Columns `STARTED`, as they were at its beginning."""
+    """Columns `STARTED`, as they were at the start of the attempt."""
     report: UploadReport
     cancelled: CancelledCheck
     waiting: Waiting
 
 
 class UploadProcessor:
-    """Works uploads one at a time per thread; any number of threads may share it."""
+    """Processes one upload at a time in each thread; any number of threads may share it."""
 
     def __init__(self, pipeline: Pipeline, keeper: ClaimKeeper) -> None:
         self._pipeline = pipeline
@@ -147,18 +147,18 @@ class UploadProcessor:
         interrupted: CancelledCheck = never_cancelled,
         waiting: Waiting = nullcontext,
     ) -> Outcome:
-        """Work one upload for a run.
+        """Process one upload for a run.
 
         Args:
             upload_id: the upload.
-            run_id: the run that holds it, or takes it now.
-            retries_left: how often the caller would call again after a transient error.
-            interrupted: asked during model calls; true stops the work as a cancel does.
-            waiting: entered around what is waited for outside this process.
+            run_id: the run that has reserved the upload, or takes it now.
+            retries_left: how many times the caller will try again after a transient error.
+            interrupted: checked during model calls; true stops the work like a cancel.
+            waiting: entered while the thread waits for another process or server.
 
         Raises:
-            ServiceDownError: nothing can be worked now; the upload is ``pending`` again and the
-                attempt does not count.
+            ServiceDownError: a service is down. The upload is ``pending`` again, and the attempt
+                does not count.
         """
         started = self._states.start(upload_id, run_id)
         if isinstance(started, SkippedUpload):
@@ -187,7 +187,7 @@ class UploadProcessor:
             return self._give_up(claim, report, error, retries_left)
         except (ServiceDownError, ConfigurationError) as error:
             if fault := own_fault(self._pipeline, error, row):
-                # What the server died of was tried often enough.
+                # The server has died of this upload often enough.
                 left = 0 if server_died(error) else retries_left
                 return self._give_up(claim, report, fault, left)
             self._release_if_possible(claim, error, outage_pause(error))
@@ -204,7 +204,7 @@ class UploadProcessor:
         row, report = attempt.row, attempt.report
         content = _Once(lambda: self._decode(attempt))
 
-        # Who redoes another stage does not ask for a thumbnail that could not be made then either.
+        # A redo of another stage does not try again to make a thumbnail that failed before.
         if Stage.THUMBNAIL in row.redo or (row.thumbnail_path is None and not row.redo):
             self._make_thumbnail(attempt, content())
         _raise_if(attempt.cancelled)
@@ -231,10 +231,10 @@ class UploadProcessor:
         )
 
     def _keep_trying(self, attempt: _Attempt, store: Callable[[], None]) -> None:
-        """Store what a model has answered, however long the database is away, within reason.
+        """Store the answer of a model; wait up to `ANSWER_PATIENCE_SECONDS` for the database.
 
-        The answer was paid for, and would be asked for again. The claim stays valid meanwhile,
-        unless somebody else has taken the upload over: then nothing is written.
+        The answer has cost a model call, which would have to be repeated. If another run has taken
+        the upload over meanwhile, nothing is written.
         """
         give_up_at = time.monotonic() + ANSWER_PATIENCE_SECONDS
         failures = 0
@@ -246,7 +246,7 @@ class UploadProcessor:
                 if time.monotonic() > give_up_at:
                     raise
                 log.warning("an answer for %r waits to be stored: %s", attempt.row.filename, error)
-            # If only the reply was lost, the claim is over because everything is stored.
+            # If only the reply was lost, the claim has ended because everything is stored.
             if failures:
                 _raise_if(attempt.cancelled)
             failures += 1
@@ -273,7 +273,7 @@ class UploadProcessor:
                 if error.preview is not None and attempt.row.thumbnail_path is None:
                     self._store_thumbnail(attempt, error.preview)
                 raise
-            except OSError as error:  # of the storage: what is wrong with the file has a kind
+            except OSError as error:  # an error of the storage; errors of the file have a kind
                 raise storage_error(error, attempt.row.file_path) from error
 
     def _open(self, attempt: _Attempt) -> BinaryIO:
@@ -284,7 +284,7 @@ class UploadProcessor:
             return storage.open(attempt.row.file_path)
 
     def _make_thumbnail(self, attempt: _Attempt, picture: MediaContent) -> None:
-        """Store the preview; that it cannot be made is a warning, the upload goes on."""
+        """Store the thumbnail. If it cannot be made, log a warning and go on."""
         row, report = attempt.row, attempt.report
         try:
             with _timed(report, "thumbnail"):
@@ -320,9 +320,9 @@ class UploadProcessor:
         self._keep_trying(attempt, store)
 
     def _known(self, attempt: _Attempt) -> Described | None:
-        """Take what the same bytes were described as, if a description would be made the same way.
+        """Return the description of another upload with the same bytes and the same fingerprint.
 
-        Who asks for a description anew that is no other gets another.
+        A redo of a description that already has this fingerprint asks the model again.
         """
         row, report = attempt.row, attempt.report
         fingerprint = self._pipeline.analyzer.vision.fingerprint()
@@ -400,12 +400,12 @@ class UploadProcessor:
         return FailedUpload(report, error, will_retry)
 
     def _let_go(self, started: StartedUpload, report: UploadReport) -> SkippedUpload:
-        """Leave nothing of ours behind of work that is no longer wanted."""
+        """Release an upload that is no longer wanted, and remove what we made for a deleted one."""
         row = started.row
         self._states.release(started.claim)
         if self._states.exists(row.id):
             return SkippedUpload(row.id, "it was cancelled or taken away meanwhile", row.filename)
-        # The original is no work of ours, whoever deleted the upload.
+        # The original is not ours to remove, whoever deleted the upload.
         if report.thumbnail or self._pipeline.ownership.made_thumbnail(row.id):
             storage = self._pipeline.storage
             storage.remove(storage.thumbnail_path(row.user_id, row.id))
@@ -424,7 +424,7 @@ class UploadProcessor:
                 resume_after_seconds=resume_after_seconds,
                 server_died=server_died(reason),
             )
-        except ServiceDownError as error:  # the lease will run out instead
+        except ServiceDownError as error:  # the lease will expire instead
             log.warning("upload %s could not be handed back: %s", claim.upload_id, error)
 
 
@@ -437,7 +437,7 @@ def _sha256(file: BinaryIO) -> str:
 
 
 class _Once:
-    """Calls a function when its result is first asked for, and keeps it."""
+    """Calls a function when its result is first needed, and keeps the result."""
 
     def __init__(self, make: Callable[[], MediaContent]) -> None:
         self._make = make
