@@ -243,8 +243,8 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     required_resource_keys={"batch_pipeline"},
-    description="Reports every batch that has ended in the asset batch_report, whatever happened to "
-    "its runs; again after it was processed again.",
+    description="Reports every batch that has ended in the asset batch_report, however its runs "
+    "ended; again after it was processed again.",
 )
 def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Report each end once, or twice if the daemon dies between the report and its cursor.
