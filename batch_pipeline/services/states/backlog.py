@@ -1,7 +1,7 @@
-"""The sweep's side of the state machine: what dead workers, outages and outsiders left behind.
+"""Transitions of the sweep: repair what dead workers, outages and other programs left behind.
 
-Who asks Dagster which runs have ended is ``orchestration/sweep.py``. Every method is safe to
-repeat, and two at the same time have the effect of one.
+``orchestration/sweep.py`` asks Dagster which runs have ended. Every method may be repeated, also by
+two processes at the same time.
 """
 
 import logging
@@ -62,15 +62,15 @@ from batch_pipeline.services.states.transitions import (
     updated_batch_or_none,
 )
 
-#: An upload that was in work when so many workers died is taken for the cause.
+#: An upload counts as the cause after this many workers died while processing it.
 MAX_DEATHS = 3
-#: So many runs of a batch that died, one after the other, without an upload ending: it is given up.
+#: A batch is given up after this many of its runs died in a row without an upload ending.
 MAX_DIED_RUNS = 10
-#: Age at which an upload without a batch is taken for forgotten (seconds).
+#: Age at which an upload without a batch counts as forgotten (seconds).
 ADOPTION_AGE_SECONDS = 5 * 60
-#: Batches that ended longer ago are recounted only if a trigger has noted a change (days).
+#: Batches that ended earlier than this are recounted only if a trigger recorded a change (days).
 RECOUNT_DAYS = 1
-#: Notes of such changes that one sweep reads.
+#: Recorded changes that one sweep reads.
 _NOTES_AT_ONCE = 10_000
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rescue:
-    """What became of the uploads that dead owners held."""
+    """What happened to the uploads of dead owners."""
 
     returned: int = 0
     """Pending again."""
@@ -88,7 +88,7 @@ class Rescue:
 
 @each_repeated
 class Backlog:
-    """Every transition that puts something right."""
+    """Every transition of the sweep."""
 
     def __init__(self, publisher: ProgressPublisher, *, lease_seconds: float) -> None:
         self._publisher = publisher
@@ -115,7 +115,7 @@ class Backlog:
         return alive is None
 
     def left_behind(self, batch_id: uuid.UUID, run_id: str, slice_number: int | None) -> int:
-        """Count what a run has not done: uploads that it holds, and those of its slice."""
+        """Count the remaining uploads of a run: those that it holds, and those of its slice."""
         meant_for_it = and_(Upload.batch_id == batch_id, Upload.slice == slice_number, WAITING)
         with self._publisher.transaction() as transaction:
             count = transaction.connection.scalar(
@@ -124,11 +124,11 @@ class Backlog:
         return count or 0
 
     def rescue(self, ended_run_ids: Sequence[str] = ()) -> Rescue:
-        """Return to ``pending`` what dead owners hold.
+        """Return the uploads of dead owners to ``pending``.
 
         An owner is dead when its run has ended, or when its heartbeat is older than the lease on
-        the database's clock. Uploads left in work by a worker that knew no claims are as dead as
-        their ``updated_at`` is old. An upload whose workers died `MAX_DEATHS` times while it was in
+        the database's clock. For an upload in progress without a claim, ``updated_at`` counts as
+        the heartbeat. An upload whose workers died `MAX_DEATHS` times while it was in
         work is failed instead.
         """
         dead = and_(
@@ -162,8 +162,8 @@ class Backlog:
     ) -> int:
         """Take uploads out of slices whose run ended without taking them; returns how many.
 
-        They rest for a while, so that what ends every run at its start does not start them in a
-        hurry.
+        They wait for a while, so that a fault that ends every run at its start does not launch
+        runs in a loop.
         """
         not_before = func.now() + interval(resume_after_seconds)
         with self._publisher.transaction() as transaction:
@@ -178,7 +178,7 @@ class Backlog:
             )
 
     def note_died_run(self, batch_id: uuid.UUID, reason: str) -> BatchProgress | None:
-        """Count a run that died; fails the batch when so many did without an upload ending.
+        """Count a run that died; fails the batch after too many deaths in a row.
 
         The batch says why, until it ends otherwise. Returns the batch if that failed it.
         """
@@ -203,7 +203,7 @@ class Backlog:
         return progress
 
     def retry_due(self) -> int:
-        """Open uploads again whose failure may have passed by now; returns how many."""
+        """Retry uploads that failed for a temporary reason and are due; returns how many."""
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             rows = connection.execute(
@@ -224,7 +224,7 @@ class Backlog:
         return count
 
     def adopt(self) -> int:
-        """Put waiting uploads that have no batch into one per user; returns how many uploads."""
+        """Put waiting uploads without a batch into one batch per user; returns how many uploads."""
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             rows = connection.execute(
@@ -239,7 +239,9 @@ class Backlog:
                 try:
                     with connection.begin_nested():
                         batch_id = _adopt(connection, user_id, upload_ids)
-                except IntegrityError as error:  # the API asks for more of a batch than we know
+                except (
+                    IntegrityError
+                ) as error:  # the API's table requires values that we do not have
                     log.warning("uploads of user %s stay without a batch: %s", user_id, error.orig)
                 else:
                     adopted += len(upload_ids)
@@ -247,10 +249,10 @@ class Backlog:
         return adopted
 
     def reopen_ended(self) -> int:
-        """Open batches again that have ended, and in which uploads wait; returns how many uploads.
+        """Reopen ended batches that have waiting uploads; returns how many uploads.
 
-        An upload API has added them since, or has made old ones pending again; of the latter, what
-        we know of earlier attempts is forgotten.
+        An upload API has added these uploads, or has made old ones pending again. Data about
+        earlier attempts of the latter is reset.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
@@ -263,7 +265,7 @@ class Backlog:
                     .with_for_update(skip_locked=True)
                 )
             )
-            # Those of a batch that another sweep has opened since the first look are in good hands.
+            # Another sweep has reopened this batch since the first look and handles its uploads.
             ended = select(UploadBatch.id).where(UploadBatch.status == BatchStatus.COMPLETED)
             count = release_rows(
                 connection,
@@ -278,7 +280,7 @@ class Backlog:
         return count
 
     def reconcile_batches(self) -> list[BatchProgress]:
-        """Recount batches whose counters are not those of their uploads, and end what is done."""
+        """Recount batches whose counters are wrong, and end batches that are done."""
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             notes = connection.execute(
@@ -286,7 +288,7 @@ class Backlog:
             ).all()
             changed = list({note.batch_id for note in notes})
             drifted = connection.scalars(_drifted(changed)).all()
-        # A transition under way looks like a difference too; the recount waits for it.
+        # A transition in progress also looks like a difference; the recount waits for it.
         recounted = [self._batches.recount_batch(batch_id) for batch_id in drifted]
         with self._publisher.transaction() as transaction:
             done = delete(BatchToRecount).where(BatchToRecount.id.in_([note.id for note in notes]))
@@ -294,7 +296,7 @@ class Backlog:
         return [progress for progress in recounted if progress]
 
     def overdue(self) -> dict[str, int]:
-        """Count what the transitions above would put right now, by what it is."""
+        """Count what the transitions above would repair now, by kind."""
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             due = (
@@ -345,7 +347,7 @@ def _storable(text_: str) -> str:
 
 
 def _due() -> Any:
-    """Failed uploads to be opened again now; to be joined with their batches."""
+    """Select failed uploads that are due for a retry; to be joined with their batches."""
     return and_(
         Upload.retry_at <= func.now(),
         Upload.processing_status == UploadStatus.FAILED,
@@ -354,7 +356,7 @@ def _due() -> Any:
 
 
 def _forgotten() -> Any:
-    """Uploads that wait without a batch, and are not just being submitted."""
+    """Select uploads that wait without a batch and are older than a submission takes."""
     return and_(
         Upload.batch_id.is_(None),
         WAITING,
@@ -377,7 +379,7 @@ def _adopt(
 
 
 def _ended_with_waiting() -> Select[uuid.UUID]:
-    """Batches that have ended, however long ago, and in which uploads wait.
+    """Select ended batches of any age that have waiting uploads.
 
     The index `ix_uploads_waiting` is not read through, which takes long while millions wait, but
     from each batch in it to the next one.
@@ -424,7 +426,7 @@ def _drifted(changed: Any) -> Select[uuid.UUID]:
                 UploadBatch.successful_uploads.is_distinct_from(counts.c.successful),
                 UploadBatch.failed_uploads.is_distinct_from(counts.c.failed),
                 UploadBatch.processed_uploads.is_distinct_from(counted),
-                # One that is pending without uploads is still being filled.
+                # A pending batch without uploads is still being filled.
                 and_(is_open, counted == counts.c.total, counts.c.total > 0),
                 and_(UploadBatch.status == BatchStatus.PROCESSING, counts.c.total == 0),
                 and_(UploadBatch.status == BatchStatus.COMPLETED, counted != counts.c.total),

@@ -1,4 +1,4 @@
-"""The people's side of the state machine: cancel, retry, redo, and a recount on demand."""
+"""Transitions that people ask for: cancel, retry, redo, and a recount on demand."""
 
 import uuid
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from batch_pipeline.services.states.transitions import (
     updated_batch_or_none,
 )
 
-#: Batches whose completed uploads may be worked again; a cancelled one is reopened by `retry`.
+#: Batches whose completed uploads may be redone; `retry` reopens a cancelled one.
 REDOABLE_BATCH = (*OPEN_BATCH, BatchStatus.COMPLETED)
 
 
@@ -48,9 +48,9 @@ class BatchStates:
     def cancel_batch(
         self, batch_id: uuid.UUID, *, reason: str | None = None
     ) -> BatchProgress | None:
-        """Stop a batch; returns None if it is unknown or has ended already.
+        """Cancel a batch; returns None if it is unknown or has already ended.
 
-        The reason is kept as its ``error_message``, for those who did not cancel it by name.
+        The reason becomes its ``error_message``, because a run and not its id may have been named.
         """
         with self._publisher.transaction() as transaction:
             progress = updated_batch_or_none(
@@ -66,7 +66,7 @@ class BatchStates:
     def retry_batch(
         self, batch_id: uuid.UUID, upload_ids: Sequence[uuid.UUID] = ()
     ) -> tuple[int, BatchProgress] | None:
-        """Open failed uploads again, all or the named ones; reopens a cancelled batch.
+        """Make failed uploads pending again, all or the named ones; reopens a cancelled batch.
 
         Returns how many, and the batch; None if there is no such batch.
 
@@ -101,7 +101,7 @@ class BatchStates:
     def redo(
         self, batch_id: uuid.UUID, stage: Stage, upload_ids: Sequence[uuid.UUID]
     ) -> tuple[int, BatchProgress] | None:
-        """Open completed uploads of a batch again, to redo one stage; what is stored stays.
+        """Make completed uploads of a batch pending again to redo one stage; stored results stay.
 
         Returns how many, and the batch; None if it is gone, cancelled or failed meanwhile.
         """

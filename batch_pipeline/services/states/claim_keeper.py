@@ -1,9 +1,9 @@
-"""Keeps the claims of a run alive, and notices which of them are lost.
+"""Keeps the claims of a run alive, and detects lost ones.
 
-One thread per process. Every second it reads which claims are still ours (a person may have
-cancelled the batch, a sweep may have given the upload to another run); four times per lease it
-renews their heartbeats, and those of the uploads that the run has reserved but not begun. It also
-announces the progress that was left out for coming too fast.
+Each process has one such thread. Every second it checks which claims are still valid: a person may
+have cancelled the batch, or a sweep may have given the upload to another run. Four times per lease it
+renews their heartbeats, and those of reserved uploads that have not started. It also sends progress
+messages that were held back by the rate limit.
 """
 
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class HeldClaim:
-    """A claim in work; `lost` turns true when the work is no longer wanted."""
+    """A claim of an upload in progress; `lost` becomes true when the work is no longer wanted."""
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
@@ -33,7 +33,7 @@ class HeldClaim:
         return self._lost.is_set()
 
     def mark_lost(self) -> None:
-        """Tell the worker to let go."""
+        """Tell the worker to stop."""
         self._lost.set()
 
 
@@ -88,8 +88,8 @@ class ClaimKeeper:
                     self._states.heartbeat(self._run_id, [entry.claim for entry in held])
                     next_renewal = time.monotonic() + self._renew_seconds
             except PipelineError as error:
-                # The worker finds the database down by itself; should it come back too late, the
-                # fencing token refuses what a lost claim would write.
+                # The worker detects the outage itself. If the database comes back too late, the
+                # fencing token prevents writes of a lost claim.
                 if not warned:
                     log.warning("heartbeat failed: %s", error)
                 warned = True

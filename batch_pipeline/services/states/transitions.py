@@ -1,14 +1,14 @@
-"""What all transitions are made of: counting, recounting, releasing and announcing.
+"""Parts that all transitions share: counting, recounting, releasing and announcing.
 
-Functions on an open connection, called by `UploadStates`, `BatchStates` and `Backlog`: the only
-code that changes a status or a counter. The rules that hold for all three:
+`UploadStates`, `BatchStates` and `Backlog` call these functions with an open connection. No other
+code changes a status or a counter. Rules for all three:
 
-- A method is one transaction. The counters and the status of a batch change in the transaction of
-  the upload that causes it.
+- A method is one transaction. The counters and the status of a batch change in the same
+  transaction as the upload.
 - Rows are locked in the order uploads (by id), then batch, so that no two transactions can wait for
   each other.
 
-Drawn in ``docs/state_machine.md``.
+``docs/state_machine.md`` shows all transitions.
 """
 
 import uuid
@@ -48,7 +48,7 @@ BEGUN, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
 
 
 def count_ends(batch_id: Any, *, successful: int, failed: int) -> Update:
-    """Add uploads that have ended to a batch's counters; returns `PROGRESS`, for `end_if_done`."""
+    """Add ended uploads to the counters of a batch; returns `PROGRESS`, for `end_if_done`."""
     return (
         update(UploadBatch)
         .where(UploadBatch.id == batch_id)
@@ -64,7 +64,7 @@ def count_ends(batch_id: Any, *, successful: int, failed: int) -> Update:
 
 
 def count_failed(connection: Connection, batch_id: uuid.UUID, number: int) -> BatchProgress | None:
-    """Count uploads that have failed, or with a minus are open again; may end or reopen the batch.
+    """Add failed uploads to the counters (negative: reopened ones); may end or reopen the batch.
 
     Returns None if the batch is gone.
     """
@@ -73,8 +73,8 @@ def count_failed(connection: Connection, batch_id: uuid.UUID, number: int) -> Ba
 
 
 def end_if_done(connection: Connection, progress: BatchProgress) -> BatchProgress:
-    """End or reopen a batch whose counters have just changed, if they ask for it."""
-    # Counting all uploads is left to the few transitions that may end or reopen the batch.
+    """End or reopen a batch if its changed counters require it."""
+    # Only the few transitions that may end or reopen the batch count all its uploads.
     looks_ended = progress.processed >= progress.total
     if looks_ended == (progress.status == BatchStatus.COMPLETED):
         return progress
@@ -82,7 +82,7 @@ def end_if_done(connection: Connection, progress: BatchProgress) -> BatchProgres
 
 
 def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
-    """Recount a batch that exists, and end or reopen it accordingly."""
+    """Recount an existing batch, and end or reopen it accordingly."""
     # The batch is locked before its uploads are counted: a transition that has changed its
     # upload but not yet the batch waits here, and adds itself to the recount.
     status = connection.execute(
@@ -90,10 +90,10 @@ def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
     ).scalar_one()
     counts = connection.execute(count_uploads(batch_id)).one()
     processed = counts.successful + counts.failed
-    # A pending batch without uploads is one that somebody is still filling.
+    # A pending batch without uploads is still being filled.
     has_ended = processed == counts.total and (counts.total or status != BatchStatus.PENDING)
     values: dict[str, Any] = {}
-    # One that was given up may be worked after all; without uploads there was nothing to work.
+    # A batch that was given up may still end; without uploads it has nothing to process.
     was_worked = status in OPEN_BATCH or (status == BatchStatus.FAILED and counts.total)
     if was_worked and has_ended:
         values = {
@@ -132,7 +132,7 @@ def retry_failed(
     upload_ids: Sequence[uuid.UUID],
     reason: str,
 ) -> int:
-    """Open failed uploads of a batch again, all or the named ones; returns how many."""
+    """Make failed uploads of a batch pending again, all or the named ones; returns how many."""
     failed: Select[uuid.UUID] = select(Upload.id).where(
         Upload.batch_id == batch_id, Upload.processing_status == UploadStatus.FAILED
     )
@@ -151,9 +151,9 @@ def retry_failed(
 
 
 def reopen_batch(connection: Connection, batch_id: uuid.UUID) -> None:
-    """Open a batch again that was given up: a person has asked for one of its uploads.
+    """Reopen a batch that was given up, because a person has asked for one of its uploads.
 
-    The count of its dead runs stays, so that the next one that dies is the last again.
+    The count of its dead runs stays, so that the batch is given up again after the next death.
     """
     connection.execute(
         update(UploadBatch)
@@ -163,10 +163,10 @@ def reopen_batch(connection: Connection, batch_id: uuid.UUID) -> None:
 
 
 def count_uploads(batch_id: Any) -> Select[int, int, int]:
-    """Count a batch's uploads: ``total``, ``successful`` and ``failed``.
+    """Count the uploads of a batch: ``total``, ``successful`` and ``failed``.
 
-    One whose status is a word of the upload API's own, or none, is not for us to process: it
-    neither counts nor keeps the batch open.
+    An upload whose status is NULL or a word of the upload API is not ours to process. It does not
+    count and does not keep the batch open.
     """
     status = Upload.processing_status
     return select(
@@ -177,7 +177,7 @@ def count_uploads(batch_id: Any) -> Select[int, int, int]:
 
 
 def release_rows(connection: Connection, condition: Any, **values: Any) -> int:
-    """Hand uploads back that are not completed; ``reason`` is why they are dispatched again."""
+    """Release uploads that are not completed; ``reason`` says why they are dispatched again."""
     reason = values.pop("reason", None)
     if reason:
         values["dispatch_reason"] = reason
@@ -187,7 +187,7 @@ def release_rows(connection: Connection, condition: Any, **values: Any) -> int:
 
 
 def make_pending(connection: Connection, condition: Any, **values: Any) -> int:
-    """Make uploads pending, in no slice and held by nobody; returns how many."""
+    """Make uploads pending, without slice and owner; returns how many."""
     result = connection.execute(
         update(Upload)
         .where(condition)
@@ -205,35 +205,35 @@ def make_pending(connection: Connection, condition: Any, **values: Any) -> int:
 
 
 def announce_file(transaction: Announcer, row: AnyRow, percentage: int, status: FileStatus) -> None:
-    """Announce where an upload stands."""
+    """Send the progress message of an upload."""
     transaction.announce(file_progress(row, percentage, status), row.user_id)
 
 
 def file_progress(row: AnyRow, percentage: int, status: FileStatus) -> FileProgress:
-    """The message that says where an upload stands; `row` has the columns `ANNOUNCED`."""
+    """Build the progress message of an upload; `row` has the columns `ANNOUNCED`."""
     return FileProgress(row.batch_id, row.id, row.filename, row.file_size, percentage, status)
 
 
 def percentage_reached(row: AnyRow) -> int:
-    """Percentage of the last stage whose result is stored."""
+    """Return the percentage of the last stage whose result is stored."""
     if row.description:
         return DESCRIPTION_STORED
     return THUMBNAIL_STORED if row.thumbnail_path else BEGUN
 
 
 def updated_batch_or_none(connection: Connection, statement: Any) -> BatchProgress | None:
-    """Execute an update of at most one batch, and return what it is then."""
+    """Execute an update of at most one batch, and return its new state."""
     row = connection.execute(statement.returning(*PROGRESS)).one_or_none()
     return BatchProgress(*row) if row else None
 
 
 def updated_batch(connection: Connection, statement: Any) -> BatchProgress:
-    """Execute an update of a batch that exists, and return what it is then."""
+    """Execute an update of an existing batch, and return its new state."""
     return BatchProgress(*connection.execute(statement.returning(*PROGRESS)).one())
 
 
 def noted(error: PipelineError | None) -> dict[str, str]:
-    """Columns that keep the reason of an error; none without one."""
+    """Return the columns that store the reason of an error; empty without an error."""
     if error is None:
         return {}
     kind = error.kind if isinstance(error, KindedError) else "configuration"
@@ -241,7 +241,7 @@ def noted(error: PipelineError | None) -> dict[str, str]:
     return {"error_kind": kind, "error_message": str(error).replace("\0", "�")}
 
 
-#: What `announce_file` and `percentage_reached` read of an upload.
+#: Columns of an upload that `announce_file` and `percentage_reached` read.
 ANNOUNCED = (
     Upload.id,
     owner(Upload.user_id),

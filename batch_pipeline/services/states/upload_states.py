@@ -1,9 +1,9 @@
-"""What a run does in the state machine: reserve uploads, start them, store results, end, release.
+"""Transitions of a run: reserve uploads, start them, store results, end and release them.
 
 An upload changes by a conditional update that names the owner and the fencing token of the claim;
-a write with an older token is refused. Its statements stand in ``upload_statements.py``; what holds
-for all transitions in ``transitions.py``; what people ask for in ``batch_states.py``; what is put
-right after the dead in ``backlog.py``.
+a write with an older token is refused. Related modules: ``upload_statements.py`` (the
+statements), ``transitions.py`` (rules of all transitions), ``batch_states.py`` (transitions that people
+ask for), ``backlog.py`` (transitions of the sweep).
 """
 
 import uuid
@@ -67,14 +67,14 @@ from batch_pipeline.services.states.upload_statements import (
     held_update,
 )
 
-#: When the sweep opens an upload again that failed for a reason that may pass (seconds after each
-#: failure); once all have passed, only a person does.
+#: Delays after which the sweep retries an upload that failed for a temporary reason (seconds after
+#: each failure). After the last one only a person retries it.
 RETRY_DELAYS = (15 * 60, 60 * 60, 6 * 60 * 60)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to work on an upload: who holds it, and the fencing token."""
+    """The right to process an upload: its owner and the fencing token."""
 
     upload_id: uuid.UUID
     run_id: str
@@ -83,7 +83,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class StartedUpload:
-    """An upload whose attempt has begun; its columns `STARTED` as they are now."""
+    """An upload whose attempt has started, with its current columns `STARTED`."""
 
     claim: Claim
     row: AnyRow
@@ -91,7 +91,7 @@ class StartedUpload:
 
 @dataclass(frozen=True)
 class SkippedUpload:
-    """An upload that there is nothing to do for, with the reason."""
+    """An upload that is not processed, with the reason."""
 
     upload_id: uuid.UUID
     reason: str
@@ -100,11 +100,11 @@ class SkippedUpload:
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """What a run found when it reserved uploads of a batch."""
+    """The result of reserving uploads of a batch."""
 
     progress: BatchProgress
     expected_total: int
-    """``total_uploads`` as it was before it was put right."""
+    """``total_uploads`` before it was corrected."""
     reserved: Sequence[AnyRow]
     """``id`` and ``filename``, oldest first."""
 
@@ -186,7 +186,7 @@ class UploadStates:
         return LoadedBatch(progress, batch.total_uploads, oldest_first)
 
     def start(self, upload_id: uuid.UUID, run_id: str) -> StartedUpload | SkippedUpload:
-        """Begin an attempt, if the upload is there to be worked by this run.
+        """Start an attempt if this run may process the upload.
 
         A failed upload is opened again (that is what re-executing its step asks for), so is a batch
         that was given up, and a claim whose heartbeat is older than the lease is taken over.
@@ -205,7 +205,7 @@ class UploadStates:
         return StartedUpload(Claim(upload_id, run_id, row.claim_token), row)
 
     def store_thumbnail(self, claim: Claim, path: str, seconds: Mapping[str, float]) -> None:
-        """Keep the preview; a later attempt does not make it again."""
+        """Store the thumbnail; a later attempt does not make it again."""
         self._advance(claim, THUMBNAIL_STORED, STORE_THUMBNAIL, path=path, seconds=dict(seconds))
 
     def store_description(
@@ -220,7 +220,7 @@ class UploadStates:
         regenerated: bool,
         seconds: Mapping[str, float],
     ) -> None:
-        """Keep a description that passed the audit; a later attempt does not ask for it again."""
+        """Store a description that passed the audit; a later attempt does not ask for it again."""
         description = described.description
         self._advance(
             claim,
@@ -250,7 +250,7 @@ class UploadStates:
         fingerprint: str | None = None,
         seconds: Mapping[str, float],
     ) -> BatchProgress | None:
-        """Keep the vector, end the upload and count it; ends the batch if it was the last one.
+        """Store the vector, end the upload and count it; ends the batch after its last upload.
 
         Without a vector, the one that is stored stays.
         """
@@ -273,7 +273,7 @@ class UploadStates:
             if progress and not tell:
                 self._publisher.left_out(progress.batch_id)
             return progress
-        # It may be the last of its batch, or it is no longer ours.
+        # It may be the last upload of its batch, or the claim is lost.
         with self._publisher.transaction() as transaction:
             row = transaction.connection.execute(whole, names).one_or_none()
             if row is None:
@@ -286,7 +286,7 @@ class UploadStates:
         return progress
 
     def fail(self, claim: Claim, error: KindedError) -> BatchProgress | None:
-        """Give the upload up for a reason, and count it."""
+        """Fail the upload for a reason, and count it."""
         statement = held_update(
             processing_status=UploadStatus.FAILED,
             owner_run_id=None,
@@ -305,7 +305,7 @@ class UploadStates:
         return progress
 
     def note_error(self, claim: Claim, error: KindedError) -> None:
-        """Keep the reason of an attempt that will be followed by another of the same run.
+        """Store the reason of an attempt; the same run will try again.
 
         Until then the upload is reserved as it was before, so that its heartbeat is renewed.
         """
@@ -321,7 +321,7 @@ class UploadStates:
         resume_after_seconds: float = 0,
         server_died: bool = False,
     ) -> None:
-        """Hand an upload in work back; the attempt does not count. The row keeps the reason.
+        """Release an upload in progress; the attempt does not count. The row keeps the reason.
 
         `server_died`: in the middle of its own call, which makes it a suspect.
         """
@@ -343,7 +343,7 @@ class UploadStates:
         *,
         resume_after_seconds: float = 0,
     ) -> int:
-        """Hand back what a run has reserved but not begun, to be dispatched again later.
+        """Release the uploads that a run has reserved but not started.
 
         Returns how many uploads.
         """
@@ -367,7 +367,7 @@ class UploadStates:
         upload_ids: Sequence[uuid.UUID] = (),
         resume_after_seconds: float,
     ) -> int:
-        """Let waiting uploads rest that a run came for and cannot work now; returns how many.
+        """Delay waiting uploads of a run that cannot process them now; returns how many.
 
         They leave their slice, whose run this was, so that the next one is asked for by itself.
         """
@@ -394,7 +394,7 @@ class UploadStates:
             )
 
     def heartbeat(self, run_id: str, in_work: Sequence[Claim]) -> None:
-        """Show that the run lives: renews its reservations and the claims that are in work.
+        """Renew the heartbeats of a run: of its reservations and of its claims in progress.
 
         A row that somebody has locked is left out, so that the others do not wait for it; nobody
         rescues it meanwhile either.
@@ -419,7 +419,7 @@ class UploadStates:
             )
 
     def holds(self, run_id: str) -> dict[uuid.UUID, bool]:
-        """List what a run holds with a heartbeat younger than the lease; true: it is in work."""
+        """List the uploads of a run whose lease has not expired; true: in progress."""
         with self._publisher.transaction() as transaction:
             rows = transaction.connection.execute(
                 select(Upload.id, Upload.processing_status).where(
@@ -429,7 +429,7 @@ class UploadStates:
         return {row.id: row.processing_status != UploadStatus.PENDING for row in rows}
 
     def wanted(self, claims: Sequence[Claim]) -> set[Claim]:
-        """Tell which claims are still held and belong to a batch that nobody cancelled."""
+        """Tell which claims are still valid and belong to a batch that is not cancelled."""
         with self._publisher.transaction() as transaction:
             rows = transaction.connection.execute(
                 select(Upload.id, Upload.owner_run_id, Upload.claim_token)
@@ -444,11 +444,11 @@ class UploadStates:
         }
 
     def catch_up_progress(self) -> None:
-        """Announce what was left out while uploads ended faster than anybody reads."""
+        """Send the progress messages that the rate limit held back."""
         self._publisher.catch_up()
 
     def exists(self, upload_id: uuid.UUID) -> bool:
-        """Tell whether an upload has not been deleted."""
+        """Tell whether an upload still exists."""
         with self._publisher.transaction() as transaction:
             found = transaction.connection.scalar(select(Upload.id).where(Upload.id == upload_id))
         return found is not None
@@ -456,7 +456,7 @@ class UploadStates:
     def _open_to_start(
         self, transaction: Announcer, upload_id: uuid.UUID, run_id: str
     ) -> SkippedUpload | None:
-        """Lock an upload, and open it and its batch again if they have failed; or say why not."""
+        """Lock an upload, and reopen it and its batch if they have failed; or say why not."""
         connection = transaction.connection
         row = connection.execute(
             LOCK_REFUSED, {"of_upload": upload_id, "lease": self._lease_seconds}
@@ -491,7 +491,7 @@ class UploadStates:
 
 
 def _as_facts(description: Description) -> dict[str, Any]:
-    """Tags and visible text among the metadata, for upload APIs that know no columns of ours."""
+    """Return tags and visible text as metadata, for upload APIs that do not know our columns."""
     found = {"tags": list(description.tags), "visible_text": description.visible_text}
     return {name: value for name, value in found.items() if value}
 
@@ -512,7 +512,7 @@ def _written(
     statement: Executable,
     parameters: Mapping[str, Any] = MappingProxyType({}),
 ) -> AnyRow:
-    """Execute a `held_update`; refused if the claim is no longer the newest."""
+    """Execute a `held_update`; raises `ClaimLostError` if the claim is no longer valid."""
     row = connection.execute(statement, {**_names(claim), **parameters}).one_or_none()
     if row is None:
         raise _lost(claim)
@@ -520,7 +520,7 @@ def _written(
 
 
 def _ended_before(connection: Connection, claim: Claim) -> BatchProgress | None:
-    """The batch of an upload that was completed under this claim, by a commit without a reply.
+    """Return the batch of an upload that this claim completed by a commit whose reply was lost.
 
     Raises:
         ClaimLostError: it was not.
