@@ -1,9 +1,9 @@
 """Keeps the claims of a run alive, and detects lost ones.
 
 Each process has one such thread. Every second it checks which claims are still valid: a person may
-have cancelled the batch, or a sweep may have given the upload to another run. Four times per lease it
-renews their heartbeats, and those of reserved uploads that have not started. It also sends progress
-messages that were held back by the rate limit.
+have cancelled the batch, or a sweep may have given the upload to another run. Four times per
+lease it renews their heartbeats, and those of reserved uploads that have not started. It also sends
+progress messages that the rate limit held back.
 """
 
 import logging

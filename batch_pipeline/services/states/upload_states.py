@@ -2,8 +2,8 @@
 
 An upload changes by a conditional update that names the owner and the fencing token of the claim;
 a write with an older token is refused. Related modules: ``upload_statements.py`` (the
-statements), ``transitions.py`` (rules of all transitions), ``batch_states.py`` (transitions that people
-ask for), ``backlog.py`` (transitions of the sweep).
+statements), ``transitions.py`` (rules of all transitions), ``batch_states.py`` (transitions that
+people ask for), ``backlog.py`` (transitions of the sweep).
 """
 
 import uuid
