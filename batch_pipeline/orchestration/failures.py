@@ -1,8 +1,7 @@
-"""How an upload that got no result looks in Dagster: a red step that says file, kind and reason.
+"""How a failed upload looks in Dagster: a red step with file, kind and reason.
 
-The errors behind it are not named as its cause: their tracebacks would fill the step's panel, in
-the words of a library or of a server, and say no more to who has to act. Where an
-``internal_error`` came from stands in the run's log.
+The original exceptions are not chained as a cause: their tracebacks would fill the panel of the
+step and help nobody who has to act. The log of the run has the traceback of an ``internal_error``.
 """
 
 import dagster as dg
@@ -17,8 +16,8 @@ from batch_pipeline.visible_text import visible_line
 def upload_failure(failed: FailedUpload) -> dg.Failure:
     """Fail the step; Dagster's retry policy applies only if the upload waits for another attempt.
 
-    What an operator reads first is the file's name, then the kind, then the reason word for word.
-    A run's page cuts its rows off after some nine lines: what may be long comes behind the picture.
+    An operator reads the file's name first, then the kind, then the reason. The page of a run cuts
+    rows off after about nine lines, so long texts come after the picture.
     """
     report, error = failed.report, failed.error
     return dg.Failure(
@@ -37,7 +36,7 @@ def upload_failure(failed: FailedUpload) -> dg.Failure:
 
 
 def late_failure(run: dg.DagsterRun) -> dg.Failure:
-    """Fail a step whose run is over: what it is about is with another run by now."""
+    """Fail a step whose run has ended; another run has its upload by now."""
     return dg.Failure(
         description=f"the run has ended as {run.status.value}; a step that comes so late is not "
         "worked, its upload goes to another run",
@@ -46,9 +45,9 @@ def late_failure(run: dg.DagsterRun) -> dg.Failure:
 
 
 def outage_failure(error: ServiceDownError, *, released: int) -> dg.Failure:
-    """Fail the step that found a service down; nothing was marked failed in the database.
+    """Fail the step that found a service down; no upload becomes failed.
 
-    `released` counts the uploads that wait because of it, those still in work not among them.
+    `released` counts the uploads that wait because of it, without those still in progress.
     """
     return dg.Failure(
         description=f"{error.kind}: {error}",
@@ -63,7 +62,7 @@ def outage_failure(error: ServiceDownError, *, released: int) -> dg.Failure:
 
 
 def stopped_failure(error: ServiceDownError) -> dg.Failure:
-    """Fail a step that was stopped, or not begun, because another one found a service down."""
+    """Fail a step that was stopped or not started because another step found a service down."""
     return dg.Failure(
         description=f"stopped, the upload is pending: {error.kind}: {error}",
         allow_retries=False,

@@ -1,7 +1,8 @@
-"""What a run leaves behind when it ends early, and how that is cleaned up.
+"""Clean-up after runs that end early.
 
-Called by the run-status sensors as soon as a run has ended, and by the sweep for whatever they
-missed; each is safe to repeat. Uploads and batches are changed by ``services/states/backlog.py``.
+The run-status sensors call these functions soon after a run has ended, and the sweep calls them for
+runs that the sensors missed. Each may be repeated. ``services/states/backlog.py`` changes uploads
+and batches.
 """
 
 import json
@@ -51,7 +52,7 @@ _CLOCK_SECONDS = 1.0
 
 
 class Outcome(StrEnum):
-    """How a run ended that was no success; a tag, so that bad files and breakdowns can be told."""
+    """How an unsuccessful run ended; a tag that tells bad files from breakdowns."""
 
     FILES_FAILED = "files_failed"
     """All its uploads have ended, some of them without a result."""
@@ -62,7 +63,7 @@ class Outcome(StrEnum):
 
 
 def outcome_of(step_failures: Iterable[dg.DagsterEvent]) -> Outcome:
-    """Tell how a failed run ended, by what its steps said of their failures."""
+    """Tell how a failed run ended, from the failures of its steps."""
     said = [
         event.step_failure_data.user_failure_data
         for event in step_failures
@@ -76,7 +77,7 @@ def outcome_of(step_failures: Iterable[dg.DagsterEvent]) -> Outcome:
 
 @dataclass(frozen=True)
 class RunCleanup:
-    """What was put right after one run."""
+    """The result of the clean-up after one run."""
 
     returned: int = 0
     """Uploads that the run held; pending again."""
@@ -101,12 +102,12 @@ class RunCleanup:
 def clean_up_failed_run(
     pipeline: Pipeline, run: dg.DagsterRun, *, died: bool, reason: str
 ) -> RunCleanup:
-    """Return what a failed run left.
+    """Return the uploads of a failed run to pending.
 
     Args:
         pipeline: whose uploads they are.
         run: a run of ``process_batch`` that has ended.
-        died: it did not say itself why it ended; many such in a row end the batch.
+        died: the run did not say why it ended; many such runs in a row end the batch.
         reason: word for word, for the batch's ``error_message``.
     """
     rescue = pipeline.backlog.rescue([run.run_id])
@@ -121,7 +122,7 @@ def clean_up_failed_run(
 def clean_up_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> RunCleanup:
     """Cancel the batch of a run that a person terminated, unless its worker has done so itself.
 
-    Who terminates a run wants its uploads left alone; they would go to another run otherwise.
+    A person who terminates a run wants its uploads to stop; otherwise another run would take them.
     """
     batch_id = batch_of(run)
     cancelled = None
@@ -135,14 +136,14 @@ def clean_up_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> RunCleanu
 
 
 def terminated(run_id: str) -> str:
-    """Why a batch is cancelled whose run a person ended."""
+    """Return why a batch is cancelled whose run was terminated."""
     return f"run {run_id} was terminated; `batch-pipeline retry` reopens the batch"
 
 
 def cancel_batch_of_terminated_run(
     instance: dg.DagsterInstance, pipeline: Pipeline, run_id: str
 ) -> None:
-    """Cancel the batch of a run that is being stopped, if it is a person who stops it."""
+    """Cancel the batch of a run that a person is terminating."""
     run = instance.get_run_by_id(run_id)
     if run and run.status == dg.DagsterRunStatus.CANCELING and (batch_id := batch_of(run)):
         pipeline.batches.cancel_batch(batch_id, reason=terminated(run_id))
@@ -151,11 +152,11 @@ def cancel_batch_of_terminated_run(
 def close_dead_runs(
     instance: dg.DagsterInstance, pipeline: Pipeline, jobs: Iterable[str], left_out: LeftOut
 ) -> int:
-    """End the runs whose worker is gone without a word; returns how many.
+    """End the runs whose worker died without reporting it; returns how many.
 
-    A process that lost its code server looks like one that is dead, so only silence tells: no
-    upload of the run has a fresh heartbeat, and nothing was logged for two leases. Should the
-    worker be alive after all, it does no harm: what it holds is refused by the fencing token.
+    A worker that lost its code server looks dead, so only silence counts: no upload of the run has
+    a fresh heartbeat, and nothing was logged for two leases. If the worker is alive after all, the
+    fencing token refuses its writes.
     """
     jobs = list(jobs)
     return _close(
@@ -170,18 +171,18 @@ def close_runs_of_ended_workers(
     code_server: CodeLocationOrigin | None,
     left_out: LeftOut,
 ) -> int:
-    """End the runs of this code server's address whose worker does not run any more.
+    """End the runs of this code server's address whose worker no longer exists.
 
-    A code server reports its own workers' ends. Those of one before it, which was killed, it finds
-    here: by their process ids, so it must be called in the code server, on the host and in the
-    container where they would be. A worker that has outlived its code server is left alone.
+    A code server reports the ends of its own workers. After a code server was killed, the next one
+    finds the lost workers here by their process ids. So this must be called in the code server, on
+    the same host and in the same container. A worker that outlived its code server is left alone.
 
     Args:
         instance: that has the runs.
         pipeline: whose uploads they work.
         jobs: names of ours.
         code_server: where this process is reached, as the daemon knows it.
-        left_out: notes the runs that could not be looked at or ended.
+        left_out: records the runs that could not be examined or ended.
     """
     jobs = list(jobs)
 
@@ -253,7 +254,7 @@ def dead_runs(
 
 
 def name_of_run(run: dg.DagsterRun) -> str:
-    """What a run is called where it is left out."""
+    """Name a run that is left out."""
     return f"run {run.run_id}"
 
 
@@ -263,19 +264,19 @@ def runs_of_keys(instance: dg.DagsterInstance, keys: Collection[str]) -> Sequenc
 
 
 def batch_of(run: dg.DagsterRun) -> UUID | None:
-    """The batch that a run works; None if it ended before it knew, or carries a tag not of ours."""
+    """Return the batch of a run; None if the run ended before it had one, or has a foreign tag."""
     return _id_or_none(run.tags.get(BATCH_TAG))
 
 
 def user_of(run: dg.DagsterRun) -> UUID | None:
-    """Whose batch a run works; None as for `batch_of`."""
+    """Return the user of a run's batch; None as for `batch_of`."""
     return _id_or_none(run.tags.get(USER_TAG))
 
 
 def report_run_cleanup(
     instance: dg.DagsterInstance, run: dg.DagsterRun, cleanup: RunCleanup, reason: str
 ) -> None:
-    """Say in the catalog why a run ended early, and what became of its uploads."""
+    """Report in the catalog why a run ended early, and what happened to its uploads."""
     batch_id = batch_of(run)
     instance.report_runless_asset_event(
         dg.AssetMaterialization(

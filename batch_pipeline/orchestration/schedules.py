@@ -1,6 +1,6 @@
-"""When the sweep of the backlog starts: by the clock, and with the stack.
+"""Start the sweep of the backlog every minute, and when the stack starts.
 
-Both look first whether there is work: a run costs a process.
+Both check first whether there is work, because a run costs a process.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
 
-#: Tells this start of the code server from the one before it.
+#: Identifies this start of the code server.
 START = uuid4().hex
 #: How soon a start is noticed (seconds).
 START_INTERVAL_SECONDS = 10
@@ -35,7 +35,7 @@ _NOTHING = "nothing to put right"
     "files and partitions once an hour.",
 )
 def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Sweep what is found; once an hour in any case."""
+    """Sweep if there is work, and once an hour in any case."""
     pipeline: Pipeline = context.resources.batch_pipeline
     is_hour = context.scheduled_execution_time.minute == 0
     left_out = LeftOut()
@@ -58,10 +58,10 @@ def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.S
     "stack before this one left, without waiting for the clock.",
 )
 def sweep_on_start(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """Sweep once for each start of the code server; the cursor names the start looked at last."""
+    """Sweep once for each start of the code server; the cursor names the last start."""
     pipeline: Pipeline = context.resources.batch_pipeline
     left_out = LeftOut()
-    # In no run: what is to be ended may fill the queue that a run would wait in.
+    # Not in a run: the runs to end may fill the queue in which that run would wait.
     closed = close_runs_of_ended_workers(
         context.instance, pipeline, JOBS, context.code_location_origin, left_out
     )

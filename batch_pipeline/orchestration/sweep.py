@@ -1,9 +1,9 @@
-"""The sweep: puts right, once a minute, whatever a crash, an outage or an outsider left behind.
+"""The sweep: repairs once a minute what a crash, an outage or another program left behind.
 
-Dagster is asked here which runs have ended or died. Uploads and batches are put right in
-``services/states/backlog.py``, files in ``services/leftovers.py``. Every part is safe to repeat,
-and two sweeps at once have the effect of one. What cannot be done is left out and named, whether it
-is a run, a partition or a whole part; the rest is done all the same.
+This module asks Dagster which runs have ended or died. ``services/states/backlog.py`` repairs
+uploads and batches, ``services/leftovers.py`` files. Every part may be repeated, also by two sweeps
+at the same time. A run, a partition or a whole part that fails is left out and named; everything
+else is done.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,14 +34,14 @@ from batch_pipeline.services.reports.batch_status import batches_ended_before
 from batch_pipeline.services.reprocessing import refresh_stale, stale_uploads
 from batch_pipeline.services.states.backlog import Rescue
 
-#: Jobs whose runs are looked after.
+#: Jobs whose runs the sweep handles.
 JOBS = ("process_batch", "sweep_backlog")
 #: Old runs that one sweep deletes of each job, with their events.
 _RUNS_DELETED_AT_ONCE = 500
 
 
 class SweepParts(dg.Config):
-    """What a sweep does."""
+    """The parts of a sweep."""
 
     tidy: bool = Field(
         True,
@@ -56,7 +56,7 @@ class SweepParts(dg.Config):
     description="Returns uploads of dead workers, closes their runs, retries what may pass now.",
 )
 def sweep(context: dg.OpExecutionContext, config: SweepParts) -> dg.Output[None]:
-    """Sweep once; counts of what was found as metadata and as a materialization."""
+    """Sweep once, and report the counts as metadata and as a materialization."""
     pipeline: Pipeline = context.resources.batch_pipeline
     left_out = LeftOut()
     found: dict[str, Any] = dict(sweep_once(context.instance, pipeline, left_out))
@@ -72,7 +72,7 @@ def sweep(context: dg.OpExecutionContext, config: SweepParts) -> dg.Output[None]
 def sweep_once(
     instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut
 ) -> dict[str, int]:
-    """Put right what dead runs left behind, and what is due; returns how much of what."""
+    """Repair what dead runs left behind, and do what is due; returns counts."""
 
     def rescued() -> dict[str, int]:
         rescue = rescue_from_ended_runs(instance, pipeline, left_out)
@@ -116,7 +116,7 @@ def sweep_once(
 
 
 def tidy(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) -> dict[str, int]:
-    """Remove what is provably ours and of no more use; that takes a while, so not every minute."""
+    """Remove what is provably ours and no longer needed; too slow for every minute."""
 
     def removed() -> dict[str, int]:
         leftovers = remove_leftovers(pipeline.database, pipeline.storage, pipeline.ownership)
@@ -145,7 +145,7 @@ def delete_old_runs(
     *,
     at_once: int = _RUNS_DELETED_AT_ONCE,
 ) -> int:
-    """Delete runs of ours that ended long ago, with their events, which Dagster keeps for ever."""
+    """Delete our old runs with their events, which Dagster itself keeps for ever."""
     days = pipeline.settings.keep_runs_days
     if not days:
         return 0
@@ -168,7 +168,7 @@ def delete_old_runs(
 def work_for_a_sweep(
     instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut
 ) -> dict[str, int]:
-    """Count what a sweep would find, without changing anything; empty: it is not needed."""
+    """Count what a sweep would find, without changing anything; empty if no sweep is needed."""
 
     def abandoned() -> dict[str, int]:
         numbered = numbered_slices(pipeline.database)
@@ -201,7 +201,7 @@ def work_for_a_sweep(
 def rescue_from_ended_runs(
     instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut
 ) -> Rescue:
-    """Return the uploads of runs that have ended, and of those whose lease has."""
+    """Return uploads of ended runs and of expired leases to pending."""
     ended = _ended(instance, pipeline)
     terminated = [run for run in ended if run.status == dg.DagsterRunStatus.CANCELED]
     one_by_one(
@@ -213,7 +213,7 @@ def rescue_from_ended_runs(
 def _each_part(
     parts: Mapping[str, Callable[[], Mapping[str, int]]], left_out: LeftOut
 ) -> dict[str, int]:
-    """Do every part, whatever becomes of the others; returns what all of them counted.
+    """Do every part, also if others fail; returns their counts.
 
     Raises:
         ServiceDownError: no part could be done because of it.
@@ -223,7 +223,7 @@ def _each_part(
     def done(name: str) -> Mapping[str, int]:
         try:
             return parts[name]()
-        except ServiceDownError as error:  # of the database or of the storage: not all need both
+        except ServiceDownError as error:  # not all parts need both database and storage
             outages.append(error)
             left_out.note(name, error)
             return {}
@@ -235,7 +235,7 @@ def _each_part(
 
 
 def launched_keys(instance: dg.DagsterInstance, keys: list[str]) -> dict[str, bool]:
-    """Tell which keys have had a run, and whether one of those runs is still to end."""
+    """Tell which keys have had a run, and whether such a run has not ended yet."""
     alive: dict[str, bool] = {}
     for run in runs_of_keys(instance, keys):
         key = run.tags[RUN_KEY_TAG]
@@ -244,7 +244,7 @@ def launched_keys(instance: dg.DagsterInstance, keys: list[str]) -> dict[str, bo
 
 
 def _ended(instance: dg.DagsterInstance, pipeline: Pipeline) -> list[dg.DagsterRun]:
-    """Runs that hold uploads although they have ended."""
+    """List ended runs that still hold uploads."""
     owners = pipeline.backlog.owners()
     if not owners:
         return []
@@ -257,7 +257,7 @@ def _abandoned(instance: dg.DagsterInstance, waiting: list[WaitingSlice]) -> lis
 
 
 def _prune_partitions(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) -> int:
-    """Forget the partitions of batches that ended long ago; the batches themselves stay."""
+    """Remove the partitions of batches that ended long ago; the batches stay."""
     name = str(BATCHES.name)
     present = one_by_one(
         instance.get_dynamic_partitions(name), UUID, left_out, named=lambda key: f"partition {key}"

@@ -1,9 +1,9 @@
 """Submission: from paths on this machine to a stored batch, or to a clear refusal.
 
-Files are stored first, then batch and uploads are written in one transaction, so that there is
-neither a row without its file nor a batch without uploads; what a failed submission has stored
-already is removed again. Until shortly before the commit a note on the storage says that the files
-are nobody's (`file_ownership`), so that they can be removed after a crash, too.
+Files are stored first. Then one transaction writes batch and uploads, so that there is neither a
+row without its file nor a batch without uploads. A failed submission removes the files that it has
+stored. Until shortly before the commit, a note on the storage says that no row needs the files
+(`file_ownership`), so that they can also be removed after a crash.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible_line
 
-#: Ends of names of what cameras, telephones and photo programs write beside pictures.
+#: Extensions of files that cameras, phones and photo programs write beside pictures.
 _LEFT_OUT_SUFFIXES = frozenset({".aae", ".cos", ".dop", ".ini", ".json", ".pp3", ".xmp", ".db"})
 _CHUNK_BYTES = 1 << 20
-#: SQLSTATE of a row that refers to one which is not there.
+#: SQLSTATE of a foreign key violation.
 _FOREIGN_KEY = "23503"
 #: How long an interrupted submission waits to learn whether its rows were committed.
 _COMMIT_SECONDS = 10.0
@@ -53,7 +53,7 @@ class RefusedFile:
 
 @dataclass(frozen=True)
 class Submission:
-    """What became of a submission."""
+    """The result of a submission."""
 
     batch_id: uuid.UUID | None
     """None: nothing was accepted, there is no batch."""
@@ -85,7 +85,7 @@ class AcceptedFile:
 
 @dataclass(frozen=True)
 class Offer:
-    """What was offered, looked at; nothing of it is stored yet."""
+    """The examined files of a submission; nothing is stored yet."""
 
     accepted: Sequence[AcceptedFile]
     refused: Sequence[RefusedFile]
@@ -108,14 +108,15 @@ def submit(
     """Store files and folders as one batch.
 
     Args:
-        paths: files, and folders that are searched through; hidden files in folders are left out,
-            and links to folders are not followed. XMP files beside a photo or film are no uploads:
-            they may say its date.
+        paths: files and folders with their subfolders; hidden files in folders are skipped, and
+        links
+            to folders are not followed. XMP files beside a photo or film are not uploads, but may
+            give its date.
         user_id: owner of the batch.
         publisher: announces the new batch.
         storage: where the files go.
         settings: the limits.
-        name: what people call the batch; the folder's name unless given.
+        name: name of the batch; by default that of the folder.
         on_stored: called with the number of files stored so far and in all.
 
     Raises:
@@ -136,7 +137,7 @@ def submit(
 
 
 def examine(paths: Iterable[Path], settings: Settings) -> Offer:
-    """Look at files and folders; needs neither storage nor database.
+    """Examine files and folders, without storage and database.
 
     Raises:
         RefusedError: the submission as a whole is over a limit, or names what does not exist.
@@ -172,7 +173,7 @@ def _folder_name(paths: Sequence[Path]) -> str | None:
 
 
 def _shown_name(name: str | None) -> str | None:
-    """A name on one line, as tables and messages take it; None if nothing of it is left."""
+    """Return a name in one line, as tables and messages need it; None if nothing is left of it."""
     return visible_line(_storable_name(name or "")).strip()[:MAX_NAME] or None
 
 
@@ -205,9 +206,9 @@ def store(
         with _refusals_named(user_id):
             _insert(publisher, storage, batch_id, user_id, accepted, shown_name)
     except BaseException:
-        # An error or a Ctrl-C may come after the commit: then the files are the batch's.
+        # An error or a Ctrl-C may come after the commit; then the batch needs the files.
         if not _is_committed(publisher, batch_id):
-            with suppress(ServiceDownError):  # what was wrong says the error that led here
+            with suppress(ServiceDownError):  # the first error names the cause
                 for target in targets:
                     storage.remove(target)
                 ownership.forget_submission(batch_id)
@@ -217,9 +218,9 @@ def store(
 
 
 def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]:
-    """List the files that paths name, folders searched through, each once, in a stable order.
+    """List the files of paths and their subfolders, each once, in a stable order.
 
-    With them come the folders that cannot be searched.
+    Also returns the folders that cannot be read.
 
     Raises:
         RefusedError: a path does not exist or is neither file nor folder.
@@ -337,7 +338,7 @@ def _insert(  # noqa: PLR0917 - `repeated` passes them on
                     "mime_type": file.media_type.mime_type,
                     "checksum": file.checksum,
                     "metadata": _facts_from_outside(file),
-                    # Uploads are worked oldest first: microseconds keep the order of submission.
+                    # Uploads are processed oldest first; microseconds keep the order of submission.
                     "created_at": submitted_at + timedelta(microseconds=number),
                 }
                 for number, file in enumerate(accepted)
@@ -354,7 +355,7 @@ def _facts_from_outside(file: AcceptedFile) -> dict[str, str]:
 
 @contextmanager
 def _refusals_named(user_id: uuid.UUID) -> Iterator[None]:
-    """Explain what tables refuse that an upload API has made for rows of its own."""
+    """Explain why tables of an upload API refuse our rows."""
     try:
         yield
     except (IntegrityError, DataError) as error:
@@ -372,13 +373,13 @@ def _refusals_named(user_id: uuid.UUID) -> Iterator[None]:
 
 
 def _is_committed(publisher: ProgressPublisher, batch_id: uuid.UUID) -> bool:
-    """Tell whether the batch is there; true if nobody can say: files are kept then."""
+    """Tell whether the batch was committed; true if that is unknown, so that files are kept."""
     give_up_at = time.monotonic() + _COMMIT_SECONDS
     try:
         while time.monotonic() < give_up_at:
             with publisher.transaction() as transaction:
                 connection = transaction.connection
-                # A commit whose answer was lost may still be under way on the server.
+                # A commit whose reply was lost may still be in progress on the server.
                 if connection.scalar(select(func.pg_try_advisory_xact_lock(_lock_of(batch_id)))):
                     found = select(UploadBatch.id).where(UploadBatch.id == batch_id)
                     return connection.scalar(found) is not None

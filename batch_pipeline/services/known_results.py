@@ -1,7 +1,7 @@
-"""Never paying twice: the result that is stored for the same bytes, if it would be the same.
+"""Reuse of stored results: the same bytes are not described again with the same fingerprint.
 
-A result is the same if its fingerprint is (`batch_pipeline.model_servers.fingerprints`). It is
-looked for among the uploads of the same user, of all users only if a setting says so.
+The fingerprint names model, prompts and options (`batch_pipeline.model_servers.fingerprints`).
+Results of the same user are reused, and those of other users only if a setting allows it.
 """
 
 import uuid
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Described:
-    """A description that passed the audit, as it is stored, and what it was made with."""
+    """A description that passed the audit, and how it was made."""
 
     description: Description
     score: int
@@ -36,7 +36,7 @@ class Described:
 
     @classmethod
     def of(cls, row: AnyRow) -> "Described | None":
-        """Read what is stored of an upload; None if it is not described."""
+        """Read the stored description of an upload; None if it has none."""
         if not row.description:
             return None
         return cls(
@@ -77,7 +77,7 @@ _KNOWN = LoneStatement(_FIND)
 def find_known(
     database: Database, upload: AnyRow, checksum: str, fingerprint: str, *, of_all_users: bool
 ) -> Described | None:
-    """Find the description of the same bytes that was made as one would be now, or None.
+    """Find a description of the same bytes with the current fingerprint, or None.
 
     Raises:
         ServiceDownError: the database cannot be reached.
@@ -98,7 +98,7 @@ def find_known(
 
 
 def vector_of(database: Database, upload_id: uuid.UUID, fingerprint: str) -> list[float] | None:
-    """The vector of an upload, if it was made as one would be now."""
+    """Return the vector of an upload if it has the current fingerprint, else None."""
     statement = select(Upload.embedding_local).where(
         Upload.id == upload_id, Upload.embedding_fingerprint == fingerprint
     )
@@ -107,10 +107,10 @@ def vector_of(database: Database, upload_id: uuid.UUID, fingerprint: str) -> lis
 
 
 def count_known(pipeline: "Pipeline", batch_id: uuid.UUID) -> int:
-    """Count uploads of a batch whose bytes are described already, as they would be now.
+    """Count uploads of a batch whose bytes already have a description with the current fingerprint.
 
-    Models are only asked for their fingerprint if there may be any; none is known while that
-    cannot be told.
+    Models are asked for their fingerprint only if there are candidates. If they cannot be asked,
+    the count is 0.
     """
     other = aliased(Upload)
     everybody = pipeline.settings.share_results

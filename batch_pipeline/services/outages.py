@@ -1,15 +1,14 @@
-"""Whether a service is down, or one upload only looks as if it were.
+"""Decides whether a service is down, or whether one upload is the cause of an error.
 
-A file that may not be read and a picture that a model refuses raise the same errors as an outage.
-An outage is what others feel, too: whoever raises such an error over one upload says in
-``if_alone`` what it would be otherwise, and here others are tried before the whole service is
-called down.
+A file without read permission and a picture that a model refuses raise the same errors as an
+outage. An outage affects other uploads too. So such an error names in ``if_alone`` what it is if
+only one upload is affected, and this module tries others before it declares the service down.
 
-A model server that goes down in the middle of a call may have died of it, or of anything else. All
-whose calls it broke off are suspects. Of them one is asked at a time, over all workers, after a
-question with a known answer: who is innocent is answered then, and what the server dies of again
-and again, while it answers others, fails with that reason. A server that stays away, or that dies
-of the known question too, has nothing to do with any upload, and nothing is counted.
+If a model server goes down during calls, one of these calls may be the cause. All uploads whose
+calls broke off are suspects. Over all workers, only one suspect is sent at a time, after a question
+with a known answer. An innocent suspect is answered then. An upload that the server dies of again
+and again, while it answers others, fails with that reason. If the server stays down or also dies of
+the known question, no upload is the cause, and nothing is counted.
 """
 
 from collections.abc import Iterator
@@ -24,20 +23,20 @@ from batch_pipeline.model_servers.base import CancelledCheck, EmbeddingModel, Vi
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.storage import Storage
 
-#: In the middle of so many calls of one upload its server went down, and served others in between.
+#: Server deaths during calls of one upload, with other calls answered in between, until it fails.
 MAX_SERVER_DEATHS = 4
-#: What the slots of suspects are named by: there is one for all servers.
+#: Name of the call slot of suspects; there is one for all servers.
 _ALL_SERVERS = ["model servers"]
-#: Other uploads that are tried: of the same batch, and of those that were completed last.
+#: How many other uploads are tried: of the same batch, and of those completed last.
 _SIBLINGS, _COMPLETED = 10, 5
 
 
 def own_fault(pipeline: Pipeline, error: PipelineError, upload: AnyRow) -> UploadError | None:
-    """Tell what an upload fails with, if it is itself the cause; None: it is an outage.
+    """Return the error of an upload that is itself the cause, or None for an outage.
 
     Args:
-        pipeline: who is asked.
-        error: what the work on the upload ended with.
+        pipeline: its storage and models are tried.
+        error: the error that ended the processing.
         upload: columns `STARTED`.
     """
     if not isinstance(error, ServiceDownError) or error.if_alone is None:
@@ -52,7 +51,7 @@ def own_fault(pipeline: Pipeline, error: PipelineError, upload: AnyRow) -> Uploa
 
 
 def server_died(error: PipelineError | None) -> bool:
-    """Tell whether an outage began in the middle of a call to a model."""
+    """Tell whether an outage began during a call to a model."""
     return (
         isinstance(error, ServiceDownError)
         and error.kind == "model_server_down"
@@ -67,13 +66,13 @@ def apart_from_suspects(
     model: VisionModel | EmbeddingModel,
     cancelled: CancelledCheck,
 ) -> Iterator[None]:
-    """Surround the calls of an upload to a model; those of a suspect wait for one another.
+    """Surround the model calls of an upload; suspects make their calls one at a time.
 
     Raises:
-        ServiceDownError: no server answers a question with a known answer, either.
+        ServiceDownError: no server answers the known question either.
         WorkCancelledError: `cancelled` answered true while waiting.
     """
-    # Where a server is back at once, its death looks like an error in each call that it broke off.
+    # If a server restarts at once, its death looks like an error of each broken call.
     if not upload.server_deaths and upload.error_kind != "model_server_error":
         yield
         return
@@ -106,10 +105,10 @@ def _others(pipeline: Pipeline, upload: AnyRow) -> list[AnyRow]:
 
 
 def _storage_serves(storage: Storage, others: list[AnyRow]) -> bool:
-    """Tell whether a file of our own and another upload's can be used.
+    """Tell whether our own file and files of other uploads can be used.
 
-    If every other upload is refused, too, it is not the fault of one. If there is no other, our own
-    file decides.
+    If all other uploads are refused too, the cause is not this upload. Without other uploads, our
+    own file decides.
     """
     storage.check()
     refused = False
@@ -119,7 +118,7 @@ def _storage_serves(storage: Storage, others: list[AnyRow]) -> bool:
                 file.read(1)
             storage.check(f"{other.user_id}/{other.id}")
         except PermanentError:
-            continue  # it is missing, which says nothing
+            continue  # it is missing, which proves nothing
         except (ServiceDownError, OSError):
             refused = True
         else:

@@ -1,4 +1,4 @@
-"""The objects that everything else is called with, opened once as the settings say."""
+"""The shared objects of the pipeline, opened once from the settings."""
 
 import threading
 from functools import cached_property
@@ -36,29 +36,29 @@ class Pipeline:
 
     @cached_property
     def suspects(self) -> CallSlots:
-        """One call at a time, over all processes, of those that may bring a model server down."""
+        """The call slot of uploads that may crash a model server: one call over all processes."""
         return self.call_slots.of("suspect", 1)
 
     @cached_property
     def analyzer(self) -> Analyzer:
-        """Who describes and embeds; built when first asked for, most commands need none."""
+        """The models that describe and embed; built when first needed."""
         from batch_pipeline.model_servers.factory import build_analyzer  # noqa: PLC0415
 
         return build_analyzer(self.settings, self.call_slots.of)
 
     def analyzer_outage(self) -> ServiceDownError | None:
-        """Say why no upload could be worked now; None if they could."""
+        """Return why no upload can be processed now, or None."""
         embedding = self.analyzer.embedding
         with Account(self.database) as account:
             problems = self.analyzer.outages(account.of("embedding", embedding.name))
         if not problems:
             return None
-        # Both models often stand on one server, whose outage is said once.
+        # Both models often run on one server, whose outage is reported once.
         reasons = dict.fromkeys(f"{found.detail}. {found.hint}".rstrip(". ") for found in problems)
         return ServiceDownError(problems[0].kind, "; ".join(reasons))
 
     def close(self) -> None:
-        """Give back the slots of model calls and close the database's connections."""
+        """Return the call slots and close the connections to the database."""
         self.call_slots.close()
         self.database.close()
 
@@ -68,7 +68,7 @@ _lock = threading.Lock()
 
 
 def shared_pipeline(settings: Settings) -> Pipeline:
-    """Open the pipeline once per process; a failure is not kept, the next call tries again."""
+    """Open the pipeline once per process; after a failure the next call tries again."""
     with _lock:
         if settings not in _shared:
             _shared[settings] = Pipeline(settings)

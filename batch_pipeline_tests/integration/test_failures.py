@@ -145,9 +145,7 @@ def test_retry_says_beforehand_what_will_fail_the_same_way(console, world, datab
     first = world["first"]
     said = console("retry", first, "--dry-run").out
     assert "3 uploads in 1 batch would be worked again." in said
-    assert (
-        "2 of 3 will fail the same way again, unless the cause is fixed: truncated 2" in said
-    )
+    assert "2 of 3 will fail the same way again, unless the cause is fixed: truncated 2" in said
     assert counts(console("failures", "--batch", first, "--json")), "a dry run changes nothing"
 
     retried = console("retry", first, "--all-retryable", "--json")

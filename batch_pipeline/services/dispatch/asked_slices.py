@@ -1,7 +1,7 @@
-"""Slices that a sensor has just asked a run for; sensors of several code locations share the list.
+"""Slices for which a sensor has just asked for a run, shared by the sensors of all code locations.
 
-Between the moment in which a sensor asks for a run and that in which Dagster has recorded it,
-nobody else would know of it. So a sensor that asks leaves a note, and only one looks at a time.
+Between the request of a sensor and the moment when Dagster has recorded the run, other sensors
+cannot see the run. So a sensor records its request here, and only one sensor looks at a time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,25 +14,25 @@ from batch_pipeline.database.models import AskedSlice
 from batch_pipeline.database.readings import interval
 from batch_pipeline.database.session import Database
 
-#: Dagster has recorded a run by then, or its daemon has died before (seconds).
+#: After this time Dagster has recorded the run, or its daemon died before (seconds).
 ASKED_SECONDS = 10.0
-#: Any constant that nobody else uses.
+#: Key of the advisory lock; any unused constant.
 _LOCK = 7_305_100_622
 
 
 class AskedSlices:
-    """The list, while no other sensor looks."""
+    """The list, locked against other sensors."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def recent(self) -> set[str]:
-        """Keys of the slices that a sensor has asked for a moment ago."""
+        """Return the keys of slices that a sensor has just asked for."""
         recent = AskedSlice.asked_at > func.now() - interval(ASKED_SECONDS)
         return set(self._connection.scalars(select(AskedSlice.key).where(recent)))
 
     def note(self, keys: Iterable[str]) -> None:
-        """Leave a note for the sensor that looks next."""
+        """Record requests for the next sensor."""
         old = AskedSlice.asked_at < func.now() - interval(ASKED_SECONDS)
         self._connection.execute(delete(AskedSlice).where(old))
         if rows := [{"key": key} for key in keys]:
@@ -41,7 +41,7 @@ class AskedSlices:
 
 @contextmanager
 def one_sensor_at_a_time(database: Database) -> Iterator[AskedSlices]:
-    """Wait until no other sensor looks; what was noted counts when this ends."""
+    """Wait until no other sensor looks; requests are stored when the block ends."""
     with database.transaction() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         yield AskedSlices(connection)

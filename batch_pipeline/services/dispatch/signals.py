@@ -1,7 +1,7 @@
-"""Hears when there is work to dispatch, so that nobody need look all the time.
+"""Signals new work to dispatch, so that the sensor does not have to poll.
 
-Triggers of the tables speak (migration 0007), whoever writes the rows: uploads were added or became
-pending again, or a batch was begun or reopened. What is heard is only a reason to look.
+Triggers on the tables (migration 0007) notify when uploads were added or became pending again, or
+when a batch was started or reopened, whoever wrote the rows. A signal is only a reason to look.
 """
 
 import time
@@ -12,32 +12,32 @@ from batch_pipeline.database.listening import listening
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import ServiceDownError
 
-#: Named by the triggers.
+#: The channel that the triggers notify.
 CHANNEL = "batch_pipeline_work"
-#: Rows that are written one by one, each in a transaction, are to be one batch of work and not many
+#: Pause after a signal, so that rows written in single transactions are dispatched together
 #: (seconds).
 GATHER_SECONDS = 0.05
 
-#: Waits so many seconds; True if there may be work before that.
+#: Waits for this many seconds at most; returns True if there may be work.
 Wait = Callable[[float], bool]
 
 
 @contextmanager
 def work_signals(database: Database) -> Iterator[Wait]:
-    """Listen from now on; where nobody can, only time passes.
+    """Listen from now on. Where LISTEN does not work, the wait always takes its full time.
 
     Raises:
-        ServiceDownError: the database goes away meanwhile.
+        ServiceDownError: the database goes down meanwhile.
     """
     with ExitStack() as stack:
         try:
             listener = stack.enter_context(listening(database, CHANNEL))
-        except ServiceDownError:  # no connection is to be had for this: whoever waits looks anyway
+        except ServiceDownError:  # no connection is available; the caller looks again anyway
             yield _only_wait
             return
 
         def wait(seconds: float) -> bool:
-            # To its end: a generator of notifications that is left locks the connection.
+            # Read to its end: an unfinished generator of notifications locks the connection.
             heard = list(listener.notifies(timeout=seconds, stop_after=1))
             if heard:
                 time.sleep(GATHER_SECONDS)

@@ -1,14 +1,14 @@
 """Which uploads go to which run: finds what waits, and opens slices of batches.
 
 A slice is a number written to the uploads of a batch, at most ``UPLOADS_PER_RUN`` of them, and the
-key of the run that will take them. The number is in the database before the run is asked for, so
-that any number of daemons, restarted at any moment, ask for the same run. It is written when the
-slice's turn has come, not before: however much waits, a tick reads one upload of each batch, and
-writes what it launches. An upload that was in work when its worker or its model server died gets a
-slice of its own: if it is the cause, it takes no other along.
+key of the run that will take them. The number is stored before the run is asked for, so that any
+number of daemons, restarted at any moment, ask for the same run. It is written only when the turn
+of the slice comes: however many uploads wait, a tick reads one upload of each batch and writes only
+the slices that it launches. An upload that was in progress when its worker or its model server died
+gets a slice of its own. If it is the cause, it harms no other upload.
 
-Whose turn it is says ``turns.py``. Knows nothing of Dagster: the sensor tells what is in flight and
-launches what is chosen.
+``turns.py`` decides whose turn it is. This module does not know Dagster: the sensor counts the runs
+in flight and launches the chosen slices.
 """
 
 import time
@@ -27,21 +27,22 @@ from batch_pipeline.database.readings import (
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.dispatch.turns import WaitingSlice
 
-#: Until a new batch has begun, it gets one run, but only so long after it was made (seconds).
+#: How long a new batch gets only one run while that run has not started (seconds).
 #: Run workers that start together share the cores: with four on two cores, the first result of a
 #: large batch came after twice the time of a small one (``benchmarks/scale.py``).
 HEAD_START_SECONDS = 10.0
-#: Whoever holds the row of a batch for longer makes it lose its turn (milliseconds).
+#: If another transaction holds the row of a batch for longer, the batch loses its turn
+#: (milliseconds).
 _LOCK_MILLISECONDS = 200
 
-#: In no slice yet, and not to rest for a while.
+#: Without slice, and not delayed.
 _WITHOUT_SLICE = f"""
     {WAITING_SQL} AND uploads.slice IS NULL
     AND (uploads.not_before IS NULL OR uploads.not_before <= now())"""
-#: Something died of the work on it, or while it happened to be in work.
+#: A worker or a model server died while it processed the upload.
 _SUSPECT = "uploads.deaths + uploads.server_deaths > 0"
 _WAITED = f"(extract(epoch FROM now() - {as_text(WAITING_SINCE)}))::double precision"
-#: Batches of nobody take their turns as if they were of one user.
+#: Batches without a user take turns as if one user owned them.
 _USER = as_text(owner(UploadBatch.user_id).element)
 _HEAD_START = f"""
     upload_batches.status = 'pending'
@@ -58,7 +59,7 @@ _NUMBERED = text(f"""
     ORDER BY upload_batches.id, uploads.slice
 """)  # noqa: S608 - of constants
 
-#: The oldest upload of each batch, found by an index; how many more there may be is only estimated.
+#: The oldest upload of each batch, found by an index; the number of others is only estimated.
 _WITHOUT_NUMBER = text(f"""
     SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
         oldest.reason, oldest.waited,
@@ -76,7 +77,7 @@ _WITHOUT_NUMBER = text(f"""
 
 _LOCK_BATCH = text("SELECT slices FROM upload_batches WHERE id = :batch_id FOR UPDATE")
 
-#: With the oldest upload go others that wait for the same reason; with a suspect nobody goes.
+#: The slice takes the oldest upload and others with the same reason; a suspect goes alone.
 _OPEN_SLICE = text(f"""
     WITH oldest AS MATERIALIZED (
         SELECT uploads.dispatch_reason AS reason, {_SUSPECT} AS suspect
@@ -104,7 +105,7 @@ _COUNT_SLICE = text("UPDATE upload_batches SET slices = :number WHERE id = :batc
 
 
 def numbered_slices(database: Database) -> list[WaitingSlice]:
-    """List the slices that have uploads nobody has taken: runs were asked for, or will be next."""
+    """List numbered slices with uploads that no run has taken yet."""
     with database.transaction() as connection:
         return [
             _slice(row, number=row.number, uploads=row.uploads)
@@ -115,7 +116,7 @@ def numbered_slices(database: Database) -> list[WaitingSlice]:
 def unnumbered_slices(
     database: Database, uploads_per_run: int, *, at_most: int
 ) -> list[WaitingSlice]:
-    """List what is in no slice yet: for each batch as many as it may fill, up to a limit."""
+    """List slices that uploads without a slice would fill, for each batch up to a limit."""
     with database.transaction() as connection:
         rows = connection.execute(_WITHOUT_NUMBER).all()
     return [
@@ -131,10 +132,10 @@ def open_slice(
 ) -> WaitingSlice | None:
     """Give a slice its number and its uploads; None if there is nothing left to take.
 
-    One that has a number is returned as it is.
+    A slice that has a number is returned unchanged.
 
     Raises:
-        sqlalchemy.exc.OperationalError: somebody holds the row of the batch.
+        sqlalchemy.exc.OperationalError: another transaction holds the row of the batch.
     """
     if slice_.number is not None:
         return slice_
@@ -152,7 +153,7 @@ def open_slice(
 
 
 def _slice(row: AnyRow, **values: int) -> WaitingSlice:
-    # A moment that is missing or still to come says nothing: it must not keep the upload waiting.
+    # A missing or future time must not keep the upload waiting.
     is_known = row.waited is not None and row.waited >= 0
     return WaitingSlice(
         row.batch_id,

@@ -1,27 +1,28 @@
 """Whose turn it is: which of the waiting slices get the runs that are free now.
 
-Pure: what waits comes from ``slices.py``, what is in flight from the sensor, and the turns taken so
-far are kept in its cursor. The rule:
+The functions are pure. ``slices.py`` finds what waits, the sensor counts what is in flight, and its
+cursor keeps the turns taken so far. The rule:
 
 1. **Users take turns.** The next run goes to the user who has waited longest. A user waits since
    its last run was launched, or since its oldest waiting upload began to wait, if that was later.
    So a user with 10,000 files gets one run, then everybody who waited meanwhile gets one.
 2. **Then batches of that user take turns**, by the same rule.
-3. **Within a batch, the oldest uploads go first.** What was lost with its run is as old as before,
-   so it is next in its batch. What a person or the sweep opened again (`retry`, `reprocess`) begins
-   to wait at that moment: a thousand retries are not older than what was submitted meanwhile.
-4. **A run in flight counts as ten minutes.** For each one that a user (or a batch) has in flight,
-   it waits since ten minutes later. So who has none goes before who has many and came shortly
-   before.
-5. A new batch gets **one run until that has begun** (its head start), and no user gets more than
-   ``MAX_RUNS_PER_USER`` runs in flight.
+3. **Within a batch, the oldest uploads go first.** An upload that was lost with its run keeps its
+   age, so it is next in its batch. An upload that a person or the sweep reopened (`retry`,
+   `reprocess`) begins to wait at that moment, so it does not go before newer submissions.
+4. **A run in flight counts as ten minutes.** Each run in flight of a user (or a batch) moves the
+   start of its wait ten minutes later. So a user without runs goes before a user with many runs who
+   came shortly before.
+5. A new batch gets **one run until that run has started** (its head start), and no user
+   gets more than ``MAX_RUNS_PER_USER`` runs in flight.
 
-New work, retries and rescues are not told apart: only age counts. The bound: call the moment since
-which somebody waits (by rules 1 and 4) its place. Whoever comes later does not go before it, and
-whoever was there goes before it once. So the oldest slice of a batch, as one is that was lost with
-its run, is launched within **B x U turns** of its place, with B open batches of its user and U
-users that have any, however much is submitted meanwhile. While its user has nothing else in flight,
-its place is at once. ``unit/services/test_turns.py`` tries this over arrivals of all kinds.
+New work, retries and rescues are treated alike: only age counts. The bound: a user or batch has a
+place in the order, the moment since which it waits by rules 1 and 4. A later arrival does not go
+before it, and each earlier one goes before it once. So the oldest slice of a batch (for example one
+that was lost with its run) is launched within **B x U turns** of its place, with B open batches of
+its user and U users with open batches. New submissions do not change this. If its user has nothing
+else in flight, its place is the present. ``unit/services/test_turns.py`` tests this with arrivals
+of all kinds.
 """
 
 import heapq
@@ -33,12 +34,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Self
 
-#: Why a slice is opened whose uploads were never taken before.
+#: Reason of a slice whose uploads were never taken before.
 NEW = "new"
-#: A run in flight counts like having begun to wait so much later (seconds).
+#: A run in flight moves the start of the wait this much later (seconds).
 SECONDS_PER_RUN_IN_FLIGHT = 600.0
-#: Users and batches of which it is remembered when they had their last turn: those who wait, and
-#: the newest of the others.
+#: How many users and how many batches the cursor remembers: first those that wait, then the newest
+#: of the others.
 MAX_REMEMBERED = 1000
 #: Batches that a tick names for each reason to wait.
 _MAX_NAMED = 3
@@ -86,7 +87,7 @@ class InFlight:
 
 
 class Why(StrEnum):
-    """What a slice waits for that is not launched now; the words that a tick uses."""
+    """Why a slice is not launched now, in the words of a tick."""
 
     LAUNCHED = "for a run that is launched already"
     HEAD_START = "for the first run of the batch to begin"
@@ -141,7 +142,7 @@ class Turns:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is launched now, and why the rest is not."""
+    """The slices to launch now, and why the others wait."""
 
     chosen: Sequence[WaitingSlice]
     """In the order of their turns."""
@@ -172,7 +173,7 @@ def _place(who: uuid.UUID, *, oldest: float, last_turn: float, runs: int) -> _Pl
 
 @dataclass
 class _Batch:
-    """What waits of a batch, and what it has had."""
+    """Waiting slices of a batch, and its turns."""
 
     id: uuid.UUID
     user_id: uuid.UUID
@@ -194,7 +195,7 @@ class _Batch:
 
 @dataclass
 class _User:
-    """What waits of a user, and what it has had."""
+    """Waiting batches of a user, and its turns."""
 
     id: uuid.UUID
     last_turn: float
@@ -229,12 +230,12 @@ def choose_slices(
     turns: Turns,
     now: float,
 ) -> Choice:
-    """Choose what to launch now; a pure function, whose rule stands at the top of this file.
+    """Choose the slices to launch now, by the rule in the docstring of this module.
 
     Args:
         waiting: every slice with uploads to take; of those without a number as many for each batch
             as there may be.
-        launched: keys that have had a run already, whatever became of it.
+        launched: keys that have already had a run, however it ended.
         in_flight: runs queued or running.
         max_in_flight: how many of them there may be.
         max_per_user: how many of them there may be of one user.
