@@ -22,7 +22,9 @@ def reference(text: str) -> str:
 
 def _table(file_type: str, head: str) -> str:
     columns = head.count("|") - 1
-    rows = [_row(found)[:columns] for found in ACCEPTED_TYPES if found.file_type == file_type]
+    rows = dict.fromkeys(  # one row for kinds of files that differ in their signature alone
+        tuple(_row(found)[:columns]) for found in ACCEPTED_TYPES if found.file_type == file_type
+    )
     lines = [head, "|---" * columns + "|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines) + "\n"
 

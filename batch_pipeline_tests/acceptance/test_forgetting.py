@@ -1,10 +1,11 @@
 """A batch deleted from the command line, after a real Dagster has worked and reported it."""
 
 import re
-import shutil
+import secrets
 
 import psycopg
 import pytest
+from PIL import Image
 
 from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.libpq import libpq_url
@@ -39,10 +40,16 @@ def reported_pictures(databases, batch_id):
     return [data for _, event in said() for data in PICTURES.findall(event.encode())]
 
 
-def submit(stack, folder, user, **pictures):
-    folder.mkdir()
-    for name, picture in pictures.items():
-        shutil.copy(MEDIA / picture, folder / f"{name}{(MEDIA / picture).suffix}")
+def write_picture(path, *, cut=False):
+    """Write a picture that no other test of this stack has: thumbnails of equal ones are equal."""
+    with Image.open(MEDIA / "brick_wall.jpg") as wall:
+        wall.paste(tuple(secrets.token_bytes(3)), (0, 0, wall.width // 2, wall.height // 4))
+        wall.save(path)
+    if cut:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def submit(stack, folder, user):
     done = stack.cli("submit", folder, "--user", user, "--wait", expect=None)
     return done | {"run": stack.graphql.ended_run_of(done["batch_id"])["runId"]}
 
@@ -65,14 +72,14 @@ def re_execute_from_failure(stack, run_id, batch_id):
 def test_nothing_of_a_deleted_batch_is_found_in_databases_storage_or_home(
     stack, databases, tmp_path
 ):
-    batch = submit(
-        stack,
-        tmp_path / "wombat_wedding",
-        USER,
-        dancing_wombat="brick_wall.jpg",
-        torn_wombat_veil="truncated.jpg",
-    )
-    others = submit(stack, tmp_path / "heron_christening", OTHER, heron_in_reeds="city.jpg")
+    wedding, christening = tmp_path / "wombat_wedding", tmp_path / "heron_christening"
+    wedding.mkdir()
+    write_picture(wedding / "dancing_wombat.jpg")
+    write_picture(wedding / "torn_wombat_veil.jpg", cut=True)
+    christening.mkdir()
+    write_picture(christening / "heron_in_reeds.jpg")
+    batch = submit(stack, wedding, USER)
+    others = submit(stack, christening, OTHER)
     re_execute_from_failure(stack, batch["run"], batch["batch_id"])
     folders = [stack.home / "uploads", stack.home / "dagster"]
     described = batch["status"]["uploads"][0]["description"] or ""
