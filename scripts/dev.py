@@ -10,7 +10,7 @@ import sys
 import warnings
 from itertools import pairwise
 
-from batch_pipeline.cli import REFUSED
+from batch_pipeline.cli.session import REFUSED
 from batch_pipeline.demo import dagster_environment, hold_home
 from batch_pipeline.errors import PipelineError
 from batch_pipeline.settings import load_settings

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from batch_pipeline.cli import REFUSED
+from batch_pipeline.cli.session import REFUSED
 from batch_pipeline.database.embedded_server import server_users, stop_server
 from batch_pipeline.settings import load_settings
 

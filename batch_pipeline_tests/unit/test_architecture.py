@@ -39,10 +39,9 @@ MAY_IMPORT = {
     "component": {"errors", "settings", "orchestration"},
     "terminal": {"model_servers", "services", "visible_text", "database.connection_setup"},
     "demo": {"errors", "settings"},
-    "cli_types": {"services.short_ids"},
     "cli": {
         "errors", "masking", "settings", "visible_text", "storage", "database", "services",
-        "cli_types", "terminal", "demo", "logs",
+        "cli", "terminal", "demo", "logs",
         # `doctor` asks Dagster's storage for the daemon's heartbeats.
         "orchestration.instance_health",
         # `delete` deletes what Dagster keeps.

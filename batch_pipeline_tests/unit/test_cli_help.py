@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from batch_pipeline.cli import main
-from batch_pipeline.cli_types import Id
+from batch_pipeline.cli.types import Id
 
 
 def commands(command, path=("batch-pipeline",)):

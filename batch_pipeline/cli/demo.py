@@ -1,0 +1,94 @@
+"""The command that runs everything on sample files."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from batch_pipeline.cli.batches import follow, print_submission, status_of
+from batch_pipeline.cli.health import wait_for_interrupt
+from batch_pipeline.cli.printing import json_option, print_json
+from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
+from batch_pipeline.errors import RefusedError
+
+
+@click.command()
+@click.option("--exit", "exit_after", is_flag=True, help="Stop when the batch has ended.")
+@click.option(
+    "--media",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder to submit instead of the sample files.",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Port of the UI; by default a free one."
+)
+@json_option
+@click.pass_obj
+def demo(
+    session: Session, exit_after: bool, media: Path | None, port: int | None, as_json: bool
+) -> None:
+    """Start everything, process the sample files and search them; stay up.
+
+    \b
+    Examples:
+      batch-pipeline demo
+      batch-pipeline demo --exit
+    """
+    from batch_pipeline import demo as stack_runner  # noqa: PLC0415
+    from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
+    from batch_pipeline.services.search import search as find  # noqa: PLC0415
+
+    files = [media] if media else stack_runner.sample_media()
+    pipeline = session.new_pipeline
+    say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
+    session.when_stopped = "Stopped. What is not done yet is done at the next start."
+    say("Starting Dagster …")
+    with stack_runner.running_stack(session.settings, port=port) as stack:
+        say(f"The UI is at {stack.url}\n")
+        submission = submit_files(
+            files,
+            publisher=pipeline.publisher,
+            storage=pipeline.storage,
+            settings=session.settings,
+        )
+        if submission.batch_id is None:
+            raise RefusedError(f"{media or 'the sample folder'} holds no photo or video")
+        if not as_json:
+            print_submission(submission)
+        follow(session, submission.batch_id, quiet=as_json, timeout_seconds=600)
+        found = status_of(session, submission.batch_id)
+        question = "bright blue landscape"
+        results = find(pipeline.database, pipeline.analyzer.embedding, question, limit=3)
+        if as_json:
+            print_json(
+                {"ui": stack.url, "status": found, "search": [asdict(hit) for hit in results]}
+            )
+        else:
+            _print_demo_result(session, found, question, results)
+        if not exit_after:
+            say(f"\nSee it in Dagster: {stack.url}/runs")
+            wait_for_interrupt(
+                lambda: say(
+                    "\nThe stack stays up; Ctrl-C stops it. Everything is kept for the next start."
+                )
+            )
+            say("\nStopping …")
+    if exit_after:
+        say("\nStopped. To see it in Dagster: `make demo` in a terminal, or `make dev`.")
+    as_expected = found["status"] == "completed" and results
+    sys.exit(OK if as_expected else FINISHED_WITH_FAILURES)
+
+
+def _print_demo_result(
+    session: Session, found: dict[str, Any], question: str, results: Sequence[Any]
+) -> None:
+    from batch_pipeline import terminal  # noqa: PLC0415
+
+    console = session.console
+    console.print()
+    console.print(terminal.uploads_table(found["uploads"]))
+    console.print(f'\nbatch-pipeline search "{question}"', style="bold", highlight=False)
+    console.print(terminal.search_table(results))

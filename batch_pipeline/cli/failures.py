@@ -1,0 +1,259 @@
+"""Commands about results that are missing or old: list failures, retry, reprocess."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from batch_pipeline.cli.printing import counted, json_option, print_json
+from batch_pipeline.cli.session import Session
+from batch_pipeline.cli.types import BATCH, SINCE, UPLOAD, USER
+from batch_pipeline.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from batch_pipeline.services.progress.publishing import BatchProgress
+    from batch_pipeline.services.retrying import FailedUploads
+
+
+@click.command("failures")
+@click.option(
+    "--since",
+    type=SINCE,
+    help="Failed from then on: 24h, 7d, 2026-05-17. 24h unless set; with --batch: ever.",
+)
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only of this error kind.")
+@click.option("--user", type=USER, help="Only uploads of this user.")
+@click.option("--batch", type=BATCH, help="Only uploads of this batch.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0, 10_000),
+    default=5,
+    show_default=True,
+    help="Uploads to list of each kind, the newest.",
+)
+@json_option
+@click.pass_obj
+def list_failures(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    since: "datetime | None",
+    kinds: Sequence[str],
+    user: uuid.UUID | None,
+    batch: uuid.UUID | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Show failed uploads of all batches by kind of error, with advice.
+
+    Uploads that wait because a service is down are shown too; they continue by themselves.
+
+    \b
+    Examples:
+      batch-pipeline failures
+      batch-pipeline failures --since 7d --kind truncated --limit 100
+    """
+    from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.reports.failures import FailureFilter, failures  # noqa: PLC0415
+
+    _require_known_kinds(kinds)
+    if since is None and batch is None:
+        since = SINCE.convert("24h", None, None)
+    chosen = FailureFilter(since, kinds, user, batch)
+    found = failures(session.pipeline.database, chosen, shown=limit)
+    if as_json:
+        print_json({"since": since, **asdict(found)})
+        return
+    for line in terminal.failure_lines(found, since):
+        session.console.print(line)
+
+
+@click.command()
+@click.argument("batch", type=BATCH, required=False)
+@click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only of this error kind.")
+@click.option("--all-retryable", is_flag=True, help="Skip those that would fail again.")
+@click.option("--since", type=SINCE, help="Only failed from then on: 24h, 7d, 2026-05-17.")
+@click.option("--user", type=USER, help="Only uploads of this user.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be processed again.")
+@json_option
+@click.pass_obj
+def retry(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    batch: uuid.UUID | None,
+    uploads: Sequence[uuid.UUID],
+    kinds: Sequence[str],
+    all_retryable: bool,
+    since: "datetime | None",
+    user: uuid.UUID | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Process failed uploads again, of one batch or of all; reopens a cancelled BATCH.
+
+    Says first which of them will fail in the same way until you fix the cause.
+
+    \b
+    Examples:
+      batch-pipeline retry 3f2a…
+      batch-pipeline retry --all-retryable --since 24h --dry-run
+      batch-pipeline retry --kind source_missing
+    """
+    from batch_pipeline.services.retrying import FailedSelection, failed_uploads  # noqa: PLC0415
+
+    _require_known_kinds(kinds)
+    chosen = FailedSelection(since, kinds, user, batch, uploads, all_retryable)
+    if batch is None and not (chosen.chooses or uploads):
+        raise click.UsageError(
+            "say which: a BATCH, --all-retryable, --kind, --since, --user or --upload"
+        )
+    pipeline = session.pipeline
+    found = failed_uploads(pipeline.database, chosen)
+    if not as_json:
+        _say_what_is_retried(found, dry_run=dry_run)
+    reopened = []
+    if not dry_run:
+        # All of a batch is asked for as such: one without a failed upload may be reopened.
+        whole = batch is not None and not chosen.chooses
+        by_batch = {batch: list(uploads)} if whole and batch else found.by_batch
+        reopened = [
+            (count, progress)
+            for one, ids in by_batch.items()
+            for count, progress in [pipeline.batches.retry_batch(one, ids) or _no_batch(one)]
+        ]
+    if as_json:
+        listed = [progress.payload() | {"reopened": count} for count, progress in reopened]
+        told = {"dry_run": dry_run, "chosen": found.count, "same_again": found.same_again}
+        if batch is not None and listed:
+            print_json(listed[0] | told)
+        else:
+            total = sum(count for count, _ in reopened)
+            print_json(told | {"reopened": total, "batches": listed})
+        return
+    opened = [(n, one) for n, one in reopened if n or one.status != "completed"]
+    for count, progress in opened:
+        uploads_opened = counted(count, "upload")
+        click.echo(f"{uploads_opened} to work again; the batch is {progress.status}.")
+        click.echo(f"Follow it:  batch-pipeline watch {progress.batch_id}")
+    if not opened and not (dry_run and found.count):
+        narrowed = uploads or chosen.chooses
+        which = "none of these is a failed upload" if narrowed else "no upload failed"
+        click.echo(f"Nothing to work again: {which}.")
+
+
+@click.command()
+@click.option(
+    "--stage",
+    type=click.Choice(["thumbnail", "description", "embedding"]),
+    required=True,
+    help="What to redo; a new description gets a new embedding too.",
+)
+@click.option("--batch", "batches", type=BATCH, multiple=True, help="Only this batch.")
+@click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
+@click.option("--model-not", metavar="MODEL", help="Only results of other models than this one.")
+@click.option(
+    "--stale",
+    is_flag=True,
+    help="Only results of former models, prompts or options.",
+)
+@click.option("--model", metavar="MODEL", help="Only results of this model.")
+@click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
+@click.option("--since", type=SINCE, help="Only uploaded from then on: 24h, 7d, 2026-05-17.")
+@click.option("--user", type=USER, help="Only uploads of this user.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be redone.")
+@json_option
+@click.pass_obj
+def reprocess(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    stage: str,
+    batches: Sequence[uuid.UUID],
+    uploads: Sequence[uuid.UUID],
+    model_not: str | None,
+    model: str | None,
+    kind: str | None,
+    since: "datetime | None",
+    stale: bool,
+    user: uuid.UUID | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Redo one stage of completed uploads, after a change of model or prompt.
+
+    The other stages are not repeated. Old results stay until the new ones are stored.
+
+    \b
+    Examples:
+      batch-pipeline reprocess --stage embedding --model-not qwen3-embedding:0.6b
+      batch-pipeline reprocess --stage description --since 7d --dry-run
+      batch-pipeline reprocess --stage description --batch 3f2a…
+      batch-pipeline reprocess --stage description --stale
+    """
+    from batch_pipeline.database.models import Stage  # noqa: PLC0415
+    from batch_pipeline.services.reprocessing import Selection, count_selected  # noqa: PLC0415
+    from batch_pipeline.services.reprocessing import reprocess as redo  # noqa: PLC0415
+
+    pipeline = session.pipeline
+    fingerprint = None
+    if stale:
+        analyzer = pipeline.analyzer
+        of_stage = analyzer.embedding if stage == "embedding" else analyzer.vision
+        fingerprint = of_stage.fingerprint()
+    selection = Selection(
+        Stage(stage), batches, uploads, model_not, user, model, since, kind, fingerprint
+    )
+    if dry_run:
+        chosen = count_selected(pipeline.database, selection)
+        total = sum(chosen.values())
+        if as_json:
+            of = [{"batch_id": one, "uploads": count} for one, count in chosen.items()]
+            print_json({"dry_run": True, "stage": stage, "chosen": total, "batches": of})
+        else:
+            where = counted(len(chosen), "batch", "batches")
+            click.echo(f"{counted(total, 'upload')} in {where} would be redone ({stage}).")
+        return
+    reopened = redo(pipeline.database, pipeline.batches, selection)
+    count = sum(batch.uploads for batch in reopened)
+    if as_json:
+        listed = [batch.progress.payload() | {"reopened": batch.uploads} for batch in reopened]
+        print_json({"stage": stage, "reopened": count, "batches": listed})
+        return
+    where = f"{counted(count, 'upload')} in {counted(len(reopened), 'batch', 'batches')}"
+    click.echo(f"{where} to work again, for the {stage}.")
+    for batch in reopened:
+        click.echo(f"Follow it:  batch-pipeline watch {batch.progress.batch_id}")
+
+
+def _require_known_kinds(kinds: Sequence[str]) -> None:
+    """Refuse a kind that is none, naming those that look like it."""
+    from difflib import get_close_matches  # noqa: PLC0415
+
+    from batch_pipeline.services.error_kinds import BY_NAME  # noqa: PLC0415
+    from batch_pipeline.services.reports.failures import UNKNOWN  # noqa: PLC0415
+
+    known = [*BY_NAME, UNKNOWN]
+    for kind in kinds:
+        if kind not in known:
+            near = get_close_matches(kind, known)
+            meant = f"did you mean {' or '.join(near)}?" if near else "docs/troubleshooting.md"
+            raise click.BadParameter(f"there is no kind {kind!r}: {meant}", param_hint="'--kind'")
+
+
+def _no_batch(batch: uuid.UUID) -> "tuple[int, BatchProgress]":
+    raise NotFoundError(f"there is no batch {batch}")
+
+
+def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
+    """Say what was chosen, if no more than that is done, and for what of it a retry is no help."""
+    if dry_run and found.count:
+        where = counted(len(found.by_batch), "batch", "batches")
+        click.echo(f"{counted(found.count, 'upload')} in {where} would be worked again.")
+    if found.same_again:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in found.same_again.items())
+        click.echo(
+            f"{sum(found.same_again.values())} of {found.count} will fail the same way again, "
+            f"unless the cause is fixed: {kinds}.\n"
+            "What to do about each:  batch-pipeline failures --since 7d\n"
+            "Retry all but these:    batch-pipeline retry --all-retryable"
+        )

@@ -1,0 +1,164 @@
+"""Commands about the whole pipeline: is it well, what does it do, what did it cost."""
+
+import signal
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from batch_pipeline.cli.printing import json_option, print_json
+from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
+from batch_pipeline.cli.types import LENGTH, USER
+from batch_pipeline.errors import RefusedError
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Do not send a question to the models.")
+@click.option(
+    "--longest-wait",
+    type=LENGTH,
+    default="6h",
+    show_default=True,
+    help="Fail if an upload has waited longer than this.",
+)
+@json_option
+@click.pass_obj
+def doctor(session: Session, quick: bool, longest_wait: "timedelta", as_json: bool) -> None:
+    """Check database, storage, Dagster and model servers, with advice.
+
+    Each model gets one real question: the colour of a red square, or which of three texts are
+    similar.
+
+    \b
+    Examples:
+      batch-pipeline doctor
+      batch-pipeline doctor --quick
+    """
+    from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.orchestration.instance_health import check_dagster  # noqa: PLC0415
+    from batch_pipeline.services.health import check_health  # noqa: PLC0415
+
+    checks = [
+        *check_health(session.settings, quick=quick, longest_wait=longest_wait),
+        *check_dagster(session.settings),
+    ]
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    else:
+        session.console.print(terminal.health_table(checks))
+    sys.exit(OK if all(check.ok for check in checks) else FINISHED_WITH_FAILURES)
+
+
+@click.command()
+@click.argument("part", type=click.Choice(["code-server", "daemon"]))
+@click.option("--host", default="localhost", show_default=True, help="Host of the code server.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=4000,
+    show_default=True,
+    help="Port of the code server.",
+)
+@json_option
+@click.pass_obj
+def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> None:
+    """Check that a part of Dagster is alive (health check of containers); exit code 2 if not.
+
+    \b
+    Examples:
+      batch-pipeline alive code-server --port 4000
+      batch-pipeline alive daemon
+    """
+    from batch_pipeline.services.liveness import check_code_server, check_daemon  # noqa: PLC0415
+
+    is_daemon = part == "daemon"
+    if is_daemon:
+        session.require_home()
+    said = check_daemon(session.settings) if is_daemon else check_code_server(host, port)
+    if as_json:
+        print_json({"part": part, "alive": True, "detail": said})
+    else:
+        click.echo(said)
+
+
+@click.command()
+@click.option(
+    "--serve",
+    "port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Keep running and serve http://HOST:PORT/metrics.",
+)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address that --serve binds to."
+)
+@json_option
+@click.pass_obj
+def metrics(session: Session, port: int | None, host: str, as_json: bool) -> None:
+    """Print metrics for Prometheus: uploads by state, waiting times, stage times, errors.
+
+    \b
+    Examples:
+      batch-pipeline metrics
+      batch-pipeline metrics --serve 9464
+    """
+    from prometheus_client import generate_latest, start_http_server  # noqa: PLC0415
+
+    from batch_pipeline.services.reports.metrics import metrics_registry, read_metrics  # noqa: PLC0415
+
+    database = session.pipeline.database
+    if port is not None:
+        session.when_stopped = "Stopped serving metrics."
+        try:
+            server, thread = start_http_server(port, host, metrics_registry(database))
+        except OSError as error:
+            raise RefusedError(f"nobody can listen at {host}:{port}: {error.strerror}") from error
+        if not as_json:
+            session.report(f"Metrics are at http://{host}:{port}/metrics; Ctrl-C stops.")
+        try:
+            thread.join()
+        finally:
+            server.shutdown()
+    elif as_json:
+        print_json([sample._asdict() for sample in read_metrics(database)])
+    else:
+        click.echo(generate_latest(metrics_registry(database)).decode(), nl=False)
+
+
+@click.command()
+@click.option("--user", type=USER, help="Only calls for this user.")
+@json_option
+@click.pass_obj
+def costs(session: Session, user: uuid.UUID | None, as_json: bool) -> None:
+    """Show the cost of model calls by user and model: calls, tokens, seconds.
+
+    \b
+    Examples:
+      batch-pipeline costs
+      batch-pipeline costs --json | jq 'map(.tokens_in) | add'
+    """
+    from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.model_costs import costs_by_user  # noqa: PLC0415
+
+    spent = costs_by_user(session.pipeline.database, user)
+    if as_json:
+        print_json([{"user_id": of.user_id, **asdict(of.cost)} for of in spent])
+    elif spent:
+        session.console.print(terminal.costs_table(spent))
+    else:
+        click.echo("No model server was called yet.")
+
+
+def wait_for_interrupt(announce: Callable[[], None]) -> None:
+    """Wait for Ctrl-C, which may come as soon as it is announced."""
+    import contextlib  # noqa: PLC0415
+
+    with contextlib.suppress(KeyboardInterrupt):
+        announce()
+        signal.pause()
