@@ -408,6 +408,26 @@ class ModelCall(Base):
     )
 
 
+class DescriptionInWork(Base):
+    """Which attempt describes a content now, or did last; removed a day later.
+
+    It holds as long as the claim lives that it names. Without a foreign key, as the rows of an
+    upload API are deleted by the API.
+    """
+
+    __tablename__ = "descriptions_in_work"
+
+    #: Whose copies share the description; the local user's id if all users share.
+    user_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    #: SHA-256 of the content, hexadecimal.
+    checksum: Mapped[str] = mapped_column(primary_key=True)
+    #: What the description is made with, as in ``uploads.vision_fingerprint``.
+    fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[uuid.UUID]
+    claim_token: Mapped[int] = mapped_column(BigInteger)
+    taken_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
 class DatabaseIdentity(Base):
     """One row that tells this database from others; `database/identity.py` says what else does."""
 

@@ -76,7 +76,7 @@ def lease_expired(lease_seconds: float | BindParameter[float]) -> ColumnElement[
     return _a_lease_ago(lease_seconds) > _LAST_SIGN
 
 
-def lease_lives(lease_seconds: float) -> ColumnElement[bool]:
+def lease_lives(lease_seconds: float | BindParameter[float]) -> ColumnElement[bool]:
     """The opposite of `lease_expired`."""
     return _a_lease_ago(lease_seconds) <= _LAST_SIGN
 

@@ -27,6 +27,7 @@ from batch_pipeline.orchestration.run_ends import (
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.dispatch.slices import numbered_slices
 from batch_pipeline.services.dispatch.turns import WaitingSlice
+from batch_pipeline.services.known_results import forget_old_notes
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pipeline import Pipeline
@@ -127,6 +128,7 @@ def tidy(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) ->
     return _each_part(
         {
             "removing files": removed,
+            "forgetting notes": lambda: {"notes_removed": forget_old_notes(pipeline.database)},
             "pruning partitions": lambda: {
                 "partitions_pruned": _prune_partitions(instance, pipeline, left_out)
             },

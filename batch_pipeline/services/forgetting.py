@@ -31,6 +31,7 @@ from batch_pipeline.database.models import (
     OPEN_BATCH,
     AskedSlice,
     BatchToRecount,
+    DescriptionInWork,
     MadeThumbnail,
     ModelCall,
     Upload,
@@ -353,6 +354,8 @@ def _forget_rest_of_user(
     if not receipt.dry_run:
         with pipeline.database.transaction() as connection:
             connection.execute(delete(MadeThumbnail).where(MadeThumbnail.user_id == user_id))
+            of_theirs = DescriptionInWork.user_id == user_id
+            connection.execute(delete(DescriptionInWork).where(of_theirs))
         pipeline.storage.remove_empty_folder(str(user_id))
 
 
@@ -380,6 +383,7 @@ def _delete_uploads(connection: Connection, which: ColumnElement[bool]) -> int:
         select(Upload.id).where(which).order_by(Upload.id).with_for_update()
     ).all()
     connection.execute(delete(MadeThumbnail).where(MadeThumbnail.upload_id.in_(ids)))
+    connection.execute(delete(DescriptionInWork).where(DescriptionInWork.upload_id.in_(ids)))
     return int(connection.execute(delete(Upload).where(Upload.id.in_(ids))).rowcount)
 
 

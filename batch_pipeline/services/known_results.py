@@ -1,19 +1,40 @@
 """Reuse of stored results: the same bytes are not described again with the same fingerprint.
 
 The fingerprint names model, prompts and options (`batch_pipeline.model_servers.fingerprints`).
-Results of the same user are reused, and those of other users only if a setting allows it.
+Results of the same user are reused, and those of other users only if a setting allows it. Copies
+that are in work at the same time are described once, too: each attempt first notes in
+``descriptions_in_work`` that it describes this content, and the others wait.
 """
 
 import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, Uuid, and_, bindparam, or_, select, true
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Float,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    true,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
 from batch_pipeline.database.lone_statements import LoneStatement
-from batch_pipeline.database.models import Upload
-from batch_pipeline.database.readings import owner
+from batch_pipeline.database.models import DescriptionInWork, Upload, UploadStatus
+from batch_pipeline.database.readings import LOCAL_USER, interval, lease_lives, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import PipelineError
 from batch_pipeline.model_servers.base import Description
@@ -21,6 +42,10 @@ from batch_pipeline.services.description_audit import PASS_SCORE
 
 if TYPE_CHECKING:
     from batch_pipeline.services.pipeline import Pipeline
+    from batch_pipeline.services.states.upload_states import Claim
+
+#: A note of who describes a content is of no use after so long (seconds): an attempt ends sooner.
+NOTE_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +72,20 @@ class Described:
         )
 
 
-_FIND: Any = (
-    select(
+@dataclass(frozen=True)
+class Lookup:
+    """What there is of a content: a description, or the right to make it, or neither.
+
+    With neither, another attempt makes the description now.
+    """
+
+    described: Described | None
+    is_ours_to_make: bool
+
+
+def _look_up() -> Select[Any]:
+    """Find a description, else note that this attempt makes it, unless a living claim does."""
+    result = (
         Upload.id,
         Upload.description,
         Upload.description_audit_score,
@@ -57,44 +94,124 @@ _FIND: Any = (
         Upload.visible_text,
         Upload.vision_fingerprint,
     )
-    .where(
+    of_same_content = and_(
         Upload.checksum == bindparam("content"),
         Upload.vision_fingerprint == bindparam("made_with"),
-        Upload.embedding_model.is_not(None),  # completed once; says that the index may be used
         Upload.description_audit_score >= PASS_SCORE,
         Upload.id != bindparam("of_upload", type_=Uuid),
-        or_(
-            bindparam("of_all_users", type_=Boolean),
-            owner(Upload.user_id) == bindparam("of_user", type_=Uuid),
-        ),
     )
-    .order_by(Upload.created_at)
-    .limit(1)
-)
-_KNOWN = LoneStatement(_FIND)
+    note = DescriptionInWork
+    completed = (
+        select(*result)
+        .where(
+            of_same_content,
+            Upload.embedding_model.is_not(None),  # says that the index may be used
+            or_(
+                bindparam("of_all_users", type_=Boolean),
+                owner(Upload.user_id) == bindparam("of_user", type_=Uuid),
+            ),
+        )
+        .order_by(Upload.created_at)
+        .limit(1)
+    )
+    # Its upload is not complete yet: it waits for its vector.
+    just_described = (
+        select(*result)
+        .join(note, note.upload_id == Upload.id)
+        .where(
+            note.user_id == bindparam("shared_by", type_=Uuid),
+            note.checksum == bindparam("content"),
+            note.fingerprint == bindparam("made_with"),
+            of_same_content,
+        )
+    )
+    known = union_all(completed, just_described).limit(1).cte("known")
+    # An upload that waits for its next attempt keeps its claim, but describes nothing.
+    lives = exists().where(
+        Upload.id == literal_column("descriptions_in_work.upload_id"),
+        Upload.claim_token == literal_column("descriptions_in_work.claim_token"),
+        or_(
+            Upload.processing_status == UploadStatus.ANALYZING,
+            Upload.processing_status == UploadStatus.EMBEDDING,
+        ),
+        lease_lives(bindparam("lease", type_=Float)),
+    )
+    mine = insert(note).from_select(
+        ["user_id", "checksum", "fingerprint", "upload_id", "claim_token"],
+        select(
+            bindparam("shared_by", type_=Uuid),
+            bindparam("content", type_=Text),
+            bindparam("made_with", type_=Text),
+            bindparam("of_upload", type_=Uuid),
+            bindparam("token", type_=BigInteger),
+        ).where(~exists(select(known.c.id))),
+    )
+    taken = (
+        mine.on_conflict_do_update(
+            index_elements=[note.user_id, note.checksum, note.fingerprint],
+            set_={
+                "upload_id": mine.excluded.upload_id,
+                "claim_token": mine.excluded.claim_token,
+                "taken_at": func.now(),
+            },
+            # A note that is newer than this statement names a claim that the statement cannot see.
+            where=and_(note.taken_at < func.now(), ~lives),
+        )
+        .returning(note.upload_id)
+        .cte("taken")
+    )
+    always = select(literal(1).label("one")).subquery()
+    return select(*known.c, exists(select(taken.c.upload_id)).label("is_ours_to_make")).select_from(
+        always.outerjoin(known, true())
+    )
 
 
-def find_known(
-    database: Database, upload: AnyRow, checksum: str, fingerprint: str, *, of_all_users: bool
-) -> Described | None:
-    """Find a description of the same bytes with the current fingerprint, or None.
+_LOOK_UP = LoneStatement(_look_up())
+
+
+def look_up(
+    database: Database,
+    claim: "Claim",
+    upload: AnyRow,
+    checksum: str,
+    fingerprint: str,
+    *,
+    of_all_users: bool,
+    lease_seconds: float,
+) -> Lookup:
+    """Look for a description of the same bytes with the current fingerprint.
+
+    If there is none and nobody makes it, it is the caller's to make. That holds until the attempt
+    ends in any way.
 
     Raises:
         ServiceDownError: the database cannot be reached.
     """
     row = database.execute(
-        _KNOWN,
+        _LOOK_UP,
         {
             "content": checksum,
             "made_with": fingerprint,
             "of_upload": upload.id,
             "of_user": upload.user_id,
             "of_all_users": of_all_users,
+            "shared_by": LOCAL_USER if of_all_users else upload.user_id,
+            "token": claim.token,
+            "lease": lease_seconds,
         },
     )
-    if row is None or (described := Described.of(row)) is None:
-        return None
-    return replace(described, copied_from=row.id)
+    described = Described.of(row) if row else None
+    return Lookup(
+        replace(described, copied_from=row.id) if row and described else None,
+        is_ours_to_make=bool(row and row.is_ours_to_make),
+    )
+
+
+def forget_old_notes(database: Database) -> int:
+    """Delete notes of who describes what that are older than a day; returns how many."""
+    old = DescriptionInWork.taken_at < func.now() - interval(NOTE_SECONDS)
+    with database.transaction() as connection:
+        return int(connection.execute(delete(DescriptionInWork).where(old)).rowcount)
 
 
 def vector_of(database: Database, upload_id: uuid.UUID, fingerprint: str) -> list[float] | None:

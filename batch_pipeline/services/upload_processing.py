@@ -38,7 +38,7 @@ from batch_pipeline.model_servers.base import (
     never_cancelled,
 )
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
-from batch_pipeline.services.known_results import Described, find_known, vector_of
+from batch_pipeline.services.known_results import Described, look_up, vector_of
 from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.outages import apart_from_suspects, own_fault, server_died
 from batch_pipeline.services.pipeline import Pipeline
@@ -57,6 +57,8 @@ OUTAGE_PAUSE_SECONDS = 20.0
 #: How long a model's answer is kept while the database is down, longer than a failover takes; and
 #: the pause between two tries to store it (seconds).
 ANSWER_PATIENCE_SECONDS, _ANSWER_PAUSE_SECONDS = 300.0, 1.0
+#: Pause between two looks at whether a copy of the same file is described (seconds).
+_COPY_PAUSE_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -322,19 +324,28 @@ class UploadProcessor:
     def _known(self, attempt: _Attempt) -> Described | None:
         """Return the description of another upload with the same bytes and the same fingerprint.
 
-        A redo of a description that already has this fingerprint asks the model again.
+        Waits while another attempt makes it. None: this attempt makes it. A redo of a description
+        that already has this fingerprint asks the model again.
         """
         row, report = attempt.row, attempt.report
         fingerprint = self._pipeline.analyzer.vision.fingerprint()
         if not report.checksum or row.vision_fingerprint == fingerprint:
             return None
-        return find_known(
-            self._pipeline.database,
-            row,
-            report.checksum,
-            fingerprint,
-            of_all_users=self._pipeline.settings.share_results,
-        )
+        while True:
+            found = look_up(
+                self._pipeline.database,
+                attempt.claim,
+                row,
+                report.checksum,
+                fingerprint,
+                of_all_users=self._pipeline.settings.share_results,
+                lease_seconds=self._pipeline.settings.lease_seconds,
+            )
+            if found.described or found.is_ours_to_make:
+                return found.described
+            with attempt.waiting():
+                time.sleep(_COPY_PAUSE_SECONDS)
+            _raise_if(attempt.cancelled)
 
     def _ask(self, attempt: _Attempt, content: MediaContent) -> Described:
         vision, report = self._pipeline.analyzer.vision, attempt.report

@@ -1,6 +1,7 @@
 """Never paying twice, and what is stale: fingerprints through real batches."""
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import text
@@ -10,10 +11,13 @@ from batch_pipeline.errors import RefusedError, ServiceDownError
 from batch_pipeline.model_servers.factory import close_analyzers
 from batch_pipeline.orchestration.assets import upload_analysis
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
-from batch_pipeline.services.known_results import count_known
+from batch_pipeline.services.known_results import count_known, forget_old_notes, look_up
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.reprocessing import Selection, reprocess
 from batch_pipeline.services.search import search
+from batch_pipeline.services.states.claim_keeper import ClaimKeeper
+from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor
+from batch_pipeline.testing.model_server import Fault
 
 from .conftest import both_dialects
 
@@ -176,6 +180,116 @@ def test_an_upload_whose_row_has_no_checksum_gets_one(work, model_server):
 
     assert work.column(first, "checksum") == work.column(again, "checksum") == checksums
     assert len(calls(model_server)) == 1
+
+
+def copies_in_one_batch(work, count, *others):
+    """A batch of an upload API with copies of one picture, which `submit` would refuse."""
+    batch_id = work.submit(PICTURE, *others)
+    with work.pipeline.database.transaction() as connection:
+        for _ in range(count - 1):
+            connection.execute(
+                text(
+                    "INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, "
+                    "file_size) SELECT user_id, batch_id, 'copy.jpg', file_path, file_type, "
+                    "file_size FROM uploads WHERE batch_id = :id AND filename = :name LIMIT 1"
+                ),
+                {"id": batch_id, "name": PICTURE},
+            )
+    return batch_id
+
+
+@both_dialects
+def test_copies_in_work_at_the_same_time_are_described_once(work, model_server):
+    model_server.latency_seconds = 0.5
+    work = work(max_concurrent_uploads=6)
+    batch_id = copies_in_one_batch(work, 5, "city.jpg")
+
+    assert work.run(batch_id).success
+
+    assert work.counts(batch_id) == ("completed", 6, 0)
+    assert len(calls(model_server)) == 2
+    assert len(set(work.column(batch_id, "description"))) == 2
+
+
+def test_copies_of_two_runs_are_described_once(work, model_server):
+    model_server.latency_seconds = 1.0
+    work = work(max_concurrent_uploads=2)
+    batches = [work.submit(PICTURE) for _ in range(3)]
+
+    def process(batch_id):
+        run_id, [upload_id] = str(batch_id), work.column(batch_id, "id")
+        with ClaimKeeper(work.pipeline.states, run_id, lease_seconds=60) as keeper:
+            return UploadProcessor(work.pipeline, keeper).process(upload_id, run_id, retries_left=0)
+
+    with ThreadPoolExecutor(3) as runs:
+        outcomes = list(runs.map(process, batches))
+
+    assert all(isinstance(outcome, CompletedUpload) for outcome in outcomes)
+    assert [work.counts(batch_id) for batch_id in batches] == [("completed", 1, 0)] * 3
+    assert len(calls(model_server)) == 1
+
+
+def test_a_copy_takes_over_when_the_first_attempt_fails(work, model_server):
+    model_server.latency_seconds = 0.3
+    # The first waits longer for its next attempt than the others, which hold all the threads.
+    work = work(max_concurrent_uploads=2, retry_base_seconds=3)
+    model_server.play("vision", [Fault.EMPTY])
+    batch_id = copies_in_one_batch(work, 3)
+
+    assert work.run(batch_id).success
+
+    assert work.counts(batch_id) == ("completed", 3, 0)
+    assert len(calls(model_server)) == 2
+    assert len(set(work.column(batch_id, "description"))) == 1
+
+
+def test_a_description_that_was_stored_before_the_embedding_failed_is_reused(work, model_server):
+    work = work(max_concurrent_uploads=1)
+    model_server.play("embedding", [Fault.WRONG_DIMENSION] * 100)
+    first = work.submit(PICTURE)
+    work.run(first)
+    assert work.counts(first)[1] == 0
+    assert all(work.column(first, "description"))
+    model_server.play("embedding", [])
+
+    second = work.submit(PICTURE)
+    assert work.run(second).success
+
+    assert len(calls(model_server)) == 1
+    assert work.column(second, "description") == work.column(first, "description")
+
+
+def test_a_note_of_a_dead_claim_holds_nobody_up(work, model_server):
+    work = work(max_concurrent_uploads=1)
+    first, second = work.submit(PICTURE), work.submit(PICTURE)
+    fingerprint = work.pipeline.analyzer.vision.fingerprint()
+    [checksum] = work.column(first, "checksum")
+    [upload_id] = work.column(first, "id")
+    claims = [work.pipeline.states.start(upload_id, "one"), None]
+    [other_id] = work.column(second, "id")
+    claims[1] = work.pipeline.states.start(other_id, "two")
+
+    def look(started):
+        return look_up(
+            work.pipeline.database, started.claim, started.row, checksum, fingerprint,
+            of_all_users=False, lease_seconds=60,
+        )  # fmt: skip
+
+    assert look(claims[0]).is_ours_to_make
+    assert not look(claims[1]).is_ours_to_make
+    with work.pipeline.database.transaction() as connection:
+        connection.execute(
+            text("UPDATE uploads SET heartbeat_at = now() - interval '2 min' WHERE id = :id"),
+            {"id": upload_id},
+        )
+    assert look(claims[1]).is_ours_to_make
+    assert not look(claims[0]).is_ours_to_make
+    assert forget_old_notes(work.pipeline.database) == 0
+    with work.pipeline.database.transaction() as connection:
+        connection.execute(
+            text("UPDATE descriptions_in_work SET taken_at = now() - interval '25 hours'")
+        )
+    assert forget_old_notes(work.pipeline.database) == 1
 
 
 def test_a_server_that_cannot_be_asked_makes_nothing_stale(work, model_server):

@@ -20,7 +20,7 @@ from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice,
 from batch_pipeline.services.known_results import (
     Described,
     count_known,
-    find_known,
+    look_up,
     vector_of,
 )
 from batch_pipeline.services.leftovers import remove_leftovers
@@ -40,7 +40,7 @@ from batch_pipeline.services.reprocessing import (
 )
 from batch_pipeline.services.search import search
 from batch_pipeline.services.search_filters import Filters
-from batch_pipeline.services.states.upload_states import StartedUpload
+from batch_pipeline.services.states.upload_states import Claim, StartedUpload
 from batch_pipeline.testing.records import USER, upload_rows
 
 MEDIA = Path(__file__).parents[3] / "examples" / "media"
@@ -222,7 +222,10 @@ def test_what_people_ask_for_does_not_read_the_uploads_through(full_pipeline, pl
     reprocess(database, batches, Selection(Stage.EMBEDDING, upload_ids=uploads[50:60]))
     count_known(full_pipeline, ended)
     [one, *_] = upload_rows(database, other)
-    find_known(database, one, "0" * 64, "m options:1", of_all_users=True)
+    look_up(
+        database, Claim(one.id, "run", 1), one, "0" * 64, "m options:1",
+        of_all_users=True, lease_seconds=60,
+    )  # fmt: skip
     vector_of(database, one.id, "m")
     stale_uploads(database, "m options:1", at_most=10)
     batches.retry_batch(other, uploads[:3])
