@@ -5,10 +5,12 @@ Here: finding and reading them. How far they are trusted says `batch_pipeline.me
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from batch_pipeline.media.metadata import parse_date
+from batch_pipeline.media.pictures import camera_name
 from batch_pipeline.media.sniffing import AVI, MXF, WMV, MediaType, asf_properties
 
 #: How much of a file is read for its header: AVI leaves room for indices in it (bytes).
@@ -31,6 +33,9 @@ _MXF_CREATION = 0x4405
 _CAMCORDER_NOTE = bytes.fromhex("17ee8c60f84d11d98cd60800200c9a66") + b"MDPM"
 _NOTE_DATE, _NOTE_TIME = 0x18, 0x19
 """Entries: zone, century, year and month; day, hour, minute and second."""
+_NOTE_MAKER, _NOTE_MODEL = 0xE0, (0xE4, 0xE5, 0xE6)
+"""Entries: the number of a maker; the model of a Sony, as text."""
+_MAKERS = {0x0103: "Panasonic", 0x0108: "Sony", 0x1011: "Canon", 0x1104: "JVC"}
 
 
 def dates_in_header(head: bytes, media_type: MediaType) -> list[tuple[str, datetime]]:
@@ -59,20 +64,34 @@ def dates_in_header(head: bytes, media_type: MediaType) -> list[tuple[str, datet
     return []
 
 
-def date_of_camcorder(packet: bytes) -> datetime | None:
-    """Read what an AVCHD camcorder says of a frame in its H.264 data: the camera's clock.
+@dataclass(frozen=True)
+class CamcorderNote:
+    """What an AVCHD camcorder says of a frame."""
+
+    date: datetime | None = None
+    """On the camera's clock."""
+    camera: str | None = None
+    """Maker, and model where it says one."""
+
+
+def note_of_camcorder(packet: bytes) -> CamcorderNote:
+    """Read what an AVCHD camcorder says of a frame in its H.264 data.
 
     Args:
         packet: a frame as it is stored.
     """
     place = packet.find(_CAMCORDER_NOTE)
     if place < 0:
-        return None
+        return CamcorderNote()
     # H.264 puts a 3 behind two zeros, which would look like a start.
     note = packet[place : place + 4096].replace(b"\0\0\3", b"\0\0")[len(_CAMCORDER_NOTE) :]
     entries = {
         note[at]: note[at + 1 : at + 5] for at in range(1, 1 + 5 * sum(note[:1]), 5) if note[at:]
     }
+    return CamcorderNote(_date_of_note(entries), _camera_of_note(entries))
+
+
+def _date_of_note(entries: Mapping[int, bytes]) -> datetime | None:
     date, time = entries.get(_NOTE_DATE, b""), entries.get(_NOTE_TIME, b"")
     digits = (date[1:] + time).hex()  # decimal digits, as they are read
     if len(digits) != 14:
@@ -80,6 +99,14 @@ def date_of_camcorder(packet: bytes) -> datetime | None:
     return parse_date(
         f"{digits[:4]}:{digits[4:6]}:{digits[6:8]} {digits[8:10]}:{digits[10:12]}:{digits[12:]}"
     )
+
+
+def _camera_of_note(entries: Mapping[int, bytes]) -> str | None:
+    maker = _MAKERS.get(int.from_bytes(entries.get(_NOTE_MAKER, b"")[:2], "big"))
+    if maker is None:
+        return None
+    model = b"".join(entries.get(tag, b"") for tag in _NOTE_MODEL) if maker == "Sony" else b""
+    return camera_name(maker, model.partition(b"\0")[0].decode("latin-1"))
 
 
 def _dates_of_mxf(head: bytes) -> Iterator[datetime]:

@@ -51,7 +51,12 @@ from batch_pipeline.media.video_geometry import (
     placement,
     square_pixel_size,
 )
-from batch_pipeline.media.video_headers import HEADER_BYTES, date_of_camcorder, dates_in_header
+from batch_pipeline.media.video_headers import (
+    HEADER_BYTES,
+    CamcorderNote,
+    dates_in_header,
+    note_of_camcorder,
+)
 from batch_pipeline.media.video_memory import FrameMemory
 from batch_pipeline.media.video_sampling import FrameReader
 from batch_pipeline.media.video_streams import (
@@ -160,8 +165,11 @@ def _content_of(
     warnings += _warnings_of(reader, source, media_type, duration)
     entries = (container.metadata, stream.metadata)
     header = _dates_in_header(source, media_type)
+    note = CamcorderNote()
     if media_type in _CAMCORDER_FILMS and stream.codec_context.codec.canonical_name == "h264":
-        header += _dates_of_camcorder(source, media_type, stream.index, memory)
+        note = _note_of_camcorder(source, media_type, stream.index, memory)
+    if note.date:
+        header.append(("AVCHD camcorder", note.date))
     captured_at, date_source = video_metadata.captured_at(
         entries, header, a_day_will_do=media_type is AVI
     )
@@ -174,7 +182,7 @@ def _content_of(
             height=taken[0].height,
             captured_at=captured_at,
             date_source=date_source,
-            camera=video_metadata.camera(entries),
+            camera=video_metadata.camera(entries) or note.camera,
             frame_count=stream.frames or max(len(taken), round((duration or 0) * (rate or 0))),
             duration_seconds=duration,
             frame_rate=rate,
@@ -194,9 +202,9 @@ def _dates_in_header(source: Source, media_type: MediaType) -> list[tuple[str, d
     return dates_in_header(head, media_type)
 
 
-def _dates_of_camcorder(
+def _note_of_camcorder(
     source: Source, media_type: MediaType, index: int, memory: FrameMemory
-) -> list[tuple[str, datetime]]:
+) -> CamcorderNote:
     """What a camcorder says in its first frames, read in a container of its own."""
     place = source.tell()
     try:
@@ -204,14 +212,14 @@ def _dates_of_camcorder(
             stream = next(each for each in container.streams.video if each.index == index)
             read_alone(container, stream, memory)
             for packet in islice(container.demux(stream), _NOTED_PACKETS):
-                date = date_of_camcorder(bytes(packet))
-                if date:
-                    return [("AVCHD camcorder", date)]
+                note = note_of_camcorder(bytes(packet))
+                if note.date or note.camera:
+                    return note
     except FFmpegError:  # what is broken ends the search
         pass
     finally:
         source.seek(place)
-    return []
+    return CamcorderNote()
 
 
 @dataclass(frozen=True)

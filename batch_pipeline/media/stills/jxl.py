@@ -44,7 +44,10 @@ class JxlStill(Still):
         """Decode whole."""
         from pillow_jxl import Decoder  # noqa: PLC0415 - an extra
 
-        is_jpeg, info, pixels, profile, _ = Decoder(num_threads=0)(self._data)
+        try:
+            is_jpeg, info, pixels, profile, _ = Decoder(num_threads=0)(self._data)
+        except Exception as error:  # its message is for those who build the decoder
+            raise ValueError("the decoder gives nothing of it") from error
         if is_jpeg:
             jpeg = JpegStill(pixels)
             self.icc_profile, self.orientation = jpeg.icc_profile, None

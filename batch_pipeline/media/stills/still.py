@@ -22,6 +22,8 @@ _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16
 _SMALL_LOSS, _FEW_ROWS = 0.05, 32
 #: The same for a file of which only the bytes can be counted (part of its bytes, bytes).
 _SMALL_CUT, _FEW_BYTES = 0.02, 512
+#: That a cut file is filled up with where it is shorter itself (bytes).
+MOST_ZEROS = 64 * 1024**2
 
 
 class IncompletePictureError(Exception):
@@ -206,11 +208,11 @@ def filled_up(data: bytes, end: int) -> bytes:
 
     Args:
         data: the file.
-        end: where it ends by its own account; a file of which more is missing than is there is
-            returned as it is.
+        end: where it ends by its own account; a file of which more is missing than is there, and
+            more than 64 MiB, is returned as it is.
     """
     missing = end - len(data)
-    return data + bytes(missing) if 0 < missing <= len(data) else data
+    return data + bytes(missing) if 0 < missing <= max(len(data), MOST_ZEROS) else data
 
 
 def pillow_opener(plugin: type[ImageFile], data: bytes) -> Callable[[], ImageFile]:

@@ -57,7 +57,7 @@ def test_a_sound_jpeg_has_no_warning():
     assert decode(make_image("jpeg")).facts.warnings == ()
 
 
-@pytest.mark.parametrize("image_format", ["webp", "heic", "gif", "png"])
+@pytest.mark.parametrize("image_format", ["webp", "heic", "gif", "png", "jpeg2000"])
 def test_a_picture_that_lacks_its_last_bytes_is_shown_with_a_warning(image_format):
     data = encode_image(PICTURE, image_format)
 
@@ -68,7 +68,7 @@ def test_a_picture_that_lacks_its_last_bytes_is_shown_with_a_warning(image_forma
     assert np.abs(pixels(content) - expected)[:500].mean() < 16, "GIF has 256 colours"
 
 
-@pytest.mark.parametrize("image_format", ["jpeg", "png", "gif", "heic", "webp"])
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "gif", "heic", "webp", "avif", "jpeg2000"])
 def test_a_half_picture_fails_with_a_preview_of_what_is_there(image_format):
     data = cut_in_half(encode_image(PICTURE, image_format))
 
@@ -80,11 +80,56 @@ def test_a_half_picture_fails_with_a_preview_of_what_is_there(image_format):
     preview = Image.open(io.BytesIO(caught.value.preview))
     assert preview.size == (256, 192)
     whole = PICTURE.resize(preview.size)
-    top = (0, 0, 256, 30)
+    # An AVIF of this size is two tiles, side by side.
+    top = (0, 0, 100 if image_format == "avif" else 256, 30)
     if image_format == "gif":
         return  # it is stored from coarse to fine: every second row is missing everywhere
     difference = np.asarray(preview.crop(top), dtype=int) - np.asarray(whole.crop(top), dtype=int)
     assert np.abs(difference).mean() < 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"no_jp2": True},
+        {"irreversible": True, "quality_mode": "rates", "quality_layers": [20, 10]},
+        {"progression": "RPCL"},
+        {"tile_size": (128, 128)},
+        {"tile_size": (128, 128), "no_jp2": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.2])
+def test_a_cut_jpeg_2000_shows_what_is_there(options, share):
+    encoded = io.BytesIO()
+    PICTURE.save(encoded, "JPEG2000", **options)
+    data = encoded.getvalue()
+
+    with pytest.raises(PermanentError) as caught:
+        decode(data[: round(share * len(data))])
+
+    assert caught.value.kind == "truncated"
+    assert "missing" in str(caught.value)
+    assert caught.value.preview is not None
+    preview = np.asarray(Image.open(io.BytesIO(caught.value.preview)), dtype=int)
+    whole = np.asarray(PICTURE.resize((256, 192)), dtype=int)
+    difference = np.abs(preview - whole).mean(axis=2)
+    if "tile_size" in options:  # whole tiles from the top
+        assert difference[: round(192 * share * 0.6)].mean() < 12
+        assert preview[-10:, -10:].mean() < 12, "black where nothing is"
+    else:
+        assert difference.mean() < 24
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_jpeg_2000_that_lacks_only_its_last_mark_is_shown(bare):
+    encoded = io.BytesIO()
+    PICTURE.save(encoded, "JPEG2000", no_jp2=bare, tile_size=(256, 256))
+
+    content = decode(encoded.getvalue()[:-2])
+
+    assert content.facts.warnings[0].startswith("damaged: ")
+    assert np.abs(pixels(content) - np.asarray(PICTURE, dtype=int)).mean() < 4
 
 
 def test_a_preview_of_a_cut_picture_is_upright():

@@ -8,7 +8,7 @@ import av
 import pytest
 from PIL.JpegImagePlugin import JpegImageFile
 
-from batch_pipeline.media.video_headers import date_of_camcorder
+from batch_pipeline.media.video_headers import note_of_camcorder
 from batch_pipeline.media.video_metadata import camera, captured_at
 from batch_pipeline.testing.media import make_video
 from batch_pipeline_tests.unit.media.films import decode
@@ -167,12 +167,14 @@ def test_an_asf_says_when_it_was_made_and_is_said_to_be_utc(moment, expected):
 MOMENT = datetime(2019, 4, 24, 0, 0, 5)
 
 
-def camcorder_note(moment: datetime) -> bytes:
+def camcorder_note(moment: datetime, *more: bytes) -> bytes:
     """What an AVCHD camcorder writes about a frame, as H.264 holds it."""
     date = bytes.fromhex(f"{moment:%Y%m}")
     time = bytes.fromhex(f"{moment:%d%H%M%S}")
     entries = b"\x13" + bytes(4) + b"\x18\x84" + date + b"\x19" + time
-    payload = bytes.fromhex("17ee8c60f84d11d98cd60800200c9a66") + b"MDPM\3" + entries
+    count = bytes([3 + len(more)])
+    entries += b"".join(more)
+    payload = bytes.fromhex("17ee8c60f84d11d98cd60800200c9a66") + b"MDPM" + count + entries
     note = b"\x06\x05" + bytes([len(payload)]) + payload + b"\x80"
     escaped = b""
     for value in note:
@@ -214,7 +216,28 @@ def test_a_camcorder_says_its_date_in_the_picture_data(muxer_options):
 
 @pytest.mark.parametrize("length", range(44))
 def test_a_cut_note_of_a_camcorder_says_nothing(length):
-    assert date_of_camcorder(camcorder_note(MOMENT)[:length]) is None
+    assert note_of_camcorder(camcorder_note(MOMENT)[:length]).date is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "camera"),
+    [
+        ([b"\xe0\x01\x03\x03\x13"], "Panasonic"),
+        ([b"\xe0\x10\x11\x31\x01"], "Canon"),
+        ([b"\xe0\x11\x04\x84\x21"], "JVC"),
+        ([b"\xe0\x01\x08\x31\x00"], "Sony"),
+        ([b"\xe0\x01\x08\x31\x00", b"\xe4DSC-", b"\xe5RX10", b"\xe60\0\0\0"], "Sony DSC-RX100"),
+        ([b"\xe0\x77\x77\x31\x00"], None),
+        ([], None),
+    ],
+)
+def test_a_camcorder_says_its_maker(entries, camera):
+    film = make_video("mpeg-ts", 1, encoder="libx264")
+
+    facts = decode(with_note(film, camcorder_note(MOMENT, *entries), {})).facts
+
+    assert facts.camera == camera
+    assert facts.captured_at == MOMENT
 
 
 def test_an_mxf_says_when_its_oldest_package_was_made():
