@@ -24,7 +24,9 @@ def scale(size: tuple[int, int], target: tuple[int, int], read_rows: ReadRows) -
 
     A box filter goes down to between 1.2 and 2.4 times the target, then a good one to the end: as
     good to the eye, and the full-size picture is converted only a strip at a time. Of photos of 12
-    megapixels the good filter alone took a third of the whole decode.
+    megapixels the good filter alone took a third of the whole decode. Behind the box filter,
+    Lanczos is no nearer to the picture scaled by it alone than the bicubic one (both 49.7 dB), and
+    takes a quarter longer.
     """
     width, height = size
     factor = _factor(size, target)
@@ -36,7 +38,7 @@ def scale(size: tuple[int, int], target: tuple[int, int], read_rows: ReadRows) -
     for top, strip in zip(tops, chain([first], strips), strict=True):
         reduced.paste(strip.reduce(factor), (0, top // factor))
     box = (0, 0, width / factor, height / factor)
-    return reduced.resize(target, Image.Resampling.LANCZOS, box=box)
+    return reduced.resize(target, Image.Resampling.BICUBIC, box=box)
 
 
 def scaling_bytes(size: tuple[int, int], target: tuple[int, int]) -> int:
