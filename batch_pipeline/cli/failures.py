@@ -77,6 +77,7 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
 @click.option("--all-retryable", is_flag=True, help="Skip those that would fail again.")
 @click.option("--since", type=SINCE, help="Only failed from then on: 24h, 7d, 2026-05-17.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
+@click.option("--model", metavar="MODEL", help="Only uploads that this model was used for.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be processed again.")
 @json_option
 @click.pass_obj
@@ -88,6 +89,7 @@ def retry(  # noqa: PLR0917 - click passes them by name
     all_retryable: bool,
     since: "datetime | None",
     user: uuid.UUID | None,
+    model: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -104,10 +106,10 @@ def retry(  # noqa: PLR0917 - click passes them by name
     from batch_pipeline.services.retrying import FailedSelection, failed_uploads  # noqa: PLC0415
 
     _require_known_kinds(kinds)
-    chosen = FailedSelection(since, kinds, user, batch, uploads, all_retryable)
+    chosen = FailedSelection(since, kinds, user, batch, uploads, all_retryable, model)
     if batch is None and not (chosen.chooses or uploads):
         raise click.UsageError(
-            "say which: a BATCH, --all-retryable, --kind, --since, --user or --upload"
+            "say which: a BATCH, --all-retryable, --kind, --since, --user, --model or --upload"
         )
     pipeline = session.pipeline
     found = failed_uploads(pipeline.database, chosen)
@@ -135,12 +137,12 @@ def retry(  # noqa: PLR0917 - click passes them by name
     opened = [(n, one) for n, one in reopened if n or one.status != "completed"]
     for count, progress in opened:
         uploads_opened = counted(count, "upload")
-        click.echo(f"{uploads_opened} to work again; the batch is {progress.status}.")
+        click.echo(f"{uploads_opened} will be processed again; the batch is {progress.status}.")
         click.echo(f"Follow it:  batch-pipeline watch {progress.batch_id}")
     if not opened and not (dry_run and found.count):
         narrowed = uploads or chosen.chooses
         which = "none of these is a failed upload" if narrowed else "no upload failed"
-        click.echo(f"Nothing to work again: {which}.")
+        click.echo(f"Nothing to process again: {which}.")
 
 
 @click.command()
@@ -220,7 +222,7 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
         print_json({"stage": stage, "reopened": count, "batches": listed})
         return
     where = f"{counted(count, 'upload')} in {counted(len(reopened), 'batch', 'batches')}"
-    click.echo(f"{where} to work again, for the {stage}.")
+    click.echo(f"{where} will be processed again ({stage}).")
     for batch in reopened:
         click.echo(f"Follow it:  batch-pipeline watch {batch.progress.batch_id}")
 
@@ -248,7 +250,7 @@ def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
     """Say what was chosen, if no more than that is done, and for what of it a retry is no help."""
     if dry_run and found.count:
         where = counted(len(found.by_batch), "batch", "batches")
-        click.echo(f"{counted(found.count, 'upload')} in {where} would be worked again.")
+        click.echo(f"{counted(found.count, 'upload')} in {where} would be processed again.")
     if found.same_again:
         kinds = ", ".join(f"{kind} {count}" for kind, count in found.same_again.items())
         click.echo(

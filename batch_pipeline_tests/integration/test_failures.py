@@ -4,8 +4,10 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import insert
 
-from batch_pipeline.testing.records import add_batch, batch_row, upload_row
+from batch_pipeline.database.models import ModelCall
+from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
 
 from .test_cli import error_and_hint
 
@@ -119,7 +121,7 @@ def test_status_lists_failures_first_or_alone_with_ids_that_can_be_typed(console
     assert [upload["filename"] for upload in alone["uploads"]] == ["bad.jpg"]
     typed = line.split()[0]
     assert alone["uploads"][0]["upload_id"].startswith(typed)
-    assert "1 upload to work again" in console("retry", batch, "--upload", typed).out
+    assert "1 upload will be processed again" in console("retry", batch, "--upload", typed).out
     assert console("status", batch, "--failed").out.strip().endswith("No upload failed.")
 
 
@@ -144,7 +146,7 @@ def test_any_beginning_of_an_id_that_names_only_one_is_accepted_everywhere(conso
 def test_retry_says_beforehand_what_will_fail_the_same_way(console, world, database):
     first = world["first"]
     said = console("retry", first, "--dry-run").out
-    assert "3 uploads in 1 batch would be worked again." in said
+    assert "3 uploads in 1 batch would be processed again." in said
     assert "2 of 3 will fail the same way again, unless the cause is fixed: truncated 2" in said
     assert counts(console("failures", "--batch", first, "--json")), "a dry run changes nothing"
 
@@ -153,13 +155,36 @@ def test_retry_says_beforehand_what_will_fail_the_same_way(console, world, datab
     assert counts(console("failures", "--batch", first, "--json")) == {("truncated", "failed"): 2}
 
 
+def test_retry_chooses_by_the_model_that_was_used(console, database):
+    batch = add_batch(
+        database,
+        [failed("model_output_invalid", filename="described.jpg", vision_model="seer"),
+         failed("model_output_invalid", filename="called.jpg"),
+         failed("model_output_invalid", filename="other.jpg", vision_model="another")],
+    )  # fmt: skip
+    called = next(row for row in upload_rows(database, batch) if row.filename == "called.jpg")
+    with database.transaction() as connection:
+        connection.execute(
+            insert(ModelCall).values(
+                id=uuid.uuid4(), upload_id=called.id, batch_id=batch, kind="vision", model="seer",
+                tokens_in=1, tokens_out=1, seconds=1,
+            )
+        )  # fmt: skip
+
+    assert console("retry", "--model", "seer", "--dry-run", "--json").json["chosen"] == 2
+    assert console("retry", batch, "--model", "seer", "--json").json["reopened"] == 2
+
+    [left] = console("failures", "--batch", batch, "--json").json["groups"]
+    assert [upload["filename"] for upload in left["uploads"]] == ["other.jpg"]
+
+
 def test_retry_over_all_batches_takes_filters_and_needs_one(console, world):
     refused = console("retry")
     assert (refused.code, "say which: a BATCH, --all-retryable" in refused.err) == (2, True)
     answer = console("retry", "--kind", "truncated", "--since", "24h", "--json")
     assert (answer.json["reopened"], len(answer.json["batches"])) == (3, 2)
     nothing = console("retry", "--kind", "truncated")
-    assert nothing.out == "Nothing to work again: none of these is a failed upload.\n"
+    assert nothing.out == "Nothing to process again: none of these is a failed upload.\n"
     assert console("retry", "--since", "48h", "--json").json["reopened"] == 2
 
 
