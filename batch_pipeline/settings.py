@@ -323,6 +323,14 @@ class Settings(BaseSettings):
             "(extra `celery`); empty: off."
         ),
     )
+    celery_processes: int = Field(
+        2,
+        ge=1,
+        description=(
+            "Processes of all Celery workers together (`--concurrency` of each, summed up). "
+            "Connections to PostgreSQL are set aside for them if there is a broker."
+        ),
+    )
 
     @field_validator("vision_options", "embedding_options")
     @classmethod

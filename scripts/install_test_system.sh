@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests need from the system: Redis, PgBouncer, Prometheus, network namespaces, a browser, the shells
+# Installs what tests need from the system: Redis, RabbitMQ, PgBouncer, Prometheus, network namespaces, a browser, the shells
 # that complete commands, Tesseract, Compose, which reads its file without an engine, and the init that
 # engines give to containers. Debian and Ubuntu, as root; on other systems install them by hand, or
 # let the tests that need them be skipped.
@@ -7,6 +7,7 @@ set -euo pipefail
 
 missing=()
 command -v redis-server >/dev/null || missing+=(redis-server)
+command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server)
 command -v pgbouncer >/dev/null || missing+=(pgbouncer)
 command -v ip >/dev/null || missing+=(iproute2)
 command -v chromium >/dev/null || missing+=(chromium)

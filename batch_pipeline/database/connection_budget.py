@@ -8,6 +8,7 @@ be in flight; a number of runs that cannot fit is refused at start.
 process                               connections at most
 ====================================  ==============================================
 run worker of ``process_batch``       our pool + Dagster's pool + slots of model calls
+process of a Celery worker            the same, if there is a broker
 code server (evaluates the sensors)   our pool + Dagster's pool + one that waits for work
 run worker of ``sweep_backlog``       our pool + Dagster's pool
 daemon                                Dagster's pool
@@ -43,7 +44,7 @@ LEAST_POOL, BESIDE_UPLOADS = 2, 2
 SIGNALS = 1
 
 _WITHOUT_RUNS = 4 * DAGSTER_POOL + WEB_SERVER_POOL + COMMANDS + SIGNALS
-_PER_RUN = DAGSTER_POOL + CALL_SLOTS
+_PER_WORKER = DAGSTER_POOL + CALL_SLOTS
 #: Processes beside the run workers of `process_batch` that have our pool.
 _ALSO_POOLED = 2
 
@@ -56,8 +57,13 @@ _LIMIT = """
 
 def worst_case(settings: Settings, pool: int) -> int:
     """Count the connections of all processes when each has opened all it may."""
-    runs = settings.max_runs_in_flight
-    return _WITHOUT_RUNS + _ALSO_POOLED * pool + runs * (_PER_RUN + pool)
+    return _WITHOUT_RUNS + _ALSO_POOLED * pool + _workers(settings) * (_PER_WORKER + pool)
+
+
+def _workers(settings: Settings) -> int:
+    """Count the processes that process uploads, or wait for those that do."""
+    celery = settings.celery_processes if settings.celery_broker_url else 0
+    return settings.max_runs_in_flight + celery
 
 
 def pool_size(settings: Settings, limit: int) -> int:
@@ -66,13 +72,15 @@ def pool_size(settings: Settings, limit: int) -> int:
     Raises:
         ConfigurationError: so many runs do not fit.
     """
-    runs = settings.max_runs_in_flight
-    share = (limit - _WITHOUT_RUNS - runs * _PER_RUN) // (runs + _ALSO_POOLED)
+    workers = _workers(settings)
+    share = (limit - _WITHOUT_RUNS - workers * _PER_WORKER) // (workers + _ALSO_POOLED)
     if share < LEAST_POOL:
+        asked = f"BATCH_PIPELINE_MAX_RUNS_IN_FLIGHT={settings.max_runs_in_flight}"
+        if settings.celery_broker_url:
+            asked += f" with BATCH_PIPELINE_CELERY_PROCESSES={settings.celery_processes}"
         raise ConfigurationError(
-            f"BATCH_PIPELINE_MAX_RUNS_IN_FLIGHT={runs} needs up to "
-            f"{worst_case(settings, LEAST_POOL)} connections, PostgreSQL accepts {limit}: "
-            "lower it, or raise max_connections of the server"
+            f"{asked} needs up to {worst_case(settings, LEAST_POOL)} connections, PostgreSQL "
+            f"accepts {limit}: lower it, or raise max_connections of the server"
         )
     return min(share, settings.max_concurrent_uploads + BESIDE_UPLOADS)
 

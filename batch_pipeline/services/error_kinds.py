@@ -326,8 +326,8 @@ ERROR_KINDS = (
     ErrorKind(
         "broker_down",
         Ending.SERVICE,
-        "The broker of the Celery workers does not answer, so no step can be sent.",
-        "Start it; check `BATCH_PIPELINE_CELERY_BROKER_URL`.",
+        "The broker of the Celery workers does not answer, or its disk or memory is full.",
+        "Start it, or make room; check `BATCH_PIPELINE_CELERY_BROKER_URL`.",
     ),
     ErrorKind(
         "lost_worker",

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-import redis
 from sqlalchemy import text
 
 from batch_pipeline.database.connection_budget import DAGSTER_POOL
@@ -26,7 +25,7 @@ from batch_pipeline_tests.patience import wait_until
 
 from ..patience import DEADLINE
 from . import run_worker
-from .broker import Broker
+from .broker import RabbitMq, Redis
 from .conftest import failures
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +35,18 @@ APP = "batch_pipeline.orchestration.celery.app"
 WORKER = ("celery", "-A", APP, "worker", "--queues", "dagster", "--pool", "solo")
 
 
-@pytest.fixture
-def broker(tmp_path):
-    started = Broker("127.0.0.1", tmp_path)
-    started.start()
-    yield started
-    started.kill()
+#: What brokers do in ways of their own.
+both_brokers = pytest.mark.parametrize("broker", [Redis, RabbitMq], indirect=True)
+
+
+@pytest.fixture(params=[Redis])
+def broker(request, tmp_path):
+    started = request.param("127.0.0.1", tmp_path)
+    try:
+        started.start()
+        yield started
+    finally:
+        started.kill()
 
 
 @pytest.fixture
@@ -70,14 +75,14 @@ def run(work, batch_id, executor):
     return work._execute(config, {})
 
 
+@both_brokers
 def test_messages_that_the_broker_loses_end_the_run_and_the_uploads_go_to_another(work, broker):
     work = work(lease_seconds=LEASE)
     batch_id = work.submit("fog.webp", "sea.jpg")
 
     def lose_everything():
-        with redis.Redis.from_url(broker.url) as client:
-            wait_until(lambda: sum(map(client.llen, client.keys("dagster*"))) == 2, "both wait")
-            client.flushall()
+        wait_until(lambda: broker.waiting() == 2, "both wait")
+        broker.lose_everything()
 
     loss = threading.Thread(target=lose_everything)
     loss.start()
@@ -116,8 +121,7 @@ def test_terminate_ends_a_run_whose_steps_nobody_takes_and_cancels_its_batch(wor
     batch_id = work.submit("fog.webp", "sea.jpg")
 
     def both_wait():
-        with redis.Redis.from_url(broker.url) as client:
-            wait_until(lambda: sum(map(client.llen, client.keys("dagster*"))) == 2, "both wait")
+        wait_until(lambda: broker.waiting() == 2, "both wait")
 
     result = terminated(work, batch_id, broker, once=both_wait)
 
@@ -128,6 +132,7 @@ def test_terminate_ends_a_run_whose_steps_nobody_takes_and_cancels_its_batch(wor
     assert work.column(batch_id, "owner_run_id") == [None] * 2
 
 
+@both_brokers
 def test_terminate_stops_the_call_that_a_worker_makes_and_retry_finishes(
     work, broker, start, model_server
 ):
@@ -167,8 +172,7 @@ def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_worked_and_
         run_worker.process_batch(), run_config=request.run_config, tags=request.tags
     ).run_id
     launched = start(run_worker.__name__, run_id, "", DAGSTER_HOME=work.instance.root_directory)
-    with redis.Redis.from_url(broker.url) as client:
-        wait_until(lambda: sum(map(client.llen, client.keys("dagster*"))) == 2, "both wait")
+    wait_until(lambda: broker.waiting() == 2, "both wait")
     launched.kill()
     launched.wait()
     work.instance.report_run_failed(work.instance.get_run_by_id(run_id), "killed")
@@ -203,6 +207,7 @@ def failures_of(work, run_id):
     ]
 
 
+@both_brokers
 def test_while_the_broker_is_down_nothing_is_launched_or_failed_and_a_run_can_do_without(
     work, broker
 ):
@@ -213,12 +218,12 @@ def test_while_the_broker_is_down_nothing_is_launched_or_failed_and_a_run_can_do
 
     tick = work.tick()
     assert not tick.run_requests
-    assert "the Celery broker redis://127.0.0.1:" in tick.skip_message
+    assert f"the Celery broker {where(broker)} cannot be used" in tick.skip_message
     assert findings(work) == {"celery broker": False}
 
     by_hand = work.run(batch_id)
     first, second = sorted(failures(by_hand), key=lambda reason: reason.startswith("stopped"))
-    assert first.startswith("broker_down: the Celery broker redis://127.0.0.1:")
+    assert first.startswith(f"broker_down: the Celery broker {where(broker)}")
     assert second.startswith("stopped, the upload is pending: broker_down")
     assert work.column(batch_id, "processing_status") == ["pending"] * 2
     assert work.column(batch_id, "owner_run_id") == [None] * 2
@@ -227,6 +232,53 @@ def test_while_the_broker_is_down_nothing_is_launched_or_failed_and_a_run_can_do
     work.end_the_pause()
     assert run(work, batch_id, THREADED).success
     assert work.counts(batch_id) == ("completed", 2, 0)
+
+
+def where(broker):
+    """Its address as messages have it, without the password."""
+    return f"{broker.url.partition('://')[0]}://127.0.0.1:{broker.port}"
+
+
+@both_brokers
+def test_a_full_broker_is_an_outage_and_costs_no_attempt(work, broker, start):
+    work = work(celery_broker_url=broker.url, lease_seconds=LEASE)
+    batch_id = work.submit("fog.webp", "sea.jpg", "city.jpg")
+    broker.fill_up()
+
+    tick = work.tick()
+    assert not tick.run_requests
+    assert f"the Celery broker {where(broker)} cannot be used" in tick.skip_message
+    assert "celery broker" in findings(work)
+    assert not findings(work)["celery broker"]
+
+    by_hand = work.run(batch_id)
+    assert any(reason.startswith("broker_down: ") for reason in failures(by_hand))
+    assert work.column(batch_id, "processing_status") == ["pending"] * 3
+    assert work.column(batch_id, "attempts") == [0] * 3
+
+    broker.make_room()
+    start(*WORKER, PYTHONPATH=str(ROOT))
+    work.end_the_pause()
+    wait_until(lambda: findings(work) == {"celery broker": True, "celery workers": True}, "up")
+    [result] = work.run_what_is_asked_for()
+    assert result.success
+    assert work.counts(batch_id) == ("completed", 3, 0)
+
+
+@pytest.mark.parametrize("broker", [RabbitMq], indirect=True)
+def test_a_step_that_a_worker_has_fetched_ahead_is_not_taken_for_lost(
+    work, broker, start, model_server
+):
+    work = work(celery_broker_url=broker.url, lease_seconds=LEASE)
+    batch_id = work.submit("fog.webp", "sea.jpg")
+    model_server.latency_seconds = 4 * LEASE  # a lease and the grace are over, and more
+    start(*WORKER, PYTHONPATH=str(ROOT))
+
+    assert work.run(batch_id).success
+
+    assert work.counts(batch_id) == ("completed", 2, 0)
+    assert len(model_server.calls_of("vision")) == 2
+    assert work.column(batch_id, "attempts") == [1, 1]
 
 
 def findings(work):

@@ -32,7 +32,7 @@ from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline.testing.stack import Part, StackProcesses
 from batch_pipeline.testing.tcp_proxy import TcpProxy
 from batch_pipeline_tests.acceptance.conftest import MEDIA
-from batch_pipeline_tests.faults.broker import Broker
+from batch_pipeline_tests.faults.broker import Redis
 from batch_pipeline_tests.patience import wait_until
 
 LEASE = 6.0
@@ -49,7 +49,7 @@ pytestmark = [
 @dataclass
 class World:
     network: Network
-    broker: Broker
+    broker: Redis
     models: ScriptedModelServer
     pipeline: Pipeline
     instance: dg.DagsterInstance
@@ -156,7 +156,7 @@ def world(server: DatabaseServer, tmp_path_factory: pytest.TempPathFactory) -> I
         on_the_network(dagster_url, network) as their_url,
         pytest.MonkeyPatch.context() as patch,
     ):
-        broker = Broker(network.address, home)
+        broker = Redis(network.address, home)
         broker.start()
         changed = {
             "DATABASE_URL": our_url,

@@ -14,8 +14,9 @@ def settings(**values):
 @pytest.mark.parametrize("limit", [97, 197, 497])
 @pytest.mark.parametrize("runs", [1, 2, 4, 7, 16])
 @pytest.mark.parametrize("uploads", [1, 4, 32, 256])
-def test_what_all_processes_open_at_most_fits(limit, runs, uploads):
-    chosen = settings(max_runs_in_flight=runs, max_concurrent_uploads=uploads)
+@pytest.mark.parametrize("celery", [{}, {"celery_broker_url": "amqp://b", "celery_processes": 6}])
+def test_what_all_processes_open_at_most_fits(limit, runs, uploads, celery):
+    chosen = settings(max_runs_in_flight=runs, max_concurrent_uploads=uploads, **celery)
     try:
         pool = connection_budget.pool_size(chosen, limit)
     except ConfigurationError:
@@ -27,6 +28,19 @@ def test_what_all_processes_open_at_most_fits(limit, runs, uploads):
 
 def test_as_it_comes_every_upload_in_work_has_a_connection_on_a_server_as_it_comes():
     assert connection_budget.pool_size(settings(), 97) == settings().max_concurrent_uploads + 2
+
+
+def test_processes_of_celery_workers_count_as_much_as_run_workers():
+    pool = connection_budget.pool_size(settings(max_runs_in_flight=4), 197)
+    chosen = settings(
+        max_runs_in_flight=4, celery_broker_url="redis://broker/0", celery_processes=3
+    )
+    as_runs = settings(max_runs_in_flight=7)
+    assert connection_budget.worst_case(chosen, pool) == connection_budget.worst_case(as_runs, pool)
+    with pytest.raises(ConfigurationError, match="BATCH_PIPELINE_CELERY_PROCESSES=40 needs up to"):
+        connection_budget.pool_size(
+            settings(celery_broker_url="redis://broker/0", celery_processes=40), 197
+        )
 
 
 def test_more_runs_than_fit_are_refused_with_what_to_do():

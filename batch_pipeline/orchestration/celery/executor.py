@@ -35,11 +35,12 @@ from batch_pipeline.dagster_internals import (
 )
 from batch_pipeline.errors import ConfigurationError, PipelineError, ServiceDownError
 from batch_pipeline.orchestration.celery.broker import (
-    OPTIONS,
     UNREACHABLE,
     broker_down,
+    can_disable_prefetch,
     messages_wait,
     result_backend,
+    sending_options,
 )
 from batch_pipeline.orchestration.failures import outage_failure, stopped_failure
 from batch_pipeline.orchestration.ops import upload_id_of
@@ -69,7 +70,7 @@ def celery_executor_for(settings: Settings) -> Callable[[InitExecutorContext], "
             broker=broker,
             backend=config.get("backend") or result_backend(broker),
             include=config["include"],
-            config_source=OPTIONS | config["config_source"],
+            config_source=sending_options(broker) | config["config_source"],
         )
 
     return create
@@ -101,6 +102,7 @@ class _Steps:
         self._pipeline = pipeline
         self._context = context
         self._broker: str = executor.broker
+        self._fetch_ahead = not can_disable_prefetch(self._broker)
         self._here = make_app(executor.app_args())
         self._here.conf.task_always_eager = True
         self._lease = pipeline.settings.lease_seconds
@@ -171,7 +173,8 @@ class _Steps:
         if not self._unbegun:
             return True
         try:
-            return messages_wait(self._app)
+            # A worker of RabbitMQ fetches one message ahead, behind the one that it processes.
+            return messages_wait(self._app) or (self._fetch_ahead and any(self._held.values()))
         except UNREACHABLE as error:
             self._context.log.warning("%s", broker_down(self._broker, error))
             return False
