@@ -265,22 +265,6 @@ def test_a_full_broker_is_an_outage_and_costs_no_attempt(work, broker, start):
     assert work.counts(batch_id) == ("completed", 3, 0)
 
 
-@pytest.mark.parametrize("broker", [RabbitMq], indirect=True)
-def test_a_step_that_a_worker_has_fetched_ahead_is_not_taken_for_lost(
-    work, broker, start, model_server
-):
-    work = work(celery_broker_url=broker.url, lease_seconds=LEASE)
-    batch_id = work.submit("fog.webp", "sea.jpg")
-    model_server.latency_seconds = 4 * LEASE  # a lease and the grace are over, and more
-    start(*WORKER, PYTHONPATH=str(ROOT))
-
-    assert work.run(batch_id).success
-
-    assert work.counts(batch_id) == ("completed", 2, 0)
-    assert len(model_server.calls_of("vision")) == 2
-    assert work.column(batch_id, "attempts") == [1, 1]
-
-
 def findings(work):
     checks = check_dagster(work.pipeline.settings)
     return {check.name: check.ok for check in checks if check.name.startswith("celery")}

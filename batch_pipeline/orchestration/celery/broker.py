@@ -43,16 +43,7 @@ _PROBE = "batch_pipeline.probe"
 
 def result_backend(broker: str) -> str:
     """Where results go unless a run says otherwise: Redis keeps them, others pass them on."""
-    return broker if _is_redis(broker) else "rpc://"
-
-
-def can_disable_prefetch(broker: str) -> bool:
-    """Tell whether Celery heeds ``worker_disable_prefetch`` with this broker."""
-    return _is_redis(broker)
-
-
-def _is_redis(broker: str) -> bool:
-    return broker.startswith(("redis", "rediss", "sentinel"))
+    return broker if broker.startswith(("redis", "rediss", "sentinel")) else "rpc://"
 
 
 def sending_options(broker: str) -> dict[str, Any]:
@@ -108,9 +99,9 @@ def _require_room(line: Connection) -> None:
 
 def broker_down(broker: str, error: Exception) -> ServiceDownError:
     """Name the broker and what is wrong with it, without its password."""
-    url = urlsplit(broker)
+    url, reason = urlsplit(broker), " ".join(str(error).split())
     where = f"{url.scheme}://{url.hostname}:{url.port}"
-    return ServiceDownError("broker_down", f"the Celery broker {where} cannot be used: {error}")
+    return ServiceDownError("broker_down", f"the Celery broker {where} cannot be used: {reason}")
 
 
 def messages_wait(app: Celery) -> bool:

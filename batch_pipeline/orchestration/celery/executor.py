@@ -37,7 +37,6 @@ from batch_pipeline.errors import ConfigurationError, PipelineError, ServiceDown
 from batch_pipeline.orchestration.celery.broker import (
     UNREACHABLE,
     broker_down,
-    can_disable_prefetch,
     messages_wait,
     result_backend,
     sending_options,
@@ -102,7 +101,6 @@ class _Steps:
         self._pipeline = pipeline
         self._context = context
         self._broker: str = executor.broker
-        self._fetch_ahead = not can_disable_prefetch(self._broker)
         self._here = make_app(executor.app_args())
         self._here.conf.task_always_eager = True
         self._lease = pipeline.settings.lease_seconds
@@ -173,8 +171,7 @@ class _Steps:
         if not self._unbegun:
             return True
         try:
-            # A worker of RabbitMQ fetches one message ahead, behind the one that it processes.
-            return messages_wait(self._app) or (self._fetch_ahead and any(self._held.values()))
+            return messages_wait(self._app)
         except UNREACHABLE as error:
             self._context.log.warning("%s", broker_down(self._broker, error))
             return False
