@@ -72,6 +72,15 @@ class Stage(StrEnum):
     EMBEDDING = "embedding"
 
 
+class PauseScope(StrEnum):
+    """What a person can pause."""
+
+    EVERYTHING = "everything"
+    USER = "user"
+    BATCH = "batch"
+    SERVER = "server"
+
+
 OPEN_BATCH = (BatchStatus.PENDING, BatchStatus.PROCESSING)
 IN_WORK = (UploadStatus.ANALYZING, UploadStatus.EMBEDDING)
 ENDED = (UploadStatus.COMPLETED, UploadStatus.FAILED)
@@ -374,6 +383,20 @@ class ModelPause(Base):
     not_before: Mapped[datetime]
     #: What the server said.
     reason: Mapped[str]
+
+
+class WorkPause(Base):
+    """Something that a person has paused; removed when it is resumed."""
+
+    __tablename__ = "work_pauses"
+
+    #: One of `PauseScope`.
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    #: Id of the user or the batch, or the server as in `ModelCallSlots`; empty: everything.
+    target: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    #: For people; may be empty.
+    reason: Mapped[str] = mapped_column(server_default="")
+    since: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
 class ModelCall(Base):

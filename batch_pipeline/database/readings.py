@@ -18,11 +18,19 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
+    or_,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
-from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus
+from batch_pipeline.database.models import (
+    BatchStatus,
+    PauseScope,
+    Upload,
+    UploadBatch,
+    UploadStatus,
+    WorkPause,
+)
 
 #: Owner of what is submitted, or was written by an API, without naming a user.
 LOCAL_USER = uuid.UUID(int=0)
@@ -128,3 +136,16 @@ def word(column: Any) -> Any:
 def count(column: Any) -> Any:
     """A counter of a batch, under its own name; one that is empty counts nothing."""
     return func.coalesce(column, literal_column("0")).label(column.key)
+
+
+_PAUSED_USER = cast(owner(UploadBatch.user_id).element, Text)
+#: Whether a row of `WorkPause` holds a batch. One of a server holds calls to it instead, see
+#: ``services/pauses.py``.
+HOLDS_BATCH = or_(
+    WorkPause.scope == PauseScope.EVERYTHING,
+    and_(WorkPause.scope == PauseScope.USER, WorkPause.target == _PAUSED_USER),
+    and_(WorkPause.scope == PauseScope.BATCH, WorkPause.target == cast(UploadBatch.id, Text)),
+)
+#: Whether a batch, its user or everything is paused; of a statement that reads ``upload_batches``.
+PAUSED_SQL = f"EXISTS (SELECT FROM work_pauses WHERE {as_text(HOLDS_BATCH)})"
+PAUSED: ColumnElement[bool] = literal_column(PAUSED_SQL, Boolean())

@@ -19,6 +19,7 @@ from batch_pipeline.model_servers.base import Analyzer, CallKind, CallSlots, Mak
 from batch_pipeline.model_servers.call_slots import CallGate
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
 from batch_pipeline.model_servers.prompts import Prompts, read_prompts
+from batch_pipeline.model_servers.server_names import shown_address
 from batch_pipeline.settings import AnalyzerName, Settings, VisionDetail
 
 if TYPE_CHECKING:
@@ -68,7 +69,6 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
     if vision is embedding is AnalyzerName.EMBEDDED:
         return Analyzer(EmbeddedVision(), EmbeddedEmbedding(settings.embedding_dimensions))
 
-    from batch_pipeline.model_servers.http_transport import shown_address  # noqa: PLC0415
     from batch_pipeline.model_servers.picture_size import (  # noqa: PLC0415
         PictureSize,
         side_multiple,
@@ -117,6 +117,21 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
         if embedding is AnalyzerName.EMBEDDED
         else remote_embedding(),
     )
+
+
+def server_addresses(settings: Settings) -> dict[CallKind, list[str]]:
+    """The servers that each kind of call goes to; none for an embedded model.
+
+    Raises:
+        ConfigurationError: a setting is not an address.
+    """
+    embedded = AnalyzerName.EMBEDDED
+    vision = {} if settings.analyzer is embedded else _vision_urls(settings)
+    embedding = {} if settings.embedder_name is embedded else _embedding_urls(settings)
+    return {
+        "vision": [shown_address(url) for url in vision],
+        "embedding": [shown_address(url) for url in embedding],
+    }
 
 
 def prompts_of(settings: Settings) -> Prompts:

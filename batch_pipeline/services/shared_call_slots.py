@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from urllib.parse import urlsplit
 
 import psycopg
 from sqlalchemy.engine import URL
@@ -32,9 +31,9 @@ from sqlalchemy.engine import URL
 from batch_pipeline.database.connection_setup import is_pooled
 from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import CallKind, CallSlots
 from batch_pipeline.model_servers.call_slots import CallGate, Demand
+from batch_pipeline.model_servers.server_names import name_for_all_hosts
 
 CHANNEL = "batch_pipeline_model_slots"
 #: Age of a process' last sign of life after which its slots are given to others (seconds).
@@ -156,7 +155,7 @@ class _SharedLane:
     """A message said that something has changed."""
 
     def __post_init__(self) -> None:
-        self.name = _name_for_all_hosts(self.server)
+        self.name = name_for_all_hosts(self.server)
 
     @property
     def topic(self) -> str:
@@ -419,11 +418,3 @@ class SharedCallSlots:
         for lane in self._lanes.values():
             lane.heard = lane.heard or lane.topic in topics
         return bool(topics)
-
-
-def _name_for_all_hosts(server: str) -> str:
-    """What a server is called in the table: a loopback address is another one on each host."""
-    server = masked(server)
-    if (urlsplit(server).hostname or "") in {"localhost", "127.0.0.1", "::1"}:
-        return f"{server.rstrip('/')} of {socket.gethostname()}"
-    return server.rstrip("/")

@@ -19,6 +19,7 @@ from batch_pipeline.database.failures import repeated
 from batch_pipeline.database.models import UploadBatch
 from batch_pipeline.database.readings import (
     BATCH_CAME,
+    PAUSED_SQL,
     WAITING_SINCE,
     WAITING_SQL,
     as_text,
@@ -50,8 +51,8 @@ _HEAD_START = f"""
 
 _NUMBERED = text(f"""
     SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
-        uploads.slice AS number, min(uploads.dispatch_reason) AS reason, count(*) AS uploads,
-        max({_WAITED}) AS waited
+        {PAUSED_SQL} AS is_paused, uploads.slice AS number,
+        min(uploads.dispatch_reason) AS reason, count(*) AS uploads, max({_WAITED}) AS waited
     FROM uploads JOIN upload_batches ON upload_batches.id = uploads.batch_id
     WHERE upload_batches.status IN ('pending', 'processing')
         AND {WAITING_SQL} AND uploads.slice IS NOT NULL
@@ -62,7 +63,7 @@ _NUMBERED = text(f"""
 #: The oldest upload of each batch, found by an index; the number of others is only estimated.
 _WITHOUT_NUMBER = text(f"""
     SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
-        oldest.reason, oldest.waited,
+        {PAUSED_SQL} AS is_paused, oldest.reason, oldest.waited,
         coalesce(upload_batches.total_uploads - upload_batches.processed_uploads, 0) AS at_most
     FROM upload_batches, LATERAL (
         SELECT uploads.dispatch_reason AS reason, {_WAITED} AS waited
@@ -161,5 +162,6 @@ def _slice(row: AnyRow, **values: int) -> WaitingSlice:
         time.time() - float(row.waited) if is_known else 0.0,
         reason=row.reason,
         has_head_start=row.has_head_start,
+        is_paused=row.is_paused,
         **values,
     )

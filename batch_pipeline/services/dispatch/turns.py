@@ -15,6 +15,7 @@ cursor keeps the turns taken so far. The rule:
    came shortly before.
 5. A new batch gets **one run until that run has started** (its head start), and no user
    gets more than ``MAX_RUNS_PER_USER`` runs in flight.
+6. What a person has **paused** is not offered. It keeps its place.
 
 New work, retries and rescues are treated alike: only age counts. The bound: a user or batch has a
 place in the order, the moment since which it waits by rules 1 and 4. A later arrival does not go
@@ -60,6 +61,8 @@ class WaitingSlice(NamedTuple):
     """How many; 0 while it has no number."""
     has_head_start: bool = False
     """The first run of the batch is to begin before others start."""
+    is_paused: bool = False
+    """A person has paused the batch, its user or everything."""
 
     @property
     def key(self) -> str:
@@ -90,6 +93,7 @@ class Why(StrEnum):
     """Why a slice is not launched now, in the words of a tick."""
 
     LAUNCHED = "for a run that is launched already"
+    PAUSED = "to be resumed"
     HEAD_START = "for the first run of the batch to begin"
     USER_LIMIT = "for a run of the same user to end"
     NO_ROOM = "for any run to end"
@@ -152,7 +156,8 @@ class Choice:
     @property
     def needs_a_run_to_end(self) -> bool:
         """Something waits that is launched as soon as another run ends, or has begun."""
-        return any(ids for why, ids in self.waiting.items() if why is not Why.LAUNCHED)
+        others = (Why.LAUNCHED, Why.PAUSED)
+        return any(ids for why, ids in self.waiting.items() if why not in others)
 
     def __str__(self) -> str:
         """The rest in a line, naming batches; empty if nothing waits."""
@@ -242,7 +247,10 @@ def choose_slices(
         turns: when users and batches had their last turn.
         now: seconds since 1970.
     """
-    batches, already_launched = _by_batch(waiting, launched, in_flight, turns)
+    waiting = list(waiting)
+    paused = dict.fromkeys(slice_.batch_id for slice_ in waiting if slice_.is_paused)
+    offered = [slice_ for slice_ in waiting if not slice_.is_paused]
+    batches, already_launched = _by_batch(offered, launched, in_flight, turns)
     users: dict[uuid.UUID, _User] = {}
     for batch in batches:
         if batch.user_id not in users:
@@ -264,7 +272,7 @@ def choose_slices(
             heapq.heappush(line, (user.place, user))
 
     waits: dict[Why, list[uuid.UUID]] = {why: [] for why in Why}
-    waits[Why.LAUNCHED] = already_launched
+    waits[Why.LAUNCHED], waits[Why.PAUSED] = already_launched, list(paused)
     for batch in batches:
         if not batch.slices:
             continue

@@ -1,0 +1,23 @@
+"""What people have paused: everything, users, batches, model servers."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+
+revision = "0016"
+down_revision = "0014"
+
+
+def upgrade() -> None:
+    """Create the table."""
+    op.create_table(
+        "work_pauses",
+        sa.Column("scope", sa.Text, nullable=False),
+        sa.Column("target", sa.Text, nullable=False, server_default=""),
+        sa.Column("reason", sa.Text, nullable=False, server_default=""),
+        sa.Column(
+            "since", TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("now()")
+        ),
+        sa.PrimaryKeyConstraint("scope", "target", name="pk_work_pauses"),
+        if_not_exists=True,
+    )
