@@ -149,3 +149,9 @@ HOLDS_BATCH = or_(
 #: Whether a batch, its user or everything is paused; of a statement that reads ``upload_batches``.
 PAUSED_SQL = f"EXISTS (SELECT FROM work_pauses WHERE {as_text(HOLDS_BATCH)})"
 PAUSED: ColumnElement[bool] = literal_column(PAUSED_SQL, Boolean())
+#: Whether an upload is of no paused batch; those are listed once, however many uploads are asked.
+NOT_PAUSED_SQL = (
+    "(uploads.batch_id IS NULL OR uploads.batch_id NOT IN (SELECT id FROM upload_batches WHERE "  # noqa: S608
+    f"status IN ('{BatchStatus.PENDING}', '{BatchStatus.PROCESSING}') AND {PAUSED_SQL}))"
+)
+NOT_PAUSED: ColumnElement[bool] = literal_column(NOT_PAUSED_SQL, Boolean())

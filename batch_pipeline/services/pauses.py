@@ -41,9 +41,13 @@ from batch_pipeline.database.models import (
 )
 from batch_pipeline.database.readings import HOLDS_BATCH
 from batch_pipeline.database.session import Database
-from batch_pipeline.errors import NotFoundError, ServiceDownError, WorkPausedError
-from batch_pipeline.model_servers.base import PausedCheck
-from batch_pipeline.model_servers.factory import server_addresses
+from batch_pipeline.errors import (
+    NotFoundError,
+    RefusedError,
+    ServiceDownError,
+    WorkPausedError,
+)
+from batch_pipeline.model_servers.base import CallKind, PausedCheck
 from batch_pipeline.model_servers.server_names import name_for_all_hosts
 from batch_pipeline.services.dispatch.signals import signal_work
 from batch_pipeline.settings import Settings
@@ -174,7 +178,7 @@ def why_paused(
     of_servers = [pause for pause in pauses if pause.scope is PauseScope.SERVER]
     if held := [pause for pause in pauses if pause not in of_servers]:
         return WorkPausedError(str(held[0]))
-    for kind, addresses in server_addresses(settings).items() if of_servers else ():
+    for kind, addresses in _addresses(settings).items() if of_servers else ():
         reasons = [_reason_at(address, of_servers) for address in addresses]
         if reasons and all(reasons):
             return WorkPausedError(f"every {kind} server is paused: {'; '.join(reasons)}")
@@ -201,6 +205,21 @@ def pauses_of_batches(
     for batch_id, *pause in rows:
         found.setdefault(batch_id, []).extend(_pauses([pause]))
     return found
+
+
+def chosen(
+    user: uuid.UUID | None, batch: uuid.UUID | None, server: str | None
+) -> tuple[PauseScope, str]:
+    """Say what is meant by what a person has named; everything if nothing is named.
+
+    Raises:
+        RefusedError: more than one is named.
+    """
+    named_ = {PauseScope.USER: user, PauseScope.BATCH: batch, PauseScope.SERVER: server}
+    given = [(scope, str(target)) for scope, target in named_.items() if target is not None]
+    if len(given) > 1:
+        raise RefusedError("say which: a user, a batch or a server; none of them: everything")
+    return given[0] if given else (PauseScope.EVERYTHING, "")
 
 
 def pause(
@@ -254,7 +273,7 @@ def _checked(connection: Connection, settings: Settings, scope: PauseScope, targ
             )
     elif scope is PauseScope.SERVER:
         target = name_for_all_hosts(target)
-        addresses = {url for urls in server_addresses(settings).values() for url in urls}
+        addresses = {url for urls in _addresses(settings).values() for url in urls}
         known = {name_for_all_hosts(address) for address in addresses}
         # A worker on another host may have other settings.
         known |= set(connection.scalars(select(ModelCallSlots.server).distinct()))
@@ -265,6 +284,12 @@ def _checked(connection: Connection, settings: Settings, scope: PauseScope, targ
                 + (f"expected one of: {servers}" if known else "the models are embedded")
             )
     return target
+
+
+def _addresses(settings: Settings) -> Mapping[CallKind, Sequence[str]]:
+    from batch_pipeline.model_servers.factory import server_addresses  # noqa: PLC0415 - 0.2 s
+
+    return server_addresses(settings)
 
 
 def _of_batch(connection: Connection, batch_id: uuid.UUID | None) -> list[Pause]:

@@ -13,7 +13,12 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import text
 
-from batch_pipeline.database.readings import PENDING_WORK_SQL, WAITING_SINCE, as_text
+from batch_pipeline.database.readings import (
+    NOT_PAUSED_SQL,
+    PENDING_WORK_SQL,
+    WAITING_SINCE,
+    as_text,
+)
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 
@@ -57,11 +62,12 @@ METRICS = (
     ),
     Metric(
         "batch_pipeline_oldest_pending_seconds",
-        "Age of the oldest upload that waits, in any batch; since it was opened again, if it was.",
+        "Age of the oldest upload that waits, in any batch that is not paused; since it was opened "
+        "again, if it was.",
         f"""
         SELECT coalesce(extract(epoch FROM now() - min({as_text(WAITING_SINCE)})), 0)
         FROM uploads
-        WHERE {PENDING_WORK_SQL}
+        WHERE {PENDING_WORK_SQL} AND {NOT_PAUSED_SQL}
         """,  # noqa: S608 - words of ours
     ),
     Metric(
@@ -144,6 +150,14 @@ METRICS = (
         SELECT server, kind, extract(epoch FROM not_before - now())
         FROM model_pauses
         WHERE not_before > now()
+        """,
+    ),
+    Metric(
+        "batch_pipeline_paused_seconds",
+        "For how long a person has paused something, by scope (everything, user, batch, server).",
+        """
+        SELECT scope, target, extract(epoch FROM now() - since)
+        FROM work_pauses
         """,
     ),
 )
