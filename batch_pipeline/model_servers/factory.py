@@ -19,7 +19,6 @@ from batch_pipeline.model_servers.base import Analyzer, CallKind, CallSlots, Mak
 from batch_pipeline.model_servers.call_slots import CallGate
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
 from batch_pipeline.model_servers.prompts import Prompts, read_prompts
-from batch_pipeline.model_servers.server_names import shown_address
 from batch_pipeline.settings import AnalyzerName, Settings, VisionDetail
 
 if TYPE_CHECKING:
@@ -69,6 +68,7 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
     if vision is embedding is AnalyzerName.EMBEDDED:
         return Analyzer(EmbeddedVision(), EmbeddedEmbedding(settings.embedding_dimensions))
 
+    from batch_pipeline.model_servers.http_transport import shown_address  # noqa: PLC0415
     from batch_pipeline.model_servers.picture_size import (  # noqa: PLC0415
         PictureSize,
         side_multiple,
@@ -125,6 +125,8 @@ def server_addresses(settings: Settings) -> dict[CallKind, list[str]]:
     Raises:
         ConfigurationError: a setting is not an address.
     """
+    from batch_pipeline.model_servers.http_transport import shown_address  # noqa: PLC0415
+
     embedded = AnalyzerName.EMBEDDED
     vision = {} if settings.analyzer is embedded else _vision_urls(settings)
     embedding = {} if settings.embedder_name is embedded else _embedding_urls(settings)

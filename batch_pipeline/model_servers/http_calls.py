@@ -52,10 +52,10 @@ from batch_pipeline.model_servers.http_transport import (
     Transport2,
     heard,
     proxy_variable_in_use,
+    shown_address,
     trusted,
 )
 from batch_pipeline.model_servers.rate_limits import Room, rooms
-from batch_pipeline.model_servers.server_names import shown_address
 
 Answer = TypeVar("Answer")
 Call = Callable[[], Coroutine[Any, Any, Answer]]

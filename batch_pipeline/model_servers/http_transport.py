@@ -14,14 +14,13 @@ from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies_environment
 
 import httpx
 import httpx2
 
 from batch_pipeline.errors import ConfigurationError, TransientError
-from batch_pipeline.model_servers.server_names import shown_address
 
 #: 32 vectors of 4,000 numbers, written out, have 3 MB.
 LONGEST_ANSWER_BYTES = 8 * 1024**2
@@ -160,6 +159,12 @@ def proxy_variable_in_use(url: str) -> str:
     found = getproxies_environment()
     scheme = parts.scheme if parts.scheme in found else "all"
     return f"{scheme.upper()}_PROXY" if scheme in found else ""
+
+
+def shown_address(url: str) -> str:
+    """An address without the user's name and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _usable_proxy(address: str, variable: str) -> str:

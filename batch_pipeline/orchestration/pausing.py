@@ -29,11 +29,10 @@ class PauseConfig(Target):
 
 
 @dg.op(
-    name="pause",
     required_resource_keys={"batch_pipeline"},
     description="Pauses; the metadata of its output say what is paused now.",
 )
-def pause_op(context: dg.OpExecutionContext, config: PauseConfig) -> dg.Output[None]:
+def pause_work(context: dg.OpExecutionContext, config: PauseConfig) -> dg.Output[None]:
     """Pause what the config names."""
     pipeline: Pipeline = context.resources.batch_pipeline
     scope, target = _chosen(config)
@@ -45,11 +44,10 @@ def pause_op(context: dg.OpExecutionContext, config: PauseConfig) -> dg.Output[N
 
 
 @dg.op(
-    name="resume",
     required_resource_keys={"batch_pipeline"},
     description="Resumes; the metadata of its output say what is still paused.",
 )
-def resume_op(context: dg.OpExecutionContext, config: Target) -> dg.Output[None]:
+def resume_work(context: dg.OpExecutionContext, config: Target) -> dg.Output[None]:
     """Resume what the config names."""
     pipeline: Pipeline = context.resources.batch_pipeline
     try:
@@ -70,7 +68,7 @@ def resume_op(context: dg.OpExecutionContext, config: Target) -> dg.Output[None]
 )
 def pause_job() -> None:
     """Pause from the UI."""
-    pause_op()
+    pause_work()
 
 
 @dg.job(
@@ -84,7 +82,7 @@ def pause_job() -> None:
 )
 def resume_job() -> None:
     """Resume from the UI."""
-    resume_op()
+    resume_work()
 
 
 def _chosen(config: Target) -> tuple[PauseScope, str]:

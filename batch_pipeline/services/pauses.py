@@ -48,8 +48,8 @@ from batch_pipeline.errors import (
     WorkPausedError,
 )
 from batch_pipeline.model_servers.base import CallKind, PausedCheck
-from batch_pipeline.model_servers.server_names import name_for_all_hosts
 from batch_pipeline.services.dispatch.signals import signal_work
+from batch_pipeline.services.shared_call_slots import name_for_all_hosts
 from batch_pipeline.settings import Settings
 
 #: How long a process trusts what it has read, of the second in which a pause takes effect.
@@ -122,6 +122,8 @@ class Pauses:
 
     def of_servers(self, server: str) -> str:
         """Say why nobody may call a server; for calls that are no work on uploads."""
+        if not server:
+            return ""
         pauses = self._recent(None)
         return _reason_at(server, [p for p in pauses if p.scope is PauseScope.SERVER])
 
@@ -250,7 +252,7 @@ def resume(database: Database, scope: PauseScope, target: str = "") -> Pause:
         NotFoundError: it is not paused; the message says what is.
     """
     if scope is PauseScope.SERVER:
-        target = name_for_all_hosts(target)
+        target = _server(target)
     with database.transaction() as connection:
         row = connection.execute(
             delete(WorkPause)
@@ -272,7 +274,7 @@ def _checked(connection: Connection, settings: Settings, scope: PauseScope, targ
                 f"there is no batch {target}: `batch-pipeline status` lists the newest ones"
             )
     elif scope is PauseScope.SERVER:
-        target = name_for_all_hosts(target)
+        target = _server(target)
         addresses = {url for urls in _addresses(settings).values() for url in urls}
         known = {name_for_all_hosts(address) for address in addresses}
         # A worker on another host may have other settings.
@@ -284,6 +286,13 @@ def _checked(connection: Connection, settings: Settings, scope: PauseScope, targ
                 + (f"expected one of: {servers}" if known else "the models are embedded")
             )
     return target
+
+
+def _server(target: str) -> str:
+    try:
+        return name_for_all_hosts(target)
+    except ValueError:
+        raise RefusedError(f"{target!r} is not the address of a server") from None
 
 
 def _addresses(settings: Settings) -> Mapping[CallKind, Sequence[str]]:

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 import psycopg
 from sqlalchemy.engine import URL
@@ -31,9 +32,9 @@ from sqlalchemy.engine import URL
 from batch_pipeline.database.connection_setup import is_pooled
 from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import CallKind, CallSlots
 from batch_pipeline.model_servers.call_slots import CallGate, Demand
-from batch_pipeline.model_servers.server_names import name_for_all_hosts
 
 CHANNEL = "batch_pipeline_model_slots"
 #: Age of a process' last sign of life after which its slots are given to others (seconds).
@@ -51,6 +52,8 @@ _BREATH_SECONDS = 0.01
 _LIMITS = b"""
     SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '2s'
 """
+#: Between a loopback address and its host, in a name for all hosts.
+_OF = " of "
 #: First key of the advisory locks, one per server and kind, under which shares are agreed on.
 _LOCK = 730_511
 
@@ -418,3 +421,13 @@ class SharedCallSlots:
         for lane in self._lanes.values():
             lane.heard = lane.heard or lane.topic in topics
         return bool(topics)
+
+
+def name_for_all_hosts(server: str) -> str:
+    """What a server is called in tables: a loopback address is another one on each host.
+
+    A name that has its host already stays as it is.
+    """
+    server = masked(server).rstrip("/")
+    is_local = (urlsplit(server).hostname or "") in {"localhost", "127.0.0.1", "::1"}
+    return f"{server}{_OF}{socket.gethostname()}" if is_local and _OF not in server else server
