@@ -105,7 +105,8 @@ _OF_BATCH = (
 class Pauses:
     """Tells whether a model call may begin; one for each process, safe under threads.
 
-    What was read is trusted for `TRUSTED_SECONDS`, so that many short calls share one look.
+    That nothing is paused is believed for `TRUSTED_SECONDS`, so that many short calls share one
+    look. A pause is looked for again: it may have ended.
     """
 
     def __init__(self, database: Database) -> None:
@@ -133,7 +134,7 @@ class Pauses:
     def _recent(self, batch_id: uuid.UUID | None) -> Sequence[Pause]:
         with self._lock:  # one looks, the others wait for what it finds
             look = self._looks.get(batch_id)
-            if look is None or not look.is_recent:
+            if look is None or look.pauses or not look.is_recent:
                 look = self._look(batch_id)
                 kept = {key: other for key, other in self._looks.items() if other.is_recent}
                 self._looks = {**kept, batch_id: look}
