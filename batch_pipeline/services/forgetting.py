@@ -35,6 +35,7 @@ from batch_pipeline.database.models import (
     ModelCall,
     Upload,
     UploadBatch,
+    WorkPause,
 )
 from batch_pipeline.database.readings import lease_lives, owner
 from batch_pipeline.database.session import AnyRow, Database
@@ -296,6 +297,7 @@ def _forget_batch(
         _require_ended(connection, batch_id)
         calls = connection.execute(delete(ModelCall).where(of_batch)).rowcount
         connection.execute(delete(AskedSlice).where(AskedSlice.key.contains(str(batch_id))))
+        connection.execute(delete(WorkPause).where(WorkPause.target == str(batch_id)))
         batches = connection.execute(delete(UploadBatch).where(UploadBatch.id == batch_id)).rowcount
         # What triggers have noted of these very deletions, too.
         connection.execute(delete(BatchToRecount).where(BatchToRecount.batch_id == batch_id))
@@ -353,6 +355,7 @@ def _forget_rest_of_user(
     if not receipt.dry_run:
         with pipeline.database.transaction() as connection:
             connection.execute(delete(MadeThumbnail).where(MadeThumbnail.user_id == user_id))
+            connection.execute(delete(WorkPause).where(WorkPause.target == str(user_id)))
         pipeline.storage.remove_empty_folder(str(user_id))
 
 

@@ -51,6 +51,7 @@ from batch_pipeline.model_servers.base import CallKind, PausedCheck
 from batch_pipeline.services.dispatch.signals import signal_work
 from batch_pipeline.services.shared_call_slots import name_for_all_hosts
 from batch_pipeline.settings import Settings
+from batch_pipeline.visible_text import visible_line
 
 #: How long a process trusts what it has read, of the second in which a pause takes effect.
 TRUSTED_SECONDS = 0.5
@@ -235,7 +236,7 @@ def pause(
     """
     with database.transaction() as connection:
         target = _checked(connection, settings, scope, target)
-        values = {"scope": scope, "target": target, "reason": reason}
+        values = {"scope": scope, "target": target, "reason": visible_line(reason)}
         statement = insert(WorkPause).values(values)
         kept = func.coalesce(func.nullif(statement.excluded.reason, ""), WorkPause.reason)
         row = connection.execute(

@@ -48,10 +48,16 @@ METRICS = (
     Metric(
         "batch_pipeline_open_uploads",
         "Uploads that have not ended, by state, but for those that wait in cancelled batches; "
-        "reserved: a run has taken them, not begun.",
+        "reserved: a run has taken them, not begun; paused: they wait in a paused batch.",
         f"""
-        SELECT 'pending' AS state, count(*) FROM uploads
-        WHERE {PENDING_WORK_SQL}
+        SELECT v.state, v.number FROM (
+            SELECT count(*) AS waiting, count(*) FILTER (WHERE {NOT_PAUSED_SQL}) AS pending
+            FROM uploads
+            WHERE {PENDING_WORK_SQL}
+        ) counted, LATERAL (
+            VALUES ('pending', pending), ('paused', waiting - pending)
+        ) AS v (state, number)
+        WHERE v.state = 'pending' OR v.number > 0
         UNION ALL
         SELECT CASE processing_status::text
             WHEN 'pending' THEN 'reserved' ELSE processing_status::text END, count(*)
