@@ -261,6 +261,7 @@ def batch_table(status: Mapping[str, Any]) -> Table:
         "started_at": "started",
         "completed_at": "completed at",
         "error_message": "error",
+        "priority": "priority",
     }
     for key, label in names.items():
         if status[key] is not None:

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @click.option("--user", type=click.UUID, help="Owner of the batch; by default the local user.")
 @click.option("--name", help="Name of the batch; by default the name of the folder.")
+@click.option(
+    "--priority",
+    type=click.Choice(["low", "normal", "high"]),
+    default="normal",
+    show_default=True,
+    help="Among the batches of the same user.",
+)
 @click.option("--wait", is_flag=True, help="Show progress until the batch ends.")
 @json_option
 @click.pass_obj
@@ -35,6 +42,7 @@ def submit(  # noqa: PLR0917 - click passes them by name
     paths: Sequence[str],
     user: uuid.UUID | None,
     name: str | None,
+    priority: str,
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -48,6 +56,7 @@ def submit(  # noqa: PLR0917 - click passes them by name
       batch-pipeline submit holiday/ clip.mp4 --name "Rome 2026" --wait
       batch-pipeline submit photos/ --json | jq -r .batch_id
     """
+    from batch_pipeline.database.models import Priority  # noqa: PLC0415
     from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
     from batch_pipeline.services.batch_intake import Submission, examine, store  # noqa: PLC0415
     from batch_pipeline.services.known_results import count_known  # noqa: PLC0415
@@ -65,6 +74,7 @@ def submit(  # noqa: PLR0917 - click passes them by name
             storage=pipeline.storage,
             settings=session.settings,
             name=name,
+            priority=Priority(priority),
         )
     else:
         submission = Submission(None, [], offer.refused, offer.left_out)

@@ -72,6 +72,14 @@ class Stage(StrEnum):
     EMBEDDING = "embedding"
 
 
+class Priority(StrEnum):
+    """Which of the batches of one user go first; ``dispatch/turns.py`` says by how much."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
 class PauseScope(StrEnum):
     """What a person can pause."""
 
@@ -160,6 +168,8 @@ class UploadBatch(Base):
     # Ours
     #: For people: as submitted, or the folder's. Never changed; an upload API may leave it empty.
     name: Mapped[str | None]
+    #: One of `Priority`, as submitted; empty, as an upload API may leave it, is normal.
+    priority: Mapped[str | None] = mapped_column(Word())
     #: Slices opened so far; one run processes each. Only grows.
     slices: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Runs that died since an upload last ended; too many of them end the batch as ``failed``.

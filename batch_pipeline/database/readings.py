@@ -120,6 +120,8 @@ FILENAME = func.coalesce(Upload.filename, literal_column("''")).label("filename"
 #: Characters of a batch's name that are kept and shown.
 MAX_NAME = 100
 NAME = func.left(cast(UploadBatch.name, Text), literal_column(str(MAX_NAME))).label("name")
+#: As stored; whoever reads it takes an unknown word for normal.
+PRIORITY = cast(UploadBatch.priority, Text).label("priority")
 FILE_SIZE = func.coalesce(Upload.file_size, literal_column("0")).label("file_size")
 
 

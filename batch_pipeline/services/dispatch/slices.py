@@ -16,10 +16,11 @@ import time
 from sqlalchemy import text
 
 from batch_pipeline.database.failures import repeated
-from batch_pipeline.database.models import UploadBatch
+from batch_pipeline.database.models import Priority, UploadBatch
 from batch_pipeline.database.readings import (
     BATCH_CAME,
     PAUSED_SQL,
+    PRIORITY,
     WAITING_SINCE,
     WAITING_SQL,
     as_text,
@@ -45,13 +46,14 @@ _SUSPECT = "uploads.deaths + uploads.server_deaths > 0"
 _WAITED = f"(extract(epoch FROM now() - {as_text(WAITING_SINCE)}))::double precision"
 #: Batches without a user take turns as if one user owned them.
 _USER = as_text(owner(UploadBatch.user_id).element)
+_PRIORITY = as_text(PRIORITY.element)
 _HEAD_START = f"""
     upload_batches.status = 'pending'
     AND {as_text(BATCH_CAME)} > now() - make_interval(secs => {HEAD_START_SECONDS})"""
 
 _NUMBERED = text(f"""
     SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
-        {PAUSED_SQL} AS is_paused, uploads.slice AS number,
+        {PAUSED_SQL} AS is_paused, {_PRIORITY} AS priority, uploads.slice AS number,
         min(uploads.dispatch_reason) AS reason, count(*) AS uploads, max({_WAITED}) AS waited
     FROM uploads JOIN upload_batches ON upload_batches.id = uploads.batch_id
     WHERE upload_batches.status IN ('pending', 'processing')
@@ -63,7 +65,7 @@ _NUMBERED = text(f"""
 #: The oldest upload of each batch, found by an index; the number of others is only estimated.
 _WITHOUT_NUMBER = text(f"""
     SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
-        {PAUSED_SQL} AS is_paused, oldest.reason, oldest.waited,
+        {PAUSED_SQL} AS is_paused, {_PRIORITY} AS priority, oldest.reason, oldest.waited,
         coalesce(upload_batches.total_uploads - upload_batches.processed_uploads, 0) AS at_most
     FROM upload_batches, LATERAL (
         SELECT uploads.dispatch_reason AS reason, {_WAITED} AS waited
@@ -163,5 +165,6 @@ def _slice(row: AnyRow, **values: int) -> WaitingSlice:
         reason=row.reason,
         has_head_start=row.has_head_start,
         is_paused=row.is_paused,
+        priority=row.priority or Priority.NORMAL,
         **values,
     )

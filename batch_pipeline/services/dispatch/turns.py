@@ -6,7 +6,9 @@ cursor keeps the turns taken so far. The rule:
 1. **Users take turns.** The next run goes to the user who has waited longest. A user waits since
    its last run was launched, or since its oldest waiting upload began to wait, if that was later.
    So a user with 10,000 files gets one run, then everybody who waited meanwhile gets one.
-2. **Then batches of that user take turns**, by the same rule.
+2. **Then batches of that user take turns**, by the same rule. A batch of high priority counts as if
+   it had waited half an hour longer, one of low priority as if half an hour less. Priorities do not
+   change the turns of users.
 3. **Within a batch, the oldest uploads go first.** An upload that was lost with its run keeps its
    age, so it is next in its batch. An upload that a person or the sweep reopened (`retry`,
    `reprocess`) begins to wait at that moment, so it does not go before newer submissions.
@@ -22,8 +24,10 @@ place in the order, the moment since which it waits by rules 1 and 4. A later ar
 before it, and each earlier one goes before it once. So the oldest slice of a batch (for example one
 that was lost with its run) is launched within **B x U turns** of its place, with B open batches of
 its user and U users with open batches. New submissions do not change this. If its user has nothing
-else in flight, its place is the present. ``unit/services/test_turns.py`` tests this with arrivals
-of all kinds.
+else in flight, its place is the present. Where that user has batches of high priority, the count
+begins half an hour later for a batch of normal priority, and an hour later for one of low priority:
+by then whoever comes or goes has a later place. ``unit/services/test_turns.py`` tests this with
+arrivals of all kinds.
 """
 
 import heapq
@@ -35,10 +39,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Self
 
+from batch_pipeline.database.models import Priority
+
 #: Reason of a slice whose uploads were never taken before.
 NEW = "new"
 #: A run in flight moves the start of the wait this much later (seconds).
 SECONDS_PER_RUN_IN_FLIGHT = 600.0
+#: How much earlier than others of its user a batch counts as waiting (seconds).
+EARLIER_SECONDS: Mapping[str, float] = {Priority.LOW: -1800.0, Priority.HIGH: 1800.0}
 #: How many users and how many batches the cursor remembers: first those that wait, then the newest
 #: of the others.
 MAX_REMEMBERED = 1000
@@ -63,6 +71,8 @@ class WaitingSlice(NamedTuple):
     """The first run of the batch is to begin before others start."""
     is_paused: bool = False
     """A person has paused the batch, its user or everything."""
+    priority: str = Priority.NORMAL
+    """Of its batch; an unknown word counts as normal."""
 
     @property
     def key(self) -> str:
@@ -185,6 +195,7 @@ class _Batch:
     last_turn: float
     runs: int
     """In flight."""
+    priority: str
     slices: list[WaitingSlice] = field(default_factory=list)
     """Oldest first."""
 
@@ -194,8 +205,13 @@ class _Batch:
 
     @property
     def place(self) -> _Place:
-        oldest = self.slices[0].waits_since
-        return _place(self.id, oldest=oldest, last_turn=self.last_turn, runs=self.runs)
+        earlier = EARLIER_SECONDS.get(self.priority, 0.0)
+        return _place(
+            self.id,
+            oldest=self.slices[0].waits_since - earlier,
+            last_turn=self.last_turn - earlier,
+            runs=self.runs,
+        )
 
 
 @dataclass
@@ -303,7 +319,8 @@ def _by_batch(
         if batch_id not in batches:
             last_turn = turns.batches.get(batch_id, 0)
             runs = in_flight.of_batch.get(batch_id, 0)
-            batches[batch_id] = _Batch(batch_id, slice_.user_id, last_turn, runs)
+            priority = slice_.priority
+            batches[batch_id] = _Batch(batch_id, slice_.user_id, last_turn, runs, priority)
         batches[batch_id].slices.append(slice_)
     for batch in batches.values():
         batch.slices.sort(key=lambda slice_: (slice_.waits_since, slice_.reason == NEW))

@@ -8,12 +8,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, or_, select
 
-from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
+from batch_pipeline.database.models import OPEN_BATCH, Priority, Upload, UploadBatch
 from batch_pipeline.database.readings import (
     BATCH_CAME,
     FILENAME,
     NOT_PAUSED,
     PENDING_WORK,
+    PRIORITY,
     WAITING_SINCE,
     word,
 )
@@ -35,6 +36,7 @@ _BATCH = (
     UploadBatch.started_at,
     UploadBatch.completed_at,
     UploadBatch.error_message,
+    PRIORITY,
 )
 
 _UPLOAD = (
@@ -186,6 +188,7 @@ def _shape(batch: AnyRow, pauses: Iterable[Pause]) -> dict[str, Any]:
     return {
         "batch_id": values.pop("id"),
         **values,
+        "priority": values["priority"] or Priority.NORMAL,
         "progress_percentage": progress.progress_percentage,
         "paused": [pause.shape() for pause in pauses],
     }

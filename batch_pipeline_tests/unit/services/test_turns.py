@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batch_pipeline.database.models import Priority
 from batch_pipeline.services.dispatch import turns as turns_module
 from batch_pipeline.services.dispatch.turns import (
+    EARLIER_SECONDS,
     MAX_REMEMBERED,
     SECONDS_PER_RUN_IN_FLIGHT,
     InFlight,
@@ -264,7 +266,8 @@ class Line:
 class World:
     """A sensor that ticks once a second, and runs that end or are lost."""
 
-    def __init__(self, places):
+    def __init__(self, places, *, prioritized=False):
+        self.prioritized = prioritized
         self.places, self.now, self.turns = places, NOON, Turns()
         self.waiting, self.in_flight = [], []
         self.users, self.batches = Line(), defaultdict(Line)
@@ -274,10 +277,11 @@ class World:
         self.lost = {}
         """Launches that a lost slice may wait for, by its number, and how many there were."""
 
-    def arrive(self, user, batch, count):
-        batch_id = uuid.uuid5(user, str(batch))
+    def arrive(self, user, batch, count, priority=Priority.NORMAL):
+        batch_id = uuid.uuid5(user, f"{batch}{priority}")
         for _ in range(count):
-            self.put(WaitingSlice(batch_id, user, self.now - 0.5, next(self.numbers)))
+            came = self.now - 0.5
+            self.put(WaitingSlice(batch_id, user, came, next(self.numbers), priority=priority))
 
     def put(self, slice_, *, lost=()):
         user, batch = slice_.user_id, slice_.batch_id
@@ -290,12 +294,20 @@ class World:
         if user not in self.users.place:
             self.users.begins(user, self.place(slice_.waits_since, user=user))
         if batch not in self.batches[user].place:
-            self.batches[user].begins(batch, self.place(slice_.waits_since, batch=batch))
+            self.batches[user].begins(batch, self.counts_from(slice_, slice_.waits_since))
 
     def place(self, oldest, *, user=None, batch=None):
         last = self.last_user.get(user, 0) if user else self.last_batch.get(batch, 0)
         runs = sum(user == s.user_id or batch == s.batch_id for s in self.in_flight)
         return max(oldest, last) + SECONDS_PER_RUN_IN_FLIGHT * runs
+
+    def counts_from(self, slice_, oldest):
+        """From when on nobody goes before a batch twice, nor who comes later."""
+        place = self.place(oldest, batch=slice_.batch_id)
+        if not self.prioritized:
+            return place
+        most = EARLIER_SECONDS[Priority.HIGH]
+        return place + most - EARLIER_SECONDS.get(slice_.priority, 0)
 
     def end_run(self, index, *, lost):
         if not self.in_flight:
@@ -348,7 +360,7 @@ class World:
         if any(s.user_id == user for s in self.waiting):
             self.users.begins(user, self.place(0, user=user))
         if any(s.batch_id == batch for s in self.waiting):
-            self.batches[user].begins(batch, self.place(0, batch=batch))
+            self.batches[user].begins(batch, self.counts_from(slice_, 0))
 
 
 STEPS = st.lists(
@@ -367,11 +379,15 @@ STEPS = st.lists(
 )
 
 
+PRIORITIES = [Priority.LOW, Priority.NORMAL, Priority.HIGH]
+
+
 def play(world, steps):
     for step in steps:
         match step:
             case ("arrive", user, batch, count):
-                world.arrive(user, batch, count)
+                priority = PRIORITIES[batch % 3] if world.prioritized else Priority.NORMAL
+                world.arrive(user, batch, count, priority)
             case ("end", index):
                 world.end_run(index, lost=False)
             case ("lose", index):
@@ -392,6 +408,38 @@ def test_a_lost_slice_is_launched_again_within_as_many_turns_as_users_times_batc
 @settings(max_examples=100, deadline=None)
 def test_nobody_goes_twice_before_one_who_waits_and_nobody_who_came_later_goes_first(places, steps):
     play(World(places), steps)
+
+
+@given(st.integers(2, 5), STEPS)
+@settings(max_examples=100, deadline=None)
+def test_priorities_move_that_moment_by_an_hour_at_most_and_for_users_not_at_all(places, steps):
+    play(World(places, prioritized=True), steps)
+
+
+def test_a_batch_of_high_priority_goes_before_those_of_its_user_that_wait_no_half_hour_longer():
+    old, new = slices(BATCHES[0], 9), slices(BATCHES[1], 9, since=NOON + 1799)
+    urgent = [slice_._replace(priority=Priority.HIGH) for slice_ in new]
+    assert chosen([*old, *new], max_in_flight=1) == old[:1]
+    assert chosen([*old, *urgent], max_in_flight=1) == urgent[:1]
+    too_late = [slice_._replace(waits_since=NOON + 1801) for slice_ in urgent]
+    assert chosen([*old, *too_late], max_in_flight=1) == old[:1]
+    low = [slice_._replace(priority=Priority.LOW) for slice_ in old]
+    assert chosen([*low, *new], max_in_flight=1) == new[:1]
+    assert chosen([*low, *slices(BATCHES[1], 9, user=BERT)], max_in_flight=1) == low[:1]
+
+
+def test_it_gets_more_of_the_runs_but_not_all():
+    """A run in flight counts as ten minutes, and priority as thirty: three runs more."""
+    urgent = [slice_._replace(priority=Priority.HIGH) for slice_ in slices(BATCHES[0], 40)]
+    other = slices(BATCHES[1], 40)
+    turns = Turns({}, dict.fromkeys(BATCHES, NOON + 3600))
+    found = Counter(s.batch_id for s in chosen([*urgent, *other], max_in_flight=9, turns=turns))
+    assert found == {BATCHES[0]: 6, BATCHES[1]: 3}
+
+
+def test_a_word_that_is_no_priority_counts_as_normal():
+    strange = [slice_._replace(priority="urgent!") for slice_ in slices(BATCHES[0], 1)]
+    assert chosen([*slices(BATCHES[1], 1), *strange], max_in_flight=1) == strange
 
 
 def test_a_stream_of_new_batches_does_not_keep_a_lost_slice_waiting():

@@ -1,4 +1,4 @@
-"""What people have paused: everything, users, batches, model servers."""
+"""What people have paused (everything, users, batches, model servers); priorities of batches."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,7 @@ down_revision = "0014"
 
 
 def upgrade() -> None:
-    """Create the table."""
+    """Create table and column; an upload API may have a column of that name, which is then read."""
     op.create_table(
         "work_pauses",
         sa.Column("scope", sa.Text, nullable=False),
@@ -21,3 +21,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("scope", "target", name="pk_work_pauses"),
         if_not_exists=True,
     )
+    columns = {column["name"] for column in sa.inspect(op.get_bind()).get_columns("upload_batches")}
+    if "priority" not in columns:
+        op.add_column("upload_batches", sa.Column("priority", sa.Text))
