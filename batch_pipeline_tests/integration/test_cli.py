@@ -15,6 +15,7 @@ from sqlalchemy import make_url, update
 
 from batch_pipeline.database.models import Upload
 from batch_pipeline.errors import PermanentError
+from batch_pipeline.services.dispatch.slices import unnumbered_slices
 from batch_pipeline.services.reports.batch_status import newest_batches
 from batch_pipeline.testing.media import (
     HOSTILE_FILENAMES,
@@ -32,7 +33,7 @@ MEDIA = Path(__file__).parents[2] / "examples" / "media"
 BATCH_FIELDS = [
     "batch_id", "user_id", "status", "total_uploads", "processed_uploads", "successful_uploads",
     "failed_uploads", "name", "created_at", "started_at", "completed_at", "error_message",
-    "progress_percentage", "paused", "cost",
+    "priority", "progress_percentage", "paused", "cost",
 ]  # fmt: skip
 UPLOAD_FIELDS = [
     "upload_id", "filename", "file_type", "processing_status", "attempts", "error_kind",
@@ -60,6 +61,18 @@ def test_submit_prints_the_agreed_json_and_keeps_the_files(console, database, tm
     [upload] = upload_rows(database, uuid.UUID(answer.json["batch_id"]))
     assert [str(upload.id)] == answer.json["upload_ids"]
     assert (tmp_path / "home" / "uploads" / upload.file_path).is_file()
+
+
+def test_a_batch_has_the_priority_that_it_was_submitted_with(console, database):
+    urgent = console("submit", MEDIA / "fog.webp", "--priority", "high", "--json").json["batch_id"]
+    usual = console("submit", MEDIA / "fog.webp", "--json").json["batch_id"]
+    shown = {batch["batch_id"]: batch["priority"] for batch in console("status", "--json").json}
+    assert shown == {urgent: "high", usual: "normal"}
+    assert re.search(r"priority +high", console("status", urgent).out)
+    assert batch_row(database, uuid.UUID(usual)).priority is None
+    waiting = {str(s.batch_id): s.priority for s in unnumbered_slices(database, 9, at_most=1)}
+    assert waiting == shown
+    assert console("submit", MEDIA / "fog.webp", "--priority", "urgent").code == 2
 
 
 def test_submit_says_in_words_how_to_follow_the_batch(console):

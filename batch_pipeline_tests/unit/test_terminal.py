@@ -158,6 +158,7 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
         "processed_uploads": 99999, "successful_uploads": 1, "failed_uploads": 99998,
         "progress_percentage": 99.9, "created_at": now - timedelta(days=900), "started_at": now,
         "completed_at": None, "error_message": text, "paused": [],
+        "priority": "high",
         "cost": {"models": [
             {"model": text, "calls": 2, "tokens_in": 1, "tokens_out": 1, "seconds": 0.5},
         ]},

@@ -410,10 +410,40 @@ def test_nobody_goes_twice_before_one_who_waits_and_nobody_who_came_later_goes_f
     play(World(places), steps)
 
 
-@given(st.integers(2, 5), STEPS)
+#: A user whose few batches have all priorities, and one beside it.
+PRIORITIZED_STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("arrive"),
+            st.sampled_from([ANNA, ANNA, BERT]),
+            st.integers(1, 3),
+            st.integers(1, 4),
+        ),
+        st.tuples(st.just("end"), st.integers(0, 7)),
+        st.tuples(st.just("pass"), st.integers(1, 900)),
+    ),
+    min_size=20,
+    max_size=80,
+)
+
+
+@given(st.integers(1, 3), PRIORITIZED_STEPS)
 @settings(max_examples=100, deadline=None)
 def test_priorities_move_that_moment_by_an_hour_at_most_and_for_users_not_at_all(places, steps):
     play(World(places, prioritized=True), steps)
+
+
+def test_a_stream_of_urgent_batches_keeps_another_of_the_user_waiting_for_half_an_hour():
+    world = World(places=1, prioritized=True)
+    world.arrive(ANNA, "holiday", 1)
+    for minute in range(1, 100):
+        world.arrive(ANNA, minute, 1, Priority.HIGH)
+        world.tick()
+        world.end_run(0, lost=False)
+        if not any(slice_.priority == Priority.NORMAL for slice_ in world.waiting):
+            break
+        world.now = NOON + 60 * minute
+    assert 30 <= minute <= 32
 
 
 def test_a_batch_of_high_priority_goes_before_those_of_its_user_that_wait_no_half_hour_longer():
