@@ -39,8 +39,20 @@ from batch_pipeline.orchestration.tags import (
 )
 from batch_pipeline.services.dispatch.asked_slices import AskedSlices, one_sensor_at_a_time
 from batch_pipeline.services.dispatch.signals import work_signals
-from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
-from batch_pipeline.services.dispatch.turns import InFlight, Turns, WaitingSlice, Why, choose_slices
+from batch_pipeline.services.dispatch.slices import (
+    numbered_slices,
+    open_slice,
+    unnumbered_slices,
+    uploads_in_flight,
+)
+from batch_pipeline.services.dispatch.turns import (
+    InFlight,
+    Turns,
+    UploadLimit,
+    WaitingSlice,
+    Why,
+    choose_slices,
+)
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pauses import active_pauses
 from batch_pipeline.services.pipeline import Pipeline
@@ -128,6 +140,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
             max_per_user=settings.max_runs_per_user or limit,
             turns=turns,
             now=now,
+            upload_limit=_upload_limit(pipeline, numbered),
         )
         if not choice.chosen:
             return result(
@@ -307,6 +320,14 @@ class _Report(NamedTuple):
     headline: str | None
     """None: there is nothing to report."""
     events: Sequence[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation]
+
+
+def _upload_limit(pipeline: Pipeline, numbered: Sequence[WaitingSlice]) -> UploadLimit | None:
+    settings = pipeline.settings
+    if not settings.max_uploads_per_user:
+        return None
+    in_flight = uploads_in_flight(pipeline.database, numbered)
+    return UploadLimit(settings.max_uploads_per_user, settings.uploads_per_run, in_flight)
 
 
 def _all_wait(waiting: Sequence[WaitingSlice], reason: PipelineError) -> str:

@@ -12,6 +12,9 @@ in flight and launches the chosen slices.
 """
 
 import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable
 
 from sqlalchemy import text
 
@@ -78,6 +81,14 @@ _WITHOUT_NUMBER = text(f"""
     ORDER BY upload_batches.id
 """)  # noqa: S608
 
+_HELD = text(f"""
+    SELECT {_USER} AS user_id, count(*) AS uploads
+    FROM uploads JOIN upload_batches ON upload_batches.id = uploads.batch_id
+    WHERE uploads.owner_run_id IS NOT NULL
+        OR uploads.processing_status IN ('analyzing', 'embedding')
+    GROUP BY 1
+""")  # noqa: S608
+
 _LOCK_BATCH = text("SELECT slices FROM upload_batches WHERE id = :batch_id FOR UPDATE")
 
 #: The slice takes the oldest upload and others with the same reason; a suspect goes alone.
@@ -129,13 +140,29 @@ def unnumbered_slices(
     ]
 
 
+def uploads_in_flight(database: Database, numbered: Iterable[WaitingSlice]) -> Counter[uuid.UUID]:
+    """Count the uploads that runs hold, or will take with these slices, by user.
+
+    The slices are read before: an upload that a run takes meanwhile is counted twice, but never
+    left out.
+    """
+    counts: Counter[uuid.UUID] = Counter()
+    for slice_ in numbered:
+        counts[slice_.user_id] += 0 if slice_.is_paused else slice_.uploads
+    with database.transaction() as connection:
+        for row in connection.execute(_HELD):
+            counts[row.user_id] += row.uploads
+    return counts
+
+
 @repeated
 def open_slice(
     database: Database, slice_: WaitingSlice, uploads_per_run: int
 ) -> WaitingSlice | None:
     """Give a slice its number and its uploads; None if there is nothing left to take.
 
-    A slice that has a number is returned unchanged.
+    It gets `slice_.uploads` of them, or as many as a run takes. A slice that has a number is
+    returned unchanged.
 
     Raises:
         sqlalchemy.exc.OperationalError: another transaction holds the row of the batch.
@@ -148,7 +175,9 @@ def open_slice(
         if batch is None:
             return None
         names = {"batch_id": slice_.batch_id, "number": batch.slices + 1}
-        opened = connection.execute(_OPEN_SLICE, names | {"size": uploads_per_run}).one()
+        opened = connection.execute(
+            _OPEN_SLICE, names | {"size": slice_.uploads or uploads_per_run}
+        ).one()
         if not opened.uploads:
             return None
         connection.execute(_COUNT_SLICE, names)

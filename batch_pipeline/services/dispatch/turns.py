@@ -18,6 +18,9 @@ cursor keeps the turns taken so far. The rule:
 5. A new batch gets **one run until that run has started** (its head start), and no user
    gets more than ``MAX_RUNS_PER_USER`` runs in flight.
 6. What a person has **paused** is not offered. It keeps its place.
+7. Runs hold no more than ``MAX_UPLOADS_PER_USER`` uploads of one user. A slice gets what room there
+   is, but is not opened before half of the limit is free: else a run would be launched for each
+   upload that ends. Who has no room keeps its place, and others go.
 
 New work, retries and rescues are treated alike: only age counts. The bound: a user or batch has a
 place in the order, the moment since which it waits by rules 1 and 4. A later arrival does not go
@@ -66,7 +69,7 @@ class WaitingSlice(NamedTuple):
     reason: str = NEW
     """Why it was opened: new, retry, rescue or reprocess."""
     uploads: int = 0
-    """How many; 0 while it has no number."""
+    """How many; without a number how many it may get, 0: as many as a run takes."""
     has_head_start: bool = False
     """The first run of the batch is to begin before others start."""
     is_paused: bool = False
@@ -106,7 +109,27 @@ class Why(StrEnum):
     PAUSED = "to be resumed"
     HEAD_START = "for the first run of the batch to begin"
     USER_LIMIT = "for a run of the same user to end"
+    UPLOAD_LIMIT = "for uploads of the same user to end"
     NO_ROOM = "for any run to end"
+
+
+@dataclass(frozen=True)
+class UploadLimit:
+    """How many uploads of one user runs may hold."""
+
+    per_user: int
+    per_run: int
+    in_flight: Mapping[uuid.UUID, int]
+    """By user: reserved, in progress, and those of slices that have a number."""
+
+    @property
+    def least(self) -> int:
+        """The room that there has to be before another slice is opened."""
+        return min(self.per_run, -(-self.per_user // 2))
+
+    def room(self, user_id: uuid.UUID) -> int:
+        """How many more uploads of a user runs may get."""
+        return self.per_user - self.in_flight.get(user_id, 0)
 
 
 @dataclass(frozen=True)
@@ -198,6 +221,8 @@ class _Batch:
     priority: str
     slices: list[WaitingSlice] = field(default_factory=list)
     """Oldest first."""
+    has_no_room: bool = False
+    """There are others, which wait for uploads of the user to end."""
 
     @property
     def has_head_start(self) -> bool:
@@ -222,6 +247,9 @@ class _User:
     last_turn: float
     runs: int
     """In flight."""
+    limit: UploadLimit | None
+    room: int
+    """How many more uploads runs may get, if there is a limit."""
     batches: list[_Batch] = field(default_factory=list)
     """Those that may get a run."""
 
@@ -233,12 +261,26 @@ class _User:
     def take_turn(self, now: float) -> WaitingSlice:
         batch = min(self.batches, key=lambda batch: batch.place)
         slice_ = batch.slices.pop(0)
+        if self.limit and slice_.number is None:
+            slice_ = slice_._replace(uploads=min(self.limit.per_run, self.room))
+            self.room -= slice_.uploads
         batch.last_turn = self.last_turn = now
         batch.runs += 1
         self.runs += 1
         if not batch.slices or batch.has_head_start:
             self.batches.remove(batch)
+        self.keep_to_limit()
         return slice_
+
+    def keep_to_limit(self) -> None:
+        """Leave out slices for which there is no room; one that has a number has its room."""
+        if self.limit is None or self.room >= self.limit.least:
+            return
+        for batch in self.batches:
+            numbered = [slice_ for slice_ in batch.slices if slice_.number is not None]
+            batch.has_no_room = len(numbered) < len(batch.slices)
+            batch.slices = numbered
+        self.batches = [batch for batch in self.batches if batch.slices]
 
 
 def choose_slices(
@@ -250,6 +292,7 @@ def choose_slices(
     max_per_user: int,
     turns: Turns,
     now: float,
+    upload_limit: UploadLimit | None = None,
 ) -> Choice:
     """Choose the slices to launch now, by the rule in the docstring of this module.
 
@@ -262,6 +305,7 @@ def choose_slices(
         max_per_user: how many of them there may be of one user.
         turns: when users and batches had their last turn.
         now: seconds since 1970.
+        upload_limit: how many uploads of one user runs may hold; None: any number.
     """
     waiting = list(waiting)
     paused = dict.fromkeys(slice_.batch_id for slice_ in waiting if slice_.is_paused)
@@ -272,9 +316,12 @@ def choose_slices(
         if batch.user_id not in users:
             last_turn = turns.users.get(batch.user_id, 0)
             runs = in_flight.of_user.get(batch.user_id, 0)
-            users[batch.user_id] = _User(batch.user_id, last_turn, runs)
+            room = upload_limit.room(batch.user_id) if upload_limit else 0
+            users[batch.user_id] = _User(batch.user_id, last_turn, runs, upload_limit, room)
         if not batch.has_head_start:
             users[batch.user_id].batches.append(batch)
+    for user in users.values():
+        user.keep_to_limit()
 
     chosen: list[WaitingSlice] = []
     line = [(user.place, user) for user in users.values() if user.batches]
@@ -290,16 +337,18 @@ def choose_slices(
     waits: dict[Why, list[uuid.UUID]] = {why: [] for why in Why}
     waits[Why.LAUNCHED], waits[Why.PAUSED] = already_launched, list(paused)
     for batch in batches:
-        if not batch.slices:
-            continue
-        if batch.has_head_start:
-            why = Why.HEAD_START
-        elif users[batch.user_id].runs >= max_per_user:
-            why = Why.USER_LIMIT
-        else:
-            why = Why.NO_ROOM
-        waits[why].append(batch.id)
+        if batch.has_no_room:
+            waits[Why.UPLOAD_LIMIT].append(batch.id)
+        if batch.slices:
+            has_its_runs = users[batch.user_id].runs >= max_per_user
+            waits[_why(batch, has_its_runs=has_its_runs)].append(batch.id)
     return Choice(chosen, waits)
+
+
+def _why(batch: _Batch, *, has_its_runs: bool) -> Why:
+    if batch.has_head_start:
+        return Why.HEAD_START
+    return Why.USER_LIMIT if has_its_runs else Why.NO_ROOM
 
 
 def _by_batch(

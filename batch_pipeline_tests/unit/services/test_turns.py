@@ -16,6 +16,7 @@ from batch_pipeline.services.dispatch.turns import (
     SECONDS_PER_RUN_IN_FLIGHT,
     InFlight,
     Turns,
+    UploadLimit,
     WaitingSlice,
     Why,
     choose_slices,
@@ -125,6 +126,32 @@ def test_a_user_gets_no_more_runs_than_it_may_and_leaves_a_place_free():
     assert choice.waiting[Why.USER_LIMIT] == [BATCHES[0]]
     others = slices(BATCHES[1], 1, user=BERT)
     assert chosen([*hers, *others], in_flight=running(BATCHES[0], 3), max_per_user=3) == others
+
+
+def test_a_user_gets_the_uploads_for_which_there_is_room_and_others_go():
+    hers, his = slices(BATCHES[0], 9, numbered=False), slices(BATCHES[1], 1, user=BERT)
+    choice = choose([*hers, *his], upload_limit=UploadLimit(100, 60, {}))
+    assert [(s.user_id, s.uploads) for s in choice.chosen] == [(ANNA, 60), (BERT, 0)]
+    assert choice.waiting[Why.UPLOAD_LIMIT] == [BATCHES[0]], "40 are less than half"
+    choice = choose(hers, upload_limit=UploadLimit(100, 60, {ANNA: 50}))
+    assert [s.uploads for s in choice.chosen] == [50]
+    choice = choose(hers, upload_limit=UploadLimit(100, 60, {ANNA: 51}))
+    assert (choice.chosen, choice.needs_a_run_to_end) == ([], True)
+    assert str(choice).endswith(f"1 for uploads of the same user to end ({BATCHES[0]})")
+
+
+def test_a_slice_that_has_its_number_is_launched_as_it_is_counted_already():
+    older = slices(BATCHES[0], 1, numbered=False)
+    numbered = slices(BATCHES[0], 1, since=NOON + 60, uploads=10)
+    choice = choose([*older, *numbered], upload_limit=UploadLimit(10, 10, {ANNA: 10}))
+    assert choice.chosen == numbered
+    assert choice.waiting[Why.UPLOAD_LIMIT] == [BATCHES[0]]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_whoever_has_nothing_in_flight_has_room(limit):
+    [taken] = chosen(slices(BATCHES[0], 1, numbered=False), upload_limit=UploadLimit(limit, 5, {}))
+    assert taken.uploads == min(limit, 5)
 
 
 def test_a_batch_without_slices_of_its_own_numbers_is_chosen_as_often_as_it_has_some():
