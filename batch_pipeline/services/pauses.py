@@ -315,7 +315,7 @@ def _pauses(rows: Sequence[Any]) -> list[Pause]:
 
 def _reason_at(server: str, pauses: Sequence[Pause]) -> str:
     """Say which of the pauses holds back a call to a server; empty: none does."""
-    name = name_for_all_hosts(server) if server else ""
+    name = name_for_all_hosts(server) if server and pauses else ""
     for held in pauses:
         if held.scope is not PauseScope.SERVER or held.target == name:
             return str(held)
