@@ -164,6 +164,26 @@ def test_the_call_in_flight_is_stored_and_the_rest_waits(
     assert len(model_server.calls_of("vision")) == 3
 
 
+def test_a_video_whose_frames_are_described_one_by_one_begins_anew_after_the_pause(
+    served_runner, model_server
+):
+    pipeline = served_runner.pipeline
+    model_server.latency_seconds = 1.0
+    batch_id = served_runner.submit("ball_on_meadow.mp4")
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(served_runner.run, batch_id)
+        model_server.wait_for_calls(1)
+        hold(pipeline)
+        assert running.result().success
+    assert len(model_server.calls) == 1
+    assert column(pipeline, batch_id, "description") == [None]
+    release(pipeline)
+    model_server.latency_seconds = 0.0
+    served_runner.run(batch_id)
+    assert batch_row(pipeline.database, batch_id).status == "completed"
+    assert column(pipeline, batch_id, "attempts") == [1]
+
+
 def test_a_call_that_waits_for_its_turn_does_not_begin(change, open_pipeline, instance):
     """Of three at once two wait for the one slot, which their process holds already."""
     with ScriptedModelServer(latency_seconds=1.0) as server:
