@@ -227,7 +227,7 @@ def _describe_taken(
     if progress.status in {"completed", "cancelled", "failed"}:
         outcome = f"the batch is {progress.status}; nothing was done"
     elif paused:
-        outcome = f"nothing was done, because {paused}"
+        outcome = f"took no upload, because {paused}"
     else:
         outcome = f"took {len(loaded.reserved)} uploads"
     context.log.info("batch %s: %s", progress.batch_id, outcome)

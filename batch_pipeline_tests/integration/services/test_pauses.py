@@ -14,9 +14,11 @@ from batch_pipeline.errors import (
     TransientError,
     WorkPausedError,
 )
+from batch_pipeline.model_servers.base import never_cancelled
 from batch_pipeline.services import pauses
 from batch_pipeline.services.dispatch.signals import work_signals
 from batch_pipeline.services.dispatch.slices import unnumbered_slices
+from batch_pipeline.services.outages import apart_from_suspects
 from batch_pipeline.services.pauses import (
     Pauses,
     active_pauses,
@@ -259,6 +261,19 @@ def test_while_nobody_knows_whether_it_may_a_call_does_not_begin(pipeline, setti
     failures.extend([ServiceDownError("database_down", "gone")] * 1000)
     with pytest.raises(ServiceDownError):
         Pauses(pipeline.database).of(None)("")
+
+
+def test_a_suspect_asks_its_known_question_of_no_paused_server(served, monkeypatch):
+    batch_id = add_batch(served.database, [{"server_deaths": 1}])
+    [upload] = upload_rows(served.database, batch_id)
+    for server in (A, B):
+        pause(served.database, served.settings, PauseScope.SERVER, server)
+    vision, asked = served.analyzer.vision, served.pauses.of(batch_id)
+    with (
+        pytest.raises(WorkPausedError, match="is paused since"),
+        apart_from_suspects(served, upload, vision, never_cancelled, asked),
+    ):
+        pytest.fail("its call would begin")
 
 
 def test_a_search_calls_no_paused_server_and_is_not_held_by_a_pause_of_everything(
