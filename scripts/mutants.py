@@ -226,11 +226,11 @@ MUTANTS = (
         f"{OF_PAUSES}::test_a_call_asks_at_most_half_a_second_after_the_last_look",
     ),
     Mutant(
-        "a call that waits for its slot does not ask again",
+        "a call that waits for its slot waits on during a pause",
         "model_servers/server_group.py",
         "lambda: self._usable(failed, paused), cancelled",
         "lambda usable=self._usable(failed, paused): usable, cancelled",
-        f"{OF_PAUSING}::test_a_call_that_waits_for_its_turn_does_not_begin",
+        f"{OF_PAUSING}::test_calls_that_wait_for_their_turn_give_up_while_the_one_in_flight_goes_on",
     ),
     Mutant(
         "a run that finds a pause keeps its slice",
