@@ -11,7 +11,8 @@
     │   └── TransientError       may pass next time: retried with backoff, then ``failed``
     ├── ServiceDownError         nothing can be worked now: uploads back to ``pending``, run stops
     ├── ClaimLostError           a write was refused, another run holds the upload: stop
-    └── WorkCancelledError       nobody wants the result any more (batch or run stopped): stop
+    ├── WorkCancelledError       nobody wants the result any more (batch or run stopped): stop
+    └── WorkPausedError          a person has paused it: uploads back to ``pending`` until resumed
 
 An ``UploadError`` and a ``ServiceDownError`` carry a ``kind``: a short, stable word in
 ``snake_case`` that is stored with the upload, so that people can filter by it; the message is
@@ -103,3 +104,7 @@ class ClaimLostError(PipelineError):
 
 class WorkCancelledError(PipelineError):
     """The caller no longer wants the result: its batch was cancelled or its run is stopped."""
+
+
+class WorkPausedError(PipelineError):
+    """A call may not begin, because a person has paused the work or all model servers for it."""

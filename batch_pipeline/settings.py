@@ -249,6 +249,14 @@ class Settings(BaseSettings):
             "less than `MAX_RUNS_IN_FLIGHT` keeps a place free for other users."
         ),
     )
+    max_uploads_per_user: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        0,
+        description=(
+            "Most uploads of one user that runs hold at the same time: in progress, reserved, or "
+            "of a run that is launched; 0: no limit. A run takes as many as there is room for, and "
+            "none is launched before half of this is free."
+        ),
+    )
     warm_run_workers: bool = Field(
         True,
         description=(

@@ -28,6 +28,7 @@ from rich.text import Text
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.services.inspection import Inspection
 from batch_pipeline.services.model_costs import UserCost
+from batch_pipeline.services.pauses import Pause
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.reports.failures import FailureGroup, Failures
 from batch_pipeline.services.search import SearchResult
@@ -102,6 +103,7 @@ class BatchView:
         self._printed: tuple[str, int] | None = None
         self._busy_at = clock()
         self._idle_reason = ""
+        self._was_paused = False
 
     def follow(self, snapshots: Iterable[BatchSnapshot]) -> BatchSnapshot:
         """Show snapshots until the last, and return it."""
@@ -157,9 +159,12 @@ class BatchView:
         return Group(self._bars, *(_on_one_line(line) for line in lines))
 
     def _reason_to_wait(self, snapshot: BatchSnapshot) -> str:
-        """Why nothing has been worked for a while; empty if something is."""
+        """Why nothing has been worked for a while, or nothing new begins; else empty."""
         now = self._clock()
-        if snapshot.in_work or snapshot.newly_ended or snapshot.has_ended:
+        was_paused, self._was_paused = self._was_paused, bool(snapshot.paused)
+        if snapshot.paused:
+            self._busy_at, self._idle_reason = now, "; ".join(map(str, snapshot.paused))
+        elif snapshot.in_work or snapshot.newly_ended or snapshot.has_ended or was_paused:
             self._busy_at, self._idle_reason = now, ""
         elif now - self._busy_at > _IDLE_SECONDS:
             self._busy_at, self._idle_reason = now, self._why_idle()
@@ -256,10 +261,13 @@ def batch_table(status: Mapping[str, Any]) -> Table:
         "started_at": "started",
         "completed_at": "completed at",
         "error_message": "error",
+        "priority": "priority",
     }
     for key, label in names.items():
         if status[key] is not None:
             table.add_row(Text(label, style="bold"), literal(_shown(key, status[key])))
+    for pause in status["paused"]:
+        table.add_row(Text("paused", style="bold yellow"), literal(Pause(**pause)))
     for cost in status["cost"]["models"]:
         table.add_row(Text("model calls", style="bold"), literal(_cost_line(cost)))
     return table
@@ -292,7 +300,9 @@ def batches_table(batches: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             Text(short(batch["batch_id"])),
             literal(batch["name"] or ""),
-            Text(batch["status"], style=_COLOURS.get(batch["status"], "")),
+            Text("paused", "yellow")
+            if batch["paused"]
+            else Text(batch["status"], style=_COLOURS.get(batch["status"], "")),
             Text(f"{batch['processed_uploads']}/{batch['total_uploads']}"),
             Text(str(failed), style="red" if failed else ""),
             Text(_age(batch["created_at"])),

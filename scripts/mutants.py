@@ -39,6 +39,8 @@ OF_EXECUTOR = "integration/executor/test_concurrency.py"
 OF_ENDINGS = "integration/executor/test_endings.py"
 OF_KEEPER = "integration/services/test_claim_keeper.py"
 OF_PROGRESS = "integration/services/test_batch_progress.py"
+OF_PAUSES = "integration/services/test_pauses.py"
+OF_PAUSING = "integration/orchestration/test_pausing.py"
 OF_ASKED = "integration/services/test_asked_slices.py"
 
 
@@ -201,6 +203,62 @@ MUTANTS = (
         "CASE WHEN suspect THEN 1 ELSE :size END",
         "CASE WHEN suspect THEN :size ELSE :size END",
         f"{OF_BACKLOG}::test_what_was_in_work_when_its_worker_died_gets_a_run_of_its_own",
+    ),
+    Mutant(
+        "what is paused is started",
+        f"{STATES}/upload_statements.py",
+        "                UploadBatch.status == BatchStatus.FAILED,\n                PAUSED,",
+        "                UploadBatch.status == BatchStatus.FAILED,",
+        f"{OF_PAUSES}::test_a_paused_upload_is_not_started_and_waits_as_it_was",
+    ),
+    Mutant(
+        "a run is asked for what is paused",
+        f"{DISPATCH}/turns.py",
+        "[slice_ for slice_ in waiting if not slice_.is_paused]",
+        "waiting",
+        f"{OF_PAUSING}::test_no_run_is_asked_for_what_is_paused_and_the_tick_says_so",
+    ),
+    Mutant(
+        "a pause is looked for once",
+        "services/pauses.py",
+        "look is None or look.pauses or not look.is_recent",
+        "look is None",
+        f"{OF_PAUSES}::test_a_call_asks_at_most_half_a_second_after_the_last_look",
+    ),
+    Mutant(
+        "a call that waits for its slot waits on during a pause",
+        "model_servers/server_group.py",
+        "lambda: self._usable(failed, paused), cancelled",
+        "lambda usable=self._usable(failed, paused): usable, cancelled",
+        f"{OF_PAUSING}::test_calls_that_wait_for_their_turn_give_up_while_the_one_in_flight_goes_on",
+    ),
+    Mutant(
+        "a run that finds a pause keeps its slice",
+        f"{STATES}/upload_states.py",
+        "                    _release_waiting(connection, batch_id, slice_number)\n",
+        "                    pass\n",
+        f"{OF_PAUSING}::test_a_run_that_was_launched_before_the_pause_hands_its_slice_back",
+    ),
+    Mutant(
+        "a resume wakes nobody",
+        "services/pauses.py",
+        "            signal_work(connection)\n",
+        "",
+        f"{OF_PAUSES}::test_a_resume_wakes_the_sensor",
+    ),
+    Mutant(
+        "priorities change nothing",
+        f"{DISPATCH}/turns.py",
+        "EARLIER_SECONDS.get(self.priority, 0.0)",
+        "0.0",
+        OF_TURNS,
+    ),
+    Mutant(
+        "a user gets a run for every upload that ends",
+        f"{DISPATCH}/turns.py",
+        "return min(self.per_run, -(-self.per_user // 2))",
+        "return 1",
+        OF_TURNS,
     ),
     Mutant(
         "sensors do not wait for each other",

@@ -48,6 +48,11 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         "s",
         (("max by (server, kind) (batch_pipeline_model_pause_seconds)", "{{server}} {{kind}}"),),
     ),
+    (
+        "Paused by a person",
+        "s",
+        (("max by (scope, target) (batch_pipeline_paused_seconds)", "{{scope}} {{target}}"),),
+    ),
 )
 
 

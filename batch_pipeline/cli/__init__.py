@@ -18,6 +18,7 @@ from batch_pipeline.cli import (
     failures,
     health,
     inspection,
+    pauses,
     search,
 )
 from batch_pipeline.cli.session import Commands, Session
@@ -49,6 +50,9 @@ for _command in (
     batches.watch,
     batches.report,
     batches.cancel,
+    pauses.pause,
+    pauses.resume,
+    pauses.paused,
     failures.list_failures,
     failures.retry,
     failures.reprocess,

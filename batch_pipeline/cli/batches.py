@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @click.option("--user", type=click.UUID, help="Owner of the batch; by default the local user.")
 @click.option("--name", help="Name of the batch; by default the name of the folder.")
+@click.option(
+    "--priority",
+    type=click.Choice(["low", "normal", "high"]),
+    default="normal",
+    show_default=True,
+    help="Among the batches of the same user.",
+)
 @click.option("--wait", is_flag=True, help="Show progress until the batch ends.")
 @json_option
 @click.pass_obj
@@ -35,6 +42,7 @@ def submit(  # noqa: PLR0917 - click passes them by name
     paths: Sequence[str],
     user: uuid.UUID | None,
     name: str | None,
+    priority: str,
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -48,6 +56,7 @@ def submit(  # noqa: PLR0917 - click passes them by name
       batch-pipeline submit holiday/ clip.mp4 --name "Rome 2026" --wait
       batch-pipeline submit photos/ --json | jq -r .batch_id
     """
+    from batch_pipeline.database.models import Priority  # noqa: PLC0415
     from batch_pipeline.database.readings import LOCAL_USER  # noqa: PLC0415
     from batch_pipeline.services.batch_intake import Submission, examine, store  # noqa: PLC0415
     from batch_pipeline.services.known_results import count_known  # noqa: PLC0415
@@ -65,6 +74,7 @@ def submit(  # noqa: PLR0917 - click passes them by name
             storage=pipeline.storage,
             settings=session.settings,
             name=name,
+            priority=Priority(priority),
         )
     else:
         submission = Submission(None, [], offer.refused, offer.left_out)
@@ -116,6 +126,7 @@ def status(  # noqa: PLR0917 - click passes them by name
     """
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.database.models import IN_WORK, OPEN_BATCH  # noqa: PLC0415
+    from batch_pipeline.services.pauses import active_pauses  # noqa: PLC0415
     from batch_pipeline.services.progress.waiting import what_it_waits_for  # noqa: PLC0415
     from batch_pipeline.services.reports.batch_status import newest_batches  # noqa: PLC0415
 
@@ -129,6 +140,8 @@ def status(  # noqa: PLR0917 - click passes them by name
             print_json(batches)
         elif batches:
             session.console.print(terminal.batches_table(batches))
+            for pause in active_pauses(session.pipeline.database):
+                session.console.print(terminal.literal(pause), style="yellow")
         else:
             click.echo("No batches. Submit one:  batch-pipeline submit FOLDER")
         return
@@ -142,7 +155,7 @@ def status(  # noqa: PLR0917 - click passes them by name
         return
     session.console.print(terminal.batch_table(found))
     working = {upload["processing_status"] for upload in found["uploads"]} & {*IN_WORK}
-    if found["status"] in OPEN_BATCH and not working:
+    if found["status"] in OPEN_BATCH and not working and not found["paused"]:
         reason = what_it_waits_for(session.pipeline.database, session.settings, batch)
         session.console.print(terminal.literal(reason), style="yellow")
     session.console.print()
@@ -168,11 +181,13 @@ def watch(session: Session, batch: uuid.UUID, as_json: bool) -> None:
     if not as_json:
         sys.exit(FINISHED_WITH_FAILURES if follow(session, batch) else OK)
     session.when_stopped = f"Stopped watching; the batch goes on: batch-pipeline watch {batch}"
-    progress = None
+    progress, told = None, None
     for snapshot in watch_batch(session.pipeline.database, batch):
-        if snapshot.progress != progress:
-            click.echo(json.dumps(snapshot.progress.payload()))
         progress = snapshot.progress
+        line = progress.payload() | {"paused": [str(pause) for pause in snapshot.paused]}
+        if line != told:
+            click.echo(json.dumps(line))
+        told = line
     sys.exit(FINISHED_WITH_FAILURES if progress is None or went_wrong(progress) else OK)
 
 

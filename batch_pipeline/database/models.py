@@ -72,6 +72,23 @@ class Stage(StrEnum):
     EMBEDDING = "embedding"
 
 
+class Priority(StrEnum):
+    """Which of the batches of one user go first; ``dispatch/turns.py`` says by how much."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
+class PauseScope(StrEnum):
+    """What a person can pause."""
+
+    EVERYTHING = "everything"
+    USER = "user"
+    BATCH = "batch"
+    SERVER = "server"
+
+
 OPEN_BATCH = (BatchStatus.PENDING, BatchStatus.PROCESSING)
 IN_WORK = (UploadStatus.ANALYZING, UploadStatus.EMBEDDING)
 ENDED = (UploadStatus.COMPLETED, UploadStatus.FAILED)
@@ -151,6 +168,8 @@ class UploadBatch(Base):
     # Ours
     #: For people: as submitted, or the folder's. Never changed; an upload API may leave it empty.
     name: Mapped[str | None]
+    #: One of `Priority`, as submitted; empty, as an upload API may leave it, is normal.
+    priority: Mapped[str | None] = mapped_column(Word())
     #: Slices opened so far; one run processes each. Only grows.
     slices: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Runs that died since an upload last ended; too many of them end the batch as ``failed``.
@@ -374,6 +393,20 @@ class ModelPause(Base):
     not_before: Mapped[datetime]
     #: What the server said.
     reason: Mapped[str]
+
+
+class WorkPause(Base):
+    """Something that a person has paused; removed when it is resumed."""
+
+    __tablename__ = "work_pauses"
+
+    #: One of `PauseScope`.
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    #: Id of the user or the batch, or the server as in `ModelCallSlots`; empty: everything.
+    target: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    #: For people; may be empty.
+    reason: Mapped[str] = mapped_column(server_default="")
+    since: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
 class ModelCall(Base):

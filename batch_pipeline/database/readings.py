@@ -18,11 +18,19 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
+    or_,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
-from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, UploadStatus
+from batch_pipeline.database.models import (
+    BatchStatus,
+    PauseScope,
+    Upload,
+    UploadBatch,
+    UploadStatus,
+    WorkPause,
+)
 
 #: Owner of what is submitted, or was written by an API, without naming a user.
 LOCAL_USER = uuid.UUID(int=0)
@@ -112,6 +120,8 @@ FILENAME = func.coalesce(Upload.filename, literal_column("''")).label("filename"
 #: Characters of a batch's name that are kept and shown.
 MAX_NAME = 100
 NAME = func.left(cast(UploadBatch.name, Text), literal_column(str(MAX_NAME))).label("name")
+#: As stored; whoever reads it takes an unknown word for normal.
+PRIORITY = cast(UploadBatch.priority, Text).label("priority")
 FILE_SIZE = func.coalesce(Upload.file_size, literal_column("0")).label("file_size")
 
 
@@ -128,3 +138,22 @@ def word(column: Any) -> Any:
 def count(column: Any) -> Any:
     """A counter of a batch, under its own name; one that is empty counts nothing."""
     return func.coalesce(column, literal_column("0")).label(column.key)
+
+
+_PAUSED_USER = cast(owner(UploadBatch.user_id).element, Text)
+#: Whether a row of `WorkPause` holds a batch. One of a server holds calls to it instead, see
+#: ``services/pauses.py``.
+HOLDS_BATCH = or_(
+    WorkPause.scope == PauseScope.EVERYTHING,
+    and_(WorkPause.scope == PauseScope.USER, WorkPause.target == _PAUSED_USER),
+    and_(WorkPause.scope == PauseScope.BATCH, WorkPause.target == cast(UploadBatch.id, Text)),
+)
+#: Whether a batch, its user or everything is paused; of a statement that reads ``upload_batches``.
+PAUSED_SQL = f"EXISTS (SELECT FROM work_pauses WHERE {as_text(HOLDS_BATCH)})"
+PAUSED: ColumnElement[bool] = literal_column(PAUSED_SQL, Boolean())
+#: Whether an upload is of no paused batch; those are listed once, however many uploads are asked.
+NOT_PAUSED_SQL = (
+    "(uploads.batch_id IS NULL OR uploads.batch_id NOT IN (SELECT id FROM upload_batches WHERE "  # noqa: S608
+    f"status IN ('{BatchStatus.PENDING}', '{BatchStatus.PROCESSING}') AND {PAUSED_SQL}))"
+)
+NOT_PAUSED: ColumnElement[bool] = literal_column(NOT_PAUSED_SQL, Boolean())

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from batch_pipeline.errors import WorkPausedError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers.rate_limits import Room
 
@@ -81,6 +82,10 @@ class HealthCheck:
     """Of the error that was found, if it has one."""
 
 
+#: Kind of a `HealthCheck` of a server that was not asked, as a person has paused it.
+WORK_PAUSED = "work_paused"
+
+
 class CancelledCheck(Protocol):
     """Asked between and during calls; true when the work is no longer wanted."""
 
@@ -91,6 +96,23 @@ class CancelledCheck(Protocol):
 def never_cancelled() -> bool:
     """Answer for callers whose work is always wanted."""
     return False
+
+
+#: Asked right before each call begins, with the address of its server (empty: an embedded model):
+#: why the call may not begin, as a person has paused it; empty: it may. A call in flight goes on.
+PausedCheck = Callable[[str], str]
+
+
+def never_paused(server: str) -> str:
+    """Answer for callers whose calls nobody pauses."""
+    del server
+    return ""
+
+
+def require_unpaused(paused: PausedCheck, server: str = "") -> None:
+    """Raise `WorkPausedError` if the call may not begin."""
+    if reason := paused(server):
+        raise WorkPausedError(reason)
 
 
 #: What a call asks of a server; each kind has a cap of its own. A suspect is a call that may bring
@@ -154,6 +176,7 @@ class VisionModel(Protocol):
         *,
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
     ) -> Description:
         """Describe one picture, or a video by its frames in the order of time.
@@ -164,6 +187,7 @@ class VisionModel(Protocol):
             attempt: 1 for the first; later ones vary seed and temperature, so that a bad answer
                 is not asked for again.
             cancelled: asked at least twice a second while a call is waited for.
+            paused: asked right before each call; a server that it names a reason for is not called.
             spent: told what each answered call took.
 
         Raises:
@@ -171,15 +195,26 @@ class VisionModel(Protocol):
             PermanentError: the server refuses this very input for good.
             ServiceDownError: the server cannot be reached, or has no such model.
             WorkCancelledError: `cancelled` answered true.
+            WorkPausedError: `paused` gave a reason for every server.
         """
         ...
 
-    def check(self) -> list[HealthCheck]:
-        """Ask whether a call could succeed now; never raises."""
+    def check(self, *, paused: PausedCheck = never_paused) -> list[HealthCheck]:
+        """Ask whether a call could succeed now; never raises.
+
+        A server for which `paused` gives a reason is not asked: `WORK_PAUSED`.
+        """
         ...
 
-    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
-        """Make one real call whose answer is known; raises `WorkCancelledError` alone."""
+    def try_out(
+        self,
+        cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
+    ) -> list[HealthCheck]:
+        """Make one real call whose answer is known; raises `WorkCancelledError` alone.
+
+        A server for which `paused` gives a reason is not asked: `WORK_PAUSED`.
+        """
         ...
 
 
@@ -202,6 +237,7 @@ class EmbeddingModel(Protocol):
         texts: Sequence[str],
         *,
         cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
     ) -> list[list[float]]:
         """Embed each text; vectors have `dimensions` finite numbers and are not all zero.
@@ -210,15 +246,22 @@ class EmbeddingModel(Protocol):
             TransientError: time-out, 5xx, reset connection, a vector that is not usable.
             ServiceDownError: the server cannot be reached, or has no such model.
             WorkCancelledError: `cancelled` answered true.
+            WorkPausedError: `paused` gave a reason for every server.
         """
         ...
 
-    def check(self, *, spent: Spent = not_counted) -> list[HealthCheck]:
-        """Ask whether a call could succeed now; never raises."""
+    def check(
+        self, *, spent: Spent = not_counted, paused: PausedCheck = never_paused
+    ) -> list[HealthCheck]:
+        """Ask whether a call could succeed now; see `VisionModel.check`."""
         ...
 
-    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
-        """Make one real call whose answer is known; raises `WorkCancelledError` alone."""
+    def try_out(
+        self,
+        cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
+    ) -> list[HealthCheck]:
+        """Make one real call whose answer is known; see `VisionModel.try_out`."""
         ...
 
 
@@ -237,13 +280,18 @@ class Analyzer:
         """Whether both answer a question with a known answer."""
         return [*self.vision.try_out(), *self.embedding.try_out()]
 
-    def outages(self, spent: Spent = not_counted) -> list[HealthCheck]:
+    def outages(
+        self, spent: Spent = not_counted, paused: PausedCheck = never_paused
+    ) -> list[HealthCheck]:
         """Why no upload could be worked now: what fails of a model that no server has.
 
         `spent` is told of calls to the embedding model; to look at the vision model takes none.
         """
         found: list[HealthCheck] = []
-        for checks in (self.vision.check(), self.embedding.check(spent=spent)):
+        for checks in (
+            self.vision.check(paused=paused),
+            self.embedding.check(spent=spent, paused=paused),
+        ):
             if not any(check.ok for check in checks):
                 found += checks
         return found

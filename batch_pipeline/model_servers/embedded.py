@@ -30,9 +30,12 @@ from batch_pipeline.model_servers.base import (
     CancelledCheck,
     Description,
     HealthCheck,
+    PausedCheck,
     Spent,
     never_cancelled,
+    never_paused,
     not_counted,
+    require_unpaused,
 )
 from batch_pipeline.model_servers.picture_categories import Content, content_of
 from batch_pipeline.model_servers.text_hashing import hash_text
@@ -62,6 +65,7 @@ class EmbeddedVision:
         *,
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
     ) -> Description:
         """Describe a picture or a video; see `VisionModel.describe`.
@@ -69,7 +73,9 @@ class EmbeddedVision:
         Raises:
             ServiceDownError: the weights of the classifier are not those that are expected.
             WorkCancelledError: `cancelled` answered true.
+            WorkPausedError: `paused` gave a reason.
         """
+        require_unpaused(paused)
         copies = []
         for frame in frames:
             _stop_if(cancelled)
@@ -95,8 +101,9 @@ class EmbeddedVision:
         """Say what a description depends on: the models, and whether text is read."""
         return f"{self.name} ocr" if _can_read_text() else self.name
 
-    def check(self) -> list[HealthCheck]:
+    def check(self, *, paused: PausedCheck = never_paused) -> list[HealthCheck]:
         """Look whether the weights are those that are expected; nothing is loaded."""
+        del paused
         text = "read by Tesseract" if _can_read_text() else "not read (optional: extra ocr)"
         found = f"{self.name}, built in; text in pictures is {text}"
         if not self._classifies:
@@ -108,9 +115,13 @@ class EmbeddedVision:
             return [HealthCheck("vision", False, str(error), f"run {_EXTRA} again", error.kind)]
         return [HealthCheck("vision", True, f"{found}; tells common things, not people or scenes")]
 
-    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
+    def try_out(
+        self,
+        cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
+    ) -> list[HealthCheck]:
         """Nothing that a check would not find."""
-        del cancelled
+        del cancelled, paused
         return []
 
 
@@ -135,6 +146,7 @@ class EmbeddedEmbedding:
         texts: Sequence[str],
         *,
         cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
     ) -> list[list[float]]:
         """Embed each text; see `EmbeddingModel.embed`.
@@ -142,7 +154,9 @@ class EmbeddedEmbedding:
         Raises:
             ServiceDownError: the sentence encoder cannot be loaded.
             WorkCancelledError: `cancelled` answered true.
+            WorkPausedError: `paused` gave a reason.
         """
+        require_unpaused(paused)
         vectors = []
         for text in texts:
             _stop_if(cancelled)
@@ -163,9 +177,11 @@ class EmbeddedEmbedding:
         """Say what a vector depends on."""
         return f"{self.name} dimensions:{self.dimensions}"
 
-    def check(self, *, spent: Spent = not_counted) -> list[HealthCheck]:
+    def check(
+        self, *, spent: Spent = not_counted, paused: PausedCheck = never_paused
+    ) -> list[HealthCheck]:
         """Nothing to reach, so nothing can be down; nothing is loaded."""
-        del spent
+        del spent, paused
         found = f"{self.name}, built in, {self.dimensions} numbers"
         if self._by_meaning:
             found += "; finds by meaning, in 16 languages"
@@ -175,9 +191,13 @@ class EmbeddedEmbedding:
             found += f"; finds by words alone, as fewer than {sentence_encoder.DIMENSIONS} numbers"
         return [HealthCheck("embedding", True, found)]
 
-    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
+    def try_out(
+        self,
+        cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
+    ) -> list[HealthCheck]:
         """Nothing that a check would not find."""
-        del cancelled
+        del cancelled, paused
         return []
 
 

@@ -119,6 +119,23 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
     )
 
 
+def server_addresses(settings: Settings) -> dict[CallKind, list[str]]:
+    """The servers that each kind of call goes to; none for an embedded model.
+
+    Raises:
+        ConfigurationError: a setting is not an address.
+    """
+    from batch_pipeline.model_servers.http_transport import shown_address  # noqa: PLC0415
+
+    embedded = AnalyzerName.EMBEDDED
+    vision = {} if settings.analyzer is embedded else _vision_urls(settings)
+    embedding = {} if settings.embedder_name is embedded else _embedding_urls(settings)
+    return {
+        "vision": [shown_address(url) for url in vision],
+        "embedding": [shown_address(url) for url in embedding],
+    }
+
+
 def prompts_of(settings: Settings) -> Prompts:
     """What vision models are asked.
 

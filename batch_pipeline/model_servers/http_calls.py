@@ -30,7 +30,13 @@ from batch_pipeline.errors import (
     TransientError,
     WorkCancelledError,
 )
-from batch_pipeline.model_servers.base import CancelledCheck, never_cancelled
+from batch_pipeline.model_servers.base import (
+    CancelledCheck,
+    PausedCheck,
+    never_cancelled,
+    never_paused,
+    require_unpaused,
+)
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.http_errors import (
     Busy,
@@ -158,7 +164,13 @@ class ServerCalls:
         """Seconds that one call may take, its tries included."""
         return self._limits.total
 
-    def run(self, call: Call[Answer], *, cancelled: CancelledCheck) -> Answered[Answer]:
+    def run(
+        self,
+        call: Call[Answer],
+        *,
+        cancelled: CancelledCheck,
+        paused: PausedCheck = never_paused,
+    ) -> Answered[Answer]:
         """Make one call; tries again by itself only while the server is out of reach.
 
         Raises:
@@ -169,12 +181,14 @@ class ServerCalls:
                 middle of this call, or what `error_for_status` names.
             Busy: it asks to come back later.
             WorkCancelledError: `cancelled` answered true; the connection was closed.
+            WorkPausedError: `paused` gave a reason before a try.
         """
         ends_at = time.monotonic() + self._limits.total
         unreachable, died = 0, False
         reason: Exception
         while True:
             self._require_server(cancelled)
+            require_unpaused(paused, self.url)
             try:
                 return self._once(call, ends_at - time.monotonic(), cancelled)
             except (Unreachable, Disconnected) as error:

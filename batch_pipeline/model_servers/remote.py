@@ -25,9 +25,11 @@ from batch_pipeline.model_servers.base import (
     CancelledCheck,
     Description,
     HealthCheck,
+    PausedCheck,
     Spent,
     Usage,
     never_cancelled,
+    never_paused,
     not_counted,
     told_here,
 )
@@ -113,6 +115,7 @@ class RemoteVision:
         *,
         attempt: int = 1,
         cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
     ) -> Description:
         """Describe a picture in one call; a video frame by frame, then as a whole.
@@ -122,7 +125,7 @@ class RemoteVision:
         Models of this family mis-handle several images in one call, hence a call per frame. See
         `batch_pipeline.model_servers.base.VisionModel` for arguments and errors.
         """
-        ask = partial(self._ask, attempt=attempt, cancelled=cancelled, spent=spent)
+        ask = partial(self._ask, attempt=attempt, cancelled=cancelled, paused=paused, spent=spent)
         if facts.file_type == "image":
             return ask(self._prompts.of_image(facts), frames[0], tries=1, whole=True)
         total = len(frames)
@@ -140,13 +143,17 @@ class RemoteVision:
         prompt = self._prompts.of_video(facts, frames, [each.text for each in descriptions])
         return ask(prompt, None, tries=_CALL_TRIES_OF_A_VIDEO, whole=True)
 
-    def check(self) -> list[HealthCheck]:
+    def check(self, *, paused: PausedCheck = never_paused) -> list[HealthCheck]:
         """Ask whether each server answers and has the model; never raises."""
-        return self._servers.check("vision", lambda server: server.check_vision(self.name))
+        return self._servers.check("vision", lambda server: server.check_vision(self.name), paused)
 
-    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
+    def try_out(
+        self,
+        cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
+    ) -> list[HealthCheck]:
         """Ask each server for the colour of a red square; raises `WorkCancelledError` alone."""
-        return self._servers.try_out("vision", self._sees_red, cancelled)
+        return self._servers.try_out("vision", self._sees_red, cancelled, paused)
 
     def _ask(
         self,
@@ -157,6 +164,7 @@ class RemoteVision:
         whole: bool,
         attempt: int,
         cancelled: CancelledCheck,
+        paused: PausedCheck,
         spent: Spent,
     ) -> Description:
         jpeg = self._size.fitted(frame.jpeg) if frame else None
@@ -171,7 +179,9 @@ class RemoteVision:
             )
             try:
                 call = partial(self._chat, request)
-                answer = self._servers.run(call, cancelled, spent=spent, tokens_of=_tokens)
+                answer = self._servers.run(
+                    call, cancelled, paused=paused, spent=spent, tokens_of=_tokens
+                )
                 return _read(answer)
             except TransientError as error:
                 if number == tries or error.kind not in _WORTH_ASKING_AGAIN:
@@ -244,6 +254,7 @@ class RemoteEmbedding:
         texts: Sequence[str],
         *,
         cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
     ) -> list[list[float]]:
         """Embed each text, many to a call; every vector is checked before it is returned.
@@ -259,37 +270,47 @@ class RemoteEmbedding:
         """
         vectors: list[list[float]] = []
         for start in range(0, len(texts), _TEXTS_PER_CALL):
-            vectors += self._vectors(texts[start : start + _TEXTS_PER_CALL], cancelled, spent)
+            some = texts[start : start + _TEXTS_PER_CALL]
+            vectors += self._vectors(some, cancelled, paused, spent)
         return vectors
 
-    def check(self, *, spent: Spent = not_counted) -> list[HealthCheck]:
+    def check(
+        self, *, spent: Spent = not_counted, paused: PausedCheck = never_paused
+    ) -> list[HealthCheck]:
         """Ask whether each server answers, has the model, and its vectors fit; never raises."""
         with told_here(spent) as noted:
             return self._servers.check(
                 "embedding",
                 lambda server: server.check_embedding(self.name, self.dimensions, noted),
+                paused,
             )
 
-    def try_out(self, cancelled: CancelledCheck = never_cancelled) -> list[HealthCheck]:
+    def try_out(
+        self,
+        cancelled: CancelledCheck = never_cancelled,
+        paused: PausedCheck = never_paused,
+    ) -> list[HealthCheck]:
         """Ask each server for vectors of texts, two of which are about the same.
 
         Raises `WorkCancelledError` alone.
         """
-        return self._servers.try_out("embedding", self._tells_apart, cancelled)
+        return self._servers.try_out("embedding", self._tells_apart, cancelled, paused)
 
     def _vectors(
-        self, texts: Sequence[str], cancelled: CancelledCheck, spent: Spent
+        self, texts: Sequence[str], cancelled: CancelledCheck, paused: PausedCheck, spent: Spent
     ) -> list[list[float]]:
         try:
             call = partial(self._embedded, texts)
-            return self._servers.run(call, cancelled, spent=spent, tokens_of=_tokens).vectors
+            answer = self._servers.run(
+                call, cancelled, paused=paused, spent=spent, tokens_of=_tokens
+            )
+            return answer.vectors
         except UploadError as error:
             if not any(words in str(error).lower() for words in _TOO_LONG):
                 raise
             if len(texts) > 1:
-                return [
-                    vector for text in texts for vector in self._vectors([text], cancelled, spent)
-                ]
+                each = (self._vectors([text], cancelled, paused, spent) for text in texts)
+                return [vector for [vector] in each]
             shorter = texts[0][: len(texts[0]) // 2]
             if len(shorter) < _SHORTEST_CUT_CHARACTERS:
                 raise
@@ -300,7 +321,7 @@ class RemoteEmbedding:
                 len(shorter),
                 error,
             )
-            return self._vectors([shorter], cancelled, spent)
+            return self._vectors([shorter], cancelled, paused, spent)
 
     async def _embedded(
         self, texts: Sequence[str], server: ModelServer, spent: Spent

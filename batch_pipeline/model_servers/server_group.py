@@ -15,18 +15,26 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from batch_pipeline.errors import KindedError, ServiceDownError, TransientError
+from batch_pipeline.errors import (
+    KindedError,
+    ServiceDownError,
+    TransientError,
+    WorkPausedError,
+)
 from batch_pipeline.model_servers.base import (
+    WORK_PAUSED,
     CallSlots,
     CancelledCheck,
     HealthCheck,
+    PausedCheck,
     Spent,
+    never_paused,
     not_counted,
     told_here,
 )
@@ -141,6 +149,7 @@ class ServerGroup:
         call: Callable[[ModelServer, Spent], Coroutine[Any, Any, Answer]],
         cancelled: CancelledCheck,
         *,
+        paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
         tokens_of: Callable[[Answer], float] = lambda _: 0,
     ) -> Answer:
@@ -152,10 +161,11 @@ class ServerGroup:
             ServiceDownError: no server can; the message says of each why.
             TransientError: also ``model_server_busy``, and ``model_refused_call``: the server
                 refuses this call and answers others.
+            WorkPausedError: a person has paused every server for this call.
             KindedError: as `batch_pipeline.model_servers.http_calls.ServerCalls.run`.
         """
         with told_here(spent) as noted:
-            return self._run(call, cancelled, noted, tokens_of)
+            return self._run(call, cancelled, paused, noted, tokens_of)
 
     def digests(self) -> frozenset[str]:
         """What tells the model from others of its name; asked anew after `DIGEST_SECONDS`.
@@ -170,48 +180,64 @@ class ServerGroup:
             return frozenset(self._digests.values())
 
     def check(
-        self, role: str, look: Callable[[ModelServer], Coroutine[Any, Any, str]]
+        self,
+        role: str,
+        look: Callable[[ModelServer], Coroutine[Any, Any, str]],
+        paused: PausedCheck,
     ) -> list[HealthCheck]:
         """Ask every server, all at the same time, whether it has the model; never raises."""
-        with ThreadPoolExecutor(len(self._servers)) as threads:
-            return list(threads.map(lambda s: self._check(s, role, look), self._servers.values()))
+        name = f"{role} model {self.model}"
+        return self._of_each(name, lambda server: self._check(server, name, look), paused)
 
     def try_out(
         self,
         role: str,
         call: Callable[[ModelServer], Coroutine[Any, Any, str]],
         cancelled: CancelledCheck,
+        paused: PausedCheck,
     ) -> list[HealthCheck]:
         """Make one real call to each server; gives what it found.
 
         Raises `WorkCancelledError` alone.
         """
+        name = f"a call to the {role} model"
+        return self._of_each(name, lambda server: self._try(server, name, call, cancelled), paused)
+
+    def _of_each(
+        self, name: str, look: Callable[[ModelServer], HealthCheck], paused: PausedCheck
+    ) -> list[HealthCheck]:
+        def of_one(server: ModelServer) -> HealthCheck:
+            if reason := paused(server.calls.url):
+                return HealthCheck(self._name(server, name), False, reason, kind=WORK_PAUSED)
+            return look(server)
+
         with ThreadPoolExecutor(len(self._servers)) as threads:
-            return list(
-                threads.map(lambda s: self._try(s, role, call, cancelled), self._servers.values())
-            )
+            return list(threads.map(of_one, self._servers.values()))
 
     def _run(
         self,
         call: Callable[[ModelServer, Spent], Coroutine[Any, Any, Answer]],
         cancelled: CancelledCheck,
+        paused: PausedCheck,
         spent: Spent,
         tokens_of: Callable[[Answer], float],
     ) -> Answer:
         failed: dict[str, ServiceDownError] = {}
         turned_away = _TurnedAway()
         while len(failed) < len(self._servers):
-            with self._slots.taken(lambda: self._usable(failed), cancelled) as url:
+            with self._slots.taken(lambda: self._usable(failed, paused), cancelled) as url:
                 server, began = self._servers[url], time.monotonic()
                 try:
-                    answered = server.calls.run(partial(call, server, spent), cancelled=cancelled)
+                    answered = server.calls.run(
+                        partial(call, server, spent), cancelled=cancelled, paused=paused
+                    )
                 except Busy as busy:
                     wait = turned_away.wait(busy, server.calls)
                     if wait.by_all:
                         self._slots.pause(url, wait.seconds, str(busy))
                 except ServiceDownError as error:
                     if error.kind in DOUBTFUL and self._serves_others(
-                        server, began, cancelled, spent
+                        server, began, cancelled, paused, spent
                     ):
                         raise about_this_call(error) from error
                     failed[url] = self._with_hint(server, error)
@@ -226,13 +252,7 @@ class ServerGroup:
                 sleep(wait.seconds, cancelled)
             if failed and len(failed) < len(self._servers):
                 _log.warning("%s; the call goes to another server", [*failed.values()][-1])
-        errors = list(failed.values())
-        if len(errors) == 1:
-            raise errors[0]
-        if_alone = next((error.if_alone for error in errors if error.if_alone), None)
-        raise ServiceDownError(
-            errors[0].kind, "; ".join(map(str, errors)), if_alone=if_alone
-        ) from errors[0]
+        raise _outage(failed.values())
 
     def _ask_digests(self) -> None:
         errors = []
@@ -244,8 +264,19 @@ class ServerGroup:
         if not self._digests:
             raise ServiceDownError(errors[0].kind, str(errors[0])) from errors[0]
 
-    def _usable(self, failed: Collection[str]) -> list[str]:
-        left = [url for url in self._servers if url not in failed]
+    def _usable(self, failed: Mapping[str, ServiceDownError], paused: PausedCheck) -> list[str]:
+        """Say which servers the call may go to now; asked right before it begins.
+
+        Raises:
+            WorkPausedError: a person has paused all of them for it.
+            ServiceDownError: all but those have failed.
+        """
+        reasons = {url: paused(url) for url in self._servers if url not in failed}
+        left = [url for url, reason in reasons.items() if not reason]
+        if not left and failed:
+            raise _outage(failed.values())
+        if not left:
+            raise WorkPausedError(next(iter(reasons.values())))
         now = time.monotonic()
         return [
             url
@@ -254,7 +285,12 @@ class ServerGroup:
         ] or left
 
     def _serves_others(
-        self, server: ModelServer, since: float, cancelled: CancelledCheck, spent: Spent
+        self,
+        server: ModelServer,
+        since: float,
+        cancelled: CancelledCheck,
+        paused: PausedCheck,
+        spent: Spent,
     ) -> bool:
         """Tell whether a server that refused a call, begun at `since`, answers any other."""
         evidence = self._evidence[server.calls.url]
@@ -263,7 +299,9 @@ class ServerGroup:
             if (known := evidence.since(since)) is not None:
                 return known
             try:
-                server.calls.run(partial(self._known_call, server, spent), cancelled=cancelled)
+                server.calls.run(
+                    partial(self._known_call, server, spent), cancelled=cancelled, paused=paused
+                )
             except Busy:
                 return True  # it would serve, later
             except KindedError:
@@ -285,10 +323,10 @@ class ServerGroup:
     def _check(
         self,
         server: ModelServer,
-        role: str,
+        what: str,
         look: Callable[[ModelServer], Coroutine[Any, Any, str]],
     ) -> HealthCheck:
-        name = self._name(server, f"{role} model {self.model}")
+        name = self._name(server, what)
         try:
             found = server.calls.ask(partial(look, server))
         except KindedError as error:
@@ -301,11 +339,11 @@ class ServerGroup:
     def _try(
         self,
         server: ModelServer,
-        role: str,
+        what: str,
         call: Callable[[ModelServer], Coroutine[Any, Any, str]],
         cancelled: CancelledCheck,
     ) -> HealthCheck:
-        name = self._name(server, f"a call to the {role} model")
+        name = self._name(server, what)
         try:
             found = server.calls.run(partial(call, server), cancelled=cancelled).value
         except Busy as busy:
@@ -319,3 +357,14 @@ class ServerGroup:
 
     def _name(self, server: ModelServer, what: str) -> str:
         return f"{what} at {server.calls.url}" if len(self._servers) > 1 else what
+
+
+def _outage(of_servers: Iterable[ServiceDownError]) -> ServiceDownError:
+    """Tell why no server can serve a call, of each that was tried."""
+    errors = list(of_servers)
+    if len(errors) == 1:
+        return errors[0]
+    if_alone = next((error.if_alone for error in errors if error.if_alone), None)
+    outage = ServiceDownError(errors[0].kind, "; ".join(map(str, errors)), if_alone=if_alone)
+    outage.__cause__ = errors[0]
+    return outage

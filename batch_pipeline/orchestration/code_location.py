@@ -12,6 +12,7 @@ import dagster as dg
 from batch_pipeline.orchestration.assets import SPECS
 from batch_pipeline.orchestration.batch_checks import CHECKS
 from batch_pipeline.orchestration.jobs import build_process_batch, sweep_backlog
+from batch_pipeline.orchestration.pausing import pause_job, resume_job
 from batch_pipeline.orchestration.resources import PipelineResource, worker_resource
 from batch_pipeline.orchestration.run_logs import build_loggers
 from batch_pipeline.orchestration.schedules import backlog_sweep, sweep_on_start
@@ -43,7 +44,7 @@ def build_definitions(
     settings = settings or load_settings(**(overrides or {}))
     process_batch = build_process_batch(settings)
     return dg.Definitions(
-        jobs=[process_batch, sweep_backlog],
+        jobs=[process_batch, sweep_backlog, pause_job, resume_job],
         sensors=[
             build_pending_batches(process_batch),
             *build_run_end_sensors(process_batch),

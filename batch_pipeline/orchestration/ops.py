@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from batch_pipeline.errors import RefusedError, ServiceDownError
+from batch_pipeline.errors import RefusedError, ServiceDownError, WorkPausedError
 from batch_pipeline.executor import interrupt_event, others_may_work
 from batch_pipeline.orchestration.assets import (
     BATCHES,
@@ -76,7 +76,8 @@ def load_batch(
     pipeline: Pipeline = context.resources.batch_pipeline
     batch_id = _parse_id(config.batch_id, "batch_id")
     upload_ids = [_parse_id(text, "upload_ids") for text in config.upload_ids]
-    if outage := pipeline.analyzer_outage():
+    paused = pipeline.why_paused(batch_id)
+    if not paused and (outage := pipeline.analyzer_outage()):
         released = pipeline.states.release_waiting(
             batch_id,
             outage,
@@ -91,6 +92,7 @@ def load_batch(
         slice_number=config.slice,
         upload_ids=upload_ids,
         limit=pipeline.settings.uploads_per_run,
+        paused=paused is not None,
     )
     if loaded is None:
         context.log.error("there is no batch %s", batch_id)
@@ -101,7 +103,7 @@ def load_batch(
     name = {NAME_TAG: visible_line(loaded.progress.name)} if loaded.progress.name else {}
     tags = {BATCH_TAG: str(batch_id), USER_TAG: user_id, **name}
     context.instance.add_run_tags(context.run_id, tags)
-    _report_taken(context, batch_id, loaded, _describe_taken(context, loaded))
+    _report_taken(context, batch_id, loaded, _describe_taken(context, loaded, paused))
     for upload in loaded.reserved:
         yield dg.DynamicOutput(None, mapping_key=mapping_key(upload.filename, upload.id))
     if interrupt_event().is_set():  # no step will start that could release them
@@ -121,6 +123,10 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
     worker: RunWorker = context.resources.batch_pipeline_worker
     if worker.service_down:
         raise stopped_failure(worker.service_down)
+    if worker.paused:
+        context.log.info("not begun: %s", worker.paused)
+        yield dg.Output(None)
+        return
     upload_id = upload_id_of(context.get_mapping_key() or "")
     pipeline: Pipeline = context.resources.batch_pipeline
     retries = pipeline.settings.max_attempts - 1
@@ -140,6 +146,12 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
         if first is error:
             raise outage_failure(error, released=released) from None
         raise stopped_failure(first) from None
+    except WorkPausedError as error:
+        worker.paused = error
+        released = _release_reserved(context)
+        context.log.info("%s; uploads of the run that are pending again: %s", error, released + 1)
+        yield dg.Output(None)
+        return
     except dg.DagsterExecutionInterruptedError:
         _stop(context)
         raise
@@ -201,7 +213,9 @@ def upload_id_of(key: str) -> uuid.UUID:
     return uuid.UUID(found.group(1))
 
 
-def _describe_taken(context: dg.OpExecutionContext, loaded: LoadedBatch) -> str:
+def _describe_taken(
+    context: dg.OpExecutionContext, loaded: LoadedBatch, paused: WorkPausedError | None
+) -> str:
     progress = loaded.progress
     if loaded.expected_total != progress.total:
         context.log.warning(
@@ -212,6 +226,8 @@ def _describe_taken(context: dg.OpExecutionContext, loaded: LoadedBatch) -> str:
         )
     if progress.status in {"completed", "cancelled", "failed"}:
         outcome = f"the batch is {progress.status}; nothing was done"
+    elif paused:
+        outcome = f"took no upload, because {paused}"
     else:
         outcome = f"took {len(loaded.reserved)} uploads"
     context.log.info("batch %s: %s", progress.batch_id, outcome)

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, SecretStr, create_model
 
-from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.errors import ServiceDownError, WorkPausedError
 from batch_pipeline.orchestration.dagster_storage.instance_storage import pool_connections
 from batch_pipeline.orchestration.progress_meter import ProgressMeter
 from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
@@ -29,6 +29,8 @@ class RunWorker:
     progress_meter: ProgressMeter = field(default_factory=ProgressMeter)
     service_down: ServiceDownError | None = None
     """Set by the first step that finds a service down; the others then do not begin."""
+    paused: WorkPausedError | None = None
+    """Set by a step whose model call may not begin; the others then do not begin either."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note_outage(self, error: ServiceDownError) -> ServiceDownError:

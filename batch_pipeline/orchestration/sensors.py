@@ -13,7 +13,7 @@ from typing import NamedTuple
 import dagster as dg
 from structlog.contextvars import bound_contextvars
 
-from batch_pipeline.errors import NotFoundError, ServiceDownError
+from batch_pipeline.errors import NotFoundError, PipelineError, ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES
 from batch_pipeline.orchestration.batch_checks import evaluations_of
 from batch_pipeline.orchestration.batch_reports import headline, no_report_of, report_of
@@ -39,9 +39,22 @@ from batch_pipeline.orchestration.tags import (
 )
 from batch_pipeline.services.dispatch.asked_slices import AskedSlices, one_sensor_at_a_time
 from batch_pipeline.services.dispatch.signals import work_signals
-from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
-from batch_pipeline.services.dispatch.turns import InFlight, Turns, WaitingSlice, choose_slices
+from batch_pipeline.services.dispatch.slices import (
+    numbered_slices,
+    open_slice,
+    unnumbered_slices,
+    uploads_in_flight,
+)
+from batch_pipeline.services.dispatch.turns import (
+    InFlight,
+    Turns,
+    UploadLimit,
+    WaitingSlice,
+    Why,
+    choose_slices,
+)
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
+from batch_pipeline.services.pauses import active_pauses
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_summary import batch_summary
 from batch_pipeline.services.reports.ended_batches import (
@@ -127,13 +140,17 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
             max_per_user=settings.max_runs_per_user or limit,
             turns=turns,
             now=now,
+            upload_limit=_upload_limit(pipeline, numbered),
         )
         if not choice.chosen:
             return result(
                 choice,
+                *(active_pauses(database) if choice.waiting[Why.PAUSED] else ()),
                 f"runs in flight: {in_flight.total} of {limit}",
                 needs_a_run_to_end=choice.needs_a_run_to_end,
             )
+        if paused := pipeline.why_paused():
+            return result(_all_wait(waiting, paused))
         # A slice that cannot be opened has had its turn, so others go first next time.
         turns = turns.and_(choice.chosen, waiting, now)
         opened = one_by_one(
@@ -146,8 +163,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         # A run that starts while the analyzer is down would end at once.
         if outage := pipeline.analyzer_outage() or _broker_outage(settings):
             one_by_one(slices, partial(_release, pipeline, outage), left_out, named=_batch)
-            batches = {slice_.batch_id for slice_ in waiting}
-            return result(f"batches that wait: {len(batches)}, because {outage}")
+            return result(_all_wait(waiting, outage))
         for slice_ in slices:
             with bound_contextvars(batch_id=str(slice_.batch_id)):
                 context.log.info(
@@ -304,6 +320,19 @@ class _Report(NamedTuple):
     headline: str | None
     """None: there is nothing to report."""
     events: Sequence[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation]
+
+
+def _upload_limit(pipeline: Pipeline, numbered: Sequence[WaitingSlice]) -> UploadLimit | None:
+    settings = pipeline.settings
+    if not settings.max_uploads_per_user:
+        return None
+    in_flight = uploads_in_flight(pipeline.database, numbered)
+    return UploadLimit(settings.max_uploads_per_user, settings.uploads_per_run, in_flight)
+
+
+def _all_wait(waiting: Sequence[WaitingSlice], reason: PipelineError) -> str:
+    batches = {slice_.batch_id for slice_ in waiting}
+    return f"batches that wait: {len(batches)}, because {reason}"
 
 
 def _batch(of: WaitingSlice | EndedBatch) -> str:

@@ -91,7 +91,7 @@ def sweep_once(
 
     def refreshed() -> dict[str, int]:
         at_most = pipeline.settings.refresh_stale
-        if not at_most or pipeline.analyzer_outage():
+        if not at_most or pipeline.why_paused() or pipeline.analyzer_outage():
             return {}
         vision, batches = pipeline.analyzer.vision, pipeline.batches
         count = refresh_stale(pipeline.database, batches, vision.fingerprint(), at_most=at_most)
@@ -178,7 +178,7 @@ def work_for_a_sweep(
 
     def stale() -> dict[str, int]:
         at_most = pipeline.settings.refresh_stale
-        if not at_most or pipeline.analyzer_outage():
+        if not at_most or pipeline.why_paused() or pipeline.analyzer_outage():
             return {}
         fingerprint = pipeline.analyzer.vision.fingerprint()
         return {"stale uploads": stale_uploads(pipeline.database, fingerprint, at_most=at_most)}

@@ -41,6 +41,7 @@ def search(
         NotFoundError: there is no upload `like`.
         ConfigurationError: a setting is not valid.
         ServiceDownError: the database or the model cannot be reached.
+        WorkPausedError: every server of the model is paused.
     """
     pipeline = shared_pipeline(settings or load_settings())
     return search_database(

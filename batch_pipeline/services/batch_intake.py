@@ -22,7 +22,7 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.exc import DataError, IntegrityError
 
 from batch_pipeline.database.failures import repeated, sqlstate
-from batch_pipeline.database.models import SIDECAR_DATE, Upload, UploadBatch
+from batch_pipeline.database.models import SIDECAR_DATE, Priority, Upload, UploadBatch
 from batch_pipeline.database.readings import LOCAL_USER, MAX_NAME
 from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
 from batch_pipeline.media.acceptance import accept
@@ -103,6 +103,7 @@ def submit(
     storage: Storage,
     settings: Settings,
     name: str | None = None,
+    priority: Priority = Priority.NORMAL,
     on_stored: Callable[[int, int], None] = lambda stored, total: None,
 ) -> Submission:
     """Store files and folders as one batch.
@@ -117,6 +118,7 @@ def submit(
         storage: where the files go.
         settings: the limits.
         name: name of the batch; by default that of the folder.
+        priority: among the batches of its user.
         on_stored: called with the number of files stored so far and in all.
 
     Raises:
@@ -132,6 +134,7 @@ def submit(
         storage=storage,
         settings=settings,
         name=name,
+        priority=priority,
         on_stored=on_stored,
     )
 
@@ -185,6 +188,7 @@ def store(
     storage: Storage,
     settings: Settings,
     name: str | None = None,
+    priority: Priority = Priority.NORMAL,
     on_stored: Callable[[int, int], None] = lambda stored, total: None,
 ) -> Submission:
     """Store what `examine` accepted as one batch; arguments and errors as of `submit`."""
@@ -204,7 +208,7 @@ def store(
             on_stored(number, len(accepted))
         note.remove()
         with _refusals_named(user_id):
-            _insert(publisher, storage, batch_id, user_id, accepted, shown_name)
+            _insert(publisher, storage, batch_id, user_id, accepted, shown_name, priority)
     except BaseException:
         # An error or a Ctrl-C may come after the commit; then the batch needs the files.
         if not _is_committed(publisher, batch_id):
@@ -314,13 +318,18 @@ def _insert(  # noqa: PLR0917 - `repeated` passes them on
     user_id: uuid.UUID,
     accepted: Sequence[AcceptedFile],
     name: str | None,
+    priority: Priority,
 ) -> None:
     with publisher.transaction() as transaction:
         connection = transaction.connection
         connection.execute(select(func.pg_advisory_xact_lock(_lock_of(batch_id))))
         connection.execute(
             insert(UploadBatch).values(
-                id=batch_id, user_id=user_id, total_uploads=len(accepted), name=name
+                id=batch_id,
+                user_id=user_id,
+                total_uploads=len(accepted),
+                name=name,
+                **({} if priority is Priority.NORMAL else {"priority": priority}),
             )
         )
         submitted_at = connection.scalar(func.now())

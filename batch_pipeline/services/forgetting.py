@@ -36,6 +36,7 @@ from batch_pipeline.database.models import (
     ModelCall,
     Upload,
     UploadBatch,
+    WorkPause,
 )
 from batch_pipeline.database.readings import lease_lives, owner
 from batch_pipeline.database.session import AnyRow, Database
@@ -297,6 +298,7 @@ def _forget_batch(
         _require_ended(connection, batch_id)
         calls = connection.execute(delete(ModelCall).where(of_batch)).rowcount
         connection.execute(delete(AskedSlice).where(AskedSlice.key.contains(str(batch_id))))
+        connection.execute(delete(WorkPause).where(WorkPause.target == str(batch_id)))
         batches = connection.execute(delete(UploadBatch).where(UploadBatch.id == batch_id)).rowcount
         # What triggers have noted of these very deletions, too.
         connection.execute(delete(BatchToRecount).where(BatchToRecount.batch_id == batch_id))
@@ -356,6 +358,7 @@ def _forget_rest_of_user(
             connection.execute(delete(MadeThumbnail).where(MadeThumbnail.user_id == user_id))
             of_theirs = DescriptionInWork.user_id == user_id
             connection.execute(delete(DescriptionInWork).where(of_theirs))
+            connection.execute(delete(WorkPause).where(WorkPause.target == str(user_id)))
         pipeline.storage.remove_empty_folder(str(user_id))
 
 

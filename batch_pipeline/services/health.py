@@ -15,6 +15,7 @@ from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.missing_home import missing_home
+from batch_pipeline.services.pauses import active_pauses
 from batch_pipeline.services.progress.publishing import check_redis
 from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.settings import Settings
@@ -24,7 +25,7 @@ _COLUMN_WIDTH = text("""
     SELECT atttypmod FROM pg_attribute
     WHERE attrelid = to_regclass('uploads') AND attname = 'embedding_local'
 """)
-_PAUSES = text("""
+_RATE_LIMITS = text("""
     SELECT server, kind, reason, extract(epoch FROM not_before - now()) AS seconds
     FROM model_pauses WHERE not_before > now() ORDER BY server, kind
 """)
@@ -96,8 +97,10 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
             lambda: _column_width(database, settings),
             "set BATCH_PIPELINE_EMBEDDING_DIMENSIONS to the width of the column",
         )
-        if pauses := _pauses(database):
-            yield HealthCheck("rate limits", True, pauses)
+        if limits := _rate_limits(database):
+            yield HealthCheck("rate limits", True, limits)
+        if migrations.ok and (paused := active_pauses(database)):
+            yield HealthCheck("pauses", True, "; ".join(map(str, paused)))
         tables = _check(
             "tables", lambda: _tables(database, settings), "change them: docs/existing_database.md"
         )
@@ -147,11 +150,11 @@ def _column_width(database: Database, settings: Settings) -> str:
     return f"{width} numbers"
 
 
-def _pauses(database: Database) -> str:
+def _rate_limits(database: Database) -> str:
     """What model servers have asked to be left alone for a while; empty: none."""
     try:
         with database.transaction() as connection:
-            rows = connection.execute(_PAUSES).all()
+            rows = connection.execute(_RATE_LIMITS).all()
     except Exception:  # said by the checks before
         return ""
     return "; ".join(

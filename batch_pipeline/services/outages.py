@@ -18,8 +18,21 @@ from sqlalchemy import func, select
 
 from batch_pipeline.database.models import Upload, UploadStatus
 from batch_pipeline.database.session import AnyRow
-from batch_pipeline.errors import PermanentError, PipelineError, ServiceDownError, UploadError
-from batch_pipeline.model_servers.base import CancelledCheck, EmbeddingModel, VisionModel
+from batch_pipeline.errors import (
+    PermanentError,
+    PipelineError,
+    ServiceDownError,
+    UploadError,
+    WorkPausedError,
+)
+from batch_pipeline.model_servers.base import (
+    WORK_PAUSED,
+    CancelledCheck,
+    EmbeddingModel,
+    PausedCheck,
+    VisionModel,
+    require_unpaused,
+)
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.storage import Storage
 
@@ -65,28 +78,37 @@ def apart_from_suspects(
     upload: AnyRow,
     model: VisionModel | EmbeddingModel,
     cancelled: CancelledCheck,
+    paused: PausedCheck,
 ) -> Iterator[None]:
     """Surround the model calls of an upload; suspects make their calls one at a time.
 
     Raises:
         ServiceDownError: no server answers the known question either.
         WorkCancelledError: `cancelled` answered true while waiting.
+        WorkPausedError: `paused` gave a reason while waiting, or for every server.
     """
     # If a server restarts at once, its death looks like an error of each broken call.
     if not upload.server_deaths and upload.error_kind != "model_server_error":
         yield
         return
-    with pipeline.suspects.taken(lambda: _ALL_SERVERS, cancelled):
-        if upload.server_deaths and (outage := _outage_of(model, cancelled)):
+
+    def all_servers() -> list[str]:
+        require_unpaused(paused)
+        return _ALL_SERVERS
+
+    with pipeline.suspects.taken(all_servers, cancelled):
+        if upload.server_deaths and (outage := _outage_of(model, cancelled, paused)):
             raise outage
         yield
 
 
 def _outage_of(
-    model: VisionModel | EmbeddingModel, cancelled: CancelledCheck
+    model: VisionModel | EmbeddingModel, cancelled: CancelledCheck, paused: PausedCheck
 ) -> ServiceDownError | None:
     # Whether the answer is right is another matter.
-    tried = model.try_out(cancelled)
+    tried = model.try_out(cancelled, paused)
+    if tried and all(found.kind == WORK_PAUSED for found in tried):
+        raise WorkPausedError(tried[0].detail)
     failed = [found for found in tried if not (found.ok or found.kind == "model_unsuitable")]
     if not failed or len(failed) < len(tried):
         return None

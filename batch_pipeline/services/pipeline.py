@@ -1,13 +1,15 @@
 """The shared objects of the pipeline, opened once from the settings."""
 
 import threading
+import uuid
 from functools import cached_property
 
 from batch_pipeline.database.session import open_database
-from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.model_servers.base import Analyzer, CallSlots
+from batch_pipeline.errors import ServiceDownError, WorkPausedError
+from batch_pipeline.model_servers.base import WORK_PAUSED, Analyzer, CallSlots
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.model_costs import Account
+from batch_pipeline.services.pauses import Pauses, why_paused
 from batch_pipeline.services.progress.publishing import ProgressPublisher
 from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
 from batch_pipeline.services.states.backlog import Backlog
@@ -30,6 +32,7 @@ class Pipeline:
         self.states = UploadStates(self.publisher, lease_seconds=settings.lease_seconds)
         self.batches = BatchStates(self.publisher)
         self.backlog = Backlog(self.publisher, lease_seconds=settings.lease_seconds)
+        self.pauses = Pauses(self.database)
         self.call_slots = SharedCallSlots(
             self.database.url, lease_seconds=min(settings.lease_seconds, LEASE_SECONDS)
         )
@@ -46,16 +49,22 @@ class Pipeline:
 
         return build_analyzer(self.settings, self.call_slots.of)
 
+    def why_paused(self, batch_id: uuid.UUID | None = None) -> WorkPausedError | None:
+        """Return why a person lets nothing be processed now, of a batch or at all; or None."""
+        return why_paused(self.database, self.settings, batch_id)
+
     def analyzer_outage(self) -> ServiceDownError | None:
-        """Return why no upload can be processed now, or None."""
+        """Return why no upload can be processed now, or None; a pause is no outage."""
         embedding = self.analyzer.embedding
         with Account(self.database) as account:
-            problems = self.analyzer.outages(account.of("embedding", embedding.name))
-        if not problems:
+            spent = account.of("embedding", embedding.name)
+            problems = self.analyzer.outages(spent, self.pauses.of(None))
+        down = [found for found in problems if found.kind != WORK_PAUSED]
+        if not down:
             return None
         # Both models often run on one server, whose outage is reported once.
         reasons = dict.fromkeys(f"{found.detail}. {found.hint}".rstrip(". ") for found in problems)
-        return ServiceDownError(problems[0].kind, "; ".join(reasons))
+        return ServiceDownError(down[0].kind, "; ".join(reasons))
 
     def close(self) -> None:
         """Return the call slots and close the connections to the database."""

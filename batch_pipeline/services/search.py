@@ -23,6 +23,7 @@ from batch_pipeline.database.readings import FACTS, FILENAME, known, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.model_servers.base import EmbeddingModel
+from batch_pipeline.services.pauses import Pauses
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.search_words import Question
 
@@ -132,6 +133,7 @@ def search(
             embedded with this model; the message says with which models something was.
         NotFoundError: there is no upload `like`.
         ServiceDownError: the database or the model cannot be reached.
+        WorkPausedError: every server of the model is paused.
     """
     if like is not None and question.strip():
         raise RefusedError("both a text and an upload are given: expected one of them")
@@ -142,7 +144,8 @@ def search(
     last = _Cursor.read(after) if after else None
     filters = filters or Filters()
     conditions = [*filters.conditions()]
-    vector = None if like else embedding.embed([question])[0]
+    paused = Pauses(database).of_servers
+    vector = None if like else embedding.embed([question], paused=paused)[0]
     with database.transaction() as connection:
         model = embedding.name
         if like:

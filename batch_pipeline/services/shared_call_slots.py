@@ -52,6 +52,8 @@ _BREATH_SECONDS = 0.01
 _LIMITS = b"""
     SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '2s'
 """
+#: Between a loopback address and its host, in a name for all hosts.
+_OF = " of "
 #: First key of the advisory locks, one per server and kind, under which shares are agreed on.
 _LOCK = 730_511
 
@@ -156,7 +158,7 @@ class _SharedLane:
     """A message said that something has changed."""
 
     def __post_init__(self) -> None:
-        self.name = _name_for_all_hosts(self.server)
+        self.name = name_for_all_hosts(self.server)
 
     @property
     def topic(self) -> str:
@@ -421,9 +423,11 @@ class SharedCallSlots:
         return bool(topics)
 
 
-def _name_for_all_hosts(server: str) -> str:
-    """What a server is called in the table: a loopback address is another one on each host."""
-    server = masked(server)
-    if (urlsplit(server).hostname or "") in {"localhost", "127.0.0.1", "::1"}:
-        return f"{server.rstrip('/')} of {socket.gethostname()}"
-    return server.rstrip("/")
+def name_for_all_hosts(server: str) -> str:
+    """What a server is called in tables: a loopback address is another one on each host.
+
+    A name that has its host already stays as it is.
+    """
+    server = masked(server).rstrip("/")
+    is_local = (urlsplit(server).hostname or "") in {"localhost", "127.0.0.1", "::1"}
+    return f"{server}{_OF}{socket.gethostname()}" if is_local and _OF not in server else server

@@ -25,6 +25,7 @@ from batch_pipeline.errors import (
     TransientError,
     UploadError,
     WorkCancelledError,
+    WorkPausedError,
 )
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.content import MediaContent
@@ -34,6 +35,7 @@ from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
 from batch_pipeline.model_servers.base import (
     CancelledCheck,
     EmbeddingModel,
+    PausedCheck,
     VisionModel,
     never_cancelled,
 )
@@ -129,6 +131,7 @@ class _Attempt:
     """Columns `STARTED`, as they were at the start of the attempt."""
     report: UploadReport
     cancelled: CancelledCheck
+    paused: PausedCheck
     waiting: Waiting
 
 
@@ -161,6 +164,7 @@ class UploadProcessor:
         Raises:
             ServiceDownError: a service is down. The upload is ``pending`` again, and the attempt
                 does not count.
+            WorkPausedError: a person has paused what a model call needs; likewise.
         """
         started = self._states.start(upload_id, run_id)
         if isinstance(started, SkippedUpload):
@@ -180,11 +184,21 @@ class UploadProcessor:
         try:
             with self._keeper.hold(claim) as held, report.account:
                 self._work(
-                    _Attempt(claim, row, report, lambda: held.lost() or interrupted(), waiting)
+                    _Attempt(
+                        claim,
+                        row,
+                        report,
+                        cancelled=lambda: held.lost() or interrupted(),
+                        paused=self._pipeline.pauses.of(row.batch_id),
+                        waiting=waiting,
+                    )
                 )
                 return CompletedUpload(report)
         except (ClaimLostError, WorkCancelledError):
             return self._let_go(started, report)
+        except WorkPausedError:
+            self._release_if_possible(claim)
+            raise
         except UploadError as error:
             return self._give_up(claim, report, error, retries_left)
         except (ServiceDownError, ConfigurationError) as error:
@@ -359,6 +373,7 @@ class UploadProcessor:
                 content.frames,
                 attempt=report.attempt,
                 cancelled=attempt.cancelled,
+                paused=attempt.paused,
                 spent=report.account.of("vision", vision.name),
             )
         report.audit = audit(description.text, self._pipeline.settings.language)
@@ -387,6 +402,7 @@ class UploadProcessor:
             [vector] = embedding.embed(
                 [described.description.text if described else ""],
                 cancelled=attempt.cancelled,
+                paused=attempt.paused,
                 spent=report.account.of("embedding", embedding.name),
             )
         return vector
@@ -394,7 +410,9 @@ class UploadProcessor:
     def _apart_from_suspects(
         self, attempt: _Attempt, model: VisionModel | EmbeddingModel
     ) -> AbstractContextManager[None]:
-        return apart_from_suspects(self._pipeline, attempt.row, model, attempt.cancelled)
+        return apart_from_suspects(
+            self._pipeline, attempt.row, model, attempt.cancelled, attempt.paused
+        )
 
     def _give_up(
         self, claim: Claim, report: UploadReport, error: UploadError, retries_left: int

@@ -343,3 +343,42 @@ def test_re_execute_from_failure_clicked_in_the_browser_works_the_failed_upload_
     assert again["status"] == "SUCCESS"
     status = stack.cli("status", finished["batch_id"])
     assert (status["status"], status["successful_uploads"]) == ("completed", 2)
+
+
+def launch(page: Page, stack: RealStack, job: str, config: str) -> None:
+    """Press *Launch Run* in the launchpad of a job; returns when the run has ended well."""
+    page.goto(f"{stack.graphql.url}{LOCATION}/jobs/{job}/playground")
+    button = page.get_by_role("button", name="Launch Run")
+    # What cannot be launched in between: enabled again, the button launches what was typed last.
+    write_config(page, "ops: {none: {}}")
+    expect(button).to_be_disabled()
+    write_config(page, config)
+    expect(button).to_be_enabled()
+    button.click()
+    page.wait_for_url("**/runs/*")
+    run_id = page.url.rsplit("/", 1)[-1]
+    status = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
+    ended = wait_until(
+        lambda: (
+            {stack.graphql(status, run=run_id)["runOrError"]["status"]} & {"SUCCESS", "FAILURE"}
+        ),
+        "the run ends",
+    )
+    assert ended == {"SUCCESS"}
+
+
+def test_everything_or_a_batch_is_paused_and_resumed_by_the_jobs_of_the_ui(
+    page: Page, stack: RealStack, finished: dict
+) -> None:
+    batch = finished["batch_id"]
+    page.goto(f"{stack.graphql.url}/jobs")
+    for job in ("pause", "resume"):
+        expect(page.get_by_role("link", name=f"job {job} info").first).to_be_visible()
+    of_batch = f"config: {{batch: {batch}"
+    launch(page, stack, "pause", "{}")
+    launch(page, stack, "pause", f"ops: {{pause_work: {{{of_batch}, reason: grey}}}}}}")
+    held = {(p["scope"], p["target"], p["reason"]) for p in stack.cli("paused")}
+    assert held == {("everything", "", ""), ("batch", batch, "grey")}
+    launch(page, stack, "resume", "{}")
+    launch(page, stack, "resume", f"ops: {{resume_work: {{{of_batch}}}}}}}")
+    assert stack.cli("paused") == []

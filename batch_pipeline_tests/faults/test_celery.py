@@ -15,11 +15,13 @@ import pytest
 from sqlalchemy import text
 
 from batch_pipeline.database.connection_budget import DAGSTER_POOL
+from batch_pipeline.database.models import PauseScope
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.orchestration import executors
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.instance_health import check_dagster
 from batch_pipeline.orchestration.run_ends import clean_up_failed_run
+from batch_pipeline.services.pauses import pause, resume
 from batch_pipeline.settings import Settings
 from batch_pipeline_tests.patience import wait_until
 
@@ -159,6 +161,42 @@ def test_terminate_stops_the_call_that_a_worker_makes_and_retry_finishes(
     [again] = work.run_what_is_asked_for()
     assert again.success
     assert work.counts(batch_id) == ("completed", 2, 0)
+    assert len(model_server.calls_of("vision")) == 3
+
+
+@pytest.mark.parametrize("scope", ["batch", "server"])
+def test_a_pause_lets_the_call_of_a_worker_end_and_what_waits_in_the_broker_waits_on(
+    work, broker, start, model_server, scope
+):
+    work = work(celery_broker_url=broker.url)
+    batch_id = work.submit("fog.webp", "sea.jpg", "city.jpg")
+    model_server.latency_seconds = 1.5
+    start(*WORKER, PYTHONPATH=str(ROOT))
+    held = PauseScope(scope), {"batch": str(batch_id), "server": model_server.ollama_url}[scope]
+
+    def pause_in_the_first_call():
+        wait_until(lambda: model_server.calls_of("vision"), "a worker has taken the first")
+        pause(work.pipeline.database, work.pipeline.settings, *held)
+
+    pausing = threading.Thread(target=pause_in_the_first_call)
+    pausing.start()
+    result = run(work, batch_id, {"celery": {"broker": broker.url}})
+    pausing.join()
+
+    assert result.success
+    assert len(model_server.calls) == 1
+    rows = work.uploads(batch_id)
+    assert [bool(row.description) for row in rows] == [True, False, False]
+    assert {(row.processing_status, row.owner_run_id, row.attempts) for row in rows} == {
+        ("pending", None, 0)
+    }
+    assert not work.tick().run_requests
+
+    resume(work.pipeline.database, *held)
+    model_server.latency_seconds = 0
+    [again] = work.run_what_is_asked_for()
+    assert again.success
+    assert work.counts(batch_id) == ("completed", 3, 0)
     assert len(model_server.calls_of("vision")) == 3
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import make_url, update
 
 from batch_pipeline.database.models import Upload
 from batch_pipeline.errors import PermanentError
+from batch_pipeline.services.dispatch.slices import unnumbered_slices
 from batch_pipeline.services.reports.batch_status import newest_batches
 from batch_pipeline.testing.media import (
     HOSTILE_FILENAMES,
@@ -32,7 +33,7 @@ MEDIA = Path(__file__).parents[2] / "examples" / "media"
 BATCH_FIELDS = [
     "batch_id", "user_id", "status", "total_uploads", "processed_uploads", "successful_uploads",
     "failed_uploads", "name", "created_at", "started_at", "completed_at", "error_message",
-    "progress_percentage", "cost",
+    "priority", "progress_percentage", "paused", "cost",
 ]  # fmt: skip
 UPLOAD_FIELDS = [
     "upload_id", "filename", "file_type", "processing_status", "attempts", "error_kind",
@@ -60,6 +61,18 @@ def test_submit_prints_the_agreed_json_and_keeps_the_files(console, database, tm
     [upload] = upload_rows(database, uuid.UUID(answer.json["batch_id"]))
     assert [str(upload.id)] == answer.json["upload_ids"]
     assert (tmp_path / "home" / "uploads" / upload.file_path).is_file()
+
+
+def test_a_batch_has_the_priority_that_it_was_submitted_with(console, database):
+    urgent = console("submit", MEDIA / "fog.webp", "--priority", "high", "--json").json["batch_id"]
+    usual = console("submit", MEDIA / "fog.webp", "--json").json["batch_id"]
+    shown = {batch["batch_id"]: batch["priority"] for batch in console("status", "--json").json}
+    assert shown == {urgent: "high", usual: "normal"}
+    assert re.search(r"priority +high", console("status", urgent).out)
+    assert batch_row(database, uuid.UUID(usual)).priority is None
+    waiting = {str(s.batch_id): s.priority for s in unnumbered_slices(database, 9, at_most=1)}
+    assert waiting == shown
+    assert console("submit", MEDIA / "fog.webp", "--priority", "urgent").code == 2
 
 
 def test_submit_says_in_words_how_to_follow_the_batch(console):
@@ -184,7 +197,7 @@ def test_watch_of_an_ended_batch_prints_its_last_state_and_tells_of_failures(con
     assert answer.code == 1
     assert answer.json == {
         "batch_id": str(batch), "status": "completed", "total": 2, "processed": 2,
-        "successful": 1, "failed": 1, "progress_percentage": 100.0, "name": None,
+        "successful": 1, "failed": 1, "progress_percentage": 100.0, "name": None, "paused": [],
     }  # fmt: skip
     assert console("watch", batch).out.splitlines()[-2:] == [
         f"See why:    batch-pipeline status {batch}",
@@ -363,6 +376,40 @@ def test_doctor_fails_when_an_upload_has_waited_for_too_long(console, database):
     late = oldest("--longest-wait", "1h")
     assert not late["ok"]
     assert f"its batch {batch} is pending, longer than 1:00:00" in late["detail"]
+
+
+def test_pause_and_resume_say_what_they_did_and_everybody_is_told(console, database, tmp_path):
+    batch, other = add_batch(database, 1), add_batch(database, 1)
+    assert console("paused").out == "Nothing is paused.\n"
+    short = str(batch)[:8]
+    answer = console("pause", "--batch", short, "--reason", "wrong folder")
+    assert answer.code == 0
+    assert answer.out.startswith(f"Paused: batch {batch} is paused since ")
+    assert "(wrong folder)" in answer.out
+    assert console("pause", "--user", str(batch_row(database, batch).user_id)).code == 0
+
+    assert [pause["scope"] for pause in console("paused", "--json").json] == ["batch", "user"]
+    status = console("status")
+    assert status.out.count("paused") == 4, "two batches, and a line for each pause"
+    assert "(wrong folder)" in status.out
+    assert "(wrong folder)" in console("status", batch).out
+    assert len(console("status", batch, "--json").json["paused"]) == 2
+    assert len(console("status", other, "--json").json["paused"]) == 1
+    with console.in_terminal("watch", batch) as terminal:
+        terminal.wait_until(lambda text: "is paused since" in text)
+    [pauses] = [c for c in console("doctor", "--quick", "--json").json if c["name"] == "pauses"]
+    assert pauses["ok"]
+    assert "wrong folder" in pauses["detail"]
+    assert console("report", batch, "--html", "r.html").code == 0
+    assert "It is paused (batch)" in (tmp_path / "r.html").read_text()
+
+    refused = console("resume")
+    assert refused.code == 2
+    assert "everything is not paused; batch " in refused.err
+    assert console("pause", "--batch", batch, "--server", "http://x").code == 2
+    answer = console("resume", "--batch", short)
+    assert answer.out.splitlines()[0] == f"Resumed: batch {batch}"
+    assert answer.out.splitlines()[1].startswith("Paused: user ")
 
 
 @pytest.mark.parametrize("command", ["watch", "retry", "cancel", "report"])

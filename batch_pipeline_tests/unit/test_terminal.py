@@ -3,13 +3,16 @@
 import io
 import re
 import uuid
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
 
 from batch_pipeline import terminal
+from batch_pipeline.database.models import PauseScope
 from batch_pipeline.model_servers.base import HealthCheck
+from batch_pipeline.services.pauses import Pause
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.reports.failures import FailureGroup, Failures
@@ -123,6 +126,20 @@ def test_who_sees_work_going_on_is_not_told_that_something_is_missing():
     assert "Dagster" not in console.file.getvalue()
 
 
+@pytest.mark.parametrize("make", [a_pipe, a_terminal])
+def test_who_watches_a_paused_batch_is_told_at_once_also_while_calls_in_flight_end(make):
+    console = make()
+    held = Pause(PauseScope.EVERYTHING, "", "new [b]card[/b]", datetime.now(UTC))
+    paused = replace(snapshot(in_work=[upload()]), paused=[held])
+    view = terminal.BatchView(console, nothing)
+    view.follow([snapshot(), paused, paused, snapshot(1), snapshot(3, status="completed")])
+    shown = console.file.getvalue()
+    assert "everything is paused since" in shown
+    assert "new [b]card" in shown
+    if make is a_pipe:
+        assert shown.count("is paused") == 1
+
+
 @pytest.mark.parametrize("name", HOSTILE_FILENAMES)
 def test_names_and_texts_are_shown_literally_in_every_table(name):
     text = f"{name} [red]not markup[/red]"
@@ -140,7 +157,8 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
         "batch_id": BATCH, "name": name, "status": "processing", "total_uploads": 100000,
         "processed_uploads": 99999, "successful_uploads": 1, "failed_uploads": 99998,
         "progress_percentage": 99.9, "created_at": now - timedelta(days=900), "started_at": now,
-        "completed_at": None, "error_message": text,
+        "completed_at": None, "error_message": text, "paused": [],
+        "priority": "high",
         "cost": {"models": [
             {"model": text, "calls": 2, "tokens_in": 1, "tokens_out": 1, "seconds": 0.5},
         ]},
@@ -153,12 +171,15 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
         "error_message": text,
     }
     group = FailureGroup(text, "failed", 7, 1, now, "means", "do", True, [failure])
+    held = Pause(PauseScope.SERVER, text, text, now)
     console = a_pipe()
     for table in (
         *terminal.failure_lines(Failures([group], [batch_row]), now),
         terminal.uploads_table([upload_row]),
         terminal.batch_table(batch_row),
         terminal.batches_table([batch_row]),
+        terminal.batch_table(batch_row | {"paused": [asdict(held)]}),
+        terminal.batches_table([batch_row | {"paused": [asdict(held)]}]),
         terminal.search_table([found(name, text), found(name, text, tags=[text, name])]),
         terminal.health_table([HealthCheck("storage", False, text, text)]),
     ):

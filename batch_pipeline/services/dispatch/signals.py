@@ -1,12 +1,15 @@
 """Signals new work to dispatch, so that the sensor does not have to poll.
 
 Triggers on the tables (migration 0007) notify when uploads were added or became pending again, or
-when a batch was started or reopened, whoever wrote the rows. A signal is only a reason to look.
+when a batch was started or reopened, whoever wrote the rows. A resume notifies, too
+(``services/pauses.py``). A signal is only a reason to look.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+
+from sqlalchemy import Connection, func, select
 
 from batch_pipeline.database.listening import listening
 from batch_pipeline.database.session import Database
@@ -20,6 +23,11 @@ GATHER_SECONDS = 0.05
 
 #: Waits for this many seconds at most; returns True if there may be work.
 Wait = Callable[[float], bool]
+
+
+def signal_work(connection: Connection) -> None:
+    """Signal work when the transaction is committed, where no trigger does."""
+    connection.execute(select(func.pg_notify(CHANNEL, "")))
 
 
 @contextmanager

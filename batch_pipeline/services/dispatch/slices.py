@@ -12,13 +12,18 @@ in flight and launches the chosen slices.
 """
 
 import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable
 
 from sqlalchemy import text
 
 from batch_pipeline.database.failures import repeated
-from batch_pipeline.database.models import UploadBatch
+from batch_pipeline.database.models import Priority, UploadBatch
 from batch_pipeline.database.readings import (
     BATCH_CAME,
+    PAUSED_SQL,
+    PRIORITY,
     WAITING_SINCE,
     WAITING_SQL,
     as_text,
@@ -44,14 +49,15 @@ _SUSPECT = "uploads.deaths + uploads.server_deaths > 0"
 _WAITED = f"(extract(epoch FROM now() - {as_text(WAITING_SINCE)}))::double precision"
 #: Batches without a user take turns as if one user owned them.
 _USER = as_text(owner(UploadBatch.user_id).element)
+_PRIORITY = as_text(PRIORITY.element)
 _HEAD_START = f"""
     upload_batches.status = 'pending'
     AND {as_text(BATCH_CAME)} > now() - make_interval(secs => {HEAD_START_SECONDS})"""
 
 _NUMBERED = text(f"""
     SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
-        uploads.slice AS number, min(uploads.dispatch_reason) AS reason, count(*) AS uploads,
-        max({_WAITED}) AS waited
+        {PAUSED_SQL} AS is_paused, {_PRIORITY} AS priority, uploads.slice AS number,
+        min(uploads.dispatch_reason) AS reason, count(*) AS uploads, max({_WAITED}) AS waited
     FROM uploads JOIN upload_batches ON upload_batches.id = uploads.batch_id
     WHERE upload_batches.status IN ('pending', 'processing')
         AND {WAITING_SQL} AND uploads.slice IS NOT NULL
@@ -62,7 +68,7 @@ _NUMBERED = text(f"""
 #: The oldest upload of each batch, found by an index; the number of others is only estimated.
 _WITHOUT_NUMBER = text(f"""
     SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
-        oldest.reason, oldest.waited,
+        {PAUSED_SQL} AS is_paused, {_PRIORITY} AS priority, oldest.reason, oldest.waited,
         coalesce(upload_batches.total_uploads - upload_batches.processed_uploads, 0) AS at_most
     FROM upload_batches, LATERAL (
         SELECT uploads.dispatch_reason AS reason, {_WAITED} AS waited
@@ -73,6 +79,14 @@ _WITHOUT_NUMBER = text(f"""
     ) oldest
     WHERE upload_batches.status IN ('pending', 'processing')
     ORDER BY upload_batches.id
+""")  # noqa: S608
+
+_HELD = text(f"""
+    SELECT {_USER} AS user_id, count(*) AS uploads
+    FROM uploads JOIN upload_batches ON upload_batches.id = uploads.batch_id
+    WHERE uploads.owner_run_id IS NOT NULL
+        OR uploads.processing_status IN ('analyzing', 'embedding')
+    GROUP BY 1
 """)  # noqa: S608
 
 _LOCK_BATCH = text("SELECT slices FROM upload_batches WHERE id = :batch_id FOR UPDATE")
@@ -126,13 +140,29 @@ def unnumbered_slices(
     ]
 
 
+def uploads_in_flight(database: Database, numbered: Iterable[WaitingSlice]) -> Counter[uuid.UUID]:
+    """Count the uploads that runs hold, or will take with these slices, by user.
+
+    The slices are read before: an upload that a run takes meanwhile is counted twice, but never
+    left out.
+    """
+    counts: Counter[uuid.UUID] = Counter()
+    for slice_ in numbered:
+        counts[slice_.user_id] += 0 if slice_.is_paused else slice_.uploads
+    with database.transaction() as connection:
+        for row in connection.execute(_HELD):
+            counts[row.user_id] += row.uploads
+    return counts
+
+
 @repeated
 def open_slice(
     database: Database, slice_: WaitingSlice, uploads_per_run: int
 ) -> WaitingSlice | None:
     """Give a slice its number and its uploads; None if there is nothing left to take.
 
-    A slice that has a number is returned unchanged.
+    It gets `slice_.uploads` of them, or as many as a run takes. A slice that has a number is
+    returned unchanged.
 
     Raises:
         sqlalchemy.exc.OperationalError: another transaction holds the row of the batch.
@@ -145,7 +175,9 @@ def open_slice(
         if batch is None:
             return None
         names = {"batch_id": slice_.batch_id, "number": batch.slices + 1}
-        opened = connection.execute(_OPEN_SLICE, names | {"size": uploads_per_run}).one()
+        opened = connection.execute(
+            _OPEN_SLICE, names | {"size": slice_.uploads or uploads_per_run}
+        ).one()
         if not opened.uploads:
             return None
         connection.execute(_COUNT_SLICE, names)
@@ -161,5 +193,7 @@ def _slice(row: AnyRow, **values: int) -> WaitingSlice:
         time.time() - float(row.waited) if is_known else 0.0,
         reason=row.reason,
         has_head_start=row.has_head_start,
+        is_paused=row.is_paused,
+        priority=row.priority or Priority.NORMAL,
         **values,
     )

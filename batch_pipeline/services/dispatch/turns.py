@@ -6,7 +6,9 @@ cursor keeps the turns taken so far. The rule:
 1. **Users take turns.** The next run goes to the user who has waited longest. A user waits since
    its last run was launched, or since its oldest waiting upload began to wait, if that was later.
    So a user with 10,000 files gets one run, then everybody who waited meanwhile gets one.
-2. **Then batches of that user take turns**, by the same rule.
+2. **Then batches of that user take turns**, by the same rule. A batch of high priority counts as if
+   it had waited half an hour longer, one of low priority as if half an hour less. Priorities do not
+   change the turns of users.
 3. **Within a batch, the oldest uploads go first.** An upload that was lost with its run keeps its
    age, so it is next in its batch. An upload that a person or the sweep reopened (`retry`,
    `reprocess`) begins to wait at that moment, so it does not go before newer submissions.
@@ -15,14 +17,20 @@ cursor keeps the turns taken so far. The rule:
    came shortly before.
 5. A new batch gets **one run until that run has started** (its head start), and no user
    gets more than ``MAX_RUNS_PER_USER`` runs in flight.
+6. What a person has **paused** is not offered. It keeps its place.
+7. Runs hold no more than ``MAX_UPLOADS_PER_USER`` uploads of one user. A slice gets what room there
+   is, but is not opened before half of the limit is free: else a run would be launched for each
+   upload that ends. Who has no room keeps its place, and others go.
 
 New work, retries and rescues are treated alike: only age counts. The bound: a user or batch has a
 place in the order, the moment since which it waits by rules 1 and 4. A later arrival does not go
 before it, and each earlier one goes before it once. So the oldest slice of a batch (for example one
 that was lost with its run) is launched within **B x U turns** of its place, with B open batches of
 its user and U users with open batches. New submissions do not change this. If its user has nothing
-else in flight, its place is the present. ``unit/services/test_turns.py`` tests this with arrivals
-of all kinds.
+else in flight, its place is the present. Where that user has batches of high priority, the count
+begins half an hour later for a batch of normal priority, and an hour later for one of low priority:
+by then whoever comes or goes has a later place. ``unit/services/test_turns.py`` tests this with
+arrivals of all kinds.
 """
 
 import heapq
@@ -34,10 +42,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Self
 
+from batch_pipeline.database.models import Priority
+
 #: Reason of a slice whose uploads were never taken before.
 NEW = "new"
 #: A run in flight moves the start of the wait this much later (seconds).
 SECONDS_PER_RUN_IN_FLIGHT = 600.0
+#: How much earlier than others of its user a batch counts as waiting (seconds).
+EARLIER_SECONDS: Mapping[str, float] = {Priority.LOW: -1800.0, Priority.HIGH: 1800.0}
 #: How many users and how many batches the cursor remembers: first those that wait, then the newest
 #: of the others.
 MAX_REMEMBERED = 1000
@@ -57,9 +69,13 @@ class WaitingSlice(NamedTuple):
     reason: str = NEW
     """Why it was opened: new, retry, rescue or reprocess."""
     uploads: int = 0
-    """How many; 0 while it has no number."""
+    """How many; without a number how many it may get, 0: as many as a run takes."""
     has_head_start: bool = False
     """The first run of the batch is to begin before others start."""
+    is_paused: bool = False
+    """A person has paused the batch, its user or everything."""
+    priority: str = Priority.NORMAL
+    """Of its batch; an unknown word counts as normal."""
 
     @property
     def key(self) -> str:
@@ -90,9 +106,30 @@ class Why(StrEnum):
     """Why a slice is not launched now, in the words of a tick."""
 
     LAUNCHED = "for a run that is launched already"
+    PAUSED = "to be resumed"
     HEAD_START = "for the first run of the batch to begin"
     USER_LIMIT = "for a run of the same user to end"
+    UPLOAD_LIMIT = "for uploads of the same user to end"
     NO_ROOM = "for any run to end"
+
+
+@dataclass(frozen=True)
+class UploadLimit:
+    """How many uploads of one user runs may hold."""
+
+    per_user: int
+    per_run: int
+    in_flight: Mapping[uuid.UUID, int]
+    """By user: reserved, in progress, and those of slices that have a number."""
+
+    @property
+    def least(self) -> int:
+        """The room that there has to be before another slice is opened."""
+        return min(self.per_run, -(-self.per_user // 2))
+
+    def room(self, user_id: uuid.UUID) -> int:
+        """How many more uploads of a user runs may get."""
+        return self.per_user - self.in_flight.get(user_id, 0)
 
 
 @dataclass(frozen=True)
@@ -152,7 +189,8 @@ class Choice:
     @property
     def needs_a_run_to_end(self) -> bool:
         """Something waits that is launched as soon as another run ends, or has begun."""
-        return any(ids for why, ids in self.waiting.items() if why is not Why.LAUNCHED)
+        others = (Why.LAUNCHED, Why.PAUSED)
+        return any(ids for why, ids in self.waiting.items() if why not in others)
 
     def __str__(self) -> str:
         """The rest in a line, naming batches; empty if nothing waits."""
@@ -180,8 +218,11 @@ class _Batch:
     last_turn: float
     runs: int
     """In flight."""
+    priority: str
     slices: list[WaitingSlice] = field(default_factory=list)
     """Oldest first."""
+    has_no_room: bool = False
+    """There are others, which wait for uploads of the user to end."""
 
     @property
     def has_head_start(self) -> bool:
@@ -189,8 +230,13 @@ class _Batch:
 
     @property
     def place(self) -> _Place:
-        oldest = self.slices[0].waits_since
-        return _place(self.id, oldest=oldest, last_turn=self.last_turn, runs=self.runs)
+        earlier = EARLIER_SECONDS.get(self.priority, 0.0)
+        return _place(
+            self.id,
+            oldest=self.slices[0].waits_since - earlier,
+            last_turn=self.last_turn - earlier,
+            runs=self.runs,
+        )
 
 
 @dataclass
@@ -201,6 +247,9 @@ class _User:
     last_turn: float
     runs: int
     """In flight."""
+    limit: UploadLimit | None
+    room: int
+    """How many more uploads runs may get, if there is a limit."""
     batches: list[_Batch] = field(default_factory=list)
     """Those that may get a run."""
 
@@ -212,12 +261,26 @@ class _User:
     def take_turn(self, now: float) -> WaitingSlice:
         batch = min(self.batches, key=lambda batch: batch.place)
         slice_ = batch.slices.pop(0)
+        if self.limit and slice_.number is None:
+            slice_ = slice_._replace(uploads=min(self.limit.per_run, self.room))
+            self.room -= slice_.uploads
         batch.last_turn = self.last_turn = now
         batch.runs += 1
         self.runs += 1
         if not batch.slices or batch.has_head_start:
             self.batches.remove(batch)
+        self.keep_to_limit()
         return slice_
+
+    def keep_to_limit(self) -> None:
+        """Leave out slices for which there is no room; one that has a number has its room."""
+        if self.limit is None or self.room >= self.limit.least:
+            return
+        for batch in self.batches:
+            numbered = [slice_ for slice_ in batch.slices if slice_.number is not None]
+            batch.has_no_room = len(numbered) < len(batch.slices)
+            batch.slices = numbered
+        self.batches = [batch for batch in self.batches if batch.slices]
 
 
 def choose_slices(
@@ -229,6 +292,7 @@ def choose_slices(
     max_per_user: int,
     turns: Turns,
     now: float,
+    upload_limit: UploadLimit | None = None,
 ) -> Choice:
     """Choose the slices to launch now, by the rule in the docstring of this module.
 
@@ -241,16 +305,23 @@ def choose_slices(
         max_per_user: how many of them there may be of one user.
         turns: when users and batches had their last turn.
         now: seconds since 1970.
+        upload_limit: how many uploads of one user runs may hold; None: any number.
     """
-    batches, already_launched = _by_batch(waiting, launched, in_flight, turns)
+    waiting = list(waiting)
+    paused = dict.fromkeys(slice_.batch_id for slice_ in waiting if slice_.is_paused)
+    offered = [slice_ for slice_ in waiting if not slice_.is_paused]
+    batches, already_launched = _by_batch(offered, launched, in_flight, turns)
     users: dict[uuid.UUID, _User] = {}
     for batch in batches:
         if batch.user_id not in users:
             last_turn = turns.users.get(batch.user_id, 0)
             runs = in_flight.of_user.get(batch.user_id, 0)
-            users[batch.user_id] = _User(batch.user_id, last_turn, runs)
+            room = upload_limit.room(batch.user_id) if upload_limit else 0
+            users[batch.user_id] = _User(batch.user_id, last_turn, runs, upload_limit, room)
         if not batch.has_head_start:
             users[batch.user_id].batches.append(batch)
+    for user in users.values():
+        user.keep_to_limit()
 
     chosen: list[WaitingSlice] = []
     line = [(user.place, user) for user in users.values() if user.batches]
@@ -264,18 +335,20 @@ def choose_slices(
             heapq.heappush(line, (user.place, user))
 
     waits: dict[Why, list[uuid.UUID]] = {why: [] for why in Why}
-    waits[Why.LAUNCHED] = already_launched
+    waits[Why.LAUNCHED], waits[Why.PAUSED] = already_launched, list(paused)
     for batch in batches:
-        if not batch.slices:
-            continue
-        if batch.has_head_start:
-            why = Why.HEAD_START
-        elif users[batch.user_id].runs >= max_per_user:
-            why = Why.USER_LIMIT
-        else:
-            why = Why.NO_ROOM
-        waits[why].append(batch.id)
+        if batch.has_no_room:
+            waits[Why.UPLOAD_LIMIT].append(batch.id)
+        if batch.slices:
+            has_its_runs = users[batch.user_id].runs >= max_per_user
+            waits[_why(batch, has_its_runs=has_its_runs)].append(batch.id)
     return Choice(chosen, waits)
+
+
+def _why(batch: _Batch, *, has_its_runs: bool) -> Why:
+    if batch.has_head_start:
+        return Why.HEAD_START
+    return Why.USER_LIMIT if has_its_runs else Why.NO_ROOM
 
 
 def _by_batch(
@@ -295,7 +368,8 @@ def _by_batch(
         if batch_id not in batches:
             last_turn = turns.batches.get(batch_id, 0)
             runs = in_flight.of_batch.get(batch_id, 0)
-            batches[batch_id] = _Batch(batch_id, slice_.user_id, last_turn, runs)
+            priority = slice_.priority
+            batches[batch_id] = _Batch(batch_id, slice_.user_id, last_turn, runs, priority)
         batches[batch_id].slices.append(slice_)
     for batch in batches.values():
         batch.slices.sort(key=lambda slice_: (slice_.waits_since, slice_.reason == NEW))

@@ -6,7 +6,7 @@ that was missed does no harm.
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -17,6 +17,7 @@ from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload, U
 from batch_pipeline.database.readings import FILENAME
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, PipelineError
+from batch_pipeline.services.pauses import Pause, pauses_of_batches
 from batch_pipeline.services.progress.publishing import CHANNEL, BatchProgress
 from batch_pipeline.services.reports.batch_status import batch_progress
 
@@ -51,6 +52,8 @@ class BatchSnapshot:
     in_work: list[UploadSnapshot]
     newly_ended: list[UploadSnapshot]
     """Since the snapshot before; each upload once, unless it was worked again."""
+    paused: Sequence[Pause] = ()
+    """What holds the batch; calls in flight end all the same."""
 
     @property
     def has_ended(self) -> bool:
@@ -118,10 +121,11 @@ def _read(database: Database, batch_id: uuid.UUID, known: set[uuid.UUID]) -> Bat
             )
             .order_by(Upload.updated_at, Upload.id)
         ).all()
+        pauses = pauses_of_batches(connection, [batch_id]).get(batch_id, ())
     uploads = [UploadSnapshot(*row) for row in rows]
     ended = [upload for upload in uploads if upload.status in ENDED]
     newly_ended = [upload for upload in ended if upload.upload_id not in known]
     known.clear()
     known.update(upload.upload_id for upload in ended)
     in_work = [upload for upload in uploads if upload.status not in ENDED]
-    return BatchSnapshot(progress, in_work, newly_ended)
+    return BatchSnapshot(progress, in_work, newly_ended, pauses)

@@ -10,11 +10,14 @@ from batch_pipeline.database.session import Database
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.error_kinds import OUTAGES
 from batch_pipeline.services.liveness import check_daemon
+from batch_pipeline.services.pauses import why_paused
 from batch_pipeline.settings import Settings
 
 
 def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUID) -> str:
-    """Say why nothing of a batch is being worked: an outage, others' uploads, or no Dagster."""
+    """Say why nothing of a batch is being worked: a pause, an outage, others, no Dagster."""
+    if paused := why_paused(database, settings, batch_id):
+        return f"waits, because {paused}"
     held = or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK))
     outage = (
         select(Upload.error_kind, Upload.error_message)

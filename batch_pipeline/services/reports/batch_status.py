@@ -1,18 +1,20 @@
 """What is known of batches and their uploads, for reading; changes nothing."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, or_, select
 
-from batch_pipeline.database.models import OPEN_BATCH, Upload, UploadBatch
+from batch_pipeline.database.models import OPEN_BATCH, Priority, Upload, UploadBatch
 from batch_pipeline.database.readings import (
     BATCH_CAME,
     FILENAME,
+    NOT_PAUSED,
     PENDING_WORK,
+    PRIORITY,
     WAITING_SINCE,
     word,
 )
@@ -25,6 +27,7 @@ from batch_pipeline.services.model_costs import (
     costs_by_upload,
     total,
 )
+from batch_pipeline.services.pauses import Pause, pauses_of_batches
 from batch_pipeline.services.progress.publishing import PROGRESS, BatchProgress
 
 _BATCH = (
@@ -33,6 +36,7 @@ _BATCH = (
     UploadBatch.started_at,
     UploadBatch.completed_at,
     UploadBatch.error_message,
+    PRIORITY,
 )
 
 _UPLOAD = (
@@ -97,8 +101,12 @@ def newest_batches(
     """Read batches without their uploads, newest first."""
     with database.transaction() as connection:
         rows = connection.execute(_newest(limit, offset)).all()
-        costs = costs_by_batch(connection, [row.id for row in rows])
-        return [_shape(row) | {"cost": cost_shape(costs.get(row.id))} for row in rows]
+        ids = [row.id for row in rows]
+        costs, pauses = costs_by_batch(connection, ids), pauses_of_batches(connection, ids)
+        return [
+            _shape(row, pauses.get(row.id, ())) | {"cost": cost_shape(costs.get(row.id))}
+            for row in rows
+        ]
 
 
 def cost_shape(usage: Usage | None) -> dict[str, Any]:
@@ -134,7 +142,7 @@ class OldestWaiting:
 def oldest_waiting(database: Database) -> OldestWaiting | None:
     """Read the upload that has waited for longest; None if none waits.
 
-    Those of a batch that was cancelled or given up wait for a person, and are not meant.
+    Those of a batch that is paused, was cancelled or given up wait for a person: not meant.
     """
     query = (
         select(
@@ -144,7 +152,7 @@ def oldest_waiting(database: Database) -> OldestWaiting | None:
             func.date_trunc("second", func.now() - WAITING_SINCE),
         )
         .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
-        .where(PENDING_WORK)
+        .where(PENDING_WORK, NOT_PAUSED)
         .order_by(WAITING_SINCE.nulls_first())
         .limit(1)
     )
@@ -161,7 +169,8 @@ def _head(connection: Connection, batch_id: uuid.UUID) -> dict[str, Any]:
         )
     by_model = costs_by_model(connection, batch_id)
     models = [asdict(cost) | cost_shape(total([cost])) for cost in by_model]
-    return _shape(batch) | {"cost": cost_shape(total(by_model)) | {"models": models}}
+    pauses = pauses_of_batches(connection, [batch_id]).get(batch_id, ())
+    return _shape(batch, pauses) | {"cost": cost_shape(total(by_model)) | {"models": models}}
 
 
 def _newest(limit: int, offset: int) -> Select[*tuple[Any, ...]]:
@@ -173,13 +182,15 @@ def _newest(limit: int, offset: int) -> Select[*tuple[Any, ...]]:
     )
 
 
-def _shape(batch: AnyRow) -> dict[str, Any]:
+def _shape(batch: AnyRow, pauses: Iterable[Pause]) -> dict[str, Any]:
     values = dict(batch._mapping)
     progress = BatchProgress(*tuple(batch)[: len(PROGRESS)])
     return {
         "batch_id": values.pop("id"),
         **values,
+        "priority": values["priority"] or Priority.NORMAL,
         "progress_percentage": progress.progress_percentage,
+        "paused": [pause.shape() for pause in pauses],
     }
 
 

@@ -13,7 +13,12 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import text
 
-from batch_pipeline.database.readings import PENDING_WORK_SQL, WAITING_SINCE, as_text
+from batch_pipeline.database.readings import (
+    NOT_PAUSED_SQL,
+    PENDING_WORK_SQL,
+    WAITING_SINCE,
+    as_text,
+)
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 
@@ -43,10 +48,16 @@ METRICS = (
     Metric(
         "batch_pipeline_open_uploads",
         "Uploads that have not ended, by state, but for those that wait in cancelled batches; "
-        "reserved: a run has taken them, not begun.",
+        "reserved: a run has taken them, not begun; paused: they wait in a paused batch.",
         f"""
-        SELECT 'pending' AS state, count(*) FROM uploads
-        WHERE {PENDING_WORK_SQL}
+        SELECT v.state, v.number FROM (
+            SELECT count(*) AS waiting, count(*) FILTER (WHERE {NOT_PAUSED_SQL}) AS pending
+            FROM uploads
+            WHERE {PENDING_WORK_SQL}
+        ) counted, LATERAL (
+            VALUES ('pending', pending), ('paused', waiting - pending)
+        ) AS v (state, number)
+        WHERE v.state = 'pending' OR v.number > 0
         UNION ALL
         SELECT CASE processing_status::text
             WHEN 'pending' THEN 'reserved' ELSE processing_status::text END, count(*)
@@ -57,11 +68,12 @@ METRICS = (
     ),
     Metric(
         "batch_pipeline_oldest_pending_seconds",
-        "Age of the oldest upload that waits, in any batch; since it was opened again, if it was.",
+        "Age of the oldest upload that waits, in any batch that is not paused; since it was opened "
+        "again, if it was.",
         f"""
         SELECT coalesce(extract(epoch FROM now() - min({as_text(WAITING_SINCE)})), 0)
         FROM uploads
-        WHERE {PENDING_WORK_SQL}
+        WHERE {PENDING_WORK_SQL} AND {NOT_PAUSED_SQL}
         """,  # noqa: S608 - words of ours
     ),
     Metric(
@@ -144,6 +156,14 @@ METRICS = (
         SELECT server, kind, extract(epoch FROM not_before - now())
         FROM model_pauses
         WHERE not_before > now()
+        """,
+    ),
+    Metric(
+        "batch_pipeline_paused_seconds",
+        "For how long a person has paused something, by scope (everything, user, batch, server).",
+        """
+        SELECT scope, target, extract(epoch FROM now() - since)
+        FROM work_pauses
         """,
     ),
 )

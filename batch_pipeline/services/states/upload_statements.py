@@ -37,7 +37,7 @@ from batch_pipeline.database.models import (
     UploadStatus,
     Word,
 )
-from batch_pipeline.database.readings import FACTS, FILENAME, count, lease_expired
+from batch_pipeline.database.readings import FACTS, FILENAME, PAUSED, count, lease_expired
 from batch_pipeline.services.progress.publishing import queue_counters, queue_file_message
 from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
@@ -95,9 +95,9 @@ STARTED = (
     Upload.checksum,
 )
 _EXPIRED = lease_expired(bindparam("lease", type_=Float))
-#: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too, and nobody else
-#: holds it with a heartbeat younger than a lease (`lease`, seconds), and announce it; returns
-#: `STARTED`.
+#: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too and not paused,
+#: and nobody else holds it with a heartbeat younger than a lease (`lease`, seconds), and announce
+#: it; returns `STARTED`.
 START = LoneStatement(
     update(Upload)
     .where(
@@ -110,6 +110,7 @@ START = LoneStatement(
             or_(
                 UploadBatch.status == BatchStatus.CANCELLED,
                 UploadBatch.status == BatchStatus.FAILED,
+                PAUSED,
             ),
         ),
     )
@@ -134,6 +135,7 @@ LOCK_REFUSED = (
         Upload.owner_run_id,
         UploadBatch.status.label("batch_status"),
         _EXPIRED.label("expired"),
+        PAUSED.label("paused"),
     )
     .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
     .where(Upload.id == bindparam("of_upload"))

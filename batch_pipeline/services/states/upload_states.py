@@ -125,11 +125,13 @@ class UploadStates:
         slice_number: int | None = None,
         upload_ids: Sequence[uuid.UUID] = (),
         limit: int,
+        paused: bool = False,
     ) -> LoadedBatch | None:
         """Mark a batch processing and reserve uploads of it for this run.
 
         With ``upload_ids``, failed ones among them are opened again first, and a batch that was
-        given up. Nothing is reserved of a batch that is over. Returns None if it is not there.
+        given up. Nothing is reserved of a batch that is over. If it is ``paused``, its uploads
+        leave their slice, whose run this was. Returns None if there is no such batch.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
@@ -145,6 +147,10 @@ class UploadStates:
                 reopen_batch(connection, batch_id)
             recounted = recount_batch(connection, batch_id)
             if recounted.status not in OPEN_BATCH:
+                return LoadedBatch(recounted, batch.total_uploads, [])
+            if paused:
+                if slice_number is not None:
+                    _release_waiting(connection, batch_id, slice_number)
                 return LoadedBatch(recounted, batch.total_uploads, [])
             waiting = (
                 select(Upload.id)
@@ -189,7 +195,8 @@ class UploadStates:
         """Start an attempt if this run may process the upload.
 
         A failed upload is opened again (that is what re-executing its step asks for), so is a batch
-        that was given up, and a claim whose heartbeat is older than the lease is taken over.
+        that was given up, and a claim whose heartbeat is older than the lease is taken over. What a
+        person has paused is pending afterwards.
         """
         names = {"of_upload": upload_id, "of_run": run_id, "lease": self._lease_seconds}
         row = self._publisher.execute(START, names, _begun)
@@ -371,24 +378,12 @@ class UploadStates:
 
         They leave their slice, whose run this was, so that the next one is asked for by itself.
         """
-        waiting = and_(Upload.batch_id == batch_id, WAITING)
-        if slice_number is not None:
-            waiting = and_(waiting, Upload.slice == slice_number)
-        if upload_ids:
-            waiting = and_(waiting, Upload.id.in_(upload_ids))
         with self._publisher.transaction() as transaction:
-            connection = transaction.connection
-            locked = list(
-                connection.scalars(
-                    select(Upload.id)
-                    .where(waiting)
-                    .order_by(Upload.id)
-                    .with_for_update(skip_locked=True)
-                )
-            )
-            return release_rows(
-                connection,
-                Upload.id.in_(locked),
+            return _release_waiting(
+                transaction.connection,
+                batch_id,
+                slice_number,
+                upload_ids,
                 **noted(reason),
                 not_before=func.now() + interval(resume_after_seconds),
             )
@@ -474,6 +469,9 @@ class UploadStates:
             progress = row.batch_id and count_failed(connection, row.batch_id, -1)
             if progress:
                 transaction.announce(progress, progress.user_id)
+        if row.paused:
+            release_rows(connection, Upload.id == upload_id)
+            return SkippedUpload(upload_id, "it is paused", row.filename)
         return None
 
     def _advance(
@@ -488,6 +486,27 @@ class UploadStates:
         names = {**_names(claim), "tell": tell, **parameters}
         if self._publisher.execute(statement, names, messages) is None:
             raise _lost(claim)
+
+
+def _release_waiting(
+    connection: Connection,
+    batch_id: uuid.UUID,
+    slice_number: int | None,
+    upload_ids: Sequence[uuid.UUID] = (),
+    **values: Any,
+) -> int:
+    """Take waiting uploads of a batch out of their slice; returns how many."""
+    waiting = and_(Upload.batch_id == batch_id, WAITING)
+    if slice_number is not None:
+        waiting = and_(waiting, Upload.slice == slice_number)
+    if upload_ids:
+        waiting = and_(waiting, Upload.id.in_(upload_ids))
+    locked = list(
+        connection.scalars(
+            select(Upload.id).where(waiting).order_by(Upload.id).with_for_update(skip_locked=True)
+        )
+    )
+    return release_rows(connection, Upload.id.in_(locked), **values)
 
 
 def _as_facts(description: Description) -> dict[str, Any]:

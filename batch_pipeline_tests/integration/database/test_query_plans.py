@@ -16,7 +16,12 @@ from batch_pipeline.media.sniffing import JPEG
 from batch_pipeline.model_servers.base import Description
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
+from batch_pipeline.services.dispatch.slices import (
+    numbered_slices,
+    open_slice,
+    unnumbered_slices,
+    uploads_in_flight,
+)
 from batch_pipeline.services.known_results import (
     Described,
     count_known,
@@ -163,7 +168,7 @@ def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, pla
     for slice_ in unnumbered_slices(database, 250, at_most=4):
         open_slice(database, slice_, 250)
     waiting = numbered_slices(database)
-    assert waiting
+    assert uploads_in_flight(database, waiting)
     backlog = full_pipeline.backlog
     backlog.rescue(["ended"])
     backlog.owners()

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from sqlalchemy import func, insert, text
 
-from batch_pipeline.database.models import ModelCall, ModelCallSlots, ModelPause
+from batch_pipeline.database.models import ModelCall, ModelCallSlots, ModelPause, WorkPause
 from batch_pipeline.demo import free_port
 from batch_pipeline.services.reports.metrics import METRICS
 from batch_pipeline.testing.records import add_batch
@@ -143,6 +143,7 @@ def test_a_real_prometheus_scrapes_evaluates_and_answers_every_panel(prometheus,
             )
         )
         connection.execute(insert(ModelPause).values(**of_server, not_before=later, reason="429"))
+        connection.execute(insert(WorkPause).values(scope="server", target="http://gpu1"))
 
     def evaluated() -> bool:
         groups = (prometheus("rules") or {}).get("groups", [])

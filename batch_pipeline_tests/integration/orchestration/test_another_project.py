@@ -17,7 +17,7 @@ from batch_pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
-JOBS = {"process_batch", "sweep_backlog"}
+JOBS = {"process_batch", "sweep_backlog", "pause", "resume"}
 
 
 @pytest.fixture

@@ -39,8 +39,10 @@ PROGRESS_POINTS = 1
 SMALL_BATCH, LARGE_BATCH = 4, 24
 
 
-#: What the thread that keeps claims alive does.
+#: What the thread that keeps claims alive does; and whether calls are paused, asked at most once
+#: for each call and twice a second.
 BY_TIME = (
+    "FROM work_pauses LEFT OUTER JOIN",
     "uploads.owner_run_id, uploads.claim_token FROM",
     "SET heartbeat_at=now() WHERE",
     "FOR SHARE",

@@ -91,6 +91,39 @@ def test_a_batch_becomes_one_run_per_slice_oldest_uploads_first(daemon_of):
     assert slices == [1, 1, 2, 2, 3]
 
 
+def held_of(daemon, batch_id):
+    """Uploads of a batch that runs hold, or will take."""
+    rows = upload_rows(daemon.pipeline.database, batch_id)
+    open_ = [row for row in rows if row.processing_status not in {"completed", "failed"}]
+    return sum(row.owner_run_id is not None or row.slice is not None for row in open_)
+
+
+def test_runs_hold_no_more_uploads_of_a_user_than_they_may_and_others_are_launched(daemon_of):
+    daemon = daemon_of(uploads_per_run=10, max_uploads_per_user=6, max_runs_in_flight=5)
+    states, database = daemon.pipeline.states, daemon.pipeline.database
+    hers, other = add_batch(database, 20), add_batch(database, 3)
+    with database.transaction() as connection:
+        connection.execute(
+            update(UploadBatch).where(UploadBatch.id == other).values(user_id=uuid.UUID(int=9))
+        )
+    for batch_id in (hers, other):
+        make_older(daemon, batch_id, seconds=60)  # no head start
+    assert sorted(batches_of(daemon.tick())) == sorted(map(str, (hers, other)))
+    assert held_of(daemon, hers) == 6
+    assert f"1 for uploads of the same user to end ({hers})" in daemon.tick().skip_message
+
+    taken = states.load_batch(hers, daemon.runs[0].run_id, slice_number=1, limit=10).reserved
+    for row in taken[:2]:
+        claim = states.start(row.id, daemon.runs[0].run_id).claim
+        states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+    assert not daemon.tick().run_requests, "room for two is less than half"
+    claim = states.start(taken[2].id, daemon.runs[0].run_id).claim
+    states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+    [request] = daemon.tick().run_requests
+    assert request.tags[BATCH_TAG] == str(hers)
+    assert held_of(daemon, hers) == 6
+
+
 def test_the_first_run_of_a_new_batch_has_a_head_start_until_it_has_begun(daemon_of):
     daemon = daemon_of(uploads_per_run=2)
     batch_id = add_batch(daemon.pipeline.database, 5)

@@ -10,8 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import func, insert, text, update
 
-from batch_pipeline.database.models import ModelCallSlots, Upload
+from batch_pipeline.database.models import ModelCallSlots, PauseScope, Upload
 from batch_pipeline.demo import free_port
+from batch_pipeline.services.pauses import pause
 from batch_pipeline.services.reports.metrics import METRICS, RECENT_SECONDS, read_metrics
 from batch_pipeline.testing.records import add_batch, make_unreadable, upload_rows
 from batch_pipeline_tests.integration.console import COMMAND, Console
@@ -41,6 +42,17 @@ def numbers(database):
 def ended(status, seconds_ago, **values):
     moment = func.now() - text(f"interval '{seconds_ago} seconds'")
     return {"processing_status": status, "updated_at": moment, **values}
+
+
+def test_what_is_paused_is_counted_apart_and_grows_no_older(database, settings):
+    old = {"created_at": func.now() - text("interval '1 day'")}
+    held = add_batch(database, [old] * 3)
+    add_batch(database, 2)
+    pause(database, settings, PauseScope.BATCH, str(held))
+    found = numbers(database)
+    assert found["open_uploads"] == {"pending": 2, "paused": 3}
+    assert found["oldest_pending_seconds"][""] < 3600
+    assert [*found["paused_seconds"]] == [f"batch {held}"]
 
 
 def test_every_state_is_counted_and_only_what_ended_recently(database):

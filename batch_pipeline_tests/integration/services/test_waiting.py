@@ -3,6 +3,8 @@
 import psycopg
 import pytest
 
+from batch_pipeline.database.models import PauseScope
+from batch_pipeline.services.pauses import pause
 from batch_pipeline.services.progress.waiting import what_it_waits_for
 from batch_pipeline.testing.records import add_batch
 
@@ -42,6 +44,17 @@ def test_behind_the_uploads_of_other_batches(database, waits):
 def test_because_a_service_is_down(database, waits):
     batch = add_batch(database, [{"error_kind": "model_server_down", "error_message": "refused"}])
     assert waits(batch) == "waits, because model_server_down: refused"
+
+
+def test_until_it_is_resumed(database, waits, change):
+    batch = add_batch(database, 1)
+    pause(database, change(), PauseScope.BATCH, str(batch), "wrong folder")
+    assert waits(batch).startswith(f"waits, because batch {batch} is paused since ")
+    servers = {"analyzer": "ollama", "ollama_host": "http://gpu1:11434"}
+    other = add_batch(database, 1)
+    assert "paused" not in waits(other, **servers)
+    pause(database, change(**servers), PauseScope.SERVER, "http://gpu1:11434")
+    assert waits(other, **servers).startswith("waits, because every vision server is paused: ")
 
 
 def test_for_its_run_when_nothing_is_in_the_way(database, waits):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batch_pipeline.errors import WorkCancelledError
+from batch_pipeline.errors import WorkCancelledError, WorkPausedError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers import embedded
 from batch_pipeline.model_servers.base import Analyzer, EmbeddingModel, VisionModel
@@ -52,6 +52,13 @@ def test_the_analyzer_has_the_interface_of_every_other() -> None:
 
     assert [check.ok for check in checks] == [True, True]
     assert (vision.name, embedding.name) == ("embedded-vision-2", "embedded-sentences-1")
+
+
+def test_nothing_is_described_or_embedded_during_a_pause() -> None:
+    with pytest.raises(WorkPausedError, match="held"):
+        EmbeddedVision().describe(IMAGE, [frame("red")], paused=lambda _: "held")
+    with pytest.raises(WorkPausedError, match="held"):
+        EmbeddedEmbedding().embed(["sea"], paused=lambda _: "held")
 
 
 def test_without_the_extra_it_measures_and_hashes_and_says_what_is_missing(

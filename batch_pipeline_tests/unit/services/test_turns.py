@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batch_pipeline.database.models import Priority
 from batch_pipeline.services.dispatch import turns as turns_module
 from batch_pipeline.services.dispatch.turns import (
+    EARLIER_SECONDS,
     MAX_REMEMBERED,
     SECONDS_PER_RUN_IN_FLIGHT,
     InFlight,
     Turns,
+    UploadLimit,
     WaitingSlice,
     Why,
     choose_slices,
@@ -123,6 +126,32 @@ def test_a_user_gets_no_more_runs_than_it_may_and_leaves_a_place_free():
     assert choice.waiting[Why.USER_LIMIT] == [BATCHES[0]]
     others = slices(BATCHES[1], 1, user=BERT)
     assert chosen([*hers, *others], in_flight=running(BATCHES[0], 3), max_per_user=3) == others
+
+
+def test_a_user_gets_the_uploads_for_which_there_is_room_and_others_go():
+    hers, his = slices(BATCHES[0], 9, numbered=False), slices(BATCHES[1], 1, user=BERT)
+    choice = choose([*hers, *his], upload_limit=UploadLimit(100, 60, {}))
+    assert [(s.user_id, s.uploads) for s in choice.chosen] == [(ANNA, 60), (BERT, 0)]
+    assert choice.waiting[Why.UPLOAD_LIMIT] == [BATCHES[0]], "40 are less than half"
+    choice = choose(hers, upload_limit=UploadLimit(100, 60, {ANNA: 50}))
+    assert [s.uploads for s in choice.chosen] == [50]
+    choice = choose(hers, upload_limit=UploadLimit(100, 60, {ANNA: 51}))
+    assert (choice.chosen, choice.needs_a_run_to_end) == ([], True)
+    assert str(choice).endswith(f"1 for uploads of the same user to end ({BATCHES[0]})")
+
+
+def test_a_slice_that_has_its_number_is_launched_as_it_is_counted_already():
+    older = slices(BATCHES[0], 1, numbered=False)
+    numbered = slices(BATCHES[0], 1, since=NOON + 60, uploads=10)
+    choice = choose([*older, *numbered], upload_limit=UploadLimit(10, 10, {ANNA: 10}))
+    assert choice.chosen == numbered
+    assert choice.waiting[Why.UPLOAD_LIMIT] == [BATCHES[0]]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_whoever_has_nothing_in_flight_has_room(limit):
+    [taken] = chosen(slices(BATCHES[0], 1, numbered=False), upload_limit=UploadLimit(limit, 5, {}))
+    assert taken.uploads == min(limit, 5)
 
 
 def test_a_batch_without_slices_of_its_own_numbers_is_chosen_as_often_as_it_has_some():
@@ -264,7 +293,8 @@ class Line:
 class World:
     """A sensor that ticks once a second, and runs that end or are lost."""
 
-    def __init__(self, places):
+    def __init__(self, places, *, prioritized=False):
+        self.prioritized = prioritized
         self.places, self.now, self.turns = places, NOON, Turns()
         self.waiting, self.in_flight = [], []
         self.users, self.batches = Line(), defaultdict(Line)
@@ -274,10 +304,11 @@ class World:
         self.lost = {}
         """Launches that a lost slice may wait for, by its number, and how many there were."""
 
-    def arrive(self, user, batch, count):
-        batch_id = uuid.uuid5(user, str(batch))
+    def arrive(self, user, batch, count, priority=Priority.NORMAL):
+        batch_id = uuid.uuid5(user, f"{batch}{priority}")
         for _ in range(count):
-            self.put(WaitingSlice(batch_id, user, self.now - 0.5, next(self.numbers)))
+            came = self.now - 0.5
+            self.put(WaitingSlice(batch_id, user, came, next(self.numbers), priority=priority))
 
     def put(self, slice_, *, lost=()):
         user, batch = slice_.user_id, slice_.batch_id
@@ -290,12 +321,20 @@ class World:
         if user not in self.users.place:
             self.users.begins(user, self.place(slice_.waits_since, user=user))
         if batch not in self.batches[user].place:
-            self.batches[user].begins(batch, self.place(slice_.waits_since, batch=batch))
+            self.batches[user].begins(batch, self.counts_from(slice_, slice_.waits_since))
 
     def place(self, oldest, *, user=None, batch=None):
         last = self.last_user.get(user, 0) if user else self.last_batch.get(batch, 0)
         runs = sum(user == s.user_id or batch == s.batch_id for s in self.in_flight)
         return max(oldest, last) + SECONDS_PER_RUN_IN_FLIGHT * runs
+
+    def counts_from(self, slice_, oldest):
+        """From when on nobody goes before a batch twice, nor who comes later."""
+        place = self.place(oldest, batch=slice_.batch_id)
+        if not self.prioritized:
+            return place
+        most = EARLIER_SECONDS[Priority.HIGH]
+        return place + most - EARLIER_SECONDS.get(slice_.priority, 0)
 
     def end_run(self, index, *, lost):
         if not self.in_flight:
@@ -348,7 +387,7 @@ class World:
         if any(s.user_id == user for s in self.waiting):
             self.users.begins(user, self.place(0, user=user))
         if any(s.batch_id == batch for s in self.waiting):
-            self.batches[user].begins(batch, self.place(0, batch=batch))
+            self.batches[user].begins(batch, self.counts_from(slice_, 0))
 
 
 STEPS = st.lists(
@@ -367,11 +406,15 @@ STEPS = st.lists(
 )
 
 
+PRIORITIES = [Priority.LOW, Priority.NORMAL, Priority.HIGH]
+
+
 def play(world, steps):
     for step in steps:
         match step:
             case ("arrive", user, batch, count):
-                world.arrive(user, batch, count)
+                priority = PRIORITIES[batch % 3] if world.prioritized else Priority.NORMAL
+                world.arrive(user, batch, count, priority)
             case ("end", index):
                 world.end_run(index, lost=False)
             case ("lose", index):
@@ -392,6 +435,68 @@ def test_a_lost_slice_is_launched_again_within_as_many_turns_as_users_times_batc
 @settings(max_examples=100, deadline=None)
 def test_nobody_goes_twice_before_one_who_waits_and_nobody_who_came_later_goes_first(places, steps):
     play(World(places), steps)
+
+
+#: A user whose few batches have all priorities, and one beside it.
+PRIORITIZED_STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("arrive"),
+            st.sampled_from([ANNA, ANNA, BERT]),
+            st.integers(1, 3),
+            st.integers(1, 4),
+        ),
+        st.tuples(st.just("end"), st.integers(0, 7)),
+        st.tuples(st.just("pass"), st.integers(1, 900)),
+    ),
+    min_size=20,
+    max_size=80,
+)
+
+
+@given(st.integers(1, 3), PRIORITIZED_STEPS)
+@settings(max_examples=100, deadline=None)
+def test_priorities_move_that_moment_by_an_hour_at_most_and_for_users_not_at_all(places, steps):
+    play(World(places, prioritized=True), steps)
+
+
+def test_a_stream_of_urgent_batches_keeps_another_of_the_user_waiting_for_half_an_hour():
+    world = World(places=1, prioritized=True)
+    world.arrive(ANNA, "holiday", 1)
+    for minute in range(1, 100):
+        world.arrive(ANNA, minute, 1, Priority.HIGH)
+        world.tick()
+        world.end_run(0, lost=False)
+        if not any(slice_.priority == Priority.NORMAL for slice_ in world.waiting):
+            break
+        world.now = NOON + 60 * minute
+    assert 30 <= minute <= 32
+
+
+def test_a_batch_of_high_priority_goes_before_those_of_its_user_that_wait_no_half_hour_longer():
+    old, new = slices(BATCHES[0], 9), slices(BATCHES[1], 9, since=NOON + 1799)
+    urgent = [slice_._replace(priority=Priority.HIGH) for slice_ in new]
+    assert chosen([*old, *new], max_in_flight=1) == old[:1]
+    assert chosen([*old, *urgent], max_in_flight=1) == urgent[:1]
+    too_late = [slice_._replace(waits_since=NOON + 1801) for slice_ in urgent]
+    assert chosen([*old, *too_late], max_in_flight=1) == old[:1]
+    low = [slice_._replace(priority=Priority.LOW) for slice_ in old]
+    assert chosen([*low, *new], max_in_flight=1) == new[:1]
+    assert chosen([*low, *slices(BATCHES[1], 9, user=BERT)], max_in_flight=1) == low[:1]
+
+
+def test_it_gets_more_of_the_runs_but_not_all():
+    """A run in flight counts as ten minutes, and priority as thirty: three runs more."""
+    urgent = [slice_._replace(priority=Priority.HIGH) for slice_ in slices(BATCHES[0], 40)]
+    other = slices(BATCHES[1], 40)
+    turns = Turns({}, dict.fromkeys(BATCHES, NOON + 3600))
+    found = Counter(s.batch_id for s in chosen([*urgent, *other], max_in_flight=9, turns=turns))
+    assert found == {BATCHES[0]: 6, BATCHES[1]: 3}
+
+
+def test_a_word_that_is_no_priority_counts_as_normal():
+    strange = [slice_._replace(priority="urgent!") for slice_ in slices(BATCHES[0], 1)]
+    assert chosen([*slices(BATCHES[1], 1), *strange], max_in_flight=1) == strange
 
 
 def test_a_stream_of_new_batches_does_not_keep_a_lost_slice_waiting():

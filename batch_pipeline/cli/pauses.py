@@ -1,0 +1,119 @@
+"""Commands that hold work back and let it go on: pause, resume, list what is paused."""
+
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batch_pipeline.cli.printing import json_option, print_json
+from batch_pipeline.cli.session import Session
+from batch_pipeline.cli.types import BATCH, USER
+
+if TYPE_CHECKING:
+    from batch_pipeline.services.pauses import Pause
+
+
+def _target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--server", metavar="URL", help="Only calls to this model server."),
+        click.option("--batch", type=BATCH, help="Only this batch."),
+        click.option("--user", type=USER, help="Only the batches of this user."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_target_options
+@click.option("--reason", default="", help="Shown to everybody who sees the pause.")
+@json_option
+@click.pass_obj
+def pause(  # noqa: PLR0917 - click passes them by name
+    session: Session,
+    user: uuid.UUID | None,
+    batch: uuid.UUID | None,
+    server: str | None,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """Pause everything, or only a user, a batch or a model server.
+
+    Model calls in flight end and their results are stored. Within a second no new call begins.
+    The pause lasts until `resume`, also over restarts.
+
+    \b
+    Examples:
+      batch-pipeline pause --reason "new graphics card"
+      batch-pipeline pause --batch 3f2a…
+      batch-pipeline pause --server http://gpu1:11434
+    """
+    from batch_pipeline.services.pauses import chosen, pause  # noqa: PLC0415
+
+    pipeline = session.pipeline
+    scope, target = chosen(user, batch, server)
+    paused = pause(pipeline.database, session.settings, scope, target, reason)
+    if as_json:
+        print_json(paused.shape())
+        return
+    _say([paused])
+    click.echo("Calls in flight end; no new one begins until: batch-pipeline resume …")
+
+
+@click.command()
+@_target_options
+@json_option
+@click.pass_obj
+def resume(
+    session: Session,
+    user: uuid.UUID | None,
+    batch: uuid.UUID | None,
+    server: str | None,
+    as_json: bool,
+) -> None:
+    """Resume what was paused: everything, a user, a batch or a model server.
+
+    Without an option it ends the pause of everything; other pauses stay.
+
+    \b
+    Examples:
+      batch-pipeline resume
+      batch-pipeline resume --batch 3f2a…
+    """
+    from batch_pipeline.services.pauses import active_pauses, chosen, named, resume  # noqa: PLC0415
+
+    database = session.pipeline.database
+    resumed = resume(database, *chosen(user, batch, server))
+    if as_json:
+        print_json(resumed.shape())
+        return
+    click.echo(f"Resumed: {named(resumed.scope, resumed.target)}")
+    _say(active_pauses(database))
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def paused(session: Session, as_json: bool) -> None:
+    """List what is paused, with the reason and the time.
+
+    \b
+    Example:
+      batch-pipeline paused
+    """
+    from batch_pipeline.services.pauses import active_pauses  # noqa: PLC0415
+
+    pauses = active_pauses(session.pipeline.database)
+    if as_json:
+        print_json([pause.shape() for pause in pauses])
+    elif pauses:
+        _say(pauses)
+    else:
+        click.echo("Nothing is paused.")
+
+
+def _say(pauses: "list[Pause]") -> None:
+    from batch_pipeline.terminal import literal  # noqa: PLC0415
+
+    for pause in pauses:
+        click.echo(f"Paused: {literal(pause)}")

@@ -1,0 +1,26 @@
+"""What people have paused (everything, users, batches, model servers); priorities of batches."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+
+revision = "0016"
+down_revision = "0015"
+
+
+def upgrade() -> None:
+    """Create table and column; an upload API may have a column of that name, which is then read."""
+    op.create_table(
+        "work_pauses",
+        sa.Column("scope", sa.Text, nullable=False),
+        sa.Column("target", sa.Text, nullable=False, server_default=""),
+        sa.Column("reason", sa.Text, nullable=False, server_default=""),
+        sa.Column(
+            "since", TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("now()")
+        ),
+        sa.PrimaryKeyConstraint("scope", "target", name="pk_work_pauses"),
+        if_not_exists=True,
+    )
+    columns = {column["name"] for column in sa.inspect(op.get_bind()).get_columns("upload_batches")}
+    if "priority" not in columns:
+        op.add_column("upload_batches", sa.Column("priority", sa.Text))

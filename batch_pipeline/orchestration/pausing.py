@@ -1,0 +1,113 @@
+"""The jobs ``pause`` and ``resume`` for people in the UI; ``services/pauses.py`` does the work."""
+
+import uuid
+
+import dagster as dg
+from pydantic import Field
+
+from batch_pipeline.database.models import PauseScope
+from batch_pipeline.errors import PipelineError
+from batch_pipeline.orchestration.tags import NO_RUN_RETRIES
+from batch_pipeline.services.pauses import Pause, active_pauses, chosen, pause, resume
+from batch_pipeline.services.pipeline import Pipeline
+
+
+class Target(dg.Config):
+    """What is paused or resumed; nothing named: everything."""
+
+    user: str | None = Field(None, description="Only the batches of this user (id).")
+    batch: str | None = Field(None, description="Only this batch (id).")
+    server: str | None = Field(
+        None, description="Only calls to this model server, such as http://gpu1:11434."
+    )
+
+
+class PauseConfig(Target):
+    """What to pause, and why."""
+
+    reason: str = Field("", description="Shown to everybody who sees the pause.")
+
+
+@dg.op(
+    required_resource_keys={"batch_pipeline"},
+    description="Pauses; the metadata of its output say what is paused now.",
+)
+def pause_work(context: dg.OpExecutionContext, config: PauseConfig) -> dg.Output[None]:
+    """Pause what the config names."""
+    pipeline: Pipeline = context.resources.batch_pipeline
+    scope, target = _chosen(config)
+    try:
+        paused = pause(pipeline.database, pipeline.settings, scope, target, config.reason)
+    except PipelineError as error:
+        raise _refused(str(error)) from error
+    return _said(context, pipeline, "paused", paused)
+
+
+@dg.op(
+    required_resource_keys={"batch_pipeline"},
+    description="Resumes; the metadata of its output say what is still paused.",
+)
+def resume_work(context: dg.OpExecutionContext, config: Target) -> dg.Output[None]:
+    """Resume what the config names."""
+    pipeline: Pipeline = context.resources.batch_pipeline
+    try:
+        resumed = resume(pipeline.database, *_chosen(config))
+    except PipelineError as error:
+        raise _refused(str(error)) from error
+    return _said(context, pipeline, "resumed", resumed)
+
+
+@dg.job(
+    name="pause",
+    description=(
+        "Holds back everything, or the user, batch or model server that the config of the op "
+        "names. Model calls in flight end; within a second no new one begins."
+    ),
+    executor_def=dg.in_process_executor,
+    tags=NO_RUN_RETRIES,
+)
+def pause_job() -> None:
+    """Pause from the UI."""
+    pause_work()
+
+
+@dg.job(
+    name="resume",
+    description=(
+        "Ends the pause of everything, or of the user, batch or model server that the config of "
+        "the op names."
+    ),
+    executor_def=dg.in_process_executor,
+    tags=NO_RUN_RETRIES,
+)
+def resume_job() -> None:
+    """Resume from the UI."""
+    resume_work()
+
+
+def _chosen(config: Target) -> tuple[PauseScope, str]:
+    try:
+        return chosen(_id("user", config.user), _id("batch", config.batch), config.server or None)
+    except PipelineError as error:
+        raise _refused(str(error)) from error
+
+
+def _id(field: str, text: str | None) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text) if text else None
+    except ValueError:
+        raise _refused(
+            f"{field}: {text!r} is not an id; expected 32 hexadecimal digits (a UUID)"
+        ) from None
+
+
+def _refused(reason: str) -> dg.Failure:
+    return dg.Failure(description=reason, allow_retries=False)
+
+
+def _said(
+    context: dg.OpExecutionContext, pipeline: Pipeline, what: str, changed: Pause
+) -> dg.Output[None]:
+    context.log.info("%s: %s", what, changed)
+    now = "; ".join(map(str, active_pauses(pipeline.database)))
+    return dg.Output(None, metadata={"paused now": now or "nothing"})

@@ -1,0 +1,322 @@
+"""What people have paused: everything, a user, a batch or a model server.
+
+A pause holds back what has not begun. A model call in flight ends and its result is stored; no call
+begins later than a second after the pause is committed. The rule for batches is one SQL condition
+(`PAUSED` in ``database/readings.py``), asked by the sensor before it launches a run and by every
+start of an upload. Calls are held back by `Pauses`, which each process asks right before each call
+(``server_group.py``): that also stops uploads that have started, and it is the only place where
+pauses of servers act.
+
+Nothing listens for a pause, so it works behind a connection pooler. A resume signals new work.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Uuid,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+)
+from sqlalchemy.dialects.postgresql import insert
+
+from batch_pipeline.database.models import (
+    OPEN_BATCH,
+    ModelCallSlots,
+    PauseScope,
+    UploadBatch,
+    WorkPause,
+)
+from batch_pipeline.database.readings import HOLDS_BATCH
+from batch_pipeline.database.session import Database
+from batch_pipeline.errors import (
+    NotFoundError,
+    RefusedError,
+    ServiceDownError,
+    WorkPausedError,
+)
+from batch_pipeline.model_servers.base import CallKind, PausedCheck
+from batch_pipeline.services.dispatch.signals import signal_work
+from batch_pipeline.services.shared_call_slots import name_for_all_hosts
+from batch_pipeline.settings import Settings
+from batch_pipeline.visible_text import visible_line
+
+#: How long a process trusts what it has read, of the second in which a pause takes effect.
+TRUSTED_SECONDS = 0.5
+#: How long a call that would begin waits for a database that does not say whether it may (seconds).
+PATIENCE_SECONDS = 15.0
+_WAIT_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Something that a person has paused."""
+
+    scope: PauseScope
+    target: str
+    """Id of a user or batch, or name of a server; empty: everything."""
+    reason: str
+    since: datetime
+
+    def __str__(self) -> str:
+        """Say it to a person."""
+        reason = f" ({self.reason})" if self.reason else ""
+        since = self.since.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+        return f"{named(self.scope, self.target)} is paused since {since}{reason}"
+
+    def shape(self) -> dict[str, Any]:
+        """Give it as JSON has it."""
+        return asdict(self)
+
+
+def named(scope: PauseScope, target: str) -> str:
+    """Name what is paused."""
+    kinds = {PauseScope.USER: "user", PauseScope.BATCH: "batch", PauseScope.SERVER: "model server"}
+    return f"{kinds[scope]} {target}" if scope in kinds else "everything"
+
+
+_PAUSE = (WorkPause.scope, WorkPause.target, WorkPause.reason, WorkPause.since)
+_ORDER = (WorkPause.since, WorkPause.scope, WorkPause.target)
+#: Those that hold a batch (`of_batch`; without one: everything), and those of model servers.
+_OF_BATCH = (
+    select(*_PAUSE)
+    .outerjoin(UploadBatch, UploadBatch.id == bindparam("of_batch", type_=Uuid))
+    .where(
+        or_(
+            WorkPause.scope.in_([PauseScope.EVERYTHING, PauseScope.SERVER]),
+            and_(UploadBatch.id.is_not(None), HOLDS_BATCH),
+        )
+    )
+    .order_by(*_ORDER)
+)
+
+
+class Pauses:
+    """Tells whether a model call may begin; one for each process, safe under threads.
+
+    That nothing is paused is believed for `TRUSTED_SECONDS`, so that many short calls share one
+    look. A pause is looked for again: it may have ended.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._looks: Mapping[uuid.UUID | None, _Look] = {}
+
+    def of(self, batch_id: uuid.UUID | None) -> PausedCheck:
+        """Give the check for calls of a batch; None: of no batch, but everything may be paused.
+
+        The check raises `ServiceDownError` if the database does not answer in time.
+        """
+        return partial(self._reason, batch_id)
+
+    def of_servers(self, server: str) -> str:
+        """Say why nobody may call a server; for calls that are no work on uploads."""
+        if not server:
+            return ""
+        pauses = self._recent(None)
+        return _reason_at(server, [p for p in pauses if p.scope is PauseScope.SERVER])
+
+    def _reason(self, batch_id: uuid.UUID | None, server: str) -> str:
+        return _reason_at(server, self._recent(batch_id))
+
+    def _recent(self, batch_id: uuid.UUID | None) -> Sequence[Pause]:
+        with self._lock:  # one looks, the others wait for what it finds
+            look = self._looks.get(batch_id)
+            if look is None or look.pauses or not look.is_recent:
+                look = self._look(batch_id)
+                kept = {key: other for key, other in self._looks.items() if other.is_recent}
+                self._looks = {**kept, batch_id: look}
+            return look.pauses
+
+    def _look(self, batch_id: uuid.UUID | None) -> "_Look":
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                with self._database.transaction() as connection:
+                    looked_at = time.monotonic()
+                    look = _Look(looked_at, _of_batch(connection, batch_id))
+                if look.is_recent:
+                    return look
+                failure = ServiceDownError("database_down", "the database answers too slowly")
+            except ServiceDownError as error:
+                failure = error
+            if time.monotonic() > give_up_at:
+                raise failure
+            time.sleep(_WAIT_SECONDS)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What was read, and when that began (monotonic seconds)."""
+
+    looked_at: float
+    pauses: Sequence[Pause]
+
+    @property
+    def is_recent(self) -> bool:
+        return time.monotonic() - self.looked_at < TRUSTED_SECONDS
+
+
+def why_paused(
+    database: Database, settings: Settings, batch_id: uuid.UUID | None = None
+) -> WorkPausedError | None:
+    """Return why a person lets nothing of a batch be processed now; None: nobody prevents it.
+
+    Without a batch: why nothing at all is processed.
+    """
+    with database.transaction() as connection:
+        pauses = _of_batch(connection, batch_id)
+    of_servers = [pause for pause in pauses if pause.scope is PauseScope.SERVER]
+    if held := [pause for pause in pauses if pause not in of_servers]:
+        return WorkPausedError(str(held[0]))
+    for kind, addresses in _addresses(settings).items() if of_servers else ():
+        reasons = [_reason_at(address, of_servers) for address in addresses]
+        if reasons and all(reasons):
+            return WorkPausedError(f"every {kind} server is paused: {'; '.join(reasons)}")
+    return None
+
+
+def active_pauses(database: Database) -> list[Pause]:
+    """List what is paused, oldest first."""
+    with database.transaction() as connection:
+        return _pauses(connection.execute(select(*_PAUSE).order_by(*_ORDER)).all())
+
+
+def pauses_of_batches(
+    connection: Connection, batch_ids: Sequence[uuid.UUID]
+) -> dict[uuid.UUID, list[Pause]]:
+    """Read which pauses hold each of these batches; those that none holds are left out."""
+    rows = connection.execute(
+        select(UploadBatch.id, *_PAUSE)
+        .join(WorkPause, HOLDS_BATCH)
+        .where(UploadBatch.id.in_(batch_ids), UploadBatch.status.in_(OPEN_BATCH))
+        .order_by(*_ORDER)
+    ).all()
+    found: dict[uuid.UUID, list[Pause]] = {}
+    for batch_id, *pause in rows:
+        found.setdefault(batch_id, []).extend(_pauses([pause]))
+    return found
+
+
+def chosen(
+    user: uuid.UUID | None, batch: uuid.UUID | None, server: str | None
+) -> tuple[PauseScope, str]:
+    """Say what is meant by what a person has named; everything if nothing is named.
+
+    Raises:
+        RefusedError: more than one is named.
+    """
+    named_ = {PauseScope.USER: user, PauseScope.BATCH: batch, PauseScope.SERVER: server}
+    given = [(scope, str(target)) for scope, target in named_.items() if target is not None]
+    if len(given) > 1:
+        raise RefusedError("say which: a user, a batch or a server; none of them: everything")
+    return given[0] if given else (PauseScope.EVERYTHING, "")
+
+
+def pause(
+    database: Database, settings: Settings, scope: PauseScope, target: str = "", reason: str = ""
+) -> Pause:
+    """Pause something; what is paused already stays so, with the new reason if one is given.
+
+    Raises:
+        NotFoundError: there is no such batch, or no such model server.
+    """
+    with database.transaction() as connection:
+        target = _checked(connection, settings, scope, target)
+        values = {"scope": scope, "target": target, "reason": visible_line(reason)}
+        statement = insert(WorkPause).values(values)
+        kept = func.coalesce(func.nullif(statement.excluded.reason, ""), WorkPause.reason)
+        row = connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=[WorkPause.scope, WorkPause.target], set_={"reason": kept}
+            ).returning(*_PAUSE)
+        ).one()
+    return _pauses([row])[0]
+
+
+def resume(database: Database, scope: PauseScope, target: str = "") -> Pause:
+    """Resume what was paused, and signal that there may be work.
+
+    Raises:
+        NotFoundError: it is not paused; the message says what is.
+    """
+    if scope is PauseScope.SERVER:
+        target = _server(target)
+    with database.transaction() as connection:
+        row = connection.execute(
+            delete(WorkPause)
+            .where(WorkPause.scope == scope, WorkPause.target == target)
+            .returning(*_PAUSE)
+        ).one_or_none()
+        if row is not None:
+            signal_work(connection)
+            return _pauses([row])[0]
+    others = "; ".join(map(str, active_pauses(database)))
+    raise NotFoundError(f"{named(scope, target)} is not paused; {others or 'nothing is'}")
+
+
+def _checked(connection: Connection, settings: Settings, scope: PauseScope, target: str) -> str:
+    """Return the target as it is stored; a batch or a server must be there."""
+    if scope is PauseScope.BATCH:
+        if not connection.scalar(select(exists().where(UploadBatch.id == uuid.UUID(target)))):
+            raise NotFoundError(
+                f"there is no batch {target}: `batch-pipeline status` lists the newest ones"
+            )
+    elif scope is PauseScope.SERVER:
+        target = _server(target)
+        addresses = {url for urls in _addresses(settings).values() for url in urls}
+        known = {name_for_all_hosts(address) for address in addresses}
+        # A worker on another host may have other settings.
+        known |= set(connection.scalars(select(ModelCallSlots.server).distinct()))
+        if target not in known:
+            servers = ", ".join(sorted(known))
+            raise NotFoundError(
+                f"there is no model server {target}; "
+                + (f"expected one of: {servers}" if known else "the models are embedded")
+            )
+    return target
+
+
+def _server(target: str) -> str:
+    try:
+        return name_for_all_hosts(target)
+    except ValueError:
+        raise RefusedError(f"{target!r} is not the address of a server") from None
+
+
+def _addresses(settings: Settings) -> Mapping[CallKind, Sequence[str]]:
+    from batch_pipeline.model_servers.factory import server_addresses  # noqa: PLC0415 - 0.2 s
+
+    return server_addresses(settings)
+
+
+def _of_batch(connection: Connection, batch_id: uuid.UUID | None) -> list[Pause]:
+    return _pauses(connection.execute(_OF_BATCH, {"of_batch": batch_id}).all())
+
+
+def _pauses(rows: Sequence[Any]) -> list[Pause]:
+    return [
+        Pause(PauseScope(scope), target, reason, since) for scope, target, reason, since in rows
+    ]
+
+
+def _reason_at(server: str, pauses: Sequence[Pause]) -> str:
+    """Say which of the pauses holds back a call to a server; empty: none does."""
+    name = name_for_all_hosts(server) if server and pauses else ""
+    for held in pauses:
+        if held.scope is not PauseScope.SERVER or held.target == name:
+            return str(held)
+    return ""

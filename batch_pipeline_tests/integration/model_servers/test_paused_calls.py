@@ -1,0 +1,78 @@
+"""Calls ask right before they begin whether a person has paused their server, or their upload."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from batch_pipeline.errors import ServiceDownError, WorkPausedError
+from batch_pipeline.model_servers.base import WORK_PAUSED
+from batch_pipeline.testing.model_server import ScriptedModelServer
+from batch_pipeline_tests.integration.model_servers.conftest import (
+    IMAGE,
+    BuildAnalyzer,
+    picture,
+)
+from batch_pipeline_tests.integration.model_servers.test_several_servers import both_of
+
+
+@pytest.fixture
+def other() -> Iterator[ScriptedModelServer]:
+    with ScriptedModelServer() as running:
+        yield running
+
+
+def held(server: ScriptedModelServer) -> Callable[[str], str]:
+    """A person has paused this server."""
+    address = server.ollama_url
+    return lambda url: "cables" if url.startswith(address) else ""
+
+
+def test_calls_go_to_the_servers_that_are_not_paused(
+    build: BuildAnalyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    analyzer = both_of(build, server, other)
+    for _ in range(4):
+        analyzer.vision.describe(IMAGE, [picture()], paused=held(server))
+    analyzer.embedding.embed(["sea"] * 3, paused=held(server))
+    assert server.calls == []
+    assert len(other.calls) == 5
+
+
+def test_where_all_are_paused_no_call_is_made_and_it_is_no_outage(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    analyzer = both_of(build, server)
+    with pytest.raises(WorkPausedError, match="cables"):
+        analyzer.vision.describe(IMAGE, [picture()], paused=held(server))
+    with pytest.raises(WorkPausedError, match="cables"):
+        analyzer.embedding.embed(["sea"], paused=held(server))
+    kinds = {found.kind for found in analyzer.outages(paused=held(server))}
+    assert kinds == {WORK_PAUSED}
+    assert {found.kind for found in analyzer.vision.try_out(paused=held(server))} == {WORK_PAUSED}
+    assert server.calls == []
+
+
+def test_what_is_left_beside_paused_servers_may_be_an_outage(
+    build: BuildAnalyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    analyzer = both_of(build, server, other)
+    other.stop()
+    with pytest.raises(ServiceDownError, match="cannot be reached"):
+        analyzer.vision.describe(IMAGE, [picture()], paused=held(server))
+    assert server.calls == []
+
+
+def test_a_call_that_did_not_reach_its_server_is_not_tried_again_during_a_pause(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    analyzer = both_of(build, server)
+    server.stop()
+    asked: list[str] = []
+
+    def paused(url: str) -> str:
+        """Paused once the call has begun, which asks before it waits and before it is sent."""
+        asked.append(url)
+        return "" if len(asked) <= 2 else "cables"
+
+    with pytest.raises(WorkPausedError, match="cables"):
+        analyzer.vision.describe(IMAGE, [picture()], paused=paused)
