@@ -18,6 +18,7 @@ from batch_pipeline.cli import (
     failures,
     health,
     inspection,
+    notify,
     search,
 )
 from batch_pipeline.cli.session import Commands, Session
@@ -57,6 +58,7 @@ for _command in (
     health.alive,
     health.metrics,
     health.costs,
+    notify.notify,
     inspection.inspect,
     inspection.prompt,
     deletion.tidy,

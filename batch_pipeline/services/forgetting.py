@@ -39,6 +39,7 @@ from batch_pipeline.database.models import (
 from batch_pipeline.database.readings import lease_lives, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError, PermanentError, RefusedError
+from batch_pipeline.services.notifications.outbox import forget_events
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.short_ids import Named
 from batch_pipeline.services.states.transitions import recount_batch
@@ -297,6 +298,7 @@ def _forget_batch(
         calls = connection.execute(delete(ModelCall).where(of_batch)).rowcount
         connection.execute(delete(AskedSlice).where(AskedSlice.key.contains(str(batch_id))))
         batches = connection.execute(delete(UploadBatch).where(UploadBatch.id == batch_id)).rowcount
+        forget_events(connection, [batch_id, *(row.id for row in rows)])
         # What triggers have noted of these very deletions, too.
         connection.execute(delete(BatchToRecount).where(BatchToRecount.batch_id == batch_id))
         receipt.counts += Counter(batches=batches, uploads=uploads, model_calls=calls)
@@ -332,6 +334,7 @@ def _forget_upload(  # noqa: PLR0917
         if batch_id is not None:
             progress = recount_batch(connection, batch_id)
             transaction.announce(progress, progress.user_id)
+        forget_events(connection, [upload_id])
 
 
 def _forget_rest_of_user(
@@ -353,6 +356,7 @@ def _forget_rest_of_user(
     if not receipt.dry_run:
         with pipeline.database.transaction() as connection:
             connection.execute(delete(MadeThumbnail).where(MadeThumbnail.user_id == user_id))
+            forget_events(connection, [user_id])
         pipeline.storage.remove_empty_folder(str(user_id))
 
 
