@@ -251,7 +251,6 @@ def forget_events(connection: Connection, ids: Iterable[uuid.UUID]) -> None:
     """Remove every event that names one of these batches, uploads or users."""
     connection.execute(delete(Notification).where(_names(Notification.data, ids)))
     connection.execute(update(Outage).where(_names(Outage.reason, ids)).values(reason="deleted"))
-    # What the triggers have noted of outages that end later holds the reason just emptied.
 
 
 def _names(text: Any, ids: Iterable[uuid.UUID]) -> ColumnElement[bool]:

@@ -108,7 +108,7 @@ def upgrade() -> None:
                 INSERT INTO notifications (type, data) SELECT {event};
                 RETURN NULL;
             END $$
-        """)  # noqa: S608 - of constants
+        """)
         table = rule.split(" ON ")[1].split()[0]
         op.execute(f"DROP TRIGGER IF EXISTS {name} ON {table}")
         op.execute(f"CREATE TRIGGER {name} {rule} EXECUTE FUNCTION {name}()")
