@@ -295,7 +295,10 @@ class Settings(BaseSettings):
         120, description="Age of a heartbeat after which its owner counts as dead (seconds)."
     )
     keep_partitions_days: Annotated[int, Field(ge=1)] = Field(
-        90, description="How long Dagster lists a batch as a partition after its end (days)."
+        90,
+        description=(
+            "How long Dagster keeps the partition and the reports of a batch after its end (days)."
+        ),
     )
     group_event_writes: bool = Field(
         True,

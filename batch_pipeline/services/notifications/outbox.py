@@ -17,7 +17,6 @@ from sqlalchemy import (
     Text,
     and_,
     cast,
-    column,
     delete,
     exists,
     func,
@@ -253,6 +252,6 @@ def forget_events(connection: Connection, ids: Iterable[uuid.UUID]) -> None:
     connection.execute(update(Outage).where(_names(Outage.reason, ids)).values(reason="deleted"))
 
 
-def _names(text: Any, ids: Iterable[uuid.UUID]) -> ColumnElement[bool]:
-    one = func.unnest(cast([str(id_) for id_ in ids], ARRAY(Text))).table_valued("id")
-    return exists(select(one.c.id).where(func.strpos(cast(text, Text), column("id")) > 0))
+def _names(said: Any, ids: Iterable[uuid.UUID]) -> ColumnElement[bool]:
+    one = func.unnest(cast([str(id_) for id_ in ids], ARRAY(Text))).column_valued("one")
+    return exists(select(one).where(func.strpos(cast(said, Text), one) > 0))

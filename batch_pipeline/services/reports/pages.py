@@ -1,7 +1,8 @@
 """HTML pages that stand alone: no script, no font, no picture from elsewhere.
 
-A content security policy forbids all but our own style and script, named by their digests, so that nothing a file name or a model says can do
-more than be read. The templates stand beside this module.
+A content security policy forbids all but our own style and script, which it names by their digests.
+So nothing that a file name or a model says can do more than be read. The templates stand beside
+this module.
 """
 
 import base64

@@ -267,9 +267,4 @@ def test_a_large_page_is_narrowed_in_the_browser_and_shows_failures_first(
     assert tab.locator("li:target h3").text_content() == "torn.jpg"
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     assert said == []
-    for width, scheme in ((390, "dark"), (1200, "light")):
-        other = browser.new_page(viewport={"width": width, "height": 1100}, color_scheme=scheme)
-        other.goto(file.as_uri())
-        other.screenshot(path=f"/tmp/notify/{width}.png", full_page=True)
-        other.close()
     tab.close()
