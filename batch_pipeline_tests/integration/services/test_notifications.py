@@ -29,6 +29,8 @@ from batch_pipeline.webhook_secrets import secret_key
 from batch_pipeline_tests.patience import DEADLINE
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+#: Of plugins of apprise, which are all imported at once.
+APPRISE_WARNS = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SENDER = """
 from batch_pipeline.services.notifications.sending import send_due
 from batch_pipeline.services.pipeline import Pipeline
@@ -374,6 +376,7 @@ def test_settings_that_cannot_be_used_are_refused(values, said):
         load_settings(**values)
 
 
+@APPRISE_WARNS
 def test_chats_are_told_in_words_through_apprise(change, receiver):
     url = receiver.url.replace("http://", "json://")
     (answer,) = send_test(change(notify_urls=url))
@@ -381,6 +384,7 @@ def test_chats_are_told_in_words_through_apprise(change, receiver):
     assert json.loads(receiver.received[0].body)["title"] == "notification.test"
 
 
+@APPRISE_WARNS
 def test_a_url_that_apprise_does_not_know_is_said(change):
     (answer,) = send_test(change(notify_urls="nosuchservice://somewhere"))
     assert (answer.delivered, answer.detail) == (False, "not a URL that apprise knows")
