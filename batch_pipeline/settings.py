@@ -13,6 +13,7 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -24,6 +25,7 @@ from batch_pipeline.languages import canonical_tag, is_english
 from batch_pipeline.masking import learn, learn_url, masked
 from batch_pipeline.media.acceptance import FORMATS
 from batch_pipeline.model_servers.prompts import read_prompts
+from batch_pipeline.webhook_secrets import secret_key
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
 #: Behind a variable's name: the value is what the file holds, as container engines mount secrets.
@@ -301,7 +303,10 @@ class Settings(BaseSettings):
         120, description="Age of a heartbeat after which its owner counts as dead (seconds)."
     )
     keep_partitions_days: Annotated[int, Field(ge=1)] = Field(
-        90, description="How long Dagster lists a batch as a partition after its end (days)."
+        90,
+        description=(
+            "How long Dagster keeps the partition and the reports of a batch after its end (days)."
+        ),
     )
     group_event_writes: bool = Field(
         True,
@@ -323,6 +328,30 @@ class Settings(BaseSettings):
     )
     redis_url: str = Field(
         "", description="URL of a Redis on which progress is also published; empty: off."
+    )
+    webhook_urls: str = Field(
+        "",
+        description=(
+            "URLs that are told of events by HTTP (docs/notifications.md), with commas between; "
+            "empty: off."
+        ),
+    )
+    webhook_secret: SecretStr = Field(
+        SecretStr(""),
+        description=(
+            "Secret that webhooks are signed with: `whsec_` and 24 to 64 random bytes in base64."
+        ),
+    )
+    webhook_allow_private: bool = Field(
+        False,
+        description="Also send webhooks to addresses of this machine and of private networks.",
+    )
+    notify_urls: str = Field(
+        "",
+        description=(
+            "Apprise URLs of chats and mailboxes that are told of events, with commas between "
+            "(extra `notify`); empty: off."
+        ),
     )
     celery_broker_url: str = Field(
         "",
@@ -354,6 +383,37 @@ class Settings(BaseSettings):
         if not isinstance(options.get("options", {}), dict):
             raise ValueError("its `options` are not a JSON object")
         return value
+
+    @model_validator(mode="after")
+    def _usable_webhooks(self) -> Self:
+        for url in self.webhook_url_list:
+            try:
+                parts = urlsplit(url)
+                usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+            except ValueError:
+                usable = False
+            if not usable or parts.username or parts.fragment:
+                raise ValueError(
+                    f"{ENVIRONMENT_PREFIX}WEBHOOK_URLS: {masked(url)!r} cannot be used; expected "
+                    "https://host/path, without a user name"
+                )
+        secret = self.webhook_secret.get_secret_value()
+        if self.webhook_url_list or secret:
+            try:
+                secret_key(secret)
+            except ValueError as error:
+                raise ValueError(f"{ENVIRONMENT_PREFIX}WEBHOOK_SECRET: {error}") from error
+        return self
+
+    @cached_property
+    def webhook_url_list(self) -> tuple[str, ...]:
+        """The addresses of webhooks, each once."""
+        return _listed(self.webhook_urls)
+
+    @cached_property
+    def notify_url_list(self) -> tuple[str, ...]:
+        """The Apprise URLs, each once."""
+        return _listed(self.notify_urls)
 
     @field_validator("prompts")
     @classmethod
@@ -409,6 +469,12 @@ class Settings(BaseSettings):
                 learn(value.get_secret_value())
             elif isinstance(value, str) and "://" in value:
                 learn_url(value)
+        # A token may stand anywhere in these.
+        for url in (*self.webhook_url_list, *self.notify_url_list):
+            parts = urlsplit(url)
+            rest = url.partition("://")[2] if url in self.notify_url_list else parts.path[1:]
+            learn(url)
+            learn(rest) if len(rest) > 8 else None
         return self
 
     @cached_property
@@ -420,6 +486,10 @@ class Settings(BaseSettings):
     def embedder_name(self) -> AnalyzerName:
         """Who embeds, with the default filled in."""
         return self.embedder or self.analyzer
+
+
+def _listed(urls: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(url.strip() for url in urls.split(",") if url.strip()))
 
 
 def _names(text: str) -> frozenset[str]:

@@ -18,6 +18,7 @@ from batch_pipeline.cli import (
     failures,
     health,
     inspection,
+    notify,
     pauses,
     search,
 )
@@ -61,6 +62,7 @@ for _command in (
     health.alive,
     health.metrics,
     health.costs,
+    notify.notify,
     inspection.inspect,
     inspection.prompt,
     deletion.tidy,

@@ -137,6 +137,7 @@ class Base(DeclarativeBase):
 
 _NOW = func.now()
 _NEW_ID = text("gen_random_uuid()")
+_CLOCK = func.clock_timestamp()
 
 
 class UploadBatch(Base):
@@ -504,3 +505,53 @@ class AskedSlice(Base):
     #: Of the run that was asked for (`WaitingSlice.key`).
     key: Mapped[str] = mapped_column(primary_key=True)
     asked_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Outage(Base):
+    """A service that uploads wait for; removed when it is over. Triggers tell of both."""
+
+    __tablename__ = "outages"
+
+    #: Error kind that uploads are released with.
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    #: What the first upload that waited was told.
+    reason: Mapped[str]
+    began_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    #: When an upload was last released because of it.
+    seen_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+
+
+class Notification(Base):
+    """An event to be told; written by triggers (migration 0017), removed by the sender."""
+
+    __tablename__ = "notifications"
+
+    #: The same in every delivery.
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=_NEW_ID)
+    type: Mapped[str]
+    #: As it is sent; never changed.
+    data: Mapped[dict[str, Any]]
+    occurred_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    #: When a delivery was made for each target; empty: the sender has not seen it yet.
+    addressed_at: Mapped[datetime | None]
+
+
+class NotificationDelivery(Base):
+    """What became of a notification at one target."""
+
+    __tablename__ = "notification_deliveries"
+
+    notification_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("notifications.id", ondelete="CASCADE"), primary_key=True
+    )
+    #: Digest of its URL, which may hold a secret.
+    target: Mapped[str] = mapped_column(primary_key=True)
+    #: Counted when a sender takes it, so that one that dies is counted, too.
+    attempts: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: While a sender has it: when others may take it. Empty: delivered, or given up.
+    next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=_CLOCK)
+    delivered_at: Mapped[datetime | None]
+    #: What the last attempt came to.
+    answer: Mapped[str | None]
+
+    __table_args__ = (Index("ix_notification_deliveries_next_attempt_at", "next_attempt_at"),)

@@ -267,6 +267,13 @@ class DagsterHistory:
         self._blank_console([*needles, *runs])
         return counts
 
+    def forget_reports(self, batch_id: uuid.UUID) -> int:
+        """Delete what sensors reported of a batch, outside of runs; returns how many events."""
+        counts = self._delete_events(_RUNLESS_OF_BATCH, {"batch_id": str(batch_id)})
+        self._delete_checks([], batch_id)
+        self._forget_last_events([], [str(batch_id)])
+        return counts["events"]
+
     def report_again(self, batch_id: uuid.UUID) -> None:
         """Make the report of a batch that has ended."""
         pipeline = self._pipeline

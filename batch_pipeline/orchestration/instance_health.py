@@ -35,6 +35,7 @@ INSTIGATORS = (
     "cancel_batches_of_terminated_runs",
     "report_ended_batches",
     "sweep_on_start",
+    "notifications",
     "backlog_sweep",
 )
 _ENDED_TICKS = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]

@@ -12,10 +12,12 @@ from typing import Any
 from uuid import UUID
 
 import dagster as dg
+from dagster_postgres import PostgresEventLogStorage
 from pydantic import Field
 
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES, backlog, text_metadata
+from batch_pipeline.orchestration.forgetting import DagsterHistory
 from batch_pipeline.orchestration.run_ends import (
     ENDED_RUN,
     clean_up_terminated_run,
@@ -259,16 +261,29 @@ def _abandoned(instance: dg.DagsterInstance, waiting: list[WaitingSlice]) -> lis
 
 
 def _prune_partitions(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) -> int:
-    """Remove the partitions of batches that ended long ago; the batches stay."""
+    """Remove partitions and reports of batches that ended long ago; the batches stay.
+
+    Runs, and what they said, have a time of their own (`delete_old_runs`). Reports belong to no run
+    and would stay for ever. They can be deleted only where Dagster's storage is on PostgreSQL.
+    """
     name = str(BATCHES.name)
     present = one_by_one(
         instance.get_dynamic_partitions(name), UUID, left_out, named=lambda key: f"partition {key}"
     )
     days = pipeline.settings.keep_partitions_days
     old = batches_ended_before(pipeline.database, present, days=days)
+    on_postgres = isinstance(instance.event_log_storage, PostgresEventLogStorage)
+    history = DagsterHistory(instance, pipeline) if old and on_postgres else None
+
+    def prune(batch_id: UUID) -> None:
+        # The partition goes last: it is what an interrupted sweep finds again.
+        if history is not None:
+            history.forget_reports(batch_id)
+        instance.delete_dynamic_partition(name, str(batch_id))
+
     pruned = one_by_one(
         old,
-        lambda batch_id: instance.delete_dynamic_partition(name, str(batch_id)),
+        prune,
         left_out,
         named=lambda batch_id: f"partition {batch_id}",
     )

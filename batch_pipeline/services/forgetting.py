@@ -41,6 +41,7 @@ from batch_pipeline.database.models import (
 from batch_pipeline.database.readings import lease_lives, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError, PermanentError, RefusedError
+from batch_pipeline.services.notifications.outbox import forget_events
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.short_ids import Named
 from batch_pipeline.services.states.transitions import recount_batch
@@ -300,6 +301,7 @@ def _forget_batch(
         connection.execute(delete(AskedSlice).where(AskedSlice.key.contains(str(batch_id))))
         connection.execute(delete(WorkPause).where(WorkPause.target == str(batch_id)))
         batches = connection.execute(delete(UploadBatch).where(UploadBatch.id == batch_id)).rowcount
+        forget_events(connection, [batch_id, *(row.id for row in rows)])
         # What triggers have noted of these very deletions, too.
         connection.execute(delete(BatchToRecount).where(BatchToRecount.batch_id == batch_id))
         receipt.counts += Counter(batches=batches, uploads=uploads, model_calls=calls)
@@ -335,6 +337,7 @@ def _forget_upload(  # noqa: PLR0917
         if batch_id is not None:
             progress = recount_batch(connection, batch_id)
             transaction.announce(progress, progress.user_id)
+        forget_events(connection, [upload_id])
 
 
 def _forget_rest_of_user(
@@ -359,6 +362,7 @@ def _forget_rest_of_user(
             of_theirs = DescriptionInWork.user_id == user_id
             connection.execute(delete(DescriptionInWork).where(of_theirs))
             connection.execute(delete(WorkPause).where(WorkPause.target == str(user_id)))
+            forget_events(connection, [user_id])
         pipeline.storage.remove_empty_folder(str(user_id))
 
 

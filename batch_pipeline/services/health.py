@@ -15,6 +15,8 @@ from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.missing_home import missing_home
+from batch_pipeline.services.notifications.outbox import count_given_up
+from batch_pipeline.services.notifications.sending import require_apprise, targets_of
 from batch_pipeline.services.pauses import active_pauses
 from batch_pipeline.services.progress.publishing import check_redis
 from batch_pipeline.services.reports.batch_status import oldest_waiting
@@ -112,6 +114,11 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
                 lambda: _oldest_waiting(database, longest_wait),
                 "in the UI, Automation, the ticks of pending_batches say what it waits for",
             )
+            yield _check(
+                "notifications",
+                lambda: _notifications(database, settings),
+                "`batch-pipeline notify --list` says why, `notify --again` sends them again",
+            )
             yield _check("owner of the storage", lambda: _storage_owner(database, settings), "")
     finally:
         database.close()
@@ -193,6 +200,15 @@ def _oldest_waiting(database: Database, longest_wait: timedelta) -> str:
     if oldest.waited is not None and oldest.waited > longest_wait:
         raise PipelineError(f"{said}, longer than {longest_wait}")
     return said
+
+
+def _notifications(database: Database, settings: Settings) -> str:
+    if settings.notify_url_list:
+        require_apprise()
+    if given_up := count_given_up(database):
+        raise PipelineError(f"notifications that were given up after a day: {given_up}")
+    targets = targets_of(settings)
+    return f"told: {', '.join(target.name for target in targets) or 'nobody'}"
 
 
 def _storage_owner(database: Database, settings: Settings) -> str:

@@ -16,9 +16,11 @@ MAY_IMPORT = {
     "masking": set(),
     "errors": {"masking", "visible_text"},
     "home": set(),
+    "webhook_secrets": set(),
     # What is known of formats and prompts, to refuse a setting that names something else.
     "settings": {
         "errors", "home", "masking", "languages", "media.acceptance", "model_servers.prompts",
+        "webhook_secrets",
     },
     "logs": {"masking", "settings"},
     "storage": {"errors", "masking"},
@@ -27,7 +29,7 @@ MAY_IMPORT = {
     "database": {"errors", "settings", "database"},
     "services": {
         "errors", "masking", "settings", "languages", "visible_text", "storage", "media",
-        "model_servers", "database", "services",
+        "model_servers", "database", "services", "webhook_secrets",
     },
     "dagster_internals": set(),
     "executor": {"executor", "dagster_internals"},

@@ -1,13 +1,15 @@
 """HTML pages that stand alone: no script, no font, no picture from elsewhere.
 
-A content security policy forbids all of them, so that nothing a file name or a model says can do
-more than be read. The templates stand beside this module.
+A content security policy forbids all but our own style and script, which it names by their digests.
+So nothing that a file name or a model says can do more than be read. The templates stand beside
+this module.
 """
 
 import base64
 import hashlib
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.reports.previews import Previews
+from batch_pipeline.visible_text import visible_line
 
 #: Longest side of a picture (pixels): sharp on a dense screen up to this many uploads, and smaller
 #: beyond, so that a page of 1,000 uploads stays near 5 MB.
@@ -33,9 +36,29 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters.update(filters or {})
-    style = (Path(__file__).parent / "report_page.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.get_template(template).render(style=style, style_digest=digest, **values)
+    style, script = (_beside(f"report_page.{kind}") for kind in ("css", "js"))
+    return environment.get_template(template).render(
+        style=style,
+        style_digest=_digest(style),
+        script=script,
+        script_digest=_digest(script),
+        **values,
+    )
+
+
+def _beside(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def shown_date(taken_at: str | None, uploaded_at: datetime | None) -> str:
+    """Say when a picture was taken, else when it was uploaded; empty if nobody knows."""
+    if taken_at:
+        return visible_line(f"taken {taken_at[:10]}")
+    return f"uploaded {uploaded_at:%Y-%m-%d}" if uploaded_at else ""
 
 
 def picture_side(pictures: int) -> int:

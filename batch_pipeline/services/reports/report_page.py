@@ -15,10 +15,15 @@ from typing import Any
 from sqlalchemy import select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload
-from batch_pipeline.database.readings import FILENAME, word
+from batch_pipeline.database.readings import FACTS, FILENAME, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.reports.batch_status import batch_head
-from batch_pipeline.services.reports.pages import data_picture, picture_side, render_page
+from batch_pipeline.services.reports.pages import (
+    data_picture,
+    picture_side,
+    render_page,
+    shown_date,
+)
 from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible, visible_line
@@ -33,6 +38,7 @@ _OPENING = 160
 class Card:
     """One upload on the page; its text is fit to be looked at, and not yet escaped."""
 
+    upload_id: uuid.UUID
     filename: str
     file_type: str
     status: str
@@ -47,6 +53,8 @@ class Card:
     """Of each stage."""
     picture: str
     """A ``data:`` URI; empty without a thumbnail."""
+    date: str
+    """When it was taken, else when it was uploaded; empty if nobody knows."""
 
     @property
     def total_seconds(self) -> float:
@@ -89,6 +97,11 @@ class BatchReport:
     def has_ended(self) -> bool:
         """Tell whether nothing more will happen by itself."""
         return self.head["status"] not in OPEN_BATCH
+
+    @cached_property
+    def failed_first(self) -> Sequence[Card]:
+        """All uploads, those without a result before the others."""
+        return sorted(self.cards, key=lambda card: card.status != "failed")
 
     @cached_property
     def failures(self) -> Sequence[Card]:
@@ -168,6 +181,8 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
                 Upload.stage_seconds,
                 Upload.thumbnail_path,
                 Upload.hidden,
+                Upload.created_at,
+                FACTS["captured_at"].astext.label("taken_at"),
             )
             .where(Upload.batch_id == batch_id)
             .order_by(Upload.created_at, Upload.id)
@@ -199,6 +214,7 @@ def render_html(report: BatchReport) -> str:
 def _card(row: AnyRow, picture: str) -> Card:
     failed = row.processing_status != "completed"
     return Card(
+        upload_id=row.id,
         filename=visible_line(row.filename) or "(no name)",
         file_type=visible_line(row.file_type),
         status=visible_line(row.processing_status),
@@ -211,6 +227,7 @@ def _card(row: AnyRow, picture: str) -> Card:
         attempts=row.attempts,
         seconds=shown_seconds(row.stage_seconds),
         picture=picture,
+        date=shown_date(row.taken_at, row.created_at),
     )
 
 

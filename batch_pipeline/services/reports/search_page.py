@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batch_pipeline.services.reports.pages import data_picture, picture_side, render_page
+from batch_pipeline.services.reports.pages import (
+    data_picture,
+    picture_side,
+    render_page,
+    shown_date,
+)
 from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.search import Copy, SearchResult
 from batch_pipeline.storage import Storage
@@ -54,11 +59,6 @@ def search_page(storage: Storage, asked: str, found: Sequence[SearchResult]) -> 
 def _card(previews: Previews, hit: SearchResult, side: int) -> FoundCard:
     similarity = "" if hit.similarity is None else f"{hit.similarity:.2f}"
     reason = _REASONS.get(hit.found_by, "")
-    date = ""
-    if hit.taken_at:
-        date = f"taken {hit.taken_at[:10]}"
-    elif hit.uploaded_at:
-        date = f"uploaded {hit.uploaded_at:%Y-%m-%d}"
     return FoundCard(
         filename=visible_line(hit.filename) or "(no name)",
         description=visible(hit.description).strip(),
@@ -68,7 +68,7 @@ def _card(previews: Previews, hit: SearchResult, side: int) -> FoundCard:
         picture=data_picture(previews, hit.thumbnail_path, side),
         likeness=", ".join(filter(None, [similarity, reason])),
         weak=hit.weak,
-        date=visible_line(date),
+        date=shown_date(hit.taken_at, hit.uploaded_at),
         batch_id=str(hit.batch_id or ""),
         copies=[_copy(copy) for copy in hit.copies],
     )

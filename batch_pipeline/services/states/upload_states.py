@@ -30,6 +30,7 @@ from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, Tr
 from batch_pipeline.media.sniffing import MediaType
 from batch_pipeline.model_servers.base import Description
 from batch_pipeline.services.known_results import Described
+from batch_pipeline.services.notifications.outbox import note_outage
 from batch_pipeline.services.progress.publishing import (
     PROGRESS,
     Addressed,
@@ -342,6 +343,7 @@ class UploadStates:
                 server_deaths=Upload.server_deaths + int(server_died),
                 not_before=func.now() + interval(resume_after_seconds),
             )
+            note_outage(transaction.connection, reason)
 
     def release_run(
         self,
@@ -355,7 +357,7 @@ class UploadStates:
         Returns how many uploads.
         """
         with self._publisher.transaction() as transaction:
-            return release_rows(
+            released = release_rows(
                 transaction.connection,
                 and_(
                     Upload.owner_run_id == run_id,
@@ -364,6 +366,8 @@ class UploadStates:
                 **noted(reason),
                 not_before=func.now() + interval(resume_after_seconds),
             )
+            note_outage(transaction.connection, reason)
+        return released
 
     def release_waiting(
         self,
@@ -379,7 +383,7 @@ class UploadStates:
         They leave their slice, whose run this was, so that the next one is asked for by itself.
         """
         with self._publisher.transaction() as transaction:
-            return _release_waiting(
+            released = _release_waiting(
                 transaction.connection,
                 batch_id,
                 slice_number,
@@ -387,6 +391,8 @@ class UploadStates:
                 **noted(reason),
                 not_before=func.now() + interval(resume_after_seconds),
             )
+            note_outage(transaction.connection, reason)
+        return released
 
     def heartbeat(self, run_id: str, in_work: Sequence[Claim]) -> None:
         """Renew the heartbeats of a run: of its reservations and of its claims in progress.

@@ -9,14 +9,16 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 import pytest
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, text, update
 
 from batch_pipeline.database.models import ModelCall, Upload, UploadBatch
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.orchestration.forgetting import DagsterHistory
+from batch_pipeline.orchestration.sweep import tidy
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.export import export_user
 from batch_pipeline.services.forgetting import forget
+from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.short_ids import Named
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
 from batch_pipeline_tests.traces import of_upload, traces
@@ -430,3 +432,61 @@ def test_an_export_of_a_user_that_nobody_knows_writes_no_folder(kept, tmp_path):
             originals=False,
         )
     assert not list(tmp_path.glob("about*"))
+
+
+def test_events_of_what_is_deleted_leave_the_outbox_and_those_of_others_stay(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby", "second", album="quokka_album")
+    others = kept.batch(tmp_path, "pelican_odette", user=OTHER, album="pelican_album")
+    first, second = (row.id for row in upload_rows(kept.pipeline.database, batch))
+    quarantine = text(
+        "UPDATE uploads SET processing_status = 'failed', error_kind = 'killed_worker' "
+        "WHERE id = :id"
+    )
+    with kept.pipeline.database.transaction() as connection:
+        for upload_id in (first, second):
+            connection.execute(quarantine, {"id": upload_id})
+    kept.pipeline.batches.recount_batch(batch)
+
+    def told():
+        with kept.pipeline.database.transaction() as connection:
+            rows = connection.execute(text("SELECT type, data FROM notifications")).all()
+        return sorted((row.type, row.data.get("filename") or row.data["name"]) for row in rows)
+
+    of_others = ("batch.completed", "pelican_album")
+    before = [
+        ("batch.completed", "quokka_album"),
+        ("upload.quarantined", "quokka_barnaby.jpg"),
+        ("upload.quarantined", "second.jpg"),
+    ]
+    assert told() == sorted([*before, of_others])
+
+    kept.delete("upload", first)
+    assert told() == sorted([before[0], before[2], of_others])
+    kept.delete("batch", batch)
+    assert told() == [of_others]
+    kept.delete("user", OTHER)
+    assert told() == []
+    assert kept.traces(str(others).encode()) == []
+
+
+def test_reports_of_batches_that_ended_long_ago_are_deleted_with_their_partition(kept, tmp_path):
+    old = kept.batch(tmp_path, "quokka_barnaby")
+    young = kept.batch(tmp_path, "pelican_odette", user=OTHER)
+    instance = kept.runner.instance
+    instance.add_dynamic_partitions("batches", [str(old), str(young)])
+    with kept.pipeline.database.transaction() as connection:
+        connection.execute(
+            update(UploadBatch)
+            .where(UploadBatch.id == old)
+            .values(updated_at=func.now() - func.make_interval(0, 0, 0, 91))
+        )
+    assert kept.events("batch_report", old)
+    own_step = len(kept.events("upload_analysis", old))
+
+    found = tidy(instance, kept.pipeline, LeftOut())
+
+    assert found["partitions_pruned"] == 1
+    assert kept.events("batch_report", old) == []
+    assert len(kept.events("upload_analysis", old)) == own_step, "runs have a time of their own"
+    assert kept.events("batch_report", young)
+    assert instance.get_dynamic_partitions("batches") == [str(young)]

@@ -231,3 +231,40 @@ def test_nothing_that_files_and_models_say_runs_or_is_loaded(database, storage, 
     # Without both, the attacks work: the test can fail.
     assert "<title>pwned</title>" in browse(f"<title>Batch</title>{attacks[0]}{attacks[1]}")
     assert canary.requests == ["/image"]
+
+
+def test_a_large_page_is_narrowed_in_the_browser_and_shows_failures_first(
+    database, storage, browser, tmp_path
+):
+    bad = {
+        "filename": "torn.jpg",
+        "processing_status": "failed",
+        "error_kind": "truncated",
+        "error_message": "ends early",
+    }
+    good = [completed(filename=f"picture_{number}.jpg") for number in range(48)]
+    dated = completed(filename="ZEBRA.jpg", facts={"captured_at": "2023-02-03T10:00"})
+    batch = add_batch(
+        database, [*good, dated, bad], status="completed", failed_uploads=1, successful_uploads=49
+    )
+    file = tmp_path / "page.html"
+    file.write_text(page_of(database, storage, batch))
+    tab = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    said = []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.goto(file.as_uri(), timeout=60_000)
+
+    headings = tab.locator("h2").all_inner_texts()
+    assert headings == ["Failures", "Time per stage", "Slowest uploads", "Contact sheet"]
+    cards = tab.locator(".sheet > li")
+    assert "torn.jpg" in cards.first.text_content()
+    assert tab.get_by_role("status").inner_text() == "50 of 50 shown"
+    tab.get_by_label("Show only").fill("zebra 2023-02-03")
+    assert tab.locator(".sheet > li:visible h3").all_text_contents() == ["ZEBRA.jpg"]
+    assert tab.get_by_role("status").inner_text() == "1 of 50 shown"
+    tab.get_by_label("Show only").fill("")
+    tab.get_by_role("link", name="torn.jpg").first.click()
+    assert tab.locator("li:target h3").text_content() == "torn.jpg"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert said == []
+    tab.close()

@@ -1,0 +1,80 @@
+"""The command about notifications: try the targets, see what did not arrive."""
+
+import sys
+from dataclasses import asdict
+
+import click
+
+from batch_pipeline.cli.printing import json_option, print_json
+from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
+from batch_pipeline.errors import RefusedError
+
+
+@click.command()
+@click.option("--test", "action", flag_value="test", help="Send a test event to each target now.")
+@click.option("--list", "action", flag_value="list", help="List what has not arrived.")
+@click.option("--again", "action", flag_value="again", help="Send given-up notifications again.")
+@json_option
+@click.pass_obj
+def notify(session: Session, action: str | None, as_json: bool) -> None:
+    """Try out notifications, and show those that did not arrive.
+
+    \b
+    Examples:
+      batch-pipeline notify --test
+      batch-pipeline notify --list
+    """
+    if action is None:
+        raise click.UsageError("expected one of --test, --list and --again")
+    if action == "test":
+        _test(session, as_json)
+    elif action == "list":
+        _list(session, as_json)
+    else:
+        from batch_pipeline.services.notifications.outbox import try_again  # noqa: PLC0415
+
+        count = try_again(session.pipeline.database)
+        if as_json:
+            print_json({"again": count})
+        else:
+            click.echo(f"Given-up notifications that are sent again: {count}")
+
+
+def _test(session: Session, as_json: bool) -> None:
+    from batch_pipeline.services.notifications.sending import send_test  # noqa: PLC0415
+
+    answers = send_test(session.settings)
+    if not answers:
+        raise RefusedError(
+            "nobody is to be told: set BATCH_PIPELINE_WEBHOOK_URLS or BATCH_PIPELINE_NOTIFY_URLS"
+        )
+    if as_json:
+        print_json([asdict(answer) for answer in answers])
+    else:
+        for answer in answers:
+            said = "delivered" if answer.delivered else "not delivered"
+            click.echo(f"{answer.target}: {said}, {answer.detail}")
+    sys.exit(OK if all(answer.delivered for answer in answers) else FINISHED_WITH_FAILURES)
+
+
+def _list(session: Session, as_json: bool) -> None:
+    from batch_pipeline.services.notifications.outbox import undelivered  # noqa: PLC0415
+    from batch_pipeline.services.notifications.sending import targets_of  # noqa: PLC0415
+
+    names = {target.id: target.name for target in targets_of(session.settings)}
+    rows = [
+        row._asdict() | {"target": names.get(row.target, "a target that is not set any more")}
+        for row in undelivered(session.pipeline.database)
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        again = row["next_attempt_at"]
+        state = f"next attempt at {again:%Y-%m-%d %H:%M:%S %Z}" if again else "given up"
+        click.echo(
+            f"{row['type']} of {row['occurred_at']:%Y-%m-%d %H:%M:%S %Z} to {row['target']}: "
+            f"{state} after {row['attempts']} attempts; {row['answer'] or 'not tried yet'}"
+        )
+    if not rows:
+        click.echo("Everything has arrived.")

@@ -1,0 +1,32 @@
+"""The sensor that sends notifications; apart from the one that launches runs, which waits for none.
+
+``services/notifications`` decides what is sent, and keeps what could not be.
+"""
+
+import dagster as dg
+
+from batch_pipeline.services.notifications.sending import send_due, targets_of
+from batch_pipeline.services.pipeline import Pipeline
+
+#: How soon an event is told (seconds).
+INTERVAL_SECONDS = 10
+
+
+@dg.sensor(
+    name="notifications",
+    minimum_interval_seconds=INTERVAL_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    required_resource_keys={"batch_pipeline"},
+    description="Tells webhooks, chats and mail what has ended or broken down.",
+)
+def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Send what is due; launches nothing."""
+    pipeline: Pipeline = context.resources.batch_pipeline
+    delivered, failed = send_due(pipeline.database, pipeline.settings)
+    if failed:
+        context.log.warning(
+            "notifications not delivered: %s (`batch-pipeline notify --list`)", failed
+        )
+    if not targets_of(pipeline.settings):
+        return dg.SkipReason("nobody is to be told: BATCH_PIPELINE_WEBHOOK_URLS is not set")
+    return dg.SkipReason(f"notifications delivered: {delivered}, not delivered: {failed}")

@@ -1,0 +1,1 @@
+"""Telling other programs and people what has happened; docs/notifications.md describes it."""

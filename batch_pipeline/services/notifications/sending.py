@@ -1,0 +1,166 @@
+"""Sends what the outbox holds to the targets that the settings name.
+
+The sensor `notifications` calls `send_due`. Targets that do not answer delay no others: what is
+taken together is sent at the same time.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from batch_pipeline.database.session import Database
+from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.masking import masked
+from batch_pipeline.services.notifications import outbox
+from batch_pipeline.services.notifications.outbox import Delivery
+from batch_pipeline.services.notifications.webhooks import NotDeliveredError, post
+from batch_pipeline.settings import Settings
+from batch_pipeline.webhook_secrets import secret_key
+
+#: A round takes nothing more after this (seconds); Dagster ends a tick after 60.
+ROUND_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Somebody who is told."""
+
+    id: str
+    """Digest of the URL."""
+    name: str
+    """Scheme and host: what may be shown."""
+    url: str
+    is_webhook: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an attempt came to."""
+
+    target: str
+    delivered: bool
+    detail: str
+
+
+def targets_of(settings: Settings) -> Sequence[Target]:
+    """List who is told."""
+    return [
+        *(_target(url, is_webhook=True) for url in settings.webhook_url_list),
+        *(_target(url, is_webhook=False) for url in settings.notify_url_list),
+    ]
+
+
+def _target(url: str, *, is_webhook: bool) -> Target:
+    parts = urlsplit(url)
+    # In the URLs of chats the place of the host may hold a token.
+    name = f"{parts.scheme}://{parts.hostname}" if is_webhook else f"{parts.scheme}://…"
+    return Target(hashlib.sha256(url.encode()).hexdigest()[:16], name, url, is_webhook)
+
+
+def send_due(database: Database, settings: Settings) -> tuple[int, int]:
+    """Send what is due; returns how many were delivered, and how many were not.
+
+    Raises:
+        ServiceDownError: the database cannot be reached; what was taken is taken again later.
+    """
+    targets = {target.id: target for target in targets_of(settings)}
+    outbox.end_outages(database)
+    outbox.address(database, targets)
+    delivered = failed = 0
+    deadline = time.monotonic() + ROUND_SECONDS
+    while targets and time.monotonic() < deadline:
+        taken = outbox.take_due(database, targets)
+        if not taken:
+            break
+        for delivery, (answer, final) in zip(
+            taken, asyncio.run(_send_all(taken, targets, settings)), strict=True
+        ):
+            outbox.note_answer(
+                database, delivery, answer.detail, delivered=answer.delivered, final=final
+            )
+            delivered += answer.delivered
+            failed += not answer.delivered
+            if not answer.delivered:
+                said = (delivery.type, answer.target, answer.detail)
+                log.warning("%s not delivered to %s: %s", *said)
+    outbox.prune(database, targets)
+    return delivered, failed
+
+
+def send_test(settings: Settings) -> Sequence[Answer]:
+    """Send a test event to each target at once; nothing is stored."""
+    targets = {target.id: target for target in targets_of(settings)}
+    deliveries = [
+        Delivery(uuid.uuid4(), id_, "notification.test", {}, datetime.now(UTC), 1)
+        for id_ in targets
+    ]
+    return [answer for answer, _ in asyncio.run(_send_all(deliveries, targets, settings))]
+
+
+async def _send_all(
+    deliveries: Sequence[Delivery], targets: Mapping[str, Target], settings: Settings
+) -> Sequence[tuple[Answer, bool]]:
+    return await asyncio.gather(
+        *(_send(delivery, targets[delivery.target], settings) for delivery in deliveries)
+    )
+
+
+async def _send(delivery: Delivery, target: Target, settings: Settings) -> tuple[Answer, bool]:
+    try:
+        if target.is_webhook:
+            key = secret_key(settings.webhook_secret.get_secret_value())
+            allow_private = settings.webhook_allow_private
+            said = await post(target.url, delivery, key, allow_private=allow_private)
+        else:
+            said = await asyncio.to_thread(_tell_people, target.url, delivery)
+    except NotDeliveredError as error:
+        return Answer(target.name, False, masked(str(error))), error.final
+    except Exception as error:  # one target never keeps others from being told
+        said = masked(f"{type(error).__name__}: {error}")
+        return Answer(target.name, False, said), False
+    return Answer(target.name, True, said), False
+
+
+def _tell_people(url: str, delivery: Delivery) -> str:
+    people = require_apprise().Apprise()
+    if not people.add(url):
+        raise NotDeliveredError("not a URL that apprise knows")
+    if not people.notify(**_words(delivery)):
+        raise NotDeliveredError("apprise could not send it; its log says why")
+    return "sent"
+
+
+def require_apprise() -> Any:
+    """Import the client of chats and mail.
+
+    Raises:
+        ConfigurationError: the extra is not installed.
+    """
+    try:
+        import apprise  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise ConfigurationError(
+            "BATCH_PIPELINE_NOTIFY_URLS is set, but the extra `notify` is not installed: "
+            "pip install 'batch-pipeline[notify]'"
+        ) from error
+    return apprise
+
+
+def _words(delivery: Delivery) -> dict[str, str]:
+    """Say an event to a person."""
+    data = delivery.data
+    about = data.get("name") or data.get("filename") or data.get("kind") or ""
+    lines = [f"{name}: {value}" for name, value in data.items() if value not in {None, ""}]
+    return {
+        "title": f"{delivery.type} {about}".strip(),
+        "body": "\n".join(lines) or "This is a test.",
+    }

@@ -1,0 +1,22 @@
+"""The form of a secret that webhooks are signed with."""
+
+import base64
+import binascii
+
+_PREFIX = "whsec_"
+_KEY_BYTES = range(24, 65)
+
+
+def secret_key(secret: str) -> bytes:
+    """Decode a secret of the form ``whsec_<base64>``.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    try:
+        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except binascii.Error:
+        key = b""
+    if not secret.startswith(_PREFIX) or len(key) not in _KEY_BYTES:
+        raise ValueError("expected whsec_ and 24 to 64 random bytes in base64")
+    return key
