@@ -1,8 +1,8 @@
 """HTML pages that stand alone: no script, no font, no picture from elsewhere.
 
-A content security policy forbids all but our own style and script, which it names by their digests.
-So nothing that a file name or a model says can do more than be read. The templates stand beside
-this module.
+A content security policy forbids all of them, so that nothing a file name or a model says can do
+more than be read. A script of the page's own is named in the policy by its digest. Templates,
+style and scripts stand beside this module.
 """
 
 import base64
@@ -25,9 +25,16 @@ _LARGE, _SMALL, _MANY = 256, 144, 200
 
 
 def render_page(
-    template: str, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any
+    template: str,
+    filters: Mapping[str, Callable[..., str]] | None = None,
+    *,
+    script: str = "",
+    **values: Any,
 ) -> str:
-    """Make a page of a template with the style that all pages have."""
+    """Make a page of a template with the style that all pages have, and a script if one is named.
+
+    The template gets both, and the policy that allows them and nothing else.
+    """
     environment = Environment(
         loader=PackageLoader("batch_pipeline", "services/reports"),
         autoescape=True,
@@ -36,13 +43,17 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters.update(filters or {})
-    style, script = (_beside(f"report_page.{kind}") for kind in ("css", "js"))
+    style, code = _beside("report_page.css"), _beside(script) if script else ""
+    policy = [
+        "default-src 'none'",
+        "img-src data:",
+        f"style-src '{_digest(style)}'",
+        *([f"script-src '{_digest(code)}'"] if code else []),
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
     return environment.get_template(template).render(
-        style=style,
-        style_digest=_digest(style),
-        script=script,
-        script_digest=_digest(script),
-        **values,
+        style=style, script=code, policy="; ".join(policy), **values
     )
 
 
@@ -51,11 +62,11 @@ def _beside(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def shown_date(taken_at: str | None, uploaded_at: datetime | None) -> str:
-    """Say when a picture was taken, else when it was uploaded; empty if nobody knows."""
+    """Say when a picture was taken, or else uploaded; empty if nobody knows."""
     if taken_at:
         return visible_line(f"taken {taken_at[:10]}")
     return f"uploaded {uploaded_at:%Y-%m-%d}" if uploaded_at else ""

@@ -1,4 +1,4 @@
-"""A batch as one HTML page to keep: contact sheet, descriptions, failures, timings.
+"""A batch as one HTML page to keep: failures, timings, an index, and a contact sheet to filter.
 
 The page stands alone (`pages`). How it looks stands in ``report_page.html.jinja``; reading the
 rows in ``batch_status.py``.
@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import select
 
 from batch_pipeline.database.models import OPEN_BATCH, Upload
-from batch_pipeline.database.readings import FACTS, FILENAME, word
+from batch_pipeline.database.readings import FACTS, FILENAME, known, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.reports.batch_status import batch_head
 from batch_pipeline.services.reports.pages import (
@@ -38,8 +38,11 @@ _OPENING = 160
 class Card:
     """One upload on the page; its text is fit to be looked at, and not yet escaped."""
 
-    upload_id: uuid.UUID
+    number: int
+    """In the order of submission, from 1; names its place on the page."""
     filename: str
+    date: str
+    """When it was taken, or else uploaded."""
     file_type: str
     status: str
     score: int | None
@@ -53,8 +56,6 @@ class Card:
     """Of each stage."""
     picture: str
     """A ``data:`` URI; empty without a thumbnail."""
-    date: str
-    """When it was taken, else when it was uploaded; empty if nobody knows."""
 
     @property
     def total_seconds(self) -> float:
@@ -89,6 +90,7 @@ class BatchReport:
     head: Mapping[str, Any]
     """As ``status --json`` has it."""
     cards: Sequence[Card]
+    """Failures first, then in the order of submission."""
     hidden: int
     """Uploads left out, because their owner hid them."""
     made_at: datetime
@@ -98,10 +100,10 @@ class BatchReport:
         """Tell whether nothing more will happen by itself."""
         return self.head["status"] not in OPEN_BATCH
 
-    @cached_property
-    def failed_first(self) -> Sequence[Card]:
-        """All uploads, those without a result before the others."""
-        return sorted(self.cards, key=lambda card: card.status != "failed")
+    @property
+    def statuses(self) -> Sequence[str]:
+        """Statuses of the uploads, each once."""
+        return sorted({card.status for card in self.cards})
 
     @cached_property
     def failures(self) -> Sequence[Card]:
@@ -181,8 +183,8 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
                 Upload.stage_seconds,
                 Upload.thumbnail_path,
                 Upload.hidden,
-                Upload.created_at,
                 FACTS["captured_at"].astext.label("taken_at"),
+                known(Upload.created_at).label("uploaded_at"),
             )
             .where(Upload.batch_id == batch_id)
             .order_by(Upload.created_at, Upload.id)
@@ -190,9 +192,13 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
     shown = [row for row in rows if not row.hidden]
     side = picture_side(len(shown))
     previews = Previews(storage)
+    cards = [
+        _card(number, row, data_picture(previews, row.thumbnail_path, side))
+        for number, row in enumerate(shown, 1)
+    ]
     return BatchReport(
         head=head,
-        cards=[_card(row, data_picture(previews, row.thumbnail_path, side)) for row in shown],
+        cards=sorted(cards, key=lambda card: card.status != "failed"),
         hidden=len(rows) - len(shown),
         made_at=datetime.now(UTC),
     )
@@ -204,17 +210,18 @@ def render_html(report: BatchReport) -> str:
         "report_page.html.jinja",
         {
             "seconds": _seconds,
-            "moment": lambda value: _moment(value, "%Y-%m-%d %H:%M:%S UTC"),
-            "clock": lambda value: _moment(value, "%H:%M:%S"),
+            "moment": _moment,
         },
+        script="report_page.js",
         report=report,
     )
 
 
-def _card(row: AnyRow, picture: str) -> Card:
+def _card(number: int, row: AnyRow, picture: str) -> Card:
     failed = row.processing_status != "completed"
     return Card(
-        upload_id=row.id,
+        number=number,
+        date=shown_date(row.taken_at, row.uploaded_at),
         filename=visible_line(row.filename) or "(no name)",
         file_type=visible_line(row.file_type),
         status=visible_line(row.processing_status),
@@ -227,7 +234,6 @@ def _card(row: AnyRow, picture: str) -> Card:
         attempts=row.attempts,
         seconds=shown_seconds(row.stage_seconds),
         picture=picture,
-        date=shown_date(row.taken_at, row.created_at),
     )
 
 
@@ -244,5 +250,5 @@ def _seconds(value: float | timedelta | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _moment(value: datetime | None, form: str) -> str:
-    return value.astimezone(UTC).strftime(form) if value else "-"
+def _moment(value: datetime | None) -> str:
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if value else "-"

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 from sqlalchemy import insert
 
 from batch_pipeline.database.models import Upload
@@ -42,6 +43,11 @@ def completed(**values):
         "stage_seconds": {"decode": 0.1, "thumbnail": 0.02, "describe": 2.0, "embed": 0.3},
         "attempts": 1,
     } | values
+
+
+def text_of(page):
+    body = re.sub(r"(?s)<script>.*</script>", "", page.partition("<body>")[2])
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
 
 def page_of(database, storage, batch_id):
@@ -78,7 +84,7 @@ def test_the_page_shows_pictures_descriptions_failures_and_timings(database, sto
     assert [stage.stage for stage in report.stages] == ["decode", "thumbnail", "describe", "embed"]
     assert report.stages[2].median == 46.0
     assert sum(stage.share for stage in report.stages) == pytest.approx(1)
-    text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+    text = text_of(page)
     assert "cut.jpg truncated the JPEG ends before its picture does 1" in text
     assert "took 1 min 35 s" in text
     assert "has not ended" not in text
@@ -112,7 +118,32 @@ def test_a_thumbnail_path_that_leads_out_of_the_storage_is_not_read(database, st
     assert "data:image" not in page_of(database, storage, batch)
 
 
-def test_a_page_of_a_thousand_uploads_has_a_reasonable_size(database, storage):
+def test_failures_come_first_then_stages_and_slowest_and_the_cards_last(database, storage):
+    failed = {"processing_status": "failed", "filename": "cut.jpg", "error_kind": "truncated"}
+    batch = add_batch(database, [completed(filename="sea.jpg"), failed])
+    page = page_of(database, storage, batch)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert ids == [
+        "failures", "stages", "slowest", "filter", "index", "sheet", "upload-2", "upload-1",
+    ]  # fmt: skip
+    assert set(re.findall('href="#([^"]+)"', page)) == set(ids) - {"filter"}
+
+
+def test_moments_have_their_dates_and_uploads_the_day_they_were_taken(database, storage):
+    uploads = [
+        completed(filename="old.jpg", facts={"captured_at": "2019-08-07T06:05:04"}),
+        completed(filename="new.jpg", created_at=BEGIN),
+        completed(filename="odd.jpg", facts={"captured_at": "<b>" * 99}),
+    ]
+    batch = add_batch(database, uploads, started_at=BEGIN, completed_at=BEGIN + timedelta(hours=20))
+    text = text_of(page_of(database, storage, batch))
+    assert "Started 2026-01-01 12:00:00 UTC, ended 2026-01-02 08:00:00 UTC" in text
+    assert text.count("taken 2019-08-07") == text.count("uploaded 2026-01-01") == 2
+    assert text.count("taken <b><b><b>< ") == 2
+
+
+def add_many(database, number):
+    """Add a batch of so many uploads, one of them of a pelican, three failed."""
     batch = add_batch(database, [])
     with database.transaction() as connection:
         connection.execute(
@@ -125,12 +156,28 @@ def test_a_page_of_a_thousand_uploads_has_a_reasonable_size(database, storage):
                     file_path="original.jpg",
                     file_type="image",
                     file_size=1000,
-                    description="word " * 100,
+                    description="word " * 100 + ("pelican" if number == 7 else ""),
                 )
-                for number in range(1000)
+                for number in range(number - 3)
             ],
         )
-    assert len(page_of(database, storage, batch)) < 12_000_000
+        connection.execute(
+            insert(Upload),
+            [
+                {
+                    "user_id": USER,
+                    "batch_id": batch,
+                    "filename": f"Cafe\u0301_{number}.jpg",  # as a Mac writes the letter
+                    "file_path": "original.jpg",
+                    "file_type": "image",
+                    "file_size": 1000,
+                    "processing_status": "failed",
+                    "error_kind": "truncated",
+                }
+                for number in range(3)
+            ],
+        )
+    return batch
 
 
 def test_an_unknown_batch_is_refused(database, storage):
@@ -233,38 +280,105 @@ def test_nothing_that_files_and_models_say_runs_or_is_loaded(database, storage, 
     assert canary.requests == ["/image"]
 
 
-def test_a_large_page_is_narrowed_in_the_browser_and_shows_failures_first(
-    database, storage, browser, tmp_path
-):
-    bad = {
-        "filename": "torn.jpg",
-        "processing_status": "failed",
-        "error_kind": "truncated",
-        "error_message": "ends early",
-    }
-    good = [completed(filename=f"picture_{number}.jpg") for number in range(48)]
-    dated = completed(filename="ZEBRA.jpg", facts={"captured_at": "2023-02-03T10:00"})
-    batch = add_batch(
-        database, [*good, dated, bad], status="completed", failed_uploads=1, successful_uploads=49
-    )
-    file = tmp_path / "page.html"
-    file.write_text(page_of(database, storage, batch))
-    tab = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
-    said = []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.goto(file.as_uri(), timeout=60_000)
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens a page in Chromium, on a screen of a width, in light or dark."""
+    tabs = []
 
-    headings = tab.locator("h2").all_inner_texts()
-    assert headings == ["Failures", "Time per stage", "Slowest uploads", "Contact sheet"]
-    cards = tab.locator(".sheet > li")
-    assert "torn.jpg" in cards.first.text_content()
-    assert tab.get_by_role("status").inner_text() == "50 of 50 shown"
-    tab.get_by_label("Show only").fill("zebra 2023-02-03")
-    assert tab.locator(".sheet > li:visible h3").all_text_contents() == ["ZEBRA.jpg"]
-    assert tab.get_by_role("status").inner_text() == "1 of 50 shown"
-    tab.get_by_label("Show only").fill("")
-    tab.get_by_role("link", name="torn.jpg").first.click()
-    assert tab.locator("li:target h3").text_content() == "torn.jpg"
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-    assert said == []
-    tab.close()
+    def open_(page, width=1280, **options):
+        file = tmp_path / "page.html"
+        file.write_text(page)
+        tab = browser.new_page(viewport={"width": width, "height": 800}, **options)
+        tabs.append(tab)
+        tab.requests = []
+        tab.on("request", lambda request: tab.requests.append(request.url[:60]))
+        tab.goto(file.as_uri(), timeout=60_000)
+        return tab
+
+    yield open_
+    for tab in tabs:
+        tab.close()
+
+
+def test_the_filter_shows_what_has_all_the_words_without_asking_anybody(database, storage, opened):
+    tab = opened(page_of(database, storage, add_many(database, 20)))
+    cards, lines = tab.locator(".sheet > li:visible"), tab.locator(".index > li:not([hidden])")
+    assert (cards.count(), lines.count()) == (20, 20)
+
+    tab.get_by_label("Filter").fill("PELICAN word")
+    assert cards.locator("h3").all_inner_texts() == ["picture_7.jpg"]
+    assert lines.count() == 1
+    assert tab.locator("output").inner_text() == "1 of 20 shown"
+
+    tab.get_by_label("Filter").fill("caf\u00e9")
+    assert cards.count() == 3
+    tab.get_by_label("Filter").fill("")
+    tab.get_by_label("Status").select_option("failed")
+    assert (cards.count(), lines.count()) == (3, 3)
+    tab.get_by_label("Status").select_option("")
+    assert cards.count() == 20
+
+    tab.get_by_label("Filter").press("Enter")
+    assert [url for url in tab.requests if not url.startswith(("data:", "file:"))] == []
+    assert tab.url.endswith("/page.html")
+
+
+def test_failures_and_index_lead_to_the_cards(database, storage, opened):
+    tab = opened(page_of(database, storage, add_many(database, 20)))
+    failure = tab.locator("#failures + .scroll a").nth(1)
+    name = failure.inner_text()
+    failure.click()
+    assert tab.locator(".sheet > li:target h3").inner_text() == name
+    tab.get_by_label("Filter").fill("pelican")
+    tab.locator("#failures + .scroll a").nth(0).click()
+    expect(tab.locator(".sheet > li:target h3")).to_be_in_viewport()
+    tab.get_by_role("link", name="Index").click()
+    tab.locator("#index").get_by_role("link", name="picture_16.jpg").click()
+    expect(tab.locator(".sheet > li:target img")).to_be_in_viewport()
+
+
+@pytest.mark.slow
+def test_a_page_of_a_thousand_uploads_has_a_reasonable_size_and_shows_what_is_on_the_screen(
+    database, storage, opened
+):
+    page = page_of(database, storage, add_many(database, 1000))
+    assert len(page) < 12_000_000
+    tab = opened(page)
+    rendered = "e => e.checkVisibility({contentVisibilityAuto: true})"
+    shown = f"[...document.querySelectorAll('.sheet h3')].filter({rendered}).length"
+    assert tab.evaluate(shown) < 100, "the rest is laid out when it is scrolled to"
+    card = tab.locator("#upload-900 h3")
+    card.scroll_into_view_if_needed()
+    expect(card).to_be_in_viewport()
+    assert card.evaluate(rendered)
+    tab.get_by_label("Filter").fill("pelican")
+    assert tab.locator("output").inner_text() == "1 of 1000 shown"
+
+
+def test_without_scripts_the_page_is_whole_and_has_no_filter(database, storage, opened):
+    batch = add_batch(database, [completed(filename="sea.jpg")])
+    tab = opened(page_of(database, storage, batch), java_script_enabled=False)
+    assert not tab.locator("#filter").is_visible()
+    assert tab.locator(".sheet > li:visible").count() == 1
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_nothing_is_wider_than_the_screen(database, storage, opened, width):
+    long = "x" * 250
+    failed = {"processing_status": "failed", "error_kind": "truncated", "error_message": long}
+    uploads = [completed(filename=long, description=long), failed | {"filename": long}]
+    batch = add_batch(database, uploads * 3, name=long, error_message=long)
+    tab = opened(page_of(database, storage, batch), width)
+    tab.locator("#index summary").click()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize(("scheme", "is_light"), [("light", True), ("dark", False)])
+def test_it_is_light_or_dark_as_the_person_has_it(database, storage, opened, scheme, is_light):
+    batch = add_batch(database, [completed()])
+    tab = opened(page_of(database, storage, batch), color_scheme=scheme)
+    for part in ("body", "#filter input"):
+        brightness = (
+            f"parseInt(getComputedStyle(document.querySelector({part!r})).backgroundColor.slice(4))"
+        )
+        assert (tab.evaluate(brightness) > 128) == is_light
