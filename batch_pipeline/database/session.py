@@ -171,10 +171,10 @@ class Database:
 
 
 def open_database(settings: Settings, *, pool_size: int | None = None) -> Database:
-    """Connect as the settings say; checks that the tables are there.
+    """Connect to the database in the settings, and check its tables.
 
     Raises:
-        ConfigurationError: the URL is not one of PostgreSQL, the tables are missing or old, or the
+        ConfigurationError: the URL is not a PostgreSQL URL, the tables are missing or old, or the
             server accepts too few connections.
         ServiceDownError: the server cannot be reached.
     """
