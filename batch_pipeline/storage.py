@@ -32,7 +32,7 @@ THUMBNAIL_NAME = "thumb_256.jpg"
 #: Ending of files that are being written, so that files left by a crash can be found and removed.
 PARTIAL_SUFFIX = ".partial"
 _OUR_NAMES = re.compile(r"original\.[a-z0-9]+|thumb_256\.jpg")
-#: How much of a remote file is read at once, and up to which size its copy is in memory (bytes).
+#: How much of a remote file is read at once, and the largest copy that stays in memory (bytes).
 _BLOCK_BYTES, _IN_MEMORY_BYTES = 4 * 1024**2, 16 * 1024**2
 #: Number of parts in the path of an upload's file: user, upload, name.
 _PARTS = 3
