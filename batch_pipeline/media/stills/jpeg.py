@@ -126,7 +126,7 @@ def take_apart(data: bytes) -> _Anatomy:
         content = view[start + 4 : end]
         if number >= MAX_SEGMENTS:
             raise oversized_metadata(
-                f"the JPEG has more than {MAX_SEGMENTS} segments ahead of its picture; "
+                f"the JPEG has more than {MAX_SEGMENTS} segments before its picture; "
                 "no camera writes that"
             )
         if marker == _SOS:

@@ -118,7 +118,7 @@ class _Document:
             place += length_bytes + int.from_bytes(view[place : place + length_bytes], "big")
         compression = int.from_bytes(view[place : place + 2], "big")
         if place + 2 > len(data):
-            raise ValueError("image file is truncated ahead of its pixels")
+            raise ValueError("image file is truncated before its pixels")
         if compression not in {_RAW, _RUN_LENGTHS}:
             raise ValueError(
                 f"a PSD whose composite has compression {compression} is not supported"
