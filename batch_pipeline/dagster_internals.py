@@ -1,25 +1,25 @@
-"""Every name of Dagster that this project uses and Dagster does not document, with the reason.
+"""All undocumented names of Dagster that this project uses, each with the reason.
 
-Such names move between patch versions of Dagster. They are imported here and nowhere else, so that
-raising Dagster means reading one file: `batch_pipeline_tests/unit/test_dagster_internals.py` says
-which of them is missing or takes other arguments than before. The lowest version that has them all
-is the lower bound in ``pyproject.toml``.
+Such names can change with every patch version of Dagster. They are imported only here, so that only
+this file has to be read before an upgrade. `batch_pipeline_tests/unit/test_dagster_internals.py`
+shows which of them is missing or takes other arguments than before. The lowest version that has
+them all is the lower bound in ``pyproject.toml``.
 
-Names of dagster-celery stand in ``orchestration/celery/executor.py``: importing it takes 0.3 s, and
-it is an extra.
+Names of dagster-celery are in ``orchestration/celery/executor.py``, because importing it takes
+0.3 s and it is an extra.
 """
 
 # isort: off
 from collections.abc import Mapping
 
-# The console logger of sensors and schedules, which Dagster has always write for people.
+# The console logger of sensors and schedules. Dagster has no setting for its format.
 from dagster._core.definitions import instigation_logger
 
 # The configuration of a storage class that ``dagster.yaml`` names.
 from dagster._config import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
 
-# A choice of executors by run config: their schemas, and the check of the multiprocess executor.
+# Choosing an executor by run config: the schemas, and the check of the multiprocess executor.
 from dagster._core.definitions.executor_definition import (
     IN_PROC_CONFIG,
     MULTI_PROC_CONFIG,
@@ -32,10 +32,10 @@ from dagster._core.definitions.metadata import normalize_metadata
 from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
 from dagster_shared.error import SerializableErrorInfo
 
-# The resources of a run, handed out to steps in threads.
+# The resources of a run, shared by steps in threads.
 from dagster._core.definitions.scoped_resources_builder import Resources, ScopedResourcesBuilder
 
-# Events that an executor reports beside those of steps, and what events mean for assets and runs.
+# Events of an executor beside those of steps, and which events belong to assets, checks and runs.
 from dagster._core.events import (
     ASSET_CHECK_EVENTS,
     ASSET_EVENTS,
@@ -44,7 +44,7 @@ from dagster._core.events import (
 )
 from dagster._utils.error import serializable_error_info_from_exc_info
 
-# Running a plan as Dagster's in-process executor does: resources, contexts, the state machine of
+# Running a plan like Dagster's in-process executor: resources, contexts, the state machine of
 # steps, a step's events, its hooks, pools, the capture of standard output.
 from dagster._core.execution.api import ExecuteRunWithPlanIterable
 from dagster._core.execution.compute_logs import create_compute_log_file_key
@@ -74,27 +74,27 @@ from dagster._utils.interrupts import pop_captured_interrupt
 # Python log lines of a step that runs in a thread.
 from dagster._core.log_manager import DagsterLogHandler, DagsterLogManager
 
-# Tags that say in which order steps are to be started.
+# Tags that set the order in which steps are started.
 from dagster._core.storage.tags import GLOBAL_CONCURRENCY_TAG, PRIORITY_TAG
 
-# Run workers forked by the code server, and runs found that one has started: by the address in a
-# tag. How often the daemon looks which sensors are due.
+# Forking run workers from the code server, and finding the runs that it has started by the address
+# in a tag. How often the daemon checks which sensors are due.
 from dagster._core.remote_origin import CodeLocationOrigin, GrpcServerCodeLocationOrigin
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._daemon import sensor as daemon_loop
 from dagster._grpc.server import DagsterApiServer
 
-# Whether sensors and schedules are on, and how they ended when last asked: `doctor` tells.
+# For `doctor`: whether sensors and schedules are on, and how their last ticks ended.
 from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickStatus
 
-# The event log's table and channel, for rows that are written in groups; connections in a pool.
+# The event log's table and channel, for rows that are written in groups. Connections in a pool.
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_postgres.event_log.event_log import CHANNEL_NAME
 from dagster_postgres.utils import create_pg_engine, set_pg_statement_timeout
 # isort: on
 
-#: Attributes of these classes that are used although Dagster may change them, each with the reason.
+#: Attributes of these classes that we use although Dagster may change them, each with the reason.
 USED_ATTRIBUTES: Mapping[type, Mapping[str, str]] = {
     ActiveExecution: {
         "_pending": "steps whose inputs are missing: named when a plan can never be completed",
@@ -110,12 +110,12 @@ USED_ATTRIBUTES: Mapping[type, Mapping[str, str]] = {
     },
     DagsterApiServer: {"_mp_ctx": "starts run workers; replaced by one that forks them"},
     PlanExecutionContext: {
-        "_execution_data": "the resources of a run, to be handed out by a builder of ours",
+        "_execution_data": "the resources of a run, for our own builder",
     },
     PostgresEventLogStorage: {
-        "_connect": "every read and write passes it: what waits is written before",
+        "_connect": "every read and write calls it: waiting events are written before",
         "_engine": "replaced by a pool of connections",
-        "_event_to_row": "a row as Dagster writes it",
+        "_event_to_row": "makes the same row as Dagster",
         "_store_asset_event": "the latest event of an asset, once per group",
         "_store_asset_event_tags": "tags of materializations",
         "_token_provider": "passwords that expire, such as those of a cloud",

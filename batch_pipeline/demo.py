@@ -1,7 +1,7 @@
-"""The whole stack on free ports, for the demo: webserver, daemon and code location as one child.
+"""The whole stack on free ports for the demo: webserver, daemon and code location in one child.
 
-Runs ``dagster dev`` with an instance of its own under the home folder; everything it prints goes to
-a log file there.
+The child is ``dagster dev`` with a separate instance under the home folder. Its output goes to a
+log file there.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ from pathlib import Path
 from batch_pipeline.errors import PipelineError, RefusedError
 from batch_pipeline.settings import Settings
 
-#: The sample files of a checkout; an installed package comes without them.
+#: The sample files of a checkout; an installed package does not have them.
 SAMPLE_MEDIA = Path(__file__).resolve().parent.parent / "examples" / "media"
 
 START_SECONDS, STOP_SECONDS = 120.0, 20.0
@@ -56,7 +56,7 @@ def sample_media() -> list[Path]:
 
 
 def prepare_dagster_home(settings: Settings) -> Path:
-    """Make the folder that ``DAGSTER_HOME`` is to name, with our ``dagster.yaml`` in it."""
+    """Make the folder for ``DAGSTER_HOME``, with our ``dagster.yaml`` in it."""
     folder = settings.home / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
     config = importlib.resources.files("batch_pipeline.orchestration") / "dagster.yaml"
@@ -65,12 +65,12 @@ def prepare_dagster_home(settings: Settings) -> Path:
 
 
 def dagster_environment(settings: Settings) -> dict[str, str]:
-    """Variables of a Dagster on this home: where it keeps its logs, and what it need not say."""
+    """Return variables for a Dagster on this home: its folders, and which warnings to hide."""
     return {
         "DAGSTER_HOME": str(prepare_dagster_home(settings)),
         "BATCH_PIPELINE_HOME": str(settings.home),
-        # Of Dagster's own making: it copies sensors with a parameter that it calls beta, and calls
-        # its command superseded by one that wants another layout of the project.
+        # Dagster causes these warnings itself. It copies sensors with a parameter that is beta, and
+        # it calls its command superseded, but the new one needs another layout of the project.
         "PYTHONWARNINGS": ",".join(
             [
                 "ignore:Parameter `owners` of initializer `SensorDefinition",
@@ -82,10 +82,11 @@ def dagster_environment(settings: Settings) -> dict[str, str]:
 
 
 def hold_home(settings: Settings) -> int:
-    """Take the home for one stack; returns the descriptor that holds it, until it is closed.
+    """Take the home for one stack; return a descriptor that holds it until it is closed.
 
     Raises:
-        RefusedError: another stack has it; of two on one database, one works nothing.
+        RefusedError: another stack has the home. With two stacks on one database, one of them would
+            process nothing.
     """
     settings.home.mkdir(parents=True, exist_ok=True)
     lock = os.open(settings.home / "dagster.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -108,7 +109,7 @@ def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[St
     """Start webserver, daemon and code location; stop them at the end.
 
     Raises:
-        RefusedError: somebody else listens on the port, or has a stack on this home.
+        RefusedError: another program listens on the port, or another stack has this home.
         PipelineError: they did not start; the message ends with the last lines of their log.
     """
     home = prepare_dagster_home(settings)
@@ -124,7 +125,7 @@ def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[St
         _held(settings) as lock,
         stack.log_file.open("wb") as log,
     ):
-        # A session of its own: Ctrl-C reaches us alone, and we stop the whole group.
+        # The child gets its own session: Ctrl-C reaches only us, and we stop the whole group.
         process = subprocess.Popen(  # noqa: S603 - our own interpreter
             command,
             env=environment,
@@ -132,7 +133,7 @@ def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[St
             stdout=log,
             stderr=log,
             start_new_session=True,
-            pass_fds=[lock],  # the home is taken for as long as the stack lives
+            pass_fds=[lock],  # the home stays taken as long as the stack lives
         )
         try:
             _wait_until_loaded(process, stack)
@@ -151,10 +152,10 @@ def _held(settings: Settings) -> Iterator[int]:
 
 
 def free_port() -> int:
-    """Find a port of this machine that nobody listens on.
+    """Find a port of this machine on which no program listens.
 
-    None of those that systems hand to outgoing connections (32768 and above): one of them would now
-    and then have it before the server that it is meant for.
+    It is not one of the ports for outgoing connections (32768 and above): such a connection could
+    take it before our server does.
     """
     while True:
         port = 20_000 + secrets.randbelow(12_000)
@@ -193,10 +194,10 @@ def _wait_until_loaded(process: subprocess.Popen[bytes], stack: Stack) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Leave by an exception when somebody ends this process, so that the child is stopped too.
+    """Raise an exception when a signal ends this process, so that the child is stopped too.
 
-    A script's background job inherits that SIGINT is ignored, and so would the child, which we stop
-    by it.
+    In a script's background job, SIGINT is ignored. The child would inherit that, but we stop it
+    with SIGINT. So SIGINT gets its handler back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

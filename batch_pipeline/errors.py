@@ -1,4 +1,4 @@
-"""Every error the pipeline raises on purpose, named by what to do next.
+"""Every error that the pipeline raises on purpose, named by what to do next.
 
 ::
 
@@ -9,14 +9,14 @@
     ├── UploadError              the work on one upload ended without a result
     │   ├── PermanentError       the file itself is the reason: never retried, upload ``failed``
     │   └── TransientError       may pass next time: retried with backoff, then ``failed``
-    ├── ServiceDownError         nothing can be worked now: uploads back to ``pending``, run stops
+    ├── ServiceDownError         no upload can be processed: all back to ``pending``, run stops
     ├── ClaimLostError           a write was refused, another run holds the upload: stop
-    ├── WorkCancelledError       nobody wants the result any more (batch or run stopped): stop
+    ├── WorkCancelledError       the result is no longer wanted (batch or run stopped): stop
     └── WorkPausedError          a person has paused it: uploads back to ``pending`` until resumed
 
-An ``UploadError`` and a ``ServiceDownError`` carry a ``kind``: a short, stable word in
-``snake_case`` that is stored with the upload, so that people can filter by it; the message is
-for reading and is kept word for word, less what no reader can see.
+An ``UploadError`` and a ``ServiceDownError`` have a ``kind``: a short, stable word in
+``snake_case``. It is stored with the upload, so that people can filter by it. The message is for
+people. It is stored word for word, without characters that a reader cannot see.
 """
 
 from batch_pipeline.masking import masked
@@ -24,9 +24,9 @@ from batch_pipeline.visible_text import visible
 
 
 class PipelineError(Exception):
-    """Base of everything below; its message is written for the person who has to act on it.
+    """Base of all errors below. The message is written for the person who has to act.
 
-    It may quote a library that quotes a URL of the settings: passwords are masked here.
+    The message may quote a library that quotes a URL of the settings, so passwords are masked here.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -34,7 +34,7 @@ class PipelineError(Exception):
 
 
 class ConfigurationError(PipelineError):
-    """A setting or the installation is wrong; the message names it and what is accepted."""
+    """A setting or the installation is wrong; the message names it and the accepted values."""
 
 
 class RefusedError(PipelineError):
@@ -62,16 +62,16 @@ class UploadError(KindedError):
 
 
 class PermanentError(UploadError):
-    """The file itself is the reason; trying again cannot help."""
+    """The file itself is the reason, so another try cannot help."""
 
     def __init__(self, kind: str, message: str, *, preview: bytes | None = None) -> None:
         super().__init__(kind, message)
         self.preview = preview
-        """A small JPEG of what could be decoded of the file, if anything could."""
+        """A small JPEG of the part of the file that could be decoded, if any."""
 
 
 class TransientError(UploadError):
-    """May pass next time: a time-out, a 5xx, a reset connection, an answer that fails the audit."""
+    """The next try may succeed after a time-out, a 5xx, a reset connection or a failed audit."""
 
 
 class ServiceDownError(KindedError):
@@ -79,10 +79,10 @@ class ServiceDownError(KindedError):
 
     Args:
         kind: the stable word.
-        message: for reading.
-        resume_after_seconds: when the service itself said that it can be asked again, if it did.
-        if_alone: what it is after all if nobody else feels the outage: the fault of the one upload
-            that met it. `services/outages.py` asks.
+        message: the text for people.
+        resume_after_seconds: the waiting time that the service itself named, if it did.
+        if_alone: the error to use instead if no other upload is affected: then the upload that met
+            the outage is the reason. `services/outages.py` decides.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ServiceDownError(KindedError):
 
 
 class ClaimLostError(PipelineError):
-    """A write was refused: the upload was rescued by somebody else, cancelled or deleted."""
+    """A write was refused: the upload was taken over by another run, cancelled or deleted."""
 
 
 class WorkCancelledError(PipelineError):

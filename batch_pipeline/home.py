@@ -1,4 +1,4 @@
-"""Which folder is the home where no setting says it: found upward, as git finds its repository."""
+"""Finds the home folder if no setting names it: upward, the way git finds its repository."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ FOLDER = ".batch_pipeline"
 def nearest_home() -> Path | None:
     """Find the nearest ``.batch_pipeline`` in the working directory or above it.
 
-    Folders of other users are passed over, but for root's: settings are read beside them.
+    Folders of other users except root are skipped, because settings are read from beside the home.
     """
     here = Path.cwd()
     for folder in (here, *here.parents):
@@ -20,10 +20,10 @@ def nearest_home() -> Path | None:
             if found.is_dir() and found.stat().st_uid in {os.geteuid(), 0}:
                 return found
         except OSError:
-            continue  # not ours to look at
+            continue  # we may not read this folder
     return None
 
 
 def default_home() -> Path:
-    """The nearest home, else a folder among the data of the user; it need not exist."""
+    """Return the nearest home, else a folder in the user's data folder; it may not exist yet."""
     return nearest_home() or user_data_path("batch_pipeline", appauthor=False)

@@ -1,13 +1,13 @@
 """Languages: their tags (BCP 47), their names in prompts, and whether a text is in one of them.
 
-The libraries are imported when a language is asked for: most people ask for none.
+The libraries are imported only when a language is set: most people set none.
 """
 
 import re
 from functools import cache
 
-#: English names by the first part of a tag, as prompts have them. Any other language is named by
-#: its tag, which models know, too.
+#: English names for prompts, by the first part of a tag. Any other language is named by its tag,
+#: which models also know.
 _NAMES = """
 af Afrikaans am Amharic ar Arabic as Assamese az Azerbaijani be Belarusian bg Bulgarian bn Bengali
 br Breton bs Bosnian ca Catalan cs Czech cy Welsh da Danish de German dz Dzongkha el Greek
@@ -24,23 +24,24 @@ tr Turkish tt Tatar ug Uyghur uk Ukrainian ur Urdu uz Uzbek vi Vietnamese xh Xho
 yue Cantonese zh Chinese zu Zulu
 """
 _NAME_OF = dict(zip(_NAMES.split()[::2], _NAMES.split()[1::2], strict=True))
-#: A text is of another language if that is likelier by both: log-probabilities, in all and for each
-#: character. Of 41 honest texts the right language was the likeliest; of 1,400 pairs of a text and
-#: a wrong language the nearest was 28 behind, and 0.3 a character.
+#: A text counts as another language if that language is likelier by both of these: differences of
+#: log-probabilities, in total and per character. For each of 41 correct texts the right language
+#: was the likeliest. For 1,400 pairs of a text and a wrong language, the wrong language was at
+#: least 28 behind in total, and 0.3 per character.
 _LIKELIER, _LIKELIER_EACH = 20.0, 0.2
-#: Distance of two languages, as Unicode's CLDR counts it, that are not told apart: Danish and
-#: Norwegian have 12, Indonesian and Malay 14, Czech and Slovak 24.
+#: Two languages up to this distance (Unicode's CLDR) count as the same: Danish and Norwegian have
+#: 12, Indonesian and Malay 14, Czech and Slovak 24.
 _SAME = 14
-#: More of a text tells no more (characters); with fewer letters nothing is said.
+#: How much of a text is examined (characters: more adds nothing), and how many letters it needs.
 _LONGEST, _FEWEST_LETTERS = 2000, 10
 _QUOTED = re.compile('"[^"]*"|“[^“”]*”|„[^„“”]*[“”]|«[^«»]*»|「[^「」]*」')
 
 
 def canonical_tag(tag: str) -> str:
-    """Read a language tag, such as ``de``, ``pt-BR``, ``zh-Hant-TW``; gives its usual spelling.
+    """Read a language tag such as ``de``, ``pt-BR``, ``zh-Hant-TW``; return its usual spelling.
 
     Raises:
-        ValueError: it is none; the message says what is expected.
+        ValueError: it is not a language tag; the message says what is expected.
     """
     import langcodes  # noqa: PLC0415
 
@@ -56,7 +57,7 @@ def canonical_tag(tag: str) -> str:
 
 
 def language_name(tag: str) -> str:
-    """Name a language for a prompt; English without a tag."""
+    """Return the name of a language for a prompt; English without a tag."""
     if not tag:
         return "English"
     code, *more = tag.split("-")
@@ -67,15 +68,15 @@ def language_name(tag: str) -> str:
 
 
 def is_english(tag: str) -> bool:
-    """Tell whether a tag is English, of whatever country; that is what no tag means, too."""
+    """Return whether a tag is English of any country; no tag also means English."""
     return not tag or tag.split("-", maxsplit=1)[0] == "en"
 
 
 def other_language(text: str, tag: str) -> str | None:
-    """Name the language that a text is in, if that is surely not the one asked for.
+    """Return the language of a text if it is certainly not the one that was asked for, else None.
 
-    Quotations may be in any language. Nothing is said about languages that the library, py3langid,
-    does not know, nor about near relatives.
+    Quotations may be in any language. The result is also None for languages that the library
+    py3langid does not know, and for closely related languages.
     """
     said = _QUOTED.sub(" ", text)[:_LONGEST]
     if sum(map(str.isalpha, said)) < _FEWEST_LETTERS:
@@ -98,7 +99,7 @@ def other_language(text: str, tag: str) -> str | None:
 
 @cache
 def _label(tag: str, labels: frozenset[str]) -> str | None:
-    """What the library calls a language."""
+    """Return the library's code for a language; None if it does not know the language."""
     import langcodes  # noqa: PLC0415
 
     language = langcodes.Language.get(tag)

@@ -1,8 +1,8 @@
-"""Log lines for machines: a JSON object each, as Dagster's own ``--log-format json`` writes them.
+"""Log lines as JSON objects for machines, like those of Dagster's own ``--log-format json``.
 
-Which it is says ``BATCH_PIPELINE_LOG_FORMAT``. What runs, sensors and schedules say is turned into
-lines by ``orchestration/run_logs.py``; the rest goes through Python's ``logging``, and so through
-here. What is bound with ``structlog.contextvars`` stands in every line.
+``BATCH_PIPELINE_LOG_FORMAT`` sets the format. ``orchestration/run_logs.py`` writes the lines of
+runs, sensors and schedules. All other lines go through Python's ``logging``, and so through this
+module. Values that are bound with ``structlog.contextvars`` are in every line.
 """
 
 import logging
@@ -41,14 +41,14 @@ def _without_secrets(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def json_handler(*additions: Processor) -> logging.Handler:
-    """Write records to standard error, a JSON object a line."""
+    """Write records to standard error, one JSON object per line."""
     handler = logging.StreamHandler()
     handler.setFormatter(json_formatter(*additions))
     return handler
 
 
 def use_format(settings: Settings) -> None:
-    """Log in this process as the settings say: what is ours, what libraries say, and warnings."""
+    """Set the log format of this process: for our lines, those of libraries, and warnings."""
     if settings.log_format is LogFormat.TEXT:
         return
     logging.captureWarnings(True)
@@ -61,10 +61,10 @@ def use_format(settings: Settings) -> None:
 
 
 def say_each_line_once(settings: Settings) -> None:
-    """Set the root logger of one of Dagster's processes up, before anybody else does.
+    """Set up the root logger of a Dagster process before any other code does.
 
-    dagster-postgres speaks of an outage by `logging.warning`. That gives a root logger that has no
-    handler one for everything, and from then on each line of Dagster's is printed twice.
+    dagster-postgres reports an outage by `logging.warning`. If the root logger has no handler, this
+    call adds one for all lines, and from then on each line of Dagster is printed twice.
     """
     use_format(settings)
     root = logging.getLogger()
@@ -76,5 +76,5 @@ def say_each_line_once(settings: Settings) -> None:
 
 
 def _is_not_of_dagster(record: logging.LogRecord) -> bool:
-    """Dagster writes its own lines, as `--log-format` says."""
+    """Return false for Dagster's lines, which Dagster writes itself (`--log-format`)."""
     return not record.name.startswith("dagster")

@@ -1,9 +1,9 @@
-"""Secrets in text: replaced before anybody reads it, in one place.
+"""Masks secrets in text before a person reads it; this is the only place for that.
 
-A password stands in a URL of the settings, and a library may quote the URL, or the password alone.
-Settings therefore tell here what is secret in them (`learn`), and every text on its way to a person
-(errors, health lines, log lines) goes through `masked`. What looks like a password in a URL is
-masked, too, whether it was learnt or not.
+A URL of the settings may contain a password, and a library may quote the URL or only the password.
+Settings therefore register their secrets here (`learn`), and every text for a person (errors,
+health lines, log lines) goes through `masked`. Anything that looks like a password in a URL is also
+masked, whether it was registered or not.
 """
 
 import logging
@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 MASK = "***"
-#: Shorter ones are left where they stand alone: they would be found in ordinary words.
+#: Shorter secrets are masked only in URLs: elsewhere they would be found in ordinary words.
 _SHORTEST = 4
 _NAMES = r"pass(?:word|wd)?|pwd|secret\w*|\w*token|\w*key|key_id|sig(?:nature)?|credentials?|auth"
 _USER_INFO = re.compile(r"(?<=://)([^\s/@:'\"?#]*):([^\s/'\"?#]*)@")
@@ -24,17 +24,17 @@ _learnt: set[str] = set()
 
 
 def learn(value: str) -> None:
-    """Note a secret that is none of a URL, such as an API key."""
+    """Register a secret that is not part of a URL, such as an API key."""
     if len(value) >= _SHORTEST:
         if not _learnt:
             _mask_log_records()
         for form in (value, unquote(value)):
-            # As libraries write it in a URL; SQLAlchemy leaves spaces and plus signs.
+            # The forms that libraries write in a URL; SQLAlchemy leaves spaces and plus signs.
             _learnt.update({form, quote(form, safe=""), quote_plus(form), quote(form, safe=" +")})
 
 
 def learn_url(value: str) -> None:
-    """Note what is secret in a URL, or in several with commas between."""
+    """Register the secrets in a URL, or in several URLs that are separated by commas."""
     for url in value.split(","):
         try:
             parts = urlsplit(url.strip())
@@ -57,14 +57,14 @@ def masked(text: str) -> str:
 
 
 def mask_chain(error: BaseException | None) -> None:
-    """Mask what an error of a library and those behind it say: somebody may print them all."""
+    """Mask the message of a library's error and of its causes: all of them may be printed."""
     while error is not None:
         error.args = tuple(masked(a) if isinstance(a, str) else a for a in error.args)
         error = error.__cause__ or error.__context__
 
 
 def _mask_log_records() -> None:
-    """Mask log records when they are made, whichever handlers they go to, tracebacks included."""
+    """Mask log records and their tracebacks when they are made, so for all handlers."""
     make = logging.getLogRecordFactory()
 
     def make_masked(*arguments: Any, **names: Any) -> logging.LogRecord:
@@ -72,7 +72,7 @@ def _mask_log_records() -> None:
         try:
             said = record.getMessage()
         except (TypeError, ValueError):
-            return record  # logging says itself what is wrong with it
+            return record  # logging itself reports what is wrong with the record
         if (text := masked(said)) != said:
             record.msg, record.args = text, ()
         if record.exc_info and record.exc_info[1]:

@@ -1,4 +1,4 @@
-"""Originals and thumbnails on any fsspec path: where each lies, and how it is written whole or not.
+"""Originals and thumbnails on any fsspec path. A file is written completely or not at all.
 
 Layout: ``<user_id>/<upload_id>/original.<ext>`` and ``…/thumb_256.jpg``. A name that a person gave
 is never part of a path.
@@ -29,16 +29,16 @@ from batch_pipeline.errors import (
 from batch_pipeline.masking import mask_chain
 
 THUMBNAIL_NAME = "thumb_256.jpg"
-#: Files being written carry this ending, so that what a crash leaves can be told and removed.
+#: Ending of files that are being written, so that files left by a crash can be found and removed.
 PARTIAL_SUFFIX = ".partial"
 _OUR_NAMES = re.compile(r"original\.[a-z0-9]+|thumb_256\.jpg")
-#: How much of a remote file is fetched at once, and up to which size it is kept in memory (bytes).
+#: How much of a remote file is read at once, and the largest copy that stays in memory (bytes).
 _BLOCK_BYTES, _IN_MEMORY_BYTES = 4 * 1024**2, 16 * 1024**2
-#: Of the path of an upload's file: user, upload, name.
+#: Number of parts in the path of an upload's file: user, upload, name.
 _PARTS = 3
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-#: What does not pass by itself, unless it is an outage that others feel, too.
+#: Errors that do not pass by themselves, unless other uploads have them too (then: an outage).
 _LASTING = {errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
 
 
@@ -47,7 +47,7 @@ class Storage:
 
     def __init__(self, location: str) -> None:
         try:
-            # A listing that was kept would not show what other hosts have written since.
+            # A cached listing would not show files that other hosts have written since.
             self._files, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise ConfigurationError(
@@ -56,25 +56,25 @@ class Storage:
             ) from error
         self._root = str(root).rstrip("/")
         self.is_local = isinstance(self._files, LocalFileSystem)
-        """Files are on this machine, or look like it; of others, a copy is read."""
+        """True: files are on this machine, or appear to be. Remote files are read from a copy."""
         self._real_root = _real_folder(self._root) if self.is_local else ""
         self.writer = "nobody"
-        """Stands in the names of files being written: only whose they are removes them."""
+        """Part of the names of files being written: only the same writer removes them."""
 
     @staticmethod
     def original_path(user_id: uuid.UUID, upload_id: uuid.UUID, extension: str) -> str:
-        """Where the submitted file lies."""
+        """Return the path of the submitted file."""
         return f"{user_id}/{upload_id}/original.{extension}"
 
     @staticmethod
     def thumbnail_path(user_id: uuid.UUID, upload_id: uuid.UUID) -> str:
-        """Where the preview lies."""
+        """Return the path of the thumbnail."""
         return f"{user_id}/{upload_id}/{THUMBNAIL_NAME}"
 
     def open(self, path: str) -> BinaryIO:
-        """Open a stored file for reading; of a remote one a copy that is gone when it is closed.
+        """Open a stored file for reading. A remote file is copied; closing removes the copy.
 
-        Who reads the copy can take no outage of the storage for a damaged file.
+        While the copy is read, an outage of the storage cannot look like a damaged file.
 
         Raises:
             PermanentError: ``source_missing``: no such file, or the path leaves the storage.
@@ -95,13 +95,13 @@ class Storage:
             return cast("BinaryIO", copy)
 
     def read(self, path: str) -> bytes:
-        """Read a stored file whole; raises as `open` does."""
+        """Read a whole stored file; raises the same errors as `open`."""
         full = self._inside(path)
         with self._errors_named(path):
             return bytes(self._files.cat_file(full))
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file so that readers see all of it or nothing.
+        """Write a file so that readers see either all of it or nothing.
 
         Raises:
             ServiceDownError: ``storage_full`` or ``storage_down``.
@@ -111,10 +111,10 @@ class Storage:
             if self.is_local:
                 self._write_locally(Path(full), data)
             else:
-                self._files.pipe_file(full, data)  # object stores show an object when it is whole
+                self._files.pipe_file(full, data)  # object stores show only complete objects
 
     def put(self, source: Path, path: str) -> None:
-        """Copy a file of this machine into the storage; raises as `write` does."""
+        """Copy a file of this machine into the storage; raises the same errors as `write`."""
         full = self._inside(path)
         with self._errors_named():
             if not self.is_local:
@@ -130,10 +130,10 @@ class Storage:
                 partial.unlink(missing_ok=True)
 
     def exists(self, path: str) -> bool:
-        """Tell whether a file is there; raises ``storage_down``."""
+        """Return whether a file exists; raises ``storage_down``."""
         full = self._inside(path)
         with self._errors_named():
-            # Unlike `exists`, which takes a storage that does not answer for an empty one.
+            # Not `exists`: it returns false if the storage does not answer.
             try:
                 self._files.info(full)
             except FileNotFoundError:
@@ -141,22 +141,22 @@ class Storage:
         return True
 
     def remove(self, path: str) -> None:
-        """Remove a file, and the folder of its upload if that is empty; no matter if it is gone."""
+        """Remove a file, if it exists, and the folder of its upload, if that is empty."""
         full = self._inside(path)
         with self._errors_named(), suppress(FileNotFoundError):
             self._files.rm_file(full)
         if self.is_local and len(PurePosixPath(path).parts) == _PARTS:
-            with suppress(OSError):  # something else lies in it
+            with suppress(OSError):  # the folder is not empty
                 Path(full).parent.rmdir()
 
     def remove_empty_folder(self, folder: str) -> None:
-        """Remove a folder if nothing lies in it; object stores have none."""
+        """Remove a folder if it is empty; object stores have no folders."""
         if self.is_local:
             with suppress(OSError):
                 Path(self._inside(folder)).rmdir()
 
     def names(self, folder: str) -> list[str]:
-        """List the names of the files in a folder; none if there is no such folder."""
+        """List the names of the files in a folder; empty if there is no such folder."""
         with self._errors_named():
             try:
                 entries = self._files.ls(self._inside(folder), detail=True)
@@ -165,7 +165,7 @@ class Storage:
         return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
 
     def is_empty(self) -> bool:
-        """Tell whether nothing lies here but what file systems make, or no such folder is there."""
+        """Return whether the folder is missing, or has nothing except what file systems make."""
         with self._errors_named():
             try:
                 paths = self._files.ls(self._root, detail=False)
@@ -174,15 +174,15 @@ class Storage:
         return not {PurePosixPath(path).name for path in paths} - {"lost+found"}
 
     def partial_files(self, *, older_than_seconds: float) -> Iterator[str]:
-        """List what `writer` left half written when it crashed."""
+        """List the incomplete files that `writer` left when it crashed."""
         if not self.is_local:
-            return  # object stores know no half-written objects
+            return  # object stores have no incomplete objects
         for partial in Path(self._root).glob(f"*/*/*.{self.writer}.*{PARTIAL_SUFFIX}"):
             name, writer, number, _ = partial.name.rsplit(".", 3)
             is_ours = _OUR_NAMES.fullmatch(name) and writer == self.writer and _is_uuid(number)
             if not is_ours or not all(map(_is_uuid, partial.parts[-3:-1])):
                 continue
-            with suppress(FileNotFoundError):  # its writer was alive and has just renamed it
+            with suppress(FileNotFoundError):  # the writer is alive and has just renamed the file
                 if time.time() - partial.stat().st_mtime > older_than_seconds:
                     yield str(partial.relative_to(self._root))
 
@@ -190,7 +190,7 @@ class Storage:
         """Write, read and remove a small file in a folder.
 
         Raises:
-            ServiceDownError: one of the three cannot be done.
+            ServiceDownError: one of the three failed.
         """
         probe = f"{folder}/.probe-{uuid.uuid4().hex}"
         self.write(probe, b"probe")
@@ -205,7 +205,7 @@ class Storage:
 
     @contextmanager
     def _errors_named(self, path: str = "", *, written: str = "") -> Iterator[None]:
-        """Turn what a file system raises into errors of ours, for a file to be read or written."""
+        """Turn errors of a file system into our errors, for a file that is read or written."""
         try:
             yield
         except _NO_SUCH_FILE as error:
@@ -214,13 +214,13 @@ class Storage:
             raise storage_error(error, path, written=written) from error
         except OSError as error:
             raise storage_error(error, path, written=written) from error
-        except Exception as error:  # clients of object stores raise errors of their own
+        except Exception as error:  # clients of object stores have their own error classes
             if self.is_local:
                 raise
             raise storage_error(error, path, written=written) from error
 
     def _root_is_there(self) -> bool:
-        """Tell whether the folder, or the bucket, is there: without it, every file is missing."""
+        """Return whether the folder or bucket exists: without it, every file is missing."""
         if self.is_local:
             return Path(self._root).is_dir()
         with self._errors_named():
@@ -248,22 +248,22 @@ class Storage:
             raise _missing(path)
         full = f"{self._root}/{parts}"
         if self.is_local:
-            # A symbolic link may lead out of the storage although no part of the path says so.
+            # A symbolic link may lead out of the storage although the path does not show it.
             real = os.path.realpath(full)
             if not real.startswith(self._real_root):
-                self._real_root = _real_folder(self._root)  # it may itself lie elsewhere now
+                self._real_root = _real_folder(self._root)  # the storage itself may have moved
                 if not real.startswith(self._real_root):
                     raise _missing(path)
         return full
 
 
 def _real_folder(path: str) -> str:
-    """Where a folder really lies, with a slash at the end."""
+    """Return the real path of a folder, with a slash at the end."""
     return os.path.join(os.path.realpath(path), "")
 
 
 def _opened_for_writing(path: Path) -> BinaryIO:
-    """Open a file, and make its folder if it is not there."""
+    """Open a file, and make its folder if it is missing."""
     try:
         return path.open("wb")
     except FileNotFoundError:
@@ -284,12 +284,12 @@ def _missing(path: str) -> PermanentError:
 
 
 def storage_error(error: Exception, path: str = "", *, written: str = "") -> ServiceDownError:
-    """Name what is wrong with the storage: full, or not to be used at all.
+    """Return the error for a storage that is full or cannot be used.
 
     Args:
-        error: what the file system raised.
-        path: the file that was to be read.
-        written: the file that was to be written.
+        error: the error that the file system raised.
+        path: the file that should be read.
+        written: the file that should be written.
     """
     mask_chain(error)
     if isinstance(error, OSError) and error.errno in _FULL:

@@ -1,20 +1,20 @@
-"""Text of strangers, made fit to be looked at: file names, descriptions, reasons.
+"""Makes untrusted text safe to display: file names, descriptions, reasons.
 
-Only what a reader cannot see is changed here; markup is the business of whoever renders the text.
+Only invisible characters are changed here. Code that renders the text must escape markup itself.
 """
 
 import unicodedata
 
-#: Shown in place of what must not reach a screen.
+#: Replaces characters that must not reach a screen.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 #: Joiners belong to the spelling of Persian and Indic words, and to emoji.
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 
 
 def visible(text: object) -> str:
-    """Replace what could move a cursor or reorder a line; line ends and tabs stay."""
+    """Replace characters that could move a cursor or reorder a line; keep line ends and tabs."""
     given = str(text)
-    if given.isprintable():  # nearly all, and 50 times faster to tell
+    if given.isprintable():  # true for nearly all texts, and 50 times faster than the loop
         return given
     return "".join(
         character
@@ -25,5 +25,5 @@ def visible(text: object) -> str:
 
 
 def visible_line(text: object) -> str:
-    """The same on one line: line ends and tabs become spaces."""
+    """Do the same and put the text on one line: line ends and tabs become spaces."""
     return " ".join(visible(text).replace("\t", "\n").split("\n"))

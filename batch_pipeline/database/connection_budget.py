@@ -1,8 +1,8 @@
 """How many connections to PostgreSQL the processes of a deployment open at most.
 
-A server refuses connections beyond its ``max_connections`` (100 unless somebody changed it), and it
-may be a run worker's that is refused. So pools are sized by what is there, for as many runs as may
-be in flight; a number of runs that cannot fit is refused at start.
+A server refuses connections beyond its ``max_connections`` (100 by default), and the refused
+connection may be that of a run worker. So the size of the pools depends on the limit of the server
+and on how many runs may be in flight. If that many runs cannot fit, the start is refused.
 
 ====================================  ==============================================
 process                               connections at most
@@ -16,7 +16,7 @@ web server                            Dagster's pool + its own for the event log
 commands (``submit``, ``watch``, …)   a few together
 ====================================  ==============================================
 
-Pools open connections when threads ask for them, so all of this is rarely in use. With a second
+Pools open connections when threads need them, so all of these are rarely in use. With a second
 server for Dagster's own storage there is more room than counted here.
 """
 
@@ -30,17 +30,17 @@ from batch_pipeline.settings import Settings
 
 #: Dagster's pool, in every process: threads write events one at a time and read little.
 DAGSTER_POOL = 5
-#: What the web server has besides, for the pages that read the event log.
+#: Additional pool of the web server, for the pages that read the event log.
 WEB_SERVER_POOL = 10
-#: Commands of people, all together: two each.
+#: All commands that people run, together: two connections each.
 COMMANDS = 6
-#: One connection per process agrees on the slots of model calls.
+#: Each process has one connection for the slots of model calls.
 CALL_SLOTS = 1
-#: Our pool: one for the threads that keep claims alive, one for the work, and no more than these
-#: beside one per upload in work.
+#: Our pool needs at least two connections: one for the threads that keep claims alive, one for the
+#: work. It has at most two more than uploads are processed at a time.
 LEAST_POOL, BESIDE_UPLOADS = 2, 2
 
-#: The code server hears of work on a connection of its own (`services/dispatch/signals.py`).
+#: The code server has one connection to listen for new work (`services/dispatch/signals.py`).
 SIGNALS = 1
 
 _WITHOUT_RUNS = 4 * DAGSTER_POOL + WEB_SERVER_POOL + COMMANDS + SIGNALS
@@ -56,21 +56,21 @@ _LIMIT = """
 
 
 def worst_case(settings: Settings, pool: int) -> int:
-    """Count the connections of all processes when each has opened all it may."""
+    """Count the connections of all processes when each has opened its maximum."""
     return _WITHOUT_RUNS + _ALSO_POOLED * pool + _workers(settings) * (_PER_WORKER + pool)
 
 
 def _workers(settings: Settings) -> int:
-    """Count the processes that process uploads, or wait for those that do."""
+    """Count the processes that process uploads, or wait for such processes."""
     celery = settings.celery_processes if settings.celery_broker_url else 0
     return settings.max_runs_in_flight + celery
 
 
 def pool_size(settings: Settings, limit: int) -> int:
-    """Size of our pool in each process, for a server that accepts `limit` connections.
+    """Return the size of our pool in each process, for a server that accepts `limit` connections.
 
     Raises:
-        ConfigurationError: so many runs do not fit.
+        ConfigurationError: the server accepts too few connections for this number of runs.
     """
     workers = _workers(settings)
     share = (limit - _WITHOUT_RUNS - workers * _PER_WORKER) // (workers + _ALSO_POOLED)
@@ -86,11 +86,11 @@ def pool_size(settings: Settings, limit: int) -> int:
 
 
 def connection_limit(url: URL) -> int:
-    """Ask the server how many connections it accepts from ordinary users.
+    """Read from the server how many connections it accepts from ordinary users.
 
     Raises:
-        ConfigurationError: the URL has something in it that PostgreSQL's library does not know.
-        ServiceDownError: it cannot be reached.
+        ConfigurationError: the URL contains something that PostgreSQL's library does not know.
+        ServiceDownError: the server cannot be reached.
     """
     address = libpq_url(url.render_as_string(hide_password=False))
     with failures_named(), psycopg.connect(address, connect_timeout=10) as connection:

@@ -1,9 +1,9 @@
-"""What every connection of ours is set to, whatever server, role or a pooler in between say.
+"""The settings of all our connections, independent of defaults of the server, role or a pooler.
 
-Nothing here is a startup parameter: PgBouncer refuses those that it does not know. Time zone,
-DateStyle and client encoding are set by statements, and PgBouncer follows them from one server
-connection to the next. Everything else that belongs to a session (prepared statements, ``LISTEN``,
-session advisory locks, other settings) is not used behind a pooler, see `is_pooled`.
+No setting is a startup parameter, because PgBouncer refuses those that it does not know. Time zone,
+DateStyle and client encoding are set by statements; PgBouncer keeps them when it changes the server
+connection. Everything else that belongs to a session (prepared statements, ``LISTEN``, session
+advisory locks, other settings) is not used behind a pooler, see `is_pooled`.
 """
 
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
 
 from batch_pipeline.errors import ConfigurationError
 
-#: What moments before the year 1 and after 9999 are read as, ``infinity`` among them.
+#: Values for moments before the year 1 and after 9999, including ``infinity``.
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 _SET = """
@@ -28,7 +28,7 @@ _SET_UNPOOLED = """
 
 
 def set_up(connection: psycopg.Connection[Any]) -> None:
-    """Set a new connection up; it is in no transaction, before and after.
+    """Set up a new connection. It is in no transaction, before and after.
 
     Raises:
         ConfigurationError: the database cannot hold every character.
@@ -54,10 +54,11 @@ def set_up(connection: psycopg.Connection[Any]) -> None:
 
 
 def is_pooled(connection: psycopg.Connection[Any], backend: int | None = None) -> bool:
-    """Tell whether a pooler stands between us and the server; then sessions are not ours alone.
+    """Return whether a pooler is between us and the server, so that other clients share sessions.
 
-    It has told us a process id of its own, which is not that of the server's process. In which mode
-    it pools cannot be known: another client may get our server process after any transaction.
+    A pooler reports its own process id at connect, which differs from that of the server's process.
+    The mode of the pooler is unknown: another client may get our server process after any
+    transaction.
     """
     if backend is None:
         [backend] = _execute(connection, "SELECT pg_backend_pid()")
@@ -74,7 +75,7 @@ class _MomentLoader(TimestamptzLoader):
 
 
 class _UtcMomentLoader(TimestampLoader):
-    """Reads moments without a time zone, as some upload APIs keep them, as UTC."""
+    """Reads moments without a time zone as UTC; some upload APIs store such moments."""
 
     def load(self, data: Any) -> datetime:
         return _bounded(super().load, data).replace(tzinfo=UTC)

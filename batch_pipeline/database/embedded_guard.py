@@ -1,8 +1,8 @@
-"""Stops the embedded PostgreSQL when nobody who lives uses it.
+"""Stops the embedded PostgreSQL when no living process uses it.
 
-A small process of its own, since those who use the server may be killed at any instruction. Each
-of them holds a shared lock on a file, which the kernel takes away when it dies; here the exclusive
-lock is waited for. Started by its path, with nothing imported that takes memory.
+The guard is a small separate process, because the processes that use the server may be killed at
+any moment. Each of them holds a shared lock on a file, and the kernel releases it when the process
+dies. The guard waits for the exclusive lock. It is started by its path and imports nothing large.
 
     python embedded_guard.py USERS_FILE GUARD_FILE PG_CTL DATA_FOLDER
 """
@@ -14,16 +14,16 @@ import sys
 
 
 def main(users_file: str, guard_file: str, pg_ctl: str, folder: str) -> None:
-    """Wait, stop the server, end."""
+    """Wait until no process uses the server, then stop it."""
     if os.fork():
-        os._exit(0)  # whoever started us does not wait for us
+        os._exit(0)  # the process that started the guard must not wait for it
     with open(users_file, encoding="utf-8") as users, open(guard_file, "w") as guard:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return  # there is one already
+            return  # another guard is running
         fcntl.flock(users, fcntl.LOCK_EX)
-        # Who comes now waits for the lock, and starts server and guard anew.
+        # A process that needs the server now waits for the lock, and starts server and guard again.
         if os.path.exists(f"{folder}/postmaster.pid"):
             owner = os.stat(folder).st_uid
             subprocess.run(  # noqa: S603 - the server's own program

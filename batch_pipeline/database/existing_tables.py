@@ -1,7 +1,8 @@
-"""What tables that an upload API has made may look like, and how to fix those that cannot be used.
+"""Checks tables that an upload API has made, and says how to fix those that cannot be used.
 
-Asked by ``db upgrade`` before it changes anything, and by ``doctor``. What the API may leave empty
-and how that is read stands in ``readings.py``; both are described in ``docs/existing_database.md``.
+``db upgrade`` runs these checks before it changes anything; ``doctor`` runs them too. How columns
+are read that the API leaves empty is in ``readings.py``. ``docs/existing_database.md`` describes
+both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,30 +18,30 @@ from batch_pipeline.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in the database that the pipeline cannot work with."""
+    """Something in the database that the pipeline cannot use."""
 
     reason: str
     fix: str
     """An SQL statement, or what to do."""
 
     def __str__(self) -> str:
-        """Both, for a person."""
+        """Return reason and fix, for a person."""
         return f"{self.reason}: {self.fix}"
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What type a column may have, and the one that it is changed to if it has another."""
+    """The types that a column may have, and the type that any other is changed to."""
 
     accepted: frozenset[str]
     type: str
     using: str = ""
     characters: int = 0
-    """Longest text that we write into it; 0: we write none, or it has no limit that we know."""
+    """Longest text that we write into it; 0: we write no text, or its length is not known."""
     unlimited: bool = False
-    """A limit on its length would cut what we write, however high it is."""
+    """True: our texts may have any length, so the column must not have a limit."""
     words: tuple[str, ...] = ()
-    """What we write into it: an ENUM must have these, a CHECK must allow them."""
+    """Words that we write into it: an ENUM must have these, a CHECK must allow them."""
 
 
 def _text(characters: int = 0, *, unlimited: bool = False, words: tuple[str, ...] = ()) -> _Kind:
@@ -59,7 +60,7 @@ _SIZE = _Kind(_WHOLE.accepted, "bigint", "{}::bigint")
 _SCORE = _Kind(_WHOLE.accepted | {"real", "double precision"}, "integer", "{}::integer")
 _PATH_CHARACTERS = 100
 
-#: By table: every column that upload APIs make. One that is missing is added by the migrations.
+#: By table: every column that upload APIs make. The migrations add a missing one.
 COLUMNS: Mapping[str, Mapping[str, _Kind]] = {
     "upload_batches": {
         "id": _ID,
@@ -135,10 +136,10 @@ _LEFT_ALONE = """
 
 
 def require_usable_tables(connection: Connection, dimensions: int) -> None:
-    """Refuse tables and a server that the pipeline cannot use; missing tables are no problem.
+    """Refuse tables and a server that the pipeline cannot use; missing tables are fine.
 
     Raises:
-        ConfigurationError: the message has every reason, and what to do about each.
+        ConfigurationError: the message has every reason, each with what to do.
     """
     problems = [*_extension(connection), *table_problems(connection, dimensions)]
     if problems:
@@ -149,11 +150,11 @@ def require_usable_tables(connection: Connection, dimensions: int) -> None:
 
 
 def table_problems(connection: Connection, dimensions: int) -> Iterator[Problem]:
-    """Find columns that the pipeline cannot read or write as it has to.
+    """Find columns that the pipeline cannot read or write correctly.
 
     Args:
-        connection: to the database.
-        dimensions: numbers of a vector, as the settings have it.
+        connection: connection to the database.
+        dimensions: length of a vector, from the settings.
     """
     for row in connection.execute(_FOUND):
         if row.relkind not in "rp":
@@ -186,7 +187,7 @@ def table_problems(connection: Connection, dimensions: int) -> Iterator[Problem]
                         f"ALTER TYPE {row.shown} ADD VALUE '{word}';",
                     )
         elif row.type == "character varying" and row.modifier > 0:
-            limit = row.modifier - 4  # PostgreSQL counts the length of the length
+            limit = row.modifier - 4  # the modifier includes 4 bytes of header
             longest = max(kind.characters, *(len(word) for word in kind.words), 0)
             if kind.unlimited or limit < longest:
                 needed = "any length" if kind.unlimited else f"{longest} characters"
@@ -199,7 +200,7 @@ def table_problems(connection: Connection, dimensions: int) -> Iterator[Problem]
 
 
 def rows_left_alone(connection: Connection) -> Iterator[Problem]:
-    """Find rows whose status is none of ours: they are neither processed nor counted."""
+    """Find rows with an unknown status: they are neither processed nor counted."""
     for table, column in (("upload_batches", "status"), ("uploads", "processing_status")):
         known = ", ".join(f"'{word}'" for word in COLUMNS[table][column].words)
         query = _LEFT_ALONE.format(table=table, column=column, words=known)

@@ -2,11 +2,11 @@
 
 ::
 
-    40001, 40P01         a transaction gave way to another: `ConflictError`, see `repeated`
-    08…, 53…, 57P…, 58…  the server serves nobody now: `ServiceDownError`
-    25006                it takes no writes, in a failover: `ServiceDownError`
+    40001, 40P01         a transaction conflicted with another: `ConflictError`, see `repeated`
+    08…, 53…, 57P…, 58…  the server cannot serve clients now: `ServiceDownError`
+    25006                the server accepts no writes, in a failover: `ServiceDownError`
     42501, 3F000, 22P05  a right or a schema is missing: `ConfigurationError`, with the fix
-    everything else      a mistake of ours, or a row that a constraint refuses: as it is
+    everything else      our mistake, or a row that a constraint refuses: raised unchanged
 """
 
 import functools
@@ -23,13 +23,13 @@ from batch_pipeline.errors import ConfigurationError, ServiceDownError
 
 #: SQLSTATE classes of a server that cannot serve now: connection, resources, operator, system.
 _DOWN_CLASSES = ("08", "53", "57P", "58")
-#: A server that takes no writes: a standby, or one that has become one.
+#: A server that accepts no writes: a standby, or a server that has become one.
 READ_ONLY = "25006"
-#: A deadlock, and a transaction that another one overtook.
+#: A deadlock, and a serialization conflict with another transaction.
 _CONFLICTS = ("40P01", "40001")
-#: How often a transaction is tried that has to give way to others.
+#: How often a transaction that conflicts with others is tried.
 _TRIES = 10
-#: Longest pause before the second try (seconds); doubled with each, up to the other.
+#: Longest pause before the second try (seconds). It doubles with each try, up to the second value.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 
 _TO_FIX = {
@@ -44,16 +44,16 @@ C = TypeVar("C")
 
 
 class ConflictError(ServiceDownError):
-    """A transaction was rolled back in favour of another one; the same again may succeed."""
+    """A transaction was rolled back in favour of another one; it may succeed when repeated."""
 
 
 @contextmanager
 def failures_named() -> Iterator[None]:
-    """Raise errors of the database by what to do next.
+    """Turn errors of the database into ours, which are named by what to do next.
 
     Raises:
-        ServiceDownError: the server cannot be reached, serves nobody now, or takes no writes.
-        ConflictError: the transaction gave way to another one.
+        ServiceDownError: the server cannot be reached, serves nobody now, or accepts no writes.
+        ConflictError: the transaction conflicted with another one.
         ConfigurationError: the URL, a right or an extension is wrong; the message says what to do.
     """
     try:
@@ -87,7 +87,7 @@ def failures_named() -> Iterator[None]:
                 "database_down", f"the database does not answer: {cause}"
             ) from error
         if isinstance(error, ProgrammingError | psycopg.ProgrammingError) and not state:
-            # No server was asked: the library could not read what it was told.
+            # The error is not from a server: the library could not read the URL.
             raise ConfigurationError(
                 f"BATCH_PIPELINE_DATABASE_URL cannot be used: {cause}"
             ) from error
@@ -95,16 +95,16 @@ def failures_named() -> Iterator[None]:
 
 
 def sqlstate(error: BaseException) -> str | None:
-    """The server's word for an error; None if no server was asked."""
+    """Return the server's code for an error; None if the error is not from a server."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return getattr(cause, "sqlstate", None)
 
 
 def repeated(transaction: Callable[P, T]) -> Callable[P, T]:
-    """Repeat a function that is one transaction, while it has to give way to others.
+    """Repeat a function that is one transaction, while it conflicts with other transactions.
 
     Raises:
-        ConflictError: it had to every time.
+        ConflictError: every try conflicted.
     """
 
     @functools.wraps(transaction)
@@ -122,7 +122,7 @@ def repeated(transaction: Callable[P, T]) -> Callable[P, T]:
 
 
 def each_repeated(cls: type[C]) -> type[C]:
-    """Decorate a class whose public methods are one transaction each: `repeated`, all of them."""
+    """Apply `repeated` to all public methods of a class; each must be one transaction."""
     for name, method in list(vars(cls).items()):
         if callable(method) and not name.startswith("_"):
             setattr(cls, name, repeated(method))

@@ -1,8 +1,8 @@
-"""Which database this is: what is written on a storage must not be taken for another's.
+"""The identity of this database: it shows which database the files on a storage belong to.
 
-A restored dump and a copied database hold the same rows as the one that they were made of. The
-identity therefore joins a number from a table with what PostgreSQL does not copy into another
-server or database. Only a copy of the whole server's files has the identity of its original.
+A restored dump or a copied database has the same rows as its original. The identity therefore joins
+a number from a table with values that PostgreSQL does not copy into another server or database.
+Only a copy of all files of the server has the same identity as its original.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _SERVER = text("SELECT system_identifier FROM pg_control_system()")
 
 
 def database_identity(database: Database) -> str:
-    """Tell the identity of a migrated database, 32 hexadecimal digits.
+    """Return the identity of a migrated database, 32 hexadecimal digits.
 
     Raises:
         ServiceDownError: the database cannot be reached.

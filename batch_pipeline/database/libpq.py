@@ -1,8 +1,8 @@
-"""URLs as libpq reads them, and with it psycopg and PostgreSQL's own programs.
+"""URLs in the form that libpq reads; psycopg and PostgreSQL's own programs use libpq.
 
-SQLAlchemy takes a space or a percent sign as it stands, and writes spaces as they are, or as a plus
-sign; libpq refuses the one and takes the other for a plus. Imports nothing of SQLAlchemy, as a
-health check has no time for it.
+SQLAlchemy accepts spaces and percent signs that are not encoded. It writes a space as a space or as
+a plus sign: libpq refuses the space, and reads the plus sign as a plus. This module does not import
+SQLAlchemy, because a health check must start quickly.
 """
 
 import re
@@ -16,7 +16,7 @@ _URL = re.compile(
 
 
 def libpq_url(url: str) -> str:
-    """Write a URL of PostgreSQL, as SQLAlchemy reads it, for libpq; the driver is left out."""
+    """Convert a PostgreSQL URL from SQLAlchemy's form to libpq's; the driver is left out."""
     found = _URL.fullmatch(url)
     if found is None:
         return url

@@ -1,4 +1,4 @@
-"""A connection that hears what PostgreSQL's NOTIFY says on a channel."""
+"""A connection that receives PostgreSQL's notifications on a channel."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from batch_pipeline.database.session import Database
 
 @contextmanager
 def listening(database: Database, channel: str) -> Iterator[psycopg.Connection]:
-    """Open a connection that listens; ``notifies(timeout=…)`` of it gives what is said from now on.
+    """Open a connection that listens; its ``notifies(timeout=…)`` yields messages from now on.
 
-    Behind a pooler messages go to whoever has the connection next: there nothing is heard, and the
-    time-outs of the caller replace it.
+    Behind a pooler, messages would go to the client that has the connection next. So the connection
+    does not listen there, and the caller only notices changes by its time-outs.
 
     Raises:
-        ServiceDownError: the database cannot be reached, or goes away meanwhile.
+        ServiceDownError: the database cannot be reached, or stops while the connection is open.
     """
     url = libpq_url(database.url.render_as_string(hide_password=False))
     with (

@@ -1,6 +1,6 @@
-"""How rows are read: one expression per rule, also where an upload API leaves a column empty.
+"""How rows are read: one expression per rule, also if an upload API leaves a column empty.
 
-What an existing table may look like, and what cannot be read, stands in ``existing_tables.py``.
+``existing_tables.py`` defines which forms of existing tables can be read.
 """
 
 import uuid
@@ -32,33 +32,33 @@ from batch_pipeline.database.models import (
     WorkPause,
 )
 
-#: Owner of what is submitted, or was written by an API, without naming a user.
+#: Owner of uploads and batches without a user, submitted or written by an API.
 LOCAL_USER = uuid.UUID(int=0)
-#: Long ago: a moment that nobody knows never keeps an upload from being processed.
+#: Stands for unknown moments. It is long ago, so they never keep an upload from being processed.
 _EVER: ColumnElement[Any] = literal_column("'-infinity'")
 
 
 def interval(number: float | BindParameter[float]) -> Any:
-    """An interval of the database, of so many seconds."""
+    """Return a database interval of this many seconds."""
     return func.make_interval(0, 0, 0, 0, 0, 0, number)
 
 
 def known(moment: Any) -> ColumnElement[Any]:
-    """A moment; null if it is empty, or ``infinity`` in either direction."""
+    """Return a moment; null if it is empty, ``infinity`` or ``-infinity``."""
     return func.nullif(func.nullif(moment, literal_column("'infinity'")), _EVER)
 
 
 def as_text(expression: ColumnElement[Any]) -> str:
-    """An expression for statements that are written as text."""
+    """Return an expression as SQL text."""
     dialect = PGDialect()  # type: ignore[no-untyped-call]
     return str(expression.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
 
 
-#: Waits for a run: nobody has taken it. The index `ix_uploads_waiting` holds these rows alone.
+#: An upload that no run has taken. The index `ix_uploads_waiting` contains only these rows.
 WAITING = and_(Upload.processing_status == UploadStatus.PENDING, Upload.owner_run_id.is_(None))
 WAITING_SQL = as_text(WAITING)
 
-#: The same, and a run will come for it: its batch was not cancelled, nor given up.
+#: The same, and a run will take it: its batch was neither cancelled nor given up.
 PENDING_WORK = and_(
     WAITING,
     literal_column(
@@ -69,8 +69,8 @@ PENDING_WORK = and_(
 )
 PENDING_WORK_SQL = as_text(PENDING_WORK)
 
-#: Last sign of life of an upload's worker. One that knows no claims has no heartbeat, only
-#: the moment of its last write.
+#: Last sign of life of an upload's worker. A worker without claims writes no heartbeat, so the
+#: moment of its last write counts.
 _LAST_SIGN = func.coalesce(Upload.heartbeat_at, known(Upload.updated_at), _EVER)
 
 
@@ -80,26 +80,26 @@ def _a_lease_ago(lease_seconds: Any) -> ColumnElement[Any]:
 
 
 def lease_expired(lease_seconds: float | BindParameter[float]) -> ColumnElement[bool]:
-    """Whether the worker of an upload has shown no life for a lease, on the database's clock."""
+    """Return whether an upload's worker has shown no sign of life for a lease (database clock)."""
     return _a_lease_ago(lease_seconds) > _LAST_SIGN
 
 
 def lease_lives(lease_seconds: float | BindParameter[float]) -> ColumnElement[bool]:
-    """The opposite of `lease_expired`."""
+    """Return the opposite of `lease_expired`."""
     return _a_lease_ago(lease_seconds) <= _LAST_SIGN
 
 
 _UPLOAD_KNOWN = func.coalesce(known(Upload.created_at), known(Upload.updated_at))
-#: When an upload, or a batch, came.
+#: When an upload or a batch was created, as far as known.
 UPLOAD_CAME = func.coalesce(_UPLOAD_KNOWN, _EVER)
 BATCH_CAME = func.coalesce(known(UploadBatch.created_at), known(UploadBatch.updated_at), _EVER)
-#: Since when an upload waits: since it came, or since somebody asked for it again; null if nobody
-#: knows. What was lost with its run is as old as before.
+#: Since when an upload waits: since it was created, or since a person asked to process it again;
+#: null if that is unknown. For an upload that was lost with its run, the time does not change.
 WAITING_SINCE = case(
     (Upload.dispatch_reason.in_(["retry", "reprocess"]), known(Upload.updated_at)),
     else_=_UPLOAD_KNOWN,
 )
-#: When a batch ended; a cancelled or failed one has changed last when it did.
+#: When a batch ended. For a cancelled or failed batch, this is its last change.
 BATCH_ENDED = func.coalesce(
     known(UploadBatch.completed_at),
     known(UploadBatch.updated_at),
@@ -107,17 +107,17 @@ BATCH_ENDED = func.coalesce(
     literal_column("'epoch'::timestamptz"),
 )
 
-#: Shown to nobody. An API that says nothing has not hidden it.
+#: Hidden uploads are never shown. If the API leaves the column empty, the upload is not hidden.
 HIDDEN = Upload.hidden.is_(True)
-#: What is known of the file; JSON's own null, which some libraries write, says no more than none.
+#: Facts about the file. Some libraries write a JSON null, which counts as empty.
 FACTS = func.coalesce(
     func.nullif(cast(Upload.facts, JSONB), literal_column("'null'::jsonb")),
     literal_column("'{}'::jsonb"),
     type_=JSONB,
 )
-#: For those who show it.
+#: The file's name, for display.
 FILENAME = func.coalesce(Upload.filename, literal_column("''")).label("filename")
-#: Characters of a batch's name that are kept and shown.
+#: How many characters of a batch's name are kept and shown.
 MAX_NAME = 100
 NAME = func.left(cast(UploadBatch.name, Text), literal_column(str(MAX_NAME))).label("name")
 #: As stored; whoever reads it takes an unknown word for normal.
@@ -126,17 +126,17 @@ FILE_SIZE = func.coalesce(Upload.file_size, literal_column("0")).label("file_siz
 
 
 def owner(column: Any) -> Any:
-    """The user of an upload or a batch; one that has none is the local user's, see `LOCAL_USER`."""
+    """Return the user of an upload or a batch; `LOCAL_USER` if it has none."""
     return func.coalesce(column, literal(LOCAL_USER, Uuid())).label("user_id")
 
 
 def word(column: Any) -> Any:
-    """A status for those who show it, under its own name; ``none`` if it is empty."""
+    """Return a status for display, under its column's name; ``none`` if it is empty."""
     return func.coalesce(cast(column, Text), literal_column("'none'")).label(column.key)
 
 
 def count(column: Any) -> Any:
-    """A counter of a batch, under its own name; one that is empty counts nothing."""
+    """Return a counter of a batch, under its column's name; 0 if it is empty."""
     return func.coalesce(column, literal_column("0")).label(column.key)
 
 

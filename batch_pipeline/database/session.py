@@ -1,7 +1,7 @@
 """Connections to the pipeline's database, and what their errors mean.
 
-`open_database` is the one way in: it starts the embedded server when no URL is set, and brings the
-tables of an embedded server up to date by itself; those of an external one are left to
+`open_database` is the only way to open it. It starts the embedded server if no URL is set, and
+updates the tables of an embedded server by itself. Tables of an external server are updated only by
 ``batch-pipeline db upgrade``.
 """
 
@@ -29,21 +29,21 @@ from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.settings import Settings
 
-#: Serialises migrations over all processes; any constant that nobody else uses.
+#: Key of the lock that lets one process at a time migrate; any constant without another use.
 MIGRATION_LOCK = 7_305_100_621
 
-#: A connection that was used within so many seconds is not asked whether it is alive.
+#: A connection that was used within this time (seconds) is not checked before it is used again.
 _FRESH_SECONDS = 1.0
 
-#: Another process has created the same database meanwhile: known, or only just.
+#: Another process has created the same database: some time ago, or at the same moment.
 _IS_THERE = ("42P04", "23505")
 
-#: A row whose columns the type checker does not follow.
+#: A row whose columns the type checker does not know.
 AnyRow = Row[*tuple[Any, ...]]
 
 
 class Database:
-    """A pool of connections to the pipeline's tables; safe under threads."""
+    """A pool of connections to the pipeline's tables; thread-safe."""
 
     def __init__(self, url: URL, *, pool_size: int = 5, embedding_dimensions: int = 1024) -> None:
         self.url = url
@@ -52,7 +52,7 @@ class Database:
             url,
             pool_size=pool_size,
             max_overflow=0,  # counted in `connection_budget`
-            isolation_level="READ COMMITTED",  # whatever the role or the database has by default
+            isolation_level="READ COMMITTED",  # role or database may have another default
             connect_args={
                 "application_name": "batch_pipeline",
                 "connect_timeout": 10,
@@ -65,18 +65,18 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """One transaction: committed at the end, rolled back by an exception.
+        """Open a transaction. It is committed at the end, and rolled back by an exception.
 
         Raises:
-            ServiceDownError: the server cannot be reached or serves nobody now; a `ConflictError`
-                of these if the same transaction may succeed at once.
+            ServiceDownError: the server cannot be reached or serves nobody now. It is a
+                `ConflictError` if the same transaction may succeed at once.
         """
         with failures_named(), self.engine.begin() as connection:
             yield connection
 
     @repeated
     def execute(self, statement: LoneStatement, parameters: Mapping[str, Any]) -> AnyRow | None:
-        """Execute a statement that is a transaction of its own, in one round trip.
+        """Execute a statement as one transaction, in one round trip.
 
         Raises:
             ServiceDownError: the server cannot be reached or serves nobody now.
@@ -96,23 +96,23 @@ class Database:
         return row
 
     def upgrade(self) -> None:
-        """Bring the tables up to the newest migration; safe when several processes do so.
+        """Apply all migrations to the tables. Several processes may do this at the same time.
 
         Raises:
-            ConfigurationError: the server or tables that are there already cannot be used as they
-                are; the message has the statements that change that. Nothing was changed.
+            ConfigurationError: the server or the existing tables cannot be used as they are. The
+                message has the statements that fix this. Nothing was changed.
         """
         with self.transaction() as connection:
             require_usable_tables(connection, self.embedding_dimensions)
         config = _alembic_config()
         config.attributes["embedding_dimensions"] = self.embedding_dimensions
-        # Not in a transaction: each migration has its own, and may leave it to build an index.
+        # Not in a transaction: each migration opens its own, and may end it to build an index.
         with failures_named(), self._migration_lock(), self.engine.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
     def revisions(self) -> tuple[str | None, str | None]:
-        """The migration that the tables are at, and the newest there is."""
+        """Return the current migration of the tables, and the newest migration."""
         with self.transaction() as connection:
             current = MigrationContext.configure(connection).get_current_revision()
         return current, ScriptDirectory.from_config(_alembic_config()).get_current_head()
@@ -128,14 +128,14 @@ class Database:
 
         @event.listens_for(self.engine, "handle_error")
         def let_go(context: Any) -> None:
-            # After a failover the name leads to another server, but only new connections do.
+            # After a failover the host name leads to another server, but only for new connections.
             if sqlstate(context.original_exception) == READ_ONLY:
                 context.is_disconnect = True
 
     def _ping_after_a_rest(self) -> None:
-        """Ask connections that have rested whether they are alive: a restart is not an outage.
+        """Check idle connections before use, so that a restart of the server is not an outage.
 
-        SQLAlchemy's own ``pool_pre_ping`` asks each time, a round trip more for every transaction.
+        SQLAlchemy's own ``pool_pre_ping`` checks every time, one more round trip per transaction.
         """
         dialect = self.engine.dialect
 
@@ -153,14 +153,15 @@ class Database:
             try:
                 dialect.do_ping(connection)
             except dialect.loaded_dbapi.Error as error:
-                raise InvalidatePoolError from error  # the pool connects anew
+                raise InvalidatePoolError from error  # the pool makes new connections
 
     @contextmanager
     def _migration_lock(self) -> Iterator[None]:
-        # Asked for again and again: who waits for a lock inside a statement would be waited for by
-        # CREATE INDEX CONCURRENTLY, which waits for every statement that began before it. Held by a
-        # transaction, not by a session: behind a pooler that is somebody else's a moment later.
-        # Without parameters: a statement with some keeps its snapshot, which is waited for too.
+        # The lock is polled: CREATE INDEX CONCURRENTLY waits for every statement that began before
+        # it, so also for a statement that waits for this lock. A transaction holds the lock, not a
+        # session: behind a pooler, the session may belong to another client a moment later. The
+        # statement has no parameters: with parameters it would keep its snapshot, and CREATE INDEX
+        # CONCURRENTLY would wait for that too.
         lock = text(f"SELECT pg_try_advisory_xact_lock({MIGRATION_LOCK})")
         with self.engine.connect() as holder:
             while not holder.scalar(lock):
@@ -170,10 +171,10 @@ class Database:
 
 
 def open_database(settings: Settings, *, pool_size: int | None = None) -> Database:
-    """Connect as the settings say; checks that the tables are there.
+    """Connect to the database in the settings, and check its tables.
 
     Raises:
-        ConfigurationError: the URL is not one of PostgreSQL, the tables are missing or old, or the
+        ConfigurationError: the URL is not a PostgreSQL URL, the tables are missing or old, or the
             server accepts too few connections.
         ServiceDownError: the server cannot be reached.
     """
@@ -198,27 +199,27 @@ def open_database(settings: Settings, *, pool_size: int | None = None) -> Databa
 
 
 def connect(settings: Settings) -> Database:
-    """Connect without looking at the tables; for ``db upgrade`` and ``doctor``."""
+    """Connect without checking the tables; for ``db upgrade`` and ``doctor``."""
     return Database(pipeline_url(settings), embedding_dimensions=settings.embedding_dimensions)
 
 
 def pipeline_url(settings: Settings) -> URL:
-    """URL of the pipeline's tables, for psycopg 3; starts the embedded server if that is it."""
+    """Return the URL of the pipeline's tables for psycopg 3; start an embedded server if needed."""
     if settings.database_url:
         return with_driver(settings.database_url, "psycopg", variable="DATABASE_URL")
     return with_driver(embedded_server_url(settings.home), "psycopg", variable="HOME")
 
 
 def with_driver(url: str, driver: str, *, variable: str) -> URL:
-    """Read any ``postgresql://`` form and name the driver, whichever it had before.
+    """Read any form of a ``postgresql://`` URL and replace its driver.
 
     Raises:
-        ConfigurationError: the URL is not one of PostgreSQL.
+        ConfigurationError: the URL is not a PostgreSQL URL.
     """
     expected = "expected postgresql://user:password@host:port/database"
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:  # the second: of its port
+    except (ArgumentError, ValueError) as error:  # ValueError: the port is not a number
         raise ConfigurationError(f"BATCH_PIPELINE_{variable} is not a URL: {expected}") from error
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise ConfigurationError(
@@ -228,14 +229,14 @@ def with_driver(url: str, driver: str, *, variable: str) -> URL:
 
 
 def create_database_if_missing(server: URL, name: str) -> None:
-    """Create a database on a server, unless it is there; safe when several processes do so.
+    """Create a database on a server, unless it exists. Several processes may do so at once.
 
     Raises:
         ConfigurationError: the role may not create one.
         ServiceDownError: the server cannot be reached.
     """
     engine = create_engine(server.set(drivername="postgresql+psycopg"))
-    # Not template1: it may have an encoding in which not everything can be written.
+    # Not template1: its encoding may not have every character.
     create = text(f"CREATE DATABASE \"{name}\" ENCODING 'UTF8' TEMPLATE template0")
     try:
         with (

@@ -1,7 +1,7 @@
-"""Vectors on their way to PostgreSQL: in binary.
+"""Sends vectors to PostgreSQL in binary form.
 
-As text, 1,024 numbers are 20 KB, which took 1.1 ms of Python to write on a busy machine; their 4 KB
-of bytes took 0.05 ms.
+As text, 1,024 numbers are 20 KB, and Python needed 1.1 ms to write them on a busy machine. In
+binary form they are 4 KB and needed 0.05 ms.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from pgvector.psycopg.vector import VectorBinaryDumper
 from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import Dialect
 
-# For whatever connection: PostgreSQL knows by the column, or the operator, which type is meant.
+# For every connection: PostgreSQL knows the type from the column or the operator.
 psycopg.adapters.register_dumper(Vector, VectorBinaryDumper)
 
 
@@ -23,7 +23,7 @@ class BinaryVector(VECTOR):
     cache_ok = True
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Sequence[float] | None], Vector | None]:
-        """What a value becomes before psycopg sees it; called by SQLAlchemy."""
+        """Return the function that converts a value for psycopg. SQLAlchemy calls this."""
         del dialect
 
         def process(value: Sequence[float] | None) -> Any:

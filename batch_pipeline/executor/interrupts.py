@@ -1,13 +1,13 @@
-"""How a step learns that its run is to end; who sets the flag stands in `threaded`.
+"""How a step learns that its run should end. The code that sets the flag is in `threaded`.
 
-Dagster interrupts a step by raising an exception in the main thread. Nothing can be raised in
-another thread without the risk of breaking what it holds, so a step of the threaded executor asks:
+Dagster interrupts a step by raising an exception in the main thread. Raising one in another thread
+could break what that thread holds. So a step of the threaded executor checks a flag:
 
     while not interrupt_event().wait(0.5):
         ...
 
-and leaves by returning or by raising, `dagster.DagsterExecutionInterruptedError` for instance.
-The run waits for it.
+The step then ends by returning or by raising, for example
+`dagster.DagsterExecutionInterruptedError`. The run waits for it.
 """
 
 import threading
@@ -17,19 +17,19 @@ _current: ContextVar[threading.Event] = ContextVar("batch_pipeline_executor_inte
 
 
 def interrupt_event() -> threading.Event:
-    """Return the flag of the run whose step is calling; set once the run is to end.
+    """Return the flag of the run whose step is calling. It is set when the run should end.
 
-    Take it in the step's own thread; then it may be handed to any other. Outside the threaded
-    executor it is an event that nobody sets.
+    Call this in the step's own thread; the flag can then be passed to any other thread. Outside the
+    threaded executor this returns an event that is never set.
     """
     return _current.get(None) or threading.Event()
 
 
 def interrupt_requested() -> bool:
-    """Tell whether the run of the calling step is to end: terminated, or ended by an error."""
+    """Return whether the run of the calling step should end: it was terminated, or has failed."""
     return interrupt_event().is_set()
 
 
 def bind_interrupt_event(event: threading.Event) -> None:
-    """Make `event` the flag of the current context; for the executor."""
+    """Make `event` the flag of the current context. Only the executor calls this."""
     _current.set(event)

@@ -1,7 +1,7 @@
-"""Puts the resources of a step together once for all steps that ask for the same ones.
+"""Builds the resources object of a step once for all steps that need the same resources.
 
-Dagster makes a new class (a named tuple) for that, four times per step: a seventh of the processor
-time of a step that does nothing.
+Dagster makes a new class (a named tuple) for it four times per step. That takes a seventh of the
+processor time of a step that does nothing.
 """
 
 from collections.abc import Set as AbstractSet
@@ -12,22 +12,22 @@ from batch_pipeline.dagster_internals import Resources, ScopedResourcesBuilder
 
 
 class SharedResourcesBuilder(ScopedResourcesBuilder):
-    """Builds what Dagster's builder does; safe under threads."""
+    """Builds the same as Dagster's builder; thread-safe."""
 
     def __init__(self, *_: object) -> None:
         self._built: dict[frozenset[str], Resources] = {}
 
     @classmethod
     def of(cls, builder: ScopedResourcesBuilder) -> "SharedResourcesBuilder":
-        """Take over the resources of a run."""
+        """Create a builder with the resources of a run."""
         return cls(builder.resource_instance_dict, builder.contains_generator)
 
     def build(self, required_resource_keys: AbstractSet[str] | None) -> Resources:
-        """Hand out the resources that a step asks for."""
+        """Return the resources that a step needs."""
         keys = frozenset(required_resource_keys or ())
         if keys not in self._built:
             resources = super().build(required_resource_keys)
-            # Some resources hand out an object of its own to every step.
+            # Some resources give every step its own object, so those are not shared.
             if any(
                 isinstance(resource, IAttachDifferentObjectToOpContext)
                 for key, resource in self.resource_instance_dict.items()

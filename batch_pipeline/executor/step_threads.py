@@ -1,8 +1,8 @@
-"""The threads that run steps, and what they report; which step runs when is decided in `threaded`.
+"""The threads that run steps, and their reports. `threaded` decides which step runs when.
 
-Who stops whom: the loop sets the interrupt event, steps in flight end by themselves and report,
-idle threads are then sent home and joined. Threads are daemons, so that a step that never ends
-keeps nobody from leaving once the wait for it was given up (a second interrupt).
+How the threads stop: the loop sets the interrupt event. Running steps end by themselves and report.
+Then the loop dismisses the idle threads and joins them. Threads are daemons. So a step that never
+ends does not keep the process alive after a second interrupt, when the loop stops waiting.
 """
 
 import threading
@@ -19,28 +19,28 @@ from batch_pipeline.dagster_internals import pop_captured_interrupt
 from batch_pipeline.executor.interrupts import bind_interrupt_event
 from batch_pipeline.executor.turns import Turns
 
-#: How long an interrupt may go unnoticed (seconds): Dagster's signal handler only sets a flag.
+#: Longest time until an interrupt is noticed (seconds): Dagster's signal handler only sets a flag.
 POLL_SECONDS = 0.1
 _IDLE = "idle step thread"
 
-#: Does the work of a step; yields what happens.
+#: Does the work of a step and yields its events.
 StepWork = Callable[[], Iterator[DagsterEvent]]
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a thread says of its step: events in the order in which they happened."""
+    """A thread's report about its step: events in the order in which they happened."""
 
     step_key: str
     events: Sequence[DagsterEvent]
     ended: bool
-    """The last report of this attempt; the thread is free."""
+    """True: this is the last report of the attempt, and the thread is free."""
     error: BaseException | None = None
-    """What escaped from the step; ends the run, as it does with Dagster's in-process executor."""
+    """An exception that escaped the step. It ends the run, as in Dagster's in-process executor."""
 
 
 class StepThread(threading.Thread):
-    """Runs one step after another, and bears the name of the one that it runs."""
+    """Runs one step after another. The thread has the name of the step that it runs."""
 
     def __init__(self) -> None:
         super().__init__(name=_IDLE, daemon=True)
@@ -48,7 +48,7 @@ class StepThread(threading.Thread):
         self._at_end: list[Callable[[], None]] = []
 
     def assign(self, name: str, task: Callable[[], None]) -> None:
-        """Give this idle thread something to do."""
+        """Give this idle thread a task."""
         self._tasks.put((name, task))
 
     def dismiss(self) -> None:
@@ -56,7 +56,7 @@ class StepThread(threading.Thread):
         self._tasks.put(None)
 
     def at_end(self, callback: Callable[[], None]) -> None:
-        """Call back in this thread before it ends."""
+        """Call `callback` in this thread before the thread ends."""
         self._at_end.append(callback)
 
     def run(self) -> None:
@@ -65,15 +65,15 @@ class StepThread(threading.Thread):
             self.name, task = assignment
             task()
             self.name = _IDLE
-            del assignment, task  # an idle thread keeps nothing of its last step alive
+            del assignment, task  # so that an idle thread holds no objects of its last step
         for callback in self._at_end:
             callback()
 
 
 class StepThreads:
-    """As many threads as steps were ever in flight at a time; used by the loop's thread only.
+    """A pool of threads that grows with the number of steps in flight; only the loop uses it.
 
-    Leaving with an exception sets the interrupt event and waits for the steps in flight.
+    Leaving the context sets the interrupt event and waits for the steps in flight.
     """
 
     def __init__(self, interrupt: threading.Event, turns: Turns) -> None:
@@ -104,11 +104,11 @@ class StepThreads:
 
     @property
     def in_flight(self) -> list[str]:
-        """Keys of the steps that have not ended yet."""
+        """Return the keys of the steps that have not ended yet."""
         return list(self._busy)
 
     def give_up(self) -> None:
-        """Do not wait for steps in flight any longer."""
+        """Stop waiting for steps in flight."""
         self._waits = False
 
     def start(self, step_key: str, work: StepWork) -> None:
@@ -124,7 +124,7 @@ class StepThreads:
         thread.assign(step_key, lambda: context.run(self._work, step_key, work))
 
     def reports(self, timeout: float) -> list[StepReport]:
-        """Wait for a report, at most `timeout` seconds; return all there are."""
+        """Wait at most `timeout` seconds for a report, then return all reports."""
         reports: list[StepReport] = []
         try:
             reports.append(self._reports.get(timeout=timeout))
@@ -144,12 +144,12 @@ class StepThreads:
             with self._turns.taken():
                 for event in work():
                     events.append(event)
-                    # Other steps may be waiting for just this output. (Not at STEP_OUTPUT, which
-                    # comes before the value is stored.) All else is reported at the end, once
-                    # hooks have run: a step must not be started again while they do.
+                    # Other steps may be waiting for this output. (STEP_OUTPUT is too early: it
+                    # comes before the value is stored.) Everything else is reported at the end,
+                    # after the hooks: a step must not be started again while its hooks run.
                     if event.is_handled_output:
                         self._reports.put(StepReport(step_key, events, ended=False))
                         events = []
-        except BaseException as escaped:  # whatever it is, a thread always reports its end
+        except BaseException as escaped:  # a thread must always report its end
             error = escaped
         self._reports.put(StepReport(step_key, events, ended=True, error=error))

@@ -1,4 +1,4 @@
-"""What of Dagster is not safe under threads, and what stands in for it.
+"""Which parts of Dagster are not thread-safe, and what replaces them.
 
 Found by reading and trying Dagster 1.13:
 
@@ -7,25 +7,26 @@ Found by reading and trying Dagster 1.13:
 ``ExecutionPlan.resolve``              Adds mapped steps to dicts that steps look up by key. Only
                                        the loop iterates over them; a look-up is safe.
 ``KnownExecutionState``                Shares its set of ready outputs with the loop. Steps only
-                                       ask for membership, which is safe.
-Python log capture                     Not safe: each step adds its handler to the shared loggers,
-                                       so that the first step in flight gets the lines of all, and
-                                       a handler removed meanwhile makes others miss lines.
-                                       `_RunLogCapture` stands in.
-Event loop of the plan context         Not safe: one for the run, and two async steps cannot run on
-                                       one loop at a time. `_LoopPerThread` stands in.
-``warnings.catch_warnings``            Not safe, and used around asset events: filters left over
-                                       when two overlap. The executor restores them with the run.
-Event writes                           Safe, one at a time: each step writes its own in its thread,
-                                       and all pass the one logging handler of the instance and its
-                                       lock.
+                                       test for membership, which is safe.
+Python log capture                     Not safe: each step adds its handler to the shared loggers.
+                                       So the first step in flight gets the lines of all steps. And
+                                       while a handler is removed, other steps miss lines.
+                                       `_RunLogCapture` replaces it.
+Event loop of the plan context         Not safe: the run has one loop, and two async steps cannot
+                                       use it at the same time. `_LoopPerThread` replaces it.
+``warnings.catch_warnings``            Not safe, and used around asset events: filters are left
+                                       over when two overlap. The executor restores them at the end
+                                       of the run.
+Event writes                           Safe, one at a time: each step writes its events in its own
+                                       thread, and all go through the one logging handler of the
+                                       instance, which has a lock.
 Resources, IO managers                 Made once per run in the main thread, shared by all threads;
                                        Dagster's own in-memory and file IO managers are safe.
-Storage (SQLite, PostgreSQL)           Safe: a lock, or a connection per write.
+Storage (SQLite, PostgreSQL)           Safe: it uses a lock, or a connection per write.
 =====================================  ===========================================================
 
-An async resource lives on the loop of the run, an async step on the loop of its thread: what is
-bound to a loop (an HTTP session, say) has to be made in the step.
+An async resource uses the loop of the run; an async step uses the loop of its thread. So an object
+that is bound to a loop (such as an HTTP session) must be made in the step.
 """
 
 import asyncio
@@ -52,7 +53,7 @@ T = TypeVar("T")
 
 @contextmanager
 def thread_safe_context(context: PlanExecutionContext) -> Iterator[PlanExecutionContext]:
-    """Hand out `context` with what is not safe under threads replaced."""
+    """Yield a copy of `context` in which the parts that are not thread-safe are replaced."""
     handler = context.log._dagster_handler
     with warnings.catch_warnings(), _RunLogCapture(handler).attached(context.log._managed_loggers):
         yield PlanExecutionContext(
@@ -67,12 +68,12 @@ def thread_safe_context(context: PlanExecutionContext) -> Iterator[PlanExecution
 
 
 class _LoopPerThread:
-    """Runs async steps, each on an event loop of its thread; made when first needed."""
+    """Runs async steps, each on the event loop of its thread. A loop is made when first needed."""
 
     _runners = threading.local()
 
     def run_until_complete(self, awaitable: Awaitable[T]) -> T:
-        """Run on the calling thread's loop; all that Dagster asks of a plan's event loop."""
+        """Run on the calling thread's loop. Dagster calls no other method of the loop."""
         runner = getattr(self._runners, "runner", None)
         if runner is None:
             runner = self._runners.runner = asyncio.Runner()
@@ -81,14 +82,14 @@ class _LoopPerThread:
         return result
 
 
-#: Handlers of the step (and hook, and type check …) whose code is running, the innermost last.
+#: Log handlers of the running step (and its hook, type check and so on), the innermost last.
 _capturing: ContextVar[tuple[DagsterLogHandler, ...]] = ContextVar("_capturing", default=())
 
 
 class _RunLogCapture(logging.Handler):
-    """Hands lines of Python loggers to the step that wrote them.
+    """Passes lines of Python loggers to the step that wrote them.
 
-    Lines of a thread that is no step's (a pool of the user's, say) are logged for the run.
+    Lines of other threads (such as a thread pool of the user) are logged for the run.
     """
 
     def __init__(self, run_handler: DagsterLogHandler) -> None:
@@ -108,18 +109,18 @@ class _RunLogCapture(logging.Handler):
                 logger.removeHandler(self)
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Pass `record` on; without this handler's lock, each target has its own."""
+        """Pass `record` on. This needs no lock: each target handler has its own."""
         handlers = _capturing.get()
         if handlers:
             return bool(handlers[0].handle(record))
         thread = threading.current_thread()
         if thread is self._loop_thread or isinstance(thread, StepThread):
-            return False  # between steps nothing is captured, as in Dagster
+            return False  # as in Dagster, nothing is captured between steps
         return bool(self._run_handler.handle(record))
 
 
 class _StepLogManager(DagsterLogManager):
-    """A log manager whose capture of Python loggers holds for its own thread only."""
+    """A log manager that captures Python loggers only for its own thread."""
 
     def begin_python_log_capture(self) -> None:
         _capturing.set((*_capturing.get(), self._dagster_handler))

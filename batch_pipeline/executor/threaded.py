@@ -1,10 +1,10 @@
 """The threaded executor: its configuration, and the loop that decides what runs next.
 
 Dagster's state machine (`ActiveExecution`) knows which steps are ready, waiting to be retried,
-blocked by a limit, to be skipped. The loop, in the run worker's main thread, starts in threads what
-is ready and tells the state machine what they report. Everything else is as with Dagster's
+blocked by a limit, or to be skipped. The loop runs in the run worker's main thread. It starts ready
+steps in threads and passes their reports to the state machine. Everything else is as in Dagster's
 in-process executor: resources are made once for the run, standard output is captured once for the
-run, the events of a step are the same and in the same order.
+run, and the events of a step are the same, in the same order.
 """
 
 import os
@@ -52,12 +52,12 @@ from batch_pipeline.executor.step_threads import POLL_SECONDS, StepThreads, Step
 from batch_pipeline.executor.thread_safety import thread_safe_context
 from batch_pipeline.executor.turns import Turns
 
-#: How many steps are asked for ahead, as multiples of those that run at a time. The state machine
-#: looks at all that are ready, and at all that have ended, whenever it is asked: with 1,200 steps,
-#: asked for each of them, that took 2 ms a step.
+#: How many steps the loop fetches ahead, as a multiple of those that run at a time. For each fetch
+#: the state machine looks at all ready steps and all ended steps. With 1,200 steps and one fetch
+#: per step, that took 2 ms per step.
 _ROUNDS_AHEAD = 10
 _STEP_FAILURE = DagsterEventType.STEP_FAILURE.value
-#: What changes the state machine. It would put seven questions to any other event, too.
+#: Events that change the state machine. It would make seven checks on any other event, too.
 _STATE_CHANGES = {
     kind.value
     for kind in (
@@ -71,17 +71,18 @@ _STATE_CHANGES = {
 
 
 class StepsCanNeverRunError(dg.DagsterError):
-    """Nothing runs, nothing is waited for, and yet steps are left: their inputs will never come.
+    """Steps are left, but nothing runs or waits: the inputs of these steps will never come.
 
-    Dagster's other executors wait for ever. Seen when a run is re-executed from failure after its
-    worker was killed, with ``require_upstream_step_success: false``: steps that had not begun are
-    in no plan, but those behind them are. Also with a tag concurrency limit of 0. Re-execute all
-    steps instead, or those that the message names as missing.
+    Dagster's other executors wait for ever in this case. It happens when a run is re-executed from
+    failure after its worker was killed, with ``require_upstream_step_success: false``: the plan
+    then lacks steps that had not begun, but has the steps that depend on them. It also happens with
+    a tag concurrency limit of 0. Re-execute all steps instead, or also the steps that the message
+    names as missing.
     """
 
 
 def threaded_config(*, max_working: int = 0, return_events: bool = True) -> dg.Field:
-    """Schema of the executor's config, with defaults for what a run worker may set otherwise."""
+    """Return the schema of the executor's config. A run worker may use other default values."""
     return dg.Field(
         {
             "max_concurrent": dg.Field(
@@ -98,9 +99,9 @@ def threaded_config(*, max_working: int = 0, return_events: bool = True) -> dg.F
             "return_events": dg.Field(
                 dg.Bool,
                 default_value=return_events,
-                description="Hand the events of all steps to whoever executes the run, as "
-                "`execute_job` returns them. A run worker reads only those of failed steps, but "
-                "keeps all it is handed in its memory.",
+                description="Return the events of all steps to the caller that executes the run, "
+                "as `execute_job` does. A run worker reads only those of failed steps, but keeps "
+                "all returned events in its memory.",
             ),
             "tag_concurrency_limits": get_tag_concurrency_limits_config(),  # type: ignore[no-untyped-call]
             "retries": get_retries_config(),  # type: ignore[no-untyped-call]
@@ -120,8 +121,9 @@ def threaded_executor(context: InitExecutorContext) -> "ThreadedExecutor":
           config:
             max_concurrent: 8
 
-    Steps with a higher ``dagster/priority`` tag are started first. When a run is terminated, steps
-    in flight are told (`interrupt_event`) and awaited; a second interrupt no longer waits.
+    Steps with a higher ``dagster/priority`` tag are started first. When a run is terminated, the
+    executor asks the steps in flight to stop (`interrupt_event`) and waits for them. After a second
+    interrupt it no longer waits.
     """
     config: Mapping[str, Any] = context.executor_config
     return ThreadedExecutor(
@@ -181,7 +183,7 @@ class ThreadedExecutor(Executor):
     def execute(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[DagsterEvent]:
-        """Run the plan; called by Dagster, in the main thread of the run worker."""
+        """Run the plan. Dagster calls this in the main thread of the run worker."""
         yield DagsterEvent.engine_event(
             plan_context,
             f"Executing steps in up to {self._max_concurrent} threads (pid: {os.getpid()})",
@@ -237,10 +239,10 @@ class ThreadedExecutor(Executor):
             yield from _end_log_capture(job_context, log_capture)
 
     def _steps_ahead(self, plan: ExecutionPlan) -> int:
-        """Say how many steps may be asked for before they can be started.
+        """Return how many steps may be fetched before they can be started.
 
-        None where that would make a difference: a step that is asked for counts against limits, and
-        is no longer overtaken by one of a higher priority.
+        Returns 0 where fetching ahead would change the result: a fetched step counts against
+        limits, and a step of a higher priority can no longer overtake it.
         """
         in_order = {GLOBAL_CONCURRENCY_TAG, PRIORITY_TAG}
         asked_in_order = self._tag_concurrency_limits or any(
@@ -250,7 +252,7 @@ class ThreadedExecutor(Executor):
 
 
 class _Loop:
-    """Starts steps, collects reports; ends when nothing is left to do, or all is told to stop."""
+    """Starts steps and collects reports until nothing is left to do or the run is to stop."""
 
     def __init__(
         self,
@@ -276,12 +278,13 @@ class _Loop:
         self._error: BaseException | None = None
 
     def run(self) -> Iterator[DagsterEvent]:
-        """Yield what happens, the events of each step in their order.
+        """Yield the events of all steps, those of each step in their order.
 
         Raises:
             DagsterExecutionInterruptedError: the run was interrupted; steps in flight have ended.
             StepsCanNeverRunError: the plan cannot be completed.
-            BaseException: what escaped from a step, once the others in flight have ended.
+            BaseException: an exception that escaped from a step. It is raised after the other steps
+                in flight have ended.
         """
         with self._threads as threads:
             while True:
@@ -344,7 +347,7 @@ class _Loop:
             free -= 1
 
     def _check_that_steps_can_run(self) -> None:
-        """Raise if nothing is in flight and nothing will ever be."""
+        """Raise an error if no step is in flight and no step ever will be."""
         active = self._active
         if (
             active._pending_skip
@@ -374,9 +377,9 @@ class _Loop:
         )
 
     def _patience(self) -> float:
-        """Seconds to wait for a report."""
-        # Dagster's answer is never positive while a step waits for a pool, which makes its own
-        # in-process executor spin; a retry that is due sooner than the next poll is kept exact.
+        """Return how long to wait for a report (seconds)."""
+        # Dagster's answer is never positive while a step waits for a pool, so its own in-process
+        # executor spins. A retry that is due before the next poll still starts on time.
         due = self._active.sleep_interval()  # type: ignore[no-untyped-call]
         return due if 0 < due < POLL_SECONDS else POLL_SECONDS
 
@@ -404,7 +407,7 @@ def _begin_log_capture(
         log_context = capture.enter_context(manager.capture_logs(log_key))
         step_keys = [step.key for step in plan.get_steps_to_execute_in_topo_order()]
         yield DagsterEvent.capture_logs(context, step_keys, log_key, log_context)
-    except Exception:  # a run is worth more than its captured output
+    except Exception:  # the run goes on without captured output
         yield _log_capture_failed(context, "setting up")
 
 

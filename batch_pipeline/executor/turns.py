@@ -1,9 +1,9 @@
 """How many steps of a run work at a time, while any number of them wait for something outside.
 
-Threads share one interpreter. Those that do not wait take its lock from each other with every call
-that releases it, which costs more than their work gains: a step of 12 ms takes 14 ms of processor
-time with eight of them, and 18 ms with forty. So a step works in its turn, and gives it up around
-what it waits for:
+Threads share one interpreter. Threads that compute take its lock from each other with every call
+that releases it. This costs more than working at the same time gains: a step of 12 ms takes 14 ms
+of processor time with eight such threads, and 18 ms with forty. So a step takes a turn to work, and
+gives it up while it waits:
 
     with others_may_work():
         answer = ask_the_server()
@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-#: Who has waited so long for a turn goes on without (seconds): those who have one may be stuck.
+#: After this wait for a turn a thread goes on without one (seconds): the others may be stuck.
 PATIENCE_SECONDS = 1.0
 
 
 class Turns:
-    """At most `at_once` threads inside `taken`, except those that `others_may_work` lets out.
+    """Limits the threads inside `taken` to `at_once`, not counting those in `others_may_work`.
 
     Args:
-        at_once: how many; 0: any number.
+        at_once: the limit; 0 means no limit.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -30,7 +30,7 @@ class Turns:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Work in a turn; waits for one."""
+        """Wait for a turn and hold it while the context is open."""
         turn = _Turn(self._free)
         turn.take()
         token = _current.set(turn)
@@ -42,7 +42,7 @@ class Turns:
 
 
 class _Turn:
-    """That of one thread."""
+    """The turn of one thread."""
 
     def __init__(self, free: threading.Semaphore | None) -> None:
         self._free = free
@@ -65,7 +65,7 @@ _current: ContextVar[_Turn] = ContextVar("batch_pipeline_executor_turn")
 def others_may_work() -> Iterator[None]:
     """Give up the turn of the calling step while it waits for something outside this process.
 
-    Outside the threaded executor, or where it lets all steps work at a time, this does nothing.
+    This does nothing outside the threaded executor, or if the executor has no limit.
     """
     turn = _current.get(None)
     if turn is None:

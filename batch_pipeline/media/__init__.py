@@ -1,1 +1,1 @@
-"""From the bytes of a file to pictures in memory; knows neither database nor storage nor models."""
+"""From the bytes of a file to pictures in memory, independent of database, storage and models."""

@@ -1,4 +1,4 @@
-"""Whether a file is taken: by what it is, what the operator allows, and what is installed."""
+"""Whether a file is accepted: by its content, the settings and the installed packages."""
 
 from collections.abc import Collection
 from importlib.util import find_spec
@@ -10,19 +10,19 @@ FORMATS = tuple(dict.fromkeys(media_type.format for media_type in ACCEPTED_TYPES
 """Every format that can be accepted, by its canonical name."""
 
 EXTRAS = {"rawpy": "raw", "pillow_jxl": "jxl"}
-"""Extra of this project that each optional package comes with."""
+"""For each optional package, the extra of this project that installs it."""
 
 
 def accept(head: bytes, allowed: Collection[str] = FORMATS) -> MediaType:
-    """Tell what a file is by its first `HEAD_BYTES` bytes.
+    """Return the type of a file, judged by its first `HEAD_BYTES` bytes.
 
     Args:
-        head: these.
+        head: these bytes.
         allowed: formats that the operator accepts.
 
     Raises:
-        PermanentError: ``empty_file``, or ``unsupported_format`` with what it is instead and what
-            is accepted.
+        PermanentError: ``empty_file``, or ``unsupported_format`` with the type of the file and the
+            accepted formats.
     """
     if not head:
         raise PermanentError("empty_file", refusal_reason(head))

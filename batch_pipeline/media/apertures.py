@@ -1,7 +1,7 @@
 """Which part of a stored picture is shown, and how wide its pixels are.
 
-HEIF, AVIF, MP4 and QuickTime say so in two boxes: the clean aperture (`clap`) and the pixel aspect
-ratio (`pasp`). Both count ahead of any turn.
+HEIF, AVIF, MP4 and QuickTime have two boxes for this: the clean aperture (`clap`) and the pixel
+aspect ratio (`pasp`). Both apply before any rotation.
 """
 
 import struct
@@ -10,25 +10,25 @@ from fractions import Fraction
 from batch_pipeline.media.stills.boxes import boxes
 
 Box = tuple[int, int, int, int]
-"""Left, top, right and bottom edge (pixels), as Pillow counts them."""
+"""Left, top, right and bottom edge (pixels), in Pillow's convention."""
 
-#: Pixels that are not square are stretched only within reason (width to height).
+#: Largest aspect (width to height) to which pixels that are not square are stretched.
 _MAX_ASPECT = 4
-#: Fields of a sample entry of video, ahead of its boxes (bytes).
+#: Fields of a video sample entry, before its boxes (bytes).
 _SAMPLE_ENTRY_BYTES = 78
-#: Version, flags and count at the start of a box that says how many are in it (bytes).
+#: Version, flags and count at the start of a box that counts its entries (bytes).
 _COUNTED_BOX = 8
 
 
 def square_pixels(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
-    """Width and height once pixels are stretched to squares; an absurd aspect is taken as 1."""
+    """Return width and height after stretching pixels to squares; an absurd aspect counts as 1."""
     if not Fraction(1, _MAX_ASPECT) <= aspect <= _MAX_ASPECT:
         return width, height
     return max(1, round(width * aspect)), height
 
 
 def pixel_aspect(pasp: bytes | None) -> Fraction:
-    """Width of a pixel by its height, as the content of a `pasp` box says it; else 1."""
+    """Return a pixel's width divided by its height, from the content of a `pasp` box; else 1."""
     if pasp is None or len(pasp) < 8:
         return Fraction(1)
     width, height = struct.unpack_from(">II", pasp)
@@ -36,9 +36,9 @@ def pixel_aspect(pasp: bytes | None) -> Fraction:
 
 
 def shown_part(clap: bytes | None, size: tuple[int, int]) -> Box:
-    """What of a picture is shown, as the content of a `clap` box says it.
+    """Return the part of a picture that is shown, from the content of a `clap` box.
 
-    All of it where there is no box, or one that leaves nothing.
+    It is the whole picture if there is no box, or if the box leaves nothing.
     """
     whole = (0, 0, *size)
     if clap is None or len(clap) < 32:
@@ -50,7 +50,7 @@ def shown_part(clap: bytes | None, size: tuple[int, int]) -> Box:
     offsets = [Fraction(*numbers[4:6]), Fraction(*numbers[6:8])]
     starts, ends = [], []
     for stored, side, offset in zip(size, sides, offsets, strict=True):
-        start = int((stored - side) / 2 + offset)  # the offset is that of the middle
+        start = int((stored - side) / 2 + offset)  # the offset belongs to the middle of the part
         starts.append(max(0, start))
         ends.append(min(stored, start + int(side)))
     if starts[0] >= ends[0] or starts[1] >= ends[1]:
@@ -59,7 +59,7 @@ def shown_part(clap: bytes | None, size: tuple[int, int]) -> Box:
 
 
 def boxes_of_tracks(moov: bytes) -> dict[int, dict[bytes, bytes]]:
-    """The boxes beside the pixels of each track of a film, by its identifier and their names."""
+    """Return the boxes that describe each track of a film, by track identifier and box name."""
     found = {}
     for _, start, end in _named(moov, b"trak", 0, len(moov)):
         identifier = 0
@@ -71,7 +71,7 @@ def boxes_of_tracks(moov: bytes) -> dict[int, dict[bytes, bytes]]:
 
 
 def _boxes_of_entry(moov: bytes, start: int, end: int) -> dict[bytes, bytes]:
-    """Those of the first sample entry of a track."""
+    """Return the boxes of a track's first sample entry."""
     spans = [(start, end)]
     for name in (b"mdia", b"minf", b"stbl", b"stsd"):
         spans = [(begin, stop) for span in spans for _, begin, stop in _named(moov, name, *span)]
@@ -85,7 +85,7 @@ def _boxes_of_entry(moov: bytes, start: int, end: int) -> dict[bytes, bytes]:
 
 
 def _named(data: bytes, name: bytes, start: int, end: int) -> list[tuple[bytes, int, int]]:
-    """The boxes of one name; none ends behind what it is in, so that none is walked twice."""
+    """Return the boxes of one name. No box ends after its parent, so none is visited twice."""
     return [
         (found, begin, min(stop, end))
         for found, begin, stop in boxes(data, start, end)

@@ -1,4 +1,4 @@
-"""What is handed from the media path to the models: pictures as JPEG, and the facts beside them."""
+"""What the media path passes to the models: pictures as JPEG, and facts about the file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ FileType = Literal["image", "video"]
 
 @dataclass(frozen=True)
 class MediaFacts:
-    """What a file says about itself. Never a position: GPS data is not read.
+    """Facts from the metadata of a file. Never a position: GPS data is not read.
 
-    Width and height are pixels as shown to a person (EXIF orientation or rotation applied).
+    Width and height are pixels as a person sees the picture (EXIF orientation or rotation applied).
     """
 
     file_type: FileType
@@ -27,21 +27,21 @@ class MediaFacts:
     camera: str | None = None
     """Maker and model."""
     caption: str | None = None
-    """What people wrote about it. Not stored."""
+    """Text that people wrote about the picture. Not stored."""
     place: str | None = None
-    """Names of place and country that people wrote. Not stored: it may be shown to nobody."""
+    """Names of place and country that people wrote. Not stored, and never shown."""
     frame_count: int = 1
     """Frames of an animation; 1 for a still picture."""
     duration_seconds: float | None = None
     frame_rate: float | None = None
     codec: str | None = None
     clip: str | None = None
-    """What moves beside a still: the film inside a motion photo, or the name of a Live Photo's."""
+    """The film of a still: the film inside a motion photo, or the name of a Live Photo's film."""
     warnings: tuple[str, ...] = ()
-    """What is wrong with a file that is shown all the same, e.g. ``damaged: …``."""
+    """Problems of a file that is processed anyway, e.g. ``damaged: …``."""
 
     def as_stored(self) -> dict[str, Any]:
-        """As the metadata of an upload: what is not known is left out."""
+        """Return the facts as the metadata of an upload, without unknown values."""
         values = {
             "format": self.format,
             "width": self.width,
@@ -73,6 +73,6 @@ class MediaContent:
 
     facts: MediaFacts
     frames: tuple[Frame, ...]
-    """One for an image; in the order of time for a video. Never empty."""
+    """One frame for an image; several in the order of time for a video. Never empty."""
     make_thumbnail: Callable[[], bytes]
-    """Encodes the JPEG preview, within 256 x 256 pixels, quality 85, without metadata."""
+    """Encodes the JPEG thumbnail, within 256 x 256 pixels, quality 85, without metadata."""

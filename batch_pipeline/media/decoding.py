@@ -1,19 +1,19 @@
-"""The way from a stored file to pictures: decides who decodes it.
+"""The way from a stored file to pictures: chooses the decoder.
 
-Kinds of `PermanentError` on this way, all meaning that the file itself is the reason:
+Kinds of `PermanentError` on this way. All of them mean that the file itself is the reason:
 
 ====================== ===================================================================
 ``empty_file``         no bytes at all
-``truncated``          the file ends before its own structure says so
+``truncated``          the file is shorter than its own structure says
 ``unreadable_image``   an image decoder gave up
 ``unreadable_video``   a container cannot be opened, or not one frame of it decoded
 ``no_video_stream``    a container with sound only
-``too_many_pixels``    a picture or frame takes more memory than may be taken, or claims more than
+``too_many_pixels``    a picture or frame needs more memory than allowed, or claims more pixels than
                        its file can hold; nothing was decoded
-``oversized_metadata`` texts or EXIF of a size that no camera writes
+``oversized_metadata`` texts or EXIF are larger than any camera writes
 ====================== ===================================================================
 
-Errors of the storage while reading, and `MemoryError`, pass through as they are.
+Errors of the storage while reading, and `MemoryError`, are passed on unchanged.
 """
 
 import io
@@ -38,16 +38,16 @@ def decode(
     sidecar_date: datetime | None = None,
     max_bytes: int = DEFAULT_DECODE_BYTES,
 ) -> MediaContent:
-    """Decode a file to what the models and the thumbnail need.
+    """Decode a file into the pictures that the models and the thumbnail need.
 
-    Any number of threads may call this; as many decode at a time as there are cores.
+    Any number of threads may call this. As many files are decoded at a time as there are cores.
 
     Args:
         source: the file, seekable; the caller closes it.
-        media_type: what `sniff` said of it.
-        filename: as the file was called when it was uploaded; it may say a date.
-        sidecar_date: what a file beside this one says of its date.
-        max_bytes: what the decode may take, besides the file.
+        media_type: the result of `sniff`.
+        filename: the name of the file when it was uploaded; it may contain a date.
+        sidecar_date: the date in a file beside this one.
+        max_bytes: memory that decoding may use, besides the file.
 
     Raises:
         PermanentError: with one of the kinds above.
@@ -58,7 +58,7 @@ def decode(
     return_large_blocks()
     with DECODES:
         if media_type.file_type == "image":
-            # Read whole, so that an OSError below is the decoder's and one here is the storage's.
+            # Read first: an OSError here is from the storage, a later one from the decoder.
             content = decode_image(source.read(), media_type, max_bytes=max_bytes)
         else:
             content = decode_video(source, media_type, max_bytes=max_bytes)

@@ -1,4 +1,4 @@
-"""EXIF, read for the few entries that matter: never a position."""
+"""Reads the few EXIF entries that matter, and never a position."""
 
 from enum import IntEnum
 
@@ -23,21 +23,21 @@ class Tag(IntEnum):
 
 _TAGS = frozenset(Tag)
 Exif = dict[Tag, bytes | int]
-"""Texts as they are stored, without what follows their first NUL; numbers as numbers."""
+"""Texts as stored, up to their first NUL; numbers as numbers."""
 
 _DETAILS = 0x8769
 """Entry that points to the directory of the dates."""
 _TEXT_TYPES = {1, 2, 7, 129}
-#: Blocks with a structure of their own.
+#: Entries that are blocks with their own structure.
 _LONG_VALUES = {Tag.XMP, Tag.IPTC, Tag.PHOTOSHOP, Tag.MAKER_NOTE}
-#: Longer texts are cut (bytes), and such blocks.
+#: Longer texts and longer blocks are cut (bytes).
 _TEXT_BYTES, _LONG_BYTES = 1024, 4 * 1024**2
 
 
 def read_exif(block: bytes | memoryview) -> Exif:
-    """Read a block as image files hold it: a TIFF header, perhaps behind ``Exif`` and two zeros.
+    """Read an EXIF block of an image file: a TIFF header, perhaps after ``Exif`` and two zeros.
 
-    What is broken is left out; no error is raised. Also reads a whole TIFF or raw file.
+    Broken entries are left out; no error is raised. This also reads a whole TIFF or raw file.
     """
     tiff = TiffBlock.at(block[6:] if bytes(block[:4]) == b"Exif" else block)
     found: Exif = {}
@@ -49,7 +49,7 @@ def read_exif(block: bytes | memoryview) -> Exif:
 
 
 def _read_directory(found: Exif, tiff: TiffBlock, start: int) -> int | None:
-    """Read one directory; return where that of the details is."""
+    """Read one directory; return the position of the directory with the details."""
     details = None
     for entry in tiff.directory(start):
         if entry.tag == _DETAILS:

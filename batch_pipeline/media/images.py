@@ -1,7 +1,7 @@
-"""Images: one decode, no larger than needed, feeds the vision input and the thumbnail.
+"""Images: one decode, no larger than needed, makes the vision input and the thumbnail.
 
-Here: the course from a file to a picture that is upright and in sRGB, and the limits ahead of it.
-How each format is decoded is in `batch_pipeline.media.stills`.
+This module turns a file into a picture that is upright and in sRGB, and checks limits first.
+`batch_pipeline.media.stills` decodes the formats.
 """
 
 import io
@@ -19,12 +19,12 @@ from batch_pipeline.media.stills.formats import DECODERS
 from batch_pipeline.media.stills.interest import Interest, interest_of
 from batch_pipeline.media.stills.still import IncompletePictureError, Still
 
-#: More is refused, whatever the memory: it is work of many seconds.
+#: Larger pictures are refused even if there is enough memory: they take many seconds.
 MAX_PIXELS = 1_000_000_000
-#: A file that claims more than so many pixels must have a byte for so many of them at least. Photos
-#: have 1 to 10 for a byte, blank pages some hundred, made-up files thousands.
+#: A file that claims more pixels than the first number may have at most the second number of
+#: pixels per byte. Photos have 1 to 10, blank pages some hundreds, made-up files thousands.
 _BOMB_PIXELS, _BOMB_PIXELS_PER_BYTE = 100_000_000, 1000
-#: What undoes each EXIF orientation.
+#: The operation that undoes each EXIF orientation.
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,25 +34,25 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: Orientations 5 to 8 stand the picture on its side.
+#: Orientations 5 to 8 turn the picture on its side.
 _FIRST_QUARTER_TURN = 5
-#: Decoded at most in search of a frame that shows something (pixels, frames): about a second.
+#: Limits of the search for a frame that shows something (pixels, frames): about a second.
 _SEARCH_PIXELS, _SEARCH_FRAMES = 100_000_000, 100
 
 
 def decode_image(
     data: bytes, media_type: MediaType, *, max_bytes: int = DEFAULT_DECODE_BYTES
 ) -> MediaContent:
-    """Decode a whole image file; of an animation, the first frame that shows something.
+    """Decode an image file. For an animation, take the first frame that shows something.
 
     Args:
         data: the file.
-        media_type: what `sniff` said of it.
-        max_bytes: what a decode may take, besides the file.
+        media_type: the result of `sniff`.
+        max_bytes: memory that decoding may use, besides the file.
 
     Raises:
         PermanentError: ``too_many_pixels``, ``oversized_metadata``, ``truncated`` or
-            ``unreadable_image``. What could be decoded of a truncated picture is its `preview`.
+            ``unreadable_image``. Its `preview` has the decoded part of a truncated picture.
     """
     still: Still | None = None
     try:
@@ -61,7 +61,7 @@ def decode_image(
         shown = _best_frame(still, target)
     except (PermanentError, MemoryError):
         raise
-    except Exception as error:  # decoders raise anything at all on hostile files
+    except Exception as error:  # decoders raise all kinds of errors on hostile files
         raise _explain(error, still, data, media_type) from error
     metadata = _metadata(still)
     width, height = still.size
@@ -90,7 +90,7 @@ def decode_image(
 
 
 def _check_size(still: Still, file_bytes: int, max_bytes: int) -> tuple[int, int]:
-    """Refuse what is too large; return the size to decode to."""
+    """Refuse a picture that is too large; return the size to decode to."""
     width, height = still.size
     if width < 1 or height < 1:
         raise PermanentError("unreadable_image", f"the picture claims to be {width} x {height}")
@@ -118,7 +118,7 @@ def _check_size(still: Still, file_bytes: int, max_bytes: int) -> tuple[int, int
 
 
 def _best_frame(still: Still, target: tuple[int, int]) -> Image.Image:
-    """The first frame, or a later one if that shows nothing, in sRGB."""
+    """Return the first frame, or a later one if the first shows nothing, in sRGB."""
 
     def converted(picture: Image.Image) -> Image.Image:
         return to_opaque_srgb(picture, still.icc_profile, still.space)
@@ -135,7 +135,7 @@ def _best_frame(still: Still, target: tuple[int, int]) -> Image.Image:
             frame = still.scaled_frame(index, target)
         except MemoryError:
             raise
-        except Exception:  # the frames so far count
+        except Exception:  # keep the frames so far
             still.warnings.append(f"damaged: frame {index + 1} of the animation cannot be decoded")
             break
         if interest_of(frame) > interest:
@@ -148,7 +148,7 @@ def _metadata(still: Still) -> Metadata:
 
 
 def _upright(picture: Image.Image, still: Still, metadata: Metadata) -> tuple[Image.Image, bool]:
-    """Turn a picture as its metadata say; whether width and height are swapped is returned too."""
+    """Turn a picture as its metadata say; also return whether width and height are swapped."""
     orientation = still.orientation or metadata.orientation
     if orientation in _ORIENTATIONS:
         picture = picture.transpose(_ORIENTATIONS[orientation])
@@ -156,7 +156,7 @@ def _upright(picture: Image.Image, still: Still, metadata: Metadata) -> tuple[Im
 
 
 def _live_photo(metadata: Metadata) -> str | None:
-    """Name the film that an iPhone stores as a file of its own."""
+    """Name the film that an iPhone stores as a separate file."""
     return metadata.live_photo and f"the film of the Live Photo {metadata.live_photo}"
 
 
@@ -174,7 +174,7 @@ def _explain(
         preview = thumbnail_maker(rest, *rest.size)()
     if (
         (still is not None and still.is_cut)
-        or "file is truncated" in reason  # Pillow asked for bytes, and there were no more
+        or "file is truncated" in reason  # Pillow needed more bytes than there are
         or is_cut_short(io.BytesIO(data), media_type)
     ):
         return PermanentError(

@@ -1,4 +1,4 @@
-"""IPTC's older form (IIM), read for the few entries that matter: never a position."""
+"""Reads the few entries that matter in IPTC's older form (IIM), and never a position."""
 
 import re
 import struct
@@ -26,7 +26,7 @@ class Dataset(IntEnum):
 
 
 _DATASETS = frozenset(Dataset)
-#: A day, and the time of that day, by their source.
+#: Entries for a day and for its time, by the name of the source.
 _DATES = {
     "IPTC DateCreated": (Dataset.DATE_CREATED, Dataset.TIME_CREATED),
     "IPTC DigitalCreationDate": (Dataset.DIGITAL_DATE, Dataset.DIGITAL_TIME),
@@ -34,15 +34,15 @@ _DATES = {
 
 
 def iptc_of_photoshop(resources: bytes | memoryview) -> bytes:
-    """Find the IPTC block among the resources that Photoshop writes; empty if there is none.
+    """Find the IPTC block in the resources that Photoshop writes; empty if there is none.
 
-    A JPEG has them behind a name in segments of their own, a TIFF in an entry.
+    A JPEG has these resources after a name in separate segments, a TIFF in an entry.
     """
     block = bytes(resources)
     position = len(_PHOTOSHOP) if block.startswith(_PHOTOSHOP) else 0
     while block[position : position + 4] == _RESOURCE and position + 12 <= len(block):
         number = int.from_bytes(block[position + 4 : position + 6], "big")
-        # A name behind its length, padded to an even number of bytes, then a size.
+        # The length of a name, the name padded to an even number of bytes, then a size.
         named = 1 + block[position + 6]
         start = position + 6 + named + named % 2
         size = int.from_bytes(block[start : start + 4], "big")
@@ -53,7 +53,7 @@ def iptc_of_photoshop(resources: bytes | memoryview) -> bytes:
 
 
 def read_iptc(block: bytes) -> dict[Dataset, bytes]:
-    """Read a block; what is broken ends it, no error is raised."""
+    """Read a block up to its first broken entry; no error is raised."""
     found: dict[Dataset, bytes] = {}
     for record, dataset, value in _entries(block):
         if record == _RECORD and dataset in _DATASETS:
@@ -62,7 +62,7 @@ def read_iptc(block: bytes) -> dict[Dataset, bytes]:
 
 
 def iptc_dates(found: Mapping[Dataset, bytes]) -> dict[str, str]:
-    """The dates among what was read, by their source, as EXIF writes them."""
+    """Return the dates of a block in EXIF's format, by their source."""
     dates = {}
     for source, (day, time) in _DATES.items():
         digits = re.sub(rb"\D", b"", found.get(day, b"")).decode()
@@ -80,7 +80,7 @@ def _entries(block: bytes) -> Iterator[tuple[int, int, bytes]]:
             return
         _, record, dataset, size = struct.unpack_from(">BBBH", block, position)
         position += 5
-        if size >= 0x8000:  # a longer length follows, which only pictures within need
+        if size >= 0x8000:  # a longer length follows; only embedded pictures need it
             return
         yield record, dataset, block[position : position + min(size, _LONGEST)]
         position += size

@@ -1,7 +1,7 @@
-"""What can be measured in a picture without knowing what it shows: colour, light, detail, motion.
+"""Measures of a picture that do not depend on its subject: colour, light, detail, motion.
 
-Numbers and colour names only; the sentences made of them are in `model_servers.embedded`. All
-measures are taken on small copies (at most 256 pixels a side) and are deterministic.
+The results are numbers and colour names. `model_servers.embedded` makes sentences of them. All
+measures use small copies (at most 256 pixels a side) and are deterministic.
 
 Sources:
     - Lightness L* and chroma: CIE 1976 L*a*b* from sRGB (IEC 61966-2-1), white point D65.
@@ -28,18 +28,18 @@ _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ColourShare:
-    """A colour and how much of the picture has it."""
+    """A colour and its share of the picture."""
 
     name: str
     """A basic colour: ``blue``, ``brown``, ``grey``, …"""
     tone: str
-    """``light``, ``bright``, ``dark`` or nothing: that of most of its pixels."""
+    """The tone of most of its pixels: ``light``, ``bright``, ``dark`` or empty."""
     share: float
     """0 to 1."""
 
     @property
     def phrase(self) -> str:
-        """As it is said: ``light blue``."""
+        """Return the colour in words: ``light blue``."""
         return f"{self.tone} {self.name}".strip()
 
 
@@ -50,9 +50,9 @@ class Measurements:
     colours: tuple[ColourShare, ...]
     """Largest first; the shares add up to 1. Never empty."""
     upper: ColourShare
-    """Commonest colour of the upper third, with its share of that third."""
+    """Most common colour of the upper third, with its share of that third."""
     lower: ColourShare
-    """Commonest colour of the lower third."""
+    """Most common colour of the lower third, with its share of that third."""
     brightness: float
     """Mean lightness L*, 0 (black) to 100 (white)."""
     contrast: float
@@ -64,11 +64,11 @@ class Measurements:
     motion: float
     """Mean share of the pixels that change between one frame and the next, 0 to 1."""
     brightness_change: float
-    """Mean L* of the last frame less that of the first."""
+    """Mean L* of the last frame minus that of the first."""
 
 
 def small_copy(jpeg: bytes) -> Pixels:
-    """Decode a frame at the size that is measured.
+    """Decode a frame at the size for measuring.
 
     Args:
         jpeg: a picture that the media path has encoded, not an upload.
@@ -77,7 +77,7 @@ def small_copy(jpeg: bytes) -> Pixels:
         RGB, at most 256 pixels a side, proportions kept.
     """
     with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
-        # Draft lets the decoder itself scale down, which is several times faster.
+        # With draft, the decoder itself scales down, which is several times faster.
         picture.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
         small = picture.convert("RGB")
         small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), reducing_gap=2.0)
@@ -133,7 +133,7 @@ _LINEAR = np.array(
 
 
 def _lightness_and_chroma(stack: Pixels) -> tuple[_Floats, _Floats]:
-    """L* (0 to 100) and chroma (0 grey, to about 130) of every pixel."""
+    """Return L* (0 to 100) and chroma (0 grey, up to about 130) of every pixel."""
     xyz = _LINEAR[stack] @ (_SRGB_TO_XYZ / _WHITE[:, None]).T
     curved = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     x, y, z = np.moveaxis(curved, -1, 0)
@@ -161,7 +161,7 @@ def _colourfulness(stack: Pixels) -> float:
 
 
 def _motion(lightness: _Floats) -> float:
-    """Share of pixels that change by more than 6 of L*: more than noise and compression do."""
+    """Return the share of pixels that change by more than 6 of L*; noise does less."""
     if len(lightness) < 2:
         return 0.0
     return float((np.abs(np.diff(lightness, axis=0)) > 6).mean())
@@ -194,7 +194,7 @@ _NAME_INDEX = {name: index for index, name in enumerate(_NAMES)}
 def _name_colours(
     stack: Pixels, lightness: _Floats, chroma: _Floats
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Index into `_NAMES` and into `_TONES` for every pixel."""
+    """Return an index into `_NAMES` and one into `_TONES` for every pixel."""
     hue = _hue(stack)
     coloured = np.array([_NAME_INDEX[name] for _, name in _HUES])[
         np.searchsorted([bound for bound, _ in _HUES], hue, side="right")
@@ -229,7 +229,7 @@ def _name_colours(
 
 
 def _hue(stack: Pixels) -> _Floats:
-    """Hue of HSV in degrees, 0 for grey."""
+    """Return the hue of HSV in degrees, 0 for grey."""
     rgb = stack.astype(np.float64)
     red, green, blue = np.moveaxis(rgb, -1, 0)
     highest = rgb.max(axis=-1)

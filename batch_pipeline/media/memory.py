@@ -1,4 +1,4 @@
-"""What decoding in many threads takes in memory, and how it is kept from staying there.
+"""How much memory decoding in many threads takes, and how that memory is returned.
 
 Measured with 8 threads that decode JPEGs of 12 megapixels on 2 cores (`benchmarks/README.md`): one
 decode takes about 52 MiB. All eight at once peak at 489 MiB; two at once, as many as there are
@@ -11,12 +11,12 @@ import sys
 import threading
 from functools import cache
 
-#: Blocks from this size on are mapped by themselves, and unmapped when they are freed (bytes): of
-#: pictures, not of Python's objects.
+#: Blocks of this size or more are mapped separately, and unmapped when they are freed (bytes).
+#: Pictures have such blocks, Python's objects do not.
 _MAPPED_FROM = 1_000_000
-#: What the decode of one picture may take, unless it is set otherwise (bytes).
+#: Memory that decoding one picture may use by default (bytes).
 DEFAULT_DECODE_BYTES = 512 * 1024**2
-#: Name of that parameter in glibc's `malloc.h`.
+#: Number of this parameter in glibc's `malloc.h`.
 _M_MMAP_THRESHOLD = -3
 
 
@@ -26,7 +26,7 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-#: Files that are decoded at a time: more than there are cores would only take their memory.
+#: Files that are decoded at a time: more files than cores would only take more memory.
 AT_ONCE = _usable_cores()
 #: Held while a file is decoded.
 DECODES = threading.BoundedSemaphore(AT_ONCE)
@@ -34,7 +34,7 @@ DECODES = threading.BoundedSemaphore(AT_ONCE)
 
 @cache
 def return_large_blocks() -> None:
-    """Let glibc give large blocks back to the system; elsewhere the C library does as it likes."""
+    """Make glibc return large blocks to the system; other C libraries have no such setting."""
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if mallopt is not None:

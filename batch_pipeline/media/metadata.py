@@ -1,25 +1,25 @@
-"""What the metadata of a file says of it: when it was taken, by what, which side is up.
+"""What the metadata of a file says: when and with which camera it was taken, which side is up.
 
-Here: which of several statements is believed. Where they stand in a file is the matter of whoever
-reads that format; `batch_pipeline.media.exif` reads the block that most formats share.
+This module decides which of several statements counts. The modules of the formats find them in a
+file; `batch_pipeline.media.exif` reads the block that most formats share.
 
-A date is looked for in this order, and the first that is a date counts:
+A date is searched in this order, and the first valid date counts:
 
 1. EXIF ``DateTimeOriginal``, then ``DateTimeDigitized``: the moment of the shot, or of the scan.
 2. XMP ``exif:DateTimeOriginal``, ``photoshop:DateCreated``, ``xmp:CreateDate``.
 3. IPTC ``DateCreated`` with ``TimeCreated``, then ``DigitalCreationDate`` with its time.
-4. The text ``Creation Time`` of a PNG. Not ImageMagick's ``date:create``, which is that of a copy.
-5. EXIF ``DateTime``: when the file was last changed, by an editor for instance.
+4. The text ``Creation Time`` of a PNG. Not ImageMagick's ``date:create``, the date of a copy.
+5. EXIF ``DateTime``: when the file was last changed, for example by an editor.
 6. A sidecar: an XMP file beside this one, with the entries of 2.
-7. The name of the file, as phones and messengers choose it.
-8. ``tIME`` of a PNG: when its pixels were changed last, in UTC. Any program that writes it anew
-   says the present.
+7. The name of the file, in the forms that phones and messengers use.
+8. ``tIME`` of a PNG: when its pixels were last changed, in UTC. Any program that writes the file
+   again sets it to the current time.
 
-A date is the camera's local time; a zone beside it is not counted in. Years ahead of the first
-photograph or of the present, and zeros, are no date: they stand for a clock that was never set.
+A date is the camera's local time; a zone beside it is ignored. Years before the first photograph or
+after the present, and zeros, are not dates: they mean that the clock was never set.
 
-A caption is looked for in XMP ``dc:description``, in IPTC, and in EXIF ``ImageDescription``, where
-some cameras write their own name; names of a place in XMP and in IPTC.
+A caption is searched in XMP ``dc:description``, in IPTC, and in EXIF ``ImageDescription``, where
+some cameras write their own name. Names of a place are searched in XMP and in IPTC.
 """
 
 import html
@@ -34,7 +34,7 @@ from batch_pipeline.media.exif import Exif, Tag, read_exif
 from batch_pipeline.media.iptc import Dataset, iptc_dates, iptc_of_photoshop, read_iptc
 from batch_pipeline.media.pictures import camera_name
 
-#: Of the oldest photograph that is kept.
+#: Year of the oldest photograph that still exists.
 _FIRST_YEAR = 1826
 
 #: `2021:05:06 07:08:09.123+02:00` and its variants with dots, dashes, slashes, `T`, without a time.
@@ -42,7 +42,7 @@ _DATE = re.compile(
     r"\s*(\d{4})[-:./ ](\d{1,2})[-:./ ](\d{1,2})"
     r"(?:[T ]+(\d{1,2})[-:.](\d{1,2})(?:[-:.](\d{1,2}))?)?(?![\d])"
 )
-#: Eight digits, perhaps divided, perhaps with six more for the time, in the name of a file.
+#: Eight digits in the name of a file, perhaps separated, perhaps with six more for the time.
 _NAMED_DATE = re.compile(
     r"(?<!\d)((?:19|20)\d\d)([-_.]?)(\d\d)\2(\d\d)"
     r"(?:(?:[-_. T]| at )?(\d\d)([-_.:]?)(\d\d)\6(\d\d)(?=\D|\d{3}(?!\d)|$)|(?!\d))"
@@ -51,14 +51,14 @@ _EXIF_DATES = {
     Tag.DATE_TIME_ORIGINAL: "EXIF DateTimeOriginal",
     Tag.DATE_TIME_DIGITIZED: "EXIF DateTimeDigitized",
 }
-#: `date_source` of a date that a file beside this one says.
+#: `date_source` of a date from a file beside this one.
 SIDECAR = "sidecar XMP"
 _MADE, _CHANGED = "PNG Creation Time", "PNG tIME (UTC)"
-#: Longer texts are no dates (characters).
+#: Longer texts are not dates (characters).
 _WORDS_LENGTH = 64
 _XMP_DATES = ("exif:DateTimeOriginal", "photoshop:DateCreated", "xmp:CreateDate")
 _XMP_ENTRY = rb"""%s\s*(?:=\s*["']|>\s*)([^"'<]{1,200})"""
-#: A text in several languages, the first of which is the file's own.
+#: A text in several languages; the first one is the file's default.
 _XMP_CAPTION = re.compile(rb"<dc:description[^>]*>\s*<rdf:Alt[^>]*>\s*<rdf:li[^>]*>([^<]{1,4000})")
 _PLACES = {
     "Iptc4xmpCore:Location": Dataset.SUBLOCATION,
@@ -66,12 +66,12 @@ _PLACES = {
     "photoshop:State": Dataset.STATE,
     "photoshop:Country": Dataset.COUNTRY,
 }
-#: What cameras write where a caption would be.
+#: Texts that cameras write in the place of a caption.
 _OF_A_CAMERA = re.compile(
     r"(?i:[\w .-]*digital camera|sony dsc|dcim\\.*|exif[_ ]jpeg[_ ]\w+|default|untitled|"
     r"jpeg picture|\W*)"
 )
-#: More of an XMP packet is not searched (bytes); what is asked for stands at its start.
+#: How much of an XMP packet is searched (bytes); the entries that we need are at its start.
 XMP_BYTES = 1024**2
 
 _APPLE_NOTE = b"Apple iOS\0"
@@ -80,7 +80,7 @@ _UUID = re.compile(rb"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}")
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is believed."""
+    """The statements that count."""
 
     captured_at: datetime | None = None
     date_source: str | None = None
@@ -102,14 +102,14 @@ def read_metadata(
     made: str | None = None,
     changed: str | None = None,
 ) -> Metadata:
-    """Weigh what a picture says.
+    """Choose among the statements of a picture's metadata.
 
     Args:
-        exif_blocks: in the order of the file; of contradictions the first counts.
+        exif_blocks: in the order of the file; if they contradict, the first one counts.
         xmp: the XMP packet.
         iptc: the block of IPTC's older form.
-        made: what a text of the format itself says of the time of creation.
-        changed: what the format itself says of the last change.
+        made: time of creation, from a text of the format itself.
+        changed: time of the last change, from the format itself.
     """
     exif: Exif = {}
     for block in exif_blocks:
@@ -135,19 +135,19 @@ def read_metadata(
 
 
 def parse_date(text: str) -> datetime | None:
-    """Read a date as cameras and editors write it; None for what is none. Fractions are dropped."""
+    """Read a date in the forms of cameras and editors; None if it is none. Drops fractions."""
     match = _DATE.match(text)
     return _date(*match.groups()) if match else None
 
 
 def _date_in_words(text: str) -> datetime | None:
-    """Read a date as mail and the C library write it: ``Thu, 6 May 2021 07:08:09 +0200``."""
+    """Read a date in the form of mail and the C library: ``Thu, 6 May 2021 07:08:09 +0200``."""
     parts = parsedate(text[:_WORDS_LENGTH])
     return _date(*map(str, parts[:6])) if parts else None
 
 
 def date_in_name(filename: str) -> datetime | None:
-    """Find the date in a name such as ``IMG_20210506_070809.jpg``; of a bare day, its midnight."""
+    """Find the date in a name such as ``IMG_20210506_070809.jpg``; midnight if there is no time."""
     for match in _NAMED_DATE.finditer(filename):
         year, _, month, day, hour, _, minute, second = match.groups()
         found = _date(year, month, day, hour, minute, second) or _date(year, month, day)
@@ -157,7 +157,7 @@ def date_in_name(filename: str) -> datetime | None:
 
 
 def date_in_sidecar(xmp: bytes) -> datetime | None:
-    """Find the date in an XMP file that lies beside a photo or film."""
+    """Find the date in an XMP file beside a photo or film."""
     dates = (parse_date(_xmp_entry(xmp, entry)) for entry in _XMP_DATES)
     return next(filter(None, dates), None)
 
@@ -165,9 +165,9 @@ def date_in_sidecar(xmp: bytes) -> datetime | None:
 def with_date_from_outside(
     facts: MediaFacts, sidecar_date: datetime | None, filename: str
 ) -> MediaFacts:
-    """Take the date from a sidecar, or from the name of the file, where none is inside.
+    """Take the date from a sidecar or from the file's name if there is none in the file.
 
-    A date of the last change gives way to both.
+    Both are preferred to the date of the last change.
     """
     said = ((SIDECAR, sidecar_date), ("file name", date_in_name(filename)))
     for source, date in said:
@@ -178,7 +178,7 @@ def with_date_from_outside(
 
 
 def _iptc_of(exif: Exif) -> bytes:
-    """The IPTC block as TIFF files hold it."""
+    """Return the IPTC block of a TIFF file."""
     return _bytes(exif.get(Tag.IPTC)) or iptc_of_photoshop(_bytes(exif.get(Tag.PHOTOSHOP)))
 
 
@@ -203,14 +203,14 @@ def _believed_date(
 
 
 def _date(*parts: str | None) -> datetime | None:
-    """Year, month, day, and hour, minute, second where they are said."""
+    """Make a date from year, month, day, and hour, minute, second if they are given."""
     year, month, day, hour, minute, second = [int(part or 0) for part in parts] + [0] * (
         6 - len(parts)
     )
     if hour > 24 or second > 60:
         return None
     try:
-        # Some cameras count a day to its 24th hour, and clocks now and then a 60th second.
+        # Some cameras write an hour 24, and clocks sometimes have a second 60.
         found = datetime(year, month, day, hour % 24, minute, min(second, 59))
         found += timedelta(days=hour == 24)
     except (ValueError, OverflowError):

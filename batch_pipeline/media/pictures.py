@@ -1,7 +1,7 @@
-"""What images and videos share once there is a picture in memory: sizes, JPEG, the camera's name.
+"""What images and videos share when a picture is in memory: sizes, JPEG, the camera's name.
 
-Here: helpers on `PIL.Image` pictures that are already small. Reading files is the matter of
-`batch_pipeline.media.images` and `batch_pipeline.media.videos`.
+These are helpers for `PIL.Image` pictures that are already small. `batch_pipeline.media.images` and
+`batch_pipeline.media.videos` read files.
 """
 
 import io
@@ -10,24 +10,24 @@ from collections.abc import Callable
 
 from PIL import Image
 
-#: Longest side of what a vision model gets (pixels); more costs tokens and shows it little more.
+#: Longest side of a picture for a vision model (pixels); more costs tokens and shows little more.
 VISION_SIDE = 1568
 #: Vision models cut pictures into patches of this side (pixels); whole patches save them a rescale.
 VISION_PATCH = 28
-#: Longest side of a preview (pixels).
+#: Longest side of a thumbnail (pixels).
 THUMBNAIL_SIDE = 256
 JPEG_QUALITY = 85
-#: A box filter goes down to so many times the preview. It saves 10 of 16 ms, and 55 dB away nobody
-#: sees it.
+#: A box filter first scales down to this many times the thumbnail. This saves 10 of 16 ms, and the
+#: difference of 55 dB is not visible.
 _THUMBNAIL_GAP = 3.0
 #: Longer names of cameras are cut (characters).
 _CAMERA_LENGTH = 80
 
 
 def vision_size(width: int, height: int) -> tuple[int, int]:
-    """Size at which a picture of `width` x `height` pixels goes to a vision model.
+    """Return the size at which a picture of `width` x `height` pixels goes to a vision model.
 
-    Both sides are multiples of `VISION_PATCH`, rounded down but never to nothing, and at most
+    Both sides are multiples of `VISION_PATCH`, rounded down but never to 0, and at most
     `VISION_SIDE`.
     """
     scale = min(1.0, VISION_SIDE / max(width, height))
@@ -39,8 +39,8 @@ def vision_size(width: int, height: int) -> tuple[int, int]:
 
 
 def encode_jpeg(picture: Image.Image) -> bytes:
-    """Encode an RGB picture; no metadata of it is written."""
-    # A picture keeps in `info` what its file said, and Pillow writes some of that (the comment).
+    """Encode an RGB picture without its metadata."""
+    # A picture keeps metadata of its file in `info`, and Pillow would write some (the comment).
     bare = picture.copy()
     bare.info = {}
     output = io.BytesIO()
@@ -49,13 +49,13 @@ def encode_jpeg(picture: Image.Image) -> bytes:
 
 
 def thumbnail_maker(picture: Image.Image, width: int, height: int) -> Callable[[], bytes]:
-    """Return the function that encodes the preview of a picture.
+    """Return the function that encodes the thumbnail of a picture.
 
     Args:
         picture: the picture at its vision size.
-        width: of the original as shown (pixels); with `height` it gives the preview its shape,
-            from which whole patches may have departed a little.
-        height: of the original as shown (pixels).
+        width: width of the original as shown (pixels). With `height` it sets the thumbnail's shape;
+            the shape of the vision size may differ a little, as it has whole patches.
+        height: height of the original as shown (pixels).
     """
     scale = min(1.0, THUMBNAIL_SIDE / max(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -68,10 +68,10 @@ def thumbnail_maker(picture: Image.Image, width: int, height: int) -> Callable[[
 
 
 def camera_name(make: object, model: object) -> str | None:
-    """Join maker and model as a file gives them; None when it gives nothing that can be shown.
+    """Join maker and model from a file; None if they have no characters that can be shown.
 
     Control and format characters (which may hide or reverse text) are removed, and the name is cut
-    at a length that fits a line.
+    to fit a line.
     """
     maker, product = _printable(make), _printable(model)
     # "Canon" and "Canon EOS R5"; "EASTMAN KODAK COMPANY" and "KODAK DX4330".
@@ -84,6 +84,6 @@ def camera_name(make: object, model: object) -> str | None:
 def _printable(value: object) -> str:
     if not isinstance(value, str):
         return ""
-    # Ahead of the loop, as a hostile file may give megabytes.
+    # The text is cut before the loop, because a hostile file may have megabytes.
     shown = "".join(c if c.isprintable() else " " for c in value[: 4 * _CAMERA_LENGTH])
     return " ".join(shown.split())

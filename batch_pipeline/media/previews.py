@@ -1,4 +1,4 @@
-"""Previews of previews: thumbnails made small enough to stand in an event log."""
+"""Small previews of thumbnails, which fit into an event log."""
 
 import io
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from PIL import Image
 
 _QUALITY = 70
-#: Side (pixels) and quality of a tiny picture; the first that fits is taken, mostly one of 96. It
-#: takes 1-3 ms; a slower method of the encoder gains little.
+#: Side (pixels) and quality of a tiny picture. The first pair that fits is used, mostly one of 96.
+#: This takes 1-3 ms; a slower method of the encoder gains little.
 _TINY, _TINY_METHOD = ((128, 40), (96, 40), (96, 15), (64, 30), (48, 15), (24, 10)), 2
-#: Of a contact sheet; the first that fits is taken.
+#: Qualities of a contact sheet; the first that fits is used.
 _SHEET_QUALITIES = (75, 60, 45, 30, 15)
-#: Between the pictures of a contact sheet (pixels).
+#: Distance between the pictures of a contact sheet (pixels).
 _GAP = 4
 
 
 def shrink_jpeg(jpeg: bytes, side: int) -> bytes:
-    """Fit a JPEG of ours into a square of `side` pixels; metadata does not come along."""
+    """Fit one of our JPEGs into a square of `side` pixels, without metadata."""
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
         picture.draft("RGB", (side, side))
         picture.thumbnail((side, side))
@@ -26,7 +26,7 @@ def shrink_jpeg(jpeg: bytes, side: int) -> bytes:
 
 
 def tiny_webp(jpeg: bytes, max_bytes: int) -> bytes:
-    """Shrink a JPEG of ours to a WebP of at most `max_bytes`; metadata does not come along."""
+    """Shrink one of our JPEGs to a WebP of at most `max_bytes`, without metadata."""
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
         picture.draft("RGB", (_TINY[0][0], _TINY[0][0]))
         for side, quality in _TINY:
@@ -39,9 +39,9 @@ def tiny_webp(jpeg: bytes, max_bytes: int) -> bytes:
 
 
 def contact_sheet(jpegs: Sequence[bytes], *, side: int, columns: int, max_bytes: int) -> bytes:
-    """Lay JPEGs of ours out on one, each within a square of `side` pixels, row by row.
+    """Put our JPEGs on one sheet, row by row, each within a square of `side` pixels.
 
-    The quality is as good as `max_bytes` allows.
+    The quality is the best that `max_bytes` allows.
     """
     rows = -(-len(jpegs) // columns)
     sheet = Image.new("RGB", (min(columns, len(jpegs)) * side, rows * side), "white")

@@ -1,7 +1,7 @@
-"""What a file truly is, judged by its first bytes; neither its name nor what a sender says counts.
+"""Finds the true type of a file by its first bytes; its name and its declared type do not count.
 
-Here: the formats that are accepted and the reason given for those that are not. Whether the rest of
-a file keeps what its first bytes promise shows in decoding, see `batch_pipeline.media.decoding`.
+This module has the accepted formats, and the reasons why others are refused. Decoding shows whether
+the rest of a file matches its first bytes, see `batch_pipeline.media.decoding`.
 """
 
 import io
@@ -13,12 +13,12 @@ from typing import Protocol
 from batch_pipeline.media.content import FileType
 from batch_pipeline.media.tiff_block import TiffBlock
 
-#: Bytes of a file's start that every judgement below can be made from.
+#: How many bytes of a file's start are enough for every decision below.
 HEAD_BYTES = 4096
 
 
 class SeekableFile(Protocol):
-    """As much of a file as is asked for here."""
+    """The methods of a file that are used here."""
 
     def read(self, size: int = -1, /) -> bytes: ...  # noqa: D102
     def seek(self, offset: int, whence: int = 0, /) -> int: ...  # noqa: D102
@@ -34,13 +34,13 @@ class MediaType:
     file_type: FileType
     mime_type: str
     extension: str
-    """For the stored file, without a dot."""
+    """Extension of the stored file, without a dot."""
     package: str | None = None
-    """Module that decodes it, if that comes with an extra."""
+    """Module that decodes it, if an extra installs it."""
 
     @property
     def label(self) -> str:
-        """As people write it: ``JPEG``, ``WebP``."""
+        """Return the format's name for people: ``JPEG``, ``WebP``."""
         return _LABELS.get(self.format, self.format.upper())
 
 
@@ -69,7 +69,7 @@ RAF = MediaType("raf", "image", "image/x-fuji-raf", "raf", "rawpy")
 RW2 = MediaType("rw2", "image", "image/x-panasonic-rw2", "rw2", "rawpy")
 ORF = MediaType("orf", "image", "image/x-olympus-orf", "orf", "rawpy")
 RAW = MediaType("raw", "image", "image/x-raw", "raw", "rawpy")
-"""Of a camera whose files have no name of their own here."""
+"""A raw file of a camera whose format has no entry of its own here."""
 MP4 = MediaType("mp4", "video", "video/mp4", "mp4")
 MOV = MediaType("mov", "video", "video/quicktime", "mov")
 AVI = MediaType("avi", "video", "video/x-msvideo", "avi")
@@ -125,8 +125,8 @@ _SIGNATURES: tuple[tuple[bytes, MediaType], ...] = (
     (b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02", MXF),
 )
 
-#: What an `ftyp` box names. By its start, as `3g…` and `M4V…` come in many numbers. A brand that
-#: nobody knows is some camera's own MP4.
+#: Brands of an `ftyp` box, by their start, because there are many `3g…` and `M4V…`. An unknown
+#: brand is a camera's own form of MP4.
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), HEIC),
     **dict.fromkeys((b"avif", b"avis"), AVIF),
@@ -137,27 +137,27 @@ _BRANDS = {
     b"M4V": MP4,
     b"qt  ": MOV,
 }
-#: "Some HEIF": which one is for the compatible brands to tell.
+#: Brands for any HEIF: the compatible brands show which one it is.
 _GENERAL_HEIF_BRANDS = {b"mif1", b"mif2", b"msf1"}
 _AUDIO_BRANDS = {b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B ", b"aax ", b"aaxc"}
-#: The brand of a file that is built like an MP4 and is none, whatever else it calls itself.
+#: Brand of a file that is built like an MP4 but is not one, whatever its other brands are.
 _CR3_BRAND = b"crx "
 #: QuickTime files older than the `ftyp` box begin with one of these.
 _QUICKTIME_BOXES = {b"moov", b"mdat", b"pnot"}
-#: Room that is left empty; it may stand ahead of all others.
+#: Boxes that are empty space; they may come before all others.
 _EMPTY_BOXES = {b"free", b"skip", b"wide"}
-#: More of it than this is no room but a text (bytes).
+#: A longer one is not empty space but a text (bytes).
 _MAX_EMPTY_BOX = 16 * 1024**2
 
 #: Lengths of the header of a BMP (bytes).
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 _SUBFILE_TYPE, _COMPRESSION, _MAKE, _DNG_VERSION = 254, 259, 271, 50706
-#: Of Samsung, Sony, Nikon and Pentax.
+#: Compressions of raw files by Samsung, Sony, Nikon and Pentax.
 _RAW_COMPRESSIONS = {32767, 32769, 32770, 34713, 65535}
 _RAW_MAKERS = {b"NIKON": NEF, b"SONY": ARW}
 
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-#: What the header of an ASF file calls its streams.
+#: Identifier of a video stream in the header of an ASF file.
 _ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
 _ASF_AUDIO = bytes.fromhex("409e69f84d5bcf11a8fd00805f5c442b")
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -208,7 +208,7 @@ _EBML_DOCTYPE = re.compile(rb"\x42\x82([\x81-\xff])")
 
 
 def sniff(head: bytes) -> MediaType | None:  # noqa: PLR0911 - one line per case
-    """Tell what a file is by its first `HEAD_BYTES` bytes; None for what is not accepted."""
+    """Return a file's type by its first `HEAD_BYTES` bytes; None if it is not accepted."""
     for signature, media_type in _SIGNATURES:
         if head.startswith(signature):
             return media_type
@@ -231,14 +231,14 @@ def sniff(head: bytes) -> MediaType | None:  # noqa: PLR0911 - one line per case
 
 
 def refusal_reason(head: bytes) -> str:
-    """Say, for a file that `sniff` does not accept, what it looks like and what is accepted."""
+    """Describe a file that `sniff` does not accept: what it looks like, and what is accepted."""
     if not head:
         return f"the file is empty; {ACCEPTED}"
     return f"the content looks like {_unsupported_name(head)}; {ACCEPTED}"
 
 
 def _tiff_or_raw(head: bytes) -> MediaType | None:
-    """Most raw files are built as a TIFF whose first picture is a preview."""
+    """Distinguish TIFF and raw files: most of these are a TIFF whose first picture is a preview."""
     tiff = TiffBlock.at(head)
     if tiff is None:
         return None
@@ -260,7 +260,7 @@ def _tiff_or_raw(head: bytes) -> MediaType | None:
 def _by_brands(brands: list[bytes]) -> MediaType | None:
     if _CR3_BRAND in brands:
         return CR3
-    for brand in brands:  # the first that says something: the major one, if it can
+    for brand in brands:  # the first brand that is known counts: the major one, if possible
         if brand in _GENERAL_HEIF_BRANDS:
             named = [_BRANDS.get(brand) for brand in brands]
             return next((media_type for media_type in (AVIF, HEIC) if media_type in named), HEIF)
@@ -273,9 +273,9 @@ def _by_brands(brands: list[bytes]) -> MediaType | None:
 
 
 def _first_box(head: bytes) -> bytes | None:
-    """Name of the first box of an ISO media or QuickTime file that is not empty room.
+    """Return the name of the first box of an ISO media or QuickTime file that is not empty space.
 
-    ``moov`` stands for one that lies behind the head; None is for other files.
+    Returns ``moov`` if that box is after the head, and None for other files.
     """
     start = _past_empty_boxes(head)
     name = head[start + 4 : start + 8]
@@ -311,7 +311,7 @@ def _ebml_doctype(head: bytes) -> str:
 
 
 def _ogg_holds_video(head: bytes) -> bool:
-    """Look at the first page of each stream; they stand ahead of all others."""
+    """Look at the first page of each stream; these pages come before all others."""
     page, is_first_of_stream = 0, 0x02
     while head[page : page + 4] == b"OggS" and head[page + 5 : page + 6] >= b"\x02":
         if not head[page + 5] & is_first_of_stream:
@@ -330,7 +330,7 @@ def _asf_is_sound_alone(head: bytes) -> bool:
 
 
 def _transport_stream(head: bytes) -> MediaType | None:
-    """By the byte that each packet begins with; a recording may begin within one."""
+    """Check for the byte that begins each packet; a recording may begin in the middle of one."""
     for length, media_type in _TRANSPORT_PACKETS:
         for offset in range(length):
             starts = head[offset:HEAD_BYTES:length]
@@ -388,20 +388,20 @@ def _as_text(head: bytes) -> str | None:
 
 
 def room_ahead(source: SeekableFile) -> int:
-    """Length of the boxes without content that an MP4 or QuickTime file begins with (bytes)."""
+    """Return the length of the empty boxes at the start of an MP4 or QuickTime file (bytes)."""
     source.seek(0)
     return _past_empty_boxes(source.read(HEAD_BYTES))
 
 
 def is_cut_short(source: SeekableFile, media_type: MediaType) -> bool:
-    """Tell whether a file ends before its own structure says that it does.
+    """Return whether a file is shorter than its own structure says.
 
-    Meant for files that did not decode to their end, to tell an upload that broke off from a
-    corrupt file. MPEG and FLV do not say how long they are: never cut short.
+    Used for files that did not decode to their end, to distinguish an upload that broke off from a
+    corrupt file. MPEG and FLV do not contain their length, so they never count as cut short.
 
     Args:
-        source: seekable; read from its start, its position afterwards is not defined.
-        media_type: what `sniff` said.
+        source: seekable; it is read from its start, and its position afterwards is undefined.
+        media_type: the result of `sniff`.
     """
     length = source.seek(0, io.SEEK_END)
     source.seek(0)
@@ -418,9 +418,9 @@ def is_cut_short(source: SeekableFile, media_type: MediaType) -> bool:
 #: Longest page of an Ogg file (bytes).
 _OGG_PAGE = 27 + 255 + 255 * 255
 
-#: Formats that mark their end instead of saying how long they are.
+#: Formats that mark their end and do not contain their length.
 _MARKED_END: dict[MediaType, Callable[[bytes], bool]] = {
-    # The preview inside EXIF has an end marker too: only one behind the last scan counts.
+    # The preview inside EXIF has an end marker too: only one after the last scan counts.
     JPEG: lambda data: data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"),
     PNG: lambda data: b"IEND" in data,
     GIF: lambda data: data.rstrip(b"\0").endswith(b";"),
@@ -428,14 +428,14 @@ _MARKED_END: dict[MediaType, Callable[[bytes], bool]] = {
 
 
 def _boxes_end(source: SeekableFile, length: int) -> int:
-    """Where the last of the boxes of an ISO media file ends by its own account."""
+    """Return where the last box of an ISO media file should end, by its own size."""
     end = 0
     while end < length:
         source.seek(end)
         header = source.read(16)
         name = header[4:8]
         if len(name) == 4 and not (name.isascii() and name.decode().isprintable()):
-            return length  # something else was put behind the boxes
+            return length  # other data follows the boxes
         size = int.from_bytes(header[:4], "big")
         if size == 1:  # a 64-bit size follows the name
             size = int.from_bytes(header[8:16], "big")
@@ -450,20 +450,20 @@ def _riff_end(source: SeekableFile) -> int:
 
 
 def _asf_end(source: SeekableFile) -> int:
-    """How long an ASF file says that it is; 0 where it does not say in its head."""
+    """Return the length of an ASF file by its own header; 0 if the header does not have it."""
     return int.from_bytes(asf_properties(source.read(HEAD_BYTES))[16:24], "little")
 
 
 def asf_properties(head: bytes) -> bytes:
-    """What an ASF file says of itself in its head: its identifier, length, date and more."""
+    """Return the properties in the header of an ASF file: identifier, length, date and more."""
     place = head.find(_ASF_FILE_PROPERTIES)
     return head[place + 24 :] if place >= 0 else b""
 
 
 def _mxf_end(source: SeekableFile) -> int:
-    """Where the footer of an MXF file begins by its own account."""
+    """Return where the footer of an MXF file should begin, by its own header."""
     head = source.read(HEAD_BYTES)
-    # Behind the key and its length: two versions, size of the grid, this and the last partition.
+    # After the key and its length: two versions, size of the grid, this and the last partition.
     first = int.from_bytes(head[16:17], "big")
     length_bytes = 1 + (first & 0x7F if first > 0x7F else 0)
     place = 16 + length_bytes + 2 + 2 + 4 + 8 + 8
@@ -473,7 +473,7 @@ def _mxf_end(source: SeekableFile) -> int:
 
 
 def _ogg_is_ended(source: SeekableFile, length: int) -> bool:
-    """Whether the last page is whole and marked as the last of its stream."""
+    """Return whether the last page is complete and marked as the last of its stream."""
     source.seek(max(0, length - _OGG_PAGE))
     tail = source.read(_OGG_PAGE)
     page = tail.rfind(b"OggS")
@@ -485,7 +485,7 @@ def _ogg_is_ended(source: SeekableFile, length: int) -> bool:
 
 
 def _ebml_end(source: SeekableFile) -> int:
-    """Where the segment of a WebM file ends by its own account; 0 when it does not say."""
+    """Return where the segment of a WebM file should end, by its own size; 0 if it has no size."""
     source.seek(len(_EBML))
     source.seek(_ebml_size(source) or 0, io.SEEK_CUR)
     if source.read(4) != b"\x18\x53\x80\x67":
@@ -495,7 +495,7 @@ def _ebml_end(source: SeekableFile) -> int:
 
 
 def _ebml_size(source: SeekableFile) -> int | None:
-    """Read a size of variable length; None for "not known", which live recordings write."""
+    """Read a size of variable length; None for "unknown", which live recordings write."""
     first = source.read(1)
     if not first or first == b"\0":
         return None
@@ -505,7 +505,7 @@ def _ebml_size(source: SeekableFile) -> int | None:
     return None if value == (1 << bits) - 1 else value
 
 
-#: Formats that say at their start how long they are.
+#: Formats that contain their length at their start.
 _SAID_END: dict[MediaType, Callable[[SeekableFile], int]] = {
     WEBP: _riff_end,
     AVI: _riff_end,

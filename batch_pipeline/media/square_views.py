@@ -1,4 +1,4 @@
-"""Two square views of a picture, as a small classifier of pictures wants them."""
+"""Two square views of a picture, which are the input of a small picture classifier."""
 
 import io
 
@@ -6,16 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-#: Of the shorter side that the middle view keeps: with this much a classifier was tested.
+#: Share of the shorter side that the middle view keeps; the classifier was tested with this value.
 _MIDDLE = 0.875
 
 
 def square_views(jpeg: bytes, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Cut out the middle of a picture, and squeeze the whole of it into a square.
+    """Cut out the middle of a picture, and squeeze the whole picture into a square.
 
     Args:
         jpeg: a picture that the media path has encoded, not an upload.
-        side: of the views (pixels).
+        side: side of the views (pixels).
 
     Returns:
         The middle and the whole, each of shape ``(side, side, 3)``, RGB.

@@ -1,7 +1,7 @@
-"""The directories of TIFF, in which EXIF, TIFF files and most raw files keep what they say.
+"""The directories of TIFF, which EXIF, TIFF files and most raw files use for their entries.
 
-Here: a reader that takes what is sound and passes over what is not. A general reader fails as a
-whole on one bad entry, and copies a block once for each entry that points to it.
+This reader takes valid entries and skips broken ones. A general reader fails completely at one bad
+entry, and copies a block once for each entry that points to it.
 """
 
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ _MAX_ENTRIES = 0xFFFF
 
 
 class Entry(NamedTuple):
-    """One statement of a directory."""
+    """One entry of a directory."""
 
     tag: int
     kind: int
     """Type of its elements, see `ELEMENT_BYTES`."""
     elements: int
     where: int
-    """Of the first element; may lie behind the end of the block."""
+    """Position of the first element; it may be after the end of the block."""
 
     @property
     def size(self) -> int:
-        """Of all elements (bytes)."""
+        """Return the size of all elements (bytes)."""
         return ELEMENT_BYTES.get(self.kind, 1) * self.elements
 
 
@@ -46,7 +46,7 @@ class TiffBlock:
 
     @classmethod
     def at(cls, data: bytes | memoryview) -> "TiffBlock | None":
-        """Look at the start of a block; None for what is none. The position of its start is 0."""
+        """Read the start of a block; None if it is not one. Positions count from its start."""
         order: Literal["little", "big"] | None = None
         if bytes(data[:2]) == b"II":
             order = "little"
@@ -59,25 +59,25 @@ class TiffBlock:
 
     @property
     def first_directory(self) -> int:
-        """Where it is."""
+        """Return the position of the first directory."""
         return self.number(8, 8) if self.big else self.number(4, 4)
 
     def number(self, at: int, size: int) -> int:
-        """Read an unsigned number of `size` bytes; behind the end there are none, which is 0."""
+        """Read an unsigned number of `size` bytes; after the end of the block it is 0."""
         return int.from_bytes(self.block[at : at + size], self.order)
 
     def numbers(self, entry: Entry) -> list[int]:
-        """Read the elements of an entry, as far as they lie in the block, as unsigned numbers."""
+        """Read the elements of an entry that are in the block, as unsigned numbers."""
         size = ELEMENT_BYTES.get(entry.kind, 1)
         end = min(entry.where + size * entry.elements, len(self.block) - size + 1)
         return [self.number(at, size) for at in range(entry.where, end, size)]
 
     def bytes_of(self, entry: Entry, most: int) -> bytes:
-        """Read the elements of an entry as they are, up to a number of bytes."""
+        """Read the elements of an entry as bytes, at most `most` bytes."""
         return bytes(self.block[entry.where : entry.where + min(entry.size, most)])
 
     def directory(self, start: int) -> Iterator[Entry]:
-        """Walk a directory; it ends with the block."""
+        """Yield the entries of a directory, up to the end of the block."""
         wide = 8 if self.big else 4
         count_bytes, entry_bytes = (8, 20) if self.big else (2, 12)
         count = min(self.number(start, count_bytes), _MAX_ENTRIES)

@@ -1,7 +1,7 @@
-"""High dynamic range and wide gamut made into what an ordinary screen shows: 8-bit sRGB.
+"""Converts high dynamic range and wide gamut to 8-bit sRGB for ordinary screens.
 
-Here: arithmetic on arrays of R'G'B' values, for stills and frames of films alike. The matrix
-between Y'CbCr and R'G'B' is the decoder's matter.
+This is arithmetic on arrays of R'G'B' values, for stills and for frames of films. The decoder
+converts between Y'CbCr and R'G'B'.
 
 The operator, in linear light:
 
@@ -49,13 +49,13 @@ _D65 = (0.3127, 0.3290)
 
 #: Display of the HLG system (nits), and its gamma.
 _HLG_PEAK, _HLG_GAMMA = 1000.0, 1.2
-#: Between these lies what becomes white (nits).
+#: The light that becomes white is between these two values (nits).
 _LEAST_WHITE, _PAGE_WHITE = 100.0, 203.0
 #: Part of the picture that may be brighter than its peak, e.g. glints.
 _GLINTS = 0.001
 #: Where the curve begins to roll off (part of white).
 _KNEE = 0.6
-#: Pixels that are worked at a time: about 20 MiB of intermediate results.
+#: Pixels that are processed at a time: about 20 MiB of intermediate results.
 _STRIP_PIXELS = 500_000
 
 
@@ -68,12 +68,12 @@ class ColourSpace:
 
     @classmethod
     def from_codes(cls, primaries: int, transfer: int) -> "ColourSpace":
-        """By the code points of ITU-T H.273; unknown and reserved ones are taken as sRGB."""
+        """Make it from the code points of ITU-T H.273; unknown and reserved ones count as sRGB."""
         return cls(_TRANSFER_CODES.get(transfer, "sdr"), _PRIMARIES_CODES.get(primaries, "bt709"))
 
     @property
     def is_hdr(self) -> bool:
-        """Whether light above white can be told."""
+        """Return whether the values can be brighter than white."""
         return self.transfer in {"pq", "hlg"}
 
 
@@ -83,12 +83,12 @@ SRGB = ColourSpace()
 def to_srgb(codes: Codes, space: ColourSpace) -> NDArray[np.uint8]:
     """Convert a picture to 8-bit sRGB.
 
-    Best done when the picture is scaled to the size that is needed: it takes about 0.1 s and
-    12 bytes of memory a pixel for a million pixels.
+    Scale the picture to its final size first: a million pixels take about 0.1 s, and 12 bytes of
+    memory per pixel.
 
     Args:
         codes: shape ``(height, width, 3)``.
-        space: what they mean.
+        space: the meaning of the codes.
 
     Returns:
         An array of the same shape.
@@ -112,9 +112,9 @@ def _strips(codes: Codes) -> list[slice]:
 
 
 def _linear(codes: Codes, space: ColourSpace) -> _Floats:
-    """Light with the primaries of sRGB: nits for PQ and HLG, else parts of white."""
+    """Return light with the primaries of sRGB: nits for PQ and HLG, else parts of white."""
     light = _light_of_codes(space.transfer, np.iinfo(codes.dtype).max + 1)[codes]
-    if space.transfer == "hlg":  # scene light; its luminance decides what the display makes of it
+    if space.transfer == "hlg":  # scene light; the display's output depends on its luminance
         luminance = light @ _rgb_to_xyz(space.primaries)[1].astype(np.float32)
         light *= _HLG_PEAK * luminance[..., None] ** np.float32(_HLG_GAMMA - 1)
     if space.primaries != "bt709":
@@ -160,7 +160,7 @@ def _white_and_peak(light: _Floats) -> tuple[float, float]:
 
 
 def _roll_off(light: _Floats, peak: float) -> _Floats:
-    """Bring parts of white, up to `peak`, to 0 to 1."""
+    """Map parts of white, which go up to `peak`, to the range 0 to 1."""
     if peak > 1:
         brightest = np.maximum(light.max(axis=-1, keepdims=True), _KNEE)
         above, span = (brightest - _KNEE) / (1 - _KNEE), (peak - _KNEE) / (1 - _KNEE)

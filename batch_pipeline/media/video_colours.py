@@ -1,13 +1,13 @@
 """From the Y'CbCr of a frame to a picture in sRGB: matrix, range, dynamic range and gamut.
 
-What a file leaves open is decided as players do:
+If a file leaves something open, this module decides in the same way as players:
 
 - No matrix named: BT.2020 where its primaries, PQ or HLG are named; else BT.709 for high
   definition (1280 pixels or more on the long side, or more than 576 on the short one) and BT.601
   below.
 - A matrix that FFmpeg's scaler cannot undo (YCgCo, ICtCp, reserved values): BT.709.
 - No range named: limited, but full where the pixel format says so (JPEG).
-- Primaries of BT.601 are taken for those of BT.709: players do, and it is hardly seen.
+- Primaries of BT.601 count as those of BT.709: players do the same, and it is hardly visible.
 """
 
 from typing import cast
@@ -20,7 +20,7 @@ from batch_pipeline.media.apertures import Box
 from batch_pipeline.media.tone_mapping import SRGB, Codes, ColourSpace, to_srgb
 from batch_pipeline.media.video_side_data import side_data_of
 
-# By ITU-T H.273, which FFmpeg numbers them by.
+# Numbers of ITU-T H.273, which FFmpeg uses too.
 _RGB, _BT709, _UNSPECIFIED, _BT601, _BT2020 = 0, 1, 2, 6, 9
 #: Matrices that FFmpeg's scaler undoes.
 _KNOWN_MATRICES = {_BT709, 4, 5, _BT601, 7, _BT2020}
@@ -33,17 +33,17 @@ _HD_LONG_SIDE, _SD_SHORT_SIDE = 1280, 576
 
 #: Sample entries of Dolby Vision.
 _DOLBY_VISION_TAGS = {"dvh1", "dvhe", "dva1", "dvav", "dav1"}
-#: Of profile 5, "IPT", which only Dolby's own numbers turn into colours.
+#: Code of profile 5, "IPT"; only Dolby's own data can turn it into colours.
 _IPT = 15
 
 
 def to_picture(frame: VideoFrame, size: tuple[int, int], part: Box) -> Image.Image:
-    """Scale a part of a frame to `size` and convert it to sRGB, of any depth without a loss.
+    """Scale a part of a frame to `size` and convert it to sRGB; no depth loses precision.
 
     Args:
-        frame: whole.
-        size: of the result (pixels).
-        part: what of the frame is shown.
+        frame: the whole frame.
+        size: size of the result (pixels).
+        part: the part of the frame that is shown.
     """
     space = _colour_space(frame)
     frame.colorspace = _matrix(frame)
@@ -68,7 +68,7 @@ def to_picture(frame: VideoFrame, size: tuple[int, int], part: Box) -> Image.Ima
 
 
 def colour_warning(frame: VideoFrame, stream: VideoStream) -> str | None:
-    """Say so where the colours of a film cannot be shown as they are meant."""
+    """Return a warning if the colours of a film cannot be shown correctly."""
     is_dolby_vision = stream.codec_tag in _DOLBY_VISION_TAGS or _has_dolby_vision(frame)
     if frame.colorspace == _IPT or (is_dolby_vision and frame.color_trc == _UNSPECIFIED):
         return "colours are not true: Dolby Vision without a picture for other players"
@@ -97,5 +97,5 @@ def _matrix(frame: VideoFrame) -> int:
 def _has_dolby_vision(frame: VideoFrame) -> bool:
     try:
         return side_data_of(frame, "DOVI_METADATA") is not None
-    except ValueError:  # a kind of side data that PyAV has no name for
+    except ValueError:  # PyAV does not know this kind of side data
         return False

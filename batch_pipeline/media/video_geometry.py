@@ -1,4 +1,4 @@
-"""How a frame is placed on the screen: cut, turned, mirrored, its pixels made squares."""
+"""How a frame is placed on the screen: cut, turned, mirrored, and stretched to square pixels."""
 
 import struct
 from fractions import Fraction
@@ -11,30 +11,30 @@ from batch_pipeline.media.apertures import Box, boxes_of_tracks, square_pixels
 from batch_pipeline.media.video_side_data import side_data_of
 from batch_pipeline.media.video_streams import Source
 
-#: More boxes on the first level are not walked; a longer one that describes a film is none (bytes).
+#: Most boxes on the first level that are read, and the longest box that describes a film (bytes).
 _MAX_BOXES, _MAX_FILM_BOX = 10_000, 64 * 1024**2
 
-#: By the signs of the display matrix that say whether columns and rows run backwards on the screen.
+#: By the signs of the display matrix, which show if columns and rows are reversed on the screen.
 _UPRIGHT = {
     (True, False): Image.Transpose.FLIP_LEFT_RIGHT,
     (False, True): Image.Transpose.FLIP_TOP_BOTTOM,
     (True, True): Image.Transpose.ROTATE_180,
 }
-#: The same where the rows of the frame are columns on the screen.
+#: The same if the rows of the frame are columns on the screen.
 _ON_ITS_SIDE = {
     (False, False): Image.Transpose.TRANSPOSE,
     (True, False): Image.Transpose.ROTATE_270,
     (False, True): Image.Transpose.ROTATE_90,
     (True, True): Image.Transpose.TRANSVERSE,
 }
-#: The matrix of 0, 90, 180 and 270 degrees against the clock.
+#: The matrix of 0, 90, 180 and 270 degrees anticlockwise.
 _TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
 
 
 def placement(frame: VideoFrame) -> Image.Transpose | None:
-    """What brings a frame into the position in which a player shows it; None for as it is.
+    """Return the operation that turns a frame as a player shows it; None if it needs none.
 
-    All eight turns and mirrorings; an angle between them is taken as the nearest.
+    All eight rotations and reflections are possible; other angles count as the nearest of them.
     """
     across_x, across_y, down_x, down_y = _display_matrix(frame)
     if abs(across_y) + abs(down_x) > abs(across_x) + abs(down_y):
@@ -43,23 +43,23 @@ def placement(frame: VideoFrame) -> Image.Transpose | None:
 
 
 def is_on_its_side(transpose: Image.Transpose | None) -> bool:
-    """Whether width and height change places."""
+    """Return whether width and height are swapped."""
     return transpose in _ON_ITS_SIDE.values()
 
 
 def square_pixel_size(part: Box, stream: VideoStream) -> tuple[int, int]:
-    """Width and height ahead of any turn, with pixels that are not square stretched (DVD, DV).
+    """Return width and height before any rotation, after stretching to square pixels (DVD, DV).
 
     Args:
-        part: what of the frame is shown.
-        stream: it says how wide pixels are.
+        part: the part of the frame that is shown.
+        stream: has the aspect of its pixels.
     """
     left, top, right, bottom = part
     return square_pixels(right - left, bottom - top, stream.sample_aspect_ratio or Fraction(1))
 
 
 def clean_aperture(source: Source, stream: VideoStream) -> bytes | None:
-    """What the container says of the part of a frame that is shown: the content of a `clap` box."""
+    """Return the content of the container's `clap` box: the part of a frame that is shown."""
     place = source.tell()
     try:
         moov = _film_box(source)
@@ -69,7 +69,7 @@ def clean_aperture(source: Source, stream: VideoStream) -> bytes | None:
 
 
 def _film_box(source: Source) -> bytes:
-    """The content of the `moov` box; nothing where it is absurdly long."""
+    """Return the content of the `moov` box; empty if it is absurdly long."""
     start = 0
     for _ in range(_MAX_BOXES):
         source.seek(start)
@@ -87,10 +87,10 @@ def _film_box(source: Source) -> bytes:
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    """Where a step to the right and a step down lead on the screen: (x, y) of each."""
+    """Return where a step to the right and a step down lead on the screen: (x, y) of each."""
     try:
         data = side_data_of(frame, "DISPLAYMATRIX")
-    except ValueError:  # beside it lies a kind of data that PyAV has no name for
+    except ValueError:  # the frame also has side data that PyAV does not know
         return _TURNS[round(frame.rotation / 90) % 4]
     if data is None:
         return _TURNS[0]

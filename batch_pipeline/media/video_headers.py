@@ -1,6 +1,6 @@
-"""Dates that FFmpeg does not tell, or not in every spelling: of AVI, ASF, MXF and camcorders.
+"""Dates that FFmpeg does not report, or not in every form: of AVI, ASF, MXF and camcorders.
 
-Here: finding and reading them. How far they are trusted says `batch_pipeline.media.video_metadata`.
+This module finds and reads them. `batch_pipeline.media.video_metadata` decides which date counts.
 """
 
 import re
@@ -13,23 +13,23 @@ from batch_pipeline.media.metadata import parse_date
 from batch_pipeline.media.pictures import camera_name
 from batch_pipeline.media.sniffing import AVI, MXF, WMV, MediaType, asf_properties
 
-#: How much of a file is read for its header: AVI leaves room for indices in it (bytes).
+#: How much of a file is read for its header (bytes): the header of AVI has space for indices.
 HEADER_BYTES = 64 * 1024
 _DIGITIZED = b"IDIT"
-#: Longer texts are no dates (bytes).
+#: Longer texts are not dates (bytes).
 _MAX_TEXT_BYTES = 64
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-#: `Mon Mar 15 12:34:56 2021`, as the C library writes dates.
+#: `Mon Mar 15 12:34:56 2021`, the date format of the C library.
 _C_DATE = re.compile(r"\s*[a-z]{3} ([a-z]{3}) +(\d\d?) +(\d\d?:\d\d(?::\d\d)?) (\d{4})", re.I)
-#: `2021/03/15/ 12:34`, of some cameras.
+#: `2021/03/15/ 12:34`, the date format of some cameras.
 _SLASH_AHEAD_OF_TIME = re.compile(r"(?<=\d)/(?= )")
-#: Where a Windows clock begins; it counts tenths of microseconds.
+#: Start of a Windows clock, which counts tenths of microseconds.
 _CLOCK_START, _A_MICROSECOND = datetime(1601, 1, 1), 10
-#: Keys of the packages of an MXF, up to the byte that says which, and these: material, source.
+#: Keys of the packages of an MXF, up to the byte for the kind, and the kinds: material, source.
 _MXF_PACKAGE, _MXF_PACKAGES = bytes.fromhex("060e2b34025301010d0101010101"), b"\x36\x37"
 _MXF_KEY_BYTES = 16
 _MXF_CREATION = 0x4405
-#: What AVCHD camcorders put into the picture data: an identifier, a count, entries of 5 bytes.
+#: AVCHD camcorders write this into the picture data; a count and entries of 5 bytes follow.
 _CAMCORDER_NOTE = bytes.fromhex("17ee8c60f84d11d98cd60800200c9a66") + b"MDPM"
 _NOTE_DATE, _NOTE_TIME = 0x18, 0x19
 """Entries: zone, century, year and month; day, hour, minute and second."""
@@ -39,11 +39,11 @@ _MAKERS = {0x0103: "Panasonic", 0x0108: "Sony", 0x1011: "Canon", 0x1104: "JVC"}
 
 
 def dates_in_header(head: bytes, media_type: MediaType) -> list[tuple[str, datetime]]:
-    """Read the dates that a file says in its first bytes, with their source.
+    """Read the dates in the first bytes of a file, with their source.
 
     Args:
-        head: these, `HEADER_BYTES` of them.
-        media_type: what the file was sniffed to be.
+        head: the first `HEADER_BYTES` bytes.
+        media_type: the result of `sniff`.
     """
     if media_type is AVI:
         place = head.find(_DIGITIZED)
@@ -66,24 +66,24 @@ def dates_in_header(head: bytes, media_type: MediaType) -> list[tuple[str, datet
 
 @dataclass(frozen=True)
 class CamcorderNote:
-    """What an AVCHD camcorder says of a frame."""
+    """The data of an AVCHD camcorder about a frame."""
 
     date: datetime | None = None
     """On the camera's clock."""
     camera: str | None = None
-    """Maker, and model where it says one."""
+    """Maker, and model if the data has one."""
 
 
 def note_of_camcorder(packet: bytes) -> CamcorderNote:
-    """Read what an AVCHD camcorder says of a frame in its H.264 data.
+    """Read the data about a frame that an AVCHD camcorder writes into the H.264 data.
 
     Args:
-        packet: a frame as it is stored.
+        packet: a frame as stored.
     """
     place = packet.find(_CAMCORDER_NOTE)
     if place < 0:
         return CamcorderNote()
-    # H.264 puts a 3 behind two zeros, which would look like a start.
+    # H.264 writes a 3 after two zeros that would look like a start code.
     note = packet[place : place + 4096].replace(b"\0\0\3", b"\0\0")[len(_CAMCORDER_NOTE) :]
     entries = {
         note[at]: note[at + 1 : at + 5] for at in range(1, 1 + 5 * sum(note[:1]), 5) if note[at:]
@@ -93,7 +93,7 @@ def note_of_camcorder(packet: bytes) -> CamcorderNote:
 
 def _date_of_note(entries: Mapping[int, bytes]) -> datetime | None:
     date, time = entries.get(_NOTE_DATE, b""), entries.get(_NOTE_TIME, b"")
-    digits = (date[1:] + time).hex()  # decimal digits, as they are read
+    digits = (date[1:] + time).hex()  # the hexadecimal digits are the decimal ones
     if len(digits) != 14:
         return None
     return parse_date(
@@ -110,14 +110,14 @@ def _camera_of_note(entries: Mapping[int, bytes]) -> str | None:
 
 
 def _dates_of_mxf(head: bytes) -> Iterator[datetime]:
-    """When the packages were made: of a file that was copied into another, both dates are there."""
+    """Yield when the packages were made. A file that was copied into another has both dates."""
     place = head.find(_MXF_PACKAGE)
     while place >= 0:
         which = head[place + len(_MXF_PACKAGE) : place + len(_MXF_PACKAGE) + 1]
         at = place + _MXF_KEY_BYTES
         size = head[at] if at < len(head) else 0
         at += 1
-        if size > 0x7F:  # of so many bytes is the length itself
+        if size > 0x7F:  # the length itself has this many bytes
             length_bytes = size & 0x7F
             size, at = int.from_bytes(head[at : at + length_bytes], "big"), at + length_bytes
         end = min(at + size, len(head)) if which in _MXF_PACKAGES else at

@@ -1,51 +1,51 @@
-"""How much memory the frames of a film take, and what is done where that is more than allowed.
+"""How much memory the frames of a film take, and what happens if that is more than allowed.
 
-A decoder holds frames that others refer to, and frames that wait for their turn. Where these would
-take too much, key frames alone are decoded, which need no others; where even these would, the film
-is refused, and FFmpeg is told the limit ahead of its first allocation.
+A decoder holds frames that other frames refer to, and frames that wait for their turn. If these
+need too much memory, only key frames are decoded, which do not need other frames. If even these
+need too much, the film is refused. FFmpeg gets the limit before its first allocation.
 
-Measured: H.264 with five references takes 12.6 frames at its peak, with one 6.2; key frames alone
-take 1.5 to 2.6.
+Measured: H.264 with five references takes 12.6 frames at its peak, with one reference 6.2. Key
+frames alone take 1.5 to 2.6.
 """
 
 from dataclasses import dataclass
 
 from av.video.stream import VideoStream
 
-#: Held at the peak: of all frames, and of key frames alone.
+#: Frames in memory at the peak: if all frames are decoded, and if only key frames are.
 _FRAMES, _KEY_FRAMES = 14, 3
-#: Beside the frames: packets, the pictures at their vision size, and their conversion (bytes).
+#: Other memory: packets, the pictures at their vision size, and their conversion (bytes).
 _BESIDE = 32 * 1024**2
-#: The least that a pixel takes: 8 bits at the usual quarter of colours (bytes).
+#: Least memory of a pixel: 8 bits, with colours at the usual quarter of the size (bytes).
 _LEAST_PIXEL_BYTES = 1.5
 
 
 @dataclass(frozen=True)
 class FrameMemory:
-    """The bound for one film."""
+    """The memory limit for one film."""
 
     max_bytes: int
-    """What its decode may take, besides the file."""
+    """Memory that decoding may use, besides the file."""
 
     @property
     def max_pixels(self) -> int:
-        """Frames of more pixels do not fit, whatever their format."""
+        """Return the most pixels of a frame in any format; larger frames do not fit."""
         return self._pixels_that_fit(_KEY_FRAMES, _LEAST_PIXEL_BYTES)
 
     def fits(self, stream: VideoStream) -> bool:
-        """Whether key frames of a stream can be decoded, at least."""
+        """Return whether at least the key frames of a stream can be decoded."""
         return pixels_of(stream) <= self.max_pixels_of(stream)
 
     def max_pixels_of(self, stream: VideoStream) -> int:
-        """The most pixels that a frame in the format of a stream may have."""
+        """Return the most pixels that a frame in the format of a stream may have."""
         return self._pixels_that_fit(_KEY_FRAMES, pixel_bytes(stream))
 
     def holds_key_frames_alone(self, stream: VideoStream) -> bool:
-        """Whether the other frames have to be left out."""
+        """Return whether only the key frames of a stream can be decoded."""
         return pixels_of(stream) > self._pixels_that_fit(_FRAMES, pixel_bytes(stream))
 
     def needed(self, stream: VideoStream) -> int:
-        """What key frames of a stream take (bytes)."""
+        """Return the memory that key frames of a stream take (bytes)."""
         return round(_KEY_FRAMES * pixels_of(stream) * pixel_bytes(stream)) + _BESIDE
 
     def _pixels_that_fit(self, frames: int, bytes_a_pixel: float) -> int:
@@ -53,11 +53,11 @@ class FrameMemory:
 
 
 def pixels_of(stream: VideoStream) -> int:
-    """Of a frame, as the container and the codec tell."""
+    """Return the pixels of a frame, by the container and the codec."""
     return stream.width * stream.height
 
 
 def pixel_bytes(stream: VideoStream) -> float:
-    """What a pixel takes in the format of a stream."""
+    """Return the bytes of a pixel in the format of a stream."""
     bits = stream.format.padded_bits_per_pixel if stream.format else 0
     return max(_LEAST_PIXEL_BYTES if not bits else bits / 8, 1.0)

@@ -1,22 +1,22 @@
 """Date and camera of a film, from the entries of its container.
 
-Here: which entries are read, and how far each is trusted. No other entry is read, as some are
-positions.
+This module decides which entries are read and which count first. No other entry is read, because
+some contain positions.
 
-A date is looked for in this order, and the first that is a date counts:
+A date is searched in this order, and the first valid date counts:
 
-1. ``com.apple.quicktime.creationdate``: the time on the phone's clock where the film was taken.
-   A zone stands beside it, and is not counted in.
+1. ``com.apple.quicktime.creationdate``: the time on the phone's clock at the place of the film. The
+   zone beside it is ignored.
 2. ``DATE_RECORDED``, ``DateTimeOriginal`` and ``date``, which cameras and recorders write, if they
-   hold the time of the day; else they tell when something was published.
-3. ``IDIT`` of AVI and the note of an AVCHD camcorder in the first frames of an MPEG-TS, the
-   camera's clock; the creation dates of ASF and of the oldest package of an MXF, which are UTC.
-4. ``creation_time`` of the container, then of the stream. It is UTC by the standard, and the source
-   says so: the hour, and around midnight the day, may be another on the spot. Without a zone (AVI)
-   it is the camera's clock.
-5. ``date`` of AVI, its ``ICRD``, of a bare day: cameras write it so.
+   have a time of day. Without one, they may be the date of publication.
+3. ``IDIT`` of AVI and the data of an AVCHD camcorder in the first frames of an MPEG-TS, which are
+   the camera's clock; the creation dates of ASF and of an MXF's oldest package, which are UTC.
+4. ``creation_time`` of the container, then of the stream. The standard says UTC, and the name of
+   the source says so too: at the place of the film, the hour may differ, and around midnight the
+   day. Without a zone (AVI) it is the camera's clock.
+5. ``date`` of AVI, its ``ICRD``, with only a day: cameras write it in this form.
 
-The start of a clock that was never set (1601, 1904, 1970) is no date.
+The start of a clock that was never set (1601, 1904, 1970) is not a date.
 """
 
 import re
@@ -38,7 +38,7 @@ _TIME_OF_DAY = re.compile(
 _CLOCK_STARTS = (datetime(1601, 1, 1), datetime(1904, 1, 1), datetime(1970, 1, 1))
 _A_DAY = timedelta(days=1)
 
-#: Where cameras write maker and model.
+#: Entries in which cameras write maker and model.
 _CAMERA_ENTRIES = (
     ("com.apple.quicktime.make", "com.apple.quicktime.model"),
     ("com.android.manufacturer", "com.android.model"),
@@ -54,12 +54,12 @@ def captured_at(
     *,
     a_day_will_do: bool = False,
 ) -> tuple[datetime | None, str | None]:
-    """When a film was taken, and which entry says so; two times None where none does.
+    """Return when a film was taken, and the entry with the date; None for both if there is none.
 
     Args:
         entries: those of the container, then those of the stream.
         header: the dates of `video_headers.dates_in_header`.
-        a_day_will_do: whether ``date`` counts without the time of the day where nothing else does.
+        a_day_will_do: whether ``date`` counts without a time of day, if there is no other date.
     """
     for source, date in _dates(entries, header, a_day_will_do):
         if not _is_start_of_clock(date):
@@ -68,7 +68,7 @@ def captured_at(
 
 
 def camera(entries: Sequence[Entries]) -> str | None:
-    """Maker and model."""
+    """Return maker and model; None if there are none."""
     for container in map(_lowered, entries):
         for make, model in _CAMERA_ENTRIES:
             name = camera_name(container.get(make), container.get(model))
@@ -105,5 +105,5 @@ def _is_start_of_clock(date: datetime) -> bool:
 
 
 def _lowered(entries: Entries) -> dict[str, str]:
-    """Matroska writes the names of its entries in capitals."""
+    """Return the entries with lower-case names: Matroska writes them in capitals."""
     return {name.lower(): text for name, text in entries.items()}

@@ -1,15 +1,15 @@
-"""Frames spread over the whole length of a film, whatever its length, in bounded work.
+"""Frames spread over the whole length of a film of any length, with limited work.
 
-A film is taken as up to `MAX_FRAMES` equal parts, and of each the frame in its middle is wanted.
-On the way there:
+A film is divided into up to `MAX_FRAMES` equal parts. From each part, the frame in the middle is
+wanted. On the way to it:
 
-- A seek leads to the last key frame ahead of the position, where the container has an index or its
-  seeks have led forward so far.
-- Packets ahead of a later key frame are read, but not decoded.
-- What remains is decoded. Once `_EXACT_PIXELS` or `_EXACT_FRAMES` are spent on one position, any
-  frame of its part is near enough; beyond, decoding goes on to the beginning of the part.
-- All positions of a film together may cost `_FILM_PIXELS` and `_FILM_FRAMES`, evenly shared. Where
-  that is not enough, the last frame on the way is taken, and `FrameReader.parts_missed` counts it.
+- A seek goes to the last key frame before the position, if the container has an index or its seeks
+  have gone forward so far.
+- Packets before a later key frame are read, but not decoded.
+- The remaining packets are decoded. When `_EXACT_PIXELS` or `_EXACT_FRAMES` are used for one
+  position, any frame of its part is accepted; decoding goes on to the beginning of the part.
+- All positions of a film together may use `_FILM_PIXELS` and `_FILM_FRAMES`, shared equally. If
+  that is not enough, the last frame on the way is used, and `FrameReader.parts_missed` counts it.
 """
 
 from collections import deque
@@ -23,22 +23,22 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-#: Frames taken of one video; short ones give one a second.
+#: Frames taken from one video; short videos give one per second.
 MAX_FRAMES = 10
-#: Decoded on the way to the very frame in the middle of a part (pixels, frames): about a second of
-#: work.
+#: Limit of decoding on the way to the frame in the middle of a part (pixels, frames): about a
+#: second of work.
 _EXACT_PIXELS, _EXACT_FRAMES = 250_000_000, 600
-#: Decoded of one film to reach all of its parts (pixels, frames): a minute of Full HD at 30 frames
-#: a second behind a single key frame.
+#: Limit of decoding to reach all parts of a film (pixels, frames): a minute of Full HD at 30 frames
+#: a second after a single key frame.
 _FILM_PIXELS, _FILM_FRAMES = 4_000_000_000, 12_000
-#: A position further ahead than this may be reached by a seek instead of by reading on (seconds).
+#: Distance from which a position may be reached by a seek instead of by reading on (seconds).
 _SEEK_DISTANCE = 4.0
-#: Packets that are held until it is known that no key frame follows them (bytes).
+#: Limit for packets that are held until it is known that no key frame follows (bytes).
 _WAITING_BYTES = 16 * 1024**2
 
 
 class FrameReader:
-    """The frames of a stream with their times, passing over what cannot be decoded."""
+    """Reads the frames of a stream with their times, and skips those that cannot be decoded."""
 
     def __init__(
         self,
@@ -57,27 +57,27 @@ class FrameReader:
         pixels = max(1, stream.width * stream.height)
         #: Packets that may be decoded for one position, and for all of them.
         self._exact = max(1, min(_EXACT_FRAMES, _EXACT_PIXELS // pixels))
-        if key_frames_alone:  # any one within the part will do
+        if key_frames_alone:  # any frame within the part is accepted
             self._exact = 1
         self._left = max(MAX_FRAMES, min(_FILM_FRAMES, _FILM_PIXELS // pixels))
         self._seeks_lead_forward = True
         self._fell_short = False
         self._begin()
         self.position = 0.0
-        """Of the frame read last, or 0 (seconds from the start)."""
+        """Position of the last frame that was read, or 0 (seconds from the start)."""
         self.reached = 0.0
         """Furthest position so far (seconds)."""
         self.parts_missed = 0
-        """That could not be reached within the budget."""
+        """Number of parts that could not be reached within the budget."""
         self.bad_packets = 0
-        """That could not be decoded, though others ahead of them could."""
+        """Number of packets that could not be decoded, although earlier ones could."""
         self.broke_off: str | None = None
         """Why the container could not be read to its end."""
 
     def frames(self, duration: float) -> Iterator[VideoFrame]:
-        """Yield one frame for each part of a film of this length (seconds), at most.
+        """Yield at most one frame for each part of a film of this length (seconds).
 
-        `position` is that of the frame yielded.
+        `position` is the position of the yielded frame.
         """
         count = max(1, min(MAX_FRAMES, round(duration)))
         length = duration / count
@@ -88,7 +88,7 @@ class FrameReader:
             if frame is not None and self.position not in seen:
                 seen.add(self.position)
                 yield frame
-        if not seen:  # the length was a lie: any frame is better than none
+        if not seen:  # the length was wrong: any frame is better than none
             frame = self.frame_at(0.0)
             if frame is not None:
                 yield frame
@@ -105,18 +105,18 @@ class FrameReader:
         sought = self._seek(middle)
         frame = self._read(middle, begin, end, budget)
         if sought and (frame is None or self.position > end > begin):
-            # The seek led behind the last key frame, or beyond the one that was wanted.
+            # The seek went past the last key frame, or past the wanted frame.
             self._seeks_lead_forward = False
             self._rewind()
             frame = self._read(middle, begin, end, budget)
         return frame
 
     def _seek(self, position: float) -> bool:
-        """Go to the last key frame at or ahead of a position, if that seems to lead forward."""
+        """Go to the last key frame at or before a position, if that seems to go forward."""
         target = self._start + int(position / self._time_base)
         if position - self.position <= _SEEK_DISTANCE or not self._leads_forward(target):
             return False
-        # Raw streams have no index; a length that is a lie may exceed FFmpeg's clock.
+        # Raw streams have no index; a wrong length may exceed FFmpeg's clock.
         with suppress(FFmpegError, OverflowError):
             self._container.seek(target, stream=self._stream)
             self._begin()
@@ -134,7 +134,7 @@ class FrameReader:
             return False
         index = self._stream.index_entries
         if len(index) == 0 or not -(2**63) <= target < 2**63 or index[-1].timestamp < target:
-            return True  # nobody knows but the demuxer
+            return True  # only the demuxer knows
         place = index.search_timestamp(target)
         return place >= 0 and self._seconds(index[place].timestamp) > self.position
 
@@ -145,16 +145,16 @@ class FrameReader:
             self.position = 0.0
 
     def _begin(self) -> None:
-        """Forget what was read ahead of a seek."""
+        """Forget the packets that were read before a seek."""
         self._packets = self._container.demux(self._stream)
         self._waiting: deque[Packet[VideoStream]] = deque()
         self._decoded: deque[VideoFrame] = deque()
         self._is_in_sync = False
 
     def _read(self, position: float, begin: float, end: float, budget: int) -> VideoFrame | None:
-        """Return the first frame at or behind a position, or the last that can be had ahead of it.
+        """Return the first frame at or after a position, or the last one that is available before.
 
-        Frames with errors are passed over as long as the part lasts. None at the end of the stream.
+        Frames with errors are skipped until the end of the part. None at the end of the stream.
         """
         self._read_up_to(self._start + int(position / self._time_base))
         self._fell_short = False
@@ -187,7 +187,7 @@ class FrameReader:
         return sound or spoiled
 
     def _read_up_to(self, target: int) -> None:
-        """Read packets up to a time, and keep those from the last key frame on for the decoder."""
+        """Read packets up to a time; keep those from the last key frame on for the decoder."""
         held = sum(packet.size for packet in self._waiting)
         while held < _WAITING_BYTES:
             packet = self._next_packet()
@@ -212,21 +212,21 @@ class FrameReader:
                     return packet
         except MemoryError:
             raise
-        except FFmpegError as error:  # the frames so far count
+        except FFmpegError as error:  # keep the frames so far
             self.broke_off = error.strerror
         return None
 
     def _decode(self, packet: "Packet[VideoStream]") -> None:
         try:
             frames = packet.decode()
-            if self.key_frames_alone:  # the decoder waits for others to put them in order
+            if self.key_frames_alone:  # the decoder waits for more frames to sort them
                 context = self._stream.codec_context
                 frames += context.decode(None)
                 context.flush_buffers()
         except MemoryError:
             raise
         except FFmpegError:
-            # Ahead of the first frame it is no damage: a recording may begin between key frames.
+            # Before the first frame this is not damage: a recording may begin between key frames.
             self.bad_packets += self._is_in_sync
             return
         self._is_in_sync = self._is_in_sync or bool(frames)

@@ -1,4 +1,4 @@
-"""What lies beside the pixels of a frame: its display matrix, marks of Dolby Vision."""
+"""Side data of a frame: its display matrix, marks of Dolby Vision."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from av.video.frame import VideoFrame
 
 
 def side_data_of(frame: VideoFrame, name: str) -> bytes | None:
-    """Read one kind of side data, by FFmpeg's name for it; None where there is none.
+    """Read one kind of side data, by FFmpeg's name for it; None if there is none.
 
-    The property `side_data` of a frame refers to the frame, and this to that: such frames stay in
-    memory until Python looks for cycles, which took 150 MB for each frame of 12K.
+    This does not use the property `side_data` of a frame: it and the frame refer to each other, so
+    the frame stays in memory until Python looks for cycles. That took 150 MB for each frame of 12K.
 
     Raises:
-        ValueError: beside it lies a kind that PyAV has no name for.
+        ValueError: the frame also has side data that PyAV does not know.
     """
-    container: Any = SideDataContainer  # its types do not tell that it takes a frame
+    container: Any = SideDataContainer  # its type hints do not show that it takes a frame
     found = {each.type.name: each for each in container(frame)}.get(name)
     return None if found is None else bytes(found)

@@ -1,8 +1,8 @@
-"""Containers of films: opened by one demuxer, and asked for the stream that is the film.
+"""Opens the containers of films with one demuxer, and chooses the stream that is the film.
 
-Here: everything that keeps a container from reading anything but its own bytes, and the choice
-among its streams. A container is opened by the one demuxer that was sniffed: other demuxers follow
-the addresses and paths which scripts and playlists name.
+This module ensures that a container reads only its own bytes, and chooses among its streams. A
+container is opened only by the demuxer for its sniffed type: other demuxers follow the addresses
+and paths in scripts and playlists.
 """
 
 import io
@@ -39,33 +39,33 @@ _DEMUXERS = {
     sniffing.MPEG_CAMCORDER: "mpegts",
     sniffing.MPEG_ELEMENTARY: "mpegvideo",
 }
-#: Streams of these are pictures beside a film: the cover of a piece of music, the stills of
-#: chapters, a layer that shows nothing without another stream.
+#: Streams with these marks are not the film: the cover of a piece of music, the stills of chapters,
+#: a layer that shows nothing without another stream.
 _NO_FILM = (
     Disposition.attached_pic
     | Disposition.timed_thumbnails
     | Disposition.still_image
     | Disposition.dependent
 )
-#: Codecs of still pictures: a film in one of them is one only where there is nothing better.
+#: Codecs of still pictures: a stream in one of them is the film only if there is no better one.
 _STILL_CODECS = {"mjpeg", "png", "gif", "bmp", "webp", "tiff", "jpegls", "mjpegb"}
 
 
 class Source:
-    """The file as FFmpeg may see it: bytes, without a name; remembers an error of the storage.
+    """The file as FFmpeg sees it: bytes without a name. It remembers an error of the storage.
 
-    FFmpeg takes an error in reading for the end of the file, so that a storage that fails would
-    look like a truncated video.
+    FFmpeg treats a read error as the end of the file, so a failing storage would look like a
+    truncated video.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._error: Exception | None = None
         self.origin = 0
-        """Where FFmpeg sees the file begin (bytes)."""
+        """Where the file begins for FFmpeg (bytes)."""
 
     def read(self, size: int = -1) -> bytes:
-        """Read so many bytes, or all."""
+        """Read this many bytes, or all."""
         try:
             return self._file.read(size)
         except Exception as error:
@@ -74,33 +74,33 @@ class Source:
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go to a position, counted from `origin`."""
-        # Hostile files ask for positions that no file has: an answer, not an error of the storage.
+        # Hostile files seek to impossible positions. That must not count as a storage error.
         if whence == io.SEEK_SET:
             offset += self.origin
         return self._file.seek(offset, whence) - self.origin
 
     def tell(self) -> int:
-        """Position, counted from `origin`."""
+        """Return the position, counted from `origin`."""
         return self._file.tell() - self.origin
 
     def raise_storage_error(self) -> None:
-        """Raise what reading the file raised, if it did."""
+        """Raise the error that reading the file raised, if any."""
         if self._error is not None:
             raise self._error
 
 
 def open_container(source: Source, media_type: MediaType, memory: FrameMemory) -> InputContainer:
-    """Open a file as what it was sniffed to be, whatever else it may look like."""
-    # The limit holds while FFmpeg probes, too, which decodes frames of some formats.
+    """Open a file as the type that was sniffed, even if it also looks like another type."""
+    # The limit also applies while FFmpeg probes, because that decodes frames of some formats.
     return _open(source, media_type, {"max_pixels": str(memory.max_pixels)})
 
 
 def too_large_frames(
     source: Source, media_type: MediaType, memory: FrameMemory
 ) -> PermanentError | None:
-    """Say, of a file that did not decode, whether it claims frames that are too large.
+    """Return an error if a file that did not decode claims frames that are too large.
 
-    FFmpeg forgets a size that is above the limit, so it is asked here without one, and without any
+    FFmpeg forgets a size above its limit, so the file is opened here without a limit and without a
     decoder.
     """
     try:
@@ -130,10 +130,10 @@ def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:
 def film_streams(
     container: InputContainer, media_type: MediaType, memory: FrameMemory
 ) -> list[VideoStream]:
-    """Return the streams that may be shown as the film, the best first; never an empty list.
+    """Return the streams that may be the film, the best first; never an empty list.
 
-    A stream that moves goes ahead of a still, one of at least half the largest frame ahead of a
-    smaller one, the one marked as default ahead of others, the larger ahead of the smaller.
+    The order is: moving streams before stills, frames of at least half the largest size before
+    smaller ones, the default stream before others, and larger before smaller ones.
 
     Raises:
         PermanentError: ``no_video_stream``, ``too_many_pixels`` or ``unreadable_video``.
@@ -164,13 +164,13 @@ def film_streams(
 
 
 def read_alone(container: InputContainer, stream: VideoStream, memory: FrameMemory) -> None:
-    """Have the container read and decode this stream alone, within the limits of a frame."""
+    """Make the container read and decode only this stream, within the limits of a frame."""
     for other in container.streams:
-        # Broken sound or subtitles are nobody's business, and would cost time.
+        # Sound and subtitles are not needed, and broken ones would cost time.
         other.discard = Discard.default if other is stream else Discard.all
-    # Frames may grow in mid-stream.
+    # Frames may become larger in the middle of the stream.
     stream.codec_context.options = {"max_pixels": str(memory.max_pixels_of(stream))}
-    # Uploads are worked side by side already; more threads only multiply the frames in memory.
+    # Uploads are already processed in parallel; more threads would only put more frames in memory.
     stream.thread_count = 1
 
 
@@ -186,7 +186,7 @@ def _too_many_pixels(stream: VideoStream, memory: FrameMemory) -> PermanentError
 
 
 def _is_beside(stream: VideoStream, container: InputContainer) -> bool:
-    """Whether a stream is a picture beside a film or a piece of music."""
+    """Return whether a stream is a picture that belongs to a film or a piece of music."""
     if stream.disposition & _NO_FILM:
         return True
     return stream.frames == 1 and _is_still_codec(stream) and bool(container.streams.audio)

@@ -1,14 +1,14 @@
-"""Videos: one path from the bytes of a film to a few pictures of it and its facts.
+"""Videos: from the bytes of a film to a few pictures of it and its facts.
 
-Here: the order of the steps, and what is done where one fails. The steps:
+This module has the order of the steps, and handles their failures. The steps:
 
 - `video_streams`: open the container, choose the stream that is the film;
 - `video_sampling`: frames spread over its whole length, in bounded work;
-- `video_geometry`: cut, turned, mirrored and stretched as a player does;
+- `video_geometry`: cut, turn, mirror and stretch as a player does;
 - `video_colours`: matrix, range and dynamic range, to sRGB;
 - `video_metadata`: date and camera.
 
-What is broken beside frames that can be shown never fails a film: the facts hold a warning.
+If some frames can be shown, a broken part never fails the film: the facts have a warning.
 """
 
 import io
@@ -67,15 +67,15 @@ from batch_pipeline.media.video_streams import (
     too_large_frames,
 )
 
-#: What a frame shows is judged on a copy of about this size (pixels of the shorter side).
+#: Size of the copy on which a frame's content is judged (pixels of the shorter side, about).
 _JUDGED_SIDE = 128
-#: Where, in parts of the length, another frame is looked for when all of them are dull.
+#: Where another frame is searched if all frames show nothing (parts of the length).
 _FURTHER_LOOKS = (0.97, 0.75, 0.25, 0.03)
 #: Films made of boxes.
 _ISO_FILMS = {MP4, MOV, THREE_GP}
-#: Where camcorders write notes of their own, and in how many of the first packets.
+#: Formats in which camcorders write their own data, and in how many of the first packets.
 _CAMCORDER_FILMS, _NOTED_PACKETS = {MPEG_TRANSPORT, MPEG_CAMCORDER}, 50
-#: More frames a second are no rate but a clock's tick.
+#: More frames a second are not a frame rate but the tick of a clock.
 _MAX_FRAME_RATE = 1000
 
 
@@ -84,12 +84,12 @@ def decode_video(
 ) -> MediaContent:
     """Take up to `video_sampling.MAX_FRAMES` frames, spread over the whole length.
 
-    Frames that cannot be decoded are left out as long as one remains.
+    Frames that cannot be decoded are left out, as long as at least one remains.
 
     Args:
         source: the file, seekable.
-        media_type: what `sniff` said of it.
-        max_bytes: what the decode may take, besides the file.
+        media_type: the result of `sniff`.
+        max_bytes: memory that decoding may use, besides the file.
 
     Raises:
         PermanentError: ``no_video_stream``, ``too_many_pixels``, ``truncated`` or
@@ -99,7 +99,7 @@ def decode_video(
     try:
         content = _decode(guarded, media_type, memory)
         if content is None:
-            # Room put ahead of a finished file moves it: its positions count from behind the room.
+            # Empty space before a finished file moves it: its positions count from the end of that.
             guarded.origin = room_ahead(source)
             content = _decode(guarded, media_type, memory) if guarded.origin else None
         if content is None:
@@ -107,7 +107,7 @@ def decode_video(
     except (PermanentError, MemoryError):
         guarded.raise_storage_error()
         raise
-    except Exception as error:  # hostile files bring out more than FFmpeg's own errors
+    except Exception as error:  # hostile files cause more than FFmpeg's own errors
         guarded.raise_storage_error()
         too_large = too_large_frames(guarded, media_type, memory)
         raise too_large or _explain(error, guarded, media_type) from error
@@ -116,7 +116,7 @@ def decode_video(
 
 
 def _decode(source: Source, media_type: MediaType, memory: FrameMemory) -> MediaContent | None:
-    """Decode the best stream, or where nothing of it can be, the next; None where none can."""
+    """Decode the best stream that can be decoded; None if there is none."""
     failure: FFmpegError | None = None
     for choice in count():
         with open_container(source, media_type, memory) as container:
@@ -142,10 +142,10 @@ def _content_of(
     media_type: MediaType,
     memory: FrameMemory,
 ) -> MediaContent | None:
-    """Decode one stream; None where not one frame of it can be."""
+    """Decode one stream; None if no frame of it can be decoded."""
     read_alone(container, stream, memory)
     rate = _frame_rate(stream)
-    # Of a bare stream FFmpeg guesses, from the claimed bit rate.
+    # For a bare stream FFmpeg only guesses, from the claimed bit rate.
     is_bare = media_type is MPEG_ELEMENTARY
     duration = None if is_bare else _claimed_duration(container, stream)
     if duration is None:
@@ -159,7 +159,8 @@ def _content_of(
         return None
     if all(each.dullness[0] for each in taken):
         taken += _further_look(reader, stream, duration or 0.0, clap)
-    # A seek may lead far back, and the budget end ahead of frames that were taken already.
+    # Frames may be out of order: a seek may go far back, and the budget may end before it reaches
+    # frames that were already taken.
     taken.sort(key=lambda each: each.position)
     warnings = [each.warning for each in taken if each.warning]
     warnings += _warnings_of(reader, source, media_type, duration)
@@ -205,7 +206,7 @@ def _dates_in_header(source: Source, media_type: MediaType) -> list[tuple[str, d
 def _note_of_camcorder(
     source: Source, media_type: MediaType, index: int, memory: FrameMemory
 ) -> CamcorderNote:
-    """What a camcorder says in its first frames, read in a container of its own."""
+    """Read a camcorder's data in its first frames, in a separate container."""
     place = source.tell()
     try:
         with open_container(source, media_type, memory) as container:
@@ -215,7 +216,7 @@ def _note_of_camcorder(
                 note = note_of_camcorder(bytes(packet))
                 if note.date or note.camera:
                     return note
-    except FFmpegError:  # what is broken ends the search
+    except FFmpegError:  # a broken part ends the search
         pass
     finally:
         source.seek(place)
@@ -233,7 +234,7 @@ class _Taken:
     """Of the original as shown (pixels)."""
     height: int
     dullness: tuple[int, float]
-    """0 for what shows something, then more; of frames that show nothing the brightest is least."""
+    """0 if it shows something, else more; of frames that show nothing, the brightest has least."""
     warning: str | None
 
 
@@ -243,7 +244,7 @@ def _take(
     part = shown_part(clap, (frame.width, frame.height))
     width, height = square_pixel_size(part, stream)
     transpose, warning = placement(frame), colour_warning(frame, stream)
-    # The target is the same lying and standing, so the frame may be turned when it is small.
+    # The target size is the same after a rotation, so the frame can be turned when it is small.
     picture = to_picture(frame, vision_size(width, height), part)
     if transpose is not None:
         picture = picture.transpose(transpose)
@@ -262,7 +263,7 @@ def _dullness(picture: Image.Image) -> tuple[int, float]:
 def _further_look(
     reader: FrameReader, stream: VideoStream, duration: float, clap: bytes | None
 ) -> list[_Taken]:
-    """Look for one frame that shows something, beside those of the parts."""
+    """Look for another frame that shows something, besides those of the parts."""
     for share in _FURTHER_LOOKS:
         frame = reader.frame_at(duration * share)
         if frame is not None:
@@ -300,7 +301,7 @@ def _frame_rate(stream: VideoStream) -> float | None:
 
 
 def _claimed_duration(container: InputContainer, stream: VideoStream) -> float | None:
-    """What the container says (seconds); None when it says nothing, as live recordings do."""
+    """Return the container's duration (seconds); None if it has none, as in live recordings."""
     if stream.duration and stream.duration > 0 and stream.time_base:
         return float(stream.duration * stream.time_base)
     if container.duration and container.duration > 0:
@@ -311,15 +312,15 @@ def _claimed_duration(container: InputContainer, stream: VideoStream) -> float |
 def _measured_duration(
     source: Source, media_type: MediaType, index: int, memory: FrameMemory
 ) -> float | None:
-    """Read all packets of a stream, decoding none, for the time of the last (seconds)."""
-    # A container of its own, as not all can be rewound; the other one must find its place again.
+    """Read all packets of a stream without decoding, to get the time of the last (seconds)."""
+    # A separate container, because not all can be rewound; the other must find its place again.
     place = source.tell()
     packets, first, end = 0, None, 0
     with open_container(source, media_type, memory) as container:
         stream = next(each for each in container.streams.video if each.index == index)
         read_alone(container, stream, memory)
         for packet in container.demux(stream):
-            if packet.size == 0:  # asks decoders for what they still hold
+            if packet.size == 0:  # an empty packet only flushes decoders
                 continue
             packets += 1
             time = packet.pts if packet.pts is not None else packet.dts

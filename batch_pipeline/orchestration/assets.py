@@ -1,9 +1,9 @@
-"""The catalog: what the pipeline produces, as Dagster shows it, and what is said of each upload.
+"""The catalog: the assets that the pipeline produces, and the events for each upload.
 
-Nothing here is computed by materializing an asset in the UI: the steps of ``process_batch`` report
-what they have stored; what is said of a batch that has ended stands in ``batch_reports.py``. Text
-that came from a file or a model goes out as `literal` metadata, which the UI shows as it is. It
-never goes into Markdown, and so not into the description of an event either.
+Materializing an asset in the UI computes nothing: the steps of ``process_batch`` report what they
+have stored. The reports of ended batches are in ``batch_reports.py``. Text from a file or a model
+is shown as `literal` metadata, which the UI does not render. It never goes into Markdown, and so
+not into the description of an event either.
 """
 
 import base64
@@ -24,10 +24,11 @@ BATCHES = dg.DynamicPartitionsDefinition(name="batches")
 GROUP = "uploads"
 OWNERS = ["team:media"]
 _MAX_STEM = 40
-#: Longest side of a picture that is read to be shown (pixels).
+#: Longest side of a picture that is shown in the UI (pixels).
 PREVIEW_SIDE = 128
-#: From 1,000 characters on, Dagster's pages of assets hide Markdown behind a click, as its pages of
-#: runs always do: 700 bytes are 936 characters of base64. A preview is a row of the event log, too.
+#: Longest preview. Dagster's asset pages hide Markdown of 1,000 or more characters behind a click
+#: (its run pages always do); 700 bytes are 936 characters of base64. Previews also take space in
+#: the event log.
 PREVIEW_BYTES = 700
 
 submitted_files = dg.AssetSpec(
@@ -73,7 +74,7 @@ upload_analysis = dg.AssetSpec(
     "upload_analysis",
     deps=[thumbnails, descriptions, embeddings],
     description=(
-        "One materialization per upload that was worked: preview, description, audit score, "
+        "One materialization per upload that was processed: preview, description, audit score, "
         "models, seconds per stage. Partition: batch."
     ),
     group_name=GROUP,
@@ -84,7 +85,7 @@ upload_analysis = dg.AssetSpec(
 batch_progress = dg.AssetSpec(
     "batch_progress",
     deps=[upload_analysis],
-    description="Counters of a batch while it is worked; plotted over time. Partition: batch.",
+    description="Counters of a batch while it is processed; plotted over time. Partition: batch.",
     group_name=GROUP,
     owners=OWNERS,
     kinds={"postgres"},
@@ -137,13 +138,13 @@ SPECS = [
 
 
 def plain_stem(filename: str) -> str:
-    """What a reader recognises of a file's name: nothing but letters, digits and underscores."""
+    """Return a recognisable form of a file's name: only letters, digits and underscores."""
     stem = re.sub(r"[^A-Za-z0-9]+", "_", PurePath(filename).name).strip("_")[:_MAX_STEM].strip("_")
     return stem or "file"
 
 
 def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
-    """Say what was stored for an upload."""
+    """Report what was stored for an upload."""
     described = report.described
     description = described.description if described else None
     score = described.score if described else 0
@@ -166,7 +167,7 @@ def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
         metadata["copied_from"] = str(described.copied_from)
     return dg.AssetMaterialization(
         upload_analysis.key,
-        # Rendered as Markdown: of the file's name only what cannot be any.
+        # The description is rendered as Markdown, so the file's name must not contain any.
         description=f"{plain_stem(report.filename)}: completed, audit {score}",
         metadata=preview(report.thumbnail) | metadata,
         partition=str(report.batch_id) if report.batch_id else None,
@@ -174,7 +175,7 @@ def upload_materialization(report: UploadReport) -> dg.AssetMaterialization:
 
 
 def progress_materialization(progress: BatchProgress) -> dg.AssetMaterialization:
-    """Say where a batch stands, in numbers that the UI plots."""
+    """Report the progress of a batch in numbers, which the UI plots."""
     return dg.AssetMaterialization(
         batch_progress.key,
         description=f"{progress.processed} of {progress.total}, {progress.failed} failed",
@@ -184,7 +185,7 @@ def progress_materialization(progress: BatchProgress) -> dg.AssetMaterialization
 
 
 def progress_metadata(progress: BatchProgress) -> Mapping[str, Any]:
-    """Counters of a batch as metadata; named as the columns and the messages are."""
+    """Return the counters of a batch as metadata, named like the columns and the messages."""
     return {
         "status": progress.status,
         "total": progress.total,
@@ -196,7 +197,7 @@ def progress_metadata(progress: BatchProgress) -> Mapping[str, Any]:
 
 
 def cost_metadata(cost: Mapping[str, Any]) -> Mapping[str, int | float]:
-    """What model calls took; nothing if there were none, as with embedded models."""
+    """Return the costs of model calls; empty if there were none, as with embedded models."""
     if not cost["calls"]:
         return {}
     return {
@@ -208,12 +209,12 @@ def cost_metadata(cost: Mapping[str, Any]) -> Mapping[str, int | float]:
 
 
 def text_metadata(text: object) -> dg.TextMetadataValue:
-    """Text of strangers: shown as it is, less what could reorder it or hide."""
+    """Show text from a file or a model literally, without characters that reorder or hide text."""
     return dg.MetadataValue.text(visible(text))
 
 
 def preview(thumbnail: bytes | None) -> dict[str, Any]:
-    """Show a thumbnail; nothing if there is none."""
+    """Return metadata that shows a thumbnail; empty if there is none."""
     if thumbnail is None:
         return {}
     data = base64.b64encode(tiny_webp(thumbnail, PREVIEW_BYTES)).decode()

@@ -1,7 +1,7 @@
-"""Asset checks of batches: what is wrong with one is a badge in the UI, whatever its runs were.
+"""Asset checks of batches: a badge in the UI shows a problem of a batch, however its runs ended.
 
-Evaluated by the sensor that reports a batch when it has ended; run from the UI, for the partitions
-that are chosen, or over everything that is stored.
+The sensor that reports an ended batch evaluates them. In the UI they can be run for chosen
+partitions, or for everything that is stored.
 """
 
 import uuid
@@ -18,7 +18,7 @@ from batch_pipeline.services.reports.batch_verdicts import BatchVerdict, verdict
 
 
 def _failures(found: BatchVerdict) -> dict[str, Any]:
-    """Whether every upload of a batch has a result."""
+    """Check whether every upload of a batch has a result."""
     return {
         "passed": not found.failed and found.gave_up is None,
         "severity": dg.AssetCheckSeverity.ERROR,
@@ -28,7 +28,7 @@ def _failures(found: BatchVerdict) -> dict[str, Any]:
 
 
 def _quality(found: BatchVerdict) -> dict[str, Any]:
-    """Whether every description that was made passed the audit: their share, and the worst."""
+    """Check whether every description passed the audit; report the share and the lowest score."""
     passed, made = found.passed_audit, found.described
     worst = {} if found.lowest_score is None else {"lowest_audit_score": found.lowest_score}
     return {
@@ -46,8 +46,8 @@ def _quality(found: BatchVerdict) -> dict[str, Any]:
 
 
 with warnings.catch_warnings():
-    # That a check has partitions is a preview in Dagster 1.13; without them the badge would speak
-    # of whichever batch ended last.
+    # Partitions of checks are a preview feature in Dagster 1.13. Without them the badge would show
+    # only the batch that ended last.
     warnings.simplefilter("ignore", dg.PreviewWarning)
 
     @dg.asset_check(
@@ -80,7 +80,7 @@ CHECKS = [no_failed_uploads, description_quality]
 def evaluations_of(
     batch_id: uuid.UUID, found: BatchVerdict, *, by_partition: bool
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """What the checks say of a batch that has ended, perhaps for the second time."""
+    """Yield the results of the checks for an ended batch. A batch may end more than once."""
     for check, result in ((no_failed_uploads, _failures), (description_quality, _quality)):
         [key] = check.check_keys
         yield dg.AssetCheckEvaluation(

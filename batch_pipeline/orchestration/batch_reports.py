@@ -1,7 +1,7 @@
-"""What is said of a batch that has ended, as materializations; a fixed number for each batch.
+"""The report of a batch that has ended, as materializations. Every batch gets the same number.
 
 Figures that differ from batch to batch are numbers, so that the UI plots them. Names and reasons
-stand in tables, which the UI shows literally; the pictures hold no text of strangers.
+are in tables, which the UI shows literally. The pictures contain no text from files or models.
 """
 
 import base64
@@ -24,10 +24,10 @@ from batch_pipeline.services.reports.batch_summary import BatchSummary
 
 
 def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization | dg.AssetObservation]:
-    """The report of a batch, and what is stored of it by now.
+    """Return the report of a batch, and events about its stored results.
 
-    Of a batch that was cancelled or given up the report is an observation: a materialization would
-    be a green partition.
+    The report of a batch that was cancelled or given up is an observation, because a
+    materialization would make its partition green.
     """
     batch_id = str(summary.head["batch_id"])
     results, total = summary.results, summary.head["total_uploads"]
@@ -64,7 +64,7 @@ def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization | dg.AssetO
 
 
 def no_report_of(batch_id: UUID, reason: str) -> dg.AssetObservation:
-    """What stands where the report of a batch would, when it could not be made again and again."""
+    """Return a replacement for the report of a batch, after making it has failed repeatedly."""
     return dg.AssetObservation(
         batch_report.key,
         description="the report could not be made",
@@ -77,9 +77,9 @@ def no_report_of(batch_id: UUID, reason: str) -> dg.AssetObservation:
 
 
 def headline(summary: BatchSummary) -> str:
-    """The report in a line."""
+    """Return the report in one line."""
     head = summary.head
-    # Rendered as Markdown: of the name only what cannot be any.
+    # The headline is rendered as Markdown, so the name must not contain any.
     name = f"{plain_stem(head['name'])}, " if head["name"] else ""
     return (
         f"{name}{head['status']}: {head['successful_uploads']} of {head['total_uploads']} uploads "

@@ -1,7 +1,7 @@
-"""Everything that Dagster loads, put together: jobs, sensors, schedules, assets and resources.
+"""Everything that Dagster loads: jobs, sensors, schedules, assets and resources.
 
-Importing this module does nothing else. `batch_pipeline.definitions` is what ``workspace.yaml``
-names; `batch_pipeline.component` adds the same to another project.
+Importing this module does nothing else. ``workspace.yaml`` names `batch_pipeline.definitions`, and
+`batch_pipeline.component` adds the same definitions to another project.
 """
 
 from collections.abc import Mapping
@@ -31,11 +31,11 @@ def build_definitions(
     *,
     overrides: Mapping[str, Any] | None = None,
 ) -> dg.Definitions:
-    """Put the code location together.
+    """Build the code location.
 
     Args:
-        settings: what jobs are made of; read from the environment unless given.
-        resource_overrides: resources to use in place of ours, by name (``batch_pipeline``,
+        settings: settings for the jobs; read from the environment unless given.
+        resource_overrides: resources that replace ours, by name (``batch_pipeline``,
             ``batch_pipeline_worker``).
         overrides: settings by name that replace those of the environment, here and in run workers.
 

@@ -1,4 +1,4 @@
-"""How the steps of a run are run: in threads, unless settings or the run's config choose otherwise.
+"""Executors: steps run in threads, unless the settings or the run's config choose another way.
 
 ::
 
@@ -26,7 +26,8 @@ from batch_pipeline.executor.threaded import threaded_config
 from batch_pipeline.media.memory import AT_ONCE
 from batch_pipeline.settings import Settings
 
-#: That of dagster-celery, written here so that who does not use it need not import Celery (0.3 s).
+#: The schema of dagster-celery. It is written here so that other users do not import Celery, which
+#: takes 0.3 s.
 CELERY_CONFIG = dg.Field(
     {
         "broker": dg.Field(
@@ -50,8 +51,8 @@ CELERY_CONFIG = dg.Field(
     description="Send steps to Celery workers (extra `celery`): docs/several_hosts.md.",
 )
 
-#: More uploads at work in one process than it has cores, and two, would only stand in each other's
-#: way; those that wait for a model server, or for storage elsewhere, are not counted.
+#: How many uploads one process works on at a time: its cores plus two. More would only slow each
+#: other down. Uploads that wait for a model server or for remote storage are not counted.
 MAX_WORKING = AT_ONCE + 2
 _IN_DAGSTER = {
     "threaded": threaded_executor,
@@ -61,7 +62,7 @@ _IN_DAGSTER = {
 
 
 def build_executor(settings: Settings) -> dg.ExecutorDefinition:
-    """Offer four executors; without a choice, Celery if it has a broker, else threads.
+    """Return a choice of four executors; the default is Celery if there is a broker, else threads.
 
     Raises:
         ConfigurationError: there is a broker, but Celery is not installed.

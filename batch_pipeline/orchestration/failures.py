@@ -1,7 +1,7 @@
 """How a failed upload looks in Dagster: a red step with file, kind and reason.
 
 The original exceptions are not chained as a cause: their tracebacks would fill the panel of the
-step and help nobody who has to act. The log of the run has the traceback of an ``internal_error``.
+step and would not help an operator. The log of the run has the traceback of an ``internal_error``.
 """
 
 import dagster as dg
@@ -39,7 +39,7 @@ def late_failure(run: dg.DagsterRun) -> dg.Failure:
     """Fail a step whose run has ended; another run has its upload by now."""
     return dg.Failure(
         description=f"the run has ended as {run.status.value}; a step that comes so late is not "
-        "worked, its upload goes to another run",
+        "processed, its upload goes to another run",
         allow_retries=False,
     )
 
@@ -55,7 +55,7 @@ def outage_failure(error: ServiceDownError, *, released: int) -> dg.Failure:
             "kind": error.kind,
             "reason": text_metadata(error),
             "uploads_handed_back": released,
-            "next": "nothing is lost: the uploads are pending and are worked when it answers",
+            "next": "nothing is lost: the uploads are pending and are processed when it answers",
         },
         allow_retries=False,
     )

@@ -1,4 +1,4 @@
-"""Health of Dagster, for ``doctor``: its storage, its daemon, and Celery if that runs the steps."""
+"""Health checks of Dagster for ``doctor``: its storage, its daemon, and Celery if it is used."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -23,12 +23,12 @@ from batch_pipeline.orchestration.dagster_storage.instance_storage import (
 from batch_pipeline.services.missing_home import missing_home
 from batch_pipeline.settings import Settings
 
-#: A daemon that has not been heard of for longer is taken for stopped (seconds).
+#: A daemon without a heartbeat for longer than this counts as stopped (seconds).
 HEARTBEAT_SECONDS = 60
 _NEEDED = ("SENSOR", "SCHEDULER")
-#: Needed as soon as a run waits in the queue.
+#: The part of the daemon that is needed when a run waits in the queue.
 _RUN_QUEUE = "QUEUED_RUN_COORDINATOR"
-#: Sensors and schedules of ours; a test compares them with the code location.
+#: Our sensors and schedules; a test compares them with the code location.
 INSTIGATORS = (
     "pending_batches",
     "release_uploads_of_failed_runs",
@@ -57,7 +57,7 @@ def check_dagster(settings: Settings) -> Iterator[HealthCheck]:
 
 def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
     if missing_home(settings):
-        return  # as the first check of `services/health.py` says; asking would make one
+        return  # `services/health.py` reports this first; checking the storage would make a home
     try:
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
         runs, ticks = PostgresRunStorage(url), PostgresScheduleStorage(url)
@@ -107,13 +107,13 @@ def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
 
 
 def _daemon_processes(runs: PostgresRunStorage) -> list[str]:
-    """Name the daemons that are connected, as `instance_storage` has them name themselves."""
+    """Return the application names of connected daemons, which `instance_storage` sets."""
     with runs.connect() as connection:
         return list(connection.execute(_DAEMONS, {"prefix": DAEMON_NAME}).scalars())
 
 
 def _sensors(ticks: PostgresScheduleStorage, states: Sequence[InstigatorState]) -> HealthCheck:
-    """Check that what launches and cleans up is switched on, and did not fail when last asked."""
+    """Check that our sensors and schedules are on, and that their last ticks did not fail."""
     wrong, seen = [], set()
     for state in states:
         name = state.instigator_name

@@ -1,4 +1,4 @@
-"""What steps and sensors are handed: plain objects that know nothing of Dagster.
+"""The resources of steps and sensors: plain objects that know nothing about Dagster.
 
 `batch_pipeline` lives as long as the process, `batch_pipeline_worker` as long as the run (or the
 step, where an executor gives each step a process of its own).
@@ -28,13 +28,13 @@ class RunWorker:
     processor: UploadProcessor
     progress_meter: ProgressMeter = field(default_factory=ProgressMeter)
     service_down: ServiceDownError | None = None
-    """Set by the first step that finds a service down; the others then do not begin."""
+    """Set by the first step that finds a service down; then no other step begins."""
     paused: WorkPausedError | None = None
-    """Set by a step whose model call may not begin; the others then do not begin either."""
+    """Set by a step whose model call may not begin; then no other step begins."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note_outage(self, error: ServiceDownError) -> ServiceDownError:
-        """Note that a service is down; returns what the first step said that found it so."""
+        """Note that a service is down; return the error of the first step that found it down."""
         with self._lock:
             if self.service_down is None or self.service_down.kind != error.kind:
                 self.service_down = error
@@ -42,13 +42,13 @@ class RunWorker:
 
 
 class _PipelineResource(dg.ConfigurableResource[Pipeline]):
-    """Database, storage, state machine and analyzer, as the settings say.
+    """Database, storage, state machine and analyzer, made from the settings.
 
-    A field that is empty leaves the setting to the environment.
+    If a field is empty, the setting comes from the environment.
     """
 
     def create_resource(self, context: dg.InitResourceContext) -> Pipeline:
-        """Hand out the pipeline of this process; a failure is not kept, the next run tries again.
+        """Return the pipeline of this process. After a failure, the next run tries again.
 
         Raises:
             ConfigurationError: a setting is not valid.
@@ -61,11 +61,11 @@ class _PipelineResource(dg.ConfigurableResource[Pipeline]):
 
 
 def _config_type(of_setting: Any) -> type[bool] | type[int] | type[float] | type[str]:
-    """Name what Dagster's config calls a setting's type: paths and choices are text."""
+    """Return the type of a setting in Dagster's config: paths and choices are text."""
     return next((each for each in (bool, int, float) if of_setting is each), str)
 
 
-#: Settings that a run's config can replace. Secrets are none: Dagster stores and shows config.
+#: Settings that a run's config can replace. Secrets are left out: Dagster stores and shows config.
 RUN_SETTINGS = {
     name: _config_type(setting.annotation)
     for name, setting in Settings.model_fields.items()
@@ -89,7 +89,7 @@ PipelineResource = create_model(
     description="Processes uploads for one run, and keeps its claims alive meanwhile.",
 )
 def worker_resource(context: dg.InitResourceContext) -> Iterator[RunWorker]:
-    """Hand out the worker of this run; its heartbeat ends with the run."""
+    """Yield the worker of this run; its heartbeat ends with the run."""
     pipeline: Pipeline = context.resources.batch_pipeline
     settings = pipeline.settings
     if context.instance:

@@ -1,7 +1,7 @@
-"""What runs, sensors and schedules say on standard error: in colour, or JSON for machines.
+"""Log lines of runs, sensors and schedules on standard error: in colour, or as JSON for machines.
 
-The lines of a run are those of Dagster's own console logger. Metadata of events stays in the event
-log: it holds pictures.
+The lines of a run are the same as those of Dagster's own console logger. Metadata of events is only
+in the event log, because it contains pictures.
 """
 
 import logging
@@ -25,29 +25,29 @@ _UPLOAD_STEP = re.compile(r"__([0-9a-f]{32})\]$")
 
 @dg.logger(
     config_schema={"level": dg.Field(str, default_value="INFO", description="The least severe.")},
-    description="A JSON object per line: message, level, run, job, step, type of the event, batch.",
+    description="A JSON object per line: message, level, run, job, step, event type, batch.",
 )
 def json_lines(context: dg.InitLoggerContext) -> logging.Logger:
-    """Write what a run says as JSON."""
+    """Write the log lines of a run as JSON."""
     logger = logging.Logger("dagster", context.logger_config["level"])
     logger.addHandler(json_handler(_facts_of_the_run))
     return logger
 
 
 def build_loggers(settings: Settings) -> dict[str, dg.LoggerDefinition]:
-    """Offer the logger that the settings ask for; Dagster's own if that is text."""
+    """Return the logger for the log format in the settings; none for text, which is Dagster's."""
     return {} if settings.log_format is LogFormat.TEXT else {_JSON_LOGGER: json_lines}
 
 
 def logger_config(settings: Settings) -> dict[str, Any]:
-    """Choose the logger, in the config of a run; without it Dagster takes its own."""
+    """Return run config that chooses the logger; if it is empty, Dagster uses its own."""
     return {} if settings.log_format is LogFormat.TEXT else {"loggers": {_JSON_LOGGER: {}}}
 
 
 def write_ticks_as_json(settings: Settings) -> None:
-    """Have what sensors and schedules say in this process written as the settings say.
+    """Write the lines of this process's sensors and schedules in the format that is set.
 
-    Dagster offers no logger to choose for them. In the UI their lines are as before.
+    Dagster has no setting for their logger. In the UI their lines do not change.
     """
     if settings.log_format is LogFormat.TEXT:
         return
@@ -61,7 +61,7 @@ def write_ticks_as_json(settings: Settings) -> None:
 
 
 def naming(run: dg.DagsterRun, **ids: uuid.UUID) -> AbstractContextManager[None]:
-    """Have every JSON line that this thread writes meanwhile name a run, its batch, and more."""
+    """Add the ids of a run, its batch and more to every JSON line that this thread writes."""
     batch_id = run.tags.get(BATCH_TAG)
     named = {"run_id": run.run_id} | ({"batch_id": batch_id} if batch_id else {})
     return bound_contextvars(**named, **{name: str(value) for name, value in ids.items()})
@@ -88,6 +88,6 @@ def _facts_of_the_run(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _upload_of(step_key: str | None) -> str | None:
-    """The upload that a step works: the last part of its mapping key."""
+    """Return the id of the upload that a step processes: the last part of its mapping key."""
     found = _UPLOAD_STEP.search(step_key or "")
     return str(uuid.UUID(found.group(1))) if found else None

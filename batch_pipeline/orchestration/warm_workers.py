@@ -1,17 +1,18 @@
 """Run workers that start warm: forked from a process that has imported the code location.
 
-Dagster's code server starts a process for every run, by Python's ``multiprocessing``. Its way is
-``spawn``: a new interpreter imports Dagster and this project, for 2.6 s of a core, and keeps
-133 MiB of its own. Here the code server is given the standard library's ``forkserver`` instead: a
-process beside it imports everything once (`fork_server`) and forks a worker for each run. All else
-stays Dagster's: how a run is started, watched, terminated and found dead.
+Dagster's code server starts a process for every run with Python's ``multiprocessing``. It uses the
+method ``spawn``: a new interpreter imports Dagster and this project, which takes 2.6 s of a core
+and 133 MiB of memory that is not shared. Here the code server gets the standard library's
+``forkserver`` instead: a process beside it imports everything once (`fork_server`) and forks a
+worker for each run. Dagster still starts and watches runs, terminates them and notices when they
+are dead.
 
-The fork server is a process of its own because the code server has threads. It ends by itself once
-the code server and all workers are gone. Code and the settings that jobs are made of are those of
-the moment in which the code location was loaded; reloading it starts another fork server.
+The fork server is a separate process because the code server has threads. It ends by itself when
+the code server and all workers are gone. Workers use the code and the job settings that were
+current when the code location was loaded; reloading it starts another fork server.
 
-Where a fork is not safe (macOS) or not there (Windows), and where ``WARM_RUN_WORKERS`` is off,
-workers are spawned as ever.
+Workers are spawned as usual where a fork is not safe (macOS) or not available (Windows), and where
+``WARM_RUN_WORKERS`` is off.
 """
 
 import multiprocessing.connection
@@ -26,22 +27,22 @@ from multiprocessing.process import BaseProcess
 from batch_pipeline.dagster_internals import DagsterApiServer
 from batch_pipeline.settings import Settings
 
-#: What the standard library gives as exit code of a worker whose fork server is gone.
+#: Exit code that the standard library reports for a worker whose fork server is gone.
 _UNKNOWN_EXIT = 255
 
 
 class _Popen(popen_forkserver.Popen):
-    """A worker that is not called dead because its fork server is."""
+    """A worker that is not reported as dead just because its fork server is dead."""
 
     def _launch(self, process_obj: BaseProcess) -> None:
         super()._launch(process_obj)  # type: ignore[misc]
         self._worker: int | None = None
-        with suppress(OSError):  # it has ended already, and its exit code is there to be read
+        with suppress(OSError):  # it has already ended, and its exit code can be read
             self._worker = os.pidfd_open(self.pid)
             util.Finalize(self, os.close, (self._worker,))
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
-        """Give the exit code; None while the worker lives."""
+        """Return the exit code; None while the worker lives."""
         code: int | None = super().poll(flag)
         if code == _UNKNOWN_EXIT and self._worker is not None:
             timeout = 0 if flag == os.WNOHANG else None
@@ -61,10 +62,10 @@ class _WarmContext(ForkServerContext):
 
 
 def start_run_workers_warm(settings: Settings) -> bool:
-    """Have the code server that is loading this code location fork its run workers.
+    """Make the code server that loads this code location fork its run workers.
 
-    Tells whether it will: not if the settings or the system say otherwise, nor if this process is
-    no code server.
+    Returns whether it will. It will not if the settings or the system do not allow it, or if this
+    process is not a code server.
     """
     if not (settings.warm_run_workers and sys.platform == "linux"):
         return False
@@ -78,7 +79,7 @@ def start_run_workers_warm(settings: Settings) -> bool:
 
 
 def _code_servers_on_the_stack() -> Iterator[DagsterApiServer]:
-    """Find the code server that imports us: it hands itself to nobody, but it is our caller."""
+    """Find the code server that imports us. No API returns it, but it is one of our callers."""
     frame = sys._getframe()
     while frame := frame.f_back:  # type: ignore[assignment]
         caller = frame.f_locals.get("self")

@@ -1,1 +1,1 @@
-"""Makers and stand-ins that tests, the demo and the benchmarks share."""
+"""Makers of test data and replacement servers that tests, the demo and the benchmarks share."""

@@ -1,7 +1,7 @@
-"""Tables as upload APIs make them, in every usable form, with rows that leave things empty.
+"""Tables in every usable form that upload APIs make, with rows that have empty columns.
 
-The types that a column may have stand in ``database/existing_tables.py``; the tables of the tests
-are made from that description, so that a type which is accepted there is also tried.
+``database/existing_tables.py`` defines the types that a column may have. The tables of the tests
+are made from that definition, so every type that it accepts is also tested.
 """
 
 import uuid
@@ -19,7 +19,7 @@ USER = uuid.UUID("5a0f3c7e-0000-4000-8000-000000000002")
 
 BATCH_STATUSES = COLUMNS["upload_batches"]["status"].words
 UPLOAD_STATUSES = COLUMNS["uploads"]["processing_status"].words
-#: What a careful API demands of its rows; one that was written in a hurry demands nothing.
+#: Constraints of a careful API; a hastily written API has none.
 _DEMANDED = {
     "upload_batches": ("user_id", "status"),
     "uploads": ("user_id", "filename", "file_path", "file_type", "file_size", "processing_status"),
@@ -53,7 +53,7 @@ class ApiTables:
     types: Mapping[str, str] = field(default_factory=dict)
     """Types that differ from ours: by our type, or by ``table.column``."""
     before: str = ""
-    """Statements that make what the types need."""
+    """Statements that run first, for the types."""
     users: bool = False
     """Whether ``user_id`` refers to a table of users."""
 
@@ -125,29 +125,29 @@ USABLE = (
 )
 
 
-#: Whoever had them in work is gone.
+#: So long ago that the worker of the row is gone.
 _AN_HOUR_AGO = datetime.now(UTC) - timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class ApiRows:
-    """What `fill` has written."""
+    """The rows that `fill` has written."""
 
     large: uuid.UUID
-    """A batch in work with an upload for each status, column and value."""
+    """A batch in progress with an upload for each status, column and value."""
     left_alone: Sequence[uuid.UUID]
-    """Uploads whose status is none of ours."""
+    """Uploads with an unknown status."""
 
 
 class Api:
-    """Writes the rows that an upload API writes, knowing none of our columns."""
+    """Writes rows like an upload API that does not know our columns."""
 
     def __init__(self, url: str, *, file_path: str) -> None:
         self.connection = psycopg.connect(url, autocommit=True)
         self._file_path = file_path
 
     def __enter__(self) -> "Api":
-        """Nothing to do; the connection is open."""
+        """Do nothing: the connection is already open."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,12 +155,12 @@ class Api:
         self.connection.close()
 
     def add_batch(self, **values: Any) -> uuid.UUID:
-        """Add a batch, with what differs from a pending one."""
+        """Add a batch; `values` are the differences from a pending one."""
         batch = {"user_id": USER, "total_uploads": 1, "updated_at": _AN_HOUR_AGO}
         return self._add("upload_batches", batch | values)
 
     def add_upload(self, batch_id: uuid.UUID | None, **values: Any) -> uuid.UUID:
-        """Add an upload, with what differs from a pending picture."""
+        """Add an upload; `values` are the differences from a pending picture."""
         upload = {
             "user_id": USER,
             "batch_id": batch_id,
@@ -173,7 +173,7 @@ class Api:
         return self._add("uploads", upload | values)
 
     def fill(self, nullable: Sequence[tuple[str, str]]) -> ApiRows:
-        """Leave each of the columns empty in a row of each status, and moments at infinity."""
+        """Add a row of each status with each column empty, and with moments at infinity."""
         large = self.add_batch(status="processing")
         for values in _strange("uploads", nullable):
             for status in UPLOAD_STATUSES:
@@ -189,7 +189,7 @@ class Api:
         return ApiRows(large, alone)
 
     def nullable_columns(self) -> list[tuple[str, str]]:
-        """Tables and columns that may be empty."""
+        """Return the tables and columns that may be empty."""
         rows = self.connection.execute(
             "SELECT table_name, column_name FROM information_schema.columns "
             "WHERE table_name IN ('uploads', 'upload_batches') AND is_nullable = 'YES'"
@@ -208,10 +208,10 @@ class Api:
 
 
 def _strange(table: str, nullable: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """Values of one row each, beside those of an ordinary one."""
+    """Yield values of one row each, which replace those of an ordinary row."""
     yield {}
     columns = [column for owner, column in nullable if owner == table]
-    never_empty = {"status", "processing_status", "batch_id"}  # tried by themselves
+    never_empty = {"status", "processing_status", "batch_id"}  # tested separately
     columns = [column for column in columns if column not in never_empty]
     yield from ({column: None} for column in columns)
     yield dict.fromkeys(columns)

@@ -1,6 +1,6 @@
-"""Databases for tests: each one empty, migrated and of its own, in a few hundredths of a second.
+"""Databases for tests: each test gets an empty, migrated one in a few hundredths of a second.
 
-PostgreSQL copies a template that was migrated once; nothing is shared between tests but the server.
+PostgreSQL copies a template that was migrated once. Tests share only the server.
 """
 
 import uuid
@@ -26,11 +26,11 @@ class DatabaseServer:
 
     @contextmanager
     def new_database(self, *, migrated: bool = True) -> Iterator[str]:
-        """Create a database, hand out its ``postgresql://`` URL, and drop it at the end."""
+        """Create a database, yield its ``postgresql://`` URL, and drop it at the end."""
         name = f"test_{uuid.uuid4().hex}"
         template = self._template if migrated else "template1"
         with self._connect() as connection:
-            # Not while another process looks whether the template is migrated: it would be in use.
+            # Not while another process checks the template's migrations: it would be in use.
             connection.execute("SELECT pg_advisory_lock_shared(%s)", [_LOCK])
             connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
         try:

@@ -1,8 +1,8 @@
-"""Hosts for tests on one machine: processes with a network and a disk of their own.
+"""Hosts for tests on one machine: processes with their own network and disk.
 
-Made of network namespaces on a bridge, which reach this process at one address and nothing else;
-what lies under a folder of ours is hidden from them. Where namespaces cannot be made (no root, no
-`ip`), a host is a process with its own home folder on loopback.
+They are network namespaces on a bridge. They can reach only this process, at one address, and they
+cannot see the content of one of our folders. If namespaces cannot be made (no root, no `ip`), a
+host is a process with its own home folder on loopback.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-#: What a process needs of the environment of the one that starts it.
+#: Variables that a process needs from the environment of its parent.
 _INHERITED = ("PATH", "LANG", "VIRTUAL_ENV")
 
 
 class Network:
-    """Hosts that see each other's addresses and `address`, this process; a context manager.
+    """Hosts that can reach each other, and this process at `address`; a context manager.
 
     Args:
-        hidden: folder whose content the hosts do not see.
+        hidden: folder whose content the hosts cannot see.
     """
 
     def __init__(self, hidden: Path) -> None:
@@ -93,7 +93,7 @@ class Network:
 
 
 class Host:
-    """One host; its home folder is the only one that it shares with the test."""
+    """One host; it shares only its home folder with the test."""
 
     def __init__(self, name: str, prefix: Sequence[str]) -> None:
         self.name = name
@@ -124,7 +124,7 @@ class Host:
 
     @property
     def log(self) -> Path:
-        """What the processes write."""
+        """Return the file that the processes write to."""
         return self.home / "log"
 
     def files(self, folder: Path) -> list[Path]:

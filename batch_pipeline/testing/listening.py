@@ -1,4 +1,4 @@
-"""Hears all progress messages that were sent so far, without a guess at how long they travel."""
+"""Receives all progress messages that were sent so far, without guessing how long they take."""
 
 import uuid
 
@@ -6,15 +6,15 @@ import psycopg
 
 from batch_pipeline.services.progress.publishing import CHANNEL
 
-#: A message is lost when it takes longer (seconds).
+#: A message that takes longer counts as lost (seconds).
 _LOST_AFTER_SECONDS = 60.0
 
 
 def messages_until_now(listener: psycopg.Connection) -> list[str]:
-    """Return what came since the last time; on a connection that listens, in autocommit.
+    """Return the messages since the last call; the connection listens and is in autocommit.
 
-    PostgreSQL delivers in the order of the commits: what was sent before our own mark has come
-    when the mark comes.
+    PostgreSQL delivers in the order of the commits: when our own mark arrives, all messages that
+    were sent before it have arrived too.
     """
     mark = str(uuid.uuid4())
     messages: list[str] = []

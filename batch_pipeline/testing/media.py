@@ -1,7 +1,7 @@
 """Makers of media files: real ones in every accepted format, and hostile ones.
 
 The same arguments give the same picture, and on one machine the same bytes. Everything is made in
-memory; hostile files are as small as what they claim is large.
+memory. Hostile files are small, but what they claim is large.
 """
 
 import html
@@ -41,7 +41,7 @@ VIDEO_FORMATS: tuple[VideoFormat, ...] = (
     "mpeg-ps", "mpeg-ts", "m2ts", "mpeg-es",
 )  # fmt: skip
 
-#: Position that `Exif` and `make_video` write when asked for one (degrees); must come out nowhere.
+#: Position that `Exif` and `make_video` can write (degrees); no result may contain it.
 GPS_LATITUDE, GPS_LONGITUDE = 48.858370, 2.294481
 
 #: File names that a person or an attacker may give: path, reversed text, markup, length, controls.
@@ -78,7 +78,7 @@ _VIDEO_ENCODERS: Mapping[VideoFormat, tuple[str, str]] = {
     "m2ts": ("mpegts", "libx264"),
 }
 _MUXER_OPTIONS: Mapping[VideoFormat, dict[str, str]] = {"m2ts": {"mpegts_m2ts_mode": "1"}}
-#: What has an encoder hurry; the size of these files does not matter.
+#: Options that make an encoder fast; the size of these files does not matter.
 _FAST: Mapping[str, dict[str, object]] = {
     "libx264": {"preset": "ultrafast"},
     "libvpx": {"deadline": "realtime", "cpu-used": "8"},
@@ -90,7 +90,7 @@ register_heif_opener()  # for saving only; the pipeline itself opens files witho
 
 @dataclass(frozen=True)
 class Exif:
-    """What a camera writes beside a picture."""
+    """Metadata that a camera writes with a picture."""
 
     orientation: int = 1
     captured_at: datetime | None = None
@@ -171,7 +171,7 @@ def make_captioned_jpeg(
     xmp: str = "",
     city: str = "",
 ) -> bytes:
-    """Make a JPEG with what people write about a picture.
+    """Make a JPEG with texts that people write about a picture.
 
     Args:
         exif: its ``ImageDescription``.
@@ -206,7 +206,7 @@ def make_captioned_jpeg(
 
 
 def make_display_p3_profile() -> bytes:
-    """Make the ICC profile of a wide-gamut display, as phones attach it to their photos."""
+    """Make the ICC profile of a wide-gamut display, which phones attach to their photos."""
 
     def xyz(*values: float) -> bytes:
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65_536) for value in values))
@@ -233,11 +233,11 @@ def make_display_p3_profile() -> bytes:
 
 
 def make_photo(megapixels: float = 12, *, seed: int = 0) -> bytes:
-    """Make a JPEG as a camera does: 4:3, quality 90, with grain, maker, model and date."""
+    """Make a JPEG like a camera: 4:3, quality 90, with grain, maker, model and date."""
     width = round((megapixels * 1e6 * 4 / 3) ** 0.5)
     size = (width, round(width * 3 / 4))
     picture = paint(size, seed)
-    # Grain is what makes decoding a photo cost what it costs; one tile is repeated for speed.
+    # Grain makes decoding as expensive as for a real photo; one tile is repeated for speed.
     tile = np.random.default_rng(seed).integers(-6, 7, (256, 256, 1), dtype=np.int16)
     rows, columns = -(-size[1] // 256), -(-size[0] // 256)
     grain = np.tile(tile, (rows, columns, 1))[: size[1], : size[0]]
@@ -302,7 +302,7 @@ def make_video(
             default: `paint_progress`.
         rotation: of the display matrix (degrees, against the clock); MP4 and MOV only.
         display_matrix: the matrix itself: where a step to the right leads (x, y), and a step down.
-        colours: default: BT.601 as FFmpeg's scaler writes it, and not a word of it.
+        colours: default: BT.601 as FFmpeg's scaler writes it, but not declared in the file.
         encoder: default: that of the format.
         pixel_aspect: width of a pixel by its height.
         with_gps: write a position where phones do; MP4 and MOV only.
@@ -354,7 +354,7 @@ def make_audio_only_mp4(seconds: float = 1.0) -> bytes:
 
 
 def cut_in_half(data: bytes) -> bytes:
-    """Keep the first half of a file, as an upload that broke off does."""
+    """Keep the first half of a file, like an upload that broke off."""
     return data[: len(data) // 2]
 
 
@@ -405,7 +405,7 @@ def make_oversized_video(
 
 
 def make_jpeg_with_segments(count: int) -> bytes:
-    """Make a JPEG with `count` empty comment segments ahead of its picture."""
+    """Make a JPEG with `count` empty comment segments before its picture."""
     data = make_image("jpeg", (16, 16))
     return data[:2] + b"\xff\xfe\x00\x02" * count + data[2:]
 
@@ -417,12 +417,12 @@ def make_jpeg_with_large_exif(exif_bytes: int = 300_000) -> bytes:
     return data[:2] + segment * -(-exif_bytes // 60_000) + data[2:]
 
 
-#: What a script behind a picture looks like; must be found in nothing that is made from it.
+#: A script after a picture; no file that is made from the picture may contain it.
 APPENDED_SCRIPT = b"<script>alert('appended')</script>"
 
 
 def make_jpeg_with_script_and_zip() -> bytes:
-    """Make a JPEG that is a ZIP archive and a script as well, and says so in its comment."""
+    """Make a JPEG that is also a ZIP archive and a script, with a script in its comment too."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("payload.html", APPENDED_SCRIPT)
@@ -431,12 +431,12 @@ def make_jpeg_with_script_and_zip() -> bytes:
 
 
 def make_ffconcat(target: str) -> bytes:
-    """Make a script that has FFmpeg play another file."""
+    """Make a script that makes FFmpeg play another file."""
     return f"ffconcat version 1.0\nfile '{target}'\nduration 1\n".encode()
 
 
 def make_hls_playlist(target: str) -> bytes:
-    """Make a playlist that has FFmpeg open another file or an address."""
+    """Make a playlist that makes FFmpeg open another file or an address."""
     return (
         "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n"
         f"#EXTINF:2.0,\n{target}\n#EXT-X-ENDLIST\n"
@@ -444,7 +444,7 @@ def make_hls_playlist(target: str) -> bytes:
 
 
 def make_unsupported_files() -> dict[str, bytes]:
-    """Starts of files that are refused, by what they are."""
+    """Make the starts of files that are refused, by their type."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("hello.txt", "hello")
@@ -468,7 +468,7 @@ def make_unsupported_files() -> dict[str, bytes]:
 
 
 def _degrees(value: float) -> tuple[float, float, float]:
-    """Degrees, minutes and seconds, as EXIF wants them."""
+    """Return degrees, minutes and seconds in EXIF's form."""
     minutes, seconds = divmod(value * 3600, 60)
     degrees, minutes = divmod(minutes, 60)
     return degrees, minutes, round(seconds, 2)
@@ -515,16 +515,16 @@ def encode_hdr(
 
 @dataclass(frozen=True)
 class VideoColours:
-    """How the colours of a video are written, and what it says of that (code points of H.273)."""
+    """How the colours of a video are written, and what it declares (code points of H.273)."""
 
     matrix: int = 2
-    """As said; 2 says nothing."""
+    """As declared; 2 means unspecified."""
     primaries: int = 2
     transfer: int = 2
     range: int = 0
-    """1 limited, 2 full, as said and as written; 0 says nothing and is limited."""
+    """1 limited, 2 full, as declared and as written; 0 is not declared, and limited."""
     written_matrix: int = 6
-    """What the values are written with: 1 BT.709, 6 BT.601, 9 BT.2020."""
+    """The matrix that the values are written with: 1 BT.709, 6 BT.601, 9 BT.2020."""
     pixel_format: str = "yuv420p"
 
 
@@ -693,7 +693,7 @@ _XYZ_TO_SRGB = (32406, -15372, -4986, -9689, 18758, 415, 557, -2040, 10570)
 def make_dng(
     size: tuple[int, int] = (640, 480), *, preview: bytes | None = None, orientation: int = 1
 ) -> bytes:
-    """Make a raw file of a camera: a sensor that saw green, and maybe a JPEG as its preview.
+    """Make a raw file of a camera: the sensor has only green, and there may be a JPEG preview.
 
     Args:
         size: of the sensor (pixels, even).
@@ -737,7 +737,7 @@ def _little_tiff(
 
     Args:
         directories: type and elements of each entry.
-        contents: what stands behind the directories, by the entry that points to it.
+        contents: the data after the directories, by the entry that points to it.
     """
     codes = {1: "B", 2: "c", 3: "H", 4: "I"}
     places: dict[tuple[int, int], int] = {}
@@ -770,7 +770,7 @@ def _little_tiff(
 
 
 def make_motion_photo() -> bytes:
-    """Make a JPEG with a film behind it, as phones do."""
+    """Make a JPEG with a film after it, like phones do."""
     return make_photo(0.3) + make_video("mp4", 1)
 
 
@@ -786,7 +786,7 @@ def make_hdr_png(picture: NDArray[np.uint8], space: ColourSpace) -> bytes:
 
 
 def add_png_chunks(png: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """Put chunks behind the header of a PNG."""
+    """Put chunks after the header of a PNG."""
     behind_header = 8 + 25
     return png[:behind_header] + _png(*chunks)[8:] + png[behind_header:]
 
@@ -850,7 +850,7 @@ def with_heif_boxes(data: bytes, added: bytes) -> bytes:
 
 
 def _with_moved_items(data: bytes, by: int) -> bytes:
-    """Add to the place of every item in the file."""
+    """Add a number to the position of every item in the file."""
     meta, meta_end = next((s, e) for n, s, e in boxes(data) if n == b"meta")
     iloc = next(s for n, s, _ in boxes(data, meta + 4, meta_end) if n == b"iloc")
     moved = bytearray(data)

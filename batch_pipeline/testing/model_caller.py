@@ -1,8 +1,8 @@
-"""A process that does nothing but ask the vision model: for tests and benchmarks of its slots.
+"""A process that only calls the vision model, for tests and benchmarks of its slots.
 
 ``python -m batch_pipeline.testing.model_caller --threads 8 --calls 100`` with the settings in the
-environment. It says ``ready``, waits for a line, makes the calls, and prints as JSON how many
-succeeded and what became of the others.
+environment. It prints ``ready``, waits for a line, makes the calls, and prints as JSON how many
+succeeded and how the others ended.
 """
 
 import io
@@ -37,7 +37,7 @@ def main(threads: int, calls: int) -> None:
     left = iter(range(calls)) if calls else itertools.count()
 
     def work() -> Iterator[str]:
-        # Taking the next number of a shared iterator is one step under the interpreter lock.
+        # Taking the next number of a shared iterator is atomic under the interpreter lock.
         for _ in left:
             try:
                 vision.describe(_PICTURE, [frame])

@@ -1,7 +1,7 @@
 """A model server for tests, the demo and benchmarks: real HTTP on loopback, both dialects.
 
 It describes pictures honestly (their size and mean colour), embeds text so that related texts are
-near each other, fails on command, and keeps a log of the calls that it received. Run it by hand
+near each other, fails on command, and logs the calls that it received. Run it by hand
 with ``python -m batch_pipeline.testing.model_server``.
 """
 
@@ -48,7 +48,7 @@ class Fault(StrEnum):
     REFUSED_INPUT_400 = "refused_input_400"
     REFUSED_KEY_401 = "refused_key_401"
     UNSUITABLE_400 = "unsuitable_400"
-    """The model takes no pictures."""
+    """The model does not accept pictures."""
     RESET = "reset"
     """The connection is reset in the middle of the answer."""
     HANG = "hang"
@@ -57,27 +57,27 @@ class Fault(StrEnum):
     """The answer comes byte by byte and never ends."""
     CUT_JSON = "cut_json"
     EMPTY = "empty"
-    """An answer of no text; an embedding of no numbers."""
+    """An answer without text; an embedding without numbers."""
     CUT_BY_LENGTH = "cut_by_length"
     LOOP = "loop"
     CONTROL_TOKENS = "control_tokens"
     THINKING = "thinking"
-    """An honest answer behind a block of thoughts."""
+    """An honest answer after a block of thoughts."""
     INJECTED = "injected"
     """The model obeys text in the picture and writes HTML and Markdown."""
     WRONG_DIMENSION = "wrong_dimension"
     NAN = "nan"
     ZEROS = "zeros"
     CONTENT_FILTER = "content_filter"
-    """The service stops the answer, as it may not say it (OpenAI dialect)."""
+    """The service's content filter stops the answer (OpenAI dialect)."""
     HUGE = "huge"
     """An answer of 50 MB."""
     BOMB = "bomb"
     """An answer of 50 KB that unpacks to 50 MB."""
     NOT_IN_FIELDS = "not_in_fields"
-    """JSON of other fields than the schema has (a server that is held to none, in truth)."""
+    """JSON with other fields than the schema has (the server does not really enforce it)."""
     CUT_FIELDS = "cut_fields"
-    """JSON that ends in its midst, though nobody says so."""
+    """JSON that is cut off, but is not marked as cut off."""
     HUGE_ERROR = "huge_error"
     """Status 500, with a body of 50 MB."""
 
@@ -93,7 +93,7 @@ _STATUS_FAULTS: dict[Fault, tuple[int, str]] = {
     Fault.UNSUITABLE_400: (400, "{model} does not support image input"),
 }
 
-#: What a model that is held to fields writes into them, untidy as models are.
+#: What a model with a JSON schema writes into its fields; models write untidy values.
 TAGS = ["Sunset", "#harbour ", "red_boat", "sunset", "x" * 60, "\u202eRTL", "", "two  people"]
 VISIBLE_TEXT = "HARBOUR ST. 12"
 HUGE_BYTES = 50 * 1024**2
@@ -106,7 +106,7 @@ INJECTED_TEXT = (
 
 
 def at_random(fault: Fault, share: float, seed: int = 0) -> Iterator[Fault | None]:
-    """An endless schedule in which this share of the calls fails; the same for the same seed."""
+    """Return an endless schedule in which this share of calls fails, fixed by the seed."""
     dice = random.Random(seed)
     while True:
         yield fault if dice.random() < share else None
@@ -114,12 +114,12 @@ def at_random(fault: Fault, share: float, seed: int = 0) -> Iterator[Fault | Non
 
 @dataclass(frozen=True)
 class RateLimit:
-    """So many calls of a kind in each stretch of time; what is more is answered 429."""
+    """A number of calls of a kind in each period; more calls are answered with 429."""
 
     calls: int
     seconds: float
     tells: bool = True
-    """Each answer says in ``x-ratelimit-*`` what is left."""
+    """Each answer has the remaining calls in ``x-ratelimit-*``."""
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,17 @@ class Thinking:
     """How a model thinks before it answers."""
 
     switch: Literal["none", "template", "effort"] = "template"
-    """What switches it off: nothing, ``enable_thinking`` (Ollama: ``think: false``), or the effort
+    """How it is switched off: not at all, ``enable_thinking`` (Ollama: ``think: false``), or effort
     ``low`` (Ollama: ``think: "low"``)."""
     tokens: int = 2000
-    """Of a thought. If the limit is lower, nothing else is written."""
+    """Tokens of a thought. If the limit is lower, nothing else is written."""
     shown: Literal["reasoning_content", "reasoning", "inline", "hidden"] = "reasoning_content"
     """Where the OpenAI dialect shows it; Ollama has a field for it."""
 
 
 @dataclass
 class ReceivedCall:
-    """One call to a model, as it came in."""
+    """One call to a model, as received."""
 
     dialect: Dialect
     kind: ModelKind
@@ -151,7 +151,7 @@ class ReceivedCall:
     """The prompt, or the texts to embed."""
     images: list[bytes]
     connection: int
-    """Number of the connection that it came on, from 1."""
+    """Number of its connection, from 1."""
     fault: Fault | None
     started_at: float = field(default_factory=time.monotonic)
     """Monotonic seconds."""
@@ -171,23 +171,24 @@ class ScriptedModelServer:
         vision_models: exact names of the models that describe.
         embedding_models: exact names of the models that embed.
         dimensions: length of the vectors.
-        latency_seconds: working time of one call.
-        slots: calls worked on at the same time; others wait in line. None: no limit.
-        vision_faults: what happens to the calls in their order, None for an honest answer;
-            honest once it has run out. `itertools.repeat` and `at_random` make endless ones.
+        latency_seconds: processing time of one call.
+        slots: calls processed at the same time; others wait in a queue. None: no limit.
+        vision_faults: what happens to the calls in their order; None is an honest answer. After its
+            end, all answers are honest. `itertools.repeat` and `at_random` make endless ones.
         embedding_faults: the same for calls that embed.
-        retry_after: value of that header beside "busy" answers, or what makes one for each.
+        retry_after: value of that header in "busy" answers, or a function that makes one for each.
         drip_seconds: time between two bytes of a drip.
         context_characters: longest text that is embedded; longer ones are refused.
         api_key: required from clients, if not empty.
-        refuse: looks at a call; a status and a reason refuse it.
+        refuse: gets a call; may return a status and a reason to refuse it.
         rate_limit: of each kind of calls.
         thinking: the vision model thinks.
-        refused_parameters: of requests; they are answered as hosted services do.
-        kills: looks at a call; true: the server dies of it, and comes back after `away_seconds`.
-        structured: the model is held to a JSON schema; else a schema is ignored. A server that
-            refuses one has ``format`` or ``response_format`` among its refused parameters.
-        says: what the vision model says to a call instead of an honest answer; None: that.
+        refused_parameters: parameters of requests that are refused as hosted services do.
+        kills: gets a call; if it returns true, the call kills the server, which comes back after
+            `away_seconds`.
+        structured: the model follows a JSON schema; else a schema is ignored. A server that refuses
+            schemas has ``format`` or ``response_format`` among its refused parameters.
+        says: the answer of the vision model to a call; None: an honest answer.
     """
 
     def __init__(
@@ -227,28 +228,28 @@ class ScriptedModelServer:
         self.refused_parameters = set(refused_parameters)
         self.kills = kills
         self.away_seconds = 3.0
-        """More than a client waits for it within one call."""
+        """Longer than a client waits for it within one call."""
         self.deaths = 0
         self.unserved: tuple[int, str] | None = None
-        """Status and reason for every request, health checks included: a proxy whose server is
+        """Status and reason for every request, also health checks: a proxy whose server is
         away."""
         self.is_up = threading.Event()
         self.structured = structured
         self.says = says
         self.tokens: Counter[str] = Counter()
-        """Of all answers, ``in`` and ``out``, as told to the clients."""
+        """Tokens of all answers, ``in`` and ``out``, as reported to the clients."""
         self.digests: dict[str, str] = {}
-        """By the name of a model with its tag; the dialect of Ollama tells it."""
+        """Digests by the name of a model with its tag; reported in the Ollama dialect."""
         self.turned_away = 0
         """Calls beyond the rate limit."""
         self.full_windows = 0
-        """Stretches of time in which the rate limit was used up."""
+        """Periods in which the rate limit was used up."""
         self._windows: dict[ModelKind, tuple[float, int]] = {}
         self.calls: list[ReceivedCall] = []
         self.most_in_flight: Counter[ModelKind] = Counter()
         """Highest number of calls received and not yet answered, by kind."""
         self.together: dict[ModelKind, int] = {}
-        """No call is worked before so many of its kind have been in flight at the same time."""
+        """Calls wait until this many of their kind have been in flight at the same time."""
         self.connections = 0
         """Connections accepted so far."""
         self.requests = 0
@@ -289,7 +290,7 @@ class ScriptedModelServer:
         self.is_up.set()
 
     def stop(self) -> None:
-        """Stop as a server does that is killed: open connections are reset, new ones refused."""
+        """Stop like a killed server: open connections are reset, new ones are refused."""
         if self._http is None or self._thread is None:
             return
         self.is_up.clear()
@@ -317,26 +318,26 @@ class ScriptedModelServer:
         self.stop()
 
     def play(self, kind: ModelKind, faults: Iterable[Fault | None]) -> None:
-        """Replace the schedule of faults for the calls of one kind that come from now on."""
+        """Replace the schedule of faults for all future calls of one kind."""
         with self._lock:
             self._faults[kind] = iter(faults)
 
     def calls_of(self, kind: ModelKind) -> list[ReceivedCall]:
-        """The calls of one kind received so far, in their order."""
+        """Return the calls of one kind that were received so far, in their order."""
         with self._lock:
             return [call for call in self.calls if call.kind == kind]
 
     def wait_for_calls(self, count: int, *, timeout_seconds: float = 60.0) -> None:
-        """Return once this many calls to models have been received.
+        """Wait until this many calls to models have been received.
 
         Raises:
-            TimeoutError: fewer came in time.
+            TimeoutError: fewer calls were received in time.
         """
         with self._received:
             if not self._received.wait_for(lambda: len(self.calls) >= count, timeout_seconds):
                 raise TimeoutError(f"{len(self.calls)} of {count} calls came")
 
-    # What follows is used by the handler of the connections.
+    # The handler of the connections uses the following methods.
 
     def _connection_opened(self, connection: socket.socket) -> int:
         with self._lock:
@@ -368,7 +369,7 @@ class ScriptedModelServer:
             return next(self._faults[kind], None)
 
     def _counted(self, kind: ModelKind) -> tuple[bool, dict[str, str]]:
-        """Count a call against the rate limit: whether it may go on, and what is told of it."""
+        """Count a call against the rate limit; return whether it may go on, and its headers."""
         limit = self.rate_limit
         if limit is None:
             return True, {}
@@ -394,7 +395,7 @@ class ScriptedModelServer:
 
     @contextlib.contextmanager
     def _worked(self, call: ReceivedCall, connection: socket.socket) -> Iterator[None]:
-        """Record the call, then hold one of the slots for the time that the work takes."""
+        """Record the call, then hold one of the slots for its processing time."""
         with self._received:
             self.calls.append(call)
             self._in_flight[call.kind] += 1
@@ -428,7 +429,7 @@ class ScriptedModelServer:
             self._slots.release()
 
     def _idle(self, connection: socket.socket, seconds: float) -> None:
-        """Let time pass; raises `_GoneError` as soon as the client leaves or the server stops."""
+        """Wait; raise `_GoneError` as soon as the client leaves or the server stops."""
         ends_at = time.monotonic() + seconds
         while True:
             left = ends_at - time.monotonic()
@@ -437,7 +438,7 @@ class ScriptedModelServer:
                 raise _GoneError
             if left <= 0:
                 return
-            if readable:  # bytes of a next request: nothing to wait for on this socket
+            if readable:  # bytes of the next request: the socket will not show a departure
                 self._stopping.wait(min(left, 0.02))
 
 
@@ -446,13 +447,13 @@ class _HttpServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay quiet: clients that leave are part of the tests."""
+        """Do nothing: clients that leave are part of the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    #: An answer leaves when its call is no longer counted as in flight: the client may make the
-    #: next call before this thread is scheduled again.
+    #: Buffer of answers. An answer is sent after its call is no longer counted as in flight: the
+    #: client may make the next call before this thread runs again.
     wbufsize = 1 << 20
 
     def __init__(self, server: ScriptedModelServer, *args: Any) -> None:
@@ -561,7 +562,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_bytes(200, data)
 
     def _turns_away(self, call: ReceivedCall) -> bool:
-        """Answer a call that is not worked; false: it is to be worked."""
+        """Answer a call that is refused; return false if the call should be processed."""
         server, fault = self._server, call.fault
         models = server.vision_models if call.kind == "vision" else server.embedding_models
         longest = max((len(text) for text in call.texts), default=0)
@@ -800,7 +801,7 @@ def _faulty_vector(fault: Fault | None, text: str, dimensions: int) -> list[floa
 
 
 def describe_picture(jpeg: bytes) -> str:
-    """What the honest model says of a picture: true statements on its size and mean colour."""
+    """Return the honest description of a picture: true statements on its size and mean colour."""
     with Image.open(io.BytesIO(jpeg)) as picture:
         width, height = picture.size
         one_pixel = picture.convert("RGB").resize((1, 1), Image.Resampling.BOX)
@@ -831,7 +832,7 @@ def _colour_name(red: int, green: int, blue: int) -> str:
 
 
 def embed_text(text: str, dimensions: int) -> list[float]:
-    """Unit vector of a text: each word adds to a few places, so shared words mean nearness."""
+    """Return a unit vector of a text: each word adds to a few places, so shared words are near."""
     vector = [0.0] * dimensions
     for word in re.findall(r"\w+", text.lower()) or ["empty"]:
         digest = hashlib.sha256(word.encode()).digest()

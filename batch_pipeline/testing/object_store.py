@@ -1,4 +1,4 @@
-"""An S3-compatible server for tests: `moto`'s, as a process of its own that can be stopped."""
+"""An S3-compatible server for tests: `moto` in a separate process that can be stopped."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ class ObjectStore:
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """What every client of S3 reads from its environment."""
+        """Return the environment variables for clients of S3."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "test",
@@ -55,7 +55,7 @@ class ObjectStore:
 
     @contextmanager
     def refusing_everybody(self) -> Iterator[None]:
-        """In the block every key is a wrong one."""
+        """Refuse every key while the context is open."""
         self._accept_requests(b"0")
         try:
             yield
@@ -81,7 +81,7 @@ class ObjectStore:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                # Whether clients trust the certificate is what they are tested for.
+                # Not verified here: tests check whether clients trust the certificate.
                 httpx.put(f"{self.url}/{self.bucket}", timeout=10, verify=False).raise_for_status()
                 return
             except httpx.TransportError as error:
@@ -90,7 +90,7 @@ class ObjectStore:
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop; what was stored is gone."""
+        """Stop; everything that was stored is lost."""
         if self._process:
             self._process.kill()
             self._process.wait()

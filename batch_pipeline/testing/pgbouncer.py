@@ -42,14 +42,14 @@ _START_SECONDS = 30.0
 def pgbouncer(
     program: str, database_url: str, mode: str, folder: Path, *, certificate: Path | None = None
 ) -> Iterator[str]:
-    """Start one, and hand out the URL of the database behind it.
+    """Start a PgBouncer, and yield the URL of the database behind it.
 
     Args:
         program: the installed program.
         database_url: the database.
         mode: session, transaction or statement.
         folder: for its settings and its log.
-        certificate: file with key and certificate of the host; nobody is then served without TLS.
+        certificate: file with key and certificate of the host; then clients must use TLS.
     """
     url = make_url(database_url)
     socket = url.query.get("host")

@@ -1,4 +1,4 @@
-"""Rows for tests, written as an upload API writes them: with the columns that it knows."""
+"""Rows for tests, written like an upload API: only with the columns that it knows."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ def add_batch(
     """Add a batch with its uploads, a microsecond apart, and return its id.
 
     Args:
-        database: where to.
-        uploads: how many, or the columns of each that differ from those of a pending picture.
+        database: the database to write to.
+        uploads: how many, or for each upload the columns that differ from a pending picture.
         values: columns of the batch that differ from those of a pending one.
     """
     rows = [{} for _ in range(uploads)] if isinstance(uploads, int) else list(uploads)
@@ -79,7 +79,7 @@ def upload_row(database: Database, upload_id: uuid.UUID) -> AnyRow:
 
 
 def make_unreadable(database: Database, filename: str) -> None:
-    """Let every read of the timings of uploads of this name fail, as a damaged row would."""
+    """Make reading the timings of uploads with this name fail, like a damaged row."""
     with database.transaction() as connection:
         connection.execute(text("ALTER TABLE uploads DROP COLUMN stage_seconds"))
         connection.execute(
@@ -92,7 +92,7 @@ def make_unreadable(database: Database, filename: str) -> None:
 
 
 def open_all_slices(database: Database, uploads_per_run: int) -> list[WaitingSlice]:
-    """Number whatever waits, as if its turn had come, and list all slices that wait for a run."""
+    """Number all waiting uploads, as if it were their turn; list all slices that wait for a run."""
     while waiting := unnumbered_slices(database, uploads_per_run, at_most=1):
         for slice_ in waiting:
             open_slice(database, slice_, uploads_per_run)

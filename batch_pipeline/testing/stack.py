@@ -1,7 +1,7 @@
-"""A stack as production runs it, every part a process of its own that can be killed and started.
+"""A stack like in production: every part is a separate process that can be killed and started.
 
-PostgreSQL, code server, daemon and web server; run workers are children of the code server. What a
-supervisor (systemd, Kubernetes) does is done by `StackProcesses.revive`.
+The parts are PostgreSQL, code server, daemon and web server; run workers are children of the code
+server. `StackProcesses.revive` does the work of a supervisor (systemd, Kubernetes).
 """
 
 import os
@@ -38,7 +38,7 @@ class Part(StrEnum):
 
 
 class PostgresProcess:
-    """A PostgreSQL server that can be stopped as by a power cut."""
+    """A PostgreSQL server that can be stopped like in a power cut."""
 
     def __init__(self, home: Path) -> None:
         self.url = embedded_server_url(home)
@@ -64,7 +64,7 @@ class PostgresProcess:
         while True:
             try:
                 self._server.ensure_postgres_running()
-            # It recovers, which takes long on a busy machine: the library has no word for that.
+            # Recovery takes long on a busy machine, and the library has no setting for that.
             except (subprocess.TimeoutExpired, AssertionError):
                 if time.monotonic() > deadline:
                     raise
@@ -78,7 +78,7 @@ class PostgresProcess:
 
 
 class StackProcesses:
-    """The processes of a stack that works one database.
+    """The processes of a stack on one database.
 
     Args:
         home: where settings, Dagster's instance and logs are kept.
@@ -116,7 +116,7 @@ class StackProcesses:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of every process, for commands on the same database."""
+        """Return the environment of every process, for commands on the same database."""
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -157,17 +157,17 @@ class StackProcesses:
             self._wait(process, part, lambda: _answers(f"{self.url}/server_info"))
 
     def process(self, part: Part) -> subprocess.Popen[bytes]:
-        """The process of a part, or its init."""
+        """Return the process of a part, or its init."""
         return self._processes[part]
 
     def kill(self, part: Part) -> None:
-        """Send SIGKILL to a part; its children go on, as they do when the kernel kills it."""
+        """Send SIGKILL to a part; its children go on, like when the kernel kills it."""
         process = self._processes.pop(part)
         process.kill()
         process.wait()
 
     def revive(self) -> list[Part]:
-        """Start every part that does not run; returns which ones."""
+        """Start every part that does not run, and return these parts."""
         dead = [
             part
             for part in Part
@@ -178,13 +178,13 @@ class StackProcesses:
         return dead
 
     def run_workers(self) -> list[psutil.Process]:
-        """List the processes of runs, whichever code server started them."""
+        """List the processes of runs that any code server has started."""
         return [
             process for process in self._started_by_code_servers() if not _is_fork_server(process)
         ]
 
     def fork_servers(self) -> list[psutil.Process]:
-        """List the processes that run workers are forked from."""
+        """List the processes that fork run workers."""
         started = self._started_by_code_servers()
         return [process for process in started if _is_fork_server(process)]
 
@@ -201,11 +201,11 @@ class StackProcesses:
                 continue
 
     def log_file(self, part: Part) -> Path:
-        """Where a part writes."""
+        """Return the log file of a part."""
         return self.home / f"{part.replace(' ', '_')}.log"
 
     def __enter__(self) -> Self:
-        """Start everything; the home folder is removed by whoever made it."""
+        """Start everything. The caller removes the home folder."""
         for part in Part:
             self.start(part)
         return self
@@ -241,7 +241,7 @@ class StackProcesses:
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:
-    """Send SIGKILL; one that has ended meanwhile is fine."""
+    """Send SIGKILL; ignore processes that have already ended."""
     for process in processes:
         try:
             process.kill()
@@ -250,7 +250,7 @@ def kill_all(processes: Iterable[psutil.Process]) -> None:
 
 
 def _is_fork_server(process: psutil.Process) -> bool:
-    """Tell it from its forks, which have its command line: it alone has a listening socket."""
+    """Return whether it is no fork: forks have the same command line, but no listening socket."""
     try:
         return any(
             connection.status == psutil.CONN_NONE and not connection.raddr

@@ -33,15 +33,15 @@ class TcpProxy:
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self.dropped = threading.Event()
-        """Set once a reply was lost."""
+        """Set when a reply was lost."""
         self._may_pass = threading.Event()
         self._may_pass.set()
         self.held = threading.Event()
-        """Set once a request waits."""
+        """Set when a request waits."""
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """Keep requests back until the block ends."""
+        """Hold requests back until the context ends."""
         self.held.clear()
         self._may_pass.clear()
         try:
@@ -50,9 +50,9 @@ class TcpProxy:
             self._may_pass.set()
 
     def lose_the_reply_to(self, request: bytes, *, after: bytes = b"") -> None:
-        """Pass the next request that contains these bytes on, and cut the line before its reply.
+        """Pass the next request with these bytes on, and cut the connection before its reply.
 
-        With `after`, the next one behind another request that contains those.
+        With `after`, use the next one that comes after another request with those bytes.
         """
         with self._lock:
             self.dropped.clear()
@@ -69,7 +69,7 @@ class TcpProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Cut every line."""
+        """Cut every connection."""
         self._may_pass.set()
         self._listener.close()
         with self._lock:
@@ -112,7 +112,7 @@ class TcpProxy:
                         elif self._fatal and self._fatal in data:
                             self._fatal = b""
                             cut.set()
-                elif cut.is_set():  # the server has done what was asked, and says so to nobody
+                elif cut.is_set():  # the server has executed the request, but its reply is lost
                     self.dropped.set()
                     break
                 target.sendall(data)

@@ -1,7 +1,7 @@
-"""An upload API that writes into the pipeline's tables while these are worked, as it pleases.
+"""An upload API that writes into the pipeline's tables at any time while they are processed.
 
-It knows the columns of old only, locks rows in its own order, updates no counter, and keeps files
-in the same storage.
+It knows only the original columns, locks rows in its own order, updates no counter, and stores
+files in the same storage.
 """
 
 import random
@@ -21,14 +21,14 @@ LOCK_SECONDS = (0.5, 3.0)
 
 
 class UploadApi:
-    """Does one thing after another in a thread of its own; a context manager that stops it.
+    """Does one action after another in its own thread; a context manager that stops it.
 
     Args:
-        url: of the database.
+        url: URL of the database.
         storage: folder of the files.
         original: makes the next file: its name and content.
-        chance: chooses what is done, to what and when.
-        mean_seconds: between two things done.
+        chance: chooses the actions, their rows and times.
+        mean_seconds: mean time between two actions.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class UploadApi:
         mean_seconds: float,
     ) -> None:
         self.done: Counter[str] = Counter()
-        """How often it did each thing to the end."""
+        """How often it completed each action."""
         self.interrupted: Counter[str] = Counter()
-        """How often the database ended each thing: it was killed, or chose it in a deadlock."""
+        """How often the database ended each action: it was killed, or ended it in a deadlock."""
         self._url, self._storage, self._original = url, storage, original
         self._chance, self._mean_seconds = chance, mean_seconds
         self._stopping = threading.Event()
@@ -51,7 +51,7 @@ class UploadApi:
 
     @property
     def deeds(self) -> Sequence[Callable[[psycopg.Connection], None]]:
-        """All that it does."""
+        """Return all actions."""
         return self.append, self.reset, self.delete, self.lock
 
     def append(self, connection: psycopg.Connection) -> None:
@@ -84,7 +84,7 @@ class UploadApi:
         connection.execute("DELETE FROM uploads WHERE id = %s", [upload_id])
 
     def lock(self, connection: psycopg.Connection) -> None:
-        """Hold a batch, then its uploads: not in the order in which the pipeline locks them."""
+        """Lock a batch, then its uploads: not in the order in which the pipeline locks them."""
         [batch_id] = self._any_row(connection, "SELECT id FROM upload_batches")
         connection.execute("SELECT 1 FROM upload_batches WHERE id = %s FOR UPDATE", [batch_id])
         self._stopping.wait(self._chance.uniform(*LOCK_SECONDS) / 2)

@@ -137,7 +137,7 @@ def test_upload_analysis_has_owner_kinds_and_what_it_is_made_of(stack, finished)
     assert node["owners"] == [{"team": "media"}]
     assert node["groupName"] == "uploads"
     assert sorted(node["kinds"]) == ["postgres", "python"]
-    assert node["description"].startswith("One materialization per upload that was worked")
+    assert node["description"].startswith("One materialization per upload that was processed")
     assert sorted(key["path"][0] for key in node["dependencyKeys"]) == [
         "descriptions",
         "embeddings",

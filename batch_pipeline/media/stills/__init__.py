@@ -1,1 +1,1 @@
-"""Still pictures: a module for each way in which formats have to be decoded."""
+"""Still pictures: one module for each way of decoding formats."""

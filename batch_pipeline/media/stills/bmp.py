@@ -1,7 +1,7 @@
 """BMP: of Windows in all its versions, and of OS/2.
 
-Read here, as Pillow knows neither all headers nor all masks, and shifts what is behind a run that
-reaches over the end of its row. What is not compressed is read a strip at a time.
+This module reads BMP itself, because Pillow does not know all headers and masks, and it shifts the
+pixels after a run that crosses the end of its row. Uncompressed files are read a strip at a time.
 """
 
 import struct
@@ -16,19 +16,19 @@ from batch_pipeline.media.stills.still import Still
 
 _FILE_HEADER = 14
 _OS2_HEADER = 12
-"""Length of the header of OS/2's first version, whose fields are half as long."""
+"""Length of the header of OS/2's first version, whose fields have half the length."""
 _WINDOWS_HEADERS = {40, 52, 56, 108, 124}
 _NONE, _RLE8, _RLE4, _MASKS, _JPEG, _PNG, _MASKS_WITH_ALPHA = 0, 1, 2, 3, 4, 5, 6
 _RUN_LENGTHS = {_RLE8: 8, _RLE4: 4}
-#: Numbers that stand where a run would, behind a zero; others count pixels that follow as they are.
+#: Codes after a zero in place of a run; any other number counts uncompressed pixels that follow.
 _END_OF_ROW, _END_OF_PICTURE, _MOVE = 0, 1, 2
 _NAMES = {_JPEG: "a JPEG inside it", _PNG: "a PNG inside it"}
 _DEPTHS = {1, 2, 4, 8, 16, 24, 32}
 _USUAL_MASKS = {16: (0x7C00, 0x3E0, 0x1F, 0), 32: (0xFF0000, 0xFF00, 0xFF, 0)}
-#: Masks of a whole byte, by its place.
+#: Masks of whole bytes, by the position of the byte.
 _WHOLE_BYTES = (0xFF, 0xFF00, 0xFF0000, 0xFF000000)
 _MAX_COLOURS = 256
-#: Looked at together (bytes).
+#: How much is examined at a time (bytes).
 _BLOCK_BYTES = 4 * 1024**2
 
 
@@ -39,7 +39,7 @@ class _Header:
     bits: int
     compression: int
     start: int
-    """Of the pixels (bytes)."""
+    """Start of the pixels (bytes)."""
     masks: tuple[int, int, int, int]
     """Bits of red, green, blue and alpha in a pixel of 16 or 32 bits."""
     palette: NDArray[np.uint8]
@@ -47,12 +47,12 @@ class _Header:
 
     @property
     def row_bytes(self) -> int:
-        """Rows begin at whole words of 32 bits."""
+        """Return the length of a row; rows begin at whole words of 32 bits."""
         return (self.size[0] * self.bits + 31) // 32 * 4
 
 
 def open_bmp(data: bytes) -> Still:
-    """A bitmap of Windows or OS/2."""
+    """Open a bitmap of Windows or OS/2."""
     header = _read_header(data)
     if header.bits == _RUN_LENGTHS.get(header.compression):
         return RunLengthBmpStill(data, header)
@@ -76,7 +76,7 @@ class BmpStill(Still):
         self._has_alpha = self._is_transparent_anywhere()
 
     def memory(self, target: tuple[int, int]) -> int:
-        """A strip in conversion; with masks, each channel as numbers of 64 bits."""
+        """Return the size of a strip in conversion; with masks, channels are 64-bit numbers."""
         return 3 * scaling_bytes(self.size, target)
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
@@ -107,7 +107,7 @@ class BmpStill(Still):
         return Image.fromarray(header.palette[indices])
 
     def _stored(self, top: int, bottom: int) -> NDArray[np.uint8]:
-        """Some rows as they are in the file, from the top down."""
+        """Return some rows as they are in the file, from top to bottom."""
         header = self._header
         if not header.is_top_down:
             top, bottom = self.size[1] - bottom, self.size[1] - top
@@ -120,7 +120,7 @@ class BmpStill(Still):
         return rows if header.is_top_down else np.ascontiguousarray(rows[::-1])
 
     def _is_transparent_anywhere(self) -> bool:
-        """Whether alpha is meant: writers that do not know it leave all of it at zero."""
+        """Return whether alpha is used: writers without alpha leave all of it at zero."""
         mask = self._header.masks[3]
         if self._header.bits not in _USUAL_MASKS or not mask:
             return False
@@ -142,11 +142,11 @@ class RunLengthBmpStill(Still):
         self.is_cut = int.from_bytes(data[2:6], "little") > len(data)
 
     def memory(self, target: tuple[int, int]) -> int:
-        """An index for each pixel, and a strip in conversion."""
+        """Return the size of an index for each pixel, and of a strip in conversion."""
         return self.size[0] * self.size[1] + 2 * scaling_bytes(self.size, target)
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
-        """Unpack whole; what no run reaches has the first colour of the palette."""
+        """Unpack everything; pixels that no run reaches get the first colour of the palette."""
         indices, missing = self._unpacked()
         if not self._header.is_top_down:
             indices = indices[::-1]
@@ -161,7 +161,7 @@ class RunLengthBmpStill(Still):
         return picture
 
     def _unpacked(self) -> tuple[NDArray[np.uint8], int]:
-        """The indices as stored, and the number of rows that are missing."""
+        """Return the indices as stored, and the number of missing rows."""
         width, height = self.size
         indices = np.zeros((height, width), np.uint8)
         data, at, bits = self._data, self._header.start, self._header.bits
@@ -214,7 +214,7 @@ def _read_header(data: bytes) -> _Header:
         raise ValueError(f"the picture claims to be {width} pixels wide")
     size = (width, abs(height))
     room = data[behind : start if behind < start else behind + 4 * _MAX_COLOURS]
-    # Some writers count more colours than there is room for.
+    # Some writers count more colours than fit.
     palette = _palette(
         room, min(colours or 256, 1 << min(bits, 8)), 3 if length == _OS2_HEADER else 4
     )
@@ -222,7 +222,7 @@ def _read_header(data: bytes) -> _Header:
 
 
 def _palette(stored: bytes, count: int, entry_bytes: int) -> NDArray[np.uint8]:
-    """Colours of the palette; black for those that an index may name and the file does not hold."""
+    """Return the colours of the palette; black for colours that the file does not contain."""
     palette = np.zeros((_MAX_COLOURS, 3), np.uint8)
     count = min(count, len(stored) // entry_bytes)
     entries = np.frombuffer(stored[: count * entry_bytes], np.uint8).reshape(-1, entry_bytes)

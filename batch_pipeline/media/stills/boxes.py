@@ -1,16 +1,16 @@
-"""The boxes of ISO media files, which HEIF, AVIF, CR3, JPEG XL and JPEG 2000 are made of."""
+"""The boxes of ISO media files; HEIF, AVIF, CR3, JPEG XL and JPEG 2000 consist of them."""
 
 from collections.abc import Iterator
 
 _PICTURE_BOXES = {b"meta", b"mdat", b"moov", b"jxlc", b"jxlp", b"jp2c"}
-#: More boxes on one level are not walked.
+#: Most boxes on one level that are read.
 _MAX_BOXES = 10_000
 
 
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
-    """Name of each box on one level, and where its content begins and ends.
+    """Yield the name of each box on one level, and the start and end of its content.
 
-    What is broken ends the walk; a box may end behind the file if that was cut.
+    A broken box ends the loop. In a cut file, a box may end after the end of the file.
     """
     end = len(data) if end is None else end
     for _ in range(_MAX_BOXES):
@@ -28,8 +28,8 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
 
 
 def end_of_boxes(data: bytes) -> int:
-    """Where the last box with a part of the picture ends; behind the end of a file that was cut.
+    """Return the end of the last box with a part of the picture; any other data may follow.
 
-    What else follows may be anything.
+    In a cut file, this is after the end of the file.
     """
     return max([len(data), *(end for name, _, end in boxes(data) if name in _PICTURE_BOXES)])

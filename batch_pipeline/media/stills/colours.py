@@ -1,4 +1,4 @@
-"""Colours of a picture at its final size: to sRGB, and on white where it is transparent."""
+"""Converts a picture at its final size to sRGB, and puts transparent parts on white."""
 
 import io
 
@@ -13,12 +13,12 @@ _ICC_COLOR_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 def to_opaque_srgb(
     picture: Image.Image, icc_profile: bytes | None, space: ColourSpace
 ) -> Image.Image:
-    """Convert a small picture of mode L, RGB, RGBA or CMYK to RGB; it carries no metadata.
+    """Convert a small picture of mode L, RGB, RGBA or CMYK to RGB without metadata.
 
     Args:
         picture: at its final size.
-        icc_profile: as the file holds it; a broken one, or one for other channels, is ignored.
-        space: what the file says in code points instead; counts where there is more than white.
+        icc_profile: the profile in the file; a broken one, or one for other channels, is ignored.
+        space: the colour space from code points; it counts if values can be brighter than white.
     """
     alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
     opaque = picture.convert("RGB") if alpha else picture
@@ -46,12 +46,12 @@ def _by_profile(picture: Image.Image, icc_profile: bytes | None) -> Image.Image:
                 if converted is not None:  # None is for conversions in place
                     return converted
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            pass  # a broken profile: the colours as they are stand nearest to what was meant
+            pass  # a broken profile: the unchanged colours are nearest to the intended ones
     return picture.convert("RGB")
 
 
 def _space_of_profile(profile: bytes) -> ColourSpace | None:
-    """The code points in a profile for PQ or HLG, whose tables would end at white."""
+    """Return the code points in a profile for PQ or HLG, because its tables would end at white."""
     count = min(int.from_bytes(profile[128:132], "big"), 200)
     for entry in range(132, 132 + 12 * count, 12):
         if profile[entry : entry + 4] == b"cicp":

@@ -1,6 +1,6 @@
-"""Which decoder opens which format: the one place where this is decided.
+"""Decides which decoder opens which format.
 
-What was sniffed decides, never Pillow, which would ask every plugin that is registered.
+The sniffed type decides. Pillow does not, because it would try every registered plugin.
 """
 
 from collections.abc import Callable

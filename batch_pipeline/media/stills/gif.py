@@ -1,4 +1,4 @@
-"""GIF: its frames are counted without decoding one."""
+"""GIF: frames are counted without decoding them."""
 
 import re
 
@@ -6,12 +6,12 @@ from PIL.GifImagePlugin import GifImageFile
 
 from batch_pipeline.media.stills.still import PillowStill, pillow_opener
 
-#: A frame of an animated GIF: its graphic control extension and the block behind it.
+#: A frame of an animated GIF: its graphic control extension and the block after it.
 _FRAME = re.compile(rb"\x21\xf9\x04.{4}\x00[\x21\x2c]", re.DOTALL)
 
 
 class _Plugin(GifImageFile):
-    """Does not walk through every frame to tell how many there are."""
+    """Does not read every frame to count the frames."""
 
     n_frames = 1
 

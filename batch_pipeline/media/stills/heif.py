@@ -1,6 +1,6 @@
 """HEIC, HEIF and AVIF: pictures in boxes.
 
-A gain map is not applied: the picture beside it is the one for ordinary screens.
+A gain map is not applied: the main picture is already the one for ordinary screens.
 """
 
 import struct
@@ -33,20 +33,21 @@ from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
 
 #: Brand of a file whose pictures are an animation.
 _AVIF_SEQUENCE = b"avis"
-#: The properties of a picture stand ahead of it; further in, the same bytes would be pixels.
+#: Where the properties of a picture are searched (bytes): they come before it. Further in, the same
+#: bytes would be pixels.
 _PROPERTIES_BYTES = 1024**2
-#: Of a pixel as a decoder of HEVC keeps it: 8 bits in 4:4:4, or 10 bits in 4:2:0 (bytes).
+#: Memory of a pixel in a decoder of HEVC: 8 bits in 4:4:4, or 10 bits in 4:2:0 (bytes).
 _HEVC_PLANE_BYTES = 3.0
-#: Larger pictures are decoded by their tiles, if they have any (pixels): whole, they would take
-#: 384 MB.
+#: Larger pictures are decoded tile by tile, if they have tiles (pixels): a whole picture of this
+#: size would take 384 MB.
 _WHOLE_PIXELS = 64_000_000
 
 
 class HeifStill(Still):
-    """The primary picture of a HEIF file, turned already; a burst is not an animation.
+    """The primary picture of a HEIF file, already turned; a burst is not an animation.
 
-    `pillow_heif` decodes to a block of its own, which is converted a strip at a time. A large one
-    is decoded tile by tile, if it consists of tiles.
+    `pillow_heif` decodes to its own block, which is converted a strip at a time. A large picture is
+    decoded tile by tile, if it consists of tiles.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -79,7 +80,7 @@ class HeifStill(Still):
         self.size = self._in_squares(self.size)
 
     def memory(self, target: tuple[int, int]) -> int:
-        """The decoder's planes, and the picture that it makes of them; or a row of tiles."""
+        """Return the size of the decoder's planes and its picture, or of a row of tiles."""
         width, height = self._stored_size
         if self._grid is not None:
             height = 2 * self._grid.tile_size[1]  # as read, and as scaled
@@ -88,7 +89,7 @@ class HeifStill(Still):
         )
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
-        """Decode whole, or tile by tile."""
+        """Decode the whole picture, or tile by tile."""
         if self._grid is not None:
             return self._scaled_by_tiles(self._grid, target)
         pixels, stride = memoryview(self._heif.data), self._heif.stride
@@ -103,7 +104,7 @@ class HeifStill(Still):
         return scale((width, height), target, read_rows)
 
     def _in_squares(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size once pixels are squares; the decoder has turned the picture, and cut it."""
+        """Return the size with square pixels; the decoder has already turned and cut a picture."""
         if self._is_on_its_side:
             height, width = square_pixels(size[1], size[0], self._aspect)
             return width, height
@@ -145,7 +146,7 @@ class AvifStill(PillowStill):
         self.size = square_pixels(right - left, bottom - top, aspect)
 
     def memory(self, target: tuple[int, int]) -> int:
-        """The decoder's planes, the picture that it makes of them, and Pillow's copy of that."""
+        """Return the size of the decoder's planes, its picture, and Pillow's copy of that."""
         width, height = self._stored_size
         return round(width * height * (self._plane_bytes + 8)) + scaling_bytes(self.size, target)
 
@@ -159,7 +160,7 @@ class AvifStill(PillowStill):
 
 
 def _embedded_clip(data: bytes) -> str | None:
-    """Name the film that a phone keeps inside a HEIC, in a box of its own."""
+    """Name the film that a phone stores inside a HEIC, in a separate box."""
     for name, start, end in boxes(data):
         if name == b"mpvd":
             return motion_photo(end - start)
@@ -167,7 +168,7 @@ def _embedded_clip(data: bytes) -> str | None:
 
 
 def _properties_of_primary(data: bytes) -> dict[bytes, bytes]:
-    """What is said of the picture that is shown, by name; nothing where that cannot be read."""
+    """Return the properties of the primary picture, by name; empty if they cannot be read."""
     try:
         items = read_items(data)
         return dict(items.properties[items.primary])
@@ -176,7 +177,7 @@ def _properties_of_primary(data: bytes) -> dict[bytes, bytes]:
 
 
 def _properties_of_track(data: bytes) -> dict[bytes, bytes]:
-    """The same for an animation, which is a film of one track, perhaps with a second for alpha."""
+    """Do the same for an animation: a film of one track, perhaps with a second for alpha."""
     if data[8:12] != _AVIF_SEQUENCE:
         return {}
     films = [data[start:end] for name, start, end in boxes(data) if name == b"moov"]
@@ -195,7 +196,7 @@ def _space(data: bytes) -> ColourSpace:
 
 
 def _av1_plane_bytes(data: bytes) -> float:
-    """What a decoder of AV1 keeps for a pixel, by the configuration of the first picture."""
+    """Return a decoder's memory for a pixel of AV1, by the configuration of the first picture."""
     start = data.find(b"av1C", 0, _PROPERTIES_BYTES)
     flags = data[start + 6] if 0 <= start < len(data) - 6 else 0
     has_high_depth, is_half_wide, is_half_high = flags & 64, flags & 8, flags & 4

@@ -1,7 +1,7 @@
-"""The tiles of a HEIF picture, each as a file of its own.
+"""The tiles of a HEIF picture, each as a separate file.
 
-Phones store large pictures as a grid of tiles. `pillow_heif` decodes the whole of it at once, which
-takes more than a gigabyte for 200 megapixels; one tile at a time takes next to nothing.
+Phones store large pictures as a grid of tiles. `pillow_heif` decodes the whole grid at once, which
+takes more than a gigabyte for 200 megapixels; one tile at a time takes very little.
 """
 
 import struct
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from batch_pipeline.media.stills.boxes import boxes
 from batch_pipeline.media.stills.heif_items import read_items
 
-#: EXIF orientation of each turn, counted in quarters against the clock.
+#: EXIF orientation of each rotation, counted in quarter turns anticlockwise.
 _TURNS = {0: 1, 1: 8, 2: 3, 3: 6}
 _HANDLER = b"\0\0\0\0pict" + bytes(13)
 _FTYP = b"heic\0\0\0\0heicmif1"
@@ -21,15 +21,15 @@ class HeifGrid:
     """A grid of tiles of equal size, row by row."""
 
     size: tuple[int, int]
-    """Of the picture ahead of any turn (pixels); the last tiles may reach beyond it."""
+    """Size of the picture before any rotation (pixels); the last tiles may extend beyond it."""
     tile_size: tuple[int, int]
     columns: int
     orientation: int
-    """Of the picture, as EXIF numbers it."""
+    """Orientation of the picture, in EXIF's numbers."""
     tiles: list[bytes]
     """Properties of each tile, as boxes."""
     places: list[list[tuple[int, int]]]
-    """Where the bytes of each tile begin and end in the file."""
+    """Start and end of the bytes of each tile in the file."""
     codec: bytes
 
     def tile(self, data: bytes, number: int) -> bytes:
@@ -67,10 +67,10 @@ class HeifGrid:
 
 
 def read_grid(data: bytes) -> HeifGrid | None:
-    """Read the grid of the primary picture; None where it is none, or is changed after decoding.
+    """Read the grid of the primary picture; None if it has none, or is changed after decoding.
 
     Raises:
-        Exception: anything at all, on hostile files.
+        Exception: any error, on hostile files.
     """
     items = read_items(data)
     primary = items.primary

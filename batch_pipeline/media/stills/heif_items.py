@@ -1,4 +1,4 @@
-"""The items of a HEIF or AVIF file: of which type, where in the file, with which properties."""
+"""The items of a HEIF or AVIF file: their types, positions in the file, and properties."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,21 @@ from batch_pipeline.media.stills.boxes import boxes
 
 @dataclass(frozen=True)
 class Items:
-    """What the `meta` box says of the pictures of a file."""
+    """The data in the `meta` box about the pictures of a file."""
 
     primary: int
-    """Number of the one that is shown."""
+    """Number of the item that is shown."""
     types: dict[int, bytes]
     places: dict[int, list[tuple[int, int]]]
-    """Where the bytes of each begin and end in the file, or in `idat`."""
+    """Start and end of the bytes of each item in the file, or in `idat`."""
     in_idat: set[int]
     idat: bytes
     references: bytes
     properties: dict[int, list[tuple[bytes, bytes]]]
-    """Of each, in their order: name and content."""
+    """Properties of each item, in their order: name and content."""
 
     def tiles_of(self, number: int) -> list[int]:
-        """Numbers of the items that a grid is put together from."""
+        """Return the numbers of the items that are the tiles of a grid."""
         return _tiles_of(self.references, number) if self.references else []
 
 
@@ -29,7 +29,7 @@ def read_items(data: bytes) -> Items:
     """Read the first `meta` box of a file.
 
     Raises:
-        Exception: anything at all, on hostile files, and `KeyError` where there is none.
+        Exception: any error, on hostile files; `KeyError` if there is no such box.
     """
     parts = {
         name: data[start:end]
@@ -78,7 +78,7 @@ def _tiles_of(iref: bytes, primary: int) -> list[int]:
 
 
 def _properties(iprp: bytes) -> tuple[dict[int, tuple[bytes, bytes]], dict[int, list[int]]]:
-    """Properties by their number, and the numbers that belong to each item."""
+    """Return the properties by their number, and the numbers of each item's properties."""
     properties: dict[int, tuple[bytes, bytes]] = {}
     belongings: dict[int, list[int]] = {}
     for box, start, end in boxes(iprp):
@@ -105,7 +105,7 @@ def _properties(iprp: bytes) -> tuple[dict[int, tuple[bytes, bytes]], dict[int, 
 
 
 def _places(iloc: bytes) -> tuple[dict[int, list[tuple[int, int]]], set[int]]:
-    """Where each item is, and which of them are in the `idat` box."""
+    """Return the position of each item, and which items are in the `idat` box."""
     version = iloc[0]
     offset_bytes, length_bytes = iloc[4] >> 4, iloc[4] & 15
     base_bytes, index_bytes = iloc[5] >> 4, iloc[5] & 15 if version else 0

@@ -1,15 +1,15 @@
-"""Whether a frame shows something; many animations begin with a black or empty one."""
+"""Whether a frame shows something; many animations begin with a black or empty frame."""
 
 from enum import IntEnum
 
 import numpy as np
 from PIL import Image, ImageStat
 
-#: Below these spreads (standard deviation, 0-255) a frame is of one colour, or black.
+#: Below these spreads (standard deviation, 0-255) a frame has only one colour, or is black.
 _UNIFORM_SPREAD, _BLACK_SPREAD = 6.0, 24.0
 #: A dark frame with a mean below is black, a uniform one with a mean above is white (0-255).
 _BLACK_MEAN, _WHITE_MEAN = 32.0, 250.0
-#: Less is not seen (0-255).
+#: Lower alpha is not visible (0-255).
 _LEAST_ALPHA = 16
 
 

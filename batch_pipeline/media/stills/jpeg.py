@@ -1,6 +1,6 @@
-"""JPEG: decoded at a half, a quarter or an eighth of its size where that is enough.
+"""JPEG: decoded at a half, a quarter or an eighth of its size if that is enough.
 
-The decoder gets the picture without its side data, which is read here: a broken or huge segment
+The decoder gets the picture without its metadata, which is read here. So a broken or huge segment
 of metadata cannot fail a good picture.
 """
 
@@ -21,11 +21,11 @@ from batch_pipeline.media.stills.still import (
     oversized_metadata,
 )
 
-#: Segments ahead of the picture. Depth maps and colour profiles take hundreds.
+#: Most segments before the picture. Depth maps and colour profiles take hundreds.
 MAX_SEGMENTS = 4096
-#: A colour profile is numbered in one byte.
+#: The segments of a colour profile are numbered with one byte.
 _MAX_PROFILE_SEGMENTS = 255
-#: The first box of a film names brands, no more.
+#: The first box of a film contains only brands.
 _MAX_FTYP_BYTES = 512
 _SOI, _EOI, _SOS, _SOF_PROGRESSIVE = 0xD8, 0xD9, 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -37,11 +37,11 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*")
 
 @dataclass
 class _Anatomy:
-    """A JPEG taken apart."""
+    """The parts of a JPEG."""
 
     picture: list[Piece] = field(default_factory=list)
     exif: list[list[Piece]] = field(default_factory=list)
-    """Blocks, each of one segment or more."""
+    """Blocks, each of one or more segments."""
     xmp: bytes | None = None
     photoshop: list[Piece] = field(default_factory=list)
     """Image resources, perhaps in several segments."""
@@ -64,7 +64,7 @@ class JpegStill(PillowStill):
         self.clip = _embedded_clip(data)
 
     def memory(self, target: tuple[int, int]) -> int:
-        """The reduced picture, and all coefficients where they come in several scans."""
+        """Return the size of the reduced picture; with several scans, also of all coefficients."""
         self._picture.draft(None, target)
         reduced = self._picture.size[0] * self._picture.size[1] * 4
         return reduced + scaling_bytes(self._picture.size, target) + self._coefficient_bytes()
@@ -77,7 +77,7 @@ class JpegStill(PillowStill):
         if not self._in_several_scans():
             super()._salvage(error, target)  # raises if more than the last rows are missing
             self.warnings.clear()
-        # Without the marker of the end a decoder keeps its last rows, or all, to itself.
+        # Without the end marker, a decoder does not return its last rows, or any.
         self._with_end = True
         picture = self._open()
         self.prepare(picture, target)
@@ -107,14 +107,14 @@ class JpegStill(PillowStill):
 
 
 class _Plugin(JpegImageFile):
-    """Does not look for a resolution in EXIF as it opens: nobody asks, and broken EXIF warns."""
+    """Does not read a resolution from EXIF: it is not needed, and broken EXIF causes warnings."""
 
     def _read_dpi_from_exif(self) -> None:
         pass
 
 
 def take_apart(data: bytes) -> _Anatomy:
-    """Divide a JPEG into what belongs to the picture and what is told beside it.
+    """Divide a JPEG into its picture and its metadata.
 
     Raises:
         PermanentError: ``oversized_metadata``.
@@ -126,7 +126,7 @@ def take_apart(data: bytes) -> _Anatomy:
         content = view[start + 4 : end]
         if number >= MAX_SEGMENTS:
             raise oversized_metadata(
-                f"the JPEG has more than {MAX_SEGMENTS} segments ahead of its picture; "
+                f"the JPEG has more than {MAX_SEGMENTS} segments before its picture; "
                 "no camera writes that"
             )
         if marker == _SOS:
@@ -149,10 +149,10 @@ def take_apart(data: bytes) -> _Anatomy:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment up to the first scan; that one ends with its header."""
+    """Yield marker, start and end of each segment, up to the first scan with only its header."""
     position = 2
     while position + 4 <= len(data):
-        if data[position] != 0xFF:  # garbage between segments is passed over
+        if data[position] != 0xFF:  # garbage between segments is skipped
             position = data.find(b"\xff", position)
             if position < 0:
                 return
@@ -190,9 +190,9 @@ def _embedded_clip(data: bytes) -> str | None:
 
 
 def _reaches_last_scan(data: bytes) -> bool:
-    """Tell whether the scans of a JPEG, the last perhaps cut, bring all coefficients to their end.
+    """Return whether the scans of a JPEG complete all coefficients; the last scan may be cut.
 
-    Each is for a band of coefficients of some components, down to some bit.
+    Each scan is for a band of coefficients of some components, down to some bit.
     """
     missing: set[tuple[int, int]] | None = None
     position = 2

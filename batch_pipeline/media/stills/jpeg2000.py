@@ -1,7 +1,7 @@
-"""JPEG 2000: decoded at a half, a quarter, … where that is enough.
+"""JPEG 2000: decoded at a half, a quarter, … of its size if that is enough.
 
-A cut file is completed with zeros, which a decoder reads as packets without content. The tile that
-was cut then shows what is there of it; later ones stay black.
+A cut file is completed with zeros, which a decoder reads as empty packets. The cut tile then shows
+its existing part; later tiles stay black.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from batch_pipeline.media.stills.still import (
 
 _START_OF_CODESTREAM, _SIZE, _START_OF_TILE = b"\xff\x4f", b"\xff\x51", b"\xff\x90"
 _END_OF_CODESTREAM = b"\xff\xd9"
-#: Length of the head of a tile part, its marker included (bytes).
+#: Length of the head of a tile part, with its marker (bytes).
 _TILE_HEAD = 12
 
 
@@ -32,7 +32,7 @@ class Jpeg2000Still(PillowStill):
     _EXIF = b"JpgTiffExif->JP2"
     _XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
     _CODING_STYLE = b"\xff\x52\x00"
-    #: Of each sample as the decoder keeps it, at the reduced size (bytes).
+    #: Memory of each sample in the decoder, at the reduced size (bytes).
     _SAMPLE_BYTES = 8
 
     def __init__(self, data: bytes) -> None:
@@ -52,7 +52,7 @@ class Jpeg2000Still(PillowStill):
         self.file_bytes, self.missing_bytes = end, end - len(data)
 
     def memory(self, target: tuple[int, int]) -> int:
-        """The reduced samples, Pillow's picture of them, and the packed blocks."""
+        """Return the size of the reduced samples, Pillow's picture of them, and packed blocks."""
         width, height = self.size
         pixels = (width * height) >> (2 * self._reduction(target))
         samples = len(self._picture.getbands())
@@ -68,7 +68,7 @@ class Jpeg2000Still(PillowStill):
         picture.reduce = self._reduction(target)  # type: ignore[method-assign, assignment]
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
-        """Decode; of a cut file what is there."""
+        """Decode the picture, or the existing part of a cut file."""
         shown = super().scaled(target)
         if self._cut and self._cut.missing_tiles:
             missing, tiles = self._cut.missing_tiles, self._cut.tiles
@@ -92,19 +92,19 @@ def _profile_in_header(data: bytes, start: int, end: int) -> bytes | None:
 
 @dataclass(frozen=True)
 class _Cut:
-    """What a file that was cut within its tiles lacks."""
+    """The missing parts of a file that was cut within its tiles."""
 
     completed: bytes
     """The file, with zeros for the rest of its last tile part."""
     missing_bytes: int
-    """Of that part, and of the mark at the end."""
+    """Missing bytes of that part, and of the end marker."""
     tiles: int
     missing_tiles: int
-    """Of which not even the head is there."""
+    """Number of tiles without even a head."""
 
 
 def _cut(data: bytes) -> _Cut | None:
-    """Tell what is missing of the tiles; None: nothing, or the decoder is to say what is wrong."""
+    """Find what is missing of the tiles; None: nothing, or the decoder will report the problem."""
     place = next((start for name, start, _ in boxes(data) if name == b"jp2c"), 0)
     if data[place : place + 4] != _START_OF_CODESTREAM + _SIZE:
         return None
@@ -131,7 +131,7 @@ def _cut(data: bytes) -> _Cut | None:
 
 
 def _tiles(size: bytes) -> int:
-    """Count tiles, by the numbers of the size segment behind its capabilities; 0: unreadable."""
+    """Count tiles by the numbers in the size segment after its capabilities; 0: unreadable."""
     numbers = [int.from_bytes(size[at : at + 4], "big") for at in range(0, len(size), 4)]
     if len(numbers) < 8 or 0 in numbers[4:6]:
         return 0

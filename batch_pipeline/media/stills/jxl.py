@@ -1,6 +1,6 @@
-"""JPEG XL, by the package `pillow-jxl-plugin` (extra `jxl`).
+"""JPEG XL, decoded by the package `pillow-jxl-plugin` (extra `jxl`).
 
-Its decoder decodes as it opens: the size is read here ahead of that.
+Its decoder decodes when it opens a file, so this module reads the size before.
 """
 
 from PIL import Image
@@ -11,16 +11,16 @@ from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.stills.still import Still
 
 _CODESTREAM = b"\xff\x0a"
-#: Of a pixel while it is decoded (bytes).
+#: Memory of a pixel while it is decoded (bytes).
 _PIXEL_BYTES = 14
-#: Width to height, by their number in the header.
+#: Ratios of width to height, by their number in the header.
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
-#: How many bits a side takes, by a selector of two bits.
+#: Number of bits of a side, by a selector of two bits.
 _SIDE_BITS = (9, 13, 18, 30)
 
 
 class JxlStill(Still):
-    """A JPEG XL; of an animation the first frame. A JPEG that was packed into one is unpacked."""
+    """A JPEG XL, or the first frame of an animation. A JPEG that was packed into it is unpacked."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(_size(_codestream(data)))
@@ -36,7 +36,7 @@ class JxlStill(Still):
                     self.xmp = data[start:end]
 
     def memory(self, target: tuple[int, int]) -> int:
-        """All of the picture."""
+        """Return the size of the whole picture."""
         width, height = self.size
         return width * height * _PIXEL_BYTES + scaling_bytes(self.size, target)
 
@@ -46,7 +46,7 @@ class JxlStill(Still):
 
         try:
             is_jpeg, info, pixels, profile, _ = Decoder(num_threads=0)(self._data)
-        except Exception as error:  # its message is for those who build the decoder
+        except Exception as error:  # its message is only useful to developers of the decoder
             raise ValueError("the decoder gives nothing of it") from error
         if is_jpeg:
             jpeg = JpegStill(pixels)
@@ -64,13 +64,13 @@ class JxlStill(Still):
 
 
 def _codestream(data: bytes) -> bytes:
-    """The first bytes of the picture itself."""
+    """Return the first bytes of the picture itself."""
     if data[:2] == _CODESTREAM:
         return data[:32]
     for name, start, _ in boxes(data):
         if name == b"jxlc":
             return data[start : start + 32]
-        if name == b"jxlp":  # its number is ahead
+        if name == b"jxlp":  # its number comes first
             return data[start + 4 : start + 36]
     raise ValueError("there is no picture in the boxes")
 

@@ -12,7 +12,7 @@ def _cropped(part: Image.Image, top: int, bottom: int) -> Image.Image:
 
 
 class PartRows:
-    """The rows of a picture, decoded by parts as they are asked for, from top to bottom."""
+    """The rows of a picture, decoded in parts when they are needed, from top to bottom."""
 
     def __init__(
         self,
@@ -27,13 +27,13 @@ class PartRows:
         self._at_once = at_once
         self._part = Image.new("L", (1, 1))
         self._top = self._bottom = 0
-        """Rows of the picture that the part holds."""
+        """Rows of the picture in the current part."""
         self.missing = 0
         """Rows that could not be decoded."""
         self.error: Exception | None = None
 
     def read(self, top: int, bottom: int) -> Image.Image:
-        """Put rows together from the parts that they lie in; missing ones are black."""
+        """Return rows from one or more parts; missing rows are black."""
         if self._bottom <= top:
             self._decode_next()
         strip: Image.Image | None = None

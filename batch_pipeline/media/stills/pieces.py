@@ -1,4 +1,4 @@
-"""A file made of pieces of other files, without a copy of them."""
+"""A file that consists of pieces of other files, without copying them."""
 
 import io
 from bisect import bisect_right
@@ -13,7 +13,7 @@ Piece = bytes | memoryview
 
 
 def joined(pieces: Iterable[Piece]) -> BinaryIO:
-    """Pieces, one behind the other, as a file for reading."""
+    """Return the pieces, one after the other, as a file for reading."""
     return io.BufferedReader(_Pieces(pieces))
 
 

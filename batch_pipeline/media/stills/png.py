@@ -1,6 +1,6 @@
-"""PNG: read a strip at a time where it is large, and whatever is broken beside its pixels.
+"""PNG: large files are read a strip at a time; files are read even if they have broken metadata.
 
-The decoder gets the chunks of the picture alone, with right checksums. Texts and EXIF are read
+The decoder gets only the chunks of the picture, with correct checksums. Texts and EXIF are read
 here.
 """
 
@@ -20,9 +20,9 @@ from batch_pipeline.media.stills.still import PillowStill, oversized_metadata
 from batch_pipeline.media.tone_mapping import ColourSpace
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-#: Texts that unpack to more, taken together, are no texts (bytes).
+#: Most bytes of all unpacked texts together; more cannot be texts.
 _MAX_TEXT_BYTES = 16 * 1024**2
-#: A file of 100 MB in chunks of nothing would take minutes to walk.
+#: Most chunks: a file of 100 MB in empty chunks would take minutes to read.
 _MAX_CHUNKS = 500_000
 _PICTURE_CHUNKS = {
     b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT",
@@ -30,11 +30,11 @@ _PICTURE_CHUNKS = {
 _TEXT_CHUNKS = {b"tEXt", b"zTXt", b"iTXt"}
 _TIME_KEY = b"Creation Time"
 _XMP_KEY, _EXIF_KEYS = b"XML:com.adobe.xmp", (b"Raw profile type exif", b"Raw profile type APP1")
-#: Read and inflated at a time (bytes).
+#: How much is read and inflated at a time (bytes).
 _BLOCK_BYTES, _INFLATED_BYTES = 65_536, 1024**2
-#: What undoing the filters of a strip takes (bytes).
+#: Memory for undoing the filters of a strip (bytes).
 _UNFILTER_BYTES = 24 * STRIP_PIXELS
-#: Smaller pictures are decoded whole, which is a fifth faster (pixels; four bytes each).
+#: Smaller pictures are decoded at once, which is a fifth faster (pixels; four bytes each).
 _WHOLE_PIXELS = 24_000_000
 #: Samples of a pixel by colour type.
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -42,19 +42,19 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 @dataclass
 class _Anatomy:
-    """A PNG taken apart."""
+    """The parts of a PNG."""
 
     header: bytes = b""
     picture: list[Piece] = field(default_factory=list)
     """The chunks that a decoder needs."""
     pixels: list[Piece] = field(default_factory=list)
-    """What is in the IDAT chunks."""
+    """The contents of the IDAT chunks."""
     exif: list[Piece] = field(default_factory=list)
     xmp: bytes | None = None
     made: str | None = None
-    """What a text says of the time of creation."""
+    """Time of creation, from a text."""
     changed: str | None = None
-    """What the file says of its last change."""
+    """Time of the last change, from the file."""
     profile: bytes | None = None
     space: ColourSpace | None = None
     animated: bool = False
@@ -75,13 +75,13 @@ class PngStill(PillowStill):
         self.warnings = self._anatomy.warnings
 
     def memory(self, target: tuple[int, int]) -> int:
-        """A few strips, or the whole where the file is interlaced, animated or 16 bits deep."""
+        """Return the size of a few strips, or of all if interlaced, animated or 16 bits deep."""
         if not self._in_strips():
             return super().memory(target)
         return scaling_bytes(self.size, target) + _UNFILTER_BYTES
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
-        """Decode whole, or in strips if it is large."""
+        """Decode at once, or in strips if the picture is large."""
         if not self._in_strips():
             return super().scaled(target)
         rows = _Rows(self._anatomy, self._picture)
@@ -100,16 +100,16 @@ class PngStill(PillowStill):
 
 
 class _Rows:
-    """The rows of a PNG that is not interlaced, inflated as they are asked for.
+    """The rows of a PNG that is not interlaced, inflated when they are needed.
 
-    What the filters of PNG did to rows is undone by Pillow: some rows at a time become a PNG of
-    their own, behind the row ahead of them, to which they refer.
+    Pillow undoes PNG's filters: some rows at a time become a separate PNG. It begins with the row
+    before them, because the filters refer to it.
     """
 
     def __init__(self, anatomy: _Anatomy, picture: ImageFile) -> None:
         self._picture = picture
         self._bytes_ahead = _bytes_ahead(anatomy)
-        # A whole number of what the filters count in; the last may reach over the end of a row.
+        # A whole number of filter units; the last unit may extend beyond the end of a row.
         self._columns = -(-_row_bytes(anatomy) // self._bytes_ahead)
         self._row_bytes = _row_bytes(anatomy)
         self._inflated = _inflate(anatomy.pixels)
@@ -158,7 +158,7 @@ class _Rows:
 
 
 def take_apart(data: bytes) -> _Anatomy:
-    """Divide a PNG into what belongs to the picture and what is told beside it.
+    """Divide a PNG into its picture and its metadata.
 
     Raises:
         PermanentError: ``oversized_metadata``.
@@ -205,21 +205,21 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
-    """Kind, content and checksum of each chunk up to IEND, the last perhaps cut."""
+    """Yield kind, content and checksum of each chunk up to IEND; the last may be cut."""
     view = memoryview(data)
     position = len(_SIGNATURE)
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
         if not kind.isalpha() or (end > len(data) and kind != b"IDAT"):
-            # A wrong length: the pixels are found by their name.
+            # The length is wrong: find the pixels by the name of their chunk.
             position = data.find(b"IDAT", position + 8) - 4
             if position < 0:
                 return
             continue
         checksum = int.from_bytes(data[end : end + 4], "big")
         content = view[position + 8 : end]
-        # A cut chunk has no checksum to be wrong.
+        # A cut chunk has no checksum, so it cannot be wrong.
         yield kind, content, checksum if end + 4 <= len(data) else zlib.crc32(kind + content)
         if kind == b"IEND":
             return
@@ -259,7 +259,7 @@ def _keep_text(found: _Anatomy, kind: bytes, content: memoryview) -> None:
         text = _unpack(found, text)
     if key == _XMP_KEY:
         found.xmp = text
-    elif key == _TIME_KEY:  # not `date:create`, which ImageMagick takes from the file system
+    elif key == _TIME_KEY:  # not `date:create`, which ImageMagick reads from the file system
         found.made = found.made or text.decode("latin-1")
     elif key in _EXIF_KEYS:  # of ImageMagick: name, length and hexadecimal digits, on lines
         digits = b"".join(text.split()[2:])
@@ -268,7 +268,7 @@ def _keep_text(found: _Anatomy, kind: bytes, content: memoryview) -> None:
 
 
 def _unpack(found: _Anatomy, packed: bytes) -> bytes:
-    """Decompress; what is broken gives what was before.
+    """Decompress; broken data gives the part before the error.
 
     Raises:
         PermanentError: ``oversized_metadata``.
@@ -298,7 +298,7 @@ def _inflate(pieces: list[Piece]) -> Iterator[bytes]:
 
 
 def _bytes_ahead(anatomy: _Anatomy) -> int:
-    """How far the filters look to the left (bytes): a pixel, at least one."""
+    """Return how far the filters look to the left (bytes): a pixel, at least one byte."""
     depth, colour = anatomy.header[8:10]
     return max(1, depth * _CHANNELS.get(colour, 4) // 8)
 

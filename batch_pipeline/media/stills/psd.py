@@ -1,8 +1,8 @@
 """Photoshop documents, PSD and PSB.
 
-The decoder gets a document of ours: of 8 bits, with the channels of the colours alone, without
-layers. Further channels are masks, inks for special use, or the transparency of a picture that
-Photoshop has laid on white already.
+The decoder gets a document that this module makes: 8 bits, only the colour channels, no layers.
+Other channels are masks, special inks, or the transparency of a picture that Photoshop has already
+put on white.
 """
 
 import struct
@@ -17,14 +17,14 @@ from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.stills.still import PillowStill
 
-#: Of a sample of 32 bits.
+#: Bytes of a sample of 32 bits.
 _FLOAT_BYTES = 4
 _LARGE = 2
-"""Version of a PSB, which counts layers and rows in longer numbers."""
+"""Version of a PSB, which has longer numbers for layers and rows."""
 _HEADER_BYTES = 26
 _BITMAP, _GREY, _INDEXED, _RGB, _CMYK, _INKS, _DUOTONE, _LAB = 0, 1, 2, 3, 4, 7, 8, 9
 _CHANNELS = {_BITMAP: 1, _GREY: 1, _INDEXED: 1, _RGB: 3, _CMYK: 4, _DUOTONE: 1, _LAB: 3}
-#: Single inks, by how many there are: what their picture is shown as.
+#: Modes in which pictures of single inks are shown, by the number of inks.
 _SHOWN_INKS = {1: _GREY, 2: _GREY, 3: _RGB}
 _RAW, _RUN_LENGTHS = 0, 1
 _COUNT_LIMIT = 0xFFFF
@@ -42,7 +42,7 @@ class PsdStill(PillowStill):
         super().__init__(lambda: _PsdPlugin(document.for_decoder()))
         self.size = document.size
         if self._sample_bytes == _FLOAT_BYTES:
-            # Photoshop's is for light, which is converted here; its colours are those of sRGB.
+            # Photoshop's profile is for light, which is converted here to the colours of sRGB.
             self.icc_profile = None
         if document.said_mode == _INKS:
             self.warnings.append("colours are not true: the document is of single inks")
@@ -55,7 +55,7 @@ class PsdStill(PillowStill):
                 self.iptc = content
 
     def memory(self, target: tuple[int, int]) -> int:
-        """As Pillow keeps it, deep samples as bytes beside each other, and a strip."""
+        """Return the size of Pillow's picture, with deep samples as several bytes, and a strip."""
         width, height = self.size
         return width * height * 4 * self._sample_bytes + 2 * scaling_bytes(self.size, target)
 
@@ -69,10 +69,10 @@ class PsdStill(PillowStill):
         return scale(self.size, target, read_rows)
 
     def _shallow(self, rows: Image.Image) -> Image.Image:
-        """Samples of 8 bits of those that Pillow has taken for several."""
+        """Return samples of 8 bits; Pillow has read each deeper sample as several."""
         values = np.asarray(rows)
         values = values.reshape(rows.height, -1, self._sample_bytes, len(rows.getbands()))
-        if self._sample_bytes == _FLOAT_BYTES:  # light from 0 to 1, not in steps that look equal
+        if self._sample_bytes == _FLOAT_BYTES:  # linear light from 0 to 1
             packed = np.ascontiguousarray(np.moveaxis(values, 2, 3))
             light = np.nan_to_num(packed.view(">f4")[..., 0].astype(np.float32)).clip(0, 1)
             levels = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
@@ -86,18 +86,18 @@ class PsdStill(PillowStill):
 
 @dataclass(frozen=True)
 class _Document:
-    """Where the parts of a document are."""
+    """The parts of a document."""
 
     size: tuple[int, int]
     bits: int
     said_mode: int
     said_channels: int
     count_bytes: int
-    """Of the length of a row, as a table ahead of the rows tells it."""
+    """Bytes of a row's length in the table before the rows."""
     ahead: memoryview
-    """Palette and resources, ahead of the layers."""
+    """Palette and resources, before the layers."""
     pixels: memoryview
-    """Behind the number of the compression."""
+    """The data after the number of the compression."""
     compression: int
 
     @classmethod
@@ -105,7 +105,7 @@ class _Document:
         """Read the parts.
 
         Raises:
-            ValueError: they are none, or of a kind that is not supported.
+            ValueError: they are not those of a document, or are of a kind that is not supported.
         """
         if len(data) < _HEADER_BYTES:
             raise ValueError("image file is truncated in its header")
@@ -118,7 +118,7 @@ class _Document:
             place += length_bytes + int.from_bytes(view[place : place + length_bytes], "big")
         compression = int.from_bytes(view[place : place + 2], "big")
         if place + 2 > len(data):
-            raise ValueError("image file is truncated ahead of its pixels")
+            raise ValueError("image file is truncated before its pixels")
         if compression not in {_RAW, _RUN_LENGTHS}:
             raise ValueError(
                 f"a PSD whose composite has compression {compression} is not supported"
@@ -141,18 +141,18 @@ class _Document:
 
     @property
     def sample_bytes(self) -> int:
-        """Of a sample; 1 for a bitmap, too, whose samples are bits."""
+        """Return the bytes of a sample; 1 also for a bitmap, whose samples are bits."""
         return max(1, self.bits // 8)
 
     @property
     def mode(self) -> int:
-        """What the picture is shown as."""
+        """Return the mode in which the picture is shown."""
         if self.said_mode == _INKS:
             return _SHOWN_INKS.get(self.said_channels, _CMYK)
         return self.said_mode
 
     def for_decoder(self) -> BinaryIO:
-        """As a PSD of 8 bits; where samples are deeper, of as many more columns."""
+        """Return a PSD of 8 bits; deeper samples become more columns."""
         width, height = self.size
         channels = _CHANNELS.get(self.mode, 1)
         header = struct.pack(
@@ -173,7 +173,7 @@ class _Document:
         return joined([header, self.ahead, layers_and_compression, *pixels])
 
     def _table(self, channels: int) -> bytes:
-        """The lengths of the rows that are decoded, as a PSD holds them."""
+        """Return the lengths of the decoded rows in the form of a PSD."""
         height = self.size[1]
         stored = self.pixels[: channels * height * self.count_bytes]
         counts = np.frombuffer(
@@ -181,7 +181,7 @@ class _Document:
         )
         counts = counts.astype(np.int64)
         if (counts > _COUNT_LIMIT).any():
-            # The decoder adds them up to find a channel, so that each may be their mean.
+            # The decoder adds the lengths up to find a channel, so each may be their mean.
             means = []
             for channel in range(channels):
                 total = int(counts[channel * height : (channel + 1) * height].sum())
@@ -197,7 +197,7 @@ class _Document:
 
 
 class _PsdPlugin(PsdImageFile):
-    """Does not read the layers to count them."""
+    """Does not read the layers just to count them."""
 
     n_frames = 1
     is_animated = False

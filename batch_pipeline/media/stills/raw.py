@@ -1,7 +1,7 @@
-"""Raw files of cameras, by the package `rawpy` (LibRaw; extra `raw`).
+"""Raw files of cameras, decoded by the package `rawpy` (LibRaw; extra `raw`).
 
-The camera's own JPEG inside is taken where it is as large as needed: it is what the photographer
-saw, and costs nothing. Otherwise the sensor's values are developed at half their size.
+If the camera's own JPEG in the file is large enough, it is used: it is what the photographer saw,
+and costs little. Otherwise the sensor's values are developed at half their size.
 """
 
 from io import BytesIO
@@ -14,14 +14,14 @@ from batch_pipeline.media.stills.jpeg import JpegStill, take_apart
 from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.stills.still import Still
 
-#: EXIF orientation of each turn as LibRaw tells it.
+#: EXIF orientation of each of LibRaw's rotations.
 _ORIENTATIONS = {3: 3, 5: 8, 6: 6}
-#: The preview may be that much smaller than wanted, and of another shape by as much.
+#: The preview may be smaller than wanted, or differ in shape, by this share.
 _TOLERANCE = 0.05
-#: Of a pixel of the sensor in development at half size: its value, and a quarter of a pixel of four
-#: values and of one of three (bytes).
+#: Memory of a sensor pixel in development at half size (bytes): its value, a quarter of a pixel of
+#: four values, and a quarter of a pixel of three.
 _PIXEL_BYTES = 2 + 4 * 2 / 4 + 3 / 4
-#: Of one that has all colours.
+#: The same for a sensor pixel that has all colours.
 _FULL_PIXEL_BYTES = 8 + _PIXEL_BYTES
 #: The UUID of the box in which Canon keeps EXIF, and the boxes in it.
 _CANON = bytes.fromhex("85c0b687820f11e08111f4ce462b6a48")
@@ -46,7 +46,7 @@ class RawStill(Still):
             self.xmp = self._preview.xmp
 
     def memory(self, target: tuple[int, int]) -> int:
-        """Of the preview where that is taken, else of the development."""
+        """Return the memory for the preview if that is used, else for the development."""
         if self._preview is not None and self._is_large_enough(self._preview, target):
             return self._preview.memory(target)
         width, height = self.size
@@ -84,7 +84,7 @@ class RawStill(Still):
             return JpegStill(preview.data) if preview.format is rawpy.ThumbFormat.JPEG else None
         except MemoryError:
             raise
-        except Exception:  # none, or one that is broken: the sensor's values are there
+        except Exception:  # no preview, or a broken one: the sensor's values are used
             return None
 
     def _is_large_enough(self, preview: JpegStill, target: tuple[int, int]) -> bool:
@@ -108,7 +108,7 @@ def _exif_blocks(data: bytes) -> list[bytes | memoryview]:
             for part, begin, stop in boxes(data, inner_start + 16, inner_end)
             if part in _CANON_EXIF
         ]
-    if data.startswith(b"FUJIFILM"):  # the preview has it, and stands in the header
+    if data.startswith(b"FUJIFILM"):  # the preview in the header has it
         start, length = (int.from_bytes(data[at : at + 4], "big") for at in (84, 88))
         return [b"".join(block) for block in take_apart(data[start : start + length]).exif]
     return [data]

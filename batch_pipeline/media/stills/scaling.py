@@ -1,4 +1,4 @@
-"""Large pictures made small a strip at a time."""
+"""Scales large pictures down, a strip at a time."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -6,27 +6,27 @@ from itertools import chain
 import numpy as np
 from PIL import Image, ImageCms
 
-#: Pixels that are converted at a time when a large picture is made small.
+#: Pixels that are converted at a time when a large picture is scaled down.
 STRIP_PIXELS = 2_000_000
-#: What a strip takes while it is read, converted and reduced (bytes).
+#: Memory of a strip while it is read, converted and reduced (bytes).
 _STRIP_BYTES = 16 * STRIP_PIXELS
-#: The box filter leaves so many times the target at least.
+#: The result of the box filter is at least this many times the target.
 _BOX_GAP = 1.2
 #: Modes of Pillow that can be scaled without a change of colour.
 _WORKING_MODES = {"L", "RGB", "RGBA", "CMYK"}
 
 ReadRows = Callable[[int, int], Image.Image]
-"""Gives rows of a picture, from the first to ahead of the second; asked from top to bottom."""
+"""Returns rows of a picture, from the first number up to (not including) the second, in order."""
 
 
 def scale(size: tuple[int, int], target: tuple[int, int], read_rows: ReadRows) -> Image.Image:
     """Scale to `target` pixels; the result is of mode L, RGB, RGBA or CMYK.
 
-    A box filter goes down to between 1.2 and 2.4 times the target, then a good one to the end: as
-    good to the eye, and the full-size picture is converted only a strip at a time. Of photos of 12
-    megapixels the good filter alone took a third of the whole decode. Behind the box filter,
-    Lanczos is no nearer to the picture scaled by it alone than the bicubic one (both 49.7 dB), and
-    takes a quarter longer.
+    A box filter scales down to between 1.2 and 2.4 times the target, and a good filter does the
+    rest. The result looks as good, and the full-size picture is converted only a strip at a time.
+    For photos of 12 megapixels, the good filter alone took a third of the whole decode. After the
+    box filter, Lanczos is as near to a picture scaled by Lanczos alone as bicubic is (both
+    49.7 dB), and takes a quarter longer.
     """
     width, height = size
     factor = _factor(size, target)
@@ -42,7 +42,7 @@ def scale(size: tuple[int, int], target: tuple[int, int], read_rows: ReadRows) -
 
 
 def scaling_bytes(size: tuple[int, int], target: tuple[int, int]) -> int:
-    """What `scale` takes at its peak (bytes)."""
+    """Return the memory that `scale` takes at its peak (bytes)."""
     factor = _factor(size, target)
     return 4 * size[0] * size[1] // factor**2 + _STRIP_BYTES
 

@@ -1,7 +1,7 @@
-"""An opened still picture, and how those are decoded that Pillow decodes whole.
+"""An opened still picture, and the decoding of formats that Pillow decodes at once.
 
-Here: what every format has in common, damage included. What a format does better is in the module
-of its name.
+This module has what all formats share, including damage. The module of a format has the parts that
+it does differently.
 """
 
 import zlib
@@ -16,27 +16,27 @@ from batch_pipeline.media.stills.pieces import Piece
 from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
 
-#: Bytes that Pillow keeps for a pixel of each mode; of any other, 4.
+#: Bytes that Pillow uses for a pixel of each mode; 4 for any other mode.
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-#: A picture that lacks no more at its end is shown with a warning (part of its rows, rows).
+#: A picture that lacks only this much at its end is used with a warning (part of its rows, rows).
 _SMALL_LOSS, _FEW_ROWS = 0.05, 32
-#: The same for a file of which only the bytes can be counted (part of its bytes, bytes).
+#: The same for a file whose missing rows are unknown (part of its bytes, bytes).
 _SMALL_CUT, _FEW_BYTES = 0.02, 512
-#: That a cut file is filled up with where it is shorter itself (bytes).
+#: Most zeros that fill up a cut file, unless the file itself is longer (bytes).
 MOST_ZEROS = 64 * 1024**2
 
 
 class IncompletePictureError(Exception):
-    """Too much of a picture is missing to call it one."""
+    """Too much of a picture is missing to use it."""
 
     def __init__(self, reason: str, rest: Image.Image | None = None) -> None:
         super().__init__(reason)
         self.rest = rest
-        """What is there, scaled."""
+        """The existing part of the picture, scaled."""
 
 
 class Still:
-    """A still picture of which the header is read, and no pixel decoded."""
+    """A still picture. Its header is read, but no pixel is decoded yet."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
@@ -46,22 +46,22 @@ class Still:
         self.xmp: bytes | None = None
         self.iptc: bytes | None = None
         self.made: str | None = None
-        """When it was made, as a text of the format itself says."""
+        """When it was made, from a text of the format itself."""
         self.changed: str | None = None
-        """When the file was changed last, as the format itself says."""
+        """When the file was last changed, from the format itself."""
         self.icc_profile: bytes | None = None
         self.space: ColourSpace = SRGB
         self.clip: str | None = None
         self.warnings: list[str] = []
         self.orientation: int | None = None
-        """As EXIF numbers it, if EXIF is not to be asked: 1 where the decoder turns the picture."""
+        """In EXIF's numbers, if EXIF must not be used: 1 if the decoder turns the picture."""
         self.is_cut = False
-        """Whether the file ends before its own structure says so, if this tells."""
+        """Whether the file is shorter than its own structure says, if that is known."""
         self.file_bytes, self.missing_bytes = 0, 0
-        """Of a cut file, if it says so: how long the whole is, and how much of that is missing."""
+        """Length of the complete file, and how much is missing, if a cut file says so."""
 
     def memory(self, target: tuple[int, int]) -> int:
-        """What decoding takes at its peak, besides the file (bytes)."""
+        """Return the memory that decoding takes at its peak, besides the file (bytes)."""
         raise NotImplementedError
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
@@ -69,24 +69,24 @@ class Still:
 
         Raises:
             IncompletePictureError: too much is missing.
-            Exception: anything at all, as decoders do on hostile files.
+            Exception: any error, because decoders raise all kinds on hostile files.
         """
         raise NotImplementedError
 
     def scaled_frame(self, index: int, target: tuple[int, int]) -> Image.Image:
-        """As `scaled`, for a later frame of an animation; asked for in their order."""
+        """Do the same as `scaled` for a later frame of an animation; call it in their order."""
         raise NotImplementedError
 
     def judge_loss(self, shown: Image.Image, missing: int, reason: str) -> None:
-        """Take note of missing rows, or raise if they are too many.
+        """Warn about missing rows, or raise an error if they are too many.
 
         Args:
             shown: the picture, scaled.
             missing: how many of the file's rows are missing.
-            reason: why they are.
+            reason: why they are missing.
 
         Raises:
-            IncompletePictureError: a part of it is missing that a person would miss.
+            IncompletePictureError: so much is missing that a person would notice.
         """
         height = self.size[1]
         if missing > max(_SMALL_LOSS * height, _FEW_ROWS) or 2 * missing > height:
@@ -95,10 +95,10 @@ class Still:
         self.warnings.append(f"damaged:{lost} {reason}")
 
     def judge_missing_bytes(self, shown: Image.Image) -> None:
-        """Take note of missing bytes, or raise if they are too many.
+        """Warn about missing bytes, or raise an error if they are too many.
 
         Raises:
-            IncompletePictureError: a part of it is missing that a person would miss.
+            IncompletePictureError: so much is missing that a person would notice.
         """
         if self.missing_bytes:
             reason = f"{self.missing_bytes:,} of {self.file_bytes:,} bytes are missing"
@@ -108,7 +108,7 @@ class Still:
 
 
 class PillowStill(Still):
-    """A picture that Pillow decodes whole."""
+    """A picture that Pillow decodes at once."""
 
     def __init__(self, open_picture: Callable[[], ImageFile]) -> None:
         self._open = open_picture
@@ -121,14 +121,14 @@ class PillowStill(Still):
         self.frame_count = max(1, getattr(self._picture, "n_frames", 1))
 
     def memory(self, target: tuple[int, int]) -> int:
-        """As Pillow keeps it, and a strip in conversion."""
+        """Return the size of Pillow's picture, and of a strip in conversion."""
         width, height = self.size
         return width * height * _PIXEL_BYTES.get(self._picture.mode, 4) + scaling_bytes(
             self.size, target
         )
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
-        """Decode whole; what could be decoded of a damaged picture is there too."""
+        """Decode at once; this also returns the decoded part of a slightly damaged picture."""
         try:
             self.prepare(self._picture, target)
             self._picture.load()
@@ -139,10 +139,10 @@ class PillowStill(Still):
         return self._shrink(self._picture, target)
 
     def prepare(self, picture: ImageFile, target: tuple[int, int]) -> None:
-        """Have the decoder give less than everything, if it can."""
+        """Make the decoder return a smaller picture, if it can."""
 
     def scaled_frame(self, index: int, target: tuple[int, int]) -> Image.Image:
-        """Decode on to a later frame."""
+        """Continue decoding to a later frame."""
         self._picture.seek(index)
         self._picture.load()
         return self._shrink(self._picture, target)
@@ -154,7 +154,7 @@ class PillowStill(Still):
         )
 
     def _salvage(self, error: Exception, target: tuple[int, int]) -> ImageFile:
-        """Return a damaged picture if little is missing; otherwise raise what is there."""
+        """Return a damaged picture if little is missing; else raise an error with that picture."""
         marks = [self._decode_over(mark, target) for mark in (0, 1)]
         if None in marks:
             raise error
@@ -171,10 +171,10 @@ class PillowStill(Still):
     def _decode_over(
         self, mark: int, target: tuple[int, int]
     ) -> tuple[ImageFile, list[int]] | None:
-        """Decode as far as it goes onto a ground of one colour; None when nothing can be decoded.
+        """Decode as far as possible over a background of one colour; None if nothing is decoded.
 
-        What a decoder did not reach shows that colour, so that two decodes over two colours tell
-        what it reached.
+        Parts that the decoder did not reach keep that colour, so two decodes over two colours show
+        which parts it reached.
         """
         picture = self._open()
         self.prepare(picture, target)
@@ -204,12 +204,12 @@ class PillowStill(Still):
 
 
 def filled_up(data: bytes, end: int) -> bytes:
-    """Put zeros where a cut file is missing bytes: decoders then give what is ahead of them.
+    """Fill a cut file up with zeros, so that decoders return the part before the cut.
 
     Args:
         data: the file.
-        end: where it ends by its own account; a file of which more is missing than is there, and
-            more than 64 MiB, is returned as it is.
+        end: where the file should end by its own structure. If more is missing than exists, and
+            more than 64 MiB, the file is returned unchanged.
     """
     missing = end - len(data)
     return data + bytes(missing) if 0 < missing <= max(len(data), MOST_ZEROS) else data
@@ -218,17 +218,17 @@ def filled_up(data: bytes, end: int) -> bytes:
 def pillow_opener(plugin: type[ImageFile], data: bytes) -> Callable[[], ImageFile]:
     """Return the function that opens a file with one decoder.
 
-    The classes are called as they are: `Image.open` would ask every registered plugin, and warn (an
-    error in strict programs) of sizes that are within our own limits.
+    It calls the plugin's class directly: `Image.open` would try every registered plugin, and warn
+    (an error in strict programs) about sizes that are within our own limits.
     """
     return lambda: plugin(BytesIO(data))
 
 
 def motion_photo(film_bytes: int) -> str:
-    """Name the film that a phone keeps inside a still."""
+    """Name the film that a phone stores inside a still."""
     return f"a film of {film_bytes:,} bytes inside the file (motion photo)"
 
 
 def oversized_metadata(reason: str) -> PermanentError:
-    """The error for side data that no camera writes."""
+    """Return the error for metadata that is larger than any camera writes."""
     return PermanentError("oversized_metadata", reason)

@@ -1,8 +1,8 @@
-"""TIFF and BigTIFF: the first page, read by parts.
+"""TIFF and BigTIFF: the first page, read in parts.
 
-The decoder gets files of ours: with the entries alone that say how pixels are stored, and with some
-of the strips or tiles. Of depths and layouts that Pillow does not know, it is asked for the bytes,
-as if they were grey pixels; `tiff_samples` makes a picture of these.
+The decoder gets files that this module makes, with some of the strips or tiles, and only with
+entries that describe how pixels are stored. If Pillow does not know a depth or layout, it decodes
+the bytes as if they were grey pixels, and `tiff_samples` makes a picture of these.
 """
 
 import struct
@@ -32,8 +32,8 @@ _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PREDICTOR, _COLOUR_MAP = 259, 262, 266
 _EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
 _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_SIZES = 273, 278, 279
 _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_SIZES = 322, 323, 324, 325
-#: How pixels are stored: size, bits, compression, what 0 is, order of bits, samples, their planes,
-#: options of compressions, predictor, palette, inks, meaning of further samples, format, tables of
+#: How pixels are stored: size, bits, compression, meaning of 0, order of bits, samples, planes,
+#: options of compressions, predictor, palette, inks, meaning of extra samples, format, tables of
 #: JPEG, matrix of Y'CbCr. Not the orientation: the picture is turned when it is small.
 _STORAGE = {
     _WIDTH, _BITS, 259, 262, 266, _SAMPLES, _ROWS_PER_STRIP, _PLANAR, 292, 293, 317, 320,
@@ -41,13 +41,13 @@ _STORAGE = {
 }  # fmt: skip
 #: The same for grey pixels of 8 bits.
 _STORAGE_OF_BYTES = {_COMPRESSION, _FILL_ORDER, _ROWS_PER_STRIP, _TILE_LENGTH}
-#: Ways of compression that know bytes, not pixels.
+#: Compressions of bytes, which do not depend on pixels.
 _COMPRESSIONS_OF_BYTES = {1, 5, 8, 32773, 32946, 34925, 50000}
 _SEPARATE_PLANES = 2
 _NO_COMPRESSION, _OLD_JPEG, _DEFLATE = 1, 6, 8
 _GREY, _RGB, _YCBCR, _LOG_LIGHT, _LOG_COLOURS = 1, 2, 6, 32844, 32845
 _UNSIGNED = 1
-#: What a refusal calls the ways in which pixels are stored.
+#: Names for error messages about how pixels are stored.
 _COMPRESSIONS = {
     1: "no compression", 2: "CCITT run lengths", 3: "CCITT G3", 4: "CCITT G4", 5: "LZW",
     6: "JPEG of the old kind", 7: "JPEG", 8: "Deflate", 9: "JBIG", 10: "JBIG", 32766: "NeXT",
@@ -62,25 +62,25 @@ _PHOTOMETRICS = {
     32844: "logarithmic light", 32845: "logarithmic light and colours", 34892: "linear raw",
 }  # fmt: skip
 _SHORT, _LONG = 3, 4
-#: An entry that is longer says nothing of pixels (bytes).
+#: Longer entries do not describe pixels (bytes).
 _MAX_ENTRY_BYTES = 1024**2
-#: Strips and tiles beyond are no picture's.
+#: Most strips or tiles; no picture has more.
 _MAX_STRIPS = 1_000_000
 
 _Value = tuple[int, int, bytes]
-"""Type, number of elements, and these."""
+"""Type, number of elements, and the elements."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the pixels of a page are, in strips or tiles, row by row of these."""
+    """Where the pixels of a page are: its strips or tiles, row by row."""
 
     offsets: list[int]
     sizes: list[int]
     rows: int
-    """Of pixels, in a strip or tile."""
+    """Rows of pixels in a strip or tile."""
     across: int
-    """How many tiles lie side by side; 1 for strips."""
+    """How many tiles are side by side; 1 for strips."""
     is_tiled: bool
 
 
@@ -103,7 +103,7 @@ class TiffStill(Still):
         self.icc_profile = tiff.bytes_of(profile, 16 * _MAX_ENTRY_BYTES) if profile else None
 
     def memory(self, target: tuple[int, int]) -> int:
-        """The largest part, packed and as Pillow keeps it, and a strip in conversion."""
+        """Return the size of the largest part, packed and in Pillow, and a strip in conversion."""
         samples = max(1, self._number(_SAMPLES)) * max(1, self._number(_BITS) // 8)
         part = self.size[0] * self._rows_at_once() * (4 + 2 * samples)
         if self._samples is not None:  # each bit in a byte, each sample in eight
@@ -150,7 +150,7 @@ class TiffStill(Still):
     def _read_layout(self) -> _Layout:
         width, height = self.size
         is_tiled = _TILE_WIDTH in self._entries and _TILE_LENGTH in self._entries
-        # Some writers name the places of tiles as those of strips.
+        # Some writers store the positions of tiles in the entries for strips.
         places = (_TILE_OFFSETS, _TILE_SIZES)
         if _TILE_OFFSETS not in self._entries:
             places = (_STRIP_OFFSETS, _STRIP_SIZES)
@@ -160,12 +160,12 @@ class TiffStill(Still):
         else:
             across, rows = 1, self._number(_ROWS_PER_STRIP) or height
         offsets, sizes = map(self._numbers, places)
-        if not any(sizes) and len(offsets) == 1:  # some old writers leave it out
+        if not any(sizes) and len(offsets) == 1:  # some old writers omit it
             sizes = [max(0, len(self._tiff.block) - offsets[0])]
         return _Layout(offsets, sizes, min(rows, height), across, is_tiled)
 
     def _rows_at_once(self) -> int:
-        """How many rows a part has: of some strips, or all where these cannot be divided."""
+        """Return the rows of a part: those of some strips, or all if they cannot be divided."""
         width, height = self.size
         layout = self._layout
         if layout.rows < 1 or self._number(_PLANAR) == _SEPARATE_PLANES or self._is_old_jpeg():
@@ -189,16 +189,16 @@ class TiffStill(Still):
         if is_deep and self._number(_PLANAR) == _SEPARATE_PLANES:
             return False  # it swaps their bytes
         if is_deep and self._number(_SAMPLE_FORMAT) > _UNSIGNED:
-            return False  # it takes what is below zero for light
+            return False  # it reads values below zero as light
         try:
             return self._open_part(0, self._rows_at_once()).mode != "La"
         except MemoryError:
             raise
-        except Exception:  # it raises anything at all on hostile files
+        except Exception:  # it raises all kinds of errors on hostile files
             return False
 
     def _read_sample_format(self) -> SampleFormat | None:
-        """How samples are stored, if that is known; else Pillow is to say what is wrong."""
+        """Return how samples are stored; None if unknown: then Pillow reports the problem."""
         extra = self._numbers(_EXTRA_SAMPLES)
         found = SampleFormat(
             bits=self._number(_BITS) or 1,
@@ -221,7 +221,7 @@ class TiffStill(Still):
         return self._number(_SAMPLES) if self._number(_PLANAR) == _SEPARATE_PLANES else 1
 
     def _width_of_part(self) -> int:
-        """Of a strip or tile (pixels)."""
+        """Return the width of a strip or tile (pixels)."""
         return self._number(_TILE_WIDTH) if self._layout.is_tiled else self.size[0]
 
     def _open_bytes(self, samples: SampleFormat, top: int, rows: int) -> Image.Image:
@@ -245,7 +245,7 @@ class TiffStill(Still):
     def _picture_of_bytes(
         self, samples: SampleFormat, part: Image.Image, top: int, bottom: int
     ) -> Image.Image:
-        """Make a picture of some rows of what `_open_bytes` gives."""
+        """Make a picture from some rows of the result of `_open_bytes`."""
         planes, across = self._planes(), self._layout.across
         in_a_pixel = samples.samples // planes
         in_planes = []
@@ -265,22 +265,22 @@ class TiffStill(Still):
         }
 
     def _open_part(self, top: int, rows: int) -> TiffImageFile:
-        """Open some rows as a file of their own."""
+        """Open some rows as a separate file."""
         if self._is_old_jpeg():
             return TiffImageFile(BytesIO(self._tiff.block))
         values = self._storage(_STORAGE)
-        if self._is_logarithmic():  # libtiff gives samples of 8 bits, with gamma, if asked to
+        if self._is_logarithmic():  # libtiff can return samples of 8 bits with gamma
             count = 1 if self._number(_PHOTOMETRIC) == _LOG_LIGHT else 3
             values[_BITS], values[_SAMPLES] = self._shorts(*[8] * count), self._shorts(count)
             values[_SAMPLE_FORMAT] = self._shorts(*[_UNSIGNED] * count)
         return self._file_of(values, self._strips(top, rows), rows)
 
     def _is_old_jpeg(self) -> bool:
-        """Whether it is JPEG as scanners of the nineties wrote it, with parts all over the file."""
+        """Return whether it is JPEG of scanners of the nineties, with parts all over the file."""
         return self._number(_COMPRESSION) == _OLD_JPEG
 
     def _strips(self, top: int, rows: int) -> slice:
-        """Which strips or tiles some rows are in."""
+        """Return the strips or tiles that contain some rows."""
         layout = self._layout
         if rows == self.size[1]:
             return slice(0, None)
@@ -289,7 +289,7 @@ class TiffStill(Still):
         )
 
     def _file_of(self, values: dict[int, _Value], strips: slice, rows: int) -> TiffImageFile:
-        """Put strips or tiles behind a head that says how they are stored."""
+        """Put strips or tiles after a head that describes how they are stored."""
         layout = self._layout
         places = zip(layout.offsets[strips], layout.sizes[strips], strict=True)
         packed: list[Piece] = [self._tiff.block[offset : offset + size] for offset, size in places]
@@ -309,7 +309,7 @@ class TiffStill(Still):
         return plugin(joined([self._head(values), *packed]))
 
     def _is_mixed_colour(self) -> bool:
-        """Whether colour is stored for several pixels together."""
+        """Return whether several pixels share their stored colour."""
         return self._number(_PHOTOMETRIC) == _YCBCR
 
     def _is_logarithmic(self) -> bool:
@@ -324,7 +324,7 @@ class TiffStill(Still):
         return _LONG, len(numbers), struct.pack(f"{order}{len(numbers)}I", *numbers)
 
     def _head(self, values: dict[int, _Value]) -> bytes:
-        """Write all of a TIFF that is ahead of its strips."""
+        """Write the part of a TIFF before its strips."""
         order, mark = ("<", b"II") if self._tiff.order == "little" else (">", b"MM")
         directory = struct.pack(f"{order}H", len(values))
         behind = 8 + 2 + 12 * len(values) + 4
@@ -341,7 +341,7 @@ class TiffStill(Still):
 
 
 class _LogFile(TiffImageFile):
-    """Takes logarithmic samples for what libtiff makes of them."""
+    """Treats logarithmic samples as what libtiff converts them to."""
 
     def _setup(self) -> None:
         is_grey = self.tag_v2.get(_PHOTOMETRIC) == _LOG_LIGHT

@@ -1,7 +1,7 @@
-"""Samples of TIFF in depths and layouts that Pillow does not know, to pictures of 8 bits.
+"""Converts TIFF samples in depths and layouts that Pillow does not know to pictures of 8 bits.
 
-Here: from unpacked bytes to samples. Unpacking is `batch_pipeline.media.stills.tiff`'s matter:
-Pillow does it, told that the bytes are grey pixels.
+This module makes samples from unpacked bytes. In `batch_pipeline.media.stills.tiff`, Pillow unpacks
+them as if the bytes were grey pixels.
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ class SampleFormat:
 
     bits: int
     samples: int
-    """Of a pixel."""
+    """Samples of a pixel."""
     kind: int
-    """1: unsigned, 2: signed, 3: floating. Below zero is black; of 8 bits no sign counts."""
+    """1: unsigned, 2: signed, 3: floating. Below zero is black; with 8 bits the sign is ignored."""
     predictor: int
     photometric: int
     alpha: int
-    """What the sample behind the colours means; 0 for nothing."""
+    """Meaning of the sample after the colours; 0 if there is none."""
     order: str
     """``<`` or ``>``."""
     palette: tuple[int, ...] = ()
@@ -46,7 +46,7 @@ class SampleFormat:
 
     @property
     def is_known(self) -> bool:
-        """Whether `picture` can make one of them."""
+        """Return whether `picture` supports these samples."""
         if self.samples < _COLOURS.get(self.photometric, self.samples + 1):
             return False
         if self.photometric in {_LAB, _ICC_LAB} and (
@@ -60,7 +60,7 @@ class SampleFormat:
         return 1 <= self.bits <= 64
 
     def row_bytes(self, width: int, planes: int) -> int:
-        """Of a row of `width` pixels, in one of `planes` planes."""
+        """Return the bytes of a row of `width` pixels in one of `planes` planes."""
         return -(-width * self.samples // planes * self.bits // 8)
 
     def samples_of(self, rows: NDArray[np.uint8], width: int, in_a_pixel: int) -> _Array:
@@ -69,7 +69,7 @@ class SampleFormat:
         Args:
             rows: shape (rows, bytes).
             width: pixels of a row.
-            in_a_pixel: samples of a pixel that lie side by side.
+            in_a_pixel: samples of a pixel that are side by side.
 
         Returns:
             Shape (rows, width, in_a_pixel), 0 to 255.
@@ -83,7 +83,7 @@ class SampleFormat:
             values = self._bits_joined(rows, count)
         values = values[:, :count].reshape(len(rows), width, in_a_pixel)
         if self.predictor == _DIFFERENCES:
-            # Of floats, too, they are differences of whole numbers.
+            # For floats too, they are differences of whole numbers.
             values = np.cumsum(values, axis=1, dtype=values.dtype.newbyteorder("="))
         if values.dtype.kind == "u" and self.bits in _WHOLE_BITS:
             letter = "i" if self._is_signed else "f" if self.kind == _FLOAT else "u"
@@ -121,7 +121,7 @@ class SampleFormat:
         if self.photometric in {_LAB, _ICC_LAB}:  # a* and b* below zero keep their upper byte
             return (values >> (self.bits - 8)).astype(np.uint8)
         if self.kind == _FLOAT:  # light from 0 to 1
-            with np.errstate(all="ignore"):  # numbers of broken files
+            with np.errstate(all="ignore"):  # broken files have any numbers
                 values = values.astype(np.float32)
             light = np.nan_to_num(values, posinf=1.0, neginf=0.0).clip(0, 1)
             levels: _Array = np.rint(light * 255)
@@ -136,7 +136,7 @@ class SampleFormat:
         return (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
 
     def _lab_colours(self, colours: NDArray[np.uint8]) -> Image.Image:
-        """L*, a* and b* to RGB; a* and b* have a sign, or of ICC an offset of 128."""
+        """Convert L*, a* and b* to RGB; a* and b* have a sign, or in ICC an offset of 128."""
         if self.photometric == _ICC_LAB:
             colours = colours ^ np.array([0, 128, 128], np.uint8)
         height, width, _ = colours.shape
@@ -146,7 +146,7 @@ class SampleFormat:
     def _bits_joined(self, rows: NDArray[np.uint8], count: int) -> _Array:
         bits = np.unpackbits(rows, axis=1)[:, : count * self.bits]
         bits = bits.reshape(len(rows), count, self.bits)
-        if self.bits % 8 == 0 and self.order == "<":  # whole bytes stand in the order of the file
+        if self.bits % 8 == 0 and self.order == "<":  # whole bytes are in the order of the file
             bits = bits.reshape(len(rows), count, -1, 8)[:, :, ::-1].reshape(bits.shape)
         joined = np.zeros((len(rows), count), np.uint64)
         for place in range(self.bits):
@@ -158,7 +158,7 @@ class SampleFormat:
         return self.kind == _SIGNED and self.bits > 8
 
     def _float_differences(self, rows: NDArray[np.uint8], in_a_pixel: int) -> _Array:
-        """Undo Adobe's predictor: bytes of the same weight stand together, as differences."""
+        """Undo Adobe's predictor: bytes of the same weight are together, as differences."""
         size = self.bits // 8
         whole = rows[:, : rows.shape[1] // (size * in_a_pixel) * size * in_a_pixel]
         differences = whole.reshape(len(rows), -1, in_a_pixel)

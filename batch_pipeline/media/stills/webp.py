@@ -12,7 +12,7 @@ from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.still import PillowStill
 
 _PICTURE_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
-#: Of a pixel: libwebp keeps two canvases, of a still too, and Pillow copies one (bytes).
+#: Memory of a pixel (bytes): libwebp has two canvases, also for a still, and Pillow copies one.
 _CANVAS_BYTES = 10
 
 
@@ -42,7 +42,7 @@ class WebPStill(PillowStill):
             self.warnings.append("damaged: the WebP ends before what it holds beside its picture")
 
     def memory(self, target: tuple[int, int]) -> int:
-        """Canvases, and Pillow's picture."""
+        """Return the size of the canvases and of Pillow's picture."""
         width, height = self.size
         return width * height * _CANVAS_BYTES + super().memory(target)
 
@@ -52,7 +52,7 @@ class WebPStill(PillowStill):
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
-    """Name, content and size of each chunk; the last may be cut, and its content shorter."""
+    """Yield name, content and size of each chunk; the last may be cut, with shorter content."""
     view = memoryview(data)
     position = 12
     while position + 8 <= len(data):

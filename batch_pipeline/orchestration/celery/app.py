@@ -1,10 +1,10 @@
-"""The Celery application of workers, set up as the settings say.
+"""The Celery application of workers, configured from the settings.
 
 ::
 
     celery -A batch_pipeline.orchestration.celery.app worker --queues dagster --concurrency 4
 
-A worker needs the settings of the run's host, and nothing of its disk.
+A worker needs the same settings as the run's host, but not the disk of that host.
 """
 
 from dagster_celery.make_app import make_app
@@ -26,7 +26,7 @@ app = make_app(
         "broker": _broker,
         "backend": result_backend(_broker),
         "config_source": OPTIONS,
-        # Loaded before the processes of the worker are made, not in each of them.
+        # Loaded once, before the worker makes its processes, and not in each of them.
         "include": ["batch_pipeline.definitions"],
     }
 )

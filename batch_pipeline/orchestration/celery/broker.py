@@ -1,9 +1,9 @@
 """The broker between runs and Celery workers: how both use it, and whether it answers.
 
-A message is acknowledged when a worker begins with it, so that the broker never hands out again
-what a worker died of; what is lost that way comes back by our leases. With Redis, a worker takes no
-message that it cannot begin with at once, so none is lost unbegun; with RabbitMQ it fetches one
-ahead, which goes to another worker if this one dies.
+A worker acknowledges a message when it begins with it. So the broker never delivers a message again
+that has killed a worker; our leases recover an upload that is lost this way. With Redis, a worker
+takes a message only if it can begin with it at once, so no message is lost before it is begun. With
+RabbitMQ, a worker fetches one message ahead, which goes to another worker if this one dies.
 """
 
 from typing import Any, cast
@@ -17,41 +17,42 @@ from redis import RedisError
 
 from batch_pipeline.errors import ServiceDownError
 
-#: What dagster-celery calls the queue of all steps.
+#: The name that dagster-celery gives to the queue of all steps.
 QUEUE = "dagster"
 #: Settings of Celery that runs and workers share.
 OPTIONS: dict[str, Any] = {
-    "task_track_started": True,  # tells a step that a worker has begun from one that waits
+    "task_track_started": True,  # distinguishes a step that a worker has begun from a waiting one
     "worker_prefetch_multiplier": 1,
     "worker_disable_prefetch": True,
     "broker_connection_retry_on_startup": True,
     "broker_transport_options": {"socket_connect_timeout": 5, "socket_keepalive": True},
-    # Who waits for the result backend holds up a run, which has better things to do.
+    # Waiting for the result backend would hold up the run.
     "result_backend_transport_options": {"retry_policy": {"max_retries": 2, "interval_max": 1}},
     "redis_socket_connect_timeout": 5,
     "redis_socket_keepalive": True,
     "result_expires": 24 * 60 * 60,
 }
-#: What the clients of brokers raise when one does not answer; RuntimeError is the word of Celery's
-#: result backend for that.
+#: Errors that the clients of brokers raise when a broker does not answer. Celery's result backend
+#: raises RuntimeError.
 UNREACHABLE = (OperationalError, KombuError, AMQPError, RedisError, OSError, RuntimeError)
-#: Longest wait for a broker that is asked whether it is there (seconds), and for its workers.
+#: Longest wait in a check for the broker, and for its workers (seconds).
 _PATIENCE, _WORKERS_PATIENCE = 5.0, 2.0
-#: Key, or routing key without a queue, of messages that only show whether the broker takes any.
+#: Key (Redis) or routing key without a queue (RabbitMQ) of messages that only test whether the
+#: broker accepts messages.
 _PROBE = "batch_pipeline.probe"
 
 
 def result_backend(broker: str) -> str:
-    """Where results go unless a run says otherwise: Redis keeps them, others pass them on."""
+    """Return the default result backend: Redis keeps results, other brokers pass them on."""
     return broker if broker.startswith(("redis", "rediss", "sentinel")) else "rpc://"
 
 
 def sending_options(broker: str) -> dict[str, Any]:
     """Return the settings of Celery for a run, which sends steps to the broker.
 
-    RabbitMQ confirms each message. One whose disk or memory is full stops reading from whoever has
-    sent it one: a send then fails, and is not repeated, as a new connection would deliver one more
-    message each time.
+    RabbitMQ confirms each message. If its disk or memory is full, it stops reading from a client
+    that has sent it a message, and the next send fails. A failed send is not repeated: each new
+    connection would deliver one more message.
     """
     if not _is_amqp(broker):
         return OPTIONS
@@ -60,7 +61,7 @@ def sending_options(broker: str) -> dict[str, Any]:
 
 
 def broker_outage(broker: str) -> ServiceDownError | None:
-    """Say why no step could be sent now; None if the broker answers and takes messages."""
+    """Return why no step can be sent now; None if the broker answers and accepts messages."""
     options = sending_options(broker)["broker_transport_options"]
     line = Connection(broker, transport_options=options)
     try:
@@ -68,7 +69,7 @@ def broker_outage(broker: str) -> ServiceDownError | None:
         _require_room(line)
         line.release()
     except UNREACHABLE as error:
-        line.collect(socket_timeout=1)  # a broker that is full does not read that we leave
+        line.collect(socket_timeout=1)  # a full broker does not read that we close the connection
         return broker_down(broker, error)
     return None
 
@@ -78,13 +79,14 @@ def _is_amqp(broker: str) -> bool:
 
 
 def _require_room(line: Connection) -> None:
-    """Send a message that nobody gets, as a broker may answer, and be too full to take one.
+    """Send a message that is never delivered: a broker may answer and still be too full for one.
 
-    RabbitMQ takes the first message of a connection even then.
+    This sends two messages to RabbitMQ, because it accepts the first message of a connection even
+    when it is full.
 
     Raises:
-        OperationalError: it takes none.
-        RedisError: it says why it takes none.
+        OperationalError: RabbitMQ accepts no messages.
+        RedisError: Redis accepts no messages; the error has the reason.
     """
     if line.transport.driver_type == "redis":
         cast("Any", line.default_channel).client.set(_PROBE, "", px=1000)
@@ -98,23 +100,23 @@ def _require_room(line: Connection) -> None:
 
 
 def broker_down(broker: str, error: Exception) -> ServiceDownError:
-    """Name the broker and what is wrong with it, without its password."""
+    """Make an error that names the broker, without its password, and what is wrong with it."""
     url, reason = urlsplit(broker), " ".join(str(error).split())
     where = f"{url.scheme}://{url.hostname}:{url.port}"
     return ServiceDownError("broker_down", f"the Celery broker {where} cannot be used: {reason}")
 
 
 def messages_wait(app: Celery) -> bool:
-    """Tell whether the broker holds messages that no worker has taken yet."""
+    """Return whether the broker holds messages that no worker has taken yet."""
     with app.connection_for_read() as line:
         try:
             return bool(line.default_channel.queue_declare(QUEUE, passive=True).message_count)
         except ChannelError:
-            return False  # Redis knows no empty queues
+            return False  # in Redis an empty queue does not exist
 
 
 def listening_workers(broker: str) -> list[str]:
-    """Name the workers that answer within two seconds."""
+    """Return the names of the workers that answer within two seconds."""
     app = Celery("batch_pipeline", broker=broker, config_source=OPTIONS)
     answers = app.control.ping(timeout=_WORKERS_PATIENCE)
     return sorted(name for answer in answers for name in answer)

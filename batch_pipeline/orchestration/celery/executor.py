@@ -1,8 +1,9 @@
-"""Steps on Celery workers of any host: what is sent, and what ends a step whose worker is gone.
+"""Runs steps on Celery workers of any host, and ends steps whose worker is gone.
 
-dagster-celery sends steps and waits for their results, for ever if need be. Here is what it lacks:
-a step whose worker died, or whose message was lost, ends as a red step that says so, and its upload
-goes to another run. As everywhere, only the lease of the upload tells the dead from the slow.
+dagster-celery sends steps and waits for their results, if necessary for ever. This module adds what
+it lacks: if a worker died or a message was lost, the step ends red with that reason, and its upload
+goes to another run. As everywhere, only the lease of the upload shows whether a worker is dead or
+slow.
 """
 
 import time
@@ -48,12 +49,12 @@ from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 from batch_pipeline.settings import Settings
 
-#: How often the database is asked what the run still holds (seconds).
+#: Pause between two queries for the uploads that the run still holds (seconds).
 LOOK_SECONDS = 1.0
 
 
 def celery_executor_for(settings: Settings) -> Callable[[InitExecutorContext], "StepsOnWorkers"]:
-    """Create the executor for a run, with what its config leaves open from the settings."""
+    """Return a function that creates the executor. The settings fill what a run's config omits."""
 
     def create(context: InitExecutorContext) -> StepsOnWorkers:
         config = dict[str, Any](context.executor_config)
@@ -76,7 +77,7 @@ def celery_executor_for(settings: Settings) -> Callable[[InitExecutorContext], "
 
 
 class StepsOnWorkers(CeleryExecutor):
-    """dagster-celery's executor, which lets nothing wait for what will never come."""
+    """dagster-celery's executor, but it does not wait for results that will never come."""
 
     def __init__(self, settings: Settings, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
@@ -85,7 +86,7 @@ class StepsOnWorkers(CeleryExecutor):
     def execute(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[DagsterEvent]:
-        """Run the plan; called by Dagster, in the run worker."""
+        """Run the plan. Dagster calls this in the run worker."""
         steps = _Steps(shared_pipeline(self._settings), plan_context, self)
         yield from core_celery_execution_loop(
             plan_context, execution_plan, step_execution_fn=steps.send
@@ -93,7 +94,7 @@ class StepsOnWorkers(CeleryExecutor):
 
 
 class _Steps:
-    """The steps of one run that are with the broker or with workers."""
+    """The steps of one run that the broker or the workers have."""
 
     def __init__(
         self, pipeline: Pipeline, context: PlanOrchestrationContext, executor: CeleryExecutor
@@ -110,7 +111,7 @@ class _Steps:
         self._unbegun: set[UUID] = set()
         self._next_look = self._next_renewal = 0.0
         self.stopped = False
-        #: For what a worker loads before it works, and says after it has (seconds).
+        #: Time for a worker to load before its work, and to report after it (seconds).
         self.grace = self._lease
 
     def send(  # noqa: PLR0917 - as dagster-celery calls it
@@ -122,7 +123,7 @@ class _Steps:
         priority: int,
         known_state: KnownExecutionState,
     ) -> Any:
-        """Send a step to the workers; what works no upload takes milliseconds, and is done here."""
+        """Send a step to the workers. Steps without an upload take milliseconds and run here."""
         where = step, queue, priority, known_state
         key = step.get_mapping_key()
         if key is None:
@@ -144,16 +145,16 @@ class _Steps:
         return _Sent(self, step_context, upload_id, result)
 
     def note(self, upload_id: UUID, *, begun: bool) -> None:
-        """Note whether a worker has begun with the step of an upload."""
+        """Note whether a worker has begun the step of an upload."""
         (self._unbegun.discard if begun else self._unbegun.add)(upload_id)
 
     def are_held(self, upload_id: UUID, *, begun: bool) -> bool:
-        """Tell whether the lease says that somebody works on an upload, or will."""
+        """Return whether, by its lease, a worker processes the upload now or will do so."""
         self.look()
         return self._held.get(upload_id, False) or (not begun and upload_id in self._held)
 
     def look(self) -> None:
-        """See what the run holds, and keep what waits with the broker reserved."""
+        """Read which uploads the run holds, and keep those reserved that wait with the broker."""
         now = time.monotonic()
         if now < self._next_look:
             return
@@ -163,11 +164,11 @@ class _Steps:
                 self._pipeline.states.heartbeat(self._context.run_id, [])
                 self._next_renewal = now + self._lease / 4
             self._held = self._pipeline.states.holds(self._context.run_id)
-        except PipelineError as error:  # the database is down: the last answer holds
+        except PipelineError as error:  # the database is down: the last answer is used
             self._context.log.warning("the leases could not be read: %s", error)
 
     def _may_wait(self) -> bool:
-        """Tell whether steps that nobody has begun may still be begun."""
+        """Return whether a worker may still begin the steps that none has begun."""
         if not self._unbegun:
             return True
         try:
@@ -177,7 +178,7 @@ class _Steps:
             return False
 
     def stop(self) -> None:
-        """Give up what no worker has begun; if a person ended the run, what they have begun too."""
+        """Give up steps that no worker has begun; if a person ended the run, the begun ones too."""
         if self.stopped:
             return
         self.stopped = True
@@ -187,7 +188,7 @@ class _Steps:
 
 
 class _Sent:
-    """A step that was sent; to dagster-celery, the result of its task."""
+    """A step that was sent. dagster-celery uses it as the result of a task."""
 
     def __init__(
         self, steps: _Steps, context: IStepContext, upload_id: UUID, result: AsyncResult
@@ -201,7 +202,7 @@ class _Sent:
         self._worker = ""
 
     def ready(self) -> bool:
-        """Tell whether the step has ended, or never will."""
+        """Return whether the step has ended, or will never end."""
         try:
             state = self._result.state
         except UNREACHABLE:
@@ -227,11 +228,11 @@ class _Sent:
         return self._is_lost
 
     def get(self) -> list[str]:
-        """Events of the step."""
+        """Return the events of the step."""
         if not self._is_lost:
             return list(self._result.get())
         self._steps.note(self._upload_id, begun=True)
-        self._result.revoke()  # a worker that is given it after all leaves it
+        self._result.revoke()  # a worker that still receives the message skips it
         if self._steps.stopped:
             raise TaskRevokedError
         return _Ended(self._context, _lost(self._worker)).get()
@@ -240,13 +241,13 @@ class _Sent:
         DagsterEvent.engine_event(self._context, what, EngineEventData())
 
     def revoke(self) -> None:
-        """Stop; called for each step when the run is terminated."""
+        """Stop. dagster-celery calls this for each step when the run is terminated."""
         self._result.revoke()
         self._steps.stop()
 
 
 class _Ended:
-    """A step that failed without a worker; to dagster-celery, the result of a task."""
+    """A step that failed without a worker. dagster-celery uses it as the result of a task."""
 
     def __init__(self, context: IStepContext, failure: dg.Failure) -> None:
         self._context = context
@@ -272,7 +273,7 @@ class _Ended:
 
 def _submit(app: Celery, *arguments: Any) -> AsyncResult:
     with warnings.catch_warnings():
-        # dagster-celery defines its task anew for every step, which Celery remarks on each time.
+        # dagster-celery defines its task again for every step, and Celery warns each time.
         warnings.filterwarnings("ignore", message="Task name 'execute_plan' is already registered")
         return _submit_task(app, *arguments)
 

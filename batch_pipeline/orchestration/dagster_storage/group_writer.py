@@ -1,12 +1,12 @@
-"""A bounded buffer whose contents are written in groups, in their order, by a background thread.
+"""A bounded buffer of items. A background thread writes them in groups and in their order.
 
-What is written and how, its owner says (`grouped_event_log`). Only the background thread writes:
-no signal interrupts it between a write and the note that it was done. Nothing that was put in is
-dropped: a group that cannot be written now is tried again until the process ends, and whoever puts
-or flushes meanwhile waits, or is told after a while.
+The owner of the buffer decides what is written and how (`grouped_event_log`). Only the background
+thread writes: no signal interrupts it between a write and the note that the write is done. No item
+is dropped: a group that cannot be written now is tried again until the process ends. Meanwhile
+`put` and `flush` wait, and raise an error after a while.
 
-Who stops whom: `stop` waits until all is written, then ends the thread. A process that ends without
-it does the same at exit; what could not be written by then is counted in its log.
+How the thread stops: `stop` waits until all items are written, then ends the thread. A process that
+ends without `stop` does the same at exit, and logs how many items could not be written.
 """
 
 import atexit
@@ -18,13 +18,12 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
-#: For how long items are gathered before they are written (seconds): the UI looks four times a
-#: second for what is new in a log. A group costs some 8 ms whatever its size, under many threads.
+#: How long items are gathered before they are written (seconds). The UI looks for new lines of a
+#: log four times a second. With many threads, a group of any size costs about 8 ms.
 GATHER_SECONDS = 0.25
-#: Most items of a group, and most that wait: whoever would put in one more waits, too.
+#: Most items of a group, and most items in the buffer: a `put` into a full buffer waits.
 MAX_GROUP, MAX_WAITING = 500, 1000
-#: For how long an outage may hold up whoever puts or flushes (seconds); a restart of PostgreSQL
-#: takes less.
+#: How long `put` and `flush` wait during an outage (seconds); a restart of PostgreSQL takes less.
 PATIENCE_SECONDS = 60.0
 #: Pauses between attempts: the first, doubled up to the last (seconds).
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 2.0
@@ -34,12 +33,12 @@ log = logging.getLogger(__name__)
 
 
 class GroupWriter(Generic[T]):
-    """Writes items in groups; safe under threads.
+    """Writes items in groups; thread-safe.
 
     Args:
-        write: Writes a group, all of it or nothing. Its second argument says that the attempt
-            before may have succeeded without our knowing.
-        is_outage: Tells from an error of `write` whether the same may succeed later.
+        write: Writes a group, all of it or nothing. Its second argument is true if the attempt
+            before may have succeeded although it raised an error.
+        is_outage: Returns whether the same write may succeed later, judged by an error of `write`.
         patience: See `PATIENCE_SECONDS`.
     """
 
@@ -53,26 +52,26 @@ class GroupWriter(Generic[T]):
         self._write = write
         self._is_outage = is_outage
         self._patience = patience
-        #: Guards all below; notified when something is to be written, was written, or could not be.
+        #: Guards everything below. It is notified when items wait, were written, or failed.
         self._changed = threading.Condition()
         self._waiting: deque[T] = deque()
         self._put_in = 0
         self._written = 0
-        #: How many of all items somebody waits for: up to there nothing is gathered.
+        #: A thread waits until this many items are written: up to here they are written at once.
         self._wanted = 0
         self._stopping = False
         self._thread: threading.Thread | None = None
-        #: Attempts that failed after patience had run out, and why the last one did.
+        #: Number of attempts that failed after the patience had run out, and the last error.
         self._failures = 0
         self._failure: Exception | None = None
         self._refused: Exception | None = None
 
     def put(self, item: T) -> None:
-        """Add an item; waits while too many do.
+        """Add an item; wait while the buffer is full.
 
         Raises:
-            Exception: of `write`: an outage lasts longer than one is patient. The item was not
-                added.
+            Exception: an error of `write`: an outage lasts longer than the patience. The item was
+                not added.
         """
         with self._changed:
             self._start()
@@ -85,11 +84,11 @@ class GroupWriter(Generic[T]):
                 self._changed.notify_all()
 
     def flush(self) -> None:
-        """Return when everything is written that was put in before.
+        """Wait until every item that was put in before is written.
 
         Raises:
-            Exception: of `write`: an outage lasts longer than one is patient (all items still
-                wait), or an item was refused.
+            Exception: an error of `write`: an outage lasts longer than the patience (all items
+                still wait), or an item was refused.
         """
         with self._changed:
             target = self._put_in
@@ -102,10 +101,10 @@ class GroupWriter(Generic[T]):
             raise refused
 
     def stop(self) -> None:
-        """Write what is left, and end the background thread; a later `put` starts another.
+        """Write the remaining items and end the background thread; a later `put` starts another.
 
         Raises:
-            Exception: as `flush` does.
+            Exception: the same errors as `flush`.
         """
         self.flush()
         with self._changed:
@@ -134,7 +133,7 @@ class GroupWriter(Generic[T]):
             try:
                 self._write_patiently(group)
             except Exception:
-                # One of them spoils the group: the others are written without it.
+                # One item makes the group fail: write the others without it.
                 for item in group:
                     self._write_or_refuse(item)
             with self._changed:
@@ -144,7 +143,7 @@ class GroupWriter(Generic[T]):
                 self._changed.notify_all()
 
     def _next_group(self) -> list[T]:
-        """Wait for items and gather more; nothing to write means that the thread is to end."""
+        """Wait for items and gather more. An empty group means that the thread should end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stopping)
             self._changed.wait_for(
@@ -156,7 +155,7 @@ class GroupWriter(Generic[T]):
                 timeout=GATHER_SECONDS,
             )
             if not self._waiting:
-                self._thread = None  # from here on a `put` starts another one, not earlier
+                self._thread = None  # a `put` starts another thread from here on, not earlier
             return list(islice(self._waiting, MAX_GROUP))
 
     def _write_patiently(self, group: Sequence[T]) -> None:

@@ -1,14 +1,15 @@
-"""Dagster's event log on PostgreSQL, which a run worker writes in groups.
+"""Dagster's event log on PostgreSQL; a run worker writes it in groups.
 
-As it comes, dagster-postgres writes each event as a row of its own, with a message and up to three
-more statements for what is said of assets: more than half of a step's cost is spent there.
+By default, dagster-postgres writes each event as a separate row, with a notification and up to
+three more statements about assets. That is more than half of the cost of a step.
 
-Grouped are the events of the runs that this process works, from a run's start to its end. The web
-server, the daemon and the code server write few events, each of which somebody waits for: theirs
-are written as Dagster does it, and so are those that change a run's status, which sensors find by
-the order of their ids. After a failure the log is written at once; and before this process reads
-(or writes) anything else of the log, so that it always finds what it has said. Who kills a worker
-takes the last moments of its log away (`group_writer.GATHER_SECONDS`), never work.
+This process groups the events of its own runs, from the start of a run to its end. The web server,
+the daemon and the code server write few events, and something waits for each of them. Their events
+are written in Dagster's way. So are events that change the status of a run, because sensors find
+them by the order of their ids. Waiting events are written at once after a failure. They are also
+written before this process reads or writes anything else in the log, so that it always finds its
+own events. When a worker is killed, the last moments of its log are lost
+(`group_writer.GATHER_SECONDS`), but no work.
 """
 
 import logging
@@ -41,7 +42,7 @@ _END = {
     DagsterEventType.RUN_CANCELED,
 }
 _AT_ONCE = {
-    DagsterEventType.STEP_WORKER_STARTING,  # another process goes on with the log of this step
+    DagsterEventType.STEP_WORKER_STARTING,  # another process continues the log of this step
     DagsterEventType.STEP_FAILURE,
     DagsterEventType.STEP_UP_FOR_RETRY,
     DagsterEventType.RESOURCE_INIT_FAILURE,
@@ -62,17 +63,17 @@ _FORGET_CHECK = text(
 )
 _NOTIFY = text("SELECT pg_notify(:channel, :payload)")
 
-#: An event and its row, made when it is stored: what it refers to may change afterwards.
+#: An event and its row. The row is made at once, because objects of the event may change later.
 _Row = tuple[EventLogEntry, dict[str, Any]]
 
 
 class GroupedEventLogStorage(PostgresEventLogStorage):
-    """Dagster's event log, written in groups while this process works a run.
+    """Dagster's event log, written in groups while this process executes a run.
 
     Args:
-        url: the database.
+        url: URL of the database.
         engine: connects to it, in autocommit.
-        grouped: false writes every event as Dagster does.
+        grouped: false: every event is written in Dagster's way.
         patience: how long an outage of the database may hold up a step (seconds).
     """
 
@@ -88,18 +89,18 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
         self._writer = GroupWriter(self._write_group, _is_outage, patience=patience)
         self._runs_at_work: set[str] = set()
         self._of_thread = threading.local()
-        #: Held by a transaction that writes a group, see `_write_group`.
+        #: Key of the lock that a transaction holds while it writes a group, see `_write_group`.
         self._lock_key = random.getrandbits(62)
         self._first_id = 0
         super().__init__(url, should_autocreate_tables=False)
         self._engine = engine
 
     def store_event(self, event: EventLogEntry) -> None:
-        """Store an event, or have it stored soon.
+        """Store an event now, or hand it to the background thread that stores it soon.
 
         Raises:
-            Exception: it cannot be stored. Of a grouped event that is noticed later: by the one
-                who stores or reads next.
+            Exception: the event cannot be stored. For a grouped event, a later call that stores or
+                reads raises the error.
         """
         kind = event.dagster_event_type if event.is_dagster_event else None
         if kind in EVENT_TYPE_TO_PIPELINE_RUN_STATUS:
@@ -113,9 +114,9 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
                 self._writer.flush()
 
     def store_asset_check_event(self, event: EventLogEntry, event_id: int | None) -> None:
-        """As Dagster does; what a sensor says of a partition replaces what one said before.
+        """Store it in Dagster's way, but let a sensor's evaluation of a partition replace the last.
 
-        Dagster inserts that beside it, which its own index refuses: one of a kind per partition.
+        Dagster would insert a second row for the partition, which its own unique index refuses.
         """
         said: Any = event.get_dagster_event().event_specific_data
         if event.run_id or getattr(said, "partition", None) is None:
@@ -130,7 +131,7 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
                 connection.execute(_FORGET_CHECK, names)
             try:
                 return super().store_asset_check_event(event, event_id)
-            except exc.IntegrityError:  # another code location says it at the same moment
+            except exc.IntegrityError:  # another code location stores one at the same moment
                 if is_last:
                     raise
         return None
@@ -138,9 +139,9 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
     def optimize_for_webserver(
         self, statement_timeout: int, pool_recycle: int, max_overflow: int
     ) -> None:
-        """Use a pool of its own, with limited statements; called by Dagster's web server.
+        """Use a separate pool, with a time limit on statements. Dagster's web server calls this.
 
-        Dagster's would show an error for each connection that a restart of PostgreSQL has cut.
+        Dagster's own pool would show an error for each connection that a restart of PostgreSQL cut.
         """
         self._engine = create_engine(
             self.postgres_url,
@@ -157,7 +158,7 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
         )
 
     def dispose(self) -> None:
-        """Write what is left, and let go of threads and connections."""
+        """Write the remaining events, end the thread and close the connections."""
         self._writer.stop()
         super().dispose()
         self._engine.dispose()
@@ -171,16 +172,16 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
                 self._writer.stop()
 
     def _connect(self) -> AbstractContextManager[Connection]:
-        """Connect to read or write anything but a group: all groups are written before."""
+        """Connect to read or write anything but a group, after all waiting groups are written."""
         own = getattr(self._of_thread, "connection", None)
-        if own is not None:  # Dagster's own code, called below
+        if own is not None:  # called by Dagster's code inside `_write_group`
             return nullcontext(own)
         self._writer.flush()
         connection: AbstractContextManager[Connection] = super()._connect()
         return connection
 
     def _write_group(self, group: Sequence[_Row], tried: bool) -> None:
-        """Write a group in one transaction; called by the writer's thread alone."""
+        """Write a group in one transaction. Only the writer's thread calls this."""
         events = [event for event, _ in group]
         with (
             self._engine.connect().execution_options(
@@ -188,12 +189,12 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
             ) as connection,
             connection.begin(),
         ):
-            # Waits for the attempt before, if that is still being committed or rolled back.
+            # This waits for the previous attempt, if the server still commits or rolls it back.
             connection.execute(_LOCK, {"key": self._lock_key})
             if tried and connection.scalar(_FIND, {"id": self._first_id}):
                 return
-            # Rows that other runs write, too, are waited for before ids are taken, by all in the
-            # same order. Ids are new with each attempt: a reader has gone on from higher ones.
+            # Rows that other runs also write are locked before ids are taken, always in the same
+            # order. Each attempt takes new ids, because readers may already be past the old ones.
             keys = {key for event in events if (key := _asset_key(event))}
             connection.execute(_LOCK_ASSETS, {"keys": list(keys)})
             ids = connection.scalars(_IDS, {"count": len(group)}).all()
@@ -208,20 +209,20 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
                 self._store_what_assets_show(connection, stored)
             finally:
                 self._of_thread.connection = None
-            # Kept for whoever listens, as Dagster keeps it; the UI polls.
+            # Dagster notifies listeners, so we do the same. The UI does not listen, it polls.
             for run_id, id_ in {event.run_id: id_ for event, id_ in stored}.items():
                 connection.execute(_NOTIFY, {"channel": CHANNEL_NAME, "payload": f"{run_id}_{id_}"})
 
     def _store_what_assets_show(
         self, connection: Connection, stored: Sequence[tuple[EventLogEntry, int]]
     ) -> None:
-        """Bring the tables of assets and checks to where the events would have, one by one."""
+        """Update the tables of assets and checks as the events would have done one by one."""
         of_assets = [(event, id_) for event, id_ in stored if _asset_key(event)]
         events, ids = [event for event, _ in of_assets], [id_ for _, id_ in of_assets]
         self._store_asset_event_tags(connection, events, ids)
         last = {_part_it_overwrites(event, id_): (event, id_) for event, id_ in stored}
         last.pop((), None)
-        # By asset: two workers that make the same ones for the first time wait in the same order.
+        # Sorted by asset, so that two workers that insert the same new assets lock in one order.
         for event, id_ in sorted(last.values(), key=lambda one: (_asset_key(one[0]) or "", one[1])):
             if event.dagster_event_type in ASSET_CHECK_EVENTS:
                 self.store_asset_check_event(event, id_)
@@ -230,7 +231,7 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
 
 
 def _limit_statements(connection: Any, milliseconds: int) -> None:
-    """Set the longest time of a statement, unless a pooler would hand that on to other clients."""
+    """Limit the time of statements, unless a pooler would pass this setting on to other clients."""
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         [backend] = cursor.fetchone()
@@ -239,9 +240,9 @@ def _limit_statements(connection: Any, milliseconds: int) -> None:
 
 
 def _part_it_overwrites(event: EventLogEntry, id_: int) -> tuple[Any, ...]:
-    """Name what an event writes of those tables; of two with the same name the second one counts.
+    """Return a key for what an event writes in these tables. The last event with a key counts.
 
-    Empty if it writes nothing there.
+    The key is empty if the event writes nothing there.
     """
     kind = event.dagster_event_type if event.is_dagster_event else None
     if kind is DagsterEventType.ASSET_CHECK_EVALUATION:
@@ -261,7 +262,7 @@ def _asset_key(event: EventLogEntry) -> str | None:
 
 
 def _is_outage(error: Exception) -> bool:
-    """Tell whether the same statement may succeed later: no connection, no room, a deadlock."""
+    """Return whether the same statement may succeed later: no connection, no space, a deadlock."""
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return True
     return isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)

@@ -1,14 +1,14 @@
-"""Dagster's own storage: dagster-postgres on the pipeline's server, in a database of its own.
+"""Dagster's own storage: dagster-postgres on the pipeline's server, in a separate database.
 
-Named by ``dagster.yaml``, so that ``dagster dev`` in a fresh clone needs no variable set: the URL
-comes from the settings, the embedded server is started on demand, the database is created when it
-is missing. Runs, events and schedules share one small pool of connections; as it comes,
-dagster-postgres opens a new one for every event, which more than doubles the cost of a step (84
-against 34 ms). How events are written says `grouped_event_log`; how many connections there are in
-all, `connection_budget`.
+``dagster.yaml`` names this class, so ``dagster dev`` in a fresh clone needs no variables: the URL
+comes from the settings, the embedded server is started on demand, and the database is created if it
+is missing. Runs, events and schedules share one small pool of connections. By default,
+dagster-postgres opens a new connection for every event, which more than doubles the cost of a step
+(84 ms instead of 34 ms). `grouped_event_log` describes how events are written, `connection_budget`
+how many connections there are in total.
 
-Where an instance has dagster-postgres as it comes (the Helm chart writes its own ``dagster.yaml``),
-run workers at least keep their connections: `pool_connections`.
+Some instances use plain dagster-postgres (the Helm chart writes its own ``dagster.yaml``). There,
+run workers at least keep their connections open: `pool_connections`.
 """
 
 import os
@@ -53,9 +53,9 @@ class PipelineInstanceStorage(DagsterPostgresStorage):
     """Runs, events and schedules in one database.
 
     Args:
-        url: the database, for psycopg2.
+        url: URL of the database, for psycopg2.
         grouped: whether run workers write events in groups.
-        inst_data: how Dagster makes the same storage in another process.
+        inst_data: what Dagster needs to make the same storage in another process.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class PipelineInstanceStorage(DagsterPostgresStorage):
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
-        """Nothing to configure here: the settings say it."""
+        """Return an empty schema: the settings configure the storage."""
         return {}
 
     @classmethod
     def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: Any
     ) -> "PipelineInstanceStorage":
-        """Open the storage as the settings say; called by Dagster."""
+        """Open the storage that the settings name. Dagster calls this."""
         del config_value
         _heed_signals()
-        shorten_rounds()  # the one class of ours that the daemon makes
+        shorten_rounds()  # done here because the daemon makes no other class of ours
         settings = load_settings()
         say_each_line_once(settings)
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
@@ -89,9 +89,10 @@ class PipelineInstanceStorage(DagsterPostgresStorage):
 def _heed_signals() -> None:
     """Let SIGINT and SIGTERM end the process, if it was started with SIGINT ignored.
 
-    So a shell starts what a script runs in the background. Dagster then ignores SIGTERM, too
-    (`setup_interrupt_handlers`), and since `dagster dev` stops its parts by SIGINT, which inherit
-    this, it would never end. It opens its storage after that, and before it starts them.
+    A shell ignores SIGINT for commands that a script runs in the background. Dagster then also
+    ignores SIGTERM (`setup_interrupt_handlers`). `dagster dev` stops its child processes by SIGINT,
+    but they would inherit that it is ignored, so it would never end. Dagster opens its storage
+    after it sets its handlers and before it starts its child processes: this is the right moment.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -101,12 +102,13 @@ def _heed_signals() -> None:
                 signal.signal(number, signal.default_int_handler)
 
 
-#: How connections of a daemon begin to name themselves; two on one database disturb each other.
+#: Start of the application name of a daemon's connections. It shows whether two daemons use one
+#: database, where they disturb each other.
 DAEMON_NAME = "dagster-daemon "
 
 
 def _application_name() -> str:
-    """What PostgreSQL calls our connections: the part of Dagster, and its process."""
+    """Return the name that PostgreSQL shows for our connections: part of Dagster, host, process."""
     program = Path(sys.argv[0])
     is_daemon = program.parent.name == "_daemon" or program.name == DAEMON_NAME.strip()
     name = DAEMON_NAME if is_daemon else "dagster "
@@ -115,15 +117,18 @@ def _application_name() -> str:
 
 @cache
 def _engine(url: str, process_id: int) -> Engine:
-    """Connect all instances of a process: a Celery worker opens one per step, and closes none."""
-    del process_id  # a process that was forked has no use for the connections of its parent
+    """Return one engine for all instances of a process: a Celery worker opens one for each step.
+
+    Celery workers never close these instances.
+    """
+    del process_id  # part of the cache key: a forked process must not use its parent's connections
     return create_engine(
         url,
         isolation_level="AUTOCOMMIT",
         connect_args={"application_name": _application_name()},
         pool_size=1,
         max_overflow=DAGSTER_POOL - 1,
-        pool_pre_ping=True,  # a restart of the server is not an error of the next event
+        pool_pre_ping=True,  # so that a restart of the server does not make the next event fail
     )
 
 
@@ -146,7 +151,7 @@ class _PooledScheduleStorage(PostgresScheduleStorage):
 
 
 def pool_connections(instance: dg.DagsterInstance) -> None:
-    """Keep connections to Dagster's storage open, if it opens one for every event."""
+    """Keep connections to Dagster's storage open, if it would open one for every event."""
     for storage in (instance.event_log_storage, instance.run_storage):
         if isinstance(storage, PostgresEventLogStorage | PostgresRunStorage) and isinstance(
             storage._engine.pool, NullPool
@@ -162,10 +167,10 @@ def pool_connections(instance: dg.DagsterInstance) -> None:
 
 
 def dagster_storage_url(settings: Settings) -> URL:
-    """URL of Dagster's database for its driver psycopg2; the database exists afterwards.
+    """Return the URL of Dagster's database for its driver psycopg2; create a missing database.
 
     Raises:
-        ConfigurationError: a URL in the settings is not one of PostgreSQL.
+        ConfigurationError: a URL in the settings is not a PostgreSQL URL.
         ServiceDownError: the embedded server did not start.
     """
     if settings.dagster_database_url:
