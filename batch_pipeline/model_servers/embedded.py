@@ -36,6 +36,7 @@ from batch_pipeline.model_servers.base import (
 )
 from batch_pipeline.model_servers.picture_categories import Content, content_of
 from batch_pipeline.model_servers.text_hashing import hash_text
+from batch_pipeline.model_servers.text_prefixes import TextPrefixes
 
 #: Of the words beside the meaning: enough for a name to be found, too little to hide the meaning
 #: (``benchmarks/search_quality.py``).
@@ -121,6 +122,8 @@ class EmbeddedEmbedding:
     words, which keep the names of cameras and the text in pictures findable.
     """
 
+    prefixes = TextPrefixes()
+
     def __init__(self, dimensions: int = 1024) -> None:
         self.dimensions = dimensions
         self._by_meaning = sentence_encoder.is_installed() and self._is_wide_enough
@@ -134,6 +137,7 @@ class EmbeddedEmbedding:
         self,
         texts: Sequence[str],
         *,
+        as_questions: bool = False,
         cancelled: CancelledCheck = never_cancelled,
         spent: Spent = not_counted,
     ) -> list[list[float]]:
@@ -143,6 +147,7 @@ class EmbeddedEmbedding:
             ServiceDownError: the sentence encoder cannot be loaded.
             WorkCancelledError: `cancelled` answered true.
         """
+        del as_questions, spent
         vectors = []
         for text in texts:
             _stop_if(cancelled)

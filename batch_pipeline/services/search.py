@@ -142,7 +142,7 @@ def search(
     last = _Cursor.read(after) if after else None
     filters = filters or Filters()
     conditions = [*filters.conditions()]
-    vector = None if like else embedding.embed([question])[0]
+    vector = None if like else embedding.embed([question], as_questions=True)[0]
     with database.transaction() as connection:
         model = embedding.name
         if like:
