@@ -19,6 +19,7 @@ from batch_pipeline.cli import (
     health,
     inspection,
     search,
+    spaces,
 )
 from batch_pipeline.cli.session import Commands, Session
 
@@ -62,6 +63,7 @@ for _command in (
     deletion.tidy,
     deletion.delete,
     deletion.export,
+    spaces.spaces,
     database.db,
     demo.demo,
 ):

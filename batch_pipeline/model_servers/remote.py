@@ -229,6 +229,7 @@ class RemoteEmbedding:
         model: str,
         dimensions: int,
         slots: CallSlots,
+        *,
         prefixes: TextPrefixes = TextPrefixes(),  # noqa: B008 - frozen
         options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import Boolean, Uuid, and_, bindparam, or_, select, true
 from sqlalchemy.orm import aliased
 
 from batch_pipeline.database.lone_statements import LoneStatement
-from batch_pipeline.database.models import Upload
+from batch_pipeline.database.models import Upload, UploadVector
 from batch_pipeline.database.readings import owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import PipelineError
@@ -97,10 +97,18 @@ def find_known(
     return replace(described, copied_from=row.id)
 
 
-def vector_of(database: Database, upload_id: uuid.UUID, fingerprint: str) -> list[float] | None:
-    """Return the vector of an upload if it has the current fingerprint, else None."""
-    statement = select(Upload.embedding_local).where(
-        Upload.id == upload_id, Upload.embedding_fingerprint == fingerprint
+def vector_of(
+    database: Database, upload_id: uuid.UUID, space_id: int, fingerprint: str
+) -> list[float] | None:
+    """Return the vector of an upload in a space if it has the current fingerprint, else None."""
+    statement = (
+        select(UploadVector.vector)
+        .join(Upload, Upload.id == UploadVector.upload_id)
+        .where(
+            UploadVector.upload_id == upload_id,
+            UploadVector.space_id == space_id,
+            Upload.embedding_fingerprint == fingerprint,
+        )
     )
     with database.transaction() as connection:
         return connection.scalar(statement)

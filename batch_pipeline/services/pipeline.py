@@ -6,6 +6,7 @@ from functools import cached_property
 from batch_pipeline.database.session import open_database
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import Analyzer, CallSlots
+from batch_pipeline.services.embedding_spaces import Spaces
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.progress.publishing import ProgressPublisher
@@ -32,6 +33,13 @@ class Pipeline:
         self.backlog = Backlog(self.publisher, lease_seconds=settings.lease_seconds)
         self.call_slots = SharedCallSlots(
             self.database.url, lease_seconds=min(settings.lease_seconds, LEASE_SECONDS)
+        )
+
+    @cached_property
+    def spaces(self) -> Spaces:
+        """The embedding spaces: which one new vectors go into, and what embeds for others."""
+        return Spaces(
+            self.database, self.settings, lambda: self.analyzer.embedding, self.call_slots.of
         )
 
     @cached_property

@@ -217,8 +217,7 @@ class ScriptedModelServer:
     ) -> None:
         self.vision_models = list(vision_models)
         self.embedding_models = list(embedding_models)
-        self.dimensions = dimensions
-        self.cuts_vectors = cuts_vectors
+        self.dimensions, self.cuts_vectors = dimensions, cuts_vectors
         self.latency_seconds = latency_seconds
         self.retry_after = retry_after
         self.drip_seconds = drip_seconds

@@ -111,7 +111,7 @@ def test_old_results_stay_and_are_found_until_the_new_ones_are_stored(done, mode
     redo(work, Stage.DESCRIPTION)
     first, _ = work.uploads(batch_id)
 
-    found = search(work.pipeline.database, work.pipeline.analyzer.embedding, first.description)
+    found = search(work.pipeline.database, work.pipeline.spaces.model_of, first.description)
 
     assert found[0].upload_id == first.id
     assert found[0].similarity > 0.99

@@ -23,7 +23,7 @@ from batch_pipeline.testing.media import (
     make_photo,
     make_video,
 )
-from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
+from batch_pipeline.testing.records import add_batch, batch_row, embedded, upload_rows
 
 from .conftest import program
 from .console import COMMAND
@@ -528,7 +528,7 @@ def test_watch_in_a_terminal_of_80_columns_shows_stages_failures_and_the_end(
         states.fail(claims[1], PermanentError("truncated", "it ends in the middle"))
         terminal.wait_until(lambda text: "failed     b\ufffd[31mad.jpg: truncated: it ends" in text)
         for claim in (claims[0], claims[2]):
-            states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+            states.complete(claim, embedded=embedded(pipeline.database), seconds={})
         assert terminal.wait() == 1
     assert "3/3" in terminal.text
     assert "\x1b[31mad" not in terminal.raw
@@ -555,7 +555,7 @@ def test_submit_wait_in_a_pipe_prints_plain_lines(console, pipeline, database):
         states, batch = pipeline.states, batches[0]["batch_id"]
         [upload] = states.load_batch(batch, "run", limit=10).reserved
         claim = states.start(upload.id, "run").claim
-        states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+        states.complete(claim, embedded=embedded(pipeline.database), seconds={})
 
     worker = threading.Thread(target=work)
     worker.start()
