@@ -38,7 +38,7 @@ def spaces(context: click.Context, as_json: bool) -> None:
         return
     session.console.print(terminal.spaces_table(found))
     for line in terminal.spaces_lines(found):
-        session.console.print(line)
+        click.echo(line)
 
 
 @spaces.command()

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from batch_pipeline.database.models import Stage
 from batch_pipeline.database.session import AnyRow
+from batch_pipeline.database.spaces import Space
 from batch_pipeline.errors import (
     ClaimLostError,
     ConfigurationError,
@@ -365,6 +366,10 @@ class UploadProcessor:
         """
         spaces, report = self._pipeline.spaces, attempt.report
         embedding, space = self._pipeline.analyzer.embedding, spaces.current()
+        # All that has to be read is read now: an answer of a model waits for no database.
+        fits_local = spaces.fits_local(space.key.width)
+        answering = attempt.row.answering_space
+        other = spaces.get(answering) if is_new and answering not in {None, space.id} else None
         report.embedding_model = embedding.name
         report.embedding_fingerprint = made_with = embedding.fingerprint()
         copied_from = report.described.copied_from if report.described else None
@@ -375,15 +380,12 @@ class UploadProcessor:
         )
         if numbers is None:
             numbers = self._numbers(attempt, embedding)
-        answering = attempt.row.answering_space
         return Embedded(
             vector=NewVector(space.id, numbers),
             model=embedding.name,
             fingerprint=made_with,
-            fits_local=spaces.fits_local(space.key.width),
-            answering=self._in_answering_space(attempt, answering)
-            if is_new and answering not in {None, space.id}
-            else None,
+            fits_local=fits_local,
+            answering=self._in_space(attempt, other) if other else None,
         )
 
     def _numbers(self, attempt: _Attempt, embedding: EmbeddingModel) -> list[float]:
@@ -400,13 +402,11 @@ class UploadProcessor:
             )
         return vector
 
-    def _in_answering_space(self, attempt: _Attempt, space_id: int) -> NewVector | None:
+    def _in_space(self, attempt: _Attempt, space: Space) -> NewVector | None:
         """Embed for the space of an older model; None if that cannot be asked any more."""
-        spaces = self._pipeline.spaces
-        if (space := spaces.get(space_id)) is None:
-            return None
         try:
-            return NewVector(space_id, self._numbers(attempt, spaces.model_of(space)))
+            model = self._pipeline.spaces.model_of(space)
+            return NewVector(space.id, self._numbers(attempt, model))
         except WorkCancelledError:
             raise
         except PipelineError as error:

@@ -67,7 +67,7 @@ def test_an_api_that_locks_batch_then_uploads_costs_no_result(
             target=lambda: pipeline.states.complete(claim, embedded=result, seconds={})
         )
         ended.start()
-        while not waits_for_a_lock(observer, "upload_batches"):
+        while not waits_for_a_lock(observer, "UPDATE"):
             assert ended.is_alive()
         api.execute("SELECT FROM uploads WHERE id = %s FOR UPDATE", [upload.id])  # the deadlock
         assert ended.is_alive()

@@ -30,7 +30,7 @@ REFUSED_TYPES = {
     "bigint": "text",
     "jsonb": "text",
     "boolean": "text",
-    "vector({})": "real[]",
+    "vector(1024)": "real[]",
 }
 COLUMNS_TO_REFUSE = [
     (table, column)

@@ -183,7 +183,7 @@ def _move(model: str, width: int) -> None:
 
 def _copy(table: str, space: int, key: dict[str, str | int]) -> None:
     copied = sa.text(f"""
-        WITH some AS (
+        WITH wanted AS (
             SELECT id, embedding_local FROM uploads
             WHERE embedding_model = :model AND embedding_local IS NOT NULL
                 AND vector_dims(embedding_local) = :width AND id > :after
@@ -191,9 +191,9 @@ def _copy(table: str, space: int, key: dict[str, str | int]) -> None:
             ORDER BY id LIMIT {_ROWS_AT_ONCE}
         ), copied AS (
             INSERT INTO {table} (upload_id, space_id, vector)
-            SELECT id, {space}, embedding_local FROM some ON CONFLICT DO NOTHING
+            SELECT id, {space}, embedding_local FROM wanted ON CONFLICT DO NOTHING
         )
-        SELECT id FROM some ORDER BY id DESC LIMIT 1
+        SELECT id FROM wanted ORDER BY id DESC LIMIT 1
     """)  # noqa: S608 - of constants
     after: uuid.UUID | None = uuid.UUID(int=0)
     while after is not None:
