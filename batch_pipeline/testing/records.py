@@ -65,7 +65,7 @@ def embedded(database: Database, vector: Sequence[float] | None = None) -> Embed
     return Embedded(NewVector(space.id, numbers), "m", "m", fits_local=True)
 
 
-def fill_spaces(connection: Connection) -> None:
+def fill_spaces(connection: Connection, *, memory: str = "256MB") -> None:
     """Copy vectors from ``embedding_local`` to the spaces of their models, which are made.
 
     The space of most of a user's vectors answers the user, if none does yet.
@@ -93,7 +93,7 @@ def fill_spaces(connection: Connection) -> None:
             """),
             {"space": space.id, "model": model, "width": width},
         )
-        connection.execute(text("SET LOCAL maintenance_work_mem = '256MB'"))
+        connection.execute(text(f"SET LOCAL maintenance_work_mem = '{memory}'"))
         connection.execute(text(index))
     connection.execute(
         text("""
