@@ -163,9 +163,7 @@ def measured(url: str, questions: int, user_id: uuid.UUID | None) -> dict[str, o
                     ).fetchall()
                     times[way].append(plan[0]["Planning Time"] + plan[0]["Execution Time"])
                     if way == "index":
-                        plans.add(
-                            "hnsw" if "ix_upload_vectors_" in json.dumps(plan) else "other"
-                        )
+                        plans.add("hnsw" if "ix_upload_vectors_" in json.dumps(plan) else "other")
             recalls.append(len(found & true) / max(len(true), 1))
     database.close()
     return {

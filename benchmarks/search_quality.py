@@ -181,7 +181,9 @@ def weakness(database: Database, embedding: EmbeddedEmbedding) -> dict[str, floa
         for hit in search(database, lambda _: embedding, question, limit=60)
         if int(hit.file_path) == number
     ]
-    none = [search(database, lambda _: embedding, q, limit=1)[0].weak for q in SET["without_answer"]]
+    none = [
+        search(database, lambda _: embedding, q, limit=1)[0].weak for q in SET["without_answer"]
+    ]
     return {"right_marked": statistics.mean(right), "none_marked": statistics.mean(none)}
 
 
