@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, exists, func, or_, select, text, update
 
 from batch_pipeline.database.models import (
     AnsweringSpace,
@@ -167,7 +167,9 @@ def users_to_switch(database: Database, key: SpaceKey) -> Sequence[uuid.UUID]:
     """List users whom another space answers though nothing of theirs is missing in this one."""
     with database.transaction() as connection:
         space = find_space(connection, key)
-        if space is None:
+        others = exists().where(AnsweringSpace.space_id != (space.id if space else 0))
+        # Nearly always: then the uploads are not looked at.
+        if space is None or not connection.scalar(select(others)):
             return []
         return connection.scalars(
             select(AnsweringSpace.user_id)
@@ -193,16 +195,18 @@ def switch_users(database: Database, key: SpaceKey) -> int:
 
 
 def _may_switch(space: Space) -> tuple[ColumnElement[bool], ...]:
-    return AnsweringSpace.space_id != space.id, ~_is_missing(space, AnsweringSpace.user_id)
-
-
-def _is_missing(space: Space, user_id: Any) -> ColumnElement[bool]:
-    """Whether anything that was ever embedded for a user has no vector in a space.
+    """Whether nothing that was ever embedded for a user has no vector in a space.
 
     What has failed for good would keep the old model in use for ever; it is found by its words.
     """
-    whose = or_(Upload.user_id == user_id, and_(user_id == LOCAL_USER, Upload.user_id.is_(None)))
-    return exists().where(whose, *_lacks_vector(space))
+    missing = _lacks_vector(space)
+    user_id = AnsweringSpace.user_id
+    return (
+        AnsweringSpace.space_id != space.id,
+        ~exists().where(Upload.user_id == user_id, *missing),
+        # Apart from the others, whose index could not be used in one condition.
+        or_(user_id != LOCAL_USER, ~exists().where(Upload.user_id.is_(None), *missing)),
+    )
 
 
 def _lacks_vector(space: Space) -> tuple[ColumnElement[bool], ...]:

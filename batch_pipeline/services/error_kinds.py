@@ -319,8 +319,8 @@ ERROR_KINDS = (
         Ending.SERVICE,
         "The vectors have another length than is set.",
         (
-            "Set `BATCH_PIPELINE_EMBEDDING_DIMENSIONS` to the length that the message names, or use "
-            "another model."
+            "Set `BATCH_PIPELINE_EMBEDDING_DIMENSIONS` to the length that the message names, or "
+            "use another model."
         ),
     ),
     ErrorKind(

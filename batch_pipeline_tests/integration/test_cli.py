@@ -11,9 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url, update
+from sqlalchemy import make_url
 
-from batch_pipeline.database.models import Upload
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.services.reports.batch_status import newest_batches
 from batch_pipeline.testing.media import (
