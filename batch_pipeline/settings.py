@@ -28,6 +28,8 @@ from batch_pipeline.model_servers.prompts import read_prompts
 from batch_pipeline.webhook_secrets import secret_key
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
+#: Longest vector that pgvector has an index for.
+MOST_DIMENSIONS = 4000
 #: Behind a variable's name: the value is what the file holds, as container engines mount secrets.
 FILE_SUFFIX = "_FILE"
 #: Names with our prefix that are no settings: of our tests, and those that Kubernetes sets in every
@@ -130,8 +132,23 @@ class Settings(BaseSettings):
     embedding_model: str = Field(
         "qwen3-embedding:0.6b", description="Model that embeds descriptions."
     )
-    embedding_dimensions: Annotated[int, Field(ge=1, le=2000)] = Field(
-        1024, description="Length of an embedding; the width of the database column."
+    embedding_dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)] = Field(
+        1024,
+        description=(
+            "Length of an embedding. It is asked for where the server takes it; else the model's "
+            "own length is needed."
+        ),
+    )
+    embedding_question_prefix: str = Field(
+        "",
+        description=(
+            "Text in front of each question that is embedded, `\\n` for a line break; `none`: "
+            "nothing. By default what the model's card says, for nomic-embed-text, e5, "
+            "embeddinggemma and qwen3-embedding."
+        ),
+    )
+    embedding_document_prefix: str = Field(
+        "", description="The same in front of each description; another one needs new embeddings."
     )
     max_vision_calls: Annotated[int, Field(ge=1, le=256)] = Field(
         4,

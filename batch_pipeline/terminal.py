@@ -36,6 +36,7 @@ from batch_pipeline.services.short_ids import short
 from batch_pipeline.visible_text import visible_line
 
 if TYPE_CHECKING:
+    from batch_pipeline.services.embedding_spaces import SpaceOverview
     from batch_pipeline.services.forgetting import Receipt
 
 #: Uploads in work that are shown at once.
@@ -377,6 +378,41 @@ def search_table(results: Sequence[SearchResult]) -> Table:
             _described(result),
         )
     return table
+
+
+def spaces_table(spaces: Sequence["SpaceOverview"]) -> Table:
+    """List embedding spaces, oldest first."""
+    table = _plain_table("id", "model", "numbers", "vectors", "size", "answers", "")
+    for space in spaces:
+        table.add_row(
+            str(space.id),
+            literal(space.model),
+            f"{space.dimensions:,} ({space.stored_as})",
+            f"{space.vectors:,}",
+            f"{space.bytes / 1024**2:,.1f} MiB",
+            _number(space.users, "user"),
+            Text("of the settings" if space.is_current else "", style="dim"),
+        )
+    return table
+
+
+def spaces_lines(spaces: Sequence["SpaceOverview"]) -> Iterator[str]:
+    """Say how far the newest space is, and which ones nobody needs."""
+    current = next((space for space in spaces if space.is_current), None)
+    if current is None:
+        yield "Nothing is embedded with the model of the settings yet. To begin with it:"
+        yield "  batch-pipeline reprocess --stage embedding --stale"
+    elif current.waiting_users:
+        done = current.vectors / max(1, current.vectors + (current.missing or 0))
+        yield (
+            f"Space {current.id} is {done:.0%} complete: {_number(current.missing or 0, 'upload')} "
+            f"missing. Older spaces answer {_number(current.waiting_users, 'user')} meanwhile."
+        )
+        if current.missing:
+            yield "To have them embedded:  batch-pipeline reprocess --stage embedding --stale"
+    for space in spaces:
+        if not space.users and not space.is_current:
+            yield f"Space {space.id} answers nobody:  batch-pipeline spaces drop {space.id}"
 
 
 def receipt_lines(receipt: "Receipt") -> Iterator[str]:

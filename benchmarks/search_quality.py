@@ -33,7 +33,7 @@ from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.model_servers.text_hashing import hash_text
 from batch_pipeline.services.search import search
 from batch_pipeline.testing.databases import DatabaseServer
-from batch_pipeline.testing.records import USER
+from batch_pipeline.testing.records import USER, fill_spaces
 
 SET = json.loads((Path(__file__).parent / "search_quality_set.json").read_text(encoding="utf-8"))
 KINDS = {
@@ -83,6 +83,7 @@ def filled_database(server_url: str, embedding: EmbeddedEmbedding) -> Iterator[D
                         embedding_local=embedding.embed([text])[0],
                     )
                 )
+            fill_spaces(connection)
         yield database
         database.close()
 
@@ -133,7 +134,7 @@ def fused(*rankings: Ranking) -> Ranking:
 
 def as_we_do(database: Database, embedding: EmbeddedEmbedding) -> Ranking:
     return lambda question: [
-        int(hit.file_path) for hit in search(database, embedding, question, limit=60)
+        int(hit.file_path) for hit in search(database, lambda _: embedding, question, limit=60)
     ]
 
 
@@ -177,10 +178,12 @@ def weakness(database: Database, embedding: EmbeddedEmbedding) -> dict[str, floa
         hit.weak
         for kind in KINDS
         for question, number in SET[kind]
-        for hit in search(database, embedding, question, limit=60)
+        for hit in search(database, lambda _: embedding, question, limit=60)
         if int(hit.file_path) == number
     ]
-    none = [search(database, embedding, q, limit=1)[0].weak for q in SET["without_answer"]]
+    none = [
+        search(database, lambda _: embedding, q, limit=1)[0].weak for q in SET["without_answer"]
+    ]
     return {"right_marked": statistics.mean(right), "none_marked": statistics.mean(none)}
 
 

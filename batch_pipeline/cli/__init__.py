@@ -21,6 +21,7 @@ from batch_pipeline.cli import (
     notify,
     pauses,
     search,
+    spaces,
 )
 from batch_pipeline.cli.session import Commands, Session
 
@@ -68,6 +69,7 @@ for _command in (
     deletion.tidy,
     deletion.delete,
     deletion.export,
+    spaces.spaces,
     database.db,
     demo.demo,
 ):

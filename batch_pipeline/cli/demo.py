@@ -61,7 +61,7 @@ def demo(
         follow(session, submission.batch_id, quiet=as_json, timeout_seconds=600)
         found = status_of(session, submission.batch_id)
         question = "bright blue landscape"
-        results = find(pipeline.database, pipeline.analyzer.embedding, question, limit=3)
+        results = find(pipeline.database, pipeline.spaces.model_of, question, limit=3)
         if as_json:
             print_json(
                 {"ui": stack.url, "status": found, "search": [asdict(hit) for hit in results]}

@@ -91,7 +91,7 @@ def search(  # noqa: PLR0917 - click passes them by name
     )
     found = find(
         pipeline.database,
-        pipeline.analyzer.embedding,
+        pipeline.spaces.model_of,
         text,
         like=like,
         filters=filters,
@@ -100,6 +100,8 @@ def search(  # noqa: PLR0917 - click passes them by name
         location=session.settings.storage_location,
         copies=copies,
     )
+    if found.by_words_only:
+        click.echo(f"Searched by words only: {found.by_words_only}", err=True)
     if file is not None:
         _write_search_page(session, file, text or f"like {like}", found)
         if opens:

@@ -88,7 +88,7 @@ COLUMNS: Mapping[str, Mapping[str, _Kind]] = {
         "processing_status": _text(words=tuple(status.value for status in UploadStatus)),
         "description": _text(unlimited=True),
         "description_audit_score": _SCORE,
-        "embedding_local": _Kind(frozenset({"vector"}), "vector({})"),
+        "embedding_local": _Kind(frozenset({"vector"}), "vector(1024)"),
         "thumbnail_path": _text(_PATH_CHARACTERS),
         "video_codec": _text(30),
         "error_message": _text(unlimited=True),
@@ -135,13 +135,13 @@ _LEFT_ALONE = """
 """
 
 
-def require_usable_tables(connection: Connection, dimensions: int) -> None:
+def require_usable_tables(connection: Connection) -> None:
     """Refuse tables and a server that the pipeline cannot use; missing tables are fine.
 
     Raises:
         ConfigurationError: the message has every reason, each with what to do.
     """
-    problems = [*_extension(connection), *table_problems(connection, dimensions)]
+    problems = [*_extension(connection), *table_problems(connection)]
     if problems:
         raise ConfigurationError(
             "the database cannot be used as it is; nothing was changed. What to do first:\n"
@@ -149,13 +149,8 @@ def require_usable_tables(connection: Connection, dimensions: int) -> None:
         )
 
 
-def table_problems(connection: Connection, dimensions: int) -> Iterator[Problem]:
-    """Find columns that the pipeline cannot read or write correctly.
-
-    Args:
-        connection: connection to the database.
-        dimensions: length of a vector, from the settings.
-    """
+def table_problems(connection: Connection) -> Iterator[Problem]:
+    """Find columns that the pipeline cannot read or write correctly."""
     for row in connection.execute(_FOUND):
         if row.relkind not in "rp":
             kinds = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
@@ -171,14 +166,7 @@ def table_problems(connection: Connection, dimensions: int) -> Iterator[Problem]
         if row.generated:
             yield Problem(f"{name} is generated, and cannot be written", "make it a plain column")
         elif row.type not in kind.accepted:
-            yield Problem(f"{name} is {row.shown}", _alter(row.table, row.column, kind, dimensions))
-        elif row.type == "vector" and row.modifier != dimensions:
-            yield Problem(
-                f"{name} is {row.shown}, BATCH_PIPELINE_EMBEDDING_DIMENSIONS is {dimensions}",
-                "set that to the width of the column"
-                if row.modifier > 0
-                else _alter(row.table, row.column, kind, dimensions),
-            )
+            yield Problem(f"{name} is {row.shown}", _alter(row.table, row.column, kind))
         elif row.type == "enum":
             for word in kind.words:
                 if word not in row.labels:
@@ -236,11 +224,11 @@ def _extension(connection: Connection) -> Iterator[Problem]:
         )
 
 
-def _alter(table: str, column: str, kind: _Kind, dimensions: int) -> str:
+def _alter(table: str, column: str, kind: _Kind) -> str:
     if not kind.using:
         return (
             f"ALTER TABLE {table} RENAME COLUMN {column} TO {column}_before; "
-            f"ALTER TABLE {table} ADD COLUMN {column} {kind.type.format(dimensions)};"
+            f"ALTER TABLE {table} ADD COLUMN {column} {kind.type};"
         )
     alter = (
         f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT, ALTER COLUMN {column} "

@@ -223,6 +223,8 @@ class Upload(Base):
     description: Mapped[str | None]
     #: 0-100, of the stored description.
     description_audit_score: Mapped[int | None] = mapped_column(Integer)
+    #: The newest vector if it fits the column, for upload APIs that read it; else empty. Search
+    #: reads `UploadVector`.
     embedding_local: Mapped[list[float] | None] = mapped_column(BinaryVector())
     #: JPEG within 256 x 256 pixels, relative to the storage; kept by a retry.
     thumbnail_path: Mapped[str | None]
@@ -268,7 +270,7 @@ class Upload(Base):
     vision_fingerprint: Mapped[str | None]
     #: What the vector was made with: model, digest, options. Changes with it.
     embedding_fingerprint: Mapped[str | None]
-    #: Model of ``embedding_local``; only vectors of one model are compared.
+    #: Model of the newest vector; set with the first one.
     embedding_model: Mapped[str | None]
     #: Seconds that each stage took when it last ran.
     stage_seconds: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
@@ -351,15 +353,61 @@ class Upload(Base):
             postgresql_using="gin",
             postgresql_where=text("embedding_model IS NOT NULL"),
         ),
-        Index(
-            "ix_uploads_embedding",
-            "embedding_local",
-            postgresql_using="hnsw",
-            postgresql_ops={"embedding_local": "vector_cosine_ops"},
-            # Migration 0004 says why these, `services/search.py` what makes up for them.
-            postgresql_with={"m": 12, "ef_construction": 48},
-        ),
     )
+
+
+class EmbeddingSpace(Base):
+    """Vectors that can be compared: of one model, one width, one prefix; `database/spaces.py`."""
+
+    __tablename__ = "embedding_spaces"
+
+    id: Mapped[int] = mapped_column(Integer, Identity(), primary_key=True)
+    model: Mapped[str]
+    #: Numbers of a vector.
+    width: Mapped[int] = mapped_column(Integer)
+    #: In front of each text that was embedded.
+    document_prefix: Mapped[str] = mapped_column(server_default="")
+    # What is needed to embed a question; kept up to date while the settings name this space.
+    question_prefix: Mapped[str] = mapped_column(server_default="")
+    #: ``embedded``, ``ollama`` or ``openai``; empty: not known, from before there were spaces.
+    embedder: Mapped[str] = mapped_column(server_default="")
+    #: Of its servers, without passwords; empty: those of the settings.
+    addresses: Mapped[str] = mapped_column(server_default="")
+    #: Additions to each request, a JSON object.
+    options: Mapped[str] = mapped_column(server_default="")
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+    __table_args__ = (
+        Index("ix_embedding_spaces_key", "model", "width", "document_prefix", unique=True),
+    )
+
+
+class UploadVector(Base):
+    """The vector of an upload in a space; a table for each space, see `database/spaces.py`.
+
+    A trigger removes it with its upload.
+    """
+
+    __tablename__ = "upload_vectors"
+
+    upload_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    space_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    vector: Mapped[list[float]] = mapped_column(BinaryVector())
+
+    __table_args__ = ({"postgresql_partition_by": "LIST (space_id)"},)
+
+
+class AnsweringSpace(Base):
+    """The space that answers the searches of a user; set by the user's first vector."""
+
+    __tablename__ = "answering_spaces"
+
+    user_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    #: Changes once a newer space has a vector of everything that this one has.
+    space_id: Mapped[int] = mapped_column(Integer)
+    since: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+    __table_args__ = (Index("ix_answering_spaces_space_id", "space_id"),)
 
 
 class ModelCallSlots(Base):

@@ -45,9 +45,8 @@ AnyRow = Row[*tuple[Any, ...]]
 class Database:
     """A pool of connections to the pipeline's tables; thread-safe."""
 
-    def __init__(self, url: URL, *, pool_size: int = 5, embedding_dimensions: int = 1024) -> None:
+    def __init__(self, url: URL, *, pool_size: int = 5) -> None:
         self.url = url
-        self.embedding_dimensions = embedding_dimensions
         self.engine = create_engine(
             url,
             pool_size=pool_size,
@@ -103,9 +102,8 @@ class Database:
                 message has the statements that fix this. Nothing was changed.
         """
         with self.transaction() as connection:
-            require_usable_tables(connection, self.embedding_dimensions)
+            require_usable_tables(connection)
         config = _alembic_config()
-        config.attributes["embedding_dimensions"] = self.embedding_dimensions
         # Not in a transaction: each migration opens its own, and may end it to build an index.
         with failures_named(), self._migration_lock(), self.engine.connect() as connection:
             config.attributes["connection"] = connection
@@ -182,7 +180,7 @@ def open_database(settings: Settings, *, pool_size: int | None = None) -> Databa
     size = pool_size or connection_budget.pool_size(
         settings, connection_budget.connection_limit(url)
     )
-    database = Database(url, pool_size=size, embedding_dimensions=settings.embedding_dimensions)
+    database = Database(url, pool_size=size)
     try:
         current, newest = database.revisions()
         if current != newest and settings.database_url:
@@ -200,7 +198,7 @@ def open_database(settings: Settings, *, pool_size: int | None = None) -> Databa
 
 def connect(settings: Settings) -> Database:
     """Connect without checking the tables; for ``db upgrade`` and ``doctor``."""
-    return Database(pipeline_url(settings), embedding_dimensions=settings.embedding_dimensions)
+    return Database(pipeline_url(settings))
 
 
 def pipeline_url(settings: Settings) -> URL:

@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
-from pgvector import Vector
+from pgvector import HalfVector, Vector
+from pgvector.psycopg.halfvec import HalfVectorBinaryDumper
 from pgvector.psycopg.vector import VectorBinaryDumper
-from pgvector.sqlalchemy import VECTOR
+from pgvector.sqlalchemy import HALFVEC, VECTOR
 from sqlalchemy import Dialect
 
 # For every connection: PostgreSQL knows the type from the column or the operator.
 psycopg.adapters.register_dumper(Vector, VectorBinaryDumper)
+psycopg.adapters.register_dumper(HalfVector, HalfVectorBinaryDumper)
 
 
 class BinaryVector(VECTOR):
@@ -28,5 +30,22 @@ class BinaryVector(VECTOR):
 
         def process(value: Sequence[float] | None) -> Any:
             return None if value is None else Vector(list(value))
+
+        return process
+
+
+class BinaryHalfVector(HALFVEC):
+    """The same of two bytes a number."""
+
+    cache_ok = True
+
+    def bind_processor(
+        self, dialect: Dialect
+    ) -> Callable[[Sequence[float] | None], HalfVector | None]:
+        """What a value becomes before psycopg sees it; called by SQLAlchemy."""
+        del dialect
+
+        def process(value: Sequence[float] | None) -> Any:
+            return None if value is None else HalfVector(list(value))
 
         return process

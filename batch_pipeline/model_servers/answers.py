@@ -123,7 +123,7 @@ def wrong_length(model: str, found: int, dimensions: int) -> ServiceDownError:
     """The error for a model whose vectors do not fit the column."""
     return ServiceDownError(
         "embedding_wrong_length",
-        f"vectors of {model} have {found} numbers, {dimensions} are stored; choose another "
-        f"BATCH_PIPELINE_EMBEDDING_MODEL, or set BATCH_PIPELINE_EMBEDDING_DIMENSIONS={found} "
-        "before the database is made",
+        f"vectors of {model} have {found} numbers, {dimensions} are expected; set "
+        f"BATCH_PIPELINE_EMBEDDING_DIMENSIONS={found}, or choose another "
+        "BATCH_PIPELINE_EMBEDDING_MODEL",
     )

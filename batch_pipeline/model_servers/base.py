@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from batch_pipeline.errors import WorkPausedError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.model_servers.rate_limits import Room
+from batch_pipeline.model_servers.text_prefixes import TextPrefixes
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,8 @@ class EmbeddingModel(Protocol):
 
     name: str
     dimensions: int
+    prefixes: TextPrefixes
+    """Sent in front of texts."""
 
     def fingerprint(self) -> str:
         """What a vector depends on beside its text, see `fingerprints`.
@@ -236,11 +239,19 @@ class EmbeddingModel(Protocol):
         self,
         texts: Sequence[str],
         *,
+        as_questions: bool = False,
         cancelled: CancelledCheck = never_cancelled,
         paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
     ) -> list[list[float]]:
         """Embed each text; vectors have `dimensions` finite numbers and are not all zero.
+
+        Args:
+            texts: descriptions, or what people ask for.
+            as_questions: they are what people ask for.
+            cancelled: asked at least twice a second while a call is waited for.
+            paused: asked right before each call; a server that it names a reason for is not called.
+            spent: told what each answered call took.
 
         Raises:
             TransientError: time-out, 5xx, reset connection, a vector that is not usable.

@@ -39,6 +39,7 @@ from batch_pipeline.model_servers.base import (
 )
 from batch_pipeline.model_servers.picture_categories import Content, content_of
 from batch_pipeline.model_servers.text_hashing import hash_text
+from batch_pipeline.model_servers.text_prefixes import TextPrefixes
 
 #: Of the words beside the meaning: enough for a name to be found, too little to hide the meaning
 #: (``benchmarks/search_quality.py``).
@@ -132,6 +133,8 @@ class EmbeddedEmbedding:
     words, which keep the names of cameras and the text in pictures findable.
     """
 
+    prefixes = TextPrefixes()
+
     def __init__(self, dimensions: int = 1024) -> None:
         self.dimensions = dimensions
         self._by_meaning = sentence_encoder.is_installed() and self._is_wide_enough
@@ -145,6 +148,7 @@ class EmbeddedEmbedding:
         self,
         texts: Sequence[str],
         *,
+        as_questions: bool = False,
         cancelled: CancelledCheck = never_cancelled,
         paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
@@ -156,6 +160,7 @@ class EmbeddedEmbedding:
             WorkCancelledError: `cancelled` answered true.
             WorkPausedError: `paused` gave a reason.
         """
+        del as_questions, spent
         require_unpaused(paused)
         vectors = []
         for text in texts:

@@ -19,6 +19,7 @@ from batch_pipeline.model_servers.base import Analyzer, CallKind, CallSlots, Mak
 from batch_pipeline.model_servers.call_slots import CallGate
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
 from batch_pipeline.model_servers.prompts import Prompts, read_prompts
+from batch_pipeline.model_servers.text_prefixes import TextPrefixes, prefixes_for
 from batch_pipeline.settings import AnalyzerName, Settings, VisionDetail
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
             settings.embedding_model,
             settings.embedding_dimensions,
             slots("embedding", settings.max_embedding_calls, given),
-            {"options": json.loads(settings.embedding_options or "{}")},
+            prefixes=embedding_prefixes(settings),
+            options={"options": json.loads(settings.embedding_options or "{}")},
         )
 
     return Analyzer(
@@ -146,6 +148,15 @@ def prompts_of(settings: Settings) -> Prompts:
         settings.prompts,
         language=language_name(settings.language),
         tells_place=settings.prompt_place,
+    )
+
+
+def embedding_prefixes(settings: Settings) -> TextPrefixes:
+    """What is put in front of texts that a model server embeds."""
+    return prefixes_for(
+        settings.embedding_model,
+        settings.embedding_question_prefix,
+        settings.embedding_document_prefix,
     )
 
 

@@ -98,8 +98,13 @@ class ModelServer(ABC):
         """Ask a vision model one question; may take several calls, each of which is told."""
 
     @abstractmethod
-    async def embed(self, model: str, texts: Sequence[str], spent: Spent) -> EmbedAnswer:
-        """Embed texts; refuses one that is longer than the context rather than cutting it."""
+    async def embed(
+        self, model: str, texts: Sequence[str], dimensions: int, spent: Spent
+    ) -> EmbedAnswer:
+        """Embed texts; refuses one that is longer than the context rather than cutting it.
+
+        `dimensions` is the length to ask for; a server that takes no such wish gives its own.
+        """
 
     @abstractmethod
     async def digest(self, model: str) -> str:

@@ -7,8 +7,14 @@ from typing import Any
 import ollama
 
 from batch_pipeline.errors import ServiceDownError
-from batch_pipeline.model_servers.answers import clean, is_prose, shows_thought, wrong_length
-from batch_pipeline.model_servers.base import Spent, Usage
+from batch_pipeline.model_servers.answers import (
+    checked_vector,
+    clean,
+    is_prose,
+    shows_thought,
+    wrong_length,
+)
+from batch_pipeline.model_servers.base import CallKind, Spent, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
@@ -24,7 +30,7 @@ from batch_pipeline.model_servers.model_server import (
 )
 
 #: Parameters beside the options.
-_OF_THE_REQUEST = {"think", "keep_alive", "format"}
+_OF_THE_REQUEST = {"think", "keep_alive", "format", "dimensions"}
 #: A thought would use up the tokens of the answer, and is thrown away. Some models know only how
 #: deeply to think.
 _STAGES = (
@@ -58,13 +64,14 @@ class OllamaServer(ModelServer):
             lambda client: client.close(),  # type: ignore[no-untyped-call]
         )
         self._options = options
-        self._learnt: dict[str, Learnt] = {}
+        self._learnt: dict[tuple[str, str], Learnt] = {}
+        self._embeds_well: set[tuple[str, int]] = set()
         self.calls = ServerCalls(host, limits, probe=self._models, circuit=circuit)
 
     async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
         """Ask a vision model one question."""
         images = [ollama.Image(value=request.jpeg)] if request.jpeg is not None else None
-        learnt, usage = self._learnt_of(model), Usage(calls=0)
+        learnt, usage = self._learnt_of(model, "vision"), Usage(calls=0)
         while True:
             stage, in_form = learnt.stage, bool(request.form and learnt.takes("format"))
             max_tokens = request.room(stage.budget, in_form=in_form)
@@ -103,15 +110,25 @@ class OllamaServer(ModelServer):
                 in_form = False
             return ChatAnswer(text, cut, usage, in_form)
 
-    async def embed(self, model: str, texts: Sequence[str], spent: Spent) -> EmbedAnswer:
+    async def embed(
+        self, model: str, texts: Sequence[str], dimensions: int, spent: Spent
+    ) -> EmbedAnswer:
         """Embed texts; refuses one that is longer than the context rather than cutting it."""
-        began = time.monotonic()
-        sent = {"num_ctx": CONTEXT_TOKENS, **self._options.embedding}
-        async with self._clients.client() as client:
-            response = await client.embed(model, list(texts), truncate=False, **_arguments(sent))
-        usage = _usage(response, began)
-        spent(usage)
-        return EmbedAnswer([list(vector) for vector in response.embeddings], usage)
+        learnt, began = self._learnt_of(model, "embedding"), time.monotonic()
+        while True:
+            sent = learnt.sent({"num_ctx": CONTEXT_TOKENS, "dimensions": dimensions})
+            try:
+                async with self._clients.client() as client:
+                    response = await client.embed(
+                        model, list(texts), truncate=False, **_arguments(sent)
+                    )
+            except ollama.ResponseError as error:
+                if learnt.learns_from_refusal(sent, error.status_code, error.error):
+                    continue
+                raise
+            usage = _usage(response, began)
+            spent(usage)
+            return EmbedAnswer([list(vector) for vector in response.embeddings], usage)
 
     async def digest(self, model: str) -> str:
         """What tells this model from others of its name."""
@@ -122,7 +139,8 @@ class OllamaServer(ModelServer):
 
     def learnt(self, model: str) -> str:
         """What calls have found out about how the model is to be called."""
-        return self._learnt[model].summary() if model in self._learnt else ""
+        found = [learnt.summary() for (of, _), learnt in self._learnt.items() if of == model]
+        return "; ".join(filter(None, found))
 
     def hint(self, kind: str, model: str) -> str:
         """What to do about an error of this kind when it concerns this model."""
@@ -147,26 +165,30 @@ class OllamaServer(ModelServer):
 
     async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
         """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
-        del spent
         facts = (await self._show(model, "embedding")).modelinfo or {}
         lengths = [value for name, value in facts.items() if name.endswith(".embedding_length")]
-        if lengths and lengths[0] != dimensions:
+        if lengths and lengths[0] < dimensions:
             raise wrong_length(model, lengths[0], dimensions)
+        if lengths and lengths[0] > dimensions and (model, dimensions) not in self._embeds_well:
+            # Newer servers cut vectors to the length that is asked for, older ones ignore it.
+            for vector in (await self.embed(model, ["check"], dimensions, spent)).vectors:
+                checked_vector(vector, model, dimensions)
+            self._embeds_well.add((model, dimensions))
         return f"answers, model is there, {dimensions} dimensions"
 
     def close(self) -> None:
         """Close the connections; no call may follow."""
         run_on_loop(self._clients.close())
 
-    def _learnt_of(self, model: str) -> Learnt:
-        if model not in self._learnt:
-            self._learnt[model] = Learnt(
-                f"model {model} at {self.calls.name}",
-                "BATCH_PIPELINE_VISION_OPTIONS",
-                self._options.vision,
-                _STAGES,
+    def _learnt_of(self, model: str, kind: CallKind) -> Learnt:
+        if (model, kind) not in self._learnt:
+            who = f"model {model} at {self.calls.name}"
+            self._learnt[model, kind] = (
+                Learnt(who, "BATCH_PIPELINE_VISION_OPTIONS", self._options.vision, _STAGES)
+                if kind == "vision"
+                else Learnt(who, "BATCH_PIPELINE_EMBEDDING_OPTIONS", self._options.embedding)
             )
-        return self._learnt[model]
+        return self._learnt[model, kind]
 
     async def _models(self) -> dict[str, str]:
         """Digest of each model that is there, by its name with the tag."""

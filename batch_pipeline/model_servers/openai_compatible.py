@@ -129,12 +129,14 @@ class OpenAICompatibleServer(ModelServer):
                 in_form = False
             return ChatAnswer(text, cut, usage, in_form)
 
-    async def embed(self, model: str, texts: Sequence[str], spent: Spent) -> EmbedAnswer:
+    async def embed(
+        self, model: str, texts: Sequence[str], dimensions: int, spent: Spent
+    ) -> EmbedAnswer:
         """Embed texts; servers refuse one that is longer than the context."""
         learnt, began = self._learnt_of(model, "embedding"), time.monotonic()
         while True:
             # The client's own choice, base64, is not known to every compatible server.
-            sent = learnt.sent({"encoding_format": "float"})
+            sent = learnt.sent({"encoding_format": "float", "dimensions": dimensions})
             try:
                 async with self._clients.client() as client:
                     response = await client.embeddings.create(
@@ -195,7 +197,7 @@ class OpenAICompatibleServer(ModelServer):
         await self._require(model)
         if (model, dimensions) not in self._embeds_well:
             # The protocol tells no lengths; one short text does.
-            for vector in (await self.embed(model, ["check"], spent)).vectors:
+            for vector in (await self.embed(model, ["check"], dimensions, spent)).vectors:
                 checked_vector(vector, model, dimensions)
             self._embeds_well.add((model, dimensions))
         return f"answers, model is there, {dimensions} dimensions"

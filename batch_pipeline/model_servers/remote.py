@@ -45,6 +45,7 @@ from batch_pipeline.model_servers.picture_size import PictureSize
 from batch_pipeline.model_servers.prompts import COLOUR, Prompts
 from batch_pipeline.model_servers.server_group import ServerGroup
 from batch_pipeline.model_servers.structured import SCHEMA, description_in
+from batch_pipeline.model_servers.text_prefixes import TextPrefixes
 
 _log = logging.getLogger(__name__)
 
@@ -228,6 +229,7 @@ class RemoteEmbedding:
         model: name of the embedding model, with its tag.
         dimensions: length that every vector must have.
         slots: cap on the calls in flight.
+        prefixes: put in front of texts.
         options: what else its vectors depend on, for its fingerprint.
     """
 
@@ -237,9 +239,12 @@ class RemoteEmbedding:
         model: str,
         dimensions: int,
         slots: CallSlots,
+        *,
+        prefixes: TextPrefixes = TextPrefixes(),  # noqa: B008 - frozen
         options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.name = model
+        self.prefixes = prefixes
         self._options = dict(options)
         self.dimensions = dimensions
         self._servers = ServerGroup(servers, model, slots, self._known_text)
@@ -247,12 +252,16 @@ class RemoteEmbedding:
     def fingerprint(self) -> str:
         """Say what a vector depends on beside its text; asks the servers now and then."""
         options = self._options | {"dimensions": self.dimensions}
+        # Only if there is one: what was made before there were any is not stale for that.
+        if self.prefixes.document:
+            options["prefix"] = self.prefixes.document
         return fingerprint(self.name, self._servers.digests(), options=options)
 
     def embed(
         self,
         texts: Sequence[str],
         *,
+        as_questions: bool = False,
         cancelled: CancelledCheck = never_cancelled,
         paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
@@ -269,9 +278,10 @@ class RemoteEmbedding:
                 column would fail every upload alike, so it stops the work as an outage does.
         """
         vectors: list[list[float]] = []
+        prefix = self.prefixes.question if as_questions else self.prefixes.document
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             some = texts[start : start + _TEXTS_PER_CALL]
-            vectors += self._vectors(some, cancelled, paused, spent)
+            vectors += self._vectors(prefix, some, cancelled, paused, spent)
         return vectors
 
     def check(
@@ -297,10 +307,15 @@ class RemoteEmbedding:
         return self._servers.try_out("embedding", self._tells_apart, cancelled, paused)
 
     def _vectors(
-        self, texts: Sequence[str], cancelled: CancelledCheck, paused: PausedCheck, spent: Spent
+        self,
+        prefix: str,
+        texts: Sequence[str],
+        cancelled: CancelledCheck,
+        paused: PausedCheck,
+        spent: Spent,
     ) -> list[list[float]]:
         try:
-            call = partial(self._embedded, texts)
+            call = partial(self._embedded, [prefix + text for text in texts])
             answer = self._servers.run(
                 call, cancelled, paused=paused, spent=spent, tokens_of=_tokens
             )
@@ -309,7 +324,7 @@ class RemoteEmbedding:
             if not any(words in str(error).lower() for words in _TOO_LONG):
                 raise
             if len(texts) > 1:
-                each = (self._vectors([text], cancelled, paused, spent) for text in texts)
+                each = (self._vectors(prefix, [text], cancelled, paused, spent) for text in texts)
                 return [vector for [vector] in each]
             shorter = texts[0][: len(texts[0]) // 2]
             if len(shorter) < _SHORTEST_CUT_CHARACTERS:
@@ -321,13 +336,13 @@ class RemoteEmbedding:
                 len(shorter),
                 error,
             )
-            return self._vectors([shorter], cancelled, paused, spent)
+            return self._vectors(prefix, [shorter], cancelled, paused, spent)
 
     async def _embedded(
         self, texts: Sequence[str], server: ModelServer, spent: Spent
     ) -> EmbedAnswer:
         """Embed texts; vectors that cannot be stored are an error of that server."""
-        answer = await server.embed(self.name, texts, spent)
+        answer = await server.embed(self.name, texts, self.dimensions, spent)
         if not answer.vectors:
             raise TransientError("embedding_empty", f"{self.name} returned no vector")
         if len(answer.vectors) != len(texts):

@@ -29,6 +29,7 @@ from batch_pipeline.orchestration.run_ends import (
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.dispatch.slices import numbered_slices
 from batch_pipeline.services.dispatch.turns import WaitingSlice
+from batch_pipeline.services.embedding_spaces import key_of_settings, switch_users, users_to_switch
 from batch_pipeline.services.known_results import forget_old_notes
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
@@ -99,6 +100,10 @@ def sweep_once(
         count = refresh_stale(pipeline.database, batches, vision.fingerprint(), at_most=at_most)
         return {"uploads_refreshed": count}
 
+    def switched() -> dict[str, int]:
+        key = key_of_settings(pipeline.settings)
+        return {"users_switched": switch_users(pipeline.database, key)}
+
     return _each_part(
         {
             "closing dead runs": lambda: {
@@ -113,6 +118,7 @@ def sweep_once(
             "adopting": lambda: {"uploads_adopted": pipeline.backlog.adopt()},
             "recounting": recounted,
             "refreshing what is stale": refreshed,
+            "switching to a complete embedding space": switched,
         },
         left_out,
     )
@@ -185,6 +191,10 @@ def work_for_a_sweep(
         fingerprint = pipeline.analyzer.vision.fingerprint()
         return {"stale uploads": stale_uploads(pipeline.database, fingerprint, at_most=at_most)}
 
+    def complete() -> dict[str, int]:
+        key = key_of_settings(pipeline.settings)
+        return {"users to switch": len(users_to_switch(pipeline.database, key))}
+
     found = _each_part(
         {
             "looking for dead runs": lambda: {
@@ -196,6 +206,7 @@ def work_for_a_sweep(
             "looking for lost slices": abandoned,
             "looking for what is due": pipeline.backlog.overdue,
             "looking for what is stale": stale,
+            "looking for a complete embedding space": complete,
         },
         left_out,
     )

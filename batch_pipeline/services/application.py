@@ -5,10 +5,9 @@ those that are given; they are opened once per process and shared by all threads
 """
 
 import uuid
-from collections.abc import Sequence
 
 from batch_pipeline.services.pipeline import shared_pipeline
-from batch_pipeline.services.search import SearchResult
+from batch_pipeline.services.search import SearchResults
 from batch_pipeline.services.search import search as search_database
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.settings import Settings, load_settings
@@ -23,7 +22,7 @@ def search(
     after: str | None = None,
     copies: bool = False,
     settings: Settings | None = None,
-) -> Sequence[SearchResult]:
+) -> SearchResults:
     """Find uploads by what a person would say, or by an upload like which they are; best first.
 
     Args:
@@ -40,13 +39,13 @@ def search(
         RefusedError: the search cannot be made as it stands; the message says why.
         NotFoundError: there is no upload `like`.
         ConfigurationError: a setting is not valid.
-        ServiceDownError: the database or the model cannot be reached.
-        WorkPausedError: every server of the model is paused.
+        ServiceDownError: the database cannot be reached. If the model cannot, words alone answer,
+            and `SearchResults.by_words_only` says why.
     """
     pipeline = shared_pipeline(settings or load_settings())
     return search_database(
         pipeline.database,
-        pipeline.analyzer.embedding,
+        pipeline.spaces.model_of,
         text,
         like=like,
         filters=filters,

@@ -317,10 +317,10 @@ ERROR_KINDS = (
     ErrorKind(
         "embedding_wrong_length",
         Ending.SERVICE,
-        "The length of the vectors does not fit the column.",
+        "The vectors have another length than is set.",
         (
-            "Use a model of that length, or another `BATCH_PIPELINE_EMBEDDING_DIMENSIONS` with a "
-            "new database."
+            "Set `BATCH_PIPELINE_EMBEDDING_DIMENSIONS` to the length that the message names, or "
+            "use another model."
         ),
     ),
     ErrorKind(

@@ -16,20 +16,30 @@ from batch_pipeline.errors import NotFoundError, PermanentError, PipelineError, 
 from batch_pipeline.storage import Storage
 
 _CHUNK = 200
-#: Every column, those of an upload API, too; a vector as its numbers.
+#: Every column, those of an upload API, too; vectors as their numbers.
 _ROWS = {
     "batches": """
-        SELECT id, to_jsonb(one) AS said, NULL AS vector FROM upload_batches AS one
+        SELECT id, to_jsonb(one) AS said FROM upload_batches AS one
         WHERE coalesce(user_id, :local) = :user AND id > :after ORDER BY id LIMIT :limit
     """,
     "uploads": """
-        SELECT id, to_jsonb(one) - 'embedding_local' AS said,
-            CAST(embedding_local AS text) AS vector
+        SELECT id, to_jsonb(one) || jsonb_build_object(
+            'embedding_local', CAST(CAST(embedding_local AS text) AS jsonb),
+            'vectors', coalesce((
+                SELECT jsonb_agg(jsonb_build_object(
+                    'model', model, 'dimensions', width,
+                    'document_prefix', document_prefix,
+                    'vector', CAST(CAST(vector AS text) AS jsonb)
+                ) ORDER BY space_id)
+                FROM upload_vectors JOIN embedding_spaces ON embedding_spaces.id = space_id
+                WHERE upload_id = one.id
+            ), '[]')
+        ) AS said
         FROM uploads AS one
         WHERE coalesce(user_id, :local) = :user AND id > :after ORDER BY id LIMIT :limit
     """,
     "model_calls": """
-        SELECT id, to_jsonb(one) AS said, NULL AS vector FROM model_calls AS one
+        SELECT id, to_jsonb(one) AS said FROM model_calls AS one
         WHERE user_id = :user AND id > :after ORDER BY id LIMIT :limit
     """,
 }
@@ -106,8 +116,7 @@ def _rows(database: Database, name: str, user_id: uuid.UUID) -> Iterator[dict[st
             return
         after = rows[-1].id
         for row in rows:
-            vector = {"embedding_local": json.loads(row.vector)} if row.vector else {}
-            yield row.said | vector
+            yield row.said
 
 
 def _write_files(

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     and_,
     delete,
+    exists,
     func,
     literal_column,
     or_,
@@ -29,6 +30,7 @@ from sqlalchemy import (
 from batch_pipeline.database.models import (
     IN_WORK,
     OPEN_BATCH,
+    AnsweringSpace,
     AskedSlice,
     BatchToRecount,
     DescriptionInWork,
@@ -36,6 +38,7 @@ from batch_pipeline.database.models import (
     ModelCall,
     Upload,
     UploadBatch,
+    UploadVector,
     WorkPause,
 )
 from batch_pipeline.database.readings import lease_lives, owner
@@ -48,6 +51,10 @@ from batch_pipeline.services.states.transitions import recount_batch
 from batch_pipeline.storage import Storage
 
 _CHUNK = 500
+#: Whether an upload has a vector, in whatever space.
+_HAS_VECTOR = or_(
+    Upload.embedding_local.is_not(None), exists().where(UploadVector.upload_id == Upload.id)
+)
 
 
 class History(Protocol):
@@ -240,8 +247,9 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
             select(Upload.id).where(its_own).order_by(Upload.id).with_for_update()
         ).all()
         counts["vectors"] = connection.execute(
-            select(func.count()).where(Upload.id.in_(ids), Upload.embedding_local.is_not(None))
+            select(func.count()).where(Upload.id.in_(ids), _HAS_VECTOR)
         ).scalar_one()
+        connection.execute(delete(UploadVector).where(UploadVector.upload_id.in_(ids)))
         connection.execute(
             update(Upload)
             .where(Upload.id.in_(ids))
@@ -359,6 +367,7 @@ def _forget_rest_of_user(
     if not receipt.dry_run:
         with pipeline.database.transaction() as connection:
             connection.execute(delete(MadeThumbnail).where(MadeThumbnail.user_id == user_id))
+            connection.execute(delete(AnsweringSpace).where(AnsweringSpace.user_id == user_id))
             of_theirs = DescriptionInWork.user_id == user_id
             connection.execute(delete(DescriptionInWork).where(of_theirs))
             connection.execute(delete(WorkPause).where(WorkPause.target == str(user_id)))
@@ -377,7 +386,7 @@ def _rows(connection: Connection, which: ColumnElement[bool]) -> Sequence[AnyRow
             owner(Upload.user_id),
             Upload.file_path,
             Upload.thumbnail_path,
-            Upload.embedding_local.is_not(None).label("has_vector"),
+            _HAS_VECTOR.label("has_vector"),
         )
         .where(which)
         .order_by(Upload.id)

@@ -9,10 +9,12 @@ from sqlalchemy import text
 from batch_pipeline.database.embedded_server import server_users
 from batch_pipeline.database.existing_tables import Problem, rows_left_alone, table_problems
 from batch_pipeline.database.session import Database, connect
+from batch_pipeline.database.spaces import find_space, local_width
 from batch_pipeline.errors import ConfigurationError, PipelineError
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.model_servers.factory import build_analyzer
+from batch_pipeline.services.embedding_spaces import key_of_settings
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.missing_home import missing_home
 from batch_pipeline.services.notifications.outbox import count_given_up
@@ -23,9 +25,11 @@ from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
-_COLUMN_WIDTH = text("""
-    SELECT atttypmod FROM pg_attribute
-    WHERE attrelid = to_regclass('uploads') AND attname = 'embedding_local'
+#: Users whom a space answers, and those whom another one does.
+_ANSWERED = text("""
+    SELECT count(*) FILTER (WHERE space_id = CAST(:space AS integer)),
+        count(*) FILTER (WHERE space_id IS DISTINCT FROM CAST(:space AS integer))
+    FROM answering_spaces
 """)
 _RATE_LIMITS = text("""
     SELECT server, kind, reason, extract(epoch FROM not_before - now()) AS seconds
@@ -94,20 +98,20 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
             "migrations", lambda: _migrations(database), "run `batch-pipeline db upgrade`"
         )
         yield migrations
-        yield _check(
-            "embedding column",
-            lambda: _column_width(database, settings),
-            "set BATCH_PIPELINE_EMBEDDING_DIMENSIONS to the width of the column",
-        )
         if limits := _rate_limits(database):
             yield HealthCheck("rate limits", True, limits)
         if migrations.ok and (paused := active_pauses(database)):
             yield HealthCheck("pauses", True, "; ".join(map(str, paused)))
         tables = _check(
-            "tables", lambda: _tables(database, settings), "change them: docs/existing_database.md"
+            "tables", lambda: _tables(database), "change them: docs/existing_database.md"
         )
         yield tables
         if migrations.ok and tables.ok:
+            yield _check(
+                "embedding space",
+                lambda: _embedding_space(database, settings),
+                "correct the settings of the embedding model",
+            )
             yield _check("statuses", lambda: _statuses(database), "docs/existing_database.md")
             yield _check(
                 "oldest waiting upload",
@@ -147,14 +151,22 @@ def _migrations(database: Database) -> str:
     return f"at revision {current}"
 
 
-def _column_width(database: Database, settings: Settings) -> str:
+def _embedding_space(database: Database, settings: Settings) -> str:
+    """Which space new vectors go into, and whether it answers; that one does not is no fault."""
+    key = key_of_settings(settings)
     with database.transaction() as connection:
-        width = connection.scalar(_COLUMN_WIDTH)
-    if width != settings.embedding_dimensions:
-        raise PipelineError(
-            f"the column holds {width} numbers, the setting says {settings.embedding_dimensions}"
+        space = find_space(connection, key)
+        users, waiting = connection.execute(_ANSWERED, {"space": space and space.id}).one()
+        width = local_width(connection)
+    found = f"{key.model}, {key.width} numbers"
+    if width not in {-1, key.width}:
+        found += f"; uploads.embedding_local stays empty, it holds {width}"
+    if waiting:
+        found += (
+            f"; answers {users} users, older spaces {waiting}: `batch-pipeline spaces` shows what "
+            "is missing"
         )
-    return f"{width} numbers"
+    return found
 
 
 def _rate_limits(database: Database) -> str:
@@ -170,9 +182,9 @@ def _rate_limits(database: Database) -> str:
     )
 
 
-def _tables(database: Database, settings: Settings) -> str:
+def _tables(database: Database) -> str:
     with database.transaction() as connection:
-        _raise_if(table_problems(connection, settings.embedding_dimensions))
+        _raise_if(table_problems(connection))
     return "can be read and written"
 
 

@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
 from batch_pipeline.database.lone_statements import LoneStatement
-from batch_pipeline.database.models import DescriptionInWork, Upload, UploadStatus
+from batch_pipeline.database.models import DescriptionInWork, Upload, UploadStatus, UploadVector
 from batch_pipeline.database.readings import LOCAL_USER, interval, lease_lives, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import PipelineError
@@ -214,10 +214,18 @@ def forget_old_notes(database: Database) -> int:
         return int(connection.execute(delete(DescriptionInWork).where(old)).rowcount)
 
 
-def vector_of(database: Database, upload_id: uuid.UUID, fingerprint: str) -> list[float] | None:
-    """Return the vector of an upload if it has the current fingerprint, else None."""
-    statement = select(Upload.embedding_local).where(
-        Upload.id == upload_id, Upload.embedding_fingerprint == fingerprint
+def vector_of(
+    database: Database, upload_id: uuid.UUID, space_id: int, fingerprint: str
+) -> list[float] | None:
+    """Return the vector of an upload in a space if it has the current fingerprint, else None."""
+    statement = (
+        select(UploadVector.vector)
+        .join(Upload, Upload.id == UploadVector.upload_id)
+        .where(
+            UploadVector.upload_id == upload_id,
+            UploadVector.space_id == space_id,
+            Upload.embedding_fingerprint == fingerprint,
+        )
     )
     with database.transaction() as connection:
         return connection.scalar(statement)

@@ -7,6 +7,7 @@ from functools import cached_property
 from batch_pipeline.database.session import open_database
 from batch_pipeline.errors import ServiceDownError, WorkPausedError
 from batch_pipeline.model_servers.base import WORK_PAUSED, Analyzer, CallSlots
+from batch_pipeline.services.embedding_spaces import Spaces
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.pauses import Pauses, why_paused
@@ -35,6 +36,13 @@ class Pipeline:
         self.pauses = Pauses(self.database)
         self.call_slots = SharedCallSlots(
             self.database.url, lease_seconds=min(settings.lease_seconds, LEASE_SECONDS)
+        )
+
+    @cached_property
+    def spaces(self) -> Spaces:
+        """The embedding spaces: which one new vectors go into, and what embeds for others."""
+        return Spaces(
+            self.database, self.settings, lambda: self.analyzer.embedding, self.call_slots.of
         )
 
     @cached_property

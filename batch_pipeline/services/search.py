@@ -1,28 +1,43 @@
 """Search: the uploads that mean what is asked for, and those that are called so.
 
-By meaning: cosine similarity of the question's vector over an HNSW index, among vectors of the
-model that embeds the question, since numbers of two models have nothing in common. By words: full
+By meaning: cosine similarity of the question's vector over an HNSW index, in the embedding space
+that answers the user, whose model embeds the question: numbers of two models have nothing in
+common. If that model cannot be asked, words alone answer, and the result says so. By words: full
 text (`search_words`). An exact file name comes first, then what holds a quoted phrase, then the
 rest by similarity, with a bonus for uploads in which all words of the question stand. How that was
 decided: ``benchmarks/search_quality.py``. What a search is narrowed by stands in `search_filters`.
 """
 
 import base64
+import math
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    Select,
+    and_,
+    cast,
+    false,
+    func,
+    null,
+    select,
+    text,
+)
 
-from batch_pipeline.database.models import Upload
+from batch_pipeline.database.models import AnsweringSpace, Upload, UploadVector
 from batch_pipeline.database.readings import FACTS, FILENAME, known, owner
 from batch_pipeline.database.session import AnyRow, Database
-from batch_pipeline.errors import NotFoundError, RefusedError
-from batch_pipeline.model_servers.base import EmbeddingModel
+from batch_pipeline.database.spaces import Space, answering_spaces
+from batch_pipeline.errors import NotFoundError, PipelineError, RefusedError
+from batch_pipeline.model_servers.base import EmbeddingModel, PausedCheck
 from batch_pipeline.services.pauses import Pauses
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.search_words import Question
@@ -64,8 +79,8 @@ class SearchResult:
     upload_id: uuid.UUID
     filename: str
     similarity: float | None
-    """Cosine of the angle between question and description, -1 to 1; None where the description was
-    embedded with another model and is found by its words alone."""
+    """Cosine of the angle between question and description, -1 to 1; None where the description has
+    no vector in the space that answers, or its model cannot be asked: found by words alone."""
     description: str
     thumbnail_path: str | None
     """Relative to the storage."""
@@ -102,9 +117,20 @@ class SearchResult:
     """What can be read in the picture, as far as that was asked for apart."""
 
 
+class SearchResults(list[SearchResult]):
+    """What was found, best first."""
+
+    by_words_only: str = ""
+    """Why nothing, or not everything, was searched by meaning; empty: all was."""
+
+
+#: Gives the model that embeds questions for a space; raises a `PipelineError` if there is none.
+ModelOf = Callable[[Space], EmbeddingModel]
+
+
 def search(
     database: Database,
-    embedding: EmbeddingModel,
+    model_of: ModelOf,
     question: str = "",
     *,
     like: uuid.UUID | None = None,
@@ -113,12 +139,12 @@ def search(
     after: str | None = None,
     location: str = "",
     copies: bool = False,
-) -> Sequence[SearchResult]:
+) -> SearchResults:
     """Find uploads by what a person would say, or by an upload like which they are; best first.
 
     Args:
         database: where the uploads are.
-        embedding: model that embeds the question.
+        model_of: who embeds the question, of each space that answers: `Spaces.model_of`.
         question: what a person would say, in any language that the model knows. A whole file name,
             and what stands in quotation marks, is found first.
         like: an upload whose description is the question instead.
@@ -129,11 +155,9 @@ def search(
         copies: show each upload of the same bytes, and not only one of them.
 
     Raises:
-        RefusedError: the question is empty, limit, cursor or a filter is none, or nothing was
-            embedded with this model; the message says with which models something was.
+        RefusedError: the question is empty, or limit, cursor or a filter is none.
         NotFoundError: there is no upload `like`.
-        ServiceDownError: the database or the model cannot be reached.
-        WorkPausedError: every server of the model is paused.
+        ServiceDownError: the database cannot be reached.
     """
     if like is not None and question.strip():
         raise RefusedError("both a text and an upload are given: expected one of them")
@@ -144,28 +168,45 @@ def search(
     last = _Cursor.read(after) if after else None
     filters = filters or Filters()
     conditions = [*filters.conditions()]
-    paused = Pauses(database).of_servers
-    vector = None if like else embedding.embed([question], paused=paused)[0]
+    if like:
+        conditions.append(Upload.id != like)
     with database.transaction() as connection:
-        model = embedding.name
-        if like:
-            vector, model = _vector_of(connection, like)
-            conditions.append(Upload.id != like)
+        spaces = answering_spaces(connection, filters.user_id)
+        views = _views_like(connection, spaces, like) if like else []
+    said: list[str] = []
+    if not like:
+        paused = Pauses(database).of_servers
+        views = [
+            _View(space, _embedded(model_of, space, question, paused, said)) for space in spaces
+        ]
+    with database.transaction() as connection:
         _prepare(connection)
         candidates = _Candidates(
-            connection, vector, model, conditions, filters.least_similarity, with_copies=copies
+            connection, views, conditions, filters.least_similarity, with_copies=copies
         )
         if not like:
             candidates.add_by_words(Question(question))
         hits = candidates.best(limit, last)
-        if not hits and last is None:
-            _explain_nothing_found(connection.execute(_models(filters.user_id)).all(), model)
         same_bytes = _copies(connection, [hit.row for hit in hits], conditions)
     first = last.position if last else 0
-    return [
-        _result(hit, model, same_bytes, _Cursor(first + number, hit.key), location)
+    results = SearchResults(
+        _result(hit, same_bytes, _Cursor(first + number, hit.key), location)
         for number, hit in enumerate(hits, 1)
-    ]
+    )
+    results.by_words_only = "; ".join(said)
+    return results
+
+
+def _embedded(
+    model_of: ModelOf, space: Space, question: str, paused: PausedCheck, said: list[str]
+) -> Sequence[float] | None:
+    """Embed a question for a space; if that cannot be done, None and a word of it in `said`."""
+    try:
+        [vector] = model_of(space).embed([question], as_questions=True, paused=paused)
+    except PipelineError as error:
+        said.append(f"{space.key.model}, which embeds questions, cannot be asked: {error}")
+        return None
+    return vector
 
 
 # Candidates -------------------------------------------------------------------------------------
@@ -175,9 +216,41 @@ _Key = tuple[int, float, uuid.UUID]
 
 
 @dataclass(frozen=True)
+class _View:
+    """A space that answers, and what is looked for in it; None: words alone."""
+
+    space: Space
+    vector: Sequence[float] | None
+
+    @property
+    def answers(self) -> ColumnElement[bool]:
+        """Uploads whose user the space answers.
+
+        Not written as a join: the planner knows nothing of how many uploads each user has, and
+        would rather begin with the users and sort all that they have than use the index.
+        """
+        answering = (
+            select(AnsweringSpace.space_id)
+            .where(AnsweringSpace.user_id == owner(Upload.user_id))
+            .correlate(Upload)
+            .scalar_subquery()
+        )
+        return func.coalesce(answering == self.space.id, false())
+
+    @property
+    def distance(self) -> ColumnElement[float]:
+        """Null where there is nothing to compare."""
+        if self.vector is None:
+            return cast(null(), Float)
+        return self.space.distance(self.vector)
+
+
+@dataclass(frozen=True)
 class _Hit:
     row: AnyRow
     found_by: FoundBy
+    model: str
+    """Of the space that answered."""
 
     @property
     def similarity(self) -> float | None:
@@ -229,8 +302,7 @@ class _Candidates:
     def __init__(
         self,
         connection: Connection,
-        vector: list[float] | None,
-        model: str,
+        views: Sequence[_View],
         conditions: Sequence[ColumnElement[bool]],
         least_similarity: float | None,
         *,
@@ -238,18 +310,28 @@ class _Candidates:
     ) -> None:
         self._with_copies = with_copies
         self._connection, self._conditions = connection, conditions
-        self._least = least_similarity
-        self._distance: ColumnElement[float] = Upload.embedding_local.cosine_distance(vector)
-        self._of_model = and_(Upload.embedding_model == model, Upload.embedding_local.is_not(None))
+        self._least, self._views = least_similarity, views
         self._by_words: list[_Hit] = []
 
     def add_by_words(self, question: Question) -> None:
         """Find what is called or described by the very words of a question."""
-        # Of another model there are words, but no distance.
-        select_rows = self._rows(case((self._of_model, self._distance)))
 
-        def found(condition: ColumnElement[bool], most: int = MAX_RESULTS) -> Sequence[AnyRow]:
-            return self._connection.execute(select_rows.where(condition).limit(most)).all()
+        def found(
+            condition: ColumnElement[bool], most: int = MAX_RESULTS
+        ) -> list[tuple[AnyRow, str]]:
+            return [
+                (row, view.space.key.model)
+                for view in self._views
+                for row in self._connection.execute(
+                    self._rows(view)
+                    .outerjoin(
+                        UploadVector,
+                        and_(UploadVector.upload_id == Upload.id, view.space.has_vector),
+                    )
+                    .where(condition)
+                    .limit(most)
+                )
+            ]
 
         named = found(question.has_name)
         worded = found(question.has_all_words, MOST_WORDED + 1)
@@ -257,10 +339,14 @@ class _Candidates:
             worded = []
         phrased = found(question.has_phrases) if question.phrases else []
         self._by_words = [
-            *(_Hit(row, "filename") for row in named),
-            *(_Hit(row, "filename") for row in worded if question.names(row.filename)),
-            *(_Hit(row, "phrase") for row in phrased),
-            *(_Hit(row, "words") for row in worded),
+            *(_Hit(row, "filename", model) for row, model in named),
+            *(
+                _Hit(row, "filename", model)
+                for row, model in worded
+                if question.names(row.filename)
+            ),
+            *(_Hit(row, "phrase", model) for row, model in phrased),
+            *(_Hit(row, "words", model) for row, model in worded),
         ]
 
     def best(self, count: int, last: _Cursor | None) -> list[_Hit]:
@@ -279,30 +365,36 @@ class _Candidates:
 
     def _nearest(self, count: int) -> tuple[list[_Hit], bool]:
         """Give about so many, and whether there are no more."""
-        statement = (
-            self._rows(self._distance)
-            .where(self._of_model)
-            .order_by(self._distance)
-            .limit(count + 1)
-        )
-        rows = self._connection.execute(statement).all()
-        if len(rows) <= count:
-            return [_Hit(row, "meaning") for row in rows], True
-        # Of those as near as the last one, some may be missing: which ones, the index decides.
-        edge = rows[-1].distance
-        return [
-            _Hit(row, "meaning") for row in rows if row.distance < edge or count == MAX_RESULTS
-        ], False
+        hits: list[_Hit] = []
+        edge = math.inf
+        for view in self._views:
+            if view.vector is None:
+                continue
+            statement = (
+                self._rows(view)
+                .join(UploadVector, UploadVector.upload_id == Upload.id)
+                .where(view.space.has_vector)
+                .order_by(view.distance)
+                .limit(count + 1)
+            )
+            rows = self._connection.execute(statement).all()
+            hits += [_Hit(row, "meaning", view.space.key.model) for row in rows]
+            # Of those as near as the last one, some may be missing: which ones, the index decides.
+            if len(rows) > count:
+                edge = min(edge, rows[-1].distance)
+        if edge == math.inf or count == MAX_RESULTS:
+            return hits, edge == math.inf
+        return [hit for hit in hits if hit.row.distance < edge], False
 
     def _is_near(self, hit: _Hit) -> bool:
         similarity = hit.similarity
         return self._least is None or (similarity is not None and similarity >= self._least)
 
-    def _rows(self, distance: ColumnElement[float]) -> Select[*tuple[Any, ...]]:
-        return select(
+    def _rows(self, view: _View) -> Select[*tuple[Any, ...]]:
+        rows = select(
             Upload.id,
             FILENAME,
-            distance.label("distance"),
+            view.distance.label("distance"),
             func.coalesce(Upload.description, "").label("description"),
             Upload.vision_tags,
             func.coalesce(Upload.visible_text, "").label("visible_text"),
@@ -317,7 +409,9 @@ class _Candidates:
             known(Upload.created_at).label("created_at"),
             Upload.vision_model,
             Upload.checksum,
-        ).where(*self._conditions)
+        )
+        rows = rows.select_from(Upload).where(*self._conditions)
+        return rows if len(self._views) == 1 else rows.where(view.answers)
 
 
 def _each_once(hits: Iterable[_Hit], *, with_copies: bool) -> list[_Hit]:
@@ -345,15 +439,26 @@ def _prepare(connection: Connection) -> None:
     connection.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
 
 
-def _vector_of(connection: Connection, upload_id: uuid.UUID) -> tuple[list[float], str]:
-    row = connection.execute(
-        select(Upload.embedding_local, Upload.embedding_model).where(Upload.id == upload_id)
-    ).one_or_none()
-    if row is None:
+def _views_like(
+    connection: Connection, spaces: Sequence[Space], upload_id: uuid.UUID
+) -> list[_View]:
+    """Look for the vectors of an upload, in the spaces that have one of it."""
+    if connection.scalar(select(Upload.id).where(Upload.id == upload_id)) is None:
         raise NotFoundError(f"there is no upload {upload_id}")
-    if row.embedding_local is None or row.embedding_model is None:
+    vectors = {
+        row.space_id: row.vector
+        for row in connection.execute(
+            select(UploadVector.space_id, UploadVector.vector).where(
+                UploadVector.upload_id == upload_id
+            )
+        )
+    }
+    if not vectors:
         raise RefusedError(f"upload {upload_id} is not embedded yet: nothing can be like it")
-    return row.embedding_local, row.embedding_model
+    views = [_View(space, vectors[space.id]) for space in spaces if space.id in vectors]
+    if spaces and not views:
+        raise RefusedError(f"upload {upload_id} is not embedded yet by the model that answers")
+    return views
 
 
 def _copies(
@@ -374,7 +479,7 @@ def _copies(
 
 
 def _result(
-    hit: _Hit, model: str, copies: Mapping[str, Sequence[Copy]], cursor: _Cursor, location: str
+    hit: _Hit, copies: Mapping[str, Sequence[Copy]], cursor: _Cursor, location: str
 ) -> SearchResult:
     row = hit.row
     return SearchResult(
@@ -396,7 +501,7 @@ def _result(
         vision_model=row.vision_model,
         found_by=hit.found_by,
         score=hit.score,
-        weak=hit.found_by == "meaning" and hit.score < WEAK_BELOW.get(model, -1.0),
+        weak=hit.found_by == "meaning" and hit.score < WEAK_BELOW.get(hit.model, -1.0),
         copies=[copy for copy in copies.get(row.checksum, ()) if copy.upload_id != row.id],
         cursor=str(cursor),
         tags=row.vision_tags or [],
@@ -408,29 +513,3 @@ def _openable(location: str, path: str) -> str:
     if location and "://" not in location:
         return str(Path(location).absolute() / path)
     return f"{location.rstrip('/')}/{path}" if location else path
-
-
-def _models(user_id: uuid.UUID | None) -> Select[str | None, int]:
-    counts = (
-        select(Upload.embedding_model, func.count())
-        .where(Upload.embedding_model.is_not(None))
-        .group_by(Upload.embedding_model)
-        .order_by(Upload.embedding_model)
-    )
-    return counts if user_id is None else counts.where(Upload.user_id == user_id)
-
-
-def _explain_nothing_found(models: Sequence[Row[str | None, int]], name: str) -> None:
-    counts = {row[0]: row[1] for row in models}
-    if not counts or name in counts:
-        return
-    others = ", ".join(f"{count} with {model}" for model, count in counts.items())
-    install = (
-        "pip install 'batch-pipeline[embedded]', which they were embedded with"
-        if name == "embedded-hashing-1" and "embedded-sentences-1" in counts
-        else "search with that model"
-    )
-    raise RefusedError(
-        f"nothing was embedded with {name} yet, but {others}: {install}, or run "
-        f"`batch-pipeline reprocess --stage embedding --model-not {name}`"
-    )

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from batch_pipeline.database.models import Stage
 from batch_pipeline.database.session import AnyRow
+from batch_pipeline.database.spaces import Space
 from batch_pipeline.errors import (
     ClaimLostError,
     ConfigurationError,
@@ -48,6 +49,8 @@ from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.states.upload_states import (
     Claim,
+    Embedded,
+    NewVector,
     SkippedUpload,
     StartedUpload,
 )
@@ -231,19 +234,15 @@ class UploadProcessor:
             self._describe(attempt, content())
         _raise_if(attempt.cancelled)
 
-        vector: list[float] | None = None
+        embedded: Embedded | None = None
         if describes or not row.has_vector or Stage.EMBEDDING in row.redo:
-            vector = self._embed(attempt)
-        self._keep_trying(attempt, lambda: self._complete(attempt, vector))
+            embedded = self._embed(attempt, is_new=describes or not row.has_answering_vector)
+        self._keep_trying(attempt, lambda: self._complete(attempt, embedded))
 
-    def _complete(self, attempt: _Attempt, vector: list[float] | None) -> None:
+    def _complete(self, attempt: _Attempt, embedded: Embedded | None) -> None:
         report = attempt.report
         report.progress = self._states.complete(
-            attempt.claim,
-            embedding=vector,
-            model=report.embedding_model,
-            fingerprint=report.embedding_fingerprint,
-            seconds=report.seconds,
+            attempt.claim, embedded=embedded, seconds=report.seconds
         )
 
     def _keep_trying(self, attempt: _Attempt, store: Callable[[], None]) -> None:
@@ -385,27 +384,65 @@ class UploadProcessor:
             )
         return Described(description, report.audit.score, vision.name, vision.fingerprint())
 
-    def _embed(self, attempt: _Attempt) -> list[float]:
-        embedding, report = self._pipeline.analyzer.embedding, attempt.report
+    def _embed(self, attempt: _Attempt, *, is_new: bool) -> Embedded:
+        """Embed the description for the current space.
+
+        What is new to the space that answers the user is embedded for that one, too: until a newer
+        one is complete, search finds nothing but what is there.
+        """
+        spaces, report = self._pipeline.spaces, attempt.report
+        embedding, space = self._pipeline.analyzer.embedding, spaces.current()
+        # All that has to be read is read now: an answer of a model waits for no database.
+        fits_local = spaces.fits_local(space.key.width)
+        answering = attempt.row.answering_space
+        other = spaces.get(answering) if is_new and answering not in {None, space.id} else None
         report.embedding_model = embedding.name
         report.embedding_fingerprint = made_with = embedding.fingerprint()
-        described = report.described
-        if described and described.copied_from:
-            known = vector_of(self._pipeline.database, described.copied_from, made_with)
-            if known is not None:
-                return known
+        copied_from = report.described.copied_from if report.described else None
+        numbers = (
+            vector_of(self._pipeline.database, copied_from, space.id, made_with)
+            if copied_from
+            else None
+        )
+        if numbers is None:
+            numbers = self._numbers(attempt, embedding)
+        return Embedded(
+            vector=NewVector(space.id, numbers),
+            model=embedding.name,
+            fingerprint=made_with,
+            fits_local=fits_local,
+            answering=self._in_space(attempt, other) if other else None,
+        )
+
+    def _numbers(self, attempt: _Attempt, embedding: EmbeddingModel) -> list[float]:
+        report = attempt.report
         with (
             _timed(report, "embed"),
             attempt.waiting(),
             self._apart_from_suspects(attempt, embedding),
         ):
             [vector] = embedding.embed(
-                [described.description.text if described else ""],
+                [report.described.description.text if report.described else ""],
                 cancelled=attempt.cancelled,
                 paused=attempt.paused,
                 spent=report.account.of("embedding", embedding.name),
             )
         return vector
+
+    def _in_space(self, attempt: _Attempt, space: Space) -> NewVector | None:
+        """Embed for the space of an older model; None if that cannot be asked any more."""
+        try:
+            model = self._pipeline.spaces.model_of(space)
+            return NewVector(space.id, self._numbers(attempt, model))
+        except WorkCancelledError:
+            raise
+        except PipelineError as error:
+            log.warning(
+                "%r is found by its words only until the new embedding space answers: %s",
+                attempt.row.filename,
+                error,
+            )
+            return None
 
     def _apart_from_suspects(
         self, attempt: _Attempt, model: VisionModel | EmbeddingModel

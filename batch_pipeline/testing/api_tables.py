@@ -30,7 +30,7 @@ _TYPES = {
     "timestamptz": "timestamptz",
     "integer": "integer",
     "bigint": "bigint",
-    "vector({})": "vector(1024)",
+    "vector(1024)": "vector(1024)",
     "jsonb": "jsonb",
     "boolean": "boolean",
 }

@@ -171,6 +171,7 @@ class ScriptedModelServer:
         vision_models: exact names of the models that describe.
         embedding_models: exact names of the models that embed.
         dimensions: length of the vectors.
+        cuts_vectors: they are cut to the length that is asked for; else that is ignored.
         latency_seconds: processing time of one call.
         slots: calls processed at the same time; others wait in a queue. None: no limit.
         vision_faults: what happens to the calls in their order; None is an honest answer. After its
@@ -198,6 +199,7 @@ class ScriptedModelServer:
         vision_models: Iterable[str] = ("qwen3-vl:8b-instruct",),
         embedding_models: Iterable[str] = ("qwen3-embedding:0.6b",),
         dimensions: int = 1024,
+        cuts_vectors: bool = False,
         latency_seconds: float = 0.0,
         slots: int | None = None,
         vision_faults: Iterable[Fault | None] = (),
@@ -216,7 +218,7 @@ class ScriptedModelServer:
     ) -> None:
         self.vision_models = list(vision_models)
         self.embedding_models = list(embedding_models)
-        self.dimensions = dimensions
+        self.dimensions, self.cuts_vectors = dimensions, cuts_vectors
         self.latency_seconds = latency_seconds
         self.retry_after = retry_after
         self.drip_seconds = drip_seconds
@@ -669,7 +671,10 @@ def _answer_to(call: ReceivedCall, server: ScriptedModelServer) -> dict[str, Any
     thinking = server.thinking
     tokens_in = sum(len(text.split()) for text in call.texts) + 256 * len(call.images)
     if call.kind == "embedding":
-        vectors = [_faulty_vector(call.fault, text, server.dimensions) for text in call.texts]
+        length = server.dimensions
+        if server.cuts_vectors:
+            length = min(length, call.body.get("dimensions") or length)
+        vectors = [_faulty_vector(call.fault, text, length) for text in call.texts]
         if call.dialect == "ollama":
             return {"model": call.model, "embeddings": vectors, "prompt_eval_count": tokens_in}
         data = [

@@ -4,12 +4,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import Connection, func, insert, select, text
 
 from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.database.readings import LOCAL_USER
 from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.database.spaces import Questions, SpaceKey, find_or_make_space, table_of
 from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
 from batch_pipeline.services.dispatch.turns import WaitingSlice
+from batch_pipeline.services.states.upload_states import Embedded, NewVector
 
 USER = uuid.UUID("5a0f3c7e-0000-4000-8000-000000000001")
 
@@ -49,7 +52,59 @@ def add_batch(
                     }
                 )
             )
+        if any("embedding_model" in row for row in rows):
+            fill_spaces(connection)
     return batch_id
+
+
+def embedded(database: Database, vector: Sequence[float] | None = None) -> Embedded:
+    """What a model ``m`` of 1,024 numbers gives, for `UploadStates.complete`; makes its space."""
+    numbers = [1.0] * 1024 if vector is None else vector
+    with database.transaction() as connection:
+        space = find_or_make_space(connection, SpaceKey("m", len(numbers)), Questions())
+    return Embedded(NewVector(space.id, numbers), "m", "m", fits_local=True)
+
+
+def fill_spaces(connection: Connection, *, memory: str = "256MB") -> None:
+    """Copy vectors from ``embedding_local`` to the spaces of their models, which are made.
+
+    The space of most of a user's vectors answers the user, if none does yet.
+    """
+    found = connection.execute(
+        text("""
+            SELECT DISTINCT embedding_model, vector_dims(embedding_local) FROM uploads
+            WHERE embedding_model IS NOT NULL AND embedding_local IS NOT NULL ORDER BY 1, 2
+        """)
+    ).all()
+    for model, width in found:
+        space = find_or_make_space(connection, SpaceKey(model, width), Questions())
+        table = table_of(space.id)
+        index = connection.execute(
+            text(f"SELECT indexdef FROM pg_indexes WHERE indexname = 'ix_{table}'")
+        ).scalar_one()
+        # An index is built ten times faster over rows that are there.
+        connection.execute(text(f"DROP INDEX ix_{table}"))
+        connection.execute(
+            text("""
+                INSERT INTO upload_vectors (upload_id, space_id, vector)
+                SELECT id, :space, embedding_local FROM uploads
+                WHERE embedding_model = :model AND vector_dims(embedding_local) = :width
+                ON CONFLICT DO NOTHING
+            """),
+            {"space": space.id, "model": model, "width": width},
+        )
+        connection.execute(text(f"SET LOCAL maintenance_work_mem = '{memory}'"))
+        connection.execute(text(index))
+    connection.execute(
+        text("""
+            INSERT INTO answering_spaces (user_id, space_id)
+            SELECT DISTINCT ON (1) coalesce(u.user_id, :local), v.space_id
+            FROM upload_vectors v JOIN uploads u ON u.id = v.upload_id
+            GROUP BY 1, 2 ORDER BY 1, count(*) DESC, 2
+            ON CONFLICT DO NOTHING
+        """),
+        {"local": LOCAL_USER},
+    )
 
 
 def batch_row(database: Database, batch_id: uuid.UUID) -> AnyRow:

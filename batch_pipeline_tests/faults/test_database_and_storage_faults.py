@@ -27,12 +27,11 @@ from batch_pipeline.services.upload_processing import (
     UploadProcessor,
 )
 from batch_pipeline.testing.databases import DatabaseServer
-from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
+from batch_pipeline.testing.records import add_batch, batch_row, embedded, upload_row, upload_rows
 from batch_pipeline_tests.patience import promised, wait_until
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 RUN = "run"
-VECTOR = [1.0] * 1024
 
 
 def submitted(pipeline: Pipeline, *names: str) -> uuid.UUID:
@@ -97,9 +96,10 @@ def test_14_a_commit_whose_reply_is_lost_is_counted_once(proxied, pipeline):
     batch_id = add_batch(pipeline.database, 2)
     upload, _ = upload_rows(pipeline.database, batch_id)
     claim = started(behind, upload.id)
+    result = embedded(pipeline.database)
     proxy.lose_the_reply_to(b"COMMIT\x00")
     with pytest.raises(ServiceDownError):
-        behind.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+        behind.states.complete(claim, embedded=result, seconds={})
     assert proxy.dropped.is_set()
     # What the worker does next, and whoever comes after it:
     behind.states.release(claim)
@@ -166,9 +166,11 @@ def test_16_a_locked_row_holds_up_nobody_else(pipeline, settings):
         assert pipeline.backlog.rescue().returned == 0
         for upload in (held, other):
             token = claim if upload is held else started(pipeline, upload.id)
-            pipeline.states.complete(token, embedding=VECTOR, model="m", seconds={})
+            pipeline.states.complete(token, embedded=embedded(pipeline.database), seconds={})
         assert counts(pipeline, batch_id)[1:] == (2, 2, 0)
-    pipeline.states.complete(started(pipeline, locked.id), embedding=VECTOR, model="m", seconds={})
+    pipeline.states.complete(
+        started(pipeline, locked.id), embedded=embedded(pipeline.database), seconds={}
+    )
     assert counts(pipeline, batch_id) == ("completed", 3, 3, 0)
 
 
@@ -203,7 +205,7 @@ def test_13_work_resumes_by_itself_after_postgresql_was_stopped_and_started(
                 begin = time.monotonic()
                 own.ensure_postgres_running()
                 # The claim is as the crash left it: its holder goes on, or a sweep takes it back.
-                pipeline.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+                pipeline.states.complete(claim, embedded=embedded(pipeline.database), seconds={})
                 print(f"went on {time.monotonic() - begin:.2f} s after the start began")
         assert isinstance(work(pipeline, second.id), CompletedUpload)
         assert counts(pipeline, batch_id) == ("completed", 2, 2, 0)
@@ -265,7 +267,7 @@ def test_29_a_cancel_that_races_the_last_ending_leaves_one_of_the_two_and_right_
         claim = started(pipeline, upload.id)
         cancel = threading.Thread(target=pipeline.batches.cancel_batch, args=[batch_id])
         cancel.start()
-        pipeline.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+        pipeline.states.complete(claim, embedded=embedded(pipeline.database), seconds={})
         cancel.join()
         pipeline.backlog.reconcile_batches()
         status, *numbers = counts(pipeline, batch_id)

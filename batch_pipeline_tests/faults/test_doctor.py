@@ -117,7 +117,7 @@ def test_vectors_that_do_not_fit_the_column(doctor, dialect):
         checks = doctor(model_server, dialect)
 
     assert failed(checks) == {EMBEDDING}
-    assert "have 768 numbers, 1024 are stored" in checks[EMBEDDING]["detail"]
+    assert "have 768 numbers, 1024 are expected" in checks[EMBEDDING]["detail"]
 
 
 def test_a_model_that_cannot_see(doctor):

@@ -80,10 +80,10 @@ def test_the_same_bytes_are_described_and_embedded_once(work, model_server):
     ]
     assert copied == [str(one.id)]
 
-    database, embedding = work.pipeline.database, work.pipeline.analyzer.embedding
-    shown = search(database, embedding, one.description)
+    database, model_of = work.pipeline.database, work.pipeline.spaces.model_of
+    shown = search(database, model_of, one.description)
     assert len({hit.upload_id for hit in shown} & {one.id, same.id}) == 1
-    everything = search(database, embedding, one.description, copies=True)
+    everything = search(database, model_of, one.description, copies=True)
     assert {one.id, same.id} <= {hit.upload_id for hit in everything}
 
 

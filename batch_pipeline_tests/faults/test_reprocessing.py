@@ -111,10 +111,10 @@ def test_old_results_stay_and_are_found_until_the_new_ones_are_stored(done, mode
     redo(work, Stage.DESCRIPTION)
     first, _ = work.uploads(batch_id)
 
-    found = search(work.pipeline.database, work.pipeline.analyzer.embedding, first.description)
+    found = search(work.pipeline.database, work.pipeline.spaces.model_of, first.description)
 
     assert found[0].upload_id == first.id
-    assert found[0].similarity > 0.99
+    assert found[0].similarity > 0.8  # a question has a prefix
 
 
 def test_a_redo_that_fails_leaves_the_old_results_and_a_retry_redoes_it(done, model_server):

@@ -49,16 +49,16 @@ def test_tags_and_visible_text_are_stored_shown_and_found(work, model_server):
     assert "<bdi>red boat</bdi>" in page
     assert VISIBLE_TEXT in page
 
-    embedding = work.pipeline.analyzer.embedding
-    both = search(database, embedding, "harbour", filters=Filters(tags=["Red_Boat", "#sunset"]))
+    model_of = work.pipeline.spaces.model_of
+    both = search(database, model_of, "harbour", filters=Filters(tags=["Red_Boat", "#sunset"]))
     assert len(both) == 2
     assert (both[0].tags, both[0].visible_text) == (STORED, VISIBLE_TEXT)
-    assert search(database, embedding, "harbour", filters=Filters(tags=["red boat", "cat"])) == []
-    quoted = search(database, embedding, f'"{VISIBLE_TEXT}"')
+    assert search(database, model_of, "harbour", filters=Filters(tags=["red boat", "cat"])) == []
+    quoted = search(database, model_of, f'"{VISIBLE_TEXT}"')
     assert {hit.found_by for hit in quoted} == {"phrase"}
-    worded = search(database, embedding, "two people harbour")
+    worded = search(database, model_of, "two people harbour")
     assert {hit.found_by for hit in worded} == {"words"}
-    assert len(search(database, embedding, "sea", filters=Filters(has_text=True))) == 2
+    assert len(search(database, model_of, "sea", filters=Filters(has_text=True))) == 2
 
 
 @both_dialects

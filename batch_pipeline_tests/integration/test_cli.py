@@ -11,9 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url, update
+from sqlalchemy import make_url
 
-from batch_pipeline.database.models import Upload
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.services.dispatch.slices import unnumbered_slices
 from batch_pipeline.services.reports.batch_status import newest_batches
@@ -24,7 +23,7 @@ from batch_pipeline.testing.media import (
     make_photo,
     make_video,
 )
-from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
+from batch_pipeline.testing.records import add_batch, batch_row, embedded, upload_rows
 
 from .conftest import program
 from .console import COMMAND
@@ -226,17 +225,20 @@ def test_search_says_why_nothing_can_be_found(console, database):
     assert (nothing.code, nothing.out) == (
         0, "No upload is completed yet. Follow what is:  batch-pipeline status\n",
     )  # fmt: skip
-    batch = add_batch(database, 1)
-    with database.transaction() as connection:
-        connection.execute(
-            update(Upload)
-            .where(Upload.batch_id == batch)
-            .values(embedding_model="qwen3-embedding:0.6b")
-        )
+    add_batch(
+        database,
+        [
+            {
+                "filename": "sea.jpg",
+                "processing_status": "completed",
+                "embedding_model": "embedded-of-another-version",
+                "embedding_local": [1.0] * 1024,
+            }
+        ],
+    )
     other = console("search", "sea")
-    assert other.code == 2
-    assert "1 with qwen3-embedding:0.6b" in other.err
-    assert "batch-pipeline reprocess --stage embedding" in other.err
+    assert (other.code, "sea.jpg" in other.out) == (0, True)
+    assert "Searched by words only: embedded-of-another-version" in other.err
 
 
 def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(console, database):
@@ -575,7 +577,7 @@ def test_watch_in_a_terminal_of_80_columns_shows_stages_failures_and_the_end(
         states.fail(claims[1], PermanentError("truncated", "it ends in the middle"))
         terminal.wait_until(lambda text: "failed     b\ufffd[31mad.jpg: truncated: it ends" in text)
         for claim in (claims[0], claims[2]):
-            states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+            states.complete(claim, embedded=embedded(pipeline.database), seconds={})
         assert terminal.wait() == 1
     assert "3/3" in terminal.text
     assert "\x1b[31mad" not in terminal.raw
@@ -602,7 +604,7 @@ def test_submit_wait_in_a_pipe_prints_plain_lines(console, pipeline, database):
         states, batch = pipeline.states, batches[0]["batch_id"]
         [upload] = states.load_batch(batch, "run", limit=10).reserved
         claim = states.start(upload.id, "run").claim
-        states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+        states.complete(claim, embedded=embedded(pipeline.database), seconds={})
 
     worker = threading.Thread(target=work)
     worker.start()

@@ -143,7 +143,7 @@ def _rows(database: Database, batch_id: uuid.UUID) -> Sequence[AnyRow]:
                 Upload.description.is_not(None).label("described"),
                 Upload.description_audit_score.label("score"),
                 Upload.vision_model,
-                Upload.embedding_local.is_not(None).label("embedded"),
+                Upload.embedding_model.is_not(None).label("embedded"),
                 Upload.embedding_model,
             )
             .where(Upload.batch_id == batch_id)

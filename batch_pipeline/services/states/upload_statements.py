@@ -8,6 +8,7 @@ When they are executed, and what they mean, says `upload_states`.
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     Boolean,
     Float,
     Integer,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
@@ -30,14 +32,23 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import (
     SIDECAR_DATE,
+    AnsweringSpace,
     BatchStatus,
     MadeThumbnail,
     Upload,
     UploadBatch,
     UploadStatus,
+    UploadVector,
     Word,
 )
-from batch_pipeline.database.readings import FACTS, FILENAME, PAUSED, count, lease_expired
+from batch_pipeline.database.readings import (
+    FACTS,
+    FILENAME,
+    PAUSED,
+    count,
+    lease_expired,
+    owner,
+)
 from batch_pipeline.services.progress.publishing import queue_counters, queue_file_message
 from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
@@ -75,6 +86,13 @@ def _without(array: Any, *words: str) -> Any:
 
 _ADD_SECONDS = Upload.stage_seconds.concat(bindparam("seconds", type_=JSONB))
 
+#: The space that answers the user of an upload.
+_ANSWERING = (
+    select(AnsweringSpace.space_id)
+    .where(AnsweringSpace.user_id == owner(Upload.user_id))
+    .correlate(Upload)
+    .scalar_subquery()
+)
 #: What the work on an upload needs of its row.
 STARTED = (
     *ANNOUNCED,
@@ -84,7 +102,11 @@ STARTED = (
     Upload.description_audit_score,
     Upload.vision_model,
     Upload.embedding_model,
-    Upload.embedding_local.is_not(None).label("has_vector"),
+    Upload.embedding_model.is_not(None).label("has_vector"),
+    _ANSWERING.label("answering_space"),
+    exists()
+    .where(UploadVector.upload_id == Upload.id, UploadVector.space_id == _ANSWERING)
+    .label("has_answering_vector"),
     Upload.redo,
     Upload.error_kind,
     Upload.server_deaths,
@@ -202,6 +224,16 @@ STORE_DESCRIPTION = _store(
 )
 
 
+#: Of the vector in the space (`space`) that new ones go into.
+_NUMBERS = cast(bindparam("vector", type_=UploadVector.vector.type), UploadVector.vector.type)
+_VECTOR: dict[str, Any] = {
+    # Upload APIs read it there.
+    "embedding_local": case((bindparam("fits", type_=Boolean), _NUMBERS)),
+    "embedding_model": bindparam("model"),
+    "embedding_fingerprint": bindparam("made_with"),
+}
+
+
 def _ended(**vector: Any) -> Update:
     return held_update(
         processing_status=UploadStatus.COMPLETED,
@@ -217,13 +249,37 @@ def _ended(**vector: Any) -> Update:
     )
 
 
-def _complete(**vector: Any) -> Select[Any]:
-    ended = _ended(**vector).cte("ended")
+def _with_vectors(completed: Select[Any], ended: CTE) -> Select[Any]:
+    """Store the vectors of an upload that ends, and let their space answer a new user."""
+    space, numbers = bindparam("space", type_=Integer), _NUMBERS
+    other, other_numbers = (
+        bindparam("other_space", type_=Integer),
+        cast(bindparam("other_vector", type_=UploadVector.vector.type), UploadVector.vector.type),
+    )
+    vectors = union_all(
+        select(ended.c.id, space, numbers),
+        select(ended.c.id, other, other_numbers).where(other.is_not(None)),
+    )
+    insertion = insert(UploadVector).from_select(["upload_id", "space_id", "vector"], vectors)
+    stored = insertion.on_conflict_do_update(
+        index_elements=["upload_id", "space_id"], set_={"vector": insertion.excluded.vector}
+    )
+    answers = (
+        insert(AnsweringSpace)
+        .from_select(["user_id", "space_id"], select(ended.c.user_id, space))
+        .on_conflict_do_nothing()
+    )
+    return completed.add_cte(stored.cte("stored"), answers.cte("answers"))
+
+
+def _complete(*, with_vectors: bool = False) -> Select[Any]:
+    ended = _ended(**(_VECTOR if with_vectors else {})).cte("ended")
     counted = count_ends(ended.c.batch_id, successful=1, failed=0).cte("counted")
-    return select(*ended.c, *counted.c).select_from(ended.outerjoin(counted, true()))
+    completed = select(*ended.c, *counted.c).select_from(ended.outerjoin(counted, true()))
+    return _with_vectors(completed, ended) if with_vectors else completed
 
 
-def _complete_within(**vector: Any) -> LoneStatement:
+def _complete_within(*, with_vectors: bool = False) -> LoneStatement:
     """Do the same, unless that may end the batch, and announce it; the counters if `tell` says so.
 
     The batch is counted first, since only the newest version of its row can tell whether this is
@@ -239,29 +295,24 @@ def _complete_within(**vector: Any) -> LoneStatement:
         .cte("counted")
     )
     ended = (
-        _ended(**vector)
+        _ended(**(_VECTOR if with_vectors else {}))
         .where(
             Upload.id == held.c.id,
             or_(held.c.batch_id.is_(None), exists(select(counted.c.id))),
         )
         .cte("ended")
     )
-    return LoneStatement(
-        select(
-            *ended.c,
-            *counted.c,
-            queue_file_message(ended.c, ENDED_WELL, "completed").label("file_queued"),
-            queue_counters(counted.c, if_=and_(_TELL, counted.c.id.is_not(None))).label("queued"),
-        ).select_from(ended.outerjoin(counted, true()))
-    )
+    completed = select(
+        *ended.c,
+        *counted.c,
+        queue_file_message(ended.c, ENDED_WELL, "completed").label("file_queued"),
+        queue_counters(counted.c, if_=and_(_TELL, counted.c.id.is_not(None))).label("queued"),
+    ).select_from(ended.outerjoin(counted, true()))
+    return LoneStatement(_with_vectors(completed, ended) if with_vectors else completed)
 
 
-_VECTOR: dict[str, Any] = {
-    "embedding_local": bindparam("vector", type_=Upload.embedding_local.type),
-    "embedding_model": bindparam("model"),
-    "embedding_fingerprint": bindparam("made_with"),
-}
 #: End an upload well and count it; returns `ANNOUNCED` and then `PROGRESS`, whose columns are null
 #: if there is no batch. The upload is locked first, as everywhere: `counted` reads `ended`.
-COMPLETE, COMPLETE_WITH_VECTOR = _complete(), _complete(**_VECTOR)
-COMPLETE_WITHIN, COMPLETE_WITHIN_WITH_VECTOR = _complete_within(), _complete_within(**_VECTOR)
+COMPLETE, COMPLETE_WITH_VECTOR = _complete(), _complete(with_vectors=True)
+COMPLETE_WITHIN = _complete_within()
+COMPLETE_WITHIN_WITH_VECTOR = _complete_within(with_vectors=True)

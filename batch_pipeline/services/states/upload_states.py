@@ -100,6 +100,41 @@ class SkippedUpload:
 
 
 @dataclass(frozen=True)
+class NewVector:
+    """A vector of an upload in an embedding space."""
+
+    space_id: int
+    numbers: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What embedding an upload has given."""
+
+    vector: NewVector
+    """In the space that new vectors go into."""
+    model: str
+    fingerprint: str
+    fits_local: bool
+    """The vector is as wide as ``uploads.embedding_local``."""
+    answering: NewVector | None = None
+    """In the space that answers the user, if that is another one."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Parameters of the statements that store it."""
+        other = self.answering
+        return {
+            "space": self.vector.space_id,
+            "vector": list(self.vector.numbers),
+            "fits": self.fits_local,
+            "model": self.model,
+            "made_with": self.fingerprint,
+            "other_space": other.space_id if other else None,
+            "other_vector": list(other.numbers) if other else None,
+        }
+
+
+@dataclass(frozen=True)
 class LoadedBatch:
     """The result of reserving uploads of a batch."""
 
@@ -253,20 +288,18 @@ class UploadStates:
         self,
         claim: Claim,
         *,
-        embedding: Sequence[float] | None = None,
-        model: str | None = None,
-        fingerprint: str | None = None,
+        embedded: Embedded | None = None,
         seconds: Mapping[str, float],
     ) -> BatchProgress | None:
-        """Store the vector, end the upload and count it; ends the batch after its last upload.
+        """Store vectors, end the upload and count it; ends the batch after its last upload.
 
-        Without a vector, the one that is stored stays.
+        Without vectors, those that are stored stay.
         """
         names = {**_names(claim), "seconds": dict(seconds)}
         within, whole = COMPLETE_WITHIN, COMPLETE
-        if embedding is not None:
+        if embedded is not None:
             within, whole = COMPLETE_WITHIN_WITH_VECTOR, COMPLETE_WITH_VECTOR
-            names |= {"vector": list(embedding), "model": model, "made_with": fingerprint}
+            names |= embedded.parameters()
         tell = self._publisher.counters_are_due(claim.run_id)
 
         def messages(row: AnyRow) -> Iterator[Addressed]:

@@ -16,10 +16,9 @@ from batch_pipeline.services import upload_processing
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor
-from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
+from batch_pipeline.testing.records import add_batch, batch_row, embedded, upload_row, upload_rows
 from batch_pipeline_tests.patience import DEADLINE
 
-VECTOR = [1.0] * 1024
 PICTURE = "source/one.webp"
 WEBP = (Path(__file__).parents[3] / "examples" / "media" / "fog.webp").read_bytes()
 
@@ -63,11 +62,12 @@ def test_an_api_that_locks_batch_then_uploads_costs_no_result(
         # Whoever waits first looks for deadlocks first, and gives way: that is to be the pipeline.
         api.execute("SET deadlock_timeout = '60s'")
         api.execute("SELECT FROM upload_batches WHERE id = %s FOR UPDATE", [batch_id])
+        result = embedded(pipeline.database)
         ended = threading.Thread(
-            target=lambda: pipeline.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+            target=lambda: pipeline.states.complete(claim, embedded=result, seconds={})
         )
         ended.start()
-        while not waits_for_a_lock(observer, "upload_batches"):
+        while not waits_for_a_lock(observer, "UPDATE"):
             assert ended.is_alive()
         api.execute("SELECT FROM uploads WHERE id = %s FOR UPDATE", [upload.id])  # the deadlock
         assert ended.is_alive()
@@ -93,7 +93,7 @@ def test_a_serializable_database_is_worked_as_any_other(
         for upload in uploads:
             try:
                 claim = started(pipeline, upload.id)
-                pipeline.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+                pipeline.states.complete(claim, embedded=embedded(pipeline.database), seconds={})
             except Exception as error:
                 errors.append(error)
 

@@ -1,12 +1,10 @@
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
 
 from batch_pipeline.database.models import Base
-from batch_pipeline.database.session import Database, open_database, with_driver
+from batch_pipeline.database.session import open_database
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
-from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import add_batch, batch_row
 
 
@@ -23,48 +21,6 @@ def test_upgrading_twice_changes_nothing(database):
     batch_id = add_batch(database, 2)
     database.upgrade()
     assert batch_row(database, batch_id).total_uploads == 2
-
-
-def vector_index(database: Database) -> str:
-    with database.transaction() as connection:
-        return connection.scalar(
-            text(
-                "SELECT indexdef FROM pg_indexes WHERE indexname LIKE 'ix_uploads_embedding%'"
-                " AND indexname <> 'ix_uploads_embedding_model'"
-            )
-        )
-
-
-def test_an_older_vector_index_is_replaced_even_after_an_upgrade_that_was_interrupted(database):
-    newest = vector_index(database)
-    assert "m='12'" in newest
-    with database.transaction() as connection:
-        for statement in (
-            "DROP INDEX ix_uploads_embedding",
-            "CREATE INDEX ix_uploads_embedding ON uploads"
-            " USING hnsw (embedding_local vector_cosine_ops)",
-            "CREATE INDEX ix_uploads_embedding_being_built ON uploads (id)",
-            "DROP TABLE made_thumbnails, database_identity",
-            "UPDATE alembic_version SET version_num = '0003'",
-        ):
-            connection.execute(text(statement))
-    database.upgrade()
-    assert vector_index(database) == newest
-
-
-def test_the_embedding_column_is_as_wide_as_the_setting(server: DatabaseServer):
-    with server.new_database(migrated=False) as url:
-        database = Database(with_driver(url, "psycopg", variable="X"), embedding_dimensions=64)
-        database.upgrade()
-        with database.transaction() as connection:
-            width = connection.scalar(
-                text(
-                    "SELECT atttypmod FROM pg_attribute WHERE attname = 'embedding_local' "
-                    "AND attrelid = 'uploads'::regclass"
-                )
-            )
-        database.close()
-    assert width == 64
 
 
 def test_an_external_database_without_tables_is_refused_with_the_command_to_run(server, change):

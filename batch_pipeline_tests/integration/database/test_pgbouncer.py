@@ -22,13 +22,12 @@ from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor
 from batch_pipeline.settings import Settings
 from batch_pipeline.testing.pgbouncer import pgbouncer
-from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
+from batch_pipeline.testing.records import add_batch, batch_row, embedded, upload_rows
 from batch_pipeline.testing.stack import Part, StackProcesses
 from batch_pipeline_tests.acceptance.conftest import GraphQl
 from batch_pipeline_tests.integration.conftest import program
 from batch_pipeline_tests.patience import DEADLINE, wait_until
 
-VECTOR = [1.0] * 1024
 ROOT = Path(__file__).parents[3]
 MEDIA = ROOT / "examples" / "media"
 WEBP = (MEDIA / "fog.webp").read_bytes()
@@ -61,7 +60,7 @@ def test_many_threads_work_a_batch_over_few_server_connections(pooled, database)
         started = pooled.states.start(upload.id, "run")
         assert isinstance(started, StartedUpload)
         pooled.states.store_thumbnail(started.claim, "t.jpg", {"thumbnail": 0.1})
-        pooled.states.complete(started.claim, embedding=VECTOR, model="m", seconds={})
+        pooled.states.complete(started.claim, embedded=embedded(pooled.database), seconds={})
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, uploads))
@@ -115,7 +114,7 @@ def test_a_database_is_migrated_and_a_picture_is_worked_and_found(
         with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
             outcome = UploadProcessor(pipeline, keeper).process(upload.id, "run", retries_left=0)
         assert isinstance(outcome, CompletedUpload)
-        assert search(pipeline.database, pipeline.analyzer.embedding, "colours")
+        assert search(pipeline.database, pipeline.spaces.model_of, "colours")
         pipeline.close()
 
 

@@ -46,7 +46,7 @@ from batch_pipeline.services.reprocessing import (
 from batch_pipeline.services.search import search
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.states.upload_states import Claim, StartedUpload
-from batch_pipeline.testing.records import USER, upload_rows
+from batch_pipeline.testing.records import USER, embedded, fill_spaces, upload_rows
 
 MEDIA = Path(__file__).parents[3] / "examples" / "media"
 BATCHES, UPLOADS_PER_BATCH = 1000, 100
@@ -86,6 +86,7 @@ def filled(full_database_url: str) -> str:
         connection.execute(
             text(FILL.format(user=USER, batches=BATCHES, size=UPLOADS_PER_BATCH, width=1024))
         )
+        fill_spaces(connection)
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
     database.close()
@@ -152,7 +153,7 @@ def test_a_batch_is_worked_without_reading_a_table_through(full_pipeline, plans)
         regenerated=False,
         seconds={},
     )
-    states.complete(one, embedding=[1.0] * 1024, model="m", seconds={})
+    states.complete(one, embedded=embedded(full_pipeline.database), seconds={})
     states.fail(two, PermanentError("kind", "reason"))
     states.release(three)
     states.exists(first.id)
@@ -207,7 +208,11 @@ def test_the_commands_do_not_read_a_table_through(full_pipeline, plans):
     verdict(database, ended)
     assert list(watch_batch(database, ended))
     found = search(
-        database, EmbeddedEmbedding(1024), "blue sea", filters=Filters(user_id=USER), limit=5
+        database,
+        lambda _: EmbeddedEmbedding(1024),
+        "blue sea",
+        filters=Filters(user_id=USER),
+        limit=5,
     )
     assert len(found) == 5
     assert_no_sequential_scan(plans)
@@ -231,12 +236,15 @@ def test_what_people_ask_for_does_not_read_the_uploads_through(full_pipeline, pl
         database, Claim(one.id, "run", 1), one, "0" * 64, "m options:1",
         of_all_users=True, lease_seconds=60,
     )  # fmt: skip
-    vector_of(database, one.id, "m")
+    vector_of(database, one.id, 1, "m")
     stale_uploads(database, "m options:1", at_most=10)
     batches.retry_batch(other, uploads[:3])
     batches.redo(other, Stage.DESCRIPTION, uploads[60:70])
     assert not search(
-        database, EmbeddedEmbedding(1024), "blue sea", filters=Filters(user_id=uuid.uuid4())
+        database,
+        lambda _: EmbeddedEmbedding(1024),
+        "blue sea",
+        filters=Filters(user_id=uuid.uuid4()),
     )
     assert_no_sequential_scan(plans, of="uploads")
 

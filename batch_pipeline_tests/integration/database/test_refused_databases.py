@@ -30,7 +30,7 @@ REFUSED_TYPES = {
     "bigint": "text",
     "jsonb": "text",
     "boolean": "text",
-    "vector({})": "real[]",
+    "vector(1024)": "real[]",
 }
 COLUMNS_TO_REFUSE = [
     (table, column)
@@ -112,9 +112,8 @@ def test_ids_that_are_no_uuids_are_refused_with_what_to_do(server):
         ({"uploads.description": "varchar(500)"}, "", "any length must fit"),
         ({"uploads.thumbnail_path": "varchar(64)"}, "", "100 characters must fit"),
         ({"upload_batches.status": "varchar(9)"}, "", "10 characters must fit"),
-        ({"uploads.embedding_local": "vector"}, "", "EMBEDDING_DIMENSIONS is 1024"),
     ],
-    ids=["enum", "check", "description", "path", "status", "vector without width"],
+    ids=["enum", "check", "description", "path", "status"],
 )
 def test_what_we_could_not_write_is_refused_and_mended(server, types, before, words):
     with api_database(server, ApiTables("x", types=types, before=before)) as (url, connection):
@@ -125,10 +124,11 @@ def test_what_we_could_not_write_is_refused_and_mended(server, types, before, wo
         upgrade(url)
 
 
-def test_a_vector_column_of_another_width_is_refused(server):
-    tables = ApiTables("x", types={"uploads.embedding_local": "vector(768)"})
+@pytest.mark.parametrize("type_", ["vector(768)", "vector", "vector(3000)"])
+def test_a_vector_column_of_any_width_is_taken(server, type_):
+    tables = ApiTables("x", types={"uploads.embedding_local": type_})
     with api_database(server, tables) as (url, _):
-        assert "vector(768), BATCH_PIPELINE_EMBEDDING_DIMENSIONS is 1024" in refusal(url)
+        upgrade(url)
 
 
 def test_doctor_names_columns_that_were_changed_after_the_upgrade_and_words_it_does_not_know(

@@ -60,7 +60,7 @@ def test_the_owner_makes_the_tables_the_worker_works_and_the_reader_reads(
     assert upload_rows(worker.database, submission.batch_id)[0].processing_status == "completed"
 
     reader = open_pipeline(change(database_url=url_as("reader")))
-    assert [hit.upload_id for hit in search(reader.database, worker.analyzer.embedding, "fog")] == [
+    assert [hit.upload_id for hit in search(reader.database, worker.spaces.model_of, "fog")] == [
         upload.id
     ]
     for role, statement in (

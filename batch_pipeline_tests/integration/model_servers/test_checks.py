@@ -58,7 +58,7 @@ def test_a_model_whose_vectors_do_not_fit_the_column_is_found_before_any_upload(
 
     failed = only_failure(build().check())
 
-    assert "have 768 numbers, 1024 are stored" in failed.detail
+    assert "have 768 numbers, 1024 are expected" in failed.detail
     assert "BATCH_PIPELINE_EMBEDDING_DIMENSIONS=768" in failed.detail
 
 

@@ -186,3 +186,87 @@ def test_a_context_too_small_for_anything_is_an_error_not_an_endless_loop(
 
     with pytest.raises(PermanentError, match="exceeds the context length"):
         build().embedding.embed(["harbour lights " * 200])
+
+
+@pytest.mark.parametrize(
+    ("model", "question", "document"),
+    [
+        ("nomic-embed-text:v1.5", "search_query: a boat", "search_document: a boat"),
+        ("intfloat/multilingual-e5-large", "query: a boat", "passage: a boat"),
+        (
+            "embeddinggemma:300m",
+            "task: search result | query: a boat",
+            "title: none | text: a boat",
+        ),
+        (
+            "qwen3-embedding:0.6b",
+            "Instruct: Given a web search query, retrieve relevant passages that answer the query"
+            "\nQuery:a boat",
+            "a boat",
+        ),
+        ("bge-m3", "a boat", "a boat"),
+    ],
+)
+def test_questions_and_descriptions_get_the_prefixes_of_the_model(
+    build: BuildAnalyzer, server: ScriptedModelServer, model: str, question: str, document: str
+) -> None:
+    server.embedding_models.append(model)
+    embedding = build(embedding_model=model).embedding
+
+    embedding.embed(["a boat"], as_questions=True)
+    embedding.embed(["a boat"])
+
+    assert [call.texts for call in server.calls] == [[question], [document]]
+
+
+def test_prefixes_can_be_set(build: BuildAnalyzer, server: ScriptedModelServer) -> None:
+    embedding = build(
+        embedding_question_prefix="Find:\\n", embedding_document_prefix="File: "
+    ).embedding
+
+    embedding.embed(["a boat"], as_questions=True)
+    embedding.embed(["a boat"])
+
+    assert [call.texts for call in server.calls] == [["Find:\na boat"], ["File: a boat"]]
+    assert embedding.fingerprint() != build().embedding.fingerprint()
+
+
+@pytest.mark.parametrize("dimensions", [384, 1024, 4000])
+def test_the_server_is_asked_for_vectors_of_the_length_that_is_set(
+    build: BuildAnalyzer, server: ScriptedModelServer, dimensions: int
+) -> None:
+    server.dimensions, server.cuts_vectors = 4096, True
+    embedding = build(embedding_dimensions=dimensions).embedding
+
+    [vector] = embedding.embed(["a boat"])
+
+    assert len(vector) == dimensions
+    assert server.calls[-1].body["dimensions"] == dimensions
+    assert all(check.ok for check in embedding.check())
+
+
+def test_a_server_that_takes_no_length_is_not_asked_for_it_again(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.refused_parameters = {"dimensions"}
+    embedding = build().embedding
+
+    embedding.embed(["a boat"])
+    embedding.embed(["a hill"])
+
+    assert ["dimensions" in call.body for call in server.calls] == [True, False, False]
+    [check] = embedding.try_out()
+    assert "does not take dimensions" in check.detail
+
+
+@only_openai
+def test_the_words_with_which_vllm_refuses_a_length_are_understood(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    reason = (
+        'Model "bge-m3" does not support matryoshka representation, changing output dimensions '
+        "will lead to poor results."
+    )
+    server.refuse = lambda call: (400, reason) if "dimensions" in call.body else None
+
+    assert len(build().embedding.embed(["a boat"])[0]) == 1024

@@ -143,7 +143,7 @@ def test_every_row_is_processed_and_every_command_works(  # noqa: PLR0917
             cursor = tick.cursor
         else:
             pytest.fail(f"reports do not come to an end: {cursor}")
-        assert search(pipeline.database, pipeline.analyzer.embedding, "fog", limit=200)
+        assert search(pipeline.database, pipeline.spaces.model_of, "fog", limit=200)
 
         picture = tmp_path / "mine.jpg"
         picture.write_bytes(jpeg())

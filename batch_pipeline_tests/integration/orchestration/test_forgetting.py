@@ -409,8 +409,11 @@ def test_an_export_holds_everything_about_a_user_and_nothing_about_others(kept, 
     [upload] = lines["uploads"]
     assert [one["id"] for one in lines["batches"]] == [str(batch)]
     assert upload["description"] == row.description == WORDS["quokka_barnaby"]
-    assert set(upload) == {column.name for column in Upload.__table__.columns}
+    assert set(upload) == {"vectors", *(column.name for column in Upload.__table__.columns)}
     assert upload["embedding_local"] == pytest.approx(row.embedding_local)
+    [one] = upload["vectors"]
+    assert (one["model"], one["dimensions"]) == (row.embedding_model, 1024)
+    assert one["vector"] == pytest.approx(row.embedding_local)
     assert {call["kind"] for call in lines["model_calls"]} == {"vision", "embedding"}
     thumbnail = folder / "thumbnails" / f"{row.id}.jpg"
     assert thumbnail.read_bytes() == storage.read(row.thumbnail_path)

@@ -16,6 +16,7 @@ from batch_pipeline.testing.records import (
     USER,
     add_batch,
     batch_row,
+    embedded,
     open_all_slices,
     upload_row,
     upload_rows,
@@ -61,7 +62,7 @@ def test_an_upload_in_work_when_its_worker_died_every_time_is_failed_and_counted
     assert row.retry_at is None
     assert counts(pipeline, batch_id)[1:] == (1, 0, 1)
     pipeline.states.complete(
-        started(pipeline, sibling.id), embedding=[1.0] * 1024, model="m", seconds={}
+        started(pipeline, sibling.id), embedded=embedded(pipeline.database), seconds={}
     )
     assert counts(pipeline, batch_id) == ("completed", 2, 1, 1)
 
@@ -280,7 +281,7 @@ def test_uploads_that_an_api_adds_or_resets_long_after_the_end_are_found_and_cou
     batch_id = add_batch(database, 2)
     for upload in upload_rows(database, batch_id):
         claim = started(pipeline, upload.id)
-        pipeline.states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+        pipeline.states.complete(claim, embedded=embedded(pipeline.database), seconds={})
     assert counts(pipeline, batch_id) == ("completed", 2, 2, 0)
     reset, _ = upload_rows(database, batch_id)
     values = {"user_id": USER, "batch_id": batch_id, "file_type": "image", "file_size": 1}
@@ -301,7 +302,7 @@ def test_uploads_that_an_api_adds_or_resets_long_after_the_end_are_found_and_cou
     assert opened.uploads == 2
     for upload_id in (reset.id, added):
         claim = started(pipeline, upload_id)
-        pipeline.states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+        pipeline.states.complete(claim, embedded=embedded(pipeline.database), seconds={})
     assert counts(pipeline, batch_id) == ("completed", 3, 3, 0)
     assert pipeline.backlog.reopen_ended() == 0
 
@@ -397,7 +398,7 @@ def test_our_own_transitions_leave_no_notes(pipeline):
     well, ill = upload_rows(pipeline.database, batch_id)
     pipeline.states.load_batch(batch_id, "run", limit=2)
     pipeline.states.complete(
-        started(pipeline, well.id), embedding=[1.0] * 1024, model="m", seconds={}
+        started(pipeline, well.id), embedded=embedded(pipeline.database), seconds={}
     )
     pipeline.states.fail(started(pipeline, ill.id), PermanentError("truncated", "cut"))
     with pipeline.database.transaction() as connection:

@@ -12,10 +12,10 @@ from pgvector.psycopg import register_vector
 from sqlalchemy import event, text
 
 from batch_pipeline.database.session import Database, with_driver
-from batch_pipeline.errors import RefusedError
+from batch_pipeline.errors import RefusedError, ServiceDownError
 from batch_pipeline.services.search import search
 from batch_pipeline.services.search_filters import Filters
-from batch_pipeline.testing.records import USER, add_batch
+from batch_pipeline.testing.records import USER, add_batch, fill_spaces
 
 VECTORS, DIMENSIONS = 5000, 1024
 #: Owns 10 uploads of the model in use, the ones farthest from the question.
@@ -42,6 +42,9 @@ class Questions:
     def __init__(self, name="new"):
         self.name = name
 
+    def __call__(self, space):
+        return self
+
     def embed(self, texts, **_):
         return [[1.0] + [0.0] * (DIMENSIONS - 1) for _ in texts]
 
@@ -60,11 +63,6 @@ def filled(server):
     with server.new_database() as url:
         with psycopg.connect(url, autocommit=True) as connection:
             register_vector(connection)
-            # An index is built ten times faster over rows that are there.
-            [[index]] = connection.execute(
-                "SELECT indexdef FROM pg_indexes WHERE indexname = 'ix_uploads_embedding'"
-            ).fetchall()
-            connection.execute("DROP INDEX ix_uploads_embedding")
             with (
                 connection.cursor() as cursor,
                 cursor.copy(
@@ -82,10 +80,11 @@ def filled(server):
                     copy.write_row(
                         (user, name, name, *about, model, vector(number), f"{number:064}")
                     )
-            connection.execute("SET maintenance_work_mem = '256MB'")
-            connection.execute(index)
-            connection.execute("VACUUM ANALYZE uploads")
         database = Database(with_driver(url, "psycopg", variable="URL"))
+        with database.transaction() as connection:
+            fill_spaces(connection)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("VACUUM ANALYZE")
         yield database
         database.close()
 
@@ -109,7 +108,7 @@ def test_a_user_whose_uploads_are_the_farthest_still_finds_them_all(filled):
 
 
 def test_a_large_user_is_answered_in_full(filled):
-    found = search(filled, Questions("old"), "anything", filters=Filters(user_id=USER), limit=200)
+    found = search(filled, Questions(), "anything", filters=Filters(user_id=USER), limit=200)
 
     assert len(found) == 200
 
@@ -122,11 +121,13 @@ def test_the_index_is_used_and_will_be_among_many_more_vectors(filled, user_id, 
     def explain(connection, _cursor, statement, parameters, *_):
         if "ORDER BY" in statement and "<=>" in statement:
             with connection.connection.cursor() as other:
-                for index_scans in ("on", "off"):
-                    other.execute(f"SET LOCAL enable_indexscan = {index_scans}")
+                for without in ("SELECT", "DROP INDEX ix_upload_vectors_1, ix_upload_vectors_2"):
+                    other.execute("SAVEPOINT with_index")
+                    other.execute(without)
                     other.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
                     [[[explained]]] = other.fetchall()
                     plans.append(explained["Plan"])
+                    other.execute("ROLLBACK TO SAVEPOINT with_index")
 
     event.listen(filled.engine, "before_cursor_execute", explain)
     try:
@@ -134,11 +135,11 @@ def test_the_index_is_used_and_will_be_among_many_more_vectors(filled, user_id, 
     finally:
         event.remove(filled.engine, "before_cursor_execute", explain)
 
-    with_index, exact = plans
-    [scan] = with_index["Plans"]
-    assert scan["Index Name"] == "ix_uploads_embedding"
-    # Twice as dear is not enough: among 100,000 vectors the planner then chose the exact search.
-    assert exact["Total Cost"] > 5 * with_index["Total Cost"]
+    assert len(plans) == (2 if user_id else 4)  # two spaces answer users
+    for with_index, exact in zip(plans[::2], plans[1::2], strict=True):
+        assert re.search(r'"ix_upload_vectors_\d"', json.dumps(with_index))
+        # And the more so the more vectors there are: the exact search reads them all.
+        assert exact["Total Cost"] > with_index["Total Cost"]
 
 
 def test_names_words_and_copies_are_looked_up_by_their_indexes(filled):
@@ -152,7 +153,7 @@ def test_names_words_and_copies_are_looked_up_by_their_indexes(filled):
 
     event.listen(filled.engine, "before_cursor_execute", explain)
     try:
-        found = search(filled, Questions(), '"4000" jpg', limit=1)
+        found = search(filled, Questions(), '"4000" jpg', filters=Filters(user_id=USER), limit=1)
     finally:
         event.remove(filled.engine, "before_cursor_execute", explain)
 
@@ -161,7 +162,7 @@ def test_names_words_and_copies_are_looked_up_by_their_indexes(filled):
     assert '"ix_uploads_filename"' in named
     assert '"ix_uploads_words"' in worded
     assert '"ix_uploads_words"' in phrased
-    assert '"ix_uploads_embedding"' in nearest
+    assert '"ix_upload_vectors_1"' in nearest
     assert '"ix_uploads_checksum"' in copies
 
 
@@ -180,14 +181,31 @@ def test_each_user_has_a_plan_of_its_own_however_often_was_searched_before(fille
     assert generic == 0
 
 
-def test_when_nothing_is_of_the_current_model_it_says_what_there_is_and_what_to_do(filled):
-    with pytest.raises(RefusedError) as raised:
-        search(filled, Questions("newest"), "anything")
+def test_if_the_model_that_answers_cannot_be_asked_words_answer_and_it_is_said(filled):
+    def model_of(space):
+        raise ServiceDownError("model_server_down", f"nobody has {space.key.model}")
 
-    assert str(raised.value) == (
-        "nothing was embedded with newest yet, but 2500 with new, 2500 with old: search with that "
-        "model, or run `batch-pipeline reprocess --stage embedding --model-not newest`"
-    )
+    found = search(filled, model_of, "4000.jpg", filters=Filters(user_id=USER))
+    nothing = search(filled, model_of, "anything", filters=Filters(user_id=USER))
+
+    assert [(hit.filename, hit.similarity, hit.found_by) for hit in found] == [
+        ("4000.jpg", None, "filename")
+    ]
+    assert nothing == []
+    assert nothing.by_words_only == "new, which embeds questions, cannot be asked: nobody has new"
+
+
+def test_a_user_is_answered_by_the_space_of_the_user(filled):
+    asked = []
+
+    def model_of(space):
+        asked.append(space.key.model)
+        return Questions()
+
+    search(filled, model_of, "anything", filters=Filters(user_id=USER))
+    search(filled, model_of, "anything")
+
+    assert asked == ["new", "new", "old"]
 
 
 def test_an_empty_pipeline_finds_nothing_and_does_not_complain(pipeline):

@@ -18,11 +18,10 @@ from batch_pipeline.database.session import connect
 from batch_pipeline.errors import ClaimLostError, PermanentError, TransientError
 from batch_pipeline.services.states.backlog import MAX_DIED_RUNS
 from batch_pipeline.services.states.upload_states import Claim, SkippedUpload, StartedUpload
-from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
+from batch_pipeline.testing.records import add_batch, batch_row, embedded, upload_row, upload_rows
 from batch_pipeline_tests.patience import DEADLINE
 
 RUN, OTHER = "run-1", "run-2"
-VECTOR = [1.0] + [0.0] * 1023
 
 
 def started(pipeline, upload_id, run_id=RUN) -> StartedUpload:
@@ -32,7 +31,7 @@ def started(pipeline, upload_id, run_id=RUN) -> StartedUpload:
 
 
 def complete(pipeline, claim):
-    return pipeline.states.complete(claim, embedding=VECTOR, model="m", seconds={})
+    return pipeline.states.complete(claim, embedded=embedded(pipeline.database), seconds={})
 
 
 def expire(pipeline, upload_id):

@@ -9,7 +9,7 @@ that nobody waits behind it; run again, the migration goes on where it stopped.
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from pgvector.sqlalchemy import Vector
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 
@@ -29,9 +29,8 @@ def upgrade() -> None:
     """Create both tables and their indexes, or what of them is missing."""
     op.execute("CREATE EXTENSION IF NOT EXISTS vector")
     op.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-    dimensions = context.config.attributes["embedding_dimensions"]
     _create_or_extend("upload_batches", _batch_columns(), [_BATCH_KEY])
-    _create_or_extend("uploads", _upload_columns(dimensions), [_UPLOAD_KEY, _UPLOAD_BATCH])
+    _create_or_extend("uploads", _upload_columns(), [_UPLOAD_KEY, _UPLOAD_BATCH])
 
 
 def _create_or_extend(
@@ -84,7 +83,7 @@ def _batch_columns() -> list[sa.Column[Any]]:
     ]
 
 
-def _upload_columns(dimensions: int) -> list[sa.Column[Any]]:
+def _upload_columns() -> list[sa.Column[Any]]:
     return [
         sa.Column("id", sa.Uuid, server_default=_NEW_ID, nullable=False),
         sa.Column("user_id", sa.Uuid, nullable=False),
@@ -97,7 +96,7 @@ def _upload_columns(dimensions: int) -> list[sa.Column[Any]]:
         sa.Column("processing_status", sa.Text, server_default="pending", nullable=False),
         sa.Column("description", sa.Text),
         sa.Column("description_audit_score", sa.Integer),
-        sa.Column("embedding_local", Vector(dimensions)),
+        sa.Column("embedding_local", Vector(1024)),
         sa.Column("thumbnail_path", sa.Text),
         sa.Column("video_codec", sa.Text),
         sa.Column("error_message", sa.Text),
@@ -164,13 +163,5 @@ _INDEXES: dict[str, dict[str, tuple[list[Any], dict[str, Any]]]] = {
         "ix_uploads_embedding_model": (["embedding_model"], {}),
         "ix_uploads_user": (["user_id", "embedding_model"], {}),
         "ix_uploads_audit_score": (["description_audit_score"], {}),
-        "ix_uploads_embedding": (
-            ["embedding_local"],
-            {
-                "postgresql_using": "hnsw",
-                "postgresql_ops": {"embedding_local": "vector_cosine_ops"},
-                "postgresql_with": {"m": 12, "ef_construction": 48},  # see migration 0004
-            },
-        ),
     },
 }

@@ -1,0 +1,200 @@
+"""Vectors get tables of their own, one for each embedding space, with an index each.
+
+Vectors that are there are copied, some thousand in a transaction, while others read and write; each
+index is built once its vectors are there. Of each user, the space with the most vectors answers.
+``uploads.embedding_local`` stays as it is, without the index of ours: an update of an upload no
+longer adds to an index of vectors. Interrupted, the migration goes on where it stopped.
+"""
+
+import uuid
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0018"
+down_revision = "0017"
+
+_LOCAL_USER = uuid.UUID(int=0)
+_ROWS_AT_ONCE = 2000
+_MAKE = "batch_pipeline_make_vectors"
+_GONE = "batch_pipeline_vectors_of_gone_uploads"
+
+
+def upgrade() -> None:
+    """Make the tables, and move what is there; safe to repeat."""
+    _make_tables()
+    _make_functions()
+    with op.get_context().autocommit_block():
+        for model, width in _models():
+            _move(model, width)
+    op.execute(
+        sa.text("""
+            INSERT INTO answering_spaces (user_id, space_id)
+            SELECT DISTINCT ON (1) coalesce(u.user_id, :local), v.space_id
+            FROM upload_vectors v JOIN uploads u ON u.id = v.upload_id
+            GROUP BY 1, 2 ORDER BY 1, count(*) DESC, 2
+            ON CONFLICT DO NOTHING
+        """).bindparams(sa.bindparam("local", _LOCAL_USER, sa.Uuid))
+    )
+    with op.get_context().autocommit_block():
+        for index in ("ix_uploads_embedding", "ix_uploads_embedding_being_built"):
+            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}")
+
+
+def _make_tables() -> None:
+    def text(name: str) -> sa.Column[str]:
+        return sa.Column(name, sa.Text, server_default="", nullable=False)
+
+    now = sa.func.now()
+    op.create_table(
+        "embedding_spaces",
+        sa.Column("id", sa.Integer, sa.Identity(), nullable=False),
+        sa.Column("model", sa.Text, nullable=False),
+        sa.Column("width", sa.Integer, nullable=False),
+        *map(text, ["document_prefix", "question_prefix", "embedder", "addresses", "options"]),
+        sa.Column("created_at", sa.TIMESTAMP(timezone=True), server_default=now, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_embedding_spaces"),
+        if_not_exists=True,
+    )
+    op.create_index(
+        "ix_embedding_spaces_key",
+        "embedding_spaces",
+        ["model", "width", "document_prefix"],
+        unique=True,
+        if_not_exists=True,
+    )
+    op.execute("""
+        CREATE TABLE IF NOT EXISTS upload_vectors (
+            upload_id uuid NOT NULL, space_id integer NOT NULL, vector vector NOT NULL,
+            CONSTRAINT pk_upload_vectors PRIMARY KEY (upload_id, space_id)
+        ) PARTITION BY LIST (space_id)
+    """)
+    op.create_table(
+        "answering_spaces",
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        sa.Column("space_id", sa.Integer, nullable=False),
+        sa.Column("since", sa.TIMESTAMP(timezone=True), server_default=now, nullable=False),
+        sa.PrimaryKeyConstraint("user_id", name="pk_answering_spaces"),
+        if_not_exists=True,
+    )
+    op.create_index(
+        "ix_answering_spaces_space_id", "answering_spaces", ["space_id"], if_not_exists=True
+    )
+
+
+def _make_functions() -> None:
+    """Make what runs with the rights of the tables' owner.
+
+    Workers need not be allowed to make tables, nor an upload API to know them. Whoever calls the
+    first function gets no more than the table of a space that somebody was allowed to write down.
+    """
+    path = op.get_bind().scalar(
+        sa.text("""
+            SELECT quote_ident(current_schema()) || coalesce(', ' || quote_ident(nspname), '')
+            FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+            WHERE extname = 'vector'
+        """)
+    )
+    rights = f"LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path}, pg_temp"
+    op.execute(f"""
+        CREATE OR REPLACE FUNCTION {_MAKE}(space integer) RETURNS void {rights} AS $$
+        DECLARE
+            of_space text := 'upload_vectors_' || space;
+            numbers integer := (SELECT width FROM embedding_spaces WHERE id = space);
+            kind text := CASE WHEN numbers <= 2000 THEN 'vector' ELSE 'halfvec' END;
+        BEGIN
+            IF numbers IS NULL THEN
+                RAISE 'there is no embedding space %', space;
+            END IF;
+            EXECUTE format(
+                'CREATE TABLE IF NOT EXISTS %1$I (LIKE upload_vectors INCLUDING DEFAULTS,
+                    CHECK (space_id = %2$s), CHECK (vector_dims(vector) = %3$s),
+                    PRIMARY KEY (upload_id, space_id))', of_space, space, numbers);
+            EXECUTE format(
+                'CREATE INDEX IF NOT EXISTS %1$I ON %2$I
+                    USING hnsw ((vector::%3$s(%4$s)) %3$s_cosine_ops)
+                    WITH (m = 12, ef_construction = 48)',
+                'ix_' || of_space, of_space, kind, numbers);
+            -- Made apart and attached: that waits for nobody who reads or writes vectors.
+            IF NOT (SELECT relispartition FROM pg_class WHERE oid = to_regclass(of_space)) THEN
+                EXECUTE format('ALTER TABLE upload_vectors ATTACH PARTITION %I FOR VALUES IN (%s)',
+                    of_space, space);
+            END IF;
+        END $$
+    """)  # noqa: S608 - of constants
+    # No foreign key does this: one would keep an upload API from emptying its table.
+    op.execute(f"""
+        CREATE OR REPLACE FUNCTION {_GONE}() RETURNS trigger {rights} AS $$
+        BEGIN
+            DELETE FROM upload_vectors WHERE upload_id IN (SELECT id FROM gone);
+            RETURN NULL;
+        END $$
+    """)  # noqa: S608 - of constants
+    op.execute(f"DROP TRIGGER IF EXISTS {_GONE} ON uploads")
+    op.execute(
+        f"CREATE TRIGGER {_GONE} AFTER DELETE ON uploads REFERENCING OLD TABLE AS gone "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION {_GONE}()"
+    )
+
+
+def _models() -> list[tuple[str, int]]:
+    width = op.get_bind().scalar(
+        sa.text(
+            "SELECT atttypmod FROM pg_attribute "
+            "WHERE attrelid = to_regclass('uploads') AND attname = 'embedding_local'"
+        )
+    )
+    of_row = f"{int(width or 0)}" if (width or 0) > 0 else "vector_dims(embedding_local)"
+    found = op.get_bind().execute(
+        sa.text(
+            f"SELECT DISTINCT embedding_model, {of_row} FROM uploads "  # noqa: S608 - of constants
+            "WHERE embedding_model IS NOT NULL AND embedding_local IS NOT NULL ORDER BY 1, 2"
+        )
+    )
+    return [(model, width) for model, width in found]
+
+
+def _move(model: str, width: int) -> None:
+    connection = op.get_bind()
+    key: dict[str, str | int] = {"model": model, "width": width}
+    connection.execute(
+        sa.text(
+            "INSERT INTO embedding_spaces (model, width) VALUES (:model, :width) "
+            "ON CONFLICT DO NOTHING"
+        ),
+        key,
+    )
+    space = connection.execute(
+        sa.text(
+            "SELECT id FROM embedding_spaces "
+            "WHERE model = :model AND width = :width AND document_prefix = ''"
+        ),
+        key,
+    ).scalar_one()
+    table = f"upload_vectors_{space}"
+    make = sa.text(f"SELECT {_MAKE}({space})")
+    connection.execute(make)
+    connection.execute(sa.text(f"DROP INDEX IF EXISTS ix_{table}"))
+    _copy(table, space, key)
+    # An index is built ten times faster over rows that are there.
+    connection.execute(make)
+    _copy(table, space, key)  # what came meanwhile
+
+
+def _copy(table: str, space: int, key: dict[str, str | int]) -> None:
+    copied = sa.text(f"""
+        WITH wanted AS (
+            SELECT id, embedding_local FROM uploads
+            WHERE embedding_model = :model AND embedding_local IS NOT NULL
+                AND vector_dims(embedding_local) = :width AND id > :after
+                AND NOT EXISTS (SELECT FROM {table} v WHERE v.upload_id = uploads.id)
+            ORDER BY id LIMIT {_ROWS_AT_ONCE}
+        ), copied AS (
+            INSERT INTO {table} (upload_id, space_id, vector)
+            SELECT id, {space}, embedding_local FROM wanted ON CONFLICT DO NOTHING
+        )
+        SELECT id FROM wanted ORDER BY id DESC LIMIT 1
+    """)  # noqa: S608 - of constants
+    after: uuid.UUID | None = uuid.UUID(int=0)
+    while after is not None:
+        after = op.get_bind().scalar(copied, {**key, "after": after})

@@ -1,0 +1,228 @@
+"""Spaces of every width on real pgvector, and the tables that hold them."""
+
+import json
+import threading
+
+import numpy as np
+import psycopg
+import pytest
+from sqlalchemy import event, text
+
+from batch_pipeline.database.session import Database, with_driver
+from batch_pipeline.database.spaces import (
+    Questions,
+    SpaceKey,
+    find_or_make_space,
+    find_space,
+    get_space,
+)
+from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.model_servers.text_prefixes import TextPrefixes
+from batch_pipeline.services.embedding_spaces import settings_for
+from batch_pipeline.services.search import search
+from batch_pipeline.services.search_filters import Filters
+from batch_pipeline.services.states.upload_states import Embedded, NewVector
+from batch_pipeline.settings import load_settings
+from batch_pipeline.testing.records import USER, add_batch, upload_rows
+
+
+class Model:
+    """Embeds every question as the same vector."""
+
+    name = "m"
+    prefixes = TextPrefixes()
+
+    def __init__(self, dimensions):
+        self.dimensions = dimensions
+
+    def embed(self, texts, **_):
+        return [near(1.0, self.dimensions) for _ in texts]
+
+
+def near(similarity, width):
+    vector = np.zeros(width)
+    vector[0], vector[-1] = similarity, np.sqrt(1 - similarity**2)
+    return vector.tolist()
+
+
+def space_of(database, width, model="m", **questions):
+    with database.transaction() as connection:
+        return find_or_make_space(connection, SpaceKey(model, width), Questions(**questions))
+
+
+def complete(pipeline, width, similarities):
+    """Work a batch to its end, with one vector for each upload."""
+    batch_id = add_batch(pipeline.database, len(similarities))
+    pipeline.states.load_batch(batch_id, "run", limit=len(similarities))
+    space = space_of(pipeline.database, width)
+    for row, similarity in zip(upload_rows(pipeline.database, batch_id), similarities, strict=True):
+        started = pipeline.states.start(row.id, "run")
+        vector = NewVector(space.id, near(similarity, width))
+        fits = pipeline.spaces.fits_local(width)
+        pipeline.states.complete(
+            started.claim, embedded=Embedded(vector, "m", "m", fits), seconds={}
+        )
+    return batch_id
+
+
+@pytest.mark.parametrize(
+    ("width", "type_"),
+    [
+        (384, "vector"), (1024, "vector"), (1536, "vector"), (2000, "vector"),
+        (2560, "halfvec"), (3072, "halfvec"), (4000, "halfvec"),
+    ],
+)  # fmt: skip
+def test_vectors_of_each_width_are_stored_and_found_by_their_index(pipeline, width, type_):
+    database = pipeline.database
+    batch_id = complete(pipeline, width, [0.1, 0.9, 0.5])
+    plans = []
+
+    def explain(connection, _cursor, statement, parameters, *_):
+        if "ORDER BY" in statement and "<=>" in statement:
+            with connection.connection.cursor() as other:
+                other.execute("SET LOCAL enable_sort = off")  # three rows need no index
+                other.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
+                plans.append(json.dumps(other.fetchall()))
+
+    event.listen(database.engine, "before_cursor_execute", explain)
+    found = search(database, lambda _: Model(width), "x", filters=Filters(user_id=USER))
+    event.remove(database.engine, "before_cursor_execute", explain)
+
+    assert [hit.similarity for hit in found] == pytest.approx([0.9, 0.5, 0.1], abs=1e-3)
+    [plan] = plans
+    space = space_of(database, width)
+    assert f'"ix_upload_vectors_{space.id}"' in plan
+    assert f"::{type_}({width})" in plan
+    [first, *_] = upload_rows(database, batch_id)
+    assert (first.embedding_local is not None) == (width == 1024)
+    like = search(database, lambda _: Model(width), like=found[0].upload_id)
+    assert [hit.upload_id for hit in like] == [hit.upload_id for hit in found[1:]]
+
+
+def test_more_than_4000_numbers_are_refused():
+    with pytest.raises(ConfigurationError, match=r"EMBEDDING_DIMENSIONS.*4000"):
+        load_settings(embedding_dimensions=4001)
+
+
+def test_a_vector_of_another_width_is_not_stored_in_a_space(pipeline):
+    space = space_of(pipeline.database, 384)
+    with (
+        psycopg.connect(pipeline.settings.database_url) as connection,
+        pytest.raises(psycopg.errors.CheckViolation),
+    ):
+        connection.execute(
+            "INSERT INTO upload_vectors VALUES (gen_random_uuid(), %s, array_fill(1, ARRAY[385])"
+            "::vector)",
+            [space.id],
+        )
+
+
+def test_vectors_go_with_their_upload_whoever_deletes_it(pipeline, database_url):
+    batch_id = complete(pipeline, 384, [0.1, 0.9])
+    with psycopg.connect(database_url, autocommit=True) as api:
+        api.execute(
+            "DELETE FROM uploads WHERE id = %s", [upload_rows(pipeline.database, batch_id)[0].id]
+        )
+        [[left]] = api.execute("SELECT count(*) FROM upload_vectors").fetchall()
+    assert left == 1
+
+
+def test_a_space_is_made_once_however_many_ask_for_it(pipeline):
+    made = []
+    threads = [
+        threading.Thread(target=lambda: made.append(space_of(pipeline.database, 384).id))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 4
+    assert len(set(made)) == 1
+
+
+def test_a_new_space_waits_for_nobody_who_reads_or_writes_vectors(pipeline, database_url):
+    complete(pipeline, 384, [0.1])
+    with psycopg.connect(database_url) as reader:
+        reader.execute("SELECT count(*) FROM upload_vectors")  # as pg_dump does, for long
+        reader.execute("UPDATE upload_vectors SET vector = vector")
+        assert space_of(pipeline.database, 768).key.width == 768
+
+
+def test_what_questions_need_is_kept_up_to_date(pipeline):
+    one = space_of(pipeline.database, 384, embedder="ollama", question_prefix="query: ")
+    two = space_of(pipeline.database, 384, embedder="openai", addresses="http://a/v1")
+
+    assert one.id == two.id
+    with pipeline.database.transaction() as connection:
+        assert get_space(connection, one.id) == two
+
+
+def test_the_key_of_one_service_goes_to_no_other(pipeline, change):
+    settings = change(
+        analyzer="openai", openai_base_url="https://new.example/v1", openai_api_key="secret"
+    )
+    moved = space_of(pipeline.database, 384, embedder="openai", addresses="http://old.example/v1")
+    same = space_of(pipeline.database, 768, embedder="openai", addresses="https://new.example/v1")
+
+    of_old, of_same = settings_for(settings, moved), settings_for(settings, same)
+
+    assert of_old.openai_embedding_base_url == "http://old.example/v1"
+    assert of_old.openai_api_key.get_secret_value() == ""
+    assert of_same.openai_api_key.get_secret_value() == "secret"
+    assert (of_same.embedding_dimensions, of_same.embedder_name) == (768, "openai")
+
+
+def test_the_upgrade_makes_spaces_of_what_is_there(server):
+    """Rows of two models and users; an interrupted upgrade is made again and goes on."""
+    with server.new_database() as url:
+        database = Database(with_driver(url, "psycopg", variable="X"))
+        other = "00000000-0000-0000-0000-000000000007"
+        with psycopg.connect(url, autocommit=True) as connection:
+            for statement in (
+                "DROP TABLE upload_vectors, embedding_spaces, answering_spaces",
+                "UPDATE alembic_version SET version_num = '0014'",
+                "CREATE INDEX ix_uploads_embedding ON uploads"
+                " USING hnsw (embedding_local vector_cosine_ops)",
+                f"""INSERT INTO uploads (user_id, filename, file_path, file_type, file_size,
+                    processing_status, description, embedding_model, embedding_local)
+                SELECT CASE WHEN n <= 30 THEN '{USER}'::uuid ELSE '{other}' END,
+                    n || '.jpg', n, 'image', 1, 'completed', 'x',
+                    CASE WHEN n % 3 = 0 THEN 'old' ELSE 'new' END,
+                    array_fill(n, ARRAY[1024])::vector
+                FROM generate_series(1, 50) n""",
+            ):
+                connection.execute(statement.encode())
+            with psycopg.connect(url) as somebody:  # reads meanwhile, and keeps on
+                somebody.execute("SELECT count(*) FROM uploads")
+                somebody.commit()
+                database.upgrade()
+            moved = connection.execute(
+                "SELECT model, count(*) FROM upload_vectors JOIN embedding_spaces ON id = space_id"
+                " JOIN uploads u ON u.id = upload_id AND u.embedding_model = model"
+                " AND u.embedding_local = vector GROUP BY 1 ORDER BY 1"
+            ).fetchall()
+            users = connection.execute(
+                "SELECT model, count(*) FROM answering_spaces"
+                " JOIN embedding_spaces ON id = space_id GROUP BY 1"
+            ).fetchall()
+            [[indexes]] = connection.execute(
+                "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%hnsw%'"
+                " AND tablename LIKE 'upload_vectors_%'"
+            ).fetchall()
+            [[left]] = connection.execute(
+                "SELECT count(*) FROM pg_indexes WHERE indexname = 'ix_uploads_embedding'"
+            ).fetchall()
+            # Once more, as after an interruption; some are missing.
+            connection.execute("DELETE FROM upload_vectors WHERE space_id = 1")
+            connection.execute("DROP INDEX ix_upload_vectors_1")
+            connection.execute("UPDATE alembic_version SET version_num = '0014'")
+            database.upgrade()
+            [[again]] = connection.execute("SELECT count(*) FROM upload_vectors").fetchall()
+        with database.transaction() as connection:
+            space = find_space(connection, SpaceKey("new", 1024))
+            assert connection.scalar(text(f"SELECT to_regclass('ix_upload_vectors_{space.id}')"))
+        database.close()
+    assert moved == [("new", 34), ("old", 16)]
+    assert users == [("new", 2)]
+    assert (indexes, left, again) == (2, 0, 50)
