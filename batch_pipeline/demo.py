@@ -49,7 +49,7 @@ def sample_media() -> list[Path]:
     if not SAMPLE_MEDIA.is_dir():
         raise RefusedError(
             "the sample files are part of the project's checkout, not of the installed package: "
-            "say `batch-pipeline demo --media FOLDER` with photos and videos of yours"
+            "run `batch-pipeline demo --media FOLDER` with your own photos and videos"
         )
     notes = {".py", ".md"}
     return sorted(path for path in SAMPLE_MEDIA.iterdir() if path.suffix not in notes)

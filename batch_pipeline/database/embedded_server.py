@@ -137,7 +137,7 @@ def stop_server(home: Path, *, although_used: bool = False) -> bool:
     users = server_users(home)
     if users and not although_used:
         named = ", ".join(f"{user.name} (process {user.pid})" for user in users)
-        raise RefusedError(f"the server is in use by {named}: stop them first, or say --force")
+        raise RefusedError(f"the server is in use by {named}: stop them first, or use --force")
     folder = home / _FOLDER
     with _changes(home):
         done = subprocess.run(  # noqa: S603 - the server's own program

@@ -68,7 +68,7 @@ def failures_named() -> Iterator[None]:
         if state == READ_ONLY:
             raise ServiceDownError(
                 "database_down",
-                f"the database takes no writes; is it a standby, or in a failover? {cause}",
+                f"the database accepts no writes; is it a standby, or in a failover? {cause}",
             ) from error
         if advice := _TO_FIX.get(state or ""):
             raise ConfigurationError(f"the database refuses: {cause}\n{advice}") from error
@@ -79,7 +79,7 @@ def failures_named() -> Iterator[None]:
             ) from error
         if "unsupported startup parameter" in str(cause):
             raise ConfigurationError(
-                f"the pooler in front of the database takes no such parameter: remove it from the "
+                f"the pooler in front of the database refuses this parameter: remove it from the "
                 f"URL, `options` for instance ({cause})"
             ) from error
         if _is_down(error, state):

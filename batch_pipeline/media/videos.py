@@ -279,11 +279,11 @@ def _warnings_of(
     if reader.parts_missed and reader.key_frames_alone:
         yield (
             f"{reader.parts_missed} parts of the film are not shown: its frames are so large that "
-            "key frames alone are decoded, and these are too far apart"
+            "only key frames are decoded, and these are too far apart"
         )
     elif reader.parts_missed:
         yield (
-            f"{reader.parts_missed} frames lie ahead of their part of the film, the last at "
+            f"{reader.parts_missed} frames come before their part of the film, the last at "
             f"{reader.reached:.0f} s of {duration or 0:.0f} s: its key frames are too far apart"
         )
     if reader.bad_packets:

@@ -52,7 +52,7 @@ class _Header:
 
 
 def open_bmp(data: bytes) -> Still:
-    """Open a bitmap of Windows or OS/2."""
+    """A bitmap of Windows or OS/2."""
     header = _read_header(data)
     if header.bits == _RUN_LENGTHS.get(header.compression):
         return RunLengthBmpStill(data, header)

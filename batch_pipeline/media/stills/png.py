@@ -34,7 +34,7 @@ _XMP_KEY, _EXIF_KEYS = b"XML:com.adobe.xmp", (b"Raw profile type exif", b"Raw pr
 _BLOCK_BYTES, _INFLATED_BYTES = 65_536, 1024**2
 #: Memory for undoing the filters of a strip (bytes).
 _UNFILTER_BYTES = 24 * STRIP_PIXELS
-#: Smaller pictures are decoded at once, which is a fifth faster (pixels; four bytes each).
+#: Smaller pictures are decoded as a whole, which is a fifth faster (pixels; four bytes each).
 _WHOLE_PIXELS = 24_000_000
 #: Samples of a pixel by colour type.
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -81,7 +81,7 @@ class PngStill(PillowStill):
         return scaling_bytes(self.size, target) + _UNFILTER_BYTES
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
-        """Decode at once, or in strips if the picture is large."""
+        """Decode as a whole, or in strips if the picture is large."""
         if not self._in_strips():
             return super().scaled(target)
         rows = _Rows(self._anatomy, self._picture)

@@ -42,7 +42,7 @@ class PsdStill(PillowStill):
         super().__init__(lambda: _PsdPlugin(document.for_decoder()))
         self.size = document.size
         if self._sample_bytes == _FLOAT_BYTES:
-            # Photoshop's profile is for light, which is converted here to the colours of sRGB.
+            # The profile is for linear light, which is converted here. The colours are sRGB's.
             self.icc_profile = None
         if document.said_mode == _INKS:
             self.warnings.append("colours are not true: the document is of single inks")

@@ -1,4 +1,4 @@
-"""An opened still picture, and the decoding of formats that Pillow decodes at once.
+"""An opened still picture, and the decoding of formats that Pillow decodes as a whole.
 
 This module has what all formats share, including damage. The module of a format has the parts that
 it does differently.
@@ -108,7 +108,7 @@ class Still:
 
 
 class PillowStill(Still):
-    """A picture that Pillow decodes at once."""
+    """A picture that Pillow decodes as a whole."""
 
     def __init__(self, open_picture: Callable[[], ImageFile]) -> None:
         self._open = open_picture
@@ -128,7 +128,7 @@ class PillowStill(Still):
         )
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
-        """Decode at once; this also returns the decoded part of a slightly damaged picture."""
+        """Decode as a whole; this also returns the decoded part of a slightly damaged picture."""
         try:
             self.prepare(self._picture, target)
             self._picture.load()

@@ -167,7 +167,7 @@ def test_a_model_is_not_asked_again_when_the_database_takes_no_writes_for_a_whil
 
     def note(message, *args):
         warn(message, *args)
-        if "waits to be stored" in message and "takes no writes" in str(args):
+        if "waits to be stored" in message and "accepts no writes" in str(args):
             refused.set()
 
     monkeypatch.setattr(upload_processing.log, "warning", note)

@@ -70,7 +70,7 @@ def test_key_frames_alone_that_are_far_apart_are_told(video_format):
 
     assert len(content.frames) == 1
     assert content.facts.warnings == (
-        "3 parts of the film are not shown: its frames are so large that key frames alone are "
+        "3 parts of the film are not shown: its frames are so large that only key frames are "
         "decoded, and these are too far apart",
     )
 

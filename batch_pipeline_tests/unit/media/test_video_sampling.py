@@ -83,7 +83,7 @@ def test_what_lies_behind_the_budget_is_said_and_what_lies_within_is_spread():
     assert 18 <= positions[-1] <= 22, "100 frames of 5 a second"
     assert all(1 <= later - earlier <= 3 for earlier, later in pairwise(positions))
     assert content.facts.warnings == (
-        "9 frames lie ahead of their part of the film, the last at "
+        "9 frames come before their part of the film, the last at "
         f"{positions[-1]:.0f} s of 120 s: its key frames are too far apart",
     )
 
