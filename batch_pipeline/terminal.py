@@ -160,7 +160,7 @@ class BatchView:
         return Group(self._bars, *(_on_one_line(line) for line in lines))
 
     def _reason_to_wait(self, snapshot: BatchSnapshot) -> str:
-        """Why nothing has been worked for a while, or nothing new begins; else empty."""
+        """Why nothing has been processed for a while, or nothing new begins; else empty."""
         now = self._clock()
         was_paused, self._was_paused = self._was_paused, bool(snapshot.paused)
         if snapshot.paused:

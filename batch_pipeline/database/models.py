@@ -37,13 +37,13 @@ class BatchStatus(StrEnum):
     """Where a batch stands."""
 
     PENDING = "pending"
-    """Nothing was worked yet."""
+    """Nothing was processed yet."""
     PROCESSING = "processing"
     """At least one run has taken uploads."""
     COMPLETED = "completed"
     """Every upload is completed or failed."""
     FAILED = "failed"
-    """It could not be worked at all; ``error_message`` says why."""
+    """It could not be processed at all; ``error_message`` says why."""
     CANCELLED = "cancelled"
     """A person stopped it; ``retry`` reopens it."""
 
@@ -52,7 +52,7 @@ class UploadStatus(StrEnum):
     """Where an upload stands."""
 
     PENDING = "pending"
-    """To be worked; with an owner: reserved by a run, not begun."""
+    """To be processed; with an owner: reserved by a run, not begun."""
     ANALYZING = "analyzing"
     """Thumbnail and description are being made."""
     EMBEDDING = "embedding"
@@ -155,7 +155,7 @@ class UploadBatch(Base):
     processed_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Uploads that are ``completed``.
     successful_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: Uploads that are ``failed``; goes down when one of them is worked again.
+    #: Uploads that are ``failed``; goes down when one of them is processed again.
     failed_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Why it failed, was cancelled from the UI, or why its last run died; empty once it is done.
     error_message: Mapped[str | None]
@@ -163,7 +163,7 @@ class UploadBatch(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     #: First time a run took uploads; never changed afterwards.
     started_at: Mapped[datetime | None]
-    #: When the last upload ended; empty again while a failed upload is worked again.
+    #: When the last upload ended; empty again while a failed upload is processed again.
     completed_at: Mapped[datetime | None]
 
     # Ours
@@ -317,7 +317,7 @@ class Upload(Base):
         Index("ix_uploads_embedding_model", "embedding_model"),
         Index("ix_uploads_user", "user_id", "embedding_model"),
         Index("ix_uploads_audit_score", "description_audit_score"),
-        # These four only of what search finds: others change often while they are worked.
+        # These four cover only uploads that search finds: others change often while in progress.
         Index(
             "ix_uploads_words",
             text(UPLOAD_WORDS),

@@ -294,7 +294,7 @@ class Analyzer:
     def outages(
         self, spent: Spent = not_counted, paused: PausedCheck = never_paused
     ) -> list[HealthCheck]:
-        """Why no upload could be worked now: what fails of a model that no server has.
+        """Why no upload could be processed now: what fails of a model that no server has.
 
         `spent` is told of calls to the embedding model; to look at the vision model takes none.
         """

@@ -2,7 +2,7 @@
 
 By itself it takes one for each processor, which wait for each other in a loop: beside a run's own
 threads and other processes, a picture then costs eight times the processor time (0.34 s, not 0.04).
-Uploads are worked side by side already.
+Uploads are processed side by side already.
 """
 
 from functools import cache

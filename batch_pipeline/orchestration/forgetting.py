@@ -327,7 +327,7 @@ class DagsterHistory:
         return Counter(ticks=len(ticks))
 
     def _names_upload(self, run_id: str, upload_id: uuid.UUID) -> bool:
-        """Tell whether a run was asked for an upload by name, or re-executed one that worked it."""
+        """Tell whether a run names an upload, or re-executes a run that processed it."""
         run = self._instance.get_run_by_id(run_id)
         if run is None:
             return False

@@ -78,7 +78,7 @@ def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
         yield HealthCheck(
             "dagster daemon",
             False,
-            f"no Dagster has ever worked on this database (home {settings.home})",
+            f"no Dagster has ever run on this database (home {settings.home})",
             "start it with `make dev`; if it runs, it has another home: call this in the folder "
             "where it was started, or set BATCH_PIPELINE_HOME",
         )

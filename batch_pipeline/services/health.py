@@ -61,7 +61,7 @@ def _checks(settings: Settings, *, quick: bool, longest_wait: timedelta) -> Iter
             "redis",
             lambda: check_redis(settings.redis_url),
             "start it, or correct BATCH_PIPELINE_REDIS_URL; until then only those who listen to "
-            "PostgreSQL hear of progress, and uploads are worked all the same",
+            "PostgreSQL hear of progress, and uploads are processed all the same",
         )
     try:
         analyzer = build_analyzer(settings)

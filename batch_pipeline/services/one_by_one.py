@@ -23,7 +23,7 @@ _MAX_NAMED, _MAX_REASON = 3, 200
 
 
 class LeftOut:
-    """What could not be worked, with the reasons; as text a line, empty if there is nothing."""
+    """What could not be handled, with the reasons; as text one line, empty if there is nothing."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
@@ -58,7 +58,7 @@ def one_by_one(
     """Work each item, and return the results of those that could be.
 
     Args:
-        items: what is worked, in this order.
+        items: handled in this order.
         work: raises whatever it likes for an item that is bad.
         left_out: notes those.
         named: what an item is called in a tick.

@@ -51,7 +51,7 @@ class BatchSnapshot:
     progress: BatchProgress
     in_work: list[UploadSnapshot]
     newly_ended: list[UploadSnapshot]
-    """Since the snapshot before; each upload once, unless it was worked again."""
+    """Since the snapshot before; each upload once, unless it was processed again."""
     paused: Sequence[Pause] = ()
     """What holds the batch; calls in flight end all the same."""
 

@@ -1,4 +1,4 @@
-"""What a batch waits for of which nothing is being worked, in plain words."""
+"""What an idle batch waits for, in plain words."""
 
 import uuid
 
@@ -15,7 +15,7 @@ from batch_pipeline.settings import Settings
 
 
 def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUID) -> str:
-    """Say why nothing of a batch is being worked: a pause, an outage, others, no Dagster."""
+    """Say why nothing of a batch is being processed: a pause, an outage, others, no Dagster."""
     if paused := why_paused(database, settings, batch_id):
         return f"waits, because {paused}"
     held = or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK))
@@ -34,7 +34,7 @@ def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUI
     if down is not None:
         return f"waits, because {down.error_kind}: {down.error_message}"
     if missing := _missing_daemon(settings):
-        return f"nothing is being worked: is Dagster running? {missing}"
+        return f"nothing is being processed: is Dagster running? {missing}"
     if uploads:
         of = "1 other batch" if batches == 1 else f"{batches} other batches"
         return f"waits behind {uploads} upload{'' if uploads == 1 else 's'} of {of}"
@@ -48,5 +48,5 @@ def _missing_daemon(settings: Settings) -> str:
     except RefusedError as error:
         return f"{error}; `batch-pipeline doctor` tells more"
     if "does not exist" in said:  # Dagster makes its database when it first starts
-        return "it has never worked on this database: `batch-pipeline doctor` tells more"
+        return "it has never run on this database: `batch-pipeline doctor` tells more"
     return ""

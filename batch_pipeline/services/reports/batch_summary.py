@@ -91,7 +91,7 @@ class BatchSummary:
 
     @property
     def is_completed(self) -> bool:
-        """Tell whether every upload was worked, well or not."""
+        """Tell whether every upload was processed, well or not."""
         return bool(self.head["status"] == BatchStatus.COMPLETED)
 
     @property

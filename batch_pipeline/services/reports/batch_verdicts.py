@@ -23,7 +23,7 @@ class BatchVerdict:
     lowest_score: int | None
     """Of those that are stored."""
     gave_up: str | None
-    """Why it was not worked to its end, if it was not."""
+    """Why it was not processed to its end, if it was not."""
 
 
 def verdict(database: Database, batch_id: uuid.UUID | None) -> BatchVerdict:

@@ -30,7 +30,7 @@ MAX_TRIES = 3
 
 @dataclass(frozen=True)
 class EndedBatch:
-    """The end of a batch; one that was worked again has another."""
+    """The end of a batch; one that was processed again has another."""
 
     batch_id: uuid.UUID
     ended_at: datetime

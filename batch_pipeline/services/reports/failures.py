@@ -52,7 +52,7 @@ class Failures:
 
     groups: Sequence[FailureGroup]
     batches: Sequence[Mapping[str, Any]]
-    """Batches that could not be worked at all."""
+    """Batches that could not be processed at all."""
 
 
 _KIND = func.coalesce(Upload.error_kind, UNKNOWN).label("error_kind")

@@ -100,7 +100,7 @@ def daemon(dagster_url):
 def test_a_database_that_no_dagster_has_worked_on_is_perhaps_the_wrong_one(checks, settings):
     check = checks()["dagster daemon"]
     assert not check.ok
-    assert "no Dagster has ever worked on this database" in check.detail
+    assert "no Dagster has ever run on this database" in check.detail
     assert str(settings.home) in check.detail
     assert "BATCH_PIPELINE_HOME" in check.hint
 

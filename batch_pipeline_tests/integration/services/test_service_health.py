@@ -45,7 +45,7 @@ def test_a_redis_that_nobody_reaches_is_named_with_what_goes_on_without_it(check
     assert not found.ok
     assert "Connection refused" in found.detail
     assert "BATCH_PIPELINE_REDIS_URL" in found.hint
-    assert "worked all the same" in found.hint
+    assert "processed all the same" in found.hint
 
 
 def test_a_redis_that_refuses_the_password_is_named_without_it(check, redis_url, listener):
