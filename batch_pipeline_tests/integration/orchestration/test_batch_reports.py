@@ -21,7 +21,7 @@ from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sensors import REPORTS_PER_TICK
 from batch_pipeline.services.reports.batch_summary import MAX_FAILURES, MAX_SHEET_BYTES, MAX_SLOWEST
 from batch_pipeline.services.reports.ended_batches import MAX_TRIES
-from batch_pipeline.testing.records import USER, add_batch, make_unreadable, upload_rows
+from batch_pipeline.testing.records import USER, add_batch, embedded, make_unreadable, upload_rows
 
 from .conftest import MEDIA
 
@@ -164,7 +164,7 @@ def test_an_end_is_reported_once_and_the_next_end_again(reporter, pipeline):
     [_, again] = upload_rows(pipeline.database, batch_id)
     pipeline.states.load_batch(batch_id, "run", upload_ids=[again.id], limit=10)
     claim = pipeline.states.start(again.id, "run").claim
-    pipeline.states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+    pipeline.states.complete(claim, embedded=embedded(pipeline.database), seconds={})
     tick = reporter.tick()
     assert [event.metadata["successful"].value for event in reports(tick)] == [2]
     assert reporter.reported() == []

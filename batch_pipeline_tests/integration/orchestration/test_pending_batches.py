@@ -12,7 +12,7 @@ from batch_pipeline.database.readings import interval
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, RUN_KEY_TAG, SLICE_TAG
 from batch_pipeline.services.dispatch.asked_slices import ASKED_SECONDS
-from batch_pipeline.testing.records import add_batch, upload_rows
+from batch_pipeline.testing.records import add_batch, embedded, upload_rows
 
 
 class Daemon:
@@ -115,10 +115,10 @@ def test_runs_hold_no_more_uploads_of_a_user_than_they_may_and_others_are_launch
     taken = states.load_batch(hers, daemon.runs[0].run_id, slice_number=1, limit=10).reserved
     for row in taken[:2]:
         claim = states.start(row.id, daemon.runs[0].run_id).claim
-        states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+        states.complete(claim, embedded=embedded(database), seconds={})
     assert not daemon.tick().run_requests, "room for two is less than half"
     claim = states.start(taken[2].id, daemon.runs[0].run_id).claim
-    states.complete(claim, embedding=[1.0] * 1024, model="m", seconds={})
+    states.complete(claim, embedded=embedded(database), seconds={})
     [request] = daemon.tick().run_requests
     assert request.tags[BATCH_TAG] == str(hers)
     assert held_of(daemon, hers) == 6

@@ -37,7 +37,14 @@ from batch_pipeline.services.shared_call_slots import name_for_all_hosts
 from batch_pipeline.services.states.upload_states import SkippedUpload, StartedUpload
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline.testing.pgbouncer import pgbouncer
-from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_row, upload_rows
+from batch_pipeline.testing.records import (
+    USER,
+    add_batch,
+    batch_row,
+    embedded,
+    upload_row,
+    upload_rows,
+)
 from batch_pipeline_tests.integration.conftest import program
 from batch_pipeline_tests.patience import wait_until
 
@@ -279,12 +286,19 @@ def test_a_suspect_asks_its_known_question_of_no_paused_server(served, monkeypat
 def test_a_search_calls_no_paused_server_and_is_not_held_by_a_pause_of_everything(
     change, open_pipeline
 ):
-    with ScriptedModelServer() as server:
-        served = open_pipeline(change(analyzer="ollama", ollama_host=server.ollama_url))
-        pause(served.database, served.settings, PauseScope.EVERYTHING)
-        assert search(served.database, served.analyzer.embedding, "sea") == []
+    with ScriptedModelServer(embedding_models=["m"]) as server:
+        served = open_pipeline(
+            change(analyzer="ollama", ollama_host=server.ollama_url, embedding_model="m")
+        )
+        database, model_of = served.database, served.spaces.model_of
+        batch_id = add_batch(database, 1)
+        [row] = upload_rows(database, batch_id)
+        claim = served.states.start(row.id, "run").claim
+        served.states.complete(claim, embedded=embedded(database), seconds={})
+        pause(database, served.settings, PauseScope.EVERYTHING)
+        assert not search(database, model_of, "sea").by_words_only
         assert len(server.calls) == 1
-        pause(served.database, served.settings, PauseScope.SERVER, server.ollama_url)
-        with pytest.raises(WorkPausedError, match="model server"):
-            search(served.database, served.analyzer.embedding, "sea")
+        pause(database, served.settings, PauseScope.SERVER, server.ollama_url)
+        found = search(database, model_of, "sea")
+        assert "cannot be asked: model server" in found.by_words_only
         assert len(server.calls) == 1
