@@ -349,15 +349,12 @@ class Settings(BaseSettings):
     webhook_urls: str = Field(
         "",
         description=(
-            "URLs that are told of events by HTTP (docs/notifications.md), with commas between; "
-            "empty: off."
+            "URLs that receive webhooks (docs/notifications.md), separated by commas; empty: off."
         ),
     )
     webhook_secret: SecretStr = Field(
         SecretStr(""),
-        description=(
-            "Secret that webhooks are signed with: `whsec_` and 24 to 64 random bytes in base64."
-        ),
+        description=("Secret that signs webhooks: `whsec_` and 24 to 64 random bytes in base64."),
     )
     webhook_allow_private: bool = Field(
         False,
@@ -366,8 +363,8 @@ class Settings(BaseSettings):
     notify_urls: str = Field(
         "",
         description=(
-            "Apprise URLs of chats and mailboxes that are told of events, with commas between "
-            "(extra `notify`); empty: off."
+            "Apprise URLs of chats and mailboxes that receive events, separated by commas (extra "
+            "`notify`); empty: off."
         ),
     )
     celery_broker_url: str = Field(
@@ -491,7 +488,8 @@ class Settings(BaseSettings):
             parts = urlsplit(url)
             rest = url.partition("://")[2] if url in self.notify_url_list else parts.path[1:]
             learn(url)
-            learn(rest) if len(rest) > 8 else None
+            if len(rest) > 8:
+                learn(rest)
         return self
 
     @cached_property

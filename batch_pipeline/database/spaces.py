@@ -1,10 +1,9 @@
 """Embedding spaces: vectors that can be compared with each other, in a table of their own.
 
-The vectors of a space have their model, their width and what stands in front of each document in
-common. The table of a space is a partition of ``upload_vectors`` and is made with the space: so its
-index is there from the first vector on, and whoever drops the space drops one table. Which space
-answers the searches of a user stands in ``answering_spaces``; when that changes, says
-``services/embedding_spaces.py``.
+All vectors of a space have the same model, width and document prefix. The table of a space is a
+partition of ``upload_vectors`` and is created with the space. So its index exists from the first
+vector on, and dropping the space drops one table. ``answering_spaces`` says which space answers the
+searches of a user; ``services/embedding_spaces.py`` decides when that changes.
 """
 
 import uuid
@@ -28,7 +27,7 @@ from sqlalchemy.dialects.postgresql import insert
 from batch_pipeline.database.models import AnsweringSpace, EmbeddingSpace, UploadVector
 from batch_pipeline.database.vectors import BinaryHalfVector, BinaryVector
 
-#: Longest vector whose index holds four bytes a number; of longer ones it holds two.
+#: Longest vector with four bytes for each number in the index; longer ones have two.
 LONGEST_FULL_VECTOR = 2000
 #: Longest wait for a lock that others hold on the vectors.
 _LOCK_TIMEOUT = "5s"
@@ -66,7 +65,7 @@ class SpaceKey:
 
 @dataclass(frozen=True)
 class Questions:
-    """What is needed to embed a question for a space."""
+    """How to embed a question for a space."""
 
     question_prefix: str = ""
     embedder: str = ""
@@ -87,13 +86,13 @@ class Space:
 
     @property
     def index_type(self) -> BinaryVector | BinaryHalfVector:
-        """What vectors are compared as."""
+        """The type as which vectors are compared."""
         width = self.key.width
         return BinaryVector(width) if width <= LONGEST_FULL_VECTOR else BinaryHalfVector(width)
 
     @property
     def has_vector(self) -> ColumnElement[bool]:
-        """Rows of `UploadVector` of this space; written out, as it chooses table and index."""
+        """Rows of `UploadVector` of this space; a literal, so that the planner finds the table."""
         return UploadVector.space_id == literal_column(str(self.id))
 
     def distance(self, vector: Sequence[float]) -> ColumnElement[float]:
@@ -113,7 +112,7 @@ def find_space(connection: Connection, key: SpaceKey, *, lock: bool = False) -> 
 
 
 def find_or_make_space(connection: Connection, key: SpaceKey, questions: Questions) -> Space:
-    """Find the space of a key, or make it with its table; keeps what questions need up to date.
+    """Find the space of a key, or create it with its table; stores how to embed questions now.
 
     Several processes may do so at the same time.
     """
@@ -125,7 +124,7 @@ def find_or_make_space(connection: Connection, key: SpaceKey, questions: Questio
         connection.execute(update(EmbeddingSpace).where(*_has_key(key)).values(values))
         return Space(found.id, key, questions)
     connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
-    # Who comes second waits here for who came first, and finds the table made.
+    # A second process waits here for the first one, and then finds the table.
     number = connection.scalar(
         insert(EmbeddingSpace)
         .values({**vars(key), **values})
@@ -159,7 +158,7 @@ def get_space(connection: Connection, space_id: int) -> Space | None:
 
 
 def drop_space(connection: Connection, space: Space) -> None:
-    """Drop a space with its vectors; nothing asks whether somebody needs it."""
+    """Drop a space with its vectors, without a check whether it is in use."""
     connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
     connection.execute(delete(EmbeddingSpace).where(EmbeddingSpace.id == space.id))
     connection.execute(text(f"DROP TABLE IF EXISTS {table_of(space.id)}"))

@@ -98,6 +98,7 @@ def _look_up() -> Select[Any]:
         Upload.checksum == bindparam("content"),
         Upload.vision_fingerprint == bindparam("made_with"),
         Upload.description_audit_score >= PASS_SCORE,
+        Upload.description != "",  # an upload API may have emptied it
         Upload.id != bindparam("of_upload", type_=Uuid),
     )
     note = DescriptionInWork

@@ -20,7 +20,7 @@ class Received:
 
 @dataclass
 class Receiver:
-    """What came, and what is answered."""
+    """The requests that arrived, and how they are answered."""
 
     port: int = 0
     received: list[Received] = field(default_factory=list)

@@ -292,6 +292,23 @@ def test_a_note_of_a_dead_claim_holds_nobody_up(work, model_server):
     assert forget_old_notes(work.pipeline.database) == 1
 
 
+@pytest.mark.parametrize("emptied", ["", None])
+def test_a_description_that_an_upload_api_has_emptied_is_made_again(work, model_server, emptied):
+    work = work(max_concurrent_uploads=1)
+    first, again = work.submit(PICTURE), work.submit(PICTURE)
+    assert work.run(first).success
+    with work.pipeline.database.transaction() as connection:
+        connection.execute(
+            text("UPDATE uploads SET description = :emptied WHERE batch_id = :id"),
+            {"emptied": emptied, "id": first},
+        )
+
+    assert work.run(again).success
+
+    assert len(calls(model_server)) == 2
+    assert all(work.column(again, "description"))
+
+
 def test_a_server_that_cannot_be_asked_makes_nothing_stale(work, model_server):
     work = work(max_concurrent_uploads=1, refresh_stale=10)
     batch_id = work.submit(PICTURE)
