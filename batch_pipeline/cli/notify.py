@@ -46,7 +46,7 @@ def _test(session: Session, as_json: bool) -> None:
     answers = send_test(session.settings)
     if not answers:
         raise RefusedError(
-            "nobody is to be told: set BATCH_PIPELINE_WEBHOOK_URLS or BATCH_PIPELINE_NOTIFY_URLS"
+            "there is no target: set BATCH_PIPELINE_WEBHOOK_URLS or BATCH_PIPELINE_NOTIFY_URLS"
         )
     if as_json:
         print_json([asdict(answer) for answer in answers])

@@ -17,7 +17,7 @@ INTERVAL_SECONDS = 10
     minimum_interval_seconds=INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     required_resource_keys={"batch_pipeline"},
-    description="Tells webhooks, chats and mail what has ended or broken down.",
+    description="Sends webhooks, chat messages and mail about ended batches and outages.",
 )
 def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Send what is due; launches nothing."""
@@ -28,5 +28,7 @@ def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
             "notifications not delivered: %s (`batch-pipeline notify --list`)", failed
         )
     if not targets_of(pipeline.settings):
-        return dg.SkipReason("nobody is to be told: BATCH_PIPELINE_WEBHOOK_URLS is not set")
+        return dg.SkipReason(
+            "there is no target: BATCH_PIPELINE_WEBHOOK_URLS and NOTIFY_URLS are not set"
+        )
     return dg.SkipReason(f"notifications delivered: {delivered}, not delivered: {failed}")

@@ -74,8 +74,8 @@ def load_batch(
 ) -> Iterator[dg.DynamicOutput[None]]:
     """Reserve uploads, oldest first, and yield one output for each."""
     pipeline: Pipeline = context.resources.batch_pipeline
-    batch_id = _parse_id(config.batch_id, "batch_id")
-    upload_ids = [_parse_id(text, "upload_ids") for text in config.upload_ids]
+    batch_id = parse_id(config.batch_id, "batch_id")
+    upload_ids = [parse_id(text, "upload_ids") for text in config.upload_ids]
     paused = pipeline.why_paused(batch_id)
     if not paused and (outage := pipeline.analyzer_outage()):
         released = pipeline.states.release_waiting(
@@ -182,7 +182,7 @@ def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
     """Show the counts of the batch at the end of this run."""
     pipeline: Pipeline = context.resources.batch_pipeline
     run_config: dict[str, Any] = dict(context.run_config)
-    batch_id = _parse_id(run_config["ops"]["load_batch"]["config"]["batch_id"], "batch_id")
+    batch_id = parse_id(run_config["ops"]["load_batch"]["config"]["batch_id"], "batch_id")
     try:
         head = batch_head(pipeline.database, batch_id)
     except RefusedError as error:
@@ -291,7 +291,8 @@ def _release_reserved(
         return 0
 
 
-def _parse_id(text: str, field: str) -> uuid.UUID:
+def parse_id(text: str, field: str) -> uuid.UUID:
+    """Read an id from the field of a config; a step fails if it is none."""
     try:
         return uuid.UUID(text)
     except ValueError as error:

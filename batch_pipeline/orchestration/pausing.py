@@ -1,12 +1,11 @@
 """The jobs ``pause`` and ``resume`` for people in the UI; ``services/pauses.py`` does the work."""
 
-import uuid
-
 import dagster as dg
 from pydantic import Field
 
 from batch_pipeline.database.models import PauseScope
 from batch_pipeline.errors import PipelineError
+from batch_pipeline.orchestration.ops import parse_id
 from batch_pipeline.orchestration.tags import NO_RUN_RETRIES
 from batch_pipeline.services.pauses import Pause, active_pauses, chosen, pause, resume
 from batch_pipeline.services.pipeline import Pipeline
@@ -86,19 +85,12 @@ def resume_job() -> None:
 
 
 def _chosen(config: Target) -> tuple[PauseScope, str]:
+    user = parse_id(config.user, "user") if config.user else None
+    batch = parse_id(config.batch, "batch") if config.batch else None
     try:
-        return chosen(_id("user", config.user), _id("batch", config.batch), config.server or None)
+        return chosen(user, batch, config.server or None)
     except PipelineError as error:
         raise _refused(str(error)) from error
-
-
-def _id(field: str, text: str | None) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(text) if text else None
-    except ValueError:
-        raise _refused(
-            f"{field}: {text!r} is not an id; expected 32 hexadecimal digits (a UUID)"
-        ) from None
 
 
 def _refused(reason: str) -> dg.Failure:
