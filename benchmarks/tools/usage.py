@@ -1,8 +1,11 @@
 """What something takes: wall time, processor time of a tree of processes, peak of memory."""
 
 import os
+import threading
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +61,88 @@ class Usage(AbstractContextManager["Usage"]):
     def _cpu(self) -> tuple[float, float]:
         server = tree_cpu_seconds(self._server_pid) if self._server_pid else 0.0
         return tree_cpu_seconds(), server
+
+
+#: Parts of a stack, and what tells their first process from others in its command line.
+_COMMANDS = {
+    "UI": "dagster_webserver",
+    "daemon": "dagster._daemon",
+    "code server": "grpc",
+    "run workers": "multiprocessing.forkserver",
+}
+PARTS = (*_COMMANDS, "PostgreSQL")
+#: Pause between two looks at the memory of run workers (seconds).
+_MEMORY_PAUSE = 0.2
+
+
+@dataclass
+class WorkersMemory:
+    """Highest memory of any run worker so far (MiB)."""
+
+    private_mib: float = 0.0
+    """Not shared with the process that it was forked from."""
+    resident_mib: float = 0.0
+
+
+class StackUsage:
+    """What the parts of the stack take that this process has started."""
+
+    def __init__(self, server_pid: int) -> None:
+        self._server_pid = server_pid
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Processor time of each part since its start, ended run workers included."""
+        found = dict.fromkeys(PARTS, 0.0)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if part := _part_of(process):
+                    # Own, and of children that have ended and that it has waited for.
+                    found[part] += sum(process.cpu_times()[:4])
+        found["PostgreSQL"] = tree_cpu_seconds(self._server_pid)
+        return found
+
+    @contextmanager
+    def watching_workers(self) -> Iterator[WorkersMemory]:
+        memory, ended = WorkersMemory(), threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_MEMORY_PAUSE):
+                for worker in _run_workers():
+                    with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+                        private, resident = _memory_of(worker)
+                        memory.private_mib = max(memory.private_mib, private)
+                        memory.resident_mib = max(memory.resident_mib, resident)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield memory
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _part_of(process: psutil.Process) -> str | None:
+    command = " ".join(process.cmdline())
+    parts = [part for part, word in _COMMANDS.items() if word in command]
+    return parts[-1] if parts else None
+
+
+def _run_workers() -> Iterator[psutil.Process]:
+    """Forked by the fork server: their command lines are the same."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            parent = process.parent()
+            if parent and _part_of(process) == _part_of(parent) == "run workers":
+                yield process
+
+
+def _memory_of(process: psutil.Process) -> tuple[float, float]:
+    """Private and resident memory (MiB)."""
+    kibibytes = {
+        words[0]: int(words[1])
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
+        if (words := line.split())
+    }
+    private = kibibytes["Private_Clean:"] + kibibytes["Private_Dirty:"]
+    return private / 1024, kibibytes["Rss:"] / 1024

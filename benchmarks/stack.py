@@ -1,0 +1,381 @@
+"""From submission to done in a warm stack, and what a stack costs: `python benchmarks/stack.py`.
+
+    python benchmarks/stack.py                                     # about ten minutes
+    python benchmarks/stack.py --sizes 10 100 --photos 0 --idle 0
+
+Starts `dagster dev` (web server, daemon, code location) as `make demo` does, with the settings'
+defaults, PostgreSQL and a scripted model server that answers at once. Nothing of the pipeline is
+replaced. The stack is warmed up with one upload that is not counted. Then follow:
+
+- **one upload**: one tiny picture at a time is submitted at random moments. The first message on
+  the progress channel that says that its batch is in work is waited for, and the last. The moments
+  between come from Dagster's record of the run;
+- **whole batches**: the sample files, and batches of tiny pictures, which are written as rows as an
+  upload API does;
+- **photos** of 12 megapixels, beside what their decoding and thumbnails alone take on all cores,
+  with the same threads;
+- **idle**: processor time of a stack that has nothing to do.
+
+Processor time is that of all processes of a part of the stack, ended ones included. Private memory
+is what a run worker does not share with the process that it was forked from.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+
+import dagster as dg
+import psycopg
+from PIL import Image
+from rich.console import Console
+from sqlalchemy import text
+from tools.results import Table, Target, add_results_option, machine, report
+from tools.stand import Scene, Stand, tiny_pictures
+from tools.usage import PARTS, StackUsage
+
+from batch_pipeline.demo import running_stack, sample_media
+from batch_pipeline.media.acceptance import accept
+from batch_pipeline.media.decoding import decode
+from batch_pipeline.orchestration.tags import BATCH_TAG
+from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.progress.publishing import CHANNEL
+from batch_pipeline.testing.media import make_photo
+from batch_pipeline.testing.model_server import ScriptedModelServer
+
+#: Longest wait for a batch without any message (seconds).
+PATIENCE = 180
+#: Longest pause before an upload is submitted, so that it meets the stack at any moment (seconds).
+RANDOM_PAUSE = 6.0
+PHOTO_MEGAPIXELS = 12
+#: Photos that differ; the rows share them in turns.
+DIFFERENT_PHOTOS = 5
+#: Asked for: seconds from submission to done.
+ASKED_SECONDS = {"sample files": 4, "1000 tiny pictures": 9, "10000 tiny pictures": 85}
+
+log = Console(stderr=True, markup=False, highlight=False)
+
+
+@dataclass(frozen=True)
+class UploadFigure:
+    """Seconds since one picture was submitted."""
+
+    asked_for: float
+    """Its run exists."""
+    begun: float
+    """The worker's process has begun the run."""
+    first_progress: float
+    """The first message that the batch is in work."""
+    done: float
+    """The message that it is completed."""
+
+
+@dataclass(frozen=True)
+class BatchFigure:
+    """What one batch took."""
+
+    name: str
+    uploads: int
+    runs: int
+    first_seconds: float
+    """From its rows to the first completed upload."""
+    seconds: float
+    """From its rows to the message that it is completed."""
+    cpu_ms: dict[str, float]
+    """Per upload, by part of the stack."""
+    growth_within: float | None
+    """Seconds between completed uploads: the last quarter of the batch by the second one."""
+    private_mib: float
+    """Highest of any run worker."""
+    resident_mib: float
+
+    @property
+    def cost_ms(self) -> float:
+        """Processor time per upload of the whole stack."""
+        return sum(self.cpu_ms.values())
+
+
+class Bench:
+    """A warm stack, and a listener on its progress channel."""
+
+    def __init__(self, scene: Scene, usage: StackUsage, instance: dg.DagsterInstance) -> None:
+        self.scene = scene
+        self._usage = usage
+        self._instance = instance
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[psycopg.Connection]:
+        url = self.scene.pipeline.database.url.set(drivername="postgresql")
+        with psycopg.connect(url.render_as_string(False), autocommit=True) as listener:
+            listener.execute(f"LISTEN {CHANNEL}")
+            yield listener
+
+    def upload(self, picture: Path) -> UploadFigure:
+        """Submit one picture, and wait until it is described."""
+        with self._listening() as listener:
+            submitted_at = time.time()
+            batch_id = self._submit([picture])
+            first_at, done_at = await_end(listener, batch_id)
+        [record] = self._runs(batch_id)
+        assert record.start_time
+        # All moments are of one machine's clock.
+        return UploadFigure(
+            asked_for=record.create_timestamp.timestamp() - submitted_at,
+            begun=record.start_time - submitted_at,
+            first_progress=first_at - submitted_at,
+            done=done_at - submitted_at,
+        )
+
+    def files(self, name: str, paths: Sequence[Path]) -> BatchFigure:
+        """Submit files, as `batch-pipeline submit` does."""
+        return self._batch(name, len(paths), lambda: self._submit(paths))
+
+    def rows(self, name: str, pictures: Sequence[bytes]) -> BatchFigure:
+        """Write rows of stored pictures, as an upload API does."""
+        return self._batch(name, len(pictures), lambda: self.scene.add_batch(pictures))
+
+    def idle(self, seconds: float) -> dict[str, float]:
+        """Share of a core that each part of the stack needs with nothing to do."""
+        before = self._usage.cpu_seconds()
+        time.sleep(seconds)
+        after = self._usage.cpu_seconds()
+        return {part: (after[part] - before[part]) / seconds for part in PARTS}
+
+    def _batch(self, name: str, uploads: int, begin: Callable[[], uuid.UUID]) -> BatchFigure:
+        before = self._usage.cpu_seconds()
+        with self._listening() as listener, self._usage.watching_workers() as workers:
+            batch_id = begin()
+            # Storing the files of an upload API is none of the stack's work.
+            stored_at = self.scene.ask(
+                f"SELECT 1000 * extract(epoch FROM created_at) FROM upload_batches"
+                f" WHERE id = '{batch_id}'"
+            )
+            _, done_at = await_end(listener, batch_id)
+        after = self._usage.cpu_seconds()
+        moments = self._ended_at(batch_id)
+        assert len(moments) == uploads, f"{len(moments)} of {uploads} have ended"
+        begun_at = stored_at / 1000
+        return BatchFigure(
+            name=name,
+            uploads=uploads,
+            runs=len(self._runs(batch_id)),
+            first_seconds=moments[0] - begun_at,
+            seconds=done_at - begun_at,
+            cpu_ms={part: (after[part] - before[part]) / uploads * 1000 for part in PARTS},
+            growth_within=growth(moments),
+            private_mib=workers.private_mib,
+            resident_mib=workers.resident_mib,
+        )
+
+    def _submit(self, paths: Sequence[Path]) -> uuid.UUID:
+        pipeline = self.scene.pipeline
+        submission = submit(
+            paths,
+            publisher=pipeline.publisher,
+            storage=pipeline.storage,
+            settings=pipeline.settings,
+        )
+        assert submission.batch_id
+        return submission.batch_id
+
+    def _runs(self, batch_id: uuid.UUID) -> Sequence[dg.RunRecord]:
+        return self._instance.get_run_records(dg.RunsFilter(tags={BATCH_TAG: str(batch_id)}))
+
+    def _ended_at(self, batch_id: uuid.UUID) -> list[float]:
+        statement = text(
+            "SELECT extract(epoch FROM updated_at) FROM uploads WHERE batch_id = :batch_id"
+            # One of the sample files is damaged.
+            " AND processing_status IN ('completed', 'failed') ORDER BY 1"
+        )
+        with self.scene.pipeline.database.transaction() as connection:
+            return [float(at) for at in connection.scalars(statement, {"batch_id": batch_id})]
+
+
+def await_end(listener: psycopg.Connection, batch_id: uuid.UUID) -> tuple[float, float]:
+    """Moments of the first message of work on a batch, and of its completion."""
+    first_at = 0.0
+    for notification in listener.notifies(timeout=PATIENCE):
+        message = json.loads(notification.payload)
+        if message["payload"]["batch_id"] != str(batch_id):
+            continue
+        status = message["payload"]["status"]
+        if not first_at and status == "processing":
+            first_at = time.time()
+        if message["action"] == "batch_progress" and status == "completed":
+            return first_at, time.time()
+    raise TimeoutError(f"batch {batch_id} was not completed within {PATIENCE} s")
+
+
+def growth(moments: Sequence[float]) -> float | None:
+    """Time for the last quarter of a batch by that for the second; None: too few to tell."""
+    quarter = len(moments) // 4
+    if quarter < 100:
+        return None
+    second = moments[2 * quarter - 1] - moments[quarter - 1]
+    return (moments[-1] - moments[3 * quarter - 1]) / second
+
+
+def save_picture(folder: Path, number: int) -> Path:
+    path = folder / f"{number}.jpg"
+    pixels = random.Random(number).randbytes(32 * 24 * 3)
+    Image.frombytes("RGB", (32, 24), pixels).save(path)
+    return path
+
+
+def photos(count: int) -> list[bytes]:
+    """Photos of which some are the same picture, but no two are the same file."""
+    different = [make_photo(PHOTO_MEGAPIXELS, seed=n) for n in range(min(count, DIFFERENT_PHOTOS))]
+    # What stands behind the end of a JPEG is ignored; the same bytes would be described once.
+    return [
+        data + str(number).encode() for number, data in enumerate(islice(cycle(different), count))
+    ]
+
+
+def decoding_alone(pictures: Sequence[bytes], threads: int) -> float:
+    """Seconds for decoding and thumbnails of all pictures, by threads of one process."""
+
+    def make(data: bytes) -> None:
+        decode(io.BytesIO(data), accept(data)).make_thumbnail()
+
+    with ThreadPoolExecutor(threads) as pool:
+        begun = time.perf_counter()
+        for _ in pool.map(make, pictures):
+            pass
+        return time.perf_counter() - begun
+
+
+@contextlib.contextmanager
+def warm_stack(stand: Stand, name: str, **settings: object) -> Iterator[Bench]:
+    """Start a stack on databases of its own, and let it settle with one upload."""
+    with (
+        stand.scene(name, **settings) as scene,
+        running_stack(scene.pipeline.settings),
+        dg.DagsterInstance.get() as instance,
+    ):
+        bench = Bench(scene, StackUsage(stand.server_pid), instance)
+        bench.upload(save_picture(scene.folder, -1))
+        yield bench
+
+
+def upload_table(figures: Sequence[UploadFigure]) -> Table:
+    titles = {
+        "asked_for": "submit to run asked for (sensor)",
+        "begun": "submit to run begun (process started)",
+        "first_progress": "submit to first progress",
+        "done": "submit to done",
+    }
+    rows = []
+    for name, title in titles.items():
+        values = [getattr(figure, name) for figure in figures]
+        rows.append([title, median(values), min(values), max(values)])
+    return Table("Seconds for one upload", ("", "median", "min", "max"), rows)
+
+
+def batch_table(figures: Iterable[BatchFigure]) -> Table:
+    headings = (
+        *("batch", "uploads", "runs", "s to first result", "s in all", "ms per upload"),
+        *(f"CPU ms of {part}" for part in PARTS),
+        *("last quarter / second", "private MiB of a worker", "resident MiB"),
+    )
+    rows = [
+        [
+            *(f.name, f.uploads, f.runs, f.first_seconds, f.seconds, f.seconds / f.uploads * 1000),
+            *f.cpu_ms.values(),
+            *(f.growth_within, f.private_mib, f.resident_mib),
+        ]
+        for f in figures
+    ]
+    return Table("Whole batches", headings, rows)
+
+
+def idle_table(shares: dict[str, float]) -> Table:
+    rows = [[part, f"{share:.1%}"] for part, share in shares.items()]
+    return Table("Idle", ("part", "of a core"), [*rows, ["all", f"{sum(shares.values()):.1%}"]])
+
+
+def batch_targets(figures: Sequence[BatchFigure]) -> Iterator[Target]:
+    by_name = {figure.name: figure for figure in figures}
+    for name, asked in ASKED_SECONDS.items():
+        if name in by_name:
+            yield Target(f"{name}, submission to done", asked, by_name[name].seconds, unit=" s")
+    largest = max(figures, key=lambda figure: figure.uploads)
+    if largest.growth_within:
+        what = f"growth within the batch of {largest.uploads}"
+        yield Target(what, 1.15, largest.growth_within)
+    if largest.uploads > 100:
+        private = largest.private_mib
+        yield Target("private memory of a run worker, tiny pictures", 70, private, unit=" MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repetitions", type=int, default=20, help="uploads, one after another")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[10, 100, 1000, 10_000], help="tiny pictures"
+    )
+    parser.add_argument("--photos", type=int, default=250, help="of 12 megapixels; 0: none")
+    parser.add_argument("--idle", type=float, default=120, help="seconds; 0: not measured")
+    add_results_option(parser)
+    arguments = parser.parse_args()
+    where = machine()
+    tables: list[Table] = []
+    targets: list[Target] = []
+    document: dict[str, object] = {}
+    with (
+        tempfile.TemporaryDirectory() as name,
+        contextlib.closing(Stand(Path(name))) as stand,
+        ScriptedModelServer() as server,
+        warm_stack(
+            stand, "stack", analyzer="ollama", embedder="embedded", ollama_host=server.ollama_url
+        ) as bench,
+    ):
+        if arguments.idle:
+            shares = bench.idle(arguments.idle)
+            tables.append(idle_table(shares))
+            targets.append(Target("idle stack", 3, sum(shares.values()) * 100, unit=" % of a core"))
+            document["idle"] = shares
+        uploads, dice = [], random.Random(1)
+        for number in range(arguments.repetitions):
+            time.sleep(dice.uniform(0, RANDOM_PAUSE))
+            uploads.append(bench.upload(save_picture(Path(name), number)))
+            log.print(f"{uploads[-1].first_progress:6.2f} s to the first progress")
+        if uploads:
+            waits = [figure.first_progress for figure in uploads]
+            tables.append(upload_table(uploads))
+            targets += [
+                Target("submit to first progress, median", 1.5, median(waits), unit=" s"),
+                Target("submit to first progress, longest", 3, max(waits), unit=" s"),
+            ]
+            document["uploads"] = [asdict(figure) for figure in uploads]
+        batches = [bench.files("sample files", sample_media())]
+        for size in sorted(arguments.sizes):
+            batches.append(bench.rows(f"{size} tiny pictures", list(tiny_pictures(size))))
+            log.print(f"{size:6} uploads: {batches[-1].seconds:.1f} s")
+        targets += batch_targets(batches)
+        if arguments.photos:
+            pictures = photos(arguments.photos)
+            alone = decoding_alone(pictures, bench.scene.pipeline.settings.max_concurrent_uploads)
+            batches.append(bench.rows(f"{arguments.photos} photos", pictures))
+            ratio = batches[-1].seconds / alone
+            what = f"{arguments.photos} photos, by {alone:.1f} s of decoding and thumbnails alone"
+            targets.append(Target(what, 1.15, ratio))
+            document["decoding_alone_seconds"] = alone
+        tables.append(batch_table(batches))
+        document["batches"] = [asdict(f) | {"cost_ms": f.cost_ms} for f in batches]
+    report("stack", where, document, tables, targets=targets, folder=arguments.results)
+
+
+if __name__ == "__main__":
+    main()
