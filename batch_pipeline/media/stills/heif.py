@@ -9,6 +9,7 @@ from io import BytesIO
 
 from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
+from PIL.ImageFile import ImageFile
 from pillow_heif import HeifFile
 
 from batch_pipeline.media.apertures import (
@@ -27,7 +28,6 @@ from batch_pipeline.media.stills.still import (
     Still,
     filled_up,
     motion_photo,
-    pillow_opener,
 )
 from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
 
@@ -134,7 +134,8 @@ class AvifStill(PillowStill):
 
     def __init__(self, data: bytes) -> None:
         end = end_of_boxes(data)
-        super().__init__(pillow_opener(AvifImageFile, filled_up(data, end)))
+        self._filled_up = filled_up(data, end)
+        super().__init__()
         self.file_bytes, self.missing_bytes = end, end - len(data)
         self.space = _space(data)
         self._plane_bytes = _av1_plane_bytes(data)
@@ -149,6 +150,9 @@ class AvifStill(PillowStill):
         """Return the size of the decoder's planes, its picture, and Pillow's copy of that."""
         width, height = self._stored_size
         return round(width * height * (self._plane_bytes + 8)) + scaling_bytes(self.size, target)
+
+    def _open(self) -> ImageFile:
+        return AvifImageFile(BytesIO(self._filled_up))
 
     def _shrink(self, picture: Image.Image, target: tuple[int, int]) -> Image.Image:
         left, top, right, bottom = self._shown

@@ -57,7 +57,7 @@ class JpegStill(PillowStill):
         self._anatomy = take_apart(data)
         self._data = data
         self._with_end = False
-        super().__init__(self._open_pieces)
+        super().__init__()
         self.exif = [b"".join(block) for block in self._anatomy.exif]
         self.xmp = self._anatomy.xmp
         self.iptc = iptc_of_photoshop(b"".join(self._anatomy.photoshop))
@@ -73,9 +73,11 @@ class JpegStill(PillowStill):
         """Choose the smallest scale that is not below `target`."""
         picture.draft(None, target)
 
-    def _salvage(self, error: Exception, target: tuple[int, int]) -> ImageFile:
+    def _salvage(self, error: Exception, target: tuple[int, int]) -> ImageFile | None:
         if not self._in_several_scans():
-            super()._salvage(error, target)  # raises if more than the last rows are missing
+            # An error is raised if more than the last rows are missing.
+            if super()._salvage(error, target) is None:
+                return None
             self.warnings.clear()
         # Without the end marker, a decoder does not return its last rows, or any.
         self._with_end = True
@@ -87,7 +89,7 @@ class JpegStill(PillowStill):
         self.warnings.append("damaged: the JPEG ends without its end marker; a little may be lost")
         return picture
 
-    def _open_pieces(self) -> ImageFile:
+    def _open(self) -> ImageFile:
         end = [b"\xff\xd9"] if self._with_end else []
         return _Plugin(joined([*self._anatomy.picture, *end]))
 

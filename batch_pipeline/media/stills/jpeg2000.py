@@ -5,6 +5,7 @@ its existing part; later tiles stay black.
 """
 
 from dataclasses import dataclass
+from io import BytesIO
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
@@ -16,7 +17,6 @@ from batch_pipeline.media.stills.still import (
     MOST_ZEROS,
     IncompletePictureError,
     PillowStill,
-    pillow_opener,
 )
 
 _START_OF_CODESTREAM, _SIZE, _START_OF_TILE = b"\xff\x4f", b"\xff\x51", b"\xff\x90"
@@ -37,7 +37,8 @@ class Jpeg2000Still(PillowStill):
 
     def __init__(self, data: bytes) -> None:
         self._cut = _cut(data)
-        super().__init__(pillow_opener(Jpeg2KImageFile, self._cut.completed if self._cut else data))
+        self._data = self._cut.completed if self._cut else data
+        super().__init__()
         style = data.find(self._CODING_STYLE)
         self._levels = data[style + 9] if 0 <= style < len(data) - 9 else 0
         for name, start, end in boxes(data):
@@ -75,8 +76,11 @@ class Jpeg2000Still(PillowStill):
             raise IncompletePictureError(f"{missing} of {tiles} tiles are missing", shown)
         return shown
 
-    def _salvage(self, error: Exception, target: tuple[int, int]) -> ImageFile:
-        raise error  # the decoder gives all or nothing
+    def _open(self) -> ImageFile:
+        return Jpeg2KImageFile(BytesIO(self._data))
+
+    def _salvage(self, error: Exception, target: tuple[int, int]) -> ImageFile | None:
+        return None  # the decoder gives all or nothing
 
     def _reduction(self, target: tuple[int, int]) -> int:
         ratio = min(side // wanted for side, wanted in zip(self.size, target, strict=True))

@@ -67,7 +67,7 @@ class PngStill(PillowStill):
 
     def __init__(self, data: bytes) -> None:
         self._anatomy = take_apart(data)
-        super().__init__(self._open_pieces)
+        super().__init__()
         self.exif, self.xmp = self._anatomy.exif, self._anatomy.xmp
         self.made, self.changed = self._anatomy.made, self._anatomy.changed
         self.icc_profile = self._anatomy.profile
@@ -95,7 +95,7 @@ class PngStill(PillowStill):
         in_rows = self._anatomy.header[12:13] == b"\0" and not self._anatomy.animated
         return in_rows and width * height > _WHOLE_PIXELS and _bytes_ahead(self._anatomy) <= 4
 
-    def _open_pieces(self) -> ImageFile:
+    def _open(self) -> ImageFile:
         return PngImageFile(joined([_SIGNATURE, *self._anatomy.picture, chunk(b"IEND", b"")]))
 
 

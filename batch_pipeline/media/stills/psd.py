@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageChops
+from PIL.ImageFile import ImageFile
 from PIL.PsdImagePlugin import PsdImageFile
 
 from batch_pipeline.media.stills.pieces import Piece, joined
@@ -39,7 +40,8 @@ class PsdStill(PillowStill):
     def __init__(self, data: bytes) -> None:
         document = _Document.of(data)
         self._sample_bytes = document.sample_bytes
-        super().__init__(lambda: _PsdPlugin(document.for_decoder()))
+        self._document = document
+        super().__init__()
         self.size = document.size
         if self._sample_bytes == _FLOAT_BYTES:
             # The profile is for linear light, which is converted here. The colours are sRGB's.
@@ -58,6 +60,9 @@ class PsdStill(PillowStill):
         """Return the size of Pillow's picture, with deep samples as several bytes, and a strip."""
         width, height = self.size
         return width * height * 4 * self._sample_bytes + 2 * scaling_bytes(self.size, target)
+
+    def _open(self) -> ImageFile:
+        return _PsdPlugin(self._document.for_decoder())
 
     def _shrink(self, picture: Image.Image, target: tuple[int, int]) -> Image.Image:
         def read_rows(top: int, bottom: int) -> Image.Image:

@@ -5,8 +5,6 @@ it does differently.
 """
 
 import zlib
-from collections.abc import Callable
-from io import BytesIO
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
@@ -108,11 +106,14 @@ class Still:
 
 
 class PillowStill(Still):
-    """A picture that Pillow decodes as a whole."""
+    """A picture that Pillow decodes as a whole.
 
-    def __init__(self, open_picture: Callable[[], ImageFile]) -> None:
-        self._open = open_picture
-        self._picture = open_picture()
+    Nothing here refers to itself in a circle. Decoded pictures are large, and must not wait for
+    Python's garbage collector.
+    """
+
+    def __init__(self) -> None:
+        self._picture = self._open()
         super().__init__(self._picture.size)
         info = self._picture.info
         self.icc_profile = info.get("icc_profile")
@@ -135,8 +136,19 @@ class PillowStill(Still):
         except MemoryError:
             raise
         except Exception as error:
-            self._picture = self._salvage(error, target)
+            rest = self._salvage(error, target)
+            if rest is None:
+                raise
+            self._picture = rest
         return self._shrink(self._picture, target)
+
+    def _open(self) -> ImageFile:
+        """Open the file with its plugin.
+
+        `Image.open` would try every registered plugin, and warn (an error in strict programs) about
+        sizes that are within our own limits.
+        """
+        raise NotImplementedError
 
     def prepare(self, picture: ImageFile, target: tuple[int, int]) -> None:
         """Make the decoder return a smaller picture, if it can."""
@@ -153,16 +165,20 @@ class PillowStill(Still):
             picture.size, target, lambda top, bottom: picture.crop((0, top, width, bottom))
         )
 
-    def _salvage(self, error: Exception, target: tuple[int, int]) -> ImageFile:
-        """Return a damaged picture if little is missing; else raise an error with that picture."""
+    def _salvage(self, error: Exception, target: tuple[int, int]) -> ImageFile | None:
+        """Return a damaged picture; None if nothing of it can be decoded.
+
+        Raises:
+            IncompletePictureError: so much is missing that a person would notice.
+        """
         marks = [self._decode_over(mark, target) for mark in (0, 1)]
         if None in marks:
-            raise error
+            return None
         picture, first = marks[0]  # type: ignore[misc]
         _, second = marks[1]  # type: ignore[misc]
         same = [one == other for one, other in zip(first, second, strict=True)]
         if not any(same):
-            raise error
+            return None
         missing = same.count(False) * self.size[1] // len(same)
         reason = " ".join(str(error).split())
         self.judge_loss(self._shrink(picture, target), missing, reason)
@@ -195,6 +211,8 @@ class PillowStill(Still):
             if picture._im is None:
                 return None
             picture.tile = []
+        finally:
+            del picture.load_prepare  # it refers to the picture
         width = picture.width
         rows = [
             zlib.crc32(picture.crop((0, row, width, row + 1)).tobytes())
@@ -213,15 +231,6 @@ def filled_up(data: bytes, end: int) -> bytes:
     """
     missing = end - len(data)
     return data + bytes(missing) if 0 < missing <= max(len(data), MOST_ZEROS) else data
-
-
-def pillow_opener(plugin: type[ImageFile], data: bytes) -> Callable[[], ImageFile]:
-    """Return the function that opens a file with one decoder.
-
-    It calls the plugin's class directly: `Image.open` would try every registered plugin, and warn
-    (an error in strict programs) about sizes that are within our own limits.
-    """
-    return lambda: plugin(BytesIO(data))
 
 
 def motion_photo(film_bytes: int) -> str:

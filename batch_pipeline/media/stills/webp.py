@@ -35,7 +35,7 @@ class WebPStill(PillowStill):
                 xmp = bytes(content)
             elif name == b"ICCP":
                 profile = bytes(content)
-        super().__init__(self._open_pieces)
+        super().__init__()
         self.exif, self.xmp, self.icc_profile = exif, xmp, profile
         self.file_bytes, self.missing_bytes = len(data) + missing, missing
         if not missing and is_cut_short(BytesIO(data), WEBP):
@@ -46,7 +46,7 @@ class WebPStill(PillowStill):
         width, height = self.size
         return width * height * _CANVAS_BYTES + super().memory(target)
 
-    def _open_pieces(self) -> ImageFile:
+    def _open(self) -> ImageFile:
         size = 4 + sum(map(len, self._pieces))
         return WebPImageFile(joined([b"RIFF", struct.pack("<I", size), b"WEBP", *self._pieces]))
 

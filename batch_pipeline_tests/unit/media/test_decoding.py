@@ -1,14 +1,16 @@
 """One way in: storage errors stay storage errors, hostile files stay in bounds, threads agree."""
 
 import errno
+import gc
 import io
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from batch_pipeline.errors import PermanentError
@@ -18,10 +20,15 @@ from batch_pipeline.media.sniffing import ACCEPTED_TYPES, HEAD_BYTES, sniff
 from batch_pipeline.testing.media import (
     IMAGE_FORMATS,
     VIDEO_FORMATS,
+    cut_in_half,
+    make_dng,
     make_ffconcat,
     make_hls_playlist,
     make_image,
+    make_psd,
+    make_tiff,
     make_video,
+    paint,
 )
 
 EVERY_FORMAT = [
@@ -193,3 +200,43 @@ def test_as_many_files_are_decoded_at_a_time_as_there_are_cores():
         assert waiting.result(timeout=60).facts.format == "jpeg"
     assert DECODES.acquire(blocking=False), "a decode keeps its place"
     DECODES.release()
+
+
+def jpeg2000():
+    output = io.BytesIO()
+    paint((200, 150)).save(output, "JPEG2000")
+    return output.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *EVERY_FORMAT,
+        jpeg2000(),
+        make_psd(paint((200, 150))),
+        make_tiff(np.asarray(paint((200, 150)))),
+        make_dng((200, 150)),
+        make_image("jpeg", (784, 588))[:-20],
+        cut_in_half(make_image("jpeg", (784, 588))),
+        cut_in_half(make_image("png", (784, 588))),
+        cut_in_half(make_video("mp4", 3)),
+    ],
+)
+def test_pictures_are_freed_at_once_and_not_by_the_garbage_collector(data):
+    def decode_and_drop():
+        with suppress(PermanentError):
+            decode_bytes(data).make_thumbnail()
+
+    decode_and_drop()  # what is loaded with the first file stays
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        decode_and_drop()
+        gc.collect()
+        held = [left for left in gc.garbage if type(left).__module__.startswith(("PIL", "batch_"))]
+        assert held == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
