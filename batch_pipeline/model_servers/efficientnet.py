@@ -53,6 +53,15 @@ def is_installed() -> bool:
     return importlib.util.find_spec(_PACKAGE) is not None
 
 
+def load() -> None:
+    """Load the network, which is done otherwise when it is first needed.
+
+    Raises:
+        ServiceDownError: the weights are missing, or not those that are expected.
+    """
+    _network()
+
+
 def class_probabilities(view: NDArray[np.uint8]) -> Floats:
     """Classify one view of a picture; safe under threads, 42 ms and 15 MB of memory each.
 

@@ -48,6 +48,18 @@ WORDS_WEIGHT = 0.25
 _EXTRA = "pip install 'batch-pipeline[embedded]'"
 
 
+def load_models(*, vision: bool, embedding: bool) -> None:
+    """Load the models that are installed; a process that is forked later shares their memory.
+
+    Raises:
+        ServiceDownError: the weights are not those that are expected, or cannot be loaded.
+    """
+    if vision and efficientnet.is_installed():
+        efficientnet.load()
+    if embedding and sentence_encoder.is_installed():
+        sentence_encoder.load()
+
+
 class EmbeddedVision:
     """Describes a picture in full sentences: what it shows where that is sure, what is measured.
 

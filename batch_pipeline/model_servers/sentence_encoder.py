@@ -43,6 +43,15 @@ def is_installed() -> bool:
     return importlib.util.find_spec(_PACKAGE) is not None
 
 
+def load() -> None:
+    """Load the encoder, which is done otherwise when it is first needed.
+
+    Raises:
+        ServiceDownError: the encoder is not installed, or cannot be loaded.
+    """
+    _encoder()
+
+
 def encode(texts: Sequence[str]) -> NDArray[np.float32]:
     """Embed texts; safe under threads.
 
