@@ -12,7 +12,7 @@ import dagster as dg
 from batch_pipeline.orchestration.assets import SPECS
 from batch_pipeline.orchestration.batch_checks import CHECKS
 from batch_pipeline.orchestration.jobs import build_process_batch, sweep_backlog
-from batch_pipeline.orchestration.notifications import notifications
+from batch_pipeline.orchestration.notifications import build_notifications
 from batch_pipeline.orchestration.pausing import pause_job, resume_job
 from batch_pipeline.orchestration.resources import PipelineResource, worker_resource
 from batch_pipeline.orchestration.run_logs import build_loggers
@@ -51,7 +51,7 @@ def build_definitions(
             *build_run_end_sensors(process_batch),
             report_ended_batches,
             sweep_on_start,
-            notifications,
+            build_notifications(settings),
         ],
         schedules=[backlog_sweep],
         assets=SPECS,

@@ -20,7 +20,7 @@ from batch_pipeline.settings import Settings
 #: Identifies this start of the code server.
 START = uuid4().hex
 #: How soon a start is noticed (seconds).
-START_INTERVAL_SECONDS = 10
+START_INTERVAL_SECONDS = 15
 
 _NOTHING = "nothing to put right"
 

@@ -75,8 +75,8 @@ LOOK_SECONDS = 4.0
 #: How soon a waiting slice gets the place of a run that has ended (seconds).
 SLOT_SECONDS = 1.0
 #: How soon the end of a run is handled; `pending_batches` returns its uploads earlier (seconds).
-#: Each tick of a sensor costs about 70 ms of processor time.
-RUN_END_INTERVAL_SECONDS = 10
+#: Each tick of a sensor costs about 40 ms of processor time.
+RUN_END_INTERVAL_SECONDS = 15
 #: How soon the end of a batch is reported (seconds), and how many in one tick, as each reads
 #: thumbnails.
 REPORT_INTERVAL_SECONDS, REPORTS_PER_TICK = 10, 10

@@ -60,10 +60,12 @@ CALLED = {
     "StepDependencyConfig.default": (0, ""),
     "StepDependencyConfig.from_config": (1, ""),
     "DagsterLogHandler.with_tags": (1, "step_key"),
+    "ConfigurableResource._initialize_and_run": (2, ""),
     "PostgresEventLogStorage._connect": (1, ""),
     "PostgresEventLogStorage._event_to_row": (2, ""),
     "PostgresEventLogStorage._store_asset_event": (4, ""),
     "PostgresEventLogStorage._store_asset_event_tags": (4, ""),
+    "PostgresScheduleStorage._has_instigators_table": (2, ""),
 }
 #: Values and types that are only read or passed on.
 NOT_CALLED = {

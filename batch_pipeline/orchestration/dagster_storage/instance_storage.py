@@ -16,7 +16,8 @@ import signal
 import socket
 import sys
 import threading
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from dagster_postgres import (
     PostgresRunStorage,
     PostgresScheduleStorage,
 )
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
@@ -61,7 +62,8 @@ class PipelineInstanceStorage(DagsterPostgresStorage):
     def __init__(
         self, url: str, *, grouped: bool, inst_data: ConfigurableClassData | None = None
     ) -> None:
-        super().__init__(url, inst_data=inst_data)  # creates the tables
+        _create_tables(url, os.getpid())
+        super().__init__(url, should_autocreate_tables=False, inst_data=inst_data)
         engine = _engine(url, os.getpid())
         self._run_storage = _PooledRunStorage(url, engine)
         self._event_log_storage = GroupedEventLogStorage(url, engine, grouped=grouped)
@@ -109,10 +111,28 @@ DAEMON_NAME = "dagster-daemon "
 
 def _application_name() -> str:
     """Return the name that PostgreSQL shows for our connections: part of Dagster, host, process."""
-    program = Path(sys.argv[0])
-    is_daemon = program.parent.name == "_daemon" or program.name == DAEMON_NAME.strip()
-    name = DAEMON_NAME if is_daemon else "dagster "
+    name = DAEMON_NAME if _is_daemon() else "dagster "
     return f"{name}{socket.gethostname()[:32]} {os.getpid()}"
+
+
+def _is_daemon() -> bool:
+    program = Path(sys.argv[0])
+    return program.parent.name == "_daemon" or program.name == DAEMON_NAME.strip()
+
+
+@cache
+def _create_database(server: URL) -> None:
+    create_database_if_missing(server, DAGSTER_DATABASE)
+
+
+@cache
+def _create_tables(url: str, process_id: int) -> None:
+    """Create missing tables, once per process: Dagster opens a storage for each tick of a sensor.
+
+    Looking for them takes six connections.
+    """
+    del process_id
+    DagsterPostgresStorage(url)
 
 
 @cache
@@ -126,8 +146,9 @@ def _engine(url: str, process_id: int) -> Engine:
         url,
         isolation_level="AUTOCOMMIT",
         connect_args={"application_name": _application_name()},
-        pool_size=1,
-        max_overflow=DAGSTER_POOL - 1,
+        # The daemon's threads look every second; others close those above this number.
+        pool_size=DAGSTER_POOL if _is_daemon() else 1,
+        max_overflow=0 if _is_daemon() else DAGSTER_POOL - 1,
         pool_pre_ping=True,  # so that a restart of the server does not make the next event fail
     )
 
@@ -142,9 +163,29 @@ class _PooledRunStorage(PostgresRunStorage):
 
 
 class _PooledScheduleStorage(PostgresScheduleStorage):
+    """Remembers which tables and migrations there are.
+
+    Dagster looks for them 13 times a second in a stack that has nothing to do.
+    """
+
     def __init__(self, url: str, engine: Engine) -> None:
         super().__init__(url, should_autocreate_tables=False)
         self._engine = engine
+        self._found: set[str] = set()
+
+    def has_instigators_table(self) -> bool:
+        return self._is_there("instigators", super().has_instigators_table)
+
+    def _has_instigators_table(self, conn: Connection) -> bool:
+        return self._is_there("instigators", partial(super()._has_instigators_table, conn))
+
+    def has_built_index(self, migration_name: str) -> bool:
+        return self._is_there(migration_name, partial(super().has_built_index, migration_name))
+
+    def _is_there(self, name: str, look: Callable[[], bool]) -> bool:
+        if name not in self._found and look():
+            self._found.add(name)
+        return name in self._found
 
     def optimize_for_webserver(self, *_: int, **__: int) -> None:
         """Keep the pool: Dagster would open another one of 21 connections."""
@@ -178,5 +219,5 @@ def dagster_storage_url(settings: Settings) -> URL:
             settings.dagster_database_url, "psycopg2", variable="DAGSTER_DATABASE_URL"
         )
     server = pipeline_url(settings)
-    create_database_if_missing(server, DAGSTER_DATABASE)
+    _create_database(server)
     return server.set(drivername="postgresql+psycopg2", database=DAGSTER_DATABASE)
