@@ -56,19 +56,15 @@ def saturation(axes: Axes, figures: dict[str, Any]) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.08), ncols=3, frameon=False)
 
 
-def scale(axes: Axes, figures: dict[str, Any]) -> None:
-    """Processor time per upload by the size of the batch, stacked by who uses it."""
-    found = figures["batches"]
+def cost(axes: Axes, figures: dict[str, Any]) -> None:
+    """Processor time per upload by the size of the batch, stacked by part of the stack."""
+    found = _tiny_pictures(figures)
     sizes = [f"{figure['uploads']:,}" for figure in found]
     bottom = [0.0] * len(found)
-    parts = {
-        "cpu_ms": ("run workers", OURS),
-        "database_cpu_ms": ("PostgreSQL", OTHERS),
-        "start_cpu_ms": ("starts of Python", "#d0d7de"),
-    }
-    for name, (label, colour) in parts.items():
-        values = [figure[name] for figure in found]
-        axes.bar(sizes, values, bottom=bottom, label=label, color=colour)
+    colours = ("#d0d7de", "#afb8c1", "#6e7781", OURS, OTHERS)
+    for (part, _), colour in zip(found[0]["cpu_ms"].items(), colours, strict=True):
+        values = [figure["cpu_ms"][part] for figure in found]
+        axes.bar(sizes, values, bottom=bottom, label=part, color=colour)
         bottom = [low + value for low, value in zip(bottom, values, strict=True)]
     axes.set_xlabel("uploads of the batch")
     axes.set_ylabel("CPU ms per upload")
@@ -77,7 +73,7 @@ def scale(axes: Axes, figures: dict[str, Any]) -> None:
 
 def first_result(axes: Axes, figures: dict[str, Any]) -> None:
     """Seconds to the first completed upload by the size of the batch."""
-    found = figures["batches"]
+    found = _tiny_pictures(figures)
     sizes = [f"{figure['uploads']:,}" for figure in found]
     bars = axes.bar(sizes, [figure["first_seconds"] for figure in found], color=OURS)
     axes.bar_label(bars, fmt="%.1f", padding=2)
@@ -85,12 +81,16 @@ def first_result(axes: Axes, figures: dict[str, Any]) -> None:
     axes.set_ylabel("seconds to the first result")
 
 
+def _tiny_pictures(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    return [figure for figure in figures["batches"] if figure["name"].endswith("tiny pictures")]
+
+
 #: File to write: where the figures are, what draws them, width and height (inches).
 PLOTS: dict[str, tuple[str, Callable[[Axes, dict[str, Any]], None], tuple[float, float]]] = {
     "overhead": ("orchestration", overhead, (8, 4)),
     "saturation": ("orchestration", saturation, (8, 6)),
-    "scale": ("scale", scale, (5, 3.5)),
-    "first_result": ("scale", first_result, (5, 3.5)),
+    "cost": ("stack", cost, (5, 3.5)),
+    "first_result": ("stack", first_result, (5, 3.5)),
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from batch_pipeline.demo import sample_media
 from batch_pipeline.settings import ENVIRONMENT_PREFIX
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -26,7 +27,7 @@ TINY = {
         "--ideal-seconds",
         "0.1",
     ],
-    "scale": ["--sizes", "4", "--photos", "1"],
+    "stack": ["--sizes", "4", "--photos", "1", "--idle", "1", "--repetitions", "1"],
 }
 
 
@@ -50,7 +51,7 @@ def start(script, arguments, folder):
 @pytest.mark.slow
 @pytest.mark.proof
 @pytest.mark.timeout(600)
-def test_the_benchmarks_of_orchestration_and_scale_give_finite_figures(tmp_path):
+def test_the_benchmarks_of_orchestration_and_of_the_stack_give_finite_figures(tmp_path):
     running = {script: start(script, arguments, tmp_path) for script, arguments in TINY.items()}
     for script, process in running.items():
         _, errors = process.communicate()
@@ -63,11 +64,15 @@ def test_the_benchmarks_of_orchestration_and_scale_give_finite_figures(tmp_path)
     [load] = found["orchestration"]["saturation"]
     assert 0 < load["saturation"] < 1
 
-    [batch], photos = found["scale"]["batches"], found["scale"]["photos"]
-    assert (batch["uploads"], batch["runs"]) == (4, 1)
-    assert 0 < batch["first_seconds"] < batch["seconds"]
-    assert positive(batch["cost_ms"], batch["start_cpu_ms"], batch["peak_mib"])
-    assert photos["peak_mib"] > 0
+    samples, tiny, photos = found["stack"]["batches"]
+    assert [batch["uploads"] for batch in (samples, tiny, photos)] == [len(sample_media()), 4, 1]
+    for batch in (samples, tiny, photos):
+        assert batch["runs"] == 1
+        assert 0 < batch["first_seconds"] <= batch["seconds"]
+        assert positive(batch["cost_ms"], batch["private_mib"], batch["resident_mib"])
+    [upload] = found["stack"]["uploads"]
+    assert 0 < upload["asked_for"] < upload["begun"] < upload["done"]
+    assert 0 < sum(found["stack"]["idle"].values()) < 2
     for script, figures in found.items():
         assert all(math.isfinite(target["measured"]) for target in figures["targets"])
         table = (tmp_path / f"{script}.md").read_text()

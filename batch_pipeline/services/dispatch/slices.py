@@ -34,7 +34,7 @@ from batch_pipeline.services.dispatch.turns import WaitingSlice
 
 #: How long a new batch gets only one run while that run has not started (seconds).
 #: Run workers that start together share the cores: with four on two cores, the first result of a
-#: large batch came after twice the time of a small one (``benchmarks/scale.py``).
+#: large batch came after twice the time of a small one (``benchmarks/stack.py``).
 HEAD_START_SECONDS = 10.0
 #: If another transaction holds the row of a batch for longer, the batch loses its turn
 #: (milliseconds).
