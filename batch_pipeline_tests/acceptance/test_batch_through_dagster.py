@@ -210,6 +210,7 @@ def sixty_photos_and_every_format(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_sixty_photos_of_12_megapixels_and_every_format_are_worked(
     stack, sixty_photos_and_every_format
 ):

@@ -75,7 +75,14 @@ def processes_below(pid: int) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["dagster dev", "make dev", "make demo"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("dagster dev", marks=pytest.mark.proof),
+        pytest.param("make dev", marks=pytest.mark.proof),
+        "make demo",
+    ],
+)
 def test_sigterm_ends_everything_that_a_script_started_in_the_background(what, tmp_path):
     """A shell without a terminal starts background jobs with SIGINT ignored."""
     port, log = free_port(), tmp_path / "log"

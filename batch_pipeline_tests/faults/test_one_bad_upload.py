@@ -224,7 +224,10 @@ def refused(client, bucket: str, key: str) -> None:
 
 
 @pytest.mark.xdist_group("object_store")
-@pytest.mark.parametrize("bad", [(cold, "storage class"), (refused, "Forbidden")])
+@pytest.mark.parametrize(
+    "bad",
+    [pytest.param((cold, "storage class"), marks=pytest.mark.proof), (refused, "Forbidden")],
+)
 def test_f4_one_object_that_is_not_handed_out_fails_alone(
     work, s3_url, object_store, pictures, bad
 ):

@@ -187,6 +187,7 @@ def test_everything_is_paused_over_restarts_and_resumed(world: World) -> None:
     assert sum(len(server.calls_of("vision")) for server in world.servers) == PICTURES
 
 
+@pytest.mark.proof
 def test_a_user_is_paused_and_another_ones_batch_goes_on(world: World) -> None:
     user = uuid.uuid4()
     held, other = world.submit(user_id=user), world.submit(10)
@@ -203,6 +204,7 @@ def test_a_user_is_paused_and_another_ones_batch_goes_on(world: World) -> None:
     assert sum(len(server.calls_of("vision")) for server in world.servers) == PICTURES + 10
 
 
+@pytest.mark.proof
 def test_a_batch_is_paused_and_another_one_of_its_user_goes_on(world: World) -> None:
     user = uuid.uuid4()
     held = world.submit(user_id=user)

@@ -28,6 +28,7 @@ from .composed import WAIT_SECONDS, ComposedProcesses, read_as_compose_does
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.proof,
     pytest.mark.timeout(600),
     pytest.mark.xdist_group("compose"),
 ]
