@@ -346,6 +346,13 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         "", description="URL of a Redis on which progress is also published; empty: off."
     )
+    dagster_ui_url: str = Field(
+        "",
+        description=(
+            "URL of the Dagster UI, e.g. `http://127.0.0.1:3000`: the page of `search --html` then "
+            "links to the runs of each batch; empty: no links."
+        ),
+    )
     webhook_urls: str = Field(
         "",
         description=(
@@ -440,6 +447,13 @@ class Settings(BaseSettings):
         except ConfigurationError as error:
             raise ValueError(str(error)) from error
         return absolute
+
+    @field_validator("dagster_ui_url")
+    @classmethod
+    def _of_a_web_server(cls, url: str) -> str:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError("not a web address; expected one such as http://127.0.0.1:3000")
+        return url.rstrip("/")
 
     @field_validator("language")
     @classmethod

@@ -125,4 +125,5 @@ def _write_search_page(
     from batch_pipeline.services.reports.pages import write_whole  # noqa: PLC0415
     from batch_pipeline.services.reports.search_page import search_page  # noqa: PLC0415
 
-    write_whole(file, search_page(session.pipeline.storage, asked, found))
+    ui = session.settings.dagster_ui_url
+    write_whole(file, search_page(session.pipeline.storage, asked, found, dagster_ui_url=ui))

@@ -1,6 +1,8 @@
 """Names of the run tags by which people and sensors find the runs of a batch."""
 
-BATCH_TAG = "batch_pipeline/batch_id"
+from batch_pipeline.database import names
+
+BATCH_TAG = names.BATCH_TAG
 #: The name of the batch, if it has one.
 NAME_TAG = "batch_pipeline/batch_name"
 USER_TAG = "batch_pipeline/user_id"

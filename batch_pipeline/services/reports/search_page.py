@@ -3,10 +3,13 @@
 How it looks stands in ``search_page.html.jinja``; how it stands alone in `pages`.
 """
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
+from batch_pipeline.database.names import BATCH_TAG
 from batch_pipeline.services.reports.pages import (
     data_picture,
     picture_side,
@@ -38,12 +41,22 @@ class FoundCard:
     weak: bool
     date: str
     batch_id: str
+    runs: str
+    """Link to the runs of the batch in the Dagster UI; empty if its address is unknown."""
     copies: Sequence[str]
     """File name and batch of each other upload of the same bytes."""
 
 
-def search_page(storage: Storage, asked: str, found: Sequence[SearchResult]) -> str:
+def search_page(
+    storage: Storage, asked: str, found: Sequence[SearchResult], *, dagster_ui_url: str = ""
+) -> str:
     """Make the page.
+
+    Args:
+        storage: where the thumbnails are.
+        asked: what was searched for.
+        found: the results, best first.
+        dagster_ui_url: address of the Dagster UI; empty: the page does not link to runs.
 
     Raises:
         ServiceDownError: the storage cannot be reached.
@@ -52,11 +65,11 @@ def search_page(storage: Storage, asked: str, found: Sequence[SearchResult]) -> 
     return render_page(
         "search_page.html.jinja",
         asked=visible_line(asked),
-        cards=[_card(previews, hit, side) for hit in found],
+        cards=[_card(previews, hit, side, dagster_ui_url) for hit in found],
     )
 
 
-def _card(previews: Previews, hit: SearchResult, side: int) -> FoundCard:
+def _card(previews: Previews, hit: SearchResult, side: int, dagster_ui_url: str) -> FoundCard:
     similarity = "" if hit.similarity is None else f"{hit.similarity:.2f}"
     reason = _REASONS.get(hit.found_by, "")
     return FoundCard(
@@ -70,8 +83,15 @@ def _card(previews: Previews, hit: SearchResult, side: int) -> FoundCard:
         weak=hit.weak,
         date=shown_date(hit.taken_at, hit.uploaded_at),
         batch_id=str(hit.batch_id or ""),
+        runs=_runs(dagster_ui_url, hit.batch_id),
         copies=[_copy(copy) for copy in hit.copies],
     )
+
+
+def _runs(dagster_ui_url: str, batch_id: uuid.UUID | None) -> str:
+    if not dagster_ui_url or batch_id is None:
+        return ""
+    return f"{dagster_ui_url}/runs?" + urlencode({"q[]": f"tag:{BATCH_TAG}={batch_id}"})
 
 
 def _link(original: str) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import uuid
 from datetime import UTC, datetime
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -61,6 +62,16 @@ def test_a_result_shows_picture_description_likeness_date_batch_and_copies(stora
     assert "its name · taken 2023-02-03" in text
     assert f"uploaded 2 times again.jpg, batch {OTHER}" in text
     assert f"batch {BATCH}" in text
+
+
+def test_a_batch_is_linked_to_its_runs_if_the_address_of_the_ui_is_known(storage):
+    found = [result(), result(batch_id=None)]
+
+    page = search_page(storage, "sea", found, dagster_ui_url="http://127.0.0.1:3000")
+
+    [link] = re.findall('<a href="(http[^"]*)">runs</a>', page)
+    assert unquote(link) == f"http://127.0.0.1:3000/runs?q[]=tag:batch_pipeline/batch_id={BATCH}"
+    assert "runs</a>" not in search_page(storage, "sea", found)
 
 
 @pytest.mark.parametrize(
