@@ -827,6 +827,35 @@ def with_film_boxes(film: bytes, added: bytes) -> bytes:
     return _grown(film, [*path, entry - 8], place, added)
 
 
+def with_matroska_video(
+    film: bytes, added: Sequence[tuple[int, int]], *, without_unit: bool = False
+) -> bytes:
+    """Give the film of a Matroska file of one track further properties.
+
+    Args:
+        film: as FFmpeg writes it, with empty space that can be used up.
+        added: identifiers of elements and their numbers.
+        without_unit: drop the unit of the display size, which FFmpeg writes as unknown.
+    """
+    if without_unit:
+        film = film.replace(b"\x54\xb2\x81\x04", b"\xec\x82\0\0", 1)
+    new = b"".join(struct.pack(">HBI", each, 0x84, number) for each, number in added)
+    identifier = b"\x16\x54\xae\x6b"
+    tracks = film.find(identifier, film.find(identifier) + 1)  # the first is in the index
+    track = film.find(b"\xae\x01", tracks)  # its length has 8 bytes
+    video = film.find(b"\xe0", track + 9)
+    end = video + 2 + (film[video + 1] & 0x7F)
+    changed = bytearray(film[:end] + new + film[end:])
+    changed[video + 1] += len(new)
+    changed[track + 8] += len(new)
+    changed[tracks + 12 - film[tracks + 4].bit_length()] += len(new)  # the last byte of its length
+    # The empty space becomes shorter, so that clusters stay where the index says.
+    space = film.find(b"\xec\x01")
+    changed[space + 8] -= len(new)
+    del changed[space + 9 : space + 9 + len(new)]
+    return bytes(changed)
+
+
 def with_heif_boxes(data: bytes, added: bytes) -> bytes:
     """Give the primary picture of a HEIC or AVIF further properties, the first of all.
 
