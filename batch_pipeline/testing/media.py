@@ -27,6 +27,7 @@ from PIL import ExifTags, Image
 from pillow_heif import register_heif_opener
 
 from batch_pipeline.media.stills.boxes import boxes
+from batch_pipeline.media.stills.jpeg2000_codestream import Codestream
 from batch_pipeline.media.tone_mapping import ColourSpace
 
 ImageFormat = Literal["jpeg", "png", "webp", "heic", "heif", "gif", "avif"]
@@ -940,6 +941,18 @@ def make_subsampled_jpeg2000(picture: Image.Image, pixel_format: str) -> bytes:
         format=pixel_format, dst_colorspace="ITU601", dst_color_range="JPEG"
     )
     return b"".join(bytes(packet) for packet in encoder.encode(frame) + encoder.encode(None))
+
+
+def with_more_tile_parts(codestream: bytes) -> bytes:
+    """Give the only tile of a JPEG 2000 codestream one part more than it says.
+
+    Some programs write such files, and Pillow refuses them.
+    """
+    tile = Codestream.of(codestream).first_tile
+    length = int.from_bytes(codestream[tile + 6 : tile + 10], "big")
+    head = codestream[tile : tile + 11] + b"\1"
+    part = struct.pack(">2sHHIBB2s", b"\xff\x90", 10, 0, 14, 1, 1, b"\xff\x93")
+    return codestream[:tile] + head + codestream[tile + 12 : tile + length] + part + b"\xff\xd9"
 
 
 def wrap_jpeg2000(codestream: bytes, *boxes_of_header: bytes) -> bytes:

@@ -24,6 +24,7 @@ from batch_pipeline.testing.media import (
     make_jpeg2000,
     make_subsampled_jpeg2000,
     paint,
+    with_more_tile_parts,
     wrap_jpeg2000,
 )
 
@@ -63,15 +64,6 @@ def bare(picture: Image.Image, **options: object) -> bytes:
     encoded = io.BytesIO()
     picture.save(encoded, "JPEG2000", no_jp2=True, mct=0, **options)
     return encoded.getvalue()
-
-
-def with_more_parts_than_it_says(codestream: bytes) -> bytes:
-    """Add an empty second part to the tile; some programs write such numbers."""
-    tile = Codestream.of(codestream).first_tile
-    length = int.from_bytes(codestream[tile + 6 : tile + 10], "big")
-    head = codestream[tile : tile + 11] + b"\1"
-    part = struct.pack(">2sHHIBB2s", b"\xff\x90", 10, 0, 14, 1, 1, b"\xff\x93")
-    return codestream[:tile] + head + codestream[tile + 12 : tile + length] + part + b"\xff\xd9"
 
 
 def with_depth(codestream: bytes, depths: bytes) -> bytes:
@@ -249,7 +241,7 @@ def test_sixteen_bits_of_grey() -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_ffmpeg_decodes_what_pillow_refuses(mode: str, size: tuple[int, int]) -> None:
     picture = PICTURE.resize(size).convert(mode)
-    codestream = with_more_parts_than_it_says(bare(picture))
+    codestream = with_more_tile_parts(bare(picture))
     with pytest.raises(OSError, match="broken data stream"):
         Jpeg2KImageFile(io.BytesIO(codestream)).load()
     assert_shows(codestream, picture)

@@ -24,15 +24,19 @@ from batch_pipeline.testing.media import (
     cut_in_half,
     encode_hdr,
     encode_image,
+    jpeg2000_palette,
     make_dng,
     make_hdr_png,
     make_image,
+    make_jpeg2000,
     make_jpeg_with_large_exif,
     make_motion_photo,
     make_photo,
     make_psd,
+    make_subsampled_jpeg2000,
     make_tiff,
     paint,
+    with_more_tile_parts,
 )
 
 CASES = Path(__file__).parents[2] / "cases" / "media"
@@ -371,6 +375,13 @@ MEASURED = {
     "tiff": lambda p: make_tiff(np.asarray(p), tile=256),
     "bmp": lambda p: saved(p, "BMP"),
     "jpeg2000": lambda p: saved(p, "JPEG2000", quality_layers=[80], irreversible=True),
+    "jpeg2000 with shared samples": lambda p: make_subsampled_jpeg2000(p, "yuv420p"),
+    "jpeg2000 by FFmpeg": lambda p: with_more_tile_parts(
+        saved(p, "JPEG2000", no_jp2=True, quality_layers=[80], irreversible=True)
+    ),
+    "jpeg2000 with a palette": lambda p: make_jpeg2000(
+        p.convert("L"), 16, jpeg2000_palette([(v, 255 - v, 0) for v in range(256)])
+    ),
     "jxl": lambda p: saved_jxl(p, effort=1),
 }
 
