@@ -1,9 +1,10 @@
 """JPEG 2000: decoded at a half, a quarter, … of its size if that is enough.
 
 A cut file is completed with zeros, which a decoder reads as empty packets. The cut tile then shows
-its existing part; later tiles stay black.
+its existing part; later tiles stay black, or grey if pixels share samples.
 """
 
+import struct
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -21,9 +22,11 @@ from batch_pipeline.media.stills.still import (
     pillow_opener,
 )
 
-_END_OF_CODESTREAM = b"\xff\xd9"
+_START_OF_DATA, _END_OF_CODESTREAM = b"\xff\x93", b"\xff\xd9"
 #: Length of the head of a tile part, with its marker (bytes).
 _TILE_HEAD = 12
+#: Bytes of an empty tile, one for each packet; few tiles have more packets.
+_EMPTY_PACKETS = 1024
 
 
 class Jpeg2000Still(PillowStill):
@@ -75,7 +78,7 @@ class Jpeg2000Still(PillowStill):
         return (
             decoded
             + self._codestream.block_bytes
-            + 2 * self.file_bytes
+            + 2 * max(self.file_bytes, len(self._data))
             + scaling_bytes(reduced, target)
         )
 
@@ -150,11 +153,20 @@ def _cut(data: bytes, codestream: Codestream) -> _Cut | None:
         length = int.from_bytes(data[place + 6 : place + 10], "big")
         if length < _TILE_HEAD:  # 0: up to the end of the codestream, wherever that is
             return None
-        seen.add(data[place + 4 : place + 6])
+        seen.add(int.from_bytes(data[place + 4 : place + 6], "big"))
         place += length
     missing, rest = max(0, place - len(data)), data[place : place + 2]
     if missing > MOST_ZEROS or not START_OF_TILE.startswith(rest):
         return None  # the end of the codestream, or something broken
-    completed = data[:place] + bytes(missing) + _END_OF_CODESTREAM
+    absent = set(range(codestream.tiles)) - seen
+    empty_tiles = b"".join(map(_empty_tile, absent)) if codestream.has_shared_samples else b""
+    completed = data[:place] + bytes(missing) + empty_tiles + _END_OF_CODESTREAM
     missing += len(_END_OF_CODESTREAM)
-    return _Cut(completed, missing, codestream.tiles, codestream.tiles - len(seen))
+    return _Cut(completed, missing, codestream.tiles, len(absent))
+
+
+def _empty_tile(number: int) -> bytes:
+    """Return a tile of empty packets; FFmpeg gives nothing of a picture that lacks a tile."""
+    packets = bytes(_EMPTY_PACKETS)
+    head = struct.pack(">2sHHIBB", START_OF_TILE, 10, number, _TILE_HEAD + 2 + len(packets), 0, 1)
+    return head + _START_OF_DATA + packets

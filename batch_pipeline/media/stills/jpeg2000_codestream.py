@@ -118,7 +118,7 @@ class Codestream:
         if len(self.components) < 3:
             return False
         light, *colours = ((each.across, each.down) for each in self.components[:3])
-        return any(each != light for each in colours)
+        return light == (1, 1) and colours[0] == colours[1] != light
 
     @property
     def block_bytes(self) -> int:

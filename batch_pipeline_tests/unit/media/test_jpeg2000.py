@@ -6,6 +6,7 @@ The truth of each picture is what was painted; the files are made by other encod
 import io
 import struct
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.images import decode_image
 from batch_pipeline.media.sniffing import JPEG_2000
-from batch_pipeline.media.stills.jpeg2000_codestream import Codestream
+from batch_pipeline.media.stills.jpeg2000_codestream import Codestream, Component
 from batch_pipeline.testing.media import (
     jpeg2000_channels,
     jpeg2000_palette,
@@ -206,6 +207,35 @@ def test_pixels_that_share_their_colours(pixel_format: str, size: tuple[int, int
         assert_shows(codestream, picture)
     facts = decode(codestream).facts
     assert (facts.width, facts.height) == size
+
+
+def test_a_cut_file_with_shared_samples_shows_what_is_there() -> None:
+    picture = PICTURE.resize((600, 400))
+    codestream = make_subsampled_jpeg2000(picture, "yuv420p")  # of 6 tiles
+
+    with pytest.raises(PermanentError, match="4 of 6 tiles are missing") as cut:
+        decode(codestream[: len(codestream) // 2])
+
+    assert cut.value.kind == "truncated"
+    assert cut.value.preview is not None
+    with Image.open(io.BytesIO(cut.value.preview)) as preview:
+        pixels = np.asarray(preview.convert("RGB"), dtype=np.int16)
+    expected = np.asarray(picture.resize(preview.size, Image.Resampling.BOX), dtype=np.int16)
+    corner = slice(0, 100), slice(0, 100)  # of the first tile
+    assert np.abs(pixels[corner] - expected[corner]).mean() < 2 * NEAR
+
+
+def test_two_colours_and_two_that_are_shared_are_rgb_and_alpha() -> None:
+    codestream = Codestream.of(bare(PICTURE.convert("RGBA")))
+    full, half = Component(8, 1, 1), Component(8, 2, 2)
+    for components, expected in [
+        ((full, half, half), True),
+        ((full, half, half, full), True),
+        ((full, full, half, half), False),
+        ((half, half, half), False),
+        ((full, half), False),
+    ]:
+        assert replace(codestream, components=components).has_shared_colours is expected
 
 
 def test_colours_with_a_sign_that_are_shared() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.acceptance import FORMATS, accept
@@ -211,6 +211,37 @@ def test_the_still_of_a_motion_photo_names_its_film():
     assert facts.clip is not None
     assert facts.clip.endswith("bytes inside the file (motion photo)")
     assert decode(make_photo(0.1)).facts.clip is None
+
+
+def test_the_still_of_a_live_photo_names_its_film():
+    note = b"Apple iOS\0\0\1MM\0\1\0\x11\0\2\0\0\0\x25\0\0\0\x20" + b"\0" * 6
+    note += b"11111111-2222-3333-4444-555555555555\0"
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = note
+
+    facts = decode(encode_image(PICTURE, "jpeg", exif=exif.tobytes())).facts
+
+    assert facts.clip == "the film of the Live Photo 11111111-2222-3333-4444-555555555555"
+
+
+def test_the_first_picture_of_an_mpo_is_shown():
+    second = Image.new("RGB", SIZE, "red")
+
+    content = decode(saved(PICTURE, "MPO", save_all=True, append_images=[second], quality=90))
+
+    assert (content.facts.format, content.facts.frame_count) == ("jpeg", 1)
+    assert content.facts.warnings == ()
+    assert np.abs(np.asarray(shown(content).resize(SIZE), dtype=int) - ARRAY).mean() < 6
+
+
+def test_the_head_of_a_cr3_is_refused_as_a_raw_file_with_a_readable_reason():
+    pytest.importorskip("rawpy")
+    data = (CASES / "canon_cr3_head.cr3").read_bytes()
+
+    with pytest.raises(PermanentError, match=r"the CR3 cannot be decoded: [A-Z]") as caught:
+        decode(data)
+
+    assert caught.value.kind == "unreadable_image"
 
 
 def hdr(image_format: str, space: ColourSpace) -> bytes:
