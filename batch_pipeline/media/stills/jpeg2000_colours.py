@@ -69,18 +69,23 @@ class Jpeg2000Colours:
             are_mixed: whether several pixels share their second and third component.
         """
         found: dict[bytes, bytes] = {}
-        space, parameters, profile = None, b"", None
+        space, unknown, parameters, profile = None, None, b"", None
         for name, start, end in _header_boxes(data):
             content = data[start:end]
             if name != b"colr":
                 found.setdefault(name, content)
             elif space is not None or len(content) < 3:  # the first that is known counts
                 continue
-            elif content[0] == _BY_NUMBER:
-                space, parameters = int.from_bytes(content[3:7], "big"), content[7:]
             elif content[0] in _BY_PROFILE:
                 profile = content[3:]
                 space = _OF_PROFILES.get(profile[16:20])
+            elif content[0] == _BY_NUMBER:
+                number = int.from_bytes(content[3:7], "big")
+                if number in _KNOWN:
+                    space, parameters = number, content[7:]
+                else:
+                    unknown = number
+        space = unknown if space is None else space
         if are_mixed:
             space = min(_YCC)
         return cls(

@@ -17,11 +17,13 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.images import decode_image
-from batch_pipeline.media.sniffing import JPEG_2000
+from batch_pipeline.media.sniffing import JPEG_2000, PNG
 from batch_pipeline.media.stills.jpeg2000_codestream import Codestream, Component
 from batch_pipeline.testing.media import (
+    encode_image,
     jpeg2000_channels,
     jpeg2000_palette,
+    make_display_p3_profile,
     make_jpeg2000,
     make_subsampled_jpeg2000,
     paint,
@@ -134,6 +136,19 @@ def test_an_unknown_colour_space_is_shown_with_a_warning() -> None:
     assert decode(data).facts.warnings == (
         "the colours are not true: colour space 21 is shown as grey or sRGB",
     )
+
+
+def test_a_profile_behind_an_unknown_colour_space_counts() -> None:
+    profile = make_display_p3_profile()
+    box = struct.pack(">I4sBBB", 11 + len(profile), b"colr", 2, 0, 0) + profile
+
+    data = make_jpeg2000(PICTURE, ROMM, box)
+
+    assert decode(data).facts.warnings == ()
+    png = decode_image(encode_image(PICTURE, "png", icc_profile=profile), PNG)
+    with Image.open(io.BytesIO(png.frames[0].jpeg)) as expected:
+        assert_shows(data, expected)
+    assert np.abs(shown(data) - shown(make_jpeg2000(PICTURE, SRGB))).mean() > 2 * NEAR
 
 
 def test_channels_are_put_in_the_order_of_their_definition() -> None:
@@ -315,10 +330,10 @@ def test_memory_is_checked_before_anything_is_decoded(pixel_format: str) -> None
 
 
 def test_tiny_code_blocks_count_as_memory() -> None:
-    picture = Image.new("RGB", (1000, 1000))
-    assert decode(bare(picture), max_bytes=128 * 1024**2)
+    picture = Image.new("RGB", (500, 500))
+    assert decode(bare(picture), max_bytes=48 * 1024**2)
     with pytest.raises(PermanentError, match="MiB to decode"):
-        decode(bare(picture, codeblock_size=(4, 4)), max_bytes=128 * 1024**2)
+        decode(bare(picture, codeblock_size=(4, 4)), max_bytes=48 * 1024**2)
 
 
 def test_broken_files_are_refused_or_shown() -> None:
