@@ -1,7 +1,7 @@
 """Which part of a stored picture is shown, and how wide its pixels are.
 
 HEIF, AVIF, MP4 and QuickTime have two boxes for this: the clean aperture (`clap`) and the pixel
-aspect ratio (`pasp`). Both apply before any rotation.
+aspect ratio (`pasp`). Both apply before any rotation. Matroska says how much is cut at each edge.
 """
 
 import struct
@@ -56,6 +56,22 @@ def shown_part(clap: bytes | None, size: tuple[int, int]) -> Box:
     if starts[0] >= ends[0] or starts[1] >= ends[1]:
         return whole
     return starts[0], starts[1], ends[0], ends[1]
+
+
+def part_after_crop(crop: tuple[int, int, int, int], size: tuple[int, int]) -> Box:
+    """Return the part of a picture that is shown, if some pixels of each edge are not.
+
+    It is the whole picture if nothing would be left.
+
+    Args:
+        crop: pixels cut at the left, top, right and bottom.
+        size: width and height of the picture.
+    """
+    left, top, right, bottom = crop
+    width, height = size
+    if left + right >= width or top + bottom >= height:
+        return 0, 0, width, height
+    return left, top, width - right, height - bottom
 
 
 def boxes_of_tracks(moov: bytes) -> dict[int, dict[bytes, bytes]]:

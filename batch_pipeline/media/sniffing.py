@@ -487,15 +487,15 @@ def _ogg_is_ended(source: SeekableFile, length: int) -> bool:
 def _ebml_end(source: SeekableFile) -> int:
     """Return where the segment of a WebM file should end, by its own size; 0 if it has no size."""
     source.seek(len(_EBML))
-    source.seek(_ebml_size(source) or 0, io.SEEK_CUR)
+    source.seek(ebml_size(source) or 0, io.SEEK_CUR)
     if source.read(4) != b"\x18\x53\x80\x67":
         return 0
-    size = _ebml_size(source)
+    size = ebml_size(source)
     return 0 if size is None else source.tell() + size
 
 
-def _ebml_size(source: SeekableFile) -> int | None:
-    """Read a size of variable length; None for "unknown", which live recordings write."""
+def ebml_size(source: SeekableFile) -> int | None:
+    """Read a size of variable length of EBML; None for "unknown", which live recordings write."""
     first = source.read(1)
     if not first or first == b"\0":
         return None

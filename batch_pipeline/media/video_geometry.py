@@ -1,18 +1,30 @@
 """How a frame is placed on the screen: cut, turned, mirrored, and stretched to square pixels."""
 
 import struct
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from batch_pipeline.media.apertures import Box, boxes_of_tracks, square_pixels
+from batch_pipeline.media.apertures import (
+    Box,
+    boxes_of_tracks,
+    part_after_crop,
+    shown_part,
+    square_pixels,
+)
+from batch_pipeline.media.sniffing import MKV, MOV, MP4, THREE_GP, WEBM, MediaType
+from batch_pipeline.media.video_matroska import pixel_crop
 from batch_pipeline.media.video_side_data import side_data_of
 from batch_pipeline.media.video_streams import Source
 
 #: Most boxes on the first level that are read, and the longest box that describes a film (bytes).
 _MAX_BOXES, _MAX_FILM_BOX = 10_000, 64 * 1024**2
+
+_ISO_FILMS, _MATROSKA = {MP4, MOV, THREE_GP}, {MKV, WEBM}
 
 #: By the signs of the display matrix, which show if columns and rows are reversed on the screen.
 _UPRIGHT = {
@@ -58,14 +70,26 @@ def square_pixel_size(part: Box, stream: VideoStream) -> tuple[int, int]:
     return square_pixels(right - left, bottom - top, stream.sample_aspect_ratio or Fraction(1))
 
 
-def clean_aperture(source: Source, stream: VideoStream) -> bytes | None:
-    """Return the content of the container's `clap` box: the part of a frame that is shown."""
+Aperture = Callable[[tuple[int, int]], Box]
+"""Returns the part that is shown, from width and height of a frame."""
+
+
+def aperture(source: Source, stream: VideoStream, media_type: MediaType) -> Aperture:
+    """Read which part of a frame is shown by the container.
+
+    MP4, QuickTime and 3GP have a box `clap` for this, Matroska and WebM elements `PixelCrop…`.
+    """
     place = source.tell()
     try:
-        moov = _film_box(source)
+        if media_type in _ISO_FILMS:
+            clap = boxes_of_tracks(_film_box(source)).get(stream.id, {}).get(b"clap")
+            return partial(shown_part, clap)
+        if media_type in _MATROSKA:
+            number = stream.container.streams.video.index(stream)
+            return partial(part_after_crop, pixel_crop(source, number))
     finally:
         source.seek(place)
-    return boxes_of_tracks(moov).get(stream.id, {}).get(b"clap")
+    return partial(shown_part, None)
 
 
 def _film_box(source: Source) -> bytes:

@@ -27,18 +27,14 @@ from PIL import Image, ImageStat
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media import video_metadata
-from batch_pipeline.media.apertures import shown_part
 from batch_pipeline.media.content import Frame, MediaContent, MediaFacts
 from batch_pipeline.media.memory import DEFAULT_DECODE_BYTES
 from batch_pipeline.media.pictures import encode_jpeg, thumbnail_maker, vision_size
 from batch_pipeline.media.sniffing import (
     AVI,
-    MOV,
-    MP4,
     MPEG_CAMCORDER,
     MPEG_ELEMENTARY,
     MPEG_TRANSPORT,
-    THREE_GP,
     MediaType,
     is_cut_short,
     room_ahead,
@@ -46,7 +42,8 @@ from batch_pipeline.media.sniffing import (
 from batch_pipeline.media.stills.interest import Interest, interest_of
 from batch_pipeline.media.video_colours import colour_warning, to_picture
 from batch_pipeline.media.video_geometry import (
-    clean_aperture,
+    Aperture,
+    aperture,
     is_on_its_side,
     placement,
     square_pixel_size,
@@ -71,8 +68,6 @@ from batch_pipeline.media.video_streams import (
 _JUDGED_SIDE = 128
 #: Where another frame is searched if all frames show nothing (parts of the length).
 _FURTHER_LOOKS = (0.97, 0.75, 0.25, 0.03)
-#: Films made of boxes.
-_ISO_FILMS = {MP4, MOV, THREE_GP}
 #: Formats in which camcorders write their own data, and in how many of the first packets.
 _CAMCORDER_FILMS, _NOTED_PACKETS = {MPEG_TRANSPORT, MPEG_CAMCORDER}, 50
 #: More frames a second are not a frame rate but the tick of a clock.
@@ -153,12 +148,12 @@ def _content_of(
     reader = FrameReader(
         container, stream, rate or 25.0, key_frames_alone=memory.holds_key_frames_alone(stream)
     )
-    clap = clean_aperture(source, stream) if media_type in _ISO_FILMS else None
-    taken = [_take(frame, reader, stream, clap) for frame in reader.frames(duration or 0.0)]
+    shown = aperture(source, stream, media_type)
+    taken = [_take(frame, reader, stream, shown) for frame in reader.frames(duration or 0.0)]
     if not taken:
         return None
     if all(each.dullness[0] for each in taken):
-        taken += _further_look(reader, stream, duration or 0.0, clap)
+        taken += _further_look(reader, stream, duration or 0.0, shown)
     # Frames may be out of order: a seek may go far back, and the budget may end before it reaches
     # frames that were already taken.
     taken.sort(key=lambda each: each.position)
@@ -238,10 +233,8 @@ class _Taken:
     warning: str | None
 
 
-def _take(
-    frame: VideoFrame, reader: FrameReader, stream: VideoStream, clap: bytes | None
-) -> _Taken:
-    part = shown_part(clap, (frame.width, frame.height))
+def _take(frame: VideoFrame, reader: FrameReader, stream: VideoStream, shown: Aperture) -> _Taken:
+    part = shown((frame.width, frame.height))
     width, height = square_pixel_size(part, stream)
     transpose, warning = placement(frame), colour_warning(frame, stream)
     # The target size is the same after a rotation, so the frame can be turned when it is small.
@@ -261,13 +254,13 @@ def _dullness(picture: Image.Image) -> tuple[int, float]:
 
 
 def _further_look(
-    reader: FrameReader, stream: VideoStream, duration: float, clap: bytes | None
+    reader: FrameReader, stream: VideoStream, duration: float, shown: Aperture
 ) -> list[_Taken]:
     """Look for another frame that shows something, besides those of the parts."""
     for share in _FURTHER_LOOKS:
         frame = reader.frame_at(duration * share)
         if frame is not None:
-            taken = _take(frame, reader, stream, clap)
+            taken = _take(frame, reader, stream, shown)
             if taken.dullness[0] == 0:
                 return [taken]
     return []

@@ -27,6 +27,7 @@ from PIL import ExifTags, Image
 from pillow_heif import register_heif_opener
 
 from batch_pipeline.media.stills.boxes import boxes
+from batch_pipeline.media.stills.jpeg2000_codestream import Codestream
 from batch_pipeline.media.tone_mapping import ColourSpace
 
 ImageFormat = Literal["jpeg", "png", "webp", "heic", "heif", "gif", "avif"]
@@ -827,6 +828,35 @@ def with_film_boxes(film: bytes, added: bytes) -> bytes:
     return _grown(film, [*path, entry - 8], place, added)
 
 
+def with_matroska_video(
+    film: bytes, added: Sequence[tuple[int, int]], *, without_unit: bool = False
+) -> bytes:
+    """Give the film of a Matroska file of one track further properties.
+
+    Args:
+        film: as FFmpeg writes it, with empty space that can be used up.
+        added: identifiers of elements and their numbers.
+        without_unit: drop the unit of the display size, which FFmpeg writes as unknown.
+    """
+    if without_unit:
+        film = film.replace(b"\x54\xb2\x81\x04", b"\xec\x82\0\0", 1)
+    new = b"".join(struct.pack(">HBI", each, 0x84, number) for each, number in added)
+    identifier = b"\x16\x54\xae\x6b"
+    tracks = film.find(identifier, film.find(identifier) + 1)  # the first is in the index
+    track = film.find(b"\xae\x01", tracks)  # its length has 8 bytes
+    video = film.find(b"\xe0", track + 9)
+    end = video + 2 + (film[video + 1] & 0x7F)
+    changed = bytearray(film[:end] + new + film[end:])
+    changed[video + 1] += len(new)
+    changed[track + 8] += len(new)
+    changed[tracks + 12 - film[tracks + 4].bit_length()] += len(new)  # the last byte of its length
+    # The empty space becomes shorter, so that clusters stay where the index says.
+    space = film.find(b"\xec\x01")
+    changed[space + 8] -= len(new)
+    del changed[space + 9 : space + 9 + len(new)]
+    return bytes(changed)
+
+
 def with_heif_boxes(data: bytes, added: bytes) -> bytes:
     """Give the primary picture of a HEIC or AVIF further properties, the first of all.
 
@@ -871,6 +901,93 @@ def _with_moved_items(data: bytes, by: int) -> bytes:
                 moved[where : where + size] = value.to_bytes(size, "big")
             place += (sizes >> 4) + (sizes & 15)
     return bytes(moved)
+
+
+def make_jpeg2000(
+    picture: Image.Image,
+    space: int,
+    *boxes_of_header: bytes,
+    parameters: bytes = b"",
+    **options: Any,
+) -> bytes:
+    """Make a JPEG 2000 file without loss, whose boxes say what its components mean.
+
+    Args:
+        picture: its bands are the components, in mode L, LA, RGB, RGBA or I;16.
+        space: number of the colour space.
+        boxes_of_header: further boxes: palette, channels.
+        parameters: of the colour space.
+        options: of Pillow's encoder.
+    """
+    codestream = io.BytesIO()
+    # Without a mixing of components, because they may have any meaning.
+    picture.save(codestream, "JPEG2000", **{"no_jp2": True, "mct": 0, **options})
+    colour = _small_box(b"colr", struct.pack(">BBBI", 1, 0, 0, space) + parameters)
+    return wrap_jpeg2000(codestream.getvalue(), colour, *boxes_of_header)
+
+
+def make_subsampled_jpeg2000(picture: Image.Image, pixel_format: str) -> bytes:
+    """Make a codestream in which several pixels share their colours.
+
+    Args:
+        picture: an RGB picture.
+        pixel_format: FFmpeg's name, e.g. ``yuv420p``.
+    """
+    encoder = av.CodecContext.create("jpeg2000", "w")
+    encoder.width, encoder.height = picture.size
+    encoder.pix_fmt, encoder.time_base = pixel_format, Fraction(1, 25)
+    encoder.options = {"format": "j2k", "pred": "dwt53"}
+    frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24").reformat(
+        format=pixel_format, dst_colorspace="ITU601", dst_color_range="JPEG"
+    )
+    return b"".join(bytes(packet) for packet in encoder.encode(frame) + encoder.encode(None))
+
+
+def with_more_tile_parts(codestream: bytes) -> bytes:
+    """Give the only tile of a JPEG 2000 codestream one part more than it says.
+
+    Some programs write such files, and Pillow refuses them.
+    """
+    tile = Codestream.of(codestream).first_tile
+    length = int.from_bytes(codestream[tile + 6 : tile + 10], "big")
+    head = codestream[tile : tile + 11] + b"\1"
+    part = struct.pack(">2sHHIBB2s", b"\xff\x90", 10, 0, 14, 1, 1, b"\xff\x93")
+    return codestream[:tile] + head + codestream[tile + 12 : tile + length] + part + b"\xff\xd9"
+
+
+def wrap_jpeg2000(codestream: bytes, *boxes_of_header: bytes) -> bytes:
+    """Put a codestream of 8 bits in the boxes of a file."""
+    width, height = (int.from_bytes(codestream[at : at + 4], "big") for at in (8, 12))
+    count, depth = int.from_bytes(codestream[40:42], "big"), codestream[42]
+    header = struct.pack(">IIHBBBB", height, width, count, depth, 7, 0, 0)
+    return b"".join(
+        [
+            _small_box(b"jP  ", b"\r\n\x87\n"),
+            _small_box(b"ftyp", b"jp2 \0\0\0\0jp2 "),
+            _small_box(b"jp2h", _small_box(b"ihdr", header) + b"".join(boxes_of_header)),
+            _small_box(b"jp2c", codestream),
+        ]
+    )
+
+
+def jpeg2000_palette(colours: Sequence[Sequence[int]]) -> bytes:
+    """Make the boxes of a palette, one of 8 bits for each channel of the picture."""
+    columns = len(colours[0])
+    table = struct.pack(">HB", len(colours), columns) + b"\7" * columns
+    mapping = b"".join(struct.pack(">HBB", 0, 1, column) for column in range(columns))
+    entries = b"".join(map(bytes, colours))
+    return _small_box(b"pclr", table + entries) + _small_box(b"cmap", mapping)
+
+
+def jpeg2000_channels(*channels: tuple[int, int, int]) -> bytes:
+    """Make the box that defines channels.
+
+    Args:
+        channels: number of the channel; 0: colour, 1: alpha, 2: associated alpha; and the number of
+            the colour from 1, or 0 for all.
+    """
+    numbers = b"".join(struct.pack(">HHH", *each) for each in channels)
+    return _small_box(b"cdef", struct.pack(">H", len(channels)) + numbers)
 
 
 def _small_box(name: bytes, content: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """JPEG XL, decoded by the package `pillow-jxl-plugin` (extra `jxl`).
 
-Its decoder decodes when it opens a file, so this module reads the size before.
+Its decoder decodes when it opens a file, so this module reads the size before. Of a cut file it
+gives nothing, and FFmpeg has no decoder for JPEG XL in PyAV.
 """
 
 from PIL import Image
@@ -47,7 +48,9 @@ class JxlStill(Still):
         try:
             is_jpeg, info, pixels, profile, _ = Decoder(num_threads=0)(self._data)
         except Exception as error:  # its message is only useful to developers of the decoder
-            raise ValueError("the decoder gives nothing of it") from error
+            raise ValueError(
+                "the decoder gives nothing of it, as of any JPEG XL that is cut or broken"
+            ) from error
         if is_jpeg:
             jpeg = JpegStill(pixels)
             self.icc_profile, self.orientation = jpeg.icc_profile, None

@@ -34,7 +34,10 @@ class RawStill(Still):
     def __init__(self, data: bytes) -> None:
         import rawpy  # noqa: PLC0415 - an extra
 
-        self._raw: Any = rawpy.imread(BytesIO(data))
+        try:
+            self._raw: Any = rawpy.imread(BytesIO(data))
+        except rawpy.LibRawError as error:
+            raise ValueError(_reason(error)) from error
         sizes = self._raw.sizes
         super().__init__((sizes.width, sizes.height))
         self.orientation = _ORIENTATIONS.get(sizes.flip, 1)
@@ -65,8 +68,8 @@ class RawStill(Still):
             raise
         except Exception as error:
             if self._preview is None:
-                raise
-            self.warnings.append(f"damaged: only its small preview can be shown: {error}")
+                raise ValueError(_reason(error)) from error
+            self.warnings.append(f"damaged: only its small preview can be shown: {_reason(error)}")
             return self._scaled_preview(self._preview, target)
         self._raw.close()
         height, width = pixels.shape[:2]
@@ -95,6 +98,12 @@ class RawStill(Still):
             and height >= target[1] * (1 - _TOLERANCE)
             and abs(shape - 1) <= _TOLERANCE
         )
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error; LibRaw's messages are bytes."""
+    reason = error.args[0] if error.args else ""
+    return reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(error)
 
 
 def _exif_blocks(data: bytes) -> list[bytes | memoryview]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from batch_pipeline.media.stills.scaling import in_working_mode
+from batch_pipeline.media.stills.transparency import with_alpha
 
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _NO_PREDICTOR, _DIFFERENCES, _FLOAT_DIFFERENCES = 1, 2, 3
@@ -107,13 +108,8 @@ class SampleFormat:
         if not has_alpha or self.photometric == _INKS:
             return picture
         alpha = np.ascontiguousarray(values[..., _COLOURS[self.photometric]], dtype=np.uint8)
-        picture = picture.convert("RGB")
-        if self.alpha == _ASSOCIATED_ALPHA:
-            whole = np.asarray(picture, dtype=np.uint16) * 255
-            whole //= np.maximum(alpha, 1)[..., None]
-            picture = Image.fromarray(whole.clip(0, 255).astype(np.uint8))
-        picture.putalpha(Image.fromarray(alpha))
-        return picture
+        is_associated = self.alpha == _ASSOCIATED_ALPHA
+        return with_alpha(picture, Image.fromarray(alpha), is_associated=is_associated)
 
     def _to_8_bits(self, values: _Array) -> _Array:
         if self.photometric == _PALETTE:

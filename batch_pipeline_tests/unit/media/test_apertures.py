@@ -6,18 +6,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batch_pipeline.media.apertures import shown_part
+from batch_pipeline.media.apertures import part_after_crop, shown_part
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.images import decode_image
 from batch_pipeline.media.sniffing import sniff
+from batch_pipeline.media.video_matroska import pixel_crop
 from batch_pipeline.testing.media import (
+    Track,
     clean_aperture_box,
     encode_image,
+    make_tracks,
     make_video,
     paint,
     pixel_aspect_box,
     with_film_boxes,
     with_heif_boxes,
+    with_matroska_video,
 )
 from batch_pipeline_tests.unit.media.films import decode as decode_film
 
@@ -94,6 +98,62 @@ def test_the_clean_aperture_of_a_large_film_is_shown_and_its_pixels_are_stretche
     content = decode_film(without_pixel_aspect(with_film_boxes(film, added)))
 
     assert_shows(content, whole.crop(part).resize((640, 480)), 9)
+
+
+#: Elements of Matroska: how much is cut at the left, top, right and bottom; the display size.
+CROP, DISPLAY, UNIT = (0x54CC, 0x54BB, 0x54DD, 0x54AA), (0x54B0, 0x54BA), 0x54B2
+
+
+@pytest.mark.parametrize("video_format", ["mkv", "webm"])
+def test_what_matroska_cuts_is_not_shown(video_format):
+    film = make_video(video_format, 1, STORED, painter=lambda _: PICTURE)
+    left, top, right, bottom = PART
+    crop = (left, top, STORED[0] - right, STORED[1] - bottom)
+
+    content = decode_film(with_matroska_video(film, tuple(zip(CROP, crop, strict=True))))
+
+    assert_shows(content, PICTURE.crop(PART), 9)
+
+
+@pytest.mark.parametrize("unit", [0, 1, 2, 3])
+def test_matroska_is_stretched_to_its_display_size_in_any_unit(unit):
+    film = make_video("mkv", 1, STORED, painter=lambda _: PICTURE)
+    left, top, right, bottom = PART
+    crop = (left, top, STORED[0] - right, STORED[1] - bottom)
+    # The display size is of the part that is shown.
+    shape = (3 * (right - left), 2 * (bottom - top))
+    added = (*zip(CROP, crop, strict=True), *zip(DISPLAY, shape, strict=True), (UNIT, unit))
+
+    content = decode_film(with_matroska_video(film, added, without_unit=True))
+
+    wide = PICTURE.crop(PART).resize((3 * (right - left) // 2, bottom - top))
+    assert_shows(content, wide, 9)
+
+
+def test_the_cut_of_another_track_does_not_count():
+    two = make_tracks("mkv", Track((64, 64), "red"), Track(STORED, "green"))
+    film = with_matroska_video(two, tuple(zip(CROP, (8, 8, 8, 8), strict=True)))
+
+    content = decode_film(film)
+
+    assert (content.facts.width, content.facts.height) == STORED
+    assert [pixel_crop(io.BytesIO(film), number)[0] for number in range(3)] == [8, 0, 0]
+
+
+@pytest.mark.parametrize("crop", [(500, 0, 0, 0), (0, 60, 0, 60), (2**31, 2**31, 2**31, 2**31)])
+def test_a_cut_that_leaves_nothing_is_none(crop):
+    assert part_after_crop(crop, (100, 100)) == (0, 0, 100, 100)
+
+
+def test_broken_elements_of_matroska_are_ignored():
+    film = make_video("mkv", 1, (64, 64))
+    head = film[: film.find(b"\x1f\x43\xb6\x75")]
+    random = np.random.default_rng(3)
+    for _ in range(300):
+        broken = bytearray(head)
+        for place in random.integers(4, len(head), 3):
+            broken[place] = random.integers(256)
+        assert len(pixel_crop(io.BytesIO(broken), 0)) == 4
 
 
 def without_pixel_aspect(film: bytes) -> bytes:

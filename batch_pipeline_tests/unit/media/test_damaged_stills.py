@@ -68,6 +68,20 @@ def test_a_picture_that_lacks_its_last_bytes_is_shown_with_a_warning(image_forma
     assert np.abs(pixels(content) - expected)[:500].mean() < 16, "GIF has 256 colours"
 
 
+@pytest.mark.parametrize(("boxes", "kind"), [(True, "truncated"), (False, "unreadable_image")])
+@pytest.mark.parametrize("missing", [1, 2000])
+def test_a_cut_jpeg_xl_fails_without_a_preview(boxes, kind, missing):
+    pytest.importorskip("pillow_jxl")
+    encoded = io.BytesIO()
+    PICTURE.save(encoded, "JXL", effort=1, use_container=boxes)
+
+    with pytest.raises(PermanentError, match="cut or broken") as caught:
+        decode(encoded.getvalue()[:-missing])
+
+    assert caught.value.kind == kind
+    assert caught.value.preview is None
+
+
 @pytest.mark.parametrize("image_format", ["jpeg", "png", "gif", "heic", "webp", "avif", "jpeg2000"])
 def test_a_half_picture_fails_with_a_preview_of_what_is_there(image_format):
     data = cut_in_half(encode_image(PICTURE, image_format))

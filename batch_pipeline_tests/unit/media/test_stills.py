@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.acceptance import FORMATS, accept
@@ -24,15 +24,19 @@ from batch_pipeline.testing.media import (
     cut_in_half,
     encode_hdr,
     encode_image,
+    jpeg2000_palette,
     make_dng,
     make_hdr_png,
     make_image,
+    make_jpeg2000,
     make_jpeg_with_large_exif,
     make_motion_photo,
     make_photo,
     make_psd,
+    make_subsampled_jpeg2000,
     make_tiff,
     paint,
+    with_more_tile_parts,
 )
 
 CASES = Path(__file__).parents[2] / "cases" / "media"
@@ -209,6 +213,37 @@ def test_the_still_of_a_motion_photo_names_its_film():
     assert decode(make_photo(0.1)).facts.clip is None
 
 
+def test_the_still_of_a_live_photo_names_its_film():
+    note = b"Apple iOS\0\0\1MM\0\1\0\x11\0\2\0\0\0\x25\0\0\0\x20" + b"\0" * 6
+    note += b"11111111-2222-3333-4444-555555555555\0"
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = note
+
+    facts = decode(encode_image(PICTURE, "jpeg", exif=exif.tobytes())).facts
+
+    assert facts.clip == "the film of the Live Photo 11111111-2222-3333-4444-555555555555"
+
+
+def test_the_first_picture_of_an_mpo_is_shown():
+    second = Image.new("RGB", SIZE, "red")
+
+    content = decode(saved(PICTURE, "MPO", save_all=True, append_images=[second], quality=90))
+
+    assert (content.facts.format, content.facts.frame_count) == ("jpeg", 1)
+    assert content.facts.warnings == ()
+    assert np.abs(np.asarray(shown(content).resize(SIZE), dtype=int) - ARRAY).mean() < 6
+
+
+def test_the_head_of_a_cr3_is_refused_as_a_raw_file_with_a_readable_reason():
+    pytest.importorskip("rawpy")
+    data = (CASES / "canon_cr3_head.cr3").read_bytes()
+
+    with pytest.raises(PermanentError, match=r"the CR3 cannot be decoded: [A-Z]") as caught:
+        decode(data)
+
+    assert caught.value.kind == "unreadable_image"
+
+
 def hdr(image_format: str, space: ColourSpace) -> bytes:
     if image_format == "png":
         return make_hdr_png(ARRAY, space)
@@ -371,6 +406,13 @@ MEASURED = {
     "tiff": lambda p: make_tiff(np.asarray(p), tile=256),
     "bmp": lambda p: saved(p, "BMP"),
     "jpeg2000": lambda p: saved(p, "JPEG2000", quality_layers=[80], irreversible=True),
+    "jpeg2000 with shared samples": lambda p: make_subsampled_jpeg2000(p, "yuv420p"),
+    "jpeg2000 by FFmpeg": lambda p: with_more_tile_parts(
+        saved(p, "JPEG2000", no_jp2=True, quality_layers=[80], irreversible=True)
+    ),
+    "jpeg2000 with a palette": lambda p: make_jpeg2000(
+        p.convert("L"), 16, jpeg2000_palette([(v, 255 - v, 0) for v in range(256)])
+    ),
     "jxl": lambda p: saved_jxl(p, effort=1),
 }
 
