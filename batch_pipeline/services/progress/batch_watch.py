@@ -57,7 +57,7 @@ class BatchSnapshot:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the batch has ended; only a person can continue it."""
+        """Whether the batch has ended."""
         return self.progress.status not in OPEN_BATCH
 
 
