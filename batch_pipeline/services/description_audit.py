@@ -31,7 +31,7 @@ MOST_SYMBOLS = 0.30
 
 @dataclass(frozen=True)
 class Penalty:
-    """One reason to trust a text less."""
+    """One reason for a lower score."""
 
     name: str
     """Stable name in ``snake_case``."""

@@ -131,7 +131,8 @@ def _look_up() -> Select[Any]:
         )
     )
     known = union_all(completed, just_described).limit(1).cte("known")
-    # An upload that waits for its next attempt keeps its claim, but makes no description meanwhile.
+    # An upload that waits for its next attempt keeps its claim, but makes no description until
+    # then.
     lives = exists().where(
         Upload.id == literal_column("descriptions_in_work.upload_id"),
         Upload.claim_token == literal_column("descriptions_in_work.claim_token"),

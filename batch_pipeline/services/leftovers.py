@@ -157,7 +157,7 @@ def _find_thumbnails_of_deleted_uploads(
 def _made_thumbnails(
     database: Database, grace_seconds: float
 ) -> Iterator[dict[uuid.UUID, uuid.UUID]]:
-    """Yield the uploads of which we made a thumbnail, each with its user, in chunks."""
+    """Yield the uploads whose thumbnail we made, each with its user, in chunks."""
     old = MadeThumbnail.made_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, grace_seconds)
     notes = select(MadeThumbnail.upload_id, MadeThumbnail.user_id).where(old)
     last = uuid.UUID(int=0)

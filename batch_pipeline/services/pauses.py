@@ -175,9 +175,9 @@ class _Look:
 def why_paused(
     database: Database, settings: Settings, batch_id: uuid.UUID | None = None
 ) -> WorkPausedError | None:
-    """Return the pause because of which nothing of a batch is processed now, or None.
+    """Return why a pause keeps a batch from being processed now; None: no pause does.
 
-    Without a batch: because of which nothing at all is processed.
+    Without a batch: why a pause keeps everything from being processed.
     """
     with database.transaction() as connection:
         pauses = _of_batch(connection, batch_id)

@@ -58,9 +58,9 @@ class Pipeline:
         return build_analyzer(self.settings, self.call_slots.of)
 
     def why_paused(self, batch_id: uuid.UUID | None = None) -> WorkPausedError | None:
-        """Return the pause because of which nothing of a batch is processed now, or None.
+        """Return why a pause keeps a batch from being processed now; None: no pause does.
 
-        Without a batch: because of which nothing at all is processed.
+        Without a batch: why a pause keeps everything from being processed.
         """
         return why_paused(self.database, self.settings, batch_id)
 

@@ -90,7 +90,7 @@ class SearchResult:
     space cannot be called."""
     description: str
     thumbnail_path: str | None
-    """Relative to the storage."""
+    """Path relative to the storage."""
     file_path: str
     """Path of the original, relative to the storage."""
     original: str

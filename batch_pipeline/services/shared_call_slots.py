@@ -275,7 +275,7 @@ class SharedCallSlots:
                     keepalives_count=2,
                     tcp_user_timeout=10_000,
                 ) as connection:
-                    # A process that waited for the lock has to see what was written meanwhile.
+                    # A process that waited for the lock has to see what others wrote before.
                     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
                     if not is_pooled(connection):
                         connection.execute(f"LISTEN {CHANNEL}".encode())

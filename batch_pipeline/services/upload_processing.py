@@ -108,7 +108,7 @@ class UploadReport:
 
 @dataclass(frozen=True)
 class CompletedUpload:
-    """Everything is stored."""
+    """The upload is completed, and all its results are stored."""
 
     report: UploadReport
 

@@ -186,7 +186,7 @@ class Choice:
     """The slices to launch now, and why the others wait."""
 
     chosen: Sequence[WaitingSlice]
-    """In the order of their turns."""
+    """Slices in the order of their turns."""
     waiting: Mapping[Why, Collection[uuid.UUID]]
     """Batches that wait, by what they wait for; one batch may wait for several things."""
 

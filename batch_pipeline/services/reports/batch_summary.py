@@ -45,7 +45,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class SlowUpload:
-    """An upload that took long."""
+    """One of the slowest uploads."""
 
     file: str
     seconds: float

@@ -81,9 +81,9 @@ class Rescue:
     """What happened to the uploads of dead owners."""
 
     returned: int = 0
-    """Pending again."""
+    """Number of uploads that are pending again."""
     quarantined: int = 0
-    """Failed, because their worker died every time."""
+    """Number of uploads that failed because their worker died every time."""
 
 
 @each_repeated
@@ -369,7 +369,7 @@ def _forgotten() -> Any:
 def _adopt(
     connection: Connection, user_id: uuid.UUID | None, upload_ids: Sequence[uuid.UUID]
 ) -> uuid.UUID:
-    """Put uploads into a batch of their own; returns its id."""
+    """Create a batch for these uploads; returns its id."""
     batch_id = uuid.uuid4()
     connection.execute(insert(UploadBatch).values(id=batch_id, user_id=user_id))
     connection.execute(
