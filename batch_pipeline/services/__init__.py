@@ -1,1 +1,1 @@
-"""What the pipeline does, called alike by a step, a command or a test."""
+"""The functions of the pipeline; steps, commands and tests call the same ones."""

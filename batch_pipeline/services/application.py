@@ -1,7 +1,7 @@
-"""What applications call: ``from batch_pipeline import Filters, search``.
+"""The interface for applications: ``from batch_pipeline import Filters, search``.
 
-Database, storage and model are those that the settings name, from the environment and ``.env``, or
-those that are given; they are opened once per process and shared by all threads.
+The settings name database, storage and model. By default they are read from the environment and
+``.env``. The connections are opened once per process and shared by all threads.
 """
 
 import uuid
@@ -23,24 +23,26 @@ def search(
     copies: bool = False,
     settings: Settings | None = None,
 ) -> SearchResults:
-    """Find uploads by what a person would say, or by an upload like which they are; best first.
+    """Find uploads by a question, or find uploads similar to another upload; best first.
+
+    If the embedding model cannot be called, the search uses words only, and
+    `SearchResults.by_words_only` says why.
 
     Args:
-        text: what a person would say. A whole file name, and what stands in quotation marks, is
-            found first.
+        text: the question, in any language that the model knows. Matches of a whole file name come
+            first, then matches of phrases in quotation marks.
         like: an upload whose description is the question instead.
-        filters: what the uploads are narrowed to; None: all of all users.
-        limit: how many, 1 to 5,000.
-        after: the ``cursor`` of the last result of the page before, of the same search.
-        copies: show each upload of the same bytes, and not only one of them.
-        settings: other ones than those of the environment.
+        filters: conditions that the uploads must meet; None: all uploads of all users.
+        limit: maximum number of results, 1 to 5,000.
+        after: the ``cursor`` of the last result of the previous page of the same search.
+        copies: return every upload with the same bytes, not only one of them.
+        settings: settings to use instead of those of the environment.
 
     Raises:
-        RefusedError: the search cannot be made as it stands; the message says why.
+        RefusedError: an argument is not valid; the message says which.
         NotFoundError: there is no upload `like`.
         ConfigurationError: a setting is not valid.
-        ServiceDownError: the database cannot be reached. If the model cannot, words alone answer,
-            and `SearchResults.by_words_only` says why.
+        ServiceDownError: the database cannot be reached.
     """
     pipeline = shared_pipeline(settings or load_settings())
     return search_database(

@@ -1,10 +1,11 @@
-"""One file that holds our tables, Dagster's, and the stored files; made while everything runs.
+"""Backup of our tables, Dagster's tables and the stored files in one file, while everything runs.
 
-A tar file: ``backup.json`` says what is in it, ``database.dump`` and ``dagster.dump`` are in
-PostgreSQL's custom format, ``files/`` holds originals and thumbnails of uploads. The dump comes
-first: a file without its row is of no use, a row without its file would fail.
+The backup is a tar file. ``backup.json`` describes its contents, ``database.dump`` and
+``dagster.dump`` are in PostgreSQL's custom format, and ``files/`` contains originals and thumbnails
+of uploads. The dump is made first, so that every row in it has its file. A row without its file
+would fail; a file without its row does no harm.
 
-A restore goes the other way round, files first: no row is there before its file.
+A restore works in the opposite order: files first, so that no row exists before its file.
 """
 
 import io
@@ -43,7 +44,8 @@ from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
 _ABOUT, _OURS, _DAGSTER, _FILES = "backup.json", "database.dump", "dagster.dump", "files/"
-#: Tables that this version has made and the dump may not know would be in the way later.
+#: The dump may not contain all tables of this version. These are dropped first, so that they do not
+#: conflict with the migrations that follow.
 _DROP_OURS = "DROP TABLE IF EXISTS {}, alembic_version".format(
     ", ".join(table.name for table in Base.metadata.tables.values())
 )
@@ -52,40 +54,41 @@ _CHUNK = 1000
 
 @dataclass
 class Backup:
-    """What a backup holds."""
+    """Contents of a backup."""
 
     file: str
     revision: str | None
-    """Of our tables."""
+    """Revision of our tables."""
     storage: str
-    """Where the files are, in the backup or not."""
+    """Location of the storage, whether its files are in the backup or not."""
     dagster: bool
-    """Whether the history of runs is in it."""
+    """Whether the backup contains the history of runs."""
     files: int = 0
-    """How many are in it."""
+    """Number of files in the backup."""
     missing: list[str] = field(default_factory=list)
-    """Files that a row names and the storage does not hold."""
+    """Files that a row names but that are not on the storage."""
     made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
 
 
 @dataclass
 class Restored:
-    """What was restored."""
+    """Result of a restore."""
 
     backup: Backup
     files: int = 0
+    """Number of files written to the storage."""
     kept: int = 0
-    """Files that were there already, and were left as they are."""
+    """Number of files that existed already and were left as they are."""
     is_owner: bool = False
-    """Whether the restored database tidies the storage."""
+    """Whether the restored database owns the storage."""
 
 
 def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
-    """Write a backup; what else runs meanwhile does not matter.
+    """Write a backup; everything else may run at the same time.
 
     Raises:
-        RefusedError: the server is newer than the programs that we have.
-        PipelineError: it could not be made; no file is left.
+        RefusedError: the server is newer than our PostgreSQL programs.
+        PipelineError: the backup could not be made; no file is left.
     """
     storage = Storage(settings.storage_location)
     database = connect(settings)
@@ -124,15 +127,15 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
 
 
 def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restored:
-    """Put a backup in the place of an empty database.
+    """Restore a backup into an empty database.
 
     Args:
-        settings: where to.
-        file: that `back_up` wrote.
-        replace: rows that are there already are removed; without it they are a reason to refuse.
+        settings: name the database and the storage.
+        file: a file that `back_up` wrote.
+        replace: remove rows that exist already; without it existing rows are refused.
 
     Raises:
-        RefusedError: it is no backup, the database is not empty, or others use it.
+        RefusedError: the file is no backup, the database is not empty, or a process uses it.
         PipelineError: it could not be restored; the database is as it was.
     """
     try:
@@ -197,7 +200,7 @@ def _put_files(archive: tarfile.TarFile, storage: Storage, restored: Restored) -
 
 
 def _restore_dump(url: URL, folder: str, name: str, *, before: str = "SELECT 1") -> None:
-    """Restore in one transaction: whatever goes wrong, the database is as it was."""
+    """Restore in one transaction, so that the database is unchanged after any error."""
     script = f"{folder}/{name}.sql"
     options = ("--clean", "--if-exists", "--no-owner", "--no-privileges")
     _run("pg_restore", *options, f"--file={script}", f"{folder}/{name}")
@@ -209,7 +212,7 @@ def _restore_dump(url: URL, folder: str, name: str, *, before: str = "SELECT 1")
 
 
 def _run(program: str, *arguments: str, url: URL | None = None) -> None:
-    """Run one of PostgreSQL's programs; the password is in no list of processes."""
+    """Run one of PostgreSQL's programs; no list of processes shows the password."""
     variables = {"PGOPTIONS": "-c lock_timeout=15s -c client_min_messages=warning"}
     target = []
     if url is not None:
@@ -229,7 +232,7 @@ def _run(program: str, *arguments: str, url: URL | None = None) -> None:
 
 
 def _paths(database: Database) -> Iterator[str]:
-    """Paths of all files that rows name, once each."""
+    """Yield the paths of all files that rows name, each once."""
     last, seen = None, set()
     while True:
         rows = select(Upload.id, Upload.file_path, Upload.thumbnail_path).order_by(Upload.id)

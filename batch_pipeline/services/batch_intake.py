@@ -1,8 +1,8 @@
-"""Submission: from paths on this machine to a stored batch, or to a clear refusal.
+"""Submission: stores files of this machine as a batch, or refuses them with a clear reason.
 
 Files are stored first. Then one transaction writes batch and uploads, so that there is neither a
 row without its file nor a batch without uploads. A failed submission removes the files that it has
-stored. Until shortly before the commit, a note on the storage says that no row needs the files
+stored. Until shortly before the commit, a note on the storage records that no row needs the files
 (`file_ownership`), so that they can also be removed after a crash.
 """
 
@@ -56,23 +56,23 @@ class Submission:
     """The result of a submission."""
 
     batch_id: uuid.UUID | None
-    """None: nothing was accepted, there is no batch."""
+    """None: no file was accepted, so there is no batch."""
     upload_ids: Sequence[uuid.UUID]
     refused: Sequence[RefusedFile]
     left_out: Mapping[str, int] = field(default_factory=dict)
     """As in `Offer`."""
     name: str | None = None
-    """What people call the batch."""
+    """Name of the batch."""
 
     @property
     def total_files(self) -> int:
-        """Files that were offered, those that accompany photos not among them."""
+        """Number of offered files, without skipped files that accompany photos."""
         return len(self.upload_ids) + len(self.refused)
 
 
 @dataclass(frozen=True)
 class AcceptedFile:
-    """A file that is to be part of the batch."""
+    """A file that will be part of the batch."""
 
     upload_id: uuid.UUID
     path: Path
@@ -92,7 +92,7 @@ class Offer:
     left_out: Mapping[str, int]
     """Skipped files that accompany photos, counted by extension; skipping them is no failure."""
     folder_name: str | None
-    """A name for the batch: of the folder that was offered, or that all files are in."""
+    """A name for the batch: that of the offered folder, or of the folder with all files."""
 
 
 def submit(
@@ -109,21 +109,20 @@ def submit(
     """Store files and folders as one batch.
 
     Args:
-        paths: files and folders with their subfolders; hidden files in folders are skipped, and
-        links
-            to folders are not followed. XMP files beside a photo or film are not uploads, but may
-            give its date.
+        paths: files, and folders with their subfolders. Hidden files in folders are skipped, and
+            links to folders are not followed. XMP files beside a photo or film are not uploads, but
+            may contain its date.
         user_id: owner of the batch.
         publisher: announces the new batch.
         storage: where the files go.
         settings: the limits.
         name: name of the batch; by default that of the folder.
-        priority: among the batches of its user.
-        on_stored: called with the number of files stored so far and in all.
+        priority: priority among the batches of its user.
+        on_stored: called with the number of files stored so far and the total number.
 
     Raises:
-        RefusedError: the submission as a whole is over a limit, or names what does not exist;
-            nothing was stored.
+        RefusedError: the submission as a whole is over a limit, or a path does not exist; nothing
+            was stored.
         ServiceDownError: storage or database cannot be used; nothing was kept.
     """
     offer = examine(paths, settings)
@@ -143,7 +142,7 @@ def examine(paths: Iterable[Path], settings: Settings) -> Offer:
     """Examine files and folders, without storage and database.
 
     Raises:
-        RefusedError: the submission as a whole is over a limit, or names what does not exist.
+        RefusedError: the submission as a whole is over a limit, or a path does not exist.
     """
     paths = list(paths)
     offered, unreadable = collect_files(paths)
@@ -176,7 +175,7 @@ def _folder_name(paths: Sequence[Path]) -> str | None:
 
 
 def _shown_name(name: str | None) -> str | None:
-    """Return a name in one line, as tables and messages need it; None if nothing is left of it."""
+    """Return a name as one line of limited length; None if nothing is left of it."""
     return visible_line(_storable_name(name or "")).strip()[:MAX_NAME] or None
 
 
@@ -191,7 +190,10 @@ def store(
     priority: Priority = Priority.NORMAL,
     on_stored: Callable[[int, int], None] = lambda stored, total: None,
 ) -> Submission:
-    """Store what `examine` accepted as one batch; arguments and errors as of `submit`."""
+    """Store the files that `examine` accepted as one batch.
+
+    Arguments and errors are those of `submit`.
+    """
     accepted = offer.accepted
     if not accepted:
         return Submission(None, [], offer.refused, offer.left_out)
@@ -227,7 +229,7 @@ def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]
     Also returns the folders that cannot be read.
 
     Raises:
-        RefusedError: a path does not exist or is neither file nor folder.
+        RefusedError: a path does not exist, or is neither a file nor a folder.
     """
     found: dict[Path, None] = {}
     unreadable: list[RefusedFile] = []
@@ -382,7 +384,7 @@ def _refusals_named(user_id: uuid.UUID) -> Iterator[None]:
 
 
 def _is_committed(publisher: ProgressPublisher, batch_id: uuid.UUID) -> bool:
-    """Tell whether the batch was committed; true if that is unknown, so that files are kept."""
+    """Return whether the batch was committed; true if that is unknown, so that files are kept."""
     give_up_at = time.monotonic() + _COMMIT_SECONDS
     try:
         while time.monotonic() < give_up_at:
@@ -399,7 +401,7 @@ def _is_committed(publisher: ProgressPublisher, batch_id: uuid.UUID) -> bool:
 
 
 def _lock_of(batch_id: uuid.UUID) -> int:
-    """Key of the lock that the transaction of a submission holds."""
+    """Return the key of the lock that the transaction of a submission holds."""
     return int.from_bytes(batch_id.bytes[:8], signed=True)
 
 
@@ -408,5 +410,5 @@ def _stored_path(storage: Storage, user_id: uuid.UUID, file: AcceptedFile) -> st
 
 
 def _storable_name(name: str) -> str:
-    """Names on disk are bytes; what is not UTF-8 in them cannot be stored as text."""
+    """Replace bytes that are not UTF-8. Names on disk may contain them, but text columns cannot."""
     return name.encode("utf-8", "replace").decode("utf-8")

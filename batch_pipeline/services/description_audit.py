@@ -1,9 +1,10 @@
-"""Is this a description, or did the model stammer? A score from 0 to 100 and the reasons for it.
+"""Audit of descriptions: a score from 0 to 100, and the reasons for it.
 
-A pure function over text: what happens to a text that fails is decided by `upload_processing`. The
-audit judges form, not truth, and has to be fair to every language: lengths, words and repetition
-are counted so that they mean the same in scripts that write no spaces (Chinese, Japanese, Thai,
-Lao, Khmer, Burmese), and checks that know only Latin letters keep to Latin letters.
+The audit finds text that is no description, for example endless repetition. It is a pure function
+over text; `upload_processing` decides what happens to a text that fails. It checks the form, not
+the truth. It has to be fair to every language. So lengths, words and repetition are counted in a
+way that is comparable in scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese), and
+checks for Latin letters are applied only to Latin letters.
 """
 
 import re
@@ -30,13 +31,13 @@ MOST_SYMBOLS = 0.30
 
 @dataclass(frozen=True)
 class Penalty:
-    """One reason to trust a text less."""
+    """One reason for a lower score."""
 
     name: str
-    """Stable, ``snake_case``."""
+    """Stable name in ``snake_case``."""
     points: int
     reason: str
-    """One sentence with the figures, for people."""
+    """One sentence with the numbers, for people."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,13 @@ class AuditResult:
     """Verdict on one text."""
 
     score: int
-    """100 less the points of all penalties, not below 0."""
+    """100 minus the points of all penalties, at least 0."""
     passed: bool
     penalties: tuple[Penalty, ...]
 
     @property
     def reasons(self) -> str:
-        """Why it is not the full score, in sentences; empty if it is."""
+        """The reasons of all penalties, in sentences; empty if there are none."""
         return " ".join(penalty.reason for penalty in self.penalties)
 
 
@@ -59,25 +60,25 @@ def audit(text: str, language: str = "") -> AuditResult:
 
     Args:
         text: the description.
-        language: tag of the language that it is to be in; empty: any.
+        language: tag of the expected language; empty: any language.
 
     ==================== ====== =============================================================
     penalty              points when
     ==================== ====== =============================================================
-    ``empty``               100 nothing but white space; no other rule is asked
-    ``control_token``        50 ``<|`` occurs; once more for ``|>``, each however often
+    ``empty``               100 nothing but white space; no other rule is applied
+    ``control_token``        50 ``<|`` occurs, any number of times; another 50 for ``|>``
     ``too_short``            30 under 50 characters (a Han, kana or Hangul one counts 2.5)
     ``too_long``             20 over 5000 characters
-    ``few_unique_words``     40 under 20 % of the words are different ones
+    ``few_unique_words``     40 under 20 % of the words are different
     ``repeated_word``        35 the same word 4 times in a row
     ``repeated_phrase``      35 the same phrase of 2 to 100 words 4 times in a row
     ``symbols``              25 over 30 % of the characters are neither letters nor spaces
-    ``character_soup``       45 over a quarter of the letters stand in words that no language has,
-                                or four scripts are mixed, or letters are hardly to be found
+    ``character_soup``       45 over a quarter of the letters are in words that no language has, or
+                                four scripts are mixed, or under 40 % of the characters are letters
     ``structured_data``      45 JSON, or the beginning of it, instead of sentences
     ``no_common_words``      15 no everyday word of any known language (Latin script only)
-    ``no_sentence``          15 under 3 words, or 20 and more without the end of a sentence
-    ``wrong_language``       45 the text is surely in another language than the one asked for
+    ``no_sentence``          15 under 3 words, or 20 or more without the end of a sentence
+    ``wrong_language``       45 the text is certainly in another language than the expected one
     ==================== ====== =============================================================
     """
     text = text.strip()
@@ -106,8 +107,9 @@ def _penalties(text: str, language: str) -> Iterator[Penalty]:
 
 # Words and scripts ----------------------------------------------------------------------------
 
-#: Scripts without spaces. In the first kind a word has about two characters, in the second, which
-#: are alphabets, about four: runs of them are counted as overlapping pieces of that length.
+#: Scripts without spaces. A word has about two characters in the first kind, and about four in the
+#: second kind, which are alphabets. Runs of such characters are counted as overlapping pieces of
+#: that length.
 _SYLLABIC = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNSPACED_ALPHABETS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 _HANGUL = "\uac00-\ud7a3"
@@ -117,7 +119,7 @@ _RUNS = re.compile(
     f"|(?P<spaced>[^\\s{_SYLLABIC}{_UNSPACED_ALPHABETS}]+)"
 )
 _DENSE = re.compile(f"[{_SYLLABIC}{_HANGUL}]")
-#: One such character says about as much as this many Latin ones: 50 of those are 20 of these.
+#: One such character counts as this many Latin letters, so 20 of them count as 50 letters.
 _DENSE_WEIGHT = 2.5
 _UNSPACED_LOOP = re.compile(
     f"([{_SYLLABIC}{_UNSPACED_ALPHABETS}]{{1,24}}?)\\1{{{REPEATS_IN_A_ROW - 1}}}"
@@ -125,7 +127,7 @@ _UNSPACED_LOOP = re.compile(
 
 
 def _words(text: str) -> list[str]:
-    """Words as they stand (case kept); in scripts without spaces, pieces of a word's length."""
+    """Return the words, with their case; in scripts without spaces, pieces of a word's length."""
     between = {c for c in set(text) if _kind(c) not in "LMN" and c not in _APOSTROPHES}
     spaced = text.translate(dict.fromkeys(map(ord, between), " "))
     words: list[str] = []
@@ -145,7 +147,7 @@ def _kind(character: str) -> str:
     if character.isspace():
         return "Z"
     category = unicodedata.category(character)
-    # Joiners (Cf) stand within Persian, Hindi and other words and are seen by nobody.
+    # Joiners (Cf) are invisible characters within Persian, Hindi and other words.
     return "M" if category == "Cf" else category[0]
 
 
@@ -200,9 +202,10 @@ def _repetition(text: str, words: list[str]) -> Iterator[Penalty]:
             f"The word “{repeated[:30]}” stands {REPEATS_IN_A_ROW} times in a row or more.",
         )
         return
-    # A model that has begun to loop does not stop again: the end of the text is enough.
+    # A model that has begun to loop does not stop, so the end of the text is enough.
     end = folded[-2000:]
-    # Four times in a row: the words of a phrase are frequent, and it has a quarter of all at most.
+    # A phrase that occurs four times needs words that occur four times, and it has at most a
+    # quarter of all words.
     if max(Counter(end).values(), default=0) < REPEATS_IN_A_ROW:
         return
     for length in range(2, min(_LONGEST_PHRASE, len(end) // REPEATS_IN_A_ROW) + 1):
@@ -216,7 +219,7 @@ def _repetition(text: str, words: list[str]) -> Iterator[Penalty]:
 
 
 def _repeated(words: list[str], length: int) -> str:
-    """Return the first phrase of `length` words that stands 4 times in a row, or nothing."""
+    """Return the first phrase of `length` words that occurs 4 times in a row; empty if none."""
     wanted = length * (REPEATS_IN_A_ROW - 1)
     if sum(map(eq, words, words[length:])) < wanted:
         return ""
@@ -241,14 +244,15 @@ def _symbols(characters: Counter[str]) -> Iterator[Penalty]:
 
 
 _SOUP_SHARE = 0.25
-#: Of all but white space. Receipts and tables stay above it, rows of figures do not.
+#: Smallest share of letters among all characters except white space. Receipts and tables are above
+#: it, rows of numbers are not.
 _LEAST_LETTERS = 0.40
 #: The longest German and Finnish compounds that people write have about 40 letters.
 _LONGEST_WORD = 45
 _SCRIPTS_AT_ONCE = 4
-#: No word of a language in Latin letters looks like this, whatever its accents: four letters or
-#: more without a vowel; five consonants in a row (the letters of sch, ch and their like counted as
-#: one); capitals amid small letters, twice or more; digits amid letters, twice or more.
+#: No word of a language in Latin letters looks like this, with or without accents: four letters or
+#: more without a vowel; five consonants in a row (sch, ch and similar ones count as one); capitals
+#: between small letters, twice or more; digits between letters, twice or more.
 _ODD_LATIN = re.compile(r"^[b-df-hj-np-tvwxz]{4,}$|[b-df-hj-np-tvwxz]{5}")
 _ODD_CASE = re.compile(r"[a-z][A-Z]+[a-z]+[A-Z]|\d[a-zA-Z]+\d+[a-zA-Z]|[a-z]\d+[a-zA-Z]+\d")
 _ONE_SOUND = re.compile(r"sch|s[hz]|c[hkz]|t[hsz]|p[fh]|n[gk]|[gkrw]h|dz|rz|l[lj]|([a-z])\1")

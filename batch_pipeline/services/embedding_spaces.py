@@ -1,9 +1,9 @@
-"""Which embedding space new vectors go into, which one answers, and when that changes.
+"""Decides into which embedding space new vectors go, and which space answers each user.
 
-A change of the embedding model, its width or its document prefix makes a new space. Uploads get
-their vectors in it one by one (`batch-pipeline reprocess --stage embedding --stale`), while the old
-space answers. New uploads meanwhile get a vector in both. Once nothing of a user is missing in the
-new space, the sweep lets it answer that user: one row changes.
+A change of the embedding model, its width or its document prefix creates a new space. Uploads get
+their vectors in it one by one (`batch-pipeline reprocess --stage embedding --stale`). During that
+time the old space answers, and new uploads get a vector in both spaces. When the new space has a
+vector of every upload of a user, the sweep switches that user to it by changing one row.
 """
 
 import threading
@@ -43,17 +43,17 @@ from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.model_servers.factory import build_analyzer, embedding_prefixes
 from batch_pipeline.settings import AnalyzerName, Settings
 
-#: How long a process takes for granted that the space of its settings is there (seconds).
+#: How long a process assumes that the space of its settings still exists (seconds).
 _KNOWN_SECONDS = 60.0
 
 
 def key_of(embedding: EmbeddingModel) -> SpaceKey:
-    """The key of the space that a model's vectors belong to."""
+    """Return the key of the space to which a model's vectors belong."""
     return SpaceKey(embedding.name, embedding.dimensions, embedding.prefixes.document)
 
 
 def key_of_settings(settings: Settings) -> SpaceKey:
-    """The same of the model that the settings name, without loading what calls it."""
+    """Return the key for the model that the settings name, without loading its client."""
     if settings.embedder_name is AnalyzerName.EMBEDDED:
         return key_of(EmbeddedEmbedding(settings.embedding_dimensions))
     return SpaceKey(
@@ -64,13 +64,13 @@ def key_of_settings(settings: Settings) -> SpaceKey:
 
 
 class Spaces:
-    """The spaces of a database as a process sees it; safe under threads.
+    """The embedding spaces of a database, for one process; thread-safe.
 
     Args:
-        database: where they are.
-        settings: which model embeds.
-        embedding: gives that model.
-        make_slots: who caps the calls in flight.
+        database: the database with the spaces.
+        settings: name the embedding model.
+        embedding: returns that model.
+        make_slots: returns the slots that limit the calls in flight.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Spaces:
         self._local_width: int | None = None
 
     def current(self) -> Space:
-        """The space that new vectors go into; made if it is not there.
+        """Return the space into which new vectors go; creates it if it is missing.
 
         Raises:
             ServiceDownError: the database cannot be reached.
@@ -105,17 +105,17 @@ class Spaces:
             return space
 
     def fits_local(self, width: int) -> bool:
-        """Tell whether vectors fit ``uploads.embedding_local``."""
+        """Return whether vectors of this width fit ``uploads.embedding_local``."""
         if self._local_width is None:
             with self._database.transaction() as connection:
                 self._local_width = local_width(connection)
         return self._local_width in {-1, width}
 
     def model_of(self, space: Space) -> EmbeddingModel:
-        """The model that embeds questions, or more documents, for a space.
+        """Return the model that embeds questions, or more documents, for a space.
 
         Raises:
-            ConfigurationError: it cannot be used any more; the message says what is missing.
+            ConfigurationError: the model cannot be used any more; the message says what is missing.
         """
         embedding = self._embedding()
         return embedding if key_of(embedding) == space.key else self._other(space)
@@ -136,9 +136,10 @@ class Spaces:
 
 
 def settings_for(settings: Settings, space: Space) -> Settings:
-    """Settings under which a space would be the current one.
+    """Return settings with which a space would be the current one.
 
-    The API key goes to no server that the settings do not name: it may be another service's.
+    The API key is sent only to servers that the settings name. Another server may belong to another
+    service.
     """
     asked = space.questions
     embedder = AnalyzerName(asked.embedder) if asked.embedder else _embedder(settings, space)
@@ -164,11 +165,11 @@ def settings_for(settings: Settings, space: Space) -> Settings:
 
 
 def users_to_switch(database: Database, key: SpaceKey) -> Sequence[uuid.UUID]:
-    """List users whom another space answers though nothing of theirs is missing in this one."""
+    """List users whom another space answers although this space has all their vectors."""
     with database.transaction() as connection:
         space = find_space(connection, key)
         others = exists().where(AnsweringSpace.space_id != (space.id if space else 0))
-        # Nearly always: then the uploads are not looked at.
+        # Nearly always there are no such users. Then the uploads need not be read.
         if space is None or not connection.scalar(select(others)):
             return []
         return connection.scalars(
@@ -179,7 +180,10 @@ def users_to_switch(database: Database, key: SpaceKey) -> Sequence[uuid.UUID]:
 
 
 def switch_users(database: Database, key: SpaceKey) -> int:
-    """Let a space answer all whom it can answer in full, a transaction each; returns how many."""
+    """Switch all users to a space that has all their vectors, each in a transaction of its own.
+
+    Returns how many users were switched.
+    """
     switched = 0
     for user_id in users_to_switch(database, key):
         with database.transaction() as connection:
@@ -195,16 +199,17 @@ def switch_users(database: Database, key: SpaceKey) -> int:
 
 
 def _may_switch(space: Space) -> tuple[ColumnElement[bool], ...]:
-    """Whether nothing that was ever embedded for a user has no vector in a space.
+    """Return conditions: a space has a vector of every embedded upload of a user.
 
-    What has failed for good would keep the old model in use for ever; it is found by its words.
+    Uploads that have failed for good do not count. Otherwise they would keep the old model in use
+    for ever. They are still found by their words.
     """
     missing = _lacks_vector(space)
     user_id = AnsweringSpace.user_id
     return (
         AnsweringSpace.space_id != space.id,
         ~exists().where(Upload.user_id == user_id, *missing),
-        # Apart from the others, whose index could not be used in one condition.
+        # This is a condition of its own, because one condition for both could not use the index.
         or_(user_id != LOCAL_USER, ~exists().where(Upload.user_id.is_(None), *missing)),
     )
 
@@ -222,28 +227,28 @@ def _lacks_vector(space: Space) -> tuple[ColumnElement[bool], ...]:
 
 @dataclass(frozen=True)
 class SpaceOverview:
-    """A space, and what it holds."""
+    """A space and what it contains."""
 
     id: int
     model: str
     dimensions: int
     stored_as: str
-    """``vector`` or ``halfvec``: what the index holds."""
+    """Type in the index: ``vector`` or ``halfvec``."""
     document_prefix: str
     question_prefix: str
     embedder: str
     created_at: datetime
     vectors: int
     bytes: int
-    """Of table and index."""
+    """Size of table and index."""
     users: int
-    """Whom it answers."""
+    """Number of users whom it answers."""
     is_current: bool
-    """New vectors go into it."""
+    """Whether new vectors go into it."""
     missing: int | None
-    """Embedded uploads that it has no vector of yet; of the current one only."""
+    """Number of embedded uploads without a vector in it; None if it is not the current space."""
     waiting_users: int | None
-    """Whom another space still answers; of the current one only."""
+    """Number of users whom another space still answers; None if it is not the current space."""
 
 
 def overview(database: Database, current: SpaceKey) -> Sequence[SpaceOverview]:
@@ -298,9 +303,9 @@ def drop(database: Database, space_id: int, current: SpaceKey) -> Space:
     """Drop a space with its vectors.
 
     Raises:
-        NotFoundError: there is none of this number.
+        NotFoundError: there is no space with this number.
         RefusedError: it answers searches, or new vectors go into it.
-        ServiceDownError: others use its table now, or the database cannot be reached.
+        ServiceDownError: another transaction uses its table now, or the database cannot be reached.
     """
     with database.transaction() as connection:
         space = get_space(connection, space_id)
@@ -315,7 +320,7 @@ def drop(database: Database, space_id: int, current: SpaceKey) -> Space:
                 f"{space.key.width} numbers: new uploads go into it. Set another model first"
             )
         drop_space(connection, space)
-        # Somebody may have been switched to it meanwhile; from here on nobody is.
+        # A user may have been switched to it since the first check. After the drop none can be.
         _require_no_users(connection, space)
     return space
 
@@ -356,7 +361,7 @@ def _addresses(settings: Settings, embedder: AnalyzerName) -> list[str]:
 
 
 def _embedder(settings: Settings, space: Space) -> AnalyzerName:
-    """Of a space that is older than this knowledge."""
+    """Return the embedder of an old space that does not record it."""
     if space.key.model.startswith("embedded-"):
         return AnalyzerName.EMBEDDED
     if settings.embedder_name is AnalyzerName.EMBEDDED:

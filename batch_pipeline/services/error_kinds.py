@@ -1,6 +1,6 @@
-"""Every kind of error with what it means and what to do; the source of docs/troubleshooting.md.
+"""All kinds of errors, what they mean and what to do; the source of docs/troubleshooting.md.
 
-The code that raises an error gives it its kind (`errors.py`); a test compares the lists. Texts are
+The code that raises an error sets its kind (`errors.py`). A test compares both lists. Texts are
 Markdown; links are relative to ``docs/``.
 """
 
@@ -13,16 +13,16 @@ class Ending(StrEnum):
     """What happens to an upload after an error of a kind."""
 
     FILE = "file"
-    """Failed at once; it fails in the same way until the cause is fixed."""
+    """The upload fails at once. It fails in the same way until the cause is fixed."""
     PASSES = "passes"
-    """Tried again, then failed; a later retry may work."""
+    """The upload is retried and then fails. A later retry may work."""
     SERVICE = "service"
-    """Waits until a service works again; this affects all uploads."""
+    """The upload waits until a service works again. This affects all uploads."""
 
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """What there is to say about one kind of error."""
+    """One kind of error, with its meaning and advice."""
 
     name: str
     ending: Ending
@@ -31,17 +31,17 @@ class ErrorKind:
 
     @property
     def plain_means(self) -> str:
-        """What it means, for a terminal."""
+        """The meaning as plain text, for a terminal."""
         return _plain(self.means)
 
     @property
     def plain_advice(self) -> str:
-        """What to do, for a terminal."""
+        """The advice as plain text, for a terminal."""
         return _plain(self.advice)
 
 
 def _plain(markdown: str) -> str:
-    """Links as text with their page, emphasis as text."""
+    """Replace links by their text and page, and remove emphasis."""
     text = re.sub(r"\[([^]]+)\]\(([^)#]+)[^)]*\)", r"\1 (docs/\2)", markdown)
     return text.replace("*", "")
 
@@ -355,9 +355,9 @@ ERROR_KINDS = (
     ),
 )
 
-#: The same by name.
+#: Kinds by name.
 BY_NAME = {kind.name: kind for kind in ERROR_KINDS}
-#: An upload that failed for one of these fails in the same way until the cause is fixed.
+#: Kinds of errors with which an upload fails in the same way until the cause is fixed.
 SAME_AGAIN = frozenset(kind.name for kind in ERROR_KINDS if kind.ending is Ending.FILE)
-#: An upload that waits for one of these waits for a service.
+#: Kinds of errors for which an upload waits until a service works again.
 OUTAGES = frozenset(kind.name for kind in ERROR_KINDS if kind.ending is Ending.SERVICE)

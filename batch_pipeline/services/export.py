@@ -1,4 +1,4 @@
-"""Everything that is stored about a user, as files: JSON Lines, thumbnails and originals."""
+"""Exports everything that is stored about a user: JSON Lines, thumbnails and originals."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from batch_pipeline.errors import NotFoundError, PermanentError, PipelineError, 
 from batch_pipeline.storage import Storage
 
 _CHUNK = 200
-#: Every column, those of an upload API, too; vectors as their numbers.
+#: Every column, including those of an upload API; vectors are arrays of numbers.
 _ROWS = {
     "batches": """
         SELECT id, to_jsonb(one) AS said FROM upload_batches AS one
@@ -47,7 +47,7 @@ _ROWS = {
 
 @dataclass
 class Export:
-    """What was written."""
+    """Contents of a written export."""
 
     user_id: uuid.UUID
     folder: str
@@ -62,24 +62,24 @@ class Export:
     originals: int = 0
     """Files ``originals/<upload id>.<ending>``."""
     missing: list[str] = field(default_factory=list)
-    """Files that a row names and the storage does not hold."""
+    """Files that a row names but that are not on the storage."""
 
 
 def export_user(
     database: Database, storage: Storage, user_id: uuid.UUID, folder: Path, *, originals: bool
 ) -> Export:
-    """Write all rows and files of a user to a folder; it is there when it is complete.
+    """Write all rows and files of a user to a folder, which appears when it is complete.
 
     Args:
-        database: whose rows.
-        storage: whose files.
-        user_id: of whom.
-        folder: new, or empty.
+        database: the database with the rows.
+        storage: the storage with the files.
+        user_id: the user.
+        folder: a new or empty folder.
         originals: include the submitted files.
 
     Raises:
         NotFoundError: nothing is stored about the user.
-        RefusedError: the folder holds something.
+        RefusedError: the folder is not empty.
         PipelineError: the folder cannot be written.
         ServiceDownError: database or storage cannot be used.
     """

@@ -1,20 +1,22 @@
-"""What proves that a file on the storage is ours to remove.
+"""Proofs that a file on the storage is ours and may be removed.
 
-Others keep files there, too: an upload API, a second deployment, the database that this one was
-restored from. That no row of ours names a file therefore proves nothing. Three notes do:
+Other programs keep files there, too: an upload API, a second deployment, the database from which
+this one was restored. So a file may be in use although no row of ours names it. Three notes prove
+that a file is ours:
 
 - **The owner of the storage**, ``.batch_pipeline/owner.json``, names one database. It is written
   when the storage is empty, when it is the default one under the home folder, or by a person
-  (``tidy --take-over``). Only the owner tidies at all.
-- **A submission under way**, ``.batch_pipeline/submissions/<batch>.json``, lists the originals that
-  it is about to store. It is written before the first of them, and removed before the rows are
-  committed: as long as it is there, no database anywhere knows these files. This lies on the
-  storage and not in the database, since a dump made during a submission would keep the note of a
+  (``tidy --take-over``). Only the owner removes leftover files.
+- **A submission in progress**, ``.batch_pipeline/submissions/<batch>.json``, lists the originals
+  that it is about to store. It is written before the first of them, and removed before the rows are
+  committed. As long as it exists, no database has rows for these files. The note is on the storage
+  and not in the database. Otherwise a dump made during a submission would contain the note of a
   batch that was committed a moment later.
-- **A thumbnail that we made** is noted in the table ``made_thumbnails``, by the statement that
-  stores its path. The note outlives the upload.
+- **A thumbnail that we made** is recorded in the table ``made_thumbnails``, by the statement that
+  stores its path. The record stays after the upload is deleted.
 
-An original whose rows were once committed is never removed by us, whoever deletes the row.
+If rows of an original were once committed, it is never removed as a leftover. It does not matter
+which program deleted the rows.
 """
 
 import json
@@ -37,7 +39,7 @@ from batch_pipeline.storage import Storage
 
 OWNER_NOTE = ".batch_pipeline/owner.json"
 _SUBMISSIONS = ".batch_pipeline/submissions"
-#: A submission that takes long renews its note this often, so that it is not taken for dead.
+#: A long submission renews its note this often, so that it does not count as dead (seconds).
 _RENEW_SECONDS = 60 * 60
 
 
@@ -53,9 +55,10 @@ class FileOwnership:
     """The notes of one database on one storage.
 
     Args:
-        database: migrated.
-        storage: where the files are.
-        settings: tell whether it is the default storage, which nobody else uses.
+        database: a migrated database.
+        storage: the storage with the files.
+        settings: without ``storage_url`` the storage is the default one, which no other program
+            uses.
     """
 
     def __init__(self, database: Database, storage: Storage, settings: Settings) -> None:
@@ -65,11 +68,11 @@ class FileOwnership:
 
     @cached_property
     def identity(self) -> str:
-        """The database's."""
+        """Identity of the database."""
         return database_identity(self._database)
 
     def owner(self) -> str | None:
-        """Identity of the database that owns the storage; None: nobody does.
+        """Return the identity of the database that owns the storage; None: it has no owner.
 
         Raises:
             ServiceDownError: the storage cannot be used.
@@ -80,11 +83,11 @@ class FileOwnership:
         return found if isinstance(found, str) else None
 
     def is_marked(self) -> bool:
-        """Tell whether it was decided who owns the storage, be it nobody; raises as `owner`."""
+        """Return whether the owner was decided, which may be no database; raises as `owner`."""
         return self._storage.exists(OWNER_NOTE)
 
     def claim(self) -> bool:
-        """Own the storage from now on, if it may be claimed; tells whether this database owns it.
+        """Claim the storage if that is allowed; returns whether this database owns it.
 
         Raises:
             ServiceDownError: storage or database cannot be used.
@@ -95,15 +98,15 @@ class FileOwnership:
         return self.is_owner()
 
     def is_owner(self) -> bool:
-        """Tell whether this database owns the storage; raises as `owner` does."""
+        """Return whether this database owns the storage; raises as `owner` does."""
         return self.owner() == self.identity
 
     def take_over(self) -> None:
-        """Own the storage, whoever did before."""
+        """Make this database the owner, even if another one owned the storage before."""
         self._write_owner(self.identity)
 
     def begin_submission(self, batch_id: uuid.UUID, paths: Sequence[str]) -> "SubmissionNote":
-        """Note that files are about to be stored; until it is removed they are nobody's."""
+        """Record that files are about to be stored; while the note exists, no row names them."""
         note = SubmissionNote(self, self._storage, batch_id, paths)
         note.write()
         return note
@@ -122,9 +125,9 @@ class FileOwnership:
                 is_old = datetime.fromisoformat(note["written_at"]) < before
                 found = AbandonedSubmission(uuid.UUID(note["batch_id"]), list(note["paths"]))
             except PermanentError:
-                continue  # its submission has just ended
+                continue  # its submission has just ended and removed the note
             except (KeyError, TypeError, ValueError):
-                continue  # nothing that we wrote
+                continue  # not a note that we wrote
             if is_ours and is_old:
                 yield found
 
@@ -133,18 +136,18 @@ class FileOwnership:
         self._storage.remove(_note_path(batch_id))
 
     def made_thumbnail(self, upload_id: uuid.UUID) -> bool:
-        """Tell whether the thumbnail of an upload is one that we made."""
+        """Return whether we made the thumbnail of an upload."""
         note = select(MadeThumbnail.upload_id).where(MadeThumbnail.upload_id == upload_id)
         with self._database.transaction() as connection:
             return connection.scalar(note) is not None
 
     def forget_thumbnails(self, upload_ids: Sequence[uuid.UUID]) -> None:
-        """Remove the notes of thumbnails that are gone."""
+        """Remove the records of thumbnails that were removed."""
         with self._database.transaction() as connection:
             connection.execute(delete(MadeThumbnail).where(MadeThumbnail.upload_id.in_(upload_ids)))
 
     def now(self) -> datetime:
-        """The database's clock, which all hosts share."""
+        """Return the time of the database's clock, which all hosts share."""
         with self._database.transaction() as connection:
             moment: datetime = connection.execute(select(func.now())).scalar_one()
         return moment
@@ -166,7 +169,7 @@ class FileOwnership:
 
 
 class SubmissionNote:
-    """The note of a submission under way."""
+    """The note of a submission in progress."""
 
     def __init__(
         self, ownership: FileOwnership, storage: Storage, batch_id: uuid.UUID, paths: Sequence[str]
@@ -180,21 +183,21 @@ class SubmissionNote:
         }
 
     def write(self) -> None:
-        """Write or renew it."""
+        """Write or renew the note."""
         note = self._contents | {"written_at": self._ownership.now().isoformat()}
         self._storage.write(self._path, json.dumps(note).encode())
         self._renew_at = time.monotonic() + _RENEW_SECONDS
 
     def keep_fresh(self) -> None:
-        """Renew it now and then."""
+        """Renew the note if an hour has passed since it was written."""
         if time.monotonic() > self._renew_at:
             self.write()
 
     def remove(self) -> None:
-        """Remove it: from now on the files may be somebody's.
+        """Remove the note, before rows name the files.
 
         Raises:
-            RefusedError: it is gone already, and the files may be, too.
+            RefusedError: the note is already gone, and the files may be gone, too.
         """
         if not self._storage.exists(self._path):
             raise RefusedError(

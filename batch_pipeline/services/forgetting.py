@@ -1,10 +1,10 @@
-"""Deleting an upload, a batch or a user: files first, then Dagster's history, then the rows.
+"""Deletes an upload, a batch or a user: files first, then Dagster's history, then the rows.
 
-Every step may be repeated, and the rows go last: whatever interrupts it, the same command finds
-what is left and completes it. Before the first step the rows are emptied, so that from then on
-nothing shows or finds what is being deleted.
+Every step may be repeated, and the rows are deleted last. So after any interruption the same
+command finds what is left and completes the deletion. Before the first step the rows are emptied,
+so that no page shows and no search finds what is being deleted.
 
-What Dagster keeps is deleted by a `History`, which `orchestration/forgetting.py` has.
+A `History` deletes what Dagster keeps; `orchestration/forgetting.py` implements it.
 """
 
 import uuid
@@ -51,7 +51,7 @@ from batch_pipeline.services.states.transitions import recount_batch
 from batch_pipeline.storage import Storage
 
 _CHUNK = 500
-#: Whether an upload has a vector, in whatever space.
+#: Whether an upload has a vector in any space.
 _HAS_VECTOR = or_(
     Upload.embedding_local.is_not(None), exists().where(UploadVector.upload_id == Upload.id)
 )
@@ -61,30 +61,33 @@ class History(Protocol):
     """What Dagster keeps of batches and uploads. Every method may be repeated."""
 
     def in_flight(self, batch_id: uuid.UUID) -> Sequence[str]:
-        """Ids of the runs of a batch that have not ended."""
+        """Return the ids of the runs of a batch that have not ended."""
 
     def batches_of(self, user_id: uuid.UUID) -> Sequence[uuid.UUID]:
-        """Batches of a user that runs name."""
+        """Return the batches of a user that are named in tags of runs."""
 
     def settle(self) -> None:
-        """Wait until no sensor is about to report what it has read before."""
+        """Wait until no sensor can still report what it read before the rows were emptied."""
 
     def count(self, batch_id: uuid.UUID) -> Mapping[str, int]:
         """Count what `forget_batch` would delete."""
 
     def forget_batch(self, batch_id: uuid.UUID) -> Mapping[str, int]:
-        """Delete runs, events, partition and logs of a batch; returns how many of what."""
+        """Delete runs, events, partition and logs of a batch; returns the counts by kind."""
 
     def forget_upload(self, upload_id: uuid.UUID, batch_id: uuid.UUID | None) -> Mapping[str, int]:
-        """Delete what is kept of one upload, and the reports of its batch; returns as above."""
+        """Delete what is kept of one upload, and the reports of its batch.
+
+        Returns the counts by kind.
+        """
 
     def report_again(self, batch_id: uuid.UUID) -> None:
-        """Make the report of a batch that has ended."""
+        """Create the report of an ended batch again."""
 
 
 @dataclass
 class Receipt:
-    """What was deleted, or would be; holds no name and no description."""
+    """What was deleted, or with `dry_run` would be; contains no name and no description."""
 
     named: Named
     id: uuid.UUID
@@ -92,13 +95,13 @@ class Receipt:
     batches: list[uuid.UUID] = field(default_factory=list)
     uploads: list[uuid.UUID] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    """How many of what: ``batches``, ``uploads``, ``vectors``, ``model_calls``, ``originals``,
+    """Counts by kind: ``batches``, ``uploads``, ``vectors``, ``model_calls``, ``originals``,
     ``thumbnails``, ``files_kept``, ``runs``, ``events``, ``checks``, ``ticks``, ``partitions``."""
     at: datetime | None = None
-    """When it was complete, on the database's clock."""
+    """When the deletion was complete, by the database's clock."""
 
     def shape(self) -> dict[str, Any]:
-        """The receipt as JSON shows it."""
+        """Return the receipt as a dictionary for JSON."""
         return {
             "named": self.named,
             "id": self.id,
@@ -112,12 +115,12 @@ class Receipt:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What is to be deleted."""
+    """The batches and uploads to delete."""
 
     batches: Sequence[uuid.UUID] = ()
-    """Whole ones."""
+    """Batches that are deleted as a whole."""
     lone: Sequence[tuple[uuid.UUID, uuid.UUID | None]] = ()
-    """Uploads out of a batch that stays, or without one; each with its batch."""
+    """Single uploads, each with its batch, which stays, or None."""
     user_id: uuid.UUID | None = None
 
 
@@ -130,20 +133,20 @@ def forget(
     originals: bool = False,
     dry_run: bool = False,
 ) -> Receipt:
-    """Delete an upload, a batch or a user with all that is kept of it.
+    """Delete an upload, a batch or a user with everything that is kept of it.
 
     Args:
-        pipeline: whose rows and files they are.
+        pipeline: the pipeline with the rows and files.
         history: what Dagster keeps.
-        named: what the id is of.
-        id_: what Dagster keeps of it is deleted although its rows are gone already.
+        named: whether the id is that of an upload, a batch or a user.
+        id_: the id. If its rows are already gone, what Dagster keeps of it is still deleted.
         originals: also delete files that are not proven to be the pipeline's own.
         dry_run: only count.
 
     Raises:
         NotFoundError: nothing is kept of it.
-        RefusedError: it is in work.
-        ServiceDownError: database or storage cannot be used; calling it again completes it.
+        RefusedError: it is being processed, or may be.
+        ServiceDownError: database or storage cannot be used. Another call completes the deletion.
     """
     receipt = Receipt(named, id_, dry_run)
     chosen = _choose(pipeline.database, history, named, id_)
@@ -191,13 +194,13 @@ def _choose(database: Database, history: History, named: Named, id_: uuid.UUID) 
                     )
                     .order_by(Upload.id)
                 ).all()
-    # Of a batch whose rows somebody else has deleted, Dagster keeps the runs.
+    # If another program has deleted the rows of a batch, Dagster still keeps its runs.
     batches = [*whole, *(one for one in history.batches_of(id_) if one not in set(whole))]
     return _Chosen(batches, [(row.id, row.batch_id) for row in lone], id_)
 
 
 def _require_rest(pipeline: Pipeline, history: History, chosen: _Chosen) -> None:
-    """Refuse while anything works on it, or may begin to."""
+    """Refuse if a run processes one of the uploads, or may begin to."""
     lone = [upload_id for upload_id, _ in chosen.lone]
     batches = {*chosen.batches, *(batch_id for _, batch_id in chosen.lone if batch_id)}
     held = and_(
@@ -238,7 +241,10 @@ def _require_ended(connection: Connection, batch_id: uuid.UUID) -> None:
 
 
 def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
-    """Empty the rows of all that people see and search finds; returns how many vectors went."""
+    """Remove from the rows everything that people see and search finds.
+
+    Returns the number of uploads whose vectors were deleted, as ``vectors``.
+    """
     counts: Counter[str] = Counter()
     lone = [upload_id for upload_id, _ in chosen.lone]
     its_own = or_(Upload.batch_id.in_(chosen.batches), Upload.id.in_(lone))
@@ -265,7 +271,7 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
                 facts={},
             )
         )
-        # An end so long ago is reported by no sensor any more.
+        # No sensor reports a batch that ended so long ago.
         connection.execute(
             update(UploadBatch)
             .where(UploadBatch.id.in_(chosen.batches))
@@ -310,7 +316,7 @@ def _forget_batch(
         connection.execute(delete(WorkPause).where(WorkPause.target == str(batch_id)))
         batches = connection.execute(delete(UploadBatch).where(UploadBatch.id == batch_id)).rowcount
         forget_events(connection, [batch_id, *(row.id for row in rows)])
-        # What triggers have noted of these very deletions, too.
+        # Triggers have recorded these deletions as changes of the batch, so this comes last.
         connection.execute(delete(BatchToRecount).where(BatchToRecount.batch_id == batch_id))
         receipt.counts += Counter(batches=batches, uploads=uploads, model_calls=calls)
 
@@ -351,7 +357,7 @@ def _forget_upload(  # noqa: PLR0917
 def _forget_rest_of_user(
     pipeline: Pipeline, files: "_Files", user_id: uuid.UUID, receipt: Receipt
 ) -> None:
-    """Delete what names the user and belongs to no upload any more."""
+    """Delete rows that name the user but no longer belong to an upload."""
     of_user = ModelCall.user_id == user_id
     notes = select(MadeThumbnail.upload_id).where(MadeThumbnail.user_id == user_id)
     with pipeline.database.transaction() as connection:
@@ -394,7 +400,7 @@ def _rows(connection: Connection, which: ColumnElement[bool]) -> Sequence[AnyRow
 
 
 def _delete_uploads(connection: Connection, which: ColumnElement[bool]) -> int:
-    """Delete uploads in the order of their ids, with the notes of their thumbnails."""
+    """Delete uploads in the order of their ids, with the records of their thumbnails."""
     ids = connection.scalars(
         select(Upload.id).where(which).order_by(Upload.id).with_for_update()
     ).all()
@@ -404,11 +410,12 @@ def _delete_uploads(connection: Connection, which: ColumnElement[bool]) -> int:
 
 
 class _Files:
-    """Removes the files of uploads, as far as they are proven to be the pipeline's.
+    """Removes the files of uploads that are proven to belong to the pipeline.
 
-    Proven are, on a storage that this database owns (`file_ownership`), originals and thumbnails
-    where `submit` and the pipeline write them; on one that nobody owns, thumbnails that we noted.
-    Everything else may be another system's, and goes only if a person says so.
+    On a storage that this database owns (`file_ownership`), these are originals and thumbnails at
+    the paths where `submit` and the pipeline write them. On a storage without an owner, these are
+    the thumbnails that are recorded as ours. Other files may belong to another system and are
+    removed only if a person asks for it.
     """
 
     def __init__(self, pipeline: Pipeline, *, originals: bool, dry_run: bool) -> None:
@@ -421,7 +428,7 @@ class _Files:
         self._is_nobodys = ownership.owner() is None
 
     def remove(self, rows: Sequence[AnyRow]) -> Counter[str]:
-        """Remove the files of uploads; returns how many of which kind."""
+        """Remove the files of uploads; returns the counts by kind."""
         counts: Counter[str] = Counter()
         mine = {row.id for row in rows}
         for begin in range(0, len(rows), _CHUNK):
@@ -442,7 +449,7 @@ class _Files:
     def remove_thumbnails(
         self, user_id: uuid.UUID, upload_ids: Sequence[uuid.UUID]
     ) -> Counter[str]:
-        """Remove noted thumbnails of uploads whose rows are gone."""
+        """Remove recorded thumbnails of uploads whose rows are gone; returns the counts by kind."""
         counts: Counter[str] = Counter()
         for upload_id in upload_ids:
             path = Storage.thumbnail_path(user_id, upload_id)
@@ -475,7 +482,7 @@ class _Files:
             return set(connection.scalars(notes))
 
     def _shared(self, rows: Sequence[AnyRow], mine: set[uuid.UUID]) -> set[str]:
-        """Paths that rows of others name, too."""
+        """Return the paths that rows of other uploads name, too."""
         paths = {path for row in rows for path in (row.file_path, row.thumbnail_path) if path}
         with self._database.transaction() as connection:
             found = connection.execute(

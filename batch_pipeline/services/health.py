@@ -1,4 +1,4 @@
-"""Health of everything the pipeline stands on, except Dagster; each finding says what to do."""
+"""Health checks of everything the pipeline needs, except Dagster; each failure says what to do."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -25,7 +25,7 @@ from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
-#: Users whom a space answers, and those whom another one does.
+#: Number of users whom a space answers, and of those whom another space answers.
 _ANSWERED = text("""
     SELECT count(*) FILTER (WHERE space_id = CAST(:space AS integer)),
         count(*) FILTER (WHERE space_id IS DISTINCT FROM CAST(:space AS integer))
@@ -42,8 +42,8 @@ def check_health(
 ) -> Iterator[HealthCheck]:
     """Check database, migrations, storage and model server, one after another; never raises.
 
-    Unless `quick`, each model is asked a question whose answer is known. An upload that has waited
-    for longer than `longest_wait` is not well.
+    Unless `quick`, each model is asked a question with a known answer. The check fails if an upload
+    has waited for longer than `longest_wait`.
     """
     for check in _checks(settings, quick=quick, longest_wait=longest_wait):
         yield replace(check, detail=masked(check.detail), hint=masked(check.hint))
@@ -91,7 +91,7 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
         return
     try:
         if not reached.ok:
-            return  # the others would only repeat it, with advice that does not help
+            return  # the other checks would repeat the error, with advice that does not help
         if not settings.database_url:
             yield HealthCheck("embedded server", True, _users(settings))
         migrations = _check(
@@ -152,7 +152,10 @@ def _migrations(database: Database) -> str:
 
 
 def _embedding_space(database: Database, settings: Settings) -> str:
-    """Which space new vectors go into, and whether it answers; that one does not is no fault."""
+    """Return the space into which new vectors go, and how many users it answers.
+
+    It is no failure if older spaces still answer users.
+    """
     key = key_of_settings(settings)
     with database.transaction() as connection:
         space = find_space(connection, key)
@@ -170,11 +173,11 @@ def _embedding_space(database: Database, settings: Settings) -> str:
 
 
 def _rate_limits(database: Database) -> str:
-    """What model servers have asked to be left alone for a while; empty: none."""
+    """Return the pauses for which model servers have asked (rate limits); empty: none."""
     try:
         with database.transaction() as connection:
             rows = connection.execute(_RATE_LIMITS).all()
-    except Exception:  # said by the checks before
+    except Exception:  # the checks before have reported it
         return ""
     return "; ".join(
         f"{row.kind} calls to {row.server} wait for another {row.seconds:.0f} s: {row.reason}"
@@ -224,7 +227,7 @@ def _notifications(database: Database, settings: Settings) -> str:
 
 
 def _storage_owner(database: Database, settings: Settings) -> str:
-    """Who may tidy the storage: it is no fault if that is another database."""
+    """Return which database owns the storage; it is no failure if that is another one."""
     location = settings.storage_location
     ownership = FileOwnership(database, Storage(location), settings)
     owner, this = ownership.owner(), f"this database ({ownership.identity})"

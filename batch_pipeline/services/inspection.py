@@ -1,4 +1,4 @@
-"""What the pipeline sees in a file, without storing anything: the first thing in a bug report."""
+"""Shows what the pipeline reads from a file, and stores nothing; useful for a bug report."""
 
 import re
 import time
@@ -18,23 +18,23 @@ from batch_pipeline.settings import Settings
 
 @dataclass
 class Inspection:
-    """What was seen in one file."""
+    """Everything that was read from one file."""
 
     file: str
     file_size: int | None = None
     """Bytes; None for a file that cannot be read."""
     media_type: MediaType | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    """As they would be stored, dates with their source and warnings included."""
+    """Metadata as it would be stored, including warnings and the source of dates."""
     written: list[str] = field(default_factory=list)
     """Paths of the pictures that were written."""
     error_kind: str | None = None
     error_message: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of each stage."""
+    """Duration of each stage."""
 
     def shape(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the inspection as a dictionary for JSON."""
         found = self.media_type
         return {
             "file": self.file,
@@ -51,7 +51,7 @@ class Inspection:
 
 
 def inspect_file(path: Path, settings: Settings, output: Path | None = None) -> Inspection:
-    """Look at a file as the pipeline does; what is wrong with it is part of the answer.
+    """Inspect a file in the same way as the pipeline; errors of the file are part of the result.
 
     Args:
         path: the file.
@@ -99,7 +99,7 @@ def _inspect(seen: Inspection, path: Path, settings: Settings, output: Path | No
 
 
 def _stem(path: Path) -> str:
-    """The name of the file, with what may trouble a file system replaced."""
+    """Return the file name; characters that a file system may not accept are replaced."""
     return re.sub(r"[^\w.-]", "_", path.name)[:100]
 
 

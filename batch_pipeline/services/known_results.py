@@ -1,8 +1,8 @@
 """Reuse of stored results: the same bytes are not described again with the same fingerprint.
 
 The fingerprint names model, prompts and options (`batch_pipeline.model_servers.fingerprints`).
-Results of the same user are reused, and those of other users only if a setting allows it. Copies
-that are in work at the same time are described once, too: each attempt first notes in
+Results of the same user are reused. Results of other users are reused only if a setting allows it.
+Copies that are processed at the same time are described once, too: each attempt first records in
 ``descriptions_in_work`` that it describes this content, and the others wait.
 """
 
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from batch_pipeline.services.pipeline import Pipeline
     from batch_pipeline.services.states.upload_states import Claim
 
-#: A note of who describes a content is of no use after so long (seconds): an attempt ends sooner.
+#: A note that an attempt describes a content is useless after this time, because every attempt ends
+#: sooner (seconds).
 NOTE_SECONDS = 24 * 3600.0
 
 
@@ -57,7 +58,7 @@ class Described:
     model: str
     fingerprint: str
     copied_from: uuid.UUID | None = None
-    """The upload of the same bytes that it was made for; None: it was made for this one."""
+    """The upload with the same bytes for which it was made; None: it was made for this upload."""
 
     @classmethod
     def of(cls, row: AnyRow) -> "Described | None":
@@ -74,9 +75,9 @@ class Described:
 
 @dataclass(frozen=True)
 class Lookup:
-    """What there is of a content: a description, or the right to make it, or neither.
+    """Result of a look-up: a description, or the right to make it, or neither.
 
-    With neither, another attempt makes the description now.
+    Neither means that another attempt is making the description now.
     """
 
     described: Described | None
@@ -84,7 +85,10 @@ class Lookup:
 
 
 def _look_up() -> Select[Any]:
-    """Find a description, else note that this attempt makes it, unless a living claim does."""
+    """Find a description. If there is none, record that this attempt makes it.
+
+    If another attempt with a valid claim makes it already, nothing is recorded.
+    """
     result = (
         Upload.id,
         Upload.description,
@@ -106,7 +110,7 @@ def _look_up() -> Select[Any]:
         select(*result)
         .where(
             of_same_content,
-            Upload.embedding_model.is_not(None),  # says that the index may be used
+            Upload.embedding_model.is_not(None),  # so that the partial index can be used
             or_(
                 bindparam("of_all_users", type_=Boolean),
                 owner(Upload.user_id) == bindparam("of_user", type_=Uuid),
@@ -115,7 +119,7 @@ def _look_up() -> Select[Any]:
         .order_by(Upload.created_at)
         .limit(1)
     )
-    # Its upload is not complete yet: it waits for its vector.
+    # This upload has its description, but is not completed yet because its vector is missing.
     just_described = (
         select(*result)
         .join(note, note.upload_id == Upload.id)
@@ -127,7 +131,8 @@ def _look_up() -> Select[Any]:
         )
     )
     known = union_all(completed, just_described).limit(1).cte("known")
-    # An upload that waits for its next attempt keeps its claim, but describes nothing.
+    # An upload that waits for its next attempt keeps its claim, but makes no description until
+    # then.
     lives = exists().where(
         Upload.id == literal_column("descriptions_in_work.upload_id"),
         Upload.claim_token == literal_column("descriptions_in_work.claim_token"),
@@ -182,8 +187,8 @@ def look_up(
 ) -> Lookup:
     """Look for a description of the same bytes with the current fingerprint.
 
-    If there is none and nobody makes it, it is the caller's to make. That holds until the attempt
-    ends in any way.
+    If there is none and no other attempt makes it, the caller has to make it. Until the caller's
+    attempt ends, other attempts wait for it.
 
     Raises:
         ServiceDownError: the database cannot be reached.
@@ -209,7 +214,7 @@ def look_up(
 
 
 def forget_old_notes(database: Database) -> int:
-    """Delete notes of who describes what that are older than a day; returns how many."""
+    """Delete notes about descriptions in work that are older than a day; returns how many."""
     old = DescriptionInWork.taken_at < func.now() - interval(NOTE_SECONDS)
     with database.transaction() as connection:
         return int(connection.execute(delete(DescriptionInWork).where(old)).rowcount)

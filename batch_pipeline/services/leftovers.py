@@ -1,8 +1,9 @@
-"""Files that are provably ours and of no more use: found, and removed if that is wanted.
+"""Finds, and on request removes, files that are provably ours and no longer needed.
 
-What proves it says ``file_ownership.py``. Three kinds: originals of a submission that never became
-a batch, thumbnails that we made of uploads that were deleted since, and what a crash left half
-written. Nothing else is looked at, and nothing is removed where somebody else owns the storage.
+``file_ownership.py`` has the proofs. There are three kinds: originals of a submission that never
+became a batch, thumbnails that we made of uploads that were deleted since, and files that a crash
+left half written. No other files are considered. If another database owns the storage, nothing is
+removed.
 """
 
 import re
@@ -17,11 +18,11 @@ from batch_pipeline.database.session import Database
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.storage import Storage
 
-#: What is younger may belong to work that is still under way (seconds).
+#: Younger files may belong to work in progress (seconds).
 GRACE_SECONDS = 24 * 60 * 60
-#: More than this many files, and more than this share of all that are recorded as ours, are not
-#: removed without a person: so much at once is more likely a mistake (a table emptied, a dump
-#: restored) than what is left behind.
+#: If more than this many files, and more than this share of all files recorded as ours, are left
+#: over, a person has to confirm the removal. The likely cause is a mistake then (a table emptied, a
+#: dump restored).
 MANY_FILES, LARGE_SHARE = 20, 0.1
 
 _CHUNK = 1000
@@ -39,21 +40,21 @@ class Leftover:
 
 @dataclass
 class Leftovers:
-    """What was found, and what became of it."""
+    """The leftovers that were found, and what was done with them."""
 
     is_owner: bool
-    """The storage is this database's to tidy."""
+    """Whether this database owns the storage."""
     files: list[Leftover] = field(default_factory=list)
     removed: int = 0
-    """How many of them were removed."""
+    """How many of the files were removed."""
     kept_because: str | None = None
-    """Why nothing was removed although something was found, or not looked for."""
+    """Why the files were not removed, or why no search was made; None if they were removed."""
     submissions: list[uuid.UUID] = field(default_factory=list)
-    """Whose notes go with their files."""
+    """Batch ids of submissions whose notes are removed after their files."""
     thumbnails: list[uuid.UUID] = field(default_factory=list)
-    """Uploads whose notes go with their files."""
+    """Uploads whose records are removed after their thumbnails."""
     recorded: int = 0
-    """Files that are recorded as ours, left over or not."""
+    """Number of files that are recorded as ours, left over or not."""
 
 
 def remove_leftovers(
@@ -65,18 +66,21 @@ def remove_leftovers(
     force: bool = False,
     grace_seconds: float = GRACE_SECONDS,
 ) -> Leftovers:
-    """Find what is left over, and remove it unless that is too much or nobody's to decide.
+    """Find leftover files and remove them.
+
+    Nothing is removed if this database does not own the storage, or if there are too many files.
 
     Args:
-        database: what this one does not prove to be ours is left alone.
-        storage: where to look.
-        ownership: the proofs.
+        database: the database with the rows of uploads and batches.
+        storage: the storage to search.
+        ownership: the proofs which files are ours.
         dry_run: change nothing.
-        force: remove more than a small share, too; a person has looked at it.
-        grace_seconds: what is younger is left alone.
+        force: also remove more than a small share, because a person has checked it.
+        grace_seconds: younger files are left alone.
 
     Raises:
-        ServiceDownError: storage or database cannot be used; what was removed stays removed.
+        ServiceDownError: storage or database cannot be used. Files removed before that stay
+            removed.
     """
     found = Leftovers(is_owner=ownership.claim() if not dry_run else ownership.is_owner())
     if not found.is_owner:
@@ -120,7 +124,7 @@ def _find_abandoned_originals(
         with database.transaction() as connection:
             batch = select(UploadBatch.id).where(UploadBatch.id == submission.batch_id)
             if connection.scalar(batch) is not None:
-                continue  # the storage is older than the rows: it was restored
+                continue  # the storage was restored from a backup that is older than the rows
             known = set(connection.scalars(select(Upload.id).where(Upload.id.in_(originals))))
         stored = [
             path
@@ -153,7 +157,7 @@ def _find_thumbnails_of_deleted_uploads(
 def _made_thumbnails(
     database: Database, grace_seconds: float
 ) -> Iterator[dict[uuid.UUID, uuid.UUID]]:
-    """User of each upload that we made a thumbnail of, in parts."""
+    """Yield the uploads whose thumbnail we made, each with its user, in chunks."""
     old = MadeThumbnail.made_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, grace_seconds)
     notes = select(MadeThumbnail.upload_id, MadeThumbnail.user_id).where(old)
     last = uuid.UUID(int=0)

@@ -1,7 +1,7 @@
-"""Do the code server and the daemon of Dagster live? For the health checks of containers.
+"""Checks that Dagster's code server and daemon are alive, for health checks of containers.
 
-Asks without importing Dagster, whose own checks take 1.4 and 2.1 s of a core each: the code server
-by gRPC's health protocol, the daemon by the heartbeats that it writes.
+The code server is asked by gRPC's health protocol. For the daemon, the heartbeats that it writes
+are read. Dagster is not imported, because its own checks take 1.4 and 2.1 s of a core.
 """
 
 from typing import TYPE_CHECKING
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 #: The name under which Dagster's code server answers.
 _SERVICE = "DagsterApi"
-#: A code server that evaluates sensors on a busy host is given so long (seconds).
+#: Timeout for an answer; a code server that evaluates sensors on a busy host is slow (seconds).
 ANSWER_SECONDS = 8.0
-#: The daemon writes a heartbeat every 30 s; after so many without one it hangs (seconds).
+#: The daemon writes a heartbeat every 30 s. After this time without one it counts as hanging
+#: (seconds).
 HEARTBEAT_SECONDS = 180.0
 
 _OLDEST = """
@@ -34,13 +35,13 @@ _OLDEST = """
 
 
 def check_code_server(host: str, port: int) -> str:
-    """Say that the code server serves.
+    """Check that the code server serves; returns a sentence about it.
 
     Raises:
-        RefusedError: it does not answer, or says that it does not serve.
+        RefusedError: it does not answer, or reports that it does not serve.
     """
     address = f"{host}:{port}"
-    # As Dagster's own client: a proxy in the environment is not meant for it.
+    # Like Dagster's own client, this ignores a proxy in the environment.
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(
@@ -55,7 +56,10 @@ def check_code_server(host: str, port: int) -> str:
 
 
 def check_daemon(settings: "Settings") -> str:
-    """Say that the daemon lives, or that this cannot be told now: a restart of it would not help.
+    """Check that the daemon is alive; returns a sentence about it.
+
+    If the database does not answer, the sentence says that the state is not known. That is no
+    error, because a restart of the daemon would not help.
 
     Raises:
         RefusedError: its heartbeats have stopped, or none was ever written.
@@ -76,7 +80,7 @@ def check_daemon(settings: "Settings") -> str:
 
 
 def _dagster_database(settings: "Settings") -> str:
-    """The database as libpq reads it; `dagster_storage_url` says the same for SQLAlchemy."""
+    """Return the URL of Dagster's database for libpq; for SQLAlchemy see `dagster_storage_url`."""
     if settings.dagster_database_url:
         return libpq_url(settings.dagster_database_url)
     if settings.database_url:

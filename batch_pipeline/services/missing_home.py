@@ -1,4 +1,4 @@
-"""Whether there is a home with something in it, before a command that only looks makes one."""
+"""Checks that a home exists and has data, so that a command that only reads does not create one."""
 
 from pathlib import Path
 
@@ -7,9 +7,10 @@ from batch_pipeline.settings import Settings
 
 
 def missing_home(settings: Settings) -> str:
-    """Say that there is no home, where it was looked for, and how to come to one; empty: there is.
+    """Return a message if there is no home; empty if there is one.
 
-    Nothing is made: who only looks would make a second database, and see it empty.
+    The message says where the home was expected and how to get one. Nothing is created. Otherwise a
+    command that only reads would create a second database, which is empty.
     """
     home = settings.home
     if settings.database_url or server_was_made(home):

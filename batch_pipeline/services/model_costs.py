@@ -1,8 +1,8 @@
-"""What calls to models cost: each answered call is kept at once, and summed up for those who ask.
+"""Costs of calls to models: stores each answered call at once, and sums up stored calls.
 
-A call is kept by itself and not with its result: a worker may die, or an answer be of no use,
-between the two, and the call was paid for all the same. Its id is made here, so that it counts once
-however often it is tried to store it.
+A call is stored separately from its result. The worker may die before the result is stored, or the
+answer may be unusable, but the call has to be paid for. The id of a call is created here. So a call
+counts once, even if storing it is tried several times.
 """
 
 import logging
@@ -33,9 +33,10 @@ _KEEP = LoneStatement(
 
 
 class Account:
-    """The calls that are made for one upload; those that cannot be stored wait for the next try.
+    """The model calls for one upload; calls that cannot be stored now wait for the next try.
 
-    A context manager: what waits at its end is tried once more, and then given up with a warning.
+    This is a context manager. At its end it tries to store waiting calls once more. If that fails,
+    it drops them with a warning.
     """
 
     def __init__(self, database: Database, upload: AnyRow | None = None) -> None:
@@ -47,10 +48,10 @@ class Account:
         }
         self._waiting: list[dict[str, Any]] = []
         self.total = Usage(calls=0)
-        """Of all calls so far, stored or not."""
+        """Usage of all calls so far, stored or not."""
 
     def of(self, kind: CallKind, model: str) -> Spent:
-        """Give who is to be told of each answered call of a kind to a model."""
+        """Return the function to call after each answered call of a kind to a model."""
 
         def spent(usage: Usage) -> None:
             self.total += usage
@@ -73,10 +74,10 @@ class Account:
         return spent
 
     def settle(self) -> None:
-        """Store what waits.
+        """Store the calls that wait.
 
         Raises:
-            ServiceDownError: the database cannot be reached; it still waits.
+            ServiceDownError: the database cannot be reached; the calls still wait.
         """
         while self._waiting:
             self._database.execute(_KEEP, self._waiting[0])
@@ -99,7 +100,7 @@ class Account:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """The calls of a kind to one model, summed up."""
+    """Sums over the calls of a kind to one model."""
 
     kind: str
     """``vision`` or ``embedding``."""
@@ -112,16 +113,16 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class UserCost:
-    """What one user's uploads cost with one model."""
+    """Costs of one user's uploads with one model."""
 
     user_id: uuid.UUID | None
-    """None: questions of the pipeline's own, for no upload."""
+    """None: calls that the pipeline made for itself, not for an upload."""
     cost: ModelCost
 
 
 _SUMS = (
     func.count().label("calls"),
-    # The sum of integers is a numeric, which no JSON knows.
+    # The sum of bigint is a numeric, which JSON cannot hold.
     cast(func.coalesce(func.sum(ModelCall.tokens_in), 0), BigInteger).label("tokens_in"),
     cast(func.coalesce(func.sum(ModelCall.tokens_out), 0), BigInteger).label("tokens_out"),
     cast(func.coalesce(func.sum(ModelCall.seconds), 0), Float).label("seconds"),
@@ -140,7 +141,7 @@ def costs_by_model(connection: Connection, batch_id: uuid.UUID) -> list[ModelCos
 
 
 def costs_by_user(database: Database, user_id: uuid.UUID | None = None) -> list[UserCost]:
-    """Sum up all calls ever made, by user, kind and model; of one user if one is named."""
+    """Sum up all calls ever made, by user, kind and model; with `user_id` only of that user."""
     of_whom = (ModelCall.user_id, ModelCall.kind, ModelCall.model)
     statement = select(*of_whom, *_SUMS).group_by(*of_whom)
     if user_id is not None:
@@ -155,17 +156,17 @@ def costs_by_user(database: Database, user_id: uuid.UUID | None = None) -> list[
 def costs_by_batch(
     connection: Connection, batch_ids: Sequence[uuid.UUID]
 ) -> Mapping[uuid.UUID, Usage]:
-    """Sum up the calls for each batch that had any."""
+    """Sum up the calls for each batch; batches without calls are left out."""
     return _usages(connection, ModelCall.batch_id, ModelCall.batch_id.in_(batch_ids))
 
 
 def costs_by_upload(connection: Connection, batch_id: uuid.UUID) -> Mapping[uuid.UUID, Usage]:
-    """Sum up the calls for each upload of a batch that had any."""
+    """Sum up the calls for each upload of a batch; uploads without calls are left out."""
     return _usages(connection, ModelCall.upload_id, ModelCall.batch_id == batch_id)
 
 
 def total(costs: Iterable[ModelCost | Usage]) -> Usage:
-    """Everything together."""
+    """Sum up costs or usages."""
     parts = (Usage(c.tokens_in, c.tokens_out, c.seconds, c.calls) for c in costs)
     return sum(parts, Usage(calls=0))
 

@@ -1,7 +1,7 @@
-"""Work on many things, of which one may be bad: it is left out and named, the others go on.
+"""Processes many items; an item that raises an error is left out, and the others go on.
 
-For whatever a sensor, a schedule or a sweep goes through: rows, files, runs and their tags were
-written by others, too. What went wrong with one of them is said in the tick; nothing is swallowed.
+Sensors, schedules and the sweep use this for rows, files, runs and their tags, because other
+programs write these, too. The tick reports every item that was left out and its error.
 """
 
 import logging
@@ -18,19 +18,22 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Things that are named in a line, and characters of each reason.
+#: Number of items that a line names, and number of characters of each reason.
 _MAX_NAMED, _MAX_REASON = 3, 200
 
 
 class LeftOut:
-    """What could not be handled, with the reasons; as text one line, empty if there is nothing."""
+    """Items that could not be processed, with the reasons.
+
+    As text it is one line; the text is empty if nothing was left out.
+    """
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
-        """By the name of the thing."""
+        """Reasons by the name of the item."""
 
     def note(self, what: str, reason: object) -> None:
-        """Leave a thing out, for an error or another reason."""
+        """Record an item as left out, with an error or another reason."""
         self.reasons[what] = short_reason(reason)
         log.debug("left out: %s", what, exc_info=isinstance(reason, Exception) and reason)
 
@@ -55,16 +58,16 @@ def one_by_one(
     *,
     named: Callable[[Item], str],
 ) -> list[Result]:
-    """Work each item, and return the results of those that could be.
+    """Process each item, and return the results of those that raised no error.
 
     Args:
-        items: handled in this order.
-        work: raises whatever it likes for an item that is bad.
-        left_out: notes those.
-        named: what an item is called in a tick.
+        items: the items, processed in this order.
+        work: processes one item; may raise any error.
+        left_out: records the items that raised an error.
+        named: returns the name of an item for the tick.
 
     Raises:
-        ServiceDownError: which the others would meet, too.
+        ServiceDownError: a service is down, so the other items would fail, too.
     """
     results = []
     for item in items:
@@ -72,15 +75,13 @@ def one_by_one(
             results.append(work(item))
         except ServiceDownError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever is wrong with this one, it is not wrong with the others
+        except Exception as error:  # an error of one item must not stop the others
             left_out.note(named(item), error)
     return results
 
 
 def short_reason(reason: object) -> str:
-    """The first line of what an error says; of one of the database without its statement."""
+    """Return the first line of an error's message; a database error without its statement."""
     cause = reason.orig if isinstance(reason, DBAPIError) else reason
     first, *_ = str(cause).strip().splitlines() or [""]
     said = visible_line(first)[:_MAX_REASON]

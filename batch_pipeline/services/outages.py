@@ -1,14 +1,16 @@
 """Decides whether a service is down, or whether one upload is the cause of an error.
 
 A file without read permission and a picture that a model refuses raise the same errors as an
-outage. An outage affects other uploads too. So such an error names in ``if_alone`` what it is if
-only one upload is affected, and this module tries others before it declares the service down.
+outage. An outage affects other uploads too. So such an error carries in ``if_alone`` the error to
+use if only one upload is affected, and this module tries other uploads before it declares the
+service down.
 
 If a model server goes down during calls, one of these calls may be the cause. All uploads whose
-calls broke off are suspects. Over all workers, only one suspect is sent at a time, after a question
-with a known answer. An innocent suspect is answered then. An upload that the server dies of again
-and again, while it answers others, fails with that reason. If the server stays down or also dies of
-the known question, no upload is the cause, and nothing is counted.
+calls were interrupted are suspects. Over all workers, only one suspect is sent at a time, after a
+question with a known answer. A suspect that is not the cause gets its answer then. If the server
+repeatedly dies during calls for one upload while it answers others, that upload fails. If the
+server stays down or also dies of the known question, no upload is the cause, and nothing is
+counted.
 """
 
 from collections.abc import Iterator
@@ -48,7 +50,7 @@ def own_fault(pipeline: Pipeline, error: PipelineError, upload: AnyRow) -> Uploa
     """Return the error of an upload that is itself the cause, or None for an outage.
 
     Args:
-        pipeline: its storage and models are tried.
+        pipeline: the pipeline whose storage is tried.
         error: the error that ended the processing.
         upload: columns `STARTED`.
     """
@@ -64,7 +66,7 @@ def own_fault(pipeline: Pipeline, error: PipelineError, upload: AnyRow) -> Uploa
 
 
 def server_died(error: PipelineError | None) -> bool:
-    """Tell whether an outage began during a call to a model."""
+    """Return whether an outage began during a call to a model."""
     return (
         isinstance(error, ServiceDownError)
         and error.kind == "model_server_down"
@@ -84,8 +86,8 @@ def apart_from_suspects(
 
     Raises:
         ServiceDownError: no server answers the known question either.
-        WorkCancelledError: `cancelled` answered true while waiting.
-        WorkPausedError: `paused` gave a reason while waiting, or for every server.
+        WorkCancelledError: `cancelled` returned true while waiting.
+        WorkPausedError: `paused` returned a reason while waiting, or for every server.
     """
     # If a server restarts at once, its death looks like an error of each broken call.
     if not upload.server_deaths and upload.error_kind != "model_server_error":
@@ -105,7 +107,7 @@ def apart_from_suspects(
 def _outage_of(
     model: VisionModel | EmbeddingModel, cancelled: CancelledCheck, paused: PausedCheck
 ) -> ServiceDownError | None:
-    # Whether the answer is right is another matter.
+    # A wrong answer is no outage, so `model_unsuitable` does not count as a failure here.
     tried = model.try_out(cancelled, paused)
     if tried and all(found.kind == WORK_PAUSED for found in tried):
         raise WorkPausedError(tried[0].detail)
@@ -127,7 +129,7 @@ def _others(pipeline: Pipeline, upload: AnyRow) -> list[AnyRow]:
 
 
 def _storage_serves(storage: Storage, others: list[AnyRow]) -> bool:
-    """Tell whether our own file and files of other uploads can be used.
+    """Return whether our own file and files of other uploads can be used.
 
     If all other uploads are refused too, the cause is not this upload. Without other uploads, our
     own file decides.
@@ -140,7 +142,7 @@ def _storage_serves(storage: Storage, others: list[AnyRow]) -> bool:
                 file.read(1)
             storage.check(f"{other.user_id}/{other.id}")
         except PermanentError:
-            continue  # it is missing, which proves nothing
+            continue  # a missing file proves nothing
         except (ServiceDownError, OSError):
             refused = True
         else:

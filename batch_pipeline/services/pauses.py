@@ -1,13 +1,14 @@
-"""What people have paused: everything, a user, a batch or a model server.
+"""Pauses of everything, a user, a batch or a model server.
 
-A pause holds back what has not begun. A model call in flight ends and its result is stored; no call
-begins later than a second after the pause is committed. The rule for batches is one SQL condition
-(`PAUSED` in ``database/readings.py``), asked by the sensor before it launches a run and by every
-start of an upload. Calls are held back by `Pauses`, which each process asks right before each call
-(``server_group.py``): that also stops uploads that have started, and it is the only place where
-pauses of servers act.
+A pause stops work that has not begun. A model call in flight still ends, and its result is stored.
+One second after the pause is committed, no new call begins. The rule for batches is one SQL
+condition (`PAUSED` in ``database/readings.py``). The sensor checks it before it launches a run, and
+every start of an upload checks it. Each process also checks `Pauses` right before each model call
+(``server_group.py``). That also stops uploads that have started, and it is the only check for
+pauses of servers.
 
-Nothing listens for a pause, so it works behind a connection pooler. A resume signals new work.
+No process listens for a pause, so pauses work behind a connection pooler. A resume signals new
+work.
 """
 
 import threading
@@ -53,9 +54,10 @@ from batch_pipeline.services.shared_call_slots import name_for_all_hosts
 from batch_pipeline.settings import Settings
 from batch_pipeline.visible_text import visible_line
 
-#: How long a process trusts what it has read, of the second in which a pause takes effect.
+#: How long a process uses what it has read. It is less than the one second after which a pause has
+#: to take effect (seconds).
 TRUSTED_SECONDS = 0.5
-#: How long a call that would begin waits for a database that does not say whether it may (seconds).
+#: How long a new call waits for an answer of the database whether it is paused (seconds).
 PATIENCE_SECONDS = 15.0
 _WAIT_SECONDS = 0.2
 
@@ -71,25 +73,25 @@ class Pause:
     since: datetime
 
     def __str__(self) -> str:
-        """Say it to a person."""
+        """Return the pause as a sentence for people."""
         reason = f" ({self.reason})" if self.reason else ""
         since = self.since.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
         return f"{named(self.scope, self.target)} is paused since {since}{reason}"
 
     def shape(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Return the pause as a dictionary for JSON."""
         return asdict(self)
 
 
 def named(scope: PauseScope, target: str) -> str:
-    """Name what is paused."""
+    """Return the name of what is paused."""
     kinds = {PauseScope.USER: "user", PauseScope.BATCH: "batch", PauseScope.SERVER: "model server"}
     return f"{kinds[scope]} {target}" if scope in kinds else "everything"
 
 
 _PAUSE = (WorkPause.scope, WorkPause.target, WorkPause.reason, WorkPause.since)
 _ORDER = (WorkPause.since, WorkPause.scope, WorkPause.target)
-#: Those that hold a batch (`of_batch`; without one: everything), and those of model servers.
+#: Pauses that hold a batch (`of_batch`; null: only pauses of everything), and those of servers.
 _OF_BATCH = (
     select(*_PAUSE)
     .outerjoin(UploadBatch, UploadBatch.id == bindparam("of_batch", type_=Uuid))
@@ -104,10 +106,10 @@ _OF_BATCH = (
 
 
 class Pauses:
-    """Tells whether a model call may begin; one for each process, safe under threads.
+    """Checks whether a model call may begin; one object for each process, thread-safe.
 
-    That nothing is paused is believed for `TRUSTED_SECONDS`, so that many short calls share one
-    look. A pause is looked for again: it may have ended.
+    If nothing is paused, the result is used for `TRUSTED_SECONDS`, so that many short calls share
+    one query. A pause is read again at every check, because it may have ended.
     """
 
     def __init__(self, database: Database) -> None:
@@ -116,14 +118,14 @@ class Pauses:
         self._looks: Mapping[uuid.UUID | None, _Look] = {}
 
     def of(self, batch_id: uuid.UUID | None) -> PausedCheck:
-        """Give the check for calls of a batch; None: of no batch, but everything may be paused.
+        """Return the check for calls of a batch; None: only pauses of everything and of servers.
 
         The check raises `ServiceDownError` if the database does not answer in time.
         """
         return partial(self._reason, batch_id)
 
     def of_servers(self, server: str) -> str:
-        """Say why nobody may call a server; for calls that are no work on uploads."""
+        """Return why a server may not be called, or an empty text; for calls without an upload."""
         if not server:
             return ""
         pauses = self._recent(None)
@@ -133,7 +135,7 @@ class Pauses:
         return _reason_at(server, self._recent(batch_id))
 
     def _recent(self, batch_id: uuid.UUID | None) -> Sequence[Pause]:
-        with self._lock:  # one looks, the others wait for what it finds
+        with self._lock:  # one thread reads, the others wait for its result
             look = self._looks.get(batch_id)
             if look is None or look.pauses or not look.is_recent:
                 look = self._look(batch_id)
@@ -160,7 +162,7 @@ class Pauses:
 
 @dataclass(frozen=True)
 class _Look:
-    """What was read, and when that began (monotonic seconds)."""
+    """The pauses that were read, and the monotonic time at which reading began (seconds)."""
 
     looked_at: float
     pauses: Sequence[Pause]
@@ -173,9 +175,9 @@ class _Look:
 def why_paused(
     database: Database, settings: Settings, batch_id: uuid.UUID | None = None
 ) -> WorkPausedError | None:
-    """Return why a person lets nothing of a batch be processed now; None: nobody prevents it.
+    """Return why a pause keeps a batch from being processed now; None: no pause does.
 
-    Without a batch: why nothing at all is processed.
+    Without a batch: why a pause keeps everything from being processed.
     """
     with database.transaction() as connection:
         pauses = _of_batch(connection, batch_id)
@@ -198,7 +200,7 @@ def active_pauses(database: Database) -> list[Pause]:
 def pauses_of_batches(
     connection: Connection, batch_ids: Sequence[uuid.UUID]
 ) -> dict[uuid.UUID, list[Pause]]:
-    """Read which pauses hold each of these batches; those that none holds are left out."""
+    """Read the pauses that hold each of these batches; batches without pauses are left out."""
     rows = connection.execute(
         select(UploadBatch.id, *_PAUSE)
         .join(WorkPause, HOLDS_BATCH)
@@ -214,7 +216,7 @@ def pauses_of_batches(
 def chosen(
     user: uuid.UUID | None, batch: uuid.UUID | None, server: str | None
 ) -> tuple[PauseScope, str]:
-    """Say what is meant by what a person has named; everything if nothing is named.
+    """Return scope and target of what a person has named; everything if nothing is named.
 
     Raises:
         RefusedError: more than one is named.
@@ -229,7 +231,7 @@ def chosen(
 def pause(
     database: Database, settings: Settings, scope: PauseScope, target: str = "", reason: str = ""
 ) -> Pause:
-    """Pause something; what is paused already stays so, with the new reason if one is given.
+    """Pause something. If it is already paused, only its reason is replaced, if one is given.
 
     Raises:
         NotFoundError: there is no such batch, or no such model server.
@@ -251,7 +253,7 @@ def resume(database: Database, scope: PauseScope, target: str = "") -> Pause:
     """Resume what was paused, and signal that there may be work.
 
     Raises:
-        NotFoundError: it is not paused; the message says what is.
+        NotFoundError: it is not paused; the message names what is paused.
     """
     if scope is PauseScope.SERVER:
         target = _server(target)
@@ -269,7 +271,7 @@ def resume(database: Database, scope: PauseScope, target: str = "") -> Pause:
 
 
 def _checked(connection: Connection, settings: Settings, scope: PauseScope, target: str) -> str:
-    """Return the target as it is stored; a batch or a server must be there."""
+    """Return the target as it is stored; raises if the batch or server does not exist."""
     if scope is PauseScope.BATCH:
         if not connection.scalar(select(exists().where(UploadBatch.id == uuid.UUID(target)))):
             raise NotFoundError(
@@ -314,7 +316,7 @@ def _pauses(rows: Sequence[Any]) -> list[Pause]:
 
 
 def _reason_at(server: str, pauses: Sequence[Pause]) -> str:
-    """Say which of the pauses holds back a call to a server; empty: none does."""
+    """Return the pause that prevents a call to a server, as text; empty: none does."""
     name = name_for_all_hosts(server) if server and pauses else ""
     for held in pauses:
         if held.scope is not PauseScope.SERVER or held.target == name:

@@ -21,7 +21,7 @@ from batch_pipeline.storage import Storage
 
 
 class Pipeline:
-    """Database, storage, progress, state machine and analyzer; safe under threads."""
+    """Database, storage, progress, state machine and analyzer; thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -40,7 +40,7 @@ class Pipeline:
 
     @cached_property
     def spaces(self) -> Spaces:
-        """The embedding spaces: which one new vectors go into, and what embeds for others."""
+        """The embedding spaces: the one for new vectors, and the models of older ones."""
         return Spaces(
             self.database, self.settings, lambda: self.analyzer.embedding, self.call_slots.of
         )
@@ -58,7 +58,10 @@ class Pipeline:
         return build_analyzer(self.settings, self.call_slots.of)
 
     def why_paused(self, batch_id: uuid.UUID | None = None) -> WorkPausedError | None:
-        """Return why a person lets nothing be processed now, of a batch or at all; or None."""
+        """Return why a pause keeps a batch from being processed now; None: no pause does.
+
+        Without a batch: why a pause keeps everything from being processed.
+        """
         return why_paused(self.database, self.settings, batch_id)
 
     def analyzer_outage(self) -> ServiceDownError | None:
@@ -85,7 +88,7 @@ _lock = threading.Lock()
 
 
 def shared_pipeline(settings: Settings) -> Pipeline:
-    """Open the pipeline once per process; after a failure the next call tries again."""
+    """Return the pipeline of this process, opened once; after a failure the next call retries."""
     with _lock:
         if settings not in _shared:
             _shared[settings] = Pipeline(settings)

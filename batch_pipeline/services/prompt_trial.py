@@ -1,4 +1,4 @@
-"""What a model says to a file with the prompts that are set; nothing is stored."""
+"""Tries the configured prompts: asks the vision model about one file, and stores nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,17 @@ from batch_pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class Trial:
-    """What a model said to one file."""
+    """The answer of a model for one file."""
 
     file: str
     model: str
     description: Description
     audit: AuditResult
     usage: Usage
-    """0 calls: the model is embedded."""
+    """0 calls means that the model is embedded."""
 
     def shape(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the trial as a dictionary for JSON."""
         return {
             "file": self.file,
             "vision_model": self.model,
@@ -44,13 +44,13 @@ class Trial:
 
 
 def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:
-    """Ask the vision model about a file as the pipeline does.
+    """Ask the vision model about a file in the same way as the pipeline.
 
     Raises:
         RefusedError: the file cannot be read.
-        PermanentError: there is something wrong with the file.
-        TransientError: the model gave no usable answer.
-        ServiceDownError: the model cannot be asked.
+        PermanentError: the file is not acceptable or cannot be decoded.
+        TransientError: the model returned no usable answer.
+        ServiceDownError: the model cannot be called.
     """
     try:
         with path.open("rb") as file:
@@ -73,10 +73,10 @@ def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:
 
 
 def shown_prompts(settings: Settings) -> dict[str, Any]:
-    """The prompts that are set, what may stand in them, and where each comes from.
+    """Return the configured prompts, their placeholders, and the file of each prompt.
 
     Raises:
-        ConfigurationError: a file of the folder of prompts cannot be used.
+        ConfigurationError: a file in the folder of prompts cannot be used.
     """
     prompts = prompts_of(settings)
     files = {name: Path(settings.prompts, f"{name}.txt") for name in PLACEHOLDERS}

@@ -1,8 +1,8 @@
-"""Redoing one stage of work that is done, after a change of model or prompt.
+"""Redoes one stage of completed uploads, for example after a change of model or prompt.
 
-Chooses what is to be redone; how an upload is opened again stands in ``batch_states.py``, what is
-then done and what is left alone in ``upload_processing.py``. Old results stay, and are found by
-search, until the new ones are stored.
+This module selects the uploads. ``batch_states.py`` makes them pending again, and
+``upload_processing.py`` processes only the stages that are needed. Until new results are stored,
+old results stay and search finds them.
 """
 
 import uuid
@@ -23,22 +23,22 @@ from batch_pipeline.services.states.batch_states import REDOABLE_BATCH, BatchSta
 
 @dataclass(frozen=True)
 class Selection:
-    """Which completed uploads to redo a stage of; what is left empty restricts nothing."""
+    """Which completed uploads to redo; an empty field restricts nothing."""
 
     stage: Stage
     batch_ids: Sequence[uuid.UUID] = ()
     upload_ids: Sequence[uuid.UUID] = ()
     model_not: str | None = None
-    """Only results that another model made, or that name none."""
+    """Only results by another model, or without the name of a model."""
     user_id: uuid.UUID | None = None
     model: str | None = None
-    """Only results that this model made."""
+    """Only results by this model."""
     since: datetime | None = None
-    """Only what was uploaded from then on."""
+    """Only uploads from this time on."""
     file_type: str | None = None
     """``image`` or ``video``."""
     fingerprint_not: str | None = None
-    """Only results that were made with anything else than this says."""
+    """Only results with another fingerprint than this one, or without one."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ReopenedBatch:
 def reprocess(
     database: Database, batches: BatchStates, selection: Selection
 ) -> Sequence[ReopenedBatch]:
-    """Make the selected uploads pending again, a transaction per batch; oldest batch first.
+    """Make the selected uploads pending again, one transaction per batch; oldest batch first.
 
     Raises: as `count_selected`.
     """
@@ -71,7 +71,7 @@ def count_selected(database: Database, selection: Selection) -> dict[uuid.UUID, 
 
     Raises:
         RefusedError: nothing is selected, or the stage has no model to select by.
-        NotFoundError: a batch or an upload that is named does not exist.
+        NotFoundError: a named batch or upload does not exist.
     """
     counts = {batch_id: len(ids) for batch_id, ids in _checked(database, selection) if ids}
     if not counts:
@@ -109,7 +109,7 @@ def _require_existing(database: Database, selection: Selection) -> None:
 def _selected(
     database: Database, selection: Selection
 ) -> Iterator[tuple[uuid.UUID, Sequence[uuid.UUID]]]:
-    """The selected uploads, batch by batch, in transactions of their own."""
+    """Yield the selected uploads of each batch; each batch is read in its own transaction."""
     chosen = _conditions(selection)
     with database.transaction() as connection:
         batch_ids = connection.scalars(
@@ -151,7 +151,10 @@ def _conditions(selection: Selection) -> list[ColumnElement[bool]]:
 
 
 def _is_stale(stage: Stage, fingerprint: str) -> ColumnElement[bool]:
-    """Whether a result was made with something else; written so that an index may be used."""
+    """Condition: a result has another fingerprint.
+
+    It uses ``<`` and ``>`` instead of ``<>``, because only these can use an index.
+    """
     of_stage = {
         Stage.DESCRIPTION: Upload.vision_fingerprint,
         Stage.EMBEDDING: Upload.embedding_fingerprint,
@@ -160,7 +163,7 @@ def _is_stale(stage: Stage, fingerprint: str) -> ColumnElement[bool]:
 
 
 def stale_uploads(database: Database, fingerprint: str, *, at_most: int) -> int:
-    """Count uploads whose description was made with something else, up to a limit."""
+    """Count uploads whose description has another fingerprint, up to a limit."""
     found = _stale(fingerprint, at_most).subquery()
     with database.transaction() as connection:
         return connection.execute(select(func.count()).select_from(found)).scalar_one()
@@ -169,7 +172,7 @@ def stale_uploads(database: Database, fingerprint: str, *, at_most: int) -> int:
 def refresh_stale(
     database: Database, batches: BatchStates, fingerprint: str, *, at_most: int
 ) -> int:
-    """Have descriptions redone that were made with something else; returns how many uploads."""
+    """Make uploads pending whose description has another fingerprint; returns how many."""
     with database.transaction() as connection:
         rows = connection.execute(_stale(fingerprint, at_most)).all()
     by_batch: dict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)

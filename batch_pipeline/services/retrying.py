@@ -1,6 +1,6 @@
-"""Retry of failed uploads, of one batch or of many: which ones, and whether it can help.
+"""Selects failed uploads of one or many batches for a retry, and shows whether a retry can help.
 
-How an upload is opened again stands in ``states/batch_states.py``.
+``states/batch_states.py`` makes the uploads pending again.
 """
 
 import uuid
@@ -19,40 +19,43 @@ from batch_pipeline.services.reports.failures import UNKNOWN, FailureFilter, has
 
 @dataclass(frozen=True)
 class FailedSelection(FailureFilter):
-    """Which failed uploads to process again; what is left empty restricts nothing."""
+    """Which failed uploads to process again; an empty field restricts nothing."""
 
     upload_ids: Sequence[uuid.UUID] = ()
     only_retryable: bool = False
-    """Leave out what would fail the same way again."""
+    """Leave out uploads that would fail in the same way again."""
     model: str | None = None
-    """Only what this model has described, embedded or answered a call for."""
+    """Only uploads that this model has described or embedded, or for which it answered a call."""
 
     @property
     def chooses(self) -> bool:
-        """Whether it says more than which batch and which uploads."""
+        """Whether the selection has other conditions than batch and uploads."""
         return bool(self.kinds or self.only_retryable or self.since or self.user_id or self.model)
 
 
 @dataclass
 class FailedUploads:
-    """Failed uploads that were chosen, batch by batch, the oldest failure first."""
+    """The selected failed uploads by batch, the oldest failure first."""
 
     by_batch: dict[uuid.UUID, list[uuid.UUID]] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of selected uploads."""
         return self.kinds.total()
 
     @property
     def same_again(self) -> Mapping[str, int]:
-        """How many will fail in the same way unless the cause is fixed, by kind; most first."""
+        """Number of uploads that will fail in the same way unless the cause is fixed, by kind.
+
+        The most frequent kind comes first.
+        """
         return {kind: n for kind, n in self.kinds.most_common() if kind in SAME_AGAIN}
 
 
 def failed_uploads(database: Database, chosen: FailedSelection) -> FailedUploads:
-    """Read which failed uploads are chosen; changes nothing."""
+    """Read the selected failed uploads; changes nothing."""
     kind = func.coalesce(Upload.error_kind, UNKNOWN)
     conditions = [Upload.batch_id.is_not(None), has_failed(chosen)]
     if chosen.upload_ids:

@@ -1,11 +1,15 @@
-"""Search: the uploads that mean what is asked for, and those that are called so.
+"""Search: finds uploads by the meaning of a question, and by its words.
 
-By meaning: cosine similarity of the question's vector over an HNSW index, in the embedding space
-that answers the user, whose model embeds the question: numbers of two models have nothing in
-common. If that model cannot be asked, words alone answer, and the result says so. By words: full
-text (`search_words`). An exact file name comes first, then what holds a quoted phrase, then the
-rest by similarity, with a bonus for uploads in which all words of the question stand. How that was
-decided: ``benchmarks/search_quality.py``. What a search is narrowed by stands in `search_filters`.
+- **By meaning**: cosine similarity to the question's vector, over an HNSW index. Each user is
+  answered from one embedding space. The model of that space embeds the question, because vectors of
+  different models cannot be compared. If that model cannot be called, the search uses words only,
+  and the result says so.
+- **By words**: full text (`search_words`).
+
+An exact file name comes first, then uploads that contain a quoted phrase, then the rest by
+similarity, with a bonus for uploads that contain all words of the question.
+``benchmarks/search_quality.py`` has the measurements behind this order. `search_filters` has the
+filters.
 """
 
 import base64
@@ -44,19 +48,21 @@ from batch_pipeline.services.search_words import Question
 
 #: Largest number of results, over all pages of a search.
 MAX_RESULTS = 5000
-#: Size of the index' candidate list; pgvector's 40 misses too many. Of the ten nearest among
-#: 100,000 vectors, 200 find 92 to 93 %, 300 find 96 to 98 % (``benchmarks/search.py``).
+#: Size of the candidate list of the index. pgvector's default of 40 misses too many results. Of the
+#: ten nearest among 100,000 vectors, 200 candidates find 92 to 93 %, and 300 find 96 to 98 %
+#: (``benchmarks/search.py``).
 CANDIDATES = 300
-#: What the planner is to think that comparing with one vector costs. It thinks that a vector of
-#: 1,024 numbers costs what an integer does, 0.0025, and that all 100,000 are read sooner than an
-#: index with so many candidates: 760 ms instead of 2 (``benchmarks/search.py``).
+#: The planner's cost of one comparison of vectors. By default (0.0025) the planner assumes that a
+#: vector of 1,024 numbers costs as much as an integer. Then it reads all 100,000 vectors instead of
+#: the index, which takes 760 ms instead of 2 ms (``benchmarks/search.py``).
 COMPARISON_COST = 0.25
-#: Added to the similarity of an upload in which all words of the question stand.
+#: Added to the similarity of an upload that contains all words of the question.
 WORDS_BONUS = 0.3
-#: Words that more uploads have than this tell none of them apart.
+#: If more uploads than this contain all words, the words are ignored.
 MOST_WORDED = 300
-#: Similarities of the built-in models below which a result is a guess; of others nothing is known.
-#: A tenth of right answers lies below, and 60 % of the first answers to questions that have none.
+#: Similarity below which a result of a built-in model is a guess; unknown for other models. A tenth
+#: of the right answers is below it. If a question has no right answer, 60 % of the first results
+#: are below it.
 WEAK_BELOW = {"embedded-sentences-1": 0.2, "embedded-hashing-1": 0.1}
 
 FoundBy = Literal["filename", "phrase", "words", "meaning"]
@@ -65,7 +71,7 @@ _TIERS: dict[FoundBy, int] = {"filename": 0, "phrase": 1, "words": 2, "meaning":
 
 @dataclass(frozen=True)
 class Copy:
-    """Another upload of the same bytes."""
+    """Another upload with the same bytes."""
 
     upload_id: uuid.UUID
     batch_id: uuid.UUID | None
@@ -79,17 +85,18 @@ class SearchResult:
     upload_id: uuid.UUID
     filename: str
     similarity: float | None
-    """Cosine of the angle between question and description, -1 to 1; None where the description has
-    no vector in the space that answers, or its model cannot be asked: found by words alone."""
+    """Cosine of the angle between question and description, -1 to 1. None if the upload was found
+    by words only: its description has no vector in the space that answers, or the model of that
+    space cannot be called."""
     description: str
     thumbnail_path: str | None
-    """Relative to the storage."""
+    """Path relative to the storage."""
     file_path: str
-    """Of the original, relative to the storage."""
+    """Path of the original, relative to the storage."""
     original: str
     """Where the original can be opened: a path of this machine, or a URL for fsspec."""
     thumbnail: str | None
-    """The same of the thumbnail."""
+    """Where the thumbnail can be opened, in the same form."""
     batch_id: uuid.UUID | None
     user_id: uuid.UUID
     file_type: str
@@ -99,32 +106,33 @@ class SearchResult:
     taken_at: str | None
     """Time on the camera's clock, as ISO text without a zone."""
     uploaded_at: datetime | None
-    """None where an upload API has not said so."""
+    """None if the upload API did not store it."""
     vision_model: str | None
     found_by: FoundBy
     """The strongest reason why it was found."""
     score: float
-    """What it is sorted by among those with the same reason: similarity, and a bonus for words."""
+    """Similarity plus the bonus for words; sorts results that were found for the same reason."""
     weak: bool
-    """Found by its meaning, which is so far from the question that this is a guess."""
+    """Found by meaning, but so far from the question that this is a guess."""
     copies: Sequence[Copy]
-    """The same bytes, uploaded again; shown here and not once more."""
+    """Other uploads with the same bytes; by default they are not results of their own."""
     cursor: str
-    """Where the page after this result begins."""
+    """Cursor of the page that begins after this result."""
     tags: Sequence[str] = ()
-    """Of the vision model; none where it was not asked for any."""
+    """Tags by the vision model; empty if it was not asked for tags."""
     visible_text: str = ""
-    """What can be read in the picture, as far as that was asked for apart."""
+    """Text that can be read in the picture; empty if the model was not asked for it separately."""
 
 
 class SearchResults(list[SearchResult]):
-    """What was found, best first."""
+    """The results of a search, best first."""
 
     by_words_only: str = ""
-    """Why nothing, or not everything, was searched by meaning; empty: all was."""
+    """Why all or some uploads were searched by words only; empty if all were searched by meaning.
+    """
 
 
-#: Gives the model that embeds questions for a space; raises a `PipelineError` if there is none.
+#: Returns the model that embeds questions for a space; raises a `PipelineError` if there is none.
 ModelOf = Callable[[Space], EmbeddingModel]
 
 
@@ -140,22 +148,22 @@ def search(
     location: str = "",
     copies: bool = False,
 ) -> SearchResults:
-    """Find uploads by what a person would say, or by an upload like which they are; best first.
+    """Find uploads by a question, or find uploads similar to another upload; best first.
 
     Args:
-        database: where the uploads are.
-        model_of: who embeds the question, of each space that answers: `Spaces.model_of`.
-        question: what a person would say, in any language that the model knows. A whole file name,
-            and what stands in quotation marks, is found first.
+        database: the database with the uploads.
+        model_of: returns the model that embeds the question for a space: `Spaces.model_of`.
+        question: a text in any language that the model knows. Matches of a whole file name come
+            first, then matches of phrases in quotation marks.
         like: an upload whose description is the question instead.
-        filters: what the uploads are narrowed to; None: all of all users.
-        limit: how many, 1 to `MAX_RESULTS`.
-        after: `SearchResult.cursor` of the last result of the page before, of the same search.
-        location: of the storage, a path or a URL; needed for paths that can be opened.
-        copies: show each upload of the same bytes, and not only one of them.
+        filters: conditions that the uploads must meet; None: all uploads of all users.
+        limit: maximum number of results, 1 to `MAX_RESULTS`.
+        after: `SearchResult.cursor` of the last result of the previous page of the same search.
+        location: path or URL of the storage; needed for paths that can be opened.
+        copies: return every upload with the same bytes, not only one of them.
 
     Raises:
-        RefusedError: the question is empty, or limit, cursor or a filter is none.
+        RefusedError: the question is empty, or the limit, the cursor or a filter is not valid.
         NotFoundError: there is no upload `like`.
         ServiceDownError: the database cannot be reached.
     """
@@ -200,7 +208,7 @@ def search(
 def _embedded(
     model_of: ModelOf, space: Space, question: str, paused: PausedCheck, said: list[str]
 ) -> Sequence[float] | None:
-    """Embed a question for a space; if that cannot be done, None and a word of it in `said`."""
+    """Embed a question for a space; if that fails, return None and add the reason to `said`."""
     try:
         [vector] = model_of(space).embed([question], as_questions=True, paused=paused)
     except PipelineError as error:
@@ -211,23 +219,23 @@ def _embedded(
 
 # Candidates -------------------------------------------------------------------------------------
 
-#: The place of a result among all: tier, distance less its bonus, id.
+#: Sort key of a result: tier, distance minus the bonus, id.
 _Key = tuple[int, float, uuid.UUID]
 
 
 @dataclass(frozen=True)
 class _View:
-    """A space that answers, and what is looked for in it; None: words alone."""
+    """A space that answers, and the vector to search for in it; None: search by words only."""
 
     space: Space
     vector: Sequence[float] | None
 
     @property
     def answers(self) -> ColumnElement[bool]:
-        """Uploads whose user the space answers.
+        """Condition: the space answers the user of the upload.
 
-        Not written as a join: the planner knows nothing of how many uploads each user has, and
-        would rather begin with the users and sort all that they have than use the index.
+        This is not a join, because the planner does not know how many uploads each user has. With a
+        join it begins with the users and sorts all their uploads instead of using the index.
         """
         answering = (
             select(AnsweringSpace.space_id)
@@ -239,7 +247,7 @@ class _View:
 
     @property
     def distance(self) -> ColumnElement[float]:
-        """Null where there is nothing to compare."""
+        """Distance to the vector; null if there is none."""
         if self.vector is None:
             return cast(null(), Float)
         return self.space.distance(self.vector)
@@ -250,7 +258,7 @@ class _Hit:
     row: AnyRow
     found_by: FoundBy
     model: str
-    """Of the space that answered."""
+    """Name of the model of the space that answered."""
 
     @property
     def similarity(self) -> float | None:
@@ -266,8 +274,8 @@ class _Hit:
 
     @property
     def _place(self) -> float:
-        # Of the nearest this is the very number that the database orders by: were it rounded, two
-        # that differ for one of them and not for the other would change places between two pages.
+        # This must be the exact number by which the database orders. If it were rounded, two
+        # results could be equal here but not in the database, and change places between two pages.
         distance = 2.0 if self.row.distance is None else float(self.row.distance)
         return distance - (0.0 if self.found_by == "meaning" else WORDS_BONUS)
 
@@ -297,7 +305,7 @@ class _Cursor:
 
 
 class _Candidates:
-    """Everything that may be among the next results: what words find, and the nearest."""
+    """Everything that may be among the next results: hits by words, and the nearest vectors."""
 
     def __init__(
         self,
@@ -314,7 +322,7 @@ class _Candidates:
         self._by_words: list[_Hit] = []
 
     def add_by_words(self, question: Question) -> None:
-        """Find what is called or described by the very words of a question."""
+        """Add uploads whose file name or description contains the words of a question."""
 
         def found(
             condition: ColumnElement[bool], most: int = MAX_RESULTS
@@ -350,21 +358,21 @@ class _Candidates:
         ]
 
     def best(self, count: int, last: _Cursor | None) -> list[_Hit]:
-        """Give the next hits after the last that was shown, each content once."""
+        """Return the next hits after the last one shown, each content once."""
         wanted = min(count + (last.position if last else 0), MAX_RESULTS)
         while True:
             nearest, are_all = self._nearest(wanted)
             near = filter(self._is_near, [*self._by_words, *nearest])
             hits = _each_once(near, with_copies=self._with_copies)
-            # What has come since the page before stands where it belongs, which may be before it.
+            # An upload that was added since the last page may sort before it, and is left out then.
             rest = [hit for hit in hits if last is None or hit.key > last.key]
-            # The same bytes may have taken many of the places.
+            # If many hits were copies, too few may be left, so more are read.
             if len(rest) >= count or are_all or wanted == MAX_RESULTS:
                 return rest[:count]
             wanted = min(2 * wanted, MAX_RESULTS)
 
     def _nearest(self, count: int) -> tuple[list[_Hit], bool]:
-        """Give about so many, and whether there are no more."""
+        """Return about `count` hits, and whether there are no more."""
         hits: list[_Hit] = []
         edge = math.inf
         for view in self._views:
@@ -379,7 +387,8 @@ class _Candidates:
             )
             rows = self._connection.execute(statement).all()
             hits += [_Hit(row, "meaning", view.space.key.model) for row in rows]
-            # Of those as near as the last one, some may be missing: which ones, the index decides.
+            # The index may have left out some rows with the same distance as the last one, so only
+            # nearer rows are complete.
             if len(rows) > count:
                 edge = min(edge, rows[-1].distance)
         if edge == math.inf or count == MAX_RESULTS:
@@ -430,19 +439,20 @@ def _each_once(hits: Iterable[_Hit], *, with_copies: bool) -> list[_Hit]:
 
 
 def _prepare(connection: Connection) -> None:
-    # The index finds neighbours before it looks at model and user; it goes on searching until
-    # enough of them fit.
+    # The index finds neighbours before the other conditions are checked. With this setting it goes
+    # on until enough of them match.
     connection.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
     connection.execute(text(f"SET LOCAL hnsw.ef_search = {CANDIDATES}"))
     connection.execute(text(f"SET LOCAL cpu_operator_cost = {COMPARISON_COST}"))
-    # What suits the average user reads one who owns half of everything through.
+    # A generic plan suits the average user. For a user who owns half of all uploads it would read
+    # all of them.
     connection.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
 
 
 def _views_like(
     connection: Connection, spaces: Sequence[Space], upload_id: uuid.UUID
 ) -> list[_View]:
-    """Look for the vectors of an upload, in the spaces that have one of it."""
+    """Return the spaces that have a vector of an upload, each with that vector."""
     if connection.scalar(select(Upload.id).where(Upload.id == upload_id)) is None:
         raise NotFoundError(f"there is no upload {upload_id}")
     vectors = {
@@ -464,7 +474,7 @@ def _views_like(
 def _copies(
     connection: Connection, rows: Sequence[AnyRow], conditions: Sequence[ColumnElement[bool]]
 ) -> Mapping[str, Sequence[Copy]]:
-    """All uploads of the same bytes, by their checksum."""
+    """Return all uploads with the same bytes as these rows, by checksum."""
     copies: dict[str, list[Copy]] = defaultdict(list)
     checksums = [row.checksum for row in rows if row.checksum]
     if checksums:

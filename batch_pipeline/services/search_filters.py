@@ -1,4 +1,4 @@
-"""What a search is narrowed by: plain values in, conditions of the statement out."""
+"""Filters of a search: turns plain values into conditions of the SQL statement."""
 
 import re
 import uuid
@@ -14,41 +14,41 @@ from batch_pipeline.errors import RefusedError
 from batch_pipeline.model_servers.structured import normalised_tag
 
 _DAY = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
-#: Names that people use for the formats that are stored.
+#: Other names of stored formats.
 _FORMATS = {"jpg": "jpeg", "heif": "heic", "tif": "tiff"}
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Only uploads for which all of these hold; what is None is not asked for."""
+    """Selects uploads that meet all of these conditions; None means any value."""
 
     user_id: uuid.UUID | None = None
     batch_id: uuid.UUID | None = None
     file_type: str | None = None
     """``image`` or ``video``."""
     format: str | None = None
-    """As files say it, or as people do: ``jpeg``, ``jpg``, ``mp4``."""
+    """The format as it is stored or a common name of it: ``jpeg``, ``jpg``, ``mp4``."""
     camera: str | None = None
-    """A part of its name, in any case."""
+    """Part of the camera's name; case does not matter."""
     since: str | None = None
-    """First day, month or year, ``2024-05-17``, ``2024-05`` or ``2024``, in which it was taken, or
-    uploaded if nothing says when it was taken."""
+    """First day, month or year in which it was taken: ``2024-05-17``, ``2024-05`` or ``2024``. If
+    the time of capture is unknown, the time of the upload counts."""
     until: str | None = None
-    """Last such day, month or year."""
+    """Last day, month or year, in the same form."""
     has_text: bool = False
-    """Only where text can be read in the picture, or the description quotes some."""
+    """Only uploads with readable text in the picture, or a quotation in the description."""
     vision_model: str | None = None
-    """The model that described it."""
+    """The model that made the description."""
     least_similarity: float | None = None
-    """Cosine, -1 to 1; what has none is left out, too."""
+    """Lowest cosine similarity, -1 to 1; uploads without a similarity are left out, too."""
     tags: Sequence[str] = ()
-    """Only with all of these tags, in any case."""
+    """Only uploads with all of these tags; case does not matter."""
 
     def conditions(self) -> Iterator[ColumnElement[bool]]:
-        """Give what PostgreSQL is to ask of a row.
+        """Yield the SQL conditions of these filters.
 
         Raises:
-            RefusedError: a day, a kind or a similarity cannot be read as one.
+            RefusedError: a date, a file type, a tag or a similarity is not valid.
         """
         yield ~HIDDEN
         if self.user_id is not None:
@@ -85,11 +85,11 @@ class Filters:
             raise RefusedError(f"{list(self.tags)} are no tags: expected words or short names")
         if wanted:
             yield Upload.vision_tags.contains(wanted)
-            yield Upload.embedding_model.is_not(None)  # says that the index may be used
+            yield Upload.embedding_model.is_not(None)  # so that the partial index can be used
 
 
 def _when() -> ColumnElement[str]:
-    """Moment as ISO text, which sorts as time does; of an upload in UTC."""
+    """Return the time of capture, or else of upload (UTC), as ISO text, which sorts by time."""
     uploaded = func.to_char(
         func.timezone("UTC", known(Upload.created_at)), 'YYYY-MM-DD"T"HH24:MI:SS'
     )
@@ -98,7 +98,7 @@ def _when() -> ColumnElement[str]:
 
 
 def _period(text: str) -> tuple[date, date]:
-    """First day of a day, month or year, and the first day after it."""
+    """Return the first day of a day, month or year, and the first day after it."""
     found = _DAY.fullmatch(text.strip())
     try:
         if found is None:

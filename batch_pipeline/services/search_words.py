@@ -1,7 +1,7 @@
-"""Search by words: quoted phrases, file names, and pictures in which all words of a question are.
+"""Search by words: quoted phrases, file names, and uploads that contain all words of a question.
 
-Words help where meaning has nothing to hold on to: names of files and cameras, numbers, text in
-pictures. A word that hundreds of pictures have tells none of them apart: there meaning decides.
+Words help where a search by meaning is weak: names of files and cameras, numbers, text in pictures.
+A word that hundreds of uploads contain does not help to rank them, so meaning decides there.
 """
 
 import re
@@ -14,31 +14,31 @@ from sqlalchemy.dialects.postgresql import TSVECTOR
 
 from batch_pipeline.database.models import UPLOAD_WORDS, Upload
 
-#: Longer questions are read up to here (characters).
+#: Longer questions are cut off here (characters).
 _LONGEST = 2000
 _QUOTED = re.compile('["“„«]([^"“”„«»]+)["”“»]')
-#: What PostgreSQL's text cannot hold.
+#: Characters that PostgreSQL text cannot hold.
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
 
 _words = literal_column(UPLOAD_WORDS, TSVECTOR)
-#: Says that the indexes of words and names may be used.
+#: This condition lets PostgreSQL use the partial indexes of words and names.
 _indexed = Upload.embedding_model.is_not(None)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a person asks for, in words."""
+    """The search text of a person."""
 
     asked: str
 
     @cached_property
     def text(self) -> str:
-        """As PostgreSQL can hold it."""
+        """The search text, without characters that PostgreSQL cannot hold."""
         return _UNREADABLE.sub(" ", self.asked[:_LONGEST]).strip()
 
     @cached_property
     def phrases(self) -> list[str]:
-        """What stands in quotation marks."""
+        """The phrases in quotation marks."""
         return [phrase.strip() for phrase in _QUOTED.findall(self.text) if phrase.strip()]
 
     @cached_property
@@ -46,18 +46,18 @@ class Question:
         return self.text.strip('"“”„«» ').lower()
 
     def names(self, filename: str) -> bool:
-        """Tell whether this is the name of a file, with or without what stands behind its dot."""
+        """Return whether the question is this file name, with or without its extension."""
         name = filename.lower()
         return self._name in {name, PurePath(name).stem}
 
     @property
     def has_name(self) -> ColumnElement[bool]:
-        """Files of exactly this name."""
+        """Condition: the upload has exactly this file name."""
         return and_(_indexed, func.lower(Upload.filename) == self._name)
 
     @property
     def has_phrases(self) -> ColumnElement[bool]:
-        """Uploads in which all quoted phrases stand word for word."""
+        """Condition: the upload contains all quoted phrases word for word."""
         if not self.phrases:
             return false()
         found = (_words.op("@@")(func.phraseto_tsquery("simple", p)) for p in self.phrases)
@@ -65,11 +65,11 @@ class Question:
 
     @property
     def has_all_words(self) -> ColumnElement[bool]:
-        """Uploads in which all words of the question stand, whatever their English endings."""
+        """Condition: the upload contains all words of the question; English endings are ignored."""
         asked = [
             func.plainto_tsquery("english", self.text),
             func.plainto_tsquery("simple", self.text),
         ]
-        if not self.text.split()[1:]:  # a name may hold signs that the index has taken apart
+        if not self.text.split()[1:]:  # the index has split names at such characters
             asked.append(func.plainto_tsquery("simple", re.sub(r"[\W_]+", " ", self.text)))
         return and_(_indexed, or_(*(_words.op("@@")(query) for query in asked)))

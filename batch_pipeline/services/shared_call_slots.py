@@ -1,15 +1,16 @@
-"""The cap on model calls in flight, kept over all processes on all hosts that share a database.
+"""Limits the model calls in flight over all processes on all hosts that share a database.
 
-Each process has a row per server and kind of call in ``model_call_slots``: what it wants and what
-it holds. The processes agree there, one after the other, on fair shares; within its share a
-process passes slots from call to call without asking anybody (`CallGate`). So a busy process asks
-a few times a minute, and only when shares change is there more to say. A pause that a server asks
-for (`Retry-After`) goes to all processes by ``model_pauses`` and a message.
+Each process has a row per server and kind of call in ``model_call_slots``, with the number of slots
+that it wants and holds. Through these rows the processes agree on fair shares, one after the other.
+Within its share a process passes slots from call to call without asking the database (`CallGate`).
+So a busy process queries the database a few times a minute, and more often only when shares change.
+A pause that a server asks for (`Retry-After`) is sent to all processes by ``model_pauses`` and a
+message.
 
-One thread and one connection per process do this, from the first call on. A change wakes the
-others by a message; nobody depends on the message, nor on anything else that belongs to a session,
-so a connection pooler may stand in between. A process that dies is out when its lease ends, by the
-database's clock.
+One thread and one connection per process do this, beginning with the first call. A change wakes the
+other processes by a message. No process depends on the message or on anything else that belongs to
+a session, so a connection pooler may be used. If a process dies, its slots are free when its lease
+ends, by the database's clock.
 """
 
 import atexit
@@ -37,22 +38,22 @@ from batch_pipeline.model_servers.base import CallKind, CallSlots
 from batch_pipeline.model_servers.call_slots import CallGate, Demand
 
 CHANNEL = "batch_pipeline_model_slots"
-#: Age of a process' last sign of life after which its slots are given to others (seconds).
+#: If a process has not renewed its row for this time, its slots are given to others (seconds).
 LEASE_SECONDS = 15.0
-#: Until slots that no call has used for so long are given back, if nobody asks earlier (seconds).
+#: Unused slots are given back after this time, or earlier if another process wants them (seconds).
 _IDLE_SECONDS = 0.3
-#: Between two looks while others hold what is ours or may owe us a turn (seconds).
+#: Time between two checks while other processes hold slots of our share (seconds).
 _SHORT_SECONDS = 1.0
-#: When there are more processes than slots: how long one keeps a slot before another's turn
-#: comes, so that short calls do not spend their time on changing hands (seconds).
+#: If there are more processes than slots, a process keeps a slot for this time before another one
+#: gets a turn. Otherwise short calls would spend their time on passing slots (seconds).
 _TURN_SECONDS = 1.0
-#: Least time between two looks at one server (seconds).
+#: Shortest time between two checks of one server (seconds).
 _BREATH_SECONDS = 0.01
-#: Who stops in the middle of an agreement must not hold up the others.
+#: If a process stops in the middle of an agreement, it must not block the others.
 _LIMITS = b"""
     SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '2s'
 """
-#: Between a loopback address and its host, in a name for all hosts.
+#: Separates a loopback address and its host in a name for all hosts.
 _OF = " of "
 #: First key of the advisory locks, one per server and kind, under which shares are agreed on.
 _LOCK = 730_511
@@ -61,7 +62,7 @@ _REMOVE_DEAD = """
     DELETE FROM model_call_slots
     WHERE server = %(server)s AND kind = %(kind)s AND holder <> %(holder)s
         AND leased_until < clock_timestamp()
-        -- While the database was away nobody could renew a lease.
+        -- While the database was down, no process could renew its lease.
         AND pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => %(lease)s)
 """
 _ROWS = """
@@ -101,21 +102,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Claimant:
-    """A process that wants slots of a server, as its row says."""
+    """A process that wants or holds slots of a server; the contents of its row."""
 
     holder: uuid.UUID
     wanted: int
     held: int
     seconds: float = 0.0
-    """For how long it has waited, if it holds none, or held some."""
+    """How long it has waited if it holds no slot, otherwise how long it has held some."""
     lease_left: float = 0.0
 
     @property
     def precedence(self) -> tuple[int, float]:
-        """Who waits comes before who has had its turn; longest wait first, latest holder first.
+        """Sort key: processes that wait come before those that have had their turn.
 
-        When there are more processes than slots, the one that has held for longest thus yields to
-        the one that has waited for longest: they take turns.
+        The longest wait comes first; among holders the latest one comes first. So if there are more
+        processes than slots, the one that has held for longest yields to the one that has waited
+        for longest, and they take turns.
         """
         if not self.held:
             return 1, -self.seconds
@@ -123,9 +125,10 @@ class Claimant:
 
 
 def fair_shares(limit: int, claimants: Sequence[Claimant]) -> dict[uuid.UUID, int]:
-    """Divide the slots: to each what it wants, but to none more than another that lacks some.
+    """Divide the slots fairly; no process gets more than it wants.
 
-    What cannot be divided evenly goes by `Claimant.precedence`.
+    Processes that want more than their share get equal shares. If slots remain that cannot be
+    divided evenly, `Claimant.precedence` decides who gets one more.
     """
     shares = {claimant.holder: 0 for claimant in claimants}
     in_turn = sorted(claimants, key=lambda claimant: claimant.precedence)
@@ -140,7 +143,7 @@ def fair_shares(limit: int, claimants: Sequence[Claimant]) -> dict[uuid.UUID, in
 
 @dataclass
 class _SharedLane:
-    """The calls of one kind to one server, as agreed on last."""
+    """The last agreement about the calls of one kind to one server."""
 
     gate: CallGate
     kind: CallKind
@@ -153,7 +156,7 @@ class _SharedLane:
     others_lack: bool = False
     agreed_at: float = 0.0
     look_after: float = 0.0
-    """Seconds after `agreed_at` until the next look, whatever happens."""
+    """Seconds after `agreed_at` until the next check, at the latest."""
     heard: bool = False
     """A message said that something has changed."""
 
@@ -165,7 +168,7 @@ class _SharedLane:
         return f"{self.kind} {self.name}"
 
     def look_in(self, demand: Demand, now: float) -> float:
-        """Seconds until this has to be agreed on again; 0 or less: now."""
+        """Return the seconds until the next agreement is needed; 0 or less: now."""
         if not (self.held or self.wanted or demand.wanted):
             return float("inf")
         needed = max(demand.in_flight, min(self.share, demand.wanted))
@@ -179,10 +182,10 @@ class _SharedLane:
 
 
 class SharedCallSlots:
-    """Gives out the slots of this process' calls, as agreed on with all other processes.
+    """Gives slots to the calls of this process, as agreed with all other processes.
 
     Args:
-        database: where they meet.
+        database: the database through which the processes agree.
         lease_seconds: see `LEASE_SECONDS`.
     """
 
@@ -202,9 +205,10 @@ class SharedCallSlots:
     def of(
         self, kind: CallKind, limit: int, limits: Mapping[str, int] = MappingProxyType({})
     ) -> CallSlots:
-        """Slots for the calls of one kind, at most so many to each server over all processes.
+        """Return the slots for the calls of one kind.
 
-        `limits` has the servers with a number of their own.
+        Over all processes there are at most `limit` calls to each server. `limits` contains servers
+        with a limit of their own.
         """
         gate = CallGate(limit, limits, shared=True, changed=self._wake, failure=self._failure)
         with self._lock:
@@ -228,7 +232,7 @@ class SharedCallSlots:
             if self._alarm is None:
                 self._alarm = self._start()
             self._alarm_is_set.set()
-            with suppress(OSError):  # closed in this moment
+            with suppress(OSError):  # `close` has just closed it
                 self._alarm.send(b".")
 
     def _start(self) -> socket.socket:
@@ -237,7 +241,7 @@ class SharedCallSlots:
         self._thread = threading.Thread(
             target=self._work, args=(sleeper,), name="model-call-slots", daemon=True
         )
-        # A process that ends gives its slots back at once; else they rest for a lease.
+        # A process that ends gives its slots back at once. Otherwise they stay unused for a lease.
         atexit.register(self.close)
         self._thread.start()
         return alarm
@@ -271,7 +275,7 @@ class SharedCallSlots:
                     keepalives_count=2,
                     tcp_user_timeout=10_000,
                 ) as connection:
-                    # Who waits for the lock has to see what was written before it was his.
+                    # A process that waited for the lock has to see what others wrote before.
                     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
                     if not is_pooled(connection):
                         connection.execute(f"LISTEN {CHANNEL}".encode())
@@ -283,7 +287,7 @@ class SharedCallSlots:
 
     def _serve(self, connection: psycopg.Connection, sleeper: socket.socket) -> None:
         for lane in self._lanes.values():
-            lane.agreed_at = 0.0  # nobody knows whether the last words were heard
+            lane.agreed_at = 0.0  # the last statements may not have been executed
         while not self._closing.is_set():
             self._tell_pauses(connection)
             for gate, lanes in self._due_lanes().items():
@@ -294,7 +298,7 @@ class SharedCallSlots:
                 self._write(connection, lane, Demand(0, 0))
 
     def _tell_pauses(self, connection: psycopg.Connection) -> None:
-        """Tell the others which servers have asked this process for a pause."""
+        """Notify the other processes of servers that have asked this process for a pause."""
         with self._lock:
             gates = list(self._gates)
         for gate, kind, holder in gates:
@@ -308,7 +312,7 @@ class SharedCallSlots:
                 connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, lane.topic])
 
     def _due_lanes(self) -> dict[CallGate, list[_SharedLane]]:
-        """Those that have to be agreed on, together with the others of their gate."""
+        """Return the lanes that need an agreement now, with the other lanes of their gate."""
         with self._lock:
             gates = list(self._gates)
         due: dict[CallGate, list[_SharedLane]] = {}
@@ -321,7 +325,7 @@ class SharedCallSlots:
                     self._lanes[key] = _SharedLane(gate, kind, server, holder)
                 lanes.append(self._lanes[key])
             if any(lane.look_in(demands[lane.server], now) <= 0 for lane in lanes):
-                # Together, so that calls which wait for any of them spread over all.
+                # All lanes together, so that calls that may use any server spread over all servers.
                 due[gate] = [
                     lane
                     for lane in lanes
@@ -343,7 +347,7 @@ class SharedCallSlots:
     def _write(
         self, connection: psycopg.Connection, lane: _SharedLane, demand: Demand
     ) -> tuple[int, int]:
-        """Agree on one lane; returns the slots that are ours and those that others hold."""
+        """Agree on one lane; returns the number of our slots and of those that others hold."""
         heard, lane.heard = lane.heard, False
         me = Claimant(lane.holder, demand.wanted, 0)
         values = {
@@ -375,7 +379,8 @@ class SharedCallSlots:
                 connection.execute(_REMOVE, values)
             others_lack = any(row.held < row.wanted for row in others)
             gave = held < before.held and others_lack
-            # Who only heard that something changed does not say so: two would go on for ever.
+            # A process that only reacts to a message sends none itself. Otherwise two processes
+            # would notify each other for ever.
             lacks = demand.wanted > lane.wanted or (held < share and not heard)
             if gave or (others and held < demand.wanted and lacks):
                 connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, lane.topic])
@@ -389,15 +394,16 @@ class SharedCallSlots:
         if lane.held < max(lane.share, min(lane.wanted, 1)):
             after = min(after, _SHORT_SECONDS)
         if lane.held < lane.wanted and others:
-            # Those who live renew their leases long before; who does not is out then.
+            # Running processes renew their leases long before they end. At this time the rows of
+            # dead ones can be removed.
             after = min(after, max(0.0, min(row.lease_left for row in others)) + 0.1)
         return after * random.uniform(0.8, 1.0)  # noqa: S311 - spreads processes
 
     def _wait(self, connection: psycopg.Connection, sleeper: socket.socket) -> None:
-        """Return when something has to be agreed on: a call, a message or the time says so."""
+        """Wait until an agreement may be needed: because of a call, a message or the time."""
         with suppress(BlockingIOError):
             sleeper.recv(4096)
-        # Cleared after that and before looking, so that no change is slept through.
+        # The flag is cleared after `recv` and before the checks below, so that no change is missed.
         self._alarm_is_set.clear()
         if self._hear(connection) or any(gate.has_pauses_to_tell for gate, _, _ in self._gates):
             return
@@ -424,9 +430,10 @@ class SharedCallSlots:
 
 
 def name_for_all_hosts(server: str) -> str:
-    """What a server is called in tables: a loopback address is another one on each host.
+    """Return the name of a server in tables.
 
-    A name that has its host already stays as it is.
+    A loopback address means a different server on each host, so the name of the host is added. A
+    name that contains its host stays as it is.
     """
     server = masked(server).rstrip("/")
     is_local = (urlsplit(server).hostname or "") in {"localhost", "127.0.0.1", "::1"}

@@ -1,4 +1,4 @@
-"""Ids as people type them: any beginning that names only one thing, as git takes commits."""
+"""Short ids: any unambiguous beginning of an id is enough, as with commits in git."""
 
 import re
 import uuid
@@ -11,14 +11,14 @@ from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, RefusedError
 
-#: Digits that are shown where there is no room for all 32.
+#: Number of digits shown where there is no room for all 32.
 SHOWN_DIGITS = 8
-#: Ids that an ambiguous beginning is explained with.
+#: Number of ids that the error about an ambiguous beginning lists.
 _LISTED = 5
 
 
 class Named(StrEnum):
-    """What an id is of."""
+    """The kind of thing that an id names."""
 
     BATCH = "batch"
     UPLOAD = "upload"
@@ -33,12 +33,15 @@ _COLUMNS: dict[Named, Any] = {
 
 
 def short(whole: uuid.UUID | str) -> str:
-    """The beginning of an id, which is mostly enough to name it."""
+    """Return the beginning of an id, which is unambiguous in most cases."""
     return str(whole)[:SHOWN_DIGITS]
 
 
 def digits_of(text: str) -> str | None:
-    """The hexadecimal digits of an id, or of its beginning, as people copy it; else None."""
+    """Return the hexadecimal digits of an id or of its beginning; None if the text is no id.
+
+    Dashes and an ellipsis at the end, which people copy too, are removed.
+    """
     digits = text.strip().rstrip("….").replace("-", "").lower()
     return digits if re.fullmatch("[0-9a-f]{1,32}", digits) else None
 
@@ -48,7 +51,7 @@ def whole_id(database: Database, named: Named, digits: str) -> uuid.UUID:
 
     Raises:
         NotFoundError: there is none.
-        RefusedError: there are several; the message lists them.
+        RefusedError: there are several; the message lists the first of them.
     """
     column = _COLUMNS[named]
     first, last = uuid.UUID(digits.ljust(32, "0")), uuid.UUID(digits.ljust(32, "f"))

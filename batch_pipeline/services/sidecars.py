@@ -1,6 +1,6 @@
-"""Sidecars: small XMP files beside photos and films, which hold what programs noted about them.
+"""Sidecars: small XMP files beside photos and films, in which programs store metadata.
 
-Here: which file belongs to which. What a sidecar says is read by `batch_pipeline.media.metadata`.
+This module finds the sidecar of a file. `batch_pipeline.media.metadata` reads its contents.
 """
 
 import logging
@@ -23,20 +23,20 @@ def sidecar_of(path: Path) -> Path | None:
 
 
 def without_sidecars(paths: Iterable[Path]) -> list[Path]:
-    """Leave out the sidecars of the other files; one that belongs to none of them stays."""
+    """Remove the sidecars of other files in the list; a sidecar without its file stays."""
     given = list(paths)
     sidecars = {sidecar_of(path) for path in given if path.suffix not in _ENDINGS}
     return [path for path in given if path not in sidecars]
 
 
 def sidecar_date(path: Path) -> datetime | None:
-    """Read the date that the sidecar of a file says; None where there is none."""
+    """Read the date in the sidecar of a file; None if there is no sidecar or no date."""
     sidecar = sidecar_of(path)
     if sidecar is None:
         return None
     try:
         with sidecar.open("rb") as file:
             return date_in_sidecar(file.read(XMP_BYTES))
-    except OSError as error:  # the file itself is there, and may hold a date
+    except OSError as error:  # the file itself is readable and may contain a date
         log.warning("the sidecar %s cannot be read: %s", sidecar, error.strerror)
         return None

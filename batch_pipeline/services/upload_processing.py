@@ -59,17 +59,20 @@ from batch_pipeline.visible_text import visible_line
 
 #: How long uploads wait after an outage before a run tries again (seconds).
 OUTAGE_PAUSE_SECONDS = 20.0
-#: How long a model's answer is kept while the database is down, longer than a failover takes; and
-#: the pause between two tries to store it (seconds).
+#: How long a model's answer is kept while the database is down, and the pause between two tries to
+#: store it (seconds). The first is longer than a failover takes.
 ANSWER_PATIENCE_SECONDS, _ANSWER_PAUSE_SECONDS = 300.0, 1.0
-#: Pause between two looks at whether a copy of the same file is described (seconds).
+#: Pause between two checks whether a copy of the same file is described (seconds).
 _COPY_PAUSE_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
 
 def outage_pause(error: PipelineError) -> float:
-    """Return how long uploads wait after an outage (seconds): as the service said, or a default."""
+    """Return how long uploads wait after an outage, in seconds.
+
+    That is what the service asked for, or `OUTAGE_PAUSE_SECONDS`.
+    """
     return getattr(error, "resume_after_seconds", None) or OUTAGE_PAUSE_SECONDS
 
 
@@ -83,20 +86,20 @@ class UploadReport:
     attempt: int
     thumbnail_path: str | None
     described: Described | None
-    """As it is stored."""
+    """The stored description; None if there is none yet."""
     checksum: str | None
-    """Of the original, hexadecimal; None while it is not known."""
+    """SHA-256 of the original, hexadecimal; None while it is not known."""
     account: Account
-    """Costs of all model calls of this attempt, also of those without a usable answer."""
+    """Costs of all model calls of this attempt, including those without a usable answer."""
     embedding_model: str | None = None
     embedding_fingerprint: str | None = None
-    """Of the vector made in this attempt."""
+    """Fingerprint of the vector made in this attempt."""
     media_type: MediaType | None = None
-    """By the file's content, if it was read in this attempt."""
+    """The type by the file's content, if the file was read in this attempt."""
     thumbnail: bytes | None = None
     """The preview, if it was made in this attempt."""
     audit: AuditResult | None = None
-    """Of the description made in this attempt, passed or not."""
+    """Audit of the description made in this attempt, passed or not."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Duration of each stage of this attempt."""
     progress: BatchProgress | None = None
@@ -105,7 +108,7 @@ class UploadReport:
 
 @dataclass(frozen=True)
 class CompletedUpload:
-    """Everything is stored."""
+    """The upload is completed, and all its results are stored."""
 
     report: UploadReport
 
@@ -117,7 +120,8 @@ class FailedUpload:
     report: UploadReport
     error: UploadError
     will_retry: bool
-    """True: the run keeps the claim and tries again. False: ``failed`` and counted."""
+    """True: the run keeps the claim and tries again. False: the upload is ``failed`` and counted.
+    """
 
 
 #: Makes a context that surrounds a wait.
@@ -167,7 +171,8 @@ class UploadProcessor:
         Raises:
             ServiceDownError: a service is down. The upload is ``pending`` again, and the attempt
                 does not count.
-            WorkPausedError: a person has paused what a model call needs; likewise.
+            WorkPausedError: a person has paused the work or the model server of a call. The upload
+                is ``pending`` again, and the attempt does not count.
         """
         started = self._states.start(upload_id, run_id)
         if isinstance(started, SkippedUpload):
@@ -206,7 +211,7 @@ class UploadProcessor:
             return self._give_up(claim, report, error, retries_left)
         except (ServiceDownError, ConfigurationError) as error:
             if fault := own_fault(self._pipeline, error, row):
-                # The server has died of this upload often enough.
+                # The upload has made the server die too often, so it is not retried.
                 left = 0 if server_died(error) else retries_left
                 return self._give_up(claim, report, fault, left)
             self._release_if_possible(claim, error, outage_pause(error))
@@ -223,7 +228,7 @@ class UploadProcessor:
         row, report = attempt.row, attempt.report
         content = _Once(lambda: self._decode(attempt))
 
-        # A redo of another stage does not try again to make a thumbnail that failed before.
+        # A redo of another stage does not retry a thumbnail that failed before.
         if Stage.THUMBNAIL in row.redo or (row.thumbnail_path is None and not row.redo):
             self._make_thumbnail(attempt, content())
         _raise_if(attempt.cancelled)
@@ -248,8 +253,8 @@ class UploadProcessor:
     def _keep_trying(self, attempt: _Attempt, store: Callable[[], None]) -> None:
         """Store the answer of a model; wait up to `ANSWER_PATIENCE_SECONDS` for the database.
 
-        The answer has cost a model call, which would have to be repeated. If another run has taken
-        the upload over meanwhile, nothing is written.
+        If the answer were dropped, the model call would have to be repeated. If another run has
+        taken over the upload in the meantime, nothing is written.
         """
         give_up_at = time.monotonic() + ANSWER_PATIENCE_SECONDS
         failures = 0
@@ -275,7 +280,7 @@ class UploadProcessor:
                 media_type = accept(file.read(HEAD_BYTES), settings.accepted_format_names)
                 attempt.report.media_type = media_type
                 file.seek(0)
-                if attempt.report.checksum is None:  # the row of an upload API
+                if attempt.report.checksum is None:  # an upload API stores no checksum
                     attempt.report.checksum = _sha256(file)
                 return decode(
                     file,
@@ -337,8 +342,8 @@ class UploadProcessor:
     def _known(self, attempt: _Attempt) -> Described | None:
         """Return the description of another upload with the same bytes and the same fingerprint.
 
-        Waits while another attempt makes it. None: this attempt makes it. A redo of a description
-        that already has this fingerprint asks the model again.
+        While another attempt makes it, this waits. None means that this attempt has to make it. A
+        redo of a description that already has this fingerprint asks the model again.
         """
         row, report = attempt.row, attempt.report
         fingerprint = self._pipeline.analyzer.vision.fingerprint()
@@ -387,12 +392,13 @@ class UploadProcessor:
     def _embed(self, attempt: _Attempt, *, is_new: bool) -> Embedded:
         """Embed the description for the current space.
 
-        What is new to the space that answers the user is embedded for that one, too: until a newer
-        one is complete, search finds nothing but what is there.
+        If the space that answers the user has no current vector of this upload, the description is
+        embedded for that space, too. Search uses only that space until a newer one is complete.
         """
         spaces, report = self._pipeline.spaces, attempt.report
         embedding, space = self._pipeline.analyzer.embedding, spaces.current()
-        # All that has to be read is read now: an answer of a model waits for no database.
+        # Everything is read from the database before the model is called, so that an outage of the
+        # database cannot cost the model's answer.
         fits_local = spaces.fits_local(space.key.width)
         answering = attempt.row.answering_space
         other = spaces.get(answering) if is_new and answering not in {None, space.id} else None
@@ -430,7 +436,7 @@ class UploadProcessor:
         return vector
 
     def _in_space(self, attempt: _Attempt, space: Space) -> NewVector | None:
-        """Embed for the space of an older model; None if that cannot be asked any more."""
+        """Embed for the space of an older model; None if that model cannot be called any more."""
         try:
             model = self._pipeline.spaces.model_of(space)
             return NewVector(space.id, self._numbers(attempt, model))
@@ -466,12 +472,15 @@ class UploadProcessor:
         return FailedUpload(report, error, will_retry)
 
     def _let_go(self, started: StartedUpload, report: UploadReport) -> SkippedUpload:
-        """Release an upload that is no longer wanted, and remove what we made for a deleted one."""
+        """Release an upload that is no longer wanted.
+
+        If it was deleted, remove the thumbnail that we made.
+        """
         row = started.row
         self._states.release(started.claim)
         if self._states.exists(row.id):
             return SkippedUpload(row.id, "it was cancelled or taken away meanwhile", row.filename)
-        # The original is not ours to remove, whoever deleted the upload.
+        # The original stays. It belongs to the application that deleted the row.
         if report.thumbnail or self._pipeline.ownership.made_thumbnail(row.id):
             storage = self._pipeline.storage
             storage.remove(storage.thumbnail_path(row.user_id, row.id))

@@ -1,1 +1,1 @@
-"""Which uploads go to which run, and which run is launched next."""
+"""Decides which uploads go to which run, and which run is launched next."""

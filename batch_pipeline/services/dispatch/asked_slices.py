@@ -1,7 +1,7 @@
-"""Slices for which a sensor has just asked for a run, shared by the sensors of all code locations.
+"""Slices for which a sensor has just requested a run, shared by the sensors of all code locations.
 
-Between the request of a sensor and the moment when Dagster has recorded the run, other sensors
-cannot see the run. So a sensor records its request here, and only one sensor looks at a time.
+Until Dagster has recorded a requested run, other sensors cannot see it. So a sensor records its
+request here, and only one sensor looks for work at a time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,20 +14,20 @@ from batch_pipeline.database.models import AskedSlice
 from batch_pipeline.database.readings import interval
 from batch_pipeline.database.session import Database
 
-#: After this time Dagster has recorded the run, or its daemon died before (seconds).
+#: After this time Dagster has recorded the run, or its daemon has died (seconds).
 ASKED_SECONDS = 10.0
 #: Key of the advisory lock; any unused constant.
 _LOCK = 7_305_100_622
 
 
 class AskedSlices:
-    """The list, locked against other sensors."""
+    """The list of requested slices, locked against other sensors."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def recent(self) -> set[str]:
-        """Return the keys of slices that a sensor has just asked for."""
+        """Return the keys of slices for which a sensor has just requested a run."""
         recent = AskedSlice.asked_at > func.now() - interval(ASKED_SECONDS)
         return set(self._connection.scalars(select(AskedSlice.key).where(recent)))
 
@@ -41,7 +41,7 @@ class AskedSlices:
 
 @contextmanager
 def one_sensor_at_a_time(database: Database) -> Iterator[AskedSlices]:
-    """Wait until no other sensor looks; requests are stored when the block ends."""
+    """Wait until no other sensor looks for work; requests are stored when the block ends."""
     with database.transaction() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         yield AskedSlices(connection)

@@ -1,8 +1,8 @@
 """Signals new work to dispatch, so that the sensor does not have to poll.
 
 Triggers on the tables (migration 0007) notify when uploads were added or became pending again, or
-when a batch was started or reopened, whoever wrote the rows. A resume notifies, too
-(``services/pauses.py``). A signal is only a reason to look.
+when a batch was started or reopened. It does not matter which program wrote the rows. A resume
+notifies, too (``services/pauses.py``). A signal only means that there may be work.
 """
 
 import time
@@ -26,26 +26,26 @@ Wait = Callable[[float], bool]
 
 
 def signal_work(connection: Connection) -> None:
-    """Signal work when the transaction is committed, where no trigger does."""
+    """Signal work at commit, for changes that no trigger reports."""
     connection.execute(select(func.pg_notify(CHANNEL, "")))
 
 
 @contextmanager
 def work_signals(database: Database) -> Iterator[Wait]:
-    """Listen from now on. Where LISTEN does not work, the wait always takes its full time.
+    """Listen for signals. If LISTEN does not work, the wait always takes its full time.
 
     Raises:
-        ServiceDownError: the database goes down meanwhile.
+        ServiceDownError: the database went down while listening.
     """
     with ExitStack() as stack:
         try:
             listener = stack.enter_context(listening(database, CHANNEL))
-        except ServiceDownError:  # no connection is available; the caller looks again anyway
+        except ServiceDownError:  # no free connection; the caller looks again after the wait
             yield _only_wait
             return
 
         def wait(seconds: float) -> bool:
-            # Read to its end: an unfinished generator of notifications locks the connection.
+            # The generator is read to its end, because an unfinished one locks the connection.
             heard = list(listener.notifies(timeout=seconds, stop_after=1))
             if heard:
                 time.sleep(GATHER_SECONDS)

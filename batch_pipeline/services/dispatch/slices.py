@@ -1,11 +1,12 @@
-"""Which uploads go to which run: finds what waits, and opens slices of batches.
+"""Decides which uploads go to which run: finds waiting uploads and opens slices of batches.
 
-A slice is a number written to the uploads of a batch, at most ``UPLOADS_PER_RUN`` of them, and the
-key of the run that will take them. The number is stored before the run is asked for, so that any
-number of daemons, restarted at any moment, ask for the same run. It is written only when the turn
-of the slice comes: however many uploads wait, a tick reads one upload of each batch and writes only
-the slices that it launches. An upload that was in progress when its worker or its model server died
-gets a slice of its own. If it is the cause, it harms no other upload.
+A slice is a part of a batch that one run processes, at most ``UPLOADS_PER_RUN`` uploads. Its number
+is written to these uploads and is part of the key of the run. The number is stored before the run
+is requested. So all daemons request the same run, even if they restart in between. The number is
+written only when it is the slice's turn. So a tick reads one upload of each batch and writes only
+the slices that it launches, however many uploads wait. An upload that was in progress when its
+worker or its model server died gets a slice of its own. If it is the cause, it harms no other
+upload.
 
 ``turns.py`` decides whose turn it is. This module does not know Dagster: the sensor counts the runs
 in flight and launches the chosen slices.
@@ -32,15 +33,15 @@ from batch_pipeline.database.readings import (
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.dispatch.turns import WaitingSlice
 
-#: How long a new batch gets only one run while that run has not started (seconds).
-#: Run workers that start together share the cores: with four on two cores, the first result of a
-#: large batch came after twice the time of a small one (``benchmarks/stack.py``).
+#: A new batch gets only one run until that run has started, but at most for this time (seconds).
+#: Run workers that start together share the cores. When four started on two cores, the first result
+#: of a large batch took twice as long as that of a small one (``benchmarks/stack.py``).
 HEAD_START_SECONDS = 10.0
-#: If another transaction holds the row of a batch for longer, the batch loses its turn
+#: If another transaction locks the row of a batch for longer, the batch loses its turn
 #: (milliseconds).
 _LOCK_MILLISECONDS = 200
 
-#: Without slice, and not delayed.
+#: Waits without a slice, and is not delayed.
 _WITHOUT_SLICE = f"""
     {WAITING_SQL} AND uploads.slice IS NULL
     AND (uploads.not_before IS NULL OR uploads.not_before <= now())"""
@@ -65,7 +66,7 @@ _NUMBERED = text(f"""
     ORDER BY upload_batches.id, uploads.slice
 """)  # noqa: S608 - of constants
 
-#: The oldest upload of each batch, found by an index; the number of others is only estimated.
+#: The oldest upload of each batch, found by an index. The number of the others is an estimate.
 _WITHOUT_NUMBER = text(f"""
     SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
         {PAUSED_SQL} AS is_paused, {_PRIORITY} AS priority, oldest.reason, oldest.waited,
@@ -130,7 +131,7 @@ def numbered_slices(database: Database) -> list[WaitingSlice]:
 def unnumbered_slices(
     database: Database, uploads_per_run: int, *, at_most: int
 ) -> list[WaitingSlice]:
-    """List slices that uploads without a slice would fill, for each batch up to a limit."""
+    """List the slices that uploads without a slice would fill, at most `at_most` for each batch."""
     with database.transaction() as connection:
         rows = connection.execute(_WITHOUT_NUMBER).all()
     return [
@@ -141,10 +142,10 @@ def unnumbered_slices(
 
 
 def uploads_in_flight(database: Database, numbered: Iterable[WaitingSlice]) -> Counter[uuid.UUID]:
-    """Count the uploads that runs hold, or will take with these slices, by user.
+    """Count, for each user, the uploads that runs hold or will take with these slices.
 
-    The slices are read before: an upload that a run takes meanwhile is counted twice, but never
-    left out.
+    The caller has read the slices earlier. An upload that a run has taken since then is counted
+    twice, but no upload is left out.
     """
     counts: Counter[uuid.UUID] = Counter()
     for slice_ in numbered:
@@ -161,11 +162,11 @@ def open_slice(
 ) -> WaitingSlice | None:
     """Give a slice its number and its uploads; None if there is nothing left to take.
 
-    It gets `slice_.uploads` of them, or as many as a run takes. A slice that has a number is
-    returned unchanged.
+    It gets `slice_.uploads` uploads; if that is 0, as many as a run takes. A slice that has a
+    number is returned unchanged.
 
     Raises:
-        sqlalchemy.exc.OperationalError: another transaction holds the row of the batch.
+        sqlalchemy.exc.OperationalError: another transaction has locked the row of the batch.
     """
     if slice_.number is not None:
         return slice_
@@ -185,7 +186,7 @@ def open_slice(
 
 
 def _slice(row: AnyRow, **values: int) -> WaitingSlice:
-    # A missing or future time must not keep the upload waiting.
+    # A missing or future time counts as the oldest, so that the upload does not wait for ever.
     is_known = row.waited is not None and row.waited >= 0
     return WaitingSlice(
         row.batch_id,

@@ -1,14 +1,14 @@
-"""Whose turn it is: which of the waiting slices get the runs that are free now.
+"""Decides which of the waiting slices get the runs that are free now.
 
-The functions are pure. ``slices.py`` finds what waits, the sensor counts what is in flight, and its
-cursor keeps the turns taken so far. The rule:
+The functions are pure. ``slices.py`` finds the waiting slices, the sensor counts the runs in
+flight, and the sensor's cursor keeps the turns taken so far. The rule:
 
 1. **Users take turns.** The next run goes to the user who has waited longest. A user waits since
    its last run was launched, or since its oldest waiting upload began to wait, if that was later.
-   So a user with 10,000 files gets one run, then everybody who waited meanwhile gets one.
+   So a user with 10,000 files gets one run, then every other waiting user gets one.
 2. **Then batches of that user take turns**, by the same rule. A batch of high priority counts as if
-   it had waited half an hour longer, one of low priority as if half an hour less. Priorities do not
-   change the turns of users.
+   it had waited half an hour longer, a batch of low priority as if it had waited half an hour less.
+   Priorities do not change the turns of users.
 3. **Within a batch, the oldest uploads go first.** An upload that was lost with its run keeps its
    age, so it is next in its batch. An upload that a person or the sweep reopened (`retry`,
    `reprocess`) begins to wait at that moment, so it does not go before newer submissions.
@@ -17,20 +17,23 @@ cursor keeps the turns taken so far. The rule:
    came shortly before.
 5. A new batch gets **one run until that run has started** (its head start), and no user
    gets more than ``MAX_RUNS_PER_USER`` runs in flight.
-6. What a person has **paused** is not offered. It keeps its place.
-7. Runs hold no more than ``MAX_UPLOADS_PER_USER`` uploads of one user. A slice gets what room there
-   is, but is not opened before half of the limit is free: else a run would be launched for each
-   upload that ends. Who has no room keeps its place, and others go.
+6. A batch that is **paused** gets no run. It keeps its place.
+7. Runs hold no more than ``MAX_UPLOADS_PER_USER`` uploads of one user. A slice takes as many
+   uploads as there is room for, but it is not opened before half of the limit is free. Otherwise a
+   run would be launched for each upload that ends. A user without room keeps its place, and other
+   users get the runs.
 
-New work, retries and rescues are treated alike: only age counts. The bound: a user or batch has a
-place in the order, the moment since which it waits by rules 1 and 4. A later arrival does not go
-before it, and each earlier one goes before it once. So the oldest slice of a batch (for example one
-that was lost with its run) is launched within **B x U turns** of its place, with B open batches of
-its user and U users with open batches. New submissions do not change this. If its user has nothing
-else in flight, its place is the present. Where that user has batches of high priority, the count
-begins half an hour later for a batch of normal priority, and an hour later for one of low priority:
-by then whoever comes or goes has a later place. ``unit/services/test_turns.py`` tests this with
-arrivals of all kinds.
+New work, retries and rescues are treated alike: only age counts.
+
+The wait is bounded. A user or batch has a place in the order: the moment since which it waits by
+rules 1 and 4. A later arrival does not go before it, and each earlier one goes before it once. So
+the oldest slice of a batch (for example one that was lost with its run) is launched within **B x U
+turns** of its place, with B open batches of its user and U users with open batches. New submissions
+do not change this. If its user has nothing else in flight, its place is the present. If that user
+has batches of high priority, the count begins half an hour later for a batch of normal priority,
+and an hour later for a batch of low priority. From then on, every new batch and every batch that
+has had a turn has a later place. ``unit/services/test_turns.py`` tests this with arrivals of all
+kinds.
 """
 
 import heapq
@@ -48,10 +51,10 @@ from batch_pipeline.database.models import Priority
 NEW = "new"
 #: A run in flight moves the start of the wait this much later (seconds).
 SECONDS_PER_RUN_IN_FLIGHT = 600.0
-#: How much earlier than others of its user a batch counts as waiting (seconds).
+#: A batch counts as waiting this much longer than other batches of its user (seconds).
 EARLIER_SECONDS: Mapping[str, float] = {Priority.LOW: -1800.0, Priority.HIGH: 1800.0}
-#: How many users and how many batches the cursor remembers: first those that wait, then the newest
-#: of the others.
+#: How many users and how many batches the cursor remembers. Those that wait come first, then those
+#: with the newest turns.
 MAX_REMEMBERED = 1000
 #: Batches that a tick names for each reason to wait.
 _MAX_NAMED = 3
@@ -65,21 +68,22 @@ class WaitingSlice(NamedTuple):
     waits_since: float
     """When its oldest upload began to wait (seconds since 1970)."""
     number: int | None = None
-    """Names it within its batch; None: it gets one when its turn comes."""
+    """Its number within its batch; None: it gets one when its turn comes."""
     reason: str = NEW
     """Why it was opened: new, retry, rescue or reprocess."""
     uploads: int = 0
-    """How many; without a number how many it may get, 0: as many as a run takes."""
+    """How many uploads it has. For a slice without a number: how many it may get; 0 means as many
+    as a run takes."""
     has_head_start: bool = False
-    """The first run of the batch is to begin before others start."""
+    """The first run of the batch should start before its other runs are launched."""
     is_paused: bool = False
     """A person has paused the batch, its user or everything."""
     priority: str = Priority.NORMAL
-    """Of its batch; an unknown word counts as normal."""
+    """The priority of its batch; an unknown word counts as normal."""
 
     @property
     def key(self) -> str:
-        """Names the slice over all batches and times; only of one that has a number."""
+        """A key that is unique over all batches and times; only for a slice that has a number."""
         return f"{self.batch_id}/{self.number}"
 
 
@@ -88,12 +92,12 @@ class InFlight:
     """Runs that are queued or running."""
 
     total: int = 0
-    """Those of unknown batches, too."""
+    """Includes runs of unknown batches."""
     of_user: Mapping[uuid.UUID, int] = field(default_factory=dict)
     of_batch: Mapping[uuid.UUID, int] = field(default_factory=dict)
 
     def and_(self, slices: Iterable[WaitingSlice]) -> Self:
-        """The same with a run for each of these slices."""
+        """Return a copy with one more run for each of these slices."""
         slices = list(slices)
         return type(self)(
             self.total + len(slices),
@@ -103,7 +107,7 @@ class InFlight:
 
 
 class Why(StrEnum):
-    """Why a slice is not launched now, in the words of a tick."""
+    """What a slice waits for, as the message of a tick says it."""
 
     LAUNCHED = "for a run that is launched already"
     PAUSED = "to be resumed"
@@ -115,33 +119,33 @@ class Why(StrEnum):
 
 @dataclass(frozen=True)
 class UploadLimit:
-    """How many uploads of one user runs may hold."""
+    """Limit of the uploads of one user that runs may hold."""
 
     per_user: int
     per_run: int
     in_flight: Mapping[uuid.UUID, int]
-    """By user: reserved, in progress, and those of slices that have a number."""
+    """Uploads of each user that are reserved, in progress or in a slice that has a number."""
 
     @property
     def least(self) -> int:
-        """The room that there has to be before another slice is opened."""
+        """The room that is needed before another slice is opened."""
         return min(self.per_run, -(-self.per_user // 2))
 
     def room(self, user_id: uuid.UUID) -> int:
-        """How many more uploads of a user runs may get."""
+        """Return how many more uploads of a user runs may get."""
         return self.per_user - self.in_flight.get(user_id, 0)
 
 
 @dataclass(frozen=True)
 class Turns:
-    """When users and batches had their last turn (seconds since 1970); kept as text."""
+    """When users and batches had their last turn (seconds since 1970); stored as text."""
 
     users: Mapping[uuid.UUID, float] = field(default_factory=dict)
     batches: Mapping[uuid.UUID, float] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """Read what `__str__` wrote; whatever else is there means that nobody had a turn."""
+        """Read what `__str__` wrote; any other text means that no turn was taken."""
         try:
             kept = json.loads(text or "")
             return cls(
@@ -154,7 +158,7 @@ class Turns:
             return cls()
 
     def __str__(self) -> str:
-        """Write it as text."""
+        """Return the turns as JSON text."""
         return json.dumps(
             {
                 "users": {key.hex: round(moment, 3) for key, moment in self.users.items()},
@@ -165,7 +169,7 @@ class Turns:
     def and_(
         self, taken: Iterable[WaitingSlice], waiting: Iterable[WaitingSlice], now: float
     ) -> Self:
-        """The same with turns that were taken now, less what is too old to matter."""
+        """Return a copy with the turns that were taken now, without those too old to matter."""
         users = dict(self.users)
         batches = dict(self.batches)
         for slice_ in taken:
@@ -182,18 +186,18 @@ class Choice:
     """The slices to launch now, and why the others wait."""
 
     chosen: Sequence[WaitingSlice]
-    """In the order of their turns."""
+    """Slices in the order of their turns."""
     waiting: Mapping[Why, Collection[uuid.UUID]]
-    """Batches that wait, by what for; one may wait for several things."""
+    """Batches that wait, by what they wait for; one batch may wait for several things."""
 
     @property
     def needs_a_run_to_end(self) -> bool:
-        """Something waits that is launched as soon as another run ends, or has begun."""
+        """Whether a slice waits that is launched as soon as another run ends or starts."""
         others = (Why.LAUNCHED, Why.PAUSED)
         return any(ids for why, ids in self.waiting.items() if why not in others)
 
     def __str__(self) -> str:
-        """The rest in a line, naming batches; empty if nothing waits."""
+        """Return one line about the waiting batches; empty if nothing waits."""
         batches = {batch_id for ids in self.waiting.values() for batch_id in ids}
         if not batches:
             return ""
@@ -201,7 +205,7 @@ class Choice:
         return f"batches that wait: {len(batches)}: {', '.join(said)}"
 
 
-#: Since when somebody waits; on a tie who has fewer runs in flight, then whose work is older.
+#: Since when a user or batch waits. On a tie, fewer runs in flight go first, then older work.
 _Place = tuple[float, int, float, uuid.UUID]
 
 
@@ -222,7 +226,7 @@ class _Batch:
     slices: list[WaitingSlice] = field(default_factory=list)
     """Oldest first."""
     has_no_room: bool = False
-    """There are others, which wait for uploads of the user to end."""
+    """Other slices of the batch wait for uploads of the user to end."""
 
     @property
     def has_head_start(self) -> bool:
@@ -251,7 +255,7 @@ class _User:
     room: int
     """How many more uploads runs may get, if there is a limit."""
     batches: list[_Batch] = field(default_factory=list)
-    """Those that may get a run."""
+    """Batches that may get a run."""
 
     @property
     def place(self) -> _Place:
@@ -273,7 +277,7 @@ class _User:
         return slice_
 
     def keep_to_limit(self) -> None:
-        """Leave out slices for which there is no room; one that has a number has its room."""
+        """Remove slices for which there is no room; a slice with a number has its room already."""
         if self.limit is None or self.room >= self.limit.least:
             return
         for batch in self.batches:
@@ -297,15 +301,15 @@ def choose_slices(
     """Choose the slices to launch now, by the rule in the docstring of this module.
 
     Args:
-        waiting: every slice with uploads to take; of those without a number as many for each batch
-            as there may be.
-        launched: keys that have already had a run, however it ended.
+        waiting: every slice with uploads to take. For slices without a number: as many entries for
+            each batch as may be launched.
+        launched: keys for which a run was launched before, however it ended.
         in_flight: runs queued or running.
-        max_in_flight: how many of them there may be.
-        max_per_user: how many of them there may be of one user.
+        max_in_flight: maximum number of runs in flight.
+        max_per_user: maximum number of runs in flight of one user.
         turns: when users and batches had their last turn.
         now: seconds since 1970.
-        upload_limit: how many uploads of one user runs may hold; None: any number.
+        upload_limit: maximum number of uploads of one user that runs may hold; None: no limit.
     """
     waiting = list(waiting)
     paused = dict.fromkeys(slice_.batch_id for slice_ in waiting if slice_.is_paused)
@@ -357,7 +361,10 @@ def _by_batch(
     in_flight: InFlight,
     turns: Turns,
 ) -> tuple[list[_Batch], list[uuid.UUID]]:
-    """What may be launched, by batch; and the batches of which a slice waits for its run."""
+    """Group the slices that may be launched by batch.
+
+    Also returns the batches with a slice that waits for its launched run.
+    """
     batches: dict[uuid.UUID, _Batch] = {}
     already_launched: dict[uuid.UUID, None] = {}
     for slice_ in waiting:

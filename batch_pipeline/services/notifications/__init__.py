@@ -1,1 +1,1 @@
-"""Telling other programs and people what has happened; docs/notifications.md describes it."""
+"""Notifies other programs and people of events; see docs/notifications.md."""

@@ -1,8 +1,8 @@
-"""The outbox: what is to be told, to whom, and what became of it.
+"""The outbox: stores events, their deliveries to each target, and the result of each delivery.
 
-Triggers write the events (migration 0017). A sender takes deliveries for `LEASE_SECONDS`; others
-may take them again when it has died. A killed sender may have sent already, so a message can arrive
-twice, with the same id.
+Triggers write the events (migration 0017). A sender takes deliveries for `LEASE_SECONDS`. If it
+dies, other senders may take them again after that time. A killed sender may have sent the message
+before it died, so a message can arrive twice, with the same id.
 """
 
 import uuid
@@ -39,19 +39,22 @@ from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import PipelineError, ServiceDownError
 from batch_pipeline.masking import masked
 
-#: Waits after each failed attempt (seconds), together 23 hours; after the last one it is given up.
+#: Delay after each failed attempt (seconds), together 23 hours. After the last one the delivery is
+#: given up.
 RETRY_SECONDS = (10, 60, 300, 900, 1800, 3600, 7200, 14400, 21600, 32400)
-#: Each wait is longer by a random share of this, so that receivers are not met by all at once.
+#: Each delay is extended by a random part, up to this share, so that a receiver does not get all
+#: retries at once.
 _JITTER = 0.1
-#: How long a sender has a delivery to itself; longer than any attempt takes (seconds).
+#: How long only one sender may send a delivery; longer than any attempt takes (seconds).
 LEASE_SECONDS = 60.0
-#: How many deliveries a sender takes at once: all are sent at the same time.
+#: Number of deliveries that a sender takes and sends at the same time.
 TAKEN_AT_ONCE = 20
-#: An event that nobody has looked at for so long is not told any more.
+#: An event that no sender has read for this time is not sent any more.
 FORGOTTEN_AFTER = timedelta(days=1)
 #: How long delivered events and given-up ones are kept.
 KEEP_DELIVERED, KEEP_GIVEN_UP = timedelta(days=7), timedelta(days=90)
-#: An outage is over when no upload has met it for so long, and uploads complete again (seconds).
+#: An outage is over when no upload has met it for this time, and uploads complete again or none
+#: waits for it (seconds).
 OUTAGE_QUIET_SECONDS = 60.0
 _ADDRESSED_AT_ONCE = 500
 
@@ -61,17 +64,17 @@ class Delivery:
     """One event for one target."""
 
     id: uuid.UUID
-    """Of the event."""
+    """Id of the event."""
     target: str
     type: str
     data: dict[str, Any]
     occurred_at: datetime
     attempts: int
-    """This one included."""
+    """Number of attempts, including this one."""
 
 
 def note_outage(connection: Connection, reason: PipelineError | None) -> None:
-    """Note that uploads wait for a service, in the transaction that makes them wait."""
+    """Record that uploads wait for a service, in the transaction that makes them wait."""
     if not isinstance(reason, ServiceDownError):
         return
     said = masked(str(reason)).replace("\0", "�")
@@ -96,7 +99,7 @@ def end_outages(database: Database, quiet_seconds: float = OUTAGE_QUIET_SECONDS)
 
 
 def address(database: Database, targets: Collection[str]) -> None:
-    """Make a delivery of each new event for each target; without targets the events go."""
+    """Create a delivery of each new event for each target; without targets delete the events."""
     new = Notification.addressed_at.is_(None)
     with database.transaction() as connection:
         old = Notification.occurred_at < func.now() - FORGOTTEN_AFTER
@@ -120,7 +123,7 @@ def address(database: Database, targets: Collection[str]) -> None:
 
 
 def take_due(database: Database, targets: Collection[str]) -> Sequence[Delivery]:
-    """Take deliveries that are due; nobody else does for `LEASE_SECONDS`."""
+    """Take deliveries that are due; no other sender can take them for `LEASE_SECONDS`."""
     key = tuple_(NotificationDelivery.notification_id, NotificationDelivery.target)
     due = (
         select(NotificationDelivery.notification_id, NotificationDelivery.target)
@@ -156,9 +159,9 @@ def take_due(database: Database, targets: Collection[str]) -> Sequence[Delivery]
 def note_answer(
     database: Database, delivery: Delivery, answer: str, *, delivered: bool, final: bool = False
 ) -> None:
-    """Note what an attempt came to, unless another sender has taken the delivery meanwhile.
+    """Store the result of an attempt, unless another sender has taken the delivery since.
 
-    ``final``: it is not tried again.
+    ``final``: the delivery is not retried.
     """
     number = delivery.attempts - 1
     again: Any = None
@@ -187,7 +190,7 @@ _GIVEN_UP = and_(
 
 
 def prune(database: Database, targets: Collection[str]) -> None:
-    """Remove what is done, and give up what is for targets that are not set any more."""
+    """Delete old finished events, and give up deliveries to targets that are no longer set."""
     with database.transaction() as connection:
         connection.execute(
             update(NotificationDelivery)
@@ -210,7 +213,7 @@ def prune(database: Database, targets: Collection[str]) -> None:
 
 
 def try_again(database: Database) -> int:
-    """Make given-up deliveries due, with all their attempts; returns how many."""
+    """Make given-up deliveries due again, with all attempts; returns how many."""
     with database.transaction() as connection:
         return connection.execute(
             update(NotificationDelivery)
@@ -220,7 +223,7 @@ def try_again(database: Database) -> int:
 
 
 def undelivered(database: Database) -> Sequence[AnyRow]:
-    """List what was not delivered, given-up ones first."""
+    """List the events that were not delivered; given-up deliveries come first."""
     with database.transaction() as connection:
         return connection.execute(
             select(

@@ -1,7 +1,7 @@
-"""Sends what the outbox holds to the targets that the settings name.
+"""Sends the deliveries in the outbox to the targets that the settings name.
 
-The sensor `notifications` calls `send_due`. Targets that do not answer delay no others: what is
-taken together is sent at the same time.
+The sensor `notifications` calls `send_due`. It sends all deliveries that it takes together at the
+same time, so a target that does not answer does not delay the others.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from batch_pipeline.services.notifications.webhooks import NotDeliveredError, po
 from batch_pipeline.settings import Settings
 from batch_pipeline.webhook_secrets import secret_key
 
-#: A round takes nothing more after this (seconds); Dagster ends a tick after 60.
+#: After this time a round takes no more deliveries (seconds). Dagster ends a tick after 60 s.
 ROUND_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -32,19 +32,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Target:
-    """Somebody who is told."""
+    """A receiver of notifications."""
 
     id: str
     """Digest of the URL."""
     name: str
-    """Scheme and host: what may be shown."""
+    """Scheme and host of the URL, the part that may be shown."""
     url: str
     is_webhook: bool
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an attempt came to."""
+    """Result of an attempt."""
 
     target: str
     delivered: bool
@@ -52,7 +52,7 @@ class Answer:
 
 
 def targets_of(settings: Settings) -> Sequence[Target]:
-    """List who is told."""
+    """List the targets that the settings name."""
     return [
         *(_target(url, is_webhook=True) for url in settings.webhook_url_list),
         *(_target(url, is_webhook=False) for url in settings.notify_url_list),
@@ -61,16 +61,17 @@ def targets_of(settings: Settings) -> Sequence[Target]:
 
 def _target(url: str, *, is_webhook: bool) -> Target:
     parts = urlsplit(url)
-    # In the URLs of chats the place of the host may hold a token.
+    # URLs of chats may contain a token in place of the host.
     name = f"{parts.scheme}://{parts.hostname}" if is_webhook else f"{parts.scheme}://…"
     return Target(hashlib.sha256(url.encode()).hexdigest()[:16], name, url, is_webhook)
 
 
 def send_due(database: Database, settings: Settings) -> tuple[int, int]:
-    """Send what is due; returns how many were delivered, and how many were not.
+    """Send deliveries that are due; returns how many were delivered and how many failed.
 
     Raises:
-        ServiceDownError: the database cannot be reached; what was taken is taken again later.
+        ServiceDownError: the database cannot be reached. Deliveries that were taken are taken again
+            later.
     """
     targets = {target.id: target for target in targets_of(settings)}
     outbox.end_outages(database)
@@ -97,7 +98,7 @@ def send_due(database: Database, settings: Settings) -> tuple[int, int]:
 
 
 def send_test(settings: Settings) -> Sequence[Answer]:
-    """Send a test event to each target at once; nothing is stored."""
+    """Send a test event to all targets at the same time; nothing is stored."""
     targets = {target.id: target for target in targets_of(settings)}
     deliveries = [
         Delivery(uuid.uuid4(), id_, "notification.test", {}, datetime.now(UTC), 1)
@@ -124,7 +125,7 @@ async def _send(delivery: Delivery, target: Target, settings: Settings) -> tuple
             said = await asyncio.to_thread(_tell_people, target.url, delivery)
     except NotDeliveredError as error:
         return Answer(target.name, False, masked(str(error))), error.final
-    except Exception as error:  # one target never keeps others from being told
+    except Exception as error:  # an error of one target must not affect the others
         said = masked(f"{type(error).__name__}: {error}")
         return Answer(target.name, False, said), False
     return Answer(target.name, True, said), False
@@ -140,7 +141,7 @@ def _tell_people(url: str, delivery: Delivery) -> str:
 
 
 def require_apprise() -> Any:
-    """Import the client of chats and mail.
+    """Import the client for chats and mail.
 
     Raises:
         ConfigurationError: the extra is not installed.
@@ -156,7 +157,7 @@ def require_apprise() -> Any:
 
 
 def _words(delivery: Delivery) -> dict[str, str]:
-    """Say an event to a person."""
+    """Return an event as title and body for a person."""
     data = delivery.data
     about = data.get("name") or data.get("filename") or data.get("kind") or ""
     lines = [f"{name}: {value}" for name, value in data.items() if value not in {None, ""}]

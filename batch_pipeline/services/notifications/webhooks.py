@@ -1,7 +1,7 @@
-"""One attempt to deliver a webhook: signed, bounded in time and size, to no private address.
+"""One attempt to deliver a webhook: signed, limited in time and size, to no private address.
 
-Signatures follow the Standard Webhooks specification. The connection is made to an address that was
-checked, not to a name that might resolve to another one a moment later. Redirects are not followed
+Signatures follow the Standard Webhooks specification. The connection is made to the IP address that
+was checked, because the name might resolve to another address later. Redirects are not followed,
 and no proxy is used.
 """
 
@@ -24,11 +24,11 @@ import httpx
 
 from batch_pipeline.services.notifications.outbox import Delivery
 
-#: A whole attempt: name, connection, request and answer (seconds).
+#: Timeout of a whole attempt: name resolution, connection, request and response (seconds).
 TIMEOUT_SECONDS = 15.0
-#: Of an answer only its status counts; more than this of its body is not read (bytes).
+#: Only the status of a response counts. No more than this of its body is read (bytes).
 LONGEST_ANSWER_BYTES = 64 * 1024
-#: Prefixes of IPv6 that hold an address of IPv4, and where in its 16 bytes.
+#: IPv6 networks whose addresses contain an IPv4 address, and its offset in the 16 bytes.
 _EMBEDDING = {
     ipaddress.IPv6Network("::/96"): 12,
     ipaddress.IPv6Network("::ffff:0:0/96"): 12,
@@ -38,23 +38,23 @@ _EMBEDDING = {
 
 
 class NotDeliveredError(Exception):
-    """An attempt failed; the message is fit for a person."""
+    """An attempt failed; the message is written for people."""
 
     def __init__(self, message: str, *, final: bool = False) -> None:
         super().__init__(message)
         self.final = final
-        """The receiver wants no more."""
+        """The receiver wants no more messages."""
 
 
 def body_of(delivery: Delivery) -> bytes:
-    """Write an event as it is sent; the same bytes in every attempt."""
+    """Return an event as the bytes that are sent; they are the same in every attempt."""
     moment = delivery.occurred_at.astimezone(UTC).isoformat().replace("+00:00", "Z")
     message = {"type": delivery.type, "timestamp": moment, "data": delivery.data}
     return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def signed_headers(delivery: Delivery, body: bytes, key: bytes, now: datetime) -> dict[str, str]:
-    """Make the three headers of the specification."""
+    """Return the three headers of the specification."""
     message_id, timestamp = f"msg_{delivery.id.hex}", str(int(now.timestamp()))
     content = f"{message_id}.{timestamp}.".encode() + body
     signature = base64.b64encode(hmac.digest(key, content, hashlib.sha256)).decode()
@@ -66,10 +66,10 @@ def signed_headers(delivery: Delivery, body: bytes, key: bytes, now: datetime) -
 
 
 async def post(url: str, delivery: Delivery, key: bytes, *, allow_private: bool) -> str:
-    """Send an event once; returns what the receiver answered.
+    """Send an event once; returns the status of the response as text.
 
     Raises:
-        NotDeliveredError: it did not accept it, or could not be reached.
+        NotDeliveredError: the receiver did not accept it, or could not be reached.
     """
     body = body_of(delivery)
     headers = {
@@ -117,7 +117,7 @@ def _tls() -> ssl.SSLContext:
 
 
 class _PinnedBackend(httpcore.AnyIOBackend):
-    """Connects to addresses that were checked."""
+    """Connects only to addresses that were checked."""
 
     def __init__(self, *, allow_private: bool) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class _PinnedBackend(httpcore.AnyIOBackend):
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an address of IPv4 or IPv6 is one of the public internet."""
+    """Return whether an IPv4 or IPv6 address belongs to the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         for network, offset in _EMBEDDING.items():

@@ -1,1 +1,1 @@
-"""Progress of batches: messages for those who watch, and watching itself."""
+"""Progress of batches: sends progress messages, and follows a batch until it ends."""

@@ -1,7 +1,7 @@
 """Follows a batch until it ends: a snapshot after every change, at least once a second.
 
-Progress messages only wake the watcher; what it yields is read from the tables, so that a message
-that was missed does no harm.
+Progress messages only wake the watcher. Each snapshot is read from the tables, so a missed message
+does no harm.
 """
 
 import time
@@ -21,13 +21,13 @@ from batch_pipeline.services.pauses import Pause, pauses_of_batches
 from batch_pipeline.services.progress.publishing import CHANNEL, BatchProgress
 from batch_pipeline.services.reports.batch_status import batch_progress
 
-#: Time between snapshots: at most, for want of messages, and at least, however many come (seconds).
+#: Longest time between two snapshots (if no message comes) and shortest time (seconds).
 LONGEST_PAUSE, SHORTEST_PAUSE = 1.0, 0.2
 
 
 @dataclass(frozen=True)
 class UploadSnapshot:
-    """An upload in work, or one that has ended."""
+    """An upload that is being processed or has ended."""
 
     upload_id: uuid.UUID
     filename: str
@@ -38,7 +38,7 @@ class UploadSnapshot:
 
     @property
     def stage(self) -> str:
-        """What is being made of an upload in work, or how it ended."""
+        """The stage that the upload is in, or the status with which it ended."""
         if self.status == UploadStatus.ANALYZING:
             return "describing" if self.thumbnail_path else "reading"
         return self.status
@@ -51,13 +51,13 @@ class BatchSnapshot:
     progress: BatchProgress
     in_work: list[UploadSnapshot]
     newly_ended: list[UploadSnapshot]
-    """Since the snapshot before; each upload once, unless it was processed again."""
+    """Uploads that ended since the last snapshot; each one once, unless it was processed again."""
     paused: Sequence[Pause] = ()
-    """What holds the batch; calls in flight end all the same."""
+    """Pauses that hold the batch; calls in flight still end."""
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether nothing more will happen by itself."""
+        """Whether the batch has ended."""
         return self.progress.status not in OPEN_BATCH
 
 
@@ -68,7 +68,7 @@ def watch_batch(
 
     Raises:
         NotFoundError: there is no such batch.
-        PipelineError: the time is over.
+        PipelineError: the batch did not end within `timeout_seconds`.
         ServiceDownError: the database cannot be reached.
     """
     deadline = time.monotonic() + (timeout_seconds or float("inf"))
@@ -92,7 +92,8 @@ def _wait(listener: psycopg.Connection, batch_id: uuid.UUID) -> None:
     for message in listener.notifies(timeout=LONGEST_PAUSE):
         if str(batch_id) in message.payload:
             break
-    # Messages of a fast batch come faster than anybody reads; what they say is in the tables.
+    # Messages of a fast batch come faster than anybody can read. They can be skipped, because the
+    # next snapshot is read from the tables.
     early = SHORTEST_PAUSE - (time.monotonic() - begin)
     if early > 0:
         for _ in listener.notifies(timeout=early):

@@ -1,4 +1,4 @@
-"""Says when something has happened often enough for now: a token bucket per key."""
+"""Rate limit for events: a token bucket for each key."""
 
 import threading
 import time
@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable
 
 
 class Pace:
-    """Lets so many of a key pass at once, and so many a second from then on; safe under threads."""
+    """Admits `burst` events of a key at once, then `per_second` events a second; thread-safe."""
 
-    #: Keys that are remembered; a process that has seen more forgets them all, and lets more pass.
+    #: Maximum number of remembered keys. Beyond it all keys are forgotten, so more events pass.
     MAX_KEYS = 1000
 
     def __init__(
@@ -21,7 +21,7 @@ class Pace:
         self._tokens: dict[Hashable, tuple[float, float]] = {}
 
     def admits(self, key: Hashable) -> bool:
-        """Tell whether one more may pass now, and count it if it may."""
+        """Return whether one more event may pass now, and count it if it may."""
         with self._lock:
             now = self._clock()
             if len(self._tokens) >= self.MAX_KEYS and key not in self._tokens:

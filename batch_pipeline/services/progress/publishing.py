@@ -1,14 +1,14 @@
-"""Progress messages: what they say, and how they leave the process.
+"""Progress messages: what they contain, and how they are sent.
 
-Every message goes out on the PostgreSQL channel in the transaction that makes it true, so that
-messages arrive in the order of the transitions and none speaks of what was rolled back. With a
-Redis URL the same messages follow there once the transaction has ended.
+Every message is sent on a PostgreSQL channel, in the transaction of the change that it reports. So
+messages arrive in the order of the transitions, and no message reports a change that was rolled
+back. With a Redis URL the same messages are sent to Redis after the transaction has ended.
 
-What comes faster than a person can follow is left out: counters of a batch in work, and the stages
-between the beginning and the end of an upload. An upload's beginning and end and every other status
-of a batch are always sent, and counters that were left out are caught up within about a second.
-So a batch of N uploads that W runs work for T seconds at most sends, beside the messages of
-its own beginning and end,
+Messages that come faster than a person can follow are left out: counters of a batch in progress,
+and the stages between the beginning and the end of an upload. The beginning and the end of an
+upload and every other status of a batch are always sent. Counters that were left out are sent
+within about a second. So a batch of N uploads that W runs process for at most T seconds sends,
+besides the messages of its own beginning and end, at most
 
     2 N  +  W (2 BURST + 2 PER_SECOND T)  +  W T  messages.
 """
@@ -51,13 +51,13 @@ CHANNEL = "batch_pipeline_progress"
 MAX_PAYLOAD_BYTES = 7999
 #: Longest file name that a message shows (characters).
 MAX_SHOWN_NAME = 255
-#: Messages that a process sends at once, and a second from then on, of each kind that may be left
-#: out: counters of each batch, stages of each run.
+#: How many messages of each kind that may be left out a process sends at once, and then per second.
+#: The kinds are the counters of each batch and the stages of each run.
 BURST, PER_SECOND = 20, 5
-#: A Redis that is asked waits so long (seconds) ...
+#: Timeout of a call to Redis (seconds).
 _REDIS_TIMEOUT_SECONDS = 2.0
-#: ... and one that has let us wait in vain is not asked for a while, or each message would take so
-#: long; the end of a batch is told all the same (seconds).
+#: After a timeout Redis is not called for this time. Otherwise each message would wait for the
+#: timeout. Only the end of a batch is still sent (seconds).
 _REDIS_REST_SECONDS = 10.0
 
 FileStatus = Literal["processing", "completed", "failed"]
@@ -84,7 +84,7 @@ class BatchProgress:
         return round(100 * self.processed / self.total, 1) if self.total else 0.0
 
     def payload(self) -> dict[str, Any]:
-        """Body of a ``batch_progress`` message."""
+        """Return the body of a ``batch_progress`` message."""
         return {
             "batch_id": str(self.batch_id),
             "status": self.status,
@@ -99,7 +99,7 @@ class BatchProgress:
 
 @dataclass(frozen=True)
 class FileProgress:
-    """Where one file stands; the percentage is that of the stage it has reached."""
+    """Progress of one file; the percentage is that of the stage it has reached."""
 
     batch_id: uuid.UUID | None
     upload_id: uuid.UUID
@@ -109,7 +109,7 @@ class FileProgress:
     status: FileStatus
 
     def payload(self) -> dict[str, Any]:
-        """Body of a ``file_progress`` message."""
+        """Return the body of a ``file_progress`` message."""
         return {
             "batch_id": str(self.batch_id) if self.batch_id else None,
             "upload_id": str(self.upload_id),
@@ -124,7 +124,7 @@ Message = BatchProgress | FileProgress
 #: A message and its user.
 Addressed = tuple[Message, uuid.UUID | None]
 
-#: In the order of the fields of `BatchProgress`.
+#: Columns in the order of the fields of `BatchProgress`.
 PROGRESS = (
     UploadBatch.id,
     owner(UploadBatch.user_id),
@@ -137,7 +137,8 @@ PROGRESS = (
 )
 
 
-# A JSON array: that is escaped in C, an array of PostgreSQL character by character in Python.
+# The bodies are passed as a JSON array, which is escaped in C. An array of PostgreSQL would be
+# escaped character by character in Python.
 _NOTIFY = text(
     "SELECT pg_notify(:channel, body) FROM json_array_elements_text(CAST(:bodies AS json)) AS body"
 )
@@ -163,18 +164,18 @@ class Announcer:
         self._bodies.append(body_of(message))
 
     def note(self, message: Message, user_id: uuid.UUID | None) -> None:
-        """Take note of a message that a statement has queued (`queue_file_message`)."""
+        """Record a message that a statement has queued (`queue_file_message`)."""
         self.sent.append((message, user_id))
 
     def deliver(self) -> None:
-        """Hand the messages to PostgreSQL, all in one statement."""
+        """Pass all messages to PostgreSQL in one statement."""
         if self._bodies:
             names = {"channel": CHANNEL, "bodies": json.dumps(self._bodies)}
             self.connection.execute(_NOTIFY, names)
 
 
 class ProgressPublisher:
-    """Opens transactions whose messages reach every channel that is configured."""
+    """Opens transactions whose messages are sent on every configured channel."""
 
     def __init__(self, database: Database, redis_url: str = "") -> None:
         self.database = database
@@ -185,7 +186,7 @@ class ProgressPublisher:
 
     @contextmanager
     def transaction(self) -> Iterator[Announcer]:
-        """One transaction; its messages are delivered if and when it commits."""
+        """Open a transaction; its messages are delivered when it commits."""
         with self.database.transaction() as connection:
             announcer = Announcer(connection, self._filter)
             yield announcer
@@ -200,7 +201,7 @@ class ProgressPublisher:
     ) -> AnyRow | None:
         """Execute a statement that is a transaction of its own and queues its messages itself.
 
-        ``messages`` reads from its row which they were.
+        ``messages`` returns these messages for the returned row; they are repeated on Redis.
         """
         row = self.database.execute(statement, parameters)
         if row is not None and self._redis is not None:
@@ -208,27 +209,27 @@ class ProgressPublisher:
         return row
 
     def stage_is_due(self, run_id: str) -> bool:
-        """Tell whether a stage between beginning and end of an upload of a run is to be told."""
+        """Return whether to send a message about a stage of an upload of a run."""
         return self._filter.admits_pace(("stage", run_id))
 
     def counters_are_due(self, run_id: str) -> bool:
-        """Tell whether the counters of a batch in work that a run has changed are to be told."""
+        """Return whether to send the counters of a batch in progress that a run has changed."""
         return self._filter.admits_pace(("counters", run_id))
 
     def left_out(self, batch_id: uuid.UUID) -> None:
-        """Have the counters of a batch caught up."""
+        """Record that the counters of a batch were left out; `catch_up` sends them."""
         self._filter.leave_behind({batch_id})
 
     def catch_up(self) -> None:
-        """Announce the counters of the batches whose last message was left out."""
+        """Send the counters of the batches whose last message was left out."""
         behind = self._filter.take_behind()
         if not behind:
             return
         in_work = and_(UploadBatch.id.in_(behind), UploadBatch.status == BatchStatus.PROCESSING)
         try:
             with self.transaction() as transaction:
-                # The lock keeps a batch from ending between what is read and what is said. One that
-                # somebody else has locked is left for the next time.
+                # The lock keeps a batch from ending between reading and sending. A batch that
+                # another transaction has locked is left for the next call.
                 rows = transaction.connection.execute(
                     select(*PROGRESS)
                     .where(in_work)
@@ -251,8 +252,8 @@ class ProgressPublisher:
             return
         try:
             _publish(self._redis, sent)
-            # Another process may have ended the batch and said so before these came: then that is
-            # said again, so that it is the last that a client hears.
+            # Another process may have ended the batch and sent that before these messages. Then the
+            # end is sent again, so that it is the last message that a client receives.
             said = {message.batch_id for message, _ in sent if _is_end(message)}
             batch_ids = {message.batch_id for message, _ in sent} - said - {None}
             if batch_ids:
@@ -275,7 +276,7 @@ class ProgressPublisher:
 
 
 class _Filter:
-    """Decides which messages may be left out, and remembers whose counters were; thread-safe."""
+    """Decides which messages are left out, and remembers the batches concerned; thread-safe."""
 
     def __init__(self) -> None:
         self._pace = Pace(burst=BURST, per_second=PER_SECOND)
@@ -323,7 +324,7 @@ def _is_end(message: Message) -> bool:
 
 
 def body_of(message: Message) -> str:
-    """Write a message as it is sent."""
+    """Return a message as the JSON text that is sent."""
     action = "batch_progress" if isinstance(message, BatchProgress) else "file_progress"
     return _encode(action, message.payload())
 
@@ -331,7 +332,7 @@ def body_of(message: Message) -> str:
 def queue_file_message(
     upload: Any, percentage: int, status: FileStatus, *, if_: ColumnElement[bool] | None = None
 ) -> ColumnElement[None]:
-    """SQL that queues for delivery at commit what `body_of` says of a `FileProgress`.
+    """Return SQL that queues the `body_of` of a `FileProgress` for delivery at commit.
 
     ``upload`` has the columns ``batch_id``, ``id``, ``filename`` and ``file_size``.
     """
@@ -353,7 +354,7 @@ def queue_file_message(
 
 
 def queue_counters(batch: Any, *, if_: ColumnElement[bool]) -> ColumnElement[None]:
-    """SQL that queues for delivery at commit what `body_of` says of a `BatchProgress`.
+    """Return SQL that queues the `body_of` of a `BatchProgress` for delivery at commit.
 
     ``batch`` has the columns `PROGRESS` of a batch that has uploads.
     """
@@ -400,17 +401,17 @@ def _json_object(values: Mapping[str, Any]) -> ColumnElement[Any]:
 def _encode(action: str, payload: Mapping[str, Any]) -> str:
     message = {"action": action, "payload": payload, "timestamp": datetime.now(UTC).isoformat()}
     body = json.dumps(message)
-    if len(body) > MAX_PAYLOAD_BYTES:  # ASCII by default: characters are bytes
+    if len(body) > MAX_PAYLOAD_BYTES:  # JSON is ASCII by default, so characters are bytes
         raise ValueError(f"progress message of {len(body)} bytes; {MAX_PAYLOAD_BYTES} are allowed")
     return body
 
 
 def check_redis(url: str) -> str:
-    """Publish a message about no batch, as one about a batch would be; says what was found.
+    """Publish a test message in the same way as messages about a batch; returns a sentence.
 
     Raises:
-        ConfigurationError: the URL is none, or the client is not installed.
-        Exception: what the client raises: nobody listens, or the server refuses.
+        ConfigurationError: the URL is not valid, or the client is not installed.
+        Exception: any error of the client: no server answers, or the server refuses.
     """
     redis = _connect_redis(url)
     if redis is None:

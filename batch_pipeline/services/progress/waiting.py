@@ -1,4 +1,4 @@
-"""What an idle batch waits for, in plain words."""
+"""Explains in plain words what an idle batch waits for."""
 
 import uuid
 
@@ -15,7 +15,10 @@ from batch_pipeline.settings import Settings
 
 
 def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUID) -> str:
-    """Say why nothing of a batch is being processed: a pause, an outage, others, no Dagster."""
+    """Return why nothing of a batch is being processed.
+
+    The reason is a pause, an outage, other batches, or a Dagster that does not run.
+    """
     if paused := why_paused(database, settings, batch_id):
         return f"waits, because {paused}"
     held = or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK))
@@ -42,7 +45,7 @@ def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUI
 
 
 def _missing_daemon(settings: Settings) -> str:
-    """Say why nothing can be launched; empty if a daemon lives, or if that cannot be told."""
+    """Return why nothing can be launched; empty if a daemon runs, or if that is not known."""
     try:
         said = check_daemon(settings)
     except RefusedError as error:

@@ -1,1 +1,1 @@
-"""What is read from the tables for people: status, summaries, reports, metrics."""
+"""Reads the tables for people: status, summaries, reports, metrics."""

@@ -1,4 +1,4 @@
-"""What is known of batches and their uploads, for reading; changes nothing."""
+"""Reads the status of batches and their uploads; changes nothing."""
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,7 +110,7 @@ def newest_batches(
 
 
 def cost_shape(usage: Usage | None) -> dict[str, Any]:
-    """What calls to models took, as ``--json`` prints it; embedded models make none."""
+    """Return the usage of model calls in the shape of ``--json``; embedded models need no calls."""
     shape = asdict(usage or Usage(calls=0))
     return shape | {"seconds": round(shape["seconds"], 3)}
 
@@ -118,7 +118,10 @@ def cost_shape(usage: Usage | None) -> dict[str, Any]:
 def open_batches(
     database: Database, *, user_id: uuid.UUID | None = None, since: datetime | None = None
 ) -> Sequence[uuid.UUID]:
-    """List batches that have not ended, of a user, or submitted from a moment on; oldest first."""
+    """List batches that have not ended, oldest first.
+
+    `user_id` selects those of a user, `since` those submitted from that time on.
+    """
     query = select(UploadBatch.id).where(UploadBatch.status.in_(OPEN_BATCH))
     if user_id is not None:
         query = query.where(UploadBatch.user_id == user_id)
@@ -130,19 +133,20 @@ def open_batches(
 
 @dataclass(frozen=True)
 class OldestWaiting:
-    """The upload that has waited for longest, in whatever batch."""
+    """The upload that has waited for longest, over all batches."""
 
     upload_id: uuid.UUID
     batch_id: uuid.UUID | None
     batch_status: str | None
     waited: timedelta | None
-    """Since it came, or was opened again; None if its row does not say."""
+    """Time since it was submitted or made pending again; None if its row does not contain it."""
 
 
 def oldest_waiting(database: Database) -> OldestWaiting | None:
     """Read the upload that has waited for longest; None if none waits.
 
-    Those of a batch that is paused, was cancelled or given up wait for a person: not meant.
+    Uploads of a batch that is paused, was cancelled or was given up do not count, because they wait
+    for a person.
     """
     query = (
         select(
@@ -197,7 +201,7 @@ def _shape(batch: AnyRow, pauses: Iterable[Pause]) -> dict[str, Any]:
 def batches_ended_before(
     database: Database, batch_ids: Sequence[uuid.UUID], *, days: int
 ) -> list[uuid.UUID]:
-    """List which of the batches are gone, or have not changed since they ended days ago."""
+    """List those of the batches that were deleted, or ended and have not changed for `days`."""
     with database.transaction() as connection:
         kept = set(
             connection.scalars(

@@ -1,7 +1,7 @@
-"""The end of a batch in figures, with as much detail as an event log can bear.
+"""Summary of an ended batch in numbers, small enough for an event log.
 
-However large the batch, a summary stays small: the first failures, the slowest uploads, one contact
-sheet. The whole batch, upload by upload, is in ``batch_report.py``.
+A summary stays small however large the batch is: it contains the first failures, the slowest
+uploads and one contact sheet. ``report_page.py`` shows every upload of a batch.
 """
 
 import uuid
@@ -26,9 +26,9 @@ from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible_line
 
 MAX_FAILURES, MAX_SLOWEST = 50, 10
-#: Characters of a name or a reason that are shown.
+#: Longest name and longest reason that are shown (characters).
 _MAX_NAME, _MAX_REASON = 120, 500
-#: Side of a picture on the contact sheet (pixels), and how many there are.
+#: Side of a picture on the contact sheet (pixels), number of columns and of pictures.
 _SHEET_SIDE, _SHEET_COLUMNS, _SHEET_PICTURES = 80, 8, 40
 MAX_SHEET_BYTES = 32_768
 
@@ -45,7 +45,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class SlowUpload:
-    """An upload that took long."""
+    """One of the slowest uploads."""
 
     file: str
     seconds: float
@@ -54,7 +54,7 @@ class SlowUpload:
 
 @dataclass(frozen=True)
 class Results:
-    """What is stored of a batch."""
+    """The stored results of a batch."""
 
     thumbnails: int
     descriptions: int
@@ -67,15 +67,15 @@ class Results:
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """All that is said of a batch when it has ended."""
+    """Everything that is reported about a batch when it has ended."""
 
     head: Mapping[str, Any]
-    """As ``status --json`` has it."""
+    """The batch as in ``status --json``, without its uploads."""
     results: Results
     failures: Sequence[Failure]
-    """The first of them."""
+    """The first failures, at most `MAX_FAILURES`."""
     failure_kinds: Mapping[str, int]
-    """Of all, most frequent first."""
+    """Number of failures of each kind, most frequent kind first."""
     slowest: Sequence[SlowUpload]
     stages: Sequence[StageTiming]
     contact_sheet: bytes | None
@@ -86,23 +86,23 @@ class BatchSummary:
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether nothing more will happen by itself."""
+        """Whether the batch has ended."""
         return self.head["status"] not in OPEN_BATCH
 
     @property
     def is_completed(self) -> bool:
-        """Tell whether every upload was processed, well or not."""
+        """Whether every upload was processed, successfully or not."""
         return bool(self.head["status"] == BatchStatus.COMPLETED)
 
     @property
     def duration(self) -> timedelta | None:
-        """From the first run that took uploads to the last upload's end."""
+        """Time from the first run that took uploads to the end of the last upload."""
         begin, end = self.head["started_at"], self.head["completed_at"]
         return end - begin if begin and end else None
 
 
 def batch_summary(database: Database, storage: Storage, batch_id: uuid.UUID) -> BatchSummary:
-    """Sum a batch up. Uploads that their owner hid are counted, but not shown.
+    """Summarise a batch. Uploads that their owner has hidden are counted but not shown.
 
     Raises:
         NotFoundError: there is no such batch.
@@ -127,7 +127,7 @@ def batch_summary(database: Database, storage: Storage, batch_id: uuid.UUID) -> 
 
 
 def _rows(database: Database, batch_id: uuid.UUID) -> Sequence[AnyRow]:
-    """What the summary needs of each upload; neither descriptions nor vectors, which are large."""
+    """Read the columns for the summary, without descriptions and vectors, which are large."""
     with database.transaction() as connection:
         return connection.execute(
             select(
@@ -188,7 +188,7 @@ def _slowest(rows: Sequence[AnyRow]) -> list[SlowUpload]:
 
 def _contact_sheet(storage: Storage, paths: Sequence[str | None]) -> bytes | None:
     present = [path for path in paths if path]
-    # Spread over the whole batch: neighbours are often alike.
+    # The pictures are spread over the whole batch, because neighbours are often similar.
     step = max(1, -(-len(present) // _SHEET_PICTURES))
     previews = Previews(storage)
     pictures = [previews.read(path, _SHEET_SIDE) for path in present[::step]]

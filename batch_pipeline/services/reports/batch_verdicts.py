@@ -1,4 +1,4 @@
-"""Whether a batch went well, in a few numbers."""
+"""Shows in a few numbers whether a batch was successful."""
 
 import uuid
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from batch_pipeline.services.description_audit import PASS_SCORE
 
 @dataclass(frozen=True)
 class BatchVerdict:
-    """What was wrong with a batch, or with all of them."""
+    """Numbers that show failures of a batch or of all batches."""
 
     total: int
     failed: int
     described: int
-    """Descriptions that were made, those among them that failed the audit at the last attempt."""
+    """Descriptions that were made, including those that failed the audit at the last attempt."""
     passed_audit: int
     lowest_score: int | None
-    """Of those that are stored."""
+    """Lowest score of a stored description."""
     gave_up: str | None
-    """Why it was not processed to its end, if it was not."""
+    """Why the batch was not processed to its end; None if it was."""
 
 
 def verdict(database: Database, batch_id: uuid.UUID | None) -> BatchVerdict:
-    """Judge a batch; without one, everything that is stored."""
+    """Return the verdict on a batch; without a batch, on everything that is stored."""
     score, failed = Upload.description_audit_score, Upload.processing_status == UploadStatus.FAILED
     stored = Upload.description.is_not(None)
-    # What an API described without a score is not ours to judge.
+    # An upload API may store descriptions without a score. These count as passed.
     good = or_(score.is_(None), score >= PASS_SCORE)
     refused = failed & (Upload.error_kind == "model_output_invalid")
     query = select(

@@ -1,9 +1,9 @@
-"""Which batches have ended since somebody last looked; each end once, in the order of the ends.
+"""Finds the batches that have ended since the last look; each end once, in the order of the ends.
 
-A moment is the beginning of the transaction that ended a batch, and transactions commit in any
-order: so what has ended shortly before the newest known end is looked at again, and what was seen
-there is remembered by its id. One that could not be reported is put off, and tried again behind
-what is new, a few times.
+The time of an end is the beginning of the transaction that ended the batch. Transactions commit in
+any order, so an older end can become visible later. So each look starts a little before the newest
+known end, and the ids of the ends in that period are remembered. A batch that could not be reported
+is put off and retried a few times, after new ones.
 """
 
 import json
@@ -19,41 +19,42 @@ from batch_pipeline.database.models import OPEN_BATCH, UploadBatch
 from batch_pipeline.database.readings import BATCH_ENDED, interval
 from batch_pipeline.database.session import Database
 
-#: Longest that a transaction which ends a batch may wait for a lock, and its end be noticed.
+#: How far each look goes back before the newest known end. An end is missed if its transaction
+#: waits longer than this for a lock.
 OVERLAP = timedelta(minutes=5)
-#: Who has never looked sees what has ended within this time (seconds).
+#: The first look finds batches that ended within this time (seconds).
 FIRST_LOOK_SECONDS = 86_400
 
-#: Times that a report is tried.
+#: Maximum number of tries for a report.
 MAX_TRIES = 3
 
 
 @dataclass(frozen=True)
 class EndedBatch:
-    """The end of a batch; one that was processed again has another."""
+    """The end of a batch; a batch that was processed again has a new end."""
 
     batch_id: uuid.UUID
     ended_at: datetime
     seen_at: datetime
-    """When it was found, on the database's clock."""
+    """When it was found, by the database's clock."""
     tries: int = 0
-    """Times that its report could not be made."""
+    """Number of failed tries of its report."""
 
 
 @dataclass(frozen=True)
 class EndsSeen:
-    """What was seen so far; kept as text between two looks."""
+    """The ends that were seen so far; stored as text between two looks."""
 
     newest: datetime | None = None
     """Newest end that was seen."""
     recent: Mapping[uuid.UUID, datetime] = field(default_factory=dict)
-    """Ends within the overlap before it, and those still to come."""
+    """Ends within the overlap before the newest one, and ends with a time in the future."""
     put_off: Sequence[EndedBatch] = ()
-    """Those whose report could not be made, in the order in which they are tried again."""
+    """Batches whose report could not be made, in the order of their retries."""
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """Read what `__str__` wrote; whatever else is there means that nothing was seen."""
+        """Read what `__str__` wrote; any other text means that nothing was seen."""
         try:
             kept = json.loads(text or "")
             recent = {
@@ -70,7 +71,7 @@ class EndsSeen:
             return cls()
 
     def __str__(self) -> str:
-        """Write it as text."""
+        """Return the ends as JSON text."""
         recent = {str(key): moment.isoformat() for key, moment in self.recent.items()}
         put_off = [(str(b.batch_id), b.ended_at.isoformat(), b.tries) for b in self.put_off]
         newest = self.newest.isoformat() if self.newest else None
@@ -79,17 +80,18 @@ class EndsSeen:
         )
 
     def due_again(self, ended: Sequence[EndedBatch], *, limit: int) -> list[EndedBatch]:
-        """Those put off that are to be tried now, less those that have just ended once more."""
+        """Return the batches to retry now, without those that have just ended again."""
         anew = {batch.batch_id for batch in ended}
         return [batch for batch in self.put_off if batch.batch_id not in anew][:limit]
 
     def and_(self, ended: Sequence[EndedBatch], *, failed: Sequence[EndedBatch] = ()) -> Self:
-        """The same with more ends seen, some of which could not be reported and are put off.
+        """Return a copy with more ends; `failed` are those whose report failed, and are put off.
 
-        Forgets those that no look can find again, and those that were tried often enough.
+        Ends that no look can find again are removed, and so are batches that were tried
+        `MAX_TRIES` times.
         """
         recent = dict(self.recent) | {batch.batch_id: batch.ended_at for batch in ended}
-        # An end still to come, by the clock of whoever wrote it, hides none that comes before it.
+        # The clock of the writer may be ahead. An end in the future must not hide earlier ones.
         looked = [min(batch.ended_at, batch.seen_at) for batch in ended]
         newest = max([*([self.newest] if self.newest else []), *looked], default=None)
         if newest is None:
@@ -103,7 +105,7 @@ class EndsSeen:
 
 
 def newly_ended(database: Database, seen: EndsSeen, *, limit: int) -> list[EndedBatch]:
-    """List batches that have ended and were not seen yet, oldest end first."""
+    """List ended batches that were not seen yet, oldest end first."""
     since = seen.newest - OVERLAP if seen.newest else func.now() - interval(FIRST_LOOK_SECONDS)
     ended: Select[uuid.UUID, datetime, datetime] = (
         select(UploadBatch.id, BATCH_ENDED, func.now())

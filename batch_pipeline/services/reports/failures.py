@@ -1,4 +1,4 @@
-"""What failed, over all batches, by kind, with what to do; and what waits after an error."""
+"""Lists failed uploads of all batches by kind, with advice, and uploads that wait for a service."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ from batch_pipeline.database.readings import FILENAME, NAME, WAITING
 from batch_pipeline.database.session import Database
 from batch_pipeline.services.error_kinds import BY_NAME, OUTAGES, SAME_AGAIN
 
-#: Kind of what failed without one, in the rows of an upload API.
+#: Kind of failed uploads whose row has none, as an upload API may write it.
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class FailureFilter:
-    """Which failures; what is left empty restricts nothing."""
+    """Which failures to list; an empty field restricts nothing."""
 
     since: datetime | None = None
-    """Only what has failed from then on. What waits, waits now."""
+    """Only uploads that failed from this time on; uploads that wait now are always included."""
     kinds: Sequence[str] = ()
     user_id: uuid.UUID | None = None
     batch_id: uuid.UUID | None = None
@@ -30,25 +30,25 @@ class FailureFilter:
 
 @dataclass
 class FailureGroup:
-    """Uploads that failed, or wait, for reasons of one kind."""
+    """Uploads that failed or wait because of one kind of error."""
 
     error_kind: str
     state: str
-    """``failed``, or ``waiting``: a service is down, and the work goes on by itself."""
+    """``failed``, or ``waiting``: a service is down, and the uploads go on when it works again."""
     count: int
     batches: int
     newest_at: datetime | None
     means: str
     advice: str
     same_again: bool
-    """A retry fails in the same way unless the cause is fixed first."""
+    """Whether a retry fails in the same way unless the cause is fixed first."""
     uploads: list[Mapping[str, Any]] = field(default_factory=list)
-    """The newest of them."""
+    """The newest uploads."""
 
 
 @dataclass(frozen=True)
 class Failures:
-    """All that failed, the most frequent kind first."""
+    """All failures, the most frequent kind first."""
 
     groups: Sequence[FailureGroup]
     batches: Sequence[Mapping[str, Any]]
@@ -61,7 +61,7 @@ _STATE = case((_FAILED, literal("failed")), else_=literal("waiting")).label("sta
 
 
 def failures(database: Database, chosen: FailureFilter, *, shown: int = 5) -> Failures:
-    """Read what failed, and at most `shown` of the newest uploads of each kind."""
+    """Read the failures, with at most `shown` of the newest uploads of each kind."""
     with database.transaction() as connection:
         groups = {
             (row.error_kind, row.state): _group(row._asdict())
@@ -87,12 +87,12 @@ def _group(values: dict[str, Any]) -> FailureGroup:
 
 
 def has_failed(chosen: FailureFilter) -> ColumnElement[bool]:
-    """Uploads that have failed, of those that a filter leaves."""
+    """Return the condition for failed uploads that match a filter."""
     return and_(_failed_since(chosen), *_narrowed(chosen))
 
 
 def _failed_since(chosen: FailureFilter) -> ColumnElement[bool]:
-    # The statuses once more, as the index of what has ended names them.
+    # `ENDED` is repeated here, because the partial index of ended uploads has this condition.
     failed = and_(Upload.processing_status.in_(ENDED), _FAILED)
     return failed if chosen.since is None else and_(failed, Upload.updated_at >= chosen.since)
 
@@ -154,7 +154,7 @@ def _newest(chosen: FailureFilter, shown: int) -> Select[*tuple[Any, ...]]:
 
 
 def _batches(chosen: FailureFilter) -> Select[*tuple[Any, ...]]:
-    """Batches that were given up; a kind is one of uploads, so none is asked for by that."""
+    """Select batches that were given up; none if kinds are chosen, which only uploads have."""
     query: Select[*tuple[Any, ...]] = select(
         UploadBatch.id.label("batch_id"),
         NAME,

@@ -1,7 +1,7 @@
-"""How the pipeline is doing, in numbers that Prometheus scrapes: read from the database when asked.
+"""Metrics of the pipeline for Prometheus; they are read from the database at each scrape.
 
-Every query reads what is open or what ended in the last minutes, by an index; none counts the
-library through. The SQL stands in ``docs/deployment.md`` too, for other tools.
+Every query reads open uploads, or those that ended in the last minutes, by an index. No query
+counts all uploads. ``docs/deployment.md`` has the same SQL for other tools.
 """
 
 import logging
@@ -24,12 +24,12 @@ from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 
 log = logging.getLogger(__name__)
 
-#: How far back "recently" goes: a few scrapes (seconds).
+#: Period that counts as recent, which is a few scrapes (seconds).
 RECENT_SECONDS = 300
 
 
 class Metric(NamedTuple):
-    """A gauge: what it says, and the query whose columns are its labels, then its value."""
+    """A gauge and its query; the last column is the value, the columns before are the labels."""
 
     name: str
     description: str
@@ -197,17 +197,17 @@ def _sample(name: str, row: AnyRow) -> Sample:
 
 
 class DatabaseCollector(Collector):
-    """Reads the database whenever somebody scrapes; nothing is kept between."""
+    """Reads the database at each scrape; nothing is kept between scrapes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        """Name what is collected, without asking the database."""
+        """List the metrics without reading the database."""
         return [GaugeMetricFamily(metric.name, metric.description) for metric in METRICS]
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Read and hand out."""
+        """Read the metrics and yield them."""
         samples = read_metrics(self._database)
         for metric in METRICS:
             family = GaugeMetricFamily(metric.name, metric.description)
@@ -218,7 +218,7 @@ class DatabaseCollector(Collector):
 
 
 def metrics_registry(database: Database) -> CollectorRegistry:
-    """All metrics of a database, for the exposition of ``prometheus_client``."""
+    """Return a registry with all metrics of a database, for ``prometheus_client``."""
     registry = CollectorRegistry()
     registry.register(DatabaseCollector(database))
     return registry

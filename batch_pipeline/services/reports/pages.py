@@ -1,8 +1,8 @@
-"""HTML pages that stand alone: no script, no font, no picture from elsewhere.
+"""Self-contained HTML pages: they load no script, font or picture from another place.
 
-A content security policy forbids all of them, so that nothing a file name or a model says can do
-more than be read. A script of the page's own is named in the policy by its digest. Templates,
-style and scripts stand beside this module.
+A content security policy forbids all of these, so that text from a file name or a model can only be
+displayed. The policy allows the page's own script by its digest. Templates, style and scripts are
+in the folder of this module.
 """
 
 import base64
@@ -19,8 +19,9 @@ from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.visible_text import visible_line
 
-#: Longest side of a picture (pixels): sharp on a dense screen up to this many uploads, and smaller
-#: beyond, so that a page of 1,000 uploads stays near 5 MB.
+#: Longest side of a picture (pixels). Pages of up to `_MANY` uploads have large pictures, which are
+#: sharp on a high-resolution screen. Larger pages have small ones, so that a page of 1,000 uploads
+#: has about 5 MB.
 _LARGE, _SMALL, _MANY = 256, 144, 200
 
 
@@ -31,9 +32,9 @@ def render_page(
     script: str = "",
     **values: Any,
 ) -> str:
-    """Make a page of a template with the style that all pages have, and a script if one is named.
+    """Render a template with the common style, and with a script if one is named.
 
-    The template gets both, and the policy that allows them and nothing else.
+    The template gets both, and the policy that allows only these two.
     """
     environment = Environment(
         loader=PackageLoader("batch_pipeline", "services/reports"),
@@ -66,28 +67,28 @@ def _digest(text: str) -> str:
 
 
 def shown_date(taken_at: str | None, uploaded_at: datetime | None) -> str:
-    """Say when a picture was taken, or else uploaded; empty if nobody knows."""
+    """Return the day a picture was taken, or else uploaded, as text; empty if neither is known."""
     if taken_at:
         return visible_line(f"taken {taken_at[:10]}")
     return f"uploaded {uploaded_at:%Y-%m-%d}" if uploaded_at else ""
 
 
 def picture_side(pictures: int) -> int:
-    """Longest side (pixels) of each of so many pictures on a page."""
+    """Return the longest side (pixels) of each picture on a page with this many pictures."""
     return _LARGE if pictures <= _MANY else _SMALL
 
 
 def data_picture(previews: Previews, path: str | None, side: int) -> str:
-    """Make a ``data:`` URI of a thumbnail; empty if there is none that can be shown."""
+    """Return a ``data:`` URI of a thumbnail; empty if there is none that can be shown."""
     small = previews.read(path, side)
     return f"data:image/jpeg;base64,{base64.b64encode(small).decode()}" if small else ""
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file of this machine so that it is there whole, or as it was before.
+    """Write a file of this machine as a whole; if that fails, the old file stays unchanged.
 
     Raises:
-        RefusedError: it cannot be written; the message says why.
+        RefusedError: the file cannot be written; the message says why.
     """
     partial = file.with_name(f".{uuid.uuid4().hex}.partial")
     try:

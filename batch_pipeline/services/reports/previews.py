@@ -1,4 +1,4 @@
-"""Stored thumbnails, read to be shown: whatever is wrong with one, it is left out."""
+"""Reads stored thumbnails for pages and reports; a thumbnail with any error is left out."""
 
 import logging
 
@@ -10,17 +10,17 @@ log = logging.getLogger(__name__)
 
 
 class Previews:
-    """Reads thumbnails of a storage, and tells one that cannot be read from one that is down."""
+    """Reads thumbnails; distinguishes one unreadable file from a storage that is down."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._storage_answers = False
 
     def read(self, path: str | None, side: int) -> bytes | None:
-        """Read a thumbnail as a JPEG within `side` pixels; None if there is none to be shown.
+        """Read a thumbnail as a JPEG of at most `side` pixels; None if none can be shown.
 
         Raises:
-            ServiceDownError: the storage cannot be used, for no file at all.
+            ServiceDownError: the storage is down for all files.
         """
         if not path:
             return None
@@ -28,7 +28,7 @@ class Previews:
             return shrink_jpeg(self._bytes(path), side)
         except ServiceDownError:
             raise
-        except Exception as error:  # whatever lies there, it is not a thumbnail of ours
+        except Exception as error:  # the file is not a thumbnail that we made
             log.warning("the thumbnail %r cannot be shown: %s", path, error)
             return None
 
@@ -36,7 +36,7 @@ class Previews:
         try:
             return self._storage.read(path)
         except ServiceDownError as error:
-            # One file that nobody can read looks like an outage; others tell which it is.
+            # One unreadable file looks like an outage. A check of the storage shows which it is.
             if not self._storage_answers:
                 self._storage.check()
                 self._storage_answers = True

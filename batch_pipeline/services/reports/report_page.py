@@ -1,7 +1,6 @@
-"""A batch as one HTML page to keep: failures, timings, an index, and a contact sheet to filter.
+"""Report of a batch as one HTML page: failures, timings, an index, and a contact sheet to filter.
 
-The page stands alone (`pages`). How it looks stands in ``report_page.html.jinja``; reading the
-rows in ``batch_status.py``.
+The page is self-contained (`pages`). ``report_page.html.jinja`` is its template.
 """
 
 import statistics
@@ -28,21 +27,21 @@ from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible, visible_line
 
-#: Uploads in the list of the slowest.
+#: Number of uploads in the list of the slowest.
 _SLOWEST = 10
-#: Characters of a description that are shown before it is opened.
+#: Number of characters of a description that are shown before it is opened.
 _OPENING = 160
 
 
 @dataclass(frozen=True)
 class Card:
-    """One upload on the page; its text is fit to be looked at, and not yet escaped."""
+    """One upload on the page; its text has no invisible characters and is not escaped yet."""
 
     number: int
-    """In the order of submission, from 1; names its place on the page."""
+    """Number in the order of submission, from 1; also the anchor on the page."""
     filename: str
     date: str
-    """When it was taken, or else uploaded."""
+    """When the picture was taken, or else uploaded."""
     file_type: str
     status: str
     score: int | None
@@ -53,13 +52,13 @@ class Card:
     error_message: str
     attempts: int
     seconds: Mapping[str, float]
-    """Of each stage."""
+    """Duration of each stage."""
     picture: str
     """A ``data:`` URI; empty without a thumbnail."""
 
     @property
     def total_seconds(self) -> float:
-        """All stages together."""
+        """Duration of all stages together."""
         return sum(self.seconds.values())
 
     @property
@@ -72,7 +71,7 @@ class Card:
 
 @dataclass(frozen=True)
 class StageTiming:
-    """What a stage took, over the uploads that went through it (seconds)."""
+    """Durations of a stage, over the uploads that went through it (seconds)."""
 
     stage: str
     uploads: int
@@ -80,24 +79,24 @@ class StageTiming:
     median: float
     slowest: float
     share: float
-    """Of the time of all stages, 0-1."""
+    """Share of the time of all stages, 0-1."""
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """All that the page shows."""
+    """Everything that the page shows."""
 
     head: Mapping[str, Any]
-    """As ``status --json`` has it."""
+    """The batch as in ``status --json``, without its uploads."""
     cards: Sequence[Card]
     """Failures first, then in the order of submission."""
     hidden: int
-    """Uploads left out, because their owner hid them."""
+    """Number of uploads that are left out because their owner has hidden them."""
     made_at: datetime
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether nothing more will happen by itself."""
+        """Whether the batch has ended."""
         return self.head["status"] not in OPEN_BATCH
 
     @property
@@ -118,12 +117,12 @@ class BatchReport:
 
     @cached_property
     def stages(self) -> Sequence[StageTiming]:
-        """What each stage took, in the order in which uploads go through them."""
+        """Durations of each stage, in the order in which uploads go through them."""
         return stage_timings(card.seconds for card in self.cards)
 
     @property
     def duration(self) -> timedelta | None:
-        """From the first run that took uploads to the last upload's end."""
+        """Time from the first run that took uploads to the end of the last upload."""
         begin, end = self.head["started_at"], self.head["completed_at"]
         return end - begin if begin and end else None
 
@@ -150,7 +149,7 @@ def stage_timings(uploads: Iterable[Mapping[str, float]]) -> Sequence[StageTimin
 
 
 def shown_seconds(stored: object) -> dict[str, float]:
-    """Seconds per stage of an upload as they stand in its row, fit to be looked at."""
+    """Return the stored seconds per stage of an upload, without invalid values; safe to show."""
     return {
         visible_line(stage): float(seconds)
         for stage, seconds in (stored.items() if isinstance(stored, dict) else ())
@@ -159,7 +158,7 @@ def shown_seconds(stored: object) -> dict[str, float]:
 
 
 def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> BatchReport:
-    """Collect what is known of a batch.
+    """Read everything that the page about a batch shows.
 
     Raises:
         NotFoundError: there is no such batch.
@@ -205,7 +204,7 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
 
 
 def render_html(report: BatchReport) -> str:
-    """Make the page."""
+    """Return the page as HTML."""
     return render_page(
         "report_page.html.jinja",
         {

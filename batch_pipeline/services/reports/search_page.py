@@ -1,6 +1,6 @@
-"""What a search found, as one HTML page with pictures.
+"""Results of a search as one HTML page with pictures.
 
-How it looks stands in ``search_page.html.jinja``; how it stands alone in `pages`.
+The page is self-contained (`pages`). ``search_page.html.jinja`` is its template.
 """
 
 import uuid
@@ -26,31 +26,31 @@ _REASONS = {"filename": "its name", "phrase": "the quoted words", "words": "all 
 
 @dataclass(frozen=True)
 class FoundCard:
-    """One result on the page; its text is fit to be looked at, and not yet escaped."""
+    """One result on the page; its text has no invisible characters and is not escaped yet."""
 
     filename: str
     description: str
     tags: Sequence[str]
     visible_text: str
     link: str
-    """Of the original; empty where a browser cannot open it."""
+    """Link to the original; empty if a browser cannot open it."""
     picture: str
     """A ``data:`` URI; empty without a thumbnail."""
     likeness: str
-    """Similarity, and why it was found if not by that."""
+    """Similarity, and the reason if it was not found by meaning."""
     weak: bool
     date: str
     batch_id: str
     runs: str
     """Link to the runs of the batch in the Dagster UI; empty if its address is unknown."""
     copies: Sequence[str]
-    """File name and batch of each other upload of the same bytes."""
+    """File name and batch of each other upload with the same bytes."""
 
 
 def search_page(
     storage: Storage, asked: str, found: Sequence[SearchResult], *, dagster_ui_url: str = ""
 ) -> str:
-    """Make the page.
+    """Return the page as HTML.
 
     Args:
         storage: where the thumbnails are.

@@ -1,7 +1,7 @@
-"""Uploads ended over time, as a small picture: bars, drawn as SVG by hand.
+"""Bar chart of the uploads that ended over time, as a small SVG.
 
-Written in few bytes: Dagster's UI shows Markdown of less than 1,000 characters in its place, and
-longer one behind a click. A picture of 720 bytes stays below that, encoded.
+The SVG is written with few bytes, because Dagster's UI shows Markdown only up to 1,000 characters
+at once, and longer Markdown after a click. An SVG of 720 bytes stays below that when it is encoded.
 """
 
 import math
@@ -9,22 +9,22 @@ from collections.abc import Sequence
 from datetime import datetime
 
 _MAX_BARS = 15
-#: Widths of a bar that people count in (seconds); beyond, whole days.
+#: Usual periods for a bar (seconds); longer ones are whole days.
 _WIDTHS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800)
 _DAY = 86_400
-#: Pixels: the picture, and what is left free around the bars.
+#: Size of the picture, and the margins around the bars (pixels).
 _SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (640, 200), 40, 30, 28, 24
 
 
 def throughput_svg(
     began: datetime, completed: Sequence[datetime], failed: Sequence[datetime]
 ) -> str:
-    """Draw how many uploads ended when; completed ones and failed ones on top of each other.
+    """Draw how many uploads ended over time; failed ones are stacked on completed ones.
 
     Args:
         began: when the first run took uploads.
-        completed: when each upload that is completed ended.
-        failed: the same of the failed ones.
+        completed: the end of each completed upload.
+        failed: the end of each failed upload.
     """
     seconds = max((moment - began).total_seconds() for moment in [began, *completed, *failed])
     width = _bar_seconds(seconds)

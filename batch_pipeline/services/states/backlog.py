@@ -70,7 +70,7 @@ MAX_DIED_RUNS = 10
 ADOPTION_AGE_SECONDS = 5 * 60
 #: Batches that ended earlier than this are recounted only if a trigger recorded a change (days).
 RECOUNT_DAYS = 1
-#: Recorded changes that one sweep reads.
+#: Number of recorded changes that one sweep reads.
 _NOTES_AT_ONCE = 10_000
 
 log = logging.getLogger(__name__)
@@ -81,9 +81,9 @@ class Rescue:
     """What happened to the uploads of dead owners."""
 
     returned: int = 0
-    """Pending again."""
+    """Number of uploads that are pending again."""
     quarantined: int = 0
-    """Failed, because their worker died every time."""
+    """Number of uploads that failed because their worker died every time."""
 
 
 @each_repeated
@@ -96,7 +96,7 @@ class Backlog:
         self._batches = BatchStates(publisher)
 
     def owners(self) -> list[str]:
-        """Runs that hold uploads."""
+        """List the runs that hold uploads."""
         with self._publisher.transaction() as transaction:
             return list(
                 transaction.connection.scalars(
@@ -105,7 +105,7 @@ class Backlog:
             )
 
     def run_is_silent(self, run_id: str) -> bool:
-        """Tell whether a run holds no upload with a heartbeat younger than the lease."""
+        """Return whether a run holds no upload with a heartbeat younger than the lease."""
         with self._publisher.transaction() as transaction:
             alive = transaction.connection.scalar(
                 select(Upload.id)
@@ -115,7 +115,7 @@ class Backlog:
         return alive is None
 
     def left_behind(self, batch_id: uuid.UUID, run_id: str, slice_number: int | None) -> int:
-        """Count the remaining uploads of a run: those that it holds, and those of its slice."""
+        """Count the remaining uploads of a run: those it holds and those in its slice."""
         meant_for_it = and_(Upload.batch_id == batch_id, Upload.slice == slice_number, WAITING)
         with self._publisher.transaction() as transaction:
             count = transaction.connection.scalar(
@@ -128,8 +128,8 @@ class Backlog:
 
         An owner is dead when its run has ended, or when its heartbeat is older than the lease on
         the database's clock. For an upload in progress without a claim, ``updated_at`` counts as
-        the heartbeat. An upload whose workers died `MAX_DEATHS` times while it was in
-        work is failed instead.
+        the heartbeat. An upload whose workers died `MAX_DEATHS` times while they processed it fails
+        instead.
         """
         dead = and_(
             or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)),
@@ -160,10 +160,10 @@ class Backlog:
     def release_slices(
         self, slices: Sequence[tuple[uuid.UUID, int]], *, resume_after_seconds: float = 0
     ) -> int:
-        """Take uploads out of slices whose run ended without taking them; returns how many.
+        """Remove uploads from slices whose run ended without taking them; returns how many.
 
-        They wait for a while, so that a fault that ends every run at its start does not launch
-        runs in a loop.
+        The uploads wait for a while first. Otherwise a fault that ends every run at its start would
+        launch runs in a loop.
         """
         not_before = func.now() + interval(resume_after_seconds)
         with self._publisher.transaction() as transaction:
@@ -180,7 +180,8 @@ class Backlog:
     def note_died_run(self, batch_id: uuid.UUID, reason: str) -> BatchProgress | None:
         """Count a run that died; fails the batch after too many deaths in a row.
 
-        The batch says why, until it ends otherwise. Returns the batch if that failed it.
+        The reason is stored in ``error_message`` of the batch, until the batch ends for another
+        reason. Returns the batch if it failed now, otherwise None.
         """
         given_up = (UploadBatch.died_runs + 1) >= MAX_DIED_RUNS
         last = f"{MAX_DIED_RUNS} runs died one after the other; the last one: {reason}"
@@ -252,7 +253,7 @@ class Backlog:
         """Reopen ended batches that have waiting uploads; returns how many uploads.
 
         An upload API has added these uploads, or has made old ones pending again. Data about
-        earlier attempts of the latter is reset.
+        earlier attempts is reset.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
@@ -265,7 +266,8 @@ class Backlog:
                     .with_for_update(skip_locked=True)
                 )
             )
-            # Another sweep has reopened this batch since the first look and handles its uploads.
+            # If a batch is no longer completed here, another sweep has reopened it and handles its
+            # uploads.
             ended = select(UploadBatch.id).where(UploadBatch.status == BatchStatus.COMPLETED)
             count = release_rows(
                 connection,
@@ -342,12 +344,12 @@ class Backlog:
 
 
 def _storable(text_: str) -> str:
-    """PostgreSQL text cannot hold NUL."""
+    """Replace NUL, which PostgreSQL text cannot hold."""
     return text_.replace("\0", "�")
 
 
 def _due() -> Any:
-    """Select failed uploads that are due for a retry; to be joined with their batches."""
+    """Select failed uploads that are due for a retry; the query has to join their batches."""
     return and_(
         Upload.retry_at <= func.now(),
         Upload.processing_status == UploadStatus.FAILED,
@@ -356,7 +358,7 @@ def _due() -> Any:
 
 
 def _forgotten() -> Any:
-    """Select uploads that wait without a batch and are older than a submission takes."""
+    """Select uploads that have waited without a batch for longer than a submission takes."""
     return and_(
         Upload.batch_id.is_(None),
         WAITING,
@@ -367,7 +369,7 @@ def _forgotten() -> Any:
 def _adopt(
     connection: Connection, user_id: uuid.UUID | None, upload_ids: Sequence[uuid.UUID]
 ) -> uuid.UUID:
-    """Put uploads into a batch of their own; returns its id."""
+    """Create a batch for these uploads; returns its id."""
     batch_id = uuid.uuid4()
     connection.execute(insert(UploadBatch).values(id=batch_id, user_id=user_id))
     connection.execute(
@@ -381,8 +383,8 @@ def _adopt(
 def _ended_with_waiting() -> Select[uuid.UUID]:
     """Select ended batches of any age that have waiting uploads.
 
-    The index `ix_uploads_waiting` is not read through, which takes long while millions wait, but
-    from each batch in it to the next one.
+    The query jumps from one batch to the next in the index `ix_uploads_waiting`. Reading the whole
+    index takes long while millions of uploads wait.
     """
     waiting = select(Upload.batch_id).where(WAITING).order_by(Upload.batch_id).limit(1)
     first = waiting.where(Upload.batch_id.is_not(None)).scalar_subquery()
@@ -405,9 +407,9 @@ def _waiting_in(connection: Connection, batches: Select[uuid.UUID]) -> int:
 
 
 def _drifted(changed: Any) -> Select[uuid.UUID]:
-    """Batches whose counters differ from a recount, and open ones in which nothing is open.
+    """Select batches whose counters differ from a recount, and open ones without open uploads.
 
-    Looked for in those that are open or ended of late, and in `changed`.
+    The query checks batches that are open or ended recently, and those in `changed`.
     """
     counts = count_uploads(UploadBatch.id).lateral("counts")
     counted = counts.c.successful + counts.c.failed

@@ -50,7 +50,7 @@ class BatchStates:
     ) -> BatchProgress | None:
         """Cancel a batch; returns None if it is unknown or has already ended.
 
-        The reason becomes its ``error_message``, because a run and not its id may have been named.
+        The reason is stored as its ``error_message``.
         """
         with self._publisher.transaction() as transaction:
             progress = updated_batch_or_none(
@@ -71,7 +71,7 @@ class BatchStates:
         Returns how many, and the batch; None if there is no such batch.
 
         Raises:
-            NotFoundError: a named upload is not one of the batch.
+            NotFoundError: a named upload is not in the batch.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
@@ -103,7 +103,7 @@ class BatchStates:
     ) -> tuple[int, BatchProgress] | None:
         """Make completed uploads of a batch pending again to redo one stage; stored results stay.
 
-        Returns how many, and the batch; None if it is gone, cancelled or failed meanwhile.
+        Returns how many, and the batch; None if it was deleted or cancelled, or has failed, since.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection

@@ -29,16 +29,16 @@ class HeldClaim:
         self._lost = threading.Event()
 
     def lost(self) -> bool:
-        """Tell whether somebody cancelled the batch, took the upload over or deleted it."""
+        """Return whether the batch was cancelled, or the upload taken over or deleted."""
         return self._lost.is_set()
 
     def mark_lost(self) -> None:
-        """Tell the worker to stop."""
+        """Signal the worker to stop."""
         self._lost.set()
 
 
 class ClaimKeeper:
-    """Heartbeat of one run in one process; safe under threads."""
+    """Heartbeat of one run in one process; thread-safe."""
 
     def __init__(self, states: UploadStates, run_id: str, *, lease_seconds: float) -> None:
         self._states = states

@@ -48,7 +48,10 @@ BEGUN, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
 
 
 def count_ends(batch_id: Any, *, successful: int, failed: int) -> Update:
-    """Add ended uploads to the counters of a batch; returns `PROGRESS`, for `end_if_done`."""
+    """Add ended uploads to the counters of a batch.
+
+    The statement returns `PROGRESS`, which `end_if_done` takes.
+    """
     return (
         update(UploadBatch)
         .where(UploadBatch.id == batch_id)
@@ -74,7 +77,8 @@ def count_failed(connection: Connection, batch_id: uuid.UUID, number: int) -> Ba
 
 def end_if_done(connection: Connection, progress: BatchProgress) -> BatchProgress:
     """End or reopen a batch if its changed counters require it."""
-    # Only the few transitions that may end or reopen the batch count all its uploads.
+    # Counting all uploads takes time, so only the few transitions that may end or reopen the batch
+    # do it.
     looks_ended = progress.processed >= progress.total
     if looks_ended == (progress.status == BatchStatus.COMPLETED):
         return progress
@@ -83,8 +87,8 @@ def end_if_done(connection: Connection, progress: BatchProgress) -> BatchProgres
 
 def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
     """Recount an existing batch, and end or reopen it accordingly."""
-    # The batch is locked before its uploads are counted: a transition that has changed its
-    # upload but not yet the batch waits here, and adds itself to the recount.
+    # The batch is locked before its uploads are counted. A transition that has changed its upload
+    # but not yet the batch waits for this lock, and then adds its change to the new counters.
     status = connection.execute(
         select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
     ).scalar_one()
@@ -153,7 +157,7 @@ def retry_failed(
 def reopen_batch(connection: Connection, batch_id: uuid.UUID) -> None:
     """Reopen a batch that was given up, because a person has asked for one of its uploads.
 
-    The count of its dead runs stays, so that the batch is given up again after the next death.
+    The count of died runs stays, so the batch is given up again after the next death.
     """
     connection.execute(
         update(UploadBatch)
@@ -165,8 +169,8 @@ def reopen_batch(connection: Connection, batch_id: uuid.UUID) -> None:
 def count_uploads(batch_id: Any) -> Select[int, int, int]:
     """Count the uploads of a batch: ``total``, ``successful`` and ``failed``.
 
-    An upload whose status is NULL or a word of the upload API is not ours to process. It does not
-    count and does not keep the batch open.
+    The pipeline does not process an upload whose status is NULL or a word of the upload API. Such
+    an upload does not count and does not keep the batch open.
     """
     status = Upload.processing_status
     return select(

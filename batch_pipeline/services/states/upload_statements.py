@@ -1,8 +1,8 @@
 """The statements that every upload goes through, from its start to its end.
 
-Built once: SQLAlchemy took 2 of the 7 ms that an upload spends on our tables to put the same ones
-together again each time. Parameters have other names than columns, which SQLAlchemy asks for.
-When they are executed, and what they mean, says `upload_states`.
+They are built once. Building the same statements again for each upload took 2 of the 7 ms that an
+upload spends on our tables. Parameters and columns have different names, because SQLAlchemy
+requires that. `upload_states` executes the statements and documents what they mean.
 """
 
 from typing import Any
@@ -59,7 +59,7 @@ from batch_pipeline.services.states.transitions import (
     count_ends,
 )
 
-#: The row of an upload under a claim (`of_upload`, `of_run`, `token`); nobody else's.
+#: The row of an upload, if the claim (`of_upload`, `of_run`, `token`) still holds it.
 _HELD = and_(
     Upload.id == bindparam("of_upload"),
     Upload.owner_run_id == bindparam("of_run"),
@@ -69,7 +69,7 @@ _NO_STAGES = cast([], ARRAY(Text))
 
 
 def held_update(**values: Any) -> Update:
-    """Change an upload under a claim, which is a sign of life, too; returns `ANNOUNCED`."""
+    """Change an upload under a claim and renew its heartbeat; the statement returns `ANNOUNCED`."""
     return (
         update(Upload)
         .where(_HELD)
@@ -93,7 +93,7 @@ _ANSWERING = (
     .correlate(Upload)
     .scalar_subquery()
 )
-#: What the work on an upload needs of its row.
+#: The columns of an upload that its processing needs.
 STARTED = (
     *ANNOUNCED,
     Upload.file_path,
@@ -117,9 +117,9 @@ STARTED = (
     Upload.checksum,
 )
 _EXPIRED = lease_expired(bindparam("lease", type_=Float))
-#: Claim an upload (`of_upload`) for a run (`of_run`), if it is open, its batch too and not paused,
-#: and nobody else holds it with a heartbeat younger than a lease (`lease`, seconds), and announce
-#: it; returns `STARTED`.
+#: Claim an upload (`of_upload`) for a run (`of_run`) and announce it; returns `STARTED`. It claims
+#: only an open upload of an open batch that is not paused, and only if no other run holds it with a
+#: heartbeat younger than the lease (`lease`, seconds).
 START = LoneStatement(
     update(Upload)
     .where(
@@ -148,7 +148,7 @@ START = LoneStatement(
     )
     .returning(*STARTED, queue_file_message(Upload, BEGUN, "processing").label("queued"))
 )
-#: Lock an upload that `START` refused (`of_upload`, `lease`), and read why.
+#: Lock an upload that `START` refused (`of_upload`, `lease`), and read the reason.
 LOCK_REFUSED = (
     select(
         FILENAME,
@@ -167,13 +167,13 @@ _TELL = bindparam("tell", type_=Boolean)
 
 
 def _store(percentage: int, **values: Any) -> LoneStatement:
-    """Keep the result of a stage; announce it if `tell` says so."""
+    """Store the result of a stage; announce it if `tell` is true."""
     message = queue_file_message(Upload, percentage, "processing", if_=_TELL).label("queued")
     return LoneStatement(held_update(stage_seconds=_ADD_SECONDS, **values).returning(message))
 
 
 def _store_thumbnail() -> LoneStatement:
-    """Keep the path, and the note that the file is ours, which outlives the upload."""
+    """Store the path, and record that we made the file; that record stays after the upload."""
     message = queue_file_message(Upload, THUMBNAIL_STORED, "processing", if_=_TELL)
     stored = (
         held_update(
@@ -205,11 +205,12 @@ STORE_DESCRIPTION = _store(
     vision_model=bindparam("model"),
     vision_fingerprint=bindparam("made_with"),
     checksum=func.coalesce(Upload.checksum, bindparam("content", type_=Text)),
-    # The old vector says something else: whoever takes over from here makes a new one.
+    # The old vector belongs to the old description. If another run takes over here, it has to
+    # embed again.
     redo=func.array_append(_without(Upload.redo, "description", "embedding"), "embedding"),
     regeneration_count=count(Upload.regeneration_count) + _REGENERATED,
     last_regenerated_at=case((_REGENERATED > 0, func.now()), else_=Upload.last_regenerated_at),
-    # Without the tags and the visible text of an older description; no keys but of an object.
+    # Remove the tags and the visible text of an older description. Only an object has keys.
     facts=case(
         (
             func.jsonb_typeof(FACTS) == "object",
@@ -217,17 +218,18 @@ STORE_DESCRIPTION = _store(
         ),
         else_=FACTS,
     ).concat(bindparam("found", type_=JSONB)),
-    # What the content says; whoever wrote the row may have gone by the name.
+    # The type comes from the content. The program that wrote the row may have derived it from the
+    # file name.
     file_type=func.coalesce(bindparam("true_file_type", type_=Word()), Upload.file_type),
     mime_type=func.coalesce(bindparam("true_mime_type", type_=Text), Upload.mime_type),
     video_codec=bindparam("codec"),
 )
 
 
-#: Of the vector in the space (`space`) that new ones go into.
+#: The new vector (`vector`); it goes into the space `space`.
 _NUMBERS = cast(bindparam("vector", type_=UploadVector.vector.type), UploadVector.vector.type)
 _VECTOR: dict[str, Any] = {
-    # Upload APIs read it there.
+    # Upload APIs read the vector from this column.
     "embedding_local": case((bindparam("fits", type_=Boolean), _NUMBERS)),
     "embedding_model": bindparam("model"),
     "embedding_fingerprint": bindparam("made_with"),
@@ -250,7 +252,7 @@ def _ended(**vector: Any) -> Update:
 
 
 def _with_vectors(completed: Select[Any], ended: CTE) -> Select[Any]:
-    """Store the vectors of an upload that ends, and let their space answer a new user."""
+    """Store the vectors of an upload that ends; their space answers a user who has none yet."""
     space, numbers = bindparam("space", type_=Integer), _NUMBERS
     other, other_numbers = (
         bindparam("other_space", type_=Integer),
@@ -280,10 +282,11 @@ def _complete(*, with_vectors: bool = False) -> Select[Any]:
 
 
 def _complete_within(*, with_vectors: bool = False) -> LoneStatement:
-    """Do the same, unless that may end the batch, and announce it; the counters if `tell` says so.
+    """Do the same as `_complete` unless that may end the batch, and announce the upload.
 
-    The batch is counted first, since only the newest version of its row can tell whether this is
-    its last upload. The upload is locked before, as everywhere: upload, then batch.
+    The counters are announced if `tell` is true. The batch is counted before the upload ends, since
+    only the newest version of its row shows whether this is its last upload. The lock order is the
+    same as everywhere: first the upload, then the batch.
     """
     held = select(Upload.id, Upload.batch_id).where(_HELD).with_for_update().cte("held")
     counted = (
@@ -311,8 +314,9 @@ def _complete_within(*, with_vectors: bool = False) -> LoneStatement:
     return LoneStatement(_with_vectors(completed, ended) if with_vectors else completed)
 
 
-#: End an upload well and count it; returns `ANNOUNCED` and then `PROGRESS`, whose columns are null
-#: if there is no batch. The upload is locked first, as everywhere: `counted` reads `ended`.
+#: Complete an upload and count it; returns `ANNOUNCED` and then `PROGRESS`, whose columns are null
+#: if there is no batch. The lock order is the same as everywhere, first the upload, then the batch,
+#: because `counted` reads `ended`.
 COMPLETE, COMPLETE_WITH_VECTOR = _complete(), _complete(with_vectors=True)
 COMPLETE_WITHIN = _complete_within()
 COMPLETE_WITHIN_WITH_VECTOR = _complete_within(with_vectors=True)

@@ -1,7 +1,7 @@
 """Transitions of a run: reserve uploads, start them, store results, end and release them.
 
-An upload changes by a conditional update that names the owner and the fencing token of the claim;
-a write with an older token is refused. Related modules: ``upload_statements.py`` (the
+Every change of an upload is a conditional update that names the owner and the fencing token of the
+claim. A write with an older token is refused. Related modules: ``upload_statements.py`` (the
 statements), ``transitions.py`` (rules of all transitions), ``batch_states.py`` (transitions that
 people ask for), ``backlog.py`` (transitions of the sweep).
 """
@@ -69,7 +69,7 @@ from batch_pipeline.services.states.upload_statements import (
 )
 
 #: Delays after which the sweep retries an upload that failed for a temporary reason (seconds after
-#: each failure). After the last one only a person retries it.
+#: each failure). After the last one, only a person can retry it.
 RETRY_DELAYS = (15 * 60, 60 * 60, 6 * 60 * 60)
 
 
@@ -109,19 +109,19 @@ class NewVector:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What embedding an upload has given."""
+    """The result of embedding an upload."""
 
     vector: NewVector
-    """In the space that new vectors go into."""
+    """The vector in the space into which new vectors go."""
     model: str
     fingerprint: str
     fits_local: bool
     """The vector is as wide as ``uploads.embedding_local``."""
     answering: NewVector | None = None
-    """In the space that answers the user, if that is another one."""
+    """The vector in the space that answers the user, if that is another space."""
 
     def parameters(self) -> dict[str, Any]:
-        """Parameters of the statements that store it."""
+        """Return the parameters of the statements that store it."""
         other = self.answering
         return {
             "space": self.vector.space_id,
@@ -165,9 +165,10 @@ class UploadStates:
     ) -> LoadedBatch | None:
         """Mark a batch processing and reserve uploads of it for this run.
 
-        With ``upload_ids``, failed ones among them are opened again first, and a batch that was
-        given up. Nothing is reserved of a batch that is over. If it is ``paused``, its uploads
-        leave their slice, whose run this was. Returns None if there is no such batch.
+        With ``upload_ids``, the failed uploads among them are reopened first, and so is the batch
+        if it was given up. If the batch is over, nothing is reserved. If it is ``paused``, its
+        uploads leave their slice, because the run of that slice ends without them. Returns None if
+        there is no such batch.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
@@ -230,9 +231,9 @@ class UploadStates:
     def start(self, upload_id: uuid.UUID, run_id: str) -> StartedUpload | SkippedUpload:
         """Start an attempt if this run may process the upload.
 
-        A failed upload is opened again (that is what re-executing its step asks for), so is a batch
-        that was given up, and a claim whose heartbeat is older than the lease is taken over. What a
-        person has paused is pending afterwards.
+        A failed upload is reopened, because re-executing its step asks for that. A batch that was
+        given up is reopened, too. A claim whose heartbeat is older than the lease is taken over.
+        A paused upload is skipped and is pending afterwards.
         """
         names = {"of_upload": upload_id, "of_run": run_id, "lease": self._lease_seconds}
         row = self._publisher.execute(START, names, _begun)
@@ -293,7 +294,7 @@ class UploadStates:
     ) -> BatchProgress | None:
         """Store vectors, end the upload and count it; ends the batch after its last upload.
 
-        Without vectors, those that are stored stay.
+        Without ``embedded``, the stored vectors stay.
         """
         names = {**_names(claim), "seconds": dict(seconds)}
         within, whole = COMPLETE_WITHIN, COMPLETE
@@ -364,7 +365,8 @@ class UploadStates:
     ) -> None:
         """Release an upload in progress; the attempt does not count. The row keeps the reason.
 
-        `server_died`: in the middle of its own call, which makes it a suspect.
+        `server_died`: the model server died during the call for this upload. That makes the upload
+        a suspect.
         """
         with self._publisher.transaction() as transaction:
             release_rows(
@@ -413,7 +415,7 @@ class UploadStates:
     ) -> int:
         """Delay waiting uploads of a run that cannot process them now; returns how many.
 
-        They leave their slice, whose run this was, so that the next one is asked for by itself.
+        They leave their slice, because its run ends here. So the sensor asks for a new slice.
         """
         with self._publisher.transaction() as transaction:
             released = _release_waiting(
@@ -430,8 +432,8 @@ class UploadStates:
     def heartbeat(self, run_id: str, in_work: Sequence[Claim]) -> None:
         """Renew the heartbeats of a run: of its reservations and of its claims in progress.
 
-        A row that somebody has locked is left out, so that the others do not wait for it; nobody
-        rescues it meanwhile either.
+        A row that another transaction has locked is left out, so that the others do not wait for
+        it. A rescue skips locked rows, too.
         """
         alive = (
             select(Upload.id)
@@ -453,7 +455,7 @@ class UploadStates:
             )
 
     def holds(self, run_id: str) -> dict[uuid.UUID, bool]:
-        """List the uploads of a run whose lease has not expired; true: in progress."""
+        """Return the uploads of a run whose lease has not expired; True means in progress."""
         with self._publisher.transaction() as transaction:
             rows = transaction.connection.execute(
                 select(Upload.id, Upload.processing_status).where(
@@ -463,7 +465,7 @@ class UploadStates:
         return {row.id: row.processing_status != UploadStatus.PENDING for row in rows}
 
     def wanted(self, claims: Sequence[Claim]) -> set[Claim]:
-        """Tell which claims are still valid and belong to a batch that is not cancelled."""
+        """Return the claims that are still valid and whose batch is not cancelled."""
         with self._publisher.transaction() as transaction:
             rows = transaction.connection.execute(
                 select(Upload.id, Upload.owner_run_id, Upload.claim_token)
@@ -482,7 +484,7 @@ class UploadStates:
         self._publisher.catch_up()
 
     def exists(self, upload_id: uuid.UUID) -> bool:
-        """Tell whether an upload still exists."""
+        """Return whether an upload still exists."""
         with self._publisher.transaction() as transaction:
             found = transaction.connection.scalar(select(Upload.id).where(Upload.id == upload_id))
         return found is not None
@@ -490,7 +492,10 @@ class UploadStates:
     def _open_to_start(
         self, transaction: Announcer, upload_id: uuid.UUID, run_id: str
     ) -> SkippedUpload | None:
-        """Lock an upload, and reopen it and its batch if they have failed; or say why not."""
+        """Lock an upload, and reopen it and its batch if they have failed.
+
+        Returns why the upload is skipped, or None if it may start.
+        """
         connection = transaction.connection
         row = connection.execute(
             LOCK_REFUSED, {"of_upload": upload_id, "lease": self._lease_seconds}
@@ -534,7 +539,7 @@ def _release_waiting(
     upload_ids: Sequence[uuid.UUID] = (),
     **values: Any,
 ) -> int:
-    """Take waiting uploads of a batch out of their slice; returns how many."""
+    """Remove waiting uploads of a batch from their slice; returns how many."""
     waiting = and_(Upload.batch_id == batch_id, WAITING)
     if slice_number is not None:
         waiting = and_(waiting, Upload.slice == slice_number)
@@ -578,10 +583,12 @@ def _written(
 
 
 def _ended_before(connection: Connection, claim: Claim) -> BatchProgress | None:
-    """Return the batch of an upload that this claim completed by a commit whose reply was lost.
+    """Return the batch of an upload that this claim has already completed.
+
+    That happens when the commit succeeded but its reply was lost.
 
     Raises:
-        ClaimLostError: it was not.
+        ClaimLostError: this claim has not completed the upload.
     """
     ended = connection.execute(
         select(*PROGRESS)
