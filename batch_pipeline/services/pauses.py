@@ -24,6 +24,8 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    case,
+    cast,
     delete,
     exists,
     func,
@@ -31,6 +33,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import aliased
 
 from batch_pipeline.database.models import (
     OPEN_BATCH,
@@ -39,7 +42,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     WorkPause,
 )
-from batch_pipeline.database.readings import HOLDS_BATCH
+from batch_pipeline.database.readings import HOLDS_BATCH, name_of
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import (
     NotFoundError,
@@ -50,6 +53,7 @@ from batch_pipeline.errors import (
 from batch_pipeline.model_servers.base import CallKind, PausedCheck
 from batch_pipeline.services.dispatch.signals import signal_work
 from batch_pipeline.services.shared_call_slots import name_for_all_hosts
+from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.settings import Settings
 from batch_pipeline.visible_text import visible_line
 
@@ -69,25 +73,41 @@ class Pause:
     """Id of a user or batch, or name of a server; empty: everything."""
     reason: str
     since: datetime
+    name: str | None = None
+    """Of the batch."""
 
     def __str__(self) -> str:
         """Say it to a person."""
         reason = f" ({self.reason})" if self.reason else ""
         since = self.since.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-        return f"{named(self.scope, self.target)} is paused since {since}{reason}"
+        return f"{named(self.scope, self.target, self.name)} is paused since {since}{reason}"
 
     def shape(self) -> dict[str, Any]:
         """Give it as JSON has it."""
         return asdict(self)
 
 
-def named(scope: PauseScope, target: str) -> str:
-    """Name what is paused."""
-    kinds = {PauseScope.USER: "user", PauseScope.BATCH: "batch", PauseScope.SERVER: "model server"}
+def named(scope: PauseScope, target: str, name: str | None = None) -> str:
+    """Name what is paused; of a batch with its name."""
+    if scope is PauseScope.BATCH:
+        return f"batch {batch_label(target, name)}"
+    kinds = {PauseScope.USER: "user", PauseScope.SERVER: "model server"}
     return f"{kinds[scope]} {target}" if scope in kinds else "everything"
 
 
-_PAUSE = (WorkPause.scope, WorkPause.target, WorkPause.reason, WorkPause.since)
+_PAUSED_BATCH = aliased(UploadBatch)
+_ID_OF_BATCH = cast(case((WorkPause.scope == PauseScope.BATCH, WorkPause.target)), Uuid)
+_PAUSE = (
+    WorkPause.scope,
+    WorkPause.target,
+    WorkPause.reason,
+    WorkPause.since,
+    select(name_of(_PAUSED_BATCH))
+    .where(_PAUSED_BATCH.id == _ID_OF_BATCH)
+    .correlate(WorkPause)
+    .scalar_subquery()
+    .label("name"),
+)
 _ORDER = (WorkPause.since, WorkPause.scope, WorkPause.target)
 #: Those that hold a batch (`of_batch`; without one: everything), and those of model servers.
 _OF_BATCH = (
@@ -309,7 +329,8 @@ def _of_batch(connection: Connection, batch_id: uuid.UUID | None) -> list[Pause]
 
 def _pauses(rows: Sequence[Any]) -> list[Pause]:
     return [
-        Pause(PauseScope(scope), target, reason, since) for scope, target, reason, since in rows
+        Pause(PauseScope(scope), target, reason, since, name)
+        for scope, target, reason, since, name in rows
     ]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline_tests.patience import wait_until
 
@@ -299,7 +300,9 @@ def test_the_sensor_says_why_it_skipped(stack, reported, page):
 
 
 def test_the_sensor_says_which_run_it_asked_for_and_why(stack, reported, finished, page):
-    said = f"asked for a run: batch {finished['batch_id']}, slice 1, new"
+    said = (
+        f"asked for a run: batch {finished['name']} ({short(finished['batch_id'])}), slice 1, new"
+    )
     timestamp = wait_for_tick(stack, "sensor", "pending_batches", said)
     # Only the ticks that asked for a run: those that skipped are soon a page and more.
     page.goto(f"{stack.graphql.url}{LOCATION}/sensors/pending_batches?status=success")
@@ -317,7 +320,7 @@ def test_the_sensor_of_failed_runs_says_what_became_of_the_run(stack, reported, 
 def test_the_tick_that_reported_a_batch_says_which(stack, reported, page):
     # A batch of its own, so that its tick is among the newest.
     batch_id = stack.cli("submit", MEDIA / "night.jpg", "--wait")["batch_id"]
-    said = f"reported: batch {batch_id} {MEDIA.name}, completed: 1 of 1 uploads completed"
+    said = f"reported: batch {MEDIA.name} ({short(batch_id)}) completed: 1 of 1 uploads completed"
     timestamp = wait_for_tick(stack, "sensor", "report_ended_batches", said)
     page.goto(f"{stack.graphql.url}{LOCATION}/sensors/report_ended_batches")
     expect_said_by_the_tick(page, timestamp, "0 runs requested", said)

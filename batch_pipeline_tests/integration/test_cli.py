@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.services.dispatch.slices import unnumbered_slices
 from batch_pipeline.services.reports.batch_status import newest_batches
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.media import (
     HOSTILE_FILENAMES,
     cut_in_half,
@@ -252,7 +253,7 @@ def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(co
     refused = console("cancel", batch)
     assert refused.code == 2
     assert error_and_hint(refused) == [
-        f"Error: batch {batch} is completed: only open batches are cancelled"
+        f"Error: batch {short(batch)} is completed: only open batches are cancelled"
     ]
     foreign = uuid.uuid4()
     refused = console("retry", batch, "--upload", foreign)
@@ -261,7 +262,10 @@ def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(co
     retried = console("retry", batch, "--json")
     assert (retried.code, retried.json["reopened"]) == (0, 1)
     cancelled = console("cancel", batch)
-    assert (cancelled.code, cancelled.out) == (0, "Cancelled after 0 of 1 uploads.\n")
+    assert (cancelled.code, cancelled.out) == (
+        0,
+        f"Batch {short(batch)} is cancelled after 0 of 1 uploads.\n",
+    )
     assert batch_row(database, batch).status == "cancelled"
 
 
