@@ -64,11 +64,8 @@ def _reported_before_the_end(instance: dg.DagsterInstance, run_id: str) -> str:
 
 
 def _said_by(error: SerializableErrorInfo) -> str:
-    """Return an error and its first cause on one line."""
-    first = error
-    while first.cause:
-        first = first.cause
-    said = [_line(each.message) for each in ([error] if first is error else [error, first])]
+    """Return an error and its cause on one line."""
+    said = [_line(error.message)] + ([_line(error.cause.message)] if error.cause else [])
     return ": ".join(said)
 
 

@@ -253,7 +253,10 @@ def started_with_a_wrong_setting(instance, run, pipeline, monkeypatch):
             killed_at_its_start,
             "it could not start: Run execution process unexpectedly exited with code -9.",
         ),
-        (started_with_a_wrong_setting, "BATCH_PIPELINE_MAX_ATTEMPTS"),
+        (
+            started_with_a_wrong_setting,
+            "ConfigurationError: settings are not valid: BATCH_PIPELINE_MAX_ATTEMPTS='many'",
+        ),
     ],
 )
 def test_a_run_that_could_not_start_tells_its_reason_in_status_and_in_the_catalog(  # noqa: PLR0917
