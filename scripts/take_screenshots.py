@@ -18,7 +18,7 @@ from playwright.sync_api import TimeoutError as PageTimeoutError
 from sample_batches import SAMPLE, SampleBatches
 
 from batch_pipeline.demo import running_stack
-from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG
+from batch_pipeline.orchestration.tags import BATCH_TAG, NAME_TAG, REASON_TAG, SLICE_TAG, USER_TAG
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
 
@@ -66,7 +66,7 @@ def take(page: Page, file: Path) -> None:
     page.screenshot(path=file)
     with Image.open(file) as picture:
         picture.convert("RGB").quantize(256).save(file, optimize=True)
-    print(file)
+    print(file, flush=True)
 
 
 def runs(page: Page, url: str) -> None:
@@ -79,9 +79,8 @@ def runs(page: Page, url: str) -> None:
 
 def run(page: Page, url: str) -> None:
     page.set_viewport_size(SIZE | {"height": 1080})
-    page.goto(f"{url}/runs")
-    row = page.get_by_role("row").filter(has_text=SAMPLE)
-    address = row.locator("a[href*='/runs/']").first.get_attribute("href")
+    page.goto(f"{url}/runs?q[]=tag:{NAME_TAG}={SAMPLE}")
+    address = page.locator("a[href*='/runs/']").first.get_attribute("href")
     # Only the failed step's event: that of the run shows folders of this machine.
     page.goto(f"{url}{address}?logs=type:STEP_FAILURE")
     page.get_by_text("STEP_FAILURE", exact=True).wait_for()

@@ -144,11 +144,12 @@ def status(  # noqa: PLR0917 - click passes them by name
             print_json(batches)
         elif batches:
             session.console.print(terminal.batches_table(batches))
-            for pause in active_pauses(session.pipeline.database):
-                session.console.print(terminal.literal(pause), style="yellow")
             is_open = any(found["status"] in OPEN_BATCH for found in batches)
-            if is_open and (reason := why_batches_wait(session.settings)):
-                session.console.print(terminal.literal(reason), style="yellow")
+            reason = why_batches_wait(session.settings) if is_open else ""
+            pauses = map(str, active_pauses(session.pipeline.database))
+            for said in [*(pause for pause in pauses if pause not in reason), reason]:
+                if said:
+                    session.console.print(terminal.literal(said), style="yellow")
         else:
             click.echo("No batches. Submit one:  batch-pipeline submit FOLDER")
         return

@@ -22,6 +22,9 @@ from batch_pipeline.orchestration.assets import (
 )
 from batch_pipeline.services.reports.batch_summary import BatchSummary
 
+#: The assets that a report materializes.
+REPORTED = (thumbnails, descriptions, embeddings, batch_report)
+
 
 def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization | dg.AssetObservation]:
     """Return the report of a batch, and events about its stored results.

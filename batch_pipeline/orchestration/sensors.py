@@ -16,7 +16,12 @@ from structlog.contextvars import bound_contextvars
 from batch_pipeline.errors import NotFoundError, PipelineError, ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES
 from batch_pipeline.orchestration.batch_checks import evaluations_of
-from batch_pipeline.orchestration.batch_reports import no_report_of, outcome_line, report_of
+from batch_pipeline.orchestration.batch_reports import (
+    REPORTED,
+    no_report_of,
+    outcome_line,
+    report_of,
+)
 from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
 from batch_pipeline.orchestration.failures import why_it_failed
 from batch_pipeline.orchestration.run_ends import (
@@ -260,6 +265,8 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
 
 
 @dg.sensor(
+    # The pages of these assets show the sensor as what makes them.
+    asset_selection=dg.AssetSelection.assets(*(spec.key for spec in REPORTED)),
     minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     required_resource_keys={"batch_pipeline"},

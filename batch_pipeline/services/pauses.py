@@ -21,6 +21,7 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
+    Select,
     Uuid,
     and_,
     bindparam,
@@ -259,12 +260,13 @@ def pause(
         values = {"scope": scope, "target": target, "reason": visible_line(reason)}
         statement = insert(WorkPause).values(values)
         kept = func.coalesce(func.nullif(statement.excluded.reason, ""), WorkPause.reason)
-        row = connection.execute(
+        connection.execute(
             statement.on_conflict_do_update(
                 index_elements=[WorkPause.scope, WorkPause.target], set_={"reason": kept}
-            ).returning(*_PAUSE)
-        ).one()
-    return _pauses([row])[0]
+            )
+        )
+        [paused] = _pauses(connection.execute(_one_pause(scope, target)).all())
+    return paused
 
 
 def resume(database: Database, scope: PauseScope, target: str = "") -> Pause:
@@ -276,14 +278,13 @@ def resume(database: Database, scope: PauseScope, target: str = "") -> Pause:
     if scope is PauseScope.SERVER:
         target = _server(target)
     with database.transaction() as connection:
-        row = connection.execute(
-            delete(WorkPause)
-            .where(WorkPause.scope == scope, WorkPause.target == target)
-            .returning(*_PAUSE)
-        ).one_or_none()
-        if row is not None:
+        pauses = _pauses(connection.execute(_one_pause(scope, target).with_for_update()).all())
+        for found in pauses:
+            connection.execute(
+                delete(WorkPause).where(WorkPause.scope == scope, WorkPause.target == target)
+            )
             signal_work(connection)
-            return _pauses([row])[0]
+            return found
     others = "; ".join(map(str, active_pauses(database)))
     raise NotFoundError(f"{named(scope, target)} is not paused; {others or 'nothing is'}")
 
@@ -321,6 +322,10 @@ def _addresses(settings: Settings) -> Mapping[CallKind, Sequence[str]]:
     from batch_pipeline.model_servers.factory import server_addresses  # noqa: PLC0415 - 0.2 s
 
     return server_addresses(settings)
+
+
+def _one_pause(scope: PauseScope, target: str) -> Select[*tuple[Any, ...]]:
+    return select(*_PAUSE).where(WorkPause.scope == scope, WorkPause.target == target)
 
 
 def _of_batch(connection: Connection, batch_id: uuid.UUID | None) -> list[Pause]:

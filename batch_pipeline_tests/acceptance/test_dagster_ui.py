@@ -251,6 +251,17 @@ def test_the_lineage_leads_from_the_files_to_the_report(stack, reported, page):
         expect(page.get_by_text(asset, exact=True).first).to_be_visible()
 
 
+@pytest.mark.parametrize("asset", ["thumbnails", "descriptions", "embeddings", "batch_report"])
+def test_what_a_sensor_makes_names_the_sensor_as_its_automation(stack, reported, asset):
+    query = """
+        query ($path: [String!]!) { assetNodeOrError(assetKey: {path: $path}) {
+            ... on AssetNode { targetingInstigators { ... on Sensor { name } } }
+        } }
+    """
+    node = stack.graphql(query, path=[asset])["assetNodeOrError"]
+    assert node["targetingInstigators"] == [{"name": "report_ended_batches"}]
+
+
 def test_the_progress_of_a_batch_is_plotted(stack, reported, page):
     page.goto(f"{stack.graphql.url}/assets/batch_progress?view=overview")
     page.get_by_text("Plots", exact=True).click()
