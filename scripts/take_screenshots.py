@@ -78,14 +78,14 @@ def runs(page: Page, url: str) -> None:
 
 
 def run(page: Page, url: str) -> None:
-    page.set_viewport_size(SIZE | {"height": 1080})
+    page.set_viewport_size(SIZE | {"height": 1200})
     page.goto(f"{url}/runs?q[]=tag:{NAME_TAG}={SAMPLE}")
     address = page.locator("a[href*='/runs/']").first.get_attribute("href")
     # Only the failed step's event: that of the run shows folders of this machine.
     page.goto(f"{url}{address}?logs=type:STEP_FAILURE")
     page.get_by_text("STEP_FAILURE", exact=True).wait_for()
     page.wait_for_timeout(1500)
-    drag(page, (900, 431), (900, 780))
+    drag(page, (900, 472), (900, 860))
     page.locator(".chart-element[data-tooltip*='truncated_jpg']").hover()
     page.wait_for_timeout(1000)
 
@@ -98,6 +98,7 @@ def assets(page: Page, url: str) -> None:
 
 
 def lineage(page: Page, url: str) -> None:
+    page.set_viewport_size(SIZE)
     page.goto(f"{url}/asset-groups")
     page.get_by_text("upload_analysis").first.wait_for()
     page.wait_for_timeout(2500)
@@ -107,12 +108,14 @@ def lineage(page: Page, url: str) -> None:
 
 
 def report(page: Page, url: str) -> None:
+    page.set_viewport_size(SIZE)
     wait_for_report(page, url)
     page.get_by_text("failures_by_kind").first.wait_for()
     page.wait_for_timeout(1500)
 
 
 def contact_sheet(page: Page, url: str) -> None:
+    page.set_viewport_size(SIZE)
     wait_for_report(page, url)
     page.get_by_text("Show Markdown").first.click()
     page.locator("img[src^='data:image/jpeg']").wait_for()
@@ -121,19 +124,28 @@ def contact_sheet(page: Page, url: str) -> None:
 
 def sensor(page: Page, url: str) -> None:
     wait_for_report(page, url)
-    page.goto(f"{url}/{SENSORS}/report_ended_batches")
-    button = page.get_by_role("button", name="0 runs requested")
-    acted = page.get_by_role("row").filter(has_text='{"newest"').filter(has=button).first
-    acted.get_by_role("button", name="0 runs requested").click()
-    page.get_by_text("reported: batch", exact=False).wait_for()
-    page.wait_for_timeout(1000)
+    open_tick(page, url, "report_ended_batches", "reported: batch")
 
 
 def waiting(page: Page, url: str) -> None:
-    page.goto(f"{url}/{SENSORS}/pending_batches?status=skipped")
-    page.get_by_role("row").get_by_role("button", name="0 runs requested").first.click()
-    page.get_by_text("behind other runs", exact=False).wait_for()
-    page.wait_for_timeout(1000)
+    open_tick(page, url, "pending_batches", "behind other runs")
+
+
+def open_tick(page: Page, url: str, name: str, said: str) -> None:
+    """Look through the ticks of a sensor for the newest one that says something."""
+    page.set_viewport_size({"width": 1200, "height": 480})
+    for _ in range(10):
+        page.goto(f"{url}/{SENSORS}/{name}?status=skipped")
+        buttons = page.get_by_role("row").get_by_role("button", name="0 runs requested")
+        buttons.first.wait_for()
+        for tick in buttons.all()[:10]:
+            tick.click()
+            page.get_by_text("Skip reason:").wait_for()
+            if page.get_by_text(said, exact=False).count():
+                page.wait_for_timeout(1000)
+                return
+            page.get_by_role("button", name="Close").click()
+    raise SystemExit(f"no tick of {name} says {said!r}")
 
 
 def drag(page: Page, start: tuple[int, int], end: tuple[int, int]) -> None:

@@ -41,7 +41,10 @@ class Reporter:
 
     def tick(self):
         context = dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources={"batch_pipeline": self.pipeline}
+            instance=self.instance,
+            cursor=self.cursor,
+            resources={"batch_pipeline": self.pipeline},
+            repository_def=self.definitions.get_repository_def(),
         )
         tick = self.sensor.evaluate_tick(context)
         self.cursor = tick.cursor
