@@ -12,6 +12,7 @@ import dagster as dg
 
 from batch_pipeline.dagster_internals import SerializableErrorInfo
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.masking import masked
 from batch_pipeline.orchestration.assets import cost_metadata, preview, text_metadata
 from batch_pipeline.services.reports.batch_status import cost_shape
 from batch_pipeline.services.upload_processing import FailedUpload
@@ -71,7 +72,7 @@ def _said_by(error: SerializableErrorInfo) -> str:
 
 def _line(message: str) -> str:
     # Dagster writes the class of an error with its modules.
-    said = " ".join(message.split())[:_MAX_REASON]
+    said = " ".join(masked(message).split())[:_MAX_REASON]
     return visible_line(re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", said))
 
 

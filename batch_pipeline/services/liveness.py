@@ -33,22 +33,25 @@ _OLDEST = """
     ) AS newest
 """
 
-#: Runs that are queued or running, and the last word of the sensor that launches them. From the
-#: end: the table has a row for every tick of a week.
+#: Runs that are queued or running, and the last word of the sensor that launches them. Read from
+#: the end, which is short: the table has every tick of a week.
 _DISPATCH = """
+    WITH ticks AS NOT MATERIALIZED (
+        SELECT * FROM job_ticks
+        WHERE type = 'SENSOR' AND strpos(tick_body, '"job_name": "pending_batches"') > 0
+    ), ended AS (
+        SELECT CAST(tick_body AS json) AS tick
+        FROM ticks WHERE status <> 'STARTED' ORDER BY id DESC LIMIT 1
+    )
     SELECT (
         SELECT count(*) FROM runs WHERE pipeline_name = 'process_batch'
             AND status IN ('QUEUED', 'NOT_STARTED', 'STARTING', 'STARTED', 'CANCELING')
-    ), newest.age, newest.tick -> 'error' ->> 'message', newest.tick ->> 'skip_reason'
-    FROM (
-        SELECT extract(epoch FROM (now() AT TIME ZONE 'utc') - timestamp) AS age,
-            CAST(tick_body AS json) AS tick
-        FROM job_ticks
-        WHERE type = 'SENSOR' AND status <> 'STARTED'
-            AND strpos(tick_body, '"job_name": "pending_batches"') > 0
-        ORDER BY id DESC
-        LIMIT 1
-    ) AS newest
+    ), (
+        SELECT extract(epoch FROM (now() AT TIME ZONE 'utc') - timestamp)
+        FROM ticks ORDER BY id DESC LIMIT 1
+    ), coalesce(tick -> 'error' -> 'cause' ->> 'message', tick -> 'error' ->> 'message'),
+        tick ->> 'skip_reason'
+    FROM ended
 """
 
 
@@ -58,7 +61,7 @@ class Dispatch:
 
     runs_in_flight: int
     age: float
-    """Since it has looked (seconds)."""
+    """Since it began to look (seconds)."""
     error: str | None
     """Why it could not look."""
     said: str | None

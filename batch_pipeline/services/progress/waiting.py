@@ -88,7 +88,7 @@ def _stuck(dispatch: Dispatch) -> str:
     if dispatch.age > SILENT_SECONDS:
         return (
             f"the sensor pending_batches has not looked for {dispatch.age / 60:.0f} minutes: it is "
-            "switched off, or its code location cannot be loaded"
+            "switched off, its code location cannot be loaded, or Dagster has just started"
         )
     if dispatch.error:
         return f"the sensor pending_batches fails: {short_reason(dispatch.error)}"

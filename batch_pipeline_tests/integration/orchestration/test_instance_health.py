@@ -130,13 +130,14 @@ def test_status_says_what_the_sensor_said_how_many_runs_are_in_flight_and_why_it
     launching = "waits for its run to be launched; 1 of 4 runs in flight"
     assert what_it_waits_for(database, settings, batch) == launching
 
-    daemon.tick("pending_batches", TickStatus.FAILURE, BROKE)
+    wrapped = SerializableErrorInfo("Error occurred during the execution", [], None, BROKE)
+    daemon.tick("pending_batches", TickStatus.FAILURE, wrapped)
     failing = "the sensor pending_batches fails: it broke"
     assert why_batches_wait(settings) == failing
     assert what_it_waits_for(database, settings, batch).startswith(f"waits, because {failing}; ")
 
     daemon.tick("pending_batches", TickStatus.SUCCESS, seconds_ago=300)
-    assert "has not looked for 5 minutes: it is switched off, or its code location" in (
+    assert "has not looked for 5 minutes: it is switched off, its code location cannot be" in (
         what_it_waits_for(database, settings, batch)
     )
 
