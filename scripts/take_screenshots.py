@@ -134,17 +134,20 @@ def waiting(page: Page, url: str) -> None:
 def open_tick(page: Page, url: str, name: str, said: str) -> None:
     """Look through the ticks of a sensor for the newest one that says something."""
     page.set_viewport_size({"width": 1200, "height": 480})
-    for _ in range(10):
+    for _ in range(20):
         page.goto(f"{url}/{SENSORS}/{name}?status=skipped")
         buttons = page.get_by_role("row").get_by_role("button", name="0 runs requested")
         buttons.first.wait_for()
-        for tick in buttons.all()[:10]:
-            tick.click()
-            page.get_by_text("Skip reason:").wait_for()
-            if page.get_by_text(said, exact=False).count():
-                page.wait_for_timeout(1000)
-                return
-            page.get_by_role("button", name="Close").click()
+        try:  # the rows move when there is a new tick
+            for number in range(10):
+                buttons.nth(number).click(timeout=5000)
+                page.get_by_text("Skip reason:").wait_for(timeout=5000)
+                if page.get_by_text(said, exact=False).count():
+                    page.wait_for_timeout(1000)
+                    return
+                page.get_by_role("button", name="Close").click(timeout=5000)
+        except PageTimeoutError:
+            continue
     raise SystemExit(f"no tick of {name} says {said!r}")
 
 
