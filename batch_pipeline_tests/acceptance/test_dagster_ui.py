@@ -311,9 +311,9 @@ def test_the_sensor_says_why_it_skipped(stack, reported, page):
 
 
 def test_the_sensor_says_which_run_it_asked_for_and_why(stack, reported, finished, page):
-    said = (
-        f"asked for a run: batch {finished['name']} ({short(finished['batch_id'])}), slice 1, new"
-    )
+    name = stack.cli("status", finished["batch_id"])["name"]
+    label = f"{name} ({short(finished['batch_id'])})" if name else short(finished["batch_id"])
+    said = f"asked for a run: batch {label}, slice 1, new"
     timestamp = wait_for_tick(stack, "sensor", "pending_batches", said)
     # Only the ticks that asked for a run: those that skipped are soon a page and more.
     page.goto(f"{stack.graphql.url}{LOCATION}/sensors/pending_batches?status=success")
