@@ -32,8 +32,9 @@ from batch_pipeline.services.pauses import Pause
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.reports.failures import FailureGroup, Failures
 from batch_pipeline.services.search import SearchResult
-from batch_pipeline.services.short_ids import short
+from batch_pipeline.services.short_ids import batch_label, short
 from batch_pipeline.visible_text import visible_line
+from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from batch_pipeline.services.embedding_spaces import SpaceOverview
@@ -131,7 +132,8 @@ class BatchView:
         if (progress.status, progress.processed) != self._printed:
             self._console.print(
                 f"{progress.status}  {progress.processed}/{progress.total}"
-                f"  {progress.progress_percentage:g} %  {progress.failed} failed",
+                f"  {progress.progress_percentage:g} %  {progress.failed} failed"
+                f"  {escape(progress.label)}",
                 highlight=False,
             )
         self._printed = progress.status, progress.processed
@@ -145,7 +147,7 @@ class BatchView:
             self._task,
             completed=progress.processed,
             total=progress.total,
-            description=_named(progress.name, progress.status),
+            description=f"{escape(progress.label)}  {progress.status}",
         )
         lines = [
             Text.assemble("  ", (f"{upload.stage:<10}", "cyan"), "  ", literal(upload.filename))
@@ -191,11 +193,6 @@ class _PaceColumn(ProgressColumn):
         hours, minutes = divmod(minutes, 60)
         clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
         return Text(f"{pace}, {clock} left", style="cyan")
-
-
-def _named(name: str | None, status: str) -> str:
-    """A batch's name, if it has one, and how it stands; neither markup nor more than one line."""
-    return f"{escape(visible_line(name))}  {status}" if name else status
 
 
 def _failure_line(upload: UploadSnapshot) -> Text:
@@ -316,13 +313,11 @@ def failure_lines(found: Failures, since: datetime | None) -> Iterator[Renderabl
     when = "" if since is None else f" since {_shown('_at', since)[:16]}"
     failed = [group for group in found.groups if group.state == "failed"]
     count = sum(group.count for group in failed)
-    yield Text(f"{_number(count, 'upload')} failed{when}.", style="bold")
+    yield Text(f"{counted(count, 'upload')} failed{when}.", style="bold")
     for batch in found.batches:
         yield Text.assemble(
             "\n",
-            (f"Batch {batch['batch_id']}", "bold red"),
-            (f" {visible_line(batch['name'])}" if batch["name"] else "", "bold red"),
-            (" failed: ", "bold red"),
+            (f"Batch {batch_label(batch['batch_id'], batch['name'])} failed: ", "bold red"),
             literal(batch["error_message"]),
         )
     for group in found.groups:
@@ -333,7 +328,7 @@ def failure_lines(found: Failures, since: datetime | None) -> Iterator[Renderabl
 
 def _group_lines(group: FailureGroup) -> Iterator[RenderableType]:
     waits = group.state == "waiting"
-    where = f"{_number(group.count, 'upload')} in {_number(group.batches, 'batch', 'batches')}"
+    where = f"{counted(group.count, 'upload')} in {counted(group.batches, 'batch', 'batches')}"
     yield Text.assemble(
         "\n",
         (visible_line(group.error_kind), "bold yellow" if waits else "bold red"),
@@ -353,7 +348,9 @@ def _group_lines(group: FailureGroup) -> Iterator[RenderableType]:
         table.add_row(
             Text(short(upload["upload_id"])),
             literal(
-                " ".join(filter(None, [short(upload["batch_id"] or "none"), upload["batch_name"]]))
+                batch_label(upload["batch_id"], upload["batch_name"])
+                if upload["batch_id"]
+                else "none"
             ),
             literal(upload["filename"]),
             literal(upload["error_message"] or ""),
@@ -361,10 +358,6 @@ def _group_lines(group: FailureGroup) -> Iterator[RenderableType]:
     yield Padding(table, (0, 0, 0, 2))
     if more := group.count - len(group.uploads):
         yield Text(f"  and {more} more: --kind {visible_line(group.error_kind)} --limit 1000")
-
-
-def _number(count: int, one: str, many: str | None = None) -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def search_table(results: Sequence[SearchResult]) -> Table:
@@ -390,7 +383,7 @@ def spaces_table(spaces: Sequence["SpaceOverview"]) -> Table:
             f"{space.dimensions:,} ({space.stored_as})",
             f"{space.vectors:,}",
             f"{space.bytes / 1024**2:,.1f} MiB",
-            _number(space.users, "user"),
+            counted(space.users, "user"),
             Text("of the settings" if space.is_current else "", style="dim"),
         )
     return table
@@ -405,8 +398,8 @@ def spaces_lines(spaces: Sequence["SpaceOverview"]) -> Iterator[str]:
     elif current.waiting_users:
         done = current.vectors / max(1, current.vectors + (current.missing or 0))
         yield (
-            f"Space {current.id} is {done:.0%} complete: {_number(current.missing or 0, 'upload')} "
-            f"missing. Older spaces answer {_number(current.waiting_users, 'user')} meanwhile."
+            f"Space {current.id} is {done:.0%} complete: {counted(current.missing or 0, 'upload')} "
+            f"missing. Older spaces answer {counted(current.waiting_users, 'user')} meanwhile."
         )
         if current.missing:
             yield "To have them embedded:  batch-pipeline reprocess --stage embedding --stale"
@@ -425,7 +418,7 @@ def receipt_lines(receipt: "Receipt") -> Iterator[str]:
             yield f"  {count:>8,} {what.replace('_', ' ')}"
     if kept := receipt.counts["files_kept"]:
         yield (
-            f"Kept: {_number(kept, 'file')} that may belong to another system; --originals "
+            f"Kept: {counted(kept, 'file')} that may belong to another system; --originals "
             "deletes them, too."
         )
 

@@ -1,57 +1,62 @@
-"""Take the screenshots of the docs: runs the demo's batch, then photographs Dagster's pages.
+"""Take the screenshots of the docs: processes fifty batches, then photographs Dagster's pages.
 
     python scripts/take_screenshots.py [--only NAME]
 
-Needs Chromium (``scripts/install_test_system.sh``) and the extra ``dev``.
+Needs Chromium (``scripts/install_test_system.sh``) and the extra ``dev``; takes about five minutes.
 """
 
 import argparse
+import json
+import os
 import shutil
 import tempfile
-import uuid
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from playwright.sync_api import TimeoutError as PageTimeoutError
+from sample_batches import SAMPLE, SampleBatches
 
-from batch_pipeline.demo import running_stack, sample_media
-from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.demo import running_stack
+from batch_pipeline.orchestration.tags import BATCH_TAG, NAME_TAG, REASON_TAG, SLICE_TAG, USER_TAG
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.progress.batch_watch import watch_batch
 from batch_pipeline.settings import Settings
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
 SIZE = {"width": 1440, "height": 900}
+#: As with *Hide tag*: the name and the outcome are left.
+HIDDEN_TAGS = [BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG]
+SENSORS = "locations/batch_pipeline.definitions/sensors"
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--only", choices=sorted(PAGES), help="take just this one")
+    names = sorted(AFTERWARDS | MEANWHILE)
+    arguments.add_argument("--only", choices=names, help="take just this one")
     only = arguments.parse_args().only
     FOLDER.mkdir(parents=True, exist_ok=True)
+    os.environ["BATCH_PIPELINE_MAX_RUNS_IN_FLIGHT"] = "2"  # so that some have to wait
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(_env_file=None, home=Path(folder))
         pipeline = Pipeline(settings)
+        batches = SampleBatches(pipeline, Path(folder) / "drawn")
         with running_stack(settings) as stack, sync_playwright() as playwright:
-            submission = submit(
-                sample_media(),
-                publisher=pipeline.publisher,
-                storage=pipeline.storage,
-                settings=settings,
-            )
-            assert submission.batch_id
-            for _ in watch_batch(pipeline.database, submission.batch_id):
-                pass
+            batches.submit_those_that_end()
+            batches.submit_the_sample()
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox"]
             )
             page = browser.new_page(viewport=SIZE)
             page.set_default_timeout(60_000)
-            for name, visit in PAGES.items():
-                if only in {None, name}:
-                    visit(page, stack.url, submission.batch_id)
-                    take(page, FOLDER / f"{name}.png")
+            hidden = json.dumps(json.dumps(HIDDEN_TAGS))
+            page.add_init_script(f"localStorage.setItem('unpinned-tags', {hidden})")
+            for pages in (AFTERWARDS, MEANWHILE):
+                if pages is MEANWHILE:
+                    batches.submit_those_in_progress()
+                for name, visit in pages.items():
+                    if only in {None, name}:
+                        visit(page, stack.url)
+                        take(page, FOLDER / f"{name}.png")
             browser.close()
         pipeline.close()
 
@@ -61,64 +66,96 @@ def take(page: Page, file: Path) -> None:
     page.screenshot(path=file)
     with Image.open(file) as picture:
         picture.convert("RGB").quantize(256).save(file, optimize=True)
-    print(file)
+    print(file, flush=True)
 
 
-def runs(page: Page, url: str, batch_id: uuid.UUID) -> None:
+def runs(page: Page, url: str) -> None:
+    page.set_viewport_size({"width": 1920, "height": 960})
     page.goto(f"{url}/runs")
-    page.get_by_text("process_batch").first.wait_for()
-    page.get_by_text("Failure").first.wait_for()
+    for status in ("Started", "Failure", "Success"):
+        page.get_by_text(status, exact=True).first.wait_for()
     page.wait_for_timeout(1500)
 
 
-def run(page: Page, url: str, batch_id: uuid.UUID) -> None:
-    runs(page, url, batch_id)
-    page.locator("a[href*='/runs/']").first.click()
-    page.get_by_text("process_upload").first.wait_for()
-    # The failed step's own events: that of the run shows folders of this machine.
-    page.get_by_text("process_upload[truncated_jpg").first.click()
-    page.get_by_text("STEP_FAILURE").wait_for()
+def run(page: Page, url: str) -> None:
+    page.set_viewport_size(SIZE | {"height": 1200})
+    page.goto(f"{url}/runs?q[]=tag:{NAME_TAG}={SAMPLE}")
+    address = page.locator("a[href*='/runs/']").first.get_attribute("href")
+    # Only the failed step's event: that of the run shows folders of this machine.
+    page.goto(f"{url}{address}?logs=type:STEP_FAILURE")
+    page.get_by_text("STEP_FAILURE", exact=True).wait_for()
     page.wait_for_timeout(1500)
+    drag(page, (900, 472), (900, 860))
+    page.locator(".chart-element[data-tooltip*='truncated_jpg']").hover()
+    page.wait_for_timeout(1000)
 
 
-def assets(page: Page, url: str, batch_id: uuid.UUID) -> None:
+def assets(page: Page, url: str) -> None:
+    page.set_viewport_size(SIZE)
     page.goto(f"{url}/assets/upload_analysis?view=events")
     page.get_by_text("audit_score").first.wait_for()
     page.wait_for_timeout(2500)
 
 
-def lineage(page: Page, url: str, batch_id: uuid.UUID) -> None:
+def lineage(page: Page, url: str) -> None:
+    page.set_viewport_size(SIZE)
     page.goto(f"{url}/asset-groups")
     page.get_by_text("upload_analysis").first.wait_for()
     page.wait_for_timeout(2500)
     # The graph is drawn upwards by its ground: the slider of the zoom stands in front of its end.
-    page.mouse.move(1000, 800)
-    page.mouse.down()
-    page.mouse.move(1000, 700, steps=10)
-    page.mouse.up()
+    drag(page, (1000, 800), (1000, 700))
     page.wait_for_timeout(1000)
 
 
-def report(page: Page, url: str, batch_id: uuid.UUID) -> None:
+def report(page: Page, url: str) -> None:
+    page.set_viewport_size(SIZE)
     wait_for_report(page, url)
     page.get_by_text("failures_by_kind").first.wait_for()
     page.wait_for_timeout(1500)
 
 
-def contact_sheet(page: Page, url: str, batch_id: uuid.UUID) -> None:
+def contact_sheet(page: Page, url: str) -> None:
+    page.set_viewport_size(SIZE)
     wait_for_report(page, url)
     page.get_by_text("Show Markdown").first.click()
     page.locator("img[src^='data:image/jpeg']").wait_for()
     page.wait_for_timeout(1000)
 
 
-def sensor(page: Page, url: str, batch_id: uuid.UUID) -> None:
+def sensor(page: Page, url: str) -> None:
     wait_for_report(page, url)
-    page.goto(f"{url}/locations/batch_pipeline.definitions/sensors/report_ended_batches")
-    acted = page.get_by_role("row").filter(has_text='{"newest"').last
-    acted.get_by_role("button", name="0 runs requested").click()
-    page.get_by_text("reported: batch", exact=False).wait_for()
-    page.wait_for_timeout(1000)
+    open_tick(page, url, "report_ended_batches", "reported: batch")
+
+
+def waiting(page: Page, url: str) -> None:
+    open_tick(page, url, "pending_batches", "behind other runs")
+
+
+def open_tick(page: Page, url: str, name: str, said: str) -> None:
+    """Look through the ticks of a sensor for the newest one that says something."""
+    page.set_viewport_size({"width": 1200, "height": 480})
+    for _ in range(20):
+        page.goto(f"{url}/{SENSORS}/{name}?status=skipped")
+        buttons = page.get_by_role("row").get_by_role("button", name="0 runs requested")
+        buttons.first.wait_for()
+        try:  # the rows move when there is a new tick
+            for number in range(10):
+                buttons.nth(number).click(timeout=5000)
+                page.get_by_text("Skip reason:").wait_for(timeout=5000)
+                if page.get_by_text(said, exact=False).count():
+                    page.wait_for_timeout(1000)
+                    return
+                page.get_by_role("button", name="Close").click(timeout=5000)
+        except PageTimeoutError:
+            continue
+    raise SystemExit(f"no tick of {name} says {said!r}")
+
+
+def drag(page: Page, start: tuple[int, int], end: tuple[int, int]) -> None:
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=10)
+    page.mouse.up()
 
 
 def wait_for_report(page: Page, url: str) -> None:
@@ -126,6 +163,7 @@ def wait_for_report(page: Page, url: str) -> None:
     for _ in range(20):
         page.goto(f"{url}/assets/batch_report?view=events")
         try:
+            page.get_by_text(SAMPLE.replace(" ", "_")).first.wait_for(timeout=20_000)
             page.get_by_text("Show Markdown").first.wait_for(timeout=20_000)
         except PageTimeoutError:
             continue
@@ -133,8 +171,8 @@ def wait_for_report(page: Page, url: str) -> None:
     raise SystemExit("the batch was not reported")
 
 
-PAGES = {
-    "runs": runs,
+#: Taken when all batches have ended but the paused ones, and while others are processed.
+AFTERWARDS = {
     "run": run,
     "upload": assets,
     "report": report,
@@ -142,6 +180,7 @@ PAGES = {
     "sensor": sensor,
     "lineage": lineage,
 }
+MEANWHILE = {"waiting": waiting, "runs": runs}
 
 if __name__ == "__main__":
     main()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batch_pipeline.cli.printing import counted, json_option, print_json
+from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, REFUSED, Session
 from batch_pipeline.cli.types import BATCH, SINCE, USER
 from batch_pipeline.errors import RefusedError
+from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -127,7 +128,10 @@ def status(  # noqa: PLR0917 - click passes them by name
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.database.models import IN_WORK, OPEN_BATCH  # noqa: PLC0415
     from batch_pipeline.services.pauses import active_pauses  # noqa: PLC0415
-    from batch_pipeline.services.progress.waiting import what_it_waits_for  # noqa: PLC0415
+    from batch_pipeline.services.progress.waiting import (  # noqa: PLC0415
+        what_it_waits_for,
+        why_batches_wait,
+    )
     from batch_pipeline.services.reports.batch_status import newest_batches  # noqa: PLC0415
 
     if batch is None:
@@ -140,8 +144,12 @@ def status(  # noqa: PLR0917 - click passes them by name
             print_json(batches)
         elif batches:
             session.console.print(terminal.batches_table(batches))
-            for pause in active_pauses(session.pipeline.database):
-                session.console.print(terminal.literal(pause), style="yellow")
+            is_open = any(found["status"] in OPEN_BATCH for found in batches)
+            reason = why_batches_wait(session.settings) if is_open else ""
+            pauses = map(str, active_pauses(session.pipeline.database))
+            for said in [*(pause for pause in pauses if pause not in reason), reason]:
+                if said:
+                    session.console.print(terminal.literal(said), style="yellow")
         else:
             click.echo("No batches. Submit one:  batch-pipeline submit FOLDER")
         return
@@ -256,6 +264,7 @@ def cancel(  # noqa: PLR0917 - click passes them by name
         batch_progress,
         open_batches,
     )
+    from batch_pipeline.services.short_ids import batch_label  # noqa: PLC0415
 
     if (batch is None) == (user is None and since is None):
         raise click.UsageError("say which: a BATCH, or --user, --since or both")
@@ -273,17 +282,23 @@ def cancel(  # noqa: PLR0917 - click passes them by name
             done.append(progress)
         elif batch:  # of many, one that has ended meanwhile needs no word
             found = status_of(session, one)
-            raise RefusedError(f"batch {one} is {found['status']}: only open batches are cancelled")
+            label = batch_label(one, found["name"])
+            raise RefusedError(
+                f"batch {label} is {found['status']}: only open batches are cancelled"
+            )
     if as_json:
         shapes = [progress.payload() for progress in done]
         print_json(shapes[0] if batch and not dry_run else {"dry_run": dry_run, "batches": shapes})
     elif batch and not dry_run:
-        click.echo(f"Cancelled after {done[0].processed} of {done[0].total} uploads.")
+        click.echo(
+            f"Batch {done[0].label} is cancelled after {done[0].processed} of {done[0].total} "
+            "uploads."
+        )
     else:
         for progress in done:
             left = counted(progress.total - progress.processed, "upload")
             what = "would be cancelled" if dry_run else "cancelled"
-            click.echo(f"Batch {progress.batch_id} {what}, {left} left")
+            click.echo(f"Batch {progress.label} {what}, {left} left")
         if not done:
             click.echo("No open batch was chosen.")
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
-from batch_pipeline.cli.printing import counted, json_option, print_json
+from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
 from batch_pipeline.errors import RefusedError
+from batch_pipeline.wording import counted
 
 
 @click.group()

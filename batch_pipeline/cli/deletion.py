@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
-from batch_pipeline.cli.printing import counted, json_option, print_json
+from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
 from batch_pipeline.cli.types import BATCH, UPLOAD, USER
 from batch_pipeline.errors import RefusedError
+from batch_pipeline.wording import counted
 
 
 @click.command()

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batch_pipeline.cli.printing import counted, json_option, print_json
+from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
 from batch_pipeline.cli.types import BATCH, SINCE, UPLOAD, USER
 from batch_pipeline.errors import NotFoundError
+from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -137,7 +138,10 @@ def retry(  # noqa: PLR0917 - click passes them by name
     opened = [(n, one) for n, one in reopened if n or one.status != "completed"]
     for count, progress in opened:
         uploads_opened = counted(count, "upload")
-        click.echo(f"{uploads_opened} will be processed again; the batch is {progress.status}.")
+        click.echo(
+            f"{uploads_opened} of batch {progress.label} will be processed again; it is "
+            f"{progress.status}."
+        )
         click.echo(f"Follow it:  batch-pipeline watch {progress.batch_id}")
     if not opened and not (dry_run and found.count):
         narrowed = uploads or chosen.chooses

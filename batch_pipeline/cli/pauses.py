@@ -87,7 +87,7 @@ def resume(
     if as_json:
         print_json(resumed.shape())
         return
-    click.echo(f"Resumed: {named(resumed.scope, resumed.target)}")
+    click.echo(f"Resumed: {named(resumed.scope, resumed.target, resumed.name)}")
     _say(active_pauses(database))
 
 

@@ -8,11 +8,6 @@ import click
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """Write ``1 file`` or ``2 files``."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
 def print_json(value: Any) -> None:
     """Print a value as JSON; moments as ISO 8601, ids as text."""
     click.echo(json.dumps(value, default=_json_value, indent=2))

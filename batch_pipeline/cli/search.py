@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batch_pipeline.cli.printing import counted, json_option, print_json
+from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
 from batch_pipeline.cli.types import BATCH, UPLOAD, USER
+from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from batch_pipeline.services.search import SearchResult

@@ -10,6 +10,7 @@ from sqlalchemy import (
     BindParameter,
     Boolean,
     ColumnElement,
+    Label,
     Text,
     Uuid,
     and_,
@@ -119,7 +120,17 @@ FACTS = func.coalesce(
 FILENAME = func.coalesce(Upload.filename, literal_column("''")).label("filename")
 #: How many characters of a batch's name are kept and shown.
 MAX_NAME = 100
-NAME = func.left(cast(UploadBatch.name, Text), literal_column(str(MAX_NAME))).label("name")
+
+
+def name_of(batch: type[UploadBatch]) -> Label[str | None]:
+    """Return the name of a batch, as far as it is shown."""
+    shown: ColumnElement[str | None] = func.left(
+        cast(batch.name, Text), literal_column(str(MAX_NAME))
+    )
+    return shown.label("name")
+
+
+NAME = name_of(UploadBatch)
 #: As stored; whoever reads it takes an unknown word for normal.
 PRIORITY = cast(UploadBatch.priority, Text).label("priority")
 FILE_SIZE = func.coalesce(Upload.file_size, literal_column("0")).label("file_size")

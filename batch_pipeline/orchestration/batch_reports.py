@@ -22,6 +22,9 @@ from batch_pipeline.orchestration.assets import (
 )
 from batch_pipeline.services.reports.batch_summary import BatchSummary
 
+#: The assets that a report materializes.
+REPORTED = (thumbnails, descriptions, embeddings, batch_report)
+
 
 def report_of(summary: BatchSummary) -> list[dg.AssetMaterialization | dg.AssetObservation]:
     """Return the report of a batch, and events about its stored results.
@@ -78,11 +81,16 @@ def no_report_of(batch_id: UUID, reason: str) -> dg.AssetObservation:
 
 def headline(summary: BatchSummary) -> str:
     """Return the report in one line."""
-    head = summary.head
     # The headline is rendered as Markdown, so the name must not contain any.
-    name = f"{plain_stem(head['name'])}, " if head["name"] else ""
+    name = f"{plain_stem(summary.head['name'])}, " if summary.head["name"] else ""
+    return name + outcome_line(summary)
+
+
+def outcome_line(summary: BatchSummary) -> str:
+    """Return how a batch ended, with its counts."""
+    head = summary.head
     return (
-        f"{name}{head['status']}: {head['successful_uploads']} of {head['total_uploads']} uploads "
+        f"{head['status']}: {head['successful_uploads']} of {head['total_uploads']} uploads "
         f"completed, {head['failed_uploads']} failed"
     )
 

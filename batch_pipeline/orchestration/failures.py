@@ -1,16 +1,79 @@
-"""How a failed upload looks in Dagster: a red step with file, kind and reason.
+"""How a failed upload looks in Dagster: a red step with file, kind and reason; why a run failed.
 
 The original exceptions are not chained as a cause: their tracebacks would fill the panel of the
 step and would not help an operator. The log of the run has the traceback of an ``internal_error``.
 """
 
+import re
+from collections.abc import Sequence
+from itertools import dropwhile
+
 import dagster as dg
 
+from batch_pipeline.dagster_internals import SerializableErrorInfo
 from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.masking import masked
 from batch_pipeline.orchestration.assets import cost_metadata, preview, text_metadata
 from batch_pipeline.services.reports.batch_status import cost_shape
 from batch_pipeline.services.upload_processing import FailedUpload
 from batch_pipeline.visible_text import visible_line
+
+#: Characters that are kept of each error.
+_MAX_REASON = 500
+#: What Dagster says of a run that another process ended, after it has reported why.
+_ENDED_FROM_OUTSIDE = "This run has been marked as failed from outside the execution context."
+
+
+def why_it_failed(
+    instance: dg.DagsterInstance,
+    run_id: str,
+    failure: dg.DagsterEvent,
+    step_failures: Sequence[dg.DagsterEvent],
+) -> str:
+    """Return why a run failed, in one line.
+
+    The event that ends a run mostly says only that it has ended. Whoever launched it, its worker or
+    its steps have reported the error before.
+    """
+    if any(event.step_failure_data.user_failure_data for event in step_failures):
+        return failure.message or ""  # its steps say why
+    errors = [getattr(failure.event_specific_data, "error", None)]
+    errors += [event.step_failure_data.error for event in step_failures]
+    said = failure.message or "no reason was given"
+    if error := next(filter(None, errors), None):
+        reason = _said_by(error)
+    elif said == _ENDED_FROM_OUTSIDE:
+        reason = _reported_before_the_end(instance, run_id) or said
+    else:
+        reason = _line(said)
+    record = instance.get_run_record_by_id(run_id)
+    could_start = record is None or record.start_time is not None
+    return reason if could_start else f"it could not start: {reason}"
+
+
+def _reported_before_the_end(instance: dg.DagsterInstance, run_id: str) -> str:
+    """Return what was reported of a run right before it was ended; empty: nothing."""
+    kinds = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.RUN_FAILURE}
+    newest = instance.get_records_for_run(run_id, of_type=kinds, ascending=False).records
+    events = (record.event_log_entry.dagster_event for record in newest)
+    before = dropwhile(lambda event: not (event and event.is_run_failure), events)
+    for event in before:
+        if event and event.is_engine_event:
+            error = event.engine_event_data.error
+            return _said_by(error) if error else _line(event.message or "")
+    return ""
+
+
+def _said_by(error: SerializableErrorInfo) -> str:
+    """Return an error and its cause on one line."""
+    said = [_line(error.message)] + ([_line(error.cause.message)] if error.cause else [])
+    return ": ".join(said)
+
+
+def _line(message: str) -> str:
+    # Dagster writes the class of an error with its modules.
+    said = " ".join(masked(message).split())[:_MAX_REASON]
+    return visible_line(re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", said))
 
 
 def upload_failure(failed: FailedUpload) -> dg.Failure:

@@ -32,6 +32,7 @@ from batch_pipeline.orchestration.run_ends import ENDED_RUN
 from batch_pipeline.orchestration.tags import BATCH_TAG, USER_TAG
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_summary import batch_summary
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.settings import Settings
 
 #: What the stack of `make demo` prints, beside Dagster's own files.
@@ -212,7 +213,8 @@ class DagsterHistory:
     def forget_batch(self, batch_id: uuid.UUID) -> Mapping[str, int]:
         """Delete runs, events, partition and logs of a batch; returns how many of what."""
         runs = self._runs_of(batch_id)
-        needles = [str(batch_id), *runs]
+        # Ticks and the console call a batch by its name and its short id, with which its id begins.
+        needles = [short(batch_id), *runs]
         of = {"runs": runs, "batch_id": str(batch_id)}
         counts: Counter[str] = Counter()
         counts += self._delete_ticks(needles)

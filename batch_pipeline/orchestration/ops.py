@@ -33,17 +33,17 @@ from batch_pipeline.orchestration.failures import (
 from batch_pipeline.orchestration.resources import RunWorker
 from batch_pipeline.orchestration.run_ends import cancel_batch_of_terminated_run
 from batch_pipeline.orchestration.run_logs import naming
-from batch_pipeline.orchestration.tags import BATCH_TAG, NAME_TAG, USER_TAG
+from batch_pipeline.orchestration.tags import tags_of_batch
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_status import batch_head
 from batch_pipeline.services.reports.previews import Previews
+from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.services.states.upload_states import LoadedBatch, SkippedUpload
 from batch_pipeline.services.upload_processing import (
     FailedUpload,
     UploadReport,
     outage_pause,
 )
-from batch_pipeline.visible_text import visible_line
 
 #: A mapping key ends in two underscores and the upload's id.
 _KEY_END = re.compile(r"__([0-9a-f]{32})$")
@@ -99,9 +99,7 @@ def load_batch(
         _report_taken(context, batch_id, None, f"there is no batch {batch_id}; nothing was done")
         return
     context.instance.add_dynamic_partitions(str(BATCHES.name), [str(batch_id)])
-    user_id = str(loaded.progress.user_id)
-    name = {NAME_TAG: visible_line(loaded.progress.name)} if loaded.progress.name else {}
-    tags = {BATCH_TAG: str(batch_id), USER_TAG: user_id, **name}
+    tags = tags_of_batch(batch_id, loaded.progress.user_id, loaded.progress.name)
     context.instance.add_run_tags(context.run_id, tags)
     _report_taken(context, batch_id, loaded, _describe_taken(context, loaded, paused))
     for upload in loaded.reserved:
@@ -194,7 +192,7 @@ def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
     context.log.log(
         "WARNING" if counts["failed_uploads"] else "INFO",
         "batch %s is %s: %s uploads, %s completed, %s failed",
-        batch_id,
+        batch_label(batch_id, head["name"]),
         *counts.values(),
     )
     return dg.Output(None, metadata=counts)
@@ -217,10 +215,11 @@ def _describe_taken(
     context: dg.OpExecutionContext, loaded: LoadedBatch, paused: WorkPausedError | None
 ) -> str:
     progress = loaded.progress
+    label = batch_label(progress.batch_id, progress.name)
     if loaded.expected_total != progress.total:
         context.log.warning(
             "batch %s says %s uploads, %s are there; the total was put right",
-            progress.batch_id,
+            label,
             loaded.expected_total,
             progress.total,
         )
@@ -230,7 +229,7 @@ def _describe_taken(
         outcome = f"took no upload, because {paused}"
     else:
         outcome = f"took {len(loaded.reserved)} uploads"
-    context.log.info("batch %s: %s", progress.batch_id, outcome)
+    context.log.info("batch %s: %s", label, outcome)
     return outcome
 
 

@@ -1,5 +1,7 @@
 """The jobs ``pause`` and ``resume`` for people in the UI; ``services/pauses.py`` does the work."""
 
+from dataclasses import replace
+
 import dagster as dg
 from pydantic import Field
 
@@ -100,6 +102,8 @@ def _refused(reason: str) -> dg.Failure:
 def _said(
     context: dg.OpExecutionContext, pipeline: Pipeline, what: str, changed: Pause
 ) -> dg.Output[None]:
-    context.log.info("%s: %s", what, changed)
-    now = "; ".join(map(str, active_pauses(pipeline.database)))
+    # Without names: this run does not go when a batch is deleted.
+    context.log.info("%s: %s", what, replace(changed, name=None))
+    pauses = active_pauses(pipeline.database)
+    now = "; ".join(str(replace(each, name=None)) for each in pauses)
     return dg.Output(None, metadata={"paused now": now or "nothing"})

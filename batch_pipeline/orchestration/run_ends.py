@@ -21,9 +21,16 @@ from batch_pipeline.dagster_internals import (
     GrpcServerCodeLocationOrigin,
 )
 from batch_pipeline.orchestration.assets import run_cleanups, text_metadata
-from batch_pipeline.orchestration.tags import BATCH_TAG, RUN_KEY_TAG, SLICE_TAG, USER_TAG
+from batch_pipeline.orchestration.tags import (
+    BATCH_TAG,
+    NAME_TAG,
+    RUN_KEY_TAG,
+    SLICE_TAG,
+    USER_TAG,
+)
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 
 ENDED_RUN = (
@@ -271,6 +278,12 @@ def batch_of(run: dg.DagsterRun) -> UUID | None:
 def user_of(run: dg.DagsterRun) -> UUID | None:
     """Return the user of a run's batch; None as for `batch_of`."""
     return _id_or_none(run.tags.get(USER_TAG))
+
+
+def label_of_batch(run: dg.DagsterRun) -> str:
+    """Return what the batch of a run is called in a message."""
+    batch_id = batch_of(run)
+    return batch_label(batch_id, run.tags.get(NAME_TAG)) if batch_id else "unknown"
 
 
 def report_run_cleanup(

@@ -16,14 +16,21 @@ from structlog.contextvars import bound_contextvars
 from batch_pipeline.errors import NotFoundError, PipelineError, ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES
 from batch_pipeline.orchestration.batch_checks import evaluations_of
-from batch_pipeline.orchestration.batch_reports import headline, no_report_of, report_of
+from batch_pipeline.orchestration.batch_reports import (
+    REPORTED,
+    no_report_of,
+    outcome_line,
+    report_of,
+)
 from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
+from batch_pipeline.orchestration.failures import why_it_failed
 from batch_pipeline.orchestration.run_ends import (
     Outcome,
     RunCleanup,
     batch_of,
     clean_up_failed_run,
     clean_up_terminated_run,
+    label_of_batch,
     outcome_of,
     report_run_cleanup,
     user_of,
@@ -35,7 +42,7 @@ from batch_pipeline.orchestration.tags import (
     OUTCOME_TAG,
     REASON_TAG,
     SLICE_TAG,
-    USER_TAG,
+    tags_of_batch,
 )
 from batch_pipeline.services.dispatch.asked_slices import AskedSlices, one_sensor_at_a_time
 from batch_pipeline.services.dispatch.signals import work_signals
@@ -66,6 +73,7 @@ from batch_pipeline.services.reports.ended_batches import (
 from batch_pipeline.services.states.backlog import Rescue
 from batch_pipeline.services.upload_processing import outage_pause
 from batch_pipeline.settings import Settings
+from batch_pipeline.wording import counted, listed
 
 #: Shortest time between two ticks of `pending_batches`, which itself waits for work (seconds).
 INTERVAL_SECONDS = 1
@@ -146,7 +154,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
             return result(
                 choice,
                 *(active_pauses(database) if choice.waiting[Why.PAUSED] else ()),
-                f"runs in flight: {in_flight.total} of {limit}",
+                f"{in_flight.total} of {limit} runs in flight",
                 needs_a_run_to_end=choice.needs_a_run_to_end,
             )
         if paused := pipeline.why_paused():
@@ -168,7 +176,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
             with bound_contextvars(batch_id=str(slice_.batch_id)):
                 context.log.info(
                     "asked for a run: batch %s, slice %s, %s",
-                    *(slice_.batch_id, slice_.number, slice_.reason),
+                    *(slice_.label, slice_.number, slice_.reason),
                 )
         asked.note(slice_.key for slice_ in slices)
         requests = [run_request(slice_, settings) for slice_ in slices]
@@ -209,8 +217,9 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
         context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
         failure = context.for_run_failure()
-        run, reason = failure.dagster_run, failure.failure_event.message or "no reason was given"
-        outcome = outcome_of(failure.get_step_failure_events())
+        run, steps = failure.dagster_run, failure.get_step_failure_events()
+        reason = why_it_failed(context.instance, run.run_id, failure.failure_event, steps)
+        outcome = outcome_of(steps)
         died = outcome is Outcome.DIED
         cleanup = clean_up_failed_run(batch_pipeline, run, died=died, reason=reason)
         clean_up(context, cleanup, outcome, reason)
@@ -226,7 +235,7 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     ) -> None:
         run = context.dagster_run
         with naming(run):
-            context.log.info("run %s of batch %s: %s", run.run_id, batch_of(run), cleanup)
+            context.log.info("run %s of batch %s: %s", run.run_id, label_of_batch(run), cleanup)
         context.instance.add_run_tags(run.run_id, {OUTCOME_TAG: outcome.value})
         report_run_cleanup(context.instance, run, cleanup, reason)
 
@@ -256,6 +265,8 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
 
 
 @dg.sensor(
+    # The pages of these assets show the sensor as what makes them.
+    asset_selection=dg.AssetSelection.assets(*(spec.key for spec in REPORTED)),
     minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     required_resource_keys={"batch_pipeline"},
@@ -283,7 +294,7 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
             return _Report(batch, None, ())
         checks = evaluations_of(batch.batch_id, summary.verdict, by_partition=may_be_said_again)
         events = (*report_of(summary), *checks)
-        return _Report(batch, headline(summary), events)
+        return _Report(batch, outcome_line(summary), events)
 
     try:
         ended = newly_ended(pipeline.database, seen, limit=REPORTS_PER_TICK)
@@ -291,11 +302,11 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
         made = one_by_one(due, report, left_out, named=_batch)
     except ServiceDownError as error:
         return dg.SensorResult(skip_reason=f"reports wait, because {error}")
-    reported = [done for done in made if done.headline]
+    reported = [done for done in made if done.outcome]
     failed = [batch for batch in due if batch not in [done.batch for done in made]]
     given_up = [batch for batch in failed if batch.tries + 1 == MAX_TRIES]
     named = [done.batch.batch_id for done in reported] + [batch.batch_id for batch in given_up]
-    said = "; ".join(f"{_batch(done.batch)} {done.headline}" for done in reported)
+    said = "; ".join(f"{_batch(done.batch)} {done.outcome}" for done in reported)
     if left_out:
         context.log.warning(str(left_out))
     return dg.SensorResult(
@@ -317,7 +328,7 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
 
 class _Report(NamedTuple):
     batch: EndedBatch
-    headline: str | None
+    outcome: str | None
     """None: there is nothing to report."""
     events: Sequence[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation]
 
@@ -331,13 +342,14 @@ def _upload_limit(pipeline: Pipeline, numbered: Sequence[WaitingSlice]) -> Uploa
 
 
 def _all_wait(waiting: Sequence[WaitingSlice], reason: PipelineError) -> str:
-    batches = {slice_.batch_id for slice_ in waiting}
-    return f"batches that wait: {len(batches)}, because {reason}"
+    labels = list({slice_.batch_id: slice_.label for slice_ in waiting}.values())
+    wait = counted(len(labels), "batch waits", "batches wait")
+    return f"{wait} [{listed(labels)}], because {reason}"
 
 
 def _batch(of: WaitingSlice | EndedBatch) -> str:
-    """Name a batch that is left out."""
-    return f"batch {of.batch_id}"
+    """Name a batch in a tick."""
+    return f"batch {of.label}"
 
 
 def _release(pipeline: Pipeline, outage: ServiceDownError, slice_: WaitingSlice) -> None:
@@ -394,8 +406,7 @@ def run_request(slice_: WaitingSlice, settings: Settings) -> dg.RunRequest:
             **logger_config(settings),
         },
         tags={
-            BATCH_TAG: str(slice_.batch_id),
-            USER_TAG: str(slice_.user_id),
+            **tags_of_batch(slice_.batch_id, slice_.user_id, slice_.batch_name),
             SLICE_TAG: str(slice_.number),
             REASON_TAG: slice_.reason,
         },

@@ -1,6 +1,10 @@
 """Names of the run tags by which people and sensors find the runs of a batch."""
 
+from collections.abc import Mapping
+from uuid import UUID
+
 from batch_pipeline.database import names
+from batch_pipeline.visible_text import visible_line
 
 BATCH_TAG = names.BATCH_TAG
 #: The name of the batch, if it has one.
@@ -17,3 +21,9 @@ FOUND_TAG = "batch_pipeline/found"
 NO_RUN_RETRIES = {"dagster/max_retries": "0"}
 #: Dagster's own tag: the key that keeps a sensor from requesting the same run twice.
 RUN_KEY_TAG = "dagster/run_key"
+
+
+def tags_of_batch(batch_id: UUID, user_id: UUID, name: str | None) -> Mapping[str, str]:
+    """Return the tags by which the runs of a batch are found."""
+    tags = {BATCH_TAG: str(batch_id), USER_TAG: str(user_id)}
+    return tags | ({NAME_TAG: visible_line(name)} if name else {})

@@ -22,6 +22,7 @@ from batch_pipeline.services.notifications.sending import require_apprise, targe
 from batch_pipeline.services.pauses import active_pauses
 from batch_pipeline.services.progress.publishing import check_redis
 from batch_pipeline.services.reports.batch_status import oldest_waiting
+from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
@@ -211,7 +212,8 @@ def _oldest_waiting(database: Database, longest_wait: timedelta) -> str:
     if oldest.batch_id is None:
         said += ", without a batch"
     else:
-        said += f"; its batch {oldest.batch_id} is {oldest.batch_status or 'gone'}"
+        label = batch_label(oldest.batch_id, oldest.batch_name)
+        said += f"; its batch {label} is {oldest.batch_status or 'gone'}"
     if oldest.waited is not None and oldest.waited > longest_wait:
         raise PipelineError(f"{said}, longer than {longest_wait}")
     return said

@@ -4,6 +4,7 @@ The code server is asked by gRPC's health protocol. For the daemon, the heartbea
 are read. Dagster is not imported, because its own checks take 1.4 and 2.1 s of a core.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
@@ -32,6 +33,40 @@ _OLDEST = """
         ORDER BY daemon_type, timestamp DESC
     ) AS newest
 """
+
+#: Runs that are queued or running, and the last word of the sensor that launches them. Read from
+#: the end, which is short: the table has every tick of a week.
+_DISPATCH = """
+    WITH ticks AS NOT MATERIALIZED (
+        SELECT * FROM job_ticks
+        WHERE type = 'SENSOR' AND strpos(tick_body, '"job_name": "pending_batches"') > 0
+    ), ended AS (
+        SELECT CAST(tick_body AS json) AS tick
+        FROM ticks WHERE status <> 'STARTED' ORDER BY id DESC LIMIT 1
+    )
+    SELECT (
+        SELECT count(*) FROM runs WHERE pipeline_name = 'process_batch'
+            AND status IN ('QUEUED', 'NOT_STARTED', 'STARTING', 'STARTED', 'CANCELING')
+    ), (
+        SELECT extract(epoch FROM (now() AT TIME ZONE 'utc') - timestamp)
+        FROM ticks ORDER BY id DESC LIMIT 1
+    ), coalesce(tick -> 'error' -> 'cause' ->> 'message', tick -> 'error' ->> 'message'),
+        tick ->> 'skip_reason'
+    FROM ended
+"""
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """What the sensor that launches runs has done of late."""
+
+    runs_in_flight: int
+    age: float
+    """Since it began to look (seconds)."""
+    error: str | None
+    """Why it could not look."""
+    said: str | None
+    """Why it launched nothing."""
 
 
 def check_code_server(host: str, port: int) -> str:
@@ -77,6 +112,16 @@ def check_daemon(settings: "Settings") -> str:
     if age > HEARTBEAT_SECONDS:
         raise RefusedError(f"the daemon's last heartbeat is {age:.0f} s old: restart it")
     return f"the daemon lives: its last heartbeat is {age:.0f} s old"
+
+
+def newest_dispatch(settings: "Settings") -> Dispatch | None:
+    """Read what the sensor `pending_batches` did last; None if that cannot be told."""
+    try:
+        with psycopg.connect(_dagster_database(settings), connect_timeout=5) as connection:
+            row = connection.execute(_DISPATCH).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.OperationalError):
+        return None
+    return Dispatch(row[0], float(row[1]), *row[2:]) if row else None
 
 
 def _dagster_database(settings: "Settings") -> str:

@@ -22,9 +22,12 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
+    Select,
     Uuid,
     and_,
     bindparam,
+    case,
+    cast,
     delete,
     exists,
     func,
@@ -32,6 +35,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import aliased
 
 from batch_pipeline.database.models import (
     OPEN_BATCH,
@@ -40,7 +44,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     WorkPause,
 )
-from batch_pipeline.database.readings import HOLDS_BATCH
+from batch_pipeline.database.readings import HOLDS_BATCH, name_of
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import (
     NotFoundError,
@@ -51,6 +55,7 @@ from batch_pipeline.errors import (
 from batch_pipeline.model_servers.base import CallKind, PausedCheck
 from batch_pipeline.services.dispatch.signals import signal_work
 from batch_pipeline.services.shared_call_slots import name_for_all_hosts
+from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.settings import Settings
 from batch_pipeline.visible_text import visible_line
 
@@ -71,25 +76,41 @@ class Pause:
     """Id of a user or batch, or name of a server; empty: everything."""
     reason: str
     since: datetime
+    name: str | None = None
+    """Of the batch."""
 
     def __str__(self) -> str:
         """Return the pause as a sentence for people."""
         reason = f" ({self.reason})" if self.reason else ""
         since = self.since.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-        return f"{named(self.scope, self.target)} is paused since {since}{reason}"
+        return f"{named(self.scope, self.target, self.name)} is paused since {since}{reason}"
 
     def shape(self) -> dict[str, Any]:
         """Return the pause as a dictionary for JSON."""
         return asdict(self)
 
 
-def named(scope: PauseScope, target: str) -> str:
-    """Return the name of what is paused."""
-    kinds = {PauseScope.USER: "user", PauseScope.BATCH: "batch", PauseScope.SERVER: "model server"}
+def named(scope: PauseScope, target: str, name: str | None = None) -> str:
+    """Return the name of what is paused; of a batch, its name and id."""
+    if scope is PauseScope.BATCH:
+        return f"batch {batch_label(target, name)}"
+    kinds = {PauseScope.USER: "user", PauseScope.SERVER: "model server"}
     return f"{kinds[scope]} {target}" if scope in kinds else "everything"
 
 
-_PAUSE = (WorkPause.scope, WorkPause.target, WorkPause.reason, WorkPause.since)
+_PAUSED_BATCH = aliased(UploadBatch)
+_ID_OF_BATCH = cast(case((WorkPause.scope == PauseScope.BATCH, WorkPause.target)), Uuid)
+_PAUSE = (
+    WorkPause.scope,
+    WorkPause.target,
+    WorkPause.reason,
+    WorkPause.since,
+    select(name_of(_PAUSED_BATCH))
+    .where(_PAUSED_BATCH.id == _ID_OF_BATCH)
+    .correlate(WorkPause)
+    .scalar_subquery()
+    .label("name"),
+)
 _ORDER = (WorkPause.since, WorkPause.scope, WorkPause.target)
 #: Pauses that hold a batch (`of_batch`; null: only pauses of everything), and those of servers.
 _OF_BATCH = (
@@ -241,12 +262,13 @@ def pause(
         values = {"scope": scope, "target": target, "reason": visible_line(reason)}
         statement = insert(WorkPause).values(values)
         kept = func.coalesce(func.nullif(statement.excluded.reason, ""), WorkPause.reason)
-        row = connection.execute(
+        connection.execute(
             statement.on_conflict_do_update(
                 index_elements=[WorkPause.scope, WorkPause.target], set_={"reason": kept}
-            ).returning(*_PAUSE)
-        ).one()
-    return _pauses([row])[0]
+            )
+        )
+        [paused] = _pauses(connection.execute(_one_pause(scope, target)).all())
+    return paused
 
 
 def resume(database: Database, scope: PauseScope, target: str = "") -> Pause:
@@ -258,14 +280,13 @@ def resume(database: Database, scope: PauseScope, target: str = "") -> Pause:
     if scope is PauseScope.SERVER:
         target = _server(target)
     with database.transaction() as connection:
-        row = connection.execute(
-            delete(WorkPause)
-            .where(WorkPause.scope == scope, WorkPause.target == target)
-            .returning(*_PAUSE)
-        ).one_or_none()
-        if row is not None:
+        pauses = _pauses(connection.execute(_one_pause(scope, target).with_for_update()).all())
+        for found in pauses:
+            connection.execute(
+                delete(WorkPause).where(WorkPause.scope == scope, WorkPause.target == target)
+            )
             signal_work(connection)
-            return _pauses([row])[0]
+            return found
     others = "; ".join(map(str, active_pauses(database)))
     raise NotFoundError(f"{named(scope, target)} is not paused; {others or 'nothing is'}")
 
@@ -305,13 +326,18 @@ def _addresses(settings: Settings) -> Mapping[CallKind, Sequence[str]]:
     return server_addresses(settings)
 
 
+def _one_pause(scope: PauseScope, target: str) -> Select[*tuple[Any, ...]]:
+    return select(*_PAUSE).where(WorkPause.scope == scope, WorkPause.target == target)
+
+
 def _of_batch(connection: Connection, batch_id: uuid.UUID | None) -> list[Pause]:
     return _pauses(connection.execute(_OF_BATCH, {"of_batch": batch_id}).all())
 
 
 def _pauses(rows: Sequence[Any]) -> list[Pause]:
     return [
-        Pause(PauseScope(scope), target, reason, since) for scope, target, reason, since in rows
+        Pause(PauseScope(scope), target, reason, since, name)
+        for scope, target, reason, since, name in rows
     ]
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, RefusedError
+from batch_pipeline.visible_text import visible_line
 
 #: Number of digits shown where there is no room for all 32.
 SHOWN_DIGITS = 8
@@ -35,6 +36,11 @@ _COLUMNS: dict[Named, Any] = {
 def short(whole: uuid.UUID | str) -> str:
     """Return the beginning of an id, which is unambiguous in most cases."""
     return str(whole)[:SHOWN_DIGITS]
+
+
+def batch_label(batch_id: uuid.UUID | str, name: str | None) -> str:
+    """What a batch is called in a message: its name, if it has one, and its short id."""
+    return f"{visible_line(name)} ({short(batch_id)})" if name else short(batch_id)
 
 
 def digits_of(text: str) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline_tests.patience import wait_until
 
@@ -250,6 +251,17 @@ def test_the_lineage_leads_from_the_files_to_the_report(stack, reported, page):
         expect(page.get_by_text(asset, exact=True).first).to_be_visible()
 
 
+@pytest.mark.parametrize("asset", ["thumbnails", "descriptions", "embeddings", "batch_report"])
+def test_what_a_sensor_makes_names_the_sensor_as_its_automation(stack, reported, asset):
+    query = """
+        query ($path: [String!]!) { assetNodeOrError(assetKey: {path: $path}) {
+            ... on AssetNode { targetingInstigators { ... on Sensor { name } } }
+        } }
+    """
+    node = stack.graphql(query, path=[asset])["assetNodeOrError"]
+    assert node["targetingInstigators"] == [{"name": "report_ended_batches"}]
+
+
 def test_the_progress_of_a_batch_is_plotted(stack, reported, page):
     page.goto(f"{stack.graphql.url}/assets/batch_progress?view=overview")
     page.get_by_text("Plots", exact=True).click()
@@ -299,7 +311,9 @@ def test_the_sensor_says_why_it_skipped(stack, reported, page):
 
 
 def test_the_sensor_says_which_run_it_asked_for_and_why(stack, reported, finished, page):
-    said = f"asked for a run: batch {finished['batch_id']}, slice 1, new"
+    name = stack.cli("status", finished["batch_id"])["name"]
+    label = f"{name} ({short(finished['batch_id'])})" if name else short(finished["batch_id"])
+    said = f"asked for a run: batch {label}, slice 1, new"
     timestamp = wait_for_tick(stack, "sensor", "pending_batches", said)
     # Only the ticks that asked for a run: those that skipped are soon a page and more.
     page.goto(f"{stack.graphql.url}{LOCATION}/sensors/pending_batches?status=success")
@@ -317,7 +331,7 @@ def test_the_sensor_of_failed_runs_says_what_became_of_the_run(stack, reported, 
 def test_the_tick_that_reported_a_batch_says_which(stack, reported, page):
     # A batch of its own, so that its tick is among the newest.
     batch_id = stack.cli("submit", MEDIA / "night.jpg", "--wait")["batch_id"]
-    said = f"reported: batch {batch_id} {MEDIA.name}, completed: 1 of 1 uploads completed"
+    said = f"reported: batch {MEDIA.name} ({short(batch_id)}) completed: 1 of 1 uploads completed"
     timestamp = wait_for_tick(stack, "sensor", "report_ended_batches", said)
     page.goto(f"{stack.graphql.url}{LOCATION}/sensors/report_ended_batches")
     expect_said_by_the_tick(page, timestamp, "0 runs requested", said)

@@ -173,7 +173,7 @@ def test_everything_is_paused_over_restarts_and_resumed(world: World) -> None:
     for part in (Part.DAEMON, Part.CODE_SERVER):
         world.processes.kill(part)
     world.processes.revive()
-    said_by_the_sensor(world, "to be resumed")
+    said_by_the_sensor(world, " paused [")
     said_by_the_sensor(world, "everything is paused since")
     begun = len(world.starts())
     [shown] = world.console("paused", "--json").json

@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.services.dispatch.slices import unnumbered_slices
 from batch_pipeline.services.reports.batch_status import newest_batches
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.media import (
     HOSTILE_FILENAMES,
     cut_in_half,
@@ -252,7 +253,7 @@ def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(co
     refused = console("cancel", batch)
     assert refused.code == 2
     assert error_and_hint(refused) == [
-        f"Error: batch {batch} is completed: only open batches are cancelled"
+        f"Error: batch {short(batch)} is completed: only open batches are cancelled"
     ]
     foreign = uuid.uuid4()
     refused = console("retry", batch, "--upload", foreign)
@@ -261,7 +262,10 @@ def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(co
     retried = console("retry", batch, "--json")
     assert (retried.code, retried.json["reopened"]) == (0, 1)
     cancelled = console("cancel", batch)
-    assert (cancelled.code, cancelled.out) == (0, "Cancelled after 0 of 1 uploads.\n")
+    assert (cancelled.code, cancelled.out) == (
+        0,
+        f"Batch {short(batch)} is cancelled after 0 of 1 uploads.\n",
+    )
     assert batch_row(database, batch).status == "cancelled"
 
 
@@ -367,7 +371,7 @@ def test_doctor_says_what_to_do_about_each_thing_that_is_not_ok(console):
 def test_doctor_fails_when_an_upload_has_waited_for_too_long(console, database):
     long_ago = datetime.now(UTC) - timedelta(hours=2)
     add_batch(database, [{"created_at": long_ago - timedelta(days=9)}], status="cancelled")
-    batch = add_batch(database, [{"created_at": long_ago}])
+    batch = add_batch(database, [{"created_at": long_ago}], name="Rome")
 
     def oldest(*arguments):
         found = console("doctor", "--quick", "--json", *arguments).json
@@ -377,24 +381,24 @@ def test_doctor_fails_when_an_upload_has_waited_for_too_long(console, database):
     assert oldest()["ok"]
     late = oldest("--longest-wait", "1h")
     assert not late["ok"]
-    assert f"its batch {batch} is pending, longer than 1:00:00" in late["detail"]
+    assert f"its batch Rome ({short(batch)}) is pending, longer than 1:00:00" in late["detail"]
 
 
 def test_pause_and_resume_say_what_they_did_and_everybody_is_told(console, database, tmp_path):
-    batch, other = add_batch(database, 1), add_batch(database, 1)
+    batch, other = add_batch(database, 1, name="Rome"), add_batch(database, 1)
     assert console("paused").out == "Nothing is paused.\n"
-    short = str(batch)[:8]
-    answer = console("pause", "--batch", short, "--reason", "wrong folder")
+    label = f"Rome ({short(batch)})"
+    answer = console("pause", "--batch", short(batch), "--reason", "wrong folder")
     assert answer.code == 0
-    assert answer.out.startswith(f"Paused: batch {batch} is paused since ")
+    assert answer.out.startswith(f"Paused: batch {label} is paused since ")
     assert "(wrong folder)" in answer.out
     assert console("pause", "--user", str(batch_row(database, batch).user_id)).code == 0
 
     assert [pause["scope"] for pause in console("paused", "--json").json] == ["batch", "user"]
     status = console("status")
     assert status.out.count("paused") == 4, "two batches, and a line for each pause"
-    assert "(wrong folder)" in status.out
-    assert "(wrong folder)" in console("status", batch).out
+    assert "(wrong folder)" in " ".join(status.out.split())
+    assert "(wrong folder)" in " ".join(console("status", batch).out.split())
     assert len(console("status", batch, "--json").json["paused"]) == 2
     assert len(console("status", other, "--json").json["paused"]) == 1
     with console.in_terminal("watch", batch) as terminal:
@@ -409,8 +413,8 @@ def test_pause_and_resume_say_what_they_did_and_everybody_is_told(console, datab
     assert refused.code == 2
     assert "everything is not paused; batch " in refused.err
     assert console("pause", "--batch", batch, "--server", "http://x").code == 2
-    answer = console("resume", "--batch", short)
-    assert answer.out.splitlines()[0] == f"Resumed: batch {batch}"
+    answer = console("resume", "--batch", short(batch))
+    assert answer.out.splitlines()[0] == f"Resumed: batch {label}"
     assert answer.out.splitlines()[1].startswith("Paused: user ")
 
 
@@ -615,4 +619,5 @@ def test_submit_wait_in_a_pipe_prints_plain_lines(console, pipeline, database):
     assert "\x1b" not in answer.out
     lines = answer.out.splitlines()
     assert "completed  fog.webp" in lines
-    assert lines[-1] == "completed  1/1  100 %  0 failed"
+    label = f"{MEDIA.name} ({short(newest_batches(database)[0]['batch_id'])})"
+    assert lines[-1] == f"completed  1/1  100 %  0 failed  {label}"

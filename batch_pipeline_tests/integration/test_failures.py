@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import insert
 
 from batch_pipeline.database.models import ModelCall
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
 
 from .test_cli import error_and_hint
@@ -93,7 +94,7 @@ def test_failures_are_narrowed_by_time_kind_user_and_batch(console, world):
 def test_a_person_reads_what_to_do_in_80_columns(console, world):
     shown = console("failures", "--limit", 2).out
     assert shown.startswith("4 uploads failed since ")
-    assert f"Batch {world['given_up']} failed: ten runs died" in shown.replace("\n", " ")
+    assert f"Batch {short(world['given_up'])} failed: ten runs died" in shown.replace("\n", " ")
     assert "truncated: 3 uploads in 2 batches" in shown
     assert "  → Copy or upload the file again from its source." in shown
     assert "  A retry ends the same way until that is done." in shown
@@ -121,7 +122,10 @@ def test_status_lists_failures_first_or_alone_with_ids_that_can_be_typed(console
     assert [upload["filename"] for upload in alone["uploads"]] == ["bad.jpg"]
     typed = line.split()[0]
     assert alone["uploads"][0]["upload_id"].startswith(typed)
-    assert "1 upload will be processed again" in console("retry", batch, "--upload", typed).out
+    assert (
+        f"1 upload of batch {short(batch)} will be processed again"
+        in console("retry", batch, "--upload", typed).out
+    )
     assert console("status", batch, "--failed").out.strip().endswith("No upload failed.")
 
 
@@ -207,7 +211,9 @@ def test_cancel_takes_all_open_batches_of_a_user_after_a_dry_run(console, databa
     other = add_batch(database, 1, user_id=BEN)
     add_batch(database, 1, user_id=ANNA, status="completed")
     said = console("cancel", "--user", "a0", "--dry-run").out
-    assert said == "".join(f"Batch {one} would be cancelled, 2 uploads left\n" for one in mine)
+    assert said == "".join(
+        f"Batch {short(one)} would be cancelled, 2 uploads left\n" for one in mine
+    )
     done = console("cancel", "--user", "a0", "--since", "1h", "--json").json
     assert {batch["batch_id"]: batch["status"] for batch in done["batches"]} == {
         str(one): "cancelled" for one in mine

@@ -12,6 +12,7 @@ MAY_IMPORT = {
     # What applications call.
     "__init__": {"component", "services"},
     "visible_text": set(),
+    "wording": set(),
     "languages": set(),
     "masking": set(),
     "errors": {"masking", "visible_text"},
@@ -29,21 +30,23 @@ MAY_IMPORT = {
     "database": {"errors", "settings", "database"},
     "services": {
         "errors", "masking", "settings", "languages", "visible_text", "storage", "media",
-        "model_servers", "database", "services", "webhook_secrets",
+        "model_servers", "database", "services", "webhook_secrets", "wording",
     },
     "dagster_internals": set(),
     "executor": {"executor", "dagster_internals"},
     "orchestration": {
         "errors", "masking", "settings", "visible_text", "storage", "media", "model_servers",
-        "database", "services", "executor", "orchestration", "logs", "dagster_internals",
+        "database", "services", "executor", "orchestration", "logs", "dagster_internals", "wording",
     },
     "definitions": {"settings", "logs", "orchestration"},
     "component": {"errors", "settings", "orchestration"},
-    "terminal": {"model_servers", "services", "visible_text", "database.connection_setup"},
+    "terminal": {
+        "model_servers", "services", "visible_text", "wording", "database.connection_setup",
+    },
     "demo": {"errors", "settings"},
     "cli": {
         "errors", "masking", "settings", "visible_text", "storage", "database", "services",
-        "cli", "terminal", "demo", "logs",
+        "cli", "terminal", "demo", "logs", "wording",
         # `doctor` asks Dagster's storage for the daemon's heartbeats.
         "orchestration.instance_health",
         # `delete` deletes what Dagster keeps.

@@ -28,8 +28,11 @@ def upload(name="sea.jpg", status="analyzing", **values):
     return UploadSnapshot(uuid.uuid4(), name, status, **fields)
 
 
-def snapshot(processed=0, total=3, failed=0, *, status="processing", in_work=(), ended=()):
-    progress = BatchProgress(BATCH, USER, status, total, processed, processed - failed, failed)
+def snapshot(
+    processed=0, total=3, failed=0, *, status="processing", in_work=(), ended=(), name="Rome"
+):
+    counts = total, processed, processed - failed, failed
+    progress = BatchProgress(BATCH, USER, status, *counts, name)
     return BatchSnapshot(progress, list(in_work), list(ended))
 
 
@@ -72,13 +75,13 @@ def test_a_pipe_gets_plain_lines_and_each_state_once():
     last = terminal.BatchView(console, nothing).follow(snapshots)
     assert last is snapshots[-1]
     assert console.file.getvalue().splitlines() == [
-        "processing  0/3  0 %  0 failed",
+        "processing  0/3  0 %  0 failed  Rome (00000000)",
         "completed  sea.jpg",
-        "processing  1/3  33.3 %  0 failed",
+        "processing  1/3  33.3 %  0 failed  Rome (00000000)",
         "failed     cut.jpg: truncated: it ends",
-        "processing  2/3  66.7 %  1 failed",
+        "processing  2/3  66.7 %  1 failed  Rome (00000000)",
         "completed  fog.webp",
-        "completed  3/3  100 %  1 failed",
+        "completed  3/3  100 %  1 failed  Rome (00000000)",
     ]
 
 

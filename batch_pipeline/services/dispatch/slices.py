@@ -23,6 +23,7 @@ from batch_pipeline.database.failures import repeated
 from batch_pipeline.database.models import Priority, UploadBatch
 from batch_pipeline.database.readings import (
     BATCH_CAME,
+    NAME,
     PAUSED_SQL,
     PRIORITY,
     WAITING_SINCE,
@@ -51,13 +52,15 @@ _WAITED = f"(extract(epoch FROM now() - {as_text(WAITING_SINCE)}))::double preci
 #: Batches without a user take turns as if one user owned them.
 _USER = as_text(owner(UploadBatch.user_id).element)
 _PRIORITY = as_text(PRIORITY.element)
+_NAME = as_text(NAME.element)
 _HEAD_START = f"""
     upload_batches.status = 'pending'
     AND {as_text(BATCH_CAME)} > now() - make_interval(secs => {HEAD_START_SECONDS})"""
 
 _NUMBERED = text(f"""
     SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
-        {PAUSED_SQL} AS is_paused, {_PRIORITY} AS priority, uploads.slice AS number,
+        {PAUSED_SQL} AS is_paused, {_PRIORITY} AS priority, {_NAME} AS name,
+        uploads.slice AS number,
         min(uploads.dispatch_reason) AS reason, count(*) AS uploads, max({_WAITED}) AS waited
     FROM uploads JOIN upload_batches ON upload_batches.id = uploads.batch_id
     WHERE upload_batches.status IN ('pending', 'processing')
@@ -69,7 +72,8 @@ _NUMBERED = text(f"""
 #: The oldest upload of each batch, found by an index. The number of the others is an estimate.
 _WITHOUT_NUMBER = text(f"""
     SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
-        {PAUSED_SQL} AS is_paused, {_PRIORITY} AS priority, oldest.reason, oldest.waited,
+        {PAUSED_SQL} AS is_paused, {_PRIORITY} AS priority, {_NAME} AS name,
+        oldest.reason, oldest.waited,
         coalesce(upload_batches.total_uploads - upload_batches.processed_uploads, 0) AS at_most
     FROM upload_batches, LATERAL (
         SELECT uploads.dispatch_reason AS reason, {_WAITED} AS waited
@@ -196,5 +200,6 @@ def _slice(row: AnyRow, **values: int) -> WaitingSlice:
         has_head_start=row.has_head_start,
         is_paused=row.is_paused,
         priority=row.priority or Priority.NORMAL,
+        batch_name=row.name,
         **values,
     )

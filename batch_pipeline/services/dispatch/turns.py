@@ -46,6 +46,8 @@ from enum import StrEnum
 from typing import NamedTuple, Self
 
 from batch_pipeline.database.models import Priority
+from batch_pipeline.services.short_ids import batch_label
+from batch_pipeline.wording import counted, listed
 
 #: Reason of a slice whose uploads were never taken before.
 NEW = "new"
@@ -56,8 +58,6 @@ EARLIER_SECONDS: Mapping[str, float] = {Priority.LOW: -1800.0, Priority.HIGH: 18
 #: How many users and how many batches the cursor remembers. Those that wait come first, then those
 #: with the newest turns.
 MAX_REMEMBERED = 1000
-#: Batches that a tick names for each reason to wait.
-_MAX_NAMED = 3
 
 
 class WaitingSlice(NamedTuple):
@@ -80,6 +80,12 @@ class WaitingSlice(NamedTuple):
     """A person has paused the batch, its user or everything."""
     priority: str = Priority.NORMAL
     """The priority of its batch; an unknown word counts as normal."""
+    batch_name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name of its batch in a message."""
+        return batch_label(self.batch_id, self.batch_name)
 
     @property
     def key(self) -> str:
@@ -109,12 +115,12 @@ class InFlight:
 class Why(StrEnum):
     """What a slice waits for, as the message of a tick says it."""
 
-    LAUNCHED = "for a run that is launched already"
-    PAUSED = "to be resumed"
-    HEAD_START = "for the first run of the batch to begin"
-    USER_LIMIT = "for a run of the same user to end"
-    UPLOAD_LIMIT = "for uploads of the same user to end"
-    NO_ROOM = "for any run to end"
+    LAUNCHED = "already launched"
+    PAUSED = "paused"
+    HEAD_START = "behind their batch's first run"
+    USER_LIMIT = "behind runs of the same user"
+    UPLOAD_LIMIT = "behind uploads of the same user"
+    NO_ROOM = "behind other runs"
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,8 @@ class Choice:
     """Slices in the order of their turns."""
     waiting: Mapping[Why, Collection[uuid.UUID]]
     """Batches that wait, by what they wait for; one batch may wait for several things."""
+    labels: Mapping[uuid.UUID, str]
+    """Names of the waiting batches in a message."""
 
     @property
     def needs_a_run_to_end(self) -> bool:
@@ -201,8 +209,13 @@ class Choice:
         batches = {batch_id for ids in self.waiting.values() for batch_id in ids}
         if not batches:
             return ""
-        said = [f"{len(ids)} {why} ({_named(ids)})" for why, ids in self.waiting.items() if ids]
-        return f"batches that wait: {len(batches)}: {', '.join(said)}"
+        wait = counted(len(batches), "batch waits", "batches wait")
+        said = [
+            f"{len(ids)} {why} [{listed([self.labels[id_] for id_ in ids])}]"
+            for why, ids in self.waiting.items()
+            if ids
+        ]
+        return f"{wait}: {', '.join(said)}"
 
 
 #: Since when a user or batch waits. On a tie, fewer runs in flight go first, then older work.
@@ -346,7 +359,7 @@ def choose_slices(
         if batch.slices:
             has_its_runs = users[batch.user_id].runs >= max_per_user
             waits[_why(batch, has_its_runs=has_its_runs)].append(batch.id)
-    return Choice(chosen, waits)
+    return Choice(chosen, waits, {slice_.batch_id: slice_.label for slice_ in waiting})
 
 
 def _why(batch: _Batch, *, has_its_runs: bool) -> Why:
@@ -388,9 +401,3 @@ def _newest(
 ) -> Mapping[uuid.UUID, float]:
     kept = sorted(moments, key=lambda key: (key in waiting, moments[key]), reverse=True)
     return {key: moments[key] for key in kept[:MAX_REMEMBERED]}
-
-
-def _named(batch_ids: Collection[uuid.UUID]) -> str:
-    named = [str(batch_id) for batch_id in batch_ids][:_MAX_NAMED]
-    more = len(batch_ids) - len(named)
-    return ", ".join(named) + (f" and {more} more" if more else "")

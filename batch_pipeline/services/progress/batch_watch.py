@@ -80,8 +80,9 @@ def watch_batch(
             if snapshot.has_ended:
                 return
             if time.monotonic() > deadline:
+                label = snapshot.progress.label
                 raise PipelineError(
-                    f"batch {batch_id} did not end within {timeout_seconds:g} s; it goes on: "
+                    f"batch {label} did not end within {timeout_seconds:g} s; it goes on: "
                     f"`batch-pipeline watch {batch_id}`"
                 )
             _wait(listener, batch_id)

@@ -45,6 +45,7 @@ from batch_pipeline.database.readings import NAME, count, owner, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.services.progress.pace import Pace
+from batch_pipeline.services.short_ids import batch_label
 
 CHANNEL = "batch_pipeline_progress"
 #: PostgreSQL refuses a payload of 8000 bytes and more.
@@ -82,6 +83,11 @@ class BatchProgress:
     def progress_percentage(self) -> float:
         """Share of the uploads that have ended, 0-100."""
         return round(100 * self.processed / self.total, 1) if self.total else 0.0
+
+    @property
+    def label(self) -> str:
+        """What the batch is called in a message to a person."""
+        return batch_label(self.batch_id, self.name)
 
     def payload(self) -> dict[str, Any]:
         """Return the body of a ``batch_progress`` message."""

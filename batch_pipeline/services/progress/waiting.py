@@ -1,17 +1,24 @@
 """Explains in plain words what an idle batch waits for."""
 
 import uuid
+from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import Select, exists, func, or_, select
 
-from batch_pipeline.database.models import IN_WORK, Upload
-from batch_pipeline.database.readings import WAITING
+from batch_pipeline.database.models import IN_WORK, Upload, UploadBatch
+from batch_pipeline.database.readings import NAME, WAITING
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.error_kinds import OUTAGES
-from batch_pipeline.services.liveness import check_daemon
+from batch_pipeline.services.liveness import Dispatch, check_daemon, newest_dispatch
+from batch_pipeline.services.one_by_one import short_reason
 from batch_pipeline.services.pauses import why_paused
+from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.settings import Settings
+from batch_pipeline.wording import counted, listed
+
+#: A sensor that looks every few seconds does not look any more (seconds).
+SILENT_SECONDS = 120.0
 
 
 def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUID) -> str:
@@ -21,27 +28,74 @@ def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUI
     """
     if paused := why_paused(database, settings, batch_id):
         return f"waits, because {paused}"
-    held = or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK))
-    outage = (
+    with database.transaction() as connection:
+        down = connection.execute(_outage(batch_id)).one_or_none()
+        is_launched = connection.scalar(_launched(batch_id))
+        ahead = connection.execute(_ahead(batch_id)).all()
+    if down is not None:
+        return f"waits, because {down.error_kind}: {down.error_message}"
+    if missing := _missing_daemon(settings):
+        return f"nothing is being processed: is Dagster running? {missing}"
+    dispatch = newest_dispatch(settings)
+    if dispatch and (stuck := _stuck(dispatch)):
+        return f"waits, because {stuck}; `batch-pipeline doctor` tells more"
+    said = "waits for its run to be launched"
+    if is_launched:
+        said = "waits for its run to begin, which is already launched"
+    elif ahead:
+        uploads = counted(sum(batch.uploads for batch in ahead), "upload")
+        batches = counted(len(ahead), "batch", "batches")
+        labels = [batch_label(batch.id, batch.name) for batch in ahead]
+        said = f"waits behind {uploads} of {batches}: {listed(labels)}"
+    if dispatch is None:
+        return said
+    return f"{said}; {dispatch.runs_in_flight} of {settings.max_runs_in_flight} runs in flight"
+
+
+def why_batches_wait(settings: Settings) -> str:
+    """Say what the sensor that launches runs said last, if it launched nothing; else empty."""
+    dispatch = newest_dispatch(settings)
+    if dispatch is None:
+        return ""
+    return _stuck(dispatch) or dispatch.said or ""
+
+
+def _outage(batch_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
+    return (
         select(Upload.error_kind, Upload.error_message)
         .where(Upload.batch_id == batch_id, WAITING, Upload.error_kind.in_(OUTAGES))
         .order_by(Upload.updated_at.desc())
         .limit(1)
     )
-    behind = select(func.count(), func.count(Upload.batch_id.distinct())).where(
-        and_(held, Upload.batch_id.is_distinct_from(batch_id))
+
+
+def _launched(batch_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
+    return select(exists().where(Upload.batch_id == batch_id, WAITING, Upload.slice.is_not(None)))
+
+
+def _ahead(batch_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
+    """Count uploads that runs hold, by other batch; most of them first."""
+    held = or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK))
+    return (
+        select(UploadBatch.id, NAME, func.count().label("uploads"))
+        .select_from(Upload)
+        .join(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .where(held, UploadBatch.id != batch_id)
+        .group_by(UploadBatch.id)
+        .order_by(func.count().desc(), UploadBatch.id)
     )
-    with database.transaction() as connection:
-        down = connection.execute(outage).one_or_none()
-        uploads, batches = connection.execute(behind).one()
-    if down is not None:
-        return f"waits, because {down.error_kind}: {down.error_message}"
-    if missing := _missing_daemon(settings):
-        return f"nothing is being processed: is Dagster running? {missing}"
-    if uploads:
-        of = "1 other batch" if batches == 1 else f"{batches} other batches"
-        return f"waits behind {uploads} upload{'' if uploads == 1 else 's'} of {of}"
-    return "waits for its run to begin; in the UI, Automation, pending_batches says why it waits"
+
+
+def _stuck(dispatch: Dispatch) -> str:
+    """Say why no run is launched, if the sensor is the reason."""
+    if dispatch.age > SILENT_SECONDS:
+        return (
+            f"the sensor pending_batches has not looked for {dispatch.age / 60:.0f} minutes: it is "
+            "switched off, its code location cannot be loaded, or Dagster has just started"
+        )
+    if dispatch.error:
+        return f"the sensor pending_batches fails: {short_reason(dispatch.error)}"
+    return ""
 
 
 def _missing_daemon(settings: Settings) -> str:

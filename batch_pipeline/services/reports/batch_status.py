@@ -12,6 +12,7 @@ from batch_pipeline.database.models import OPEN_BATCH, Priority, Upload, UploadB
 from batch_pipeline.database.readings import (
     BATCH_CAME,
     FILENAME,
+    NAME,
     NOT_PAUSED,
     PENDING_WORK,
     PRIORITY,
@@ -138,6 +139,7 @@ class OldestWaiting:
     upload_id: uuid.UUID
     batch_id: uuid.UUID | None
     batch_status: str | None
+    batch_name: str | None
     waited: timedelta | None
     """Time since it was submitted or made pending again; None if its row does not contain it."""
 
@@ -153,6 +155,7 @@ def oldest_waiting(database: Database) -> OldestWaiting | None:
             Upload.id,
             Upload.batch_id,
             UploadBatch.status,
+            NAME,
             func.date_trunc("second", func.now() - WAITING_SINCE),
         )
         .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)

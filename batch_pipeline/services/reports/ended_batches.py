@@ -16,8 +16,9 @@ from typing import Self
 from sqlalchemy import Select, func, select
 
 from batch_pipeline.database.models import OPEN_BATCH, UploadBatch
-from batch_pipeline.database.readings import BATCH_ENDED, interval
+from batch_pipeline.database.readings import BATCH_ENDED, NAME, interval
 from batch_pipeline.database.session import Database
+from batch_pipeline.services.short_ids import batch_label
 
 #: How far each look goes back before the newest known end. An end is missed if its transaction
 #: waits longer than this for a lock.
@@ -39,6 +40,12 @@ class EndedBatch:
     """When it was found, by the database's clock."""
     tries: int = 0
     """Number of failed tries of its report."""
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in a message."""
+        return batch_label(self.batch_id, self.name)
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,10 @@ class EndsSeen:
             }
             newest = datetime.fromisoformat(kept["newest"])
             put_off = [
-                EndedBatch(uuid.UUID(key), datetime.fromisoformat(ended_at), newest, int(tries))
-                for key, ended_at, tries in kept.get("put_off", [])
+                EndedBatch(
+                    uuid.UUID(key), datetime.fromisoformat(ended_at), newest, int(tries), *name
+                )
+                for key, ended_at, tries, *name in kept.get("put_off", [])
             ]
             return cls(newest, recent, put_off)
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -73,7 +82,7 @@ class EndsSeen:
     def __str__(self) -> str:
         """Return the ends as JSON text."""
         recent = {str(key): moment.isoformat() for key, moment in self.recent.items()}
-        put_off = [(str(b.batch_id), b.ended_at.isoformat(), b.tries) for b in self.put_off]
+        put_off = [(str(b.batch_id), b.ended_at.isoformat(), b.tries, b.name) for b in self.put_off]
         newest = self.newest.isoformat() if self.newest else None
         return json.dumps(
             {"newest": newest, "recent": recent} | ({"put_off": put_off} if put_off else {})
@@ -107,12 +116,15 @@ class EndsSeen:
 def newly_ended(database: Database, seen: EndsSeen, *, limit: int) -> list[EndedBatch]:
     """List ended batches that were not seen yet, oldest end first."""
     since = seen.newest - OVERLAP if seen.newest else func.now() - interval(FIRST_LOOK_SECONDS)
-    ended: Select[uuid.UUID, datetime, datetime] = (
-        select(UploadBatch.id, BATCH_ENDED, func.now())
+    ended: Select[uuid.UUID, datetime, datetime, str | None] = (
+        select(UploadBatch.id, BATCH_ENDED, func.now(), NAME)
         .where(UploadBatch.status.not_in(OPEN_BATCH), since < BATCH_ENDED)
         .order_by(BATCH_ENDED, UploadBatch.id)
         .limit(len(seen.recent) + limit)
     )
     with database.transaction() as connection:
-        found = [EndedBatch(*row) for row in connection.execute(ended)]
+        found = [
+            EndedBatch(batch_id, ended_at, seen_at, name=name)
+            for batch_id, ended_at, seen_at, name in connection.execute(ended)
+        ]
     return [batch for batch in found if seen.recent.get(batch.batch_id) != batch.ended_at][:limit]

@@ -21,6 +21,7 @@ from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sensors import REPORTS_PER_TICK
 from batch_pipeline.services.reports.batch_summary import MAX_FAILURES, MAX_SHEET_BYTES, MAX_SLOWEST
 from batch_pipeline.services.reports.ended_batches import MAX_TRIES
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.records import USER, add_batch, embedded, make_unreadable, upload_rows
 
 from .conftest import MEDIA
@@ -40,7 +41,10 @@ class Reporter:
 
     def tick(self):
         context = dg.build_sensor_context(
-            instance=self.instance, cursor=self.cursor, resources={"batch_pipeline": self.pipeline}
+            instance=self.instance,
+            cursor=self.cursor,
+            resources={"batch_pipeline": self.pipeline},
+            repository_def=self.definitions.get_repository_def(),
         )
         tick = self.sensor.evaluate_tick(context)
         self.cursor = tick.cursor
@@ -102,7 +106,7 @@ def test_a_worked_batch_is_reported_with_counts_failures_and_pictures(runner, re
     tick = reporter.tick()
     [report] = reports(tick)
     assert report.partition == str(batch_id)
-    said = f"reported: batch {batch_id} completed: 2 of 3 uploads completed, 1 failed"
+    said = f"reported: batch {short(batch_id)} completed: 2 of 3 uploads completed, 1 failed"
     assert tick.skip_message == said
     found = report.metadata
     assert [found[name].value for name in ("status", "total", "successful", "failed")] == [
@@ -401,12 +405,22 @@ def test_batches_that_cannot_be_reported_keep_no_other_waiting_and_are_said_to_h
     good = [ended_batch(pipeline) for _ in range(REPORTS_PER_TICK)]
     first = reporter.tick()
     assert reports(first) == []
-    assert f"left out: batch {bad[0]} (division by zero)" in first.skip_message
+    assert f"left out: batch {short(bad[0])} (division by zero)" in first.skip_message
     assert reporter.reported() == [str(batch_id) for batch_id in good]
     last = reports(reporter.tick())
     assert {report.partition for report in last} == {str(batch_id) for batch_id in bad}
     assert {report.metadata["reason"].value for report in last} == {"division by zero"}
     assert reporter.tick().skip_message == "no batch has ended since"
+
+
+def test_a_tick_calls_a_batch_by_its_name_also_when_it_is_tried_again(reporter, pipeline):
+    good = ended_batch(pipeline, name="Rome")
+    assert f"reported: batch Rome ({short(good)}) completed: " in reporter.tick().skip_message
+    make_unreadable(pipeline.database, "damaged")
+    bad = ended_batch(pipeline, [ENDED | {"filename": "damaged"}], name="Oslo")
+    for _ in range(MAX_TRIES):
+        said = reporter.tick().skip_message
+        assert f"left out: batch Oslo ({short(bad)}) (division by zero)" in said
 
 
 def test_a_batch_that_was_deleted_meanwhile_is_none(reporter, pipeline):

@@ -49,10 +49,14 @@ def upgrade(url: str) -> None:
 def sensor(pipeline: Pipeline, instance, name: str, cursor=None):
     resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
     definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
+    repository = definitions.get_repository_def()
     context = dg.build_sensor_context(
-        instance=instance, cursor=cursor, resources={"batch_pipeline": pipeline}
+        instance=instance,
+        cursor=cursor,
+        resources={"batch_pipeline": pipeline},
+        repository_def=repository,
     )
-    return definitions.get_repository_def().get_sensor_def(name).evaluate_tick(context)
+    return repository.get_sensor_def(name).evaluate_tick(context)
 
 
 def finish(pipeline: Pipeline) -> None:

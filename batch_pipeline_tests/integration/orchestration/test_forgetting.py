@@ -19,7 +19,7 @@ from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.export import export_user
 from batch_pipeline.services.forgetting import forget
 from batch_pipeline.services.one_by_one import LeftOut
-from batch_pipeline.services.short_ids import Named
+from batch_pipeline.services.short_ids import Named, short
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
 from batch_pipeline_tests.traces import of_upload, traces
 
@@ -300,6 +300,26 @@ def test_what_a_sensor_was_about_to_report_goes_too(kept, tmp_path):
             ticks.execute("UPDATE job_ticks SET status = 'SUCCESS'")
             deletion.result(60)
     assert kept.traces(b"quokka_barnaby", str(batch).encode()) == []
+
+
+def test_ticks_and_the_console_that_call_a_batch_by_its_name_and_short_id_go_too(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby")
+    other = kept.batch(tmp_path, "pelican_odette")
+    console = Path(kept.runner.instance.root_directory) / "dagster-dev.log"
+    with psycopg.connect(kept.databases[1], autocommit=True) as ticks:
+        for one, name in ((batch, "quokka_barnaby"), (other, "pelican_odette")):
+            said = f"1 batch waits: 1 behind other runs [{name} album ({short(one)})]"
+            with console.open("a") as lines:
+                lines.write(f"2026-01-01 10:00:00 +0000 - dagster - INFO - {said}\n")
+            ticks.execute(
+                "INSERT INTO job_ticks (job_origin_id, status, type, timestamp, tick_body)"
+                " VALUES ('o', 'SKIPPED', 'SENSOR', now() AT TIME ZONE 'UTC', %s)",
+                [json.dumps({"job_name": "pending_batches", "skip_reason": said})],
+            )
+    kept.delete("batch", batch)
+    assert kept.traces(b"quokka_barnaby", short(batch).encode()) == []
+    of_other = kept.traces(f"pelican_odette album ({short(other)})".encode())
+    assert {"job_ticks", str(console)} <= {place for place, _ in of_other}
 
 
 def test_what_dagster_keeps_of_a_batch_whose_rows_an_api_has_deleted_goes_too(kept, tmp_path):

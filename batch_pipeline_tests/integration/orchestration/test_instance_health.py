@@ -30,6 +30,8 @@ from dagster_shared.error import SerializableErrorInfo
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.dagster_storage import instance_storage
 from batch_pipeline.orchestration.instance_health import INSTIGATORS, check_dagster
+from batch_pipeline.services.progress.waiting import what_it_waits_for, why_batches_wait
+from batch_pipeline.testing.records import add_batch
 
 REPOSITORY = RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin("localhost", port=1), "ours")
 
@@ -71,7 +73,7 @@ class Daemon:
     def beat(self, name, *, seconds_ago=0):
         self.runs.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds_ago, name, "id", []))
 
-    def tick(self, name, status, error=None):
+    def tick(self, name, status, error=None, *, said=None, seconds_ago=0):
         state = state_of(name)
         self.ticks.create_tick(
             TickData(
@@ -79,8 +81,10 @@ class Daemon:
                 instigator_name=name,
                 instigator_type=InstigatorType.SENSOR,
                 status=status,
-                timestamp=time.time(),
+                timestamp=time.time() - seconds_ago,
                 error=error,
+                skip_reason=said,
+                run_ids=[] if status is TickStatus.SUCCESS else None,
                 selector_id=state.selector_id,
             )
         )
@@ -110,6 +114,32 @@ def test_what_works_is_well(checks, daemon):
     daemon.tick("pending_batches", TickStatus.SKIPPED)
     daemon.tick("pending_batches", TickStatus.STARTED)
     assert [name for name, check in checks().items() if not check.ok] == []
+
+
+def test_status_says_what_the_sensor_said_how_many_runs_are_in_flight_and_why_it_is_stuck(
+    change, daemon, dagster_url, database
+):
+    settings = change(dagster_database_url=dagster_url)
+    batch = add_batch(database, 1)
+    daemon.runs.add_run(dg.DagsterRun("process_batch", status=dg.DagsterRunStatus.STARTED))
+    daemon.runs.add_run(dg.DagsterRun("process_batch", status=dg.DagsterRunStatus.SUCCESS))
+    daemon.tick("pending_batches", TickStatus.SKIPPED, said="2 batches wait")
+    daemon.tick("report_ended_batches", TickStatus.SKIPPED, said="no batch has ended since")
+    daemon.tick("pending_batches", TickStatus.STARTED)
+    assert why_batches_wait(settings) == "2 batches wait"
+    launching = "waits for its run to be launched; 1 of 4 runs in flight"
+    assert what_it_waits_for(database, settings, batch) == launching
+
+    wrapped = SerializableErrorInfo("Error occurred during the execution", [], None, BROKE)
+    daemon.tick("pending_batches", TickStatus.FAILURE, wrapped)
+    failing = "the sensor pending_batches fails: it broke"
+    assert why_batches_wait(settings) == failing
+    assert what_it_waits_for(database, settings, batch).startswith(f"waits, because {failing}; ")
+
+    daemon.tick("pending_batches", TickStatus.SUCCESS, seconds_ago=300)
+    assert "has not looked for 5 minutes: it is switched off, its code location cannot be" in (
+        what_it_waits_for(database, settings, batch)
+    )
 
 
 def test_a_sensor_that_is_off_never_asked_or_whose_last_tick_failed_is_not_well(checks, daemon):

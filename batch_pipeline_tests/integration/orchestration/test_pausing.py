@@ -12,6 +12,7 @@ from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sweep import work_for_a_sweep
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pauses import active_pauses, pause, resume
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline.testing.records import (
     USER,
@@ -57,8 +58,8 @@ def test_no_run_is_asked_for_what_is_paused_and_the_tick_says_so(daemon_of):  # 
     hold(daemon.pipeline, PauseScope.BATCH, held, "wrong folder")
     assert batches_of(daemon.tick()) == [str(other)]
     said = daemon.tick().skip_message
-    assert f"1 to be resumed ({held})" in said
-    assert f"batch {held} is paused since" in said
+    assert f"1 paused [{short(held)}]" in said
+    assert f"batch {short(held)} is paused since" in said
     assert "(wrong folder)" in said
 
     release(daemon.pipeline, PauseScope.BATCH, held)
@@ -84,7 +85,7 @@ def test_while_all_servers_are_paused_no_slice_is_opened_and_nothing_counts_as_a
         batch_id = add_batch(daemon.pipeline.database, 2)
         hold(daemon.pipeline, PauseScope.SERVER, server.ollama_url)
         said = daemon.tick().skip_message
-        assert "batches that wait: 1, because every vision server is paused" in said
+        assert f"1 batch waits [{short(batch_id)}], because every vision server is paused" in said
         assert column(daemon.pipeline, batch_id, "slice") == [None, None]
         assert column(daemon.pipeline, batch_id, "not_before") == [None, None]
         release(daemon.pipeline, PauseScope.SERVER, server.ollama_url)

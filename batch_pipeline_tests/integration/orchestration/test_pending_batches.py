@@ -10,8 +10,15 @@ from sqlalchemy import func, text, update
 from batch_pipeline.database.models import AskedSlice, Upload, UploadBatch
 from batch_pipeline.database.readings import interval
 from batch_pipeline.orchestration.code_location import build_definitions
-from batch_pipeline.orchestration.tags import BATCH_TAG, REASON_TAG, RUN_KEY_TAG, SLICE_TAG
+from batch_pipeline.orchestration.tags import (
+    BATCH_TAG,
+    NAME_TAG,
+    REASON_TAG,
+    RUN_KEY_TAG,
+    SLICE_TAG,
+)
 from batch_pipeline.services.dispatch.asked_slices import ASKED_SECONDS
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.records import add_batch, embedded, upload_rows
 
 
@@ -110,7 +117,7 @@ def test_runs_hold_no_more_uploads_of_a_user_than_they_may_and_others_are_launch
         make_older(daemon, batch_id, seconds=60)  # no head start
     assert sorted(batches_of(daemon.tick())) == sorted(map(str, (hers, other)))
     assert held_of(daemon, hers) == 6
-    assert f"1 for uploads of the same user to end ({hers})" in daemon.tick().skip_message
+    assert f"1 behind uploads of the same user [{short(hers)}]" in daemon.tick().skip_message
 
     taken = states.load_batch(hers, daemon.runs[0].run_id, slice_number=1, limit=10).reserved
     for row in taken[:2]:
@@ -124,16 +131,26 @@ def test_runs_hold_no_more_uploads_of_a_user_than_they_may_and_others_are_launch
     assert held_of(daemon, hers) == 6
 
 
+def test_a_run_has_the_name_of_its_batch_in_a_tag_before_it_begins(daemon_of):
+    daemon = daemon_of()
+    add_batch(daemon.pipeline.database, 1, name="Rome\n2026")
+    add_batch(daemon.pipeline.database, 1)
+    named, unnamed = daemon.tick().run_requests
+    assert named.tags[NAME_TAG] == "Rome 2026"
+    assert NAME_TAG not in unnamed.tags
+
+
 def test_the_first_run_of_a_new_batch_has_a_head_start_until_it_has_begun(daemon_of):
     daemon = daemon_of(uploads_per_run=2)
-    batch_id = add_batch(daemon.pipeline.database, 5)
+    batch_id = add_batch(daemon.pipeline.database, 5, name="Rome\n2026")
+    rome = f"Rome 2026 ({short(batch_id)})"
     make_older(daemon, batch_id, seconds=-3600)  # however slow the machine, it stays new
     assert len(daemon.tick().run_requests) == 1
     waiting = daemon.tick()
     assert not waiting.run_requests
     assert waiting.skip_message == (
-        f"batches that wait: 1: 1 for a run that is launched already ({batch_id}), "
-        f"1 for the first run of the batch to begin ({batch_id}); runs in flight: 1 of 4"
+        f"1 batch waits: 1 already launched [{rome}], "
+        f"1 behind their batch's first run [{rome}]; 1 of 4 runs in flight"
     )
     daemon.pipeline.states.load_batch(batch_id, daemon.runs[0].run_id, slice_number=1, limit=2)
     assert len(daemon.tick().run_requests) == 2
@@ -169,8 +186,7 @@ def test_a_slice_is_never_asked_for_twice(daemon_of):
     again = daemon.tick()
     assert not again.run_requests
     assert again.skip_message == (
-        f"batches that wait: 1: 1 for a run that is launched already ({batch_id}); "
-        "runs in flight: 1 of 4"
+        f"1 batch waits: 1 already launched [{short(batch_id)}]; 1 of 4 runs in flight"
     )
 
 
@@ -263,7 +279,7 @@ def test_a_user_may_be_limited_so_that_a_place_stays_free_for_others(daemon_of):
     large = add_batch(daemon.pipeline.database, 5, status="processing")
     assert batches_of(daemon.tick()) == [str(large)] * 2
     assert daemon.tick().skip_message.endswith(
-        f"1 for a run of the same user to end ({large}); runs in flight: 2 of 3"
+        f"1 behind runs of the same user [{short(large)}]; 2 of 3 runs in flight"
     )
 
 
@@ -291,7 +307,7 @@ def test_a_run_whose_batch_tag_is_no_id_is_counted_and_named_and_the_others_go_o
     batch_id = add_batch(daemon.pipeline.database, 1)
     assert batches_of(daemon.tick()) == [str(batch_id)]
     tick = daemon.tick()
-    assert f"runs in flight: 2 of 4; {said}" in tick.skip_message
+    assert f"2 of 4 runs in flight; {said}" in tick.skip_message
 
 
 def test_a_batch_whose_row_somebody_holds_loses_its_turn_and_keeps_nobody_waiting(daemon_of):
@@ -305,7 +321,7 @@ def test_a_batch_whose_row_somebody_holds_loses_its_turn_and_keeps_nobody_waitin
         )
         tick = daemon.tick()
         assert not tick.run_requests
-        assert f"left out: batch {held} (canceling statement due to lock timeout" in (
+        assert f"left out: batch {short(held)} (canceling statement due to lock timeout" in (
             tick.skip_message
         )
         assert batches_of(daemon.tick()) == [str(other)]

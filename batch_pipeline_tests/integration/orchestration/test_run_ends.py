@@ -13,10 +13,16 @@ from types import SimpleNamespace
 import dagster as dg
 import psutil
 import pytest
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 from dagster._core.events import EngineEventData
+from dagster._core.execution.api import execute_run
 from dagster._core.instance.methods import event_methods
+from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._grpc.impl import core_execute_run
 from sqlalchemy import text
 
 from batch_pipeline.orchestration import run_ends
@@ -51,8 +57,9 @@ def lost_run(definitions, instance, pipeline, batch_id):
         definitions.resolve_job_def("process_batch"),
         run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
         tags={BATCH_TAG: str(batch_id), SLICE_TAG: "1"},
-        status=dg.DagsterRunStatus.STARTED,
     )
+    begun = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, run.job_name)
+    instance.report_dagster_event(begun, run.run_id)
     pipeline.states.start(first.id, run.run_id)
     return run
 
@@ -181,6 +188,93 @@ def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, de
     assert seen.metadata["uploads_returned"].value == 1
     assert seen.metadata["uploads_released"].value == 2
     assert seen.metadata["reason"].value == "exited with code 139"
+
+
+def unstarted(instance, definitions, batch_id):
+    return instance.create_run_for_job(
+        definitions.resolve_job_def("process_batch"),
+        run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
+        tags={BATCH_TAG: str(batch_id), SLICE_TAG: "1"},
+    )
+
+
+class BrokenLauncher(DefaultRunLauncher):
+    """One whose code location is not there."""
+
+    def launch_run(self, context):
+        try:
+            raise ConnectionRefusedError("connection to code-location:4000 refused")
+        except ConnectionRefusedError as error:
+            raise dg.DagsterError("Could not reach user code server") from error
+
+
+def launched_in_vain(instance, run, pipeline, monkeypatch):
+    launcher = BrokenLauncher()
+    launcher.register_instance(instance)
+    monkeypatch.setattr(instance, "_run_launcher", launcher)
+    with pytest.raises(dg.DagsterError):
+        instance.launch_run(run.run_id, None)
+
+
+def started_without_its_code(instance, run, pipeline, monkeypatch):
+    """As a worker whose container has another version of the code."""
+    pointer = ModuleCodePointer("batch_pipeline_of_last_year", "defs", working_directory=None)
+    job = ReconstructableJob(ReconstructableRepository(pointer), run.job_name)
+    with pytest.raises(dg.DagsterError):
+        list(core_execute_run(job, run, instance, inject_env_vars=False))
+
+
+def killed_at_its_start(instance, run, pipeline, monkeypatch):
+    """As the code server reports it of its own workers."""
+    instance.report_engine_event("Run execution process unexpectedly exited with code -9.", run)
+    instance.report_run_failed(run)
+
+
+def started_with_a_wrong_setting(instance, run, pipeline, monkeypatch):
+    monkeypatch.setenv("BATCH_PIPELINE_MAX_ATTEMPTS", "many")
+    job = build_definitions(pipeline.settings).resolve_job_def("process_batch")
+    execute_run(InMemoryJob(job), run, instance)
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason"),
+    [
+        (
+            launched_in_vain,
+            "it could not start: DagsterError: Could not reach user code server: "
+            "ConnectionRefusedError: connection to code-location:4000 refused",
+        ),
+        (
+            started_without_its_code,
+            "it could not start: DagsterImportError: Encountered ImportError: "
+            "`No module named 'batch_pipeline_of_last_year'`",
+        ),
+        (
+            killed_at_its_start,
+            "it could not start: Run execution process unexpectedly exited with code -9.",
+        ),
+        (
+            started_with_a_wrong_setting,
+            "ConfigurationError: settings are not valid: BATCH_PIPELINE_MAX_ATTEMPTS='many'",
+        ),
+    ],
+)
+def test_a_run_that_could_not_start_tells_its_reason_in_status_and_in_the_catalog(  # noqa: PLR0917
+    console, database, pipeline, instance, definitions, monkeypatch, ended, reason
+):
+    batch_id = add_batch(database, [{"slice": 1}], slices=1, status="processing", name="Rome")
+    run = unstarted(instance, definitions, batch_id)
+    with monkeypatch.context() as patch:
+        ended(instance, run, pipeline, patch)
+    assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+
+    name = "release_uploads_of_failed_runs"
+    evaluate(definitions, instance, pipeline, name, run, "PIPELINE_FAILURE")
+
+    said = " ".join(console("status", batch_id).out.split())
+    assert reason in said
+    assert "a run died, what it left goes to another: " in said
+    assert reason in newest_settlement(instance).metadata["reason"].value
 
 
 def test_a_run_that_was_terminated_before_it_began_cancels_its_batch_until_a_retry(

@@ -6,6 +6,7 @@ import pytest
 from batch_pipeline.database.models import PauseScope
 from batch_pipeline.services.pauses import pause
 from batch_pipeline.services.progress.waiting import what_it_waits_for
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.records import add_batch
 
 
@@ -35,10 +36,13 @@ def waits(database, change, daemon):
 
 def test_behind_the_uploads_of_other_batches(database, waits):
     batch = add_batch(database, 3)
-    for number in (1, 2):
-        held = {"owner_run_id": "run", "processing_status": "analyzing"}
-        add_batch(database, [held] * number + [{}], status="processing")
-    assert waits(batch) == "waits behind 3 uploads of 2 other batches"
+    held = {"owner_run_id": "run", "processing_status": "analyzing"}
+    named, unnamed = (
+        add_batch(database, [held] * number + [{}], status="processing", name=name)
+        for number, name in ((2, "Rome"), (1, None))
+    )
+    ahead = f"Rome ({short(named)}), {short(unnamed)}"
+    assert waits(batch) == f"waits behind 3 uploads of 2 batches: {ahead}"
 
 
 def test_because_a_service_is_down(database, waits):
@@ -49,7 +53,7 @@ def test_because_a_service_is_down(database, waits):
 def test_until_it_is_resumed(database, waits, change):
     batch = add_batch(database, 1)
     pause(database, change(), PauseScope.BATCH, str(batch), "wrong folder")
-    assert waits(batch).startswith(f"waits, because batch {batch} is paused since ")
+    assert waits(batch).startswith(f"waits, because batch {short(batch)} is paused since ")
     servers = {"analyzer": "ollama", "ollama_host": "http://gpu1:11434"}
     other = add_batch(database, 1)
     assert "paused" not in waits(other, **servers)
@@ -58,7 +62,9 @@ def test_until_it_is_resumed(database, waits, change):
 
 
 def test_for_its_run_when_nothing_is_in_the_way(database, waits):
-    assert waits(add_batch(database, 1)).startswith("waits for its run to begin")
+    assert waits(add_batch(database, 1)) == "waits for its run to be launched"
+    launched = add_batch(database, [{"slice": 1}], slices=1)
+    assert waits(launched) == "waits for its run to begin, which is already launched"
 
 
 def test_only_where_no_daemon_lives_the_question_is_whether_dagster_runs(database, waits, daemon):

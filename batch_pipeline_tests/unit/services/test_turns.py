@@ -21,6 +21,7 @@ from batch_pipeline.services.dispatch.turns import (
     Why,
     choose_slices,
 )
+from batch_pipeline.services.short_ids import short
 
 NOON = 1_800_000_000.0
 BATCHES = [uuid.UUID(int=number) for number in range(1, 6)]
@@ -137,7 +138,7 @@ def test_a_user_gets_the_uploads_for_which_there_is_room_and_others_go():
     assert [s.uploads for s in choice.chosen] == [50]
     choice = choose(hers, upload_limit=UploadLimit(100, 60, {ANNA: 51}))
     assert (choice.chosen, choice.needs_a_run_to_end) == ([], True)
-    assert str(choice).endswith(f"1 for uploads of the same user to end ({BATCHES[0]})")
+    assert str(choice).endswith(f"1 behind uploads of the same user [{short(BATCHES[0])}]")
 
 
 def test_a_slice_that_has_its_number_is_launched_as_it_is_counted_already():
@@ -160,20 +161,20 @@ def test_a_batch_without_slices_of_its_own_numbers_is_chosen_as_often_as_it_has_
 
 
 def test_what_waits_is_said_with_its_reasons_and_batches():
-    launched = slices(BATCHES[0], 1)
-    behind = slices(BATCHES[0], 3, has_head_start=True)[1:]
+    rome = slices(BATCHES[0], 3, has_head_start=True, batch_name="Rome")
+    launched, behind = rome[:1], rome[1:]
     choice = choose(
         [*launched, *behind],
         launched={launched[0].key},
         in_flight=running(BATCHES[0], 1),
     )
     assert str(choice) == (
-        f"batches that wait: 1: 1 for a run that is launched already ({BATCHES[0]}), "
-        f"1 for the first run of the batch to begin ({BATCHES[0]})"
+        f"1 batch waits: 1 already launched [Rome ({short(BATCHES[0])})], "
+        f"1 behind their batch's first run [Rome ({short(BATCHES[0])})]"
     )
     full = choose([slices(batch, 1)[0] for batch in BATCHES], max_in_flight=0)
-    named = ", ".join(map(str, BATCHES[:3]))
-    assert str(full) == f"batches that wait: 5: 5 for any run to end ({named} and 2 more)"
+    named = ", ".join(map(short, BATCHES[:3]))
+    assert str(full) == f"5 batches wait: 5 behind other runs [{named} and 2 more]"
     assert str(choose(slices(BATCHES[0], 1))) == ""
 
 

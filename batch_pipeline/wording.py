@@ -1,0 +1,18 @@
+"""Parts of sentences that several messages share."""
+
+from collections.abc import Sequence
+
+#: Things that a message names, of those of which it says the same.
+_MAX_NAMED = 3
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Write ``1 file`` or ``2 files``."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """List names; of many only the first."""
+    named = names[:_MAX_NAMED]
+    more = len(names) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more else "")
