@@ -157,11 +157,13 @@ def test_one_item_that_is_refused_holds_up_no_other_and_somebody_is_told(new_wri
 
 
 def test_stopping_writes_what_is_left_and_ends_the_thread(new_writer, shelf):
+    before = set(threading.enumerate())  # another test may have left a writer
     writer = new_writer()
     writer.put("item")
+    [own] = set(threading.enumerate()) - before
     writer.stop()
     assert shelf.items == ["item"]
-    assert not [thread for thread in threading.enumerate() if thread.name == "event-writer"]
+    assert not own.is_alive()
     writer.put("next")
     writer.stop()
     assert shelf.items == ["item", "next"]
