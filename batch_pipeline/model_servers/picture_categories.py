@@ -1,9 +1,9 @@
-"""What may be said of a picture by a classifier that knows the 1,000 classes of ImageNet.
+"""Turns probabilities of ImageNet's 1,000 classes into something that a description may say.
 
 A raw class misleads: a portrait is a "wig", a kite a "parachute". So probabilities are summed over
-everyday categories, an allow-list in which clothing, weapons, screens and whatever else pictures
-of other things are taken for have no place; and what is less than half certain is not said at all.
-Most pictures, those of people and of scenes above all, are in no category: then nothing is said.
+everyday categories. This allow-list has no clothing, weapons, screens or other classes that
+pictures of different things are mistaken for. A category that is less than half certain is not
+named. Most pictures, above all of people and scenes, are in no category: then nothing is said.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: Least probability at which a category is told. Of what lies between 0.3 and 0.5 half was wrong.
+#: Least probability at which a category is named. Between 0.3 and 0.5, half of them were wrong.
 TOLD = 0.5
 #: The same for "an animal": a third of all classes are animals, and grass alone sums up to 0.47.
 ANIMAL_TOLD = 0.6
