@@ -68,16 +68,16 @@ class Busy(Exception):  # noqa: N818
 def error_for_status(  # noqa: PLR0911 - a table of cases
     server: str, status: int, body: str, headers: Mapping[str, str]
 ) -> Exception:
-    """Name the error behind an HTTP status.
+    """Return the error for an HTTP status.
 
-    Settings that are wrong stop the work with `ServiceDownError` like an outage, because they
-    would fail every upload alike: ``model_missing``, ``model_server_refused`` (key, path),
-    ``model_unsuitable`` (the model cannot do what is asked), ``model_refuses_all`` (a 400 that
-    does not say what is wrong with the input) and ``model_quota_used_up``.
+    Wrong settings stop all processing with `ServiceDownError`, like an outage, because every upload
+    would fail: ``model_missing``, ``model_server_refused`` (key, path), ``model_unsuitable`` (the
+    model cannot do what is asked), ``model_refuses_all`` (a 400 that does not say what is wrong
+    with the input) and ``model_quota_used_up``.
     """
     reason = server_reason(body)
     message = f"model server {server} answered {status}: {reason}"
-    # Codes stand beside the reason that is shown.
+    # Error codes are in the body, next to the reason that is shown.
     said = f"{reason} {body[:_LONGEST_REASON]}".lower()
     if status == 402 or (status in {400, 403, 429} and _UNPAID.search(said)):
         return ServiceDownError(

@@ -128,15 +128,15 @@ def trusted() -> ssl.SSLContext:
 
 
 def proxy_for(url: str, setting: str) -> str:
-    """Address of the proxy through which a server is called; empty: none.
+    """Return the address of the proxy for a server; empty: none.
 
     Args:
-        url: of the server.
+        url: address of the server.
         setting: value of ``BATCH_PIPELINE_MODEL_PROXY``.
 
     Raises:
-        ConfigurationError: an address is not one, ``NO_PROXY`` cannot be read, or the package for
-            a SOCKS proxy is missing.
+        ConfigurationError: an address is not valid, ``NO_PROXY`` cannot be read, or the package
+            for a SOCKS proxy is missing.
     """
     if not setting:
         return ""
@@ -145,7 +145,7 @@ def proxy_for(url: str, setting: str) -> str:
     parts = urlsplit(url)
     host = (parts.hostname or "").lower()
     proxies = getproxies_environment()
-    # Refused whoever is called, so that a mistake in it is not found by chance.
+    # Checked for every server, so that a mistake is not found only by chance.
     exempt = [_exempts(entry, host, parts.port) for entry in _exceptions(proxies.pop("no", ""))]
     scheme = parts.scheme if parts.scheme in proxies else "all"
     if _is_loopback(host) or any(exempt) or scheme not in proxies:

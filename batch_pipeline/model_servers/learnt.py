@@ -96,10 +96,10 @@ class Learnt:
         return name in self._refused
 
     def learns_from_refusal(self, sent: Mapping[str, Any], status: int, body: str) -> bool:
-        """Learn which parameter a server refuses; true: the call is worth making again without it.
+        """Learn which parameter a server refuses; return true if a retry without it may help.
 
         Raises:
-            ServiceDownError: ``model_refused_options``: it is one that a person has set.
+            ServiceDownError: ``model_refused_options``: a person has set this parameter.
         """
         name = _refused_parameter(sent, status, body)
         if name is None:
@@ -110,7 +110,7 @@ class Learnt:
                 "model_refused_options",
                 f"{self._who} refuses {name!r}, which {self._variable} sets: {reason}",
             )
-        # Another call may have learnt it since this one began; the next is made without it anyway.
+        # Another call may have learnt it since this one began; the retry leaves it out anyway.
         self._refused[self._key(name, sent[name])] = reason
         return True
 
