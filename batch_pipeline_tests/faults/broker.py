@@ -1,4 +1,4 @@
-"""Brokers of Celery that can be killed, filled up and made to forget."""
+"""Celery brokers that tests can kill, fill up and empty."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ QUEUE = "dagster"
 
 
 class Broker(Protocol):
-    """What tests do with either broker."""
+    """Methods that both brokers have."""
 
     url: str
     port: int
@@ -25,11 +25,11 @@ class Broker(Protocol):
     def start(self) -> None: ...
     def kill(self) -> None: ...
     def waiting(self) -> int:
-        """Steps that no worker has taken."""
+        """Return the steps that no worker has taken."""
 
     def lose_everything(self) -> None: ...
     def fill_up(self) -> None:
-        """Let it take no more messages, as if its disk or memory were full."""
+        """Make it refuse messages, as if its disk or memory were full."""
 
     def make_room(self) -> None: ...
 
@@ -83,12 +83,12 @@ class Redis:
 
 
 class RabbitMq:
-    """A RabbitMQ of its own, with its own port mapper."""
+    """A separate RabbitMQ, with its own port mapper."""
 
     def __init__(self, address: str, folder: Path) -> None:
         self.port = free_port()
         self.url = f"amqp://guest:guest@{address}:{self.port}//"
-        # Debian puts a wrapper ahead of it, which knows one server of one user.
+        # Debian's wrapper supports only one server of one user.
         found, behind = Path(program("rabbitmq-server")).parent, Path("/usr/lib/rabbitmq/bin")
         self._programs = behind if behind.is_dir() else found
         (folder / "plugins").write_text("[].")

@@ -150,7 +150,7 @@ def test_f4_one_folder_that_is_immutable_fails_alone(work, pictures, number):
         assert_one_failed(work, batch_id, number, "thumbnail_not_stored", reason)
 
 
-def test_f4_an_original_that_is_immutable_is_worked_as_any_other(work, pictures):
+def test_f4_an_immutable_original_is_processed_like_any_other(work, pictures):
     work = work(analyzer="embedded")
     batch_id = work.submit(*pictures[:2])
     root = Path(work.pipeline.settings.storage_location)

@@ -259,7 +259,7 @@ def test_after_a_kill_the_costs_are_what_the_server_counted(
     assert len(described) == (6 if moment == "answered" else 5)
 
 
-def test_7_after_a_kill_that_nobody_reports_the_lease_tells_and_the_run_is_closed(
+def test_7_after_an_unreported_kill_the_lease_expires_and_the_run_is_closed(
     open_stack, model_server
 ):
     stack = open_stack()

@@ -183,7 +183,7 @@ def test_status_of_a_batch_that_waits_says_what_for(console, database, database_
     assert "is Dagster running? it has never run on this database" in " ".join(shown.split())
 
 
-def test_watch_of_an_ended_batch_prints_its_last_state_and_tells_of_failures(console, database):
+def test_watch_of_an_ended_batch_prints_its_last_state_and_its_failures(console, database):
     batch = add_batch(
         database,
         [{"processing_status": "completed"}, {"processing_status": "failed"}],
@@ -205,9 +205,7 @@ def test_watch_of_an_ended_batch_prints_its_last_state_and_tells_of_failures(con
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
-def test_watch_of_a_batch_that_was_cancelled_tells_that_not_all_is_done(
-    console, database, arguments
-):
+def test_watch_of_a_cancelled_batch_says_that_not_all_is_done(console, database, arguments):
     batch = add_batch(database, 1, status="cancelled")
     assert console("watch", batch, *arguments).code == 1
 
@@ -282,7 +280,7 @@ def test_report_writes_the_page_and_says_how_large_it_is(console, database, tmp_
     ]
 
 
-def test_inspect_tells_what_is_seen_and_stores_nothing(console, database, tmp_path):
+def test_inspect_prints_what_is_seen_and_stores_nothing(console, database, tmp_path):
     (tmp_path / "IMG_20210506_070809.jpg").write_bytes(make_image("jpeg")[:-20])
     (tmp_path / "clip.mp4").write_bytes(make_video("mp4", 2))
     (tmp_path / "clip.xmp").write_text('<rdf:Description xmp:CreateDate="2021-05-06T07:08:09"/>')
@@ -380,7 +378,7 @@ def test_doctor_fails_when_an_upload_has_waited_for_too_long(console, database):
     assert f"its batch {batch} is pending, longer than 1:00:00" in late["detail"]
 
 
-def test_pause_and_resume_say_what_they_did_and_everybody_is_told(console, database, tmp_path):
+def test_pause_and_resume_say_what_they_did_and_notify_everybody(console, database, tmp_path):
     batch, other = add_batch(database, 1), add_batch(database, 1)
     assert console("paused").out == "Nothing is paused.\n"
     short = str(batch)[:8]
@@ -434,7 +432,7 @@ def test_wrong_use_is_explained_with_a_hint(console):
     assert console().code == 2
 
 
-def test_an_unreachable_database_and_a_wrong_setting_are_told_apart(console):
+def test_an_unreachable_database_and_a_wrong_setting_have_different_errors(console):
     gone = console("status", BATCH_PIPELINE_DATABASE_URL="postgresql://127.0.0.1:1/none")
     assert gone.code == 1
     assert gone.err.startswith("Error: the database does not answer: ")

@@ -35,7 +35,7 @@ READING = [
 
 
 @pytest.mark.parametrize("command", READING, ids=lambda words: " ".join(words[:2]))
-def test_who_only_looks_makes_nothing_and_is_told_where_was_looked(anywhere, tmp_path, command):
+def test_reading_commands_create_nothing_and_say_where_they_looked(anywhere, tmp_path, command):
     answer = anywhere(*command)
     assert answer.code == 2
     assert f"no .batch_pipeline is in {tmp_path}/photos or above it" in answer.err

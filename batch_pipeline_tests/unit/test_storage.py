@@ -175,7 +175,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(local, tmp_path, 
         (errno.EROFS, "storage_down"),
     ],
 )
-def test_a_full_disk_is_told_from_a_broken_one(number, kind):
+def test_a_full_disk_and_a_broken_disk_have_different_errors(number, kind):
     assert storage_error(OSError(number, os.strerror(number))).kind == kind
 
 

@@ -78,7 +78,7 @@ def test_an_api_that_locks_batch_then_uploads_costs_no_result(
     assert counts(pipeline, batch_id)[1:] == (1, 1, 0)
 
 
-def test_a_serializable_database_is_worked_as_any_other(
+def test_a_serializable_database_works_like_any_other(
     database_url, server_url, settings, open_pipeline
 ):
     with psycopg.connect(server_url, autocommit=True) as owner:
@@ -107,7 +107,7 @@ def test_a_serializable_database_is_worked_as_any_other(
     assert counts(pipeline, batch_id) == ("completed", 40, 40, 0)
 
 
-def test_a_transaction_that_always_gives_way_is_an_outage_in_the_end(monkeypatch):
+def test_a_transaction_that_conflicts_every_time_is_an_outage_in_the_end(monkeypatch):
     calls = []
 
     @repeated

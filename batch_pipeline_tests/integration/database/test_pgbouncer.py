@@ -91,7 +91,7 @@ def test_moments_are_those_of_the_session_whichever_connection_answers(
             assert set(threads.map(ask, range(3))) == {"UTC ISO, MDY"}
 
 
-def test_a_database_is_migrated_and_a_picture_is_worked_and_found(
+def test_a_database_is_migrated_and_a_picture_is_processed_and_found(
     mode, server, tmp_path, change, open_pipeline
 ):
     folder = tmp_path / "empty"

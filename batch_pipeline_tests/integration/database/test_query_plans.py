@@ -131,7 +131,7 @@ def an_open_batch(pipeline: Pipeline) -> uuid.UUID:
         )
 
 
-def test_a_batch_is_worked_without_reading_a_table_through(full_pipeline, plans):
+def test_processing_a_batch_reads_no_table_from_start_to_end(full_pipeline, plans):
     states = full_pipeline.states
     batch_id = an_open_batch(full_pipeline)
     plans.clear()

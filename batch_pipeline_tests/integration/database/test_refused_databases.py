@@ -115,7 +115,7 @@ def test_ids_that_are_no_uuids_are_refused_with_what_to_do(server):
     ],
     ids=["enum", "check", "description", "path", "status"],
 )
-def test_what_we_could_not_write_is_refused_and_mended(server, types, before, words):
+def test_what_we_could_not_write_is_refused_and_can_be_fixed(server, types, before, words):
     with api_database(server, ApiTables("x", types=types, before=before)) as (url, connection):
         refused = refusal(url)
         assert words in refused
@@ -179,7 +179,7 @@ def as_role(url: str, role: str) -> str:
     return make_url(url).set(username=role, password="x").render_as_string(False)
 
 
-def test_a_role_without_rights_is_told_which_it_lacks(server, role):
+def test_the_error_for_a_role_without_rights_names_the_missing_rights(server, role):
     with (
         server.new_database(migrated=False) as url,
         psycopg.connect(url, autocommit=True) as owner,

@@ -37,7 +37,7 @@ def total(values: list[int]) -> int:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, dg.DagsterExecutionInterruptedError])
-def test_an_interrupt_raised_by_a_step_tells_the_others_and_ends_the_run(
+def test_an_interrupt_raised_by_a_step_reaches_the_others_and_ends_the_run(
     error: type[BaseException],
 ) -> None:
     told: list[bool] = []
@@ -113,7 +113,7 @@ def test_an_error_inside_dagster_in_a_thread_ends_the_run(
     assert "disk full" in outcome.failure
 
 
-def test_the_first_error_is_raised_to_a_caller_who_wants_errors() -> None:
+def test_the_first_error_is_raised_if_the_caller_wants_errors() -> None:
     @dg.op
     def fails() -> None:
         raise ValueError("mine")

@@ -64,7 +64,7 @@ def re_execute_from_failure(
 
 
 @pytest.mark.parametrize("by_a_person", [True, False], ids=["terminate", "sigterm"])
-def test_an_interrupt_tells_the_steps_in_flight_and_waits_for_them(
+def test_an_interrupt_reaches_the_steps_in_flight_and_waits_for_them(
     instance: dg.DagsterInstance, tmp_path: Path, by_a_person: bool
 ) -> None:
     worker = Worker(instance, tmp_path, stored_jobs.stops_when_told)

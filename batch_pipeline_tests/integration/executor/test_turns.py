@@ -101,7 +101,7 @@ def test_a_step_that_is_stuck_does_not_hold_up_the_others(monkeypatch: pytest.Mo
     assert run_job(job_of(step, max_working=1)).status == dg.DagsterRunStatus.SUCCESS
 
 
-def test_who_went_on_without_a_turn_gives_none_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_went_on_without_a_turn_releases_none(monkeypatch: pytest.MonkeyPatch) -> None:
     limited = turns.Turns(1)
 
     def work() -> None:

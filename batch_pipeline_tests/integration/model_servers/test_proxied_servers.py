@@ -28,7 +28,7 @@ def test_a_proxy_that_does_not_answer_is_named_without_its_password(build: Build
     assert "secret" not in str(raised.value)
 
 
-def test_what_a_proxy_answers_is_told_with_its_name(
+def test_an_error_from_a_proxy_names_the_proxy(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     # Asked as a proxy, the scripted server knows no such path.

@@ -169,7 +169,7 @@ def test_ollama_counts_tokens_and_fills_in_fields(replay: Any) -> None:
     assert asked[0]["think"] is False
 
 
-def test_a_thought_that_ollama_tells_apart_is_no_part_of_the_answer(replay: Any) -> None:
+def test_a_thought_in_a_field_of_ollama_is_not_part_of_the_answer(replay: Any) -> None:
     analyzer, _ = replay("ollama", ollama_chat(SAID, thinking="Red, and square. Is it a flag?"))
 
     usages(analyzer.vision)
@@ -243,7 +243,7 @@ def test_sglang_without_a_parser_writes_its_thought_into_the_answer(replay: Any)
     assert asked[1]["chat_template_kwargs"]["enable_thinking"] is False
 
 
-def test_sglang_with_a_parser_tells_the_thought_apart(replay: Any) -> None:
+def test_sglang_with_a_parser_returns_the_thought_separately(replay: Any) -> None:
     analyzer, asked = replay("openai", sglang(FIELDS, thought="Red.", tokens=40), sglang(FIELDS))
 
     usages(analyzer.vision)

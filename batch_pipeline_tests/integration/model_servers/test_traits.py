@@ -225,7 +225,7 @@ def test_a_real_call_shows_that_a_model_sees_and_what_was_learnt(
 
 
 @only_openai
-def test_a_real_call_tells_what_a_model_refuses(
+def test_a_real_call_shows_what_a_model_refuses(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.refused_parameters = {"max_tokens", "seed"}

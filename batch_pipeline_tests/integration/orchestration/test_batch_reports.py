@@ -94,7 +94,7 @@ def test_without_an_ended_batch_a_tick_says_so(reporter, pipeline):
     assert (tick.asset_events, tick.skip_message) == ([], "no batch has ended since")
 
 
-def test_a_worked_batch_is_reported_with_counts_failures_and_pictures(runner, reporter, tmp_path):
+def test_a_processed_batch_is_reported_with_counts_failures_pictures(runner, reporter, tmp_path):
     hostile = tmp_path / "<b>\u202ename.jpg"
     shutil.copy(MEDIA / "truncated.jpg", hostile)
     batch_id = runner.submit("lighthouse.gif", "ball_on_meadow.mp4", hostile)

@@ -178,7 +178,7 @@ def test_a_step_reads_what_it_and_the_steps_before_it_have_said(instance, run, k
     assert found["last id"] == found["all ids"][-1]
 
 
-def test_an_asset_shows_its_last_materialization_and_who_made_it(instance, run, key):
+def test_an_asset_shows_its_last_materialization_and_the_run_that_made_it(instance, run, key):
     other = dg.AssetKey([*key.path, "other"])
 
     def body(context):

@@ -163,7 +163,7 @@ def test_a_receipt_holds_no_name_and_no_description(kept, tmp_path):
     assert "Barnaby" not in receipt
 
 
-def test_of_a_deleted_upload_nothing_is_found_and_its_batch_is_counted_and_reported_anew(
+def test_a_deleted_upload_leaves_nothing_and_its_batch_is_counted_and_reported_again(
     kept, tmp_path
 ):
     batch = kept.batch(tmp_path, "quokka_barnaby", "sibling", album="album")

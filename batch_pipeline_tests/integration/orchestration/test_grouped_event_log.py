@@ -110,7 +110,7 @@ def materialization(run_id, key, **values):
     return event(run_id, KIND.ASSET_MATERIALIZATION, data=data)
 
 
-def test_a_group_is_one_transaction_with_one_message_to_who_listens(log, run_id, rows, url):
+def test_a_group_is_one_transaction_with_one_message_to_listeners(log, run_id, rows, url):
     with psycopg.connect(url, autocommit=True) as listener:
         listener.execute("LISTEN run_events")
         for number in range(100):

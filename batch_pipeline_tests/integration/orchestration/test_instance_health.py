@@ -97,7 +97,7 @@ def daemon(dagster_url):
     return Daemon(dagster_url)
 
 
-def test_a_database_that_no_dagster_has_worked_on_is_perhaps_the_wrong_one(checks, settings):
+def test_a_database_that_no_dagster_has_used_is_perhaps_the_wrong_one(checks, settings):
     check = checks()["dagster daemon"]
     assert not check.ok
     assert "no Dagster has ever run on this database" in check.detail

@@ -195,7 +195,7 @@ def test_l6_a_wrong_total_is_a_warning_and_is_put_right_so_that_the_batch_can_en
 # L7
 
 
-def test_l7_a_completed_upload_is_not_worked_or_counted_again(served_runner, model_server):
+def test_l7_a_completed_upload_is_not_processed_or_counted_again(served_runner, model_server):
     batch_id = served_runner.submit("fog.webp", "lighthouse.gif")
     served_runner.run(batch_id)
     calls = len(model_server.calls_of("vision"))

@@ -163,7 +163,7 @@ def test_the_call_in_flight_is_stored_and_the_rest_waits(
     assert len(model_server.calls_of("vision")) == 3
 
 
-def test_a_video_whose_frames_are_described_one_by_one_begins_anew_after_the_pause(
+def test_a_video_whose_frames_are_described_one_by_one_starts_again_after_the_pause(
     served_runner, model_server
 ):
     pipeline = served_runner.pipeline

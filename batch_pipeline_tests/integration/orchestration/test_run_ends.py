@@ -380,7 +380,7 @@ def test_a_run_that_found_a_service_down_was_stopped(served_runner, model_server
         ("canceled", "cancel_batches_of_terminated_runs", "PIPELINE_CANCELED", "stopped"),
     ],
 )
-def test_a_run_that_died_is_told_from_one_that_a_person_ended(  # noqa: PLR0917
+def test_a_run_that_died_differs_from_a_run_that_a_person_ended(  # noqa: PLR0917
     pipeline, instance, definitions, ending, name, event, outcome
 ):
     run = lost_run(definitions, instance, pipeline, add_batch(pipeline.database, 1))

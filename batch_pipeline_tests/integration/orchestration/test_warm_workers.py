@@ -73,7 +73,7 @@ def test_a_worker_hears_the_signals_that_its_fork_server_leaves_to_it(found):
     assert (found["worker"]["sigterm"], found["worker"]["sigint"]) == (True, True)
 
 
-def test_the_code_server_is_told_how_a_worker_ended(found):
+def test_the_code_server_learns_how_a_worker_ended(found):
     assert found["exit_codes"] == [0, 3, -9]
 
 

@@ -137,7 +137,7 @@ def test_permanent_failures_and_those_of_cancelled_batches_are_not_opened_again(
     assert pipeline.backlog.retry_due() == 0
 
 
-def test_a_person_who_retries_starts_the_count_anew(pipeline):
+def test_a_retry_by_a_person_resets_the_count(pipeline):
     batch_id = add_batch(pipeline.database, 1)
     [upload] = upload_rows(pipeline.database, batch_id)
     pipeline.states.fail(started(pipeline, upload.id), TransientError("busy", "busy"))

@@ -44,7 +44,7 @@ def deleted(pipeline, claim):
 
 
 @pytest.mark.parametrize("what_happens", [cancelled, taken_over, deleted])
-def test_whoever_works_on_what_is_no_longer_wanted_is_told(pipeline, claims, what_happens):
+def test_work_that_is_no_longer_wanted_is_reported_to_its_owner(pipeline, claims, what_happens):
     claim, _ = claims
     with (
         ClaimKeeper(pipeline.states, RUN, lease_seconds=120) as keeper,

@@ -117,7 +117,7 @@ def test_a_vector_of_another_width_is_not_stored_in_a_space(pipeline):
         )
 
 
-def test_vectors_go_with_their_upload_whoever_deletes_it(pipeline, database_url):
+def test_vectors_are_deleted_with_their_upload_by_any_client(pipeline, database_url):
     batch_id = complete(pipeline, 384, [0.1, 0.9])
     with psycopg.connect(database_url, autocommit=True) as api:
         api.execute(
@@ -141,7 +141,7 @@ def test_a_space_is_made_once_however_many_ask_for_it(pipeline):
     assert len(set(made)) == 1
 
 
-def test_a_new_space_waits_for_nobody_who_reads_or_writes_vectors(pipeline, database_url):
+def test_a_new_space_does_not_wait_for_readers_or_writers_of_vectors(pipeline, database_url):
     complete(pipeline, 384, [0.1])
     with psycopg.connect(database_url) as reader:
         reader.execute("SELECT count(*) FROM upload_vectors")  # as pg_dump does, for long

@@ -394,7 +394,7 @@ def console(settings, tmp_path) -> Console:
 
 
 @pytest.mark.slow
-def test_the_command_lists_and_removes_and_says_who_decides(console, pipeline, tmp_path):
+def test_the_command_lists_and_removes_and_names_the_owner(console, pipeline, tmp_path):
     pipeline.ownership.claim()
     upload_id = uuid.uuid4()
     path = pipeline.storage.thumbnail_path(USER, upload_id)
@@ -425,7 +425,7 @@ def test_the_command_lists_and_removes_and_says_who_decides(console, pipeline, t
     assert not pipeline.storage.exists(path)
 
 
-def test_doctor_says_who_owns_the_storage_and_so_whether_tidy_may_work(deploy):
+def test_doctor_names_the_owner_of_the_storage_and_whether_tidy_may_remove_files(deploy):
     def said(pipeline: Pipeline) -> str:
         checks = check_health(pipeline.settings, quick=True)
         [check] = [check for check in checks if check.name == "owner of the storage"]

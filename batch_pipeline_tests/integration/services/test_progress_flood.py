@@ -165,7 +165,7 @@ def test_a_flood_is_thinned_out_and_the_last_message_says_completed(
     assert counters == sorted(counters), "counters went back: messages overtook each other"
 
 
-def test_one_run_alone_tells_no_more_than_its_burst_while_the_clock_stands_still(
+def test_one_run_sends_no_more_than_its_burst_while_the_clock_stands_still(
     pipeline, database_url, monkeypatch
 ):
     monkeypatch.setattr(pipeline.publisher._filter._pace, "_clock", lambda: 0.0)

@@ -152,7 +152,7 @@ def test_what_files_and_models_say_is_only_read(storage, opened):
     assert tab.evaluate("document.images.length") == 1
 
 
-def test_the_command_writes_the_page_and_tells_where(database_url, tmp_path):
+def test_the_command_writes_the_page_and_prints_its_path(database_url, tmp_path):
     environment = {
         "PATH": os.environ["PATH"],
         "BATCH_PIPELINE_HOME": str(tmp_path / "home"),

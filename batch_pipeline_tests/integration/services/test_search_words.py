@@ -331,7 +331,7 @@ def test_the_same_bytes_are_shown_once_with_where_else_they_are(database, find):
     assert not found[1].copies
 
 
-def test_a_copy_that_another_user_has_is_not_told(database, find):
+def test_copies_of_another_user_are_not_shown(database, find):
     stranger = uuid.UUID(int=7)
     add_batch(
         database,

@@ -74,7 +74,7 @@ def test_a_bucket_that_can_be_written_is_well_and_left_as_it_was(check, s3_url):
 
 
 @pytest.mark.xdist_group("object_store")
-def test_a_bucket_that_is_not_there_is_told_from_keys_that_are_refused(check, s3_url, object_store):
+def test_a_missing_bucket_and_refused_keys_have_different_findings(check, s3_url, object_store):
     missing = check("storage", storage_url="s3://nobody/uploads")
     with object_store.refusing_everybody():
         refused = check("storage", storage_url=s3_url)

@@ -128,7 +128,7 @@ def test_what_two_processes_hold_never_exceeds_the_limit_and_the_second_gets_its
     first.end()
 
 
-def test_who_holds_slots_goes_on_saying_that_it_lives(
+def test_a_holder_of_slots_keeps_renewing_its_heartbeat(
     opened: Opened, calling: Calling, database: Database
 ) -> None:
     callers = calling(opened(2, lease_seconds=3), 2)

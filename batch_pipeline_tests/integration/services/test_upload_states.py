@@ -99,7 +99,7 @@ WRITES = {
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("taken_by", ["start", "load_batch"])
-def test_two_workers_of_one_run_are_told_apart_by_their_tokens(pipeline, taken_by, write):
+def test_two_workers_of_one_run_have_different_tokens(pipeline, taken_by, write):
     """A run that is resumed has the id of the worker that slept past its lease."""
     batch_id = add_batch(pipeline.database, 1)
     [upload] = upload_rows(pipeline.database, batch_id)

@@ -43,7 +43,7 @@ def test_uploads_that_somebody_adds_are_heard_of(pipeline, heard):
     assert heard()
 
 
-def test_a_batch_that_is_worked_says_that_it_has_begun_and_nothing_more(pipeline, heard):
+def test_processing_a_batch_signals_its_beginning_and_nothing_more(pipeline, heard):
     batch_id = add_batch(pipeline.database, 2)
     assert heard()
     first, second = upload_rows(pipeline.database, batch_id)

@@ -236,7 +236,7 @@ def with_maker(name: bytes) -> bytes:
         (b"IIII", None),
     ],
 )
-def test_documents_scans_and_raw_files_are_told_apart(head, expected):
+def test_documents_scans_and_raw_files_are_distinguished(head, expected):
     assert sniff(head) is expected
 
 

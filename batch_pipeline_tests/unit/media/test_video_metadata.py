@@ -106,7 +106,7 @@ WANTED = datetime(2021, 5, 6, 7, 8, 9)
         ({}, None, None),
     ],
 )
-def test_the_entry_to_be_trusted_most_tells_the_date(entries, found, source):
+def test_the_date_comes_from_the_most_trusted_entry(entries, found, source):
     assert captured_at([entries, {}]) == (found, source)
 
 

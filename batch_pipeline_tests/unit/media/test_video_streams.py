@@ -138,7 +138,7 @@ def test_room_that_the_positions_count_in_does_not_hide_a_film_either():
     assert content.facts.format == "mov"
 
 
-def test_what_a_container_is_is_told_by_its_content():
+def test_the_type_of_a_container_is_found_from_its_content():
     webm, mkv = make_video("webm", 1), make_video("mkv", 1)
 
     assert sniff(mkv) is MKV

@@ -57,7 +57,7 @@ def other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 # The network ------------------------------------------------------------------------------------
 
 
-def test_a_drawing_of_a_lighthouse_is_told_as_one() -> None:
+def test_a_drawing_of_a_lighthouse_is_named_as_one() -> None:
     middle, whole = square_views(lighthouse(), efficientnet.VIEW_SIDE)
 
     for view in (middle, whole):
@@ -144,7 +144,7 @@ def test_what_lies_at_the_edge_is_seen_in_the_whole_alone() -> None:
         ({}, None),
     ],
 )
-def test_only_what_is_sure_and_fit_to_be_said_is_told(
+def test_only_certain_and_allowed_categories_are_named(
     shares: dict[str, float], told: Content | None
 ) -> None:
     assert content_of([probabilities(**shares)]) == told

@@ -125,7 +125,7 @@ def test_what_a_file_claims_of_its_camera_cannot_shape_the_description() -> None
     assert audit(text).passed
 
 
-def test_an_animation_is_told_by_its_frames() -> None:
+def test_an_animation_is_described_by_its_frames() -> None:
     facts = MediaFacts("image", "gif", 480, 480, frame_count=12)
 
     text = EmbeddedVision().describe(facts, [frame("#00a0a0")]).text
@@ -146,7 +146,7 @@ def test_an_animation_is_told_by_its_frames() -> None:
         (["#2878e0"], "and was judged by a single frame."),
     ],
 )
-def test_a_video_is_told_by_length_motion_and_light(colours: list[str], seen: str) -> None:
+def test_a_video_is_described_by_length_motion_and_light(colours: list[str], seen: str) -> None:
     facts = MediaFacts("video", "mp4", 640, 360, duration_seconds=2.5)
 
     text = EmbeddedVision().describe(facts, [frame(colour) for colour in colours]).text

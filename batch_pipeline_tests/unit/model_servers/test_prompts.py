@@ -41,7 +41,7 @@ def test_a_line_about_what_is_not_known_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(("allowed", "told"), [(True, True), (False, False)])
-def test_the_place_is_told_only_if_that_is_allowed(tmp_path, allowed, told):
+def test_the_prompt_contains_the_place_only_if_that_is_allowed(tmp_path, allowed, told):
     (tmp_path / "image.txt").write_text("Describe it.\nIt was taken in {place}.")
 
     asked = read_prompts(str(tmp_path), tells_place=allowed).of_image(KNOWN)

@@ -115,7 +115,7 @@ def test_each_thread_finds_its_items_in_its_order_and_none_twice(new_writer, she
         assert [number for who, number in shelf.items if who == name] == list(range(1000))
 
 
-def test_an_outage_holds_up_who_puts_more_than_may_wait_and_loses_nothing(new_writer, shelf):
+def test_an_outage_blocks_writers_when_the_queue_is_full_and_loses_nothing(new_writer, shelf):
     writer = new_writer()
     shelf.is_open.clear()
     for number in range(group_writer.MAX_WAITING):
@@ -133,7 +133,7 @@ def test_an_outage_holds_up_who_puts_more_than_may_wait_and_loses_nothing(new_wr
     assert shelf.tries[:2] == [False, True]
 
 
-def test_who_waits_for_longer_than_one_is_patient_is_told_and_the_items_stay(new_writer, shelf):
+def test_a_wait_that_takes_too_long_raises_and_the_items_stay(new_writer, shelf):
     writer = new_writer(patience=0.1)
     shelf.is_open.clear()
     writer.put("item")
@@ -144,7 +144,7 @@ def test_who_waits_for_longer_than_one_is_patient_is_told_and_the_items_stay(new
     assert shelf.items == ["item"]
 
 
-def test_one_item_that_is_refused_holds_up_no_other_and_somebody_is_told(new_writer, shelf, caplog):
+def test_a_refused_item_does_not_delay_the_others_and_is_reported(new_writer, shelf, caplog):
     writer = new_writer()
     shelf.refuses = {"bad"}
     for item in ("before", "bad", "after"):

@@ -80,7 +80,7 @@ def test_a_batch_of_a_thousand_files_does_not_keep_one_of_three_waiting():
 
 
 @pytest.mark.parametrize("user", [ANNA, BERT])
-def test_who_came_just_now_goes_before_the_second_run_of_one_who_has_waited_long(user):
+def test_a_new_user_goes_before_the_second_run_of_a_user_that_has_waited_long(user):
     large = slices(BATCHES[0], 4)
     small = slices(BATCHES[1], 1, user=user, since=NOON + 3590)
     assert chosen([*large, *small], max_in_flight=3) == [large[0], *small, large[1]]
@@ -149,7 +149,7 @@ def test_a_slice_that_has_its_number_is_launched_as_it_is_counted_already():
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
-def test_whoever_has_nothing_in_flight_has_room(limit):
+def test_a_user_with_nothing_in_flight_has_room(limit):
     [taken] = chosen(slices(BATCHES[0], 1, numbered=False), upload_limit=UploadLimit(limit, 5, {}))
     assert taken.uploads == min(limit, 5)
 
@@ -197,7 +197,7 @@ def test_turns_are_kept_as_text_and_what_somebody_has_spoilt_counts_as_none():
         assert Turns.parse(spoilt) == Turns()
 
 
-def test_those_who_wait_are_remembered_before_those_who_do_not():
+def test_waiting_users_are_remembered_before_others():
     gone = {uuid.UUID(int=number): NOON + number for number in range(100, 100 + MAX_REMEMBERED)}
     turns = Turns(gone, gone).and_(slices(BATCHES[0], 1), slices(BATCHES[0], 2), NOON)
     assert ANNA in turns.users
@@ -433,7 +433,7 @@ def test_a_lost_slice_is_launched_again_within_as_many_turns_as_users_times_batc
 
 @given(st.integers(2, 5), STEPS)
 @settings(max_examples=100, deadline=None)
-def test_nobody_goes_twice_before_one_who_waits_and_nobody_who_came_later_goes_first(places, steps):
+def test_nobody_passes_a_waiting_user_twice_and_no_later_user_goes_first(places, steps):
     play(World(places), steps)
 
 
