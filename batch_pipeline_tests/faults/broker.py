@@ -94,7 +94,7 @@ class RabbitMq:
         (folder / "plugins").write_text("[].")
         (folder / "rabbitmq.conf").write_text("disk_free_limit.absolute = 1MB\n")
         self._environment = os.environ | {
-            "HOME": str(folder),  # of the cookie that the server and its control share
+            "HOME": str(folder),  # for the cookie that the server and its control program share
             "RABBITMQ_NODENAME": f"broker{self.port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": address,
             "RABBITMQ_NODE_PORT": str(self.port),
@@ -103,7 +103,7 @@ class RabbitMq:
             "RABBITMQ_LOGS": str(folder / "rabbitmq.log"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
-            # One core, and no waiting in circles: tests share the machine.
+            # One core, and no busy waiting: tests share the machine.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none",
             "ERL_EPMD_PORT": str(free_port()),
             "ERL_EPMD_ADDRESS": "127.0.0.1",

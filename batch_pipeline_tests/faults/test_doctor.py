@@ -14,7 +14,7 @@ VISION, EMBEDDING = "vision model qwen3-vl:8b-instruct", "embedding model qwen3-
 
 @pytest.fixture
 def doctor(console, server):
-    """Runs the doctor; returns findings by name, without those about Dagster's stopped daemon."""
+    """Runs the doctor; returns findings by name. No daemon of Dagster runs in these tests."""
     with server.new_database(migrated=False) as dagster_url:
 
         def ask(model_server, dialect="ollama", arguments=(), **variables):

@@ -211,7 +211,7 @@ def test_the_batch_is_completed_and_its_counters_are_a_recount(world):
 
 
 def test_memory_and_file_descriptors_stay_capped(world):
-    # Reaching a limit would have failed the other uploads; this prints how near the run came.
+    # At a limit, the other uploads would have failed too. These are the measured values.
     assert 0 < world.spent["megabytes"] < capped_worker.MEMORY_BYTES / 1024**2
     assert world.spent["files_left_open"] <= 0
 

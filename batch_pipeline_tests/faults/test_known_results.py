@@ -41,11 +41,11 @@ def own(work, batch_id, user_id):
 
 
 def of_another_model(work, model_server, dialect):
-    """From now on another model stands behind the name; what tells it differs by dialect."""
+    """Change the model behind the name; how that is noticed depends on the dialect."""
     model_server.digests["qwen3-vl:8b-instruct"] = "sha256:ffff0000"
     close_analyzers()
     work.pipeline.__dict__.pop("analyzer", None)
-    if dialect == "openai":  # the protocol tells no digest: the options do
+    if dialect == "openai":  # the protocol has no digest; the options change instead
         return {"vision_options": '{"top_p": 0.5}'}
     return {}
 

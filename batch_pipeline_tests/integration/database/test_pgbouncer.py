@@ -1,4 +1,4 @@
-"""The pipeline behind a real PgBouncer: in session and in transaction mode it works."""
+"""The pipeline works behind a real PgBouncer, in session and in transaction mode."""
 
 import shutil
 import threading
@@ -137,10 +137,10 @@ def test_options_in_the_url_are_refused_by_name(pooled_url, change):
 
 
 def test_nothing_of_ours_stays_in_connections_that_others_get_next(mode, pooled, pooled_url):
-    """In transaction mode, a lock or a LISTEN of a session would be somebody else's."""
+    """In transaction mode, a lock or a LISTEN of a session would belong to another client."""
     pooled.database.upgrade()
     with psycopg.connect(pooled_url, autocommit=True) as other:
-        # Of this database: other tests hold locks on the same server.
+        # Only locks in this database: other tests hold locks on the same server.
         locks = other.execute(
             "SELECT count(*) FROM pg_locks JOIN pg_database ON oid = database "
             "WHERE locktype = 'advisory' AND datname = current_database()"

@@ -1,4 +1,4 @@
-"""What cannot be processed is refused by name, with the statement that mends it; then it works."""
+"""Unusable tables are refused by name, with the statement that fixes them; then they work."""
 
 import re
 import uuid
@@ -21,7 +21,7 @@ from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.health import check_health
 from batch_pipeline.testing.api_tables import USABLE, USER, ApiTables
 
-#: A type of the same meaning that is refused, by the type that we have.
+#: For each of our types, a similar type that is refused.
 REFUSED_TYPES = {
     "uuid": "text",
     "text": "character(20)",
@@ -167,7 +167,7 @@ def test_an_encoding_that_cannot_hold_everything_is_refused(server_url, change, 
 
 @pytest.fixture
 def role(server_url):
-    """A role with no rights of its own."""
+    """A role without rights."""
     name = f"role_{uuid.uuid4().hex[:8]}"
     with psycopg.connect(server_url, autocommit=True) as owner:
         owner.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'".encode())

@@ -1,4 +1,4 @@
-"""Runs end, whatever happens in a thread and whatever the plan."""
+"""Runs always end, whatever happens in a thread, and for every plan."""
 
 import threading
 from collections import Counter
@@ -159,7 +159,7 @@ def test_no_thread_is_left_when_a_run_has_ended() -> None:
 
 
 def test_a_collector_that_dagster_would_wait_for_for_ever_is_named() -> None:
-    """With outputs alone waited for, a skipped step's output never comes."""
+    """If a run waited only for outputs, the output of a skipped step would never come."""
     executor = threaded_executor.configured(
         {"step_dependency_config": {"require_upstream_step_success": False}}
     )
