@@ -196,8 +196,8 @@ def test_two_users_two_code_servers_one_dispatch_each_and_the_limit_of_a_user_ho
             row.processing_status for row in upload_rows(world.pipeline.database, batch_id)
         )
         assert states == {"completed": len(names)}
-    # Both code servers have the sensor; each slice had one run all the same, and each picture
-    # was described once.
+    # Both code servers have the sensor. Still, each slice had one run, and each picture was
+    # described once.
     runs = world.runs(anna, ben)
     assert len({run["tags"]["dagster/run_key"] for run in runs}) == len(runs)
     assert len(runs) == len(OF_ANNA) + len(OF_BEN)
@@ -206,7 +206,7 @@ def test_two_users_two_code_servers_one_dispatch_each_and_the_limit_of_a_user_ho
     of_anna = sorted(world.runs(anna), key=lambda run: run["startTime"])
     assert most_at_once(of_anna) <= RUNS_OF_ONE_USER
     assert most_at_once(world.runs(ben)) <= RUNS_OF_ONE_USER
-    # It was the limit that held them back: the last was asked for before the first was over.
+    # The limit delayed the runs: the last was requested before the first was over.
     assert of_anna[-1]["creationTime"] < of_anna[0]["endTime"]
 
     assert_checks_metrics_and_logs_are_as_the_documents_promise(world)

@@ -90,5 +90,5 @@ def test_the_look_before_a_run_asks_no_model_for_a_description(
     for _ in range(3):
         assert analyzer.outages() == []
 
-    # The protocol of OpenAI does not tell the length of vectors; one word does, once.
+    # OpenAI's protocol does not report the length of vectors, so one word is embedded once.
     assert [call.kind for call in server.calls] == (["embedding"] if dialect == "openai" else [])

@@ -1,4 +1,4 @@
-"""Answers in fields, over HTTP: one call where a server takes a schema, else plain text."""
+"""Answers with fields, over HTTP: one call if the server accepts a schema, else plain text."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What `doctor` says of Dagster: its daemon, whether sensors are on and well, its queue of runs."""
+"""What `doctor` reports about Dagster: its daemon, the state of sensors, its queue of runs."""
 
 import sys
 import time
@@ -59,7 +59,7 @@ BROKE = SerializableErrorInfo("it broke\n", [], None)
 
 
 class Daemon:
-    """What a daemon leaves in Dagster's storage."""
+    """Write what a daemon leaves in Dagster's storage."""
 
     def __init__(self, url):
         self.runs, self.ticks = PostgresRunStorage(url), PostgresScheduleStorage(url)
