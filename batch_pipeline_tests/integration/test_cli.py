@@ -1,4 +1,4 @@
-"""Every command as people run it: the installed script, a process each, a real database."""
+"""Every command as people run it: the installed script, separate processes, a real database."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def test_what_lies_beside_photos_is_summed_up_and_is_no_failure(console, tmp_pat
     assert (answer.code, answer.err) == (0, "1 .json file left out\n1 .xmp file left out\n")
     told = console("submit", folder, "--json")
     assert (told.code, told.json["total_files"], told.json["failed"]) == (0, 1, 0)
-    # Whatever its name, it is judged by its content; what is no photo and no such file is refused.
+    # Its content decides, not its name; a file of another type is refused.
     (folder / "picture.json").write_bytes(make_image("png", seed=7))
     (folder / "notes.txt").write_text("no picture")
     told = console("submit", folder, "--json")
@@ -123,7 +123,7 @@ def test_a_batch_has_the_name_that_is_given_or_the_folders_and_shows_it_everywhe
     assert console("watch", given["batch_id"], "--json").json["name"] == "only [red]one"
     console("report", given["batch_id"], "--html", "page.html")
     assert "<title>only [red]one</title>" in (tmp_path / "page.html").read_text()
-    # Files of several folders, and rows of an upload API, have none.
+    # Batches from several folders, and from an upload API, have no name.
     both = console("submit", holiday, MEDIA / "fog.webp", "--json").json["batch_id"]
     assert console("status", both, "--json").json["name"] is None
 
@@ -143,7 +143,7 @@ def test_submit_without_anything_acceptable_makes_no_batch_and_is_wrong_use(cons
     answer = console("submit", "empty")
     assert answer.code == 2
     assert error_and_hint(answer) == ["Error: no file was found; there is no batch"]
-    # What an unset variable of a script comes to; as a path it would be the current folder.
+    # An unset variable in a script is an empty text; as a path it would be the current folder.
     answer = console("submit", "")
     assert answer.code == 2
     assert error_and_hint(answer)[0] == "Error: Invalid value for 'PATHS...': a path is empty."
@@ -501,14 +501,14 @@ def add_batch_row(database):
         ).scalar_one()
 
 
-#: Each shell as the quickstart sets it up, asked what it offers after `batch-pipeline re`.
+#: For each shell, set up as in the quickstart: what it completes after `batch-pipeline re`.
 COMPLETIONS = {
     "bash": (
         ["--norc", "-c"],
         """COMP_WORDS=(batch-pipeline re); COMP_CWORD=1
         _batch_pipeline_completion batch-pipeline re; printf '%s\\n' ${COMPREPLY[@]}""",
     ),
-    # zsh completes only in its line editor: here, what would be offered there is printed.
+    # zsh completes only in its line editor; here it prints the completions.
     "zsh": (
         ["-f", "-c"],
         """_describe() { print -l ${${(P)3}%%:*} }

@@ -1,4 +1,4 @@
-"""What Prometheus is told, on rows in every state, and by the installed command."""
+"""Metrics for Prometheus: for rows in every state, and from the installed command."""
 
 import os
 import re

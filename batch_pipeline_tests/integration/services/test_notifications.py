@@ -1,4 +1,4 @@
-"""Events are told once at least, signed, to nobody who must not be reached."""
+"""Events are sent at least once, signed, and never to a forbidden address."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ from batch_pipeline.webhook_secrets import secret_key
 from batch_pipeline_tests.patience import DEADLINE
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-#: Of plugins of apprise, which are all imported at once.
+#: Warnings of apprise's plugins, which are all imported together.
 APPRISE_WARNS = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SENDER = """
 from batch_pipeline.services.notifications.sending import send_due
@@ -237,7 +237,7 @@ def test_the_message_of_a_sender_killed_in_the_middle_is_sent_by_the_next_with_t
         sender.send_signal(signal.SIGKILL)
         sender.wait()
         go_on.set()
-    make_due(database)  # as when the lease is over
+    make_due(database)  # as if the lease were over
     assert send_due(database, told) == (1, 0)
     first, second = receiver.received
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
@@ -288,7 +288,7 @@ def test_a_private_address_and_a_name_that_leads_to_one_get_nothing(told, receiv
 def test_the_address_that_was_checked_is_the_one_that_is_connected_to(
     change, receiver, monkeypatch
 ):
-    """A name that answers with a public address first, and with loopback when asked again."""
+    """A name with a public address at the first look-up, and with loopback at the second."""
     answers = ["198.41.0.4", "127.0.0.1", "127.0.0.1"]
     connected = []
 

@@ -1,4 +1,4 @@
-"""The page of a search: pictures first, safe whatever files and models say, fit for a telephone."""
+"""The page of a search: pictures first, safe against text from files and models, fit for phones."""
 
 import html
 import io
@@ -98,7 +98,7 @@ def test_a_picture_that_is_gone_leaves_its_card(storage):
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """Opens a page in Chromium at a width, in light or dark."""
+    """Opens a page in Chromium at a given width, in light or dark mode."""
     tabs = []
 
     def open_(page, width, scheme="light"):
