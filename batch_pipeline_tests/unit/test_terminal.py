@@ -1,4 +1,4 @@
-"""What a terminal shows: on 80 columns, without colour, in a pipe, whatever files are called."""
+"""Output in a terminal: with 80 columns, without colour, in a pipe, with hostile file names."""
 
 import io
 import re

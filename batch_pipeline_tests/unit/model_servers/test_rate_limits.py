@@ -1,4 +1,4 @@
-"""What servers say about their limits, and the pace that follows from it."""
+"""Rate limits that servers report, and the pace that follows from them."""
 
 import time
 from datetime import UTC, datetime, timedelta

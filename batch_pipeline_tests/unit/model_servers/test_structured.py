@@ -1,4 +1,4 @@
-"""Answers in fields: what is read of them, and what is refused."""
+"""Answers with fields: what is read from them, and what is refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The group writer alone: order, bound, outages, refusals. What it writes is a list."""
+"""Only the group writer: order, limit, outages, refusals. It writes to a list."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ class OutageError(Exception):
 
 
 class Shelf:
-    """Keeps what is written, unless it is told to fail."""
+    """Keeps written items, or fails if a test says so."""
 
     def __init__(self):
         self.groups = []
@@ -48,7 +48,7 @@ def shelf():
 
 @pytest.fixture
 def new_writer(shelf, monkeypatch):
-    """Makes writers that write nothing before they must."""
+    """Makes writers that write as late as possible."""
     monkeypatch.setattr(group_writer, "GATHER_SECONDS", 1000)
     monkeypatch.setattr(group_writer, "_LAST_PAUSE", 0.1)
     writers = []
@@ -129,7 +129,7 @@ def test_an_outage_blocks_writers_when_the_queue_is_full_and_loses_nothing(new_w
     assert not one_more.is_alive()
     writer.flush()
     assert shelf.items == [*range(group_writer.MAX_WAITING), "one more"]
-    # The second attempt at a group is told that the first may have succeeded.
+    # The second attempt at a group is informed that the first may have succeeded.
     assert shelf.tries[:2] == [False, True]
 
 
@@ -153,7 +153,7 @@ def test_a_refused_item_does_not_delay_the_others_and_is_reported(new_writer, sh
         writer.flush()
     assert shelf.items == ["before", "after"]
     assert "an event cannot be written: bad" in caplog.text
-    writer.flush()  # told once
+    writer.flush()  # the error is raised only once
 
 
 def test_stopping_writes_what_is_left_and_ends_the_thread(new_writer, shelf):
