@@ -24,8 +24,8 @@ class BatchPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
     """Turns batches of uploaded photos and videos into searchable knowledge.
 
     Adds the job ``process_batch``, the sensor and the schedule that launch it, and the assets that
-    show its progress. Secrets, such as the password of a database, are best left in the
-    environment (``BATCH_PIPELINE_*``), which is used for whatever is not set here.
+    show its progress. Settings that are not in the YAML file come from the environment
+    (``BATCH_PIPELINE_*``). Secrets, such as a database password, belong there.
     """
 
     settings: dict[str, Any] = Field(
@@ -38,8 +38,8 @@ class BatchPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
         """Build the definitions.
 
         Raises:
-            ConfigurationError: there is no setting of such a name, it is a secret, or a value is
-                not accepted.
+            ConfigurationError: there is no setting of this name, the setting is a secret, or its
+                value is not valid.
         """
         del context
         unknown = self.settings.keys() - Settings.model_fields.keys()

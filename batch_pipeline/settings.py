@@ -1,7 +1,7 @@
 """Typed settings: every ``BATCH_PIPELINE_*`` variable, described where it is defined.
 
-Read from the environment and from ``.env`` files in the working directory and beside the home;
-nothing else in the package reads the environment.
+They are read from the environment, and from ``.env`` files in the working directory and next to the
+home folder. No other module of the package reads the environment.
 """
 
 import json
@@ -28,19 +28,19 @@ from batch_pipeline.model_servers.prompts import read_prompts
 from batch_pipeline.webhook_secrets import secret_key
 
 ENVIRONMENT_PREFIX = "BATCH_PIPELINE_"
-#: Longest vector that pgvector has an index for.
+#: Longest vector that pgvector can index.
 MOST_DIMENSIONS = 4000
-#: Behind a variable's name: the value is what the file holds, as container engines mount secrets.
+#: Suffix of a variable that names a file with the value; container engines mount secrets as files.
 FILE_SUFFIX = "_FILE"
-#: Names with our prefix that are no settings: of our tests, and those that Kubernetes sets in every
-#: pod beside a service named ``batch-pipeline``.
+#: Names with our prefix that are not settings: those of our tests, and those that Kubernetes sets
+#: in every pod if there is a service named ``batch-pipeline``.
 _NO_SETTING = re.compile(r"TEST_\w+|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?PORT(_\d+_\w+)?")
-#: Fields of a request to a model that are no options.
+#: Fields of a request to a model that cannot be set as options.
 _NEVER_AN_OPTION = {"model", "messages", "input", "prompt", "stream"}
 
 
 class AnalyzerName(StrEnum):
-    """Who describes pictures and embeds text."""
+    """Kinds of models that describe pictures and embed text."""
 
     EMBEDDED = "embedded"
     OLLAMA = "ollama"
@@ -48,7 +48,7 @@ class AnalyzerName(StrEnum):
 
 
 class VisionDetail(StrEnum):
-    """How closely a hosted model looks at a picture."""
+    """Image detail for a hosted model."""
 
     DEFAULT = "default"
     LOW = "low"
@@ -57,14 +57,14 @@ class VisionDetail(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """How log lines are written."""
+    """Format of log lines."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class Settings(BaseSettings):
-    """Everything that can be set, with its default, unit and meaning."""
+    """All settings, with default, unit and meaning."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX,
@@ -428,12 +428,12 @@ class Settings(BaseSettings):
 
     @cached_property
     def webhook_url_list(self) -> tuple[str, ...]:
-        """The addresses of webhooks, each once."""
+        """Return the URLs of webhooks, without duplicates."""
         return _listed(self.webhook_urls)
 
     @cached_property
     def notify_url_list(self) -> tuple[str, ...]:
-        """The Apprise URLs, each once."""
+        """Return the Apprise URLs, without duplicates."""
         return _listed(self.notify_urls)
 
     @field_validator("prompts")
@@ -486,18 +486,18 @@ class Settings(BaseSettings):
 
     @cached_property
     def accepted_format_names(self) -> frozenset[str]:
-        """The accepted formats, with the default filled in."""
+        """Return the accepted formats; all formats by default."""
         return _names(self.accepted_formats) or frozenset(FORMATS)
 
     @model_validator(mode="after")
     def _learn_secrets(self) -> Self:
-        """Have passwords masked wherever something of the settings is quoted."""
+        """Register passwords, so that they are masked in every text that quotes a setting."""
         for value in self.__dict__.values():
             if isinstance(value, SecretStr):
                 learn(value.get_secret_value())
             elif isinstance(value, str) and "://" in value:
                 learn_url(value)
-        # A token may stand anywhere in these.
+        # These URLs may contain a token anywhere.
         for url in (*self.webhook_url_list, *self.notify_url_list):
             parts = urlsplit(url)
             rest = url.partition("://")[2] if url in self.notify_url_list else parts.path[1:]
@@ -508,12 +508,12 @@ class Settings(BaseSettings):
 
     @cached_property
     def storage_location(self) -> str:
-        """Path or URL of the storage, with the default filled in."""
+        """Return the path or URL of the storage; by default a folder in the home folder."""
         return self.storage_url or str(self.home / "uploads")
 
     @property
     def embedder_name(self) -> AnalyzerName:
-        """Who embeds, with the default filled in."""
+        """Return what embeds; by default the analyzer."""
         return self.embedder or self.analyzer
 
 
@@ -526,14 +526,14 @@ def _names(text: str) -> frozenset[str]:
 
 
 def env_files() -> tuple[Path, ...]:
-    """Files that settings are read from; the last one that names a setting counts."""
+    """Return the files that contain settings; a later file overrides an earlier one."""
     home, here = nearest_home(), Path(".env").absolute()
     beside = here if home is None else home.with_name(".env")
     return (here,) if beside == here else (beside, here)
 
 
 def _unknown_names(files: tuple[Path, ...]) -> Iterator[str]:
-    """Say of each variable that looks like one of ours where it stands, and what may be meant."""
+    """Yield a message for each unknown variable with our prefix: its place, and a likely name."""
     known = [name.upper() for name in Settings.model_fields]
     places = {"in the environment": list(os.environ)}
     places |= {f"in {file}": list(dotenv_values(file)) for file in files}
@@ -551,7 +551,7 @@ def _unknown_names(files: tuple[Path, ...]) -> Iterator[str]:
 
 
 def _values_in_files(files: tuple[Path, ...]) -> dict[str, str]:
-    """Read the settings whose variables name a file."""
+    """Read settings from the files that ``…_FILE`` variables name."""
     variables = {name: value for file in files for name, value in dotenv_values(file).items()}
     variables |= os.environ
     found = {}
@@ -572,14 +572,14 @@ def _values_in_files(files: tuple[Path, ...]) -> dict[str, str]:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the settings from the environment and ``.env``; those in `overrides` replace them.
+    """Read the settings from the environment and ``.env``; `overrides` replace them.
 
-    A variable with ``_FILE`` behind its name names a file that holds the value. In a subfolder of
-    the folder with the home, its ``.env`` counts, too; one of the subfolder goes before it.
+    A variable whose name ends in ``_FILE`` names a file with the value. The ``.env`` next to the
+    home folder is also read; the ``.env`` in the working directory overrides it.
 
     Raises:
-        ConfigurationError: a variable has a value that is not accepted, or the name of no setting;
-            the message names each such variable, the value it has and what is accepted.
+        ConfigurationError: a variable has an invalid value, or is not the name of a setting. The
+            message names each such variable, its value, and what is accepted.
     """
     files = env_files()
     if unknown := list(_unknown_names(files)):

@@ -1,7 +1,7 @@
-"""How batches look in a terminal: bars for a person, plain lines in a pipe.
+"""Shows batches in a terminal: progress bars for a person, plain lines in a pipe.
 
-File names and descriptions come from strangers: they are printed literally, without markup and
-without control characters.
+File names and descriptions are untrusted. They are printed literally, without markup and control
+characters.
 """
 
 import time
@@ -40,22 +40,22 @@ if TYPE_CHECKING:
     from batch_pipeline.services.embedding_spaces import SpaceOverview
     from batch_pipeline.services.forgetting import Receipt
 
-#: Uploads in work that are shown at once.
+#: Most uploads in progress that are shown at the same time.
 _SHOWN_IN_WORK = 8
 #: Characters of a description that a table shows.
 _SHOWN_TEXT = 110
-#: After so long without anything in work, say what it waits for, and look again as often (seconds).
+#: After this time without an upload in progress, show the reason; also the interval of checks (s).
 _IDLE_SECONDS = 5.0
 _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
 
 
 def literal(value: object) -> Text:
-    """Text exactly as it is, on one line, less what could move the cursor or reorder it."""
+    """Return text on one line, without characters that move the cursor or reorder the line."""
     return Text(visible_line(value))
 
 
 def inspection_table(seen: Inspection) -> Table:
-    """What was seen in one file, a line each."""
+    """Show what was found in one file, one line per fact."""
     table = Table(title=literal(seen.file), title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -81,7 +81,7 @@ def inspection_table(seen: Inspection) -> Table:
 
 
 class BatchView:
-    """Shows the snapshots of one batch as they come."""
+    """Shows the snapshots of a batch as they arrive."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class BatchView:
         self._was_paused = False
 
     def follow(self, snapshots: Iterable[BatchSnapshot]) -> BatchSnapshot:
-        """Show snapshots until the last, and return it."""
+        """Show all snapshots; return the last."""
         last: BatchSnapshot | None = None
         if not self._console.is_interactive:
             for last in snapshots:
@@ -162,7 +162,7 @@ class BatchView:
         return Group(self._bars, *(_on_one_line(line) for line in lines))
 
     def _reason_to_wait(self, snapshot: BatchSnapshot) -> str:
-        """Why nothing has been processed for a while, or nothing new begins; else empty."""
+        """Return why nothing was processed for a while, or why nothing new begins; else empty."""
         now = self._clock()
         was_paused, self._was_paused = self._was_paused, bool(snapshot.paused)
         if snapshot.paused:
@@ -175,12 +175,12 @@ class BatchView:
 
 
 def _gist(reason: str) -> str:
-    """A reason without its numbers, which a pipe need not be told again and again."""
+    """Return a reason without its numbers, so that a changed number does not print it again."""
     return "".join(letter for letter in reason if not letter.isdigit())
 
 
 class _PaceColumn(ProgressColumn):
-    """Uploads per second or minute, and the time that is left at this pace."""
+    """Uploads per second or minute, and the remaining time at this pace."""
 
     def render(self, task: Task) -> Text:
         speed, left = task.speed, task.time_remaining
@@ -219,12 +219,12 @@ def _described(result: SearchResult) -> Text:
 
 
 def _shortened(text: str) -> Text:
-    """The beginning of a text; the whole of it is in the JSON."""
+    """Return the beginning of a text; the JSON output contains all of it."""
     return literal(text if len(text) <= _SHOWN_TEXT else text[: _SHOWN_TEXT - 1].rstrip() + "…")
 
 
 def uploads_table(uploads: Sequence[Mapping[str, Any]]) -> Table:
-    """List uploads with what is known of each, or why it failed; those that failed come first."""
+    """List uploads with their results, or why they failed; failed uploads come first."""
     table = _plain_table("upload", "file", "status", "score", "description or reason")
     table.columns[0].no_wrap = True
     table.columns[1].max_width = 24
@@ -245,7 +245,7 @@ def uploads_table(uploads: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def batch_table(status: Mapping[str, Any]) -> Table:
-    """Show the head of a batch, a line per value."""
+    """Show the values of a batch itself, one per line."""
     table = Table(box=None, show_header=False, pad_edge=False)
     names = {
         "batch_id": "batch",
@@ -272,7 +272,7 @@ def batch_table(status: Mapping[str, Any]) -> Table:
 
 
 def costs_table(costs: Sequence[UserCost]) -> Table:
-    """List what model calls cost, by user and model."""
+    """List the cost of model calls, by user and model."""
     table = _plain_table("user", "model", "kind", "calls", "tokens in", "tokens out", "seconds")
     for column in table.columns[3:]:
         column.justify = "right"
@@ -289,7 +289,7 @@ def costs_table(costs: Sequence[UserCost]) -> Table:
 
 
 def batches_table(batches: Sequence[Mapping[str, Any]]) -> Table:
-    """List batches, a line each; fits 80 columns."""
+    """List batches, one per line; fits 80 columns."""
     table = _plain_table("batch", "name", "status", "uploads", "failed", "age")
     table.columns[0].no_wrap = True
     table.columns[1].max_width = 32
@@ -309,7 +309,7 @@ def batches_table(batches: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def failure_lines(found: Failures, since: datetime | None) -> Iterator[RenderableType]:
-    """Say what failed, a part for each kind, with what to do about it."""
+    """Show failures by kind, with what to do about each kind."""
     when = "" if since is None else f" since {_shown('_at', since)[:16]}"
     failed = [group for group in found.groups if group.state == "failed"]
     count = sum(group.count for group in failed)
@@ -361,7 +361,7 @@ def _group_lines(group: FailureGroup) -> Iterator[RenderableType]:
 
 
 def search_table(results: Sequence[SearchResult]) -> Table:
-    """List what a search found, best first."""
+    """List the results of a search, best first."""
     table = _plain_table("similarity", "file", "description")
     for result in results:
         similarity = "" if result.similarity is None else f"{result.similarity:.3f}"
@@ -390,7 +390,7 @@ def spaces_table(spaces: Sequence["SpaceOverview"]) -> Table:
 
 
 def spaces_lines(spaces: Sequence["SpaceOverview"]) -> Iterator[str]:
-    """Say how far the newest space is, and which ones nobody needs."""
+    """Show the progress of the newest space, and which spaces can be dropped."""
     current = next((space for space in spaces if space.is_current), None)
     if current is None:
         yield "Nothing is embedded with the model of the settings yet. To begin with it:"
@@ -409,7 +409,7 @@ def spaces_lines(spaces: Sequence["SpaceOverview"]) -> Iterator[str]:
 
 
 def receipt_lines(receipt: "Receipt") -> Iterator[str]:
-    """Say what was deleted, or would be: ids and counts, a line each."""
+    """Show what was or would be deleted: ids and counts, one per line."""
     done = "Would be deleted" if receipt.dry_run else "Deleted"
     at = "" if receipt.dry_run else f" at {receipt.at:%Y-%m-%d %H:%M:%S %Z}"
     yield f"{done}{at}: {receipt.named} {receipt.id}"
@@ -424,7 +424,7 @@ def receipt_lines(receipt: "Receipt") -> Iterator[str]:
 
 
 def health_table(checks: Sequence[HealthCheck]) -> Table:
-    """List health checks; what to do stands below each that is not ok."""
+    """List health checks; a failed check is followed by what to do."""
     table = _plain_table("", "check", "found")
     for check in checks:
         mark = Text("ok", style="green") if check.ok else Text("FAIL", style="bold red")
@@ -438,7 +438,7 @@ def _shown(key: str, value: Any) -> str:
     if key.endswith("_at"):
         try:
             local = value.astimezone()
-        except (OverflowError, ValueError, OSError):  # what an upload API calls infinity
+        except (OverflowError, ValueError, OSError):  # PostgreSQL's "infinity", from an upload API
             local = value
         return str(local.strftime("%Y-%m-%d %H:%M:%S"))
     return f"{value:g} %" if key == "progress_percentage" else str(value)
@@ -452,7 +452,7 @@ def _cost_line(cost: Mapping[str, Any]) -> str:
 
 
 def _age(moment: datetime | None) -> str:
-    if moment is None:  # the row of an upload API that does not say
+    if moment is None:  # an upload API wrote the row without this value
         return "-"
     seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):

@@ -1,4 +1,4 @@
-"""The form of a secret that webhooks are signed with."""
+"""The format of the secret that signs webhooks."""
 
 import base64
 import binascii
@@ -11,7 +11,7 @@ def secret_key(secret: str) -> bytes:
     """Decode a secret of the form ``whsec_<base64>``.
 
     Raises:
-        ValueError: it has another form.
+        ValueError: the secret has another form.
     """
     try:
         key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)

@@ -1,4 +1,4 @@
-"""Fixtures of every level: a real PostgreSQL, a database per test, and the pipeline on it."""
+"""Fixtures for all tests: a real PostgreSQL, a database per test, and the pipeline on it."""
 
 import os
 import shutil
@@ -19,15 +19,15 @@ from batch_pipeline.testing.object_store import ObjectStore
 
 #: A server to use instead of an embedded one.
 TEST_DATABASE_URL = f"{ENVIRONMENT_PREFIX}TEST_DATABASE_URL"
-#: What must be free for the files of a session to be kept in memory (bytes).
+#: Free memory that is needed to keep the files of a session in memory (bytes).
 _ROOM_IN_MEMORY = 8 * 1024**3
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Forget the settings of this machine, and keep the files of this session to itself.
+    """Ignore the settings of this machine, and give this session its own folder.
 
-    As root, a second session closes the folder that all share to the user of the first one's
-    embedded servers.
+    As root, a second session would change the shared folder, and the user of the first session's
+    embedded servers could no longer read it.
     """
     for name in list(os.environ):
         if name.startswith((ENVIRONMENT_PREFIX, "DAGSTER_")) and name != TEST_DATABASE_URL:
@@ -53,7 +53,7 @@ def _new_folder() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes a minute: begun last, it would be waited for alone."""
+    """Run the tests that take a minute first: at the end, all workers would wait for them."""
     items.sort(key=lambda item: item.get_closest_marker("lengthy") is None)
 
 
@@ -68,7 +68,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> str:
         root = root.parent
     url = embedded_server_url(root / "server")
     with psycopg.connect(url, autocommit=True) as connection:
-        # Nothing here outlives a power cut, and each database that is dropped waits for the disk.
+        # Nothing here must survive a power cut, and dropping a database would wait for the disk.
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
     return url
@@ -121,7 +121,7 @@ def database(pipeline: Pipeline) -> Database:
 
 @pytest.fixture
 def change(settings: Settings) -> Callable[..., Settings]:
-    """The settings of this test with some of them changed."""
+    """Return the settings of this test, some of them changed."""
     return lambda **values: Settings.model_validate(settings.model_dump() | values)
 
 

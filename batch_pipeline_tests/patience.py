@@ -1,4 +1,4 @@
-"""How long tests wait for what happens by itself: an event mostly, sometimes a promised time."""
+"""How long tests wait: usually for an event, sometimes for a promised time."""
 
 import os
 import time
@@ -8,16 +8,16 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Longest wait for what takes no time on a quiet machine; no test takes longer for it (seconds).
+#: Longest wait for something that is immediate on an idle machine (seconds).
 DEADLINE = 60.0
-#: Longest wait for what begins with the start of a process, or of several (seconds).
+#: Longest wait for something that first needs the start of one or more processes (seconds).
 WAIT_SECONDS = 150.0
-#: The longest pause before a condition is looked at again (seconds).
+#: Longest pause between two checks of a condition (seconds).
 _LONGEST_PAUSE = 0.2
 
 
 def wait_until(condition: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) -> T:
-    """Return what `condition` gives, once that is true.
+    """Wait until `condition` returns something true, and return that.
 
     Raises:
         AssertionError: it is not true within `seconds`.
@@ -31,10 +31,10 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float = WAIT_SECO
 
 
 def promised(seconds: float) -> float:
-    """The longest that a promise of so many seconds may take here and now.
+    """Return how long something that is promised within `seconds` may take on this machine now.
 
-    As promised on a quiet machine. Where more processes want to run than there are processors,
-    each gets its share of the time only, and in turns.
+    On an idle machine this is the promise itself. If more processes want to run than there are
+    processors, each gets only its share of the time, in turns.
     """
     averages, running = os.getloadavg(), Path("/proc/loadavg")
     now = int(running.read_text().split()[3].partition("/")[0]) if running.exists() else 0

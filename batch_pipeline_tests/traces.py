@@ -1,4 +1,4 @@
-"""A search of everything that is kept: every column of two databases, every file of two folders."""
+"""Searches everything that is stored: all columns of two databases, all files of two folders."""
 
 import base64
 import uuid
@@ -13,7 +13,7 @@ from psycopg import sql
 def traces(
     needles: Iterable[bytes], databases: Iterable[str], folders: Iterable[Path]
 ) -> list[tuple[str, bytes]]:
-    """List where any of the needles, or its base64, is found: table or file, and the needle."""
+    """List all places of the needles, or of their base64: table or file, and the needle."""
     wanted = {form: needle for needle in needles for form in _forms(needle)}
     places = [*(row for url in databases for row in _rows(url)), *_files(folders)]
     return sorted(
@@ -24,7 +24,7 @@ def traces(
 def _forms(needle: bytes) -> Iterator[bytes]:
     yield needle
     for shift in range(3):
-        # As it stands in the middle of a longer text, whose length decides where groups begin.
+        # In the middle of a longer text: the position decides where base64 groups begin.
         encoded = base64.b64encode(b"\0" * shift + needle)
         yield encoded[4:-4] if len(encoded) > 24 else encoded
 
@@ -60,6 +60,6 @@ def _files(folders: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def of_upload(upload_id: uuid.UUID | str) -> tuple[bytes, bytes]:
-    """Both forms in which an id is written."""
+    """Return both forms in which an id is written."""
     whole = uuid.UUID(str(upload_id))
     return str(whole).encode(), whole.hex.encode()

@@ -1,9 +1,9 @@
-"""The command line: reads arguments, calls a service, prints what came of it.
+"""The command line: reads arguments, calls a service, prints the result.
 
 Exit codes: 0 ok; 1 finished with failures; 2 wrong use, or refused; 130 stopped by Ctrl-C.
 
-Only what every command needs is imported here; the rest is imported by the command that uses it:
-help and completion answer at once, and Ctrl-C finds no moment in which nobody listens.
+Only modules that every command needs are imported here; each command imports the rest itself. So
+help and completion are fast, and Ctrl-C is handled from the start.
 """
 
 import logging
@@ -42,7 +42,7 @@ def main(session: Session, debug: bool) -> None:
       batch-pipeline search "red flower"
     """
     session.debug = debug
-    # Alembic and others speak at INFO; what a person has to know is printed by the commands.
+    # Alembic and others log at INFO; commands print what a person needs to know.
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
 
 

@@ -62,7 +62,7 @@ def submit(  # noqa: PLR0917 - click passes them by name
     from batch_pipeline.services.batch_intake import Submission, examine, store  # noqa: PLC0415
     from batch_pipeline.services.known_results import count_known  # noqa: PLC0415
 
-    if "" in paths:  # an unset variable of a script; as a path it would be the current folder
+    if "" in paths:  # an unset variable in a script; as a path it would mean the current folder
         raise click.BadParameter("a path is empty.", param_hint="'PATHS...'")
     session.when_stopped = "Stopped. `batch-pipeline status` tells whether the batch was submitted."
     offer = examine(map(Path, paths), session.settings)
@@ -280,7 +280,7 @@ def cancel(  # noqa: PLR0917 - click passes them by name
             progress = pipeline.batches.cancel_batch(one)
         if progress is not None:
             done.append(progress)
-        elif batch:  # of many, one that has ended meanwhile needs no word
+        elif batch:  # with several batches, one that has already ended needs no message
             found = status_of(session, one)
             label = batch_label(one, found["name"])
             raise RefusedError(
@@ -310,7 +310,7 @@ def follow(
     quiet: bool = False,
     timeout_seconds: float | None = None,
 ) -> bool:
-    """Show a batch until it ends; true if not everything went well."""
+    """Show a batch until it ends; return true if anything failed."""
     from batch_pipeline.services.progress.batch_watch import watch_batch  # noqa: PLC0415
     from batch_pipeline.services.progress.waiting import what_it_waits_for  # noqa: PLC0415
     from batch_pipeline.terminal import BatchView  # noqa: PLC0415
@@ -325,26 +325,26 @@ def follow(
     else:
         why_idle = partial(what_it_waits_for, session.pipeline.database, session.settings, batch_id)
         last = BatchView(session.console, why_idle).follow(snapshots)
-        if last.progress.failed and timeout_seconds is None:  # the demo goes on to show them
+        if last.progress.failed and timeout_seconds is None:  # the demo shows them itself
             click.echo(f"See why:    batch-pipeline status {batch_id}")
             click.echo(f"Try again:  batch-pipeline retry {batch_id}")
     return went_wrong(last.progress)
 
 
 def went_wrong(progress: "BatchProgress") -> bool:
-    """Tell whether a batch failed, was cancelled or has uploads that failed."""
+    """Return whether a batch failed, was cancelled or has failed uploads."""
     return progress.failed > 0 or progress.status != "completed"
 
 
 def status_of(session: Session, batch_id: uuid.UUID) -> dict[str, Any]:
-    """Give the status of a batch as JSON has it."""
+    """Return the status of a batch in the shape of the JSON output."""
     from batch_pipeline.services.reports.batch_status import batch_status  # noqa: PLC0415
 
     return batch_status(session.pipeline.database, batch_id)
 
 
 def submission_shape(submission: "Submission") -> dict[str, Any]:
-    """Give a submission as JSON has it, the upload API's names included."""
+    """Return a submission in the shape of the JSON output, with the upload API's names."""
     return {
         "batch_id": submission.batch_id,
         "total_files": submission.total_files,
@@ -356,7 +356,7 @@ def submission_shape(submission: "Submission") -> dict[str, Any]:
 
 
 def print_submission(submission: "Submission") -> None:
-    """Say which files were refused, and what was queued."""
+    """Print which files were refused, and what was queued."""
     from batch_pipeline.terminal import literal  # noqa: PLC0415
 
     for suffix, count in sorted(submission.left_out.items()):

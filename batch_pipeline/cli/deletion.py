@@ -1,4 +1,4 @@
-"""Commands that remove data, and the one that hands it out before."""
+"""Commands that remove data, and the command that exports it."""
 
 import sys
 import uuid
@@ -97,7 +97,7 @@ def delete() -> None:
 
 
 def _delete_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that all kinds of deletion have."""
+    """Add the options of all commands that delete."""
     for option in (
         json_option,
         click.option("--dry-run", is_flag=True, help="Only count what would be deleted."),

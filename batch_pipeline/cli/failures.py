@@ -1,4 +1,4 @@
-"""Commands about results that are missing or old: list failures, retry, reprocess."""
+"""Commands about missing or old results: list failures, retry, reprocess."""
 
 import uuid
 from collections.abc import Sequence
@@ -118,7 +118,7 @@ def retry(  # noqa: PLR0917 - click passes them by name
         _say_what_is_retried(found, dry_run=dry_run)
     reopened = []
     if not dry_run:
-        # All of a batch is asked for as such: one without a failed upload may be reopened.
+        # A whole batch may be retried even without a failed upload: it may be reopened.
         whole = batch is not None and not chosen.chooses
         by_batch = {batch: list(uploads)} if whole and batch else found.by_batch
         reopened = [
@@ -232,7 +232,7 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
 
 
 def _require_known_kinds(kinds: Sequence[str]) -> None:
-    """Refuse a kind that is none, naming those that look like it."""
+    """Refuse an unknown kind of error, and name similar ones."""
     from difflib import get_close_matches  # noqa: PLC0415
 
     from batch_pipeline.services.error_kinds import BY_NAME  # noqa: PLC0415
@@ -251,7 +251,7 @@ def _no_batch(batch: uuid.UUID) -> "tuple[int, BatchProgress]":
 
 
 def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
-    """Say what was chosen, if no more than that is done, and for what of it a retry is no help."""
+    """Print what was chosen (dry run only), and which uploads a retry does not help."""
     if dry_run and found.count:
         where = counted(len(found.by_batch), "batch", "batches")
         click.echo(f"{counted(found.count, 'upload')} in {where} would be processed again.")

@@ -1,4 +1,4 @@
-"""Commands about the whole pipeline: is it well, what does it do, what did it cost."""
+"""Commands about the whole pipeline: its health, its metrics, its costs."""
 
 import signal
 import sys
@@ -156,7 +156,7 @@ def costs(session: Session, user: uuid.UUID | None, as_json: bool) -> None:
 
 
 def wait_for_interrupt(announce: Callable[[], None]) -> None:
-    """Wait for Ctrl-C, which may come as soon as it is announced."""
+    """Wait for Ctrl-C; it may come as soon as `announce` has been called."""
     import contextlib  # noqa: PLC0415
 
     with contextlib.suppress(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The command about notifications: try the targets, see what did not arrive."""
+"""The command about notifications: test the targets, list what did not arrive."""
 
 import sys
 from dataclasses import asdict

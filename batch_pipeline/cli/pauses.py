@@ -1,4 +1,4 @@
-"""Commands that hold work back and let it go on: pause, resume, list what is paused."""
+"""Commands that pause and resume processing, and list what is paused."""
 
 import uuid
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What several commands print in the same way."""
+"""Output that several commands share."""
 
 import json
 from typing import Any

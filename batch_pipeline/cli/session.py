@@ -1,4 +1,4 @@
-"""Runs a command: opens what it needs, and turns what ends it early into words."""
+"""Runs a command: opens what it needs, and turns errors into messages, hints and exit codes."""
 
 import logging
 import signal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OK, FINISHED_WITH_FAILURES, REFUSED, STOPPED = 0, 1, 2, 130
 
 
-#: What to do about an error whose message does not say it.
+#: What to do about an error, if its message does not say it.
 _HINTS = {
     "database_down": "start the server, or correct BATCH_PIPELINE_DATABASE_URL",
     "storage_full": "make room, or set BATCH_PIPELINE_STORAGE_URL; then run the command again",
@@ -37,34 +37,34 @@ _HINTS = {
 }
 
 
-#: After a Ctrl-C, how long further ones are ignored: longer than the demo's stack takes to stop.
+#: How long after a Ctrl-C any further one is ignored: longer than the demo's stack takes to stop.
 _PATIENCE_SECONDS = 30.0
 
 
 class Session:
-    """What all commands share; the database is opened by the first that needs it."""
+    """What all commands share; the first command that needs the database opens it."""
 
     def __init__(self) -> None:
         self.debug = False
         self.when_stopped = "Stopped."
-        """What Ctrl-C means at this moment."""
+        """Message after Ctrl-C; commands change it."""
         self.log: logging.Logger | None = None
-        """Where a service says what it does, if log lines are for machines."""
+        """Logger for messages of services, if log lines are for machines."""
 
     @cached_property
     def console(self) -> "Console":
-        """Where tables and bars go."""
+        """Return the console for tables and progress bars."""
         from rich.console import Console  # noqa: PLC0415
 
         return Console()
 
     @cached_property
     def settings(self) -> "Settings":
-        """The settings, read once."""
+        """Return the settings; they are read once."""
         from batch_pipeline.settings import LogFormat, load_settings  # noqa: PLC0415
 
         settings = load_settings()
-        # Whoever looks at a terminal is a person.
+        # In a terminal a person reads the messages, so they stay plain text.
         if settings.log_format is not LogFormat.TEXT and not sys.stderr.isatty():
             from batch_pipeline.logs import use_format  # noqa: PLC0415
 
@@ -74,14 +74,14 @@ class Session:
         return settings
 
     def report(self, line: str) -> None:
-        """Say what a service has done: to a person, or as a log line."""
+        """Report what a service has done: to a person, or as a log line."""
         if self.log:
             self.log.info(line)
         else:
             click.echo(line)
 
     def report_error(self, message: str, hint: str | None = None) -> None:
-        """Say why a command ends early: to a person, or as a log line."""
+        """Report why a command ends early: to a person, or as a log line."""
         if self.log:
             self.log.error(f"{message}; {hint}" if hint else message)
         else:
@@ -89,13 +89,13 @@ class Session:
 
     @property
     def pipeline(self) -> "Pipeline":
-        """The pipeline, opened once; for commands to which an empty one is of no use."""
+        """Return the existing pipeline, opened once; for commands that only read or change data."""
         self.require_home()
         return self._opened_pipeline
 
     @property
     def new_pipeline(self) -> "Pipeline":
-        """The pipeline, opened once, and made where there is none yet."""
+        """Return the pipeline, opened once; it is created if it does not exist."""
         self.say_if_home_is_new()
         return self._opened_pipeline
 
@@ -106,10 +106,10 @@ class Session:
         return Pipeline(self.settings)
 
     def require_home(self) -> None:
-        """Refuse to make a database where a person only wants to read one.
+        """Require an existing home, so that a command that only reads does not create a database.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: there is no home.
         """
         from batch_pipeline.services.missing_home import missing_home  # noqa: PLC0415
 
@@ -117,17 +117,17 @@ class Session:
             raise NotFoundError(said)
 
     def say_if_home_is_new(self) -> None:
-        """Say where things will be kept, if nothing was kept there before."""
+        """Print where data is kept, if the home is new."""
         home = self.settings.home
         if not home.exists() and not (self.settings.database_url and self.settings.storage_url):
             click.echo(f"New: everything is kept in {home}", err=True)
 
 
 class Commands(click.Group):
-    """Turns whatever ends a command early into a line for a person, a hint and an exit code."""
+    """Turns the error that ends a command early into a message, a hint and an exit code."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the command that was named, and exit."""
+        """Run the named command, and exit."""
         session = Session()
         _stop_once()
         try:
@@ -142,8 +142,8 @@ class Commands(click.Group):
         except click.ClickException as error:
             _say_error(error.format_message())
             sys.exit(REFUSED)
-        except click.Abort:  # what click makes of Ctrl-C, after it has ended the line
-            # The interpreter takes its handlers away before it ends; one more would kill it.
+        except click.Abort:  # click raises it after Ctrl-C, when it has ended the line
+            # The interpreter removes its handlers before it ends; a second Ctrl-C would kill it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             click.echo(session.when_stopped, err=True)
             sys.exit(STOPPED)
@@ -154,12 +154,12 @@ class Commands(click.Group):
 
 
 def _stop_once() -> None:
-    """Let a Ctrl-C stop the command, and those of an impatient person not disturb how it ends.
+    """Let the first Ctrl-C stop the command, and ignore further ones while it cleans up.
 
-    Files are removed then, or a stack is stopped: cut short, that would leave something behind.
+    The command may remove files or stop a stack. If that were interrupted, some would be left.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return  # whoever started us wants Ctrl-C for himself, or for nobody
+        return  # the program that started us handles or ignores Ctrl-C itself
     stopped_at = -_PATIENCE_SECONDS
 
     def stop(*_: object) -> None:
@@ -173,7 +173,7 @@ def _stop_once() -> None:
 
 
 def _explain(error: Exception, report: Callable[..., None]) -> int:
-    """Report an error in words, and choose the exit code."""
+    """Report an error, and return the exit code."""
     message = str(error).strip()
     match error:
         case ConfigurationError():

@@ -1,4 +1,4 @@
-"""What people type on the command line, beyond what click knows: ids and moments."""
+"""Types of command-line arguments that click does not have: ids, lengths of time and moments."""
 
 import re
 import uuid
@@ -12,7 +12,7 @@ _LONGEST = timedelta(days=36500)
 
 
 class Id(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
-    """An id of a batch, an upload or a user: all of it, or any beginning that names only one."""
+    """An id of a batch, an upload or a user: the whole id, or a unique beginning of it."""
 
     name = "id"
 
@@ -22,7 +22,7 @@ class Id(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> uuid.UUID:
-        """Look the id up, unless it is whole; called by click."""
+        """Return the id; a shortened id is looked up. Called by click."""
         from batch_pipeline.services.short_ids import Named, digits_of, whole_id  # noqa: PLC0415
 
         if isinstance(value, uuid.UUID):
@@ -42,7 +42,7 @@ class Id(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
 
 
 def _length(text: str) -> timedelta | None:
-    """Read a length of time such as ``30min``; None if it is none."""
+    """Read a length of time such as ``30min``; None if the text is something else."""
     found = re.fullmatch(r"(\d{1,9})\s*(s|min|m|h|d|w)", text.strip())
     return min(timedelta(**{_UNITS[found[2]]: int(found[1])}), _LONGEST) if found else None
 
@@ -55,7 +55,7 @@ class Length(click.ParamType):  # type: ignore[type-arg]
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
-        """Read it; called by click."""
+        """Read the length; called by click."""
         length = value if isinstance(value, timedelta) else _length(value)
         if length is None:
             self.fail(f"{value!r} is no length of time; expected 30min, 24h, 7d.", param, ctx)
@@ -63,14 +63,14 @@ class Length(click.ParamType):  # type: ignore[type-arg]
 
 
 class Since(click.ParamType):  # type: ignore[type-arg]
-    """A moment: so long ago (``24h``), or a day or moment as ISO 8601 writes it."""
+    """A moment: a length of time before now (``24h``), or a day or moment in ISO 8601."""
 
     name = "since"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> datetime:
-        """Give the moment with its time zone, that of this machine if none is named."""
+        """Return the moment with its time zone; by default that of this machine."""
         if isinstance(value, datetime):
             return value
         if ago := _length(value):

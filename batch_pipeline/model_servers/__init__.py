@@ -1,1 +1,1 @@
-"""Clients of everything that describes pictures and embeds text, behind one interface."""
+"""Clients of the models that describe pictures and embed text, behind one interface."""

@@ -1,7 +1,7 @@
-"""What a model answered, made fit to be stored: it is data written by a stranger.
+"""Cleans a model's answer so that it can be stored. An answer is untrusted data.
 
-Only the form is repaired here. Whether a description is any good (loops, control tokens of the
-model's template, refusals) is judged by the audit, which sees the text that leaves here.
+Only the form is repaired here. The audit sees the cleaned text and judges whether the description
+is good (loops, control tokens of the model's template, refusals).
 """
 
 import math
@@ -12,44 +12,44 @@ from collections.abc import Sequence
 from batch_pipeline.errors import ServiceDownError, TransientError
 
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
-#: Templates that open the thought themselves leave only its end in the answer.
+#: Some templates open the thought themselves: then the answer contains only its end.
 _END_OF_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"\A```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\Z", re.DOTALL)
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“"}
 _LINE_BREAKS = re.compile(r"\r\n?|[\u2028\u2029\x85]")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n(?:[ \t]*\n)+")
-#: Format characters with a use in honest text: emoji and scripts are joined by them.
+#: Format characters that ordinary text needs: they join emoji and letters of some scripts.
 _JOINERS = "\u200c\u200d"
 _UNWANTED_CATEGORIES = {"Cc", "Cf", "Cs"}
 
 
-#: Longer than any description that was asked for; a server that knows no limit writes for ever
-#: (characters).
+#: Longer than any description we ask for (characters). A server without a limit of tokens would
+#: never stop writing.
 LONGEST_ANSWER = 50_000
 
 
 def shows_thought(answer: str, *, cut_by_length: bool) -> bool:
-    """Tell whether a model thought: it shows in the answer, or used it up unseen."""
+    """Return whether a model thought: the answer shows it, or a hidden thought used it up."""
     if not answer.strip():
         return cut_by_length
     return bool(_THOUGHT.search(answer) or _END_OF_THOUGHT.match(answer))
 
 
 def is_prose(answer: str) -> bool:
-    """Tell whether a model that was asked for JSON wrote sentences: its server ignores the asking.
+    """Return whether a model wrote sentences instead of JSON: its server ignores the schema.
 
-    JSON that is broken, or cut, is none; nor is an empty answer.
+    Broken or cut JSON is not prose, and neither is an empty answer.
     """
     text = clean(answer)
     return bool(text) and "{" not in text
 
 
 def usable_text(answer: str, *, cut_by_length: bool) -> str:
-    """Clean an answer, or say why it cannot be stored.
+    """Clean an answer, or raise an error that says why it cannot be stored.
 
     Args:
         answer: text as the model wrote it.
-        cut_by_length: the server says that the answer reached the limit of tokens.
+        cut_by_length: the server reports that the answer reached the limit of tokens.
 
     Returns:
         Plain text, never empty.
@@ -98,7 +98,7 @@ def _unquoted(text: str) -> str:
     if len(text) < 2 or _QUOTES.get(text[0]) != text[-1]:
         return text
     inner = text[1:-1]
-    # With more of the same inside, the outer two need not be a pair: "Stop" and "Go".
+    # If there are more quotes inside, the outer two may not be a pair: "Stop" and "Go".
     return text if text[0] in inner or text[-1] in inner else inner.strip()
 
 
@@ -108,7 +108,7 @@ def checked_vector(vector: Sequence[float | None], model: str, dimensions: int) 
         raise TransientError("embedding_empty", f"{model} returned a vector of no numbers")
     if len(vector) != dimensions:
         raise wrong_length(model, len(vector), dimensions)
-    # A server whose JSON has no word for NaN writes null.
+    # JSON cannot express NaN, so some servers write null.
     numbers = [math.nan if number is None else float(number) for number in vector]
     if not all(map(math.isfinite, numbers)):
         raise TransientError(
@@ -120,7 +120,7 @@ def checked_vector(vector: Sequence[float | None], model: str, dimensions: int) 
 
 
 def wrong_length(model: str, found: int, dimensions: int) -> ServiceDownError:
-    """The error for a model whose vectors do not fit the column."""
+    """Return the error for a model whose vectors do not fit the column."""
     return ServiceDownError(
         "embedding_wrong_length",
         f"vectors of {model} have {found} numbers, {dimensions} are expected; set "

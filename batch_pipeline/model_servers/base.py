@@ -1,9 +1,8 @@
-"""The interface of every describer and embedder; the rest of the package knows only this.
+"""The interface of vision and embedding models; the rest of the package uses only this.
 
-Both objects of an `Analyzer` are shared by all threads of a run and must be safe under threads.
-They raise the errors of `batch_pipeline.errors`: `TransientError` for what may pass,
-`PermanentError` for what cannot, `ServiceDownError` for a server that cannot be reached or has no
-such model.
+All threads of a run share both objects of an `Analyzer`, so both must be thread-safe. They raise
+the errors of `batch_pipeline.errors`: `TransientError` if a retry may help, `PermanentError` if it
+cannot, `ServiceDownError` if a server cannot be reached or does not have the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +18,10 @@ from batch_pipeline.model_servers.text_prefixes import TextPrefixes
 
 @dataclass(frozen=True)
 class Usage:
-    """What calls to a model took."""
+    """Tokens and time that calls to a model used."""
 
     tokens_in: int = 0
-    """As the server counts them; 0: it does not tell."""
+    """As the server counts them; 0 if it does not report them."""
     tokens_out: int = 0
     seconds: float = 0.0
     """From the request to the end of the answer."""
@@ -37,18 +36,18 @@ class Usage:
         )
 
 
-#: Told what each answered call took, also if the answer turns out to be of no use; called in the
-#: thread that asked, before it gets a result or an error. Must not raise.
+#: Called with the usage of each answered call, even if the answer cannot be used. It runs in the
+#: calling thread, before that thread gets a result or an error. It must not raise.
 Spent = Callable[[Usage], None]
 
 
 def not_counted(usage: Usage) -> None:
-    """For callers who keep no account."""
+    """Ignore the usage, for callers that do not record it."""
 
 
 @contextmanager
 def told_here(spent: Spent) -> Iterator[Spent]:
-    """Give a collector to whatever makes the calls, and tell what it collected in this thread."""
+    """Yield a collector for code that makes calls; report its usage in this thread at the end."""
     collected: list[Usage] = []
     try:
         yield collected.append
@@ -59,14 +58,14 @@ def told_here(spent: Spent) -> Iterator[Spent]:
 
 @dataclass(frozen=True)
 class Description:
-    """What a vision model says of a picture or a video."""
+    """A vision model's description of a picture or a video."""
 
     text: str
     """Plain text, never empty."""
     tags: tuple[str, ...] = ()
-    """Small letters, each once; none if the model was not held to fields."""
+    """Lower case, without duplicates; empty if the model was not held to a JSON schema."""
     visible_text: str = ""
-    """What can be read in it, word for word; empty: nothing, or the model was not asked apart."""
+    """Text that can be read in it, word for word; empty if there is none or nobody asked for it."""
 
 
 @dataclass(frozen=True)
@@ -80,32 +79,33 @@ class HealthCheck:
     hint: str = ""
     """What to do when it is not ok."""
     kind: str = ""
-    """Of the error that was found, if it has one."""
+    """Kind of the error that was found, if it has one."""
 
 
-#: Kind of a `HealthCheck` of a server that was not asked, as a person has paused it.
+#: Kind of a `HealthCheck` of a server that was not asked because a person has paused it.
 WORK_PAUSED = "work_paused"
 
 
 class CancelledCheck(Protocol):
-    """Asked between and during calls; true when the work is no longer wanted."""
+    """Called between and during calls; returns true if the work is no longer wanted."""
 
     def __call__(self) -> bool:  # noqa: D102
         ...
 
 
 def never_cancelled() -> bool:
-    """Answer for callers whose work is always wanted."""
+    """Return false: the caller's work is always wanted."""
     return False
 
 
-#: Asked right before each call begins, with the address of its server (empty: an embedded model):
-#: why the call may not begin, as a person has paused it; empty: it may. A call in flight goes on.
+#: Called right before each call, with the address of its server (empty for an embedded model).
+#: Returns the reason if a person has paused this call, or "" if it may begin. A call in flight
+#: continues.
 PausedCheck = Callable[[str], str]
 
 
 def never_paused(server: str) -> str:
-    """Answer for callers whose calls nobody pauses."""
+    """Return "": nobody pauses the caller's calls."""
     del server
     return ""
 
@@ -116,8 +116,8 @@ def require_unpaused(paused: PausedCheck, server: str = "") -> None:
         raise WorkPausedError(reason)
 
 
-#: What a call asks of a server; each kind has a cap of its own. A suspect is a call that may bring
-#: the server down: it takes a slot of this kind beside the other one.
+#: Kinds of calls; each kind has its own cap. A suspect is a call that may bring the server down: it
+#: takes a slot of this kind in addition to its usual slot.
 CallKind = Literal["vision", "embedding", "suspect"]
 
 
@@ -127,33 +127,34 @@ class CallSlots(Protocol):
     def taken(
         self, servers: Callable[[], Sequence[str]], cancelled: CancelledCheck
     ) -> AbstractContextManager[str]:
-        """Wait for a slot of the least loaded of some servers and hold it; gives the server.
+        """Wait for a slot of the least loaded server and hold it; yield the server's address.
 
         Args:
-            servers: addresses of those that the call may go to now; asked again and again while
-                waiting, since servers go down and come back.
-            cancelled: asked at least twice a second while waiting.
+            servers: returns the addresses that the call may go to now. It is called repeatedly
+                while waiting, since servers go down and come back.
+            cancelled: called at least twice a second while waiting.
 
         Raises:
-            WorkCancelledError: `cancelled` answered true while waiting.
-            ServiceDownError: whoever gives out the slots cannot be reached, or every server asked
-                for a long pause.
+            WorkCancelledError: `cancelled` returned true while waiting.
+            ServiceDownError: the database that shares the slots cannot be reached, or every server
+                asked for a long pause.
         """
         ...
 
     def pause(self, server: str, seconds: float, reason: str) -> None:
-        """A server turned the caller away: nobody calls it until the pause is over."""
+        """Stop all calls to a server that refused a call, until the pause is over."""
         ...
 
     def answered(self, server: str, rooms: Sequence[Room], tokens: float) -> None:
-        """A server answered the caller, who still holds the slot, and told what is left.
+        """Note that a server answered, and what is left of its limits; the slot is still held.
 
-        `tokens` is what the call used; 0: not told.
+        `tokens` is what the call used; 0 if the server did not report it.
         """
         ...
 
 
-#: Makes the slots for the calls of one kind: so many to each server, and to some their own number.
+#: Makes the slots for calls of one kind. Arguments: the kind, the limit per server, and the limits
+#: of servers that have their own.
 MakeCallSlots = Callable[[CallKind, int, Mapping[str, int]], CallSlots]
 
 
@@ -163,10 +164,10 @@ class VisionModel(Protocol):
     name: str
 
     def fingerprint(self) -> str:
-        """What a description depends on beside its file, see `fingerprints`.
+        """Return what a description depends on besides its file, see `fingerprints`.
 
         Raises:
-            ServiceDownError: no server can be asked which model it has.
+            ServiceDownError: no server can say which model it has.
         """
         ...
 
@@ -180,30 +181,32 @@ class VisionModel(Protocol):
         paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
     ) -> Description:
-        """Describe one picture, or a video by its frames in the order of time.
+        """Describe one picture, or a video by its frames in order of time.
 
         Args:
-            facts: what the file says about itself.
+            facts: metadata of the file.
             frames: one for an image, one or more for a video.
-            attempt: 1 for the first; later ones vary seed and temperature, so that a bad answer
-                is not asked for again.
-            cancelled: asked at least twice a second while a call is waited for.
-            paused: asked right before each call; a server that it names a reason for is not called.
-            spent: told what each answered call took.
+            attempt: 1 for the first; later attempts use another seed and temperature, so that
+                they do not repeat a bad answer.
+            cancelled: called at least twice a second while waiting for an answer.
+            paused: called right before each call; a server for which it returns a reason is not
+                called.
+            spent: called with the usage of each answered call.
 
         Raises:
             TransientError: time-out, 5xx, reset connection, an empty or cut answer.
-            PermanentError: the server refuses this very input for good.
-            ServiceDownError: the server cannot be reached, or has no such model.
-            WorkCancelledError: `cancelled` answered true.
-            WorkPausedError: `paused` gave a reason for every server.
+            PermanentError: the server refuses this input; a retry does not help.
+            ServiceDownError: the server cannot be reached, or does not have the model.
+            WorkCancelledError: `cancelled` returned true.
+            WorkPausedError: `paused` returned a reason for every server.
         """
         ...
 
     def check(self, *, paused: PausedCheck = never_paused) -> list[HealthCheck]:
-        """Ask whether a call could succeed now; never raises.
+        """Check whether a call could succeed now; never raises.
 
-        A server for which `paused` gives a reason is not asked: `WORK_PAUSED`.
+        A server for which `paused` returns a reason is not asked: its check has the kind
+        `WORK_PAUSED`.
         """
         ...
 
@@ -212,9 +215,10 @@ class VisionModel(Protocol):
         cancelled: CancelledCheck = never_cancelled,
         paused: PausedCheck = never_paused,
     ) -> list[HealthCheck]:
-        """Make one real call whose answer is known; raises `WorkCancelledError` alone.
+        """Make one real call whose answer is known; raises only `WorkCancelledError`.
 
-        A server for which `paused` gives a reason is not asked: `WORK_PAUSED`.
+        A server for which `paused` returns a reason is not asked: its check has the kind
+        `WORK_PAUSED`.
         """
         ...
 
@@ -225,13 +229,13 @@ class EmbeddingModel(Protocol):
     name: str
     dimensions: int
     prefixes: TextPrefixes
-    """Sent in front of texts."""
+    """Prefixes that are sent in front of texts."""
 
     def fingerprint(self) -> str:
-        """What a vector depends on beside its text, see `fingerprints`.
+        """Return what a vector depends on besides its text, see `fingerprints`.
 
         Raises:
-            ServiceDownError: no server can be asked which model it has.
+            ServiceDownError: no server can say which model it has.
         """
         ...
 
@@ -247,24 +251,25 @@ class EmbeddingModel(Protocol):
         """Embed each text; vectors have `dimensions` finite numbers and are not all zero.
 
         Args:
-            texts: descriptions, or what people ask for.
-            as_questions: they are what people ask for.
-            cancelled: asked at least twice a second while a call is waited for.
-            paused: asked right before each call; a server that it names a reason for is not called.
-            spent: told what each answered call took.
+            texts: descriptions, or search queries.
+            as_questions: the texts are search queries.
+            cancelled: called at least twice a second while waiting for an answer.
+            paused: called right before each call; a server for which it returns a reason is not
+                called.
+            spent: called with the usage of each answered call.
 
         Raises:
-            TransientError: time-out, 5xx, reset connection, a vector that is not usable.
-            ServiceDownError: the server cannot be reached, or has no such model.
-            WorkCancelledError: `cancelled` answered true.
-            WorkPausedError: `paused` gave a reason for every server.
+            TransientError: time-out, 5xx, reset connection, a vector that cannot be used.
+            ServiceDownError: the server cannot be reached, or does not have the model.
+            WorkCancelledError: `cancelled` returned true.
+            WorkPausedError: `paused` returned a reason for every server.
         """
         ...
 
     def check(
         self, *, spent: Spent = not_counted, paused: PausedCheck = never_paused
     ) -> list[HealthCheck]:
-        """Ask whether a call could succeed now; see `VisionModel.check`."""
+        """Check whether a call could succeed now; see `VisionModel.check`."""
         ...
 
     def try_out(
@@ -278,25 +283,25 @@ class EmbeddingModel(Protocol):
 
 @dataclass(frozen=True)
 class Analyzer:
-    """Who describes and who embeds; often the same server."""
+    """A vision model and an embedding model; often on the same server."""
 
     vision: VisionModel
     embedding: EmbeddingModel
 
     def check(self) -> list[HealthCheck]:
-        """Health of both."""
+        """Check the health of both."""
         return [*self.vision.check(), *self.embedding.check()]
 
     def try_out(self) -> list[HealthCheck]:
-        """Whether both answer a question with a known answer."""
+        """Check that both answer a question with a known answer correctly."""
         return [*self.vision.try_out(), *self.embedding.try_out()]
 
     def outages(
         self, spent: Spent = not_counted, paused: PausedCheck = never_paused
     ) -> list[HealthCheck]:
-        """Why no upload could be processed now: what fails of a model that no server has.
+        """Return the failed checks of each model that no server can serve now.
 
-        `spent` is told of calls to the embedding model; to look at the vision model takes none.
+        `spent` is called with the usage of embedding calls; checking the vision model needs none.
         """
         found: list[HealthCheck] = []
         for checks in (

@@ -1,8 +1,8 @@
-"""How many threads numpy's linear algebra takes for one product of matrices.
+"""Limits numpy's linear algebra to one thread for each product of matrices.
 
-By itself it takes one for each processor, which wait for each other in a loop: beside a run's own
-threads and other processes, a picture then costs eight times the processor time (0.34 s, not 0.04).
-Uploads are processed side by side already.
+By default it uses one thread per processor, and these threads wait for each other in a busy loop.
+While the run's own threads and other processes also work, a picture then costs eight times as much
+processor time (0.34 s instead of 0.04 s). Uploads are already processed in parallel.
 """
 
 from functools import cache
@@ -12,5 +12,5 @@ from threadpoolctl import threadpool_limits
 
 @cache
 def use_one_thread() -> None:
-    """Let this process compute each product in the thread that asks for it, from now on."""
+    """Make this process compute each product in the calling thread from now on."""
     threadpool_limits(limits=1, user_api="blas")

@@ -1,9 +1,9 @@
-"""Who may call next, and which server: the cap on calls in flight, and their pace, in one process.
+"""Decides which call begins next, and at which server: a cap on calls in flight, and their pace.
 
-A `CallGate` alone caps the calls of this process. When several processes share servers, each has
-its gate, and somebody outside says how many of the slots are its own (`take_stock` and `allow`);
-slots then pass from call to call within the process without asking anybody. The pauses that servers
-ask for go the same way, out by `pauses_to_tell` and in by `hear_pause`.
+A `CallGate` by itself caps the calls of this process. When several processes share servers, each
+has its own gate, and code outside of it sets how many slots the gate may use (`take_stock` and
+`allow`). Within the process, slots then pass from call to call without any message. Pauses that
+servers ask for are shared too: `pauses_to_tell` returns ours, `hear_pause` takes those of others.
 """
 
 import logging
@@ -24,9 +24,9 @@ _log = logging.getLogger(__name__)
 
 #: How often a waiting caller asks whether its call is still wanted.
 _POLL_SECONDS = 0.5
-#: Of the latest call, in the mean of the seconds that a call takes.
+#: Weight of the latest call in the running mean of seconds per call.
 _NEWEST_WEIGHT = 0.3
-#: A longer pause is not waited for: the uploads go back to pending and come again after it.
+#: We do not wait for a longer pause: the uploads return to pending and are processed after it.
 LONGEST_WAIT_SECONDS = 120.0
 
 
@@ -40,10 +40,10 @@ class _Lane:
     elsewhere: int = 0
     """Slots that other processes hold, as last heard."""
     valid_until: float = float("inf")
-    """When `allowed` ends, if nobody confirms it (monotonic seconds)."""
+    """When `allowed` expires unless it is renewed (monotonic seconds)."""
     pace: Pace = field(default_factory=Pace)
     seconds: float = 0.0
-    """What a call takes, the latest weighing most; 0: none has ended."""
+    """Mean duration of a call; the latest has the most weight. 0: no call has ended yet."""
 
     def ended_after(self, seconds: float) -> None:
         weight = _NEWEST_WEIGHT if self.seconds else 1
@@ -57,7 +57,7 @@ class _Lane:
 
 @dataclass(frozen=True)
 class Pause:
-    """What a server asked for, to be told to other processes."""
+    """A pause that a server asked for; other processes must learn of it."""
 
     until: float
     """Monotonic seconds."""
@@ -66,11 +66,11 @@ class Pause:
 
 @dataclass(frozen=True)
 class Demand:
-    """What this process would use of a server's slots."""
+    """Slots of a server that this process could use."""
 
     in_flight: int
     wanted: int
-    """Slots, those of the calls in flight included."""
+    """Slots, including those of calls in flight."""
 
 
 class CallGate:
@@ -78,10 +78,11 @@ class CallGate:
 
     Args:
         limit: calls in flight to each server.
-        limits: to those servers that have a number of their own.
-        shared: slots have to be allowed by somebody before they can be used.
+        limits: the same, for servers that have their own number.
+        shared: `allow` must grant slots before they can be used.
         changed: called when calls have begun to wait or have ended; must return at once.
-        failure: asked while waiting, with the seconds waited: why no slot can be had, if so.
+        failure: called while waiting, with the seconds waited; returns why no slot is available,
+            or None.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class CallGate:
         self._lanes: dict[str, _Lane] = {}
         self._usable: frozenset[str] = frozenset()
         self._to_tell: dict[str, Pause] = {}
-        #: Calls that wait, in the order in which they came; only the first is woken.
+        #: Waiting calls, in order of arrival; only the first is woken.
         self._waiting: deque[threading.Condition] = deque()
 
     @contextmanager
@@ -149,14 +150,14 @@ class CallGate:
             )
 
     def pauses_to_tell(self) -> dict[str, Pause]:
-        """The pauses that servers asked this process for since the last time."""
+        """Return the pauses that servers asked this process for since the last call."""
         with self._lock:
             told, self._to_tell = self._to_tell, {}
             return told
 
     @property
     def has_pauses_to_tell(self) -> bool:
-        """Tell whether `pauses_to_tell` would give any."""
+        """Return whether `pauses_to_tell` would return any."""
         return bool(self._to_tell)
 
     def hear_pause(self, server: str, seconds: float, reason: str) -> None:
@@ -165,18 +166,19 @@ class CallGate:
             self._lane(server).pace.pause(time.monotonic(), seconds, reason)
 
     def limit_of(self, server: str) -> int:
-        """Calls that may be in flight to a server."""
+        """Return how many calls may be in flight to a server."""
         return self._limits.get(server, self._limit)
 
     def demand(self) -> dict[str, Demand]:
-        """What is used and wanted of each server that was ever asked for."""
+        """Return the slots in use and wanted, for each server that any call could go to."""
         with self._lock:
             return {server: self._demand(server) for server in self._lanes}
 
     def take_stock(self, servers: Sequence[str]) -> dict[str, Demand]:
-        """Begin to agree on slots with others; until `allow`, no more are used.
+        """Return the demand and freeze it: until `allow`, this process takes no further slots.
 
-        Of all servers at once: calls that come in the meantime would else go to the others alone.
+        This covers all servers at once. Otherwise, calls that come in the meantime would all go to
+        the remaining servers.
         """
         with self._lock:
             demands = {server: self._demand(server) for server in servers}
@@ -186,11 +188,11 @@ class CallGate:
             return demands
 
     def allow(self, agreed: dict[str, tuple[int, int]], valid_until: float) -> None:
-        """Set what was agreed on, for all servers at once so that calls spread over them.
+        """Grant slots, for all servers at once so that calls spread over them.
 
         Args:
             agreed: by server: slots of this process, slots that others hold.
-            valid_until: when this ends, if nobody confirms it (monotonic seconds).
+            valid_until: when the grant expires unless it is renewed (monotonic seconds).
         """
         with self._lock:
             for server, (allowed, elsewhere) in agreed.items():
@@ -272,20 +274,20 @@ class CallGate:
         return chosen
 
     def _load(self, server: str) -> tuple[float, float]:
-        # Seconds of work with this call among it: a slow server gets fewer calls than a fast one.
+        # Seconds of work, including this call: a slow server gets fewer calls than a fast one.
         lane = self._lanes[server]
         known = [each.seconds for each in self._lanes.values() if each.seconds]
         seconds = lane.seconds or (sum(known) / len(known) if known else 1.0)
         work = (lane.elsewhere + lane.in_flight + 1) * seconds
-        # Chance decides between equals: else every process would begin with the first.
+        # A random number breaks ties: otherwise every process would begin with the first server.
         return work, random.random()  # noqa: S311
 
     def _demand(self, server: str) -> Demand:
         in_flight, waiting = self._lanes[server].in_flight, len(self._waiting)
         wanted = in_flight
         if server in self._usable:
-            # A fair part of all calls, even if the other servers could take them, so that the
-            # load spreads to a server that has come back.
+            # A fair part of all calls, even if the other servers could take them all, so that load
+            # spreads to a server that has come back.
             everywhere = sum(lane.in_flight for lane in self._lanes.values()) + waiting
             part = -(-everywhere // len(self._usable))
             wanted = max(in_flight + waiting, part)

@@ -1,7 +1,7 @@
-"""Whether a model server is worth calling: shared by all threads, one per server.
+"""A circuit breaker for a model server: one per server, shared by all threads.
 
-Only connection failures count here, in a row and over all threads; what a server answers, be it an
-error, proves that it is there. How calls use this lives in `http_calls`.
+It counts only consecutive connection failures, over all threads. Any answer, even an error, proves
+that the server is there. `http_calls` uses it for each call.
 """
 
 import threading
@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 
 class Circuit:
-    """Opens after consecutive connection failures; then one caller at a time may look again.
+    """Opens after consecutive connection failures; then one caller at a time may probe again.
 
     Args:
-        failures_to_open: connection failures in a row after which no call is made.
-        pause_seconds: time between two looks at a server that is down.
+        failures_to_open: consecutive connection failures after which no call is made.
+        pause_seconds: time between two probes of a server that is down.
         clock: monotonic seconds.
     """
 
@@ -35,24 +35,24 @@ class Circuit:
 
     @property
     def is_open(self) -> bool:
-        """True while calls must not be made."""
+        """Return whether calls must not be made."""
         with self._lock:
             return self._failures >= self._failures_to_open
 
     @property
     def reason(self) -> str:
-        """What the latest connection failure said."""
+        """Return the message of the latest connection failure."""
         with self._lock:
             return self._reason
 
     @property
     def probe_is_due(self) -> bool:
-        """True when somebody should see whether the server is back."""
+        """Return whether it is time to probe the server."""
         with self._lock:
             return self._clock() >= self._look_again_at
 
     def claim_probe(self) -> bool:
-        """True for the one caller that should see now whether the server is back."""
+        """Return true to the one caller that should probe the server now."""
         with self._lock:
             if self._clock() < self._look_again_at:
                 return False
@@ -67,6 +67,6 @@ class Circuit:
             self._look_again_at = self._clock() + self._pause_seconds
 
     def answered(self) -> None:
-        """The server answered something: calls may be made."""
+        """Note that the server answered: calls may be made."""
         with self._lock:
             self._failures = 0

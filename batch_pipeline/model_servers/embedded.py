@@ -1,11 +1,11 @@
 """The analyzer that needs no server: no network, no key, and models that come in packages.
 
-With the extra ``embedded`` a classifier (`efficientnet`, `picture_categories`) tells the commonest
-things that a picture shows where it is sure, and a sentence encoder (`sentence_encoder`) embeds
-text by meaning. Without it nothing but what is measured (`media.measurements`) or written in the
-file (`MediaFacts`) is said, and text is embedded by its words (`text_hashing`). Scenes, people and
-most things only a real vision model can tell. Text in pictures is read when the extra ``ocr`` and
-Tesseract are installed.
+With the extra ``embedded``, a classifier (`efficientnet`, `picture_categories`) names common things
+in a picture if it is certain, and a sentence encoder (`sentence_encoder`) embeds text by meaning.
+Without it, descriptions contain only measurements (`media.measurements`) and metadata of the file
+(`MediaFacts`), and text is embedded by its words (`text_hashing`). Only a real vision model can
+describe scenes, people and most things. Text in pictures is read if the extra ``ocr`` and Tesseract
+are installed.
 """
 
 import importlib.util
@@ -41,18 +41,18 @@ from batch_pipeline.model_servers.picture_categories import Content, content_of
 from batch_pipeline.model_servers.text_hashing import hash_text
 from batch_pipeline.model_servers.text_prefixes import TextPrefixes
 
-#: Of the words beside the meaning: enough for a name to be found, too little to hide the meaning
+#: Weight of the words relative to the meaning: names can be found, and the meaning still decides
 #: (``benchmarks/search_quality.py``).
 WORDS_WEIGHT = 0.25
-#: What to do for the parts that are not installed.
+#: How to install the missing parts.
 _EXTRA = "pip install 'batch-pipeline[embedded]'"
 
 
 def load_models(*, vision: bool, embedding: bool) -> None:
-    """Load the models that are installed; a process that is forked later shares their memory.
+    """Load the installed models; processes that are forked later share their memory.
 
     Raises:
-        ServiceDownError: the weights are not those that are expected, or cannot be loaded.
+        ServiceDownError: the weights are not the expected ones, or cannot be loaded.
     """
     if vision and efficientnet.is_installed():
         efficientnet.load()
@@ -61,14 +61,14 @@ def load_models(*, vision: bool, embedding: bool) -> None:
 
 
 class EmbeddedVision:
-    """Describes a picture in full sentences: what it shows where that is sure, what is measured.
+    """Describes a picture in full sentences: what it certainly shows, and what is measured.
 
-    The answer depends on the input alone: a second attempt says the same as the first.
+    The answer depends only on the input: a second attempt returns the same text.
     """
 
     def __init__(self) -> None:
         self._classifies = efficientnet.is_installed()
-        # Another name where less is said, so that `reprocess` finds what could be said better.
+        # Without the classifier the name differs, so that `reprocess` finds these descriptions.
         self.name = "embedded-vision-2" if self._classifies else "embedded-vision-1"
 
     def describe(
@@ -84,9 +84,9 @@ class EmbeddedVision:
         """Describe a picture or a video; see `VisionModel.describe`.
 
         Raises:
-            ServiceDownError: the weights of the classifier are not those that are expected.
-            WorkCancelledError: `cancelled` answered true.
-            WorkPausedError: `paused` gave a reason.
+            ServiceDownError: the weights of the classifier are not the expected ones.
+            WorkCancelledError: `cancelled` returned true.
+            WorkPausedError: `paused` returned a reason.
         """
         require_unpaused(paused)
         copies = []
@@ -111,11 +111,11 @@ class EmbeddedVision:
         return Description(text, visible_text=readable)
 
     def fingerprint(self) -> str:
-        """Say what a description depends on: the models, and whether text is read."""
+        """Return what a description depends on: the models, and whether text is read."""
         return f"{self.name} ocr" if _can_read_text() else self.name
 
     def check(self, *, paused: PausedCheck = never_paused) -> list[HealthCheck]:
-        """Look whether the weights are those that are expected; nothing is loaded."""
+        """Check that the weights are the expected ones; loads nothing."""
         del paused
         text = "read by Tesseract" if _can_read_text() else "not read (optional: extra ocr)"
         found = f"{self.name}, built in; text in pictures is {text}"
@@ -141,8 +141,8 @@ class EmbeddedVision:
 class EmbeddedEmbedding:
     """Embeds text: by meaning and by words, or by words alone.
 
-    By meaning there are 512 numbers of the sentence encoder, and in what is left of the width the
-    words, which keep the names of cameras and the text in pictures findable.
+    With the sentence encoder, the first 512 numbers are its vector. The remaining numbers are for
+    the words, so that names of cameras and text in pictures can be found.
     """
 
     prefixes = TextPrefixes()
@@ -169,8 +169,8 @@ class EmbeddedEmbedding:
 
         Raises:
             ServiceDownError: the sentence encoder cannot be loaded.
-            WorkCancelledError: `cancelled` answered true.
-            WorkPausedError: `paused` gave a reason.
+            WorkCancelledError: `cancelled` returned true.
+            WorkPausedError: `paused` returned a reason.
         """
         del as_questions, spent
         require_unpaused(paused)
@@ -191,13 +191,13 @@ class EmbeddedEmbedding:
         return np.asarray(joined / np.linalg.norm(joined), np.float64)
 
     def fingerprint(self) -> str:
-        """Say what a vector depends on."""
+        """Return what a vector depends on."""
         return f"{self.name} dimensions:{self.dimensions}"
 
     def check(
         self, *, spent: Spent = not_counted, paused: PausedCheck = never_paused
     ) -> list[HealthCheck]:
-        """Nothing to reach, so nothing can be down; nothing is loaded."""
+        """Return a check that is ok: there is no server that could be down. Loads nothing."""
         del spent, paused
         found = f"{self.name}, built in, {self.dimensions} numbers"
         if self._by_meaning:
@@ -250,7 +250,7 @@ def _content(seen: Content | None) -> str:
 def _first_look(facts: MediaFacts, measured: Measurements) -> str:
     light = _word(measured.brightness, ((24, "dark"), (42, "dim"), (58, "")), "bright")
     main, *others = measured.colours
-    # One colour is enough where it covers most; else the second belongs to the first look too.
+    # One colour is enough if it covers most of the picture; otherwise the second is named too.
     second = [c for c in others[:1] if main.share < 0.6 and c.share >= 0.25]
     colours = " and ".join(colour.name for colour in (main, *second))
     adjectives = f"{light}, {colours}" if light else colours
@@ -264,7 +264,7 @@ def _kind(facts: MediaFacts) -> str:
         return "video"
     if facts.frame_count > 1:
         return "animation"
-    # Only a camera makes a photo a photo; anything else may as well be a drawing.
+    # Without metadata of a camera, the picture may be a drawing.
     return "photo" if facts.camera or facts.captured_at else "picture"
 
 
@@ -275,7 +275,7 @@ def _shape(facts: MediaFacts) -> str:
 
 def _palette(colours: Sequence[ColourShare]) -> str:
     main, *others = colours
-    # Under this share a colour is not what anybody would mention.
+    # Nobody would mention a colour with a smaller share.
     told = [colour for colour in others if colour.share >= 0.04][:3]
     extent = _word(main.share, ((0.5, "chiefly"), (0.9, "mostly")), "almost entirely")
     phrase = f"It is {extent} {main.phrase}"
@@ -283,7 +283,7 @@ def _palette(colours: Sequence[ColourShare]) -> str:
 
 
 def _amount(colour: ColourShare) -> str:
-    # The tone of little is hardly noticed, and one "dark" too many makes a picture seem dark.
+    # The tone of a small area is hardly noticed, and too many "dark" make a picture seem dark.
     if colour.share < 0.25:
         return f"{'a little' if colour.share < 0.1 else 'some'} {colour.name}"
     return f"much {colour.phrase}"
@@ -295,7 +295,7 @@ def _listing(parts: Sequence[str]) -> str:
 
 def _arrangement(measured: Measurements) -> str:
     upper, lower = measured.upper, measured.lower
-    # A colour that covers less than this does not make the part.
+    # A colour that covers less than this does not characterise the part.
     if upper.phrase == lower.phrase or min(upper.share, lower.share) < 0.4:
         return ""
     return f"The upper part is {upper.phrase}, the lower part {lower.phrase}."
@@ -374,7 +374,7 @@ _MONTHS = (
 
 
 def _plain(text: str, longest: int) -> str:
-    """Keep what reads as text: a file's or a picture's words must not shape what shows them."""
+    """Keep only plain text: words from a file or a picture must not change how a page is shown."""
     return " ".join(re.sub(r"[^\w\s.,:;!?'\u2019()/+&-]|_", " ", text).split())[:longest].strip()
 
 
@@ -384,8 +384,7 @@ def _writing(text: str) -> str:
 
 # Text in pictures --------------------------------------------------------------------------------
 
-#: Longest that Tesseract may take over one picture (seconds), and how often a cancellation is
-#: looked for meanwhile.
+#: Tesseract's time limit for one picture, and the interval of checks for a cancellation (seconds).
 _READING_LIMIT = 20
 _CANCELLED_EVERY = 0.25
 
@@ -396,12 +395,12 @@ def _can_read_text() -> bool:
 
 
 def _read_text(frame: Frame, cancelled: CancelledCheck) -> str:
-    """Read the text in a picture; whatever prevents it leaves the description without."""
+    """Read the text in a picture; after any error the description contains no such text."""
     if not _can_read_text():
         return ""
     readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-text")
     reading = readers.submit(_tesseract, frame.jpeg)
-    # Nobody waits for a reader that is cancelled: Tesseract's own limit ends it.
+    # We do not wait for a cancelled reader: Tesseract's time limit ends it.
     readers.shutdown(wait=False)
     while True:
         _stop_if(cancelled)
@@ -420,5 +419,5 @@ def _tesseract(jpeg: bytes) -> str:
     except (RuntimeError, OSError, pytesseract.TesseractError):
         return ""
     text = _plain(text, 120)
-    # Clouds and grass are read as stray letters; three of a word's length make it text.
+    # Tesseract reads clouds and grass as stray letters. Real text has three words of 3+ letters.
     return text if len(re.findall(r"[^\W\d_]{3,}", text)) >= 3 else ""

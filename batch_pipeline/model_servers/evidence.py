@@ -1,6 +1,7 @@
-"""What speaks for a server that has refused a call: an outage is what others feel too.
+"""Evidence that a server still serves other calls after it has refused one: then it is no outage.
 
-Kept by a process for each server and model; used by `server_group`, which asks the known question.
+A process keeps it for each server and model. `server_group` uses it and asks the question with the
+known answer.
 """
 
 import math
@@ -12,14 +13,14 @@ from contextlib import contextmanager
 from batch_pipeline.model_servers.base import CancelledCheck
 from batch_pipeline.model_servers.http_calls import require_wanted
 
-#: How often a caller that waits for another's finding asks whether its call is still wanted.
+#: Interval in which a caller that waits for the result of another checks that it is still wanted.
 _POLL_SECONDS = 0.5
-#: A question with a known answer that was refused is not asked again at once.
+#: After a refusal, the question with a known answer is not repeated for this time.
 _REFUSAL_HOLDS_SECONDS = 5.0
 
 
 class Evidence:
-    """When one server last answered a call for the model, and when it last refused a known one."""
+    """When a server last answered a call for a model, and last refused a question of ours."""
 
     def __init__(self) -> None:
         self._asking = threading.Lock()
@@ -27,7 +28,7 @@ class Evidence:
 
     @contextmanager
     def asked_by_one(self, cancelled: CancelledCheck) -> Iterator[None]:
-        """Wait until nobody else asks the server something known; raises `WorkCancelledError`."""
+        """Let one caller at a time ask the known question; raises `WorkCancelledError`."""
         while not self._asking.acquire(timeout=_POLL_SECONDS):
             require_wanted(cancelled)
         try:
@@ -36,15 +37,15 @@ class Evidence:
             self._asking.release()
 
     def answered(self) -> None:
-        """A call was answered."""
+        """Note that a call was answered."""
         self._answered_at = time.monotonic()
 
     def refused(self) -> None:
-        """A question with a known answer was refused."""
+        """Note that a question with a known answer was refused."""
         self._refused_at = time.monotonic()
 
     def since(self, moment: float) -> bool | None:
-        """Whether the server has served since then; None: nothing happened that would tell."""
+        """Return whether the server has answered since `moment`; None if that is not known."""
         if self._answered_at >= max(moment, self._refused_at):
             return True
         if self._refused_at >= moment - _REFUSAL_HOLDS_SECONDS:

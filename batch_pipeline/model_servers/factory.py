@@ -1,7 +1,7 @@
-"""From settings to the analyzer that they name; who describes and who embeds is chosen apart.
+"""Builds the analyzer that the settings name. Describing and embedding are chosen separately.
 
-The modules that speak to servers are imported when they are chosen: their client libraries take a
-second to load, which a command that calls no model should not wait for.
+Modules that call servers are imported only if they are chosen: their client libraries take a second
+to load, and a command that calls no model should not wait for them.
 """
 
 import json
@@ -30,7 +30,7 @@ _servers: list["ModelServer"] = []
 
 
 def slots_of_this_process(kind: CallKind, limit: int, limits: Mapping[str, int]) -> CallSlots:
-    """Cap the calls of this process alone, whatever others do."""
+    """Cap only the calls of this process, without regard to other processes."""
     del kind
     return CallGate(limit, limits)
 
@@ -40,16 +40,16 @@ def build_analyzer(
 ) -> Analyzer:
     """Build the analyzer that the settings name.
 
-    Equal arguments give the same object within a process: caps on calls in flight and the
-    knowledge that a server is down are then shared by all threads.
+    Within a process, equal arguments return the same object. So all threads share the caps on
+    calls in flight and the knowledge that a server is down.
 
     Args:
-        settings: which models, where, and how many calls at a time.
-        make_slots: who caps the calls in flight.
+        settings: models, addresses of their servers, and caps on calls in flight.
+        make_slots: makes the caps on calls in flight.
 
     Raises:
-        ConfigurationError: a setting that the choice needs is empty or not an address, or the
-            proxy that is asked for cannot be used.
+        ConfigurationError: a setting that the analyzer needs is empty or not an address, or the
+            proxy cannot be used.
     """
     with _lock:
         return _built(settings, make_slots)
@@ -122,7 +122,7 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
 
 
 def server_addresses(settings: Settings) -> dict[CallKind, list[str]]:
-    """The servers that each kind of call goes to; none for an embedded model.
+    """Return the servers for each kind of call; none for an embedded model.
 
     Raises:
         ConfigurationError: a setting is not an address.
@@ -139,10 +139,10 @@ def server_addresses(settings: Settings) -> dict[CallKind, list[str]]:
 
 
 def prompts_of(settings: Settings) -> Prompts:
-    """What vision models are asked.
+    """Return the prompts for vision models.
 
     Raises:
-        ConfigurationError: a file of the folder of prompts cannot be used.
+        ConfigurationError: a file in the prompts folder cannot be used.
     """
     return read_prompts(
         settings.prompts,
@@ -152,7 +152,7 @@ def prompts_of(settings: Settings) -> Prompts:
 
 
 def embedding_prefixes(settings: Settings) -> TextPrefixes:
-    """What is put in front of texts that a model server embeds."""
+    """Return the prefixes for texts that a model server embeds."""
     return prefixes_for(
         settings.embedding_model,
         settings.embedding_question_prefix,
@@ -161,7 +161,7 @@ def embedding_prefixes(settings: Settings) -> TextPrefixes:
 
 
 def _server_maker(settings: Settings) -> Callable[[AnalyzerName, str], "ModelServer"]:
-    """A maker that gives one object for one address, so that both models share its circuit."""
+    """Return a function that makes one object per address, so that both models share a circuit."""
     from batch_pipeline.model_servers.http_calls import CallLimits  # noqa: PLC0415
     from batch_pipeline.model_servers.http_transport import proxy_for  # noqa: PLC0415
     from batch_pipeline.model_servers.model_server import ModelOptions  # noqa: PLC0415
@@ -214,7 +214,7 @@ def _embedding_urls(settings: Settings) -> dict[str, int | None]:
 
 
 def _addresses(variable: str, value: str, example: str) -> dict[str, int | None]:
-    """Addresses, each with the number of calls that it takes at a time if it stands behind a #."""
+    """Read addresses, each with its own cap on calls in flight if one follows a #."""
     parts = [part.strip().partition("#") for part in value.split(",") if part.strip()]
     if not parts or not all(
         _is_address(url) and (not mark or re.fullmatch("[1-9][0-9]{0,2}", number))
@@ -225,7 +225,7 @@ def _addresses(variable: str, value: str, example: str) -> dict[str, int | None]
             f"with commas between; expected one such as {example}, or {example}#4 for a server "
             "that takes 4 calls at a time"
         )
-    # Named twice, a server would be taken for two.
+    # A server that is named twice would count as two.
     unlike = {url.rstrip("/"): (url, number) for url, _, number in parts}
     return {url: int(number) if number else None for url, number in unlike.values()}
 

@@ -1,7 +1,7 @@
-"""What a result depends on beside its file, as a short text: equal texts, equal results.
+"""A short text of what a result depends on besides its file: equal texts mean equal results.
 
-``qwen3-vl:8b-instruct@5ced39dfa4ba options:1f0a3c… prompts:77d0e9…``: a change of the model behind
-a name (its digest, where the server tells one), of the prompts or of the options shows.
+For example ``qwen3-vl:8b-instruct@5ced39dfa4ba options:1f0a3c… prompts:77d0e9…``. The text changes
+with the prompts, the options, and the model behind a name (its digest, if the server reports one).
 """
 
 import hashlib
@@ -17,8 +17,8 @@ def fingerprint(model: str, digests: Iterable[str], **parts: Mapping[str, Any]) 
 
     Args:
         model: its name.
-        digests: of the model, as its servers tell them; they are expected to agree.
-        parts: whatever else a result depends on, by its name; JSON can hold it.
+        digests: of the model, as its servers report them; they should be equal.
+        parts: everything else that a result depends on, by name; must be possible to write as JSON.
     """
     told = "+".join(sorted({digest.removeprefix("sha256:")[:_DIGEST] for digest in digests} - {""}))
     named = [f"{name}:{_short(value)}" for name, value in sorted(parts.items())]

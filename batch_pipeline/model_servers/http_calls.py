@@ -1,12 +1,12 @@
-"""How every HTTP call to a model server is made: deadlines, cancelling, and named errors.
+"""Makes every HTTP call to a model server: deadlines, cancelling, and named errors.
 
-The calling threads stay plain threads. Each call runs as a task of one event loop in a background
-thread, through the asynchronous client of the server's own library: cancelling a task closes its
-connection at any point (look-up, connect, send, a silence, a drip), which no time-out of a
-blocking client does. The caller waits for the task and asks meanwhile whether it is still wanted.
+Callers are ordinary threads. Each call runs as a task of one event loop in a background thread,
+through the asynchronous client of the server's own library. Cancelling a task closes its connection
+at any point (look-up, connect, send, silence, slow answer); no time-out of a blocking client does
+that. The caller waits for the task, and checks while waiting that the call is still wanted.
 
-What is asked and how answers are read lives in `remote` and in the module of each kind of server;
-which server is called, and when, in `server_group`.
+`remote` and the module of each kind of server contain the requests and read the answers;
+`server_group` decides which server is called, and when.
 """
 
 import asyncio
@@ -60,17 +60,17 @@ from batch_pipeline.model_servers.rate_limits import Room, rooms
 Answer = TypeVar("Answer")
 Call = Callable[[], Coroutine[Any, Any, Answer]]
 
-#: How often a waiting caller asks whether its call is still wanted.
+#: Interval in which a waiting caller checks that its call is still wanted.
 _POLL_SECONDS = 0.5
-#: Tries to reach the server within one call; a restart of a server behind a proxy takes less.
+#: Tries to reach the server within one call; enough for a restart of a server behind a proxy.
 _CONNECTION_TRIES = 3
 _CONNECTION_WAIT_SECONDS = 0.3
-#: Time that a server has to show that it is there at all.
+#: Time limit of a probe.
 _PROBE_SECONDS = 5.0
 #: Idle connections are closed before the server does it: uvicorn, under vLLM, waits for 5 s. A
 #: connection that the server closes while a call is sent on it would look like a crash.
 _KEEP_ALIVE_SECONDS = 4.0
-#: Of each client, see `client_pool`.
+#: For each client, see `client_pool`.
 _ONE_CONNECTION: dict[str, Any] = {
     "max_connections": 1,
     "max_keepalive_connections": 1,
@@ -87,7 +87,7 @@ class CallLimits:
     """Longest silence of the server."""
     write: float = 60
     total: float = 600
-    """For the whole call, its tries included, whatever the server sends."""
+    """For the whole call, including its tries, whatever the server sends."""
 
     proxy: str = ""
     """Address of the proxy through which the server is called; empty: none."""
@@ -121,7 +121,7 @@ class CallLimits:
 
 @dataclass(frozen=True)
 class Answered(Generic[Answer]):
-    """What a call gave, and what its headers said about the next ones."""
+    """The answer to a call, and what its headers say about the next calls."""
 
     value: Answer
     rooms: list[Room]
@@ -133,7 +133,7 @@ class ServerCalls:
     Args:
         url: address of the server, for messages.
         limits: time-outs.
-        probe: a cheap request that any living server answers.
+        probe: a cheap request that every running server answers.
         circuit: shared knowledge of whether the server is there.
     """
 
@@ -156,12 +156,12 @@ class ServerCalls:
 
     @property
     def can_be_tried(self) -> bool:
-        """Tell whether the server is there, or it is time to look whether it is back."""
+        """Return whether the server is there, or it is time to probe it."""
         return not self._circuit.is_open or self._circuit.probe_is_due
 
     @property
     def longest_call(self) -> float:
-        """Seconds that one call may take, its tries included."""
+        """Return how long one call may take, including its tries (seconds)."""
         return self._limits.total
 
     def run(
@@ -171,17 +171,17 @@ class ServerCalls:
         cancelled: CancelledCheck,
         paused: PausedCheck = never_paused,
     ) -> Answered[Answer]:
-        """Make one call; tries again by itself only while the server is out of reach.
+        """Make one call; retries it only if the server cannot be reached.
 
         Raises:
             TransientError: ``model_timeout``, ``model_server_error`` or ``model_output_invalid``
-                (what came is not the protocol).
+                (the answer does not follow the protocol).
             PermanentError: ``model_refused_input``.
-            ServiceDownError: ``model_server_down``, with `if_alone` if the server went down in the
-                middle of this call, or what `error_for_status` names.
-            Busy: it asks to come back later.
-            WorkCancelledError: `cancelled` answered true; the connection was closed.
-            WorkPausedError: `paused` gave a reason before a try.
+            ServiceDownError: ``model_server_down``, with `if_alone` if the server went down during
+                this call; or an error of `error_for_status`.
+            Busy: the server asks to be called later.
+            WorkCancelledError: `cancelled` returned true; the connection was closed.
+            WorkPausedError: `paused` returned a reason before a try.
         """
         ends_at = time.monotonic() + self._limits.total
         unreachable, died = 0, False
@@ -192,8 +192,8 @@ class ServerCalls:
             try:
                 return self._once(call, ends_at - time.monotonic(), cancelled)
             except (Unreachable, Disconnected) as error:
-                # A server that dies resets its calls, which is no fault of the uploads. One
-                # that still answers has failed on this call alone.
+                # A server that dies resets all its calls; the uploads did not cause that. If the
+                # server still answers, only this call has failed.
                 if isinstance(error, Disconnected):
                     if self._is_there(cancelled):
                         raise TransientError(
@@ -203,7 +203,7 @@ class ServerCalls:
                     died = True
                 reason = error
             except Busy as error:
-                # Some proxies say so of a server that is away.
+                # Some proxies answer so for a server that is down.
                 if error.rate_limited or error.wait_seconds or self._is_there(cancelled):
                     raise
                 reason = error
@@ -213,10 +213,10 @@ class ServerCalls:
             sleep(jittered(_CONNECTION_WAIT_SECONDS * unreachable), cancelled)
 
     def ask(self, call: Call[Answer]) -> Answer:
-        """Make one quick call for a health check, whatever is known about the server.
+        """Make one quick call for a health check, even if the circuit is open.
 
         Raises:
-            KindedError: as `run`, without any second try.
+            KindedError: as `run`, without a retry.
         """
         try:
             return self._once(call, self._limits.connect + _PROBE_SECONDS, never_cancelled).value
@@ -262,7 +262,7 @@ class ServerCalls:
             raise self._named(error) from error
 
     def _named(self, error: Exception) -> Exception:  # noqa: PLR0911 - a table of cases
-        """The error of ours that says what to do about an error of a client library."""
+        """Return our error for an error of a client library."""
         for cause in chain(error):
             match cause:
                 case KindedError():
@@ -307,7 +307,7 @@ class ServerCalls:
             raise self._down(self._circuit.reason)
 
     def _is_there(self, cancelled: CancelledCheck) -> bool:
-        """Ask something cheap; an answer of a proxy that has no server behind it is none."""
+        """Send the probe; an answer of a proxy without a server behind it does not count."""
         try:
             self._once(self._probe, _PROBE_SECONDS, cancelled)
         except Unreachable:
@@ -342,7 +342,7 @@ _starting_loop = threading.Lock()
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """The loop that carries the calls of this process, started with the first of them."""
+    """Return the event loop for all calls of this process; the first call starts it."""
     with _starting_loop:
         return _started_loop()
 
@@ -355,7 +355,7 @@ def _started_loop() -> asyncio.AbstractEventLoop:
 
 
 def run_on_loop(work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Run something short on the loop of the calls, such as closing a client."""
+    """Run a short coroutine on the loop of the calls, such as closing a client."""
     return asyncio.run_coroutine_threadsafe(work, _event_loop()).result(timeout=10)
 
 
@@ -366,7 +366,7 @@ def require_wanted(cancelled: CancelledCheck) -> None:
 
 
 def sleep(seconds: float, cancelled: CancelledCheck) -> None:
-    """Wait while the call is still wanted; raises `WorkCancelledError` when it is not."""
+    """Wait; raises `WorkCancelledError` when the call is no longer wanted."""
     ends_at = time.monotonic() + seconds
     while (left := ends_at - time.monotonic()) > 0:
         require_wanted(cancelled)
@@ -374,5 +374,5 @@ def sleep(seconds: float, cancelled: CancelledCheck) -> None:
 
 
 def jittered(seconds: float) -> float:
-    """A wait of about so long, so that callers spread."""
+    """Return a random wait near `seconds`, so that callers do not all return at the same time."""
     return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - spreads callers, guards nothing

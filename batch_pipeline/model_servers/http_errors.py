@@ -1,9 +1,9 @@
-"""What went wrong with a call to a model server, named by what to do next.
+"""Turns a failed call to a model server into an error that says what to do next.
 
-Three kinds of findings leave the clients: what is wrong with this very request (`PermanentError`),
-what may pass (`TransientError`), and what would fail every upload alike (`ServiceDownError`).
-Statuses that may mean either are named as an outage here; `server_group` asks the server something
-known before it believes that.
+There are three classes of errors: this request is wrong (`PermanentError`), a retry may help
+(`TransientError`), and every upload would fail in the same way (`ServiceDownError`). A status that
+may mean one upload or all of them counts as an outage here. Before `server_group` believes that, it
+asks the server a question with a known answer.
 """
 
 import json
@@ -13,31 +13,31 @@ from collections.abc import Iterator, Mapping
 from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
 from batch_pipeline.model_servers.rate_limits import asked_wait
 
-#: Outages that one picture alone could cause: believed only if a known picture fails alike.
+#: Outages that a single picture may cause: believed only if a known picture fails too.
 DOUBTFUL = frozenset(
     {"model_server_refused", "model_missing", "model_unsuitable", "model_refuses_all"}
 )
 
 _LONGEST_REASON = 2000
-#: How services say that they will not look at this content.
+#: Messages of services that refuse this content.
 _MODERATION = re.compile(
     r"moderation|content[ _-]?(policy|filter|management)|safety|flagged|nsfw|inappropriate"
     r"|guardrail|prohibited[ _-]content|violat|harmful|responsible ?ai"
 )
-#: … and that they will not serve this customer, whatever the content.
+#: Messages of services that refuse this customer, whatever the content.
 _ABOUT_CUSTOMER = re.compile(r"\b(account|api[ _-]?key|organi[sz]ation)\b")
-#: A 400 that names none of these may as well be about every request.
+#: A 400 that names none of these may apply to every request.
 _ABOUT_INPUT = re.compile(
     r"image|picture|photo|jpe?g|media|pixel|decod|aspect|context|length"
     r"|too (long|large|big|small|many)"
 )
-#: How services say that nothing is left to pay with; waiting does not help.
+#: Messages of services for an account without credit; waiting does not help.
 _UNPAID = re.compile(
     r"insufficient[ _-](quota|credit|balance|fund)|billing[ _-](hard[ _-]limit|not[ _-]active)"
     r"|credit balance|out of credit|payment required"
 )
-#: How servers say that the model cannot do what is asked: vLLM "is not a multimodal model",
-#: llama.cpp names the option that is missing.
+#: Messages of servers whose model cannot do what is asked: vLLM says "is not a multimodal model",
+#: llama.cpp names the missing option.
 _UNSUITABLE = re.compile(r"not support|unsupported|mmproj|not an? (multi-?modal|embedding) model")
 _ABOUT_CONTENT = {400, 403, 406, 415, 422, 451}
 
@@ -47,16 +47,16 @@ class Unreachable(Exception):  # noqa: N818 - a finding that never leaves this p
 
 
 class Disconnected(Exception):  # noqa: N818
-    """The connection ended before the answer was complete, be it behind a proxy."""
+    """The connection ended before the answer was complete, perhaps behind a proxy."""
 
 
 class Busy(Exception):  # noqa: N818
-    """The server is there and asks to come back later.
+    """The server is there and asks to be called later.
 
     Args:
-        reason: what it said.
+        reason: its message.
         wait_seconds: the pause that it asks for, if it names one.
-        rate_limited: it counts calls (429), so all callers have to slow down.
+        rate_limited: it limits the rate of calls (429), so all callers must slow down.
     """
 
     def __init__(self, reason: str, wait_seconds: float | None, *, rate_limited: bool) -> None:
@@ -68,16 +68,16 @@ class Busy(Exception):  # noqa: N818
 def error_for_status(  # noqa: PLR0911 - a table of cases
     server: str, status: int, body: str, headers: Mapping[str, str]
 ) -> Exception:
-    """Name the error behind an HTTP status.
+    """Return the error for an HTTP status.
 
-    Settings that are wrong stop the work with `ServiceDownError` like an outage, because they
-    would fail every upload alike: ``model_missing``, ``model_server_refused`` (key, path),
-    ``model_unsuitable`` (the model cannot do what is asked), ``model_refuses_all`` (a 400 that
-    does not say what is wrong with the input) and ``model_quota_used_up``.
+    Wrong settings stop all processing with `ServiceDownError`, like an outage, because every upload
+    would fail: ``model_missing``, ``model_server_refused`` (key, path), ``model_unsuitable`` (the
+    model cannot do what is asked), ``model_refuses_all`` (a 400 that does not say what is wrong
+    with the input) and ``model_quota_used_up``.
     """
     reason = server_reason(body)
     message = f"model server {server} answered {status}: {reason}"
-    # Codes stand beside the reason that is shown.
+    # Error codes are in the body, next to the reason that is shown.
     said = f"{reason} {body[:_LONGEST_REASON]}".lower()
     if status == 402 or (status in {400, 403, 429} and _UNPAID.search(said)):
         return ServiceDownError(
@@ -90,14 +90,14 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
         return ServiceDownError("model_server_refused", message)
     if status == 404:
         return ServiceDownError("model_missing", message)
-    if status == 502:  # a proxy, for the server behind it
+    if status == 502:  # a proxy reports it about the server behind it
         return Disconnected(message)
     if status in {429, 503}:
         return Busy(message, asked_wait(headers), rate_limited=status == 429)
     if status == 408:
         return TransientError("model_timeout", message)
     if "unsupported value: nan" in said:
-        # Ollama cannot write such a number as JSON and answers 500.
+        # Ollama cannot write NaN as JSON and answers 500.
         return TransientError("embedding_not_finite", message)
     if _UNSUITABLE.search(said):
         return ServiceDownError("model_unsuitable", message)
@@ -111,7 +111,7 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
 
 
 def about_this_call(error: ServiceDownError) -> PermanentError | TransientError:
-    """Name an error anew that looked like an outage, when the server answers other calls."""
+    """Return the error for one call that looked like an outage, if the server answers others."""
     said = str(error).rstrip(".")
     message = f"{said}; the same server answers other calls, so it is this one that it refuses"
     if error.kind in {"model_unsuitable", "model_refuses_all"}:
@@ -120,7 +120,7 @@ def about_this_call(error: ServiceDownError) -> PermanentError | TransientError:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from; the client libraries hide causes with `from None`."""
+    """Yield the error and its causes, also those that client libraries hide with `from None`."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -129,19 +129,19 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def root_reason(error: BaseException) -> str:
-    """The words of the operating system, which say more than those of the layers above it."""
+    """Return the operating system's message, which says more than those of the layers above."""
     said = [cause for cause in chain(error) if str(cause)]
     system = [cause for cause in said if isinstance(cause, OSError) and cause.errno is not None]
     return str((system or said or [repr(error)])[-1])
 
 
 def is_timeout(error: Exception) -> bool:
-    """Tell whether the server was silent, which says nothing on whether it is there."""
+    """Return whether the server was silent; it may still be there."""
     return isinstance(error, TransientError) and error.kind == "model_timeout"
 
 
 def server_reason(body: str) -> str:
-    """What a server says in the body of an error, whatever the shape, up to 2,000 characters."""
+    """Return the message in the body of an error, in any format, up to 2,000 characters."""
     try:
         said = json.loads(body)
     except ValueError:

@@ -1,8 +1,8 @@
-"""The connections to model servers: through which proxy, and how much of an answer is read.
+"""Connections to model servers: which proxy they use, and how much of an answer is read.
 
-Both client libraries, `ollama` on httpx and `openai` on httpx2, read an answer as a whole, however
-long it is. The transports here end it when it is longer than any honest one, also when it is small
-only until it is unpacked.
+Both client libraries (`ollama` on httpx, `openai` on httpx2) read an answer completely, without a
+limit. The transports here stop reading when the answer is longer than any real one. The limit
+applies after decompression.
 """
 
 import ipaddress
@@ -22,11 +22,11 @@ import httpx2
 
 from batch_pipeline.errors import ConfigurationError, TransientError
 
-#: 32 vectors of 4,000 numbers, written out, have 3 MB.
+#: 32 vectors of 4,000 numbers take 3 MB as JSON.
 LONGEST_ANSWER_BYTES = 8 * 1024**2
 #: An error page may be of any length; its beginning says what is wrong.
 LONGEST_ERROR_BYTES = 64 * 1024
-#: Of `BATCH_PIPELINE_MODEL_PROXY`: go by HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+#: Value of `BATCH_PIPELINE_MODEL_PROXY`: use HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
 ENVIRONMENT: Final = "environment"
 
 _SCHEMES = ("http", "https", "socks5", "socks5h")
@@ -34,12 +34,12 @@ _EXCEPTION = re.compile(r"(\*\.?|\.)?[\w.-]+(:\d+)?|\*|\[[0-9a-fA-F:]+\](:\d+)?|
 
 _PASSWORD = re.compile(r"//[^@/]*@")
 
-#: Headers of the answers that the call in work has received; each call sets a list of its own.
+#: Headers of the answers that the current call has received; each call sets its own list.
 heard: ContextVar[list[Mapping[str, str]]] = ContextVar("heard")
 
 
 class _Bounded:
-    """The body of an answer, unpacked and ended in time."""
+    """The body of an answer, decompressed and limited in length."""
 
     def __init__(self, response: Any, where: str) -> None:
         self._stream = response.stream
@@ -75,7 +75,7 @@ class _Bounded:
 
     def _unpacked(self, chunk: bytes) -> bytes:
         try:
-            # No more than shows that it is too much, whatever a few bytes unpack to.
+            # Decompress one byte more than the limit at most, since a few bytes may become many.
             return bytes(self._unpacker.decompress(chunk, self._left + 1))
         except zlib.error as error:
             raise self._invalid(f"sent what cannot be unpacked: {error}") from error
@@ -93,7 +93,7 @@ class _BoundedStream2(_Bounded, httpx2.AsyncByteStream):
 
 
 class Transport(httpx.AsyncHTTPTransport):
-    """Of the client of `ollama`."""
+    """Transport of the client `ollama`."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; the answer is bounded."""
@@ -105,7 +105,7 @@ class Transport(httpx.AsyncHTTPTransport):
 
 
 class Transport2(httpx2.AsyncHTTPTransport):
-    """Of the client of `openai`."""
+    """Transport of the client `openai`."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request; the answer is bounded."""
@@ -123,20 +123,20 @@ def _note(headers: Mapping[str, str]) -> None:
 
 @cache
 def trusted() -> ssl.SSLContext:
-    """The certificates that all clients trust: to read them takes 20 ms each time."""
+    """Return the certificates that all clients trust; cached, as reading them takes 20 ms."""
     return httpx.create_ssl_context()
 
 
 def proxy_for(url: str, setting: str) -> str:
-    """Address of the proxy through which a server is called; empty: none.
+    """Return the address of the proxy for a server; empty: none.
 
     Args:
-        url: of the server.
+        url: address of the server.
         setting: value of ``BATCH_PIPELINE_MODEL_PROXY``.
 
     Raises:
-        ConfigurationError: an address is not one, ``NO_PROXY`` cannot be read, or the package for
-            a SOCKS proxy is missing.
+        ConfigurationError: an address is not valid, ``NO_PROXY`` cannot be read, or the package
+            for a SOCKS proxy is missing.
     """
     if not setting:
         return ""
@@ -145,7 +145,7 @@ def proxy_for(url: str, setting: str) -> str:
     parts = urlsplit(url)
     host = (parts.hostname or "").lower()
     proxies = getproxies_environment()
-    # Refused whoever is called, so that a mistake in it is not found by chance.
+    # Checked for every server, so that a mistake is not found only by chance.
     exempt = [_exempts(entry, host, parts.port) for entry in _exceptions(proxies.pop("no", ""))]
     scheme = parts.scheme if parts.scheme in proxies else "all"
     if _is_loopback(host) or any(exempt) or scheme not in proxies:
@@ -154,7 +154,7 @@ def proxy_for(url: str, setting: str) -> str:
 
 
 def proxy_variable_in_use(url: str) -> str:
-    """Name of the variable by which other programs would reach a server through a proxy."""
+    """Return the name of the variable that makes other programs use a proxy for this server."""
     parts = urlsplit(url)
     found = getproxies_environment()
     scheme = parts.scheme if parts.scheme in found else "all"
@@ -162,7 +162,7 @@ def proxy_variable_in_use(url: str) -> str:
 
 
 def shown_address(url: str) -> str:
-    """An address without the user's name and password."""
+    """Return an address without the user's name and password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 

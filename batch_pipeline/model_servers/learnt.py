@@ -1,8 +1,8 @@
-"""What a process has learnt of one model at one server: what it refuses, and whether it thinks.
+"""What a process has learnt about a model on a server: what it refuses, and whether it thinks.
 
-Servers and models of one protocol differ in the parameters they take, and none tells beforehand.
-The first call finds out: what is refused is left out of the calls that follow, and of the same call
-at once, so no upload pays for it. Everything here runs on the event loop of the calls.
+Servers and models of one protocol accept different parameters, and none of them says so beforehand.
+The first call finds out. A refused parameter is left out of later calls, and the same call is made
+again at once without it, so no upload fails. Everything here runs on the event loop of the calls.
 """
 
 import json
@@ -14,7 +14,8 @@ from typing import Any
 from batch_pipeline.errors import ServiceDownError, TransientError
 from batch_pipeline.model_servers.http_errors import server_reason
 
-#: Room for a thought that cannot be switched off, and an answer behind it (times the usual).
+#: Factor on the usual limit of tokens: room for a thought that cannot be switched off, and for the
+#: answer after it.
 BUDGET_OF_A_THINKER = 8
 
 _REFUSAL = re.compile(
@@ -22,11 +23,11 @@ _REFUSAL = re.compile(
     r"|extra_forbidden|extra inputs|not permitted|not allowed|deprecated"
     r"|invalid (parameter|value)|input should be|must be one of|unavailable|cannot unmarshal"
 )
-#: Parameters that hold a JSON schema, and what is said where a model cannot be held to it, such as
-#: "Failed to initialize samplers".
+#: Parameters that contain a JSON schema, and messages of servers that cannot hold a model to it,
+#: such as "Failed to initialize samplers".
 _SCHEMAS = ("response_format", "format")
 _NO_GRAMMAR = re.compile(r"\b(grammar|json[ _]?schema|samplers?)\b")
-#: Parameters whose names say something else in a sentence; in a refusal they are quoted.
+#: Parameters whose names are also ordinary words; in a refusal they are in quotes.
 _COMMON_WORDS = {"format"}
 
 
@@ -40,13 +41,13 @@ class Stage:
 
 
 class Learnt:
-    """What is sent to one model, as far as it is known to be taken.
+    """Which parameters are sent to one model: all except those that it has refused.
 
     Args:
         who: model and server, for messages.
-        variable: name of the setting whose options are sent too.
+        variable: name of the setting with options that are also sent.
         options: those options; they replace parameters of ours, and are never left out.
-        stages: ways to keep the model from thinking, the first of which is tried at first.
+        stages: ways to keep the model from thinking, in the order in which they are tried.
     """
 
     def __init__(
@@ -68,11 +69,11 @@ class Learnt:
 
     @property
     def stage(self) -> Stage:
-        """The way to keep the model from thinking that is in use."""
+        """Return the current way to keep the model from thinking."""
         return self._stages[self._number]
 
     def sent(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Complete the parameters of a call, less what the model refuses."""
+        """Return the complete parameters of a call, without those that the model refuses."""
         taken = {
             name: value
             for name, value in {**parameters, **self.stage.parameters}.items()
@@ -83,22 +84,22 @@ class Learnt:
         }
 
     def takes(self, name: str) -> bool:
-        """Tell whether a parameter of ours is sent: neither refused, nor set by a person."""
+        """Return whether our parameter is sent: neither refused nor set by a person."""
         return name not in self._options and name not in self._refused
 
     def ignores(self, name: str) -> None:
-        """Learn that a server takes a parameter and does not do as it says."""
+        """Learn that a server accepts a parameter but ignores it."""
         self._refused[name] = "it is ignored"
 
     def refuses(self, name: str) -> bool:
-        """Tell whether a parameter was refused, whatever its value."""
+        """Return whether a parameter was refused, whatever its value."""
         return name in self._refused
 
     def learns_from_refusal(self, sent: Mapping[str, Any], status: int, body: str) -> bool:
-        """Learn which parameter a server refuses; true: the call is worth making again without it.
+        """Learn which parameter a server refuses; return true if a retry without it may help.
 
         Raises:
-            ServiceDownError: ``model_refused_options``: it is one that a person has set.
+            ServiceDownError: ``model_refused_options``: a person has set this parameter.
         """
         name = _refused_parameter(sent, status, body)
         if name is None:
@@ -109,22 +110,22 @@ class Learnt:
                 "model_refused_options",
                 f"{self._who} refuses {name!r}, which {self._variable} sets: {reason}",
             )
-        # Another call may have learnt it since this one began; the next is made without it anyway.
+        # Another call may have learnt it since this one began; the retry leaves it out anyway.
         self._refused[self._key(name, sent[name])] = reason
         return True
 
     def learns_from_thought(self, stage: Stage, tokens: int, *, eaten: bool) -> bool:
-        """Learn that the model thinks though a call used this stage; true: worth calling again.
+        """Learn that the model thinks at this stage; return true if a retry may help.
 
         Args:
-            stage: what the call used; others may have moved on meanwhile.
-            tokens: limit that the call had.
+            stage: the stage of the call; other calls may have moved on to the next.
+            tokens: limit of tokens of the call.
             eaten: the thought left no room for an answer.
 
         Raises:
-            ServiceDownError: ``model_thinks``: nothing keeps it from thinking, and nothing but
-                thoughts comes.
-            TransientError: ``model_output_invalid``: the same, but others were answered well.
+            ServiceDownError: ``model_thinks``: no stage keeps the model from thinking, and its
+                answers contain only thoughts.
+            TransientError: ``model_output_invalid``: the same, but other calls were answered well.
         """
         self._thinks = True
         if stage is not self.stage:
@@ -149,12 +150,12 @@ class Learnt:
         )
 
     def answered(self, stage: Stage) -> None:
-        """A call that used this stage was answered."""
+        """Note that a call at this stage was answered."""
         if stage is self.stage:
             self._answers += 1
 
     def summary(self) -> str:
-        """What was learnt, for people; empty: nothing."""
+        """Return what was learnt, as text for people; empty: nothing."""
         found = []
         if self._refused:
             names = ", ".join(dict.fromkeys(key.partition("=")[0] for key in self._refused))
@@ -168,7 +169,7 @@ class Learnt:
         return "; ".join(found)
 
     def _adds(self, stage: Stage) -> bool:
-        """Tell whether a stage sends anything that was not sent yet."""
+        """Return whether a stage sends anything that was not sent yet."""
         tried = self._stages[: self._number + 1]
         return any(
             self._key(name, value) not in self._refused
@@ -177,7 +178,7 @@ class Learnt:
         )
 
     def _key(self, name: str, value: object) -> str:
-        """What is refused: of switches one value, of all else the parameter."""
+        """Return the key of a refusal: for a switch its value counts, else only its name."""
         is_switch = any(name in stage.parameters for stage in self._stages)
         return f"{name}={json.dumps(value)}" if is_switch else name
 
@@ -200,7 +201,7 @@ def _named_parameter(sent: Mapping[str, Any], body: str) -> str | None:
         return str(error["param"])
     places = {}
     for name in sent:
-        # "does not support thinking" is about `think`, "unsupported image format" no parameter.
+        # "does not support thinking" means `think`; "unsupported image format" means no parameter.
         before = "['\"`.]" if name in _COMMON_WORDS else r"(?<!\w)"
         if found := re.search(rf"{before}{re.escape(name.lower())}(?:ing)?(?!\w)", lowered):
             places[name] = found.start()
@@ -208,6 +209,6 @@ def _named_parameter(sent: Mapping[str, Any], body: str) -> str | None:
 
 
 def _schema_without_grammar(sent: Mapping[str, Any], body: str) -> str | None:
-    """The schema that was sent, if a server can make no grammar of it: llama.cpp names none."""
+    """Return the schema's parameter if the server cannot use it: llama.cpp does not name it."""
     is_about_it = _NO_GRAMMAR.search(body.lower())
     return next((name for name in _SCHEMAS if name in sent), None) if is_about_it else None

@@ -1,6 +1,6 @@
-"""What a dialect of HTTP must offer: the interface that `ollama` and `openai_compatible` implement.
+"""The interface of an HTTP dialect; `ollama` and `openai_compatible` implement it.
 
-Who asks the questions lives in `remote`, which server is asked in `server_group`.
+`remote` asks the questions, `server_group` chooses the server.
 """
 
 from abc import ABC, abstractmethod
@@ -11,24 +11,24 @@ from typing import Any
 from batch_pipeline.model_servers.base import Spent, Usage
 from batch_pipeline.model_servers.http_calls import ServerCalls
 
-#: Context window asked for where the server lets the caller choose (tokens).
+#: Context window that we ask for if the server lets the caller choose (tokens).
 CONTEXT_TOKENS = 8192
 
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """The fields that an answer is to have, for servers that hold a model to them."""
+    """The fields that an answer should have, for servers that hold a model to a schema."""
 
     schema: Mapping[str, Any]
     wording: str
     """Added to the prompt."""
     more_tokens: int
-    """Beside those of the request."""
+    """In addition to those of the request."""
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One question to a vision model, with a picture or with text alone."""
+    """One question to a vision model, with a picture or with text only."""
 
     prompt: str
     jpeg: bytes | None
@@ -36,50 +36,50 @@ class ChatRequest:
     temperature: float
     seed: int
     form: AnswerForm | None = None
-    """Asked for where the server takes it; else the answer is plain."""
+    """Sent if the server accepts it; otherwise the answer is plain text."""
 
     def question(self, *, in_form: bool) -> str:
-        """What the model is asked."""
+        """Return the prompt for the model."""
         return f"{self.prompt}\n\n{self.form.wording}" if self.form and in_form else self.prompt
 
     def room(self, budget: int, *, in_form: bool) -> int:
-        """Tokens that the answer may have, with room for thoughts: so many times the usual."""
+        """Return the limit of tokens for an answer: `budget` times the usual, to allow thoughts."""
         more = self.form.more_tokens if self.form and in_form else 0
         return self.max_tokens * budget + more
 
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """What the model wrote, whether it was stopped by the limit of tokens, and what it took."""
+    """What the model wrote, whether the limit of tokens stopped it, and its usage."""
 
     text: str
     cut_by_length: bool
     usage: Usage
     in_form: bool = False
-    """The fields that were asked for; else plain text."""
+    """It contains the fields that were asked for; otherwise it is plain text."""
 
 
 @dataclass(frozen=True)
 class EmbedAnswer:
-    """The vectors of the texts, in their order, and what they took."""
+    """The vectors of the texts, in their order, and the usage."""
 
     vectors: list[list[float]]
-    """As the server sent them: a number may be None where JSON has no word for it."""
+    """As the server sent them; None for a number that JSON cannot express."""
     usage: Usage
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What people set for the requests to the models of a server."""
+    """Settings of people for requests to the models of a server."""
 
     vision: Mapping[str, Any] = field(default_factory=dict)
     embedding: Mapping[str, Any] = field(default_factory=dict)
     detail: str = ""
-    """How closely a picture is looked at, where the protocol has a word for it."""
+    """Image detail, if the protocol has such a field."""
 
 
 def counted(told: object) -> int:
-    """Tokens as a server tells them, which may be nothing or nonsense; 0 then."""
+    """Return the tokens that a server reports; 0 if the value is missing or not a number."""
     return told if isinstance(told, int) and 0 <= told < 2**31 else 0
 
 
@@ -95,40 +95,40 @@ class ModelServer(ABC):
 
     @abstractmethod
     async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
-        """Ask a vision model one question; may take several calls, each of which is told."""
+        """Ask a vision model one question; `spent` gets the usage of each call that this takes."""
 
     @abstractmethod
     async def embed(
         self, model: str, texts: Sequence[str], dimensions: int, spent: Spent
     ) -> EmbedAnswer:
-        """Embed texts; refuses one that is longer than the context rather than cutting it.
+        """Embed texts; refuses a text that is longer than the context instead of cutting it.
 
-        `dimensions` is the length to ask for; a server that takes no such wish gives its own.
+        `dimensions` is the length to ask for; some servers ignore it and return their own length.
         """
 
     @abstractmethod
     async def digest(self, model: str) -> str:
-        """What tells this model from others of its name; empty: the protocol does not say.
+        """Return what identifies this version of the model; empty if the protocol has no digest.
 
         Raises a `KindedError` if the model is missing.
         """
 
     @abstractmethod
     def learnt(self, model: str) -> str:
-        """What calls have found out about how the model is to be called; empty: nothing."""
+        """Return what calls have learnt about how to call the model; empty: nothing."""
 
     @abstractmethod
     def hint(self, kind: str, model: str) -> str:
-        """What to do about an error of this kind when it concerns this model; empty: nothing."""
+        """Return what to do about an error of this kind for this model; empty: nothing."""
 
     @abstractmethod
     async def check_vision(self, model: str) -> str:
-        """Say what was found; raises a `KindedError` if the model is missing or unsuitable."""
+        """Return what was found; raises a `KindedError` if the model is missing or unsuitable."""
 
     @abstractmethod
     async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
-        """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
+        """Return what was found; raises a `KindedError` if such vectors are not possible."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close the connections; no call may follow."""
+        """Close the connections; no calls may follow."""

@@ -29,10 +29,10 @@ from batch_pipeline.model_servers.model_server import (
     counted,
 )
 
-#: Parameters beside the options.
+#: Parameters outside of Ollama's `options`.
 _OF_THE_REQUEST = {"think", "keep_alive", "format", "dimensions"}
-#: A thought would use up the tokens of the answer, and is thrown away. Some models know only how
-#: deeply to think.
+#: A thought would use up the tokens of the answer, and it is discarded. Some models cannot stop
+#: thinking, they can only think less.
 _STAGES = (
     Stage({"think": False}),
     Stage({"think": "low"}),
@@ -113,7 +113,7 @@ class OllamaServer(ModelServer):
     async def embed(
         self, model: str, texts: Sequence[str], dimensions: int, spent: Spent
     ) -> EmbedAnswer:
-        """Embed texts; refuses one that is longer than the context rather than cutting it."""
+        """Embed texts; refuses a text that is longer than the context instead of cutting it."""
         learnt, began = self._learnt_of(model, "embedding"), time.monotonic()
         while True:
             sent = learnt.sent({"num_ctx": CONTEXT_TOKENS, "dimensions": dimensions})
@@ -131,19 +131,19 @@ class OllamaServer(ModelServer):
             return EmbedAnswer([list(vector) for vector in response.embeddings], usage)
 
     async def digest(self, model: str) -> str:
-        """What tells this model from others of its name."""
+        """Return the digest of the model."""
         present = await self._models()
         if _with_tag(model) not in present:
             raise self._missing(model, present)
         return present[_with_tag(model)]
 
     def learnt(self, model: str) -> str:
-        """What calls have found out about how the model is to be called."""
+        """Return what calls have learnt about how to call the model."""
         found = [learnt.summary() for (of, _), learnt in self._learnt.items() if of == model]
         return "; ".join(filter(None, found))
 
     def hint(self, kind: str, model: str) -> str:
-        """What to do about an error of this kind when it concerns this model."""
+        """Return what to do about an error of this kind for this model."""
         match kind:
             case "model_server_down":
                 return "Start it with `ollama serve`, or set BATCH_PIPELINE_OLLAMA_HOST"
@@ -159,25 +159,25 @@ class OllamaServer(ModelServer):
                 return ""
 
     async def check_vision(self, model: str) -> str:
-        """Say what was found; raises a `KindedError` if the model is missing or unsuitable."""
+        """Return what was found; raises a `KindedError` if the model is missing or unsuitable."""
         await self._show(model, "vision")
         return "answers, model is there"
 
     async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
-        """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
+        """Return what was found; raises a `KindedError` if such vectors are not possible."""
         facts = (await self._show(model, "embedding")).modelinfo or {}
         lengths = [value for name, value in facts.items() if name.endswith(".embedding_length")]
         if lengths and lengths[0] < dimensions:
             raise wrong_length(model, lengths[0], dimensions)
         if lengths and lengths[0] > dimensions and (model, dimensions) not in self._embeds_well:
-            # Newer servers cut vectors to the length that is asked for, older ones ignore it.
+            # Newer servers cut vectors to the requested length, older ones ignore it.
             for vector in (await self.embed(model, ["check"], dimensions, spent)).vectors:
                 checked_vector(vector, model, dimensions)
             self._embeds_well.add((model, dimensions))
         return f"answers, model is there, {dimensions} dimensions"
 
     def close(self) -> None:
-        """Close the connections; no call may follow."""
+        """Close the connections; no calls may follow."""
         run_on_loop(self._clients.close())
 
     def _learnt_of(self, model: str, kind: CallKind) -> Learnt:
@@ -191,7 +191,7 @@ class OllamaServer(ModelServer):
         return self._learnt[model, kind]
 
     async def _models(self) -> dict[str, str]:
-        """Digest of each model that is there, by its name with the tag."""
+        """Return the digest of each model on the server, by name with tag."""
         async with self._clients.client() as client:
             listed = await client.list()
         return {entry.model: entry.digest or "" for entry in listed.models if entry.model}
@@ -209,7 +209,7 @@ class OllamaServer(ModelServer):
             raise self._missing(model, present)
         async with self._clients.client() as client:
             shown = await client.show(model)
-        # Servers older than 0.6.4 do not tell capabilities.
+        # Servers older than 0.6.4 do not report capabilities.
         if shown.capabilities and capability not in shown.capabilities:
             raise ServiceDownError(
                 "model_unsuitable",
@@ -220,7 +220,7 @@ class OllamaServer(ModelServer):
 
 
 def _arguments(sent: Mapping[str, Any]) -> dict[str, Any]:
-    """Sort parameters as the client takes them: few of their own, the others as options."""
+    """Sort parameters for the client: a few are its own arguments, the others are options."""
     own = {name: value for name, value in sent.items() if name in _OF_THE_REQUEST}
     given = sent.get("options", {})
     options = {k: v for k, v in sent.items() if k not in own and k != "options"}

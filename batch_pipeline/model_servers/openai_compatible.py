@@ -1,4 +1,4 @@
-"""The dialect of OpenAI's API, which vLLM, llama.cpp, LM Studio and hosted services speak too."""
+"""The dialect of OpenAI's API; vLLM, llama.cpp, LM Studio and hosted services use it too."""
 
 import base64
 import time
@@ -28,14 +28,14 @@ from batch_pipeline.model_servers.model_server import (
 )
 
 _NOT_BY_TEMPLATE = {"enable_thinking": False, "thinking": False}
-#: gpt-oss knows no less; `think` is Ollama's word.
+#: The least that gpt-oss can think; `think` is Ollama's parameter.
 _LEAST = {
     "chat_template_kwargs": {**_NOT_BY_TEMPLATE, "reasoning_effort": "low"},
     "reasoning_effort": "low",
     "think": False,
 }
-#: Ways to keep a model from thinking, by what servers and models know. At first nothing: most do
-#: not think, and strict services refuse what they do not know.
+#: Ways to keep a model from thinking; servers and models know different ones. The first sends
+#: nothing: most models do not think, and strict services refuse parameters they do not know.
 _STAGES = (
     Stage({}),
     # vLLM, SGLang and llama.cpp (Qwen, DeepSeek and others); newer hosted models.
@@ -47,11 +47,11 @@ _STAGES = (
 
 
 class OpenAICompatibleServer(ModelServer):
-    """One server, or one hosted service, that speaks OpenAI's API.
+    """One server, or one hosted service, with OpenAI's API.
 
     Args:
         base_url: address, usually ending in ``/v1``.
-        api_key: key of the service; empty for servers that ask for none.
+        api_key: key of the service; empty for servers that need none.
         limits: time-outs.
         options: what people set for the requests.
         circuit: for tests that cannot wait for the usual pause.
@@ -93,7 +93,7 @@ class OpenAICompatibleServer(ModelServer):
                 {
                     "temperature": request.temperature,
                     "seed": request.seed,
-                    # The newer name is not known to every compatible server.
+                    # Not every compatible server knows the newer name.
                     _limit_of_tokens(learnt): max_tokens,
                     "response_format": _json_schema(request) if in_form else None,
                 }
@@ -132,10 +132,10 @@ class OpenAICompatibleServer(ModelServer):
     async def embed(
         self, model: str, texts: Sequence[str], dimensions: int, spent: Spent
     ) -> EmbedAnswer:
-        """Embed texts; servers refuse one that is longer than the context."""
+        """Embed texts; servers refuse a text that is longer than the context."""
         learnt, began = self._learnt_of(model, "embedding"), time.monotonic()
         while True:
-            # The client's own choice, base64, is not known to every compatible server.
+            # The client's default is base64, which not every compatible server knows.
             sent = learnt.sent({"encoding_format": "float", "dimensions": dimensions})
             try:
                 async with self._clients.client() as client:
@@ -158,17 +158,17 @@ class OpenAICompatibleServer(ModelServer):
             return EmbedAnswer(vectors, usage)
 
     async def digest(self, model: str) -> str:
-        """Nothing: the protocol does not say."""
+        """Return an empty text: the protocol has no digests."""
         del model
         return ""
 
     def learnt(self, model: str) -> str:
-        """What calls have found out about how the model is to be called."""
+        """Return what calls have learnt about how to call the model."""
         found = [learnt.summary() for (of, _), learnt in self._learnt.items() if of == model]
         return "; ".join(filter(None, found))
 
     def hint(self, kind: str, model: str) -> str:
-        """What to do about an error of this kind when it concerns this model."""
+        """Return what to do about an error of this kind for this model."""
         match kind:
             case "model_server_down":
                 return "Start it, or set BATCH_PIPELINE_OPENAI_BASE_URL"
@@ -188,22 +188,22 @@ class OpenAICompatibleServer(ModelServer):
                 return ""
 
     async def check_vision(self, model: str) -> str:
-        """Say what was found; raises a `KindedError` if the model is missing."""
+        """Return what was found; raises a `KindedError` if the model is missing."""
         await self._require(model)
         return "answers, model is there"
 
     async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
-        """Say what was found; raises a `KindedError` if vectors of this length cannot be had."""
+        """Return what was found; raises a `KindedError` if such vectors are not possible."""
         await self._require(model)
         if (model, dimensions) not in self._embeds_well:
-            # The protocol tells no lengths; one short text does.
+            # The protocol does not report lengths; the vector of a short text shows the length.
             for vector in (await self.embed(model, ["check"], dimensions, spent)).vectors:
                 checked_vector(vector, model, dimensions)
             self._embeds_well.add((model, dimensions))
         return f"answers, model is there, {dimensions} dimensions"
 
     def close(self) -> None:
-        """Close the connections; no call may follow."""
+        """Close the connections; no calls may follow."""
         run_on_loop(self._clients.close())
 
     async def _models(self) -> set[str]:
@@ -237,7 +237,7 @@ class OpenAICompatibleServer(ModelServer):
         return {"type": "image_url", "image_url": image}  # type: ignore[typeddict-item]
 
     def _choice(self, completion: ChatCompletion) -> Choice:
-        # The client builds its objects without validating what the server sent.
+        # The client builds its objects without validating the server's answer.
         if not isinstance(completion, ChatCompletion) or not completion.choices:
             raise self._not_the_protocol(completion)
         choice = completion.choices[0]
@@ -271,7 +271,7 @@ def _limit_of_tokens(learnt: Learnt) -> str:
 
 
 def _has_thought(completion: ChatCompletion, choice: Choice) -> bool:
-    """Tell whether the model thought: servers show it, or count it, under different names."""
+    """Return whether the model thought: servers show or count thoughts under different names."""
     extra = choice.message.model_extra or {}
     if extra.get("reasoning_content") or extra.get("reasoning"):
         return True

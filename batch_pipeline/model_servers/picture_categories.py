@@ -1,9 +1,9 @@
-"""What may be said of a picture by a classifier that knows the 1,000 classes of ImageNet.
+"""Turns probabilities of ImageNet's 1,000 classes into something that a description may say.
 
 A raw class misleads: a portrait is a "wig", a kite a "parachute". So probabilities are summed over
-everyday categories, an allow-list in which clothing, weapons, screens and whatever else pictures
-of other things are taken for have no place; and what is less than half certain is not said at all.
-Most pictures, those of people and of scenes above all, are in no category: then nothing is said.
+everyday categories. This allow-list has no clothing, weapons, screens or other classes that
+pictures of different things are mistaken for. A category that is less than half certain is not
+named. Most pictures, above all of people and scenes, are in no category: then nothing is said.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: Least probability at which a category is told. Of what lies between 0.3 and 0.5 half was wrong.
+#: Least probability at which a category is named. Between 0.3 and 0.5, half of them were wrong.
 TOLD = 0.5
 #: The same for "an animal": a third of all classes are animals, and grass alone sums up to 0.47.
 ANIMAL_TOLD = 0.6
-#: Least probability at which the kind of an animal is told.
+#: Least probability at which the kind of an animal is named.
 KIND_TOLD = 0.6
 
 
@@ -27,8 +27,8 @@ def _classes(text: str) -> tuple[int, ...]:
 
 
 _ANIMAL = "an animal"
-#: Categories by the numbers of their classes, in the order in which they are looked at: a wide one
-#: after the narrow ones within it.
+#: Categories by the numbers of their classes, in the order in which they are tried: a wide category
+#: comes after the narrow ones that it contains.
 _CATEGORIES = {
     name: _classes(text)
     for name, text in {
@@ -122,8 +122,8 @@ _CATEGORIES = {
     }.items()
 }
 
-#: Kinds of animals in the order of the classes, from 0 to 397. Empty where it would say too much:
-#: of cats with stripes the classes are mixed up, and worms are what dots and smears are taken for.
+#: Kinds of animals in the order of the classes, from 0 to 397. Empty for unreliable classes: those
+#: of striped cats are confused with each other, and dots and smears are mistaken for worms.
 _KINDS: tuple[str, ...] = tuple(
     name.strip()
     for line in """
@@ -181,22 +181,22 @@ salmon|rock beauty|clownfish|sturgeon|gar|lionfish|pufferfish
 
 @dataclass(frozen=True)
 class Content:
-    """What a picture shows, as it may be said."""
+    """What a picture shows, in words for a description."""
 
     category: str
     """With its article: ``a dog``."""
     kind: str = ""
-    """Of an animal, with its article: ``a collie``; empty where it is not certain enough."""
+    """Kind of an animal, with its article: ``a collie``; empty if it is not certain enough."""
 
 
 def content_of(views: Sequence[NDArray[np.float32]]) -> Content | None:
-    """Judge by the probabilities of several views of a picture, or of the frames of a video.
+    """Find the content from the probabilities of several views, or of the frames of a video.
 
     Args:
-        views: each of shape ``(1000,)``, adding up to 1; at least one.
+        views: each of shape ``(1000,)`` with the sum 1; at least one.
 
     Returns:
-        None where nothing is certain enough to be said.
+        None if nothing is certain enough to be named.
     """
     mean = np.mean(views, axis=0)
     told = (

@@ -1,6 +1,6 @@
-"""The size of pictures as models take them: tokens cost by the pixel, and some sides crash some.
+"""Fits pictures to a model: larger pictures cost more tokens, and some sizes crash some models.
 
-Pictures come from ``media``, re-encoded and no longer than 1,568 pixels on a side.
+Pictures come from ``media``: re-encoded, with sides of 1,568 pixels at most.
 """
 
 import io
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-#: Models that look at patches of 28 pixels crash on a side that is shorter (pixels).
+#: Models with patches of 28 pixels crash on shorter sides (pixels).
 SMALLEST_SIDE = 32
 _JPEG_QUALITY = 90
-#: Families whose patches have 32 pixels, and which fail on others.
+#: Model families with patches of 32 pixels; they fail if a side is not a multiple of that.
 _PATCHES_OF_32 = re.compile(r"qwen-?3(\.\d)?(-?vl)?", re.IGNORECASE)
 
 
 def side_multiple(model: str) -> int:
-    """What the sides of a picture are to be multiples of, by the name of the model (pixels)."""
+    """Return the number that sides must be multiples of, from the model's name (pixels)."""
     return 32 if _PATCHES_OF_32.search(model) else 1
 
 
 @dataclass(frozen=True)
 class PictureSize:
-    """What a model wants of the sides of a picture."""
+    """The sides of pictures that a model needs."""
 
     longest_side: int
     """Pixels."""
@@ -31,10 +31,10 @@ class PictureSize:
     """Both sides are multiples of this."""
 
     def fitted(self, jpeg: bytes) -> bytes:
-        """Bring a picture to its size; the same bytes if it has it already.
+        """Fit a picture to the size; returns the same bytes if it already fits.
 
-        What is too long is scaled; what is too short gets a grey border, since a line of pixels
-        drawn out to an area would be another picture.
+        A side that is too long is scaled. A side that is too short gets a grey border: stretching a
+        thin line to an area would make a different picture.
         """
         with Image.open(io.BytesIO(jpeg)) as picture:
             scale = min(1.0, self.longest_side / max(picture.size))

@@ -1,8 +1,8 @@
-"""What servers say about how fast they may be called, and when the next call may begin.
+"""Reads the rate limits of servers, and decides when the next call may begin.
 
-Services count calls and tokens, and tell what is left in headers that each names a little
-differently. Reading them is one part of this module; keeping to them, the other (`Pace`). Who waits
-for a pace lives in `call_slots`, how pauses reach other processes in `services.shared_call_slots`.
+Services count calls and tokens, and report the rest in headers; each service names them a little
+differently. This module reads the headers and keeps to the limits (`Pace`). Waiting is in
+`call_slots`; `services.shared_call_slots` passes pauses to other processes.
 """
 
 import re
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-#: A service that names a longer pause is asked again after this one: a limit may be raised.
+#: A service that asks for a longer pause is called again after this one: its limit may be raised.
 LONGEST_PAUSE_SECONDS = 900.0
 
 #: ``x-ratelimit-remaining-requests``, ``anthropic-ratelimit-input-tokens-reset``, …
@@ -22,25 +22,25 @@ _RATE_HEADER = re.compile(
 )
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-#: A larger number is a moment since 1970, not a pause (seconds).
+#: A larger number is a Unix time, not a pause (seconds).
 _EPOCH_SECONDS = 1e9
 
 
 @dataclass(frozen=True)
 class Room:
-    """What a server says is left of a limit until it is renewed."""
+    """The rest of a server's limit, until the limit is renewed."""
 
     left: float
     """Calls, or tokens."""
     limit: float | None
-    """What may be used between two renewals; None: not told."""
+    """What may be used between two renewals; None: not reported."""
     reset_seconds: float
-    """Until everything is there again."""
+    """Time until the whole limit is available again."""
     of_tokens: bool
 
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds until a server that turned a call away wants to be asked again; None: not told."""
+    """Return how long a server that refused a call asks us to wait (seconds); None: not given."""
     if (text := headers.get("retry-after-ms")) is not None and _is_number(text):
         return max(0.0, float(text) / 1000)
     if (text := headers.get("retry-after")) is not None:
@@ -59,7 +59,7 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def rooms(headers: Mapping[str, str]) -> list[Room]:
-    """What is left of each limit that the headers of an answer tell of."""
+    """Return the rest of each limit that the headers of an answer name."""
     told: dict[str, dict[str, str]] = {}
     for name, value in headers.items():
         if found := _RATE_HEADER.match(name.lower()):
@@ -83,7 +83,7 @@ def rooms(headers: Mapping[str, str]) -> list[Room]:
 
 
 def _seconds_until(text: str) -> float | None:
-    """Read ``6m0s``, ``12``, a moment since 1970 in seconds or milliseconds, or an ISO date."""
+    """Read ``6m0s``, ``12``, a Unix time in seconds or milliseconds, or an ISO date."""
     text = text.strip()
     if _is_number(text):
         number = float(text)
@@ -109,46 +109,46 @@ def _is_number(text: str) -> bool:
 class Pace:
     """When the next call of this process to one server may begin.
 
-    Without a word from the server, at once. When it tells that little is left, what is left is
-    spread over the time until it is renewed; when it turns a call away, nobody calls until the
-    pause is over, and then as fast as it had let calls through before. All moments are monotonic
-    seconds.
+    If the server reports no limit, the call may begin at once. If little is left of a limit, calls
+    spread over the time until the limit is renewed. If the server refuses a call, no call begins
+    until the pause is over; after it, calls begin at the rate that the server accepted before. All
+    moments are monotonic seconds.
     """
 
-    #: A pace that was learnt from a refusal holds for so many of its windows; services change
-    #: limits, and one refusal in so long costs little.
+    #: Number of windows for which a pace learnt from a refusal is valid. Services change limits,
+    #: and one refusal in such a long time costs little.
     _WINDOWS_REMEMBERED = 10
-    #: How far back answers are counted to learn it: two windows of the most common length.
+    #: Time over which answers are counted to learn it: two windows of the most common length.
     _COUNTED_SECONDS = 120.0
-    #: Below this share of a limit, what is left is spread.
+    #: Below this share of a limit, the rest is spread over time.
     _LITTLE_LEFT = 0.1
     _TOKENS_OF_A_CALL = 1500.0
 
     def __init__(self) -> None:
         self.not_before = 0.0
         self.reason = ""
-        #: Between the beginnings of two calls, as learnt from a refusal and as told by the server;
-        #: each until some moment.
+        #: Time between the beginnings of two calls: learnt from a refusal, and reported by the
+        #: server; each is valid until some moment.
         self._learnt_interval, self._learnt_until = 0.0, 0.0
         self._told_interval, self._told_until = 0.0, 0.0
         self._answered_at: deque[float] = deque(maxlen=1000)
         self._tokens_of_a_call = self._TOKENS_OF_A_CALL
 
     def begin(self, now: float) -> None:
-        """A call begins."""
+        """Note that a call begins."""
         learnt = self._learnt_interval if now < self._learnt_until else 0.0
         told = self._told_interval if now < self._told_until else 0.0
         self.not_before = max(self.not_before, now + max(learnt, told))
 
     def pause(self, now: float, seconds: float, reason: str) -> None:
-        """The server, asked here or by somebody else, wants no call for a while."""
+        """Allow no calls for a while: the server asked this or another process for a pause."""
         self.reason = reason
         self.not_before = max(self.not_before, now + min(seconds, LONGEST_PAUSE_SECONDS))
 
     def refused(self) -> None:
-        """A call of this process was turned away, and `pause` was called: learn how fast is fast.
+        """Learn the pace from a refused call of this process; call `pause` first.
 
-        What was answered since long before is what fits into the time until the pause is over.
+        The server accepts the calls answered recently in the time from then to the pause's end.
         """
         while self._answered_at and self.not_before - self._answered_at[0] > self._COUNTED_SECONDS:
             self._answered_at.popleft()
@@ -160,14 +160,14 @@ class Pace:
     def answered(
         self, now: float, told: Sequence[Room], *, in_flight: int, share: float, tokens: float
     ) -> None:
-        """A call was answered, and the answer told what is left.
+        """Note an answered call, and what its answer says is left.
 
         Args:
             now: monotonic seconds.
-            told: of each limit.
+            told: the rest of each limit.
             in_flight: calls of all processes that the server may not have counted yet.
-            share: this process' part of all calls, from 0 to 1.
-            tokens: what the call used; 0: not told.
+            share: this process's part of all calls, from 0 to 1.
+            tokens: tokens that the call used; 0: not reported.
         """
         self._answered_at.append(now)
         if tokens:

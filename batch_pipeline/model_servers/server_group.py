@@ -1,14 +1,14 @@
-"""The servers that have one model: which of them a call goes to, and what if one cannot serve.
+"""A group of servers with the same model: chooses a server for each call, and handles failures.
 
-A call goes to the least loaded server that is there; one that turns out to be down, or not fit for
-the model, leaves its calls to the others. Only when none is left is that an outage. One that asks
-to be called later is, by all callers, and nothing is lost by the wait.
+A call goes to the least loaded server that is available. If a server is down or does not have the
+model, its calls go to the others. It is an outage only when no server is left. If a server asks to
+be called later, all callers wait; waiting does not use up an attempt of an upload.
 
-An outage is what others feel too. A refusal that one picture alone could cause is believed only if
-nobody else was answered meanwhile and the server refuses a question with a known answer as well.
+An outage affects all calls. A refusal that a single picture may cause counts as an outage only if
+no other call was answered in the meantime and the server also refuses a question with a known
+answer.
 
-How one call is made to one server lives in `http_calls`, how many there may be, and how fast, in
-`call_slots`.
+`http_calls` makes one call to one server; `call_slots` limits their number and pace.
 """
 
 import logging
@@ -50,46 +50,46 @@ from batch_pipeline.model_servers.model_server import ModelServer
 
 _log = logging.getLogger(__name__)
 
-#: A server that answers but lacks the model, or refuses the key, is left alone for so long while
-#: others can serve; it would otherwise draw calls, being idle.
+#: A server that lacks the model or refuses the key gets no calls for this time, while others can
+#: serve. Otherwise it would attract calls, because it is idle.
 _SET_ASIDE_SECONDS = 30.0
-#: Tries when the server says that it is busy and not until when; the waits double: about 1, 2, 4 s.
+#: Tries if a busy server does not say how long to wait. The waits double: about 1, 2, 4 s.
 _BUSY_TRIES = 4
 _BUSY_WAIT_SECONDS = 1.0
-#: The longest wait between two tries of a server that counts calls and does not say until when.
+#: Longest wait between two tries if a server limits the rate and does not say how long to wait.
 _LONGEST_OWN_WAIT = 60.0
 
-#: How long it is believed which model stands behind a name (seconds): a process that runs for weeks
-#: would take what its workers made with the next one for stale, again and again.
+#: How long the digest of a model is cached (seconds). A process that runs for weeks must notice a
+#: new model: otherwise it would count results of the new model as stale, again and again.
 DIGEST_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class _Wait:
-    """How long a call that was turned away waits."""
+    """How long a refused call waits."""
 
     seconds: float
     by_all: bool
-    """Everybody's calls to that server wait; else this one alone."""
+    """True: all calls to that server wait; false: only this one."""
 
 
 _NO_WAIT = _Wait(0, by_all=False)
 
 
 class _TurnedAway:
-    """What becomes of one call that servers ask to come back later."""
+    """Waits of one call that servers ask to repeat later."""
 
     def __init__(self) -> None:
         self._times = 0
         self._began_at = time.monotonic()
 
     def wait(self, busy: Busy, server: ServerCalls) -> _Wait:
-        """Say how long the call waits until it is made again.
+        """Return how long the call waits until it is repeated.
 
         Raises:
-            ServiceDownError: ``model_rate_limited``: for as long as a call may take, it was only
-                turned away.
-            TransientError: ``model_server_busy``: it was busy again and again, and names no time.
+            ServiceDownError: ``model_rate_limited``: the server refused it for as long as a call
+                may take.
+            TransientError: ``model_server_busy``: the server was busy each time, and names no time.
         """
         self._times += 1
         if busy.wait_seconds is None and not busy.rate_limited:
@@ -106,7 +106,7 @@ class _TurnedAway:
             ) from busy
         if busy.wait_seconds is None:
             return _Wait(_growing(self._times), by_all=True)
-        # Who names a time that is again and again too short is asked less often.
+        # A server that repeatedly names too short a time is called less often.
         least = _growing(self._times - _BUSY_TRIES) if self._times > _BUSY_TRIES else 0
         return _Wait(max(busy.wait_seconds, least), by_all=True)
 
@@ -122,8 +122,8 @@ class ServerGroup:
         servers: at least one.
         model: name of the model, with its tag.
         slots: cap on the calls in flight.
-        known_call: asks a server something that it answers if it serves the model at all; raises
-            a `KindedError` or `Busy`.
+        known_call: asks a server a question that it can answer if it serves the model; raises a
+            `KindedError` or `Busy`.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class ServerGroup:
         self._servers = {server.calls.url: server for server in servers}
         self._slots = slots
         self._set_aside_until: dict[str, float] = {}
-        #: By server; of one that is away, what it told last.
+        #: Latest digest of each server, also of one that is down now.
         self._digests: dict[str, str] = {}
         self._digests_asked_at = -math.inf
         self._asking_digests = threading.Lock()
@@ -153,12 +153,12 @@ class ServerGroup:
         spent: Spent = not_counted,
         tokens_of: Callable[[Answer], float] = lambda _: 0,
     ) -> Answer:
-        """Make one call to a server that can serve it; `tokens_of` its answer, if that tells.
+        """Make one call to a server that can serve it; `tokens_of` returns the tokens of an answer.
 
-        Calls that find out whether a refusal is about this one belong to it, too.
+        This includes calls that find out whether a refusal concerns only this call.
 
         Raises:
-            ServiceDownError: no server can; the message says of each why.
+            ServiceDownError: no server can serve it; the message gives the reason for each.
             TransientError: also ``model_server_busy``, and ``model_refused_call``: the server
                 refuses this call and answers others.
             WorkPausedError: a person has paused every server for this call.
@@ -168,7 +168,7 @@ class ServerGroup:
             return self._run(call, cancelled, paused, noted, tokens_of)
 
     def digests(self) -> frozenset[str]:
-        """What tells the model from others of its name; asked anew after `DIGEST_SECONDS`.
+        """Return the digests of the model on its servers; cached for `DIGEST_SECONDS`.
 
         Raises:
             ServiceDownError: no server has ever answered.
@@ -185,7 +185,7 @@ class ServerGroup:
         look: Callable[[ModelServer], Coroutine[Any, Any, str]],
         paused: PausedCheck,
     ) -> list[HealthCheck]:
-        """Ask every server, all at the same time, whether it has the model; never raises."""
+        """Check in parallel that every server has the model; never raises."""
         name = f"{role} model {self.model}"
         return self._of_each(name, lambda server: self._check(server, name, look), paused)
 
@@ -196,9 +196,9 @@ class ServerGroup:
         cancelled: CancelledCheck,
         paused: PausedCheck,
     ) -> list[HealthCheck]:
-        """Make one real call to each server; gives what it found.
+        """Make one real call to each server; return a check of each.
 
-        Raises `WorkCancelledError` alone.
+        Raises only `WorkCancelledError`.
         """
         name = f"a call to the {role} model"
         return self._of_each(name, lambda server: self._try(server, name, call, cancelled), paused)
@@ -265,11 +265,11 @@ class ServerGroup:
             raise ServiceDownError(errors[0].kind, str(errors[0])) from errors[0]
 
     def _usable(self, failed: Mapping[str, ServiceDownError], paused: PausedCheck) -> list[str]:
-        """Say which servers the call may go to now; asked right before it begins.
+        """Return the servers that the call may go to now; called right before it begins.
 
         Raises:
-            WorkPausedError: a person has paused all of them for it.
-            ServiceDownError: all but those have failed.
+            WorkPausedError: a person has paused all servers for this call.
+            ServiceDownError: all servers that are not paused have failed.
         """
         reasons = {url: paused(url) for url in self._servers if url not in failed}
         left = [url for url, reason in reasons.items() if not reason]
@@ -292,9 +292,9 @@ class ServerGroup:
         paused: PausedCheck,
         spent: Spent,
     ) -> bool:
-        """Tell whether a server that refused a call, begun at `since`, answers any other."""
+        """Return whether a server that refused a call, begun at `since`, answers other calls."""
         evidence = self._evidence[server.calls.url]
-        # One asks, the others wait for what it finds.
+        # One caller asks, the others wait for the result.
         with evidence.asked_by_one(cancelled):
             if (known := evidence.since(since)) is not None:
                 return known
@@ -303,7 +303,7 @@ class ServerGroup:
                     partial(self._known_call, server, spent), cancelled=cancelled, paused=paused
                 )
             except Busy:
-                return True  # it would serve, later
+                return True  # it can serve, but later
             except KindedError:
                 evidence.refused()
                 return False
@@ -330,7 +330,7 @@ class ServerGroup:
         try:
             found = server.calls.ask(partial(look, server))
         except KindedError as error:
-            if error.kind == "model_server_busy":  # it is there, and says no more now
+            if error.kind == "model_server_busy":  # it is there; more is not known now
                 return HealthCheck(name, True, str(error))
             hint = server.hint(error.kind, self.model)
             return HealthCheck(name, False, str(error), hint, error.kind)
@@ -360,7 +360,7 @@ class ServerGroup:
 
 
 def _outage(of_servers: Iterable[ServiceDownError]) -> ServiceDownError:
-    """Tell why no server can serve a call, of each that was tried."""
+    """Return the error that gives each tried server's reason for not serving a call."""
     errors = list(of_servers)
     if len(errors) == 1:
         return errors[0]

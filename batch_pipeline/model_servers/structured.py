@@ -1,7 +1,7 @@
-"""Answers in fields: one call gives description, tags and visible text, where a server can do that.
+"""Answers with fields: one call returns description, tags and visible text, if a server can do it.
 
-A server that takes a JSON schema holds its model to it. What comes is a stranger's text all the
-same: it is read here, made fit to be stored, and refused if it is not what was asked for.
+A server that accepts a JSON schema holds its model to it. The answer is still untrusted text: it is
+parsed here, cleaned for storing, and refused if it does not have the fields.
 """
 
 import re
@@ -16,9 +16,9 @@ from batch_pipeline.model_servers.answers import clean, usable_text
 from batch_pipeline.model_servers.base import Description
 
 MOST_TAGS = 15
-#: Longer tags are sentences; a longer visible text is cut (characters).
+#: Longer tags are sentences and are dropped; longer visible text is cut (characters).
 _LONGEST_TAG, _LONGEST_VISIBLE_TEXT = 50, 4000
-#: What models write where there is nothing to quote.
+#: Words that models write when there is no visible text.
 _NOTHING = {"", "none", "n/a", "null", "no text", "no readable text", "no visible text", "empty"}
 
 SCHEMA: dict[str, Any] = {
@@ -40,11 +40,11 @@ class _Fields(BaseModel):
 
 
 def description_in(answer: str) -> Description:
-    """Read an answer in fields.
+    """Parse an answer with fields.
 
     Raises:
-        TransientError: ``model_output_invalid``: it is not the JSON that was asked for, or there is
-            no description in it.
+        TransientError: ``model_output_invalid``: it is not the expected JSON, or contains no
+            description.
     """
     try:
         fields = _Fields.model_validate_json(answer)
@@ -67,12 +67,12 @@ def description_in(answer: str) -> Description:
 
 
 def normalised_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Tags as they are stored and searched: small letters, each once, `MOST_TAGS` at most."""
+    """Return tags as stored and searched: lower case, no duplicates, `MOST_TAGS` at most."""
     return tuple(dict.fromkeys(filter(None, map(normalised_tag, tags))))[:MOST_TAGS]
 
 
 def normalised_tag(tag: str) -> str:
-    """One tag in the form in which it is stored; empty if nothing is left of it."""
+    """Return a tag as it is stored; empty if nothing is left of it."""
     words = re.sub(r"[\s_]+", " ", clean(unicodedata.normalize("NFKC", tag))).lower()
     words = words.strip(" #.,;:!?*'\"-•")
     return words if len(words) <= _LONGEST_TAG else ""

@@ -1,7 +1,7 @@
-"""What embedding models want in front of a text: one thing for questions, one for documents.
+"""Prefixes that embedding models need in front of a text: one for questions, one for documents.
 
-Such models were trained with these words, exactly as they stand on their model cards. Without them
-questions and descriptions lie further apart than they need to.
+Models were trained with these words, exactly as in their model cards. Without them, questions match
+descriptions less well.
 """
 
 import re
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TextPrefixes:
-    """Put in front of each text; empty: nothing."""
+    """Prefixes of texts; empty: nothing."""
 
     question: str = ""
     document: str = ""
 
 
 _TASK = "Given a web search query, retrieve relevant passages that answer the query"
-#: By what the name of a model contains, small letters; the first that fits. Sources: the model
+#: Prefixes by a part of the model's name, in lower case; the first match counts. Sources: the model
 #: cards of nomic-ai/nomic-embed-text-v1.5, intfloat/multilingual-e5-large-instruct and
 #: intfloat/e5-mistral-7b-instruct, intfloat/multilingual-e5-large, google/embeddinggemma-300m,
 #: Qwen/Qwen3-Embedding-0.6B.
@@ -29,7 +29,7 @@ _FAMILIES = (
         r"embedding-?gemma",
         TextPrefixes("task: search result | query: ", "title: none | text: "),
     ),
-    # Without a space behind the colon; documents go as they are.
+    # No space after the colon; documents have no prefix.
     (r"qwen3-embedding", TextPrefixes(f"Instruct: {_TASK}\nQuery:")),
 )
 #: In a setting: send nothing, whatever the model card says.
@@ -37,12 +37,12 @@ NONE = "none"
 
 
 def prefixes_for(model: str, question: str = "", document: str = "") -> TextPrefixes:
-    r"""Find what a model wants.
+    r"""Return the prefixes for a model.
 
     Args:
-        model: its name, as a server knows it: ``nomic-embed-text:v1.5``, ``intfloat/e5-large-v2``.
-        question: instead of what the table says; empty: as the table says, `NONE`: nothing. The two
-            characters ``\n`` are a line break.
+        model: its name on the server: ``nomic-embed-text:v1.5``, ``intfloat/e5-large-v2``.
+        question: replaces the prefix of the table. Empty: as in the table; `NONE`: no prefix. The
+            two characters ``\n`` are a line break.
         document: the same for documents.
     """
     named = model.lower()

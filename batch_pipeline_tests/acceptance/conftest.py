@@ -1,6 +1,6 @@
 """The real stack, started once: webserver, daemon and code server, on an embedded PostgreSQL.
 
-Tests use it as people do: through the command line, through Dagster's GraphQL, in a browser.
+Tests use it like people: through the command line, Dagster's GraphQL, and a browser.
 """
 
 import json
@@ -22,13 +22,13 @@ from batch_pipeline_tests.patience import WAIT_SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
 MEDIA = ROOT / "examples" / "media"
-#: The first test of a module starts the stack, works a batch and waits for its run (seconds).
+#: The first test of a module starts the stack, processes a batch and waits for its run (seconds).
 TEST_SECONDS = 480
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all that share a stack: it is started once."""
+    """Give all tests that share a stack to one worker, so that the stack is started once."""
     for item in items:
         if "acceptance" in Path(item.path).parts:
             item.add_marker(pytest.mark.acceptance)
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def clean_environment(**values: str) -> dict[str, str]:
-    """This process's environment with none of our or Dagster's variables but these."""
+    """Return this process's environment, with only these variables of ours and of Dagster."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -49,7 +49,7 @@ def clean_environment(**values: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class GraphQl:
-    """Dagster's API, as its UI uses it."""
+    """Dagster's API, used as its UI does."""
 
     url: str
 
@@ -115,7 +115,7 @@ def metadata(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RealStack:
-    """A running stack, and how to use it."""
+    """A running stack, and methods to use it."""
 
     home: Path
     graphql: GraphQl
@@ -130,9 +130,10 @@ class RealStack:
 
 @contextmanager
 def real_stack(home: Path, **variables: str) -> Iterator[RealStack]:
-    """A stack of its own, to which the environment says nothing but these.
+    """Start a separate stack whose environment contains only these variables.
 
-    Other tests of this process name a Dagster database; of two stacks on one, one works nothing.
+    Other tests of this process name a Dagster database. With two stacks on one database, one of
+    them processes nothing.
     """
     with ExitStack() as opened:
         with pytest.MonkeyPatch.context() as patch:
@@ -141,13 +142,13 @@ def real_stack(home: Path, **variables: str) -> Iterator[RealStack]:
             for name, value in variables.items():
                 patch.setenv(f"{ENVIRONMENT_PREFIX}{name}", value)
             settings = Settings(_env_file=None, home=home)
-            # The stack finds its server running, and the tests may read it between commands.
+            # The server is already running, so tests can read the database between commands.
             opened.callback(Pipeline(settings).close)
             running = opened.enter_context(running_stack(settings))
         yield RealStack(home, GraphQl(running.url))
 
 
-@pytest.fixture(scope="package")  # what it does when idle is work that other tests wait for
+@pytest.fixture(scope="package")  # an idle stack also uses processor time; other tests need it
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStack]:
     with real_stack(tmp_path_factory.mktemp("stack")) as started:
         yield started

@@ -18,7 +18,7 @@ PICTURES = ("sea.jpg", "forest.webp", "mountains.heic", "lighthouse.gif", "ball_
 
 @pytest.fixture(scope="module")
 def finished(stack):
-    """A batch with one file that cannot be read, worked to its end."""
+    """A batch with one file that cannot be read, processed to its end."""
     return stack.cli(
         "submit", *(MEDIA / name for name in PICTURES), MEDIA / "truncated.jpg", "--wait", expect=1
     )
@@ -155,12 +155,12 @@ def test_doctor_finds_everything_well(stack):
     checks = {check["name"]: check for check in stack.cli("doctor")}
     assert all(check["ok"] for check in checks.values())
     assert checks["dagster daemon"]["detail"] == "alive"
-    # The daemon is told from the web server and the code server, which are connected as well.
+    # The web server and the code server are connected too; this finds the daemon.
     assert re.fullmatch(r"dagster-daemon \S+ \d+", checks["one daemon"]["detail"])
 
 
 def test_re_execute_from_failure_works_the_failed_upload_again_and_no_other(stack, finished, run):
-    # Given: the file has been mended in the storage.
+    # Given: the file in the storage has been repaired.
     [bad] = [u for u in finished["status"]["uploads"] if u["filename"] == "truncated.jpg"]
     [folder] = (stack.home / "uploads").glob(f"*/{bad['upload_id']}")
     shutil.copy(MEDIA / "sunset.jpg", folder / "original.jpg")
@@ -172,7 +172,7 @@ def test_re_execute_from_failure_works_the_failed_upload_again_and_no_other(stac
     launched = stack.graphql(mutation, run=run["runId"])["launchRunReexecution"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
     again = stack.graphql.ended_run_of(finished["batch_id"])
-    # Then: that step alone ran, and the batch counts six successes.
+    # Then: only that step ran, and the batch counts six successes.
     assert again["status"] == "SUCCESS"
     events = stack.graphql.events_of(again["runId"])
     started = [e["stepKey"] for e in events if e["__typename"] == "ExecutionStepStartEvent"]
@@ -197,7 +197,7 @@ def sixty_photos_and_every_format(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     originals = [media.make_photo(12, seed=seed) for seed in range(4)]
     for number in range(60):
-        # A comment of its own makes each a file that nobody has sent yet.
+        # A different comment makes each file new, so that none is a copy.
         text = f"photo {number}".encode()
         comment = b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text
         original = originals[number % len(originals)]
@@ -211,7 +211,7 @@ def sixty_photos_and_every_format(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.proof
-def test_sixty_photos_of_12_megapixels_and_every_format_are_worked(
+def test_sixty_photos_of_12_megapixels_and_every_format_are_processed(
     stack, sixty_photos_and_every_format
 ):
     with Image.open(sixty_photos_and_every_format / "photo_59.jpg") as photo:

@@ -1,4 +1,4 @@
-"""`dagster dev` in a clone with no variable set: it starts, works, and keeps its runs."""
+"""`dagster dev` in a clone without any variables: it starts, processes, and keeps its runs."""
 
 import contextlib
 import os

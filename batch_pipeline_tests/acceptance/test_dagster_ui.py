@@ -1,7 +1,7 @@
 """Dagster's pages in a real browser, used as an operator uses them.
 
-What a page is to show is waited for where it comes from first, by GraphQL; then the page is opened
-and has a minute to show it. So a slow machine is told from a page that never shows it.
+Each test first waits by GraphQL until the data exist. Then it opens the page, which has a minute to
+show them. So a slow machine does not look like a page that never shows them.
 """
 
 import os
@@ -21,7 +21,7 @@ from batch_pipeline_tests.patience import wait_until
 
 from .conftest import MEDIA, RealStack, real_stack
 
-#: Would run if any page put a file's name into its HTML; turns letters around; would be bold.
+#: A script that runs if a page puts file names into its HTML; a direction mark; Markdown for bold.
 HOSTILE_NAME = "<img src=x onerror='window.broken=1'>**bold**\N{RIGHT-TO-LEFT OVERRIDE}gpj.jpg"
 SHOWN_NAME = HOSTILE_NAME.replace("\N{RIGHT-TO-LEFT OVERRIDE}", "\N{REPLACEMENT CHARACTER}")
 TIMEOUT_MS = 60_000
@@ -65,7 +65,7 @@ def reported(stack: RealStack, finished: dict) -> None:
 
 @pytest.fixture
 def stack_of_a_stammering_model(tmp_path: Path) -> Iterator[RealStack]:
-    """A stack whose model reads a picture, and describes it so that it does not pass the audit."""
+    """A stack with a model whose description of a picture does not pass the audit."""
     with (
         ScriptedModelServer(vision_faults=[Fault.LOOP, Fault.CONTROL_TOKENS]) as models,
         real_stack(
@@ -88,7 +88,7 @@ def wait_until_reported(stack: RealStack, batch_id: str) -> None:
 
 
 def wait_for_tick(stack: RealStack, kind: str, name: str, said: str) -> float:
-    """Wait until a tick of a sensor or schedule has said it; its moment."""
+    """Wait until a tick of a sensor or schedule has this message; return its time."""
     query = f"""query ($name: String!) {{ {kind}OrError({kind}Selector: {{
       repositoryName: "__repository__", repositoryLocationName: "batch_pipeline.definitions",
       {kind}Name: $name
@@ -112,7 +112,7 @@ def wait_for_tick(stack: RealStack, kind: str, name: str, said: str) -> float:
 
 
 def expect_said_by_the_tick(page: Page, timestamp: float, button: str, said: str) -> None:
-    """Click the button in the tick's row, and read what it says."""
+    """Click the button in the tick's row, and return the text that it shows."""
     moment = datetime.fromtimestamp(timestamp).strftime(":%M:%S ")
     row = page.get_by_role("row").filter(has_text=re.compile(moment))
     row.filter(has=page.get_by_role("button", name=button)).last.get_by_role(
@@ -122,7 +122,7 @@ def expect_said_by_the_tick(page: Page, timestamp: float, button: str, said: str
 
 
 def re_execute_from_failure(page: Page, run_url: str) -> str:
-    """Press the button on a run's page; the id of the new run."""
+    """Press the button on a run's page; return the id of the new run."""
     page.goto(run_url)
     page.locator("button:right-of(button:has-text('Re-execute'))").first.click()
     page.get_by_role("menuitem", name="From failure", disabled=False).click()
@@ -131,7 +131,7 @@ def re_execute_from_failure(page: Page, run_url: str) -> str:
 
 
 def open_failed_step(page: Page, name: str) -> Locator:
-    """Click a step of the run that is open; the part of its events that says why it failed."""
+    """Click a step of the open run; return the part of its events that says why it failed."""
     page.get_by_text(name, exact=False).first.click()
     panel = page.locator("div").filter(has=page.get_by_text("STEP_FAILURE", exact=True))
     panel = panel.filter(has_text="upload_id").last
@@ -140,7 +140,7 @@ def open_failed_step(page: Page, name: str) -> Locator:
 
 
 def is_in_sight(element: Locator) -> bool:
-    """Tell whether a person sees the middle of something: neither cut off nor covered."""
+    """Return whether a person sees the middle of an element: neither cut off nor covered."""
     found: bool = element.evaluate(
         """element => {
             const {left, top, width, height} = element.getBoundingClientRect();
@@ -315,7 +315,7 @@ def test_the_sensor_says_which_run_it_asked_for_and_why(stack, reported, finishe
     label = f"{name} ({short(finished['batch_id'])})" if name else short(finished["batch_id"])
     said = f"asked for a run: batch {label}, slice 1, new"
     timestamp = wait_for_tick(stack, "sensor", "pending_batches", said)
-    # Only the ticks that asked for a run: those that skipped are soon a page and more.
+    # Only ticks that asked for a run: skipped ticks soon fill more than a page.
     page.goto(f"{stack.graphql.url}{LOCATION}/sensors/pending_batches?status=success")
     expect_said_by_the_tick(page, timestamp, "View logs", said)
 
@@ -329,7 +329,7 @@ def test_the_sensor_of_failed_runs_says_what_became_of_the_run(stack, reported, 
 
 
 def test_the_tick_that_reported_a_batch_says_which(stack, reported, page):
-    # A batch of its own, so that its tick is among the newest.
+    # A separate batch, so that its tick is among the newest.
     batch_id = stack.cli("submit", MEDIA / "night.jpg", "--wait")["batch_id"]
     said = f"reported: batch {MEDIA.name} ({short(batch_id)}) completed: 1 of 1 uploads completed"
     timestamp = wait_for_tick(stack, "sensor", "report_ended_batches", said)
@@ -360,7 +360,7 @@ def test_re_execute_from_failure_clicked_in_the_browser_works_the_failed_upload_
 
 
 def launch(page: Page, stack: RealStack, job: str, config: str) -> None:
-    """Press *Launch Run* in the launchpad of a job; returns when the run has ended well."""
+    """Press *Launch Run* in the launchpad of a job; return when the run has succeeded."""
     page.goto(f"{stack.graphql.url}{LOCATION}/jobs/{job}/playground")
     button = page.get_by_role("button", name="Launch Run")
     # What cannot be launched in between: enabled again, the button launches what was typed last.

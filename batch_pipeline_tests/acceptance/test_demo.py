@@ -1,4 +1,4 @@
-"""The demo as a process: it ends as it should, and leaves no process behind."""
+"""The demo as a process: it ends correctly, and leaves no process behind."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from .conftest import clean_environment
 def command_of(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
-    except psutil.Error:  # it has ended since it was listed
+    except psutil.Error:  # it has ended after it was listed
         return ""
 
 
@@ -43,7 +43,7 @@ def test_a_demo_that_is_terminated_takes_the_whole_stack_with_it(tmp_path):
 
 
 def processes_of(home):
-    """Whatever was started for this home: it is named in its command or its environment."""
+    """List the processes of this home: their command or environment names it."""
 
     def mentions(process):
         try:
@@ -59,7 +59,7 @@ def processes_of(home):
 @pytest.mark.parametrize(
     ("moment", "code", "sentence"),
     [
-        (None, 130, "Stopped"),  # while the database is made
+        (None, 130, "Stopped"),  # while the database is created
         ("Starting Dagster", 130, "What is not done yet is done at the next start"),
         pytest.param(
             *("files queued", 130, "What is not done yet is done at the next start"),
@@ -91,14 +91,14 @@ def test_ctrl_c_stops_the_demo_at_any_moment_and_the_batch_is_intact(
             terminal.press_ctrl_c()
             terminal.read_for(0.05)
         ended = terminal.wait(WAIT_SECONDS)
-        if "Ctrl-C stops it" in terminal.text:  # the batch was faster
+        if "Ctrl-C stops it" in terminal.text:  # the batch ended first
             code, sentence = 0, "Stopping"
         assert ended == code, terminal.text
         assert "Traceback" not in terminal.text
         assert sentence in terminal.text
     wait_until(lambda: not processes_of(home), f"nothing is left of {processes_of(home)}")
 
-    # What was begun is there, whole: also what the next start needs.
+    # All that was begun is complete, including what the next start needs.
     listed = console("status", "--json")
     assert listed.code == 0, listed.err
     for batch in listed.json:

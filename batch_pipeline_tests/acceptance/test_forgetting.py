@@ -1,4 +1,4 @@
-"""A batch deleted from the command line, after a real Dagster has worked and reported it."""
+"""A batch deleted from the command line, after a real Dagster has processed and reported it."""
 
 import re
 import secrets
@@ -25,7 +25,7 @@ def databases(stack):
 
 
 def reported_pictures(databases, batch_id):
-    """The pictures in everything that was said of a batch, once its report is there."""
+    """Wait for the report of a batch, and return all pictures in its events."""
 
     def said():
         with psycopg.connect(databases[1]) as connection:
@@ -41,7 +41,7 @@ def reported_pictures(databases, batch_id):
 
 
 def write_picture(path, *, cut=False):
-    """Write a picture that no other test of this stack has: thumbnails of equal ones are equal."""
+    """Write a unique picture: equal pictures would have equal thumbnails."""
     with Image.open(MEDIA / "brick_wall.jpg") as wall:
         wall.paste(tuple(secrets.token_bytes(3)), (0, 0, wall.width // 2, wall.height // 4))
         wall.save(path)
@@ -55,7 +55,7 @@ def submit(stack, folder, user):
 
 
 def re_execute_from_failure(stack, run_id, batch_id):
-    """Press the button; the plan of such a run names the steps of the one before."""
+    """Press the button; the plan of the new run names the steps of the previous run."""
     mutation = """mutation ($run: String!) { launchRunReexecution(
         reexecutionParams: {parentRunId: $run, strategy: FROM_FAILURE}
       ) { ... on LaunchRunSuccess { run { runId } } } }"""

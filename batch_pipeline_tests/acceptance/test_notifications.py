@@ -1,4 +1,4 @@
-"""A batch with a bad file ends in a real Dagster; a receiver hears of it by itself."""
+"""A batch with a bad file ends in a real Dagster; a receiver is notified automatically."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The model server stops in mid-batch and comes back; nobody does anything."""
+"""The model server stops in mid-batch and comes back; the batch continues by itself."""
 
 import itertools
 import time
@@ -16,7 +16,7 @@ from batch_pipeline_tests.patience import promised, wait_until
 from .conftest import MEDIA, GraphQl
 
 FILES = ["fog.webp", "lighthouse.gif", "sea.jpg", "city.jpg", "night.jpg", "forest.webp"]
-#: Long enough for a storm of runs to be seen, and longer than the pause of the uploads.
+#: Long enough to see a storm of runs, and longer than the pause of the uploads.
 OUTAGE_SECONDS = 25
 
 

@@ -1,4 +1,4 @@
-"""Brokers of Celery that can be killed, filled up and made to forget."""
+"""Celery brokers that tests can kill, fill up and empty."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ QUEUE = "dagster"
 
 
 class Broker(Protocol):
-    """What tests do with either broker."""
+    """Methods that both brokers have."""
 
     url: str
     port: int
@@ -25,11 +25,11 @@ class Broker(Protocol):
     def start(self) -> None: ...
     def kill(self) -> None: ...
     def waiting(self) -> int:
-        """Steps that no worker has taken."""
+        """Return the steps that no worker has taken."""
 
     def lose_everything(self) -> None: ...
     def fill_up(self) -> None:
-        """Let it take no more messages, as if its disk or memory were full."""
+        """Make it refuse messages, as if its disk or memory were full."""
 
     def make_room(self) -> None: ...
 
@@ -83,18 +83,18 @@ class Redis:
 
 
 class RabbitMq:
-    """A RabbitMQ of its own, with its own port mapper."""
+    """A separate RabbitMQ, with its own port mapper."""
 
     def __init__(self, address: str, folder: Path) -> None:
         self.port = free_port()
         self.url = f"amqp://guest:guest@{address}:{self.port}//"
-        # Debian puts a wrapper ahead of it, which knows one server of one user.
+        # Debian's wrapper supports only one server of one user.
         found, behind = Path(program("rabbitmq-server")).parent, Path("/usr/lib/rabbitmq/bin")
         self._programs = behind if behind.is_dir() else found
         (folder / "plugins").write_text("[].")
         (folder / "rabbitmq.conf").write_text("disk_free_limit.absolute = 1MB\n")
         self._environment = os.environ | {
-            "HOME": str(folder),  # of the cookie that the server and its control share
+            "HOME": str(folder),  # for the cookie that the server and its control program share
             "RABBITMQ_NODENAME": f"broker{self.port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": address,
             "RABBITMQ_NODE_PORT": str(self.port),
@@ -103,7 +103,7 @@ class RabbitMq:
             "RABBITMQ_LOGS": str(folder / "rabbitmq.log"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
-            # One core, and no waiting in circles: tests share the machine.
+            # One core, and no busy waiting: tests share the machine.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none",
             "ERL_EPMD_PORT": str(free_port()),
             "ERL_EPMD_ADDRESS": "127.0.0.1",

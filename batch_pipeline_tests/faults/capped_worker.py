@@ -1,6 +1,6 @@
-"""Works a batch in a process whose memory and file descriptors are capped, four uploads at a time.
+"""Processes a batch with capped memory and file descriptors, four uploads at a time.
 
-Run as a module with the batch's id; settings come from the environment. Prints what it took.
+Run it as a module with the batch's id; settings come from the environment. It prints its usage.
 """
 
 import io
@@ -27,9 +27,9 @@ FILE_DESCRIPTORS = 32
 
 
 def _peak_kilobytes(*, reset: bool = False) -> int:
-    """The most memory that was resident; since now, if reset.
+    """Return the peak of resident memory; if `reset`, start a new measurement.
 
-    Not ``ru_maxrss``: that begins at the peak of the process that started this one.
+    ``ru_maxrss`` is not used: it begins at the peak of the parent process.
     """
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
@@ -43,7 +43,7 @@ def _peak_kilobytes(*, reset: bool = False) -> int:
 
 def main() -> None:
     pipeline = Pipeline(load_settings())
-    for ordinary in (make_image(), make_video()):  # what is loaded once is loaded now
+    for ordinary in (make_image(), make_video()):  # load everything that is loaded only once
         content = decode(io.BytesIO(ordinary), sniff(ordinary))
         described = pipeline.analyzer.vision.describe(content.facts, content.frames).text
         pipeline.analyzer.embedding.embed([described])

@@ -33,27 +33,27 @@ from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F
     stored_instance,
 )
 
-#: Modules that wait for nothing.
+#: Modules without waiting times.
 FAST = {"test_hostile_inputs.py"}
-#: Pictures that are read in no time.
+#: Pictures that are decoded very fast.
 PICTURES = ("fog.webp", "lighthouse.gif", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Faults are waited for: `make test-slow` runs them, all but the fast ones."""
+    """Mark all except the fast modules as slow: `make test-slow` runs them."""
     for item in items:
         if "faults" in Path(item.path).parts and item.path.name not in FAST:
             item.add_marker(pytest.mark.slow)
 
 
 def process_batch_of_the_environment(_database_url: str) -> dg.JobDefinition:
-    """The job as a run worker builds it; the argument keeps Dagster from reusing another test's."""
+    """Build the job like a run worker; the argument prevents reuse of another test's job."""
     return build_definitions().resolve_job_def("process_batch")
 
 
 @dataclass
 class Work:
-    """Submits, ticks and runs as a daemon and its run workers do, one thing after another."""
+    """Submits, ticks and runs like a daemon and its run workers, one step after another."""
 
     pipeline: Pipeline
     instance: dg.DagsterInstance
@@ -71,7 +71,7 @@ class Work:
         return submission.batch_id
 
     def tick(self) -> Any:
-        """One tick of the sensor; gives ``run_requests`` and ``skip_message``."""
+        """Make one tick of the sensor; return ``run_requests`` and ``skip_message``."""
         sensor = build_definitions().resolve_sensor_def("pending_batches")
         context = dg.build_sensor_context(
             instance=self.instance, cursor=self.cursor, resources={"batch_pipeline": self.pipeline}
@@ -94,24 +94,24 @@ class Work:
         return self._execute({"ops": {"load_batch": {"config": uploads}}}, {})
 
     def end_the_pause(self) -> None:
-        """Let the time pass that uploads rest after an outage."""
+        """Skip the time for which uploads wait after an outage."""
         with self.pipeline.database.transaction() as connection:
             connection.execute(text("UPDATE uploads SET not_before = now()"))
 
     def end_the_head_start(self) -> None:
-        """Let the time pass in which a new batch gets one run only."""
+        """Skip the time in which a new batch gets only one run."""
         with self.pipeline.database.transaction() as connection:
             connection.execute(
                 text("UPDATE upload_batches SET created_at = now() - interval '1 minute'")
             )
 
     def make_retries_due(self) -> None:
-        """Let the time pass until the sweep opens failed uploads again."""
+        """Skip the time until the sweep reopens failed uploads."""
         with self.pipeline.database.transaction() as connection:
             connection.execute(text("UPDATE uploads SET retry_at = now() WHERE retry_at > now()"))
 
     def rest(self, batch_id: uuid.UUID) -> list[float]:
-        """Seconds that each upload still rests, by the database's clock."""
+        """Return how long each upload still waits, by the database's clock (seconds)."""
         seconds = "SELECT extract(epoch FROM not_before - now()) FROM uploads WHERE batch_id = :id"
         with self.pipeline.database.transaction() as connection:
             return [float(s) for s in connection.scalars(text(seconds), {"id": batch_id})]
@@ -124,7 +124,7 @@ class Work:
         return [getattr(row, name) for row in self.uploads(batch_id)]
 
     def counts(self, batch_id: uuid.UUID) -> tuple[str, int, int]:
-        """Status, successful and failed; the counters are a recount of the uploads."""
+        """Return status, successful and failed; check the counters against the uploads."""
         batch = batch_row(self.pipeline.database, batch_id)
         recount = Counter(self.column(batch_id, "processing_status"))
         assert batch.successful_uploads == recount["completed"]
@@ -147,7 +147,7 @@ class Work:
 
 
 def failures(result: JobExecutionResult) -> list[str]:
-    """What each failed step says, in the order of time."""
+    """Return the error message of each failed step, in order of time."""
     return [
         event.step_failure_data.user_failure_data.description
         for event in result.all_events
@@ -157,7 +157,7 @@ def failures(result: JobExecutionResult) -> list[str]:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Callable[..., list[Path]]:
-    """Makes pictures of one colour each, no two alike."""
+    """Makes pictures of one colour each, all different."""
 
     def make(count: int, green: int = 0) -> list[Path]:
         paths = []
@@ -193,7 +193,7 @@ def work(
     instance: dg.DagsterInstance,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Work]]:
-    """Opens the pipeline with settings, which also stand in the environment of its runs."""
+    """Opens the pipeline with settings, which are also in the environment of its runs."""
     opened: list[Pipeline] = []
 
     def open_(**changed: Any) -> Work:

@@ -1,8 +1,9 @@
-"""A run worker of its own: `python -m … RUN_ID [FAULT]`, with everything else in the environment.
+"""A run worker as a separate process: `python -m … RUN_ID [FAULT]`; settings in the environment.
 
-A fault ends the process with SIGKILL at a chosen instruction: `gif` when a GIF is decoded, as a
-decoder does that crashes; `thumbnail` between the file and its row; `answered` when a description
-has come and is not stored; `described` when it is. `clock` only sets its clock an hour ahead.
+A fault kills the process with SIGKILL at a chosen instruction: `gif` when a GIF is decoded, like a
+decoder that crashes; `thumbnail` after the file and before its row; `answered` after a description
+has arrived and before it is stored; `described` after it is stored. `clock` only sets the process's
+clock an hour ahead.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Steps for Celery workers: chosen how, and what becomes of a run whose broker or workers are gone.
+"""Steps on Celery workers: how they are chosen, and what happens if a broker or worker is gone.
 
 Workers on other hosts: `test_several_hosts.py`.
 """
@@ -37,7 +37,7 @@ APP = "batch_pipeline.orchestration.celery.app"
 WORKER = ("celery", "-A", APP, "worker", "--queues", "dagster", "--pool", "solo")
 
 
-#: What brokers do in ways of their own.
+#: Behaviour in which the brokers differ.
 both_brokers = pytest.mark.parametrize("broker", [Redis, RabbitMq], indirect=True)
 
 
@@ -101,7 +101,7 @@ def test_messages_that_the_broker_loses_end_the_run_and_the_uploads_go_to_anothe
 
 
 def terminated(work, batch_id, broker, once):
-    """Work a batch on Celery workers; terminate the run, as the UI does, once something is so."""
+    """Process a batch on Celery workers; terminate the run, like the UI, once a condition holds."""
 
     def terminate():
         once()
@@ -109,7 +109,7 @@ def terminated(work, batch_id, broker, once):
             dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
         )
         work.instance.report_run_canceling(record.dagster_run)
-        os.kill(os.getpid(), signal.SIGINT)  # what its launcher sends
+        os.kill(os.getpid(), signal.SIGINT)  # its launcher sends this signal
 
     termination = threading.Thread(target=terminate)
     termination.start()
@@ -141,7 +141,7 @@ def test_terminate_stops_the_call_that_a_worker_makes_and_retry_finishes(
     work = work(celery_broker_url=broker.url)
     batch_id = work.submit("fog.webp", "sea.jpg")
     model_server.latency_seconds = 600
-    start(*WORKER, PYTHONPATH=str(ROOT))  # the job of `work` is one of the tests
+    start(*WORKER, PYTHONPATH=str(ROOT))  # the job of `work` is in a module of the tests
 
     def a_call_is_made():
         wait_until(lambda: model_server.calls_of("vision"), "a worker has taken the first")
@@ -200,7 +200,7 @@ def test_a_pause_lets_the_call_of_a_worker_end_and_what_waits_in_the_broker_wait
     assert len(model_server.calls_of("vision")) == 3
 
 
-def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_worked_and_say_so(
+def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_and_say_so(
     work, broker, start, model_server
 ):
     work = work(celery_broker_url=broker.url)
@@ -273,7 +273,7 @@ def test_while_the_broker_is_down_nothing_is_launched_or_failed_and_a_run_can_do
 
 
 def where(broker):
-    """Its address as messages have it, without the password."""
+    """Return its address as in messages, without the password."""
     return f"{broker.url.partition('://')[0]}://127.0.0.1:{broker.port}"
 
 

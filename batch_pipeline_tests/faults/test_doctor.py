@@ -1,4 +1,4 @@
-"""`batch-pipeline doctor` against a model server in each bad state, as a process of its own."""
+"""`batch-pipeline doctor`, as a separate process, with a model server in each bad state."""
 
 import re
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ VISION, EMBEDDING = "vision model qwen3-vl:8b-instruct", "embedding model qwen3-
 
 @pytest.fixture
 def doctor(console, server):
-    """Asks the doctor; gives the findings by name. Dagster's daemon is down, which is not ours."""
+    """Runs the doctor; returns findings by name. No daemon of Dagster runs in these tests."""
     with server.new_database(migrated=False) as dagster_url:
 
         def ask(model_server, dialect="ollama", arguments=(), **variables):
@@ -188,7 +188,7 @@ def test_a_pause_that_a_server_asked_for_is_shown(doctor, console, settings, dat
     assert "daily limit" in found["detail"]
 
 
-#: Figures that differ from call to call, as they stand in the docs.
+#: Numbers that differ from call to call, with the values of the docs.
 VARIES = [
     (re.compile(r"http://127\.0\.0\.1:\d+"), "http://gpu1:8000"),
     (re.compile(r"\d+\.\d+ s\b"), "2.10 s"),
@@ -197,7 +197,7 @@ VARIES = [
 
 
 def model_lines(printed):
-    """What `doctor` prints of models, with figures that do not change."""
+    """Return what `doctor` prints about models, with fixed numbers."""
     for pattern, shown in VARIES:
         printed = pattern.sub(shown, printed)
     begin = printed.index("model qwen3-vl")

@@ -1,4 +1,4 @@
-"""A change of the embedding model through real batches: nothing is found less, nothing is lost."""
+"""A change of the embedding model in real batches: search finds everything, and nothing is lost."""
 
 import uuid
 
@@ -41,7 +41,7 @@ def spaces(pipeline):
 
 
 def vectors(pipeline):
-    """How many vectors each space has, by its model."""
+    """Return the number of vectors in each space, by model."""
     return {space.model: space.vectors for space in spaces(pipeline)}
 
 
@@ -76,7 +76,7 @@ def test_a_change_of_model_finds_the_same_before_during_and_after(work, model_se
     pipeline = work.pipeline
     assert found(pipeline) == everything
 
-    # Half of them are embedded anew; then the worker dies with a third in its hands.
+    # Half of them are embedded again; then the worker dies while it holds another upload.
     redo_stale(pipeline)
     rows = upload_rows(pipeline.database, batch_id)
     work.run(batch_id, upload_ids=[str(row.id) for row in rows[:2]])
@@ -90,20 +90,20 @@ def test_a_change_of_model_finds_the_same_before_during_and_after(work, model_se
     with pytest.raises(RefusedError, match="answers the searches of 1 user"):
         drop(pipeline.database, old.id, key_of_settings(pipeline.settings))
 
-    # What is new meanwhile is in both.
+    # Uploads that are new in the meantime are in both spaces.
     more = work.submit("forest.webp")
     assert work.run(more).success
     everything.add("forest.webp")
     assert found(pipeline) == everything
     assert vectors(pipeline) == {OLD: 5, NEW: 3}
 
-    # The sweep takes it from the dead worker; the rest follows, nothing is done twice.
+    # The sweep releases the upload of the dead worker; the rest follows, nothing is done twice.
     assert pipeline.backlog.rescue(["killed"]).returned == 1
     assert work.run(batch_id).success
     assert vectors(pipeline) == {OLD: 5, NEW: 5}
     assert work_for_a_sweep(work.instance, pipeline, LeftOut())["users to switch"] == 1
     assert sweep_once(work.instance, pipeline, LeftOut())["users_switched"] == 1
-    # No picture was described again, and none embedded anew twice.
+    # No picture was described again, and none was embedded twice.
     assert len(model_server.calls_of("vision")) == described + 1
     anew = [text for call in model_server.calls if call.model == NEW for text in call.texts]
     assert len([text for text in anew if text.startswith("search_document: ")]) == 5
@@ -141,7 +141,7 @@ def test_each_user_is_switched_when_nothing_of_that_user_is_missing(work, model_
     assert found(pipeline, user_id=OTHER_USER) == {"sea.jpg"}
     assert found(pipeline, user_id=user) == {"fog.webp"}
     assert [call.model for call in model_server.calls] == ["bge-m3", OLD]
-    # Who asks for everybody's is answered by both.
+    # Both spaces answer a search over all users.
     assert found(pipeline) == {"fog.webp", "sea.jpg"}
 
 
@@ -167,7 +167,7 @@ def test_an_old_model_that_is_gone_leaves_words_and_new_uploads_are_completed(wo
     assert found(pipeline) == {"fog.webp", "sea.jpg"}
 
 
-def test_an_upload_that_fails_to_be_embedded_anew_is_still_found(work, model_server):
+def test_an_upload_whose_new_embedding_fails_is_still_found(work, model_server):
     make, work = work, work()
     batch_id = work.submit("fog.webp", "sea.jpg")
     assert work.run(batch_id).success
@@ -180,7 +180,7 @@ def test_an_upload_that_fails_to_be_embedded_anew_is_still_found(work, model_ser
 
     assert sorted(work.column(batch_id, "processing_status")) == ["completed", "failed"]
     assert found(pipeline) == {"fog.webp", "sea.jpg"}
-    # It is tried again later: the old space answers until then.
+    # It is retried later; the old space answers until then.
     assert switch_users(pipeline.database, key_of_settings(pipeline.settings)) == 0
 
 

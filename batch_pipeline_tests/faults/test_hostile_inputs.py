@@ -1,7 +1,7 @@
-"""Every hostile input in one batch, worked in one process with capped memory and file descriptors.
+"""All hostile inputs in one batch, processed with capped memory and file descriptors.
 
-The rows are written as an upload API may write them, past the checks of a submission; what a
-submission refuses is in ``integration/services/test_batch_intake.py``.
+The tests write rows like an upload API, so the checks of a submission do not apply. For inputs that
+a submission refuses, see ``integration/services/test_batch_intake.py``.
 """
 
 import http.server
@@ -40,7 +40,7 @@ FRAMES = 2000
 
 @dataclass
 class World:
-    """The batch after it was worked."""
+    """The batch after processing."""
 
     pipeline: Pipeline
     batch_id: uuid.UUID
@@ -56,7 +56,7 @@ class World:
 
 
 def hostile_files(port: int, folder: Path) -> dict[str, bytes]:
-    """Files by name; the number is the row of the list that they come from."""
+    """Files by name; the number is the row in the list of hostile inputs."""
     (folder / "canary.mp4").write_bytes(media.make_video("mp4", 1))
     picture, video = media.make_image("jpeg", (320, 240)), media.make_video("mp4", 1)
     refused = media.make_unsupported_files()
@@ -211,7 +211,7 @@ def test_the_batch_is_completed_and_its_counters_are_a_recount(world):
 
 
 def test_memory_and_file_descriptors_stay_capped(world):
-    # The limits themselves would have failed the siblings; this is how near they came.
+    # At a limit, the other uploads would have failed too. These are the measured values.
     assert 0 < world.spent["megabytes"] < capped_worker.MEMORY_BYTES / 1024**2
     assert world.spent["files_left_open"] <= 0
 

@@ -1,4 +1,4 @@
-"""Log lines of a real run, for machines: each names what it is about."""
+"""JSON log lines of a real run: each names its run, batch and upload."""
 
 import json
 

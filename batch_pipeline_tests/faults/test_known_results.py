@@ -1,4 +1,4 @@
-"""Never paying twice, and what is stale: fingerprints through real batches."""
+"""Fingerprints in real batches: no result is paid for twice, and stale results are found."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ OTHER_USER = uuid.UUID(int=7)
 
 
 def calls(model_server, kind="vision"):
-    """Calls for uploads: the word that tells a width is embedded by no upload."""
+    """Return the calls for uploads, without the call that finds the length of vectors."""
     return [call for call in model_server.calls_of(kind) if call.texts != ["check"]]
 
 
@@ -41,11 +41,11 @@ def own(work, batch_id, user_id):
 
 
 def of_another_model(work, model_server, dialect):
-    """From now on another model stands behind the name; what tells it differs by dialect."""
+    """Change the model behind the name; how that is noticed depends on the dialect."""
     model_server.digests["qwen3-vl:8b-instruct"] = "sha256:ffff0000"
     close_analyzers()
     work.pipeline.__dict__.pop("analyzer", None)
-    if dialect == "openai":  # the protocol tells no digest: the options do
+    if dialect == "openai":  # the protocol has no digest; the options change instead
         return {"vision_options": '{"top_p": 0.5}'}
     return {}
 
@@ -129,7 +129,7 @@ def test_what_another_model_made_is_made_again_and_stale_finds_it(work, model_se
     new.run_what_is_asked_for()
 
     assert set(new.column(stale, "vision_fingerprint")) == {current}
-    # One of the two had been described anew already: a copy is enough.
+    # One of the two already has a new description: a copy is enough.
     assert len(calls(model_server)) == 4
     with pytest.raises(RefusedError, match="nothing to redo"):
         reprocess(new.pipeline.database, new.pipeline.batches, selection)
@@ -155,7 +155,7 @@ def test_prompts_language_and_options_are_part_of_it_and_slots_are_not(work, tmp
 
 
 @both_dialects
-def test_who_asks_for_a_description_anew_gets_another(work, model_server):
+def test_a_description_that_is_requested_again_is_a_new_one(work, model_server):
     work = work(max_concurrent_uploads=1)
     first, again = work.submit(PICTURE), work.submit(PICTURE)
     for batch_id in (first, again):
@@ -183,7 +183,7 @@ def test_an_upload_whose_row_has_no_checksum_gets_one(work, model_server):
 
 
 def copies_in_one_batch(work, count, *others):
-    """A batch of an upload API with copies of one picture, which `submit` would refuse."""
+    """Add a batch like an upload API, with copies of one picture that `submit` would refuse."""
     batch_id = work.submit(PICTURE, *others)
     with work.pipeline.database.transaction() as connection:
         for _ in range(count - 1):

@@ -1,4 +1,4 @@
-"""The last commit of an upload, to which the database's reply is lost, in the real job."""
+"""The database's reply to the last commit of an upload is lost, in the real job."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_14_a_step_whose_last_commit_gets_no_reply_ends_well_and_pays_once(
     batch_id = work.submit(*PICTURES[:pictures])
     if pictures == 1:  # BEGIN, this statement, COMMIT
         lossy.lose_the_reply_to(b"COMMIT\x00", after=b"WITH ended AS")
-    else:  # a statement that is a transaction of its own
+    else:  # a statement that is a separate transaction
         lossy.lose_the_reply_to(b"WITH held AS")
 
     result = work.run(batch_id)

@@ -1,4 +1,4 @@
-"""What model calls cost, through a real batch: to the unit what the server has counted."""
+"""Costs of model calls in a real batch: exactly what the server has counted."""
 
 from collections import Counter
 from itertools import repeat
@@ -36,7 +36,7 @@ def tokens(usage) -> Counter:
 def test_the_sums_of_a_batch_are_what_the_server_counted(work, model_server, dialect):
     work = work(max_concurrent_uploads=2)
     batch_id = work.submit(*FILES)
-    # Answers that are of no use are paid for, too: a loop, and a thought that ate its answer.
+    # Useless answers cost too: a loop, and a thought that left no room for an answer.
     model_server.play("vision", [Fault.LOOP])
     model_server.thinking = Thinking("template")
 
@@ -114,7 +114,7 @@ def test_a_call_is_kept_once_though_the_database_is_away_when_it_is_answered(
     execute, lost = Database.execute, []
 
     def lose_every_first_answer(self, statement, parameters):
-        """The row is committed, and the connection is gone before that is heard."""
+        """Commit the row, and lose the connection before the reply."""
         row = execute(self, statement, parameters)
         if "of_tokens_in" in parameters and parameters["of_id"] not in lost:
             lost.append(parameters["of_id"])

@@ -1,4 +1,4 @@
-"""Rows 23 to 28 of the list of faults: what a model server can do to a run of the real job."""
+"""Rows 23 to 28 of the list of faults: a model server fails during a run of the real job."""
 
 import itertools
 import time
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("model_server")
 
 @contextmanager
 def meanwhile(action):
-    """Runs something beside the block; what it raises fails the test."""
+    """Run a function in parallel to the block; an exception in it fails the test."""
     with ThreadPoolExecutor(1) as threads:
         future = threads.submit(action)
         yield
@@ -66,7 +66,7 @@ def test_row_23_an_outage_in_mid_batch_burns_nothing_and_the_batch_goes_on_after
     model_server.play("vision", [])
     model_server.start()
     work.end_the_pause()
-    # Each of those whose call was broken off gets a run of its own.
+    # Each upload whose call was broken off gets its own run.
     while results := work.run_what_is_asked_for():
         assert all(result.success for result in results)
     assert work.counts(batch_id) == ("completed", len(PICTURES), 0)
@@ -132,7 +132,7 @@ def test_row_24_a_model_that_goes_missing_stops_the_run_once_and_fast(work, mode
     result = work.run(batch_id)
 
     assert time.monotonic() - began < promised(10)
-    # Each of the two in work asks once, and one of them whether any other picture is answered.
+    # Each of the two uploads calls once, and one of them tries a known picture.
     assert len(model_server.calls_of("vision")) <= 3
     assert_nothing_burned(work, batch_id)
     assert set(work.column(batch_id, "error_kind")) == {"model_missing"}
@@ -163,7 +163,7 @@ def test_row_24_a_missing_model_is_found_before_any_upload_is_taken(
     assert all(f"ollama pull {name}" in m for m in work.column(batch_id, "error_message"))
 
 
-# Row 25: accepts and sends nothing, or one byte after the other
+# Row 25: accepts and sends nothing, or sends single bytes slowly
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_row_26_a_busy_server_is_asked_again_at_moments_spread_by_chance(work, m
     work = work(max_concurrent_uploads=4)
     batch_id = work.submit(*PICTURES[:4])
     model_server.play("vision", [Fault.BUSY_503] * 4)
-    model_server.together = {"vision": 4}  # each picture is turned away once
+    model_server.together = {"vision": 4}  # each picture is refused once
 
     result = work.run(batch_id)
 
@@ -257,7 +257,7 @@ def test_row_26_a_busy_server_is_asked_again_at_moments_spread_by_chance(work, m
     assert max(pauses) - min(pauses) > 0.01
 
 
-# Row 27: answers that are no description
+# Row 27: answers that are not a description
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_row_27_a_bad_answer_is_not_stored_and_not_asked_for_again_by_the_same_c
 
 
 @pytest.mark.parametrize("fault", [Fault.EMPTY, Fault.LOOP])
-def test_row_27_a_model_that_only_gives_bad_answers_fails_the_upload_with_the_reason(
+def test_row_27_a_model_with_only_bad_answers_fails_the_upload_with_the_reason(
     work, model_server, fault
 ):
     work = work()
@@ -311,7 +311,7 @@ def test_row_27_a_model_that_only_gives_bad_answers_fails_the_upload_with_the_re
     assert work.counts(batch_id) == ("completed", 0, 1)
 
 
-# Row 28: embeddings that are none
+# Row 28: answers that are not an embedding
 
 
 @pytest.mark.parametrize(

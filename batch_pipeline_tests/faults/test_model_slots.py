@@ -1,4 +1,4 @@
-"""The cap on model calls over real processes: it holds, is fair, and outlives whoever dies."""
+"""The cap on model calls over real processes: it holds, is fair, and survives dead processes."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ MODULE = "batch_pipeline.testing.model_caller"
 
 
 class Caller:
-    """A process that asks the vision model; told to begin once all are ready."""
+    """A process that calls the vision model; it begins when all processes are ready."""
 
     def __init__(self, variables: dict[str, str], threads: int, calls: int) -> None:
         self._process = subprocess.Popen(
@@ -64,7 +64,7 @@ def servers(model_server) -> Iterator[list[ScriptedModelServer]]:
 
 @pytest.fixture
 def caller(settings, model_server) -> Iterator[Callable[..., Caller]]:
-    """Starts a process; `slots` is the cap, `over` the servers that it knows."""
+    """Starts a process; `slots` is the cap, `over` the servers that it uses."""
     started: list[Caller] = []
 
     def start(threads: int, calls: int, *, slots: int, over=None) -> Caller:
@@ -151,7 +151,7 @@ def test_a_server_that_was_down_is_called_again_when_it_is_back(caller, servers)
     endless.begin()
     wait_until(lambda: first.calls, "it is called")
     first.stop()
-    second.wait_for_calls(len(second.calls) + 8)  # what was under way has ended by then
+    second.wait_for_calls(len(second.calls) + 8)  # earlier calls have ended by then
     before = len(first.calls)
     second.wait_for_calls(len(second.calls) + 20)
     assert len(first.calls) == before
@@ -224,7 +224,7 @@ def test_while_the_database_sleeps_calls_pass_on_the_slots_they_have_and_then_sa
             return f"{error.kind}: {error}"
         return "never refused"
 
-    # Whatever fails here, the threads end: a pool waits for them.
+    # The threads must end even after a failure, because a pool waits for them.
     with ThreadPoolExecutor(4) as threads, ExitStack() as at_end:
         at_end.callback(test_ended.set)
         refused = threads.map(until_it_is_refused, range(4))

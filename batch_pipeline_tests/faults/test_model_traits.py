@@ -1,4 +1,4 @@
-"""Models that think or refuse parameters, through a real batch: no upload pays for it."""
+"""Models that think or refuse parameters, in a real batch: no upload fails because of it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A storage in S3, a real server over real HTTP: the life of a batch in it, and its outages."""
+"""Storage in S3, on a real server over real HTTP: a whole batch, and outages of the storage."""
 
 import itertools
 import uuid

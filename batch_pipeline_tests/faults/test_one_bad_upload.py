@@ -1,4 +1,4 @@
-"""One upload that cannot be read or written among many: it fails with its reason, alone."""
+"""One upload among many cannot be read or written: only this one fails, with its reason."""
 
 import ctypes
 import errno
@@ -33,7 +33,7 @@ def pictures(tmp_path_factory) -> list[Path]:
 
 @contextmanager
 def without_rights_of_root() -> Iterator[None]:
-    """The thread has no CAP_DAC_OVERRIDE and no CAP_DAC_READ_SEARCH in the block."""
+    """Run the block without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH in this thread."""
     if os.geteuid() != 0:
         yield
         return
@@ -57,7 +57,7 @@ def without_rights_of_root() -> Iterator[None]:
 
 @pytest.fixture
 def permissions_hold(monkeypatch) -> None:
-    """The storage is used as by a user who is not root; PostgreSQL's socket is not for that one."""
+    """Use the storage like a user other than root; PostgreSQL's socket still needs root."""
     errors_named = Storage._errors_named
 
     @contextmanager
@@ -78,7 +78,7 @@ def folder_in_its_place(original: Path) -> None:
     original.mkdir()
 
 
-#: What happens to one upload's original; the kind and the reason of its failure.
+#: Damage to one upload's original; the kind and the reason of its failure.
 OF_FILES = {
     "loop of links": (loop_of_links, "source_unreadable", errno.ELOOP),
     "may not be read": (lambda original: original.chmod(0), "source_unreadable", errno.EACCES),
@@ -129,7 +129,7 @@ def test_f4_one_file_that_cannot_be_used_fails_alone(work, pictures, bad, number
 
 @contextmanager
 def as_root(*command: object, undone_by: tuple[object, ...]) -> Iterator[None]:
-    """Run a command that takes root and a file system that knows it; else the test is skipped."""
+    """Run a command that needs root and support by the file system; otherwise skip the test."""
     done = subprocess.run([*map(str, command)], check=False, capture_output=True)
     if done.returncode:
         pytest.skip(f"{command[0]} is not possible here: {done.stderr.decode().strip()}")
@@ -150,7 +150,7 @@ def test_f4_one_folder_that_is_immutable_fails_alone(work, pictures, number):
         assert_one_failed(work, batch_id, number, "thumbnail_not_stored", reason)
 
 
-def test_f4_an_original_that_is_immutable_is_worked_as_any_other(work, pictures):
+def test_f4_an_immutable_original_is_processed_like_any_other(work, pictures):
     work = work(analyzer="embedded")
     batch_id = work.submit(*pictures[:2])
     root = Path(work.pipeline.settings.storage_location)
@@ -162,7 +162,7 @@ def test_f4_an_original_that_is_immutable_is_worked_as_any_other(work, pictures)
 
 @contextmanager
 def on_a_broken_disk(original: Path, image: Path) -> Iterator[None]:
-    """The file's folder is a disk of its own, whose second half cannot be read any more."""
+    """Mount a separate disk as the file's folder; its second half cannot be read."""
     content, folder = original.read_bytes(), original.parent
     with image.open("wb") as file:
         file.truncate(8 * 1024**2)
@@ -189,7 +189,7 @@ def test_f4_one_file_whose_read_fails_with_an_io_error_fails_alone(
     root = Path(work.pipeline.settings.storage_location)
     original = root / work.uploads(batch_id)[number].file_path
     with on_a_broken_disk(original, tmp_path / "disk"):
-        # Another attempt is made first, since it may pass.
+        # It is retried first, since the error may be temporary.
         reason = os.strerror(errno.EIO)
         assert_one_failed(work, batch_id, number, "source_unreadable", reason, attempts=2)
 
@@ -207,7 +207,7 @@ def test_f4_a_name_that_is_too_long_fails_alone(work, pictures):
 
 
 def cold(client, bucket: str, key: str) -> None:
-    """As a rule of the bucket's life cycle moves it."""
+    """Archive the object, like a lifecycle rule of the bucket."""
     source = {"Bucket": bucket, "Key": key}
     client.copy_object(Bucket=bucket, Key=key, CopySource=source, StorageClass="GLACIER")
 
@@ -246,7 +246,7 @@ def test_f4_one_object_that_is_not_handed_out_fails_alone(
 @pytest.mark.parametrize("what", ["originals", "storage"])
 @pytest.mark.usefixtures("permissions_hold")
 def test_what_every_upload_feels_is_an_outage_and_fails_none(work, pictures, what):
-    """Files of another user than ours: our own probe is written well, and yet nothing is read."""
+    """Files belong to another user: our probe can be written, but no original can be read."""
     work = work(analyzer="embedded")
     batch_id = work.submit(*pictures[:8])
     root = Path(work.pipeline.settings.storage_location)

@@ -1,7 +1,7 @@
-"""A running stack is paused and resumed while model calls are in flight, by each scope.
+"""A running stack is paused and resumed while model calls are in flight, for each scope.
 
-What holds in every case: calls in flight end and are stored, none begins later than a second after
-the pause is committed, no attempt is lost, and no picture is described twice.
+In every case: calls in flight end and are stored, no call begins later than a second after the
+pause is committed, no attempt is lost, and no picture is described twice.
 """
 
 import time
@@ -64,13 +64,13 @@ class World:
         return submission.batch_id
 
     def starts(self, *servers: ScriptedModelServer) -> list[float]:
-        """When calls to models began, in their order."""
+        """Return the times when model calls began, in order."""
         return sorted(
             call.started_at for server in servers or self.servers for call in server.calls
         )
 
     def pause(self, *arguments: object) -> float:
-        """Pause while calls are in flight; the moment after the commit."""
+        """Pause while calls are in flight; return the time after the commit."""
         before = len(self.starts())
         wait_until(lambda: len(self.starts()) >= before + 4, "calls are in flight")
         answer = self.console("pause", *arguments, "--reason", "maintenance", "--json")
@@ -96,7 +96,7 @@ class World:
         wait_until(is_at_rest, "what was in flight has ended")
 
     def wait_for_the_end(self, *batch_ids: uuid.UUID) -> None:
-        """Wait until all are done; each upload in one attempt and one call to the vision model."""
+        """Wait until all are done; each upload needed one attempt and one vision call."""
         for batch_id in batch_ids:
             wait_until(
                 lambda batch_id=batch_id: (
@@ -150,7 +150,7 @@ def everything_runs(world: World) -> None:
 
 
 def said_by_the_sensor(world: World, said: str) -> None:
-    """Wait until a tick that began from now on says it."""
+    """Wait until a tick that begins after now has this message."""
     began = time.time()
     wait_until(
         lambda: wait_for_tick(world.stack, "sensor", "pending_batches", said) > began,

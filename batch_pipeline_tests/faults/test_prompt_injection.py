@@ -1,4 +1,4 @@
-"""Hostile input 12: a model obeys text in a picture; what it writes stays text everywhere."""
+"""Hostile input 12: a model obeys text in a picture; its answer is shown as text everywhere."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from batch_pipeline.testing.model_server import INJECTED_TEXT, Fault
 
 from .conftest import failures
 
-#: Also what rich would read as its own markup, and what a terminal would act on.
+#: It also contains markup of rich, and control sequences of terminals.
 OBEDIENT = (
     "[bold red]Boats[/bold red] <b>in</b> a **harbour** [link=http://canary.invalid]here[/link] at "
     "dusk: three red boats, a stone pier and a long calm sea under an orange sky. A sign reads: "
@@ -20,7 +20,7 @@ OBEDIENT = (
 
 @pytest.fixture
 def described(work, model_server, monkeypatch):
-    """One upload whose stored description is what the obedient model wrote."""
+    """One upload; its stored description is the answer of the obedient model."""
     monkeypatch.setattr("batch_pipeline.testing.model_server.describe_picture", lambda _: OBEDIENT)
     work = work()
     batch_id = work.submit("fog.webp")

@@ -1,4 +1,4 @@
-"""Rows F5 and F6 of the list of faults: a refused picture, and a service that counts calls."""
+"""Rows F5 and F6 of the list of faults: a refused picture, and a service with a rate limit."""
 
 import io
 import itertools
@@ -51,7 +51,7 @@ def test_row_f5_pictures_that_are_refused_for_themselves_stop_none_of_their_60_s
         _, reason, kind = REFUSALS[int(row.filename.split("_")[1])]
         assert row.error_kind == kind
         assert reason in row.error_message
-        # What the service says about the picture is believed at once, the rest is tried again.
+        # A refusal that names the picture is believed at once; other refusals are retried.
         assert row.attempts == (1 if kind == "model_refused_input" else 2)
     assert all(row.attempts == 1 for row in work.uploads(batch_id) if row not in failed)
     assert not [said for said in failures(result) if "stopped" in said]
@@ -83,7 +83,7 @@ def test_row_f6_a_service_that_only_refuses_is_learnt_from(work, model_server, p
     assert result.success
     assert work.counts(batch_id) == ("completed", 200, 0)
     assert set(work.column(batch_id, "attempts")) == {1}
-    # Those in flight at the first refusal, and no others.
+    # Only the calls that were in flight at the first refusal.
     assert model_server.turned_away <= work.pipeline.settings.max_vision_calls
 
 

@@ -22,7 +22,7 @@ def redo(work, stage, **selected):
 
 @pytest.fixture
 def done(work, model_server):
-    """Two pictures and a batch, worked to the end; the log of calls is empty again."""
+    """Two pictures and their batch, fully processed; the log of calls is empty again."""
     work = work()
     batch_id = work.submit("fog.webp", "sea.jpg")
     [result] = work.run_what_is_asked_for()

@@ -1,4 +1,4 @@
-"""A picture that the model server dies of, and a server that dies for reasons of its own."""
+"""A picture that crashes the model server, and a server that crashes for other reasons."""
 
 import io
 import itertools
@@ -25,7 +25,7 @@ def is_green(call):
 
 
 def work_to_the_end(work, batch_id, model_server, *, rounds):
-    """Tick and run as the daemon does; the server is waited for, and the pause is over at once."""
+    """Tick and run like the daemon; wait for the server, and skip the pause of uploads."""
     for _ in range(rounds):
         assert model_server.is_up.wait(DEADLINE)
         work.end_the_pause()
@@ -60,7 +60,7 @@ def test_a_picture_that_the_server_dies_of_fails_alone_and_its_24_siblings_compl
     [failed] = [row for row in work.uploads(batch_id) if row.processing_status == "failed"]
     assert failed.filename == killer.name
     calls = MAX_SERVER_DEATHS
-    if away_seconds < 1:  # whether the server is seen to be away is a matter of chance
+    if away_seconds < 1:  # it is a matter of chance whether we notice that the server was down
         calls += work.pipeline.settings.max_attempts - 1  # as an error of the call
         assert failed.error_kind in {"model_server_crash", "model_server_error"}
     else:

@@ -1,7 +1,7 @@
-"""Steps of one run on several hosts, which share a database, a broker and an object store only.
+"""Steps of one run on several hosts that share only a database, a broker and an object store.
 
-The stack runs on one host and two Celery workers on others, each with a network and a disk of its
-own where the machine lets us make them (`batch_pipeline.testing.hosts`).
+The stack runs on one host, and two Celery workers on others. Each has its own network and disk, if
+the machine allows that (`batch_pipeline.testing.hosts`).
 """
 
 import shutil
@@ -95,7 +95,7 @@ class World:
         return list(self.instance.get_runs(dg.RunsFilter(tags={BATCH_TAG: str(batch_id)})))
 
     def workers_of(self, run: dg.DagsterRun) -> dict[str, str]:
-        """Which worker began the step of which upload."""
+        """Return the worker of each upload's step."""
         begun = {}
         for entry in self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
             assert entry.dagster_event
@@ -105,7 +105,7 @@ class World:
         return begun
 
     def story(self, run: dg.DagsterRun) -> str:
-        """What a reader of a failed test wants to see."""
+        """Return the details for the message of a failed test."""
         entries = self.instance.all_logs(run.run_id)
         return "\n".join(f"{e.timestamp:.2f} {e.step_key}: {e.message}" for e in entries)
 
@@ -127,7 +127,7 @@ class World:
         ]
 
     def wait_for_the_end(self, batch_id: uuid.UUID) -> None:
-        """Wait until nothing is left to do; then every upload has ended exactly once."""
+        """Wait until nothing is left to do; check that every upload has ended exactly once."""
         database = self.pipeline.database
         wait_until(lambda: batch_row(database, batch_id).status == "completed", "it is completed")
         wait_until(lambda: all(run.is_finished for run in self.runs(batch_id)), "runs end")
@@ -260,7 +260,7 @@ def listening(world: World) -> Iterator[list[psycopg.Notify]]:
 
 
 def everything_stored(world: World) -> Iterator[str]:
-    """Every row of our database and of Dagster's, as text."""
+    """Return all rows of our database and of Dagster's, as text."""
     settings = world.pipeline.settings
     for url in (settings.database_url, settings.dagster_database_url):
         with psycopg.connect(url) as connection:
@@ -273,7 +273,7 @@ def everything_stored(world: World) -> Iterator[str]:
 
 
 def files_of_steps(world: World) -> list[Path]:
-    """What steps have written to disks: on the host of the run, and on those of the workers."""
+    """Return the files that steps have written: on the run's host, and on those of workers."""
     written = [*Path(world.instance.storage_directory()).rglob("*")]
     if world.network.is_isolated:
         written += world.hosts[-1].files(world.processes.home)

@@ -1,6 +1,6 @@
-"""One running stack whose parts are killed: daemon, code server, run workers, PostgreSQL.
+"""Parts of one running stack are killed: daemon, code server, run workers, PostgreSQL.
 
-Every part is a process as in production; a supervisor is played only where one is needed.
+Every part is a process as in production. Tests restart a part only if a supervisor would do so.
 """
 
 import time
@@ -42,7 +42,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.lengthy, pytest.mark.xdist_group("st
 
 @dataclass
 class World:
-    """The stack, and what it works with."""
+    """The stack and its services."""
 
     processes: StackProcesses
     postgres: PostgresProcess
@@ -54,7 +54,7 @@ class World:
         self.models.calls.clear()
         submission = submit(
             [MEDIA / name for name in FILES],
-            user_id=uuid.uuid4(),  # of one user, the same files are described once
+            user_id=uuid.uuid4(),  # the same files of one user would be described only once
             publisher=self.pipeline.publisher,
             storage=self.pipeline.storage,
             settings=self.pipeline.settings,
@@ -74,7 +74,7 @@ class World:
         )
 
     def wait_for_the_end(self, batch_id: uuid.UUID, seconds: float = WAIT_SECONDS) -> None:
-        """Wait until nothing is left to do; then every count must be right."""
+        """Wait until nothing is left to do; check every count."""
         wait_until(
             lambda: batch_row(self.pipeline.database, batch_id).status == "completed",
             "the batch is completed",
@@ -130,7 +130,7 @@ def everything_runs(world: World) -> None:
 
 @contextmanager
 def no_writes_to(world: World, table: str) -> Iterator[None]:
-    """Nobody writes a table of Dagster's; who waits for it at the end never will."""
+    """Lock a table of Dagster's against writes; a process that still waits at the end is killed."""
     with psycopg.connect(world.postgres.url, dbname="dagster") as connection:
         connection.execute(f"LOCK TABLE {table} IN SHARE MODE".encode())
         yield
@@ -141,7 +141,7 @@ def no_writes_to(world: World, table: str) -> Iterator[None]:
         )
 
 
-#: The table that holds the daemon up at each moment, and what shows that it has come to there.
+#: For each moment: the locked table that stops the daemon, and the sign that it waits there.
 BEFORE_THE_LAUNCH = {
     "asked": ("runs", lambda world, batch_id: batch_row(world.pipeline.database, batch_id).slices),
     "recorded": ("event_logs", lambda world, batch_id: world.runs(batch_id)),
@@ -217,7 +217,7 @@ def test_8_re_execute_from_failure_clicked_after_a_crash_drops_nothing_and_does_
     world.models.latency_seconds = 60  # nothing is done before the kill
     batch_id = world.submit()
     world.wait_for_calls(1)
-    # Without the daemon nobody is faster than the person.
+    # Without the daemon, no process acts before the person does.
     world.processes.kill(Part.DAEMON)
     kill_all(world.processes.run_workers())
     world.models.latency_seconds = 0.5
@@ -229,7 +229,7 @@ def test_8_re_execute_from_failure_clicked_after_a_crash_drops_nothing_and_does_
     world.processes.revive()
     world.wait_for_the_end(batch_id)
     assert again in {run["runId"] for run in world.runs(batch_id)}
-    # Only what was in the hands of the dead is described again.
+    # Only uploads of the dead workers are described again.
     assert len(world.models.calls_of("vision")) <= len(FILES) + 2 * AT_ONCE
 
 

@@ -1,4 +1,4 @@
-"""Answers in fields through a real batch: what is stored, where it is shown, what is refused."""
+"""Answers with fields in a real batch: what is stored, where it is shown, what is refused."""
 
 import uuid
 

@@ -1,6 +1,6 @@
-"""Run workers that are killed, stopped and told to end: real processes, real signals.
+"""Run workers are killed, stopped and terminated: real processes, real signals.
 
-The test plays the daemon and the sweep, so that each fault comes between two known instructions.
+The tests act as the daemon and the sweep, so that each fault comes between two known instructions.
 """
 
 import os
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 MEDIA = ROOT / "examples" / "media"
 FIVE = ("fog.webp", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")
 LEASE = 5.0
-#: Longest wait for a process to get as far as expected; a fresh interpreter imports Dagster first.
+#: Longest wait for a process to reach a point; a new interpreter imports Dagster first.
 DEADLINE = 90.0
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ class Worker:
 
 
 class Stack:
-    """Daemon, code server and sweep, one instruction at a time."""
+    """Daemon, code server and sweep, one instruction after another."""
 
     def __init__(self, pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
         self.pipeline, self.instance = pipeline, instance
@@ -87,7 +87,7 @@ class Stack:
         return submission.batch_id
 
     def tick(self, fault: str = "") -> list[Worker]:
-        """One tick of the sensor, and the workers that it asks for."""
+        """Make one tick of the sensor; start the workers that it asks for."""
         sensor = build_definitions().resolve_sensor_def("pending_batches")
         context = dg.build_sensor_context(
             instance=self.instance, resources={"batch_pipeline": self.pipeline}
@@ -113,7 +113,7 @@ class Stack:
         return run
 
     def report_death(self, worker: Worker) -> None:
-        """What the code server does when its child is gone, and then the sensor."""
+        """Do what the code server and then the sensor do after the end of a child."""
         if self.run(worker.run_id).status != dg.DagsterRunStatus.FAILURE:
             self.instance.report_run_failed(self.run(worker.run_id), "exited unexpectedly")
         run = self.run(worker.run_id)
@@ -124,7 +124,7 @@ class Stack:
             connection.execute(text("UPDATE uploads SET not_before = now()"))
 
     def finish(self, batch_id: uuid.UUID, fault: str = "", *, rounds: int = 5) -> None:
-        """Tick, and let what is asked for end, until the batch has."""
+        """Tick and wait for the runs, until the batch has ended."""
         for _ in range(rounds):
             self.end_the_pause()
             for worker in self.tick(fault):
@@ -138,7 +138,7 @@ class Stack:
         return [row.processing_status for row in upload_rows(self.pipeline.database, batch_id)]
 
     def counts(self, batch_id: uuid.UUID) -> tuple[str, int, int]:
-        """Status, successful and failed; the counters are a recount, nothing is left half done."""
+        """Return status, successful and failed; check counters, and that nothing is unfinished."""
         batch = batch_row(self.pipeline.database, batch_id)
         recount = Counter(self.statuses(batch_id))
         assert batch.total_uploads == recount.total()
@@ -165,7 +165,7 @@ def open_stack(  # noqa: PLR0917 - pytest passes them by name
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Stack]]:
-    """Opens the stack with settings, which also stand in the environment of its workers."""
+    """Opens the stack with settings, which are also in the environment of its workers."""
     stacks: list[Stack] = []
     home = tmp_path / "dagster_home"
     home.mkdir()
@@ -202,7 +202,7 @@ def open_stack(  # noqa: PLR0917 - pytest passes them by name
 def kill_in_upload_2_of_5(
     stack: Stack, model_server: ScriptedModelServer
 ) -> tuple[uuid.UUID, Worker]:
-    """The first upload is completed, the second waits for the model, three have not begun."""
+    """Wait until the first upload is completed and the second is at the model; three are left."""
     batch_id = stack.submit(*FIVE)
     model_server.play("vision", [None, Fault.HANG])
     worker = stack.start()
@@ -259,7 +259,7 @@ def test_after_a_kill_the_costs_are_what_the_server_counted(
     assert len(described) == (6 if moment == "answered" else 5)
 
 
-def test_7_after_a_kill_that_nobody_reports_the_lease_tells_and_the_run_is_closed(
+def test_7_after_an_unreported_kill_the_lease_expires_and_the_run_is_closed(
     open_stack, model_server
 ):
     stack = open_stack()
@@ -316,7 +316,7 @@ def test_8_re_execution_from_failure_after_a_kill_neither_hangs_nor_drops_nor_re
             stack.instance,
             reexecution_options=dg.ReexecutionOptions.from_failure(worker.run_id, stack.instance),
         )
-    # What the plan of the re-executed run does not reach is pending, and goes to another run.
+    # Uploads outside of the re-executed run's plan are pending, and go to another run.
     stack.finish(batch_id)
     assert stack.counts(batch_id) == ("completed", 5, 0)
     assert_each_described_once_but_the_one_in_work(model_server)
@@ -362,7 +362,7 @@ def test_10_sigterm_releases_at_once_and_another_run_takes_over(open_stack, mode
 
 
 def assert_left_alone(stack: Stack, batch_id: uuid.UUID, statuses: list[str]) -> None:
-    """Neither the sensor nor a sweep touches a cancelled batch."""
+    """Check that neither the sensor nor a sweep touches a cancelled batch."""
     stack.end_the_pause()
     assert stack.tick() == []
     sweep_once(stack.instance, stack.pipeline, LeftOut())

@@ -1,4 +1,4 @@
-"""Fixtures of this level: a real Redis, a real browser."""
+"""Fixtures of integration tests: a real Redis, a real browser."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from .console import Console
 
 
 def program(name: str) -> str:
-    """Find a program of the system; without it the test is skipped here, and fails in CI."""
+    """Find a program of the system; if it is missing, the test is skipped, but fails in CI."""
     found = shutil.which(name)
     if found is None:
         if os.environ.get("CI"):
@@ -45,7 +45,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.wait(20)
 
 
-# Not longer than a module: while it is open, its thread has an event loop that nobody else may run.
+# At most for a module: while it is open, its thread has an event loop, and no other can run there.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = program("chromium")
@@ -58,7 +58,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def console(database_url: str, tmp_path: Path) -> Console:
     """The installed command, on the database of the test."""
-    (tmp_path / "home").mkdir()  # that one is new is said where that is tried
+    (tmp_path / "home").mkdir()  # so that the message about a new home is not printed
     return Console(
         {
             "PATH": os.environ["PATH"],

@@ -1,4 +1,4 @@
-"""The command in a process of its own: printing to a file, or in a terminal of 80 columns."""
+"""The command in a separate process: it prints to a file, or in a terminal of 80 columns."""
 
 import fcntl
 import json
@@ -41,7 +41,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Console:
-    """Runs `batch-pipeline` with nothing but these variables set."""
+    """Runs `batch-pipeline` with only these variables set."""
 
     environment: Mapping[str, str]
     folder: Path
@@ -83,7 +83,7 @@ class Console:
 def _as_for_a_person() -> None:
     """Let Ctrl-C reach the process, by its controlling terminal."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # Tests that run in the background of a script have inherited that it is ignored.
+    # In a script's background job, tests inherit that SIGINT is ignored.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -101,7 +101,7 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """All that was ever shown, without control sequences."""
+        """Return everything that was shown, without control sequences."""
         return _CONTROL.sub("", self.raw)
 
     def wait_until(self, seen: Callable[[str], bool], seconds: float = DEADLINE) -> None:
@@ -110,7 +110,7 @@ class Terminal:
             assert self._read(deadline - time.monotonic()), f"not seen in:\n{self.text}"
 
     def press_ctrl_c(self) -> None:
-        """As a person does: the terminal sends SIGINT to all of its foreground group."""
+        """Press Ctrl-C like a person: the terminal sends SIGINT to its whole foreground group."""
         os.write(self._descriptor, b"\x03")
 
     @property
@@ -124,18 +124,18 @@ class Terminal:
         return self._process.wait(max(1.0, deadline - time.monotonic()))
 
     def read_for(self, seconds: float) -> None:
-        """Take what comes for a while; a terminal that nobody reads stops who writes."""
+        """Read output for a while; if nobody reads a terminal, the writing process stops."""
         deadline = time.monotonic() + seconds
         while self._read(deadline - time.monotonic()):
             pass
 
     def _read(self, seconds: float) -> bool:
-        """Read what has come; false at the end, or when the time is over."""
+        """Read the available output; return false at the end, or when the time is over."""
         if seconds <= 0 or not select.select([self._descriptor], [], [], seconds)[0]:
             return False
         try:
             data = os.read(self._descriptor, 65536)
-        except OSError:  # Linux's way to say that the other side was closed
+        except OSError:  # Linux raises it if the other side was closed
             return False
         self._bytes += data
         return bool(data)

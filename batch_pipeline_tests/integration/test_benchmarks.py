@@ -1,4 +1,4 @@
-"""The benchmarks run: their scripts with tiny sizes, our own pipeline only."""
+"""The benchmark scripts run, with tiny sizes and only our own pipeline."""
 
 import json
 import math

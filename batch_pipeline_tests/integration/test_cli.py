@@ -1,4 +1,4 @@
-"""Every command as people run it: the installed script, a process each, a real database."""
+"""Every command as people run it: the installed script, separate processes, a real database."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_what_lies_beside_photos_is_summed_up_and_is_no_failure(console, tmp_pat
     assert (answer.code, answer.err) == (0, "1 .json file left out\n1 .xmp file left out\n")
     told = console("submit", folder, "--json")
     assert (told.code, told.json["total_files"], told.json["failed"]) == (0, 1, 0)
-    # Whatever its name, it is judged by its content; what is no photo and no such file is refused.
+    # Its content decides, not its name; a file of another type is refused.
     (folder / "picture.json").write_bytes(make_image("png", seed=7))
     (folder / "notes.txt").write_text("no picture")
     told = console("submit", folder, "--json")
@@ -124,7 +124,7 @@ def test_a_batch_has_the_name_that_is_given_or_the_folders_and_shows_it_everywhe
     assert console("watch", given["batch_id"], "--json").json["name"] == "only [red]one"
     console("report", given["batch_id"], "--html", "page.html")
     assert "<title>only [red]one</title>" in (tmp_path / "page.html").read_text()
-    # Files of several folders, and rows of an upload API, have none.
+    # Batches from several folders, and from an upload API, have no name.
     both = console("submit", holiday, MEDIA / "fog.webp", "--json").json["batch_id"]
     assert console("status", both, "--json").json["name"] is None
 
@@ -144,7 +144,7 @@ def test_submit_without_anything_acceptable_makes_no_batch_and_is_wrong_use(cons
     answer = console("submit", "empty")
     assert answer.code == 2
     assert error_and_hint(answer) == ["Error: no file was found; there is no batch"]
-    # What an unset variable of a script comes to; as a path it would be the current folder.
+    # An unset variable in a script is an empty text; as a path it would be the current folder.
     answer = console("submit", "")
     assert answer.code == 2
     assert error_and_hint(answer)[0] == "Error: Invalid value for 'PATHS...': a path is empty."
@@ -184,7 +184,7 @@ def test_status_of_a_batch_that_waits_says_what_for(console, database, database_
     assert "is Dagster running? it has never run on this database" in " ".join(shown.split())
 
 
-def test_watch_of_an_ended_batch_prints_its_last_state_and_tells_of_failures(console, database):
+def test_watch_of_an_ended_batch_prints_its_last_state_and_its_failures(console, database):
     batch = add_batch(
         database,
         [{"processing_status": "completed"}, {"processing_status": "failed"}],
@@ -206,9 +206,7 @@ def test_watch_of_an_ended_batch_prints_its_last_state_and_tells_of_failures(con
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
-def test_watch_of_a_batch_that_was_cancelled_tells_that_not_all_is_done(
-    console, database, arguments
-):
+def test_watch_of_a_cancelled_batch_says_that_not_all_is_done(console, database, arguments):
     batch = add_batch(database, 1, status="cancelled")
     assert console("watch", batch, *arguments).code == 1
 
@@ -286,7 +284,7 @@ def test_report_writes_the_page_and_says_how_large_it_is(console, database, tmp_
     ]
 
 
-def test_inspect_tells_what_is_seen_and_stores_nothing(console, database, tmp_path):
+def test_inspect_prints_what_is_seen_and_stores_nothing(console, database, tmp_path):
     (tmp_path / "IMG_20210506_070809.jpg").write_bytes(make_image("jpeg")[:-20])
     (tmp_path / "clip.mp4").write_bytes(make_video("mp4", 2))
     (tmp_path / "clip.xmp").write_text('<rdf:Description xmp:CreateDate="2021-05-06T07:08:09"/>')
@@ -384,7 +382,7 @@ def test_doctor_fails_when_an_upload_has_waited_for_too_long(console, database):
     assert f"its batch Rome ({short(batch)}) is pending, longer than 1:00:00" in late["detail"]
 
 
-def test_pause_and_resume_say_what_they_did_and_everybody_is_told(console, database, tmp_path):
+def test_pause_and_resume_say_what_they_did_and_notify_everybody(console, database, tmp_path):
     batch, other = add_batch(database, 1, name="Rome"), add_batch(database, 1)
     assert console("paused").out == "Nothing is paused.\n"
     label = f"Rome ({short(batch)})"
@@ -438,7 +436,7 @@ def test_wrong_use_is_explained_with_a_hint(console):
     assert console().code == 2
 
 
-def test_an_unreachable_database_and_a_wrong_setting_are_told_apart(console):
+def test_an_unreachable_database_and_a_wrong_setting_have_different_errors(console):
     gone = console("status", BATCH_PIPELINE_DATABASE_URL="postgresql://127.0.0.1:1/none")
     assert gone.code == 1
     assert gone.err.startswith("Error: the database does not answer: ")
@@ -507,14 +505,14 @@ def add_batch_row(database):
         ).scalar_one()
 
 
-#: Each shell as the quickstart sets it up, asked what it offers after `batch-pipeline re`.
+#: For each shell, set up as in the quickstart: what it completes after `batch-pipeline re`.
 COMPLETIONS = {
     "bash": (
         ["--norc", "-c"],
         """COMP_WORDS=(batch-pipeline re); COMP_CWORD=1
         _batch_pipeline_completion batch-pipeline re; printf '%s\\n' ${COMPREPLY[@]}""",
     ),
-    # zsh completes only in its line editor: here, what would be offered there is printed.
+    # zsh completes only in its line editor; here it prints the completions.
     "zsh": (
         ["-f", "-c"],
         """_describe() { print -l ${${(P)3}%%:*} }

@@ -35,7 +35,7 @@ def console(database_url, tmp_path):
 
 @pytest.fixture
 def many_pictures(tmp_path):
-    """So many that there is a moment in which some have been stored and others have not."""
+    """So many pictures that Ctrl-C comes when some are stored and others are not."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     noise = random.Random(0)
@@ -67,7 +67,7 @@ def stored_files(tmp_path):
 
 @pytest.fixture
 def nobody_adds_a_batch(database_url):
-    """Keeps a submission from its commit: however late Ctrl-C is pressed, it is not too late."""
+    """Delays the commit of a submission, so that Ctrl-C always comes before it."""
     with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE upload_batches IN EXCLUSIVE MODE")
         yield
@@ -124,7 +124,7 @@ def test_pressed_again_and_again_it_is_still_one_sentence(console, database):
         terminal.wait_until(lambda text: "0/1" in text)
         for _ in range(200):
             terminal.press_ctrl_c()
-            terminal.read_for(0.003)  # or they arrive as one
+            terminal.read_for(0.003)  # otherwise they would arrive as one
         assert_stopped(terminal)
     assert terminal.text.count("Stopped watching") == 1
 

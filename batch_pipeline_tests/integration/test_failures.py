@@ -77,7 +77,7 @@ def test_failures_of_all_batches_are_grouped_by_kind_the_most_frequent_first(con
 def test_failures_are_narrowed_by_time_kind_user_and_batch(console, world):
     week = counts(console("failures", "--since", "7d", "--json"))
     assert week["empty_file", "failed"] == 1
-    # Of one batch, whenever it failed.
+    # Failures of one batch, at any time.
     second = counts(console("failures", "--batch", world["second"], "--json"))
     assert second == {("truncated", "failed"): 1, ("empty_file", "failed"): 1}
     assert counts(console("failures", "--kind", "model_timeout", "--json")) == {
@@ -134,7 +134,7 @@ def test_any_beginning_of_an_id_that_names_only_one_is_accepted_everywhere(conso
     for one in ids:
         add_batch(database, 1, id=one, status="completed")
     assert console("status", "abcd1", "--json").json["batch_id"] == str(ids[0])
-    # As help and tables show it, and as it is copied from a longer one.
+    # As help and tables show an id, and as copied from a longer id.
     assert console("status", "abcd2…", "--json").json["batch_id"] == str(ids[1])
     assert console("watch", "ABCD2000-00", "--json").json["batch_id"] == str(ids[1])
     both = console("status", "abcd")

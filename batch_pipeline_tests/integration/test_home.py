@@ -1,4 +1,4 @@
-"""Where things are kept: found as git finds its repository, and never made by who only looks."""
+"""The home folder: found like git's repository, and never created by a command that only reads."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ MEDIA = ROOT / "examples" / "media"
 
 @pytest.fixture
 def anywhere(tmp_path) -> Console:
-    """A person of whom nothing is known but where his data are."""
+    """A user without settings; only the folder for user data is known."""
     photos = tmp_path / "photos"
     photos.mkdir()
     return Console(
@@ -35,7 +35,7 @@ READING = [
 
 
 @pytest.mark.parametrize("command", READING, ids=lambda words: " ".join(words[:2]))
-def test_who_only_looks_makes_nothing_and_is_told_where_was_looked(anywhere, tmp_path, command):
+def test_reading_commands_create_nothing_and_say_where_they_looked(anywhere, tmp_path, command):
     answer = anywhere(*command)
     assert answer.code == 2
     assert f"no .batch_pipeline is in {tmp_path}/photos or above it" in answer.err
@@ -66,7 +66,7 @@ def test_what_stores_something_makes_the_home_and_says_so_once(anywhere, tmp_pat
     elsewhere = Console(anywhere.environment, tmp_path)
     assert len(elsewhere("status", "--json").json) == 2
     assert list(anywhere.folder.iterdir()) == []
-    # A folder with a home of its own sees that one, and so do those below it.
+    # A folder with its own home uses that one, and so do the folders below it.
     (anywhere.folder / ".batch_pipeline").mkdir()
     assert anywhere("status").code == 2
 

@@ -1,4 +1,4 @@
-"""`make clean` removes what was built; only `make reset` what people stored, after asking."""
+"""`make clean` removes build results; only `make reset` removes stored data, after a question."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Search finds no worse than the committed figures of ``benchmarks/search_quality.py`` say."""
+"""Search is not worse than the committed results of ``benchmarks/search_quality.py``."""
 
 import importlib
 import json
@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-#: A question more or less of forty, and what another version of a library may change.
+#: Tolerance: one question of forty, for changes by other versions of a library.
 MARGIN = 0.03
 MEASURES = ("recall_at_5", "mrr", "ndcg_at_10")
 
@@ -41,7 +41,7 @@ def test_no_other_way_of_joining_words_and_meaning_finds_better(found, kind):
     ours = found["ways"]["batch-pipeline search"][kind]
 
     for way, measures in found["ways"].items():
-        if way != "sentences":  # whose words are what names are found by
+        if way != "sentences":  # names are found by words, which this way does not use
             assert ours["mrr"] >= measures[kind]["mrr"], way
 
 

@@ -21,7 +21,7 @@ MEDIA = Path(__file__).parents[2] / "examples" / "media"
 PASSWORD = "s3cr3t/Pass#word"
 ENCODED = "s3cr3t%2FPass%23word"
 
-#: A URL with a password for every setting that is one; nobody listens there.
+#: For every setting that is a URL: a URL with a password, on which no server listens.
 URLS = {
     "database_url": f"postgresql://user:{ENCODED}@127.0.0.1:1/x",
     "dagster_database_url": f"postgresql://user:{ENCODED}@127.0.0.1:1/x",

@@ -1,7 +1,7 @@
-"""Commands whose imports are done already: each is a fork of a process that waits for it.
+"""Commands without the time for imports: each is a fork of a waiting process.
 
-A command imports for one to three seconds and works for a tenth of one; a suite runs hundreds. What
-a command is given and what it leaves, environment, folder, output and exit code, is as ever.
+A command needs one to three seconds for imports and a tenth of a second for its task, and the tests
+run hundreds of commands. Environment, folder, output and exit code are as in a normal process.
 """
 
 import atexit
@@ -23,7 +23,7 @@ _LONGEST_REQUEST = 1 << 20
 
 
 class WarmCommands:
-    """The process that waits, started when it is first needed; not for several threads."""
+    """The waiting process, started at its first use; not thread-safe."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -77,7 +77,7 @@ class WarmCommands:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                # No thread is there when it forks.
+                # It has no threads when it forks.
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             )
         atexit.register(self._stop)
@@ -117,7 +117,7 @@ def _be_the_command(request: dict[str, Any], out: int, err: int) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
-    # As the interpreter ends, but for taking each of its modules apart, which takes a second.
+    # Ends like the interpreter, without the clean-up of all modules, which takes a second.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()

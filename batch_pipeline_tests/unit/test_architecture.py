@@ -1,4 +1,4 @@
-"""Layers point one way: definitions, orchestration, services, then what these stand on."""
+"""Imports go in one direction: definitions, orchestration, services, then the layers below."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "batch_pipeline"
-#: Each room, and the rooms of the package that it may import from.
+#: Each part of the package, and the parts that it may import from.
 MAY_IMPORT = {
     # What applications call.
     "__init__": {"component", "services"},
@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "errors": {"masking", "visible_text"},
     "home": set(),
     "webhook_secrets": set(),
-    # What is known of formats and prompts, to refuse a setting that names something else.
+    # Formats and prompts, to refuse settings with unknown names.
     "settings": {
         "errors", "home", "masking", "languages", "media.acceptance", "model_servers.prompts",
         "webhook_secrets",
@@ -53,7 +53,7 @@ MAY_IMPORT = {
         "orchestration.forgetting",
     },
     "__main__": {"cli"},
-    # Made for tests; nothing of the package imports it.
+    # Made for tests; no module of the package imports it.
     "testing": {
         "errors", "settings", "storage", "media", "model_servers", "database", "services",
         "testing", "demo",

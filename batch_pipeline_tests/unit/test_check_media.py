@@ -1,4 +1,4 @@
-"""`scripts/check_media.py` goes on whatever one file does, and says what it did."""
+"""`scripts/check_media.py` continues after any failure of a file, and reports it."""
 
 import importlib.util
 import os
@@ -34,7 +34,7 @@ FAULTS = {"raises.jpg": raise_type_error, "dies.jpg": die, "hangs.jpg": never_re
 
 @pytest.fixture
 def check_media(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, whose decoder does what the name of the file says."""
+    """The script, with a decoder that behaves as the name of the file says."""
     spec = importlib.util.spec_from_file_location("check_media", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "check_media", script)  # answers of processes are pickled
@@ -51,7 +51,7 @@ def check_media(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def run(check_media, tmp_path, monkeypatch, capsys) -> Callable[[], tuple[int, str]]:
-    """Runs it on the folder of the test; gives its exit code and what it printed."""
+    """Runs it on the folder of the test; returns its exit code and its output."""
     monkeypatch.setattr(sys, "argv", ["check_media.py", str(tmp_path)])
     return lambda: (check_media.main(), capsys.readouterr().out)
 

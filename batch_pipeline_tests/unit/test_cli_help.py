@@ -57,5 +57,5 @@ def test_wherever_an_id_is_typed_its_beginning_is_enough(path, command):
         if parameter.name in {"batch", "batches", "uploads", "like", "user"}
     }
     if path[-1] == "submit":
-        del typed["user"]  # may be one that nobody knows yet
+        del typed["user"]  # may be an id that is not stored yet
     assert all(isinstance(kind, Id) for kind in typed.values())

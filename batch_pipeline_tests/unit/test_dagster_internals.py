@@ -1,6 +1,6 @@
-"""What is used of Dagster without being documented is there, and is called as before.
+"""Undocumented parts of Dagster that we use exist, and have the expected parameters.
 
-A new version that moved or changed something fails here, by name, before anything else does.
+If a new version has moved or changed one of them, these tests fail first and name it.
 """
 
 import inspect
@@ -137,7 +137,7 @@ def test_every_name_is_looked_at():
     ("owner", "name"), [(owner, name) for owner, names in USED_ATTRIBUTES.items() for name in names]
 )
 def test_a_private_attribute_is_there(owner, name):
-    """Methods and properties are on the class; what is set when an object is made, in its code."""
+    """Methods and properties are on the class; attributes set by `__init__` are in its code."""
     made = "".join(
         inspect.getsource(base)
         for base in inspect.getmro(owner)

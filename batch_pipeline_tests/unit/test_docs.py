@@ -1,4 +1,4 @@
-"""The documentation is complete, and says what the code says."""
+"""The documentation is complete, and agrees with the code."""
 
 import ast
 import re

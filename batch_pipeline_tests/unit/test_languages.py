@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 - texts in many scripts, some of them wider than they are long
-"""Languages of descriptions: right ones are not refused, wrong ones are found out."""
+"""Languages of descriptions: the right language is never refused, a wrong one is detected."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Log lines, as a process of its own writes them."""
+"""Log lines of a separate process."""
 
 import json
 import os
@@ -26,7 +26,7 @@ logging.getLogger("dagster.daemon").error("Dagster writes this one")
 """
 
 
-#: A daemon of Dagster's, as it sets its loggers up, in which dagster-postgres speaks of an outage.
+#: A daemon of Dagster with its usual loggers, in which dagster-postgres reports an outage.
 A_DAEMON = """
 import logging
 from dagster._utils.log import configure_loggers
@@ -148,7 +148,7 @@ def test_a_person_at_a_terminal_gets_sentences_whatever_the_log_format(tmp_path)
     try:
         while chunk := os.read(ours, 4096):
             said += chunk
-    except OSError:  # the terminal has nobody left who writes to it
+    except OSError:  # no process writes to the terminal any more
         pass
     os.close(ours)
     process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""`scripts/mutants.py` quotes code: what it quotes is there, once, and so are its tests."""
+"""`scripts/mutants.py` quotes code: each quoted text exists exactly once, and its tests exist."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""Settings: read once, refused with everything a person needs to mend them."""
+"""Settings: read once; the error for a bad setting says how to fix it."""
 
 import os
 
@@ -12,7 +12,7 @@ from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
-    """No `.env` of this machine."""
+    """Ignore every `.env` of this machine."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_the_home_is_found_upward_as_git_finds_its_repository(tmp_path, monkeypa
     assert load_settings().home == photos.parent / ".batch_pipeline"
     monkeypatch.setenv("BATCH_PIPELINE_HOME", str(tmp_path / "said"))
     assert load_settings().home == tmp_path / "said"
-    assert [path.name for path in tmp_path.iterdir()] == ["clone"]  # looking makes nothing
+    assert [path.name for path in tmp_path.iterdir()] == ["clone"]  # nothing was created
 
 
 def test_a_home_of_another_user_is_passed_over(tmp_path, monkeypatch):

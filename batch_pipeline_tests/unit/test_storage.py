@@ -1,4 +1,4 @@
-"""Storage: nothing outside of it is touched, and no file is ever half there."""
+"""Storage: nothing outside of it is touched, and no file is ever incomplete."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def local(tmp_path):
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.xdist_group("object_store"))])
 def storage(request):
-    """A storage beside which lies a file `secret`."""
+    """A storage with a file `secret` next to it."""
     if request.param == "local":
         return request.getfixturevalue("local")
     url = request.getfixturevalue("s3_url")
@@ -36,7 +36,7 @@ def storage(request):
 
 @pytest.fixture
 def secret(request, storage, tmp_path):
-    """Reads the file beside the storage."""
+    """Reads the file next to the storage."""
     if isinstance(storage._files, LocalFileSystem):
         return (tmp_path / "secret").read_bytes
     return lambda: Storage(request.getfixturevalue("s3_url")).read("secret")
@@ -175,7 +175,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(local, tmp_path, 
         (errno.EROFS, "storage_down"),
     ],
 )
-def test_a_full_disk_is_told_from_a_broken_one(number, kind):
+def test_a_full_disk_and_a_broken_disk_have_different_errors(number, kind):
     assert storage_error(OSError(number, os.strerror(number))).kind == kind
 
 

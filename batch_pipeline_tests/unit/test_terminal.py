@@ -1,4 +1,4 @@
-"""What a terminal shows: on 80 columns, without colour, in a pipe, whatever files are called."""
+"""Output in a terminal: with 80 columns, without colour, in a pipe, with hostile file names."""
 
 import io
 import re
@@ -109,7 +109,7 @@ def test_a_terminal_shows_pace_stages_and_failures_within_80_columns():
 
 
 @pytest.mark.parametrize("make", [a_pipe, a_terminal])
-def test_who_waits_is_told_what_for(make):
+def test_a_waiting_batch_shows_what_it_waits_for(make):
     seconds = iter(range(0, 1000, 10))
     console = make()
     found = iter(f"waits behind {n} uploads of [b]2[/b] other batches" for n in range(12, 0, -1))
@@ -121,7 +121,7 @@ def test_who_waits_is_told_what_for(make):
         assert console.file.getvalue().count("waits behind") == 1, "said once, whatever the number"
 
 
-def test_who_sees_work_going_on_is_not_told_that_something_is_missing():
+def test_a_batch_in_progress_shows_no_reason_to_wait():
     seconds = iter(range(0, 1000, 60))
     console = a_pipe()
     view = terminal.BatchView(console, nothing, clock=lambda: float(next(seconds)))
@@ -130,7 +130,7 @@ def test_who_sees_work_going_on_is_not_told_that_something_is_missing():
 
 
 @pytest.mark.parametrize("make", [a_pipe, a_terminal])
-def test_who_watches_a_paused_batch_is_told_at_once_also_while_calls_in_flight_end(make):
+def test_a_paused_batch_shows_the_pause_at_once_even_while_calls_in_flight_end(make):
     console = make()
     held = Pause(PauseScope.EVERYTHING, "", "new [b]card[/b]", datetime.now(UTC))
     paused = replace(snapshot(in_work=[upload()]), paused=[held])

@@ -1,4 +1,4 @@
-"""Text of strangers on a screen."""
+"""Untrusted text on a screen."""
 
 import unicodedata
 

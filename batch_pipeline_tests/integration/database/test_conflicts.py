@@ -1,4 +1,4 @@
-"""Transactions that have to give way to others, and a server that takes no writes for a while."""
+"""Transactions that conflict with others, and a server that accepts no writes for some time."""
 
 import threading
 from dataclasses import replace
@@ -35,7 +35,7 @@ def counts(pipeline, batch_id):
 
 
 def waits_for_a_lock(observer, statement):
-    """Whether somebody waits, in a statement that has these words."""
+    """Return whether a session waits in a statement that contains these words."""
     return observer.execute(
         "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() "
         "AND wait_event_type = 'Lock' AND query ILIKE %s",
@@ -59,7 +59,7 @@ def test_an_api_that_locks_batch_then_uploads_costs_no_result(
         psycopg.connect(database_url) as api,
         psycopg.connect(database_url, autocommit=True) as observer,
     ):
-        # Whoever waits first looks for deadlocks first, and gives way: that is to be the pipeline.
+        # The first session to wait detects the deadlock first and fails. It must be the pipeline.
         api.execute("SET deadlock_timeout = '60s'")
         api.execute("SELECT FROM upload_batches WHERE id = %s FOR UPDATE", [batch_id])
         result = embedded(pipeline.database)
@@ -78,7 +78,7 @@ def test_an_api_that_locks_batch_then_uploads_costs_no_result(
     assert counts(pipeline, batch_id)[1:] == (1, 1, 0)
 
 
-def test_a_serializable_database_is_worked_as_any_other(
+def test_a_serializable_database_works_like_any_other(
     database_url, server_url, settings, open_pipeline
 ):
     with psycopg.connect(server_url, autocommit=True) as owner:
@@ -107,7 +107,7 @@ def test_a_serializable_database_is_worked_as_any_other(
     assert counts(pipeline, batch_id) == ("completed", 40, 40, 0)
 
 
-def test_a_transaction_that_always_gives_way_is_an_outage_in_the_end(monkeypatch):
+def test_a_transaction_that_conflicts_every_time_is_an_outage_in_the_end(monkeypatch):
     calls = []
 
     @repeated
@@ -122,7 +122,7 @@ def test_a_transaction_that_always_gives_way_is_an_outage_in_the_end(monkeypatch
 
 
 def set_read_only(owner, name, read_only):
-    """As in a failover: whoever connects, or is connected, can only read."""
+    """Make all connections read-only, existing and new ones, as in a failover."""
     owner.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {read_only}")
     owner.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
@@ -130,7 +130,7 @@ def set_read_only(owner, name, read_only):
 
 
 class CountedModel:
-    """Passes calls on, counts them, and lets something happen after the first."""
+    """Passes calls on, counts them, and runs a function after the first."""
 
     def __init__(self, model, then):
         self.model, self.then, self.calls = model, then, 0

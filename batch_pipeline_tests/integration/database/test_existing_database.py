@@ -1,4 +1,4 @@
-"""A database that an upload API owns already: `db upgrade` adds to it, the pipeline works on it."""
+"""A database that an upload API already owns: `db upgrade` adds tables, the pipeline uses it."""
 
 import threading
 import uuid
@@ -72,7 +72,7 @@ RETURNING id
 
 
 class UploadApi:
-    """Writes the rows that an upload API writes, knowing none of our columns."""
+    """Writes rows like an upload API that knows none of our columns."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -113,7 +113,7 @@ def upgrade(url: str) -> None:
 
 
 def finish(pipeline: Pipeline) -> None:
-    """What a run does with each slice."""
+    """Process each slice like a run."""
     with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
         processor = UploadProcessor(pipeline, keeper)
         for slice_ in open_all_slices(pipeline.database, 250):

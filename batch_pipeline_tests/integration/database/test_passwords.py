@@ -23,7 +23,7 @@ PASSWORD = "a b%c@d'e\\f/g:h?i#j+k\"l&m=n ü$(o);"
 
 @pytest.fixture
 def role(server_url):
-    """A superuser whose password the server really asks for."""
+    """A superuser whose password the server really checks."""
     name = f"role of {uuid.uuid4().hex[:8]} 100%"
     rules = f'local all "{name}" scram-sha-256\nhost all "{name}" all scram-sha-256\n'
     with psycopg.connect(libpq_url(server_url), autocommit=True) as owner:
@@ -44,13 +44,13 @@ def role(server_url):
 
 
 def encoded(url, role):
-    """Every special character as percent and digits."""
+    """Encode every special character as a percent sign and digits."""
     *_, place = url.removeprefix("postgresql://").rpartition("@")
     return f"postgresql://{quote(role, safe='')}:{quote(PASSWORD, safe='')}@{place}"
 
 
 def as_sqlalchemy_writes_it(url, role):
-    """Spaces and plus signs as they are."""
+    """Leave spaces and plus signs unchanged."""
     return make_url(url).set(username=role, password=PASSWORD).render_as_string(False)
 
 

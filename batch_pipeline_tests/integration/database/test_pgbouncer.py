@@ -1,4 +1,4 @@
-"""The pipeline behind a real PgBouncer: in session and in transaction mode it works."""
+"""The pipeline works behind a real PgBouncer, in session and in transaction mode."""
 
 import shutil
 import threading
@@ -91,7 +91,7 @@ def test_moments_are_those_of_the_session_whichever_connection_answers(
             assert set(threads.map(ask, range(3))) == {"UTC ISO, MDY"}
 
 
-def test_a_database_is_migrated_and_a_picture_is_worked_and_found(
+def test_a_database_is_migrated_and_a_picture_is_processed_and_found(
     mode, server, tmp_path, change, open_pipeline
 ):
     folder = tmp_path / "empty"
@@ -137,10 +137,10 @@ def test_options_in_the_url_are_refused_by_name(pooled_url, change):
 
 
 def test_nothing_of_ours_stays_in_connections_that_others_get_next(mode, pooled, pooled_url):
-    """In transaction mode, a lock or a LISTEN of a session would be somebody else's."""
+    """In transaction mode, a lock or a LISTEN of a session would belong to another client."""
     pooled.database.upgrade()
     with psycopg.connect(pooled_url, autocommit=True) as other:
-        # Of this database: other tests hold locks on the same server.
+        # Only locks in this database: other tests hold locks on the same server.
         locks = other.execute(
             "SELECT count(*) FROM pg_locks JOIN pg_database ON oid = database "
             "WHERE locktype = 'advisory' AND datname = current_database()"

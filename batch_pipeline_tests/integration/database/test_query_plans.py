@@ -1,4 +1,4 @@
-"""No query reads a large table through: each is explained as it is made, on 100,000 uploads."""
+"""No query reads a large table from start to end: each is explained, on 100,000 uploads."""
 
 import re
 import uuid
@@ -51,7 +51,7 @@ from batch_pipeline.testing.records import USER, embedded, fill_spaces, upload_r
 MEDIA = Path(__file__).parents[3] / "examples" / "media"
 BATCHES, UPLOADS_PER_BATCH = 1000, 100
 
-#: A thousand batches of a hundred: most are over, a few are open, one upload in fifty failed.
+#: A thousand batches of a hundred uploads: most have ended, a few are open, 2% of uploads failed.
 FILL = """
     INSERT INTO upload_batches (user_id, status, total_uploads, created_at, processed_uploads,
         successful_uploads, failed_uploads)
@@ -100,7 +100,7 @@ def full_pipeline(filled, change, open_pipeline) -> Pipeline:
 
 @pytest.fixture
 def plans(full_pipeline: Pipeline) -> Iterator[dict[str, str]]:
-    """Plans of the statements made since, by statement."""
+    """Return the plans of all statements since the call, by statement."""
     found: dict[str, str] = {}
 
     def explain(connection, _cursor, statement, parameters, *_):
@@ -131,7 +131,7 @@ def an_open_batch(pipeline: Pipeline) -> uuid.UUID:
         )
 
 
-def test_a_batch_is_worked_without_reading_a_table_through(full_pipeline, plans):
+def test_processing_a_batch_reads_no_table_from_start_to_end(full_pipeline, plans):
     states = full_pipeline.states
     batch_id = an_open_batch(full_pipeline)
     plans.clear()
@@ -268,7 +268,7 @@ def test_what_is_done_in_the_background_does_not_read_the_uploads_through(full_p
 
 
 def test_the_selection_for_a_redo_goes_batch_by_batch(full_pipeline, plans):
-    """All that another model made is most of the table; it is found in steps all the same."""
+    """Most of the table was made by another model; it is still read in steps."""
     selection = Selection(Stage.EMBEDDING, model_not="qwen3-embedding:0.6b", user_id=USER)
     assert len(list(islice(_selected(full_pipeline.database, selection), 3))) == 3
     assert_no_sequential_scan(plans, of="uploads")

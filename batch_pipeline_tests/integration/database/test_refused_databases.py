@@ -1,4 +1,4 @@
-"""What cannot be processed is refused by name, with the statement that mends it; then it works."""
+"""Unusable tables are refused by name, with the statement that fixes them; then they work."""
 
 import re
 import uuid
@@ -21,7 +21,7 @@ from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.health import check_health
 from batch_pipeline.testing.api_tables import USABLE, USER, ApiTables
 
-#: A type of the same meaning that is refused, by the type that we have.
+#: For each of our types, a similar type that is refused.
 REFUSED_TYPES = {
     "uuid": "text",
     "text": "character(20)",
@@ -115,7 +115,7 @@ def test_ids_that_are_no_uuids_are_refused_with_what_to_do(server):
     ],
     ids=["enum", "check", "description", "path", "status"],
 )
-def test_what_we_could_not_write_is_refused_and_mended(server, types, before, words):
+def test_what_we_could_not_write_is_refused_and_can_be_fixed(server, types, before, words):
     with api_database(server, ApiTables("x", types=types, before=before)) as (url, connection):
         refused = refusal(url)
         assert words in refused
@@ -167,7 +167,7 @@ def test_an_encoding_that_cannot_hold_everything_is_refused(server_url, change, 
 
 @pytest.fixture
 def role(server_url):
-    """A role with no rights of its own."""
+    """A role without rights."""
     name = f"role_{uuid.uuid4().hex[:8]}"
     with psycopg.connect(server_url, autocommit=True) as owner:
         owner.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'".encode())
@@ -179,7 +179,7 @@ def as_role(url: str, role: str) -> str:
     return make_url(url).set(username=role, password="x").render_as_string(False)
 
 
-def test_a_role_without_rights_is_told_which_it_lacks(server, role):
+def test_the_error_for_a_role_without_rights_names_the_missing_rights(server, role):
     with (
         server.new_database(migrated=False) as url,
         psycopg.connect(url, autocommit=True) as owner,

@@ -1,1 +1,1 @@
-"""The files of ``deploy/``, each tried as far as one machine without containers can."""
+"""The files of ``deploy/``, each tested as far as one machine without containers allows."""

@@ -23,12 +23,12 @@ WAIT_SECONDS = 240
 
 
 def read_as_compose_does(folder: Path, **settings: str) -> dict[str, dict[str, Any]]:
-    """Do as the quickstart says in a copy of the folder, and ask for the configuration."""
+    """Follow the quickstart in a copy of the folder, and return the configuration."""
     copied = folder / "deploy"
     shutil.copytree(DEPLOY, copied)
     lines = [f"{name}={value}\n" for name, value in settings.items()]
     (copied / ".env").write_text((copied / ".env.example").read_text() + "".join(lines))
-    # The `docker-compose` of Debian 12 is of before the key `name`; what is newer takes both.
+    # The `docker-compose` of Debian 12 is older than the key `name`; newer versions accept both.
     file = copied / COMPOSE.name
     file.write_text(re.sub("^name:.*$", "", file.read_text(), flags=re.MULTILINE))
     read = subprocess.run(
@@ -66,7 +66,7 @@ class ComposedProcesses:
                 place.mkdir(parents=True, exist_ok=True)
 
     def environment(self, service: str) -> dict[str, str]:
-        """What the service is started with, and nothing of this process but where programs are."""
+        """Return the service's environment; from this process it has only `PATH`."""
         given = self._services[service]["environment"]
         return {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -89,7 +89,7 @@ class ComposedProcesses:
     def start(
         self, service: str, *, name: str = "", moved: Mapping[str, str] | None = None
     ) -> None:
-        """Start a service, again under another name if `moved` says where to."""
+        """Start a service; with `moved`, start it again at another place."""
         command = [self._here(str(word), moved) for word in self._services[service]["command"]]
         with self.log_file(name or service).open("ab") as log:
             self._running[name or service] = subprocess.Popen(
@@ -103,13 +103,13 @@ class ComposedProcesses:
             )
 
     def wait_for_the_end(self, service: str) -> int:
-        """Wait for a service that is not to stay; returns its exit code."""
+        """Wait for the end of a service that should end; return its exit code."""
         return self._running.pop(service).wait(WAIT_SECONDS)
 
     def wait_until_healthy(
         self, service: str, *, name: str = "", moved: Mapping[str, str] | None = None
     ) -> None:
-        """Ask the service's own check until it says yes."""
+        """Repeat the service's own health check until it succeeds."""
         kind, *check = self._services[service]["healthcheck"]["test"]
         assert kind == "CMD"
         command = [self._here(word, moved) for word in check]
@@ -119,13 +119,13 @@ class ComposedProcesses:
             assert time.monotonic() < deadline, answer.stderr + self._last_words(name or service)
 
     def kill(self, name: str) -> None:
-        """Send SIGKILL to a service and its children, if it runs."""
+        """Send SIGKILL to a service and its children, if the service runs."""
         if process := self._running.pop(name, None):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def stop(self) -> None:
-        """Stop all as Compose does: SIGTERM, and some patience."""
+        """Stop all services like Compose: SIGTERM, then wait."""
         for process in self._running.values():
             process.terminate()
         for process in self._running.values():
@@ -136,7 +136,7 @@ class ComposedProcesses:
             process.wait()
 
     def log_file(self, name: str) -> Path:
-        """Where a service writes."""
+        """Return the log file of a service."""
         return self._folder / f"{name}.log"
 
     def _here(self, text: str, moved: Mapping[str, str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The Compose file: of the current schema, and as Compose itself reads it."""
+"""The Compose file follows the current schema, and Compose itself accepts it."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def test_compose_reads_it_with_the_example_of_settings_as_they_come(tmp_path):
     services = read_as_compose_does(tmp_path)
     ours = {"migrate", "code-location", "webserver", "daemon", "metrics"}
     assert set(services) == ours | {"postgres", "redis"}
-    # Nothing that answers is without a question whether it does.
+    # Every service that answers requests has a health check.
     assert {name for name, service in services.items() if "healthcheck" not in service} == {
         "migrate"
     }
@@ -33,9 +33,9 @@ def test_compose_reads_it_with_the_example_of_settings_as_they_come(tmp_path):
         assert services[name]["environment"]["BATCH_PIPELINE_DATABASE_URL"] == (
             "postgresql://batch_pipeline:change_me@postgres:5432/batch_pipeline"
         )
-    # What a service prints fills no disk.
+    # The output of services cannot fill the disk.
     assert {service["logging"]["options"]["max-file"] for service in services.values()} == {"5"}
-    # The UI and the metrics are not shown to the world unless somebody says so.
+    # The UI and the metrics are public only if a person sets that.
     written = yaml.safe_load(COMPOSE.read_text())["services"]
     published = [port for service in written.values() for port in service.get("ports", [])]
     assert published == [

@@ -1,8 +1,8 @@
-"""A walk through the Compose quickstart, its services as processes, with a second code server.
+"""The Compose quickstart, with its services as processes and a second code server.
 
-Each service runs by the command, the environment and the check that the Compose file gives it, on
-the instance settings that it mounts. What is replaced: names of hosts, folders, and ports; the
-images of PostgreSQL and Redis by servers of this machine.
+Each service uses the command, the environment and the health check of the Compose file, and the
+instance settings that the file mounts. Replaced are names of hosts, folders and ports, and the
+images of PostgreSQL and Redis (by servers of this machine).
 """
 
 import json
@@ -43,7 +43,7 @@ RUNS_OF_ONE_USER = 2
 
 @dataclass
 class World:
-    """The running services, and what they work with."""
+    """The running services, and what they use."""
 
     services: ComposedProcesses
     pipeline: Pipeline
@@ -76,7 +76,7 @@ class World:
             )
 
     def runs(self, *batch_ids):
-        """Runs with when they were created, begun and over, and their tags."""
+        """Return runs with the times of creation, start and end, and their tags."""
         query = """query ($tags: [ExecutionTag!]) {
             runsOrError(filter: {tags: $tags}) { ... on Runs { results {
                 status creationTime startTime endTime tags { key value }
@@ -101,7 +101,7 @@ def world(tmp_path_factory, redis_url) -> Iterator[World]:
             "BATCH_PIPELINE_ANALYZER": "ollama",
             "BATCH_PIPELINE_OLLAMA_HOST": models.ollama_url,
             "BATCH_PIPELINE_UPLOADS_PER_RUN": "1",
-            # As many as the embedded server has connections for.
+            # As many as the connections of the embedded server allow.
             "BATCH_PIPELINE_MAX_RUNS_IN_FLIGHT": "7",
         }
         composed = read_as_compose_does(home, **changed)
@@ -158,7 +158,7 @@ def world(tmp_path_factory, redis_url) -> Iterator[World]:
 
 
 def most_at_once(runs):
-    """How many runs were under way at the same moment, at most."""
+    """Return how many runs were in progress at the same time, at most."""
     moments = [(run["startTime"], 1) for run in runs] + [(run["endTime"], -1) for run in runs]
     most = now = 0
     for _, change in sorted(moments):
@@ -196,8 +196,8 @@ def test_two_users_two_code_servers_one_dispatch_each_and_the_limit_of_a_user_ho
             row.processing_status for row in upload_rows(world.pipeline.database, batch_id)
         )
         assert states == {"completed": len(names)}
-    # Both code servers have the sensor; each slice had one run all the same, and each picture
-    # was described once.
+    # Both code servers have the sensor. Still, each slice had one run, and each picture was
+    # described once.
     runs = world.runs(anna, ben)
     assert len({run["tags"]["dagster/run_key"] for run in runs}) == len(runs)
     assert len(runs) == len(OF_ANNA) + len(OF_BEN)
@@ -206,7 +206,7 @@ def test_two_users_two_code_servers_one_dispatch_each_and_the_limit_of_a_user_ho
     of_anna = sorted(world.runs(anna), key=lambda run: run["startTime"])
     assert most_at_once(of_anna) <= RUNS_OF_ONE_USER
     assert most_at_once(world.runs(ben)) <= RUNS_OF_ONE_USER
-    # It was the limit that held them back: the last was asked for before the first was over.
+    # The limit delayed the runs: the last was requested before the first was over.
     assert of_anna[-1]["creationTime"] < of_anna[0]["endTime"]
 
     assert_checks_metrics_and_logs_are_as_the_documents_promise(world)

@@ -1,4 +1,4 @@
-"""The image, built without a container engine as far as that goes: its files, what it installs."""
+"""The image, built as far as possible without a container engine: its files, what it installs."""
 
 import json
 import os
@@ -19,7 +19,7 @@ INSTRUCTIONS = [
 
 
 def copies():
-    """What is copied from the project: sources, and where to in the stage that installs."""
+    """Return what is copied from the project: sources and targets in the stage that installs."""
     return [
         (words[1:-1], words[-1])
         for words in INSTRUCTIONS
@@ -54,7 +54,7 @@ def test_what_the_image_installs_works_without_the_sources(tmp_path, database_ur
     [script] = [words[2] for words in INSTRUCTIONS if words[0] == "RUN" and words[-1] == "/app"]
     installed = subprocess.run(
         [sources / script, image],
-        env=os.environ | {"PIP_NO_COMPILE": "no"},  # pip takes it so: half of the time
+        env=os.environ | {"PIP_NO_COMPILE": "no"},  # for pip "no" means: do not compile
         capture_output=True,
         text=True,
         timeout=540,
@@ -85,7 +85,7 @@ def test_what_the_image_installs_works_without_the_sources(tmp_path, database_ur
     assert submitted.returncode == 0, submitted.stderr
     batch = json.loads(submitted.stdout)["batch_id"]
     for command in (
-        # Templates, styles and migrations are files of the package that no import would miss.
+        # Templates, styles and migrations are files whose absence no import would notice.
         ("batch-pipeline", "report", batch, "--html", tmp_path / "report.html"),
         ("batch-pipeline", "db", "upgrade"),
         (

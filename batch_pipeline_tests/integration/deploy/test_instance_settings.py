@@ -39,7 +39,7 @@ def opened(tmp_path, content):
 def test_dagster_opens_them_with_the_very_classes_that_they_name(
     dagster_url, tmp_path, monkeypatch, s3_url
 ):
-    del s3_url  # its server is what AWS_ENDPOINT_URL names
+    del s3_url  # AWS_ENDPOINT_URL names its server
     monkeypatch.setenv("COMPUTE_LOGS_BUCKET", ObjectStore.bucket)
     monkeypatch.setenv("COMPUTE_LOGS_PREFIX", "logs")
     shutil.copy(DEPLOY / "dagster.yaml", tmp_path)
@@ -93,7 +93,7 @@ def test_those_of_one_host_differ_only_in_where_runs_print():
 
 @pytest.fixture
 def shared_instance(dagster_url, tmp_path):
-    """An instance of others: storages one by one, as the Helm chart has them, and runs retried."""
+    """Another project's instance: separate storages, like the Helm chart, and retries of runs."""
     config = {"postgres_url": dagster_url.replace("postgresql://", "postgresql+psycopg2://", 1)}
     storages = {
         name: {"module": f"dagster_postgres.{module}", "class": f"Postgres{kind}", "config": config}
@@ -114,7 +114,7 @@ def shared_instance(dagster_url, tmp_path):
 def test_in_an_instance_of_others_a_run_keeps_its_connections_and_is_not_retried_by_dagster(
     shared_instance, pipeline
 ):
-    batch_id = add_batch(pipeline.database, 1)  # of a file that is missing
+    batch_id = add_batch(pipeline.database, 1)  # its file is missing
     resources = {"batch_pipeline": dg.ResourceDefinition.hardcoded_resource(pipeline)}
     job = build_definitions(pipeline.settings, resources).resolve_job_def("process_batch")
     storages = (shared_instance.event_log_storage, shared_instance.run_storage)

@@ -1,8 +1,8 @@
-"""The values for Dagster's Helm chart: known keys, pods as Kubernetes takes them, one set of facts.
+"""The values for Dagster's Helm chart: known keys, valid pods, and no contradictions.
 
-Neither Helm nor a cluster is here. The keys that the chart accepts are written down below, from the
-schema that it brings; the Job of a run is made by dagster-k8s itself, sent to a listener instead of
-Kubernetes, and its command is run.
+The tests need neither Helm nor a cluster. The keys that the chart accepts are listed below; they
+come from its schema. dagster-k8s itself makes the Job of a run and sends it to a listener instead
+of Kubernetes; the test runs its command.
 """
 
 import json
@@ -44,7 +44,7 @@ _POD = """
     podSecurityContext readinessProbe resources schedulerName securityContext startupProbe
     tolerations volumeMounts volumes
 """
-#: Keys of chart 1.13, by path; of what is used here.
+#: Keys of chart 1.13, by path; only those that are used here.
 ACCEPTED = {
     "": """
         additionalInstanceConfig busybox computeLogManager concurrency dagster-user-deployments
@@ -115,7 +115,7 @@ def snake_case_key(key):
 
 
 def snake_case(value):
-    """As the chart's templates write a value into ``dagster.yaml``."""
+    """Write a value like the chart's templates for ``dagster.yaml``."""
     if isinstance(value, dict):
         return {snake_case_key(key): snake_case(part) for key, part in value.items()}
     return [snake_case(part) for part in value] if isinstance(value, list) else value
@@ -161,7 +161,7 @@ def test_they_set_what_the_instance_settings_set():
 
 @pytest.fixture
 def cluster():
-    """As much of Kubernetes as a launch needs: it takes jobs and keeps them."""
+    """The part of Kubernetes that a launch needs: it accepts jobs and keeps them."""
     jobs = []
 
     class Api(BaseHTTPRequestHandler):
@@ -185,7 +185,7 @@ def cluster():
 
 @pytest.fixture
 def instance(server, cluster, tmp_path, monkeypatch):
-    """An instance with the launcher that the chart makes of the values."""
+    """An instance with the launcher that the chart configures from the values."""
     url, _ = cluster
     kubeconfig = {
         "current-context": "c",
@@ -204,7 +204,7 @@ def instance(server, cluster, tmp_path, monkeypatch):
         "dagster_home": "/opt/dagster/dagster_home",
         "instance_config_map": "batch-pipeline-instance",
         "postgres_password_secret": VALUES["global"]["postgresqlSecretName"],
-        # The only difference: the cluster is not around us.
+        # The only difference: we are not inside of the cluster.
         "load_incluster_config": False,
         "kubeconfig_file": str(tmp_path / "kubeconfig"),
     }
@@ -235,7 +235,7 @@ def test_a_run_becomes_a_pod_whose_command_works_the_batch_and_logs_json(
     settings = change(log_format="json")
     image = "{repository}:{tag}".format(**CODE["image"])
     secrets = [secret["name"] for secret in CODE["envSecrets"]]
-    # What a code server that the chart started says of itself.
+    # What a code server that the chart started reports about itself.
     origin = JobPythonOrigin(
         "process_batch",
         RepositoryPythonOrigin(
@@ -276,7 +276,7 @@ def test_a_run_becomes_a_pod_whose_command_works_the_batch_and_logs_json(
             "DAGSTER_HOME": str(tmp_path),
             "BATCH_PIPELINE_DATABASE_URL": settings.database_url,
             "BATCH_PIPELINE_STORAGE_URL": pipeline.settings.storage_location,
-            # As many as the server of the tests has connections for.
+            # As many as the connections of the test server allow.
             "BATCH_PIPELINE_MAX_RUNS_IN_FLIGHT": "4",
         },
         capture_output=True,

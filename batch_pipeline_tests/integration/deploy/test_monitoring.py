@@ -1,4 +1,4 @@
-"""Alert rules and dashboard: of metrics that exist, and as a real Prometheus reads them."""
+"""Alert rules and dashboard use existing metrics, and a real Prometheus accepts them."""
 
 import json
 import re

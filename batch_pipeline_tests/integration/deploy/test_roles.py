@@ -1,4 +1,4 @@
-"""The roles of `deploy/roles.sql`: what each may do, and what it may not."""
+"""The roles of `deploy/roles.sql`: what each may and may not do."""
 
 import uuid
 from collections.abc import Callable, Iterator

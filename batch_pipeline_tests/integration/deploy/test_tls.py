@@ -1,4 +1,4 @@
-"""PostgreSQL, Redis and S3 over TLS, with certificates of an authority that is trusted or not."""
+"""PostgreSQL, Redis and S3 over TLS, with certificates of trusted and untrusted authorities."""
 
 import ssl
 import subprocess
@@ -31,7 +31,7 @@ class Authority:
     trusted: Path
     """Certificate of the authority that signed the host's."""
     other: Path
-    """Certificate of one that did not."""
+    """Certificate of an authority that did not sign the host's."""
     host: Path
     """Key and certificate of 127.0.0.1."""
 
@@ -44,7 +44,7 @@ def authority(tmp_path_factory) -> Authority:
     ours.cert_pem.write_to_path(found.trusted)
     other.cert_pem.write_to_path(found.other)
     ours.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(found.host)
-    # PgBouncer reads it as another user than root.
+    # PgBouncer reads it as a user other than root.
     for path in (folder.parent, folder, *folder.iterdir()):
         path.chmod(0o755)
     return found

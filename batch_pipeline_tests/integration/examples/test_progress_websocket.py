@@ -29,7 +29,7 @@ HOSTILE_NAME = "<img src=x onerror='window.broken=1'>\N{RIGHT-TO-LEFT OVERRIDE}g
 
 @pytest.fixture(params=["postgres", "redis"])
 def app_settings(request, change):
-    """With Redis, the server is to hear of it there alone."""
+    """With Redis, the server must receive messages only from there."""
     if request.param == "postgres":
         return change()
     return change(redis_url=request.getfixturevalue("redis_url"))
@@ -99,7 +99,7 @@ def test_a_page_shows_a_batch_to_its_end_and_names_literally(address, app_pipeli
     assert page.evaluate("window.broken") is None
     assert errors == []
 
-    # Whoever comes after the end is told it at once.
+    # A client that connects after the end gets the end at once.
     page.reload()
     expect(page.locator("#summary")).to_have_text("completed: 3 of 3, 1 failed")
     page.close()

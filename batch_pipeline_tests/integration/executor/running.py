@@ -1,4 +1,4 @@
-"""Runs jobs as a run worker does, and tells what became of each step."""
+"""Runs jobs like a run worker, and returns what happened to each step."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from dagster._core.execution.api import execute_run
 
 #: Longest wait for something that is expected to happen at once (seconds).
 DEADLINE = 30
-#: No lines on the console: they are a good part of a short run.
+#: No lines on the console: they take much of the time of a short run.
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -20,7 +20,7 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 class Outcome:
     status: dg.DagsterRunStatus
     steps: Mapping[str, list[tuple[Any, ...]]]
-    """Per step: what happened, in the order of the event log."""
+    """The events of each step, in the order of the event log."""
     entries: list[dg.EventLogEntry]
 
     def kinds(self, step_key: str) -> list[str]:
@@ -28,7 +28,7 @@ class Outcome:
 
     @property
     def failure(self) -> str:
-        """The error of the run, as the UI shows it."""
+        """Return the error of the run, as the UI shows it."""
         (event,) = (
             entry.dagster_event
             for entry in self.entries

@@ -1,6 +1,6 @@
-"""Jobs that run in a process of their own, from a persistent instance: `python -m … FOLDER NAME`.
+"""Jobs that run in a separate process, from a persistent instance: `python -m … FOLDER NAME`.
 
-They speak to the test through files in the run's folder: `<name>` is touched when a step is there.
+They signal the test through files in the run's folder: `<name>` is touched at that step.
 """
 
 import os
@@ -23,7 +23,7 @@ def _mark(name: str) -> Path:
 
 @dg.op
 def until_told() -> None:
-    """Wait for the interrupt, then leave as told."""
+    """Wait for the interrupt, then end as the config says."""
     _mark("started").touch()
     assert interrupt_event().wait(DEADLINE)
     raise dg.DagsterExecutionInterruptedError
@@ -31,7 +31,7 @@ def until_told() -> None:
 
 @dg.op
 def deaf() -> None:
-    """Never ask; end only with the process."""
+    """Never check for an interrupt; end only with the process."""
     interrupt = interrupt_event()
     _mark("started").touch()
     interrupt.wait(DEADLINE)

@@ -1,4 +1,4 @@
-"""How many steps run at a time: as many as allowed, never more."""
+"""As many steps run at a time as allowed, never more."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ STEPS = 6
 
 
 class Meter:
-    """Counts the steps that are inside at a time, and can hold them until enough are."""
+    """Counts the steps that are inside at a time, and can hold them until there are enough."""
 
     def __init__(self, together: int) -> None:
         self._barrier = threading.Barrier(together)
@@ -117,7 +117,7 @@ def test_a_higher_priority_starts_first() -> None:
 def test_the_state_machine_is_asked_for_a_round_of_steps_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It looks at all steps each time: asked for each of them, that grows with the square."""
+    """Each look covers all steps: one look per step would take time with the square."""
     asked: list[int] = []
     ask = ActiveExecution.get_steps_to_execute
 

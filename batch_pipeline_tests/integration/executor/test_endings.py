@@ -1,4 +1,4 @@
-"""Runs end, whatever happens in a thread and whatever the plan."""
+"""Runs always end, whatever happens in a thread, and for every plan."""
 
 import threading
 from collections import Counter
@@ -37,7 +37,7 @@ def total(values: list[int]) -> int:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, dg.DagsterExecutionInterruptedError])
-def test_an_interrupt_raised_by_a_step_tells_the_others_and_ends_the_run(
+def test_an_interrupt_raised_by_a_step_reaches_the_others_and_ends_the_run(
     error: type[BaseException],
 ) -> None:
     told: list[bool] = []
@@ -113,7 +113,7 @@ def test_an_error_inside_dagster_in_a_thread_ends_the_run(
     assert "disk full" in outcome.failure
 
 
-def test_the_first_error_is_raised_to_a_caller_who_wants_errors() -> None:
+def test_the_first_error_is_raised_if_the_caller_wants_errors() -> None:
     @dg.op
     def fails() -> None:
         raise ValueError("mine")
@@ -159,7 +159,7 @@ def test_no_thread_is_left_when_a_run_has_ended() -> None:
 
 
 def test_a_collector_that_dagster_would_wait_for_for_ever_is_named() -> None:
-    """With outputs alone waited for, a skipped step's output never comes."""
+    """If a run waited only for outputs, the output of a skipped step would never come."""
     executor = threaded_executor.configured(
         {"step_dependency_config": {"require_upstream_step_success": False}}
     )

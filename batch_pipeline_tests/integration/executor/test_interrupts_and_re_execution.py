@@ -1,4 +1,4 @@
-"""A run worker of its own, a persistent instance, real signals."""
+"""A separate run worker, a persistent instance, real signals."""
 
 import os
 import signal
@@ -64,7 +64,7 @@ def re_execute_from_failure(
 
 
 @pytest.mark.parametrize("by_a_person", [True, False], ids=["terminate", "sigterm"])
-def test_an_interrupt_tells_the_steps_in_flight_and_waits_for_them(
+def test_an_interrupt_reaches_the_steps_in_flight_and_waits_for_them(
     instance: dg.DagsterInstance, tmp_path: Path, by_a_person: bool
 ) -> None:
     worker = Worker(instance, tmp_path, stored_jobs.stops_when_told)
@@ -105,7 +105,7 @@ def test_re_execution_from_failure_runs_what_failed_and_what_depends_on_it(
 def test_re_execution_after_a_kill_ends_and_names_the_steps_that_can_never_run(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    """Steps that had not begun are in no plan, yet the collector waits for their outputs."""
+    """Steps that had not begun are in no plan, but the collector waits for their outputs."""
     worker = Worker(instance, tmp_path, stored_jobs.killed)
     assert worker.wait() == -signal.SIGKILL
     instance.report_run_failed(instance.get_run_by_id(worker.run_id))

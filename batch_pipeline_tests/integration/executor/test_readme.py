@@ -1,4 +1,4 @@
-"""The example of the executor's README runs as it stands there, in threads."""
+"""The example of the executor's README runs unchanged, in threads."""
 
 import os
 import re

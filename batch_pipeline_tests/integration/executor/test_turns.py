@@ -35,7 +35,7 @@ def job_of(work: Callable[[int], None], **config: int) -> dg.JobDefinition:
 
 
 class Work:
-    """Notes how many work at a time."""
+    """Records how many steps work at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -96,12 +96,12 @@ def test_a_step_that_is_stuck_does_not_hold_up_the_others(monkeypatch: pytest.Mo
     all_there = threading.Barrier(STEPS)
 
     def step(_: int) -> None:
-        all_there.wait(DEADLINE)  # without a word: nobody would come in
+        all_there.wait(DEADLINE)  # without `others_may_work`: no other step could begin
 
     assert run_job(job_of(step, max_working=1)).status == dg.DagsterRunStatus.SUCCESS
 
 
-def test_who_went_on_without_a_turn_gives_none_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_went_on_without_a_turn_releases_none(monkeypatch: pytest.MonkeyPatch) -> None:
     limited = turns.Turns(1)
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""One suite for both dialects: real clients against the scripted server."""
+"""The same tests for both dialects: real clients, and the scripted server."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def server() -> Iterator[ScriptedModelServer]:
 
 @pytest.fixture
 def build(dialect: str, server: ScriptedModelServer) -> Iterator[BuildAnalyzer]:
-    """Builds the analyzer for the server as `Settings` would, with some settings changed."""
+    """Builds the analyzer for the server from `Settings`, with some settings changed."""
 
     def for_server(**changed: Any) -> Analyzer:
         settings: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""However much a server sends, little of it is read, and the reason says so."""
+"""If a server sends too much, only a part is read, and the error says so."""
 
 import subprocess
 import sys
@@ -12,13 +12,13 @@ from batch_pipeline.model_servers.answers import LONGEST_ANSWER, usable_text
 from batch_pipeline.testing.model_server import Fault
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, BuildAnalyzer, picture
 
-#: What a call may take beside the 8 MB that are read (bytes).
+#: Memory that a call may use besides the 8 MB that are read (bytes).
 MEMORY = 30 * 1024**2
 
 
 @pytest.fixture
 def elsewhere() -> Iterator[Callable[[Fault], str]]:
-    """Starts a server in another process, whose memory is not counted; gives its address."""
+    """Starts a server in another process, whose memory is not counted; returns its address."""
     started: list[subprocess.Popen[str]] = []
 
     def start(fault: Fault) -> str:

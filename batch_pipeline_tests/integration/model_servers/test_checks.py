@@ -30,7 +30,7 @@ def test_a_server_that_does_not_answer_fails_both_checks_and_says_what_to_set(
     assert all(f"BATCH_PIPELINE_{variable}" in check.hint for check in checks)
 
 
-def test_a_missing_model_is_told_with_what_there_is(
+def test_the_error_for_a_missing_model_lists_the_models_of_the_server(
     build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
 ) -> None:
     server.vision_models[:] = ["qwen3-vl:4b-instruct"]
@@ -90,5 +90,5 @@ def test_the_look_before_a_run_asks_no_model_for_a_description(
     for _ in range(3):
         assert analyzer.outages() == []
 
-    # The protocol of OpenAI does not tell the length of vectors; one word does, once.
+    # OpenAI's protocol does not report the length of vectors, so one word is embedded once.
     assert [call.kind for call in server.calls] == (["embedding"] if dialect == "openai" else [])

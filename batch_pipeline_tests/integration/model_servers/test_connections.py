@@ -34,7 +34,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def vision(dialect: str, server: ScriptedModelServer, clock: Clock) -> Iterator[VisionModel]:
-    """A vision model whose circuit goes by the test's clock and opens at the first failure."""
+    """A vision model whose circuit uses the test's clock and opens at the first failure."""
     limits, circuit = CallLimits(), Circuit(failures_to_open=1, pause_seconds=5, clock=clock)
     remote: ModelServer = (
         OllamaServer(server.ollama_url, limits, circuit=circuit)
@@ -64,7 +64,7 @@ def test_calls_in_flight_never_exceed_the_setting_of_their_kind(
     settings = {"max_vision_calls": 3, "max_embedding_calls": 2}
 
     def work(_: int) -> None:
-        analyzer = build(**settings)  # each thread asks for it, as steps of a run do
+        analyzer = build(**settings)  # each thread builds it, like the steps of a run
         analyzer.embedding.embed([analyzer.vision.describe(IMAGE, [picture()]).text])
 
     with ThreadPoolExecutor(16) as threads:
@@ -119,7 +119,7 @@ def test_a_server_known_to_be_down_is_not_called_until_the_pause_is_over(
 
     clock.now = 5.1
     assert vision.describe(IMAGE, [picture()]).text
-    assert server.requests == 2  # a look whether it is back, and the call itself
+    assert server.requests == 2  # a probe, and the call itself
 
 
 def test_a_look_at_a_server_that_is_still_down_starts_the_next_pause(

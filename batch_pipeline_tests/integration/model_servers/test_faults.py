@@ -60,10 +60,10 @@ def test_a_fault_of_a_description_is_named_by_what_to_do_next(
         vision.describe(IMAGE, [picture()])
 
     assert raised.value.kind == kind
-    # What might be about this picture alone is asked once more, about a picture that is known.
+    # If the error may concern only this picture, a known picture is tried once.
     assert len(server.calls) == (2 if fault in DOUBTFUL else 1)
     server.play("vision", [])
-    assert vision.describe(IMAGE, [picture()]).text  # nothing of it lingers
+    assert vision.describe(IMAGE, [picture()]).text  # the fault has no later effect
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_caller_is_asked_at_least_twice_a_second_whether_it_still_wants_its_ca
     with pytest.raises(TransientError):
         build(model_read_seconds=0.9).vision.describe(IMAGE, [picture()], cancelled=cancelled)
 
-    # Not the longest: a busy machine makes anybody pause once.
+    # Not the maximum: on a busy machine, any process may pause once.
     pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
     assert statistics.median(pauses) < promised(0.5)
 

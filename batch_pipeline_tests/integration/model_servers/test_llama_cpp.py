@@ -1,7 +1,7 @@
-"""A protocol peer that we did not write: llama.cpp's own server, from the package `xllamacpp`.
+"""A server that we did not write: llama.cpp's own, from the package `xllamacpp`.
 
-Its models are made here, a few hundred kilobytes without any training: every token has one
-successor, so the answer is known word for word; the vision encoder gives zeros for any picture.
+The test makes its models: a few hundred kilobytes, without training. Every token has one successor,
+so the answer is known word for word. The vision encoder returns zeros for any picture.
 """
 
 from collections.abc import Iterator
@@ -115,7 +115,7 @@ def write_vision_encoder(path: Path) -> None:
 
 
 def analyzer_of(folder: Path, *, ends: bool = True, sees: bool = True) -> tuple[Any, Analyzer]:
-    """A running server, which ends with its object, and an analyzer that uses it."""
+    """A running server, which stops with its object, and an analyzer that uses it."""
     language, vision = folder / "language.gguf", folder / "vision.gguf"
     write_language_model(language, ends=ends)
     parameters = llama.CommonParams()

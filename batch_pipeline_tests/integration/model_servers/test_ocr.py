@@ -1,6 +1,6 @@
-"""Text in pictures, read by the real Tesseract; only where the extra `ocr` is: `make test-ocr`.
+"""Text in pictures, read by the real Tesseract; needs the extra `ocr`: `make test-ocr`.
 
-The extra is not part of `dev`: with it every picture of every other test would be read, too.
+The extra is not part of `dev`: with it, all pictures of all other tests would be read too.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Calls ask right before they begin whether a person has paused their server, or their upload."""
+"""Each call checks right before it begins whether its server or upload is paused."""
 
 from collections.abc import Callable, Iterator
 
@@ -70,7 +70,7 @@ def test_a_call_that_did_not_reach_its_server_is_not_tried_again_during_a_pause(
     asked: list[str] = []
 
     def paused(url: str) -> str:
-        """Paused once the call has begun, which asks before it waits and before it is sent."""
+        """Pause after the call has begun: it checks before it waits and before it is sent."""
         asked.append(url)
         return "" if len(asked) <= 2 else "cables"
 

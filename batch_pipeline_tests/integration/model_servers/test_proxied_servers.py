@@ -1,4 +1,4 @@
-"""Errors name the proxy, and no proxy stands between us and a server of ours unless asked for."""
+"""Errors name the proxy, and calls use a proxy only if a setting asks for it."""
 
 import pytest
 
@@ -28,10 +28,10 @@ def test_a_proxy_that_does_not_answer_is_named_without_its_password(build: Build
     assert "secret" not in str(raised.value)
 
 
-def test_what_a_proxy_answers_is_told_with_its_name(
+def test_an_error_from_a_proxy_names_the_proxy(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    # Asked as a proxy, the scripted server knows no such path.
+    # As a proxy, the scripted server does not know the path.
     proxy = server.ollama_url
     away = {"ollama_host": "http://gpu1.invalid", "openai_base_url": "http://gpu1.invalid/v1"}
 

@@ -1,8 +1,8 @@
-"""What servers of each kind were seen to send, replayed to the real clients.
+"""Recorded answers of each kind of server, replayed to the real clients.
 
-The bodies have the fields, and errors the words, that the named source shows; only the text of an
-answer is ours, since the audit and the clients do not care whose it is. The other servers of the
-same kind may differ. llama.cpp's own server is in `test_llama_cpp`.
+Fields of bodies and words of errors are those of the named source. Only the text of an answer is
+ours, because clients and the audit treat all texts alike. Other servers of the same kind may
+differ. For llama.cpp's own server see `test_llama_cpp`.
 """
 
 import json
@@ -27,7 +27,7 @@ MODEL = "some-model"
 
 @dataclass
 class Recording:
-    """Plays answers in their order, the last one for ever, and keeps what was asked."""
+    """Sends answers in order, repeats the last one, and keeps the requests."""
 
     answers: Sequence[tuple[int, Mapping[str, Any]]]
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -169,7 +169,7 @@ def test_ollama_counts_tokens_and_fills_in_fields(replay: Any) -> None:
     assert asked[0]["think"] is False
 
 
-def test_a_thought_that_ollama_tells_apart_is_no_part_of_the_answer(replay: Any) -> None:
+def test_a_thought_in_a_field_of_ollama_is_not_part_of_the_answer(replay: Any) -> None:
     analyzer, _ = replay("ollama", ollama_chat(SAID, thinking="Red, and square. Is it a flag?"))
 
     usages(analyzer.vision)
@@ -243,7 +243,7 @@ def test_sglang_without_a_parser_writes_its_thought_into_the_answer(replay: Any)
     assert asked[1]["chat_template_kwargs"]["enable_thinking"] is False
 
 
-def test_sglang_with_a_parser_tells_the_thought_apart(replay: Any) -> None:
+def test_sglang_with_a_parser_returns_the_thought_separately(replay: Any) -> None:
     analyzer, asked = replay("openai", sglang(FIELDS, thought="Red.", tokens=40), sglang(FIELDS))
 
     usages(analyzer.vision)
@@ -253,7 +253,7 @@ def test_sglang_with_a_parser_tells_the_thought_apart(replay: Any) -> None:
 
 
 def test_lm_studio_refuses_in_one_sentence_and_is_asked_for_plain_text(replay: Any) -> None:
-    # lmstudio-ai/lmstudio-bug-tracker issues 169 and 307: the error is no object.
+    # lmstudio-ai/lmstudio-bug-tracker issues 169 and 307: the error is not an object.
     refusal = 400, {"error": "'response_format.type' must be 'json_schema' or 'text'"}
     usage = {"prompt_tokens": 24, "completion_tokens": 44, "total_tokens": 68}
     analyzer, asked = replay(

@@ -1,4 +1,4 @@
-"""A refusal that is about one picture stops nobody else; one that is about all is believed."""
+"""A refusal of one picture does not stop the others; a refusal of all pictures is an outage."""
 
 import io
 import threading
@@ -38,7 +38,7 @@ def refusing_green(server: ScriptedModelServer, status: int, reason: str) -> Non
         ((403, MODERATION), (PermanentError, "model_refused_input"), 1),
         ((400, "Invalid image: cannot be decoded"), (PermanentError, "model_refused_input"), 1),
         ((415, "unknown media type"), (PermanentError, "model_refused_input"), 1),
-        # What could be about all is asked again, about a red square.
+        # If the refusal may concern all pictures, a red square is tried.
         ((400, "image format is not supported"), (PermanentError, "model_refused_input"), 2),
         ((400, "Bad Request"), (PermanentError, "model_refused_input"), 2),
         ((403, "Forbidden"), (TransientError, "model_refused_call"), 2),

@@ -23,7 +23,7 @@ from batch_pipeline_tests.integration.model_servers.conftest import (
 
 
 def sampling(call: ReceivedCall) -> dict[str, float]:
-    """What was asked of the sampler, under the names of Ollama."""
+    """Return the options of the sampler, under Ollama's names."""
     if call.dialect == "ollama":
         return dict(call.body["options"])
     return {
@@ -39,7 +39,7 @@ def test_a_picture_is_sent_unchanged_with_its_prompt_and_limits(
     frame = picture("navy")
 
     vision = build().vision
-    vision.describe(IMAGE, [frame])  # the server ignores the fields that are asked for
+    vision.describe(IMAGE, [frame])  # the server ignores the schema
 
     description = vision.describe(IMAGE, [frame]).text
 

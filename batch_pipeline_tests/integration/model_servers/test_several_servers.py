@@ -71,15 +71,15 @@ def test_a_slow_server_gets_less_than_a_fast_one(
     slow, fast = server, other
     slow.latency_seconds, fast.latency_seconds = 0.5, 0.0
     analyzer = both_of(build, slow, fast, max_vision_calls=4)
-    describe(analyzer, 4)  # nobody knows better; a call to each tells how long they take
+    describe(analyzer, 4)  # durations are unknown until each server has had a call
     assert slow.calls
 
-    # One at a time, both are idle: who counts calls alone gives each its half.
+    # With one call at a time both are idle: by number of calls alone, each would get half.
     begun = len(slow.calls)
     describe(analyzer, 20, threads=1)
     assert len(slow.calls) == begun
 
-    # With more than the fast one takes, the slow one gets the rest, which is not much.
+    # With more calls than the fast server can take, the slow one gets the few that are left.
     describe(analyzer, 40, threads=6)
     assert len(slow.calls) <= begun + 40 / 4
 
@@ -117,7 +117,7 @@ def test_a_server_without_the_model_is_set_aside_instead_of_drawing_calls_by_bei
     describe(both, 20, threads=1)
 
     assert len(other.calls_of("vision")) == 20
-    # The call that it drew, and the question whether it would answer any other.
+    # The call that it got, and the known question that shows whether it answers others.
     assert len(server.calls_of("vision")) <= 2
 
 
@@ -163,7 +163,7 @@ def test_every_server_is_checked_for_every_model(
     assert "qwen3-embedding:0.6b is not on" in checks[3].detail
 
 
-@only_ollama  # the other protocol tells no digest
+@only_ollama  # the other protocol has no digest
 def test_another_model_behind_the_name_shows_and_a_server_that_is_away_changes_nothing(
     both: Analyzer,
     server: ScriptedModelServer,

@@ -1,4 +1,4 @@
-"""Answers in fields, over HTTP: one call where a server takes a schema, else plain text."""
+"""Answers with fields, over HTTP: one call if the server accepts a schema, else plain text."""
 
 from typing import Any
 
@@ -132,7 +132,7 @@ def test_an_answer_of_other_fields_is_refused_and_not_taken_for_text(
 
 
 @pytest.mark.parametrize(("structured", "how"), [(True, "in fields"), (False, "in plain text")])
-def test_a_real_call_tells_whether_answers_have_fields(
+def test_a_real_call_shows_whether_answers_have_fields(
     build: BuildAnalyzer, server: ScriptedModelServer, structured: bool, how: str
 ) -> None:
     server.structured = structured

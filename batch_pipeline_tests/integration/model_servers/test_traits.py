@@ -1,4 +1,4 @@
-"""Models that think, that refuse parameters, and that want pictures of their own size."""
+"""Models that think, that refuse parameters, and that need pictures of certain sizes."""
 
 import io
 from typing import Any
@@ -142,7 +142,7 @@ def test_a_strict_service_whose_model_thinks_is_found_a_way_with(
 def test_a_refused_option_of_a_person_stops_the_work_and_names_the_setting(
     build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
 ) -> None:
-    # Ollama leaves out options that it does not know; what stands beside them is refused.
+    # Ollama ignores unknown options, but refuses unknown parameters outside of the options.
     name = "format" if dialect == "ollama" else "min_p"
     server.refused_parameters = {name}
 
@@ -225,7 +225,7 @@ def test_a_real_call_shows_that_a_model_sees_and_what_was_learnt(
 
 
 @only_openai
-def test_a_real_call_tells_what_a_model_refuses(
+def test_a_real_call_shows_what_a_model_refuses(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.refused_parameters = {"max_tokens", "seed"}
@@ -247,14 +247,14 @@ def test_a_model_that_does_not_see_or_tell_texts_apart_is_found_out(
     assert {seeing.kind, embedding.kind} == {"model_unsuitable"}
 
 
-# What calls took
+# Usage of calls
 
 
 def test_what_calls_took_is_what_the_server_counted(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     spent: list[Usage] = []
-    server.thinking = Thinking("template")  # a thought that ate an answer is paid for too
+    server.thinking = Thinking("template")  # a thought that leaves no room for an answer costs too
     analyzer = build()
     description = analyzer.vision.describe(IMAGE, [picture()], spent=spent.append).text
     analyzer.embedding.embed([description, "a boat"], spent=spent.append)

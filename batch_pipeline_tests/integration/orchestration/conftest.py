@@ -36,7 +36,7 @@ DAGSTER_DATABASE_URL = "BATCH_PIPELINE_DAGSTER_DATABASE_URL"
 def stored_instance(
     server: DatabaseServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[dg.DagsterInstance, str]]:
-    """Dagster as it is in use: the repository's `dagster.yaml`, with our storage on PostgreSQL."""
+    """Dagster as in production: the repository's `dagster.yaml`, with our storage on PostgreSQL."""
     home = tmp_path_factory.mktemp("dagster_home")
     shutil.copy(ROOT / "dagster.yaml", home)
     with server.new_database(migrated=False) as url:
@@ -51,7 +51,7 @@ def stored_instance(
 def instance(
     stored_instance: tuple[dg.DagsterInstance, str], monkeypatch: pytest.MonkeyPatch
 ) -> dg.DagsterInstance:
-    """The instance of this session; only the tests that ask for it have it in their environment."""
+    """The instance of this session; it is in the environment only of tests that use the fixture."""
     instance, url = stored_instance
     monkeypatch.setenv(DAGSTER_DATABASE_URL, url)
     return instance
@@ -59,7 +59,7 @@ def instance(
 
 @pytest.fixture(autouse=True)
 def no_run_under_way(request: pytest.FixtureRequest) -> None:
-    """Forget runs that a test before left under way: they would count as in flight, or as dead."""
+    """Delete unfinished runs of earlier tests: they would count as in flight, or as dead."""
     if "instance" in request.fixturenames:
         instance: dg.DagsterInstance = request.getfixturevalue("instance")
         under_way = dg.RunsFilter(statuses=list(NOT_FINISHED_STATUSES))
@@ -69,7 +69,7 @@ def no_run_under_way(request: pytest.FixtureRequest) -> None:
 
 @dataclass
 class Runner:
-    """Submits files and runs `process_batch` as the sensor would."""
+    """Submits files and runs `process_batch` like the sensor."""
 
     pipeline: Pipeline
     instance: dg.DagsterInstance
@@ -122,7 +122,7 @@ def model_server() -> Iterator[ScriptedModelServer]:
 
 @pytest.fixture(autouse=True)
 def no_connection_stays_open() -> Iterator[None]:
-    """One that is forgotten warns when it is collected, in whichever test that happens."""
+    """Close it: a forgotten one warns when it is collected, perhaps in a different test."""
     yield
     close_analyzers()
 
@@ -141,7 +141,7 @@ def served_runner(
 
 @pytest.fixture
 def messages(database_url: str) -> Iterator[Callable[[], list[str]]]:
-    """Progress messages published since the test began, in their order."""
+    """Progress messages published since the test began, in order."""
     with psycopg.connect(database_url, autocommit=True) as listener:
         listener.execute(f"LISTEN {CHANNEL}")
         received: list[str] = []

@@ -22,7 +22,7 @@ JOBS = {"process_batch", "sweep_backlog", "pause", "resume"}
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a command of the environment in a folder, with a home of its own."""
+    """Run a command of the environment in a folder, with its own home."""
     environment = os.environ | {
         "BATCH_PIPELINE_HOME": str(tmp_path / "home"),
         "DAGSTER_DG_CLI_CONFIG": str(tmp_path / "dg.toml"),

@@ -1,4 +1,4 @@
-"""The report of a batch that has ended: once for each end, whatever became of its runs."""
+"""The report of an ended batch: one for each end, whatever happened to its runs."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ ENDED = {"processing_status": "completed"}
 
 
 class Reporter:
-    """Ticks the sensor as Dagster's daemon does, and keeps its cursor."""
+    """Ticks the sensor like Dagster's daemon, and keeps its cursor."""
 
     def __init__(self, pipeline, instance):
         self.pipeline, self.instance, self.cursor = pipeline, instance, None
@@ -51,7 +51,7 @@ class Reporter:
         return tick
 
     def reported(self):
-        """The batches that a tick reports."""
+        """Make a tick; return the batches that it reports."""
         return [event.partition for event in reports(self.tick())]
 
 
@@ -69,7 +69,7 @@ def reports(tick, asset="batch_report"):
 
 
 def checks(tick):
-    """What the checks of the one batch say, by name."""
+    """Return the results of a batch's checks, by name."""
     return {
         event.check_name: event
         for event in tick.asset_events
@@ -98,7 +98,7 @@ def test_without_an_ended_batch_a_tick_says_so(reporter, pipeline):
     assert (tick.asset_events, tick.skip_message) == ([], "no batch has ended since")
 
 
-def test_a_worked_batch_is_reported_with_counts_failures_and_pictures(runner, reporter, tmp_path):
+def test_a_processed_batch_is_reported_with_counts_failures_pictures(runner, reporter, tmp_path):
     hostile = tmp_path / "<b>\u202ename.jpg"
     shutil.copy(MEDIA / "truncated.jpg", hostile)
     batch_id = runner.submit("lighthouse.gif", "ball_on_meadow.mp4", hostile)
@@ -214,7 +214,7 @@ def test_the_checks_of_a_batch_say_what_failed_and_how_good_its_descriptions_are
     assert (quality.passed, quality.description) == (False, "2 of 3 descriptions passed the audit")
     assert quality.metadata["share_passed"].value == 0.667
     assert quality.metadata["lowest_audit_score"].value == 71
-    # The next batch has a verdict of its own.
+    # The next batch has its own checks.
     second = ended_batch(pipeline, [described | {"description_audit_score": 90}])
     found = checks(reporter.tick())
     assert {(check.partition, check.passed) for check in found.values()} == {(str(second), True)}
@@ -242,7 +242,7 @@ def test_a_check_can_be_run_from_the_ui_for_one_batch(reporter, pipeline, instan
 
 
 def test_an_end_that_commits_late_is_not_missed(reporter, pipeline):
-    """The moment of an end is the beginning of its transaction; another may commit first."""
+    """The time of an end is the start of its transaction; a later transaction may commit first."""
     late = add_batch(pipeline.database, [ENDED], status="processing")
     with pipeline.database.transaction() as connection:
         connection.execute(
@@ -282,7 +282,7 @@ def test_a_cursor_that_somebody_has_spoilt_counts_as_none(reporter, pipeline, cu
 
 
 def test_the_report_of_a_thousand_uploads_stays_small(reporter, pipeline):
-    """Noise is what a JPEG is largest for; every name and reason is as long as it can be."""
+    """A JPEG of noise is largest; every name and reason is as long as possible."""
     noise = Image.frombytes("RGB", (256, 256), os.urandom(3 * 256 * 256))
     thumbnail = io.BytesIO()
     noise.save(thumbnail, "JPEG", quality=95)
@@ -348,7 +348,7 @@ def test_a_damaged_thumbnail_is_left_out(reporter, pipeline):
 
 
 def looping_link(pipeline, path):
-    """A thumbnail that nobody can read, although the storage is well."""
+    """A thumbnail that cannot be read, although the storage is available."""
     link = Path(pipeline.settings.storage_location) / path
     link.parent.mkdir(parents=True)
     link.symlink_to(link.name)

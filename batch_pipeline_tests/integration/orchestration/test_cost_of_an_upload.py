@@ -1,8 +1,8 @@
-"""What an upload costs in statements, commits and rows: the budget, kept by counting.
+"""The budget of statements, commits and rows per upload, checked by counting.
 
-Whoever raises a number says why beside it. Counted is what an upload adds, as the difference
-between a large and a small batch. What comes by the second (heartbeats, messages that were left
-out) is told apart by its words and not counted: a slow machine has more of it.
+If you raise a number, write the reason next to it. The cost of an upload is the difference between
+a large and a small batch. Statements that depend on time (heartbeats, postponed messages) are
+recognised by their words and not counted: a slow machine makes more of them.
 """
 
 import uuid
@@ -39,8 +39,8 @@ PROGRESS_POINTS = 1
 SMALL_BATCH, LARGE_BATCH = 4, 24
 
 
-#: What the thread that keeps claims alive does; and whether calls are paused, asked at most once
-#: for each call and twice a second.
+#: Statements of the thread that keeps claims alive, and the check for pauses: at most one for each
+#: call, and two per second.
 BY_TIME = (
     "FROM work_pauses LEFT OUTER JOIN",
     "uploads.owner_run_id, uploads.claim_token FROM",
@@ -133,5 +133,5 @@ def test_the_events_of_a_run_are_written_in_few_transactions(
             [counts.run_id],
         ).fetchone()
     assert rows > LARGE_BATCH * EVENTS.total()
-    # What the run says of its status, and what it reads of the log.
+    # Status events of the run, and its reads of the log.
     assert transactions <= 8

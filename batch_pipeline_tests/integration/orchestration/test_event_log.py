@@ -1,8 +1,8 @@
-"""What Dagster expects of an event log, of our storage (grouped or not) and of Dagster's own.
+"""What Dagster expects of an event log, tested with our storage (grouped or not) and Dagster's own.
 
-Dagster's own tests of this are not in its packages. Each test runs over three storages: what it
-says is checked against plain dagster-postgres, too. Steps read what they have just said, which is
-what a writer in the background is most likely to break.
+Dagster's packages do not contain its own tests of this. All tests run with three storages, so plain
+dagster-postgres must pass it too. Steps read the events that they have just written: a writer in
+the background is most likely to break that.
 """
 
 import time
@@ -50,7 +50,7 @@ def instance(
 
 @pytest.fixture
 def key() -> dg.AssetKey:
-    """An asset of this test alone."""
+    """An asset of only this test."""
     return dg.AssetKey(["asset", uuid.uuid4().hex])
 
 
@@ -59,7 +59,7 @@ Body = Callable[[dg.OpExecutionContext], None]
 
 @pytest.fixture
 def run(instance: dg.DagsterInstance) -> Callable[..., dg.ExecuteInProcessResult]:
-    """Runs a function as the one step of a job, or as each of several, in threads."""
+    """Runs a function as the only step of a job, or as each of several steps, in threads."""
 
     def run_(body: Body, *, steps: int = 1, raise_on_error: bool = True):
         @dg.op(out=dg.DynamicOut(dg.Nothing))
@@ -178,7 +178,7 @@ def test_a_step_reads_what_it_and_the_steps_before_it_have_said(instance, run, k
     assert found["last id"] == found["all ids"][-1]
 
 
-def test_an_asset_shows_its_last_materialization_and_who_made_it(instance, run, key):
+def test_an_asset_shows_its_last_materialization_and_the_run_that_made_it(instance, run, key):
     other = dg.AssetKey([*key.path, "other"])
 
     def body(context):

@@ -1,4 +1,4 @@
-"""How the steps of a run are run is a choice of its config, and makes no difference to uploads."""
+"""The config of a run chooses its executor; results of uploads are the same."""
 
 import dagster as dg
 import pytest

@@ -1,4 +1,4 @@
-"""On tables that an upload API has made, in every usable form, all commands and runs work."""
+"""All commands and runs work on tables of an upload API, in every usable form."""
 
 import io
 import uuid
@@ -60,7 +60,7 @@ def sensor(pipeline: Pipeline, instance, name: str, cursor=None):
 
 
 def finish(pipeline: Pipeline) -> None:
-    """What runs do with the slices, less Dagster."""
+    """Process the slices like runs, without Dagster."""
     database = pipeline.database
     with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
         processor = UploadProcessor(pipeline, keeper)
@@ -89,7 +89,7 @@ def use_every_command(pipeline: Pipeline, batch_ids: list[uuid.UUID]) -> None:
 
 
 def change_rows_by_every_command(pipeline: Pipeline, batch_id: uuid.UUID, picture: Path) -> None:
-    """``submit``, ``retry``, ``reprocess`` and ``cancel``, less the terminal."""
+    """``submit``, ``retry``, ``reprocess`` and ``cancel``, without the terminal."""
     database, batches = pipeline.database, pipeline.batches
     submission = submit(
         [picture],

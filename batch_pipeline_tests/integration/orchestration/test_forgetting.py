@@ -1,4 +1,4 @@
-"""Deleting an upload, a batch, a user: nothing of it is found anywhere, all else is as it was."""
+"""Deleting an upload, a batch, a user: nothing of it is left anywhere, all else is unchanged."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ WORDS = {
 
 
 class Kept:
-    """What is kept by the pipeline and by Dagster, and the way to delete it."""
+    """What the pipeline and Dagster store, and methods to delete it."""
 
     def __init__(self, runner, model_server, database_url, dagster_url):
         self.runner, self.model_server = runner, model_server
@@ -47,7 +47,7 @@ class Kept:
         ]
 
     def batch(self, tmp_path, *names, user=BARNABY, album=None):
-        """Work a batch of files with these names, and report it as the sensor does."""
+        """Process a batch of files with these names, and report it like the sensor."""
         paths = []
         for name in names:
             paths.append(tmp_path / f"{name}.jpg")
@@ -72,7 +72,7 @@ class Kept:
         return traces(needles, self.databases, self.folders)
 
     def pictures(self, batch_id):
-        """The thumbnails as they lie in the storage, and as Dagster's events hold them."""
+        """Return the thumbnails as stored, and as Dagster's events contain them."""
         storage = self.pipeline.storage
         rows = upload_rows(self.pipeline.database, batch_id)
         return [storage.read(row.thumbnail_path) for row in rows], [
@@ -90,7 +90,7 @@ class Kept:
 
 @pytest.fixture(scope="module")
 def own_instance(server, tmp_path_factory):
-    """A Dagster of which nobody else's tests keep anything."""
+    """A Dagster instance that other tests do not use."""
     home = tmp_path_factory.mktemp("dagster_home")
     shutil.copy(ROOT / "dagster.yaml", home)
     with server.new_database(migrated=False) as url:
@@ -163,7 +163,7 @@ def test_a_receipt_holds_no_name_and_no_description(kept, tmp_path):
     assert "Barnaby" not in receipt
 
 
-def test_of_a_deleted_upload_nothing_is_found_and_its_batch_is_counted_and_reported_anew(
+def test_a_deleted_upload_leaves_nothing_and_its_batch_is_counted_and_reported_again(
     kept, tmp_path
 ):
     batch = kept.batch(tmp_path, "quokka_barnaby", "sibling", album="album")
@@ -204,7 +204,7 @@ def test_a_failed_upload_leaves_no_name_in_what_its_run_said_of_all_steps(kept, 
 
     assert kept.traces(b"broken_vase_of_agatha", *of_upload(gone.id)) == []
     assert batch_row(kept.pipeline.database, batch).failed_uploads == 0
-    assert kept.runner.instance.all_logs(result.run_id)  # what is left of it can be read
+    assert kept.runner.instance.all_logs(result.run_id)  # the rest can be read
 
 
 def test_of_a_deleted_user_nothing_is_found_and_others_are_untouched(kept, tmp_path):
@@ -225,7 +225,7 @@ def test_of_a_deleted_user_nothing_is_found_and_others_are_untouched(kept, tmp_p
 
 
 def interrupted_after(step, kept, monkeypatch):
-    """A history that stops once a step is done, as a person does or a power cut."""
+    """A history whose deletion stops after one step, as after Ctrl-C or a power cut."""
     history = DagsterHistory(kept.runner.instance, kept.pipeline)
     done = getattr(history, step)
 
@@ -291,7 +291,7 @@ def test_what_a_sensor_was_about_to_report_goes_too(kept, tmp_path):
             deletion = pool.submit(kept.delete, "batch", batch)
             with pytest.raises(TimeoutError):  # the deletion waits for it
                 deletion.result(2)
-            # When: it stores the report meanwhile.
+            # When: it stores the report in the meantime.
             kept.runner.instance.report_runless_asset_event(
                 dg.AssetMaterialization(
                     "batch_report", partition=str(batch), metadata={"file": "quokka_barnaby.jpg"}

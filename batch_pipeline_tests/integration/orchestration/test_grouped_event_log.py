@@ -1,6 +1,6 @@
-"""When run workers write their events: in groups, but at once where somebody waits for them.
+"""When run workers write their events: in groups, but at once if a process waits for them.
 
-The writer gathers for as long as the test runs, so that what is there has been flushed.
+The writer collects for as long as the test runs. So every event in the log was flushed.
 """
 
 import logging
@@ -76,7 +76,7 @@ def log(open_log, run_id) -> GroupedEventLogStorage:
 
 @pytest.fixture
 def rows(url, run_id) -> Iterator[Callable[..., list]]:
-    """What another process sees of the run: a column of its rows, in their order."""
+    """Return what another process sees of the run: a column of its rows, in order."""
     with psycopg.connect(url, autocommit=True) as other:
         yield lambda column="event::json->>'user_message'": [
             value
@@ -110,7 +110,7 @@ def materialization(run_id, key, **values):
     return event(run_id, KIND.ASSET_MATERIALIZATION, data=data)
 
 
-def test_a_group_is_one_transaction_with_one_message_to_who_listens(log, run_id, rows, url):
+def test_a_group_is_one_transaction_with_one_message_to_listeners(log, run_id, rows, url):
     with psycopg.connect(url, autocommit=True) as listener:
         listener.execute("LISTEN run_events")
         for number in range(100):

@@ -1,4 +1,4 @@
-"""What `doctor` says of Dagster: its daemon, whether sensors are on and well, its queue of runs."""
+"""What `doctor` reports about Dagster: its daemon, the state of sensors, its queue of runs."""
 
 import sys
 import time
@@ -61,7 +61,7 @@ BROKE = SerializableErrorInfo("it broke\n", [], None)
 
 
 class Daemon:
-    """What a daemon leaves in Dagster's storage."""
+    """Write what a daemon leaves in Dagster's storage."""
 
     def __init__(self, url):
         self.runs, self.ticks = PostgresRunStorage(url), PostgresScheduleStorage(url)
@@ -101,7 +101,7 @@ def daemon(dagster_url):
     return Daemon(dagster_url)
 
 
-def test_a_database_that_no_dagster_has_worked_on_is_perhaps_the_wrong_one(checks, settings):
+def test_a_database_that_no_dagster_has_used_is_perhaps_the_wrong_one(checks, settings):
     check = checks()["dagster daemon"]
     assert not check.ok
     assert "no Dagster has ever run on this database" in check.detail

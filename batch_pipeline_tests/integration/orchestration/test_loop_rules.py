@@ -1,4 +1,4 @@
-"""The rules of the sequential loop that we replace, L1 to L18, one test or more each."""
+"""The rules L1 to L18 of the sequential loop that we replace; each has at least one test."""
 
 import json
 import threading
@@ -195,7 +195,7 @@ def test_l6_a_wrong_total_is_a_warning_and_is_put_right_so_that_the_batch_can_en
 # L7
 
 
-def test_l7_a_completed_upload_is_not_worked_or_counted_again(served_runner, model_server):
+def test_l7_a_completed_upload_is_not_processed_or_counted_again(served_runner, model_server):
     batch_id = served_runner.submit("fog.webp", "lighthouse.gif")
     served_runner.run(batch_id)
     calls = len(model_server.calls_of("vision"))
@@ -485,7 +485,7 @@ def test_l14_a_batch_with_open_uploads_is_never_completed(runner):
     one, _ = upload_rows(runner.pipeline.database, batch_id)
     runner.run(batch_id, upload_ids=[str(one.id)])
     assert counts(runner, batch_id) == ("processing", 1, 1, 0)
-    # … not even when the API that filled it said a total that is too low.
+    # … not even if the API that filled it set a total that is too low.
     with runner.pipeline.database.transaction() as connection:
         connection.execute(
             update(UploadBatch).where(UploadBatch.id == batch_id).values(total_uploads=1)
@@ -557,7 +557,7 @@ def test_l17_an_upload_deleted_while_in_work_leaves_nothing_of_ours_behind(
 def test_l18_uploads_run_concurrently_up_to_the_setting(
     model_server, settings, monkeypatch, runner, request
 ):
-    threads = MAX_WORKING + 1  # who waits for a model does not work
+    threads = MAX_WORKING + 1  # a step that waits for a model does not count as working
     pictures = [settings.home.parent / f"{number}.png" for number in range(threads + 1)]
     for number, path in enumerate(pictures):
         Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path)
@@ -572,7 +572,7 @@ def test_l18_uploads_run_concurrently_up_to_the_setting(
         "MAX_VISION_CALLS": str(threads + 1),
     }.items():
         monkeypatch.setenv(f"BATCH_PIPELINE_{name}", value)
-    # What the run opens lives as long as the process, which here goes on.
+    # Resources of the run live as long as the process, and this process continues.
     request.addfinalizer(shared_pipeline(load_settings()).close)
     batch_id = runner.submit(*pictures)
     result = dg.execute_job(

@@ -1,4 +1,4 @@
-"""Pauses as Dagster meets them: the sensor, runs under way, and the two jobs of the UI."""
+"""Pauses in Dagster: the sensor, runs in progress, and the two jobs of the UI."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +45,7 @@ def column(pipeline, batch_id, name):
 
 
 def tick(runner):
-    """What the sensor asks for."""
+    """Return the run requests of the sensor."""
     return Daemon(runner.pipeline, runner.instance).tick(launch=False)
 
 
@@ -123,7 +123,7 @@ def test_a_run_that_was_launched_before_the_pause_hands_its_slice_back(served_ru
 
 
 def paused_in_the_first_call(runner, model_server, *, scope, target):
-    """Run a batch, and pause while its first call is in flight; gives batch and run."""
+    """Run a batch, and pause while its first call is in flight; return batch and run."""
     model_server.latency_seconds = 1.0
     batch_id = runner.submit(*FILES)
     targets = {"batch": batch_id, "server": model_server.ollama_url}
@@ -164,7 +164,7 @@ def test_the_call_in_flight_is_stored_and_the_rest_waits(
     assert len(model_server.calls_of("vision")) == 3
 
 
-def test_a_video_whose_frames_are_described_one_by_one_begins_anew_after_the_pause(
+def test_a_video_whose_frames_are_described_one_by_one_starts_again_after_the_pause(
     served_runner, model_server
 ):
     pipeline = served_runner.pipeline
@@ -187,7 +187,7 @@ def test_a_video_whose_frames_are_described_one_by_one_begins_anew_after_the_pau
 def test_calls_that_wait_for_their_turn_give_up_while_the_one_in_flight_goes_on(
     change, open_pipeline
 ):
-    """Of three at once two wait for the one slot, which their process holds already."""
+    """Of three calls at the same time, two wait for the only slot; their process holds it."""
     with ScriptedModelServer() as server:
         server.play("embedding", [Fault.HANG])
         settings = change(analyzer="ollama", ollama_host=server.ollama_url, max_embedding_calls=1)
@@ -241,7 +241,7 @@ def test_failed_uploads_that_are_executed_again_are_processed_after_the_pause(
 
 @pytest.fixture
 def press(pipeline, instance):
-    """Launches a job with config, as the launchpad does."""
+    """Launches a job with config, like the launchpad."""
     resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
     definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
 

@@ -1,4 +1,4 @@
-"""The sensor: what it asks for, and what it never asks for twice."""
+"""The sensor: which runs it requests, and that it requests none twice."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ from batch_pipeline.testing.records import add_batch, embedded, upload_rows
 
 
 class Daemon:
-    """Ticks the sensor, and records a run for every request, as Dagster's daemon does."""
+    """Ticks the sensor, and records a run for every request, like Dagster's daemon."""
 
     def __init__(self, pipeline, instance):
         self.pipeline, self.instance, self.cursor = pipeline, instance, None
@@ -144,7 +144,7 @@ def test_the_first_run_of_a_new_batch_has_a_head_start_until_it_has_begun(daemon
     daemon = daemon_of(uploads_per_run=2)
     batch_id = add_batch(daemon.pipeline.database, 5, name="Rome\n2026")
     rome = f"Rome 2026 ({short(batch_id)})"
-    make_older(daemon, batch_id, seconds=-3600)  # however slow the machine, it stays new
+    make_older(daemon, batch_id, seconds=-3600)  # it stays new, even on a slow machine
     assert len(daemon.tick().run_requests) == 1
     waiting = daemon.tick()
     assert not waiting.run_requests
@@ -209,7 +209,7 @@ def test_a_daemon_killed_before_it_launched_asks_for_the_same_run_again(daemon_o
     killed, restarted = daemon_of(), daemon_of()
     add_batch(killed.pipeline.database, 3)
     before = killed.tick(launch=False).run_requests
-    assert not restarted.tick().run_requests  # it might be recorded yet
+    assert not restarted.tick().run_requests  # the daemon may still record it
     with killed.pipeline.database.transaction() as connection:
         long_ago = func.now() - interval(ASKED_SECONDS + 1)
         connection.execute(update(AskedSlice).values(asked_at=long_ago))
@@ -258,7 +258,7 @@ def test_what_was_lost_with_its_run_goes_before_what_was_submitted_since(daemon_
 
 
 def test_one_user_with_many_files_does_not_delay_another(daemon_of, instance):
-    """With one place nobody has a run in flight when it gets free: the cursor tells whose turn."""
+    """With one place, no user has a run in flight when it gets free: the cursor knows the turn."""
     daemon = daemon_of(uploads_per_run=1, max_runs_in_flight=1)
     large = add_batch(daemon.pipeline.database, 9, status="processing")
     make_older(daemon, large, seconds=3600)

@@ -1,4 +1,4 @@
-"""The sensors that settle what a run left behind, and the schedule that looks before it sweeps."""
+"""The sensors that clean up after runs, and the schedule that checks before it sweeps."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def definitions(pipeline):
 
 
 def lost_run(definitions, instance, pipeline, batch_id):
-    """A run that holds the first upload of a batch and was to take the others."""
+    """A run that holds the first upload of a batch, and should have taken the others."""
     first, *_ = upload_rows(pipeline.database, batch_id)
     run = instance.create_run_for_job(
         definitions.resolve_job_def("process_batch"),
@@ -91,7 +91,7 @@ def test_a_worker_that_has_just_ended_a_long_call_and_has_yet_to_log_it_is_not_d
     looks = []
 
     class Clock:
-        """Hours later; then the events come, while the sweep waits for its second look."""
+        """Hours pass; then the events come, while the sweep waits for its second look."""
 
         def time(self):
             return time.time() + 10 * pipeline.settings.lease_seconds * (not looks)
@@ -428,7 +428,7 @@ def test_a_code_server_ends_the_runs_of_the_one_before_it_whose_workers_are_gone
     started(instance, living, os.getpid())
     started(instance, elsewhere, ended.pid, host="another-host")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as younger:
-        # As if it had got the number of a worker that began before it.
+        # As if it had the process id of an earlier worker.
         clock = psutil.Process(younger.pid).create_time() - 1 - run_ends._CLOCK_SECONDS
         with monkeypatch.context() as then:
             then.setattr(event_methods, "get_current_timestamp", lambda: clock)
@@ -474,7 +474,7 @@ def test_a_run_that_found_a_service_down_was_stopped(served_runner, model_server
         ("canceled", "cancel_batches_of_terminated_runs", "PIPELINE_CANCELED", "stopped"),
     ],
 )
-def test_a_run_that_died_is_told_from_one_that_a_person_ended(  # noqa: PLR0917
+def test_a_run_that_died_differs_from_a_run_that_a_person_ended(  # noqa: PLR0917
     pipeline, instance, definitions, ending, name, event, outcome
 ):
     run = lost_run(definitions, instance, pipeline, add_batch(pipeline.database, 1))
@@ -487,7 +487,7 @@ def test_a_run_that_died_is_told_from_one_that_a_person_ended(  # noqa: PLR0917
 
 
 def foreign_run(definitions, instance, **values):
-    """A run that somebody tagged in a way of their own."""
+    """A run with tags that a person has changed."""
     return instance.create_run_for_job(
         definitions.resolve_job_def("process_batch"),
         run_config={"ops": {"load_batch": {"config": {"batch_id": "summer"}}}},

@@ -1,4 +1,4 @@
-"""What files and servers say is read in Dagster; it neither turns a line around nor is markup."""
+"""Dagster shows text from files and servers; it neither reorders a line nor acts as markup."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from batch_pipeline.visible_text import visible
 
 from .conftest import MEDIA
 
-#: Turns around what follows, then colours a terminal.
+#: Reverses the direction of the text that follows, then colours a terminal.
 TURNED = "\N{RIGHT-TO-LEFT OVERRIDE}gpj.exe\x1b[31m"
 NAME = f"<img src=x>**{TURNED}**.jpg"
 DESCRIPTION = (
@@ -25,7 +25,7 @@ DESCRIPTION = (
 
 @pytest.fixture
 def hostile_upload(served_runner, model_server, monkeypatch, tmp_path):
-    """Works a file of that name, once the model server is as hostile; returns all that was said."""
+    """Processes a file of that name, with a hostile model server; returns all events."""
     monkeypatch.setitem(
         scripted._STATUS_FAULTS, scripted.Fault.REFUSED_INPUT_400, (400, f"cannot read {TURNED}")
     )
@@ -60,7 +60,7 @@ def strings_in(value):
 
 
 def hidden_in(events):
-    """Strings of the events, their causes and their metadata that hold what a reader cannot see."""
+    """Return strings of the events, causes and metadata that contain invisible characters."""
     stored = [json.loads(dg.serialize_value(event)) for event in events]
     return [
         text

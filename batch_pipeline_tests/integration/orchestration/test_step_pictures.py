@@ -1,4 +1,4 @@
-"""The picture of an upload, shown although an earlier attempt has made it."""
+"""A step shows the picture of its upload, even if an earlier attempt has made it."""
 
 import base64
 import io

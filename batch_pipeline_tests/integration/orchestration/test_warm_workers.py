@@ -1,4 +1,4 @@
-"""Run workers are forks of a process that holds nothing which a fork would break."""
+"""Run workers are forks of a process without anything that a fork would break."""
 
 import json
 import os
@@ -14,7 +14,7 @@ pytestmark = [
 
 
 def probe(home, **variables):
-    """Load the code location as a code server does, in a process of its own."""
+    """Load the code location like a code server, in a separate process."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -43,7 +43,7 @@ def found(tmp_path_factory):
 def test_the_process_that_workers_are_forked_from_has_one_thread_no_connection_no_open_file(found):
     assert found["way"] == "forkserver"
     assert found["threads"] == 1
-    [listener] = found["sockets"]  # where the code server asks for forks
+    [listener] = found["sockets"]  # the code server requests forks here
     assert "listener-" in listener
     assert found["files"] == []
 
@@ -73,7 +73,7 @@ def test_a_worker_hears_the_signals_that_its_fork_server_leaves_to_it(found):
     assert (found["worker"]["sigterm"], found["worker"]["sigint"]) == (True, True)
 
 
-def test_the_code_server_is_told_how_a_worker_ended(found):
+def test_the_code_server_learns_how_a_worker_ended(found):
     assert found["exit_codes"] == [0, 3, -9]
 
 

@@ -1,4 +1,4 @@
-"""Loads the code location as Dagster's code server does, and says what its run workers are."""
+"""Loads the code location like Dagster's code server, and prints facts about its run workers."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from batch_pipeline.services import pipeline
 
 
 def inside_a_worker(queue):
-    """What a worker has, before it has done anything."""
+    """Return what a worker has before it does anything."""
     fsspec_loop = getattr(sys.modules.get("fsspec.asyn"), "loop", [None])
     queue.put(
         {
@@ -49,7 +49,7 @@ def wait_for(release):
 
 
 def sockets(process_id):
-    """Kinds of the sockets that a process has open, by the kernel's own list."""
+    """Return the kinds of a process's open sockets, from the kernel's list."""
     return sorted(
         str(connection.laddr) for connection in psutil.Process(process_id).net_connections("all")
     )
@@ -90,7 +90,7 @@ def facts(context):
     left.start()
     left.join()
     release = context.Event()
-    # One that is killed while it waits would never let go of an event that others wait for.
+    # A process that is killed while it waits would never release an event that others wait for.
     never = context.Event()
     killed = context.Process(target=wait_for, args=(never,))
     orphan = context.Process(target=wait_for, args=(release,))

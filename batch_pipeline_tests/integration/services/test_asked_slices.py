@@ -1,4 +1,4 @@
-"""The notes that sensors of several code locations leave for each other."""
+"""Notes by which sensors of several code locations coordinate."""
 
 from concurrent.futures import ThreadPoolExecutor
 

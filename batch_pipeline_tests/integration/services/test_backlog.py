@@ -1,4 +1,4 @@
-"""What the sweep does to rows and files: rescue, quarantine, later retries, adoption, recounts."""
+"""What the sweep does with rows and files: rescue, quarantine, retries, adoption, recounts."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -137,7 +137,7 @@ def test_permanent_failures_and_those_of_cancelled_batches_are_not_opened_again(
     assert pipeline.backlog.retry_due() == 0
 
 
-def test_a_person_who_retries_starts_the_count_anew(pipeline):
+def test_a_retry_by_a_person_resets_the_count(pipeline):
     batch_id = add_batch(pipeline.database, 1)
     [upload] = upload_rows(pipeline.database, batch_id)
     pipeline.states.fail(started(pipeline, upload.id), TransientError("busy", "busy"))
@@ -210,7 +210,7 @@ def test_only_batches_whose_counters_are_wrong_are_recounted(pipeline):
 
 
 def test_batches_that_ended_long_ago_and_that_nobody_changed_are_not_counted_again(pipeline):
-    """They are many, nobody works on them, and each recount reads all of their uploads."""
+    """Such batches are many, they do not change, and each recount would read all their uploads."""
     values = {"status": "completed", "processed_uploads": 7, "successful_uploads": 7}
     uploads = [{"processing_status": "completed"}]
     of_today = add_batch(pipeline.database, uploads, **values, updated_at=ago("20 hours"))
@@ -318,7 +318,7 @@ def test_uploads_of_batches_that_were_stopped_or_given_up_are_left_to_a_person(p
 
 @pytest.fixture
 def old_batch(pipeline):
-    """A batch that completed a year ago with 3 uploads, one of them failed; and their ids."""
+    """Add a batch that completed a year ago with 3 uploads, one failed; return their ids."""
     states = [{"processing_status": status} for status in ("completed", "completed", "failed")]
     values = {"total_uploads": 3, "processed_uploads": 3, "successful_uploads": 2}
     batch_id = add_batch(pipeline.database, states, status="completed", failed_uploads=1, **values)

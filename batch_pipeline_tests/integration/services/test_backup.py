@@ -1,4 +1,4 @@
-"""A backup is one consistent file, whatever runs; a restore puts all of it back, or nothing."""
+"""A backup is one consistent file, even during runs; a restore restores all of it, or nothing."""
 
 import io
 import os
@@ -28,7 +28,7 @@ MEDIA = Path(__file__).parents[3] / "examples" / "media"
 
 @pytest.fixture
 def deployed(tmp_path, open_pipeline):
-    """Opens a pipeline on an embedded server of its own."""
+    """Opens a pipeline with its own embedded server."""
     homes = []
 
     def open_(name: str) -> Pipeline:
@@ -83,7 +83,7 @@ def test_a_backup_made_while_others_write_is_restored_whole(deployed, tmp_path):
     backup = back_up(pipeline.settings, file, with_files=True)
     done.set()
     writer.join(DEADLINE)
-    assert len(backup.missing) == 1  # the one that has a row alone
+    assert len(backup.missing) == 1  # the upload that has a row and no file
     assert file.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.glob("*.partial")) == []
 

@@ -52,7 +52,7 @@ def rows_and_files(pipeline: Pipeline) -> tuple[int, int, int]:
 
 
 def stored_files(pipeline: Pipeline) -> list[Path]:
-    """Without our notes on who owns the storage."""
+    """List files, without our notes about the owner of the storage."""
     root = Path(pipeline.settings.storage_location)
     files = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
     return [path for path in files if path != Path(OWNER_NOTE)]
@@ -248,7 +248,7 @@ def test_a_name_that_is_not_text_is_stored_readably(pipeline, folder):
 
 @contextmanager
 def as_nobody():
-    """Files may be forbidden to this user, as they never are to root."""
+    """Make this user unable to read some files; root can always read them."""
     is_root = os.geteuid() == 0
     if is_root:
         os.seteuid(65534)

@@ -40,7 +40,7 @@ def test_the_same_messages_reach_redis_on_the_channels_of_batch_and_user(
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as subscription:
         subscription.subscribe(f"batch_progress:{batch_id}", f"user:{USER}")
         drain(subscription, 0)
-        subscription.get_message(timeout=DEADLINE)  # both subscriptions are in force
+        subscription.get_message(timeout=DEADLINE)  # both subscriptions are active
         subscription.get_message(timeout=DEADLINE)
         pipeline.states.load_batch(batch_id, "run", limit=1)
         [upload] = upload_rows(pipeline.database, batch_id)
@@ -94,7 +94,7 @@ def test_an_upload_that_fails_is_announced_with_its_batch(pipeline, database_url
 def test_statements_say_on_postgresql_what_is_repeated_on_redis(
     redis_url, database_url, change, open_pipeline
 ):
-    """The one is composed in SQL, the other in Python; the last of a batch is Python's twice."""
+    """SQL composes one, Python the other; the last message of a batch always comes from Python."""
     names = [
         "plain.jpg",
         'a "quoted" \\ back\nslash.jpg',
@@ -142,7 +142,7 @@ def test_a_redis_that_hangs_keeps_nobody_waiting_for_each_message(
                 claim = pipeline.states.start(upload.id, "run").claim
                 pipeline.states.complete(claim, seconds={})
             seconds = time.monotonic() - begin
-    # Two of 40 waited for their time-out: the first one, and the end.
+    # Two of 40 messages waited for their time-out: the first, and the last.
     assert seconds < promised(10)
     assert caplog.text.count("progress is not published on Redis") == 1
 

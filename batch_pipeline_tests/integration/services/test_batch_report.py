@@ -1,4 +1,4 @@
-"""The page to keep: complete, alone, and safe whatever files and models say."""
+"""The report page: complete, self-contained, and safe against text from files and models."""
 
 import html
 import http.server
@@ -143,7 +143,7 @@ def test_moments_have_their_dates_and_uploads_the_day_they_were_taken(database, 
 
 
 def add_many(database, number):
-    """Add a batch of so many uploads, one of them of a pelican, three failed."""
+    """Add a batch with this number of uploads: one of a pelican, three failed."""
     batch = add_batch(database, [])
     with database.transaction() as connection:
         connection.execute(
@@ -201,7 +201,7 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path):
 
 @pytest.fixture
 def canary():
-    """A server that notes every request; nobody is to make one."""
+    """A server that records every request; no page should make one."""
     requests = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -225,7 +225,7 @@ def canary():
 
 @pytest.fixture
 def browse(browser, tmp_path):
-    """Opens a page in Chromium, and returns it as it is once everything has been loaded."""
+    """Opens a page in Chromium, and returns it when everything has been loaded."""
 
     def open_(page):
         file = tmp_path / "opened.html"
@@ -270,19 +270,19 @@ def test_nothing_that_files_and_models_say_runs_or_is_loaded(database, storage, 
     assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in shown
     assert canary.requests == []
 
-    # Were anything not escaped, the policy would still hold; a refresh needs no script.
+    # If something was not escaped, the policy would still stop scripts, but not a refresh.
     raw = html.unescape(page).replace("http-equiv=refresh", "")
     assert "pwned</title>" not in browse(raw)
     assert canary.requests == []
 
-    # Without both, the attacks work: the test can fail.
+    # Without escaping and policy, the attacks work. So this test can fail.
     assert "<title>pwned</title>" in browse(f"<title>Batch</title>{attacks[0]}{attacks[1]}")
     assert canary.requests == ["/image"]
 
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """Opens a page in Chromium, on a screen of a width, in light or dark."""
+    """Opens a page in Chromium, at a given width, in light or dark mode."""
     tabs = []
 
     def open_(page, width=1280, **options):

@@ -1,4 +1,4 @@
-"""The heartbeat of a run: it keeps what is wanted, and says what is not."""
+"""The heartbeat of a run: it renews wanted claims, and reports unwanted ones."""
 
 import pytest
 from sqlalchemy import delete, func, text, update
@@ -23,7 +23,7 @@ def claims(pipeline, batch_id):
 
 
 def silent(pipeline):
-    """The last sign of life of the run is a day old."""
+    """Set the last heartbeat of the run to a day ago."""
     a_day_ago = func.now() - text("interval '1 day'")
     with pipeline.database.transaction() as connection:
         connection.execute(update(Upload).values(heartbeat_at=a_day_ago))
@@ -44,7 +44,7 @@ def deleted(pipeline, claim):
 
 
 @pytest.mark.parametrize("what_happens", [cancelled, taken_over, deleted])
-def test_whoever_works_on_what_is_no_longer_wanted_is_told(pipeline, claims, what_happens):
+def test_work_that_is_no_longer_wanted_is_reported_to_its_owner(pipeline, claims, what_happens):
     claim, _ = claims
     with (
         ClaimKeeper(pipeline.states, RUN, lease_seconds=120) as keeper,

@@ -51,7 +51,7 @@ def space_of(database, width, model="m", **questions):
 
 
 def complete(pipeline, width, similarities):
-    """Work a batch to its end, with one vector for each upload."""
+    """Process a whole batch, with one vector for each upload."""
     batch_id = add_batch(pipeline.database, len(similarities))
     pipeline.states.load_batch(batch_id, "run", limit=len(similarities))
     space = space_of(pipeline.database, width)
@@ -117,7 +117,7 @@ def test_a_vector_of_another_width_is_not_stored_in_a_space(pipeline):
         )
 
 
-def test_vectors_go_with_their_upload_whoever_deletes_it(pipeline, database_url):
+def test_vectors_are_deleted_with_their_upload_by_any_client(pipeline, database_url):
     batch_id = complete(pipeline, 384, [0.1, 0.9])
     with psycopg.connect(database_url, autocommit=True) as api:
         api.execute(
@@ -141,10 +141,10 @@ def test_a_space_is_made_once_however_many_ask_for_it(pipeline):
     assert len(set(made)) == 1
 
 
-def test_a_new_space_waits_for_nobody_who_reads_or_writes_vectors(pipeline, database_url):
+def test_a_new_space_does_not_wait_for_readers_or_writers_of_vectors(pipeline, database_url):
     complete(pipeline, 384, [0.1])
     with psycopg.connect(database_url) as reader:
-        reader.execute("SELECT count(*) FROM upload_vectors")  # as pg_dump does, for long
+        reader.execute("SELECT count(*) FROM upload_vectors")  # a long read, like pg_dump's
         reader.execute("UPDATE upload_vectors SET vector = vector")
         assert space_of(pipeline.database, 768).key.width == 768
 
@@ -174,7 +174,7 @@ def test_the_key_of_one_service_goes_to_no_other(pipeline, change):
 
 
 def test_the_upgrade_makes_spaces_of_what_is_there(server):
-    """Rows of two models and users; an interrupted upgrade is made again and goes on."""
+    """Rows of two models and users; an interrupted upgrade is repeated and continues."""
     with server.new_database() as url:
         database = Database(with_driver(url, "psycopg", variable="X"))
         other = "00000000-0000-0000-0000-000000000007"
@@ -193,7 +193,7 @@ def test_the_upgrade_makes_spaces_of_what_is_there(server):
                 FROM generate_series(1, 50) n""",
             ):
                 connection.execute(statement.encode())
-            with psycopg.connect(url) as somebody:  # reads meanwhile, and keeps on
+            with psycopg.connect(url) as somebody:  # reads in the meantime, and continues
                 somebody.execute("SELECT count(*) FROM uploads")
                 somebody.commit()
                 database.upgrade()
@@ -213,7 +213,7 @@ def test_the_upgrade_makes_spaces_of_what_is_there(server):
             [[left]] = connection.execute(
                 "SELECT count(*) FROM pg_indexes WHERE indexname = 'ix_uploads_embedding'"
             ).fetchall()
-            # Once more, as after an interruption; some are missing.
+            # Repeat it, as after an interruption; some vectors are missing.
             connection.execute("DELETE FROM upload_vectors WHERE space_id = 1")
             connection.execute("DROP INDEX ix_upload_vectors_1")
             connection.execute("UPDATE alembic_version SET version_num = '0014'")

@@ -1,4 +1,4 @@
-"""The tidy removes what is provably ours, and nothing else whatever the database says."""
+"""`tidy` removes only files that are provably ours, whatever the database contains."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def storage_url(request, tmp_path) -> str:
 def deploy(
     server: DatabaseServer, storage_url: str, change: Callable[..., Settings]
 ) -> Iterator[Callable[..., Pipeline]]:
-    """Opens deployments on one storage, each with a database of its own."""
+    """Opens deployments on one storage, each with its own database."""
     with ExitStack() as stack:
 
         def open_(dump: Path | None = None) -> Pipeline:
@@ -96,7 +96,7 @@ def tidy(pipeline: Pipeline, **options) -> Leftovers:
 
 
 def contents(pipeline: Pipeline) -> dict[str, bytes]:
-    """Every file on the storage except our note on who owns it."""
+    """Return all files on the storage, except our note about its owner."""
     files, root = pipeline.storage._files, pipeline.storage._root
     found = {path.removeprefix(f"{root}/"): files.cat_file(path) for path in files.find(root)}
     return {path: data for path, data in found.items() if path != OWNER_NOTE}
@@ -114,7 +114,7 @@ def test_two_deployments_on_one_storage_touch_nothing_of_each_other(deploy):
     before = contents(first)
     for pipeline in (first, second, first):
         assert tidy(pipeline).files == []
-    # Not even when each tidies as if the storage were its own.
+    # Not even if each deployment tidies as if it owned the storage.
     for pipeline in (first, second):
         pipeline.ownership.take_over()
         assert tidy(pipeline, force=True).removed == 0
@@ -135,7 +135,7 @@ def test_after_a_restore_from_an_older_dump_nothing_is_removed(deploy, tmp_path)
 
 
 def test_a_dump_made_during_a_submission_does_not_cost_its_originals(deploy, tmp_path):
-    """The note of the submission is on the storage, where it ends with the submission."""
+    """The submission has a note on the storage, which is removed when the submission ends."""
     pipeline, dumps = deploy(), []
     submit(
         [MEDIA / "fog.webp", MEDIA / "sea.jpg"],
@@ -152,7 +152,7 @@ def test_a_dump_made_during_a_submission_does_not_cost_its_originals(deploy, tmp
 
 
 def test_a_copy_of_the_database_whose_rows_are_deleted_removes_nothing(deploy, tmp_path):
-    """A staging system made of a dump, which still points at the storage of production."""
+    """A staging system from a dump that still uses the storage of production."""
     production = deploy()
     add_and_work(production, "fog.webp", "sea.jpg")
     before = contents(production)
@@ -296,7 +296,7 @@ def killed_submission(pipeline: Pipeline, moment: str) -> None:
         ("before the first file", 0),
         ("in mid-file", 2),
         ("after the first file", 1),
-        # Nobody can tell this moment from the one after the commit by the storage alone.
+        # On the storage, this moment looks the same as the moment after the commit.
         ("before the rows", 0),
         ("after the commit", 0),
     ],
@@ -327,7 +327,7 @@ def test_of_a_killed_submission_goes_what_no_database_can_know(
 
 
 def test_a_submission_whose_files_were_removed_as_left_over_does_not_become_a_batch(deploy):
-    """It stood still for more than a day, and goes on."""
+    """A submission is stopped for more than a day, and continues."""
     pipeline = deploy()
     with pytest.raises(Exception, match="submit them again"):
         submit(
@@ -394,7 +394,7 @@ def console(settings, tmp_path) -> Console:
 
 
 @pytest.mark.slow
-def test_the_command_lists_and_removes_and_says_who_decides(console, pipeline, tmp_path):
+def test_the_command_lists_and_removes_and_names_the_owner(console, pipeline, tmp_path):
     pipeline.ownership.claim()
     upload_id = uuid.uuid4()
     path = pipeline.storage.thumbnail_path(USER, upload_id)
@@ -425,7 +425,7 @@ def test_the_command_lists_and_removes_and_says_who_decides(console, pipeline, t
     assert not pipeline.storage.exists(path)
 
 
-def test_doctor_says_who_owns_the_storage_and_so_whether_tidy_may_work(deploy):
+def test_doctor_names_the_owner_of_the_storage_and_whether_tidy_may_remove_files(deploy):
     def said(pipeline: Pipeline) -> str:
         checks = check_health(pipeline.settings, quick=True)
         [check] = [check for check in checks if check.name == "owner of the storage"]

@@ -1,4 +1,4 @@
-"""What Prometheus is told, on rows in every state, and by the installed command."""
+"""Metrics for Prometheus: for rows in every state, and from the installed command."""
 
 import os
 import re
@@ -103,7 +103,7 @@ def test_every_state_is_counted_and_only_what_ended_recently(database):
     }
 
 
-def test_an_old_upload_that_is_worked_again_waits_since_it_was_opened_again(database):
+def test_the_waiting_time_of_a_reopened_upload_begins_when_it_was_reopened(database):
     batch_id = add_batch(database, 1, status="processing")
     [upload] = upload_rows(database, batch_id)
     with database.transaction() as connection:

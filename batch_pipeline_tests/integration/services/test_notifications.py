@@ -1,4 +1,4 @@
-"""Events are told once at least, signed, to nobody who must not be reached."""
+"""Events are sent at least once, signed, and never to a forbidden address."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ from batch_pipeline.webhook_secrets import secret_key
 from batch_pipeline_tests.patience import DEADLINE
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-#: Of plugins of apprise, which are all imported at once.
+#: Warnings of apprise's plugins, which are all imported together.
 APPRISE_WARNS = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SENDER = """
 from batch_pipeline.services.notifications.sending import send_due
@@ -76,7 +76,7 @@ def cancelled_batch(pipeline, **values):
     return batch_id
 
 
-def test_the_end_of_a_batch_is_told_with_its_counts_and_a_valid_signature(
+def test_the_end_of_a_batch_is_sent_with_its_counts_and_a_valid_signature(
     pipeline, database, told, receiver
 ):
     batch_id = cancelled_batch(pipeline, name="Härte")
@@ -119,7 +119,7 @@ def test_an_upload_api_that_cancels_a_batch_is_heard(database):
     ]
 
 
-def test_an_event_of_a_transaction_that_is_rolled_back_is_never_told(database):
+def test_an_event_of_a_transaction_that_is_rolled_back_is_never_sent(database):
     batch_id = add_batch(database, 1)
     with database.engine.connect() as connection:
         connection.execute(
@@ -132,7 +132,7 @@ def test_an_event_of_a_transaction_that_is_rolled_back_is_never_told(database):
 
 
 @pytest.mark.parametrize("kind", ["killed_worker", "model_server_crash"])
-def test_a_quarantined_upload_is_told_and_an_ordinary_failure_is_not(database, kind):
+def test_a_quarantined_upload_sends_an_event_and_an_ordinary_failure_does_not(database, kind):
     batch_id = add_batch(database, 2)
     one = "(SELECT id FROM uploads WHERE batch_id = :id AND processing_status = 'pending' LIMIT 1)"
     update = "UPDATE uploads SET processing_status = 'failed', error_kind = :kind WHERE id = "
@@ -142,7 +142,7 @@ def test_a_quarantined_upload_is_told_and_an_ordinary_failure_is_not(database, k
     assert (type_, data["error_kind"]) == ("upload.quarantined", kind)
 
 
-def test_an_outage_is_told_once_when_it_begins_and_once_when_it_is_over(pipeline, database):
+def test_an_outage_sends_one_event_when_it_begins_and_one_when_it_ends(pipeline, database):
     batch_id = add_batch(database, 2)
     down = ServiceDownError("model_server_down", "cannot be reached")
     for _ in range(2):
@@ -237,7 +237,7 @@ def test_the_message_of_a_sender_killed_in_the_middle_is_sent_by_the_next_with_t
         sender.send_signal(signal.SIGKILL)
         sender.wait()
         go_on.set()
-    make_due(database)  # as when the lease is over
+    make_due(database)  # as if the lease were over
     assert send_due(database, told) == (1, 0)
     first, second = receiver.received
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
@@ -288,7 +288,7 @@ def test_a_private_address_and_a_name_that_leads_to_one_get_nothing(told, receiv
 def test_the_address_that_was_checked_is_the_one_that_is_connected_to(
     change, receiver, monkeypatch
 ):
-    """A name that answers with a public address first, and with loopback when asked again."""
+    """A name with a public address at the first look-up, and with loopback at the second."""
     answers = ["198.41.0.4", "127.0.0.1", "127.0.0.1"]
     connected = []
 
@@ -329,7 +329,7 @@ def test_addresses_that_are_public(address):
     assert is_public(address)
 
 
-def test_nothing_is_kept_where_nobody_is_told(pipeline, database, settings):
+def test_no_events_are_stored_without_a_receiver(pipeline, database, settings):
     cancelled_batch(pipeline)
     assert send_due(database, settings) == (0, 0)
     assert events(database) == []
@@ -377,7 +377,7 @@ def test_settings_that_cannot_be_used_are_refused(values, said):
 
 
 @APPRISE_WARNS
-def test_chats_are_told_in_words_through_apprise(change, receiver):
+def test_chats_get_a_readable_text_through_apprise(change, receiver):
     url = receiver.url.replace("http://", "json://")
     (answer,) = send_test(change(notify_urls=url))
     assert answer.delivered, answer.detail

@@ -1,4 +1,4 @@
-"""What people pause: what each pause holds, and that a call asks right before it begins."""
+"""Pauses: what each pause stops, and that a call checks for pauses right before it begins."""
 
 import time
 import uuid

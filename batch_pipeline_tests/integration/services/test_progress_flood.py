@@ -1,4 +1,4 @@
-"""How many progress messages a large batch sends, and which of them is the last."""
+"""The number of progress messages of a large batch, and its last message."""
 
 import json
 import multiprocessing
@@ -44,7 +44,7 @@ def add_large_batch(database, uploads):
 
 
 def work(settings: Settings, batch_id: uuid.UUID, share: int, name: str) -> None:
-    """One run: all transitions that a run makes, with nothing between them."""
+    """One run: all its transitions, without pauses between them."""
     pipeline = Pipeline(settings)
     with ClaimKeeper(pipeline.states, name, lease_seconds=120):
         process_share(pipeline.states, batch_id, share, name, threads=THREADS)
@@ -76,7 +76,7 @@ def process_share(
 
 
 class Listener:
-    """All that was said about a batch, on PostgreSQL and on Redis."""
+    """All messages about a batch, on PostgreSQL and on Redis."""
 
     def __init__(self, database_url, redis_url, batch_id):
         self._postgres = psycopg.connect(database_url, autocommit=True)
@@ -100,7 +100,7 @@ class Listener:
         return [message["data"]] if message else []
 
     def _collect(self, channel, next_messages):
-        """Whoever has ended has sent all it had: then a quiet moment is the end."""
+        """Ended threads have sent all their messages: after a quiet moment no more will come."""
         while (got := next_messages()) or not self._workers_ended.is_set():
             self.messages[channel] += map(json.loads, got)
 
@@ -152,7 +152,7 @@ def test_a_flood_is_thinned_out_and_the_last_message_says_completed(
         print(f"{channel}: {uploads} uploads, {seconds:.1f} s, {dict(kinds)}")
         assert kinds["begin"] == kinds["end"] == uploads
         assert 0 < kinds["stage"] <= bound
-        # Whoever comes late on Redis repeats the end: at most once for each thread.
+        # A thread that is late on Redis repeats the end: at most once per thread.
         assert kinds["batch"] <= bound + WORKERS * seconds / CHECK_SECONDS + WORKERS * THREADS + 1
         last = messages[-1]
         assert (last["action"], last["payload"]["status"]) == ("batch_progress", "completed")
@@ -165,7 +165,7 @@ def test_a_flood_is_thinned_out_and_the_last_message_says_completed(
     assert counters == sorted(counters), "counters went back: messages overtook each other"
 
 
-def test_one_run_alone_tells_no_more_than_its_burst_while_the_clock_stands_still(
+def test_one_run_sends_no_more_than_its_burst_while_the_clock_stands_still(
     pipeline, database_url, monkeypatch
 ):
     monkeypatch.setattr(pipeline.publisher._filter._pace, "_clock", lambda: 0.0)
@@ -175,7 +175,7 @@ def test_one_run_alone_tells_no_more_than_its_burst_while_the_clock_stands_still
         listener.execute(f"LISTEN {CHANNEL}")
         process_share(pipeline.states, batch_id, uploads, "run", threads=1)
         kinds = Counter(kind_of(json.loads(said)) for said in messages_until_now(listener))
-    # Beside the burst of each kind: that the batch is in work, and that it has ended.
+    # In addition to the burst of each kind: the batch has begun, and it has ended.
     assert kinds == {"begin": uploads, "end": uploads, "stage": BURST, "batch": 1 + BURST + 1}
 
 
@@ -195,14 +195,14 @@ def processed_of(messages):
 def test_counters_that_were_left_out_are_caught_up_and_nobody_waits_for_a_locked_batch(
     pipeline, database_url, monkeypatch
 ):
-    # A clock that stands still: however slow the machine, the burst is used up.
+    # The clock stands still, so the burst is used up even on a slow machine.
     monkeypatch.setattr(pipeline.publisher._filter._pace, "_clock", lambda: 0.0)
     batch_id = add_large_batch(pipeline.database, 2 * BURST + 20)
     states = pipeline.states
     reserved = states.load_batch(batch_id, "run", limit=1000).reserved
     with psycopg.connect(database_url, autocommit=True) as listener:
         listener.execute(f"LISTEN {CHANNEL}")
-        # The last one is left out: of so many at once, more than the burst are.
+        # The last one is left out: so many together exceed the burst.
         ended = 0
         while not pipeline.publisher._filter._behind:
             states.complete(states.start(reserved[ended].id, "run").claim, seconds={})

@@ -1,4 +1,4 @@
-"""Search on some thousand vectors: by the index, within one model and one user, and honest."""
+"""Search on some thousand vectors: it uses the index, and finds only one model and one user."""
 
 import json
 import re
@@ -50,7 +50,7 @@ class Questions:
 
 
 def vector(number):
-    """Turns away from the question, step by step."""
+    """Return vectors with a growing distance from the question."""
     angle = number / VECTORS * 3
     noise = np.random.default_rng(number).normal(size=DIMENSIONS - 1)
     rest = noise / np.linalg.norm(noise) * np.sin(angle)
@@ -138,7 +138,7 @@ def test_the_index_is_used_and_will_be_among_many_more_vectors(filled, user_id, 
     assert len(plans) == (2 if user_id else 4)  # two spaces answer users
     for with_index, exact in zip(plans[::2], plans[1::2], strict=True):
         assert re.search(r'"ix_upload_vectors_\d"', json.dumps(with_index))
-        # And the more so the more vectors there are: the exact search reads them all.
+        # With more vectors the difference grows: the exact search reads all of them.
         assert exact["Total Cost"] > with_index["Total Cost"]
 
 

@@ -1,4 +1,4 @@
-"""The page of a search: pictures first, safe whatever files and models say, fit for a telephone."""
+"""The page of a search: pictures first, safe against text from files and models, fit for phones."""
 
 import html
 import io
@@ -109,7 +109,7 @@ def test_a_picture_that_is_gone_leaves_its_card(storage):
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """Opens a page in Chromium at a width, in light or dark."""
+    """Opens a page in Chromium at a given width, in light or dark mode."""
     tabs = []
 
     def open_(page, width, scheme="light"):
@@ -163,7 +163,7 @@ def test_what_files_and_models_say_is_only_read(storage, opened):
     assert tab.evaluate("document.images.length") == 1
 
 
-def test_the_command_writes_the_page_and_tells_where(database_url, tmp_path):
+def test_the_command_writes_the_page_and_prints_its_path(database_url, tmp_path):
     environment = {
         "PATH": os.environ["PATH"],
         "BATCH_PIPELINE_HOME": str(tmp_path / "home"),

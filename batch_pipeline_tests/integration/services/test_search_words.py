@@ -19,7 +19,7 @@ MODEL = "embedded-sentences-1"
 
 
 class Questions:
-    """Every question has the same vector; how near an upload is, its row says."""
+    """Every question has the same vector; the row of an upload sets its similarity."""
 
     dimensions = DIMENSIONS
     name = MODEL
@@ -35,7 +35,7 @@ class Questions:
 
 
 def near(similarity):
-    """A vector of this similarity to every question."""
+    """Return a vector with this similarity to every question."""
     vector = np.zeros(DIMENSIONS)
     vector[0], vector[1] = similarity, np.sqrt(1 - similarity**2)
     return vector.tolist()
@@ -174,7 +174,7 @@ def test_texts_that_are_too_long_for_an_index_are_stored_and_found(database, fin
 
 @pytest.fixture(scope="module")
 def mixed(server):
-    """A database with uploads that differ in what they can be narrowed by; nobody changes it."""
+    """A database with uploads that differ in every filter; no test changes it."""
     rows = [
         upload("old.jpg", 0.9, facts={"format": "jpeg", "captured_at": "2019-12-31T23:59:00"}),
         upload("new.heic", 0.8, facts={"format": "heic", "camera": "Kestrel K-2",
@@ -283,7 +283,7 @@ def test_pages_joined_are_the_whole(database, find, size):
     add_batch(
         database,
         [
-            # Many as near as each other, and every third found by a word.
+            # Many have the same similarity, and a word finds every third.
             upload(f"{n}.jpg", 0.1 * (n // 15), "Blue." if n % 3 == 0 else "Red.")
             for n in range(30)
         ],
@@ -331,7 +331,7 @@ def test_the_same_bytes_are_shown_once_with_where_else_they_are(database, find):
     assert not found[1].copies
 
 
-def test_a_copy_that_another_user_has_is_not_told(database, find):
+def test_copies_of_another_user_are_not_shown(database, find):
     stranger = uuid.UUID(int=7)
     add_batch(
         database,

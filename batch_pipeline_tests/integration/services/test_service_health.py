@@ -1,4 +1,4 @@
-"""What `doctor` says of Redis and the object store, each a real server in a bad state."""
+"""What `doctor` reports about Redis and the object store, each a real server in a bad state."""
 
 import pytest
 import redis
@@ -74,7 +74,7 @@ def test_a_bucket_that_can_be_written_is_well_and_left_as_it_was(check, s3_url):
 
 
 @pytest.mark.xdist_group("object_store")
-def test_a_bucket_that_is_not_there_is_told_from_keys_that_are_refused(check, s3_url, object_store):
+def test_a_missing_bucket_and_refused_keys_have_different_findings(check, s3_url, object_store):
     missing = check("storage", storage_url="s3://nobody/uploads")
     with object_store.refusing_everybody():
         refused = check("storage", storage_url=s3_url)
@@ -90,7 +90,7 @@ def test_a_bucket_that_is_not_there_is_told_from_keys_that_are_refused(check, s3
 @pytest.mark.xdist_group("object_store")
 def test_an_object_store_that_nobody_reaches_is_named(check, s3_url, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    S3FileSystem.clear_instance_cache()  # clients are kept, with the address that they had
+    S3FileSystem.clear_instance_cache()  # clients are cached with their old address
 
     found = check("storage", storage_url=s3_url)
     S3FileSystem.clear_instance_cache()

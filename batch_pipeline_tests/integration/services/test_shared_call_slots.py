@@ -1,4 +1,4 @@
-"""Slots over several holders, each with a thread and a connection of its own, as processes have."""
+"""Slots over several holders, each with its own thread and connection, like processes."""
 
 import socket
 import threading
@@ -24,7 +24,7 @@ Opened = Callable[..., CallSlots]
 
 @pytest.fixture
 def opened(database: Database) -> Iterator[Opened]:
-    """Slots of one more process."""
+    """Slots of another process."""
     processes: list[SharedCallSlots] = []
 
     def open_(limit: int, lease_seconds: float = LEASE_SECONDS) -> CallSlots:
@@ -42,7 +42,7 @@ def rows(database: Database) -> list[AnyRow]:
 
 
 class Callers:
-    """Threads that each hold a slot until they are told to let go."""
+    """Threads that each hold a slot until the test releases it."""
 
     def __init__(self, slots: CallSlots, count: int, servers: tuple[str, ...] = (A,)) -> None:
         self._slots, self._servers = slots, servers
@@ -83,7 +83,7 @@ Calling = Callable[..., Callers]
 
 @pytest.fixture
 def calling(opened: Opened) -> Iterator[Calling]:
-    """Starts callers; none is left when a test fails, for which Python would wait at its end."""
+    """Starts callers, and ends them even if a test fails: Python would wait for them at exit."""
     started: list[Callers] = []
 
     def start(*arguments: Any) -> Callers:
@@ -128,7 +128,7 @@ def test_what_two_processes_hold_never_exceeds_the_limit_and_the_second_gets_its
     first.end()
 
 
-def test_who_holds_slots_goes_on_saying_that_it_lives(
+def test_a_holder_of_slots_keeps_renewing_its_heartbeat(
     opened: Opened, calling: Calling, database: Database
 ) -> None:
     callers = calling(opened(2, lease_seconds=3), 2)
@@ -228,7 +228,7 @@ def test_a_pause_that_a_server_asks_one_process_for_is_kept_by_the_others_and_by
 
     def begins_once_it_has_heard(slots: CallSlots) -> float:
         while (began := begins(slots)) - paused_at < 1.9:
-            # The message is under way for a moment; who never hears begins until the very end.
+            # The message needs a moment. A holder that never gets it would begin calls to the end.
             assert began - paused_at < 1.0, "it has not heard of the pause"
         return began
 

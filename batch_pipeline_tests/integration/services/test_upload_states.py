@@ -1,4 +1,4 @@
-"""The state machine alone: claims, fencing, counters. Rules of the loop: test_loop_rules.py."""
+"""Only the state machine: claims, fencing, counters. Rules of the loop: test_loop_rules.py."""
 
 import random
 import threading
@@ -50,7 +50,7 @@ def assert_counters_equal_a_recount(pipeline, batch_id):
     assert batch.failed_uploads == states["failed"]
     assert batch.processed_uploads == batch.successful_uploads + batch.failed_uploads
     ended = batch.processed_uploads == batch.total_uploads
-    # One without uploads is still being filled, or was given up for good.
+    # A batch without uploads is still being filled, or was abandoned.
     is_empty = batch.status in {"pending", "failed"} and batch.total_uploads == 0
     if batch.status != "cancelled" and not is_empty:
         assert (batch.status == "completed") == ended
@@ -88,7 +88,7 @@ def test_a_worker_that_slept_past_its_lease_writes_nothing(pipeline):
     assert_counters_equal_a_recount(pipeline, batch_id)
 
 
-#: What the holder of a claim may ask for.
+#: Operations of the holder of a claim.
 WRITES = {
     "store_thumbnail": lambda states, claim: states.store_thumbnail(claim, "thumb_256.jpg", {}),
     "complete": lambda states, claim: states.complete(claim, seconds={}),
@@ -99,8 +99,8 @@ WRITES = {
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("taken_by", ["start", "load_batch"])
-def test_two_workers_of_one_run_are_told_apart_by_their_tokens(pipeline, taken_by, write):
-    """A run that is resumed has the id of the worker that slept past its lease."""
+def test_two_workers_of_one_run_have_different_tokens(pipeline, taken_by, write):
+    """A resumed run has the same id as the worker that slept past its lease."""
     batch_id = add_batch(pipeline.database, 1)
     [upload] = upload_rows(pipeline.database, batch_id)
     stale = started(pipeline, upload.id).claim
@@ -209,7 +209,7 @@ def test_concurrent_endings_count_each_upload_once_and_end_the_batch_once(
 
 
 def give_up(pipeline, batch_id):
-    """One run more died than may."""
+    """Let one more run die than is allowed."""
     with pipeline.database.transaction() as connection:
         connection.execute(
             update(UploadBatch)
@@ -374,7 +374,7 @@ def test_an_upload_is_skipped_if_its_batch_is_cancelled_while_it_is_opened_again
     assert_counters_equal_a_recount(pipeline, batch_id)
 
 
-#: What somebody else has changed, and commits while an upload's end waits for it.
+#: Changes of another session, which commits while an upload's end waits for it.
 MEANWHILE = {
     "its heartbeat was renewed": update(Upload).values(heartbeat_at=func.now()),
     "its batch was touched": update(UploadBatch).values(updated_at=func.now()),

@@ -1,4 +1,4 @@
-"""What a batch waits for, as `status` and `watch` say it."""
+"""What a batch waits for, as `status` and `watch` show it."""
 
 import psycopg
 import pytest
@@ -12,7 +12,7 @@ from batch_pipeline.testing.records import add_batch
 
 @pytest.fixture
 def daemon(server):
-    """Dagster's database, with the heartbeats of a daemon that lives."""
+    """Dagster's database, with heartbeats of a living daemon."""
     with server.new_database(migrated=False) as url:
         with psycopg.connect(url) as connection:
             connection.execute(

@@ -1,4 +1,4 @@
-"""What wakes the sensor: every write that leaves an upload to be worked, whoever makes it."""
+"""What wakes the sensor: every write by any client that makes an upload ready for processing."""
 
 from datetime import UTC, datetime
 
@@ -19,11 +19,11 @@ from batch_pipeline_tests.patience import DEADLINE
 
 @pytest.fixture
 def heard(pipeline):
-    """Tells whether work was signalled since it was asked last."""
+    """Returns whether work was signalled since the last call."""
     with work_signals(pipeline.database) as wait:
 
         def since() -> bool:
-            # Notifications arrive in the order of the commits: one of ours comes after all others.
+            # Notifications arrive in order of commits, so our own comes after all others.
             return wait(0.2)
 
         yield since
@@ -43,7 +43,7 @@ def test_uploads_that_somebody_adds_are_heard_of(pipeline, heard):
     assert heard()
 
 
-def test_a_batch_that_is_worked_says_that_it_has_begun_and_nothing_more(pipeline, heard):
+def test_processing_a_batch_signals_its_beginning_and_nothing_more(pipeline, heard):
     batch_id = add_batch(pipeline.database, 2)
     assert heard()
     first, second = upload_rows(pipeline.database, batch_id)

@@ -1,4 +1,4 @@
-"""What tests of films share: decode by content, look at what came out."""
+"""Shared code of tests of films: decode by content, inspect the result."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ from batch_pipeline.media.memory import DEFAULT_DECODE_BYTES
 from batch_pipeline.media.sniffing import HEAD_BYTES, sniff
 from batch_pipeline.media.videos import decode_video
 
-#: Files that came out wrong once.
+#: Files that were once decoded wrongly.
 CASES = Path(__file__).parents[2] / "cases" / "media"
 
 

@@ -1,4 +1,4 @@
-"""The part of a picture that its boxes name is shown, with pixels as wide as they say."""
+"""A picture is shown as its boxes say: only the named part, with the named pixel shape."""
 
 import io
 
@@ -89,7 +89,7 @@ def test_the_clean_aperture_of_a_film_is_shown_ahead_of_its_turn(video_format, m
 
 
 def test_the_clean_aperture_of_a_large_film_is_shown_and_its_pixels_are_stretched():
-    """720 x 480 of which 704 x 480 count, each 10 x 11: the picture of a camcorder is 640 wide."""
+    """Of 720 x 480 pixels, 704 x 480 are shown, each 10 x 11: a camcorder's picture is 640 wide."""
     whole = paint((720, 480))
     film = make_video("mov", 1, whole.size, painter=lambda _: whole)
     part = (8, 0, 712, 480)
@@ -157,7 +157,7 @@ def test_broken_elements_of_matroska_are_ignored():
 
 
 def without_pixel_aspect(film: bytes) -> bytes:
-    """Make the first such box of a film one that nobody reads."""
+    """Rename the first such box of a film, so that no decoder reads it."""
     first, last = film.find(b"pasp"), film.rfind(b"pasp")
     return film if first == last else film[:first] + b"free" + film[first + 4 :]
 

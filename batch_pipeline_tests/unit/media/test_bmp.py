@@ -64,7 +64,7 @@ def bmp(
 
 
 def indexed(colours: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices, palette, and the picture that they make."""
+    """Return indices, palette, and the picture that they form."""
     small = PICTURE.quantize(colours, dither=Image.Dither.NONE)
     palette = np.array(small.getpalette(), np.uint8).reshape(-1, 3)[:colours]
     indices = np.asarray(small)
@@ -90,7 +90,7 @@ def masked(masks: Sequence[int], bits: int, alpha: int = 255) -> np.ndarray:
 
 
 def run_lengths(indices: np.ndarray, bits: int) -> bytes:
-    """Each row as runs of equal indices, then some as they are, with a run over its end."""
+    """Encode each row: runs of equal indices, some literal indices, and a run past its end."""
     packets = b""
     for number, row in enumerate(indices[::-1]):
         if number % 2:

@@ -1,4 +1,4 @@
-"""One way in: storage errors stay storage errors, hostile files stay in bounds, threads agree."""
+"""Decoding: storage errors stay storage errors, hostile files stay within limits, threads agree."""
 
 import errno
 import gc
@@ -44,7 +44,7 @@ def decode_bytes(data: bytes):
 
 
 class FailingStorage(io.BytesIO):
-    """A file whose storage breaks down once so many bytes have been read."""
+    """A file whose storage fails after a number of bytes."""
 
     def __init__(self, data: bytes, after: int, error: BaseException) -> None:
         super().__init__(data)
@@ -116,7 +116,7 @@ def test_threads_get_what_one_alone_gets():
 def test_scripts_and_playlists_open_no_other_file_whatever_type_they_pass_for(
     media_type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # Given a canary that would decode, and a server that nobody may call.
+    # Given a canary that could be decoded, and a server that must not be called.
     (tmp_path / "canary.mp4").write_bytes(make_video("mp4", 1))
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -227,7 +227,7 @@ def test_pictures_are_freed_at_once_and_not_by_the_garbage_collector(data):
         with suppress(PermanentError):
             decode_bytes(data).make_thumbnail()
 
-    decode_and_drop()  # what is loaded with the first file stays
+    decode_and_drop()  # libraries that the first file loads stay loaded
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)

@@ -12,7 +12,7 @@ from batch_pipeline.testing.media import encode_image, paint
 
 SIZE = (784, 588)
 PICTURE = paint(SIZE)
-#: What a phone writes about the map, and about the two pictures of the file.
+#: Metadata of a phone about the map, and about the two pictures of the file.
 XMP_OF_MAP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
     b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
@@ -34,19 +34,19 @@ XMP_OF_PICTURE = (
 
 
 def gain_map() -> Image.Image:
-    """Brightest where the picture is darkest, so that nobody takes one for the other."""
+    """The map is brightest where the picture is darkest, so that they cannot be confused."""
     return Image.eval(PICTURE.convert("L").resize((128, 96)), lambda value: 255 - value)
 
 
 def ultra_hdr_jpeg() -> bytes:
-    """The picture, and behind it the map as a JPEG of its own."""
+    """The picture, followed by the map as a separate JPEG."""
     map_bytes = encode_image(gain_map(), "jpeg", xmp=XMP_OF_MAP)
     picture = encode_image(PICTURE, "jpeg", quality=95, xmp=XMP_OF_PICTURE % len(map_bytes))
     return picture + map_bytes
 
 
 def heic_with_map() -> bytes:
-    """The map as a second picture of the file; which one is shown, the file says."""
+    """The map as a second picture of the file; the file says which one is shown."""
     import pillow_heif  # noqa: PLC0415
 
     file = pillow_heif.from_pillow(PICTURE)

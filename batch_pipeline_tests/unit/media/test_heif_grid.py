@@ -1,4 +1,4 @@
-"""A large HEIC is decoded tile by tile, and shows what it shows when it is decoded whole."""
+"""A large HEIC is decoded tile by tile; the result is the same as when decoded as a whole."""
 
 import io
 import struct

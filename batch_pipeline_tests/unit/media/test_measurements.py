@@ -1,4 +1,4 @@
-"""Measures of drawn pictures of which the right answer is known."""
+"""Measurements of drawn pictures with known results."""
 
 import io
 
@@ -56,7 +56,7 @@ def test_shares_are_those_of_the_area_and_add_up_to_one() -> None:
     assert [(colour.name, colour.share) for colour in colours] == [("blue", 0.75), ("green", 0.25)]
 
 
-def test_upper_and_lower_part_are_told_apart() -> None:
+def test_upper_and_lower_part_are_distinguished() -> None:
     measured = measure([stacked(plain("#b0d4f4"), plain("#0a4018"))])
 
     assert (measured.upper.phrase, measured.lower.phrase) == ("light blue", "dark green")

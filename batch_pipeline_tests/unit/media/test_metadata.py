@@ -1,4 +1,4 @@
-"""Dates and cameras are believed in a written order, and what is broken hides nothing."""
+"""Dates and cameras are taken in a documented order; a broken entry does not hide a good one."""
 
 import io
 import struct

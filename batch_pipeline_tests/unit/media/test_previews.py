@@ -1,4 +1,4 @@
-"""Pictures small enough to stand in an event log."""
+"""Pictures small enough for an event log."""
 
 import io
 import os

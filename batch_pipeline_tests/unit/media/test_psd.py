@@ -21,7 +21,7 @@ ANOTHER = np.full((1, *ARRAY.shape[:2]), 77, np.uint8)
 
 
 def packed_row(row: bytes) -> bytes:
-    """Run lengths that pack nothing."""
+    """Write run lengths without any compression."""
     parts = [row[start : start + 128] for start in range(0, len(row), 128)]
     return b"".join(bytes([len(part) - 1]) + part for part in parts)
 
@@ -103,7 +103,7 @@ def test_single_inks_are_shown_with_a_warning():
 
 def test_rows_of_a_psb_may_be_packed_longer_than_a_psd_can_say():
     rows = [packed_row(row.tobytes()) for plane in planes_of(ARRAY) for row in plane]
-    # A run of nothing ("no operation") makes a packed row as long as one likes.
+    # Empty runs ("no operation") can make a packed row as long as an attacker wants.
     rows[0] = b"\x80" * 70_000 + rows[0]
     counts = struct.pack(f">{len(rows)}I", *map(len, rows))
     whole = document(planes_of(ARRAY), RGB, version=2)
@@ -136,7 +136,7 @@ def test_a_document_that_ends_in_its_head_is_truncated(length):
 
 
 def linear_profile() -> bytes:
-    """What Photoshop puts into documents of 32 bits: the colours of sRGB, and curves of nothing."""
+    """The profile of Photoshop's 32-bit documents: colours of sRGB, and linear curves."""
     colours = {
         b"rXYZ": (0.4361, 0.2225, 0.0139),
         b"gXYZ": (0.3851, 0.7169, 0.0971),

@@ -1,4 +1,4 @@
-"""A file is what its content says; what is refused is named."""
+"""The content decides the type of a file; the error for a refused file names its type."""
 
 import io
 import struct
@@ -236,7 +236,7 @@ def with_maker(name: bytes) -> bytes:
         (b"IIII", None),
     ],
 )
-def test_documents_scans_and_raw_files_are_told_apart(head, expected):
+def test_documents_scans_and_raw_files_are_distinguished(head, expected):
     assert sniff(head) is expected
 
 
@@ -263,7 +263,7 @@ def test_no_head_is_too_short_to_be_judged(length):
         assert sniff(head) is not None or refusal_reason(head)
 
 
-#: Of these nobody says how long they are.
+#: Types whose files do not contain their own length.
 STREAMS = ("flv", "mpeg-ps", "mpeg-ts", "m2ts", "mpeg-es")
 SELF_DESCRIBING = [make_image(image_format) for image_format in IMAGE_FORMATS] + [
     make_video(video_format, 1) for video_format in VIDEO_FORMATS if video_format not in STREAMS
@@ -277,7 +277,7 @@ def test_a_half_file_is_known_to_be_cut_short_and_a_whole_one_is_not(data):
 
     assert not is_cut_short(io.BytesIO(data), media_type)
     assert is_cut_short(io.BytesIO(cut_in_half(data)), media_type)
-    if media_type not in {sniffing.PNG, sniffing.MXF}:  # what they end with may be cut itself
+    if media_type not in {sniffing.PNG, sniffing.MXF}:  # their end may be truncated itself
         assert is_cut_short(io.BytesIO(data[:-1]), media_type)
 
 

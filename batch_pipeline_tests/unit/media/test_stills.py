@@ -1,4 +1,4 @@
-"""Each still format comes out with its own pixels, within the memory that may be taken."""
+"""Each still format is decoded to the right pixels, within the memory limit."""
 
 import io
 import subprocess
@@ -272,7 +272,7 @@ def test_an_hdr_still_is_as_coloured_as_its_ordinary_twin(transfer, image_format
 
 @pytest.mark.parametrize("image_format", ["jpeg", "png", "webp", "heic", "avif"])
 def test_exif_of_more_than_64_kilobytes_is_read(image_format):
-    # Given what phones write there: a note of 100 KB ahead of everything else
+    # Given a maker note of 100 KB before everything else, as phones write it
     moment = datetime(2023, 4, 27, 19, 44, 18)
     block = Exif(6, moment, "Example", "One").to_bytes() + bytes(100_000)
     if image_format == "jpeg":
@@ -368,7 +368,7 @@ print(content.facts.width, highest >> 20, highest - used, foretold)
 
 
 def measured(data: bytes, folder: Path) -> tuple[int, int, int, int]:
-    """Width, peak of the process (MiB), what the decode added to it, and what it was to add."""
+    """Return width, peak of the process, memory added by the decode, and its limit (MiB)."""
     (folder / "picture").write_bytes(data)
     result = subprocess.run(
         [sys.executable, "-c", IN_A_PROCESS, str(folder / "picture")],
@@ -425,7 +425,7 @@ def test_no_format_takes_more_memory_than_was_foretold(make, tmp_path):
 
     _, _, added, foretold = measured(data, tmp_path)
 
-    slack = 2 * len(data) + 16 * 1024**2  # the file itself, and libraries that are loaded then
+    slack = 2 * len(data) + 16 * 1024**2  # the file itself, and libraries that decoding loads
     assert added <= foretold + slack
 
 

@@ -21,7 +21,7 @@ UNSIGNED, FLOAT = 1, 3
 
 
 def bits_packed(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Rows of samples of some bits each, as bytes; shape (rows, bytes, 1)."""
+    """Pack rows of samples with a number of bits each; return shape (rows, bytes, 1)."""
     places = np.arange(bits - 1, -1, -1)
     separate = (samples[..., None].astype(np.uint64) >> places.astype(np.uint64)) & np.uint64(1)
     return np.packbits(separate.reshape(len(samples), -1).astype(np.uint8), axis=1)[..., None]
@@ -38,14 +38,14 @@ def of_bits(samples: np.ndarray, bits: int) -> bytes:
 
 
 def differences(samples: np.ndarray) -> np.ndarray:
-    """As the predictor 2 stores them: each pixel less the one ahead of it."""
+    """Apply predictor 2: each pixel minus the previous one."""
     found = samples.copy()
     found[:, 1:] -= samples[:, :-1]
     return found
 
 
 def float_differences(samples: np.ndarray) -> np.ndarray:
-    """As the predictor 3 stores them: bytes of the same weight together, less those ahead."""
+    """Apply predictor 3: bytes of equal weight together, each minus the previous one."""
     rows, width, channels = samples.shape
     planes = samples.astype(">f4").view(np.uint8).reshape(rows, width * channels, 4)
     planes = planes.transpose(0, 2, 1).reshape(rows, -1, channels)

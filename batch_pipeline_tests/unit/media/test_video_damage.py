@@ -1,4 +1,4 @@
-"""What is broken beside frames that can be shown never fails a film; a warning says it."""
+"""Damage never fails a film that has frames to show; it causes a warning."""
 
 import numpy as np
 import pytest
@@ -98,7 +98,7 @@ def test_bad_frames_in_the_middle_are_passed_over(video_format):
     assert len(positions) >= 6
 
 
-def test_frames_that_could_not_be_decoded_are_told_in_the_facts():
+def test_frames_that_could_not_be_decoded_are_named_in_the_facts():
     data = bytearray(moving("mp4", keyframe_interval=1000))
     start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
     data[(start + end) // 2 : end] = bytes(end - (start + end) // 2)
@@ -139,7 +139,7 @@ def test_a_film_without_its_index_is_truncated(video_format):
 
 @pytest.mark.parametrize("video_format", ["mkv", "wmv", "ogv", "mxf", "m2ts", "mpeg-ps", "3gp"])
 @pytest.mark.parametrize("bytes_left", [600, 1500])
-def test_a_film_of_which_next_to_nothing_came_is_refused_or_shown(video_format, bytes_left):
+def test_a_film_with_almost_no_data_is_refused_or_shown(video_format, bytes_left):
     kind = None
 
     try:

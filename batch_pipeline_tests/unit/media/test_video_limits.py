@@ -1,4 +1,4 @@
-"""Films made to take memory or time take neither."""
+"""Films that are made to use much memory or time stay within the limits."""
 
 import subprocess
 import sys
@@ -63,7 +63,7 @@ def test_large_frames_are_decoded_by_their_key_frames_alone():
 
 
 @pytest.mark.parametrize("video_format", ["mp4", "mkv", "webm", "m2ts", "avi"])
-def test_key_frames_alone_that_are_far_apart_are_told(video_format):
+def test_distant_key_frames_cause_a_warning(video_format):
     data = make_video(video_format, 4, (640, 480), keyframe_interval=100_000)
 
     content = decode(data, max_bytes=32 * 1024**2 + 5 * 640 * 480 * 3 // 2)
@@ -101,7 +101,7 @@ print(content.facts.width, peak() - used)
     ("side", "frames"), [(4880, 12), (5760, 12), (10_240, 1)], ids=["all frames", "8K", "12K"]
 )
 def test_the_largest_films_are_decoded_within_the_stated_memory(side, frames, tmp_path):
-    # References and reordered frames as many as large frames may have.
+    # As many references and reordered frames as large frames may have.
     film = make_oversized_video(side, frames=frames, refs="5", bf="3")
     (tmp_path / "film").write_bytes(film)
 

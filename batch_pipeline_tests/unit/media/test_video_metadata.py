@@ -1,4 +1,4 @@
-"""When and by what a film was taken, by the entry that is most to be trusted; never where."""
+"""Date and camera of a film come from the most trusted entry; its place is never read."""
 
 import io
 import struct
@@ -106,7 +106,7 @@ WANTED = datetime(2021, 5, 6, 7, 8, 9)
         ({}, None, None),
     ],
 )
-def test_the_entry_to_be_trusted_most_tells_the_date(entries, found, source):
+def test_the_date_comes_from_the_most_trusted_entry(entries, found, source):
     assert captured_at([entries, {}]) == (found, source)
 
 
@@ -168,7 +168,7 @@ MOMENT = datetime(2019, 4, 24, 0, 0, 5)
 
 
 def camcorder_note(moment: datetime, *more: bytes) -> bytes:
-    """What an AVCHD camcorder writes about a frame, as H.264 holds it."""
+    """The note of an AVCHD camcorder about a frame, as stored in H.264."""
     date = bytes.fromhex(f"{moment:%Y%m}")
     time = bytes.fromhex(f"{moment:%d%H%M%S}")
     entries = b"\x13" + bytes(4) + b"\x18\x84" + date + b"\x19" + time
@@ -185,7 +185,7 @@ def camcorder_note(moment: datetime, *more: bytes) -> bytes:
 
 
 def with_note(film: bytes, note: bytes, muxer_options: dict[str, str]) -> bytes:
-    """Put a note ahead of the first frame of a transport stream."""
+    """Put a note before the first frame of a transport stream."""
     output = io.BytesIO()
     with (
         av.open(io.BytesIO(film), format="mpegts") as source,

@@ -1,4 +1,4 @@
-"""Frames come from the whole length, in bounded work; what cannot be reached is said."""
+"""Frames come from the whole length, with bounded effort; unreachable parts cause a warning."""
 
 import io
 from itertools import pairwise
@@ -76,7 +76,7 @@ def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_budget")
 def test_what_lies_behind_the_budget_is_said_and_what_lies_within_is_spread():
-    # Given 600 frames behind one key frame, of which 100 may be decoded
+    # Given 600 frames after one key frame, and a limit of 100 decoded frames
     content = decode(make_video("mp4", 120, (32, 32), fps=5, keyframe_interval=ONE_KEY_FRAME))
 
     positions = [frame.position_seconds for frame in content.frames]

@@ -1,4 +1,4 @@
-"""Of the streams of a container, the film is shown: not its cover, nor a thumbnail beside it."""
+"""Of the streams of a container the film is shown, not its cover or a thumbnail."""
 
 import numpy as np
 import pytest
@@ -127,7 +127,7 @@ def test_room_put_ahead_of_a_finished_film_does_not_hide_it(room, length):
 
 
 def test_room_that_the_positions_count_in_does_not_hide_a_film_either():
-    # Given room in place of the brands: nothing behind it has moved
+    # Given a free box in place of the brands, so that no later byte moves
     data = make_video("mov", 2)
     size = int.from_bytes(data[:4], "big")
     assert data[4:8] == b"ftyp"
@@ -138,7 +138,7 @@ def test_room_that_the_positions_count_in_does_not_hide_a_film_either():
     assert content.facts.format == "mov"
 
 
-def test_what_a_container_is_is_told_by_its_content():
+def test_the_type_of_a_container_is_found_from_its_content():
     webm, mkv = make_video("webm", 1), make_video("mkv", 1)
 
     assert sniff(mkv) is MKV

@@ -1,4 +1,4 @@
-"""A video of any length gives a few frames spread over it, upright, small, in bounded work."""
+"""A video of any length yields a few frames spread over it: upright, small, with bounded effort."""
 
 import io
 import struct

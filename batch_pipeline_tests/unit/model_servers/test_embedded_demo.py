@@ -1,4 +1,4 @@
-"""The demo's files, described and searched as the demo does it."""
+"""The demo's files, described and searched as in the demo."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a result was made with, as a text that changes when it does."""
+"""Fingerprints change if the model, prompts or options of a result change."""
 
 from batch_pipeline.model_servers.fingerprints import fingerprint
 

@@ -1,4 +1,4 @@
-"""Pictures as models take them."""
+"""Pictures are fitted to the sizes that models need."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Prompts of one's own: what may stand in them, and what a file's own words may not do in them."""
+"""Own prompts: what they may contain, and that words from a file cannot change them."""
 
 from datetime import datetime
 
@@ -41,7 +41,7 @@ def test_a_line_about_what_is_not_known_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(("allowed", "told"), [(True, True), (False, False)])
-def test_the_place_is_told_only_if_that_is_allowed(tmp_path, allowed, told):
+def test_the_prompt_contains_the_place_only_if_that_is_allowed(tmp_path, allowed, told):
     (tmp_path / "image.txt").write_text("Describe it.\nIt was taken in {place}.")
 
     asked = read_prompts(str(tmp_path), tells_place=allowed).of_image(KNOWN)

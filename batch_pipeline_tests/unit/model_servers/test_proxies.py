@@ -1,4 +1,4 @@
-"""Through which proxy a model server is called."""
+"""The choice of the proxy for a model server."""
 
 import builtins
 

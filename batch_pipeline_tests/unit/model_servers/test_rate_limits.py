@@ -1,4 +1,4 @@
-"""What servers say about their limits, and the pace that follows from it."""
+"""Rate limits that servers report, and the pace that follows from them."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -158,7 +158,7 @@ def test_tokens_are_counted_as_the_calls_that_they_are_enough_for():
     assert pace.not_before == pytest.approx(100 + 60 / 4, rel=0.01)
 
 
-def test_a_server_that_tells_nothing_but_refuses_is_called_as_fast_as_it_had_let_through():
+def test_a_server_that_refuses_without_headers_is_called_as_fast_as_it_accepted_before():
     pace = Pace()
     for second in range(30):
         pace.answered(second, [], in_flight=0, share=1, tokens=0)

@@ -1,4 +1,4 @@
-"""Vectors by meaning: of any text, in bounded time, loaded once and not before it is needed."""
+"""Vectors by meaning: for any text, in bounded time; the encoder is loaded once, at first use."""
 
 import subprocess
 import sys

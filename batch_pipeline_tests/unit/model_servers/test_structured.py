@@ -1,4 +1,4 @@
-"""Answers in fields: what is read of them, and what is refused."""
+"""Answers with fields: what is read from them, and what is refused."""
 
 import json
 
@@ -104,5 +104,5 @@ def test_tags_are_unlike_and_not_many():
     ("said", "prose"),
     [(TEXT, True), ("", False), ('{"description": "A b', False), ('```json\n{"a": 1}\n```', False)],
 )
-def test_sentences_are_told_from_json(said, prose):
+def test_sentences_and_json_are_distinguished(said, prose):
     assert is_prose(said) == prose

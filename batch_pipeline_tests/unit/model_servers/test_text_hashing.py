@@ -1,4 +1,4 @@
-"""The embedded vectors: stable everywhere, never degenerate, near for what reads alike."""
+"""Vectors by words: the same on every machine, never degenerate, close for similar texts."""
 
 import os
 import subprocess

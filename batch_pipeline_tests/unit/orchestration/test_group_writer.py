@@ -1,4 +1,4 @@
-"""The group writer alone: order, bound, outages, refusals. What it writes is a list."""
+"""Only the group writer: order, limit, outages, refusals. It writes to a list."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ class OutageError(Exception):
 
 
 class Shelf:
-    """Keeps what is written, unless it is told to fail."""
+    """Keeps written items, or fails if a test says so."""
 
     def __init__(self):
         self.groups = []
@@ -48,7 +48,7 @@ def shelf():
 
 @pytest.fixture
 def new_writer(shelf, monkeypatch):
-    """Makes writers that write nothing before they must."""
+    """Makes writers that write as late as possible."""
     monkeypatch.setattr(group_writer, "GATHER_SECONDS", 1000)
     monkeypatch.setattr(group_writer, "_LAST_PAUSE", 0.1)
     writers = []
@@ -115,7 +115,7 @@ def test_each_thread_finds_its_items_in_its_order_and_none_twice(new_writer, she
         assert [number for who, number in shelf.items if who == name] == list(range(1000))
 
 
-def test_an_outage_holds_up_who_puts_more_than_may_wait_and_loses_nothing(new_writer, shelf):
+def test_an_outage_blocks_writers_when_the_queue_is_full_and_loses_nothing(new_writer, shelf):
     writer = new_writer()
     shelf.is_open.clear()
     for number in range(group_writer.MAX_WAITING):
@@ -129,11 +129,11 @@ def test_an_outage_holds_up_who_puts_more_than_may_wait_and_loses_nothing(new_wr
     assert not one_more.is_alive()
     writer.flush()
     assert shelf.items == [*range(group_writer.MAX_WAITING), "one more"]
-    # The second attempt at a group is told that the first may have succeeded.
+    # The second attempt at a group is informed that the first may have succeeded.
     assert shelf.tries[:2] == [False, True]
 
 
-def test_who_waits_for_longer_than_one_is_patient_is_told_and_the_items_stay(new_writer, shelf):
+def test_a_wait_that_takes_too_long_raises_and_the_items_stay(new_writer, shelf):
     writer = new_writer(patience=0.1)
     shelf.is_open.clear()
     writer.put("item")
@@ -144,7 +144,7 @@ def test_who_waits_for_longer_than_one_is_patient_is_told_and_the_items_stay(new
     assert shelf.items == ["item"]
 
 
-def test_one_item_that_is_refused_holds_up_no_other_and_somebody_is_told(new_writer, shelf, caplog):
+def test_a_refused_item_does_not_delay_the_others_and_is_reported(new_writer, shelf, caplog):
     writer = new_writer()
     shelf.refuses = {"bad"}
     for item in ("before", "bad", "after"):
@@ -153,7 +153,7 @@ def test_one_item_that_is_refused_holds_up_no_other_and_somebody_is_told(new_wri
         writer.flush()
     assert shelf.items == ["before", "after"]
     assert "an event cannot be written: bad" in caplog.text
-    writer.flush()  # told once
+    writer.flush()  # the error is raised only once
 
 
 def test_stopping_writes_what_is_left_and_ends_the_thread(new_writer, shelf):

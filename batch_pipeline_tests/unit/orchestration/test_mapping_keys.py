@@ -1,4 +1,4 @@
-"""The name of a mapped step leads back to its upload, whatever the file is called."""
+"""The name of a mapped step identifies its upload, whatever the name of the file."""
 
 import re
 import uuid

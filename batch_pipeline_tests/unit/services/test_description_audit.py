@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001, E501 - texts in many scripts, some of them wider than they are long
-"""Each rule at its boundary; honest texts in many languages pass, stammering does not."""
+"""Each rule at its boundary; real texts in many languages pass, repetitive texts do not."""
 
 import base64
 import json
@@ -137,7 +137,7 @@ def test_honest_text_passes_in_every_language(text: str) -> None:
 
 @pytest.mark.parametrize("text", HONEST.values(), ids=HONEST)
 def test_a_long_honest_text_passes_in_every_language(text: str) -> None:
-    # No text repeats itself when it is long; other honest texts make the length.
+    # Other real texts are added for the length: a repeated text would fail.
     result = audit(" ".join([text, *HONEST.values()])[:5000])
 
     assert "few_unique_words" not in names(result)
@@ -158,7 +158,7 @@ def test_random_letters_fail(seed: int) -> None:
 
 # Boundaries ---------------------------------------------------------------------------------------
 
-#: 50 characters, 9 words, nothing to complain about.
+#: 50 characters, 9 words, no fault.
 PLAIN = "A red bicycle leans against a white wall of brick."
 
 

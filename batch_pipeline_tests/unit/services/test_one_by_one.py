@@ -1,4 +1,4 @@
-"""One bad thing is left out and named; the others go on."""
+"""A bad item is skipped and reported; the others are processed."""
 
 import pytest
 

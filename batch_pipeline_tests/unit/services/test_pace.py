@@ -1,4 +1,4 @@
-"""What passes at which pace; the clock is turned by hand."""
+"""Which messages pass at which pace; tests set the clock."""
 
 import pytest
 

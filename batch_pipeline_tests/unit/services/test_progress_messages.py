@@ -1,4 +1,4 @@
-"""What progress messages say; that they arrive is shown on a real database elsewhere."""
+"""The content of progress messages; other tests show on a real database that they arrive."""
 
 import json
 import uuid

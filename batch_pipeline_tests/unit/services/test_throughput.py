@@ -53,7 +53,7 @@ def test_bars_are_as_wide_as_people_count_and_few(seconds, width, whole):
 
 
 def test_an_upload_that_ended_before_the_beginning_stands_in_the_first_bar():
-    """The batch was worked again, or two clocks differ."""
+    """The batch was processed again, or two clocks differ."""
     assert len(heights(throughput_svg(BEGAN, after(-5, 0.5), []), "#46e")) == 1
 
 

@@ -1,4 +1,4 @@
-"""Whose turn it is: a pure function, tried by cases and over arrivals of all kinds."""
+"""The choice of the next turn: a pure function, tested by cases and with generated arrivals."""
 
 import uuid
 from collections import Counter, defaultdict
@@ -29,7 +29,7 @@ ANNA, BERT, CARL = (uuid.UUID(int=number) for number in range(11, 14))
 
 
 def slices(batch, count, *, user=ANNA, since=None, numbered=True, **values):
-    """Slices of a batch, which is as many minutes younger than the first one as its place."""
+    """Return slices of a batch; it is `place` minutes younger than the first batch."""
     since = NOON + 60 * BATCHES.index(batch) if since is None else since
     return [
         WaitingSlice(batch, user, since, number if numbered else None, **values)
@@ -81,7 +81,7 @@ def test_a_batch_of_a_thousand_files_does_not_keep_one_of_three_waiting():
 
 
 @pytest.mark.parametrize("user", [ANNA, BERT])
-def test_who_came_just_now_goes_before_the_second_run_of_one_who_has_waited_long(user):
+def test_a_new_user_goes_before_the_second_run_of_a_user_that_has_waited_long(user):
     large = slices(BATCHES[0], 4)
     small = slices(BATCHES[1], 1, user=user, since=NOON + 3590)
     assert chosen([*large, *small], max_in_flight=3) == [large[0], *small, large[1]]
@@ -150,7 +150,7 @@ def test_a_slice_that_has_its_number_is_launched_as_it_is_counted_already():
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
-def test_whoever_has_nothing_in_flight_has_room(limit):
+def test_a_user_with_nothing_in_flight_has_room(limit):
     [taken] = chosen(slices(BATCHES[0], 1, numbered=False), upload_limit=UploadLimit(limit, 5, {}))
     assert taken.uploads == min(limit, 5)
 
@@ -198,7 +198,7 @@ def test_turns_are_kept_as_text_and_what_somebody_has_spoilt_counts_as_none():
         assert Turns.parse(spoilt) == Turns()
 
 
-def test_those_who_wait_are_remembered_before_those_who_do_not():
+def test_waiting_users_are_remembered_before_others():
     gone = {uuid.UUID(int=number): NOON + number for number in range(100, 100 + MAX_REMEMBERED)}
     turns = Turns(gone, gone).and_(slices(BATCHES[0], 1), slices(BATCHES[0], 2), NOON)
     assert ANNA in turns.users
@@ -271,7 +271,7 @@ def test_every_batch_that_waits_is_named_with_a_reason(situation):
 
 @dataclass
 class Line:
-    """Those who wait for a turn (users, or batches of a user), and who has gone before whom."""
+    """Users, or batches of a user, that wait for a turn, and which has gone before which."""
 
     open_since: dict = field(default_factory=dict)
     place: dict = field(default_factory=dict)
@@ -303,7 +303,7 @@ class World:
         self.last_user, self.last_batch = {}, {}
         self.numbers = iter(range(1, 100_000))
         self.lost = {}
-        """Launches that a lost slice may wait for, by its number, and how many there were."""
+        """By number of a lost slice: launches that it may wait for, and launches so far."""
 
     def arrive(self, user, batch, count, priority=Priority.NORMAL):
         batch_id = uuid.uuid5(user, f"{batch}{priority}")
@@ -330,7 +330,7 @@ class World:
         return max(oldest, last) + SECONDS_PER_RUN_IN_FLIGHT * runs
 
     def counts_from(self, slice_, oldest):
-        """From when on nobody goes before a batch twice, nor who comes later."""
+        """Return the time from which no batch passes this one twice, and no later batch once."""
         place = self.place(oldest, batch=slice_.batch_id)
         if not self.prioritized:
             return place
@@ -428,13 +428,13 @@ def play(world, steps):
 @given(STEPS)
 @settings(max_examples=100, deadline=None)
 def test_a_lost_slice_is_launched_again_within_as_many_turns_as_users_times_batches(steps):
-    """However much arrives meanwhile; one run at a time, so that every launch is counted."""
+    """Whatever arrives in the meantime; one run at a time, so that every launch is counted."""
     play(World(places=1), steps)
 
 
 @given(st.integers(2, 5), STEPS)
 @settings(max_examples=100, deadline=None)
-def test_nobody_goes_twice_before_one_who_waits_and_nobody_who_came_later_goes_first(places, steps):
+def test_nobody_passes_a_waiting_user_twice_and_no_later_user_goes_first(places, steps):
     play(World(places), steps)
 
 
@@ -487,7 +487,7 @@ def test_a_batch_of_high_priority_goes_before_those_of_its_user_that_wait_no_hal
 
 
 def test_it_gets_more_of_the_runs_but_not_all():
-    """A run in flight counts as ten minutes, and priority as thirty: three runs more."""
+    """A run in flight counts as ten minutes, and priority as thirty: three more runs."""
     urgent = [slice_._replace(priority=Priority.HIGH) for slice_ in slices(BATCHES[0], 40)]
     other = slices(BATCHES[1], 40)
     turns = Turns({}, dict.fromkeys(BATCHES, NOON + 3600))
@@ -520,7 +520,7 @@ def test_a_stream_of_new_batches_does_not_keep_a_lost_slice_waiting():
 def test_without_the_memory_of_turns_the_heaviest_user_would_go_first_for_ever(
     forgets, monkeypatch
 ):
-    """What the cursor is for: with one place, nobody has a run in flight when it gets free."""
+    """The purpose of the cursor: with one place, no user has a run in flight when it gets free."""
     if forgets:
         monkeypatch.setattr(turns_module.Turns, "and_", lambda self, *_: self)
     world = World(places=1)
@@ -528,7 +528,7 @@ def test_without_the_memory_of_turns_the_heaviest_user_would_go_first_for_ever(
     world.now += 1
     world.arrive(BERT, "three", 1)
     for _ in range(3):
-        world.users.place.clear()  # its own judgement is not what is tried here
+        world.users.place.clear()  # its own checks are not tested here
         world.tick()
         world.end_run(0, lost=False)
     assert (BERT in {s.user_id for s in world.waiting}) is forgets
