@@ -202,7 +202,7 @@ def test_counters_that_were_left_out_are_caught_up_and_nobody_waits_for_a_locked
     reserved = states.load_batch(batch_id, "run", limit=1000).reserved
     with psycopg.connect(database_url, autocommit=True) as listener:
         listener.execute(f"LISTEN {CHANNEL}")
-        # The last one is left out: so many together exceed the burst.
+        # The last one is left out, because together they exceed the burst.
         ended = 0
         while not pipeline.publisher._filter._behind:
             states.complete(states.start(reserved[ended].id, "run").claim, seconds={})
