@@ -146,7 +146,7 @@ def _read(database: Database):
         return connection.scalar(text("SELECT count(*) FROM uploads"))
 
 
-def test_16_a_locked_row_holds_up_nobody_else(pipeline, settings):
+def test_16_a_locked_row_delays_no_other_upload(pipeline, settings):
     batch_id = add_batch(pipeline.database, 3)
     locked, held, other = upload_rows(pipeline.database, batch_id)
     pipeline.states.load_batch(batch_id, RUN, limit=3)

@@ -47,7 +47,7 @@ def failed(checks):
 
 
 @pytest.mark.parametrize("dialect", ["ollama", "openai"])
-def test_a_server_with_both_models_is_well(doctor, dialect):
+def test_a_server_with_both_models_is_healthy(doctor, dialect):
     with listening() as model_server:
         checks = doctor(model_server, dialect)
 

@@ -228,7 +228,7 @@ def test_8_nothing_appended_is_in_the_thumbnail(world):
 
 
 @pytest.mark.parametrize("name", ["9_gps.jpg", "9_gps.mp4"])
-def test_9_the_position_of_a_file_is_in_nothing_that_is_stored_or_said(world, name):
+def test_9_the_position_of_a_file_is_never_stored_or_shown(world, name):
     row = world.rows[name]
     with Image.open(world.storage / row.thumbnail_path) as thumbnail:
         assert not dict(thumbnail.getexif())

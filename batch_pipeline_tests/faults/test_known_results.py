@@ -259,7 +259,7 @@ def test_a_description_that_was_stored_before_the_embedding_failed_is_reused(wor
     assert work.column(second, "description") == work.column(first, "description")
 
 
-def test_a_note_of_a_dead_claim_holds_nobody_up(work, model_server):
+def test_a_note_of_a_dead_claim_delays_no_other_upload(work, model_server):
     work = work(max_concurrent_uploads=1)
     first, second = work.submit(PICTURE), work.submit(PICTURE)
     fingerprint = work.pipeline.analyzer.vision.fingerprint()
@@ -325,7 +325,7 @@ def test_a_server_that_cannot_be_asked_makes_nothing_stale(work, model_server):
 
 
 @both_dialects
-def test_the_sweep_refreshes_so_many_at_a_time_if_that_is_set(work, model_server, dialect):
+def test_the_sweep_refreshes_the_set_number_at_a_time(work, model_server, dialect):
     old = work(max_concurrent_uploads=1)
     batch_id = old.submit(PICTURE, "city.jpg", "night.jpg")
     assert old.run(batch_id).success

@@ -93,7 +93,7 @@ def test_the_sums_of_a_batch_are_what_the_server_counted(work, model_server, dia
 
 
 @both_dialects
-def test_calls_are_kept_that_ended_in_no_result(work, model_server):
+def test_calls_without_a_result_are_kept(work, model_server):
     work = work(max_concurrent_uploads=1)
     batch_id = work.submit("sea.jpg")
     model_server.play("vision", repeat(Fault.LOOP))

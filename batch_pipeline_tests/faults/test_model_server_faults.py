@@ -37,9 +37,7 @@ def assert_nothing_burned(work, batch_id):
 
 
 @both_dialects
-def test_row_23_an_outage_in_mid_batch_burns_nothing_and_the_batch_goes_on_after_it(
-    work, model_server
-):
+def test_row_23_an_outage_in_mid_batch_costs_no_attempt_and_the_batch_continues(work, model_server):
     work = work(max_concurrent_uploads=4)
     batch_id = work.submit(*PICTURES)
     model_server.play("vision", itertools.repeat(Fault.HANG))

@@ -173,7 +173,7 @@ def test_the_load_of_many_workers_is_spread_over_the_servers(caller, servers):
 
 
 @pytest.mark.parametrize(("workers", "slots"), [(1, 2), (3, 2), (3, 1)])
-def test_a_single_call_gets_its_turn_beside_workers_that_never_pause(
+def test_a_single_call_gets_its_turn_among_workers_that_never_pause(
     caller, model_server, workers, slots
 ):
     model_server.latency_seconds = 0.05

@@ -34,7 +34,7 @@ def stored(work):
     }
 
 
-def test_a_batch_lives_its_whole_life_in_s3(in_s3):
+def test_a_batch_is_processed_reported_and_reprocessed_in_s3(in_s3):
     work, pipeline = in_s3, in_s3.pipeline
     batch_id = work.submit("fog.webp", "ball_on_meadow.mp4")
     [result] = work.run_what_is_asked_for()

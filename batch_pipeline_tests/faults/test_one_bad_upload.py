@@ -228,7 +228,7 @@ def refused(client, bucket: str, key: str) -> None:
     "bad",
     [pytest.param((cold, "storage class"), marks=pytest.mark.proof), (refused, "Forbidden")],
 )
-def test_f4_one_object_that_is_not_handed_out_fails_alone(
+def test_f4_one_object_that_cannot_be_downloaded_fails_alone(
     work, s3_url, object_store, pictures, bad
 ):
     spoil, reason = bad

@@ -27,7 +27,7 @@ def prompts(tmp_path):
 
 
 @both_dialects
-def test_a_batch_is_asked_in_ones_own_words_and_its_answers_are_in_the_language(
+def test_a_batch_uses_own_prompts_and_gets_answers_in_the_language(
     work, model_server, prompts, tmp_path
 ):
     work = work(prompts=prompts, language="de-AT")

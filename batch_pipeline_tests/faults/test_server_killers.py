@@ -94,7 +94,7 @@ def test_what_the_server_died_of_is_tried_once_when_the_sweep_opens_it_again(
 
 
 @both_dialects
-def test_a_real_outage_of_many_rounds_burns_no_upload(work, model_server, pictures):
+def test_a_real_outage_of_many_rounds_fails_no_upload(work, model_server, pictures):
     work = work(max_concurrent_uploads=4, embedder="embedded")
     batch_id = work.submit(*pictures(6))
 

@@ -371,9 +371,7 @@ def assert_left_alone(stack: Stack, batch_id: uuid.UUID, statuses: list[str]) ->
     assert stack.counts(batch_id)[0] == "cancelled"
 
 
-def test_10_terminate_stops_the_call_and_cancels_the_batch_which_nobody_touches_until_a_retry(
-    open_stack, model_server
-):
+def test_10_terminate_stops_the_call_and_cancels_the_batch_until_a_retry(open_stack, model_server):
     stack = open_stack(lease_seconds=600)
     batch_id = stack.submit("fog.webp", "sea.jpg")
     model_server.latency_seconds = 60

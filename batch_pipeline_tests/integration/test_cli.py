@@ -83,7 +83,7 @@ def test_submit_says_in_words_how_to_follow_the_batch(console):
     assert second.startswith("Follow it:  batch-pipeline watch ")
 
 
-def test_what_lies_beside_photos_is_summed_up_and_is_no_failure(console, tmp_path):
+def test_other_files_next_to_photos_are_summed_up_and_are_not_failures(console, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "a.png").write_bytes(make_image("png"))

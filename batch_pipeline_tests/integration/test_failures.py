@@ -104,7 +104,7 @@ def test_a_person_reads_what_to_do_in_80_columns(console, world):
     assert shown.index("truncated:") < shown.index("model_timeout:")
 
 
-def test_nothing_failed_is_said_as_well(console):
+def test_a_message_says_that_nothing_failed(console):
     answer = console("failures")
     assert (answer.code, answer.out.startswith("0 uploads failed since ")) == (0, True)
 
@@ -147,7 +147,7 @@ def test_any_beginning_of_an_id_that_names_only_one_is_accepted_everywhere(conso
     assert "there is no upload ffff…" in console("search", "--like", "ffff").err
 
 
-def test_retry_says_beforehand_what_will_fail_the_same_way(console, world, database):
+def test_retry_warns_of_uploads_that_will_fail_the_same_way(console, world, database):
     first = world["first"]
     said = console("retry", first, "--dry-run").out
     assert "3 uploads in 1 batch would be processed again." in said

@@ -132,7 +132,7 @@ def test_a_statement_of_its_own_is_stored_without_a_commit(database, settings):
     assert names_as_others_see_them(settings) == ["1.jpg"]
 
 
-def test_a_statement_of_its_own_that_is_cut_off_is_an_outage_for_nobody_else(
+def test_a_single_statement_that_is_cut_off_is_an_outage_only_for_its_caller(
     database, settings, server_url, database_url
 ):
     add_batch(database, 1)

@@ -205,7 +205,7 @@ def test_an_upgrade_that_cannot_have_its_lock_soon_gives_up_and_can_be_run_again
     upgrade(api.url)
 
 
-def test_two_upgrades_at_once_both_end_well(api):
+def test_two_upgrades_at_the_same_time_both_succeed(api):
     errors = []
 
     def run() -> None:

@@ -84,7 +84,7 @@ def test_every_column_of_another_type_is_named_and_the_statements_mend_it(server
         upgrade(url)
 
 
-def test_ids_that_are_no_uuids_are_refused_with_what_to_do(server):
+def test_ids_that_are_not_uuids_are_refused_with_what_to_do(server):
     types = {f"{table}.id": "varchar(36)" for table in COLUMNS} | {"uploads.batch_id": "varchar"}
     with api_database(server, ApiTables("text ids", types=types)) as (url, _):
         refused = refusal(url)

@@ -75,7 +75,7 @@ class ComposedProcesses:
         }
 
     def execute(self, service: str, *command: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command beside a service, as ``docker compose exec`` does."""
+        """Run a command next to a service, like ``docker compose exec``."""
         return subprocess.run(
             list(command),
             env=self.environment(service),

@@ -8,7 +8,7 @@ def only_failure(checks: list[HealthCheck]) -> HealthCheck:
     return failed
 
 
-def test_a_server_with_both_models_is_well(build: BuildAnalyzer) -> None:
+def test_a_server_with_both_models_is_healthy(build: BuildAnalyzer) -> None:
     checks = build().check()
 
     assert [(check.name, check.ok) for check in checks] == [

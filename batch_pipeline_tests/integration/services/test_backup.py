@@ -132,7 +132,7 @@ def test_a_restore_that_fails_leaves_the_database_as_it_was(deployed, tmp_path):
     assert len(upload_rows(pipeline.database, batch_id)) == 1
 
 
-def test_the_commands_make_a_round_trip_and_refuse_while_somebody_is_there(deployed, tmp_path):
+def test_the_commands_make_a_round_trip_and_refuse_while_others_are_connected(deployed, tmp_path):
     pipeline = deployed("here")
     add(pipeline, "fog.webp")
     variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}

@@ -374,7 +374,7 @@ def test_nothing_is_wider_than_the_screen(database, storage, opened, width):
 
 
 @pytest.mark.parametrize(("scheme", "is_light"), [("light", True), ("dark", False)])
-def test_it_is_light_or_dark_as_the_person_has_it(database, storage, opened, scheme, is_light):
+def test_it_is_light_or_dark_as_in_the_browser(database, storage, opened, scheme, is_light):
     batch = add_batch(database, [completed()])
     tab = opened(page_of(database, storage, batch), color_scheme=scheme)
     for part in ("body", "#filter input"):

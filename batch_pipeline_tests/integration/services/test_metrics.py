@@ -44,7 +44,7 @@ def ended(status, seconds_ago, **values):
     return {"processing_status": status, "updated_at": moment, **values}
 
 
-def test_what_is_paused_is_counted_apart_and_grows_no_older(database, settings):
+def test_paused_uploads_are_counted_separately_and_do_not_age(database, settings):
     old = {"created_at": func.now() - text("interval '1 day'")}
     held = add_batch(database, [old] * 3)
     add_batch(database, 2)
@@ -188,7 +188,7 @@ def test_one_row_that_cannot_be_read_costs_no_other_metric(database, caplog):
 
 
 @pytest.mark.parametrize("odd", [[], {"decode": "fast"}, {"decode": None}, 5])
-def test_timings_that_are_no_numbers_are_left_out(database, odd):
+def test_timings_that_are_not_numbers_are_left_out(database, odd):
     good = ended("completed", 10, stage_seconds={"decode": 2.0})
     add_batch(database, [ended("completed", 10, stage_seconds=odd), good])
     assert numbers(database)["stage_seconds"] == {"decode 0.5": 2.0, "decode 0.95": 2.0}

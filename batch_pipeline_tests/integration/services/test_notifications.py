@@ -385,6 +385,6 @@ def test_chats_get_a_readable_text_through_apprise(change, receiver):
 
 
 @APPRISE_WARNS
-def test_a_url_that_apprise_does_not_know_is_said(change):
+def test_an_unknown_apprise_url_is_reported(change):
     (answer,) = send_test(change(notify_urls="nosuchservice://somewhere"))
     assert (answer.delivered, answer.detail) == (False, "not a URL that apprise knows")

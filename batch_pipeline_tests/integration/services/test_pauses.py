@@ -252,7 +252,7 @@ def test_many_short_calls_share_one_look(pipeline, settings, monkeypatch):
     assert len(looks) == 1
 
 
-def test_while_nobody_knows_whether_it_may_a_call_does_not_begin(pipeline, settings, monkeypatch):
+def test_a_call_does_not_begin_while_its_pause_is_unknown(pipeline, settings, monkeypatch):
     monkeypatch.setattr(pauses, "PATIENCE_SECONDS", 0.3)
     asked = Pauses(pipeline.database)
     failures = [ServiceDownError("database_down", "gone")] * 2

@@ -202,7 +202,7 @@ def test_counters_that_were_left_out_are_caught_up_and_nobody_waits_for_a_locked
     reserved = states.load_batch(batch_id, "run", limit=1000).reserved
     with psycopg.connect(database_url, autocommit=True) as listener:
         listener.execute(f"LISTEN {CHANNEL}")
-        # The last one is left out: so many together exceed the burst.
+        # The last one is left out, because together they exceed the burst.
         ended = 0
         while not pipeline.publisher._filter._behind:
             states.complete(states.start(reserved[ended].id, "run").claim, seconds={})
@@ -218,7 +218,7 @@ def test_counters_that_were_left_out_are_caught_up_and_nobody_waits_for_a_locked
         assert messages_until_now(listener) == []
 
 
-def test_who_comes_late_on_redis_says_the_end_again(change, open_pipeline, redis_url):
+def test_a_late_thread_repeats_the_end_on_redis(change, open_pipeline, redis_url):
     port = int(redis_url.rpartition(":")[2].partition("/")[0])
     with TcpProxy(address=("127.0.0.1", port)) as proxy:
         patient = f"redis://127.0.0.1:{proxy.port}/0?socket_timeout={DEADLINE:g}"

@@ -140,7 +140,7 @@ def test_nothing_is_wider_than_the_screen(storage, opened, width):
     assert tab.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
 
 
-def test_it_is_light_or_dark_as_the_person_has_it(storage, opened):
+def test_it_is_light_or_dark_as_in_the_browser(storage, opened):
     page = search_page(storage, "sea", [result()])
     brightness = "parseInt(getComputedStyle(document.body).backgroundColor.slice(4))"
 

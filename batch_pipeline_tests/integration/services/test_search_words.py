@@ -157,7 +157,7 @@ def test_what_another_model_embedded_is_found_by_its_words(database, find):
     "question",
     ["\x00", "a\x00b", "\ud800 x", "& | ! ( ) : * '", "the", '""', "x" * 100_000, "-- ;"],
 )
-def test_no_question_breaks_the_statement(mixed, question):
+def test_no_search_text_breaks_the_statement(mixed, question):
     assert len(search(mixed, Questions(), question)) == 4
 
 

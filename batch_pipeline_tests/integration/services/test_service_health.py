@@ -39,7 +39,7 @@ def test_redis_is_well_if_we_may_publish(check, redis_url, listener):
         assert check("redis", redis_url=redis_url).detail == "lets us publish; 1 listened"
 
 
-def test_a_redis_that_nobody_reaches_is_named_with_what_goes_on_without_it(check):
+def test_an_unreachable_redis_is_named_with_what_continues_without_it(check):
     found = check("redis", redis_url="redis://127.0.0.1:1/0")
 
     assert not found.ok
@@ -88,7 +88,7 @@ def test_a_missing_bucket_and_refused_keys_have_different_findings(check, s3_url
 
 
 @pytest.mark.xdist_group("object_store")
-def test_an_object_store_that_nobody_reaches_is_named(check, s3_url, monkeypatch):
+def test_an_unreachable_object_store_is_named(check, s3_url, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     S3FileSystem.clear_instance_cache()  # clients are cached with their old address
 

@@ -159,15 +159,13 @@ def test_slots_of_a_process_that_is_silent_for_longer_than_its_lease_go_to_other
     assert [row.held for row in rows(database)] == [2]
 
 
-def test_slots_that_nobody_uses_are_given_back(
-    opened: Opened, calling: Calling, database: Database
-) -> None:
+def test_unused_slots_are_returned(opened: Opened, calling: Calling, database: Database) -> None:
     calling(opened(4), 2).end()
 
     wait_until(lambda: rows(database) == [], "the row is gone")
 
 
-def test_a_process_that_closes_gives_its_slots_back_at_once(
+def test_a_process_that_closes_returns_its_slots_at_once(
     opened: Opened, calling: Calling, database: Database
 ) -> None:
     closing = SharedCallSlots(database.url)

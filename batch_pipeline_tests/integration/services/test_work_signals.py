@@ -29,7 +29,7 @@ def heard(pipeline):
         yield since
 
 
-def test_uploads_that_somebody_adds_are_heard_of(pipeline, heard):
+def test_uploads_of_other_clients_are_signalled(pipeline, heard):
     batch_id = add_batch(pipeline.database)
     assert not heard()
     with pipeline.database.transaction() as connection:
@@ -97,7 +97,7 @@ def test_each_way_in_which_an_upload_becomes_pending_again_is_heard_of(pipeline,
     assert heard()
 
 
-def test_where_nobody_can_listen_only_time_passes(database_url):
+def test_without_a_listener_the_wait_ends_by_time(database_url):
     nowhere = make_url(database_url).set(
         drivername="postgresql+psycopg", host="127.0.0.1", port=1, query={}
     )

@@ -132,7 +132,7 @@ def test_scripts_and_playlists_open_no_other_file_whatever_type_they_pass_for(
             assert sniff(data) is None
             (tmp_path / name).write_bytes(data)
 
-            # When it is decoded all the same, as a row written by somebody else may ask for
+            # When it is decoded nevertheless, because a row of another client names it
             with (tmp_path / name).open("rb") as source, pytest.raises(PermanentError) as caught:
                 decode(source, media_type)
 

@@ -17,7 +17,7 @@ PICTURE = paint(SIZE)
 ARRAY = np.asarray(PICTURE)
 BITMAP, GREY, RGB, CMYK, INKS = 0, 1, 3, 4, 7
 ANOTHER = np.full((1, *ARRAY.shape[:2]), 77, np.uint8)
-"""A channel beside the colours."""
+"""A channel in addition to the colours."""
 
 
 def packed_row(row: bytes) -> bytes:

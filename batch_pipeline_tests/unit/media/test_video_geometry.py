@@ -1,4 +1,4 @@
-"""A film stands and faces as a player shows it, with its proportions."""
+"""A film has the same rotation, mirroring and proportions as in a player."""
 
 from fractions import Fraction
 

@@ -78,7 +78,7 @@ def test_a_codec_that_nobody_decodes_is_named_as_the_reason():
 SOUND_WITH_COVER = {
     "mp4": make_tracks("mp4", COVER, with_sound=True),
     "mkv": make_audio_only("matroska", cover=make_image("jpeg")),
-    # Some programs write the cover as a track of its own.
+    # Some programs write the cover as a separate track.
     "mov": make_tracks("mov", Track((640, 640), "red", 1, "mjpeg"), with_sound=True),
 }
 

@@ -282,7 +282,7 @@ class Line:
         self.gone_before[who].clear()
 
     def goes(self, who, now):
-        """Somebody has a turn; before one whose place has come nobody goes twice, or came later."""
+        """Take a turn; check that no waiter is passed twice, or by one that came later."""
         self.place.pop(who, None)
         for other, place in self.place.items():
             if now > place:
