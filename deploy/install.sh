@@ -23,6 +23,10 @@ dependencies)
     $pip check
     # They lead from the UI's code back to its sources: only who changes Dagster itself needs them.
     find "$folder" -path '*/dagster_webserver/*' -name '*.map' -delete
+    # Some wheels come with debug information. Libraries that wheels bring along stay as they are.
+    if command -v strip >/dev/null; then
+        find "$folder" -name '*.so' -not -path '*.libs/*' -exec strip --strip-debug {} +
+    fi
     # Compiles what our processes import, a third of all. On a read-only file system nothing can be
     # compiled later: each process would do it again.
     PYTHONDONTWRITEBYTECODE='' "$folder/bin/python" - <<'PYTHON'
