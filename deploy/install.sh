@@ -33,9 +33,9 @@ dependencies)
 import alembic.command, av, dagster, dagster._cli, dagster._daemon.cli, dagster_aws.s3
 import dagster_postgres, dagster_webserver.cli, dagster_webserver.app, grpc_health.v1.health
 import httpcore, httpx, httpx2, jinja2, langcodes, numpy, ollama, openai, pgvector.sqlalchemy
-import PIL.Image, pillow_heif, prometheus_client, psutil, psycopg, pydantic_settings, redis
+import PIL.Image, pillow_heif, platformdirs, prometheus_client, psutil, psycopg, pydantic_settings, redis
 import rich.progress, rich.table, s3fs, sqlalchemy.dialects.postgresql.psycopg, structlog
-import sqlalchemy.dialects.postgresql.psycopg2
+import sqlalchemy.dialects.postgresql.psycopg2, sqlalchemy.orm
 PYTHON
     ;;
 package)

@@ -1,13 +1,15 @@
 """Tests the Compose stack in containers: `make test-compose` (needs a container engine, and root).
 
 Builds the Dockerfile and starts compose.yaml as they are, in a copy of the project. Prints a line
-for each thing that holds; ends at the first that does not.
+for each thing that holds; ends at the first that does not. Parts named as arguments run alone:
+build, kill, restart, restore, upgrade. All but the last need `build`.
 """
 
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -41,8 +43,8 @@ with connect(Settings()).engine.connect() as connection:
              " VALUES (:batch, :user, 'pending', 1)"), dict(batch=batch, user=user))
     connection.execute(
         text("INSERT INTO uploads (id, user_id, batch_id, filename, file_path, file_type,"
-             " file_size, mime_type, processing_status) VALUES (:upload, :user, :batch, 'fog.webp', :path,"
-             " 'image', :size, 'image/webp', 'pending')"),
+             " file_size, mime_type, processing_status) VALUES (:upload, :user, :batch,"
+             " 'fog.webp', :path, 'image', :size, 'image/webp', 'pending')"),
         dict(upload=upload, user=user, batch=batch, path=path, size=file.stat().st_size))
     connection.commit()
 """
@@ -82,9 +84,15 @@ class Stack:
         return int(answer) if answer.isdigit() else -1
 
     def submit(self) -> int:
-        """Submit the sample files; returns how many batches will be complete."""
+        """Submit many copies of the samples; returns how many batches will be complete."""
         before = self.number("SELECT count(*) FROM upload_batches")
-        self("exec", "-T", "code-location", "batch-pipeline", "submit", "/app/examples/media")
+        copies = "for i in 0 1 2 3 4 5 6 7; do cp -r /app/examples/media /tmp/copy$i; done"
+        submit = "batch-pipeline submit /tmp/copy*"
+        # The folder holds text files, too: they are refused, which is 1.
+        command = f"{copies}; {submit} || [ $? = 1 ]; rm -r /tmp/copy*"
+        self("exec", "-T", "code-location", "sh", "-c", command)
+        if self.number("SELECT count(*) FROM upload_batches") != before + 1:
+            raise SystemExit("no batch was made")
         return before + 1
 
     def kill(self, service: str) -> None:
@@ -110,11 +118,13 @@ def holds(what: str, since: float) -> None:
     print(f"ok  {what} ({time.monotonic() - since:.0f} s)", flush=True)
 
 
-def check(stack: Stack, folder: Path) -> None:
+def build(stack: Stack, _: Path) -> None:
     start = time.monotonic()
     stack("up", "--build", "--detach", "--wait")
     holds("built and healthy, with a read-only root file system", start)
 
+
+def kill(stack: Stack, _: Path) -> None:
     for service in ("code-location", "daemon", "webserver", "metrics", "postgres", "redis"):
         start = time.monotonic()
         done, batches = stack.number(UPLOADS), stack.submit()
@@ -127,6 +137,8 @@ def check(stack: Stack, folder: Path) -> None:
         when = "in mid-batch" if in_work else "after the batch"
         holds(f"{service} killed {when}: the batch completes", start)
 
+
+def restart(stack: Stack, _: Path) -> None:
     for words in (("stop",), ("down",)):
         start = time.monotonic()
         batches = stack.submit()
@@ -137,6 +149,8 @@ def check(stack: Stack, folder: Path) -> None:
         )
         holds(f"{words[0]} and up: nothing is lost, the batch completes", start)
 
+
+def restore(stack: Stack, folder: Path) -> None:
     start = time.monotonic()
     kept = stack.number(UPLOADS)
     dump = "COMPOSE exec -T postgres pg_dump -U batch_pipeline -Fc"
@@ -147,10 +161,10 @@ def check(stack: Stack, folder: Path) -> None:
     stack.pipe(f"{files} -c . > {folder}/uploads.tar")
     stack("down", "--volumes")
     stack("up", "--detach", "--wait", "postgres")
-    restore = "COMPOSE exec -T postgres pg_restore -U batch_pipeline"
-    stack.pipe(f"{restore} -d batch_pipeline < {folder}/ours.dump")
+    load = "COMPOSE exec -T postgres pg_restore -U batch_pipeline"
+    stack.pipe(f"{load} -d batch_pipeline < {folder}/ours.dump")
     stack.pipe("COMPOSE exec -T postgres createdb -U batch_pipeline dagster")
-    stack.pipe(f"{restore} -d dagster < {folder}/dagster.dump")
+    stack.pipe(f"{load} -d dagster < {folder}/dagster.dump")
     stack.up()
     stack.pipe(f"{files} -x < {folder}/uploads.tar")
     if stack.number(UPLOADS) != kept:
@@ -159,6 +173,8 @@ def check(stack: Stack, folder: Path) -> None:
     wait_until(lambda: stack.number(BATCHES) == batches, "the restored stack works")
     holds("backup restored into an empty stack, which goes on", start)
 
+
+def upgrade(stack: Stack, _: Path) -> None:
     start = time.monotonic()
     stack("down", "--volumes")
     stack("up", "--detach", "--wait", "postgres")
@@ -170,7 +186,11 @@ def check(stack: Stack, folder: Path) -> None:
     holds("upgraded from revision 0012, whose batch completes", start)
 
 
+PARTS = (build, kill, restart, restore, upgrade)
+
+
 def main() -> None:
+    names = sys.argv[1:] or [part.__name__ for part in PARTS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         project = folder / "project"
@@ -186,7 +206,9 @@ def main() -> None:
         (project / "deploy" / ".env").write_text(example + ports)
         stack = Stack(project)
         try:
-            check(stack, folder)
+            for part in PARTS:
+                if part.__name__ in names:
+                    part(stack, folder)
         finally:
             stack("down", "--volumes", check=False)
 
