@@ -30,12 +30,16 @@ dependencies)
     # Compiles what our processes import, a third of all. On a read-only file system nothing can be
     # compiled later: each process would do it again.
     PYTHONDONTWRITEBYTECODE='' "$folder/bin/python" - <<'PYTHON'
-import alembic.command, av, dagster, dagster._cli, dagster._daemon.cli, dagster_aws.s3
-import dagster_postgres, dagster_webserver.cli, dagster_webserver.app, grpc_health.v1.health
-import httpcore, httpx, httpx2, jinja2, langcodes, numpy, ollama, openai, pgvector.sqlalchemy
-import PIL.Image, pillow_heif, platformdirs, prometheus_client, psutil, psycopg, pydantic_settings, redis
-import rich.progress, rich.table, s3fs, sqlalchemy.dialects.postgresql.psycopg, structlog
-import sqlalchemy.dialects.postgresql.psycopg2, sqlalchemy.orm
+import alembic.command, av, dagster, dagster._cli, dagster._daemon.cli, dagster._grpc.server
+import dagster._core.workspace.autodiscovery, dagster_aws.s3, dagster_postgres
+import dagster_webserver.app, dagster_webserver.cli, grpc_health.v1.health
+import httpcore, httpx, httpx2, jinja2, langcodes, numpy.typing, ollama, openai
+import pgvector.psycopg, pgvector.sqlalchemy, PIL.Image, PIL.ImageCms, PIL.ImageOps, PIL.ImageStat
+import pillow_heif, platformdirs, prometheus_client, psutil, psycopg, pydantic_settings, redis
+import rich.progress, rich.table, s3fs, sqlalchemy.orm, structlog
+import sqlalchemy.dialects.postgresql.psycopg, sqlalchemy.dialects.postgresql.psycopg2
+
+PIL.Image.init()  # imports its formats
 PYTHON
     ;;
 package)
