@@ -58,7 +58,7 @@ base() { # tag, Debian, packages, then options of `docker import`
         --aptopt='Acquire::Check-Valid-Until "false"' \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
-        --customize-hook="copy-in $folder/add/. /" \
+        --customize-hook="cp -a $folder/add/. \"\$1\"" \
         "$debian" - "$mirror" | docker import "$@" - "$tag" >/dev/null
 }
 
