@@ -10,7 +10,7 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 HOME_SET := $(BATCH_PIPELINE_HOME)$(shell grep -sE '^ *(export +)?BATCH_PIPELINE_HOME *= *.' .env)
 IN_CLONE := $(if $(HOME_SET),,BATCH_PIPELINE_HOME='$(CURDIR)/.batch_pipeline')
 
-.PHONY: help install install-dev demo dev test test-slow proofs mutants mutation test-lowest test-ocr docs faults benchmarks lint format clean reset
+.PHONY: help install install-dev demo dev test test-slow proofs mutants mutation test-lowest test-ocr test-compose sbom docs faults benchmarks lint format clean reset
 
 help:
 	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
@@ -91,6 +91,22 @@ test-ocr: install-dev
 	$(PIP_INSTALL) -e '.[dev,ocr]'
 	$(BIN)/pytest -n 0 batch_pipeline_tests/integration/model_servers/test_ocr.py \
 		batch_pipeline_tests/unit/model_servers/test_embedded.py $(ARGS)
+
+# The image and the Compose stack in real containers, 20 minutes; as root on Debian. Not in CI:
+# docs/reliability.md says when it last passed.
+test-compose:
+	scripts/with_container_engine.sh $(PYTHON) scripts/test_compose.py
+
+# What is in the image, with the licence of each: a bill of materials in CycloneDX's JSON. EXTRA is that
+# of the Dockerfile.
+EXTRA ?= production
+sbom:
+	rm -rf build/image*
+	deploy/install.sh dependencies '$(CURDIR)/build/image' $(EXTRA)
+	build/image-tools/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom
+	build/image-tools/bin/cyclonedx-py environment --pyproject pyproject.toml \
+		--output-reproducible --output-file build/sbom.json build/image/bin/python
+	@echo "build/sbom.json"
 
 docs: install-dev
 	$(PIP_INSTALL) -e '.[dev,docs]'

@@ -1,7 +1,6 @@
 """The image, built as far as possible without a container engine: its files, what it installs."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -35,32 +34,46 @@ def test_the_builder_is_sent_everything_that_is_copied_and_it_is_there():
 
 
 def test_the_last_stage_runs_as_an_ordinary_user():
-    assert ["USER", "1000"] in INSTRUCTIONS[INSTRUCTIONS.index(["FROM", "python:3.11-slim"]) :]
+    assert ["USER", "1000"] in INSTRUCTIONS[INSTRUCTIONS.index(["FROM", "${BASE}"]) :]
+
+
+def test_a_changed_source_file_does_not_install_the_dependencies_again():
+    installs = next(i for i, words in enumerate(INSTRUCTIONS) if "dependencies" in words[1:-1])
+    before = {
+        source for words in INSTRUCTIONS[:installs] if words[0] == "COPY" for source in words[1:-1]
+    }
+    assert before == {"pyproject.toml", "constraints.txt", "deploy/install.sh"}
 
 
 @pytest.mark.slow
 @pytest.mark.proof
 @pytest.mark.timeout(600)
 def test_what_the_image_installs_works_without_the_sources(tmp_path, database_url):
-    sources, image = tmp_path / "src", tmp_path / "app"
-    for names, target in copies():
-        if target.startswith("/"):
-            continue  # belongs to the last stage
+    sources, image, package = tmp_path / "src", tmp_path / "app", tmp_path / "package"
+
+    def copy(*names):
         for name in names:
-            place = sources / target if len(names) == 1 else sources / target / name
+            place = sources / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, place)
-    [script] = [words[2] for words in INSTRUCTIONS if words[0] == "RUN" and words[-1] == "/app"]
-    installed = subprocess.run(
-        [sources / script, image],
-        env=os.environ | {"PIP_NO_COMPILE": "no"},  # for pip "no" means: do not compile
-        capture_output=True,
-        text=True,
-        timeout=540,
-        check=False,
-    )
-    assert installed.returncode == 0, installed.stderr
+            (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, place)
+
+    def install(*words):
+        installed = subprocess.run(
+            [sources / "deploy" / "install.sh", *words],
+            capture_output=True,
+            text=True,
+            timeout=540,
+            check=False,
+        )
+        assert installed.returncode == 0, installed.stderr
+
+    copy("pyproject.toml", "constraints.txt", "deploy/install.sh")
+    for name in ("README.md", "LICENSE"):
+        (sources / name).touch()
+    install("dependencies", image, "kubernetes")
+    copy("setup.py", "README.md", "LICENSE", "batch_pipeline")
+    install("package", image, package)
+    shutil.copytree(package, image, dirs_exist_ok=True)
     shutil.rmtree(sources)
     assert not [*image.rglob("batch_pipeline/testing")]
 
