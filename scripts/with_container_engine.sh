@@ -13,16 +13,23 @@ export DEBIAN_FRONTEND=noninteractive
 if ! command -v dockerd >/dev/null || ! command -v mmdebstrap >/dev/null; then
     apt-get update -qq
     # A service that cannot start here must not stop the installation.
-    apt-get install -y -qq --no-install-recommends docker.io mmdebstrap iptables >/dev/null \
+    apt-get install -y -qq --no-install-recommends docker.io mmdebstrap iptables iproute2 >/dev/null \
         || skip "docker.io and mmdebstrap cannot be installed"
 fi
 
 folder=$(mktemp -d /var/tmp/container-engine-XXXXXX)
 daemon=
+# The engine changes the network of this machine.
+rules=$(iptables-save)
+forwarding=$(cat /proc/sys/net/ipv4/ip_forward)
 clean() {
     if [ -n "$daemon" ]; then
         docker ps -aq | xargs -r docker rm --force --volumes >/dev/null
+        docker network prune --force >/dev/null
         kill "$daemon" && wait "$daemon" || true
+        ip link delete docker0 || true
+        iptables-restore <<< "$rules"
+        echo "$forwarding" > /proc/sys/net/ipv4/ip_forward
     fi
     rm -rf "$folder"
 }
