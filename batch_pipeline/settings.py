@@ -453,6 +453,8 @@ class Settings(BaseSettings):
     def _of_a_web_server(cls, url: str) -> str:
         if url and not url.startswith(("http://", "https://")):
             raise ValueError("not a web address; expected one such as http://127.0.0.1:3000")
+        if "@" in urlsplit(url).netloc:
+            raise ValueError("it has a user or password, which the links of pages would show")
         return url.rstrip("/")
 
     @field_validator("language")

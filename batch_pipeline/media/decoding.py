@@ -26,6 +26,7 @@ from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.images import decode_image
 from batch_pipeline.media.memory import DECODES, DEFAULT_DECODE_BYTES, return_large_blocks
 from batch_pipeline.media.metadata import with_date_from_outside
+from batch_pipeline.media.pictures import VISION_PATCH
 from batch_pipeline.media.sniffing import MediaType
 from batch_pipeline.media.videos import decode_video
 
@@ -37,6 +38,7 @@ def decode(
     filename: str = "",
     sidecar_date: datetime | None = None,
     max_bytes: int = DEFAULT_DECODE_BYTES,
+    patch: int = VISION_PATCH,
 ) -> MediaContent:
     """Decode a file into the pictures that the models and the thumbnail need.
 
@@ -48,6 +50,7 @@ def decode(
         filename: the name of the file when it was uploaded; it may contain a date.
         sidecar_date: the date in a file beside this one.
         max_bytes: memory that decoding may use, besides the file.
+        patch: sides of the pictures for the vision model are multiples of this (pixels).
 
     Raises:
         PermanentError: with one of the kinds above.
@@ -59,8 +62,8 @@ def decode(
     with DECODES:
         if media_type.file_type == "image":
             # Read first: an OSError here is from the storage, a later one from the decoder.
-            content = decode_image(source.read(), media_type, max_bytes=max_bytes)
+            content = decode_image(source.read(), media_type, max_bytes=max_bytes, patch=patch)
         else:
-            content = decode_video(source, media_type, max_bytes=max_bytes)
+            content = decode_video(source, media_type, max_bytes=max_bytes, patch=patch)
     facts = with_date_from_outside(content.facts, sidecar_date, filename)
     return replace(content, facts=facts)

@@ -12,7 +12,7 @@ from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.content import Frame, MediaContent, MediaFacts
 from batch_pipeline.media.memory import DEFAULT_DECODE_BYTES
 from batch_pipeline.media.metadata import Metadata, read_metadata
-from batch_pipeline.media.pictures import encode_jpeg, thumbnail_maker, vision_size
+from batch_pipeline.media.pictures import VISION_PATCH, encode_jpeg, thumbnail_maker, vision_size
 from batch_pipeline.media.sniffing import MediaType, is_cut_short
 from batch_pipeline.media.stills.colours import to_opaque_srgb
 from batch_pipeline.media.stills.formats import DECODERS
@@ -41,7 +41,11 @@ _SEARCH_PIXELS, _SEARCH_FRAMES = 100_000_000, 100
 
 
 def decode_image(
-    data: bytes, media_type: MediaType, *, max_bytes: int = DEFAULT_DECODE_BYTES
+    data: bytes,
+    media_type: MediaType,
+    *,
+    max_bytes: int = DEFAULT_DECODE_BYTES,
+    patch: int = VISION_PATCH,
 ) -> MediaContent:
     """Decode an image file. For an animation, take the first frame that shows something.
 
@@ -49,6 +53,7 @@ def decode_image(
         data: the file.
         media_type: the result of `sniff`.
         max_bytes: memory that decoding may use, besides the file.
+        patch: sides of the picture for the vision model are multiples of this (pixels).
 
     Raises:
         PermanentError: ``too_many_pixels``, ``oversized_metadata``, ``truncated`` or
@@ -57,7 +62,7 @@ def decode_image(
     still: Still | None = None
     try:
         still = DECODERS[media_type.format](data)
-        target = _check_size(still, len(data), max_bytes)
+        target = _check_size(still, len(data), max_bytes, patch)
         shown = _best_frame(still, target)
     except (PermanentError, MemoryError):
         raise
@@ -89,7 +94,7 @@ def decode_image(
     )
 
 
-def _check_size(still: Still, file_bytes: int, max_bytes: int) -> tuple[int, int]:
+def _check_size(still: Still, file_bytes: int, max_bytes: int, patch: int) -> tuple[int, int]:
     """Refuse a picture that is too large; return the size to decode to."""
     width, height = still.size
     if width < 1 or height < 1:
@@ -106,7 +111,7 @@ def _check_size(still: Still, file_bytes: int, max_bytes: int) -> tuple[int, int
             f"{claim} in {file_bytes:,} bytes; above {_BOMB_PIXELS / 1e6:.0f} megapixels at most "
             f"{_BOMB_PIXELS_PER_BYTE} pixels a byte are taken for a picture",
         )
-    target = vision_size(width, height)
+    target = vision_size(width, height, patch)
     needed = still.memory(target)
     if needed > max_bytes:
         raise PermanentError(

@@ -29,7 +29,7 @@ from batch_pipeline.errors import PermanentError
 from batch_pipeline.media import video_metadata
 from batch_pipeline.media.content import Frame, MediaContent, MediaFacts
 from batch_pipeline.media.memory import DEFAULT_DECODE_BYTES
-from batch_pipeline.media.pictures import encode_jpeg, thumbnail_maker, vision_size
+from batch_pipeline.media.pictures import VISION_PATCH, encode_jpeg, thumbnail_maker, vision_size
 from batch_pipeline.media.sniffing import (
     AVI,
     MPEG_CAMCORDER,
@@ -75,7 +75,11 @@ _MAX_FRAME_RATE = 1000
 
 
 def decode_video(
-    source: BinaryIO, media_type: MediaType, *, max_bytes: int = DEFAULT_DECODE_BYTES
+    source: BinaryIO,
+    media_type: MediaType,
+    *,
+    max_bytes: int = DEFAULT_DECODE_BYTES,
+    patch: int = VISION_PATCH,
 ) -> MediaContent:
     """Take up to `video_sampling.MAX_FRAMES` frames, spread over the whole length.
 
@@ -85,6 +89,7 @@ def decode_video(
         source: the file, seekable.
         media_type: the result of `sniff`.
         max_bytes: memory that decoding may use, besides the file.
+        patch: sides of the frames for the vision model are multiples of this (pixels).
 
     Raises:
         PermanentError: ``no_video_stream``, ``too_many_pixels``, ``truncated`` or
@@ -92,11 +97,11 @@ def decode_video(
     """
     guarded, memory = Source(source), FrameMemory(max_bytes)
     try:
-        content = _decode(guarded, media_type, memory)
+        content = _decode(guarded, media_type, memory, patch)
         if content is None:
             # Empty space before a finished file moves it: its positions count from the end of that.
             guarded.origin = room_ahead(source)
-            content = _decode(guarded, media_type, memory) if guarded.origin else None
+            content = _decode(guarded, media_type, memory, patch) if guarded.origin else None
         if content is None:
             raise ValueError("not one frame could be decoded")
     except (PermanentError, MemoryError):
@@ -110,7 +115,9 @@ def decode_video(
     return content
 
 
-def _decode(source: Source, media_type: MediaType, memory: FrameMemory) -> MediaContent | None:
+def _decode(
+    source: Source, media_type: MediaType, memory: FrameMemory, patch: int
+) -> MediaContent | None:
     """Decode the best stream that can be decoded; None if there is none."""
     failure: FFmpegError | None = None
     for choice in count():
@@ -119,7 +126,9 @@ def _decode(source: Source, media_type: MediaType, memory: FrameMemory) -> Media
             if choice >= len(streams):
                 break
             try:
-                content = _content_of(source, container, streams[choice], media_type, memory)
+                content = _content_of(
+                    source, container, streams[choice], media_type, memory, patch=patch
+                )
             except FFmpegError as error:  # a decoder that cannot be opened
                 failure = failure or error
                 continue
@@ -136,6 +145,8 @@ def _content_of(
     stream: VideoStream,
     media_type: MediaType,
     memory: FrameMemory,
+    *,
+    patch: int,
 ) -> MediaContent | None:
     """Decode one stream; None if no frame of it can be decoded."""
     read_alone(container, stream, memory)
@@ -149,11 +160,11 @@ def _content_of(
         container, stream, rate or 25.0, key_frames_alone=memory.holds_key_frames_alone(stream)
     )
     shown = aperture(source, stream, media_type)
-    taken = [_take(frame, reader, stream, shown) for frame in reader.frames(duration or 0.0)]
+    taken = [_take(frame, reader, stream, shown, patch) for frame in reader.frames(duration or 0.0)]
     if not taken:
         return None
     if all(each.dullness[0] for each in taken):
-        taken += _further_look(reader, stream, duration or 0.0, shown)
+        taken += _further_look(reader, stream, duration or 0.0, shown, patch)
     # Frames may be out of order: a seek may go far back, and the budget may end before it reaches
     # frames that were already taken.
     taken.sort(key=lambda each: each.position)
@@ -233,12 +244,14 @@ class _Taken:
     warning: str | None
 
 
-def _take(frame: VideoFrame, reader: FrameReader, stream: VideoStream, shown: Aperture) -> _Taken:
+def _take(
+    frame: VideoFrame, reader: FrameReader, stream: VideoStream, shown: Aperture, patch: int
+) -> _Taken:
     part = shown((frame.width, frame.height))
     width, height = square_pixel_size(part, stream)
     transpose, warning = placement(frame), colour_warning(frame, stream)
     # The target size is the same after a rotation, so the frame can be turned when it is small.
-    picture = to_picture(frame, vision_size(width, height), part)
+    picture = to_picture(frame, vision_size(width, height, patch), part)
     if transpose is not None:
         picture = picture.transpose(transpose)
     if is_on_its_side(transpose):
@@ -254,13 +267,13 @@ def _dullness(picture: Image.Image) -> tuple[int, float]:
 
 
 def _further_look(
-    reader: FrameReader, stream: VideoStream, duration: float, shown: Aperture
+    reader: FrameReader, stream: VideoStream, duration: float, shown: Aperture, patch: int
 ) -> list[_Taken]:
     """Look for another frame that shows something, besides those of the parts."""
     for share in _FURTHER_LOOKS:
         frame = reader.frame_at(duration * share)
         if frame is not None:
-            taken = _take(frame, reader, stream, shown)
+            taken = _take(frame, reader, stream, shown, patch)
             if taken.dullness[0] == 0:
                 return [taken]
     return []

@@ -70,10 +70,7 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
         return Analyzer(EmbeddedVision(), EmbeddedEmbedding(settings.embedding_dimensions))
 
     from batch_pipeline.model_servers.http_transport import shown_address  # noqa: PLC0415
-    from batch_pipeline.model_servers.picture_size import (  # noqa: PLC0415
-        PictureSize,
-        side_multiple,
-    )
+    from batch_pipeline.model_servers.picture_size import picture_size  # noqa: PLC0415
     from batch_pipeline.model_servers.remote import (  # noqa: PLC0415
         RemoteEmbedding,
         RemoteVision,
@@ -91,10 +88,7 @@ def _built(settings: Settings, make_slots: MakeCallSlots) -> Analyzer:
             [server(vision, url) for url in given],
             settings.vision_model,
             slots("vision", settings.max_vision_calls, given),
-            size=PictureSize(
-                settings.vision_longest_side,
-                settings.vision_side_multiple or side_multiple(settings.vision_model),
-            ),
+            size=picture_size(settings),
             prompts=prompts_of(settings),
             options={
                 "options": json.loads(settings.vision_options or "{}"),

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
+from batch_pipeline.media.pictures import VISION_PATCH
+from batch_pipeline.settings import Settings
+
 #: Models with patches of 28 pixels crash on shorter sides (pixels).
 SMALLEST_SIDE = 32
 _JPEG_QUALITY = 90
@@ -21,6 +24,14 @@ def side_multiple(model: str) -> int:
     return 32 if _PATCHES_OF_32.search(model) else 1
 
 
+def picture_size(settings: Settings) -> "PictureSize":
+    """Return the size of pictures for the vision model of the settings."""
+    return PictureSize(
+        settings.vision_longest_side,
+        settings.vision_side_multiple or side_multiple(settings.vision_model),
+    )
+
+
 @dataclass(frozen=True)
 class PictureSize:
     """The sides of pictures that a model needs."""
@@ -29,6 +40,11 @@ class PictureSize:
     """Pixels."""
     multiple: int = 1
     """Both sides are multiples of this."""
+
+    @property
+    def patch(self) -> int:
+        """The multiple to decode with, so that most pictures fit as they are (pixels)."""
+        return self.multiple if VISION_PATCH % self.multiple else VISION_PATCH
 
     def fitted(self, jpeg: bytes) -> bytes:
         """Fit a picture to the size; returns the same bytes if it already fits.

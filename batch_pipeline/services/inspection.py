@@ -12,6 +12,7 @@ from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
+from batch_pipeline.model_servers.picture_size import picture_size
 from batch_pipeline.services.sidecars import sidecar_date
 from batch_pipeline.settings import Settings
 
@@ -85,6 +86,7 @@ def _inspect(seen: Inspection, path: Path, settings: Settings, output: Path | No
                 filename=path.name,
                 sidecar_date=sidecar_date(path),
                 max_bytes=settings.max_decode_mib * 1024**2,
+                patch=picture_size(settings).patch,
             )
     seen.facts = content.facts.as_stored()
     with _timed(seen, "thumbnail"):

@@ -11,6 +11,7 @@ from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES
 from batch_pipeline.model_servers.base import Description, Usage, VisionModel
 from batch_pipeline.model_servers.factory import prompts_of
+from batch_pipeline.model_servers.picture_size import picture_size
 from batch_pipeline.model_servers.prompts import PLACEHOLDERS
 from batch_pipeline.services.description_audit import AuditResult, audit
 from batch_pipeline.services.reports.batch_status import cost_shape
@@ -57,7 +58,11 @@ def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:
             media_type = accept(file.read(HEAD_BYTES), settings.accepted_format_names)
             file.seek(0)
             content = decode(
-                file, media_type, filename=path.name, max_bytes=settings.max_decode_mib * 1024**2
+                file,
+                media_type,
+                filename=path.name,
+                max_bytes=settings.max_decode_mib * 1024**2,
+                patch=picture_size(settings).patch,
             )
     except OSError as error:
         raise RefusedError(f"{path} cannot be read: {error.strerror or error}") from error

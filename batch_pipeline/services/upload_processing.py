@@ -40,6 +40,7 @@ from batch_pipeline.model_servers.base import (
     VisionModel,
     never_cancelled,
 )
+from batch_pipeline.model_servers.picture_size import picture_size
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
 from batch_pipeline.services.known_results import Described, look_up, vector_of
 from batch_pipeline.services.model_costs import Account
@@ -288,6 +289,7 @@ class UploadProcessor:
                     filename=attempt.row.filename,
                     sidecar_date=parse_date(attempt.row.sidecar_date or ""),
                     max_bytes=settings.max_decode_mib * 1024**2,
+                    patch=picture_size(settings).patch,
                 )
             except PermanentError as error:
                 if error.preview is not None and attempt.row.thumbnail_path is None:

@@ -8,12 +8,12 @@ import pytest
 from pydantic import SecretStr
 
 from batch_pipeline import masking
-from batch_pipeline.errors import PipelineError, ServiceDownError
+from batch_pipeline.errors import ConfigurationError, PipelineError, ServiceDownError
 from batch_pipeline.masking import masked
 from batch_pipeline.orchestration.instance_health import check_dagster
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.health import check_health
-from batch_pipeline.settings import AnalyzerName, Settings
+from batch_pipeline.settings import AnalyzerName, Settings, load_settings
 from batch_pipeline.storage import storage_error
 from batch_pipeline.testing.records import add_batch
 
@@ -32,13 +32,23 @@ URLS = {
     "redis_url": f"redis://:{ENCODED}@127.0.0.1:1/0",
     "celery_broker_url": f"redis://:{ENCODED}@127.0.0.1:1/0",
 }
+#: Pages show it.
+REFUSES_PASSWORDS = {"dagster_ui_url"}
+
+
+def test_a_password_that_pages_would_show_is_refused():
+    with pytest.raises(ConfigurationError, match="a user or password") as refused:
+        load_settings(dagster_ui_url=f"http://user:{ENCODED}@127.0.0.1:3000")
+    assert ENCODED not in str(refused.value)
 
 
 def names_of_urls():
     return [
         name
         for name, field in Settings.model_fields.items()
-        if field.annotation is str and name.rpartition("_")[2] in {"url", "host"}
+        if field.annotation is str
+        and name.rpartition("_")[2] in {"url", "host"}
+        and name not in REFUSES_PASSWORDS
     ]
 
 
@@ -46,8 +56,8 @@ def test_every_setting_that_is_a_url_is_tried_here():
     assert sorted(URLS) == sorted(names_of_urls())
     words = ("URL", "PostgreSQL", "Redis", "server;", "Broker")
     for name, field in Settings.model_fields.items():
-        if name in {"webhook_urls", "notify_urls"}:
-            continue  # tokens, not passwords: services/test_notifications.py
+        if name in {"webhook_urls", "notify_urls"} | REFUSES_PASSWORDS:
+            continue  # URLs with tokens: services/test_notifications.py
         if field.annotation is str and any(word in field.description for word in words):
             assert name in URLS, f"{name} looks like a URL: {field.description}"
 

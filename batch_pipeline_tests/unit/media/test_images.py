@@ -14,6 +14,8 @@ from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.images import decode_image
 from batch_pipeline.media.pictures import vision_size
 from batch_pipeline.media.sniffing import sniff
+from batch_pipeline.model_servers.picture_size import picture_size
+from batch_pipeline.settings import Settings
 from batch_pipeline.testing.media import (
     APPENDED_SCRIPT,
     IMAGE_FORMATS,
@@ -56,7 +58,7 @@ def test_every_format_gives_facts_one_jpeg_frame_and_a_thumbnail(image_format):
     assert (facts.file_type, facts.format) == ("image", image_format)
     assert (facts.width, facts.height, facts.frame_count) == (640, 400, 1)
     picture, thumbnail = shown(content), Image.open(io.BytesIO(content.make_thumbnail()))
-    assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (616, 392))
+    assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (644, 392))
     assert (thumbnail.format, thumbnail.mode, thumbnail.size) == ("JPEG", "RGB", (256, 160))
     # GIF has 256 colours, hence the tolerance.
     expected = np.asarray(paint((640, 400)).resize(picture.size), dtype=int)
@@ -64,18 +66,28 @@ def test_every_format_gives_facts_one_jpeg_frame_and_a_thumbnail(image_format):
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"),
+    ("size", "patch", "expected"),
     [
-        ((4000, 3000), (1568, 1176)),
-        ((3000, 4000), (1176, 1568)),
-        ((1568, 1568), (1568, 1568)),
-        ((1000, 999), (980, 980)),
-        ((10, 10), (28, 28)),
-        ((100_000, 100), (1568, 28)),
+        ((4000, 3000), 28, (1568, 1176)),
+        ((4000, 3000), 32, (1568, 1184)),
+        ((4000, 3000), 48, (1536, 1152)),
+        ((3000, 4000), 28, (1176, 1568)),
+        ((1568, 1568), 28, (1568, 1568)),
+        ((1000, 999), 28, (1008, 1008)),
+        ((10, 10), 28, (28, 28)),
+        ((100_000, 100), 28, (1568, 28)),
     ],
 )
-def test_vision_size_is_whole_patches_within_the_limit(size, expected):
-    assert vision_size(*size) == expected
+def test_vision_size_is_whole_patches_within_the_limit(size, patch, expected):
+    assert vision_size(*size, patch) == expected
+
+
+@pytest.mark.parametrize("model", ["qwen3-vl:8b-instruct", "qwen2.5vl:7b", "llava"])
+def test_a_photo_goes_to_a_model_as_it_was_decoded(model):
+    size = picture_size(Settings(_env_file=None, vision_model=model))
+    photo = make_image("jpeg", (2000, 1333))
+    [frame] = decode_image(photo, sniff(photo), patch=size.patch).frames
+    assert size.fitted(frame.jpeg) is frame.jpeg
 
 
 def test_a_12_megapixel_jpeg_is_decoded_at_half_its_size(monkeypatch):
@@ -93,7 +105,7 @@ def test_a_12_megapixel_jpeg_is_decoded_at_half_its_size(monkeypatch):
 def test_a_thumbnail_keeps_the_shape_that_whole_patches_do_not():
     content = decode(make_image("png", (300, 29)))
 
-    assert shown(content).size == (280, 28)
+    assert shown(content).size == (308, 28)
     assert Image.open(io.BytesIO(content.make_thumbnail())).size == (256, 25)
 
 

@@ -54,7 +54,7 @@ def test_every_format_gives_facts_frames_and_a_thumbnail(video_format):
     assert facts.frame_count == pytest.approx(100, abs=4)
     assert len(content.frames) == 4, "one a second"
     for frame in content.frames:
-        assert (picture_of(frame).format, picture_of(frame).size) == ("JPEG", (308, 224))
+        assert (picture_of(frame).format, picture_of(frame).size) == ("JPEG", (308, 252))
     assert Image.open(io.BytesIO(content.make_thumbnail())).size == (256, 192)
 
 
@@ -126,7 +126,7 @@ def test_colours_are_those_of_the_video(colour):
 def test_large_frames_are_scaled_like_images():
     content = decode(make_video("mp4", 0.1, (1920, 1080)))
 
-    assert picture_of(content.frames[0]).size == (1568, 868)
+    assert picture_of(content.frames[0]).size == (1568, 896)
     assert content.facts.width == 1920
 
 
