@@ -9,6 +9,7 @@ not into the description of an event either.
 import base64
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import PurePath
 from typing import Any
 
@@ -122,6 +123,11 @@ backlog = dg.AssetSpec(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"postgres"},
+    # A sweep runs once an hour, also if there is nothing to do. Reports have no such policy: they
+    # follow batches, and nobody is late when no batch ends.
+    freshness_policy=dg.FreshnessPolicy.time_window(
+        warn_window=timedelta(minutes=90), fail_window=timedelta(hours=3)
+    ),
 )
 
 SPECS = [

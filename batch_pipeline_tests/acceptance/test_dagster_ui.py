@@ -396,3 +396,23 @@ def test_everything_or_a_batch_is_paused_and_resumed_by_the_jobs_of_the_ui(
     launch(page, stack, "resume", "{}")
     launch(page, stack, "resume", f"ops: {{resume_work: {{{of_batch}}}}}}}")
     assert stack.cli("paused") == []
+
+
+@pytest.mark.proof
+def test_a_backlog_that_was_swept_is_fresh(stack: RealStack) -> None:
+    launch = """mutation { launchRun(executionParams: {runConfigData: {}, selector: {
+      repositoryName: "__repository__", repositoryLocationName: "batch_pipeline.definitions",
+      jobName: "sweep_backlog"
+    }}) { __typename } }"""
+    assert stack.graphql(launch)["launchRun"]["__typename"] == "LaunchRunSuccess"
+    query = """{ assetNodeOrError(assetKey: {path: ["backlog"]}) {
+      ... on AssetNode { freshnessStatusInfo { freshnessStatus } }
+    } }"""
+
+    def status() -> str:
+        found: str = stack.graphql(query)["assetNodeOrError"]["freshnessStatusInfo"][
+            "freshnessStatus"
+        ]
+        return found
+
+    wait_until(lambda: status() == "HEALTHY", "the backlog is fresh")
