@@ -48,11 +48,11 @@ demo: install
 dev: install
 	@$(IN_CLONE) exec $(BIN)/python scripts/dev.py $(ARGS)
 
-# More workers than cores, as tests wait for processes and databases.
 test: install-dev
-	$(BIN)/pytest -n 3 --dist loadgroup -m "not slow" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
-# Faults with real processes and signals, outages, restarts.
+# Faults with real processes and signals, outages, restarts: minutes of waiting for things to die,
+# hence more workers than cores.
 test-slow: install-dev
 	$(BIN)/pytest -n 3 --dist loadgroup -m "slow and not proof" $(ARGS)
 
