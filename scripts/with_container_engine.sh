@@ -19,18 +19,20 @@ fi
 
 folder=$(mktemp -d /var/tmp/container-engine-XXXXXX)
 daemon=
-# The engine changes the network of this machine.
-rules=$(iptables-save)
+# The engine changes the network of this machine, and the end puts it back: that of another engine
+# must not be touched.
+[ ! -e /sys/class/net/docker0 ] || skip "docker0 is there: another engine runs on this machine"
+rules=$(iptables-save) || skip "the rules of this network cannot be read"
 forwarding=$(cat /proc/sys/net/ipv4/ip_forward)
 clean() {
     if [ -n "$daemon" ]; then
         docker ps -aq | xargs -r docker rm --force --volumes >/dev/null
         docker network prune --force >/dev/null
         kill "$daemon" && wait "$daemon" || true
-        ip link delete docker0 || true
-        iptables-restore <<< "$rules"
-        echo "$forwarding" > /proc/sys/net/ipv4/ip_forward
     fi
+    ip link delete docker0 2>/dev/null || true
+    iptables-restore <<< "$rules"
+    echo "$forwarding" > /proc/sys/net/ipv4/ip_forward
     rm -rf "$folder"
 }
 trap clean EXIT

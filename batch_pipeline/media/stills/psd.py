@@ -38,12 +38,10 @@ class PsdStill(PillowStill):
     _IPTC, _EXIF, _XMP = 1028, 1058, 1060
 
     def __init__(self, data: bytes) -> None:
-        document = _Document.of(data)
-        self._sample_bytes = document.sample_bytes
-        self._document = document
+        self._document = document = _Document.of(data)
         super().__init__()
         self.size = document.size
-        if self._sample_bytes == _FLOAT_BYTES:
+        if self._document.sample_bytes == _FLOAT_BYTES:
             # The profile is for linear light, which is converted here. The colours are sRGB's.
             self.icc_profile = None
         if document.said_mode == _INKS:
@@ -59,7 +57,8 @@ class PsdStill(PillowStill):
     def memory(self, target: tuple[int, int]) -> int:
         """Return the size of Pillow's picture, with deep samples as several bytes, and a strip."""
         width, height = self.size
-        return width * height * 4 * self._sample_bytes + 2 * scaling_bytes(self.size, target)
+        pixel_bytes = 4 * self._document.sample_bytes
+        return width * height * pixel_bytes + 2 * scaling_bytes(self.size, target)
 
     def _open(self) -> ImageFile:
         return _PsdPlugin(self._document.for_decoder())
@@ -69,15 +68,15 @@ class PsdStill(PillowStill):
             rows = picture.crop((0, top, picture.width, bottom))
             if picture.mode == "1":  # a set bit is black
                 return ImageChops.invert(rows.convert("L"))
-            return rows if self._sample_bytes == 1 else self._shallow(rows)
+            return rows if self._document.sample_bytes == 1 else self._shallow(rows)
 
         return scale(self.size, target, read_rows)
 
     def _shallow(self, rows: Image.Image) -> Image.Image:
         """Return samples of 8 bits; Pillow has read each deeper sample as several."""
         values = np.asarray(rows)
-        values = values.reshape(rows.height, -1, self._sample_bytes, len(rows.getbands()))
-        if self._sample_bytes == _FLOAT_BYTES:  # linear light from 0 to 1
+        values = values.reshape(rows.height, -1, self._document.sample_bytes, len(rows.getbands()))
+        if self._document.sample_bytes == _FLOAT_BYTES:  # linear light from 0 to 1
             packed = np.ascontiguousarray(np.moveaxis(values, 2, 3))
             light = np.nan_to_num(packed.view(">f4")[..., 0].astype(np.float32)).clip(0, 1)
             levels = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
