@@ -4,6 +4,7 @@ Modules that call servers are imported only if they are chosen: their client lib
 to load, and a command that calls no model should not wait for them.
 """
 
+import importlib
 import json
 import re
 import threading
@@ -17,13 +18,22 @@ from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.languages import language_name
 from batch_pipeline.model_servers.base import Analyzer, CallKind, CallSlots, MakeCallSlots
 from batch_pipeline.model_servers.call_slots import CallGate
-from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
+from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision, load_models
 from batch_pipeline.model_servers.prompts import Prompts, read_prompts
 from batch_pipeline.model_servers.text_prefixes import TextPrefixes, prefixes_for
 from batch_pipeline.settings import AnalyzerName, Settings, VisionDetail
 
 if TYPE_CHECKING:
     from batch_pipeline.model_servers.model_server import ModelServer
+
+#: What a client of each kind of server imports, at the latest with its first call.
+_CLIENTS = {
+    AnalyzerName.OLLAMA: ("batch_pipeline.model_servers.ollama", "anyio._backends._asyncio"),
+    AnalyzerName.OPENAI: (
+        "batch_pipeline.model_servers.openai_compatible",
+        "anyio._backends._asyncio",
+    ),
+}
 
 _lock = threading.Lock()
 _servers: list["ModelServer"] = []
@@ -53,6 +63,26 @@ def build_analyzer(
     """
     with _lock:
         return _built(settings, make_slots)
+
+
+def preload(settings: Settings) -> None:
+    """Import the clients of the servers that the settings name, and load the embedded models.
+
+    Processes that are forked later have them at once, and share their memory. No client is made
+    and nothing is opened.
+
+    Raises:
+        ServiceDownError: the weights of an embedded model are not the expected ones, or cannot be
+            loaded.
+    """
+    used = {settings.analyzer, settings.embedder_name}
+    for name in used - {AnalyzerName.EMBEDDED}:
+        for module in ("batch_pipeline.model_servers.remote", *_CLIENTS[name]):
+            importlib.import_module(module)
+    load_models(
+        vision=settings.analyzer is AnalyzerName.EMBEDDED,
+        embedding=settings.embedder_name is AnalyzerName.EMBEDDED,
+    )
 
 
 def close_analyzers() -> None:

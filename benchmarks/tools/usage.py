@@ -71,8 +71,9 @@ _COMMANDS = {
     "run workers": "multiprocessing.forkserver",
 }
 PARTS = (*_COMMANDS, "PostgreSQL")
-#: Pause between two looks at the memory of run workers (seconds).
-_MEMORY_PAUSE = 0.2
+#: Pause between two looks at the memory of run workers (seconds). A look reads the list of all
+#: processes and has the kernel walk each worker's pages, so more of them would slow the stack.
+_MEMORY_PAUSE = 1.0
 
 
 @dataclass

@@ -57,8 +57,9 @@ def test_a_worker_has_the_code_location_and_nothing_that_was_opened_before_it(fo
     assert worker["threads"] == 1
 
 
-def test_the_embedded_models_are_loaded_once_for_all_workers_if_they_are_used(found, tmp_path):
+def test_the_models_that_are_used_are_loaded_once_for_all_workers(found, tmp_path):
     assert found["worker"]["models"] == [1, 1]
+    assert found["worker"]["clients"] == []
     other = probe(
         tmp_path,
         BATCH_PIPELINE_ANALYZER="ollama",
@@ -66,6 +67,8 @@ def test_the_embedded_models_are_loaded_once_for_all_workers_if_they_are_used(fo
         BATCH_PIPELINE_EMBEDDING_MODEL="any",
     )
     assert other["worker"]["models"] == [0, 0]
+    assert other["worker"]["clients"] == ["ollama"]
+    assert other["threads"] == other["worker"]["threads"] == 1
 
 
 def test_a_worker_hears_the_signals_that_its_fork_server_leaves_to_it(found):

@@ -34,6 +34,7 @@ def inside_a_worker(queue):
             "models": [
                 module._loaded.cache_info().currsize for module in (efficientnet, sentence_encoder)
             ],
+            "clients": [name for name in ("ollama", "openai") if name in sys.modules],
             "sigterm": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
             "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
         }
