@@ -41,12 +41,12 @@ from batch_pipeline.database.models import (
     UploadVector,
     WorkPause,
 )
-from batch_pipeline.database.readings import lease_lives, owner
+from batch_pipeline.database.readings import NAME, lease_lives, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError, PermanentError, RefusedError
 from batch_pipeline.services.notifications.outbox import forget_events
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.short_ids import Named
+from batch_pipeline.services.short_ids import Named, batch_label
 from batch_pipeline.services.states.transitions import recount_batch
 from batch_pipeline.storage import Storage
 
@@ -208,8 +208,7 @@ def _require_rest(pipeline: Pipeline, history: History, chosen: _Chosen) -> None
         lease_lives(pipeline.settings.lease_seconds),
     )
     with pipeline.database.transaction() as connection:
-        for batch_id in sorted(batches):
-            _require_ended(connection, batch_id)
+        labels = {batch_id: _require_ended(connection, batch_id) for batch_id in sorted(batches)}
         at_work = connection.scalar(
             select(Upload.id)
             .where(held, or_(Upload.batch_id.in_(batches), Upload.id.in_(lone)))
@@ -220,24 +219,26 @@ def _require_rest(pipeline: Pipeline, history: History, chosen: _Chosen) -> None
             f"upload {at_work} is still in work: wait until its worker has let go of it, at most "
             f"{pipeline.settings.lease_seconds:g} seconds after a cancel, then delete again"
         )
-    for batch_id in sorted(batches):
+    for batch_id, label in labels.items():
         if runs := history.in_flight(batch_id):
             raise RefusedError(
-                f"run {runs[0]} of batch {batch_id} has not ended: wait for it or terminate it in "
+                f"run {runs[0]} of batch {label} has not ended: wait for it or terminate it in "
                 "the UI, then delete again"
             )
 
 
-def _require_ended(connection: Connection, batch_id: uuid.UUID) -> None:
-    """Lock a batch, and refuse if it is open."""
-    status = connection.scalar(
-        select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
-    )
-    if status in OPEN_BATCH:
+def _require_ended(connection: Connection, batch_id: uuid.UUID) -> str:
+    """Lock a batch, and refuse if it is open; returns what it is called in messages."""
+    row = connection.execute(
+        select(UploadBatch.status, NAME).where(UploadBatch.id == batch_id).with_for_update()
+    ).one_or_none()
+    label = batch_label(batch_id, row and row.name)
+    if row and row.status in OPEN_BATCH:
         raise RefusedError(
-            f"batch {batch_id} is {status}: cancel it first (batch-pipeline cancel {batch_id}), "
+            f"batch {label} is {row.status}: cancel it first (batch-pipeline cancel {batch_id}), "
             "then delete again"
         )
+    return label
 
 
 def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:

@@ -36,8 +36,8 @@ from sqlalchemy import (
     text,
 )
 
-from batch_pipeline.database.models import AnsweringSpace, Upload, UploadVector
-from batch_pipeline.database.readings import FACTS, FILENAME, known, owner
+from batch_pipeline.database.models import AnsweringSpace, Upload, UploadBatch, UploadVector
+from batch_pipeline.database.readings import FACTS, FILENAME, NAME, known, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.database.spaces import Space, answering_spaces
 from batch_pipeline.errors import NotFoundError, PipelineError, RefusedError
@@ -75,6 +75,7 @@ class Copy:
 
     upload_id: uuid.UUID
     batch_id: uuid.UUID | None
+    batch_name: str | None
     filename: str
 
 
@@ -98,6 +99,7 @@ class SearchResult:
     thumbnail: str | None
     """Where the thumbnail can be opened, in the same form."""
     batch_id: uuid.UUID | None
+    batch_name: str | None
     user_id: uuid.UUID
     file_type: str
     """``image`` or ``video``."""
@@ -195,10 +197,12 @@ def search(
         if not like:
             candidates.add_by_words(Question(question))
         hits = candidates.best(limit, last)
-        same_bytes = _copies(connection, [hit.row for hit in hits], conditions)
+        rows = [hit.row for hit in hits]
+        same_bytes = _copies(connection, rows, conditions)
+        names = _batch_names(connection, rows)
     first = last.position if last else 0
     results = SearchResults(
-        _result(hit, same_bytes, _Cursor(first + number, hit.key), location)
+        _result(hit, same_bytes, names, _Cursor(first + number, hit.key), location)
         for number, hit in enumerate(hits, 1)
     )
     results.by_words_only = "; ".join(said)
@@ -479,17 +483,31 @@ def _copies(
     checksums = [row.checksum for row in rows if row.checksum]
     if checksums:
         statement = (
-            select(Upload.checksum, Upload.id, Upload.batch_id, FILENAME)
+            select(Upload.checksum, Upload.id, Upload.batch_id, NAME, FILENAME)
+            .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
             .where(Upload.checksum.in_(checksums), Upload.embedding_model.is_not(None), *conditions)
             .order_by(Upload.created_at, Upload.id)
         )
         for row in connection.execute(statement):
-            copies[str(row.checksum)].append(Copy(row.id, row.batch_id, row.filename))
+            copy = Copy(row.id, row.batch_id, row.name, row.filename)
+            copies[str(row.checksum)].append(copy)
     return copies
 
 
+def _batch_names(
+    connection: Connection, rows: Sequence[AnyRow]
+) -> Mapping[uuid.UUID | None, str | None]:
+    ids = {row.batch_id for row in rows if row.batch_id}
+    named = connection.execute(select(UploadBatch.id, NAME).where(UploadBatch.id.in_(ids)))
+    return {row.id: row.name for row in named}
+
+
 def _result(
-    hit: _Hit, copies: Mapping[str, Sequence[Copy]], cursor: _Cursor, location: str
+    hit: _Hit,
+    copies: Mapping[str, Sequence[Copy]],
+    names: Mapping[uuid.UUID | None, str | None],
+    cursor: _Cursor,
+    location: str,
 ) -> SearchResult:
     row = hit.row
     return SearchResult(
@@ -502,6 +520,7 @@ def _result(
         original=_openable(location, row.file_path),
         thumbnail=_openable(location, row.thumbnail_path) if row.thumbnail_path else None,
         batch_id=row.batch_id,
+        batch_name=names.get(row.batch_id),
         user_id=row.user_id,
         file_type=row.file_type,
         format=row.format,

@@ -18,6 +18,7 @@ from batch_pipeline.services.reports.pages import (
 )
 from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.search import Copy, SearchResult
+from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible, visible_line
 
@@ -40,7 +41,8 @@ class FoundCard:
     """Similarity, and the reason if it was not found by meaning."""
     weak: bool
     date: str
-    batch_id: str
+    batch: str
+    """Name of the batch and its short id; empty without a batch."""
     runs: str
     """Link to the runs of the batch in the Dagster UI; empty if its address is unknown."""
     copies: Sequence[str]
@@ -82,7 +84,7 @@ def _card(previews: Previews, hit: SearchResult, side: int, dagster_ui_url: str)
         likeness=", ".join(filter(None, [similarity, reason])),
         weak=hit.weak,
         date=shown_date(hit.taken_at, hit.uploaded_at),
-        batch_id=str(hit.batch_id or ""),
+        batch=batch_label(hit.batch_id, hit.batch_name) if hit.batch_id else "",
         runs=_runs(dagster_ui_url, hit.batch_id),
         copies=[_copy(copy) for copy in hit.copies],
     )
@@ -102,5 +104,6 @@ def _link(original: str) -> str:
 
 
 def _copy(copy: Copy) -> str:
-    where = f"batch {copy.batch_id}" if copy.batch_id else "no batch"
+    label = copy.batch_id and batch_label(copy.batch_id, copy.batch_name)
+    where = f"batch {label}" if label else "no batch"
     return f"{visible_line(copy.filename)}, {where}"

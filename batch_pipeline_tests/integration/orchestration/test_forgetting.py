@@ -335,10 +335,10 @@ def test_what_dagster_keeps_of_a_batch_whose_rows_an_api_has_deleted_goes_too(ke
 
 @pytest.mark.parametrize("status", ["pending", "processing"])
 def test_an_open_batch_is_refused_with_what_to_do(kept, status):
-    batch = add_batch(kept.pipeline.database, 2, status=status)
+    batch = add_batch(kept.pipeline.database, 2, status=status, name="Rome")
     [upload, _] = upload_rows(kept.pipeline.database, batch)
     for named, id_ in (("batch", batch), ("upload", upload.id), ("user", upload.user_id)):
-        with pytest.raises(RefusedError, match=f"batch-pipeline cancel {batch}"):
+        with pytest.raises(RefusedError, match=rf"Rome .* is {status}: .*cancel {batch}\)"):
             kept.delete(named, id_)
     assert len(upload_rows(kept.pipeline.database, batch)) == 2
 
@@ -354,13 +354,13 @@ def test_an_upload_that_a_worker_still_holds_is_refused(kept):
 
 
 def test_a_batch_whose_run_has_not_ended_is_refused(kept):
-    batch = add_batch(kept.pipeline.database, 1, status="cancelled")
+    batch = add_batch(kept.pipeline.database, 1, status="cancelled", name="Rome")
     run = kept.runner.instance.create_run_for_job(
         kept.runner.job,
         run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch)}}}},
         tags={"batch_pipeline/batch_id": str(batch)},
     )
-    with pytest.raises(RefusedError, match=f"run {run.run_id} of batch .* has not ended"):
+    with pytest.raises(RefusedError, match=rf"run {run.run_id} of batch Rome \({short(batch)}\) has"):
         kept.delete("batch", batch)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from batch_pipeline.services.reports.search_page import search_page
 from batch_pipeline.services.search import Copy, SearchResult
+from batch_pipeline.services.short_ids import short
 from batch_pipeline_tests.integration.console import Console
 
 BATCH, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -33,7 +34,8 @@ def result(filename="sea.jpg", **values):
         "upload_id": uuid.uuid4(), "filename": filename, "similarity": 0.71234,
         "description": "A calm sea under a bright sky.", "thumbnail_path": THUMBNAIL,
         "file_path": "u/1/original.jpg", "original": "/srv/uploads/u/1/original.jpg",
-        "thumbnail": None, "batch_id": BATCH, "user_id": BATCH, "file_type": "image",
+        "thumbnail": None, "batch_id": BATCH, "batch_name": "Rome",
+        "user_id": BATCH, "file_type": "image",
         "format": "jpeg", "camera": None, "taken_at": None,
         "uploaded_at": datetime(2026, 1, 2, tzinfo=UTC), "vision_model": None,
         "found_by": "meaning", "score": 0.7, "weak": False, "copies": [], "cursor": "x",
@@ -50,7 +52,7 @@ def test_a_result_shows_picture_description_likeness_date_batch_and_copies(stora
         storage,
         "calm sea",
         [
-            result(copies=[Copy(uuid.uuid4(), OTHER, "again.jpg")]),
+            result(copies=[Copy(uuid.uuid4(), OTHER, "Paris", "again.jpg")]),
             result("IMG_1.jpg", found_by="filename", similarity=None, taken_at="2023-02-03T10:00"),
         ],
     )
@@ -60,8 +62,8 @@ def test_a_result_shows_picture_description_likeness_date_batch_and_copies(stora
     assert 'href="file:///srv/uploads/u/1/original.jpg"' in page
     assert "0.71 · uploaded 2026-01-02 A calm sea under a bright sky." in text
     assert "its name · taken 2023-02-03" in text
-    assert f"uploaded 2 times again.jpg, batch {OTHER}" in text
-    assert f"batch {BATCH}" in text
+    assert f"uploaded 2 times again.jpg, batch Paris ({short(OTHER)})" in text
+    assert f"batch Rome ({short(BATCH)})" in text
 
 
 def test_a_batch_is_linked_to_its_runs_if_the_address_of_the_ui_is_known(storage):
@@ -131,7 +133,15 @@ def test_nothing_is_wider_than_the_screen(storage, opened, width):
     page = search_page(
         storage,
         long,
-        [result(f"{long}.jpg", description=long, copies=[Copy(BATCH, BATCH, long)])] * 7,
+        [
+            result(
+                f"{long}.jpg",
+                description=long,
+                batch_name=long,
+                copies=[Copy(BATCH, BATCH, long, long)],
+            )
+        ]
+        * 7,
     )
 
     tab = opened(page, width)
@@ -153,7 +163,15 @@ def test_what_files_and_models_say_is_only_read(storage, opened):
     page = search_page(
         storage,
         attack,
-        [result(attack, description=attack, taken_at=attack, copies=[Copy(BATCH, None, attack)])],
+        [
+            result(
+                attack,
+                description=attack,
+                taken_at=attack,
+                batch_name=attack,
+                copies=[Copy(BATCH, BATCH, attack, attack)],
+            )
+        ],
     )
 
     tab = opened(page, 800)

@@ -321,13 +321,15 @@ def test_the_same_bytes_are_shown_once_with_where_else_they_are(database, find):
             *(upload(f"copy_{n}.jpg", 0.9 - 0.001 * n, **same) for n in range(20)),
             *(upload(f"other_{n}.jpg", 0.5 - 0.001 * n, checksum=f"{n:064}") for n in range(5)),
         ],
+        name="Rome",
     )
 
     found = find("anything", limit=4)
 
     assert names(found) == ["copy_0.jpg", "other_0.jpg", "other_1.jpg", "other_2.jpg"]
     assert [copy.filename for copy in found[0].copies] == [f"copy_{n}.jpg" for n in range(1, 20)]
-    assert {copy.batch_id for copy in found[0].copies} == {batch}
+    assert {(copy.batch_id, copy.batch_name) for copy in found[0].copies} == {(batch, "Rome")}
+    assert found[0].batch_name == "Rome"
     assert not found[1].copies
 
 
