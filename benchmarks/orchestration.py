@@ -1,19 +1,25 @@
-"""What orchestration costs per upload, and how full it keeps a model server; ours and others'.
+"""A race from submission to done: this pipeline and what else runs such work, side by side.
 
-    python benchmarks/orchestration.py                       # about ten minutes
-    python benchmarks/orchestration.py --only pipeline --uploads 200 --ideal-seconds 5
+    python benchmarks/orchestration.py                       # about half an hour
+    python benchmarks/orchestration.py --only pipeline dbos --sizes 15 --loads 0
     python benchmarks/orchestration.py --install-peers       # environments for the peers, first
 
-Every contender works the same batch of tiny pictures (32 x 24 pixels: decoding is not what is
-measured) with the same scripted model server over HTTP, and makes the same row changes on
-PostgreSQL. `pipeline` is `process_batch` as it is, in a run worker of its own, `pipeline-two` in
-two that share the batch: it also decodes, makes and stores the thumbnail, audits, keeps two
-checkpoints more, renews heartbeats. The peers do less (`peers/work.py`), and each notes the end of
-every upload in its own place and idiom.
+Every contender does the same work: each upload is one unit of its own (a step, task, job, actor or
+workflow), which calls the same `UploadProcessor` with the same settings, on the same PostgreSQL and
+the same scripted model server. Pictures are tiny (32 x 24 pixels), because `media.py` measures
+decoding.
 
-Overhead: no model latency. Wall time from the start of the run (or the flow, the queue, the worker)
-to its end, set-up and collection included, starts of Python and imports excluded, divided by the
-uploads. Saturation: uploads x latency / slots / wall time; 1 is a server that never waits.
+Each contender is up and warm before anything is submitted: `this pipeline` is the stack that
+`make demo` starts, with default settings; peers have their servers and workers running, and have
+done one small batch. Where a peer's documentation says how to use several processes, it has as many
+as there are cores. The clock runs from the moment when the rows of a batch are written to the
+message that the batch is completed. So it includes what each starts for a batch: our sensor's tick
+and our run workers, a flow, a job. Peers are told of the batch at once.
+
+Saturation is uploads x latency / slots / seconds: 1 is a model server that never waits.
+
+At last, one worker of each contender is killed (SIGKILL) while it processes a batch, and nobody
+helps: how many uploads are completed after two minutes?
 """
 
 import argparse
@@ -25,63 +31,69 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+import uuid
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import dagster as dg
+import psutil
 from rich.console import Console
-from tools.results import Table, Target, add_results_option, machine, report
-from tools.stand import Dispatcher, Scene, Stand, tiny_pictures
-from tools.usage import SERVER_PID_VARIABLE
+from tools.results import ROOT, Table, Target, add_results_option, machine, report
+from tools.stand import Scene, Stand, await_end, tiny_pictures
+from tools.usage import StackUsage, run_workers, tree_cpu_seconds
 
+from batch_pipeline.demo import running_stack
 from batch_pipeline.testing.model_server import ScriptedModelServer
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".environments"
-MODEL = "qwen2.5vl:7b"
 #: Latency (seconds) and slots of the scripted server, and the saturation asked for.
-LOADS = ((1.0, 8, 0.95), (0.5, 16, 0.92), (0.25, 32, 0.85))
-#: A contender that takes longer is given up (seconds).
-PATIENCE = 600
+LOADS = ((1.0, 8, 0.97), (0.5, 16, 0.95), (0.25, 32, 0.88))
+CORES = os.cpu_count() or 1
+#: Uploads in flight without latency: four runs with four threads are the pipeline's defaults.
+IN_FLIGHT = 16
+#: Time for a contender to end (seconds).
+PATIENCE = 180
+#: Uploads of the batch during which a worker is killed, how many are completed before, and the time
+#: for the others (seconds).
+KILL_UPLOADS, KILL_AFTER, KILL_SECONDS = 100, 30, 120
+#: Latency of the model meanwhile (seconds).
+KILL_LATENCY = 0.5
 
 log = Console(stderr=True, markup=False, highlight=False)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Someone who works a batch.
-
-    Args:
-        name: as `--only` takes it.
-        title: as tables show it.
-        records: what it keeps of each upload.
-        at_most: uploads that it is given without latency, if it is slow.
-        script: of `peers/`; none: the job `process_batch`.
-        variant: for a script that knows several ways.
-        execution: run config of `process_batch`.
-        needs: module that must be there, of the extra `benchmarks`.
-        environment: virtual environment of its own, by name.
-        in_flight: the most that it can have, whatever it is told.
-        workers: processes that share the batch, each with its part of what is in flight.
-        under_load: saturation is measured too.
-    """
+    """Someone who processes batches."""
 
     name: str
+    """As `--only` takes it."""
     title: str
     records: str
-    at_most: int | None = None
+    """What it keeps of each upload."""
     script: str = ""
+    """Of `peers/`; empty: the stack of this pipeline."""
     variant: str = ""
-    execution: dict[str, Any] = field(default_factory=dict)
-    needs: str = ""
-    environment: str = ""
+    """For a script that knows several ways."""
+    at_most: int | None = None
+    """Uploads without latency, if it is slow."""
+    processes: int = 1
+    """Workers, each with its part of the uploads in flight."""
+    worker: str = ""
+    """A word in the command line of its workers that can be killed; empty: it has none."""
     in_flight: int | None = None
-    workers: int = 1
+    """The most that it can have; None: as many as it is told."""
     under_load: bool = True
+    """Saturation is measured, too."""
+    needs: str = ""
+    """Module of the extra `benchmarks` that must be installed."""
+    environment: str = ""
+    """Virtual environment of its own, by name."""
 
     @property
     def python(self) -> Path:
@@ -99,83 +111,102 @@ class Contender:
         return ""
 
 
-STEPS = "step events, materialization, check, stages in the row"
-EVENTS = "step events"
-FORKSERVER = {"start_method": {"forkserver": {"preload_modules": ["batch_pipeline.definitions"]}}}
 CONTENDERS = (
-    Contender("pipeline", "this pipeline", STEPS),
-    Contender("pipeline-two", "this pipeline, two run workers", STEPS, workers=2),
     Contender(
-        "pipeline-in-process",
-        "this job, Dagster's in-process executor",
-        STEPS,
-        at_most=100,
-        execution={"in_process": {}},
-        in_flight=1,
-        under_load=False,
+        "pipeline",
+        "this pipeline",
+        "step events, materialization, check, stages in the row",
     ),
     Contender(
-        "pipeline-forkserver",
-        "this job, multiprocess with forkserver",
-        STEPS,
-        at_most=40,
-        execution={"multiprocess": FORKSERVER},
-        in_flight=os.cpu_count(),
-        under_load=False,
-    ),
-    Contender(
-        "pipeline-default",
+        "job-default",
         "this job, Dagster's default executor",
-        STEPS,
+        "step events, materialization, check, stages in the row",
+        script="process_batch.py",
         at_most=8,
-        execution={"multiprocess": {}},
-        in_flight=os.cpu_count(),
         under_load=False,
     ),
-    Contender("loop", "plain loop", "nothing", script="plain.py", variant="loop", in_flight=1),
     Contender(
-        "threads",
-        "plain threads",
-        "nothing",
-        script="plain.py",
-        variant="threads",
+        "dagster-default",
+        "a mapped op, Dagster's default executor",
+        "step events",
+        script="dagster_jobs.py",
+        variant="default",
+        at_most=15,
+        under_load=False,
+    ),
+    Contender(
+        "dagster-forkserver",
+        "a mapped op, multiprocess with forkserver",
+        "step events",
+        script="dagster_jobs.py",
+        variant="forkserver",
+        at_most=30,
         under_load=False,
     ),
     Contender(
         "dagster-in-process",
-        "Dagster, in-process executor",
-        EVENTS,
-        at_most=100,
+        "a mapped op, Dagster's in-process executor",
+        "step events",
         script="dagster_jobs.py",
         variant="in_process",
+        at_most=100,
         in_flight=1,
+        under_load=False,
     ),
     Contender(
         "dagster-async",
-        "Dagster, dagster-async-executor",
-        EVENTS,
-        at_most=200,
+        "a mapped op, dagster-async-executor",
+        "step events",
         script="dagster_jobs.py",
         variant="async",
+        at_most=200,
         needs="dagster_async_executor",
     ),
     Contender(
-        "dagster-forkserver",
-        "Dagster, multiprocess with forkserver",
-        EVENTS,
-        at_most=40,
-        script="dagster_jobs.py",
-        variant="forkserver",
-        in_flight=os.cpu_count(),
+        "loop",
+        "plain loop",
+        "nothing",
+        script="plain.py",
+        variant="loop",
+        in_flight=1,
+        at_most=1000,
+    ),
+    Contender("threads", "plain threads", "nothing", script="plain.py", variant="threads"),
+    Contender(
+        "celery",
+        "Celery, Redis",
+        "result",
+        script="celery_tasks.py",
+        processes=CORES,
+        worker="celeryd:",
+        needs="celery",
     ),
     Contender(
-        "dagster-default",
-        "Dagster, default executor",
-        EVENTS,
-        at_most=16,
-        script="dagster_jobs.py",
-        variant="default",
-        in_flight=os.cpu_count(),
+        "dramatiq",
+        "Dramatiq, Redis",
+        "result",
+        script="dramatiq_actors.py",
+        processes=CORES,
+        worker="dramatiq_actors",
+        needs="dramatiq",
+    ),
+    Contender(
+        "procrastinate",
+        "procrastinate",
+        "job with its events",
+        script="procrastinate_jobs.py",
+        processes=CORES,
+        worker="procrastinate_jobs.py worker",
+        needs="procrastinate",
+    ),
+    Contender(
+        "dbos",
+        "DBOS, queue",
+        "workflow and step",
+        script="dbos_queue.py",
+        processes=CORES,
+        worker="dbos_queue.py worker",
+        needs="dbos",
     ),
     Contender(
         "prefect",
@@ -184,21 +215,9 @@ CONTENDERS = (
         script="prefect_tasks.py",
         environment="prefect",
     ),
-    Contender(
-        "dbos",
-        "DBOS, queue",
-        "workflow and step",
-        script="dbos_queue.py",
-        needs="dbos",
-    ),
-    Contender(
-        "procrastinate",
-        "procrastinate",
-        "job with its events",
-        script="procrastinate_jobs.py",
-        needs="procrastinate",
-    ),
 )
+#: Those that record the end of each upload where an operator can look it up.
+RECORDING = ("celery", "dramatiq", "procrastinate", "dbos", "prefect")
 
 
 @dataclass(frozen=True)
@@ -210,9 +229,10 @@ class Figure:
     latency: float
     slots: int
     seconds: float
+    """From submission to done."""
     cpu_seconds: float
+    """Of all processes of the contender; for this pipeline the whole stack, UI included."""
     database_cpu_seconds: float
-    recorded: int
 
     @property
     def ms_per_upload(self) -> float:
@@ -223,133 +243,198 @@ class Figure:
         return self.uploads * self.latency / self.slots / self.seconds
 
 
-def measure(
-    contender: Contender,
-    stand: Stand,
-    *,
-    uploads: int,
-    threads: int,
-    slots: int,
-    latency: float = 0,
-) -> Figure:
-    """Let a contender work a batch, and check that it did."""
-    name = f"{contender.name}-{slots}x{latency:g}s"
-    with (
-        ScriptedModelServer(latency_seconds=latency, slots=slots, vision_models=[MODEL]) as server,
-        stand.scene(
-            name,
-            analyzer="ollama",
-            embedder="embedded",
-            ollama_host=server.ollama_url,
-            vision_model=MODEL,
-            max_vision_calls=slots,
-            max_concurrent_uploads=math.ceil(threads / contender.workers),
-            uploads_per_run=math.ceil(uploads / contender.workers),
-        ) as scene,
-    ):
-        batch_id = scene.add_batch(tiny_pictures(uploads), head_start=False)
-        with commands(contender, scene, str(batch_id), server.ollama_url, threads) as started:
-            figures = run(started, contender, scene, stand.server_pid)
-        done, calls = scene.completed(), len(server.calls_of("vision"))
-        assert (done, calls) == (uploads, uploads), f"{name}: {done} done, {calls} calls"
-    recorded = figures.pop("recorded", 0)
-    used = {key: figures[key] for key in ("seconds", "cpu_seconds", "database_cpu_seconds")}
-    return Figure(contender.name, uploads, latency, slots, recorded=int(recorded), **used)
+@dataclass(frozen=True)
+class Running:
+    """A contender that waits for batches."""
+
+    hand_out: Callable[[str], object]
+    cpu_seconds: Callable[[], float]
+    workers: Callable[[], Sequence[psutil.Process]]
+    at_the_end: dict[str, int] = field(default_factory=dict)
+    """How many ends a peer has recorded, ``of`` how many uploads."""
 
 
 @contextlib.contextmanager
-def commands(
-    contender: Contender, scene: Scene, batch_id: str, model_url: str, threads: int
-) -> Iterator[list[list[str]]]:
-    """What to start, and the environment for it."""
+def running(
+    contender: Contender, scene: Scene, server_pid: int, in_flight: int
+) -> Iterator[Running]:
+    """Start a contender; it is ready."""
     if contender.script:
-        assignment = {
-            "database_url": scene.database_url,
-            "state_url": scene.state_url,
-            "model_url": model_url,
-            "model": MODEL,
-            "storage": scene.storage,
-            "batch_id": batch_id,
-            "threads": threads,
-            "folder": str(scene.folder),
-            "variant": contender.variant,
-        }
-        os.environ["BENCHMARK_ASSIGNMENT"] = json.dumps(assignment)
-        yield [[str(HERE / "peers" / contender.script)]]
+        with peer(contender, scene, in_flight) as host:
+            yield host
         return
-    with dg.DagsterInstance.get() as instance:
-        run_ids = Dispatcher(scene.pipeline, instance).tick(contender.execution)
-        assert len(run_ids) == contender.workers, run_ids
-        yield [["-m", "tools.run_worker", run_id, "--at-a-word"] for run_id in run_ids]
+    with running_stack(scene.pipeline.settings):
+        usage = StackUsage(server_pid)
+
+        def stack_seconds() -> float:
+            return sum(value for part, value in usage.cpu_seconds().items() if part != "PostgreSQL")
+
+        yield Running(lambda _: None, stack_seconds, lambda: list(run_workers()))
 
 
-def run(
-    commands_: list[list[str]], contender: Contender, scene: Scene, server_pid: int
-) -> dict[str, float]:
-    """Start processes, and read the figures that each prints at its end."""
-    log_file = scene.folder / "contender.log"
-    path = os.pathsep.join(map(str, (HERE, HERE / "peers")))
-    processes: list[subprocess.Popen[str]] = []
-    with log_file.open("wb") as errors:
-        for words in commands_:
-            process = subprocess.Popen(
-                [str(contender.python), "-W", "ignore", *words],
-                env=os.environ | {"PYTHONPATH": path, SERVER_PID_VARIABLE: str(server_pid)},
-                cwd=scene.folder,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                start_new_session=True,
-            )
-            processes.append(process)
-    found: list[dict[str, float]] = []
-    try:
-        if not contender.script:
-            begin_together(processes)
-        for process in processes:
-            printed, _ = process.communicate(timeout=PATIENCE)
-            lines = printed.splitlines()
-            if process.returncode or not lines:
-                raise RuntimeError(f"{contender.name} failed:\n{log_file.read_text()[-3000:]}")
-            found.append(json.loads(lines[-1]))
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):  # whatever it has left behind
-                os.killpg(process.pid, signal.SIGKILL)
-    figures = {
-        # Those that begin together: the last one to end says how long all took, and what the
-        # database did meanwhile.
-        "seconds": max(one["seconds"] for one in found),
-        "cpu_seconds": sum(one["cpu_seconds"] for one in found),
-        "database_cpu_seconds": max(one["database_cpu_seconds"] for one in found),
-        "recorded": sum(one.get("recorded", 0) for one in found),
+@contextlib.contextmanager
+def peer(contender: Contender, scene: Scene, in_flight: int) -> Iterator[Running]:
+    """Start the host of a peer (`peers/work.py`), and end it with all that it has started."""
+    assignment = {
+        "state_url": scene.state_url,
+        "folder": str(scene.folder),
+        "processes": contender.processes,
+        "threads": math.ceil(in_flight / contender.processes),
+        "variant": contender.variant,
     }
-    if not contender.script:
-        figures["recorded"] = recorded_steps(scene)
-    return figures
+    path = os.pathsep.join(map(str, (HERE, HERE / "peers")))
+    log_file = scene.folder / "contender.log"
+    with log_file.open("wb") as errors:
+        process = subprocess.Popen(
+            [str(contender.python), "-W", "ignore", str(HERE / "peers" / contender.script)],
+            env=os.environ | {"PYTHONPATH": path, "BENCHMARK_ASSIGNMENT": json.dumps(assignment)},
+            cwd=scene.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+    assert process.stdin
+    assert process.stdout
 
-
-def begin_together(run_workers: list[subprocess.Popen[str]]) -> None:
-    """Wait until all are ready, and let them begin; one that has failed says so at its end."""
-    for process in run_workers:
-        assert process.stdout
-        process.stdout.readline()
-    for process in run_workers:
+    def hand_out(batch_id: str) -> None:
         assert process.stdin
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write("go\n")
-            process.stdin.flush()
+        process.stdin.write(f"{batch_id}\n")
+        process.stdin.flush()
 
-
-def recorded_steps(scene: Scene) -> int:
-    """Mapped steps whose success is in Dagster's event log."""
-    with dg.DagsterInstance.get() as instance:
-        counts = [
-            instance.get_run_stats(record.dagster_run.run_id).steps_succeeded
-            for record in instance.get_run_records()
+    def workers() -> Sequence[psutil.Process]:
+        return [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if contender.worker in " ".join(child.cmdline()) and not child.children()
         ]
-    return sum(counts) - 2 * len(counts)  # the fan-out and the collector
+
+    try:
+        if process.stdout.readline().strip() != "ready":
+            raise RuntimeError(f"{contender.name} did not start:\n{log_file.read_text()[-3000:]}")
+        host = Running(hand_out, lambda: tree_cpu_seconds(process.pid), workers)
+        yield host
+        printed, _ = process.communicate(timeout=PATIENCE)
+        [line] = [line for line in printed.splitlines() if line.startswith("{")]
+        host.at_the_end.update(json.loads(line))
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # what it has left behind
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def warm(
+    contender: Contender,
+    stand: Stand,
+    what: str,
+    in_flight: int,
+    server: ScriptedModelServer,
+    **settings: object,
+) -> Iterator[tuple[Scene, Running]]:
+    """Start a contender, and let it do one small batch."""
+    with (
+        stand.scene(
+            f"{contender.name}-{what}",
+            analyzer="ollama",
+            embedder="embedded",
+            ollama_host=server.ollama_url,
+            **settings,
+        ) as scene,
+        running(contender, scene, stand.server_pid, in_flight) as host,
+    ):
+        with scene.listening() as listener:
+            # Fewer for those that take seconds for each.
+            pictures = tiny_pictures(in_flight if contender.under_load else 1, seed=0)
+            batch_id = scene.add_batch(pictures)
+            host.hand_out(str(batch_id))
+            await_end(listener, batch_id)
+        yield scene, host
+
+
+def measure(
+    contender: Contender,
+    stand: Stand,
+    sizes: Sequence[int],
+    *,
+    in_flight: int = IN_FLIGHT,
+    latency: float = 0,
+    slots: int = IN_FLIGHT,
+) -> Iterator[Figure]:
+    """Have a contender process one batch of each size, and check that it did."""
+    # A load has its own number of calls in flight; without one, everything is as by default.
+    settings = load_settings(max(sizes), in_flight) if latency else {}
+    with (
+        ScriptedModelServer(latency_seconds=latency, slots=slots) as server,
+        warm(
+            contender,
+            stand,
+            f"{slots}x{latency:g}s",
+            in_flight,
+            server,
+            max_vision_calls=slots,
+            **settings,
+        ) as (scene, host),
+    ):
+        pictures = tiny_pictures(sum(sizes))
+        for uploads in sizes:
+            some = list(islice(pictures, uploads))
+            before = host.cpu_seconds(), tree_cpu_seconds(stand.server_pid)
+            with scene.listening() as listener:
+                batch_id = scene.add_batch(some)
+                begun_at = scene.ask(
+                    f"SELECT 1000 * extract(epoch FROM created_at) FROM upload_batches"
+                    f" WHERE id = '{batch_id}'"
+                )
+                host.hand_out(str(batch_id))
+                _, done_at = await_end(listener, batch_id)
+            after = host.cpu_seconds(), tree_cpu_seconds(stand.server_pid)
+            done = completed(scene, batch_id)
+            assert done == uploads, f"{contender.name}: {done} of {uploads} are completed"
+            own, database = (now - then for now, then in zip(after, before, strict=True))
+            seconds = done_at - begun_at / 1000
+            yield Figure(contender.name, uploads, latency, slots, seconds, own, database)
+    if contender.name in RECORDING:
+        assert host.at_the_end["recorded"] == host.at_the_end["of"], host.at_the_end
+
+
+def completed_after_kill(contender: Contender, stand: Stand) -> int:
+    """Kill a worker in the middle of a batch; how many uploads are completed in the end."""
+    with (
+        ScriptedModelServer(latency_seconds=KILL_LATENCY) as server,
+        # Two runs of this pipeline, as the others have two workers.
+        warm(
+            contender, stand, "kill", IN_FLIGHT, server, uploads_per_run=KILL_UPLOADS // CORES
+        ) as (scene, host),
+    ):
+        batch_id = scene.add_batch(tiny_pictures(KILL_UPLOADS))
+        host.hand_out(str(batch_id))
+        await_completed(scene, batch_id, KILL_AFTER)
+        host.workers()[0].kill()
+        return await_completed(scene, batch_id, KILL_UPLOADS)
+
+
+def await_completed(scene: Scene, batch_id: uuid.UUID, count: int) -> int:
+    """Wait until so many uploads are completed, or `KILL_SECONDS`; returns how many are."""
+    give_up_at = time.monotonic() + KILL_SECONDS
+    while (done := completed(scene, batch_id)) < count and time.monotonic() < give_up_at:
+        time.sleep(0.2)
+    return done
+
+
+def completed(scene: Scene, batch_id: uuid.UUID) -> int:
+    return scene.ask(
+        "SELECT count(*) FROM uploads WHERE processing_status = 'completed'"
+        f" AND batch_id = '{batch_id}'"
+    )
+
+
+def load_settings(uploads: int, in_flight: int) -> dict[str, object]:
+    """As docs/scaling.md says: a run worker for each core, with its part of the calls."""
+    return {
+        "max_concurrent_uploads": math.ceil(in_flight / CORES),
+        "uploads_per_run": math.ceil(uploads / CORES),
+    }
 
 
 def install_peers() -> None:
@@ -359,120 +444,124 @@ def install_peers() -> None:
         log.print(f"environment of {name}: {folder}")
         venv.create(folder, with_pip=True)
         requirements = HERE / "peers" / f"requirements-{name}.txt"
-        pip = [str(folder / "bin" / "pip"), "install", "--quiet", "-r", str(requirements)]
-        subprocess.run(pip, check=True)
+        command = [str(folder / "bin" / "pip"), "install", "--quiet", "-r", str(requirements)]
+        subprocess.run([*command, "-e", f"{ROOT}[embedded]"], check=True)
 
 
-def attempt(contender: Contender, stand: Stand, **size: Any) -> Figure | None:
+def attempt(contender: Contender, measured: Iterator[Figure]) -> list[Figure]:
     """Measure; a peer that fails is left out, with a message, but ours ends the benchmark."""
     try:
-        return measure(contender, stand, **size)
-    except (RuntimeError, AssertionError, subprocess.TimeoutExpired) as error:
+        return list(measured)
+    except (RuntimeError, AssertionError, TimeoutError, subprocess.TimeoutExpired) as error:
         if contender.name == "pipeline":
             raise
         log.print(f"{contender.name} is left out: {error}")
-        return None
+        return []
 
 
-def overhead(
-    contenders: list[Contender], stand: Stand, uploads: int, threads: int
+def without_latency(
+    contenders: Sequence[Contender], stand: Stand, sizes: Sequence[int]
 ) -> Iterator[Figure]:
     for contender in contenders:
-        count = min(uploads, contender.at_most or uploads)
-        figure = attempt(contender, stand, uploads=count, threads=threads, slots=threads)
-        if figure is None:
-            continue
-        log.print(f"{contender.name:22}{count:6} uploads  {figure.ms_per_upload:9.1f} ms each")
-        yield figure
+        most = contender.at_most or max(sizes)
+        own = sorted({min(size, most) for size in sizes})
+        for figure in attempt(contender, measure(contender, stand, own)):
+            log.print(f"{figure.name:20}{figure.uploads:7} uploads  {figure.seconds:8.2f} s")
+            yield figure
 
 
-def saturation(
-    contenders: list[Contender], stand: Stand, loads: int, ideal_seconds: float
+def under_load(
+    contenders: Sequence[Contender], stand: Stand, loads: int, ideal_seconds: float
 ) -> Iterator[Figure]:
     for latency, slots, _ in LOADS[:loads]:
         for contender in contenders:
             if not contender.under_load:
                 continue
             count = max(round(ideal_seconds * slots / latency), slots)
-            # Who cannot fill the server is given few, who is slow fewer: else they take minutes.
-            most = 2 * (contender.in_flight or contender.at_most or count)
-            figure = attempt(
-                contender,
-                stand,
-                uploads=min(count, most),
-                threads=threads_for(slots),
-                slots=slots,
-                latency=latency,
+            # Who cannot fill the server is given few: otherwise it takes minutes.
+            if contender.in_flight:
+                count = min(count, round(ideal_seconds / latency))
+            # So many that a call waits for a slot while another upload is decoded or stored.
+            in_flight = slots + math.ceil(slots / 4)
+            load = measure(
+                contender, stand, [count], in_flight=in_flight, latency=latency, slots=slots
             )
-            if figure is None:
-                continue
-            log.print(
-                f"{contender.name:22}{figure.uploads:6} uploads  {latency:g} s, {slots} slots: "
-                f"{figure.saturation:.3f}"
-            )
-            yield figure
+            for figure in attempt(contender, load):
+                log.print(
+                    f"{figure.name:20}{figure.uploads:7} uploads  {latency:g} s, {slots} slots: "
+                    f"{figure.saturation:.3f}"
+                )
+                yield figure
 
 
-def threads_for(slots: int) -> int:
-    """So many that a call waits for a slot while another upload is decoded or stored."""
-    return slots + math.ceil(slots / 4)
+def killed(contenders: Sequence[Contender], stand: Stand) -> dict[str, int]:
+    """Completed uploads of each contender of which a worker was killed, by name."""
+    found: dict[str, int] = {}
+    for contender in contenders:
+        if contender.worker or contender.name == "pipeline":
+            found[contender.name] = completed_after_kill(contender, stand)
+            log.print(f"{contender.name:20}{found[contender.name]:7} of {KILL_UPLOADS} completed")
+    return found
 
 
-def overhead_table(figures: list[Figure], by_name: dict[str, Contender]) -> list[list[object]]:
-    base = figures[0].ms_per_upload
-    return [
+def race_table(figures: Sequence[Figure], by_name: dict[str, Contender]) -> Table:
+    rows = [
         [
             by_name[figure.name].title,
             figure.uploads,
+            figure.seconds,
             figure.ms_per_upload,
-            figure.ms_per_upload / base,
             figure.cpu_seconds / figure.uploads * 1000,
             figure.database_cpu_seconds / figure.uploads * 1000,
-            figure.recorded,
             by_name[figure.name].records,
         ]
         for figure in figures
     ]
+    headings = (
+        *("", "uploads", "s from submission to done", "ms per upload", "CPU ms"),
+        *("PostgreSQL CPU ms", "what it records of each upload"),
+    )
+    return Table("No latency of the model", headings, rows)
 
 
-def saturation_table(figures: list[Figure], by_name: dict[str, Contender]) -> list[list[object]]:
+def saturation_table(figures: Sequence[Figure], by_name: dict[str, Contender]) -> Table:
+    loads = list(dict.fromkeys((figure.latency, figure.slots) for figure in figures))
     rows: list[list[object]] = []
     for name in dict.fromkeys(figure.name for figure in figures):
         of_one = {(f.latency, f.slots): f for f in figures if f.name == name}
         cells: list[object] = [by_name[name].title]
-        for latency, slots, _ in LOADS:
-            figure = of_one.get((latency, slots))
+        for load in loads:
+            figure = of_one.get(load)
             cells += [figure.saturation, figure.cpu_seconds] if figure else ["", ""]
         rows.append(cells)
-    return rows
+    headings = [""]
+    for latency, slots in loads:
+        headings += [f"{latency:g} s, {slots} slots", "CPU s"]
+    return Table("Saturation of the model server", headings, rows)
 
 
-def targets(overheads: list[Figure], saturations: list[Figure]) -> list[Target]:
-    cost = {figure.name: figure.ms_per_upload for figure in overheads}
-    ours = cost["pipeline"]
-    found = [Target("overhead per upload, one run worker", 10, ours, unit=" ms")]
-    for name, what in (
-        ("dagster-default", "times less than Dagster's default executor, the light work"),
-        ("pipeline-default", "times less than Dagster's default executor, this job"),
-    ):
-        if name in cost:
-            found.append(Target(what, 200, cost[name] / ours, at_least=True))
-    for name, what in (("prefect", "less than Prefect 3"), ("dbos", "less than the DBOS queue")):
-        if name in cost:
-            found.append(Target(f"overhead {what}", round(cost[name], 2), ours, unit=" ms"))
-    of_workers = {"pipeline": "one run worker", "pipeline-two": "two run workers"}
-    found += [
-        Target(
-            f"saturation, {latency:g} s and {slots} slots, {of_workers[figure.name]}",
-            asked,
-            figure.saturation,
-            at_least=True,
-        )
-        for latency, slots, asked in LOADS
-        for figure in saturations
-        if figure.name in of_workers and (figure.latency, figure.slots) == (latency, slots)
-    ]
-    return found
+def targets(
+    race: Sequence[Figure], loads: Sequence[Figure], by_name: dict[str, Contender]
+) -> Iterator[Target]:
+    ours = {figure.uploads: figure for figure in race if figure.name == "pipeline"}
+    largest = ours[max(ours)]
+    for figure in race:
+        title, uploads = by_name[figure.name].title, figure.uploads
+        if figure.name in RECORDING and uploads in ours:
+            what = f"{uploads} uploads, seconds by those of {title}"
+            yield Target(what, 1, ours[uploads].seconds / figure.seconds)
+        if figure.name in RECORDING and uploads == largest.uploads:
+            cpu = (f.cpu_seconds + f.database_cpu_seconds for f in (largest, figure))
+            what = f"{uploads} uploads, processor time by that of {title}"
+            yield Target(what, 1, next(cpu) / next(cpu))
+        if figure.name in {"job-default", "dagster-default"}:
+            times = figure.ms_per_upload / largest.ms_per_upload
+            yield Target(f"times less than {title}", 200, times, at_least=True)
+    for latency, slots, asked in LOADS:
+        for figure in loads:
+            if (figure.name, figure.latency, figure.slots) == ("pipeline", latency, slots):
+                what = f"saturation, {latency:g} s and {slots} slots"
+                yield Target(what, asked, figure.saturation, at_least=True)
 
 
 def parse() -> argparse.Namespace:
@@ -480,8 +569,9 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [contender.name for contender in CONTENDERS]
-    parser.add_argument("--uploads", type=int, default=500, help="of the batch with no latency")
-    parser.add_argument("--threads", type=int, default=8, help="with no latency")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[15, 1000], help="of batches with no latency"
+    )
     parser.add_argument(
         "--ideal-seconds",
         type=float,
@@ -491,6 +581,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--loads", type=int, default=len(LOADS), help="how many, of 3, saturation is measured for"
     )
+    parser.add_argument("--no-kill", action="store_true", help="kill no worker")
     parser.add_argument(
         "--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}"
     )
@@ -514,44 +605,34 @@ def main() -> None:
             log.print(f"{contender.name} is skipped, it is not installed: {contender.missing}")
         else:
             chosen.append(contender)
+    # A short path: Redis listens on a socket in it.
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.closing(Stand(Path(folder))) as stand,
     ):
-        # The first one finds cold caches: it is not counted.
-        measure(chosen[0], stand, uploads=4, threads=4, slots=4)
-        overheads = list(overhead(chosen, stand, arguments.uploads, arguments.threads))
-        saturations = list(saturation(chosen, stand, arguments.loads, arguments.ideal_seconds))
+        begun = time.monotonic()
+        race = list(without_latency(chosen, stand, arguments.sizes))
+        loads = list(under_load(chosen, stand, arguments.loads, arguments.ideal_seconds))
+        survived = {} if arguments.no_kill else killed(chosen, stand)
+        log.print(f"{time.monotonic() - begun:.0f} s in all")
     by_name = {contender.name: contender for contender in CONTENDERS}
-    tables = [
-        Table(
-            f"Overhead per upload, {arguments.threads} at a time, no latency",
-            (
-                *("", "uploads", "ms per upload", "ratio", "CPU ms", "PostgreSQL CPU ms"),
-                *("ends recorded", "what is recorded of each"),
-            ),
-            overhead_table(overheads, by_name),
-        )
-    ]
-    if saturations:
-        title, headings = "Saturation of the model server", [""]
-        for latency, slots, _ in LOADS:
-            headings += [f"{latency:g} s, {slots} slots", "CPU s"]
-        tables.append(Table(title, headings, saturation_table(saturations, by_name)))
+    tables = [race_table(race, by_name)]
+    if loads:
+        tables.append(saturation_table(loads, by_name))
+    if survived:
+        rows = [
+            [by_name[name].title, f"{done} of {KILL_UPLOADS}"] for name, done in survived.items()
+        ]
+        title = f"Completed within {KILL_SECONDS} s after the SIGKILL of one worker"
+        tables.append(Table(title, ("", "uploads"), rows))
     figures = {
-        "arguments": {"uploads": arguments.uploads, "threads": arguments.threads},
         "titles": {contender.name: contender.title for contender in chosen},
-        "overhead": [asdict(f) | {"ms_per_upload": f.ms_per_upload} for f in overheads],
-        "saturation": [asdict(f) | {"saturation": f.saturation} for f in saturations],
+        "race": [asdict(f) | {"ms_per_upload": f.ms_per_upload} for f in race],
+        "saturation": [asdict(f) | {"saturation": f.saturation} for f in loads],
+        "completed_after_kill": survived,
     }
-    report(
-        "orchestration",
-        where,
-        figures,
-        tables,
-        targets=targets(overheads, saturations),
-        folder=arguments.results,
-    )
+    judged = list(targets(race, loads, by_name))
+    report("orchestration", where, figures, tables, targets=judged, folder=arguments.results)
 
 
 if __name__ == "__main__":

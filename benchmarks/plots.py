@@ -21,9 +21,10 @@ OURS, OTHERS, ASKED = "#1f6feb", "#8b949e", "#d1242f"
 mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "batch_pipeline", "font.size": 9})
 
 
-def overhead(axes: Axes, figures: dict[str, Any]) -> None:
-    """One bar for each contender, on a logarithmic scale: they are three powers of ten apart."""
-    found = sorted(figures["overhead"], key=lambda figure: -figure["ms_per_upload"])
+def race(axes: Axes, figures: dict[str, Any]) -> None:
+    """One bar for each contender and its largest batch; they are two powers of ten apart."""
+    largest = {figure["name"]: figure for figure in figures["race"]}
+    found = sorted(largest.values(), key=lambda figure: -figure["ms_per_upload"])
     titles = [figures["titles"][figure["name"]] for figure in found]
     values = [figure["ms_per_upload"] for figure in found]
     colours = [OURS if figure["name"] == "pipeline" else OTHERS for figure in found]
@@ -31,8 +32,7 @@ def overhead(axes: Axes, figures: dict[str, Any]) -> None:
     axes.bar_label(bars, list(map(shown, values)), padding=3)
     axes.set_xscale("log")
     axes.set_xlim(right=max(values) * 4)
-    axes.axvline(10, color=ASKED, linewidth=1)
-    axes.set_xlabel("ms per upload with no model latency; red: the target")
+    axes.set_xlabel("ms per upload from submission to done, with no latency of the model")
 
 
 def saturation(axes: Axes, figures: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ def _tiny_pictures(figures: dict[str, Any]) -> list[dict[str, Any]]:
 
 #: File to write: where the figures are, what draws them, width and height (inches).
 PLOTS: dict[str, tuple[str, Callable[[Axes, dict[str, Any]], None], tuple[float, float]]] = {
-    "overhead": ("orchestration", overhead, (8, 4)),
+    "race": ("orchestration", race, (8, 4)),
     "saturation": ("orchestration", saturation, (8, 6)),
     "cost": ("stack", cost, (5, 3.5)),
     "first_result": ("stack", first_result, (5, 3.5)),

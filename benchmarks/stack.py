@@ -23,7 +23,6 @@ is what a run worker does not share with the process that it was forked from.
 import argparse
 import contextlib
 import io
-import json
 import random
 import tempfile
 import time
@@ -36,12 +35,11 @@ from pathlib import Path
 from statistics import median
 
 import dagster as dg
-import psycopg
 from PIL import Image
 from rich.console import Console
 from sqlalchemy import text
 from tools.results import Table, Target, add_results_option, machine, report
-from tools.stand import Scene, Stand, tiny_pictures
+from tools.stand import Scene, Stand, await_end, tiny_pictures
 from tools.usage import PARTS, StackUsage
 
 from batch_pipeline.demo import running_stack, sample_media
@@ -49,12 +47,9 @@ from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.orchestration.tags import BATCH_TAG
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.progress.publishing import CHANNEL
 from batch_pipeline.testing.media import make_photo
 from batch_pipeline.testing.model_server import ScriptedModelServer
 
-#: Longest wait for a batch without any message (seconds).
-PATIENCE = 180
 #: Longest pause before an upload is submitted, so that it meets the stack at any moment (seconds).
 RANDOM_PAUSE = 6.0
 PHOTO_MEGAPIXELS = 12
@@ -113,16 +108,9 @@ class Bench:
         self._usage = usage
         self._instance = instance
 
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[psycopg.Connection]:
-        url = self.scene.pipeline.database.url.set(drivername="postgresql")
-        with psycopg.connect(url.render_as_string(False), autocommit=True) as listener:
-            listener.execute(f"LISTEN {CHANNEL}")
-            yield listener
-
     def upload(self, picture: Path) -> UploadFigure:
         """Submit one picture, and wait until it is described."""
-        with self._listening() as listener:
+        with self.scene.listening() as listener:
             submitted_at = time.time()
             batch_id = self._submit([picture])
             first_at, done_at = await_end(listener, batch_id)
@@ -153,7 +141,7 @@ class Bench:
 
     def _batch(self, name: str, uploads: int, begin: Callable[[], uuid.UUID]) -> BatchFigure:
         before = self._usage.cpu_seconds()
-        with self._listening() as listener, self._usage.watching_workers() as workers:
+        with self.scene.listening() as listener, self._usage.watching_workers() as workers:
             batch_id = begin()
             # Storing the files of an upload API is none of the stack's work.
             stored_at = self.scene.ask(
@@ -199,21 +187,6 @@ class Bench:
         )
         with self.scene.pipeline.database.transaction() as connection:
             return [float(at) for at in connection.scalars(statement, {"batch_id": batch_id})]
-
-
-def await_end(listener: psycopg.Connection, batch_id: uuid.UUID) -> tuple[float, float]:
-    """Moments of the first message of work on a batch, and of its completion."""
-    first_at = 0.0
-    for notification in listener.notifies(timeout=PATIENCE):
-        message = json.loads(notification.payload)
-        if message["payload"]["batch_id"] != str(batch_id):
-            continue
-        status = message["payload"]["status"]
-        if not first_at and status == "processing":
-            first_at = time.time()
-        if message["action"] == "batch_progress" and status == "completed":
-            return first_at, time.time()
-    raise TimeoutError(f"batch {batch_id} was not completed within {PATIENCE} s")
 
 
 def growth(moments: Sequence[float]) -> float | None:

@@ -4,31 +4,31 @@ Storage is plain dagster-postgres. With processes, each step opens its connectio
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import dagster as dg
 import psycopg
 import yaml
-from work import assignment, begin_batch, measure, work
+from work import assignment, host, process
 
 
-@dg.op(out=dg.DynamicOut(str))
-def fan_out() -> Iterator[dg.DynamicOutput[str]]:
-    for upload_id in begin_batch():
+@dg.op(config_schema=[str], out=dg.DynamicOut(str))
+def fan_out(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput[str]]:
+    for upload_id in context.op_config:
         yield dg.DynamicOutput(upload_id, mapping_key=upload_id.replace("-", "_"))
 
 
 @dg.op
 def upload(upload_id: str) -> None:
-    work(upload_id)
+    process(upload_id)
 
 
 @dg.op
 async def upload_in_thread(upload_id: str) -> None:
     """For an executor whose steps are coroutines: the work blocks, and so gets a thread."""
-    await asyncio.to_thread(work, upload_id)
+    await asyncio.to_thread(process, upload_id)
 
 
 @dg.op(ins={"uploads": dg.In(dg.Nothing)})
@@ -72,10 +72,11 @@ VARIANTS = {
 }
 
 
-def run(instance: dg.DagsterInstance) -> None:
+def run(instance: dg.DagsterInstance, upload_ids: Sequence[str]) -> None:
     job, execution = VARIANTS[assignment().variant]
     config = {
         "loggers": {"console": {"config": {"log_level": "ERROR"}}},
+        "ops": {"fan_out": {"config": list(upload_ids)}},
         "execution": {"config": execution},
     }
     with dg.execute_job(dg.reconstructable(job), instance, run_config=config) as result:
@@ -105,4 +106,4 @@ if __name__ == "__main__":
     import dagster_jobs  # by its name, which a step's own process imports
 
     with dagster_jobs.new_instance() as opened:
-        measure(lambda: dagster_jobs.run(opened), dagster_jobs.recorded)
+        host(lambda upload_ids: dagster_jobs.run(opened, upload_ids), dagster_jobs.recorded)

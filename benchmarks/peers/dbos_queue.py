@@ -1,30 +1,56 @@
-"""DBOS: a durable workflow for each upload on a queue, all of them in this process.
+"""DBOS: a durable workflow with one step for each upload, on a queue that several processes serve.
 
 The queue is asked for work every 20 ms, since its default of a second would be the limit: each
 time it hands out no more than there are free places.
 """
 
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
 import psycopg
-from dbos import DBOS
-from work import assignment, begin_batch, measure, work
+from dbos import DBOS, DBOSClient, run_dbos_database_migrations
+from work import assignment, host, process, workers
 
 QUEUE, POLL_SECONDS = "uploads", 0.02
+URL = assignment().state_url.replace("postgresql://", "postgresql+psycopg://", 1)
 
 
 @DBOS.step()
-def worked(upload_id: str) -> None:
-    work(upload_id)
+def processed(upload_id: str) -> None:
+    process(upload_id)
 
 
 @DBOS.workflow()
 def upload(upload_id: str) -> None:
-    worked(upload_id)
+    processed(upload_id)
 
 
-def run() -> None:
-    handles = [DBOS.enqueue_workflow(QUEUE, upload, upload_id) for upload_id in begin_batch()]
-    for handle in handles:
-        handle.get_result()
+def work() -> None:
+    # Processes that share a database are told apart by this name.
+    os.environ["DBOS__VMID"] = str(os.getpid())
+    DBOS(
+        config={
+            "name": "benchmark",
+            "system_database_url": URL,
+            "log_level": "ERROR",
+            "application_version": "1",
+        }
+    )
+    DBOS.launch()
+    DBOS.register_queue(
+        QUEUE, worker_concurrency=assignment().threads, polling_interval_sec=POLL_SECONDS
+    )
+    signal.sigwait({signal.SIGTERM})
+    DBOS.destroy()
+
+
+def enqueue(upload_ids: Sequence[str]) -> None:
+    client = DBOSClient(system_database_url=URL)
+    for upload_id in upload_ids:
+        client.enqueue({"queue_name": QUEUE, "workflow_name": "upload"}, upload_id)
+    client.destroy()
 
 
 def recorded() -> int:
@@ -35,11 +61,9 @@ def recorded() -> int:
 
 
 if __name__ == "__main__":
-    url = assignment().state_url.replace("postgresql://", "postgresql+psycopg://", 1)
-    DBOS(config={"name": "benchmark", "system_database_url": url, "log_level": "ERROR"})
-    DBOS.launch()
-    DBOS.register_queue(
-        QUEUE, worker_concurrency=assignment().threads, polling_interval_sec=POLL_SECONDS
-    )
-    measure(run, recorded)
-    DBOS.destroy()
+    if "worker" in sys.argv:
+        work()
+    else:
+        run_dbos_database_migrations(URL)
+        with workers([__file__, "worker"], assignment().processes):
+            host(enqueue, recorded)

@@ -3,20 +3,21 @@
 What an upload costs with nothing to record, resume or show: the floor.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from work import assignment, begin_batch, measure, work
+from work import assignment, host, process
 
 
-def loop() -> None:
-    for upload_id in begin_batch():
-        work(upload_id)
+def loop(upload_ids: Sequence[str]) -> None:
+    for upload_id in upload_ids:
+        process(upload_id)
 
 
-def threads() -> None:
+def threads(upload_ids: Sequence[str]) -> None:
     with ThreadPoolExecutor(assignment().threads) as pool:
-        list(pool.map(work, begin_batch()))
+        list(pool.map(process, upload_ids))
 
 
 if __name__ == "__main__":
-    measure({"loop": loop, "threads": threads}[assignment().variant])
+    host({"loop": loop, "threads": threads}[assignment().variant], lambda: 0)

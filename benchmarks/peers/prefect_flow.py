@@ -1,29 +1,26 @@
 """The flow of `prefect_tasks`."""
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import flow, task
 from prefect.task_runners import ThreadPoolTaskRunner
-from work import assignment, begin_batch, work
+from work import assignment, process
 
 
 @task
 def upload(upload_id: str) -> None:
-    work(upload_id)
+    process(upload_id)
 
 
 @flow(task_runner=ThreadPoolTaskRunner(max_workers=assignment().threads))
-def batch() -> None:
-    upload.map(begin_batch()).result()
-
-
-def run() -> None:
-    batch()
+def batch(upload_ids: Sequence[str]) -> None:
+    upload.map(upload_ids).result()
 
 
 def recorded() -> int:
-    """Task runs that the server has noted as completed; they reach it behind the work."""
+    """Task runs that the server has recorded as completed; they reach it after the work."""
     with sqlite3.connect(Path(assignment().folder) / "prefect.db") as connection:
         statement = "SELECT count(*) FROM task_run WHERE state_type = 'COMPLETED'"
         return int(connection.execute(statement).fetchone()[0])

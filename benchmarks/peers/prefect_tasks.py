@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from work import assignment, measure
+from work import assignment, host
 
 START_SECONDS = 120
 
@@ -28,7 +28,7 @@ def server() -> Iterator[str]:
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
     url = f"http://127.0.0.1:{port}/api"
     with (Path(assignment().folder) / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not answers(f"{url}/health"):
@@ -52,7 +52,7 @@ def answers(url: str) -> bool:
 def main() -> None:
     import prefect_flow  # noqa: PLC0415 - reads its settings when it is imported
 
-    measure(prefect_flow.run, prefect_flow.recorded)
+    host(prefect_flow.batch, prefect_flow.recorded)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,34 @@
-"""procrastinate: a job for each upload in a table of PostgreSQL, one worker with many slots."""
+"""procrastinate: a job for each upload in a table of PostgreSQL, workers that listen for jobs."""
 
 import asyncio
+import sys
+from collections.abc import Sequence
 
 import procrastinate
 import psycopg
-from work import assignment, begin_batch, measure, work
+from work import assignment, host, process, workers
 
 app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=assignment().state_url))
 
 
 @app.task(name="upload")
 def upload(upload_id: str) -> None:
-    # One that is not a coroutine is run in a thread.
-    work(upload_id)
+    process(upload_id)  # a task that is no coroutine runs in a thread
 
 
-async def run() -> None:
+async def defer(upload_ids: Sequence[str]) -> None:
     async with app.open_async():
-        jobs = [{"upload_id": upload_id} for upload_id in begin_batch()]
-        await upload.batch_defer_async(*jobs)
-        await app.run_worker_async(
-            wait=False, concurrency=assignment().threads, install_signal_handlers=False
-        )
+        await upload.batch_defer_async(*({"upload_id": upload_id} for upload_id in upload_ids))
 
 
 async def prepare() -> None:
     async with app.open_async():
         await app.schema_manager.apply_schema_async()
+
+
+async def work() -> None:
+    async with app.open_async():
+        await app.run_worker_async(concurrency=assignment().threads)
 
 
 def recorded() -> int:
@@ -37,5 +39,9 @@ def recorded() -> int:
 
 
 if __name__ == "__main__":
-    asyncio.run(prepare())
-    measure(lambda: asyncio.run(run()), recorded)
+    if "worker" in sys.argv:
+        asyncio.run(work())
+    else:
+        asyncio.run(prepare())
+        with workers([__file__, "worker"], assignment().processes):
+            host(lambda upload_ids: asyncio.run(defer(upload_ids)), recorded)

@@ -1,8 +1,10 @@
 """A test stand: PostgreSQL, and for each contender databases, a storage and a batch of its own."""
 
+import json
 import logging
 import os
 import random
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 import dagster as dg
+import psycopg
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from PIL import Image
 from sqlalchemy import insert, text
@@ -22,11 +25,14 @@ from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.dispatch.slices import HEAD_START_SECONDS
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.progress.publishing import CHANNEL
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, load_settings
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.stack import PostgresProcess
 
 USER = uuid.UUID(int=1)
+#: Longest wait for a batch without any message (seconds).
+PATIENCE = 180
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,33 @@ class Scene:
             connection.execute(insert(Upload), rows)
         return batch_id
 
-    def completed(self) -> int:
-        """Uploads that are completed, in a batch that says the same of itself."""
-        return self.ask(
-            "SELECT count(*) FROM uploads JOIN upload_batches b ON b.id = batch_id"
-            " WHERE processing_status = 'completed' AND embedding_local IS NOT NULL"
-            " AND b.status = 'completed' AND b.successful_uploads = b.total_uploads"
-        )
+    @contextmanager
+    def listening(self) -> Iterator[psycopg.Connection]:
+        """Listen to the progress channel, for `await_end`."""
+        url = self.pipeline.database.url.set(drivername="postgresql")
+        with psycopg.connect(url.render_as_string(False), autocommit=True) as listener:
+            listener.execute(f"LISTEN {CHANNEL}")
+            yield listener
 
     def ask(self, statement: str) -> int:
         with self.pipeline.database.transaction() as connection:
             return int(connection.execute(text(statement)).scalar_one() or 0)
+
+
+def await_end(listener: psycopg.Connection, batch_id: uuid.UUID) -> tuple[float, float]:
+    """Moments of the first message of work on a batch, and of its completion."""
+    first_at = 0.0
+    # The timeout of `notifies` is for all that it yields, so each message has one of its own.
+    while received := list(listener.notifies(timeout=PATIENCE, stop_after=1)):
+        for message in (json.loads(notification.payload) for notification in received):
+            if message["payload"]["batch_id"] != str(batch_id):
+                continue
+            status = message["payload"]["status"]
+            if not first_at and status == "processing":
+                first_at = time.time()
+            if message["action"] == "batch_progress" and status == "completed":
+                return first_at, time.time()
+    raise TimeoutError(f"batch {batch_id} was not completed within {PATIENCE} s")
 
 
 class Stand:
@@ -176,9 +198,9 @@ class Dispatcher:
         ]
 
 
-def tiny_pictures(count: int) -> Iterator[bytes]:
+def tiny_pictures(count: int, seed: int = 1) -> Iterator[bytes]:
     """JPEGs of 32 x 24 pixels, each of a colour of its own: nothing to decode, but all differ."""
-    dice = random.Random(1)
+    dice = random.Random(seed)
     for _ in range(count):
         file = BytesIO()
         colour = (dice.randrange(256), dice.randrange(256), dice.randrange(256))

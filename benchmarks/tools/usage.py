@@ -108,7 +108,7 @@ class StackUsage:
 
         def watch() -> None:
             while not ended.wait(_MEMORY_PAUSE):
-                for worker in _run_workers():
+                for worker in run_workers():
                     with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                         private, resident = _memory_of(worker)
                         memory.private_mib = max(memory.private_mib, private)
@@ -129,7 +129,7 @@ def _part_of(process: psutil.Process) -> str | None:
     return parts[-1] if parts else None
 
 
-def _run_workers() -> Iterator[psutil.Process]:
+def run_workers() -> Iterator[psutil.Process]:
     """Forked by the fork server: their command lines are the same."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):

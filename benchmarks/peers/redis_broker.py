@@ -1,0 +1,24 @@
+"""A Redis server of one's own, for peers whose broker it is."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from work import assignment
+
+#: Redis listens here, and on no port.
+SOCKET = Path(assignment().folder) / "redis.sock"
+
+
+@contextmanager
+def redis_server() -> Iterator[None]:
+    command = ["redis-server", "--port", "0", "--unixsocket", str(SOCKET), "--save", ""]
+    server = subprocess.Popen(
+        command, cwd=assignment().folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
