@@ -178,7 +178,7 @@ CONTENDERS = (
         "result",
         script="celery_tasks.py",
         processes=CORES,
-        worker="celeryd:",
+        worker="-A celery_tasks",
         needs="celery",
     ),
     Contender(
