@@ -10,7 +10,7 @@ Queries per second are whole calls of the service, by as many threads as there a
 server share these.
 
     python benchmarks/search.py                        # among 100,000 vectors
-    python benchmarks/search.py --vectors 1000000 --exact 10
+    python benchmarks/search.py --vectors 1000000 --questions 20 --exact 5
 """
 
 import argparse
@@ -289,8 +289,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--vectors", type=int, default=100_000)
-    parser.add_argument("--questions", type=int, default=200, help="timed with the index, a filter")
-    parser.add_argument("--exact", type=int, default=30, help="of these asked without it, too")
+    parser.add_argument("--questions", type=int, default=100, help="timed with the index, a filter")
+    parser.add_argument("--exact", type=int, default=10, help="of these asked without it, too")
     parser.add_argument("--seconds", type=float, default=3, help="of asking as fast as it goes")
     parser.add_argument("--server-url", help="PostgreSQL with pgvector; default: an embedded one")
     add_results_option(parser)
@@ -315,7 +315,8 @@ def main() -> None:
         Target("p50 of a search among everything", 10, all_of_it["index_p50_ms"], unit=" ms"),
     ]
     document = {"vectors": given.vectors, "searches": found}
-    report("search", where, document, [table], targets=targets, folder=given.results)
+    name = "search" if given.vectors == 100_000 else f"search_{given.vectors}"
+    report(name, where, document, [table], targets=targets, folder=given.results)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_the_embedded_models_are_loaded_once_for_all_workers_if_they_are_used(fo
         BATCH_PIPELINE_VISION_MODEL="any",
         BATCH_PIPELINE_EMBEDDING_MODEL="any",
     )
-    assert other["worker"]["models"] == [0, 0]
+    assert other["worker"]["models"] == [0, 0, 0]
 
 
 def test_a_worker_hears_the_signals_that_its_fork_server_leaves_to_it(found):
