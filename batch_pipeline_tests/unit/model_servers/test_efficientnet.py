@@ -167,3 +167,16 @@ def test_what_a_picture_shows_is_said_first_and_without_a_number() -> None:
 
     assert text.startswith("It shows a lighthouse. A ")
     assert "%" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "tags"),
+    [
+        (Content("a dog", "a collie"), ("dog", "collie")),
+        (Content("an animal"), ("animal",)),
+        (Content("a boat or ship"), ("boat",)),
+        (Content("cattle", "an ox"), ("cattle", "ox")),
+    ],
+)
+def test_what_is_named_is_a_tag_too(content: Content, tags: tuple[str, ...]) -> None:
+    assert content.tags == tags
