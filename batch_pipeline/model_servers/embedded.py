@@ -1,11 +1,11 @@
 """The analyzer that needs no server: no network, no key, and models that come in packages.
 
 With the extra ``embedded``, a classifier (`efficientnet`, `picture_categories`) names common things
-in a picture if it is certain, and a sentence encoder (`sentence_encoder`) embeds text by meaning.
-Without it, descriptions contain only measurements (`media.measurements`) and metadata of the file
-(`MediaFacts`), and text is embedded by its words (`text_hashing`). Only a real vision model can
-describe scenes, people and most things. Text in pictures is read if the extra ``ocr`` and Tesseract
-are installed.
+in a picture if it is certain, a face counter (`face_counter`) tells whether people are in it, and a
+sentence encoder (`sentence_encoder`) embeds text by meaning. Without it, descriptions contain only
+measurements (`media.measurements`) and metadata of the file (`MediaFacts`), and text is embedded by
+its words (`text_hashing`). Only a real vision model can describe scenes, what people do, and most
+things. Text in pictures is read if the extra ``ocr`` and Tesseract are installed.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ from batch_pipeline.errors import ServiceDownError, WorkCancelledError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.measurements import ColourShare, Measurements, measure, small_copy
 from batch_pipeline.media.square_views import square_views
-from batch_pipeline.model_servers import efficientnet, sentence_encoder
+from batch_pipeline.model_servers import efficientnet, face_counter, sentence_encoder
 from batch_pipeline.model_servers.base import (
     CancelledCheck,
     Description,
@@ -56,6 +56,8 @@ def load_models(*, vision: bool, embedding: bool) -> None:
     """
     if vision and efficientnet.is_installed():
         efficientnet.load()
+    if vision and face_counter.is_installed():
+        face_counter.load()
     if embedding and sentence_encoder.is_installed():
         sentence_encoder.load()
 
@@ -68,8 +70,10 @@ class EmbeddedVision:
 
     def __init__(self) -> None:
         self._classifies = efficientnet.is_installed()
-        # Without the classifier the name differs, so that `reprocess` finds these descriptions.
-        self.name = "embedded-vision-2" if self._classifies else "embedded-vision-1"
+        self._counts_faces = self._classifies and face_counter.is_installed()
+        # The name says which models there are, so that `reprocess` finds what others described.
+        number = 4 if self._counts_faces else 3 if self._classifies else 1
+        self.name = f"embedded-vision-{number}"
 
     def describe(
         self,
@@ -96,8 +100,11 @@ class EmbeddedVision:
         _stop_if(cancelled)
         measured = measure(copies)
         readable = _read_text(frames[0], cancelled)
+        seen = _seen(frames, cancelled) if self._classifies else None
+        faces = _faces(frames, cancelled) if self._counts_faces else 0
         sentences = [
-            _content(_seen(frames, cancelled) if self._classifies else None),
+            _content(seen),
+            _people(faces, also=seen is not None),
             _first_look(facts, measured),
             _palette(measured.colours),
             _arrangement(measured),
@@ -108,7 +115,7 @@ class EmbeddedVision:
             _writing(readable),
         ]
         text = " ".join(sentence for sentence in sentences if sentence)
-        return Description(text, visible_text=readable)
+        return Description(text, _tags(seen, faces), readable)
 
     def fingerprint(self) -> str:
         """Return what a description depends on: the models, and whether text is read."""
@@ -124,9 +131,14 @@ class EmbeddedVision:
             return [HealthCheck("vision", True, f"{found}; {less}")]
         try:
             efficientnet.check_weights()
+            if self._counts_faces:
+                face_counter.check_library()
         except ServiceDownError as error:
             return [HealthCheck("vision", False, str(error), f"run {_EXTRA} again", error.kind)]
-        return [HealthCheck("vision", True, f"{found}; tells common things, not people or scenes")]
+        told = "tells common things and people whose faces can be seen, not scenes"
+        if not self._counts_faces:
+            told = f"tells common things, not people or scenes ({face_counter.why_not()})"
+        return [HealthCheck("vision", True, f"{found}; {told}")]
 
     def try_out(
         self,
@@ -233,6 +245,19 @@ def _seen(frames: Sequence[Frame], cancelled: CancelledCheck) -> Content | None:
     return content_of(views)
 
 
+def _faces(frames: Sequence[Frame], cancelled: CancelledCheck) -> int:
+    """Count the faces of a picture, or how many at least two frames of a video show."""
+    counts = []
+    for frame in frames:
+        _stop_if(cancelled)
+        counts.append(face_counter.count_faces(frame.jpeg))
+    return sorted(counts)[-2:][0]
+
+
+def _tags(seen: Content | None, faces: int) -> tuple[str, ...]:
+    return (*(seen.tags if seen else ()), *(("person", "people")[: min(faces, 2)]))
+
+
 # Sentences --------------------------------------------------------------------------------------
 
 
@@ -245,6 +270,23 @@ def _content(seen: Content | None) -> str:
     if seen is None:
         return ""
     return f"It shows {seen.category}{f', most likely {seen.kind}' if seen.kind else ''}."
+
+
+def _people(faces: int, *, also: bool) -> str:
+    if not faces:
+        return ""
+    # There may be others whose faces cannot be seen.
+    people = _word(
+        faces,
+        (
+            (2, "at least one person"),
+            (3, "at least two people"),
+            (4, "at least three people"),
+            (5, "at least four people"),
+        ),
+        "a group of people",
+    )
+    return f"It {'also ' if also else ''}shows {people}."
 
 
 def _first_look(facts: MediaFacts, measured: Measurements) -> str:

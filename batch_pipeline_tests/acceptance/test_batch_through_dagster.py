@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from batch_pipeline.model_servers.embedded import EmbeddedVision
 from batch_pipeline.testing import media
 from batch_pipeline_tests.patience import wait_until
 
@@ -89,7 +90,7 @@ def test_each_upload_is_materialized_with_preview_description_score_and_seconds(
         shown = metadata(event["metadataEntries"])
         assert shown["preview"].startswith("![thumbnail](data:image/webp;base64,")
         assert shown["audit_score"] >= 60
-        assert shown["vision_model"] == "embedded-vision-2"
+        assert shown["vision_model"] == EmbeddedVision().name
         assert shown["seconds_describe"] > 0
         assert len(shown["description"]) > 60
 

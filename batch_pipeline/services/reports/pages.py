@@ -23,6 +23,8 @@ from batch_pipeline.visible_text import visible_line
 #: sharp on a high-resolution screen. Larger pages have small ones, so that a page of 1,000 uploads
 #: has about 5 MB.
 _LARGE, _SMALL, _MANY = 256, 144, 200
+#: Number of characters of a description that are shown before it is opened.
+_OPENING = 160
 
 
 def render_page(
@@ -71,6 +73,13 @@ def shown_date(taken_at: str | None, uploaded_at: datetime | None) -> str:
     if taken_at:
         return visible_line(f"taken {taken_at[:10]}")
     return f"uploaded {uploaded_at:%Y-%m-%d}" if uploaded_at else ""
+
+
+def opening_of(description: str) -> str:
+    """Return the beginning of a long description; empty if it is short."""
+    if len(description) <= _OPENING:
+        return ""
+    return description[:_OPENING].rsplit(" ", 1)[0] + " …"
 
 
 def picture_side(pictures: int) -> int:

@@ -19,6 +19,7 @@ from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.reports.batch_status import batch_head
 from batch_pipeline.services.reports.pages import (
     data_picture,
+    opening_of,
     picture_side,
     render_page,
     shown_date,
@@ -29,8 +30,6 @@ from batch_pipeline.visible_text import visible, visible_line
 
 #: Number of uploads in the list of the slowest.
 _SLOWEST = 10
-#: Number of characters of a description that are shown before it is opened.
-_OPENING = 160
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,7 @@ class Card:
     @property
     def opening(self) -> str:
         """The beginning of a long description; empty if it is short."""
-        if len(self.description) <= _OPENING:
-            return ""
-        return self.description[:_OPENING].rsplit(" ", 1)[0] + " …"
+        return opening_of(self.description)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from batch_pipeline.database.names import BATCH_TAG
 from batch_pipeline.services.reports.pages import (
     data_picture,
+    opening_of,
     picture_side,
     render_page,
     shown_date,
@@ -48,6 +49,11 @@ class FoundCard:
     copies: Sequence[str]
     """File name and batch of each other upload with the same bytes."""
 
+    @property
+    def opening(self) -> str:
+        """The beginning of a long description; empty if it is short."""
+        return opening_of(self.description)
+
 
 def search_page(
     storage: Storage, asked: str, found: Sequence[SearchResult], *, dagster_ui_url: str = ""
@@ -67,6 +73,7 @@ def search_page(
     return render_page(
         "search_page.html.jinja",
         asked=visible_line(asked),
+        side=side,
         cards=[_card(previews, hit, side, dagster_ui_url) for hit in found],
     )
 

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from batch_pipeline.model_servers import face_counter
+
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="run workers are forked on Linux only"),
     pytest.mark.slow,
@@ -58,7 +60,7 @@ def test_a_worker_has_the_code_location_and_nothing_that_was_opened_before_it(fo
 
 
 def test_the_models_that_are_used_are_loaded_once_for_all_workers(found, tmp_path):
-    assert found["worker"]["models"] == [1, 1]
+    assert found["worker"]["models"] == [1, face_counter.is_installed(), 1]
     assert found["worker"]["clients"] == []
     other = probe(
         tmp_path,
@@ -66,7 +68,7 @@ def test_the_models_that_are_used_are_loaded_once_for_all_workers(found, tmp_pat
         BATCH_PIPELINE_VISION_MODEL="any",
         BATCH_PIPELINE_EMBEDDING_MODEL="any",
     )
-    assert other["worker"]["models"] == [0, 0]
+    assert other["worker"]["models"] == [0, 0, 0]
     assert other["worker"]["clients"] == ["ollama"]
     assert other["threads"] == other["worker"]["threads"] == 1
 

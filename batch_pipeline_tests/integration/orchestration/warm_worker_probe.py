@@ -14,7 +14,7 @@ import psutil
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._grpc.server import DagsterApiServer, FuturesAwareThreadPoolExecutor
 
-from batch_pipeline.model_servers import efficientnet, factory, sentence_encoder
+from batch_pipeline.model_servers import efficientnet, face_counter, factory, sentence_encoder
 from batch_pipeline.orchestration.dagster_storage import instance_storage
 from batch_pipeline.services import pipeline
 
@@ -32,7 +32,8 @@ def inside_a_worker(queue):
             "fsspec_loop": fsspec_loop[0] is not None,
             "threads": threading.active_count(),
             "models": [
-                module._loaded.cache_info().currsize for module in (efficientnet, sentence_encoder)
+                module._loaded.cache_info().currsize
+                for module in (efficientnet, face_counter, sentence_encoder)
             ],
             "clients": [name for name in ("ollama", "openai") if name in sys.modules],
             "sigterm": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,

@@ -113,6 +113,21 @@ def test_a_large_user_is_answered_in_full(filled):
     assert len(found) == 200
 
 
+def test_nothing_is_left_out_if_the_index_gives_up(filled):
+    def give_up_early(connection):
+        connection.exec_driver_sql("SET LOCAL hnsw.max_scan_tuples = 1")
+        connection.exec_driver_sql("SET LOCAL enable_sort = off")  # so that the index is used
+
+    event.listen(filled.engine, "begin", give_up_early)
+    try:
+        # The index gives its 300 candidates and what it met on the way, and then no more.
+        found = search(filled, Questions(), "anything", filters=Filters(user_id=USER), limit=2000)
+    finally:
+        event.remove(filled.engine, "begin", give_up_early)
+
+    assert numbers(found) == list(range(0, 4000, 2))
+
+
 @pytest.mark.parametrize("limit", [1, 10])
 @pytest.mark.parametrize("user_id", [None, USER])
 def test_the_index_is_used_and_will_be_among_many_more_vectors(filled, user_id, limit):

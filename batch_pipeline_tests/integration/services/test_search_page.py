@@ -197,3 +197,29 @@ def test_the_command_writes_the_page_and_prints_its_path(database_url, tmp_path)
     assert "Nothing was found." in file.read_text()
     assert refused.code == 2
     assert "--html" in refused.err
+
+
+def test_of_a_long_page_only_what_is_on_the_screen_is_laid_out(storage, opened):
+    tab = opened(search_page(storage, "sea", [result() for _ in range(300)]), 1280)
+    rendered = """[...document.querySelectorAll('li h2')]
+        .map(h => h.checkVisibility({contentVisibilityAuto: true}))"""
+
+    assert "300 uploads" in tab.inner_text("header")
+    shown = tab.evaluate(rendered)
+    assert len(shown) == 300
+    assert (shown[0], shown[-1]) == (True, False)
+    assert shown.count(True) < 60
+
+    tab.evaluate("document.querySelector('ul:last-of-type li:last-child').scrollIntoView()")
+    tab.wait_for_function(f"({rendered}).at(-1)")
+
+
+def test_a_long_description_is_cut_and_can_be_opened(storage, opened):
+    long = "A calm sea under a bright sky. " * 20 + "The end."
+    tab = opened(search_page(storage, "sea", [result(description=long), result()]), 1280)
+
+    assert tab.locator("details.description").count() == 1
+    assert "The end." not in tab.inner_text("li:first-child")
+    tab.click("details.description summary")
+    assert tab.inner_text("li:first-child").count("A calm sea") == 20
+    assert "The end." in tab.inner_text("li:first-child")

