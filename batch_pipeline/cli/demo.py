@@ -30,7 +30,9 @@ from batch_pipeline.errors import RefusedError
 def demo(
     session: Session, exit_after: bool, media: Path | None, port: int | None, as_json: bool
 ) -> None:
-    """Start everything, process the sample files and search them; stay up.
+    """Start everything, and process the sample files.
+
+    It shows the progress, the results and a search. Then it runs until Ctrl-C.
 
     \b
     Examples:

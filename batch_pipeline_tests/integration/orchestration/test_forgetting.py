@@ -360,7 +360,9 @@ def test_a_batch_whose_run_has_not_ended_is_refused(kept):
         run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch)}}}},
         tags={"batch_pipeline/batch_id": str(batch)},
     )
-    with pytest.raises(RefusedError, match=rf"run {run.run_id} of batch Rome \({short(batch)}\) has"):
+    with pytest.raises(
+        RefusedError, match=rf"run {run.run_id} of batch Rome \({short(batch)}\) has"
+    ):
         kept.delete("batch", batch)
 
 
