@@ -46,7 +46,7 @@ def demo(
     files = [media] if media else stack_runner.sample_media()
     pipeline = session.new_pipeline
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
-    session.when_stopped = "Stopped. What is not done yet is done at the next start."
+    session.when_stopped = "Stopped. The next start continues the work."
     say("Starting Dagster …")
     with stack_runner.running_stack(session.settings, port=port) as stack:
         say(f"The UI is at {stack.url}\n")

@@ -270,6 +270,8 @@ def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(co
         f"Batch {short(batch)} is cancelled after 0 of 1 uploads.\n",
     )
     assert batch_row(database, batch).status == "cancelled"
+    reopened = console("retry", batch).out.splitlines()[0]
+    assert reopened == f"Batch {short(batch)} is pending: 1 upload not processed yet."
 
 
 def test_report_writes_the_page_and_says_how_large_it_is(console, database, tmp_path):
