@@ -26,7 +26,7 @@ class Target(dg.Config):
 class PauseConfig(Target):
     """What to pause, and why."""
 
-    reason: str = Field("", description="Shown to everybody who sees the pause.")
+    reason: str = Field("", description="Reason, which is shown with the pause.")
 
 
 @dg.op(

@@ -89,7 +89,7 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
         with database.transaction() as connection:
             return f"PostgreSQL {connection.scalar(text('SHOW server_version'))}"
 
-    reached = _check("database", reach, f"start the server; see {where}")
+    reached = _check("database", reach, f"start the server, or create the database; see {where}")
     yield reached
     if database is None:
         return

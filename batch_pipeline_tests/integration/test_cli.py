@@ -185,7 +185,10 @@ def test_status_of_a_batch_that_waits_says_what_for(console, database, database_
     batch = add_batch(database, 2)
     nowhere = make_url(database_url).set(database="nowhere").render_as_string(False)
     shown = console("status", batch, BATCH_PIPELINE_DAGSTER_DATABASE_URL=nowhere).out
-    assert "is Dagster running? it has never run on this database" in " ".join(shown.split())
+    assert "is Dagster running? It has never run on this database" in " ".join(shown.split())
+    listed = console("status", BATCH_PIPELINE_DAGSTER_DATABASE_URL=nowhere).out
+    listed = " ".join(listed.split())
+    assert "is Dagster running? It has never run on this database" in listed
 
 
 def test_watch_of_an_ended_batch_prints_its_last_state_and_its_failures(console, database):
