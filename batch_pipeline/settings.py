@@ -135,32 +135,33 @@ class Settings(BaseSettings):
     embedding_dimensions: Annotated[int, Field(ge=1, le=MOST_DIMENSIONS)] = Field(
         1024,
         description=(
-            "Length of an embedding. It is asked for where the server takes it; else the model's "
-            "own length is needed."
+            "Length of an embedding. The pipeline asks the server for this length. If the server "
+            "does not support that, set the model's own length."
         ),
     )
     embedding_question_prefix: str = Field(
         "",
         description=(
             "Text in front of each question that is embedded, `\\n` for a line break; `none`: "
-            "nothing. By default what the model's card says, for nomic-embed-text, e5, "
+            "nothing. By default it follows the model's card, for nomic-embed-text, e5, "
             "embeddinggemma and qwen3-embedding."
         ),
     )
     embedding_document_prefix: str = Field(
-        "", description="The same in front of each description; another one needs new embeddings."
+        "", description="The same for each description. After a change, embed everything again."
     )
     max_vision_calls: Annotated[int, Field(ge=1, le=256)] = Field(
         4,
         description=(
-            "Most vision calls in flight to each server, over all processes on the same database."
+            "Maximum number of vision calls in flight to each server, over all processes on the "
+            "same database."
         ),
     )
     max_embedding_calls: Annotated[int, Field(ge=1, le=256)] = Field(
         4,
         description=(
-            "Most embedding calls in flight to each server, over all processes on the same "
-            "database."
+            "Maximum number of embedding calls in flight to each server, over all processes on the "
+            "same database."
         ),
     )
     model_connect_seconds: Annotated[float, Field(gt=0, le=600)] = Field(
@@ -217,15 +218,16 @@ class Settings(BaseSettings):
     share_results: bool = Field(
         False,
         description=(
-            "`true`: a file gets a copy of the description of the same file of another user; "
-            "`false`: only of the same user."
+            "`true`: a file gets a copy of the description of the same file, also if that belongs "
+            "to another user; `false`: only if it belongs to the same user."
         ),
     )
     refresh_stale: Annotated[int, Field(ge=0, le=10_000)] = Field(
         0,
         description=(
-            "How many stale descriptions (made with another model, prompt or options than are set "
-            "now) each sweep makes again (uploads a minute); 0: none, use `reprocess --stale`."
+            "Maximum number of stale descriptions that each sweep makes again (uploads a minute). "
+            "Stale means: made with a model, prompt or options that are no longer set. 0: none, "
+            "use `reprocess --stale`."
         ),
     )
     vision_detail: VisionDetail = Field(
@@ -244,36 +246,36 @@ class Settings(BaseSettings):
     vision_side_multiple: Annotated[int, Field(ge=0, le=64)] = Field(
         0,
         description=(
-            "Both sides of pictures sent to a model are multiples of this (pixels); 0: as the "
-            "model needs, by its name."
+            "Both sides of pictures sent to a model are multiples of this (pixels); 0: what a "
+            "model of this name needs."
         ),
     )
     max_concurrent_uploads: Annotated[int, Field(ge=1, le=256)] = Field(
         4, description="Uploads that one run processes at the same time (threads)."
     )
     uploads_per_run: Annotated[int, Field(ge=1, le=5000)] = Field(
-        250, description="Most uploads of a batch that one run processes."
+        250, description="Maximum number of uploads of a batch that one run processes."
     )
     max_runs_in_flight: Annotated[int, Field(ge=1, le=1000)] = Field(
         4,
         description=(
-            "Most runs of `process_batch` that are queued or running at the same time; "
-            "PostgreSQL's `max_connections` limits how many are possible."
+            "Maximum number of runs of `process_batch` that are queued or running at the same "
+            "time; PostgreSQL's `max_connections` limits how many are possible."
         ),
     )
     max_runs_per_user: Annotated[int, Field(ge=0, le=1000)] = Field(
         0,
         description=(
-            "Most runs of one user that are queued or running at the same time; 0: no limit. One "
-            "less than `MAX_RUNS_IN_FLIGHT` keeps a place free for other users."
+            "Maximum number of runs of one user that are queued or running at the same time; 0: no "
+            "limit. One less than `MAX_RUNS_IN_FLIGHT` keeps a place free for other users."
         ),
     )
     max_uploads_per_user: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         0,
         description=(
-            "Most uploads of one user that runs hold at the same time: in progress, reserved, or "
-            "of a run that is launched; 0: no limit. A run takes as many as there is room for, and "
-            "none is launched before half of this is free."
+            "Maximum number of uploads of one user that runs hold at the same time: in progress, "
+            "reserved, or of a run that is launched; 0: no limit. A run takes as many uploads as "
+            "the limit allows. No run is launched before half of the limit is free."
         ),
     )
     warm_run_workers: bool = Field(
@@ -284,7 +286,7 @@ class Settings(BaseSettings):
         ),
     )
     max_attempts: Annotated[int, Field(ge=1, le=20)] = Field(
-        2, description="Most attempts per upload each time it is dispatched."
+        2, description="Maximum number of attempts per upload each time it is dispatched."
     )
     retry_base_seconds: Annotated[float, Field(ge=0, le=600)] = Field(
         1.0,
@@ -294,7 +296,7 @@ class Settings(BaseSettings):
         ),
     )
     max_files_per_batch: Annotated[int, Field(ge=1)] = Field(
-        1000, description="Most files in one submission."
+        1000, description="Maximum number of files in one submission."
     )
     max_file_bytes: Annotated[int, Field(ge=1)] = Field(
         100 * 1024**2, description="Largest file accepted (bytes)."
@@ -309,8 +311,8 @@ class Settings(BaseSettings):
     max_decode_mib: Annotated[int, Field(ge=16)] = Field(
         512,
         description=(
-            "Most memory for decoding one file, not counting the file itself (MiB). As many files "
-            "as there are cores are decoded at the same time."
+            "Maximum memory for decoding one file, not counting the file itself (MiB). As many "
+            "files as there are cores are decoded at the same time."
         ),
     )
     max_batch_bytes: Annotated[int, Field(ge=1)] = Field(

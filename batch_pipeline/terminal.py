@@ -250,6 +250,7 @@ def batch_table(status: Mapping[str, Any]) -> Table:
     names = {
         "batch_id": "batch",
         "name": "name",
+        "user_id": "user",
         "status": "status",
         "total_uploads": "uploads",
         "successful_uploads": "completed",
@@ -323,7 +324,7 @@ def failure_lines(found: Failures, since: datetime | None) -> Iterator[Renderabl
     for group in found.groups:
         yield from _group_lines(group)
     if any(not group.same_again for group in failed):
-        yield Text("\nTry again what may work now:  batch-pipeline retry --all-retryable --dry-run")
+        yield Text("\nRetry what may work now:  batch-pipeline retry --all-retryable --dry-run")
 
 
 def _group_lines(group: FailureGroup) -> Iterator[RenderableType]:
@@ -332,13 +333,13 @@ def _group_lines(group: FailureGroup) -> Iterator[RenderableType]:
     yield Text.assemble(
         "\n",
         (visible_line(group.error_kind), "bold yellow" if waits else "bold red"),
-        f": {where}" + (", waiting; they go on by themselves" if waits else ""),
+        f": {where}" + (", waiting; they continue by themselves" if waits else ""),
     )
     if group.means:
         yield Padding(Text(group.means), (0, 0, 0, 2))
         yield Padding(Text.assemble(("→ ", "bold"), group.advice), (0, 0, 0, 2))
     if group.same_again:
-        yield Text("  A retry ends the same way until that is done.", style="dim")
+        yield Text("  Until then, a retry fails in the same way.", style="dim")
     if not group.uploads:
         return
     table = _plain_table("upload", "batch", "file", "reason")
@@ -375,7 +376,8 @@ def search_table(results: Sequence[SearchResult]) -> Table:
 
 def spaces_table(spaces: Sequence["SpaceOverview"]) -> Table:
     """List embedding spaces, oldest first."""
-    table = _plain_table("id", "model", "numbers", "vectors", "size", "answers", "")
+    table = _plain_table("id", "model", "numbers", "vectors", "size", "answers", "settings")
+    table.columns[1].min_width = 20
     for space in spaces:
         table.add_row(
             str(space.id),
@@ -384,7 +386,7 @@ def spaces_table(spaces: Sequence["SpaceOverview"]) -> Table:
             f"{space.vectors:,}",
             f"{space.bytes / 1024**2:,.1f} MiB",
             counted(space.users, "user"),
-            Text("of the settings" if space.is_current else "", style="dim"),
+            "current" if space.is_current else "",
         )
     return table
 
@@ -393,7 +395,7 @@ def spaces_lines(spaces: Sequence["SpaceOverview"]) -> Iterator[str]:
     """Show the progress of the newest space, and which spaces can be dropped."""
     current = next((space for space in spaces if space.is_current), None)
     if current is None:
-        yield "Nothing is embedded with the model of the settings yet. To begin with it:"
+        yield "Nothing is embedded with the model of the settings yet. To embed everything with it:"
         yield "  batch-pipeline reprocess --stage embedding --stale"
     elif current.waiting_users:
         done = current.vectors / max(1, current.vectors + (current.missing or 0))
@@ -402,7 +404,7 @@ def spaces_lines(spaces: Sequence["SpaceOverview"]) -> Iterator[str]:
             f"missing. Older spaces answer {counted(current.waiting_users, 'user')} meanwhile."
         )
         if current.missing:
-            yield "To have them embedded:  batch-pipeline reprocess --stage embedding --stale"
+            yield "To embed them:  batch-pipeline reprocess --stage embedding --stale"
     for space in spaces:
         if not space.users and not space.is_current:
             yield f"Space {space.id} answers nobody:  batch-pipeline spaces drop {space.id}"
@@ -415,11 +417,11 @@ def receipt_lines(receipt: "Receipt") -> Iterator[str]:
     yield f"{done}{at}: {receipt.named} {receipt.id}"
     for what, count in receipt.counts.items():
         if what != "files_kept":
-            yield f"  {count:>8,} {what.replace('_', ' ')}"
+            yield f"  {what.replace('_', ' '):<12} {count:>8,}"
     if kept := receipt.counts["files_kept"]:
         yield (
-            f"Kept: {counted(kept, 'file')} that may belong to another system; --originals "
-            "deletes them, too."
+            f"Kept: {counted(kept, 'file')} that may belong to another system. --originals "
+            "deletes them too."
         )
 
 

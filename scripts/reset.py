@@ -1,6 +1,6 @@
 """Remove what a home folder holds: database, stored files, Dagster's history. Asks first.
 
-Says what it removes, and refuses while somebody uses it. Without a terminal nobody can be asked:
+Says what it removes, and refuses while somebody uses it. Without a terminal it cannot ask:
 then ``--yes`` says it. What else lies in the folder stays.
 """
 
@@ -12,6 +12,7 @@ import click
 from batch_pipeline.cli.session import REFUSED
 from batch_pipeline.database.embedded_server import server_users, stop_server
 from batch_pipeline.settings import load_settings
+from batch_pipeline.wording import counted
 
 #: What we keep in a home folder, by the beginning of the name.
 OURS = {
@@ -43,12 +44,16 @@ def reset(yes: bool) -> None:
     for path, meaning in found.items():
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files) / 1e6
-        click.echo(f"  {path.name:20} {len(files):7} files {size:10.1f} MB  {meaning}")
+        click.echo(f"  {path.name:20} {counted(len(files), 'file'):>13} {size:10.1f} MB  {meaning}")
     if settings.storage_url or settings.database_url:
         click.echo("What BATCH_PIPELINE_STORAGE_URL and …_DATABASE_URL name is not touched.")
     if not yes:
         if not sys.stdin.isatty():
-            click.echo("Error: nobody can be asked here; say scripts/reset.py --yes", err=True)
+            click.echo(
+                "Error: there is no terminal to ask in: run `make reset` in a terminal, or "
+                "`python scripts/reset.py --yes`",
+                err=True,
+            )
             sys.exit(REFUSED)
         if click.prompt("Type the word reset to go on", default="no") != "reset":
             click.echo("Nothing was removed.")

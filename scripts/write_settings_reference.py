@@ -19,12 +19,12 @@ HEAD = f"""\
 <!-- Written by scripts/write_settings_reference.py from batch_pipeline/settings.py: edit that. -->
 
 Environment variables with the prefix `{ENVIRONMENT_PREFIX}`, or lines of a `.env` file in the
-working directory, or beside the nearest `.batch_pipeline` above it; what comes first here goes
-before the others. An empty value means the default. A value that is not accepted, and a name with
-this prefix that is none of these, stops every command and Dagster's code location at the start,
-with the variable, its value and what is accepted.
+working directory, or of one beside the nearest `.batch_pipeline` above it. If a setting is in
+several of these places, the first of them counts. An empty value means the default. A value that is
+not accepted, or an unknown name with this prefix, stops every command and Dagster's code location
+at the start. The error names the variable, its value and what is accepted.
 
-With `_FILE` behind its name, a variable names a file that holds the value, such as a secret that
+If a name ends in `_FILE`, the variable names a file that contains the value, such as a secret that
 Docker or Kubernetes mounts: `{ENVIRONMENT_PREFIX}DATABASE_URL_FILE=/run/secrets/database_url`.
 
 Dagster reads the settings when it starts: restart `dagster dev` after a change.

@@ -4,7 +4,6 @@ import json
 import sys
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     type=click.Choice(["low", "normal", "high"]),
     default="normal",
     show_default=True,
-    help="Among the batches of the same user.",
+    help="Priority among the batches of the same user.",
 )
 @click.option("--wait", is_flag=True, help="Show progress until the batch ends.")
 @json_option
@@ -49,8 +48,8 @@ def submit(  # noqa: PLR0917 - click passes them by name
 ) -> None:
     """Submit files and folders as one batch.
 
-    The content of a file decides its type. Files that are not accepted are listed with the
-    reason. Hidden files and links to folders are skipped.
+    Subfolders are included. The content of a file decides its type, not its name. Files that are
+    not accepted are listed with the reason. Hidden files and links to folders are skipped.
 
     \b
     Examples:
@@ -115,9 +114,9 @@ def status(  # noqa: PLR0917 - click passes them by name
     page: int,
     as_json: bool,
 ) -> None:
-    """Show a batch and its uploads; without BATCH, the newest batches.
+    """Show a batch and its uploads, or the newest batches.
 
-    An id may be shortened to its first characters if they are unique.
+    The first characters of an id are enough if they are unique.
 
     \b
     Examples:
@@ -178,7 +177,9 @@ def status(  # noqa: PLR0917 - click passes them by name
 @json_option
 @click.pass_obj
 def watch(session: Session, batch: uuid.UUID, as_json: bool) -> None:
-    """Follow a batch until it ends; --json prints a line per change.
+    """Follow a batch until it ends.
+
+    With --json it prints one line for each change.
 
     \b
     Example:
@@ -211,9 +212,10 @@ def watch(session: Session, batch: uuid.UUID, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> None:
-    """Write a report about a batch as one self-contained HTML page.
+    """Write a report about a batch as one HTML page.
 
-    It has a contact sheet, descriptions, failures with their reasons, and the time of each stage.
+    The page needs no other file. It has a contact sheet, descriptions, failures with
+    their reasons, and the time of each stage.
 
     \b
     Example:
@@ -240,7 +242,9 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
 @click.command()
 @click.argument("batch", type=BATCH, required=False)
 @click.option("--user", type=USER, help="Instead of BATCH: all open batches of this user.")
-@click.option("--since", type=SINCE, help="Instead of BATCH: all submitted since then, e.g. 2h.")
+@click.option(
+    "--since", type=SINCE, help="Instead of BATCH: all batches submitted since then, e.g. 2h."
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would be stopped.")
 @json_option
 @click.pass_obj
@@ -252,7 +256,9 @@ def cancel(  # noqa: PLR0917 - click passes them by name
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Stop one or more batches; stored results stay, `retry` reopens a batch.
+    """Stop one or more batches; `retry` reopens them.
+
+    Stored results stay.
 
     \b
     Examples:
@@ -267,7 +273,7 @@ def cancel(  # noqa: PLR0917 - click passes them by name
     from batch_pipeline.services.short_ids import batch_label  # noqa: PLC0415
 
     if (batch is None) == (user is None and since is None):
-        raise click.UsageError("say which: a BATCH, or --user, --since or both")
+        raise click.UsageError("expected a BATCH, or --user, --since or both")
     pipeline = session.pipeline
     named = [batch] if batch else open_batches(pipeline.database, user_id=user, since=since)
     done = []
@@ -284,7 +290,8 @@ def cancel(  # noqa: PLR0917 - click passes them by name
             found = status_of(session, one)
             label = batch_label(one, found["name"])
             raise RefusedError(
-                f"batch {label} is {found['status']}: only open batches are cancelled"
+                f"batch {label} is {found['status']}; only a batch that has not ended can be "
+                "cancelled"
             )
     if as_json:
         shapes = [progress.payload() for progress in done]
@@ -351,18 +358,25 @@ def submission_shape(submission: "Submission") -> dict[str, Any]:
         "queued": len(submission.upload_ids),
         "failed": len(submission.refused),
         "upload_ids": submission.upload_ids,
-        "failed_files": [asdict(file) for file in submission.refused],
+        "failed_files": [
+            {"filename": file.filename, "error": file.error} for file in submission.refused
+        ],
     }
 
 
 def print_submission(submission: "Submission") -> None:
     """Print which files were refused, and what was queued."""
+    from batch_pipeline.media.sniffing import ACCEPTED  # noqa: PLC0415
     from batch_pipeline.terminal import literal  # noqa: PLC0415
 
     for suffix, count in sorted(submission.left_out.items()):
         click.echo(f"{counted(count, f'{suffix} file')} left out", err=True)
+    formats = f"; {ACCEPTED}"
     for file in submission.refused:
-        click.echo(f"refused    {literal(file.filename)}: {literal(file.error)}", err=True)
+        reason = file.error.removesuffix(formats)
+        click.echo(f"refused    {literal(file.path)}: {literal(reason)}", err=True)
+    if any(file.error.endswith(formats) for file in submission.refused):
+        click.echo(f"{ACCEPTED[0].upper()}{ACCEPTED[1:]}", err=True)
     if submission.batch_id is None:
         seen = submission.refused or submission.left_out
         what = "no file was accepted" if seen else "no file was found"

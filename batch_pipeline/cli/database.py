@@ -64,7 +64,8 @@ def stop(session: Session, force: bool, as_json: bool) -> None:
 
     if session.settings.database_url:
         raise RefusedError(
-            "BATCH_PIPELINE_DATABASE_URL names a server of its own, which is not ours to stop"
+            "BATCH_PIPELINE_DATABASE_URL names your own server; this command stops only the "
+            "embedded one"
         )
     ran = stop_server(session.settings.home, although_used=force)
     if as_json:

@@ -21,21 +21,21 @@ from batch_pipeline.wording import counted
 @click.option(
     "--force",
     is_flag=True,
-    help="Remove even a large share of all files; use --dry-run first.",
+    help="Remove the files even if they are a large part of all files.",
 )
 @click.option(
     "--take-over",
     is_flag=True,
-    help="Own the storage from now on; of two databases on one storage only the owner tidies.",
+    help="Make this database the owner of the storage. Only the owner may tidy.",
 )
 @json_option
 @click.pass_obj
 def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json: bool) -> None:
-    """Remove leftover files that are provably ours; Dagster does it once an hour.
+    """Remove leftover files; Dagster does this every hour.
 
     These are originals of submissions that never became a batch, thumbnails of deleted uploads,
-    and partial files of a crash, all older than a day. Files of others on the storage and
-    originals of a batch are never touched.
+    and partial files that a crash left. Only files that are older than a day and provably ours
+    are removed. Originals of a batch and files of other programs are never removed.
 
     \b
     Examples:
@@ -45,7 +45,7 @@ def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json:
     from batch_pipeline.services.leftovers import remove_leftovers  # noqa: PLC0415
 
     if dry_run and take_over:
-        raise click.UsageError("--take-over changes something, --dry-run does not")
+        raise click.UsageError("--take-over and --dry-run cannot be used together")
     pipeline = session.pipeline
     if take_over:
         pipeline.ownership.take_over()
@@ -84,10 +84,10 @@ def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json:
 
 @click.group()
 def delete() -> None:
-    """Delete an upload, a batch or a user, with everything that is kept.
+    """Delete an upload, a batch or a user with all their data.
 
-    Deleted are rows, vectors, files, and what Dagster keeps: runs, events, logs. If it is
-    interrupted, the same command completes it.
+    This deletes rows, vectors, files, and what Dagster keeps: runs, events, logs. If it is
+    interrupted, run the same command again to complete it.
 
     \b
     Examples:
@@ -117,7 +117,7 @@ def _delete_options(command: Callable[..., None]) -> Callable[..., None]:
 @_delete_options
 @click.pass_obj
 def delete_upload(session: Session, /, upload: uuid.UUID, **options: bool) -> None:
-    """Delete one upload; its batch is counted and reported anew.
+    """Delete one upload; its batch gets new counts and a new report.
 
     \b
     Example:
@@ -131,7 +131,9 @@ def delete_upload(session: Session, /, upload: uuid.UUID, **options: bool) -> No
 @_delete_options
 @click.pass_obj
 def delete_batch(session: Session, /, batch: uuid.UUID, **options: bool) -> None:
-    """Delete a batch with its uploads; one in work must be cancelled first.
+    """Delete a batch with its uploads.
+
+    A batch in progress must be cancelled first.
 
     \b
     Examples:
@@ -146,7 +148,9 @@ def delete_batch(session: Session, /, batch: uuid.UUID, **options: bool) -> None
 @_delete_options
 @click.pass_obj
 def delete_user(session: Session, /, user: uuid.UUID, **options: bool) -> None:
-    """Delete all batches and uploads of a user; `export` them first.
+    """Delete all batches and uploads of a user.
+
+    To keep a copy, run `batch-pipeline export` first. `status BATCH` shows the id of the user.
 
     \b
     Example:
@@ -175,7 +179,9 @@ def _delete(
         run = partial(forget, session.pipeline, history, Named(what), id_, originals=originals)
         if not (dry_run or yes):
             if not sys.stdin.isatty():
-                raise RefusedError("nobody can be asked here: say --yes, or --dry-run to count")
+                raise RefusedError(
+                    "there is no terminal to ask in: use --yes, or --dry-run to only count"
+                )
             for line in receipt_lines(run(dry_run=True)):
                 click.echo(line, err=True)
             if not click.confirm("This cannot be undone. Delete?", err=True):
@@ -197,7 +203,8 @@ def _delete(
 def export(session: Session, user: uuid.UUID, folder: Path, originals: bool, as_json: bool) -> None:
     """Write everything stored about a user to a new folder.
 
-    It has JSON Lines of batches, uploads and model calls, and the thumbnails.
+    The folder has JSON Lines of batches, uploads and model calls, and the thumbnails.
+    `status BATCH` shows the id of the user.
 
     \b
     Examples:
@@ -212,7 +219,9 @@ def export(session: Session, user: uuid.UUID, folder: Path, originals: bool, as_
         print_json(asdict(done))
         return
     for path in done.missing:
-        click.echo(f"missing    {path}: a row names it, the storage does not hold it", err=True)
+        click.echo(
+            f"missing    {path}: a row names this file, but it is not in the storage", err=True
+        )
     files = counted(done.thumbnails + done.originals, "file")
     batches = counted(done.batches, "batch", "batches")
     click.echo(f"{folder}: {batches}, {counted(done.uploads, 'upload')}, {files}")

@@ -30,7 +30,9 @@ from batch_pipeline.errors import RefusedError
 def demo(
     session: Session, exit_after: bool, media: Path | None, port: int | None, as_json: bool
 ) -> None:
-    """Start everything, process the sample files and search them; stay up.
+    """Start everything, and process the sample files.
+
+    It shows the progress, the results and a search. Then it runs until Ctrl-C.
 
     \b
     Examples:
@@ -44,7 +46,7 @@ def demo(
     files = [media] if media else stack_runner.sample_media()
     pipeline = session.new_pipeline
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
-    session.when_stopped = "Stopped. What is not done yet is done at the next start."
+    session.when_stopped = "Stopped. The next start continues the work."
     say("Starting Dagster …")
     with stack_runner.running_stack(session.settings, port=port) as stack:
         say(f"The UI is at {stack.url}\n")

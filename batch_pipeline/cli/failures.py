@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 @click.option(
     "--since",
     type=SINCE,
-    help="Failed from then on: 24h, 7d, 2026-05-17. 24h unless set; with --batch: ever.",
+    help="Failed since then: 24h, 7d, 2026-05-17. Default: 24h; with --batch: always.",
 )
-@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only of this error kind.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only this kind of error.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
 @click.option("--batch", type=BATCH, help="Only uploads of this batch.")
 @click.option(
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 10_000),
     default=5,
     show_default=True,
-    help="Uploads to list of each kind, the newest.",
+    help="How many uploads of each kind to list, the newest first.",
 )
 @json_option
 @click.pass_obj
@@ -47,9 +47,10 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
     limit: int,
     as_json: bool,
 ) -> None:
-    """Show failed uploads of all batches by kind of error, with advice.
+    """Show failed uploads by kind of error, with advice.
 
-    Uploads that wait because a service is down are shown too; they continue by themselves.
+    They are those of all batches. Uploads that wait because a service is down are shown too; they
+    continue by themselves.
 
     \b
     Examples:
@@ -74,9 +75,13 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
 @click.command()
 @click.argument("batch", type=BATCH, required=False)
 @click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
-@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only of this error kind.")
-@click.option("--all-retryable", is_flag=True, help="Skip those that would fail again.")
-@click.option("--since", type=SINCE, help="Only failed from then on: 24h, 7d, 2026-05-17.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only this kind of error.")
+@click.option(
+    "--all-retryable",
+    is_flag=True,
+    help="All uploads but those that would fail in the same way again.",
+)
+@click.option("--since", type=SINCE, help="Only failed since then: 24h, 7d, 2026-05-17.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
 @click.option("--model", metavar="MODEL", help="Only uploads that this model was used for.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be processed again.")
@@ -94,9 +99,9 @@ def retry(  # noqa: PLR0917 - click passes them by name
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Process failed uploads again, of one batch or of all; reopens a cancelled BATCH.
+    """Process failed uploads again, or reopen a cancelled batch.
 
-    Says first which of them will fail in the same way until you fix the cause.
+    It first says which uploads will fail in the same way until you fix the cause.
 
     \b
     Examples:
@@ -110,7 +115,7 @@ def retry(  # noqa: PLR0917 - click passes them by name
     chosen = FailedSelection(since, kinds, user, batch, uploads, all_retryable, model)
     if batch is None and not (chosen.chooses or uploads):
         raise click.UsageError(
-            "say which: a BATCH, --all-retryable, --kind, --since, --user, --model or --upload"
+            "expected a BATCH, --all-retryable, --kind, --since, --user, --model or --upload"
         )
     pipeline = session.pipeline
     found = failed_uploads(pipeline.database, chosen)
@@ -137,15 +142,16 @@ def retry(  # noqa: PLR0917 - click passes them by name
         return
     opened = [(n, one) for n, one in reopened if n or one.status != "completed"]
     for count, progress in opened:
-        uploads_opened = counted(count, "upload")
-        click.echo(
-            f"{uploads_opened} of batch {progress.label} will be processed again; it is "
-            f"{progress.status}."
-        )
+        left = progress.total - progress.processed - count
+        said = [
+            *([f"{counted(count, 'failed upload')} will be processed again"] if count else []),
+            *([f"{counted(left, 'upload')} not processed yet"] if left else []),
+        ]
+        click.echo(f"Batch {progress.label} is {progress.status}: {', '.join(said)}.")
         click.echo(f"Follow it:  batch-pipeline watch {progress.batch_id}")
     if not opened and not (dry_run and found.count):
         narrowed = uploads or chosen.chooses
-        which = "none of these is a failed upload" if narrowed else "no upload failed"
+        which = "no failed upload matches" if narrowed else "no upload failed"
         click.echo(f"Nothing to process again: {which}.")
 
 
@@ -158,15 +164,15 @@ def retry(  # noqa: PLR0917 - click passes them by name
 )
 @click.option("--batch", "batches", type=BATCH, multiple=True, help="Only this batch.")
 @click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
-@click.option("--model-not", metavar="MODEL", help="Only results of other models than this one.")
+@click.option("--model-not", metavar="MODEL", help="Only results of models other than this one.")
 @click.option(
     "--stale",
     is_flag=True,
-    help="Only results of former models, prompts or options.",
+    help="Only results of models, prompts or options that are no longer set.",
 )
 @click.option("--model", metavar="MODEL", help="Only results of this model.")
 @click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
-@click.option("--since", type=SINCE, help="Only uploaded from then on: 24h, 7d, 2026-05-17.")
+@click.option("--since", type=SINCE, help="Only uploaded since then: 24h, 7d, 2026-05-17.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be redone.")
 @json_option
@@ -185,9 +191,10 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Redo one stage of completed uploads, after a change of model or prompt.
+    """Redo one stage of completed uploads.
 
-    The other stages are not repeated. Old results stay until the new ones are stored.
+    Use it after a change of the model or the prompt. The other stages are not repeated. Old
+    results stay until the new ones are stored.
 
     \b
     Examples:
@@ -257,9 +264,9 @@ def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
         click.echo(f"{counted(found.count, 'upload')} in {where} would be processed again.")
     if found.same_again:
         kinds = ", ".join(f"{kind} {count}" for kind, count in found.same_again.items())
+        of_all = f"{sum(found.same_again.values())} of {counted(found.count, 'upload')}"
         click.echo(
-            f"{sum(found.same_again.values())} of {found.count} will fail the same way again, "
-            f"unless the cause is fixed: {kinds}.\n"
+            f"{of_all} will fail in the same way again unless you fix the cause: {kinds}.\n"
             "What to do about each:  batch-pipeline failures --since 7d\n"
             "Retry all but these:    batch-pipeline retry --all-retryable"
         )

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_obj
 def doctor(session: Session, quick: bool, longest_wait: "timedelta", as_json: bool) -> None:
-    """Check database, storage, Dagster and model servers, with advice.
+    """Check database, storage, Dagster and models, with advice.
 
-    Each model gets one real question: the colour of a red square, or which of three texts are
-    similar.
+    Each model has to answer one question: which colour a red square has, or which of three texts
+    are similar.
 
     \b
     Examples:
@@ -68,7 +68,9 @@ def doctor(session: Session, quick: bool, longest_wait: "timedelta", as_json: bo
 @json_option
 @click.pass_obj
 def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> None:
-    """Check that a part of Dagster is alive (health check of containers); exit code 2 if not.
+    """Check that a part of Dagster is alive; for containers.
+
+    The exit code is 2 if it is not.
 
     \b
     Examples:
@@ -101,7 +103,9 @@ def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> N
 @json_option
 @click.pass_obj
 def metrics(session: Session, port: int | None, host: str, as_json: bool) -> None:
-    """Print metrics for Prometheus: uploads by state, waiting times, stage times, errors.
+    """Print metrics for Prometheus.
+
+    They count uploads by state, waiting times, times of stages, errors and model calls.
 
     \b
     Examples:
@@ -136,7 +140,7 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
 @json_option
 @click.pass_obj
 def costs(session: Session, user: uuid.UUID | None, as_json: bool) -> None:
-    """Show the cost of model calls by user and model: calls, tokens, seconds.
+    """Show calls, tokens and seconds by user and model.
 
     \b
     Examples:

@@ -22,7 +22,8 @@ from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
 def inspect(session: Session, files: Sequence[Path], output: Path | None, as_json: bool) -> None:
     """Show what the pipeline sees in files; nothing is stored.
 
-    It shows type, facts, date with its source, warnings and the time of each stage.
+    It shows the type, size, camera, the date and where it was found, warnings, and the time of
+    each stage.
 
     \b
     Examples:
@@ -66,7 +67,7 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
     from batch_pipeline.visible_text import visible  # noqa: PLC0415
 
     if show == bool(files):
-        raise click.UsageError("give one of --show and --try FILE.")
+        raise click.UsageError("expected --show or --try FILE")
     if show:
         shown = shown_prompts(session.settings)
         if as_json:
@@ -74,9 +75,9 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
             return
         click.echo(f"Descriptions are written in {shown['language_name']}.")
         for each in shown["prompts"]:
-            click.echo(f"\n{each['name']}.txt, {each['file'] or 'ours'}:\n")
+            click.echo(f"\n{each['name']}.txt, {each['file'] or 'built in'}:\n")
             click.echo(each["text"])
-            click.echo("\nMay stand in it:")
+            click.echo("\nPlaceholders:")
             for name, meaning in each["placeholders"].items():
                 click.echo(f"  {'{' + name + '}':<12}  {meaning}")
         return

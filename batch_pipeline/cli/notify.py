@@ -17,7 +17,7 @@ from batch_pipeline.errors import RefusedError
 @json_option
 @click.pass_obj
 def notify(session: Session, action: str | None, as_json: bool) -> None:
-    """Try out notifications, and show those that did not arrive.
+    """Test notifications, and list those that did not arrive.
 
     \b
     Examples:
@@ -25,7 +25,7 @@ def notify(session: Session, action: str | None, as_json: bool) -> None:
       batch-pipeline notify --list
     """
     if action is None:
-        raise click.UsageError("expected one of --test, --list and --again")
+        raise click.UsageError("expected --test, --list or --again")
     if action == "test":
         _test(session, as_json)
     elif action == "list":
@@ -77,4 +77,4 @@ def _list(session: Session, as_json: bool) -> None:
             f"{state} after {row['attempts']} attempts; {row['answer'] or 'not tried yet'}"
         )
     if not rows:
-        click.echo("Everything has arrived.")
+        click.echo("No notification is waiting or was given up.")

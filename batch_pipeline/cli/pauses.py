@@ -26,7 +26,7 @@ def _target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @_target_options
-@click.option("--reason", default="", help="Shown to everybody who sees the pause.")
+@click.option("--reason", default="", help="Reason, which is shown with the pause.")
 @json_option
 @click.pass_obj
 def pause(  # noqa: PLR0917 - click passes them by name
@@ -39,8 +39,8 @@ def pause(  # noqa: PLR0917 - click passes them by name
 ) -> None:
     """Pause everything, or only a user, a batch or a model server.
 
-    Model calls in flight end and their results are stored. Within a second no new call begins.
-    The pause lasts until `resume`, also over restarts.
+    Model calls in flight end, and their results are stored. After one second no new call begins.
+    The pause lasts until `batch-pipeline resume`, even if everything is restarted.
 
     \b
     Examples:
@@ -57,7 +57,8 @@ def pause(  # noqa: PLR0917 - click passes them by name
         print_json(paused.shape())
         return
     _say([paused])
-    click.echo("Calls in flight end; no new one begins until: batch-pipeline resume …")
+    option = {"everything": ""}.get(scope, f" --{scope} {target}")
+    click.echo(f"Model calls in flight end. To resume:  batch-pipeline resume{option}")
 
 
 @click.command()
@@ -71,9 +72,9 @@ def resume(
     server: str | None,
     as_json: bool,
 ) -> None:
-    """Resume what was paused: everything, a user, a batch or a model server.
+    """End a pause of everything, a user, a batch or a server.
 
-    Without an option it ends the pause of everything; other pauses stay.
+    Without an option it ends the pause of everything. Pauses of a user, a batch or a server stay.
 
     \b
     Examples:

@@ -24,19 +24,28 @@ if TYPE_CHECKING:
 @click.option("--batch", type=BATCH, help="Only uploads of this batch.")
 @click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
 @click.option("--format", "file_format", metavar="FORMAT", help="Only of this format: jpeg, mp4, …")
-@click.option("--camera", metavar="NAME", help="Only from cameras with this in their name.")
+@click.option("--camera", metavar="NAME", help="Only from cameras whose name contains this.")
+@click.option("--since", metavar="DATE", help="Only taken since then: 2024, 2024-05, 2024-05-17.")
 @click.option(
-    "--since", metavar="DATE", help="Taken (else uploaded) from then on: 2024, 2024-05, 2024-05-17."
+    "--until", metavar="DATE", help="Only taken until the end of this year, month or day."
 )
-@click.option("--until", metavar="DATE", help="Taken (else uploaded) up to the end of then.")
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only with this tag; repeatable.")
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="TAG",
+    help="Only with this tag; several tags must all be there.",
+)
 @click.option("--has-text", is_flag=True, help="Only pictures with readable text.")
 @click.option("--model", metavar="MODEL", help="Only uploads that this vision model described.")
 @click.option(
-    "--least", type=float, metavar="SIMILARITY", help="Only results at least this similar."
+    "--least",
+    type=float,
+    metavar="SIMILARITY",
+    help="Only results of at least this similarity, -1 to 1.",
 )
 @click.option("--copies", is_flag=True, help="Show every upload of the same file, not only one.")
-@click.option("--limit", type=int, default=10, show_default=True, help="Most results to show.")
+@click.option("--limit", type=int, default=10, show_default=True, help="How many results to show.")
 @click.option("--after", metavar="CURSOR", help="Continue after this `cursor` (see --json).")
 @click.option(
     "--html",
@@ -69,10 +78,11 @@ def search(  # noqa: PLR0917 - click passes them by name
     opens: bool,
     as_json: bool,
 ) -> None:
-    """Find uploads by meaning, words or file name, in several languages.
+    """Find uploads by meaning, words or file name.
 
     Exact file names and quoted phrases come first. Files with the same content are shown once.
-    Uncertain results are marked as weak.
+    Uncertain results are marked as weak. A file without a date counts as taken when it was
+    uploaded.
 
     \b
     Examples:
@@ -85,7 +95,7 @@ def search(  # noqa: PLR0917 - click passes them by name
     from batch_pipeline.services.search_filters import Filters  # noqa: PLC0415
 
     if opens and file is None:
-        raise click.UsageError("--open shows a page: say with --html where to write it.")
+        raise click.UsageError("--open needs --html FILE, which says where to write the page.")
     pipeline = session.pipeline
     filters = Filters(
         user, batch, kind, file_format, camera, since, until, has_text, model, least, tags

@@ -12,10 +12,10 @@ from batch_pipeline.cli.session import Session
 @json_option
 @click.pass_context
 def spaces(context: click.Context, as_json: bool) -> None:
-    """List embedding spaces: models, vectors, who is answered, what is missing.
+    """List embedding spaces: the vectors of each embedding model.
 
-    A change of the embedding model makes a new space. The old one answers searches until the new
-    one has everything; then it can be dropped.
+    A new embedding model gets a new space. The old space answers searches until the new one is
+    complete; then it can be dropped.
 
     \b
     Examples:

@@ -30,7 +30,8 @@ class Id(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
         digits = digits_of(value)
         if digits is None:
             self.fail(
-                f"{value!r} is no id; expected all of one or its beginning, such as 3f2a91c0.",
+                f"{value!r} is not an id; expected an id or its first characters, such as "
+                "3f2a91c0.",
                 param,
                 ctx,
             )
@@ -58,7 +59,7 @@ class Length(click.ParamType):  # type: ignore[type-arg]
         """Read the length; called by click."""
         length = value if isinstance(value, timedelta) else _length(value)
         if length is None:
-            self.fail(f"{value!r} is no length of time; expected 30min, 24h, 7d.", param, ctx)
+            self.fail(f"{value!r} is not a length of time; expected 30min, 24h, 7d.", param, ctx)
         return length
 
 
@@ -79,8 +80,8 @@ class Since(click.ParamType):  # type: ignore[type-arg]
             return datetime.fromisoformat(value.strip()).astimezone()
         except (ValueError, OverflowError):
             self.fail(
-                f"{value!r} is no moment; expected how long ago (30min, 24h, 7d), or a day such as "
-                "2026-05-17.",
+                f"{value!r} is not a point in time; expected how long ago (30min, 24h, 7d), or a "
+                "day such as 2026-05-17.",
                 param,
                 ctx,
             )

@@ -79,8 +79,8 @@ def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
             "dagster daemon",
             False,
             f"no Dagster has ever run on this database (home {settings.home})",
-            "start it with `make dev`; if it runs, it has another home: call this in the folder "
-            "where it was started, or set BATCH_PIPELINE_HOME",
+            "start it with `make dev`. If it runs, it uses another home: run this command in the "
+            "folder where Dagster was started, or set BATCH_PIPELINE_HOME",
         )
         return
     needed = (*_NEEDED, _RUN_QUEUE) if queued else _NEEDED
@@ -98,10 +98,10 @@ def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
     yield HealthCheck(
         "one daemon",
         len(daemons) < 2,
-        f"{len(daemons)} work on this database: {', '.join(daemons)}"
+        f"{len(daemons)} use this database: {', '.join(daemons)}"
         if len(daemons) > 1
-        else ", ".join(daemons) or "none is connected that can be told from others",
-        "stop all but one: of two, one works nothing, or both start the same runs",
+        else ", ".join(daemons) or "no connected process has the name of a daemon",
+        "stop all but one: a second daemon does nothing, or starts the same runs again",
     )
     yield _sensors(ticks, states)
 

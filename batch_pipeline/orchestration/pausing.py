@@ -26,7 +26,7 @@ class Target(dg.Config):
 class PauseConfig(Target):
     """What to pause, and why."""
 
-    reason: str = Field("", description="Shown to everybody who sees the pause.")
+    reason: str = Field("", description="Reason, which is shown with the pause.")
 
 
 @dg.op(
@@ -62,7 +62,7 @@ def resume_work(context: dg.OpExecutionContext, config: Target) -> dg.Output[Non
     name="pause",
     description=(
         "Holds back everything, or the user, batch or model server that the config of the op "
-        "names. Model calls in flight end; within a second no new one begins."
+        "names. Model calls in flight end. After one second no new call begins."
     ),
     executor_def=dg.in_process_executor,
     tags=NO_RUN_RETRIES,

@@ -98,12 +98,14 @@ class RunCleanup:
     def __str__(self) -> str:
         """One line for the log."""
         parts = {
-            f"{self.returned} uploads in its hands are pending again": self.returned,
-            f"{self.released} that it never took will go to another run": self.released,
-            f"{self.quarantined} that killed their worker every time are failed": self.quarantined,
+            f"uploads that it held and that are pending again: {self.returned}": self.returned,
+            f"uploads that it never took and that another run gets: {self.released}": self.released,
+            f"uploads that failed because they killed each worker: {self.quarantined}": (
+                self.quarantined
+            ),
             f"the batch is {self.batch_ended_as}": self.batch_ended_as,
         }
-        return "; ".join(text for text, said in parts.items() if said) or "it left nothing behind"
+        return "; ".join(text for text, said in parts.items() if said) or "it left no upload behind"
 
 
 def clean_up_failed_run(

@@ -49,6 +49,8 @@ class RefusedFile:
 
     filename: str
     error: str
+    path: Path
+    """As it was found; a folder may have many files of this name."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def store(
 def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]:
     """List the files of paths and their subfolders, each once, in a stable order.
 
-    Also returns the folders that cannot be read.
+    Also returns the folders that cannot be read, and links that lead to no file.
 
     Raises:
         RefusedError: a path does not exist, or is neither a file nor a folder.
@@ -236,7 +238,8 @@ def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]
 
     def note(error: OSError) -> None:
         reason = f"the folder cannot be searched: {error.strerror}"
-        unreadable.append(RefusedFile(_storable_name(str(error.filename)), reason))
+        folder = Path(error.filename)
+        unreadable.append(RefusedFile(_storable_name(str(folder)), reason, folder))
 
     for path in paths:
         mode = _mode(path)
@@ -250,6 +253,11 @@ def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]
         else:
             problem = "is neither a file nor a folder" if mode else "does not exist"
             raise RefusedError(f"{path} {problem}: name files, or folders of them")
+    unreadable += [
+        RefusedFile(_storable_name(path.name), "it is a link that leads to no file", path)
+        for path in found
+        if path.is_symlink() and not path.is_file()
+    ]
     return [path for path in found if path.is_file()], unreadable
 
 
@@ -267,20 +275,22 @@ def _examine(
 ) -> tuple[list[AcceptedFile], list[RefusedFile]]:
     accepted: list[AcceptedFile] = []
     refused: list[RefusedFile] = []
-    seen: dict[str, str] = {}
+    seen: dict[str, Path] = {}
     for path in offered:
         filename = _storable_name(path.name)
         try:
             file = _examine_one(path, filename, settings)
             if file.checksum in seen:
-                raise RefusedError(f"the same content as {seen[file.checksum]}")
+                first = seen[file.checksum]
+                where = first.name if first.parent == path.parent else str(first)
+                raise RefusedError(f"the same content as {_storable_name(where)}")
         except RefusedError as error:
-            refused.append(RefusedFile(filename, str(error)))
+            refused.append(RefusedFile(filename, str(error), path))
             continue
         except OSError as error:
-            refused.append(RefusedFile(filename, f"it cannot be read: {error.strerror}"))
+            refused.append(RefusedFile(filename, f"it cannot be read: {error.strerror}", path))
             continue
-        seen[file.checksum] = filename
+        seen[file.checksum] = path
         accepted.append(file)
     return accepted, refused
 

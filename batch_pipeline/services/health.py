@@ -25,6 +25,7 @@ from batch_pipeline.services.reports.batch_status import oldest_waiting
 from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
+from batch_pipeline.wording import counted
 
 #: Number of users whom a space answers, and of those whom another space answers.
 _ANSWERED = text("""
@@ -61,13 +62,15 @@ def _checks(settings: Settings, *, quick: bool, longest_wait: timedelta) -> Iter
         yield _check(
             "redis",
             lambda: check_redis(settings.redis_url),
-            "start it, or correct BATCH_PIPELINE_REDIS_URL; until then only those who listen to "
-            "PostgreSQL hear of progress, and uploads are processed all the same",
+            "start it, or correct BATCH_PIPELINE_REDIS_URL; meanwhile uploads are processed, and "
+            "progress is published on PostgreSQL only",
         )
     try:
         analyzer = build_analyzer(settings)
     except PipelineError as error:
-        yield HealthCheck("analyzer", False, str(error), "correct the setting that it names")
+        yield HealthCheck(
+            "analyzer", False, str(error), "correct the setting that the message names"
+        )
         return
     for model in (analyzer.vision, analyzer.embedding):
         checks = model.check()
@@ -86,7 +89,7 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
         with database.transaction() as connection:
             return f"PostgreSQL {connection.scalar(text('SHOW server_version'))}"
 
-    reached = _check("database", reach, f"start the server; look at {where}")
+    reached = _check("database", reach, f"start the server, or create the database; see {where}")
     yield reached
     if database is None:
         return
@@ -117,12 +120,13 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
             yield _check(
                 "oldest waiting upload",
                 lambda: _oldest_waiting(database, longest_wait),
-                "in the UI, Automation, the ticks of pending_batches say what it waits for",
+                "`batch-pipeline status` says what it waits for; in the UI, so do the ticks of "
+                "pending_batches (Automation)",
             )
             yield _check(
                 "notifications",
                 lambda: _notifications(database, settings),
-                "`batch-pipeline notify --list` says why, `notify --again` sends them again",
+                "`batch-pipeline notify --list` shows why; `notify --again` sends them again",
             )
             yield _check("owner of the storage", lambda: _storage_owner(database, settings), "")
     finally:
@@ -132,7 +136,7 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
 def _users(settings: Settings) -> str:
     users = server_users(settings.home)
     return "used by " + (
-        ", ".join(f"{user.name} (process {user.pid})" for user in users) or "nobody else"
+        ", ".join(f"{user.name} (process {user.pid})" for user in users) or "no other process"
     )
 
 
@@ -140,7 +144,7 @@ def _check(name: str, find: Callable[[], str], hint: str) -> HealthCheck:
     try:
         return HealthCheck(name, True, find())
     except ConfigurationError as error:
-        return HealthCheck(name, False, str(error), "set or install what it names")
+        return HealthCheck(name, False, str(error), "set or install what the message names")
     except Exception as error:
         return HealthCheck(name, False, str(error).strip(), hint)
 
@@ -195,7 +199,7 @@ def _tables(database: Database) -> str:
 def _statuses(database: Database) -> str:
     with database.transaction() as connection:
         _raise_if(rows_left_alone(connection))
-    return "every row has one that the pipeline knows"
+    return "all known"
 
 
 def _raise_if(problems: Iterable[Problem]) -> None:
@@ -207,8 +211,8 @@ def _oldest_waiting(database: Database, longest_wait: timedelta) -> str:
     oldest = oldest_waiting(database)
     if oldest is None:
         return "none waits"
-    waited = "since nobody knows when" if oldest.waited is None else f"for {oldest.waited}"
-    said = f"upload {oldest.upload_id} waits {waited}"
+    waited = "for an unknown time" if oldest.waited is None else f"for {oldest.waited}"
+    said = f"upload {oldest.upload_id} has waited {waited}"
     if oldest.batch_id is None:
         said += ", without a batch"
     else:
@@ -223,9 +227,13 @@ def _notifications(database: Database, settings: Settings) -> str:
     if settings.notify_url_list:
         require_apprise()
     if given_up := count_given_up(database):
-        raise PipelineError(f"notifications that were given up after a day: {given_up}")
+        raise PipelineError(
+            f"{counted(given_up, 'notification')} given up after a day without success"
+        )
     targets = targets_of(settings)
-    return f"told: {', '.join(target.name for target in targets) or 'nobody'}"
+    return (
+        f"sent to {', '.join(target.name for target in targets)}" if targets else "no target is set"
+    )
 
 
 def _storage_owner(database: Database, settings: Settings) -> str:
@@ -234,16 +242,16 @@ def _storage_owner(database: Database, settings: Settings) -> str:
     ownership = FileOwnership(database, Storage(location), settings)
     owner, this = ownership.owner(), f"this database ({ownership.identity})"
     if owner == ownership.identity:
-        return f"{this} owns {location}, so tidy removes what is provably its own"
+        return f"{this} owns {location}, and may tidy it"
     if owner is None and not ownership.is_marked():
         return (
-            f"nobody owns {location} yet: {this} will from its first submission or tidy on, if it "
-            "is empty then or the default one"
+            f"no database owns {location} yet; {this} becomes the owner at its first submission "
+            "or tidy, if the storage is then empty or the default one"
         )
-    who = f"database {owner} owns {location}" if owner else f"nobody owns {location}"
+    who = f"database {owner}" if owner else "no database"
     return (
-        f"{who}, not {this}, so tidy removes nothing there; if the storage is this one's alone: "
-        "`batch-pipeline tidy --take-over`"
+        f"{who} owns {location}; {this} does not, so it does not tidy there. If only this database "
+        "uses the storage, run `batch-pipeline tidy --take-over`"
     )
 
 

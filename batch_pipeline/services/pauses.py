@@ -245,7 +245,9 @@ def chosen(
     named_ = {PauseScope.USER: user, PauseScope.BATCH: batch, PauseScope.SERVER: server}
     given = [(scope, str(target)) for scope, target in named_.items() if target is not None]
     if len(given) > 1:
-        raise RefusedError("say which: a user, a batch or a server; none of them: everything")
+        raise RefusedError(
+            "expected at most one of user, batch and server; none of them means everything"
+        )
     return given[0] if given else (PauseScope.EVERYTHING, "")
 
 
@@ -288,7 +290,11 @@ def resume(database: Database, scope: PauseScope, target: str = "") -> Pause:
             signal_work(connection)
             return found
     others = "; ".join(map(str, active_pauses(database)))
-    raise NotFoundError(f"{named(scope, target)} is not paused; {others or 'nothing is'}")
+    if scope is PauseScope.EVERYTHING:
+        missing = "there is no pause of everything"
+    else:
+        missing = f"{named(scope, target)} is not paused"
+    raise NotFoundError(f"{missing}; {others or 'nothing is paused'}")
 
 
 def _checked(connection: Connection, settings: Settings, scope: PauseScope, target: str) -> str:

@@ -60,13 +60,13 @@ def processes_of(home):
     ("moment", "code", "sentence"),
     [
         (None, 130, "Stopped"),  # while the database is created
-        ("Starting Dagster", 130, "What is not done yet is done at the next start"),
+        ("Starting Dagster", 130, "The next start continues the work"),
         pytest.param(
-            *("files queued", 130, "What is not done yet is done at the next start"),
+            *("files queued", 130, "The next start continues the work"),
             marks=pytest.mark.proof,
         ),
         pytest.param(
-            *("reading", 130, "What is not done yet is done at the next start"),
+            *("reading", 130, "The next start continues the work"),
             marks=pytest.mark.proof,
         ),
         ("Ctrl-C stops it", 0, "Stopping"),

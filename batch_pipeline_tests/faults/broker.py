@@ -91,6 +91,7 @@ class RabbitMq:
         # Debian's wrapper supports only one server of one user.
         found, behind = Path(program("rabbitmq-server")).parent, Path("/usr/lib/rabbitmq/bin")
         self._programs = behind if behind.is_dir() else found
+        self._folder = folder
         (folder / "plugins").write_text("[].")
         (folder / "rabbitmq.conf").write_text("disk_free_limit.absolute = 1MB\n")
         self._environment = os.environ | {
@@ -113,6 +114,7 @@ class RabbitMq:
         self._process = subprocess.Popen(
             [self._programs / "rabbitmq-server"],
             env=self._environment,
+            cwd=self._folder,  # it writes its crash dumps there
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

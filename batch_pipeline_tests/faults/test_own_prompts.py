@@ -114,7 +114,7 @@ def test_a_prompt_is_shown_and_tried_and_nothing_is_stored(
     assert shown.code == 0, shown.err
     assert "Descriptions are written in German." in shown.out
     assert f"image.txt, {prompts}/image.txt:" in shown.out
-    assert "frame.txt, ours:" in shown.out
+    assert "frame.txt, built in:" in shown.out
     assert "{caption}     what people wrote" in shown.out
 
     model_server.says = lambda _: GERMAN

@@ -99,6 +99,10 @@ def test_other_files_next_to_photos_are_summed_up_and_are_not_failures(console, 
     (folder / "notes.txt").write_text("no picture")
     told = console("submit", folder, "--json")
     assert (told.code, told.json["queued"], told.json["failed"]) == (1, 2, 1)
+    (folder / "page.html").write_text("<html></html>")
+    said = console("submit", folder).err
+    assert f"refused    {folder}/notes.txt: the content looks like a text file\n" in said
+    assert said.count("ccepted are JPEG") == 1
     alone = console("submit", folder / "b.xmp")
     assert alone.code == 2
     assert "Error: no file was accepted; there is no batch" in alone.err
@@ -181,7 +185,10 @@ def test_status_of_a_batch_that_waits_says_what_for(console, database, database_
     batch = add_batch(database, 2)
     nowhere = make_url(database_url).set(database="nowhere").render_as_string(False)
     shown = console("status", batch, BATCH_PIPELINE_DAGSTER_DATABASE_URL=nowhere).out
-    assert "is Dagster running? it has never run on this database" in " ".join(shown.split())
+    assert "is Dagster running? It has never run on this database" in " ".join(shown.split())
+    listed = console("status", BATCH_PIPELINE_DAGSTER_DATABASE_URL=nowhere).out
+    listed = " ".join(listed.split())
+    assert "is Dagster running? It has never run on this database" in listed
 
 
 def test_watch_of_an_ended_batch_prints_its_last_state_and_its_failures(console, database):
@@ -251,7 +258,8 @@ def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(co
     refused = console("cancel", batch)
     assert refused.code == 2
     assert error_and_hint(refused) == [
-        f"Error: batch {short(batch)} is completed: only open batches are cancelled"
+        f"Error: batch {short(batch)} is completed; only a batch that has not ended can be "
+        "cancelled"
     ]
     foreign = uuid.uuid4()
     refused = console("retry", batch, "--upload", foreign)
@@ -265,6 +273,8 @@ def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(co
         f"Batch {short(batch)} is cancelled after 0 of 1 uploads.\n",
     )
     assert batch_row(database, batch).status == "cancelled"
+    reopened = console("retry", batch).out.splitlines()[0]
+    assert reopened == f"Batch {short(batch)} is pending: 1 upload not processed yet."
 
 
 def test_report_writes_the_page_and_says_how_large_it_is(console, database, tmp_path):
@@ -409,7 +419,7 @@ def test_pause_and_resume_say_what_they_did_and_notify_everybody(console, databa
 
     refused = console("resume")
     assert refused.code == 2
-    assert "everything is not paused; batch " in refused.err
+    assert "there is no pause of everything; batch " in refused.err
     assert console("pause", "--batch", batch, "--server", "http://x").code == 2
     answer = console("resume", "--batch", short(batch))
     assert answer.out.splitlines()[0] == f"Resumed: batch {label}"
@@ -428,8 +438,8 @@ def test_wrong_use_is_explained_with_a_hint(console):
     wrong = console("status", "not-a-uuid")
     assert wrong.code == 2
     assert error_and_hint(wrong) == [
-        "Error: Invalid value for '[BATCH]': 'not-a-uuid' is no id; expected all of one or "
-        "its beginning, such as 3f2a91c0.",
+        "Error: Invalid value for '[BATCH]': 'not-a-uuid' is not an id; expected an id or "
+        "its first characters, such as 3f2a91c0.",
         "Hint: `batch-pipeline status --help` shows how it is used",
     ]
     assert console("no-such-command").code == 2

@@ -97,9 +97,9 @@ def test_a_person_reads_what_to_do_in_80_columns(console, world):
     assert f"Batch {short(world['given_up'])} failed: ten runs died" in shown.replace("\n", " ")
     assert "truncated: 3 uploads in 2 batches" in shown
     assert "  → Copy or upload the file again from its source." in shown
-    assert "  A retry ends the same way until that is done." in shown
+    assert "  Until then, a retry fails in the same way." in shown
     assert "  and 1 more: --kind truncated --limit 1000" in shown
-    assert "model_server_down: 1 upload in 1 batch, waiting; they go on" in shown
+    assert "model_server_down: 1 upload in 1 batch, waiting; they continue" in shown
     assert max(map(len, shown.splitlines())) <= 80
     assert shown.index("truncated:") < shown.index("model_timeout:")
 
@@ -123,8 +123,7 @@ def test_status_lists_failures_first_or_alone_with_ids_that_can_be_typed(console
     typed = line.split()[0]
     assert alone["uploads"][0]["upload_id"].startswith(typed)
     assert (
-        f"1 upload of batch {short(batch)} will be processed again"
-        in console("retry", batch, "--upload", typed).out
+        "1 failed upload will be processed again" in console("retry", batch, "--upload", typed).out
     )
     assert console("status", batch, "--failed").out.strip().endswith("No upload failed.")
 
@@ -151,7 +150,10 @@ def test_retry_warns_of_uploads_that_will_fail_the_same_way(console, world, data
     first = world["first"]
     said = console("retry", first, "--dry-run").out
     assert "3 uploads in 1 batch would be processed again." in said
-    assert "2 of 3 will fail the same way again, unless the cause is fixed: truncated 2" in said
+    assert (
+        "2 of 3 uploads will fail in the same way again unless you fix the cause: truncated 2"
+        in said
+    )
     assert counts(console("failures", "--batch", first, "--json")), "a dry run changes nothing"
 
     retried = console("retry", first, "--all-retryable", "--json")
@@ -184,11 +186,11 @@ def test_retry_chooses_by_the_model_that_was_used(console, database):
 
 def test_retry_over_all_batches_takes_filters_and_needs_one(console, world):
     refused = console("retry")
-    assert (refused.code, "say which: a BATCH, --all-retryable" in refused.err) == (2, True)
+    assert (refused.code, "expected a BATCH, --all-retryable" in refused.err) == (2, True)
     answer = console("retry", "--kind", "truncated", "--since", "24h", "--json")
     assert (answer.json["reopened"], len(answer.json["batches"])) == (3, 2)
     nothing = console("retry", "--kind", "truncated")
-    assert nothing.out == "Nothing to process again: none of these is a failed upload.\n"
+    assert nothing.out == "Nothing to process again: no failed upload matches.\n"
     assert console("retry", "--since", "48h", "--json").json["reopened"] == 2
 
 
@@ -220,7 +222,7 @@ def test_cancel_takes_all_open_batches_of_a_user_after_a_dry_run(console, databa
     }
     assert batch_row(database, other).status == "pending"
     wrong = console("cancel", other, "--user", "b0")
-    assert (wrong.code, "say which" in wrong.err) == (2, True)
+    assert (wrong.code, "expected a BATCH" in wrong.err) == (2, True)
 
 
 def test_reprocess_takes_filters_and_a_dry_run(console, database):

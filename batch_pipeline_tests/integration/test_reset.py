@@ -39,7 +39,7 @@ def reset(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_reset_names_what_goes_and_asks_and_leaves_what_is_not_ours(home):
     asked = reset(home)
     assert asked.returncode == 2
-    assert re.search(r"uploads +1 files +0.0 MB +originals", asked.stdout)
+    assert re.search(r"uploads +1 file +0.0 MB +originals", asked.stdout)
     assert (home / "uploads" / "user" / "upload" / "original.jpg").exists()
     assert reset(home, "--yes").returncode == 0
     assert [path.name for path in home.iterdir()] == ["diary.txt"]

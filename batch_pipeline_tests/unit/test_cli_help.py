@@ -43,6 +43,12 @@ def test_help_fits_80_columns(path, command):
 
 
 @pytest.mark.parametrize(("path", "command"), ALL)
+def test_a_list_of_commands_shows_each_description_whole(path, command):
+    listed = help_of(path).partition("\nCommands:\n")[2]
+    assert "..." not in listed
+
+
+@pytest.mark.parametrize(("path", "command"), ALL)
 def test_every_command_that_does_something_prints_json_on_request(path, command):
     if isinstance(command, click.Group):
         return

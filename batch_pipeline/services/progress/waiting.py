@@ -35,7 +35,7 @@ def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUI
     if down is not None:
         return f"waits, because {down.error_kind}: {down.error_message}"
     if missing := _missing_daemon(settings):
-        return f"nothing is being processed: is Dagster running? {missing}"
+        return missing
     dispatch = newest_dispatch(settings)
     if dispatch and (stuck := _stuck(dispatch)):
         return f"waits, because {stuck}; `batch-pipeline doctor` tells more"
@@ -55,8 +55,8 @@ def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUI
 def why_batches_wait(settings: Settings) -> str:
     """Say what the sensor that launches runs said last, if it launched nothing; else empty."""
     dispatch = newest_dispatch(settings)
-    if dispatch is None:
-        return ""
+    if dispatch is None:  # no Dagster has used this database yet
+        return _missing_daemon(settings)
     return _stuck(dispatch) or dispatch.said or ""
 
 
@@ -100,10 +100,11 @@ def _stuck(dispatch: Dispatch) -> str:
 
 def _missing_daemon(settings: Settings) -> str:
     """Return why nothing can be launched; empty if a daemon runs, or if that is not known."""
+    asked = "nothing is being processed: is Dagster running?"
     try:
         said = check_daemon(settings)
     except RefusedError as error:
-        return f"{error}; `batch-pipeline doctor` tells more"
+        return f"{asked} {error}; `batch-pipeline doctor` tells more"
     if "does not exist" in said:  # Dagster makes its database when it first starts
-        return "it has never run on this database: `batch-pipeline doctor` tells more"
+        return f"{asked} It has never run on this database; `batch-pipeline doctor` tells more"
     return ""

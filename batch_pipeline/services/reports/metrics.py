@@ -47,8 +47,9 @@ class Sample(NamedTuple):
 METRICS = (
     Metric(
         "batch_pipeline_open_uploads",
-        "Uploads that have not ended, by state, but for those that wait in cancelled batches; "
-        "reserved: a run has taken them, not begun; paused: they wait in a paused batch.",
+        "Uploads that have not ended, by state, without those of cancelled batches. `reserved`: a "
+        "run has taken them but not begun. `paused`: their batch, their user or everything is "
+        "paused.",
         f"""
         SELECT v.state, v.number FROM (
             SELECT count(*) AS waiting, count(*) FILTER (WHERE {NOT_PAUSED_SQL}) AS pending
@@ -68,8 +69,8 @@ METRICS = (
     ),
     Metric(
         "batch_pipeline_oldest_pending_seconds",
-        "Age of the oldest upload that waits, in any batch that is not paused; since it was opened "
-        "again, if it was.",
+        "How long the oldest pending upload has waited since it was submitted or retried; paused "
+        "uploads do not count.",
         f"""
         SELECT coalesce(extract(epoch FROM now() - min({as_text(WAITING_SINCE)})), 0)
         FROM uploads
@@ -89,8 +90,8 @@ METRICS = (
     ),
     Metric(
         "batch_pipeline_upload_errors",
-        "Uploads that wait after an error, or failed in the last 300 s, by kind: model_* are those "
-        "of model servers.",
+        "Uploads that failed in the last 300 s, or wait after an error, by kind of error. Kinds "
+        "that begin with model_ come from model servers.",
         f"""
         SELECT error_kind AS kind, 'waiting' AS state, count(*) FROM uploads
         WHERE {PENDING_WORK_SQL} AND error_kind IS NOT NULL
@@ -104,7 +105,7 @@ METRICS = (
     ),
     Metric(
         "batch_pipeline_stage_seconds",
-        "Seconds that a stage took, of uploads that ended in the last 300 s.",
+        "Seconds per stage, for uploads that ended in the last 300 s.",
         """
         WITH recent AS MATERIALIZED (
             SELECT stage_seconds FROM uploads
@@ -129,7 +130,7 @@ METRICS = (
     ),
     Metric(
         "batch_pipeline_model_calls",
-        "Calls to each model server, over all workers: slots that are held, and what is wanted.",
+        "Calls to each model server, over all workers: `held` slots, and slots `wanted`.",
         """
         SELECT server, kind, state, sum(calls)
         FROM model_call_slots,
@@ -140,7 +141,8 @@ METRICS = (
     ),
     Metric(
         "batch_pipeline_model_usage",
-        "What model calls took that were answered in the last 300 s; of an empty user: of our own.",
+        "Calls, tokens and seconds of model calls that were answered in the last 300 s. Calls "
+        "without a user are checks by the pipeline itself.",
         """
         SELECT coalesce(user_id::text, '') AS "user", kind, model, what, sum(number)
         FROM model_calls, LATERAL (VALUES ('calls', 1), ('tokens_in', tokens_in),
@@ -151,7 +153,7 @@ METRICS = (
     ),
     Metric(
         "batch_pipeline_model_pause_seconds",
-        "Until a model server may be called again that asked for a pause (rate limit).",
+        "Seconds until a model server that asked for a pause (rate limit) may be called again.",
         """
         SELECT server, kind, extract(epoch FROM not_before - now())
         FROM model_pauses
@@ -160,7 +162,7 @@ METRICS = (
     ),
     Metric(
         "batch_pipeline_paused_seconds",
-        "For how long a person has paused something, by scope (everything, user, batch, server).",
+        "Seconds since a person paused something, by scope (everything, user, batch, server).",
         """
         SELECT scope, target, extract(epoch FROM now() - since)
         FROM work_pauses

@@ -23,7 +23,11 @@ from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible, visible_line
 
-_REASONS = {"filename": "its name", "phrase": "the quoted words", "words": "all words"}
+_REASONS = {
+    "filename": "its name matches",
+    "phrase": "quoted words match",
+    "words": "all words match",
+}
 
 
 @dataclass(frozen=True)

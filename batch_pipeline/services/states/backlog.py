@@ -185,7 +185,7 @@ class Backlog:
         """
         given_up = (UploadBatch.died_runs + 1) >= MAX_DIED_RUNS
         last = f"{MAX_DIED_RUNS} runs died one after the other; the last one: {reason}"
-        message = f"a run died, what it left goes to another: {reason}"
+        message = f"a run died, another run continues its work: {reason}"
         with self._publisher.transaction() as transaction:
             progress = updated_batch_or_none(
                 transaction.connection,

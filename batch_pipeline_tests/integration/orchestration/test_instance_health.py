@@ -171,7 +171,7 @@ def test_a_second_daemon_on_the_same_database_is_not_well(checks, daemon, dagste
     with first, second:
         check = checks()["one daemon"]
     assert not check.ok
-    assert check.detail == ("2 work on this database: dagster-daemon one 7, dagster-daemon two 8")
+    assert check.detail == ("2 use this database: dagster-daemon one 7, dagster-daemon two 8")
 
 
 @pytest.mark.parametrize(

@@ -159,8 +159,8 @@ def test_a_tick_that_finds_no_ended_run_keeps_its_place_and_one_that_does_names_
 
 
 def test_a_run_that_left_nothing_behind_is_said_to_have_left_nothing():
-    assert str(RunCleanup()) == "it left nothing behind"
-    assert str(RunCleanup(returned=2)) == "2 uploads in its hands are pending again"
+    assert str(RunCleanup()) == "it left no upload behind"
+    assert str(RunCleanup(returned=2)) == "uploads that it held and that are pending again: 2"
 
 
 def newest_settlement(instance):
@@ -182,7 +182,7 @@ def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, de
     assert [row.deaths for row in rows] == [1, 0, 0]
     batch = batch_row(pipeline.database, batch_id)
     assert batch.died_runs == 1
-    assert batch.error_message.endswith("goes to another: exited with code 139")
+    assert batch.error_message.endswith("continues its work: exited with code 139")
     seen = newest_settlement(instance)
     assert seen.partition == str(batch_id)
     assert seen.metadata["uploads_returned"].value == 1
@@ -273,7 +273,7 @@ def test_a_run_that_could_not_start_tells_its_reason_in_status_and_in_the_catalo
 
     said = " ".join(console("status", batch_id).out.split())
     assert reason in said
-    assert "a run died, what it left goes to another: " in said
+    assert "a run died, another run continues its work: " in said
     assert reason in newest_settlement(instance).metadata["reason"].value
 
 

@@ -131,6 +131,15 @@ def test_refused_files_are_listed_with_the_reason_and_the_others_go_on(pipeline,
     assert "empty" in reasons["empty.jpg"]
 
 
+def test_a_copy_in_another_folder_is_named_with_its_folder(pipeline, folder):
+    first = copy(folder, "sea.jpg", "2024/IMG_1.jpg")
+    second = copy(folder, "sea.jpg", "2025/IMG_1.jpg")
+
+    [refused] = offer(pipeline, folder).refused
+
+    assert (refused.path, refused.error) == (second, f"the same content as {first}")
+
+
 def test_nothing_accepted_means_no_batch(pipeline, folder):
     (folder / "notes.txt").write_text("no media here")
     submission = offer(pipeline, folder)
@@ -282,7 +291,11 @@ def test_links_in_a_circle_end_and_a_name_that_is_too_long_is_refused(pipeline, 
     copy(folder, "sea.jpg", "sea.jpg")
     (folder / "again").symlink_to(folder)
     (folder / "itself").symlink_to(folder / "itself")
-    assert offer(pipeline, folder).total_files == 1
+    submission = offer(pipeline, folder)
+    assert len(submission.upload_ids) == 1
+    assert [(file.filename, file.error) for file in submission.refused] == [
+        ("itself", "it is a link that leads to no file")
+    ]
     with pytest.raises(RefusedError, match="itself cannot be looked at: Too many levels"):
         offer(pipeline, folder / "itself")
     with pytest.raises(RefusedError, match="xxx cannot be looked at: File name too long"):

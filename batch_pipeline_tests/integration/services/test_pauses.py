@@ -182,12 +182,14 @@ def test_only_what_is_there_can_be_paused_and_only_what_is_paused_resumed(pipeli
         pause(database, settings, PauseScope.SERVER, A)
     with pytest.raises(RefusedError, match="not the address"):
         pause(database, settings, PauseScope.SERVER, "http://[gpu")
-    with pytest.raises(NotFoundError, match="everything is not paused; nothing is"):
+    with pytest.raises(NotFoundError, match="there is no pause of everything; nothing is paused"):
         resume(database, PauseScope.EVERYTHING)
-    with pytest.raises(RefusedError, match="say which"):
+    with pytest.raises(RefusedError, match="expected at most one"):
         chosen(USER, None, A)
     pause(database, settings, PauseScope.USER, str(USER))
-    with pytest.raises(NotFoundError, match=f"everything is not paused; user {USER} is paused"):
+    with pytest.raises(
+        NotFoundError, match=f"there is no pause of everything; user {USER} is paused"
+    ):
         resume(database, PauseScope.EVERYTHING)
 
 

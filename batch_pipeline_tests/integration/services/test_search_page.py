@@ -61,7 +61,7 @@ def test_a_result_shows_picture_description_likeness_date_batch_and_copies(stora
     assert page.count('<img src="data:image/jpeg;base64,') == 2
     assert 'href="file:///srv/uploads/u/1/original.jpg"' in page
     assert "0.71 · uploaded 2026-01-02 A calm sea under a bright sky." in text
-    assert "its name · taken 2023-02-03" in text
+    assert "its name matches · taken 2023-02-03" in text
     assert f"uploaded 2 times again.jpg, batch Paris ({short(OTHER)})" in text
     assert f"batch Rome ({short(BATCH)})" in text
 

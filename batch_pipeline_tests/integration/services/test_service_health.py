@@ -45,7 +45,7 @@ def test_an_unreachable_redis_is_named_with_what_continues_without_it(check):
     assert not found.ok
     assert "Connection refused" in found.detail
     assert "BATCH_PIPELINE_REDIS_URL" in found.hint
-    assert "processed all the same" in found.hint
+    assert "meanwhile uploads are processed" in found.hint
 
 
 def test_a_redis_that_refuses_the_password_is_named_without_it(check, redis_url, listener):
