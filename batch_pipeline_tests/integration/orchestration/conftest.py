@@ -1,7 +1,6 @@
 """Runs of the real job, in this process, on real files and a real database."""
 
 import logging
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +29,12 @@ SMALL = ("lighthouse.gif", "fog.webp", "ball_on_meadow.mp4")
 
 
 DAGSTER_DATABASE_URL = "BATCH_PIPELINE_DAGSTER_DATABASE_URL"
+#: To capture what a run prints, Dagster starts four processes. Few tests read it.
+NOTHING_CAPTURED = """
+compute_logs:
+  module: dagster._core.storage.noop_compute_log_manager
+  class: NoOpComputeLogManager
+"""
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +43,7 @@ def stored_instance(
 ) -> Iterator[tuple[dg.DagsterInstance, str]]:
     """Dagster as in production: the repository's `dagster.yaml`, with our storage on PostgreSQL."""
     home = tmp_path_factory.mktemp("dagster_home")
-    shutil.copy(ROOT / "dagster.yaml", home)
+    (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text() + NOTHING_CAPTURED)
     with server.new_database(migrated=False) as url:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(DAGSTER_DATABASE_URL, url)

@@ -36,7 +36,7 @@ EVENTS = Counter(
 #: `batch_progress` is plotted; kept once per percent or second (`progress_meter`).
 PROGRESS_POINTS = 1
 
-SMALL_BATCH, LARGE_BATCH = 4, 24
+SMALL_BATCH, LARGE_BATCH = 2, 16  # one statement more per upload is more than SLACK
 
 
 #: Statements of the thread that keeps claims alive, and the check for pauses: at most one for each
