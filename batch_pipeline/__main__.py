@@ -3,7 +3,8 @@
 import gc
 import sys
 
-#: So many new objects begin a collection of garbage. With Python's 700, imports take a fifth longer.
+#: A collection of garbage begins after so many new objects. With Python's 700, imports take a fifth
+#: longer.
 _OBJECTS = 200_000
 
 

@@ -109,7 +109,7 @@ class BatchView:
 
     def follow(self, snapshots: Iterable["BatchSnapshot"]) -> "BatchSnapshot":
         """Show all snapshots; return the last."""
-        last: "BatchSnapshot | None" = None
+        last: BatchSnapshot | None = None
         if not self._console.is_interactive:
             for last in snapshots:
                 self._print_lines(last)

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -25,6 +26,12 @@ _LONGEST_ID = 60
 #: Free memory that is needed to keep the files of a session in memory (bytes).
 _ROOM_IN_MEMORY = 8 * 1024**3
 
+
+# A busy machine is no fault: hypothesis would fail an example that takes 0.2 s.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 # What is imported and collected stays until the end: each search for garbage would look through it.
 gc.disable()

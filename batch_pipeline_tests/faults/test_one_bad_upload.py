@@ -19,7 +19,8 @@ from batch_pipeline_tests.integration.conftest import program
 
 from .conftest import Work, failures
 
-SIBLINGS = 60
+#: As many as the promise names; where the kind of damage is another one alone, fewer show the same.
+SIBLINGS, FEW = 60, 12
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +100,9 @@ OF_FILES = {
 def assert_one_failed(
     work: Work, batch_id, number: int, kind: str, reason: str, *, attempts: int = 1
 ) -> None:
+    siblings = len(work.uploads(batch_id)) - 1
     [result] = work.run_what_is_asked_for()
-    assert work.counts(batch_id) == ("completed", SIBLINGS, 1)
+    assert work.counts(batch_id) == ("completed", siblings, 1)
     [said] = failures(result)
     assert f"{kind}: " in said, said
     assert reason in said
@@ -110,14 +112,22 @@ def assert_one_failed(
     assert not work.tick().run_requests
 
 
-@pytest.mark.parametrize("bad", OF_FILES)
-@pytest.mark.parametrize("number", [0, 30])
+@pytest.mark.parametrize(
+    ("bad", "number", "siblings"),
+    [
+        ("loop of links", 30, SIBLINGS),
+        ("may not be read", 0, SIBLINGS),  # before anything was read well
+        ("its folder may not be entered", 6, FEW),
+        ("its folder may not be written", 0, FEW),
+        ("folder", 6, FEW),
+    ],
+)
 @pytest.mark.usefixtures("permissions_hold")
-def test_f4_one_file_that_cannot_be_used_fails_alone(work, pictures, bad, number):
+def test_f4_one_file_that_cannot_be_used_fails_alone(work, pictures, bad, number, siblings):
     spoil, kind, code = OF_FILES[bad]
     reason = os.strerror(code) if code else "no file"
     work = work(analyzer="embedded")
-    batch_id = work.submit(*pictures)
+    batch_id = work.submit(*pictures[: siblings + 1])
     root = Path(work.pipeline.settings.storage_location)
     original = root / work.uploads(batch_id)[number].file_path
     spoil(original)
@@ -139,10 +149,10 @@ def as_root(*command: object, undone_by: tuple[object, ...]) -> Iterator[None]:
         subprocess.run([*map(str, undone_by)], check=True)
 
 
-@pytest.mark.parametrize("number", [0, 30])
+@pytest.mark.parametrize("number", [0, 6])
 def test_f4_one_folder_that_is_immutable_fails_alone(work, pictures, number):
     work = work(analyzer="embedded")
-    batch_id = work.submit(*pictures)
+    batch_id = work.submit(*pictures[: FEW + 1])
     root = Path(work.pipeline.settings.storage_location)
     folder = (root / work.uploads(batch_id)[number].file_path).parent
     with as_root("chattr", "+i", folder, undone_by=("chattr", "-i", folder)):
@@ -179,13 +189,13 @@ def on_a_broken_disk(original: Path, image: Path) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("number", [0, 30])
+@pytest.mark.parametrize("number", [0, 6])
 def test_f4_one_file_whose_read_fails_with_an_io_error_fails_alone(
     work, pictures, number, tmp_path
 ):
     program("mkfs.ext4")
     work = work(analyzer="embedded")
-    batch_id = work.submit(*pictures)
+    batch_id = work.submit(*pictures[: FEW + 1])
     root = Path(work.pipeline.settings.storage_location)
     original = root / work.uploads(batch_id)[number].file_path
     with on_a_broken_disk(original, tmp_path / "disk"):
@@ -196,7 +206,7 @@ def test_f4_one_file_whose_read_fails_with_an_io_error_fails_alone(
 
 def test_f4_a_name_that_is_too_long_fails_alone(work, pictures):
     work = work(analyzer="embedded")
-    batch_id = work.submit(*pictures)
+    batch_id = work.submit(*pictures[: FEW + 1])
     with work.pipeline.database.transaction() as connection:
         connection.execute(
             text("UPDATE uploads SET file_path = :path WHERE id = :id"),

@@ -235,8 +235,10 @@ def test_5_after_a_kill_in_upload_2_of_5_all_finish_and_none_is_repeated(open_st
     assert_each_described_once_but_the_one_in_work(model_server)
 
 
-@pytest.mark.parametrize("dialect", ["ollama", "openai"])
-@pytest.mark.parametrize("moment", ["in a call", "answered", "described"])
+@pytest.mark.parametrize(
+    ("dialect", "moment"),
+    [("ollama", "in a call"), ("openai", "answered"), ("ollama", "described")],
+)
 def test_after_a_kill_the_costs_are_what_the_server_counted(
     open_stack, model_server, dialect, moment
 ):

@@ -117,7 +117,17 @@ def jpeg() -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tables", USABLE, ids=lambda tables: tables.name)
+@pytest.mark.parametrize(
+    "tables",
+    [
+        pytest.param(
+            tables,
+            id=tables.name,
+            marks=[pytest.mark.proof] if tables.name == "as ours" else [],
+        )
+        for tables in USABLE
+    ],
+)
 def test_every_row_is_processed_and_every_command_works(  # noqa: PLR0917
     tables: ApiTables, server, change, open_pipeline, instance, tmp_path
 ):

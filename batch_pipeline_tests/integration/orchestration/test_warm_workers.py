@@ -10,6 +10,7 @@ import pytest
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="run workers are forked on Linux only"),
     pytest.mark.slow,
+    pytest.mark.xdist_group("warm_workers"),  # the processes of `found` are started once
 ]
 
 
