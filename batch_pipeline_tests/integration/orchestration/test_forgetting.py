@@ -112,8 +112,8 @@ def instance(own_instance, monkeypatch):
 
 
 @pytest.fixture
-def kept(served_runner, model_server, database_url, own_instance):
-    return Kept(served_runner, model_server, database_url, own_instance[1])
+def kept(runner, model_server, database_url, own_instance):
+    return Kept(runner, model_server, database_url, own_instance[1])
 
 
 def needles(kept, batch_id, name):
