@@ -21,7 +21,7 @@ from batch_pipeline.orchestration.dagster_storage import group_writer
 #: On our tables, each a round trip and a transaction of its own that queues its messages, too:
 #: start, thumbnail, description, end. And a look whether the same bytes are described already,
 #: which is a whole call to a model less. Each call to a model server is kept by one more.
-STATEMENTS = 5
+STATEMENTS, CALLS = 5, 2
 #: The last upload of a batch takes the long way: lock, count, end, message, commit.
 SLACK = 10
 #: In Dagster's event log, with the page of the UI that reads each.

@@ -129,13 +129,14 @@ def jpeg() -> bytes:
     ],
 )
 def test_every_row_is_processed_and_every_command_works(  # noqa: PLR0917
-    tables: ApiTables, server, change, open_pipeline, instance, tmp_path
+    tables: ApiTables, server, change, open_pipeline, instance, model_server, tmp_path
 ):
     with server.new_database(migrated=False) as url, Api(url, file_path=ORIGINAL) as api:
         tables.create(api.connection)
         written = api.fill(api.nullable_columns())
         upgrade(url)
-        pipeline = open_pipeline(change(database_url=url))
+        models = {"analyzer": "ollama", "ollama_host": model_server.ollama_url}
+        pipeline = open_pipeline(change(database_url=url, **models))
         pipeline.storage.write(ORIGINAL, jpeg())
         batch_ids = [row[0] for row in api.connection.execute("SELECT id FROM upload_batches")]
         use_every_command(pipeline, [written.large])

@@ -510,8 +510,12 @@ def test_l15_the_final_batch_message_is_the_last_one_of_that_batch(runner, messa
 # L16
 
 
-def test_l16_a_publisher_that_fails_is_one_warning(change, open_pipeline, instance, caplog):
-    settings = change(redis_url="redis://127.0.0.1:1/0")
+def test_l16_a_publisher_that_fails_is_one_warning(
+    model_server, change, open_pipeline, instance, caplog
+):
+    settings = change(
+        analyzer="ollama", ollama_host=model_server.ollama_url, redis_url="redis://127.0.0.1:1/0"
+    )
     runner = Runner(open_pipeline(settings), instance)
     batch_id = runner.submit("fog.webp", "lighthouse.gif")
     assert runner.run(batch_id).success
