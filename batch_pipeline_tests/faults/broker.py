@@ -112,6 +112,7 @@ class RabbitMq:
     def start(self) -> None:
         self._process = subprocess.Popen(
             [self._programs / "rabbitmq-server"],
+            cwd=self._environment["HOME"],  # when it crashes, it leaves a file there
             env=self._environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
