@@ -29,7 +29,7 @@ def probe(home, **variables):
         env=inherited | {"BATCH_PIPELINE_HOME": str(home)} | variables,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,  # a quiet machine needs 15
         check=False,
     )
     assert done.returncode == 0, done.stderr
