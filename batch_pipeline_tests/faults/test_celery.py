@@ -205,7 +205,7 @@ def test_a_pause_lets_the_call_of_a_worker_end_and_what_waits_in_the_broker_wait
 
 
 def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_and_say_so(
-    work, broker, start, model_server
+    work, broker, start, model_server, monkeypatch
 ):
     work = work(celery_broker_url=broker.url)
     batch_id = work.submit("fog.webp", "sea.jpg")
@@ -213,10 +213,11 @@ def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_an
     run_id = work.instance.create_run_for_job(
         run_worker.process_batch(), run_config=request.run_config, tags=request.tags
     ).run_id
-    launched = start(run_worker.__name__, run_id, "", DAGSTER_HOME=work.instance.root_directory)
+    monkeypatch.setenv("DAGSTER_HOME", work.instance.root_directory)
+    launched = run_worker.start(run_id, "")
     wait_until(lambda: broker.waiting() == 2, "both wait")
     launched.kill()
-    launched.wait()
+    launched.join()
     work.instance.report_run_failed(work.instance.get_run_by_id(run_id), "killed")
     before = states(work, batch_id)
     assert {owner for _, owner, *_ in before} == {run_id}, "nobody has settled the run yet"
