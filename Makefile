@@ -48,8 +48,9 @@ demo: install
 dev: install
 	@$(IN_CLONE) exec $(BIN)/python scripts/dev.py $(ARGS)
 
+# All tests of a file in one process, so that what a file prepares is prepared once; long files first.
 test: install-dev
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 # Faults with real processes and signals, outages, restarts: minutes of waiting for things to die,
 # hence more workers than cores.
@@ -83,7 +84,7 @@ NEAR_DAGSTER := unit/test_dagster_internals.py integration/executor \
 
 test-lowest: install-dev
 	scripts/lowest_dagster.sh $(BIN)/python $(VENV)/lowest
-	PYTHONPATH=$(CURDIR) $(VENV)/lowest/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" \
+	PYTHONPATH=$(CURDIR) $(VENV)/lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" \
 		$(addprefix batch_pipeline_tests/,$(NEAR_DAGSTER)) $(ARGS)
 
 # Last, if at all: whatever is described in this environment afterwards is read for text, too.

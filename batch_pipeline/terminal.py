@@ -25,20 +25,20 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from batch_pipeline.model_servers.base import HealthCheck
-from batch_pipeline.services.inspection import Inspection
-from batch_pipeline.services.model_costs import UserCost
 from batch_pipeline.services.pauses import Pause
-from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
-from batch_pipeline.services.reports.failures import FailureGroup, Failures
-from batch_pipeline.services.search import SearchResult
 from batch_pipeline.services.short_ids import batch_label, short
 from batch_pipeline.visible_text import visible_line
 from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
+    from batch_pipeline.model_servers.base import HealthCheck
     from batch_pipeline.services.embedding_spaces import SpaceOverview
     from batch_pipeline.services.forgetting import Receipt
+    from batch_pipeline.services.inspection import Inspection
+    from batch_pipeline.services.model_costs import UserCost
+    from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
+    from batch_pipeline.services.reports.failures import FailureGroup, Failures
+    from batch_pipeline.services.search import SearchResult
 
 #: Most uploads in progress that are shown at the same time.
 _SHOWN_IN_WORK = 8
@@ -54,7 +54,7 @@ def literal(value: object) -> Text:
     return Text(visible_line(value))
 
 
-def inspection_table(seen: Inspection) -> Table:
+def inspection_table(seen: "Inspection") -> Table:
     """Show what was found in one file, one line per fact."""
     table = Table(title=literal(seen.file), title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
@@ -107,7 +107,7 @@ class BatchView:
         self._idle_reason = ""
         self._was_paused = False
 
-    def follow(self, snapshots: Iterable[BatchSnapshot]) -> BatchSnapshot:
+    def follow(self, snapshots: Iterable["BatchSnapshot"]) -> "BatchSnapshot":
         """Show all snapshots; return the last."""
         last: BatchSnapshot | None = None
         if not self._console.is_interactive:
@@ -124,7 +124,7 @@ class BatchView:
             raise ValueError("a batch has at least one snapshot")
         return last
 
-    def _print_lines(self, snapshot: BatchSnapshot) -> None:
+    def _print_lines(self, snapshot: "BatchSnapshot") -> None:
         progress = snapshot.progress
         for upload in snapshot.newly_ended:
             line = _failure_line(upload) if upload.status == "failed" else None
@@ -141,7 +141,7 @@ class BatchView:
         if (reason := self._reason_to_wait(snapshot)) and _gist(reason) != _gist(before):
             self._console.print(literal(reason), highlight=False, soft_wrap=True)
 
-    def _bars_of(self, snapshot: BatchSnapshot) -> Group:
+    def _bars_of(self, snapshot: "BatchSnapshot") -> Group:
         progress = snapshot.progress
         self._bars.update(
             self._task,
@@ -161,7 +161,7 @@ class BatchView:
             lines.append(Text.assemble("  ", literal(reason), style="yellow"))
         return Group(self._bars, *(_on_one_line(line) for line in lines))
 
-    def _reason_to_wait(self, snapshot: BatchSnapshot) -> str:
+    def _reason_to_wait(self, snapshot: "BatchSnapshot") -> str:
         """Return why nothing was processed for a while, or why nothing new begins; else empty."""
         now = self._clock()
         was_paused, self._was_paused = self._was_paused, bool(snapshot.paused)
@@ -195,7 +195,7 @@ class _PaceColumn(ProgressColumn):
         return Text(f"{pace}, {clock} left", style="cyan")
 
 
-def _failure_line(upload: UploadSnapshot) -> Text:
+def _failure_line(upload: "UploadSnapshot") -> Text:
     return literal(f"failed     {upload.filename}: {upload.error_kind}: {upload.error_message}")
 
 
@@ -211,7 +211,7 @@ def _plain_table(*columns: str) -> Table:
     return table
 
 
-def _described(result: SearchResult) -> Text:
+def _described(result: "SearchResult") -> Text:
     description = _shortened(result.description)
     if not result.tags:
         return description
@@ -272,7 +272,7 @@ def batch_table(status: Mapping[str, Any]) -> Table:
     return table
 
 
-def costs_table(costs: Sequence[UserCost]) -> Table:
+def costs_table(costs: Sequence["UserCost"]) -> Table:
     """List the cost of model calls, by user and model."""
     table = _plain_table("user", "model", "kind", "calls", "tokens in", "tokens out", "seconds")
     for column in table.columns[3:]:
@@ -309,7 +309,7 @@ def batches_table(batches: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def failure_lines(found: Failures, since: datetime | None) -> Iterator[RenderableType]:
+def failure_lines(found: "Failures", since: datetime | None) -> Iterator[RenderableType]:
     """Show failures by kind, with what to do about each kind."""
     when = "" if since is None else f" since {_shown('_at', since)[:16]}"
     failed = [group for group in found.groups if group.state == "failed"]
@@ -327,7 +327,7 @@ def failure_lines(found: Failures, since: datetime | None) -> Iterator[Renderabl
         yield Text("\nRetry what may work now:  batch-pipeline retry --all-retryable --dry-run")
 
 
-def _group_lines(group: FailureGroup) -> Iterator[RenderableType]:
+def _group_lines(group: "FailureGroup") -> Iterator[RenderableType]:
     waits = group.state == "waiting"
     where = f"{counted(group.count, 'upload')} in {counted(group.batches, 'batch', 'batches')}"
     yield Text.assemble(
@@ -361,7 +361,7 @@ def _group_lines(group: FailureGroup) -> Iterator[RenderableType]:
         yield Text(f"  and {more} more: --kind {visible_line(group.error_kind)} --limit 1000")
 
 
-def search_table(results: Sequence[SearchResult]) -> Table:
+def search_table(results: Sequence["SearchResult"]) -> Table:
     """List the results of a search, best first."""
     table = _plain_table("similarity", "file", "description")
     for result in results:
@@ -425,7 +425,7 @@ def receipt_lines(receipt: "Receipt") -> Iterator[str]:
         )
 
 
-def health_table(checks: Sequence[HealthCheck]) -> Table:
+def health_table(checks: Sequence["HealthCheck"]) -> Table:
     """List health checks; a failed check is followed by what to do."""
     table = _plain_table("", "check", "found")
     for check in checks:

@@ -1,5 +1,6 @@
 """Fixtures for all tests: a real PostgreSQL, a database per test, and the pipeline on it."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -7,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -19,8 +21,25 @@ from batch_pipeline.testing.object_store import ObjectStore
 
 #: A server to use instead of an embedded one.
 TEST_DATABASE_URL = f"{ENVIRONMENT_PREFIX}TEST_DATABASE_URL"
+#: Characters of a parameter in the name of a test.
+_LONGEST_ID = 60
 #: Free memory that is needed to keep the files of a session in memory (bytes).
 _ROOM_IN_MEMORY = 8 * 1024**3
+
+
+# A busy machine is no fault: hypothesis would fail an example that takes 0.2 s.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
+
+# What is imported and collected stays until the end: each search for garbage would look through it.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,6 +69,13 @@ def _new_folder() -> str:
         if not Path("/proc", left_behind.name.removeprefix(prefix).partition("_")[0]).exists():
             shutil.rmtree(left_behind, ignore_errors=True)
     return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}_", dir=memory)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Keep the names of tests short: some parameters are whole files."""
+    if isinstance(val, str | bytes) and len(val) > _LONGEST_ID:
+        return f"{val[:_LONGEST_ID]!a}"
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

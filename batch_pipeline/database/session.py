@@ -8,14 +8,9 @@ updates the tables of an embedded server by itself. Tables of an external server
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import psycopg
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Row, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, IntegrityError, InvalidatePoolError, ProgrammingError
@@ -26,6 +21,7 @@ from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.existing_tables import require_usable_tables
 from batch_pipeline.database.failures import READ_ONLY, failures_named, repeated, sqlstate
 from batch_pipeline.database.lone_statements import LoneStatement
+from batch_pipeline.database.revisions import apply_migrations, current_revision, newest_revision
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.settings import Settings
 
@@ -103,17 +99,14 @@ class Database:
         """
         with self.transaction() as connection:
             require_usable_tables(connection)
-        config = _alembic_config()
         # Not in a transaction: each migration opens its own, and may end it to build an index.
         with failures_named(), self._migration_lock(), self.engine.connect() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            apply_migrations(connection)
 
     def revisions(self) -> tuple[str | None, str | None]:
         """Return the current migration of the tables, and the newest migration."""
         with self.transaction() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
-        return current, ScriptDirectory.from_config(_alembic_config()).get_current_head()
+            return current_revision(connection), newest_revision()
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -251,10 +244,3 @@ def create_database_if_missing(server: URL, name: str) -> None:
         raise ConfigurationError(f"{error}; or create the database {name!r} for it") from error
     finally:
         engine.dispose()
-
-
-def _alembic_config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.set_main_option("path_separator", "os")
-    return config

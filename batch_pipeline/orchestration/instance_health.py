@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import psycopg
 from dagster import DagsterRunStatus, RunsFilter
 from sqlalchemy import text
 
@@ -14,6 +15,7 @@ from batch_pipeline.dagster_internals import (
     PostgresScheduleStorage,
     TickStatus,
 )
+from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.orchestration.dagster_storage.instance_storage import (
@@ -25,6 +27,8 @@ from batch_pipeline.settings import Settings
 
 #: A daemon without a heartbeat for longer than this counts as stopped (seconds).
 HEARTBEAT_SECONDS = 60
+#: A server that accepts no connection for longer than this counts as away (seconds).
+_CONNECT_SECONDS = 10
 _NEEDED = ("SENSOR", "SCHEDULER")
 #: The part of the daemon that is needed when a run waits in the queue.
 _RUN_QUEUE = "QUEUED_RUN_COORDINATOR"
@@ -60,6 +64,8 @@ def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
         return  # `services/health.py` reports this first; checking the storage would make a home
     try:
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
+        # Dagster's storages would try for 12 s to reach a server that is not there.
+        psycopg.connect(libpq_url(url), connect_timeout=_CONNECT_SECONDS).close()
         runs, ticks = PostgresRunStorage(url), PostgresScheduleStorage(url)
         heartbeats = runs.get_daemon_heartbeats()
         queued = runs.get_runs(RunsFilter(statuses=[DagsterRunStatus.QUEUED]), limit=1)

@@ -7,9 +7,7 @@ are read. Dagster is not imported, because its own checks take 1.4 and 2.1 s of 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import grpc
 import psycopg
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.database.names import DAGSTER_DATABASE
@@ -75,6 +73,9 @@ def check_code_server(host: str, port: int) -> str:
     Raises:
         RefusedError: it does not answer, or reports that it does not serve.
     """
+    import grpc  # noqa: PLC0415 - `status` asks only for the daemon
+    from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415
+
     address = f"{host}:{port}"
     # Like Dagster's own client, this ignores a proxy in the environment.
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:

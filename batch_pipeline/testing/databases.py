@@ -14,6 +14,7 @@ from batch_pipeline.database.session import Database, create_database_if_missing
 
 _TEMPLATE = "batch_pipeline_template"
 _LOCK = 911_402_233
+_HAS_STRATEGIES = 150_000
 
 
 class DatabaseServer:
@@ -32,7 +33,9 @@ class DatabaseServer:
         with self._connect() as connection:
             # Not while another process checks the template's migrations: it would be in use.
             connection.execute("SELECT pg_advisory_lock_shared(%s)", [_LOCK])
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+            # Copied by file, it takes two thirds of the processor time.
+            how = "STRATEGY file_copy" if connection.info.server_version >= _HAS_STRATEGIES else ""
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} {how}".encode())
         try:
             yield self._url(name).set(drivername="postgresql").render_as_string(False)
         finally:

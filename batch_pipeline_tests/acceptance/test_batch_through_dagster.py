@@ -14,6 +14,8 @@ from batch_pipeline_tests.patience import wait_until
 
 from .conftest import MEDIA, metadata
 
+pytestmark = pytest.mark.slow
+
 PICTURES = ("sea.jpg", "forest.webp", "mountains.heic", "lighthouse.gif", "ball_on_meadow.mp4")
 
 
@@ -210,7 +212,6 @@ def sixty_photos_and_every_format(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.proof
 def test_sixty_photos_of_12_megapixels_and_every_format_are_processed(
     stack, sixty_photos_and_every_format

@@ -75,14 +75,8 @@ def processes_below(pid: int) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "what",
-    [
-        pytest.param("dagster dev", marks=pytest.mark.proof),
-        pytest.param("make dev", marks=pytest.mark.proof),
-        "make demo",
-    ],
-)
+@pytest.mark.proof
+@pytest.mark.parametrize("what", ["dagster dev", "make dev", "make demo"])
 def test_sigterm_ends_everything_that_a_script_started_in_the_background(what, tmp_path):
     """A shell without a terminal starts background jobs with SIGINT ignored."""
     port, log = free_port(), tmp_path / "log"
@@ -133,6 +127,7 @@ def test_sigterm_ends_everything_that_a_script_started_in_the_background(what, t
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_make_dev_is_quiet_when_idle_keeps_its_logs_and_has_its_home_alone(tmp_path):
     port, log, home = free_port(), tmp_path / "log", tmp_path / "home"
     environment = clean_environment() | {"BATCH_PIPELINE_HOME": str(home)}

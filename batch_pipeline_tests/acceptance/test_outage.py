@@ -27,6 +27,7 @@ def model_server():
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_work_resumes_by_itself_within_a_minute_of_the_servers_return(
     model_server, tmp_path, monkeypatch
 ):

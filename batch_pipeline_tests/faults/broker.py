@@ -113,6 +113,7 @@ class RabbitMq:
     def start(self) -> None:
         self._process = subprocess.Popen(
             [self._programs / "rabbitmq-server"],
+            cwd=self._environment["HOME"],  # when it crashes, it leaves a file there
             env=self._environment,
             cwd=self._folder,  # it writes its crash dumps there
             stdout=subprocess.DEVNULL,

@@ -39,6 +39,10 @@ WORKER = ("celery", "-A", APP, "worker", "--queues", "dagster", "--pool", "solo"
 
 #: Behaviour in which the brokers differ.
 both_brokers = pytest.mark.parametrize("broker", [Redis, RabbitMq], indirect=True)
+#: The second takes half a minute and more.
+both_brokers_at_leisure = pytest.mark.parametrize(
+    "broker", [Redis, pytest.param(RabbitMq, marks=pytest.mark.proof)], indirect=True
+)
 
 
 @pytest.fixture(params=[Redis])
@@ -134,7 +138,7 @@ def test_terminate_ends_a_run_whose_steps_nobody_takes_and_cancels_its_batch(wor
     assert work.column(batch_id, "owner_run_id") == [None] * 2
 
 
-@both_brokers
+@both_brokers_at_leisure
 def test_terminate_stops_the_call_that_a_worker_makes_and_retry_finishes(
     work, broker, start, model_server
 ):
@@ -164,7 +168,7 @@ def test_terminate_stops_the_call_that_a_worker_makes_and_retry_finishes(
     assert len(model_server.calls_of("vision")) == 3
 
 
-@pytest.mark.parametrize("scope", ["batch", "server"])
+@pytest.mark.parametrize("scope", ["batch", pytest.param("server", marks=pytest.mark.proof)])
 def test_a_pause_lets_the_call_of_a_worker_end_and_what_waits_in_the_broker_waits_on(
     work, broker, start, model_server, scope
 ):
@@ -201,7 +205,7 @@ def test_a_pause_lets_the_call_of_a_worker_end_and_what_waits_in_the_broker_wait
 
 
 def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_and_say_so(
-    work, broker, start, model_server
+    work, broker, start, model_server, monkeypatch
 ):
     work = work(celery_broker_url=broker.url)
     batch_id = work.submit("fog.webp", "sea.jpg")
@@ -209,10 +213,11 @@ def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_an
     run_id = work.instance.create_run_for_job(
         run_worker.process_batch(), run_config=request.run_config, tags=request.tags
     ).run_id
-    launched = start(run_worker.__name__, run_id, "", DAGSTER_HOME=work.instance.root_directory)
+    monkeypatch.setenv("DAGSTER_HOME", work.instance.root_directory)
+    launched = run_worker.start(run_id, "")
     wait_until(lambda: broker.waiting() == 2, "both wait")
     launched.kill()
-    launched.wait()
+    launched.join()
     work.instance.report_run_failed(work.instance.get_run_by_id(run_id), "killed")
     before = states(work, batch_id)
     assert {owner for _, owner, *_ in before} == {run_id}, "nobody has settled the run yet"
@@ -245,7 +250,7 @@ def failures_of(work, run_id):
     ]
 
 
-@both_brokers
+@both_brokers_at_leisure
 def test_while_the_broker_is_down_nothing_is_launched_or_failed_and_a_run_can_do_without(
     work, broker
 ):
@@ -277,7 +282,7 @@ def where(broker):
     return f"{broker.url.partition('://')[0]}://127.0.0.1:{broker.port}"
 
 
-@both_brokers
+@both_brokers_at_leisure
 def test_a_full_broker_is_an_outage_and_costs_no_attempt(work, broker, start):
     work = work(celery_broker_url=broker.url, lease_seconds=LEASE)
     batch_id = work.submit("fog.webp", "sea.jpg", "city.jpg")

@@ -138,6 +138,7 @@ def test_a_stop_reaches_the_run_workers_which_hand_all_their_uploads_back(world)
     world.finish(batch_id)
 
 
+@pytest.mark.proof
 def test_dead_runs_of_a_killed_container_end_when_its_next_one_starts_and_block_nobody(world):
     batch_id = world.submit_and_wait_until_all_is_held()
     dead = {run["runId"] for run in world.graphql.runs_of(str(batch_id))}

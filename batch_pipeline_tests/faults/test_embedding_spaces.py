@@ -18,8 +18,6 @@ from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.testing.model_server import Fault
 from batch_pipeline.testing.records import upload_rows
 
-from .conftest import both_dialects
-
 OLD, NEW = "qwen3-embedding:0.6b", "nomic-embed-text:v1.5"
 OTHER_USER = uuid.UUID(int=7)
 
@@ -60,7 +58,6 @@ def own(work, batch_id, user_id):
             connection.execute(text(statement), {"user": user_id, "id": batch_id})
 
 
-@both_dialects
 def test_a_change_of_model_finds_the_same_before_during_and_after(work, model_server):
     make, work = work, work(max_concurrent_uploads=1)
     batch_id = work.submit("fog.webp", "sea.jpg", "city.jpg", "night.jpg")

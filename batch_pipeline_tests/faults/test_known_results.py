@@ -19,8 +19,6 @@ from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor
 from batch_pipeline.testing.model_server import Fault
 
-from .conftest import both_dialects
-
 PICTURE = "sea.jpg"
 OTHER_USER = uuid.UUID(int=7)
 
@@ -50,7 +48,6 @@ def of_another_model(work, model_server, dialect):
     return {}
 
 
-@both_dialects
 def test_the_same_bytes_are_described_and_embedded_once(work, model_server):
     model_server.structured = True
     work = work(max_concurrent_uploads=1)
@@ -87,7 +84,6 @@ def test_the_same_bytes_are_described_and_embedded_once(work, model_server):
     assert {one.id, same.id} <= {hit.upload_id for hit in everything}
 
 
-@both_dialects
 def test_of_another_user_only_if_a_setting_allows_it(work, model_server):
     first_work = work(max_concurrent_uploads=1)
     first = first_work.submit(PICTURE)
@@ -107,7 +103,6 @@ def test_of_another_user_only_if_a_setting_allows_it(work, model_server):
     assert len(calls(model_server)) == 2
 
 
-@both_dialects
 def test_what_another_model_made_is_made_again_and_stale_finds_it(work, model_server, dialect):
     old = work(max_concurrent_uploads=1)
     stale = old.submit(PICTURE, "city.jpg")
@@ -154,7 +149,6 @@ def test_prompts_language_and_options_are_part_of_it_and_slots_are_not(work, tmp
     assert plain.startswith("qwen3-vl:8b-instruct")
 
 
-@both_dialects
 def test_a_description_that_is_requested_again_is_a_new_one(work, model_server):
     work = work(max_concurrent_uploads=1)
     first, again = work.submit(PICTURE), work.submit(PICTURE)
@@ -198,7 +192,6 @@ def copies_in_one_batch(work, count, *others):
     return batch_id
 
 
-@both_dialects
 def test_copies_in_work_at_the_same_time_are_described_once(work, model_server):
     model_server.latency_seconds = 0.5
     work = work(max_concurrent_uploads=6)
@@ -324,7 +317,6 @@ def test_a_server_that_cannot_be_asked_makes_nothing_stale(work, model_server):
     model_server.start()
 
 
-@both_dialects
 def test_the_sweep_refreshes_the_set_number_at_a_time(work, model_server, dialect):
     old = work(max_concurrent_uploads=1)
     batch_id = old.submit(PICTURE, "city.jpg", "night.jpg")

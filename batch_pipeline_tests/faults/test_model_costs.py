@@ -92,7 +92,6 @@ def test_the_sums_of_a_batch_are_what_the_server_counted(work, model_server, dia
     assert sum(model["tokens_out"] for model in models) == cost["tokens_out"]
 
 
-@both_dialects
 def test_calls_without_a_result_are_kept(work, model_server):
     work = work(max_concurrent_uploads=1)
     batch_id = work.submit("sea.jpg")
@@ -105,7 +104,6 @@ def test_calls_without_a_result_are_kept(work, model_server):
     assert batch_status(work.pipeline.database, batch_id)["cost"]["calls"] == 2
 
 
-@both_dialects
 def test_a_call_is_kept_once_though_the_database_is_away_when_it_is_answered(
     work, model_server, monkeypatch
 ):

@@ -36,7 +36,6 @@ def assert_nothing_burned(work, batch_id):
 # Row 23: refuses connections
 
 
-@both_dialects
 def test_row_23_an_outage_in_mid_batch_costs_no_attempt_and_the_batch_continues(work, model_server):
     work = work(max_concurrent_uploads=4)
     batch_id = work.submit(*PICTURES)

@@ -10,7 +10,6 @@ from .test_model_server_faults import assert_nothing_burned
 STRICT = {"max_tokens", "temperature", "seed", "encoding_format", "chat_template_kwargs", "think"}
 
 
-@both_dialects
 @pytest.mark.parametrize(
     "thinking",
     [Thinking("template"), Thinking("effort"), Thinking("none"), Thinking("none", tokens=50)],

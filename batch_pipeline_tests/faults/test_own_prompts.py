@@ -50,7 +50,6 @@ def test_a_batch_uses_own_prompts_and_gets_answers_in_the_language(
         assert "Lindau" not in prompt, "the place is told only if that is allowed"
 
 
-@both_dialects
 def test_a_model_that_writes_another_language_is_never_stored(work, model_server):
     work = work(language="de")
     batch_id = work.submit("sea.jpg")
@@ -85,7 +84,6 @@ def test_an_order_in_a_caption_is_asked_about_and_never_obeyed_as_ours(
     assert "SYSTEM" not in repr(row)
 
 
-@both_dialects
 def test_what_an_obedient_model_writes_stays_text(work, model_server, prompts, tmp_path):
     work = work(prompts=prompts)
     file = tmp_path / "lake.jpg"

@@ -57,7 +57,6 @@ def test_row_f5_pictures_that_are_refused_for_themselves_stop_none_of_their_60_s
     assert not [said for said in failures(result) if "stopped" in said]
 
 
-@both_dialects
 def test_row_f6_at_60_calls_a_window_a_batch_of_200_completes_and_hardly_a_call_is_refused(
     work, model_server, pictures
 ):
@@ -91,8 +90,7 @@ def in_three_seconds():
     return formatdate(int(time.time()) + 3, usegmt=True)  # whole seconds: in two, at least
 
 
-@pytest.mark.parametrize("fault", [Fault.BUSY_429, Fault.BUSY_503])
-@pytest.mark.parametrize("how", ["seconds", "date"])
+@pytest.mark.parametrize(("how", "fault"), [("seconds", Fault.BUSY_429), ("date", Fault.BUSY_503)])
 def test_row_f6_a_pause_that_a_service_asks_for_is_kept_by_all_and_shown(
     work, model_server, pictures, fault, how
 ):

@@ -11,7 +11,6 @@ from batch_pipeline.services.outages import MAX_SERVER_DEATHS
 from batch_pipeline.testing.model_server import Fault
 from batch_pipeline_tests.patience import DEADLINE, wait_until
 
-from .conftest import both_dialects
 from .test_model_server_faults import assert_nothing_burned, meanwhile
 
 GREEN = 200
@@ -38,8 +37,9 @@ def work_to_the_end(work, batch_id, model_server, *, rounds):
     raise AssertionError(f"still {work.counts(batch_id)} after {rounds} rounds")
 
 
-@both_dialects
-@pytest.mark.parametrize("away_seconds", [0.05, 3.0])
+@pytest.mark.parametrize(
+    ("dialect", "away_seconds"), [("ollama", 0.05), ("openai", 3.0)], indirect=["dialect"]
+)
 def test_a_picture_that_the_server_dies_of_fails_alone_and_its_24_siblings_complete(
     work,
     model_server,
@@ -93,7 +93,6 @@ def test_what_the_server_died_of_is_tried_once_when_the_sweep_opens_it_again(
     assert work.column(batch_id, "server_deaths") == [0]
 
 
-@both_dialects
 def test_a_real_outage_of_many_rounds_fails_no_upload(work, model_server, pictures):
     work = work(max_concurrent_uploads=4, embedder="embedded")
     batch_id = work.submit(*pictures(6))
@@ -134,8 +133,9 @@ def test_a_server_that_dies_of_every_picture_is_an_outage(work, model_server, pi
     assert max(work.column(batch_id, "server_deaths")) == 1
 
 
-@both_dialects
-@pytest.mark.parametrize("status", [502, 503])
+@pytest.mark.parametrize(
+    ("dialect", "status"), [("ollama", 502), ("openai", 503)], indirect=["dialect"]
+)
 def test_a_proxy_whose_server_goes_away_in_mid_batch_is_an_outage(
     work, model_server, pictures, status
 ):

@@ -61,7 +61,6 @@ def test_tags_and_visible_text_are_stored_shown_and_found(work, model_server):
     assert len(search(database, model_of, "sea", filters=Filters(has_text=True))) == 2
 
 
-@both_dialects
 @pytest.mark.parametrize("fault", [Fault.NOT_IN_FIELDS, Fault.CUT_FIELDS])
 def test_an_answer_that_is_not_in_fields_is_retried_and_never_stored(work, model_server, fault):
     model_server.structured = True

@@ -6,8 +6,6 @@ The tests act as the daemon and the sweep, so that each fault comes between two 
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections import Counter
@@ -39,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 MEDIA = ROOT / "examples" / "media"
 FIVE = ("fog.webp", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")
 LEASE = 5.0
-#: Longest wait for a process to reach a point; a new interpreter imports Dagster first.
+#: Longest wait for a process to reach a point (seconds).
 DEADLINE = 90.0
 
 pytestmark = pytest.mark.slow
@@ -50,22 +48,19 @@ class Worker:
 
     def __init__(self, run_id: str, fault: str) -> None:
         self.run_id = run_id
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", run_worker.__name__, run_id, fault],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        self.process = run_worker.start(run_id, fault)
 
     def send(self, number: signal.Signals) -> None:
         os.kill(self.process.pid, number)
 
     def kill(self) -> None:
         self.send(signal.SIGKILL)
-        self.process.wait(DEADLINE)
+        self.wait()
 
     def wait(self) -> int:
-        return self.process.wait(DEADLINE)
+        self.process.join(DEADLINE)
+        assert self.process.exitcode is not None, "the worker goes on"
+        return self.process.exitcode
 
 
 class Stack:
@@ -194,7 +189,7 @@ def open_stack(  # noqa: PLR0917 - pytest passes them by name
         yield open_
         for stack in stacks:
             for worker in stack.workers:
-                if worker.process.poll() is None:
+                if worker.process.is_alive():
                     worker.kill()
             stack.instance.dispose()
 
@@ -235,8 +230,10 @@ def test_5_after_a_kill_in_upload_2_of_5_all_finish_and_none_is_repeated(open_st
     assert_each_described_once_but_the_one_in_work(model_server)
 
 
-@pytest.mark.parametrize("dialect", ["ollama", "openai"])
-@pytest.mark.parametrize("moment", ["in a call", "answered", "described"])
+@pytest.mark.parametrize(
+    ("dialect", "moment"),
+    [("ollama", "in a call"), ("openai", "answered"), ("ollama", "described")],
+)
 def test_after_a_kill_the_costs_are_what_the_server_counted(
     open_stack, model_server, dialect, moment
 ):
@@ -294,7 +291,7 @@ def test_6_a_live_worker_is_left_alone_however_long_its_call_and_whatever_its_se
     wait_until(lambda: model_server.calls_of("vision"), "the call")
     model_server.latency_seconds = 0  # of the calls after this one
     sweeps = 0
-    while worker.process.poll() is None:
+    while worker.process.is_alive():
         counts = sweep_once(stack.instance, stack.pipeline, LeftOut())
         assert set(counts.values()) == {0}, counts
         sweeps += 1

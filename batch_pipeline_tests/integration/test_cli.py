@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -73,6 +74,20 @@ def test_a_batch_has_the_priority_that_it_was_submitted_with(console, database):
     waiting = {str(s.batch_id): s.priority for s in unnumbered_slices(database, 9, at_most=1)}
     assert waiting == shown
     assert console("submit", MEDIA / "fog.webp", "--priority", "urgent").code == 2
+
+
+def test_a_simple_command_loads_nothing_that_it_does_not_need(console):
+    """It would take twice as long to start: migrations, decoders, servers and Dagster."""
+    heavy = {"alembic", "av", "dagster", "dagster_shared", "grpc", "httpx", "jinja2", "pillow_heif"}
+    code = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('loaded', *sorted({heavy!r} & sys.modules.keys())))\n"
+        "from batch_pipeline.__main__ import main\n"
+        "sys.argv[1:] = ['status']\n"
+        "main()\n"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code], env=console.environment, text=True)
+    assert said.splitlines() == ["No batches. Submit one:  batch-pipeline submit FOLDER", "loaded"]
 
 
 def test_submit_says_in_words_how_to_follow_the_batch(console):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("search_quality")]
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 #: Tolerance: one question of forty, for changes by other versions of a library.

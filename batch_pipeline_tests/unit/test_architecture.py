@@ -1,6 +1,7 @@
 """Imports go in one direction: definitions, orchestration, services, then the layers below."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,13 @@ def room_of(module):
     return module.relative_to(ROOT / PACKAGE).with_suffix("").parts[0]
 
 
+@cache
 def imports_of(module):
     """Names of the modules that a module imports, wherever in it."""
+    return list(_imports_of(module))
+
+
+def _imports_of(module):
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
+from batch_pipeline.database import revisions
 from batch_pipeline.database.models import Base
-from batch_pipeline.database.session import open_database
+from batch_pipeline.database.session import connect, open_database
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.testing.records import add_batch, batch_row
 
@@ -15,6 +19,20 @@ def test_migrations_build_exactly_the_tables_of_the_models(database):
         )
         differences = compare_metadata(context, Base.metadata)
     assert differences == []
+
+
+def test_the_revisions_are_those_that_alembic_sees(database):
+    with database.engine.connect() as connection:
+        applied = MigrationContext.configure(connection).get_current_revision()
+    newest = ScriptDirectory(Path(revisions.__file__).parent / "migrations").get_current_head()
+    assert database.revisions() == (applied, newest)
+
+
+def test_tables_without_any_migration_have_no_revision(server, change):
+    with server.new_database(migrated=False) as url:
+        database = connect(change(database_url=url))
+        assert database.revisions()[0] is None
+        database.close()
 
 
 def test_upgrading_twice_changes_nothing(database):

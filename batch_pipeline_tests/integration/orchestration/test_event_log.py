@@ -18,6 +18,8 @@ from dagster._core.storage.event_log.base import EventLogCursor
 from batch_pipeline.executor import threaded_executor
 from batch_pipeline.testing.databases import DatabaseServer
 
+from .conftest import NOTHING_CAPTURED
+
 DATA_VERSION = "dagster/data_version"
 STORAGES = {
     "dagster's own": "storage: {{postgres: {{postgres_url: '{url}'}}}}",
@@ -40,7 +42,9 @@ def instance(
     with server.new_database(migrated=False) as url, pytest.MonkeyPatch.context() as patch:
         address = url.replace("postgresql://", "postgresql+psycopg2://")
         (home / "dagster.yaml").write_text(
-            STORAGES[request.param].format(url=address) + "\ntelemetry: {enabled: false}\n"
+            STORAGES[request.param].format(url=address)
+            + "\ntelemetry: {enabled: false}\n"
+            + NOTHING_CAPTURED
         )
         patch.setenv("BATCH_PIPELINE_DAGSTER_DATABASE_URL", url)
         patch.setenv("BATCH_PIPELINE_GROUP_EVENT_WRITES", str("grouped" in request.param))

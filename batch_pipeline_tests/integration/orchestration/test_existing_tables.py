@@ -117,15 +117,26 @@ def jpeg() -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tables", USABLE, ids=lambda tables: tables.name)
+@pytest.mark.parametrize(
+    "tables",
+    [
+        pytest.param(
+            tables,
+            id=tables.name,
+            marks=[pytest.mark.proof] if tables.name == "as ours" else [],
+        )
+        for tables in USABLE
+    ],
+)
 def test_every_row_is_processed_and_every_command_works(  # noqa: PLR0917
-    tables: ApiTables, server, change, open_pipeline, instance, tmp_path
+    tables: ApiTables, server, change, open_pipeline, instance, model_server, tmp_path
 ):
     with server.new_database(migrated=False) as url, Api(url, file_path=ORIGINAL) as api:
         tables.create(api.connection)
         written = api.fill(api.nullable_columns())
         upgrade(url)
-        pipeline = open_pipeline(change(database_url=url))
+        models = {"analyzer": "ollama", "ollama_host": model_server.ollama_url}
+        pipeline = open_pipeline(change(database_url=url, **models))
         pipeline.storage.write(ORIGINAL, jpeg())
         batch_ids = [row[0] for row in api.connection.execute("SELECT id FROM upload_batches")]
         use_every_command(pipeline, [written.large])

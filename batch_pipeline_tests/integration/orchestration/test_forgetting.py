@@ -112,8 +112,8 @@ def instance(own_instance, monkeypatch):
 
 
 @pytest.fixture
-def kept(served_runner, model_server, database_url, own_instance):
-    return Kept(served_runner, model_server, database_url, own_instance[1])
+def kept(runner, model_server, database_url, own_instance):
+    return Kept(runner, model_server, database_url, own_instance[1])
 
 
 def needles(kept, batch_id, name):
@@ -237,18 +237,23 @@ def interrupted_after(step, kept, monkeypatch):
     return history
 
 
-STEPS = ["settle", "_delete_ticks", "_delete_events", "_delete_run", "_forget_last_events"]
-
-
-@pytest.mark.parametrize("step", [*STEPS, "_delete_checks", "forget_batch"])
-def test_a_deletion_that_was_interrupted_is_completed_by_the_next(
-    kept, tmp_path, monkeypatch, step
+def test_a_deletion_that_is_interrupted_after_each_step_is_completed_by_the_next(
+    kept, tmp_path, monkeypatch
 ):
     batch = kept.batch(tmp_path, "quokka_barnaby", "second")
     gone = needles(kept, batch, "quokka_barnaby")
-    with pytest.raises(KeyboardInterrupt):
-        kept.delete("batch", batch, interrupted_after(step, kept, monkeypatch))
-    assert {row.description for row in upload_rows(kept.pipeline.database, batch)} == {None}
+    for step in (
+        "settle",
+        "_delete_ticks",
+        "_delete_events",
+        "_delete_checks",
+        "_delete_run",
+        "_forget_last_events",
+        "forget_batch",
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            kept.delete("batch", batch, interrupted_after(step, kept, monkeypatch))
+        assert {row.description for row in upload_rows(kept.pipeline.database, batch)} == {None}
 
     assert kept.delete("batch", batch).counts["batches"] == 1
 
@@ -257,9 +262,8 @@ def test_a_deletion_that_was_interrupted_is_completed_by_the_next(
         kept.delete("batch", batch)
 
 
-@pytest.mark.parametrize("step", [*STEPS, "_delete_logs", "forget_upload"])
-def test_a_deletion_of_an_upload_that_was_interrupted_is_completed_by_the_next(
-    kept, tmp_path, monkeypatch, step
+def test_a_deletion_of_an_upload_that_is_interrupted_after_each_step_is_completed_by_the_next(
+    kept, tmp_path, monkeypatch
 ):
     batch = kept.batch(tmp_path, "quokka_barnaby", "sibling", album="album")
     [gone] = [
@@ -268,8 +272,17 @@ def test_a_deletion_of_an_upload_that_was_interrupted_is_completed_by_the_next(
         if row.filename == "quokka_barnaby.jpg"
     ]
     kept.runner.run(batch, upload_ids=[str(gone.id)])  # its plan names the upload
-    with pytest.raises(KeyboardInterrupt):
-        kept.delete("upload", gone.id, interrupted_after(step, kept, monkeypatch))
+    for step in (
+        "_delete_events",
+        "_delete_logs",
+        "_delete_run",
+        "settle",
+        "_delete_ticks",
+        "_forget_last_events",
+        "forget_upload",
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            kept.delete("upload", gone.id, interrupted_after(step, kept, monkeypatch))
 
     kept.delete("upload", gone.id)
 

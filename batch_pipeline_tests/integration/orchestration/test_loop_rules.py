@@ -110,25 +110,25 @@ def test_l3_a_batch_that_is_over_is_skipped(runner, status):
     assert batch_row(runner.pipeline.database, batch_id).started_at is None
 
 
-def test_l3_a_cancel_takes_effect_before_the_next_upload(served_runner, model_server):
-    batch_id = served_runner.submit("fog.webp", "sea.jpg", "city.jpg")
+def test_l3_a_cancel_takes_effect_before_the_next_upload(runner, model_server):
+    batch_id = runner.submit("fog.webp", "sea.jpg", "city.jpg")
     cancelled = threading.Event()
 
     def cancel_during_the_first_call():
         model_server.wait_for_calls(1)
-        served_runner.pipeline.batches.cancel_batch(batch_id)
+        runner.pipeline.batches.cancel_batch(batch_id)
         cancelled.set()
 
     model_server.play("vision", [Fault.HANG])
     thread = threading.Thread(target=cancel_during_the_first_call)
     thread.start()
-    result = served_runner.run(batch_id)
+    result = runner.run(batch_id)
     thread.join()
     assert cancelled.is_set()
     assert result.success
     assert len(model_server.calls_of("vision")) == 1
-    assert statuses(served_runner, batch_id) == ["pending"] * 3
-    assert counts(served_runner, batch_id) == ("cancelled", 0, 0, 0)
+    assert statuses(runner, batch_id) == ["pending"] * 3
+    assert counts(runner, batch_id) == ("cancelled", 0, 0, 0)
 
 
 # L4
@@ -195,26 +195,26 @@ def test_l6_a_wrong_total_is_a_warning_and_is_put_right_so_that_the_batch_can_en
 # L7
 
 
-def test_l7_a_completed_upload_is_not_processed_or_counted_again(served_runner, model_server):
-    batch_id = served_runner.submit("fog.webp", "lighthouse.gif")
-    served_runner.run(batch_id)
+def test_l7_a_completed_upload_is_not_processed_or_counted_again(runner, model_server):
+    batch_id = runner.submit("fog.webp", "lighthouse.gif")
+    runner.run(batch_id)
     calls = len(model_server.calls_of("vision"))
-    uploads = upload_rows(served_runner.pipeline.database, batch_id)
-    result = served_runner.run(batch_id, upload_ids=[str(row.id) for row in uploads])
+    uploads = upload_rows(runner.pipeline.database, batch_id)
+    result = runner.run(batch_id, upload_ids=[str(row.id) for row in uploads])
     assert result.success
     assert len(model_server.calls_of("vision")) == calls
-    assert counts(served_runner, batch_id) == ("completed", 2, 2, 0)
+    assert counts(runner, batch_id) == ("completed", 2, 2, 0)
 
 
-def test_l7_a_resumed_batch_does_not_count_twice(served_runner, model_server):
+def test_l7_a_resumed_batch_does_not_count_twice(runner, model_server):
     model_server.play("vision", [None, Fault.REFUSED_INPUT_400])
-    batch_id = served_runner.submit("fog.webp", "lighthouse.gif")
-    served_runner.run(batch_id)
-    assert counts(served_runner, batch_id) == ("completed", 2, 1, 1)
-    served_runner.pipeline.batches.retry_batch(batch_id)
-    assert counts(served_runner, batch_id) == ("processing", 1, 1, 0)
-    served_runner.run(batch_id)
-    assert counts(served_runner, batch_id) == ("completed", 2, 2, 0)
+    batch_id = runner.submit("fog.webp", "lighthouse.gif")
+    runner.run(batch_id)
+    assert counts(runner, batch_id) == ("completed", 2, 1, 1)
+    runner.pipeline.batches.retry_batch(batch_id)
+    assert counts(runner, batch_id) == ("processing", 1, 1, 0)
+    runner.run(batch_id)
+    assert counts(runner, batch_id) == ("completed", 2, 2, 0)
 
 
 # L8 and L12
@@ -239,14 +239,12 @@ def test_l12_a_completed_upload_ends_at_100_percent(runner, messages):
     assert file_messages(messages, "fog.webp")[-1] == ("completed", 100)
 
 
-def test_l12_a_failed_upload_ends_at_the_stage_where_it_failed(
-    served_runner, model_server, messages
-):
+def test_l12_a_failed_upload_ends_at_the_stage_where_it_failed(runner, model_server, messages):
     model_server.play("vision", [Fault.REFUSED_INPUT_400])
-    batch_id = served_runner.submit("fog.webp", "truncated.jpg", "lighthouse.gif")
-    lost = upload_rows(served_runner.pipeline.database, batch_id)[-1]
-    (Path(served_runner.pipeline.settings.storage_location) / lost.file_path).unlink()
-    served_runner.run(batch_id)
+    batch_id = runner.submit("fog.webp", "truncated.jpg", "lighthouse.gif")
+    lost = upload_rows(runner.pipeline.database, batch_id)[-1]
+    (Path(runner.pipeline.settings.storage_location) / lost.file_path).unlink()
+    runner.run(batch_id)
     assert file_messages(messages, "fog.webp")[-1] == ("failed", 25)
     assert file_messages(messages, "truncated.jpg")[-1] == ("failed", 25), "a thumbnail of a part"
     assert file_messages(messages, lost.filename)[-1] == ("failed", 0)
@@ -255,16 +253,16 @@ def test_l12_a_failed_upload_ends_at_the_stage_where_it_failed(
 # L9
 
 
-def test_l9_a_thumbnail_is_made_once(served_runner, model_server):
+def test_l9_a_thumbnail_is_made_once(runner, model_server):
     model_server.play("vision", [Fault.ERROR_500])
-    batch_id = served_runner.submit("fog.webp")
-    served_runner.run(batch_id)
-    [row] = upload_rows(served_runner.pipeline.database, batch_id)
+    batch_id = runner.submit("fog.webp")
+    runner.run(batch_id)
+    [row] = upload_rows(runner.pipeline.database, batch_id)
     assert (row.processing_status, row.attempts) == ("completed", 2)
-    assert served_runner.pipeline.storage.read(row.thumbnail_path).startswith(b"\xff\xd8")
+    assert runner.pipeline.storage.read(row.thumbnail_path).startswith(b"\xff\xd8")
     made = [
         event
-        for event in served_runner.runs[0].all_events
+        for event in runner.runs[0].all_events
         if event.is_step_materialization and "upload_analysis" in str(event.asset_key)
     ]
     metadata = made[0].materialization.metadata
@@ -329,13 +327,11 @@ def test_a_sidecar_says_the_date_that_the_file_does_not(runner, tmp_path):
 # L10
 
 
-def test_l10_an_upload_is_tried_at_most_twice_and_the_real_reason_is_kept(
-    served_runner, model_server
-):
+def test_l10_an_upload_is_tried_at_most_twice_and_the_real_reason_is_kept(runner, model_server):
     model_server.play("vision", [Fault.ERROR_500] * 9)
-    batch_id = served_runner.submit("fog.webp")
-    result = served_runner.run(batch_id)
-    [row] = upload_rows(served_runner.pipeline.database, batch_id)
+    batch_id = runner.submit("fog.webp")
+    result = runner.run(batch_id)
+    [row] = upload_rows(runner.pipeline.database, batch_id)
     assert len(model_server.calls_of("vision")) == 2
     assert (row.processing_status, row.attempts) == ("failed", 2)
     assert row.error_kind == "model_server_error"
@@ -389,11 +385,11 @@ def test_l10_what_cannot_pass_is_not_tried_again(runner):
     assert not [e for e in result.all_events if e.event_type_value == "STEP_UP_FOR_RETRY"]
 
 
-def test_l10_a_description_that_fails_the_audit_is_not_stored_as_good(served_runner, model_server):
+def test_l10_a_description_that_fails_the_audit_is_not_stored_as_good(runner, model_server):
     model_server.play("vision", [Fault.LOOP, Fault.CONTROL_TOKENS])
-    batch_id = served_runner.submit("fog.webp")
-    served_runner.run(batch_id)
-    [row] = upload_rows(served_runner.pipeline.database, batch_id)
+    batch_id = runner.submit("fog.webp")
+    runner.run(batch_id)
+    [row] = upload_rows(runner.pipeline.database, batch_id)
     assert (row.processing_status, row.error_kind) == ("failed", "model_output_invalid")
     assert row.description is None
     assert row.embedding_local is None
@@ -514,8 +510,12 @@ def test_l15_the_final_batch_message_is_the_last_one_of_that_batch(runner, messa
 # L16
 
 
-def test_l16_a_publisher_that_fails_is_one_warning(change, open_pipeline, instance, caplog):
-    settings = change(redis_url="redis://127.0.0.1:1/0")
+def test_l16_a_publisher_that_fails_is_one_warning(
+    model_server, change, open_pipeline, instance, caplog
+):
+    settings = change(
+        analyzer="ollama", ollama_host=model_server.ollama_url, redis_url="redis://127.0.0.1:1/0"
+    )
     runner = Runner(open_pipeline(settings), instance)
     batch_id = runner.submit("fog.webp", "lighthouse.gif")
     assert runner.run(batch_id).success
@@ -526,29 +526,27 @@ def test_l16_a_publisher_that_fails_is_one_warning(change, open_pipeline, instan
 # L17
 
 
-def test_l17_an_upload_deleted_while_in_work_leaves_nothing_of_ours_behind(
-    served_runner, model_server
-):
-    batch_id = served_runner.submit("fog.webp", "lighthouse.gif")
-    doomed, other = upload_rows(served_runner.pipeline.database, batch_id)
-    storage = served_runner.pipeline.storage
+def test_l17_an_upload_deleted_while_in_work_leaves_nothing_of_ours_behind(runner, model_server):
+    batch_id = runner.submit("fog.webp", "lighthouse.gif")
+    doomed, other = upload_rows(runner.pipeline.database, batch_id)
+    storage = runner.pipeline.storage
     model_server.play("vision", [Fault.HANG])
 
     def delete_during_the_first_call():
         model_server.wait_for_calls(1)
-        with served_runner.pipeline.database.transaction() as connection:
+        with runner.pipeline.database.transaction() as connection:
             connection.execute(delete(Upload).where(Upload.id == doomed.id))
 
     thread = threading.Thread(target=delete_during_the_first_call)
     thread.start()
-    result = served_runner.run(batch_id)
+    result = runner.run(batch_id)
     thread.join()
     assert result.success
     left = storage.names(f"{doomed.user_id}/{doomed.id}")
     assert left == [Path(doomed.file_path).name], "the original alone, which is no work of ours"
     assert "thumb_256.jpg" in storage.names(f"{other.user_id}/{other.id}")
-    assert counts(served_runner, batch_id) == ("completed", 1, 1, 0)
-    assert batch_row(served_runner.pipeline.database, batch_id).total_uploads == 1
+    assert counts(runner, batch_id) == ("completed", 1, 1, 0)
+    assert batch_row(runner.pipeline.database, batch_id).total_uploads == 1
 
 
 # L18

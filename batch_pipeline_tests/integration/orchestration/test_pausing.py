@@ -92,12 +92,12 @@ def test_while_all_servers_are_paused_no_slice_is_opened_and_nothing_counts_as_a
         assert batches_of(daemon.tick()) == [str(batch_id)]
 
 
-def test_the_sweep_asks_no_model_while_everything_is_paused(served_runner, model_server, change):
+def test_the_sweep_asks_no_model_while_everything_is_paused(runner, model_server, change):
     settings = change(analyzer="ollama", ollama_host=model_server.ollama_url, refresh_stale=10)
-    served_runner.pipeline.settings = settings
-    hold(served_runner.pipeline)
+    runner.pipeline.settings = settings
+    hold(runner.pipeline)
     left_out = LeftOut()
-    work_for_a_sweep(served_runner.instance, served_runner.pipeline, left_out)
+    work_for_a_sweep(runner.instance, runner.pipeline, left_out)
     assert not left_out
     assert model_server.calls == []
 
@@ -105,20 +105,20 @@ def test_the_sweep_asks_no_model_while_everything_is_paused(served_runner, model
 # Runs
 
 
-def test_a_run_that_was_launched_before_the_pause_hands_its_slice_back(served_runner, model_server):
-    pipeline = served_runner.pipeline
-    batch_id = served_runner.submit(*FILES)
-    [launched] = tick(served_runner).run_requests
+def test_a_run_that_was_launched_before_the_pause_hands_its_slice_back(runner, model_server):
+    pipeline = runner.pipeline
+    batch_id = runner.submit(*FILES)
+    [launched] = tick(runner).run_requests
     hold(pipeline)
-    assert served_runner.run(batch_id, slice=1).success
+    assert runner.run(batch_id, slice=1).success
     assert column(pipeline, batch_id, "slice") == [None] * 3
     assert batch_row(pipeline.database, batch_id).status == "pending"
     assert model_server.calls == []
 
     release(pipeline)
-    [again] = tick(served_runner).run_requests
+    [again] = tick(runner).run_requests
     assert again.run_key != launched.run_key
-    assert served_runner.run(batch_id, slice=2).success
+    assert runner.run(batch_id, slice=2).success
     assert batch_row(pipeline.database, batch_id).successful_uploads == 3
 
 
@@ -139,13 +139,9 @@ def paused_in_the_first_call(runner, model_server, *, scope, target):
     ("scope", "target"),
     [("everything", ""), ("user", uuid.UUID(int=0)), ("batch", ""), ("server", "")],
 )
-def test_the_call_in_flight_is_stored_and_the_rest_waits(
-    served_runner, model_server, scope, target
-):
-    pipeline, scope = served_runner.pipeline, PauseScope(scope)
-    batch_id, result = paused_in_the_first_call(
-        served_runner, model_server, scope=scope, target=target
-    )
+def test_the_call_in_flight_is_stored_and_the_rest_waits(runner, model_server, scope, target):
+    pipeline, scope = runner.pipeline, PauseScope(scope)
+    batch_id, result = paused_in_the_first_call(runner, model_server, scope=scope, target=target)
     assert result.success, "nothing has failed"
     assert len(model_server.calls) == 1
     rows = upload_rows(pipeline.database, batch_id)
@@ -158,20 +154,20 @@ def test_the_call_in_flight_is_stored_and_the_rest_waits(
     [held] = active_pauses(pipeline.database)
     release(pipeline, held.scope, held.target)
     model_server.latency_seconds = 0.0
-    served_runner.run(batch_id)
+    runner.run(batch_id)
     assert batch_row(pipeline.database, batch_id).status == "completed"
     assert set(column(pipeline, batch_id, "attempts")) == {1}
     assert len(model_server.calls_of("vision")) == 3
 
 
 def test_a_video_whose_frames_are_described_one_by_one_starts_again_after_the_pause(
-    served_runner, model_server
+    runner, model_server
 ):
-    pipeline = served_runner.pipeline
+    pipeline = runner.pipeline
     model_server.latency_seconds = 1.0
-    batch_id = served_runner.submit("ball_on_meadow.mp4")
+    batch_id = runner.submit("ball_on_meadow.mp4")
     with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(served_runner.run, batch_id)
+        running = threads.submit(runner.run, batch_id)
         model_server.wait_for_calls(1)
         hold(pipeline)
         assert running.result().success
@@ -179,7 +175,7 @@ def test_a_video_whose_frames_are_described_one_by_one_starts_again_after_the_pa
     assert column(pipeline, batch_id, "description") == [None]
     release(pipeline)
     model_server.latency_seconds = 0.0
-    served_runner.run(batch_id)
+    runner.run(batch_id)
     assert batch_row(pipeline.database, batch_id).status == "completed"
     assert column(pipeline, batch_id, "attempts") == [1]
 
@@ -209,30 +205,28 @@ def test_calls_that_wait_for_their_turn_give_up_while_the_one_in_flight_goes_on(
         assert len(server.calls) == 1
 
 
-def test_a_call_that_was_turned_away_is_not_made_again_during_a_pause(served_runner, model_server):
+def test_a_call_that_was_turned_away_is_not_made_again_during_a_pause(runner, model_server):
     model_server.play("vision", [Fault.BUSY_429, Fault.BUSY_429])
     batch_id, result = paused_in_the_first_call(
-        served_runner, model_server, scope=PauseScope.EVERYTHING, target=""
+        runner, model_server, scope=PauseScope.EVERYTHING, target=""
     )
     assert result.success
     assert len(model_server.calls) == 1
-    assert set(column(served_runner.pipeline, batch_id, "attempts")) == {0}
+    assert set(column(runner.pipeline, batch_id, "attempts")) == {0}
 
 
-def test_failed_uploads_that_are_executed_again_are_processed_after_the_pause(
-    served_runner, model_server
-):
-    pipeline = served_runner.pipeline
+def test_failed_uploads_that_are_executed_again_are_processed_after_the_pause(runner, model_server):
+    pipeline = runner.pipeline
     model_server.play("vision", [Fault.REFUSED_INPUT_400])
-    batch_id = served_runner.submit("fog.webp")
-    served_runner.run(batch_id)
+    batch_id = runner.submit("fog.webp")
+    runner.run(batch_id)
     assert column(pipeline, batch_id, "processing_status") == ["failed"]
     [upload] = upload_rows(pipeline.database, batch_id)
     hold(pipeline)
-    assert served_runner.run(batch_id, upload_ids=[str(upload.id)]).success
+    assert runner.run(batch_id, upload_ids=[str(upload.id)]).success
     assert column(pipeline, batch_id, "processing_status") == ["pending"]
     release(pipeline)
-    served_runner.run(batch_id)
+    runner.run(batch_id)
     assert batch_row(pipeline.database, batch_id).successful_uploads == 1
 
 

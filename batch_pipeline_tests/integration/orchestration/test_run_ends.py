@@ -458,13 +458,13 @@ def test_a_run_that_failed_for_its_files_says_so_in_a_tag(runner, definitions):
     assert runner.instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == "files_failed"
 
 
-def test_a_run_that_found_a_service_down_was_stopped(served_runner, model_server, definitions):
-    batch_id = served_runner.submit("fog.webp")
+def test_a_run_that_found_a_service_down_was_stopped(runner, model_server, definitions):
+    batch_id = runner.submit("fog.webp")
     model_server.stop()
-    run = served_runner.run(batch_id).dagster_run
-    name, pipeline = "release_uploads_of_failed_runs", served_runner.pipeline
-    evaluate(definitions, served_runner.instance, pipeline, name, run, "PIPELINE_FAILURE")
-    assert served_runner.instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == "stopped"
+    run = runner.run(batch_id).dagster_run
+    name, pipeline = "release_uploads_of_failed_runs", runner.pipeline
+    evaluate(definitions, runner.instance, pipeline, name, run, "PIPELINE_FAILURE")
+    assert runner.instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ DESCRIPTION = (
 
 
 @pytest.fixture
-def hostile_upload(served_runner, model_server, monkeypatch, tmp_path):
+def hostile_upload(runner, model_server, monkeypatch, tmp_path):
     """Processes a file of that name, with a hostile model server; returns all events."""
     monkeypatch.setitem(
         scripted._STATUS_FAULTS, scripted.Fault.REFUSED_INPUT_400, (400, f"cannot read {TURNED}")
@@ -34,14 +34,12 @@ def hostile_upload(served_runner, model_server, monkeypatch, tmp_path):
     def work(source, *faults):
         model_server.play("vision", list(faults))
         shutil.copy(MEDIA / source, tmp_path / NAME)
-        batch_id = served_runner.submit(tmp_path / NAME)
-        result = served_runner.run(batch_id)
-        [row] = upload_rows(served_runner.pipeline.database, batch_id)
+        batch_id = runner.submit(tmp_path / NAME)
+        result = runner.run(batch_id)
+        [row] = upload_rows(runner.pipeline.database, batch_id)
         assert row.filename == NAME, "what is stored is the name itself"
         return row, [
-            record
-            for record in served_runner.instance.all_logs(result.run_id)
-            if record.is_dagster_event
+            record for record in runner.instance.all_logs(result.run_id) if record.is_dagster_event
         ]
 
     return work

@@ -16,11 +16,9 @@ def assert_shows_a_picture_at_once(value):
     assert len(value.value) < 1000, "an asset's page would hide it behind a click"
 
 
-def test_the_last_failure_of_an_upload_shows_the_picture_of_its_first_attempt(
-    served_runner, model_server
-):
+def test_the_last_failure_of_an_upload_shows_the_picture_of_its_first_attempt(runner, model_server):
     model_server.play("vision", [Fault.LOOP, Fault.CONTROL_TOKENS])
-    result = served_runner.run(served_runner.submit("fog.webp"))
+    result = runner.run(runner.submit("fog.webp"))
     [event] = [event for event in result.all_events if event.is_step_failure]
     shown = event.step_failure_data.user_failure_data.metadata
     assert [shown[name].value for name in ("file", "kind", "attempt")] == [
@@ -36,10 +34,10 @@ def test_the_last_failure_of_an_upload_shows_the_picture_of_its_first_attempt(
 
 
 def test_an_upload_that_succeeds_at_last_shows_the_picture_of_its_first_attempt(
-    served_runner, model_server
+    runner, model_server
 ):
     model_server.play("vision", [Fault.LOOP, None])
-    result = served_runner.run(served_runner.submit("fog.webp"))
+    result = runner.run(runner.submit("fog.webp"))
     [event] = [
         event.materialization
         for event in result.all_events
@@ -49,11 +47,11 @@ def test_an_upload_that_succeeds_at_last_shows_the_picture_of_its_first_attempt(
     assert_shows_a_picture_at_once(event.metadata["preview"])
 
 
-def test_a_thumbnail_that_was_damaged_meanwhile_fails_nothing(served_runner, model_server):
-    batch_id = served_runner.submit("fog.webp")
+def test_a_thumbnail_that_was_damaged_meanwhile_fails_nothing(runner, model_server):
+    batch_id = runner.submit("fog.webp")
     model_server.play("vision", [Fault.LOOP, Fault.LOOP])
-    served_runner.run(batch_id)
-    [thumbnail] = served_runner.pipeline.settings.home.rglob("thumb_256.jpg")
+    runner.run(batch_id)
+    [thumbnail] = runner.pipeline.settings.home.rglob("thumb_256.jpg")
     thumbnail.write_bytes(b"no picture")
-    served_runner.pipeline.batches.retry_batch(batch_id)
-    assert served_runner.run(batch_id).success
+    runner.pipeline.batches.retry_batch(batch_id)
+    assert runner.run(batch_id).success

@@ -12,6 +12,7 @@ from batch_pipeline.model_servers import face_counter
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="run workers are forked on Linux only"),
     pytest.mark.slow,
+    pytest.mark.xdist_group("warm_workers"),  # the processes of `found` are started once
 ]
 
 
@@ -30,7 +31,7 @@ def probe(home, **variables):
         env=inherited | {"BATCH_PIPELINE_HOME": str(home)} | variables,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,  # a quiet machine needs 15
         check=False,
     )
     assert done.returncode == 0, done.stderr

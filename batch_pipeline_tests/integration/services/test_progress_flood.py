@@ -26,7 +26,7 @@ from batch_pipeline.testing.records import USER, add_batch, batch_row, upload_ro
 from batch_pipeline.testing.tcp_proxy import TcpProxy
 from batch_pipeline_tests.patience import DEADLINE
 
-WORKERS, THREADS = 3, 4
+WORKERS, THREADS = 2, 4
 
 
 def add_large_batch(database, uploads):

@@ -154,6 +154,7 @@ print(content.facts.width, content.facts.height, peak() - used)
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
 def test_200_megapixels_of_a_phone_take_no_more_memory_than_is_stated(tmp_path):
     data = make_grid(paint((2048, 1536)), tile=512, repeated=8)
