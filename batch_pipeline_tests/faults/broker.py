@@ -113,6 +113,7 @@ class RabbitMq:
         self._process = subprocess.Popen(
             [self._programs / "rabbitmq-server"],
             env=self._environment,
+            cwd=self._folder,  # where it dumps its tables when it is killed at a bad moment
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
