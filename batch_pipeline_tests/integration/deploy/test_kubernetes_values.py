@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 from dagster_k8s.models import k8s_model_from_dict, k8s_snake_case_dict
-from kubernetes.client import V1Probe
+from kubernetes.client import V1Deployment, V1Probe, V1Service
 
-from .chart import CODE, DAEMON, DEPLOY, VALUES, WEB, probes, snake_case
+from .chart import CODE, DAEMON, DEPLOY, IMAGE, VALUES, WEB, probes, snake_case
 
 ROOT = Path(__file__).parents[3]
 INSTANCE = yaml.safe_load((DEPLOY / "dagster.yaml").read_text())
@@ -141,3 +141,16 @@ def test_each_service_has_probes_that_kubernetes_knows(pod, expected):
     assert set(found) == expected
     for probe in found.values():
         k8s_model_from_dict(V1Probe, k8s_snake_case_dict(V1Probe, probe))
+
+
+def test_the_example_of_autoscaling_has_the_image_and_the_secret_of_the_values():
+    documents = yaml.safe_load_all((DEPLOY / "kubernetes" / "autoscaling.yaml").read_text())
+    found = {document["kind"]: document for document in documents}
+    for model in (V1Deployment, V1Service):
+        k8s_model_from_dict(model, k8s_snake_case_dict(model, found[model.__name__[2:]]))
+    [container] = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == IMAGE
+    assert container["envFrom"] == [{"secretRef": secret} for secret in CODE["envSecrets"]]
+    assert found["Service"]["spec"]["selector"].items() <= (
+        found["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
+    )
