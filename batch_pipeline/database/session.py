@@ -94,8 +94,11 @@ class Database:
             pooled.close()
         return row
 
-    def upgrade(self) -> None:
-        """Apply all migrations to the tables. Several processes may do this at the same time.
+    def upgrade(self, revision: str = "head") -> None:
+        """Apply migrations to the tables. Several processes may do this at the same time.
+
+        Args:
+            revision: the last migration to apply; by default the newest.
 
         Raises:
             ConfigurationError: the server or the existing tables cannot be used as they are. The
@@ -107,7 +110,7 @@ class Database:
         # Not in a transaction: each migration opens its own, and may end it to build an index.
         with failures_named(), self._migration_lock(), self.engine.connect() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
 
     def revisions(self) -> tuple[str | None, str | None]:
         """Return the current migration of the tables, and the newest migration."""
