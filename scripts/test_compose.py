@@ -112,11 +112,11 @@ class Stack:
             raise SystemExit(f"{document} has no commands under {title}")
         for line in found[1].splitlines():
             done = subprocess.run(
-                ["bash", "-c", line], **self._here, stdout=subprocess.DEVNULL, check=False
+                ["bash", "-c", line], **self._here, capture_output=True, check=False
             )
             # As the document says: a file was changed meanwhile.
             changed = done.returncode == 1 and " tar -c " in line
-            expect(done.returncode == 0 or changed, line)
+            expect(done.returncode == 0 or changed, f"{line}\n{done.stderr.decode()[-3000:]}")
 
     def up(self) -> None:
         self("up", "--detach", "--wait")
