@@ -93,7 +93,7 @@ test-ocr: install-dev
 	$(BIN)/pytest -n 0 batch_pipeline_tests/integration/model_servers/test_ocr.py \
 		batch_pipeline_tests/unit/model_servers/test_embedded.py $(ARGS)
 
-# The image and the Compose stack in real containers, 20 minutes; as root on Debian. Not in CI:
+# The image and the Compose stack in real containers, half an hour; as root on Debian. Not in CI:
 # docs/reliability.md says when it last passed.
 test-compose:
 	scripts/with_container_engine.sh $(PYTHON) scripts/test_compose.py

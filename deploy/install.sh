@@ -38,7 +38,10 @@ import pgvector.psycopg, pgvector.sqlalchemy, PIL.Image, PIL.ImageCms, PIL.Image
 import pillow_heif, platformdirs, prometheus_client, psutil, psycopg, pydantic_settings, redis
 import rich.progress, rich.table, s3fs, sqlalchemy.orm, structlog
 import sqlalchemy.dialects.postgresql.psycopg, sqlalchemy.dialects.postgresql.psycopg2
+from importlib.util import find_spec
 
+if find_spec("dagster_k8s"):
+    import dagster_k8s  # with the client of Kubernetes: every pod would need 2 s to compile it
 PIL.Image.init()  # imports its formats
 PYTHON
     ;;

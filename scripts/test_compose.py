@@ -2,30 +2,64 @@
 
 Builds the Dockerfile and starts compose.yaml as they are, in a copy of the project. Prints a line
 for each thing that holds; ends at the first that does not. Parts named as arguments run alone:
-build, kill, restart, restore, upgrade. All but the last need `build`.
+build, kill, restart, restore, upgrade, kubernetes. Those from kill to restore need `build`.
+
+Commands that a document names are read from the document and run as they stand there.
 """
 
+import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 #: Longest wait for one thing.
 WAIT_SECONDS = 400
+#: A name of its own: volumes of this name are removed, and a user's stack has another.
+NAME = "batch-pipeline-test"
 BATCHES = "SELECT count(*) FROM upload_batches WHERE status = 'completed'"
 UPLOADS = "SELECT count(*) FROM uploads WHERE processing_status IN ('completed', 'failed')"
+HELD = (
+    "SELECT count(*) FROM uploads WHERE owner_run_id IS NOT NULL"
+    " OR processing_status IN ('analyzing', 'embedding')"
+)
+#: What is stored of each upload that has ended, by id.
+ENDED = (
+    "SELECT id, md5(uploads::text || (SELECT coalesce(string_agg(vector::text, ' '), '')"
+    " FROM upload_vectors WHERE upload_id = id))"
+    " FROM uploads WHERE processing_status IN ('completed', 'failed')"
+)
+ENDED_TWICE = "SELECT count(*) - count(DISTINCT upload_id) FROM ended_uploads"
+_RUN_ENDED = "('SUCCESS', 'FAILURE', 'CANCELED')"
+OPEN_RUNS = f"SELECT count(*) FROM runs WHERE status NOT IN {_RUN_ENDED}"
+ENDED_RUNS = f"SELECT run_id, status FROM runs WHERE status IN {_RUN_ENDED}"
+#: Notes each end of an upload, whoever writes it: nothing of ours is asked.
+WITNESS = """
+CREATE TABLE ended_uploads (upload_id uuid, at timestamptz DEFAULT clock_timestamp());
+CREATE FUNCTION note_ended_upload() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN INSERT INTO ended_uploads VALUES (NEW.id); RETURN NEW; END';
+CREATE TRIGGER note_ended_upload AFTER UPDATE ON uploads FOR EACH ROW
+    WHEN (NEW.processing_status IN ('completed', 'failed')
+          AND NEW.processing_status IS DISTINCT FROM OLD.processing_status)
+    EXECUTE FUNCTION note_ended_upload();
+"""
+#: Of the samples, by meaning, by word and by name.
+QUESTIONS = ("flowers in the sun", "brick", "fog.webp", "water at night")
 #: What a user of an older version has: a batch that waits, in tables of revision 0012.
 OLDER_DATABASE = """
 import pathlib, shutil, uuid
-from alembic import command
 from sqlalchemy import text
-from batch_pipeline.database.session import _alembic_config, connect
+from batch_pipeline.database.session import connect
 from batch_pipeline.settings import Settings
 
 user, batch, upload = (str(uuid.uuid4()) for _ in range(3))
@@ -33,11 +67,9 @@ path = f"{user}/{upload}/original.webp"
 file = pathlib.Path("/data/uploads", path)
 file.parent.mkdir(parents=True)
 shutil.copy("/app/examples/media/fog.webp", file)
-config = _alembic_config()
-with connect(Settings()).engine.connect() as connection:
-    config.attributes["connection"] = connection
-    command.upgrade(config, "0012")
-    connection.commit()
+database = connect(Settings())
+database.upgrade("0012")
+with database.transaction() as connection:
     connection.execute(
         text("INSERT INTO upload_batches (id, user_id, status, total_uploads)"
              " VALUES (:batch, :user, 'pending', 1)"), dict(batch=batch, user=user))
@@ -46,7 +78,6 @@ with connect(Settings()).engine.connect() as connection:
              " file_size, mime_type, processing_status) VALUES (:upload, :user, :batch,"
              " 'fog.webp', :path, 'image', :size, 'image/webp', 'pending')"),
         dict(upload=upload, user=user, batch=batch, path=path, size=file.stat().st_size))
-    connection.commit()
 """
 
 
@@ -54,56 +85,167 @@ class Stack:
     """The project's Compose file, in a copy of the project."""
 
     def __init__(self, project: Path) -> None:
-        # A name of its own: volumes of this name are removed, and a user's stack has another.
-        file = project / "deploy" / "compose.yaml"
-        self._compose = ["docker", "compose", "-p", "batch-pipeline-test", "-f", str(file)]
+        self._here: dict[str, Any] = {
+            "cwd": project,
+            "env": os.environ | {"COMPOSE_PROJECT_NAME": NAME},
+            "stdin": subprocess.DEVNULL,
+        }
 
-    def __call__(self, *words: str, check: bool = True) -> str:
+    def docker(self, *words: str, check: bool = True) -> str:
+        """Run a command of the engine in the project; returns what it prints."""
         done = subprocess.run(
-            [*self._compose, *words], capture_output=True, check=False, timeout=1800
+            ["docker", *words], **self._here, capture_output=True, check=False, timeout=1800
         )
         if check and done.returncode:
-            raise SystemExit(f"{' '.join(words)}: {done.stderr.decode()[-3000:]}")
+            raise SystemExit(f"docker {' '.join(words)}: {done.stderr.decode()[-3000:]}")
         return done.stdout.decode(errors="replace").strip()
 
-    def pipe(self, command: str) -> None:
-        """Run a line of the shell, in which `COMPOSE` stands for this stack."""
-        subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command.replace("COMPOSE", " ".join(self._compose))],
-            check=True,
-        )
+    def __call__(self, *words: str, check: bool = True) -> str:
+        """Run a command of Compose."""
+        return self.docker("compose", "-f", "deploy/compose.yaml", *words, check=check)
+
+    def follow(self, document: str, title: str) -> None:
+        """Run the commands of the first example under a title of a document."""
+        section = (ROOT / "docs" / document).read_text().split(f"\n### {title}\n", 1)[1]
+        found = re.search("```console\n(.+?)```", section, re.DOTALL)
+        if not found:
+            raise SystemExit(f"{document} has no commands under {title}")
+        for line in found[1].splitlines():
+            done = subprocess.run(
+                ["bash", "-c", line], **self._here, capture_output=True, check=False
+            )
+            # As the document says: a file was changed meanwhile.
+            changed = done.returncode == 1 and " tar -c " in line
+            expect(done.returncode == 0 or changed, f"{line}\n{done.stderr.decode()[-3000:]}")
 
     def up(self) -> None:
         self("up", "--detach", "--wait")
 
-    def number(self, query: str) -> int:
+    def ours(self, *words: str) -> str:
+        """Run a command in the container of the code location."""
+        return self("exec", "-T", "code-location", *words)
+
+    def psql(self, query: str, *, database: str = "batch_pipeline", check: bool = True) -> str:
+        psql = ("psql", "-U", "batch_pipeline", "-d", database, "-v", "ON_ERROR_STOP=1", "-Atc")
+        return self("exec", "-T", "postgres", *psql, query, check=check)
+
+    def pairs(self, query: str, *, database: str = "batch_pipeline") -> dict[str, str]:
+        """Ask for two columns."""
+        lines = self.psql(query, database=database).splitlines()
+        return dict(line.split("|", 1) for line in lines)
+
+    def number(self, query: str, *, database: str = "batch_pipeline") -> int:
         """Ask PostgreSQL; -1 while it does not answer."""
-        answer = self(
-            *("exec", "-T", "postgres", "psql", "-U", "batch_pipeline", "-Atc", query), check=False
-        )
+        answer = self.psql(query, database=database, check=False)
         return int(answer) if answer.isdigit() else -1
 
-    def submit(self) -> int:
-        """Submit many copies of the samples; returns how many batches will be complete."""
+    def submit(self, paths: str = "/app/examples/media") -> int:
+        """Submit files of the container; returns how many batches will be complete."""
         before = self.number("SELECT count(*) FROM upload_batches")
-        copies = "for i in 0 1 2 3 4 5 6 7; do cp -r /app/examples/media /tmp/copy$i; done"
-        submit = "batch-pipeline submit /tmp/copy*"
-        # The folder holds text files, too: they are refused, which is 1.
-        command = f"{copies}; {submit} || [ $? = 1 ]; rm -r /tmp/copy*"
-        self("exec", "-T", "code-location", "sh", "-c", command)
-        if self.number("SELECT count(*) FROM upload_batches") != before + 1:
-            raise SystemExit("no batch was made")
+        # The folder of samples holds text files, too: they are refused, which is 1.
+        self.ours("sh", "-c", f"batch-pipeline submit {paths} || [ $? = 1 ]")
+        expect(self.number("SELECT count(*) FROM upload_batches") == before + 1, "a batch was made")
         return before + 1
+
+    def submit_and_wait_for_work(self, copies: int) -> int:
+        """As `submit`; when it returns, some uploads have ended and others are in work.
+
+        Each of the seven JPEG files among the samples is submitted so many times, with another byte
+        at its end each time: the same bytes would be one file.
+        """
+        done = self.number(UPLOADS)
+        numbers = " ".join(str(done + number) for number in range(copies))
+        copy = "(cat $file; echo $number) > /tmp/copies/$number-${file##*/}"
+        each = f"for file in /app/examples/media/*.jpg; do {copy}; done"
+        every = f"for number in {numbers}; do {each}; done"
+        self.ours("sh", "-c", f"rm -rf /tmp/copies; mkdir /tmp/copies; {every}")
+        batches = self.submit("/tmp/copies")
+        wait_until(lambda: self.number(UPLOADS) > done, "the first upload ends")
+        expect(self.number(BATCHES) < batches, "the batch is still in work")
+        return batches
+
+    def wait_for(self, batches: int, what: str) -> None:
+        """Wait until so many batches are complete, and nothing of them is left behind."""
+        wait_until(lambda: self.number(BATCHES) == batches, what)
+        expect(self.number(HELD) == 0, f"{what}: no run holds an upload")
+        expect(self.number(ENDED_TWICE) == 0, f"{what}: each upload ended once")
+        wait_until(lambda: self.number(OPEN_RUNS, database="dagster") == 0, "every run ends")
 
     def kill(self, service: str) -> None:
         """End the first process of a container from outside, as a crash would."""
-        container = self("ps", "--quiet", service)
-        found = subprocess.run(
-            ["docker", "inspect", "--format", "{{.State.Pid}}", container],
-            capture_output=True,
-            check=True,
+        os.kill(int(self._state(service, "Pid")), signal.SIGKILL)
+
+    def exit_code(self, service: str) -> int:
+        return int(self._state(service, "ExitCode"))
+
+    def _state(self, service: str, name: str) -> str:
+        container = self("ps", "--all", "--quiet", service)
+        return self.docker("inspect", "--format", f"{{{{.State.{name}}}}}", container)
+
+
+@dataclass
+class Kept:
+    """What a user has: the uploads that have ended, and what can be seen of the first batch."""
+
+    rows: dict[str, str]
+    """Rows with their vectors, as exported, by id."""
+    files: dict[str, str]
+    """Checksums of originals and thumbnails, by path."""
+    searches: dict[str, str]
+    """Results by question."""
+    report: str
+    runs: dict[str, str]
+    """States of runs that have ended, by id."""
+
+    @classmethod
+    def of(cls, stack: Stack) -> "Kept":
+        """Look at everything; the stack is up."""
+        user = stack.psql("SELECT DISTINCT user_id FROM uploads")
+        stack.ours("sh", "-c", f"rm -rf /tmp/kept; batch-pipeline export {user} /tmp/kept")
+        exported = map(json.loads, stack.ours("cat", "/tmp/kept/uploads.jsonl").splitlines())
+        rows = [row for row in exported if row["processing_status"] in ("completed", "failed")]
+        done = [row for row in rows if row["processing_status"] == "completed"]
+        expect(bool(done) and all(row["vectors"] for row in done), "every upload has a vector")
+
+        sums = "cd /data/uploads; find * -type f -exec sha256sum {} + 2>/dev/null || true"
+        stored = {
+            path: digest
+            for digest, path in map(str.split, stack.ours("sh", "-c", sums).splitlines())
+        }
+        paths = {row[name] for row in rows for name in ("file_path", "thumbnail_path") if row[name]}
+        expect(paths <= set(stored), f"every file of a row is stored: {paths - set(stored)}")
+
+        first = stack.psql("SELECT id FROM upload_batches ORDER BY created_at LIMIT 1")
+        search = ("batch-pipeline", "search", "--batch", first, "--limit", "50", "--json")
+        searches = {question: stack.ours(*search, question) for question in QUESTIONS}
+        expect(all(json.loads(found) for found in searches.values()), "every question has results")
+        page = f"batch-pipeline report {first} --html /tmp/page.html >&2; cat /tmp/page.html"
+        report = re.sub("(?<=Made by batch-pipeline at )[^.]+", "", stack.ours("sh", "-c", page))
+        return cls(
+            {row["id"]: json.dumps(row) for row in rows},
+            {path: stored[path] for path in paths},
+            searches,
+            report,
+            stack.pairs(ENDED_RUNS, database="dagster"),
         )
-        os.kill(int(found.stdout), signal.SIGKILL)
+
+    def require_in(self, later: "Kept") -> None:
+        """End with an error unless all of it is still there, and unchanged."""
+        for name in ("rows", "files", "searches", "runs"):
+            require_kept(getattr(self, name), getattr(later, name), name)
+        expect(later.report == self.report, "the report of the first batch is the same")
+
+
+def require_kept(before: dict[str, str], after: dict[str, str], what: str) -> None:
+    """End with an error unless everything is still there, and unchanged."""
+    for key, value in before.items():
+        if after.get(key) != value:
+            raise SystemExit(f"{what}, {key}:\n{value}\nbecame\n{after.get(key)}")
+
+
+def expect(true: bool, what: str) -> None:
+    if not true:
+        raise SystemExit(f"does not hold: {what}")
 
 
 def wait_until(true: Callable[[], bool], what: str) -> None:
@@ -114,86 +256,100 @@ def wait_until(true: Callable[[], bool], what: str) -> None:
         time.sleep(1)
 
 
-def holds(what: str, since: float) -> None:
-    print(f"ok  {what} ({time.monotonic() - since:.0f} s)", flush=True)
-
-
-def build(stack: Stack, _: Path) -> None:
+@contextlib.contextmanager
+def holds(what: str) -> Iterator[None]:
+    """Say that something holds, and how long it took, if the block ends without an error."""
     start = time.monotonic()
-    stack("up", "--build", "--detach", "--wait")
-    holds("built and healthy, with a read-only root file system", start)
+    yield
+    print(f"ok  {what} ({time.monotonic() - start:.0f} s)", flush=True)
 
 
-def kill(stack: Stack, _: Path) -> None:
+def build(stack: Stack) -> None:
+    with holds("built and healthy, with a read-only root file system"):
+        stack("up", "--build", "--detach", "--wait")
+    stack.psql(WITNESS)
+    with holds("the samples are processed"):
+        stack.wait_for(stack.submit(), "the samples")
+
+
+def kill(stack: Stack) -> None:
     for service in ("code-location", "daemon", "webserver", "metrics", "postgres", "redis"):
-        start = time.monotonic()
-        done, batches = stack.number(UPLOADS), stack.submit()
-        wait_until(lambda done=done: stack.number(UPLOADS) > done, "the first upload ends")
-        in_work = stack.number(BATCHES) < batches
-        stack.kill(service)
-        wait_until(
-            lambda batches=batches: stack.number(BATCHES) == batches, f"done without {service}"
+        with holds(f"{service} killed in mid-batch: the batch completes, each upload once"):
+            batches = stack.submit_and_wait_for_work(copies=10)
+            stack.kill(service)
+            stack.wait_for(batches, f"{service} killed")
+
+
+def restart(stack: Stack) -> None:
+    for word in ("stop", "down"):
+        with holds(f"{word} and up in mid-batch: nothing is held, lost, changed or done twice"):
+            kept = Kept.of(stack)
+            batches = stack.submit_and_wait_for_work(copies=40)
+            stack(word)
+            if word == "stop":
+                expect(stack.exit_code("code-location") == 0, "the code location ended by itself")
+            stack("up", "--detach", "--wait", "postgres")
+            expect(stack.number(HELD) == 0, f"after {word}, no run holds an upload")
+            expect(stack.number(BATCHES) < batches, f"{word} came in the middle of the batch")
+            ended = stack.pairs(ENDED)
+            stack.up()
+            stack.wait_for(batches, word)
+            require_kept(ended, stack.pairs(ENDED), "what had ended before")
+            kept.require_in(Kept.of(stack))
+
+
+def restore(stack: Stack) -> None:
+    with holds("backup in mid-batch, restored into an empty stack: it has all, and completes it"):
+        kept = Kept.of(stack)
+        batches = stack.submit_and_wait_for_work(copies=40)
+        ended = stack.pairs(ENDED)
+        stack.follow("deployment.md", "Back up")
+        stack("down", "--volumes")
+        stack.follow("deployment.md", "Restore")
+        stack.wait_for(batches, "restored")
+        require_kept(ended, stack.pairs(ENDED), "what had ended before the backup")
+        kept.require_in(Kept.of(stack))
+        stack.wait_for(stack.submit(), "another batch after the restore")
+        tidied = json.loads(stack.ours("batch-pipeline", "tidy", "--json"))
+        expect(tidied["owner"], "the restored database owns the files")
+
+
+def upgrade(stack: Stack) -> None:
+    with holds("upgraded from revision 0012, whose batch completes"):
+        stack("down", "--volumes")
+        stack("up", "--detach", "--wait", "postgres")
+        stack("run", "--rm", "-T", "--no-deps", "migrate", "python", "-c", OLDER_DATABASE)
+        expect(
+            stack.psql("SELECT version_num FROM alembic_version") == "0012",
+            "it is of revision 0012",
         )
-        when = "in mid-batch" if in_work else "after the batch"
-        holds(f"{service} killed {when}: the batch completes", start)
-
-
-def restart(stack: Stack, _: Path) -> None:
-    for words in (("stop",), ("down",)):
-        start = time.monotonic()
-        batches = stack.submit()
-        stack(*words)
+        stack.psql(WITNESS)
         stack.up()
-        wait_until(
-            lambda batches=batches: stack.number(BATCHES) == batches, f"done after {words[0]}"
-        )
-        holds(f"{words[0]} and up: nothing is lost, the batch completes", start)
+        stack.wait_for(1, "the batch of the older database")
 
 
-def restore(stack: Stack, folder: Path) -> None:
-    start = time.monotonic()
-    kept = stack.number(UPLOADS)
-    dump = "COMPOSE exec -T postgres pg_dump -U batch_pipeline -Fc"
-    files = "COMPOSE exec -T code-location tar -C /data/uploads"
-    stack.pipe(
-        f"{dump} batch_pipeline > {folder}/ours.dump; {dump} dagster > {folder}/dagster.dump"
-    )
-    stack.pipe(f"{files} -c . > {folder}/uploads.tar")
-    stack("down", "--volumes")
-    stack("up", "--detach", "--wait", "postgres")
-    load = "COMPOSE exec -T postgres pg_restore -U batch_pipeline"
-    stack.pipe(f"{load} -d batch_pipeline < {folder}/ours.dump")
-    stack.pipe("COMPOSE exec -T postgres createdb -U batch_pipeline dagster")
-    stack.pipe(f"{load} -d dagster < {folder}/dagster.dump")
-    stack.up()
-    stack.pipe(f"{files} -x < {folder}/uploads.tar")
-    if stack.number(UPLOADS) != kept:
-        raise SystemExit("the restored stack has other uploads")
-    batches = stack.submit()
-    wait_until(lambda: stack.number(BATCHES) == batches, "the restored stack works")
-    holds("backup restored into an empty stack, which goes on", start)
+def kubernetes(stack: Stack) -> None:
+    with holds("the image for Kubernetes is built, and opens the launcher of pods"):
+        tag = "batch-pipeline:kubernetes"
+        stack.docker("build", "-f", "deploy/Dockerfile", "--build-arg", "EXTRA=kubernetes",
+                     "-t", tag, ".")  # fmt: skip
+        # As a restricted cluster runs it.
+        restricted = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL",
+                      "--security-opt=no-new-privileges")  # fmt: skip
+        imports = "import batch_pipeline.definitions, dagster_aws.s3, dagster_k8s.launcher, s3fs"
+        stack.docker("run", "--rm", *restricted, tag, "python", "-W", "ignore", "-c", imports)
+    for name in ("batch-pipeline", tag):
+        size = int(stack.docker("image", "inspect", "--format", "{{.Size}}", name))
+        print(f"    {name}: {size / 1e6:.0f} MB", flush=True)
 
 
-def upgrade(stack: Stack, _: Path) -> None:
-    start = time.monotonic()
-    stack("down", "--volumes")
-    stack("up", "--detach", "--wait", "postgres")
-    stack("run", "--rm", "-T", "--no-deps", "migrate", "python", "-c", OLDER_DATABASE)
-    if stack.number("SELECT version_num FROM alembic_version") != 12:
-        raise SystemExit("the older database is not of revision 0012")
-    stack.up()
-    wait_until(lambda: stack.number(BATCHES) == 1, "the batch of the older database is processed")
-    holds("upgraded from revision 0012, whose batch completes", start)
-
-
-PARTS = (build, kill, restart, restore, upgrade)
+PARTS = (build, kill, restart, restore, upgrade, kubernetes)
 
 
 def main() -> None:
     names = sys.argv[1:] or [part.__name__ for part in PARTS]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        project = folder / "project"
+        project = Path(name) / "project"
         for line in (ROOT / ".dockerignore").read_text().splitlines():
             if line.startswith("!"):
                 source, target = ROOT / line[1:], project / line[1:]
@@ -208,7 +364,7 @@ def main() -> None:
         try:
             for part in PARTS:
                 if part.__name__ in names:
-                    part(stack, folder)
+                    part(stack)
         finally:
             stack("down", "--volumes", check=False)
 

@@ -11,19 +11,23 @@ skip() { echo "SKIPPED: $*"; exit 0; }
 command -v apt-get >/dev/null || skip "the engine is installed from Debian's packages"
 export DEBIAN_FRONTEND=noninteractive
 if ! command -v dockerd >/dev/null || ! command -v mmdebstrap >/dev/null; then
+    echo "installing docker.io, mmdebstrap, iptables and iproute2 of Debian; they stay"
     apt-get update -qq
     # A service that cannot start here must not stop the installation.
     apt-get install -y -qq --no-install-recommends docker.io mmdebstrap iptables iproute2 >/dev/null \
         || skip "docker.io and mmdebstrap cannot be installed"
 fi
 
-folder=$(mktemp -d /var/tmp/container-engine-XXXXXX)
-daemon=
 # The engine changes the network of this machine, and the end puts it back: that of another engine
-# must not be touched.
+# must not be touched. Two runs at a time would put back each other's.
+exec 9> /var/lock/batch_pipeline_container_engine
+flock --nonblock 9 || skip "this script runs already"
 [ ! -e /sys/class/net/docker0 ] || skip "docker0 is there: another engine runs on this machine"
 rules=$(iptables-save) || skip "the rules of this network cannot be read"
 forwarding=$(cat /proc/sys/net/ipv4/ip_forward)
+
+folder=$(mktemp -d /var/tmp/container-engine-XXXXXX)
+daemon=
 clean() {
     if [ -n "$daemon" ]; then
         docker ps -aq | xargs -r docker rm --force --volumes >/dev/null

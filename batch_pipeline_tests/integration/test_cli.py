@@ -98,6 +98,34 @@ def test_submit_says_in_words_how_to_follow_the_batch(console):
     assert second.startswith("Follow it:  batch-pipeline watch ")
 
 
+NO_REDIS = {"BATCH_PIPELINE_REDIS_URL": "redis://127.0.0.1:1/0"}
+
+
+def test_beside_a_redis_that_refuses_submit_works_and_warns_in_one_line(console, database):
+    answer = console("submit", MEDIA / "fog.webp", MEDIA / "sea.jpg", "--json", **NO_REDIS)
+    assert answer.code == 0
+    assert len(upload_rows(database, uuid.UUID(answer.json["batch_id"]))) == 2
+    [line] = answer.err.splitlines()
+    assert "progress is not published on Redis: " in line
+    assert "Connection refused" in line
+
+    answer = console("submit", MEDIA / "fog.webp", BATCH_PIPELINE_LOG_FORMAT="json", **NO_REDIS)
+    assert answer.code == 0
+    [line] = map(json.loads, answer.err.splitlines())
+    assert line["level"] == "warning"
+    assert line["event"].startswith("progress is not published on Redis: ")
+
+
+def test_in_a_terminal_the_warning_about_redis_is_a_sentence_among_the_others(console):
+    with console.in_terminal(
+        "submit", MEDIA / "fog.webp", BATCH_PIPELINE_LOG_FORMAT="json", **NO_REDIS
+    ) as terminal:
+        assert terminal.wait() == 0
+    assert terminal.text.count("progress is not published on Redis") == 1
+    assert "{" not in terminal.text
+    assert "1 file queued" in terminal.text
+
+
 def test_other_files_next_to_photos_are_summed_up_and_are_not_failures(console, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -37,6 +37,14 @@ DRAWN = [
     for target in panel["targets"]
 ]
 
+#: What KEDA asks Prometheus in the example for Kubernetes.
+SCALED_BY = [
+    trigger["metadata"]["query"]
+    for document in yaml.safe_load_all((ROOT / "deploy/kubernetes/autoscaling.yaml").read_text())
+    if document["kind"] == "ScaledObject"
+    for trigger in document["spec"]["triggers"]
+]
+
 
 def test_the_dashboard_is_what_its_script_writes():
     script = runpy.run_path(str(ROOT / "scripts" / "write_dashboard.py"))
@@ -52,6 +60,8 @@ def test_alerts_and_dashboard_name_metrics_that_exist_and_the_dashboard_shows_al
     exist = {metric.name for metric in METRICS}
     assert named([rule["expr"] for rule in RULES]) <= exist
     assert named(DRAWN) == exist
+    assert SCALED_BY
+    assert named(SCALED_BY) <= exist
 
 
 @pytest.mark.slow
@@ -157,5 +167,5 @@ def test_a_real_prometheus_scrapes_evaluates_and_answers_every_panel(prometheus,
         query = urllib.parse.urlencode({"query": expression})
         return (prometheus(f"query?{query}") or {}).get("result")
 
-    for expression in DRAWN:
+    for expression in [*DRAWN, *SCALED_BY]:
         wait_until(lambda: drawn(expression), f"a value of {expression}")  # noqa: B023 - at once

