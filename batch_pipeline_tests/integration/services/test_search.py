@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from pgvector import Vector
 from pgvector.psycopg import register_vector
+from psycopg.types.json import Jsonb
 from sqlalchemy import event, text
 
 from batch_pipeline.database.session import Database, with_driver
@@ -31,6 +32,7 @@ COLUMNS = {
     "embedding_model": "text",
     "embedding_local": "vector",
     "checksum": "text",
+    "metadata": "jsonb",
 }
 
 
@@ -57,6 +59,10 @@ def vector(number):
     return Vector(np.concatenate([[np.cos(angle)], rest]).astype(np.float32))
 
 
+#: Of every upload.
+FACTS = Jsonb({"format": "jpeg", "camera": "FUJIFILM X-T5"})
+
+
 @pytest.fixture(scope="module")
 def filled(server):
     """Every other upload is of the model ``old``; every upload in ten is hidden."""
@@ -78,7 +84,7 @@ def filled(server):
                     name = f"{number}.jpg"
                     about = ("image", 1, "completed", "A picture.")
                     copy.write_row(
-                        (user, name, name, *about, model, vector(number), f"{number:064}")
+                        (user, name, name, *about, model, vector(number), f"{number:064}", FACTS)
                     )
         database = Database(with_driver(url, "psycopg", variable="URL"))
         with database.transaction() as connection:
@@ -155,6 +161,26 @@ def test_the_index_is_used_and_will_be_among_many_more_vectors(filled, user_id, 
         assert re.search(r'"ix_upload_vectors_\d"', json.dumps(with_index))
         # With more vectors the difference grows: the exact search reads all of them.
         assert exact["Total Cost"] > with_index["Total Cost"]
+
+
+@pytest.mark.parametrize("filters", [Filters(format="jpg"), Filters(camera="fujifilm")])
+def test_a_search_for_a_common_format_or_camera_uses_the_index(filled, filters):
+    plans = []
+
+    def explain(connection, _cursor, statement, parameters, *_):
+        if "ORDER BY" in statement and "<=>" in statement:
+            with connection.connection.cursor() as other:
+                other.execute(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
+                plans.append(json.dumps(other.fetchall()))
+
+    event.listen(filled.engine, "before_cursor_execute", explain)
+    try:
+        search(filled, Questions(), "anything", filters=filters, limit=20)
+    finally:
+        event.remove(filled.engine, "before_cursor_execute", explain)
+
+    assert plans
+    assert all(re.search(r'"ix_upload_vectors_\d"', plan) for plan in plans)
 
 
 def test_names_words_and_copies_are_looked_up_by_their_indexes(filled):
