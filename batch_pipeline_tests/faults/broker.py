@@ -94,6 +94,7 @@ class RabbitMq:
         self._folder = folder
         (folder / "plugins").write_text("[].")
         (folder / "rabbitmq.conf").write_text("disk_free_limit.absolute = 1MB\n")
+        self._folder = folder
         self._environment = os.environ | {
             "HOME": str(folder),  # for the cookie that the server and its control program share
             "RABBITMQ_NODENAME": f"broker{self.port}@localhost",
