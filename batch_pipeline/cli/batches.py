@@ -366,17 +366,14 @@ def submission_shape(submission: "Submission") -> dict[str, Any]:
 
 def print_submission(submission: "Submission") -> None:
     """Print which files were refused, and what was queued."""
-    from batch_pipeline.media.sniffing import ACCEPTED  # noqa: PLC0415
     from batch_pipeline.terminal import literal  # noqa: PLC0415
 
     for suffix, count in sorted(submission.left_out.items()):
         click.echo(f"{counted(count, f'{suffix} file')} left out", err=True)
-    formats = f"; {ACCEPTED}"
     for file in submission.refused:
-        reason = file.error.removesuffix(formats)
-        click.echo(f"refused    {literal(file.path)}: {literal(reason)}", err=True)
-    if any(file.error.endswith(formats) for file in submission.refused):
-        click.echo(f"{ACCEPTED[0].upper()}{ACCEPTED[1:]}", err=True)
+        click.echo(f"refused    {literal(file.path)}: {literal(file.reason)}", err=True)
+    if formats := submission.accepted_formats:
+        click.echo(f"{formats[0].upper()}{formats[1:]}", err=True)
     if submission.batch_id is None:
         seen = submission.refused or submission.left_out
         what = "no file was accepted" if seen else "no file was found"

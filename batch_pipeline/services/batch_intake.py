@@ -26,7 +26,7 @@ from batch_pipeline.database.models import SIDECAR_DATE, Priority, Upload, Uploa
 from batch_pipeline.database.readings import LOCAL_USER, MAX_NAME
 from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
 from batch_pipeline.media.acceptance import accept
-from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
+from batch_pipeline.media.sniffing import ACCEPTED, HEAD_BYTES, MediaType
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
 from batch_pipeline.services.sidecars import sidecar_date, without_sidecars
@@ -52,6 +52,11 @@ class RefusedFile:
     path: Path
     """As it was found; a folder may have many files of this name."""
 
+    @property
+    def reason(self) -> str:
+        """The error without the list of accepted formats, which one list of files needs once."""
+        return self.error.removesuffix(f"; {ACCEPTED}")
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -70,6 +75,11 @@ class Submission:
     def total_files(self) -> int:
         """Number of offered files, without skipped files that accompany photos."""
         return len(self.upload_ids) + len(self.refused)
+
+    @property
+    def accepted_formats(self) -> str:
+        """The list of accepted formats if a file was refused for its own; else empty."""
+        return ACCEPTED if any(file.reason != file.error for file in self.refused) else ""
 
 
 @dataclass(frozen=True)

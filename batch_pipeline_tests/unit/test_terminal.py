@@ -157,7 +157,8 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
         "error_message": text,
     }
     batch_row = {
-        "batch_id": BATCH, "name": name, "status": "processing", "total_uploads": 100000,
+        "batch_id": BATCH, "user_id": BATCH, "name": name, "status": "processing",
+        "total_uploads": 100000,
         "processed_uploads": 99999, "successful_uploads": 1, "failed_uploads": 99998,
         "progress_percentage": 99.9, "created_at": now - timedelta(days=900), "started_at": now,
         "completed_at": None, "error_message": text, "paused": [],
