@@ -56,7 +56,8 @@ def found(name, text, tags=()):
     return SearchResult(
         upload_id=BATCH, filename=name, similarity=0.5, description=text, thumbnail_path=None,
         file_path=name, original=name, thumbnail=None, batch_id=BATCH, batch_name=name,
-        file_type="image", format=None, camera=None, taken_at=None, uploaded_at=datetime.now(UTC),
+        user_id=BATCH, file_type="image", format=None, camera=None, taken_at=None,
+        uploaded_at=datetime.now(UTC),
         vision_model=None, found_by="meaning", score=0.5, weak=True, copies=[], cursor="x",
         tags=tags,
     )  # fmt: skip
