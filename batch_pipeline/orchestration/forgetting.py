@@ -84,10 +84,9 @@ _NAMING_UPLOAD = text("""
     SELECT id, event FROM event_logs WHERE run_id = ANY(:runs) AND strpos(event, :hex) > 0
 """)
 _REPLACE_EVENT = text("UPDATE event_logs SET event = :event WHERE id = :id")
-_DELETE_CHECKS = text("""
-    DELETE FROM asset_check_executions
-    WHERE run_id = ANY(:runs) OR partition = :batch_id
-""")
+_CHECKS = "FROM asset_check_executions WHERE run_id = ANY(:runs) OR partition = :batch_id"
+_COUNT_CHECKS = text(f"SELECT count(*) {_CHECKS}")
+_DELETE_CHECKS = text(f"DELETE {_CHECKS}")
 _DELETE_TAGS = text("DELETE FROM asset_event_tags WHERE event_id = ANY(:events)")
 _DELETE_EVENTS = text("DELETE FROM event_logs WHERE id = ANY(:events)")
 #: Dagster then reads the last event of the asset from the log.
@@ -205,16 +204,25 @@ class DagsterHistory:
     def count(self, batch_id: uuid.UUID) -> Mapping[str, int]:
         """Count what `forget_batch` would delete."""
         runs = self._runs_of(batch_id)
+        of = {"runs": runs, "batch_id": str(batch_id)}
         found = f"SELECT count(*) FROM ({_EVENTS_OF_RUNS} UNION {_EVENTS_OF_BATCH}) AS found"  # noqa: S608
         with self._events.index_connection() as connection:
-            of = {"runs": runs, "batch_id": str(batch_id)}
-            return {"runs": len(runs), "events": connection.execute(text(found), of).scalar_one()}
+            events = connection.execute(text(found), of).scalar_one()
+            checks = connection.execute(_COUNT_CHECKS, of).scalar_one()
+        with self._ticks.connect() as connection:
+            ticks = connection.execute(_TICKS, {"needles": _needles(batch_id, runs)}).all()
+        return {
+            "runs": len(runs),
+            "events": events,
+            "checks": checks,
+            "ticks": len(ticks),
+            "partitions": self._instance.has_dynamic_partition(str(BATCHES.name), str(batch_id)),
+        }
 
     def forget_batch(self, batch_id: uuid.UUID) -> Mapping[str, int]:
         """Delete runs, events, partition and logs of a batch; returns how many of what."""
         runs = self._runs_of(batch_id)
-        # Ticks and the console call a batch by its name and its short id, with which its id begins.
-        needles = [short(batch_id), *runs]
+        needles = _needles(batch_id, runs)
         of = {"runs": runs, "batch_id": str(batch_id)}
         counts: Counter[str] = Counter()
         counts += self._delete_ticks(needles)
@@ -367,6 +375,11 @@ class DagsterHistory:
                     console.seek(position)
                     console.write(b" " * len(line.rstrip(b"\r\n")))
                 position += len(line)
+
+
+def _needles(batch_id: uuid.UUID, runs: Sequence[str]) -> list[str]:
+    """Return what ticks and the console call a batch: its short id, with which its id begins."""
+    return [short(batch_id), *runs]
 
 
 def _without_upload(event: str, upload_id: uuid.UUID) -> str:
