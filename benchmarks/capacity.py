@@ -1,4 +1,4 @@
-"""How many uploads an hour a deployment works: a model with few constants, fitted and then tried.
+"""How many uploads an hour a deployment processes: a model with few constants, fitted and tried.
 
     python benchmarks/capacity.py                  # about three minutes
     python benchmarks/capacity.py --sizes 60 120   # smaller
@@ -11,33 +11,32 @@ Three things limit a deployment; the slowest of them sets the pace:
   closed network with one queue and a delay; Reiser and Lavenberg, Journal of the ACM 27, 1980);
 - the processors, which run workers and PostgreSQL share.
 
-To that comes the start of each run, before its first upload. The constants (start, c, processor
-time) are fitted to runs of two sizes without latency; the model is then tried on batches that were
-not part of the fit. Uploads are tiny pictures: add to c what decoding yours takes (`media.py`).
+The start of each run, before its first upload, is added. The constants (start, c, processor time)
+are fitted to batches of two sizes without latency, in a stack as `make demo` starts it. The model
+is then tried on batches that were not part of the fit. Uploads are tiny pictures: add to c what
+decoding yours takes (`media.py`).
 """
 
 import argparse
 import math
 import os
-import subprocess
-import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import dagster as dg
 import psycopg
 from rich.console import Console
 from tools.results import Table, add_results_option, machine, report
-from tools.stand import Dispatcher, Scene, Stand, tiny_pictures
-from tools.usage import SERVER_PID_VARIABLE, Usage
+from tools.stand import Scene, Stand, await_end, tiny_pictures
+from tools.usage import StackUsage
 
+from batch_pipeline.demo import running_stack
 from batch_pipeline.testing.model_server import ScriptedModelServer
 
-HERE = Path(__file__).parent
-MODEL = "qwen2.5vl:7b"
 SLICE = 250
 SECONDS_PER_DAY = 86_400
 log = Console(stderr=True)
@@ -45,7 +44,7 @@ log = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Deployment:
-    """What works a batch, and on how much of a machine."""
+    """What processes a batch, and on how much of a machine."""
 
     workers: int
     threads: int
@@ -59,7 +58,7 @@ class Constants:
     """What was fitted; seconds."""
 
     start: float
-    """From the launch of a run worker to its first upload, the end of the run included."""
+    """From submission to the first upload of the run, and its end: sensor, launch, worker."""
     lock: float
     """Of an upload, under the interpreter lock of its worker."""
     processor: float
@@ -94,7 +93,7 @@ def worker_rate(threads: int, latency: float, lock: float) -> float:
 
 
 def predicted_seconds(uploads: int, where: Deployment, constants: Constants) -> float:
-    """Wall time of a batch, from the launch of its first run to the end of its last."""
+    """Seconds from the submission of a batch to its completion."""
     slices = [min(SLICE, uploads - first) for first in range(0, uploads, SLICE)]
     at_once = min(where.workers, len(slices))
     rate = min(
@@ -130,76 +129,80 @@ def needed(
 
 
 def measure(stand: Stand, name: str, uploads: int, where: Deployment) -> Measured:
-    """Work a batch as the daemon would: the sensor's choice, a process per run."""
+    """Have a warm stack process a batch, with so many run workers at most."""
     with (
-        ScriptedModelServer(
-            latency_seconds=where.latency, slots=where.slots, vision_models=[MODEL]
-        ) as server,
+        ScriptedModelServer(latency_seconds=where.latency, slots=where.slots) as server,
         stand.scene(
             name,
             analyzer="ollama",
             embedder="embedded",
             ollama_host=server.ollama_url,
-            vision_model=MODEL,
             max_vision_calls=where.slots,
             max_concurrent_uploads=where.threads,
             max_runs_in_flight=where.workers,
             uploads_per_run=SLICE,
         ) as scene,
-        dg.DagsterInstance.get() as instance,
+        running_stack(scene.pipeline.settings),
     ):
-        scene.add_batch(tiny_pictures(uploads))
-        os.environ[SERVER_PID_VARIABLE] = str(stand.server_pid)
-        dispatcher, running, connections = Dispatcher(scene.pipeline, instance), [], 0
-        begun, runs = time.perf_counter(), 0
-        with Usage() as usage:
-            while scene.completed() < uploads or running:
-                running = [worker for worker in running if worker.poll() is None]
-                if len(running) < where.workers:
-                    started = [start(scene, run_id) for run_id in dispatcher.tick()]
-                    running += started
-                    runs += len(started)
-                connections = max(connections, connections_of(scene))
-                if time.perf_counter() - begun > 900:
-                    raise RuntimeError(f"{name}: {scene.completed()} of {uploads} after 900 s")
-                time.sleep(0.1)
-        rows, event_bytes = ask_state(
-            scene,
-            "SELECT count(*), pg_total_relation_size('event_logs') FROM event_logs",
+        process(scene, tiny_pictures(2, seed=0))  # warms it up
+        usage = StackUsage(stand.server_pid)
+        cpu_before, rows_before = usage.cpu_seconds(), event_log(scene)
+        with counting_connections(scene) as connections:
+            seconds = process(scene, tiny_pictures(uploads))
+        rows, event_bytes = (
+            after - before for after, before in zip(event_log(scene), rows_before, strict=True)
         )
         measured = Measured(
             uploads,
             where,
-            seconds=usage.figures["seconds"],
-            processor_seconds=usage.figures["cpu_seconds"] + usage.figures["database_cpu_seconds"],
-            connections=connections,
+            seconds=seconds,
+            processor_seconds=sum(usage.cpu_seconds().values()) - sum(cpu_before.values()),
+            connections=max(connections),
             event_rows=rows / uploads,
             event_bytes=event_bytes / uploads,
             row_bytes=scene.ask("SELECT pg_total_relation_size('uploads')") / uploads,
         )
-    log.print(f"{name}: {uploads} uploads in {runs} runs, {measured.seconds:.1f} s")
+    log.print(f"{name}: {uploads} uploads, {measured.seconds:.1f} s")
     return measured
 
 
-def start(scene: Scene, run_id: str) -> subprocess.Popen[bytes]:
-    """What the launcher does."""
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tools.run_worker", run_id],
-        env=os.environ | {"PYTHONPATH": str(HERE)},
-        cwd=scene.folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def process(scene: Scene, pictures: Iterable[bytes]) -> float:
+    """Submit a batch, and return the seconds until it is completed."""
+    with scene.listening() as listener:
+        batch_id = scene.add_batch(pictures)
+        begun = time.monotonic()
+        await_end(listener, batch_id)
+        return time.monotonic() - begun
 
 
-def connections_of(scene: Scene) -> int:
-    """Connections to both databases, those of this process included."""
-    return scene.ask("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+@contextmanager
+def counting_connections(scene: Scene) -> Iterator[list[int]]:
+    """Count the connections to both databases four times a second, those of this process too."""
+    counts, ended = [0], threading.Event()
+
+    def count() -> None:
+        while not ended.wait(0.25):
+            counts.append(
+                scene.ask(
+                    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+                )
+            )
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        yield counts
+    finally:
+        ended.set()
+        thread.join()
 
 
-def ask_state(scene: Scene, statement: str) -> tuple[int, int]:
+def event_log(scene: Scene) -> tuple[int, int]:
+    """Rows of Dagster's event log, and its bytes with indexes."""
     with psycopg.connect(scene.state_url) as connection:
-        row = connection.execute(statement).fetchone()
+        row = connection.execute(
+            "SELECT count(*), pg_total_relation_size('event_logs') FROM event_logs"
+        ).fetchone()
     assert row
     return int(row[0]), int(row[1])
 
@@ -240,7 +243,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stand = Stand(Path(folder))
         no_wait = Deployment(1, 8, 8, 0.0, cores)
-        measure(stand, "warm-up", 5, no_wait)
         small, large = (measure(stand, f"fit-{size}", size, no_wait) for size in arguments.fit)
         constants = fit(small, large)
         trials = [
