@@ -1,4 +1,4 @@
-"""What something takes: wall time, processor time of a tree of processes, peak of memory."""
+"""What something takes: processor time of a tree of processes, memory of run workers."""
 
 import threading
 from collections.abc import Iterator
