@@ -272,7 +272,7 @@ def test_the_jobs_pause_and_resume_what_their_config_names(pipeline, press):
         ("pause", {"user": "me"}, "user: 'me' is not an id"),
         ("pause", {"server": "http://gpu1"}, "the models are embedded"),
         ("pause", {"user": str(USER), "batch": str(USER)}, "expected at most one"),
-        ("resume", {}, "everything is not paused"),
+        ("resume", {}, "there is no pause of everything"),
     ],
 )
 def test_what_cannot_be_paused_or_resumed_is_a_red_step_that_says_why(press, job, config, said):
