@@ -9,7 +9,6 @@ ICML 2019; the Lite variants leave out squeeze-and-excitation and use ReLU6.
 """
 
 import collections
-import hashlib
 import importlib.util
 import math
 import pickle
@@ -23,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.model_servers.packaged_files import checked_file
 
 #: Side of the network's input (pixels).
 VIEW_SIDE = 224
@@ -222,27 +221,8 @@ def _network() -> _Network:
 # The file ---------------------------------------------------------------------------------------
 
 
-@cache
 def _checked_file() -> Path:
-    found = importlib.util.find_spec(_PACKAGE)
-    if found is None or not found.submodule_search_locations:
-        raise ServiceDownError(
-            "model_missing",
-            "the picture classifier is not installed: pip install 'batch-pipeline[embedded]'",
-        )
-    path = Path(found.submodule_search_locations[0]) / _FILE
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        digest = str(error)
-    if digest != _SHA256:
-        raise ServiceDownError(
-            "model_missing",
-            f"the weights {path} are not those of 2020 that are expected (SHA-256 {digest}, "
-            f"expected {_SHA256}): reinstall the package {_PACKAGE.replace('_', '-')}",
-        )
-    return path
+    return checked_file("the picture classifier", _PACKAGE, _FILE, _SHA256)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ Research 2023.
 """
 
 import ctypes
-import hashlib
 import importlib.util
 import io
 import platform
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.model_servers.packaged_files import checked_file
 
 #: Longest side of the picture in which faces are looked for (pixels). With 640, 4 % more pictures
 #: of people are recognised, at twice the cost.
@@ -123,23 +122,5 @@ def _library() -> ctypes.CDLL:
         return _loaded()
 
 
-@cache
 def _checked_file() -> Path:
-    found = importlib.util.find_spec(_PACKAGE)
-    if found is None or not found.submodule_search_locations:
-        raise ServiceDownError(
-            "model_missing",
-            "the face counter is not installed: pip install 'batch-pipeline[embedded]'",
-        )
-    path = Path(found.submodule_search_locations[0]) / _FILE
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        digest = str(error)
-    if digest != _SHA256:
-        raise ServiceDownError(
-            "model_missing",
-            f"the library {path} is not the one that is expected (SHA-256 {digest}, expected "
-            f"{_SHA256}): reinstall the package {_PACKAGE}",
-        )
-    return path
+    return checked_file("the face counter", _PACKAGE, _FILE, _SHA256)

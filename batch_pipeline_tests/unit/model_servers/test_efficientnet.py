@@ -15,7 +15,7 @@ from PIL import Image
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.square_views import square_views
-from batch_pipeline.model_servers import efficientnet
+from batch_pipeline.model_servers import efficientnet, packaged_files
 from batch_pipeline.model_servers.embedded import EmbeddedVision
 from batch_pipeline.model_servers.picture_categories import Content, content_of
 
@@ -47,10 +47,10 @@ def other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    for cached in (efficientnet._checked_file, efficientnet._loaded):
+    for cached in (packaged_files.checked_file, efficientnet._loaded):
         cached.cache_clear()
     yield package / "models" / "efficientnet-lite0-57934424.pth"
-    for cached in (efficientnet._checked_file, efficientnet._loaded):
+    for cached in (packaged_files.checked_file, efficientnet._loaded):
         cached.cache_clear()
 
 

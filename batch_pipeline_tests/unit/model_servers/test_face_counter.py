@@ -13,7 +13,7 @@ from PIL import Image
 
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.media.content import Frame, MediaFacts
-from batch_pipeline.model_servers import face_counter
+from batch_pipeline.model_servers import face_counter, packaged_files
 from batch_pipeline.model_servers.embedded import EmbeddedVision
 from batch_pipeline.services.description_audit import audit
 
@@ -52,10 +52,10 @@ def other_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    for cached in (face_counter._checked_file, face_counter._loaded):
+    for cached in (packaged_files.checked_file, face_counter._loaded):
         cached.cache_clear()
     yield package / "libfacedetection.so"
-    for cached in (face_counter._checked_file, face_counter._loaded):
+    for cached in (packaged_files.checked_file, face_counter._loaded):
         cached.cache_clear()
 
 
