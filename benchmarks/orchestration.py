@@ -150,7 +150,6 @@ CONTENDERS = (
         script="dagster_jobs.py",
         variant="in_process",
         at_most=100,
-        in_flight=1,
         under_load=False,
     ),
     Contender(

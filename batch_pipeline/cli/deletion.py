@@ -21,7 +21,7 @@ from batch_pipeline.wording import counted
 @click.option(
     "--force",
     is_flag=True,
-    help="Remove the files even if they are a large part of all files.",
+    help="Remove the files even if they are a large part of all files; try --dry-run first.",
 )
 @click.option(
     "--take-over",

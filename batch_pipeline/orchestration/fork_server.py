@@ -56,8 +56,8 @@ def _import_everything() -> None:
 def _preload_models() -> None:
     """Import and load once what each worker would for itself.
 
-    That is 1.5 s of a core and 150 MiB for the embedded models, and 0.2 to 0.8 s for the client of
-    a model server.
+    That is 1.5 s of a core and 150 MiB for the embedded models, and 0.1 s (Ollama) or 0.8 s
+    (OpenAI) for the client of a model server.
     """
     from batch_pipeline.model_servers.factory import preload  # noqa: PLC0415 - after SIGINT
     from batch_pipeline.settings import load_settings  # noqa: PLC0415

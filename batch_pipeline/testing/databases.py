@@ -14,6 +14,7 @@ from batch_pipeline.database.session import Database, create_database_if_missing
 
 _TEMPLATE = "batch_pipeline_template"
 _LOCK = 911_402_233
+#: Version of PostgreSQL that takes a strategy for a copy of a database.
 _HAS_STRATEGIES = 150_000
 
 

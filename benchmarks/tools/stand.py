@@ -23,7 +23,6 @@ from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.demo import prepare_dagster_home
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
-from batch_pipeline.services.dispatch.slices import HEAD_START_SECONDS
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.publishing import CHANNEL
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, load_settings
@@ -49,11 +48,8 @@ class Scene:
     def storage(self) -> str:
         return self.pipeline.settings.storage_location
 
-    def add_batch(self, pictures: Iterable[bytes], *, head_start: bool = True) -> uuid.UUID:
-        """Store pictures and write their rows, as an upload API does.
-
-        Without a head start of its first run, the sensor asks for all runs at a time.
-        """
+    def add_batch(self, pictures: Iterable[bytes]) -> uuid.UUID:
+        """Store pictures and write their rows, as an upload API does."""
         batch_id, begin = uuid.uuid4(), datetime.now(UTC)
         rows = []
         for number, picture in enumerate(pictures):
@@ -73,14 +69,11 @@ class Scene:
                 }
             )
         with self.pipeline.database.transaction() as connection:
-            made_at = datetime.now(UTC)
-            if not head_start:
-                made_at -= timedelta(seconds=HEAD_START_SECONDS)
             batch = {
                 "id": batch_id,
                 "user_id": USER,
                 "total_uploads": len(rows),
-                "created_at": made_at,
+                "created_at": datetime.now(UTC),
             }
             connection.execute(insert(UploadBatch).values(batch))
             connection.execute(insert(Upload), rows)
