@@ -125,21 +125,25 @@ def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[St
         _held(settings) as lock,
         stack.log_file.open("wb") as log,
     ):
-        # The child gets its own session: Ctrl-C reaches only us, and we stop the whole group.
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            pass_fds=[lock],  # the home stays taken as long as the stack lives
-        )
+        process: subprocess.Popen[bytes] | None = None
         try:
+            with _signals_held_back():  # in the middle, an exception would forget the child
+                # The child gets its own session: Ctrl-C reaches only us, and we stop the whole
+                # group.
+                process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=[lock],  # the home stays taken as long as the stack lives
+                )
             _wait_until_loaded(process, stack)
             yield stack
         finally:
-            _stop(process)
+            if process:
+                _stop(process)
 
 
 @contextmanager
@@ -211,6 +215,24 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let signals that end this process take effect only when the block has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda n, _: received.append(n)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -49,9 +49,12 @@ _SHORT_SECONDS = 1.0
 _TURN_SECONDS = 1.0
 #: Shortest time between two checks of one server (seconds).
 _BREATH_SECONDS = 0.01
-#: If a process stops in the middle of an agreement, it must not block the others.
-_LIMITS = b"""
-    SET LOCAL statement_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '2s'
+#: If a process stops in the middle of an agreement, it blocks the others no longer than this, nor
+#: than a third of a lease: after a whole lease they would take the database for dead (seconds).
+_STANDSTILL_SECONDS = 2.0
+_LIMITS = """
+    SELECT set_config('statement_timeout', '5s', true),
+        set_config('idle_in_transaction_session_timeout', %(standstill)s, true)
 """
 #: Separates a loopback address and its host in a name for all hosts.
 _OF = " of "
@@ -356,8 +359,9 @@ class SharedCallSlots:
             "holder": lane.holder,
             "lease": self._lease_seconds,
         }
+        standstill = min(_STANDSTILL_SECONDS, self._lease_seconds / 3)
         with connection.transaction():
-            connection.execute(_LIMITS)
+            connection.execute(_LIMITS, {"standstill": f"{standstill * 1000:.0f}ms"})
             connection.execute(
                 "SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_LOCK, lane.topic]
             )

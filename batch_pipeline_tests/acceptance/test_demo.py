@@ -107,3 +107,37 @@ def test_ctrl_c_stops_the_demo_at_any_moment_and_the_batch_is_intact(
         assert len(uploads) == batch["total_uploads"] == 15
         assert len(ended) == batch["processed_uploads"]
     assert bool(listed.json) == (moment not in {None, "Starting Dagster"})
+
+
+CTRL_C_AT_THE_START = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from batch_pipeline.demo import running_stack
+from batch_pipeline.settings import Settings
+
+start = subprocess.Popen._execute_child
+
+def start_and_press_ctrl_c(*arguments):
+    start(*arguments)
+    os.kill(os.getpid(), signal.SIGINT)
+
+subprocess.Popen._execute_child = start_and_press_ctrl_c
+try:
+    with running_stack(Settings(_env_file=None, home=Path(sys.argv[1]))):
+        print("it went on")
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_ctrl_c_while_the_stack_is_being_started_leaves_no_process_behind(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C_AT_THE_START, str(tmp_path / "home")],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+    assert done.stdout == "stopped\n", done.stderr
+    wait_until(lambda: not processes_of(tmp_path / "home"), "nothing is left")
