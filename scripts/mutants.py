@@ -282,13 +282,6 @@ MUTANTS = (
         OF_TURNS,
     ),
     Mutant(
-        "a new batch has no head start",
-        f"{DISPATCH}/turns.py",
-        "return self.runs > 0 and self.slices[0].has_head_start",
-        "return False",
-        OF_TURNS,
-    ),
-    Mutant(
         "every stage is announced",
         "services/progress/publishing.py",
         'return self._filter.admits_pace(("stage", run_id))',

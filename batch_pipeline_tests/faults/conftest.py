@@ -98,13 +98,6 @@ class Work:
         with self.pipeline.database.transaction() as connection:
             connection.execute(text("UPDATE uploads SET not_before = now()"))
 
-    def end_the_head_start(self) -> None:
-        """Skip the time in which a new batch gets only one run."""
-        with self.pipeline.database.transaction() as connection:
-            connection.execute(
-                text("UPDATE upload_batches SET created_at = now() - interval '1 minute'")
-            )
-
     def make_retries_due(self) -> None:
         """Skip the time until the sweep reopens failed uploads."""
         with self.pipeline.database.transaction() as connection:

@@ -87,7 +87,6 @@ def test_row_23_while_the_server_is_down_no_run_is_launched_however_many_slices_
     assert tick.skip_message.count("cannot be reached") == 1
     assert work.pipeline.backlog.owners() == []
     model_server.start()
-    work.end_the_head_start()
     assert len(work.tick().run_requests) == work.pipeline.settings.max_runs_in_flight
     assert_nothing_burned(work, batch_id)
 

@@ -28,7 +28,6 @@ def work_to_the_end(work, batch_id, model_server, *, rounds):
     for _ in range(rounds):
         assert model_server.is_up.wait(DEADLINE)
         work.end_the_pause()
-        work.end_the_head_start()
         for request in work.tick().run_requests:
             assert model_server.is_up.wait(DEADLINE)
             work.run_request(request)

@@ -22,7 +22,6 @@ from sqlalchemy import text
 from batch_pipeline.database.failures import repeated
 from batch_pipeline.database.models import Priority, UploadBatch
 from batch_pipeline.database.readings import (
-    BATCH_CAME,
     NAME,
     PAUSED_SQL,
     PRIORITY,
@@ -34,10 +33,6 @@ from batch_pipeline.database.readings import (
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.dispatch.turns import WaitingSlice
 
-#: A new batch gets only one run until that run has started, but at most for this time (seconds).
-#: Run workers that start together share the cores. When four started on two cores, the first result
-#: of a large batch took twice as long as that of a small one (``benchmarks/stack.py``).
-HEAD_START_SECONDS = 10.0
 #: If another transaction locks the row of a batch for longer, the batch loses its turn
 #: (milliseconds).
 _LOCK_MILLISECONDS = 200
@@ -53,13 +48,10 @@ _WAITED = f"(extract(epoch FROM now() - {as_text(WAITING_SINCE)}))::double preci
 _USER = as_text(owner(UploadBatch.user_id).element)
 _PRIORITY = as_text(PRIORITY.element)
 _NAME = as_text(NAME.element)
-_HEAD_START = f"""
-    upload_batches.status = 'pending'
-    AND {as_text(BATCH_CAME)} > now() - make_interval(secs => {HEAD_START_SECONDS})"""
 
 _NUMBERED = text(f"""
-    SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
-        {PAUSED_SQL} AS is_paused, {_PRIORITY} AS priority, {_NAME} AS name,
+    SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {PAUSED_SQL} AS is_paused,
+        {_PRIORITY} AS priority, {_NAME} AS name,
         uploads.slice AS number,
         min(uploads.dispatch_reason) AS reason, count(*) AS uploads, max({_WAITED}) AS waited
     FROM uploads JOIN upload_batches ON upload_batches.id = uploads.batch_id
@@ -71,8 +63,8 @@ _NUMBERED = text(f"""
 
 #: The oldest upload of each batch, found by an index. The number of the others is an estimate.
 _WITHOUT_NUMBER = text(f"""
-    SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {_HEAD_START} AS has_head_start,
-        {PAUSED_SQL} AS is_paused, {_PRIORITY} AS priority, {_NAME} AS name,
+    SELECT upload_batches.id AS batch_id, {_USER} AS user_id, {PAUSED_SQL} AS is_paused,
+        {_PRIORITY} AS priority, {_NAME} AS name,
         oldest.reason, oldest.waited,
         coalesce(upload_batches.total_uploads - upload_batches.processed_uploads, 0) AS at_most
     FROM upload_batches, LATERAL (
@@ -197,7 +189,6 @@ def _slice(row: AnyRow, **values: int) -> WaitingSlice:
         row.user_id,
         time.time() - float(row.waited) if is_known else 0.0,
         reason=row.reason,
-        has_head_start=row.has_head_start,
         is_paused=row.is_paused,
         priority=row.priority or Priority.NORMAL,
         batch_name=row.name,

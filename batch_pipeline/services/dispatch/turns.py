@@ -15,8 +15,7 @@ flight, and the sensor's cursor keeps the turns taken so far. The rule:
 4. **A run in flight counts as ten minutes.** Each run in flight of a user (or a batch) moves the
    start of its wait ten minutes later. So a user without runs goes before a user with many runs who
    came shortly before.
-5. A new batch gets **one run until that run has started** (its head start), and no user
-   gets more than ``MAX_RUNS_PER_USER`` runs in flight.
+5. No user gets more than ``MAX_RUNS_PER_USER`` runs in flight.
 6. A batch that is **paused** gets no run. It keeps its place.
 7. Runs hold no more than ``MAX_UPLOADS_PER_USER`` uploads of one user. A slice takes as many
    uploads as there is room for, but it is not opened before half of the limit is free. Otherwise a
@@ -74,8 +73,6 @@ class WaitingSlice(NamedTuple):
     uploads: int = 0
     """How many uploads it has. For a slice without a number: how many it may get; 0 means as many
     as a run takes."""
-    has_head_start: bool = False
-    """The first run of the batch should start before its other runs are launched."""
     is_paused: bool = False
     """A person has paused the batch, its user or everything."""
     priority: str = Priority.NORMAL
@@ -117,7 +114,6 @@ class Why(StrEnum):
 
     LAUNCHED = "already launched"
     PAUSED = "paused"
-    HEAD_START = "behind their batch's first run"
     USER_LIMIT = "behind runs of the same user"
     UPLOAD_LIMIT = "behind uploads of the same user"
     NO_ROOM = "behind other runs"
@@ -242,10 +238,6 @@ class _Batch:
     """Other slices of the batch wait for uploads of the user to end."""
 
     @property
-    def has_head_start(self) -> bool:
-        return self.runs > 0 and self.slices[0].has_head_start
-
-    @property
     def place(self) -> _Place:
         earlier = EARLIER_SECONDS.get(self.priority, 0.0)
         return _place(
@@ -284,7 +276,7 @@ class _User:
         batch.last_turn = self.last_turn = now
         batch.runs += 1
         self.runs += 1
-        if not batch.slices or batch.has_head_start:
+        if not batch.slices:
             self.batches.remove(batch)
         self.keep_to_limit()
         return slice_
@@ -335,8 +327,7 @@ def choose_slices(
             runs = in_flight.of_user.get(batch.user_id, 0)
             room = upload_limit.room(batch.user_id) if upload_limit else 0
             users[batch.user_id] = _User(batch.user_id, last_turn, runs, upload_limit, room)
-        if not batch.has_head_start:
-            users[batch.user_id].batches.append(batch)
+        users[batch.user_id].batches.append(batch)
     for user in users.values():
         user.keep_to_limit()
 
@@ -358,14 +349,8 @@ def choose_slices(
             waits[Why.UPLOAD_LIMIT].append(batch.id)
         if batch.slices:
             has_its_runs = users[batch.user_id].runs >= max_per_user
-            waits[_why(batch, has_its_runs=has_its_runs)].append(batch.id)
+            waits[Why.USER_LIMIT if has_its_runs else Why.NO_ROOM].append(batch.id)
     return Choice(chosen, waits, {slice_.batch_id: slice_.label for slice_ in waiting})
-
-
-def _why(batch: _Batch, *, has_its_runs: bool) -> Why:
-    if batch.has_head_start:
-        return Why.HEAD_START
-    return Why.USER_LIMIT if has_its_runs else Why.NO_ROOM
 
 
 def _by_batch(

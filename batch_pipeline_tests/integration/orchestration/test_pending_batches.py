@@ -88,9 +88,7 @@ def test_nothing_pending_is_a_skip_with_its_reason(daemon_of):
 def test_a_batch_becomes_one_run_per_slice_oldest_uploads_first(daemon_of):
     daemon = daemon_of(uploads_per_run=2)
     batch_id = add_batch(daemon.pipeline.database, 5)
-    requests = [*daemon.tick().run_requests]
-    daemon.pipeline.states.load_batch(batch_id, daemon.runs[0].run_id, slice_number=1, limit=2)
-    requests += daemon.tick().run_requests
+    requests = daemon.tick().run_requests
     assert [request.run_key for request in requests] == [f"{batch_id}/{n}" for n in (1, 2, 3)]
     assert [request.tags[SLICE_TAG] for request in requests] == ["1", "2", "3"]
     assert {request.tags[REASON_TAG] for request in requests} == {"new"}
@@ -113,8 +111,6 @@ def test_runs_hold_no_more_uploads_of_a_user_than_they_may_and_others_are_launch
         connection.execute(
             update(UploadBatch).where(UploadBatch.id == other).values(user_id=uuid.UUID(int=9))
         )
-    for batch_id in (hers, other):
-        make_older(daemon, batch_id, seconds=60)  # no head start
     assert sorted(batches_of(daemon.tick())) == sorted(map(str, (hers, other)))
     assert held_of(daemon, hers) == 6
     assert f"1 behind uploads of the same user [{short(hers)}]" in daemon.tick().skip_message
@@ -138,30 +134,6 @@ def test_a_run_has_the_name_of_its_batch_in_a_tag_before_it_begins(daemon_of):
     named, unnamed = daemon.tick().run_requests
     assert named.tags[NAME_TAG] == "Rome 2026"
     assert NAME_TAG not in unnamed.tags
-
-
-def test_the_first_run_of_a_new_batch_has_a_head_start_until_it_has_begun(daemon_of):
-    daemon = daemon_of(uploads_per_run=2)
-    batch_id = add_batch(daemon.pipeline.database, 5, name="Rome\n2026")
-    rome = f"Rome 2026 ({short(batch_id)})"
-    make_older(daemon, batch_id, seconds=-3600)  # it stays new, even on a slow machine
-    assert len(daemon.tick().run_requests) == 1
-    waiting = daemon.tick()
-    assert not waiting.run_requests
-    assert waiting.skip_message == (
-        f"1 batch waits: 1 already launched [{rome}], "
-        f"1 behind their batch's first run [{rome}]; 1 of 4 runs in flight"
-    )
-    daemon.pipeline.states.load_batch(batch_id, daemon.runs[0].run_id, slice_number=1, limit=2)
-    assert len(daemon.tick().run_requests) == 2
-
-
-def test_a_first_run_that_takes_long_to_begin_keeps_the_others_for_ten_seconds_only(daemon_of):
-    daemon = daemon_of(uploads_per_run=2)
-    batch_id = add_batch(daemon.pipeline.database, 5)
-    assert len(daemon.tick().run_requests) == 1
-    make_older(daemon, batch_id, seconds=11)
-    assert len(daemon.tick().run_requests) == 2
 
 
 def test_the_oldest_batch_comes_first(daemon_of):

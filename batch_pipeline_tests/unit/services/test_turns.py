@@ -112,14 +112,6 @@ def test_what_was_opened_again_waits_since_then():
     assert chosen([*retried, *new], max_in_flight=1) == new
 
 
-def test_the_first_run_of_a_large_batch_has_a_head_start():
-    large = slices(BATCHES[0], 40, has_head_start=True)
-    small = slices(BATCHES[1], 1, has_head_start=True)
-    assert chosen([*large, *small]) == [large[0], *small]
-    choice = choose(large[1:], in_flight=running(BATCHES[0], 1))
-    assert (choice.chosen, choice.waiting[Why.HEAD_START]) == ([], [BATCHES[0]])
-
-
 def test_a_user_gets_no_more_runs_than_it_may_and_leaves_a_place_free():
     hers = slices(BATCHES[0], 40)
     choice = choose(hers, max_per_user=3)
@@ -161,16 +153,17 @@ def test_a_batch_without_slices_of_its_own_numbers_is_chosen_as_often_as_it_has_
 
 
 def test_what_waits_is_said_with_its_reasons_and_batches():
-    rome = slices(BATCHES[0], 3, has_head_start=True, batch_name="Rome")
+    rome = slices(BATCHES[0], 3, batch_name="Rome")
     launched, behind = rome[:1], rome[1:]
     choice = choose(
         [*launched, *behind],
         launched={launched[0].key},
         in_flight=running(BATCHES[0], 1),
+        max_per_user=1,
     )
     assert str(choice) == (
         f"1 batch waits: 1 already launched [Rome ({short(BATCHES[0])})], "
-        f"1 behind their batch's first run [Rome ({short(BATCHES[0])})]"
+        f"1 behind runs of the same user [Rome ({short(BATCHES[0])})]"
     )
     full = choose([slices(batch, 1)[0] for batch in BATCHES], max_in_flight=0)
     named = ", ".join(map(short, BATCHES[:3]))
@@ -218,7 +211,6 @@ def situations(draw):
             draw(st.integers(0, 6)),
             user=draw(st.sampled_from([ANNA, BERT])),
             since=NOON + draw(st.integers(0, 600)),
-            has_head_start=draw(st.booleans()),
         )
     keys = [slice_.key for slice_ in waiting]
     of_batch = draw(st.dictionaries(st.sampled_from(BATCHES), st.integers(0, 3)))
