@@ -187,6 +187,11 @@ def table_problems(connection: Connection) -> Iterator[Problem]:
             yield from _refused_words(connection, row.table, row.column, kind.words)
 
 
+def has_tables(connection: Connection) -> bool:
+    """Return whether there are tables of uploads or batches, ours or those of an upload API."""
+    return connection.execute(_FOUND).first() is not None
+
+
 def rows_left_alone(connection: Connection) -> Iterator[Problem]:
     """Find rows with an unknown status: they are neither processed nor counted."""
     for table, column in (("upload_batches", "status"), ("uploads", "processing_status")):

@@ -7,7 +7,12 @@ from datetime import timedelta
 from sqlalchemy import text
 
 from batch_pipeline.database.embedded_server import server_users
-from batch_pipeline.database.existing_tables import Problem, rows_left_alone, table_problems
+from batch_pipeline.database.existing_tables import (
+    Problem,
+    has_tables,
+    rows_left_alone,
+    table_problems,
+)
 from batch_pipeline.database.session import Database, connect
 from batch_pipeline.database.spaces import find_space, local_width
 from batch_pipeline.errors import ConfigurationError, PipelineError
@@ -193,7 +198,8 @@ def _rate_limits(database: Database) -> str:
 def _tables(database: Database) -> str:
     with database.transaction() as connection:
         _raise_if(table_problems(connection))
-    return "can be read and written"
+        exist = has_tables(connection)
+    return "can be read and written" if exist else "none yet; the upgrade makes them"
 
 
 def _statuses(database: Database) -> str:

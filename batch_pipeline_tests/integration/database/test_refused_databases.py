@@ -148,6 +148,13 @@ def test_doctor_names_columns_that_were_changed_after_the_upgrade_and_words_it_d
     assert "ALTER COLUMN description TYPE text;" in tables.detail
 
 
+def test_doctor_says_of_an_empty_database_that_it_has_no_tables_yet(server, change):
+    with server.new_database(migrated=False) as url:
+        found = {check.name: check for check in check_health(change(database_url=url))}
+    assert "run `batch-pipeline db upgrade`" in found["migrations"].hint
+    assert found["tables"].detail == "none yet; the upgrade makes them"
+
+
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 def test_an_encoding_that_cannot_hold_everything_is_refused(server_url, change, encoding):
     name = f"test_{uuid.uuid4().hex}"
