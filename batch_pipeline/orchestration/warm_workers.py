@@ -15,6 +15,7 @@ Workers are spawned as usual where a fork is not safe (macOS) or not available (
 ``WARM_RUN_WORKERS`` is off.
 """
 
+import atexit
 import multiprocessing.connection
 import os
 import sys
@@ -52,6 +53,15 @@ class _Popen(popen_forkserver.Popen):
 
 
 class _Process(ForkServerProcess):
+    def _bootstrap(self, parent_sentinel: int | None = None) -> int:
+        try:
+            code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
+            return code
+        finally:
+            # A spawned worker does this when its interpreter ends; a forked one would not. Without
+            # it, the slots for model calls that a worker holds stay unused for a lease.
+            atexit._run_exitfuncs()
+
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> _Popen:  # noqa: N802 - named by the standard library
         return _Popen(process_obj)

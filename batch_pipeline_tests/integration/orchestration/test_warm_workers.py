@@ -83,6 +83,12 @@ def test_the_code_server_learns_how_a_worker_ended(found):
     assert found["exit_codes"] == [0, 3, -9]
 
 
+def test_a_worker_ends_as_an_interpreter_does_so_that_it_gives_back_its_slots_for_model_calls(
+    found,
+):
+    assert found["runs_exit_functions"]
+
+
 def test_a_worker_whose_fork_server_is_killed_lives_and_the_next_run_gets_another_one(found):
     assert found["alive_without_fork_server"]
     assert not found["alive_at_the_end"]

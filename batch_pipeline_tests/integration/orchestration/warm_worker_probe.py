@@ -1,10 +1,12 @@
 """Loads the code location like Dagster's code server, and prints facts about its run workers."""
 
+import atexit
 import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
@@ -44,6 +46,10 @@ def inside_a_worker(queue):
 
 def leave(code):
     sys.exit(code)
+
+
+def leave_with_a_note(path):
+    atexit.register(path.touch)
 
 
 def wait_for(release):
@@ -91,6 +97,12 @@ def facts(context):
     left = context.Process(target=leave, args=(3,))
     left.start()
     left.join()
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder, "note")
+        noted = context.Process(target=leave_with_a_note, args=(note,))
+        noted.start()
+        noted.join()
+        said["runs_exit_functions"] = note.exists()
     release = context.Event()
     # A process that is killed while it waits would never release an event that others wait for.
     never = context.Event()
