@@ -21,8 +21,8 @@ from batch_pipeline.storage import Storage
 #: Younger files may belong to work in progress (seconds).
 GRACE_SECONDS = 24 * 60 * 60
 #: If more than this many files, and more than this share of all files recorded as ours, are left
-#: over, a person has to confirm the removal. The likely cause is a mistake then (a table emptied, a
-#: dump restored).
+#: over, a person has to confirm the removal. The cause is then probably a mistake: a table was
+#: emptied, or a dump was restored.
 MANY_FILES, LARGE_SHARE = 20, 0.1
 
 _CHUNK = 1000
@@ -73,7 +73,7 @@ def remove_leftovers(
     Args:
         database: the database with the rows of uploads and batches.
         storage: the storage to search.
-        ownership: the proofs which files are ours.
+        ownership: proves which files are ours.
         dry_run: change nothing.
         force: also remove more than a small share, because a person has checked it.
         grace_seconds: younger files are left alone.
