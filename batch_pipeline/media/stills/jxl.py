@@ -1,7 +1,7 @@
 """JPEG XL, decoded by the package `pillow-jxl-plugin` (extra `jxl`).
 
-Its decoder decodes when it opens a file, so this module reads the size before. Of a cut file it
-gives nothing, and FFmpeg has no decoder for JPEG XL in PyAV.
+Its decoder decodes the whole file when it opens it, so this module reads the size first. It returns
+nothing of a cut file. PyAV cannot help, because its FFmpeg has no decoder for JPEG XL.
 """
 
 from PIL import Image

@@ -12,7 +12,8 @@ from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.still import PillowStill
 
 _PICTURE_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
-#: Memory of a pixel (bytes): libwebp has two canvases, also for a still, and Pillow copies one.
+#: Memory of a pixel (bytes): libwebp has two canvases even for a still picture, and Pillow copies
+#: one of them.
 _CANVAS_BYTES = 10
 
 
