@@ -295,8 +295,8 @@ class ServerCalls:
                 case json.JSONDecodeError() | pydantic.ValidationError() | UnicodeDecodeError():
                     return TransientError(
                         "model_output_invalid",
-                        f"model server {self.name} sent what is not an answer of its protocol: "
-                        f"{cause}",
+                        f"model server {self.name} sent something that is not an answer of its "
+                        f"protocol: {cause}",
                     )
         return error
 

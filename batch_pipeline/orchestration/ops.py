@@ -218,7 +218,7 @@ def _describe_taken(
     label = batch_label(progress.batch_id, progress.name)
     if loaded.expected_total != progress.total:
         context.log.warning(
-            "batch %s says %s uploads, %s are there; the total was put right",
+            "batch %s has a total of %s uploads, but %s rows; the total was put right",
             label,
             loaded.expected_total,
             progress.total,

@@ -49,7 +49,7 @@ class JxlStill(Still):
             is_jpeg, info, pixels, profile, _ = Decoder(num_threads=0)(self._data)
         except Exception as error:  # its message is only useful to developers of the decoder
             raise ValueError(
-                "the decoder gives nothing of it, as of any JPEG XL that is cut or broken"
+                "the decoder returns no picture, as for every JPEG XL that is cut or broken"
             ) from error
         if is_jpeg:
             jpeg = JpegStill(pixels)

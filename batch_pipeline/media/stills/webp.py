@@ -40,7 +40,7 @@ class WebPStill(PillowStill):
         self.exif, self.xmp, self.icc_profile = exif, xmp, profile
         self.file_bytes, self.missing_bytes = len(data) + missing, missing
         if not missing and is_cut_short(BytesIO(data), WEBP):
-            self.warnings.append("damaged: the WebP ends before what it holds beside its picture")
+            self.warnings.append("damaged: the WebP ends within the data after its picture")
 
     def memory(self, target: tuple[int, int]) -> int:
         """Return the size of the canvases and of Pillow's picture."""
