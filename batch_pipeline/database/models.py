@@ -157,7 +157,7 @@ class UploadBatch(Base):
     successful_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Number of ``failed`` uploads; decreases when one of them is processed again.
     failed_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: Why it failed or was cancelled, or why its last run died; empty when it is completed.
+    #: Why it failed, was cancelled from the UI, or why its last run died; empty when completed.
     error_message: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
@@ -282,9 +282,10 @@ class Upload(Base):
     #: in any other way.
     deaths: Mapped[int] = mapped_column(Integer, server_default="0")
     #: How often the model server died during a call for this upload; reset to 0 when the upload
-    #: completes or is retried.
+    #: completes or a person retries it.
     server_deaths: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: How often the sweep has retried it after a temporary failure; reset to 0 when it completes.
+    #: How often the sweep has retried it after a temporary failure; reset to 0 when it completes or
+    #: a person retries it.
     retries: Mapped[int] = mapped_column(Integer, server_default="0")
     #: When the sweep retries it; set only while it is ``failed`` for a temporary reason.
     retry_at: Mapped[datetime | None]

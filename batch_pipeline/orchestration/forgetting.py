@@ -105,7 +105,7 @@ _TICKS = text("""
     )
 """)
 _DELETE_TICKS = text("DELETE FROM job_ticks WHERE id = ANY(:ticks)")
-#: The plan of a re-execution names the steps of the earlier run. First runs share one plan.
+#: The plan of a re-execution names the steps of the earlier run. First runs may share their plan.
 _DELETE_PLAN = text("""
     DELETE FROM snapshots WHERE snapshot_id = :snapshot AND NOT EXISTS (
         SELECT FROM runs WHERE run_id <> :run_id AND strpos(run_body, :snapshot) > 0
