@@ -53,7 +53,7 @@ def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUI
 
 
 def why_batches_wait(settings: Settings) -> str:
-    """Return why the last tick of the sensor launched nothing; empty if it launched a run."""
+    """Return why no run is launched now; empty if the last tick of the sensor launched one."""
     dispatch = newest_dispatch(settings)
     if dispatch is None:  # no Dagster has used this database yet
         return _missing_daemon(settings)
