@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command with its own container engine: `scripts/with_container_engine.sh COMMAND…`. Needs
 # Debian and root. dockerd, Compose and the base images come from Debian's packages, so no image
-# registry is needed. Everything is in one temporary folder and is removed when the command ends.
+# registry is needed. The engine's files are in one temporary folder, which is removed at the end.
 # If no engine can be started, the script prints SKIPPED and ends with 0, and nothing was tested.
 set -euo pipefail
 

@@ -156,7 +156,7 @@ class ServerCalls:
 
     @property
     def can_be_tried(self) -> bool:
-        """Return whether the server is there, or it is time to probe it."""
+        """Return whether the server could be reached last, or may be probed again now."""
         return not self._circuit.is_open or self._circuit.probe_is_due
 
     @property

@@ -879,7 +879,7 @@ def with_heif_boxes(data: bytes, added: bytes) -> bytes:
     new = sum(1 for _ in boxes(added))
     associations = inner[b"ipma"][0] + 8 + 2  # behind version, count and the first item's number
     numbers = bytes(0x80 | (count + each) for each in range(1, new + 1))
-    # Bytes are inserted from the end of the file to its start: so earlier positions stay valid.
+    # Bytes are inserted from the end of the file to its start, so earlier positions stay valid.
     around = [meta - 8, parts[b"iprp"][0] - 8, inner[b"ipma"][0] - 8]
     place = associations + 1 + data[associations]
     changed = bytearray(_grown(data, around, place, numbers))
