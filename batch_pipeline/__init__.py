@@ -1,8 +1,8 @@
 """Turns batches of uploaded photos and videos into searchable knowledge, on Dagster.
 
-Importing the package does nothing: what it offers to others is loaded when it is first used, since
-what that stands on takes a second. For applications `search` and its `Filters`, for other Dagster
-projects `BatchPipelineComponent`.
+Importing the package loads nothing else. Its public names are loaded when they are first used,
+because their imports take a second. Applications use `search` and `Filters`. Other Dagster projects
+use `BatchPipelineComponent`.
 """
 
 from importlib import import_module

@@ -1,15 +1,15 @@
-"""Starts the command line, and heeds Ctrl-C from the first moment: its imports take a while."""
+"""Starts the command line. Ctrl-C also works during the imports, which take a while."""
 
 import gc
 import sys
 
-#: A collection of garbage begins after so many new objects. With Python's 700, imports take a fifth
-#: longer.
+#: Garbage is collected after this number of new objects. With Python's default of 700, imports take
+#: a fifth longer.
 _OBJECTS = 200_000
 
 
 def main() -> None:
-    """Run the command; stopped before it has begun, say so in a word."""
+    """Run the command. If it is stopped during the imports, print one word and no traceback."""
     gc.set_threshold(_OBJECTS)
     try:
         from batch_pipeline.cli import main as command_line  # noqa: PLC0415 - see above

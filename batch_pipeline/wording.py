@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-#: Things that a message names, of those of which it says the same.
+#: Maximum number of names that a message lists.
 _MAX_NAMED = 3
 
 
@@ -12,7 +12,7 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """List names; of many only the first."""
+    """List names; only the first ones if there are many."""
     named = names[:_MAX_NAMED]
     more = len(names) - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")

@@ -334,7 +334,9 @@ def main() -> None:
             document["uploads"] = [asdict(figure) for figure in uploads]
         batches = [bench.files("sample files", sample_media())]
         for size in sorted(arguments.sizes):
-            batches.append(bench.rows(f"{size} tiny pictures", list(tiny_pictures(size, seed=size))))
+            batches.append(
+                bench.rows(f"{size} tiny pictures", list(tiny_pictures(size, seed=size)))
+            )
             log.print(f"{size:6} uploads: {batches[-1].seconds:.1f} s")
         targets += batch_targets(batches)
         if arguments.photos:

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""Decode every file of a folder and compare with independent decoders: a table by kind.
+"""Decodes every file of a folder, and compares the results with those of other decoders.
 
     scripts/check_media.py ~/Pictures [--each]
 
-Compared are the upright picture (mean difference of a copy of 32 x 32 pixels, 0 to 255; of films
-the frame in the middle) and, of films, the length. The others are FFmpeg and ImageMagick, as far as
-these programs are installed. A file differs where none of them shows the same: each has its own
-gaps. Neither tone-maps: a difference in HDR is no fault of either side.
+It compares the upright picture (of a film, the frame in the middle) and the length of films. The
+difference of two pictures is the mean difference of copies of 32 x 32 pixels, 0 to 255. The other
+decoders are FFmpeg and ImageMagick, if they are installed. A file counts as different only if none
+of them shows the same picture, because each has its own gaps. Neither of them does tone mapping, so
+a difference in HDR is not an error of either side.
 
-Each file is decoded in a process of its own. One that ends with an exception that is no refusal,
-kills its process or takes more than a minute is a finding, and the run goes on. The exit code is 1
-if there is one.
+Each file is decoded in its own process. A file is a finding if it raises an exception that is no
+refusal, kills its process or takes more than a minute. The run goes on, and its exit code is 1. At
+the end it prints a table by kind of file.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES
 
 SIDE = 32
-#: A larger mean difference is worth a look: scaling and colour management differ by less.
+#: A larger mean difference is reported. Scaling and colour management cause smaller ones.
 LOOK_AT = 12.0
 PATIENCE_SECONDS = 60
 
@@ -56,13 +57,13 @@ class Checked:
     seconds: float = 0.0
     note: str = ""
     picture: Image.Image | None = None
-    """What we show, of `SIDE` x `SIDE` pixels."""
+    """Our picture, of `SIDE` x `SIDE` pixels."""
     position: float | None = None
-    """Of that picture in a film (seconds)."""
+    """Position of that picture in a film (seconds)."""
     length: float | None = None
-    """Of a film (seconds)."""
+    """Length of a film (seconds)."""
     differences: dict[str, float] = field(default_factory=dict)
-    """By the other decoder."""
+    """Mean difference to each other decoder."""
 
     @property
     def is_finding(self) -> bool:
@@ -76,8 +77,8 @@ class Checked:
 
 
 def check(path: Path) -> Checked:
-    """Decode one file here, in a process of its own, and elsewhere."""
-    # Nothing is decoded in this process, so that no thread of a decoder is lost in a fork.
+    """Decode one file with our code in its own process, and with the other decoders."""
+    # This process decodes nothing: a fork would lose the threads that decoders start.
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     worker = context.Process(target=_decode_and_send, args=(path, sender))
@@ -86,7 +87,7 @@ def check(path: Path) -> Checked:
     try:
         answered = receiver.poll(PATIENCE_SECONDS)
         checked = receiver.recv() if answered else Checked(path, _kind(path), "hang")
-    except EOFError:  # the process died of the file
+    except EOFError:  # the file has killed the process
         worker.join()
         checked = Checked(path, _kind(path), f"crash (exit code {worker.exitcode})")
     worker.kill()
@@ -112,7 +113,7 @@ def decode_here(path: Path) -> Checked:
         content.make_thumbnail()
     except PermanentError as error:
         return Checked(path, kind, error.kind, time.perf_counter() - begin, str(error))
-    except Exception as error:  # what this script is here to find
+    except Exception as error:  # this script looks for such errors
         where = traceback.extract_tb(error.__traceback__)[-1]
         note = f"{error} ({Path(where.filename).name}:{where.lineno})"
         return Checked(
@@ -134,7 +135,7 @@ def _shown(checked: Checked, content: MediaContent) -> Checked:
 
 
 def _kind(path: Path) -> str:
-    """Of a file that is not known by its content."""
+    """Return the kind of a file whose content is not recognised."""
     return path.suffix.lower().lstrip(".") or "none"
 
 
@@ -183,7 +184,10 @@ def _by_imagemagick(checked: Checked) -> Image.Image | None:
 
 @cache
 def _imagemagick() -> str | None:
-    """Name of its program: `magick` of version 7, `convert` of version 6, which others use too."""
+    """Return the program of ImageMagick: `magick` (version 7) or `convert` (version 6).
+
+    Other software also has a program named `convert`.
+    """
     for name in ("magick", "convert", "convert-im6"):
         if shutil.which(name):
             said = subprocess.run([name, "-version"], capture_output=True, check=False).stdout
@@ -193,7 +197,7 @@ def _imagemagick() -> str | None:
 
 
 def _picture(command: list[str]) -> Image.Image | None:
-    """Run a decoder that prints RGB; None when it cannot decode the file."""
+    """Run a decoder that prints RGB values; None if it cannot decode the file."""
     try:
         result = subprocess.run(command, capture_output=True, timeout=PATIENCE_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -228,7 +232,7 @@ DECODERS: dict[str, Callable[[Checked], Image.Image | None]] = {
 
 
 def main() -> int:
-    """Print a line for each file worth a look, and the table."""
+    """Print a line for each file to look at, and the table."""
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--each", action="store_true", help="print a line for every file")

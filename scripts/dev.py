@@ -1,6 +1,6 @@
-"""`make dev`: Dagster on the home of this clone, quiet, with its history and logs kept there.
+"""`make dev`: runs Dagster with the home of this clone, where its history and logs are kept.
 
-Arguments go to ``dagster dev``; say ``--log-level info`` to see every tick.
+It prints only warnings. Arguments go to ``dagster dev``; ``--log-level info`` shows every tick.
 """
 
 import logging
@@ -17,10 +17,10 @@ from batch_pipeline.settings import load_settings
 
 
 def main(arguments: list[str]) -> None:
-    """Become `dagster dev`, unless another stack has this home."""
+    """Run `dagster dev` in this process, unless another stack uses this home."""
     try:
         settings = load_settings()
-        hold_home(settings)  # for as long as this process lives
+        hold_home(settings)  # until this process ends
     except PipelineError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(REFUSED)
@@ -39,12 +39,15 @@ def main(arguments: list[str]) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """That the clone's ``dagster.yaml`` is for a plain `dagster dev` is as it should be."""
+    """Return false for the warning about the clone's ``dagster.yaml``.
+
+    That file is for a plain `dagster dev`, so it is right that it is not used here.
+    """
     return not record.getMessage().startswith("Found a dagster instance configuration value")
 
 
 def _value(arguments: list[str], *names: str) -> str | None:
-    """The value of an option, as it is mostly written."""
+    """Return the value of an option that is written as ``--name value``."""
     for name, value in pairwise(arguments):
         if name in names:
             return value

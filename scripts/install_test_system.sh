@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs what tests need from the system: Redis, RabbitMQ, PgBouncer, Prometheus, network namespaces, a browser, the shells
-# that complete commands, Tesseract, Compose, which reads its file without an engine, and the init that
-# engines give to containers. Debian and Ubuntu, as root; on other systems install them by hand, or
-# let the tests that need them be skipped.
+# Installs the system programs that tests need: Redis, RabbitMQ, PgBouncer, Prometheus, `ip` for
+# network namespaces, a browser, shells for tests of completion, Tesseract, Compose (to read its
+# file; no engine is needed), and the init that engines give to containers. For Debian and Ubuntu,
+# as root. On other systems install them by hand, or the tests that need them are skipped.
 set -euo pipefail
 
 missing=()
@@ -25,7 +25,7 @@ if ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-# No service starts by itself: tests start what they need.
+# Keeps services from starting by themselves: tests start what they need.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes an environment with the lowest version of Dagster that pyproject.toml allows, on top of the
-# project's own, which has all else. Usage: scripts/lowest_dagster.sh PYTHON FOLDER
+# Makes an environment with the lowest version of Dagster that pyproject.toml allows. All other
+# packages come from the project's own environment. Usage: scripts/lowest_dagster.sh PYTHON FOLDER
 set -euo pipefail
 python=$1
 folder=$2
@@ -10,7 +10,7 @@ core=$(lowest dagster)
 libraries=$(lowest dagster-postgres)
 
 "$python" -m venv "$folder"
-# What is not installed in the new environment is found in the other one.
+# Packages that are not installed in the new environment are found in the project's.
 "$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
     >"$("$folder"/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth"
 pip=("$folder"/bin/python -m pip install --quiet --disable-pip-version-check --no-deps)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Put one fault at a time into a copy of the package, and see that a fast test finds it.
+"""Puts one fault at a time into a copy of the package, and checks that a fast test finds it.
 
     scripts/mutants.py [NAME…]
 
-A mutant is a place where a promise is kept, and what stands there instead once somebody has broken
-it. The checkout is never changed. Prints a table; exits with 1 if a mutant survived, if its text is
-no longer found, or if a test fails without any mutant.
+A mutant replaces code that keeps a promise by code that breaks it. The checkout is never changed.
+The script prints a table. It exits with 1 if a mutant survived, if the text of a mutant is no
+longer found, or if a test fails without any mutant.
 """
 
 import os
@@ -23,9 +23,9 @@ from batch_pipeline.database.embedded_server import embedded_server_url, stop_se
 ROOT = Path(__file__).parents[1]
 PACKAGE = "batch_pipeline"
 TEST_DATABASE_URL = "BATCH_PIPELINE_TEST_DATABASE_URL"
-#: What tests read of the checkout.
+#: The parts of the checkout that tests read.
 COPIED = (PACKAGE, "batch_pipeline_tests", "examples", "pyproject.toml", "dagster.yaml")
-#: A mutant may make a test wait for ever; then it is found, too (seconds).
+#: Timeouts of a test and of all tests (seconds). A mutant that makes a test hang counts as found.
 LONGEST_TEST, LONGEST_TESTS = 90, 600
 
 STATES, DISPATCH = "services/states", "services/dispatch"
@@ -45,14 +45,14 @@ OF_ASKED = "integration/services/test_asked_slices.py"
 
 
 class Mutant(NamedTuple):
-    """A fault: `text` of a file of the package becomes `instead`; a test is to find it."""
+    """A fault: in a file of the package, `text` is replaced by `instead`. A test should find it."""
 
     name: str
     file: str
     text: str
     instead: str
     tests: str
-    """A file of fast tests, or one of them: that takes a second instead of a minute."""
+    """A file of fast tests, or one test of it, which takes a second instead of a minute."""
 
 
 MUTANTS = (
@@ -373,11 +373,12 @@ def main(names: Iterable[str]) -> int:
         for name in COPIED:
             source = ROOT / name
             (shutil.copytree if source.is_dir() else shutil.copy2)(source, copy / name)
-        # One server for all, instead of one for each mutant.
+        # All mutants share one server.
         environment = os.environ | {
             TEST_DATABASE_URL: embedded_server_url(copy / "server"),
             "PYTHONPATH": str(copy),
-            # That of a mutant might be taken for that of the next one: same size, same second.
+            # Python could use the bytecode of one mutant for the next one, if both files have the
+            # same size and were written in the same second.
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         try:
@@ -393,7 +394,7 @@ def main(names: Iterable[str]) -> int:
 
 
 def _try(copy: Path, environment: dict[str, str], mutant: Mutant) -> bool:
-    """Say what became of a mutant; true: a test found it."""
+    """Print the result of a mutant; return true if a test found it."""
     path = copy / PACKAGE / mutant.file
     original = path.read_text()
     if original.count(mutant.text) != 1:
@@ -408,7 +409,7 @@ def _try(copy: Path, environment: dict[str, str], mutant: Mutant) -> bool:
 
 
 def _failed_test(copy: Path, environment: dict[str, str], tests: Iterable[str]) -> str | None:
-    """Run fast tests on the copy; returns the first that failed."""
+    """Run fast tests on the copy; return the first that failed, or None."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-n", "0"]
     command += ["-p", "no:cacheprovider", "--tb=no", f"--timeout={LONGEST_TEST}"]
     command += [f"batch_pipeline_tests/{test}" for test in tests]

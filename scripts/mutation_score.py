@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Say by module how many of the mutants of `mutmut run` were killed; exits with 1 below 80 %."""
+"""Prints for each module how many mutants of `mutmut run` were killed; exits with 1 below 80 %."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 LEAST = 0.80
-#: A mutant that no test reaches has survived as well.
+#: Results that count as killed. A mutant that no test reaches counts as survived.
 KILLED = ("killed", "timeout")
 
 

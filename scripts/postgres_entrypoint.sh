@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stands for the entrypoint of the official image: makes the database once, then serves.
+# Replaces the entrypoint of the official image: creates the database once, then starts the server.
 set -eu
 PGDATA=/var/lib/postgresql/18/docker
 export PGDATA PATH="/usr/lib/postgresql/18/bin:$PATH"

@@ -1,7 +1,7 @@
-"""Remove what a home folder holds: database, stored files, Dagster's history. Asks first.
+"""Removes our data from a home folder: database, stored files, Dagster's history.
 
-Says what it removes, and refuses while somebody uses it. Without a terminal it cannot ask:
-then ``--yes`` says it. What else lies in the folder stays.
+It lists what it would remove and asks first. Without a terminal it cannot ask, and needs ``--yes``.
+It refuses while a process uses the home. Other files in the folder stay.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from batch_pipeline.database.embedded_server import server_users, stop_server
 from batch_pipeline.settings import load_settings
 from batch_pipeline.wording import counted
 
-#: What we keep in a home folder, by the beginning of the name.
+#: Our files in a home folder, by the beginning of their name.
 OURS = {
     "uploads": "originals and thumbnails",
     "postgres": "the database",
@@ -25,7 +25,7 @@ OURS = {
 @click.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def reset(yes: bool) -> None:
-    """Remove what the home folder holds."""
+    """Remove our data from the home folder."""
     settings = load_settings()
     home = settings.home
     found = {

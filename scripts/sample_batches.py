@@ -1,4 +1,4 @@
-"""Fifty batches of several people for the screenshots, in every state that a batch can be in."""
+"""Fifty batches of several people for the screenshots, in all states that a batch can have."""
 
 import time
 import uuid
@@ -22,17 +22,17 @@ _USERS = [
 _OCCASIONS = ["Holiday", "Wedding", "Inspection", "Concert", "Hike"]
 _PLACES = ["Rome", "Oslo", "Lisbon", "Kyoto", "Riga", "Cork", "Graz", "Turin", "Porto", "Bergen"]
 _NAMES = [f"{occasion} {place}" for place in _PLACES for occasion in _OCCASIONS]
-#: Of fifty, with that of the demo's files: those that have ended, that are cancelled, that are
-#: paused, and that are submitted last.
+#: How many of the fifty batches end, are cancelled, are paused, and are submitted last. The batch
+#: of the demo's files is the fiftieth.
 _ENDED, _CANCELLED, _PAUSED, _BUSY = 38, 3, 2, 6
-#: Pictures of a batch that is still being processed when it is photographed.
+#: Number of pictures in a batch that is still processed when the screenshot is taken.
 _MANY = 40
 #: The batch of the demo's files.
 SAMPLE = "Sample pictures"
 
 
 class SampleBatches:
-    """Submits the batches; photographs are taken between the steps."""
+    """Submits the batches; screenshots are taken between the steps."""
 
     def __init__(self, pipeline: Pipeline, folder: Path) -> None:
         self._pipeline, self._folder = pipeline, folder
@@ -42,7 +42,7 @@ class SampleBatches:
         [self._bad] = set(media) - set(self._good)
 
     def submit_those_that_end(self) -> None:
-        """Submit most of them, some with a bad file; cancel and pause a few; wait for the rest."""
+        """Submit most batches, some with a bad file; cancel or pause a few; wait for the others."""
         database, settings = self._pipeline.database, self._pipeline.settings
         pause(database, settings, PauseScope.EVERYTHING)
         pictures = cycle(self._good)
@@ -66,7 +66,7 @@ class SampleBatches:
         return batch_id
 
     def submit_those_in_progress(self) -> None:
-        """Submit the last ones, which take a while; some wait for the others."""
+        """Submit the last batches, which take a while; some of them wait for the others."""
         drawn = [_noise(self._folder / str(number), _MANY, number) for number in range(_BUSY)]
         for number in range(_BUSY):
             self._submit(drawn[number])
@@ -89,7 +89,7 @@ class SampleBatches:
 
 
 def _noise(folder: Path, count: int, seed: int) -> list[Path]:
-    """Draw pictures of which no two are alike, large enough to take a moment each."""
+    """Draw different pictures, each large enough that processing takes a moment."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     paths = [folder / f"{folder.name}_{number:03}.jpg" for number in range(count)]

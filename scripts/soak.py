@@ -1,21 +1,21 @@
-"""Work 2,000 uploads beside programs that are not ours, while parts of the stack are killed.
+"""Processes 2,000 uploads while other programs interfere and parts of the stack are killed.
 
     python scripts/soak.py [--uploads 2000] [--seed 1] [--mean-seconds 6]
-    python scripts/soak.py --uploads 150 --mean-seconds 3      # some 3 minutes
+    python scripts/soak.py --uploads 150 --mean-seconds 3      # about 3 minutes
 
-Real processes: PostgreSQL, code server, daemon, web server, run workers, and a scripted model
-server. Every few seconds one of them is killed and, a moment later, started again as a supervisor
-would; each is killed once before any is killed again. Meanwhile
+The processes are real: PostgreSQL, code server, daemon, web server and run workers; only the model
+server is scripted. Every few seconds one of them is killed and soon started again, as a supervisor
+would do. Each is killed once before any is killed again. Meanwhile:
 
-- an upload API adds files to the same batches, resets and deletes uploads, and locks rows;
-- a share of the files cannot be read, and a share of the pictures is refused by the model service
-  (403, 400); the service turns away what comes too fast (429 with Retry-After);
-- a second deployment keeps its files in the same storage, as does somebody with folders that look
-  like ours; all of them are old enough for the tidy to look at them.
+- An upload API adds files to the same batches, resets and deletes uploads, and locks rows.
+- Some files cannot be read. The model service refuses some pictures (403, 400), and calls that come
+  too fast (429 with Retry-After).
+- A second deployment keeps its files in the same storage. So does another program, whose folders
+  look like ours. All these files are old enough to be examined by the tidy.
 
-It ends when every part was killed, the API has done everything once, and nothing is left to be
-done. Then every upload must be terminal for the right reason with one result, the counters must be
-a recount, and no foreign file may be touched. Exit code 1 if not.
+The soak ends when every part was killed, the API has done each action once, and no work is left.
+Then every upload must have ended for the right reason and with one result, the counters must be
+correct, and no foreign file may be changed. Otherwise the exit code is 1.
 """
 
 import hashlib
@@ -51,14 +51,14 @@ UPLOADS_PER_BATCH = 50
 LEASE_SECONDS = 5
 DOWN_SECONDS = (0.5, 6.0)
 VICTIMS = ("run worker", *(part.value for part in Part), "database", "model server")
-#: Of every so many files one is of each bad kind.
+#: Among this many files there is one of each bad kind.
 ONE_BAD_IN = 25
-#: Older than the grace of the tidy (seconds).
+#: Age of the foreign files, more than the grace period of the tidy (seconds).
 OLD_SECONDS = 10 * 86_400
 FOREIGN_FILES = 12
 
-#: What each kind of file must become, by the first word of its name; None: completed. The kinds of
-#: an outage are no reasons of a file.
+#: Allowed error kinds of each kind of file, by the first word of its name; None: it must be
+#: completed. Kinds of outages are not allowed.
 OUTCOMES = {
     "good": None,
     "truncated": ["truncated"],
@@ -91,7 +91,7 @@ CHECKS = {
 
 
 def files():
-    """Names and contents of files, without end: mostly good pictures that all differ."""
+    """Yield names and contents of files without end: mostly good pictures, all different."""
     kinds = [kind for kind in OUTCOMES if kind != "good"]
     for number in itertools.count():
         place = number % ONE_BAD_IN
@@ -106,7 +106,7 @@ def files():
 
 
 def refuse(call: ReceivedCall) -> tuple[int, str] | None:
-    """What the model service does not describe."""
+    """Return status and reason if the model service refuses a call."""
     for image in call.images:
         with Image.open(BytesIO(image)) as picture:
             width, height = picture.size
@@ -118,7 +118,7 @@ def refuse(call: ReceivedCall) -> tuple[int, str] | None:
 
 
 class Soak:
-    """The stack and its killer."""
+    """The stack, and the code that kills its parts."""
 
     def __init__(self, home: Path, models: ScriptedModelServer, chance: random.Random) -> None:
         self.models, self.chance = models, chance
@@ -139,7 +139,7 @@ class Soak:
         self._next_victims: list[str] = []
 
     def add_batches(self, count: int, files) -> None:
-        """Add rows and files as an API does, for several users; what is bad is not refused."""
+        """Add rows and files for several users, as an API that does not refuse bad files."""
         api = UploadApi(
             self.postgres.url,
             self.storage,
@@ -161,7 +161,7 @@ class Soak:
                     api.append(raw)
 
     def make_unreadable(self) -> None:
-        """Turn the originals of that kind into links that lead to themselves."""
+        """Replace the originals of the kind ``loop`` by links to themselves."""
         with self.pipeline.database.transaction() as connection:
             loops = text("SELECT file_path FROM uploads WHERE filename LIKE 'loop%'")
             for path in connection.scalars(loops):
@@ -170,7 +170,7 @@ class Soak:
                 file.symlink_to(file.name)
 
     def has_seen_everything(self, api: UploadApi, uploads: int) -> bool:
-        """Whether every part was killed, the API has done everything, and much is done."""
+        """Return whether every part was killed, each action of the API done, and half processed."""
         done = self.count("SELECT sum(processed_uploads) FROM upload_batches")
         return (
             len(self.kills) == len(VICTIMS)
@@ -179,7 +179,7 @@ class Soak:
         )
 
     def kill_one(self) -> str:
-        """Kill something, leave it dead for a moment, bring it back."""
+        """Kill a part, and start it again a moment later; return its name."""
         if not self._next_victims:
             self._next_victims = self.chance.sample(VICTIMS, len(VICTIMS))
         victim = self._next_victims.pop()
@@ -206,12 +206,12 @@ class Soak:
         return victim
 
     def count(self, statement: str, **values) -> int:
-        """Ask the database for one number."""
+        """Read one number from the database."""
         with self.pipeline.database.transaction() as connection:
             return int(connection.execute(text(statement), values).scalar_one() or 0)
 
     def problems(self) -> dict[str, int]:
-        """What is not as it must be in the end."""
+        """Count what is wrong at the end, by description."""
         wrong = "SELECT count(*) FROM uploads WHERE filename LIKE :of || '\\_%' AND NOT "
         ends = {
             f"uploads of kind {kind} that did not end for their reason": (
@@ -229,12 +229,12 @@ class Soak:
         return ends | {what: self.count(statement) for what, statement in CHECKS.items()}
 
     def kinds(self) -> dict[str, int]:
-        """Uploads of each kind of file."""
+        """Count the uploads of each kind of file."""
         of_kind = "SELECT count(*) FROM uploads WHERE filename LIKE :of || '\\_%'"
         return {kind: self.count(of_kind, of=kind) for kind in OUTCOMES}
 
     def close(self) -> None:
-        """Let the database go."""
+        """Close the pipeline, and stop the database."""
         self.pipeline.close()
         self.postgres.close()
 
@@ -247,7 +247,7 @@ class Soak:
 
 
 class Neighbours:
-    """A second deployment on the same storage, and somebody whose folders look like ours."""
+    """A second deployment on the same storage, and a program whose folders look like ours."""
 
     def __init__(self, soak: Soak) -> None:
         server = make_url(soak.postgres.url)
@@ -265,7 +265,7 @@ class Neighbours:
         self._sums: dict[Path, str] = {}
 
     def settle_in(self, folder: Path) -> None:
-        """Store files, and remember what they are."""
+        """Store files, and remember their checksums."""
         before = set(self._storage.rglob("*"))
         pictures = [folder / f"{number}.jpg" for number in range(6)]
         for number, path in enumerate(pictures):
@@ -288,11 +288,11 @@ class Neighbours:
                 self._sums[path] = _digest(path)
 
     def touched(self) -> list[Path]:
-        """Files that are gone or changed."""
+        """List the files that are gone or changed."""
         return [path for path, was in self._sums.items() if _digest(path) != was]
 
     def unprocessed(self) -> int:
-        """Let the second deployment process its batch; how many uploads it cannot complete."""
+        """Let the second deployment process its batch; return how many are not completed."""
         slices = open_all_slices(self.pipeline.database, 250)
         with ClaimKeeper(self.pipeline.states, "second", lease_seconds=120) as keeper:
             processor = UploadProcessor(self.pipeline, keeper)
@@ -308,7 +308,7 @@ class Neighbours:
 
 
 def open_pipeline(settings: Settings) -> Pipeline:
-    """Make the tables, and open the pipeline on them."""
+    """Create the tables, and open the pipeline."""
     database = connect(settings)
     database.upgrade()
     database.close()
@@ -338,7 +338,7 @@ def main(uploads: int, seed: int, mean_seconds: float, latency: float, patience:
         ScriptedModelServer(
             latency_seconds=latency,
             refuse=refuse,
-            # Less than the stack would make, so that it is reached.
+            # Fewer calls than the stack makes, so that the limit is reached.
             rate_limit=RateLimit(calls=max(10, uploads // 50), seconds=5),
         ) as models,
     ):
@@ -351,7 +351,7 @@ def main(uploads: int, seed: int, mean_seconds: float, latency: float, patience:
         api = UploadApi(
             soak.postgres.url,
             soak.storage,
-            # A file of which a link is made later might have been read before.
+            # Files of the kind ``loop`` could be read before they are replaced by a link.
             original=lambda: next(file for file in originals if not file[0].startswith("loop")),
             chance=random.Random(seed + 1),
             mean_seconds=mean_seconds / 4,

@@ -1,8 +1,9 @@
-"""Take the screenshots of the docs: processes fifty batches, then photographs Dagster's pages.
+"""Takes the screenshots for the docs: processes fifty batches, and photographs Dagster's pages.
 
     python scripts/take_screenshots.py [--only NAME]
 
-Needs Chromium (``scripts/install_test_system.sh``) and the extra ``dev``; takes about five minutes.
+It needs Chromium (``scripts/install_test_system.sh``) and the extra ``dev``, and takes about five
+minutes.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from batch_pipeline.settings import Settings
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
 SIZE = {"width": 1440, "height": 900}
-#: As with *Hide tag*: the name and the outcome are left.
+#: Tags that are hidden, as with *Hide tag* in the UI; the name and the outcome stay.
 HIDDEN_TAGS = [BATCH_TAG, REASON_TAG, SLICE_TAG, USER_TAG]
 SENSORS = "locations/batch_pipeline.definitions/sensors"
 
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def take(page: Page, file: Path) -> None:
-    """Photograph a page, in the few colours that it needs."""
+    """Take a screenshot of a page, with 256 colours."""
     page.screenshot(path=file)
     with Image.open(file) as picture:
         picture.convert("RGB").quantize(256).save(file, optimize=True)
@@ -81,7 +82,7 @@ def run(page: Page, url: str) -> None:
     page.set_viewport_size(SIZE | {"height": 1200})
     page.goto(f"{url}/runs?q[]=tag:{NAME_TAG}={SAMPLE}")
     address = page.locator("a[href*='/runs/']").first.get_attribute("href")
-    # Only the failed step's event: that of the run shows folders of this machine.
+    # Only the event of the failed step is shown, because that of the run has paths of this machine.
     page.goto(f"{url}{address}?logs=type:STEP_FAILURE")
     page.get_by_text("STEP_FAILURE", exact=True).wait_for()
     page.wait_for_timeout(1500)
@@ -102,7 +103,7 @@ def lineage(page: Page, url: str) -> None:
     page.goto(f"{url}/asset-groups")
     page.get_by_text("upload_analysis").first.wait_for()
     page.wait_for_timeout(2500)
-    # The graph is drawn upwards by its ground: the slider of the zoom stands in front of its end.
+    # The graph is dragged upwards by its background, because the zoom slider covers its end.
     drag(page, (1000, 800), (1000, 700))
     page.wait_for_timeout(1000)
 
@@ -132,7 +133,7 @@ def waiting(page: Page, url: str) -> None:
 
 
 def open_tick(page: Page, url: str, name: str, said: str) -> None:
-    """Look through the ticks of a sensor for the newest one that says something."""
+    """Open the newest tick of a sensor that contains a text."""
     page.set_viewport_size({"width": 1200, "height": 480})
     for _ in range(20):
         page.goto(f"{url}/{SENSORS}/{name}?status=skipped")
@@ -159,7 +160,7 @@ def drag(page: Page, start: tuple[int, int], end: tuple[int, int]) -> None:
 
 
 def wait_for_report(page: Page, url: str) -> None:
-    """Look again until the sensor has reported the batch: the page does not renew itself."""
+    """Reload the page until the sensor has reported the batch; the page does not update itself."""
     for _ in range(20):
         page.goto(f"{url}/assets/batch_report?view=events")
         try:
@@ -171,7 +172,8 @@ def wait_for_report(page: Page, url: str) -> None:
     raise SystemExit("the batch was not reported")
 
 
-#: Taken when all batches have ended but the paused ones, and while others are processed.
+#: Screenshots that are taken when all batches except the paused ones have ended, and while others
+#: are processed.
 AFTERWARDS = {
     "run": run,
     "upload": assets,

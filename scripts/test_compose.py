@@ -1,10 +1,10 @@
 """Tests the Compose stack in containers: `make test-compose` (needs a container engine, and root).
 
-Builds the Dockerfile and starts compose.yaml as they are, in a copy of the project. Prints a line
-for each thing that holds; ends at the first that does not. Parts named as arguments run alone:
-build, kill, restart, restore, upgrade, kubernetes. Those from kill to restore need `build`.
+It builds the Dockerfile and starts compose.yaml unchanged, in a copy of the project. It prints a
+line for each check that passes, and ends at the first that fails. Arguments name the parts to run:
+build, kill, restart, restore, upgrade, kubernetes. Kill, restart and restore need `build`.
 
-Commands that a document names are read from the document and run as they stand there.
+Commands from a document are read from that document and run unchanged.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-#: Longest wait for one thing.
+#: Longest wait for one condition (seconds).
 WAIT_SECONDS = 400
-#: A name of its own: volumes of this name are removed, and a user's stack has another.
+#: Name of the project. Its volumes are removed, so it must differ from the name of a user's stack.
 NAME = "batch-pipeline-test"
 BATCHES = "SELECT count(*) FROM upload_batches WHERE status = 'completed'"
 UPLOADS = "SELECT count(*) FROM uploads WHERE processing_status IN ('completed', 'failed')"
@@ -33,7 +33,7 @@ HELD = (
     "SELECT count(*) FROM uploads WHERE owner_run_id IS NOT NULL"
     " OR processing_status IN ('analyzing', 'embedding')"
 )
-#: What is stored of each upload that has ended, by id.
+#: A checksum of everything that is stored about each ended upload, by id.
 ENDED = (
     "SELECT id, md5(uploads::text || (SELECT coalesce(string_agg(vector::text, ' '), '')"
     " FROM upload_vectors WHERE upload_id = id))"
@@ -43,7 +43,7 @@ ENDED_TWICE = "SELECT count(*) - count(DISTINCT upload_id) FROM ended_uploads"
 _RUN_ENDED = "('SUCCESS', 'FAILURE', 'CANCELED')"
 OPEN_RUNS = f"SELECT count(*) FROM runs WHERE status NOT IN {_RUN_ENDED}"
 ENDED_RUNS = f"SELECT run_id, status FROM runs WHERE status IN {_RUN_ENDED}"
-#: Notes each end of an upload, whoever writes it: nothing of ours is asked.
+#: Records each end of an upload in the database itself, without our code.
 WITNESS = """
 CREATE TABLE ended_uploads (upload_id uuid, at timestamptz DEFAULT clock_timestamp());
 CREATE FUNCTION note_ended_upload() RETURNS trigger LANGUAGE plpgsql AS
@@ -53,9 +53,9 @@ CREATE TRIGGER note_ended_upload AFTER UPDATE ON uploads FOR EACH ROW
           AND NEW.processing_status IS DISTINCT FROM OLD.processing_status)
     EXECUTE FUNCTION note_ended_upload();
 """
-#: Of the samples, by meaning, by word and by name.
+#: Searches for the samples: by meaning, by word and by name.
 QUESTIONS = ("flowers in the sun", "brick", "fog.webp", "water at night")
-#: What a user of an older version has: a batch that waits, in tables of revision 0012.
+#: Makes the data of a user of an older version: a pending batch in tables of revision 0012.
 OLDER_DATABASE = """
 import pathlib, shutil, uuid
 from sqlalchemy import text
@@ -92,7 +92,7 @@ class Stack:
         }
 
     def docker(self, *words: str, check: bool = True) -> str:
-        """Run a command of the engine in the project; returns what it prints."""
+        """Run a command of the container engine in the project; return its output."""
         done = subprocess.run(
             ["docker", *words], **self._here, capture_output=True, check=False, timeout=1800
         )
@@ -114,7 +114,7 @@ class Stack:
             done = subprocess.run(
                 ["bash", "-c", line], **self._here, capture_output=True, check=False
             )
-            # As the document says: a file was changed meanwhile.
+            # The document says that `tar` may end with 1 if a file changed meanwhile.
             changed = done.returncode == 1 and " tar -c " in line
             expect(done.returncode == 0 or changed, f"{line}\n{done.stderr.decode()[-3000:]}")
 
@@ -130,28 +130,28 @@ class Stack:
         return self("exec", "-T", "postgres", *psql, query, check=check)
 
     def pairs(self, query: str, *, database: str = "batch_pipeline") -> dict[str, str]:
-        """Ask for two columns."""
+        """Run a query with two columns."""
         lines = self.psql(query, database=database).splitlines()
         return dict(line.split("|", 1) for line in lines)
 
     def number(self, query: str, *, database: str = "batch_pipeline") -> int:
-        """Ask PostgreSQL; -1 while it does not answer."""
+        """Run a query with one number; -1 if PostgreSQL does not answer."""
         answer = self.psql(query, database=database, check=False)
         return int(answer) if answer.isdigit() else -1
 
     def submit(self, paths: str = "/app/examples/media") -> int:
-        """Submit files of the container; returns how many batches will be complete."""
+        """Submit files of the container; return how many batches will be completed then."""
         before = self.number("SELECT count(*) FROM upload_batches")
-        # The folder of samples holds text files, too: they are refused, which is 1.
+        # The folder of samples also has text files. They are refused, so the exit code is 1.
         self.ours("sh", "-c", f"batch-pipeline submit {paths} || [ $? = 1 ]")
         expect(self.number("SELECT count(*) FROM upload_batches") == before + 1, "a batch was made")
         return before + 1
 
     def submit_and_wait_for_work(self, copies: int) -> int:
-        """As `submit`; when it returns, some uploads have ended and others are in work.
+        """Do the same as `submit`; on return, some uploads have ended and others are in progress.
 
-        Each of the seven JPEG files among the samples is submitted so many times, with another byte
-        at its end each time: the same bytes would be one file.
+        Each of the seven JPEG files among the samples is submitted `copies` times, each time with
+        another number at its end. Identical files would count as one file.
         """
         done = self.number(UPLOADS)
         numbers = " ".join(str(done + number) for number in range(copies))
@@ -165,14 +165,14 @@ class Stack:
         return batches
 
     def wait_for(self, batches: int, what: str) -> None:
-        """Wait until so many batches are complete, and nothing of them is left behind."""
+        """Wait until this many batches are completed, and check that nothing is left behind."""
         wait_until(lambda: self.number(BATCHES) == batches, what)
         expect(self.number(HELD) == 0, f"{what}: no run holds an upload")
         expect(self.number(ENDED_TWICE) == 0, f"{what}: each upload ended once")
         wait_until(lambda: self.number(OPEN_RUNS, database="dagster") == 0, "every run ends")
 
     def kill(self, service: str) -> None:
-        """End the first process of a container from outside, as a crash would."""
+        """Kill the first process of a container from outside, as in a crash."""
         os.kill(int(self._state(service, "Pid")), signal.SIGKILL)
 
     def exit_code(self, service: str) -> int:
@@ -185,7 +185,7 @@ class Stack:
 
 @dataclass
 class Kept:
-    """What a user has: the uploads that have ended, and what can be seen of the first batch."""
+    """The data of a user: all ended uploads, and how the first batch is shown."""
 
     rows: dict[str, str]
     """Rows with their vectors, as exported, by id."""
@@ -199,7 +199,7 @@ class Kept:
 
     @classmethod
     def of(cls, stack: Stack) -> "Kept":
-        """Look at everything; the stack is up."""
+        """Read everything; the stack must be running."""
         user = stack.psql("SELECT DISTINCT user_id FROM uploads")
         stack.ours("sh", "-c", f"rm -rf /tmp/kept; batch-pipeline export {user} /tmp/kept")
         exported = map(json.loads, stack.ours("cat", "/tmp/kept/uploads.jsonl").splitlines())
@@ -230,14 +230,14 @@ class Kept:
         )
 
     def require_in(self, later: "Kept") -> None:
-        """End with an error unless all of it is still there, and unchanged."""
+        """End with an error unless all of it still exists, unchanged, in `later`."""
         for name in ("rows", "files", "searches", "runs"):
             require_kept(getattr(self, name), getattr(later, name), name)
         expect(later.report == self.report, "the report of the first batch is the same")
 
 
 def require_kept(before: dict[str, str], after: dict[str, str], what: str) -> None:
-    """End with an error unless everything is still there, and unchanged."""
+    """End with an error unless everything in `before` is unchanged in `after`."""
     for key, value in before.items():
         if after.get(key) != value:
             raise SystemExit(f"{what}, {key}:\n{value}\nbecame\n{after.get(key)}")
@@ -258,7 +258,7 @@ def wait_until(true: Callable[[], bool], what: str) -> None:
 
 @contextlib.contextmanager
 def holds(what: str) -> Iterator[None]:
-    """Say that something holds, and how long it took, if the block ends without an error."""
+    """Print that a check has passed, and its duration, if the block raises no error."""
     start = time.monotonic()
     yield
     print(f"ok  {what} ({time.monotonic() - start:.0f} s)", flush=True)
@@ -333,7 +333,7 @@ def kubernetes(stack: Stack) -> None:
         tag = "batch-pipeline:kubernetes"
         stack.docker("build", "-f", "deploy/Dockerfile", "--build-arg", "EXTRA=kubernetes",
                      "-t", tag, ".")  # fmt: skip
-        # As a restricted cluster runs it.
+        # The same restrictions as in a restricted cluster.
         restricted = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL",
                       "--security-opt=no-new-privileges")  # fmt: skip
         imports = "import batch_pipeline.definitions, dagster_aws.s3, dagster_k8s.launcher, s3fs"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs a command with a container engine of its own: `scripts/with_container_engine.sh COMMAND…`.
-# On Debian as root: dockerd, Compose and the base images are made from Debian's packages, no image
-# registry is needed. All of it is in one temporary folder, and ends with the command.
-# Where no engine can be had it says so and ends with 0: nothing was tested.
+# Runs a command with its own container engine: `scripts/with_container_engine.sh COMMAND…`. Needs
+# Debian and root. dockerd, Compose and the base images come from Debian's packages, so no image
+# registry is needed. The engine's files are in one temporary folder, which is removed at the end.
+# If no engine can be started, the script prints SKIPPED and ends with 0, and nothing was tested.
 set -euo pipefail
 
 skip() { echo "SKIPPED: $*"; exit 0; }
@@ -18,8 +18,8 @@ if ! command -v dockerd >/dev/null || ! command -v mmdebstrap >/dev/null; then
         || skip "docker.io and mmdebstrap cannot be installed"
 fi
 
-# The engine changes the network of this machine, and the end puts it back: that of another engine
-# must not be touched. Two runs at a time would put back each other's.
+# The engine changes the network of this machine, and the script restores it at the end. So no other
+# engine may run, and this script may run only once at a time.
 exec 9> /var/lock/batch_pipeline_container_engine
 flock --nonblock 9 || skip "this script runs already"
 [ ! -e /sys/class/net/docker0 ] || skip "docker0 is there: another engine runs on this machine"
@@ -45,9 +45,9 @@ export DOCKER_BUILDKIT=0 COMPOSE_BAKE=false  # Debian's engine comes without bui
 
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -1)
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
-newer=forky  # the first Debian with PostgreSQL 18, and with a Compose of today
+newer=forky  # the first Debian with PostgreSQL 18, and with a recent Compose
 
-# Compose: its file only, since Debian 12 has one that is too old.
+# Only the program of Compose is taken from there, because the one in Debian 12 is too old.
 mkdir -p "$folder"/apt/{lists,cache}/partial "$folder/config/cli-plugins"
 echo "deb [signed-by=$keys check-valid-until=no] $mirror $newer main" > "$folder/apt/sources.list"
 apt=(-qq -o "Dir::Etc::sourcelist=$folder/apt/sources.list" -o Dir::Etc::sourceparts=-
@@ -75,12 +75,12 @@ base() { # tag, Debian, packages, then options of `docker import`
         "$debian" - "$mirror" | docker import "$@" - "$tag" >/dev/null
 }
 
-# A network whose certificates only this machine knows: the build reaches it the same way.
+# A network may need certificates that only this machine has, so the build gets them, too.
 mkdir -p "$folder/add/etc/ssl/certs"
 cp -L /etc/ssl/certs/ca-certificates.crt "$folder/add/etc/ssl/certs/"
 printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' > "$folder/add/etc/pip.conf"
 base python:3.11-slim bookworm python3-venv,tzdata --change 'CMD ["python3"]'
-# As the official image, it answers in the network of its containers.
+# Like the official image, it answers other containers.
 base redis:8-alpine bookworm redis-server,redis-tools \
     --change 'ENTRYPOINT ["sh", "-c", "exec \"$@\" --protected-mode no", "-"]'
 mkdir -p "$folder/add/usr/local/bin"

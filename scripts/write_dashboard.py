@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write deploy/monitoring/dashboard.json, the dashboard for Grafana; a test keeps the two equal."""
+"""Write deploy/monitoring/dashboard.json, the dashboard for Grafana; a test keeps it up to date."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 DOCUMENT = Path(__file__).parents[1] / "deploy" / "monitoring" / "dashboard.json"
 _WIDTH, _HEIGHT, _COLUMNS = 12, 8, 2
 
-#: Title, unit, and what is drawn: expression and legend.
+#: Title, unit, and the graphs: expression and legend of each.
 PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Open uploads", "short", (("sum by (state) (batch_pipeline_open_uploads)", "{{state}}"),)),
     ("Oldest waiting upload", "s", (("max(batch_pipeline_oldest_pending_seconds)", "waits"),)),
@@ -57,7 +57,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana imports it; it asks for the data source."""
+    """Return the dashboard as Grafana imports it; Grafana then asks for the data source."""
     source = {"type": "prometheus", "uid": "${datasource}"}
     return {
         "title": "batch_pipeline",

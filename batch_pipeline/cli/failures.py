@@ -49,8 +49,8 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
 ) -> None:
     """Show failed uploads by kind of error, with advice.
 
-    They are those of all batches. Uploads that wait because a service is down are shown too; they
-    continue by themselves.
+    It lists the uploads of all batches. Uploads that wait because a service is down are shown, too;
+    they continue by themselves.
 
     \b
     Examples:

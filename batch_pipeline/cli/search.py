@@ -125,7 +125,7 @@ def search(  # noqa: PLR0917 - click passes them by name
         session.console.print(terminal.search_table(found))
     elif filters == Filters(user_id=user) and after is None:
         whose = f" of user {user}" if user else ""
-        click.echo(f"No upload{whose} is completed yet. Follow what is:  batch-pipeline status")
+        click.echo(f"No upload{whose} is completed yet. See the progress:  batch-pipeline status")
     else:
         click.echo("Nothing found." if after is None else "Nothing more.")
 

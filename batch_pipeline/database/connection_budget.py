@@ -45,7 +45,7 @@ SIGNALS = 1
 
 _WITHOUT_RUNS = 4 * DAGSTER_POOL + WEB_SERVER_POOL + COMMANDS + SIGNALS
 _PER_WORKER = DAGSTER_POOL + CALL_SLOTS
-#: Processes beside the run workers of `process_batch` that have our pool.
+#: Number of other processes that have our pool: code server and run worker of `sweep_backlog`.
 _ALSO_POOLED = 2
 
 _LIMIT = """

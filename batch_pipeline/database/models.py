@@ -1,8 +1,8 @@
-"""The tables, column by column, with how each value changes over time.
+"""The tables, column by column, and how each value changes over time.
 
-The names are shared with upload APIs that write the same rows; the columns of ours have defaults,
-so that a writer who knows only the others keeps working. Who may change what stands in
-``services/states/transitions.py``; the migrations that build the tables in ``migrations/``.
+Upload APIs write the same tables and columns. Our own columns have defaults, so that a writer that
+does not know them keeps working. ``services/states/transitions.py`` has the rules for changes, and
+``migrations/`` builds the tables.
 """
 
 import uuid
@@ -34,10 +34,10 @@ from batch_pipeline.database.vectors import BinaryVector
 
 
 class BatchStatus(StrEnum):
-    """Where a batch stands."""
+    """Status of a batch."""
 
     PENDING = "pending"
-    """Nothing was processed yet."""
+    """No run has taken uploads yet."""
     PROCESSING = "processing"
     """At least one run has taken uploads."""
     COMPLETED = "completed"
@@ -49,31 +49,31 @@ class BatchStatus(StrEnum):
 
 
 class UploadStatus(StrEnum):
-    """Where an upload stands."""
+    """Status of an upload."""
 
     PENDING = "pending"
-    """To be processed; with an owner: reserved by a run, not begun."""
+    """To be processed. With an owner: a run has reserved it but not started it."""
     ANALYZING = "analyzing"
     """Thumbnail and description are being made."""
     EMBEDDING = "embedding"
     """The description is stored; its vector is being made."""
     COMPLETED = "completed"
-    """Everything is stored; searchable."""
+    """Everything is stored, and search finds it."""
     FAILED = "failed"
-    """Given up; ``error_kind`` and ``error_message`` say why."""
+    """It has no result; ``error_kind`` and ``error_message`` say why."""
 
 
 class Stage(StrEnum):
-    """A part of the work on an upload that can be redone; words of ``uploads.redo``."""
+    """A part of the work on an upload that can be redone. ``uploads.redo`` contains these words."""
 
     THUMBNAIL = "thumbnail"
     DESCRIPTION = "description"
-    """With its vector, which would say something else."""
+    """Includes the vector, because it belongs to the description."""
     EMBEDDING = "embedding"
 
 
 class Priority(StrEnum):
-    """Which of the batches of one user go first; ``dispatch/turns.py`` says by how much."""
+    """Priority of a batch among the batches of its user; ``dispatch/turns.py`` has the rule."""
 
     LOW = "low"
     NORMAL = "normal"
@@ -95,24 +95,24 @@ ENDED = (UploadStatus.COMPLETED, UploadStatus.FAILED)
 
 
 class Word(UserDefinedType[str]):
-    """A short text of ours; upload APIs keep some in columns of a native ENUM type.
+    """A short text from a fixed list. Some upload APIs store it in a column of an ENUM type.
 
-    So the server is not told that it is text: it takes it for what the column is.
+    So values are sent without a type, and the server gives them the type of the column.
     """
 
     cache_ok = True
 
     def get_col_spec(self, **_: Any) -> str:
-        """What it is in tables of ours."""
+        """Return the type of such columns in tables that we create."""
         return "TEXT"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[str | None], str | None]:
-        """What a value becomes before psycopg sees it; called by SQLAlchemy."""
+        """Return the function that converts a value for psycopg. SQLAlchemy calls this."""
         del dialect
         return lambda word: None if word is None else str(word)
 
     def literal_processor(self, dialect: Dialect) -> Callable[[str], str]:
-        """How a value is written into a statement; called by SQLAlchemy."""
+        """Return the function that writes a value into SQL text. SQLAlchemy calls this."""
         del dialect
         return lambda word: f"'{word}'"
 
@@ -147,33 +147,34 @@ class UploadBatch(Base):
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=_NEW_ID)
     user_id: Mapped[uuid.UUID]
-    #: One of `BatchStatus`; changes in the transaction of the upload that causes it.
+    #: One of `BatchStatus`. It changes in the same transaction as the upload that causes it.
     status: Mapped[str] = mapped_column(Word(), server_default=BatchStatus.PENDING)
-    #: Rows in ``uploads``; put right when a run finds another number.
+    #: Number of its rows in ``uploads``; corrected when a run counts another number.
     total_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
     #: Always ``successful_uploads + failed_uploads``.
     processed_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: Uploads that are ``completed``.
+    #: Number of ``completed`` uploads.
     successful_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: Uploads that are ``failed``; goes down when one of them is processed again.
+    #: Number of ``failed`` uploads; decreases when one of them is processed again.
     failed_uploads: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: Why it failed, was cancelled from the UI, or why its last run died; empty once it is done.
+    #: Why it failed, was cancelled from the UI, or why its last run died; empty when completed.
     error_message: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
-    #: First time a run took uploads; never changed afterwards.
+    #: When a run took uploads for the first time; never changed afterwards.
     started_at: Mapped[datetime | None]
     #: When the last upload ended; empty again while a failed upload is processed again.
     completed_at: Mapped[datetime | None]
 
     # Ours
-    #: For people: as submitted, or the folder's. Never changed; an upload API may leave it empty.
+    #: Name for people, by default that of the folder. Never changed; an upload API may leave it
+    #: empty.
     name: Mapped[str | None]
-    #: One of `Priority`, as submitted; empty, as an upload API may leave it, is normal.
+    #: One of `Priority`, set at submission; empty (if an upload API wrote the row) means normal.
     priority: Mapped[str | None] = mapped_column(Word())
-    #: Slices opened so far; one run processes each. Only grows.
+    #: Number of slices opened so far; one run processes each. Never decreases.
     slices: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: Runs that died since an upload last ended; too many of them end the batch as ``failed``.
+    #: Number of runs that died since an upload last ended. After too many, the batch is ``failed``.
     died_runs: Mapped[int] = mapped_column(Integer, server_default="0")
 
     __table_args__ = (
@@ -192,14 +193,14 @@ class UploadBatch(Base):
     )
 
 
-#: Key of ``metadata`` for the date that a sidecar says, local time as ISO 8601 writes it.
+#: Key of ``metadata`` for the date in a sidecar: local time in ISO 8601.
 SIDECAR_DATE = "sidecar_date"
-#: All words that an upload can be found by; the function is made and explained by migration 0011.
+#: All words by which an upload can be found. Migration 0011 makes and explains the function.
 UPLOAD_WORDS = "upload_words(description, filename, metadata::jsonb, vision_tags, visible_text)"
 
 
 class Upload(Base):
-    """One file of a batch, and everything that was learnt about it."""
+    """One file of a batch, and everything that is known about it."""
 
     __tablename__ = "uploads"
 
@@ -208,32 +209,32 @@ class Upload(Base):
     batch_id: Mapped[uuid.UUID | None] = mapped_column(
         ForeignKey("upload_batches.id", ondelete="SET NULL")
     )
-    #: Name on the submitter's machine; for showing only, never part of a path.
+    #: Name on the submitter's machine; only for display, never part of a path.
     filename: Mapped[str]
-    #: The original, relative to the storage.
+    #: Path of the original, relative to the storage.
     file_path: Mapped[str]
     #: ``image`` or ``video``.
     file_type: Mapped[str] = mapped_column(Word())
-    #: Bytes.
+    #: Size in bytes.
     file_size: Mapped[int] = mapped_column(BigInteger)
     mime_type: Mapped[str | None]
     #: One of `UploadStatus`.
     processing_status: Mapped[str] = mapped_column(Word(), server_default=UploadStatus.PENDING)
-    #: Stored once it has passed the audit; kept by a retry.
+    #: Stored when it has passed the audit; a retry keeps it.
     description: Mapped[str | None]
-    #: 0-100, of the stored description.
+    #: Score of the stored description, 0-100.
     description_audit_score: Mapped[int | None] = mapped_column(Integer)
-    #: The newest vector if it fits the column, for upload APIs that read it; else empty. Search
-    #: reads `UploadVector`.
+    #: The newest vector, if it fits the column, for upload APIs; else empty. Search reads
+    #: `UploadVector`.
     embedding_local: Mapped[list[float] | None] = mapped_column(BinaryVector())
-    #: JPEG within 256 x 256 pixels, relative to the storage; kept by a retry.
+    #: Path of a JPEG within 256 x 256 pixels, relative to the storage; a retry keeps it.
     thumbnail_path: Mapped[str | None]
     video_codec: Mapped[str | None]
-    #: Of the last attempt that did not succeed; empty once one has.
+    #: Reason of the last attempt without a result; empty after an attempt with one.
     error_message: Mapped[str | None]
-    #: Named ``metadata`` in the table, a word that SQLAlchemy keeps for itself.
-    #: Facts about the file, as `MediaFacts.as_stored`, from the first description on. A submission
-    #: may add `SIDECAR_DATE` ahead of that.
+    #: Facts about the file (`MediaFacts.as_stored`), stored with the first description. A
+    #: submission may add `SIDECAR_DATE` before that. The column is named ``metadata``, a name that
+    #: SQLAlchemy reserves.
     facts: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
     hidden: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     regeneration_count: Mapped[int] = mapped_column(Integer, server_default="0")
@@ -244,46 +245,49 @@ class Upload(Base):
     # Ours
     #: Number of the slice; one run processes its uploads. Empty until the sensor opens it.
     slice: Mapped[int | None] = mapped_column(Integer)
-    #: Why the slice was opened: new, retry, rescue or reprocess.
+    #: Why the upload was dispatched: new, retry, rescue or reprocess.
     dispatch_reason: Mapped[str] = mapped_column(server_default="new")
-    #: Dagster run that holds the upload; empty when nobody does.
+    #: Id of the Dagster run that holds the upload; empty if none does.
     owner_run_id: Mapped[str | None]
-    #: Fencing token: grows with every claim, and a write that names an older one is refused.
+    #: Fencing token: it grows with every claim. A write with an older token is refused.
     claim_token: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    #: Last sign of life of the owner, on the database's clock.
+    #: Last sign of life of the owner, by the database's clock.
     heartbeat_at: Mapped[datetime | None]
-    #: Attempts begun in this dispatch; 0 again on a new one.
+    #: Number of attempts in this dispatch; reset to 0 by a new dispatch.
     attempts: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: No run is asked for before this moment; set when a service was down or a retry is due later.
+    #: No run is requested before this time. Set when a service is down or a retry is due later.
     not_before: Mapped[datetime | None]
-    #: Each a `Stage`, to be done again although its result is stored; the old one stays meanwhile.
+    #: Stages (`Stage`) to redo although they have a result. The old result stays until then.
     redo: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
-    #: Stable word for the reason in ``error_message``.
+    #: Kind of the error in ``error_message``, a stable word.
     error_kind: Mapped[str | None]
     vision_model: Mapped[str | None]
-    #: What the vision model would have it found by: small letters, each once. Changes with
-    #: ``description``; also in ``metadata``.
+    #: Tags by the vision model, in lower case, each once. They change with ``description`` and are
+    #: also in ``metadata``.
     vision_tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
-    #: What can be read in the picture, word for word; empty: nothing, or nobody asked. As above.
+    #: Text in the picture, word for word; empty if there is none or the model was not asked for it.
+    #: It changes with ``description`` and is also in ``metadata``.
     visible_text: Mapped[str | None]
-    #: What the description was made with: model, digest, prompts, options. Changes with it.
+    #: What the description was made with: model, digest, prompts, options.
     vision_fingerprint: Mapped[str | None]
-    #: What the vector was made with: model, digest, options. Changes with it.
+    #: What the newest vector was made with: model, digest, options.
     embedding_fingerprint: Mapped[str | None]
-    #: Model of the newest vector; set with the first one.
+    #: Model of the newest vector; empty without one.
     embedding_model: Mapped[str | None]
-    #: Seconds that each stage took when it last ran.
+    #: Duration of the last run of each stage (seconds).
     stage_seconds: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
     #: SHA-256 of the original, hexadecimal.
     checksum: Mapped[str | None]
-    #: Workers that died with this upload in work; 0 again once an attempt has ended in any way.
+    #: Number of workers that died while they processed this upload; reset to 0 when an attempt ends
+    #: in any other way.
     deaths: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: Times that the model server went down in the middle of its own call; 0 again once it
-    #: completes, or a person asks for it again.
+    #: How often the model server died during a call for this upload; reset to 0 when the upload
+    #: completes or a person retries it.
     server_deaths: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: Times that the sweep has opened it again after a failure that may pass; 0 once it completes.
+    #: How often the sweep has retried it after a temporary failure; reset to 0 when it completes or
+    #: a person retries it.
     retries: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: When the sweep opens it again; set while it is ``failed`` for a reason that may pass.
+    #: When the sweep retries it; set only while it is ``failed`` for a temporary reason.
     retry_at: Mapped[datetime | None]
 
     __table_args__ = (
@@ -317,14 +321,15 @@ class Upload(Base):
         Index("ix_uploads_embedding_model", "embedding_model"),
         Index("ix_uploads_user", "user_id", "embedding_model"),
         Index("ix_uploads_audit_score", "description_audit_score"),
-        # These four cover only uploads that search finds: others change often while in progress.
+        # Some indexes below contain only uploads that search finds, because the rows of others
+        # change often.
         Index(
             "ix_uploads_words",
             text(UPLOAD_WORDS),
             postgresql_using="gin",
             postgresql_where=text("embedding_model IS NOT NULL"),
         ),
-        # Of a hash, as names may be longer than a tree takes.
+        # A hash index, because names may be too long for a B-tree.
         Index(
             "ix_uploads_filename",
             text("lower(filename)"),
@@ -336,7 +341,7 @@ class Upload(Base):
             "checksum",
             postgresql_where=text("embedding_model IS NOT NULL"),
         ),
-        # These two say what is stale: few rows have another fingerprint than most.
+        # These two find stale results. Nearly all rows have the same fingerprint.
         Index(
             "ix_uploads_vision_fingerprint",
             "vision_fingerprint",
@@ -357,23 +362,24 @@ class Upload(Base):
 
 
 class EmbeddingSpace(Base):
-    """Vectors that can be compared: of one model, one width, one prefix; `database/spaces.py`."""
+    """Vectors that can be compared, of one model, width and prefix (`database/spaces.py`)."""
 
     __tablename__ = "embedding_spaces"
 
     id: Mapped[int] = mapped_column(Integer, Identity(), primary_key=True)
     model: Mapped[str]
-    #: Numbers of a vector.
+    #: Length of its vectors.
     width: Mapped[int] = mapped_column(Integer)
-    #: In front of each text that was embedded.
+    #: Text in front of each document that was embedded.
     document_prefix: Mapped[str] = mapped_column(server_default="")
-    # What is needed to embed a question; kept up to date while the settings name this space.
+    # How to embed a question; updated as long as the settings name this space.
     question_prefix: Mapped[str] = mapped_column(server_default="")
-    #: ``embedded``, ``ollama`` or ``openai``; empty: not known, from before there were spaces.
+    #: ``embedded``, ``ollama`` or ``openai``; empty: unknown, because the vectors are older than
+    #: migration 0018.
     embedder: Mapped[str] = mapped_column(server_default="")
-    #: Of its servers, without passwords; empty: those of the settings.
+    #: Addresses of its servers, without passwords; empty: those of the settings.
     addresses: Mapped[str] = mapped_column(server_default="")
-    #: Additions to each request, a JSON object.
+    #: Additions to each request, as a JSON object.
     options: Mapped[str] = mapped_column(server_default="")
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
@@ -383,9 +389,9 @@ class EmbeddingSpace(Base):
 
 
 class UploadVector(Base):
-    """The vector of an upload in a space; a table for each space, see `database/spaces.py`.
+    """The vector of an upload in a space. Each space has its own partition (`database/spaces.py`).
 
-    A trigger removes it with its upload.
+    A trigger deletes the vectors of deleted uploads.
     """
 
     __tablename__ = "upload_vectors"
@@ -398,12 +404,12 @@ class UploadVector(Base):
 
 
 class AnsweringSpace(Base):
-    """The space that answers the searches of a user; set by the user's first vector."""
+    """The space that answers the searches of a user; set when the user's first vector is stored."""
 
     __tablename__ = "answering_spaces"
 
     user_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
-    #: Changes once a newer space has a vector of everything that this one has.
+    #: Changes when a newer space has vectors of all embedded uploads of the user.
     space_id: Mapped[int] = mapped_column(Integer)
     since: Mapped[datetime] = mapped_column(server_default=_NOW)
 
@@ -411,28 +417,31 @@ class AnsweringSpace(Base):
 
 
 class ModelCallSlots(Base):
-    """What one process wants and holds of a model server's slots; gone when it makes no calls."""
+    """The call slots of a model server that a process wants and holds.
+
+    The row is removed when the process makes no calls.
+    """
 
     __tablename__ = "model_call_slots"
 
-    #: Address of the server; one on loopback is named with its host.
+    #: Address of the server; a loopback address is stored with the name of its host.
     server: Mapped[str] = mapped_column(primary_key=True)
-    #: ``vision`` or ``embedding``: each has slots of its own.
+    #: ``vision`` or ``embedding``, which have separate slots.
     kind: Mapped[str] = mapped_column(primary_key=True)
-    #: The process.
+    #: Id of the process.
     holder: Mapped[uuid.UUID] = mapped_column(primary_key=True)
-    #: Calls in flight and calls that wait, up to the limit.
+    #: Number of calls in flight and waiting calls, up to the limit.
     wanted: Mapped[int] = mapped_column(Integer)
-    #: Slots that nobody else may use; never less than its calls in flight.
+    #: Number of slots that only this process may use; never less than its calls in flight.
     held: Mapped[int] = mapped_column(Integer)
-    #: When it began to wait (it holds none) or to hold (it holds some).
+    #: Since when it holds slots, or since when it waits if it holds none.
     since: Mapped[datetime]
-    #: Renewed while it lives; afterwards others remove the row.
+    #: End of the lease. A living process renews it; after it, other processes remove the row.
     leased_until: Mapped[datetime]
 
 
 class ModelPause(Base):
-    """Until when a model server wants no calls, as it told whoever called it last."""
+    """The pause that a model server has asked for (rate limit)."""
 
     __tablename__ = "model_pauses"
 
@@ -440,7 +449,7 @@ class ModelPause(Base):
     server: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(primary_key=True)
     not_before: Mapped[datetime]
-    #: What the server said.
+    #: The server's answer.
     reason: Mapped[str]
 
 
@@ -451,35 +460,35 @@ class WorkPause(Base):
 
     #: One of `PauseScope`.
     scope: Mapped[str] = mapped_column(primary_key=True)
-    #: Id of the user or the batch, or the server as in `ModelCallSlots`; empty: everything.
+    #: Id of the user or batch, or name of the server as in `ModelCallSlots`; empty: everything.
     target: Mapped[str] = mapped_column(primary_key=True, server_default="")
-    #: For people; may be empty.
+    #: Reason for people; may be empty.
     reason: Mapped[str] = mapped_column(server_default="")
     since: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
 class ModelCall(Base):
-    """One answered call to a model server, and what it took; a row never changes.
+    """One answered call to a model server, and its costs; a row never changes.
 
-    Outlives upload and batch: it was paid for. Without foreign keys, as the rows of an upload API
-    are deleted by the API.
+    The row stays when its upload or batch is deleted, because the call has to be paid for. So it
+    has no foreign keys, which would also keep an upload API from deleting its rows.
     """
 
     __tablename__ = "model_calls"
 
-    #: Made by whoever made the call, so that it is stored once however often that is tried.
+    #: Created by the caller, so that repeated tries to store a call store it once.
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
-    #: Empty: a question of our own, which belongs to no upload.
+    #: Empty for calls that the pipeline makes for itself, such as health checks.
     upload_id: Mapped[uuid.UUID | None]
     batch_id: Mapped[uuid.UUID | None]
     user_id: Mapped[uuid.UUID | None]
     #: ``vision`` or ``embedding``.
     kind: Mapped[str]
     model: Mapped[str]
-    #: As the server counts them; 0: it does not tell.
+    #: Tokens as the server counts them; 0 if it does not report them.
     tokens_in: Mapped[int] = mapped_column(Integer)
     tokens_out: Mapped[int] = mapped_column(Integer)
-    #: From the request to the end of the answer.
+    #: Time from the request to the end of the answer.
     seconds: Mapped[float] = mapped_column(Double)
     answered_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
@@ -491,19 +500,19 @@ class ModelCall(Base):
 
 
 class DescriptionInWork(Base):
-    """Which attempt describes a content now, or did last; removed a day later.
+    """The attempt that describes a content now, or did so last; removed after a day.
 
-    It holds as long as the claim lives that it names. Without a foreign key, as the rows of an
-    upload API are deleted by the API.
+    It is valid as long as the claim that it names. It has no foreign key, which would keep an
+    upload API from deleting its rows.
     """
 
     __tablename__ = "descriptions_in_work"
 
-    #: Whose copies share the description; the local user's id if all users share.
+    #: The user whose copies share the description; the id of the local user if all users share.
     user_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     #: SHA-256 of the content, hexadecimal.
     checksum: Mapped[str] = mapped_column(primary_key=True)
-    #: What the description is made with, as in ``uploads.vision_fingerprint``.
+    #: As in ``uploads.vision_fingerprint``.
     fingerprint: Mapped[str] = mapped_column(primary_key=True)
     upload_id: Mapped[uuid.UUID]
     claim_token: Mapped[int] = mapped_column(BigInteger)
@@ -511,7 +520,7 @@ class DescriptionInWork(Base):
 
 
 class DatabaseIdentity(Base):
-    """One row that tells this database from others; `database/identity.py` says what else does."""
+    """One row with a number, which is part of this database's identity (`database/identity.py`)."""
 
     __tablename__ = "database_identity"
 
@@ -519,24 +528,25 @@ class DatabaseIdentity(Base):
 
 
 class MadeThumbnail(Base):
-    """A thumbnail that this pipeline wrote; the proof that it may be removed.
+    """A thumbnail that this pipeline wrote; proves that the file may be removed.
 
-    Outlives the upload. Without a foreign key, as the rows of an upload API are deleted by the API.
+    The row stays when the upload is deleted, so it has no foreign key.
     """
 
     __tablename__ = "made_thumbnails"
 
     upload_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
-    #: Owner of the upload: the thumbnail lies in a folder of that name.
+    #: Owner of the upload; part of the path of the thumbnail.
     user_id: Mapped[uuid.UUID]
     made_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
 class BatchToRecount(Base):
-    """A batch that had ended when one of its uploads came, went or was changed by somebody else.
+    """An ended batch in which another program has added, deleted or changed an upload.
 
-    Written by triggers (migration 0014) and removed by the sweep once the batch is recounted. Has
-    no key of the batch: whoever changes an upload must not wait for another who does.
+    Triggers write the rows (migration 0014), and the sweep removes them after it has recounted the
+    batch. The batch is not the primary key: otherwise two programs that change uploads of the same
+    batch would wait for each other.
     """
 
     __tablename__ = "batches_to_recount"
@@ -546,60 +556,63 @@ class BatchToRecount(Base):
 
 
 class AskedSlice(Base):
-    """A slice for which a sensor has just asked for a run; removed a little later."""
+    """A slice for which a sensor has just requested a run; removed soon after."""
 
     __tablename__ = "asked_slices"
 
-    #: Of the run that was asked for (`WaitingSlice.key`).
+    #: Key of the requested run (`WaitingSlice.key`).
     key: Mapped[str] = mapped_column(primary_key=True)
     asked_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Outage(Base):
-    """A service that uploads wait for; removed when it is over. Triggers tell of both."""
+    """An outage of a service for which uploads wait; removed when it is over.
+
+    Triggers write notifications of its beginning and its end.
+    """
 
     __tablename__ = "outages"
 
-    #: Error kind that uploads are released with.
+    #: Error kind of the uploads that wait.
     kind: Mapped[str] = mapped_column(primary_key=True)
-    #: What the first upload that waited was told.
+    #: Error message of the first upload that waited.
     reason: Mapped[str]
     began_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
-    #: When an upload was last released because of it.
+    #: When an upload was last released because of this outage.
     seen_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
 
 
 class Notification(Base):
-    """An event to be told; written by triggers (migration 0017), removed by the sender."""
+    """An event to send; triggers write it (migration 0017), and the sender removes it."""
 
     __tablename__ = "notifications"
 
-    #: The same in every delivery.
+    #: Id of the event, the same in every delivery.
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=_NEW_ID)
     type: Mapped[str]
-    #: As it is sent; never changed.
+    #: Contents that are sent; never changed.
     data: Mapped[dict[str, Any]]
     occurred_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
-    #: When a delivery was made for each target; empty: the sender has not seen it yet.
+    #: When its deliveries were created; empty: the sender has not read it yet.
     addressed_at: Mapped[datetime | None]
 
 
 class NotificationDelivery(Base):
-    """What became of a notification at one target."""
+    """The delivery of a notification to one target."""
 
     __tablename__ = "notification_deliveries"
 
     notification_id: Mapped[uuid.UUID] = mapped_column(
         ForeignKey("notifications.id", ondelete="CASCADE"), primary_key=True
     )
-    #: Digest of its URL, which may hold a secret.
+    #: Digest of the target's URL; the URL itself may contain a secret.
     target: Mapped[str] = mapped_column(primary_key=True)
-    #: Counted when a sender takes it, so that one that dies is counted, too.
+    #: Number of attempts, counted when a sender takes the delivery, even if the sender then dies.
     attempts: Mapped[int] = mapped_column(Integer, server_default="0")
-    #: While a sender has it: when others may take it. Empty: delivered, or given up.
+    #: When a sender may take it next; empty: it was delivered or given up.
     next_attempt_at: Mapped[datetime | None] = mapped_column(server_default=_CLOCK)
     delivered_at: Mapped[datetime | None]
-    #: What the last attempt came to.
+    #: Result of the last attempt.
     answer: Mapped[str | None]
 
     __table_args__ = (Index("ix_notification_deliveries_next_attempt_at", "next_attempt_at"),)

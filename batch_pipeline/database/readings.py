@@ -131,7 +131,7 @@ def name_of(batch: type[UploadBatch]) -> Label[str | None]:
 
 
 NAME = name_of(UploadBatch)
-#: As stored; whoever reads it takes an unknown word for normal.
+#: The priority as it is stored. Code that reads it treats an unknown word as normal.
 PRIORITY = cast(UploadBatch.priority, Text).label("priority")
 FILE_SIZE = func.coalesce(Upload.file_size, literal_column("0")).label("file_size")
 
@@ -152,17 +152,18 @@ def count(column: Any) -> Any:
 
 
 _PAUSED_USER = cast(owner(UploadBatch.user_id).element, Text)
-#: Whether a row of `WorkPause` holds a batch. One of a server holds calls to it instead, see
-#: ``services/pauses.py``.
+#: Whether a row of `WorkPause` pauses a batch. A pause of a server only stops calls to that server
+#: (``services/pauses.py``).
 HOLDS_BATCH = or_(
     WorkPause.scope == PauseScope.EVERYTHING,
     and_(WorkPause.scope == PauseScope.USER, WorkPause.target == _PAUSED_USER),
     and_(WorkPause.scope == PauseScope.BATCH, WorkPause.target == cast(UploadBatch.id, Text)),
 )
-#: Whether a batch, its user or everything is paused; of a statement that reads ``upload_batches``.
+#: Whether a batch, its user or everything is paused; for statements that read ``upload_batches``.
 PAUSED_SQL = f"EXISTS (SELECT FROM work_pauses WHERE {as_text(HOLDS_BATCH)})"
 PAUSED: ColumnElement[bool] = literal_column(PAUSED_SQL, Boolean())
-#: Whether an upload is of no paused batch; those are listed once, however many uploads are asked.
+#: Whether the batch of an upload is not paused. The paused batches are listed once per statement,
+#: not once per upload.
 NOT_PAUSED_SQL = (
     "(uploads.batch_id IS NULL OR uploads.batch_id NOT IN (SELECT id FROM upload_batches WHERE "  # noqa: S608
     f"status IN ('{BatchStatus.PENDING}', '{BatchStatus.PROCESSING}') AND {PAUSED_SQL}))"

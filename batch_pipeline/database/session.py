@@ -151,11 +151,11 @@ class Database:
 
     @contextmanager
     def _migration_lock(self) -> Iterator[None]:
-        # The lock is polled: CREATE INDEX CONCURRENTLY waits for every statement that began before
-        # it, so also for a statement that waits for this lock. A transaction holds the lock, not a
-        # session: behind a pooler, the session may belong to another client a moment later. The
-        # statement has no parameters: with parameters it would keep its snapshot, and CREATE INDEX
-        # CONCURRENTLY would wait for that too.
+        # The lock is polled, because CREATE INDEX CONCURRENTLY waits for every statement that began
+        # before it, also for one that waits for this lock. The lock belongs to a transaction, not a
+        # session, because behind a pooler the session may belong to another client a moment later.
+        # The statement has no parameters: with parameters it would keep its snapshot, and CREATE
+        # INDEX CONCURRENTLY would wait for that, too.
         lock = text(f"SELECT pg_try_advisory_xact_lock({MIGRATION_LOCK})")
         with self.engine.connect() as holder:
             while not holder.scalar(lock):

@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import insert
 from batch_pipeline.database.models import AnsweringSpace, EmbeddingSpace, UploadVector
 from batch_pipeline.database.vectors import BinaryHalfVector, BinaryVector
 
-#: Longest vector with four bytes for each number in the index; longer ones have two.
+#: Longest vector with four bytes per number in the index; longer vectors have two bytes per number.
 LONGEST_FULL_VECTOR = 2000
 #: Longest wait for a lock that others hold on the vectors.
 _LOCK_TIMEOUT = "5s"
@@ -58,9 +58,9 @@ class SpaceKey:
 
     model: str
     width: int
-    """Numbers of a vector."""
+    """Length of the vectors."""
     document_prefix: str = ""
-    """In front of each text that was embedded."""
+    """Text in front of each document that was embedded."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Questions:
     embedder: str = ""
     """``embedded``, ``ollama`` or ``openai``; empty: whatever the settings name."""
     addresses: str = ""
-    """Of the model servers, with commas between; empty: those of the settings."""
+    """Addresses of the model servers, separated by commas; empty: those of the settings."""
     options: str = ""
-    """Additions to each request, a JSON object."""
+    """Additions to each request, as a JSON object."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ class Space:
         return UploadVector.space_id == literal_column(str(self.id))
 
     def distance(self, vector: Sequence[float]) -> ColumnElement[float]:
-        """Cosine distance of rows of `UploadVector`, written as the index has it."""
+        """Cosine distance of rows of `UploadVector`; the expression is that of the index."""
         compared: Any = cast(UploadVector.vector, self.index_type)
         distance: ColumnElement[float] = compared.cosine_distance(vector)
         return distance
 
 
 def find_space(connection: Connection, key: SpaceKey, *, lock: bool = False) -> Space | None:
-    """Find the space of a key; locked, it is not dropped before the transaction ends."""
+    """Find the space of a key. With `lock`, nobody can drop it before the transaction ends."""
     statement = select(*_COLUMNS).where(*_has_key(key))
     if lock:
         statement = statement.with_for_update(read=True)
@@ -112,9 +112,9 @@ def find_space(connection: Connection, key: SpaceKey, *, lock: bool = False) -> 
 
 
 def find_or_make_space(connection: Connection, key: SpaceKey, questions: Questions) -> Space:
-    """Find the space of a key, or create it with its table; stores how to embed questions now.
+    """Find the space of a key, or create it with its table; also stores how to embed questions.
 
-    Several processes may do so at the same time.
+    Several processes may call this at the same time.
     """
     found = find_space(connection, key)
     if found and found.questions == questions:
@@ -139,7 +139,7 @@ def find_or_make_space(connection: Connection, key: SpaceKey, questions: Questio
 
 
 def answering_spaces(connection: Connection, user_id: uuid.UUID | None) -> list[Space]:
-    """List the spaces that answer a user, which is one or none, or all users."""
+    """List the spaces that answer a user (one or none); without a user, those of all users."""
     spaces = select(*_COLUMNS).order_by(EmbeddingSpace.id)
     if user_id is None:
         spaces = spaces.where(_ANSWERS)
@@ -151,14 +151,14 @@ def answering_spaces(connection: Connection, user_id: uuid.UUID | None) -> list[
 
 
 def get_space(connection: Connection, space_id: int) -> Space | None:
-    """Read a space; None if there is none of this number."""
+    """Read a space; None if there is no space with this number."""
     found = connection.execute(select(*_COLUMNS).where(EmbeddingSpace.id == space_id))
     row = found.one_or_none()
     return _space(row) if row else None
 
 
 def drop_space(connection: Connection, space: Space) -> None:
-    """Drop a space with its vectors, without a check whether it is in use."""
+    """Drop a space with its vectors; does not check whether it is in use."""
     connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
     connection.execute(delete(EmbeddingSpace).where(EmbeddingSpace.id == space.id))
     connection.execute(text(f"DROP TABLE IF EXISTS {table_of(space.id)}"))

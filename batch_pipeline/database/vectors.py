@@ -35,14 +35,14 @@ class BinaryVector(VECTOR):
 
 
 class BinaryHalfVector(HALFVEC):
-    """The same of two bytes a number."""
+    """The same with two bytes per number."""
 
     cache_ok = True
 
     def bind_processor(
         self, dialect: Dialect
     ) -> Callable[[Sequence[float] | None], HalfVector | None]:
-        """What a value becomes before psycopg sees it; called by SQLAlchemy."""
+        """Return the function that converts a value for psycopg. SQLAlchemy calls this."""
         del dialect
 
         def process(value: Sequence[float] | None) -> Any:

@@ -1,9 +1,9 @@
 """How many steps of a run work at a time, while any number of them wait for something outside.
 
-Threads share one interpreter. Threads that compute take its lock from each other with every call
-that releases it. This costs more than working at the same time gains: a step of 12 ms takes 14 ms
-of processor time with eight such threads, and 18 ms with forty. So a step takes a turn to work, and
-gives it up while it waits:
+Threads share the lock of the interpreter. Threads that compute take it from each other at every
+call that releases it. This costs more than working at the same time gains: a step of 12 ms takes
+14 ms of processor time with eight such threads, and 18 ms with forty. So a step takes a turn to
+work, and gives it up while it waits:
 
     with others_may_work():
         answer = ask_the_server()
@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-#: After this wait for a turn a thread goes on without one (seconds): the others may be stuck.
+#: A thread that has waited this long for a turn (seconds) goes on without one, because the others
+#: may be stuck.
 PATIENCE_SECONDS = 1.0
 
 

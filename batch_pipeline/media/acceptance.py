@@ -1,4 +1,4 @@
-"""Whether a file is accepted: by its content, the settings and the installed packages."""
+"""Decides whether a file is accepted: by its content, the settings and the installed packages."""
 
 from collections.abc import Collection
 from importlib.util import find_spec

@@ -1,8 +1,9 @@
 """How much memory decoding in many threads takes, and how that memory is returned.
 
 Measured with 8 threads that decode JPEGs of 12 megapixels on 2 cores (`benchmarks/README.md`): one
-decode takes about 52 MiB. All eight at once peak at 489 MiB; two at once, as many as there are
-cores, at 255 MiB; with large blocks returned to the system as soon as they are freed, at 159 MiB.
+decode takes about 52 MiB. The peak is 489 MiB if all eight decode at once, and 255 MiB if only two
+do, as many as there are cores. If large blocks are also returned to the system as soon as they are
+freed, the peak is 159 MiB.
 """
 
 import ctypes

@@ -44,7 +44,7 @@ _CHROMATICITIES: dict[Primaries, tuple[tuple[float, float], ...]] = {
     "bt2020": ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
     "p3": ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
 }
-#: The white of them all, so that white stays white (of DCI-P3 too, whose own is greenish).
+#: White point for all of them, so that white stays white; also for DCI-P3, whose own is greenish.
 _D65 = (0.3127, 0.3290)
 
 #: Display of the HLG system (nits), and its gamma.

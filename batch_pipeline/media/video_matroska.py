@@ -1,4 +1,4 @@
-"""What Matroska and WebM say about a film and FFmpeg does not apply: how much of a frame is cut."""
+"""Reads how much of each frame Matroska and WebM cut off, because FFmpeg ignores it."""
 
 import io
 from collections.abc import Iterator

@@ -65,7 +65,7 @@ class Description:
     tags: tuple[str, ...] = ()
     """Lower case, without duplicates; empty if the model was not held to a JSON schema."""
     visible_text: str = ""
-    """Text that can be read in it, word for word; empty if there is none or nobody asked for it."""
+    """Text in the picture, word for word; empty if there is none or the model was not asked."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ PausedCheck = Callable[[str], str]
 
 
 def never_paused(server: str) -> str:
-    """Return "": nobody pauses the caller's calls."""
+    """Return "": calls of this caller are never paused."""
     del server
     return ""
 

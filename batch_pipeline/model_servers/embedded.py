@@ -145,7 +145,7 @@ class EmbeddedVision:
         cancelled: CancelledCheck = never_cancelled,
         paused: PausedCheck = never_paused,
     ) -> list[HealthCheck]:
-        """Nothing that a check would not find."""
+        """Return no checks: a call would find nothing that `check` does not find."""
         del cancelled, paused
         return []
 
@@ -225,7 +225,7 @@ class EmbeddedEmbedding:
         cancelled: CancelledCheck = never_cancelled,
         paused: PausedCheck = never_paused,
     ) -> list[HealthCheck]:
-        """Nothing that a check would not find."""
+        """Return no checks: a call would find nothing that `check` does not find."""
         del cancelled, paused
         return []
 

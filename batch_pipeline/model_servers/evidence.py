@@ -20,7 +20,7 @@ _REFUSAL_HOLDS_SECONDS = 5.0
 
 
 class Evidence:
-    """When a server last answered a call for a model, and last refused a question of ours."""
+    """When a server last answered a call for a model, and last refused the known question."""
 
     def __init__(self) -> None:
         self._asking = threading.Lock()

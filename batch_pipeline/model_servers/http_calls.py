@@ -156,7 +156,7 @@ class ServerCalls:
 
     @property
     def can_be_tried(self) -> bool:
-        """Return whether the server is there, or it is time to probe it."""
+        """Return whether the server could be reached last, or may be probed again now."""
         return not self._circuit.is_open or self._circuit.probe_is_due
 
     @property
@@ -295,8 +295,8 @@ class ServerCalls:
                 case json.JSONDecodeError() | pydantic.ValidationError() | UnicodeDecodeError():
                     return TransientError(
                         "model_output_invalid",
-                        f"model server {self.name} sent what is not an answer of its protocol: "
-                        f"{cause}",
+                        f"model server {self.name} sent something that is not an answer of its "
+                        f"protocol: {cause}",
                     )
         return error
 

@@ -113,7 +113,7 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
 def about_this_call(error: ServiceDownError) -> PermanentError | TransientError:
     """Return the error for one call that looked like an outage, if the server answers others."""
     said = str(error).rstrip(".")
-    message = f"{said}; the same server answers other calls, so it is this one that it refuses"
+    message = f"{said}; the same server answers other calls, so it refuses only this one"
     if error.kind in {"model_unsuitable", "model_refuses_all"}:
         return PermanentError("model_refused_input", message)
     return TransientError("model_refused_call", message)

@@ -78,7 +78,7 @@ class _Bounded:
             # Decompress one byte more than the limit at most, since a few bytes may become many.
             return bytes(self._unpacker.decompress(chunk, self._left + 1))
         except zlib.error as error:
-            raise self._invalid(f"sent what cannot be unpacked: {error}") from error
+            raise self._invalid(f"sent data that cannot be unpacked: {error}") from error
 
     def _invalid(self, what: str) -> TransientError:
         return TransientError("model_output_invalid", f"model server {self._where} {what}")

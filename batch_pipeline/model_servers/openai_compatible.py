@@ -255,7 +255,8 @@ class OpenAICompatibleServer(ModelServer):
     def _not_the_protocol(self, received: object) -> TransientError:
         return TransientError(
             "model_output_invalid",
-            f"{self.calls.url} sent what is not an answer of its protocol: {str(received)[:200]!r}",
+            f"{self.calls.url} sent something that is not an answer of its protocol: "
+            f"{str(received)[:200]!r}",
         )
 
 

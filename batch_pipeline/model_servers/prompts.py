@@ -203,7 +203,7 @@ def _require_usable(file: Path, text: str) -> None:
         if name not in known:
             names = [f"{{{each}}}" for each in known]
             raise ConfigurationError(
-                f"{file} names {{{name}}}, which nothing is known of{_meant(f'{{{name}}}', names)}"
+                f"{file} has the unknown placeholder {{{name}}}{_meant(f'{{{name}}}', names)}"
             )
     if file.stem == "synthesis" and "{frames}" not in text:
         raise ConfigurationError(f"{file} does not name {{frames}}: there is nothing to summarise")
@@ -211,7 +211,7 @@ def _require_usable(file: Path, text: str) -> None:
 
 def _meant(word: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return (f"; {near[0]} is meant?" if near else "") + f" There are {', '.join(names)}"
+    return (f"; did you mean {near[0]}?" if near else ".") + f" There are {', '.join(names)}"
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:

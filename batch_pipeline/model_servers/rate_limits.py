@@ -148,7 +148,8 @@ class Pace:
     def refused(self) -> None:
         """Learn the pace from a refused call of this process; call `pause` first.
 
-        The server accepts the calls answered recently in the time from then to the pause's end.
+        Assumes that in the time from the first recent answer to the end of the pause, the server
+        accepts as many calls as it has answered.
         """
         while self._answered_at and self.not_before - self._answered_at[0] > self._COUNTED_SECONDS:
             self._answered_at.popleft()

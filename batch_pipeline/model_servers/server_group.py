@@ -330,7 +330,7 @@ class ServerGroup:
         try:
             found = server.calls.ask(partial(look, server))
         except KindedError as error:
-            if error.kind == "model_server_busy":  # it is there; more is not known now
+            if error.kind == "model_server_busy":  # it runs, but cannot be checked further now
                 return HealthCheck(name, True, str(error))
             hint = server.hint(error.kind, self.model)
             return HealthCheck(name, False, str(error), hint, error.kind)

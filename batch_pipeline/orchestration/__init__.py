@@ -1,1 +1,1 @@
-"""All that Dagster sees; the rooms below know nothing of it."""
+"""Jobs, sensors, assets and everything else that Dagster loads."""

@@ -123,8 +123,8 @@ backlog = dg.AssetSpec(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"postgres"},
-    # A sweep runs once an hour, also if there is nothing to do. Reports have no such policy: they
-    # follow batches, and nobody is late when no batch ends.
+    # A sweep runs once an hour even if there is nothing to do. Reports have no such policy, because
+    # they only follow the ends of batches.
     freshness_policy=dg.FreshnessPolicy.time_window(
         warn_window=timedelta(minutes=90), fail_window=timedelta(hours=3)
     ),

@@ -20,7 +20,7 @@ from batch_pipeline.visible_text import visible_line
 
 #: Characters that are kept of each error.
 _MAX_REASON = 500
-#: What Dagster says of a run that another process ended, after it has reported why.
+#: Dagster's message for a run that another process ended. An earlier event says why.
 _ENDED_FROM_OUTSIDE = "This run has been marked as failed from outside the execution context."
 
 
@@ -32,8 +32,8 @@ def why_it_failed(
 ) -> str:
     """Return why a run failed, in one line.
 
-    The event that ends a run mostly says only that it has ended. Whoever launched it, its worker or
-    its steps have reported the error before.
+    The event that ends a run usually says only that it has ended. Its launcher, its worker or its
+    steps have reported the error before.
     """
     if any(event.step_failure_data.user_failure_data for event in step_failures):
         return failure.message or ""  # its steps say why
@@ -52,7 +52,7 @@ def why_it_failed(
 
 
 def _reported_before_the_end(instance: dg.DagsterInstance, run_id: str) -> str:
-    """Return what was reported of a run right before it was ended; empty: nothing."""
+    """Return the error that was reported just before a run was ended; empty if there is none."""
     kinds = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.RUN_FAILURE}
     newest = instance.get_records_for_run(run_id, of_type=kinds, ascending=False).records
     events = (record.event_log_entry.dagster_event for record in newest)
@@ -71,7 +71,7 @@ def _said_by(error: SerializableErrorInfo) -> str:
 
 
 def _line(message: str) -> str:
-    # Dagster writes the class of an error with its modules.
+    # Dagster writes the class of an error with its module path, which is removed here.
     said = " ".join(masked(message).split())[:_MAX_REASON]
     return visible_line(re.sub(r"^(?:\w+\.)+(?=\w+(?::|$))", "", said))
 

@@ -1,9 +1,9 @@
-"""What Dagster keeps of a batch or of an upload, deleted: runs, events, checks, ticks, logs.
+"""Deletes what Dagster stores about a batch or an upload: runs, events, checks, ticks, logs.
 
-Dagster itself deletes a run with its events. Events that belong to no run (the reports of a sensor,
-with names and pictures), the results of checks, the last event of each asset, the texts of ticks
-and the plans of re-executed runs it keeps for ever: they are found here by the id of the batch, and
-deleted by statements. Every method may be repeated.
+Dagster's own API deletes a run with its events. Dagster keeps the rest for ever: events that belong
+to no run (the reports of a sensor, with names and pictures), results of checks, the last event of
+each asset, texts of ticks, and plans of re-executed runs. This module finds them by the id of the
+batch and deletes them with SQL. Every method may be repeated.
 """
 
 import importlib.resources
@@ -35,11 +35,11 @@ from batch_pipeline.services.reports.batch_summary import batch_summary
 from batch_pipeline.services.short_ids import short
 from batch_pipeline.settings import Settings
 
-#: What the stack of `make demo` prints, beside Dagster's own files.
+#: The file with the output of the stack of `make demo`, in the same folder as Dagster's own files.
 _CONSOLE = "dagster-dev.log"
-#: How an entry of it begins: with a moment, or as JSON.
+#: The beginning of an entry in this file: a time, or a JSON object.
 _ENTRY = re.compile(rb"(?:\x1b\[[0-9;]*m)*(?:\d{4}-\d\d-\d\d[ T]|\{)")
-#: A tick that has not ended by then is of a daemon that died in it (seconds).
+#: If a tick has not ended after this time, its daemon has died (seconds).
 _TICK_SECONDS = 60.0
 _NOT_ENDED = [status for status in dg.DagsterRunStatus if status not in ENDED_RUN]
 
@@ -55,7 +55,7 @@ _BATCHES_OF_USER = text("""
     JOIN run_tags AS of_batch ON of_batch.run_id = of_user.run_id AND of_batch.key = :batch_tag
     WHERE of_user.key = :user_tag AND of_user.value = :user_id
 """).bindparams(batch_tag=BATCH_TAG, user_tag=USER_TAG)
-#: Reports of sensors name the batch as their partition; results of checks only in what they say.
+#: Reports of sensors have the batch as their partition. Results of checks only contain its id.
 _EVENTS_OF_BATCH = """
     SELECT id FROM event_logs
     WHERE asset_key IS NOT NULL AND partition = :batch_id
@@ -67,8 +67,8 @@ _EVENTS_OF_RUNS = "SELECT id FROM event_logs WHERE run_id = ANY(:runs)"
 _RUNS_WITH_STEP = text("""
     SELECT DISTINCT run_id FROM event_logs WHERE strpos(step_key, :hex) > 0 AND run_id <> ''
 """)
-#: What an upload's own step said, and what others said of it alone. What a run says of several
-#: steps at once is kept, without the name of this one: `_without_upload`.
+#: Events of the upload's own step, and other events that concern only this upload. Events about
+#: several steps are kept, but `_without_upload` removes the name of this step.
 _EVENTS_OF_UPLOAD = """
     SELECT id FROM event_logs
     WHERE run_id = ANY(:runs) AND (
@@ -89,7 +89,7 @@ _COUNT_CHECKS = text(f"SELECT count(*) {_CHECKS}")
 _DELETE_CHECKS = text(f"DELETE {_CHECKS}")
 _DELETE_TAGS = text("DELETE FROM asset_event_tags WHERE event_id = ANY(:events)")
 _DELETE_EVENTS = text("DELETE FROM event_logs WHERE id = ANY(:events)")
-#: Dagster then reads the last event of the asset from the log.
+#: Afterwards Dagster reads the last event of the asset from the log.
 _FORGET_LAST_EVENTS = text("""
     UPDATE asset_keys
     SET last_materialization = NULL, last_run_id = NULL, cached_status_data = NULL
@@ -105,7 +105,7 @@ _TICKS = text("""
     )
 """)
 _DELETE_TICKS = text("DELETE FROM job_ticks WHERE id = ANY(:ticks)")
-#: The plan of a re-execution names the steps of the run before; those of first runs are shared.
+#: The plan of a re-execution names the steps of the earlier run. First runs may share their plan.
 _DELETE_PLAN = text("""
     DELETE FROM snapshots WHERE snapshot_id = :snapshot AND NOT EXISTS (
         SELECT FROM runs WHERE run_id <> :run_id AND strpos(run_body, :snapshot) > 0
@@ -128,7 +128,7 @@ _REPORTING = text("""
 
 @contextmanager
 def opened_history(pipeline: Pipeline) -> Iterator["DagsterHistory"]:
-    """Open Dagster's storage and logs, as the instance of this home or of ``DAGSTER_HOME`` has.
+    """Open the storage and the logs of the Dagster instance of ``DAGSTER_HOME`` or of our home.
 
     Raises:
         RefusedError: its storage is not on PostgreSQL.
@@ -148,7 +148,7 @@ def _opened_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         with dg.DagsterInstance.from_config(str(home)) as instance:
             yield instance
         return
-    # Whoever runs Dagster keeps its logs elsewhere; its storage is the one that the settings name.
+    # Dagster runs elsewhere, so its logs cannot be reached. The settings name its storage.
     ours = importlib.resources.files("batch_pipeline.orchestration") / "dagster.yaml"
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "dagster.yaml").write_text(ours.read_text())
@@ -157,7 +157,7 @@ def _opened_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
 
 class DagsterHistory:
-    """What an instance keeps; a `services.forgetting.History`."""
+    """What a Dagster instance stores; implements `services.forgetting.History`."""
 
     def __init__(self, instance: dg.DagsterInstance, pipeline: Pipeline) -> None:
         events, runs = instance.event_log_storage, instance.run_storage
@@ -173,28 +173,28 @@ class DagsterHistory:
             )
         self._instance, self._pipeline = instance, pipeline
         self._events, self._runs, self._ticks = events, runs, ticks
-        #: Waited for in vain.
+        #: Ticks that did not end although `settle` waited for them.
         self._dead_ticks: set[int] = set()
 
     def in_flight(self, batch_id: uuid.UUID) -> Sequence[str]:
-        """Ids of the runs of a batch that have not ended."""
+        """Return the ids of the runs of a batch that have not ended."""
         chosen = dg.RunsFilter(tags={BATCH_TAG: str(batch_id)}, statuses=_NOT_ENDED)
         return [run.run_id for run in self._instance.get_runs(chosen)]
 
     def batches_of(self, user_id: uuid.UUID) -> Sequence[uuid.UUID]:
-        """Batches of a user that runs name."""
+        """Return the batches of a user that have runs, by the tags of these runs."""
         with self._runs.connect() as connection:
             tags = connection.execute(_BATCHES_OF_USER, {"user_id": str(user_id)}).scalars().all()
         found = []
         for tag in tags:
             try:
                 found.append(uuid.UUID(tag))
-            except ValueError:  # people tag runs, too
+            except ValueError:  # a person may have written the tag
                 continue
         return found
 
     def settle(self) -> None:
-        """Wait until no sensor is about to report what it has read before."""
+        """Wait until the ticks that run now have ended; they may still report deleted data."""
         deadline = time.monotonic() + _TICK_SECONDS
         awaited = self._reporting() - self._dead_ticks
         while (left := awaited & self._reporting()) and time.monotonic() < deadline:
@@ -220,7 +220,7 @@ class DagsterHistory:
         }
 
     def forget_batch(self, batch_id: uuid.UUID) -> Mapping[str, int]:
-        """Delete runs, events, partition and logs of a batch; returns how many of what."""
+        """Delete runs, events, partition and logs of a batch; returns the number of each kind."""
         runs = self._runs_of(batch_id)
         needles = _needles(batch_id, runs)
         of = {"runs": runs, "batch_id": str(batch_id)}
@@ -231,7 +231,8 @@ class DagsterHistory:
         for run_id in runs:
             self._delete_run(run_id)
             counts["runs"] += 1
-        # A sensor may be about to say why one of these runs ended; no other will.
+        # A sensor that has read these runs before may still report why one of them ended. Sensors
+        # that start now no longer find the runs.
         self.settle()
         counts += self._delete_ticks(needles)
         counts += self._delete_events(_EVENTS_OF_BATCH, of)
@@ -245,10 +246,10 @@ class DagsterHistory:
         return counts
 
     def forget_upload(self, upload_id: uuid.UUID, batch_id: uuid.UUID | None) -> Mapping[str, int]:
-        """Delete what is kept of one upload, and the reports of its batch; returns as above.
+        """Delete what is stored about one upload, and the reports of its batch.
 
-        Runs that re-executed others are deleted whole: their plans name every step. So is what
-        runs of the batch wrote to the console.
+        Returns the number of each kind. Re-executions are deleted completely, because their plans
+        name every step. The console output of all runs of the batch is deleted, too.
         """
         of = {"hex": upload_id.hex, "upload_id": str(upload_id), "batch_id": str(batch_id)}
         counts: Counter[str] = Counter()
@@ -267,7 +268,7 @@ class DagsterHistory:
         for run_id in whole:
             self._delete_run(run_id)
             counts["runs"] += 1
-        self.settle()  # as above
+        self.settle()  # for the same reason as in `forget_batch`
         counts += self._delete_ticks([str(upload_id), *whole])
         if batch_id:
             counts += self._delete_events(_RUNLESS_OF_BATCH, of)
@@ -278,14 +279,14 @@ class DagsterHistory:
         return counts
 
     def forget_reports(self, batch_id: uuid.UUID) -> int:
-        """Delete what sensors reported of a batch, outside of runs; returns how many events."""
+        """Delete the events that sensors reported about a batch; returns how many."""
         counts = self._delete_events(_RUNLESS_OF_BATCH, {"batch_id": str(batch_id)})
         self._delete_checks([], batch_id)
         self._forget_last_events([], [str(batch_id)])
         return counts["events"]
 
     def report_again(self, batch_id: uuid.UUID) -> None:
-        """Make the report of a batch that has ended."""
+        """Report a batch that has ended once more."""
         pipeline = self._pipeline
         try:
             summary = batch_summary(pipeline.database, pipeline.storage, batch_id)
@@ -308,7 +309,7 @@ class DagsterHistory:
             return set(connection.execute(_REPORTING).scalars())
 
     def _delete_events(self, which: str, of: Mapping[str, Any]) -> Counter[str]:
-        """Delete events that a statement lists, with what tables of assets keep of them."""
+        """Delete the events that a statement selects, and their rows in the tables of assets."""
         with self._events.index_connection() as connection:
             events = list(connection.execute(text(which), of).scalars())
             connection.execute(_DELETE_TAGS, {"events": events})
@@ -326,7 +327,7 @@ class DagsterHistory:
             connection.execute(_FORGET_LAST_EVENTS, of)
 
     def _delete_ticks(self, needles: Sequence[str]) -> Counter[str]:
-        """Delete what sensors said when they named it, and what they logged meanwhile."""
+        """Delete ticks whose text contains one of the needles, and the logs of these ticks."""
         with self._ticks.connect() as connection:
             ticks = connection.execute(_TICKS, {"needles": list(needles)}).all()
         for tick in ticks:
@@ -345,7 +346,7 @@ class DagsterHistory:
         return bool(run.parent_run_id) or upload_id.hex in asked or str(upload_id) in asked
 
     def _delete_run(self, run_id: str) -> None:
-        """Delete a run, its events and logs, and its plan if that is of a re-execution."""
+        """Delete a run, its events and logs, and its plan if the run is a re-execution."""
         run = self._instance.get_run_by_id(run_id)
         if run and run.parent_run_id and run.execution_plan_snapshot_id:
             plan = {"snapshot": run.execution_plan_snapshot_id, "run_id": run_id}
@@ -355,11 +356,11 @@ class DagsterHistory:
         self._instance.delete_run(run_id)
 
     def _delete_logs(self, run_id: str) -> None:
-        """Delete what a run wrote to the console, as far as this machine sees it."""
+        """Delete the console output of a run, if it is on this machine."""
         self._instance.compute_log_manager.delete_logs(prefix=[run_id])
 
     def _blank_console(self, needles: Sequence[str]) -> None:
-        """Overwrite with blanks what the stack printed of runs, while it goes on printing."""
+        """Overwrite with blanks what the stack printed about runs. The stack may go on printing."""
         file = Path(self._instance.root_directory) / _CONSOLE
         wanted = [needle.encode() for needle in needles]
         if not file.exists():
@@ -369,7 +370,7 @@ class DagsterHistory:
             for line in console.read().splitlines(keepends=True):
                 if _ENTRY.match(line):
                     is_meant = False
-                # What follows without a beginning of its own is the rest: a stack trace.
+                # A line that begins no entry, as in a stack trace, belongs to the entry before it.
                 is_meant = is_meant or any(needle in line for needle in wanted)
                 if is_meant:
                     console.seek(position)
@@ -378,15 +379,18 @@ class DagsterHistory:
 
 
 def _needles(batch_id: uuid.UUID, runs: Sequence[str]) -> list[str]:
-    """Return what ticks and the console call a batch: its short id, with which its id begins."""
+    """Return texts that name a batch in ticks and in the console: its short id, and its runs.
+
+    The full id begins with the short id, so it is found, too.
+    """
     return [short(batch_id), *runs]
 
 
 def _without_upload(event: str, upload_id: uuid.UUID) -> str:
-    """An event as it is stored, without the step of an upload, and without the failure it had."""
+    """Return a stored event without the name of an upload's step and without its failure."""
     said = json.loads(event)
     about = (said.get("dagster_event") or {}).get("event_specific_data") or {}
-    for name in ("error", "first_step_failure_event"):  # of the end of a run
+    for name in ("error", "first_step_failure_event"):  # in the event that ends a run
         if name in about:
             about[name] = None
     step = rf"[A-Za-z0-9_]+__{upload_id.hex}"

@@ -1,8 +1,8 @@
-"""What run workers are forked from (`warm_workers`); only the fork server imports this module.
+"""Prepares the process that run workers are forked from (`warm_workers`).
 
-At a fork a child gets memory and open files, but of the threads only the one that forks. So nothing
-is opened here: importing the code location starts no thread, takes no lock and connects to nothing,
-which a test looks at.
+Only the fork server imports this module. A forked child gets the memory and the open files, but of
+the threads only the one that forks. So this process must start no thread, hold no lock and open no
+connection. A test checks this.
 """
 
 import gc
@@ -13,7 +13,7 @@ import signal
 
 from batch_pipeline.errors import PipelineError
 
-#: What a run needs that the code location imports only when it is asked for.
+#: Modules that every run needs. The code location imports some of them only on demand.
 _NEEDED_BY_RUNS = (
     "batch_pipeline.definitions",
     "batch_pipeline.model_servers.factory",
@@ -22,10 +22,10 @@ _NEEDED_BY_RUNS = (
 
 
 def _leave_signals_to_workers() -> None:
-    """Outlive SIGTERM, which who stops a stack sends to all its processes at once.
+    """Ignore SIGTERM, which a stack that stops sends to all its processes at once.
 
-    Until the workers have ended, this is what tells the code server of their ends. SIGINT is
-    treated like that by the standard library, but only once everything is imported.
+    The fork server has to live until its workers have ended, because it tells the code server how
+    they ended. The standard library ignores SIGINT, but only after all imports.
     """
     server = os.getpid()
 
@@ -39,25 +39,25 @@ def _leave_signals_to_workers() -> None:
 
 def _import_everything() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # numpy's library for matrices would start a thread for each core.
+    # OpenBLAS, which numpy uses, would start a thread for each core.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     try:
         definitions, *_ = [importlib.import_module(name) for name in _NEEDED_BY_RUNS]
         definitions.defs.get_repository_def().load_all_definitions()
     except Exception:
-        # Each worker will meet the same error, and say so in its run.
+        # Each worker meets the same error and reports it in its run.
         logging.exception("run workers start cold: the code location could not be imported")
     _preload_models()
     gc.collect()
-    gc.freeze()  # a worker's collector would write to, and so copy, every page it looks at
+    gc.freeze()  # otherwise a worker's garbage collector writes to shared pages and so copies them
     signal.signal(signal.SIGINT, before)
 
 
 def _preload_models() -> None:
-    """Import and load once what each worker would for itself.
+    """Load the models or the client of the model server, so that each worker need not do it.
 
-    That is 1.5 s of a core and 150 MiB for the embedded models, and 0.1 s (Ollama) or 0.8 s
-    (OpenAI) for the client of a model server.
+    This saves each worker 1.5 s of a core and 150 MiB with the embedded models, and 0.1 s (Ollama)
+    or 0.8 s (OpenAI) with a model server.
     """
     from batch_pipeline.model_servers.factory import preload  # noqa: PLC0415 - after SIGINT
     from batch_pipeline.settings import load_settings  # noqa: PLC0415
@@ -65,7 +65,7 @@ def _preload_models() -> None:
     try:
         preload(load_settings())
     except PipelineError:
-        # Each worker will meet the same error, and say so of its uploads.
+        # Each worker meets the same error and reports it for its uploads.
         logging.exception("the models could not be loaded for all run workers")
 
 

@@ -1,6 +1,6 @@
-"""The sensor that sends notifications; apart from the one that launches runs, which waits for none.
+"""The sensor that sends notifications. It is separate so that runs never wait for a delivery.
 
-``services/notifications`` decides what is sent, and keeps what could not be.
+``services/notifications`` decides what is sent, and keeps messages that could not be delivered.
 """
 
 import dagster as dg
@@ -9,7 +9,7 @@ from batch_pipeline.services.notifications.sending import send_due, targets_of
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
 
-#: How soon an event is told, and how soon it is forgotten if there is nobody to tell (seconds).
+#: How often events are sent, and how often they are discarded if there is no target (seconds).
 INTERVAL_SECONDS, IDLE_INTERVAL_SECONDS = 10, 60
 
 
@@ -25,7 +25,7 @@ def build_notifications(settings: Settings) -> dg.SensorDefinition:
         description="Sends webhooks, chat messages and mail about ended batches and outages.",
     )
     def notifications(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        """Send what is due; launches nothing."""
+        """Send the messages that are due; never launches a run."""
         pipeline: Pipeline = context.resources.batch_pipeline
         delivered, failed = send_due(pipeline.database, pipeline.settings)
         if failed:

@@ -104,7 +104,7 @@ def load_batch(
     _report_taken(context, batch_id, loaded, _describe_taken(context, loaded, paused))
     for upload in loaded.reserved:
         yield dg.DynamicOutput(None, mapping_key=mapping_key(upload.filename, upload.id))
-    if interrupt_event().is_set():  # no step will start that could release them
+    if interrupt_event().is_set():  # no step will start, so no step would release the uploads
         _stop(context)
 
 
@@ -116,7 +116,7 @@ def load_batch(
 )
 def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
     """Process the upload that the mapping key names, and show the result."""
-    if context.run.is_finished:  # its message waited in a broker
+    if context.run.is_finished:  # the message of the step waited in the broker until now
         raise late_failure(context.run)
     worker: RunWorker = context.resources.batch_pipeline_worker
     if worker.service_down:
@@ -218,7 +218,7 @@ def _describe_taken(
     label = batch_label(progress.batch_id, progress.name)
     if loaded.expected_total != progress.total:
         context.log.warning(
-            "batch %s says %s uploads, %s are there; the total was put right",
+            "batch %s has a total of %s uploads, but %s rows; the total was put right",
             label,
             loaded.expected_total,
             progress.total,

@@ -102,7 +102,7 @@ def _refused(reason: str) -> dg.Failure:
 def _said(
     context: dg.OpExecutionContext, pipeline: Pipeline, what: str, changed: Pause
 ) -> dg.Output[None]:
-    # Without names: this run does not go when a batch is deleted.
+    # The name of the batch is left out, because this run stays when the batch is deleted.
     context.log.info("%s: %s", what, replace(changed, name=None))
     pauses = active_pauses(pipeline.database)
     now = "; ".join(str(replace(each, name=None)) for each in pauses)

@@ -1,4 +1,4 @@
-"""How often ``batch_progress`` is materialized: enough to plot, not a row for every upload."""
+"""Limits how often ``batch_progress`` is materialized: enough to plot, but not for every upload."""
 
 import threading
 import time
@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from batch_pipeline.services.progress.publishing import BatchProgress
 
-#: A reading is due when this much time has passed or this share of the batch was done since.
+#: The next reading is due after this time (seconds), or after this share of the batch (percent).
 SECONDS, PERCENT = 1.0, 1.0
 
 
 class ProgressMeter:
-    """Decides which readings of a batch are kept; safe under threads."""
+    """Decides which readings of a batch are kept; thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -20,7 +20,7 @@ class ProgressMeter:
         self._last_processed = float("-inf")
 
     def is_due(self, progress: BatchProgress) -> bool:
-        """Tell whether to keep this reading; the last one of a batch always is."""
+        """Return whether to keep this reading; the last one of a batch is always kept."""
         now = self._clock()
         with self._lock:
             due = (

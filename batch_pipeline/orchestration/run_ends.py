@@ -47,30 +47,30 @@ _UNDER_WAY = (
 )
 #: A run that holds no upload is dead after this many leases without an event.
 _SILENT_LEASES = 2
-#: One that was recorded and not launched waits for the daemon at least so long (seconds): a daemon
-#: that is started again launches what the one before it had recorded.
+#: A run that was recorded but not launched is dead after this time at the earliest (seconds). A
+#: restarted daemon still launches the runs that its predecessor had recorded.
 _UNLAUNCHED_SECONDS = 240.0
-#: Before it is called dead it is looked at again: longer than a live worker gathers events
-#: (`group_writer.GATHER_SECONDS`).
+#: A run that looks dead is checked again after this time (seconds). A live worker writes its events
+#: sooner (`group_writer.GATHER_SECONDS`).
 _SECOND_LOOK_SECONDS = 1.0
 _GONE = "Its worker is gone."
-#: Clocks of processes agree so well (seconds).
+#: Greatest difference between the time of an event and the start time of a process (seconds).
 _CLOCK_SECONDS = 1.0
 
 
 class Outcome(StrEnum):
-    """How an unsuccessful run ended; a tag that tells bad files from breakdowns."""
+    """How an unsuccessful run ended: by bad files or by a breakdown. It is a tag of the run."""
 
     FILES_FAILED = "files_failed"
     """All its uploads have ended, some of them without a result."""
     STOPPED = "stopped"
     """A person ended it, or a service was down."""
     DIED = "died"
-    """It did not say why."""
+    """It ended without reporting why."""
 
 
 def outcome_of(step_failures: Iterable[dg.DagsterEvent]) -> Outcome:
-    """Tell how a failed run ended, from the failures of its steps."""
+    """Return how a failed run ended, judged by the failures of its steps."""
     said = [
         event.step_failure_data.user_failure_data
         for event in step_failures
@@ -91,12 +91,12 @@ class RunCleanup:
     quarantined: int = 0
     """Uploads that are failed now, because their worker died every time."""
     released: int = 0
-    """Uploads that were meant for the run and that it never took."""
+    """Uploads of the run's slice that it never took."""
     batch_ended_as: str = ""
-    """``failed`` or ``cancelled``, if this run's end was the batch's too."""
+    """``failed`` or ``cancelled`` if the batch ended with this run; else empty."""
 
     def __str__(self) -> str:
-        """One line for the log."""
+        """Return one line for the log."""
         parts = {
             f"uploads that it held and that are pending again: {self.returned}": self.returned,
             f"uploads that it never took and that another run gets: {self.released}": self.released,
@@ -117,7 +117,7 @@ def clean_up_failed_run(
         pipeline: whose uploads they are.
         run: a run of ``process_batch`` that has ended.
         died: the run did not say why it ended; many such runs in a row end the batch.
-        reason: word for word, for the batch's ``error_message``.
+        reason: stored unchanged in the batch's ``error_message``.
     """
     rescue = pipeline.backlog.rescue([run.run_id])
     released = _release_slice(pipeline, run)
@@ -145,7 +145,7 @@ def clean_up_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> RunCleanu
 
 
 def terminated(run_id: str) -> str:
-    """Return why a batch is cancelled whose run was terminated."""
+    """Return the reason that is stored when a batch is cancelled because its run was terminated."""
     return f"run {run_id} was terminated; `batch-pipeline retry` reopens the batch"
 
 
@@ -187,10 +187,10 @@ def close_runs_of_ended_workers(
     the same host and in the same container. A worker that outlived its code server is left alone.
 
     Args:
-        instance: that has the runs.
-        pipeline: whose uploads they work.
-        jobs: names of ours.
-        code_server: where this process is reached, as the daemon knows it.
+        instance: the Dagster instance that has the runs.
+        pipeline: its uploads are processed by these runs.
+        jobs: names of our jobs.
+        code_server: the address of this process, as the daemon knows it.
         left_out: records the runs that could not be examined or ended.
     """
     jobs = list(jobs)
@@ -220,8 +220,8 @@ def _close(
 ) -> int:
     dead = look()
     if dead:
-        # One that has just ended a long call holds nothing any more, and has yet to log it; one
-        # that has just ended is about to be reported by its code server.
+        # A run that has just finished a long call may hold no upload any more without having logged
+        # it yet. If a worker has just ended, its code server is about to report it.
         time.sleep(_SECOND_LOOK_SECONDS)
         still = {run.run_id for run in look()}
         dead = [run for run in dead if run.run_id in still]
@@ -263,12 +263,12 @@ def dead_runs(
 
 
 def name_of_run(run: dg.DagsterRun) -> str:
-    """Name a run that is left out."""
+    """Return the name of a run in the message that it was left out."""
     return f"run {run.run_id}"
 
 
 def runs_of_keys(instance: dg.DagsterInstance, keys: Collection[str]) -> Sequence[dg.DagsterRun]:
-    """List the runs that were launched for slices, by the keys of these."""
+    """List the runs that were launched for slices with these keys."""
     return instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: list(keys)})) if keys else []
 
 
@@ -324,7 +324,7 @@ def _slice_of(run: dg.DagsterRun) -> int | None:
 
 
 def _id_or_none(tag: str | None) -> UUID | None:
-    """People and other programs tag runs, too."""
+    """Read an id from a tag; None if there is none, as a person or another program may write it."""
     try:
         return UUID(tag or "")
     except ValueError:
@@ -338,7 +338,7 @@ def _last_sign(instance: dg.DagsterInstance, record: dg.RunRecord) -> float:
 
 
 def _is_started_by(code_server: CodeLocationOrigin | None, run: dg.DagsterRun) -> bool:
-    """Tell whether the worker of a run was started at the address of a code server."""
+    """Return whether a code server at this address started the worker of a run."""
     tag = run.tags.get(GRPC_INFO_TAG)
     if not tag or code_server is None:
         return False
@@ -346,12 +346,12 @@ def _is_started_by(code_server: CodeLocationOrigin | None, run: dg.DagsterRun) -
     if isinstance(code_server, GrpcServerCodeLocationOrigin):
         here = (code_server.host, code_server.port, code_server.socket)
         return (place["host"], place.get("port"), place.get("socket")) == here
-    # `dagster dev`: the daemon starts code servers itself, on its host, each at a new address.
+    # With `dagster dev`, the daemon starts code servers on its own host, each at a new address.
     return bool(place["host"] == "localhost")
 
 
 def _has_a_process(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Tell whether the process of a run lives; True while none is known."""
+    """Return whether the process of a run lives; True if its process id is not known yet."""
     events = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records
     for record in events:
         event = record.event_log_entry.dagster_event
@@ -360,7 +360,7 @@ def _has_a_process(instance: dg.DagsterInstance, run_id: str) -> bool:
             continue
         try:
             process = psutil.Process(int(str(pid.value)))
-            # A younger process has only got its number.
+            # A process that started later is another one, which got the same id.
             is_it = process.create_time() <= record.timestamp + _CLOCK_SECONDS
             return bool(is_it and process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:

@@ -1,6 +1,6 @@
-"""Start the sweep of the backlog every minute, and when the stack starts.
+"""Starts the sweep of the backlog: once a minute, and when the stack starts.
 
-Both check first whether there is work, because a run costs a process.
+Both first check whether there is work, because each run needs a process.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ def sweep_on_start(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Sweep once for each start of the code server; the cursor names the last start."""
     pipeline: Pipeline = context.resources.batch_pipeline
     left_out = LeftOut()
-    # Not in a run: the runs to end may fill the queue in which that run would wait.
+    # This is not left to a sweep, because its run could wait in a queue full of these dead runs.
     closed = close_runs_of_ended_workers(
         context.instance, pipeline, JOBS, context.code_location_origin, left_out
     )

@@ -1,17 +1,17 @@
-"""How often Dagster's daemon looks which sensors are due: more often than the 5 s it has built in.
+"""Makes Dagster's daemon check every second which sensors are due, instead of every 5 s.
 
-A sensor of ours waits inside its tick until there is work (`sensors.build_pending_batches`). When
-it has asked for a run, it is to be asked again soon, or what is submitted next waits for the rest
-of the 5 s. No other sensor ticks more often for it: each has an interval of its own.
+The sensor of `sensors.build_pending_batches` waits inside its tick until there is work. When it has
+requested a run, its next tick should begin soon. Otherwise the next submission waits for up to 5 s.
+Other sensors do not tick more often, because each has its own interval.
 """
 
 from batch_pipeline.dagster_internals import daemon_loop
 
-#: A round that finds no sensor due costs 4 ms of processor time (seconds).
+#: Time between two checks (seconds). A check that finds no sensor due costs 4 ms of processor time.
 ROUND_SECONDS = 1
 
 
 def shorten_rounds() -> None:
-    """Shorten the rounds of this process, if it is the daemon; no other has any."""
+    """Shorten the time between two checks, if this process is the daemon."""
     if hasattr(daemon_loop, "MIN_INTERVAL_LOOP_TIME"):
         daemon_loop.MIN_INTERVAL_LOOP_TIME = ROUND_SECONDS

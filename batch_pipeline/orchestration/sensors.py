@@ -78,7 +78,7 @@ from batch_pipeline.wording import counted, listed
 #: Shortest time between two ticks of `pending_batches`, which itself waits for work (seconds).
 INTERVAL_SECONDS = 1
 #: How long a tick that finds nothing waits for a signal of work; without a signal it then looks
-#: again. The daemon waits as long for its sensors when it is stopped (seconds).
+#: again. A daemon that is stopped waits for this time at most (seconds).
 LOOK_SECONDS = 4.0
 #: How soon a waiting slice gets the place of a run that has ended (seconds).
 SLOT_SECONDS = 1.0
@@ -107,7 +107,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         """Look once. The second value tells whether only a place for a run is missing."""
         settings, database, instance = pipeline.settings, pipeline.database, context.instance
         left_out = LeftOut()
-        # This is cheap, and an upload whose worker died then waits only for its lease.
+        # This costs little. Without it, an upload of a dead worker would wait for the next sweep.
         rescued = _say_rescued(rescue_from_ended_runs(instance, pipeline, left_out))
 
         def result(
@@ -265,7 +265,7 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
 
 
 @dg.sensor(
-    # The pages of these assets show the sensor as what makes them.
+    # So the pages of these assets show that this sensor makes them.
     asset_selection=dg.AssetSelection.assets(*(spec.key for spec in REPORTED)),
     minimum_interval_seconds=REPORT_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
@@ -277,7 +277,8 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
     """Report each end once, or twice if the daemon dies between the report and its cursor.
 
     A batch that cannot be reported is tried again in later ticks, after newer ones. After the last
-    try an observation says that it has no report. During an outage of storage or database all wait.
+    try an observation says that it has no report. All reports wait during an outage of the storage
+    or the database.
     """
     pipeline: Pipeline = context.resources.batch_pipeline
     seen, left_out = EndsSeen.parse(context.cursor), LeftOut()

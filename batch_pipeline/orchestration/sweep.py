@@ -125,7 +125,7 @@ def sweep_once(
 
 
 def tidy(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) -> dict[str, int]:
-    """Remove what is provably ours and no longer needed; too slow for every minute."""
+    """Remove what is provably ours and no longer needed. This is too slow for every minute."""
 
     def removed() -> dict[str, int]:
         leftovers = remove_leftovers(pipeline.database, pipeline.storage, pipeline.ownership)
@@ -250,7 +250,7 @@ def _each_part(
 
 
 def launched_keys(instance: dg.DagsterInstance, keys: list[str]) -> dict[str, bool]:
-    """Tell which keys have had a run, and whether such a run has not ended yet."""
+    """Return the keys that have had a run; True means that this run has not ended yet."""
     alive: dict[str, bool] = {}
     for run in runs_of_keys(instance, keys):
         key = run.tags[RUN_KEY_TAG]
@@ -274,8 +274,8 @@ def _abandoned(instance: dg.DagsterInstance, waiting: list[WaitingSlice]) -> lis
 def _prune_partitions(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) -> int:
     """Remove partitions and reports of batches that ended long ago; the batches stay.
 
-    Runs, and what they said, have a time of their own (`delete_old_runs`). Reports belong to no run
-    and would stay for ever. They can be deleted only where Dagster's storage is on PostgreSQL.
+    `delete_old_runs` deletes runs and their events. Reports belong to no run and would stay for
+    ever. They can be deleted only if Dagster's storage is on PostgreSQL.
     """
     name = str(BATCHES.name)
     present = one_by_one(
@@ -287,7 +287,7 @@ def _prune_partitions(instance: dg.DagsterInstance, pipeline: Pipeline, left_out
     history = DagsterHistory(instance, pipeline) if old and on_postgres else None
 
     def prune(batch_id: UUID) -> None:
-        # The partition goes last: it is what an interrupted sweep finds again.
+        # The partition is deleted last, because the next sweep finds the batch by it.
         if history is not None:
             history.forget_reports(batch_id)
         instance.delete_dynamic_partition(name, str(batch_id))

@@ -13,11 +13,12 @@ USER_TAG = "batch_pipeline/user_id"
 SLICE_TAG = "batch_pipeline/slice"
 #: Why a run was launched: new, retry, rescue or reprocess.
 REASON_TAG = "batch_pipeline/reason"
-#: How a run ended that did not succeed: see `run_ends.Outcome`.
+#: How an unsuccessful run ended: see `run_ends.Outcome`.
 OUTCOME_TAG = "batch_pipeline/outcome"
 #: Why a sweep was launched.
 FOUND_TAG = "batch_pipeline/found"
-#: Dagster's own tag, on our jobs: another of our runs takes what a run leaves, not a run retry.
+#: Dagster's own tag. It turns run retries off for our jobs, because another run of ours takes the
+#: uploads that a run leaves.
 NO_RUN_RETRIES = {"dagster/max_retries": "0"}
 #: Dagster's own tag: the key that keeps a sensor from requesting the same run twice.
 RUN_KEY_TAG = "dagster/run_key"

@@ -38,7 +38,7 @@ class _Popen(popen_forkserver.Popen):
     def _launch(self, process_obj: BaseProcess) -> None:
         super()._launch(process_obj)  # type: ignore[misc]
         self._worker: int | None = None
-        with suppress(OSError):  # it has already ended, and its exit code can be read
+        with suppress(OSError):  # the worker has already ended; its exit code can be read
             self._worker = os.pidfd_open(self.pid)
             util.Finalize(self, os.close, (self._worker,))
 

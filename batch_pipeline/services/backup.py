@@ -136,7 +136,8 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restore
 
     Raises:
         RefusedError: the file is no backup, the database is not empty, or a process uses it.
-        PipelineError: it could not be restored; the database is as it was.
+        PipelineError: it could not be restored. Our tables and Dagster's are restored one after the
+            other, each completely or not at all. Files that were restored before stay.
     """
     try:
         with tarfile.open(file) as archive:

@@ -233,9 +233,7 @@ def _notifications(database: Database, settings: Settings) -> str:
     if settings.notify_url_list:
         require_apprise()
     if given_up := count_given_up(database):
-        raise PipelineError(
-            f"{counted(given_up, 'notification')} given up after a day without success"
-        )
+        raise PipelineError(f"{counted(given_up, 'notification')} given up without a delivery")
     targets = targets_of(settings)
     return (
         f"sent to {', '.join(target.name for target in targets)}" if targets else "no target is set"

@@ -214,7 +214,7 @@ def look_up(
 
 
 def forget_old_notes(database: Database) -> int:
-    """Delete notes about descriptions in work that are older than a day; returns how many."""
+    """Delete notes about descriptions in progress that are older than a day; returns how many."""
     old = DescriptionInWork.taken_at < func.now() - interval(NOTE_SECONDS)
     with database.transaction() as connection:
         return int(connection.execute(delete(DescriptionInWork).where(old)).rowcount)

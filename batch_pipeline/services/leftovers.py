@@ -21,8 +21,8 @@ from batch_pipeline.storage import Storage
 #: Younger files may belong to work in progress (seconds).
 GRACE_SECONDS = 24 * 60 * 60
 #: If more than this many files, and more than this share of all files recorded as ours, are left
-#: over, a person has to confirm the removal. The likely cause is a mistake then (a table emptied, a
-#: dump restored).
+#: over, a person has to confirm the removal. The cause is then probably a mistake: a table was
+#: emptied, or a dump was restored.
 MANY_FILES, LARGE_SHARE = 20, 0.1
 
 _CHUNK = 1000
@@ -73,7 +73,7 @@ def remove_leftovers(
     Args:
         database: the database with the rows of uploads and batches.
         storage: the storage to search.
-        ownership: the proofs which files are ours.
+        ownership: proves which files are ours.
         dry_run: change nothing.
         force: also remove more than a small share, because a person has checked it.
         grace_seconds: younger files are left alone.
@@ -85,8 +85,8 @@ def remove_leftovers(
     found = Leftovers(is_owner=ownership.claim() if not dry_run else ownership.is_owner())
     if not found.is_owner:
         found.kept_because = (
-            "another database owns the storage, or nobody does, so nothing is removed; if it is "
-            "this one's alone: `batch-pipeline tidy --take-over`"
+            "another database owns the storage, or nobody does, so nothing is removed; if only "
+            "this database uses it: `batch-pipeline tidy --take-over`"
         )
         return found
     _find_abandoned_originals(database, storage, ownership, found, grace_seconds)
@@ -100,8 +100,8 @@ def remove_leftovers(
     elif len(found.files) > max(MANY_FILES, LARGE_SHARE * found.recorded) and not force:
         found.kept_because = (
             f"{len(found.files)} of {found.recorded} files that are recorded as ours look left "
-            "over, which is more than is removed without a person: look at `batch-pipeline tidy "
-            "--dry-run`, then say `batch-pipeline tidy --force`"
+            "over, too many to remove without a person: check `batch-pipeline tidy --dry-run`, "
+            "then run `batch-pipeline tidy --force`"
         )
     else:
         _remove(storage, ownership, found)

@@ -32,8 +32,8 @@ _OLDEST = """
     ) AS newest
 """
 
-#: Runs that are queued or running, and the last word of the sensor that launches them. Read from
-#: the end, which is short: the table has every tick of a week.
+#: The runs that are queued or running, and the last tick of the sensor that launches them. The
+#: query begins with the newest tick, because the table has all ticks of a week.
 _DISPATCH = """
     WITH ticks AS NOT MATERIALIZED (
         SELECT * FROM job_ticks
@@ -56,15 +56,15 @@ _DISPATCH = """
 
 @dataclass(frozen=True)
 class Dispatch:
-    """What the sensor that launches runs has done of late."""
+    """The last tick of the sensor that launches runs."""
 
     runs_in_flight: int
     age: float
-    """Since it began to look (seconds)."""
+    """Time since the newest tick began (seconds)."""
     error: str | None
-    """Why it could not look."""
+    """Why the last tick failed; None: it did not."""
     said: str | None
-    """Why it launched nothing."""
+    """Why it launched nothing; None: it launched a run, or it failed."""
 
 
 def check_code_server(host: str, port: int) -> str:

@@ -390,8 +390,8 @@ class _Candidates:
             )
             rows = self._connection.execute(statement.order_by(view.distance)).all()
             if len(rows) <= count:
-                # The index gives up after `hnsw.max_scan_tuples`, however few of them match. This
-                # order is one that it cannot give, so everything that matches is compared.
+                # The index gives up after `hnsw.max_scan_tuples`, even if few of them match. It
+                # cannot be used for this expression, so everything that matches is compared.
                 rows = self._connection.execute(statement.order_by(view.distance + 0)).all()
             hits += [_Hit(row, "meaning", view.space.key.model) for row in rows]
             # The index may have left out some rows with the same distance as the last one, so only

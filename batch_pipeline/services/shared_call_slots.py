@@ -49,8 +49,9 @@ _SHORT_SECONDS = 1.0
 _TURN_SECONDS = 1.0
 #: Shortest time between two checks of one server (seconds).
 _BREATH_SECONDS = 0.01
-#: If a process stops in the middle of an agreement, it blocks the others no longer than this, nor
-#: than a third of a lease: after a whole lease they would take the database for dead (seconds).
+#: A process that stops in the middle of an agreement blocks the others for at most this time
+#: (seconds), and for at most a third of the lease. After a whole lease the others would assume that
+#: the database is down.
 _STANDSTILL_SECONDS = 2.0
 _LIMITS = """
     SELECT set_config('statement_timeout', '5s', true),

@@ -125,7 +125,7 @@ USABLE = (
 )
 
 
-#: So long ago that the worker of the row is gone.
+#: A heartbeat of this age means that the worker is dead.
 _AN_HOUR_AGO = datetime.now(UTC) - timedelta(hours=1)
 
 

@@ -32,9 +32,10 @@ class DatabaseServer:
         name = f"test_{uuid.uuid4().hex}"
         template = self._template if migrated else "template1"
         with self._connect() as connection:
-            # Not while another process checks the template's migrations: it would be in use.
+            # A template that is in use cannot be copied, so this waits while another process checks
+            # its migrations.
             connection.execute("SELECT pg_advisory_lock_shared(%s)", [_LOCK])
-            # Copied by file, it takes two thirds of the processor time.
+            # This strategy takes two thirds of the processor time of the default.
             how = "STRATEGY file_copy" if connection.info.server_version >= _HAS_STRATEGIES else ""
             connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} {how}".encode())
         try:

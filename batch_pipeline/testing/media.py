@@ -61,7 +61,7 @@ HOSTILE_FILENAMES = (
     "",
 )
 
-#: Muxer and encoder of each video format.
+#: Muxer and encoder for each video format.
 _VIDEO_ENCODERS: Mapping[VideoFormat, tuple[str, str]] = {
     "mp4": ("mp4", "libx264"),
     "mov": ("mov", "libx264"),
@@ -124,13 +124,13 @@ def paint(size: tuple[int, int], seed: int = 0) -> Image.Image:
 
     Args:
         size: width and height (pixels).
-        seed: another seed, another picture.
+        seed: another seed gives another picture.
     """
     shapes = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     return Image.fromarray(shapes).resize(size, Image.Resampling.BICUBIC)
 
 
-#: What makes slow encoders quick; HEIF then takes a fifth of the time.
+#: Options that make slow encoders fast; HEIF then takes a fifth of the time.
 _QUICKLY: dict[str, dict[str, Any]] = {
     "HEIF": {"enc_params": {"preset": "ultrafast"}},
     "AVIF": {"speed": 10},
@@ -147,7 +147,7 @@ def encode_image(picture: Image.Image, image_format: ImageFormat, **options: Any
     picture.save(output, writer, **options)
     data = output.getvalue()
     if image_format == "heif":
-        # The general brand first, and no word of HEVC among the compatible ones.
+        # The major brand becomes the general one, and no compatible brand shows HEVC.
         size = int.from_bytes(data[:4], "big")
         brands = data[8:size].replace(b"heic", b"mif1")
         data = data[:8] + brands + data[size:]
@@ -166,7 +166,7 @@ def make_image(
     Args:
         image_format: one of `IMAGE_FORMATS`.
         size: width and height as stored (pixels).
-        seed: another seed, another picture.
+        seed: another seed gives another picture.
         exif: written to the formats that can hold it (all but GIF).
     """
     options = {} if exif is None else {"exif": exif.to_bytes()}
@@ -306,11 +306,12 @@ def make_video(
         video_format: one of `VIDEO_FORMATS`.
         seconds: length; at least one frame is written.
         size: width and height as stored (pixels, even).
-        fps: frames a second; a fraction below 1 makes hours cheap.
+        fps: frames a second; with a fraction below 1, a film of hours is made quickly.
         painter: gives the picture for a progress of 0 to 1, or its R'G'B' values of 16 bits;
             default: `paint_progress`.
         rotation: of the display matrix (degrees, against the clock); MP4 and MOV only.
-        display_matrix: the matrix itself: where a step to the right leads (x, y), and a step down.
+        display_matrix: the matrix itself: the directions (x, y) of a step to the right and a step
+            down.
         colours: default: BT.601 as FFmpeg's scaler writes it, but not declared in the file.
         encoder: default: that of the format.
         pixel_aspect: width of a pixel by its height.
@@ -358,12 +359,12 @@ def make_video(
 
 
 def make_audio_only_mp4(seconds: float = 1.0) -> bytes:
-    """Make an MP4 that calls itself a video and holds a second of silence."""
+    """Make an MP4 that claims to be a video but contains only silence."""
     return make_audio_only("mp4", seconds=seconds)
 
 
 def cut_in_half(data: bytes) -> bytes:
-    """Keep the first half of a file, like an upload that broke off."""
+    """Keep the first half of a file, as after an interrupted upload."""
     return data[: len(data) // 2]
 
 
@@ -643,12 +644,12 @@ def make_tiff(
     """Make a TIFF in strips of 16 rows, or in tiles; big-endian.
 
     Args:
-        picture: shape ``(height, width, channels)``, of 3 (RGB) or 4 (CMYK) channels unless the
-            entries say something else.
+        picture: shape ``(height, width, channels)``, with 3 (RGB) or 4 (CMYK) channels unless
+            `entries` define others.
         tile: side of a tile (pixels, a multiple of 16); 0 for strips.
-        separate: strips of one channel each.
-        packed: by Deflate; else by what the entries say, or not at all.
-        entries: numbers by tag, to add or instead of those of `picture`.
+        separate: each strip has only one channel.
+        packed: compress with Deflate; else as the entries say, or not at all.
+        entries: numbers by tag, which are added to the entries for `picture` or replace them.
     """
     height, width, channels = picture.shape
     pixels = picture.astype(picture.dtype.newbyteorder(">"))
@@ -702,7 +703,7 @@ _XYZ_TO_SRGB = (32406, -15372, -4986, -9689, 18758, 415, 557, -2040, 10570)
 def make_dng(
     size: tuple[int, int] = (640, 480), *, preview: bytes | None = None, orientation: int = 1
 ) -> bytes:
-    """Make a raw file of a camera: the sensor has only green, and there may be a JPEG preview.
+    """Make a raw file of a camera that has seen only green, perhaps with a JPEG preview.
 
     Args:
         size: of the sensor (pixels, even).
@@ -751,7 +752,7 @@ def _little_tiff(
     codes = {1: "B", 2: "c", 3: "H", 4: "I"}
     places: dict[tuple[int, int], int] = {}
     output = b""
-    for _ in range(2):  # the first time to learn how long everything is
+    for _ in range(2):  # the first pass only measures the length of everything
         output, starts = b"II*\0" + struct.pack("<I", 8), []
         for index, entries in enumerate(directories):
             starts.append(len(output))
@@ -779,7 +780,7 @@ def _little_tiff(
 
 
 def make_motion_photo() -> bytes:
-    """Make a JPEG with a film after it, like phones do."""
+    """Make a JPEG with a film after it, as phones do."""
     return make_photo(0.3) + make_video("mp4", 1)
 
 
@@ -839,11 +840,11 @@ def with_film_boxes(film: bytes, added: bytes) -> bytes:
 def with_matroska_video(
     film: bytes, added: Sequence[tuple[int, int]], *, without_unit: bool = False
 ) -> bytes:
-    """Give the film of a Matroska file of one track further properties.
+    """Add properties to the film of a Matroska file with one track.
 
     Args:
-        film: as FFmpeg writes it, with empty space that can be used up.
-        added: identifiers of elements and their numbers.
+        film: the file as FFmpeg writes it, with empty space for the new properties.
+        added: identifiers of elements, and their numbers.
         without_unit: drop the unit of the display size, which FFmpeg writes as unknown.
     """
     if without_unit:
@@ -858,7 +859,8 @@ def with_matroska_video(
     changed[video + 1] += len(new)
     changed[track + 8] += len(new)
     changed[tracks + 12 - film[tracks + 4].bit_length()] += len(new)  # the last byte of its length
-    # The empty space becomes shorter, so that clusters stay where the index says.
+    # The empty space becomes shorter by the same length, so that the positions in the index stay
+    # correct.
     space = film.find(b"\xec\x01")
     changed[space + 8] -= len(new)
     del changed[space + 9 : space + 9 + len(new)]
@@ -866,9 +868,9 @@ def with_matroska_video(
 
 
 def with_heif_boxes(data: bytes, added: bytes) -> bytes:
-    """Give the primary picture of a HEIC or AVIF further properties, the first of all.
+    """Add properties before all others to the primary picture of a HEIC or AVIF.
 
-    The file is to be of one picture, or of one and its transparency, as our encoders write it.
+    The file must have only one picture, perhaps with its transparency, as our encoders write it.
     """
     meta, meta_end = next((s, e) for n, s, e in boxes(data) if n == b"meta")
     parts = {n: (s, e) for n, s, e in boxes(data, meta + 4, meta_end)}
@@ -877,7 +879,7 @@ def with_heif_boxes(data: bytes, added: bytes) -> bytes:
     new = sum(1 for _ in boxes(added))
     associations = inner[b"ipma"][0] + 8 + 2  # behind version, count and the first item's number
     numbers = bytes(0x80 | (count + each) for each in range(1, new + 1))
-    # From the end of the file to its start, so that places ahead stay what they are.
+    # Bytes are inserted from the end of the file to its start, so earlier positions stay valid.
     around = [meta - 8, parts[b"iprp"][0] - 8, inner[b"ipma"][0] - 8]
     place = associations + 1 + data[associations]
     changed = bytearray(_grown(data, around, place, numbers))
@@ -918,17 +920,17 @@ def make_jpeg2000(
     parameters: bytes = b"",
     **options: Any,
 ) -> bytes:
-    """Make a JPEG 2000 file without loss, whose boxes say what its components mean.
+    """Make a lossless JPEG 2000 file whose boxes define the meaning of its components.
 
     Args:
         picture: its bands are the components, in mode L, LA, RGB, RGBA or I;16.
         space: number of the colour space.
-        boxes_of_header: further boxes: palette, channels.
-        parameters: of the colour space.
-        options: of Pillow's encoder.
+        boxes_of_header: more boxes of the header: palette, channels.
+        parameters: parameters of the colour space.
+        options: options of Pillow's encoder.
     """
     codestream = io.BytesIO()
-    # Without a mixing of components, because they may have any meaning.
+    # The encoder must not mix the components, because they may have any meaning.
     picture.save(codestream, "JPEG2000", **{"no_jp2": True, "mct": 0, **options})
     colour = _small_box(b"colr", struct.pack(">BBBI", 1, 0, 0, space) + parameters)
     return wrap_jpeg2000(codestream.getvalue(), colour, *boxes_of_header)
@@ -952,7 +954,7 @@ def make_subsampled_jpeg2000(picture: Image.Image, pixel_format: str) -> bytes:
 
 
 def with_more_tile_parts(codestream: bytes) -> bytes:
-    """Give the only tile of a JPEG 2000 codestream one part more than it says.
+    """Give the only tile of a JPEG 2000 codestream one more part than its header counts.
 
     Some programs write such files, and Pillow refuses them.
     """
@@ -1003,7 +1005,7 @@ def _small_box(name: bytes, content: bytes) -> bytes:
 
 
 def _grown(data: bytes, around: Sequence[int], place: int, added: bytes) -> bytes:
-    """Insert bytes, and lengthen the boxes that begin at some places around them."""
+    """Insert bytes at `place`, and lengthen the boxes around them, which begin at `around`."""
     changed = bytearray(data)
     for start in around:
         size = int.from_bytes(changed[start : start + 4], "big") + len(added)

@@ -230,7 +230,7 @@ class ScriptedModelServer:
         self.refused_parameters = set(refused_parameters)
         self.kills = kills
         self.away_seconds = 3.0
-        """Longer than a client waits for it within one call."""
+        """How long a killed server is away; longer than a client waits within one call."""
         self.deaths = 0
         self.unserved: tuple[int, str] | None = None
         """Status and reason for every request, also health checks: a proxy whose server is
@@ -339,7 +339,7 @@ class ScriptedModelServer:
             if not self._received.wait_for(lambda: len(self.calls) >= count, timeout_seconds):
                 raise TimeoutError(f"{len(self.calls)} of {count} calls came")
 
-    # The handler of the connections uses the following methods.
+    # The methods below are for the handler of the connections.
 
     def _connection_opened(self, connection: socket.socket) -> int:
         with self._lock:
@@ -440,7 +440,7 @@ class ScriptedModelServer:
                 raise _GoneError
             if left <= 0:
                 return
-            if readable:  # bytes of the next request: the socket will not show a departure
+            if readable:  # it has the next request, and cannot show any more that the client left
                 self._stopping.wait(min(left, 0.02))
 
 

@@ -58,7 +58,10 @@ def add_batch(
 
 
 def embedded(database: Database, vector: Sequence[float] | None = None) -> Embedded:
-    """What a model ``m`` of 1,024 numbers gives, for `UploadStates.complete`; makes its space."""
+    """Create the space of a model ``m``; return a result of it for `UploadStates.complete`.
+
+    The vector has 1,024 numbers, unless one is given.
+    """
     numbers = [1.0] * 1024 if vector is None else vector
     with database.transaction() as connection:
         space = find_or_make_space(connection, SpaceKey("m", len(numbers)), Questions())
@@ -66,9 +69,9 @@ def embedded(database: Database, vector: Sequence[float] | None = None) -> Embed
 
 
 def fill_spaces(connection: Connection, *, memory: str = "256MB") -> None:
-    """Copy vectors from ``embedding_local`` to the spaces of their models, which are made.
+    """Copy vectors from ``embedding_local`` to the spaces of their models, which are created.
 
-    The space of most of a user's vectors answers the user, if none does yet.
+    A user without an answering space gets the one with most of the user's vectors.
     """
     found = connection.execute(
         text("""
@@ -82,7 +85,7 @@ def fill_spaces(connection: Connection, *, memory: str = "256MB") -> None:
         index = connection.execute(
             text(f"SELECT indexdef FROM pg_indexes WHERE indexname = 'ix_{table}'")
         ).scalar_one()
-        # An index is built ten times faster over rows that are there.
+        # Building an index over existing rows is ten times faster than adding them one by one.
         connection.execute(text(f"DROP INDEX ix_{table}"))
         connection.execute(
             text("""

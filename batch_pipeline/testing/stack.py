@@ -25,7 +25,7 @@ from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
 
 START_SECONDS = 90.0
 _POLL_SECONDS = 0.05
-#: How `multiprocessing` starts a process: a new interpreter, or a fork of one that waits for it.
+#: Parts of the command lines of run workers: a new interpreter, or a fork of the fork server.
 _WAYS = ("spawn_main", "multiprocessing.forkserver")
 
 
@@ -38,7 +38,7 @@ class Part(StrEnum):
 
 
 class PostgresProcess:
-    """A PostgreSQL server that can be stopped like in a power cut."""
+    """A PostgreSQL server that can be stopped as in a power cut."""
 
     def __init__(self, home: Path) -> None:
         self.url = embedded_server_url(home)
@@ -111,7 +111,7 @@ class StackProcesses:
             f"      port: {self.code_port}\n      location_name: batch_pipeline.definitions\n"
         )
         self._processes: dict[Part, subprocess.Popen[bytes]] = {}
-        #: Sessions of all code servers so far: a worker outlives the one that started it.
+        #: Sessions of all code servers so far, because a worker may outlive its code server.
         self._worker_sessions: set[int] = set()
 
     @property
@@ -161,7 +161,7 @@ class StackProcesses:
         return self._processes[part]
 
     def kill(self, part: Part) -> None:
-        """Send SIGKILL to a part; its children go on, like when the kernel kills it."""
+        """Send SIGKILL to a part. Its children go on, as when the kernel kills it."""
         process = self._processes.pop(part)
         process.kill()
         process.wait()
@@ -250,7 +250,10 @@ def kill_all(processes: Iterable[psutil.Process]) -> None:
 
 
 def _is_fork_server(process: psutil.Process) -> bool:
-    """Return whether it is no fork: forks have the same command line, but no listening socket."""
+    """Return whether this is the fork server itself.
+
+    Its forks have the same command line, but no listening socket.
+    """
     try:
         return any(
             connection.status == psutil.CONN_NONE and not connection.raddr

@@ -84,7 +84,7 @@ class UploadApi:
         connection.execute("DELETE FROM uploads WHERE id = %s", [upload_id])
 
     def lock(self, connection: psycopg.Connection) -> None:
-        """Lock a batch, then its uploads: not in the order in which the pipeline locks them."""
+        """Lock a batch, then its uploads. The pipeline locks them in the opposite order."""
         [batch_id] = self._any_row(connection, "SELECT id FROM upload_batches")
         connection.execute("SELECT 1 FROM upload_batches WHERE id = %s FOR UPDATE", [batch_id])
         self._stopping.wait(self._chance.uniform(*LOCK_SECONDS) / 2)

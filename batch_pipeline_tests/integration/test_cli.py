@@ -272,7 +272,7 @@ def test_search_says_why_nothing_can_be_found(console, database):
     )  # fmt: skip
     nothing = console("search", "sea")
     assert (nothing.code, nothing.out) == (
-        0, "No upload is completed yet. Follow what is:  batch-pipeline status\n",
+        0, "No upload is completed yet. See the progress:  batch-pipeline status\n",
     )  # fmt: skip
     add_batch(
         database,

@@ -1,4 +1,4 @@
-"""BMP: of Windows in all its versions, and of OS/2.
+"""BMP: all versions of Windows, and OS/2.
 
 This module reads BMP itself, because Pillow does not know all headers and masks, and it shifts the
 pixels after a run that crosses the end of its row. Uncompressed files are read a strip at a time.
@@ -20,7 +20,7 @@ _OS2_HEADER = 12
 _WINDOWS_HEADERS = {40, 52, 56, 108, 124}
 _NONE, _RLE8, _RLE4, _MASKS, _JPEG, _PNG, _MASKS_WITH_ALPHA = 0, 1, 2, 3, 4, 5, 6
 _RUN_LENGTHS = {_RLE8: 8, _RLE4: 4}
-#: Codes after a zero in place of a run; any other number counts uncompressed pixels that follow.
+#: Codes after a zero byte; any other number counts the uncompressed pixels that follow.
 _END_OF_ROW, _END_OF_PICTURE, _MOVE = 0, 1, 2
 _NAMES = {_JPEG: "a JPEG inside it", _PNG: "a PNG inside it"}
 _DEPTHS = {1, 2, 4, 8, 16, 24, 32}

@@ -69,7 +69,7 @@ class HeifStill(Still):
         self.clip = _embedded_clip(data)
         self._data, self._grid = data, None
         if self.size[0] * self.size[1] > _WHOLE_PIXELS and not self.missing_bytes:
-            with suppress(LookupError, struct.error):  # the decoder is to say what is wrong
+            with suppress(LookupError, struct.error):  # the decoder reports what is wrong
                 self._grid = read_grid(data)
         if self._grid is not None:
             self.size, self.orientation = self._grid.size, self._grid.orientation
@@ -93,7 +93,7 @@ class HeifStill(Still):
         if self._grid is not None:
             return self._scaled_by_tiles(self._grid, target)
         pixels, stride = memoryview(self._heif.data), self._heif.stride
-        width, height = self._heif.size  # may turn out to be another
+        width, height = self._heif.size  # decoding may have changed it
         self.size = self._in_squares((width, height))
         mode = self._heif.mode
 
@@ -176,7 +176,7 @@ def _properties_of_primary(data: bytes) -> dict[bytes, bytes]:
     try:
         items = read_items(data)
         return dict(items.properties[items.primary])
-    except (LookupError, ValueError):  # the decoder is to say what is wrong
+    except (LookupError, ValueError):  # the decoder reports what is wrong
         return {}
 
 

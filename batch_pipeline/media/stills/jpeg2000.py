@@ -127,7 +127,7 @@ class Jpeg2000Still(PillowStill):
         )
 
     def _reduction(self, target: tuple[int, int]) -> int:
-        if self._colours.palette:  # the numbers of colours have no mean
+        if self._colours.palette:  # a mean of two palette indices means nothing
             return 0
         ratio = min(side // wanted for side, wanted in zip(self.size, target, strict=True))
         return min(self._codestream.levels, max(0, ratio.bit_length() - 1))

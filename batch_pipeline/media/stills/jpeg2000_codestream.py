@@ -154,10 +154,10 @@ class Codestream:
         except av.FFmpegError as error:
             raise ValueError(f"the decoder stops: {error.strerror}") from error
         if not frames:
-            raise ValueError("the decoder gives nothing of it")
+            raise ValueError("the decoder returns no picture")
         samples = _samples(frames[0])
         if len(samples) != len(self.components):
-            raise ValueError("the decoder gives other components than the header has")
+            raise ValueError("the decoder returns other components than the header has")
         bands = [
             Image.fromarray(self._spread(plane, component, reduction))
             for plane, component in zip(samples, self.components, strict=True)

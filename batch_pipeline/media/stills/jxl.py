@@ -1,7 +1,7 @@
 """JPEG XL, decoded by the package `pillow-jxl-plugin` (extra `jxl`).
 
-Its decoder decodes when it opens a file, so this module reads the size before. Of a cut file it
-gives nothing, and FFmpeg has no decoder for JPEG XL in PyAV.
+Its decoder decodes the whole file when it opens it, so this module reads the size first. It returns
+nothing of a cut file. PyAV cannot help, because its FFmpeg has no decoder for JPEG XL.
 """
 
 from PIL import Image
@@ -49,7 +49,7 @@ class JxlStill(Still):
             is_jpeg, info, pixels, profile, _ = Decoder(num_threads=0)(self._data)
         except Exception as error:  # its message is only useful to developers of the decoder
             raise ValueError(
-                "the decoder gives nothing of it, as of any JPEG XL that is cut or broken"
+                "the decoder returns no picture, as for every JPEG XL that is cut or broken"
             ) from error
         if is_jpeg:
             jpeg = JpegStill(pixels)

@@ -341,7 +341,7 @@ class TiffStill(Still):
 
 
 class _LogFile(TiffImageFile):
-    """Treats logarithmic samples as what libtiff converts them to."""
+    """Makes Pillow read logarithmic samples in the form to which libtiff converts them."""
 
     def _setup(self) -> None:
         is_grey = self.tag_v2.get(_PHOTOMETRIC) == _LOG_LIGHT

@@ -12,7 +12,8 @@ from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.still import PillowStill
 
 _PICTURE_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
-#: Memory of a pixel (bytes): libwebp has two canvases, also for a still, and Pillow copies one.
+#: Memory of a pixel (bytes): libwebp has two canvases even for a still picture, and Pillow copies
+#: one of them.
 _CANVAS_BYTES = 10
 
 
@@ -39,7 +40,7 @@ class WebPStill(PillowStill):
         self.exif, self.xmp, self.icc_profile = exif, xmp, profile
         self.file_bytes, self.missing_bytes = len(data) + missing, missing
         if not missing and is_cut_short(BytesIO(data), WEBP):
-            self.warnings.append("damaged: the WebP ends before what it holds beside its picture")
+            self.warnings.append("damaged: the WebP ends within the data after its picture")
 
     def memory(self, target: tuple[int, int]) -> int:
         """Return the size of the canvases and of Pillow's picture."""

@@ -293,6 +293,6 @@ def _lost(worker: str) -> dg.Failure:
         )
     return dg.Failure(
         description=f"{kind}: {reason}; the upload goes to another run",
-        metadata={"kind": kind, "reason": reason, "next": "nothing is lost: nothing is to be done"},
+        metadata={"kind": kind, "reason": reason, "next": "nothing to do: no upload is lost"},
         allow_retries=False,
     )

@@ -81,7 +81,7 @@ class PipelineInstanceStorage(DagsterPostgresStorage):
         """Open the storage that the settings name. Dagster calls this."""
         del config_value
         _heed_signals()
-        shorten_rounds()  # done here because the daemon makes no other class of ours
+        shorten_rounds()  # called here because the daemon creates no other class of ours
         settings = load_settings()
         say_each_line_once(settings)
         url = dagster_storage_url(settings).render_as_string(hide_password=False)

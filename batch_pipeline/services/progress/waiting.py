@@ -17,7 +17,7 @@ from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.settings import Settings
 from batch_pipeline.wording import counted, listed
 
-#: A sensor that looks every few seconds does not look any more (seconds).
+#: A sensor whose newest tick is older than this does not run any more (seconds).
 SILENT_SECONDS = 120.0
 
 
@@ -53,7 +53,7 @@ def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUI
 
 
 def why_batches_wait(settings: Settings) -> str:
-    """Say what the sensor that launches runs said last, if it launched nothing; else empty."""
+    """Return why no run is launched now; empty if the last tick of the sensor launched one."""
     dispatch = newest_dispatch(settings)
     if dispatch is None:  # no Dagster has used this database yet
         return _missing_daemon(settings)
@@ -87,7 +87,7 @@ def _ahead(batch_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
 
 
 def _stuck(dispatch: Dispatch) -> str:
-    """Say why no run is launched, if the sensor is the reason."""
+    """Return why no run is launched, if the sensor is the reason; else empty."""
     if dispatch.age > SILENT_SECONDS:
         return (
             f"the sensor pending_batches has not looked for {dispatch.age / 60:.0f} minutes: it is "

@@ -103,7 +103,7 @@ class BatchStates:
     ) -> tuple[int, BatchProgress] | None:
         """Make completed uploads of a batch pending again to redo one stage; stored results stay.
 
-        Returns how many, and the batch; None if it was deleted or cancelled, or has failed, since.
+        Returns how many, and the batch; None if it was deleted, cancelled or given up meanwhile.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection

@@ -1,9 +1,9 @@
-"""Batches and uploads, as an upload API knows them, with our columns beside theirs.
+"""Tables of batches and uploads: the columns of upload APIs, and our own columns.
 
-Where an upload API has made the tables already, they get what is missing, and nothing of theirs is
-changed: columns with constant defaults, which PostgreSQL adds without rewriting a row, and indexes
-that are built while others write. An ``ALTER TABLE`` that cannot have its lock soon gives up, so
-that nobody waits behind it; run again, the migration goes on where it stopped.
+If an upload API has already created the tables, only missing columns and indexes are added. The
+columns have constant defaults, so PostgreSQL rewrites no row. Indexes are built while other
+programs write. An ``ALTER TABLE`` that does not get its lock soon gives up, so that other programs
+do not wait behind it. The migration can be run again and continues where it stopped.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ _EMPTY = sa.text("'{}'::jsonb")
 
 
 def upgrade() -> None:
-    """Create both tables and their indexes, or what of them is missing."""
+    """Create both tables and their indexes, or their missing columns and indexes."""
     op.execute("CREATE EXTENSION IF NOT EXISTS vector")
     op.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
     _create_or_extend("upload_batches", _batch_columns(), [_BATCH_KEY])
@@ -55,7 +55,7 @@ def _create_or_extend(
 
 
 def _drop_if_broken(index: str) -> None:
-    """Remove an index whose building was interrupted; PostgreSQL keeps it, and never uses it."""
+    """Drop an index whose building was interrupted. PostgreSQL keeps it but never uses it."""
     broken = op.get_bind().scalar(
         sa.text("SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid"),
         {"name": index},

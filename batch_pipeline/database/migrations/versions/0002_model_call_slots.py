@@ -1,4 +1,4 @@
-"""Who holds how many of each model server's slots: the cap on calls in flight, over all workers."""
+"""Table of call slots: it limits the calls in flight to each model server over all workers."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""An index on when uploads ended, so that metrics read the last minutes and not the whole table."""
+"""Index on the end of uploads, so that metrics read the last minutes and not the whole table."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ _NAME = "ix_uploads_ended"
 
 
 def upgrade() -> None:
-    """Build the index while others write; one whose building was interrupted is built anew."""
+    """Build the index while other programs write; an incomplete index is built again."""
     with op.get_context().autocommit_block():
         op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {_NAME}")
         op.create_index(

@@ -1,4 +1,4 @@
-"""Until when model servers want no calls, so that all workers wait for a rate limit."""
+"""Table of the pauses that model servers ask for, so that all workers keep to a rate limit."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,6 +1,6 @@
-"""What proves that a file is ours to remove: an identity of the database, and a note per thumbnail.
+"""Proofs that we may remove a file: the identity of the database, and a record of each thumbnail.
 
-Thumbnails that were there before have no note: they are left alone.
+Older thumbnails have no record, so they are never removed as leftovers.
 """
 
 import sqlalchemy as sa

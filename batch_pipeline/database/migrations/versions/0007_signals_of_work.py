@@ -1,8 +1,7 @@
-"""Triggers that say when uploads wait to be worked, and notes of what sensors have asked for.
+"""Triggers that signal waiting uploads, and the table of runs that sensors have requested.
 
-The triggers hear whoever writes the rows. They cost the stages of an upload nothing that can be
-measured: those that fire for rows have a condition, which PostgreSQL looks at before it calls
-anything.
+The triggers fire whichever program writes the rows. They add no measurable time to the stages of an
+upload, because PostgreSQL checks the condition of a row trigger before it calls the function.
 """
 
 import sqlalchemy as sa
@@ -25,7 +24,8 @@ _TRIGGERS = {
         "AFTER UPDATE OF processing_status, owner_run_id, batch_id ON uploads FOR EACH ROW "
         f"WHEN ({_WAITS} AND ({_DID_NOT}))"
     ),
-    # Begun: its other slices may start. Reopened: its uploads may have been pending all the time.
+    # When a batch has begun, its other slices may start. When a batch is reopened, its uploads may
+    # already be pending.
     ("batch_pipeline_batch_opened", "upload_batches"): (
         "AFTER UPDATE OF status ON upload_batches FOR EACH ROW "
         "WHEN (NEW.status IN ('pending', 'processing') AND NEW.status <> OLD.status)"

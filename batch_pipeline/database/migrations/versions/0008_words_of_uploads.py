@@ -1,7 +1,7 @@
-"""Indexes for search by words, by file name and by content: an exact name is always found.
+"""Indexes for search by words, by file name and by content.
 
-On what search finds only, so that an upload that is being worked, whose row changes several times,
-pays for them once.
+They contain only uploads that search finds. So an upload in progress, whose row changes several
+times, is added to them once.
 """
 
 import sqlalchemy as sa
@@ -10,9 +10,9 @@ from alembic import op
 revision = "0008"
 down_revision = "0007"
 
-#: Words of the description, the file name (as it stands, and taken apart at every sign) and the
-#: camera; as they stand, and with English endings removed. Cut, as a text that is too long for the
-#: index would be refused by the table. What it says may not change while the index is there.
+#: Words of the description, the file name (whole, and split at punctuation) and the camera; each as
+#: written and without English endings. Long texts are cut, because the table would refuse a row
+#: that is too long for the index. The function must not change while the index exists.
 _FUNCTION = """
 CREATE OR REPLACE FUNCTION upload_words(description text, filename text, metadata jsonb)
 RETURNS tsvector LANGUAGE sql IMMUTABLE PARALLEL SAFE COST 1000 AS $$
@@ -37,7 +37,7 @@ _INDEXES = {
 
 
 def upgrade() -> None:
-    """Build the indexes while others write; one whose building was interrupted is built anew."""
+    """Build the indexes while other programs write; an incomplete index is built again."""
     with op.get_context().autocommit_block():
         op.execute(_FUNCTION)
         for name, (what, kind) in _INDEXES.items():

@@ -1,4 +1,4 @@
-"""The number that fences a claim is named for what it is: ``claim_token``."""
+"""Renames the column of the fencing token to ``claim_token``."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0008"
 
 
 def upgrade() -> None:
-    """Rename the column; one that migration 0001 made has the name already."""
+    """Rename the column, unless migration 0001 has already created it with the new name."""
     columns = {column["name"] for column in sa.inspect(op.get_bind()).get_columns("uploads")}
     if "claim_token" not in columns:
         op.alter_column("uploads", "claim", new_column_name="claim_token")

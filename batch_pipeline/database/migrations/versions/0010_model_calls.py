@@ -1,4 +1,4 @@
-"""What each answered call to a model server took."""
+"""Table of answered calls to model servers, with their costs."""
 
 import sqlalchemy as sa
 from alembic import op

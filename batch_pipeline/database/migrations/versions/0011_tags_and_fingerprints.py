@@ -1,7 +1,7 @@
-"""Tags and visible text of uploads, search by them, and what each result was made with.
+"""Tags and visible text of uploads, search by them, and fingerprints of results.
 
-The index of words is built anew, with a function of other arguments: what the one of migration 0008
-says may not change while an index is there.
+The index of words is built again with a new function, which has more arguments. The function of
+migration 0008 must not change while its index exists.
 """
 
 import sqlalchemy as sa
@@ -10,10 +10,10 @@ from alembic import op
 revision = "0011"
 down_revision = "0010"
 
-#: Words of the description, the file name (as it stands, and taken apart at every sign), the
-#: camera, tags and visible text; as they stand, and with English endings removed. Cut, as a text
-#: that is too long for the index would be refused by the table. What it says may not change while
-#: the index is there.
+#: Words of the description, the file name (whole, and split at punctuation), the camera, tags and
+#: visible text; each as written and without English endings. Long texts are cut, because the table
+#: would refuse a row that is too long for the index. The function must not change while the index
+#: exists.
 _FUNCTION = """
 CREATE OR REPLACE FUNCTION upload_words(
     description text, filename text, metadata jsonb, tags text[], visible_text text
@@ -43,7 +43,7 @@ _INDEXES = {
 
 
 def upgrade() -> None:
-    """Build the indexes while others write; one whose building was interrupted is built anew."""
+    """Build the indexes while other programs write; an incomplete index is built again."""
     op.execute(
         "ALTER TABLE uploads ADD COLUMN IF NOT EXISTS vision_tags text[] NOT NULL DEFAULT '{}', "
         "ADD COLUMN IF NOT EXISTS visible_text text, "

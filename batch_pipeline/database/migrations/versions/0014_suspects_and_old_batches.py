@@ -1,10 +1,11 @@
-"""Suspects of a model server's death; batches that ended, and that somebody has changed since.
+"""Suspects of a model server's death, and ended batches that another program has changed.
 
-- ``uploads.server_deaths`` counts the calls of an upload that a model server went down in.
-- ``batches_to_recount`` is written by triggers when a row is added to, taken from, or changed in a
-  batch that is not open. Who writes open batches recounts them, or the sweep does.
-- An index of batches that were cancelled or given up, for metrics: they leave out the uploads that
-  wait there.
+- ``uploads.server_deaths`` counts the calls for an upload during which a model server died.
+- Triggers write ``batches_to_recount`` when an upload is added to, removed from or changed in a
+  batch that is not open. Open batches need no record: their counters are updated with every change,
+  and the sweep checks them.
+- Metrics leave out the uploads of cancelled and given-up batches. They find these batches by a new
+  index.
 """
 
 import sqlalchemy as sa
@@ -27,7 +28,7 @@ _TRIGGERS = {
         "AFTER DELETE ON uploads REFERENCING OLD TABLE AS changed FOR EACH STATEMENT",
         _OF_STATEMENT,
     ),
-    # What we do with an upload goes through the two statuses in work, and is counted by us.
+    # Our own changes go through the two statuses in progress, and we count them ourselves.
     "batch_pipeline_upload_changed": (
         "AFTER UPDATE OF processing_status, batch_id ON uploads FOR EACH ROW WHEN ("
         "OLD.batch_id IS DISTINCT FROM NEW.batch_id OR ("
@@ -40,7 +41,7 @@ _TRIGGERS = {
 
 
 def upgrade() -> None:
-    """Build all of it while others write; safe to repeat."""
+    """Build everything while other programs write; safe to repeat."""
     op.execute(
         "ALTER TABLE uploads ADD COLUMN IF NOT EXISTS server_deaths integer NOT NULL DEFAULT 0"
     )
@@ -53,7 +54,7 @@ def upgrade() -> None:
     )
     schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
     for name, batch_ids in _FUNCTIONS.items():
-        # With the rights of who makes it: an API need not know the table.
+        # It runs with the rights of its owner, so an upload API needs no rights on the table.
         op.execute(f"""
             CREATE OR REPLACE FUNCTION {name}() RETURNS trigger
             LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$

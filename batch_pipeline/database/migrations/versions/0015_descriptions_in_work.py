@@ -1,4 +1,4 @@
-"""Who describes which content, so that copies in work at the same time are described once."""
+"""Table of descriptions in progress: copies that are processed together are described once."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What people have paused (everything, users, batches, model servers); priorities of batches."""
+"""Pauses by people (of everything, users, batches, model servers), and priorities of batches."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,7 @@ down_revision = "0015"
 
 
 def upgrade() -> None:
-    """Create table and column; an upload API may have a column of that name, which is then read."""
+    """Create table and column. If an upload API already has a column of that name, it is used."""
     op.create_table(
         "work_pauses",
         sa.Column("scope", sa.Text, nullable=False),

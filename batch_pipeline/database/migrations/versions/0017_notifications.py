@@ -1,8 +1,8 @@
 """The outbox of notifications, written by triggers in the transaction that causes the event.
 
-Triggers hear whoever writes the rows: an upload API that cancels a batch, too. They fire once for
-the end of a batch, of a quarantined upload and of an outage; the stages of an upload only evaluate
-a condition.
+The triggers fire whichever program writes the rows, for example an upload API that cancels a batch.
+They fire once when a batch ends, when an upload is quarantined, and when an outage begins or ends.
+The stages of an upload only evaluate a condition.
 """
 
 import sqlalchemy as sa
@@ -100,7 +100,7 @@ def upgrade() -> None:
     )
     schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
     for name, (rule, event) in _TRIGGERS.items():
-        # With the rights of who makes it: an API need not know the table.
+        # It runs with the rights of its owner, so an upload API needs no rights on the table.
         op.execute(f"""
             CREATE OR REPLACE FUNCTION {name}() RETURNS trigger
             LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$

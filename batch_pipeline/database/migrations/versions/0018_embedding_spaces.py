@@ -1,9 +1,9 @@
-"""Vectors get tables of their own, one for each embedding space, with an index each.
+"""Separate tables for vectors, one for each embedding space, each with its own index.
 
-Vectors that are there are copied, some thousand in a transaction, while others read and write; each
-index is built once its vectors are there. Of each user, the space with the most vectors answers.
-``uploads.embedding_local`` stays as it is, without the index of ours: an update of an upload no
-longer adds to an index of vectors. Interrupted, the migration goes on where it stopped.
+Existing vectors are copied, some thousands per transaction, while other programs read and write.
+Each index is built after its vectors were copied. Each user is answered from the space with most of
+the user's vectors. ``uploads.embedding_local`` stays but loses our index, so an update of an upload
+no longer changes an index of vectors. An interrupted migration continues where it stopped.
 """
 
 import uuid
@@ -21,7 +21,7 @@ _GONE = "batch_pipeline_vectors_of_gone_uploads"
 
 
 def upgrade() -> None:
-    """Make the tables, and move what is there; safe to repeat."""
+    """Create the tables and copy existing vectors; safe to repeat."""
     _make_tables()
     _make_functions()
     with op.get_context().autocommit_block():
@@ -83,10 +83,10 @@ def _make_tables() -> None:
 
 
 def _make_functions() -> None:
-    """Make what runs with the rights of the tables' owner.
+    """Create functions that run with the rights of the tables' owner.
 
-    Workers need not be allowed to make tables, nor an upload API to know them. Whoever calls the
-    first function gets no more than the table of a space that somebody was allowed to write down.
+    So workers need no right to create tables, and an upload API needs no rights on them. The first
+    function only creates the table of a space that already has a row in ``embedding_spaces``.
     """
     path = op.get_bind().scalar(
         sa.text("""
@@ -122,7 +122,7 @@ def _make_functions() -> None:
             END IF;
         END $$
     """)  # noqa: S608 - of constants
-    # No foreign key does this: one would keep an upload API from emptying its table.
+    # A foreign key is not used, because it would keep an upload API from truncating its table.
     op.execute(f"""
         CREATE OR REPLACE FUNCTION {_GONE}() RETURNS trigger {rights} AS $$
         BEGIN
@@ -176,9 +176,9 @@ def _move(model: str, width: int) -> None:
     connection.execute(make)
     connection.execute(sa.text(f"DROP INDEX IF EXISTS ix_{table}"))
     _copy(table, space, key)
-    # An index is built ten times faster over rows that are there.
+    # Building an index over existing rows is ten times faster than adding them one by one.
     connection.execute(make)
-    _copy(table, space, key)  # what came meanwhile
+    _copy(table, space, key)  # vectors that were added meanwhile
 
 
 def _copy(table: str, space: int, key: dict[str, str | int]) -> None:

@@ -1,7 +1,8 @@
 """Statistics of the format and the camera of uploads, for searches that filter by them.
 
-Without them PostgreSQL takes either for rare, and reads all uploads in place of the index of
-vectors: among 40,000 vectors, a search for a common format took 259 ms, and 33 ms with them.
+Without them PostgreSQL assumes that every format and camera is rare, and reads all uploads instead
+of the index of vectors. Among 40,000 vectors, a search for a common format took 259 ms without and
+33 ms with the statistics.
 """
 
 import sqlalchemy as sa
@@ -10,7 +11,7 @@ from alembic import op
 revision = "0019"
 down_revision = "0018"
 
-#: As `search_filters` writes them.
+#: The same expressions as in `search_filters`.
 _FACTS = "coalesce(nullif(metadata, 'null'::jsonb), '{}'::jsonb)"
 _EXPRESSIONS = {
     "batch_pipeline_uploads_format": f"({_FACTS} ->> 'format')",
