@@ -189,11 +189,10 @@ def _wait_until_loaded(process: subprocess.Popen[bytes], stack: Stack) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.25)
+    ended = process.poll()
+    what = f"did not start within {START_SECONDS:g} s" if ended is None else "ended at its start"
     lines = stack.log_file.read_text(errors="replace").splitlines()[-15:]
-    raise PipelineError(
-        f"Dagster did not start within {START_SECONDS:g} s; the end of {stack.log_file}:\n"
-        + "\n".join(lines)
-    )
+    raise PipelineError(f"Dagster {what}; the end of {stack.log_file}:\n" + "\n".join(lines))
 
 
 @contextmanager

@@ -125,6 +125,8 @@ class Storage:
             partial = self._partial(target)
             try:
                 shutil.copyfile(source, partial)
+                with partial.open("rb+") as file:
+                    os.fsync(file.fileno())
                 partial.replace(target)
             finally:
                 partial.unlink(missing_ok=True)

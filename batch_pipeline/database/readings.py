@@ -141,6 +141,14 @@ def owner(column: Any) -> Any:
     return func.coalesce(column, literal(LOCAL_USER, Uuid())).label("user_id")
 
 
+def owned_by(column: Any, user_id: uuid.UUID) -> ColumnElement[bool]:
+    """Condition: the upload or batch belongs to a user; one without a user is `LOCAL_USER`'s."""
+    # Not by `owner`: no index has its expression.
+    if user_id == LOCAL_USER:
+        return or_(column == user_id, column.is_(None))
+    return column == user_id  # type: ignore[no-any-return]
+
+
 def word(column: Any) -> Any:
     """Return a status for display, under its column's name; ``none`` if it is empty."""
     return func.coalesce(cast(column, Text), literal_column("'none'")).label(column.key)

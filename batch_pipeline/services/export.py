@@ -84,9 +84,10 @@ def export_user(
         ServiceDownError: database or storage cannot be used.
     """
     done = Export(user_id, str(folder))
-    partial = folder.with_name(f"{folder.resolve().name}.partial-{uuid.uuid4().hex}")
+    target = folder.resolve()
+    partial = target.parent / f"{target.name}.partial-{uuid.uuid4().hex}"
     try:
-        if folder.exists() and any(folder.iterdir()):
+        if target.exists() and any(target.iterdir()):
             raise RefusedError(f"{folder} is not empty: name a new folder")
         partial.mkdir(mode=0o700, parents=True)
         for name in _ROWS:
@@ -98,7 +99,7 @@ def export_user(
                         _write_files(storage, partial, said, done, originals=originals)
         if not (done.batches or done.uploads or done.model_calls):
             raise NotFoundError(f"nothing is stored about user {user_id}")
-        partial.replace(folder)
+        partial.replace(target)
     except OSError as error:
         raise PipelineError(f"{folder} cannot be written: {error}") from error
     finally:

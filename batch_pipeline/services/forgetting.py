@@ -194,8 +194,14 @@ def _choose(database: Database, history: History, named: Named, id_: uuid.UUID) 
                     )
                     .order_by(Upload.id)
                 ).all()
-    # If another program has deleted the rows of a batch, Dagster still keeps its runs.
-    batches = [*whole, *(one for one in history.batches_of(id_) if one not in set(whole))]
+                # If another program has deleted the rows of a batch, Dagster still keeps its runs.
+                # If it has given the batch to another user, the runs are that user's, too.
+                of_runs = history.batches_of(id_)
+                stored = connection.scalars(
+                    select(UploadBatch.id).where(UploadBatch.id.in_(of_runs))
+                )
+                gone = set(of_runs) - set(stored)
+    batches = [*whole, *(one for one in of_runs if one in gone)]
     return _Chosen(batches, [(row.id, row.batch_id) for row in lone], id_)
 
 

@@ -442,7 +442,7 @@ class UploadProcessor:
         try:
             model = self._pipeline.spaces.model_of(space)
             return NewVector(space.id, self._numbers(attempt, model))
-        except WorkCancelledError:
+        except (WorkCancelledError, WorkPausedError):
             raise
         except PipelineError as error:
             log.warning(

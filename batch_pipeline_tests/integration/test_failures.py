@@ -4,9 +4,10 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 
 from batch_pipeline.database.models import ModelCall
+from batch_pipeline.database.readings import LOCAL_USER
 from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
 
@@ -55,9 +56,28 @@ def world(database):
     }  # fmt: skip
 
 
+@pytest.fixture
+def without_user(database):
+    """A failure in rows of an upload API that has no users: they are the local user's."""
+    batch_id = ended(database, [failed("truncated")], user_id=LOCAL_USER)
+    with database.transaction() as connection:
+        for table in ("uploads", "upload_batches"):
+            connection.execute(text(f"ALTER TABLE {table} ALTER user_id DROP NOT NULL"))
+            connection.execute(text(f"UPDATE {table} SET user_id = NULL"))
+    return batch_id
+
+
 def counts(answer):
     assert answer.code == 0, answer.err
     return {(kind["error_kind"], kind["state"]): kind["count"] for kind in answer.json["groups"]}
+
+
+def test_rows_without_a_user_are_the_local_users(console, without_user):
+    user = str(LOCAL_USER)
+    assert counts(console("failures", "--user", user, "--json")) == {("truncated", "failed"): 1}
+    assert console("retry", "--user", user, "--json").json["reopened"] == 1
+    cancelled = console("cancel", "--user", user, "--json").json["batches"]
+    assert [batch["batch_id"] for batch in cancelled] == [str(without_user)]
 
 
 def test_failures_of_all_batches_are_grouped_by_kind_the_most_frequent_first(console, world):

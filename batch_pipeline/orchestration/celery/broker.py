@@ -102,7 +102,8 @@ def _require_room(line: Connection) -> None:
 def broker_down(broker: str, error: Exception) -> ServiceDownError:
     """Make an error that names the broker, without its password, and what is wrong with it."""
     url, reason = urlsplit(broker), " ".join(str(error).split())
-    where = f"{url.scheme}://{url.hostname}:{url.port}"
+    # The first of several brokers, whose URLs are separated by semicolons.
+    where = f"{url.scheme}://{url.netloc.rpartition('@')[2].partition(';')[0]}"
     return ServiceDownError("broker_down", f"the Celery broker {where} cannot be used: {reason}")
 
 

@@ -111,7 +111,7 @@ def address(database: Database, targets: Collection[str]) -> None:
             .limit(_ADDRESSED_AT_ONCE)
             .with_for_update(skip_locked=True)
         ).all()
-        if not ids:
+        if not (ids and targets):  # without targets: an event that has just arrived
             return
         connection.execute(
             insert(NotificationDelivery).on_conflict_do_nothing(),

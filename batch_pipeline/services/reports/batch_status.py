@@ -17,6 +17,7 @@ from batch_pipeline.database.readings import (
     PENDING_WORK,
     PRIORITY,
     WAITING_SINCE,
+    owned_by,
     word,
 )
 from batch_pipeline.database.session import AnyRow, Database
@@ -125,7 +126,7 @@ def open_batches(
     """
     query = select(UploadBatch.id).where(UploadBatch.status.in_(OPEN_BATCH))
     if user_id is not None:
-        query = query.where(UploadBatch.user_id == user_id)
+        query = query.where(owned_by(UploadBatch.user_id, user_id))
     if since is not None:
         query = query.where(since <= BATCH_CAME)
     with database.transaction() as connection:

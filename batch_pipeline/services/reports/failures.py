@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, case, func, literal, or_, select
 
 from batch_pipeline.database.models import ENDED, BatchStatus, Upload, UploadBatch, UploadStatus
-from batch_pipeline.database.readings import FILENAME, NAME, WAITING
+from batch_pipeline.database.readings import FILENAME, NAME, WAITING, owned_by
 from batch_pipeline.database.session import Database
 from batch_pipeline.services.error_kinds import BY_NAME, OUTAGES, SAME_AGAIN
 
@@ -107,7 +107,7 @@ def _narrowed(chosen: FailureFilter) -> list[ColumnElement[bool]]:
     if chosen.kinds:
         conditions.append(_KIND.element.in_(chosen.kinds))
     if chosen.user_id is not None:
-        conditions.append(Upload.user_id == chosen.user_id)
+        conditions.append(owned_by(Upload.user_id, chosen.user_id))
     if chosen.batch_id is not None:
         conditions.append(Upload.batch_id == chosen.batch_id)
     return conditions
@@ -166,7 +166,7 @@ def _batches(chosen: FailureFilter) -> Select[*tuple[Any, ...]]:
     if chosen.since is not None:
         query = query.where(UploadBatch.updated_at >= chosen.since)
     if chosen.user_id is not None:
-        query = query.where(UploadBatch.user_id == chosen.user_id)
+        query = query.where(owned_by(UploadBatch.user_id, chosen.user_id))
     if chosen.batch_id is not None:
         query = query.where(UploadBatch.id == chosen.batch_id)
     return query.order_by(UploadBatch.updated_at.desc(), UploadBatch.id)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from batch_pipeline.errors import PipelineError
 from batch_pipeline.services.states.upload_states import Claim, UploadStates
 
 #: How soon a cancelled batch stops its model calls (seconds).
@@ -87,9 +86,10 @@ class ClaimKeeper:
                 if time.monotonic() >= next_renewal:
                     self._states.heartbeat(self._run_id, [entry.claim for entry in held])
                     next_renewal = time.monotonic() + self._renew_seconds
-            except PipelineError as error:
+            except Exception as error:
+                # Whatever it is, the next try may succeed; without this thread the leases expire.
                 # The worker detects the outage itself. If the database comes back too late, the
-                # fencing token prevents writes of a lost claim.
+                # claim token prevents writes of a lost claim.
                 if not warned:
                     log.warning("heartbeat failed: %s", error)
                 warned = True

@@ -226,6 +226,20 @@ def test_of_a_deleted_user_nothing_is_found_and_others_are_untouched(kept, tmp_p
         kept.delete("user", user)
 
 
+def test_a_batch_that_an_api_has_given_to_another_user_stays_when_the_first_is_deleted(
+    kept, tmp_path
+):
+    first, second = uuid.uuid4(), uuid.uuid4()
+    given = kept.batch(tmp_path, "given", user=first)
+    kept.batch(tmp_path, "own", user=first)
+    with kept.pipeline.database.transaction() as connection:
+        for table, id_ in ((UploadBatch, UploadBatch.id), (Upload, Upload.batch_id)):
+            connection.execute(update(table).where(id_ == given).values(user_id=second))
+    assert kept.delete("user", first).counts["uploads"] == 1
+    assert [row.user_id for row in upload_rows(kept.pipeline.database, given)] == [second]
+    assert kept.events("upload_analysis", given)
+
+
 def interrupted_after(step, kept, monkeypatch):
     """A history whose deletion stops after one step, as after Ctrl-C or a power cut."""
     history = DagsterHistory(kept.runner.instance, kept.pipeline)
@@ -460,6 +474,15 @@ def test_an_export_holds_everything_about_a_user_and_nothing_about_others(kept, 
     assert traces([b"pelican_odette", str(OTHER).encode()], [], [folder]) == []
     with pytest.raises(RefusedError, match="is not empty"):
         export_user(database, storage, BARNABY, folder, originals=False)
+
+
+def test_an_export_goes_into_the_current_folder_if_that_is_empty(kept, tmp_path, monkeypatch):
+    kept.batch(tmp_path, "quokka_barnaby")
+    folder = tmp_path / "about"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    export_user(kept.pipeline.database, kept.pipeline.storage, BARNABY, Path(), originals=False)
+    assert (folder / "uploads.jsonl").exists()
 
 
 def test_an_export_of_a_user_that_nobody_knows_writes_no_folder(kept, tmp_path):

@@ -55,6 +55,18 @@ def test_work_that_is_no_longer_wanted_is_reported_to_its_owner(pipeline, claims
         wait_until(held.lost, "it is told")
 
 
+def test_no_error_of_the_database_ends_the_heartbeats(pipeline, claims, database, caplog):
+    held, _ = claims
+    with ClaimKeeper(pipeline.states, RUN, lease_seconds=120) as keeper, keeper.hold(held) as mine:
+        with database.transaction() as connection:
+            connection.execute(text("ALTER TABLE uploads RENAME COLUMN owner_run_id TO away"))
+        wait_until(lambda: "heartbeat failed" in caplog.text, "it has met the error")
+        with database.transaction() as connection:
+            connection.execute(text("ALTER TABLE uploads RENAME COLUMN away TO owner_run_id"))
+        cancelled(pipeline, held)
+        wait_until(mine.lost, "it looks again")
+
+
 def test_a_claim_is_kept_alive_while_it_is_held_and_no_longer(pipeline, claims):
     held, forgotten = claims
     silent(pipeline)
