@@ -5,6 +5,7 @@ is never part of a path.
 """
 
 import errno
+import io
 import os
 import re
 import shutil
@@ -36,6 +37,8 @@ _OUR_NAMES = re.compile(r"original\.[a-z0-9]+|thumb_256\.jpg")
 _BLOCK_BYTES, _IN_MEMORY_BYTES = 4 * 1024**2, 16 * 1024**2
 #: Number of parts in the path of an upload's file: user, upload, name.
 _PARTS = 3
+#: Bytes that are copied at a time.
+_COPY_BYTES = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 #: Errors that do not pass by themselves, unless other uploads have them too (then: an outage).
@@ -109,7 +112,7 @@ class Storage:
         full = self._inside(path)
         with self._errors_named(written=path):
             if self.is_local:
-                self._write_locally(Path(full), data)
+                self._write_locally(Path(full), io.BytesIO(data))
             else:
                 self._files.pipe_file(full, data)  # object stores show only complete objects
 
@@ -120,16 +123,8 @@ class Storage:
             if not self.is_local:
                 self._files.put_file(str(source), full)
                 return
-            target = Path(full)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._partial(target)
-            try:
-                shutil.copyfile(source, partial)
-                with partial.open("rb+") as file:
-                    os.fsync(file.fileno())
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
+            with source.open("rb") as data:
+                self._write_locally(Path(full), data)
 
     def exists(self, path: str) -> bool:
         """Return whether a file exists; raises ``storage_down``."""
@@ -228,11 +223,11 @@ class Storage:
         with self._errors_named():
             return bool(self._files.exists(self._root.lstrip("/").split("/")[0]))
 
-    def _write_locally(self, target: Path, data: bytes) -> None:
+    def _write_locally(self, target: Path, data: BinaryIO) -> None:
         partial = self._partial(target)
         try:
             with _opened_for_writing(partial) as file:
-                file.write(data)
+                shutil.copyfileobj(data, file, _COPY_BYTES)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(target)

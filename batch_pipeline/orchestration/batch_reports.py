@@ -1,4 +1,4 @@
-"""The report of a batch that has ended, as materializations. Every batch gets the same number.
+"""The report of a batch that has ended, as events of four assets.
 
 Figures that differ from batch to batch are numbers, so that the UI plots them. Names and reasons
 are in tables, which the UI shows literally. The pictures contain no text from files or models.

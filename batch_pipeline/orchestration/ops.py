@@ -173,7 +173,7 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
 @dg.op(
     ins={"uploads": dg.In(dg.Nothing)},
     required_resource_keys={"batch_pipeline"},
-    description="Logs the batch's counts; nothing depends on its having run. The final report is "
+    description="Logs the batch's counts. Nothing depends on this op. The final report is "
     "the asset batch_report.",
 )
 def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:

@@ -165,7 +165,7 @@ def close_dead_runs(
 
     A worker that lost its code server looks dead, so only silence counts: no upload of the run has
     a fresh heartbeat, and nothing was logged for two leases. If the worker is alive after all, the
-    fencing token refuses its writes.
+    claim token refuses its writes.
     """
     jobs = list(jobs)
     return _close(

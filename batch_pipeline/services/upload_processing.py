@@ -442,9 +442,14 @@ class UploadProcessor:
         try:
             model = self._pipeline.spaces.model_of(space)
             return NewVector(space.id, self._numbers(attempt, model))
-        except (WorkCancelledError, WorkPausedError):
+        except WorkCancelledError:
             raise
         except PipelineError as error:
+            # If only the servers of the old model are paused, nothing else has to wait for them.
+            if isinstance(error, WorkPausedError) and self._pipeline.why_paused(
+                attempt.row.batch_id
+            ):
+                raise
             log.warning(
                 "%r is found by its words only until the new embedding space answers: %s",
                 attempt.row.filename,

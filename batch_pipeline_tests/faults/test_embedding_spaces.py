@@ -5,17 +5,18 @@ import uuid
 import pytest
 from sqlalchemy import text
 
-from batch_pipeline.database.models import Stage
+from batch_pipeline.database.models import PauseScope, Stage
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.model_servers.factory import close_analyzers
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.services.embedding_spaces import drop, key_of_settings, overview, switch_users
 from batch_pipeline.services.one_by_one import LeftOut
+from batch_pipeline.services.pauses import TRUSTED_SECONDS, pause, resume
 from batch_pipeline.services.reprocessing import Selection, reprocess
 from batch_pipeline.services.search import search
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.states.upload_states import StartedUpload
-from batch_pipeline.testing.model_server import Fault
+from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline.testing.records import upload_rows
 
 OLD, NEW = "qwen3-embedding:0.6b", "nomic-embed-text:v1.5"
@@ -162,6 +163,45 @@ def test_an_old_model_that_is_gone_leaves_words_and_new_uploads_are_completed(wo
     assert work.run(batch_id).success
     assert switch_users(pipeline.database, key_of_settings(pipeline.settings)) == 1
     assert found(pipeline) == {"fog.webp", "sea.jpg"}
+
+
+def test_a_pause_between_the_embeddings_for_two_spaces_lets_the_upload_wait_for_both(
+    work, model_server
+):
+    make, work = work, work()
+    assert work.run(work.submit("fog.webp")).success
+    model_server.embedding_models.append("bge-m3")
+    work = make(embedding_model="bge-m3")
+    pipeline = work.pipeline
+    more = work.submit("sea.jpg")
+
+    def pause_while_the_new_model_answers():
+        pause(pipeline.database, pipeline.settings, PauseScope.EVERYTHING)
+        yield None
+
+    model_server.latency_seconds = 2 * TRUSTED_SECONDS
+    model_server.play("embedding", pause_while_the_new_model_answers())
+    work.run(more)
+    assert work.column(more, "processing_status") == ["pending"]
+
+    resume(pipeline.database, PauseScope.EVERYTHING)
+    assert work.run(more).success
+    assert vectors(pipeline) == {OLD: 2, "bge-m3": 1}
+    assert found(pipeline) == {"fog.webp", "sea.jpg"}
+
+
+@pytest.mark.parametrize("dialect", ["openai"], indirect=True)
+def test_a_pause_of_the_old_models_server_alone_holds_nothing_up(work, model_server):
+    make, work = work, work()
+    assert work.run(work.submit("fog.webp")).success
+    old = model_server.openai_url
+    pause(work.pipeline.database, work.pipeline.settings, PauseScope.SERVER, old)
+    with ScriptedModelServer() as new:
+        new.embedding_models[:] = ["bge-m3"]
+        work = make(embedding_model="bge-m3", openai_base_url=new.openai_url)
+        assert work.run(more := work.submit("sea.jpg")).success
+    assert work.column(more, "processing_status") == ["completed"]
+    assert vectors(work.pipeline) == {OLD: 1, "bge-m3": 1}
 
 
 def test_an_upload_whose_new_embedding_fails_is_still_found(work, model_server):

@@ -1,7 +1,7 @@
 """The broker between runs and Celery workers: how both use it, and whether it answers.
 
-A worker acknowledges a message when it begins with it. So the broker never delivers a message again
-that has killed a worker; our leases recover an upload that is lost this way. With Redis, a worker
+A worker acknowledges a message when it begins with it. So a message that has killed a worker is
+never delivered again; our leases recover an upload that is lost this way. With Redis, a worker
 takes a message only if it can begin with it at once, so no message is lost before it is begun. With
 RabbitMQ, a worker fetches one message ahead, which goes to another worker if this one dies.
 """

@@ -1,6 +1,6 @@
 """Runs steps on Celery workers of any host, and ends steps whose worker is gone.
 
-dagster-celery sends steps and waits for their results, if necessary for ever. This module adds what
+dagster-celery sends steps and waits for their results with no time limit. This module adds what
 it lacks: if a worker died or a message was lost, the step ends red with that reason, and its upload
 goes to another run. As everywhere, only the lease of the upload shows whether a worker is dead or
 slow.

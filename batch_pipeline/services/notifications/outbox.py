@@ -102,8 +102,11 @@ def address(database: Database, targets: Collection[str]) -> None:
     """Create a delivery of each new event for each target; without targets delete the events."""
     new = Notification.addressed_at.is_(None)
     with database.transaction() as connection:
+        if not targets:
+            connection.execute(delete(Notification).where(new))
+            return
         old = Notification.occurred_at < func.now() - FORGOTTEN_AFTER
-        connection.execute(delete(Notification).where(new, old if targets else new))
+        connection.execute(delete(Notification).where(new, old))
         ids = connection.scalars(
             select(Notification.id)
             .where(new)
@@ -111,7 +114,7 @@ def address(database: Database, targets: Collection[str]) -> None:
             .limit(_ADDRESSED_AT_ONCE)
             .with_for_update(skip_locked=True)
         ).all()
-        if not (ids and targets):  # without targets: an event that has just arrived
+        if not ids:
             return
         connection.execute(
             insert(NotificationDelivery).on_conflict_do_nothing(),

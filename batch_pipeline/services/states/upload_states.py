@@ -1,6 +1,6 @@
 """Transitions of a run: reserve uploads, start them, store results, end and release them.
 
-Every change of an upload is a conditional update that names the owner and the fencing token of the
+Every change of an upload is a conditional update that names the owner and the claim token of the
 claim. A write with an older token is refused. Related modules: ``upload_statements.py`` (the
 statements), ``transitions.py`` (rules of all transitions), ``batch_states.py`` (transitions that
 people ask for), ``backlog.py`` (transitions of the sweep).
@@ -75,7 +75,7 @@ RETRY_DELAYS = (15 * 60, 60 * 60, 6 * 60 * 60)
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to process an upload: its owner and the fencing token."""
+    """The right to process an upload: its owner and the claim token."""
 
     upload_id: uuid.UUID
     run_id: str
