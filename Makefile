@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# pip would compile on one core what `compileall` compiles on all; the first start is then a quick one.
+# pip compiles on one core only, `compileall` on all. Compiled modules make the first start quick.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
@@ -13,11 +13,11 @@ IN_CLONE := $(if $(HOME_SET),,BATCH_PIPELINE_HOME='$(CURDIR)/.batch_pipeline')
 .PHONY: help install install-dev demo dev test test-slow proofs mutants mutation test-lowest test-ocr test-compose sbom docs faults benchmarks lint format clean reset
 
 help:
-	@echo "make demo    install, work the sample photos and videos in Dagster, show the result"
+	@echo "make demo    install, process the sample photos and videos in Dagster, show the result"
 	@echo "make test    install, run the tests (make test-slow: faults, outages and restarts; make faults: all faults)"
 	@echo "make dev     install, run Dagster for your own batches (http://127.0.0.1:3000)"
 	@echo "make lint    ruff and mypy"
-	@echo "make benchmarks  this pipeline and what else one might use, side by side (50 minutes)"
+	@echo "make benchmarks  compare this pipeline with its alternatives (50 minutes)"
 	@echo "make docs    the documents as a site in site/, with every link checked"
 	@echo "make clean   remove the environment and what was built; stored files and batches stay"
 	@echo "make reset   remove stored files and batches, after asking; cannot be undone"
@@ -26,13 +26,13 @@ install: $(BIN)/.installed
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or newer is needed; say: make PYTHON=python3.11 …"; exit 1; }
+		|| { echo "Python 3.11 or newer is needed; run: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -e '.[embedded]'
 	@$(COMPILE)
 	@touch $@
 
-# What tests and lint need is several times as much: whoever only wants to use it need not wait for it.
+# Tests and lint need several times as many packages. Users should not have to wait for them.
 install-dev: $(BIN)/.installed-dev
 
 $(BIN)/.installed-dev: $(BIN)/.installed
@@ -40,7 +40,7 @@ $(BIN)/.installed-dev: $(BIN)/.installed
 	@$(COMPILE)
 	@touch $@
 
-# Without a terminal there is nobody to stop it: then it ends with the batch.
+# Without a terminal nobody can stop the demo, so it exits when the batch has ended.
 demo: install
 	@if [ -t 0 ]; then $(IN_CLONE) exec $(BIN)/batch-pipeline demo $(ARGS); \
 	else $(IN_CLONE) exec $(BIN)/batch-pipeline demo --exit $(ARGS); fi
@@ -48,36 +48,37 @@ demo: install
 dev: install
 	@$(IN_CLONE) exec $(BIN)/python scripts/dev.py $(ARGS)
 
-# All tests of a file in one process, so that what a file prepares is prepared once; long files first.
+# All tests of a file run in one process, so that its fixtures are set up once. Long files run first.
 test: install-dev
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
-# Faults with real processes and signals, outages, restarts: minutes of waiting for things to die,
-# hence more workers than cores.
+# Faults with real processes and signals, outages, restarts. These tests mostly wait for processes to
+# end, so there are more workers than cores.
 test-slow: install-dev
 	$(BIN)/pytest -n 3 --dist loadgroup -m "slow and not proof" $(ARGS)
 
-# What CI has no time for; docs/reliability.md says when it last passed.
+# Tests that take too long for CI; docs/reliability.md says when they last passed.
 proofs: install-dev
 	$(BIN)/pytest -n 2 --dist loadgroup -m proof $(ARGS)
 
-# Every fault and hostile input that docs/reliability.md promises to survive, the fast ones too.
+# All faults and hostile inputs that docs/reliability.md promises to survive, including the fast tests.
 faults: install-dev
 	$(BIN)/pytest -n 2 --dist loadgroup batch_pipeline_tests/faults $(ARGS)
 
-# Puts faults into a copy of the package, one at a time: each has a test that finds it. Not in CI;
-# docs/development.md says what came of it.
+# Breaks a copy of the package in one place at a time, and expects a test to fail each time. Not in CI;
+# docs/development.md has the last result.
 mutants: install-dev
 	$(BIN)/python scripts/mutants.py $(ARGS)
 
-# All small changes of the modules that pyproject.toml names; ends with an error below 80 % killed.
+# Makes all small changes to the modules that pyproject.toml names. It fails if tests find fewer than
+# 80 % of them.
 mutation: install-dev
 	$(PIP_INSTALL) -e '.[dev,mutation]'
 	$(BIN)/mutmut run --max-children 2
 	$(BIN)/python scripts/mutation_score.py
 
-# What is close to Dagster's own code, with the lowest version of it that pyproject.toml allows. The
-# newest is the one that constraints.txt locks, which all other tests run with.
+# Runs the tests of the parts close to Dagster with the lowest version that pyproject.toml allows. All
+# other tests run with the version in constraints.txt.
 NEAR_DAGSTER := unit/test_dagster_internals.py integration/executor \
 	$(addprefix integration/orchestration/test_,event_log.py grouped_event_log.py executors.py \
 	loop_rules.py pending_batches.py)
@@ -87,19 +88,20 @@ test-lowest: install-dev
 	PYTHONPATH=$(CURDIR) $(VENV)/lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" \
 		$(addprefix batch_pipeline_tests/,$(NEAR_DAGSTER)) $(ARGS)
 
-# Last, if at all: whatever is described in this environment afterwards is read for text, too.
+# Installs the extra `ocr`. From then on, the embedded analyzer also reads text in this environment, so
+# run this last.
 test-ocr: install-dev
 	$(PIP_INSTALL) -e '.[dev,ocr]'
 	$(BIN)/pytest -n 0 batch_pipeline_tests/integration/model_servers/test_ocr.py \
 		batch_pipeline_tests/unit/model_servers/test_embedded.py $(ARGS)
 
-# The image and the Compose stack in real containers, half an hour; as root on Debian. Not in CI:
-# docs/reliability.md says when it last passed.
+# Tests the image and the Compose stack in real containers. It takes half an hour and needs root on
+# Debian. Not in CI; docs/reliability.md says when it last passed.
 test-compose:
 	scripts/with_container_engine.sh $(PYTHON) scripts/test_compose.py
 
-# What is in the image, with the licence of each: a bill of materials in CycloneDX's JSON. EXTRA is that
-# of the Dockerfile.
+# Lists the packages in the image and their licences, as a bill of materials in CycloneDX's JSON. EXTRA
+# is the build argument of the Dockerfile.
 EXTRA ?= production
 sbom:
 	rm -rf build/image*
@@ -113,8 +115,8 @@ docs: install-dev
 	$(PIP_INSTALL) -e '.[dev,docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# On a machine with nothing else to do; writes benchmarks/results. Peers that do not share our
-# environment get one of their own.
+# Run this on a machine that does nothing else. It writes benchmarks/results. Tools that cannot be
+# installed beside our packages get their own environment.
 benchmarks: install-dev
 	$(PIP_INSTALL) -e '.[dev,benchmarks]'
 	$(BIN)/python benchmarks/orchestration.py --install-peers

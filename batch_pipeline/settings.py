@@ -101,11 +101,16 @@ class Settings(BaseSettings):
     )
     analyzer: AnalyzerName = Field(
         AnalyzerName.EMBEDDED,
-        description="What describes and embeds: `embedded`, `ollama` or `openai`.",
+        description=(
+            "Kind of server that describes and embeds: `embedded` (none), `ollama` or `openai`."
+        ),
     )
     embedder: AnalyzerName | None = Field(
         None,
-        description="What embeds, if it is not the analyzer: `embedded`, `ollama` or `openai`.",
+        description=(
+            "Kind of server that embeds: `embedded` (none), `ollama` or `openai`; empty: the same "
+            "as `ANALYZER`."
+        ),
     )
     ollama_host: str = Field(
         "http://127.0.0.1:11434",
@@ -123,7 +128,10 @@ class Settings(BaseSettings):
         ),
     )
     openai_embedding_base_url: str = Field(
-        "", description="Base URL for embeddings, if other servers make them."
+        "",
+        description=(
+            "Base URL of the servers for embeddings; empty: the same servers as for vision."
+        ),
     )
     openai_api_key: SecretStr = Field(
         SecretStr(""), description="API key of the OpenAI-compatible server, if it needs one."

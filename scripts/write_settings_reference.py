@@ -18,11 +18,15 @@ HEAD = f"""\
 
 <!-- Written by scripts/write_settings_reference.py from batch_pipeline/settings.py: edit that. -->
 
-Environment variables with the prefix `{ENVIRONMENT_PREFIX}`, or lines of a `.env` file in the
-working directory, or of one beside the nearest `.batch_pipeline` above it. If a setting is in
-several of these places, the first of them counts. An empty value means the default. A value that is
-not accepted, or an unknown name with this prefix, stops every command and Dagster's code location
-at the start. The error names the variable, its value and what is accepted.
+A setting is read from the first of these places that has it:
+
+1. an environment variable with the prefix `{ENVIRONMENT_PREFIX}`
+2. the file `.env` in the working directory
+3. the file `.env` beside the nearest `.batch_pipeline`, in the working directory or above it
+
+An empty value means the default. A value that is not accepted, or an unknown name with this prefix,
+stops every command and Dagster's code location at the start. The error names the variable, its
+value and what is accepted.
 
 If a name ends in `_FILE`, the variable names a file that contains the value, such as a secret that
 Docker or Kubernetes mounts: `{ENVIRONMENT_PREFIX}DATABASE_URL_FILE=/run/secrets/database_url`.
