@@ -115,10 +115,10 @@ def rows(vectors: int) -> Iterator[tuple[object, ...]]:
     dice = np.random.default_rng(7)
     centres = dice.normal(size=(CENTRES, DIMENSIONS)).astype(np.float32)
     for number in range(vectors):
-        user = uuid.uuid4() if number % 2 else LARGE_USER
         vector = centres[number % CENTRES] + dice.normal(size=DIMENSIONS).astype(np.float32) * 0.6
-        # Of the parts that nothing above depends on.
+        # Of parts that do not depend on the centre.
         lot = int(dice.integers(10_000))
+        user = LARGE_USER if lot < 5000 else uuid.uuid4()
         month = f"{2022 + lot // 12 % 4}-{lot % 12 + 1:02}"
         camera = "Leica Q2" if lot < 10 else "Nikon Z6" if lot % 4 == 0 else "Canon R5"
         facts = {
