@@ -349,6 +349,13 @@ class Settings(BaseSettings):
             "for ever."
         ),
     )
+    report_freshness_hours: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description=(
+            "How often a batch is expected to end (hours): if no batch has ended for longer, "
+            "Dagster shows the asset `batch_report` as not fresh; 0: batches come when they come."
+        ),
+    )
     log_format: LogFormat = Field(
         LogFormat.TEXT,
         description="Format of log lines of commands, sensors and runs: `text` or `json`.",

@@ -19,6 +19,7 @@ from batch_pipeline.media.previews import tiny_webp
 from batch_pipeline.services.progress.publishing import BatchProgress
 from batch_pipeline.services.reports.batch_status import cost_shape
 from batch_pipeline.services.upload_processing import UploadReport
+from batch_pipeline.settings import Settings
 from batch_pipeline.visible_text import visible
 
 BATCHES = dg.DynamicPartitionsDefinition(name="batches")
@@ -123,24 +124,32 @@ backlog = dg.AssetSpec(
     group_name=GROUP,
     owners=OWNERS,
     kinds={"postgres"},
-    # A sweep runs once an hour even if there is nothing to do. Reports have no such policy, because
-    # they only follow the ends of batches.
+    # A sweep runs once an hour even if there is nothing to do.
     freshness_policy=dg.FreshnessPolicy.time_window(
         warn_window=timedelta(minutes=90), fail_window=timedelta(hours=3)
     ),
 )
 
-SPECS = [
-    submitted_files,
-    thumbnails,
-    descriptions,
-    embeddings,
-    upload_analysis,
-    batch_progress,
-    batch_report,
-    run_cleanups,
-    backlog,
-]
+
+def build_assets(settings: Settings) -> list[dg.AssetSpec]:
+    """Return all assets.
+
+    Reports only follow the ends of batches. So they have a freshness policy only if a setting says
+    how often a batch is expected to end.
+    """
+    hours = settings.report_freshness_hours
+    fresh = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=hours)) if hours else None
+    return [
+        submitted_files,
+        thumbnails,
+        descriptions,
+        embeddings,
+        upload_analysis,
+        batch_progress,
+        batch_report.replace_attributes(freshness_policy=fresh),
+        run_cleanups,
+        backlog,
+    ]
 
 
 def plain_stem(filename: str) -> str:

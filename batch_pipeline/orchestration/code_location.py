@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from batch_pipeline.orchestration.assets import SPECS
+from batch_pipeline.orchestration.assets import build_assets
 from batch_pipeline.orchestration.batch_checks import CHECKS
 from batch_pipeline.orchestration.jobs import build_process_batch, sweep_backlog
 from batch_pipeline.orchestration.notifications import build_notifications
@@ -54,7 +54,7 @@ def build_definitions(
             build_notifications(settings),
         ],
         schedules=[backlog_sweep],
-        assets=SPECS,
+        assets=build_assets(settings),
         asset_checks=CHECKS,
         loggers=build_loggers(settings),
         resources={

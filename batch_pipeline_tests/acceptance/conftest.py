@@ -150,5 +150,5 @@ def real_stack(home: Path, **variables: str) -> Iterator[RealStack]:
 
 @pytest.fixture(scope="package")  # an idle stack also uses processor time; other tests need it
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStack]:
-    with real_stack(tmp_path_factory.mktemp("stack")) as started:
+    with real_stack(tmp_path_factory.mktemp("stack"), REPORT_FRESHNESS_HOURS="24") as started:
         yield started

@@ -87,6 +87,14 @@ def wait_until_reported(stack: RealStack, batch_id: str) -> None:
     wait_until(is_there, "the batch is reported")
 
 
+def freshness(stack: RealStack, asset: str) -> str:
+    query = f"""{{ assetNodeOrError(assetKey: {{path: ["{asset}"]}}) {{
+      ... on AssetNode {{ freshnessStatusInfo {{ freshnessStatus }} }}
+    }} }}"""
+    found: str = stack.graphql(query)["assetNodeOrError"]["freshnessStatusInfo"]["freshnessStatus"]
+    return found
+
+
 def wait_for_tick(stack: RealStack, kind: str, name: str, said: str) -> float:
     """Wait until a tick of a sensor or schedule has this message; return its time."""
     query = f"""query ($name: String!) {{ {kind}OrError({kind}Selector: {{
@@ -405,14 +413,9 @@ def test_a_backlog_that_was_swept_is_fresh(stack: RealStack) -> None:
       jobName: "sweep_backlog"
     }}) { __typename } }"""
     assert stack.graphql(launch)["launchRun"]["__typename"] == "LaunchRunSuccess"
-    query = """{ assetNodeOrError(assetKey: {path: ["backlog"]}) {
-      ... on AssetNode { freshnessStatusInfo { freshnessStatus } }
-    } }"""
+    wait_until(lambda: freshness(stack, "backlog") == "HEALTHY", "the backlog is fresh")
 
-    def status() -> str:
-        found: str = stack.graphql(query)["assetNodeOrError"]["freshnessStatusInfo"][
-            "freshnessStatus"
-        ]
-        return found
 
-    wait_until(lambda: status() == "HEALTHY", "the backlog is fresh")
+@pytest.mark.proof
+def test_a_batch_that_has_ended_makes_the_reports_fresh(stack: RealStack, reported: None) -> None:
+    wait_until(lambda: freshness(stack, "batch_report") == "HEALTHY", "the reports are fresh")
