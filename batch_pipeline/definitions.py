@@ -4,6 +4,7 @@ Only Dagster imports this module: importing it reads the settings and sets the p
 """
 
 from batch_pipeline.logs import use_format
+from batch_pipeline.media.memory import use_huge_pages
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.run_logs import write_ticks_as_json
 from batch_pipeline.orchestration.warm_workers import start_run_workers_warm
@@ -11,5 +12,6 @@ from batch_pipeline.settings import load_settings
 
 use_format(load_settings())
 write_ticks_as_json(load_settings())
+use_huge_pages()  # in run workers, which this process starts
 start_run_workers_warm(load_settings())
 defs = build_definitions()

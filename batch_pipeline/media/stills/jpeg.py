@@ -25,6 +25,10 @@ from batch_pipeline.media.stills.still import (
 MAX_SEGMENTS = 4096
 #: The segments of a colour profile are numbered with one byte.
 _MAX_PROFILE_SEGMENTS = 255
+#: Bytes that are decoded before another thread may hold Python's lock, for which this thread then
+#: has to wait. With Pillow's 64 KiB, two cores were idle for a tenth of the time in a batch of
+#: photos, with 4 MiB for half as long.
+_BYTES_AT_ONCE = 4 * 1024**2
 #: The first box of a film contains only brands.
 _MAX_FTYP_BYTES = 512
 _SOI, _EOI, _SOS, _SOF_PROGRESSIVE = 0xD8, 0xD9, 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)
@@ -91,7 +95,9 @@ class JpegStill(PillowStill):
 
     def _open(self) -> ImageFile:
         end = [b"\xff\xd9"] if self._with_end else []
-        return _Plugin(joined([*self._anatomy.picture, *end]))
+        picture = _Plugin(joined([*self._anatomy.picture, *end]))
+        picture.decodermaxblock = _BYTES_AT_ONCE
+        return picture
 
     def _in_several_scans(self) -> bool:
         components = self._anatomy.frame_header[5:6]

@@ -60,6 +60,12 @@ def test_a_worker_has_the_code_location_and_nothing_that_was_opened_before_it(fo
     assert worker["threads"] == 1
 
 
+def test_a_worker_asks_for_huge_pages(found):
+    if found["worker"]["huge_pages"] is None:
+        pytest.skip("the system gives huge pages to all processes or to none")
+    assert found["worker"]["huge_pages"]
+
+
 def test_the_models_that_are_used_are_loaded_once_for_all_workers(found, tmp_path):
     assert found["worker"]["models"] == [1, face_counter.is_installed(), 1]
     assert found["worker"]["clients"] == []

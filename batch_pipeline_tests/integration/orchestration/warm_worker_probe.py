@@ -1,6 +1,7 @@
 """Loads the code location like Dagster's code server, and prints facts about its run workers."""
 
 import atexit
+import ctypes
 import json
 import logging
 import os
@@ -38,10 +39,30 @@ def inside_a_worker(queue):
                 for module in (efficientnet, face_counter, sentence_encoder)
             ],
             "clients": [name for name in ("ollama", "openai") if name in sys.modules],
+            "huge_pages": has_huge_pages(),
             "sigterm": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
             "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
         }
     )
+
+
+def has_huge_pages():
+    """Return whether this process asks for huge pages where the system leaves that to it."""
+    system = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not system.exists() or "[madvise]" not in system.read_text():
+        return None
+    block = (ctypes.c_char * 64 * 1024**2)()
+    address = ctypes.addressof(block) + 32 * 1024**2
+    here = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *others = line.split()
+        if first == "VmFlags:":
+            if here:
+                return "hg" in others
+        elif not first.endswith(":"):
+            begin, end = (int(number, 16) for number in first.split("-"))
+            here = begin <= address < end
+    return False
 
 
 def leave(code):
