@@ -1,7 +1,8 @@
 """How fast files become pictures, and in how much memory: `python benchmarks/media.py`.
 
-Beside our path (one decode for the vision input and the thumbnail) stands what a user would take
-instead:
+Our path (one decode for the vision input and the thumbnail) runs with huge pages, as in a run
+worker (`batch_pipeline.media.memory`), and with small ones. Beside it stands what a user would take
+instead, with small pages, as the C library takes memory by default:
 
 - `twice full`: a full decode for each of the two, by Pillow (`pillow-heif`, `pillow-jxl-plugin` and
   LibRaw where Pillow has no decoder of its own);
@@ -20,6 +21,7 @@ the processor. The files are made by `batch_pipeline.testing.media`, raw ones wi
 import argparse
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -47,7 +49,7 @@ from batch_pipeline.testing.media import (
 )
 
 WORKER = Path(__file__).parent / "tools" / "decode_picture.py"
-WAYS = ("ours", "twice full", "pyvips")
+WAYS = ("ours", "ours, small pages", "twice full", "pyvips")
 #: Formats that are to take half of two full decodes at most.
 TARGETS = ("jpeg", "png", "webp", "heic", "avif", "raw (dng) with a preview", "raw (dng) without")
 
@@ -153,9 +155,11 @@ def measure_way(way: str, path: Path, rounds: int) -> Cost | None:
     if way == "pyvips" and find_spec("pyvips") is None:
         return None
     command = [sys.executable, str(WORKER), way, str(path), str(rounds)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    tunables = {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb={int(way == 'ours')}"}
+    environment = os.environ | tunables
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        if way == "ours":
+        if way.startswith("ours"):
             raise RuntimeError(result.stderr)
         return None
     return Cost(**json.loads(result.stdout))

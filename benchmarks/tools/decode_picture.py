@@ -41,8 +41,11 @@ def pyvips_twice(data: bytes) -> None:
 
 
 WAYS: dict[str, Callable[[bytes], None]] = {
-    "ours": ours, "twice full": full_decode_twice, "pyvips": pyvips_twice,
-}  # fmt: skip
+    "ours": ours,
+    "ours, small pages": ours,
+    "twice full": full_decode_twice,
+    "pyvips": pyvips_twice,
+}
 
 
 def open_whole(data: bytes) -> Image.Image:
