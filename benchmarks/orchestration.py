@@ -43,7 +43,13 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 from tools.results import ROOT, Table, Target, add_results_option, machine, report
-from tools.stand import Scene, Stand, await_end, tiny_pictures
+from tools.stand import (
+    Scene,
+    Stand,
+    await_end,
+    take_memory_as_run_workers_do,
+    tiny_pictures,
+)
 from tools.usage import StackUsage, run_workers, tree_cpu_seconds
 
 from batch_pipeline.demo import running_stack
@@ -635,4 +641,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    take_memory_as_run_workers_do()
     main()

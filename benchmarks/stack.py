@@ -13,7 +13,7 @@ replaced. The stack is warmed up with one upload that is not counted. Then follo
 - **whole batches**: the sample files, and batches of tiny pictures, which are written as rows as an
   upload API does;
 - **photos** of 12 megapixels, beside what their decoding and thumbnails alone take on all cores,
-  with the same threads;
+  with the same threads and the same settings of memory;
 - **idle**: processor time of a stack that has nothing to do.
 
 Processor time is that of all processes of a part of the stack, ended ones included. Private memory
@@ -39,7 +39,13 @@ from PIL import Image
 from rich.console import Console
 from sqlalchemy import text
 from tools.results import Table, Target, add_results_option, machine, report
-from tools.stand import Scene, Stand, await_end, tiny_pictures
+from tools.stand import (
+    Scene,
+    Stand,
+    await_end,
+    take_memory_as_run_workers_do,
+    tiny_pictures,
+)
 from tools.usage import PARTS, StackUsage
 
 from batch_pipeline.demo import running_stack, sample_media
@@ -350,4 +356,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    take_memory_as_run_workers_do()
     main()

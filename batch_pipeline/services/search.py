@@ -49,7 +49,7 @@ from batch_pipeline.services.search_words import Question
 #: Largest number of results, over all pages of a search.
 MAX_RESULTS = 5000
 #: Size of the candidate list of the index. pgvector's default of 40 misses too many results. Of the
-#: ten nearest among 100,000 vectors, 200 candidates find 92 to 93 %, and 300 find 96 to 98 %
+#: ten nearest among 100,000 vectors, 200 candidates find 92 to 93 %, and 300 find 98 %
 #: (``benchmarks/search.py``).
 CANDIDATES = 300
 #: The planner's cost of one comparison of vectors. By default (0.0025) the planner assumes that a

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ from sqlalchemy import insert, text
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.demo import prepare_dagster_home
+from batch_pipeline.media.memory import use_huge_pages
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
 from batch_pipeline.services.pipeline import Pipeline
@@ -32,6 +34,14 @@ from batch_pipeline.testing.stack import PostgresProcess
 USER = uuid.UUID(int=1)
 #: Longest wait for a batch without any message (seconds).
 PATIENCE = 180
+
+
+def take_memory_as_run_workers_do() -> None:
+    """Start this script again with huge pages, so that everything it compares has them."""
+    before = os.environ.get("GLIBC_TUNABLES")
+    use_huge_pages()
+    if os.environ["GLIBC_TUNABLES"] != before:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 @dataclass(frozen=True)
