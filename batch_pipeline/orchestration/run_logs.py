@@ -1,9 +1,11 @@
 """Log lines of runs, sensors and schedules on standard error: in colour, or as JSON for machines.
 
-The lines of a run are the same as those of Dagster's own console logger. Metadata of events is only
-in the event log, because it contains pictures.
+The lines of a run are those of Dagster's own console logger, without the stack traces of failures
+that say what is wrong with a file. Metadata of events is only in the event log, because it contains
+pictures.
 """
 
+import copy
 import logging
 import re
 import uuid
@@ -19,7 +21,10 @@ from batch_pipeline.logs import json_handler
 from batch_pipeline.orchestration.tags import BATCH_TAG
 from batch_pipeline.settings import LogFormat, Settings
 
-_JSON_LOGGER = "json_lines"
+#: What Dagster writes between the message of a step or run that failed and the reason that the
+#: step gave. The frames of the stack trace that follows are always the same.
+_REASON_GIVEN = "\n\ndagster._core.definitions.events.Failure: "
+_STACK_TRACE = "\n\nStack Trace:\n"
 _UPLOAD_STEP = re.compile(r"__([0-9a-f]{32})\]$")
 
 
@@ -34,14 +39,46 @@ def json_lines(context: dg.InitLoggerContext) -> logging.Logger:
     return logger
 
 
+@dg.logger(
+    config_schema={
+        "log_level": dg.Field(str, default_value="INFO", description="The least severe.")
+    },
+    description="Lines in colour. What is wrong with a file is said on one line.",
+)
+def console(context: dg.InitLoggerContext) -> logging.Logger:
+    """Write the log lines of a run like Dagster, but failures of files without stack traces."""
+    config = {"name": "dagster", "log_level": context.logger_config["log_level"]}
+    logger: logging.Logger = dg.colored_console_logger(dg.build_init_logger_context(config))
+    for handler in logger.handlers:
+        handler.setFormatter(_ShortFailures(handler.formatter or logging.Formatter()))
+    return logger
+
+
+class _ShortFailures(logging.Formatter):
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        message, given, reason = record.getMessage().partition(_REASON_GIVEN)
+        if given:
+            record = copy.copy(record)  # the event log gets the same record
+            record.msg = f"{message} {reason.partition(_STACK_TRACE)[0]}"
+        return self._formatter.format(record)
+
+
 def build_loggers(settings: Settings) -> dict[str, dg.LoggerDefinition]:
-    """Return the logger for the log format in the settings; none for text, which is Dagster's."""
-    return {} if settings.log_format is LogFormat.TEXT else {_JSON_LOGGER: json_lines}
+    """Return the logger for the log format in the settings, by its name."""
+    return (
+        {"console": console}
+        if settings.log_format is LogFormat.TEXT
+        else {"json_lines": json_lines}
+    )
 
 
 def logger_config(settings: Settings) -> dict[str, Any]:
-    """Return run config that chooses the logger; if it is empty, Dagster uses its own."""
-    return {} if settings.log_format is LogFormat.TEXT else {"loggers": {_JSON_LOGGER: {}}}
+    """Return run config that chooses the logger; without it, Dagster uses its own."""
+    return {"loggers": {name: {} for name in build_loggers(settings)}}
 
 
 def write_ticks_as_json(settings: Settings) -> None:

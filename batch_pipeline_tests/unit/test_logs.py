@@ -55,6 +55,31 @@ with InstigationLogger(repository_name="ours", instigator_name="pending_batches"
     log.warning("nothing waits")
 """
 
+A_RUN = """
+import dagster as dg
+from batch_pipeline.orchestration.run_logs import build_loggers, logger_config
+from batch_pipeline.settings import load_settings
+
+@dg.op
+def unreadable():
+    raise dg.Failure("beach.jpg: truncated: it ends early")
+
+@dg.op
+def broken():
+    raise ValueError("a bug")
+
+@dg.job(logger_defs=build_loggers(load_settings()))
+def bad_file():
+    unreadable()
+
+@dg.job(logger_defs=build_loggers(load_settings()))
+def bug():
+    broken()
+
+for job in (bad_file, bug):
+    job.execute_in_process(run_config=logger_config(load_settings()), raise_on_error=False)
+"""
+
 
 def said(log_format, program=SAYS):
     done = subprocess.run(
@@ -155,3 +180,12 @@ def test_a_person_at_a_terminal_gets_sentences_whatever_the_log_format(tmp_path)
 
     assert said.startswith(b"Error: ")
     assert b"{" not in said
+
+
+def test_a_run_says_what_is_wrong_with_a_file_on_one_line_and_keeps_the_traces_of_bugs():
+    lines = said("text", A_RUN).splitlines()
+    told = [line.rpartition(" - ")[2] for line in lines if "beach.jpg" in line]
+    assert told[0] == 'Execution of step "unreadable" failed. beach.jpg: truncated: it ends early'
+    assert "raise dg.Failure" not in "".join(lines)
+    assert any("ValueError: a bug" in line for line in lines)
+    assert any("in broken" in line for line in lines)
