@@ -39,7 +39,7 @@ MAY_IMPORT = {
         "errors", "masking", "settings", "visible_text", "storage", "media", "model_servers",
         "database", "services", "executor", "orchestration", "logs", "dagster_internals", "wording",
     },
-    "definitions": {"settings", "logs", "orchestration"},
+    "definitions": {"settings", "logs", "media.memory", "orchestration"},
     "component": {"errors", "settings", "orchestration"},
     "terminal": {
         "model_servers", "services", "visible_text", "wording", "database.connection_setup",
