@@ -20,10 +20,15 @@ it cannot force them (`interrupts`).
 """
 
 from batch_pipeline.executor.interrupts import interrupt_event, interrupt_requested
-from batch_pipeline.executor.threaded import StepsCanNeverRunError, threaded_executor
+from batch_pipeline.executor.threaded import (
+    ALWAYS_TAG,
+    StepsCanNeverRunError,
+    threaded_executor,
+)
 from batch_pipeline.executor.turns import others_may_work
 
 __all__ = [
+    "ALWAYS_TAG",
     "StepsCanNeverRunError",
     "interrupt_event",
     "interrupt_requested",

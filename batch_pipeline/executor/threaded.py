@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -57,6 +57,9 @@ from batch_pipeline.executor.turns import Turns
 #: per step, that took 2 ms per step.
 _ROUNDS_AHEAD = 10
 _STEP_FAILURE = DagsterEventType.STEP_FAILURE.value
+#: A step with this tag runs even if steps before it failed, like a ``finally`` block. It must have
+#: no input but ``Nothing``, since a failed step has no output.
+ALWAYS_TAG = "threaded_executor/always"
 #: Events that change the state machine. It would make seven checks on any other event, too.
 _STATE_CHANGES = {
     kind.value
@@ -226,6 +229,7 @@ class ThreadedExecutor(Executor):
                     step_dependency_config=self._step_dependency_config,
                 ) as active,
             ):
+                _keep_steps_that_always_run(active)
                 loop = _Loop(
                     context,
                     pools,
@@ -382,6 +386,21 @@ class _Loop:
         # executor spins. A retry that is due before the next poll still starts on time.
         due = self._active.sleep_interval()  # type: ignore[no-untyped-call]
         return due if 0 < due < POLL_SECONDS else POLL_SECONDS
+
+
+def _keep_steps_that_always_run(active: ActiveExecution) -> None:
+    """Make tagged steps ready, which Dagster would give up because a step before them failed."""
+    give_up = active.get_steps_to_abandon
+
+    def get_steps_to_abandon() -> Sequence[ExecutionStep]:
+        active._update()
+        for key in list(active._pending_abandon):
+            if ALWAYS_TAG in (active.get_step_by_key(key).tags or {}):
+                active._pending_abandon.remove(key)
+                active._executable.append(key)
+        return give_up()
+
+    active.get_steps_to_abandon = get_steps_to_abandon  # type: ignore[method-assign]
 
 
 def _step_events(

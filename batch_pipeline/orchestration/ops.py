@@ -13,8 +13,13 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from batch_pipeline.errors import RefusedError, ServiceDownError, WorkPausedError
-from batch_pipeline.executor import interrupt_event, others_may_work
+from batch_pipeline.errors import (
+    PipelineError,
+    RefusedError,
+    ServiceDownError,
+    WorkPausedError,
+)
+from batch_pipeline.executor import ALWAYS_TAG, interrupt_event, others_may_work
 from batch_pipeline.orchestration.assets import (
     BATCHES,
     PREVIEW_SIDE,
@@ -173,8 +178,9 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
 @dg.op(
     ins={"uploads": dg.In(dg.Nothing)},
     required_resource_keys={"batch_pipeline"},
-    description="Logs the batch's counts. Nothing depends on this op. The final report is "
-    "the asset batch_report.",
+    description="Logs the batch's counts, also if uploads failed. Nothing depends on this op. The "
+    "final report is the asset batch_report.",
+    tags={ALWAYS_TAG: "true"},
 )
 def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
     """Show the counts of the batch at the end of this run."""
@@ -183,7 +189,7 @@ def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
     batch_id = parse_id(run_config["ops"]["load_batch"]["config"]["batch_id"], "batch_id")
     try:
         head = batch_head(pipeline.database, batch_id)
-    except RefusedError as error:
+    except PipelineError as error:  # the batch was deleted, or the database is down
         return dg.Output(None, metadata={"outcome": str(error)})
     counts = {
         name: head[name]

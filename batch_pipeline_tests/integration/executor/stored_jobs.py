@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from batch_pipeline.executor import interrupt_event, threaded_executor
+from batch_pipeline.executor import ALWAYS_TAG, interrupt_event, threaded_executor
 from batch_pipeline_tests.integration.executor.running import DEADLINE
 
 FOLDER = "EXECUTOR_TEST_FOLDER"
@@ -92,6 +92,16 @@ def killed() -> None:
 @dg.job(executor_def=threaded_executor)
 def healed_by_re_execution() -> None:
     total(fan_out().map(fails_once).collect())
+
+
+@dg.op(ins={"before": dg.In(dg.Nothing)}, tags={ALWAYS_TAG: "true"})
+def at_the_end() -> None:
+    _mark("at_the_end").touch()
+
+
+@dg.job(executor_def=threaded_executor)
+def ends_the_same_way() -> None:
+    at_the_end(before=fan_out().map(fails_once).collect())
 
 
 if __name__ == "__main__":

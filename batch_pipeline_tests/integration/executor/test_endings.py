@@ -9,7 +9,12 @@ import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 
-from batch_pipeline.executor import interrupt_event, interrupt_requested, threaded_executor
+from batch_pipeline.executor import (
+    ALWAYS_TAG,
+    interrupt_event,
+    interrupt_requested,
+    threaded_executor,
+)
 from batch_pipeline_tests.integration.executor.running import (
     DEADLINE,
     QUIET,
@@ -193,3 +198,56 @@ def test_a_step_that_a_tag_limit_of_zero_holds_back_is_named() -> None:
 
 def test_outside_the_executor_no_interrupt_is_requested() -> None:
     assert not interrupt_requested()
+
+
+@dg.op
+def fails_at_two(value: int) -> int:
+    if value == 2:
+        raise dg.Failure("two", allow_retries=False)
+    return value
+
+
+@dg.op(ins={"before": dg.In(dg.Nothing)}, tags={ALWAYS_TAG: "true"})
+def at_the_end() -> None:
+    pass
+
+
+@dg.job(executor_def=threaded_executor)
+def behind_a_failed_step() -> None:
+    at_the_end(before=fan_out().map(fails_at_two).collect())
+
+
+@dg.job(executor_def=threaded_executor)
+def behind_a_step_that_was_given_up() -> None:
+    at_the_end(before=fan_out().map(fails_at_two).map(only_even).collect())
+
+
+@pytest.mark.parametrize("job", [behind_a_failed_step, behind_a_step_that_was_given_up])
+def test_a_tagged_step_runs_last_although_a_step_before_it_failed(job: dg.JobDefinition) -> None:
+    outcome = run_job(job)
+    assert outcome.status == dg.DagsterRunStatus.FAILURE
+    assert "Steps failed: ['fails_at_two[2]']" in outcome.failure
+    assert outcome.kinds("at_the_end")[-1] == "STEP_SUCCESS"
+    keys = [entry.dagster_event.step_key for entry in outcome.entries if entry.dagster_event]
+    begun = keys.index("at_the_end")
+    assert {key for key in keys[begun:] if key} == {"at_the_end"}
+    assert not [
+        entry
+        for entry in outcome.entries
+        if "Dependencies for step at_the_end" in entry.user_message
+    ]
+
+
+def test_a_tagged_step_behind_a_failed_fan_out_ends_with_the_run() -> None:
+    @dg.op(out=dg.DynamicOut(int))
+    def fails() -> Iterator[dg.DynamicOutput[int]]:
+        raise dg.Failure("none")
+        yield
+
+    @dg.job(executor_def=threaded_executor)
+    def job() -> None:
+        at_the_end(before=fails().map(only_even).collect())
+
+    outcome = run_job(job)
+    assert outcome.status == dg.DagsterRunStatus.FAILURE
+    assert "at_the_end" not in outcome.steps

@@ -102,6 +102,20 @@ def test_re_execution_from_failure_runs_what_failed_and_what_depends_on_it(
     assert set(outcome.steps) - {None} == {"fails_once[1]", "total"}
 
 
+def test_a_step_that_always_runs_also_ends_a_re_execution_from_failure(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    job = stored_jobs.ends_the_same_way
+    with dg.execute_job(dg.reconstructable(job), instance) as first:
+        assert not first.success
+    (tmp_path / "at_the_end").unlink()
+    (tmp_path / "healed").touch()
+    outcome = outcome_of(instance, re_execute_from_failure(instance, job, first.run_id))
+    assert outcome.status == dg.DagsterRunStatus.SUCCESS
+    assert set(outcome.steps) - {None} == {"fails_once[1]", "at_the_end"}
+    assert (tmp_path / "at_the_end").exists()
+
+
 def test_re_execution_after_a_kill_ends_and_names_the_steps_that_can_never_run(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:

@@ -1,5 +1,7 @@
 """The config of a run chooses its executor; results of uploads are the same."""
 
+from contextlib import contextmanager
+
 import dagster as dg
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableRepository
@@ -25,21 +27,43 @@ from batch_pipeline_tests.integration.orchestration.conftest import Runner
     ids=["default", "threaded", "in_process", "multiprocess"],
 )
 def test_the_executor_is_a_choice_of_the_run(settings, instance, monkeypatch, execution, said):
-    for name, value in {"home": settings.home, "database_url": settings.database_url}.items():
-        monkeypatch.setenv(f"{ENVIRONMENT_PREFIX}{name.upper()}", str(value))
-    pipeline = shared_pipeline(load_settings())
-    batch_id = Runner(pipeline, instance).submit("fog.webp")
-    config = {"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}}
-    if execution:
-        config["execution"] = {"config": execution}
-    location = ReconstructableRepository.for_module("batch_pipeline.definitions", "defs")
-    job = location.get_reconstructable_job("process_batch")
-    result = dg.execute_job(job, instance, run_config=config)
-    assert result.success
-    row = batch_row(pipeline.database, batch_id)
+    with opened_pipeline(settings, monkeypatch) as pipeline:
+        batch_id = Runner(pipeline, instance).submit("fog.webp")
+        config = {"execution": {"config": execution}} if execution else {}
+        result = run(batch_id, instance, config)
+        assert result.success
+        row = batch_row(pipeline.database, batch_id)
     assert (row.status, row.successful_uploads) == ("completed", 1)
     messages = [entry.message for entry in instance.all_logs(result.run_id)]
     assert any(said in message for message in messages), messages
     steps = instance.get_run_step_stats(result.run_id)
     assert len([step for step in steps if step.step_key.startswith("process_upload[")]) == 1
+
+
+def test_a_run_with_a_failed_file_ends_with_the_counts_of_its_batch(
+    settings, instance, monkeypatch
+):
+    with opened_pipeline(settings, monkeypatch) as pipeline:
+        batch_id = Runner(pipeline, instance).submit("truncated.jpg", "fog.webp")
+        result = run(batch_id, instance, {})
+    messages = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    assert not result.success
+    assert any("is completed: 2 uploads, 1 completed, 1 failed" in each for each in messages)
+    assert not [each for each in messages if "Not executing" in each]
+
+
+@contextmanager
+def opened_pipeline(settings, monkeypatch):
+    """Open the pipeline as a run worker does, by the environment."""
+    for name, value in {"home": settings.home, "database_url": settings.database_url}.items():
+        monkeypatch.setenv(f"{ENVIRONMENT_PREFIX}{name.upper()}", str(value))
+    pipeline = shared_pipeline(load_settings())
+    yield pipeline
     pipeline.close()
+
+
+def run(batch_id, instance, config):
+    location = ReconstructableRepository.for_module("batch_pipeline.definitions", "defs")
+    job = location.get_reconstructable_job("process_batch")
+    ops = {"load_batch": {"config": {"batch_id": str(batch_id)}}}
+    return dg.execute_job(job, instance, run_config={"ops": ops, **config})
