@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import func, select
 
 from batch_pipeline.database.models import MadeThumbnail, Upload, UploadBatch
+from batch_pipeline.database.readings import one_of
 from batch_pipeline.database.session import Database
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.storage import Storage
@@ -125,7 +126,7 @@ def _find_abandoned_originals(
             batch = select(UploadBatch.id).where(UploadBatch.id == submission.batch_id)
             if connection.scalar(batch) is not None:
                 continue  # the storage was restored from a backup that is older than the rows
-            known = set(connection.scalars(select(Upload.id).where(Upload.id.in_(originals))))
+            known = set(connection.scalars(select(Upload.id).where(one_of(Upload.id, originals))))
         stored = [
             path
             for upload_id, path in originals.items()

@@ -44,6 +44,7 @@ from batch_pipeline.database.readings import (
     interval,
     lease_expired,
     lease_lives,
+    one_of,
 )
 from batch_pipeline.services.progress.publishing import (
     Announcer,
@@ -150,11 +151,11 @@ class Backlog:
             suspects = [row.id for row in rows if row.died_in_work]
             killers = [row.id for row in rows if row.died_in_work and row.deaths + 1 >= MAX_DEATHS]
             connection.execute(
-                update(Upload).where(Upload.id.in_(suspects)).values(deaths=Upload.deaths + 1)
+                update(Upload).where(one_of(Upload.id, suspects)).values(deaths=Upload.deaths + 1)
             )
             self._quarantine(transaction, killers)
             others = [row.id for row in rows if row.id not in killers]
-            returned = release_rows(connection, Upload.id.in_(others), reason="rescue")
+            returned = release_rows(connection, one_of(Upload.id, others), reason="rescue")
         return Rescue(returned, len(killers))
 
     def release_slices(
@@ -216,7 +217,7 @@ class Backlog:
             ).all()
             count = release_rows(
                 connection,
-                Upload.id.in_([row.id for row in rows]),
+                one_of(Upload.id, [row.id for row in rows]),
                 reason="retry",
                 attempts=0,
                 retries=Upload.retries + 1,
@@ -261,7 +262,7 @@ class Backlog:
             locked = list(
                 connection.scalars(
                     select(Upload.id)
-                    .where(Upload.batch_id.in_(batch_ids), WAITING)
+                    .where(one_of(Upload.batch_id, batch_ids), WAITING)
                     .order_by(Upload.id)
                     .with_for_update(skip_locked=True)
                 )
@@ -271,7 +272,7 @@ class Backlog:
             ended = select(UploadBatch.id).where(UploadBatch.status == BatchStatus.COMPLETED)
             count = release_rows(
                 connection,
-                and_(Upload.id.in_(locked), Upload.batch_id.in_(ended)),
+                and_(one_of(Upload.id, locked), Upload.batch_id.in_(ended)),
                 attempts=0,
                 deaths=0,
                 server_deaths=0,
@@ -320,7 +321,7 @@ class Backlog:
     def _quarantine(self, transaction: Announcer, upload_ids: Sequence[uuid.UUID]) -> None:
         rows = transaction.connection.execute(
             update(Upload)
-            .where(Upload.id.in_(upload_ids))
+            .where(one_of(Upload.id, upload_ids))
             .values(
                 processing_status=UploadStatus.FAILED,
                 owner_run_id=None,
@@ -374,7 +375,7 @@ def _adopt(
     connection.execute(insert(UploadBatch).values(id=batch_id, user_id=user_id))
     connection.execute(
         update(Upload)
-        .where(Upload.id.in_(upload_ids))
+        .where(one_of(Upload.id, upload_ids))
         .values(batch_id=batch_id, slice=None, updated_at=func.now())
     )
     return batch_id
@@ -402,7 +403,7 @@ def _ended_with_waiting() -> Select[uuid.UUID]:
 
 def _waiting_in(connection: Connection, batches: Select[uuid.UUID]) -> int:
     batch_ids = connection.scalars(batches).all()
-    waiting = select(func.count()).where(Upload.batch_id.in_(batch_ids), WAITING)
+    waiting = select(func.count()).where(one_of(Upload.batch_id, batch_ids), WAITING)
     return (connection.scalar(waiting) or 0) if batch_ids else 0
 
 

@@ -32,7 +32,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
-from batch_pipeline.database.readings import FILE_SIZE, FILENAME, count, owner
+from batch_pipeline.database.readings import FILE_SIZE, FILENAME, count, one_of, owner
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import KindedError, PipelineError
 from batch_pipeline.services.progress.publishing import (
@@ -141,11 +141,11 @@ def retry_failed(
         Upload.batch_id == batch_id, Upload.processing_status == UploadStatus.FAILED
     )
     if upload_ids:
-        failed = failed.where(Upload.id.in_(upload_ids))
+        failed = failed.where(one_of(Upload.id, upload_ids))
     locked = list(connection.scalars(failed.order_by(Upload.id).with_for_update()))
     return release_rows(
         connection,
-        Upload.id.in_(locked),
+        one_of(Upload.id, locked),
         reason=reason,
         attempts=0,
         deaths=0,

@@ -24,7 +24,14 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
-from batch_pipeline.database.readings import FILENAME, WAITING, count, interval, lease_lives
+from batch_pipeline.database.readings import (
+    FILENAME,
+    WAITING,
+    count,
+    interval,
+    lease_lives,
+    one_of,
+)
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.media.sniffing import MediaType
@@ -199,7 +206,7 @@ class UploadStates:
             if slice_number is not None:
                 waiting = waiting.where(Upload.slice == slice_number)
             if upload_ids:
-                waiting = waiting.where(Upload.id.in_(upload_ids))
+                waiting = waiting.where(one_of(Upload.id, upload_ids))
             reserved = connection.execute(
                 update(Upload)
                 .where(Upload.id.in_(waiting.scalar_subquery()))
@@ -544,13 +551,13 @@ def _release_waiting(
     if slice_number is not None:
         waiting = and_(waiting, Upload.slice == slice_number)
     if upload_ids:
-        waiting = and_(waiting, Upload.id.in_(upload_ids))
+        waiting = and_(waiting, one_of(Upload.id, upload_ids))
     locked = list(
         connection.scalars(
             select(Upload.id).where(waiting).order_by(Upload.id).with_for_update(skip_locked=True)
         )
     )
-    return release_rows(connection, Upload.id.in_(locked), **values)
+    return release_rows(connection, one_of(Upload.id, locked), **values)
 
 
 def _as_facts(description: Description) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 import pytest
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import event, func, insert, select, text, update
 
 from batch_pipeline.database.models import ModelCall, Upload, UploadBatch
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.orchestration.forgetting import DagsterHistory
 from batch_pipeline.orchestration.sweep import tidy
+from batch_pipeline.services import forgetting
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.export import export_user
 from batch_pipeline.services.forgetting import forget
@@ -393,6 +394,27 @@ def test_a_batch_whose_run_has_not_ended_is_refused(kept):
     )
     with pytest.raises(RefusedError, match=f"run {run.run_id} of batch Rome .* has not ended"):
         kept.delete("batch", batch)
+
+
+def test_a_batch_of_any_size_is_deleted(kept, monkeypatch):
+    """A statement has at most 65,535 parameters, so none may have one for each upload."""
+    monkeypatch.setattr(forgetting, "_CHUNK", 1)
+    engine, counted = kept.pipeline.database.engine, []
+
+    def count(_connection, _cursor, _statement, given, *_):
+        counted.append(len(given))
+
+    event.listen(engine, "before_cursor_execute", count)
+    most = []
+    for number in (2, 20):
+        ended = [{"processing_status": "completed"}] * number
+        batch = add_batch(kept.pipeline.database, ended, status="completed")
+        counted.clear()
+        for dry_run in (True, False):
+            assert kept.delete("batch", batch, dry_run=dry_run).counts["uploads"] == number
+        most.append(max(counted))
+    event.remove(engine, "before_cursor_execute", count)
+    assert most[0] == most[1]
 
 
 def test_originals_of_an_upload_api_are_kept_unless_a_person_says_so(kept):
