@@ -373,9 +373,13 @@ def _forget_rest_of_user(
 ) -> None:
     """Delete rows that name the user but no longer belong to an upload."""
     of_user = ModelCall.user_id == user_id
-    notes = select(MadeThumbnail.upload_id).where(MadeThumbnail.user_id == user_id)
+    # An upload that still has a row belongs to another user now, and so does its thumbnail.
+    of_gone = and_(
+        MadeThumbnail.user_id == user_id,
+        ~exists().where(Upload.id == MadeThumbnail.upload_id),
+    )
     with pipeline.database.transaction() as connection:
-        noted = [one for one in connection.scalars(notes) if one not in set(receipt.uploads)]
+        noted = connection.scalars(select(MadeThumbnail.upload_id).where(of_gone)).all()
         if receipt.dry_run:
             counted = receipt.counts["model_calls"]
             more = max(0, _count_calls(connection, of_user) - counted)
@@ -386,7 +390,7 @@ def _forget_rest_of_user(
     receipt.counts += files.remove_thumbnails(user_id, noted)
     if not receipt.dry_run:
         with pipeline.database.transaction() as connection:
-            connection.execute(delete(MadeThumbnail).where(MadeThumbnail.user_id == user_id))
+            connection.execute(delete(MadeThumbnail).where(of_gone))
             connection.execute(delete(AnsweringSpace).where(AnsweringSpace.user_id == user_id))
             of_theirs = DescriptionInWork.user_id == user_id
             connection.execute(delete(DescriptionInWork).where(of_theirs))

@@ -237,7 +237,10 @@ def test_a_batch_that_an_api_has_given_to_another_user_stays_when_the_first_is_d
         for table, id_ in ((UploadBatch, UploadBatch.id), (Upload, Upload.batch_id)):
             connection.execute(update(table).where(id_ == given).values(user_id=second))
     assert kept.delete("user", first).counts["uploads"] == 1
-    assert [row.user_id for row in upload_rows(kept.pipeline.database, given)] == [second]
+    [row] = upload_rows(kept.pipeline.database, given)
+    assert row.user_id == second
+    assert kept.pipeline.storage.exists(row.thumbnail_path)
+    assert kept.pipeline.ownership.made_thumbnail(row.id)
     assert kept.events("upload_analysis", given)
 
 
