@@ -469,6 +469,19 @@ def test_an_upload_without_a_batch_and_calls_without_an_upload_go_with_their_use
         assert connection.scalar(select(func.count()).select_from(ModelCall)) == 0
 
 
+def test_an_upload_whose_batch_an_api_has_deleted_goes_alone_and_with_its_user(kept):
+    user = uuid.uuid4()
+    batch = add_batch(kept.pipeline.database, [{"user_id": user}] * 2, user_id=user)
+    one, other = upload_rows(kept.pipeline.database, batch)
+    with kept.pipeline.database.transaction() as connection:
+        # As in tables of an API that has no foreign key.
+        connection.execute(text("ALTER TABLE uploads DROP CONSTRAINT fk_uploads_batch_id"))
+        connection.execute(UploadBatch.__table__.delete().where(UploadBatch.id == batch))
+    assert kept.delete("upload", one.id).uploads == [one.id]
+    assert kept.delete("user", user).uploads == [other.id]
+    assert upload_rows(kept.pipeline.database, batch) == []
+
+
 def test_an_export_holds_everything_about_a_user_and_nothing_about_others(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     kept.batch(tmp_path, "pelican_odette", user=OTHER)
