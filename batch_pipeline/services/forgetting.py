@@ -283,6 +283,7 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
                 embedding_model=None,
                 error_message=None,
                 facts={},
+                retry_at=None,  # otherwise a sweep may open the batch again
             )
         )
         # No sensor reports a batch that ended so long ago.

@@ -335,6 +335,19 @@ def test_what_a_sensor_was_about_to_report_goes_too(kept, tmp_path):
     assert kept.traces(b"quokka_barnaby", str(batch).encode()) == []
 
 
+def test_a_sweep_in_the_middle_of_a_deletion_does_not_open_the_batch_again(kept, monkeypatch):
+    failed = {"processing_status": "failed", "retry_at": func.now()}
+    batch = add_batch(kept.pipeline.database, [failed], status="completed")
+    settle = kept.history.settle
+
+    def settle_during_a_sweep():
+        kept.pipeline.backlog.retry_due()
+        settle()
+
+    monkeypatch.setattr(kept.history, "settle", settle_during_a_sweep)
+    assert kept.delete("batch", batch).batches == [batch]
+
+
 def test_ticks_and_the_console_that_call_a_batch_by_its_name_and_short_id_go_too(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     other = kept.batch(tmp_path, "pelican_odette")
