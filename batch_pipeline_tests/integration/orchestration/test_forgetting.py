@@ -455,6 +455,17 @@ def test_originals_of_an_upload_api_are_kept_unless_a_person_says_so(kept):
     assert not storage.exists("gallery/shared.jpg")
 
 
+def test_a_path_that_cannot_lead_to_a_file_does_not_stop_a_deletion(kept):
+    storage = kept.pipeline.storage
+    storage.write("gallery/holiday.jpg", b"theirs")
+    paths = ["x" * 300, "gallery/holiday.jpg/below.jpg", "gallery"]
+    failed = [{"processing_status": "failed", "file_path": path} for path in paths]
+    batch = add_batch(kept.pipeline.database, failed, status="completed")
+    receipt = kept.delete("batch", batch, originals=True)
+    assert receipt.counts == {"batches": 1, "uploads": 3}
+    assert storage.exists("gallery/holiday.jpg")
+
+
 def test_on_a_storage_that_another_database_owns_no_file_is_removed(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     [row] = upload_rows(kept.pipeline.database, batch)
