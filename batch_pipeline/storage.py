@@ -99,6 +99,21 @@ class Storage:
             copy.seek(0)
             return cast("BinaryIO", copy)
 
+    def open_one(self, path: str) -> BinaryIO:
+        """Open a stored file as `open` does; if others can be used, an error is that of the file.
+
+        Raises:
+            UploadError: there is no such file, or only this one cannot be read.
+            ServiceDownError: the storage cannot be used.
+        """
+        try:
+            return self.open(path)
+        except ServiceDownError as error:
+            if error.if_alone is None:
+                raise
+            self.check()
+            raise error.if_alone from error
+
     def read(self, path: str) -> bytes:
         """Read a whole stored file; raises the same errors as `open`."""
         full = self._inside(path)

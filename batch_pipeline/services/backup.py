@@ -37,7 +37,7 @@ from batch_pipeline.database.session import (
     create_database_if_missing,
     with_driver,
 )
-from batch_pipeline.errors import PermanentError, PipelineError, RefusedError
+from batch_pipeline.errors import PipelineError, RefusedError, UploadError
 from batch_pipeline.masking import masked
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.settings import Settings
@@ -67,6 +67,8 @@ class Backup:
     """Number of files in the backup."""
     missing: list[str] = field(default_factory=list)
     """Files that a row names but that are not on the storage."""
+    unreadable: list[str] = field(default_factory=list)
+    """Files that cannot be read although others can; they are not in the backup."""
     made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
 
 
@@ -252,12 +254,13 @@ def _paths(database: Database) -> Iterator[str]:
 
 def _add_file(archive: tarfile.TarFile, storage: Storage, path: str, backup: Backup) -> None:
     try:
-        with storage.open(path) as content:
+        with storage.open_one(path) as content:
             size = content.seek(0, os.SEEK_END)
             content.seek(0)
             _add(archive, _FILES + path, content, size)
-    except PermanentError:
-        backup.missing.append(path)
+    except UploadError as error:
+        left_out = backup.missing if error.kind == "source_missing" else backup.unreadable
+        left_out.append(path)
     else:
         backup.files += 1
 

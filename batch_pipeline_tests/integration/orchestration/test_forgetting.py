@@ -538,6 +538,19 @@ def test_an_export_holds_everything_about_a_user_and_nothing_about_others(kept, 
         export_user(database, storage, BARNABY, folder, originals=False)
 
 
+def test_an_export_leaves_out_a_file_that_cannot_be_read_and_names_it(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby", "second")
+    first, second = upload_rows(kept.pipeline.database, batch)
+    storage, folder = kept.pipeline.storage, tmp_path / "about"
+    loop = Path(kept.pipeline.settings.storage_location, first.file_path)
+    loop.unlink()
+    loop.symlink_to(loop)
+    done = export_user(kept.pipeline.database, storage, BARNABY, folder, originals=True)
+    assert (done.uploads, done.thumbnails, done.originals) == (2, 2, 1)
+    assert (done.missing, done.unreadable) == ([], [first.file_path])
+    assert [file.stem for file in (folder / "originals").iterdir()] == [str(second.id)]
+
+
 def test_an_export_goes_into_the_current_folder_if_that_is_empty(kept, tmp_path, monkeypatch):
     kept.batch(tmp_path, "quokka_barnaby")
     folder = tmp_path / "about"

@@ -25,6 +25,7 @@ from batch_pipeline_tests.patience import DEADLINE
 pytestmark = pytest.mark.slow
 
 MEDIA = Path(__file__).parents[3] / "examples" / "media"
+PICTURES = ("fog.webp", "sea.jpg")
 
 
 @pytest.fixture
@@ -122,6 +123,17 @@ def test_a_backup_made_while_others_write_is_restored_whole(deployed, tmp_path):
         assert connection.scalar(text("SELECT to_regclass('ix_upload_vectors_1')"))
     with pytest.raises(RefusedError, match="no backup of ours"):
         restore(elsewhere, MEDIA / "fog.webp", replace=True)
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_a_backup_and_is_named(console, pipeline):
+    loop, _ = (upload_rows(pipeline.database, add(pipeline, name))[0] for name in PICTURES)
+    original = Path(pipeline.settings.storage_location, loop.file_path)
+    original.unlink()
+    original.symlink_to(original)
+    done = console("db", "backup", "monday.tar", "--json")
+    assert (done.code, done.json["files"], done.json["missing"]) == (1, 1, [])
+    assert done.json["unreadable"] == [loop.file_path]
+    assert f"unreadable {loop.file_path}: it is not" in console("db", "backup", "tuesday.tar").err
 
 
 def test_a_restore_that_fails_leaves_the_database_as_it_was(deployed, tmp_path):
