@@ -98,7 +98,7 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
     try:
         _require_known_version(database)
         dagster = _dagster_url(settings, database)
-        has_dagster = _answers(dagster)
+        has_dagster = _is_there(dagster, settings, database)
         backup = Backup(
             str(file),
             database.revisions()[0],
@@ -279,15 +279,30 @@ def _dagster_url(settings: Settings, database: Database) -> URL:
     return database.url.set(database=DAGSTER_DATABASE)
 
 
-def _answers(url: URL) -> bool:
-    database = Database(url)
-    try:
+def _is_there(dagster: URL, settings: Settings, database: Database) -> bool:
+    """Return whether Dagster has made its tables.
+
+    Raises:
+        PipelineError: its database cannot be asked; without it the backup would not be complete.
+    """
+    if not settings.dagster_database_url:
+        named = text("SELECT 1 FROM pg_database WHERE datname = :name")
         with database.transaction() as connection:
+            if not connection.scalar(named, {"name": dagster.database}):
+                return False
+    other = Database(dagster)
+    try:
+        with other.transaction() as connection:
             return connection.scalar(text("SELECT to_regclass('runs')")) is not None
-    except PipelineError:
-        return False
+    except PipelineError as error:
+        # Dagster makes its database when it first starts.
+        if f'database "{dagster.database}" does not exist' in str(error):
+            return False
+        raise PipelineError(
+            f"the history of runs cannot be read, so the backup would not be complete: {error}"
+        ) from error
     finally:
-        database.close()
+        other.close()
 
 
 def _require_known_version(database: Database) -> None:
