@@ -73,7 +73,7 @@ def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json:
             click.echo(f"{literal(file.path)}: {file.reason}")
         if kept and not dry_run:
             click.echo(f"Nothing was removed: {kept}.", err=True)
-        elif dry_run and not found.is_owner:
+        elif dry_run and (found.need_a_person or not found.is_owner):
             click.echo(f"Nothing would be removed: {kept}.")
         elif dry_run:
             click.echo(f"{counted(len(found.files), 'file')} would be removed.")

@@ -48,6 +48,8 @@ class Leftovers:
     files: list[Leftover] = field(default_factory=list)
     removed: int = 0
     """How many of the files were removed."""
+    need_a_person: bool = False
+    """Whether the files are so many that they are only removed with `force`."""
     kept_because: str | None = None
     """Why the files were not removed, or why no search was made; None if they were removed."""
     submissions: list[uuid.UUID] = field(default_factory=list)
@@ -96,14 +98,16 @@ def remove_leftovers(
         Leftover(path, "half written when its writer died")
         for path in storage.partial_files(older_than_seconds=grace_seconds)
     ]
-    if dry_run:
-        found.kept_because = "it was only looked for"
-    elif len(found.files) > max(MANY_FILES, LARGE_SHARE * found.recorded) and not force:
+    are_many = len(found.files) > max(MANY_FILES, LARGE_SHARE * found.recorded)
+    found.need_a_person = are_many and not force
+    if found.need_a_person:
         found.kept_because = (
             f"{len(found.files)} of {found.recorded} files that are recorded as ours look left "
             "over, too many to remove without a person: check `batch-pipeline tidy --dry-run`, "
             "then run `batch-pipeline tidy --force`"
         )
+    elif dry_run:
+        found.kept_because = "it was only looked for"
     else:
         _remove(storage, ownership, found)
     return found

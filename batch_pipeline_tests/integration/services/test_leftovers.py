@@ -225,10 +225,12 @@ def test_more_than_a_small_share_is_reported_and_not_removed(deploy):
             [{"id": upload_id, "user": USER} for upload_id in gone],
         )
     before = contents(pipeline)
-    found = tidy(pipeline)
-    assert (len(found.files), found.removed) == (MANY_FILES + 1, 0)
-    assert f"{MANY_FILES + 1} of {MANY_FILES + 2} files" in found.kept_because
+    for dry_run in (True, False):
+        found = tidy(pipeline, dry_run=dry_run)
+        assert (len(found.files), found.removed) == (MANY_FILES + 1, 0)
+        assert f"{MANY_FILES + 1} of {MANY_FILES + 2} files" in found.kept_because
     assert contents(pipeline) == before
+    assert tidy(pipeline, dry_run=True, force=True).kept_because == "it was only looked for"
     assert tidy(pipeline, force=True).removed == MANY_FILES + 1
     assert len(contents(pipeline)) == 2
 
