@@ -106,6 +106,17 @@ def test_a_file_that_is_named_alone_has_its_sidecar_too(pipeline, folder):
     assert upload.metadata == {"sidecar_date": "2021-05-06T00:00:00"}
 
 
+def test_a_file_whose_name_is_as_long_as_it_may_be_is_submitted(pipeline, folder):
+    file = copy(folder, "sea.jpg", f"{'n' * 251}.jpg")
+    copy(folder, "night.jpg", "night.jpg")
+
+    submission = offer(pipeline, folder)
+
+    assert (submission.total_files, submission.refused) == (2, [])
+    names = {upload.filename for upload in upload_rows(pipeline.database, submission.batch_id)}
+    assert names == {file.name, "night.jpg"}
+
+
 def test_the_type_is_that_of_the_content_not_of_the_name(pipeline, folder):
     copy(folder, "sea.jpg", "really_a_jpeg.png")
     copy(folder, "ball_on_meadow.mp4", "video.jpg")
