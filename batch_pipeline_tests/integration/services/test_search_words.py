@@ -234,6 +234,9 @@ def test_a_batch_is_a_filter(database, find):
         (Filters(until="9999"), "is not a date"),
         (Filters(file_type="audio"), "expected image or video"),
         (Filters(least_similarity=1.5), "expected -1 to 1"),
+        (Filters(camera="a\x00b"), "characters that no stored text can have"),
+        (Filters(format="\ud800"), "characters that no stored text can have"),
+        (Filters(vision_model="\x00"), "characters that no stored text can have"),
     ],
 )
 def test_a_filter_that_cannot_be_read_is_refused(mixed, filters, said):
