@@ -442,10 +442,10 @@ class _Files:
         self._storage, self._database = pipeline.storage, pipeline.database
         self._all, self._dry_run = originals, dry_run
         ownership = pipeline.ownership
-        if not dry_run:
-            ownership.claim()
-        self._is_ours = ownership.is_owner()
-        self._is_nobodys = ownership.owner() is None
+        self._is_ours = ownership.would_own() if dry_run else ownership.claim()
+        self._is_nobodys = not self._is_ours and ownership.owner() is None
+        #: What a dry run would have removed, since two uploads may name the same file.
+        self._removed: set[str] = set()
 
     def remove(self, rows: Sequence[AnyRow]) -> Counter[str]:
         """Remove the files of uploads; returns the counts by kind."""
@@ -482,7 +482,7 @@ class _Files:
 
     def _remove(self, path: str, kind: str, counts: Counter[str], *, may: bool) -> None:
         try:
-            if not self._storage.exists(path):
+            if path in self._removed or not self._storage.exists(path):
                 return
             if not may:
                 counts["files_kept"] += 1
@@ -492,6 +492,7 @@ class _Files:
         except PermanentError:  # the path leads out of the storage
             counts["files_kept"] += 1
         else:
+            self._removed.add(path)
             counts[kind] += 1
 
     def _noted(self, rows: Sequence[AnyRow]) -> set[uuid.UUID]:

@@ -85,7 +85,7 @@ def remove_leftovers(
         ServiceDownError: storage or database cannot be used. Files removed before that stay
             removed.
     """
-    found = Leftovers(is_owner=ownership.claim() if not dry_run else ownership.is_owner())
+    found = Leftovers(is_owner=ownership.would_own() if dry_run else ownership.claim())
     if not found.is_owner:
         found.kept_because = (
             "another database owns the storage, or nobody does, so nothing is removed; if only "

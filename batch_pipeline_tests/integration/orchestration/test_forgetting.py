@@ -466,6 +466,26 @@ def test_a_path_that_cannot_lead_to_a_file_does_not_stop_a_deletion(kept):
     assert storage.exists("gallery/holiday.jpg")
 
 
+def test_a_dry_run_counts_what_the_deletion_removes(kept):
+    """No database owns the default storage yet, and two uploads name the same file."""
+    storage, database = kept.pipeline.storage, kept.pipeline.database
+    storage.write("gallery/shared.jpg", b"theirs")
+    shared = {"processing_status": "completed", "file_path": "gallery/shared.jpg"}
+    batch = add_batch(database, [shared, shared, shared], status="completed")
+    ours, *_ = upload_rows(database, batch)
+    path = storage.original_path(ours.user_id, ours.id, "jpg")
+    storage.write(path, b"ours")
+    with database.transaction() as connection:
+        connection.execute(update(Upload).where(Upload.id == ours.id).values(file_path=path))
+    assert not kept.pipeline.ownership.is_marked()
+    for options in ({}, {"originals": True}):
+        dry = kept.delete("batch", batch, dry_run=True, **options)
+        assert dry.counts["originals"] == len(options) + 1
+    assert not kept.pipeline.ownership.is_marked()
+
+    assert kept.delete("batch", batch, originals=True).counts == dry.counts
+
+
 def test_on_a_storage_that_another_database_owns_no_file_is_removed(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     [row] = upload_rows(kept.pipeline.database, batch)
