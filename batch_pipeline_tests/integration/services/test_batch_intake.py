@@ -286,14 +286,17 @@ def test_what_may_not_be_read_is_listed_with_the_reason(settings):
         copy(root, "sea.jpg", "sea.jpg")
         copy(root, "night.jpg", "secret.jpg").chmod(0)
         copy(root, "city.jpg", "closed/city.jpg").parent.chmod(0)
+        copy(root, "fog.webp", "listed/fog.webp").parent.chmod(0o444)
         with as_nobody():
             files, unreadable = batch_intake.collect_files([root])
             accepted, refused = batch_intake._examine(files, settings)
         (root / "closed").chmod(0o755)
+        (root / "listed").chmod(0o755)
 
     assert [file.filename for file in accepted] == ["sea.jpg"]
     assert [(file.filename, file.error) for file in (*unreadable, *refused)] == [
         (f"{root}/closed", "the folder cannot be searched: Permission denied"),
+        ("fog.webp", "it cannot be looked at: Permission denied"),
         ("secret.jpg", "it cannot be read: Permission denied"),
     ]
 
