@@ -134,6 +134,10 @@ class FileOwnership:
             if is_ours and is_old:
                 yield found
 
+    def has_note(self, batch_id: uuid.UUID) -> bool:
+        """Return whether there is a note of a submission; raises as `owner` does."""
+        return self._storage.exists(_note_path(batch_id))
+
     def forget_submission(self, batch_id: uuid.UUID) -> None:
         """Remove the note of a submission."""
         self._storage.remove(_note_path(batch_id))

@@ -8,7 +8,7 @@ removed.
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, select
@@ -52,8 +52,8 @@ class Leftovers:
     """Whether the files are so many that they are only removed with `force`."""
     kept_because: str | None = None
     """Why the files were not removed, or why no search was made; None if they were removed."""
-    submissions: list[uuid.UUID] = field(default_factory=list)
-    """Batch ids of submissions whose notes are removed after their files."""
+    submissions: dict[uuid.UUID, Sequence[str]] = field(default_factory=dict)
+    """Originals by the batch id of their submission, whose note is removed after them."""
     thumbnails: list[uuid.UUID] = field(default_factory=list)
     """Uploads whose records are removed after their thumbnails."""
     recorded: int = 0
@@ -137,7 +137,7 @@ def _find_abandoned_originals(
             if upload_id not in known and storage.exists(path)
         ]
         found.recorded += len(stored)
-        found.submissions.append(submission.batch_id)
+        found.submissions[submission.batch_id] = stored
         found.files += [
             Leftover(path, f"original of submission {submission.batch_id}, which never ended")
             for path in stored
@@ -177,10 +177,17 @@ def _made_thumbnails(
 
 
 def _remove(storage: Storage, ownership: FileOwnership, found: Leftovers) -> None:
+    originals = {path for paths in found.submissions.values() for path in paths}
     for leftover in found.files:
-        storage.remove(leftover.path)
-        found.removed += 1
-    for batch_id in found.submissions:
+        if leftover.path not in originals:
+            storage.remove(leftover.path)
+            found.removed += 1
+    for batch_id, paths in found.submissions.items():
+        if not ownership.has_note(batch_id):
+            continue  # the submission stood still until now, and has just become a batch
+        for path in paths:
+            storage.remove(path)
+            found.removed += 1
         ownership.forget_submission(batch_id)
     for begin in range(0, len(found.thumbnails), _CHUNK):
         ownership.forget_thumbnails(found.thumbnails[begin : begin + _CHUNK])
