@@ -29,9 +29,9 @@ from sqlalchemy.exc import IntegrityError
 
 from batch_pipeline.database.failures import each_repeated
 from batch_pipeline.database.models import (
-    ENDED,
     IN_WORK,
     OPEN_BATCH,
+    OPEN_UPLOAD,
     BatchStatus,
     BatchToRecount,
     Upload,
@@ -57,6 +57,7 @@ from batch_pipeline.services.states.transitions import (
     announce_file,
     count_failed,
     count_uploads,
+    disown,
     percentage_reached,
     recount_batches,
     release_rows,
@@ -130,11 +131,10 @@ class Backlog:
         An owner is dead when its run has ended, or when its heartbeat is older than the lease on
         the database's clock. For an upload in progress without a claim, ``updated_at`` counts as
         the heartbeat. An upload whose workers died `MAX_DEATHS` times while they processed it fails
-        instead.
+        instead. An upload that an upload API has ended in the meantime only loses its owner.
         """
         dead = and_(
             or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)),
-            Upload.processing_status.not_in(ENDED),
             or_(Upload.owner_run_id.in_(ended_run_ids), lease_expired(self._lease_seconds)),
         )
         died_in_work = and_(
@@ -143,7 +143,7 @@ class Backlog:
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             rows = connection.execute(
-                select(Upload.id, Upload.deaths, died_in_work)
+                select(Upload.id, Upload.deaths, Upload.processing_status, died_in_work)
                 .where(dead)
                 .order_by(Upload.id)
                 .with_for_update(skip_locked=True)
@@ -154,7 +154,10 @@ class Backlog:
                 update(Upload).where(one_of(Upload.id, suspects)).values(deaths=Upload.deaths + 1)
             )
             self._quarantine(transaction, killers)
-            others = [row.id for row in rows if row.id not in killers]
+            open_ = [row.id for row in rows if row.processing_status in OPEN_UPLOAD]
+            ended = [row.id for row in rows if row.processing_status not in OPEN_UPLOAD]
+            disown(connection, one_of(Upload.id, ended))
+            others = [upload_id for upload_id in open_ if upload_id not in killers]
             returned = release_rows(connection, one_of(Upload.id, others), reason="rescue")
         return Rescue(returned, len(killers))
 

@@ -27,6 +27,7 @@ from sqlalchemy import (
 
 from batch_pipeline.database.models import (
     OPEN_BATCH,
+    OPEN_UPLOAD,
     BatchStatus,
     Upload,
     UploadBatch,
@@ -43,6 +44,7 @@ from batch_pipeline.services.progress.publishing import (
     FileStatus,
 )
 
+_RELEASABLE = (*OPEN_UPLOAD, UploadStatus.FAILED)
 #: Percentage of each stage reached, in messages about one file.
 BEGUN, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
 
@@ -181,13 +183,21 @@ def count_uploads(batch_id: Any) -> Select[int, int, int]:
 
 
 def release_rows(connection: Connection, condition: Any, **values: Any) -> int:
-    """Release uploads that are not completed; ``reason`` says why they are dispatched again."""
+    """Release open and failed uploads; ``reason`` says why they are dispatched again.
+
+    A status that only the upload API uses stays as it is.
+    """
     reason = values.pop("reason", None)
     if reason:
         values["dispatch_reason"] = reason
     return make_pending(
-        connection, and_(condition, Upload.processing_status != UploadStatus.COMPLETED), **values
+        connection, and_(condition, Upload.processing_status.in_(_RELEASABLE)), **values
     )
+
+
+def disown(connection: Connection, condition: Any) -> None:
+    """Clear the owner of uploads that an upload API has ended; their status stays as it is."""
+    connection.execute(update(Upload).where(condition).values(owner_run_id=None, heartbeat_at=None))
 
 
 def make_pending(connection: Connection, condition: Any, **values: Any) -> int:

@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import (
+    OPEN_UPLOAD,
     SIDECAR_DATE,
     AnsweringSpace,
     BatchStatus,
@@ -124,8 +125,7 @@ START = LoneStatement(
     update(Upload)
     .where(
         Upload.id == bindparam("of_upload"),
-        Upload.processing_status != UploadStatus.COMPLETED,
-        Upload.processing_status != UploadStatus.FAILED,
+        or_(*(Upload.processing_status == status for status in OPEN_UPLOAD)),
         or_(Upload.owner_run_id.is_(None), Upload.owner_run_id == bindparam("of_run"), _EXPIRED),
         ~exists().where(
             UploadBatch.id == Upload.batch_id,

@@ -53,6 +53,7 @@ from batch_pipeline.services.states.transitions import (
     THUMBNAIL_STORED,
     announce_file,
     count_failed,
+    disown,
     end_if_done,
     file_progress,
     noted,
@@ -512,6 +513,7 @@ class UploadStates:
         if reason := _reason_to_skip(row, run_id):
             if row.owner_run_id == run_id:
                 release_rows(connection, Upload.id == upload_id)
+                disown(connection, Upload.id == upload_id)
             return SkippedUpload(upload_id, reason, row.filename)
         if row.batch_status == BatchStatus.FAILED:
             reopen_batch(connection, row.batch_id)
@@ -643,6 +645,8 @@ def _reason_to_skip(row: AnyRow, run_id: str) -> str | None:
         return "the batch was cancelled"
     if row.processing_status == UploadStatus.COMPLETED:
         return "it is completed already"
+    if row.processing_status not in set(UploadStatus):
+        return f"its status is {row.processing_status}"
     held_by_other = row.owner_run_id not in {None, run_id} and not row.expired
     if held_by_other:
         return f"run {row.owner_run_id} is working on it"

@@ -14,7 +14,7 @@ from batch_pipeline.errors import PermanentError, ServiceDownError, TransientErr
 from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
 from batch_pipeline.services.reports.batch_status import batches_ended_before, oldest_waiting
 from batch_pipeline.services.states.backlog import MAX_DEATHS, MAX_DIED_RUNS
-from batch_pipeline.services.states.upload_states import RETRY_DELAYS, StartedUpload
+from batch_pipeline.services.states.upload_states import RETRY_DELAYS, SkippedUpload, StartedUpload
 from batch_pipeline.testing.records import (
     USER,
     add_batch,
@@ -76,6 +76,26 @@ def test_an_upload_that_was_only_reserved_is_not_blamed_for_its_workers_death(pi
         pipeline.states.load_batch(batch_id, f"run-{death}", limit=1)
         assert pipeline.backlog.rescue([f"run-{death}"]).returned == 1
     assert upload_rows(pipeline.database, batch_id)[0].deaths == 0
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "archived", None])
+@pytest.mark.parametrize("ends", ["the run", "the lease", "the step"])
+def test_an_upload_that_an_api_ends_while_a_run_has_reserved_it_keeps_its_status(
+    pipeline, status, ends
+):
+    batch_id = add_batch(pipeline.database, 2)
+    upload, _ = upload_rows(pipeline.database, batch_id)
+    pipeline.states.load_batch(batch_id, "run", limit=1)
+    with pipeline.database.transaction() as connection:
+        connection.execute(text("ALTER TABLE uploads ALTER processing_status DROP NOT NULL"))
+    change(pipeline, upload.id, processing_status=status, heartbeat_at=ago("1 day"))
+    if ends == "the step" and status != "failed":  # a failed one is processed again
+        assert isinstance(pipeline.states.start(upload.id, "run"), SkippedUpload)
+    else:
+        assert pipeline.backlog.rescue(["run"] if ends == "the run" else []).returned == 0
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.processing_status, row.owner_run_id) == (status, None)
+    assert pipeline.backlog.owners() == []
 
 
 @pytest.mark.parametrize("ending", ["release", "note_error", "fail"])
