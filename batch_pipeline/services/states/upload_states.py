@@ -19,6 +19,7 @@ from batch_pipeline.database.failures import each_repeated
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import (
     OPEN_BATCH,
+    OPEN_UPLOAD,
     BatchStatus,
     Upload,
     UploadBatch,
@@ -473,13 +474,17 @@ class UploadStates:
         return {row.id: row.processing_status != UploadStatus.PENDING for row in rows}
 
     def wanted(self, claims: Sequence[Claim]) -> set[Claim]:
-        """Return the claims that are still valid and whose batch is not cancelled."""
+        """Return the claims that are still valid and whose batch is not cancelled.
+
+        A claim is no longer valid if an upload API has ended the upload.
+        """
         with self._publisher.transaction() as transaction:
             rows = transaction.connection.execute(
                 select(Upload.id, Upload.owner_run_id, Upload.claim_token)
                 .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
                 .where(
                     Upload.id.in_([claim.upload_id for claim in claims]),
+                    Upload.processing_status.in_(OPEN_UPLOAD),
                     UploadBatch.status.is_distinct_from(BatchStatus.CANCELLED),
                 )
             ).all()
@@ -623,6 +628,7 @@ def _held(claim: Claim) -> Any:
         Upload.id == claim.upload_id,
         Upload.owner_run_id == claim.run_id,
         Upload.claim_token == claim.token,
+        Upload.processing_status.in_(OPEN_UPLOAD),
     )
 
 
