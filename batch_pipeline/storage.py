@@ -43,6 +43,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 #: Errors that do not pass by themselves, unless other uploads have them too (then: an outage).
 _LASTING = {errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}
+#: Errors that say that there is no file of this name, and cannot be one.
+_NO_NAME_OF_A_FILE = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}
 
 
 class Storage:
@@ -97,6 +99,21 @@ class Storage:
             copy.seek(0)
             return cast("BinaryIO", copy)
 
+    def open_one(self, path: str) -> BinaryIO:
+        """Open a stored file as `open` does; if others can be used, an error is that of the file.
+
+        Raises:
+            UploadError: there is no such file, or only this one cannot be read.
+            ServiceDownError: the storage cannot be used.
+        """
+        try:
+            return self.open(path)
+        except ServiceDownError as error:
+            if error.if_alone is None:
+                raise
+            self.check()
+            raise error.if_alone from error
+
     def read(self, path: str) -> bytes:
         """Read a whole stored file; raises the same errors as `open`."""
         full = self._inside(path)
@@ -127,15 +144,18 @@ class Storage:
                 self._write_locally(Path(full), data)
 
     def exists(self, path: str) -> bool:
-        """Return whether a file exists; raises ``storage_down``."""
+        """Return whether a file exists, which a folder is not; raises ``storage_down``."""
         full = self._inside(path)
         with self._errors_named():
             # Not `exists`: it returns false if the storage does not answer.
             try:
-                self._files.info(full)
+                return bool(self._files.info(full)["type"] != "directory")
             except FileNotFoundError:
                 return False
-        return True
+            except OSError as error:
+                if error.errno in _NO_NAME_OF_A_FILE:
+                    return False
+                raise
 
     def remove(self, path: str) -> None:
         """Remove a file, if it exists, and the folder of its upload, if that is empty."""

@@ -1,12 +1,13 @@
 """Commands about the database itself."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from batch_pipeline.cli.printing import json_option, print_json
-from batch_pipeline.cli.session import Session
+from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.wording import counted
 
@@ -101,15 +102,19 @@ def backup(session: Session, file: Path, with_files: bool | None, as_json: bool)
     if with_files is None:
         with_files = Storage(session.settings.storage_location).is_local
     done = back_up(session.settings, file, with_files=with_files)
+    code = FINISHED_WITH_FAILURES if done.unreadable else OK
     if as_json:
         print_json(asdict(done))
-        return
+        sys.exit(code)
     for path in done.missing:
         click.echo(f"missing    {path}: a row names it, the storage does not hold it", err=True)
+    for path in done.unreadable:
+        click.echo(f"unreadable {path}: it is not in the backup", err=True)
     runs = "the history of runs" if done.dagster else "no history of runs"
     click.echo(f"{file}: our tables, {runs}, {counted(done.files, 'file')}")
     if not with_files:
         click.echo(f"The files are not in it; copy them now: {done.storage}")
+    sys.exit(code)
 
 
 @db.command()

@@ -73,7 +73,7 @@ def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json:
             click.echo(f"{literal(file.path)}: {file.reason}")
         if kept and not dry_run:
             click.echo(f"Nothing was removed: {kept}.", err=True)
-        elif dry_run and not found.is_owner:
+        elif dry_run and (found.need_a_person or not found.is_owner):
             click.echo(f"Nothing would be removed: {kept}.")
         elif dry_run:
             click.echo(f"{counted(len(found.files), 'file')} would be removed.")
@@ -215,13 +215,17 @@ def export(session: Session, user: uuid.UUID, folder: Path, originals: bool, as_
 
     pipeline = session.pipeline
     done = export_user(pipeline.database, pipeline.storage, user, folder, originals=originals)
+    code = FINISHED_WITH_FAILURES if done.unreadable else OK
     if as_json:
         print_json(asdict(done))
-        return
+        sys.exit(code)
     for path in done.missing:
         click.echo(
             f"missing    {path}: a row names this file, but it is not in the storage", err=True
         )
+    for path in done.unreadable:
+        click.echo(f"unreadable {path}: it is not in the export", err=True)
     files = counted(done.thumbnails + done.originals, "file")
     batches = counted(done.batches, "batch", "batches")
     click.echo(f"{folder}: {batches}, {counted(done.uploads, 'upload')}, {files}")
+    sys.exit(code)

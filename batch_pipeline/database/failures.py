@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import psycopg
 from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as NoFreeConnectionError
 
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 
@@ -58,6 +59,10 @@ def failures_named() -> Iterator[None]:
     """
     try:
         yield
+    except NoFreeConnectionError as error:  # all statements in progress take very long
+        raise ServiceDownError(
+            "database_down", f"no connection to the database became free: {error}"
+        ) from error
     except (DBAPIError, psycopg.Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         state = sqlstate(error)

@@ -92,6 +92,7 @@ class PauseScope(StrEnum):
 OPEN_BATCH = (BatchStatus.PENDING, BatchStatus.PROCESSING)
 IN_WORK = (UploadStatus.ANALYZING, UploadStatus.EMBEDDING)
 ENDED = (UploadStatus.COMPLETED, UploadStatus.FAILED)
+OPEN_UPLOAD = (UploadStatus.PENDING, *IN_WORK)
 
 
 class Word(UserDefinedType[str]):

@@ -4,6 +4,7 @@
 """
 
 import uuid
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import (
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     and_,
+    any_,
     case,
     cast,
     func,
@@ -21,7 +23,7 @@ from sqlalchemy import (
     literal_column,
     or_,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from batch_pipeline.database.models import (
@@ -42,6 +44,15 @@ _EVER: ColumnElement[Any] = literal_column("'-infinity'")
 def interval(number: float | BindParameter[float]) -> Any:
     """Return a database interval of this many seconds."""
     return func.make_interval(0, 0, 0, 0, 0, 0, number)
+
+
+def one_of(column: Any, ids: Collection[uuid.UUID]) -> ColumnElement[bool]:
+    """Condition: a column is one of these ids, of which there may be any number.
+
+    All ids are one parameter. With ``in_`` each of them would be one, and a statement has at most
+    65,535. Do not negate it: SQLAlchemy would write ``!= ANY``, which is true for nearly every row.
+    """
+    return column == any_(cast(list(ids), ARRAY(Uuid)))  # type: ignore[no-any-return]
 
 
 def known(moment: Any) -> ColumnElement[Any]:

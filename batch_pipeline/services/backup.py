@@ -37,7 +37,7 @@ from batch_pipeline.database.session import (
     create_database_if_missing,
     with_driver,
 )
-from batch_pipeline.errors import PermanentError, PipelineError, RefusedError
+from batch_pipeline.errors import PipelineError, RefusedError, UploadError
 from batch_pipeline.masking import masked
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.settings import Settings
@@ -67,6 +67,8 @@ class Backup:
     """Number of files in the backup."""
     missing: list[str] = field(default_factory=list)
     """Files that a row names but that are not on the storage."""
+    unreadable: list[str] = field(default_factory=list)
+    """Files that cannot be read although others can; they are not in the backup."""
     made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
 
 
@@ -96,7 +98,7 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
     try:
         _require_known_version(database)
         dagster = _dagster_url(settings, database)
-        has_dagster = _answers(dagster)
+        has_dagster = _is_there(dagster, settings, database)
         backup = Backup(
             str(file),
             database.revisions()[0],
@@ -252,12 +254,13 @@ def _paths(database: Database) -> Iterator[str]:
 
 def _add_file(archive: tarfile.TarFile, storage: Storage, path: str, backup: Backup) -> None:
     try:
-        with storage.open(path) as content:
+        with storage.open_one(path) as content:
             size = content.seek(0, os.SEEK_END)
             content.seek(0)
             _add(archive, _FILES + path, content, size)
-    except PermanentError:
-        backup.missing.append(path)
+    except UploadError as error:
+        left_out = backup.missing if error.kind == "source_missing" else backup.unreadable
+        left_out.append(path)
     else:
         backup.files += 1
 
@@ -276,15 +279,30 @@ def _dagster_url(settings: Settings, database: Database) -> URL:
     return database.url.set(database=DAGSTER_DATABASE)
 
 
-def _answers(url: URL) -> bool:
-    database = Database(url)
-    try:
+def _is_there(dagster: URL, settings: Settings, database: Database) -> bool:
+    """Return whether Dagster has made its tables.
+
+    Raises:
+        PipelineError: its database cannot be asked; without it the backup would not be complete.
+    """
+    if not settings.dagster_database_url:
+        named = text("SELECT 1 FROM pg_database WHERE datname = :name")
         with database.transaction() as connection:
+            if not connection.scalar(named, {"name": dagster.database}):
+                return False
+    other = Database(dagster)
+    try:
+        with other.transaction() as connection:
             return connection.scalar(text("SELECT to_regclass('runs')")) is not None
-    except PipelineError:
-        return False
+    except PipelineError as error:
+        # Dagster makes its database when it first starts.
+        if f'database "{dagster.database}" does not exist' in str(error):
+            return False
+        raise PipelineError(
+            f"the history of runs cannot be read, so the backup would not be complete: {error}"
+        ) from error
     finally:
-        database.close()
+        other.close()
 
 
 def _require_known_version(database: Database) -> None:

@@ -263,12 +263,18 @@ def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]
         else:
             problem = "is neither a file nor a folder" if mode else "does not exist"
             raise RefusedError(f"{path} {problem}: name files, or folders of them")
-    unreadable += [
-        RefusedFile(_storable_name(path.name), "it is a link that leads to no file", path)
-        for path in found
-        if path.is_symlink() and not path.is_file()
-    ]
-    return [path for path in found if path.is_file()], unreadable
+    files: list[Path] = []
+    for path in found:
+        try:
+            if path.is_file():
+                files.append(path)
+                continue
+            reason = "it is a link that leads to no file" if path.is_symlink() else ""
+        except OSError as error:  # a folder that may be listed but not entered
+            reason = f"it cannot be looked at: {error.strerror}"
+        if reason:
+            unreadable.append(RefusedFile(_storable_name(path.name), reason, path))
+    return files, unreadable
 
 
 def _mode(path: Path) -> int:

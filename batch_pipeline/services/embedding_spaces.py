@@ -16,7 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import ColumnElement, Connection, exists, func, or_, select, text, update
+from sqlalchemy.exc import OperationalError
 
+from batch_pipeline.database.failures import sqlstate
 from batch_pipeline.database.models import (
     AnsweringSpace,
     EmbeddingSpace,
@@ -37,12 +39,19 @@ from batch_pipeline.database.spaces import (
     local_width,
     table_of,
 )
-from batch_pipeline.errors import ConfigurationError, NotFoundError, RefusedError
+from batch_pipeline.errors import (
+    ConfigurationError,
+    NotFoundError,
+    RefusedError,
+    ServiceDownError,
+)
 from batch_pipeline.model_servers.base import EmbeddingModel, MakeCallSlots
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.model_servers.factory import build_analyzer, embedding_prefixes
 from batch_pipeline.settings import AnalyzerName, Settings
 
+#: SQLSTATE of a wait for a lock that was given up.
+_LOCK_NOT_AVAILABLE = "55P03"
 #: How long a process assumes that the space of its settings still exists (seconds).
 _KNOWN_SECONDS = 60.0
 
@@ -319,7 +328,15 @@ def drop(database: Database, space_id: int, current: SpaceKey) -> Space:
                 f"embedding space {space_id} is the one of the settings, {space.key.model} with "
                 f"{space.key.width} numbers: new uploads go into it. Set another model first"
             )
-        drop_space(connection, space)
+        try:
+            drop_space(connection, space)
+        except OperationalError as error:
+            if sqlstate(error) != _LOCK_NOT_AVAILABLE:
+                raise
+            raise ServiceDownError(
+                "database_down",
+                f"another transaction uses the vectors of embedding space {space_id}: try again",
+            ) from error
         # A user may have been switched to it since the first check. After the drop none can be.
         _require_no_users(connection, space)
     return space

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from batch_pipeline.database.readings import LOCAL_USER
 from batch_pipeline.database.session import Database
-from batch_pipeline.errors import NotFoundError, PermanentError, PipelineError, RefusedError
+from batch_pipeline.errors import NotFoundError, PipelineError, RefusedError, UploadError
 from batch_pipeline.storage import Storage
 
 _CHUNK = 200
@@ -63,6 +63,8 @@ class Export:
     """Files ``originals/<upload id>.<ending>``."""
     missing: list[str] = field(default_factory=list)
     """Files that a row names but that are not on the storage."""
+    unreadable: list[str] = field(default_factory=list)
+    """Files that cannot be read although others can."""
 
 
 def export_user(
@@ -132,11 +134,12 @@ def _write_files(
         target = folder / kind / f"{upload['id']}{PurePosixPath(path).suffix}"
         target.parent.mkdir(exist_ok=True)
         try:
-            with storage.open(path) as content, target.open("wb") as file:
+            with storage.open_one(path) as content, target.open("wb") as file:
                 while block := content.read(1 << 20):
                     file.write(block)
-        except PermanentError:
+        except UploadError as error:
             target.unlink(missing_ok=True)
-            done.missing.append(path)
+            left_out = done.missing if error.kind == "source_missing" else done.unreadable
+            left_out.append(path)
         else:
             setattr(done, kind, getattr(done, kind) + 1)

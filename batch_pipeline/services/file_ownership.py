@@ -93,9 +93,12 @@ class FileOwnership:
             ServiceDownError: storage or database cannot be used.
         """
         if not self.is_marked():
-            may_be_claimed = self._is_default or self._storage.is_empty()
-            self._write_owner(self.identity if may_be_claimed else None)
+            self._write_owner(self.identity if self._may_be_claimed() else None)
         return self.is_owner()
+
+    def would_own(self) -> bool:
+        """Return what `claim` would return; changes nothing."""
+        return self.is_owner() if self.is_marked() else self._may_be_claimed()
 
     def is_owner(self) -> bool:
         """Return whether this database owns the storage; raises as `owner` does."""
@@ -131,6 +134,10 @@ class FileOwnership:
             if is_ours and is_old:
                 yield found
 
+    def has_note(self, batch_id: uuid.UUID) -> bool:
+        """Return whether there is a note of a submission; raises as `owner` does."""
+        return self._storage.exists(_note_path(batch_id))
+
     def forget_submission(self, batch_id: uuid.UUID) -> None:
         """Remove the note of a submission."""
         self._storage.remove(_note_path(batch_id))
@@ -151,6 +158,9 @@ class FileOwnership:
         with self._database.transaction() as connection:
             moment: datetime = connection.execute(select(func.now())).scalar_one()
         return moment
+
+    def _may_be_claimed(self) -> bool:
+        return self._is_default or self._storage.is_empty()
 
     def _write_owner(self, identity: str | None) -> None:
         note = {

@@ -17,7 +17,10 @@ from typing import Any, Protocol
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Uuid,
+    all_,
     and_,
+    cast,
     delete,
     exists,
     func,
@@ -26,6 +29,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from batch_pipeline.database.models import (
     IN_WORK,
@@ -41,7 +45,7 @@ from batch_pipeline.database.models import (
     UploadVector,
     WorkPause,
 )
-from batch_pipeline.database.readings import NAME, lease_lives, owner
+from batch_pipeline.database.readings import NAME, lease_lives, one_of, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError, PermanentError, RefusedError
 from batch_pipeline.services.notifications.outbox import forget_events
@@ -190,7 +194,10 @@ def _choose(database: Database, history: History, named: Named, id_: uuid.UUID) 
                     select(Upload.id, Upload.batch_id)
                     .where(
                         owner(Upload.user_id) == id_,
-                        or_(Upload.batch_id.is_(None), Upload.batch_id.not_in(whole)),
+                        or_(
+                            Upload.batch_id.is_(None),
+                            Upload.batch_id != all_(cast(whole, ARRAY(Uuid))),
+                        ),
                     )
                     .order_by(Upload.id)
                 ).all()
@@ -198,7 +205,7 @@ def _choose(database: Database, history: History, named: Named, id_: uuid.UUID) 
                 # If it has given the batch to another user, the runs are that user's, too.
                 of_runs = history.batches_of(id_)
                 stored = connection.scalars(
-                    select(UploadBatch.id).where(UploadBatch.id.in_(of_runs))
+                    select(UploadBatch.id).where(one_of(UploadBatch.id, of_runs))
                 )
                 gone = set(of_runs) - set(stored)
     batches = [*whole, *(one for one in of_runs if one in gone)]
@@ -217,7 +224,7 @@ def _require_rest(pipeline: Pipeline, history: History, chosen: _Chosen) -> None
         labels = {batch_id: _require_ended(connection, batch_id) for batch_id in sorted(batches)}
         at_work = connection.scalar(
             select(Upload.id)
-            .where(held, or_(Upload.batch_id.in_(batches), Upload.id.in_(lone)))
+            .where(held, or_(one_of(Upload.batch_id, batches), one_of(Upload.id, lone)))
             .limit(1)
         )
     if at_work:
@@ -254,18 +261,18 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
     """
     counts: Counter[str] = Counter()
     lone = [upload_id for upload_id, _ in chosen.lone]
-    its_own = or_(Upload.batch_id.in_(chosen.batches), Upload.id.in_(lone))
+    its_own = or_(one_of(Upload.batch_id, chosen.batches), one_of(Upload.id, lone))
     with pipeline.database.transaction() as connection:
         ids = connection.scalars(
             select(Upload.id).where(its_own).order_by(Upload.id).with_for_update()
         ).all()
         counts["vectors"] = connection.execute(
-            select(func.count()).where(Upload.id.in_(ids), _HAS_VECTOR)
+            select(func.count()).where(one_of(Upload.id, ids), _HAS_VECTOR)
         ).scalar_one()
-        connection.execute(delete(UploadVector).where(UploadVector.upload_id.in_(ids)))
+        connection.execute(delete(UploadVector).where(one_of(UploadVector.upload_id, ids)))
         connection.execute(
             update(Upload)
-            .where(Upload.id.in_(ids))
+            .where(one_of(Upload.id, ids))
             .values(
                 filename="deleted",
                 hidden=True,
@@ -276,12 +283,13 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
                 embedding_model=None,
                 error_message=None,
                 facts={},
+                retry_at=None,  # otherwise a sweep may open the batch again
             )
         )
         # No sensor reports a batch that ended so long ago.
         connection.execute(
             update(UploadBatch)
-            .where(UploadBatch.id.in_(chosen.batches))
+            .where(one_of(UploadBatch.id, chosen.batches))
             .values(
                 name=None,
                 error_message="is being deleted: call `batch-pipeline delete` again",
@@ -302,7 +310,7 @@ def _forget_batch(
     receipt.uploads += [row.id for row in rows]
     receipt.counts += files.remove(rows)
     of_batch = or_(
-        ModelCall.batch_id == batch_id, ModelCall.upload_id.in_([row.id for row in rows])
+        ModelCall.batch_id == batch_id, one_of(ModelCall.upload_id, [row.id for row in rows])
     )
     if receipt.dry_run:
         receipt.counts += Counter(history.count(batch_id))
@@ -355,7 +363,8 @@ def _forget_upload(  # noqa: PLR0917
         uploads = _delete_uploads(connection, Upload.id == upload_id)
         calls = connection.execute(delete(ModelCall).where(of_upload)).rowcount
         receipt.counts += Counter(uploads=uploads, model_calls=calls)
-        if batch_id is not None:
+        batch = select(UploadBatch.id).where(UploadBatch.id == batch_id)
+        if batch_id is not None and connection.scalar(batch):  # an API may have deleted its row
             progress = recount_batch(connection, batch_id)
             transaction.announce(progress, progress.user_id)
         forget_events(connection, [upload_id])
@@ -366,9 +375,13 @@ def _forget_rest_of_user(
 ) -> None:
     """Delete rows that name the user but no longer belong to an upload."""
     of_user = ModelCall.user_id == user_id
-    notes = select(MadeThumbnail.upload_id).where(MadeThumbnail.user_id == user_id)
+    # An upload that still has a row belongs to another user now, and so does its thumbnail.
+    of_gone = and_(
+        MadeThumbnail.user_id == user_id,
+        ~exists().where(Upload.id == MadeThumbnail.upload_id),
+    )
     with pipeline.database.transaction() as connection:
-        noted = [one for one in connection.scalars(notes) if one not in set(receipt.uploads)]
+        noted = connection.scalars(select(MadeThumbnail.upload_id).where(of_gone)).all()
         if receipt.dry_run:
             counted = receipt.counts["model_calls"]
             more = max(0, _count_calls(connection, of_user) - counted)
@@ -379,7 +392,7 @@ def _forget_rest_of_user(
     receipt.counts += files.remove_thumbnails(user_id, noted)
     if not receipt.dry_run:
         with pipeline.database.transaction() as connection:
-            connection.execute(delete(MadeThumbnail).where(MadeThumbnail.user_id == user_id))
+            connection.execute(delete(MadeThumbnail).where(of_gone))
             connection.execute(delete(AnsweringSpace).where(AnsweringSpace.user_id == user_id))
             of_theirs = DescriptionInWork.user_id == user_id
             connection.execute(delete(DescriptionInWork).where(of_theirs))
@@ -411,9 +424,9 @@ def _delete_uploads(connection: Connection, which: ColumnElement[bool]) -> int:
     ids = connection.scalars(
         select(Upload.id).where(which).order_by(Upload.id).with_for_update()
     ).all()
-    connection.execute(delete(MadeThumbnail).where(MadeThumbnail.upload_id.in_(ids)))
-    connection.execute(delete(DescriptionInWork).where(DescriptionInWork.upload_id.in_(ids)))
-    return int(connection.execute(delete(Upload).where(Upload.id.in_(ids))).rowcount)
+    connection.execute(delete(MadeThumbnail).where(one_of(MadeThumbnail.upload_id, ids)))
+    connection.execute(delete(DescriptionInWork).where(one_of(DescriptionInWork.upload_id, ids)))
+    return int(connection.execute(delete(Upload).where(one_of(Upload.id, ids))).rowcount)
 
 
 class _Files:
@@ -429,10 +442,10 @@ class _Files:
         self._storage, self._database = pipeline.storage, pipeline.database
         self._all, self._dry_run = originals, dry_run
         ownership = pipeline.ownership
-        if not dry_run:
-            ownership.claim()
-        self._is_ours = ownership.is_owner()
-        self._is_nobodys = ownership.owner() is None
+        self._is_ours = ownership.would_own() if dry_run else ownership.claim()
+        self._is_nobodys = not self._is_ours and ownership.owner() is None
+        #: What a dry run would have removed, since two uploads may name the same file.
+        self._removed: set[str] = set()
 
     def remove(self, rows: Sequence[AnyRow]) -> Counter[str]:
         """Remove the files of uploads; returns the counts by kind."""
@@ -469,7 +482,7 @@ class _Files:
 
     def _remove(self, path: str, kind: str, counts: Counter[str], *, may: bool) -> None:
         try:
-            if not self._storage.exists(path):
+            if path in self._removed or not self._storage.exists(path):
                 return
             if not may:
                 counts["files_kept"] += 1
@@ -479,6 +492,7 @@ class _Files:
         except PermanentError:  # the path leads out of the storage
             counts["files_kept"] += 1
         else:
+            self._removed.add(path)
             counts[kind] += 1
 
     def _noted(self, rows: Sequence[AnyRow]) -> set[uuid.UUID]:

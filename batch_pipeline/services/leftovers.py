@@ -8,12 +8,13 @@ removed.
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, select
 
 from batch_pipeline.database.models import MadeThumbnail, Upload, UploadBatch
+from batch_pipeline.database.readings import one_of
 from batch_pipeline.database.session import Database
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.storage import Storage
@@ -47,10 +48,12 @@ class Leftovers:
     files: list[Leftover] = field(default_factory=list)
     removed: int = 0
     """How many of the files were removed."""
+    need_a_person: bool = False
+    """Whether the files are so many that they are only removed with `force`."""
     kept_because: str | None = None
     """Why the files were not removed, or why no search was made; None if they were removed."""
-    submissions: list[uuid.UUID] = field(default_factory=list)
-    """Batch ids of submissions whose notes are removed after their files."""
+    submissions: dict[uuid.UUID, Sequence[str]] = field(default_factory=dict)
+    """Originals by the batch id of their submission, whose note is removed after them."""
     thumbnails: list[uuid.UUID] = field(default_factory=list)
     """Uploads whose records are removed after their thumbnails."""
     recorded: int = 0
@@ -82,7 +85,7 @@ def remove_leftovers(
         ServiceDownError: storage or database cannot be used. Files removed before that stay
             removed.
     """
-    found = Leftovers(is_owner=ownership.claim() if not dry_run else ownership.is_owner())
+    found = Leftovers(is_owner=ownership.would_own() if dry_run else ownership.claim())
     if not found.is_owner:
         found.kept_because = (
             "another database owns the storage, or nobody does, so nothing is removed; if only "
@@ -95,14 +98,16 @@ def remove_leftovers(
         Leftover(path, "half written when its writer died")
         for path in storage.partial_files(older_than_seconds=grace_seconds)
     ]
-    if dry_run:
-        found.kept_because = "it was only looked for"
-    elif len(found.files) > max(MANY_FILES, LARGE_SHARE * found.recorded) and not force:
+    are_many = len(found.files) > max(MANY_FILES, LARGE_SHARE * found.recorded)
+    found.need_a_person = are_many and not force
+    if found.need_a_person:
         found.kept_because = (
             f"{len(found.files)} of {found.recorded} files that are recorded as ours look left "
             "over, too many to remove without a person: check `batch-pipeline tidy --dry-run`, "
             "then run `batch-pipeline tidy --force`"
         )
+    elif dry_run:
+        found.kept_because = "it was only looked for"
     else:
         _remove(storage, ownership, found)
     return found
@@ -125,14 +130,14 @@ def _find_abandoned_originals(
             batch = select(UploadBatch.id).where(UploadBatch.id == submission.batch_id)
             if connection.scalar(batch) is not None:
                 continue  # the storage was restored from a backup that is older than the rows
-            known = set(connection.scalars(select(Upload.id).where(Upload.id.in_(originals))))
+            known = set(connection.scalars(select(Upload.id).where(one_of(Upload.id, originals))))
         stored = [
             path
             for upload_id, path in originals.items()
             if upload_id not in known and storage.exists(path)
         ]
         found.recorded += len(stored)
-        found.submissions.append(submission.batch_id)
+        found.submissions[submission.batch_id] = stored
         found.files += [
             Leftover(path, f"original of submission {submission.batch_id}, which never ended")
             for path in stored
@@ -172,10 +177,17 @@ def _made_thumbnails(
 
 
 def _remove(storage: Storage, ownership: FileOwnership, found: Leftovers) -> None:
+    originals = {path for paths in found.submissions.values() for path in paths}
     for leftover in found.files:
-        storage.remove(leftover.path)
-        found.removed += 1
-    for batch_id in found.submissions:
+        if leftover.path not in originals:
+            storage.remove(leftover.path)
+            found.removed += 1
+    for batch_id, paths in found.submissions.items():
+        if not ownership.has_note(batch_id):
+            continue  # the submission stood still until now, and has just become a batch
+        for path in paths:
+            storage.remove(path)
+            found.removed += 1
         ownership.forget_submission(batch_id)
     for begin in range(0, len(found.thumbnails), _CHUNK):
         ownership.forget_thumbnails(found.thumbnails[begin : begin + _CHUNK])

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from sqlalchemy import func, select
 
 from batch_pipeline.database.models import Upload, UploadStatus
+from batch_pipeline.database.readings import owner
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import (
     PermanentError,
@@ -118,7 +119,10 @@ def _outage_of(
 
 
 def _others(pipeline: Pipeline, upload: AnyRow) -> list[AnyRow]:
-    columns = select(Upload.id, Upload.user_id, Upload.file_path).where(Upload.id != upload.id)
+    columns = select(Upload.id, owner(Upload.user_id), Upload.file_path).where(
+        Upload.id != upload.id,
+        Upload.file_path.is_not(None),  # an upload API may leave it empty
+    )
     siblings = columns.where(Upload.batch_id == upload.batch_id).order_by(func.random())
     completed = columns.where(Upload.processing_status == UploadStatus.COMPLETED)
     with pipeline.database.transaction() as connection:

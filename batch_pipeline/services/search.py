@@ -93,9 +93,10 @@ class SearchResult:
     thumbnail_path: str | None
     """Path relative to the storage."""
     file_path: str
-    """Path of the original, relative to the storage."""
+    """Path of the original, relative to the storage; empty if the upload API has removed it."""
     original: str
-    """Where the original can be opened: a path of this machine, or a URL for fsspec."""
+    """Where the original can be opened: a path of this machine, or a URL for fsspec; empty without
+    a path."""
     thumbnail: str | None
     """Where the thumbnail can be opened, in the same form."""
     batch_id: uuid.UUID | None
@@ -415,7 +416,7 @@ class _Candidates:
             Upload.vision_tags,
             func.coalesce(Upload.visible_text, "").label("visible_text"),
             Upload.thumbnail_path,
-            Upload.file_path,
+            func.coalesce(Upload.file_path, "").label("file_path"),
             Upload.batch_id,
             owner(Upload.user_id),
             Upload.file_type,
@@ -521,7 +522,7 @@ def _result(
         thumbnail_path=row.thumbnail_path,
         file_path=row.file_path,
         original=_openable(location, row.file_path),
-        thumbnail=_openable(location, row.thumbnail_path) if row.thumbnail_path else None,
+        thumbnail=_openable(location, row.thumbnail_path or "") or None,
         batch_id=row.batch_id,
         batch_name=names.get(row.batch_id),
         user_id=row.user_id,
@@ -542,6 +543,8 @@ def _result(
 
 
 def _openable(location: str, path: str) -> str:
+    if not path:
+        return ""
     if location and "://" not in location:
         return str(Path(location).absolute() / path)
     return f"{location.rstrip('/')}/{path}" if location else path

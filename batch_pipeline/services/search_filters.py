@@ -12,6 +12,7 @@ from batch_pipeline.database.models import Upload
 from batch_pipeline.database.readings import FACTS, HIDDEN, known, owned_by
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.model_servers.structured import normalised_tag
+from batch_pipeline.services.search_words import UNREADABLE
 
 _DAY = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
 #: Other names of stored formats.
@@ -48,8 +49,9 @@ class Filters:
         """Yield the SQL conditions of these filters.
 
         Raises:
-            RefusedError: a date, a file type, a tag or a similarity is not valid.
+            RefusedError: a date, a file type, a tag, a similarity or a text is not valid.
         """
+        _require_storable(self.format, self.camera, self.vision_model)
         yield ~HIDDEN
         if self.user_id is not None:
             yield owned_by(Upload.user_id, self.user_id)
@@ -86,6 +88,12 @@ class Filters:
         if wanted:
             yield Upload.vision_tags.contains(wanted)
             yield Upload.embedding_model.is_not(None)  # so that the partial index can be used
+
+
+def _require_storable(*texts: str | None) -> None:
+    for text in texts:
+        if text and UNREADABLE.search(text):
+            raise RefusedError(f"{text!r} has characters that no stored text can have")
 
 
 def _when() -> ColumnElement[str]:

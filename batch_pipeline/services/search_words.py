@@ -18,7 +18,7 @@ from batch_pipeline.database.models import UPLOAD_WORDS, Upload
 _LONGEST = 2000
 _QUOTED = re.compile('["“„«]([^"“”„«»]+)["”“»]')
 #: Characters that PostgreSQL text cannot hold.
-_UNREADABLE = re.compile("[\x00\ud800-\udfff]")
+UNREADABLE = re.compile("[\x00\ud800-\udfff]")
 
 _words = literal_column(UPLOAD_WORDS, TSVECTOR)
 #: This condition lets PostgreSQL use the partial indexes of words and names.
@@ -34,7 +34,7 @@ class Question:
     @cached_property
     def text(self) -> str:
         """The search text, without characters that PostgreSQL cannot hold."""
-        return _UNREADABLE.sub(" ", self.asked[:_LONGEST]).strip()
+        return UNREADABLE.sub(" ", self.asked[:_LONGEST]).strip()
 
     @cached_property
     def phrases(self) -> list[str]:

@@ -19,7 +19,14 @@ def sidecar_of(path: Path) -> Path | None:
     """Find the sidecar of a file: ``IMG_1.jpg.xmp``, or ``IMG_1.xmp``, in the same folder."""
     names = [f"{stem}{ending}" for stem in (path.name, path.stem) for ending in _ENDINGS]
     beside = (path.with_name(name) for name in names)
-    return next((each for each in beside if each != path and each.is_file()), None)
+    return next((each for each in beside if each != path and _is_file(each)), None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # with the ending, the name is longer than a file system allows
+        return False
 
 
 def without_sidecars(paths: Iterable[Path]) -> list[Path]:

@@ -281,3 +281,22 @@ def test_an_upload_that_is_alone_and_cannot_be_read_fails_with_its_reason(work, 
     work.run_what_is_asked_for()
     assert work.counts(batch_id) == ("completed", 0, 1)
     assert work.column(batch_id, "error_kind") == ["source_unreadable"]
+
+
+def test_an_upload_that_cannot_be_read_beside_one_without_a_path_fails_with_its_reason(
+    work, pictures
+):
+    work = work()
+    batch_id = work.submit(*pictures[:2])
+    bad, empty = work.uploads(batch_id)
+    root = Path(work.pipeline.settings.storage_location)
+    loop_of_links(root / bad.file_path)
+    with work.pipeline.database.transaction() as connection:
+        connection.execute(text("ALTER TABLE uploads ALTER file_path DROP NOT NULL"))
+        connection.execute(text("ALTER TABLE uploads ALTER user_id DROP NOT NULL"))
+        empty_columns = text("UPDATE uploads SET file_path = NULL, user_id = NULL WHERE id = :id")
+        connection.execute(empty_columns, {"id": empty.id})
+    work.run_what_is_asked_for()
+    assert work.counts(batch_id) == ("completed", 0, 2)
+    kinds = {row.id: row.error_kind for row in work.uploads(batch_id)}
+    assert kinds == {bad.id: "source_unreadable", empty.id: "source_missing"}

@@ -75,6 +75,14 @@ def test_a_missing_file_is_named_by_its_kind(storage, path):
     assert not storage.exists(path)
 
 
+@pytest.mark.parametrize("path", ["x" * 300, "user/file/below", "loop", "user"])
+def test_what_cannot_be_a_file_does_not_exist(local, tmp_path, path):
+    local.write("user/file", b"content")
+    (tmp_path / "storage" / "loop").symlink_to("loop")
+    assert not local.exists(path)
+    assert local.exists("user/file")
+
+
 def test_without_the_folder_itself_no_file_is_taken_for_missing(tmp_path):
     storage = Storage(str(tmp_path / "not_mounted"))
     with pytest.raises(ServiceDownError) as down:

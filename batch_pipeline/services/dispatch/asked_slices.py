@@ -28,15 +28,18 @@ class AskedSlices:
 
     def recent(self) -> set[str]:
         """Return the keys of slices for which a sensor has just requested a run."""
-        recent = AskedSlice.asked_at > func.now() - interval(ASKED_SECONDS)
+        recent = AskedSlice.asked_at > func.clock_timestamp() - interval(ASKED_SECONDS)
         return set(self._connection.scalars(select(AskedSlice.key).where(recent)))
 
     def note(self, keys: Iterable[str]) -> None:
         """Record requests for the next sensor."""
-        old = AskedSlice.asked_at < func.now() - interval(ASKED_SECONDS)
+        # The transaction has begun before the sensor looked, which may take as long as that.
+        now = func.clock_timestamp()
+        old = AskedSlice.asked_at < now - interval(ASKED_SECONDS)
         self._connection.execute(delete(AskedSlice).where(old))
         if rows := [{"key": key} for key in keys]:
-            self._connection.execute(insert(AskedSlice).on_conflict_do_nothing(), rows)
+            asked = insert(AskedSlice).values(asked_at=now).on_conflict_do_nothing()
+            self._connection.execute(asked, rows)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Select, exists, func, or_, select
 
-from batch_pipeline.database.models import IN_WORK, Upload, UploadBatch
+from batch_pipeline.database.models import IN_WORK, Outage, Upload, UploadBatch
 from batch_pipeline.database.readings import NAME, WAITING
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import RefusedError
@@ -61,9 +61,14 @@ def why_batches_wait(settings: Settings) -> str:
 
 
 def _outage(batch_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
+    """Select the outage because of which uploads of a batch wait; none if it is over."""
+    # The upload keeps its error until it is processed. A wrong setting has no row in `outages`.
+    lasts = or_(
+        Upload.error_kind == "configuration", exists().where(Outage.kind == Upload.error_kind)
+    )
     return (
         select(Upload.error_kind, Upload.error_message)
-        .where(Upload.batch_id == batch_id, WAITING, Upload.error_kind.in_(OUTAGES))
+        .where(Upload.batch_id == batch_id, WAITING, Upload.error_kind.in_(OUTAGES), lasts)
         .order_by(Upload.updated_at.desc())
         .limit(1)
     )

@@ -17,6 +17,7 @@ from batch_pipeline.database.readings import (
     PENDING_WORK,
     PRIORITY,
     WAITING_SINCE,
+    one_of,
     owned_by,
     word,
 )
@@ -210,7 +211,7 @@ def batches_ended_before(
         kept = set(
             connection.scalars(
                 select(UploadBatch.id).where(
-                    UploadBatch.id.in_(batch_ids),
+                    one_of(UploadBatch.id, batch_ids),
                     or_(
                         UploadBatch.status.in_(OPEN_BATCH),
                         UploadBatch.updated_at > func.now() - func.make_interval(0, 0, 0, days),

@@ -29,9 +29,9 @@ from sqlalchemy.exc import IntegrityError
 
 from batch_pipeline.database.failures import each_repeated
 from batch_pipeline.database.models import (
-    ENDED,
     IN_WORK,
     OPEN_BATCH,
+    OPEN_UPLOAD,
     BatchStatus,
     BatchToRecount,
     Upload,
@@ -44,6 +44,7 @@ from batch_pipeline.database.readings import (
     interval,
     lease_expired,
     lease_lives,
+    one_of,
 )
 from batch_pipeline.services.progress.publishing import (
     Announcer,
@@ -56,6 +57,7 @@ from batch_pipeline.services.states.transitions import (
     announce_file,
     count_failed,
     count_uploads,
+    disown,
     percentage_reached,
     recount_batches,
     release_rows,
@@ -129,11 +131,10 @@ class Backlog:
         An owner is dead when its run has ended, or when its heartbeat is older than the lease on
         the database's clock. For an upload in progress without a claim, ``updated_at`` counts as
         the heartbeat. An upload whose workers died `MAX_DEATHS` times while they processed it fails
-        instead.
+        instead. An upload that an upload API has ended in the meantime only loses its owner.
         """
         dead = and_(
             or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)),
-            Upload.processing_status.not_in(ENDED),
             or_(Upload.owner_run_id.in_(ended_run_ids), lease_expired(self._lease_seconds)),
         )
         died_in_work = and_(
@@ -142,7 +143,7 @@ class Backlog:
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             rows = connection.execute(
-                select(Upload.id, Upload.deaths, died_in_work)
+                select(Upload.id, Upload.deaths, Upload.processing_status, died_in_work)
                 .where(dead)
                 .order_by(Upload.id)
                 .with_for_update(skip_locked=True)
@@ -150,11 +151,14 @@ class Backlog:
             suspects = [row.id for row in rows if row.died_in_work]
             killers = [row.id for row in rows if row.died_in_work and row.deaths + 1 >= MAX_DEATHS]
             connection.execute(
-                update(Upload).where(Upload.id.in_(suspects)).values(deaths=Upload.deaths + 1)
+                update(Upload).where(one_of(Upload.id, suspects)).values(deaths=Upload.deaths + 1)
             )
             self._quarantine(transaction, killers)
-            others = [row.id for row in rows if row.id not in killers]
-            returned = release_rows(connection, Upload.id.in_(others), reason="rescue")
+            open_ = [row.id for row in rows if row.processing_status in OPEN_UPLOAD]
+            ended = [row.id for row in rows if row.processing_status not in OPEN_UPLOAD]
+            disown(connection, one_of(Upload.id, ended))
+            others = [upload_id for upload_id in open_ if upload_id not in killers]
+            returned = release_rows(connection, one_of(Upload.id, others), reason="rescue")
         return Rescue(returned, len(killers))
 
     def release_slices(
@@ -216,7 +220,7 @@ class Backlog:
             ).all()
             count = release_rows(
                 connection,
-                Upload.id.in_([row.id for row in rows]),
+                one_of(Upload.id, [row.id for row in rows]),
                 reason="retry",
                 attempts=0,
                 retries=Upload.retries + 1,
@@ -261,7 +265,7 @@ class Backlog:
             locked = list(
                 connection.scalars(
                     select(Upload.id)
-                    .where(Upload.batch_id.in_(batch_ids), WAITING)
+                    .where(one_of(Upload.batch_id, batch_ids), WAITING)
                     .order_by(Upload.id)
                     .with_for_update(skip_locked=True)
                 )
@@ -271,7 +275,7 @@ class Backlog:
             ended = select(UploadBatch.id).where(UploadBatch.status == BatchStatus.COMPLETED)
             count = release_rows(
                 connection,
-                and_(Upload.id.in_(locked), Upload.batch_id.in_(ended)),
+                and_(one_of(Upload.id, locked), Upload.batch_id.in_(ended)),
                 attempts=0,
                 deaths=0,
                 server_deaths=0,
@@ -320,7 +324,7 @@ class Backlog:
     def _quarantine(self, transaction: Announcer, upload_ids: Sequence[uuid.UUID]) -> None:
         rows = transaction.connection.execute(
             update(Upload)
-            .where(Upload.id.in_(upload_ids))
+            .where(one_of(Upload.id, upload_ids))
             .values(
                 processing_status=UploadStatus.FAILED,
                 owner_run_id=None,
@@ -374,7 +378,7 @@ def _adopt(
     connection.execute(insert(UploadBatch).values(id=batch_id, user_id=user_id))
     connection.execute(
         update(Upload)
-        .where(Upload.id.in_(upload_ids))
+        .where(one_of(Upload.id, upload_ids))
         .values(batch_id=batch_id, slice=None, updated_at=func.now())
     )
     return batch_id
@@ -402,7 +406,7 @@ def _ended_with_waiting() -> Select[uuid.UUID]:
 
 def _waiting_in(connection: Connection, batches: Select[uuid.UUID]) -> int:
     batch_ids = connection.scalars(batches).all()
-    waiting = select(func.count()).where(Upload.batch_id.in_(batch_ids), WAITING)
+    waiting = select(func.count()).where(one_of(Upload.batch_id, batch_ids), WAITING)
     return (connection.scalar(waiting) or 0) if batch_ids else 0
 
 

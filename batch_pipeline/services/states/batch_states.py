@@ -14,6 +14,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     UploadStatus,
 )
+from batch_pipeline.database.readings import one_of
 from batch_pipeline.errors import NotFoundError
 from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
 from batch_pipeline.services.states.transitions import (
@@ -111,7 +112,7 @@ class BatchStates:
                 connection.scalars(
                     select(Upload.id)
                     .where(
-                        Upload.id.in_(upload_ids),
+                        one_of(Upload.id, upload_ids),
                         Upload.batch_id == batch_id,
                         Upload.processing_status == UploadStatus.COMPLETED,
                     )
@@ -126,7 +127,7 @@ class BatchStates:
                 return None
             count = make_pending(
                 connection,
-                Upload.id.in_(locked),
+                one_of(Upload.id, locked),
                 redo=[stage],
                 attempts=0,
                 retries=0,
@@ -143,7 +144,7 @@ class BatchStates:
 def _require_its_own(
     connection: Connection, batch_id: uuid.UUID, upload_ids: Sequence[uuid.UUID]
 ) -> None:
-    its_own = select(Upload.id).where(Upload.batch_id == batch_id, Upload.id.in_(upload_ids))
+    its_own = select(Upload.id).where(Upload.batch_id == batch_id, one_of(Upload.id, upload_ids))
     if missing := set(upload_ids) - set(connection.scalars(its_own)):
         names = ", ".join(map(str, sorted(missing)))
         raise NotFoundError(f"batch {batch_id} holds no upload {names}")

@@ -27,12 +27,13 @@ from sqlalchemy import (
 
 from batch_pipeline.database.models import (
     OPEN_BATCH,
+    OPEN_UPLOAD,
     BatchStatus,
     Upload,
     UploadBatch,
     UploadStatus,
 )
-from batch_pipeline.database.readings import FILE_SIZE, FILENAME, count, owner
+from batch_pipeline.database.readings import FILE_SIZE, FILENAME, count, one_of, owner
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import KindedError, PipelineError
 from batch_pipeline.services.progress.publishing import (
@@ -43,6 +44,7 @@ from batch_pipeline.services.progress.publishing import (
     FileStatus,
 )
 
+_RELEASABLE = (*OPEN_UPLOAD, UploadStatus.FAILED)
 #: Percentage of each stage reached, in messages about one file.
 BEGUN, THUMBNAIL_STORED, DESCRIPTION_STORED, ENDED_WELL = 0, 25, 75, 100
 
@@ -141,11 +143,11 @@ def retry_failed(
         Upload.batch_id == batch_id, Upload.processing_status == UploadStatus.FAILED
     )
     if upload_ids:
-        failed = failed.where(Upload.id.in_(upload_ids))
+        failed = failed.where(one_of(Upload.id, upload_ids))
     locked = list(connection.scalars(failed.order_by(Upload.id).with_for_update()))
     return release_rows(
         connection,
-        Upload.id.in_(locked),
+        one_of(Upload.id, locked),
         reason=reason,
         attempts=0,
         deaths=0,
@@ -181,13 +183,21 @@ def count_uploads(batch_id: Any) -> Select[int, int, int]:
 
 
 def release_rows(connection: Connection, condition: Any, **values: Any) -> int:
-    """Release uploads that are not completed; ``reason`` says why they are dispatched again."""
+    """Release open and failed uploads; ``reason`` says why they are dispatched again.
+
+    A status that only the upload API uses stays as it is.
+    """
     reason = values.pop("reason", None)
     if reason:
         values["dispatch_reason"] = reason
     return make_pending(
-        connection, and_(condition, Upload.processing_status != UploadStatus.COMPLETED), **values
+        connection, and_(condition, Upload.processing_status.in_(_RELEASABLE)), **values
     )
+
+
+def disown(connection: Connection, condition: Any) -> None:
+    """Clear the owner of uploads that an upload API has ended; their status stays as it is."""
+    connection.execute(update(Upload).where(condition).values(owner_run_id=None, heartbeat_at=None))
 
 
 def make_pending(connection: Connection, condition: Any, **values: Any) -> int:

@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import (
+    OPEN_UPLOAD,
     SIDECAR_DATE,
     AnsweringSpace,
     BatchStatus,
@@ -59,11 +60,15 @@ from batch_pipeline.services.states.transitions import (
     count_ends,
 )
 
-#: The row of an upload, if the claim (`of_upload`, `of_run`, `token`) still holds it.
+#: Not ended, and no status that only an upload API uses.
+_IS_OPEN = or_(*(Upload.processing_status == status for status in OPEN_UPLOAD))
+#: The row of an upload, if the claim (`of_upload`, `of_run`, `token`) still holds it and no upload
+#: API has ended it.
 _HELD = and_(
     Upload.id == bindparam("of_upload"),
     Upload.owner_run_id == bindparam("of_run"),
     Upload.claim_token == bindparam("token"),
+    _IS_OPEN,
 )
 _NO_STAGES = cast([], ARRAY(Text))
 
@@ -124,8 +129,7 @@ START = LoneStatement(
     update(Upload)
     .where(
         Upload.id == bindparam("of_upload"),
-        Upload.processing_status != UploadStatus.COMPLETED,
-        Upload.processing_status != UploadStatus.FAILED,
+        _IS_OPEN,
         or_(Upload.owner_run_id.is_(None), Upload.owner_run_id == bindparam("of_run"), _EXPIRED),
         ~exists().where(
             UploadBatch.id == Upload.batch_id,

@@ -19,12 +19,20 @@ from batch_pipeline.database.failures import each_repeated
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.models import (
     OPEN_BATCH,
+    OPEN_UPLOAD,
     BatchStatus,
     Upload,
     UploadBatch,
     UploadStatus,
 )
-from batch_pipeline.database.readings import FILENAME, WAITING, count, interval, lease_lives
+from batch_pipeline.database.readings import (
+    FILENAME,
+    WAITING,
+    count,
+    interval,
+    lease_lives,
+    one_of,
+)
 from batch_pipeline.database.session import AnyRow
 from batch_pipeline.errors import ClaimLostError, KindedError, PipelineError, TransientError
 from batch_pipeline.media.sniffing import MediaType
@@ -46,6 +54,7 @@ from batch_pipeline.services.states.transitions import (
     THUMBNAIL_STORED,
     announce_file,
     count_failed,
+    disown,
     end_if_done,
     file_progress,
     noted,
@@ -199,7 +208,7 @@ class UploadStates:
             if slice_number is not None:
                 waiting = waiting.where(Upload.slice == slice_number)
             if upload_ids:
-                waiting = waiting.where(Upload.id.in_(upload_ids))
+                waiting = waiting.where(one_of(Upload.id, upload_ids))
             reserved = connection.execute(
                 update(Upload)
                 .where(Upload.id.in_(waiting.scalar_subquery()))
@@ -465,13 +474,17 @@ class UploadStates:
         return {row.id: row.processing_status != UploadStatus.PENDING for row in rows}
 
     def wanted(self, claims: Sequence[Claim]) -> set[Claim]:
-        """Return the claims that are still valid and whose batch is not cancelled."""
+        """Return the claims that are still valid and whose batch is not cancelled.
+
+        A claim is no longer valid if an upload API has ended the upload.
+        """
         with self._publisher.transaction() as transaction:
             rows = transaction.connection.execute(
                 select(Upload.id, Upload.owner_run_id, Upload.claim_token)
                 .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
                 .where(
                     Upload.id.in_([claim.upload_id for claim in claims]),
+                    Upload.processing_status.in_(OPEN_UPLOAD),
                     UploadBatch.status.is_distinct_from(BatchStatus.CANCELLED),
                 )
             ).all()
@@ -505,6 +518,7 @@ class UploadStates:
         if reason := _reason_to_skip(row, run_id):
             if row.owner_run_id == run_id:
                 release_rows(connection, Upload.id == upload_id)
+                disown(connection, Upload.id == upload_id)
             return SkippedUpload(upload_id, reason, row.filename)
         if row.batch_status == BatchStatus.FAILED:
             reopen_batch(connection, row.batch_id)
@@ -544,13 +558,13 @@ def _release_waiting(
     if slice_number is not None:
         waiting = and_(waiting, Upload.slice == slice_number)
     if upload_ids:
-        waiting = and_(waiting, Upload.id.in_(upload_ids))
+        waiting = and_(waiting, one_of(Upload.id, upload_ids))
     locked = list(
         connection.scalars(
             select(Upload.id).where(waiting).order_by(Upload.id).with_for_update(skip_locked=True)
         )
     )
-    return release_rows(connection, Upload.id.in_(locked), **values)
+    return release_rows(connection, one_of(Upload.id, locked), **values)
 
 
 def _as_facts(description: Description) -> dict[str, Any]:
@@ -614,6 +628,7 @@ def _held(claim: Claim) -> Any:
         Upload.id == claim.upload_id,
         Upload.owner_run_id == claim.run_id,
         Upload.claim_token == claim.token,
+        Upload.processing_status.in_(OPEN_UPLOAD),
     )
 
 
@@ -636,6 +651,8 @@ def _reason_to_skip(row: AnyRow, run_id: str) -> str | None:
         return "the batch was cancelled"
     if row.processing_status == UploadStatus.COMPLETED:
         return "it is completed already"
+    if row.processing_status not in set(UploadStatus):
+        return f"its status is {row.processing_status}"
     held_by_other = row.owner_run_id not in {None, run_id} and not row.expired
     if held_by_other:
         return f"run {row.owner_run_id} is working on it"

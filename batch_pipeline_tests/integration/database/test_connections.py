@@ -3,6 +3,7 @@
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import psycopg
 import pytest
@@ -153,6 +154,18 @@ def test_a_statement_of_its_own_that_is_refused_leaves_a_connection_that_works(d
         database.execute(statement, {"name": None})
     with database.transaction(), database.transaction():
         assert database.execute(*renamed(2)).filename == "2.jpg"
+
+
+def test_a_wait_for_a_free_connection_that_takes_too_long_is_an_outage(database, monkeypatch):
+    """An upload API may lock a table for minutes, and every connection waits for it."""
+    monkeypatch.setattr(database.engine.pool, "_timeout", 0.1)
+    with ExitStack() as stack:
+        for _ in range(database.engine.pool.size()):
+            stack.enter_context(database.transaction())
+        for use in (lambda: one(database), lambda: database.execute(*renamed(1))):
+            with pytest.raises(ServiceDownError, match="no connection to the database became free"):
+                use()
+    assert one(database) == 1
 
 
 def test_without_the_embedded_server_it_says_what_to_set_or_install(tmp_path, monkeypatch, change):

@@ -9,12 +9,13 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 import pytest
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import event, func, insert, select, text, update
 
 from batch_pipeline.database.models import ModelCall, Upload, UploadBatch
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.orchestration.forgetting import DagsterHistory
 from batch_pipeline.orchestration.sweep import tidy
+from batch_pipeline.services import forgetting
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.export import export_user
 from batch_pipeline.services.forgetting import forget
@@ -236,7 +237,10 @@ def test_a_batch_that_an_api_has_given_to_another_user_stays_when_the_first_is_d
         for table, id_ in ((UploadBatch, UploadBatch.id), (Upload, Upload.batch_id)):
             connection.execute(update(table).where(id_ == given).values(user_id=second))
     assert kept.delete("user", first).counts["uploads"] == 1
-    assert [row.user_id for row in upload_rows(kept.pipeline.database, given)] == [second]
+    [row] = upload_rows(kept.pipeline.database, given)
+    assert row.user_id == second
+    assert kept.pipeline.storage.exists(row.thumbnail_path)
+    assert kept.pipeline.ownership.made_thumbnail(row.id)
     assert kept.events("upload_analysis", given)
 
 
@@ -331,6 +335,19 @@ def test_what_a_sensor_was_about_to_report_goes_too(kept, tmp_path):
     assert kept.traces(b"quokka_barnaby", str(batch).encode()) == []
 
 
+def test_a_sweep_in_the_middle_of_a_deletion_does_not_open_the_batch_again(kept, monkeypatch):
+    failed = {"processing_status": "failed", "retry_at": func.now()}
+    batch = add_batch(kept.pipeline.database, [failed], status="completed")
+    settle = kept.history.settle
+
+    def settle_during_a_sweep():
+        kept.pipeline.backlog.retry_due()
+        settle()
+
+    monkeypatch.setattr(kept.history, "settle", settle_during_a_sweep)
+    assert kept.delete("batch", batch).batches == [batch]
+
+
 def test_ticks_and_the_console_that_call_a_batch_by_its_name_and_short_id_go_too(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     other = kept.batch(tmp_path, "pelican_odette")
@@ -395,6 +412,27 @@ def test_a_batch_whose_run_has_not_ended_is_refused(kept):
         kept.delete("batch", batch)
 
 
+def test_a_batch_of_any_size_is_deleted(kept, monkeypatch):
+    """A statement has at most 65,535 parameters, so none may have one for each upload."""
+    monkeypatch.setattr(forgetting, "_CHUNK", 1)
+    engine, counted = kept.pipeline.database.engine, []
+
+    def count(_connection, _cursor, _statement, given, *_):
+        counted.append(len(given))
+
+    event.listen(engine, "before_cursor_execute", count)
+    most = []
+    for number in (2, 20):
+        ended = [{"processing_status": "completed"}] * number
+        batch = add_batch(kept.pipeline.database, ended, status="completed")
+        counted.clear()
+        for dry_run in (True, False):
+            assert kept.delete("batch", batch, dry_run=dry_run).counts["uploads"] == number
+        most.append(max(counted))
+    event.remove(engine, "before_cursor_execute", count)
+    assert most[0] == most[1]
+
+
 def test_originals_of_an_upload_api_are_kept_unless_a_person_says_so(kept):
     storage = kept.pipeline.storage
     storage.write("gallery/holiday.jpg", b"theirs")
@@ -415,6 +453,37 @@ def test_originals_of_an_upload_api_are_kept_unless_a_person_says_so(kept):
     assert storage.exists("gallery/shared.jpg")  # a row of another batch names it, too
     kept.delete("batch", other, originals=True)
     assert not storage.exists("gallery/shared.jpg")
+
+
+def test_a_path_that_cannot_lead_to_a_file_does_not_stop_a_deletion(kept):
+    storage = kept.pipeline.storage
+    storage.write("gallery/holiday.jpg", b"theirs")
+    paths = ["x" * 300, "gallery/holiday.jpg/below.jpg", "gallery"]
+    failed = [{"processing_status": "failed", "file_path": path} for path in paths]
+    batch = add_batch(kept.pipeline.database, failed, status="completed")
+    receipt = kept.delete("batch", batch, originals=True)
+    assert receipt.counts == {"batches": 1, "uploads": 3}
+    assert storage.exists("gallery/holiday.jpg")
+
+
+def test_a_dry_run_counts_what_the_deletion_removes(kept):
+    """No database owns the default storage yet, and two uploads name the same file."""
+    storage, database = kept.pipeline.storage, kept.pipeline.database
+    storage.write("gallery/shared.jpg", b"theirs")
+    shared = {"processing_status": "completed", "file_path": "gallery/shared.jpg"}
+    batch = add_batch(database, [shared, shared, shared], status="completed")
+    ours, *_ = upload_rows(database, batch)
+    path = storage.original_path(ours.user_id, ours.id, "jpg")
+    storage.write(path, b"ours")
+    with database.transaction() as connection:
+        connection.execute(update(Upload).where(Upload.id == ours.id).values(file_path=path))
+    assert not kept.pipeline.ownership.is_marked()
+    for options in ({}, {"originals": True}):
+        dry = kept.delete("batch", batch, dry_run=True, **options)
+        assert dry.counts["originals"] == len(options) + 1
+    assert not kept.pipeline.ownership.is_marked()
+
+    assert kept.delete("batch", batch, originals=True).counts == dry.counts
 
 
 def test_on_a_storage_that_another_database_owns_no_file_is_removed(kept, tmp_path):
@@ -442,6 +511,19 @@ def test_an_upload_without_a_batch_and_calls_without_an_upload_go_with_their_use
     assert kept.delete("user", user).counts == {"uploads": 1, "model_calls": 1}
     with kept.pipeline.database.transaction() as connection:
         assert connection.scalar(select(func.count()).select_from(ModelCall)) == 0
+
+
+def test_an_upload_whose_batch_an_api_has_deleted_goes_alone_and_with_its_user(kept):
+    user = uuid.uuid4()
+    batch = add_batch(kept.pipeline.database, [{"user_id": user}] * 2, user_id=user)
+    one, other = upload_rows(kept.pipeline.database, batch)
+    with kept.pipeline.database.transaction() as connection:
+        # As in tables of an API that has no foreign key.
+        connection.execute(text("ALTER TABLE uploads DROP CONSTRAINT fk_uploads_batch_id"))
+        connection.execute(UploadBatch.__table__.delete().where(UploadBatch.id == batch))
+    assert kept.delete("upload", one.id).uploads == [one.id]
+    assert kept.delete("user", user).uploads == [other.id]
+    assert upload_rows(kept.pipeline.database, batch) == []
 
 
 def test_an_export_holds_everything_about_a_user_and_nothing_about_others(kept, tmp_path):
@@ -474,6 +556,19 @@ def test_an_export_holds_everything_about_a_user_and_nothing_about_others(kept, 
     assert traces([b"pelican_odette", str(OTHER).encode()], [], [folder]) == []
     with pytest.raises(RefusedError, match="is not empty"):
         export_user(database, storage, BARNABY, folder, originals=False)
+
+
+def test_an_export_leaves_out_a_file_that_cannot_be_read_and_names_it(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby", "second")
+    first, second = upload_rows(kept.pipeline.database, batch)
+    storage, folder = kept.pipeline.storage, tmp_path / "about"
+    loop = Path(kept.pipeline.settings.storage_location, first.file_path)
+    loop.unlink()
+    loop.symlink_to(loop)
+    done = export_user(kept.pipeline.database, storage, BARNABY, folder, originals=True)
+    assert (done.uploads, done.thumbnails, done.originals) == (2, 2, 1)
+    assert (done.missing, done.unreadable) == ([], [first.file_path])
+    assert [file.stem for file in (folder / "originals").iterdir()] == [str(second.id)]
 
 
 def test_an_export_goes_into_the_current_folder_if_that_is_empty(kept, tmp_path, monkeypatch):

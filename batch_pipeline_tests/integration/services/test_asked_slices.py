@@ -1,11 +1,13 @@
 """Notes by which sensors of several code locations coordinate."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import text, update
 
 from batch_pipeline.database.models import AskedSlice
 from batch_pipeline.database.readings import interval
+from batch_pipeline.services.dispatch import asked_slices
 from batch_pipeline.services.dispatch.asked_slices import ASKED_SECONDS, one_sensor_at_a_time
 from batch_pipeline_tests.patience import DEADLINE, wait_until
 
@@ -31,6 +33,16 @@ def test_a_sensor_waits_for_the_one_that_looks_and_then_knows_what_it_has_asked_
             wait_until(lambda: somebody_waits() or answer.done(), "the other sensor waits")
             asked.note(["batch/1", "batch/2"])
         assert answer.result(DEADLINE) == {"batch/1", "batch/2"}
+
+
+def test_what_a_slow_sensor_has_asked_for_counts_from_the_end_of_its_look(database, monkeypatch):
+    monkeypatch.setattr(asked_slices, "ASKED_SECONDS", 1.0)
+    with one_sensor_at_a_time(database) as asked:
+        asked.recent()
+        time.sleep(1.2)
+        asked.note(["slow"])
+    with one_sensor_at_a_time(database) as asked:
+        assert asked.recent() == {"slow"}
 
 
 def test_what_was_asked_for_long_ago_is_forgotten(database):

@@ -1,17 +1,20 @@
 """What the sweep does with rows and files: rescue, quarantine, retries, adoption, recounts."""
 
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import func, insert, text, update
+from sqlalchemy import event, func, insert, text, update
 
-from batch_pipeline.database.models import Upload, UploadBatch
-from batch_pipeline.errors import PermanentError, TransientError
+from batch_pipeline.database.models import Stage, Upload, UploadBatch
+from batch_pipeline.database.session import Database
+from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
 from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
-from batch_pipeline.services.reports.batch_status import oldest_waiting
+from batch_pipeline.services.reports.batch_status import batches_ended_before, oldest_waiting
 from batch_pipeline.services.states.backlog import MAX_DEATHS, MAX_DIED_RUNS
-from batch_pipeline.services.states.upload_states import RETRY_DELAYS, StartedUpload
+from batch_pipeline.services.states.upload_states import RETRY_DELAYS, SkippedUpload, StartedUpload
 from batch_pipeline.testing.records import (
     USER,
     add_batch,
@@ -73,6 +76,26 @@ def test_an_upload_that_was_only_reserved_is_not_blamed_for_its_workers_death(pi
         pipeline.states.load_batch(batch_id, f"run-{death}", limit=1)
         assert pipeline.backlog.rescue([f"run-{death}"]).returned == 1
     assert upload_rows(pipeline.database, batch_id)[0].deaths == 0
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "archived", None])
+@pytest.mark.parametrize("ends", ["the run", "the lease", "the step"])
+def test_an_upload_that_an_api_ends_while_a_run_has_reserved_it_keeps_its_status(
+    pipeline, status, ends
+):
+    batch_id = add_batch(pipeline.database, 2)
+    upload, _ = upload_rows(pipeline.database, batch_id)
+    pipeline.states.load_batch(batch_id, "run", limit=1)
+    with pipeline.database.transaction() as connection:
+        connection.execute(text("ALTER TABLE uploads ALTER processing_status DROP NOT NULL"))
+    change(pipeline, upload.id, processing_status=status, heartbeat_at=ago("1 day"))
+    if ends == "the step" and status != "failed":  # a failed one is processed again
+        assert isinstance(pipeline.states.start(upload.id, "run"), SkippedUpload)
+    else:
+        assert pipeline.backlog.rescue(["run"] if ends == "the run" else []).returned == 0
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.processing_status, row.owner_run_id) == (status, None)
+    assert pipeline.backlog.owners() == []
 
 
 @pytest.mark.parametrize("ending", ["release", "note_error", "fail"])
@@ -403,3 +426,92 @@ def test_our_own_transitions_leave_no_notes(pipeline):
     pipeline.states.fail(started(pipeline, ill.id), PermanentError("truncated", "cut"))
     with pipeline.database.transaction() as connection:
         assert connection.scalar(text("SELECT count(*) FROM batches_to_recount")) == 0
+
+
+@contextmanager
+def parameters(database: Database) -> Iterator[list[int]]:
+    """Collect the number of parameters of each statement."""
+    counted: list[int] = []
+
+    def count(_connection, _cursor, _statement, given, *_):
+        counted.append(len(given))
+
+    event.listen(database.engine, "before_cursor_execute", count)
+    yield counted
+    event.remove(database.engine, "before_cursor_execute", count)
+
+
+FAILED, COMPLETED = {"processing_status": "failed"}, {"processing_status": "completed"}
+DEAD = {"processing_status": "analyzing", "owner_run_id": "dead", "heartbeat_at": ago("1 day")}
+LOST = {"batch_id": None, "created_at": ago("1 hour")}
+DOWN = ServiceDownError("model_server_down", "refused")
+#: Uploads, status of their batch, and a transition of all of them, which returns their number.
+TRANSITIONS = {
+    "retry": (FAILED, "completed", lambda p, batch, ids: p.batches.retry_batch(batch, ids)[0]),
+    "redo": (
+        COMPLETED,
+        "completed",
+        lambda p, batch, ids: p.batches.redo(batch, Stage.EMBEDDING, ids)[0],
+    ),
+    "re-execute": (
+        FAILED,
+        "processing",
+        lambda p, batch, ids: len(
+            p.states.load_batch(batch, "run", upload_ids=ids, limit=100).reserved
+        ),
+    ),
+    "release": (
+        {},
+        "processing",
+        lambda p, batch, ids: p.states.release_waiting(
+            batch, DOWN, upload_ids=ids, resume_after_seconds=1
+        ),
+    ),
+    "rescue": (DEAD, "processing", lambda p, *_: p.backlog.rescue().returned),
+    "retry by the sweep": (
+        FAILED | {"retry_at": ago("1 second")},
+        "completed",
+        lambda p, *_: p.backlog.retry_due(),
+    ),
+    "adopt": (LOST, "completed", lambda p, *_: p.backlog.adopt()),
+    "reopen": ({}, "completed", lambda p, *_: p.backlog.reopen_ended()),
+}
+
+
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_no_transition_has_a_parameter_for_each_upload(pipeline, name):
+    """A statement has at most 65,535 parameters, and a batch may have more uploads."""
+    columns, status, transition = TRANSITIONS[name]
+    most = []
+    for number in (2, 20):
+        batch_id = add_batch(pipeline.database, [columns] * number, status=status)
+        ids = [row.id for row in upload_rows(pipeline.database, batch_id)]
+        with parameters(pipeline.database) as counted:
+            assert transition(pipeline, batch_id, ids) == number
+        most.append(max(counted))
+    assert most[0] == most[1]
+
+
+def test_any_number_of_batches_may_have_a_partition(database):
+    with parameters(database) as counted:
+        for number in (2, 20):
+            ids = [uuid.uuid4() for _ in range(number)]
+            assert batches_ended_before(database, ids, days=1) == ids
+    assert len(set(counted)) == 1
+
+
+@pytest.mark.slow
+def test_a_batch_with_more_failed_uploads_than_a_statement_has_parameters_is_retried(pipeline):
+    number = 66_000
+    batch_id = add_batch(pipeline.database, status="completed", total_uploads=number)
+    with pipeline.database.transaction() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size,"
+                " processing_status)"
+                " SELECT :user, :batch, '', '', 'image', 1, 'failed' FROM generate_series(1, :n)"
+            ),
+            {"user": USER, "batch": batch_id, "n": number},
+        )
+    count, progress = pipeline.batches.retry_batch(batch_id)
+    assert (count, progress.status, progress.processed) == (number, "processing", 0)

@@ -25,6 +25,7 @@ from batch_pipeline_tests.patience import DEADLINE
 pytestmark = pytest.mark.slow
 
 MEDIA = Path(__file__).parents[3] / "examples" / "media"
+PICTURES = ("fog.webp", "sea.jpg")
 
 
 @pytest.fixture
@@ -122,6 +123,29 @@ def test_a_backup_made_while_others_write_is_restored_whole(deployed, tmp_path):
         assert connection.scalar(text("SELECT to_regclass('ix_upload_vectors_1')"))
     with pytest.raises(RefusedError, match="no backup of ours"):
         restore(elsewhere, MEDIA / "fog.webp", replace=True)
+
+
+def test_a_backup_without_the_history_of_runs_is_none_if_its_server_is_down(
+    pipeline, change, tmp_path
+):
+    nobody = "postgresql://nobody@127.0.0.1:1/dagster"
+    with pytest.raises(PipelineError, match="the history of runs cannot be read"):
+        back_up(change(dagster_database_url=nobody), tmp_path / "backup.tar", with_files=False)
+    assert not list(tmp_path.glob("backup.tar*"))
+    never_started = pipeline.database.url.set(drivername="postgresql", database="not_there")
+    settings = change(dagster_database_url=never_started.render_as_string(hide_password=False))
+    assert not back_up(settings, tmp_path / "backup.tar", with_files=False).dagster
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_a_backup_and_is_named(console, pipeline):
+    loop, _ = (upload_rows(pipeline.database, add(pipeline, name))[0] for name in PICTURES)
+    original = Path(pipeline.settings.storage_location, loop.file_path)
+    original.unlink()
+    original.symlink_to(original)
+    done = console("db", "backup", "monday.tar", "--json")
+    assert (done.code, done.json["files"], done.json["missing"]) == (1, 1, [])
+    assert done.json["unreadable"] == [loop.file_path]
+    assert f"unreadable {loop.file_path}: it is not" in console("db", "backup", "tuesday.tar").err
 
 
 def test_a_restore_that_fails_leaves_the_database_as_it_was(deployed, tmp_path):

@@ -106,6 +106,17 @@ def test_a_file_that_is_named_alone_has_its_sidecar_too(pipeline, folder):
     assert upload.metadata == {"sidecar_date": "2021-05-06T00:00:00"}
 
 
+def test_a_file_whose_name_is_as_long_as_it_may_be_is_submitted(pipeline, folder):
+    file = copy(folder, "sea.jpg", f"{'n' * 251}.jpg")
+    copy(folder, "night.jpg", "night.jpg")
+
+    submission = offer(pipeline, folder)
+
+    assert (submission.total_files, submission.refused) == (2, [])
+    names = {upload.filename for upload in upload_rows(pipeline.database, submission.batch_id)}
+    assert names == {file.name, "night.jpg"}
+
+
 def test_the_type_is_that_of_the_content_not_of_the_name(pipeline, folder):
     copy(folder, "sea.jpg", "really_a_jpeg.png")
     copy(folder, "ball_on_meadow.mp4", "video.jpg")
@@ -275,14 +286,17 @@ def test_what_may_not_be_read_is_listed_with_the_reason(settings):
         copy(root, "sea.jpg", "sea.jpg")
         copy(root, "night.jpg", "secret.jpg").chmod(0)
         copy(root, "city.jpg", "closed/city.jpg").parent.chmod(0)
+        copy(root, "fog.webp", "listed/fog.webp").parent.chmod(0o444)
         with as_nobody():
             files, unreadable = batch_intake.collect_files([root])
             accepted, refused = batch_intake._examine(files, settings)
         (root / "closed").chmod(0o755)
+        (root / "listed").chmod(0o755)
 
     assert [file.filename for file in accepted] == ["sea.jpg"]
     assert [(file.filename, file.error) for file in (*unreadable, *refused)] == [
         (f"{root}/closed", "the folder cannot be searched: Permission denied"),
+        ("fog.webp", "it cannot be looked at: Permission denied"),
         ("secret.jpg", "it cannot be read: Permission denied"),
     ]
 

@@ -16,9 +16,9 @@ from batch_pipeline.database.spaces import (
     find_space,
     get_space,
 )
-from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.model_servers.text_prefixes import TextPrefixes
-from batch_pipeline.services.embedding_spaces import settings_for
+from batch_pipeline.services.embedding_spaces import drop, settings_for
 from batch_pipeline.services.search import search
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.states.upload_states import Embedded, NewVector
@@ -147,6 +147,17 @@ def test_a_new_space_does_not_wait_for_readers_or_writers_of_vectors(pipeline, d
         reader.execute("SELECT count(*) FROM upload_vectors")  # a long read, like pg_dump's
         reader.execute("UPDATE upload_vectors SET vector = vector")
         assert space_of(pipeline.database, 768).key.width == 768
+
+
+def test_a_space_whose_vectors_are_in_use_is_not_dropped_and_the_error_says_so(
+    pipeline, database_url
+):
+    space = space_of(pipeline.database, 384)
+    with psycopg.connect(database_url) as reader:
+        reader.execute("SELECT count(*) FROM upload_vectors")  # a long read, like pg_dump's
+        with pytest.raises(ServiceDownError, match="another transaction uses the vectors"):
+            drop(pipeline.database, space.id, SpaceKey("other", 384))
+    assert drop(pipeline.database, space.id, SpaceKey("other", 384)) == space
 
 
 def test_what_questions_need_is_kept_up_to_date(pipeline):

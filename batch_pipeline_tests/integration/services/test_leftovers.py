@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -225,10 +227,12 @@ def test_more_than_a_small_share_is_reported_and_not_removed(deploy):
             [{"id": upload_id, "user": USER} for upload_id in gone],
         )
     before = contents(pipeline)
-    found = tidy(pipeline)
-    assert (len(found.files), found.removed) == (MANY_FILES + 1, 0)
-    assert f"{MANY_FILES + 1} of {MANY_FILES + 2} files" in found.kept_because
+    for dry_run in (True, False):
+        found = tidy(pipeline, dry_run=dry_run)
+        assert (len(found.files), found.removed) == (MANY_FILES + 1, 0)
+        assert f"{MANY_FILES + 1} of {MANY_FILES + 2} files" in found.kept_because
     assert contents(pipeline) == before
+    assert tidy(pipeline, dry_run=True, force=True).kept_because == "it was only looked for"
     assert tidy(pipeline, force=True).removed == MANY_FILES + 1
     assert len(contents(pipeline)) == 2
 
@@ -340,6 +344,39 @@ def test_a_submission_whose_files_were_removed_as_left_over_does_not_become_a_ba
     with pipeline.database.transaction() as connection:
         assert connection.scalar(text("SELECT count(*) FROM uploads")) == 0
     assert contents(pipeline) == {}
+
+
+def test_a_submission_that_goes_on_during_a_tidy_keeps_its_files(deploy, monkeypatch):
+    """It stood still for more than a day, and becomes a batch after the tidy has found its note."""
+    pipeline = deploy()
+    stands_still, goes_on = threading.Event(), threading.Event()
+
+    def stand_still(*_):
+        stands_still.set()
+        assert goes_on.wait(DEADLINE)
+
+    with ThreadPoolExecutor(1) as pool:
+        submission = pool.submit(
+            submit,
+            [MEDIA / "fog.webp"],
+            publisher=pipeline.publisher,
+            storage=pipeline.storage,
+            settings=pipeline.settings,
+            on_stored=stand_still,
+        )
+        assert stands_still.wait(DEADLINE)
+        partial_files = pipeline.storage.partial_files
+
+        def look_for_the_last_kind(**arguments):
+            goes_on.set()
+            submission.result(DEADLINE)
+            return partial_files(**arguments)
+
+        monkeypatch.setattr(pipeline.storage, "partial_files", look_for_the_last_kind)
+        found = tidy(pipeline)
+    assert (len(found.files), found.removed) == (1, 0)
+    [row] = upload_rows(pipeline.database, submission.result().batch_id)
+    assert pipeline.storage.exists(row.file_path)
 
 
 def test_the_default_storage_is_ours_even_if_files_lie_there_already(

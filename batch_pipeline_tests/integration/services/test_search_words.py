@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from sqlalchemy import text
 
 import batch_pipeline
 from batch_pipeline.database.session import Database, with_driver
@@ -169,6 +170,19 @@ def test_texts_that_are_too_long_for_an_index_are_stored_and_found(database, fin
     assert find("n" * 5000 + ".jpg")[0].weak is False
 
 
+@pytest.mark.parametrize("location", ["/srv/uploads", "s3://bucket/uploads", ""])
+def test_an_upload_whose_path_an_api_has_emptied_is_found(database, find, location):
+    add_batch(database, [upload("a.jpg", 0.9), upload("b.jpg", 0.5)])
+    with database.transaction() as connection:
+        connection.execute(text("ALTER TABLE uploads ALTER file_path DROP NOT NULL"))
+        connection.execute(text("UPDATE uploads SET file_path = NULL WHERE filename = 'b.jpg'"))
+
+    first, second = find("anything", location=location)
+
+    assert first.original.endswith(first.file_path)
+    assert (second.file_path, second.original, second.thumbnail) == ("", "", None)
+
+
 # Filters ----------------------------------------------------------------------------------------
 
 
@@ -234,6 +248,9 @@ def test_a_batch_is_a_filter(database, find):
         (Filters(until="9999"), "is not a date"),
         (Filters(file_type="audio"), "expected image or video"),
         (Filters(least_similarity=1.5), "expected -1 to 1"),
+        (Filters(camera="a\x00b"), "characters that no stored text can have"),
+        (Filters(format="\ud800"), "characters that no stored text can have"),
+        (Filters(vision_model="\x00"), "characters that no stored text can have"),
     ],
 )
 def test_a_filter_that_cannot_be_read_is_refused(mixed, filters, said):

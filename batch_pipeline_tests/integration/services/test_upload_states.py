@@ -311,6 +311,29 @@ def test_a_cancelled_batch_stays_cancelled_whatever_ends_in_it(pipeline):
     assert batch_row(pipeline.database, batch_id).status == "cancelled"
 
 
+@pytest.mark.parametrize("status", ["completed", "failed", "archived"])
+def test_an_upload_that_an_api_ends_while_it_is_processed_keeps_its_status(pipeline, status):
+    batch_id = add_batch(pipeline.database, 2)
+    upload, _ = upload_rows(pipeline.database, batch_id)
+    claim = started(pipeline, upload.id).claim
+    with pipeline.database.transaction() as connection:
+        statement = update(Upload).where(Upload.id == upload.id)
+        connection.execute(statement.values(processing_status=status))
+
+    assert pipeline.states.wanted([claim]) == set()
+    with pytest.raises(ClaimLostError):
+        pipeline.states.store_thumbnail(claim, "thumbnail.jpg", {})
+    with pytest.raises(ClaimLostError):
+        pipeline.states.fail(claim, PermanentError("truncated", "cut"))
+    pipeline.states.release(claim)
+
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.processing_status, row.thumbnail_path) == (status, None)
+    pipeline.backlog.rescue([RUN])
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.processing_status, row.owner_run_id) == (status, None)
+
+
 def test_retry_reopens_a_cancelled_batch(pipeline):
     batch_id = add_batch(pipeline.database, 1)
     pipeline.batches.cancel_batch(batch_id)

@@ -2,8 +2,12 @@
 
 import psycopg
 import pytest
+from sqlalchemy import func, update
 
-from batch_pipeline.database.models import PauseScope
+from batch_pipeline.database.models import Outage, PauseScope
+from batch_pipeline.database.readings import interval
+from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.services.notifications.outbox import end_outages
 from batch_pipeline.services.pauses import pause
 from batch_pipeline.services.progress.waiting import what_it_waits_for
 from batch_pipeline.services.short_ids import short
@@ -45,9 +49,24 @@ def test_behind_the_uploads_of_other_batches(database, waits):
     assert waits(batch) == f"waits behind 3 uploads of 2 batches: {ahead}"
 
 
-def test_because_a_service_is_down(database, waits):
-    batch = add_batch(database, [{"error_kind": "model_server_down", "error_message": "refused"}])
+def test_because_a_service_is_down_until_it_works_again(database, pipeline, waits):
+    batch = add_batch(database, 1)
+    pipeline.states.release_waiting(
+        batch, ServiceDownError("model_server_down", "refused"), resume_after_seconds=0
+    )
     assert waits(batch) == "waits, because model_server_down: refused"
+    completed = {"processing_status": "completed", "updated_at": func.now()}
+    add_batch(database, [completed], status="completed")
+    with database.transaction() as connection:
+        earlier = Outage.seen_at - interval(3600)
+        connection.execute(update(Outage).values(seen_at=earlier))
+    assert end_outages(database) == 1
+    assert waits(batch) == "waits for its run to be launched"
+
+
+def test_because_a_setting_is_wrong(database, waits):
+    batch = add_batch(database, [{"error_kind": "configuration", "error_message": "no model"}])
+    assert waits(batch) == "waits, because configuration: no model"
 
 
 def test_until_it_is_resumed(database, waits, change):
