@@ -14,7 +14,7 @@ from batch_pipeline.errors import ServiceDownError, TransientError
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 #: Some templates open the thought themselves: then the answer contains only its end.
 _END_OF_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"\A```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\Z", re.DOTALL)
+_FENCE = re.compile(r"```[\w-]*[ \t]*\n")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“"}
 _LINE_BREAKS = re.compile(r"\r\n?|[\u2028\u2029\x85]")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n(?:[ \t]*\n)+")
@@ -81,8 +81,10 @@ def clean(answer: str) -> str:
     if not text.isprintable():
         text = "".join(character for character in text if _is_wanted(character))
     text = _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text)).strip()
-    if fenced := _FENCE.match(text):
-        text = fenced.group(1).strip()
+    fence = _FENCE.match(text)
+    # One pattern for the whole would look at a long run of spaces again from each of them.
+    if fence and text.endswith("```") and fence.end() <= len(text) - 3:
+        text = text[fence.end() : -3].strip()
     return _BLANK_LINES.sub("\n\n", _unquoted(text))
 
 
