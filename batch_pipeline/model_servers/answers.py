@@ -23,6 +23,8 @@ _JOINERS = "\u200c\u200d"
 _UNWANTED_CATEGORIES = {"Cc", "Cf", "Cs"}
 
 
+#: The largest number of a stored vector, which has four bytes per number.
+_LARGEST_NUMBER = 3.4e38
 #: Longer than any description we ask for (characters). A server without a limit of tokens would
 #: never stop writing.
 LONGEST_ANSWER = 50_000
@@ -112,7 +114,7 @@ def checked_vector(vector: Sequence[float | None], model: str, dimensions: int) 
         raise wrong_length(model, len(vector), dimensions)
     # JSON cannot express NaN, so some servers write null.
     numbers = [math.nan if number is None else float(number) for number in vector]
-    if not all(map(math.isfinite, numbers)):
+    if not all(abs(number) <= _LARGEST_NUMBER for number in numbers):
         raise TransientError(
             "embedding_not_finite", f"{model} returned a vector with NaN or infinite numbers"
         )

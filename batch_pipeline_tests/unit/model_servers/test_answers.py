@@ -4,7 +4,7 @@ import pytest
 
 from batch_pipeline.errors import TransientError
 from batch_pipeline.media.content import Frame, MediaFacts
-from batch_pipeline.model_servers.answers import clean, usable_text
+from batch_pipeline.model_servers.answers import checked_vector, clean, usable_text
 from batch_pipeline.model_servers.prompts import Prompts
 
 VIDEO = MediaFacts("video", "mp4", 64, 48)
@@ -76,3 +76,11 @@ def test_a_long_run_of_spaces_takes_no_longer_than_its_length() -> None:
     assert clean("```\n" + " " * 200_000 + "x").endswith("x")
 
     assert time.process_time() - began < 5  # 40 s when each space was a new beginning
+
+
+def test_a_number_that_the_column_cannot_hold_is_not_finite() -> None:
+    assert checked_vector([3.4e38, -3.4e38], "a model", 2)
+    with pytest.raises(TransientError) as raised:
+        checked_vector([0.5, 1e300], "a model", 2)
+
+    assert raised.value.kind == "embedding_not_finite"
