@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -153,3 +154,16 @@ def test_a_proxy_that_redirects_for_ever_is_an_outage(analyzer: Analyzer, answer
     assert isinstance(error, ServiceDownError)
     assert error.kind == "model_server_refused"
     assert {check.kind for check in analyzer.check()} == {"model_server_refused"}
+
+
+def test_an_answer_that_is_packed_in_a_way_not_asked_for_holds_up_no_later_call(
+    analyzer: Analyzer, answer: Answer
+) -> None:
+    answer.body, answer.headers = b"packed", {"Content-Encoding": "br"}
+    began = time.monotonic()
+
+    for _ in range(2):
+        error = refused(lambda: analyzer.vision.describe(IMAGE, [picture()]))
+        assert "packed its answer as 'br'" in str(error)
+
+    assert time.monotonic() - began < 8  # 10 s while the first one kept the connection
