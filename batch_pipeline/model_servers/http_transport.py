@@ -215,7 +215,8 @@ def _exempts(entry: str, host: str, port: int | None) -> bool:
             return ipaddress.ip_address(host) in network
         except ValueError:
             return False
-    name, _, of_port = entry.lower().rpartition(":") if entry.count(":") == 1 else (entry, "", "")
+    has_port = entry.count(":") == 1 or "]:" in entry  # other colons belong to an IPv6 address
+    name, _, of_port = entry.lower().rpartition(":") if has_port else (entry, "", "")
     if of_port and of_port != str(port):
         return False
     name = name.lower().strip("[]").lstrip("*").lstrip(".")
