@@ -163,6 +163,11 @@ class ServerCalls:
         return not self._circuit.is_open or self._circuit.probe_is_due
 
     @property
+    def is_down(self) -> bool:
+        """Return whether the server could not be reached several times in a row."""
+        return self._circuit.is_open
+
+    @property
     def longest_call(self) -> float:
         """Return how long one call may take, including its tries (seconds)."""
         return self._limits.total
