@@ -326,10 +326,10 @@ class Settings(BaseSettings):
     max_batch_bytes: Annotated[int, Field(ge=1)] = Field(
         10 * 1024**3, description="Largest total size of one submission (bytes)."
     )
-    lease_seconds: Annotated[float, Field(ge=1)] = Field(
+    lease_seconds: Annotated[float, Field(ge=1, le=86_400)] = Field(
         120, description="Age of a heartbeat after which its owner counts as dead (seconds)."
     )
-    keep_partitions_days: Annotated[int, Field(ge=1)] = Field(
+    keep_partitions_days: Annotated[int, Field(ge=1, le=36_500)] = Field(
         90,
         description=(
             "How long Dagster keeps the partition and the reports of a batch after its end (days)."
@@ -342,7 +342,7 @@ class Settings(BaseSettings):
             "event at once, as Dagster does by default."
         ),
     )
-    keep_runs_days: Annotated[int, Field(ge=0)] = Field(
+    keep_runs_days: Annotated[int, Field(ge=0, le=36_500)] = Field(
         90,
         description=(
             "How long Dagster keeps our runs and their events after the run has ended (days); 0: "

@@ -32,7 +32,12 @@ WRONG = [
     *out_of_range(),
     *((name, "many", "valid") for name in ("max_attempts", "lease_seconds")),
     ("max_attempts", "2.5", "integer"),
-    ("lease_seconds", "nan", "greater than"),
+    ("lease_seconds", "nan", "less than or equal to"),
+    ("lease_seconds", "inf", "less than or equal to"),
+    *(
+        (name, "1000000", "less than or equal to")
+        for name in ("keep_partitions_days", "keep_runs_days")
+    ),
     ("accepted_formats", "jpeg,svg", "not known: svg; accepted are jpeg, png"),
     *((name, "gpt", "'embedded', 'ollama' or 'openai'") for name in ("analyzer", "embedder")),
 ]
