@@ -551,6 +551,16 @@ def env_files() -> tuple[Path, ...]:
     return (here,) if beside == here else (beside, here)
 
 
+def _require_readable(files: tuple[Path, ...]) -> None:
+    """Raise `ConfigurationError` if a file exists and is not text."""
+    for file in files:
+        try:
+            if file.is_file():
+                file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{file} cannot be read as UTF-8 text: {error}") from error
+
+
 def _unknown_names(files: tuple[Path, ...]) -> Iterator[str]:
     """Yield a message for each unknown variable with our prefix: its place, and a likely name."""
     known = [name.upper() for name in Settings.model_fields]
@@ -598,9 +608,11 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises:
         ConfigurationError: a variable has an invalid value, or is not the name of a setting. The
-            message names each such variable, its value, and what is accepted.
+            message names each such variable, its value, and what is accepted. Or a ``.env`` cannot
+            be read.
     """
     files = env_files()
+    _require_readable(files)
     if unknown := list(_unknown_names(files)):
         raise ConfigurationError("there are no such settings:\n  " + "\n  ".join(unknown))
     try:

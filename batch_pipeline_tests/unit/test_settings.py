@@ -83,6 +83,13 @@ def test_the_environment_goes_before_the_file_and_empty_means_default(tmp_path, 
     assert settings.analyzer == "embedded"
 
 
+@pytest.mark.parametrize("content", ["NAME=Straße".encode("latin-1"), "A=1".encode("utf-16")])
+def test_a_file_of_settings_that_is_no_text_is_named(tmp_path, content):
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"\.env cannot be read as UTF-8 text"):
+        load_settings()
+
+
 def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path, monkeypatch):
     monkeypatch.setenv("BATCH_PIPELINE_HOME", "here")
     settings = load_settings()
