@@ -183,9 +183,11 @@ def _require_free(port: int) -> int:
 
 def _wait_until_loaded(process: subprocess.Popen[bytes], stack: Stack) -> None:
     deadline = time.monotonic() + START_SECONDS
+    # A proxy in the environment cannot reach this machine's loopback.
+    directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{stack.url}/server_info", timeout=5):  # noqa: S310
+            with directly.open(f"{stack.url}/server_info", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.25)

@@ -326,10 +326,10 @@ class Settings(BaseSettings):
     max_batch_bytes: Annotated[int, Field(ge=1)] = Field(
         10 * 1024**3, description="Largest total size of one submission (bytes)."
     )
-    lease_seconds: Annotated[float, Field(ge=1)] = Field(
+    lease_seconds: Annotated[float, Field(ge=1, le=86_400)] = Field(
         120, description="Age of a heartbeat after which its owner counts as dead (seconds)."
     )
-    keep_partitions_days: Annotated[int, Field(ge=1)] = Field(
+    keep_partitions_days: Annotated[int, Field(ge=1, le=36_500)] = Field(
         90,
         description=(
             "How long Dagster keeps the partition and the reports of a batch after its end (days)."
@@ -342,14 +342,14 @@ class Settings(BaseSettings):
             "event at once, as Dagster does by default."
         ),
     )
-    keep_runs_days: Annotated[int, Field(ge=0)] = Field(
+    keep_runs_days: Annotated[int, Field(ge=0, le=36_500)] = Field(
         90,
         description=(
             "How long Dagster keeps our runs and their events after the run has ended (days); 0: "
             "for ever."
         ),
     )
-    report_freshness_hours: Annotated[int, Field(ge=0)] = Field(
+    report_freshness_hours: Annotated[int, Field(ge=0, le=87_600)] = Field(
         0,
         description=(
             "How often a batch is expected to end (hours): if no batch has ended for longer, "
@@ -551,6 +551,16 @@ def env_files() -> tuple[Path, ...]:
     return (here,) if beside == here else (beside, here)
 
 
+def _require_readable(files: tuple[Path, ...]) -> None:
+    """Raise `ConfigurationError` if a file exists and is not text."""
+    for file in files:
+        try:
+            if file.is_file():
+                file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{file} cannot be read as UTF-8 text: {error}") from error
+
+
 def _unknown_names(files: tuple[Path, ...]) -> Iterator[str]:
     """Yield a message for each unknown variable with our prefix: its place, and a likely name."""
     known = [name.upper() for name in Settings.model_fields]
@@ -598,9 +608,11 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises:
         ConfigurationError: a variable has an invalid value, or is not the name of a setting. The
-            message names each such variable, its value, and what is accepted.
+            message names each such variable, its value, and what is accepted. Or a ``.env`` cannot
+            be read.
     """
     files = env_files()
+    _require_readable(files)
     if unknown := list(_unknown_names(files)):
         raise ConfigurationError("there are no such settings:\n  " + "\n  ".join(unknown))
     try:

@@ -58,8 +58,11 @@ _MADE, _CHANGED = "PNG Creation Time", "PNG tIME (UTC)"
 _WORDS_LENGTH = 64
 _XMP_DATES = ("exif:DateTimeOriginal", "photoshop:DateCreated", "xmp:CreateDate")
 _XMP_ENTRY = rb"""%s\s*(?:=\s*["']|>\s*)([^"'<]{1,200})"""
-#: A text in several languages; the first one is the file's default.
-_XMP_CAPTION = re.compile(rb"<dc:description[^>]*>\s*<rdf:Alt[^>]*>\s*<rdf:li[^>]*>([^<]{1,4000})")
+#: A text in several languages; the first one is the file's default. Tags are limited: a packet of
+#: many tags that never end would be read again from each of them.
+_XMP_CAPTION = re.compile(
+    rb"<dc:description[^>]{0,500}>\s*<rdf:Alt[^>]{0,500}>\s*<rdf:li[^>]{0,500}>([^<]{1,4000})"
+)
 _PLACES = {
     "Iptc4xmpCore:Location": Dataset.SUBLOCATION,
     "photoshop:City": Dataset.CITY,

@@ -14,7 +14,7 @@ from batch_pipeline.errors import ServiceDownError, TransientError
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 #: Some templates open the thought themselves: then the answer contains only its end.
 _END_OF_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"\A```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\Z", re.DOTALL)
+_FENCE = re.compile(r"```[\w-]*[ \t]*\n")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“"}
 _LINE_BREAKS = re.compile(r"\r\n?|[\u2028\u2029\x85]")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n(?:[ \t]*\n)+")
@@ -23,6 +23,8 @@ _JOINERS = "\u200c\u200d"
 _UNWANTED_CATEGORIES = {"Cc", "Cf", "Cs"}
 
 
+#: The largest number of a stored vector, which has four bytes per number.
+_LARGEST_NUMBER = 3.4e38
 #: Longer than any description we ask for (characters). A server without a limit of tokens would
 #: never stop writing.
 LONGEST_ANSWER = 50_000
@@ -81,8 +83,10 @@ def clean(answer: str) -> str:
     if not text.isprintable():
         text = "".join(character for character in text if _is_wanted(character))
     text = _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text)).strip()
-    if fenced := _FENCE.match(text):
-        text = fenced.group(1).strip()
+    fence = _FENCE.match(text)
+    # One pattern for the whole would look at a long run of spaces again from each of them.
+    if fence and text.endswith("```") and fence.end() <= len(text) - 3:
+        text = text[fence.end() : -3].strip()
     return _BLANK_LINES.sub("\n\n", _unquoted(text))
 
 
@@ -110,7 +114,7 @@ def checked_vector(vector: Sequence[float | None], model: str, dimensions: int) 
         raise wrong_length(model, len(vector), dimensions)
     # JSON cannot express NaN, so some servers write null.
     numbers = [math.nan if number is None else float(number) for number in vector]
-    if not all(map(math.isfinite, numbers)):
+    if not all(abs(number) <= _LARGEST_NUMBER for number in numbers):
         raise TransientError(
             "embedding_not_finite", f"{model} returned a vector with NaN or infinite numbers"
         )

@@ -70,6 +70,9 @@ _PROBE_SECONDS = 5.0
 #: Idle connections are closed before the server does it: uvicorn, under vLLM, waits for 5 s. A
 #: connection that the server closes while a call is sent on it would look like a crash.
 _KEEP_ALIVE_SECONDS = 4.0
+#: Errors of code that reads an answer whose values have other types than the protocol says. The
+#: clients do not check them all.
+_MISREAD = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
 #: For each client, see `client_pool`.
 _ONE_CONNECTION: dict[str, Any] = {
     "max_connections": 1,
@@ -158,6 +161,11 @@ class ServerCalls:
     def can_be_tried(self) -> bool:
         """Return whether the server could be reached last, or may be probed again now."""
         return not self._circuit.is_open or self._circuit.probe_is_due
+
+    @property
+    def is_down(self) -> bool:
+        """Return whether the server could not be reached several times in a row."""
+        return self._circuit.is_open
 
     @property
     def longest_call(self) -> float:
@@ -288,17 +296,39 @@ class ServerCalls:
                         f"({type(cause).__name__}; read {self._limits.read:g} s, "
                         f"write {self._limits.write:g} s)",
                     )
-                case httpx.UnsupportedProtocol() | httpx2.UnsupportedProtocol():
+                case (
+                    httpx.UnsupportedProtocol()
+                    | httpx2.UnsupportedProtocol()
+                    | httpx.InvalidURL()
+                    | httpx2.InvalidURL()
+                ):
                     return ServiceDownError("model_server_down", f"{self.url}: {cause}")
+                case httpx.TooManyRedirects() | httpx2.TooManyRedirects():
+                    return ServiceDownError(
+                        "model_server_refused",
+                        f"model server {self.name} only redirects, again and again; often a proxy "
+                        "in front of it does so",
+                    )
+                case UnicodeEncodeError():
+                    return ServiceDownError(
+                        "model_server_refused",
+                        f"model server {self.name} cannot be asked, its key or address has "
+                        f"characters that no request may have: {cause}",
+                    )
                 case httpx.TransportError() | httpx2.TransportError():
                     return Disconnected(root_reason(cause))
                 case json.JSONDecodeError() | pydantic.ValidationError() | UnicodeDecodeError():
-                    return TransientError(
-                        "model_output_invalid",
-                        f"model server {self.name} sent something that is not an answer of its "
-                        f"protocol: {cause}",
-                    )
+                    return self._not_the_protocol(str(cause))
+        if isinstance(error, _MISREAD):
+            return self._not_the_protocol(f"{type(error).__name__}: {error}")
         return error
+
+    def _not_the_protocol(self, reason: str) -> TransientError:
+        return TransientError(
+            "model_output_invalid",
+            f"model server {self.name} sent something that is not an answer of its protocol: "
+            f"{reason}",
+        )
 
     def _require_server(self, cancelled: CancelledCheck) -> None:
         if not self._circuit.is_open:

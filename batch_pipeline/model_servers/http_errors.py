@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
 from batch_pipeline.model_servers.rate_limits import asked_wait
+from batch_pipeline.visible_text import visible
 
 #: Outages that a single picture may cause: believed only if a known picture fails too.
 DOUBTFUL = frozenset(
@@ -60,7 +61,9 @@ class Busy(Exception):  # noqa: N818
     """
 
     def __init__(self, reason: str, wait_seconds: float | None, *, rate_limited: bool) -> None:
-        super().__init__(reason)
+        # The reason goes to the database, which refuses half an emoji: its error would end the
+        # thread that shares slots and pauses with other processes, and so all later calls.
+        super().__init__(visible(reason))
         self.wait_seconds = wait_seconds
         self.rate_limited = rate_limited
 

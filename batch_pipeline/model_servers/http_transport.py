@@ -47,14 +47,21 @@ class _Bounded:
         self._left = LONGEST_ERROR_BYTES if self._is_error else LONGEST_ANSWER_BYTES
         self._where = where
         self._unpacker: Any = None
+        self._unknown_encoding = ""
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding in {"gzip", "x-gzip", "deflate"}:
             self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
             del response.headers["content-encoding"]
         elif encoding not in {"", "identity"}:
-            raise self._invalid(f"packed its answer as {encoding!r}, which was not asked for")
+            self._unknown_encoding = encoding
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._unknown_encoding:
+            # Not raised before: the client closes an answer only if reading it fails. One that is
+            # left open would keep the only connection of its client for ever.
+            raise self._invalid(
+                f"packed its answer as {self._unknown_encoding!r}, which was not asked for"
+            )
         async for chunk in self._stream:
             if self._unpacker:
                 chunk = self._unpacked(chunk)  # noqa: PLW2901
@@ -208,7 +215,8 @@ def _exempts(entry: str, host: str, port: int | None) -> bool:
             return ipaddress.ip_address(host) in network
         except ValueError:
             return False
-    name, _, of_port = entry.lower().rpartition(":") if entry.count(":") == 1 else (entry, "", "")
+    has_port = entry.count(":") == 1 or "]:" in entry  # other colons belong to an IPv6 address
+    name, _, of_port = entry.lower().rpartition(":") if has_port else (entry, "", "")
     if of_port and of_port != str(port):
         return False
     name = name.lower().strip("[]").lstrip("*").lstrip(".")

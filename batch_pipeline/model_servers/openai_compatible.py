@@ -1,8 +1,9 @@
 """The dialect of OpenAI's API; vLLM, llama.cpp, LM Studio and hosted services use it too."""
 
 import base64
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import openai
@@ -17,6 +18,7 @@ from batch_pipeline.model_servers.base import CallKind, Spent, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
+from batch_pipeline.model_servers.http_errors import error_for_status
 from batch_pipeline.model_servers.learnt import BUDGET_OF_A_THINKER, Learnt, Stage
 from batch_pipeline.model_servers.model_server import (
     ChatAnswer,
@@ -114,6 +116,7 @@ class OpenAICompatibleServer(ModelServer):
                 if learnt.learns_from_refusal(sent, error.status_code, error.response.text):
                     continue
                 raise
+            self._raise_error_inside(completion)
             used = _usage(getattr(completion, "usage", None), began)
             spent(used)
             usage += used
@@ -149,6 +152,7 @@ class OpenAICompatibleServer(ModelServer):
                 if learnt.learns_from_refusal(sent, error.status_code, error.response.text):
                     continue
                 raise
+            self._raise_error_inside(response)
             usage = _usage(getattr(response, "usage", None), began)
             spent(usage)
             entries = getattr(response, "data", None)
@@ -252,6 +256,18 @@ class OpenAICompatibleServer(ModelServer):
             )
         return choice
 
+    def _raise_error_inside(self, received: object) -> None:
+        """Raise the error in an answer of status 200.
+
+        Services that pass calls on to others have sent their status before they know the result.
+        """
+        error = _mapping(getattr(received, "model_extra", None), "error")
+        code = error.get("code")
+        if isinstance(code, int) and 400 <= code < 600:
+            told = _mapping(_mapping(error, "metadata"), "headers").items()
+            headers = {str(name).lower(): str(value) for name, value in told}
+            raise error_for_status(self.calls.name, code, json.dumps({"error": error}), headers)
+
     def _not_the_protocol(self, received: object) -> TransientError:
         return TransientError(
             "model_output_invalid",
@@ -265,6 +281,12 @@ def _json_schema(request: ChatRequest) -> dict[str, Any] | None:
         return None
     schema = {"name": "answer", "strict": True, "schema": dict(request.form.schema)}
     return {"type": "json_schema", "json_schema": schema}
+
+
+def _mapping(of: object, name: str) -> Mapping[str, Any]:
+    """Return a mapping in a mapping; empty if one of them is something else."""
+    found = of.get(name) if isinstance(of, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _limit_of_tokens(learnt: Learnt) -> str:

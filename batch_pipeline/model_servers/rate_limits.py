@@ -48,7 +48,7 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
             return max(0.0, float(text))
         try:
             moment = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
         else:
             if moment.tzinfo is None:
@@ -183,7 +183,11 @@ class Pace:
             if left < 1:
                 self.pause(now, room.reset_seconds, "what is left of its limit is in use")
                 continue
-            wait = min(room.reset_seconds / (left + 1) / max(share, 0.01), room.reset_seconds)
+            wait = min(
+                room.reset_seconds / (left + 1) / max(share, 0.01),
+                room.reset_seconds,
+                LONGEST_PAUSE_SECONDS,
+            )
             if wait > self._told_interval:
                 self._told_interval, self._told_until = wait, now + room.reset_seconds
         self.not_before = max(self.not_before, now + self._told_interval)

@@ -257,6 +257,10 @@ class ServerGroup:
     def _ask_digests(self) -> None:
         errors = []
         for url, server in self._servers.items():
+            # All threads wait here, for as long as it takes to connect to a host that is switched
+            # off. Its last digest is still valid: it gets no calls.
+            if self._digests and server.calls.is_down:
+                continue
             try:
                 self._digests[url] = server.calls.ask(partial(server.digest, self.model))
             except KindedError as error:

@@ -14,6 +14,7 @@ import os
 import subprocess
 import tarfile
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -89,12 +90,15 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
     """Write a backup; everything else may run at the same time.
 
     Raises:
-        RefusedError: the server is newer than our PostgreSQL programs.
+        RefusedError: the server is newer than our PostgreSQL programs, or the file is a device.
         PipelineError: the backup could not be made; no file is left.
     """
+    if file.exists() and not file.is_file():
+        raise RefusedError(f"{file} is no file that a backup could replace: name another")
     storage = Storage(settings.storage_location)
     database = connect(settings)
-    partial = file.with_name(f"{file.name}.partial")
+    # Another backup to the same file may be in progress.
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
     try:
         _require_known_version(database)
         dagster = _dagster_url(settings, database)

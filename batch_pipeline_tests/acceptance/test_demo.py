@@ -1,13 +1,16 @@
 """The demo as a process: it ends correctly, and leaves no process behind."""
 
+import http.server
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
 
+from batch_pipeline import demo as stack_runner
 from batch_pipeline_tests.patience import WAIT_SECONDS, wait_until
 
 from ..integration.console import Console
@@ -141,3 +144,35 @@ def test_ctrl_c_while_the_stack_is_being_started_leaves_no_process_behind(tmp_pa
     )
     assert done.stdout == "stopped\n", done.stderr
     wait_until(lambda: not processes_of(tmp_path / "home"), "nothing is left")
+
+
+def test_a_proxy_of_the_environment_does_not_keep_the_demo_from_its_own_stack(
+    tmp_path, monkeypatch
+):
+    class Ready(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(stack_runner, "START_SECONDS", 5)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    (tmp_path / "log").touch()
+    command = [sys.executable, "-c", "input()"]
+    with (
+        http.server.HTTPServer(("127.0.0.1", 0), Ready) as server,
+        subprocess.Popen(command, stdin=subprocess.PIPE) as process,
+    ):
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            stack = stack_runner.Stack(url, tmp_path / "log", tmp_path)
+            stack_runner._wait_until_loaded(process, stack)
+        finally:
+            server.shutdown()
+            thread.join()
+            process.kill()

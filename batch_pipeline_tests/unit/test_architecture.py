@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "logs": {"masking", "settings"},
     "storage": {"errors", "masking"},
     "media": {"errors", "media"},
-    "model_servers": {"errors", "settings", "languages", "media", "model_servers"},
+    "model_servers": {
+        "errors", "settings", "languages", "media", "model_servers", "visible_text",
+    },
     "database": {"errors", "settings", "database"},
     "services": {
         "errors", "masking", "settings", "languages", "visible_text", "storage", "media",

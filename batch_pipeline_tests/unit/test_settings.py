@@ -32,7 +32,12 @@ WRONG = [
     *out_of_range(),
     *((name, "many", "valid") for name in ("max_attempts", "lease_seconds")),
     ("max_attempts", "2.5", "integer"),
-    ("lease_seconds", "nan", "greater than"),
+    ("lease_seconds", "nan", "less than or equal to"),
+    ("lease_seconds", "inf", "less than or equal to"),
+    *(
+        (name, "1000000", "less than or equal to")
+        for name in ("keep_partitions_days", "keep_runs_days")
+    ),
     ("accepted_formats", "jpeg,svg", "not known: svg; accepted are jpeg, png"),
     *((name, "gpt", "'embedded', 'ollama' or 'openai'") for name in ("analyzer", "embedder")),
 ]
@@ -76,6 +81,13 @@ def test_the_environment_goes_before_the_file_and_empty_means_default(tmp_path, 
     settings = load_settings()
     assert (settings.max_attempts, settings.uploads_per_run) == (5, 7)
     assert settings.analyzer == "embedded"
+
+
+@pytest.mark.parametrize("content", ["NAME=Straße".encode("latin-1"), "A=1".encode("utf-16")])
+def test_a_file_of_settings_that_is_no_text_is_named(tmp_path, content):
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"\.env cannot be read as UTF-8 text"):
+        load_settings()
 
 
 def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path, monkeypatch):

@@ -7,13 +7,17 @@ takes more than a gigabyte for 200 megapixels; one tile at a time takes very lit
 import struct
 from dataclasses import dataclass
 
-from batch_pipeline.media.stills.boxes import boxes
 from batch_pipeline.media.stills.heif_items import read_items
 
 #: EXIF orientation of each rotation, counted in quarter turns anticlockwise.
 _TURNS = {0: 1, 1: 8, 2: 3, 3: 6}
+#: Longest properties of one tile; a colour profile is the longest of them (bytes).
+_MAX_PROPERTIES_BYTES = 16 * 1024**2
 _HANDLER = b"\0\0\0\0pict" + bytes(13)
 _FTYP = b"heic\0\0\0\0heicmif1"
+
+Property = tuple[bytes, bytes]
+"""Name and content."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,8 @@ class HeifGrid:
     columns: int
     orientation: int
     """Orientation of the picture, in EXIF's numbers."""
-    tiles: list[bytes]
-    """Properties of each tile, as boxes."""
+    tiles: list[list[Property]]
+    """Properties of each tile. Most tiles have the same, so they are not copied."""
     places: list[list[tuple[int, int]]]
     """Start and end of the bytes of each tile in the file."""
     codec: bytes
@@ -35,8 +39,8 @@ class HeifGrid:
     def tile(self, data: bytes, number: int) -> bytes:
         """Make a file of one tile."""
         pixels = b"".join(data[start:end] for start, end in self.places[number])
-        properties = self.tiles[number]
-        count = sum(1 for _ in boxes(properties))
+        count = len(self.tiles[number])
+        properties = b"".join(_box(name, content) for name, content in self.tiles[number])
         associations = b"".join(struct.pack(">B", 0x80 | each) for each in range(1, count + 1))
         head = _box(b"ftyp", _FTYP)
 
@@ -101,7 +105,9 @@ def read_grid(data: bytes) -> HeifGrid | None:
             return None
         if not any(name == b"colr" for name, _ in found):
             found += colours
-        tiles.append(b"".join(_box(name, content) for name, content in found))
+        if sum(len(content) for _, content in found) > _MAX_PROPERTIES_BYTES:
+            return None
+        tiles.append(found)
     return HeifGrid(
         (width, height),
         _claimed_size(items.properties[tile_numbers[0]]),

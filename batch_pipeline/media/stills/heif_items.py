@@ -109,6 +109,7 @@ def _places(iloc: bytes) -> tuple[dict[int, list[tuple[int, int]]], set[int]]:
     version = iloc[0]
     offset_bytes, length_bytes = iloc[4] >> 4, iloc[4] & 15
     base_bytes, index_bytes = iloc[5] >> 4, iloc[5] & 15 if version else 0
+    part_bytes = index_bytes + offset_bytes + length_bytes
     place = 6
 
     def take(size: int) -> int:
@@ -124,7 +125,10 @@ def _places(iloc: bytes) -> tuple[dict[int, list[tuple[int, int]]], set[int]]:
             in_idat.add(item)
         take(2)
         base = take(base_bytes)
-        for _ in range(min(take(2), len(iloc))):
+        count = take(2)
+        # Parts that take no byte can be of any number, and would fill the memory.
+        most = (len(iloc) - place) // part_bytes if part_bytes else 1
+        for _ in range(min(count, most)):
             take(index_bytes)
             start = base + take(offset_bytes)
             found.setdefault(item, []).append((start, start + take(length_bytes)))

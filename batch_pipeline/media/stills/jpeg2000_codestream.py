@@ -6,6 +6,7 @@ that several pixels share (4:2:0), and codestreams of other programs that OpenJP
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import av
 import numpy as np
@@ -22,6 +23,8 @@ _BARE_MARKERS = range(0x30, 0x40)
 _HAS_PRECINCTS = 1
 #: Modes of Pillow by number of components.
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+#: Most segments of the main header that are read; no header has more than some hundred.
+_MAX_SEGMENTS = 10_000
 #: Most tiles: their numbers have 16 bits.
 _MAX_TILES = 65_535
 #: Memory of a sample in FFmpeg's decoder and of its copy, of a tile's component at each of its
@@ -69,7 +72,7 @@ class Codestream:
         start, end = next(
             ((start, end) for name, start, end in boxes(data) if name == b"jp2c"), (0, len(data))
         )
-        segments = list(_segments(data, start))
+        segments = list(islice(_segments(data, start), _MAX_SEGMENTS))
         if not segments or segments[0][0] != _SIZE or len(segments[0][1]) < 36:
             raise ValueError("the codestream has no header")
         size = segments[0][1]

@@ -9,9 +9,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from batch_pipeline.media.sniffing import WEBP, is_cut_short
 from batch_pipeline.media.stills.pieces import Piece, joined
-from batch_pipeline.media.stills.still import PillowStill
+from batch_pipeline.media.stills.still import PillowStill, oversized_metadata
 
 _PICTURE_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
+#: Most chunks, of which each frame is one: a file of 100 MB in empty chunks would take gigabytes.
+_MAX_CHUNKS = 100_000
 #: Memory of a pixel (bytes): libwebp has two canvases even for a still picture, and Pillow copies
 #: one of them.
 _CANVAS_BYTES = 10
@@ -25,7 +27,9 @@ class WebPStill(PillowStill):
         exif: list[Piece] = []
         xmp = profile = None
         missing = 0
-        for name, content, size in _chunks(data):
+        for number, (name, content, size) in enumerate(_chunks(data)):
+            if number >= _MAX_CHUNKS:
+                raise oversized_metadata(f"the WebP has more than {_MAX_CHUNKS} chunks")
             if name in _PICTURE_CHUNKS:
                 missing = size - len(content)
                 filled = bytes(missing + size % 2) if missing <= 3 * len(content) else b""

@@ -203,8 +203,11 @@ class _Sent:
 
     def ready(self) -> bool:
         """Return whether the step has ended, or will never end."""
+        about: Any = None
         try:
             state = self._result.state
+            if state == states.STARTED and not self._worker:
+                about = self._result.info
         except UNREACHABLE:
             state = states.STARTED if self._worker else states.PENDING
         if state in states.READY_STATES:
@@ -212,7 +215,9 @@ class _Sent:
             return True
         begun = state == states.STARTED
         if begun and not self._worker:
-            self._worker = str((self._result.info or {}).get("hostname", "unknown"))
+            # If the step has ended since its state was read, this is its result.
+            known = about if isinstance(about, dict) else {}
+            self._worker = str(known.get("hostname", "unknown"))
         self._steps.note(self._upload_id, begun=begun)
         if self._steps.are_held(self._upload_id, begun=begun):
             self._missed_since = None

@@ -7,6 +7,7 @@ in the folder of this module.
 
 import base64
 import hashlib
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -96,13 +97,19 @@ def data_picture(previews: Previews, path: str | None, side: int) -> str:
 def write_whole(file: Path, text: str) -> None:
     """Write a file of this machine as a whole; if that fails, the old file stays unchanged.
 
+    A link stays, and what it leads to is written. A pipe or a device is written to, not replaced.
+
     Raises:
         RefusedError: the file cannot be written; the message says why.
     """
-    partial = file.with_name(f".{uuid.uuid4().hex}.partial")
+    target = Path(os.path.realpath(file))
+    partial = target.with_name(f".{uuid.uuid4().hex}.partial")
     try:
+        if file.exists() and not file.is_file():
+            file.write_text(text, encoding="utf-8")
+            return
         partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        partial.replace(target)
     except OSError as error:
         raise RefusedError(f"{file} cannot be written: {error.strerror or error}") from error
     finally:

@@ -122,6 +122,30 @@ def test_a_step_that_went_on_without_a_turn_releases_none(monkeypatch: pytest.Mo
     assert not patient.is_alive()
 
 
+def test_a_wait_inside_of_a_wait_takes_one_turn_and_releases_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 2 * DEADLINE)
+    limited = turns.Turns(2)
+
+    with limited.taken(), others_may_work(), others_may_work():
+        pass
+
+    all_there = threading.Barrier(2)
+
+    def work() -> None:
+        with limited.taken():
+            all_there.wait(DEADLINE)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not all_there.broken, "a turn was lost"
+
+
 def test_nothing_is_limited_unless_asked_for_and_outside_the_executor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -7,6 +7,7 @@ differ. For llama.cpp's own server see `test_llama_cpp`.
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
 from batch_pipeline.model_servers.base import Analyzer, Usage
 from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
 from batch_pipeline.settings import Settings
@@ -294,3 +295,33 @@ def test_a_hosted_model_that_wants_other_parameters_gets_them(replay: Any) -> No
 
     assert (spent.tokens_in, spent.tokens_out) == (300, 60)
     assert asked[1]["max_completion_tokens"] == asked[0]["max_tokens"]
+
+
+def passed_on(code: int, message: str, **metadata: Any) -> tuple[int, dict[str, Any]]:
+    """An error of OpenRouter while a provider writes the answer: openrouter.ai/docs/errors. The
+    headers of a provider stand in Aider-AI/aider issue 3550."""
+    error = {"code": code, "message": message, "metadata": metadata}
+    return 200, {"error": error, "user_id": "user_1"}
+
+
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "0.3"}])
+def test_a_rate_limit_inside_an_answer_is_waited_for(replay: Any, headers: dict[str, str]) -> None:
+    limit = passed_on(429, "Rate limit exceeded", headers=headers, provider_name="one")
+    analyzer, asked = replay("openai", limit, vllm(SAID))
+    began = time.monotonic()
+
+    assert analyzer.vision.describe(IMAGE, [picture()]).text == SAID
+    assert len(asked) == 2
+    assert time.monotonic() - began >= 0.3
+
+
+def test_an_error_inside_an_answer_is_named_like_one_with_its_status(replay: Any) -> None:
+    flagged = passed_on(403, "Your input was flagged", reasons=["violence"])
+    with pytest.raises(PermanentError) as refused:
+        replay("openai", flagged)[0].vision.describe(IMAGE, [picture()])
+    assert refused.value.kind == "model_refused_input"
+
+    failed = passed_on(500, "Provider returned error")
+    with pytest.raises(TransientError, match="Provider returned error") as raised:
+        replay("openai", failed)[0].embedding.embed(["a boat"])
+    assert raised.value.kind == "model_server_error"

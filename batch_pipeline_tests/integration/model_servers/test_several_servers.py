@@ -185,6 +185,24 @@ def test_another_model_behind_the_name_shows_and_a_server_that_is_away_changes_n
     assert both.vision.fingerprint() == after
 
 
+@only_ollama
+def test_a_server_that_is_down_is_not_asked_which_model_it_has(
+    both: Analyzer,
+    server: ScriptedModelServer,
+    other: ScriptedModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_group, "DIGEST_SECONDS", 0)
+    before = both.vision.fingerprint()
+    other.stop()
+    describe(both, 20)
+    other.start()  # no call has found that out
+    asked = other.requests
+
+    assert both.vision.fingerprint() == before
+    assert other.requests == asked
+
+
 def test_a_server_that_is_named_twice_is_one(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:

@@ -1,11 +1,17 @@
 """The config of a run chooses its executor; results of uploads are the same."""
 
+import uuid
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
+from celery import states
+from celery.result import AsyncResult
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
+from batch_pipeline.dagster_internals import RetryMode
+from batch_pipeline.orchestration.celery.executor import StepsOnWorkers, _Sent, _Steps
 from batch_pipeline.services.pipeline import shared_pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, load_settings
 from batch_pipeline.testing.records import batch_row
@@ -67,3 +73,25 @@ def run(batch_id, instance, config):
     job = location.get_reconstructable_job("process_batch")
     ops = {"load_batch": {"config": {"batch_id": str(batch_id)}}}
     return dg.execute_job(job, instance, run_config={"ops": ops, **config})
+
+
+def test_a_step_that_ends_while_its_worker_is_looked_up_ends_no_run(pipeline, monkeypatch):
+    executor = StepsOnWorkers(
+        pipeline.settings,
+        retries=RetryMode.DISABLED,
+        broker="memory://",
+        backend="cache+memory://",
+        include=[],
+        config_source={},
+    )
+    steps = _Steps(pipeline, SimpleNamespace(run_id="a run"), executor)
+    result = AsyncResult("a step", app=steps._app)
+    started = {"status": states.STARTED, "result": {"hostname": "worker@a"}}
+    ended = {"status": states.SUCCESS, "result": ["an event"]}
+    answers = iter([started, ended])
+    monkeypatch.setattr(result.backend, "get_task_meta", lambda *_: next(answers))
+    sent = _Sent(steps, SimpleNamespace(), uuid.uuid4(), result)
+
+    assert not sent.ready()
+    assert sent.ready()
+    assert sent.get() == ["an event"]

@@ -5,6 +5,7 @@ import os
 import sys
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,30 @@ def test_a_file_that_cannot_be_read_does_not_stop_a_backup_and_is_named(console,
     assert (done.code, done.json["files"], done.json["missing"]) == (1, 1, [])
     assert done.json["unreadable"] == [loop.file_path]
     assert f"unreadable {loop.file_path}: it is not" in console("db", "backup", "tuesday.tar").err
+
+
+def test_two_backups_to_one_file_do_not_write_into_each_other(deployed, tmp_path):
+    settings, file = deployed("here").settings, tmp_path / "backup.tar"
+    both = threading.Barrier(2)
+
+    def make() -> None:
+        both.wait(DEADLINE)
+        back_up(settings, file, with_files=True)
+
+    with ThreadPoolExecutor(2) as threads:
+        for made in [threads.submit(make) for _ in range(2)]:
+            made.result(DEADLINE)
+    assert [path.name for path in tmp_path.glob("backup.tar*")] == ["backup.tar"]
+    with tarfile.open(file) as archive:
+        assert archive.getnames()[-1] == "backup.json"
+
+
+def test_a_backup_does_not_replace_a_pipe_or_a_device(pipeline, tmp_path):
+    pipe = tmp_path / "backup.tar"
+    os.mkfifo(pipe)
+    with pytest.raises(RefusedError, match="name another"):
+        back_up(pipeline.settings, pipe, with_files=False)
+    assert pipe.is_fifo()
 
 
 def test_a_restore_that_fails_leaves_the_database_as_it_was(deployed, tmp_path):

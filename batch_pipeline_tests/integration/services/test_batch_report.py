@@ -3,6 +3,7 @@
 import html
 import http.server
 import io
+import os
 import re
 import shutil
 import threading
@@ -194,6 +195,27 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(RefusedError, match="cannot be written"):
         write_whole(tmp_path / "folder", "third")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "page.html"]
+
+
+def test_a_page_goes_into_a_pipe_and_does_not_replace_it(tmp_path):
+    page = tmp_path / "page.html"  # as /dev/stdout and /dev/null
+    os.mkfifo(page)
+    reader = os.open(page, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(page, "first")
+        assert page.is_fifo()
+        assert os.read(reader, 100) == b"first"
+    finally:
+        os.close(reader)
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "page.html").write_text("old")
+    link = tmp_path / "link.html"
+    link.symlink_to("page.html")
+    write_whole(link, "new")
+    assert link.is_symlink()
+    assert (tmp_path / "page.html").read_text() == "new"
 
 
 # In a real browser

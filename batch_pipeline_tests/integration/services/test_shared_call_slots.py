@@ -14,6 +14,7 @@ from sqlalchemy import text
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import CallSlots, never_cancelled
+from batch_pipeline.model_servers.http_errors import error_for_status
 from batch_pipeline.services.shared_call_slots import LEASE_SECONDS, SharedCallSlots
 from batch_pipeline_tests.patience import DEADLINE, wait_until
 
@@ -244,6 +245,25 @@ def test_a_pause_that_a_server_asks_one_process_for_is_kept_by_the_others_and_by
     assert min(began) - paused_at >= 1.9
     [row] = pauses()
     assert (row.server, row.kind, row.reason) == (A, "vision", "too many requests")
+
+
+def test_words_of_a_server_that_postgresql_refuses_stop_no_later_call(
+    opened: Opened, database: Database
+) -> None:
+    body = '{"error": "half of an emoji: \\ud83d, and \\u0000"}'
+    slots = opened(4, lease_seconds=1.0)
+    with slots.taken(lambda: [A], never_cancelled):
+        slots.pause(A, 0.1, str(error_for_status(A, 429, body, {})))
+
+    def reasons() -> list[str]:
+        with database.transaction() as connection:
+            return list(connection.scalars(text("SELECT reason FROM model_pauses")))
+
+    told = wait_until(reasons, "the pause is told")
+    time.sleep(1.1)  # longer than the lease
+    with slots.taken(lambda: [A], never_cancelled) as server:
+        assert server == A
+    assert told == [f"model server {A} answered 429: half of an emoji: �, and �"]
 
 
 def test_while_a_server_wants_a_long_pause_nobody_waits_for_it(opened: Opened) -> None:

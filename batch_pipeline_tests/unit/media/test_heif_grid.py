@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import tracemalloc
 from contextlib import suppress
 
 import numpy as np
@@ -16,6 +17,8 @@ from batch_pipeline.media.images import decode_image
 from batch_pipeline.media.sniffing import HEIC
 from batch_pipeline.media.stills import heif
 from batch_pipeline.media.stills.boxes import boxes
+from batch_pipeline.media.stills.heif_grid import read_grid
+from batch_pipeline.media.stills.heif_items import read_items
 from batch_pipeline.testing.media import encode_image, paint
 
 TILE = 64
@@ -35,9 +38,18 @@ def taken_apart(tile: Image.Image) -> tuple[bytes, bytes]:
 
 
 def make_grid(
-    picture: Image.Image, *, quarter_turns: int = 0, tile: int = TILE, repeated: int = 1
+    picture: Image.Image,
+    *,
+    quarter_turns: int = 0,
+    tile: int = TILE,
+    repeated: int = 1,
+    more: bytes = b"",
+    times: int = 0,
 ) -> bytes:
-    """Make a HEIC of tiles; `repeated` times as wide and high, of the same tiles again."""
+    """Make a HEIC of tiles; `repeated` times as wide and high, of the same tiles again.
+
+    Each tile has the property `more` this many times.
+    """
     columns, rows = -(-picture.width // tile), -(-picture.height // tile)
     canvas = Image.new("RGB", (columns * tile, rows * tile))
     canvas.paste(picture, (0, 0))
@@ -60,8 +72,10 @@ def make_grid(
         box(b"ispe", struct.pack(">III", 0, tile, tile)),
         box(b"ispe", struct.pack(">III", 0, *size)),
         box(b"irot", bytes([quarter_turns])),
+        box(b"free", more),
     ]
-    belong = b"".join(struct.pack(">HBBB", item, 2, 0x81, 2) for item in range(1, grid))
+    own = bytes([2 + times, 0x81, 2]) + b"\5" * times
+    belong = b"".join(struct.pack(">H", item) + own for item in range(1, grid))
     belong += struct.pack(">HBBB", grid, 2, 3, 0x84)
     entries = b"".join(
         box(b"infe", struct.pack(">IHH4sB", 2 << 24, item, 0, name, 0))
@@ -127,6 +141,18 @@ def test_a_broken_tile_leaves_a_warning_or_is_refused(monkeypatch):
         assert decode_image(bytes(data), HEIC).frames
 
 
+def test_a_property_that_every_tile_names_again_and_again_is_not_copied() -> None:
+    data = make_grid(paint((168, 112)), more=bytes(64 * 1024), times=250)
+    tracemalloc.start()
+    try:
+        read_grid(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 10 * 1024**2
+
+
 def test_hostile_grids_raise_nothing_else(monkeypatch):
     monkeypatch.setattr(heif, "_WHOLE_PIXELS", 1)
     data = make_grid(paint((168, 112)))
@@ -171,3 +197,21 @@ def test_200_megapixels_of_a_phone_take_no_more_memory_than_is_stated(tmp_path):
     width, height, added = map(int, result.stdout.split())
     assert (width, height) == (16_384, 12_288)
     assert added < 300
+
+
+def test_positions_of_no_bytes_do_not_fill_the_memory() -> None:
+    """An AVIF may have this after its end, where its decoder does not look."""
+    items = b"".join(struct.pack(">HHHH", number, 0, 0, 0xFFFF) for number in range(200))
+    positions = b"\1" + bytes(5) + struct.pack(">H", 200) + items
+    meta = box(
+        b"meta",
+        bytes(4)
+        + box(b"pitm", struct.pack(">IH", 0, 1))
+        + box(b"iloc", positions)
+        + box(b"iinf", bytes(6))
+        + box(b"iprp", b""),
+    )
+
+    found = read_items(meta)
+
+    assert sum(map(len, found.places.values())) <= len(positions)

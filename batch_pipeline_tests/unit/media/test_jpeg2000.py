@@ -5,6 +5,7 @@ The truth of each picture is what was painted; the files are made by other encod
 
 import io
 import struct
+import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
 
@@ -353,3 +354,16 @@ def test_broken_files_are_refused_or_shown() -> None:
             # Any other exception fails the test.
             with suppress(PermanentError):
                 decode_image(bytes(broken), JPEG_2000)
+
+
+def test_a_header_of_markers_alone_does_not_fill_the_memory() -> None:
+    data = b"\xff\x4f" + b"\xff\x30" * 500_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="no header"):
+            Codestream.of(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 20 * 1024**2

@@ -499,3 +499,12 @@ def test_a_date_in_the_name_of_a_file_is_used_and_marked():
 
 def test_formats_are_named_once():
     assert len(FORMATS) == len(set(FORMATS))
+
+
+def test_a_webp_of_empty_chunks_is_refused_before_they_fill_the_memory():
+    data = b"RIFF\0\0\0\0WEBP" + b"ANMF\0\0\0\0" * 100_001
+
+    with pytest.raises(PermanentError, match="more than 100000 chunks") as refused:
+        decode(data)
+
+    assert refused.value.kind == "oversized_metadata"

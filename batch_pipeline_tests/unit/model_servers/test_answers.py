@@ -1,8 +1,10 @@
+import time
+
 import pytest
 
 from batch_pipeline.errors import TransientError
 from batch_pipeline.media.content import Frame, MediaFacts
-from batch_pipeline.model_servers.answers import clean, usable_text
+from batch_pipeline.model_servers.answers import checked_vector, clean, usable_text
 from batch_pipeline.model_servers.prompts import Prompts
 
 VIDEO = MediaFacts("video", "mp4", 64, 48)
@@ -23,6 +25,8 @@ VIDEO = MediaFacts("video", "mp4", 64, 48)
         ("A boat.<think>And now", "A boat."),
         ("```\nA boat.\n```", "A boat."),
         ("```markdown\nA boat.\n\nA pier.\n```", "A boat.\n\nA pier."),
+        ("```json  \nA boat.  ```", "A boat."),
+        ("```\n``", "```\n``"),
         ("A sign: ```x``` here", "A sign: ```x``` here"),
         ('"A boat."', "A boat."),
         ("“A boat.”", "A boat."),
@@ -64,3 +68,19 @@ def test_descriptions_of_many_frames_leave_room_for_the_answer() -> None:
     frames = [Frame(b"", float(second)) for second in range(20)]
 
     assert len(Prompts().of_video(VIDEO, frames, ["word " * 1000] * 20)) < 20_000
+
+
+def test_a_long_run_of_spaces_takes_no_longer_than_its_length() -> None:
+    began = time.process_time()
+
+    assert clean("```\n" + " " * 200_000 + "x").endswith("x")
+
+    assert time.process_time() - began < 5  # 40 s when each space was a new beginning
+
+
+def test_a_number_that_the_column_cannot_hold_is_not_finite() -> None:
+    assert checked_vector([3.4e38, -3.4e38], "a model", 2)
+    with pytest.raises(TransientError) as raised:
+        checked_vector([0.5, 1e300], "a model", 2)
+
+    assert raised.value.kind == "embedding_not_finite"

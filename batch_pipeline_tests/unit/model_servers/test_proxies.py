@@ -53,6 +53,20 @@ def test_no_proxy_exempts_hosts_domains_and_networks(monkeypatch, no_proxy, exem
     assert (proxy_for(HOSTED, "environment") == "") == exempt
 
 
+@pytest.mark.parametrize(
+    ("no_proxy", "exempt"),
+    [
+        ("fd00::1", True),
+        ("[fd00::1]", True),
+        ("[fd00::1]:11434", True),
+        ("[fd00::1]:80", False),
+    ],
+)
+def test_an_address_of_ipv6_in_no_proxy_may_have_a_port(monkeypatch, no_proxy, exempt):
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    assert (proxy_for("http://[fd00::1]:11434", "environment") == "") == exempt
+
+
 def test_a_network_in_no_proxy_exempts_its_addresses(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "10.0.0.0/8")
     assert proxy_for("http://10.1.2.3:11434", "environment") == ""

@@ -23,6 +23,7 @@ from batch_pipeline.model_servers.rate_limits import (
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": "Mon, 01 Jan 99999999999 00:00:00 GMT"}, None),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m0.5s"}, 60.5),
         ({"x-ratelimit-remaining-requests": "7", "x-ratelimit-reset-requests": "12s"}, None),
     ],
@@ -174,3 +175,9 @@ def test_a_pause_of_a_day_is_not_believed_for_longer_than_a_quarter_of_an_hour()
     pace = Pace()
     pace.pause(0, 86_400, "daily limit")
     assert pace.not_before == LONGEST_PAUSE_SECONDS
+
+
+def test_what_is_left_of_a_month_is_not_spread_over_the_month():
+    pace = Pace()
+    answered(pace, 100, left=5, reset=30 * 86_400)
+    assert pace.not_before == 100 + LONGEST_PAUSE_SECONDS

@@ -1,0 +1,169 @@
+"""Answers of the wrong form: each is named, the health check reports it, and later calls work."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from batch_pipeline.errors import KindedError, ServiceDownError, TransientError
+from batch_pipeline.model_servers.base import Analyzer
+from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
+from batch_pipeline.settings import Settings
+from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, only_openai, picture
+
+
+@dataclass
+class Answer:
+    """The answer of a server to every request."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.fixture
+def answer() -> Answer:
+    return Answer()
+
+
+@pytest.fixture
+def analyzer(dialect: str, answer: Answer) -> Iterator[Analyzer]:
+    """Calls a server that always gives `answer`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(answer.status)
+            headers = {"Content-Type": "application/json"} | answer.headers
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listening.daemon_threads = True
+    thread = threading.Thread(target=listening.serve_forever, args=(0.02,))
+    thread.start()
+    url = f"http://127.0.0.1:{listening.server_port}"
+    changed: dict[str, Any] = {
+        "analyzer": dialect,
+        "ollama_host": url,
+        "openai_base_url": f"{url}/v1",
+    }
+    yield build_analyzer(Settings(_env_file=None, **changed))
+    close_analyzers()
+    listening.shutdown()
+    listening.server_close()
+    thread.join()
+
+
+def refused(call: Callable[[], object]) -> KindedError:
+    with pytest.raises(KindedError) as raised:
+        call()
+    return raised.value
+
+
+@pytest.mark.parametrize("body", ["[]", "null", '"well"', "5", "[" * 50_000])
+def test_json_that_is_no_object_is_no_answer(analyzer: Analyzer, answer: Answer, body: str) -> None:
+    answer.body = body.encode()
+
+    for call in (
+        lambda: analyzer.vision.describe(IMAGE, [picture()]),
+        lambda: analyzer.embedding.embed(["a boat"]),
+    ):
+        assert refused(call).kind == "model_output_invalid"
+    assert [check.ok for check in analyzer.check()] == [False, False]
+
+
+def test_a_page_for_people_is_no_list_of_models(analyzer: Analyzer, answer: Answer) -> None:
+    answer.body = b"<!doctype html><title>Sign in</title>"  # a wrong path, or a proxy
+    answer.headers = {"Content-Type": "text/html"}
+
+    checks = analyzer.check()
+
+    assert [check.ok for check in checks] == [False, False]
+    assert {check.kind for check in checks} == {"model_output_invalid"}
+
+
+def said(message: object) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
+
+
+@only_openai
+@pytest.mark.parametrize(
+    "document",
+    [
+        said({"role": "assistant", "content": [{"type": "text", "text": "A boat."}]}),
+        said({"role": "assistant", "content": 5}),
+        said("A boat."),
+        {"choices": [None]},
+        {"choices": {"message": "A boat."}},
+        said({"role": "assistant", "content": "A boat."}) | {"usage": "little"},
+    ],
+    ids=str,
+)
+def test_a_description_in_values_of_other_types_is_no_answer(
+    analyzer: Analyzer, answer: Answer, document: dict[str, Any]
+) -> None:
+    answer.body = json.dumps(document).encode()
+
+    error = refused(lambda: analyzer.vision.describe(IMAGE, [picture()]))
+
+    assert isinstance(error, TransientError)
+    assert error.kind == "model_output_invalid"
+
+
+@only_openai
+@pytest.mark.parametrize(
+    "data",
+    [
+        [None],
+        [{"index": 0, "embedding": 5}],
+        [{"index": 0, "embedding": ["x"] * 1024}],
+        [{"index": 0, "embedding": [10**400] * 1024}],
+        [{"embedding": [0.5] * 1024}, {"embedding": [0.5] * 1024}],
+    ],
+    ids=lambda data: str(data)[:60],
+)
+def test_a_vector_in_values_of_other_types_is_no_answer(
+    analyzer: Analyzer, answer: Answer, data: list[Any]
+) -> None:
+    answer.body = json.dumps({"data": data}).encode()
+
+    assert refused(lambda: analyzer.embedding.embed(["a boat"])).kind == "model_output_invalid"
+    assert [check.ok for check in analyzer.check()] == [False, False]  # nor is it a list of models
+
+
+def test_a_proxy_that_redirects_for_ever_is_an_outage(analyzer: Analyzer, answer: Answer) -> None:
+    answer.status, answer.headers = 302, {"Location": "/sign-in"}
+
+    error = refused(lambda: analyzer.vision.describe(IMAGE, [picture()]))
+
+    assert isinstance(error, ServiceDownError)
+    assert error.kind == "model_server_refused"
+    assert {check.kind for check in analyzer.check()} == {"model_server_refused"}
+
+
+def test_an_answer_that_is_packed_in_a_way_not_asked_for_holds_up_no_later_call(
+    analyzer: Analyzer, answer: Answer
+) -> None:
+    answer.body, answer.headers = b"packed", {"Content-Encoding": "br"}
+    began = time.monotonic()
+
+    for _ in range(2):
+        error = refused(lambda: analyzer.vision.describe(IMAGE, [picture()]))
+        assert "packed its answer as 'br'" in str(error)
+
+    assert time.monotonic() - began < 8  # 10 s while the first one kept the connection
