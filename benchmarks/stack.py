@@ -305,6 +305,7 @@ def main() -> None:
     parser.add_argument("--idle", type=float, default=120, help="seconds; 0: not measured")
     add_results_option(parser)
     arguments = parser.parse_args()
+    take_memory_as_run_workers_do()
     where = machine()
     tables: list[Table] = []
     targets: list[Target] = []
@@ -356,5 +357,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    take_memory_as_run_workers_do()
     main()
