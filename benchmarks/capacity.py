@@ -31,13 +31,7 @@ from pathlib import Path
 import psycopg
 from rich.console import Console
 from tools.results import Table, add_results_option, machine, report
-from tools.stand import (
-    Scene,
-    Stand,
-    await_end,
-    take_memory_as_run_workers_do,
-    tiny_pictures,
-)
+from tools.stand import Scene, Stand, await_end, tiny_pictures
 from tools.usage import StackUsage
 
 from batch_pipeline.demo import running_stack
@@ -311,5 +305,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    take_memory_as_run_workers_do()
     main()

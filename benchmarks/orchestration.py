@@ -599,6 +599,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    take_memory_as_run_workers_do()
     if arguments.install_peers:
         install_peers()
         return
@@ -641,5 +642,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    take_memory_as_run_workers_do()
     main()

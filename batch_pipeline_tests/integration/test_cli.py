@@ -635,7 +635,7 @@ def test_watch_in_a_terminal_of_80_columns_shows_stages_failures_and_the_end(
             states.complete(claim, embedded=embedded(pipeline.database), seconds={})
         assert terminal.wait() == 1
     assert "3/3" in terminal.text
-    assert "\x1b[31mad" not in terminal.raw
+    assert "\x1b[31mad.jpg" not in terminal.raw
     assert max(map(len, terminal.text.replace("\r", "\n").split("\n"))) <= 80
 
 
