@@ -94,7 +94,7 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
         PipelineError: the backup could not be made; no file is left.
     """
     if file.exists() and not file.is_file():
-        raise RefusedError(f"{file} is no file that a backup could replace: name another")
+        raise RefusedError(f"{file} is not a regular file and is not replaced: name another file")
     storage = Storage(settings.storage_location)
     database = connect(settings)
     # Another backup to the same file may be in progress.
