@@ -108,6 +108,7 @@ USED_ATTRIBUTES: Mapping[type, Mapping[str, str]] = {
         "_waiting_to_retry": "steps that will be retried: the plan goes on",
         "_has_produced_output": "which input of a step is missing",
     },
+    ExecutionPlan: {"start": "replaced for Celery, so that tagged steps run anyway"},
     DagsterLogManager: {
         "_dagster_handler": "writes the log lines of a step",
         "_managed_loggers": "Python loggers whose lines Dagster captures",

@@ -23,6 +23,7 @@ from batch_pipeline.executor.interrupts import interrupt_event, interrupt_reques
 from batch_pipeline.executor.threaded import (
     ALWAYS_TAG,
     StepsCanNeverRunError,
+    keep_steps_that_always_run,
     threaded_executor,
 )
 from batch_pipeline.executor.turns import others_may_work
@@ -32,6 +33,7 @@ __all__ = [
     "StepsCanNeverRunError",
     "interrupt_event",
     "interrupt_requested",
+    "keep_steps_that_always_run",
     "others_may_work",
     "threaded_executor",
 ]

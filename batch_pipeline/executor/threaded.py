@@ -229,7 +229,7 @@ class ThreadedExecutor(Executor):
                     step_dependency_config=self._step_dependency_config,
                 ) as active,
             ):
-                _keep_steps_that_always_run(active)
+                keep_steps_that_always_run(active)
                 loop = _Loop(
                     context,
                     pools,
@@ -388,7 +388,7 @@ class _Loop:
         return due if 0 < due < POLL_SECONDS else POLL_SECONDS
 
 
-def _keep_steps_that_always_run(active: ActiveExecution) -> None:
+def keep_steps_that_always_run(active: ActiveExecution) -> None:
     """Make tagged steps ready, which Dagster would give up because a step before them failed."""
     give_up = active.get_steps_to_abandon
 

@@ -97,6 +97,8 @@ def test_messages_that_the_broker_loses_end_the_run_and_the_uploads_go_to_anothe
 
     assert len(failures(result)) == 2
     assert all(reason.startswith("lost_message: ") for reason in failures(result))
+    ended = [event.step_key for event in result.all_events if event.is_step_success]
+    assert "finalize_batch" in ended
     [request] = work.tick().run_requests
     assert request.tags["batch_pipeline/reason"] == "rescue"
     assert work.column(batch_id, "processing_status") == ["pending"] * 2

@@ -57,6 +57,7 @@ CALLED = {
     "InstanceConcurrencyContext.has_pending_claims": (1, ""),
     "PlanExecutionContext.for_step": (3, ""),
     "RetryMode.from_config": (1, ""),
+    "ExecutionPlan.start": (1, "retry_mode sort_key_fn instance_concurrency_context"),
     "StepDependencyConfig.default": (0, ""),
     "StepDependencyConfig.from_config": (1, ""),
     "DagsterLogHandler.with_tags": (1, "step_key"),
@@ -138,9 +139,13 @@ def test_every_name_is_looked_at():
 )
 def test_a_private_attribute_is_there(owner, name):
     """Methods and properties are on the class; attributes set by `__init__` are in its code."""
+    assert hasattr(owner, name) or is_set_by_its_code(owner, name)
+
+
+def is_set_by_its_code(owner, name):
     made = "".join(
         inspect.getsource(base)
         for base in inspect.getmro(owner)
         if base.__module__.startswith("dagster")
     )
-    assert hasattr(owner, name) or f"self.{name} " in made or f"self.{name}:" in made
+    return f"self.{name} " in made or f"self.{name}:" in made

@@ -22,6 +22,7 @@ from dagster_celery.executor import CeleryExecutor, _submit_task
 from dagster_celery.make_app import make_app
 
 from batch_pipeline.dagster_internals import (
+    ActiveExecution,
     EngineEventData,
     ExecutionPlan,
     ExecutionStep,
@@ -35,6 +36,7 @@ from batch_pipeline.dagster_internals import (
     normalize_metadata,
 )
 from batch_pipeline.errors import ConfigurationError, PipelineError, ServiceDownError
+from batch_pipeline.executor import keep_steps_that_always_run
 from batch_pipeline.orchestration.celery.broker import (
     UNREACHABLE,
     broker_down,
@@ -88,9 +90,24 @@ class StepsOnWorkers(CeleryExecutor):
     ) -> Iterator[DagsterEvent]:
         """Run the plan. Dagster calls this in the run worker."""
         steps = _Steps(shared_pipeline(self._settings), plan_context, self)
+        # Replaced, because the loop of dagster-celery calls it and keeps the result.
+        execution_plan.start = _keeping_steps_that_always_run(  # type: ignore[method-assign]
+            execution_plan.start
+        )
         yield from core_celery_execution_loop(
             plan_context, execution_plan, step_execution_fn=steps.send
         )
+
+
+def _keeping_steps_that_always_run(
+    start: Callable[..., ActiveExecution],
+) -> Callable[..., ActiveExecution]:
+    def start_and_keep(**options: Any) -> ActiveExecution:
+        active = start(**options)
+        keep_steps_that_always_run(active)
+        return active
+
+    return start_and_keep
 
 
 class _Steps:
