@@ -151,7 +151,7 @@ MUTANTS = (
     Mutant(
         "batches of long ago are recounted",
         f"{STATES}/backlog.py",
-        "UploadBatch.updated_at > func.now() - interval(RECOUNT_DAYS * 86400),",
+        "UploadBatch.updated_at > func.now() - interval(RECOUNT_SECONDS),",
         "true(),",
         f"{OF_BACKLOG}::test_batches_that_ended_long_ago_and_that_nobody_changed_are_not_counted_again",
     ),

@@ -70,8 +70,9 @@ MAX_DEATHS = 3
 MAX_DIED_RUNS = 10
 #: Age at which an upload without a batch counts as forgotten (seconds).
 ADOPTION_AGE_SECONDS = 5 * 60
-#: Batches that ended earlier than this are recounted only if a trigger recorded a change (days).
-RECOUNT_DAYS = 1
+#: Batches that ended earlier than this are recounted only if a trigger recorded a change (seconds).
+#: A trigger records none for a transaction that began before the batch ended; none lasts so long.
+RECOUNT_SECONDS = 3600
 #: Number of recorded changes that one sweep reads.
 _NOTES_AT_ONCE = 10_000
 
@@ -424,7 +425,7 @@ def _drifted(changed: Any) -> Select[uuid.UUID]:
         .where(
             or_(
                 is_open,
-                UploadBatch.updated_at > func.now() - interval(RECOUNT_DAYS * 86400),
+                UploadBatch.updated_at > func.now() - interval(RECOUNT_SECONDS),
                 UploadBatch.id.in_(changed),
             ),
             or_(

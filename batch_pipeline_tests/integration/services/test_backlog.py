@@ -236,12 +236,12 @@ def test_batches_that_ended_long_ago_and_that_nobody_changed_are_not_counted_aga
     """Such batches are many, they do not change, and each recount would read all their uploads."""
     values = {"status": "completed", "processed_uploads": 7, "successful_uploads": 7}
     uploads = [{"processing_status": "completed"}]
-    of_today = add_batch(pipeline.database, uploads, **values, updated_at=ago("20 hours"))
-    add_batch(pipeline.database, uploads, **values, updated_at=ago("30 hours"))
+    recent = add_batch(pipeline.database, uploads, **values, updated_at=ago("50 minutes"))
+    add_batch(pipeline.database, uploads, **values, updated_at=ago("70 minutes"))
     with pipeline.database.transaction() as connection:
         connection.execute(text("DELETE FROM batches_to_recount"))
     assert pipeline.backlog.overdue()["batches to recount"] == 1
-    assert [batch.batch_id for batch in pipeline.backlog.reconcile_batches()] == [of_today]
+    assert [batch.batch_id for batch in pipeline.backlog.reconcile_batches()] == [recent]
 
 
 def test_what_a_run_ended_without_taking_rests_for_a_while(pipeline):
