@@ -20,9 +20,10 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ CENTRES = 300
 #: One user in a thousand uploads, and one that owns half of everything.
 SMALL_USER, LARGE_USER = uuid.UUID(int=1), uuid.UUID(int=2)
 UPLOADS_PER_BATCH = 250
+RESULTS = 10
+#: So many are in memory at a time when exact answers are computed. The rest of the memory is needed
+#: to cache the index.
+VECTORS_AT_ONCE = 20_000
 
 #: What the filters are for, in the order of the table. Uploads meet most of them whatever they
 #: show. All uploads of the place lie together, and most questions are far from it.
@@ -187,47 +192,59 @@ def filled_database(server_url: str, vectors: int) -> Iterator[str]:
         yield url
 
 
-class NearestOfAll:
-    """Computes exact answers: the nearest of all vectors that a filter allows."""
+def exact_answers(url: str, questions: list[list[float]]) -> dict[str, list[set[uuid.UUID]]]:
+    """Compute for each filter and question the nearest of all vectors that the filter allows."""
+    database = Database(with_driver(url, "psycopg", variable="URL"))
+    vectors = sqlalchemy.table(
+        "upload_vectors_1", sqlalchemy.column("upload_id"), sqlalchemy.column("vector")
+    )
+    allowed = [sqlalchemy.and_(sqlalchemy.true(), *each.conditions()) for each in SEARCHES.values()]
+    statement = sqlalchemy.select(vectors.c.upload_id, vectors.c.vector, *allowed).join(
+        Upload, Upload.id == vectors.c.upload_id
+    )
+    directions = _directions(questions)
+    nearest: dict[str, list[list[tuple[float, uuid.UUID]]]]
+    nearest = {name: [[] for _ in questions] for name in SEARCHES}
+    with database.transaction() as connection:
+        register_vector(connection.connection.driver_connection)
+        rows = connection.execution_options(yield_per=VECTORS_AT_ONCE).execute(statement)
+        for part in rows.partitions():
+            ids, read, *matching = zip(*part, strict=True)
+            similarity = directions @ _directions([vector.to_numpy() for vector in read]).T
+            for (name, filters), matches in zip(SEARCHES.items(), matching, strict=True):
+                chosen = np.flatnonzero(np.array(matches, bool))
+                for before, each in zip(nearest[name], similarity[:, chosen], strict=True):
+                    best = np.argsort(-each)[:RESULTS]
+                    new = [(float(each[number]), ids[chosen[number]]) for number in best]
+                    least = filters.least_similarity or -1
+                    before[:] = nlargest(
+                        RESULTS, [found for found in before + new if found[0] >= least]
+                    )
+    database.close()
+    return {
+        name: [{upload_id for _, upload_id in found} for found in answers]
+        for name, answers in nearest.items()
+    }
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        counted = connection.execute("SELECT count(*) FROM upload_vectors_1").fetchone()
-        assert counted is not None
-        self._vectors = np.empty((counted[0], DIMENSIONS), np.float32)
-        self._ids: list[uuid.UUID] = []
-        register_vector(connection)
-        with connection.transaction(), connection.cursor("vectors") as cursor:
-            cursor.execute("SELECT upload_id, vector FROM upload_vectors_1")
-            for number, (upload_id, vector) in enumerate(cursor):
-                numbers = vector.to_numpy()
-                self._vectors[number] = numbers / np.linalg.norm(numbers)
-                self._ids.append(upload_id)
 
-    def allowed(self, database: Database, filters: Filters) -> np.ndarray[Any, Any]:
-        """Return for each vector whether a filter allows its upload."""
-        with database.transaction() as connection:
-            matching = set(
-                connection.scalars(sqlalchemy.select(Upload.id).where(*filters.conditions()))
-            )
-        return np.array([upload_id in matching for upload_id in self._ids])
-
-    def __call__(
-        self, question: list[float], allowed: np.ndarray[Any, Any], least: float
-    ) -> set[uuid.UUID]:
-        """Return the ten nearest, of at least this similarity."""
-        direction = np.array(question, np.float32) / np.linalg.norm(question)
-        similarity = np.where(allowed, self._vectors @ direction, -2)
-        nearest = np.argsort(-similarity)[:10]
-        return {self._ids[number] for number in nearest if similarity[number] >= least}
+def _directions(vectors: Sequence[Any]) -> np.ndarray[Any, Any]:
+    numbers = np.array(vectors, np.float32)
+    return numbers / np.linalg.norm(numbers, axis=1, keepdims=True)
 
 
 def measured(
-    url: str, nearest_of_all: NearestOfAll, questions: int, exact: int, filters: Filters
+    url: str,
+    questions: list[list[float]],
+    answers: list[set[uuid.UUID]],
+    exact: int,
+    filters: Filters,
 ) -> dict[str, object]:
     """Milliseconds and recall of one kind of search."""
     database = Database(with_driver(url, "psycopg", variable="URL"))
-    allowed = nearest_of_all.allowed(database, filters)
     model = FixedQuestion()
+    for vector in questions:  # so that caches are warm
+        model.vector = vector
+        search(database, model, "x", filters=filters)
     statements: list[tuple[str, dict[str, object]]] = []
     event.listen(
         database.engine,
@@ -237,13 +254,12 @@ def measured(
     times: dict[str, list[float]] = {"index": [], "exact": []}
     recalls, plans, results = [], set(), 0
     with psycopg.connect(url, autocommit=True) as connection:
-        for number, vector in enumerate(_questions(connection, questions)):
+        for number, (vector, true) in enumerate(zip(questions, answers, strict=True)):
             model.vector = vector
             statements.clear()
             found = {hit.upload_id for hit in search(database, model, "x", filters=filters)}
             settings = [s for s in statements if s[0].startswith("SET LOCAL")]
             queries = [s for s in statements if "ORDER BY" in s[0] and "<=>" in s[0]]
-            true = nearest_of_all(vector, allowed, filters.least_similarity or -1)
             results = max(results, len(true))
             recalls.append(len(found & true) / len(true) if true else 1.0)
             with connection.transaction(force_rollback=True):
@@ -268,13 +284,15 @@ def measured(
     }
 
 
-def _questions(connection: psycopg.Connection[Any], count: int) -> list[list[float]]:
-    """Return vectors of the pictures to ask for, of the model that answers."""
-    found = connection.execute(
-        "SELECT embedding_local::text FROM uploads WHERE embedding_model = %s ORDER BY id LIMIT %s",
-        [MODEL, count],
-    )
-    return [json.loads(text) for [text] in found]
+def pictures_to_ask_for(url: str, count: int) -> list[list[float]]:
+    """Return vectors of uploads, of the model that answers."""
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "SELECT embedding_local::text FROM uploads WHERE embedding_model = %s "
+            "ORDER BY id LIMIT %s",
+            [MODEL, count],
+        )
+        return [json.loads(text) for [text] in found]
 
 
 def _explained(
@@ -286,12 +304,12 @@ def _explained(
     return plan[0]["Planning Time"] + plan[0]["Execution Time"], index
 
 
-def queries_per_second(url: str, filters: Filters, seconds: float) -> float:
+def queries_per_second(
+    url: str, vectors: list[list[float]], filters: Filters, seconds: float
+) -> float:
     """Whole searches, as fast as threads can ask."""
     threads = os.cpu_count() or 1
     database = Database(with_driver(url, "psycopg", variable="URL"), pool_size=threads)
-    with psycopg.connect(url) as connection:
-        vectors = _questions(connection, 200)
 
     def ask(first: int) -> int:
         model, asked = FixedQuestion(), 0
@@ -337,13 +355,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         url = given.server_url or embedded_server_url(Path(folder) / "server")
         with filled_database(url, given.vectors) as database_url:
-            with psycopg.connect(database_url, autocommit=True) as connection:
-                nearest_of_all = NearestOfAll(connection)
+            questions = pictures_to_ask_for(database_url, given.questions)
+            answers = exact_answers(database_url, questions)
+            log.print("exact answers are computed")
             for name, filters in SEARCHES.items():
-                rate = queries_per_second(database_url, filters, given.seconds)
-                figures = measured(
-                    database_url, nearest_of_all, given.questions, given.exact, filters
-                )
+                figures = measured(database_url, questions, answers[name], given.exact, filters)
+                rate = queries_per_second(database_url, questions, filters, given.seconds)
                 found[name] = {"queries_per_second": rate, **figures}
                 log.print(
                     f"{name}: {rate:.0f} queries per second, recall {figures['recall_at_10']:.3f}"
