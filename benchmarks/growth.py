@@ -49,6 +49,7 @@ SELECT gen_random_uuid(), batches.user_id, batches.id, 'picture_' || n || '.jpg'
        batches.created_at, batches.created_at
 FROM upload_batches AS batches CROSS JOIN generate_series(1, :size) AS n
 WHERE batches.status = :status
+ORDER BY batches.created_at  -- the uploads of a batch come together
 """
 
 
@@ -117,6 +118,8 @@ def main() -> None:
         fill(scene, "completed", batches=ended, size=UPLOADS_OF_AN_ENDED_BATCH, age_hours=24)
         size = arguments.pending // arguments.batches
         fill(scene, "pending", batches=arguments.batches, size=size, age_hours=1)
+        # A sweep has seen them, as it would have within a minute.
+        scene.pipeline.backlog.reconcile_batches()
         log.print(f"{arguments.rows + arguments.pending:,} uploads are written")
         found = ticks(scene, instance)
     rows = [
