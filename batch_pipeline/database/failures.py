@@ -5,7 +5,7 @@
     40001, 40P01         a transaction conflicted with another: `ConflictError`, see `repeated`
     08…, 53…, 57P…, 58…  the server cannot serve clients now: `ServiceDownError`
     25006                the server accepts no writes, in a failover: `ServiceDownError`
-    42501, 3F000, 22P05  a right or a schema is missing: `ConfigurationError`, with the fix
+    42501, 3F000         a right or a schema is missing: `ConfigurationError`, with the fix
     everything else      our mistake, or a row that a constraint refuses: raised unchanged
 """
 
@@ -36,7 +36,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 _TO_FIX = {
     "42501": "give the role of BATCH_PIPELINE_DATABASE_URL that right (GRANT), or name another",
     "3F000": "no schema of the role's search_path exists: ALTER ROLE … SET search_path = public",
-    "22P05": "the database's encoding has no such character: it has to be UTF8",
 }
 
 P = ParamSpec("P")

@@ -196,8 +196,10 @@ class UploadBatch(Base):
 
 #: Key of ``metadata`` for the date in a sidecar: local time in ISO 8601.
 SIDECAR_DATE = "sidecar_date"
-#: All words by which an upload can be found. Migration 0011 makes and explains the function.
-UPLOAD_WORDS = "upload_words(description, filename, metadata::jsonb, vision_tags, visible_text)"
+#: All words by which an upload can be found. Migrations 0011 and 0020 explain the functions.
+UPLOAD_WORDS = (
+    "upload_words(description, filename, upload_facts(metadata), vision_tags, visible_text)"
+)
 
 
 class Upload(Base):
@@ -326,7 +328,7 @@ class Upload(Base):
         # change often.
         Index(
             "ix_uploads_words",
-            text(UPLOAD_WORDS),
+            text("upload_words(description, filename, metadata, vision_tags, visible_text)"),
             postgresql_using="gin",
             postgresql_where=text("embedding_model IS NOT NULL"),
         ),

@@ -16,30 +16,31 @@ from batch_pipeline.errors import NotFoundError, PipelineError, RefusedError, Up
 from batch_pipeline.storage import Storage
 
 _CHUNK = 200
-#: Every column, including those of an upload API; vectors are arrays of numbers.
+#: Every column, including those of an upload API; vectors are arrays of numbers. This is `json`
+#: because `jsonb` cannot hold everything that an API's column of type `json` may contain.
 _ROWS = {
     "batches": """
-        SELECT id, to_jsonb(one) AS said FROM upload_batches AS one
+        SELECT id, to_json(one) AS said, NULL AS more FROM upload_batches AS one
         WHERE coalesce(user_id, :local) = :user AND id > :after ORDER BY id LIMIT :limit
     """,
     "uploads": """
-        SELECT id, to_jsonb(one) || jsonb_build_object(
-            'embedding_local', CAST(CAST(embedding_local AS text) AS jsonb),
+        SELECT id, to_json(one) AS said, json_build_object(
+            'embedding_local', CAST(CAST(embedding_local AS text) AS json),
             'vectors', coalesce((
-                SELECT jsonb_agg(jsonb_build_object(
+                SELECT json_agg(json_build_object(
                     'model', model, 'dimensions', width,
                     'document_prefix', document_prefix,
-                    'vector', CAST(CAST(vector AS text) AS jsonb)
+                    'vector', CAST(CAST(vector AS text) AS json)
                 ) ORDER BY space_id)
                 FROM upload_vectors JOIN embedding_spaces ON embedding_spaces.id = space_id
                 WHERE upload_id = one.id
             ), '[]')
-        ) AS said
+        ) AS more
         FROM uploads AS one
         WHERE coalesce(user_id, :local) = :user AND id > :after ORDER BY id LIMIT :limit
     """,
     "model_calls": """
-        SELECT id, to_jsonb(one) AS said FROM model_calls AS one
+        SELECT id, to_json(one) AS said, NULL AS more FROM model_calls AS one
         WHERE user_id = :user AND id > :after ORDER BY id LIMIT :limit
     """,
 }
@@ -93,7 +94,10 @@ def export_user(
             raise RefusedError(f"{folder} is not empty: name a new folder")
         partial.mkdir(mode=0o700, parents=True)
         for name in _ROWS:
-            with (partial / f"{name}.jsonl").open("w", encoding="utf-8") as lines:
+            # Half of a surrogate pair is no character of UTF-8; it stays an escape of JSON.
+            with (partial / f"{name}.jsonl").open(
+                "w", encoding="utf-8", errors="backslashreplace"
+            ) as lines:
                 for said in _rows(database, name, user_id):
                     lines.write(json.dumps(said, ensure_ascii=False) + "\n")
                     setattr(done, name, getattr(done, name) + 1)
@@ -119,7 +123,7 @@ def _rows(database: Database, name: str, user_id: uuid.UUID) -> Iterator[dict[st
             return
         after = rows[-1].id
         for row in rows:
-            yield row.said
+            yield row.said | (row.more or {})
 
 
 def _write_files(

@@ -1,20 +1,23 @@
 """All commands and runs work on tables of an upload API, in every usable form."""
 
 import io
+import json
 import uuid
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from PIL import Image
+from sqlalchemy import select
 
 from batch_pipeline.database.existing_tables import rows_left_alone
-from batch_pipeline.database.models import Stage
+from batch_pipeline.database.models import Stage, Upload
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.sweep import sweep_once, work_for_a_sweep
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.dispatch.slices import numbered_slices, open_slice, unnumbered_slices
+from batch_pipeline.services.export import export_user
 from batch_pipeline.services.health import check_health
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
@@ -171,6 +174,48 @@ def test_every_row_is_processed_and_every_command_works(  # noqa: PLR0917
         assert work_for_a_sweep(instance, pipeline, LeftOut()) == {}
         with pipeline.database.transaction() as connection:
             assert len(list(rows_left_alone(connection))) == (4 if written.left_alone else 0)
+
+
+#: What `json` holds and `jsonb` refuses, in the order of the tests below.
+REFUSED_BY_JSONB = (
+    r'{"album": "Rome\u0000", "camera": "X\ud800 100"}',
+    r'{"album": "Rome\udc00", "path": "C:\\u0000"}',
+    '{"album": "Rome", "size": 1e999999}',
+)
+
+
+def test_metadata_that_jsonb_cannot_hold_neither_fails_an_upload_nor_is_lost(
+    server, change, open_pipeline, tmp_path
+):
+    tables = ApiTables("json", nullable=True, types={"jsonb": "json"})
+    with server.new_database(migrated=False) as url, Api(url, file_path=ORIGINAL) as api:
+        tables.create(api.connection)
+        batch_id = api.add_batch()
+        ids = [api.add_upload(batch_id, metadata=said) for said in REFUSED_BY_JSONB]
+        upgrade(url)
+        pipeline = open_pipeline(change(database_url=url))
+        pipeline.storage.write(ORIGINAL, jpeg())
+        export_user(pipeline.database, pipeline.storage, USER, tmp_path / "before", originals=False)
+        finish(pipeline)
+        assert batch_head(pipeline.database, batch_id)["successful_uploads"] == len(ids)
+        with pipeline.database.transaction() as connection:
+            by_id = dict(connection.execute(select(Upload.id, Upload.facts)).all())
+        one, two, three = (by_id[id_] for id_ in ids)
+        assert (one["album"], two["album"], two["path"]) == ("Rome", "Rome", r"C:\u0000")
+        assert one["format"] == two["format"] == three["format"] == "jpeg"
+
+        for id_, said in zip(ids, REFUSED_BY_JSONB, strict=True):
+            api.connection.execute("UPDATE uploads SET metadata = %s WHERE id = %s", [said, id_])
+        use_every_command(pipeline, [batch_id])
+        found = search(pipeline.database, pipeline.spaces.model_of, "fog", copies=True)
+        assert {hit.upload_id: hit.camera for hit in found}[ids[0]] == "X 100"
+        assert search(pipeline.database, pipeline.spaces.model_of, '"X 100"')
+        export_user(pipeline.database, pipeline.storage, USER, tmp_path / "after", originals=False)
+        written = (tmp_path / "after" / "uploads.jsonl").read_text(encoding="utf-8").splitlines()
+        exported = {row["id"]: row for row in map(json.loads, written)}
+        assert exported[str(ids[0])]["metadata"] == json.loads(REFUSED_BY_JSONB[0])
+        [vector] = exported[str(ids[0])]["vectors"]
+        assert vector["vector"] == exported[str(ids[0])]["embedding_local"]
 
 
 #: Uploads that are not done although nobody has stopped their batch.
