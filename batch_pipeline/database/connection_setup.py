@@ -25,6 +25,12 @@ _SET_UNPOOLED = """
     SELECT set_config('IntervalStyle', 'postgres', false),
         set_config('default_transaction_isolation', 'read committed', false)
 """
+#: Limits that role, database or server may set. They would end our statements: an index of millions
+#: of rows, a wait for a lock of an upload API.
+_TIME_LIMITS = """
+    name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
+        'idle_in_transaction_session_timeout', 'idle_session_timeout') AND setting <> '0'
+"""
 
 
 def set_up(connection: psycopg.Connection[Any]) -> None:
@@ -48,6 +54,7 @@ def set_up(connection: psycopg.Connection[Any]) -> None:
         connection.prepare_threshold = None
     else:
         _execute(connection, _SET_UNPOOLED)
+        lift_time_limits(connection)
     connection.adapters.register_loader("timestamptz", _MomentLoader)
     connection.adapters.register_loader("timestamp", _UtcMomentLoader)
     connection.autocommit = autocommit
@@ -63,6 +70,21 @@ def is_pooled(connection: psycopg.Connection[Any], backend: int | None = None) -
     if backend is None:
         [backend] = _execute(connection, "SELECT pg_backend_pid()")
     return backend != connection.info.backend_pid
+
+
+def lift_time_limits(connection: psycopg.Connection[Any]) -> None:
+    """Let statements and transactions of a connection take any time; not behind a pooler.
+
+    Limits that the URL or PGOPTIONS names stay: a person has chosen them for the pipeline.
+    """
+    limits = f"FROM pg_settings WHERE {_TIME_LIMITS} AND source <> 'client'"
+    _execute(connection, f"SELECT set_config(name, '0', false) {limits}")
+
+
+def time_limits(connection: psycopg.Connection[Any]) -> list[str]:
+    """Return the limits that may end statements of a connection, each as ``name = value``."""
+    limits = f"SELECT name || ' = ' || setting || unit FROM pg_settings WHERE {_TIME_LIMITS}"  # noqa: S608
+    return [limit for (limit,) in connection.execute(limits.encode())]
 
 
 def _execute(connection: psycopg.Connection[Any], statement: str) -> Any:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from batch_pipeline.database.connection_setup import is_pooled
+from batch_pipeline.database.connection_setup import is_pooled, lift_time_limits
 from batch_pipeline.database.failures import failures_named
 from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.database.session import Database
@@ -27,5 +27,6 @@ def listening(database: Database, channel: str) -> Iterator[psycopg.Connection]:
         psycopg.connect(url, autocommit=True, connect_timeout=10) as listener,
     ):
         if not is_pooled(listener):
+            lift_time_limits(listener)
             listener.execute(f"LISTEN {channel}")
         yield listener

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any, cast
 
+import psycopg
 from sqlalchemy import text
 
+from batch_pipeline.database.connection_setup import is_pooled, time_limits
 from batch_pipeline.database.embedded_server import server_users
 from batch_pipeline.database.existing_tables import (
     Problem,
@@ -107,6 +110,8 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
             "migrations", lambda: _migrations(database), "run `batch-pipeline db upgrade`"
         )
         yield migrations
+        if limits := _time_limits(database):
+            yield HealthCheck("time limits", True, limits)
         if limits := _rate_limits(database):
             yield HealthCheck("rate limits", True, limits)
         if migrations.ok and (paused := active_pauses(database)):
@@ -180,6 +185,22 @@ def _embedding_space(database: Database, settings: Settings) -> str:
             "is missing"
         )
     return found
+
+
+def _time_limits(database: Database) -> str:
+    """Return limits behind a pooler, where we cannot lift them for our connections; empty: none."""
+    try:
+        with database.transaction() as connection:
+            raw = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+            limits = time_limits(raw) if is_pooled(raw) else []
+    except Exception:  # the checks before have reported it
+        return ""
+    if not limits:
+        return ""
+    return (
+        f"{', '.join(limits)}: the server ends longer statements of ours, and behind a pooler we "
+        "cannot change that: ALTER ROLE … RESET … for the role of BATCH_PIPELINE_DATABASE_URL"
+    )
 
 
 def _rate_limits(database: Database) -> str:

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 import psycopg
 from sqlalchemy.engine import URL
 
-from batch_pipeline.database.connection_setup import is_pooled
+from batch_pipeline.database.connection_setup import is_pooled, lift_time_limits
 from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.masking import masked
@@ -282,6 +282,7 @@ class SharedCallSlots:
                     # A process that waited for the lock has to see what others wrote before.
                     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
                     if not is_pooled(connection):
+                        lift_time_limits(connection)
                         connection.execute(f"LISTEN {CHANNEL}".encode())
                     self._serve(connection, sleeper)
             except psycopg.Error as error:

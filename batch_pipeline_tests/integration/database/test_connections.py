@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -166,6 +167,40 @@ def test_a_wait_for_a_free_connection_that_takes_too_long_is_an_outage(database,
             with pytest.raises(ServiceDownError, match="no connection to the database became free"):
                 use()
     assert one(database) == 1
+
+
+@pytest.fixture
+def limited(database):
+    """A database whose settings end statements and transactions early."""
+    with database.transaction() as connection:
+        name = connection.scalar(text("SELECT current_database()"))
+        limits = "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"
+        has_more = connection.scalar(text("SHOW server_version_num")) >= "170000"
+        for limit in (*limits, "transaction_timeout") if has_more else limits:
+            connection.execute(text(f"ALTER DATABASE {name} SET {limit} = '50ms'"))
+
+
+@pytest.mark.usefixtures("limited")
+def test_limits_of_the_database_do_not_end_our_statements(settings):
+    """A statement of ours may take long: an index of millions of rows, a wait for an API's lock."""
+    other = connect(settings)
+    with other.transaction() as connection:
+        connection.execute(text("SELECT pg_sleep(0.1)"))
+        time.sleep(0.1)
+        assert connection.scalar(text("SHOW lock_timeout")) == "0"
+    other.close()
+    assert "time limits" not in {check.name for check in check_health(settings, quick=True)}
+
+
+@pytest.mark.usefixtures("limited")
+def test_limits_that_the_url_names_stay(change, database_url):
+    joint = "&" if "?" in database_url else "?"
+    url = f"{database_url}{joint}options=-cstatement_timeout%3D5s"
+    other = connect(change(database_url=url))
+    with other.transaction() as connection:
+        assert connection.scalar(text("SHOW statement_timeout")) == "5s"
+        assert connection.scalar(text("SHOW lock_timeout")) == "0"
+    other.close()
 
 
 def test_without_the_embedded_server_it_says_what_to_set_or_install(tmp_path, monkeypatch, change):

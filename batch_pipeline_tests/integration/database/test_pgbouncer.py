@@ -14,6 +14,7 @@ from sqlalchemy import make_url, text
 from batch_pipeline.database.session import Database, open_database, with_driver
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.health import check_health
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.progress.batch_watch import watch_batch
 from batch_pipeline.services.search import search
@@ -134,6 +135,18 @@ def test_statement_mode_is_refused_by_name(pooled_url, change):
 def test_options_in_the_url_are_refused_by_name(pooled_url, change):
     with pytest.raises(ConfigurationError, match="remove it from the URL"):
         open_database(change(database_url=f"{pooled_url}?options=-csearch_path%3Dpublic"))
+
+
+def test_doctor_names_limits_of_time_that_we_cannot_lift(
+    mode, database, database_url, change, tmp_path
+):
+    with database.transaction() as connection:
+        limit = f"ALTER DATABASE {database.url.database} SET statement_timeout = '60s'"
+        connection.execute(text(limit))
+    with pgbouncer(program("pgbouncer"), database_url, mode, tmp_path) as through:
+        found = check_health(change(database_url=through), quick=True)
+        [limits] = [check for check in found if check.name == "time limits"]
+    assert "statement_timeout = 60000ms" in limits.detail
 
 
 def test_nothing_of_ours_stays_in_connections_that_others_get_next(mode, pooled, pooled_url):
