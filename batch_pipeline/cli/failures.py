@@ -101,7 +101,8 @@ def retry(  # noqa: PLR0917 - click passes them by name
 ) -> None:
     """Process failed uploads again, or reopen a cancelled batch.
 
-    It first says which uploads will fail in the same way until you fix the cause.
+    It first says which uploads will fail in the same way until you fix the cause. Uploads of a
+    cancelled batch are left out unless you name the BATCH.
 
     \b
     Examples:
@@ -133,7 +134,13 @@ def retry(  # noqa: PLR0917 - click passes them by name
         ]
     if as_json:
         listed = [progress.payload() | {"reopened": count} for count, progress in reopened]
-        told = {"dry_run": dry_run, "chosen": found.count, "same_again": found.same_again}
+        told = {
+            "dry_run": dry_run,
+            "chosen": found.count,
+            "same_again": found.same_again,
+            "not_processed": sum(one.left for one in found.reopens),
+            "cancelled": found.cancelled,
+        }
         if batch is not None and listed:
             print_json(listed[0] | told)
         else:
@@ -149,7 +156,7 @@ def retry(  # noqa: PLR0917 - click passes them by name
         ]
         click.echo(f"Batch {progress.label} is {progress.status}: {', '.join(said)}.")
         click.echo(f"Follow it:  batch-pipeline watch {progress.batch_id}")
-    if not opened and not (dry_run and found.count):
+    if not opened and not (dry_run and (found.count or found.reopens)):
         narrowed = uploads or chosen.chooses
         which = "no failed upload matches" if narrowed else "no upload failed"
         click.echo(f"Nothing to process again: {which}.")
@@ -258,10 +265,18 @@ def _no_batch(batch: uuid.UUID) -> "tuple[int, BatchProgress]":
 
 
 def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
-    """Print what was chosen (dry run only), and which uploads a retry does not help."""
+    """Print what was chosen (dry run only), what was left out, and what a retry does not help."""
     if dry_run and found.count:
         where = counted(len(found.by_batch), "batch", "batches")
         click.echo(f"{counted(found.count, 'upload')} in {where} would be processed again.")
+    for stopped in found.reopens if dry_run else ():
+        left = f"{counted(stopped.left, 'upload')} not processed yet"
+        click.echo(f"Batch {stopped.label} is {stopped.status} and would be reopened: {left}.")
+    if found.cancelled:
+        click.echo(
+            f"{counted(found.cancelled, 'upload')} of cancelled batches left out: "
+            "`batch-pipeline retry BATCH` reopens a batch."
+        )
     if found.same_again:
         kinds = ", ".join(f"{kind} {count}" for kind, count in found.same_again.items())
         of_all = f"{sum(found.same_again.values())} of {counted(found.count, 'upload')}"

@@ -5,16 +5,24 @@
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, exists, func, or_, select
 
-from batch_pipeline.database.models import ModelCall, Upload
+from batch_pipeline.database.models import (
+    OPEN_UPLOAD,
+    BatchStatus,
+    ModelCall,
+    Upload,
+    UploadBatch,
+)
+from batch_pipeline.database.readings import NAME, one_of
 from batch_pipeline.database.session import Database
 from batch_pipeline.services.error_kinds import SAME_AGAIN
 from batch_pipeline.services.reports.failures import UNKNOWN, FailureFilter, has_failed
+from batch_pipeline.services.short_ids import batch_label
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,27 @@ class FailedSelection(FailureFilter):
         return bool(self.kinds or self.only_retryable or self.since or self.user_id or self.model)
 
 
+@dataclass(frozen=True)
+class StoppedBatch:
+    """A cancelled batch, or one that was given up."""
+
+    label: str
+    """What it is called in a message."""
+    status: str
+    left: int
+    """Number of its uploads that have not ended."""
+
+
 @dataclass
 class FailedUploads:
     """The selected failed uploads by batch, the oldest failure first."""
 
     by_batch: dict[uuid.UUID, list[uuid.UUID]] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
+    reopens: list[StoppedBatch] = field(default_factory=list)
+    """Batches that the retry reopens, so that their other uploads are processed, too."""
+    cancelled: int = 0
+    """Number of uploads that were left out because their batch was cancelled."""
 
     @property
     def count(self) -> int:
@@ -55,7 +78,10 @@ class FailedUploads:
 
 
 def failed_uploads(database: Database, chosen: FailedSelection) -> FailedUploads:
-    """Read the selected failed uploads; changes nothing."""
+    """Read the selected failed uploads; changes nothing.
+
+    A person has stopped a cancelled batch, so its uploads are selected only if it is named.
+    """
     kind = func.coalesce(Upload.error_kind, UNKNOWN)
     conditions = [Upload.batch_id.is_not(None), has_failed(chosen)]
     if chosen.upload_ids:
@@ -64,15 +90,42 @@ def failed_uploads(database: Database, chosen: FailedSelection) -> FailedUploads
         conditions.append(kind.not_in(SAME_AGAIN))
     if chosen.model is not None:
         conditions.append(_touched_by(chosen.model))
-    query: Select[*tuple[Any, ...]] = select(Upload.batch_id, Upload.id, kind).where(*conditions)
+    query: Select[*tuple[Any, ...]] = (
+        select(Upload.batch_id, Upload.id, kind, UploadBatch.status)
+        .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .where(*conditions)
+        .order_by(Upload.updated_at, Upload.id)
+    )
     found = FailedUploads()
     with database.transaction() as connection:
-        for batch_id, upload_id, name in connection.execute(
-            query.order_by(Upload.updated_at, Upload.id)
-        ):
+        for batch_id, upload_id, name, status in connection.execute(query):
+            if status == BatchStatus.CANCELLED and chosen.batch_id is None:
+                found.cancelled += 1
+                continue
             found.by_batch.setdefault(batch_id, []).append(upload_id)
             found.kinds[name] += 1
+        retried = set(found.by_batch)
+        if chosen.batch_id and not chosen.chooses:
+            retried.add(chosen.batch_id)
+        found.reopens = [
+            StoppedBatch(batch_label(row.id, row.name), row.status, row.left)
+            for row in connection.execute(_stopped(retried))
+        ]
     return found
+
+
+def _stopped(batch_ids: Collection[uuid.UUID]) -> Select[*tuple[Any, ...]]:
+    left = select(func.count()).where(
+        Upload.batch_id == UploadBatch.id, Upload.processing_status.in_(OPEN_UPLOAD)
+    )
+    return (
+        select(UploadBatch.id, NAME, UploadBatch.status, left.scalar_subquery().label("left"))
+        .where(
+            one_of(UploadBatch.id, batch_ids),
+            UploadBatch.status.in_([BatchStatus.CANCELLED, BatchStatus.FAILED]),
+        )
+        .order_by(UploadBatch.created_at, UploadBatch.id)
+    )
 
 
 def _touched_by(model: str) -> ColumnElement[bool]:

@@ -214,6 +214,46 @@ def test_retry_over_all_batches_takes_filters_and_needs_one(console, world):
     assert console("retry", "--since", "48h", "--json").json["reopened"] == 2
 
 
+def test_retry_reopens_a_cancelled_batch_only_if_it_is_named(console, database):
+    rows = [failed("model_timeout"), {}, {}]
+    cancelled = add_batch(database, rows, status="cancelled", name="holiday")
+    named = f"holiday ({short(cancelled)})"
+    for chosen in (["--all-retryable"], ["--upload", upload_rows(database, cancelled)[0].id]):
+        for dry in (["--dry-run"], []):
+            said = console("retry", *chosen, *dry).out
+            assert "1 upload of cancelled batches left out: `batch-pipeline retry BATCH`" in said
+            assert "Nothing to process again" in said
+    answer = console("retry", "--kind", "model_timeout", "--json").json
+    assert (answer["chosen"], answer["cancelled"], answer["reopened"]) == (0, 1, 0)
+    assert batch_row(database, cancelled).status == "cancelled"
+
+    said = console("retry", cancelled, "--dry-run").out.splitlines()
+    assert said == [
+        "1 upload in 1 batch would be processed again.",
+        f"Batch {named} is cancelled and would be reopened: 2 uploads not processed yet.",
+    ]
+    assert console("retry", cancelled, "--dry-run", "--json").json["not_processed"] == 2
+    said = console("retry", cancelled).out.splitlines()[0]
+    assert said == (
+        f"Batch {named} is pending: 1 failed upload will be processed again, "
+        "2 uploads not processed yet."
+    )
+
+
+def test_a_dry_run_of_retry_says_what_the_command_reopens(console, database):
+    row = failed("model_timeout")
+    given_up = add_batch(database, [row, {}], status="failed")
+    nothing_failed = add_batch(database, 3, status="cancelled")
+    said = console("retry", "--all-retryable", "--dry-run").out
+    assert f"Batch {short(given_up)} is failed and would be reopened: 1 upload not" in said
+    assert console("retry", "--all-retryable", "--json").json["not_processed"] == 1
+    said = console("retry", nothing_failed, "--dry-run").out
+    assert said == (
+        f"Batch {short(nothing_failed)} is cancelled and would be reopened: "
+        "3 uploads not processed yet.\n"
+    )
+
+
 def test_retry_of_a_user_leaves_others_alone(console, database):
     for user in (ANNA, BEN):
         ended(database, [failed("model_timeout", user_id=user)], user_id=user)
