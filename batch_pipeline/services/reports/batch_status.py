@@ -162,7 +162,8 @@ def oldest_waiting(database: Database) -> OldestWaiting | None:
         )
         .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
         .where(PENDING_WORK, NOT_PAUSED)
-        .order_by(WAITING_SINCE.nulls_first())
+        # One of unknown age comes last: it must not hide one that has waited for too long.
+        .order_by(WAITING_SINCE.nulls_last())
         .limit(1)
     )
     with database.transaction() as connection:

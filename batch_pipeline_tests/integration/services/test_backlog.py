@@ -339,6 +339,18 @@ def test_uploads_of_batches_that_were_stopped_or_given_up_are_left_to_a_person(p
     assert oldest is None, "they wait for a person, not for a run"
 
 
+def test_an_upload_of_unknown_age_does_not_hide_one_that_has_waited_for_long(pipeline):
+    [known] = upload_rows(pipeline.database, add_batch(pipeline.database, 1))
+    [unknown] = upload_rows(pipeline.database, add_batch(pipeline.database, 1))
+    change(pipeline, known.id, created_at=ago("9 hours"))
+    never = text("'infinity'")
+    change(pipeline, unknown.id, created_at=never, updated_at=never)
+    assert oldest_waiting(pipeline.database).upload_id == known.id
+    change(pipeline, known.id, processing_status="completed")
+    oldest = oldest_waiting(pipeline.database)
+    assert (oldest.upload_id, oldest.waited) == (unknown.id, None)
+
+
 @pytest.fixture
 def old_batch(pipeline):
     """Add a batch that completed a year ago with 3 uploads, one failed; return their ids."""
