@@ -8,7 +8,7 @@ both.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, cast, func, select, text
+from sqlalchemy import Connection, cast, func, literal_column, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import Text
 
@@ -257,7 +257,8 @@ def _refused_words(
             .table_valued(column, name=table)
             .render_derived()
         )
-        refusing = select(values.c[column]).where(text(f"NOT ({check.condition})"))
+        # Not `text`: a colon in the condition would begin a parameter.
+        refusing = select(values.c[column]).where(literal_column(f"NOT ({check.condition})"))
         refused = connection.scalars(refusing).all()
         if refused:
             yield Problem(

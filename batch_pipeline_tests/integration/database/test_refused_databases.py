@@ -124,6 +124,19 @@ def test_what_we_could_not_write_is_refused_and_can_be_fixed(server, types, befo
         upgrade(url)
 
 
+def test_a_check_may_contain_colons_and_percent_signs(server):
+    check = "text CHECK (processing_status NOT LIKE 'old :state%')"
+    with api_database(server, ApiTables("x", types={"uploads.processing_status": check})) as (
+        url,
+        connection,
+    ):
+        upgrade(url)
+        connection.execute(
+            "ALTER TABLE uploads ADD CHECK (processing_status NOT IN ('old :state', 'failed'))"
+        )
+        assert "uploads.processing_status may not be 'failed'" in refusal(url)
+
+
 @pytest.mark.parametrize("type_", ["vector(768)", "vector", "vector(3000)"])
 def test_a_vector_column_of_any_width_is_taken(server, type_):
     tables = ApiTables("x", types={"uploads.embedding_local": type_})
