@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from batch_pipeline.database.embedded_server import (
 from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.database.models import Base, Upload
 from batch_pipeline.database.names import DAGSTER_DATABASE
+from batch_pipeline.database.revisions import newest_revision
 from batch_pipeline.database.session import (
     Database,
     connect,
@@ -141,9 +142,10 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restore
         replace: remove rows that exist already; without it existing rows are refused.
 
     Raises:
-        RefusedError: the file is no backup, the database is not empty, or a process uses it.
-        PipelineError: it could not be restored. Our tables and Dagster's are restored one after the
-            other, each completely or not at all. Files that were restored before stay.
+        RefusedError: the file is no backup, or one of a newer version; the database is not empty,
+            or a process uses it.
+        PipelineError: it could not be restored. Dagster's tables and then ours are restored, each
+            completely or not at all. Files that were restored before stay.
     """
     try:
         with tarfile.open(file) as archive:
@@ -158,7 +160,7 @@ def _restore(
     about = archive.extractfile(_ABOUT)
     if about is None:
         raise RefusedError(f"{file} is no backup of ours: it does not say what is in it")
-    restored = Restored(Backup(**json.load(about)))
+    restored = Restored(_read_about(about.read(), file))
     database = connect(settings)
     try:
         _require_nobody_else(settings)
@@ -172,13 +174,15 @@ def _restore(
         was_empty = storage.is_empty()
         _put_files(archive, storage, restored)
         with tempfile.TemporaryDirectory() as folder:
-            archive.extract(_OURS, folder, filter="data")
-            _restore_dump(database.url, folder, _OURS, before=_DROP_OURS)
+            # Our tables come last. If one of the two fails, the database is still empty, and the
+            # same command can be called again.
             if restored.backup.dagster:
                 archive.extract(_DAGSTER, folder, filter="data")
                 url = _dagster_url(settings, database)
                 create_database_if_missing(database.url, str(url.database))
                 _restore_dump(url, folder, _DAGSTER)
+            archive.extract(_OURS, folder, filter="data")
+            _restore_dump(database.url, folder, _OURS, before=_DROP_OURS)
         database.upgrade()
         ownership = FileOwnership(database, storage, settings)
         if was_empty:
@@ -187,6 +191,21 @@ def _restore(
     finally:
         database.close()
     return restored
+
+
+def _read_about(about: bytes, file: Path) -> Backup:
+    """Read what a backup contains; what a newer version has added to the text is left out."""
+    known = {field.name for field in fields(Backup)}
+    try:
+        backup = Backup(**{name: said for name, said in json.loads(about).items() if name in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RefusedError(f"{file} is no backup of ours: {error}") from error
+    if backup.revision and backup.revision > newest_revision():
+        raise RefusedError(
+            f"{file} was made by a newer version: its tables are at revision {backup.revision}, "
+            f"this version knows revisions up to {newest_revision()}. Install that version first"
+        )
+    return backup
 
 
 def _put_files(archive: tarfile.TarFile, storage: Storage, restored: Restored) -> None:

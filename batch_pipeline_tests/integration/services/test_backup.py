@@ -1,10 +1,12 @@
 """A backup is one consistent file, even during runs; a restore restores all of it, or nothing."""
 
 import io
+import json
 import os
 import sys
 import tarfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -173,22 +175,66 @@ def test_a_backup_does_not_replace_a_pipe_or_a_device(pipeline, tmp_path):
     assert pipe.is_fifo()
 
 
+def change_members(file: Path, changed: Path, **changes: Callable[[bytes], bytes]) -> None:
+    """Copy a backup; each function gets the content of a member and returns its new content."""
+    with tarfile.open(file) as whole, tarfile.open(changed, "w") as archive:
+        contents = {member.name: whole.extractfile(member).read() for member in whole}
+        for name, change in changes.items():
+            contents[name.replace("_", ".")] = change(contents.get(name.replace("_", "."), b""))
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
 def test_a_restore_that_fails_leaves_the_database_as_it_was(deployed, tmp_path):
     pipeline, file, broken = deployed("here"), tmp_path / "whole.tar", tmp_path / "broken.tar"
     batch_id = add(pipeline, "fog.webp")
     back_up(pipeline.settings, file, with_files=False)
-    with tarfile.open(file) as whole, tarfile.open(broken, "w") as archive:
-        for member in whole:
-            content = whole.extractfile(member).read()
-            if member.name == "database.dump":
-                content = content[: len(content) // 2]
-                member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+    change_members(file, broken, database_dump=lambda dump: dump[: len(dump) // 2])
     with pytest.raises(PipelineError, match="failed"):
         restore(pipeline.settings, broken, replace=True)
     assert len(upload_rows(pipeline.database, batch_id)) == 1
     assert restore(pipeline.settings, file, replace=True).files == 0
     assert len(upload_rows(pipeline.database, batch_id)) == 1
+
+
+def test_after_a_restore_whose_history_of_runs_fails_the_same_command_works(deployed, tmp_path):
+    file, broken = tmp_path / "whole.tar", tmp_path / "broken.tar"
+    pipeline = deployed("here")
+    batch_id = add(pipeline, "fog.webp")
+    back_up(pipeline.settings, file, with_files=False)
+    change_members(
+        file,
+        broken,
+        backup_json=lambda about: json.dumps(json.loads(about) | {"dagster": True}).encode(),
+        dagster_dump=lambda _: b"nothing",
+    )
+    elsewhere = Settings(_env_file=None, home=tmp_path / "elsewhere")
+    with pytest.raises(PipelineError, match="failed"):
+        restore(elsewhere, broken)
+    restore(elsewhere, file)
+    assert len(upload_rows(deployed("elsewhere").database, batch_id)) == 1
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        (b'{"file": "x", "revision": "9000", "new": 1}', "newer version: .* at revision 9000"),
+        (b'{"revision": "0001"}', "no backup of ours"),
+        (b"[1]", "no backup of ours"),
+        (b"nothing", "no backup of ours"),
+    ],
+)
+def test_what_this_version_cannot_restore_is_refused(settings, tmp_path, about, expected):
+    file = tmp_path / "backup.tar"
+    about = about.replace(b'"file"', b'"storage": "s", "dagster": false, "file"')
+    with tarfile.open(file, "w") as archive:
+        member = tarfile.TarInfo("backup.json")
+        member.size = len(about)
+        archive.addfile(member, io.BytesIO(about))
+    with pytest.raises(RefusedError, match=expected):
+        restore(settings, file, replace=True)
 
 
 def test_the_commands_make_a_round_trip_and_refuse_while_others_are_connected(deployed, tmp_path):
