@@ -21,14 +21,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from sqlalchemy import select, text
 from sqlalchemy.engine import URL
 
+from batch_pipeline.database.connection_setup import is_pooled
 from batch_pipeline.database.embedded_server import (
     SERVER_VERSION,
     postgres_programs,
     server_users,
 )
+from batch_pipeline.database.failures import failures_named
 from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.database.models import Base, Upload
 from batch_pipeline.database.names import DAGSTER_DATABASE
@@ -91,7 +94,8 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
     """Write a backup; everything else may run at the same time.
 
     Raises:
-        RefusedError: the server is newer than our PostgreSQL programs, or the file is a device.
+        RefusedError: the server is newer than our PostgreSQL programs, a pooler is in front of it,
+            or the file is a device.
         PipelineError: the backup could not be made; no file is left.
     """
     if file.exists() and not file.is_file():
@@ -116,6 +120,7 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
             tempfile.TemporaryDirectory() as folder,
         ):
             dumps = {_OURS: database.url} | ({_DAGSTER: dagster} if has_dagster else {})
+            _require_no_pooler(*dumps.values())
             for name, url in dumps.items():
                 _run("pg_dump", "--format=custom", f"--file={folder}/{name}", url=url)
                 archive.add(f"{folder}/{name}", name)
@@ -143,7 +148,7 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restore
 
     Raises:
         RefusedError: the file is no backup, or one of a newer version; the database is not empty,
-            or a process uses it.
+            a process uses it, or a pooler is in front of it.
         PipelineError: it could not be restored. Dagster's tables and then ours are restored, each
             completely or not at all. Files that were restored before stay.
     """
@@ -170,6 +175,11 @@ def _restore(
                 f"the database holds {rows} batches and uploads already: restore into an empty "
                 "one, or say --replace"
             )
+        urls = [database.url]
+        if restored.backup.dagster:
+            urls.append(_dagster_url(settings, database))
+            create_database_if_missing(database.url, str(urls[-1].database))
+        _require_no_pooler(*urls)
         storage = Storage(settings.storage_location)
         was_empty = storage.is_empty()
         _put_files(archive, storage, restored)
@@ -178,9 +188,7 @@ def _restore(
             # same command can be called again.
             if restored.backup.dagster:
                 archive.extract(_DAGSTER, folder, filter="data")
-                url = _dagster_url(settings, database)
-                create_database_if_missing(database.url, str(url.database))
-                _restore_dump(url, folder, _DAGSTER)
+                _restore_dump(urls[-1], folder, _DAGSTER)
             archive.extract(_OURS, folder, filter="data")
             _restore_dump(database.url, folder, _OURS, before=_DROP_OURS)
         database.upgrade()
@@ -232,19 +240,18 @@ def _restore_dump(url: URL, folder: str, name: str, *, before: str = "SELECT 1")
     _run("pg_restore", *options, f"--file={script}", f"{folder}/{name}")
     _run(
         *("psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"),
-        *(f"--command={before}", f"--file={script}"),
+        *("--command=SET lock_timeout = '15s'", f"--command={before}", f"--file={script}"),
         url=url,
     )
 
 
 def _run(program: str, *arguments: str, url: URL | None = None) -> None:
     """Run one of PostgreSQL's programs; no list of processes shows the password."""
-    variables = {"PGOPTIONS": "-c lock_timeout=15s -c client_min_messages=warning"}
-    target = []
+    variables, target = {}, []
     if url is not None:
         bare = url.set(password=None).render_as_string(hide_password=False)
         target = [f"--dbname={libpq_url(bare)}"]
-        variables |= {"PGPASSWORD": url.password} if url.password else {}
+        variables = {"PGPASSWORD": url.password} if url.password else {}
     done = subprocess.run(  # noqa: S603 - the server's own program
         [postgres_programs() / program, *target, *arguments],
         env=os.environ | variables,
@@ -336,6 +343,19 @@ def _require_known_version(database: Database) -> None:
             f"the server is PostgreSQL {version}, our pg_dump is of {SERVER_VERSION}: use the "
             "server's own pg_dump, and copy the storage after it"
         )
+
+
+def _require_no_pooler(*urls: URL) -> None:
+    """Refuse a pooler: settings of the programs' sessions would stay for other clients of it."""
+    for url in urls:
+        address = libpq_url(url.render_as_string(hide_password=False))
+        with failures_named(), psycopg.connect(address, connect_timeout=10) as connection:
+            if is_pooled(connection):
+                raise RefusedError(
+                    f"the address of the database {url.database!r} leads to a pooler (PgBouncer); "
+                    "pg_dump and psql need the server itself: set BATCH_PIPELINE_DATABASE_URL, or "
+                    "BATCH_PIPELINE_DAGSTER_DATABASE_URL, to its address for this command"
+                )
 
 
 def _require_nobody_else(settings: Settings) -> None:

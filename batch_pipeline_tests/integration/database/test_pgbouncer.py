@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import make_url, text
 
 from batch_pipeline.database.session import Database, open_database, with_driver
-from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.errors import ConfigurationError, RefusedError
+from batch_pipeline.services.backup import back_up, restore
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.health import check_health
 from batch_pipeline.services.pipeline import Pipeline
@@ -147,6 +148,16 @@ def test_doctor_names_limits_of_time_that_we_cannot_lift(
         found = check_health(change(database_url=through), quick=True)
         [limits] = [check for check in found if check.name == "time limits"]
     assert "statement_timeout = 60000ms" in limits.detail
+
+
+def test_a_backup_and_a_restore_need_the_server_itself(pooled, tmp_path, change, database_url):
+    file = tmp_path / "backup.tar"
+    with pytest.raises(RefusedError, match="need the server itself"):
+        back_up(pooled.settings, file, with_files=False)
+    assert not file.exists()
+    back_up(change(database_url=database_url), file, with_files=False)
+    with pytest.raises(RefusedError, match="need the server itself"):
+        restore(pooled.settings, file, replace=True)
 
 
 def test_nothing_of_ours_stays_in_connections_that_others_get_next(mode, pooled, pooled_url):
