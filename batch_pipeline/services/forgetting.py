@@ -149,7 +149,7 @@ def forget(
 
     Raises:
         NotFoundError: nothing is kept of it.
-        RefusedError: it is being processed, or may be.
+        RefusedError: it is being processed, or may be; or an upload was added to it meanwhile.
         ServiceDownError: database or storage cannot be used. Another call completes the deletion.
     """
     receipt = Receipt(named, id_, dry_run)
@@ -306,12 +306,11 @@ def _forget_batch(
     with database.transaction() as connection:
         is_there = connection.scalar(select(UploadBatch.id).where(UploadBatch.id == batch_id))
         rows = _rows(connection, Upload.batch_id == batch_id)
+    ids = [row.id for row in rows]
     receipt.batches += [batch_id] if is_there else []
-    receipt.uploads += [row.id for row in rows]
+    receipt.uploads += ids
     receipt.counts += files.remove(rows)
-    of_batch = or_(
-        ModelCall.batch_id == batch_id, one_of(ModelCall.upload_id, [row.id for row in rows])
-    )
+    of_batch = or_(ModelCall.batch_id == batch_id, one_of(ModelCall.upload_id, ids))
     if receipt.dry_run:
         receipt.counts += Counter(history.count(batch_id))
         with database.transaction() as connection:
@@ -324,13 +323,19 @@ def _forget_batch(
         return
     receipt.counts += Counter(history.forget_batch(batch_id))
     with database.transaction() as connection:
-        uploads = _delete_uploads(connection, Upload.batch_id == batch_id)
-        _require_ended(connection, batch_id)
+        uploads = _delete_uploads(connection, one_of(Upload.id, ids))
+        label = _require_ended(connection, batch_id)
+        if connection.scalar(select(Upload.id).where(Upload.batch_id == batch_id).limit(1)):
+            # Its file, and what Dagster keeps of it, would stay for ever.
+            raise RefusedError(
+                f"an upload was added to batch {label} while the batch was being deleted: delete "
+                "again"
+            )
         calls = connection.execute(delete(ModelCall).where(of_batch)).rowcount
         connection.execute(delete(AskedSlice).where(AskedSlice.key.contains(str(batch_id))))
         connection.execute(delete(WorkPause).where(WorkPause.target == str(batch_id)))
         batches = connection.execute(delete(UploadBatch).where(UploadBatch.id == batch_id)).rowcount
-        forget_events(connection, [batch_id, *(row.id for row in rows)])
+        forget_events(connection, [batch_id, *ids])
         # Triggers have recorded these deletions as changes of the batch, so this comes last.
         connection.execute(delete(BatchToRecount).where(BatchToRecount.batch_id == batch_id))
         receipt.counts += Counter(batches=batches, uploads=uploads, model_calls=calls)

@@ -348,6 +348,34 @@ def test_a_sweep_in_the_middle_of_a_deletion_does_not_open_the_batch_again(kept,
     assert kept.delete("batch", batch).batches == [batch]
 
 
+def test_an_upload_that_an_api_adds_in_the_middle_of_a_deletion_does_not_lose_its_row(
+    kept, monkeypatch
+):
+    database, storage = kept.pipeline.database, kept.pipeline.storage
+    batch = add_batch(database, 1, status="cancelled")
+    path = storage.original_path(BARNABY, uuid.uuid4(), "jpg")
+    storage.write(path, b"a picture")
+    forget_batch = kept.history.forget_batch
+
+    def forget_batch_while_an_api_adds_an_upload(batch_id):
+        with database.transaction() as connection:
+            connection.execute(
+                insert(Upload).values(
+                    user_id=BARNABY, batch_id=batch_id, filename="late.jpg", file_path=path,
+                    file_type="image", file_size=9,
+                )
+            )  # fmt: skip
+        return forget_batch(batch_id)
+
+    monkeypatch.setattr(kept.history, "forget_batch", forget_batch_while_an_api_adds_an_upload)
+    with pytest.raises(RefusedError, match="while the batch was being deleted: delete again"):
+        kept.delete("batch", batch)
+    assert "late.jpg" in {row.filename for row in upload_rows(database, batch)}
+    monkeypatch.undo()
+    assert len(kept.delete("batch", batch, originals=True).uploads) == 2
+    assert not storage.exists(path)
+
+
 def test_ticks_and_the_console_that_call_a_batch_by_its_name_and_short_id_go_too(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     other = kept.batch(tmp_path, "pelican_odette")
