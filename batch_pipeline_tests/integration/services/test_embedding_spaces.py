@@ -2,12 +2,14 @@
 
 import json
 import threading
+import uuid
 
 import numpy as np
 import psycopg
 import pytest
 from sqlalchemy import event, text
 
+from batch_pipeline.database.readings import LOCAL_USER
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.database.spaces import (
     Questions,
@@ -16,7 +18,7 @@ from batch_pipeline.database.spaces import (
     find_space,
     get_space,
 )
-from batch_pipeline.errors import ConfigurationError, ServiceDownError
+from batch_pipeline.errors import ConfigurationError, RefusedError, ServiceDownError
 from batch_pipeline.model_servers.text_prefixes import TextPrefixes
 from batch_pipeline.services.embedding_spaces import drop, settings_for
 from batch_pipeline.services.search import search
@@ -125,6 +127,22 @@ def test_vectors_are_deleted_with_their_upload_by_any_client(pipeline, database_
         )
         [[left]] = api.execute("SELECT count(*) FROM upload_vectors").fetchall()
     assert left == 1
+
+
+@pytest.mark.parametrize("user", [uuid.UUID(int=7), None])
+def test_a_user_to_whom_an_api_gives_an_upload_is_answered_by_its_space(
+    pipeline, database_url, user
+):
+    batch_id = complete(pipeline, 384, [0.1, 0.9])
+    _, given = upload_rows(pipeline.database, batch_id)
+    with psycopg.connect(database_url, autocommit=True) as api:
+        api.execute("ALTER TABLE uploads ALTER user_id DROP NOT NULL")
+        api.execute("UPDATE uploads SET user_id = %s WHERE id = %s", [user, given.id])
+    mine = Filters(user_id=user or LOCAL_USER)
+    found = search(pipeline.database, lambda _: Model(384), "x", filters=mine)
+    assert [hit.upload_id for hit in found] == [given.id]
+    with pytest.raises(RefusedError, match="answers the searches of 2 users"):
+        drop(pipeline.database, space_of(pipeline.database, 384).id, SpaceKey("other", 384))
 
 
 def test_a_space_is_made_once_however_many_ask_for_it(pipeline):
