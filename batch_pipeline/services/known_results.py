@@ -252,7 +252,7 @@ def count_known(pipeline: "Pipeline", batch_id: uuid.UUID) -> int:
             Upload.batch_id == batch_id,
             other.embedding_model.is_not(None),
             other.vision_fingerprint.is_not(None),
-            true() if everybody else other.user_id == Upload.user_id,
+            true() if everybody else owner(other.user_id) == owner(Upload.user_id),
         )
     )
     with pipeline.database.transaction() as connection:

@@ -103,6 +103,16 @@ def test_of_another_user_only_if_a_setting_allows_it(work, model_server):
     assert len(calls(model_server)) == 2
 
 
+def test_uploads_of_an_api_that_has_no_users_are_known_to_the_local_user(work):
+    work = work(max_concurrent_uploads=1)
+    first = work.submit(PICTURE)
+    assert work.run(first).success
+    with work.pipeline.database.transaction() as connection:
+        connection.execute(text("ALTER TABLE uploads ALTER user_id DROP NOT NULL"))
+        connection.execute(text("UPDATE uploads SET user_id = NULL"))
+    assert count_known(work.pipeline, work.submit(PICTURE)) == 1
+
+
 def test_what_another_model_made_is_made_again_and_stale_finds_it(work, model_server, dialect):
     old = work(max_concurrent_uploads=1)
     stale = old.submit(PICTURE, "city.jpg")
