@@ -91,8 +91,19 @@ class AcceptedFile:
     filename: str
     media_type: MediaType
     size: int
+    written_at: int
+    """When it was last changed (nanoseconds)."""
     checksum: str
     sidecar_date: datetime | None
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the file still is as it was examined, as far as size and time tell."""
+        try:
+            now = self.path.stat()
+        except OSError:
+            return False
+        return (now.st_size, now.st_mtime_ns) == (self.size, self.written_at)
 
 
 @dataclass(frozen=True)
@@ -206,9 +217,9 @@ def store(
 
     Arguments and errors are those of `submit`.
     """
-    accepted = offer.accepted
+    accepted, refused = list(offer.accepted), list(offer.refused)
     if not accepted:
-        return Submission(None, [], offer.refused, offer.left_out)
+        return Submission(None, [], refused, offer.left_out)
     batch_id = uuid.uuid4()
     shown_name = _shown_name(name or offer.folder_name)
     ownership = FileOwnership(publisher.database, storage, settings)
@@ -216,11 +227,20 @@ def store(
     targets = [_stored_path(storage, user_id, file) for file in accepted]
     note = ownership.begin_submission(batch_id, targets)
     try:
-        for number, (file, target) in enumerate(zip(accepted, targets, strict=True), start=1):
-            storage.put(file.path, target)
+        for number, (file, target) in enumerate(zip(offer.accepted, targets, strict=True), 1):
+            if file.is_unchanged:
+                storage.put(file.path, target)
+            if not file.is_unchanged:
+                # Its checksum is that of other bytes, which may be known and described.
+                storage.remove(target)
+                accepted.remove(file)
+                reason = "it was changed or moved while it was submitted: submit it again"
+                refused.append(RefusedFile(file.filename, reason, file.path))
             note.keep_fresh()
-            on_stored(number, len(accepted))
+            on_stored(number, len(targets))
         note.remove()
+        if not accepted:
+            return Submission(None, [], refused, offer.left_out)
         with _refusals_named(user_id):
             _insert(publisher, storage, batch_id, user_id, accepted, shown_name, priority)
     except BaseException:
@@ -232,7 +252,7 @@ def store(
                 ownership.forget_submission(batch_id)
         raise
     upload_ids = [file.upload_id for file in accepted]
-    return Submission(batch_id, upload_ids, offer.refused, offer.left_out, shown_name)
+    return Submission(batch_id, upload_ids, refused, offer.left_out, shown_name)
 
 
 def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]:
@@ -312,10 +332,10 @@ def _examine(
 
 
 def _examine_one(path: Path, filename: str, settings: Settings) -> AcceptedFile:
-    size = path.stat().st_size
-    if size > settings.max_file_bytes:
+    found = path.stat()
+    if found.st_size > settings.max_file_bytes:
         raise RefusedError(
-            f"{size:,} bytes; a file may have {settings.max_file_bytes:,} "
+            f"{found.st_size:,} bytes; a file may have {settings.max_file_bytes:,} "
             "(BATCH_PIPELINE_MAX_FILE_BYTES)"
         )
     with path.open("rb") as file:
@@ -332,7 +352,8 @@ def _examine_one(path: Path, filename: str, settings: Settings) -> AcceptedFile:
         path,
         filename,
         media_type,
-        size,
+        found.st_size,
+        found.st_mtime_ns,
         checksum.hexdigest(),
         sidecar_date(path),
     )

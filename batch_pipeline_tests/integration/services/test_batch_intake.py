@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.errors import RefusedError, ServiceDownError
 from batch_pipeline.services import batch_intake
-from batch_pipeline.services.batch_intake import Submission, submit
+from batch_pipeline.services.batch_intake import Submission, examine, store, submit
 from batch_pipeline.services.file_ownership import OWNER_NOTE
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
@@ -171,6 +171,51 @@ def test_a_submission_over_a_limit_is_refused_whole(pipeline, folder, change, li
     copy(folder, "night.jpg", "night.jpg")
     with pytest.raises(RefusedError, match="submit them in parts"):
         offer(pipeline, folder, settings=change(**limit))
+    assert rows_and_files(pipeline) == (0, 0, 0)
+
+
+def test_a_file_that_is_changed_while_it_is_submitted_is_refused_and_the_others_go_on(
+    pipeline, folder
+):
+    """Its checksum would be that of other bytes, and so might be its description."""
+    names = ("a.webp", "b.jpg", "c.jpg", "d.jpg")
+    paths = [copy(folder, "fog.webp", names[0])] + [
+        copy(folder, "sea.jpg", name, appended=name.encode()) for name in names[1:]
+    ]
+    seen = paths[1].stat()
+
+    def change(stored: int, total: int) -> None:
+        if (stored, total) == (1, 4):
+            paths[1].write_bytes(paths[1].read_bytes()[::-1])
+            os.utime(paths[1], ns=(seen.st_atime_ns, seen.st_mtime_ns + 10**9))
+            paths[2].unlink()
+
+    submission = submit(
+        paths,
+        publisher=pipeline.publisher,
+        storage=pipeline.storage,
+        settings=pipeline.settings,
+        on_stored=change,
+    )
+    assert [file.filename for file in submission.refused] == ["b.jpg", "c.jpg"]
+    assert "submit it again" in submission.refused[0].reason
+    assert submission.batch_id
+    rows = upload_rows(pipeline.database, submission.batch_id)
+    assert {row.filename for row in rows} == {"a.webp", "d.jpg"}
+    assert rows_and_files(pipeline) == (1, 2, 2)
+
+
+def test_a_submission_whose_only_file_is_changed_meanwhile_leaves_nothing(pipeline, folder):
+    path = copy(folder, "sea.jpg", "a.jpg")
+    offer = examine([path], pipeline.settings)
+    path.write_bytes(b"")
+    submission = store(
+        offer,
+        publisher=pipeline.publisher,
+        storage=pipeline.storage,
+        settings=pipeline.settings,
+    )
+    assert (submission.batch_id, len(submission.refused)) == (None, 1)
     assert rows_and_files(pipeline) == (0, 0, 0)
 
 
