@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import psycopg
-from sqlalchemy import select
+from sqlalchemy import and_, func, or_, select
 
 from batch_pipeline.database.listening import listening
 from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload, UploadStatus
-from batch_pipeline.database.readings import FILENAME
+from batch_pipeline.database.readings import FILENAME, interval
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, PipelineError
 from batch_pipeline.services.pauses import Pause, pauses_of_batches
@@ -23,6 +23,9 @@ from batch_pipeline.services.reports.batch_status import batch_progress
 
 #: Longest time between two snapshots (if no message comes) and shortest time (seconds).
 LONGEST_PAUSE, SHORTEST_PAUSE = 1.0, 0.2
+#: A snapshot reads the uploads that have ended since this long before the last one (seconds): a
+#: change is dated by the beginning of its transaction.
+_OVERLAP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,13 @@ def watch_batch(
         ServiceDownError: the database cannot be reached.
     """
     deadline = time.monotonic() + (timeout_seconds or float("inf"))
-    known: set[uuid.UUID] = set()
+    shown: set[uuid.UUID] = set()
+    read_at: float | None = None
     with listening(database, CHANNEL) as listener:
         while True:
-            snapshot = _read(database, batch_id, known)
+            since = None if read_at is None else time.monotonic() - read_at + _OVERLAP_SECONDS
+            read_at = time.monotonic()
+            snapshot = _read(database, batch_id, shown, since)
             yield snapshot
             if snapshot.has_ended:
                 return
@@ -101,12 +107,26 @@ def _wait(listener: psycopg.Connection, batch_id: uuid.UUID) -> None:
             pass
 
 
-def _read(database: Database, batch_id: uuid.UUID, known: set[uuid.UUID]) -> BatchSnapshot:
+def _read(
+    database: Database, batch_id: uuid.UUID, shown: set[uuid.UUID], since_seconds: float | None
+) -> BatchSnapshot:
+    """Read a snapshot.
+
+    Args:
+        database: the database with the batch.
+        batch_id: the batch.
+        shown: uploads whose end earlier snapshots have shown; changed to those shown up to now.
+        since_seconds: read only uploads that have ended within this time; None: all. The last
+            snapshot reads all, since an upload API may end an upload without a date.
+    """
     progress = batch_progress(database, batch_id)
     if progress is None:
         raise NotFoundError(
             f"there is no batch {batch_id}: `batch-pipeline status` lists the newest ones"
         )
+    has_ended = and_(Upload.processing_status.in_(ENDED))
+    if since_seconds is not None and progress.status in OPEN_BATCH:
+        has_ended = and_(has_ended, Upload.updated_at > func.now() - interval(since_seconds))
     with database.transaction() as connection:
         rows = connection.execute(
             select(
@@ -119,15 +139,16 @@ def _read(database: Database, batch_id: uuid.UUID, known: set[uuid.UUID]) -> Bat
             )
             .where(
                 Upload.batch_id == batch_id,
-                Upload.processing_status.in_([*IN_WORK, *ENDED]),
+                or_(Upload.processing_status.in_(IN_WORK), has_ended),
             )
             .order_by(Upload.updated_at, Upload.id)
         ).all()
         pauses = pauses_of_batches(connection, [batch_id]).get(batch_id, ())
     uploads = [UploadSnapshot(*row) for row in rows]
-    ended = [upload for upload in uploads if upload.status in ENDED]
-    newly_ended = [upload for upload in ended if upload.upload_id not in known]
-    known.clear()
-    known.update(upload.upload_id for upload in ended)
     in_work = [upload for upload in uploads if upload.status not in ENDED]
+    shown.difference_update(upload.upload_id for upload in in_work)
+    newly_ended = [
+        upload for upload in uploads if upload.status in ENDED and upload.upload_id not in shown
+    ]
+    shown.update(upload.upload_id for upload in newly_ended)
     return BatchSnapshot(progress, in_work, newly_ended, pauses)

@@ -3,21 +3,22 @@
 import json
 import time
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 import redis
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from batch_pipeline.database.models import Upload
 from batch_pipeline.errors import PermanentError
+from batch_pipeline.services.progress.batch_watch import watch_batch
 from batch_pipeline.services.progress.publishing import CHANNEL, FileProgress, ProgressPublisher
 from batch_pipeline.services.states.backlog import MAX_DEATHS
 from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.testing.listening import messages_until_now
-from batch_pipeline.testing.records import USER, add_batch, upload_rows
+from batch_pipeline.testing.records import USER, add_batch, embedded, upload_rows
 from batch_pipeline.testing.tcp_proxy import TcpProxy
 from batch_pipeline_tests.patience import DEADLINE, promised
 
@@ -174,3 +175,39 @@ def test_a_name_of_any_length_fits_into_a_message(pipeline, database_url):
         [message] = messages_until_now(listener)
     assert len(message) < 8000
     assert Path(json.loads(message)["payload"]["file_name"]).name.startswith("\U0001f600")
+
+
+def test_a_watch_shows_each_end_once_and_reads_only_what_is_new(pipeline, database_url):
+    long_ago = {"updated_at": datetime.now(UTC) - timedelta(hours=2)}
+    done = {"processing_status": "completed", **long_ago}
+    batch_id = add_batch(pipeline.database, [done] * 5 + [{}] * 2, status="processing")
+    one, other = (
+        row.id
+        for row in upload_rows(pipeline.database, batch_id)
+        if row.processing_status == "pending"
+    )
+    read: list[int] = []
+
+    def count(_connection, cursor, statement, *_):
+        if "uploads.error_message" in statement:
+            read.append(cursor.rowcount)
+
+    event.listen(pipeline.database.engine, "after_cursor_execute", count)
+    watch = watch_batch(pipeline.database, batch_id)
+    assert len(next(watch).newly_ended) == 5
+    claim = pipeline.states.start(one, "run").claim
+    [in_work] = next(watch).in_work
+    assert in_work.upload_id == one
+    pipeline.states.complete(claim, embedded=embedded(pipeline.database), seconds={})
+    for shown in ([one], []):
+        assert [upload.upload_id for upload in next(watch).newly_ended] == shown
+    assert read == [5, 1, 1, 1]
+    # An upload API ends the other one, and leaves the time of the change as it is.
+    with psycopg.connect(database_url, autocommit=True) as api:
+        api.execute(
+            "UPDATE uploads SET processing_status = 'completed', updated_at = %s WHERE id = %s",
+            [long_ago["updated_at"], other],
+        )
+    pipeline.batches.recount_batch(batch_id)
+    *_, last = watch
+    assert [upload.upload_id for upload in last.newly_ended] == [other]
