@@ -57,6 +57,9 @@ EARLIER_SECONDS: Mapping[str, float] = {Priority.LOW: -1800.0, Priority.HIGH: 18
 #: How many users and how many batches the cursor remembers. Those that wait come first, then those
 #: with the newest turns.
 MAX_REMEMBERED = 1000
+#: Turns of users and batches that do not wait are forgotten after this time (seconds): later work
+#: is younger, and users and batches that were deleted must not be named for ever.
+REMEMBERED_SECONDS = 86400.0
 
 
 class WaitingSlice(NamedTuple):
@@ -178,8 +181,8 @@ class Turns:
             users[slice_.user_id] = batches[slice_.batch_id] = now
         waiting = list(waiting)
         return type(self)(
-            _newest(users, {slice_.user_id for slice_ in waiting}),
-            _newest(batches, {slice_.batch_id for slice_ in waiting}),
+            _newest(users, {slice_.user_id for slice_ in waiting}, now),
+            _newest(batches, {slice_.batch_id for slice_ in waiting}, now),
         )
 
 
@@ -382,7 +385,9 @@ def _by_batch(
 
 
 def _newest(
-    moments: dict[uuid.UUID, float], waiting: Collection[uuid.UUID]
+    moments: dict[uuid.UUID, float], waiting: Collection[uuid.UUID], now: float
 ) -> Mapping[uuid.UUID, float]:
-    kept = sorted(moments, key=lambda key: (key in waiting, moments[key]), reverse=True)
+    since = now - REMEMBERED_SECONDS
+    recent = [key for key, moment in moments.items() if key in waiting or moment > since]
+    kept = sorted(recent, key=lambda key: (key in waiting, moments[key]), reverse=True)
     return {key: moments[key] for key in kept[:MAX_REMEMBERED]}

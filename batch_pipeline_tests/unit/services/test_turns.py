@@ -13,6 +13,7 @@ from batch_pipeline.services.dispatch import turns as turns_module
 from batch_pipeline.services.dispatch.turns import (
     EARLIER_SECONDS,
     MAX_REMEMBERED,
+    REMEMBERED_SECONDS,
     SECONDS_PER_RUN_IN_FLIGHT,
     InFlight,
     Turns,
@@ -197,6 +198,13 @@ def test_waiting_users_are_remembered_before_others():
     assert ANNA in turns.users
     assert BATCHES[0] in turns.batches
     assert len(turns.users) == len(turns.batches) == MAX_REMEMBERED
+
+
+def test_turns_are_forgotten_after_a_day_unless_somebody_waits():
+    old = NOON - REMEMBERED_SECONDS - 1
+    turns = Turns({ANNA: old, BERT: old}, {BATCHES[0]: old, BATCHES[1]: old})
+    kept = turns.and_([], slices(BATCHES[0], 1), NOON)
+    assert kept == Turns({ANNA: old}, {BATCHES[0]: old})
 
 
 # Arrivals of all kinds
