@@ -143,6 +143,33 @@ def test_each_user_is_switched_when_nothing_of_that_user_is_missing(work, model_
     assert found(pipeline) == {"fog.webp", "sea.jpg"}
 
 
+def test_a_description_made_meanwhile_is_embedded_before_the_old_model_answers_again(
+    work, model_server
+):
+    make, work = work, work()
+    batch_id = work.submit("fog.webp", "sea.jpg")
+    assert work.run(batch_id).success
+    model_server.embedding_models.append("bge-m3")
+    work = make(embedding_model="bge-m3")
+    redo_stale(work.pipeline)
+    assert work.run(batch_id).success
+    assert switch_users(work.pipeline.database, key_of_settings(work.pipeline.settings)) == 1
+
+    [anew, _] = work.column(batch_id, "id")
+    selection = Selection(Stage.DESCRIPTION, upload_ids=[anew])
+    reprocess(work.pipeline.database, work.pipeline.batches, selection)
+    assert work.run(batch_id).success
+    assert vectors(work.pipeline) == {OLD: 1, "bge-m3": 2}
+
+    work = make(embedding_model=OLD)
+    pipeline = work.pipeline
+    assert switch_users(pipeline.database, key_of_settings(pipeline.settings)) == 0
+    redo_stale(pipeline)
+    assert work.run(batch_id).success
+    assert vectors(pipeline) == {OLD: 2, "bge-m3": 2}
+    assert switch_users(pipeline.database, key_of_settings(pipeline.settings)) == 1
+
+
 def test_an_old_model_that_is_gone_leaves_words_and_new_uploads_are_completed(work, model_server):
     make, work = work, work()
     batch_id = work.submit("fog.webp")

@@ -19,6 +19,7 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    delete,
     exists,
     func,
     or_,
@@ -170,24 +171,19 @@ LOCK_REFUSED = (
 _TELL = bindparam("tell", type_=Boolean)
 
 
-def _store(percentage: int, **values: Any) -> LoneStatement:
+def _stored(percentage: int, **values: Any) -> Update:
     """Store the result of a stage; announce it if `tell` is true."""
     message = queue_file_message(Upload, percentage, "processing", if_=_TELL).label("queued")
-    return LoneStatement(held_update(stage_seconds=_ADD_SECONDS, **values).returning(message))
+    return held_update(stage_seconds=_ADD_SECONDS, **values).returning(message)
 
 
 def _store_thumbnail() -> LoneStatement:
     """Store the path, and record that we made the file; that record stays after the upload."""
-    message = queue_file_message(Upload, THUMBNAIL_STORED, "processing", if_=_TELL)
-    stored = (
-        held_update(
-            thumbnail_path=bindparam("path"),
-            redo=_without(Upload.redo, "thumbnail"),
-            stage_seconds=_ADD_SECONDS,
-        )
-        .returning(message.label("queued"))
-        .cte("stored")
-    )
+    stored = _stored(
+        THUMBNAIL_STORED,
+        thumbnail_path=bindparam("path"),
+        redo=_without(Upload.redo, "thumbnail"),
+    ).cte("stored")
     noted = (
         insert(MadeThumbnail)
         .from_select(["upload_id", "user_id"], select(stored.c.id, stored.c.user_id))
@@ -199,7 +195,7 @@ def _store_thumbnail() -> LoneStatement:
 
 STORE_THUMBNAIL = _store_thumbnail()
 _REGENERATED = bindparam("regenerated", type_=Integer)
-STORE_DESCRIPTION = _store(
+_DESCRIPTION_STORED = _stored(
     DESCRIPTION_STORED,
     processing_status=UploadStatus.EMBEDDING,
     description=bindparam("words"),
@@ -228,6 +224,30 @@ STORE_DESCRIPTION = _store(
     mime_type=func.coalesce(bindparam("true_mime_type", type_=Text), Upload.mime_type),
     video_codec=bindparam("codec"),
 )
+
+
+def _replace_description() -> LoneStatement:
+    """Store a description, and delete vectors of the old one, by which a search may find it later.
+
+    The vector in the space that answers the user stays until it is replaced. Until then, search
+    finds the upload by it.
+    """
+    stored = _DESCRIPTION_STORED.cte("stored")
+    answering = select(AnsweringSpace.space_id).where(AnsweringSpace.user_id == stored.c.user_id)
+    outdated = (
+        delete(UploadVector)
+        .where(
+            UploadVector.upload_id == stored.c.id,
+            UploadVector.space_id.is_distinct_from(answering.scalar_subquery()),
+        )
+        .cte("outdated")
+    )
+    return LoneStatement(select(*stored.c).add_cte(outdated))
+
+
+STORE_DESCRIPTION = LoneStatement(_DESCRIPTION_STORED)
+#: The same for an upload that has a description already.
+REPLACE_DESCRIPTION = _replace_description()
 
 
 #: The new vector (`vector`); it goes into the space `space`.

@@ -71,6 +71,7 @@ from batch_pipeline.services.states.upload_statements import (
     COMPLETE_WITHIN,
     COMPLETE_WITHIN_WITH_VECTOR,
     LOCK_REFUSED,
+    REPLACE_DESCRIPTION,
     START,
     STORE_DESCRIPTION,
     STORE_THUMBNAIL,
@@ -278,7 +279,7 @@ class UploadStates:
         self._advance(
             claim,
             DESCRIPTION_STORED,
-            STORE_DESCRIPTION,
+            REPLACE_DESCRIPTION if regenerated else STORE_DESCRIPTION,
             words=description.text,
             tags=list(description.tags),
             readable=description.visible_text or None,
