@@ -33,7 +33,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import aliased
 
 from batch_pipeline.database.lone_statements import LoneStatement
-from batch_pipeline.database.models import DescriptionInWork, Upload, UploadStatus, UploadVector
+from batch_pipeline.database.models import (
+    DescriptionInWork,
+    Stage,
+    Upload,
+    UploadStatus,
+    UploadVector,
+)
 from batch_pipeline.database.readings import LOCAL_USER, interval, lease_lives, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import PipelineError
@@ -221,16 +227,22 @@ def forget_old_notes(database: Database) -> int:
 
 
 def vector_of(
-    database: Database, upload_id: uuid.UUID, space_id: int, fingerprint: str
+    database: Database, described: Described, space_id: int, fingerprint: str
 ) -> list[float] | None:
-    """Return the vector of an upload in a space if it has the current fingerprint, else None."""
+    """Return the vector of a copied description in a space, made with the current fingerprint.
+
+    None: there is none. The upload that it was copied from may have got another description since,
+    and keeps its old vector until the new one is stored.
+    """
     statement = (
         select(UploadVector.vector)
         .join(Upload, Upload.id == UploadVector.upload_id)
         .where(
-            UploadVector.upload_id == upload_id,
+            UploadVector.upload_id == described.copied_from,
             UploadVector.space_id == space_id,
             Upload.embedding_fingerprint == fingerprint,
+            Upload.description == described.description.text,
+            ~Upload.redo.contains([Stage.EMBEDDING.value]),
         )
     )
     with database.transaction() as connection:

@@ -406,10 +406,10 @@ class UploadProcessor:
         other = spaces.get(answering) if is_new and answering not in {None, space.id} else None
         report.embedding_model = embedding.name
         report.embedding_fingerprint = made_with = embedding.fingerprint()
-        copied_from = report.described.copied_from if report.described else None
+        described = report.described
         numbers = (
-            vector_of(self._pipeline.database, copied_from, space.id, made_with)
-            if copied_from
+            vector_of(self._pipeline.database, described, space.id, made_with)
+            if described and described.copied_from
             else None
         )
         if numbers is None:

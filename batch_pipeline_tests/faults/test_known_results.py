@@ -172,6 +172,22 @@ def test_a_description_that_is_requested_again_is_a_new_one(work, model_server):
     assert len(calls(model_server)) == 2
 
 
+def test_a_copy_of_a_description_whose_vector_is_not_made_yet_is_embedded_itself(
+    work, model_server
+):
+    work = work(max_concurrent_uploads=1)
+    first = work.submit(PICTURE)
+    assert work.run(first).success
+    with work.pipeline.database.transaction() as connection:  # a redo before its second store
+        connection.execute(text("UPDATE uploads SET description = 'A kite.', redo = '{embedding}'"))
+
+    again = work.submit(PICTURE)
+    assert work.run(again).success
+
+    assert work.column(again, "description") == ["A kite."]
+    assert [call.texts for call in calls(model_server, "embedding")][1:] == [["A kite."]]
+
+
 def test_an_upload_whose_row_has_no_checksum_gets_one(work, model_server):
     work = work(max_concurrent_uploads=1)
     first, again = work.submit(PICTURE), work.submit(PICTURE)

@@ -236,7 +236,8 @@ def test_what_people_ask_for_does_not_read_the_uploads_through(full_pipeline, pl
         database, Claim(one.id, "run", 1), one, "0" * 64, "m options:1",
         of_all_users=True, lease_seconds=60,
     )  # fmt: skip
-    vector_of(database, one.id, 1, "m")
+    copied = Described(Description("a blue sea"), 100, "m", "m", copied_from=one.id)
+    vector_of(database, copied, 1, "m")
     stale_uploads(database, "m options:1", at_most=10)
     batches.retry_batch(other, uploads[:3])
     batches.redo(other, Stage.DESCRIPTION, uploads[60:70])
