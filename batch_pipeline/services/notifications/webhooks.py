@@ -133,12 +133,15 @@ class _PinnedBackend(httpcore.AnyIOBackend):
     ) -> httpcore.AsyncNetworkStream:
         addresses = await self._addresses(host, port)
         for number, address in enumerate(addresses, 1):
+            is_last = number == len(addresses)
+            # An address that never answers must leave time for the others.
+            patience = timeout if is_last else TIMEOUT_SECONDS / (len(addresses) + 1)
             try:
                 return await super().connect_tcp(
-                    address, port, timeout, local_address, socket_options
+                    address, port, patience, local_address, socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                if number == len(addresses):
+                if is_last:
                     raise
         raise NotDeliveredError(f"{host} has no address")
 

@@ -311,6 +311,30 @@ def test_the_address_that_was_checked_is_the_one_that_is_connected_to(
     assert receiver.received == []
 
 
+def test_an_address_that_never_answers_leaves_time_for_the_next(change, receiver, monkeypatch):
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, receiver.port))
+        for address in ("203.0.113.1", "203.0.113.2", "127.0.0.1")
+    ]
+    connect = asyncio.SelectorEventLoop.sock_connect
+
+    async def silent(self, sock, address):
+        if address[0] != "127.0.0.1":
+            await asyncio.sleep(60)
+        await connect(self, sock, address)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", silent)
+    monkeypatch.setattr("batch_pipeline.services.notifications.webhooks.TIMEOUT_SECONDS", 4.0)
+    settings = change(
+        webhook_urls=f"http://several.example:{receiver.port}/hook",
+        webhook_secret=SECRET,
+        webhook_allow_private=True,
+    )
+    (answer,) = send_test(settings)
+    assert answer.delivered, answer.detail
+
+
 @pytest.mark.parametrize(
     "address",
     [
