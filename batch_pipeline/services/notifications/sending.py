@@ -22,6 +22,7 @@ from batch_pipeline.services.notifications import outbox
 from batch_pipeline.services.notifications.outbox import Delivery
 from batch_pipeline.services.notifications.webhooks import NotDeliveredError, post
 from batch_pipeline.settings import Settings
+from batch_pipeline.visible_text import visible_line
 from batch_pipeline.webhook_secrets import secret_key
 
 #: After this time a round takes no more deliveries (seconds). Dagster ends a tick after 60 s.
@@ -132,10 +133,12 @@ async def _send(delivery: Delivery, target: Target, settings: Settings) -> tuple
 
 
 def _tell_people(url: str, delivery: Delivery) -> str:
-    people = require_apprise().Apprise()
+    apprise = require_apprise()
+    people = apprise.Apprise()
     if not people.add(url):
         raise NotDeliveredError("not a URL that apprise knows")
-    if not people.notify(**_words(delivery)):
+    # Without the format, mail and chats would read names of files as HTML or Markdown.
+    if not people.notify(**_words(delivery), body_format=apprise.NotifyFormat.TEXT):
         raise NotDeliveredError("apprise could not send it; its log says why")
     return "sent"
 
@@ -158,9 +161,9 @@ def require_apprise() -> Any:
 
 def _words(delivery: Delivery) -> dict[str, str]:
     """Return an event as title and body for a person."""
-    data = delivery.data
+    data = {name: visible_line(value) for name, value in delivery.data.items() if value is not None}
     about = data.get("name") or data.get("filename") or data.get("kind") or ""
-    lines = [f"{name}: {value}" for name, value in data.items() if value not in {None, ""}]
+    lines = [f"{name}: {value}" for name, value in data.items() if value]
     return {
         "title": f"{delivery.type} {about}".strip(),
         "body": "\n".join(lines) or "This is a test.",

@@ -409,6 +409,21 @@ def test_chats_get_a_readable_text_through_apprise(change, receiver):
 
 
 @APPRISE_WARNS
+def test_names_are_neither_markup_nor_lines_of_their_own_in_chats(
+    pipeline, database, change, receiver
+):
+    cancelled_batch(pipeline, name="<img src=x>\nfailed: 0 \u202e")
+    url = receiver.url.replace("http://", "json://") + "?format=html"
+
+    assert send_due(database, change(notify_urls=url)) == (1, 0)
+
+    told = json.loads(receiver.received[0].body)
+    assert told["title"] == "batch.cancelled <img src=x> failed: 0 \N{REPLACEMENT CHARACTER}"
+    assert "<img" not in told["message"]
+    assert "&lt;img src=x&gt; failed: 0" in told["message"].replace("&nbsp;", " ")
+
+
+@APPRISE_WARNS
 def test_an_unknown_apprise_url_is_reported(change):
     (answer,) = send_test(change(notify_urls="nosuchservice://somewhere"))
     assert (answer.delivered, answer.detail) == (False, "not a URL that apprise knows")
