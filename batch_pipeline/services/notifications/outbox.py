@@ -47,7 +47,8 @@ RETRY_SECONDS = (10, 60, 300, 900, 1800, 3600, 7200, 14400, 21600, 32400)
 _JITTER = 0.1
 #: How long only one sender may send a delivery; longer than any attempt takes (seconds).
 LEASE_SECONDS = 60.0
-#: Number of deliveries that a sender takes and sends at the same time.
+#: Number of deliveries to each target that a sender takes and sends at the same time. So a target
+#: that does not answer does not delay the others, however many events wait for it.
 TAKEN_AT_ONCE = 20
 #: An event that no sender has read for this time is not sent any more.
 FORGOTTEN_AFTER = timedelta(days=1)
@@ -130,16 +131,17 @@ def take_due(database: Database, targets: Collection[str]) -> Sequence[Delivery]
     key = tuple_(NotificationDelivery.notification_id, NotificationDelivery.target)
     due = (
         select(NotificationDelivery.notification_id, NotificationDelivery.target)
-        .where(
-            NotificationDelivery.next_attempt_at <= func.clock_timestamp(),
-            NotificationDelivery.target.in_(targets),
-        )
+        .where(NotificationDelivery.next_attempt_at <= func.clock_timestamp())
         .order_by(NotificationDelivery.next_attempt_at)
         .limit(TAKEN_AT_ONCE)
         .with_for_update(skip_locked=True)
     )
     with database.transaction() as connection:
-        keys = [tuple(row) for row in connection.execute(due)]
+        keys = [
+            tuple(row)
+            for target in targets
+            for row in connection.execute(due.where(NotificationDelivery.target == target))
+        ]
         rows = connection.execute(
             update(NotificationDelivery)
             .where(key.in_(keys), NotificationDelivery.notification_id == Notification.id)

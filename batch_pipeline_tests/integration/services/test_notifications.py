@@ -258,6 +258,16 @@ def test_a_sender_that_was_too_slow_does_not_change_what_another_has_noted(
     assert outbox.undelivered(database) == []
 
 
+def test_many_events_for_one_target_do_not_delay_another(pipeline, database):
+    for _ in range(outbox.TAKEN_AT_ONCE):
+        cancelled_batch(pipeline)
+    outbox.address(database, ["broken"])
+    cancelled_batch(pipeline)
+    outbox.address(database, ["broken", "other"])
+    taken = outbox.take_due(database, ["broken", "other"])
+    assert [delivery.target for delivery in taken].count("other") == 1
+
+
 def test_a_redirect_is_not_followed(pipeline, told, receiver):
     with webhook_receiver() as elsewhere:
         receiver.status, receiver.headers = 307, {"location": elsewhere.url}
