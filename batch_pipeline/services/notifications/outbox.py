@@ -34,7 +34,7 @@ from batch_pipeline.database.models import (
     Upload,
     UploadStatus,
 )
-from batch_pipeline.database.readings import WAITING, interval
+from batch_pipeline.database.readings import PENDING_WORK, interval
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import PipelineError, ServiceDownError
 from batch_pipeline.masking import masked
@@ -93,7 +93,7 @@ def end_outages(database: Database, quiet_seconds: float = OUTAGE_QUIET_SECONDS)
     works_again = exists().where(
         Upload.processing_status == UploadStatus.COMPLETED, Upload.updated_at > Outage.seen_at
     )
-    waits = exists().where(WAITING, Upload.error_kind == Outage.kind)
+    waits = exists().where(PENDING_WORK, Upload.error_kind == Outage.kind)
     over = and_(Outage.seen_at < func.now() - interval(quiet_seconds), or_(works_again, ~waits))
     with database.transaction() as connection:
         return connection.execute(delete(Outage).where(over)).rowcount

@@ -161,6 +161,15 @@ def test_an_outage_sends_one_event_when_it_begins_and_one_when_it_ends(pipeline,
     assert events(database)[1][1]["kind"] == "model_server_down"
 
 
+def test_an_outage_ends_if_the_batch_that_waited_for_it_is_cancelled(pipeline, database):
+    batch_id = add_batch(database, 2)
+    down = ServiceDownError("model_server_down", "cannot be reached")
+    pipeline.states.release_waiting(batch_id, down, resume_after_seconds=0)
+    assert end_outages(database, quiet_seconds=0) == 0
+    pipeline.batches.cancel_batch(batch_id)
+    assert end_outages(database, quiet_seconds=0) == 1
+
+
 def test_a_receiver_that_was_down_gets_it_once_with_the_id_of_the_first_attempt(
     pipeline, database, told, change
 ):
