@@ -302,7 +302,10 @@ class _Cursor:
         try:
             parts = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
             position, tier, score, upload_id = parts.split()
-            return cls(int(position), (int(tier), float.fromhex(score), uuid.UUID(upload_id)))
+            last = int(position)
+            if last < 0:
+                raise ValueError
+            return cls(last, (int(tier), float.fromhex(score), uuid.UUID(upload_id)))
         except (ValueError, OverflowError):
             raise RefusedError(
                 f"{text!r} is not where a page begins: expected the cursor of a result"

@@ -1,5 +1,6 @@
 """Search by names, phrases and words, filters, pages and copies, on a handful of uploads."""
 
+import base64
 import uuid
 from datetime import UTC, datetime
 
@@ -324,7 +325,11 @@ def test_what_comes_in_between_two_pages_neither_repeats_nor_hides_a_result(data
     assert rest == ["2.jpg", "3.jpg", "4.jpg", "late.jpg", "5.jpg"]
 
 
-@pytest.mark.parametrize("cursor", ["x", "!!!", "MSAy", "é"])
+#: A position below zero.
+NEGATIVE = base64.urlsafe_b64encode(f"-9 0 0x0.0p+0 {uuid.UUID(int=1).hex}".encode()).decode()
+
+
+@pytest.mark.parametrize("cursor", ["x", "!!!", "MSAy", "é", NEGATIVE])
 def test_a_cursor_that_is_none_is_refused(mixed, cursor):
     with pytest.raises(RefusedError, match="is not where a page begins"):
         search(mixed, Questions(), "anything", after=cursor)
