@@ -5,9 +5,12 @@ A word that hundreds of uploads contain does not help to rank them, so meaning d
 """
 
 import re
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, false, func, literal_column, or_
 from sqlalchemy.dialects.postgresql import TSVECTOR
@@ -33,8 +36,8 @@ class Question:
 
     @cached_property
     def text(self) -> str:
-        """The search text, without characters that PostgreSQL cannot hold."""
-        return UNREADABLE.sub(" ", self.asked[:_LONGEST]).strip()
+        """The search text with composed accents, without characters that PostgreSQL cannot hold."""
+        return unicodedata.normalize("NFC", UNREADABLE.sub(" ", self.asked[:_LONGEST])).strip()
 
     @cached_property
     def phrases(self) -> list[str]:
@@ -47,29 +50,39 @@ class Question:
 
     def names(self, filename: str) -> bool:
         """Return whether the question is this file name, with or without its extension."""
-        name = filename.lower()
+        name = unicodedata.normalize("NFC", filename).lower()
         return self._name in {name, PurePath(name).stem}
 
     @property
     def has_name(self) -> ColumnElement[bool]:
         """Condition: the upload has exactly this file name."""
-        return and_(_indexed, func.lower(Upload.filename) == self._name)
+        return and_(_indexed, func.lower(Upload.filename).in_(_spellings(self._name)))
 
     @property
     def has_phrases(self) -> ColumnElement[bool]:
         """Condition: the upload contains all quoted phrases word for word."""
         if not self.phrases:
             return false()
-        found = (_words.op("@@")(func.phraseto_tsquery("simple", p)) for p in self.phrases)
-        return and_(_indexed, *found)
+        return and_(_indexed, *(_contains(func.phraseto_tsquery, p) for p in self.phrases))
 
     @property
     def has_all_words(self) -> ColumnElement[bool]:
         """Condition: the upload contains all words of the question; English endings are ignored."""
         asked = [
-            func.plainto_tsquery("english", self.text),
-            func.plainto_tsquery("simple", self.text),
+            _contains(func.plainto_tsquery, self.text, "english"),
+            _contains(func.plainto_tsquery, self.text),
         ]
         if not self.text.split()[1:]:  # the index has split names at such characters
-            asked.append(func.plainto_tsquery("simple", re.sub(r"[\W_]+", " ", self.text)))
-        return and_(_indexed, or_(*(_words.op("@@")(query) for query in asked)))
+            asked.append(_contains(func.plainto_tsquery, re.sub(r"[\W_]+", " ", self.text)))
+        return and_(_indexed, or_(*asked))
+
+
+def _contains(
+    query: Callable[..., Any], text: str, language: str = "simple"
+) -> ColumnElement[bool]:
+    return or_(*(_words.op("@@")(query(language, spelling)) for spelling in _spellings(text)))
+
+
+def _spellings(text: str) -> list[str]:
+    """Return a text with composed accents, and with separate ones as in file names of macOS."""
+    return list(dict.fromkeys(unicodedata.normalize(form, text) for form in ("NFC", "NFD")))

@@ -1,6 +1,7 @@
 """Search by names, phrases and words, filters, pages and copies, on a handful of uploads."""
 
 import base64
+import unicodedata
 import uuid
 from datetime import UTC, datetime
 
@@ -85,6 +86,23 @@ def test_a_whole_file_name_is_found_first_however_far_it_is(database, find, ques
     [first, *_] = find(question)
 
     assert (first.filename, first.found_by, first.weak) == ("IMG_2041.JPG", "filename", False)
+
+
+@pytest.mark.parametrize("asked", ["NFC", "NFD"])
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("question", "found_by"),
+    [("Café Ölüdeniz.jpg", "filename"), ("Ölüdeniz", "words"), ('"Ölüdeniz"', "phrase")],
+)
+def test_accents_are_found_however_they_are_written(  # noqa: PLR0917
+    database, find, question, found_by, stored, asked
+):
+    name = unicodedata.normalize(stored, "Café Ölüdeniz.jpg")
+    add_batch(database, [upload("near.jpg", 0.9), upload(name, -0.5)])
+
+    hits = find(unicodedata.normalize(asked, question))
+
+    assert [hit.found_by for hit in hits if hit.filename == name] == [found_by]
 
 
 def test_quoted_words_come_before_nearer_pictures_that_do_not_have_them(database, find):
