@@ -139,7 +139,8 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         in_flight = runs_in_flight(instance, job.name, left_out).and_(
             slice_ for slice_ in numbered if slice_.key in recent
         )
-        turns, now = Turns.parse(context.cursor), time.time()
+        now = time.time()
+        turns = Turns.parse(context.cursor).until(now)
         choice = choose_slices(
             waiting,
             launched=launched,

@@ -171,6 +171,17 @@ class Turns:
             }
         )
 
+    def until(self, now: float) -> Self:
+        """Return a copy without turns in the future, which a clock that was ahead has recorded.
+
+        Otherwise their users and batches would wait until that moment.
+        """
+        users, batches = (
+            {key: moment for key, moment in moments.items() if moment <= now}
+            for moments in (self.users, self.batches)
+        )
+        return type(self)(users, batches)
+
     def and_(
         self, taken: Iterable[WaitingSlice], waiting: Iterable[WaitingSlice], now: float
     ) -> Self:

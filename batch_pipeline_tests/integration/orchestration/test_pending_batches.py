@@ -1,5 +1,6 @@
 """The sensor: which runs it requests, and that it requests none twice."""
 
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,7 @@ from batch_pipeline.orchestration.tags import (
     SLICE_TAG,
 )
 from batch_pipeline.services.dispatch.asked_slices import ASKED_SECONDS
+from batch_pipeline.services.dispatch.turns import Turns
 from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.records import add_batch, embedded, upload_rows
 
@@ -142,6 +144,17 @@ def test_the_oldest_batch_comes_first(daemon_of):
     older = add_batch(daemon.pipeline.database, 1)
     make_older(daemon, older, seconds=86400)
     assert batches_of(daemon.tick()) == [str(older), str(newer)]
+
+
+def test_turns_that_a_clock_ahead_has_recorded_keep_nobody_waiting(daemon_of):
+    daemon = daemon_of(max_runs_in_flight=1)
+    older, newer = (add_batch(daemon.pipeline.database, 1) for _ in range(2))
+    make_older(daemon, older, seconds=3600)
+    tomorrow = time.time() + 86400
+    daemon.cursor = str(Turns({}, {older: tomorrow}))
+    assert batches_of(daemon.tick()) == [str(older)]
+    assert Turns.parse(daemon.cursor).batches[older] < tomorrow
+    assert newer not in Turns.parse(daemon.cursor).batches
 
 
 def test_a_thousand_files_do_not_keep_three_waiting(daemon_of):
