@@ -6,7 +6,7 @@ it is left out (``services/one_by_one.py``), and the tick says so.
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -88,6 +88,9 @@ RUN_END_INTERVAL_SECONDS = 15
 #: How soon the end of a batch is reported (seconds), and how many in one tick, as each reads
 #: thumbnails.
 REPORT_INTERVAL_SECONDS, REPORTS_PER_TICK = 10, 10
+#: After this time a tick begins no other report: if Dagster ended the tick, which it does after
+#: 60 s, the same reports would be made for ever (seconds).
+REPORTS_SECONDS = 20.0
 
 _IN_FLIGHT = (
     dg.DagsterRunStatus.QUEUED,
@@ -286,7 +289,10 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
     # Dagster's own storage refuses a second check of the same partition by a sensor.
     may_be_said_again = isinstance(context.instance.event_log_storage, GroupedEventLogStorage)
 
+    begun: list[EndedBatch] = []
+
     def report(batch: EndedBatch) -> _Report:
+        begun.append(batch)
         try:
             summary = batch_summary(pipeline.database, pipeline.storage, batch.batch_id)
         except NotFoundError:
@@ -301,11 +307,11 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
     try:
         ended = newly_ended(pipeline.database, seen, limit=REPORTS_PER_TICK)
         due = [*ended, *seen.due_again(ended, limit=REPORTS_PER_TICK)]
-        made = one_by_one(due, report, left_out, named=_batch)
+        made = one_by_one(_in_time(due), report, left_out, named=_batch)
     except ServiceDownError as error:
         return dg.SensorResult(skip_reason=f"reports wait, because {error}")
     reported = [done for done in made if done.outcome]
-    failed = [batch for batch in due if batch not in [done.batch for done in made]]
+    failed = [batch for batch in begun if batch not in [done.batch for done in made]]
     given_up = [batch for batch in failed if batch.tries + 1 == MAX_TRIES]
     named = [done.batch.batch_id for done in reported] + [batch.batch_id for batch in given_up]
     said = "; ".join(f"{_batch(done.batch)} {done.outcome}" for done in reported)
@@ -319,13 +325,22 @@ def report_ended_batches(context: dg.SensorEvaluationContext) -> dg.SensorResult
         dynamic_partitions_requests=[BATCHES.build_add_request([str(id_) for id_ in named])]
         if named
         else [],
-        cursor=str(seen.and_(due, failed=failed)) if due else None,
+        cursor=str(seen.and_(begun, failed=failed)) if begun else None,
         skip_reason="; ".join(
             filter(
                 None, [f"reported: {said}" if said else "no batch has ended since", str(left_out)]
             )
         ),
     )
+
+
+def _in_time(due: Sequence[EndedBatch]) -> Iterator[EndedBatch]:
+    """Yield batches, at least one, until a tick has taken `REPORTS_SECONDS`."""
+    end = time.monotonic() + REPORTS_SECONDS
+    for number, batch in enumerate(due):
+        if number and time.monotonic() > end:
+            return
+        yield batch
 
 
 class _Report(NamedTuple):

@@ -267,6 +267,16 @@ def test_a_long_backlog_is_reported_in_turns_each_end_once(reporter, pipeline):
     assert len(reporter.cursor) < 200, "the cursor keeps what cannot be found again"
 
 
+def test_a_tick_that_takes_long_leaves_reports_to_the_next(reporter, pipeline, monkeypatch):
+    monkeypatch.setattr("batch_pipeline.orchestration.sensors.REPORTS_SECONDS", 0, raising=False)
+    make_unreadable(pipeline.database, "damaged")
+    bad = ended_batch(pipeline, [ENDED | {"filename": "damaged"}])
+    good = [ended_batch(pipeline) for _ in range(2)]
+    ticks = [reporter.reported() for _ in range(3 + MAX_TRIES)]
+    assert [len(tick) for tick in ticks] == [0, 1, 1, 0, 1, 0]
+    assert [batch for tick in ticks for batch in tick] == list(map(str, [*good, bad]))
+
+
 def test_the_first_look_leaves_old_batches_alone(reporter, pipeline):
     ended_batch(pipeline, completed_at=func.now() - timedelta(days=2))
     recent = ended_batch(pipeline, completed_at=func.now() - timedelta(hours=2))
