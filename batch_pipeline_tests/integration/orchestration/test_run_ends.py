@@ -34,6 +34,7 @@ from batch_pipeline.orchestration.run_ends import (
     dead_runs,
 )
 from batch_pipeline.orchestration.sweep import (
+    JOBS,
     delete_old_runs,
     sweep_once,
     tidy,
@@ -125,6 +126,21 @@ def test_a_run_that_was_recorded_waits_for_the_daemon_that_will_launch_it(
 
     assert dead_after(60) == []
     assert dead_after(300) == [run.run_id]
+
+
+def test_a_sweep_that_removes_files_for_half_an_hour_is_not_dead(
+    pipeline, instance, definitions, monkeypatch
+):
+    job = definitions.resolve_job_def("sweep_backlog")
+    run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+
+    def dead_after(seconds):
+        clock = SimpleNamespace(time=lambda: time.time() + seconds)
+        monkeypatch.setattr(run_ends, "time", clock)
+        return [r.run_id for r in dead_runs(instance, pipeline, JOBS, LeftOut())]
+
+    assert dead_after(1800) == []
+    assert dead_after(2 * 3600) == [run.run_id]
 
 
 @pytest.mark.parametrize(
