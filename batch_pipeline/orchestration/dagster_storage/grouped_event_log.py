@@ -91,6 +91,7 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
         self._of_thread = threading.local()
         #: Key of the lock that a transaction holds while it writes a group, see `_write_group`.
         self._lock_key = random.getrandbits(62)
+        #: Id of the first row in the last attempt to write a group; 0: it has none yet.
         self._first_id = 0
         super().__init__(url, should_autocreate_tables=False)
         self._engine = engine
@@ -183,6 +184,8 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
     def _write_group(self, group: Sequence[_Row], tried: bool) -> None:
         """Write a group in one transaction. Only the writer's thread calls this."""
         events = [event for event, _ in group]
+        if not tried:
+            self._first_id = 0  # that of the group before would be found
         with (
             self._engine.connect().execution_options(
                 isolation_level="READ COMMITTED"

@@ -249,13 +249,14 @@ def test_an_outage_in_the_middle_of_a_group_loses_and_doubles_nothing(
     through, proxy = proxied
     storage = open_log(through)
     storage.store_event(event(run_id, KIND.RUN_START))
-    for number, request in enumerate((b"INTO event_logs", b"INTO asset_keys", b"pg_notify")):
+    requests = (b"INTO event_logs", b"INTO asset_keys", b"pg_notify", b"pg_advisory_xact_lock")
+    for number, request in enumerate(requests):
         storage.store_event(materialization(run_id, f"{run_id}_{number}"))
         proxy.lose_the_reply_to(request)
         storage.store_event(line(run_id, number, logging.ERROR))
         assert proxy.dropped.is_set()
         assert rows()[-2:] == ["ASSET_MATERIALIZATION", str(number)]
-    assert len(rows()) == 7
+    assert len(rows()) == 9
 
 
 def test_an_outage_that_lasts_is_an_error_and_what_was_said_is_written_after_it(
