@@ -1,7 +1,7 @@
 """How many connections to PostgreSQL the processes of a deployment open at most.
 
-A server refuses connections beyond its ``max_connections`` (100 by default), and the refused
-connection may be that of a run worker. So the size of the pools depends on the limit of the server
+A server refuses connections beyond its ``max_connections`` (100 by default) or the ``CONNECTION
+LIMIT`` of a role or a database, and the refused connection may be that of a run worker. So the size of the pools depends on the limit of the server
 and on how many runs may be in flight. If that many runs cannot fit, the start is refused.
 
 ====================================  ==============================================
@@ -48,10 +48,16 @@ _PER_WORKER = DAGSTER_POOL + CALL_SLOTS
 #: Number of other processes that have our pool: code server and run worker of `sweep_backlog`.
 _ALSO_POOLED = 2
 
+#: That of the server, of our role or of the database; the smallest counts, and `least` ignores NULL.
 _LIMIT = """
-    SELECT current_setting('max_connections')::int
-        - current_setting('superuser_reserved_connections')::int
-        - coalesce(current_setting('reserved_connections', true)::int, 0)
+    SELECT least(
+        current_setting('max_connections')::int
+            - current_setting('superuser_reserved_connections')::int
+            - coalesce(current_setting('reserved_connections', true)::int, 0),
+        (SELECT least(nullif(rolconnlimit, -1), nullif(datconnlimit, -1))
+            FROM pg_roles, pg_database
+            WHERE rolname = current_user AND NOT rolsuper AND datname = current_database())
+    )
 """
 
 
@@ -80,7 +86,8 @@ def pool_size(settings: Settings, limit: int) -> int:
             asked += f" with BATCH_PIPELINE_CELERY_PROCESSES={settings.celery_processes}"
         raise ConfigurationError(
             f"{asked} needs up to {worst_case(settings, LEAST_POOL)} connections, PostgreSQL "
-            f"accepts {limit}: lower it, or raise max_connections of the server"
+            f"accepts {limit}: lower it, or raise max_connections of the server and the CONNECTION "
+            "LIMIT of role and database"
         )
     return min(share, settings.max_concurrent_uploads + BESIDE_UPLOADS)
 

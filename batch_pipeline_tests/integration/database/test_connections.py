@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -78,6 +79,20 @@ def test_the_limit_is_that_of_ordinary_users(pipeline):
         }
     limit = connection_limit(pipeline.database.url)
     assert 0 < limit <= shown["max_connections"] - shown["superuser_reserved_connections"]
+
+
+@pytest.mark.parametrize("limited", ["role", "database"])
+def test_a_limit_of_the_role_or_the_database_counts_too(database, limited):
+    name, url = f"few_{uuid.uuid4().hex[:8]}", database.url
+    with database.transaction() as connection:
+        connection.execute(text(f"CREATE ROLE {name} LOGIN PASSWORD 'x'"))
+        which = name if limited == "role" else f'"{url.database}"'
+        connection.execute(text(f"ALTER {limited} {which} CONNECTION LIMIT 23"))
+    try:
+        assert connection_limit(url.set(username=name, password="x")) == 23
+    finally:
+        with database.transaction() as connection:
+            connection.execute(text(f"DROP ROLE {name}"))
 
 
 def cut_connections(server_url, database_url):
