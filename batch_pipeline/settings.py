@@ -35,6 +35,8 @@ FILE_SUFFIX = "_FILE"
 #: Names with our prefix that are not settings: those of our tests, and those that Kubernetes sets
 #: in every pod if there is a service named ``batch-pipeline``.
 _NO_SETTING = re.compile(r"TEST_\w+|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?PORT(_\d+_\w+)?")
+#: What separates Apprise URLs, which may contain commas, for example between recipients of a mail.
+_NEXT_URL = re.compile(r",\s*(?=[A-Za-z][\w+.-]*://)")
 #: Fields of a request to a model that cannot be set as options.
 _NEVER_AN_OPTION = {"model", "messages", "input", "prompt", "stream"}
 
@@ -446,12 +448,12 @@ class Settings(BaseSettings):
     @cached_property
     def webhook_url_list(self) -> tuple[str, ...]:
         """Return the URLs of webhooks, without duplicates."""
-        return _listed(self.webhook_urls)
+        return _listed(*self.webhook_urls.split(","))
 
     @cached_property
     def notify_url_list(self) -> tuple[str, ...]:
         """Return the Apprise URLs, without duplicates."""
-        return _listed(self.notify_urls)
+        return _listed(*_NEXT_URL.split(self.notify_urls))
 
     @field_validator("prompts")
     @classmethod
@@ -536,8 +538,8 @@ class Settings(BaseSettings):
         return self.embedder or self.analyzer
 
 
-def _listed(urls: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(url.strip() for url in urls.split(",") if url.strip()))
+def _listed(*urls: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, (url.strip(" ,") for url in urls))))
 
 
 def _names(text: str) -> frozenset[str]:

@@ -419,6 +419,12 @@ def test_settings_that_cannot_be_used_are_refused(values, said):
         load_settings(**values)
 
 
+def test_a_url_of_apprise_may_contain_commas():
+    mail, chat = "mailto://a:b@example.org?to=c@example.org,d@example.org", "slack://t/#a,#b"
+    settings = load_settings(notify_urls=f" {mail}, {chat},{mail},")
+    assert settings.notify_url_list == (mail, chat)
+
+
 @APPRISE_WARNS
 def test_chats_get_a_readable_text_through_apprise(change, receiver):
     url = receiver.url.replace("http://", "json://")
