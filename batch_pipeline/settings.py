@@ -35,6 +35,8 @@ FILE_SUFFIX = "_FILE"
 #: Names with our prefix that are not settings: those of our tests, and those that Kubernetes sets
 #: in every pod if there is a service named ``batch-pipeline``.
 _NO_SETTING = re.compile(r"TEST_\w+|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?PORT(_\d+_\w+)?")
+#: A URL as it is sent over HTTP.
+_IN_ASCII = re.compile("[!-~]+")
 #: What separates Apprise URLs, which may contain commas, for example between recipients of a mail.
 _NEXT_URL = re.compile(r",\s*(?=[A-Za-z][\w+.-]*://)")
 #: Fields of a request to a model that cannot be set as options.
@@ -430,12 +432,14 @@ class Settings(BaseSettings):
             try:
                 parts = urlsplit(url)
                 usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+                usable = usable and _IN_ASCII.fullmatch(url)
             except ValueError:
                 usable = False
             if not usable or parts.username or parts.fragment:
                 raise ValueError(
                     f"{ENVIRONMENT_PREFIX}WEBHOOK_URLS: {masked(url)!r} cannot be used; expected "
-                    "https://host/path, without a user name"
+                    "https://host/path, without a user name, and without spaces and letters that "
+                    "are not ASCII: write them as xn--… in the host, and as %… in the path"
                 )
         secret = self.webhook_secret.get_secret_value()
         if self.webhook_url_list or secret:

@@ -410,6 +410,7 @@ def test_secrets_are_in_no_log_line_and_no_answer(pipeline, database, told, rece
     [
         ({"webhook_urls": "ftp://a/b"}, "expected https://host/path"),
         ({"webhook_urls": "https://u:p@a/b"}, "without a user name"),
+        ({"webhook_urls": "https://bücher.example/b"}, "write them as xn--… in the host"),
         ({"webhook_urls": "https://a/b"}, "WEBHOOK_SECRET: expected whsec_"),
         ({"webhook_urls": "https://a/b", "webhook_secret": "whsec_!"}, "expected whsec_"),
     ],
