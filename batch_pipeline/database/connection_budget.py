@@ -1,8 +1,9 @@
 """How many connections to PostgreSQL the processes of a deployment open at most.
 
 A server refuses connections beyond its ``max_connections`` (100 by default) or the ``CONNECTION
-LIMIT`` of a role or a database, and the refused connection may be that of a run worker. So the size of the pools depends on the limit of the server
-and on how many runs may be in flight. If that many runs cannot fit, the start is refused.
+LIMIT`` of a role or a database, and the refused connection may be that of a run worker. So the size
+of the pools depends on this limit and on how many runs may be in flight. If that many runs cannot
+fit, the start is refused.
 
 ====================================  ==============================================
 process                               connections at most
@@ -48,7 +49,7 @@ _PER_WORKER = DAGSTER_POOL + CALL_SLOTS
 #: Number of other processes that have our pool: code server and run worker of `sweep_backlog`.
 _ALSO_POOLED = 2
 
-#: That of the server, of our role or of the database; the smallest counts, and `least` ignores NULL.
+#: The limit of the server, of our role or of the database; the smallest counts. `least` ignores NULL.
 _LIMIT = """
     SELECT least(
         current_setting('max_connections')::int
