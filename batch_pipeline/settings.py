@@ -432,7 +432,7 @@ class Settings(BaseSettings):
             try:
                 parts = urlsplit(url)
                 usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-                usable = usable and _IN_ASCII.fullmatch(url)
+                usable = bool(usable and _IN_ASCII.fullmatch(url))
             except ValueError:
                 usable = False
             if not usable or parts.username or parts.fragment:

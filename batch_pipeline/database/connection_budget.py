@@ -49,7 +49,7 @@ _PER_WORKER = DAGSTER_POOL + CALL_SLOTS
 #: Number of other processes that have our pool: code server and run worker of `sweep_backlog`.
 _ALSO_POOLED = 2
 
-#: The limit of the server, of our role or of the database; the smallest counts. `least` ignores NULL.
+#: That of server, role or database: the smallest counts, and `least` ignores NULL.
 _LIMIT = """
     SELECT least(
         current_setting('max_connections')::int
