@@ -16,6 +16,9 @@ from batch_pipeline.database.session import Database
 
 #: After this time Dagster has recorded the run, or its daemon has died (seconds).
 ASKED_SECONDS = 10.0
+#: A sensor that stands still for longer than a tick may take loses the lock. Its host may have lost
+#: the network, which the server notices only after hours (seconds).
+STANDSTILL_SECONDS = 90
 #: Key of the advisory lock; any unused constant.
 _LOCK = 7_305_100_622
 
@@ -46,5 +49,7 @@ class AskedSlices:
 def one_sensor_at_a_time(database: Database) -> Iterator[AskedSlices]:
     """Wait until no other sensor looks for work; requests are stored when the block ends."""
     with database.transaction() as connection:
+        limit = f"SET LOCAL idle_in_transaction_session_timeout = '{STANDSTILL_SECONDS}s'"
+        connection.execute(text(limit))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         yield AskedSlices(connection)

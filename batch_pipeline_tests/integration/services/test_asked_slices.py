@@ -3,10 +3,12 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from sqlalchemy import text, update
 
 from batch_pipeline.database.models import AskedSlice
 from batch_pipeline.database.readings import interval
+from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.services.dispatch import asked_slices
 from batch_pipeline.services.dispatch.asked_slices import ASKED_SECONDS, one_sensor_at_a_time
 from batch_pipeline_tests.patience import DEADLINE, wait_until
@@ -43,6 +45,24 @@ def test_what_a_slow_sensor_has_asked_for_counts_from_the_end_of_its_look(databa
         asked.note(["slow"])
     with one_sensor_at_a_time(database) as asked:
         assert asked.recent() == {"slow"}
+
+
+def test_a_sensor_that_stands_still_does_not_keep_others_waiting(database, monkeypatch):
+    monkeypatch.setattr(asked_slices, "STANDSTILL_SECONDS", 1, raising=False)
+
+    def look():
+        with one_sensor_at_a_time(database) as asked:
+            asked.note(["batch/1"])
+            return True
+
+    def stand_still():
+        with one_sensor_at_a_time(database) as asked:
+            assert other.submit(look).result(DEADLINE)
+            asked.note(["batch/1"])
+
+    with ThreadPoolExecutor(1) as other, pytest.raises(ServiceDownError):
+        stand_still()
+    assert look()
 
 
 def test_what_was_asked_for_long_ago_is_forgotten(database):
