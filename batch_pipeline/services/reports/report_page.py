@@ -162,6 +162,9 @@ def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> B
         ServiceDownError: database or storage cannot be reached.
     """
     head = batch_head(database, batch_id)
+    # An upload API may have written both.
+    head["name"] = visible_line(head["name"] or "")
+    head["error_message"] = visible(head["error_message"] or "")
     with database.transaction() as connection:
         rows = connection.execute(
             select(

@@ -96,6 +96,16 @@ def test_a_batch_in_work_says_that_it_has_not_ended(database, storage):
     assert "The batch has not ended" in page_of(database, storage, batch)
 
 
+def test_the_name_and_the_error_of_a_batch_cannot_reverse_a_line(database, storage):
+    batch = add_batch(
+        database, [completed()], name="Rome\u202e\n2026", error_message="\u2066is dead"
+    )
+    page = page_of(database, storage, batch)
+    assert "<title>Rome\N{REPLACEMENT CHARACTER} 2026</title>" in page
+    assert "\N{REPLACEMENT CHARACTER}is dead" in page
+    assert not {"\u202e", "\u2066"} & {*page}
+
+
 def test_hidden_uploads_are_left_out_and_counted(database, storage):
     batch = add_batch(database, [completed(filename="secret.jpg", hidden=True), completed()])
     page = page_of(database, storage, batch)
