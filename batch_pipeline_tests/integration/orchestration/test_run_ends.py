@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.impl import core_execute_run
 from sqlalchemy import text
 
-from batch_pipeline.orchestration import run_ends
+from batch_pipeline.orchestration import run_ends, sweep
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.run_ends import (
     RunCleanup,
@@ -382,7 +382,7 @@ def test_the_sweep_as_a_job_reports_its_counts_and_prunes_old_partitions(
 
 
 def test_the_sweep_deletes_runs_of_long_ago_with_their_events_and_no_others(
-    change, open_pipeline, instance, definitions
+    change, open_pipeline, instance, definitions, monkeypatch
 ):
     job = definitions.resolve_job_def("process_batch")
     config = {"ops": {"load_batch": {"config": {"batch_id": "0" * 32}}}}
@@ -412,6 +412,8 @@ def test_the_sweep_deletes_runs_of_long_ago_with_their_events_and_no_others(
     everything = [run.run_id for run in runs]
     assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=0)), LeftOut()) == 0
     assert kept() == everything
+    ahead = SimpleNamespace(now=lambda zone: datetime.now(zone) + timedelta(days=365))
+    monkeypatch.setattr(sweep, "datetime", ahead, raising=False)
     assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=30)), LeftOut()) == 1
     assert kept() == everything[1:]
     for run in (recent, under_way):
