@@ -78,6 +78,24 @@ def test_a_new_thumbnail_calls_no_model(done, model_server):
     assert work.counts(batch_id) == ("completed", 2, 0)
 
 
+@pytest.mark.parametrize("stage", [Stage.EMBEDDING, Stage.THUMBNAIL])
+def test_a_description_that_an_upload_api_has_stored_without_a_score_is_kept(
+    done, model_server, stage
+):
+    work, batch_id = done
+    with work.pipeline.database.transaction() as connection:
+        told = {"description": "Grandma at the sea.", "description_audit_score": None}
+        connection.execute(update(Upload).values(told))
+
+    redo(work, stage)
+    [result] = work.run_what_is_asked_for()
+
+    assert result.success
+    assert model_server.calls_of("vision") == []
+    assert set(work.column(batch_id, "description")) == {"Grandma at the sea."}
+    assert work.counts(batch_id) == ("completed", 2, 0)
+
+
 def test_a_new_description_gets_a_new_embedding_and_keeps_the_thumbnail(done, model_server):
     work, batch_id = done
     first, second = work.uploads(batch_id)
