@@ -9,6 +9,8 @@ import unicodedata
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 #: Joiners belong to the spelling of Persian and Indic words, and to emoji.
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
+#: Emoji that are newer than Python's tables count as unassigned. In this block they are visible.
+_FIRST_EMOJI, _LAST_EMOJI = "\U0001f000", "\U0001faff"
 
 
 def visible(text: object) -> str:
@@ -17,10 +19,16 @@ def visible(text: object) -> str:
     if given.isprintable():  # true for nearly all texts, and 50 times faster than the loop
         return given
     return "".join(
-        character
-        if unicodedata.category(character)[0] != "C" or character in "\n\t" + _JOINERS
-        else REPLACEMENT
+        character if _is_shown(character) else REPLACEMENT
         for character in given.replace("\r\n", "\n")
+    )
+
+
+def _is_shown(character: str) -> bool:
+    return (
+        unicodedata.category(character)[0] != "C"
+        or character in "\n\t" + _JOINERS
+        or _FIRST_EMOJI <= character <= _LAST_EMOJI
     )
 
 

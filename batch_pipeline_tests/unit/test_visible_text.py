@@ -18,6 +18,7 @@ from batch_pipeline.visible_text import visible, visible_line
         ("nul\0", "nul\ufffd"),
         ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),  # Persian, with its joiner
         ("👨\u200d👩\u200d👧 żółw", "👨\u200d👩\u200d👧 żółw"),
+        ("\U0001fa77 \U0001fa8e.jpg", "\U0001fa77 \U0001fa8e.jpg"),  # of Unicode 15 and 17
     ],
 )
 def test_what_moves_the_cursor_or_the_reading_order_is_replaced(text, shown):
