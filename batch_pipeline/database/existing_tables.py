@@ -5,6 +5,7 @@ are read that the API leaves empty is in ``readings.py``. ``docs/existing_databa
 both.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -101,11 +102,15 @@ COLUMNS: Mapping[str, Mapping[str, _Kind]] = {
     },
 }
 
+#: The first version of pgvector whose index is read until enough rows match (`services/search.py`).
+_LEAST_VERSION = (0, 8)
 _EXTENSION = text("""
     SELECT to_regtype('vector') IS NOT NULL AS usable, current_user AS role,
         (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
             WHERE e.extname = 'vector') AS schema,
         EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector') AS available,
+        (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS version,
+        (SELECT default_version FROM pg_available_extensions WHERE name = 'vector') AS newest,
         (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
             OR has_database_privilege(current_database(), 'CREATE') AND EXISTS (
                 SELECT FROM pg_available_extension_versions WHERE name = 'vector' AND trusted
@@ -141,7 +146,7 @@ def require_usable_tables(connection: Connection) -> None:
     Raises:
         ConfigurationError: the message has every reason, each with what to do.
     """
-    problems = [*_extension(connection), *table_problems(connection)]
+    problems = [*extension_problems(connection), *table_problems(connection)]
     if problems:
         raise ConfigurationError(
             "the database cannot be used as it is; nothing was changed. What to do first:\n"
@@ -207,11 +212,19 @@ def rows_left_alone(connection: Connection) -> Iterator[Problem]:
             )
 
 
-def _extension(connection: Connection) -> Iterator[Problem]:
+def extension_problems(connection: Connection) -> Iterator[Problem]:
+    """Find out why pgvector cannot be used; an extension that can still be created is fine."""
     found = connection.execute(_EXTENSION).one()
-    if found.usable:
+    if _is_old(found.version or found.newest):
+        update = "ALTER EXTENSION vector UPDATE;"
+        yield Problem(
+            f"pgvector {found.version or found.newest} is too old, searches need "
+            f"{'.'.join(map(str, _LEAST_VERSION))} or newer",
+            f"install it on the server, then {update}" if _is_old(found.newest) else update,
+        )
+    elif found.usable:
         return
-    if found.schema:
+    elif found.schema:
         yield Problem(
             f"the extension vector is in the schema {found.schema}, which the search_path of the "
             f"role {found.role} leaves out",
@@ -227,6 +240,10 @@ def _extension(connection: Connection) -> Iterator[Problem]:
             f"the role {found.role} may not create the extension vector",
             "as a superuser, in this database: CREATE EXTENSION vector;",
         )
+
+
+def _is_old(version: str | None) -> bool:
+    return version is not None and tuple(map(int, re.findall(r"\d+", version))) < _LEAST_VERSION
 
 
 def _alter(table: str, column: str, kind: _Kind) -> str:

@@ -12,6 +12,7 @@ from batch_pipeline.database.connection_setup import is_pooled, time_limits
 from batch_pipeline.database.embedded_server import server_users
 from batch_pipeline.database.existing_tables import (
     Problem,
+    extension_problems,
     has_tables,
     rows_left_alone,
     table_problems,
@@ -218,7 +219,7 @@ def _rate_limits(database: Database) -> str:
 
 def _tables(database: Database) -> str:
     with database.transaction() as connection:
-        _raise_if(table_problems(connection))
+        _raise_if([*extension_problems(connection), *table_problems(connection)])
         exist = has_tables(connection)
     return "can be read and written" if exist else "none yet; the upgrade makes them"
 

@@ -226,6 +226,15 @@ def test_an_extension_out_of_sight_is_named_with_the_search_path(server, server_
         assert "in the schema elsewhere, which the search_path" in refusal(url)
 
 
+def test_a_pgvector_that_is_too_old_for_searches_is_named_with_its_update(database_url, change):
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute("UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'")
+    old = "pgvector 0.7.4 is too old, searches need 0.8 or newer: ALTER EXTENSION vector UPDATE;"
+    assert old in refusal(database_url)
+    checks = {check.name: check for check in check_health(change(), quick=True)}
+    assert old in checks["tables"].detail
+
+
 def test_dates_and_zones_of_the_database_change_nothing(settings, database_url, open_pipeline):
     with psycopg.connect(database_url, autocommit=True) as owner:
         name = make_url(database_url).database
