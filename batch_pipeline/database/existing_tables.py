@@ -102,10 +102,13 @@ COLUMNS: Mapping[str, Mapping[str, _Kind]] = {
     },
 }
 
+#: The first version of PostgreSQL with statistics of expressions (migration 0019).
+_LEAST_SERVER = 14
 #: The first version of pgvector whose index is read until enough rows match (`services/search.py`).
 _LEAST_VERSION = (0, 8)
 _EXTENSION = text("""
-    SELECT to_regtype('vector') IS NOT NULL AS usable, current_user AS role,
+    SELECT current_setting('server_version_num')::int / 10000 AS server,
+        to_regtype('vector') IS NOT NULL AS usable, current_user AS role,
         (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
             WHERE e.extname = 'vector') AS schema,
         EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector') AS available,
@@ -146,7 +149,7 @@ def require_usable_tables(connection: Connection) -> None:
     Raises:
         ConfigurationError: the message has every reason, each with what to do.
     """
-    problems = [*extension_problems(connection), *table_problems(connection)]
+    problems = [*server_problems(connection), *table_problems(connection)]
     if problems:
         raise ConfigurationError(
             "the database cannot be used as it is; nothing was changed. What to do first:\n"
@@ -212,10 +215,15 @@ def rows_left_alone(connection: Connection) -> Iterator[Problem]:
             )
 
 
-def extension_problems(connection: Connection) -> Iterator[Problem]:
-    """Find out why pgvector cannot be used; an extension that can still be created is fine."""
+def server_problems(connection: Connection) -> Iterator[Problem]:
+    """Find out why PostgreSQL or pgvector cannot be used; one that can be created is fine."""
     found = connection.execute(_EXTENSION).one()
-    if _is_old(found.version or found.newest):
+    if found.server < _LEAST_SERVER:
+        yield Problem(
+            f"PostgreSQL {found.server} is too old, {_LEAST_SERVER} or newer is needed",
+            "upgrade the server, or name another in BATCH_PIPELINE_DATABASE_URL",
+        )
+    elif _is_old(found.version or found.newest):
         update = "ALTER EXTENSION vector UPDATE;"
         yield Problem(
             f"pgvector {found.version or found.newest} is too old, searches need "

@@ -12,9 +12,9 @@ from batch_pipeline.database.connection_setup import is_pooled, time_limits
 from batch_pipeline.database.embedded_server import server_users
 from batch_pipeline.database.existing_tables import (
     Problem,
-    extension_problems,
     has_tables,
     rows_left_alone,
+    server_problems,
     table_problems,
 )
 from batch_pipeline.database.session import Database, connect
@@ -219,7 +219,7 @@ def _rate_limits(database: Database) -> str:
 
 def _tables(database: Database) -> str:
     with database.transaction() as connection:
-        _raise_if([*extension_problems(connection), *table_problems(connection)])
+        _raise_if([*server_problems(connection), *table_problems(connection)])
         exist = has_tables(connection)
     return "can be read and written" if exist else "none yet; the upgrade makes them"
 

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from batch_pipeline.database import existing_tables
 from batch_pipeline.database.existing_tables import COLUMNS
 from batch_pipeline.database.session import (
     Database,
@@ -233,6 +234,12 @@ def test_a_pgvector_that_is_too_old_for_searches_is_named_with_its_update(databa
     assert old in refusal(database_url)
     checks = {check.name: check for check in check_health(change(), quick=True)}
     assert old in checks["tables"].detail
+
+
+def test_a_server_that_is_too_old_is_named(server, monkeypatch):
+    monkeypatch.setattr(existing_tables, "_LEAST_SERVER", 99, raising=False)
+    with server.new_database(migrated=False) as url:
+        assert re.search(r"PostgreSQL \d+ is too old, 99 or newer is needed", refusal(url))
 
 
 def test_dates_and_zones_of_the_database_change_nothing(settings, database_url, open_pipeline):
