@@ -7,7 +7,7 @@ home folder. No other module of the package reads the environment.
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import cached_property
@@ -39,6 +39,10 @@ _NO_SETTING = re.compile(r"TEST_\w+|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?POR
 _IN_ASCII = re.compile("[!-~]+")
 #: What separates Apprise URLs, which may contain commas, for example between recipients of a mail.
 _NEXT_URL = re.compile(r",\s*(?=[A-Za-z][\w+.-]*://)")
+#: Settings that are a path; `storage_url` may be a URL.
+_PATHS = {"home", "storage_url", "prompts"}
+#: Beginning of a URL that names a path of this machine.
+_LOCAL_SCHEME = re.compile(r"(?:(?:file|local):(?://)?)?")
 #: Fields of a request to a model that cannot be set as options.
 _NEVER_AN_OPTION = {"model", "messages", "input", "prompt", "stream"}
 
@@ -471,6 +475,11 @@ class Settings(BaseSettings):
             raise ValueError(str(error)) from error
         return absolute
 
+    @field_validator("storage_url")
+    @classmethod
+    def _independent_of_folder(cls, location: str) -> str:
+        return _begun_at(Path.cwd(), location) if location else ""
+
     @field_validator("dagster_ui_url")
     @classmethod
     def _of_a_web_server(cls, url: str) -> str:
@@ -542,6 +551,13 @@ class Settings(BaseSettings):
         return self.embedder or self.analyzer
 
 
+def _begun_at(folder: Path, location: str) -> str:
+    """Return a path or URL whose relative path begins at `folder`; other URLs are unchanged."""
+    scheme = _LOCAL_SCHEME.match(location)[0]  # type: ignore[index] # it matches every text
+    path = location.removeprefix(scheme)
+    return location if "://" in path else f"{scheme}{folder / os.path.expanduser(path)}"
+
+
 def _listed(*urls: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (url.strip(" ,") for url in urls))))
 
@@ -585,32 +601,54 @@ def _unknown_names(files: tuple[Path, ...]) -> Iterator[str]:
             yield f"{name}, {where}: {meant}"
 
 
-def _values_in_files(files: tuple[Path, ...]) -> dict[str, str]:
-    """Read settings from the files that ``…_FILE`` variables name."""
-    variables = {name: value for file in files for name, value in dotenv_values(file).items()}
-    variables |= os.environ
-    found = {}
+def _values_by_place(files: tuple[Path, ...]) -> dict[str, str]:
+    """Read the settings whose value depends on the place that names it.
+
+    These are paths, and the values in files that ``…_FILE`` variables name. A relative path begins
+    at the folder of the ``.env`` that has it; in the environment, at the working directory.
+    """
+    places = [
+        (Path.cwd(), _by_upper_name(os.environ)),
+        *((file.parent, _by_upper_name(dotenv_values(file))) for file in reversed(files)),
+    ]
+
+    def first(name: str) -> tuple[Path, str]:
+        found = ((folder, variables.get(name)) for folder, variables in places)
+        return next(((folder, value) for folder, value in found if value), (Path(), ""))
+
+    values = {}
     for field in Settings.model_fields:
         name = f"{ENVIRONMENT_PREFIX}{field.upper()}"
-        path = variables.get(name + FILE_SUFFIX)
-        if not path:
-            continue
-        if variables.get(name):
+        folder, value = first(name)
+        folder_of_file, file = first(name + FILE_SUFFIX)
+        if value and file:
             raise ConfigurationError(f"both {name} and {name}{FILE_SUFFIX} are set: expected one")
-        try:
-            found[field] = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(
-                f"{name}{FILE_SUFFIX}={path}: cannot be read: {error}"
-            ) from error
-    return {field: value for field, value in found.items() if value}
+        if file:
+            try:
+                value = (folder_of_file / file).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(
+                    f"{name}{FILE_SUFFIX}={file}: cannot be read: {error}"
+                ) from error
+            folder = folder_of_file
+        if value and field in _PATHS:
+            values[field] = _begun_at(folder, value)
+        elif value and file:
+            values[field] = value
+    return values
+
+
+def _by_upper_name(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return variables by the upper case of their names, as their case does not matter."""
+    return {name.upper(): value for name, value in variables.items()}
 
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings from the environment and ``.env``; `overrides` replace them.
 
     A variable whose name ends in ``_FILE`` names a file with the value. The ``.env`` next to the
-    home folder is also read; the ``.env`` in the working directory overrides it.
+    home folder is also read; the ``.env`` in the working directory overrides it. A relative path
+    begins at the folder of the ``.env`` that has it.
 
     Raises:
         ConfigurationError: a variable has an invalid value, or is not the name of a setting. The
@@ -622,7 +660,7 @@ def load_settings(**overrides: Any) -> Settings:
     if unknown := list(_unknown_names(files)):
         raise ConfigurationError("there are no such settings:\n  " + "\n  ".join(unknown))
     try:
-        return Settings(_env_file=files, **_values_in_files(files) | overrides)
+        return Settings(_env_file=files, **_values_by_place(files) | overrides)
     except ValidationError as error:
         lines = [
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}"

@@ -31,6 +31,9 @@ value and what is accepted.
 If a name ends in `_FILE`, the variable names a file that contains the value, such as a secret that
 Docker or Kubernetes mounts: `{ENVIRONMENT_PREFIX}DATABASE_URL_FILE=/run/secrets/database_url`.
 
+A relative path begins at the folder of the `.env` that has it, so all processes use the same
+folder. In an environment variable it begins at the working directory.
+
 Dagster reads the settings when it starts: restart `dagster dev` after a change.
 
 | variable | default | accepted | meaning |

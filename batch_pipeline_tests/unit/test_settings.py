@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.masking import MASK, masked
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
+from batch_pipeline.storage import Storage
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +96,53 @@ def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path, monkeypatch)
     settings = load_settings()
     assert settings.home == tmp_path / "here"
     assert settings.storage_location == str(tmp_path / "here" / "uploads")
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "file://", "file:", "local://"])
+def test_a_path_in_a_file_begins_at_the_folder_of_the_file(tmp_path, monkeypatch, prefix):
+    # Given a clone with its settings beside the home, and a command in a folder below it
+    (tmp_path / ".batch_pipeline").mkdir()
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "url").write_text(f"{prefix}stored/here\n")
+    (tmp_path / ".env").write_text(
+        "BATCH_PIPELINE_HOME=data\nBATCH_PIPELINE_PROMPTS=prompts\n"
+        f"BATCH_PIPELINE_STORAGE_URL={prefix}stored/here\n"
+    )
+    below = tmp_path / "photos"
+    below.mkdir()
+
+    for here in (tmp_path, below):
+        monkeypatch.chdir(here)
+        settings = load_settings()
+        assert settings.home == tmp_path / "data"
+        assert settings.prompts == str(tmp_path / "prompts")
+        Storage(settings.storage_location).write(f"from_{here.name}", b"x")
+
+    stored = {path.name for path in (tmp_path / "stored" / "here").iterdir()}
+    assert stored == {f"from_{tmp_path.name}", "from_photos"}
+    # A variable that names a file with the value begins there too, and so does that value.
+    (tmp_path / ".env").write_text("BATCH_PIPELINE_STORAGE_URL_FILE=url\n")
+    assert load_settings().storage_location.endswith(f"{tmp_path}/stored/here")
+
+
+def test_a_path_in_the_environment_begins_at_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / ".batch_pipeline").mkdir()
+    (tmp_path / ".env").write_text("BATCH_PIPELINE_STORAGE_URL=stored\n")
+    below = tmp_path / "photos"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    monkeypatch.setenv("batch_pipeline_storage_url", "mine")
+    settings = load_settings()
+    monkeypatch.chdir(tmp_path)
+    assert settings.storage_location == str(below / "mine")
+
+
+@pytest.mark.parametrize(
+    "url", ["/srv/uploads", "file:///srv/uploads", "s3://bucket/uploads", "memory://uploads"]
+)
+def test_a_complete_location_of_the_storage_stays_as_it_is(tmp_path, monkeypatch, url):
+    (tmp_path / ".env").write_text(f"BATCH_PIPELINE_STORAGE_URL={url}\n")
+    assert load_settings().storage_location == url
 
 
 def test_the_home_is_found_upward_as_git_finds_its_repository(tmp_path, monkeypatch):
