@@ -7,9 +7,11 @@ same time, so a target that does not answer does not delay the others.
 import asyncio
 import hashlib
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -28,7 +30,15 @@ from batch_pipeline.webhook_secrets import secret_key
 #: After this time a round takes no more deliveries (seconds). Dagster ends a tick after 60 s.
 ROUND_SECONDS = 30.0
 
+#: How long Apprise may take for one delivery (seconds). Its connections have time-outs, but a URL
+#: may need many of them. Shorter than `outbox.LEASE_SECONDS`.
+TOLD_WITHIN_SECONDS = 20.0
+
 log = logging.getLogger(__name__)
+
+#: What Apprise still sends after its time, by event and target. A further attempt takes its result:
+#: to start again would send the message twice.
+_unfinished: dict[tuple[uuid.UUID, str], "Future[str]"] = {}
 
 
 @dataclass(frozen=True)
@@ -123,13 +133,41 @@ async def _send(delivery: Delivery, target: Target, settings: Settings) -> tuple
             allow_private = settings.webhook_allow_private
             said = await post(target.url, delivery, key, allow_private=allow_private)
         else:
-            said = await asyncio.to_thread(_tell_people, target.url, delivery)
+            said = await _told(target.url, delivery)
     except NotDeliveredError as error:
         return Answer(target.name, False, masked(str(error))), error.final
     except Exception as error:  # an error of one target must not affect the others
         said = masked(f"{type(error).__name__}: {error}")
         return Answer(target.name, False, said), False
     return Answer(target.name, True, said), False
+
+
+async def _told(url: str, delivery: Delivery) -> str:
+    """Tell people, in a thread of its own: nothing else waits for it, not even the loop's end."""
+    key = (delivery.id, delivery.target)
+    sent = _unfinished.pop(key, None)
+    if sent is None:
+        sent = Future()
+        sent.set_running_or_notify_cancel()  # now the end of the wait does not cancel it
+        threading.Thread(target=_tell, args=(sent, url, delivery), daemon=True).start()
+    try:
+        async with asyncio.timeout(TOLD_WITHIN_SECONDS):
+            return await asyncio.wrap_future(sent)
+    except TimeoutError as error:
+        if sent.done():
+            raise  # Apprise's own
+        _unfinished[key] = sent
+        raise NotDeliveredError(
+            f"apprise was not done within {TOLD_WITHIN_SECONDS:g} s; the next attempt waits for it "
+            "again"
+        ) from error
+
+
+def _tell(sent: "Future[str]", url: str, delivery: Delivery) -> None:
+    try:
+        sent.set_result(_tell_people(url, delivery))
+    except BaseException as error:
+        sent.set_exception(error)
 
 
 def _tell_people(url: str, delivery: Delivery) -> str:

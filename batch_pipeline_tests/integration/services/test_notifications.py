@@ -18,7 +18,7 @@ from standardwebhooks.webhooks import Webhook
 from batch_pipeline.demo import free_port
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.services.health import check_health
-from batch_pipeline.services.notifications import outbox
+from batch_pipeline.services.notifications import outbox, sending
 from batch_pipeline.services.notifications.outbox import Delivery, end_outages
 from batch_pipeline.services.notifications.sending import send_due, send_test, targets_of
 from batch_pipeline.services.notifications.webhooks import is_public, signed_headers
@@ -447,6 +447,26 @@ def test_names_are_neither_markup_nor_lines_of_their_own_in_chats(
     assert told["title"] == "batch.cancelled <img src=x> failed: 0 \N{REPLACEMENT CHARACTER}"
     assert "<img" not in told["message"]
     assert "&lt;img src=x&gt; failed: 0" in told["message"].replace("&nbsp;", " ")
+
+
+@APPRISE_WARNS
+def test_a_chat_that_takes_too_long_is_not_told_twice(
+    database, pipeline, change, receiver, monkeypatch
+):
+    monkeypatch.setattr(sending, "TOLD_WITHIN_SECONDS", 0.5)
+    may_answer = threading.Event()
+    receiver.before_answer = lambda: may_answer.wait(DEADLINE)
+    settings = change(notify_urls=receiver.url.replace("http://", "json://"))
+    cancelled_batch(pipeline)
+
+    assert send_due(database, settings) == (0, 1)
+
+    [row] = outbox.undelivered(database)
+    assert "not done within 0.5 s" in row.answer
+    may_answer.set()
+    make_due(database)
+    assert send_due(database, settings) == (1, 0)
+    assert len(receiver.received) == 1
 
 
 @APPRISE_WARNS
