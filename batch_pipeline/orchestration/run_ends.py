@@ -108,7 +108,8 @@ class RunCleanup:
             ),
             f"the batch is {self.batch_ended_as}": self.batch_ended_as,
         }
-        return "; ".join(text for text, said in parts.items() if said) or "it left no upload behind"
+        done = "; ".join(text for text, said in parts.items() if said)
+        return done or "nothing to clean up, it held no upload any more"
 
 
 def clean_up_failed_run(
