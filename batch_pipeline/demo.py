@@ -16,12 +16,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from batch_pipeline.errors import PipelineError, RefusedError
+from batch_pipeline.errors import ConfigurationError, PipelineError, RefusedError
 from batch_pipeline.settings import Settings
 
 #: The sample files of a checkout; an installed package does not have them.
@@ -85,11 +85,18 @@ def hold_home(settings: Settings) -> int:
     """Take the home for one stack; return a descriptor that holds it until it is closed.
 
     Raises:
+        ConfigurationError: the home cannot be written.
         RefusedError: another stack has the home. With two stacks on one database, one of them would
             process nothing.
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
-    lock = os.open(settings.home / "dagster.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        lock = os.open(settings.home / "dagster.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"BATCH_PIPELINE_HOME={str(settings.home)!r} cannot be used: {error.strerror}; "
+            "expected a folder that can be written"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -105,29 +112,35 @@ def hold_home(settings: Settings) -> int:
 
 
 @contextmanager
-def running_stack(settings: Settings, *, port: int | None = None) -> Iterator[Stack]:
+def running_stack(
+    settings: Settings, *, port: int | None = None, announce: Callable[[], None] = lambda: None
+) -> Iterator[Stack]:
     """Start webserver, daemon and code location; stop them at the end.
 
+    Args:
+        settings: they name the home.
+        port: port of the UI; None: a free one.
+        announce: called right before the start, when nothing can refuse it any more.
+
     Raises:
+        ConfigurationError: the home cannot be written.
         RefusedError: another program listens on the port, or another stack has this home.
         PipelineError: they did not start; the message ends with the last lines of their log.
     """
-    home = prepare_dagster_home(settings)
     port = free_port() if port is None else _require_free(port)
-    stack = Stack(f"http://127.0.0.1:{port}", home / "dagster-dev.log", home)
-    command = [
-        *(sys.executable, "-m", "dagster", "dev"),
-        *("-m", "batch_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)),
-    ]
-    environment = os.environ | dagster_environment(settings)
-    with (
-        _ended_by_signals(),
-        _held(settings) as lock,
-        stack.log_file.open("wb") as log,
-    ):
+    with _ended_by_signals(), _held(settings) as lock:
+        environment = os.environ | dagster_environment(settings)
+        home = Path(environment["DAGSTER_HOME"])
+        stack = Stack(f"http://127.0.0.1:{port}", home / "dagster-dev.log", home)
+        command = [
+            *(sys.executable, "-m", "dagster", "dev"),
+            *("-m", "batch_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)),
+        ]
+        announce()
         process: subprocess.Popen[bytes] | None = None
         try:
-            with _signals_held_back():  # in the middle, an exception would forget the child
+            # In the middle, an exception would forget the child.
+            with stack.log_file.open("wb") as log, _signals_held_back():
                 # The child gets its own session: Ctrl-C reaches only us, and we stop the whole
                 # group.
                 process = subprocess.Popen(  # noqa: S603 - our own interpreter
@@ -241,7 +254,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         try:
             os.killpg(process.pid, number)
             process.wait(STOP_SECONDS)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # macOS refuses to signal a group of zombies
+            process.poll()
             return
         except subprocess.TimeoutExpired:
             continue

@@ -47,8 +47,9 @@ def demo(
     pipeline = session.new_pipeline
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
     session.when_stopped = "Stopped. The next start continues the work."
-    say("Starting Dagster …")
-    with stack_runner.running_stack(session.settings, port=port) as stack:
+    with stack_runner.running_stack(
+        session.settings, port=port, announce=lambda: say("Starting Dagster …")
+    ) as stack:
         say(f"The UI is at {stack.url}\n")
         submission = submit_files(
             files,

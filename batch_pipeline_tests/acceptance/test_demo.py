@@ -146,6 +146,19 @@ def test_ctrl_c_while_the_stack_is_being_started_leaves_no_process_behind(tmp_pa
     wait_until(lambda: not processes_of(tmp_path / "home"), "nothing is left")
 
 
+def test_a_stack_that_has_just_ended_is_not_an_error_on_macos(monkeypatch):
+    def refuse(*_):  # macOS does so if only zombies are left in a group
+        raise PermissionError
+
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    monkeypatch.setattr(os, "killpg", refuse)
+
+    stack_runner._stop(process)
+
+    assert process.returncode == 0
+
+
 def test_a_proxy_of_the_environment_does_not_keep_the_demo_from_its_own_stack(
     tmp_path, monkeypatch
 ):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from batch_pipeline.demo import hold_home
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.services.dispatch.slices import unnumbered_slices
 from batch_pipeline.services.reports.batch_status import newest_batches
@@ -534,6 +535,23 @@ def test_a_port_that_somebody_listens_on_is_refused_at_once(console):
         f"Error: port {port} cannot be used: Address already in use; choose another, or leave "
         "--port out for a free one"
     ]
+
+
+def test_a_demo_that_is_refused_does_not_say_that_it_starts(console, settings):
+    lock = hold_home(settings)
+    answer = console("demo", "--exit")
+    os.close(lock)
+    assert (answer.code, answer.out) == (2, "")
+    assert f"a stack runs on {settings.home} already" in answer.err
+
+    (settings.home / "dagster.lock").unlink()
+    (settings.home / "dagster.lock").mkdir()  # as a lock that we may not open, also for root
+    answer = console("demo", "--exit")
+    assert (answer.code, answer.out) == (2, "")
+    assert error_and_hint(answer)[0] == (
+        f"Error: BATCH_PIPELINE_HOME={str(settings.home)!r} cannot be used: Is a directory; "
+        "expected a folder that can be written"
+    )
 
 
 def test_tracebacks_are_shown_only_with_debug(console, database):
