@@ -6,6 +6,7 @@ cannot, `ServiceDownError` if a server cannot be reached or does not have the mo
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -202,11 +203,14 @@ class VisionModel(Protocol):
         """
         ...
 
-    def check(self, *, paused: PausedCheck = never_paused) -> list[HealthCheck]:
+    def check(
+        self, *, paused: PausedCheck = never_paused, patient: bool = True
+    ) -> list[HealthCheck]:
         """Check whether a call could succeed now; never raises.
 
         A server for which `paused` returns a reason is not asked: its check has the kind
-        `WORK_PAUSED`.
+        `WORK_PAUSED`. If not `patient`, there may be no check of servers that others can replace:
+        one that is switched off is not waited for.
         """
         ...
 
@@ -267,7 +271,11 @@ class EmbeddingModel(Protocol):
         ...
 
     def check(
-        self, *, spent: Spent = not_counted, paused: PausedCheck = never_paused
+        self,
+        *,
+        spent: Spent = not_counted,
+        paused: PausedCheck = never_paused,
+        patient: bool = True,
     ) -> list[HealthCheck]:
         """Check whether a call could succeed now; see `VisionModel.check`."""
         ...
@@ -303,11 +311,11 @@ class Analyzer:
 
         `spent` is called with the usage of embedding calls; checking the vision model needs none.
         """
+        with ThreadPoolExecutor(1) as thread:
+            of_vision = thread.submit(self.vision.check, paused=paused, patient=False)
+            of_embedding = self.embedding.check(spent=spent, paused=paused, patient=False)
         found: list[HealthCheck] = []
-        for checks in (
-            self.vision.check(paused=paused),
-            self.embedding.check(spent=spent, paused=paused),
-        ):
+        for checks in (of_vision.result(), of_embedding):
             if not any(check.ok for check in checks):
                 found += checks
         return found

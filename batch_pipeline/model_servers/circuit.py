@@ -1,7 +1,8 @@
 """A circuit breaker for a model server: one per server, shared by all threads.
 
-It counts only consecutive connection failures, over all threads. Any answer, even an error, proves
-that the server is there. `http_calls` uses it for each call.
+It counts only consecutive connection failures, over all threads, and it opens at once if the server
+is silent while another one answers. Any answer, even an error, proves that the server is there.
+`http_calls` uses it for each call.
 """
 
 import threading
@@ -63,6 +64,13 @@ class Circuit:
         """Count a connection failure."""
         with self._lock:
             self._failures += 1
+            self._reason = reason
+            self._look_again_at = self._clock() + self._pause_seconds
+
+    def silent(self, reason: str) -> None:
+        """Open: the server did not answer for a time in which another one did."""
+        with self._lock:
+            self._failures = max(self._failures, self._failures_to_open)
             self._reason = reason
             self._look_again_at = self._clock() + self._pause_seconds
 

@@ -121,9 +121,11 @@ class EmbeddedVision:
         """Return what a description depends on: the models, and whether text is read."""
         return f"{self.name} ocr" if _can_read_text() else self.name
 
-    def check(self, *, paused: PausedCheck = never_paused) -> list[HealthCheck]:
+    def check(
+        self, *, paused: PausedCheck = never_paused, patient: bool = True
+    ) -> list[HealthCheck]:
         """Check that the weights are the expected ones; loads nothing."""
-        del paused
+        del paused, patient
         text = "read by Tesseract" if _can_read_text() else "not read (optional: extra ocr)"
         found = f"{self.name}, built in; text in pictures is {text}"
         if not self._classifies:
@@ -207,10 +209,14 @@ class EmbeddedEmbedding:
         return f"{self.name} dimensions:{self.dimensions}"
 
     def check(
-        self, *, spent: Spent = not_counted, paused: PausedCheck = never_paused
+        self,
+        *,
+        spent: Spent = not_counted,
+        paused: PausedCheck = never_paused,
+        patient: bool = True,
     ) -> list[HealthCheck]:
         """Return a check that is ok: there is no server that could be down. Loads nothing."""
-        del spent, paused
+        del spent, paused, patient
         found = f"{self.name}, built in, {self.dimensions} numbers"
         if self._by_meaning:
             found += "; finds by meaning, in 16 languages"

@@ -158,14 +158,25 @@ class ServerCalls:
         self._circuit = circuit or Circuit()
 
     @property
-    def can_be_tried(self) -> bool:
-        """Return whether the server could be reached last, or may be probed again now."""
-        return not self._circuit.is_open or self._circuit.probe_is_due
+    def is_down(self) -> bool:
+        """Return whether the server could not be reached several times in a row, or was silent."""
+        return self._circuit.is_open
 
     @property
-    def is_down(self) -> bool:
-        """Return whether the server could not be reached several times in a row."""
-        return self._circuit.is_open
+    def can_be_tried(self) -> bool:
+        """Return whether the server is not down, or may be probed again now."""
+        return not self._circuit.is_open or self._circuit.probe_is_due
+
+    def look_again_if_down(self) -> None:
+        """Probe a server that is down, if it is time to; nobody waits for the result."""
+        if self._circuit.is_open and self._circuit.claim_probe():
+            threading.Thread(target=self._is_there, args=(never_cancelled,), daemon=True).start()
+
+    def note_silence(self) -> str:
+        """Make no calls before a probe has succeeded; return the reason."""
+        reason = f"model server {self.name} was silent while another one answered"
+        self._circuit.silent(reason)
+        return reason
 
     @property
     def longest_call(self) -> float:
@@ -220,14 +231,15 @@ class ServerCalls:
                 raise self._down(str(reason), died=died) from reason
             sleep(jittered(_CONNECTION_WAIT_SECONDS * unreachable), cancelled)
 
-    def ask(self, call: Call[Answer]) -> Answer:
+    def ask(self, call: Call[Answer], cancelled: CancelledCheck = never_cancelled) -> Answer:
         """Make one quick call for a health check, even if the circuit is open.
 
         Raises:
             KindedError: as `run`, without a retry.
+            WorkCancelledError: `cancelled` returned true.
         """
         try:
-            return self._once(call, self._limits.connect + _PROBE_SECONDS, never_cancelled).value
+            return self._once(call, self._limits.connect + _PROBE_SECONDS, cancelled).value
         except (Unreachable, Disconnected) as error:
             raise self._down(str(error)) from error
         except Busy as error:
@@ -280,12 +292,12 @@ class ServerCalls:
                     return error_for_status(
                         self.name, response.status_code, response.text, response.headers
                     )
+                case httpx.ConnectTimeout() | httpx2.ConnectTimeout():
+                    return Unreachable(f"no connection within {self._limits.connect:g} s")
                 case (
                     httpx.ConnectError()
-                    | httpx.ConnectTimeout()
                     | httpx.ProxyError()
                     | httpx2.ConnectError()
-                    | httpx2.ConnectTimeout()
                     | httpx2.ProxyError()
                 ):
                     return Unreachable(root_reason(cause))

@@ -143,9 +143,13 @@ class RemoteVision:
         prompt = self._prompts.of_video(facts, frames, [each.text for each in descriptions])
         return ask(prompt, None, tries=_CALL_TRIES_OF_A_VIDEO, whole=True)
 
-    def check(self, *, paused: PausedCheck = never_paused) -> list[HealthCheck]:
+    def check(
+        self, *, paused: PausedCheck = never_paused, patient: bool = True
+    ) -> list[HealthCheck]:
         """Check that each server answers and has the model; never raises."""
-        return self._servers.check("vision", lambda server: server.check_vision(self.name), paused)
+        return self._servers.check(
+            "vision", lambda server: server.check_vision(self.name), paused, patient=patient
+        )
 
     def try_out(
         self,
@@ -284,7 +288,11 @@ class RemoteEmbedding:
         return vectors
 
     def check(
-        self, *, spent: Spent = not_counted, paused: PausedCheck = never_paused
+        self,
+        *,
+        spent: Spent = not_counted,
+        paused: PausedCheck = never_paused,
+        patient: bool = True,
     ) -> list[HealthCheck]:
         """Check that each server answers, has the model, and its vectors fit; never raises."""
         with told_here(spent) as noted:
@@ -292,6 +300,7 @@ class RemoteEmbedding:
                 "embedding",
                 lambda server: server.check_embedding(self.name, self.dimensions, noted),
                 paused,
+                patient=patient,
             )
 
     def try_out(

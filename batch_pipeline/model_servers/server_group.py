@@ -25,6 +25,7 @@ from batch_pipeline.errors import (
     KindedError,
     ServiceDownError,
     TransientError,
+    WorkCancelledError,
     WorkPausedError,
 )
 from batch_pipeline.model_servers.base import (
@@ -62,6 +63,10 @@ _LONGEST_OWN_WAIT = 60.0
 #: How long the digest of a model is cached (seconds). A process that runs for weeks must notice a
 #: new model: otherwise it would count results of the new model as stale, again and again.
 DIGEST_SECONDS = 60.0
+
+#: How long a server may stay silent after another one has answered the same question (seconds). A
+#: server that is switched off stays silent for as long as a connection may take.
+_SILENCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,20 @@ class _TurnedAway:
 
 def _growing(times: int) -> float:
     return jittered(min(_BUSY_WAIT_SECONDS * 2 ** (times - 1), _LONGEST_OWN_WAIT))
+
+
+class _Race:
+    """Ends the wait for servers that are silent, some time after another one has answered."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._ends_at = math.inf
+
+    def answered(self) -> None:
+        self._ends_at = min(self._ends_at, time.monotonic() + self._patience)
+
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._ends_at
 
 
 class ServerGroup:
@@ -184,10 +203,24 @@ class ServerGroup:
         role: str,
         look: Callable[[ModelServer], Coroutine[Any, Any, str]],
         paused: PausedCheck,
+        *,
+        patient: bool = True,
     ) -> list[HealthCheck]:
-        """Check in parallel that every server has the model; never raises."""
+        """Check in parallel that every server has the model; never raises.
+
+        If not patient, a server that others can replace is not waited for, nor asked while it is
+        down.
+        """
         name = f"{role} model {self.model}"
-        return self._of_each(name, lambda server: self._check(server, name, look), paused)
+        race = _Race(math.inf if patient else _SILENCE_SECONDS)
+        checks: list[HealthCheck] = []
+        for servers in [[*self._servers.values()]] if patient else self._likeliest_first():
+            checks += self._of_each(
+                name, lambda server: self._check(server, name, look, race), paused, servers
+            )
+            if any(check.ok for check in checks):
+                break
+        return checks
 
     def try_out(
         self,
@@ -201,18 +234,48 @@ class ServerGroup:
         Raises only `WorkCancelledError`.
         """
         name = f"a call to the {role} model"
-        return self._of_each(name, lambda server: self._try(server, name, call, cancelled), paused)
+        return self._of_each(
+            name,
+            lambda server: self._try(server, name, call, cancelled),
+            paused,
+            [*self._servers.values()],
+        )
 
     def _of_each(
-        self, name: str, look: Callable[[ModelServer], HealthCheck], paused: PausedCheck
+        self,
+        name: str,
+        look: Callable[[ModelServer], HealthCheck],
+        paused: PausedCheck,
+        servers: Sequence[ModelServer],
     ) -> list[HealthCheck]:
         def of_one(server: ModelServer) -> HealthCheck:
             if reason := paused(server.calls.url):
                 return HealthCheck(self._name(server, name), False, reason, kind=WORK_PAUSED)
             return look(server)
 
-        with ThreadPoolExecutor(len(self._servers)) as threads:
-            return list(threads.map(of_one, self._servers.values()))
+        with ThreadPoolExecutor(len(servers)) as threads:
+            return list(threads.map(of_one, servers))
+
+    def _likeliest_first(self) -> list[list[ModelServer]]:
+        """Return the servers that are not down, then the others; no empty list."""
+        parts: tuple[list[ModelServer], list[ModelServer]] = ([], [])
+        for server in self._servers.values():
+            parts[server.calls.is_down].append(server)
+        return [servers for servers in parts if servers]
+
+    def _ask(
+        self,
+        server: ModelServer,
+        question: Callable[[ModelServer], Coroutine[Any, Any, str]],
+        race: _Race,
+    ) -> str:
+        """Ask a server a quick question; a `KindedError` if it is silent until the race is over."""
+        try:
+            answer = server.calls.ask(partial(question, server), race.is_over)
+        except WorkCancelledError as error:
+            raise ServiceDownError("model_server_down", server.calls.note_silence()) from error
+        race.answered()
+        return answer
 
     def _run(
         self,
@@ -256,15 +319,22 @@ class ServerGroup:
 
     def _ask_digests(self) -> None:
         errors = []
-        for url, server in self._servers.items():
-            # All threads wait here, for as long as it takes to connect to a host that is switched
-            # off. Its last digest is still valid: it gets no calls.
-            if self._digests and server.calls.is_down:
-                continue
+
+        def ask(server: ModelServer, race: _Race) -> None:
             try:
-                self._digests[url] = server.calls.ask(partial(server.digest, self.model))
+                digest = self._ask(server, lambda one: one.digest(self.model), race)
             except KindedError as error:
                 errors.append(error)
+            else:
+                self._digests[server.calls.url] = digest
+
+        # All threads wait here. A server that is down gets no calls, so its last digest is still
+        # valid.
+        for servers in self._likeliest_first():
+            if self._digests and all(server.calls.is_down for server in servers):
+                break
+            with ThreadPoolExecutor(len(servers)) as threads:
+                list(threads.map(partial(ask, race=_Race(_SILENCE_SECONDS)), servers))
         if not self._digests:
             raise ServiceDownError(errors[0].kind, str(errors[0])) from errors[0]
 
@@ -282,11 +352,16 @@ class ServerGroup:
         if not left:
             raise WorkPausedError(next(iter(reasons.values())))
         now = time.monotonic()
-        return [
-            url
+        calls = {
+            url: self._servers[url].calls
             for url in left
-            if self._servers[url].calls.can_be_tried and now >= self._set_aside_until.get(url, 0)
-        ] or left
+            if now >= self._set_aside_until.get(url, 0)
+        }
+        up = [url for url, of_server in calls.items() if not of_server.is_down]
+        if up:  # no call waits until it is known whether another server is back
+            for of_server in calls.values():
+                of_server.look_again_if_down()
+        return up or [url for url, of_server in calls.items() if of_server.can_be_tried] or left
 
     def _serves_others(
         self,
@@ -329,10 +404,11 @@ class ServerGroup:
         server: ModelServer,
         what: str,
         look: Callable[[ModelServer], Coroutine[Any, Any, str]],
+        race: _Race,
     ) -> HealthCheck:
         name = self._name(server, what)
         try:
-            found = server.calls.ask(partial(look, server))
+            found = self._ask(server, look, race)
         except KindedError as error:
             if error.kind == "model_server_busy":  # it runs, but cannot be checked further now
                 return HealthCheck(name, True, str(error))

@@ -1,14 +1,23 @@
 """Several servers with the same models: calls go to any that can serve them."""
 
+import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.model_servers import server_group
-from batch_pipeline.model_servers.base import Analyzer
+from batch_pipeline.model_servers.base import Analyzer, Spent, never_cancelled
+from batch_pipeline.model_servers.call_slots import CallGate
+from batch_pipeline.model_servers.circuit import Circuit
+from batch_pipeline.model_servers.http_calls import CallLimits
+from batch_pipeline.model_servers.model_server import ModelServer
+from batch_pipeline.model_servers.ollama import OllamaServer
+from batch_pipeline.model_servers.server_group import ServerGroup
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline_tests.integration.model_servers.conftest import (
     IMAGE,
@@ -201,6 +210,88 @@ def test_a_server_that_is_down_is_not_asked_which_model_it_has(
 
     assert both.vision.fingerprint() == before
     assert other.requests == asked
+
+
+@pytest.fixture
+def switched_off() -> Iterator[str]:
+    """The address of a host that answers no packet: its queue of connections is full."""
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_nothing_waits_for_a_switched_off_server_that_another_one_can_replace(
+    build: BuildAnalyzer, server: ScriptedModelServer, switched_off: str
+) -> None:
+    analyzer = build(
+        ollama_host=f"{switched_off},{server.ollama_url}",
+        openai_base_url=f"{switched_off}/v1,{server.openai_url}",
+    )
+
+    # What a launch and the start of a run ask, then the first calls of the run
+    began = time.monotonic()
+    assert analyzer.outages() == []
+    assert analyzer.vision.fingerprint()
+    assert analyzer.embedding.fingerprint()
+    describe(analyzer, 8)
+    assert time.monotonic() - began < 6
+
+    began = time.monotonic()
+    assert analyzer.outages() == []
+    assert time.monotonic() - began < 1
+
+
+def test_a_server_that_is_switched_off_is_reported_with_the_time_that_was_waited(
+    build: BuildAnalyzer, switched_off: str
+) -> None:
+    analyzer = build(
+        ollama_host=switched_off, openai_base_url=f"{switched_off}/v1", model_connect_seconds=0.5
+    )
+
+    checks = analyzer.check()
+
+    assert [check.ok for check in checks] == [False, False]
+    assert all("no connection within 0.5 s" in check.detail for check in checks)
+
+
+def test_a_server_that_was_down_is_asked_again_before_that_is_an_outage(
+    both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
+) -> None:
+    other.stop()
+    describe(both, 20)
+    other.start()
+    server.stop()
+
+    assert both.outages() == []
+
+
+@only_ollama
+def test_no_call_waits_for_the_probe_of_a_server_that_is_down(
+    dialect: str, server: ScriptedModelServer, switched_off: str
+) -> None:
+    off = OllamaServer(switched_off, CallLimits(connect=2), circuit=Circuit(pause_seconds=0.1))
+    on = OllamaServer(server.ollama_url, CallLimits(), circuit=Circuit(pause_seconds=0.1))
+    model = "qwen3-vl:8b-instruct"
+
+    async def call(of: ModelServer, spent: Spent) -> str:
+        return await of.digest(model)
+
+    group = ServerGroup([off, on], model, CallGate(4, {}), call)
+    off.calls.note_silence()
+    for _ in range(3):
+        time.sleep(0.2)
+        began = time.monotonic()
+        group.run(call, never_cancelled)
+        assert time.monotonic() - began < 1
+    on.calls.note_silence()
+    time.sleep(0.2)
+    group.run(call, never_cancelled)  # without another server, the call itself asks
+    for each in (off, on):
+        each.close()
 
 
 def test_a_server_that_is_named_twice_is_one(
