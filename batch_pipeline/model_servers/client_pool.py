@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
+from batch_pipeline.model_servers.http_transport import reading_answer
+
 Client = TypeVar("Client")
 
 
@@ -31,7 +33,8 @@ class ClientPool(Generic[Client]):
         """Lend a client for one call: the one used last, as its connection is likely still open."""
         client = self._idle.pop() if self._idle else self._make()
         try:
-            yield client
+            with reading_answer():  # the client reads it when it arrives
+                yield client
         finally:
             self._idle.append(client)
 

@@ -41,6 +41,7 @@ from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.http_errors import (
     Busy,
     Disconnected,
+    Misread,
     Unreachable,
     chain,
     error_for_status,
@@ -70,9 +71,6 @@ _PROBE_SECONDS = 5.0
 #: Idle connections are closed before the server does it: uvicorn, under vLLM, waits for 5 s. A
 #: connection that the server closes while a call is sent on it would look like a crash.
 _KEEP_ALIVE_SECONDS = 4.0
-#: Errors of code that reads an answer whose values have other types than the protocol says. The
-#: clients do not check them all.
-_MISREAD = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
 #: For each client, see `client_pool`.
 _ONE_CONNECTION: dict[str, Any] = {
     "max_connections": 1,
@@ -331,9 +329,7 @@ class ServerCalls:
                     return Disconnected(root_reason(cause))
                 case json.JSONDecodeError() | pydantic.ValidationError() | UnicodeDecodeError():
                     return self._not_the_protocol(str(cause))
-        if isinstance(error, _MISREAD):
-            return self._not_the_protocol(f"{type(error).__name__}: {error}")
-        return error
+        return self._not_the_protocol(str(error)) if isinstance(error, Misread) else error
 
     def _not_the_protocol(self, reason: str) -> TransientError:
         return TransientError(

@@ -51,6 +51,10 @@ class Disconnected(Exception):  # noqa: N818
     """The connection ended before the answer was complete, perhaps behind a proxy."""
 
 
+class Misread(Exception):  # noqa: N818
+    """The answer has values of other types than the protocol says."""
+
+
 class Busy(Exception):  # noqa: N818
     """The server is there and asks to be called later.
 

@@ -9,8 +9,8 @@ import ipaddress
 import re
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, Final
@@ -21,6 +21,7 @@ import httpx
 import httpx2
 
 from batch_pipeline.errors import ConfigurationError, TransientError
+from batch_pipeline.model_servers.http_errors import Misread
 
 #: 32 vectors of 4,000 numbers take 3 MB as JSON.
 LONGEST_ANSWER_BYTES = 8 * 1024**2
@@ -36,6 +37,26 @@ _PASSWORD = re.compile(r"//[^@/]*@")
 
 #: Headers of the answers that the current call has received; each call sets its own list.
 heard: ContextVar[list[Mapping[str, str]]] = ContextVar("heard")
+#: Errors of code that reads an answer whose values have other types than the protocol says.
+_MISREAD = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
+
+
+@contextmanager
+def reading_answer() -> Iterator[None]:
+    """Surround code that reads an answer: the server is to blame for an error there.
+
+    The clients do not check the types of all values. An error before there is an answer is ours,
+    and stays what it is.
+
+    Raises:
+        Misread: the answer has values of other types than the protocol says.
+    """
+    try:
+        yield
+    except _MISREAD as error:
+        if not heard.get([]):
+            raise
+        raise Misread(f"{type(error).__name__}: {error}") from error
 
 
 class _Bounded:

@@ -166,7 +166,11 @@ class OllamaServer(ModelServer):
     async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
         """Return what was found; raises a `KindedError` if such vectors are not possible."""
         facts = (await self._show(model, "embedding")).modelinfo or {}
-        lengths = [value for name, value in facts.items() if name.endswith(".embedding_length")]
+        lengths = [
+            value
+            for name, value in facts.items()
+            if name.endswith(".embedding_length") and isinstance(value, int)
+        ]
         if lengths and lengths[0] < dimensions:
             raise wrong_length(model, lengths[0], dimensions)
         if lengths and lengths[0] > dimensions and (model, dimensions) not in self._embeds_well:

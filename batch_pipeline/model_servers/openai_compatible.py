@@ -19,6 +19,7 @@ from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
 from batch_pipeline.model_servers.http_errors import error_for_status
+from batch_pipeline.model_servers.http_transport import reading_answer
 from batch_pipeline.model_servers.learnt import BUDGET_OF_A_THINKER, Learnt, Stage
 from batch_pipeline.model_servers.model_server import (
     ChatAnswer,
@@ -120,9 +121,11 @@ class OpenAICompatibleServer(ModelServer):
             used = _usage(getattr(completion, "usage", None), began)
             spent(used)
             usage += used
-            choice = self._choice(completion)
-            text, cut = choice.message.content or "", choice.finish_reason == "length"
-            if _has_thought(completion, choice) or shows_thought(text, cut_by_length=cut):
+            with reading_answer():
+                choice = self._choice(completion)
+                text, cut = choice.message.content or "", choice.finish_reason == "length"
+                has_thought = _has_thought(completion, choice)
+            if has_thought or shows_thought(text, cut_by_length=cut):
                 eaten = cut and not clean(text)
                 if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
                     continue
@@ -158,8 +161,9 @@ class OpenAICompatibleServer(ModelServer):
             entries = getattr(response, "data", None)
             if not isinstance(entries, list):
                 raise self._not_the_protocol(response)
-            vectors = [entry.embedding for entry in sorted(entries, key=lambda entry: entry.index)]
-            return EmbedAnswer(vectors, usage)
+            with reading_answer():
+                entries.sort(key=lambda entry: entry.index)
+                return EmbedAnswer([entry.embedding for entry in entries], usage)
 
     async def digest(self, model: str) -> str:
         """Return an empty text: the protocol has no digests."""
@@ -213,7 +217,10 @@ class OpenAICompatibleServer(ModelServer):
     async def _models(self) -> set[str]:
         async with self._clients.client() as client:
             page = await client.models.list()
-        return {model.id for model in getattr(page, "data", None) or []}
+            names = {model.id for model in getattr(page, "data", None) or []}
+        if not all(isinstance(name, str) for name in names):
+            raise self._not_the_protocol(page)
+        return names
 
     async def _require(self, model: str) -> None:
         present = await self._models()
@@ -245,7 +252,7 @@ class OpenAICompatibleServer(ModelServer):
         if not isinstance(completion, ChatCompletion) or not completion.choices:
             raise self._not_the_protocol(completion)
         choice = completion.choices[0]
-        if choice.message is None:
+        if not isinstance(choice.message.content, str | None):
             raise self._not_the_protocol(completion)
         if choice.finish_reason == "content_filter" or (
             choice.message.refusal and not choice.message.content

@@ -33,6 +33,7 @@ from batch_pipeline.model_servers.base import (
     told_here,
 )
 from batch_pipeline.model_servers.fingerprints import fingerprint
+from batch_pipeline.model_servers.http_transport import reading_answer
 from batch_pipeline.model_servers.model_server import (
     AnswerForm,
     ChatAnswer,
@@ -358,7 +359,8 @@ class RemoteEmbedding:
                 "model_output_invalid",
                 f"{self.name} returned {len(answer.vectors)} vectors for {len(texts)} texts",
             )
-        checked = [checked_vector(one, self.name, self.dimensions) for one in answer.vectors]
+        with reading_answer():
+            checked = [checked_vector(one, self.name, self.dimensions) for one in answer.vectors]
         return EmbedAnswer(checked, answer.usage)
 
     async def _known_text(self, server: ModelServer, spent: Spent) -> EmbedAnswer:

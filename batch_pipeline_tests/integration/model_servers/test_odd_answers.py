@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 
 from batch_pipeline.errors import KindedError, ServiceDownError, TransientError
-from batch_pipeline.model_servers.base import Analyzer
+from batch_pipeline.model_servers.base import Analyzer, never_cancelled
 from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
+from batch_pipeline.model_servers.http_calls import CallLimits
+from batch_pipeline.model_servers.ollama import OllamaServer
 from batch_pipeline.settings import Settings
-from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, only_openai, picture
+from batch_pipeline.testing.model_server import ScriptedModelServer
+from batch_pipeline_tests.integration.model_servers.conftest import (
+    IMAGE,
+    only_ollama,
+    only_openai,
+    picture,
+)
 
 
 @dataclass
@@ -144,6 +152,22 @@ def test_a_vector_in_values_of_other_types_is_no_answer(
 
     assert refused(lambda: analyzer.embedding.embed(["a boat"])).kind == "model_output_invalid"
     assert [check.ok for check in analyzer.check()] == [False, False]  # nor is it a list of models
+
+
+@only_ollama
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_a_bug_of_ours_is_not_blamed_on_the_server(
+    dialect: str, server: ScriptedModelServer, is_answered: bool
+) -> None:
+    ollama = OllamaServer(server.ollama_url, CallLimits())
+
+    async def buggy() -> int:
+        answer = await ollama.digest("qwen3-vl:8b-instruct") if is_answered else ""
+        return answer + 1  # type: ignore[operator]
+
+    with pytest.raises(TypeError):
+        ollama.calls.run(buggy, cancelled=never_cancelled)
+    ollama.close()
 
 
 def test_a_proxy_that_redirects_for_ever_is_an_outage(analyzer: Analyzer, answer: Answer) -> None:
