@@ -7,7 +7,7 @@ from enum import IntEnum
 
 _PHOTOSHOP, _RESOURCE, _IPTC_RESOURCE = b"Photoshop 3.0\0", b"8BIM", 0x0404
 _ENTRY_MARK, _RECORD = 0x1C, 2
-#: More entries, or longer ones (bytes), are not read.
+#: More entries or resources, or longer entries (bytes), are not read.
 _MOST_ENTRIES, _LONGEST = 1000, 4096
 
 
@@ -40,7 +40,9 @@ def iptc_of_photoshop(resources: bytes | memoryview) -> bytes:
     """
     block = bytes(resources)
     position = len(_PHOTOSHOP) if block.startswith(_PHOTOSHOP) else 0
-    while block[position : position + 4] == _RESOURCE and position + 12 <= len(block):
+    for _ in range(_MOST_ENTRIES):
+        if block[position : position + 4] != _RESOURCE or position + 12 > len(block):
+            break
         number = int.from_bytes(block[position + 4 : position + 6], "big")
         # The length of a name, the name padded to an even number of bytes, then a size.
         named = 1 + block[position + 6]

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from email.utils import parsedate
+from itertools import islice
 
 from batch_pipeline.media.content import MediaFacts
 from batch_pipeline.media.exif import Exif, Tag, read_exif
@@ -74,6 +75,8 @@ _OF_A_CAMERA = re.compile(
     r"(?i:[\w .-]*digital camera|sony dsc|dcim\\.*|exif[_ ]jpeg[_ ]\w+|default|untitled|"
     r"jpeg picture|\W*)"
 )
+#: More blocks of EXIF are not read: thousands of them would take minutes.
+_MOST_EXIF_BLOCKS = 16
 #: How much of an XMP packet is searched (bytes); the entries that we need are at its start.
 XMP_BYTES = 1024**2
 
@@ -115,7 +118,7 @@ def read_metadata(
         changed: time of the last change, from the format itself.
     """
     exif: Exif = {}
-    for block in exif_blocks:
+    for block in islice(exif_blocks, _MOST_EXIF_BLOCKS):
         exif = read_exif(block) | exif
     if xmp is None and isinstance(exif.get(Tag.XMP), bytes):
         xmp = _bytes(exif.get(Tag.XMP))

@@ -28,6 +28,11 @@ _USUAL_MASKS = {16: (0x7C00, 0x3E0, 0x1F, 0), 32: (0xFF0000, 0xFF00, 0xFF, 0)}
 #: Masks of whole bytes, by the position of the byte.
 _WHOLE_BYTES = (0xFF, 0xFF00, 0xFF0000, 0xFF000000)
 _MAX_COLOURS = 256
+#: Most run lengths: a file of 100 MB in runs of no pixel would take a minute.
+_MAX_RUNS = 10_000_000
+#: The pixels of each byte of 4 bits a pixel, and both digits of a byte as pixels.
+_PAIRS = [bytes((byte >> 4, byte & 15)) for byte in range(256)]
+_DIGITS = bytes.maketrans(b"0123456789abcdef", bytes(range(16)))
 #: How much is examined at a time (bytes).
 _BLOCK_BYTES = 4 * 1024**2
 
@@ -163,14 +168,17 @@ class RunLengthBmpStill(Still):
     def _unpacked(self) -> tuple[NDArray[np.uint8], int]:
         """Return the indices as stored, and the number of missing rows."""
         width, height = self.size
-        indices = np.zeros((height, width), np.uint8)
         data, at, bits = self._data, self._header.start, self._header.bits
+        pixels = bytearray(width * height)
+        indices = np.frombuffer(pixels, np.uint8).reshape(height, width)
         x = y = 0
-        while y < height and at + 1 < len(data):
+        for _ in range(_MAX_RUNS):
+            if y >= height or at + 1 >= len(data):
+                return indices, max(0, height - y - 1)
             count, value = data[at], data[at + 1]
             at += 2
             if count:
-                run = _indices(np.full((1, -(-count * bits // 8)), value, np.uint8), bits)[0]
+                run = bytes((value,)) * count if bits == 8 else _PAIRS[value] * (-(-count // 2))
             elif value == _END_OF_ROW:
                 x, y = 0, y + 1
                 continue
@@ -183,12 +191,14 @@ class RunLengthBmpStill(Still):
                 continue
             else:
                 count, size = value, -(-value * bits // 8)
-                stored = np.frombuffer(data[at : at + size].ljust(size, b"\0"), np.uint8)
-                run = _indices(stored[None], bits)[0]
+                stored = data[at : at + size].ljust(size, b"\0")
+                run = stored if bits == 8 else stored.hex().encode().translate(_DIGITS)
                 at += size + size % 2
-            indices[y, x : x + count] = run[: max(0, min(count, width - x))]
+            end = min(x + count, width)
+            if x < end:
+                pixels[y * width + x : y * width + end] = run[: end - x]
             x += count
-        return indices, max(0, height - y - 1)
+        raise ValueError(f"there are more than {_MAX_RUNS:,} run lengths")
 
 
 def _read_header(data: bytes) -> _Header:

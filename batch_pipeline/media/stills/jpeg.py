@@ -4,6 +4,7 @@ The decoder gets the picture without its metadata, which is read here. So a brok
 of metadata cannot fail a good picture.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -23,6 +24,11 @@ from batch_pipeline.media.stills.still import (
 
 #: Most segments before the picture. Depth maps and colour profiles take hundreds.
 MAX_SEGMENTS = 4096
+#: Most scans; programs write up to a few dozen. Each takes time for the whole picture, even if it
+#: is only some bytes long: a file of 1 MB could take minutes.
+_MAX_SCANS = 500
+#: A marker that is no fill byte, stuffed byte or restart.
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 #: The segments of a colour profile are numbered with one byte.
 _MAX_PROFILE_SEGMENTS = 255
 #: Bytes that are decoded before another thread may hold Python's lock, for which this thread then
@@ -52,6 +58,8 @@ class _Anatomy:
     frame_header: bytes = b""
     progressive: bool = False
     components_of_first_scan: int = 0
+    first_scan: int = 0
+    """Its start in the file."""
 
 
 class JpegStill(PillowStill):
@@ -61,6 +69,8 @@ class JpegStill(PillowStill):
         self._anatomy = take_apart(data)
         self._data = data
         self._with_end = False
+        if self._in_several_scans():
+            _require_few_scans(data, self._anatomy.first_scan)
         super().__init__()
         self.exif = [b"".join(block) for block in self._anatomy.exif]
         self.xmp = self._anatomy.xmp
@@ -139,6 +149,7 @@ def take_apart(data: bytes) -> _Anatomy:
             )
         if marker == _SOS:
             found.components_of_first_scan = content[0] if len(content) else 0
+            found.first_scan = start
             found.picture.append(view[start:])
             break
         if marker in _FRAME_HEADERS and not found.frame_header:
@@ -195,6 +206,16 @@ def _embedded_clip(data: bytes) -> str | None:
         return None
     found = sniff(data[start : start + HEAD_BYTES])
     return motion_photo(len(data) - start) if found and found.file_type == "video" else None
+
+
+def _require_few_scans(data: bytes, position: int) -> None:
+    """Raise `ValueError` if there are too many scans from a position to the end of the picture."""
+    scans = 0
+    while (found := _MARKER.search(data, position)) and data[found.start() + 1] != _EOI:
+        scans += data[found.start() + 1] == _SOS
+        if scans > _MAX_SCANS:
+            raise ValueError(f"it has more than {_MAX_SCANS} scans")
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
 
 
 def _reaches_last_scan(data: bytes) -> bool:

@@ -22,8 +22,10 @@ from batch_pipeline.media.tone_mapping import ColourSpace
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: Most bytes of all unpacked texts together; more cannot be texts.
 _MAX_TEXT_BYTES = 16 * 1024**2
-#: Most chunks: a file of 100 MB in empty chunks would take minutes to read.
-_MAX_CHUNKS = 500_000
+#: Most chunks: a file of 100 MB in empty chunks would take minutes to read, and gigabytes.
+_MAX_CHUNKS = 100_000
+#: Most warnings about different chunks.
+_MAX_WARNINGS = 10
 _PICTURE_CHUNKS = {
     b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT",
 }  # fmt: skip
@@ -47,6 +49,8 @@ class _Anatomy:
     header: bytes = b""
     picture: list[Piece] = field(default_factory=list)
     """The chunks that a decoder needs."""
+    end_of_piece: int = 0
+    """Where the last piece ends in the file, if it is a part of the file."""
     pixels: list[Piece] = field(default_factory=list)
     """The contents of the IDAT chunks."""
     exif: list[Piece] = field(default_factory=list)
@@ -166,11 +170,10 @@ def take_apart(data: bytes) -> _Anatomy:
     found = _Anatomy()
     wrong: dict[str, None] = {}
     kind = b""
-    for number, (kind, content, checksum) in enumerate(_chunks(data)):
+    for number, (start, kind, content, is_sound) in enumerate(_chunks(data)):
         if number >= _MAX_CHUNKS:
             raise oversized_metadata(f"the PNG has more than {_MAX_CHUNKS} chunks")
-        sound = zlib.crc32(content, zlib.crc32(kind)) == checksum
-        if not sound:
+        if not is_sound and len(wrong) < _MAX_WARNINGS:
             wrong[f"damaged: the checksum of a {kind.decode('ascii')} chunk is wrong"] = None
         if kind == b"IHDR":
             found.header = bytes(content)
@@ -183,15 +186,30 @@ def take_apart(data: bytes) -> _Anatomy:
         elif kind == b"IDAT":
             found.pixels.append(content)
         if kind in _PICTURE_CHUNKS and _has_right_length(kind, content, found):
-            head = len(content).to_bytes(4, "big") + kind
-            tail = zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big")
-            found.picture += [head, content, tail]
+            _keep_picture(found, data, start, kind, content, is_sound=is_sound)
         elif kind not in _PICTURE_CHUNKS:
             _keep_metadata(found, kind, content)
     if kind != b"IEND":
         wrong["damaged: the PNG ends without its IEND chunk"] = None
     found.warnings = list(wrong)
     return found
+
+
+def _keep_picture(
+    found: _Anatomy, data: bytes, start: int, kind: bytes, content: memoryview, *, is_sound: bool
+) -> None:
+    end = start + 8 + len(content) + 4
+    if not is_sound or end > len(data):
+        head = len(content).to_bytes(4, "big") + kind
+        tail = zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big")
+        found.picture += [head, content, tail]
+        return
+    # As it is in the file, in one piece with the chunks before it.
+    begin = start
+    if start == found.end_of_piece:
+        begin -= len(found.picture.pop())
+    found.picture.append(memoryview(data)[begin:end])
+    found.end_of_piece = end
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -204,8 +222,11 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     )
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
-    """Yield kind, content and checksum of each chunk up to IEND; the last may be cut."""
+def _chunks(data: bytes) -> Iterator[tuple[int, bytes, memoryview, bool]]:
+    """Yield start, kind and content of each chunk up to IEND, and whether its checksum is right.
+
+    The last chunk may be cut.
+    """
     view = memoryview(data)
     position = len(_SIGNATURE)
     while position + 8 <= len(data):
@@ -217,10 +238,12 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
             if position < 0:
                 return
             continue
-        checksum = int.from_bytes(data[end : end + 4], "big")
         content = view[position + 8 : end]
+        checksum = int.from_bytes(data[end : end + 4], "big")
         # A cut chunk has no checksum, so it cannot be wrong.
-        yield kind, content, checksum if end + 4 <= len(data) else zlib.crc32(kind + content)
+        is_whole = end + 4 <= len(data)
+        is_sound = not is_whole or zlib.crc32(content, zlib.crc32(kind)) == checksum
+        yield position, kind, content, is_sound
         if kind == b"IEND":
             return
         position = end + 4
@@ -241,6 +264,8 @@ def _keep_metadata(found: _Anatomy, kind: bytes, content: memoryview) -> None:
     elif kind == b"tIME" and len(content) == 7:
         year, *rest = struct.unpack(">HBBBBB", content)
         found.changed = "{:04}:{:02}:{:02} {:02}:{:02}:{:02}".format(year, *rest)
+    elif len(content) > _MAX_TEXT_BYTES:
+        return  # not copied, as nothing that is looked for is of this size
     elif kind == b"iCCP":
         _, _, packed = bytes(content).partition(b"\0")
         found.profile = _unpack(found, packed[1:])
@@ -262,8 +287,8 @@ def _keep_text(found: _Anatomy, kind: bytes, content: memoryview) -> None:
     elif key == _TIME_KEY:  # not `date:create`, which ImageMagick reads from the file system
         found.made = found.made or text.decode("latin-1")
     elif key in _EXIF_KEYS:  # of ImageMagick: name, length and hexadecimal digits, on lines
-        digits = b"".join(text.split()[2:])
         with suppress(ValueError):
+            *_, digits = text.split(None, 2)
             found.exif.append(bytes.fromhex(digits.decode("ascii", "replace")))
 
 

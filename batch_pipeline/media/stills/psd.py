@@ -16,8 +16,12 @@ from PIL.PsdImagePlugin import PsdImageFile
 
 from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.scaling import scale, scaling_bytes
-from batch_pipeline.media.stills.still import PillowStill
+from batch_pipeline.media.stills.still import PillowStill, oversized_metadata
 
+#: Numbers of image resources.
+_IPTC, _PROFILE, _EXIF, _XMP = 1028, 1039, 1058, 1060
+#: Most image resources: a file of 100 MB in empty ones would take a minute to read, and gigabytes.
+_MAX_RESOURCES = 10_000
 #: Bytes of a sample of 32 bits.
 _FLOAT_BYTES = 4
 _LARGE = 2
@@ -34,25 +38,18 @@ _COUNT_LIMIT = 0xFFFF
 class PsdStill(PillowStill):
     """The composite picture of a Photoshop document; its layers are not read."""
 
-    #: Numbers of image resources.
-    _IPTC, _EXIF, _XMP = 1028, 1058, 1060
-
     def __init__(self, data: bytes) -> None:
         self._document = document = _Document.of(data)
         super().__init__()
         self.size = document.size
+        found = _resources(document.resources)
+        self.icc_profile, self.xmp, self.iptc = map(found.get, (_PROFILE, _XMP, _IPTC))
+        self.exif = [found[_EXIF]] if _EXIF in found else []
         if self._document.sample_bytes == _FLOAT_BYTES:
             # The profile is for linear light, which is converted here. The colours are sRGB's.
             self.icc_profile = None
         if document.said_mode == _INKS:
             self.warnings.append("colours are not true: the document is of single inks")
-        for number, _, content in getattr(self._picture, "resources", ()):
-            if number == self._EXIF:
-                self.exif.append(content)
-            elif number == self._XMP:
-                self.xmp = content
-            elif number == self._IPTC:
-                self.iptc = content
 
     def memory(self, target: tuple[int, int]) -> int:
         """Return the size of Pillow's picture, with deep samples as several bytes, and a strip."""
@@ -98,8 +95,9 @@ class _Document:
     said_channels: int
     count_bytes: int
     """Bytes of a row's length in the table before the rows."""
-    ahead: memoryview
-    """Palette and resources, before the layers."""
+    palette: memoryview
+    """With its length."""
+    resources: memoryview
     pixels: memoryview
     """The data after the number of the compression."""
     compression: int
@@ -116,10 +114,11 @@ class _Document:
         version, channels, height, width, bits, mode = struct.unpack_from(">H6xHIIHH", data, 4)
         is_large = version == _LARGE
         view = memoryview(data)
-        place = _HEADER_BYTES
+        places = [_HEADER_BYTES]  # of palette, resources, layers, and of what follows
         for length_bytes in (4, 4, 8 if is_large else 4):
-            end_of_ahead = place
-            place += length_bytes + int.from_bytes(view[place : place + length_bytes], "big")
+            length = int.from_bytes(view[places[-1] : places[-1] + length_bytes], "big")
+            places.append(places[-1] + length_bytes + length)
+        place = places[-1]
         compression = int.from_bytes(view[place : place + 2], "big")
         if place + 2 > len(data):
             raise ValueError("image file is truncated before its pixels")
@@ -138,7 +137,8 @@ class _Document:
             mode,
             channels,
             4 if is_large else 2,
-            view[_HEADER_BYTES:end_of_ahead],
+            view[places[0] : places[1]],
+            view[places[1] + 4 : places[2]],
             view[place + 2 :],
             compression,
         )
@@ -173,8 +173,9 @@ class _Document:
         if self.compression == _RUN_LENGTHS:
             table_bytes = self.said_channels * height * self.count_bytes
             pixels = [self._table(channels), self.pixels[table_bytes:]]
-        layers_and_compression = bytes(4) + struct.pack(">H", self.compression)
-        return joined([header, self.ahead, layers_and_compression, *pixels])
+        # Without resources and layers.
+        behind_palette = bytes(8) + struct.pack(">H", self.compression)
+        return joined([header, self.palette, behind_palette, *pixels])
 
     def _table(self, channels: int) -> bytes:
         """Return the lengths of the decoded rows in the form of a PSD."""
@@ -198,6 +199,27 @@ class _Document:
                     "a PSB with packed rows of more than 65,535 bytes is not supported"
                 )
         return counts.astype(">u2").tobytes()
+
+
+def _resources(block: memoryview) -> dict[int, bytes]:
+    """Return the image resources that are used, by their number.
+
+    Raises:
+        PermanentError: ``oversized_metadata``.
+    """
+    found: dict[int, bytes] = {}
+    place = 0
+    for _ in range(_MAX_RESOURCES):
+        if place + 12 > len(block):
+            return found
+        number = int.from_bytes(block[place + 4 : place + 6], "big")
+        name_bytes = 1 + block[place + 6]
+        start = place + 6 + name_bytes + name_bytes % 2 + 4
+        size = int.from_bytes(block[start - 4 : start], "big")
+        if number in {_IPTC, _PROFILE, _EXIF, _XMP}:
+            found.setdefault(number, bytes(block[start : start + size]))
+        place = start + size + size % 2
+    raise oversized_metadata(f"the PSD has more than {_MAX_RESOURCES} image resources")
 
 
 class _PsdPlugin(PsdImageFile):

@@ -139,13 +139,13 @@ class TiffStill(Still):
         return picture
 
     def _number(self, tag: int) -> int:
-        return next(iter(self._numbers(tag)), 0)
+        return next(iter(self._numbers(tag, 1)), 0)
 
-    def _numbers(self, tag: int) -> list[int]:
+    def _numbers(self, tag: int, most: int = _MAX_STRIPS) -> list[int]:
         entry = self._entries.get(tag)
         if entry is None:
             return []
-        return self._tiff.numbers(entry._replace(elements=min(entry.elements, _MAX_STRIPS)))
+        return self._tiff.numbers(entry._replace(elements=min(entry.elements, most)))
 
     def _read_layout(self) -> _Layout:
         width, height = self.size

@@ -501,6 +501,96 @@ def test_formats_are_named_once():
     assert len(FORMATS) == len(set(FORMATS))
 
 
+def with_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan, of some bytes, is there so many times."""
+    data = saved(Image.new("L", (320, 240), 128), "JPEG", progressive=True)
+    note = b"\xff\xfe\0\4\xff\xd9"  # a comment that looks like the end
+    return data[:-2] + note + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_they_take_minutes():
+    assert decode(with_scans(400)).facts.width == 320
+
+    with pytest.raises(PermanentError, match="more than 500 scans") as refused:
+        decode(with_scans(2_000))
+
+    assert refused.value.kind == "unreadable_image"
+
+
+def put_into(data: bytes, at: int, *parts: bytes) -> bytes:
+    return data[:at] + b"".join(parts) + data[at:]
+
+
+#: Each would take gigabytes or minutes: the parts are read one by one.
+ENDLESS = {
+    "a gif comment in blocks of one byte": (
+        lambda: put_into(saved(PICTURE, "GIF"), 781, b"\x21\xfe", b"\1a" * 1_000_001, b"\0"),
+        "more than 1,000,000 blocks",
+    ),
+    "a gif of garbage": (
+        lambda: put_into(saved(PICTURE, "GIF"), 781, bytes(1_000_001)),
+        "more than 1,000,000 blocks",
+    ),
+    "a png of empty chunks": (
+        lambda: put_into(make_image("png"), 33, png.chunk(b"IDAT", b"") * 100_001),
+        "more than 100000 chunks",
+    ),
+    "a psd of empty resources": (
+        lambda: psd_with_resources((b"8BIM\0\1\0\0" + bytes(4)) * 10_001),
+        "more than 10000 image resources",
+    ),
+}
+
+
+def psd_with_resources(resources: bytes) -> bytes:
+    data = make_psd(PICTURE)
+    return data[:30] + len(resources).to_bytes(4, "big") + resources + data[34:]
+
+
+@pytest.mark.parametrize(("make", "reason"), ENDLESS.values(), ids=ENDLESS)
+def test_a_file_of_endless_small_parts_is_refused_before_they_are_read(make, reason):
+    with pytest.raises(PermanentError, match=reason) as refused:
+        decode(make())
+
+    assert refused.value.kind == "oversized_metadata"
+
+
+def test_a_bmp_of_endless_run_lengths_is_refused():
+    head = saved(PICTURE.convert("P"), "BMP")[:1078]
+    head = put_into(head[:30], 30, b"\1\0\0\0") + head[34:]  # run lengths of 8 bits
+
+    with pytest.raises(PermanentError, match="more than 10,000,000 run lengths"):
+        decode(head + b"\1\1" * 10_000_001)
+
+
+def test_a_later_frame_of_a_gif_counts_with_all_its_memory():
+    frames = [Image.new("L", (2000, 2000), colour) for colour in (0, 255)]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=40)
+    at = data.rindex(b"\x2c\0\0\0\0\xd0\x07\xd0\x07")  # 2000 x 2000 from the corner
+    larger = data[: at + 5] + (10_000).to_bytes(2, "little") + data[at + 7 :]
+
+    for hostile, most in ((data, 32), (larger, 256)):
+        with pytest.raises(PermanentError, match="to decode; at most") as refused:
+            decode_image(hostile, accept(hostile), max_bytes=most * 1024**2)
+        assert refused.value.kind == "too_many_pixels"
+
+
+def test_texts_in_a_gif_change_nothing():
+    data = saved(PICTURE, "GIF")
+    texts = (b"\x21\xfe", b"\5hello" * 1000, b"\0", b"\x21\xff\x0bNETSCAPE2.0\3\1\0\0\0")
+
+    assert shown(decode(put_into(data, 781, *texts))) == shown(decode(data))
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"iTXt"])
+def test_a_huge_text_in_a_png_is_not_read(kind):
+    text = b"Raw profile type exif\0" + b"a " * (9 * 1024**2)
+
+    facts = decode(put_into(make_image("png"), 33, png.chunk(kind, text))).facts
+
+    assert (facts.warnings, facts.captured_at) == ((), None)
+
+
 def test_a_webp_of_empty_chunks_is_refused_before_they_fill_the_memory():
     data = b"RIFF\0\0\0\0WEBP" + b"ANMF\0\0\0\0" * 100_001
 
