@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batch_pipeline.cli.option_rules import at_least_one, at_most_one, needs
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, REFUSED, Session
 from batch_pipeline.cli.types import BATCH, SINCE, USER
@@ -105,6 +106,9 @@ def submit(  # noqa: PLR0917 - click passes them by name
 @click.option("--limit", type=click.IntRange(1, 500), default=20, help="Batches per page.")
 @click.option("--page", type=click.IntRange(1, 1_000_000), default=1, help="Which page of batches.")
 @json_option
+@at_most_one("BATCH", "--limit")
+@at_most_one("BATCH", "--page")
+@needs("--failed", "BATCH", "; over all batches: batch-pipeline failures")
 @click.pass_obj
 def status(  # noqa: PLR0917 - click passes them by name
     session: Session,
@@ -134,10 +138,6 @@ def status(  # noqa: PLR0917 - click passes them by name
     from batch_pipeline.services.reports.batch_status import newest_batches  # noqa: PLC0415
 
     if batch is None:
-        if failed:
-            raise click.UsageError(
-                "--failed is for one batch; over all batches: batch-pipeline failures"
-            )
         batches = newest_batches(session.pipeline.database, limit=limit, offset=limit * (page - 1))
         if as_json:
             print_json(batches)
@@ -247,6 +247,9 @@ def report(session: Session, batch: uuid.UUID, file: Path, as_json: bool) -> Non
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be stopped.")
 @json_option
+@at_most_one("BATCH", "--user")
+@at_most_one("BATCH", "--since")
+@at_least_one("BATCH", "--user", "--since")
 @click.pass_obj
 def cancel(  # noqa: PLR0917 - click passes them by name
     session: Session,
@@ -272,8 +275,6 @@ def cancel(  # noqa: PLR0917 - click passes them by name
     )
     from batch_pipeline.services.short_ids import batch_label  # noqa: PLC0415
 
-    if (batch is None) == (user is None and since is None):
-        raise click.UsageError("expected a BATCH, or --user, --since or both")
     pipeline = session.pipeline
     named = [batch] if batch else open_batches(pipeline.database, user_id=user, since=since)
     done = []

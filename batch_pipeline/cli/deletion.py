@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from batch_pipeline.cli.option_rules import at_most_one
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
 from batch_pipeline.cli.types import BATCH, UPLOAD, USER
@@ -29,6 +30,7 @@ from batch_pipeline.wording import counted
     help="Make this database the owner of the storage. Only the owner may tidy.",
 )
 @json_option
+@at_most_one("--take-over", "--dry-run")
 @click.pass_obj
 def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json: bool) -> None:
     """Remove leftover files; Dagster does this every hour.
@@ -44,8 +46,6 @@ def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json:
     """
     from batch_pipeline.services.leftovers import remove_leftovers  # noqa: PLC0415
 
-    if dry_run and take_over:
-        raise click.UsageError("--take-over and --dry-run cannot be used together")
     pipeline = session.pipeline
     if take_over:
         pipeline.ownership.take_over()

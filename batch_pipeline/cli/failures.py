@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batch_pipeline.cli.option_rules import at_most_one
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
 from batch_pipeline.cli.types import BATCH, SINCE, UPLOAD, USER
@@ -183,6 +184,7 @@ def retry(  # noqa: PLR0917 - click passes them by name
 @click.option("--user", type=USER, help="Only uploads of this user.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be redone.")
 @json_option
+@at_most_one("--model", "--model-not")
 @click.pass_obj
 def reprocess(  # noqa: PLR0917 - click passes them by name
     session: Session,

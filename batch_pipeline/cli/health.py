@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batch_pipeline.cli.option_rules import at_most_one, is_given, needs
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
 from batch_pipeline.cli.types import LENGTH, USER
@@ -81,6 +82,8 @@ def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> N
 
     is_daemon = part == "daemon"
     if is_daemon:
+        if is_given("--host") or is_given("--port"):
+            raise click.UsageError("--host and --port are for the code-server")
         session.require_home()
     said = check_daemon(session.settings) if is_daemon else check_code_server(host, port)
     if as_json:
@@ -101,6 +104,8 @@ def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> N
     "--host", default="127.0.0.1", show_default=True, help="Address that --serve binds to."
 )
 @json_option
+@at_most_one("--serve", "--json")
+@needs("--host", "--serve")
 @click.pass_obj
 def metrics(session: Session, port: int | None, host: str, as_json: bool) -> None:
     """Print metrics for Prometheus.
@@ -123,8 +128,7 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
             server, thread = start_http_server(port, host, metrics_registry(database))
         except OSError as error:
             raise RefusedError(f"nobody can listen at {host}:{port}: {error.strerror}") from error
-        if not as_json:
-            session.report(f"Metrics are at http://{host}:{port}/metrics; Ctrl-C stops.")
+        session.report(f"Metrics are at http://{host}:{port}/metrics; Ctrl-C stops.")
         try:
             thread.join()
         finally:

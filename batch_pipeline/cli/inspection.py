@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from batch_pipeline.cli.option_rules import at_least_one, at_most_one
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
 
@@ -54,6 +55,8 @@ def inspect(session: Session, files: Sequence[Path], output: Path | None, as_jso
     help="Print the vision model's answer for a file; nothing is stored.",
 )
 @json_option
+@at_most_one("--show", "--try")
+@at_least_one("--show", "--try")
 @click.pass_obj
 def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -> None:
     """Show the prompts for vision models, and try them on files.
@@ -66,8 +69,6 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
     from batch_pipeline.services.prompt_trial import shown_prompts, try_prompt  # noqa: PLC0415
     from batch_pipeline.visible_text import visible  # noqa: PLC0415
 
-    if show == bool(files):
-        raise click.UsageError("expected --show or --try FILE")
     if show:
         shown = shown_prompts(session.settings)
         if as_json:

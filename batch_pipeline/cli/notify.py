@@ -5,18 +5,21 @@ from dataclasses import asdict
 
 import click
 
+from batch_pipeline.cli.option_rules import at_least_one, at_most_one
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
 from batch_pipeline.errors import RefusedError
 
 
 @click.command()
-@click.option("--test", "action", flag_value="test", help="Send a test event to each target now.")
-@click.option("--list", "action", flag_value="list", help="List what has not arrived.")
-@click.option("--again", "action", flag_value="again", help="Send given-up notifications again.")
+@click.option("--test", is_flag=True, help="Send a test event to each target now.")
+@click.option("--list", "lists", is_flag=True, help="List what has not arrived.")
+@click.option("--again", is_flag=True, help="Send given-up notifications again.")
 @json_option
+@at_most_one("--test", "--list", "--again")
+@at_least_one("--test", "--list", "--again")
 @click.pass_obj
-def notify(session: Session, action: str | None, as_json: bool) -> None:
+def notify(session: Session, test: bool, lists: bool, again: bool, as_json: bool) -> None:
     """Test notifications, and list those that did not arrive.
 
     \b
@@ -24,11 +27,9 @@ def notify(session: Session, action: str | None, as_json: bool) -> None:
       batch-pipeline notify --test
       batch-pipeline notify --list
     """
-    if action is None:
-        raise click.UsageError("expected --test, --list or --again")
-    if action == "test":
+    if test:
         _test(session, as_json)
-    elif action == "list":
+    elif lists:
         _list(session, as_json)
     else:
         from batch_pipeline.services.notifications.outbox import try_again  # noqa: PLC0415

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batch_pipeline.cli.option_rules import at_most_one
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
 from batch_pipeline.cli.types import BATCH, USER
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def _target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = at_most_one("--user", "--batch", "--server")(command)
     for option in (
         click.option("--server", metavar="URL", help="Only calls to this model server."),
         click.option("--batch", type=BATCH, help="Only this batch."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batch_pipeline.cli.option_rules import at_most_one, needs
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
 from batch_pipeline.cli.types import BATCH, UPLOAD, USER
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 )
 @click.option("--open", "opens", is_flag=True, help="Open the page of --html in the browser.")
 @json_option
+@at_most_one("TEXT", "--like")
+@needs("--open", "--html")
 @click.pass_obj
 def search(  # noqa: PLR0917 - click passes them by name
     session: Session,
@@ -94,8 +97,6 @@ def search(  # noqa: PLR0917 - click passes them by name
     from batch_pipeline.services.search import search as find  # noqa: PLC0415
     from batch_pipeline.services.search_filters import Filters  # noqa: PLC0415
 
-    if opens and file is None:
-        raise click.UsageError("--open needs --html FILE, which says where to write the page.")
     pipeline = session.pipeline
     filters = Filters(
         user, batch, kind, file_format, camera, since, until, has_text, model, least, tags

@@ -23,6 +23,8 @@ def spaces(context: click.Context, as_json: bool) -> None:
       batch-pipeline spaces drop 1
     """
     if context.invoked_subcommand:
+        if as_json:
+            raise click.UsageError("--json belongs after the command: spaces drop ID --json")
         return
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.services.embedding_spaces import key_of_settings, overview  # noqa: PLC0415

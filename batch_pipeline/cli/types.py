@@ -74,7 +74,7 @@ class Since(click.ParamType):  # type: ignore[type-arg]
         """Return the moment with its time zone; by default that of this machine."""
         if isinstance(value, datetime):
             return value
-        if ago := _length(value):
+        if (ago := _length(value)) is not None:
             return datetime.now(UTC) - ago
         try:
             return datetime.fromisoformat(value.strip()).astimezone()

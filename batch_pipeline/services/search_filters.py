@@ -49,7 +49,8 @@ class Filters:
         """Yield the SQL conditions of these filters.
 
         Raises:
-            RefusedError: a date, a file type, a tag, a similarity or a text is not valid.
+            RefusedError: a date, a file type, a tag, a similarity or a text is not valid, or
+                since is later than until.
         """
         _require_storable(self.format, self.camera, self.vision_model)
         yield ~HIDDEN
@@ -70,6 +71,8 @@ class Filters:
             yield _when() >= _period(self.since)[0].isoformat()
         if self.until is not None:
             yield _when() < _period(self.until)[1].isoformat()
+        if self.since and self.until and _period(self.since)[0] >= _period(self.until)[1]:
+            raise RefusedError(f"since {self.since} is later than until {self.until}")
         if self.has_text:
             quoted = Upload.description.regexp_match('[“"][^“”"]{2,}[”"]')
             yield or_(Upload.visible_text.is_not(None), quoted)

@@ -282,7 +282,7 @@ def test_cancel_takes_all_open_batches_of_a_user_after_a_dry_run(console, databa
     }
     assert batch_row(database, other).status == "pending"
     wrong = console("cancel", other, "--user", "b0")
-    assert (wrong.code, "expected a BATCH" in wrong.err) == (2, True)
+    assert (wrong.code, "BATCH and --user cannot be used together" in wrong.err) == (2, True)
 
 
 def test_reprocess_takes_filters_and_a_dry_run(console, database):

@@ -265,6 +265,7 @@ def test_a_batch_is_a_filter(database, find):
         (Filters(since="yesterday"), "expected one such as 2024-05-17"),
         (Filters(until="2024-13"), "is not a date"),
         (Filters(until="9999"), "is not a date"),
+        (Filters(since="2024-06", until="2024-05"), "since 2024-06 is later than until 2024-05"),
         (Filters(file_type="audio"), "expected image or video"),
         (Filters(least_similarity=1.5), "expected -1 to 1"),
         (Filters(camera="a\x00b"), "characters that no stored text can have"),
