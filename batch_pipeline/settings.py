@@ -567,8 +567,17 @@ def _names(text: str) -> frozenset[str]:
 
 
 def env_files() -> tuple[Path, ...]:
-    """Return the files that contain settings; a later file overrides an earlier one."""
-    home, here = nearest_home(), Path(".env").absolute()
+    """Return the files that contain settings; a later file overrides an earlier one.
+
+    Raises:
+        ConfigurationError: the working directory was removed.
+    """
+    try:
+        home, here = nearest_home(), Path(".env").absolute()
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            "the working directory does not exist any more: change to another one"
+        ) from error
     beside = here if home is None else home.with_name(".env")
     return (here,) if beside == here else (beside, here)
 

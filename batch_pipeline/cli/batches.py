@@ -149,6 +149,8 @@ def status(  # noqa: PLR0917 - click passes them by name
             for said in [*(pause for pause in pauses if pause not in reason), reason]:
                 if said:
                     session.console.print(terminal.literal(said), style="yellow")
+        elif page > 1:
+            click.echo("No more batches.")
         else:
             click.echo("No batches. Submit one:  batch-pipeline submit FOLDER")
         return

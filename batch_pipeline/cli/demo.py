@@ -40,10 +40,12 @@ def demo(
       batch-pipeline demo --exit
     """
     from batch_pipeline import demo as stack_runner  # noqa: PLC0415
-    from batch_pipeline.services.batch_intake import submit as submit_files  # noqa: PLC0415
+    from batch_pipeline.services.batch_intake import examine, store  # noqa: PLC0415
     from batch_pipeline.services.search import search as find  # noqa: PLC0415
 
-    files = [media] if media else stack_runner.sample_media()
+    offer = examine([media] if media else stack_runner.sample_media(), session.settings)
+    if not offer.accepted:
+        raise RefusedError(f"{media or 'the sample folder'} holds no photo or video")
     pipeline = session.new_pipeline
     say: Callable[[str], None] = (lambda _: None) if as_json else click.echo
     session.when_stopped = "Stopped. The next start continues the work."
@@ -51,14 +53,14 @@ def demo(
         session.settings, port=port, announce=lambda: say("Starting Dagster …")
     ) as stack:
         say(f"The UI is at {stack.url}\n")
-        submission = submit_files(
-            files,
+        submission = store(
+            offer,
             publisher=pipeline.publisher,
             storage=pipeline.storage,
             settings=session.settings,
         )
         if submission.batch_id is None:
-            raise RefusedError(f"{media or 'the sample folder'} holds no photo or video")
+            raise AssertionError("some files were accepted")
         if not as_json:
             print_submission(submission)
         follow(session, submission.batch_id, quiet=as_json, timeout_seconds=600)

@@ -59,11 +59,14 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
       batch-pipeline failures --since 7d --kind truncated --limit 100
     """
     from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.reports.batch_status import batch_head  # noqa: PLC0415
     from batch_pipeline.services.reports.failures import FailureFilter, failures  # noqa: PLC0415
 
     _require_known_kinds(kinds)
     if since is None and batch is None:
         since = SINCE.convert("24h", None, None)
+    if batch is not None:
+        batch_head(session.pipeline.database, batch)  # an unknown batch is not one without failures
     chosen = FailureFilter(since, kinds, user, batch)
     found = failures(session.pipeline.database, chosen, shown=limit)
     if as_json:
@@ -258,7 +261,9 @@ def _require_known_kinds(kinds: Sequence[str]) -> None:
     for kind in kinds:
         if kind not in known:
             near = get_close_matches(kind, known)
-            meant = f"did you mean {' or '.join(near)}?" if near else "docs/troubleshooting.md"
+            meant = "docs/troubleshooting.md lists all"
+            if near:
+                meant = f"did you mean {' or '.join(near)}?"
             raise click.BadParameter(f"there is no kind {kind!r}: {meant}", param_hint="'--kind'")
 
 

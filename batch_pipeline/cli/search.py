@@ -94,10 +94,13 @@ def search(  # noqa: PLR0917 - click passes them by name
       batch-pipeline search boats --since 2024-05 --html boats.html --open
     """
     from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.reports.batch_status import batch_head  # noqa: PLC0415
     from batch_pipeline.services.search import search as find  # noqa: PLC0415
     from batch_pipeline.services.search_filters import Filters  # noqa: PLC0415
 
     pipeline = session.pipeline
+    if batch is not None:
+        batch_head(pipeline.database, batch)  # an unknown batch is not one without results
     filters = Filters(
         user, batch, kind, file_format, camera, since, until, has_text, model, least, tags
     )

@@ -15,6 +15,7 @@ from batch_pipeline.errors import (
     ConfigurationError,
     KindedError,
     NotFoundError,
+    PermanentError,
     PipelineError,
     RefusedError,
 )
@@ -182,6 +183,8 @@ def _explain(error: Exception, report: Callable[..., None]) -> int:
         case RefusedError():
             report(message)
             return REFUSED
+        case PermanentError():  # it is about a file, of which `doctor` knows nothing
+            report(message)
         case KindedError():
             doctor = "`batch-pipeline doctor` checks everything"
             hint = _HINTS.get(error.kind)

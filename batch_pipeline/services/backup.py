@@ -131,7 +131,7 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
             _add(archive, _ABOUT, io.BytesIO(about), len(about))
         partial.replace(file)
     except OSError as error:
-        raise PipelineError(f"{file} cannot be written: {error}") from error
+        raise PipelineError(f"{file} cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
         database.close()
@@ -156,7 +156,8 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restore
         with tarfile.open(file) as archive:
             return _restore(settings, archive, file, replace=replace)
     except (tarfile.TarError, OSError, KeyError) as error:
-        raise RefusedError(f"{file} is no backup of ours, or cannot be read: {error}") from error
+        reason = str(error).partition(":\n")[0]  # without that of each way to compress
+        raise RefusedError(f"{file} is no backup of ours, or cannot be read: {reason}") from error
 
 
 def _restore(

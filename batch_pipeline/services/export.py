@@ -105,9 +105,14 @@ def export_user(
                         _write_files(storage, partial, said, done, originals=originals)
         if not (done.batches or done.uploads or done.model_calls):
             raise NotFoundError(f"nothing is stored about user {user_id}")
-        partial.replace(target)
+        if target.exists():  # it stays the same folder: it may be somebody's working directory
+            target.chmod(0o700)
+            for written in partial.iterdir():
+                written.rename(target / written.name)
+        else:
+            partial.rename(target)
     except OSError as error:
-        raise PipelineError(f"{folder} cannot be written: {error}") from error
+        raise PipelineError(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return done

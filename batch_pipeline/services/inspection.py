@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batch_pipeline.errors import PermanentError
+from batch_pipeline.errors import PermanentError, RefusedError
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
@@ -58,6 +58,9 @@ def inspect_file(path: Path, settings: Settings, output: Path | None = None) -> 
         path: the file.
         settings: limits and accepted formats.
         output: folder to write the thumbnail and the frames to; None writes nothing.
+
+    Raises:
+        RefusedError: `output` cannot be written.
     """
     seen = Inspection(str(path))
     try:
@@ -106,9 +109,12 @@ def _stem(path: Path) -> str:
 
 
 def _write(seen: Inspection, folder: Path, name: str, jpeg: bytes) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
-    target.write_bytes(jpeg)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(jpeg)
+    except OSError as error:  # it says nothing about the inspected file
+        raise RefusedError(f"{target} cannot be written: {error.strerror or error}") from error
     seen.written.append(str(target))
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batch_pipeline.errors import RefusedError
+from batch_pipeline.errors import PermanentError, RefusedError
 from batch_pipeline.languages import language_name
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.decoding import decode
@@ -66,6 +66,8 @@ def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:
             )
     except OSError as error:
         raise RefusedError(f"{path} cannot be read: {error.strerror or error}") from error
+    except PermanentError as error:
+        raise PermanentError(error.kind, f"{path}: {error}") from error
     spent: list[Usage] = []
     description = vision.describe(content.facts, content.frames, spent=spent.append)
     return Trial(

@@ -26,7 +26,7 @@ from batch_pipeline.testing.media import (
     make_photo,
     make_video,
 )
-from batch_pipeline.testing.records import add_batch, batch_row, embedded, upload_rows
+from batch_pipeline.testing.records import USER, add_batch, batch_row, embedded, upload_rows
 
 from .conftest import program
 from .console import COMMAND
@@ -208,6 +208,7 @@ def test_status_prints_the_agreed_json_page_by_page(console, database):
     assert [len(page) for page in pages] == [2, 1]
     assert list(pages[0][0]) == BATCH_FIELDS
     assert [batch["batch_id"] for page in pages for batch in page] == batches[::-1]
+    assert console("status", "--page", 2).out == "No more batches.\n"
 
 
 def test_status_tables_fit_80_columns_and_show_names_literally(console, database):
@@ -378,6 +379,14 @@ def test_inspect_shows_a_line_for_each_fact(console, tmp_path):
     assert answer.code == 0
     for expected in ("photo.jpg", "JPEG image", "EXIF DateTimeOriginal", "Example Camera One"):
         assert expected in answer.out
+
+
+def test_inspect_does_not_blame_the_picture_for_a_folder_that_cannot_be_written(console):
+    answer = console("inspect", MEDIA / "fog.webp", "--output", "/dev/null/seen")
+    assert answer.code == 2
+    assert error_and_hint(answer) == [
+        "Error: /dev/null/seen/fog.webp_thumbnail.jpg cannot be written: Not a directory"
+    ]
 
 
 def test_a_format_that_the_operator_leaves_out_is_refused(console):
@@ -552,6 +561,34 @@ def test_a_demo_that_is_refused_does_not_say_that_it_starts(console, settings):
         f"Error: BATCH_PIPELINE_HOME={str(settings.home)!r} cannot be used: Is a directory; "
         "expected a folder that can be written"
     )
+
+
+def test_a_demo_of_a_folder_without_pictures_is_refused_before_anything_starts(console, tmp_path):
+    (tmp_path / "empty").mkdir()
+    answer = console("demo", "--exit", "--media", "empty")
+    assert (answer.code, answer.out) == (2, "")
+    assert error_and_hint(answer) == ["Error: empty holds no photo or video"]
+
+
+@pytest.mark.parametrize("command", [["db", "backup", "gone/x.tar"], ["export", USER, "file/x"]])
+def test_a_place_that_cannot_be_written_is_named_without_our_own_names(
+    console, database, tmp_path, command
+):
+    add_batch(database, 1)
+    (tmp_path / "file").touch()
+    answer = console(*command)
+    assert answer.code == 1
+    assert re.fullmatch(
+        f"Error: {command[-1]} cannot be written: (No such file or|Not a) directory\n", answer.err
+    )
+
+
+def test_an_error_of_a_file_names_it_and_gives_no_hint_about_the_services(console, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    answer = console("prompt", "--try", "notes.txt")
+    assert answer.code == 1
+    [error] = error_and_hint(answer)
+    assert error.startswith("Error: notes.txt: the content looks like a text file; accepted are")
 
 
 def test_tracebacks_are_shown_only_with_debug(console, database):

@@ -254,6 +254,13 @@ def test_a_dry_run_of_retry_says_what_the_command_reopens(console, database):
     )
 
 
+@pytest.mark.parametrize("command", [["failures"], ["search", "boats"]])
+def test_an_unknown_batch_is_named_and_not_taken_for_an_empty_one(console, command):
+    unknown = uuid.uuid4()
+    answer = console(*command, "--batch", unknown)
+    assert (answer.code, f"there is no batch {unknown}" in answer.err) == (2, True)
+
+
 def test_retry_of_a_user_leaves_others_alone(console, database):
     for user in (ANNA, BEN):
         ended(database, [failed("model_timeout", user_id=user)], user_id=user)

@@ -160,6 +160,14 @@ def test_the_home_is_found_upward_as_git_finds_its_repository(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["clone"]  # nothing was created
 
 
+def test_a_working_directory_that_was_removed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigurationError, match="working directory does not exist any more"):
+        load_settings()
+
+
 def test_a_home_of_another_user_is_passed_over(tmp_path, monkeypatch):
     if os.geteuid() != 0:
         pytest.skip("only root can give a folder away")

@@ -606,6 +606,7 @@ def test_an_export_goes_into_the_current_folder_if_that_is_empty(kept, tmp_path,
     monkeypatch.chdir(folder)
     export_user(kept.pipeline.database, kept.pipeline.storage, BARNABY, Path(), originals=False)
     assert (folder / "uploads.jsonl").exists()
+    assert Path("uploads.jsonl").exists(), "the shell is still in it"
 
 
 def test_an_export_of_a_user_that_nobody_knows_writes_no_folder(kept, tmp_path):

@@ -128,6 +128,18 @@ def test_a_backup_made_while_others_write_is_restored_whole(deployed, tmp_path):
         restore(elsewhere, MEDIA / "fog.webp", replace=True)
 
 
+def test_a_file_that_is_no_backup_is_refused_in_one_sentence(settings, tmp_path):
+    file = tmp_path / "other.tar"
+    with tarfile.open(file, "w") as archive:
+        about = tarfile.TarInfo("backup.json")
+        about.size = 12
+        archive.addfile(about, io.BytesIO(b'{"later": 1}'))
+    for other in (file, MEDIA / "fog.webp"):
+        with pytest.raises(RefusedError, match="is no backup of ours, or") as refused:
+            restore(settings, other)
+        assert "\n" not in str(refused.value)
+
+
 def test_a_backup_without_the_history_of_runs_is_none_if_its_server_is_down(
     pipeline, change, tmp_path
 ):
