@@ -38,6 +38,8 @@ _AVIF_SEQUENCE = b"avis"
 _PROPERTIES_BYTES = 1024**2
 #: Memory of a pixel in a decoder of HEVC: 8 bits in 4:4:4, or 10 bits in 4:2:0 (bytes).
 _HEVC_PLANE_BYTES = 3.0
+#: Frames that a decoder of AV1 keeps, as later ones refer to them.
+_KEPT_FRAMES = 8
 #: Larger pictures are decoded tile by tile, if they have tiles (pixels): a whole picture of this
 #: size would take 384 MB.
 _WHOLE_PIXELS = 64_000_000
@@ -147,9 +149,15 @@ class AvifStill(PillowStill):
         self.size = square_pixels(right - left, bottom - top, aspect)
 
     def memory(self, target: tuple[int, int]) -> int:
-        """Return the size of the decoder's planes, its picture, and Pillow's copy of that."""
+        """Return the size of the decoder's planes, its picture, and Pillow's copy of that.
+
+        For an animation, the decoder keeps the planes of earlier frames, also those of alpha.
+        """
         width, height = self._stored_size
-        return round(width * height * (self._plane_bytes + 8)) + scaling_bytes(self.size, target)
+        planes = self._plane_bytes
+        if self.frame_count > 1:
+            planes = _KEPT_FRAMES * (planes + 1)
+        return round(width * height * (planes + 8)) + scaling_bytes(self.size, target)
 
     def _open(self) -> ImageFile:
         return AvifImageFile(BytesIO(self._filled_up))

@@ -38,6 +38,8 @@ _BLOCK_BYTES, _INFLATED_BYTES = 65_536, 1024**2
 _UNFILTER_BYTES = 24 * STRIP_PIXELS
 #: Smaller pictures are decoded as a whole, which is a fifth faster (pixels; four bytes each).
 _WHOLE_PIXELS = 24_000_000
+#: Memory of a pixel of an animation (bytes): the frame, the one before it, and copies of both.
+_ANIMATION_BYTES = 16
 #: Samples of a pixel by colour type.
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
@@ -80,6 +82,8 @@ class PngStill(PillowStill):
 
     def memory(self, target: tuple[int, int]) -> int:
         """Return the size of a few strips, or of all if interlaced, animated or 16 bits deep."""
+        if self._anatomy.animated:
+            return self.size[0] * self.size[1] * _ANIMATION_BYTES + scaling_bytes(self.size, target)
         if not self._in_strips():
             return super().memory(target)
         return scaling_bytes(self.size, target) + _UNFILTER_BYTES

@@ -414,7 +414,19 @@ MEASURED = {
         p.convert("L"), 16, jpeg2000_palette([(v, 255 - v, 0) for v in range(256)])
     ),
     "jxl": lambda p: saved_jxl(p, effort=1),
+    "gif animation": lambda p: animation(p.size, "gif", disposal=2),
+    "png animation": lambda p: animation(p.size, "png", disposal=2, blend=1, compress_level=1),
+    "webp animation": lambda p: animation(p.size, "webp", method=0),
+    "avif animation": lambda p: animation(p.size, "avif", speed=10),
 }
+
+
+def animation(size: tuple[int, int], image_format: str, **options: object) -> bytes:
+    """Frames of one colour: they are decoded one after the other."""
+    frames = [Image.new("RGBA", size, (shade, shade, shade, 255)) for shade in range(5)]
+    return encode_image(
+        frames[0], image_format, save_all=True, append_images=frames[1:], duration=40, **options
+    )
 
 
 @pytest.mark.slow
