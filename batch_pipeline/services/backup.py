@@ -208,7 +208,9 @@ def _read_about(about: bytes, file: Path) -> Backup:
     try:
         backup = Backup(**{name: said for name, said in json.loads(about).items() if name in known})
     except (ValueError, TypeError, AttributeError) as error:
-        raise RefusedError(f"{file} is no backup of ours: {error}") from error
+        raise RefusedError(
+            f"{file} is no backup of ours, or is damaged: what {_ABOUT} says cannot be used"
+        ) from error
     if backup.revision and backup.revision > newest_revision():
         raise RefusedError(
             f"{file} was made by a newer version: its tables are at revision {backup.revision}, "

@@ -333,7 +333,7 @@ def test_the_sensor_of_failed_runs_says_what_became_of_the_run(stack, reported, 
     said = f"run {run['runId']} of batch"
     timestamp = wait_for_tick(stack, "sensor", name, said)
     page.goto(f"{stack.graphql.url}{LOCATION}/sensors/{name}?status=success")
-    expect_said_by_the_tick(page, timestamp, "View logs", "it left no upload behind")
+    expect_said_by_the_tick(page, timestamp, "View logs", "it held no upload any more")
 
 
 def test_the_tick_that_reported_a_batch_says_which(stack, reported, page):
