@@ -234,7 +234,8 @@ class UploadProcessor:
             self._make_thumbnail(attempt, content())
         _raise_if(attempt.cancelled)
 
-        # Nor does it replace a description that an upload API has stored without a score.
+        # A redo of another stage does not replace a description that an upload API has stored
+        # without a score.
         described_well = report.described and (row.redo or report.described.score >= PASS_SCORE)
         describes = not described_well or Stage.DESCRIPTION in row.redo
         if describes:

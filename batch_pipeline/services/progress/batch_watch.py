@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import psycopg
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 
 from batch_pipeline.database.listening import listening
 from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload, UploadStatus
@@ -124,7 +124,7 @@ def _read(
         raise NotFoundError(
             f"there is no batch {batch_id}: `batch-pipeline status` lists the newest ones"
         )
-    has_ended = and_(Upload.processing_status.in_(ENDED))
+    has_ended: ColumnElement[bool] = Upload.processing_status.in_(ENDED)
     if since_seconds is not None and progress.status in OPEN_BATCH:
         has_ended = and_(has_ended, Upload.updated_at > func.now() - interval(since_seconds))
     with database.transaction() as connection:
