@@ -10,6 +10,7 @@ so it has its own column.
 
 import argparse
 import contextlib
+import gc
 import logging
 import tempfile
 import time
@@ -68,6 +69,8 @@ def ticks(scene: Scene, instance: dg.DagsterInstance) -> Mapping[str, list[float
     """Milliseconds of some ticks of each sensor and of the schedule."""
     logging.disable(logging.INFO)
     definitions = build_definitions()
+    gc.collect()
+    gc.freeze()  # as in the code server
     resources = {"batch_pipeline": scene.pipeline}
     found = {}
     for sensor in definitions.sensors or ():
