@@ -39,7 +39,7 @@ from sqlalchemy import (
 from batch_pipeline.database.models import AnsweringSpace, Upload, UploadBatch, UploadVector
 from batch_pipeline.database.readings import FACTS, FILENAME, NAME, known, owner
 from batch_pipeline.database.session import AnyRow, Database
-from batch_pipeline.database.spaces import Space, answering_spaces
+from batch_pipeline.database.spaces import Space, answering_spaces, table_of
 from batch_pipeline.errors import NotFoundError, PipelineError, RefusedError
 from batch_pipeline.model_servers.base import EmbeddingModel, PausedCheck
 from batch_pipeline.services.pauses import Pauses
@@ -48,10 +48,12 @@ from batch_pipeline.services.search_words import Question
 
 #: Largest number of results, over all pages of a search.
 MAX_RESULTS = 5000
-#: Size of the candidate list of the index. pgvector's default of 40 misses too many results. Of the
-#: ten nearest among 100,000 vectors, 200 candidates find 92 to 93 %, 300 find 98 % in 1.8 ms, and
-#: 600 find no more in 4.7 ms (``benchmarks/search.py``).
-CANDIDATES = 300
+#: Size of the candidate list of the index, per vector and within bounds. pgvector's default of 40
+#: misses too many results; it allows 1,000 at most. Of the ten nearest among 100,000 vectors, 200
+#: candidates find 92 to 93 %, 300 find 98 % in 1.8 ms, and 600 find no more in 4.7 ms. Among
+#: 1,000,000 vectors, 300 find 85 % (``benchmarks/search.py``).
+CANDIDATES_PER_VECTOR = 0.003
+FEWEST_CANDIDATES, MOST_CANDIDATES = 300, 1000
 #: The planner's cost of one comparison of vectors. By default (0.0025) the planner assumes that a
 #: vector of 1,024 numbers costs as much as an integer. Then it reads all 100,000 vectors instead of
 #: the index, which takes 760 ms instead of 2 ms (``benchmarks/search.py``).
@@ -191,7 +193,7 @@ def search(
             _View(space, _embedded(model_of, space, question, paused, said)) for space in spaces
         ]
     with database.transaction() as connection:
-        _prepare(connection)
+        _prepare(connection, spaces)
         candidates = _Candidates(
             connection, views, conditions, filters.least_similarity, with_copies=copies
         )
@@ -449,11 +451,25 @@ def _each_once(hits: Iterable[_Hit], *, with_copies: bool) -> list[_Hit]:
 # Statements -------------------------------------------------------------------------------------
 
 
-def _prepare(connection: Connection) -> None:
+_SET_CANDIDATES = text("""
+    SELECT set_config('hnsw.ef_search', greatest(:fewest, least(:most,
+        coalesce(max(reltuples), 0) * :per_vector))::int::text, true)
+    FROM pg_class WHERE oid IN (SELECT to_regclass(name) FROM unnest(CAST(:tables AS text[])) name)
+""")
+
+
+def _prepare(connection: Connection, spaces: Sequence[Space]) -> None:
     # The index finds neighbours before the other conditions are checked. With this setting it goes
     # on until enough of them match.
     connection.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
-    connection.execute(text(f"SET LOCAL hnsw.ef_search = {CANDIDATES}"))
+    # The size of a table is what autovacuum last counted.
+    values = {
+        "fewest": FEWEST_CANDIDATES,
+        "most": MOST_CANDIDATES,
+        "per_vector": CANDIDATES_PER_VECTOR,
+        "tables": [table_of(space.id) for space in spaces],
+    }
+    connection.execute(_SET_CANDIDATES, values)
     connection.execute(text(f"SET LOCAL cpu_operator_cost = {COMPARISON_COST}"))
     # A generic plan suits the average user. For a user who owns half of all uploads it would read
     # all of them.

@@ -207,6 +207,36 @@ def test_names_words_and_copies_are_looked_up_by_their_indexes(filled):
     assert '"ix_uploads_checksum"' in copies
 
 
+@pytest.mark.parametrize(
+    ("vectors", "candidates"),
+    [(-1, 300), (0, 300), (100_000, 300), (200_000, 600), (333_333, 1000), (5_000_000, 1000)],
+)
+def test_among_more_vectors_the_index_looks_at_more_candidates(filled, vectors, candidates):
+    used = set()
+
+    def look(connection, _cursor, statement, *_):
+        if "<=>" in statement:
+            with connection.connection.cursor() as other:
+                used.update(other.execute("SHOW hnsw.ef_search").fetchone())
+
+    def count(relation, number):
+        with filled.transaction() as connection:
+            connection.execute(
+                text("UPDATE pg_class SET reltuples = :number WHERE relname = :relation"),
+                {"number": number, "relation": relation},
+            )
+
+    count("upload_vectors_2", vectors)
+    event.listen(filled.engine, "before_cursor_execute", look)
+    try:
+        search(filled, Questions(), "anything")
+    finally:
+        event.remove(filled.engine, "before_cursor_execute", look)
+        count("upload_vectors_2", VECTORS / 2)
+
+    assert used == {str(candidates)}
+
+
 def test_each_user_has_a_plan_of_its_own_however_often_was_searched_before(filled):
     plans = text(
         "SELECT sum(custom_plans), sum(generic_plans) FROM pg_prepared_statements"
