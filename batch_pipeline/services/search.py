@@ -451,29 +451,31 @@ def _each_once(hits: Iterable[_Hit], *, with_copies: bool) -> list[_Hit]:
 # Statements -------------------------------------------------------------------------------------
 
 
-_SET_CANDIDATES = text("""
-    SELECT set_config('hnsw.ef_search', greatest(:fewest, least(:most,
-        coalesce(max(reltuples), 0) * :per_vector))::int::text, true)
+_PREPARE = text("""
+    SELECT
+        -- The index finds neighbours before the other conditions are checked. With this setting it
+        -- goes on until enough of them match.
+        set_config('hnsw.iterative_scan', 'strict_order', true),
+        -- The size of a table is what autovacuum last counted.
+        set_config('hnsw.ef_search', greatest(:fewest, least(:most,
+            coalesce(max(reltuples), 0) * :per_vector))::int::text, true),
+        set_config('cpu_operator_cost', :comparison_cost, true),
+        -- A generic plan suits the average user. For a user who owns half of all uploads it would
+        -- read all of them.
+        set_config('plan_cache_mode', 'force_custom_plan', true)
     FROM pg_class WHERE oid IN (SELECT to_regclass(name) FROM unnest(CAST(:tables AS text[])) name)
 """)
 
 
 def _prepare(connection: Connection, spaces: Sequence[Space]) -> None:
-    # The index finds neighbours before the other conditions are checked. With this setting it goes
-    # on until enough of them match.
-    connection.execute(text("SET LOCAL hnsw.iterative_scan = strict_order"))
-    # The size of a table is what autovacuum last counted.
     values = {
         "fewest": FEWEST_CANDIDATES,
         "most": MOST_CANDIDATES,
         "per_vector": CANDIDATES_PER_VECTOR,
+        "comparison_cost": str(COMPARISON_COST),
         "tables": [table_of(space.id) for space in spaces],
     }
-    connection.execute(_SET_CANDIDATES, values)
-    connection.execute(text(f"SET LOCAL cpu_operator_cost = {COMPARISON_COST}"))
-    # A generic plan suits the average user. For a user who owns half of all uploads it would read
-    # all of them.
-    connection.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
+    connection.execute(_PREPARE, values)
 
 
 def _views_like(
