@@ -48,10 +48,10 @@ from batch_pipeline.services.search_words import Question
 
 #: Largest number of results, over all pages of a search.
 MAX_RESULTS = 5000
-#: Size of the candidate list of the index, per vector and within bounds. pgvector's default of 40
-#: misses too many results; it allows 1,000 at most. Of the ten nearest among 100,000 vectors, 200
-#: candidates find 92 to 93 %, 300 find 98 % in 1.8 ms, and 600 find no more in 4.7 ms. Among
-#: 1,000,000 vectors, 300 find 85 % (``benchmarks/search.py``).
+#: Size of the candidate list of the index, per vector and within bounds; pgvector allows 1,000. Of
+#: the ten nearest among 100,000 vectors, 40 candidates (pgvector's default) find 92 %, 300 find
+#: 99 %, and 600 hardly more. Among 400,000, 300 find 97 %, but for one question in 200 none; 1,000
+#: find 98 %, and for each question at least seven (``benchmarks/search.py``).
 CANDIDATES_PER_VECTOR = 0.003
 FEWEST_CANDIDATES, MOST_CANDIDATES = 300, 1000
 #: The planner's cost of one comparison of vectors. By default (0.0025) the planner assumes that a
