@@ -372,6 +372,7 @@ class _Candidates:
         wanted = min(count + (last.position if last else 0), MAX_RESULTS)
         while True:
             nearest, are_all = self._nearest(wanted)
+            are_all = are_all or not all(map(self._is_near, nearest))  # others are even farther
             near = filter(self._is_near, [*self._by_words, *nearest])
             hits = _each_once(near, with_copies=self._with_copies)
             # An upload that was added since the last page may sort before it, and is left out then.

@@ -237,6 +237,24 @@ def test_among_more_vectors_the_index_looks_at_more_candidates(filled, vectors, 
     assert used == {str(candidates)}
 
 
+def test_a_search_stops_at_the_first_result_that_is_not_similar_enough(filled):
+    asked = []
+
+    def note(_connection, _cursor, statement, *_):
+        if "ORDER BY" in statement and "<=>" in statement:
+            asked.append(statement)
+
+    event.listen(filled.engine, "before_cursor_execute", note)
+    try:
+        filters = Filters(user_id=USER, least_similarity=0.999999)
+        found = search(filled, Questions(), "anything", filters=filters, limit=5)
+    finally:
+        event.remove(filled.engine, "before_cursor_execute", note)
+
+    assert numbers(found) == [0, 2]
+    assert len(asked) == 1
+
+
 def test_each_user_has_a_plan_of_its_own_however_often_was_searched_before(filled):
     plans = text(
         "SELECT sum(custom_plans), sum(generic_plans) FROM pg_prepared_statements"
