@@ -23,6 +23,8 @@ from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.storage import Storage
 from batch_pipeline.visible_text import visible, visible_line
 
+#: Number of copies of a file that are named: a file may have been uploaded thousands of times.
+_MOST_COPIES = 20
 _REASONS = {
     "filename": "its name matches",
     "phrase": "quoted words match",
@@ -50,8 +52,10 @@ class FoundCard:
     """Name of the batch and its short id; empty without a batch."""
     runs: str
     """Link to the runs of the batch in the Dagster UI; empty if its address is unknown."""
-    copies: Sequence[str]
-    """File name and batch of each other upload with the same bytes."""
+    copies: Sequence[tuple[str, str]]
+    """File name and batch of other uploads with the same bytes; at most `_MOST_COPIES`."""
+    times: int
+    """How often these bytes were uploaded."""
 
     @property
     def opening(self) -> str:
@@ -97,7 +101,8 @@ def _card(previews: Previews, hit: SearchResult, side: int, dagster_ui_url: str)
         date=shown_date(hit.taken_at, hit.uploaded_at),
         batch=batch_label(hit.batch_id, hit.batch_name) if hit.batch_id else "",
         runs=_runs(dagster_ui_url, hit.batch_id),
-        copies=[_copy(copy) for copy in hit.copies],
+        copies=[_copy(copy) for copy in hit.copies[:_MOST_COPIES]],
+        times=len(hit.copies) + 1,
     )
 
 
@@ -114,7 +119,6 @@ def _link(original: str) -> str:
     return Path(path).as_uri() if path.startswith("/") else ""
 
 
-def _copy(copy: Copy) -> str:
+def _copy(copy: Copy) -> tuple[str, str]:
     label = copy.batch_id and batch_label(copy.batch_id, copy.batch_name)
-    where = f"batch {label}" if label else "no batch"
-    return f"{visible_line(copy.filename)}, {where}"
+    return visible_line(copy.filename) or "(no name)", f"batch {label}" if label else "no batch"

@@ -62,8 +62,19 @@ def test_a_result_shows_picture_description_likeness_date_batch_and_copies(stora
     assert 'href="file:///srv/uploads/u/1/original.jpg"' in page
     assert "0.71 · uploaded 2026-01-02 A calm sea under a bright sky." in text
     assert "its name matches · taken 2023-02-03" in text
-    assert f"uploaded 2 times again.jpg, batch Paris ({short(OTHER)})" in text
+    assert f"uploaded 2 times again.jpg · batch Paris ({short(OTHER)})" in text
     assert f"batch Rome ({short(BATCH)})" in text
+
+
+def test_of_a_file_that_was_uploaded_very_often_only_some_copies_are_named(storage):
+    copies = [Copy(BATCH, BATCH, "Rome", f"copy_{n}.jpg") for n in range(10_000)]
+
+    text = " ".join(text_of(search_page(storage, "sea", [result(copies=copies)])).split())
+
+    assert "uploaded 10,001 times copy_0.jpg" in text
+    assert text.count("copy_") == 20
+    assert "and 9,980 more" in text
+    assert "more" not in text_of(search_page(storage, "sea", [result(copies=copies[:20])]))
 
 
 def test_a_batch_is_linked_to_its_runs_if_the_address_of_the_ui_is_known(storage):
