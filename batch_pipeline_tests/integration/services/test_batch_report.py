@@ -414,3 +414,15 @@ def test_it_is_light_or_dark_as_in_the_browser(database, storage, opened, scheme
             f"parseInt(getComputedStyle(document.querySelector({part!r})).backgroundColor.slice(4))"
         )
         assert (tab.evaluate(brightness) > 128) == is_light
+
+
+def test_a_reason_in_a_script_from_right_to_left_begins_at_the_right(database, storage, opened):
+    failed = {"processing_status": "failed", "error_kind": "model_refused_input"}
+    batch = add_batch(database, [failed | {"error_message": "\u05d4\u05e7\u05d5\u05d1\u05e5"}])
+    cell = opened(page_of(database, storage, batch)).locator(".reason")
+    space_at_the_right = """cell => {
+        const words = document.createRange();
+        words.selectNodeContents(cell);
+        return cell.getBoundingClientRect().right - words.getBoundingClientRect().right;
+    }"""
+    assert cell.evaluate(space_at_the_right) < 30
