@@ -50,9 +50,6 @@ _SILENT_LEASES = 2
 #: A run that was recorded but not launched is dead after this time at the earliest (seconds). A
 #: restarted daemon still launches the runs that its predecessor had recorded.
 _UNLAUNCHED_SECONDS = 240.0
-#: A sweep logs nothing while it removes many files or old runs, so only a longer silence means that
-#: it is dead (seconds).
-_SILENT_SWEEP_SECONDS = 3600.0
 #: A run that looks dead is checked again after this time (seconds). A live worker writes its events
 #: sooner (`group_writer.GATHER_SECONDS`).
 _SECOND_LOOK_SECONDS = 1.0
@@ -248,11 +245,8 @@ def dead_runs(
 
     def dead(record: dg.RunRecord) -> dg.DagsterRun | None:
         run = record.dagster_run
-        longest = patience
-        if run.status is dg.DagsterRunStatus.NOT_STARTED:
-            longest = max(patience, _UNLAUNCHED_SECONDS)
-        elif run.job_name == "sweep_backlog":
-            longest = max(patience, _SILENT_SWEEP_SECONDS)
+        is_launched = run.status is not dg.DagsterRunStatus.NOT_STARTED
+        longest = patience if is_launched else max(patience, _UNLAUNCHED_SECONDS)
         is_silent = time.time() - _last_sign(instance, record) > longest
         return run if is_silent and pipeline.backlog.run_is_silent(run.run_id) else None
 

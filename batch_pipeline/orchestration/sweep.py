@@ -6,7 +6,9 @@ at the same time. A run, a partition or a whole part that fails is left out and 
 else is done.
 """
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -63,14 +65,33 @@ def sweep(context: dg.OpExecutionContext, config: SweepParts) -> dg.Output[None]
     """Sweep once, and report the counts as metadata and as a materialization."""
     pipeline: Pipeline = context.resources.batch_pipeline
     left_out = LeftOut()
-    found: dict[str, Any] = dict(sweep_once(context.instance, pipeline, left_out))
-    if config.tidy:
-        found |= tidy(context.instance, pipeline, left_out)
+    with _signs_of_life(context.log, pipeline.settings.lease_seconds / 2):
+        found: dict[str, Any] = dict(sweep_once(context.instance, pipeline, left_out))
+        if config.tidy:
+            found |= tidy(context.instance, pipeline, left_out)
     if left_out:
         context.log.warning(str(left_out))
         found["left_out"] = text_metadata(left_out)
     context.log_event(dg.AssetMaterialization(backlog.key, metadata=found))
     return dg.Output(None, metadata=found)
+
+
+@contextmanager
+def _signs_of_life(log: dg.DagsterLogManager, every_seconds: float) -> Iterator[None]:
+    """Log a line now and then: a run that logs nothing for two leases counts as dead."""
+    ended = threading.Event()
+
+    def log_them() -> None:
+        while not ended.wait(every_seconds):
+            log.info("the sweep is still at work")
+
+    thread = threading.Thread(target=log_them, name="signs-of-life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def sweep_once(

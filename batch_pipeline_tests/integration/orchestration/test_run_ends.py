@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,19 +129,32 @@ def test_a_run_that_was_recorded_waits_for_the_daemon_that_will_launch_it(
     assert dead_after(300) == [run.run_id]
 
 
-def test_a_sweep_that_removes_files_for_half_an_hour_is_not_dead(
+def test_a_sweep_that_died_is_dead_as_soon_as_any_other_run(
     pipeline, instance, definitions, monkeypatch
 ):
     job = definitions.resolve_job_def("sweep_backlog")
     run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    silent = 3 * pipeline.settings.lease_seconds
+    monkeypatch.setattr(run_ends, "time", SimpleNamespace(time=lambda: time.time() + silent))
 
-    def dead_after(seconds):
-        clock = SimpleNamespace(time=lambda: time.time() + seconds)
-        monkeypatch.setattr(run_ends, "time", clock)
-        return [r.run_id for r in dead_runs(instance, pipeline, JOBS, LeftOut())]
+    assert [r.run_id for r in dead_runs(instance, pipeline, JOBS, LeftOut())] == [run.run_id]
 
-    assert dead_after(1800) == []
-    assert dead_after(2 * 3600) == [run.run_id]
+
+def test_a_sweep_that_takes_long_is_not_dead(instance, change, open_pipeline):
+    pipeline = open_pipeline(change(lease_seconds=1))
+    resource = dg.ResourceDefinition.hardcoded_resource(pipeline)
+    definitions = build_definitions(pipeline.settings, {"batch_pipeline": resource})
+    job = definitions.resolve_job_def("sweep_backlog")
+    with ThreadPoolExecutor(1) as pool:
+        with pipeline.database.transaction() as connection:
+            connection.execute(text("LOCK made_thumbnails"))  # which the tidy reads
+            swept = pool.submit(job.execute_in_process, instance=instance)
+            time.sleep(4)
+            under_way = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+            dead = dead_runs(instance, pipeline, JOBS, LeftOut())
+        assert swept.result().success
+    assert [run.run_id for run in under_way] == [swept.result().run_id]
+    assert dead == []
 
 
 @pytest.mark.parametrize(
