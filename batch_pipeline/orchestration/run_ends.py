@@ -344,10 +344,9 @@ def _is_started_by(code_server: CodeLocationOrigin | None, run: dg.DagsterRun) -
     if not tag or code_server is None:
         return False
     place = json.loads(tag)
-    if isinstance(code_server, GrpcServerCodeLocationOrigin):
-        here = (code_server.host, code_server.port, code_server.socket)
-        return (place["host"], place.get("port"), place.get("socket")) == here
-    # With `dagster dev`, the daemon starts code servers on its own host, each at a new address.
+    if isinstance(code_server, GrpcServerCodeLocationOrigin) and not code_server.socket:
+        return (place["host"], place.get("port")) == (code_server.host, code_server.port)
+    # `dagster dev` starts code servers on its own host, each at a new address.
     return bool(place["host"] == "localhost")
 
 

@@ -437,9 +437,9 @@ def test_the_sweep_deletes_runs_of_long_ago_with_their_events_and_no_others(
 HERE = GrpcServerCodeLocationOrigin(host="code-location", port=4000)
 
 
-def started(instance, run, process_id, *, host="code-location"):
+def started(instance, run, process_id, *, host="code-location", **address):
     """Tag and event of a run whose process a code server has started."""
-    place = json.dumps({"host": host, "port": 4000})
+    place = json.dumps({"host": host} | (address or {"port": 4000}))
     instance.add_run_tags(run.run_id, {GRPC_INFO_TAG: place})
     instance.report_engine_event(
         f"Started process for run (pid: {process_id}).",
@@ -475,6 +475,23 @@ def test_a_code_server_ends_the_runs_of_the_one_before_it_whose_workers_are_gone
     for run in (gone, reused):
         assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
     assert set(statuses.values()) == {dg.DagsterRunStatus.STARTED}
+
+
+def test_dagster_dev_ends_the_runs_of_the_one_before_it_although_its_socket_is_another(
+    pipeline, instance, definitions
+):
+    gone, living = (
+        lost_run(definitions, instance, pipeline, add_batch(pipeline.database, 1)) for _ in range(2)
+    )
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for run, process_id in ((gone, ended.pid), (living, os.getpid())):
+        started(instance, run, process_id, host="localhost", socket="/tmp/before")
+    here = GrpcServerCodeLocationOrigin(host="localhost", socket="/tmp/now")
+
+    assert close_runs_of_ended_workers(instance, pipeline, JOBS, here, LeftOut()) == 1
+    assert instance.get_run_by_id(gone.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert instance.get_run_by_id(living.run_id).status == dg.DagsterRunStatus.STARTED
 
 
 # Bad files and breakdowns can be told apart in the list of runs
