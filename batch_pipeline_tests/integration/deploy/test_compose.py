@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import yaml
 
 from .composed import COMPOSE, read_as_compose_does
@@ -42,3 +43,21 @@ def test_compose_reads_it_with_the_example_of_settings_as_they_come(tmp_path):
         "${UI_ADDRESS:-127.0.0.1:3000}:3000",
         "${METRICS_ADDRESS:-127.0.0.1:9464}:9464",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "given"),
+    [
+        ("BATCH_PIPELINE_LOG_FORMAT", "json", "text"),
+        ("BATCH_PIPELINE_REDIS_URL", "redis://redis:6379/0", ""),
+        ("BATCH_PIPELINE_STORAGE_URL", "/data/uploads", "s3://media/uploads"),
+        ("BATCH_PIPELINE_MAX_RUNS_IN_FLIGHT", "16", "4"),
+    ],
+)
+def test_a_setting_in_the_env_file_replaces_the_default_of_every_service(
+    tmp_path, name, default, given
+):
+    for folder, settings, wanted in (("a", {}, default), ("b", {name: given}, given)):
+        services = read_as_compose_does(tmp_path / folder, **settings)
+        for service in ("migrate", "code-location", "webserver", "daemon", "metrics"):
+            assert services[service]["environment"][name] == wanted
