@@ -3,7 +3,7 @@
 import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,12 @@ from batch_pipeline.cli.option_rules import at_most_one, is_given, needs
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
 from batch_pipeline.cli.types import LENGTH, USER
-from batch_pipeline.errors import RefusedError
+from batch_pipeline.errors import PipelineError, RefusedError
+from batch_pipeline.masking import masked
 
 if TYPE_CHECKING:
     from datetime import timedelta
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 @click.command()
@@ -117,17 +119,23 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
       batch-pipeline metrics
       batch-pipeline metrics --serve 9464
     """
-    from prometheus_client import generate_latest, start_http_server  # noqa: PLC0415
+    from prometheus_client import (  # noqa: PLC0415
+        generate_latest,
+        make_wsgi_app,
+        start_http_server,
+    )
 
     from batch_pipeline.services.reports.metrics import metrics_registry, read_metrics  # noqa: PLC0415
 
     database = session.pipeline.database
+    registry = metrics_registry(database)
     if port is not None:
         session.when_stopped = "Stopped serving metrics."
         try:
-            server, thread = start_http_server(port, host, metrics_registry(database))
+            server, thread = start_http_server(port, host, registry)
         except OSError as error:
             raise RefusedError(f"nobody can listen at {host}:{port}: {error.strerror}") from error
+        server.set_app(_with_reasons(make_wsgi_app(registry), session.report_error))
         session.report(f"Metrics are at http://{host}:{port}/metrics; Ctrl-C stops.")
         try:
             thread.join()
@@ -136,7 +144,25 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
     elif as_json:
         print_json([sample._asdict() for sample in read_metrics(database)])
     else:
-        click.echo(generate_latest(metrics_registry(database)).decode(), nl=False)
+        click.echo(generate_latest(registry).decode(), nl=False)
+
+
+def _with_reasons(
+    metrics_of: "WSGIApplication", report_error: Callable[[str], None]
+) -> "WSGIApplication":
+    """Answer 503 with the reason if the database is down; the server would print a stack trace."""
+
+    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        try:
+            return metrics_of(environ, start_response)
+        except PipelineError as error:
+            report_error(str(error))
+            start_response(
+                "503 Service Unavailable", [("Content-Type", "text/plain; charset=utf-8")]
+            )
+            return [masked(f"{error}\n").encode()]
+
+    return answer
 
 
 @click.command()

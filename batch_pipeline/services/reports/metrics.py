@@ -1,7 +1,7 @@
 """Metrics of the pipeline for Prometheus; they are read from the database at each scrape.
 
 Every query reads open uploads, or those that ended in the last minutes, by an index. No query
-counts all uploads. ``docs/deployment.md`` has the same SQL for other tools.
+counts all uploads. ``docs/deployment.md`` explains the metrics.
 """
 
 import logging
@@ -13,6 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import text
 
+from batch_pipeline.database.failures import failures_named
 from batch_pipeline.database.readings import (
     NOT_PAUSED_SQL,
     PENDING_WORK_SQL,
@@ -181,7 +182,7 @@ def read_metrics(database: Database) -> list[Sample]:
     with database.transaction() as connection:
 
         def read(metric: Metric) -> list[Sample]:
-            with connection.begin_nested():
+            with failures_named(), connection.begin_nested():
                 rows = connection.execute(text(metric.query), {"recent": RECENT_SECONDS}).all()
             return [_sample(metric.name, row) for row in rows]
 

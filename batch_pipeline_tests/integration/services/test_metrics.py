@@ -1,14 +1,17 @@
 """Metrics for Prometheus: for rows in every state, and from the installed command."""
 
+import json
 import os
 import re
 import subprocess
 import urllib.request
 from pathlib import Path
+from urllib.error import HTTPError
 
+import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import func, insert, text, update
+from sqlalchemy import func, insert, make_url, text, update
 
 from batch_pipeline.database.models import ModelCallSlots, PauseScope, Upload
 from batch_pipeline.demo import free_port
@@ -168,6 +171,42 @@ def test_the_command_prints_what_prometheus_reads_and_serves_it(console, databas
             assert (taken.code, f"nobody can listen at 127.0.0.1:{port}" in taken.err) == (2, True)
         finally:
             process.terminate()
+
+
+@pytest.mark.slow
+def test_while_the_database_is_down_a_scrape_gets_the_reason_and_the_log_one_line(
+    console, database_url
+):
+    url = make_url(database_url)
+    admin = url.set(database="postgres").render_as_string(hide_password=False)
+    port = free_port()
+    with subprocess.Popen(
+        [COMMAND, "metrics", "--serve", str(port)],
+        env=console.environment | {"BATCH_PIPELINE_LOG_FORMAT": "json"},
+        cwd=console.folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert "Metrics are at" in json.loads(process.stderr.readline())["event"]
+            with psycopg.connect(admin, autocommit=True) as connection:
+                connection.execute(f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS false")
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                    [url.database],
+                )
+                with pytest.raises(HTTPError) as refused:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60)
+                connection.execute(f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS true")
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+                assert b"batch_pipeline_open_uploads" in answer.read()
+        finally:
+            process.terminate()
+        logged = [json.loads(line) for line in process.stderr]
+    assert refused.value.code == 503
+    assert "the database does not answer" in refused.value.read().decode()
+    assert [line["level"] for line in logged] == ["error"]
+    assert "the database does not answer" in logged[0]["event"]
 
 
 def test_every_metric_has_its_line_in_the_documents():
