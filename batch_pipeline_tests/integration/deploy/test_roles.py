@@ -1,11 +1,17 @@
 """The roles of `deploy/roles.sql`: what each may and may not do."""
 
+import os
+import re
+import shutil
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+import yaml
 from sqlalchemy.engine import make_url
 
 from batch_pipeline.database.session import connect
@@ -76,3 +82,45 @@ def test_the_owner_makes_the_tables_the_worker_works_and_the_reader_reads(
             pytest.raises(psycopg.errors.InsufficientPrivilege),
         ):
             connection.execute(statement.encode())
+
+
+@pytest.mark.slow
+def test_the_service_migrate_needs_no_more_than_the_roles_that_the_document_gives_it(
+    url_as, server, tmp_path
+):
+    document = (ROOT / "docs" / "security.md").read_text()
+    [example] = re.findall(r"```yaml\n(services:.+?)```", document, re.DOTALL)
+    given = yaml.safe_load(example)["services"]["migrate"]["environment"]
+    service = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]["migrate"]
+    shutil.copy(ROOT / "deploy" / "dagster_one_host.yaml", tmp_path / "dagster.yaml")
+    with server.new_database(migrated=False) as dagster_url:
+        of_dagster = make_url(dagster_url).database
+        with psycopg.connect(dagster_url, autocommit=True) as connection:
+            worker = make_url(url_as("worker")).username
+            connection.execute(f"ALTER DATABASE {of_dagster} OWNER TO {worker}".encode())
+        urls = {}
+        for name, value in given.items():
+            there = make_url(value)
+            here = make_url(url_as(there.username.removeprefix("batch_pipeline_")))
+            if there.database == "dagster":
+                here = here.set(database=of_dagster)
+            urls[name] = here.render_as_string(hide_password=False)
+        migrated = subprocess.run(
+            service["command"],
+            env={
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "HOME": str(tmp_path),
+                "DAGSTER_HOME": str(tmp_path),
+                **urls,
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert migrated.returncode == 0, migrated.stderr
+        with psycopg.connect(dagster_url) as connection:
+            owners = connection.execute(
+                "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
+            ).fetchall()
+        assert owners == [(worker,)]
