@@ -489,6 +489,17 @@ class Settings(BaseSettings):
             raise ValueError("it has a user or password, which the links of pages would show")
         return url.rstrip("/")
 
+    @field_validator("celery_broker_url")
+    @classmethod
+    def _checks_certificates(cls, url: str) -> str:
+        if "rediss://" in url and "ssl_cert_reqs=" not in url:
+            # The broker would accept any certificate; the result backend would fail in each run.
+            raise ValueError(
+                "Celery does not know how to check the certificate; expected "
+                "rediss://host:6380/0?ssl_cert_reqs=required"
+            )
+        return url
+
     @field_validator("language")
     @classmethod
     def _known_language(cls, tag: str) -> str:

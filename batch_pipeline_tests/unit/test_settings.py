@@ -41,6 +41,7 @@ WRONG = [
     ),
     ("accepted_formats", "jpeg,svg", "not known: svg; accepted are jpeg, png"),
     *((name, "gpt", "'embedded', 'ollama' or 'openai'") for name in ("analyzer", "embedder")),
+    ("celery_broker_url", "rediss://broker:6380/0", "?ssl_cert_reqs=required"),
 ]
 
 

@@ -6,13 +6,16 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import redis
 import trustme
+from celery import Celery
 
 from batch_pipeline.demo import free_port
+from batch_pipeline.orchestration.celery.broker import OPTIONS, result_backend
 from batch_pipeline.testing.model_server import ScriptedModelServer
 from batch_pipeline.testing.object_store import ObjectStore
 from batch_pipeline.testing.pgbouncer import pgbouncer
@@ -124,6 +127,26 @@ def test_redis_is_reached_over_tls_and_one_that_nobody_vouches_for_does_not_stop
     again = console("retry", batch_id, BATCH_PIPELINE_REDIS_URL=url(authority.other))
     assert again.code == 0, again.err
     assert "certificate verify failed" in again.err
+
+
+def test_redis_as_a_celery_broker_is_reached_over_tls_and_one_that_nobody_vouches_for_is_refused(
+    authority, console, redis_port
+):
+    def url(ca: Path) -> str:
+        return f"rediss://127.0.0.1:{redis_port}/0?ssl_cert_reqs=required&ssl_ca_certs={ca}"
+
+    def doctor(ca: Path) -> dict[str, Any]:
+        answer = console("doctor", "--quick", "--json", BATCH_PIPELINE_CELERY_BROKER_URL=url(ca))
+        [check] = [check for check in answer.json if check["name"] == "celery broker"]
+        return check
+
+    assert doctor(authority.trusted)["ok"]
+    refused = doctor(authority.other)
+    assert not refused["ok"]
+    assert "certificate verify failed" in refused["detail"]
+    broker = url(authority.trusted)
+    app = Celery(broker=broker, backend=result_backend(broker), config_source=OPTIONS)
+    assert app.backend.client.ping()
 
 
 def test_an_object_store_is_reached_over_tls_and_one_that_nobody_vouches_for_is_refused(
