@@ -154,3 +154,10 @@ def test_the_example_of_autoscaling_has_the_image_and_the_secret_of_the_values()
     assert found["Service"]["spec"]["selector"].items() <= (
         found["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
     )
+
+
+def test_the_example_of_autoscaling_keeps_the_servers_while_there_are_no_metrics():
+    documents = yaml.safe_load_all((DEPLOY / "kubernetes" / "autoscaling.yaml").read_text())
+    [scaled] = [document for document in documents if document["kind"] == "ScaledObject"]
+    for trigger in scaled["spec"]["triggers"]:
+        assert trigger["metadata"]["ignoreNullValues"] == "false"  # KEDA's default: they count as 0
