@@ -135,5 +135,5 @@ clean:
 	rm -rf $(VENV) .tmp_dagster_home_* benchmarks/.environments build *.egg-info \
 		mutants .mypy_cache .pytest_cache .ruff_cache
 
-reset:
+reset: install
 	@$(IN_CLONE) $(BIN)/python scripts/reset.py

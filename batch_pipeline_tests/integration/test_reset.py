@@ -59,3 +59,14 @@ def test_clean_touches_nothing_that_was_stored():
     ).stdout
     assert ".venv" in printed
     assert ".batch_pipeline" not in printed
+
+
+def test_reset_works_after_clean(tmp_path):
+    printed = subprocess.run(
+        ["make", "--dry-run", "reset", f"VENV={tmp_path / 'removed'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.index(f"-m venv {tmp_path / 'removed'}") < printed.index("scripts/reset.py")
