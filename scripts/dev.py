@@ -47,8 +47,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _value(arguments: list[str], *names: str) -> str | None:
-    """Return the value of an option that is written as ``--name value``."""
-    for name, value in pairwise(arguments):
+    """Return the value of an option that is written as ``--name value`` or ``--name=value``."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    for name, value in pairwise(words):
         if name in names:
             return value
     return None

@@ -131,7 +131,7 @@ def test_sigterm_ends_everything_that_a_script_started_in_the_background(what, t
 def test_make_dev_is_quiet_when_idle_keeps_its_logs_and_has_its_home_alone(tmp_path):
     port, log, home = free_port(), tmp_path / "log", tmp_path / "home"
     environment = clean_environment() | {"BATCH_PIPELINE_HOME": str(home)}
-    command = [sys.executable, str(ROOT / "scripts" / "dev.py"), "-p", str(port)]
+    command = [sys.executable, str(ROOT / "scripts" / "dev.py"), f"--port={port}"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=output,
