@@ -61,3 +61,12 @@ def test_a_setting_in_the_env_file_replaces_the_default_of_every_service(
         services = read_as_compose_does(tmp_path / folder, **settings)
         for service in ("migrate", "code-location", "webserver", "daemon", "metrics"):
             assert services[service]["environment"][name] == wanted
+
+
+def test_the_env_file_chooses_what_the_image_contains(tmp_path):
+    for folder, settings, wanted in (
+        ("a", {}, "production"),
+        ("b", {"IMAGE_EXTRA": "production,notify"}, "production,notify"),
+    ):
+        build = read_as_compose_does(tmp_path / folder, **settings)["migrate"]["build"]
+        assert build["args"]["EXTRA"] == wanted
