@@ -30,6 +30,9 @@ from batch_pipeline.model_servers.model_server import (
     counted,
 )
 
+#: Reasons for the end of an answer that is not complete: servers broke it off (vLLM and SGLang call
+#: it "abort", OpenRouter "error"), or it reached a limit (Mistral has a second word for that).
+_BROKEN_OFF, _CUT_BY_LENGTH = {"abort", "error"}, {"length", "model_length"}
 _NOT_BY_TEMPLATE = {"enable_thinking": False, "thinking": False}
 #: The least that gpt-oss can think; `think` is Ollama's parameter.
 _LEAST = {
@@ -123,7 +126,7 @@ class OpenAICompatibleServer(ModelServer):
             usage += used
             with reading_answer():
                 choice = self._choice(completion)
-                text, cut = choice.message.content or "", choice.finish_reason == "length"
+                text, cut = choice.message.content or "", choice.finish_reason in _CUT_BY_LENGTH
                 has_thought = _has_thought(completion, choice)
             if has_thought or shows_thought(text, cut_by_length=cut):
                 eaten = cut and not clean(text)
@@ -260,6 +263,13 @@ class OpenAICompatibleServer(ModelServer):
             said = choice.message.refusal or "its content filter ended the answer"
             raise PermanentError(
                 "model_refused_input", f"model server {self.calls.name} refuses: {said}"
+            )
+        if choice.finish_reason in _BROKEN_OFF:
+            reason = _mapping(choice.model_extra, "error").get("message", "no reason given")
+            raise TransientError(
+                "model_server_error",
+                f"model server {self.calls.name} broke off its answer "
+                f"({choice.finish_reason}): {reason}",
             )
         return choice
 

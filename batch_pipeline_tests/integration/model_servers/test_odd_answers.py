@@ -133,6 +133,35 @@ def test_a_description_in_values_of_other_types_is_no_answer(
     assert error.kind == "model_output_invalid"
 
 
+HALF_AN_ANSWER = {"role": "assistant", "content": "A wooden boat lies on a quiet beach, and two"}
+
+
+@only_openai
+@pytest.mark.parametrize(
+    ("ended", "kind", "reason"),
+    [
+        ({"finish_reason": "abort"}, "model_server_error", "no reason given"),
+        (
+            {"finish_reason": "error", "error": {"code": 502, "message": "upstream is gone"}},
+            "model_server_error",
+            "upstream is gone",
+        ),
+        ({"finish_reason": "model_length"}, "model_output_invalid", "cut by length"),
+    ],
+    ids=str,
+)
+def test_half_an_answer_is_no_description(
+    analyzer: Analyzer, answer: Answer, ended: dict[str, Any], kind: str, reason: str
+) -> None:
+    answer.body = json.dumps({"choices": [{"message": HALF_AN_ANSWER, **ended}]}).encode()
+
+    error = refused(lambda: analyzer.vision.describe(IMAGE, [picture()]))
+
+    assert isinstance(error, TransientError)
+    assert error.kind == kind
+    assert reason in str(error)
+
+
 @only_openai
 @pytest.mark.parametrize(
     "data",
