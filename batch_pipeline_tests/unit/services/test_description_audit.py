@@ -271,6 +271,33 @@ def test_latin_text_without_any_everyday_word_costs_15() -> None:
     assert names(audit(f"{words} bucket")) == ["no_common_words"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, I can't help with identifying or describing the people in this picture.",
+        "I\u2019m unable to view images, but if you describe it to me, I can help you further.",
+        "Sorry, but I cannot assist with that request. Is there anything else that I can do?",
+        "As an AI language model, I cannot see pictures that are shared with me here.",
+        "Es tut mir leid, aber bei der Beschreibung dieses Bildes kann ich nicht helfen.",
+        "Je suis désolée, mais je ne peux pas décrire les personnes sur cette image.",
+        "很抱歉，我无法描述这张图片中的人物，因为这可能涉及隐私和安全方面的问题。",
+        "申し訳ありませんが、この画像に写っている人物について説明することはできません。",
+    ],
+)
+def test_a_refusal_is_no_description(text: str) -> None:
+    result = audit(text)
+
+    assert (result.score, names(result)) == (55, ["refusal"])
+    assert not result.passed
+
+
+def test_an_apology_that_can_be_read_in_a_picture_is_none_of_the_model() -> None:
+    assert audit('"I\'m sorry, we are closed" is written on a sign in the window of a shop.').passed
+    assert audit(
+        "Sorry is written in the sand of a beach, in large letters, next to a boat."
+    ).passed
+
+
 def test_every_penalty_says_its_figures() -> None:
     assert audit("Short.").penalties[0].reason == "The text has 6 characters, fewer than 50."
 
