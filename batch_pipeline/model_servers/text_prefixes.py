@@ -17,10 +17,12 @@ class TextPrefixes:
 
 
 _TASK = "Given a web search query, retrieve relevant passages that answer the query"
+_PASSAGES = "Represent this sentence for searching relevant passages: "
 #: Prefixes by a part of the model's name, in lower case; the first match counts. Sources: the model
 #: cards of nomic-ai/nomic-embed-text-v1.5, intfloat/multilingual-e5-large-instruct and
 #: intfloat/e5-mistral-7b-instruct, intfloat/multilingual-e5-large, google/embeddinggemma-300m,
-#: Qwen/Qwen3-Embedding-0.6B.
+#: Qwen/Qwen3-Embedding-0.6B, mixedbread-ai/mxbai-embed-large-v1, Snowflake/snowflake-arctic-embed-l
+#: and Snowflake/snowflake-arctic-embed-l-v2.0.
 _FAMILIES = (
     (r"nomic-embed-text", TextPrefixes("search_query: ", "search_document: ")),
     (r"\be5-.*instruct", TextPrefixes(f"Instruct: {_TASK}\nQuery: ")),
@@ -31,6 +33,8 @@ _FAMILIES = (
     ),
     # No space after the colon; documents have no prefix.
     (r"qwen3-embedding", TextPrefixes(f"Instruct: {_TASK}\nQuery:")),
+    (r"snowflake-arctic-embed(2|.*-v2)", TextPrefixes("query: ")),
+    (r"snowflake-arctic-embed|mxbai-embed-large", TextPrefixes(_PASSAGES)),
 )
 #: In a setting: send nothing, whatever the model card says.
 NONE = "none"

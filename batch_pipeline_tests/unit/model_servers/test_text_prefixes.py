@@ -3,6 +3,7 @@ import pytest
 from batch_pipeline.model_servers.text_prefixes import TextPrefixes, prefixes_for
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
+PASSAGES = "Represent this sentence for searching relevant passages: "
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,11 @@ TASK = "Given a web search query, retrieve relevant passages that answer the que
         ("qwen3-embedding:0.6b", f"Instruct: {TASK}\nQuery:", ""),
         ("Qwen/Qwen3-Embedding-4B", f"Instruct: {TASK}\nQuery:", ""),
         ("text-embedding-qwen3-embedding-0.6b", f"Instruct: {TASK}\nQuery:", ""),
+        ("mxbai-embed-large:335m", PASSAGES, ""),
+        ("snowflake-arctic-embed:335m", PASSAGES, ""),
+        ("Snowflake/snowflake-arctic-embed-m-v1.5", PASSAGES, ""),
+        ("snowflake-arctic-embed2:568m", "query: ", ""),
+        ("Snowflake/snowflake-arctic-embed-l-v2.0", "query: ", ""),
         ("bge-m3", "", ""),
         ("text-embedding-3-large", "", ""),
         ("some-model-e512", "", ""),
