@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from batch_pipeline.database.models import (
+    ModelCall,
     Notification,
     NotificationDelivery,
     Outage,
@@ -90,8 +91,17 @@ def note_outage(connection: Connection, reason: PipelineError | None) -> None:
 
 def end_outages(database: Database, quiet_seconds: float = OUTAGE_QUIET_SECONDS) -> int:
     """Remove outages that are over; returns how many."""
-    works_again = exists().where(
+    completed = and_(
         Upload.processing_status == UploadStatus.COMPLETED, Upload.updated_at > Outage.seen_at
+    )
+    # A copy of known results completes without a model, and so does a new thumbnail.
+    asked_a_model = and_(ModelCall.upload_id == Upload.id, ModelCall.answered_at > Outage.seen_at)
+    needs_none = or_(
+        ~Outage.kind.regexp_match("^(model|embedding)_"),
+        Upload.vision_model.startswith("embedded-"),  # its calls are not stored
+    )
+    works_again = or_(
+        exists().where(completed, asked_a_model), exists().where(completed, needs_none)
     )
     waits = exists().where(PENDING_WORK, Upload.error_kind == Outage.kind)
     over = and_(Outage.seen_at < func.now() - interval(quiet_seconds), or_(works_again, ~waits))

@@ -150,9 +150,17 @@ def test_an_outage_sends_one_event_when_it_begins_and_one_when_it_ends(pipeline,
     assert [type_ for type_, _ in events(database)] == ["outage.begun"]
 
     assert end_outages(database, quiet_seconds=0) == 0, "uploads still wait for it"
+    one = "(SELECT id FROM uploads ORDER BY id LIMIT 1)"
     execute(
         database,
-        "UPDATE uploads SET processing_status = 'completed', updated_at = clock_timestamp()",
+        "UPDATE uploads SET processing_status = 'completed', updated_at = clock_timestamp()"
+        f" WHERE id = {one}",
+    )
+    assert end_outages(database, quiet_seconds=0) == 0, "a copy of known results asks no model"
+    execute(
+        database,
+        "INSERT INTO model_calls (id, upload_id, kind, model, tokens_in, tokens_out, seconds)"
+        f" VALUES (gen_random_uuid(), {one}, 'vision', 'a model', 0, 0, 1)",
     )
     assert end_outages(database) == 0, "it was seen a moment ago"
     assert end_outages(database, quiet_seconds=0) == 1

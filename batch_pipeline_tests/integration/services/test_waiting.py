@@ -55,7 +55,11 @@ def test_because_a_service_is_down_until_it_works_again(database, pipeline, wait
         batch, ServiceDownError("model_server_down", "refused"), resume_after_seconds=0
     )
     assert waits(batch) == "waits, because model_server_down: refused"
-    completed = {"processing_status": "completed", "updated_at": func.now()}
+    completed = {
+        "processing_status": "completed",
+        "updated_at": func.now(),
+        "vision_model": "embedded-vision-4",
+    }
     add_batch(database, [completed], status="completed")
     with database.transaction() as connection:
         earlier = Outage.seen_at - interval(3600)
