@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from PIL import Image
@@ -426,3 +427,20 @@ def test_a_reason_in_a_script_from_right_to_left_begins_at_the_right(database, s
         return cell.getBoundingClientRect().right - words.getBoundingClientRect().right;
     }"""
     assert cell.evaluate(space_at_the_right) < 30
+
+
+def test_a_name_from_right_to_left_does_not_turn_the_heading_around(database, storage, opened):
+    batch = add_batch(database, [completed()], name="\u05e8\u05d5\u05de\u05d0")
+    heading = opened(page_of(database, storage, batch)).locator("h1")
+    assert heading.evaluate("heading => getComputedStyle(heading).direction") == "ltr"
+
+
+def test_each_column_of_the_index_has_room_for_its_numbers(database, storage, opened):
+    tab = opened(page_of(database, storage, add_many(database, 40)))
+    tab.locator("#index summary").click()
+    lines = tab.locator(".index li").evaluate_all("all => all.map(e => e.getBoundingClientRect())")
+    rights = {line["left"]: line["right"] for line in lines}
+    columns = sorted(rights)
+    assert len(columns) > 1
+    for before, after in pairwise(columns):
+        assert after - rights[before] > 45, "four digits and a full stop"

@@ -158,7 +158,7 @@ def test_nothing_is_wider_than_the_screen(storage, opened, width):
     tab = opened(page, width)
 
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert tab.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
+    tab.wait_for_function("[...document.images].every(i => i.naturalWidth > 0)")
 
 
 def test_it_is_light_or_dark_as_in_the_browser(storage, opened):
@@ -234,3 +234,12 @@ def test_a_long_description_is_cut_and_can_be_opened(storage, opened):
     tab.click("details.description summary")
     assert tab.inner_text("li:first-child").count("A calm sea") == 20
     assert "The end." in tab.inner_text("li:first-child")
+
+
+def test_copies_stand_one_below_the_other_without_empty_lines(storage, opened):
+    copies = [Copy(BATCH, BATCH, "Rome", f"{n}.jpg") for n in range(2)]
+    tab = opened(search_page(storage, "sea", [result(copies=copies)]), 1280)
+    tab.click(".copies summary")
+    places = tab.locator(".copies p").evaluate_all("all => all.map(p => p.getBoundingClientRect())")
+    first, second = places
+    assert second["top"] - first["bottom"] < first["height"] / 2
