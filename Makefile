@@ -132,8 +132,8 @@ format: install-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) .tmp_dagster_home_* benchmarks/.environments build *.egg-info \
-		mutants .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .tmp_dagster_home_* benchmarks/.environments build site *.egg-info \
+		mutants .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 reset: install
 	@$(IN_CLONE) $(BIN)/python scripts/reset.py

@@ -53,11 +53,11 @@ def test_reset_refuses_while_somebody_uses_it(home):
     assert (home / "uploads").exists()
 
 
-def test_clean_touches_nothing_that_was_stored():
+def test_clean_removes_what_was_built_and_touches_nothing_that_was_stored():
     printed = subprocess.run(
         ["make", "--dry-run", "clean"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert ".venv" in printed
+    assert {".venv", "build", "site", "mutants", ".hypothesis"} <= set(printed.split())
     assert ".batch_pipeline" not in printed
 
 
