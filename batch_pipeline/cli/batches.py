@@ -3,6 +3,7 @@
 import json
 import sys
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -331,7 +332,7 @@ def follow(
         )
     snapshots = watch_batch(session.pipeline.database, batch_id, timeout_seconds=timeout_seconds)
     if quiet:
-        *_, last = snapshots
+        [last] = deque(snapshots, maxlen=1)
     else:
         why_idle = partial(what_it_waits_for, session.pipeline.database, session.settings, batch_id)
         last = BatchView(session.console, why_idle).follow(snapshots)

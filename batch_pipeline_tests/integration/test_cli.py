@@ -1,5 +1,6 @@
 """Every command as people run it: the installed script, separate processes, a real database."""
 
+import gc
 import json
 import os
 import re
@@ -7,16 +8,21 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url
 
+from batch_pipeline.cli.batches import follow
+from batch_pipeline.cli.session import Session
 from batch_pipeline.demo import hold_home
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.services.dispatch.slices import unnumbered_slices
+from batch_pipeline.services.progress.batch_watch import LONGEST_PAUSE, BatchSnapshot
 from batch_pipeline.services.reports.batch_status import newest_batches
 from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.media import (
@@ -320,6 +326,28 @@ def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(co
     assert batch_row(database, batch).status == "cancelled"
     reopened = console("retry", batch).out.splitlines()[0]
     assert reopened == f"Batch {short(batch)} is pending: 1 upload not processed yet."
+
+
+def test_while_it_waits_for_json_submit_keeps_only_the_last_snapshot(
+    pipeline, database, monkeypatch
+):
+    """A batch of days has a snapshot for each second, each with the uploads that ended then."""
+    batch, session = add_batch(database, 2), Session()
+    monkeypatch.setattr(Session, "pipeline", pipeline)
+    kept = []
+
+    def count_and_cancel():
+        for _ in range(5):
+            time.sleep(LONGEST_PAUSE)
+            gc.collect()
+            kept.append(sum(isinstance(one, BatchSnapshot) for one in gc.get_objects()))
+        pipeline.batches.cancel_batch(batch)
+
+    with ThreadPoolExecutor() as pool:
+        counted = pool.submit(count_and_cancel)
+        assert follow(session, batch, quiet=True)
+        counted.result()
+    assert max(kept) <= 2
 
 
 def test_report_writes_the_page_and_says_how_large_it_is(console, database, tmp_path):
