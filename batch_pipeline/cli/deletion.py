@@ -49,6 +49,8 @@ def tidy(session: Session, dry_run: bool, force: bool, take_over: bool, as_json:
     pipeline = session.pipeline
     if take_over:
         pipeline.ownership.take_over()
+        if not as_json:
+            click.echo(f"This database owns {session.settings.storage_location} now.")
     found = remove_leftovers(
         pipeline.database,
         pipeline.storage,
