@@ -13,7 +13,7 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote_plus, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -41,6 +41,13 @@ _IN_ASCII = re.compile("[!-~]+")
 _NEXT_URL = re.compile(r",\s*(?=[A-Za-z][\w+.-]*://)")
 #: Settings that are a path; `storage_url` may be a URL.
 _PATHS = {"home", "storage_url", "prompts"}
+#: Settings whose URL may name files in its query: certificates, keys and passwords.
+_WITH_FILES = {"database_url", "dagster_database_url", "redis_url", "celery_broker_url"}
+#: The names of these files: those of libpq, and those of the client of Redis.
+_FILE_IN_URL = re.compile(
+    r"(?<=[?&])((?:sslcert|sslkey|sslrootcert|sslcrl|sslcrldir|passfile"
+    r"|ssl_ca_certs|ssl_ca_path|ssl_certfile|ssl_keyfile)=)([^&#;]+)"
+)
 #: Beginning of a URL that names a path of this machine.
 _LOCAL_SCHEME = re.compile(r"(?:(?:file|local):(?://)?)?")
 #: Fields of a request to a model that cannot be set as options.
@@ -569,6 +576,18 @@ def _begun_at(folder: Path, location: str) -> str:
     return location if "://" in path else f"{scheme}{folder / os.path.expanduser(path)}"
 
 
+def _with_files_at(folder: Path, url: str) -> str:
+    """Return a URL in which relative paths of files begin at `folder`."""
+
+    def begun(found: re.Match[str]) -> str:
+        name, path = found.groups()
+        if (name, path) == ("sslrootcert=", "system"):  # libpq: the authorities of this machine
+            return found[0]
+        return name + quote(str(folder / os.path.expanduser(unquote_plus(path))))
+
+    return _FILE_IN_URL.sub(begun, url)
+
+
 def _listed(*urls: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (url.strip(" ,") for url in urls))))
 
@@ -624,8 +643,9 @@ def _unknown_names(files: tuple[Path, ...]) -> Iterator[str]:
 def _values_by_place(files: tuple[Path, ...]) -> dict[str, str]:
     """Read the settings whose value depends on the place that names it.
 
-    These are paths, and the values in files that ``…_FILE`` variables name. A relative path begins
-    at the folder of the ``.env`` that has it; in the environment, at the working directory.
+    These are paths, URLs that may contain paths, and the values in files that ``…_FILE`` variables
+    name. A relative path begins at the folder of the ``.env`` that has it; in the environment, at
+    the working directory.
     """
     places = [
         (Path.cwd(), _by_upper_name(os.environ)),
@@ -653,6 +673,8 @@ def _values_by_place(files: tuple[Path, ...]) -> dict[str, str]:
             folder = folder_of_file
         if value and field in _PATHS:
             values[field] = _begun_at(folder, value)
+        elif value and field in _WITH_FILES:
+            values[field] = _with_files_at(folder, value)
         elif value and file:
             values[field] = value
     return values

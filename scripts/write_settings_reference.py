@@ -32,7 +32,8 @@ If a name ends in `_FILE`, the variable names a file that contains the value, su
 Docker or Kubernetes mounts: `{ENVIRONMENT_PREFIX}DATABASE_URL_FILE=/run/secrets/database_url`.
 
 A relative path begins at the folder of the `.env` that has it, so all processes use the same
-folder. In an environment variable it begins at the working directory.
+folder. In an environment variable it begins at the working directory. The same goes for files in
+the query of a URL, such as `?sslrootcert=ca.pem`.
 
 Dagster reads the settings when it starts: restart `dagster dev` after a change.
 

@@ -126,6 +126,40 @@ def test_a_path_in_a_file_begins_at_the_folder_of_the_file(tmp_path, monkeypatch
     assert load_settings().storage_location.endswith(f"{tmp_path}/stored/here")
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("database_url", "sslmode=verify-full&sslrootcert=ca.pem", "sslrootcert={}/ca.pem"),
+        ("database_url", "sslrootcert=my%20ca.pem&sslmode=require", "sslrootcert={}/my%20ca.pem&"),
+        ("database_url", "sslrootcert=/etc/ca.pem", "sslrootcert=/etc/ca.pem"),
+        ("database_url", "sslrootcert=system", "sslrootcert=system"),
+        (
+            "dagster_database_url",
+            "sslcert=a.crt&sslkey=a.key",
+            "sslcert={0}/a.crt&sslkey={0}/a.key",
+        ),
+        ("dagster_database_url", "passfile=secrets/pgpass", "passfile={}/secrets/pgpass"),
+        ("redis_url", "ssl_ca_certs=./ca.pem", "ssl_ca_certs={}/ca.pem"),
+        ("celery_broker_url", "ssl_keyfile=a.key", "ssl_keyfile={}/a.key"),
+    ],
+)
+def test_a_file_in_a_url_begins_at_the_folder_of_the_file_of_settings(
+    tmp_path, monkeypatch, name, given, expected
+):
+    (tmp_path / ".batch_pipeline").mkdir()
+    url = "db://me:p?w&x=ca.pem@host/x?"
+    (tmp_path / ".env").write_text(f"BATCH_PIPELINE_{name.upper()}={url}{given}\n")
+    below = tmp_path / "photos"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    found = getattr(load_settings(), name)
+    assert found.startswith(url)
+    assert expected.format(tmp_path) in found
+    # In a variable it begins at the working directory, so later steps may stand elsewhere.
+    monkeypatch.setenv(f"BATCH_PIPELINE_{name.upper()}", f"{url}{given}")
+    assert expected.format(below) in getattr(load_settings(), name)
+
+
 def test_a_path_in_the_environment_begins_at_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / ".batch_pipeline").mkdir()
     (tmp_path / ".env").write_text("BATCH_PIPELINE_STORAGE_URL=stored\n")
