@@ -49,7 +49,7 @@ _FILE_IN_URL = re.compile(
     r"|ssl_ca_certs|ssl_ca_path|ssl_certfile|ssl_keyfile)=)([^&#;]+)"
 )
 #: Beginning of a URL that names a path of this machine.
-_LOCAL_SCHEME = re.compile(r"(?:(?:file|local):(?://)?)?")
+LOCAL_SCHEME = re.compile(r"(?:(?:file|local):(?://)?)?")
 #: Fields of a request to a model that cannot be set as options.
 _NEVER_AN_OPTION = {"model", "messages", "input", "prompt", "stream"}
 
@@ -571,7 +571,7 @@ class Settings(BaseSettings):
 
 def _begun_at(folder: Path, location: str) -> str:
     """Return a path or URL whose relative path begins at `folder`; other URLs are unchanged."""
-    scheme = _LOCAL_SCHEME.match(location)[0]  # type: ignore[index] # it matches every text
+    scheme = LOCAL_SCHEME.match(location)[0]  # type: ignore[index] # it matches every text
     path = location.removeprefix(scheme)
     return location if "://" in path else f"{scheme}{folder / os.path.expanduser(path)}"
 

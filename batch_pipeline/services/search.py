@@ -45,6 +45,7 @@ from batch_pipeline.model_servers.base import EmbeddingModel, PausedCheck
 from batch_pipeline.services.pauses import Pauses
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.search_words import Question
+from batch_pipeline.settings import LOCAL_SCHEME
 
 #: Largest number of results, over all pages of a search.
 MAX_RESULTS = 5000
@@ -567,6 +568,7 @@ def _result(
 def _openable(location: str, path: str) -> str:
     if not path:
         return ""
-    if location and "://" not in location:
-        return str(Path(location).absolute() / path)
+    folder = LOCAL_SCHEME.sub("", location, count=1)
+    if folder and "://" not in folder:
+        return str(Path(folder).absolute() / path)
     return f"{location.rstrip('/')}/{path}" if location else path

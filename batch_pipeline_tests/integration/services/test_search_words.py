@@ -202,6 +202,13 @@ def test_an_upload_whose_path_an_api_has_emptied_is_found(database, find, locati
     assert (second.file_path, second.original, second.thumbnail) == ("", "", None)
 
 
+@pytest.mark.parametrize("scheme", ["", "file:", "file://", "local:", "local://"])
+def test_an_original_on_this_machine_is_a_path_however_the_storage_is_named(database, find, scheme):
+    add_batch(database, [upload("a.jpg", 0.9)])
+    [hit] = find("anything", location=f"{scheme}/srv/uploads")
+    assert hit.original == f"/srv/uploads/{hit.file_path}"
+
+
 # Filters ----------------------------------------------------------------------------------------
 
 
