@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +64,11 @@ _EVENTS_OF_BATCH = """
     WHERE run_id = '' AND partition IS NULL AND strpos(event, :batch_id) > 0
 """
 _EVENTS_OF_RUNS = "SELECT id FROM event_logs WHERE run_id = ANY(:runs)"
-_RUNS_WITH_STEP = text("""
-    SELECT DISTINCT run_id FROM event_logs WHERE strpos(step_key, :hex) > 0 AND run_id <> ''
+#: The key of the step of an upload ends with the id of the upload: ``process_upload[sea_jpg__…]``.
+_RUNS_WITH_STEPS = text("""
+    SELECT DISTINCT run_id, hex
+    FROM event_logs, substring(step_key FROM '__([0-9a-f]{32})[]]$') AS hex
+    WHERE hex = ANY(:hexes) AND run_id <> ''
 """)
 #: Events of the upload's own step, and other events that concern only this upload. Events about
 #: several steps are kept, but `_without_upload` removes the name of this step.
@@ -245,19 +248,32 @@ class DagsterHistory:
             counts["partitions"] += 1
         return counts
 
-    def forget_upload(self, upload_id: uuid.UUID, batch_id: uuid.UUID | None) -> Mapping[str, int]:
+    def runs_with(self, upload_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, Sequence[str]]:
+        """Find the runs that have a step for each of these uploads.
+
+        No index helps, so the log is read once for all uploads.
+        """
+        found: dict[uuid.UUID, list[str]] = defaultdict(list)
+        with self._events.index_connection() as connection:
+            of = {"hexes": [upload_id.hex for upload_id in upload_ids]}
+            for row in connection.execute(_RUNS_WITH_STEPS, of):
+                found[uuid.UUID(row.hex)].append(row.run_id)
+        return found
+
+    def forget_upload(
+        self, upload_id: uuid.UUID, batch_id: uuid.UUID | None, runs: Sequence[str]
+    ) -> Mapping[str, int]:
         """Delete what is stored about one upload, and the reports of its batch.
 
-        Returns the number of each kind. Re-executions are deleted completely, because their plans
-        name every step. The console output of all runs of the batch is deleted, too.
+        `runs` are those of `runs_with`. Returns the number of each kind. Re-executions are deleted
+        completely, because their plans name every step. The console output of all runs of the batch
+        is deleted, too.
         """
         of = {"hex": upload_id.hex, "upload_id": str(upload_id), "batch_id": str(batch_id)}
         counts: Counter[str] = Counter()
-        runs = set(self._runs_of(batch_id)) if batch_id else set()
-        with self._events.index_connection() as connection:
-            runs |= set(connection.execute(_RUNS_WITH_STEP, of).scalars())
-        whole = [run_id for run_id in runs if self._names_upload(run_id, upload_id)]
-        kept = sorted(runs - set(whole))
+        all_runs = {*runs, *(self._runs_of(batch_id) if batch_id else ())}
+        whole = [run_id for run_id in all_runs if self._names_upload(run_id, upload_id)]
+        kept = sorted(all_runs - set(whole))
         counts += self._delete_events(_EVENTS_OF_UPLOAD, of | {"runs": kept})
         with self._events.index_connection() as connection:
             for row in connection.execute(_NAMING_UPLOAD, of | {"runs": kept}).all():
@@ -275,7 +291,7 @@ class DagsterHistory:
         counts += self._delete_checks(whole, batch_id)
         needles = [upload_id.hex, str(upload_id), *([str(batch_id)] if batch_id else [])]
         self._forget_last_events(whole, needles)
-        self._blank_console([*needles, *runs])
+        self._blank_console([*needles, *all_runs])
         return counts
 
     def forget_reports(self, batch_id: uuid.UUID) -> int:

@@ -79,10 +79,15 @@ class History(Protocol):
     def forget_batch(self, batch_id: uuid.UUID) -> Mapping[str, int]:
         """Delete runs, events, partition and logs of a batch; returns the counts by kind."""
 
-    def forget_upload(self, upload_id: uuid.UUID, batch_id: uuid.UUID | None) -> Mapping[str, int]:
+    def runs_with(self, upload_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, Sequence[str]]:
+        """Find the runs that have a step for each of these uploads."""
+
+    def forget_upload(
+        self, upload_id: uuid.UUID, batch_id: uuid.UUID | None, runs: Sequence[str]
+    ) -> Mapping[str, int]:
         """Delete what is kept of one upload, and the reports of its batch.
 
-        Returns the counts by kind.
+        `runs` are those of `runs_with`. Returns the counts by kind.
         """
 
     def report_again(self, batch_id: uuid.UUID) -> None:
@@ -161,8 +166,11 @@ def forget(
         history.settle()
     for batch_id in chosen.batches:
         _forget_batch(pipeline, history, files, batch_id, receipt)
+    lone = [upload_id for upload_id, _ in chosen.lone]
+    runs = history.runs_with(lone) if lone and not dry_run else {}
     for upload_id, batch_of in chosen.lone:
-        _forget_upload(pipeline, history, files, upload_id, batch_of, receipt)
+        of_it = runs.get(upload_id, ())
+        _forget_upload(pipeline, history, files, upload_id, batch_of, of_it, receipt)
     if not dry_run:
         for batch_of in dict.fromkeys(batch_of for _, batch_of in chosen.lone if batch_of):
             history.report_again(batch_of)
@@ -347,6 +355,7 @@ def _forget_upload(  # noqa: PLR0917
     files: "_Files",
     upload_id: uuid.UUID,
     batch_id: uuid.UUID | None,
+    runs: Sequence[str],
     receipt: Receipt,
 ) -> None:
     with pipeline.database.transaction() as connection:
@@ -362,7 +371,7 @@ def _forget_upload(  # noqa: PLR0917
                 model_calls=_count_calls(connection, of_upload),
             )
         return
-    receipt.counts += Counter(history.forget_upload(upload_id, batch_id))
+    receipt.counts += Counter(history.forget_upload(upload_id, batch_id, runs))
     with pipeline.publisher.transaction() as transaction:
         connection = transaction.connection
         uploads = _delete_uploads(connection, Upload.id == upload_id)

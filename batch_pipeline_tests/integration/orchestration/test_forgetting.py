@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 import pytest
-from sqlalchemy import event, func, insert, select, text, update
+from sqlalchemy import Engine, event, func, insert, select, text, update
 
 from batch_pipeline.database.models import ModelCall, Upload, UploadBatch
 from batch_pipeline.errors import NotFoundError, RefusedError
@@ -539,6 +539,32 @@ def test_an_upload_without_a_batch_and_calls_without_an_upload_go_with_their_use
     assert kept.delete("user", user).counts == {"uploads": 1, "model_calls": 1}
     with kept.pipeline.database.transaction() as connection:
         assert connection.scalar(select(func.count()).select_from(ModelCall)) == 0
+
+
+def test_the_log_is_read_once_for_all_uploads_without_a_batch(kept, tmp_path):
+    user = uuid.uuid4()
+    names = ["quokka_barnaby", "1f3870be274f6c49b3e31a0c6728957f", "pelican_odette"]
+    batch = kept.batch(tmp_path, *names, user=user)
+    ids = [row.id for row in upload_rows(kept.pipeline.database, batch)]
+    kept.history.forget_reports(batch)
+    with kept.pipeline.database.transaction() as connection:
+        connection.execute(UploadBatch.__table__.delete().where(UploadBatch.id == batch))
+    with psycopg.connect(kept.databases[1]) as dagster:
+        dagster.execute("DELETE FROM run_tags")  # nothing else leads from the user to the run
+    read = []
+
+    def note(_connection, _cursor, statement, *_):
+        if "step_key" in statement and "run_id = ANY" not in statement:
+            read.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        assert kept.delete("user", user).counts["uploads"] == len(names)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert len(read) == 1
+    steps = [of_upload(upload_id) for upload_id in ids]
+    assert traces([one for of in steps for one in of], kept.databases[1:], []) == []
 
 
 def test_an_upload_whose_batch_an_api_has_deleted_goes_alone_and_with_its_user(kept):
