@@ -45,7 +45,7 @@ from batch_pipeline.database.models import (
     UploadVector,
     WorkPause,
 )
-from batch_pipeline.database.readings import NAME, lease_lives, one_of, owner
+from batch_pipeline.database.readings import NAME, lease_lives, one_of, owned_by, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import NotFoundError, PermanentError, RefusedError
 from batch_pipeline.services.notifications.outbox import forget_events
@@ -396,6 +396,13 @@ def _forget_rest_of_user(
     )
     with pipeline.database.transaction() as connection:
         noted = connection.scalars(select(MadeThumbnail.upload_id).where(of_gone)).all()
+        came = [exists().where(owned_by(of.user_id, user_id)) for of in (UploadBatch, Upload)]
+        if not receipt.dry_run and connection.scalar(select(or_(*came))):
+            # A submission, or the sweep has put an upload without a batch into one.
+            raise RefusedError(
+                f"uploads or a batch were added to user {user_id} while the user was being "
+                "deleted: delete again"
+            )
         if receipt.dry_run:
             counted = receipt.counts["model_calls"]
             more = max(0, _count_calls(connection, of_user) - counted)

@@ -348,6 +348,31 @@ def test_a_sweep_in_the_middle_of_a_deletion_does_not_open_the_batch_again(kept,
     assert kept.delete("batch", batch).batches == [batch]
 
 
+def test_an_upload_that_a_sweep_adopts_in_the_middle_of_a_deletion_leaves_no_batch_behind(
+    kept, monkeypatch
+):
+    user, database = uuid.uuid4(), kept.pipeline.database
+    rows = [{"user_id": user, "created_at": func.now() - func.make_interval(0, 0, 0, 1)}]
+    batch = add_batch(database, rows, user_id=user)
+    with database.transaction() as connection:
+        connection.execute(UploadBatch.__table__.delete().where(UploadBatch.id == batch))
+    settle = kept.history.settle
+
+    def settle_during_a_sweep():
+        kept.pipeline.backlog.adopt()
+        settle()
+
+    monkeypatch.setattr(kept.history, "settle", settle_during_a_sweep)
+    with pytest.raises(RefusedError, match=f"added to user {user} .*: delete again"):
+        kept.delete("user", user)
+    monkeypatch.undo()
+    with database.transaction() as connection:
+        mine = select(UploadBatch.id).where(UploadBatch.user_id == user)
+        [adopted] = connection.scalars(mine)
+    kept.pipeline.batches.cancel_batch(adopted)
+    assert kept.delete("user", user).batches == [adopted]
+
+
 def test_an_upload_that_an_api_adds_in_the_middle_of_a_deletion_does_not_lose_its_row(
     kept, monkeypatch
 ):
