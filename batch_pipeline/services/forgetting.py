@@ -47,10 +47,10 @@ from batch_pipeline.database.models import (
 )
 from batch_pipeline.database.readings import NAME, lease_lives, one_of, owned_by, owner
 from batch_pipeline.database.session import AnyRow, Database
-from batch_pipeline.errors import NotFoundError, PermanentError, RefusedError
+from batch_pipeline.errors import PermanentError, RefusedError
 from batch_pipeline.services.notifications.outbox import forget_events
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.services.short_ids import Named, batch_label
+from batch_pipeline.services.short_ids import Named, batch_label, no_such
 from batch_pipeline.services.states.transitions import recount_batch
 from batch_pipeline.storage import Storage
 
@@ -178,7 +178,7 @@ def forget(
         _forget_rest_of_user(pipeline, files, chosen.user_id, receipt)
     receipt.at = pipeline.ownership.now()
     if not receipt.counts:
-        raise NotFoundError(f"nothing is kept of {named} {id_}")
+        raise no_such(named, id_)
     return receipt
 
 

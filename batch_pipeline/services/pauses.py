@@ -55,7 +55,7 @@ from batch_pipeline.errors import (
 from batch_pipeline.model_servers.base import CallKind, PausedCheck
 from batch_pipeline.services.dispatch.signals import signal_work
 from batch_pipeline.services.shared_call_slots import name_for_all_hosts
-from batch_pipeline.services.short_ids import batch_label
+from batch_pipeline.services.short_ids import Named, batch_label, no_such
 from batch_pipeline.settings import Settings
 from batch_pipeline.visible_text import visible_line
 
@@ -301,9 +301,7 @@ def _checked(connection: Connection, settings: Settings, scope: PauseScope, targ
     """Return the target as it is stored; raises if the batch or server does not exist."""
     if scope is PauseScope.BATCH:
         if not connection.scalar(select(exists().where(UploadBatch.id == uuid.UUID(target)))):
-            raise NotFoundError(
-                f"there is no batch {target}: `batch-pipeline status` lists the newest ones"
-            )
+            raise no_such(Named.BATCH, target)
     elif scope is PauseScope.SERVER:
         target = _server(target)
         addresses = {url for urls in _addresses(settings).values() for url in urls}

@@ -16,8 +16,9 @@ from sqlalchemy import ColumnElement, Select, func, or_, select
 from batch_pipeline.database.models import Stage, Upload, UploadBatch, UploadStatus
 from batch_pipeline.database.readings import UPLOAD_CAME, owned_by
 from batch_pipeline.database.session import Database
-from batch_pipeline.errors import NotFoundError, RefusedError
+from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.progress.publishing import BatchProgress
+from batch_pipeline.services.short_ids import Named, require_existing
 from batch_pipeline.services.states.batch_states import REDOABLE_BATCH, BatchStates
 
 
@@ -89,21 +90,9 @@ def _checked(
     ):
         if asked is not None and selection.stage is Stage.THUMBNAIL:
             raise RefusedError(f"thumbnails are made without a model: leave {option} out")
-    _require_existing(database, selection)
+    require_existing(database, Named.BATCH, selection.batch_ids)
+    require_existing(database, Named.UPLOAD, selection.upload_ids)
     return _selected(database, selection)
-
-
-def _require_existing(database: Database, selection: Selection) -> None:
-    with database.transaction() as connection:
-        for word, column, wanted in (
-            ("batch", UploadBatch.id, selection.batch_ids),
-            ("upload", Upload.id, selection.upload_ids),
-        ):
-            missing = set(wanted) - set(
-                connection.scalars(select(column).where(column.in_(wanted)))
-            )
-            if missing:
-                raise NotFoundError(f"there is no {word} {', '.join(map(str, sorted(missing)))}")
 
 
 def _selected(

@@ -20,9 +20,10 @@ from batch_pipeline.database.models import (
 )
 from batch_pipeline.database.readings import NAME, one_of
 from batch_pipeline.database.session import Database
+from batch_pipeline.errors import NotFoundError
 from batch_pipeline.services.error_kinds import SAME_AGAIN
 from batch_pipeline.services.reports.failures import UNKNOWN, FailureFilter, has_failed
-from batch_pipeline.services.short_ids import batch_label
+from batch_pipeline.services.short_ids import Named, batch_label, require_existing
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,14 @@ def failed_uploads(database: Database, chosen: FailedSelection) -> FailedUploads
     """Read the selected failed uploads; changes nothing.
 
     A person has stopped a cancelled batch, so its uploads are selected only if it is named.
+
+    Raises:
+        NotFoundError: a named batch or upload does not exist, or they do not belong together.
     """
+    if chosen.batch_id:
+        require_existing(database, Named.BATCH, [chosen.batch_id])
+        _require_its_own(database, chosen.batch_id, chosen.upload_ids)
+    require_existing(database, Named.UPLOAD, chosen.upload_ids)
     kind = func.coalesce(Upload.error_kind, UNKNOWN)
     conditions = [Upload.batch_id.is_not(None), has_failed(chosen)]
     if chosen.upload_ids:
@@ -112,6 +120,17 @@ def failed_uploads(database: Database, chosen: FailedSelection) -> FailedUploads
             for row in connection.execute(_stopped(retried))
         ]
     return found
+
+
+def _require_its_own(
+    database: Database, batch_id: uuid.UUID, upload_ids: Sequence[uuid.UUID]
+) -> None:
+    its_own = select(Upload.id).where(Upload.batch_id == batch_id, one_of(Upload.id, upload_ids))
+    with database.transaction() as connection:
+        missing = set(upload_ids) - set(connection.scalars(its_own))
+    if missing:
+        names = ", ".join(map(str, sorted(missing)))
+        raise NotFoundError(f"batch {batch_id} holds no upload {names}")
 
 
 def _stopped(batch_ids: Collection[uuid.UUID]) -> Select[*tuple[Any, ...]]:

@@ -40,11 +40,12 @@ from batch_pipeline.database.models import AnsweringSpace, Upload, UploadBatch, 
 from batch_pipeline.database.readings import FACTS, FILENAME, NAME, known, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.database.spaces import Space, answering_spaces, table_of
-from batch_pipeline.errors import NotFoundError, PipelineError, RefusedError
+from batch_pipeline.errors import PipelineError, RefusedError
 from batch_pipeline.model_servers.base import EmbeddingModel, PausedCheck
 from batch_pipeline.services.pauses import Pauses
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.search_words import Question
+from batch_pipeline.services.short_ids import Named, no_such
 from batch_pipeline.settings import LOCAL_SCHEME
 
 #: Largest number of results, over all pages of a search.
@@ -485,7 +486,7 @@ def _views_like(
 ) -> list[_View]:
     """Return the spaces that have a vector of an upload, each with that vector."""
     if connection.scalar(select(Upload.id).where(Upload.id == upload_id)) is None:
-        raise NotFoundError(f"there is no upload {upload_id}")
+        raise no_such(Named.UPLOAD, upload_id)
     vectors = {
         row.space_id: row.vector
         for row in connection.execute(

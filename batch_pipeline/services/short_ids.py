@@ -2,12 +2,14 @@
 
 import re
 import uuid
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import select
 
 from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.database.readings import one_of, owner
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.visible_text import visible_line
@@ -29,7 +31,13 @@ class Named(StrEnum):
 _COLUMNS: dict[Named, Any] = {
     Named.BATCH: UploadBatch.id,
     Named.UPLOAD: Upload.id,
-    Named.USER: UploadBatch.user_id,
+    Named.USER: owner(UploadBatch.user_id).element,
+}
+#: End of the message that there is no such thing.
+_WHERE = {
+    Named.BATCH: ": `batch-pipeline status` lists the newest ones",
+    Named.UPLOAD: ": `batch-pipeline status BATCH` lists those of a batch",
+    Named.USER: " that has submitted anything",
 }
 
 
@@ -52,6 +60,20 @@ def digits_of(text: str) -> str | None:
     return digits if re.fullmatch("[0-9a-f]{1,32}", digits) else None
 
 
+def no_such(named: Named, *ids: object) -> NotFoundError:
+    """Return the error about ids that name nothing; every command says the same."""
+    return NotFoundError(f"there is no {named} {', '.join(map(str, ids))}{_WHERE[named]}")
+
+
+def require_existing(database: Database, named: Named, ids: Sequence[uuid.UUID]) -> None:
+    """Raise `NotFoundError` if one of the ids names nothing."""
+    column = _COLUMNS[named]
+    with database.transaction() as connection:
+        found = set(connection.scalars(select(column).where(one_of(column, ids))))
+    if missing := set(ids) - found:
+        raise no_such(named, *sorted(missing))
+
+
 def whole_id(database: Database, named: Named, digits: str) -> uuid.UUID:
     """Find the one id that begins with these digits.
 
@@ -65,12 +87,7 @@ def whole_id(database: Database, named: Named, digits: str) -> uuid.UUID:
     with database.transaction() as connection:
         found = connection.scalars(query.limit(_LISTED + 1)).all()
     if not found:
-        where = {
-            Named.BATCH: ": `batch-pipeline status` lists the newest ones",
-            Named.UPLOAD: ": `batch-pipeline status BATCH` lists those of a batch",
-            Named.USER: " that has submitted anything",
-        }[named]
-        raise NotFoundError(f"there is no {named} {digits}…{where}")
+        raise no_such(named, f"{digits}…")
     if len(found) > 1:
         listed = ", ".join(map(str, found[:_LISTED]))
         more = " and more" if len(found) > _LISTED else ""

@@ -60,7 +60,7 @@ def test_delete_asks_counts_refuses_and_prints_a_receipt(command, batch_id):
     assert "sea" not in done.out
     again = command("delete", "batch", batch_id, "--yes")
     assert again.code == 2
-    assert f"nothing is kept of batch {batch_id}" in again.err
+    assert f"there is no batch {batch_id}: " in again.err
 
 
 def test_export_prints_what_it_wrote(command, pipeline, batch_id, tmp_path):

@@ -57,6 +57,13 @@ def world(database):
 
 
 @pytest.fixture
+def dagster_url(server):
+    """A Dagster that has never run."""
+    with server.new_database(migrated=False) as url:
+        yield url
+
+
+@pytest.fixture
 def without_user(database):
     """A failure in rows of an upload API that has no users: they are the local user's."""
     batch_id = ended(database, [failed("truncated")], user_id=LOCAL_USER)
@@ -74,7 +81,9 @@ def counts(answer):
 
 def test_rows_without_a_user_are_the_local_users(console, without_user):
     user = str(LOCAL_USER)
-    assert counts(console("failures", "--user", user, "--json")) == {("truncated", "failed"): 1}
+    for shown in (user, short(user)):
+        by_kind = counts(console("failures", "--user", shown, "--json"))
+        assert by_kind == {("truncated", "failed"): 1}
     assert console("retry", "--user", user, "--json").json["reopened"] == 1
     cancelled = console("cancel", "--user", user, "--json").json["batches"]
     assert [batch["batch_id"] for batch in cancelled] == [str(without_user)]
@@ -164,6 +173,37 @@ def test_any_beginning_of_an_id_that_names_only_one_is_accepted_everywhere(conso
     assert "there is no batch ffff…" in console("cancel", "ffff").err
     assert "there is no user ffff…" in console("failures", "--user", "ffff").err
     assert "there is no upload ffff…" in console("search", "--like", "ffff").err
+
+
+@pytest.mark.parametrize(
+    ("named", "commands"),
+    [
+        ("batch", ["retry ID", "retry ID --dry-run", "retry ID --kind truncated", "cancel ID",
+                   "cancel ID --dry-run", "delete batch ID --yes", "delete batch ID --dry-run",
+                   "reprocess --stage embedding --batch ID", "pause --batch ID", "watch ID",
+                   "status ID", "failures --batch ID", "search boats --batch ID"]),
+        ("upload", ["retry --upload ID", "retry --upload ID --dry-run", "search --like ID",
+                    "delete upload ID --yes", "reprocess --stage embedding --upload ID"]),
+    ],
+)  # fmt: skip
+def test_every_command_says_the_same_of_an_id_that_names_nothing(
+    console, dagster_url, database, named, commands
+):
+    twins = [uuid.UUID(f"abcd{n}{'0' * 27}") for n in (1, 2)]
+    for one in twins:
+        add_batch(database, [{"id": one}], id=one, status="completed")
+    unknown, where = str(uuid.uuid4()), "`batch-pipeline status"
+    several = f"Error: abcd is the beginning of several: {twins[0]}, {twins[1]}; type more of it"
+    for command in commands:
+        for id_, said in (
+            (unknown, f"Error: there is no {named} {unknown}: {where}"),
+            ("ffff", f"Error: there is no {named} ffff…: {where}"),
+            ("abcd", several),
+        ):
+            words = [id_ if word == "ID" else word for word in command.split()]
+            answer = console(*words, BATCH_PIPELINE_DAGSTER_DATABASE_URL=dagster_url)
+            [line] = error_and_hint(answer)
+            assert (answer.code, line.startswith(said)) == (2, True), (command, line)
 
 
 def test_retry_warns_of_uploads_that_will_fail_the_same_way(console, world, database):

@@ -16,10 +16,11 @@ from batch_pipeline.database.listening import listening
 from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload, UploadStatus
 from batch_pipeline.database.readings import FILENAME, interval
 from batch_pipeline.database.session import Database
-from batch_pipeline.errors import NotFoundError, PipelineError
+from batch_pipeline.errors import PipelineError
 from batch_pipeline.services.pauses import Pause, pauses_of_batches
 from batch_pipeline.services.progress.publishing import CHANNEL, BatchProgress
 from batch_pipeline.services.reports.batch_status import batch_progress
+from batch_pipeline.services.short_ids import Named, no_such
 
 #: Longest time between two snapshots (if no message comes) and shortest time (seconds).
 LONGEST_PAUSE, SHORTEST_PAUSE = 1.0, 0.2
@@ -121,9 +122,7 @@ def _read(
     """
     progress = batch_progress(database, batch_id)
     if progress is None:
-        raise NotFoundError(
-            f"there is no batch {batch_id}: `batch-pipeline status` lists the newest ones"
-        )
+        raise no_such(Named.BATCH, batch_id)
     has_ended: ColumnElement[bool] = Upload.processing_status.in_(ENDED)
     if since_seconds is not None and progress.status in OPEN_BATCH:
         has_ended = and_(has_ended, Upload.updated_at > func.now() - interval(since_seconds))

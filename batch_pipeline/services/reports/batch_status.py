@@ -22,7 +22,6 @@ from batch_pipeline.database.readings import (
     word,
 )
 from batch_pipeline.database.session import AnyRow, Database
-from batch_pipeline.errors import NotFoundError
 from batch_pipeline.model_servers.base import Usage
 from batch_pipeline.services.model_costs import (
     costs_by_batch,
@@ -32,6 +31,7 @@ from batch_pipeline.services.model_costs import (
 )
 from batch_pipeline.services.pauses import Pause, pauses_of_batches
 from batch_pipeline.services.progress.publishing import PROGRESS, BatchProgress
+from batch_pipeline.services.short_ids import Named, no_such
 
 _BATCH = (
     *PROGRESS,
@@ -174,9 +174,7 @@ def oldest_waiting(database: Database) -> OldestWaiting | None:
 def _head(connection: Connection, batch_id: uuid.UUID) -> dict[str, Any]:
     batch = connection.execute(select(*_BATCH).where(UploadBatch.id == batch_id)).one_or_none()
     if batch is None:
-        raise NotFoundError(
-            f"there is no batch {batch_id}: `batch-pipeline status` lists the newest ones"
-        )
+        raise no_such(Named.BATCH, batch_id)
     by_model = costs_by_model(connection, batch_id)
     models = [asdict(cost) | cost_shape(total([cost])) for cost in by_model]
     pauses = pauses_of_batches(connection, [batch_id]).get(batch_id, ())

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, case, func, select, update
+from sqlalchemy import case, func, select, update
 
 from batch_pipeline.database.failures import each_repeated
 from batch_pipeline.database.models import (
@@ -15,7 +15,6 @@ from batch_pipeline.database.models import (
     UploadStatus,
 )
 from batch_pipeline.database.readings import one_of
-from batch_pipeline.errors import NotFoundError
 from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
 from batch_pipeline.services.states.transitions import (
     make_pending,
@@ -70,13 +69,9 @@ class BatchStates:
         """Make failed uploads pending again, all or the named ones; reopens a cancelled batch.
 
         Returns how many, and the batch; None if there is no such batch.
-
-        Raises:
-            NotFoundError: a named upload is not in the batch.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
-            _require_its_own(connection, batch_id, upload_ids)
             count = retry_failed(connection, batch_id, upload_ids=upload_ids, reason="retry")
             exists = connection.execute(
                 update(UploadBatch)
@@ -139,12 +134,3 @@ class BatchStates:
             progress = recount_batch(connection, batch_id)
             transaction.announce(progress, progress.user_id)
         return count, progress
-
-
-def _require_its_own(
-    connection: Connection, batch_id: uuid.UUID, upload_ids: Sequence[uuid.UUID]
-) -> None:
-    its_own = select(Upload.id).where(Upload.batch_id == batch_id, one_of(Upload.id, upload_ids))
-    if missing := set(upload_ids) - set(connection.scalars(its_own)):
-        names = ", ".join(map(str, sorted(missing)))
-        raise NotFoundError(f"batch {batch_id} holds no upload {names}")

@@ -223,7 +223,7 @@ def test_of_a_deleted_user_nothing_is_found_and_others_are_untouched(kept, tmp_p
     assert kept.traces(*gone, str(user).encode()) == []
     assert kept.traces(*stay) == before
     assert len(receipt.batches) == 2
-    with pytest.raises(NotFoundError, match="nothing is kept of user"):
+    with pytest.raises(NotFoundError, match=f"there is no user {user} "):
         kept.delete("user", user)
 
 
