@@ -11,13 +11,11 @@ from batch_pipeline.cli.option_rules import at_most_one
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
 from batch_pipeline.cli.types import BATCH, SINCE, UPLOAD, USER
-from batch_pipeline.errors import NotFoundError
 from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from batch_pipeline.services.progress.publishing import BatchProgress
     from batch_pipeline.services.retrying import FailedUploads
 
 
@@ -131,11 +129,9 @@ def retry(  # noqa: PLR0917 - click passes them by name
         # A whole batch may be retried even without a failed upload: it may be reopened.
         whole = batch is not None and not chosen.chooses
         by_batch = {batch: list(uploads)} if whole and batch else found.by_batch
-        reopened = [
-            (count, progress)
-            for one, ids in by_batch.items()
-            for count, progress in [pipeline.batches.retry_batch(one, ids) or _no_batch(one)]
-        ]
+        # A batch that was deleted meanwhile is left out.
+        results = (pipeline.batches.retry_batch(one, ids) for one, ids in by_batch.items())
+        reopened = [result for result in results if result]
     if as_json:
         listed = [progress.payload() | {"reopened": count} for count, progress in reopened]
         told = {
@@ -265,10 +261,6 @@ def _require_known_kinds(kinds: Sequence[str]) -> None:
             if near:
                 meant = f"did you mean {' or '.join(near)}?"
             raise click.BadParameter(f"there is no kind {kind!r}: {meant}", param_hint="'--kind'")
-
-
-def _no_batch(batch: uuid.UUID) -> "tuple[int, BatchProgress]":
-    raise NotFoundError(f"there is no batch {batch}")
 
 
 def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:

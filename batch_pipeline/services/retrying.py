@@ -91,7 +91,7 @@ def failed_uploads(database: Database, chosen: FailedSelection) -> FailedUploads
         _require_its_own(database, chosen.batch_id, chosen.upload_ids)
     require_existing(database, Named.UPLOAD, chosen.upload_ids)
     kind = func.coalesce(Upload.error_kind, UNKNOWN)
-    conditions = [Upload.batch_id.is_not(None), has_failed(chosen)]
+    conditions = [has_failed(chosen)]
     if chosen.upload_ids:
         conditions.append(Upload.id.in_(chosen.upload_ids))
     if chosen.only_retryable:
@@ -100,7 +100,7 @@ def failed_uploads(database: Database, chosen: FailedSelection) -> FailedUploads
         conditions.append(_touched_by(chosen.model))
     query: Select[*tuple[Any, ...]] = (
         select(Upload.batch_id, Upload.id, kind, UploadBatch.status)
-        .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .join(UploadBatch, UploadBatch.id == Upload.batch_id)
         .where(*conditions)
         .order_by(Upload.updated_at, Upload.id)
     )

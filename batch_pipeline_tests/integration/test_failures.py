@@ -206,6 +206,21 @@ def test_every_command_says_the_same_of_an_id_that_names_nothing(
             assert (answer.code, line.startswith(said)) == (2, True), (command, line)
 
 
+def test_a_batch_that_is_gone_does_not_keep_retry_from_the_others(console, database, pipeline):
+    gone, stays = (ended(database, [failed("model_timeout")] * 2) for _ in range(2))
+    with database.transaction() as connection:
+        # As in tables of an API that has no foreign key.
+        connection.execute(text("ALTER TABLE uploads DROP CONSTRAINT fk_uploads_batch_id"))
+        connection.execute(text("DELETE FROM upload_batches WHERE id = :id"), {"id": gone})
+    assert console("retry", "--all-retryable", "--dry-run", "--json").json["chosen"] == 2
+    first, second = upload_rows(database, stays)
+    # One that is deleted after it was chosen is left out, too.
+    assert pipeline.batches.retry_batch(stays, [first.id, uuid.uuid4()])[0] == 1
+    answer = console("retry", "--all-retryable", "--json")
+    assert (answer.code, answer.json["chosen"], answer.json["reopened"]) == (0, 1, 1)
+    assert upload_row(database, second.id).processing_status == "pending"
+
+
 def test_retry_warns_of_uploads_that_will_fail_the_same_way(console, world, database):
     first = world["first"]
     said = console("retry", first, "--dry-run").out
