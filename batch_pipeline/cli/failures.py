@@ -60,7 +60,7 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
     from batch_pipeline.services.reports.batch_status import batch_head  # noqa: PLC0415
     from batch_pipeline.services.reports.failures import FailureFilter, failures  # noqa: PLC0415
 
-    _require_known_kinds(kinds)
+    _require_known_kinds(session, kinds)
     if since is None and batch is None:
         since = SINCE.convert("24h", None, None)
     if batch is not None:
@@ -114,7 +114,7 @@ def retry(  # noqa: PLR0917 - click passes them by name
     """
     from batch_pipeline.services.retrying import FailedSelection, failed_uploads  # noqa: PLC0415
 
-    _require_known_kinds(kinds)
+    _require_known_kinds(session, kinds)
     chosen = FailedSelection(since, kinds, user, batch, uploads, all_retryable, model)
     if batch is None and not (chosen.chooses or uploads):
         raise click.UsageError(
@@ -246,16 +246,17 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
         click.echo(f"Follow it:  batch-pipeline watch {batch.progress.batch_id}")
 
 
-def _require_known_kinds(kinds: Sequence[str]) -> None:
+def _require_known_kinds(session: Session, kinds: Sequence[str]) -> None:
     """Refuse an unknown kind of error, and name similar ones."""
     from difflib import get_close_matches  # noqa: PLC0415
 
     from batch_pipeline.services.error_kinds import BY_NAME  # noqa: PLC0415
-    from batch_pipeline.services.reports.failures import UNKNOWN  # noqa: PLC0415
+    from batch_pipeline.services.reports.failures import UNKNOWN, is_stored  # noqa: PLC0415
 
     known = [*BY_NAME, UNKNOWN]
     for kind in kinds:
-        if kind not in known:
+        # An upload API may have written a kind of its own.
+        if kind not in known and not is_stored(session.pipeline.database, kind):
             near = get_close_matches(kind, known)
             meant = "docs/troubleshooting.md lists all"
             if near:

@@ -120,6 +120,15 @@ def test_failures_are_narrowed_by_time_kind_user_and_batch(console, world):
     assert (wrong.code, "how long ago (30min, 24h, 7d)" in wrong.err) == (2, True)
 
 
+def test_a_kind_that_an_upload_api_has_written_can_be_chosen_like_any_other(console, database):
+    ended(database, [failed("scan_failed")] * 2)
+    shown = console("failures", "--limit", 1).out
+    assert "  and 1 more: --kind scan_failed --limit 1000" in shown
+    chosen = console("failures", "--kind", "scan_failed", "--limit", 1000, "--json")
+    assert counts(chosen) == {("scan_failed", "failed"): 2}
+    assert console("retry", "--kind", "scan_failed", "--json").json["reopened"] == 2
+
+
 def test_a_person_reads_what_to_do_in_80_columns(console, world):
     shown = console("failures", "--limit", 2).out
     assert shown.startswith("4 uploads failed since ")

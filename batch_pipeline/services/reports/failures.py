@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, literal, or_, select
+from sqlalchemy import ColumnElement, Select, and_, case, exists, func, literal, or_, select
 
 from batch_pipeline.database.models import ENDED, BatchStatus, Upload, UploadBatch, UploadStatus
 from batch_pipeline.database.readings import FILENAME, NAME, WAITING, owned_by
@@ -84,6 +84,13 @@ def _group(values: dict[str, Any]) -> FailureGroup:
         advice=kind.plain_advice if kind else "",
         same_again=values["error_kind"] in SAME_AGAIN,
     )
+
+
+def is_stored(database: Database, kind: str) -> bool:
+    """Return whether an upload has failed with this kind of error."""
+    with database.transaction() as connection:
+        failed = has_failed(FailureFilter(kinds=[kind]))
+        return bool(connection.scalar(select(exists().where(failed))))
 
 
 def has_failed(chosen: FailureFilter) -> ColumnElement[bool]:
