@@ -83,11 +83,13 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
                 click.echo(f"  {'{' + name + '}':<12}  {meaning}")
         return
     vision = session.pipeline.analyzer.vision
-    trials = [try_prompt(file, session.settings, vision) for file in files]
-    if as_json:
-        print_json([trial.shape() for trial in trials])
-    else:
-        for trial in trials:
+    trials = []
+    try:
+        for file in files:
+            trial = try_prompt(file, session.settings, vision)
+            trials.append(trial)
+            if as_json:
+                continue
             usage = trial.usage
             tokens = f", {usage.tokens_in:,} tokens in, {usage.tokens_out:,} out"
             took = f", {usage.seconds:.1f} s{tokens}" if usage.calls else ""
@@ -100,5 +102,8 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
             if trial.audit.reasons:
                 click.echo(f"\nThe audit: {visible(trial.audit.reasons)}")
             click.echo()
+    finally:  # the answers before an error are paid for
+        if as_json:
+            print_json([trial.shape() for trial in trials])
     passed = all(trial.audit.passed for trial in trials)
     sys.exit(OK if passed else FINISHED_WITH_FAILURES)

@@ -613,6 +613,10 @@ def test_a_place_that_cannot_be_written_is_named_without_our_own_names(
 
 def test_an_error_of_a_file_names_it_and_gives_no_hint_about_the_services(console, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
+    answer = console("prompt", "--try", MEDIA / "sea.jpg", "--try", "notes.txt")
+    assert "sea.jpg, embedded-" in answer.out  # an answer that was paid for is not lost
+    told = console("prompt", "--try", MEDIA / "sea.jpg", "--try", "notes.txt", "--json")
+    assert [trial["file"] for trial in told.json] == [str(MEDIA / "sea.jpg")]
     answer = console("prompt", "--try", "notes.txt")
     assert answer.code == 1
     [error] = error_and_hint(answer)
