@@ -196,7 +196,13 @@ class _PaceColumn(ProgressColumn):
 
 
 def _failure_line(upload: "UploadSnapshot") -> Text:
-    return literal(f"failed     {upload.filename}: {upload.error_kind}: {upload.error_message}")
+    reason = _reason(upload.error_kind, upload.error_message)
+    return literal(f"failed     {upload.filename}: {reason or 'no reason was kept'}")
+
+
+def _reason(kind: str | None, message: str | None) -> str:
+    """Return why an upload failed or waits; an upload API may store only one of them, or none."""
+    return ": ".join(filter(None, [kind, message]))
 
 
 def _on_one_line(line: Text) -> Text:
@@ -231,8 +237,9 @@ def uploads_table(uploads: Sequence[Mapping[str, Any]]) -> Table:
     for upload in sorted(uploads, key=lambda one: one["processing_status"] != "failed"):
         status = upload["processing_status"]
         said = upload["description"] or ""
-        if upload["error_kind"] and status != "completed":
-            said = f"{upload['error_kind']}: {upload['error_message']}"
+        reason = _reason(upload["error_kind"], upload["error_message"])
+        if reason and status != "completed":
+            said = reason
         score = upload["description_audit_score"]
         table.add_row(
             Text(short(upload["upload_id"]), style="dim"),
@@ -319,7 +326,7 @@ def failure_lines(found: "Failures", since: datetime | None) -> Iterator[Rendera
         yield Text.assemble(
             "\n",
             (f"Batch {batch_label(batch['batch_id'], batch['name'])} failed: ", "bold red"),
-            literal(batch["error_message"]),
+            literal(batch["error_message"] or "no reason was kept"),
         )
     for group in found.groups:
         yield from _group_lines(group)

@@ -86,6 +86,34 @@ def test_a_pipe_gets_plain_lines_and_each_state_once():
     ]
 
 
+def test_where_an_upload_api_stores_no_kind_or_no_reason_the_word_none_is_not_shown():
+    console = a_pipe()
+    ends = [
+        upload("a.jpg", "failed", error_message="scanner offline"),
+        upload("b.jpg", "failed", error_kind="truncated"),
+        upload("c.jpg", "failed"),
+    ]
+    terminal.BatchView(console, nothing).follow([snapshot(3, failed=3, ended=ends)])
+    assert console.file.getvalue().splitlines()[:3] == [
+        "failed     a.jpg: scanner offline",
+        "failed     b.jpg: truncated",
+        "failed     c.jpg: no reason was kept",
+    ]
+    rows = [
+        asdict(end)
+        | {"processing_status": end.status, "description": None, "description_audit_score": None}
+        for end in ends
+    ]
+    given_up = {"batch_id": BATCH, "name": None, "error_message": None}
+    console.print(terminal.uploads_table(rows))
+    for line in terminal.failure_lines(Failures([], [given_up]), None):
+        console.print(line)
+    shown = console.file.getvalue()
+    assert shown.count("scanner offline") == 2
+    assert "failed: no reason was kept" in shown
+    assert "None" not in shown
+
+
 def test_a_terminal_shows_pace_stages_and_failures_within_80_columns():
     console = a_terminal()
     in_work = [
