@@ -33,8 +33,10 @@ def notify(session: Session, test: bool, lists: bool, again: bool, as_json: bool
         _list(session, as_json)
     else:
         from batch_pipeline.services.notifications.outbox import try_again  # noqa: PLC0415
+        from batch_pipeline.services.notifications.sending import targets_of  # noqa: PLC0415
 
-        count = try_again(session.pipeline.database)
+        targets = [target.id for target in targets_of(session.settings)]
+        count = try_again(session.pipeline.database, targets)
         if as_json:
             print_json({"again": count})
         else:

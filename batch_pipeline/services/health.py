@@ -254,9 +254,9 @@ def _oldest_waiting(database: Database, longest_wait: timedelta) -> str:
 def _notifications(database: Database, settings: Settings) -> str:
     if settings.notify_url_list:
         require_apprise()
-    if given_up := count_given_up(database):
-        raise PipelineError(f"{counted(given_up, 'notification')} given up without a delivery")
     targets = targets_of(settings)
+    if given_up := count_given_up(database, [target.id for target in targets]):
+        raise PipelineError(f"{counted(given_up, 'notification')} given up without a delivery")
     return (
         f"sent to {', '.join(target.name for target in targets)}" if targets else "no target is set"
     )

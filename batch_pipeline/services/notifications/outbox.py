@@ -227,12 +227,12 @@ def prune(database: Database, targets: Collection[str]) -> None:
         )
 
 
-def try_again(database: Database) -> int:
-    """Make given-up deliveries due again, with all attempts; returns how many."""
+def try_again(database: Database, targets: Collection[str]) -> int:
+    """Make given-up deliveries to these targets due again, with all attempts; returns how many."""
     with database.transaction() as connection:
         return connection.execute(
             update(NotificationDelivery)
-            .where(_GIVEN_UP)
+            .where(_GIVEN_UP, NotificationDelivery.target.in_(targets))
             .values(attempts=0, next_attempt_at=func.clock_timestamp())
         ).rowcount
 
@@ -256,11 +256,12 @@ def undelivered(database: Database) -> Sequence[AnyRow]:
         ).all()
 
 
-def count_given_up(database: Database) -> int:
-    """Count the deliveries that were given up and are still kept."""
+def count_given_up(database: Database, targets: Collection[str]) -> int:
+    """Count the deliveries to these targets that were given up and are still kept."""
+    given_up = and_(_GIVEN_UP, NotificationDelivery.target.in_(targets))
     with database.transaction() as connection:
         return connection.execute(
-            select(func.count()).select_from(NotificationDelivery).where(_GIVEN_UP)
+            select(func.count()).select_from(NotificationDelivery).where(given_up)
         ).scalar_one()
 
 

@@ -232,6 +232,31 @@ def test_waits_grow_over_a_day_and_then_it_is_given_up_and_shown(
     assert send_due(database, told) == (1, 0)
 
 
+def test_what_a_target_that_is_not_set_any_more_did_not_get_is_nobodys_worry(
+    pipeline, told, receiver, change, console
+):
+    database = pipeline.database
+    # Given: a wrong address, at which a delivery was given up
+    receiver.status = 410
+    cancelled_batch(pipeline)
+    assert send_due(database, told) == (0, 1)
+    (row,) = outbox.undelivered(database)
+    assert row.next_attempt_at is None
+    # When: the address is corrected
+    right = change(
+        webhook_urls=f"{receiver.url}/right", webhook_secret=SECRET, webhook_allow_private=True
+    )
+    # Then: there is nothing to repair, and nothing is sent to the wrong one
+    (check,) = [one for one in check_health(right, quick=True) if one.name == "notifications"]
+    assert check.ok, check.detail
+    variables = {
+        "BATCH_PIPELINE_WEBHOOK_URLS": f"{receiver.url}/right",
+        "BATCH_PIPELINE_WEBHOOK_SECRET": SECRET,
+    }
+    assert console("notify", "--again", "--json", **variables).json == {"again": 0}
+    assert "a target that is not set any more" in console("notify", "--list", **variables).out
+
+
 def test_the_message_of_a_sender_killed_in_the_middle_is_sent_by_the_next_with_the_same_id(
     pipeline, database, told, receiver
 ):
