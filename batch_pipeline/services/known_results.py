@@ -252,8 +252,8 @@ def vector_of(
 def count_known(pipeline: "Pipeline", batch_id: uuid.UUID) -> int:
     """Count uploads of a batch whose bytes already have a description with the current fingerprint.
 
-    Models are asked for their fingerprint only if there are candidates. If they cannot be asked,
-    the count is 0.
+    Models are asked for their fingerprint only if there are candidates. If they or the database
+    cannot be asked, the count is 0: the batch is submitted all the same.
     """
     other = aliased(Upload)
     everybody = pipeline.settings.share_results
@@ -267,11 +267,11 @@ def count_known(pipeline: "Pipeline", batch_id: uuid.UUID) -> int:
             true() if everybody else owner(other.user_id) == owner(Upload.user_id),
         )
     )
-    with pipeline.database.transaction() as connection:
-        rows = connection.execute(same_bytes).all()
-    if not rows:
-        return 0
     try:
+        with pipeline.database.transaction() as connection:
+            rows = connection.execute(same_bytes).all()
+        if not rows:
+            return 0
         fingerprint = pipeline.analyzer.vision.fingerprint()
     except PipelineError:
         return 0

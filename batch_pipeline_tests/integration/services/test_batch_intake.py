@@ -9,10 +9,12 @@ import pytest
 from sqlalchemy import func, select
 
 from batch_pipeline.database.models import Upload, UploadBatch
+from batch_pipeline.database.session import Database
 from batch_pipeline.errors import RefusedError, ServiceDownError
 from batch_pipeline.services import batch_intake
 from batch_pipeline.services.batch_intake import Submission, examine, store, submit
 from batch_pipeline.services.file_ownership import OWNER_NOTE
+from batch_pipeline.services.known_results import count_known
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
@@ -156,6 +158,16 @@ def test_nothing_accepted_means_no_batch(pipeline, folder):
     submission = offer(pipeline, folder)
     assert submission.batch_id is None
     assert rows_and_files(pipeline) == (0, 0, 0)
+
+
+def test_an_outage_right_after_the_commit_does_not_hide_that_the_batch_is_submitted(
+    pipeline, folder, monkeypatch
+):
+    copy(folder, "sea.jpg", "sea.jpg")
+    submission = offer(pipeline, folder)
+    nobody = pipeline.database.url.set(host="127.0.0.1", port=1, query={})
+    monkeypatch.setattr(pipeline, "database", Database(nobody))
+    assert count_known(pipeline, submission.batch_id) == 0
 
 
 def test_a_file_over_the_limit_is_refused_with_both_numbers(pipeline, folder, change):
