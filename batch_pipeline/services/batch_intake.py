@@ -170,12 +170,9 @@ def examine(paths: Iterable[Path], settings: Settings) -> Offer:
     paths = list(paths)
     offered, unreadable = collect_files(paths)
     offered = without_sidecars(offered)
-    if len(offered) > settings.max_files_per_batch:
-        raise RefusedError(
-            f"{len(offered)} files were offered, a batch may hold {settings.max_files_per_batch} "
-            "(BATCH_PIPELINE_MAX_FILES_PER_BATCH): submit them in parts"
-        )
+    _require_few([path for path in offered if not _left_out_suffix(path.name)], settings)
     accepted, refused = _examine(offered, settings)
+    _require_few(accepted, settings)
     total_bytes = sum(file.size for file in accepted)
     if total_bytes > settings.max_batch_bytes:
         raise RefusedError(
@@ -185,6 +182,14 @@ def examine(paths: Iterable[Path], settings: Settings) -> Offer:
     left_out = Counter(suffix for file in refused if (suffix := _left_out_suffix(file.filename)))
     refused = [file for file in refused if not _left_out_suffix(file.filename)]
     return Offer(accepted, [*unreadable, *refused], left_out, _folder_name(paths))
+
+
+def _require_few(files: Sequence[object], settings: Settings) -> None:
+    if len(files) > settings.max_files_per_batch:
+        raise RefusedError(
+            f"{len(files)} files were offered, a batch may hold {settings.max_files_per_batch} "
+            "(BATCH_PIPELINE_MAX_FILES_PER_BATCH): submit them in parts"
+        )
 
 
 def _left_out_suffix(filename: str) -> str | None:

@@ -177,6 +177,18 @@ def test_a_file_over_the_limit_is_refused_with_both_numbers(pipeline, folder, ch
     assert "a file may have 1,000" in submission.refused[0].error
 
 
+def test_files_that_accompany_photos_do_not_count_for_the_limit(pipeline, folder, change):
+    for name in ("sea.jpg", "night.jpg"):
+        copy(folder, name, name)
+        (folder / f"{name}.json").write_text("{}")
+        (folder / f"{name}.aae").write_text("<plist/>")
+    submission = offer(pipeline, folder, settings=change(max_files_per_batch=2))
+    assert (len(submission.upload_ids), submission.left_out) == (2, {".json": 2, ".aae": 2})
+    copy(folder, "city.jpg", "city.json")  # a photo, whatever its name says
+    with pytest.raises(RefusedError, match="3 files were offered, a batch may hold 2"):
+        offer(pipeline, folder, settings=change(max_files_per_batch=2))
+
+
 @pytest.mark.parametrize("limit", [{"max_files_per_batch": 1}, {"max_batch_bytes": 1000}])
 def test_a_submission_over_a_limit_is_refused_whole(pipeline, folder, change, limit):
     copy(folder, "sea.jpg", "sea.jpg")
