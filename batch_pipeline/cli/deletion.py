@@ -176,7 +176,7 @@ def _delete(
     from batch_pipeline.services.short_ids import Named  # noqa: PLC0415
     from batch_pipeline.terminal import receipt_lines  # noqa: PLC0415
 
-    session.when_stopped = f"Stopped. Complete it:  batch-pipeline delete {what} {id_}"
+    session.when_stopped = "Stopped; nothing was deleted."
     with opened_history(session.pipeline) as history:
         run = partial(forget, session.pipeline, history, Named(what), id_, originals=originals)
         if not (dry_run or yes):
@@ -188,6 +188,9 @@ def _delete(
                 click.echo(line, err=True)
             if not click.confirm("This cannot be undone. Delete?", err=True):
                 raise RefusedError("nothing was deleted")
+        if not dry_run:
+            complete = f"batch-pipeline delete {what} {id_}{' --originals' if originals else ''}"
+            session.when_stopped = f"Stopped. Complete it:  {complete}"
         receipt = run(dry_run=dry_run)
     if as_json:
         print_json(receipt.shape())

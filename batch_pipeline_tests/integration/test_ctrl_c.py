@@ -129,6 +129,21 @@ def test_pressed_again_and_again_it_is_still_one_sentence(console, database):
     assert terminal.text.count("Stopped watching") == 1
 
 
+def test_at_the_question_of_delete_nothing_was_deleted(console, database, server):
+    batch = add_batch(database, 1, status="cancelled")
+    with (
+        server.new_database(migrated=False) as url,
+        console.in_terminal(
+            "delete", "batch", batch, BATCH_PIPELINE_DAGSTER_DATABASE_URL=url
+        ) as terminal,
+    ):
+        terminal.wait_until(lambda text: "Delete?" in text)
+        terminal.press_ctrl_c()
+        assert_stopped(terminal)
+    assert "Stopped; nothing was deleted." in terminal.text
+    assert len(upload_rows(database, batch)) == 1
+
+
 @pytest.mark.parametrize("imported", ["click.core", "batch_pipeline.cli", "psycopg.sql"])
 def test_at_any_moment_of_the_start(console, database, imported):
     batch = add_batch(database, 1)
