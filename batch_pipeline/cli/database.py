@@ -106,10 +106,14 @@ def backup(session: Session, file: Path, with_files: bool | None, as_json: bool)
     if as_json:
         print_json(asdict(done))
         sys.exit(code)
+    from batch_pipeline.terminal import literal  # noqa: PLC0415
+
     for path in done.missing:
-        click.echo(f"missing    {path}: a row names it, the storage does not hold it", err=True)
+        click.echo(
+            f"missing    {literal(path)}: a row names it, the storage does not hold it", err=True
+        )
     for path in done.unreadable:
-        click.echo(f"unreadable {path}: it is not in the backup", err=True)
+        click.echo(f"unreadable {literal(path)}: it is not in the backup", err=True)
     runs = "the history of runs" if done.dagster else "no history of runs"
     click.echo(f"{file}: our tables, {runs}, {counted(done.files, 'file')}")
     if not with_files:

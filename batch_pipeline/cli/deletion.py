@@ -224,12 +224,15 @@ def export(session: Session, user: uuid.UUID, folder: Path, originals: bool, as_
     if as_json:
         print_json(asdict(done))
         sys.exit(code)
+    from batch_pipeline.terminal import literal  # noqa: PLC0415
+
     for path in done.missing:
         click.echo(
-            f"missing    {path}: a row names this file, but it is not in the storage", err=True
+            f"missing    {literal(path)}: a row names this file, but it is not in the storage",
+            err=True,
         )
     for path in done.unreadable:
-        click.echo(f"unreadable {path}: it is not in the export", err=True)
+        click.echo(f"unreadable {literal(path)}: it is not in the export", err=True)
     files = counted(done.thumbnails + done.originals, "file")
     batches = counted(done.batches, "batch", "batches")
     click.echo(f"{folder}: {batches}, {counted(done.uploads, 'upload')}, {files}")

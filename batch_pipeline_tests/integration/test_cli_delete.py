@@ -7,7 +7,7 @@ import pytest
 
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.testing.databases import DatabaseServer
-from batch_pipeline.testing.records import batch_row
+from batch_pipeline.testing.records import USER, add_batch, batch_row
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 
@@ -70,3 +70,16 @@ def test_export_prints_what_it_wrote(command, pipeline, batch_id, tmp_path):
     assert "1 batch, 1 upload, 1 file" in done.out
     assert len(list((tmp_path / "about" / "originals").iterdir())) == 1
     assert command("export", user, tmp_path / "about").code == 2
+
+
+def test_paths_of_rows_reach_the_terminal_as_literally_as_names(command, database, tmp_path):
+    (tmp_path / "home" / "uploads").mkdir()
+    add_batch(database, [{"file_path": "red\x1b[31m\n/original.jpg"}])
+    for arguments in (
+        ["export", USER, tmp_path / "about", "--originals"],
+        ["db", "backup", "x.tar", "--files"],
+    ):
+        done = command(*arguments)
+        assert done.code == 0, done.err
+        [line] = done.err.splitlines()
+        assert line.startswith("missing    red\ufffd[31m /original.jpg: ")
