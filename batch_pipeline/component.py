@@ -9,15 +9,17 @@
         vision_model: qwen3-vl:8b-instruct
 """
 
+from collections.abc import Set
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.masking import masked
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.resources import RUN_SETTINGS
-from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings
+from batch_pipeline.settings import ENVIRONMENT_PREFIX, Settings, load_settings
 
 
 class BatchPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
@@ -38,8 +40,8 @@ class BatchPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
         """Build the definitions.
 
         Raises:
-            ConfigurationError: there is no setting of this name, the setting is a secret, or its
-                value is not valid.
+            ConfigurationError: there is no setting of this name, the setting is a secret or
+                contains a password, or its value is not valid.
         """
         del context
         unknown = self.settings.keys() - Settings.model_fields.keys()
@@ -48,10 +50,17 @@ class BatchPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
                 f"BatchPipelineComponent has no setting {', '.join(sorted(unknown))}; expected are "
                 f"{', '.join(sorted(Settings.model_fields))}"
             )
-        if secrets := self.settings.keys() - RUN_SETTINGS.keys():
-            raise ConfigurationError(
-                f"BatchPipelineComponent does not take {', '.join(sorted(secrets))}: pages of "
-                "Dagster would show it; set it in the environment, "
-                + ", ".join(f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in sorted(secrets))
-            )
-        return build_definitions(overrides=self.settings)
+        _require_no_secrets(self.settings.keys() - RUN_SETTINGS.keys())
+        settings = load_settings(**self.settings)  # passwords in URLs are masked from here on
+        given = {name: str(value) for name, value in self.settings.items()}
+        _require_no_secrets({name for name, value in given.items() if masked(value) != value})
+        return build_definitions(settings, overrides=self.settings)
+
+
+def _require_no_secrets(names: Set[str]) -> None:
+    if names:
+        raise ConfigurationError(
+            f"BatchPipelineComponent does not take the secret in {', '.join(sorted(names))}: pages "
+            "of Dagster would show it; set it in the environment, "
+            + ", ".join(f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in sorted(names))
+        )

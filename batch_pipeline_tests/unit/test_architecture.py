@@ -42,7 +42,7 @@ MAY_IMPORT = {
         "database", "services", "executor", "orchestration", "logs", "dagster_internals", "wording",
     },
     "definitions": {"settings", "logs", "media.memory", "orchestration"},
-    "component": {"errors", "settings", "orchestration"},
+    "component": {"errors", "masking", "settings", "orchestration"},
     "terminal": {
         "model_servers", "services", "visible_text", "wording", "database.connection_setup",
     },

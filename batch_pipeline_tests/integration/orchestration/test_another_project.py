@@ -108,9 +108,19 @@ def test_the_page_of_the_resource_names_each_setting_but_no_secret():
 
 
 def test_a_secret_in_the_file_of_the_component_is_refused_as_pages_would_show_it():
-    component = BatchPipelineComponent(settings={"openai_api_key": "sk-1"})
-    with pytest.raises(ConfigurationError, match="environment, BATCH_PIPELINE_OPENAI_API_KEY"):
-        component.build_defs(None)
+    for name, value in (
+        ("openai_api_key", "sk-1"),
+        ("database_url", "postgresql://me:s3cr3t@db/x"),
+        ("notify_urls", "slack://s3cr3t/of/a/team"),
+    ):
+        component = BatchPipelineComponent(settings={name: value})
+        with pytest.raises(
+            ConfigurationError, match=f"environment, BATCH_PIPELINE_{name.upper()}"
+        ) as refused:
+            component.build_defs(None)
+        assert "s3cr3t" not in str(refused.value)
+    without = BatchPipelineComponent(settings={"redis_url": "redis://cache:6379/0"})
+    assert without.build_defs(None).resources["batch_pipeline"].redis_url
 
 
 def test_a_setting_that_does_not_exist_is_refused_by_name():
