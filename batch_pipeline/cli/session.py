@@ -49,6 +49,8 @@ class Session:
         self.debug = False
         self.when_stopped = "Stopped."
         """Message after Ctrl-C; commands change it."""
+        self.stopped_by: int | None = None
+        """Signal that has stopped the command."""
         self.log: logging.Logger | None = None
         """Logger for messages of services, if log lines are for machines."""
 
@@ -130,7 +132,7 @@ class Commands(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the named command, and exit."""
         session = Session()
-        _stop_once()
+        _stop_once(session)
         try:
             sys.exit(super().main(*args, **extra | {"obj": session, "standalone_mode": False}))
         except click.exceptions.NoArgsIsHelpError as help_page:
@@ -147,6 +149,9 @@ class Commands(click.Group):
             # The interpreter removes its handlers before it ends; a second Ctrl-C would kill it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             click.echo(session.when_stopped, err=True)
+            if (number := session.stopped_by) and number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)  # a supervisor sees that the signal has ended us
             sys.exit(STOPPED)
         except Exception as error:
             if session.debug:
@@ -154,23 +159,29 @@ class Commands(click.Group):
             sys.exit(_explain(error, session.report_error))
 
 
-def _stop_once() -> None:
+def _stop_once(session: Session) -> None:
     """Let the first Ctrl-C stop the command, and ignore further ones while it cleans up.
 
-    The command may remove files or stop a stack. If that were interrupted, some would be left.
+    The command may remove files or stop a stack. If that were interrupted, some would be left. The
+    same goes for SIGTERM, and for SIGHUP, when the terminal is closed.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return  # the program that started us handles or ignores Ctrl-C itself
     stopped_at = -_PATIENCE_SECONDS
 
-    def stop(*_: object) -> None:
+    def stop(number: int, _: object) -> None:
         nonlocal stopped_at
         now = time.monotonic()
         if now - stopped_at >= _PATIENCE_SECONDS:
             stopped_at = now
+            session.stopped_by = number
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, stop)
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is usual:  # else whoever has started us handles or ignores it
+            signal.signal(number, stop)
 
 
 def _explain(error: Exception, report: Callable[..., None]) -> int:

@@ -5,17 +5,20 @@ The demo, which takes longer, is stopped in ``acceptance/test_demo.py``.
 
 import os
 import random
+import signal
+import subprocess
 
 import psutil
 import psycopg
 import pytest
 from PIL import Image
+from sqlalchemy import text
 
 from batch_pipeline.services.reports.batch_status import newest_batches
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
-from batch_pipeline_tests.patience import wait_until
+from batch_pipeline_tests.patience import DEADLINE, wait_until
 
-from .console import Console
+from .console import COMMAND, Console
 
 FILES = 300
 
@@ -142,6 +145,33 @@ def test_at_the_question_of_delete_nothing_was_deleted(console, database, server
         assert_stopped(terminal)
     assert "Stopped; nothing was deleted." in terminal.text
     assert len(upload_rows(database, batch)) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_backup_that_a_supervisor_ends_leaves_no_file_and_no_program(
+    console, database, database_url, tmp_path, number
+):
+    def dumps():
+        with database.transaction() as connection:
+            found = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' "
+            return connection.scalar(text(f"{found} AND datname = current_database()"))
+
+    with (
+        psycopg.connect(database_url) as other,
+        subprocess.Popen(
+            [COMMAND, "db", "backup", "x.tar", "--files"],
+            env={**console.environment, "BATCH_PIPELINE_DAGSTER_DATABASE_URL": database_url},
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+        ) as process,
+    ):
+        other.execute("LOCK TABLE uploads")  # pg_dump waits for it
+        wait_until(dumps, "pg_dump has begun")
+        process.send_signal(number)
+        assert process.wait(DEADLINE) == -number
+        assert process.stderr.read().split() == [b"Stopped."]
+    wait_until(lambda: not dumps(), "pg_dump has ended", DEADLINE)
+    assert list(tmp_path.glob("x.tar*")) == []
 
 
 @pytest.mark.parametrize("imported", ["click.core", "batch_pipeline.cli", "psycopg.sql"])
