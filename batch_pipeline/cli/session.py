@@ -175,12 +175,14 @@ def _stop_once(session: Session) -> None:
             session.stopped_by = number
             raise KeyboardInterrupt
 
-    for number, usual in (
-        (signal.SIGINT, signal.default_int_handler),
-        (signal.SIGTERM, signal.SIG_DFL),
-        (signal.SIGHUP, signal.SIG_DFL),
+    for name, usual in (
+        ("SIGINT", signal.default_int_handler),
+        ("SIGTERM", signal.SIG_DFL),
+        ("SIGHUP", signal.SIG_DFL),  # Windows has none
     ):
-        if signal.getsignal(number) is usual:  # else whoever has started us handles or ignores it
+        number = getattr(signal, name, None)
+        # Otherwise whoever has started us handles or ignores it.
+        if number and signal.getsignal(number) is usual:
             signal.signal(number, stop)
 
 
