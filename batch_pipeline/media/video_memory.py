@@ -16,6 +16,8 @@ from av.video.stream import VideoStream
 _FRAMES, _KEY_FRAMES = 14, 3
 #: Other memory: packets, the pictures at their vision size, and their conversion (bytes).
 _BESIDE = 32 * 1024**2
+#: Decoders may make the sides of a frame this much longer (pixels).
+_PADDING = 64
 #: Least memory of a pixel: 8 bits, with colours at the usual quarter of the size (bytes).
 _LEAST_PIXEL_BYTES = 1.5
 
@@ -34,11 +36,13 @@ class FrameMemory:
 
     def fits(self, stream: VideoStream) -> bool:
         """Return whether at least the key frames of a stream can be decoded."""
-        return pixels_of(stream) <= self.max_pixels_of(stream)
+        return pixels_of(stream) <= self._pixels_that_fit(_KEY_FRAMES, pixel_bytes(stream))
 
     def max_pixels_of(self, stream: VideoStream) -> int:
-        """Return the most pixels that a frame in the format of a stream may have."""
-        return self._pixels_that_fit(_KEY_FRAMES, pixel_bytes(stream))
+        """Return the most pixels of a frame, because frames may become larger in the stream."""
+        frames = _KEY_FRAMES if self.holds_key_frames_alone(stream) else _FRAMES
+        padded = (stream.width + _PADDING) * (stream.height + _PADDING)
+        return max(self._pixels_that_fit(frames, pixel_bytes(stream)), padded)
 
     def holds_key_frames_alone(self, stream: VideoStream) -> bool:
         """Return whether only the key frames of a stream can be decoded."""

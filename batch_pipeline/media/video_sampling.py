@@ -54,12 +54,15 @@ class FrameReader:
         self.key_frames_alone = key_frames_alone
         self._time_base = stream.time_base or Fraction(1, av.time_base)
         self._start = stream.start_time or 0
-        pixels = max(1, stream.width * stream.height)
+        #: Of a frame; fewer do not allow more of them.
+        self._pixels = max(_FILM_PIXELS // _FILM_FRAMES, stream.width * stream.height)
         #: Packets that may be decoded for one position, and for all of them.
-        self._exact = max(1, min(_EXACT_FRAMES, _EXACT_PIXELS // pixels))
+        self._exact = max(1, min(_EXACT_FRAMES, _EXACT_PIXELS // self._pixels))
         if key_frames_alone:  # any frame within the part is accepted
             self._exact = 1
-        self._left = max(MAX_FRAMES, min(_FILM_FRAMES, _FILM_PIXELS // pixels))
+        self._left = max(MAX_FRAMES, min(_FILM_FRAMES, _FILM_PIXELS // self._pixels))
+        #: As how many packets one counts; it grows if frames become larger on the way.
+        self._cost = 1
         self._seeks_lead_forward = True
         self._fell_short = False
         self._begin()
@@ -178,7 +181,7 @@ class FrameReader:
             if packet is None:
                 break
             self._decode(packet)
-            spent += 1
+            spent += self._cost
         else:
             self._fell_short = self.position < begin
         if self.key_frames_alone:
@@ -229,6 +232,8 @@ class FrameReader:
             # Before the first frame this is not damage: a recording may begin between key frames.
             self.bad_packets += self._is_in_sync
             return
+        largest = max((frame.width * frame.height for frame in frames), default=0)
+        self._cost = max(self._cost, largest // self._pixels)
         self._is_in_sync = self._is_in_sync or bool(frames)
         self._decoded.extend(frames)
 

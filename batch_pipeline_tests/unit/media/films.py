@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -43,3 +44,21 @@ def pixel(picture: Image.Image, x: float, y: float) -> np.ndarray:
 def progress_shown(frame: Frame) -> float:
     """Progress that `paint_progress` painted into a frame, 0 to 1."""
     return (float(np.asarray(picture_of(frame).convert("L")).mean()) - 50) / 180
+
+
+def joined(first: bytes, second: bytes) -> bytes:
+    """Put the frames of two WebM films into one stream; their sizes may differ."""
+    output = io.BytesIO()
+    with av.open(output, "w", format="webm") as whole:
+        stream, later = None, 0
+        for film in (first, second):
+            with av.open(io.BytesIO(film)) as part:
+                if stream is None:
+                    stream = whole.add_stream_from_template(part.streams.video[0])
+                for packet in part.demux(video=0):
+                    if packet.pts is not None and packet.dts is not None:
+                        packet.pts, packet.dts = packet.pts + later, packet.dts + later
+                        packet.stream = stream
+                        whole.mux(packet)
+                later += round(float((part.duration or 0) / av.time_base) * 1000)
+    return output.getvalue()

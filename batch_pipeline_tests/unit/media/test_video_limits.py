@@ -16,7 +16,7 @@ from batch_pipeline.testing.media import (
     make_tracks,
     make_video,
 )
-from batch_pipeline_tests.unit.media.films import decode, progress_shown
+from batch_pipeline_tests.unit.media.films import decode, joined, picture_of, progress_shown
 
 
 def test_no_more_than_three_streams_are_tried(monkeypatch):
@@ -73,6 +73,15 @@ def test_distant_key_frames_cause_a_warning(video_format):
         "3 parts of the film are not shown: its frames are so large that only key frames are "
         "decoded, and these are too far apart",
     )
+
+
+def test_frames_that_become_larger_on_the_way_must_fit_like_the_first():
+    # Given a film whose frames fit fourteen at a time, and then frames that fit three at a time
+    film = joined(make_video("webm", 2, (640, 480)), make_video("webm", 2, (1104, 1104)))
+
+    content = decode(film, max_bytes=32 * 1024**2 + 14 * 640 * 480 * 3 // 2)
+
+    assert [picture_of(frame).size for frame in content.frames] == 2 * [(644, 476)]
 
 
 PEAK = """

@@ -14,7 +14,13 @@ from batch_pipeline.media.video_memory import FrameMemory
 from batch_pipeline.media.video_sampling import MAX_FRAMES, FrameReader
 from batch_pipeline.media.video_streams import Source, film_streams, open_container, read_alone
 from batch_pipeline.testing.media import VIDEO_FORMATS, make_video, paint, paint_progress
-from batch_pipeline_tests.unit.media.films import decode, pixel, progress_shown, thumbnail_of
+from batch_pipeline_tests.unit.media.films import (
+    decode,
+    joined,
+    pixel,
+    progress_shown,
+    thumbnail_of,
+)
 
 MEMORY = FrameMemory(DEFAULT_DECODE_BYTES)
 
@@ -102,6 +108,27 @@ def test_the_work_is_counted_in_packets_and_ends_with_the_budget(monkeypatch, ke
     monkeypatch.setattr(video_sampling, "_FILM_PIXELS", 64 * 48 * 200)
     monkeypatch.setattr(video_sampling, "_EXACT_PIXELS", 64 * 48 * 20)
     data = make_video("mp4", 60, (64, 48), keyframe_interval=keyframe_interval)
+
+    taken, decoded = taken_and_decoded(data, 60.0)
+
+    assert taken == MAX_FRAMES
+    assert decoded <= 200 + 20 * MAX_FRAMES
+
+
+def test_frames_that_become_larger_on_the_way_are_counted_with_their_size(monkeypatch):
+    monkeypatch.setattr(video_sampling, "_FILM_PIXELS", 640 * 480 * 30)
+    monkeypatch.setattr(video_sampling, "_EXACT_PIXELS", 640 * 480 * 3)
+    large = make_video("webm", 12, (640, 480), keyframe_interval=ONE_KEY_FRAME)
+    data = joined(make_video("webm", 1, (64, 48)), large)
+
+    taken, decoded = taken_and_decoded(data, 13.0)
+
+    assert taken > 1
+    assert decoded <= 25 + 30 + 4 * MAX_FRAMES
+
+
+def taken_and_decoded(data: bytes, duration: float) -> tuple[int, int]:
+    """Return how many frames are taken from a film, and how many packets are decoded for them."""
     media_type = sniff(data)
     assert media_type is not None
     decoded = 0
@@ -115,10 +142,8 @@ def test_the_work_is_counted_in_packets_and_ends_with_the_budget(monkeypatch, ke
     with open_container(Source(io.BytesIO(data)), media_type, MEMORY) as container:
         stream = film_streams(container, media_type, MEMORY)[0]
         read_alone(container, stream, MEMORY)
-        taken = list(Counting(container, stream, 25.0).frames(60.0))
-
-    assert len(taken) == MAX_FRAMES
-    assert decoded <= 200 + 20 * MAX_FRAMES
+        taken = list(Counting(container, stream, 25.0).frames(duration))
+    return len(taken), decoded
 
 
 GREEN = (20, 160, 60)
