@@ -418,6 +418,9 @@ def is_cut_short(source: SeekableFile, media_type: MediaType) -> bool:
 #: Longest page of an Ogg file (bytes).
 _OGG_PAGE = 27 + 255 + 255 * 255
 
+#: Most boxes of an ISO media file that are read: a day of a recording in fragments of a second.
+_MOST_BOXES = 200_000
+
 #: Formats that mark their end and do not contain their length.
 _MARKED_END: dict[MediaType, Callable[[bytes], bool]] = {
     # The preview inside EXIF has an end marker too: only one after the last scan counts.
@@ -430,7 +433,9 @@ _MARKED_END: dict[MediaType, Callable[[bytes], bool]] = {
 def _boxes_end(source: SeekableFile, length: int) -> int:
     """Return where the last box of an ISO media file should end, by its own size."""
     end = 0
-    while end < length:
+    for _ in range(_MOST_BOXES):
+        if end >= length:
+            return end
         source.seek(end)
         header = source.read(16)
         name = header[4:8]
@@ -442,7 +447,7 @@ def _boxes_end(source: SeekableFile, length: int) -> int:
         elif size == 0:  # "to the end of the file"
             return length
         end += max(size, 8)
-    return end
+    return length
 
 
 def _riff_end(source: SeekableFile) -> int:

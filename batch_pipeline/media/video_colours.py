@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from batch_pipeline.media.apertures import Box
+from batch_pipeline.media.pictures import VISION_SIDE
 from batch_pipeline.media.tone_mapping import SRGB, Codes, ColourSpace, to_srgb
 from batch_pipeline.media.video_side_data import side_data_of
 
@@ -30,6 +31,9 @@ _FULL_RANGE = 2
 _WIDE_PRIMARIES = {"bt2020", "p3"}
 
 _HD_LONG_SIDE, _SD_SHORT_SIDE = 1280, 576
+#: Longest side to which a whole frame is scaled (pixels). If a tiny part of it is shown, the whole
+#: would take gigabytes at the scale of the part.
+_LONGEST_SIDE = 2 * VISION_SIDE
 
 #: Sample entries of Dolby Vision.
 _DOLBY_VISION_TAGS = {"dvh1", "dvhe", "dva1", "dvav", "dav1"}
@@ -48,6 +52,7 @@ def to_picture(frame: VideoFrame, size: tuple[int, int], part: Box) -> Image.Ima
     space = _colour_space(frame)
     frame.colorspace = _matrix(frame)
     across, down = size[0] / (part[2] - part[0]), size[1] / (part[3] - part[1])
+    across, down = min(across, _LONGEST_SIDE / frame.width), min(down, _LONGEST_SIDE / frame.height)
     scaled = frame.reformat(
         width=max(1, round(frame.width * across)),
         height=max(1, round(frame.height * down)),

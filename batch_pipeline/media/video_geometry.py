@@ -24,7 +24,9 @@ from batch_pipeline.media.video_streams import Source
 #: Most boxes on the first level that are read, and the longest box that describes a film (bytes).
 _MAX_BOXES, _MAX_FILM_BOX = 10_000, 64 * 1024**2
 
-_ISO_FILMS, _MATROSKA = {MP4, MOV, THREE_GP}, {MKV, WEBM}
+#: Films that consist of boxes.
+ISO_FILMS = {MP4, MOV, THREE_GP}
+_MATROSKA = {MKV, WEBM}
 
 #: By the signs of the display matrix, which show if columns and rows are reversed on the screen.
 _UPRIGHT = {
@@ -81,7 +83,7 @@ def aperture(source: Source, stream: VideoStream, media_type: MediaType) -> Aper
     """
     place = source.tell()
     try:
-        if media_type in _ISO_FILMS:
+        if media_type in ISO_FILMS:
             clap = boxes_of_tracks(_film_box(source)).get(stream.id, {}).get(b"clap")
             return partial(shown_part, clap)
         if media_type in _MATROSKA:

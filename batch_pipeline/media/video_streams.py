@@ -49,6 +49,9 @@ _NO_FILM = (
 )
 #: Codecs of still pictures: a stream in one of them is the film only if there is no better one.
 _STILL_CODECS = {"mjpeg", "png", "gif", "bmp", "webp", "tiff", "jpegls", "mjpegb"}
+#: Not decoded, not even as a cover: texts in a PNG are unpacked without a limit.
+_REFUSED_CODECS = {"png", "apng"}
+_DECODERS = ",".join(sorted(av.codecs_available - _REFUSED_CODECS))
 
 
 class Source:
@@ -117,7 +120,7 @@ def _open(source: Source, media_type: MediaType, options: dict[str, str]) -> Inp
         source,
         "r",
         format=_DEMUXERS[media_type],
-        options={"protocol_whitelist": "none", **options},
+        options={"protocol_whitelist": "none", "codec_whitelist": _DECODERS, **options},
         io_open=_refuse_to_open,
         metadata_errors="replace",
     )
@@ -141,11 +144,16 @@ def film_streams(
     films = [stream for stream in container.streams.video if not _is_beside(stream, container)]
     if not films:
         raise PermanentError("no_video_stream", _what_there_is(container, media_type))
-    readable = [stream for stream in films if stream.codec_context is not None]
+    readable = [
+        stream
+        for stream in films
+        if stream.codec_context is not None and stream.codec_context.name not in _REFUSED_CODECS
+    ]
     if not readable:
         raise PermanentError(
             "unreadable_video",
-            f"no decoder is installed for the video of the {media_type.format.upper()} file",
+            f"no decoder is installed for the video of the {media_type.format.upper()} file, or it "
+            "consists of PNG pictures, which are not accepted",
         )
     bounded = [stream for stream in readable if memory.fits(stream)]
     if not bounded:

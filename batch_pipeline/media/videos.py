@@ -42,6 +42,7 @@ from batch_pipeline.media.sniffing import (
 from batch_pipeline.media.stills.interest import Interest, interest_of
 from batch_pipeline.media.video_colours import colour_warning, to_picture
 from batch_pipeline.media.video_geometry import (
+    ISO_FILMS,
     Aperture,
     aperture,
     is_on_its_side,
@@ -54,6 +55,7 @@ from batch_pipeline.media.video_headers import (
     dates_in_header,
     note_of_camcorder,
 )
+from batch_pipeline.media.video_index import require_bounded_index
 from batch_pipeline.media.video_memory import FrameMemory
 from batch_pipeline.media.video_sampling import FrameReader
 from batch_pipeline.media.video_streams import (
@@ -97,6 +99,8 @@ def decode_video(
     """
     guarded, memory = Source(source), FrameMemory(max_bytes)
     try:
+        if media_type in ISO_FILMS:
+            require_bounded_index(guarded, memory)
         content = _decode(guarded, media_type, memory, patch)
         if content is None:
             # Empty space before a finished file moves it: its positions count from the end of that.
@@ -104,11 +108,11 @@ def decode_video(
             content = _decode(guarded, media_type, memory, patch) if guarded.origin else None
         if content is None:
             raise ValueError("not one frame could be decoded")
-    except (PermanentError, MemoryError):
-        guarded.raise_storage_error()
-        raise
     except Exception as error:  # hostile files cause more than FFmpeg's own errors
         guarded.raise_storage_error()
+        # FFmpeg also reports too many streams as a lack of memory.
+        if isinstance(error, PermanentError | MemoryError) and not isinstance(error, FFmpegError):
+            raise
         too_large = too_large_frames(guarded, media_type, memory)
         raise too_large or _explain(error, guarded, media_type) from error
     guarded.raise_storage_error()
