@@ -6,6 +6,7 @@ and paths in scripts and playlists.
 """
 
 import io
+from collections.abc import Iterable
 from typing import BinaryIO, NoReturn
 
 import av
@@ -52,6 +53,7 @@ _STILL_CODECS = {"mjpeg", "png", "gif", "bmp", "webp", "tiff", "jpegls", "mjpegb
 #: Not decoded, not even as a cover: texts in a PNG are unpacked without a limit.
 _REFUSED_CODECS = {"png", "apng"}
 _DECODERS = ",".join(sorted(av.codecs_available - _REFUSED_CODECS))
+_WITHOUT_DECODERS = {"codec_whitelist": "none"}
 
 
 class Source:
@@ -94,8 +96,15 @@ class Source:
 
 def open_container(source: Source, media_type: MediaType, memory: FrameMemory) -> InputContainer:
     """Open a file as the type that was sniffed, even if it also looks like another type."""
-    # The limit also applies while FFmpeg probes, because that decodes frames of some formats.
-    return _open(source, media_type, {"max_pixels": str(memory.max_pixels)})
+    container = _open(source, media_type, _WITHOUT_DECODERS)
+    films = _known(container.streams.video)
+    pixels = sum(map(pixels_of, films))
+    # FFmpeg probes by decoding frames of all streams, and holds them until it is done. Of FLV it
+    # may not know the size before, and PyAV passes no limit on.
+    if pixels > memory.max_pixels or (media_type is sniffing.FLV and not pixels):
+        return container
+    container.close()
+    return _open(source, media_type, {"max_pixels": str(memory.max_pixels // max(1, len(films)))})
 
 
 def too_large_frames(
@@ -107,8 +116,8 @@ def too_large_frames(
     decoder.
     """
     try:
-        with _open(source, media_type, {"codec_whitelist": "none"}) as container:
-            large = [each for each in container.streams.video if not memory.fits(each)]
+        with _open(source, media_type, _WITHOUT_DECODERS) as container:
+            large = [each for each in _known(container.streams.video) if not memory.fits(each)]
             return _too_many_pixels(large[0], memory) if large else None
     except FFmpegError:
         return None
@@ -124,6 +133,11 @@ def _open(source: Source, media_type: MediaType, options: dict[str, str]) -> Inp
         io_open=_refuse_to_open,
         metadata_errors="replace",
     )
+
+
+def _known(streams: Iterable[VideoStream]) -> list[VideoStream]:
+    """Return the streams of codecs that are known; the others have no size either."""
+    return [stream for stream in streams if stream.codec_context is not None]
 
 
 def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:
@@ -144,11 +158,7 @@ def film_streams(
     films = [stream for stream in container.streams.video if not _is_beside(stream, container)]
     if not films:
         raise PermanentError("no_video_stream", _what_there_is(container, media_type))
-    readable = [
-        stream
-        for stream in films
-        if stream.codec_context is not None and stream.codec_context.name not in _REFUSED_CODECS
-    ]
+    readable = [each for each in _known(films) if each.codec_context.name not in _REFUSED_CODECS]
     if not readable:
         raise PermanentError(
             "unreadable_video",
