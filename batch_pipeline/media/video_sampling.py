@@ -33,8 +33,11 @@ _EXACT_PIXELS, _EXACT_FRAMES = 250_000_000, 600
 _FILM_PIXELS, _FILM_FRAMES = 4_000_000_000, 12_000
 #: Distance from which a position may be reached by a seek instead of by reading on (seconds).
 _SEEK_DISTANCE = 4.0
-#: Limit for packets that are held until it is known that no key frame follows (bytes).
-_WAITING_BYTES = 16 * 1024**2
+#: Limit for packets that are held until it is known that no key frame follows, and what each takes
+#: besides its data (bytes).
+_WAITING_BYTES, _PACKET_BYTES = 16 * 1024**2, 600
+#: Packets of a film that are read, decoded or not: ten seconds of work, nine hours at 30 a second.
+MOST_PACKETS = 1_000_000
 
 
 class FrameReader:
@@ -63,6 +66,7 @@ class FrameReader:
         self._left = max(MAX_FRAMES, min(_FILM_FRAMES, _FILM_PIXELS // self._pixels))
         #: As how many packets one counts; it grows if frames become larger on the way.
         self._cost = 1
+        self._packets_read = 0
         self._seeks_lead_forward = True
         self._fell_short = False
         self._begin()
@@ -191,7 +195,7 @@ class FrameReader:
 
     def _read_up_to(self, target: int) -> None:
         """Read packets up to a time; keep those from the last key frame on for the decoder."""
-        held = sum(packet.size for packet in self._waiting)
+        held = sum(packet.size + _PACKET_BYTES for packet in self._waiting)
         while held < _WAITING_BYTES:
             packet = self._next_packet()
             if packet is None:
@@ -204,13 +208,17 @@ class FrameReader:
                 self._is_in_sync = False
                 held = 0
             self._waiting.append(packet)
-            held += packet.size
+            held += packet.size + _PACKET_BYTES
             if time is None or time > target:
                 return
 
     def _next_packet(self) -> "Packet[VideoStream] | None":
         try:
             for packet in self._packets:
+                self._packets_read += 1
+                if self._packets_read > MOST_PACKETS:
+                    self.broke_off = f"only its first {MOST_PACKETS:,} packets are read"
+                    return None
                 if packet.is_keyframe or not self.key_frames_alone:
                     return packet
         except MemoryError:

@@ -13,6 +13,7 @@ If some frames can be shown, a broken part never fails the film: the facts have 
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count, islice
@@ -57,7 +58,7 @@ from batch_pipeline.media.video_headers import (
 )
 from batch_pipeline.media.video_index import require_bounded_index
 from batch_pipeline.media.video_memory import FrameMemory
-from batch_pipeline.media.video_sampling import FrameReader
+from batch_pipeline.media.video_sampling import MOST_PACKETS, FrameReader
 from batch_pipeline.media.video_streams import (
     Source,
     film_streams,
@@ -322,21 +323,22 @@ def _claimed_duration(container: InputContainer, stream: VideoStream) -> float |
 def _measured_duration(
     source: Source, media_type: MediaType, index: int, memory: FrameMemory
 ) -> float | None:
-    """Read all packets of a stream without decoding, to get the time of the last (seconds)."""
+    """Read the packets of a stream without decoding, to get the time of the last (seconds)."""
     # A separate container, because not all can be rewound; the other must find its place again.
     place = source.tell()
     packets, first, end = 0, None, 0
     with open_container(source, media_type, memory) as container:
         stream = next(each for each in container.streams.video if each.index == index)
         read_alone(container, stream, memory)
-        for packet in container.demux(stream):
-            if packet.size == 0:  # an empty packet only flushes decoders
-                continue
-            packets += 1
-            time = packet.pts if packet.pts is not None else packet.dts
-            if time is not None:
-                first = time if first is None else min(first, time)
-                end = max(end, time + (packet.duration or 0))
+        with suppress(FFmpegError):  # a broken part ends the measure, and not the film
+            for packet in islice(container.demux(stream), MOST_PACKETS):
+                if packet.size == 0:  # an empty packet only flushes decoders
+                    continue
+                packets += 1
+                time = packet.pts if packet.pts is not None else packet.dts
+                if time is not None:
+                    first = time if first is None else min(first, time)
+                    end = max(end, time + (packet.duration or 0))
         rate = _frame_rate(stream)
         time_base = stream.time_base
     source.seek(place)

@@ -1,5 +1,7 @@
 """Damage never fails a film that has frames to show; it causes a warning."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -158,3 +160,10 @@ def test_what_was_put_behind_a_film_is_no_damage(junk):
 @pytest.mark.parametrize("video_format", VIDEO_FORMATS)
 def test_a_sound_film_has_no_warnings(video_format):
     assert decode(moving(video_format)).facts.warnings == ()
+
+
+def test_noise_behind_a_film_whose_length_is_measured_does_not_fail_it():
+    content = decode(make_video("ogv", 2) + random.Random(1).randbytes(100_000))
+
+    assert len(content.frames) == 2
+    assert content.facts.duration_seconds == pytest.approx(2, abs=0.1)

@@ -8,7 +8,7 @@ import pytest
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media import video_sampling, videos
 from batch_pipeline.media.memory import DEFAULT_DECODE_BYTES
-from batch_pipeline.media.video_sampling import MAX_FRAMES
+from batch_pipeline.media.video_sampling import MAX_FRAMES, FrameReader
 from batch_pipeline.testing.media import (
     Track,
     VideoColours,
@@ -145,6 +145,35 @@ def test_packets_are_not_held_without_a_bound(monkeypatch):
 
     for part, frame in enumerate(content.frames):
         assert progress_shown(frame) == pytest.approx((part + 0.5) / MAX_FRAMES, abs=0.03)
+
+
+def test_held_packets_count_with_more_than_their_data(monkeypatch):
+    monkeypatch.setattr(video_sampling, "_WAITING_BYTES", 100_000)
+    most = 0
+
+    class Watched(FrameReader):
+        def _decode(self, packet):
+            nonlocal most
+            most = max(most, len(self._waiting))
+            super()._decode(packet)
+
+    monkeypatch.setattr(videos, "FrameReader", Watched)
+    # Given packets of some bytes behind one key frame
+    content = decode(make_video("mkv", 40, (32, 32), fps=25, keyframe_interval=100_000))
+
+    assert len(content.frames) == MAX_FRAMES
+    assert 50 < most < 200
+
+
+def test_no_more_than_some_packets_are_read(monkeypatch):
+    monkeypatch.setattr(video_sampling, "MOST_PACKETS", 500)
+
+    content = decode(make_video("mkv", 40, (32, 32), fps=25, keyframe_interval=100_000))
+
+    assert 1 < len(content.frames) < MAX_FRAMES
+    assert content.facts.warnings == (
+        "damaged: the file cannot be read to its end: only its first 500 packets are read",
+    )
 
 
 IN_BOUNDED_MEMORY = """
