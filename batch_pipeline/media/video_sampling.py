@@ -67,6 +67,7 @@ class FrameReader:
         #: As how many packets one counts; it grows if frames become larger on the way.
         self._cost = 1
         self._packets_read = 0
+        self._has_begun = False
         self._seeks_lead_forward = True
         self._fell_short = False
         self._begin()
@@ -238,11 +239,13 @@ class FrameReader:
             raise
         except FFmpegError:
             # Before the first frame this is not damage: a recording may begin between key frames.
-            self.bad_packets += self._is_in_sync
+            # Behind a seek it is, if not even the key frame can be decoded.
+            self.bad_packets += self._is_in_sync or (packet.is_keyframe and self._has_begun)
             return
         largest = max((frame.width * frame.height for frame in frames), default=0)
         self._cost = max(self._cost, largest // self._pixels)
         self._is_in_sync = self._is_in_sync or bool(frames)
+        self._has_begun = self._has_begun or bool(frames)
         self._decoded.extend(frames)
 
     def _position_of(self, frame: VideoFrame) -> float:

@@ -82,6 +82,7 @@ def test_frames_that_become_larger_on_the_way_must_fit_like_the_first():
     content = decode(film, max_bytes=32 * 1024**2 + 14 * 640 * 480 * 3 // 2)
 
     assert [picture_of(frame).size for frame in content.frames] == 2 * [(644, 476)]
+    assert "frames could not be decoded" in content.facts.warnings[-1]
 
 
 PEAK = """
