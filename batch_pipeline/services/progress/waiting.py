@@ -57,6 +57,8 @@ def why_batches_wait(settings: Settings) -> str:
     dispatch = newest_dispatch(settings)
     if dispatch is None:  # no Dagster has used this database yet
         return _missing_daemon(settings)
+    if dispatch.age > SILENT_SECONDS and (missing := _missing_daemon(settings)):
+        return missing
     return _stuck(dispatch) or dispatch.said or ""
 
 
@@ -96,7 +98,8 @@ def _stuck(dispatch: Dispatch) -> str:
     if dispatch.age > SILENT_SECONDS:
         return (
             f"the sensor pending_batches has not looked for {dispatch.age / 60:.0f} minutes: it is "
-            "switched off, its code location cannot be loaded, or Dagster has just started"
+            "switched off, its code location cannot be loaded, or Dagster was just started or "
+            "stopped"
         )
     if dispatch.error:
         return f"the sensor pending_batches fails: {short_reason(dispatch.error)}"

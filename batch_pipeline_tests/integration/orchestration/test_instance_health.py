@@ -137,9 +137,14 @@ def test_status_says_what_the_sensor_said_how_many_runs_are_in_flight_and_why_it
     assert what_it_waits_for(database, settings, batch).startswith(f"waits, because {failing}; ")
 
     daemon.tick("pending_batches", TickStatus.SUCCESS, seconds_ago=300)
-    assert "has not looked for 5 minutes: it is switched off, its code location cannot be" in (
-        what_it_waits_for(database, settings, batch)
-    )
+    silent = "has not looked for 5 minutes: it is switched off, its code location cannot be"
+    assert silent in what_it_waits_for(database, settings, batch)
+    assert silent in why_batches_wait(settings)
+
+    for name in ("SENSOR", "SCHEDULER"):
+        daemon.beat(name, seconds_ago=300)
+    for said in (why_batches_wait(settings), what_it_waits_for(database, settings, batch)):
+        assert said.startswith("nothing is being processed: is Dagster running? ")
 
 
 def test_a_sensor_that_is_off_never_asked_or_whose_last_tick_failed_is_not_well(checks, daemon):
