@@ -123,7 +123,7 @@ def retry(  # noqa: PLR0917 - click passes them by name
     pipeline = session.pipeline
     found = failed_uploads(pipeline.database, chosen)
     if not as_json:
-        _say_what_is_retried(found, dry_run=dry_run)
+        _say_what_is_retried(found, batch, dry_run=dry_run)
     reopened = []
     if not dry_run:
         # A whole batch may be retried even without a failed upload: it may be reopened.
@@ -264,7 +264,7 @@ def _require_known_kinds(session: Session, kinds: Sequence[str]) -> None:
             raise click.BadParameter(f"there is no kind {kind!r}: {meant}", param_hint="'--kind'")
 
 
-def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
+def _say_what_is_retried(found: "FailedUploads", batch: uuid.UUID | None, *, dry_run: bool) -> None:
     """Print what was chosen (dry run only), what was left out, and what a retry does not help."""
     if dry_run and found.count:
         where = counted(len(found.by_batch), "batch", "batches")
@@ -282,6 +282,7 @@ def _say_what_is_retried(found: "FailedUploads", *, dry_run: bool) -> None:
         of_all = f"{sum(found.same_again.values())} of {counted(found.count, 'upload')}"
         click.echo(
             f"{of_all} will fail in the same way again unless you fix the cause: {kinds}.\n"
-            "What to do about each:  batch-pipeline failures --since 7d\n"
-            "Retry all but these:    batch-pipeline retry --all-retryable"
+            "What to do about each:  batch-pipeline failures "
+            f"{f'--batch {batch}' if batch else '--since 7d'}\n"
+            "Retry all but these:    the same command with --all-retryable"
         )

@@ -238,6 +238,9 @@ def test_retry_warns_of_uploads_that_will_fail_the_same_way(console, world, data
         "2 of 3 uploads will fail in the same way again unless you fix the cause: truncated 2"
         in said
     )
+    # What it advises is about this batch, too.
+    assert f"batch-pipeline failures --batch {first}\n" in said
+    assert "Retry all but these:    the same command with --all-retryable\n" in said
     assert counts(console("failures", "--batch", first, "--json")), "a dry run changes nothing"
 
     retried = console("retry", first, "--all-retryable", "--json")
