@@ -66,7 +66,12 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
       batch-pipeline prompt --show
       batch-pipeline prompt --try IMG_1234.HEIC
     """
-    from batch_pipeline.services.prompt_trial import shown_prompts, try_prompt  # noqa: PLC0415
+    from batch_pipeline.services.missing_home import missing_home  # noqa: PLC0415
+    from batch_pipeline.services.prompt_trial import (  # noqa: PLC0415
+        lone_vision,
+        shown_prompts,
+        try_prompt,
+    )
     from batch_pipeline.visible_text import visible  # noqa: PLC0415
 
     if show:
@@ -82,7 +87,8 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
             for name, meaning in each["placeholders"].items():
                 click.echo(f"  {'{' + name + '}':<12}  {meaning}")
         return
-    vision = session.pipeline.analyzer.vision
+    is_new = missing_home(session.settings)  # no database is made for a trial
+    vision = lone_vision(session.settings) if is_new else session.pipeline.analyzer.vision
     trials = []
     try:
         for file in files:

@@ -10,7 +10,7 @@ from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.sniffing import HEAD_BYTES
 from batch_pipeline.model_servers.base import Description, Usage, VisionModel
-from batch_pipeline.model_servers.factory import prompts_of
+from batch_pipeline.model_servers.factory import build_analyzer, prompts_of
 from batch_pipeline.model_servers.picture_size import picture_size
 from batch_pipeline.model_servers.prompts import PLACEHOLDERS
 from batch_pipeline.services.description_audit import AuditResult, audit
@@ -42,6 +42,15 @@ class Trial:
             "reasons": self.audit.reasons,
             "cost": cost_shape(self.usage),
         }
+
+
+def lone_vision(settings: Settings) -> VisionModel:
+    """Return the vision model, without the limit on its calls that processes share by a database.
+
+    Raises:
+        ConfigurationError: a setting of the model is not valid.
+    """
+    return build_analyzer(settings).vision
 
 
 def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:

@@ -57,6 +57,13 @@ def test_a_submission_of_nothing_acceptable_makes_nothing(anywhere, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_prompt_can_be_tried_before_anything_is_stored(anywhere, tmp_path):
+    answer = anywhere("prompt", "--try", MEDIA / "sea.jpg")
+    assert (answer.code, answer.err) == (0, "")
+    assert "sea.jpg, embedded-" in answer.out
+    assert [path.name for path in tmp_path.rglob("*")] == ["photos"]
+
+
 @pytest.mark.slow
 def test_what_stores_something_makes_the_home_and_says_so_once(anywhere, tmp_path):
     home = tmp_path / "data" / "batch_pipeline"
