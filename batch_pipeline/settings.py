@@ -665,7 +665,8 @@ def _values_by_place(files: tuple[Path, ...]) -> dict[str, str]:
             raise ConfigurationError(f"both {name} and {name}{FILE_SUFFIX} are set: expected one")
         if file:
             try:
-                value = (folder_of_file / file).read_text(encoding="utf-8").strip()
+                # Some editors put a mark (BOM) before the text.
+                value = (folder_of_file / file).read_text(encoding="utf-8-sig").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigurationError(
                     f"{name}{FILE_SUFFIX}={file}: cannot be read: {error}"

@@ -92,6 +92,20 @@ def test_a_file_of_settings_that_is_no_text_is_named(tmp_path, content):
         load_settings()
 
 
+def test_the_mark_that_editors_put_before_a_text_is_no_part_of_it(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("BATCH_PIPELINE_MAX_ATTEMPTS=3\nOTHER=1\n", "utf-8-sig")
+    (tmp_path / "key").write_text("sk-1234\n", "utf-8-sig")
+    monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY_FILE", "key")
+    settings = load_settings()
+    assert settings.max_attempts == 3
+    assert settings.openai_api_key.get_secret_value() == "sk-1234"
+    (tmp_path / ".env").write_text("BATCH_PIPELINE_STORAGE_URL=stored\n", "utf-8-sig")
+    assert load_settings().storage_location == str(tmp_path / "stored")
+    (tmp_path / ".env").write_text("BATCH_PIPELINE_MAX_ATEMPTS=3\n", "utf-8-sig")
+    with pytest.raises(ConfigurationError, match="did you mean BATCH_PIPELINE_MAX_ATTEMPTS"):
+        load_settings()
+
+
 def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path, monkeypatch):
     monkeypatch.setenv("BATCH_PIPELINE_HOME", "here")
     settings = load_settings()
