@@ -1,5 +1,6 @@
 """Runs a command: opens what it needs, and turns errors into messages, hints and exit codes."""
 
+import io
 import logging
 import signal
 import sys
@@ -133,6 +134,8 @@ class Commands(click.Group):
         """Run the named command, and exit."""
         session = Session()
         _stop_once(session)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that it cannot show becomes "?"
+            sys.stdout.reconfigure(errors="replace")
         try:
             sys.exit(super().main(*args, **extra | {"obj": session, "standalone_mode": False}))
         except click.exceptions.NoArgsIsHelpError as help_page:

@@ -507,6 +507,23 @@ def test_pause_and_resume_say_what_they_did_and_notify_everybody(console, databa
     assert answer.out.splitlines()[1].startswith("Paused: user ")
 
 
+def test_a_letter_that_cannot_be_printed_does_not_end_a_command(console, database, tmp_path):
+    add_batch(database, [{"processing_status": "failed", "error_kind": "truncated"}])
+    done = subprocess.run(
+        [COMMAND, "failures"],
+        env={**console.environment, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"? Copy or upload the file again" in done.stdout  # before it stands an arrow
+    old = os.fsdecode(b"caf\xe9.html")  # a name of a disk from another time
+    answer = console("report", add_batch(database, 1), "--html", old)
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.startswith("caf?.html: 1 upload, ")
+    assert (tmp_path / old).is_file()
+
+
 @pytest.mark.parametrize("command", ["watch", "retry", "cancel", "report"])
 def test_an_unknown_batch_is_refused_by_every_command(console, command):
     unknown = uuid.uuid4()
