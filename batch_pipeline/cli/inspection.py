@@ -1,6 +1,7 @@
 """Commands that try a file without storing anything."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def inspect(session: Session, files: Sequence[Path], output: Path | None, as_jso
     from batch_pipeline import terminal  # noqa: PLC0415
     from batch_pipeline.services.inspection import inspect_file  # noqa: PLC0415
 
+    [(name, number)] = Counter(path.name for path in files).most_common(1)
+    if output and number > 1:
+        raise click.UsageError(
+            f"two files are called {name}, so one would replace the pictures of the other in "
+            "--output: inspect them one by one"
+        )
     all_seen = [inspect_file(path, session.settings, output) for path in files]
     if as_json:
         print_json([seen.shape() for seen in all_seen])
