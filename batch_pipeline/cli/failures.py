@@ -10,7 +10,7 @@ import click
 from batch_pipeline.cli.option_rules import at_most_one
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
-from batch_pipeline.cli.types import BATCH, SINCE, UPLOAD, USER
+from batch_pipeline.cli.types import BATCH, SINCE, TEXT, UPLOAD, USER
 from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     type=SINCE,
     help="Failed since then: 24h, 7d, 2026-05-17. Default: 24h; with --batch: always.",
 )
-@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only this kind of error.")
+@click.option(
+    "--kind", "kinds", type=TEXT, multiple=True, metavar="KIND", help="Only this kind of error."
+)
 @click.option("--user", type=USER, help="Only uploads of this user.")
 @click.option("--batch", type=BATCH, help="Only uploads of this batch.")
 @click.option(
@@ -77,7 +79,9 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
 @click.command()
 @click.argument("batch", type=BATCH, required=False)
 @click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
-@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only this kind of error.")
+@click.option(
+    "--kind", "kinds", type=TEXT, multiple=True, metavar="KIND", help="Only this kind of error."
+)
 @click.option(
     "--all-retryable",
     is_flag=True,
@@ -85,7 +89,9 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
 )
 @click.option("--since", type=SINCE, help="Only failed since then: 24h, 7d, 2026-05-17.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
-@click.option("--model", metavar="MODEL", help="Only uploads that this model was used for.")
+@click.option(
+    "--model", type=TEXT, metavar="MODEL", help="Only uploads that this model was used for."
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would be processed again.")
 @json_option
 @click.pass_obj
@@ -171,13 +177,15 @@ def retry(  # noqa: PLR0917 - click passes them by name
 )
 @click.option("--batch", "batches", type=BATCH, multiple=True, help="Only this batch.")
 @click.option("--upload", "uploads", type=UPLOAD, multiple=True, help="Only this upload.")
-@click.option("--model-not", metavar="MODEL", help="Only results of models other than this one.")
+@click.option(
+    "--model-not", type=TEXT, metavar="MODEL", help="Only results of models other than this one."
+)
 @click.option(
     "--stale",
     is_flag=True,
     help="Only results of models, prompts or options that are no longer set.",
 )
-@click.option("--model", metavar="MODEL", help="Only results of this model.")
+@click.option("--model", type=TEXT, metavar="MODEL", help="Only results of this model.")
 @click.option("--kind", type=click.Choice(["image", "video"]), help="Only images, or videos.")
 @click.option("--since", type=SINCE, help="Only uploaded since then: 24h, 7d, 2026-05-17.")
 @click.option("--user", type=USER, help="Only uploads of this user.")

@@ -12,7 +12,7 @@ import click
 from batch_pipeline.cli.option_rules import at_most_one, is_given, needs
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
-from batch_pipeline.cli.types import LENGTH, USER
+from batch_pipeline.cli.types import LENGTH, TEXT, USER
 from batch_pipeline.errors import PipelineError, RefusedError
 from batch_pipeline.masking import masked
 
@@ -60,7 +60,9 @@ def doctor(session: Session, quick: bool, longest_wait: "timedelta", as_json: bo
 
 @click.command()
 @click.argument("part", type=click.Choice(["code-server", "daemon"]))
-@click.option("--host", default="localhost", show_default=True, help="Host of the code server.")
+@click.option(
+    "--host", type=TEXT, default="localhost", show_default=True, help="Host of the code server."
+)
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
@@ -103,7 +105,11 @@ def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> N
     help="Keep running and serve http://HOST:PORT/metrics.",
 )
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address that --serve binds to."
+    "--host",
+    type=TEXT,
+    default="127.0.0.1",
+    show_default=True,
+    help="Address that --serve binds to.",
 )
 @json_option
 @at_most_one("--serve", "--json")

@@ -9,7 +9,7 @@ import click
 from batch_pipeline.cli.option_rules import at_most_one
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
-from batch_pipeline.cli.types import BATCH, USER
+from batch_pipeline.cli.types import BATCH, TEXT, USER
 
 if TYPE_CHECKING:
     from batch_pipeline.services.pauses import Pause
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def _target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = at_most_one("--user", "--batch", "--server")(command)
     for option in (
-        click.option("--server", metavar="URL", help="Only calls to this model server."),
+        click.option("--server", type=TEXT, metavar="URL", help="Only calls to this model server."),
         click.option("--batch", type=BATCH, help="Only this batch."),
         click.option("--user", type=USER, help="Only the batches of this user."),
     ):

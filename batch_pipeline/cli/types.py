@@ -1,4 +1,4 @@
-"""Types of command-line arguments that click does not have: ids, lengths of time and moments."""
+"""Types of command-line arguments that click does not have: ids, lengths of time, moments, text."""
 
 import re
 import uuid
@@ -40,6 +40,20 @@ class Id(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
         if ctx is None:
             raise ValueError("a beginning of an id is looked up in a database")
         return whole_id(ctx.obj.pipeline.database, Named(self._named), digits)
+
+
+class Text(click.ParamType):  # type: ignore[type-arg]
+    """A text; an argument may have bytes that are none, which no database or server takes."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text; called by click."""
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{value!r} is not text in UTF-8.", param, ctx)
+        return str(value)
 
 
 def _length(text: str) -> timedelta | None:
@@ -88,4 +102,4 @@ class Since(click.ParamType):  # type: ignore[type-arg]
 
 
 BATCH, UPLOAD, USER = Id("batch"), Id("upload"), Id("user")
-LENGTH, SINCE = Length(), Since()
+LENGTH, SINCE, TEXT = Length(), Since(), Text()

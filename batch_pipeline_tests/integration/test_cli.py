@@ -524,6 +524,21 @@ def test_a_letter_that_cannot_be_printed_does_not_end_a_command(console, databas
     assert (tmp_path / old).is_file()
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["retry --model", "reprocess --stage embedding --model", "failures --kind", "retry --kind",
+     "reprocess --stage embedding --model-not", "resume --server", "alive code-server --host",
+     "metrics --serve 9464 --host"],
+)  # fmt: skip
+def test_an_argument_that_is_no_text_is_refused(console, command):
+    wrong = console(*command.split(), os.fsdecode(b"caf\xe9"))
+    option = command.split()[-1]
+    assert wrong.code == 2
+    assert error_and_hint(wrong)[0] == (
+        f"Error: Invalid value for '{option}': 'caf\\udce9' is not text in UTF-8."
+    )
+
+
 @pytest.mark.parametrize("command", ["watch", "retry", "cancel", "report"])
 def test_an_unknown_batch_is_refused_by_every_command(console, command):
     unknown = uuid.uuid4()
