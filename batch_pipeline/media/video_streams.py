@@ -53,7 +53,8 @@ _STILL_CODECS = {"mjpeg", "png", "gif", "bmp", "webp", "tiff", "jpegls", "mjpegb
 #: Not decoded, not even as a cover: texts in a PNG are unpacked without a limit.
 _REFUSED_CODECS = {"png", "apng"}
 _DECODERS = ",".join(sorted(av.codecs_available - _REFUSED_CODECS))
-_WITHOUT_DECODERS = {"codec_whitelist": "none"}
+#: For a look at the streams; the length is not searched at the end of the file.
+_WITHOUT_DECODERS = {"codec_whitelist": "none", "skip_estimate_duration_from_pts": "1"}
 
 
 class Source:
