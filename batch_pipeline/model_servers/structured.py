@@ -4,6 +4,7 @@ A server that accepts a JSON schema holds its model to it. The answer is still u
 parsed here, cleaned for storing, and refused if it does not have the fields.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -47,14 +48,13 @@ def description_in(answer: str) -> Description:
             description.
     """
     try:
-        fields = _Fields.model_validate_json(answer)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        field = ".".join(map(str, wrong["loc"])) or "the whole"
+        # Not strict: models break lines inside of a text.
+        fields = _Fields.model_validate(json.loads(answer, strict=False))
+    except (ValueError, RecursionError) as error:
         raise TransientError(
             "model_output_invalid",
-            f"the model's answer is not the JSON that was asked for ({field}: {wrong['msg']}); it "
-            f"begins: {answer[:80]!r}",
+            f"the model's answer is not the JSON that was asked for ({_told(error)}); it begins: "
+            f"{answer[:80]!r}",
         ) from error
     visible_text = clean(fields.visible_text)
     return Description(
@@ -64,6 +64,13 @@ def description_in(answer: str) -> Description:
         if visible_text.lower().strip(".") in _NOTHING
         else visible_text[:_LONGEST_VISIBLE_TEXT].rstrip(),
     )
+
+
+def _told(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return f"the whole: {error}"
+    wrong = error.errors()[0]
+    return f"{'.'.join(map(str, wrong['loc'])) or 'the whole'}: {wrong['msg']}"
 
 
 def normalised_tags(tags: Iterable[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from batch_pipeline.errors import TransientError
-from batch_pipeline.model_servers.answers import is_prose
+from batch_pipeline.model_servers.answers import is_prose, usable_text
 from batch_pipeline.model_servers.structured import (
     MOST_TAGS,
     description_in,
@@ -35,6 +35,8 @@ def test_an_answer_in_fields_is_read():
         TEXT,
         answer()[:-10],
         answer() + "}",
+        "[" * 100_000,
+        '{"description": ' + "9" * 5000 + "}",
         json.dumps({"caption": TEXT}),
         answer(description=""),
         answer(description=None),
@@ -49,6 +51,19 @@ def test_what_is_not_the_json_that_was_asked_for_is_refused(said):
         description_in(said)
 
     assert refused.value.kind == "model_output_invalid"
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\u2028", "\x85"])
+def test_a_line_may_be_broken_inside_of_a_text(line_break):
+    said = answer(visible_text="HARBOUR#12").replace("#", line_break)
+
+    assert description_in(usable_text(said, cut_by_length=False)).visible_text == "HARBOUR\n12"
+
+
+def test_half_a_character_is_left_out():
+    said = answer(visible_text="HARBOUR#").replace("#", r"\ud83d")
+
+    assert description_in(said).visible_text == "HARBOUR"
 
 
 def test_fields_that_nobody_asked_for_are_left_out():
