@@ -23,6 +23,7 @@ from batch_pipeline.orchestration.dagster_storage.instance_storage import (
     dagster_storage_url,
 )
 from batch_pipeline.services.missing_home import missing_home
+from batch_pipeline.services.progress.waiting import why_tick_failed
 from batch_pipeline.settings import Settings
 
 #: A daemon without a heartbeat for longer than this counts as stopped (seconds).
@@ -121,6 +122,7 @@ def _daemon_processes(runs: PostgresRunStorage) -> list[str]:
 def _sensors(ticks: PostgresScheduleStorage, states: Sequence[InstigatorState]) -> HealthCheck:
     """Check that our sensors and schedules are on, and that their last ticks did not fail."""
     wrong, seen = [], set()
+    failed: dict[str, list[str]] = {}
     for state in states:
         name = state.instigator_name
         if name not in INSTIGATORS:
@@ -133,8 +135,12 @@ def _sensors(ticks: PostgresScheduleStorage, states: Sequence[InstigatorState]) 
             state.instigator_origin_id, state.selector_id, limit=1, statuses=_ENDED_TICKS
         )
         if last and last[0].status is TickStatus.FAILURE:
-            reason = last[0].error.message if last[0].error else "no reason was kept"
-            wrong.append(f"{name} failed in its last tick: {reason.strip()}")
+            error = last[0].error and (last[0].error.cause or last[0].error)
+            reason = why_tick_failed(error.message) if error else "no reason was kept"
+            failed.setdefault(reason, []).append(name)
+    wrong += [
+        f"{', '.join(sorted(names))}: last tick failed: {why}" for why, names in failed.items()
+    ]
     wrong += [f"{name} was never evaluated" for name in INSTIGATORS if name not in seen]
     return HealthCheck(
         "sensors",

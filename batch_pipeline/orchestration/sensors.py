@@ -63,6 +63,7 @@ from batch_pipeline.services.dispatch.turns import (
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.pauses import active_pauses
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.progress.waiting import NOTHING_PENDING
 from batch_pipeline.services.reports.batch_summary import batch_summary
 from batch_pipeline.services.reports.ended_batches import (
     MAX_TRIES,
@@ -134,7 +135,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         numbered = numbered_slices(database)
         waiting = numbered + unnumbered_slices(database, settings.uploads_per_run, at_most=limit)
         if not waiting:
-            return result("no upload is pending")
+            return result(NOTHING_PENDING)
         launched = launched_keys(instance, [slice_.key for slice_ in numbered])
         # Dagster has not yet recorded runs that were asked for a moment ago.
         recent = asked.recent() - launched.keys()

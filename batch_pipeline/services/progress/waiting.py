@@ -1,5 +1,6 @@
 """Explains in plain words what an idle batch waits for."""
 
+import re
 import uuid
 from typing import Any
 
@@ -19,6 +20,10 @@ from batch_pipeline.wording import counted, listed
 
 #: A sensor whose newest tick is older than this does not run any more (seconds).
 SILENT_SECONDS = 120.0
+#: What the sensor says if it finds no upload to launch a run for.
+NOTHING_PENDING = "no upload is pending"
+#: How Dagster says that its code server is gone. It does not say how to get it back.
+_UNREACHABLE = re.compile(r"reach (the )?user code server")
 
 
 def what_it_waits_for(database: Database, settings: Settings, batch_id: uuid.UUID) -> str:
@@ -59,7 +64,19 @@ def why_batches_wait(settings: Settings) -> str:
         return _missing_daemon(settings)
     if dispatch.age > SILENT_SECONDS and (missing := _missing_daemon(settings)):
         return missing
-    return _stuck(dispatch) or dispatch.said or ""
+    # A batch that was submitted after the tick waits nevertheless.
+    said = dispatch.said if dispatch.said != NOTHING_PENDING else None
+    return _stuck(dispatch) or said or ""
+
+
+def why_tick_failed(message: str) -> str:
+    """Return in one line why a tick failed, from the message that Dagster keeps."""
+    if _UNREACHABLE.search(message):
+        return (
+            "Dagster's code server does not answer: restart it, or press Reload in the UI under "
+            "Deployment"
+        )
+    return short_reason(message)
 
 
 def _outage(batch_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
@@ -102,7 +119,7 @@ def _stuck(dispatch: Dispatch) -> str:
             "stopped"
         )
     if dispatch.error:
-        return f"the sensor pending_batches fails: {short_reason(dispatch.error)}"
+        return f"the sensor pending_batches fails: {why_tick_failed(dispatch.error)}"
     return ""
 
 

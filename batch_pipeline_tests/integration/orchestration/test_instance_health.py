@@ -30,7 +30,11 @@ from dagster_shared.error import SerializableErrorInfo
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.dagster_storage import instance_storage
 from batch_pipeline.orchestration.instance_health import INSTIGATORS, check_dagster
-from batch_pipeline.services.progress.waiting import what_it_waits_for, why_batches_wait
+from batch_pipeline.services.progress.waiting import (
+    NOTHING_PENDING,
+    what_it_waits_for,
+    why_batches_wait,
+)
 from batch_pipeline.testing.records import add_batch
 
 REPOSITORY = RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin("localhost", port=1), "ours")
@@ -64,6 +68,7 @@ class Daemon:
     """Write what a daemon leaves in Dagster's storage."""
 
     def __init__(self, url):
+        self.url = url
         self.runs, self.ticks = PostgresRunStorage(url), PostgresScheduleStorage(url)
         for name in ("SENSOR", "SCHEDULER"):
             self.beat(name)
@@ -147,6 +152,41 @@ def test_status_says_what_the_sensor_said_how_many_runs_are_in_flight_and_why_it
         assert said.startswith("nothing is being processed: is Dagster running? ")
 
 
+def test_status_does_not_say_that_nothing_is_pending_below_a_batch_that_waits(change, daemon):
+    settings = change(dagster_database_url=daemon.url)
+    daemon.tick("pending_batches", TickStatus.SKIPPED, said=NOTHING_PENDING)
+    assert why_batches_wait(settings) == "", "the batch was submitted after this tick"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "dagster._core.errors.DagsterUserCodeUnreachableError: Unable to reach the user code "
+        "server for sensor pending_batches. Sensor will resume execution once the server is "
+        "available.\n",
+        "dagster._core.errors.DagsterCodeLocationLoadError: Failure loading "
+        "batch_pipeline.definitions: dagster._core.errors.DagsterUserCodeUnreachableError: Could "
+        "not reach user code server. gRPC Error code: UNAVAILABLE\n",
+    ],
+)
+def test_a_code_server_that_is_gone_is_named_once_with_what_to_do(checks, change, daemon, message):
+    error = SerializableErrorInfo(message, [], None)
+    for name in ("pending_batches", "report_ended_batches"):
+        daemon.tick(name, TickStatus.FAILURE, error)
+    settings = change(dagster_database_url=daemon.url)
+    gone = "Dagster's code server does not answer: restart it, or press Reload in the UI under"
+    assert why_batches_wait(settings).startswith(f"the sensor pending_batches fails: {gone}")
+    detail = checks()["sensors"].detail
+    assert detail.startswith(f"pending_batches, report_ended_batches: last tick failed: {gone}")
+    assert detail.count(gone) == 1
+
+
+def test_doctor_gives_the_cause_of_a_failed_tick_and_not_dagsters_words_around_it(checks, daemon):
+    wrapped = SerializableErrorInfo("Error occurred during the execution", [], None, BROKE)
+    daemon.tick("notifications", TickStatus.FAILURE, wrapped)
+    assert checks()["sensors"].detail == "notifications: last tick failed: it broke"
+
+
 def test_a_sensor_that_is_off_never_asked_or_whose_last_tick_failed_is_not_well(checks, daemon):
     daemon.ticks.update_instigator_state(state_of("backlog_sweep", InstigatorStatus.STOPPED))
     daemon.tick("report_ended_batches", TickStatus.FAILURE, BROKE)
@@ -156,7 +196,7 @@ def test_a_sensor_that_is_off_never_asked_or_whose_last_tick_failed_is_not_well(
     assert not check.ok
     assert set(check.detail.split("; ")) == {
         "backlog_sweep is switched off",
-        "report_ended_batches failed in its last tick: it broke",
+        "report_ended_batches: last tick failed: it broke",
         "sweep_on_start was never evaluated",
     }
 
