@@ -34,6 +34,11 @@ class FrameMemory:
         """Return the most pixels of a frame in any format; larger frames do not fit."""
         return self._pixels_that_fit(_KEY_FRAMES, _LEAST_PIXEL_BYTES)
 
+    @property
+    def max_pixels_of_all_frames(self) -> int:
+        """Return the same if all frames are decoded, and not only key frames."""
+        return self._pixels_that_fit(_FRAMES, _LEAST_PIXEL_BYTES)
+
     def fits(self, stream: VideoStream) -> bool:
         """Return whether at least the key frames of a stream can be decoded."""
         return pixels_of(stream) <= self._pixels_that_fit(_KEY_FRAMES, pixel_bytes(stream))

@@ -53,6 +53,8 @@ _STILL_CODECS = {"mjpeg", "png", "gif", "bmp", "webp", "tiff", "jpegls", "mjpegb
 #: Not decoded, not even as a cover: texts in a PNG are unpacked without a limit.
 _REFUSED_CODECS = {"png", "apng"}
 _DECODERS = ",".join(sorted(av.codecs_available - _REFUSED_CODECS))
+#: PyAV passes no limits on for the probing of files whose header has no list of streams.
+_WITHOUT_LIMITS = {sniffing.FLV, sniffing.MPEG_PROGRAM}
 #: For a look at the streams; the length is not searched at the end of the file.
 _WITHOUT_DECODERS = {"codec_whitelist": "none", "skip_estimate_duration_from_pts": "1"}
 
@@ -99,13 +101,14 @@ def open_container(source: Source, media_type: MediaType, memory: FrameMemory) -
     """Open a file as the type that was sniffed, even if it also looks like another type."""
     container = _open(source, media_type, _WITHOUT_DECODERS)
     films = _known(container.streams.video)
+    # FFmpeg probes by decoding some frames of all streams, and holds them until it is done.
     pixels = sum(map(pixels_of, films))
-    # FFmpeg probes by decoding frames of all streams, and holds them until it is done. Of FLV it
-    # may not know the size before, and PyAV passes no limit on.
-    if pixels > memory.max_pixels or (media_type is sniffing.FLV and not pixels):
+    few = 0 < pixels <= memory.max_pixels_of_all_frames
+    if pixels > memory.max_pixels or (media_type in _WITHOUT_LIMITS and not few):
         return container
     container.close()
-    return _open(source, media_type, {"max_pixels": str(memory.max_pixels // max(1, len(films)))})
+    limits = {"max_pixels": str(memory.max_pixels // max(1, len(films)))}
+    return _open(source, media_type, limits if few else {**limits, "skip_frame": "nokey"})
 
 
 def too_large_frames(

@@ -158,7 +158,7 @@ from batch_pipeline.testing.media import make_video
 def peak():  # in MiB
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10
 
-for name in ("mp4", "mov"):
+for name in ("mp4", "mov", "flv", "mpeg-ts"):
     decode(io.BytesIO(film := make_video(name, 1)), sniff(film)).make_thumbnail()
 data = Path(sys.argv[1]).read_bytes()
 used = peak()
@@ -169,15 +169,19 @@ print(peak() - used)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
-@pytest.mark.parametrize("what", ["a part of one pixel", "texts in PNG pictures", "many streams"])
+@pytest.mark.parametrize(
+    "what", ["a part of one pixel", "texts in PNG pictures", "many streams", "mpegts", "flv"]
+)
 def test_what_unpacks_to_gigabytes_is_decoded_without_them(what, tmp_path):
     if what == "a part of one pixel":
         size = (560, 560)
         data = with_film_boxes(make_video("mp4", 1, size), clean_aperture_box(size, 0, 0, 1, 1))
     elif what == "many streams":
         data = make_film_of_many_streams(2000, 30)
-    else:
+    elif what == "texts in PNG pictures":
         data = make_png_film(64 * 1024**2)
+    else:  # frames of which only key frames are decoded, in a container without their size
+        data = make_oversized_video(5040, muxer=what, frames=8, refs="8", bf="0")
     (tmp_path / "film").write_bytes(data)
 
     result = subprocess.run(
