@@ -142,6 +142,8 @@ def test_at_the_question_of_delete_nothing_was_deleted(console, database, server
     ):
         terminal.wait_until(lambda text: "Delete?" in text)
         terminal.press_ctrl_c()
+        terminal.read_for(1.0)
+        terminal.press_ctrl_c()  # Python's `input` misses one that comes just before it reads
         assert_stopped(terminal)
     assert "Stopped; nothing was deleted." in terminal.text
     assert len(upload_rows(database, batch)) == 1
@@ -163,12 +165,17 @@ def test_a_backup_that_a_supervisor_ends_leaves_no_file_and_no_program(
             env={**console.environment, "BATCH_PIPELINE_DAGSTER_DATABASE_URL": database_url},
             cwd=tmp_path,
             stderr=subprocess.PIPE,
+            # With `nohup`, tests inherit that SIGHUP is ignored.
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509
         ) as process,
     ):
-        other.execute("LOCK TABLE uploads")  # pg_dump waits for it
-        wait_until(dumps, "pg_dump has begun")
-        process.send_signal(number)
-        assert process.wait(DEADLINE) == -number
+        try:
+            other.execute("LOCK TABLE uploads")  # pg_dump waits for it
+            wait_until(dumps, "pg_dump has begun")
+            process.send_signal(number)
+            assert process.wait(DEADLINE) == -number
+        finally:
+            process.kill()
         assert process.stderr.read().split() == [b"Stopped."]
     wait_until(lambda: not dumps(), "pg_dump has ended", DEADLINE)
     assert list(tmp_path.glob("x.tar*")) == []
