@@ -30,6 +30,8 @@ from batch_pipeline.visible_text import visible, visible_line
 
 #: Number of uploads in the list of the slowest.
 _SLOWEST = 10
+#: The stages of an upload, in their order.
+_STAGES = ("decode", "thumbnail", "describe", "embed")
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,6 @@ def stage_timings(uploads: Iterable[Mapping[str, float]]) -> Sequence[StageTimin
         for stage, seconds in seconds_of.items():
             taken.setdefault(stage, []).append(seconds)
     total = sum(map(sum, taken.values())) or 1.0
-    order = {"decode": 0, "thumbnail": 1, "describe": 2, "embed": 3}
     return [
         StageTiming(
             stage=stage,
@@ -141,17 +142,26 @@ def stage_timings(uploads: Iterable[Mapping[str, float]]) -> Sequence[StageTimin
             slowest=max(seconds),
             share=sum(seconds) / total,
         )
-        for stage, seconds in sorted(taken.items(), key=lambda item: order.get(item[0], 9))
+        for stage, seconds in sorted(taken.items(), key=_place)
     ]
 
 
 def shown_seconds(stored: object) -> dict[str, float]:
-    """Return the stored seconds per stage of an upload, without invalid values; safe to show."""
+    """Return the stored seconds per stage of an upload, without invalid values; safe to show.
+
+    They are in the order in which uploads go through the stages; PostgreSQL does not keep it.
+    """
     return {
         visible_line(stage): float(seconds)
-        for stage, seconds in (stored.items() if isinstance(stored, dict) else ())
+        for stage, seconds in sorted(stored.items() if isinstance(stored, dict) else (), key=_place)
         if isinstance(seconds, int | float)
     }
+
+
+def _place(item: tuple[str, object]) -> int:
+    """Return the place of a stage, the first of a pair, among all stages; others come last."""
+    stage, _ = item
+    return _STAGES.index(stage) if stage in _STAGES else len(_STAGES)
 
 
 def batch_report(database: Database, storage: Storage, batch_id: uuid.UUID) -> BatchReport:
