@@ -49,6 +49,7 @@ from batch_pipeline.services.upload_processing import (
     UploadReport,
     outage_pause,
 )
+from batch_pipeline.wording import counted
 
 #: A mapping key ends in two underscores and the upload's id.
 _KEY_END = re.compile(r"__([0-9a-f]{32})$")
@@ -197,9 +198,12 @@ def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
     }
     context.log.log(
         "WARNING" if counts["failed_uploads"] else "INFO",
-        "batch %s is %s: %s uploads, %s completed, %s failed",
+        "batch %s is %s: %s, %s completed, %s failed",
         batch_label(batch_id, head["name"]),
-        *counts.values(),
+        head["status"],
+        counted(head["total_uploads"], "upload"),
+        head["successful_uploads"],
+        head["failed_uploads"],
     )
     return dg.Output(None, metadata=counts)
 
@@ -224,9 +228,9 @@ def _describe_taken(
     label = batch_label(progress.batch_id, progress.name)
     if loaded.expected_total != progress.total:
         context.log.warning(
-            "batch %s has a total of %s uploads, but %s rows; the total was put right",
+            "batch %s has a total of %s, but %s rows; the total was put right",
             label,
-            loaded.expected_total,
+            counted(loaded.expected_total, "upload"),
             progress.total,
         )
     if progress.status in {"completed", "cancelled", "failed"}:
@@ -234,7 +238,7 @@ def _describe_taken(
     elif paused:
         outcome = f"took no upload, because {paused}"
     else:
-        outcome = f"took {len(loaded.reserved)} uploads"
+        outcome = f"took {counted(len(loaded.reserved), 'upload')}"
     context.log.info("batch %s: %s", label, outcome)
     return outcome
 

@@ -175,7 +175,7 @@ def assert_checks_metrics_and_logs_are_as_the_documents_promise(world):
     assert 'batch_pipeline_ended_uploads{state="completed"}' in scraped
     # A code server's log holds those of its children, the run workers.
     for names, said in (
-        (("code-location", "second"), "took 1 uploads"),
+        (("code-location", "second"), "took 1 upload"),
         (("daemon",), "Launched "),
         (("webserver",), "Serving dagster-webserver"),
     ):

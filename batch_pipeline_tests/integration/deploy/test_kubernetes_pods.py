@@ -207,7 +207,7 @@ def test_a_run_becomes_a_pod_as_the_values_say_which_works_the_batch_and_logs_js
     lines = [json.loads(line) for line in pod.lines()]
     assert {line["run_id"] for line in lines if "run_id" in line} == {run.run_id}
     assert all({"timestamp", "level", "logger", "event"} <= set(line) for line in lines)
-    [took] = [line for line in lines if line["event"].endswith("took 1 uploads")]
+    [took] = [line for line in lines if line["event"].endswith("took 1 upload")]
     named = (took["job"], took["step"], took["batch_id"], took["level"])
     assert named == ("process_batch", "load_batch", str(batch_id), "info")
 

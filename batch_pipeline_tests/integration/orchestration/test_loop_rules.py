@@ -493,7 +493,7 @@ def test_l14_a_batch_with_open_uploads_is_never_completed(runner):
 def test_l14_a_summary_is_shown_at_the_end(runner):
     result = runner.run(runner.submit("fog.webp"))
     lines = runner.log_of(result, "INFO")
-    assert any("is completed: 1 uploads, 1 completed, 0 failed" in line for line in lines)
+    assert any("is completed: 1 upload, 1 completed, 0 failed" in line for line in lines)
 
 
 # L15
