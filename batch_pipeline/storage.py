@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -88,6 +89,7 @@ class Storage:
         full = self._inside(path)
         with self._errors_named(path):
             if self.is_local:
+                _require_file(full, path)
                 return cast("BinaryIO", self._files.open(full, "rb"))
             copy = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
             try:
@@ -118,6 +120,8 @@ class Storage:
         """Read a whole stored file; raises the same errors as `open`."""
         full = self._inside(path)
         with self._errors_named(path):
+            if self.is_local:
+                _require_file(full, path)
             return bytes(self._files.cat_file(full))
 
     def write(self, path: str, data: bytes) -> None:
@@ -277,6 +281,12 @@ class Storage:
 def _real_folder(path: str) -> str:
     """Return the real path of a folder, with a slash at the end."""
     return os.path.join(os.path.realpath(path), "")
+
+
+def _require_file(full: str, path: str) -> None:
+    """Refuse anything but a file: a read from a named pipe would wait for ever."""
+    if not stat.S_ISREG(os.stat(full).st_mode):
+        raise _missing(path)
 
 
 def _opened_for_writing(path: Path) -> BinaryIO:

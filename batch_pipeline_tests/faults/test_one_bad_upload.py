@@ -78,6 +78,11 @@ def folder_in_its_place(original: Path) -> None:
     original.mkdir()
 
 
+def pipe_in_its_place(original: Path) -> None:
+    original.unlink()
+    os.mkfifo(original)
+
+
 #: Damage to one upload's original; the kind and the reason of its failure.
 OF_FILES = {
     "loop of links": (loop_of_links, "source_unreadable", errno.ELOOP),
@@ -93,6 +98,7 @@ OF_FILES = {
         errno.EACCES,
     ),
     "folder": (folder_in_its_place, "source_missing", None),
+    "named pipe": (pipe_in_its_place, "source_missing", None),
 }
 
 
@@ -118,6 +124,7 @@ def assert_one_failed(
         ("its folder may not be entered", 30),
         ("its folder may not be written", 0),
         ("folder", 30),
+        ("named pipe", 30),
     ],
 )
 @pytest.mark.usefixtures("permissions_hold")
