@@ -49,8 +49,9 @@ dev: install
 	@$(IN_CLONE) exec $(BIN)/python scripts/dev.py $(ARGS)
 
 # All tests of a file run in one process, so that its fixtures are set up once. Long files run first.
+# Many tests wait for processes, so there are more workers than cores.
 test: install-dev
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 # Faults with real processes and signals, outages, restarts. These tests mostly wait for processes to
 # end, so there are more workers than cores.
