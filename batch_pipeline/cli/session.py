@@ -151,7 +151,10 @@ class Commands(click.Group):
         except click.Abort:  # click raises it after Ctrl-C, when it has ended the line
             # The interpreter removes its handlers before it ends; a second Ctrl-C would kill it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            click.echo(session.when_stopped, err=True)
+            if session.log:
+                session.log.info(session.when_stopped)
+            else:
+                click.echo(session.when_stopped, err=True)
             if (number := session.stopped_by) and number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)  # a supervisor sees that the signal has ended us

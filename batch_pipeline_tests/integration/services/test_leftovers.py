@@ -457,11 +457,11 @@ def test_the_command_lists_and_removes_and_names_the_owner(console, pipeline, tm
     refused = console("tidy", BATCH_PIPELINE_STORAGE_URL=str(foreign))
     assert refused.code == 1
     assert "tidy --take-over" in refused.err
-    mine = console("tidy", "--take-over", BATCH_PIPELINE_STORAGE_URL=str(foreign))
-    assert mine.out == f"This database owns {foreign} now.\n0 files removed.\n"
 
     assert "1 file removed" in console("tidy").out
     assert not pipeline.storage.exists(path)
+    mine = console("tidy", "--take-over", BATCH_PIPELINE_STORAGE_URL=str(foreign))
+    assert mine.out == f"This database owns {foreign} now.\n0 files removed.\n"
 
 
 def test_doctor_names_the_owner_of_the_storage_and_whether_tidy_may_remove_files(deploy):

@@ -202,11 +202,13 @@ def test_while_the_database_is_down_a_scrape_gets_the_reason_and_the_log_one_lin
                 assert b"batch_pipeline_open_uploads" in answer.read()
         finally:
             process.terminate()
-        logged = [json.loads(line) for line in process.stderr]
+        logged = [json.loads(line) for line in process.stderr if line.strip()]
     assert refused.value.code == 503
     assert "the database does not answer" in refused.value.read().decode()
-    assert [line["level"] for line in logged] == ["error"]
-    assert "the database does not answer" in logged[0]["event"]
+    failed, stopped = logged
+    assert failed["level"] == "error"
+    assert "the database does not answer" in failed["event"]
+    assert stopped["event"] == "Stopped serving metrics."
 
 
 def test_every_metric_has_its_line_in_the_documents():
