@@ -58,7 +58,7 @@ CANDIDATES_PER_VECTOR = 0.003
 FEWEST_CANDIDATES, MOST_CANDIDATES = 300, 1000
 #: The planner's cost of one comparison of vectors. By default (0.0025) the planner assumes that a
 #: vector of 1,024 numbers costs as much as an integer. Then it reads all 100,000 vectors instead of
-#: the index, which takes 760 ms instead of 2 ms (``benchmarks/search.py``).
+#: the index, which takes 660 ms instead of 3.5 ms (``benchmarks/search.py``).
 COMPARISON_COST = 0.25
 #: Added to the similarity of an upload that contains all words of the question.
 WORDS_BONUS = 0.3
