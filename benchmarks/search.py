@@ -66,6 +66,7 @@ SEARCHES: dict[str, Filters] = {
     "kind, 5 %": Filters(file_type="video"),
     "format, 10 %": Filters(format="heic"),
     "month, 2 %": Filters(since="2024-05", until="2024-05"),
+    "years, 75 %": Filters(since="2022", until="2024"),
     "camera, 25 %": Filters(camera="nikon"),
     "camera, 0.1 %": Filters(camera="leica"),
     "tag, 10 %": Filters(tags=("boat",)),
