@@ -7,7 +7,7 @@ planning and execution, no client, no embedding of the question). Without the in
 search after the index was dropped, on warm caches: an exact search, of which ``--exact`` are made
 for each filter. Recall is the share of the ten nearest, computed from all vectors, that a search
 finds. Queries per second are whole calls of the service, by as many threads as there are cores;
-client and server share these.
+client and server share these. In the end vectors are inserted, one after another.
 
     python benchmarks/search.py                        # among 100,000 vectors
     python benchmarks/search.py --vectors 1000000 --questions 20 --exact 5
@@ -327,6 +327,28 @@ def pictures_to_ask_for(url: str, count: int) -> list[list[float]]:
         return [json.loads(text) for [text] in found]
 
 
+def milliseconds_per_insertion(url: str, count: int = 500) -> tuple[float, float]:
+    """Return how long the insertion of a vector takes with the index, and without it."""
+    dice = np.random.default_rng(8)
+    drawn = Vectors(dice)
+    vectors = [Vector(drawn.about(int(dice.integers(SUBJECTS)))) for _ in range(count)]
+    took = []
+    with psycopg.connect(url, autocommit=True) as connection:
+        register_vector(connection)
+        for before in ("SELECT", "DROP INDEX ix_upload_vectors_1"):
+            with connection.transaction(force_rollback=True):
+                connection.execute(before)
+                began = time.perf_counter()
+                for vector in vectors:
+                    connection.execute(
+                        "INSERT INTO upload_vectors (upload_id, space_id, vector) "
+                        "VALUES (gen_random_uuid(), 1, %b)",
+                        [vector],
+                    )
+                took.append((time.perf_counter() - began) / count * 1000)
+    return took[0], took[1]
+
+
 def _explained(
     connection: psycopg.Connection[Any], query: tuple[str, dict[str, object]]
 ) -> tuple[float, str]:
@@ -397,17 +419,21 @@ def main() -> None:
                 log.print(
                     f"{name}: {rate:.0f} queries per second, recall {figures['recall_at_10']:.3f}"
                 )
+            inserted = milliseconds_per_insertion(database_url)
     rows = [[name, *(figures[key] for key in HEADINGS)] for name, figures in found.items()]
     title = f"Searches among {given.vectors} vectors of {DIMENSIONS}"
     table = Table(title, ("among", *HEADINGS.values()), rows)
+    insertion = Table(
+        "Insertion of a vector", ("with index ms", "without index ms"), [list(inserted)]
+    )
     all_of_it = found["everything"]
     targets = [
         Target("times faster than exact", 10, all_of_it["times_faster_p50"], at_least=True),
         Target("p50 of a search among everything", 10, all_of_it["index_p50_ms"], unit=" ms"),
     ]
-    document = {"vectors": given.vectors, "searches": found}
+    document = {"vectors": given.vectors, "searches": found, "insertion_ms": inserted}
     name = "search" if given.vectors == 100_000 else f"search_{given.vectors}"
-    report(name, where, document, [table], targets=targets, folder=given.results)
+    report(name, where, document, [table, insertion], targets=targets, folder=given.results)
 
 
 if __name__ == "__main__":

@@ -242,6 +242,16 @@ def test_the_upgrade_makes_spaces_of_what_is_there(server):
             [[left]] = connection.execute(
                 "SELECT count(*) FROM pg_indexes WHERE indexname = 'ix_uploads_embedding'"
             ).fetchall()
+            # One index is made before migration 0023, one after it.
+            connection.execute(
+                "INSERT INTO embedding_spaces (id, model, width) OVERRIDING SYSTEM VALUE"
+                " VALUES (9, 'newer', 8)"
+            )
+            connection.execute("SELECT batch_pipeline_make_vectors(9)")
+            options = connection.execute(
+                "SELECT DISTINCT reloptions FROM pg_class"
+                " WHERE relname ~ '^ix_upload_vectors_[129]$'"
+            ).fetchall()
             # Repeat it, as after an interruption; some vectors are missing.
             connection.execute("DELETE FROM upload_vectors WHERE space_id = 1")
             connection.execute("DROP INDEX ix_upload_vectors_1")
@@ -255,3 +265,4 @@ def test_the_upgrade_makes_spaces_of_what_is_there(server):
     assert moved == [("new", 34), ("old", 16)]
     assert users == [("new", 2)]
     assert (indexes, left, again) == (2, 0, 50)
+    assert options == [(["m=16", "ef_construction=64"],)]
