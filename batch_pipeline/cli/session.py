@@ -1,7 +1,9 @@
 """Runs a command: opens what it needs, and turns errors into messages, hints and exit codes."""
 
+import errno
 import io
 import logging
+import os
 import signal
 import sys
 import time
@@ -210,6 +212,13 @@ def _explain(error: Exception, report: Callable[..., None]) -> int:
             report(message, f"{hint}; {doctor}" if hint else doctor)
         case PipelineError():
             report(message)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            what = error.filename or "the output"
+            report(
+                f"{what} cannot be written: {error.strerror}",
+                "make room, then run the command again",
+            )
+            _drop_output()
         case _:
             first_line = f"{type(error).__name__}: {message}".partition("\n")[0]
             report(
@@ -217,6 +226,12 @@ def _explain(error: Exception, report: Callable[..., None]) -> int:
                 "run it again as `batch-pipeline --debug …` and report what it prints",
             )
     return FINISHED_WITH_FAILURES
+
+
+def _drop_output() -> None:
+    """Drop what could not be printed: the interpreter would try again, and report it once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
 
 
 def _say_error(message: str, hint: str | None = None) -> None:

@@ -33,6 +33,7 @@ from batch_pipeline.testing.media import (
     make_video,
 )
 from batch_pipeline.testing.records import USER, add_batch, batch_row, embedded, upload_rows
+from batch_pipeline_tests.patience import DEADLINE
 
 from .conftest import program
 from .console import COMMAND
@@ -641,6 +642,26 @@ def test_a_place_that_cannot_be_written_is_named_without_our_own_names(
     assert re.fullmatch(
         f"Error: {command[-1]} cannot be written: (No such file or|Not a) directory\n", answer.err
     )
+
+
+@pytest.mark.parametrize("command", [["--version"], ["prompt", "--show"], ["status", "--json"]])
+def test_output_that_finds_the_disk_full_is_a_plain_error(console, database, command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [COMMAND, *command],
+            env=console.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "Error: the output cannot be written: No space left on device",
+        "Hint: make room, then run the command again",
+    ]
 
 
 def test_an_error_of_a_file_names_it_and_gives_no_hint_about_the_services(console, tmp_path):
