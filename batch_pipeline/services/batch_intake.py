@@ -263,7 +263,8 @@ def store(
 def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]:
     """List the files of paths and their subfolders, each once, in a stable order.
 
-    Also returns the folders that cannot be read, and links that lead to no file.
+    Also returns the folders that cannot be read, links that lead to no file, and pipes, sockets and
+    devices.
 
     Raises:
         RefusedError: a path does not exist, or is neither a file nor a folder.
@@ -294,7 +295,10 @@ def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]
             if path.is_file():
                 files.append(path)
                 continue
-            reason = "it is a link that leads to no file" if path.is_symlink() else ""
+            if path.is_symlink():
+                reason = "it is a link that leads to no file"
+            else:  # it may also have been deleted meanwhile
+                reason = "it is a pipe, a socket or a device" if path.exists() else ""
         except OSError as error:  # a folder that may be listed but not entered
             reason = f"it cannot be looked at: {error.strerror}"
         if reason:

@@ -1,12 +1,14 @@
 """Shows what the pipeline reads from a file, and stores nothing; useful for a bug report."""
 
+import errno
 import re
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from batch_pipeline.errors import PermanentError, RefusedError
 from batch_pipeline.media.acceptance import accept
@@ -74,8 +76,20 @@ def inspect_file(path: Path, settings: Settings, output: Path | None = None) -> 
     return seen
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading; a named pipe is refused, because it could wait for ever.
+
+    Raises:
+        OSError: the file cannot be opened, or it is a pipe, a socket or a device.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder says what is wrong
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device; name a file")
+    return path.open("rb")
+
+
 def _inspect(seen: Inspection, path: Path, settings: Settings, output: Path | None) -> None:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         seen.file_size = path.stat().st_size
         with _timed(seen, "sniff"):
             media_type = seen.media_type = accept(

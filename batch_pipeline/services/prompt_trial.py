@@ -14,6 +14,7 @@ from batch_pipeline.model_servers.factory import build_analyzer, prompts_of
 from batch_pipeline.model_servers.picture_size import picture_size
 from batch_pipeline.model_servers.prompts import PLACEHOLDERS
 from batch_pipeline.services.description_audit import AuditResult, audit
+from batch_pipeline.services.inspection import open_file
 from batch_pipeline.services.reports.batch_status import cost_shape
 from batch_pipeline.settings import Settings
 
@@ -63,7 +64,7 @@ def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:
         ServiceDownError: the model cannot be called.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             media_type = accept(file.read(HEAD_BYTES), settings.accepted_format_names)
             file.seek(0)
             content = decode(

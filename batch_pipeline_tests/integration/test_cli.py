@@ -418,6 +418,18 @@ def test_inspect_does_not_blame_the_picture_for_a_folder_that_cannot_be_written(
     ]
 
 
+def test_a_named_pipe_is_refused_and_not_waited_for(console, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    reason = "it is a pipe, a socket or a device; name a file"
+
+    inspected = console("inspect", "pipe.jpg", "--json")
+    tried = console("prompt", "--try", "pipe.jpg")
+
+    assert (inspected.code, inspected.json[0]["error_message"]) == (1, reason)
+    assert tried.code == 2
+    assert error_and_hint(tried) == [f"Error: pipe.jpg cannot be read: {reason}"]
+
+
 def test_a_format_that_the_operator_leaves_out_is_refused(console):
     answer = console("submit", MEDIA / "fog.webp", BATCH_PIPELINE_ACCEPTED_FORMATS="png,mp4")
 

@@ -385,6 +385,16 @@ def test_links_in_a_circle_end_and_a_name_that_is_too_long_is_refused(pipeline, 
         offer(pipeline, folder / ("x" * 300))
 
 
+def test_a_named_pipe_in_a_folder_is_refused_by_name(pipeline, folder):
+    copy(folder, "sea.jpg", "sea.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    submission = offer(pipeline, folder)
+    assert len(submission.upload_ids) == 1
+    assert [(file.filename, file.error) for file in submission.refused] == [
+        ("pipe.jpg", "it is a pipe, a socket or a device")
+    ]
+
+
 def test_hidden_files_in_folders_are_left_out(pipeline, folder):
     copy(folder, "sea.jpg", "sea.jpg")
     copy(folder, "night.jpg", ".trash/night.jpg")
