@@ -41,7 +41,7 @@ from batch_pipeline.services.reprocessing import refresh_stale, stale_uploads
 from batch_pipeline.services.states.backlog import Rescue
 
 #: Jobs whose runs the sweep handles.
-JOBS = ("process_batch", "sweep_backlog")
+JOBS = ("process_batch", "sweep_backlog", "pause", "resume")
 #: Old runs that one sweep deletes of each job, with their events.
 _RUNS_DELETED_AT_ONCE = 500
 

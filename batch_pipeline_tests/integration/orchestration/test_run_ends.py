@@ -129,10 +129,11 @@ def test_a_run_that_was_recorded_waits_for_the_daemon_that_will_launch_it(
     assert dead_after(300) == [run.run_id]
 
 
-def test_a_sweep_that_died_is_dead_as_soon_as_any_other_run(
-    pipeline, instance, definitions, monkeypatch
+@pytest.mark.parametrize("name", ["sweep_backlog", "pause", "resume"])
+def test_a_run_of_another_job_of_ours_that_died_is_dead_as_soon_as_any_other(
+    pipeline, instance, definitions, monkeypatch, name
 ):
-    job = definitions.resolve_job_def("sweep_backlog")
+    job = definitions.resolve_job_def(name)
     run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
     silent = 3 * pipeline.settings.lease_seconds
     monkeypatch.setattr(run_ends, "time", SimpleNamespace(time=lambda: time.time() + silent))
