@@ -7,7 +7,7 @@ else is done.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -105,6 +105,9 @@ def sweep_once(
 
     def released() -> dict[str, int]:
         abandoned = _abandoned(instance, numbered_slices(pipeline.database))
+        # A run that was terminated in the queue holds no upload, but a person wants to stop them.
+        runs = runs_of_keys(instance, [slice_.key for slice_ in abandoned])
+        _clean_up_terminated(pipeline, runs, left_out)
         slices = [(slice_.batch_id, slice_.number or 0) for slice_ in abandoned]
         return {"uploads_released": pipeline.backlog.release_slices(slices)}
 
@@ -240,11 +243,17 @@ def rescue_from_ended_runs(
 ) -> Rescue:
     """Return uploads of ended runs and of expired leases to pending."""
     ended = _ended(instance, pipeline)
+    _clean_up_terminated(pipeline, ended, left_out)
+    return pipeline.backlog.rescue([run.run_id for run in ended])
+
+
+def _clean_up_terminated(
+    pipeline: Pipeline, ended: Iterable[dg.DagsterRun], left_out: LeftOut
+) -> None:
     terminated = [run for run in ended if run.status == dg.DagsterRunStatus.CANCELED]
     one_by_one(
         terminated, lambda run: clean_up_terminated_run(pipeline, run), left_out, named=name_of_run
     )
-    return pipeline.backlog.rescue([run.run_id for run in ended])
 
 
 def _each_part(

@@ -41,7 +41,7 @@ from batch_pipeline.orchestration.sweep import (
     tidy,
     work_for_a_sweep,
 )
-from batch_pipeline.orchestration.tags import BATCH_TAG, OUTCOME_TAG, SLICE_TAG
+from batch_pipeline.orchestration.tags import BATCH_TAG, OUTCOME_TAG, RUN_KEY_TAG, SLICE_TAG
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
@@ -325,6 +325,24 @@ def test_a_run_that_was_terminated_before_it_began_cancels_its_batch_until_a_ret
     pipeline.batches.retry_batch(batch_id)
     evaluate(definitions, instance, pipeline, name, run, "PIPELINE_CANCELED")
     assert batch_row(pipeline.database, batch_id).status == "pending", "cancelled a second time"
+
+
+def test_a_sweep_cancels_the_batch_of_a_run_that_was_terminated_in_the_queue(
+    pipeline, instance, definitions
+):
+    batch_id = add_batch(pipeline.database, [{"slice": 1}] * 2, slices=1)
+    run = instance.create_run_for_job(
+        definitions.resolve_job_def("process_batch"),
+        run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
+        tags={BATCH_TAG: str(batch_id), SLICE_TAG: "1", RUN_KEY_TAG: f"{batch_id}/1"},
+    )
+    instance.report_run_canceled(run)  # the sensor for terminated runs looks some seconds later
+
+    sweep_once(instance, pipeline, LeftOut())
+
+    batch = batch_row(pipeline.database, batch_id)
+    assert (batch.status, batch.error_message[:40]) == ("cancelled", f"run {run.run_id}")
+    assert {row.slice for row in upload_rows(pipeline.database, batch_id)} == {None}
 
 
 @pytest.mark.parametrize(("minute", "tidies"), [(0, True), (1, None)])
