@@ -5,7 +5,7 @@ import dagster as dg
 from batch_pipeline.orchestration.executors import build_executor
 from batch_pipeline.orchestration.ops import finalize_batch, load_batch, process_upload
 from batch_pipeline.orchestration.sweep import sweep
-from batch_pipeline.orchestration.tags import NO_RUN_RETRIES
+from batch_pipeline.orchestration.tags import NO_RUN_RETRIES, SHORT_JOB
 from batch_pipeline.settings import Settings
 
 
@@ -38,7 +38,7 @@ def build_process_batch(settings: Settings) -> dg.JobDefinition:
 @dg.job(
     description="Returns uploads of dead workers and ends finished batches; safe at any time.",
     executor_def=dg.in_process_executor,
-    tags=NO_RUN_RETRIES,
+    tags=SHORT_JOB,
 )
 def sweep_backlog() -> None:
     """Repair what a crash left behind."""

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import dagster as dg
 import pytest
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from batch_pipeline.database.models import PauseScope
 from batch_pipeline.errors import WorkPausedError
@@ -279,3 +280,19 @@ def test_what_cannot_be_paused_or_resumed_is_a_red_step_that_says_why(press, job
     result = press(job, **config)
     [failure] = [event for event in result.all_events if event.is_step_failure]
     assert said in failure.step_failure_data.user_failure_data.description
+
+
+@pytest.mark.parametrize("name", ["pause", "resume", "sweep_backlog"])
+def test_a_short_job_goes_before_the_runs_that_wait_in_the_queue(runner, name):
+    definitions = build_definitions(runner.pipeline.settings)
+
+    def queued(job_name, **config):
+        job = definitions.resolve_job_def(job_name)
+        return runner.instance.create_run_for_job(job, tags=job.run_tags, **config)
+
+    config = {"ops": {"load_batch": {"config": {"batch_id": str(uuid.uuid4())}}}}
+    waiting = [queued("process_batch", run_config=config), queued(name)]
+
+    queue = QueuedRunCoordinatorDaemon(interval_seconds=1)._priority_sort(waiting)
+
+    assert [run.job_name for run in queue] == [name, "process_batch"]
