@@ -105,7 +105,7 @@ def check_daemon(settings: "Settings") -> str:
             row = connection.execute(_OLDEST).fetchone()
     except psycopg.errors.UndefinedTable:
         row = None
-    except psycopg.OperationalError as error:
+    except (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege) as error:
         return f"not known: the database of Dagster does not answer: {error}"
     age = row[0] if row else None
     if age is None:
@@ -120,7 +120,11 @@ def newest_dispatch(settings: "Settings") -> Dispatch | None:
     try:
         with psycopg.connect(_dagster_database(settings), connect_timeout=5) as connection:
             row = connection.execute(_DISPATCH).fetchone()
-    except (psycopg.errors.UndefinedTable, psycopg.OperationalError):
+    except (
+        psycopg.OperationalError,
+        psycopg.errors.UndefinedTable,
+        psycopg.errors.InsufficientPrivilege,
+    ):
         return None
     return Dispatch(row[0], float(row[1]), *row[2:]) if row else None
 

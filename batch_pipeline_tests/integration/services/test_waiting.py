@@ -2,14 +2,14 @@
 
 import psycopg
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import func, make_url, update
 
 from batch_pipeline.database.models import Outage, PauseScope
 from batch_pipeline.database.readings import interval
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.services.notifications.outbox import end_outages
 from batch_pipeline.services.pauses import pause
-from batch_pipeline.services.progress.waiting import what_it_waits_for
+from batch_pipeline.services.progress.waiting import what_it_waits_for, why_batches_wait
 from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.records import add_batch
 
@@ -95,3 +95,21 @@ def test_only_where_no_daemon_lives_the_question_is_whether_dagster_runs(databas
     with psycopg.connect(daemon) as connection:
         connection.execute("UPDATE daemon_heartbeats SET timestamp = now() - interval '1 day'")
     assert "is Dagster running? the daemon's last heartbeat is" in waits(batch)
+
+
+def test_a_role_that_may_not_read_dagsters_tables_is_told_the_rest(database, change, daemon):
+    batch = add_batch(database, 1)
+    with psycopg.connect(daemon, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE job_ticks (id int, type text, status text, timestamp timestamp,"
+            " tick_body text)"
+        )
+        connection.execute("CREATE TABLE runs (pipeline_name text, status text)")
+        connection.execute("CREATE ROLE looks_only LOGIN")
+        try:
+            url = make_url(daemon).set(username="looks_only").render_as_string(hide_password=False)
+            settings = change(dagster_database_url=url)
+            said = what_it_waits_for(database, settings, batch), why_batches_wait(settings)
+        finally:
+            connection.execute("DROP ROLE looks_only")
+    assert said == ("waits for its run to be launched", "")
