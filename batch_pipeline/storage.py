@@ -84,7 +84,8 @@ class Storage:
 
         Raises:
             PermanentError: ``source_missing``: no such file, or the path leaves the storage.
-            ServiceDownError: ``storage_down``: the storage does not answer, or has no such bucket.
+            ServiceDownError: ``storage_down``: the storage does not answer, or has no such bucket;
+                ``storage_full``: this machine has no room for the copy.
         """
         full = self._inside(path)
         with self._errors_named(path):
@@ -320,7 +321,12 @@ def storage_error(error: Exception, path: str = "", *, written: str = "") -> Ser
     """
     mask_chain(error)
     if isinstance(error, OSError) and error.errno in _FULL:
-        return ServiceDownError("storage_full", f"the storage is full: {error}")
+        if not path:
+            return ServiceDownError("storage_full", f"the storage is full: {error}")
+        # Only a large copy of a remote file is written when it is read; others may be smaller.
+        said = f"{tempfile.gettempdir()} has no room for a copy of {path!r}: {error}"
+        alone = TransientError("source_unreadable", said)
+        return ServiceDownError("storage_full", said, if_alone=alone)
     return ServiceDownError(
         "storage_down",
         f"the storage cannot be used: {error}",

@@ -244,8 +244,11 @@ ERROR_KINDS = (
     ErrorKind(
         "storage_full",
         Ending.SERVICE,
-        "The storage has no space for thumbnails.",
-        "Free some space.",
+        (
+            "The storage has no space for thumbnails, or the temporary folder none for copies of "
+            "remote files."
+        ),
+        "Free some space; `TMPDIR` names the temporary folder.",
     ),
     ErrorKind(
         "model_server_down",

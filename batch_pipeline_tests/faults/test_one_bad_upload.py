@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
+from batch_pipeline import storage
 from batch_pipeline.storage import Storage
 from batch_pipeline_tests.integration.conftest import program
 
@@ -256,6 +258,22 @@ def test_f4_one_object_that_cannot_be_downloaded_fails_alone(
         assert_one_failed(work, batch_id, 7, "source_unreadable", reason)
     finally:
         client.delete_bucket_policy(Bucket=bucket)
+
+
+@pytest.mark.xdist_group("object_store")
+def test_f4_one_object_whose_copy_has_no_room_on_this_machine_fails_alone(
+    work, s3_url, pictures, tmp_path, monkeypatch
+):
+    work = work(storage_url=s3_url)
+    batch_id = work.submit(*pictures)
+    stored, large = work.pipeline.storage, work.uploads(batch_id)[7].file_path
+    stored.write(large, stored.read(large) + bytes(3 * 1024**2))
+    mount = ("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path)
+    with as_root(*mount, undone_by=("umount", "-l", tmp_path)):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setattr(storage, "_IN_MEMORY_BYTES", 2 * 1024**2)
+        reason = f"{tmp_path} has no room for a copy"
+        assert_one_failed(work, batch_id, 7, "source_unreadable", reason, attempts=2)
 
 
 @pytest.mark.parametrize("what", ["originals", "storage"])
