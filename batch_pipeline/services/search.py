@@ -536,6 +536,8 @@ def _batch_names(
     connection: Connection, rows: Sequence[AnyRow]
 ) -> Mapping[uuid.UUID | None, str | None]:
     ids = {row.batch_id for row in rows if row.batch_id}
+    if not ids:
+        return {}
     named = connection.execute(select(UploadBatch.id, NAME).where(UploadBatch.id.in_(ids)))
     return {row.id: row.name for row in named}
 

@@ -362,6 +362,18 @@ def test_an_empty_pipeline_finds_nothing_and_does_not_complain(pipeline):
     assert not search(pipeline.database, Questions(), "anything")
 
 
+def test_a_search_without_results_asks_for_no_names_of_batches(pipeline):
+    asked = []
+    event.listen(
+        pipeline.database.engine, "before_cursor_execute", lambda *said: asked.append(said[2])
+    )
+
+    assert not search(pipeline.database, Questions(), "anything")
+
+    assert asked
+    assert not [statement for statement in asked if "FROM upload_batches" in statement]
+
+
 @pytest.mark.parametrize(
     ("question", "limit", "said"),
     [
