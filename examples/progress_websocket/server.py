@@ -28,6 +28,7 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.database.session import Database, open_database
 from batch_pipeline.errors import PipelineError
 from batch_pipeline.services.progress.publishing import CHANNEL, body_of
@@ -111,7 +112,8 @@ class Hub:
             try:
                 async for body in source():
                     message = json.loads(body)
-                    for mailbox in self._clients.get(str(message["payload"]["batch_id"]), ()):
+                    batch_id = message["payload"].get("batch_id")  # `doctor` sends one without
+                    for mailbox in self._clients.get(str(batch_id), ()):
                         mailbox.put(message)
             except (redis.exceptions.RedisError, psycopg.Error, OSError) as error:
                 log.warning("no messages, trying again: %s", error)
@@ -147,10 +149,8 @@ class Hub:
                     yield message["data"]
 
     async def _from_postgres(self) -> AsyncIterator[str]:
-        url = self._database.url.set(drivername="postgresql")
-        async with await psycopg.AsyncConnection.connect(
-            url.render_as_string(hide_password=False), autocommit=True
-        ) as connection:
+        url = libpq_url(self._database.url.render_as_string(hide_password=False))
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             await connection.execute(f"LISTEN {CHANNEL}")
             await self._catch_up()
             async for message in connection.notifies():

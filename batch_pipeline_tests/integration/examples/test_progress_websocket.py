@@ -17,6 +17,7 @@ from websockets.sync.client import connect
 
 from batch_pipeline.demo import free_port
 from batch_pipeline.errors import PermanentError
+from batch_pipeline.services.progress.publishing import check_redis
 from batch_pipeline.testing.records import add_batch, upload_rows
 from batch_pipeline.visible_text import visible
 from batch_pipeline_tests.patience import DEADLINE
@@ -124,6 +125,17 @@ def test_a_client_is_sent_a_few_frames_a_second_and_the_end(address, app_pipelin
     assert frames[-1][-1]["payload"]["progress_percentage"] == 100
     files = {m["payload"]["upload_id"] for frame in frames for m in frame if not is_batch(m)}
     assert files <= {str(upload.id) for upload in upload_rows(app_pipeline.database, batch_id)}
+
+
+@pytest.mark.parametrize("app_settings", ["redis"], indirect=True)
+def test_a_health_check_does_not_end_the_messages(address, app_pipeline, app_settings):
+    batch_id = add_batch(app_pipeline.database, 1)
+    with connect(f"ws://{address}/batches/{batch_id}", origin=f"http://{address}") as socket:
+        frame = json.loads(socket.recv(DEADLINE))
+        check_redis(app_settings.redis_url)
+        work(app_pipeline, batch_id)
+        while frame[-1]["payload"]["status"] != "completed" or not is_batch(frame[-1]):
+            frame = json.loads(socket.recv(DEADLINE))
 
 
 def is_batch(message):
