@@ -14,11 +14,13 @@ from batch_pipeline.database.embedded_server import server_users, stop_server
 from batch_pipeline.settings import load_settings
 from batch_pipeline.wording import counted
 
-#: Our files in a home folder, by the beginning of their name.
+#: Our files in a home folder. Others may begin alike, such as a copy ``uploads.old``.
 OURS = {
     "uploads": "originals and thumbnails",
     "postgres": "the database",
+    **{f"postgres.{part}": "the database" for part in ("being_made", "guard", "lock", "users")},
     "dagster": "settings and logs of Dagster",
+    "dagster.lock": "settings and logs of Dagster",
 }
 
 
@@ -28,11 +30,7 @@ def reset(yes: bool) -> None:
     """Remove our data from the home folder."""
     settings = load_settings()
     home = settings.home
-    found = {
-        path: OURS[path.name.split(".")[0]]
-        for path in sorted(home.glob("*"))
-        if path.name.split(".")[0] in OURS
-    }
+    found = {path: OURS[path.name] for path in sorted(home.glob("*")) if path.name in OURS}
     if not found:
         click.echo(f"There is nothing to remove in {home}.")
         return

@@ -12,12 +12,13 @@ from batch_pipeline.database.embedded_server import _join
 from batch_pipeline_tests.patience import DEADLINE
 
 ROOT = Path(__file__).parents[2]
+NOT_OURS = ("diary.txt", "uploads.old", "postgres.tar")
 
 
 @pytest.fixture
 def home(tmp_path) -> Path:
     home = tmp_path / "home"
-    for name in ("uploads/user/upload/original.jpg", "dagster/log", "diary.txt"):
+    for name in ("uploads/user/upload/original.jpg", "dagster/log", "dagster.lock", *NOT_OURS):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text("x")
     return home
@@ -42,7 +43,7 @@ def test_reset_names_what_goes_and_asks_and_leaves_what_is_not_ours(home):
     assert re.search(r"uploads +1 file +0.0 MB +originals", asked.stdout)
     assert (home / "uploads" / "user" / "upload" / "original.jpg").exists()
     assert reset(home, "--yes").returncode == 0
-    assert [path.name for path in home.iterdir()] == ["diary.txt"]
+    assert {path.name for path in home.iterdir()} == {*NOT_OURS}
     assert "nothing to remove" in reset(home, "--yes").stdout
 
 
