@@ -56,6 +56,8 @@ _SECOND_LOOK_SECONDS = 1.0
 _GONE = "Its worker is gone."
 #: Greatest difference between the time of an event and the start time of a process (seconds).
 _CLOCK_SECONDS = 1.0
+#: What the clock showed when the monotonic one was at zero; it differs later if the clock was set.
+_CLOCK_AT_START = time.time() - time.monotonic()
 
 
 class Outcome(StrEnum):
@@ -360,8 +362,10 @@ def _has_a_process(instance: dg.DagsterInstance, run_id: str) -> bool:
             continue
         try:
             process = psutil.Process(int(str(pid.value)))
-            # A process that started later is another one, which got the same id.
-            is_it = process.create_time() <= record.timestamp + _CLOCK_SECONDS
+            # A process that started later is another one, which got the same id. If the clock was
+            # set forward since, the start of the right one appears to be as much later.
+            set_forward = max(0.0, time.time() - time.monotonic() - _CLOCK_AT_START)
+            is_it = process.create_time() <= record.timestamp + _CLOCK_SECONDS + set_forward
             return bool(is_it and process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False

@@ -496,6 +496,22 @@ def test_a_code_server_ends_the_runs_of_the_one_before_it_whose_workers_are_gone
     assert set(statuses.values()) == {dg.DagsterRunStatus.STARTED}
 
 
+def test_a_worker_lives_on_although_the_clock_is_set_forward(
+    pipeline, instance, definitions, monkeypatch
+):
+    run = lost_run(definitions, instance, pipeline, add_batch(pipeline.database, 1))
+    hour = 3600
+    monkeypatch.setattr(
+        run_ends, "_CLOCK_AT_START", time.time() - time.monotonic() - hour, raising=False
+    )
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        with monkeypatch.context() as before:
+            before.setattr(event_methods, "get_current_timestamp", lambda: time.time() - hour)
+            started(instance, run, worker.pid)
+        closed = close_runs_of_ended_workers(instance, pipeline, ["process_batch"], HERE, LeftOut())
+    assert closed == 0
+
+
 def test_dagster_dev_ends_the_runs_of_the_one_before_it_although_its_socket_is_another(
     pipeline, instance, definitions
 ):
