@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from sqlalchemy import Select, func, select
@@ -64,15 +64,10 @@ class EndsSeen:
         """Read what `__str__` wrote; any other text means that nothing was seen."""
         try:
             kept = json.loads(text or "")
-            recent = {
-                uuid.UUID(key): datetime.fromisoformat(value)
-                for key, value in kept["recent"].items()
-            }
-            newest = datetime.fromisoformat(kept["newest"])
+            recent = {uuid.UUID(key): _moment(value) for key, value in kept["recent"].items()}
+            newest = _moment(kept["newest"])
             put_off = [
-                EndedBatch(
-                    uuid.UUID(key), datetime.fromisoformat(ended_at), newest, int(tries), *name
-                )
+                EndedBatch(uuid.UUID(key), _moment(ended_at), newest, int(tries), *name)
                 for key, ended_at, tries, *name in kept.get("put_off", [])
             ]
             return cls(newest, recent, put_off)
@@ -111,6 +106,12 @@ class EndsSeen:
         again = [replace(batch, tries=batch.tries + 1) for batch in failed]
         put_off = [*untried, *(batch for batch in again if batch.tries < MAX_TRIES)]
         return type(self)(newest, kept, put_off)
+
+
+def _moment(text: str) -> datetime:
+    """Read a moment; a person who edits the cursor may leave out the time zone."""
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def newly_ended(database: Database, seen: EndsSeen, *, limit: int) -> list[EndedBatch]:

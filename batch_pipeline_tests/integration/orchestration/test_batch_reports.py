@@ -2,11 +2,12 @@
 
 import base64
 import io
+import json
 import os
 import re
 import shutil
 import uuid
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -288,6 +289,15 @@ def test_a_cursor_that_somebody_has_spoilt_counts_as_none(reporter, pipeline, cu
     batch_id = ended_batch(pipeline)
     reporter.cursor = cursor
     assert reporter.reported() == [str(batch_id)]
+    assert reporter.reported() == []
+
+
+def test_a_cursor_that_somebody_sets_to_a_date_begins_there(reporter, pipeline):
+    ended_batch(pipeline, completed_at=func.now() - timedelta(days=9))
+    since = ended_batch(pipeline, completed_at=func.now() - timedelta(days=3))
+    day = (datetime.now(UTC) - timedelta(days=5)).date()
+    reporter.cursor = json.dumps({"newest": f"{day}", "recent": {}})
+    assert reporter.reported() == [str(since)]
     assert reporter.reported() == []
 
 
