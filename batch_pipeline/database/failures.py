@@ -26,6 +26,8 @@ from batch_pipeline.errors import ConfigurationError, ServiceDownError
 _DOWN_CLASSES = ("08", "53", "57P", "58")
 #: A server that accepts no writes: a standby, or a server that has become one.
 READ_ONLY = "25006"
+#: A wait for a lock that was given up.
+LOCK_NOT_AVAILABLE = "55P03"
 #: A deadlock, and a serialization conflict with another transaction.
 _CONFLICTS = ("40P01", "40001")
 #: How often a transaction that conflicts with others is tried.

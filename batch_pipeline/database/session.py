@@ -13,16 +13,28 @@ from typing import Any, cast
 import psycopg
 from sqlalchemy import Connection, Row, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, IntegrityError, InvalidatePoolError, ProgrammingError
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    InvalidatePoolError,
+    OperationalError,
+    ProgrammingError,
+)
 
 from batch_pipeline.database import connection_budget
 from batch_pipeline.database.connection_setup import set_up
 from batch_pipeline.database.embedded_server import embedded_server_url
 from batch_pipeline.database.existing_tables import require_usable_tables
-from batch_pipeline.database.failures import READ_ONLY, failures_named, repeated, sqlstate
+from batch_pipeline.database.failures import (
+    LOCK_NOT_AVAILABLE,
+    READ_ONLY,
+    failures_named,
+    repeated,
+    sqlstate,
+)
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.revisions import apply_migrations, current_revision, newest_revision
-from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.settings import Settings
 
 #: Key of the lock that lets one process at a time migrate; any constant without another use.
@@ -30,6 +42,9 @@ MIGRATION_LOCK = 7_305_100_621
 
 #: A connection that was used within this time (seconds) is not checked before it is used again.
 _FRESH_SECONDS = 1.0
+
+#: Longest wait of a migration for a lock on a table that others use.
+_LOCK_TIMEOUT = "5s"
 
 #: Another process has created the same database: some time ago, or at the same moment.
 _IS_THERE = ("42P04", "23505")
@@ -99,12 +114,24 @@ class Database:
         Raises:
             ConfigurationError: the server or the existing tables cannot be used as they are. The
                 message has the statements that fix this. Nothing was changed.
+            ServiceDownError: other transactions use the tables. The next upgrade continues.
         """
         with self.transaction() as connection:
             require_usable_tables(connection)
         # Not in a transaction: each migration opens its own, and may end it to build an index.
         with failures_named(), self._migration_lock(), self.engine.connect() as connection:
-            apply_migrations(connection, revision)
+            event.listen(connection, "begin", _limit_waits)
+            try:
+                apply_migrations(connection, revision)
+            except OperationalError as error:
+                if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                    raise
+                raise ServiceDownError(
+                    "database_down",
+                    "the tables cannot be changed while other transactions use them: wait for "
+                    "those, or end them (pg_stat_activity lists them), then run `batch-pipeline "
+                    f"db upgrade` again; it continues where it stopped ({error.orig})",
+                ) from error
 
     def revisions(self) -> tuple[str | None, str | None]:
         """Return the current migration of the tables, and the newest migration."""
@@ -162,6 +189,14 @@ class Database:
                 holder.rollback()
                 time.sleep(0.1)
             yield
+
+
+def _limit_waits(connection: Connection) -> None:
+    """Let a migration give up soon if it gets no lock: other programs wait behind it.
+
+    Indexes are built outside a transaction, where this has no effect: they may wait.
+    """
+    connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{_LOCK_TIMEOUT}', true)")
 
 
 def open_database(settings: Settings, *, pool_size: int | None = None) -> Database:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import ColumnElement, Connection, exists, func, or_, select, text, update
 from sqlalchemy.exc import OperationalError
 
-from batch_pipeline.database.failures import sqlstate
+from batch_pipeline.database.failures import LOCK_NOT_AVAILABLE, sqlstate
 from batch_pipeline.database.models import (
     AnsweringSpace,
     EmbeddingSpace,
@@ -50,8 +50,6 @@ from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
 from batch_pipeline.model_servers.factory import build_analyzer, embedding_prefixes
 from batch_pipeline.settings import AnalyzerName, Settings
 
-#: SQLSTATE of a wait for a lock that was given up.
-_LOCK_NOT_AVAILABLE = "55P03"
 #: How long a process assumes that the space of its settings still exists (seconds).
 _KNOWN_SECONDS = 60.0
 
@@ -331,7 +329,7 @@ def drop(database: Database, space_id: int, current: SpaceKey) -> Space:
         try:
             drop_space(connection, space)
         except OperationalError as error:
-            if sqlstate(error) != _LOCK_NOT_AVAILABLE:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
             raise ServiceDownError(
                 "database_down",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy.exc import OperationalError
 
 from batch_pipeline.database.session import Database, with_driver
+from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
@@ -104,10 +104,10 @@ def api(server: DatabaseServer) -> Iterator[UploadApi]:
         api.connection.close()
 
 
-def upgrade(url: str) -> None:
+def upgrade(url: str, revision: str = "head") -> None:
     database = Database(with_driver(url, "psycopg", variable="DATABASE_URL"))
     try:
-        database.upgrade()
+        database.upgrade(revision)
     finally:
         database.close()
 
@@ -197,10 +197,19 @@ def test_nothing_is_rewritten_and_writers_go_on_while_indexes_are_built(api):
     assert broken == (0,)
 
 
-def test_an_upgrade_that_cannot_have_its_lock_soon_gives_up_and_can_be_run_again(api):
+@pytest.mark.parametrize(
+    ("table", "present"),
+    [("upload_batches", ""), ("uploads", ""), ("uploads", "0010"), ("upload_batches", "0015")],
+)
+def test_an_upgrade_that_cannot_have_its_lock_soon_gives_up_and_can_be_run_again(
+    api, table, present
+):
+    if present:
+        upgrade(api.url, present)
     with psycopg.connect(api.url) as reader:
-        reader.execute("SELECT count(*) FROM upload_batches")  # in a transaction left open
-        with pytest.raises(OperationalError, match="lock timeout"):
+        reader.execute("SET idle_in_transaction_session_timeout = '20s'")
+        reader.execute(f"SELECT count(*) FROM {table}")  # in a transaction left open
+        with pytest.raises(ServiceDownError, match="db upgrade` again"):
             upgrade(api.url)
     upgrade(api.url)
 

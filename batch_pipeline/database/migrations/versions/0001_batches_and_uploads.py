@@ -2,8 +2,7 @@
 
 If an upload API has already created the tables, only missing columns and indexes are added. The
 columns have constant defaults, so PostgreSQL rewrites no row. Indexes are built while other
-programs write. An ``ALTER TABLE`` that does not get its lock soon gives up, so that other programs
-do not wait behind it. The migration can be run again and continues where it stopped.
+programs write. The migration can be run again and continues where it stopped.
 """
 
 from typing import Any
@@ -16,9 +15,6 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 revision = "0001"
 down_revision = None
 
-#: Longest wait for a lock on a table that others use.
-_LOCK_TIMEOUT = "5s"
-
 _MOMENT = TIMESTAMP(timezone=True)
 _NOW = sa.func.now()
 _NEW_ID = sa.text("gen_random_uuid()")
@@ -28,7 +24,6 @@ _EMPTY = sa.text("'{}'::jsonb")
 def upgrade() -> None:
     """Create both tables and their indexes, or their missing columns and indexes."""
     op.execute("CREATE EXTENSION IF NOT EXISTS vector")
-    op.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
     _create_or_extend("upload_batches", _batch_columns(), [_BATCH_KEY])
     _create_or_extend("uploads", _upload_columns(), [_UPLOAD_KEY, _UPLOAD_BATCH])
 
