@@ -179,7 +179,11 @@ class UploadBatch(Base):
     died_runs: Mapped[int] = mapped_column(Integer, server_default="0")
 
     __table_args__ = (
-        Index("ix_upload_batches_newest", text("created_at DESC"), "id"),
+        Index(
+            "ix_upload_batches_newest",
+            text("nullif(nullif(created_at, 'infinity'), '-infinity') DESC NULLS LAST"),
+            "id",
+        ),
         Index(
             "ix_upload_batches_open",
             "created_at",

@@ -5,6 +5,7 @@
 
 import uuid
 from collections.abc import Collection
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -58,6 +59,16 @@ def one_of(column: Any, ids: Collection[uuid.UUID]) -> ColumnElement[bool]:
 def known(moment: Any) -> ColumnElement[Any]:
     """Return a moment; null if it is empty, ``infinity`` or ``-infinity``."""
     return func.nullif(func.nullif(moment, literal_column("'infinity'")), _EVER)
+
+
+def newest_first(moment: Any) -> ColumnElement[Any]:
+    """Order by a moment, the newest first and unknown ones last."""
+    return known(moment).desc().nulls_last()
+
+
+def since_or_unknown(moment: Any, since: datetime) -> ColumnElement[bool]:
+    """Condition: a moment is not before `since`, or is unknown."""
+    return or_(moment >= since, moment.is_(None), moment == _EVER)
 
 
 def as_text(expression: ColumnElement[Any]) -> str:

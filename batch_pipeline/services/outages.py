@@ -16,7 +16,7 @@ counted.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import func, select
+from sqlalchemy import func, literal_column, select
 
 from batch_pipeline.database.models import Upload, UploadStatus
 from batch_pipeline.database.readings import owner
@@ -124,7 +124,10 @@ def _others(pipeline: Pipeline, upload: AnyRow) -> list[AnyRow]:
         Upload.file_path.is_not(None),  # an upload API may leave it empty
     )
     siblings = columns.where(Upload.batch_id == upload.batch_id).order_by(func.random())
-    completed = columns.where(Upload.processing_status == UploadStatus.COMPLETED)
+    completed = columns.where(
+        Upload.processing_status == UploadStatus.COMPLETED,
+        Upload.updated_at < literal_column("'infinity'"),  # uploads of unknown age would come first
+    )
     with pipeline.database.transaction() as connection:
         return [
             *connection.execute(completed.order_by(Upload.updated_at.desc()).limit(_COMPLETED)),

@@ -120,6 +120,42 @@ def test_failures_are_narrowed_by_time_kind_user_and_batch(console, world):
     assert (wrong.code, "how long ago (30min, 24h, 7d)" in wrong.err) == (2, True)
 
 
+@pytest.fixture
+def unknown_moments(database):
+    """Failures, and batches, of which an upload API has stored no moment or no real one."""
+    with database.transaction() as connection:
+        for table in ("uploads", "upload_batches"):
+            for column in ("created_at", "updated_at"):
+                connection.execute(text(f"ALTER TABLE {table} ALTER {column} DROP NOT NULL"))
+    unknown = [None, text("'infinity'"), text("'-infinity'")]
+    rows = [failed("truncated", updated_at=moment, filename="?") for moment in unknown]
+    given_up = [add_batch(database, 1, status="failed", updated_at=moment) for moment in unknown]
+    batches = [ended(database, [failed("truncated")], created_at=moment) for moment in unknown]
+    return ended(database, rows, created_at=datetime.now(UTC)), given_up, batches
+
+
+def test_a_failure_of_unknown_time_is_listed_last_and_retried(console, unknown_moments, world):
+    answer = console("failures", "--kind", "truncated", "--limit", "100", "--json")
+    files = [upload["filename"] for upload in answer.json["groups"][0]["uploads"]]
+    assert len(files) == 9
+    assert files[-3:] == ["?"] * 3
+
+    with_unknown, given_up, _ = unknown_moments
+    batches = [batch["batch_id"] for batch in console("failures", "--json").json["batches"]]
+    assert batches[0] == str(world["given_up"])
+    assert set(batches[1:]) == set(map(str, given_up))
+
+    retried = console("retry", "--since", "1h", "--kind", "truncated", "--json").json["batches"]
+    [found] = [batch for batch in retried if batch["batch_id"] == str(with_unknown)]
+    assert found["reopened"] == 3
+
+
+def test_status_lists_batches_of_unknown_time_last(console, unknown_moments, world):
+    listed = console("status", "--json").json
+    order = [batch["batch_id"] for batch in listed]
+    assert set(order[-3:]) == set(map(str, unknown_moments[2]))
+
+
 def test_a_kind_that_an_upload_api_has_written_can_be_chosen_like_any_other(console, database):
     ended(database, [failed("scan_failed")] * 2)
     shown = console("failures", "--limit", 1).out

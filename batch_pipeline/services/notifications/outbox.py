@@ -20,6 +20,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    literal_column,
     or_,
     select,
     tuple_,
@@ -92,7 +93,9 @@ def note_outage(connection: Connection, reason: PipelineError | None) -> None:
 def end_outages(database: Database, quiet_seconds: float = OUTAGE_QUIET_SECONDS) -> int:
     """Remove outages that are over; returns how many."""
     completed = and_(
-        Upload.processing_status == UploadStatus.COMPLETED, Upload.updated_at > Outage.seen_at
+        Upload.processing_status == UploadStatus.COMPLETED,
+        Upload.updated_at > Outage.seen_at,
+        Upload.updated_at < literal_column("'infinity'"),
     )
     # A copy of known results completes without a model, and so does a new thumbnail.
     asked_a_model = and_(ModelCall.upload_id == Upload.id, ModelCall.answered_at > Outage.seen_at)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Select, exists, func, or_, select
 
 from batch_pipeline.database.models import IN_WORK, Outage, Upload, UploadBatch
-from batch_pipeline.database.readings import NAME, WAITING
+from batch_pipeline.database.readings import NAME, WAITING, newest_first
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.error_kinds import OUTAGES
@@ -88,7 +88,7 @@ def _outage(batch_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
     return (
         select(Upload.error_kind, Upload.error_message)
         .where(Upload.batch_id == batch_id, WAITING, Upload.error_kind.in_(OUTAGES), lasts)
-        .order_by(Upload.updated_at.desc())
+        .order_by(newest_first(Upload.updated_at))
         .limit(1)
     )
 

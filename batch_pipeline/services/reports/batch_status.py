@@ -17,6 +17,7 @@ from batch_pipeline.database.readings import (
     PENDING_WORK,
     PRIORITY,
     WAITING_SINCE,
+    newest_first,
     one_of,
     owned_by,
     word,
@@ -184,7 +185,7 @@ def _head(connection: Connection, batch_id: uuid.UUID) -> dict[str, Any]:
 def _newest(limit: int, offset: int) -> Select[*tuple[Any, ...]]:
     return (
         select(*_BATCH)
-        .order_by(UploadBatch.created_at.desc(), UploadBatch.id)
+        .order_by(newest_first(UploadBatch.created_at), UploadBatch.id)
         .limit(limit)
         .offset(offset)
     )

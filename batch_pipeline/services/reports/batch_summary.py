@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import select
 
 from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, Upload, UploadStatus
-from batch_pipeline.database.readings import FILENAME, word
+from batch_pipeline.database.readings import FILENAME, known, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.media.previews import contact_sheet
 from batch_pipeline.services.reports.batch_status import batch_head
@@ -139,7 +139,7 @@ def _rows(database: Database, batch_id: uuid.UUID) -> Sequence[AnyRow]:
                 Upload.error_message,
                 Upload.stage_seconds,
                 Upload.thumbnail_path,
-                Upload.updated_at,
+                known(Upload.updated_at).label("updated_at"),
                 Upload.description.is_not(None).label("described"),
                 Upload.description_audit_score.label("score"),
                 Upload.vision_model,

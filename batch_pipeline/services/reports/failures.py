@@ -9,7 +9,15 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, case, exists, func, literal, or_, select
 
 from batch_pipeline.database.models import ENDED, BatchStatus, Upload, UploadBatch, UploadStatus
-from batch_pipeline.database.readings import FILENAME, NAME, WAITING, owned_by
+from batch_pipeline.database.readings import (
+    FILENAME,
+    NAME,
+    WAITING,
+    known,
+    newest_first,
+    owned_by,
+    since_or_unknown,
+)
 from batch_pipeline.database.session import Database
 from batch_pipeline.services.error_kinds import BY_NAME, OUTAGES, SAME_AGAIN
 
@@ -22,7 +30,8 @@ class FailureFilter:
     """Which failures to list; an empty field restricts nothing."""
 
     since: datetime | None = None
-    """Only uploads that failed from this time on; uploads that wait now are always included."""
+    """Only uploads that failed from this time on, or at an unknown time; uploads that wait now are
+    always included."""
     kinds: Sequence[str] = ()
     user_id: uuid.UUID | None = None
     batch_id: uuid.UUID | None = None
@@ -101,7 +110,9 @@ def has_failed(chosen: FailureFilter) -> ColumnElement[bool]:
 def _failed_since(chosen: FailureFilter) -> ColumnElement[bool]:
     # `ENDED` is repeated here, because the partial index of ended uploads has this condition.
     failed = and_(Upload.processing_status.in_(ENDED), _FAILED)
-    return failed if chosen.since is None else and_(failed, Upload.updated_at >= chosen.since)
+    if chosen.since is None:
+        return failed
+    return and_(failed, since_or_unknown(Upload.updated_at, chosen.since))
 
 
 def _conditions(chosen: FailureFilter) -> list[ColumnElement[bool]]:
@@ -128,7 +139,7 @@ def _counts(chosen: FailureFilter) -> Select[*tuple[Any, ...]]:
             _STATE,
             count,
             func.count(Upload.batch_id.distinct()).label("batches"),
-            func.max(Upload.updated_at).label("newest_at"),
+            func.max(known(Upload.updated_at)).label("newest_at"),
         )
         .where(*_conditions(chosen))
         .group_by(_KIND, _STATE)
@@ -137,7 +148,6 @@ def _counts(chosen: FailureFilter) -> Select[*tuple[Any, ...]]:
 
 
 def _newest(chosen: FailureFilter, shown: int) -> Select[*tuple[Any, ...]]:
-    newest_first = (Upload.updated_at.desc(), Upload.id)
     numbered = (
         select(
             _KIND,
@@ -149,7 +159,10 @@ def _newest(chosen: FailureFilter, shown: int) -> Select[*tuple[Any, ...]]:
             Upload.error_message,
             Upload.updated_at.label("failed_at"),
             func.row_number()
-            .over(partition_by=(_KIND.element, _STATE.element), order_by=newest_first)
+            .over(
+                partition_by=(_KIND.element, _STATE.element),
+                order_by=(newest_first(Upload.updated_at), Upload.id),
+            )
             .label("number"),
         )
         .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
@@ -171,9 +184,9 @@ def _batches(chosen: FailureFilter) -> Select[*tuple[Any, ...]]:
     if chosen.kinds:
         query = query.where(literal(False))
     if chosen.since is not None:
-        query = query.where(UploadBatch.updated_at >= chosen.since)
+        query = query.where(since_or_unknown(UploadBatch.updated_at, chosen.since))
     if chosen.user_id is not None:
         query = query.where(owned_by(UploadBatch.user_id, chosen.user_id))
     if chosen.batch_id is not None:
         query = query.where(UploadBatch.id == chosen.batch_id)
-    return query.order_by(UploadBatch.updated_at.desc(), UploadBatch.id)
+    return query.order_by(newest_first(UploadBatch.updated_at), UploadBatch.id)

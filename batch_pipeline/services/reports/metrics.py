@@ -85,7 +85,7 @@ METRICS = (
         SELECT state, count(id) FROM unnest(ARRAY['completed', 'failed']) AS state
         LEFT JOIN uploads ON processing_status::text = state
             AND processing_status IN ('completed', 'failed')
-            AND updated_at > now() - make_interval(secs => :recent)
+            AND updated_at > now() - make_interval(secs => :recent) AND updated_at < 'infinity'
         GROUP BY 1
         """,
     ),
@@ -100,7 +100,7 @@ METRICS = (
         UNION ALL
         SELECT coalesce(error_kind, 'unknown'), 'failed', count(*) FROM uploads
         WHERE processing_status IN ('completed', 'failed') AND processing_status = 'failed'
-            AND updated_at > now() - make_interval(secs => :recent)
+            AND updated_at > now() - make_interval(secs => :recent) AND updated_at < 'infinity'
         GROUP BY 1
         """,  # noqa: S608 - words of ours
     ),
@@ -111,7 +111,7 @@ METRICS = (
         WITH recent AS MATERIALIZED (
             SELECT stage_seconds FROM uploads
             WHERE processing_status IN ('completed', 'failed')
-                AND updated_at > now() - make_interval(secs => :recent)
+                AND updated_at > now() - make_interval(secs => :recent) AND updated_at < 'infinity'
         )
         SELECT pair ->> 'key' AS stage, quantile,
             percentile_cont(quantile) WITHIN GROUP (ORDER BY (pair ->> 'value')::float)

@@ -129,6 +129,14 @@ def test_uploads_of_a_batch_that_was_cancelled_or_given_up_do_not_wait(database,
     assert "upload_errors" not in found
 
 
+def test_uploads_whose_end_an_upload_api_has_dated_infinity_have_not_just_ended(database):
+    ended = {"processing_status": "failed", "updated_at": text("'infinity'"), "error_kind": "x"}
+    add_batch(database, [ended | {"stage_seconds": {"thumbnail": 1.0}}], status="completed")
+    found = numbers(database)
+    assert found["ended_uploads"] == {"completed": 0, "failed": 0}
+    assert not {"upload_errors", "stage_seconds"} & set(found)
+
+
 def test_nothing_stored_is_nothing_and_not_an_error(database):
     assert numbers(database) == {
         "open_uploads": {"pending": 0},
