@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import psycopg
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as NoFreeConnectionError
 
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
@@ -30,6 +30,8 @@ READ_ONLY = "25006"
 LOCK_NOT_AVAILABLE = "55P03"
 #: A deadlock, and a serialization conflict with another transaction.
 _CONFLICTS = ("40P01", "40001")
+#: ``RAISE EXCEPTION`` in a trigger.
+_RAISED = "P0001"
 #: How often a transaction that conflicts with others is tried.
 _TRIES = 10
 #: Longest pause before the second try (seconds). It doubles with each try, up to the second value.
@@ -104,6 +106,11 @@ def sqlstate(error: BaseException) -> str | None:
     """Return the server's code for an error; None if the error is not from a server."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return getattr(cause, "sqlstate", None)
+
+
+def refuses_rows(error: DBAPIError) -> bool:
+    """Return whether a constraint or a trigger refuses a change of rows, in tables of an API."""
+    return isinstance(error, IntegrityError | DataError) or sqlstate(error) == _RAISED
 
 
 def repeated(transaction: Callable[P, T]) -> Callable[P, T]:

@@ -27,10 +27,13 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.exc import DBAPIError
 
+from batch_pipeline.database.failures import refuses_rows
 from batch_pipeline.database.models import (
     IN_WORK,
     OPEN_BATCH,
@@ -154,7 +157,8 @@ def forget(
 
     Raises:
         NotFoundError: nothing is kept of it.
-        RefusedError: it is being processed, or may be; or an upload was added to it meanwhile.
+        RefusedError: it is being processed, or may be; or an upload was added to it meanwhile; or
+            the upload API does not let its rows be deleted.
         ServiceDownError: database or storage cannot be used. Another call completes the deletion.
     """
     receipt = Receipt(named, id_, dry_run)
@@ -274,6 +278,7 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
         ids = connection.scalars(
             select(Upload.id).where(its_own).order_by(Upload.id).with_for_update()
         ).all()
+        _require_deletable(connection, ids, chosen.batches)
         counts["vectors"] = connection.execute(
             select(func.count()).where(one_of(Upload.id, ids), _HAS_VECTOR)
         ).scalar_one()
@@ -305,6 +310,29 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
             )
         )
     return counts
+
+
+def _require_deletable(
+    connection: Connection, upload_ids: Sequence[uuid.UUID], batch_ids: Sequence[uuid.UUID]
+) -> None:
+    """Try to delete the rows, and refuse if the upload API does not let them go.
+
+    Files and history are deleted first, so that would be noticed too late.
+    """
+    try:
+        with connection.begin_nested() as trial:
+            connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+            connection.execute(delete(Upload).where(one_of(Upload.id, upload_ids)))
+            connection.execute(delete(UploadBatch).where(one_of(UploadBatch.id, batch_ids)))
+            trial.rollback()
+    except DBAPIError as error:
+        if not refuses_rows(error):
+            raise
+        reason = str(error.orig).strip()
+        raise RefusedError(
+            f"nothing was deleted, because the upload API keeps these rows ({reason}): delete "
+            "through that API, or first remove what needs them"
+        ) from error
 
 
 def _forget_batch(

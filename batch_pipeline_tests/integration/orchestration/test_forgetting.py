@@ -465,6 +465,43 @@ def test_a_batch_whose_run_has_not_ended_is_refused(kept):
         kept.delete("batch", batch)
 
 
+#: Rows and rules of an upload API that keep a row from being deleted.
+KEEPING = {
+    "rows of an upload": """
+        CREATE TABLE albums (upload_id uuid REFERENCES uploads DEFERRABLE INITIALLY DEFERRED);
+        INSERT INTO albums SELECT id FROM uploads
+    """,
+    "rows of a batch": """
+        CREATE TABLE invoices (batch_id uuid REFERENCES upload_batches);
+        INSERT INTO invoices SELECT id FROM upload_batches
+    """,
+    "a trigger": """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN RAISE EXCEPTION ''kept for ten years''; END';
+        CREATE TRIGGER refuse BEFORE DELETE ON uploads FOR EACH ROW EXECUTE FUNCTION refuse()
+    """,
+}
+
+
+@pytest.mark.parametrize("keeps", KEEPING)
+def test_rows_that_an_upload_api_does_not_let_go_are_refused_before_anything_is_lost(kept, keeps):
+    kept.pipeline.storage.write("gallery/holiday.jpg", b"theirs")
+    ended = {"processing_status": "completed", "description": "a quokka"}
+    row = ended | {"file_path": "gallery/holiday.jpg"}
+    batch = add_batch(kept.pipeline.database, [row], status="completed", name="Rome")
+    [before] = upload_rows(kept.pipeline.database, batch)
+    with kept.pipeline.database.transaction() as connection:
+        connection.exec_driver_sql(KEEPING[keeps])
+
+    for named, id_ in (("batch", batch), ("user", before.user_id)):
+        with pytest.raises(RefusedError, match="nothing was deleted, because the upload API"):
+            kept.delete(named, id_, originals=True)
+
+    assert upload_rows(kept.pipeline.database, batch) == [before]
+    assert batch_row(kept.pipeline.database, batch).name == "Rome"
+    assert kept.pipeline.storage.exists("gallery/holiday.jpg")
+
+
 def test_a_batch_of_any_size_is_deleted(kept, monkeypatch):
     """A statement has at most 65,535 parameters, so none may have one for each upload."""
     monkeypatch.setattr(forgetting, "_CHUNK", 1)
