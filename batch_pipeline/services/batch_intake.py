@@ -19,9 +19,9 @@ from datetime import datetime, timedelta
 from pathlib import Path, PurePath
 
 from sqlalchemy import func, insert, select
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
-from batch_pipeline.database.failures import repeated, sqlstate
+from batch_pipeline.database.failures import refuses_rows, repeated, sqlstate
 from batch_pipeline.database.models import SIDECAR_DATE, Priority, Upload, UploadBatch
 from batch_pipeline.database.readings import LOCAL_USER, MAX_NAME
 from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
@@ -425,7 +425,9 @@ def _refusals_named(user_id: uuid.UUID) -> Iterator[None]:
     """Explain why tables of an upload API refuse our rows."""
     try:
         yield
-    except (IntegrityError, DataError) as error:
+    except DBAPIError as error:
+        if not refuses_rows(error):
+            raise
         reason = str(error.orig).strip()
         if sqlstate(error) == _FOREIGN_KEY:
             raise RefusedError(

@@ -25,9 +25,9 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError
 
-from batch_pipeline.database.failures import each_repeated
+from batch_pipeline.database.failures import each_repeated, refuses_rows
 from batch_pipeline.database.models import (
     IN_WORK,
     OPEN_BATCH,
@@ -245,9 +245,9 @@ class Backlog:
                 try:
                     with connection.begin_nested():
                         batch_id = _adopt(connection, user_id, upload_ids)
-                except (
-                    IntegrityError
-                ) as error:  # the API's table requires values that we do not have
+                except DBAPIError as error:
+                    if not refuses_rows(error):  # the API's table requires values that we lack
+                        raise
                     log.warning("uploads of user %s stay without a batch: %s", user_id, error.orig)
                 else:
                     adopted += len(upload_ids)

@@ -283,4 +283,13 @@ def test_a_submission_to_an_api_that_does_not_know_the_user_is_refused_and_leave
         connection.execute("ALTER TABLE upload_batches ALTER COLUMN album SET NOT NULL")
         with pytest.raises(RefusedError, match='null value in column "album"'):
             submitted(user_id=USER)
+        connection.execute("ALTER TABLE upload_batches ALTER COLUMN album DROP NOT NULL")
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN RAISE EXCEPTION ''no credit left''; END'; "
+            "CREATE TRIGGER refuse BEFORE INSERT ON upload_batches FOR EACH ROW "
+            "EXECUTE FUNCTION refuse()"
+        )
+        with pytest.raises(RefusedError, match="no credit left"):
+            submitted(user_id=USER)
         pipeline.close()

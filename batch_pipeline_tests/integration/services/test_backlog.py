@@ -198,6 +198,20 @@ def test_waiting_uploads_without_a_batch_get_one_per_user_by_one_of_two_sweeps(p
     assert sorted(batches) == sorted([(USER, 2, "pending"), (other, 1, "pending")])
 
 
+@pytest.mark.parametrize("refusal", ["RAISE EXCEPTION 'no credit left'", "NEW.name := 1 / 0"])
+def test_uploads_whose_batch_a_trigger_refuses_do_not_keep_others_from_theirs(pipeline, refusal):
+    for user_id in (uuid.UUID(int=1), USER):
+        add_upload_without_batch(pipeline, user_id, created_at=ago("1 hour"))
+    with pipeline.database.transaction() as connection:
+        connection.exec_driver_sql(
+            f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$BEGIN {refusal}; END$$; "
+            "CREATE TRIGGER refuse BEFORE INSERT ON upload_batches FOR EACH ROW "
+            f"WHEN (NEW.user_id = '{uuid.UUID(int=1)}') EXECUTE FUNCTION refuse()"
+        )
+    assert pipeline.backlog.adopt() == 1
+
+
 def test_two_sweeps_at_once_open_a_due_upload_once(pipeline):
     batch_id = add_batch(
         pipeline.database,
