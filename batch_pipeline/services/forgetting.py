@@ -405,9 +405,8 @@ def _forget_upload(  # noqa: PLR0917
         uploads = _delete_uploads(connection, Upload.id == upload_id)
         calls = connection.execute(delete(ModelCall).where(of_upload)).rowcount
         receipt.counts += Counter(uploads=uploads, model_calls=calls)
-        batch = select(UploadBatch.id).where(UploadBatch.id == batch_id)
-        if batch_id is not None and connection.scalar(batch):  # an API may have deleted its row
-            progress = recount_batch(connection, batch_id)
+        # An API may have deleted the row of the batch.
+        if batch_id is not None and (progress := recount_batch(connection, batch_id)):
             transaction.announce(progress, progress.user_id)
         forget_events(connection, [upload_id])
 

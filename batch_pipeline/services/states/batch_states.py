@@ -35,14 +35,11 @@ class BatchStates:
         self._publisher = publisher
 
     def recount_batch(self, batch_id: uuid.UUID) -> BatchProgress | None:
-        """Recount a batch from its uploads, and end it if nothing is open."""
+        """Recount a batch from its uploads, and end it if nothing is open; None if it is gone."""
         with self._publisher.transaction() as transaction:
-            if not transaction.connection.scalar(
-                select(UploadBatch.id).where(UploadBatch.id == batch_id)
-            ):
-                return None
             progress = recount_batch(transaction.connection, batch_id)
-            transaction.announce(progress, progress.user_id)
+            if progress:
+                transaction.announce(progress, progress.user_id)
         return progress
 
     def cancel_batch(
@@ -73,7 +70,7 @@ class BatchStates:
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             count = retry_failed(connection, batch_id, upload_ids=upload_ids, reason="retry")
-            exists = connection.execute(
+            connection.execute(
                 update(UploadBatch)
                 .where(UploadBatch.id == batch_id)
                 .values(
@@ -87,10 +84,10 @@ class BatchStates:
                     error_message=None,
                     died_runs=0,
                 )
-            ).rowcount
-            if not exists:
-                return None
+            )
             progress = recount_batch(connection, batch_id)
+            if progress is None:
+                return None
             transaction.announce(progress, progress.user_id)
         return count, progress
 
@@ -132,5 +129,7 @@ class BatchStates:
                 dispatch_reason="reprocess",
             )
             progress = recount_batch(connection, batch_id)
+            if progress is None:
+                return None
             transaction.announce(progress, progress.user_id)
         return count, progress

@@ -84,16 +84,19 @@ def end_if_done(connection: Connection, progress: BatchProgress) -> BatchProgres
     looks_ended = progress.processed >= progress.total
     if looks_ended == (progress.status == BatchStatus.COMPLETED):
         return progress
-    return recount_batch(connection, progress.batch_id)
+    return recount_batch(connection, progress.batch_id) or progress
 
 
-def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
-    """Recount an existing batch, and end or reopen it accordingly."""
+def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress | None:
+    """Recount a batch, and end or reopen it accordingly; returns None if it was deleted."""
     # The batch is locked before its uploads are counted. A transition that has changed its upload
     # but not yet the batch waits for this lock, and then adds its change to the new counters.
-    status = connection.execute(
+    batch = connection.execute(
         select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
-    ).scalar_one()
+    ).one_or_none()
+    if batch is None:
+        return None
+    status = batch.status
     counts = connection.execute(count_uploads(batch_id)).one()
     processed = counts.successful + counts.failed
     # A pending batch without uploads is still being filled.
@@ -125,10 +128,10 @@ def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress:
 
 
 def recount_batches(transaction: Announcer, batch_ids: Iterable[uuid.UUID]) -> None:
-    """Recount batches in the order of their ids, and announce each."""
+    """Recount batches in the order of their ids, and announce each that was not deleted."""
     for batch_id in sorted(batch_ids):
-        progress = recount_batch(transaction.connection, batch_id)
-        transaction.announce(progress, progress.user_id)
+        if progress := recount_batch(transaction.connection, batch_id):
+            transaction.announce(progress, progress.user_id)
 
 
 def retry_failed(

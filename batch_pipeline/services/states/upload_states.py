@@ -193,6 +193,8 @@ class UploadStates:
                 retry_failed(connection, batch_id, upload_ids=upload_ids, reason="retry")
                 reopen_batch(connection, batch_id)
             recounted = recount_batch(connection, batch_id)
+            if recounted is None:
+                return None
             if recounted.status not in OPEN_BATCH:
                 return LoadedBatch(recounted, batch.total_uploads, [])
             if paused:

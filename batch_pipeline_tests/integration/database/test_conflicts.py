@@ -1,6 +1,7 @@
 """Transactions that conflict with others, and a server that accepts no writes for some time."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,33 @@ def test_a_serializable_database_works_like_any_other(
         thread.join(DEADLINE)
     assert errors == []
     assert counts(pipeline, batch_id) == ("completed", 40, 40, 0)
+
+
+@pytest.mark.parametrize(
+    ("transition", "result"),
+    [
+        (lambda p, batch_id: p.batches.recount_batch(batch_id), None),
+        (lambda p, batch_id: p.states.load_batch(batch_id, "run", limit=9), None),
+        (lambda p, _: p.backlog.reopen_ended(), 0),
+        (lambda p, _: p.backlog.reconcile_batches(), []),
+    ],
+    ids=["recount", "load", "reopen", "reconcile"],
+)
+def test_a_batch_that_an_api_deletes_while_we_wait_for_it_is_gone_and_no_error(
+    pipeline, database_url, transition, result
+):
+    batch_id = add_batch(pipeline.database, 2, status="completed")
+    with (
+        psycopg.connect(database_url) as api,
+        psycopg.connect(database_url, autocommit=True) as observer,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        api.execute("DELETE FROM upload_batches WHERE id = %s", [batch_id])
+        waiting = pool.submit(transition, pipeline, batch_id)
+        while not waits_for_a_lock(observer, "FOR UPDATE"):
+            assert not waiting.done()
+        api.commit()
+        assert waiting.result(DEADLINE) == result
 
 
 def test_a_transaction_that_conflicts_every_time_is_an_outage_in_the_end(monkeypatch):
