@@ -8,12 +8,14 @@ both.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, cast, func, literal_column, select, text
+from sqlalchemy import Connection, Row, cast, func, literal_column, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.types import Text
 
-from batch_pipeline.database.models import BatchStatus, UploadStatus
+from batch_pipeline.database.models import Base, BatchStatus, UploadStatus
 from batch_pipeline.errors import ConfigurationError
 
 
@@ -102,6 +104,14 @@ COLUMNS: Mapping[str, Mapping[str, _Kind]] = {
     },
 }
 
+_DIALECT = PGDialect()  # type: ignore[no-untyped-call]
+#: Our own columns. An API may have a name or a priority of a batch, too: we read both as text.
+_OURS = {
+    (table, column.name): column
+    for table in COLUMNS
+    for column in Base.metadata.tables[table].columns
+    if column.name not in {*COLUMNS[table], "name", "priority"}
+}
 #: The first version of PostgreSQL with statistics of expressions (migration 0019).
 _LEAST_SERVER = 14
 #: The first version of pgvector whose index is read until enough rows match (`services/search.py`).
@@ -123,7 +133,7 @@ _FOUND = text("""
     SELECT c.relname AS table, c.relkind, a.attname AS column,
         CASE WHEN t.typtype = 'e' THEN 'enum' ELSE format_type(t.oid, NULL) END AS type,
         format_type(a.atttypid, a.atttypmod) AS shown, a.atttypmod AS modifier,
-        a.attgenerated <> '' OR a.attidentity = 'a' AS generated,
+        a.attgenerated <> '' OR a.attidentity = 'a' AS generated, NOT a.attnotnull AS may_be_null,
         ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = t.oid) AS labels
     FROM pg_class c
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -160,17 +170,23 @@ def require_usable_tables(connection: Connection) -> None:
 def table_problems(connection: Connection) -> Iterator[Problem]:
     """Find columns that the pipeline cannot read or write correctly."""
     for row in connection.execute(_FOUND):
-        if row.relkind not in "rp":
-            kinds = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+        if row.relkind != "r":
+            kinds = {
+                "v": "a view",
+                "m": "a materialized view",
+                "f": "a foreign table",
+                "p": "a partitioned table",
+            }
             yield Problem(
                 f"{row.table} is {kinds.get(row.relkind, 'no table')}",
                 "give the pipeline a schema of its own: ALTER ROLE … SET search_path = …",
             )
             return
         kind = COLUMNS[row.table].get(row.column)
-        if kind is None:
-            continue
         name = f"{row.table}.{row.column}"
+        if kind is None:
+            yield from _taken(row)
+            continue
         if row.generated:
             yield Problem(f"{name} is generated, and cannot be written", "make it a plain column")
         elif row.type not in kind.accepted:
@@ -193,6 +209,24 @@ def table_problems(connection: Connection) -> Iterator[Problem]:
                 )
         if kind.words and row.type in kind.accepted:
             yield from _refused_words(connection, row.table, row.column, kind.words)
+
+
+def _taken(row: Row[*tuple[Any, ...]]) -> Iterator[Problem]:
+    """Find out whether a column of the API has the name of one of ours, but is another one."""
+    ours = _OURS.get((row.table, row.column))
+    if ours is None:
+        return
+    name, type_ = f"{row.table}.{row.column}", ours.type.compile(_DIALECT).lower()
+    if row.shown != type_:
+        found = f"{name} is {row.shown}, not {type_}"
+    elif row.may_be_null and not ours.nullable:
+        found = f"{name} may be NULL"
+    else:
+        return
+    yield Problem(
+        f"{found}; the pipeline needs a column of this name for itself",
+        f"ALTER TABLE {row.table} RENAME COLUMN {row.column} TO {row.column}_of_api;",
+    )
 
 
 def has_tables(connection: Connection) -> bool:

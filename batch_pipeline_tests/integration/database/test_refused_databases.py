@@ -125,6 +125,38 @@ def test_what_we_could_not_write_is_refused_and_can_be_fixed(server, types, befo
         upgrade(url)
 
 
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ("uploads.checksum varchar(32)", "uploads.checksum is character varying(32), not text"),
+        ("uploads.vision_tags jsonb", "uploads.vision_tags is jsonb, not text[]"),
+        ("upload_batches.slices integer", "upload_batches.slices may be NULL"),
+    ],
+)
+def test_a_column_of_the_api_with_the_name_of_one_of_ours_is_refused(server, column, words):
+    table, _, definition = column.partition(".")
+    with api_database(server, USABLE[1]) as (url, connection):
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN {definition}".encode())
+        refused = refusal(url)
+        assert words in refused
+        for statement in statements(refused):
+            connection.execute(statement.encode())
+        upgrade(url)
+
+
+def test_a_batch_of_the_api_may_have_a_name_and_a_priority_already(server):
+    with api_database(server, USABLE[1]) as (url, connection):
+        connection.execute("ALTER TABLE upload_batches ADD name varchar(50), ADD priority integer")
+        upgrade(url)
+
+
+def test_a_partitioned_table_is_refused_before_anything_is_changed(server):
+    with api_database(server, USABLE[1]) as (url, connection):
+        connection.execute("DROP TABLE uploads")
+        connection.execute("CREATE TABLE uploads (id uuid PRIMARY KEY) PARTITION BY HASH (id)")
+        assert "uploads is a partitioned table" in refusal(url)
+
+
 def test_a_check_may_contain_colons_and_percent_signs(server):
     check = "text CHECK (processing_status NOT LIKE 'old :state%')"
     with api_database(server, ApiTables("x", types={"uploads.processing_status": check})) as (
