@@ -320,7 +320,7 @@ def upgrade(stack: Stack) -> None:
         stack("up", "--detach", "--wait", "postgres")
         stack("run", "--rm", "-T", "--no-deps", "migrate", "python", "-c", OLDER_DATABASE)
         expect(
-            stack.psql("SELECT version_num FROM alembic_version") == "0012",
+            stack.psql("SELECT version_num FROM batch_pipeline_version") == "0012",
             "it is of revision 0012",
         )
         stack.psql(WITNESS)

@@ -35,7 +35,7 @@ from batch_pipeline.database.failures import failures_named
 from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.database.models import Base, Upload
 from batch_pipeline.database.names import DAGSTER_DATABASE
-from batch_pipeline.database.revisions import newest_revision
+from batch_pipeline.database.revisions import VERSION_TABLE, newest_revision
 from batch_pipeline.database.session import (
     Database,
     connect,
@@ -51,8 +51,8 @@ from batch_pipeline.storage import Storage
 _ABOUT, _OURS, _DAGSTER, _FILES = "backup.json", "database.dump", "dagster.dump", "files/"
 #: The dump may not contain all tables of this version. These are dropped first, so that they do not
 #: conflict with the migrations that follow.
-_DROP_OURS = "DROP TABLE IF EXISTS {}, alembic_version".format(
-    ", ".join(table.name for table in Base.metadata.tables.values())
+_DROP_OURS = "DROP TABLE IF EXISTS {}, {}".format(
+    ", ".join(table.name for table in Base.metadata.tables.values()), VERSION_TABLE
 )
 _CHUNK = 1000
 

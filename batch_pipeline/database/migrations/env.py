@@ -3,10 +3,12 @@
 from alembic import context
 
 from batch_pipeline.database.models import Base
+from batch_pipeline.database.revisions import VERSION_TABLE
 
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Base.metadata,
+    version_table=VERSION_TABLE,
     transactional_ddl=True,
     transaction_per_migration=True,
 )

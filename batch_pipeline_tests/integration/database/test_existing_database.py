@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from batch_pipeline.database.revisions import VERSION_TABLE
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.services.pipeline import Pipeline
@@ -212,6 +213,35 @@ def test_an_upgrade_that_cannot_have_its_lock_soon_gives_up_and_can_be_run_again
         with pytest.raises(ServiceDownError, match="db upgrade` again"):
             upgrade(api.url)
     upgrade(api.url)
+
+
+@pytest.mark.parametrize("revision", ["ae1027a6acf7", "0007"])
+def test_an_api_that_uses_alembic_keeps_its_revision(api, revision):
+    api.connection.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+    api.connection.execute("INSERT INTO alembic_version VALUES (%s)", [revision])
+    upgrade(api.url)
+    found = api.connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    assert found == [(revision,)]
+    database = Database(with_driver(api.url, "psycopg", variable="DATABASE_URL"))
+    current, newest = database.revisions()
+    database.close()
+    assert current == newest
+
+
+def test_tables_of_an_earlier_version_that_used_alembics_table_are_upgraded_once(api):
+    upgrade(api.url, "0010")
+    api.connection.execute(f"ALTER TABLE {VERSION_TABLE} RENAME TO alembic_version")
+    api.connection.execute(
+        f"ALTER TABLE alembic_version RENAME CONSTRAINT {VERSION_TABLE}_pkc TO alembic_version_pkc"
+    )
+    database = Database(with_driver(api.url, "psycopg", variable="DATABASE_URL"))
+    assert database.revisions()[0] == "0010"
+    database.upgrade()
+    current, newest = database.revisions()
+    database.close()
+    assert current == newest
+    [left] = api.connection.execute("SELECT to_regclass('alembic_version')").fetchone()
+    assert left is None
 
 
 def test_two_upgrades_at_the_same_time_both_succeed(api):

@@ -7,6 +7,7 @@ from alembic.script import ScriptDirectory
 
 from batch_pipeline.database import revisions
 from batch_pipeline.database.models import Base
+from batch_pipeline.database.revisions import VERSION_TABLE
 from batch_pipeline.database.session import connect, open_database
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.testing.records import add_batch, batch_row
@@ -15,7 +16,12 @@ from batch_pipeline.testing.records import add_batch, batch_row
 def test_migrations_build_exactly_the_tables_of_the_models(database):
     with database.engine.connect() as connection:
         context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "compare_server_default": True}
+            connection,
+            opts={
+                "compare_type": True,
+                "compare_server_default": True,
+                "version_table": VERSION_TABLE,
+            },
         )
         differences = compare_metadata(context, Base.metadata)
     assert differences == []
@@ -23,7 +29,9 @@ def test_migrations_build_exactly_the_tables_of_the_models(database):
 
 def test_the_revisions_are_those_that_alembic_sees(database):
     with database.engine.connect() as connection:
-        applied = MigrationContext.configure(connection).get_current_revision()
+        applied = MigrationContext.configure(
+            connection, opts={"version_table": VERSION_TABLE}
+        ).get_current_revision()
     newest = ScriptDirectory(Path(revisions.__file__).parent / "migrations").get_current_head()
     assert database.revisions() == (applied, newest)
 

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import event, text
 
 from batch_pipeline.database.readings import LOCAL_USER
+from batch_pipeline.database.revisions import VERSION_TABLE
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.database.spaces import (
     Questions,
@@ -210,7 +211,7 @@ def test_the_upgrade_makes_spaces_of_what_is_there(server):
         with psycopg.connect(url, autocommit=True) as connection:
             for statement in (
                 "DROP TABLE upload_vectors, embedding_spaces, answering_spaces",
-                "UPDATE alembic_version SET version_num = '0014'",
+                f"UPDATE {VERSION_TABLE} SET version_num = '0014'",
                 "CREATE INDEX ix_uploads_embedding ON uploads"
                 " USING hnsw (embedding_local vector_cosine_ops)",
                 f"""INSERT INTO uploads (user_id, filename, file_path, file_type, file_size,
@@ -255,7 +256,7 @@ def test_the_upgrade_makes_spaces_of_what_is_there(server):
             # Repeat it, as after an interruption; some vectors are missing.
             connection.execute("DELETE FROM upload_vectors WHERE space_id = 1")
             connection.execute("DROP INDEX ix_upload_vectors_1")
-            connection.execute("UPDATE alembic_version SET version_num = '0014'")
+            connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '0014'")
             database.upgrade()
             [[again]] = connection.execute("SELECT count(*) FROM upload_vectors").fetchall()
         with database.transaction() as connection:
