@@ -141,6 +141,14 @@ _FOUND = text("""
     WHERE c.oid IN (to_regclass('uploads'), to_regclass('upload_batches'))
     ORDER BY c.relname DESC, a.attnum
 """)
+_COLUMNS_OF = text("""
+    SELECT c.relname AS table, array_agg(a.attname::text) AS columns
+    FROM pg_class c
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE c.relname = ANY (:tables)
+        AND c.relnamespace = to_regnamespace(quote_ident(current_schema()))
+    GROUP BY c.oid
+""")
 _CHECKS = text("""
     SELECT c.conname AS name, pg_get_expr(c.conbin, c.conrelid) AS condition
     FROM pg_constraint c
@@ -159,7 +167,11 @@ def require_usable_tables(connection: Connection) -> None:
     Raises:
         ConfigurationError: the message has every reason, each with what to do.
     """
-    problems = [*server_problems(connection), *table_problems(connection)]
+    problems = [
+        *server_problems(connection),
+        *table_problems(connection),
+        *_taken_tables(connection),
+    ]
     if problems:
         raise ConfigurationError(
             "the database cannot be used as it is; nothing was changed. What to do first:\n"
@@ -209,6 +221,22 @@ def table_problems(connection: Connection) -> Iterator[Problem]:
                 )
         if kind.words and row.type in kind.accepted:
             yield from _refused_words(connection, row.table, row.column, kind.words)
+
+
+def _taken_tables(connection: Connection) -> Iterator[Problem]:
+    """Find tables that have the name of one of ours, but not its columns."""
+    ours = {
+        name: {column.name for column in table.columns}
+        for name, table in Base.metadata.tables.items()
+        if name not in COLUMNS
+    }
+    found = connection.execute(_COLUMNS_OF, {"tables": list(ours)}).all()
+    if taken := sorted(row.table for row in found if not ours[row.table] <= set(row.columns)):
+        yield Problem(
+            f"{', '.join(taken)} are tables of another program, and the pipeline needs such names",
+            "give our tables a schema of their own: CREATE SCHEMA batch_pipeline AUTHORIZATION …; "
+            "ALTER ROLE … SET search_path = batch_pipeline, public;",
+        )
 
 
 def _taken(row: Row[*tuple[Any, ...]]) -> Iterator[Problem]:

@@ -1,1 +1,8 @@
 """Alembic migrations; `Database.upgrade` runs them."""
+
+#: Selects the schemas in which functions of ours find tables, when they run with our rights: the
+#: tables of an upload API may be in another schema than ours.
+SEARCH_PATH = """
+    SELECT string_agg(quote_ident(name), ', ' ORDER BY place)
+    FROM unnest(current_schemas(false)) WITH ORDINALITY AS schemas (name, place)
+"""

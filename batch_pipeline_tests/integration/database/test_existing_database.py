@@ -10,7 +10,7 @@ import pytest
 
 from batch_pipeline.database.revisions import VERSION_TABLE
 from batch_pipeline.database.session import Database, with_driver
-from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
@@ -242,6 +242,45 @@ def test_tables_of_an_earlier_version_that_used_alembics_table_are_upgraded_once
     assert current == newest
     [left] = api.connection.execute("SELECT to_regclass('alembic_version')").fetchone()
     assert left is None
+
+
+def test_tables_of_an_api_with_names_of_ours_are_refused_and_ours_may_be_in_a_schema_of_their_own(
+    api, change, open_pipeline
+):
+    for table in ("notifications", "outages"):
+        api.connection.execute(f"CREATE TABLE {table} (id uuid PRIMARY KEY, user_id uuid)")
+    with pytest.raises(ConfigurationError, match="nothing was changed") as raised:
+        upgrade(api.url)
+    assert "notifications, outages are tables of another program" in str(raised.value)
+
+    api.connection.execute("CREATE SCHEMA batch_pipeline")
+    url = f"{api.url}{'&' if '?' in api.url else '?'}options=-csearch_path%3Dbatch_pipeline,public"
+    upgrade(url)
+    pipeline = open_pipeline(change(database_url=url))
+    pipeline.storage.put(MEDIA / "fog.webp", "source/fog.webp")
+    batch_id = api.add_batch("pending", 2)
+    uploads = [api.add_upload(batch_id) for _ in range(2)]
+    finish(pipeline)
+    row = batch_row(pipeline.database, batch_id)
+    assert (row.status, row.successful_uploads) == ("completed", 2)
+
+    # The API does not have our schema in its path.
+    api.connection.execute("UPDATE uploads SET description = 'a ship'")
+    api.connection.execute("DELETE FROM uploads WHERE id = %s", uploads[:1])
+    pipeline.backlog.reconcile_batches()
+    assert batch_row(pipeline.database, batch_id).successful_uploads == 1
+    new_user = api.connection.execute("INSERT INTO users DEFAULT VALUES RETURNING id").fetchone()
+    api.connection.execute("UPDATE uploads SET user_id = %s", new_user)
+    api.connection.execute("UPDATE uploads SET processing_status = 'pending'")
+    assert pipeline.backlog.reopen_ended() == 1
+    finish(pipeline)
+    assert batch_row(pipeline.database, batch_id).status == "completed"
+    left = api.connection.execute(
+        "SELECT (SELECT count(*) FROM public.notifications), "
+        "(SELECT count(*) > 0 FROM batch_pipeline.notifications)"
+    ).fetchone()
+    assert left == (0, True)
+    pipeline.close()
 
 
 def test_two_upgrades_at_the_same_time_both_succeed(api):

@@ -11,6 +11,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from batch_pipeline.database.migrations import SEARCH_PATH
+
 revision = "0014"
 down_revision = "0012"
 
@@ -52,12 +54,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_batches_to_recount"),
         if_not_exists=True,
     )
-    schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
+    path = op.get_bind().scalar(sa.text(SEARCH_PATH))
     for name, batch_ids in _FUNCTIONS.items():
         # It runs with the rights of its owner, so an upload API needs no rights on the table.
         op.execute(f"""
             CREATE OR REPLACE FUNCTION {name}() RETURNS trigger
-            LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
+            LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path}, pg_temp AS $$
             BEGIN
                 INSERT INTO batches_to_recount (batch_id)
                 SELECT id FROM upload_batches

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
+from batch_pipeline.database.migrations import SEARCH_PATH
+
 revision = "0017"
 down_revision = "0016"
 
@@ -98,12 +100,12 @@ def upgrade() -> None:
         ["next_attempt_at"],
         if_not_exists=True,
     )
-    schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
+    path = op.get_bind().scalar(sa.text(SEARCH_PATH))
     for name, (rule, event) in _TRIGGERS.items():
         # It runs with the rights of its owner, so an upload API needs no rights on the table.
         op.execute(f"""
             CREATE OR REPLACE FUNCTION {name}() RETURNS trigger
-            LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
+            LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path}, pg_temp AS $$
             BEGIN
                 INSERT INTO notifications (type, data) SELECT {event};
                 RETURN NULL;

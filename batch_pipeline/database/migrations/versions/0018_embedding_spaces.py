@@ -11,6 +11,8 @@ import uuid
 import sqlalchemy as sa
 from alembic import op
 
+from batch_pipeline.database.migrations import SEARCH_PATH
+
 revision = "0018"
 down_revision = "0017"
 
@@ -88,13 +90,7 @@ def _make_functions() -> None:
     So workers need no right to create tables, and an upload API needs no rights on them. The first
     function only creates the table of a space that already has a row in ``embedding_spaces``.
     """
-    path = op.get_bind().scalar(
-        sa.text("""
-            SELECT quote_ident(current_schema()) || coalesce(', ' || quote_ident(nspname), '')
-            FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
-            WHERE extname = 'vector'
-        """)
-    )
+    path = op.get_bind().scalar(sa.text(SEARCH_PATH))
     rights = f"LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path}, pg_temp"
     op.execute(f"""
         CREATE OR REPLACE FUNCTION {_MAKE}(space integer) RETURNS void {rights} AS $$

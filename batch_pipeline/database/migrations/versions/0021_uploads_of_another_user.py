@@ -7,6 +7,8 @@ no search of that user found anything.
 import sqlalchemy as sa
 from alembic import op
 
+from batch_pipeline.database.migrations import SEARCH_PATH
+
 revision = "0021"
 down_revision = "0020"
 
@@ -16,12 +18,12 @@ _NAME = "batch_pipeline_answer_next_user"
 
 def upgrade() -> None:
     """Create the trigger, then the missing rows; safe to repeat."""
-    schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
+    path = op.get_bind().scalar(sa.text(SEARCH_PATH))
     # It runs with the rights of its owner, so an upload API needs no rights on the table. The lock
     # keeps the space from being dropped before this row names it.
     op.execute(f"""
         CREATE OR REPLACE FUNCTION {_NAME}() RETURNS trigger
-        LANGUAGE plpgsql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
+        LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path}, pg_temp AS $$
         BEGIN
             INSERT INTO answering_spaces (user_id, space_id)
             SELECT coalesce(NEW.user_id, {_LOCAL_USER}), space_id FROM answering_spaces
