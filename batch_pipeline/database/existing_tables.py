@@ -141,6 +141,23 @@ _FOUND = text("""
     WHERE c.oid IN (to_regclass('uploads'), to_regclass('upload_batches'))
     ORDER BY c.relname DESC, a.attnum
 """)
+#: Tables with row-level security for our role, without a policy that shows it every row.
+_HIDDEN = text("""
+    SELECT c.relname AS table, current_user AS role
+    FROM pg_class c
+    WHERE c.oid IN (to_regclass('uploads'), to_regclass('upload_batches'))
+        AND row_security_active(c.oid)
+        AND NOT EXISTS (
+            SELECT FROM pg_policy p
+            WHERE p.polrelid = c.oid AND p.polpermissive AND p.polcmd = '*'
+                AND pg_get_expr(p.polqual, c.oid) = 'true'
+                AND EXISTS (
+                    SELECT FROM unnest(p.polroles) AS holder
+                    WHERE holder = 0 OR pg_has_role(holder, 'USAGE')
+                )
+        )
+    ORDER BY c.relname DESC
+""")
 _COLUMNS_OF = text("""
     SELECT c.relname AS table, array_agg(a.attname::text) AS columns
     FROM pg_class c
@@ -221,6 +238,11 @@ def table_problems(connection: Connection) -> Iterator[Problem]:
                 )
         if kind.words and row.type in kind.accepted:
             yield from _refused_words(connection, row.table, row.column, kind.words)
+    for row in connection.execute(_HIDDEN):
+        yield Problem(
+            f"row-level security may hide rows of {row.table} from the role {row.role}",
+            f'CREATE POLICY batch_pipeline ON {row.table} TO "{row.role}" USING (true);',
+        )
 
 
 def _taken_tables(connection: Connection) -> Iterator[Problem]:

@@ -250,6 +250,31 @@ def test_the_error_for_a_role_without_rights_names_the_missing_rights(server, ro
         owner.execute(f"DROP OWNED BY {role}".encode())
 
 
+def test_row_level_security_that_hides_rows_from_our_role_is_named(server, change, role):
+    """Hidden rows are not processed, and without rows there is nothing to do: no other sign."""
+    with (
+        server.new_database(migrated=False) as url,
+        psycopg.connect(url, autocommit=True) as owner,
+    ):
+        upgrade(url)
+        owner.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}".encode())
+        owner.execute("CREATE POLICY mine ON uploads USING (user_id::text = current_user)")
+        ours = change(database_url=as_role(url, role))
+
+        def tables():
+            return {check.name: check for check in check_health(ours)}["tables"]
+
+        assert tables().ok, tables().detail
+        owner.execute("ALTER TABLE uploads ENABLE ROW LEVEL SECURITY")
+        assert (
+            f"row-level security may hide rows of uploads from the role {role}" in tables().detail
+        )
+        for statement in re.findall(r"CREATE POLICY [^;]*;", tables().detail):
+            owner.execute(statement.encode())
+        assert tables().ok, tables().detail
+        owner.execute(f"DROP OWNED BY {role}".encode())
+
+
 def test_an_extension_out_of_sight_is_named_with_the_search_path(server, server_url):
     with (
         server.new_database(migrated=False) as url,
