@@ -5,6 +5,7 @@
     40001, 40P01         a transaction conflicted with another: `ConflictError`, see `repeated`
     08…, 53…, 57P…, 58…  the server cannot serve clients now: `ServiceDownError`
     25006                the server accepts no writes, in a failover: `ServiceDownError`
+    55P03, 57014         a limit of time ended a statement: `ServiceDownError`
     42501, 3F000         a right or a schema is missing: `ConfigurationError`, with the fix
     everything else      our mistake, or a row that a constraint refuses: raised unchanged
 """
@@ -28,6 +29,8 @@ _DOWN_CLASSES = ("08", "53", "57P", "58")
 READ_ONLY = "25006"
 #: A wait for a lock that was given up.
 LOCK_NOT_AVAILABLE = "55P03"
+#: ``lock_timeout`` or ``statement_timeout`` ended a statement, or a person did.
+_ENDED_EARLY = (LOCK_NOT_AVAILABLE, "57014")
 #: A deadlock, and a serialization conflict with another transaction.
 _CONFLICTS = ("40P01", "40001")
 #: ``RAISE EXCEPTION`` in a trigger.
@@ -56,7 +59,8 @@ def failures_named() -> Iterator[None]:
     """Turn errors of the database into ours, which are named by what to do next.
 
     Raises:
-        ServiceDownError: the server cannot be reached, serves nobody now, or accepts no writes.
+        ServiceDownError: the server cannot be reached, serves nobody now, accepts no writes, or has
+            ended a statement early.
         ConflictError: the transaction conflicted with another one.
         ConfigurationError: the URL, a right or an extension is wrong; the message says what to do.
     """
@@ -77,6 +81,10 @@ def failures_named() -> Iterator[None]:
             raise ServiceDownError(
                 "database_down",
                 f"the database accepts no writes; is it a standby, or in a failover? {cause}",
+            ) from error
+        if state in _ENDED_EARLY:
+            raise ServiceDownError(
+                "database_down", f"the database ended a statement early: {cause}"
             ) from error
         if advice := _TO_FIX.get(state or ""):
             raise ConfigurationError(f"the database refuses: {cause}\n{advice}") from error

@@ -18,8 +18,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
-from batch_pipeline.database.failures import repeated
+from batch_pipeline.database.failures import LOCK_NOT_AVAILABLE, repeated, sqlstate
 from batch_pipeline.database.models import Priority, UploadBatch
 from batch_pipeline.database.readings import (
     NAME,
@@ -31,6 +32,7 @@ from batch_pipeline.database.readings import (
     owner,
 )
 from batch_pipeline.database.session import AnyRow, Database
+from batch_pipeline.errors import PipelineError
 from batch_pipeline.services.dispatch.turns import WaitingSlice
 
 #: If another transaction locks the row of a batch for longer, the batch loses its turn
@@ -162,13 +164,18 @@ def open_slice(
     number is returned unchanged.
 
     Raises:
-        sqlalchemy.exc.OperationalError: another transaction has locked the row of the batch.
+        PipelineError: another transaction has locked the row of the batch.
     """
     if slice_.number is not None:
         return slice_
     with database.transaction() as connection:
         connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}"))
-        batch = connection.execute(_LOCK_BATCH, {"batch_id": slice_.batch_id}).one_or_none()
+        try:
+            batch = connection.execute(_LOCK_BATCH, {"batch_id": slice_.batch_id}).one_or_none()
+        except OperationalError as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                raise
+            raise PipelineError("another transaction has locked its row") from error
         if batch is None:
             return None
         names = {"batch_id": slice_.batch_id, "number": batch.slices + 1}

@@ -135,6 +135,25 @@ def test_a_batch_that_an_api_deletes_while_we_wait_for_it_is_gone_and_no_error(
         assert waiting.result(DEADLINE) == result
 
 
+@pytest.mark.parametrize("limit", ["statement_timeout", "lock_timeout"])
+def test_a_limit_of_time_that_ends_a_statement_is_an_outage_and_costs_no_result(
+    database_url, change, open_pipeline, limit
+):
+    """Such limits apply behind PgBouncer, and if the URL names them."""
+    joint = "&" if "?" in database_url else "?"
+    url = f"{database_url}{joint}options=-c{limit}%3D300ms"
+    pipeline = open_pipeline(change(database_url=url))
+    batch_id = add_batch(pipeline.database, 1)
+    pipeline.states.load_batch(batch_id, "run", limit=1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    claim, result = started(pipeline, upload.id), embedded(pipeline.database)
+    with psycopg.connect(database_url) as api:
+        api.execute("SELECT FROM uploads WHERE id = %s FOR UPDATE", [upload.id])
+        with pytest.raises(ServiceDownError, match=limit.replace("_", " ")):
+            pipeline.states.complete(claim, embedded=result, seconds={})
+    pipeline.states.complete(claim, embedded=result, seconds={})
+
+
 def test_a_transaction_that_conflicts_every_time_is_an_outage_in_the_end(monkeypatch):
     calls = []
 

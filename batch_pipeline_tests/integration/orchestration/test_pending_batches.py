@@ -306,7 +306,7 @@ def test_a_batch_whose_row_somebody_holds_loses_its_turn_and_keeps_nobody_waitin
         )
         tick = daemon.tick()
         assert not tick.run_requests
-        assert f"left out: batch {short(held)} (canceling statement due to lock timeout" in (
+        assert f"left out: batch {short(held)} (another transaction has locked its row" in (
             tick.skip_message
         )
         assert batches_of(daemon.tick()) == [str(other)]
