@@ -130,8 +130,9 @@ def retry(  # noqa: PLR0917 - click passes them by name
     found = failed_uploads(pipeline.database, chosen)
     if not as_json:
         _say_what_is_retried(found, batch, dry_run=dry_run)
-    reopened = []
+    reopened, lone = [], 0
     if not dry_run:
+        lone = pipeline.batches.retry_lone(found.lone) if found.lone else 0
         # A whole batch may be retried even without a failed upload: it may be reopened.
         whole = batch is not None and not chosen.chooses
         by_batch = {batch: list(uploads)} if whole and batch else found.by_batch
@@ -150,7 +151,7 @@ def retry(  # noqa: PLR0917 - click passes them by name
         if batch is not None and listed:
             print_json(listed[0] | told)
         else:
-            total = sum(count for count, _ in reopened)
+            total = lone + sum(count for count, _ in reopened)
             print_json(told | {"reopened": total, "batches": listed})
         return
     opened = [(n, one) for n, one in reopened if n or one.status != "completed"]
@@ -162,7 +163,12 @@ def retry(  # noqa: PLR0917 - click passes them by name
         ]
         click.echo(f"Batch {progress.label} is {progress.status}: {', '.join(said)}.")
         click.echo(f"Follow it:  batch-pipeline watch {progress.batch_id}")
-    if not opened and not (dry_run and (found.count or found.reopens)):
+    if lone:
+        click.echo(
+            f"{counted(lone, 'failed upload')} without a batch will be processed again; within a "
+            "minute the sweep puts them into one."
+        )
+    if not opened and not lone and not (dry_run and (found.count or found.reopens)):
         narrowed = uploads or chosen.chooses
         which = "no failed upload matches" if narrowed else "no upload failed"
         click.echo(f"Nothing to process again: {which}.")

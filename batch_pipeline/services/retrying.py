@@ -58,6 +58,8 @@ class FailedUploads:
     """The selected failed uploads by batch, the oldest failure first."""
 
     by_batch: dict[uuid.UUID, list[uuid.UUID]] = field(default_factory=dict)
+    lone: list[uuid.UUID] = field(default_factory=list)
+    """Uploads without a batch, because an upload API has deleted it."""
     kinds: Counter[str] = field(default_factory=Counter)
     reopens: list[StoppedBatch] = field(default_factory=list)
     """Batches that the retry reopens, so that their other uploads are processed, too."""
@@ -100,8 +102,8 @@ def failed_uploads(database: Database, chosen: FailedSelection) -> FailedUploads
         conditions.append(_touched_by(chosen.model))
     query: Select[*tuple[Any, ...]] = (
         select(Upload.batch_id, Upload.id, kind, UploadBatch.status)
-        .join(UploadBatch, UploadBatch.id == Upload.batch_id)
-        .where(*conditions)
+        .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .where(*conditions, or_(UploadBatch.id.is_not(None), Upload.batch_id.is_(None)))
         .order_by(Upload.updated_at, Upload.id)
     )
     found = FailedUploads()
@@ -110,7 +112,8 @@ def failed_uploads(database: Database, chosen: FailedSelection) -> FailedUploads
             if status == BatchStatus.CANCELLED and chosen.batch_id is None:
                 found.cancelled += 1
                 continue
-            found.by_batch.setdefault(batch_id, []).append(upload_id)
+            of_batch = found.by_batch.setdefault(batch_id, []) if batch_id else found.lone
+            of_batch.append(upload_id)
             found.kinds[name] += 1
         retried = set(found.by_batch)
         if chosen.batch_id and not chosen.chooses:

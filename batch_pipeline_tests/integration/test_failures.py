@@ -266,6 +266,22 @@ def test_a_batch_that_is_gone_does_not_keep_retry_from_the_others(console, datab
     assert upload_row(database, second.id).processing_status == "pending"
 
 
+def test_failed_uploads_whose_batch_an_api_has_deleted_are_retried_in_a_new_one(
+    console, database, pipeline
+):
+    batch = ended(database, [failed("model_timeout", created_at=datetime.now(UTC) - HOUR)] * 2)
+    ids = [row.id for row in upload_rows(database, batch)]
+    with database.transaction() as connection:
+        connection.execute(text("DELETE FROM upload_batches WHERE id = :id"), {"id": batch})
+    told = console("retry", "--all-retryable", "--dry-run", "--json").json
+    assert (told["chosen"], told["reopened"]) == (2, 0)
+    answer = console("retry", "--upload", str(ids[0]))
+    assert "1 failed upload without a batch will be processed again" in answer.out
+    told = console("retry", "--all-retryable", "--json").json
+    assert (told["chosen"], told["reopened"], told["batches"]) == (1, 1, [])
+    assert pipeline.backlog.adopt() == 2
+
+
 def test_retry_warns_of_uploads_that_will_fail_the_same_way(console, world, database):
     first = world["first"]
     said = console("retry", first, "--dry-run").out

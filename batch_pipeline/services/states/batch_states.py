@@ -91,6 +91,14 @@ class BatchStates:
             transaction.announce(progress, progress.user_id)
         return count, progress
 
+    def retry_lone(self, upload_ids: Sequence[uuid.UUID]) -> int:
+        """Make failed uploads without a batch pending again; returns how many.
+
+        The sweep puts them into a new batch.
+        """
+        with self._publisher.transaction() as transaction:
+            return retry_failed(transaction.connection, None, upload_ids=upload_ids, reason="retry")
+
     def redo(
         self, batch_id: uuid.UUID, stage: Stage, upload_ids: Sequence[uuid.UUID]
     ) -> tuple[int, BatchProgress] | None:

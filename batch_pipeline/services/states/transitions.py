@@ -136,12 +136,15 @@ def recount_batches(transaction: Announcer, batch_ids: Iterable[uuid.UUID]) -> N
 
 def retry_failed(
     connection: Connection,
-    batch_id: uuid.UUID,
+    batch_id: uuid.UUID | None,
     *,
     upload_ids: Sequence[uuid.UUID],
     reason: str,
 ) -> int:
-    """Make failed uploads of a batch pending again, all or the named ones; returns how many."""
+    """Make failed uploads of a batch (or of none) pending again; returns how many.
+
+    `upload_ids` names them; without it all of the batch are meant.
+    """
     failed: Select[uuid.UUID] = select(Upload.id).where(
         Upload.batch_id == batch_id, Upload.processing_status == UploadStatus.FAILED
     )
