@@ -246,19 +246,26 @@ def table_problems(connection: Connection) -> Iterator[Problem]:
 
 
 def _taken_tables(connection: Connection) -> Iterator[Problem]:
-    """Find tables that have the name of one of ours, but not its columns."""
+    """Find tables that have the name of one of ours, but other columns.
+
+    Our own table of an earlier version may lack a column, but has no others.
+    """
     ours = {
         name: {column.name for column in table.columns}
         for name, table in Base.metadata.tables.items()
         if name not in COLUMNS
     }
     found = connection.execute(_COLUMNS_OF, {"tables": list(ours)}).all()
-    if taken := sorted(row.table for row in found if not ours[row.table] <= set(row.columns)):
+    if taken := sorted(row.table for row in found if _differ(ours[row.table], {*row.columns})):
         yield Problem(
             f"{', '.join(taken)} are tables of another program, and the pipeline needs such names",
             "give our tables a schema of their own: CREATE SCHEMA batch_pipeline AUTHORIZATION …; "
             "ALTER ROLE … SET search_path = batch_pipeline, public;",
         )
+
+
+def _differ(ours: set[str], found: set[str]) -> bool:
+    return not ours <= found and not found <= ours
 
 
 def _taken(row: Row[*tuple[Any, ...]]) -> Iterator[Problem]:

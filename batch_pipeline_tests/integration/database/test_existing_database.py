@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from batch_pipeline.database.existing_tables import require_usable_tables
 from batch_pipeline.database.revisions import VERSION_TABLE
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
@@ -242,6 +243,14 @@ def test_tables_of_an_earlier_version_that_used_alembics_table_are_upgraded_once
     assert current == newest
     [left] = api.connection.execute("SELECT to_regclass('alembic_version')").fetchone()
     assert left is None
+
+
+def test_a_table_of_ours_that_lacks_a_column_of_a_later_version_is_not_taken_for_another(api):
+    api.connection.execute("CREATE TABLE notifications (id bigint PRIMARY KEY, type text)")
+    database = Database(with_driver(api.url, "psycopg", variable="URL"))
+    with database.transaction() as connection:
+        require_usable_tables(connection)
+    database.close()
 
 
 def test_tables_of_an_api_with_names_of_ours_are_refused_and_ours_may_be_in_a_schema_of_their_own(
