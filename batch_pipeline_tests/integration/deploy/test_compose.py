@@ -2,11 +2,34 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import yaml
 
 from .composed import COMPOSE, read_as_compose_does
+
+#: Settings with a default of their own in the Compose file; that default, and another value.
+SETTINGS = {
+    "BATCH_PIPELINE_LOG_FORMAT": ("json", "text"),
+    "BATCH_PIPELINE_REDIS_URL": ("redis://redis:6379/0", ""),
+    "BATCH_PIPELINE_STORAGE_URL": ("/data/uploads", "s3://media/uploads"),
+    "BATCH_PIPELINE_MAX_RUNS_IN_FLIGHT": ("16", "4"),
+}
+EXTRA = ("production", "production,notify")
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The services with the example of settings as it comes."""
+    return read_as_compose_does(tmp_path_factory.mktemp("as_it_comes"))
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The services with another value of each of `SETTINGS` and `EXTRA` in the file `.env`."""
+    given = {name: value for name, (_, value) in SETTINGS.items()}
+    return read_as_compose_does(tmp_path_factory.mktemp("changed"), **given, IMAGE_EXTRA=EXTRA[1])
 
 
 def test_the_file_is_of_the_current_schema():
@@ -22,8 +45,7 @@ def test_the_file_is_of_the_current_schema():
     assert checked.returncode == 0, checked.stdout
 
 
-def test_compose_reads_it_with_the_example_of_settings_as_they_come(tmp_path):
-    services = read_as_compose_does(tmp_path)
+def test_compose_reads_it_with_the_example_of_settings_as_they_come(services):
     ours = {"migrate", "code-location", "webserver", "daemon", "metrics"}
     assert set(services) == ours | {"postgres", "redis"}
     # Every service that answers requests has a health check.
@@ -45,28 +67,14 @@ def test_compose_reads_it_with_the_example_of_settings_as_they_come(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "default", "given"),
-    [
-        ("BATCH_PIPELINE_LOG_FORMAT", "json", "text"),
-        ("BATCH_PIPELINE_REDIS_URL", "redis://redis:6379/0", ""),
-        ("BATCH_PIPELINE_STORAGE_URL", "/data/uploads", "s3://media/uploads"),
-        ("BATCH_PIPELINE_MAX_RUNS_IN_FLIGHT", "16", "4"),
-    ],
-)
-def test_a_setting_in_the_env_file_replaces_the_default_of_every_service(
-    tmp_path, name, default, given
-):
-    for folder, settings, wanted in (("a", {}, default), ("b", {name: given}, given)):
-        services = read_as_compose_does(tmp_path / folder, **settings)
-        for service in ("migrate", "code-location", "webserver", "daemon", "metrics"):
-            assert services[service]["environment"][name] == wanted
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_in_the_env_file_replaces_the_default_of_every_service(services, changed, name):
+    default, given = SETTINGS[name]
+    for service in ("migrate", "code-location", "webserver", "daemon", "metrics"):
+        assert services[service]["environment"][name] == default
+        assert changed[service]["environment"][name] == given
 
 
-def test_the_env_file_chooses_what_the_image_contains(tmp_path):
-    for folder, settings, wanted in (
-        ("a", {}, "production"),
-        ("b", {"IMAGE_EXTRA": "production,notify"}, "production,notify"),
-    ):
-        build = read_as_compose_does(tmp_path / folder, **settings)["migrate"]["build"]
-        assert build["args"]["EXTRA"] == wanted
+def test_the_env_file_chooses_what_the_image_contains(services, changed):
+    built = [read["migrate"]["build"]["args"]["EXTRA"] for read in (services, changed)]
+    assert built == [*EXTRA]
