@@ -165,8 +165,8 @@ MUTANTS = (
     Mutant(
         "a released slice does not rest",
         f"{STATES}/backlog.py",
-        '                    reason="rescue",\n                    not_before=not_before,',
-        '                    reason="rescue",',
+        '                    dispatch_reason="rescue",\n                    not_before=not_before,',
+        '                    dispatch_reason="rescue",',
         f"{OF_BACKLOG}::test_what_a_run_ended_without_taking_rests_for_a_while",
     ),
     Mutant(

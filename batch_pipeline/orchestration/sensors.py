@@ -199,9 +199,8 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         pipeline: Pipeline = context.resources.batch_pipeline
         patience = LOOK_SECONDS if context.log_key else 0.0  # a test evaluates without a log
         deadline = time.monotonic() + patience
-        with work_signals(
-            pipeline.database
-        ) as wait:  # before the first look, so that nothing is missed
+        # Signals are heard before the first look, so that nothing is missed.
+        with work_signals(pipeline.database) as wait:
             while True:
                 with one_sensor_at_a_time(pipeline.database) as asked:
                     found, needs_a_run_to_end = look(context, pipeline, asked)

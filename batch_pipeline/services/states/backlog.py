@@ -159,7 +159,7 @@ class Backlog:
             ended = [row.id for row in rows if row.processing_status not in OPEN_UPLOAD]
             disown(connection, one_of(Upload.id, ended))
             others = [upload_id for upload_id in open_ if upload_id not in killers]
-            returned = release_rows(connection, one_of(Upload.id, others), reason="rescue")
+            returned = release_rows(connection, one_of(Upload.id, others), dispatch_reason="rescue")
         return Rescue(returned, len(killers))
 
     def release_slices(
@@ -176,7 +176,7 @@ class Backlog:
                 release_rows(
                     transaction.connection,
                     and_(Upload.batch_id == batch_id, Upload.slice == number, WAITING),
-                    reason="rescue",
+                    dispatch_reason="rescue",
                     not_before=not_before,
                 )
                 for batch_id, number in slices
@@ -222,7 +222,7 @@ class Backlog:
             count = release_rows(
                 connection,
                 one_of(Upload.id, [row.id for row in rows]),
-                reason="retry",
+                dispatch_reason="retry",
                 attempts=0,
                 retries=Upload.retries + 1,
             )

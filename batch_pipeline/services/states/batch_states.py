@@ -69,7 +69,7 @@ class BatchStates:
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
-            count = retry_failed(connection, batch_id, upload_ids=upload_ids, reason="retry")
+            count = retry_failed(connection, batch_id, upload_ids)
             connection.execute(
                 update(UploadBatch)
                 .where(UploadBatch.id == batch_id)
@@ -97,7 +97,7 @@ class BatchStates:
         The sweep puts them into a new batch.
         """
         with self._publisher.transaction() as transaction:
-            return retry_failed(transaction.connection, None, upload_ids=upload_ids, reason="retry")
+            return retry_failed(transaction.connection, None, upload_ids)
 
     def redo(
         self, batch_id: uuid.UUID, stage: Stage, upload_ids: Sequence[uuid.UUID]

@@ -135,15 +135,11 @@ def recount_batches(transaction: Announcer, batch_ids: Iterable[uuid.UUID]) -> N
 
 
 def retry_failed(
-    connection: Connection,
-    batch_id: uuid.UUID | None,
-    *,
-    upload_ids: Sequence[uuid.UUID],
-    reason: str,
+    connection: Connection, batch_id: uuid.UUID | None, upload_ids: Sequence[uuid.UUID]
 ) -> int:
     """Make failed uploads of a batch (or of none) pending again; returns how many.
 
-    `upload_ids` names them; without it all of the batch are meant.
+    `upload_ids` names them; if it is empty, all of the batch are meant.
     """
     failed: Select[uuid.UUID] = select(Upload.id).where(
         Upload.batch_id == batch_id, Upload.processing_status == UploadStatus.FAILED
@@ -154,7 +150,7 @@ def retry_failed(
     return release_rows(
         connection,
         one_of(Upload.id, locked),
-        reason=reason,
+        dispatch_reason="retry",
         attempts=0,
         deaths=0,
         server_deaths=0,
@@ -189,13 +185,7 @@ def count_uploads(batch_id: Any) -> Select[int, int, int]:
 
 
 def release_rows(connection: Connection, condition: Any, **values: Any) -> int:
-    """Release open and failed uploads; ``reason`` says why they are dispatched again.
-
-    A status that only the upload API uses stays as it is.
-    """
-    reason = values.pop("reason", None)
-    if reason:
-        values["dispatch_reason"] = reason
+    """Release open and failed uploads; a status that only the upload API uses stays as it is."""
     return make_pending(
         connection, and_(condition, Upload.processing_status.in_(_RELEASABLE)), **values
     )

@@ -190,7 +190,7 @@ class UploadStates:
             if batch is None:
                 return None
             if upload_ids and batch.status != BatchStatus.CANCELLED:
-                retry_failed(connection, batch_id, upload_ids=upload_ids, reason="retry")
+                retry_failed(connection, batch_id, upload_ids)
                 reopen_batch(connection, batch_id)
             recounted = recount_batch(connection, batch_id)
             if recounted is None:
