@@ -58,7 +58,10 @@ def webhook_receiver(port: int = 0) -> Iterator[Receiver]:
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     receiver.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, name="webhook receiver", daemon=True)
+    # A short poll, because it is also the time that a shutdown takes.
+    thread = threading.Thread(
+        target=server.serve_forever, args=(0.02,), name="webhook receiver", daemon=True
+    )
     thread.start()
     try:
         yield receiver
