@@ -27,12 +27,12 @@ from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline.testing.tcp_proxy import TcpProxy
 from batch_pipeline_tests.integration.console import Console
 from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F401 - fixture
-    MEDIA,
     instance,
     no_run_under_way,
     stored_instance,
 )
 
+MEDIA = Path(__file__).parents[2] / "examples" / "media"
 #: Modules without waiting times.
 FAST = {"test_hostile_inputs.py"}
 #: Pictures that are decoded very fast.

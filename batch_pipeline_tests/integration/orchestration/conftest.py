@@ -24,7 +24,8 @@ from batch_pipeline.testing.listening import messages_until_now
 from batch_pipeline.testing.model_server import ScriptedModelServer
 
 ROOT = Path(__file__).parents[3]
-MEDIA = ROOT / "examples" / "media"
+#: Small pictures named like the examples: decoding one of those takes a tenth of a second.
+MEDIA = ROOT / "batch_pipeline_tests" / "cases" / "small"
 SMALL = ("lighthouse.gif", "fog.webp", "ball_on_meadow.mp4")
 
 
