@@ -18,7 +18,7 @@ from batch_pipeline.services.upload_processing import UploadProcessor
 from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import batch_row, open_all_slices, upload_rows
 
-MEDIA = Path(__file__).parents[3] / "examples" / "media"
+MEDIA = Path(__file__).parents[2] / "cases" / "small"
 USER = uuid.uuid4()
 
 TABLES = """

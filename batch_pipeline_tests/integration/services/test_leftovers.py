@@ -30,7 +30,7 @@ from batch_pipeline.testing.records import upload_rows
 from batch_pipeline_tests.integration.console import Console
 from batch_pipeline_tests.patience import DEADLINE
 
-MEDIA = Path(__file__).parents[3] / "examples" / "media"
+MEDIA = Path(__file__).parents[2] / "cases" / "small"
 USER = uuid.uuid4()
 
 S3 = pytest.param("s3", marks=[pytest.mark.slow, pytest.mark.xdist_group("object_store")])
