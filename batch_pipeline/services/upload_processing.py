@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from batch_pipeline.database.models import Stage
 from batch_pipeline.database.session import AnyRow
@@ -67,6 +67,7 @@ ANSWER_PATIENCE_SECONDS, _ANSWER_PAUSE_SECONDS = 300.0, 1.0
 _COPY_PAUSE_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
+Stored = TypeVar("Stored")
 
 
 def outage_pause(error: PipelineError) -> float:
@@ -245,15 +246,12 @@ class UploadProcessor:
         embedded: Embedded | None = None
         if describes or not row.has_vector or Stage.EMBEDDING in row.redo:
             embedded = self._embed(attempt, is_new=describes or not row.has_answering_vector)
-        self._keep_trying(attempt, lambda: self._complete(attempt, embedded))
-
-    def _complete(self, attempt: _Attempt, embedded: Embedded | None) -> None:
-        report = attempt.report
-        report.progress = self._states.complete(
-            attempt.claim, embedded=embedded, seconds=report.seconds
+        complete = partial(
+            self._states.complete, attempt.claim, embedded=embedded, seconds=report.seconds
         )
+        report.progress = self._keep_trying(attempt, complete)
 
-    def _keep_trying(self, attempt: _Attempt, store: Callable[[], None]) -> None:
+    def _keep_trying(self, attempt: _Attempt, store: Callable[[], Stored]) -> Stored:
         """Store the answer of a model; wait up to `ANSWER_PATIENCE_SECONDS` for the database.
 
         If the answer were dropped, the model call would have to be repeated. If another run has
