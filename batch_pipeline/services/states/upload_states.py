@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Executable, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Executable, and_, case, func, or_, select, update
 
 from batch_pipeline.database.connection_setup import LATEST
 from batch_pipeline.database.failures import each_repeated
@@ -203,15 +203,11 @@ class UploadStates:
                 return LoadedBatch(recounted, batch.total_uploads, [])
             waiting = (
                 select(Upload.id)
-                .where(Upload.batch_id == batch_id, WAITING)
+                .where(_waiting_of(batch_id, slice_number, upload_ids))
                 .order_by(Upload.created_at, Upload.id)
                 .limit(limit)
                 .with_for_update(skip_locked=True)
             )
-            if slice_number is not None:
-                waiting = waiting.where(Upload.slice == slice_number)
-            if upload_ids:
-                waiting = waiting.where(one_of(Upload.id, upload_ids))
             reserved = connection.execute(
                 update(Upload)
                 .where(Upload.id.in_(waiting.scalar_subquery()))
@@ -549,6 +545,15 @@ class UploadStates:
             raise _lost(claim)
 
 
+def _waiting_of(
+    batch_id: uuid.UUID, slice_number: int | None, upload_ids: Sequence[uuid.UUID]
+) -> ColumnElement[bool]:
+    """Condition: waiting uploads of a batch, all or those of this slice and with these ids."""
+    of_slice = [] if slice_number is None else [Upload.slice == slice_number]
+    of_ids = [one_of(Upload.id, upload_ids)] if upload_ids else []
+    return and_(Upload.batch_id == batch_id, WAITING, *of_slice, *of_ids)
+
+
 def _release_waiting(
     connection: Connection,
     batch_id: uuid.UUID,
@@ -557,11 +562,7 @@ def _release_waiting(
     **values: Any,
 ) -> int:
     """Remove waiting uploads of a batch from their slice; returns how many."""
-    waiting = and_(Upload.batch_id == batch_id, WAITING)
-    if slice_number is not None:
-        waiting = and_(waiting, Upload.slice == slice_number)
-    if upload_ids:
-        waiting = and_(waiting, one_of(Upload.id, upload_ids))
+    waiting = _waiting_of(batch_id, slice_number, upload_ids)
     locked = list(
         connection.scalars(
             select(Upload.id).where(waiting).order_by(Upload.id).with_for_update(skip_locked=True)
