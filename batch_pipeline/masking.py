@@ -31,6 +31,7 @@ def learn(value: str) -> None:
         for form in (value, unquote(value)):
             # The forms that libraries write in a URL; SQLAlchemy leaves spaces and plus signs.
             _learnt.update({form, quote(form, safe=""), quote_plus(form), quote(form, safe=" +")})
+            _learnt.add(repr(form)[1:-1])  # in a message that quotes a value
 
 
 def learn_url(value: str) -> None:

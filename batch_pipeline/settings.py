@@ -16,7 +16,14 @@ from typing import Annotated, Any, Self
 from urllib.parse import quote, unquote_plus, urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from batch_pipeline.errors import ConfigurationError
@@ -50,6 +57,8 @@ _FILE_IN_URL = re.compile(
 )
 #: Beginning of a URL that names a path of this machine.
 LOCAL_SCHEME = re.compile(r"(?:(?:file|local):(?://)?)?")
+#: Settings in which the space at the end counts: ``query: ``.
+_WITH_SPACE = {"embedding_question_prefix", "embedding_document_prefix"}
 #: Fields of a request to a model that cannot be set as options.
 _NEVER_AN_OPTION = {"model", "messages", "input", "prompt", "stream"}
 
@@ -421,6 +430,14 @@ class Settings(BaseSettings):
             "Connections to PostgreSQL are set aside for them if there is a broker."
         ),
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_space_around(cls, value: object, info: ValidationInfo) -> object:
+        """Remove what was copied with a value, such as the line break at the end of a secret."""
+        if isinstance(value, str) and info.field_name not in _WITH_SPACE:
+            return value.strip()
+        return value
 
     @field_validator("vision_options", "embedding_options")
     @classmethod

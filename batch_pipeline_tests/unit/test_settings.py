@@ -244,6 +244,30 @@ def test_the_api_key_is_not_shown(monkeypatch):
     assert "sk-secret" not in repr(load_settings())
 
 
+def test_space_around_a_value_is_no_part_of_it(monkeypatch):
+    monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY", "sk-from-a-secret\n")
+    monkeypatch.setenv("BATCH_PIPELINE_DATABASE_URL", " postgresql://db/photos\n")
+    monkeypatch.setenv("BATCH_PIPELINE_ANALYZER", "openai ")
+    monkeypatch.setenv("BATCH_PIPELINE_VISION_MODEL", "qwen\r\n")
+    monkeypatch.setenv("BATCH_PIPELINE_EMBEDDING_QUESTION_PREFIX", "query: ")
+
+    settings = load_settings()
+
+    assert settings.openai_api_key.get_secret_value() == "sk-from-a-secret"
+    assert settings.database_url == "postgresql://db/photos"
+    assert (settings.analyzer, settings.vision_model) == ("openai", "qwen")
+    assert settings.embedding_question_prefix == "query: "
+
+
+def test_a_secret_of_several_lines_is_masked_where_a_library_quotes_it(monkeypatch):
+    monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY", "sk-first-line\nsk-second-line")
+    key = load_settings().openai_api_key.get_secret_value()
+
+    quoted = masked(f"Illegal header value {f'Bearer {key}'.encode()!r}")
+
+    assert quoted == f"Illegal header value b'Bearer {MASK}'"
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
