@@ -43,10 +43,13 @@ _DATE = re.compile(
     r"\s*(\d{4})[-:./ ](\d{1,2})[-:./ ](\d{1,2})"
     r"(?:[T ]+(\d{1,2})[-:.](\d{1,2})(?:[-:.](\d{1,2}))?)?(?![\d])"
 )
-#: Eight digits in the name of a file, perhaps separated, perhaps with six more for the time.
+#: Eight digits in the name of a file, perhaps separated, perhaps with six more for the time; after
+#: `at`, as Macs and WhatsApp write it, the hour may have one digit and be followed by AM or PM.
 _NAMED_DATE = re.compile(
     r"(?<!\d)((?:19|20)\d\d)([-_.]?)(\d\d)\2(\d\d)"
-    r"(?:(?:[-_. T]| at )?(\d\d)([-_.:]?)(\d\d)\6(\d\d)(?=\D|\d{3}(?!\d)|$)|(?!\d))"
+    r"(?:(?:[-_. T]| at )?(\d\d|(?<= at )\d)([-_.:]?)(\d\d)\6(\d\d)(?=\D|\d{3}(?!\d)|$)"
+    r"(?:\s?([AP])M(?![A-Z]))?|(?!\d))",
+    re.IGNORECASE,
 )
 _EXIF_DATES = {
     Tag.DATE_TIME_ORIGINAL: "EXIF DateTimeOriginal",
@@ -155,7 +158,9 @@ def _date_in_words(text: str) -> datetime | None:
 def date_in_name(filename: str) -> datetime | None:
     """Find the date in a name such as ``IMG_20210506_070809.jpg``; midnight if there is no time."""
     for match in _NAMED_DATE.finditer(filename):
-        year, _, month, day, hour, _, minute, second = match.groups()
+        year, _, month, day, hour, _, minute, second, half = match.groups()
+        if half and 1 <= int(hour) <= 12:
+            hour = str(int(hour) % 12 + (12 if half in "Pp" else 0))
         found = _date(year, month, day, hour, minute, second) or _date(year, month, day)
         if found:
             return found
