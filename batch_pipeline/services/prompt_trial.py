@@ -16,6 +16,7 @@ from batch_pipeline.model_servers.prompts import PLACEHOLDERS
 from batch_pipeline.services.description_audit import AuditResult, audit
 from batch_pipeline.services.inspection import open_file
 from batch_pipeline.services.reports.batch_status import cost_shape
+from batch_pipeline.services.sidecars import sidecar_date
 from batch_pipeline.settings import Settings
 
 
@@ -71,6 +72,7 @@ def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:
                 file,
                 media_type,
                 filename=path.name,
+                sidecar_date=sidecar_date(path),
                 max_bytes=settings.max_decode_mib * 1024**2,
                 patch=picture_size(settings).patch,
             )

@@ -134,3 +134,23 @@ def test_a_prompt_is_shown_and_tried_and_nothing_is_stored(
     assert status.json == []
     costs = console("costs", "--json", **variables)
     assert costs.json == []
+
+
+def test_a_trial_tells_the_date_of_a_sidecar_as_the_pipeline_does(
+    console, model_server, prompts, tmp_path
+):
+    (prompts / "image.txt").write_text("Describe it.\nTaken on {date}.")
+    (tmp_path / "lake.jpg").write_bytes(make_captioned_jpeg())
+    (tmp_path / "lake.jpg.xmp").write_text('<x xmp:CreateDate="2019-08-07T06:05:04"/>')
+
+    tried = console(
+        "prompt",
+        "--try",
+        "lake.jpg",
+        BATCH_PIPELINE_ANALYZER="ollama",
+        BATCH_PIPELINE_OLLAMA_HOST=model_server.ollama_url,
+        BATCH_PIPELINE_PROMPTS=str(prompts),
+    )
+
+    assert tried.code == 0, tried.err
+    assert "Taken on 2019-08-07 06:05." in model_server.calls_of("vision")[-1].texts[0]
