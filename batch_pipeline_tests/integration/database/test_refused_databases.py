@@ -250,6 +250,19 @@ def test_the_error_for_a_role_without_rights_names_the_missing_rights(server, ro
         owner.execute(f"DROP OWNED BY {role}".encode())
 
 
+def test_a_role_that_may_write_but_not_change_the_tables_is_told_to_own_them(server, role):
+    with (
+        server.new_database(migrated=False) as url,
+        psycopg.connect(url, autocommit=True) as owner,
+    ):
+        owner.execute("CREATE EXTENSION vector; CREATE TABLE uploads (id uuid PRIMARY KEY)")
+        owner.execute(f"GRANT ALL ON uploads TO {role}".encode())
+        owner.execute(f"GRANT CREATE ON SCHEMA public TO {role}".encode())
+        with pytest.raises(ConfigurationError, match=r"(?s)must be owner of .* OWNER TO"):
+            upgrade(as_role(url, role))
+        owner.execute(f"DROP OWNED BY {role}".encode())
+
+
 def test_row_level_security_that_hides_rows_from_our_role_is_named(server, change, role):
     """Hidden rows are not processed, and without rows there is nothing to do: no other sign."""
     with (
