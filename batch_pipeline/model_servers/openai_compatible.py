@@ -2,7 +2,9 @@
 
 import base64
 import json
+import re
 import time
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -166,7 +168,7 @@ class OpenAICompatibleServer(ModelServer):
                 raise self._not_the_protocol(response)
             with reading_answer():
                 entries.sort(key=lambda entry: entry.index)
-                return EmbedAnswer([entry.embedding for entry in entries], usage)
+                return EmbedAnswer([_numbers(entry.embedding) for entry in entries], usage)
 
     async def digest(self, model: str) -> str:
         """Return an empty text: the protocol has no digests."""
@@ -280,6 +282,8 @@ class OpenAICompatibleServer(ModelServer):
         """
         error = _mapping(getattr(received, "model_extra", None), "error")
         code = error.get("code")
+        if isinstance(code, str) and re.fullmatch("[45][0-9]{2}", code):
+            code = int(code)
         if isinstance(code, int) and 400 <= code < 600:
             told = _mapping(_mapping(error, "metadata"), "headers").items()
             headers = {str(name).lower(): str(value) for name, value in told}
@@ -304,6 +308,11 @@ def _mapping(of: object, name: str) -> Mapping[str, Any]:
     """Return a mapping in a mapping; empty if one of them is something else."""
     found = of.get(name) if isinstance(of, Mapping) else None
     return found if isinstance(found, Mapping) else {}
+
+
+def _numbers(sent: list[float] | str) -> list[float]:
+    """Return the numbers of a vector; some servers send base64, whatever they are asked for."""
+    return array("f", base64.b64decode(sent)).tolist() if isinstance(sent, str) else sent
 
 
 def _limit_of_tokens(learnt: Learnt) -> str:

@@ -168,6 +168,8 @@ def test_half_an_answer_is_no_description(
     [
         [None],
         [{"index": 0, "embedding": 5}],
+        [{"index": 0, "embedding": "no base64!"}],
+        [{"index": 0, "embedding": "AAAA"}],
         [{"index": 0, "embedding": ["x"] * 1024}],
         [{"index": 0, "embedding": [10**400] * 1024}],
         [{"embedding": [0.5] * 1024}, {"embedding": [0.5] * 1024}],

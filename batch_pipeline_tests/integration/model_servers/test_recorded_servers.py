@@ -5,7 +5,9 @@ ours, because clients and the audit treat all texts alike. Other servers of the 
 differ. For llama.cpp's own server see `test_llama_cpp`.
 """
 
+import base64
 import json
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -297,16 +299,19 @@ def test_a_hosted_model_that_wants_other_parameters_gets_them(replay: Any) -> No
     assert asked[1]["max_completion_tokens"] == asked[0]["max_tokens"]
 
 
-def passed_on(code: int, message: str, **metadata: Any) -> tuple[int, dict[str, Any]]:
+def passed_on(code: int | str, message: str, **metadata: Any) -> tuple[int, dict[str, Any]]:
     """An error of OpenRouter while a provider writes the answer: openrouter.ai/docs/errors. The
     headers of a provider stand in Aider-AI/aider issue 3550."""
     error = {"code": code, "message": message, "metadata": metadata}
     return 200, {"error": error, "user_id": "user_1"}
 
 
+@pytest.mark.parametrize("code", [429, "429"], ids=repr)  # LiteLLM writes it as text
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0.3"}])
-def test_a_rate_limit_inside_an_answer_is_waited_for(replay: Any, headers: dict[str, str]) -> None:
-    limit = passed_on(429, "Rate limit exceeded", headers=headers, provider_name="one")
+def test_a_rate_limit_inside_an_answer_is_waited_for(
+    replay: Any, headers: dict[str, str], code: int | str
+) -> None:
+    limit = passed_on(code, "Rate limit exceeded", headers=headers, provider_name="one")
     analyzer, asked = replay("openai", limit, vllm(SAID))
     began = time.monotonic()
 
@@ -325,3 +330,10 @@ def test_an_error_inside_an_answer_is_named_like_one_with_its_status(replay: Any
     with pytest.raises(TransientError, match="Provider returned error") as raised:
         replay("openai", failed)[0].embedding.embed(["a boat"])
     assert raised.value.kind == "model_server_error"
+
+
+def test_vectors_in_base64_are_read_although_numbers_were_asked_for(replay: Any) -> None:
+    encoded = base64.b64encode(struct.pack("<1024f", *[0.5] * 1024)).decode()
+    analyzer, _ = replay("openai", (200, {"data": [{"index": 0, "embedding": encoded}]}))
+
+    assert analyzer.embedding.embed(["a boat"]) == [[0.5] * 1024]
