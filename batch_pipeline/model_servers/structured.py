@@ -37,26 +37,31 @@ SCHEMA: dict[str, Any] = {
 class _Fields(BaseModel):
     description: str
     tags: list[str]
-    visible_text: str
+    visible_text: str | None
+
+
+#: Not strict: models break lines inside of a text.
+_JSON = json.JSONDecoder(strict=False)
 
 
 def description_in(answer: str) -> Description:
-    """Parse an answer with fields.
+    """Parse an answer with fields; text before and after the JSON is left out.
 
     Raises:
-        TransientError: ``model_output_invalid``: it is not the expected JSON, or contains no
+        TransientError: ``model_output_invalid``: it has not the expected JSON, or contains no
             description.
     """
     try:
-        # Not strict: models break lines inside of a text.
-        fields = _Fields.model_validate(json.loads(answer, strict=False))
+        # Models write more around the object if their server does not hold them to the schema.
+        found, _ = _JSON.raw_decode(answer, max(0, answer.find("{")))
+        fields = _Fields.model_validate(found)
     except (ValueError, RecursionError) as error:
         raise TransientError(
             "model_output_invalid",
             f"the model's answer is not the JSON that was asked for ({_told(error)}); it begins: "
             f"{answer[:80]!r}",
         ) from error
-    visible_text = clean(fields.visible_text)
+    visible_text = clean(fields.visible_text or "")
     return Description(
         text=usable_text(fields.description, cut_by_length=False),
         tags=normalised_tags(fields.tags),

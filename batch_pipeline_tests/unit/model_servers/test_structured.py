@@ -34,7 +34,6 @@ def test_an_answer_in_fields_is_read():
         "null",
         TEXT,
         answer()[:-10],
-        answer() + "}",
         "[" * 100_000,
         '{"description": ' + "9" * 5000 + "}",
         json.dumps({"caption": TEXT}),
@@ -51,6 +50,21 @@ def test_what_is_not_the_json_that_was_asked_for_is_refused(said):
         description_in(said)
 
     assert refused.value.kind == "model_output_invalid"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        answer() + "}",
+        f"{answer()}\n{answer(description='Another one.')}",
+        f"Here is the JSON:\n\n```json\n{answer()}\n```\nI hope this helps!",
+        f"[{answer()}]",
+    ],
+)
+def test_what_a_model_writes_around_the_json_is_left_out(said):
+    read = description_in(usable_text(said, cut_by_length=False))
+
+    assert (read.text, read.tags) == (TEXT, ("boat",))
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\u2028", "\x85"])
@@ -79,7 +93,7 @@ def test_what_a_model_hides_in_fields_is_removed():
     assert read.visible_text == "ab[31m"
 
 
-@pytest.mark.parametrize("said", ["", "None", "none.", "N/A", "No readable text", " \n"])
+@pytest.mark.parametrize("said", [None, "", "None", "none.", "N/A", "No readable text", " \n"])
 def test_no_text_is_no_text_however_a_model_says_it(said):
     assert description_in(answer(visible_text=said)).visible_text == ""
 
