@@ -33,13 +33,13 @@ def inspect(session: Session, files: Sequence[Path], output: Path | None, as_jso
       batch-pipeline inspect clip.mov --output seen/
     """
     from batch_pipeline import terminal  # noqa: PLC0415
-    from batch_pipeline.services.inspection import inspect_file  # noqa: PLC0415
+    from batch_pipeline.services.inspection import inspect_file, output_stem  # noqa: PLC0415
 
-    [(name, number)] = Counter(path.name for path in files).most_common(1)
+    [(name, number)] = Counter(map(output_stem, files)).most_common(1)
     if output and number > 1:
         raise click.UsageError(
-            f"two files are called {name}, so one would replace the pictures of the other in "
-            "--output: inspect them one by one"
+            f"two files are called {name}, or nearly so; one would replace the pictures of the "
+            "other in --output: inspect them one by one"
         )
     all_seen = [inspect_file(path, session.settings, output) for path in files]
     if as_json:

@@ -70,7 +70,7 @@ def inspect_file(path: Path, settings: Settings, output: Path | None = None) -> 
     except PermanentError as error:
         seen.error_kind, seen.error_message = error.kind, str(error)
         if error.preview is not None and output is not None:
-            _write(seen, output, f"{_stem(path)}_preview.jpg", error.preview)
+            _write(seen, output, f"{output_stem(path)}_preview.jpg", error.preview)
     except OSError as error:
         seen.error_kind, seen.error_message = "source_missing", error.strerror or str(error)
     return seen
@@ -110,16 +110,20 @@ def _inspect(seen: Inspection, path: Path, settings: Settings, output: Path | No
         thumbnail = content.make_thumbnail()
     if output is None:
         return
-    stem = _stem(path)
+    stem = output_stem(path)
     _write(seen, output, f"{stem}_thumbnail.jpg", thumbnail)
     for number, frame in enumerate(content.frames, start=1):
         position = f"_at_{frame.position_seconds:.2f}s" if media_type.file_type == "video" else ""
         _write(seen, output, f"{stem}_frame_{number:02}{position}.jpg", frame.jpeg)
 
 
-def _stem(path: Path) -> str:
-    """Return the file name; characters that a file system may not accept are replaced."""
-    return re.sub(r"[^\w.-]", "_", path.name)[:100]
+def output_stem(path: Path) -> str:
+    """Return the beginning of the names of a file's pictures.
+
+    It is the file's name. Characters that a file system may not accept are replaced.
+    """
+    # File systems count bytes, of which a character has up to four.
+    return re.sub(r"[^\w.-]", "_", path.name).encode()[:200].decode(errors="ignore")
 
 
 def _write(seen: Inspection, folder: Path, name: str, jpeg: bytes) -> None:

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -416,6 +417,27 @@ def test_inspect_does_not_blame_the_picture_for_a_folder_that_cannot_be_written(
     assert error_and_hint(answer) == [
         "Error: /dev/null/seen/fog.webp_thumbnail.jpg cannot be written: Not a directory"
     ]
+
+
+def test_pictures_of_a_file_with_a_long_name_can_be_written(console, tmp_path):
+    name = "海" * 80 + ".jpg"
+    shutil.copy(MEDIA / "sea.jpg", tmp_path / name)
+
+    answer = console("inspect", name, "--output", "seen", "--json")
+
+    assert answer.code == 0, answer.err
+    assert len(list((tmp_path / "seen").iterdir())) == 2
+
+
+def test_two_files_whose_pictures_would_have_one_name_are_refused(console, tmp_path):
+    for name in ("sea 1.jpg", "sea_1.jpg"):
+        shutil.copy(MEDIA / "sea.jpg", tmp_path / name)
+
+    answer = console("inspect", "sea 1.jpg", "sea_1.jpg", "--output", "seen")
+
+    assert answer.code == 2
+    assert "inspect them one by one" in answer.err
+    assert not (tmp_path / "seen").exists()
 
 
 def test_a_named_pipe_is_refused_and_not_waited_for(console, tmp_path):
