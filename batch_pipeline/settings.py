@@ -433,10 +433,9 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _without_space_around(cls, value: object, info: ValidationInfo) -> object:
-        """Remove what was copied with a value, such as the line break at the end of a secret."""
+    def _without_space_and_quotes(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str) and info.field_name not in _WITH_SPACE:
-            return value.strip()
+            return _bare(value)
         return value
 
     @field_validator("vision_options", "embedding_options")
@@ -586,6 +585,16 @@ class Settings(BaseSettings):
         return self.embedder or self.analyzer
 
 
+def _bare(value: str) -> str:
+    """Remove what was copied with a value: space or a line break, and quotes around the whole.
+
+    Secrets often end in a line break, and ``docker run --env-file`` keeps quotes.
+    """
+    value = value.strip()
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+    return value[1:-1] if is_quoted else value
+
+
 def _begun_at(folder: Path, location: str) -> str:
     """Return a path or URL whose relative path begins at `folder`; other URLs are unchanged."""
     scheme = LOCAL_SCHEME.match(location)[0]  # type: ignore[index] # it matches every text
@@ -670,7 +679,7 @@ def _values_by_place(files: tuple[Path, ...]) -> dict[str, str]:
     ]
 
     def first(name: str) -> tuple[Path, str]:
-        found = ((folder, variables.get(name)) for folder, variables in places)
+        found = ((folder, _bare(variables.get(name) or "")) for folder, variables in places)
         return next(((folder, value) for folder, value in found if value), (Path(), ""))
 
     values = {}

@@ -259,6 +259,24 @@ def test_space_around_a_value_is_no_part_of_it(monkeypatch):
     assert settings.embedding_question_prefix == "query: "
 
 
+def test_quotes_around_a_value_are_no_part_of_it(tmp_path, monkeypatch):
+    """`docker run --env-file` keeps them, unlike shells and `.env`."""
+    monkeypatch.setenv("BATCH_PIPELINE_STORAGE_URL", ' "/srv/my photos" ')
+    monkeypatch.setenv("BATCH_PIPELINE_HOME", "'/srv/home'")
+    monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY", '"sk-quoted"')
+    monkeypatch.setenv("BATCH_PIPELINE_MAX_ATTEMPTS", '"3"')
+    (tmp_path / "url").write_text("postgresql://db/photos")
+    monkeypatch.setenv("BATCH_PIPELINE_DATABASE_URL_FILE", f'"{tmp_path / "url"}"')
+
+    settings = load_settings()
+
+    assert settings.storage_location == "/srv/my photos"
+    assert str(settings.home) == "/srv/home"
+    assert settings.openai_api_key.get_secret_value() == "sk-quoted"
+    assert settings.max_attempts == 3
+    assert settings.database_url == "postgresql://db/photos"
+
+
 def test_a_secret_of_several_lines_is_masked_where_a_library_quotes_it(monkeypatch):
     monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY", "sk-first-line\nsk-second-line")
     key = load_settings().openai_api_key.get_secret_value()
