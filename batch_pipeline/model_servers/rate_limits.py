@@ -44,8 +44,8 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
     if (text := headers.get("retry-after-ms")) is not None and _is_number(text):
         return max(0.0, float(text) / 1000)
     if (text := headers.get("retry-after")) is not None:
-        if _is_number(text):
-            return max(0.0, float(text))
+        if (seconds := _seconds_until(text)) is not None:
+            return seconds
         try:
             moment = parsedate_to_datetime(text)
         except (ValueError, OverflowError):

@@ -22,6 +22,8 @@ from batch_pipeline.model_servers.rate_limits import (
         ({"retry-after": "60"}, 60),
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after": "1m30s"}, 90),
+        ({"retry-after": "20s"}, 20),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "Mon, 01 Jan 99999999999 00:00:00 GMT"}, None),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m0.5s"}, 60.5),
@@ -37,6 +39,7 @@ def test_a_wait_may_be_named_as_a_date():
     assert asked_wait({"retry-after": at}) == pytest.approx(90, abs=3)
     past = format_datetime(datetime.now(UTC) - timedelta(seconds=90), usegmt=True)
     assert asked_wait({"retry-after": past}) == 0
+    assert asked_wait({"retry-after": f"{time.time() + 90:.0f}"}) == pytest.approx(90, abs=3)
 
 
 def in_ten_seconds() -> datetime:
