@@ -40,6 +40,8 @@ _UNPAID = re.compile(
 #: Messages of servers whose model cannot do what is asked: vLLM says "is not a multimodal model",
 #: llama.cpp names the missing option.
 _UNSUITABLE = re.compile(r"not support|unsupported|mmproj|not an? (multi-?modal|embedding) model")
+#: A page of a proxy. Its style sheet and its pictures must not look like words about a picture.
+_PAGE = re.compile(r"\s*<(?:!doctype html|html)\b.*?<title[^>]*>\s*([^<]+)", re.I | re.S)
 _ABOUT_CONTENT = {400, 403, 406, 415, 422, 451}
 
 
@@ -82,6 +84,8 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
     model cannot do what is asked), ``model_refuses_all`` (a 400 that does not say what is wrong
     with the input) and ``model_quota_used_up``.
     """
+    page = _PAGE.match(body)
+    body = page[1] if page else body
     reason = server_reason(body)
     message = f"model server {server} answered {status}: {reason}"
     # Error codes are in the body, next to the reason that is shown.
