@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from batch_pipeline.orchestration.assets import BATCHES, batch_report, upload_analysis
+from batch_pipeline.orchestration.ops import parse_id
 from batch_pipeline.services.description_audit import PASS_SCORE
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.reports.batch_verdicts import BatchVerdict, verdict
@@ -94,5 +95,5 @@ def evaluations_of(
 def _verdict(context: dg.AssetCheckExecutionContext) -> BatchVerdict:
     pipeline: Pipeline = context.resources.batch_pipeline
     step = context.op_execution_context
-    batch_id = uuid.UUID(step.partition_key) if step.has_partition_key else None
+    batch_id = parse_id(step.partition_key, "partition") if step.has_partition_key else None
     return verdict(pipeline.database, batch_id)

@@ -301,11 +301,11 @@ def _release_reserved(
 
 
 def parse_id(text: str, field: str) -> uuid.UUID:
-    """Read an id from the field of a config; a step fails if it is none."""
+    """Read an id from the field of a config or a partition; a step fails if it is none."""
     try:
         return uuid.UUID(text)
-    except ValueError as error:
+    except ValueError:
         raise dg.Failure(
             description=f"{field}: {text!r} is not an id; expected 32 hexadecimal digits (a UUID)",
             allow_retries=False,
-        ) from error
+        ) from None

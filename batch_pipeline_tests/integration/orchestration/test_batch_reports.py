@@ -242,6 +242,22 @@ def test_a_check_can_be_run_from_the_ui_for_one_batch(reporter, pipeline, instan
     assert results == [(str(batches[0]), False), (str(batches[1]), True)]
 
 
+def test_a_check_of_a_partition_that_is_no_id_says_so(reporter, pipeline, instance):
+    """A partition may be added by hand in the UI."""
+    instance.add_dynamic_partitions("batches", ["holiday"])
+    job = reporter.definitions.resolve_implicit_global_asset_job_def()
+    keys = {key for check in CHECKS for key in check.check_keys}
+    result = job.get_subset(asset_selection=set(), asset_check_selection=keys).execute_in_process(
+        instance=instance,
+        tags={"dagster/partition": "holiday"},
+        resources={"batch_pipeline": pipeline},
+        raise_on_error=False,
+    )
+    said = [event.step_failure_data.user_failure_data for event in result.get_step_failure_events()]
+    expected = "partition: 'holiday' is not an id; expected 32 hexadecimal digits (a UUID)"
+    assert [failure and failure.description for failure in said] == [expected] * 2
+
+
 def test_an_end_that_commits_late_is_not_missed(reporter, pipeline):
     """The time of an end is the start of its transaction; a later transaction may commit first."""
     late = add_batch(pipeline.database, [ENDED], status="processing")
@@ -475,4 +491,4 @@ def test_a_check_judges_a_batch_again_when_it_has_ended_again(instance):
         )
     history = instance.event_log_storage.get_asset_check_execution_history(check, limit=100)
     evaluations = [record.event.asset_check_evaluation for record in history]
-    assert [found.passed for found in evaluations if found.partition == batch] == [True]
+    assert [found.passed for found in evaluations if found and found.partition == batch] == [True]
