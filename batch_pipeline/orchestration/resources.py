@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, create_model
 from batch_pipeline.errors import ServiceDownError, WorkPausedError
 from batch_pipeline.orchestration.dagster_storage.instance_storage import pool_connections
 from batch_pipeline.orchestration.progress_meter import ProgressMeter
+from batch_pipeline.orchestration.tags import NOT_FAILED, OUTCOME_TAG
 from batch_pipeline.services.pipeline import Pipeline, shared_pipeline
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
@@ -101,8 +102,10 @@ def worker_resource(context: dg.InitResourceContext) -> Iterator[RunWorker]:
     """Yield the worker of this run; its heartbeat ends with the run."""
     pipeline: Pipeline = context.resources.batch_pipeline
     settings = pipeline.settings
+    run, run_id = context.run, context.run.run_id if context.run else ""
     if context.instance:
         pool_connections(context.instance)
-    run_id = context.run.run_id if context.run else ""
+        if run and OUTCOME_TAG in run.tags and not run.is_finished:  # it is that of its parent
+            context.instance.add_run_tags(run_id, {OUTCOME_TAG: NOT_FAILED})
     with ClaimKeeper(pipeline.states, run_id, lease_seconds=settings.lease_seconds) as keeper:
         yield RunWorker(UploadProcessor(pipeline, keeper))

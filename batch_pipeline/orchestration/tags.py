@@ -15,6 +15,9 @@ SLICE_TAG = "batch_pipeline/slice"
 REASON_TAG = "batch_pipeline/reason"
 #: How an unsuccessful run ended: see `run_ends.Outcome`.
 OUTCOME_TAG = "batch_pipeline/outcome"
+#: Value of that tag in a run that re-executes an unsuccessful one, until it is unsuccessful itself:
+#: Dagster copies the tags of the other run, and tags cannot be removed.
+NOT_FAILED = "not_failed"
 #: Why a sweep was launched.
 FOUND_TAG = "batch_pipeline/found"
 #: Dagster's own tag. It turns run retries off for our jobs, because another run of ours takes the

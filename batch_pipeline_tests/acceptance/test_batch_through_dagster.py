@@ -162,11 +162,18 @@ def test_doctor_finds_everything_well(stack):
     assert re.fullmatch(r"dagster-daemon \S+ \d+", checks["one daemon"]["detail"])
 
 
+def outcome_tag(stack, batch_id):
+    """Return how the newest run of a batch ended, by its tag."""
+    tags = stack.graphql.ended_run_of(batch_id)["tags"]
+    return {tag["key"]: tag["value"] for tag in tags}.get("batch_pipeline/outcome")
+
+
 def test_re_execute_from_failure_works_the_failed_upload_again_and_no_other(stack, finished, run):
     # Given: the file in the storage has been repaired.
     [bad] = [u for u in finished["status"]["uploads"] if u["filename"] == "truncated.jpg"]
     [folder] = (stack.home / "uploads").glob(f"*/{bad['upload_id']}")
     shutil.copy(MEDIA / "sunset.jpg", folder / "original.jpg")
+    wait_until(lambda: outcome_tag(stack, finished["batch_id"]), "its outcome is a tag")
     # When: an operator presses "Re-execute from failure".
     mutation = """mutation ($run: String!) { launchRunReexecution(
         reexecutionParams: {parentRunId: $run, strategy: FROM_FAILURE}
@@ -177,6 +184,7 @@ def test_re_execute_from_failure_works_the_failed_upload_again_and_no_other(stac
     again = stack.graphql.ended_run_of(finished["batch_id"])
     # Then: only that step ran, and the batch counts six successes.
     assert again["status"] == "SUCCESS"
+    assert outcome_tag(stack, finished["batch_id"]) == "not_failed"
     events = stack.graphql.events_of(again["runId"])
     started = [e["stepKey"] for e in events if e["__typename"] == "ExecutionStepStartEvent"]
     assert [key.split("__")[0] for key in started if "process_upload" in key] == [

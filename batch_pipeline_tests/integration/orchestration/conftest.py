@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -97,10 +97,17 @@ class Runner:
         assert submission.batch_id, submission.refused
         return submission.batch_id
 
-    def run(self, batch_id: uuid.UUID | str, **config: Any) -> dg.ExecuteInProcessResult:
+    def run(
+        self,
+        batch_id: uuid.UUID | str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        **config: Any,
+    ) -> dg.ExecuteInProcessResult:
         result = self.job.execute_in_process(
             run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id), **config}}}},
             instance=self.instance,
+            tags=tags,
             raise_on_error=False,
         )
         self.runs.append(result)

@@ -567,6 +567,14 @@ def test_a_run_that_died_differs_from_a_run_that_a_person_ended(  # noqa: PLR091
     assert instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == outcome
 
 
+def test_a_run_that_repeats_a_failed_one_does_not_say_how_that_one_ended(runner):
+    """Dagster copies all tags of a run to the run that re-executes it."""
+    batch_id = runner.submit("fog.webp")
+    run = runner.run(batch_id, tags={OUTCOME_TAG: "died"}).dagster_run
+    assert run.is_success
+    assert runner.instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == "not_failed"
+
+
 # One bad run, partition or part
 
 
