@@ -379,19 +379,22 @@ class _Candidates:
         """Return the next hits after the last one shown, each content once."""
         wanted = min(count + (last.position if last else 0), MAX_RESULTS)
         while True:
-            nearest, are_all = self._nearest(wanted)
-            are_all = are_all or not all(map(self._is_near, nearest))  # others are even farther
+            nearest, edge = self._nearest(wanted)
+            if not all(map(self._is_near, nearest)):
+                edge = math.inf  # others are even farther
             near = filter(self._is_near, [*self._by_words, *nearest])
             hits = _each_once(near, with_copies=self._with_copies)
+            # Behind the edge there are hits by words, but nearer uploads may be missing.
+            complete = [hit for hit in hits if hit.key < (_TIERS["meaning"], edge)]
             # An upload that was added since the last page may sort before it, and is left out then.
-            rest = [hit for hit in hits if last is None or hit.key > last.key]
+            rest = [hit for hit in complete if last is None or hit.key > last.key]
             # If many hits were copies, too few may be left, so more are read.
-            if len(rest) >= count or are_all or wanted == MAX_RESULTS:
+            if len(rest) >= count or edge == math.inf:
                 return rest[:count]
             wanted = min(2 * wanted, MAX_RESULTS)
 
-    def _nearest(self, count: int) -> tuple[list[_Hit], bool]:
-        """Return about `count` hits, and whether there are no more."""
+    def _nearest(self, count: int) -> tuple[list[_Hit], float]:
+        """Return about `count` hits, and the distance up to which none is missing."""
         hits: list[_Hit] = []
         edge = math.inf
         for view in self._views:
@@ -416,9 +419,9 @@ class _Candidates:
             # nearer rows are complete.
             if len(rows) > count:
                 edge = min(edge, rows[-1].distance)
-        if edge == math.inf or count == MAX_RESULTS:
-            return hits, edge == math.inf
-        return [hit for hit in hits if hit.row.distance < edge], False
+        if count == MAX_RESULTS:
+            edge = math.inf
+        return [hit for hit in hits if hit.row.distance < edge], edge
 
     def _is_near(self, hit: _Hit) -> bool:
         similarity = hit.similarity

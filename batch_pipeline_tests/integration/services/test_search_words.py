@@ -315,9 +315,9 @@ def test_what_is_far_from_the_question_is_marked(database, find):
     assert [hit.weak for hit in find("anything")] == [False, True]
 
 
-def pages_of(find, size):
+def pages_of(find, size, question="blue"):
     after = None
-    while page := find("blue", limit=size, after=after):
+    while page := find(question, limit=size, after=after):
         yield page
         after = page[-1].cursor
 
@@ -379,6 +379,24 @@ def test_the_same_bytes_are_shown_once_with_where_else_they_are(database, find):
     assert {(copy.batch_id, copy.batch_name) for copy in found[0].copies} == {(batch, "Rome")}
     assert found[0].batch_name == "Rome"
     assert not found[1].copies
+
+
+def test_results_by_words_do_not_hide_nearer_ones_behind_many_copies(database, find):
+    add_batch(
+        database,
+        [
+            *(upload(f"copy_{n}.jpg", 0.9, checksum="c") for n in range(50)),
+            *(upload(f"near_{n}.jpg", 0.8) for n in range(3)),
+            *(upload(f"far_{n}.jpg", 0.1, "A kestrel.") for n in range(5)),
+        ],
+    )
+
+    joined = [hit.filename for page in pages_of(find, 3, "kestrel") for hit in page]
+
+    assert joined[0].startswith("copy_")
+    assert sorted(joined[1:]) == sorted(
+        [f"near_{n}.jpg" for n in range(3)] + [f"far_{n}.jpg" for n in range(5)]
+    )
 
 
 def test_copies_of_another_user_are_not_shown(database, find):
