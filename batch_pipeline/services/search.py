@@ -43,7 +43,7 @@ from batch_pipeline.database.spaces import Space, answering_spaces, table_of
 from batch_pipeline.errors import PipelineError, RefusedError
 from batch_pipeline.model_servers.base import EmbeddingModel, PausedCheck
 from batch_pipeline.services.pauses import Pauses
-from batch_pipeline.services.search_filters import Filters
+from batch_pipeline.services.search_filters import Filters, require_ids
 from batch_pipeline.services.search_words import Question
 from batch_pipeline.services.short_ids import Named, no_such
 from batch_pipeline.settings import LOCAL_SCHEME
@@ -176,7 +176,8 @@ def search(
         copies: return every upload with the same bytes, not only one of them.
 
     Raises:
-        RefusedError: the question is empty, or the limit, the cursor or a filter is not valid.
+        RefusedError: the question is empty, or the limit, the cursor, an id or a filter is not
+            valid.
         NotFoundError: there is no upload `like`.
         ServiceDownError: the database cannot be reached.
     """
@@ -186,6 +187,7 @@ def search(
         raise RefusedError("the search text is empty: say what you look for")
     if not 1 <= limit <= MAX_RESULTS:
         raise RefusedError(f"the limit is {limit}: expected 1 to {MAX_RESULTS}")
+    require_ids(like=like)
     last = _Cursor.read(after) if after else None
     filters = filters or Filters()
     conditions = [*filters.conditions()]

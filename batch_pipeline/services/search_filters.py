@@ -49,10 +49,11 @@ class Filters:
         """Yield the SQL conditions of these filters.
 
         Raises:
-            RefusedError: a date, a file type, a tag, a similarity or a text is not valid, or
+            RefusedError: an id, a date, a file type, a tag, a similarity or a text is not valid, or
                 since is later than until.
         """
         _require_storable(self.format, self.camera, self.vision_model)
+        require_ids(user_id=self.user_id, batch_id=self.batch_id)
         yield ~HIDDEN
         if self.user_id is not None:
             yield owned_by(Upload.user_id, self.user_id)
@@ -93,6 +94,16 @@ class Filters:
             yield Upload.embedding_model.is_not(None)  # so that the partial index can be used
 
 
+def require_ids(**named: object) -> None:
+    """Raise `RefusedError` if a value is no id; web applications get ids as text."""
+    for name, value in named.items():
+        try:
+            if value is not None:
+                uuid.UUID(str(value))
+        except ValueError:
+            raise RefusedError(f"{name} is {value!r}: expected an id (a UUID)") from None
+
+
 def _require_storable(*texts: str | None) -> None:
     for text in texts:
         if text and UNREADABLE.search(text):
@@ -115,7 +126,7 @@ def _period(text: str) -> tuple[date, date]:
         if found is None:
             raise ValueError
         year, month, day = (int(part) if part else None for part in found.groups())
-        first = date(year or 0, month or 1, day or 1)
+        first = date(year or 0, 1 if month is None else month, 1 if day is None else day)
         if day:
             return first, first + timedelta(days=1)
         if month:

@@ -272,6 +272,10 @@ def test_a_batch_is_a_filter(database, find):
         (Filters(since="yesterday"), "expected one such as 2024-05-17"),
         (Filters(until="2024-13"), "is not a date"),
         (Filters(until="9999"), "is not a date"),
+        (Filters(since="2024-00-17"), "is not a date"),
+        (Filters(until="2024-05-00"), "is not a date"),
+        (Filters(user_id="abc"), "user_id is 'abc': expected an id"),
+        (Filters(batch_id=""), "batch_id is '': expected an id"),
         (Filters(since="2024-06", until="2024-05"), "since 2024-06 is later than until 2024-05"),
         (Filters(file_type="audio"), "expected image or video"),
         (Filters(least_similarity=1.5), "expected -1 to 1"),
@@ -307,6 +311,8 @@ def test_likeness_to_what_is_not_there_or_not_embedded_is_refused(database, find
         find(like=upload_rows(database, batch)[0].id)
     with pytest.raises(RefusedError, match="expected one of them"):
         find("text", like=uuid.uuid4())
+    with pytest.raises(RefusedError, match="like is 'abc': expected an id"):
+        find(like="abc")
 
 
 def test_what_is_far_from_the_question_is_marked(database, find):
