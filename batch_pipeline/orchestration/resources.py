@@ -102,7 +102,8 @@ def worker_resource(context: dg.InitResourceContext) -> Iterator[RunWorker]:
     """Yield the worker of this run; its heartbeat ends with the run."""
     pipeline: Pipeline = context.resources.batch_pipeline
     settings = pipeline.settings
-    run, run_id = context.run, context.run.run_id if context.run else ""
+    run = context.run
+    run_id = run.run_id if run else ""
     if context.instance:
         pool_connections(context.instance)
         if run and OUTCOME_TAG in run.tags and not run.is_finished:  # it is that of its parent
