@@ -51,9 +51,8 @@ from batch_pipeline.settings import LOCAL_SCHEME
 #: Largest number of results, over all pages of a search.
 MAX_RESULTS = 5000
 #: Size of the candidate list of the index, per vector and within bounds; pgvector allows 1,000. Of
-#: the ten nearest among 100,000 vectors, 40 candidates (pgvector's default) find 92 %, 300 find
-#: 99 %, and 600 hardly more. Among 400,000, 300 find 97 %, but for one question in 200 none; 1,000
-#: find 98 %, and for each question at least seven (``benchmarks/search.py``).
+#: the ten nearest, 300 candidates find 99.6 % among 100,000 vectors, and 1,000 find 99.2 % among
+#: 1,000,000 (``benchmarks/search.py``).
 CANDIDATES_PER_VECTOR = 0.003
 FEWEST_CANDIDATES, MOST_CANDIDATES = 300, 1000
 #: So many neighbours are read from the index at least. In relaxed order it returns the nearest last
@@ -62,7 +61,7 @@ FEWEST_CANDIDATES, MOST_CANDIDATES = 300, 1000
 LEAST_READ = 100
 #: The planner's cost of an operator. By default (0.0025) the planner assumes that a comparison of
 #: two vectors of 1,024 numbers costs as much as one of two integers. Then it reads all 100,000
-#: vectors instead of the index, which takes 660 ms instead of 5 ms (``benchmarks/search.py``). Much
+#: vectors instead of the index, which takes 490 ms instead of 4 ms (``benchmarks/search.py``). Much
 #: more than this, and it takes the conditions of filters to be as expensive, and prefers the index
 #: where it is both slower and less exact.
 COMPARISON_COST = 0.1
