@@ -6,3 +6,9 @@ SEARCH_PATH = """
     SELECT string_agg(quote_ident(name), ', ' ORDER BY place)
     FROM unnest(current_schemas(false)) WITH ORDINALITY AS schemas (name, place)
 """
+
+#: Selects the type of the facts about files: `jsonb`, or `json` in some tables of upload APIs.
+TYPE_OF_FACTS = """
+    SELECT format_type(atttypid, NULL) FROM pg_attribute
+    WHERE attrelid = to_regclass('uploads') AND attname = 'metadata'
+"""

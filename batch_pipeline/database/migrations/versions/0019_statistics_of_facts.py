@@ -8,6 +8,8 @@ of the index of vectors. Among 40,000 vectors, a search for a common format took
 import sqlalchemy as sa
 from alembic import op
 
+from batch_pipeline.database.migrations import TYPE_OF_FACTS
+
 revision = "0019"
 down_revision = "0018"
 
@@ -21,16 +23,8 @@ _EXPRESSIONS = {
 
 def upgrade() -> None:
     """Create the statistics, and fill them; safe to repeat."""
-    if not _facts_are_jsonb():
+    if op.get_bind().scalar(sa.text(TYPE_OF_FACTS)) != "jsonb":
         return  # an expression that converts `json` cannot have statistics
     for name, expression in _EXPRESSIONS.items():
         op.execute(f"CREATE STATISTICS IF NOT EXISTS {name} ON ({expression}) FROM uploads")
     op.execute("ANALYZE uploads")
-
-
-def _facts_are_jsonb() -> bool:
-    kind = sa.text(
-        "SELECT atttypid = 'jsonb'::regtype FROM pg_attribute "
-        "WHERE attrelid = to_regclass('uploads') AND attname = 'metadata'"
-    )
-    return bool(op.get_bind().scalar(kind))

@@ -10,6 +10,8 @@ by the column, so existing indexes and statistics fit.
 import sqlalchemy as sa
 from alembic import op
 
+from batch_pipeline.database.migrations import TYPE_OF_FACTS
+
 revision = "0020"
 down_revision = "0019"
 
@@ -40,7 +42,7 @@ def upgrade() -> None:
     """Create the functions, and build the index again if it has the conversion."""
     op.execute(_OF_JSONB)
     op.execute(_OF_JSON)
-    if not _facts_are_json():
+    if op.get_bind().scalar(sa.text(TYPE_OF_FACTS)) != "json":
         return
     with op.get_context().autocommit_block():
         op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {_INDEX}")
@@ -52,11 +54,3 @@ def upgrade() -> None:
             postgresql_concurrently=True,
             postgresql_where=sa.text("embedding_model IS NOT NULL"),
         )
-
-
-def _facts_are_json() -> bool:
-    kind = sa.text(
-        "SELECT atttypid = 'json'::regtype FROM pg_attribute "
-        "WHERE attrelid = to_regclass('uploads') AND attname = 'metadata'"
-    )
-    return bool(op.get_bind().scalar(kind))

@@ -8,6 +8,8 @@ the statistics.
 import sqlalchemy as sa
 from alembic import op
 
+from batch_pipeline.database.migrations import TYPE_OF_FACTS
+
 revision = "0022"
 down_revision = "0021"
 
@@ -25,17 +27,9 @@ _DATE = """
 
 def upgrade() -> None:
     """Create the statistics, and fill them; safe to repeat."""
-    if not _facts_are_jsonb():
+    if op.get_bind().scalar(sa.text(TYPE_OF_FACTS)) != "jsonb":
         return  # an expression that converts `json` cannot have statistics
     op.execute(
         f"CREATE STATISTICS IF NOT EXISTS batch_pipeline_uploads_date ON ({_DATE}) FROM uploads"
     )
     op.execute("ANALYZE uploads")
-
-
-def _facts_are_jsonb() -> bool:
-    kind = sa.text(
-        "SELECT atttypid = 'jsonb'::regtype FROM pg_attribute "
-        "WHERE attrelid = to_regclass('uploads') AND attname = 'metadata'"
-    )
-    return bool(op.get_bind().scalar(kind))
