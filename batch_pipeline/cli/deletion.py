@@ -186,7 +186,7 @@ def _delete(
                 )
             for line in receipt_lines(run(dry_run=True)):
                 click.echo(line, err=True)
-            if not click.confirm("This cannot be undone. Delete?", err=True):
+            if not session.confirm("This cannot be undone. Delete?"):
                 raise RefusedError("nothing was deleted")
         if not dry_run:
             complete = f"batch-pipeline delete {what} {id_}{' --originals' if originals else ''}"

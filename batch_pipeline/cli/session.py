@@ -54,6 +54,8 @@ class Session:
         """Message after Ctrl-C; commands change it."""
         self.stopped_by: int | None = None
         """Signal that has stopped the command."""
+        self.asks = False
+        """Whether the command waits for an answer to `confirm`."""
         self.log: logging.Logger | None = None
         """Logger for messages of services, if log lines are for machines."""
 
@@ -92,6 +94,14 @@ class Session:
             self.log.error(f"{message}; {hint}" if hint else message)
         else:
             _say_error(message, hint)
+
+    def confirm(self, question: str) -> bool:
+        """Ask a person. Every Ctrl-C counts meanwhile: Python's `input` may lose the first."""
+        self.asks = True
+        try:
+            return click.confirm(question, err=True)
+        finally:
+            self.asks = False
 
     @property
     def pipeline(self) -> "Pipeline":
@@ -178,7 +188,7 @@ def _stop_once(session: Session) -> None:
     def stop(number: int, _: object) -> None:
         nonlocal stopped_at
         now = time.monotonic()
-        if now - stopped_at >= _PATIENCE_SECONDS:
+        if session.asks or now - stopped_at >= _PATIENCE_SECONDS:
             stopped_at = now
             session.stopped_by = number
             raise KeyboardInterrupt

@@ -132,18 +132,38 @@ def test_pressed_again_and_again_it_is_still_one_sentence(console, database):
     assert terminal.text.count("Stopped watching") == 1
 
 
-def test_at_the_question_of_delete_nothing_was_deleted(console, database, server):
+#: Python's `input` flushes stderr before it reads, and drops an exception that is raised meanwhile.
+LOSES_ONE = """
+import builtins, signal
+read = builtins.input
+def input(*prompt):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    return read(*prompt)
+builtins.input = input
+"""
+
+
+@pytest.mark.parametrize("site", ["", LOSES_ONE], ids=["as_it_is", "one_is_lost"])
+def test_at_the_question_of_delete_nothing_was_deleted(console, database, server, tmp_path, site):
+    (tmp_path / "sitecustomize.py").write_text(site)
     batch = add_batch(database, 1, status="cancelled")
     with (
         server.new_database(migrated=False) as url,
         console.in_terminal(
-            "delete", "batch", batch, BATCH_PIPELINE_DAGSTER_DATABASE_URL=url
+            "delete",
+            "batch",
+            batch,
+            BATCH_PIPELINE_DAGSTER_DATABASE_URL=url,
+            PYTHONPATH=str(tmp_path),
         ) as terminal,
     ):
         terminal.wait_until(lambda text: "Delete?" in text)
         terminal.press_ctrl_c()
         terminal.read_for(1.0)
-        terminal.press_ctrl_c()  # Python's `input` misses one that comes just before it reads
+        terminal.press_ctrl_c()  # in case that `input` has lost the first
         assert_stopped(terminal)
     assert "Stopped; nothing was deleted." in terminal.text
     assert len(upload_rows(database, batch)) == 1
