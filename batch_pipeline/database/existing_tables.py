@@ -112,7 +112,7 @@ _OURS = {
     for column in Base.metadata.tables[table].columns
     if column.name not in {*COLUMNS[table], "name", "priority"}
 }
-#: The first version of PostgreSQL with statistics of expressions (migration 0019).
+#: The first version of PostgreSQL with statistics of expressions.
 _LEAST_SERVER = 14
 #: The first version of pgvector whose index is read until enough rows match (`services/search.py`).
 _LEAST_VERSION = (0, 8)

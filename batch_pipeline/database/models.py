@@ -200,7 +200,7 @@ class UploadBatch(Base):
 
 #: Key of ``metadata`` for the date in a sidecar: local time in ISO 8601.
 SIDECAR_DATE = "sidecar_date"
-#: All words by which an upload can be found. Migrations 0011 and 0020 explain the functions.
+#: All words by which an upload can be found. `first_release.words` explains the functions.
 UPLOAD_WORDS = (
     "upload_words(description, filename, upload_facts(metadata), vision_tags, visible_text)"
 )
@@ -332,7 +332,7 @@ class Upload(Base):
         # change often.
         Index(
             "ix_uploads_words",
-            text("upload_words(description, filename, metadata, vision_tags, visible_text)"),
+            text(UPLOAD_WORDS),
             postgresql_using="gin",
             postgresql_where=text("embedding_model IS NOT NULL"),
         ),
@@ -381,8 +381,8 @@ class EmbeddingSpace(Base):
     document_prefix: Mapped[str] = mapped_column(server_default="")
     # How to embed a question; updated as long as the settings name this space.
     question_prefix: Mapped[str] = mapped_column(server_default="")
-    #: ``embedded``, ``ollama`` or ``openai``; empty: unknown, because the vectors are older than
-    #: migration 0018.
+    #: ``embedded``, ``ollama`` or ``openai``; empty: unknown, because the vectors were copied
+    #: from ``uploads``.
     embedder: Mapped[str] = mapped_column(server_default="")
     #: Addresses of its servers, without passwords; empty: those of the settings.
     addresses: Mapped[str] = mapped_column(server_default="")
@@ -551,7 +551,7 @@ class MadeThumbnail(Base):
 class BatchToRecount(Base):
     """An ended batch in which another program has added, deleted or changed an upload.
 
-    Triggers write the rows (migration 0014), and the sweep removes them after it has recounted the
+    Triggers write the rows, and the sweep removes them after it has recounted the
     batch. The batch is not the primary key: otherwise two programs that change uploads of the same
     batch would wait for each other.
     """
@@ -590,7 +590,7 @@ class Outage(Base):
 
 
 class Notification(Base):
-    """An event to send; triggers write it (migration 0017), and the sender removes it."""
+    """An event to send; triggers write it, and the sender removes it."""
 
     __tablename__ = "notifications"
 

@@ -132,8 +132,8 @@ BATCH_ENDED = func.coalesce(
 
 #: Hidden uploads are never shown. If the API leaves the column empty, the upload is not hidden.
 HIDDEN = Upload.hidden.is_(True)
-#: Facts about the file. Some libraries write a JSON null, which counts as empty. Migration 0020
-#: explains the function.
+#: Facts about the file. Some libraries write a JSON null, which counts as empty.
+#: `first_release.words` explains the function.
 FACTS = func.coalesce(
     func.nullif(func.upload_facts(Upload.facts), literal_column("'null'::jsonb")),
     literal_column("'{}'::jsonb"),

@@ -4,6 +4,7 @@ Alembic applies them. It is imported only for that: it takes a fifth of the star
 every process that opens the database compares the revisions.
 """
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -13,70 +14,70 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 #: Contains the newest migration of the tables. It does not have Alembic's usual name, because an
 #: upload API may use Alembic, too.
 VERSION_TABLE = "batch_pipeline_version"
-#: Whether the table of Alembic's usual name may be ours: earlier versions used it.
-_HAS_FORMER = text("""
-    SELECT to_regclass('alembic_version') IS NOT NULL AND EXISTS (
+#: The table of development versions, if it is ours. Their revisions were 0001 to 0024.
+_FORMER_TABLE = "alembic_version"
+_HAS_FORMER = text(f"""
+    SELECT to_regclass('{_FORMER_TABLE}') IS NOT NULL AND EXISTS (
         SELECT FROM pg_attribute
         WHERE attrelid = to_regclass('upload_batches') AND attname = 'died_runs'
     )
-""")
+""")  # noqa: S608 - of constants
+_FIRST_RELEASE = "0025"
 
 
 def current_revision(connection: Connection) -> str | None:
     """Return the newest migration of the tables; None: there was none."""
-    if not _has_table(connection):
-        return _former_revision(connection)
-    revision: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608
-    return revision
-
-
-def newest_revision() -> str:
-    """Return the newest migration of this version."""
-    return max(_revisions())
+    table = _version_table(connection)
+    return _revision_in(table, connection) if table else None
 
 
 @cache
-def _revisions() -> frozenset[str]:
-    """Return all migrations of this version: the names of the files begin with them."""
-    return frozenset(
+def newest_revision() -> str:
+    """Return the newest migration of this version: the names of the files begin with them."""
+    return max(
         path.name.partition("_")[0] for path in (_MIGRATIONS / "versions").glob("[0-9]*_*.py")
     )
 
 
-def _has_table(connection: Connection) -> bool:
-    return connection.scalar(text(f"SELECT to_regclass('{VERSION_TABLE}')")) is not None
-
-
-def _former_revision(connection: Connection) -> str | None:
-    if not connection.scalar(_HAS_FORMER):
-        return None
-    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    return revision if revision in _revisions() else None
-
-
-def _rename_former(connection: Connection) -> None:
-    with connection.begin():
-        if _has_table(connection) or _former_revision(connection) is None:
-            return
-        for change in (
-            f"ALTER TABLE alembic_version RENAME TO {VERSION_TABLE}",
-            f"ALTER TABLE {VERSION_TABLE} RENAME CONSTRAINT alembic_version_pkc "
-            f"TO {VERSION_TABLE}_pkc",
-        ):
-            connection.execute(text(change))
-
-
-def apply_migrations(connection: Connection, revision: str = "head") -> None:
-    """Apply the migrations up to a revision that the tables do not have yet.
-
-    Each one has its own transaction.
-    """
+def apply_migrations(connection: Connection) -> None:
+    """Apply the migrations that the tables do not have yet. Each one has its own transactions."""
     from alembic import command  # noqa: PLC0415 - see above
     from alembic.config import Config  # noqa: PLC0415
 
-    _rename_former(connection)
+    _forget_development(connection)
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    command.upgrade(config, revision)
+    command.upgrade(config, "head")
+
+
+def _forget_development(connection: Connection) -> None:
+    """Let the first migration run again, if a development version has made the tables."""
+    with connection.begin():
+        table = _version_table(connection)
+        if table and _is_of_development(_revision_in(table, connection)):
+            connection.execute(text(f"DROP TABLE {table}"))
+
+
+def _version_table(connection: Connection) -> str | None:
+    if connection.scalar(text(f"SELECT to_regclass('{VERSION_TABLE}')")) is not None:
+        return VERSION_TABLE
+    if connection.scalar(_HAS_FORMER) and _is_of_development(
+        _revision_in(_FORMER_TABLE, connection)
+    ):
+        return _FORMER_TABLE
+    return None
+
+
+def _revision_in(table: str, connection: Connection) -> str | None:
+    revision: str | None = connection.scalar(text(f"SELECT version_num FROM {table}"))  # noqa: S608
+    return revision
+
+
+def _is_of_development(revision: str | None) -> bool:
+    return (
+        revision is not None
+        and re.fullmatch(r"00\d\d", revision) is not None
+        and (revision < _FIRST_RELEASE)
+    )

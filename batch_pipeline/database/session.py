@@ -105,11 +105,8 @@ class Database:
             pooled.close()
         return row
 
-    def upgrade(self, revision: str = "head") -> None:
+    def upgrade(self) -> None:
         """Apply migrations to the tables. Several processes may do this at the same time.
-
-        Args:
-            revision: the last migration to apply; by default the newest.
 
         Raises:
             ConfigurationError: the server or the existing tables cannot be used as they are. The
@@ -122,7 +119,7 @@ class Database:
         with failures_named(), self._migration_lock(), self.engine.connect() as connection:
             event.listen(connection, "begin", _limit_waits)
             try:
-                apply_migrations(connection, revision)
+                apply_migrations(connection)
             except OperationalError as error:
                 if sqlstate(error) != LOCK_NOT_AVAILABLE:
                     raise

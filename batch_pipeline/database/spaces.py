@@ -43,7 +43,8 @@ _COLUMNS = (
     EmbeddingSpace.addresses,
     EmbeddingSpace.options,
 )
-#: Made by migration 0018: table and index of a space, with the rights of the tables' owner.
+#: Makes table and index of a space, with the rights of the tables' owner
+#: (`first_release.embedding_spaces`).
 _MAKE_TABLE = text("SELECT batch_pipeline_make_vectors(:space)")
 #: Width of ``uploads.embedding_local``; -1: any.
 _LOCAL_WIDTH = text("""

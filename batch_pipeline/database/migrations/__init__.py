@@ -1,5 +1,7 @@
 """Alembic migrations; `Database.upgrade` runs them."""
 
+from alembic import op
+
 #: Selects the schemas in which functions of ours find tables, when they run with our rights: the
 #: tables of an upload API may be in another schema than ours.
 SEARCH_PATH = """
@@ -7,8 +9,12 @@ SEARCH_PATH = """
     FROM unnest(current_schemas(false)) WITH ORDINALITY AS schemas (name, place)
 """
 
-#: Selects the type of the facts about files: `jsonb`, or `json` in some tables of upload APIs.
-TYPE_OF_FACTS = """
-    SELECT format_type(atttypid, NULL) FROM pg_attribute
-    WHERE attrelid = to_regclass('uploads') AND attname = 'metadata'
-"""
+
+def commit() -> None:
+    """Commit what a migration has done so far.
+
+    A migration must not hold the lock of a table while it waits for that of another one: a program
+    that locks them in the other order would wait for the migration, and one of both would fail.
+    """
+    with op.get_context().autocommit_block():
+        pass

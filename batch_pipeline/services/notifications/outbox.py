@@ -1,6 +1,6 @@
 """The outbox: stores events, their deliveries to each target, and the result of each delivery.
 
-Triggers write the events (migration 0017). A sender takes deliveries for `LEASE_SECONDS`. If it
+Triggers write the events. A sender takes deliveries for `LEASE_SECONDS`. If it
 dies, other senders may take them again after that time. A killed sender may have sent the message
 before it died, so a message can arrive twice, with the same id.
 """

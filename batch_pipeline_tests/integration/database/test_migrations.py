@@ -1,9 +1,12 @@
+import re
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import text
 
 from batch_pipeline.database import revisions
 from batch_pipeline.database.models import Base
@@ -12,8 +15,24 @@ from batch_pipeline.database.session import connect, open_database
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.testing.records import add_batch, batch_row
 
+#: Makes the tables of the oldest version that was in use.
+REVISION_0004 = (Path(__file__).parent / "revision_0004.sql").read_text()
+#: An ended and a pending upload of that version.
+ROWS = """
+WITH batch AS (
+    INSERT INTO upload_batches (user_id, total_uploads) VALUES (gen_random_uuid(), 2)
+    RETURNING id, user_id
+), files (name, status, claim, model, vector) AS (
+    VALUES ('old.jpg', 'completed', 7, 'm', array_fill(0.5, ARRAY[1024])::vector),
+        ('new.jpg', 'pending', 0, NULL, NULL)
+)
+INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size,
+    processing_status, description, claim, embedding_model, embedding_local)
+SELECT user_id, id, name, name, 'image', 1, status, name, claim, model, vector FROM batch, files
+"""
 
-def test_migrations_build_exactly_the_tables_of_the_models(database):
+
+def differences_from_the_models(database):
     with database.engine.connect() as connection:
         context = MigrationContext.configure(
             connection,
@@ -21,10 +40,81 @@ def test_migrations_build_exactly_the_tables_of_the_models(database):
                 "compare_type": True,
                 "compare_server_default": True,
                 "version_table": VERSION_TABLE,
+                # The table of a space is made when the space is.
+                "include_name": lambda name, *_: not re.match("upload_vectors_[0-9]", name or ""),
             },
         )
-        differences = compare_metadata(context, Base.metadata)
-    assert differences == []
+        return compare_metadata(context, Base.metadata)
+
+
+def test_migrations_build_exactly_the_tables_of_the_models(database):
+    assert differences_from_the_models(database) == []
+
+
+@pytest.mark.parametrize("version_table", ["alembic_version", VERSION_TABLE])
+def test_tables_of_a_development_version_are_upgraded_with_their_rows(
+    server, change, version_table
+):
+    with server.new_database(migrated=False) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"{REVISION_0004}; {ROWS}".encode())
+            if version_table != "alembic_version":
+                connection.execute(f"ALTER TABLE alembic_version RENAME TO {version_table}")
+        with pytest.raises(ConfigurationError, match="at revision 0004, this version needs"):
+            open_database(change(database_url=url))
+        database = connect(change(database_url=url))
+        database.upgrade()
+        current, newest = database.revisions()
+        assert current == newest
+        assert differences_from_the_models(database) == []
+        with database.transaction() as connection:
+            tokens = connection.execute(
+                text("SELECT filename, claim_token FROM uploads ORDER BY 1")
+            ).all()
+            spaces = connection.execute(
+                text(
+                    "SELECT model, width FROM upload_vectors JOIN embedding_spaces ON id = space_id"
+                )
+            ).all()
+            words, statistics = connection.execute(
+                text(
+                    "SELECT pg_get_indexdef('ix_uploads_words'::regclass),"
+                    " (SELECT count(*) FROM pg_statistic_ext)"
+                )
+            ).one()
+            left = connection.scalar(text("SELECT to_regclass('alembic_version')"))
+        database.close()
+    assert tokens == [("new.jpg", 0), ("old.jpg", 7)]
+    assert spaces == [("m", 1024)]
+    assert "upload_facts" in words
+    assert statistics == 3
+    assert left is None
+
+
+def test_every_index_that_was_left_incomplete_is_built_again(database):
+    with database.transaction() as connection:
+        indexes = connection.scalars(
+            text(
+                "SELECT indexname FROM pg_indexes WHERE tablename IN ('uploads', 'upload_batches')"
+            )
+        ).all()
+        connection.execute(
+            text(
+                "UPDATE pg_index SET indisvalid = false WHERE indexrelid IN "
+                "(SELECT oid FROM pg_class WHERE relname ~ '^ix_uploads?_')"
+            )
+        )
+        connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
+    database.upgrade()
+    with database.transaction() as connection:
+        valid = connection.scalars(
+            text(
+                "SELECT relname FROM pg_class JOIN pg_index ON oid = indexrelid "
+                "WHERE indisvalid AND relname = ANY (:indexes)"
+            ),
+            {"indexes": indexes},
+        ).all()
+    assert sorted(valid) == sorted(indexes)
 
 
 def test_the_revisions_are_those_that_alembic_sees(database):

@@ -243,22 +243,17 @@ def test_the_upgrade_makes_spaces_of_what_is_there(server):
             [[left]] = connection.execute(
                 "SELECT count(*) FROM pg_indexes WHERE indexname = 'ix_uploads_embedding'"
             ).fetchall()
-            # One index is made before migration 0023, one after it.
-            connection.execute(
-                "INSERT INTO embedding_spaces (id, model, width) OVERRIDING SYSTEM VALUE"
-                " VALUES (9, 'newer', 8)"
-            )
-            connection.execute("SELECT batch_pipeline_make_vectors(9)")
-            options = connection.execute(
-                "SELECT DISTINCT reloptions FROM pg_class"
-                " WHERE relname ~ '^ix_upload_vectors_[129]$'"
-            ).fetchall()
+            connection.execute("ALTER INDEX ix_upload_vectors_2 SET (m = 12, ef_construction = 48)")
             # Repeat it, as after an interruption; some vectors are missing.
             connection.execute("DELETE FROM upload_vectors WHERE space_id = 1")
             connection.execute("DROP INDEX ix_upload_vectors_1")
             connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '0014'")
             database.upgrade()
             [[again]] = connection.execute("SELECT count(*) FROM upload_vectors").fetchall()
+            options = connection.execute(
+                "SELECT DISTINCT reloptions FROM pg_class"
+                " WHERE relname ~ '^ix_upload_vectors_[12]$'"
+            ).fetchall()
         with database.transaction() as connection:
             space = find_space(connection, SpaceKey("new", 1024))
             assert connection.scalar(text(f"SELECT to_regclass('ix_upload_vectors_{space.id}')"))

@@ -1,9 +1,8 @@
 """Separate tables for vectors, one for each embedding space, each with its own index.
 
-Existing vectors are copied, some thousands per transaction, while other programs read and write.
-Each index is built after its vectors were copied. Each user is answered from the space with most of
-the user's vectors. ``uploads.embedding_local`` stays but loses our index, so an update of an upload
-no longer changes an index of vectors. An interrupted migration continues where it stopped.
+Vectors in ``uploads.embedding_local``, of an upload API or of a development version, are copied,
+some thousands per transaction, while other programs read and write. Each index is built after its
+vectors were copied. Each user is answered from the space with most of the user's vectors.
 """
 
 import uuid
@@ -13,19 +12,21 @@ from alembic import op
 
 from batch_pipeline.database.migrations import SEARCH_PATH
 
-revision = "0018"
-down_revision = "0017"
-
 _LOCAL_USER = uuid.UUID(int=0)
 _ROWS_AT_ONCE = 2000
 _MAKE = "batch_pipeline_make_vectors"
-_GONE = "batch_pipeline_vectors_of_gone_uploads"
+_OPTIONS = "m = 16, ef_construction = 64"
 
 
-def upgrade() -> None:
-    """Create the tables and copy existing vectors; safe to repeat."""
+def create() -> None:
+    """Create the tables, and the function that creates the table of a space."""
     _make_tables()
-    _make_functions()
+    _make_function()
+    _give_indexes_their_options()
+
+
+def copy_vectors_of_uploads() -> None:
+    """Copy vectors that no space contains yet, and answer users from the spaces of theirs."""
     with op.get_context().autocommit_block():
         for model, width in _models():
             _move(model, width)
@@ -33,11 +34,15 @@ def upgrade() -> None:
         sa.text("""
             INSERT INTO answering_spaces (user_id, space_id)
             SELECT DISTINCT ON (1) coalesce(u.user_id, :local), v.space_id
-            FROM upload_vectors v JOIN uploads u ON u.id = v.upload_id
+            FROM uploads u JOIN upload_vectors v ON v.upload_id = u.id
+            WHERE NOT EXISTS (
+                SELECT FROM answering_spaces WHERE user_id = coalesce(u.user_id, :local)
+            )
             GROUP BY 1, 2 ORDER BY 1, count(*) DESC, 2
             ON CONFLICT DO NOTHING
         """).bindparams(sa.bindparam("local", _LOCAL_USER, sa.Uuid))
     )
+    # Development versions had an index of that column. Every change of an upload changed it, too.
     with op.get_context().autocommit_block():
         for index in ("ix_uploads_embedding", "ix_uploads_embedding_being_built"):
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}")
@@ -84,16 +89,17 @@ def _make_tables() -> None:
     )
 
 
-def _make_functions() -> None:
-    """Create functions that run with the rights of the tables' owner.
+def _make_function() -> None:
+    """Create a function that runs with the rights of the tables' owner.
 
-    So workers need no right to create tables, and an upload API needs no rights on them. The first
-    function only creates the table of a space that already has a row in ``embedding_spaces``.
+    So workers need no right to create tables. It only creates the table of a space that already has
+    a row in ``embedding_spaces``. The index has pgvector's default options: with fewer neighbours,
+    a search does not reach some vectors at all (benchmarks/README.md).
     """
     path = op.get_bind().scalar(sa.text(SEARCH_PATH))
-    rights = f"LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path}, pg_temp"
     op.execute(f"""
-        CREATE OR REPLACE FUNCTION {_MAKE}(space integer) RETURNS void {rights} AS $$
+        CREATE OR REPLACE FUNCTION {_MAKE}(space integer) RETURNS void
+        LANGUAGE plpgsql SECURITY DEFINER SET search_path = {path}, pg_temp AS $$
         DECLARE
             of_space text := 'upload_vectors_' || space;
             numbers integer := (SELECT width FROM embedding_spaces WHERE id = space);
@@ -109,7 +115,7 @@ def _make_functions() -> None:
             EXECUTE format(
                 'CREATE INDEX IF NOT EXISTS %1$I ON %2$I
                     USING hnsw ((vector::%3$s(%4$s)) %3$s_cosine_ops)
-                    WITH (m = 12, ef_construction = 48)',
+                    WITH ({_OPTIONS})',
                 'ix_' || of_space, of_space, kind, numbers);
             -- Made apart and attached: that waits for nobody who reads or writes vectors.
             IF NOT (SELECT relispartition FROM pg_class WHERE oid = to_regclass(of_space)) THEN
@@ -118,19 +124,19 @@ def _make_functions() -> None:
             END IF;
         END $$
     """)  # noqa: S608 - of constants
-    # A foreign key is not used, because it would keep an upload API from truncating its table.
-    op.execute(f"""
-        CREATE OR REPLACE FUNCTION {_GONE}() RETURNS trigger {rights} AS $$
-        BEGIN
-            DELETE FROM upload_vectors WHERE upload_id IN (SELECT id FROM gone);
-            RETURN NULL;
-        END $$
-    """)  # noqa: S608 - of constants
-    op.execute(f"DROP TRIGGER IF EXISTS {_GONE} ON uploads")
-    op.execute(
-        f"CREATE TRIGGER {_GONE} AFTER DELETE ON uploads REFERENCING OLD TABLE AS gone "
-        f"FOR EACH STATEMENT EXECUTE FUNCTION {_GONE}()"
+
+
+def _give_indexes_their_options() -> None:
+    """Change indexes of development versions; a later REINDEX builds them with these options."""
+    indexes = op.get_bind().scalars(
+        sa.text(r"""
+            SELECT oid::regclass::text FROM pg_class
+            WHERE relkind = 'i' AND relname ~ '^ix_upload_vectors_\d+$'
+                AND relnamespace = current_schema()::regnamespace
+        """)
     )
+    for index in indexes.all():
+        op.execute(f"ALTER INDEX {index} SET ({_OPTIONS})")
 
 
 def _models() -> list[tuple[str, int]]:
