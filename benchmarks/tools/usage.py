@@ -21,12 +21,13 @@ def tree_cpu_seconds(pid: int | None = None) -> float:
     return total
 
 
-#: Parts of a stack, and what tells their first process from others in its command line.
+#: Parts of a stack, and words in the command lines of their processes. `dagster dev` starts two
+#: processes for the code server: one passes calls on to the other, which it replaces at a reload.
 _COMMANDS = {
-    "UI": "dagster_webserver",
-    "daemon": "dagster._daemon",
-    "code server": "grpc",
-    "run workers": "multiprocessing.forkserver",
+    "UI": ("dagster_webserver",),
+    "daemon": ("dagster._daemon",),
+    "code server": ("code-server start", "api grpc"),
+    "run workers": ("multiprocessing.forkserver",),
 }
 PARTS = (*_COMMANDS, "PostgreSQL")
 #: Pause between two looks at the memory of run workers (seconds). A look reads the list of all
@@ -83,7 +84,7 @@ class StackUsage:
 
 def _part_of(process: psutil.Process) -> str | None:
     command = " ".join(process.cmdline())
-    parts = [part for part, word in _COMMANDS.items() if word in command]
+    parts = [part for part, words in _COMMANDS.items() if any(word in command for word in words)]
     return parts[-1] if parts else None
 
 
