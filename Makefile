@@ -75,7 +75,6 @@ mutants: install-dev
 # 80 % of them.
 mutation: install-dev
 	$(PIP_INSTALL) -e '.[dev,mutation]'
-	$(BIN)/mutmut run --max-children 2
 	$(BIN)/python scripts/mutation_score.py
 
 # Runs the tests of the parts close to Dagster with the lowest version that pyproject.toml allows. All
