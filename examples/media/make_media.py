@@ -1,7 +1,7 @@
-"""Draws the demo's pictures and videos; the results are committed beside this script.
+"""Draws the pictures and videos of the demo. The results are committed beside this script.
 
-Everything is made of gradients, noise and polygons, from fixed seeds, so that nobody's rights are
-touched and every run draws the same scenes. Run it in an environment with the package installed:
+Everything is made of gradients, noise and polygons with fixed seeds. So nobody has rights to the
+scenes, and every run draws the same ones. Run it in an environment with the package installed:
 
     python examples/media/make_media.py [FOLDER]
 """
@@ -70,13 +70,13 @@ def noise(
 
 
 def paint(picture: Array, colour: str | Array, mask: Array) -> None:
-    """Lay a colour, or another picture, over a picture where the mask says."""
+    """Paint a colour or another picture over a picture, where the mask is set."""
     over = np.array(rgb(colour)) if isinstance(colour, str) else colour
     picture += (over - picture) * np.clip(mask, 0, 1)[..., None]
 
 
 def smooth(low: float, high: float, value: Array) -> Array:
-    """Step from 0 to 1 without an edge."""
+    """Step smoothly from 0 to 1."""
     t = np.clip((value - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -109,13 +109,13 @@ def ridge(size: tuple[int, int], seed: int, base: float, height: float, cells: f
 
 
 def below(size: tuple[int, int], line: Array) -> Array:
-    """Mask of all under a line."""
+    """Mask of everything below a line."""
     _, ys = grid(size)
     return smooth(-0.001, 0.001, ys - line[None, :])
 
 
 def clouds(picture: Array, seed: int, colour: str, cover: float, bottom: float) -> None:
-    """Paint clouds down to `bottom`; cover from 0 none to 1 all."""
+    """Paint clouds down to `bottom`; `cover` is 0 for none, 1 for a full sky."""
     size = picture.shape[1], picture.shape[0]
     _, ys = grid(size)
     cloud = noise(size, seed, (4, 9), octaves=7, roughness=0.55)
@@ -124,7 +124,7 @@ def clouds(picture: Array, seed: int, colour: str, cover: float, bottom: float) 
 
 
 def mirror(picture: Array, horizon: int, ripple: float, seed: int) -> Array:
-    """Reflection of what is over the horizon row, rippled, as tall as what is under it."""
+    """Rippled reflection of the part above the horizon row, as tall as the part below it."""
     height, width = picture.shape[0] - horizon, picture.shape[1]
     waves = noise((width, height), seed, (10, 70), octaves=4)
     depth = np.arange(height)[:, None] / height
@@ -169,7 +169,7 @@ def firs(size: tuple[int, int], seed: int, line: Array, height: float, gap: floa
 
 
 def grain(picture: Array, seed: int, strength: float = 0.012) -> Array:
-    """Add the noise of a sensor, without which gradients show bands."""
+    """Add the noise of a sensor; without it, gradients show bands."""
     random = np.random.default_rng(seed)
     return np.clip(picture + random.normal(0, strength, picture.shape[:2])[..., None], 0, 1)
 

@@ -2,8 +2,8 @@
 
     python examples/progress_websocket/server.py          # then http://127.0.0.1:8765/?batch=<id>
 
-It listens on Redis when BATCH_PIPELINE_REDIS_URL is set, else on PostgreSQL. Between that and the
-clients stands a mailbox each: a client that is slower than the messages gets fewer and newer ones.
+It listens on Redis if BATCH_PIPELINE_REDIS_URL is set, otherwise on PostgreSQL. Each client has a
+mailbox: if the client is slower than the messages, it gets only the newest ones.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from batch_pipeline.services.progress.publishing import CHANNEL, body_of
 from batch_pipeline.services.reports.batch_status import batch_progress
 from batch_pipeline.settings import Settings, load_settings
 
-#: Time between two frames to a client, at least (seconds).
+#: Minimum time between two frames to a client (seconds).
 FRAME_SECONDS = 0.2
-#: Files in one frame: of more, the latest.
+#: Maximum number of files in one frame; the latest ones are sent.
 FILES_PER_FRAME = 50
-#: Time until the source of messages is tried again (seconds).
+#: Time before the server connects to the source of messages again (seconds).
 RECONNECT_SECONDS = 1.0
 
 PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
@@ -47,10 +47,11 @@ log = logging.getLogger("progress_websocket")
 
 
 class Mailbox:
-    """What a client has not been sent yet: the batch's latest state, and that of its latest files.
+    """Messages that were not sent to a client yet: the latest about the batch and about its files.
 
-    However many messages come between two frames, a frame holds at most so many files and one
-    batch; the last message about the batch is never replaced by an older one.
+    It holds at most one message about the batch and `FILES_PER_FRAME` about files, no matter how
+    many messages arrive between two frames. An older message about the batch never replaces a newer
+    one.
     """
 
     def __init__(self) -> None:
@@ -58,7 +59,7 @@ class Mailbox:
         self._files: dict[str, Any] = {}
         self._filled = asyncio.Event()
         self.heard_of_batch = 0
-        """How many messages about the batch have come."""
+        """How many messages about the batch have arrived."""
 
     def put(self, message: Any) -> None:
         """Keep a message until the next frame."""
@@ -74,7 +75,7 @@ class Mailbox:
         self._filled.set()
 
     async def take(self) -> list[Any]:
-        """Wait for messages and take them, the batch last."""
+        """Wait for messages and take them. The message about the batch comes last."""
         await self._filled.wait()
         self._filled.clear()
         messages = [*self._files.values(), *([self._batch] if self._batch else [])]
@@ -83,7 +84,7 @@ class Mailbox:
 
 
 class Hub:
-    """Hands each message to the clients that look at its batch."""
+    """Gives each message to the clients that follow its batch."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
@@ -92,9 +93,9 @@ class Hub:
 
     @contextlib.asynccontextmanager
     async def client(self, batch_id: uuid.UUID) -> AsyncIterator[Mailbox]:
-        """A mailbox that begins with the present state, for messages may have gone before."""
+        """A mailbox that begins with the current state: earlier messages may have been missed."""
         mailbox = Mailbox()
-        # First listen, then look: what happens in between arrives twice rather than never.
+        # Listen first, then read: a change in between arrives twice, but is never lost.
         self._clients.setdefault(str(batch_id), set()).add(mailbox)
         try:
             await self._put_present_state(batch_id)
@@ -106,13 +107,13 @@ class Hub:
                 del self._clients[str(batch_id)]
 
     async def run(self) -> None:
-        """Forward messages for ever; when the source is lost, find it again and catch up."""
+        """Forward messages for ever. If the source is lost, connect again and catch up."""
         source = self._from_redis if self._settings.redis_url else self._from_postgres
         while True:
             try:
                 async for body in source():
                     message = json.loads(body)
-                    batch_id = message["payload"].get("batch_id")  # `doctor` sends one without
+                    batch_id = message["payload"].get("batch_id")  # a message of `doctor` has none
                     for mailbox in self._clients.get(str(batch_id), ()):
                         mailbox.put(message)
             except (redis.exceptions.RedisError, psycopg.Error, OSError) as error:
@@ -130,7 +131,7 @@ class Hub:
         if progress is None:
             return
         for mailbox, count in heard.items():
-            # Whoever has heard of the batch meanwhile may know more than what was read.
+            # A mailbox that got a message meanwhile may have a newer state than what was read.
             if mailbox.heard_of_batch == count:
                 mailbox.put(json.loads(body_of(progress)))
 
@@ -158,7 +159,7 @@ class Hub:
 
 
 async def show_page(_: Request) -> HTMLResponse:
-    """Serve the page, whose own script is the only one that a browser may run."""
+    """Serve the page. Its policy lets the browser run no script except the page's own."""
     policy = "; ".join(
         ["default-src 'none'", "connect-src 'self'", "base-uri 'none'", "form-action 'none'"]
         + [f"{tag}-src '{_digest(tag)}'" for tag in ("script", "style")]
@@ -172,8 +173,8 @@ def _digest(tag: str) -> str:
 
 
 async def follow(socket: WebSocket) -> None:
-    """Send a client the messages of a batch, a few frames a second, until it goes."""
-    # Any page in the same browser can open this socket; only ours may read it.
+    """Send a client the messages of a batch, a few frames a second, until it disconnects."""
+    # Any page in the same browser can open this socket, but only ours may read it.
     if socket.headers.get("origin") != f"http://{socket.headers.get('host')}":
         await socket.close(1008)
         return
@@ -182,7 +183,7 @@ async def follow(socket: WebSocket) -> None:
     async with hub.client(socket.path_params["batch_id"]) as mailbox:
         sender = asyncio.create_task(_send(socket, mailbox))
         try:
-            while True:  # nothing is expected; this is how one learns that the client has gone
+            while True:  # the client sends nothing; this only notices that it has disconnected
                 await socket.receive_text()
         except WebSocketDisconnect:
             pass
@@ -198,7 +199,7 @@ async def _send(socket: WebSocket, mailbox: Mailbox) -> None:
 
 
 def build_app(settings: Settings) -> Starlette:
-    """Assemble the server."""
+    """Build the server."""
 
     @contextlib.asynccontextmanager
     async def running(app: Starlette) -> AsyncIterator[None]:
