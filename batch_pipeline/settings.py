@@ -175,8 +175,8 @@ class Settings(BaseSettings):
         "",
         description=(
             "Text in front of each question that is embedded, `\\n` for a line break; `none`: "
-            "nothing. By default it follows the model's card, for nomic-embed-text, e5, "
-            "embeddinggemma and qwen3-embedding."
+            "nothing. By default: what the model's card says, if we know the model "
+            "(docs/model_servers.md)."
         ),
     )
     embedding_document_prefix: str = Field(
@@ -278,8 +278,8 @@ class Settings(BaseSettings):
     vision_side_multiple: Annotated[int, Field(ge=0, le=64)] = Field(
         0,
         description=(
-            "Both sides of pictures sent to a model are multiples of this (pixels); 0: what a "
-            "model of this name needs."
+            "Both sides of pictures sent to a model are multiples of this number (pixels); 0: of "
+            "the number that a model of this name needs."
         ),
     )
     max_concurrent_uploads: Annotated[int, Field(ge=1, le=256)] = Field(
@@ -377,7 +377,7 @@ class Settings(BaseSettings):
         0,
         description=(
             "How often a batch is expected to end (hours): if no batch has ended for longer, "
-            "Dagster shows the asset `batch_report` as not fresh; 0: batches come when they come."
+            "Dagster shows the asset `batch_report` as not fresh; 0: Dagster does not check this."
         ),
     )
     log_format: LogFormat = Field(
@@ -426,8 +426,8 @@ class Settings(BaseSettings):
         2,
         ge=1,
         description=(
-            "Processes of all Celery workers together (`--concurrency` of each, summed up). "
-            "Connections to PostgreSQL are set aside for them if there is a broker."
+            "Number of processes of all Celery workers together (the sum of `--concurrency`). "
+            "If there is a broker, connections to PostgreSQL are reserved for them."
         ),
     )
 
@@ -670,8 +670,8 @@ def _values_by_place(files: tuple[Path, ...]) -> dict[str, str]:
     """Read the settings whose value depends on the place that names it.
 
     These are paths, URLs that may contain paths, and the values in files that ``…_FILE`` variables
-    name. A relative path begins at the folder of the ``.env`` that has it; in the environment, at
-    the working directory.
+    name. A relative path in a ``.env`` is relative to the folder of that file; in the
+    environment, to the working directory.
     """
     places = [
         (Path.cwd(), _by_upper_name(os.environ)),
@@ -717,7 +717,7 @@ def load_settings(**overrides: Any) -> Settings:
 
     A variable whose name ends in ``_FILE`` names a file with the value. The ``.env`` next to the
     home folder is also read; the ``.env`` in the working directory overrides it. A relative path
-    begins at the folder of the ``.env`` that has it.
+    in a ``.env`` is relative to the folder of that file.
 
     Raises:
         ConfigurationError: a variable has an invalid value, or is not the name of a setting. The

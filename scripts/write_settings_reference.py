@@ -31,9 +31,9 @@ value and what is accepted.
 If a name ends in `_FILE`, the variable names a file that contains the value, such as a secret that
 Docker or Kubernetes mounts: `{ENVIRONMENT_PREFIX}DATABASE_URL_FILE=/run/secrets/database_url`.
 
-A relative path begins at the folder of the `.env` that has it, so all processes use the same
-folder. In an environment variable it begins at the working directory. The same goes for files in
-the query of a URL, such as `?sslrootcert=ca.pem`.
+A relative path in a `.env` file is relative to the folder of that file, so all processes use the
+same path. In an environment variable, it is relative to the working directory. The same is true for
+files in the query of a URL, such as `?sslrootcert=ca.pem`.
 
 Dagster reads the settings when it starts: restart `dagster dev` after a change.
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "tags",
     multiple=True,
     metavar="TAG",
-    help="Only with this tag; several tags must all be there.",
+    help="Only with this tag. Use it twice for uploads with both tags.",
 )
 @click.option("--has-text", is_flag=True, help="Only pictures with readable text.")
 @click.option("--model", metavar="MODEL", help="Only uploads that this vision model described.")

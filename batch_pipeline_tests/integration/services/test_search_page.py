@@ -109,7 +109,7 @@ def test_weak_results_say_so_and_nothing_but_guesses_is_announced(storage):
 
     assert some.count("weak") == 1
     assert "guesses" not in some
-    assert "what follows are guesses" in none
+    assert "results below are guesses" in none
     assert "Nothing was found." in search_page(storage, "x", [])
 
 
