@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what the image runs, in two steps, so that a changed source file does not install the
-# dependencies again. The Dockerfile calls this, and so does a test.
+# Installs what the image runs, in two steps. So after a change of a source file, the dependencies
+# need not be installed again. The Dockerfile calls this, and so does a test.
 #
 #   deploy/install.sh dependencies FOLDER EXTRA   a virtual environment, without our own code
 #   deploy/install.sh package FOLDER TARGET       our code, to be copied over that environment
@@ -10,7 +10,7 @@ usage="usage: deploy/install.sh dependencies FOLDER EXTRA | package FOLDER TARGE
 step=${1:?"$usage"} folder=${2:?"$usage"} third=${3:?"$usage"}
 cd "$(dirname "$0")/.."
 
-# Only the build needs pip: it has an environment of its own.
+# Only the build needs pip, so pip has an environment of its own.
 tools="$folder-tools"
 [ -x "$tools/bin/pip" ] || python3 -m venv "$tools"
 pip="$tools/bin/pip --python $folder/bin/python --disable-pip-version-check --quiet"
@@ -18,17 +18,17 @@ pip="$tools/bin/pip --python $folder/bin/python --disable-pip-version-check --qu
 case $step in
 dependencies)
     python3 -m venv --without-pip "$folder"
-    # Where there is no code yet, this installs what pyproject.toml asks for, and an empty package.
+    # There is no code yet, so this installs the dependencies in pyproject.toml and an empty package.
     $pip install --no-compile -c constraints.txt ".[$third]"
     $pip check
-    # They lead from the UI's code back to its sources: only who changes Dagster itself needs them.
+    # These source maps of the UI are only needed by people who change Dagster itself.
     find "$folder" -path '*/dagster_webserver/*' -name '*.map' -delete
-    # Some wheels come with debug information. Libraries that wheels bring along stay as they are.
+    # Some wheels contain debug information. Libraries that were bundled into wheels stay as they are.
     if command -v strip >/dev/null; then
         find "$folder" -name '*.so' -not -path '*.libs/*' -exec strip --strip-debug {} +
     fi
-    # Compiles what our processes import, a third of all. On a read-only file system nothing can be
-    # compiled later: each process would do it again.
+    # Compiles the modules that our processes import, a third of all. On a read-only file system,
+    # bytecode cannot be stored later, so each process would have to compile them again.
     PYTHONDONTWRITEBYTECODE='' "$folder/bin/python" - <<'PYTHON'
 import alembic.command, av, dagster, dagster._cli, dagster._daemon.cli, dagster._grpc.server
 import dagster._core.workspace.autodiscovery, dagster_aws.s3, dagster_postgres

@@ -1,9 +1,9 @@
--- Three roles for our database, each with no more than it needs: docs/security.md. Run once, in that
--- database, as somebody who may create roles and extensions; then give each a password (\password).
+-- Three roles for our database, each with the rights that it needs (docs/security.md). Run this once in
+-- that database, as a role that may create roles and extensions. Then set their passwords (\password).
 --
 -- owner   batch-pipeline db upgrade
 -- worker  everything else that runs: code server, run workers, daemon, web server, commands
--- reader  dashboards and other programs that only look
+-- reader  dashboards and other programs that only read
 
 CREATE EXTENSION IF NOT EXISTS vector;
 
@@ -14,7 +14,7 @@ CREATE ROLE batch_pipeline_reader LOGIN;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT CREATE ON SCHEMA public TO batch_pipeline_owner;
 
--- Also for the tables of later versions.
+-- Default privileges also apply to the tables of later versions.
 ALTER DEFAULT PRIVILEGES FOR ROLE batch_pipeline_owner IN SCHEMA public
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO batch_pipeline_worker;
 ALTER DEFAULT PRIVILEGES FOR ROLE batch_pipeline_owner IN SCHEMA public
@@ -22,5 +22,5 @@ ALTER DEFAULT PRIVILEGES FOR ROLE batch_pipeline_owner IN SCHEMA public
 ALTER DEFAULT PRIVILEGES FOR ROLE batch_pipeline_owner IN SCHEMA public
     GRANT SELECT ON TABLES TO batch_pipeline_reader;
 
--- Dagster keeps its runs and events in a database of its own, and makes its tables itself:
+-- Dagster keeps its runs and events in a database of its own, and creates the tables there itself:
 --   CREATE DATABASE dagster OWNER batch_pipeline_worker;

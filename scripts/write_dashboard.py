@@ -28,7 +28,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (('max by (stage) (batch_pipeline_stage_seconds{quantile="0.95"})', "{{stage}}"),),
     ),
     (
-        "Calls of model servers",
+        "Calls to model servers",
         "short",
         (
             (
@@ -39,7 +39,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
     ("Open batches", "short", (("sum by (status) (batch_pipeline_open_batches)", "{{status}}"),)),
     (
-        "What model calls took in the last five minutes",
+        "Cost of model calls in the last five minutes",
         "short",
         (("sum by (model, what) (batch_pipeline_model_usage)", "{{model}} {{what}}"),),
     ),
