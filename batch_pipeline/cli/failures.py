@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--since",
     type=SINCE,
-    help="Failed since then: 24h, 7d, 2026-05-17. Default: 24h; with --batch: always.",
+    help="Failed since then: 24h, 7d, 2026-05-17. By default 24h; with --batch, no limit.",
 )
 @click.option(
     "--kind", "kinds", type=TEXT, multiple=True, metavar="KIND", help="Only this kind of error."
@@ -85,7 +85,7 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
 @click.option(
     "--all-retryable",
     is_flag=True,
-    help="All uploads but those that would fail in the same way again.",
+    help="All uploads except those that would fail in the same way again.",
 )
 @click.option("--since", type=SINCE, help="Only failed since then: 24h, 7d, 2026-05-17.")
 @click.option("--user", type=USER, help="Only uploads of this user.")

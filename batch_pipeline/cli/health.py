@@ -75,7 +75,7 @@ def doctor(session: Session, quick: bool, longest_wait: "timedelta", as_json: bo
 def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> None:
     """Check that a part of Dagster is alive; for containers.
 
-    The exit code is 2 if it is not.
+    The exit code is 2 if the part is not alive.
 
     \b
     Examples:
@@ -118,7 +118,7 @@ def alive(session: Session, part: str, host: str, port: int, as_json: bool) -> N
 def metrics(session: Session, port: int | None, host: str, as_json: bool) -> None:
     """Print metrics for Prometheus.
 
-    They count uploads by state, waiting times, times of stages, errors and model calls.
+    They show uploads by state, waiting times, times of stages, errors and model calls.
 
     \b
     Examples:

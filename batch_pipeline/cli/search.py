@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     metavar="TAG",
     help="Only with this tag. Use it twice for uploads with both tags.",
 )
-@click.option("--has-text", is_flag=True, help="Only pictures with readable text.")
+@click.option("--has-text", is_flag=True, help="Only uploads with visible text.")
 @click.option("--model", metavar="MODEL", help="Only uploads that this vision model described.")
 @click.option(
     "--least",
