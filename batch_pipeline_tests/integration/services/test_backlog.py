@@ -225,6 +225,73 @@ def test_two_sweeps_at_once_open_a_due_upload_once(pipeline):
     assert counts(pipeline, batch_id) == ("processing", 0, 0, 0)
 
 
+@contextmanager
+def locked_by_another(pipeline, upload_id):
+    """Lock the row of an upload, as a run does that is about to change it."""
+    with pipeline.database.engine.begin() as connection:
+        connection.execute(text("SELECT FROM uploads WHERE id = :id FOR UPDATE"), {"id": upload_id})
+        yield
+
+
+def test_a_sweep_does_not_wait_for_an_upload_that_somebody_else_changes(pipeline):
+    due = {"processing_status": "failed", "retry_at": ago("1 second")}
+    failed = add_batch(pipeline.database, [due] * 2, status="completed", total_uploads=2)
+    ended = add_batch(pipeline.database, 2, status="completed")
+    for _ in range(2):
+        add_upload_without_batch(pipeline, USER, created_at=ago("1 hour"))
+    sweeps = {
+        pipeline.backlog.retry_due: upload_rows(pipeline.database, failed)[0].id,
+        pipeline.backlog.reopen_ended: upload_rows(pipeline.database, ended)[0].id,
+        pipeline.backlog.adopt: upload_rows(pipeline.database, None)[0].id,
+    }
+    for sweep, upload_id in sweeps.items():
+        with locked_by_another(pipeline, upload_id):
+            assert sweep() == 1
+
+
+def test_what_a_sweep_opens_again_begins_anew(pipeline):
+    used = {
+        "attempts": 2,
+        "deaths": 1,
+        "server_deaths": 1,
+        "retries": 2,
+        "not_before": func.now() + text("interval '1 day'"),
+        "slice": 3,
+    }
+    due = {"processing_status": "failed", "retry_at": ago("1 second")}
+    failed = add_batch(pipeline.database, [used | due], status="completed")
+    ended = add_batch(pipeline.database, [used], status="completed")
+    add_upload_without_batch(pipeline, USER, created_at=ago("1 hour"), slice=3)
+    [forgotten] = upload_rows(pipeline.database, None)
+    for sweep in (pipeline.backlog.retry_due, pipeline.backlog.reopen_ended):
+        assert sweep() == 1
+    assert pipeline.backlog.adopt() == 1
+
+    [row] = upload_rows(pipeline.database, failed)
+    assert (row.dispatch_reason, row.attempts, row.retries, row.slice) == ("retry", 0, 3, None)
+    [row] = upload_rows(pipeline.database, ended)
+    assert (row.attempts, row.deaths, row.server_deaths, row.retries) == (0, 0, 0, 0)
+    assert (row.not_before, row.slice) == (None, None)
+    row = upload_row(pipeline.database, forgotten.id)
+    assert row.slice is None
+    assert row.updated_at > forgotten.updated_at
+
+
+def test_only_the_slice_of_the_ended_run_is_released(pipeline):
+    ended, other = (add_batch(pipeline.database, 4) for _ in range(2))
+    for batch_id in (ended, other):
+        for number, upload in enumerate(upload_rows(pipeline.database, batch_id)):
+            change(pipeline, upload.id, slice=1 + number // 2)
+    taken, waiting = upload_rows(pipeline.database, ended)[:2]
+    change(pipeline, taken.id, owner_run_id="run")
+    assert pipeline.backlog.release_slices([(ended, 1)]) == 1
+    released = upload_row(pipeline.database, waiting.id)
+    assert (released.slice, released.dispatch_reason) == (None, "rescue")
+    assert released.not_before <= released.updated_at, "it may begin at once"
+    assert [row.slice for row in upload_rows(pipeline.database, ended)] == [1, None, 2, 2]
+    assert [row.slice for row in upload_rows(pipeline.database, other)] == [1, 1, 2, 2]
+
+
 def test_two_sweeps_at_once_count_a_death_once(pipeline):
     batch_id = add_batch(pipeline.database, 8)
     for upload in upload_rows(pipeline.database, batch_id):

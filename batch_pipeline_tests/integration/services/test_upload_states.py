@@ -13,9 +13,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, event, func, text, update
 
-from batch_pipeline.database.models import Stage, Upload, UploadBatch
+from batch_pipeline.database.models import PauseScope, Stage, Upload, UploadBatch
 from batch_pipeline.database.session import connect
-from batch_pipeline.errors import ClaimLostError, PermanentError, TransientError
+from batch_pipeline.errors import (
+    ClaimLostError,
+    PermanentError,
+    ServiceDownError,
+    TransientError,
+)
+from batch_pipeline.services.pauses import pause
 from batch_pipeline.services.states.backlog import MAX_DIED_RUNS
 from batch_pipeline.services.states.upload_states import Claim, SkippedUpload, StartedUpload
 from batch_pipeline.testing.records import add_batch, batch_row, embedded, upload_row, upload_rows
@@ -176,6 +182,104 @@ def test_a_released_attempt_does_not_count(pipeline):
     row = upload_row(pipeline.database, upload.id)
     assert (row.processing_status, row.attempts, row.owner_run_id) == ("pending", 0, None)
     assert row.not_before > row.updated_at
+
+
+@pytest.mark.parametrize(
+    ("chosen", "released"), [({}, {0, 1, 2}), ({"slice_number": 1}, {0, 1}), ("second", {1})]
+)
+def test_a_run_that_meets_an_outage_delays_what_was_meant_for_it(pipeline, chosen, released):
+    batch_id = add_batch(pipeline.database, [{"slice": 1}, {"slice": 1}, {"slice": 2}])
+    other = add_batch(pipeline.database, [{"slice": 1}])
+    before = upload_rows(pipeline.database, batch_id)
+    if chosen == "second":
+        chosen = {"slice_number": 1, "upload_ids": [before[1].id]}
+    reason = ServiceDownError("model_server_down", "it does not answer")
+    with pipeline.database.engine.begin() as connection:  # a change of another program
+        connection.execute(
+            text("SELECT FROM uploads WHERE batch_id = :id FOR UPDATE"), {"id": other}
+        )
+        number = pipeline.states.release_waiting(
+            batch_id, reason, resume_after_seconds=60, **chosen
+        )
+    assert number == len(released)
+    for index, row in enumerate(upload_rows(pipeline.database, batch_id)):
+        if index in released:
+            assert (row.slice, row.error_kind) == (None, "model_server_down")
+            assert (row.not_before - row.updated_at).total_seconds() == 60
+        else:
+            assert (row.slice, row.not_before) == (before[index].slice, None)
+    assert upload_rows(pipeline.database, other)[0].slice == 1
+
+
+def test_a_delay_does_not_wait_for_an_upload_that_somebody_else_changes(pipeline):
+    batch_id = add_batch(pipeline.database, 2)
+    [first, _] = upload_rows(pipeline.database, batch_id)
+    reason = ServiceDownError("model_server_down", "it does not answer")
+    with pipeline.database.engine.begin() as connection:
+        connection.execute(text("SELECT FROM uploads WHERE id = :id FOR UPDATE"), {"id": first.id})
+        assert pipeline.states.release_waiting(batch_id, reason, resume_after_seconds=60) == 1
+
+
+def test_a_completion_whose_reply_was_lost_is_repeated_and_counts_once(pipeline):
+    batch_id = add_batch(pipeline.database, 2)
+    upload, _ = upload_rows(pipeline.database, batch_id)
+    claim = started(pipeline, upload.id).claim
+    first = complete(pipeline, claim)
+    assert complete(pipeline, claim) == first
+    assert batch_row(pipeline.database, batch_id).successful_uploads == 1
+    for other in (Claim(upload.id, RUN, claim.token + 1), Claim(uuid.uuid4(), RUN, claim.token)):
+        with pytest.raises(ClaimLostError, match=f"upload {other.upload_id} is no longer held"):
+            complete(pipeline, other)
+
+
+def test_a_repeated_completion_of_an_upload_that_is_pending_again_is_refused(pipeline):
+    batch_id = add_batch(pipeline.database, 1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    claim = started(pipeline, upload.id).claim
+    complete(pipeline, claim)
+    with pipeline.database.transaction() as connection:
+        connection.execute(update(Upload).values(processing_status="pending"))
+    with pytest.raises(ClaimLostError):
+        complete(pipeline, claim)
+
+
+def test_a_repeated_completion_of_an_upload_without_a_batch_reports_no_batch(pipeline):
+    batch_id = add_batch(pipeline.database, 1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    claim = started(pipeline, upload.id).claim
+    with pipeline.database.transaction() as connection:
+        connection.execute(delete(UploadBatch))
+    assert complete(pipeline, claim) is None
+    assert complete(pipeline, claim) is None
+
+
+@pytest.mark.parametrize(
+    ("of_batch", "of_upload", "reason"),
+    [
+        ({"status": "cancelled"}, {}, "the batch was cancelled"),
+        ({}, {"processing_status": "completed"}, "it is completed already"),
+        ({}, {"processing_status": "archived"}, "its status is archived"),
+        ({}, {"owner_run_id": OTHER, "heartbeat_at": func.now()}, f"run {OTHER} is working on it"),
+    ],
+)
+def test_a_skipped_upload_is_named_with_the_reason(pipeline, of_batch, of_upload, reason):
+    batch_id = add_batch(pipeline.database, [of_upload], **of_batch)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    skipped = pipeline.states.start(upload.id, RUN)
+    assert skipped == SkippedUpload(upload.id, reason, upload.filename)
+
+
+def test_an_upload_that_was_deleted_or_is_paused_is_skipped(pipeline):
+    batch_id = add_batch(pipeline.database, [{"slice": 1}])
+    [upload] = upload_rows(pipeline.database, batch_id)
+    pause(pipeline.database, pipeline.settings, PauseScope.BATCH, str(batch_id))
+    skipped = pipeline.states.start(upload.id, RUN)
+    assert skipped == SkippedUpload(upload.id, "it is paused", upload.filename)
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.processing_status, row.slice, row.owner_run_id) == ("pending", None, None)
+    with pipeline.database.transaction() as connection:
+        connection.execute(delete(Upload))
+    assert pipeline.states.start(upload.id, RUN) == SkippedUpload(upload.id, "it was deleted")
 
 
 def test_a_reason_with_a_nul_is_stored(pipeline):
