@@ -263,6 +263,7 @@ def store(
 def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]:
     """List the files of paths and their subfolders, each once, in a stable order.
 
+    ``IMG_1.jpg`` comes before ``IMG_1 (1).jpg``, because of equal files the first is accepted.
     Also returns the folders that cannot be read, links that lead to no file, and pipes, sockets and
     devices.
 
@@ -282,7 +283,8 @@ def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]
         if stat.S_ISDIR(mode):
             for folder, subfolders, names in os.walk(path, onerror=note):
                 subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-                visible = sorted(name for name in names if not name.startswith("."))
+                visible = [name for name in names if not name.startswith(".")]
+                visible.sort(key=lambda name: (PurePath(name).stem, name))
                 found.update(dict.fromkeys(Path(folder, name) for name in visible))
         elif stat.S_ISREG(mode):
             found[path] = None

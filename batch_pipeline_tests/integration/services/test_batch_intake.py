@@ -144,6 +144,16 @@ def test_refused_files_are_listed_with_the_reason_and_the_others_go_on(pipeline,
     assert "empty" in reasons["empty.jpg"]
 
 
+@pytest.mark.parametrize("copied", ["IMG_1 (1).jpg", "IMG_1(1).jpg", "IMG_1-1.jpg", "IMG_1 2.jpg"])
+def test_of_equal_files_the_one_that_is_not_named_like_a_copy_is_accepted(pipeline, folder, copied):
+    copy(folder, "sea.jpg", copied)
+    copy(folder, "sea.jpg", "IMG_1.jpg")
+
+    [refused] = offer(pipeline, folder).refused
+
+    assert (refused.filename, refused.error) == (copied, "the same content as IMG_1.jpg")
+
+
 def test_a_copy_in_another_folder_is_named_with_its_folder(pipeline, folder):
     first = copy(folder, "sea.jpg", "2024/IMG_1.jpg")
     second = copy(folder, "sea.jpg", "2025/IMG_1.jpg")
