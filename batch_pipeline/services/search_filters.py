@@ -11,12 +11,13 @@ from sqlalchemy import ColumnElement, func, or_
 from batch_pipeline.database.models import Upload
 from batch_pipeline.database.readings import FACTS, HIDDEN, known, owned_by
 from batch_pipeline.errors import RefusedError
+from batch_pipeline.media.acceptance import FORMATS
 from batch_pipeline.model_servers.structured import normalised_tag
 from batch_pipeline.services.search_words import UNREADABLE
 
 _DAY = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")
-#: Other names of stored formats.
-_FORMATS = {"jpg": "jpeg", "heif": "heic", "tif": "tiff"}
+#: Stored formats of other names. HEIC is a HEIF file with a certain codec.
+_STORED = {"jpg": ("jpeg",), "heif": ("heif", "heic"), "tif": ("tiff",)}
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Filters:
         """Yield the SQL conditions of these filters.
 
         Raises:
-            RefusedError: an id, a date, a file type, a tag, a similarity or a text is not valid, or
-                since is later than until.
+            RefusedError: an id, a date, a file type, a format, a tag, a similarity or a text is not
+                valid, or since is later than until.
         """
         _require_storable(self.format, self.camera, self.vision_model)
         require_ids(user_id=self.user_id, batch_id=self.batch_id)
@@ -64,8 +65,7 @@ class Filters:
                 raise RefusedError(f"the kind is {self.file_type!r}: expected image or video")
             yield Upload.file_type == self.file_type
         if self.format is not None:
-            named = self.format.lower()
-            yield FACTS["format"].astext == _FORMATS.get(named, named)
+            yield FACTS["format"].astext.in_(_stored_formats(self.format))
         if self.camera is not None:
             yield func.lower(FACTS["camera"].astext).contains(self.camera.lower(), autoescape=True)
         if self.since is not None:
@@ -92,6 +92,13 @@ class Filters:
         if wanted:
             yield Upload.vision_tags.contains(wanted)
             yield Upload.embedding_model.is_not(None)  # so that the partial index can be used
+
+
+def _stored_formats(name: str) -> Sequence[str]:
+    stored = _STORED.get(name.lower(), (name.lower(),))
+    if not {*stored} <= {*FORMATS}:
+        raise RefusedError(f"{name!r} is not a format: expected one of {', '.join(FORMATS)}")
+    return stored
 
 
 def require_ids(**named: object) -> None:

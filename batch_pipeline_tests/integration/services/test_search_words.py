@@ -259,6 +259,14 @@ def test_filters_leave_out_what_does_not_fit(mixed, filters, found):
     assert names(search(mixed, Questions(), "anything", filters=filters)) == found
 
 
+def test_heif_as_a_filter_also_finds_heic(database, find):
+    rows = [upload(f"{name}.heic", 0.9, facts={"format": name}) for name in ("heic", "heif")]
+    add_batch(database, [*rows, upload("one.jpg", 0.8, facts={"format": "jpeg"})])
+
+    assert names(find("anything", filters=Filters(format="HEIF"))) == ["heic.heic", "heif.heic"]
+    assert names(find("anything", filters=Filters(format="heic"))) == ["heic.heic"]
+
+
 def test_a_batch_is_a_filter(database, find):
     add_batch(database, [upload("one.jpg", 0.9)])
     other = add_batch(database, [upload("other.jpg", 0.5)])
@@ -278,6 +286,7 @@ def test_a_batch_is_a_filter(database, find):
         (Filters(batch_id=""), "batch_id is '': expected an id"),
         (Filters(since="2024-06", until="2024-05"), "since 2024-06 is later than until 2024-05"),
         (Filters(file_type="audio"), "expected image or video"),
+        (Filters(format="mpg"), "'mpg' is not a format: expected one of jpeg, png, "),
         (Filters(least_similarity=1.5), "expected -1 to 1"),
         (Filters(camera="a\x00b"), "characters that no stored text can have"),
         (Filters(format="\ud800"), "characters that no stored text can have"),
