@@ -287,7 +287,7 @@ def costs_table(costs: Sequence["UserCost"]) -> Table:
     for of_user in costs:
         cost = of_user.cost
         table.add_row(
-            Text("-" if of_user.user_id is None else str(of_user.user_id)),
+            Text("-" if of_user.user_id is None else short(of_user.user_id)),
             literal(cost.model),
             Text(cost.kind),
             *(Text(f"{number:,}") for number in (cost.calls, cost.tokens_in, cost.tokens_out)),
@@ -370,10 +370,13 @@ def _group_lines(group: "FailureGroup") -> Iterator[RenderableType]:
 
 def search_table(results: Sequence["SearchResult"]) -> Table:
     """List the results of a search, best first."""
-    table = _plain_table("similarity", "file", "description")
+    table = _plain_table("upload", "similarity", "file", "description")
+    table.columns[0].no_wrap = True
+    table.columns[2].max_width = 24
     for result in results:
         similarity = "" if result.similarity is None else f"{result.similarity:.3f}"
         table.add_row(
+            Text(short(result.upload_id), style="dim"),
             Text(f"{similarity} weak", style="dim") if result.weak else Text(similarity),
             literal(result.filename),
             _described(result),

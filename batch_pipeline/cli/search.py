@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("text", default="")
+@click.argument("text", nargs=-1)
 @click.option("--like", type=UPLOAD, help="Instead of TEXT: find uploads similar to this one.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
 @click.option("--batch", type=BATCH, help="Only uploads of this batch.")
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def search(  # noqa: PLR0917 - click passes them by name
     session: Session,
-    text: str,
+    text: tuple[str, ...],
     like: uuid.UUID | None,
     user: uuid.UUID | None,
     batch: uuid.UUID | None,
@@ -99,6 +99,7 @@ def search(  # noqa: PLR0917 - click passes them by name
     from batch_pipeline.services.search_filters import Filters  # noqa: PLC0415
 
     pipeline = session.pipeline
+    asked = " ".join(text)  # quotes around several words are easily forgotten
     if batch is not None:
         batch_head(pipeline.database, batch)  # an unknown batch is not one without results
     filters = Filters(
@@ -107,7 +108,7 @@ def search(  # noqa: PLR0917 - click passes them by name
     found = find(
         pipeline.database,
         pipeline.spaces.model_of,
-        text,
+        asked,
         like=like,
         filters=filters,
         limit=limit,
@@ -118,7 +119,7 @@ def search(  # noqa: PLR0917 - click passes them by name
     if found.by_words_only:
         click.echo(f"Searched by words only: {found.by_words_only}", err=True)
     if file is not None:
-        _write_search_page(session, file, text or f"like {like}", found)
+        _write_search_page(session, file, asked or f"like {like}", found)
         if opens:
             click.launch(str(file))
     if as_json:

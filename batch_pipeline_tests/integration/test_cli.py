@@ -271,6 +271,15 @@ def test_watch_of_a_cancelled_batch_says_that_not_all_is_done(console, database,
     assert console("watch", batch, *arguments).code == 1
 
 
+def searchable(filename):
+    return {
+        "filename": filename,
+        "processing_status": "completed",
+        "embedding_model": "embedded-of-another-version",
+        "embedding_local": [1.0] * 1024,
+    }
+
+
 def test_search_says_why_nothing_can_be_found(console, database):
     empty = console("search", " ")
     assert (empty.code, error_and_hint(empty)) == (
@@ -284,20 +293,26 @@ def test_search_says_why_nothing_can_be_found(console, database):
     assert (nothing.code, nothing.out) == (
         0, "No upload is completed yet. See the progress:  batch-pipeline status\n",
     )  # fmt: skip
-    add_batch(
-        database,
-        [
-            {
-                "filename": "sea.jpg",
-                "processing_status": "completed",
-                "embedding_model": "embedded-of-another-version",
-                "embedding_local": [1.0] * 1024,
-            }
-        ],
-    )
+    add_batch(database, [searchable("sea.jpg")])
     other = console("search", "sea")
     assert (other.code, "sea.jpg" in other.out) == (0, True)
     assert "Searched by words only: embedded-of-another-version" in other.err
+
+
+def test_results_of_a_search_have_the_ids_that_other_commands_take(console, database):
+    batch = add_batch(database, [searchable("sea.jpg")])
+    [upload] = upload_rows(database, batch)
+
+    assert short(upload.id) in console("search", "sea").out
+
+
+def test_words_of_a_search_need_no_quotes(console, database):
+    add_batch(database, [searchable("the sea.jpg")])
+
+    unquoted = console("search", "the", "sea.jpg", "--limit", 1, "--json")
+
+    assert (unquoted.code, unquoted.json[0]["found_by"]) == (0, "filename")
+    assert console("search", "sea", "--like", "3f2a").code == 2
 
 
 def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(console, database):

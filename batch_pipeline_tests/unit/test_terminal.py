@@ -12,6 +12,7 @@ from rich.console import Console
 from batch_pipeline import terminal
 from batch_pipeline.database.models import PauseScope
 from batch_pipeline.model_servers.base import HealthCheck
+from batch_pipeline.services.model_costs import ModelCost, UserCost
 from batch_pipeline.services.pauses import Pause
 from batch_pipeline.services.progress.batch_watch import BatchSnapshot, UploadSnapshot
 from batch_pipeline.services.progress.publishing import BatchProgress
@@ -170,6 +171,14 @@ def test_a_paused_batch_shows_the_pause_at_once_even_while_calls_in_flight_end(m
     assert "new [b]card" in shown
     if make is a_pipe:
         assert shown.count("is paused") == 1
+
+
+def test_costs_of_a_user_are_one_line_of_80_columns():
+    cost = ModelCost("vision", "qwen3-vl:8b-instruct", 12_345, 1_234_567, 234_567, 12_345.6)
+    console = a_pipe()
+    console.print(terminal.costs_table([UserCost(USER, cost)]))
+    _head, row = console.file.getvalue().splitlines()
+    assert "12,345.6" in row
 
 
 @pytest.mark.parametrize("name", HOSTILE_FILENAMES)
