@@ -158,6 +158,18 @@ _HIDDEN = text("""
         )
     ORDER BY c.relname DESC
 """)
+#: A schema whose tables of an upload API are out of sight, if ours would be made in ``public``.
+_OUT_OF_SIGHT = text("""
+    SELECT u.relnamespace::regnamespace::text AS schema, current_user AS role
+    FROM pg_class u JOIN pg_class b USING (relnamespace)
+    WHERE u.relname = 'uploads' AND b.relname = 'upload_batches' AND current_schema() = 'public'
+        AND to_regclass('uploads') IS NULL AND to_regclass('upload_batches') IS NULL
+        AND NOT EXISTS (
+            SELECT FROM pg_class v
+            WHERE v.relnamespace = u.relnamespace AND v.relname = 'batch_pipeline_version'
+        )
+    ORDER BY 1 LIMIT 1
+""")
 _COLUMNS_OF = text("""
     SELECT c.relname AS table, array_agg(a.attname::text) AS columns
     FROM pg_class c
@@ -196,8 +208,19 @@ def require_usable_tables(connection: Connection) -> None:
         )
 
 
+def require_all_columns(connection: Connection) -> None:
+    """Refuse tables without the columns that the newest migration has made.
+
+    Raises:
+        ConfigurationError: the migrations were applied to tables of another schema.
+    """
+    if problems := [*missing_columns(connection)]:
+        raise ConfigurationError("; ".join(map(str, problems)))
+
+
 def table_problems(connection: Connection) -> Iterator[Problem]:
-    """Find columns that the pipeline cannot read or write correctly."""
+    """Find columns that the pipeline cannot read or write correctly, and tables out of sight."""
+    yield from _out_of_sight(connection)
     for row in connection.execute(_FOUND):
         if row.relkind != "r":
             kinds = {
@@ -243,6 +266,33 @@ def table_problems(connection: Connection) -> Iterator[Problem]:
             f"row-level security may hide rows of {row.table} from the role {row.role}",
             f'CREATE POLICY batch_pipeline ON {row.table} TO "{row.role}" USING (true);',
         )
+
+
+def _out_of_sight(connection: Connection) -> Iterator[Problem]:
+    """Find tables of an upload API in whose place the upgrade would make new ones."""
+    for row in connection.execute(_OUT_OF_SIGHT):
+        yield Problem(
+            f"the upload API has its tables in the schema {row.schema}, which the search_path of "
+            f"the role {row.role} leaves out",
+            f'ALTER ROLE "{row.role}" SET search_path = {row.schema}, public; or, for tables apart '
+            "from these: CREATE SCHEMA batch_pipeline AUTHORIZATION …; ALTER ROLE … SET "
+            "search_path = batch_pipeline, public;",
+        )
+
+
+def missing_columns(connection: Connection) -> Iterator[Problem]:
+    """Find columns that the newest migration has made, but in tables of another schema."""
+    found: dict[str, set[str]] = {table: set() for table in COLUMNS}
+    for row in connection.execute(_FOUND):
+        found[row.table].add(row.column)
+    for table, columns in found.items():
+        missing = sorted({column.name for column in Base.metadata.tables[table].columns} - columns)
+        if missing:
+            shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            yield Problem(
+                f"{table} has no column {shown}, although all migrations were applied",
+                "they were applied in another schema: correct the search_path of the role",
+            )
 
 
 def _taken_tables(connection: Connection) -> Iterator[Problem]:

@@ -24,7 +24,7 @@ from sqlalchemy.exc import (
 from batch_pipeline.database import connection_budget
 from batch_pipeline.database.connection_setup import set_up
 from batch_pipeline.database.embedded_server import embedded_server_url
-from batch_pipeline.database.existing_tables import require_usable_tables
+from batch_pipeline.database.existing_tables import require_all_columns, require_usable_tables
 from batch_pipeline.database.failures import (
     LOCK_NOT_AVAILABLE,
     READ_ONLY,
@@ -110,7 +110,8 @@ class Database:
 
         Raises:
             ConfigurationError: the server or the existing tables cannot be used as they are. The
-                message has the statements that fix this. Nothing was changed.
+                message has the statements that fix this. Nothing was changed. Or the migrations
+                were applied to tables of another schema.
             ServiceDownError: other transactions use the tables. The next upgrade continues.
         """
         with self.transaction() as connection:
@@ -129,6 +130,9 @@ class Database:
                     "those, or end them (pg_stat_activity lists them), then run `batch-pipeline "
                     f"db upgrade` again; it continues where it stopped ({error.orig})",
                 ) from error
+        if revision == "head":
+            with self.transaction() as connection:
+                require_all_columns(connection)
 
     def revisions(self) -> tuple[str | None, str | None]:
         """Return the current migration of the tables, and the newest migration."""

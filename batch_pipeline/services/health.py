@@ -13,6 +13,7 @@ from batch_pipeline.database.embedded_server import server_users
 from batch_pipeline.database.existing_tables import (
     Problem,
     has_tables,
+    missing_columns,
     rows_left_alone,
     server_problems,
     table_problems,
@@ -118,7 +119,9 @@ def _database(settings: Settings, longest_wait: timedelta) -> Iterator[HealthChe
         if migrations.ok and (paused := active_pauses(database)):
             yield HealthCheck("pauses", True, "; ".join(map(str, paused)))
         tables = _check(
-            "tables", lambda: _tables(database), "change them: docs/existing_database.md"
+            "tables",
+            lambda: _tables(database, upgraded=migrations.ok),
+            "change them: docs/existing_database.md",
         )
         yield tables
         if migrations.ok and tables.ok:
@@ -217,9 +220,11 @@ def _rate_limits(database: Database) -> str:
     )
 
 
-def _tables(database: Database) -> str:
+def _tables(database: Database, *, upgraded: bool) -> str:
     with database.transaction() as connection:
         _raise_if([*server_problems(connection), *table_problems(connection)])
+        if upgraded:
+            _raise_if(missing_columns(connection))
         exist = has_tables(connection)
     return "can be read and written" if exist else "none yet; the upgrade makes them"
 

@@ -201,6 +201,46 @@ def test_doctor_says_of_an_empty_database_that_it_has_no_tables_yet(server, chan
     assert found["tables"].detail == "none yet; the upgrade makes them"
 
 
+def test_tables_of_an_api_that_the_search_path_leaves_out_are_named(server, change):
+    with api_database(server, USABLE[0]) as (url, api):
+        api.execute("CREATE SCHEMA api")
+        api.execute("ALTER TABLE uploads SET SCHEMA api; ALTER TABLE upload_batches SET SCHEMA api")
+
+        refused = refusal(url)
+        [found] = [
+            check for check in check_health(change(database_url=url)) if check.name == "tables"
+        ]
+
+        for said in (refused, found.detail):
+            assert "has its tables in the schema api" in said
+            assert "SET search_path = api, public" in said
+        api.execute("CREATE SCHEMA batch_pipeline")
+        upgrade(with_search_path(url, "batch_pipeline,public"))  # apart from those of the API
+        upgrade(with_search_path(url, "api,public"))
+
+
+def test_migrations_that_were_applied_in_another_schema_are_named(server, change):
+    with api_database(server, USABLE[0]) as (url, api):
+        api.execute("CREATE SCHEMA api")
+        api.execute("CREATE TABLE api.uploads (LIKE uploads)")
+        upgrade(url)
+
+        moved = with_search_path(url, "api,public")
+        [found] = [
+            check for check in check_health(change(database_url=moved)) if check.name == "tables"
+        ]
+
+        what = "uploads has no column attempts, .*correct the search_path"
+        assert re.search(what, found.detail)
+        with pytest.raises(ConfigurationError, match=what):
+            upgrade(moved)
+
+
+def with_search_path(url: str, schemas: str) -> str:
+    options = {"options": f"-csearch_path={schemas}"}
+    return make_url(url).update_query_dict(options).render_as_string(hide_password=False)
+
+
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 def test_an_encoding_that_cannot_hold_everything_is_refused(server_url, change, encoding):
     name = f"test_{uuid.uuid4().hex}"
