@@ -41,9 +41,9 @@ _TRIES = 10
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 
 _TO_FIX = {
-    "42501": "give the role of BATCH_PIPELINE_DATABASE_URL that right (GRANT; where it has to be "
+    "42501": "Give the role of BATCH_PIPELINE_DATABASE_URL that right (GRANT; where it has to be "
     "the owner, ALTER TABLE … OWNER TO), or name another",
-    "3F000": "no schema of the role's search_path exists: ALTER ROLE … SET search_path = public",
+    "3F000": "No schema of the role's search_path exists: ALTER ROLE … SET search_path = public",
 }
 
 P = ParamSpec("P")
@@ -88,7 +88,7 @@ def failures_named() -> Iterator[None]:
                 "database_down", f"the database ended a statement early: {cause}"
             ) from error
         if advice := _TO_FIX.get(state or ""):
-            raise ConfigurationError(f"the database refuses: {cause}\n{advice}") from error
+            raise ConfigurationError(f"the database refuses: {cause}. {advice}") from error
         if "statement pooling" in str(cause):
             raise ConfigurationError(
                 f"the pooler in front of the database has pool_mode = statement, which allows no "
@@ -114,7 +114,8 @@ def failures_named() -> Iterator[None]:
 def sqlstate(error: BaseException) -> str | None:
     """Return the server's code for an error; None if the error is not from a server."""
     cause = error.orig if isinstance(error, DBAPIError) else error
-    return getattr(cause, "sqlstate", None)
+    # Dagster's storages use psycopg2, which calls it `pgcode`.
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
 
 
 def refuses_rows(error: DBAPIError) -> bool:

@@ -15,6 +15,7 @@ from batch_pipeline.dagster_internals import (
     PostgresScheduleStorage,
     TickStatus,
 )
+from batch_pipeline.database.failures import failures_named
 from batch_pipeline.database.libpq import libpq_url
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
@@ -66,18 +67,20 @@ def _storage_and_daemon(settings: Settings) -> Iterator[HealthCheck]:
     try:
         url = dagster_storage_url(settings).render_as_string(hide_password=False)
         # Dagster's storages would try for 12 s to reach a server that is not there.
-        psycopg.connect(libpq_url(url), connect_timeout=_CONNECT_SECONDS).close()
-        runs, ticks = PostgresRunStorage(url), PostgresScheduleStorage(url)
-        heartbeats = runs.get_daemon_heartbeats()
-        queued = runs.get_runs(RunsFilter(statuses=[DagsterRunStatus.QUEUED]), limit=1)
-        states = ticks.all_instigator_state()
-        daemons = _daemon_processes(runs)
+        with failures_named():
+            psycopg.connect(libpq_url(url), connect_timeout=_CONNECT_SECONDS).close()
+            runs, ticks = PostgresRunStorage(url), PostgresScheduleStorage(url)
+            heartbeats = runs.get_daemon_heartbeats()
+            queued = runs.get_runs(RunsFilter(statuses=[DagsterRunStatus.QUEUED]), limit=1)
+            states = ticks.all_instigator_state()
+            daemons = _daemon_processes(runs)
     except Exception as error:
         yield HealthCheck(
             "dagster storage",
             False,
             str(error).strip(),
-            "correct BATCH_PIPELINE_DAGSTER_DATABASE_URL, or start the server",
+            "correct BATCH_PIPELINE_DAGSTER_DATABASE_URL or the rights of its role, or start the "
+            "server",
         )
         return
     yield HealthCheck("dagster storage", True, "answers")

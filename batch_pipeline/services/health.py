@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import psycopg
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from batch_pipeline.database.connection_setup import is_pooled, time_limits
 from batch_pipeline.database.embedded_server import server_users
@@ -29,6 +30,7 @@ from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.missing_home import missing_home
 from batch_pipeline.services.notifications.outbox import count_given_up
 from batch_pipeline.services.notifications.sending import require_apprise, targets_of
+from batch_pipeline.services.one_by_one import short_reason
 from batch_pipeline.services.pauses import active_pauses
 from batch_pipeline.services.progress.publishing import check_redis
 from batch_pipeline.services.reports.batch_status import oldest_waiting
@@ -159,6 +161,8 @@ def _check(name: str, find: Callable[[], str], hint: str) -> HealthCheck:
         return HealthCheck(name, True, find())
     except ConfigurationError as error:
         return HealthCheck(name, False, str(error), "set or install what the message names")
+    except DBAPIError as error:
+        return HealthCheck(name, False, short_reason(error), hint)
     except Exception as error:
         return HealthCheck(name, False, str(error).strip(), hint)
 

@@ -194,6 +194,13 @@ def test_doctor_names_columns_that_were_changed_after_the_upgrade_and_words_it_d
     assert "ALTER COLUMN description TYPE text;" in tables.detail
 
 
+def test_doctor_shows_an_error_of_the_database_without_our_statement(pipeline, database_url):
+    with psycopg.connect(database_url, autocommit=True) as other:
+        other.execute("DROP TABLE answering_spaces CASCADE")
+    found = {check.name: check for check in check_health(pipeline.settings)}
+    assert found["embedding space"].detail == 'relation "answering_spaces" does not exist'
+
+
 def test_doctor_says_of_an_empty_database_that_it_has_no_tables_yet(server, change):
     with server.new_database(migrated=False) as url:
         found = {check.name: check for check in check_health(change(database_url=url))}

@@ -1,7 +1,9 @@
 """What `doctor` reports about Dagster: its daemon, the state of sensors, its queue of runs."""
 
+import re
 import sys
 import time
+import uuid
 
 import dagster as dg
 import psycopg
@@ -26,6 +28,7 @@ from dagster._core.scheduler.instigation import (
 from dagster._daemon.types import DaemonHeartbeat
 from dagster_postgres import PostgresRunStorage, PostgresScheduleStorage
 from dagster_shared.error import SerializableErrorInfo
+from sqlalchemy import make_url
 
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.dagster_storage import instance_storage
@@ -112,6 +115,21 @@ def test_a_database_that_no_dagster_has_used_is_perhaps_the_wrong_one(checks, se
     assert "no Dagster has ever run on this database" in check.detail
     assert str(settings.home) in check.detail
     assert "BATCH_PIPELINE_HOME" in check.hint
+
+
+def test_a_role_that_may_not_read_the_storage_is_told_so_without_our_statements(
+    change, daemon, dagster_url
+):
+    role = f"role_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(dagster_url, autocommit=True) as owner:
+        owner.execute(f"CREATE ROLE {role} LOGIN".encode())
+        url = make_url(dagster_url).set(username=role).render_as_string(hide_password=False)
+        [found] = check_dagster(change(dagster_database_url=url))
+        owner.execute(f"DROP ROLE {role}".encode())
+
+    assert (found.name, found.ok) == ("dagster storage", False)
+    assert re.match(r"the database refuses: permission denied for [^.\[]*\. Give", found.detail)
+    assert "the rights of its role" in found.hint
 
 
 def test_what_works_is_well(checks, daemon):
