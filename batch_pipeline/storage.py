@@ -20,6 +20,7 @@ from typing import BinaryIO, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from batch_pipeline.errors import (
     ConfigurationError,
@@ -49,7 +50,12 @@ _NO_NAME_OF_A_FILE = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}
 
 
 class Storage:
-    """A folder of files, local or remote; every path given and returned is relative to it."""
+    """A folder of files, local or remote; every path given and returned is relative to it.
+
+    Raises:
+        ConfigurationError: the location is no path or URL, or only one process can use it.
+        ServiceDownError: ``storage_down``: its server does not answer.
+    """
 
     def __init__(self, location: str) -> None:
         try:
@@ -60,6 +66,13 @@ class Storage:
                 f"BATCH_PIPELINE_STORAGE_URL={location!r} cannot be used: {error}; "
                 "expected a path or an fsspec URL such as file:///srv/uploads or s3://bucket/uploads"
             ) from error
+        except Exception as error:  # some clients connect at once, such as that of FTP
+            raise storage_error(error) from error
+        if isinstance(self._files, MemoryFileSystem):
+            raise ConfigurationError(
+                f"BATCH_PIPELINE_STORAGE_URL={location!r} is the memory of one process, so no "
+                "other one finds its files: expected a path or the URL of a shared storage"
+            )
         self._root = str(root).rstrip("/")
         self.is_local = isinstance(self._files, LocalFileSystem)
         """True: files are on this machine, or appear to be. Remote files are read from a copy."""
@@ -266,7 +279,9 @@ class Storage:
 
     def _inside(self, path: str) -> str:
         parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts or "\0" in path or not parts.parts:
+        if parts.is_absolute() or "://" in path:
+            raise _missing(path, "; expected a path relative to the storage")
+        if ".." in parts.parts or "\0" in path or not parts.parts:
             raise _missing(path)
         full = f"{self._root}/{parts}"
         if self.is_local:
@@ -307,8 +322,8 @@ def _is_uuid(text: str) -> bool:
     return True
 
 
-def _missing(path: str) -> PermanentError:
-    return PermanentError("source_missing", f"the storage holds no file {path!r}")
+def _missing(path: str, expected: str = "") -> PermanentError:
+    return PermanentError("source_missing", f"the storage holds no file {path!r}{expected}")
 
 
 def storage_error(error: Exception, path: str = "", *, written: str = "") -> ServiceDownError:

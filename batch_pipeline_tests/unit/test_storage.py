@@ -49,6 +49,24 @@ def test_a_path_that_leads_out_is_a_missing_file(storage, path):
     assert refused.value.kind == "source_missing"
 
 
+@pytest.mark.parametrize("path", ["/srv/uploads/a.jpg", "s3://bucket/uploads/a.jpg"])
+def test_of_a_whole_path_or_url_it_is_said_that_a_relative_path_is_expected(storage, path):
+    with pytest.raises(PermanentError, match="expected a path relative to the storage") as refused:
+        storage.open(path)
+    assert refused.value.kind == "source_missing"
+
+
+def test_a_server_that_cannot_be_reached_at_once_is_an_outage():
+    with pytest.raises(ServiceDownError, match="the storage cannot be used") as down:
+        Storage("ftp://127.0.0.1:1/uploads")
+    assert down.value.kind == "storage_down"
+
+
+def test_the_memory_of_one_process_is_no_storage():
+    with pytest.raises(ConfigurationError, match="no other one finds its files"):
+        Storage("memory://uploads")
+
+
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_nothing_is_written_outside(storage, secret, path):
     with pytest.raises((PermanentError, ServiceDownError)):
