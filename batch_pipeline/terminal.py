@@ -27,7 +27,7 @@ from rich.text import Text
 
 from batch_pipeline.services.pauses import Pause
 from batch_pipeline.services.short_ids import batch_label, short
-from batch_pipeline.visible_text import visible_line
+from batch_pipeline.visible_text import shown_filename, visible_line
 from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ _COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "proce
 def literal(value: object) -> Text:
     """Return text on one line, without characters that move the cursor or reorder the line."""
     return Text(visible_line(value))
+
+
+def _filename(name: str) -> Text:
+    return Text(shown_filename(name))
 
 
 def inspection_table(seen: "Inspection") -> Table:
@@ -127,8 +131,10 @@ class BatchView:
     def _print_lines(self, snapshot: "BatchSnapshot") -> None:
         progress = snapshot.progress
         for upload in snapshot.newly_ended:
-            line = _failure_line(upload) if upload.status == "failed" else None
-            self._console.print(line or literal(f"completed  {upload.filename}"), soft_wrap=True)
+            line = Text.assemble("completed  ", _filename(upload.filename))
+            if upload.status == "failed":
+                line = _failure_line(upload)
+            self._console.print(line, soft_wrap=True)
         if (progress.status, progress.processed) != self._printed:
             self._console.print(
                 f"{progress.status}  {progress.processed}/{progress.total}"
@@ -150,7 +156,7 @@ class BatchView:
             description=f"{escape(progress.label)}  {progress.status}",
         )
         lines = [
-            Text.assemble("  ", (f"{upload.stage:<10}", "cyan"), "  ", literal(upload.filename))
+            Text.assemble("  ", (f"{upload.stage:<10}", "cyan"), "  ", _filename(upload.filename))
             for upload in snapshot.in_work[:_SHOWN_IN_WORK]
         ]
         if more := len(snapshot.in_work) - len(lines):
@@ -197,7 +203,8 @@ class _PaceColumn(ProgressColumn):
 
 def _failure_line(upload: "UploadSnapshot") -> Text:
     reason = _reason(upload.error_kind, upload.error_message)
-    return literal(f"failed     {upload.filename}: {reason or 'no reason was kept'}")
+    name = shown_filename(upload.filename)
+    return literal(f"failed     {name}: {reason or 'no reason was kept'}")
 
 
 def _reason(kind: str | None, message: str | None) -> str:
@@ -243,7 +250,7 @@ def uploads_table(uploads: Sequence[Mapping[str, Any]]) -> Table:
         score = upload["description_audit_score"]
         table.add_row(
             Text(short(upload["upload_id"]), style="dim"),
-            literal(upload["filename"]),
+            _filename(upload["filename"]),
             Text(status, style=_COLOURS.get(status, "")),
             Text("" if score is None else str(score)),
             _shortened(said) if status == "completed" else literal(said),
@@ -360,7 +367,7 @@ def _group_lines(group: "FailureGroup") -> Iterator[RenderableType]:
                 if upload["batch_id"]
                 else "none"
             ),
-            literal(upload["filename"]),
+            _filename(upload["filename"]),
             literal(upload["error_message"] or ""),
         )
     yield Padding(table, (0, 0, 0, 2))
@@ -378,7 +385,7 @@ def search_table(results: Sequence["SearchResult"]) -> Table:
         table.add_row(
             Text(short(result.upload_id), style="dim"),
             Text(f"{similarity} weak", style="dim") if result.weak else Text(similarity),
-            literal(result.filename),
+            _filename(result.filename),
             _described(result),
         )
     return table

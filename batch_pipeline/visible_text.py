@@ -35,3 +35,8 @@ def _is_shown(character: str) -> bool:
 def visible_line(text: object) -> str:
     """Do the same and put the text on one line: line ends and tabs become spaces."""
     return " ".join(visible(text).replace("\t", "\n").split("\n"))
+
+
+def shown_filename(filename: str) -> str:
+    """Return the name of a file on one line; an upload of another program may have none."""
+    return visible_line(filename) or "(no name)"

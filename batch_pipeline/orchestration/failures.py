@@ -16,7 +16,7 @@ from batch_pipeline.masking import masked
 from batch_pipeline.orchestration.assets import cost_metadata, preview, text_metadata
 from batch_pipeline.services.reports.batch_status import cost_shape
 from batch_pipeline.services.upload_processing import FailedUpload
-from batch_pipeline.visible_text import visible_line
+from batch_pipeline.visible_text import shown_filename, visible_line
 
 #: Characters that are kept of each error.
 _MAX_REASON = 500
@@ -84,7 +84,7 @@ def upload_failure(failed: FailedUpload) -> dg.Failure:
     """
     report, error = failed.report, failed.error
     return dg.Failure(
-        description=f"{visible_line(report.filename)}: {error.kind}: {error}",
+        description=f"{shown_filename(report.filename)}: {error.kind}: {error}",
         metadata={
             "file": text_metadata(report.filename),
             **preview(report.thumbnail),

@@ -173,6 +173,18 @@ def test_a_paused_batch_shows_the_pause_at_once_even_while_calls_in_flight_end(m
         assert shown.count("is paused") == 1
 
 
+def test_a_file_without_a_name_is_called_so_in_lines():
+    console = a_pipe()
+    failed = upload("", "failed", error_kind="source_missing", error_message="it names no file")
+    terminal.BatchView(console, nothing).follow(
+        [snapshot(2, 2, 1, status="completed", ended=[upload("", "completed"), failed])]
+    )
+    assert lines_of(console)[:2] == [
+        "completed  (no name)",
+        "failed     (no name): source_missing: it names no file",
+    ]
+
+
 def test_costs_of_a_user_are_one_line_of_80_columns():
     cost = ModelCost("vision", "qwen3-vl:8b-instruct", 12_345, 1_234_567, 234_567, 12_345.6)
     console = a_pipe()
@@ -229,5 +241,6 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
     shown = console.file.getvalue()
     assert shown.replace("\n", "").isprintable()
     assert "[red]" in shown
+    assert ("(no name)" in shown) == (not name)
     assert max(map(len, shown.splitlines())) <= 80
     assert "  processing  99999/100000  99998   900 d" in shown

@@ -23,7 +23,7 @@ from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.reports.report_page import StageTiming, shown_seconds, stage_timings
 from batch_pipeline.services.reports.throughput import throughput_svg
 from batch_pipeline.storage import Storage
-from batch_pipeline.visible_text import visible_line
+from batch_pipeline.visible_text import shown_filename, visible_line
 
 MAX_FAILURES, MAX_SLOWEST = 50, 10
 #: Longest name and longest reason that are shown (characters).
@@ -210,4 +210,4 @@ def _throughput(head: Mapping[str, Any], rows: Sequence[AnyRow]) -> str:
 
 
 def _name(row: AnyRow) -> str:
-    return visible_line(row.filename)[:_MAX_NAME] or "(no name)"
+    return shown_filename(row.filename)[:_MAX_NAME]

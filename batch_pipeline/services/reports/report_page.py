@@ -26,7 +26,7 @@ from batch_pipeline.services.reports.pages import (
 )
 from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.storage import Storage
-from batch_pipeline.visible_text import visible, visible_line
+from batch_pipeline.visible_text import shown_filename, visible, visible_line
 
 #: Number of uploads in the list of the slowest.
 _SLOWEST = 10
@@ -231,7 +231,7 @@ def _card(number: int, row: AnyRow, picture: str) -> Card:
     return Card(
         number=number,
         date=shown_date(row.taken_at, row.uploaded_at),
-        filename=visible_line(row.filename) or "(no name)",
+        filename=shown_filename(row.filename),
         file_type=visible_line(row.file_type),
         status=visible_line(row.processing_status),
         score=row.description_audit_score,

@@ -21,7 +21,7 @@ from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.search import Copy, SearchResult
 from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.storage import Storage
-from batch_pipeline.visible_text import visible, visible_line
+from batch_pipeline.visible_text import shown_filename, visible, visible_line
 
 #: Number of copies of a file that are named: a file may have been uploaded thousands of times.
 _MOST_COPIES = 20
@@ -90,7 +90,7 @@ def _card(previews: Previews, hit: SearchResult, side: int, dagster_ui_url: str)
     similarity = "" if hit.similarity is None else f"{hit.similarity:.2f}"
     reason = _REASONS.get(hit.found_by, "")
     return FoundCard(
-        filename=visible_line(hit.filename) or "(no name)",
+        filename=shown_filename(hit.filename),
         description=visible(hit.description).strip(),
         tags=[visible_line(tag) for tag in hit.tags],
         visible_text=visible(hit.visible_text).strip(),
@@ -121,4 +121,4 @@ def _link(original: str) -> str:
 
 def _copy(copy: Copy) -> tuple[str, str]:
     label = copy.batch_id and batch_label(copy.batch_id, copy.batch_name)
-    return visible_line(copy.filename) or "(no name)", f"batch {label}" if label else "no batch"
+    return shown_filename(copy.filename), f"batch {label}" if label else "no batch"
