@@ -10,6 +10,7 @@
 """
 
 from collections.abc import Set
+from difflib import get_close_matches
 from typing import Any
 
 import dagster as dg
@@ -44,12 +45,10 @@ class BatchPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
                 contains a password, or its value is not valid.
         """
         del context
-        unknown = self.settings.keys() - Settings.model_fields.keys()
-        if unknown:
-            raise ConfigurationError(
-                f"BatchPipelineComponent has no setting {', '.join(sorted(unknown))}; expected are "
-                f"{', '.join(sorted(Settings.model_fields))}"
-            )
+        for name in self.settings.keys() - Settings.model_fields.keys():
+            near = get_close_matches(name, Settings.model_fields, n=1)
+            meant = f"did you mean {near[0]}?" if near else "docs/settings.md lists all"
+            raise ConfigurationError(f"BatchPipelineComponent has no setting {name}: {meant}")
         _require_no_secrets(self.settings.keys() - RUN_SETTINGS.keys())
         settings = load_settings(**self.settings)  # passwords in URLs are masked from here on
         given = {name: str(value) for name, value in self.settings.items()}

@@ -123,6 +123,11 @@ def test_a_secret_in_the_file_of_the_component_is_refused_as_pages_would_show_it
     assert without.build_defs(None).resources["batch_pipeline"].redis_url
 
 
-def test_a_setting_that_does_not_exist_is_refused_by_name():
-    with pytest.raises(ConfigurationError, match=r"no setting analyser; expected are .*analyzer"):
-        BatchPipelineComponent(settings={"analyser": "ollama"}).build_defs(None)
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("analyser", "did you mean analyzer?"), ("colour", "docs/settings.md lists all")],
+)
+def test_a_setting_that_does_not_exist_is_refused_with_the_nearest_name(name, meant):
+    with pytest.raises(ConfigurationError) as refused:
+        BatchPipelineComponent(settings={name: "ollama"}).build_defs(None)
+    assert str(refused.value) == f"BatchPipelineComponent has no setting {name}: {meant}"
