@@ -1,5 +1,6 @@
 """A database that an upload API already owns: `db upgrade` adds tables, the pipeline uses it."""
 
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -290,3 +291,18 @@ def test_two_upgrades_at_the_same_time_both_succeed(api):
     for thread in threads:
         thread.join(60)
     assert errors == []
+
+
+def test_the_rows_that_the_docs_tell_an_api_to_write_are_processed(pipeline):
+    page = (Path(__file__).parents[3] / "docs/existing_database.md").read_text()
+    [example] = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    batch_id = uuid.UUID(re.findall(r"'(b2f7a8c4-.*?)'", example)[0])
+    pipeline.storage.put(MEDIA / "sea.jpg", "inbox/2041.jpg")
+    with pipeline.database.transaction() as connection:
+        connection.exec_driver_sql(re.sub("BEGIN;|COMMIT;", "", example))
+
+    finish(pipeline)
+
+    [upload] = upload_rows(pipeline.database, batch_id)
+    assert (upload.processing_status, upload.mime_type) == ("completed", "image/jpeg")
+    assert batch_row(pipeline.database, batch_id).total_uploads == 1
