@@ -18,5 +18,8 @@ def secret_key(secret: str) -> bytes:
     except binascii.Error:
         key = b""
     if not secret.startswith(_PREFIX) or len(key) not in _KEY_BYTES:
-        raise ValueError("expected whsec_ and 24 to 64 random bytes in base64")
+        raise ValueError(
+            "expected whsec_ and 24 to 64 random bytes in base64, "
+            "such as whsec_$(openssl rand -base64 32) gives"
+        )
     return key
