@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from batch_pipeline.services.error_kinds import BY_NAME
 from batch_pipeline.services.pauses import Pause
 from batch_pipeline.services.short_ids import batch_label, short
 from batch_pipeline.visible_text import shown_filename, visible_line
@@ -255,6 +256,39 @@ def uploads_table(uploads: Sequence[Mapping[str, Any]]) -> Table:
             Text("" if score is None else str(score)),
             _shortened(said) if status == "completed" else literal(said),
         )
+    return table
+
+
+def upload_table(upload: Mapping[str, Any]) -> Table:
+    """Show everything about one upload, one value per line."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    kind = BY_NAME.get(upload["error_kind"])
+    batch_id, seconds = upload["batch_id"], upload["stage_seconds"] or {}
+    lines = {
+        "upload": upload["upload_id"],
+        "file": shown_filename(upload["filename"]),
+        "stored as": upload["file_path"],
+        "batch": batch_label(batch_id, upload["batch_name"]) if batch_id else "none",
+        "status": upload["processing_status"],
+        "attempts": upload["attempts"],
+        "error": _reason(upload["error_kind"], upload["error_message"]),
+        "what to do": kind and upload["error_message"] and kind.plain_advice,
+        "description": upload["description"],
+        "score": upload["description_audit_score"],
+        "tags": ", ".join(upload["tags"] or ()),
+        "visible text": upload["visible_text"],
+        "described by": upload["vision_fingerprint"],
+        "embedded by": upload["embedding_fingerprint"],
+        "thumbnail": upload["thumbnail_path"],
+        "seconds": ", ".join(f"{stage} {of_stage:g}" for stage, of_stage in seconds.items()),
+    }
+    facts = [(name.replace("_", " "), value) for name, value in upload["metadata"].items()]
+    for name, value in [*lines.items(), *facts]:
+        if value is not None and value != "":
+            shown = "; ".join(map(str, value)) if isinstance(value, list) else value
+            table.add_row(literal(name), literal(shown))
     return table
 
 

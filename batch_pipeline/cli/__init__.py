@@ -49,6 +49,7 @@ def main(session: Session, debug: bool) -> None:
 for _command in (
     batches.submit,
     batches.status,
+    batches.show,
     batches.watch,
     batches.report,
     batches.cancel,

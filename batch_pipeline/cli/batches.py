@@ -14,7 +14,7 @@ import click
 from batch_pipeline.cli.option_rules import at_least_one, at_most_one, needs
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, REFUSED, Session
-from batch_pipeline.cli.types import BATCH, SINCE, USER
+from batch_pipeline.cli.types import BATCH, SINCE, UPLOAD, USER
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.wording import counted
 
@@ -173,6 +173,30 @@ def status(  # noqa: PLR0917 - click passes them by name
         session.console.print(terminal.uploads_table(found["uploads"]))
     else:
         click.echo("No upload failed.")
+
+
+@click.command()
+@click.argument("upload", type=UPLOAD)
+@json_option
+@click.pass_obj
+def show(session: Session, upload: uuid.UUID, as_json: bool) -> None:
+    """Show everything about one upload.
+
+    `search` and `status BATCH` show the ids of uploads.
+
+    \b
+    Examples:
+      batch-pipeline show 5a3f…
+      batch-pipeline show 5a3f… --json | jq .metadata
+    """
+    from batch_pipeline import terminal  # noqa: PLC0415
+    from batch_pipeline.services.reports.batch_status import upload_status  # noqa: PLC0415
+
+    found = upload_status(session.pipeline.database, upload)
+    if as_json:
+        print_json(found)
+    else:
+        session.console.print(terminal.upload_table(found))
 
 
 @click.command()

@@ -315,6 +315,34 @@ def test_words_of_a_search_need_no_quotes(console, database):
     assert console("search", "sea", "--like", "3f2a").code == 2
 
 
+def test_show_says_everything_about_one_upload(console, database):
+    text = "A calm sea. " * 20
+    done = searchable("sea.jpg") | {
+        "description": text, "vision_tags": ["sea"], "file_path": "a/" * 45 + "sea.jpg",
+        "facts": {"camera": "Kestrel K-2", "status": "of the API", "warnings": ["cut", "dark"]},
+    }  # fmt: skip
+    failed = {"processing_status": "failed", "error_kind": "truncated", "error_message": "it ends"}
+    batch = add_batch(database, [done, failed], name="Rome")
+    first, second = upload_rows(database, batch)
+
+    shown = console("show", short(first.id))
+    why = console("show", second.id).out
+    missing = console("show", uuid.UUID(int=9))
+
+    assert shown.code == 0
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert " ".join(shown.out.split()).count("A calm sea.") == 20
+    assert "".join(shown.out.split()).count(first.file_path) == 1
+    of_row = ["status +completed", rf"batch +Rome \({short(batch)}\)", "tags +sea"]
+    of_metadata = ["status +of the API", "camera +Kestrel", "warnings +cut; dark"]
+    for line in of_row + of_metadata:
+        assert re.search(f"^{line}", shown.out, re.MULTILINE)
+    assert re.search("^error +truncated: it ends", why, re.MULTILINE)
+    assert "Copy or upload the file again from its source." in why
+    assert console("show", first.id, "--json").json["metadata"]["camera"] == "Kestrel K-2"
+    assert (missing.code, "there is no upload" in missing.err) == (2, True)
+
+
 def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(console, database):
     batch = add_batch(
         database,

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Select, func, or_, select
 from batch_pipeline.database.models import OPEN_BATCH, Priority, Upload, UploadBatch
 from batch_pipeline.database.readings import (
     BATCH_CAME,
+    FACTS,
     FILENAME,
     NAME,
     NOT_PAUSED,
@@ -80,6 +81,32 @@ def batch_status(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
                 {**upload, "cost": cost_shape(costs.get(upload["upload_id"]))} for upload in uploads
             ]
         }
+
+
+def upload_status(database: Database, upload_id: uuid.UUID) -> dict[str, Any]:
+    """Read everything about an upload, in the shape that ``show --json`` prints.
+
+    Raises:
+        NotFoundError: there is no such upload.
+    """
+    query = (
+        select(
+            *_UPLOAD,
+            Upload.batch_id,
+            NAME.label("batch_name"),
+            Upload.file_path,
+            FACTS.label("metadata"),
+            Upload.stage_seconds,
+        )
+        .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .where(Upload.id == upload_id)
+    )
+    with database.transaction() as connection:
+        upload = connection.execute(query).mappings().one_or_none()
+        if upload is None:
+            raise no_such(Named.UPLOAD, upload_id)
+        costs = costs_by_upload(connection, upload["batch_id"])
+        return {**upload, "cost": cost_shape(costs.get(upload_id))}
 
 
 def batch_head(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
