@@ -127,7 +127,7 @@ def running_stack(
         RefusedError: another program listens on the port, or another stack has this home.
         PipelineError: they did not start; the message ends with the last lines of their log.
     """
-    port = free_port() if port is None else _require_free(port)
+    port = free_port() if port is None else require_free(port)
     with _ended_by_signals(), _held(settings) as lock:
         environment = os.environ | dagster_environment(settings)
         home = Path(environment["DAGSTER_HOME"])
@@ -181,15 +181,21 @@ def free_port() -> int:
             return port
 
 
-def _require_free(port: int) -> int:
+def require_free(
+    port: int, *, host: str = "127.0.0.1", advice: str = "or leave --port out for a free one"
+) -> int:
+    """Return the port, unless another program listens on it.
+
+    Raises:
+        RefusedError: the UI cannot listen on it; `advice` ends the message.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the web server does
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
             raise RefusedError(
-                f"port {port} cannot be used: {error.strerror}; choose another, or leave --port "
-                "out for a free one"
+                f"port {port} cannot be used: {error.strerror}; choose another, {advice}"
             ) from error
     return port
 

@@ -11,23 +11,31 @@ import warnings
 from itertools import pairwise
 
 from batch_pipeline.cli.session import REFUSED
-from batch_pipeline.demo import dagster_environment, hold_home
+from batch_pipeline.database.session import open_database
+from batch_pipeline.demo import dagster_environment, hold_home, require_free
 from batch_pipeline.errors import PipelineError
+from batch_pipeline.orchestration.dagster_storage.instance_storage import dagster_storage_url
 from batch_pipeline.settings import load_settings
 
 
 def main(arguments: list[str]) -> None:
     """Run `dagster dev` in this process, unless another stack uses this home."""
+    host = _value(arguments, "-h", "--host") or "127.0.0.1"
+    port = _value(arguments, "-p", "--port") or "3000"
     try:
         settings = load_settings()
         hold_home(settings)  # until this process ends
+        print(f"Everything is kept in {settings.home}", flush=True)
+        # Dagster would find these out after half a minute, and print a stack trace or another port.
+        if port.isdecimal() and ":" not in host:
+            require_free(int(port), host=host, advice="for example ARGS='--port 3001'")
+        open_database(settings).close()
+        dagster_storage_url(settings)
     except PipelineError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(REFUSED)
-    print(f"Everything is kept in {settings.home}", flush=True)
-    host, port = _value(arguments, "-h", "--host"), _value(arguments, "-p", "--port")
     print(
-        f"In half a minute the UI is at http://{host or '127.0.0.1'}:{port or 3000} "
+        f"In half a minute the UI is at http://{host}:{port} "
         "(Ctrl-C stops; ARGS='--log-level info' shows every tick)",
         flush=True,
     )
