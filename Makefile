@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # pip compiles on one core only, `compileall` on all. Compiled modules make the first start quick.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+# Otherwise each of a thousand processes compiles our sources again, and each worker rewrites all tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The clone keeps its own database and files, unless a variable or `.env` names another home.
 HOME_SET := $(BATCH_PIPELINE_HOME)$(shell grep -sE '^ *(export +)?BATCH_PIPELINE_HOME *= *.' .env)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,12 @@ from batch_pipeline.testing.media import (
     paint,
 )
 
-EVERY_FORMAT = [
-    *(make_image(image_format) for image_format in IMAGE_FORMATS),
-    *(make_video(video_format, 3) for video_format in VIDEO_FORMATS),
-]
+EVERY_FORMAT = [*IMAGE_FORMATS, *VIDEO_FORMATS]
+
+
+@cache  # made by the first test, not at import: every worker imports this module
+def file_of(name: str) -> bytes:
+    return make_image(name) if name in IMAGE_FORMATS else make_video(name, 3)
 
 
 def decode_bytes(data: bytes):
@@ -67,9 +70,10 @@ def test_an_empty_file_has_a_kind_of_its_own(media_type):
     assert caught.value.kind == "empty_file"
 
 
-@pytest.mark.parametrize("data", EVERY_FORMAT, ids=lambda data: sniff(data).extension)
+@pytest.mark.parametrize("name", EVERY_FORMAT)
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
-def test_an_error_of_the_storage_passes_through_as_it_is(data, share):
+def test_an_error_of_the_storage_passes_through_as_it_is(name, share):
+    data = file_of(name)
     media_type = sniff(data)
     assert media_type is not None
     error = OSError(errno.EIO, "disk gone")
@@ -102,10 +106,11 @@ def test_the_file_is_left_open_for_its_owner():
 
 
 def test_threads_get_what_one_alone_gets():
-    alone = [decode_bytes(data).frames for data in EVERY_FORMAT]
+    files = [file_of(name) for name in EVERY_FORMAT]
+    alone = [decode_bytes(data).frames for data in files]
 
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda data: decode_bytes(data).frames, EVERY_FORMAT * 2))
+        together = list(pool.map(lambda data: decode_bytes(data).frames, files * 2))
 
     assert together == alone * 2
 
@@ -209,20 +214,22 @@ def jpeg2000():
 
 
 @pytest.mark.parametrize(
-    "data",
+    "make",
     [
-        *EVERY_FORMAT,
-        jpeg2000(),
-        make_psd(paint((200, 150))),
-        make_tiff(np.asarray(paint((200, 150)))),
-        make_dng((200, 150)),
-        make_image("jpeg", (784, 588))[:-20],
-        cut_in_half(make_image("jpeg", (784, 588))),
-        cut_in_half(make_image("png", (784, 588))),
-        cut_in_half(make_video("mp4", 3)),
+        *(partial(file_of, name) for name in EVERY_FORMAT),
+        jpeg2000,
+        lambda: make_psd(paint((200, 150))),
+        lambda: make_tiff(np.asarray(paint((200, 150)))),
+        lambda: make_dng((200, 150)),
+        lambda: make_image("jpeg", (784, 588))[:-20],
+        lambda: cut_in_half(make_image("jpeg", (784, 588))),
+        lambda: cut_in_half(make_image("png", (784, 588))),
+        lambda: cut_in_half(make_video("mp4", 3)),
     ],
 )
-def test_pictures_are_freed_at_once_and_not_by_the_garbage_collector(data):
+def test_pictures_are_freed_at_once_and_not_by_the_garbage_collector(make):
+    data = make()
+
     def decode_and_drop():
         with suppress(PermanentError):
             decode_bytes(data).make_thumbnail()

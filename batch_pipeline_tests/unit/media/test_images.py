@@ -344,15 +344,16 @@ def test_script_and_archive_behind_a_jpeg_are_in_nothing_made_from_it():
 
 
 @pytest.mark.parametrize(
-    ("data", "size"),
+    ("make", "size"),
     [
-        (make_png_bomb(20_000), "20000 x 20000 = 400.0 megapixels"),
-        (make_png_bomb(11_000), "11000 x 11000 = 121.0 megapixels"),
-        (make_gif_bomb(), "65535 x 65535 = 4294.8 megapixels"),
+        (lambda: make_png_bomb(20_000), "20000 x 20000 = 400.0 megapixels"),
+        (lambda: make_png_bomb(11_000), "11000 x 11000 = 121.0 megapixels"),
+        (make_gif_bomb, "65535 x 65535 = 4294.8 megapixels"),
     ],
     ids=["png", "png that Pillow only warns of", "gif header"],
 )
-def test_too_many_pixels_are_refused_with_size_and_limit(data, size):
+def test_too_many_pixels_are_refused_with_size_and_limit(make, size):
+    data = make()
     assert len(data) < 50_000
 
     with pytest.raises(PermanentError, match=size) as caught:
@@ -373,13 +374,13 @@ def test_sizes_between_the_limit_of_pillow_and_ours_decode_without_a_warning():
 
 
 @pytest.mark.parametrize(
-    "data",
-    [make_png_text_bomb(), make_jpeg_with_segments(5000)],
+    "make",
+    [make_png_text_bomb, lambda: make_jpeg_with_segments(5000)],
     ids=["png text", "jpeg segments"],
 )
-def test_metadata_of_absurd_size_has_a_kind_of_its_own(data):
+def test_metadata_of_absurd_size_has_a_kind_of_its_own(make):
     with pytest.raises(PermanentError) as caught:
-        decode(data)
+        decode(make())
 
     assert caught.value.kind == "oversized_metadata"
 
