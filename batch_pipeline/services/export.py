@@ -21,7 +21,9 @@ _CHUNK = 200
 _ROWS = {
     "batches": """
         SELECT id, to_json(one) AS said, NULL AS more FROM upload_batches AS one
-        WHERE coalesce(user_id, :local) = :user AND id > :after ORDER BY id LIMIT :limit
+        WHERE coalesce(user_id, :local) = :user
+            AND (CAST(:after AS uuid) IS NULL OR id > :after)
+        ORDER BY id LIMIT :limit
     """,
     "uploads": """
         SELECT id, to_json(one) AS said, json_build_object(
@@ -37,11 +39,15 @@ _ROWS = {
             ), '[]')
         ) AS more
         FROM uploads AS one
-        WHERE coalesce(user_id, :local) = :user AND id > :after ORDER BY id LIMIT :limit
+        WHERE coalesce(user_id, :local) = :user
+            AND (CAST(:after AS uuid) IS NULL OR id > :after)
+        ORDER BY id LIMIT :limit
     """,
     "model_calls": """
         SELECT id, to_json(one) AS said, NULL AS more FROM model_calls AS one
-        WHERE user_id = :user AND id > :after ORDER BY id LIMIT :limit
+        WHERE user_id = :user
+            AND (CAST(:after AS uuid) IS NULL OR id > :after)
+        ORDER BY id LIMIT :limit
     """,
 }
 
@@ -119,7 +125,7 @@ def export_user(
 
 
 def _rows(database: Database, name: str, user_id: uuid.UUID) -> Iterator[dict[str, Any]]:
-    after = uuid.UUID(int=0)
+    after = None  # the nil UUID may be an id, too
     of = {"user": user_id, "local": LOCAL_USER, "limit": _CHUNK}
     while True:
         with database.transaction() as connection:

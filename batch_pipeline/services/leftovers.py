@@ -165,9 +165,11 @@ def _made_thumbnails(
     """Yield the uploads whose thumbnail we made, each with its user, in chunks."""
     old = MadeThumbnail.made_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 0, grace_seconds)
     notes = select(MadeThumbnail.upload_id, MadeThumbnail.user_id).where(old)
-    last = uuid.UUID(int=0)
+    last = None  # the nil UUID may be an id, too
     while True:
-        part = notes.where(MadeThumbnail.upload_id > last).order_by(MadeThumbnail.upload_id)
+        part = notes.order_by(MadeThumbnail.upload_id)
+        if last is not None:
+            part = part.where(MadeThumbnail.upload_id > last)
         with database.transaction() as connection:
             rows = connection.execute(part.limit(_CHUNK)).all()
         if not rows:

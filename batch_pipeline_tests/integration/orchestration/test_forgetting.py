@@ -674,6 +674,16 @@ def test_an_export_holds_everything_about_a_user_and_nothing_about_others(kept, 
         export_user(database, storage, BARNABY, folder, originals=False)
 
 
+def test_an_export_holds_rows_with_the_nil_id(kept, tmp_path):
+    nil = uuid.UUID(int=0)
+    add_batch(kept.pipeline.database, [{"id": nil}, {}], id=nil, user_id=BARNABY)
+    with kept.pipeline.database.transaction() as connection:
+        connection.execute(Upload.__table__.update().values(user_id=BARNABY))
+    database, storage = kept.pipeline.database, kept.pipeline.storage
+    done = export_user(database, storage, BARNABY, tmp_path / "about", originals=False)
+    assert (done.batches, done.uploads) == (1, 2)
+
+
 def test_an_export_leaves_out_a_file_that_cannot_be_read_and_names_it(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby", "second")
     first, second = upload_rows(kept.pipeline.database, batch)
