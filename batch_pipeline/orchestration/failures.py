@@ -7,10 +7,13 @@ step and would not help an operator. The log of the run has the traceback of an 
 import re
 from collections.abc import Sequence
 from itertools import dropwhile
+from typing import NamedTuple
 
 import dagster as dg
+from sqlalchemy.exc import OperationalError
 
 from batch_pipeline.dagster_internals import SerializableErrorInfo
+from batch_pipeline.database.failures import ConflictError
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.masking import masked
 from batch_pipeline.orchestration.assets import cost_metadata, preview, text_metadata
@@ -23,45 +26,65 @@ _MAX_REASON = 500
 #: Dagster's message for a run that another process ended. An earlier event says why.
 _ENDED_FROM_OUTSIDE = "This run has been marked as failed from outside the execution context."
 
+#: Classes of errors of a database that does not answer. Dagster stores only the names.
+_OUTAGES = (ServiceDownError.__name__, ConflictError.__name__, OperationalError.__name__)
+
+
+class Why(NamedTuple):
+    """Why a run failed."""
+
+    reason: str
+    """One line."""
+    is_outage: bool = False
+    """The database did not answer, ours or Dagster's."""
+
 
 def why_it_failed(
     instance: dg.DagsterInstance,
     run_id: str,
     failure: dg.DagsterEvent,
     step_failures: Sequence[dg.DagsterEvent],
-) -> str:
-    """Return why a run failed, in one line.
+) -> Why:
+    """Return why a run failed.
 
     The event that ends a run usually says only that it has ended. Its launcher, its worker or its
     steps have reported the error before.
     """
     if any(event.step_failure_data.user_failure_data for event in step_failures):
-        return failure.message or ""  # its steps say why
+        return Why(failure.message or "")  # its steps say why
     errors = [getattr(failure.event_specific_data, "error", None)]
     errors += [event.step_failure_data.error for event in step_failures]
-    said = failure.message or "no reason was given"
-    if error := next(filter(None, errors), None):
-        reason = _said_by(error)
-    elif said == _ENDED_FROM_OUTSIDE:
-        reason = _reported_before_the_end(instance, run_id) or said
-    else:
-        reason = _line(said)
+    error, said = next(filter(None, errors), None), failure.message or "no reason was given"
+    if not error and said == _ENDED_FROM_OUTSIDE:
+        before = _reported_before_the_end(instance, run_id)
+        error = before and before.engine_event_data.error
+        said = (before and before.message) or said
+    reason = _said_by(error) if error else _line(said)
     record = instance.get_run_record_by_id(run_id)
     could_start = record is None or record.start_time is not None
-    return reason if could_start else f"it could not start: {reason}"
+    return Why(
+        reason if could_start else f"it could not start: {reason}",
+        is_outage=error is not None and _is_outage(error),
+    )
 
 
-def _reported_before_the_end(instance: dg.DagsterInstance, run_id: str) -> str:
-    """Return the error that was reported just before a run was ended; empty if there is none."""
+def _is_outage(error: SerializableErrorInfo) -> bool:
+    """Return whether an error, or one of those that led to it, is that of an outage."""
+    if error.cls_name in _OUTAGES:
+        return True
+    return any(_is_outage(earlier) for earlier in (error.cause, error.context) if earlier)
+
+
+def _reported_before_the_end(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterEvent | None:
+    """Return what was reported just before a run was ended; None if nothing was."""
     kinds = {dg.DagsterEventType.ENGINE_EVENT, dg.DagsterEventType.RUN_FAILURE}
     newest = instance.get_records_for_run(run_id, of_type=kinds, ascending=False).records
     events = (record.event_log_entry.dagster_event for record in newest)
     before = dropwhile(lambda event: not (event and event.is_run_failure), events)
     for event in before:
         if event and event.is_engine_event:
-            error = event.engine_event_data.error
-            return _said_by(error) if error else _line(event.message or "")
-    return ""
+            return event
+    return None
 
 
 def _said_by(error: SerializableErrorInfo) -> str:

@@ -71,15 +71,18 @@ class Outcome(StrEnum):
     """It ended without reporting why."""
 
 
-def outcome_of(step_failures: Iterable[dg.DagsterEvent]) -> Outcome:
-    """Return how a failed run ended, judged by the failures of its steps."""
+def outcome_of(step_failures: Iterable[dg.DagsterEvent], *, is_outage: bool) -> Outcome:
+    """Return how a failed run ended, judged by the failures of its steps.
+
+    `is_outage`: it could not report more, because the database did not answer.
+    """
     said = [
         event.step_failure_data.user_failure_data
         for event in step_failures
         if event.step_failure_data.user_failure_data
     ]
     if not said:
-        return Outcome.DIED
+        return Outcome.STOPPED if is_outage else Outcome.DIED
     is_of_a_file = ("upload_id" in failure.metadata for failure in said)
     return Outcome.FILES_FAILED if all(is_of_a_file) else Outcome.STOPPED
 

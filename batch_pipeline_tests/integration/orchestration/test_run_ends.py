@@ -24,7 +24,9 @@ from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.impl import core_execute_run
-from sqlalchemy import text
+from dagster._utils.error import serializable_error_info_from_exc_info
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from batch_pipeline.orchestration import run_ends, sweep
 from batch_pipeline.orchestration.code_location import build_definitions
@@ -43,6 +45,7 @@ from batch_pipeline.orchestration.sweep import (
 )
 from batch_pipeline.orchestration.tags import BATCH_TAG, OUTCOME_TAG, RUN_KEY_TAG, SLICE_TAG
 from batch_pipeline.services.one_by_one import LeftOut
+from batch_pipeline.services.states.backlog import MAX_DIED_RUNS
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
 
 
@@ -306,6 +309,48 @@ def test_a_run_that_could_not_start_tells_its_reason_in_status_and_in_the_catalo
     assert reason in said
     assert "a run died, another run continues its work: " in said
     assert reason in newest_settlement(instance).metadata["reason"].value
+
+
+#: At this port nothing listens.
+NO_DATABASE = "postgresql://nobody@127.0.0.1:9/nothing"
+
+
+def started_while_the_database_is_down(instance, run, pipeline, monkeypatch):
+    monkeypatch.setenv("BATCH_PIPELINE_DATABASE_URL", NO_DATABASE)
+    job = build_definitions(pipeline.settings).resolve_job_def("process_batch")
+    execute_run(InMemoryJob(job), run, instance)
+
+
+def started_while_the_database_of_dagster_is_down(instance, run, pipeline, monkeypatch):
+    """As a worker that reads the run's job while it cannot use the instance."""
+    try:
+        create_engine(NO_DATABASE.replace("://", "+psycopg://")).connect()
+    except OperationalError:
+        error = serializable_error_info_from_exc_info(sys.exc_info())
+    said = EngineEventData.engine_error(error)
+    instance.report_engine_event("Could not load job definition.", run, said)
+    instance.report_run_failed(run)
+
+
+@pytest.mark.parametrize(
+    "ended", [started_while_the_database_is_down, started_while_the_database_of_dagster_is_down]
+)
+def test_runs_that_start_during_an_outage_of_the_database_do_not_end_their_batch(
+    pipeline, instance, definitions, monkeypatch, ended
+):
+    batch_id = add_batch(pipeline.database, [{"slice": 1}], slices=1, died_runs=MAX_DIED_RUNS - 1)
+    run = unstarted(instance, definitions, batch_id)
+    with monkeypatch.context() as patch:
+        ended(instance, run, pipeline, patch)
+    assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
+
+    name = "release_uploads_of_failed_runs"
+    evaluate(definitions, instance, pipeline, name, run, "PIPELINE_FAILURE")
+
+    batch = batch_row(pipeline.database, batch_id)
+    assert (batch.status, batch.died_runs) == ("pending", MAX_DIED_RUNS - 1)
+    assert upload_rows(pipeline.database, batch_id)[0].slice is None, "another run gets it"
+    assert instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == "stopped"
 
 
 def test_a_run_that_was_terminated_before_it_began_cancels_its_batch_until_a_retry(
