@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from batch_pipeline.errors import NotFoundError
 from batch_pipeline.orchestration.assets import BATCHES, batch_report, upload_analysis
 from batch_pipeline.orchestration.ops import parse_id
 from batch_pipeline.services.description_audit import PASS_SCORE
@@ -96,4 +97,7 @@ def _verdict(context: dg.AssetCheckExecutionContext) -> BatchVerdict:
     pipeline: Pipeline = context.resources.batch_pipeline
     step = context.op_execution_context
     batch_id = parse_id(step.partition_key, "partition") if step.has_partition_key else None
-    return verdict(pipeline.database, batch_id)
+    try:
+        return verdict(pipeline.database, batch_id)
+    except NotFoundError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None

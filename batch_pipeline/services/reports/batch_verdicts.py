@@ -9,6 +9,7 @@ from batch_pipeline.database.models import BatchStatus, Upload, UploadBatch, Upl
 from batch_pipeline.database.readings import word
 from batch_pipeline.database.session import Database
 from batch_pipeline.services.description_audit import PASS_SCORE
+from batch_pipeline.services.short_ids import Named, no_such
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class BatchVerdict:
 
 
 def verdict(database: Database, batch_id: uuid.UUID | None) -> BatchVerdict:
-    """Return the verdict on a batch; without a batch, on everything that is stored."""
+    """Return the verdict on a batch; without a batch, on everything that is stored.
+
+    Raises:
+        NotFoundError: there is no such batch.
+    """
     score, failed = Upload.description_audit_score, Upload.processing_status == UploadStatus.FAILED
     stored = Upload.description.is_not(None)
     # An upload API may store descriptions without a score. These count as passed.
@@ -44,10 +49,12 @@ def verdict(database: Database, batch_id: uuid.UUID | None) -> BatchVerdict:
     with database.transaction() as connection:
         if batch_id is not None:
             query = query.where(Upload.batch_id == batch_id)
-            status = connection.scalar(
+            batch = connection.execute(
                 select(word(UploadBatch.status)).where(UploadBatch.id == batch_id)
-            )
-            if status in {BatchStatus.CANCELLED, BatchStatus.FAILED}:
-                gave_up = f"the batch is {status}"
+            ).one_or_none()
+            if batch is None:
+                raise no_such(Named.BATCH, batch_id)
+            if batch.status in {BatchStatus.CANCELLED, BatchStatus.FAILED}:
+                gave_up = f"the batch is {batch.status}"
         counts = connection.execute(query).one()
     return BatchVerdict(**counts._mapping, gave_up=gave_up)

@@ -242,20 +242,34 @@ def test_a_check_can_be_run_from_the_ui_for_one_batch(reporter, pipeline, instan
     assert results == [(str(batches[0]), False), (str(batches[1]), True)]
 
 
-def test_a_check_of_a_partition_that_is_no_id_says_so(reporter, pipeline, instance):
+NO_BATCH = str(uuid.UUID(int=7))
+
+
+@pytest.mark.parametrize(
+    ("partition", "said"),
+    [
+        (
+            "holiday",
+            "partition: 'holiday' is not an id; expected 32 hexadecimal digits (a UUID)",
+        ),
+        (NO_BATCH, f"there is no batch {NO_BATCH}: `batch-pipeline status` lists the newest ones"),
+    ],
+)
+def test_a_check_of_a_partition_that_is_no_batch_says_so(
+    reporter, pipeline, instance, partition, said
+):
     """A partition may be added by hand in the UI."""
-    instance.add_dynamic_partitions("batches", ["holiday"])
+    instance.add_dynamic_partitions("batches", [partition])
     job = reporter.definitions.resolve_implicit_global_asset_job_def()
     keys = {key for check in CHECKS for key in check.check_keys}
     result = job.get_subset(asset_selection=set(), asset_check_selection=keys).execute_in_process(
         instance=instance,
-        tags={"dagster/partition": "holiday"},
+        tags={"dagster/partition": partition},
         resources={"batch_pipeline": pipeline},
         raise_on_error=False,
     )
-    said = [event.step_failure_data.user_failure_data for event in result.get_step_failure_events()]
-    expected = "partition: 'holiday' is not an id; expected 32 hexadecimal digits (a UUID)"
-    assert [failure and failure.description for failure in said] == [expected] * 2
+    failures = [e.step_failure_data.user_failure_data for e in result.get_step_failure_events()]
+    assert [failure and failure.description for failure in failures] == [said] * 2
 
 
 def test_an_end_that_commits_late_is_not_missed(reporter, pipeline):
