@@ -33,7 +33,7 @@ from batch_pipeline.services.notifications.sending import require_apprise, targe
 from batch_pipeline.services.one_by_one import short_reason
 from batch_pipeline.services.pauses import active_pauses
 from batch_pipeline.services.progress.publishing import check_redis
-from batch_pipeline.services.reports.batch_status import oldest_waiting
+from batch_pipeline.services.reports.batch_status import oldest_waiting, waiting_without_their_batch
 from batch_pipeline.services.short_ids import batch_label
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
@@ -255,6 +255,11 @@ def _oldest_waiting(database: Database, longest_wait: timedelta) -> str:
     else:
         label = batch_label(oldest.batch_id, oldest.batch_name)
         said += f"; its batch {label} is {oldest.batch_status or 'gone'}"
+    if gone := waiting_without_their_batch(database):
+        said += (
+            f"; waiting uploads whose batch is gone: {gone} (set their batch_id to NULL, then the "
+            "sweep puts them into a new batch)"
+        )
     if oldest.waited is not None and oldest.waited > longest_wait:
         raise PipelineError(f"{said}, longer than {longest_wait}")
     return said

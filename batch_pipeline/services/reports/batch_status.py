@@ -199,6 +199,18 @@ def oldest_waiting(database: Database) -> OldestWaiting | None:
     return OldestWaiting(*row) if row else None
 
 
+def waiting_without_their_batch(database: Database) -> int:
+    """Count the waiting uploads that name a batch which another program has deleted."""
+    query = (
+        select(func.count())
+        .select_from(Upload)
+        .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
+        .where(PENDING_WORK, Upload.batch_id.is_not(None), UploadBatch.id.is_(None))
+    )
+    with database.transaction() as connection:
+        return connection.execute(query).scalar_one()
+
+
 def _head(connection: Connection, batch_id: uuid.UUID) -> dict[str, Any]:
     batch = connection.execute(select(*_BATCH).where(UploadBatch.id == batch_id)).one_or_none()
     if batch is None:

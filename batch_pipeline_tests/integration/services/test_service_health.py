@@ -3,9 +3,11 @@
 import pytest
 import redis
 from s3fs import S3FileSystem
+from sqlalchemy import text
 
 from batch_pipeline.services.health import check_health
 from batch_pipeline.storage import Storage
+from batch_pipeline.testing.records import add_batch, upload_rows
 
 
 @pytest.fixture
@@ -65,6 +67,22 @@ def test_a_redis_that_lets_us_in_but_not_publish_is_not_well(check, redis_url, l
 
     assert not found.ok
     assert "no permissions" in found.detail
+
+
+def test_all_waiting_uploads_whose_batch_is_gone_are_counted(pipeline):
+    kept, gone = (add_batch(pipeline.database, count) for count in (1, 2))
+    with pipeline.database.transaction() as connection:
+        # As in tables of an API that has no foreign key.
+        connection.execute(text("ALTER TABLE uploads DROP CONSTRAINT fk_uploads_batch_id"))
+        connection.execute(text("DELETE FROM upload_batches WHERE id = :id"), {"id": gone})
+
+    checks = {check.name: check for check in check_health(pipeline.settings, quick=True)}
+
+    found = checks["oldest waiting upload"]
+    assert found.ok
+    [oldest] = upload_rows(pipeline.database, kept)
+    assert f"upload {oldest.id} has waited" in found.detail
+    assert "waiting uploads whose batch is gone: 2 (set their batch_id to NULL" in found.detail
 
 
 @pytest.mark.xdist_group("object_store")
