@@ -62,6 +62,25 @@ _UPLOAD = (
 )
 
 
+@dataclass(frozen=True)
+class AboutBatch:
+    """What a report shows of a batch."""
+
+    head: Mapping[str, Any]
+    """The batch as in ``status --json``, without its uploads."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the batch has ended."""
+        return self.head["status"] not in OPEN_BATCH
+
+    @property
+    def duration(self) -> timedelta | None:
+        """Time from the first run that took uploads to the end of the last upload."""
+        begin, end = self.head["started_at"], self.head["completed_at"]
+        return end - begin if begin and end else None
+
+
 def batch_status(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:
     """Read a batch and its uploads, oldest first, in the shape that ``status --json`` prints.
 

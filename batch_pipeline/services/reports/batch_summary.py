@@ -8,16 +8,15 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import select
 
-from batch_pipeline.database.models import OPEN_BATCH, BatchStatus, Upload, UploadStatus
+from batch_pipeline.database.models import BatchStatus, Upload, UploadStatus
 from batch_pipeline.database.readings import FILENAME, known, word
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.media.previews import contact_sheet
-from batch_pipeline.services.reports.batch_status import batch_head
+from batch_pipeline.services.reports.batch_status import AboutBatch, batch_head
 from batch_pipeline.services.reports.batch_verdicts import BatchVerdict, verdict
 from batch_pipeline.services.reports.previews import Previews
 from batch_pipeline.services.reports.report_page import StageTiming, shown_seconds, stage_timings
@@ -66,11 +65,9 @@ class Results:
 
 
 @dataclass(frozen=True)
-class BatchSummary:
+class BatchSummary(AboutBatch):
     """Everything that is reported about a batch when it has ended."""
 
-    head: Mapping[str, Any]
-    """The batch as in ``status --json``, without its uploads."""
     results: Results
     failures: Sequence[Failure]
     """The first failures, at most `MAX_FAILURES`."""
@@ -85,20 +82,9 @@ class BatchSummary:
     verdict: BatchVerdict
 
     @property
-    def has_ended(self) -> bool:
-        """Whether the batch has ended."""
-        return self.head["status"] not in OPEN_BATCH
-
-    @property
     def is_completed(self) -> bool:
         """Whether every upload was processed, successfully or not."""
         return bool(self.head["status"] == BatchStatus.COMPLETED)
-
-    @property
-    def duration(self) -> timedelta | None:
-        """Time from the first run that took uploads to the end of the last upload."""
-        begin, end = self.head["started_at"], self.head["completed_at"]
-        return end - begin if begin and end else None
 
 
 def batch_summary(database: Database, storage: Storage, batch_id: uuid.UUID) -> BatchSummary:

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any
 
 from sqlalchemy import select
 
-from batch_pipeline.database.models import OPEN_BATCH, Upload
+from batch_pipeline.database.models import Upload
 from batch_pipeline.database.readings import FACTS, FILENAME, known, word
 from batch_pipeline.database.session import AnyRow, Database
-from batch_pipeline.services.reports.batch_status import batch_head
+from batch_pipeline.services.reports.batch_status import AboutBatch, batch_head
 from batch_pipeline.services.reports.pages import (
     data_picture,
     opening_of,
@@ -82,21 +81,14 @@ class StageTiming:
 
 
 @dataclass(frozen=True)
-class BatchReport:
+class BatchReport(AboutBatch):
     """Everything that the page shows."""
 
-    head: Mapping[str, Any]
-    """The batch as in ``status --json``, without its uploads."""
     cards: Sequence[Card]
     """Failures first, then in the order of submission."""
     hidden: int
     """Number of uploads that are left out because their owner has hidden them."""
     made_at: datetime
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the batch has ended."""
-        return self.head["status"] not in OPEN_BATCH
 
     @property
     def statuses(self) -> Sequence[str]:
@@ -118,12 +110,6 @@ class BatchReport:
     def stages(self) -> Sequence[StageTiming]:
         """Durations of each stage, in the order in which uploads go through them."""
         return stage_timings(card.seconds for card in self.cards)
-
-    @property
-    def duration(self) -> timedelta | None:
-        """Time from the first run that took uploads to the end of the last upload."""
-        begin, end = self.head["started_at"], self.head["completed_at"]
-        return end - begin if begin and end else None
 
 
 def stage_timings(uploads: Iterable[Mapping[str, float]]) -> Sequence[StageTiming]:
