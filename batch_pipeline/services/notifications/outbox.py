@@ -40,6 +40,7 @@ from batch_pipeline.database.readings import PENDING_WORK, interval
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import PipelineError, ServiceDownError
 from batch_pipeline.masking import masked
+from batch_pipeline.visible_text import visible
 
 #: Delay after each failed attempt (seconds), together 23 hours. After the last one the delivery is
 #: given up.
@@ -80,7 +81,7 @@ def note_outage(connection: Connection, reason: PipelineError | None) -> None:
     """Record that uploads wait for a service, in the transaction that makes them wait."""
     if not isinstance(reason, ServiceDownError):
         return
-    said = masked(str(reason)).replace("\0", "�")
+    said = visible(masked(str(reason)))
     connection.execute(
         insert(Outage)
         .values(kind=reason.kind, reason=said)
@@ -195,7 +196,7 @@ def note_answer(
                 NotificationDelivery.attempts == delivery.attempts,
             )
             .values(
-                answer=masked(answer).replace("\0", "�"),
+                answer=visible(masked(answer)),
                 delivered_at=func.clock_timestamp() if delivered else None,
                 next_attempt_at=again,
             )

@@ -63,6 +63,7 @@ from batch_pipeline.services.states.transitions import (
     release_rows,
     updated_batch_or_none,
 )
+from batch_pipeline.visible_text import visible
 
 #: An upload counts as the cause after this many workers died while processing it.
 MAX_DEATHS = 3
@@ -199,7 +200,7 @@ class Backlog:
                 .values(
                     died_runs=UploadBatch.died_runs + 1,
                     status=case((given_up, BatchStatus.FAILED), else_=UploadBatch.status),
-                    error_message=case((given_up, _storable(last)), else_=_storable(message)),
+                    error_message=case((given_up, visible(last)), else_=visible(message)),
                     updated_at=func.now(),
                 ),
             )
@@ -346,11 +347,6 @@ class Backlog:
         ):
             if progress := count_failed(transaction.connection, batch_id, failed):
                 transaction.announce(progress, progress.user_id)
-
-
-def _storable(text_: str) -> str:
-    """Replace NUL, which PostgreSQL text cannot hold."""
-    return text_.replace("\0", "�")
 
 
 def _due() -> Any:

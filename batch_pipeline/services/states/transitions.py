@@ -43,6 +43,7 @@ from batch_pipeline.services.progress.publishing import (
     FileProgress,
     FileStatus,
 )
+from batch_pipeline.visible_text import visible
 
 _RELEASABLE = (*OPEN_UPLOAD, UploadStatus.FAILED)
 #: Percentage of each stage reached, in messages about one file.
@@ -247,8 +248,7 @@ def noted(error: PipelineError | None) -> dict[str, str]:
     if error is None:
         return {}
     kind = error.kind if isinstance(error, KindedError) else "configuration"
-    # PostgreSQL text cannot hold NUL.
-    return {"error_kind": kind, "error_message": str(error).replace("\0", "�")}
+    return {"error_kind": kind, "error_message": visible(error)}
 
 
 #: Columns of an upload that `announce_file` and `percentage_reached` read.

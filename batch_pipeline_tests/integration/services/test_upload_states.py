@@ -282,11 +282,12 @@ def test_an_upload_that_was_deleted_or_is_paused_is_skipped(pipeline):
     assert pipeline.states.start(upload.id, RUN) == SkippedUpload(upload.id, "it was deleted")
 
 
-def test_a_reason_with_a_nul_is_stored(pipeline):
+@pytest.mark.parametrize("odd", ["\0", "\ud800"])
+def test_a_reason_with_what_no_text_of_postgresql_can_hold_is_stored(pipeline, odd):
     batch_id = add_batch(pipeline.database, 1)
     [upload] = upload_rows(pipeline.database, batch_id)
     claim = started(pipeline, upload.id).claim
-    pipeline.states.fail(claim, PermanentError("odd", "a\0b"))
+    pipeline.states.fail(claim, PermanentError("odd", f"a{odd}b"))
     assert upload_row(pipeline.database, upload.id).error_message == "a�b"
 
 
