@@ -17,9 +17,11 @@ from typing import Any, Protocol
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Text,
     Uuid,
     all_,
     and_,
+    any_,
     cast,
     delete,
     exists,
@@ -57,7 +59,6 @@ from batch_pipeline.services.short_ids import Named, batch_label, no_such
 from batch_pipeline.services.states.transitions import recount_batch
 from batch_pipeline.storage import Storage
 
-_CHUNK = 500
 #: Whether an upload has a vector in any space.
 _HAS_VECTOR = or_(
     Upload.embedding_local.is_not(None), exists().where(UploadVector.upload_id == Upload.id)
@@ -499,19 +500,17 @@ class _Files:
         """Remove the files of uploads; returns the counts by kind."""
         counts: Counter[str] = Counter()
         mine = {row.id for row in rows}
-        for begin in range(0, len(rows), _CHUNK):
-            chunk = rows[begin : begin + _CHUNK]
-            noted, shared = self._noted(chunk), self._shared(chunk, mine)
-            for row in chunk:
-                thumbnail = Storage.thumbnail_path(row.user_id, row.id)
-                for path in dict.fromkeys(filter(None, [thumbnail, row.thumbnail_path])):
-                    may = self._may(path == thumbnail, is_noted=row.id in noted)
-                    self._remove(path, "thumbnails", counts, may=may and path not in shared)
-                extension = (row.file_path or "").rpartition(".")[2]
-                original = Storage.original_path(row.user_id, row.id, extension)
-                if row.file_path:
-                    may = self._may(row.file_path == original) and row.file_path not in shared
-                    self._remove(row.file_path, "originals", counts, may=may)
+        noted, shared = self._noted(rows), self._shared(rows, mine)
+        for row in rows:
+            thumbnail = Storage.thumbnail_path(row.user_id, row.id)
+            for path in dict.fromkeys(filter(None, [thumbnail, row.thumbnail_path])):
+                may = self._may(path == thumbnail, is_noted=row.id in noted)
+                self._remove(path, "thumbnails", counts, may=may and path not in shared)
+            extension = (row.file_path or "").rpartition(".")[2]
+            original = Storage.original_path(row.user_id, row.id, extension)
+            if row.file_path:
+                may = self._may(row.file_path == original) and row.file_path not in shared
+                self._remove(row.file_path, "originals", counts, may=may)
         return counts
 
     def remove_thumbnails(
@@ -545,7 +544,7 @@ class _Files:
 
     def _noted(self, rows: Sequence[AnyRow]) -> set[uuid.UUID]:
         notes = select(MadeThumbnail.upload_id).where(
-            MadeThumbnail.upload_id.in_([row.id for row in rows])
+            one_of(MadeThumbnail.upload_id, [row.id for row in rows])
         )
         with self._database.transaction() as connection:
             return set(connection.scalars(notes))
@@ -553,10 +552,12 @@ class _Files:
     def _shared(self, rows: Sequence[AnyRow], mine: set[uuid.UUID]) -> set[str]:
         """Return the paths that rows of other uploads name, too."""
         paths = {path for row in rows for path in (row.file_path, row.thumbnail_path) if path}
+        # One parameter and one statement for all: no index helps, so each reads the whole table.
+        is_one = any_(cast(list(paths), ARRAY(Text)))
         with self._database.transaction() as connection:
             found = connection.execute(
                 select(Upload.id, Upload.file_path, Upload.thumbnail_path).where(
-                    or_(Upload.file_path.in_(paths), Upload.thumbnail_path.in_(paths))
+                    or_(Upload.file_path == is_one, Upload.thumbnail_path == is_one)
                 )
             ).all()
         return {

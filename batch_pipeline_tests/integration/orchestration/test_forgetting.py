@@ -15,7 +15,6 @@ from batch_pipeline.database.models import ModelCall, Upload, UploadBatch
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.orchestration.forgetting import DagsterHistory
 from batch_pipeline.orchestration.sweep import tidy
-from batch_pipeline.services import forgetting
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.export import export_user
 from batch_pipeline.services.forgetting import forget
@@ -502,9 +501,8 @@ def test_rows_that_an_upload_api_does_not_let_go_are_refused_before_anything_is_
     assert kept.pipeline.storage.exists("gallery/holiday.jpg")
 
 
-def test_a_batch_of_any_size_is_deleted(kept, monkeypatch):
+def test_a_batch_of_any_size_is_deleted(kept):
     """A statement has at most 65,535 parameters, so none may have one for each upload."""
-    monkeypatch.setattr(forgetting, "_CHUNK", 1)
     engine, counted = kept.pipeline.database.engine, []
 
     def count(_connection, _cursor, _statement, given, *_):
@@ -627,6 +625,22 @@ def test_the_log_is_read_once_for_all_uploads_without_a_batch(kept, tmp_path):
     assert len(read) == 1
     steps = [of_upload(upload_id) for upload_id in ids]
     assert traces([one for of in steps for one in of], kept.databases[1:], []) == []
+
+
+def test_paths_of_other_uploads_are_read_once_for_a_batch_of_any_size(kept):
+    batch = add_batch(kept.pipeline.database, 600, status="cancelled")
+    read = []
+
+    def note(_connection, _cursor, statement, *_):
+        if "thumbnail_path" in statement.partition("WHERE")[2]:
+            read.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        assert kept.delete("batch", batch).counts["uploads"] == 600
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert len(read) == 1
 
 
 def test_an_upload_whose_batch_an_api_has_deleted_goes_alone_and_with_its_user(kept):
