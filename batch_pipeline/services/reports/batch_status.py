@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Select, func, or_, select
 from batch_pipeline.database.models import OPEN_BATCH, Priority, Upload, UploadBatch
 from batch_pipeline.database.readings import (
     BATCH_CAME,
+    BATCH_ENDED,
     FACTS,
     FILENAME,
     NAME,
@@ -265,6 +266,7 @@ def batches_ended_before(
     database: Database, batch_ids: Sequence[uuid.UUID], *, days: int
 ) -> list[uuid.UUID]:
     """List those of the batches that were deleted, or ended and have not changed for `days`."""
+    changed_at = func.greatest(BATCH_ENDED, UploadBatch.updated_at)  # it ignores NULL
     with database.transaction() as connection:
         kept = set(
             connection.scalars(
@@ -272,7 +274,7 @@ def batches_ended_before(
                     one_of(UploadBatch.id, batch_ids),
                     or_(
                         UploadBatch.status.in_(OPEN_BATCH),
-                        UploadBatch.updated_at > func.now() - func.make_interval(0, 0, 0, days),
+                        changed_at > func.now() - func.make_interval(0, 0, 0, days),
                     ),
                 )
             )

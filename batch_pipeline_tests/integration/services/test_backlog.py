@@ -585,6 +585,13 @@ def test_no_transition_has_a_parameter_for_each_upload(pipeline, name):
     assert most[0] == most[1]
 
 
+def test_a_batch_that_an_api_ended_without_the_time_of_its_change_keeps_its_partition(database):
+    with database.transaction() as connection:
+        connection.execute(text("ALTER TABLE upload_batches ALTER updated_at DROP NOT NULL"))
+    batch_id = add_batch(database, status="completed", completed_at=ago("1 hour"), updated_at=None)
+    assert batches_ended_before(database, [batch_id], days=1) == []
+
+
 def test_any_number_of_batches_may_have_a_partition(database):
     with parameters(database) as counted:
         for number in (2, 20):
