@@ -130,9 +130,8 @@ class Database:
                     "those, or end them (pg_stat_activity lists them), then run `batch-pipeline "
                     f"db upgrade` again; it continues where it stopped ({error.orig})",
                 ) from error
-        if revision == "head":
-            with self.transaction() as connection:
-                require_all_columns(connection)
+        with self.transaction() as connection:
+            require_all_columns(connection)
 
     def revisions(self) -> tuple[str | None, str | None]:
         """Return the current migration of the tables, and the newest migration."""
