@@ -59,7 +59,7 @@ def shown_part(clap: bytes | None, size: tuple[int, int]) -> Box:
 
 
 def part_after_crop(crop: tuple[int, int, int, int], size: tuple[int, int]) -> Box:
-    """Return the part of a picture that is shown, if some pixels of each edge are not.
+    """Return the part of a picture that is left when pixels are cut off at its edges.
 
     It is the whole picture if nothing would be left.
 

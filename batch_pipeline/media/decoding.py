@@ -6,7 +6,7 @@ Kinds of `PermanentError` on this way. All of them mean that the file itself is 
 ``empty_file``         no bytes at all
 ``truncated``          the file is shorter than its own structure says
 ``unreadable_image``   an image decoder gave up
-``unreadable_video``   a container cannot be opened, or not one frame of it decoded
+``unreadable_video``   a container cannot be opened, or none of its frames decoded
 ``no_video_stream``    a container with sound only
 ``too_many_pixels``    a picture or frame needs more memory than allowed, or claims more pixels than
                        its file can hold; nothing was decoded

@@ -108,8 +108,8 @@ def _check_size(still: Still, file_bytes: int, max_bytes: int, patch: int) -> tu
     if pixels > _BOMB_PIXELS and pixels > file_bytes * _BOMB_PIXELS_PER_BYTE:
         raise PermanentError(
             "too_many_pixels",
-            f"{claim} in {file_bytes:,} bytes; above {_BOMB_PIXELS / 1e6:.0f} megapixels at most "
-            f"{_BOMB_PIXELS_PER_BYTE} pixels a byte are taken for a picture",
+            f"{claim} in {file_bytes:,} bytes; above {_BOMB_PIXELS / 1e6:.0f} megapixels, a file "
+            f"may have at most {_BOMB_PIXELS_PER_BYTE} pixels a byte",
         )
     target = vision_size(width, height, patch)
     needed = still.memory(target)
@@ -117,7 +117,7 @@ def _check_size(still: Still, file_bytes: int, max_bytes: int, patch: int) -> tu
         raise PermanentError(
             "too_many_pixels",
             f"{claim}, which takes {needed / 1024**2:.0f} MiB to decode; at most "
-            f"{max_bytes / 1024**2:.0f} MiB may be taken (BATCH_PIPELINE_MAX_DECODE_MIB)",
+            f"{max_bytes / 1024**2:.0f} MiB may be used (BATCH_PIPELINE_MAX_DECODE_MIB)",
         )
     return target
 
@@ -153,7 +153,7 @@ def _metadata(still: Still) -> Metadata:
 
 
 def _upright(picture: Image.Image, still: Still, metadata: Metadata) -> tuple[Image.Image, bool]:
-    """Turn a picture as its metadata say; also return whether width and height are swapped."""
+    """Turn a picture as its metadata says; also return whether width and height are swapped."""
     orientation = still.orientation or metadata.orientation
     if orientation in _ORIENTATIONS:
         picture = picture.transpose(_ORIENTATIONS[orientation])

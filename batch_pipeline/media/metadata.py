@@ -3,7 +3,7 @@
 This module decides which of several statements counts. The modules of the formats find them in a
 file; `batch_pipeline.media.exif` reads the block that most formats share.
 
-A date is searched in this order, and the first valid date counts:
+A date is searched for in this order, and the first valid date counts:
 
 1. EXIF ``DateTimeOriginal``, then ``DateTimeDigitized``: the moment of the shot, or of the scan.
 2. XMP ``exif:DateTimeOriginal``, ``photoshop:DateCreated``, ``xmp:CreateDate``.
@@ -18,8 +18,8 @@ A date is searched in this order, and the first valid date counts:
 A date is the camera's local time; a zone beside it is ignored. Years before the first photograph or
 after the present, and zeros, are not dates: they mean that the clock was never set.
 
-A caption is searched in XMP ``dc:description``, in IPTC, and in EXIF ``ImageDescription``, where
-some cameras write their own name. Names of a place are searched in XMP and in IPTC.
+A caption is searched for in XMP ``dc:description``, in IPTC, and in EXIF ``ImageDescription``,
+where some cameras write their own name. Names of a place are searched for in XMP and in IPTC.
 """
 
 import html
@@ -144,7 +144,7 @@ def read_metadata(
 
 
 def parse_date(text: str) -> datetime | None:
-    """Read a date in the forms of cameras and editors; None if it is none. Drops fractions."""
+    """Read a date in the forms of cameras and editors; None if it is not one. Drops fractions."""
     match = _DATE.match(text)
     return _date(*match.groups()) if match else None
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 #: Longest side of a picture for a vision model (pixels); more costs tokens and shows little more.
 VISION_SIDE = 1568
-#: Vision models cut pictures into patches, most of them of this side or a part of it (pixels). With
-#: whole patches a picture need not be scaled and encoded again, which takes 42 ms for a photo.
+#: Vision models cut pictures into square patches. The side of most patches is this number or a
+#: fraction of it (pixels). A picture of whole patches need not be scaled and encoded again, which
+#: takes 42 ms for a photo.
 VISION_PATCH = 28
 #: Longest side of a thumbnail (pixels).
 THUMBNAIL_SIDE = 256

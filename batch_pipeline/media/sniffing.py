@@ -380,7 +380,7 @@ def _as_text(head: bytes) -> str | None:
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # else only the last character was cut
+        if error.start < len(head) - 3:  # otherwise only the last character is cut
             return None
         text = head[: error.start].decode("utf-8")
     controls = sum(1 for character in text if character < " " and character not in "\t\r\n\f")
@@ -418,7 +418,8 @@ def is_cut_short(source: SeekableFile, media_type: MediaType) -> bool:
 #: Longest page of an Ogg file (bytes).
 _OGG_PAGE = 27 + 255 + 255 * 255
 
-#: Most boxes of an ISO media file that are read: a day of a recording in fragments of a second.
+#: Maximum number of boxes of an ISO media file that are read: a day of a recording in fragments
+#: of a second.
 _MOST_BOXES = 200_000
 
 #: Formats that mark their end and do not contain their length.

@@ -21,7 +21,8 @@ from batch_pipeline.media.video_matroska import pixel_crop
 from batch_pipeline.media.video_side_data import side_data_of
 from batch_pipeline.media.video_streams import Source
 
-#: Most boxes on the first level that are read, and the longest box that describes a film (bytes).
+#: Maximum number of boxes on the first level that are read, and maximum size of the box that
+#: describes a film (bytes).
 _MAX_BOXES, _MAX_FILM_BOX = 10_000, 64 * 1024**2
 
 #: Films that consist of boxes.

@@ -58,7 +58,7 @@ def require_bounded_index(source: Source, memory: FrameMemory) -> None:
             "too_many_pixels",
             f"the video claims to have {entries:,} frames and pieces of sound; their index takes "
             f"{entries * _ENTRY_BYTES / 1024**2:,.0f} MiB, at most "
-            f"{memory.max_bytes / 1024**2:.0f} MiB may be taken (BATCH_PIPELINE_MAX_DECODE_MIB)",
+            f"{memory.max_bytes / 1024**2:.0f} MiB may be used (BATCH_PIPELINE_MAX_DECODE_MIB)",
         )
 
 

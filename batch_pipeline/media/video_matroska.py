@@ -10,7 +10,7 @@ _SEGMENT, _TRACKS, _TRACK = b"\x18\x53\x80\x67", b"\x16\x54\xae\x6b", b"\xae"
 _TRACK_TYPE, _IS_VIDEO, _CODEC, _VIDEO = b"\x83", 1, b"\x86", b"\xe0"
 #: Elements for how much is cut at the left, top, right and bottom (pixels).
 _CROPS = (b"\x54\xcc", b"\x54\xbb", b"\x54\xdd", b"\x54\xaa")
-#: Most elements of one level that are read, and the longest number (bytes).
+#: Maximum number of elements of one level that are read, and of the bytes of a number.
 _MAX_ELEMENTS, _MAX_NUMBER_BYTES = 10_000, 8
 
 _Element = tuple[bytes, int, int]
@@ -22,7 +22,7 @@ def pixel_crop(source: SeekableFile, number: int) -> tuple[int, int, int, int]:
 
     Args:
         source: the file.
-        number: of the track among those of video, from 0.
+        number: the position of the track among the video tracks, from 0.
     """
     whole = (b"", 0, source.seek(0, io.SEEK_END))
     tracks = (

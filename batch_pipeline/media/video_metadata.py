@@ -3,7 +3,7 @@
 This module decides which entries are read and which count first. No other entry is read, because
 some contain positions.
 
-A date is searched in this order, and the first valid date counts:
+A date is searched for in this order, and the first valid date counts:
 
 1. ``com.apple.quicktime.creationdate``: the time on the phone's clock at the place of the film. The
    zone beside it is ignored.

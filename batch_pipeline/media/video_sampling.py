@@ -57,14 +57,14 @@ class FrameReader:
         self.key_frames_alone = key_frames_alone
         self._time_base = stream.time_base or Fraction(1, av.time_base)
         self._start = stream.start_time or 0
-        #: Of a frame; fewer do not allow more of them.
+        #: Pixels of a frame. Smaller frames count as this many: no more of them are decoded.
         self._pixels = max(_FILM_PIXELS // _FILM_FRAMES, stream.width * stream.height)
         #: Packets that may be decoded for one position, and for all of them.
         self._exact = max(1, min(_EXACT_FRAMES, _EXACT_PIXELS // self._pixels))
         if key_frames_alone:  # any frame within the part is accepted
             self._exact = 1
         self._left = max(MAX_FRAMES, min(_FILM_FRAMES, _FILM_PIXELS // self._pixels))
-        #: As how many packets one counts; it grows if frames become larger on the way.
+        #: As how many packets one packet counts; more if frames become larger on the way.
         self._cost = 1
         self._packets_read = 0
         self._has_begun = False
@@ -239,7 +239,7 @@ class FrameReader:
             raise
         except FFmpegError:
             # Before the first frame this is not damage: a recording may begin between key frames.
-            # Behind a seek it is, if not even the key frame can be decoded.
+            # After a seek it is damage, if not even the key frame can be decoded.
             self.bad_packets += self._is_in_sync or (packet.is_keyframe and self._has_begun)
             return
         largest = max((frame.width * frame.height for frame in frames), default=0)

@@ -55,7 +55,7 @@ _REFUSED_CODECS = {"png", "apng"}
 _DECODERS = ",".join(sorted(av.codecs_available - _REFUSED_CODECS))
 #: PyAV passes no limits on for the probing of files whose header has no list of streams.
 _WITHOUT_LIMITS = {sniffing.FLV, sniffing.MPEG_PROGRAM}
-#: For a look at the streams; the length is not searched at the end of the file.
+#: For a look at the streams; the length is not searched for at the end of the file.
 _WITHOUT_DECODERS = {"codec_whitelist": "none", "skip_estimate_duration_from_pts": "1"}
 
 
@@ -202,7 +202,7 @@ def _too_many_pixels(stream: VideoStream, memory: FrameMemory) -> PermanentError
         "too_many_pixels",
         f"the video's frames are {width} x {height} = {width * height / 1e6:.1f} megapixels of "
         f"{pixel_bytes(stream):g} bytes, which takes {memory.needed(stream) / 1024**2:.0f} MiB to "
-        f"decode; at most {memory.max_bytes / 1024**2:.0f} MiB may be taken "
+        f"decode; at most {memory.max_bytes / 1024**2:.0f} MiB may be used "
         "(BATCH_PIPELINE_MAX_DECODE_MIB)",
     )
 

@@ -69,7 +69,7 @@ from batch_pipeline.media.video_streams import (
 
 #: Size of the copy on which a frame's content is judged (pixels of the shorter side, about).
 _JUDGED_SIDE = 128
-#: Where another frame is searched if all frames show nothing (parts of the length).
+#: Where to look for another frame if all frames show nothing (parts of the length).
 _FURTHER_LOOKS = (0.97, 0.75, 0.25, 0.03)
 #: Formats in which camcorders write their own data, and in how many of the first packets.
 _CAMCORDER_FILMS, _NOTED_PACKETS = {MPEG_TRANSPORT, MPEG_CAMCORDER}, 50
@@ -104,7 +104,8 @@ def decode_video(
             require_bounded_index(guarded, memory)
         content = _decode(guarded, media_type, memory, patch)
         if content is None:
-            # Empty space before a finished file moves it: its positions count from the end of that.
+            # Empty space before a finished file moves it: positions in the file then count from the
+            # end of that space.
             guarded.origin = room_ahead(source)
             content = _decode(guarded, media_type, memory, patch) if guarded.origin else None
         if content is None:
@@ -245,7 +246,7 @@ class _Taken:
     """Of the original as shown (pixels)."""
     height: int
     dullness: tuple[int, float]
-    """0 if it shows something, else more; of frames that show nothing, the brightest has least."""
+    """0 if it shows something, else more; of empty frames, the brightest has the lowest value."""
     warning: str | None
 
 
@@ -298,7 +299,7 @@ def _warnings_of(
             f"{reader.reached:.0f} s of {duration or 0:.0f} s: its key frames are too far apart"
         )
     if reader.bad_packets:
-        yield f"damaged: frames could not be decoded ({reader.bad_packets} met)"
+        yield f"damaged: frames could not be decoded ({reader.bad_packets} found)"
     if is_cut_short(source, media_type):
         length = source.seek(0, io.SEEK_END)
         yield f"damaged: the file ends before its content does, after {length} bytes"

@@ -28,9 +28,9 @@ _USUAL_MASKS = {16: (0x7C00, 0x3E0, 0x1F, 0), 32: (0xFF0000, 0xFF00, 0xFF, 0)}
 #: Masks of whole bytes, by the position of the byte.
 _WHOLE_BYTES = (0xFF, 0xFF00, 0xFF0000, 0xFF000000)
 _MAX_COLOURS = 256
-#: Most run lengths: a file of 100 MB in runs of no pixel would take a minute.
+#: Maximum number of run lengths: a file of 100 MB in runs of no pixel would take a minute.
 _MAX_RUNS = 10_000_000
-#: The pixels of each byte of 4 bits a pixel, and both digits of a byte as pixels.
+#: With 4 bits a pixel: the two pixels of each byte, and the pixel of each hexadecimal digit.
 _PAIRS = [bytes((byte >> 4, byte & 15)) for byte in range(256)]
 _DIGITS = bytes.maketrans(b"0123456789abcdef", bytes(range(16)))
 #: How much is examined at a time (bytes).
@@ -224,7 +224,7 @@ def _read_header(data: bytes) -> _Header:
         raise ValueError(f"the picture claims to be {width} pixels wide")
     size = (width, abs(height))
     room = data[behind : start if behind < start else behind + 4 * _MAX_COLOURS]
-    # Some writers count more colours than fit.
+    # Some writers claim more colours than fit.
     palette = _palette(
         room, min(colours or 256, 1 << min(bits, 8)), 3 if length == _OS2_HEADER else 4
     )

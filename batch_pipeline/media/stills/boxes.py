@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 _PICTURE_BOXES = {b"meta", b"mdat", b"moov", b"jxlc", b"jxlp", b"jp2c"}
-#: Most boxes on one level that are read.
+#: Maximum number of boxes on one level that are read.
 _MAX_BOXES = 10_000
 
 

@@ -14,7 +14,7 @@ from batch_pipeline.media.stills.still import PillowStill, oversized_metadata
 
 #: A frame of an animated GIF: its graphic control extension and the block after it.
 _FRAME = re.compile(rb"\x21\xf9\x04.{4}\x00[\x21\x2c]", re.DOTALL)
-#: Most blocks: a file of 100 MB in blocks of one byte would take minutes to read, and gigabytes.
+#: Maximum number of blocks: 100 MB in blocks of one byte would take minutes and gigabytes.
 _MAX_BLOCKS = 1_000_000
 _EXTENSION, _PICTURE, _END = b"!,;"
 #: The beginning of a graphic control extension, and its length.
@@ -39,7 +39,7 @@ class GifStill(PillowStill):
         self.frame_count = max(1, sum(1 for _ in _FRAME.finditer(data)))
 
     def memory(self, target: tuple[int, int]) -> int:
-        """Return the size of the picture; for an animation, of all that a later frame takes."""
+        """Return the size of the picture; for an animation, all memory that a later frame takes."""
         if self.frame_count == 1:
             return super().memory(target)
         width, height = self._blocks.canvas

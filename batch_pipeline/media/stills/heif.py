@@ -33,7 +33,7 @@ from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
 
 #: Brand of a file whose pictures are an animation.
 _AVIF_SEQUENCE = b"avis"
-#: Where the properties of a picture are searched (bytes): they come before it. Further in, the same
+#: Where the properties of a picture are searched for (bytes): before it. Further in, the same
 #: bytes would be pixels.
 _PROPERTIES_BYTES = 1024**2
 #: Memory of a pixel in a decoder of HEVC: 8 bits in 4:4:4, or 10 bits in 4:2:0 (bytes).

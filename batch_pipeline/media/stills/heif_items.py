@@ -126,7 +126,7 @@ def _places(iloc: bytes) -> tuple[dict[int, list[tuple[int, int]]], set[int]]:
         take(2)
         base = take(base_bytes)
         count = take(2)
-        # Parts that take no byte can be of any number, and would fill the memory.
+        # A file can claim any number of parts without bytes, which would fill the memory.
         most = (len(iloc) - place) // part_bytes if part_bytes else 1
         for _ in range(min(count, most)):
             take(index_bytes)

@@ -7,7 +7,8 @@ from PIL import Image, ImageStat
 
 #: Below these spreads (standard deviation, 0-255) a frame has only one colour, or is black.
 _UNIFORM_SPREAD, _BLACK_SPREAD = 6.0, 24.0
-#: A dark frame with a mean below is black, a uniform one with a mean above is white (0-255).
+#: A dark frame is black if its mean is below the first value. A uniform frame is white if its mean
+#: is above the second (0-255).
 _BLACK_MEAN, _WHITE_MEAN = 32.0, 250.0
 #: Lower alpha is not visible (0-255).
 _LEAST_ALPHA = 16

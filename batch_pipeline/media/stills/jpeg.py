@@ -22,12 +22,12 @@ from batch_pipeline.media.stills.still import (
     oversized_metadata,
 )
 
-#: Most segments before the picture. Depth maps and colour profiles take hundreds.
+#: Maximum number of segments before the picture. Depth maps and colour profiles take hundreds.
 MAX_SEGMENTS = 4096
-#: Most scans; programs write up to a few dozen. Each takes time for the whole picture, even if it
-#: is only some bytes long: a file of 1 MB could take minutes.
+#: Maximum number of scans; programs write up to a few dozen. Each takes time for the whole picture,
+#: even if it is only some bytes long: a file of 1 MB could take minutes.
 _MAX_SCANS = 500
-#: A marker that is no fill byte, stuffed byte or restart.
+#: A marker that is not a fill byte, a stuffed byte or a restart.
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 #: The segments of a colour profile are numbered with one byte.
 _MAX_PROFILE_SEGMENTS = 255

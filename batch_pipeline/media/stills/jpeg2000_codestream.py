@@ -23,12 +23,12 @@ _BARE_MARKERS = range(0x30, 0x40)
 _HAS_PRECINCTS = 1
 #: Modes of Pillow by number of components.
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-#: Most segments of the main header that are read; no header has more than some hundred.
+#: Maximum number of segments of the main header that are read; real headers have a few hundred.
 _MAX_SEGMENTS = 10_000
-#: Most tiles: their numbers have 16 bits.
+#: Maximum number of tiles: their numbers have 16 bits.
 _MAX_TILES = 65_535
-#: Memory of a sample in FFmpeg's decoder and of its copy, of a tile's component at each of its
-#: sizes, and of a code block in any decoder (bytes).
+#: Memory (bytes): of a sample in FFmpeg's decoder together with its copy; of a tile's component at
+#: each of its sizes; of a code block in any decoder.
 _SAMPLE_BYTES, _TILE_BYTES, _BLOCK_BYTES = 8, 1200, 512
 
 

@@ -232,7 +232,7 @@ def _palette(pclr: bytes, cmap: bytes) -> Palette | None:
         value = np.zeros(count, np.uint64)
         for byte in range(size):
             value = (value << np.uint64(8)) | rows[:, place + byte]
-        if value.max() >> np.uint64(bits):  # files exist that say too few bits
+        if value.max() >> np.uint64(bits):  # some files claim too few bits
             bits = 8 * size
         top = value << np.uint64(16 - bits) if bits <= 16 else value >> np.uint64(bits - 16)
         colours.append(_all_levels(top.astype(np.uint16), bits))

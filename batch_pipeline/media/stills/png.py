@@ -20,11 +20,11 @@ from batch_pipeline.media.stills.still import PillowStill, oversized_metadata
 from batch_pipeline.media.tone_mapping import ColourSpace
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-#: Most bytes of all unpacked texts together; more cannot be texts.
+#: Maximum size of all unpacked texts together (bytes); more cannot be texts.
 _MAX_TEXT_BYTES = 16 * 1024**2
-#: Most chunks: a file of 100 MB in empty chunks would take minutes to read, and gigabytes.
+#: Maximum number of chunks: 100 MB of empty chunks would take minutes to read, and gigabytes.
 _MAX_CHUNKS = 100_000
-#: Most warnings about different chunks.
+#: Maximum number of warnings about different chunks.
 _MAX_WARNINGS = 10
 _PICTURE_CHUNKS = {
     b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT",
@@ -269,7 +269,7 @@ def _keep_metadata(found: _Anatomy, kind: bytes, content: memoryview) -> None:
         year, *rest = struct.unpack(">HBBBBB", content)
         found.changed = "{:04}:{:02}:{:02} {:02}:{:02}:{:02}".format(year, *rest)
     elif len(content) > _MAX_TEXT_BYTES:
-        return  # not copied, as nothing that is looked for is of this size
+        return  # not copied: nothing that we look for is this large
     elif kind == b"iCCP":
         _, _, packed = bytes(content).partition(b"\0")
         found.profile = _unpack(found, packed[1:])

@@ -20,7 +20,7 @@ from batch_pipeline.media.stills.still import PillowStill, oversized_metadata
 
 #: Numbers of image resources.
 _IPTC, _PROFILE, _EXIF, _XMP = 1028, 1039, 1058, 1060
-#: Most image resources: a file of 100 MB in empty ones would take a minute to read, and gigabytes.
+#: Maximum number of image resources: 100 MB of empty ones would take a minute and gigabytes.
 _MAX_RESOURCES = 10_000
 #: Bytes of a sample of 32 bits.
 _FLOAT_BYTES = 4

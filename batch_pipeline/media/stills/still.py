@@ -20,7 +20,7 @@ _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16
 _SMALL_LOSS, _FEW_ROWS = 0.05, 32
 #: The same for a file whose missing rows are unknown (part of its bytes, bytes).
 _SMALL_CUT, _FEW_BYTES = 0.02, 512
-#: Most zeros that fill up a cut file, unless the file itself is longer (bytes).
+#: Maximum number of zeros that fill up a cut file, unless the file itself is longer (bytes).
 MOST_ZEROS = 64 * 1024**2
 
 
@@ -108,7 +108,7 @@ class Still:
 class PillowStill(Still):
     """A picture that Pillow decodes as a whole.
 
-    Nothing here refers to itself in a circle. Decoded pictures are large, and must not wait for
+    No object here is part of a reference cycle. Decoded pictures are large, and must not wait for
     Python's garbage collector.
     """
 

@@ -64,7 +64,7 @@ _PHOTOMETRICS = {
 _SHORT, _LONG = 3, 4
 #: Longer entries do not describe pixels (bytes).
 _MAX_ENTRY_BYTES = 1024**2
-#: Most strips or tiles; no picture has more.
+#: Maximum number of strips or tiles; no picture has more.
 _MAX_STRIPS = 1_000_000
 
 _Value = tuple[int, int, bytes]

@@ -12,7 +12,7 @@ from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.still import PillowStill, oversized_metadata
 
 _PICTURE_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"}
-#: Most chunks, of which each frame is one: a file of 100 MB in empty chunks would take gigabytes.
+#: Maximum number of chunks; each frame is one. 100 MB of empty chunks would take gigabytes.
 _MAX_CHUNKS = 100_000
 #: Memory of a pixel (bytes): libwebp has two canvases even for a still picture, and Pillow copies
 #: one of them.

@@ -57,7 +57,7 @@ def test_the_clean_aperture_of_a_still_is_shown(image_format):
 
 
 @pytest.mark.parametrize("image_format", ["heic", "avif"])
-def test_a_still_is_cut_ahead_of_its_turn(image_format):
+def test_a_still_is_cut_before_it_is_turned(image_format):
     data = encode_image(PICTURE, image_format, quality=95)
 
     turned = decode(with_heif_boxes(data, clean_aperture_box(STORED, *PART) + TURNED_BOX))
@@ -66,7 +66,7 @@ def test_a_still_is_cut_ahead_of_its_turn(image_format):
 
 
 @pytest.mark.parametrize("image_format", ["heic", "avif"])
-def test_wide_pixels_of_a_still_are_stretched_ahead_of_its_turn(image_format):
+def test_wide_pixels_of_a_still_are_stretched_before_it_is_turned(image_format):
     data = encode_image(PICTURE, image_format, quality=95)
     wide = PICTURE.resize((2 * STORED[0], STORED[1]))
 
@@ -77,7 +77,7 @@ def test_wide_pixels_of_a_still_are_stretched_ahead_of_its_turn(image_format):
 
 @pytest.mark.parametrize("video_format", ["mp4", "mov"])
 @pytest.mark.parametrize("matrix", [None, (0, 1, -1, 0)])
-def test_the_clean_aperture_of_a_film_is_shown_ahead_of_its_turn(video_format, matrix):
+def test_a_film_is_cut_to_its_clean_aperture_before_it_is_turned(video_format, matrix):
     film = make_video(video_format, 1, STORED, painter=lambda _: PICTURE, display_matrix=matrix)
 
     content = decode_film(with_film_boxes(film, clean_aperture_box(STORED, *PART)))
@@ -141,7 +141,7 @@ def test_the_cut_of_another_track_does_not_count():
 
 
 @pytest.mark.parametrize("crop", [(500, 0, 0, 0), (0, 60, 0, 60), (2**31, 2**31, 2**31, 2**31)])
-def test_a_cut_that_leaves_nothing_is_none(crop):
+def test_a_cut_that_leaves_nothing_is_ignored(crop):
     assert part_after_crop(crop, (100, 100)) == (0, 0, 100, 100)
 
 
@@ -172,7 +172,7 @@ def without_pixel_aspect(film: bytes) -> bytes:
         b"\xff" * 32,
     ],
 )
-def test_an_aperture_that_leaves_nothing_is_none(box):
+def test_an_aperture_that_leaves_nothing_is_ignored(box):
     left, top, right, bottom = shown_part(box, (100, 100))
 
     assert 0 <= left < right <= 100

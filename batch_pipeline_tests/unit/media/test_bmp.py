@@ -165,7 +165,7 @@ def test_colours_under_any_masks(bits, masks, header):
 
 @pytest.mark.parametrize(("header", "compression"), [(56, 3), (108, 3), (124, 3), (40, 6)])
 @pytest.mark.parametrize("alpha", [0, 128, 255])
-def test_alpha_that_is_named_stands_on_white(header, compression, alpha):
+def test_declared_alpha_is_put_on_white(header, compression, alpha):
     masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     data = bmp(masked(masks, 32, alpha), 32, header=header, compression=compression, masks=masks)
 
@@ -173,7 +173,7 @@ def test_alpha_that_is_named_stands_on_white(header, compression, alpha):
     assert difference(data, ARRAY * share + 255 * (1 - share)) < 5
 
 
-def test_the_fourth_byte_of_a_pixel_without_masks_is_no_alpha():
+def test_the_fourth_byte_of_a_pixel_without_masks_is_not_alpha():
     masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
 
     assert difference(bmp(masked(masks, 32, alpha=90), 32, header=124), ARRAY) < 5
@@ -192,7 +192,7 @@ def test_run_lengths(bits, compression, header):
 
 
 @pytest.mark.parametrize(("compression", "name"), [(4, "JPEG"), (5, "PNG"), (9, "compression 9")])
-def test_what_is_not_read_is_refused_by_name(compression, name):
+def test_an_unsupported_variant_is_refused_by_name(compression, name):
     with pytest.raises(PermanentError, match=name) as raised:
         decode(bmp(b"pixels", 0, compression=compression))
 

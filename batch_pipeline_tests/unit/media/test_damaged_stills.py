@@ -238,7 +238,7 @@ def test_a_broken_metadata_segment_of_a_jpeg_costs_nothing():
     assert_whole(decode(data[:2] + broken + data[2:]))
 
 
-def test_metadata_that_is_cut_off_behind_the_pixels_of_a_webp_is_a_warning():
+def test_metadata_that_is_cut_off_after_the_pixels_of_a_webp_is_a_warning():
     data = encode_image(PICTURE, "webp", quality=90, exif=Exif(make="Example").to_bytes())
 
     content = decode(data[:-10])
@@ -248,7 +248,7 @@ def test_metadata_that_is_cut_off_behind_the_pixels_of_a_webp_is_a_warning():
 
 
 @pytest.mark.parametrize("image_format", ["gif", "webp"])
-def test_an_animation_with_a_broken_later_frame_shows_what_is_ahead_of_it(image_format):
+def test_an_animation_with_a_broken_later_frame_shows_the_frames_before_it(image_format):
     # Given a red frame, so that the search for a better one meets the broken one
     frames = [Image.new("RGB", (112, 84), "red"), paint((112, 84)), paint((112, 84), 1)]
     data = bytearray(encode_image(frames[0], image_format, save_all=True, append_images=frames[1:]))

@@ -80,7 +80,7 @@ def test_an_index_that_does_not_fit_into_the_memory_is_refused(claim):
     assert caught.value.kind == "too_many_pixels"
 
 
-def test_an_index_that_fits_is_no_reason_to_refuse():
+def test_a_film_whose_index_fits_is_not_refused():
     sound = box(b"moov", track(MANY, kind=b"soun", ticks=1))  # each value counts as a frame
 
     source = Source(io.BytesIO(FILM + fragment(MANY // 2) + sound))

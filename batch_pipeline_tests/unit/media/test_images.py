@@ -320,7 +320,7 @@ def test_broken_exif_does_not_cost_the_picture():
 
 
 @pytest.mark.parametrize("image_format", ["jpeg", "png", "webp", "heic", "avif"])
-def test_a_position_and_all_metadata_stay_behind(image_format):
+def test_pictures_for_models_and_thumbnails_contain_no_metadata(image_format):
     exif = Exif(make="Example", captured_at=datetime(2023, 8, 9), with_gps=True)
     data = make_image(image_format, exif=exif)
     assert Image.open(io.BytesIO(data)).getexif().get_ifd(0x8825), "the file does hold a position"
@@ -334,7 +334,7 @@ def test_a_position_and_all_metadata_stay_behind(image_format):
     assert "48" not in repr(content.facts)
 
 
-def test_script_and_archive_behind_a_jpeg_are_in_nothing_made_from_it():
+def test_nothing_made_from_a_jpeg_contains_the_script_and_archive_after_it():
     content = decode(make_jpeg_with_script_and_zip())
 
     for jpeg in (content.frames[0].jpeg, content.make_thumbnail()):
@@ -396,7 +396,7 @@ def test_an_image_cut_in_half_is_called_truncated(image_format):
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
-def test_garbage_behind_a_good_signature_is_unreadable_or_truncated(image_format):
+def test_garbage_after_a_good_signature_is_unreadable_or_truncated(image_format):
     media_type = sniff(make_image(image_format))
     assert media_type is not None
 

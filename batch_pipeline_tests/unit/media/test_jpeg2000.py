@@ -71,7 +71,7 @@ def bare(picture: Image.Image, **options: object) -> bytes:
 
 
 def with_depth(codestream: bytes, depths: bytes) -> bytes:
-    """Say another depth or a sign for each component."""
+    """Declare another depth or a sign for each component."""
     changed = bytearray(codestream)
     for number, depth in enumerate(depths):
         changed[42 + 3 * number] = depth
@@ -139,7 +139,7 @@ def test_an_unknown_colour_space_is_shown_with_a_warning() -> None:
     )
 
 
-def test_a_profile_behind_an_unknown_colour_space_counts() -> None:
+def test_a_profile_after_an_unknown_colour_space_counts() -> None:
     profile = make_display_p3_profile()
     box = struct.pack(">I4sBBB", 11 + len(profile), b"colr", 2, 0, 0) + profile
 
@@ -179,7 +179,7 @@ def test_associated_alpha_is_divided_out() -> None:
     assert_shows(data, Image.blend(Image.new("RGB", PICTURE.size, "white"), PICTURE, 128 / 255))
 
 
-def test_a_defined_channel_that_is_no_alpha_is_left_out() -> None:
+def test_a_defined_channel_that_is_not_alpha_is_left_out() -> None:
     other = Image.linear_gradient("L").resize(PICTURE.size)
     definition = jpeg2000_channels((0, 0, 1), (1, 0, 2), (2, 0, 3), (3, 65535, 65535))
     assert_shows(

@@ -97,7 +97,7 @@ def test_motion_is_the_share_of_pixels_that_change() -> None:
     assert measure([still]).motion == 0
 
 
-def test_noise_of_a_sensor_is_no_motion() -> None:
+def test_noise_of_a_sensor_is_not_motion() -> None:
     random = np.random.default_rng(5)
     frames = [
         (plain("#777777") + random.integers(-4, 5, (24, 32, 3))).astype(np.uint8) for _ in range(3)

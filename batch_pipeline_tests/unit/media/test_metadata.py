@@ -55,7 +55,7 @@ def test_dates_are_read_however_they_are_divided(text):
         ("2016:12:31 23:59:60", datetime(2016, 12, 31, 23, 59, 59)),
     ],
 )
-def test_what_a_date_leaves_out_is_zero(text, expected):
+def test_missing_parts_of_a_date_are_zero(text, expected):
     assert parse_date(text) == expected
 
 
@@ -73,7 +73,7 @@ def test_what_a_date_leaves_out_is_zero(text, expected):
         "",
     ],
 )
-def test_what_is_no_date_is_none(text):
+def test_a_text_that_is_not_a_date_gives_none(text):
     assert parse_date(text) is None
 
 
@@ -129,7 +129,7 @@ def test_a_name_counts_only_where_nothing_inside_says_a_date_and_is_marked():
     assert with_date_from_outside(dated, None, "IMG_20210506_070809.jpg") == dated
 
 
-def test_a_sidecar_is_believed_ahead_of_the_name_and_behind_the_file():
+def test_a_sidecar_counts_before_the_name_and_after_the_file():
     facts = MediaFacts("image", "jpeg", 1, 1)
 
     found = with_date_from_outside(facts, MOMENT, "IMG_20190101_000000.jpg")
@@ -154,7 +154,7 @@ def test_a_sidecar_says_the_moment_of_the_shot(entries):
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b'<xmp:ModifyDate="2021-05-06"/>'])
-def test_a_sidecar_without_a_date_says_none(data):
+def test_a_sidecar_without_a_date_gives_none(data):
     assert date_in_sidecar(data) is None
 
 
@@ -193,7 +193,7 @@ def test_iptc_says_a_date(sets, expected, source):
     assert (found.captured_at, found.date_source) == (expected, source)
 
 
-def test_iptc_is_believed_behind_the_shot_and_ahead_of_the_last_change():
+def test_iptc_counts_after_the_date_of_the_shot_and_before_the_last_change():
     block = iptc(day="20210506", time="070809")
     changed = exif_with(DateTime="2022:01:01 00:00:00")
     shot = exif_with(DateTimeOriginal="2020:01:01 00:00:00")
@@ -278,7 +278,7 @@ def test_dates_are_trusted_in_the_written_order(exif, xmp, year, source):
     assert metadata.date_source == source
 
 
-def test_a_camera_comes_from_xmp_where_exif_has_none():
+def test_the_camera_comes_from_xmp_if_exif_has_none():
     assert read_metadata([], XMP).camera == "X1"
 
 
@@ -334,7 +334,7 @@ def test_many_entries_that_point_to_one_large_block_cost_no_copies():
     assert len(found[Tag.MAKE]) <= 1024
 
 
-def test_of_several_blocks_the_first_that_says_it_counts():
+def test_the_first_of_several_blocks_with_an_entry_counts():
     first = Exif(orientation=3, make="Example").to_bytes()
     second = Exif(orientation=6, captured_at=MOMENT, model="Two").to_bytes()
 

@@ -114,7 +114,7 @@ def test_rows_of_a_psb_may_be_packed_longer_than_a_psd_can_say():
     assert np.abs(found - ARRAY).mean() < 4
 
 
-def test_what_is_not_read_is_refused_by_name():
+def test_an_unsupported_variant_is_refused_by_name():
     data = document(planes_of(ARRAY), RGB).replace(bytes(12) + b"\0\0", bytes(12) + b"\0\3", 1)
 
     with pytest.raises(PermanentError, match="compression 3"):
@@ -122,7 +122,7 @@ def test_what_is_not_read_is_refused_by_name():
 
 
 @pytest.mark.parametrize(("mode", "bits"), [(65, 8), (RGB, 7)])
-def test_a_mode_that_is_none_is_refused_by_name(mode, bits):
+def test_an_unknown_mode_is_refused_by_name(mode, bits):
     with pytest.raises(PermanentError, match=f"mode {mode} with 3 channels of {bits} bits"):
         shown(document(planes_of(ARRAY), mode, bits=bits))
 

@@ -97,7 +97,7 @@ def test_brands_tell_photos_films_and_sound_apart(brands, expected):
     assert sniff(ftyp(*brands)) is expected
 
 
-def test_brands_behind_the_end_of_their_box_say_nothing():
+def test_brands_after_the_end_of_their_box_are_ignored():
     assert sniff(ftyp(b"abcd") + b"M4A crx heic") is sniffing.MP4
 
 
@@ -313,7 +313,7 @@ def test_boxes_of_a_film_may_be_long_open_or_followed_by_something_else():
     assert is_cut_short(io.BytesIO((ftyp(b"mp42") + long)[:-1]), sniffing.MP4)
 
 
-def test_empty_room_ahead_of_a_film_is_measured():
+def test_empty_space_before_a_film_is_measured():
     data = box(b"free", 20) + box(b"skip", 9) + ftyp(b"mp42")
 
     assert sniff(data) is sniffing.MP4

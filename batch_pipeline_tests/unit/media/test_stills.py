@@ -432,7 +432,7 @@ def animation(size: tuple[int, int], image_format: str, **options: object) -> by
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
 @pytest.mark.parametrize("make", MEASURED.values(), ids=MEASURED)
-def test_no_format_takes_more_memory_than_was_foretold(make, tmp_path):
+def test_no_format_takes_more_memory_than_predicted(make, tmp_path):
     data = make(paint((4608, 3456)))
 
     _, _, added, foretold = measured(data, tmp_path)

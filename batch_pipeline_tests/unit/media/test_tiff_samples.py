@@ -228,7 +228,7 @@ def test_below_zero_is_black():
         (262, 32803, "filter"),
     ],
 )
-def test_what_is_not_read_is_refused_by_name(tag, value, name):
+def test_an_unsupported_variant_is_refused_by_name(tag, value, name):
     data = make_tiff(PICTURE, entries={tag: [value]})
 
     with pytest.raises(PermanentError, match=name) as raised:
@@ -252,7 +252,7 @@ def test_grey_of_any_depth(bits, white_is_zero):
 
 
 @pytest.mark.parametrize("alpha", [1, 2])
-def test_grey_with_transparency_stands_on_white(alpha):
+def test_grey_with_transparency_is_put_on_white(alpha):
     half = np.full_like(GREY, 128)
     stored = (GREY // 2 if alpha == 1 else GREY).astype(np.uint8)
     data = make_tiff(np.dstack([stored, half]), entries={PHOTOMETRIC: [1], EXTRA: [alpha]})

@@ -59,7 +59,7 @@ def test_a_wide_gamut_is_converted_as_the_standard_matrices_do():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_what_is_srgb_already_is_not_changed(dtype):
+def test_a_picture_in_srgb_is_not_changed(dtype):
     ordinary = np.asarray(paint((32, 24)))
     codes = ordinary.astype(dtype) * (1 if dtype is np.uint8 else 257)
 

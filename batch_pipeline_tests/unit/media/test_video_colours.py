@@ -59,7 +59,7 @@ def test_a_matrix_that_nobody_can_undo_is_taken_as_bt709(matrix):
 
 
 @pytest.mark.parametrize("matrix", [0, 8, 10, 11, 12, 13, 14, 15, 16, 17])
-def test_so_is_a_matrix_that_only_the_container_names(matrix):
+def test_a_matrix_in_the_container_that_nobody_can_undo_is_taken_as_bt709(matrix):
     colours = VideoColours(matrix=matrix, written_matrix=1)
 
     assert worst_bar(colours, SD, "mkv", "ffv1") <= 5
@@ -69,7 +69,7 @@ def test_so_is_a_matrix_that_only_the_container_names(matrix):
     ("size", "written"),
     [(HD, 1), ((720, 1280), 1), ((1024, 768), 1), (SD, 6), ((720, 576), 6), ((480, 848), 6)],
 )
-def test_without_a_word_high_definition_is_bt709_and_standard_definition_bt601(size, written):
+def test_without_a_matrix_high_definition_is_bt709_and_standard_definition_bt601(size, written):
     assert worst_bar(VideoColours(written_matrix=written), size) <= 5
 
 
@@ -126,7 +126,7 @@ def test_hdr_is_as_coloured_and_as_bright_as_its_sdr_twin(transfer, code, white_
     assert np.abs(np.asarray(mapped, dtype=int) - np.asarray(twin)).mean() < 12
 
 
-def test_hdr_without_a_word_of_matrix_and_primaries_is_bt2020():
+def test_hdr_without_matrix_and_primaries_is_bt2020():
     size = (320, 180)
     ordinary = paint(size, 5)
     codes = encode_hdr(np.asarray(ordinary), ColourSpace("pq", "bt2020"))

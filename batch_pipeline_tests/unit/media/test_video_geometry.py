@@ -107,7 +107,7 @@ def test_pixels_that_are_not_square_keep_their_shape(video_format, aspect, size)
     assert picture.width / picture.height == pytest.approx(size[0] / size[1], rel=0.13)
 
 
-def test_pixels_are_stretched_ahead_of_a_turn():
+def test_pixels_are_stretched_before_a_film_is_turned():
     content = decode(
         make_video("mp4", 1, (160, 120), pixel_aspect=Fraction(2), display_matrix=(0, 1, -1, 0))
     )

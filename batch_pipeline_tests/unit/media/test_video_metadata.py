@@ -42,7 +42,7 @@ def test_the_date_and_camera_of_a_phone_are_read_and_its_position_is_not():
 
 
 @pytest.mark.parametrize("video_format", ["mp4", "mov", "3gp", "mkv"])
-def test_a_creation_time_is_a_date_and_is_said_to_be_utc(video_format):
+def test_a_creation_time_is_a_date_marked_as_utc(video_format):
     data = make_video(video_format, 1, metadata={"creation_time": "2024-05-01T23:34:56Z"})
 
     facts = decode(data).facts
@@ -152,7 +152,7 @@ def test_the_day_of_an_avi_counts_where_nothing_says_the_time(text):
 @pytest.mark.parametrize(
     ("moment", "expected"), [(WANTED, WANTED), (datetime(1970, 1, 1), None), (None, None)]
 )
-def test_an_asf_says_when_it_was_made_and_is_said_to_be_utc(moment, expected):
+def test_the_creation_date_of_an_asf_is_a_date_marked_as_utc(moment, expected):
     data = bytearray(make_video("wmv", 1))
     place = data.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + 48
     ticks = 0 if moment is None else (moment - datetime(1601, 1, 1)) // timedelta(microseconds=1)
@@ -253,7 +253,7 @@ def test_an_mxf_says_when_its_oldest_package_was_made():
     assert decode(film.replace(stored, stored[:4] + bytes(8))).facts.date_source is None
 
 
-def test_the_container_goes_ahead_of_the_stream_and_a_local_date_ahead_of_both():
+def test_the_container_counts_before_the_stream_and_a_local_date_before_both():
     container = {"creation_time": "2022-01-01T00:00:00Z"}
     stream = {"creation_time": "2023-01-01T00:00:00Z"}
 

@@ -81,7 +81,7 @@ def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_budget")
-def test_what_lies_behind_the_budget_is_said_and_what_lies_within_is_spread():
+def test_frames_beyond_the_budget_cause_a_warning_and_frames_within_it_are_spread():
     # Given 600 frames after one key frame, and a limit of 100 decoded frames
     content = decode(make_video("mp4", 120, (32, 32), fps=5, keyframe_interval=ONE_KEY_FRAME))
 

@@ -44,7 +44,7 @@ def test_a_cover_larger_than_the_film_is_not_the_film(video_format, tracks):
     assert is_the_blue_one(decode(make_tracks(video_format, *tracks)))
 
 
-def test_a_thumbnail_track_ahead_of_the_film_is_not_the_film():
+def test_a_thumbnail_track_before_the_film_is_not_the_film():
     content = decode_case("two_mjpeg_first.mov")
 
     assert (content.facts.width, content.facts.height) == (320, 240)
@@ -84,7 +84,7 @@ SOUND_WITH_COVER = {
 
 
 @pytest.mark.parametrize("video_format", SOUND_WITH_COVER)
-def test_sound_with_a_cover_is_no_video(video_format):
+def test_sound_with_a_cover_is_not_a_video(video_format):
     with pytest.raises(PermanentError, match="no video, only a cover picture") as caught:
         decode(SOUND_WITH_COVER[video_format])
 
@@ -98,7 +98,7 @@ def test_sound_with_a_cover_is_no_video(video_format):
         ("mpegts", "aac"), ("flv", "aac"), ("avi", "mp2"),
     ],
 )  # fmt: skip
-def test_sound_alone_is_no_video_in_any_container(muxer, encoder):
+def test_sound_alone_is_not_a_video_in_any_container(muxer, encoder):
     with pytest.raises(PermanentError, match="holds no video") as caught:
         decode(make_audio_only(muxer, encoder))
 
@@ -117,7 +117,7 @@ def test_containers_that_were_refused_once_are_films(name):
 
 @pytest.mark.parametrize("room", [b"free", b"skip", b"wide"])
 @pytest.mark.parametrize("length", [8, 24, 5000, 1_000_000])
-def test_room_put_ahead_of_a_finished_film_does_not_hide_it(room, length):
+def test_empty_space_put_before_a_finished_film_does_not_hide_it(room, length):
     data = length.to_bytes(4, "big") + room + bytes(length - 8) + make_video("mp4", 2)
 
     content = decode(data)
@@ -126,7 +126,7 @@ def test_room_put_ahead_of_a_finished_film_does_not_hide_it(room, length):
     assert content.facts.format == ("mp4" if length < 4096 else "mov")
 
 
-def test_room_that_the_positions_count_in_does_not_hide_a_film_either():
+def test_empty_space_that_the_positions_include_does_not_hide_a_film():
     # Given a free box in place of the brands, so that no later byte moves
     data = make_video("mov", 2)
     size = int.from_bytes(data[:4], "big")

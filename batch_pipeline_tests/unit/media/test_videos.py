@@ -156,7 +156,7 @@ def test_the_thumbnail_of_a_dark_video_is_its_brightest_frame():
     assert thumbnail.convert("L").getpixel((30, 20)) > 12
 
 
-def test_a_length_that_is_a_lie_still_gives_frames():
+def test_a_film_with_a_false_length_still_gives_frames():
     data = bytearray(make_video("mp4", 4))
     for box in (b"mvhd", b"mdhd"):  # version 0: flags, two dates, time scale, duration
         place = data.index(box) + 4 + 16
@@ -221,7 +221,7 @@ def test_a_video_that_lost_its_index_is_called_truncated(video_format):
         ("mpeg-es", {}),
     ],
 )
-def test_frames_ahead_of_a_break_are_kept(video_format, muxer_options):
+def test_frames_before_a_break_are_kept(video_format, muxer_options):
     whole = make_video(
         video_format,
         8,
@@ -280,7 +280,7 @@ def test_flipped_bytes_end_in_frames_or_a_permanent_error(video_format):
     assert kinds <= {"unreadable_video", "truncated", "too_many_pixels", "no_video_stream"}
 
 
-def test_a_picture_is_no_video():
+def test_a_picture_is_not_a_video():
     with pytest.raises(PermanentError) as caught:
         decode_video(io.BytesIO(encode_image(paint((64, 48)), "jpeg")), MP4)
 
