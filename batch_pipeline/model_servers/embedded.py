@@ -1,11 +1,12 @@
 """The analyzer that needs no server: no network, no key, and models that come in packages.
 
-With the extra ``embedded``, a classifier (`efficientnet`, `picture_categories`) names common things
-in a picture if it is certain, a face counter (`face_counter`) tells whether people are in it, and a
-sentence encoder (`sentence_encoder`) embeds text by meaning. Without it, descriptions contain only
-measurements (`media.measurements`) and metadata of the file (`MediaFacts`), and text is embedded by
-its words (`text_hashing`). Only a real vision model can describe scenes, what people do, and most
-things. Text in pictures is read if the extra ``ocr`` and Tesseract are installed.
+The extra ``embedded`` adds three models. A classifier (`efficientnet`, `picture_categories`) names
+common things in a picture if it is certain. A face counter (`face_counter`) tells whether people
+are in it. A sentence encoder (`sentence_encoder`) embeds text by meaning. Without the extra,
+descriptions contain only measurements (`media.measurements`) and metadata of the file
+(`MediaFacts`), and text is embedded by its words (`text_hashing`). Only a real vision model can
+describe scenes, what people do, and most things. Text in pictures is read if the extra ``ocr`` and
+Tesseract are installed.
 """
 
 import importlib.util

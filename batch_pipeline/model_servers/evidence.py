@@ -1,4 +1,4 @@
-"""Evidence that a server still serves other calls after it has refused one: then it is no outage.
+"""Evidence that a server that has refused a call still serves others: then there is no outage.
 
 A process keeps it for each server and model. `server_group` uses it and asks the question with the
 known answer.

@@ -220,7 +220,7 @@ class ServerCalls:
                     died = True
                 reason = error
             except Busy as error:
-                # Some proxies answer so for a server that is down.
+                # Some proxies give this answer for a server that is down.
                 if error.rate_limited or error.wait_seconds or self._is_there(cancelled):
                     raise
                 reason = error
@@ -316,14 +316,14 @@ class ServerCalls:
                 case httpx.TooManyRedirects() | httpx2.TooManyRedirects():
                     return ServiceDownError(
                         "model_server_refused",
-                        f"model server {self.name} only redirects, again and again; often a proxy "
-                        "in front of it does so",
+                        f"model server {self.name} keeps redirecting the call; often a proxy in "
+                        "front of it is the cause",
                     )
                 case UnicodeEncodeError():
                     return ServiceDownError(
                         "model_server_refused",
-                        f"model server {self.name} cannot be asked, its key or address has "
-                        f"characters that no request may have: {cause}",
+                        f"model server {self.name} cannot be called: its key or address has "
+                        f"characters that are not allowed in a request: {cause}",
                     )
                 case httpx.TransportError() | httpx2.TransportError():
                     return Disconnected(root_reason(cause))
@@ -361,7 +361,7 @@ class ServerCalls:
         said = f"model server {self.name} cannot be reached: {reason}{self._proxy_left_out()}"
         crash = TransientError(
             "model_server_crash",
-            f"model server {self.name} went down in the middle of this call, each time that it "
+            f"model server {self.name} went down in the middle of this call, each time the call "
             f"was made: {reason}",
         )
         return ServiceDownError("model_server_down", said, if_alone=crash if died else None)

@@ -78,8 +78,8 @@ class _Bounded:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self._unknown_encoding:
-            # Not raised before: the client closes an answer only if reading it fails. One that is
-            # left open would keep the only connection of its client for ever.
+            # Not raised earlier: the client closes an answer only if reading it fails. If it stays
+            # open, it keeps the only connection of its client for ever.
             raise self._invalid(
                 f"packed its answer as {self._unknown_encoding!r}, which was not asked for"
             )

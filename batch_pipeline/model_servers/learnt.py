@@ -144,8 +144,8 @@ class Learnt:
             raise TransientError("model_output_invalid", found)
         raise ServiceDownError(
             "model_thinks",
-            f"{found}; nothing that servers commonly know switches that off. Choose a model that "
-            f"does not think, or set {self._variable} to what switches it off, such as "
+            f"{found}; no common parameter switches thinking off. Choose a model that does "
+            f"not think, or set {self._variable} to a parameter that switches it off, such as "
             '{"reasoning_effort": "low"}',
         )
 

@@ -181,7 +181,7 @@ def _read(folder: Path) -> dict[str, str]:
     for file in sorted(folder.glob("*.txt")):
         if file.stem not in PLACEHOLDERS:
             names = [f"{name}.txt" for name in PLACEHOLDERS]
-            raise ConfigurationError(f"{file} is no prompt{_meant(file.name, names)}")
+            raise ConfigurationError(f"{file} is not one of the prompts{_meant(file.name, names)}")
         try:
             text = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -193,7 +193,7 @@ def _read(folder: Path) -> dict[str, str]:
 
 def _require_usable(file: Path, text: str) -> None:
     if not text:
-        raise ConfigurationError(f"{file} is empty: remove it, and ours is used")
+        raise ConfigurationError(f"{file} is empty: remove it to use the built-in prompt")
     if len(text) > _LONGEST_PROMPT:
         raise ConfigurationError(
             f"{file} has {len(text):,} characters: at most {_LONGEST_PROMPT:,} are expected"

@@ -107,7 +107,7 @@ class _TurnedAway:
         if time.monotonic() - self._began_at > server.longest_call:
             raise ServiceDownError(
                 "model_rate_limited",
-                f"model server {server.name} has turned a call away {self._times} times: {busy}",
+                f"model server {server.name} has refused a call {self._times} times: {busy}",
             ) from busy
         if busy.wait_seconds is None:
             return _Wait(_growing(self._times), by_all=True)
@@ -208,8 +208,8 @@ class ServerGroup:
     ) -> list[HealthCheck]:
         """Check in parallel that every server has the model; never raises.
 
-        If not patient, a server that others can replace is not waited for, nor asked while it is
-        down.
+        Without `patient`, it does not wait for a silent server that another one can replace, and
+        does not ask it while it is down.
         """
         name = f"{role} model {self.model}"
         race = _Race(math.inf if patient else _SILENCE_SECONDS)
@@ -257,7 +257,7 @@ class ServerGroup:
             return list(threads.map(of_one, servers))
 
     def _likeliest_first(self) -> list[list[ModelServer]]:
-        """Return the servers that are not down, then the others; no empty list."""
+        """Return the servers that are not down, then the others; leaves out an empty list."""
         parts: tuple[list[ModelServer], list[ModelServer]] = ([], [])
         for server in self._servers.values():
             parts[server.calls.is_down].append(server)
@@ -269,7 +269,7 @@ class ServerGroup:
         question: Callable[[ModelServer], Coroutine[Any, Any, str]],
         race: _Race,
     ) -> str:
-        """Ask a server a quick question; a `KindedError` if it is silent until the race is over."""
+        """Ask a quick question; raises `KindedError` if there is no answer when the race ends."""
         try:
             answer = server.calls.ask(partial(question, server), race.is_over)
         except WorkCancelledError as error:
@@ -358,7 +358,7 @@ class ServerGroup:
             if now >= self._set_aside_until.get(url, 0)
         }
         up = [url for url, of_server in calls.items() if not of_server.is_down]
-        if up:  # no call waits until it is known whether another server is back
+        if up:  # calls do not wait for the probes of other servers
             for of_server in calls.values():
                 of_server.look_again_if_down()
         return up or [url for url, of_server in calls.items() if of_server.can_be_tried] or left

@@ -48,7 +48,7 @@ def description_in(answer: str) -> Description:
     """Parse an answer with fields; text before and after the JSON is left out.
 
     Raises:
-        TransientError: ``model_output_invalid``: it has not the expected JSON, or contains no
+        TransientError: ``model_output_invalid``: the answer is not the expected JSON, or has no
             description.
     """
     try:

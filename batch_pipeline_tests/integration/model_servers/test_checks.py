@@ -63,7 +63,7 @@ def test_a_model_whose_vectors_do_not_fit_the_column_is_found_before_any_upload(
 
 
 @only_ollama
-def test_a_model_that_cannot_see_is_no_vision_model(
+def test_a_model_that_cannot_see_is_not_a_vision_model(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     failed = only_failure(build(vision_model="qwen3-embedding:0.6b").check())

@@ -89,7 +89,7 @@ def test_a_server_that_is_gone_stops_the_work_of_all_threads_without_burning_an_
         assert set(threads.map(refused, range(8))) == {"model_server_down"}
 
 
-def test_uploads_in_work_when_a_server_dies_are_not_to_blame(
+def test_uploads_in_progress_when_a_server_dies_are_not_to_blame(
     vision: VisionModel, server: ScriptedModelServer
 ) -> None:
     server.play("vision", [Fault.HANG])

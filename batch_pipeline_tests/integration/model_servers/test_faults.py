@@ -45,7 +45,7 @@ DOUBTFUL = {Fault.MISSING_404, Fault.REFUSED_KEY_401, Fault.UNSUITABLE_400}
         (Fault.REFUSED_INPUT_400, (PermanentError, "model_refused_input"), "decode the picture"),
     ],
 )
-def test_a_fault_of_a_description_is_named_by_what_to_do_next(
+def test_each_fault_of_a_description_raises_its_error(
     build: BuildAnalyzer,
     server: ScriptedModelServer,
     fault: Fault,
@@ -136,7 +136,7 @@ def test_a_server_that_only_ever_asks_to_wait_is_an_outage_and_fails_no_upload(
     server.retry_after = "0.05"
     server.play("vision", itertools.repeat(fault))
 
-    with pytest.raises(ServiceDownError, match="has turned a call away") as raised:
+    with pytest.raises(ServiceDownError, match="has refused a call") as raised:
         build(model_total_seconds=0.3).vision.describe(IMAGE, [picture()])
 
     assert raised.value.kind == "model_rate_limited"

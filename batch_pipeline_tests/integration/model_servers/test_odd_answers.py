@@ -84,7 +84,9 @@ def refused(call: Callable[[], object]) -> KindedError:
 
 
 @pytest.mark.parametrize("body", ["[]", "null", '"well"', "5", "[" * 50_000])
-def test_json_that_is_no_object_is_no_answer(analyzer: Analyzer, answer: Answer, body: str) -> None:
+def test_json_that_is_not_an_object_is_not_an_answer(
+    analyzer: Analyzer, answer: Answer, body: str
+) -> None:
     answer.body = body.encode()
 
     for call in (
@@ -95,7 +97,7 @@ def test_json_that_is_no_object_is_no_answer(analyzer: Analyzer, answer: Answer,
     assert [check.ok for check in analyzer.check()] == [False, False]
 
 
-def test_a_page_for_people_is_no_list_of_models(analyzer: Analyzer, answer: Answer) -> None:
+def test_an_html_page_is_not_a_list_of_models(analyzer: Analyzer, answer: Answer) -> None:
     answer.body = b"<!doctype html><title>Sign in</title>"  # a wrong path, or a proxy
     answer.headers = {"Content-Type": "text/html"}
 
@@ -122,7 +124,7 @@ def said(message: object) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_a_description_in_values_of_other_types_is_no_answer(
+def test_a_description_with_values_of_other_types_is_not_an_answer(
     analyzer: Analyzer, answer: Answer, document: dict[str, Any]
 ) -> None:
     answer.body = json.dumps(document).encode()
@@ -150,7 +152,7 @@ HALF_AN_ANSWER = {"role": "assistant", "content": "A wooden boat lies on a quiet
     ],
     ids=str,
 )
-def test_half_an_answer_is_no_description(
+def test_half_an_answer_is_not_a_description(
     analyzer: Analyzer, answer: Answer, ended: dict[str, Any], kind: str, reason: str
 ) -> None:
     answer.body = json.dumps({"choices": [{"message": HALF_AN_ANSWER, **ended}]}).encode()
@@ -176,7 +178,7 @@ def test_half_an_answer_is_no_description(
     ],
     ids=lambda data: str(data)[:60],
 )
-def test_a_vector_in_values_of_other_types_is_no_answer(
+def test_a_vector_with_values_of_other_types_is_not_an_answer(
     analyzer: Analyzer, answer: Answer, data: list[Any]
 ) -> None:
     answer.body = json.dumps({"data": data}).encode()

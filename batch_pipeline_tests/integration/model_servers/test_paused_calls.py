@@ -38,7 +38,7 @@ def test_calls_go_to_the_servers_that_are_not_paused(
     assert len(other.calls) == 5
 
 
-def test_where_all_are_paused_no_call_is_made_and_it_is_no_outage(
+def test_if_all_servers_are_paused_no_call_is_made_and_it_is_not_an_outage(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     analyzer = both_of(build, server)
@@ -52,7 +52,7 @@ def test_where_all_are_paused_no_call_is_made_and_it_is_no_outage(
     assert server.calls == []
 
 
-def test_what_is_left_beside_paused_servers_may_be_an_outage(
+def test_if_the_servers_that_are_not_paused_fail_it_is_an_outage(
     build: BuildAnalyzer, server: ScriptedModelServer, other: ScriptedModelServer
 ) -> None:
     analyzer = both_of(build, server, other)

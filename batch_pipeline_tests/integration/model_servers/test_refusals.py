@@ -66,7 +66,7 @@ def test_a_picture_that_alone_is_refused_is_itself_the_reason(
     assert vision.describe(IMAGE, [picture("blue")]).text
 
 
-def test_that_others_were_answered_meanwhile_is_evidence_enough(
+def test_answers_to_other_calls_in_the_meantime_are_enough_evidence(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     refusing_green(server, 403, "Forbidden")
@@ -118,7 +118,7 @@ def test_when_all_are_refused_one_asks_about_a_known_picture_and_the_others_take
         (402, "payment", "model_quota_used_up"),
     ],
 )
-def test_what_is_about_the_customer_or_every_call_fails_no_upload(
+def test_a_refusal_of_the_customer_or_of_every_call_fails_no_upload(
     build: BuildAnalyzer, server: ScriptedModelServer, status: int, reason: str, kind: str
 ) -> None:
     server.refuse = lambda _: (status, reason)

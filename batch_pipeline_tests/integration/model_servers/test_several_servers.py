@@ -173,7 +173,7 @@ def test_every_server_is_checked_for_every_model(
 
 
 @only_ollama  # the other protocol has no digest
-def test_another_model_behind_the_name_shows_and_a_server_that_is_away_changes_nothing(
+def test_another_model_behind_the_name_is_noticed_and_a_server_that_is_away_changes_nothing(
     both: Analyzer,
     server: ScriptedModelServer,
     other: ScriptedModelServer,

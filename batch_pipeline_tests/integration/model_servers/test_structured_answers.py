@@ -47,7 +47,7 @@ def test_one_call_gives_description_tags_and_visible_text(
     assert limits.get("num_predict", limits.get("max_tokens")) == 512 + 512
 
 
-def test_of_a_video_the_answer_about_the_whole_has_fields(
+def test_the_answer_about_a_whole_video_has_fields(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.structured = True

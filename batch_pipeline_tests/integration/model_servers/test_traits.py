@@ -111,7 +111,7 @@ def test_a_model_that_thinks_little_is_used_and_asked_to_stop_the_next_time(
 
 
 @only_openai
-def test_parameters_that_a_model_refuses_are_learnt_once_and_charged_to_nobody(
+def test_parameters_that_a_model_refuses_are_learnt_once_and_cost_no_attempt(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.refused_parameters = {"max_tokens", "temperature", "seed", "encoding_format"}
@@ -233,7 +233,7 @@ def test_a_real_call_shows_what_a_model_refuses(
     assert "does not take max_tokens, seed" in build().try_out()[0].detail
 
 
-def test_a_model_that_does_not_see_or_tell_texts_apart_is_found_out(
+def test_a_model_that_does_not_see_or_tell_texts_apart_fails_the_check(
     build: BuildAnalyzer, server: ScriptedModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = "batch_pipeline.testing.model_server"
@@ -250,7 +250,7 @@ def test_a_model_that_does_not_see_or_tell_texts_apart_is_found_out(
 # Usage of calls
 
 
-def test_what_calls_took_is_what_the_server_counted(
+def test_the_usage_of_calls_equals_the_count_of_the_server(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     spent: list[Usage] = []

@@ -26,7 +26,7 @@ def test_calls_go_where_the_fewest_seconds_of_work_are_in_flight():
     assert chosen == [FAST] * 4 + [SLOW] * 4
 
 
-def test_while_nobody_knows_what_a_call_takes_servers_get_the_same_number_of_calls():
+def test_while_durations_are_unknown_servers_get_the_same_number_of_calls():
     gate = CallGate(4)
 
     with ExitStack() as held:

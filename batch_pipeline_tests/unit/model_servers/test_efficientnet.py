@@ -116,7 +116,7 @@ def test_a_picture_of_any_shape_has_a_middle_and_a_whole(size: tuple[int, int]) 
         assert abs(view.astype(int) - [0x20, 0xA0, 0x40]).max() <= 4
 
 
-def test_what_lies_at_the_edge_is_seen_in_the_whole_alone() -> None:
+def test_things_at_the_edge_are_only_in_the_view_of_the_whole() -> None:
     picture = Image.new("RGB", (600, 300), "#ffffff")
     picture.paste("#000000", (0, 0, 100, 300))
     file = io.BytesIO()
@@ -160,7 +160,7 @@ def test_the_frames_of_a_video_are_judged_together() -> None:
     assert content_of([dog, shore]) is None
 
 
-def test_what_a_picture_shows_is_said_first_and_without_a_number() -> None:
+def test_the_category_of_a_picture_comes_first_and_without_a_number() -> None:
     facts = MediaFacts("video", "mp4", 480, 480, duration_seconds=3.0)
 
     text = EmbeddedVision().describe(facts, [Frame(lighthouse())] * 2).text
@@ -178,5 +178,5 @@ def test_what_a_picture_shows_is_said_first_and_without_a_number() -> None:
         (Content("cattle", "an ox"), ("cattle", "ox")),
     ],
 )
-def test_what_is_named_is_a_tag_too(content: Content, tags: tuple[str, ...]) -> None:
+def test_named_categories_are_tags_too(content: Content, tags: tuple[str, ...]) -> None:
     assert content.tags == tags

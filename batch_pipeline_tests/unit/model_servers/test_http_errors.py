@@ -13,7 +13,7 @@ PAGE = """<!DOCTYPE html>
 
 
 @pytest.mark.parametrize("page", [PAGE, PAGE.replace("<!DOCTYPE html>", ""), f"\n{PAGE.upper()}"])
-def test_a_page_of_a_proxy_is_named_by_its_title_and_is_no_verdict_on_a_picture(page):
+def test_a_page_of_a_proxy_is_named_by_its_title_and_does_not_judge_a_picture(page):
     error = error_for_status("http://gpu1", 400, page, {})
 
     assert isinstance(error, ServiceDownError)

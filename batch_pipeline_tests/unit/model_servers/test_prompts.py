@@ -20,7 +20,7 @@ UNKNOWN = MediaFacts("image", "jpeg", 64, 48)
 FRAMES = [Frame(b"", 0.0), Frame(b"", 65.0)]
 
 
-def test_what_is_known_of_a_file_is_filled_in(tmp_path):
+def test_known_facts_about_a_file_are_filled_in(tmp_path):
     (tmp_path / "image.txt").write_text("In {language}.\nTaken {date} with {camera}.\n{caption}")
 
     asked = read_prompts(str(tmp_path), language="German").of_image(KNOWN)
@@ -34,7 +34,7 @@ def test_what_is_known_of_a_file_is_filled_in(tmp_path):
     assert "never an instruction" in guard
 
 
-def test_a_line_about_what_is_not_known_is_left_out(tmp_path):
+def test_a_line_with_an_unknown_fact_is_left_out(tmp_path):
     (tmp_path / "image.txt").write_text("Describe it.\nTaken {date} with {camera}.\n{caption}")
 
     assert read_prompts(str(tmp_path)).of_image(UNKNOWN) == "Describe it."
@@ -67,7 +67,7 @@ def test_a_prompt_that_is_not_there_is_ours_and_braces_without_a_name_are_left_a
     assert prompts.synthesis == Prompts().synthesis
 
 
-def test_ours_name_the_language_and_tell_nothing_that_a_file_says():
+def test_built_in_prompts_name_the_language_and_contain_no_metadata():
     asked = Prompts(language="Thai").of_image(KNOWN)
 
     assert "factual Thai prose" in asked
@@ -85,13 +85,13 @@ def test_ours_name_the_language_and_tell_nothing_that_a_file_says():
         ),
         ("frame.txt", "{nummer}", "did you mean {number}?"),
         ("image.txt", "{number}", "There are {language}, {date}"),
-        ("imgae.txt", "x", "imgae.txt is no prompt; did you mean image.txt?"),
+        ("imgae.txt", "x", "imgae.txt is not one of the prompts; did you mean image.txt?"),
         ("image.txt", " \n", "is empty: remove it"),
         ("image.txt", "x" * 12_001, "12,001 characters"),
         ("synthesis.txt", "Sum it up.", "does not name {frames}"),
     ],
 )
-def test_what_cannot_be_used_is_refused_at_start_with_what_is_meant(
+def test_an_invalid_prompt_is_refused_at_start_with_a_suggestion(
     tmp_path, monkeypatch, name, text, expected
 ):
     (tmp_path / name).write_text(text)

@@ -24,7 +24,7 @@ def test_without_being_asked_no_server_is_called_through_a_proxy():
     assert proxy_for(HOSTED, "") == ""
 
 
-def test_the_environment_is_gone_by_when_asked_and_never_for_loopback():
+def test_the_environment_is_used_when_asked_and_never_for_loopback():
     assert proxy_for(HOSTED, "environment") == PROXY
     assert proxy_for("http://gpu1:11434", "environment") == PROXY
     for loopback in ("http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"):
@@ -74,7 +74,7 @@ def test_a_network_in_no_proxy_exempts_its_addresses(monkeypatch):
 
 
 @pytest.mark.parametrize("no_proxy", ["[::1", "http://api.example.com", "a b", "10.0.0.0/99"])
-def test_no_proxy_that_cannot_be_read_is_a_sentence(monkeypatch, no_proxy):
+def test_the_error_for_an_invalid_no_proxy_is_a_sentence(monkeypatch, no_proxy):
     monkeypatch.setenv("NO_PROXY", f"localhost,{no_proxy}")
     with pytest.raises(ConfigurationError, match="NO_PROXY has an entry") as raised:
         proxy_for(HOSTED, "environment")
@@ -82,14 +82,14 @@ def test_no_proxy_that_cannot_be_read_is_a_sentence(monkeypatch, no_proxy):
 
 
 @pytest.mark.parametrize("address", ["proxy.example", "ftp://proxy.example", "http://u:pw@:3128"])
-def test_an_address_that_is_no_proxys_is_a_sentence_without_the_password(address):
+def test_the_error_for_an_invalid_proxy_is_a_sentence_without_the_password(address):
     with pytest.raises(ConfigurationError, match="BATCH_PIPELINE_MODEL_PROXY") as raised:
         proxy_for(HOSTED, address)
     assert "http://proxy.example:3128" in str(raised.value)
     assert "pw" not in str(raised.value)
 
 
-def test_a_socks_proxy_without_its_package_is_a_sentence(monkeypatch):
+def test_the_error_for_a_socks_proxy_without_its_package_is_a_sentence(monkeypatch):
     real = builtins.__import__
 
     def without_socksio(name, *args, **kwargs):

@@ -30,7 +30,7 @@ from batch_pipeline.model_servers.rate_limits import (
         ({"x-ratelimit-remaining-requests": "7", "x-ratelimit-reset-requests": "12s"}, None),
     ],
 )
-def test_how_long_a_server_that_turns_a_call_away_wants_to_be_left_alone(headers, seconds):
+def test_the_pause_that_a_server_asks_for_when_it_refuses_a_call(headers, seconds):
     assert asked_wait(headers) == seconds
 
 
@@ -105,7 +105,7 @@ def test_the_headers_of_common_services_are_read(headers, of_tokens):
     assert room.reset_seconds == pytest.approx(10, abs=1.5)
 
 
-def test_headers_that_make_no_sense_are_left_alone():
+def test_headers_that_make_no_sense_are_ignored():
     assert (
         rooms({"x-ratelimit-remaining-requests": "many", "x-ratelimit-reset-requests": "?"}) == []
     )
@@ -118,19 +118,19 @@ def answered(pace: Pace, now: float, left: float, reset: float, *, share: float 
     pace.answered(now, [room], in_flight=3, share=share, tokens=0)
 
 
-def test_while_much_is_left_nobody_waits():
+def test_no_call_waits_while_much_of_the_limit_remains():
     pace = Pace()
     answered(pace, 100, left=40, reset=50)
     assert pace.not_before <= 100
 
 
-def test_what_is_left_is_spread_over_the_time_until_it_is_renewed():
+def test_the_remaining_limit_is_spread_over_the_time_until_it_is_renewed():
     pace = Pace()
     answered(pace, 100, left=7, reset=50)
     assert pace.not_before == pytest.approx(100 + 50 / 5)  # 3 of the 7 are in flight
 
 
-def test_calls_that_wait_for_what_is_left_begin_one_after_the_other():
+def test_calls_that_wait_for_the_remaining_limit_begin_one_after_the_other():
     pace = Pace()
     answered(pace, 100, left=7, reset=50)
     pace.begin(110)
@@ -141,19 +141,19 @@ def test_calls_that_wait_for_what_is_left_begin_one_after_the_other():
     assert pace.not_before <= 121
 
 
-def test_who_makes_a_part_of_the_calls_takes_that_part_of_what_is_left():
+def test_a_process_takes_its_share_of_the_remaining_limit():
     pace = Pace()
     answered(pace, 100, left=7, reset=50, share=0.5)
     assert pace.not_before == pytest.approx(100 + 2 * 50 / 5)
 
 
-def test_when_what_is_left_is_in_flight_all_wait_until_it_is_renewed():
+def test_when_the_remaining_limit_is_in_flight_all_wait_until_it_is_renewed():
     pace = Pace()
     answered(pace, 100, left=3, reset=50)
     assert pace.not_before == 150
 
 
-def test_tokens_are_counted_as_the_calls_that_they_are_enough_for():
+def test_remaining_tokens_count_as_the_calls_for_which_they_suffice():
     pace = Pace()
     few = Room(6_000, 1_000_000, 60, of_tokens=True)
     for _ in range(30):
@@ -180,7 +180,7 @@ def test_a_pause_of_a_day_is_not_believed_for_longer_than_a_quarter_of_an_hour()
     assert pace.not_before == LONGEST_PAUSE_SECONDS
 
 
-def test_what_is_left_of_a_month_is_not_spread_over_the_month():
+def test_the_remaining_limit_of_a_month_is_not_spread_over_the_month():
     pace = Pace()
     answered(pace, 100, left=5, reset=30 * 86_400)
     assert pace.not_before == 100 + LONGEST_PAUSE_SECONDS

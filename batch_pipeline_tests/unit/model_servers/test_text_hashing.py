@@ -66,7 +66,7 @@ def test_case_punctuation_and_unicode_form_do_not_matter() -> None:
         ("नीला समुद्र", "यह नीले समुद्र का चित्र है।", "यह हरे जंगल का चित्र है।"),
     ],
 )
-def test_what_reads_alike_is_nearer(query: str, near: str, far: str) -> None:
+def test_similar_texts_are_nearer(query: str, near: str, far: str) -> None:
     assert similarity(query, near) > similarity(query, far) + 0.05
 
 
