@@ -40,7 +40,7 @@ CELERY_CONFIG = dg.Field(
             is_required=False,
             description="URL of the result backend; empty: the broker, if that is Redis.",
         ),
-        "include": dg.Field([str], default_value=[], description="Modules to import besides."),
+        "include": dg.Field([str], default_value=[], description="Additional modules to import."),
         "config_source": dg.Field(
             dg.Permissive(),  # type: ignore[no-untyped-call]
             default_value={},

@@ -148,7 +148,7 @@ def _sensors(ticks: PostgresScheduleStorage, states: Sequence[InstigatorState]) 
     return HealthCheck(
         "sensors",
         not wrong,
-        "; ".join(wrong) or "on, and well in their last ticks",
+        "; ".join(wrong) or "on, and their last ticks succeeded",
         "switch on what is off, and see why a tick failed: in the UI, Automation",
     )
 

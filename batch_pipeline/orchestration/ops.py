@@ -296,12 +296,12 @@ def _release_reserved(
             context.run_id, reason, resume_after_seconds=resume_after_seconds
         )
     except ServiceDownError as error:  # the database is down; leases expire by themselves
-        context.log.warning("uploads could not be handed back: %s", error)
+        context.log.warning("uploads could not be released: %s", error)
         return 0
 
 
 def parse_id(text: str, field: str) -> uuid.UUID:
-    """Read an id from the field of a config or a partition; a step fails if it is none."""
+    """Read an id from the field of a config or a partition; the step fails if it is not one."""
     try:
         return uuid.UUID(text)
     except ValueError:

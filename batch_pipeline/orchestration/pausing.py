@@ -31,7 +31,7 @@ class PauseConfig(Target):
 
 @dg.op(
     required_resource_keys={"batch_pipeline"},
-    description="Pauses; the metadata of its output say what is paused now.",
+    description="Pauses; the metadata of its output says what is paused now.",
 )
 def pause_work(context: dg.OpExecutionContext, config: PauseConfig) -> dg.Output[None]:
     """Pause what the config names."""
@@ -46,7 +46,7 @@ def pause_work(context: dg.OpExecutionContext, config: PauseConfig) -> dg.Output
 
 @dg.op(
     required_resource_keys={"batch_pipeline"},
-    description="Resumes; the metadata of its output say what is still paused.",
+    description="Resumes; the metadata of its output says what is still paused.",
 )
 def resume_work(context: dg.OpExecutionContext, config: Target) -> dg.Output[None]:
     """Resume what the config names."""

@@ -330,7 +330,7 @@ def _slice_of(run: dg.DagsterRun) -> int | None:
 
 
 def _id_or_none(tag: str | None) -> UUID | None:
-    """Read an id from a tag; None if there is none, as a person or another program may write it."""
+    """Read an id from a tag. None if it is not one: other programs may write tags."""
     try:
         return UUID(tag or "")
     except ValueError:
@@ -365,8 +365,8 @@ def _has_a_process(instance: dg.DagsterInstance, run_id: str) -> bool:
             continue
         try:
             process = psutil.Process(int(str(pid.value)))
-            # A process that started later is another one, which got the same id. If the clock was
-            # set forward since, the start of the right one appears to be as much later.
+            # A process that started later is another one with the same id. If the clock was set
+            # forward since, the right process appears to have started later by that time.
             set_forward = max(0.0, time.time() - time.monotonic() - _CLOCK_AT_START)
             is_it = process.create_time() <= record.timestamp + _CLOCK_SECONDS + set_forward
             return bool(is_it and process.status() != psutil.STATUS_ZOMBIE)

@@ -31,8 +31,8 @@ _NOTHING = "nothing to put right"
     cron_schedule="* * * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     required_resource_keys={"batch_pipeline"},
-    description="Sweeps when there is something to put right, looked for once a minute; tidies "
-    "files and partitions once an hour.",
+    description="Checks once a minute whether there is something to put right, and sweeps then; "
+    "tidies files and partitions once an hour.",
 )
 def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Sweep if there is work, and once an hour in any case."""
@@ -54,8 +54,8 @@ def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.S
     minimum_interval_seconds=START_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     required_resource_keys={"batch_pipeline"},
-    description="Ends the runs whose worker died with its code server; sweeps what the end of the "
-    "stack before this one left, without waiting for the clock.",
+    description="Ends the runs whose worker died with its code server; sweeps what the previous "
+    "stack left, without waiting for the next minute.",
 )
 def sweep_on_start(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Sweep once for each start of the code server; the cursor names the last start."""

@@ -406,7 +406,7 @@ def runs_in_flight(instance: dg.DagsterInstance, job_name: str, left_out: LeftOu
     for run in runs:
         # A run that was launched by hand gets its tag when it starts.
         if batch_of(run) is None and (tag := run.tags.get(BATCH_TAG)):
-            left_out.note(f"the tag of run {run.run_id}", f"{tag!r} is no id of a batch")
+            left_out.note(f"the tag of run {run.run_id}", f"{tag!r} is not the id of a batch")
     return InFlight(
         len(runs),
         of_user=Counter(filter(None, map(user_of, runs))),

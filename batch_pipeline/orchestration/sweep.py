@@ -183,7 +183,7 @@ def delete_old_runs(
     days = pipeline.settings.keep_runs_days
     if not days:
         return 0
-    # By the database's clock: one that is a year ahead would delete every run.
+    # By the database's clock: a clock that is a year ahead would delete every run.
     before = pipeline.ownership.now() - timedelta(days=days)
     old = [
         run
@@ -259,7 +259,7 @@ def _clean_up_terminated(
 def _each_part(
     parts: Mapping[str, Callable[[], Mapping[str, int]]], left_out: LeftOut
 ) -> dict[str, int]:
-    """Do every part, also if others fail; returns their counts.
+    """Do every part, even if others fail; returns their counts.
 
     Raises:
         ServiceDownError: no part could be done because of it.

@@ -79,7 +79,7 @@ def _is_amqp(broker: str) -> bool:
 
 
 def _require_room(line: Connection) -> None:
-    """Send a message that is never delivered: a broker may answer and still be too full for one.
+    """Send a message that is never delivered: a broker that answers may be too full for one.
 
     This sends two messages to RabbitMQ, because it accepts the first message of a connection even
     when it is full.
@@ -96,7 +96,7 @@ def _require_room(line: Connection) -> None:
             for _ in range(2):
                 producer.publish(b"", routing_key=_PROBE, confirm_timeout=_PATIENCE)
         except TimeoutError:
-            raise OperationalError("it takes no messages, as its disk or memory is full") from None
+            raise OperationalError("it accepts no messages: its disk or memory is full") from None
 
 
 def broker_down(broker: str, error: Exception) -> ServiceDownError:

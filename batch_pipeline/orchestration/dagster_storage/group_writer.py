@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 #: How long items are gathered before they are written (seconds). The UI looks for new lines of a
 #: log four times a second. With many threads, a group of any size costs about 8 ms.
 GATHER_SECONDS = 0.25
-#: Most items of a group, and most items in the buffer: a `put` into a full buffer waits.
+#: Maximum number of items in a group, and in the buffer: a `put` into a full buffer waits.
 MAX_GROUP, MAX_WAITING = 500, 1000
 #: How long `put` and `flush` wait during an outage (seconds); a restart of PostgreSQL takes less.
 PATIENCE_SECONDS = 60.0

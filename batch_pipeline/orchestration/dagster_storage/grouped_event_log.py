@@ -185,7 +185,7 @@ class GroupedEventLogStorage(PostgresEventLogStorage):
         """Write a group in one transaction. Only the writer's thread calls this."""
         events = [event for event, _ in group]
         if not tried:
-            self._first_id = 0  # that of the group before would be found
+            self._first_id = 0  # forgets the last group
         with (
             self._engine.connect().execution_options(
                 isolation_level="READ COMMITTED"

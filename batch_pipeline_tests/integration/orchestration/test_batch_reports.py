@@ -197,9 +197,7 @@ def test_a_batch_that_was_given_up_or_cancelled_fails_its_check(reporter, pipeli
     assert check.description == f"the batch is {status}"
 
 
-def test_the_checks_of_a_batch_say_what_failed_and_how_good_its_descriptions_are(
-    reporter, pipeline
-):
+def test_the_checks_of_a_batch_show_its_failures_and_description_scores(reporter, pipeline):
     described = ENDED | {"description": "words"}
     refused = {"processing_status": "failed", "error_kind": "model_output_invalid"}
     first = ended_batch(
@@ -255,7 +253,7 @@ NO_BATCH = str(uuid.UUID(int=7))
         (NO_BATCH, f"there is no batch {NO_BATCH}: `batch-pipeline status` lists the newest ones"),
     ],
 )
-def test_a_check_of_a_partition_that_is_no_batch_says_so(
+def test_a_check_of_a_partition_that_is_not_an_id_says_so(reporter, pipeline, instance):
     reporter, pipeline, instance, partition, said
 ):
     """A partition may be added by hand in the UI."""
@@ -315,14 +313,14 @@ def test_the_first_look_leaves_old_batches_alone(reporter, pipeline):
 
 
 @pytest.mark.parametrize("cursor", ["", "{}", "null", '{"newest": 5, "recent": {}}', "by hand"])
-def test_a_cursor_that_somebody_has_spoilt_counts_as_none(reporter, pipeline, cursor):
+def test_an_invalid_cursor_counts_as_none(reporter, pipeline, cursor):
     batch_id = ended_batch(pipeline)
     reporter.cursor = cursor
     assert reporter.reported() == [str(batch_id)]
     assert reporter.reported() == []
 
 
-def test_a_cursor_that_somebody_sets_to_a_date_begins_there(reporter, pipeline):
+def test_a_cursor_that_a_person_sets_to_a_date_begins_there(reporter, pipeline):
     ended_batch(pipeline, completed_at=func.now() - timedelta(days=9))
     since = ended_batch(pipeline, completed_at=func.now() - timedelta(days=3))
     day = (datetime.now(UTC) - timedelta(days=5)).date()
@@ -473,7 +471,7 @@ def test_a_tick_calls_a_batch_by_its_name_also_when_it_is_tried_again(reporter, 
         assert f"left out: batch Oslo ({short(bad)}) (division by zero)" in said
 
 
-def test_a_batch_that_was_deleted_meanwhile_is_none(reporter, pipeline):
+def test_a_batch_that_was_deleted_meanwhile_is_not_reported(reporter, pipeline):
     make_unreadable(pipeline.database, "damaged")
     batch_id = ended_batch(pipeline, [{"filename": "damaged"}])
     reporter.tick()

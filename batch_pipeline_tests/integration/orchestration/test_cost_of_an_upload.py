@@ -18,9 +18,9 @@ from sqlalchemy import event
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.orchestration.dagster_storage import group_writer
 
-#: On our tables, each a round trip and a transaction of its own that queues its messages, too:
-#: start, thumbnail, description, end. And a look whether the same bytes are described already,
-#: which is a whole call to a model less. Each call to a model server is kept by one more.
+#: Statements on our tables: start, thumbnail, description, end, and the look-up of known results,
+#: which may save a call to a model. Each is one round trip and one transaction, which also queues
+#: the messages. One more statement stores each call to a model server.
 STATEMENTS, CALLS = 5, 2
 #: The last upload of a batch takes the long way: lock, count, end, message, commit.
 SLACK = 10
@@ -33,10 +33,10 @@ EVENTS = Counter(
         "STEP_SUCCESS": 1,  # run page
     }
 )
-#: `batch_progress` is plotted; kept once per percent or second (`progress_meter`).
+#: `batch_progress` is plotted, at most once per percent or second (`progress_meter`).
 PROGRESS_POINTS = 1
 
-SMALL_BATCH, LARGE_BATCH = 2, 16  # one statement more per upload is more than SLACK
+SMALL_BATCH, LARGE_BATCH = 2, 16  # so that one more statement per upload exceeds SLACK
 
 
 #: Statements of the thread that keeps claims alive, and the check for pauses: at most one for each

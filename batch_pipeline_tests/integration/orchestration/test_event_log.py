@@ -123,7 +123,7 @@ def test_events_have_ids_in_the_order_of_each_step_and_pages_show_all_of_them(in
     assert kinds[-1] is dg.DagsterEventType.RUN_SUCCESS
 
 
-def test_a_step_reads_what_it_and_the_steps_before_it_have_said(instance, run, key):
+def test_a_step_reads_its_own_events_and_those_of_earlier_steps(instance, run, key):
     partition = "p"
     instance.add_dynamic_partitions("parts", [partition])
     found = {}
@@ -217,7 +217,7 @@ def test_a_wiped_asset_is_gone_until_it_is_materialized_again(instance, run, key
     assert record.asset_materialization.metadata["after"].value is True
 
 
-def test_of_a_check_the_last_evaluation_of_each_run_is_kept(instance, run, key):
+def test_the_last_evaluation_of_a_check_in_each_run_is_kept(instance, run, key):
     check = dg.AssetCheckKey(key, "check")
 
     def evaluation(passed):

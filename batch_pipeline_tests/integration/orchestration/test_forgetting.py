@@ -192,7 +192,7 @@ def test_a_deleted_upload_leaves_nothing_and_its_batch_is_counted_and_reported_a
     assert analysis.metadata["upload_id"].value == str(sibling.id)
 
 
-def test_a_failed_upload_leaves_no_name_in_what_its_run_said_of_all_steps(kept, tmp_path):
+def test_a_deleted_failed_upload_leaves_no_name_in_events_about_all_steps(kept, tmp_path):
     shutil.copy(MEDIA / "truncated.jpg", tmp_path / "broken_vase_of_agatha.jpg")
     shutil.copy(MEDIA / "sea.jpg", tmp_path / "sea.jpg")
     batch = kept.runner.submit(tmp_path / "broken_vase_of_agatha.jpg", tmp_path / "sea.jpg")
@@ -209,7 +209,7 @@ def test_a_failed_upload_leaves_no_name_in_what_its_run_said_of_all_steps(kept, 
     assert kept.runner.instance.all_logs(result.run_id)  # the rest can be read
 
 
-def test_of_a_deleted_user_nothing_is_found_and_others_are_untouched(kept, tmp_path):
+def test_nothing_of_a_deleted_user_is_found_and_others_are_untouched(kept, tmp_path):
     user = uuid.uuid4()
     first = kept.batch(tmp_path, "quokka_barnaby", user=user)
     kept.batch(tmp_path, "second", user=user)
@@ -310,7 +310,7 @@ def test_a_deletion_of_an_upload_that_is_interrupted_after_each_step_is_complete
     assert report.metadata["total"].value == 1
 
 
-def test_what_a_sensor_was_about_to_report_goes_too(kept, tmp_path):
+def test_reports_that_a_sensor_was_about_to_store_are_deleted_too(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     # Given: a tick that has read the batch, and not yet stored its report.
     with psycopg.connect(kept.databases[1], autocommit=True) as ticks:
@@ -422,7 +422,7 @@ def test_ticks_and_the_console_that_call_a_batch_by_its_name_and_short_id_go_too
     assert {"job_ticks", str(console)} <= {place for place, _ in of_other}
 
 
-def test_what_dagster_keeps_of_a_batch_whose_rows_an_api_has_deleted_goes_too(kept, tmp_path):
+def test_what_dagster_keeps_of_a_batch_whose_rows_an_api_deleted_is_deleted_too(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     with kept.pipeline.database.transaction() as connection:
         connection.execute(Upload.__table__.delete().where(Upload.batch_id == batch))
@@ -449,7 +449,7 @@ def test_an_upload_that_a_worker_still_holds_is_refused(kept):
         [{"processing_status": "analyzing", "heartbeat_at": func.now(), "owner_run_id": "r"}],
         status="cancelled",
     )
-    with pytest.raises(RefusedError, match="still in work"):
+    with pytest.raises(RefusedError, match="still in progress"):
         kept.delete("batch", batch)
 
 
@@ -721,7 +721,7 @@ def test_an_export_goes_into_the_current_folder_if_that_is_empty(kept, tmp_path,
     assert Path("uploads.jsonl").exists(), "the shell is still in it"
 
 
-def test_an_export_of_a_user_that_nobody_knows_writes_no_folder(kept, tmp_path):
+def test_an_export_of_an_unknown_user_writes_no_folder(kept, tmp_path):
     with pytest.raises(NotFoundError):
         export_user(
             kept.pipeline.database,

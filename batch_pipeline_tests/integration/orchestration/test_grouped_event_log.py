@@ -154,7 +154,9 @@ def test_a_process_that_does_not_work_the_run_writes_at_once(log, open_log, run_
         lambda run_id: line(run_id, "an error of the step", logging.ERROR),
     ],
 )
-def test_what_somebody_waits_for_is_written_at_once_behind_all_before_it(log, run_id, rows, urgent):
+def test_an_event_that_others_wait_for_is_written_at_once_after_all_earlier_ones(
+    log, run_id, rows, urgent
+):
     log.store_event(line(run_id, "before"))
     assert rows() == ["PIPELINE_START"]
     entry = urgent(run_id)

@@ -132,7 +132,7 @@ def test_a_role_that_may_not_read_the_storage_is_told_so_without_our_statements(
     assert "the rights of its role" in found.hint
 
 
-def test_what_works_is_well(checks, daemon):
+def test_a_working_dagster_passes_all_checks(checks, daemon):
     daemon.tick("pending_batches", TickStatus.FAILURE, BROKE)
     daemon.tick("pending_batches", TickStatus.SKIPPED)
     daemon.tick("pending_batches", TickStatus.STARTED)
@@ -160,7 +160,7 @@ def test_status_says_what_the_sensor_said_how_many_runs_are_in_flight_and_why_it
     assert what_it_waits_for(database, settings, batch).startswith(f"waits, because {failing}; ")
 
     daemon.tick("pending_batches", TickStatus.SUCCESS, seconds_ago=300)
-    silent = "has not looked for 5 minutes: it is switched off, its code location cannot be"
+    silent = "has not run for 5 minutes: it is switched off, its code location cannot be"
     assert silent in what_it_waits_for(database, settings, batch)
     assert silent in why_batches_wait(settings)
 

@@ -177,7 +177,7 @@ def test_l5_uploads_are_started_oldest_first_and_ties_by_id(runner, messages):
 
 
 @pytest.mark.parametrize("announced", [1, 5])
-def test_l6_a_wrong_total_is_a_warning_and_is_put_right_so_that_the_batch_can_end(
+def test_l6_a_wrong_total_is_a_warning_and_is_corrected_so_that_the_batch_can_end(
     runner, announced
 ):
     batch_id = runner.submit("fog.webp", "lighthouse.gif")
@@ -297,7 +297,7 @@ def test_l9_a_cut_picture_fails_with_a_thumbnail_of_what_is_there(runner, tmp_pa
     assert runner.pipeline.storage.read(row.thumbnail_path).startswith(b"\xff\xd8")
 
 
-def test_l9_a_damaged_picture_completes_and_its_metadata_tell(runner, tmp_path):
+def test_l9_a_damaged_picture_completes_and_its_metadata_has_a_warning(runner, tmp_path):
     (tmp_path / "IMG_20210506_070809.jpg").write_bytes(make_image("jpeg")[:-20])
     batch_id = runner.submit(tmp_path / "IMG_20210506_070809.jpg")
 
@@ -377,7 +377,7 @@ def test_l10_attempts_are_spaced_with_exponential_backoff_and_jitter(
     assert all(wait % base for wait in waits), "they are varied by chance"
 
 
-def test_l10_what_cannot_pass_is_not_tried_again(runner):
+def test_l10_a_permanent_error_is_not_tried_again(runner):
     batch_id = runner.submit("truncated.jpg")
     result = runner.run(batch_id)
     [row] = upload_rows(runner.pipeline.database, batch_id)
@@ -408,7 +408,7 @@ def test_l11_one_bad_upload_never_stops_the_batch(runner):
     assert not result.success
 
 
-def test_l11_whatever_the_exception(runner, monkeypatch):
+def test_l11_no_exception_of_one_upload_stops_the_batch(runner, monkeypatch):
     batch_id = runner.submit("fog.webp", "lighthouse.gif")
     real_decode = upload_processing.decode
 
@@ -526,7 +526,9 @@ def test_l16_a_publisher_that_fails_is_one_warning(
 # L17
 
 
-def test_l17_an_upload_deleted_while_in_work_leaves_nothing_of_ours_behind(runner, model_server):
+def test_l17_an_upload_deleted_while_in_progress_leaves_nothing_of_ours_behind(
+    runner, model_server
+):
     batch_id = runner.submit("fog.webp", "lighthouse.gif")
     doomed, other = upload_rows(runner.pipeline.database, batch_id)
     storage = runner.pipeline.storage

@@ -53,14 +53,14 @@ def tick(runner):
 # The sensor
 
 
-def test_no_run_is_asked_for_what_is_paused_and_the_tick_says_so(daemon_of):  # noqa: F811
+def test_no_run_is_requested_for_a_paused_batch_and_the_tick_says_so(daemon_of):  # noqa: F811
     daemon = daemon_of()
     held, other = (add_batch(daemon.pipeline.database, 2) for _ in range(2))
     hold(daemon.pipeline, PauseScope.BATCH, held, "wrong folder")
     assert batches_of(daemon.tick()) == [str(other)]
     said = daemon.tick().skip_message
     assert f"1 paused [{short(held)}]" in said
-    assert f"batch {short(held)} is paused since" in said
+    assert f"batch {short(held)} has been paused since" in said
     assert "(wrong folder)" in said
 
     release(daemon.pipeline, PauseScope.BATCH, held)
@@ -106,7 +106,7 @@ def test_the_sweep_asks_no_model_while_everything_is_paused(runner, model_server
 # Runs
 
 
-def test_a_run_that_was_launched_before_the_pause_hands_its_slice_back(runner, model_server):
+def test_a_run_that_was_launched_before_the_pause_releases_its_slice(runner, model_server):
     pipeline = runner.pipeline
     batch_id = runner.submit(*FILES)
     [launched] = tick(runner).run_requests

@@ -146,7 +146,7 @@ def test_the_oldest_batch_comes_first(daemon_of):
     assert batches_of(daemon.tick()) == [str(older), str(newer)]
 
 
-def test_turns_that_a_clock_ahead_has_recorded_keep_nobody_waiting(daemon_of):
+def test_turns_recorded_by_a_clock_that_was_ahead_delay_no_user(daemon_of):
     daemon = daemon_of(max_runs_in_flight=1)
     older, newer = (add_batch(daemon.pipeline.database, 1) for _ in range(2))
     make_older(daemon, older, seconds=3600)
@@ -221,7 +221,7 @@ def test_the_number_of_runs_in_flight_is_limited(daemon_of, instance):
     assert len(daemon.tick().run_requests) == 1
 
 
-def test_what_is_retried_waits_since_then_not_since_it_was_submitted(daemon_of):
+def test_a_retried_upload_waits_from_the_retry_not_from_its_submission(daemon_of):
     daemon = daemon_of(max_runs_in_flight=1)
     retried = add_batch(daemon.pipeline.database, [{"processing_status": "failed"}])
     make_older(daemon, retried, seconds=86400)
@@ -230,7 +230,7 @@ def test_what_is_retried_waits_since_then_not_since_it_was_submitted(daemon_of):
     assert batches_of(daemon.tick()) == [str(new)]
 
 
-def test_what_was_lost_with_its_run_goes_before_what_was_submitted_since(daemon_of, instance):
+def test_uploads_lost_with_their_run_go_before_later_submissions(daemon_of, instance):
     daemon = daemon_of(max_runs_in_flight=1)
     lost = add_batch(daemon.pipeline.database, 1)
     daemon.tick()
@@ -268,7 +268,7 @@ def test_a_user_may_be_limited_so_that_a_place_stays_free_for_others(daemon_of):
     )
 
 
-def test_only_what_is_launched_is_numbered_however_much_waits(daemon_of):
+def test_only_slices_that_are_launched_get_a_number(daemon_of):
     daemon = daemon_of(uploads_per_run=2, max_runs_in_flight=1)
     batch_id = add_batch(daemon.pipeline.database, 9)
     daemon.tick()
@@ -277,7 +277,7 @@ def test_only_what_is_launched_is_numbered_however_much_waits(daemon_of):
     assert slices == [1, 1] + [None] * 7
 
 
-def test_a_run_whose_batch_tag_is_no_id_is_counted_and_named_and_the_others_go_on(
+def test_a_run_whose_batch_tag_is_not_an_id_is_counted_and_named_and_the_others_go_on(
     daemon_of, instance
 ):
     daemon = daemon_of()
@@ -288,14 +288,14 @@ def test_a_run_whose_batch_tag_is_no_id_is_counted_and_named_and_the_others_go_o
         status=dg.DagsterRunStatus.STARTED,
     )
     daemon.runs.append(foreign)
-    said = f"left out: the tag of run {foreign.run_id} ('summer <b>' is no id of a batch)"
+    said = f"left out: the tag of run {foreign.run_id} ('summer <b>' is not the id of a batch)"
     batch_id = add_batch(daemon.pipeline.database, 1)
     assert batches_of(daemon.tick()) == [str(batch_id)]
     tick = daemon.tick()
     assert f"2 of 4 runs in flight; {said}" in tick.skip_message
 
 
-def test_a_batch_whose_row_somebody_holds_loses_its_turn_and_keeps_nobody_waiting(daemon_of):
+def test_a_batch_whose_row_is_locked_loses_its_turn_and_delays_no_other(daemon_of):
     daemon = daemon_of(max_runs_in_flight=1)
     held = add_batch(daemon.pipeline.database, 1)
     make_older(daemon, held, seconds=60)
@@ -312,7 +312,7 @@ def test_a_batch_whose_row_somebody_holds_loses_its_turn_and_keeps_nobody_waitin
         assert batches_of(daemon.tick()) == [str(other)]
 
 
-def test_moments_that_no_calendar_knows_stop_nobody(daemon_of):
+def test_extreme_moments_stop_no_upload(daemon_of):
     daemon = daemon_of()
     odd = {
         add_batch(daemon.pipeline.database, [{"created_at": text(f"'{moment}'::timestamptz")}])
@@ -338,7 +338,7 @@ def test_batches_that_are_over_are_left_alone(daemon_of):
     assert not daemon.tick().run_requests
 
 
-def test_uploads_that_rest_after_an_outage_wait_for_their_time(daemon_of):
+def test_uploads_released_by_an_outage_wait_for_their_time(daemon_of):
     daemon = daemon_of()
     batch_id = add_batch(daemon.pipeline.database, 1)
     daemon.pipeline.states.load_batch(batch_id, "run", limit=10)

@@ -411,9 +411,7 @@ def test_a_sweep_is_asked_for_when_a_batch_has_wrong_counters(pipeline, instance
     assert asked.run_config["ops"]["sweep"]["config"] == {"tidy": False}
 
 
-def test_the_stacks_start_sweeps_what_the_one_before_it_left_and_looks_only_once(
-    pipeline, instance, definitions
-):
+def test_the_start_of_a_stack_sweeps_once_after_the_previous_stack(pipeline, instance, definitions):
     add_batch(pipeline.database, [{"processing_status": "completed"}], status="processing")
 
     def tick(cursor):
@@ -694,7 +692,7 @@ def test_a_schedule_that_cannot_look_everywhere_says_so_and_sweeps_what_it_found
     )
 
 
-def test_a_partition_that_is_no_batch_stays_and_is_named(pipeline, instance):
+def test_a_partition_that_is_not_a_batch_stays_and_is_named(pipeline, instance):
     gone = str(uuid.uuid4())
     instance.add_dynamic_partitions("batches", ["summer", gone])
     left_out = LeftOut()

@@ -41,5 +41,5 @@ def test_the_last_reading_is_always_kept():
     assert meter.is_due(reading(1000))
 
 
-def test_a_batch_without_uploads_is_no_error():
+def test_a_batch_without_uploads_is_not_an_error():
     assert ProgressMeter(Clock()).is_due(reading(0, total=0))
