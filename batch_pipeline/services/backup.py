@@ -147,7 +147,7 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restore
         replace: remove rows that exist already; without it existing rows are refused.
 
     Raises:
-        RefusedError: the file is no backup, or one of a newer version; the database is not empty,
+        RefusedError: the file is not a backup, or is of a newer version; the database is not empty,
             a process uses it, or a pooler is in front of it.
         PipelineError: it could not be restored. Dagster's tables and then ours are restored, each
             completely or not at all. Files that were restored before stay.
@@ -156,8 +156,10 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restore
         with tarfile.open(file) as archive:
             return _restore(settings, archive, file, replace=replace)
     except (tarfile.TarError, OSError, KeyError) as error:
-        reason = str(error).partition(":\n")[0]  # without that of each way to compress
-        raise RefusedError(f"{file} is no backup of ours, or cannot be read: {reason}") from error
+        reason = str(error).partition(":\n")[0]  # without the errors for each compression
+        raise RefusedError(
+            f"{file} is not one of our backups, or cannot be read: {reason}"
+        ) from error
 
 
 def _restore(
@@ -165,7 +167,7 @@ def _restore(
 ) -> Restored:
     about = archive.extractfile(_ABOUT)
     if about is None:
-        raise RefusedError(f"{file} is no backup of ours: it does not say what is in it")
+        raise RefusedError(f"{file} is not one of our backups: it does not say what it contains")
     restored = Restored(_read_about(about.read(), file))
     database = connect(settings)
     try:
@@ -173,8 +175,8 @@ def _restore(
         rows = _rows(database)
         if rows and not replace:
             raise RefusedError(
-                f"the database holds {rows} batches and uploads already: restore into an empty "
-                "one, or say --replace"
+                f"the database already holds {rows} batches and uploads: restore into an empty "
+                "one, or use --replace"
             )
         urls = [database.url]
         if restored.backup.dagster:
@@ -209,7 +211,7 @@ def _read_about(about: bytes, file: Path) -> Backup:
         backup = Backup(**{name: said for name, said in json.loads(about).items() if name in known})
     except (ValueError, TypeError, AttributeError) as error:
         raise RefusedError(
-            f"{file} is no backup of ours, or is damaged: what {_ABOUT} says cannot be used"
+            f"{file} is not one of our backups, or is damaged: {_ABOUT} cannot be used"
         ) from error
     if backup.revision and backup.revision > newest_revision():
         raise RefusedError(

@@ -54,7 +54,7 @@ class RefusedFile:
 
     @property
     def reason(self) -> str:
-        """The error without the list of accepted formats, which one list of files needs once."""
+        """The error without the accepted formats, which are printed once for all files."""
         return self.error.removesuffix(f"; {ACCEPTED}")
 
 
@@ -98,7 +98,7 @@ class AcceptedFile:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether the file still is as it was examined, as far as size and time tell."""
+        """Whether the file is unchanged since it was examined, judged by its size and time."""
         try:
             now = self.path.stat()
         except OSError:
@@ -113,7 +113,7 @@ class Offer:
     accepted: Sequence[AcceptedFile]
     refused: Sequence[RefusedFile]
     left_out: Mapping[str, int]
-    """Skipped files that accompany photos, counted by extension; skipping them is no failure."""
+    """Skipped files that accompany photos, counted by extension; that is not a failure."""
     folder_name: str | None
     """A name for the batch: that of the offered folder, or of the folder with all files."""
 
@@ -236,7 +236,7 @@ def store(
             if file.is_unchanged:
                 storage.put(file.path, target)
             if not file.is_unchanged:
-                # Its checksum is that of other bytes, which may be known and described.
+                # The checksum is that of the old bytes, which may be known and described.
                 storage.remove(target)
                 accepted.remove(file)
                 reason = "it was changed or moved while it was submitted: submit it again"
@@ -302,7 +302,7 @@ def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]
             else:  # it may also have been deleted meanwhile
                 reason = "it is a pipe, a socket or a device" if path.exists() else ""
         except OSError as error:  # a folder that may be listed but not entered
-            reason = f"it cannot be looked at: {error.strerror}"
+            reason = f"it cannot be examined: {error.strerror}"
         if reason:
             unreadable.append(RefusedFile(_storable_name(path.name), reason, path))
     return files, unreadable
@@ -314,7 +314,7 @@ def _mode(path: Path) -> int:
     except FileNotFoundError:
         return 0
     except OSError as error:  # not allowed, too long a name, a link to itself
-        raise RefusedError(f"{path} cannot be looked at: {error.strerror}") from error
+        raise RefusedError(f"{path} cannot be examined: {error.strerror}") from error
 
 
 def _examine(
@@ -437,8 +437,8 @@ def _refusals_named(user_id: uuid.UUID) -> Iterator[None]:
                 f"users with --user ({reason})"
             ) from error
         raise RefusedError(
-            f"the tables belong to an upload API that does not take such rows: {reason}\n"
-            "Submit through that API, or give what it asks for a default (ALTER TABLE … ALTER "
+            f"the tables belong to an upload API that refuses our rows: {reason}\n"
+            "Submit through that API, or give the required columns a default (ALTER TABLE … ALTER "
             "COLUMN … SET DEFAULT …)"
         ) from error
 

@@ -1,6 +1,6 @@
 """Audit of descriptions: a score from 0 to 100, and the reasons for it.
 
-The audit finds text that is no description, for example endless repetition. It is a pure function
+The audit finds text that is not a description, such as endless repetition. It is a pure function
 over text; `upload_processing` decides what happens to a text that fails. It checks the form, not
 the truth. It has to be fair to every language. So lengths, words and repetition are counted in a
 way that is comparable in scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese), and
@@ -103,7 +103,7 @@ def _penalties(text: str, language: str) -> Iterator[Penalty]:
     yield from _structure(text, words)
     if language and (other := other_language(text, language)):
         asked = language_name(language)
-        yield Penalty("wrong_language", 45, f"The text is in {other}, asked for was {asked}.")
+        yield Penalty("wrong_language", 45, f"The text is in {other}, but {asked} was asked for.")
 
 
 # Words and scripts ----------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def _repetition(text: str, words: list[str]) -> Iterator[Penalty]:
         yield Penalty(
             "few_unique_words",
             40,
-            f"Only {unique} of {len(words)} words are different ones "
+            f"Only {unique} of {len(words)} words are different "
             f"({unique / len(words):.0%}, at least {LEAST_UNIQUE_WORDS:.0%} expected).",
         )
     unspaced = _UNSPACED_LOOP.search(text)
@@ -200,7 +200,7 @@ def _repetition(text: str, words: list[str]) -> Iterator[Penalty]:
         yield Penalty(
             "repeated_word",
             35,
-            f"The word “{repeated[:30]}” stands {REPEATS_IN_A_ROW} times in a row or more.",
+            f"The word “{repeated[:30]}” occurs {REPEATS_IN_A_ROW} or more times in a row.",
         )
         return
     # A model that has begun to loop does not stop, so the end of the text is enough.
@@ -214,7 +214,7 @@ def _repetition(text: str, words: list[str]) -> Iterator[Penalty]:
             yield Penalty(
                 "repeated_phrase",
                 35,
-                f"The phrase “{repeated[:60]}” stands {REPEATS_IN_A_ROW} times in a row or more.",
+                f"The phrase “{repeated[:60]}” occurs {REPEATS_IN_A_ROW} or more times in a row.",
             )
             return
 
@@ -278,7 +278,7 @@ def _soup(characters: Counter[str], words: list[str]) -> Iterator[Penalty]:
         yield Penalty(
             "character_soup",
             45,
-            f"{share:.0%} of the letters stand in words that no language has, "
+            f"{share:.0%} of the letters are in words that no language has, "
             f"such as “{odd[0][:20]}”.",
         )
         return

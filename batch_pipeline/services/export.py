@@ -100,7 +100,7 @@ def export_user(
             raise RefusedError(f"{folder} is not empty: name a new folder")
         partial.mkdir(mode=0o700, parents=True)
         for name in _ROWS:
-            # Half of a surrogate pair is no character of UTF-8; it stays an escape of JSON.
+            # Half of a surrogate pair cannot be written as UTF-8; it stays a JSON escape.
             with (partial / f"{name}.jsonl").open(
                 "w", encoding="utf-8", errors="backslashreplace"
             ) as lines:

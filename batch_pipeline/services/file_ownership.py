@@ -83,7 +83,7 @@ class FileOwnership:
         return found if isinstance(found, str) else None
 
     def is_marked(self) -> bool:
-        """Return whether the owner was decided, which may be no database; raises as `owner`."""
+        """Return whether the owner, a database or none, was decided; raises as `owner`."""
         return self._storage.exists(OWNER_NOTE)
 
     def claim(self) -> bool:
@@ -211,8 +211,8 @@ class SubmissionNote:
         """
         if not self._storage.exists(self._path):
             raise RefusedError(
-                "the submission stood still for so long that its files were removed as left "
-                "behind: submit them again"
+                "the submission stalled for so long that its files were removed as leftovers: "
+                "submit them again"
             )
         self._storage.remove(self._path)
 

@@ -242,8 +242,8 @@ def _require_rest(pipeline: Pipeline, history: History, chosen: _Chosen) -> None
         )
     if at_work:
         raise RefusedError(
-            f"upload {at_work} is still in work: wait until its worker has let go of it, at most "
-            f"{pipeline.settings.lease_seconds:g} seconds after a cancel, then delete again"
+            f"upload {at_work} is still in progress: wait until its worker releases it (at most "
+            f"{pipeline.settings.lease_seconds:g} seconds after a cancel), then delete again"
         )
     for batch_id, label in labels.items():
         if runs := history.in_flight(batch_id):
@@ -316,9 +316,9 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
 def _require_deletable(
     connection: Connection, upload_ids: Sequence[uuid.UUID], batch_ids: Sequence[uuid.UUID]
 ) -> None:
-    """Try to delete the rows, and refuse if the upload API does not let them go.
+    """Try to delete the rows, and refuse if the upload API does not allow it.
 
-    Files and history are deleted first, so that would be noticed too late.
+    Files and history are deleted first, so the real deletion would notice that too late.
     """
     try:
         with connection.begin_nested() as trial:

@@ -177,7 +177,7 @@ def _migrations(database: Database) -> str:
 def _embedding_space(database: Database, settings: Settings) -> str:
     """Return the space into which new vectors go, and how many users it answers.
 
-    It is no failure if older spaces still answer users.
+    The check does not fail if older spaces still answer users.
     """
     key = key_of_settings(settings)
     with database.transaction() as connection:
@@ -186,7 +186,7 @@ def _embedding_space(database: Database, settings: Settings) -> str:
         width = local_width(connection)
     found = f"{key.model}, {key.width} numbers"
     if width not in {-1, key.width}:
-        found += f"; uploads.embedding_local stays empty, it holds {width}"
+        found += f"; uploads.embedding_local stays empty: it is for {width} numbers"
     if waiting:
         found += (
             f"; answers {users} users, older spaces {waiting}: `batch-pipeline spaces` shows what "
@@ -277,7 +277,7 @@ def _notifications(database: Database, settings: Settings) -> str:
 
 
 def _storage_owner(database: Database, settings: Settings) -> str:
-    """Return which database owns the storage; it is no failure if that is another one."""
+    """Return which database owns the storage; another owner is not a failure."""
     location = settings.storage_location
     ownership = FileOwnership(database, Storage(location), settings)
     owner, this = ownership.owner(), f"this database ({ownership.identity})"

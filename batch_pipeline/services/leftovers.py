@@ -103,11 +103,11 @@ def remove_leftovers(
     if found.need_a_person:
         found.kept_because = (
             f"{len(found.files)} of {found.recorded} files that are recorded as ours look left "
-            "over, too many to remove without a person: check `batch-pipeline tidy --dry-run`, "
+            "over. That is too many to remove unchecked: look at `batch-pipeline tidy --dry-run`, "
             "then run `batch-pipeline tidy --force`"
         )
     elif dry_run:
-        found.kept_because = "it was only looked for"
+        found.kept_because = "this was a dry run"
     else:
         _remove(storage, ownership, found)
     return found
@@ -186,7 +186,7 @@ def _remove(storage: Storage, ownership: FileOwnership, found: Leftovers) -> Non
             found.removed += 1
     for batch_id, paths in found.submissions.items():
         if not ownership.has_note(batch_id):
-            continue  # the submission stood still until now, and has just become a batch
+            continue  # a stalled submission has just become a batch
         for path in paths:
             storage.remove(path)
             found.removed += 1

@@ -94,7 +94,7 @@ def check_code_server(host: str, port: int) -> str:
 def check_daemon(settings: "Settings") -> str:
     """Check that the daemon is alive; returns a sentence about it.
 
-    If the database does not answer, the sentence says that the state is not known. That is no
+    If the database does not answer, the sentence says that the state is not known. That is not an
     error, because a restart of the daemon would not help.
 
     Raises:

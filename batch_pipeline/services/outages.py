@@ -1,9 +1,9 @@
 """Decides whether a service is down, or whether one upload is the cause of an error.
 
 A file without read permission and a picture that a model refuses raise the same errors as an
-outage. An outage affects other uploads too. So such an error carries in ``if_alone`` the error to
-use if only one upload is affected, and this module tries other uploads before it declares the
-service down.
+outage. An outage affects other uploads too. So this module tries other uploads before it declares
+the service down. If only one upload is affected, the error is replaced by the one in its
+``if_alone``.
 
 If a model server goes down during calls, one of these calls may be the cause. All uploads whose
 calls were interrupted are suspects. Over all workers, only one suspect is sent at a time, after a
@@ -108,7 +108,7 @@ def apart_from_suspects(
 def _outage_of(
     model: VisionModel | EmbeddingModel, cancelled: CancelledCheck, paused: PausedCheck
 ) -> ServiceDownError | None:
-    # A wrong answer is no outage, so `model_unsuitable` does not count as a failure here.
+    # A wrong answer is not an outage, so `model_unsuitable` does not count as a failure here.
     tried = model.try_out(cancelled, paused)
     if tried and all(found.kind == WORK_PAUSED for found in tried):
         raise WorkPausedError(tried[0].detail)

@@ -62,7 +62,7 @@ from batch_pipeline.visible_text import visible_line
 #: How long a process uses what it has read. It is less than the one second after which a pause has
 #: to take effect (seconds).
 TRUSTED_SECONDS = 0.5
-#: How long a new call waits for an answer of the database whether it is paused (seconds).
+#: How long a new call waits for the database to say whether it is paused (seconds).
 PATIENCE_SECONDS = 15.0
 _WAIT_SECONDS = 0.2
 
@@ -83,7 +83,7 @@ class Pause:
         """Return the pause as a sentence for people."""
         reason = f" ({self.reason})" if self.reason else ""
         since = self.since.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-        return f"{named(self.scope, self.target, self.name)} is paused since {since}{reason}"
+        return f"{named(self.scope, self.target, self.name)} has been paused since {since}{reason}"
 
     def shape(self) -> dict[str, Any]:
         """Return the pause as a dictionary for JSON."""

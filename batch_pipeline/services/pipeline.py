@@ -65,7 +65,7 @@ class Pipeline:
         return why_paused(self.database, self.settings, batch_id)
 
     def analyzer_outage(self) -> ServiceDownError | None:
-        """Return why no upload can be processed now, or None; a pause is no outage."""
+        """Return why no upload can be processed now, or None; a pause is not an outage."""
         embedding = self.analyzer.embedding
         with Account(self.database) as account:
             spent = account.of("embedding", embedding.name)

@@ -199,7 +199,9 @@ def _description(selection: Selection) -> str:
     if selection.model is not None:
         parts.append(f"has its {selection.stage} from {selection.model}")
     elif selection.fingerprint_not is not None:
-        parts.append(f"has its {selection.stage} made with other than {selection.fingerprint_not}")
+        parts.append(
+            f"has its {selection.stage} made with anything other than {selection.fingerprint_not}"
+        )
     elif selection.model_not is not None:
         parts.append(f"has its {selection.stage} from another model than {selection.model_not}")
     else:

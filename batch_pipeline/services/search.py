@@ -55,15 +55,16 @@ MAX_RESULTS = 5000
 #: 1,000,000 (``benchmarks/search.py``).
 CANDIDATES_PER_VECTOR = 0.003
 FEWEST_CANDIDATES, MOST_CANDIDATES = 300, 1000
-#: So many neighbours are read from the index at least. In relaxed order it returns the nearest last
-#: if it meets them last, which is usual with filters that few uploads meet: of the ten nearest of
-#: 2 % among 100,000 vectors, 11 rows in strict order have 89 %, 100 rows in relaxed order all.
+#: Minimum number of neighbours to read from the index. In relaxed order, the index may return the
+#: nearest ones last. That is usual with filters that few uploads meet. With a filter that 2 % of
+#: 100,000 vectors meet, 11 rows in strict order contain 89 % of the ten nearest, and 100 rows in
+#: relaxed order contain all.
 LEAST_READ = 100
 #: The planner's cost of an operator. By default (0.0025) the planner assumes that a comparison of
 #: two vectors of 1,024 numbers costs as much as one of two integers. Then it reads all 100,000
-#: vectors instead of the index, which takes 490 ms instead of 4 ms (``benchmarks/search.py``). Much
-#: more than this, and it takes the conditions of filters to be as expensive, and prefers the index
-#: where it is both slower and less exact.
+#: vectors instead of the index, which takes 490 ms instead of 4 ms (``benchmarks/search.py``). With
+#: a much higher cost, the planner also takes the conditions of filters to be expensive, and uses
+#: the index where it is both slower and less exact.
 COMPARISON_COST = 0.1
 #: Added to the similarity of an upload that contains all words of the question.
 WORDS_BONUS = 0.3
@@ -183,7 +184,7 @@ def search(
     if like is not None and question.strip():
         raise RefusedError("both a text and an upload are given: expected one of them")
     if like is None and not question.strip():
-        raise RefusedError("the search text is empty: say what you look for")
+        raise RefusedError("the search text is empty: say what to look for")
     if not 1 <= limit <= MAX_RESULTS:
         raise RefusedError(f"the limit is {limit}: expected 1 to {MAX_RESULTS}")
     require_ids(like=like)
@@ -407,7 +408,7 @@ class _Candidates:
                 .where(view.space.has_vector)
             )
             read = statement.order_by(view.distance).limit(max(count + 1, LEAST_READ)).subquery()
-            # PostgreSQL takes them to be in order, and would not sort by the bare column.
+            # PostgreSQL assumes that the rows are in order, and would not sort by the bare column.
             in_order = select(read).order_by(read.c.distance + 0).limit(count + 1)
             rows = self._connection.execute(in_order).all()
             if len(rows) <= count:
@@ -510,7 +511,7 @@ def _views_like(
         )
     }
     if not vectors:
-        raise RefusedError(f"upload {upload_id} is not embedded yet: nothing can be like it")
+        raise RefusedError(f"upload {upload_id} is not embedded yet: it cannot be compared")
     views = [_View(space, vectors[space.id]) for space in spaces if space.id in vectors]
     if spaces and not views:
         raise RefusedError(f"upload {upload_id} is not embedded yet by the model that answers")

@@ -88,7 +88,7 @@ class Filters:
     def _tagged(self) -> Iterator[ColumnElement[bool]]:
         wanted = [normalised_tag(tag) for tag in self.tags]
         if not all(wanted):
-            raise RefusedError(f"{list(self.tags)} are no tags: expected words or short names")
+            raise RefusedError(f"{list(self.tags)} are not tags: expected words or short names")
         if wanted:
             yield Upload.vision_tags.contains(wanted)
             yield Upload.embedding_model.is_not(None)  # so that the partial index can be used
@@ -102,7 +102,7 @@ def _stored_formats(name: str) -> Sequence[str]:
 
 
 def require_ids(**named: object) -> None:
-    """Raise `RefusedError` if a value is no id; web applications get ids as text."""
+    """Raise `RefusedError` if a value is not an id; web applications get ids as text."""
     for name, value in named.items():
         try:
             if value is not None:

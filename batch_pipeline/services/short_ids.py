@@ -52,7 +52,7 @@ def batch_label(batch_id: uuid.UUID | str, name: str | None) -> str:
 
 
 def digits_of(text: str) -> str | None:
-    """Return the hexadecimal digits of an id or of its beginning; None if the text is no id.
+    """Return the hexadecimal digits of an id or of its beginning; None if the text is not one.
 
     Dashes and an ellipsis at the end, which people copy too, are removed.
     """
@@ -91,6 +91,6 @@ def whole_id(database: Database, named: Named, digits: str) -> uuid.UUID:
     if len(found) > 1:
         listed = ", ".join(map(str, found[:_LISTED]))
         more = " and more" if len(found) > _LISTED else ""
-        raise RefusedError(f"{digits} is the beginning of several: {listed}{more}; type more of it")
+        raise RefusedError(f"{digits} begins several ids: {listed}{more}; type more digits")
     whole: uuid.UUID = found[0]
     return whole

@@ -507,7 +507,7 @@ class UploadProcessor:
                 server_died=server_died(reason),
             )
         except ServiceDownError as error:  # the lease will expire instead
-            log.warning("upload %s could not be handed back: %s", claim.upload_id, error)
+            log.warning("upload %s could not be released: %s", claim.upload_id, error)
 
 
 def _sha256(file: BinaryIO) -> str:

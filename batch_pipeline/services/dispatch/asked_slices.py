@@ -16,7 +16,7 @@ from batch_pipeline.database.session import Database
 
 #: After this time Dagster has recorded the run, or its daemon has died (seconds).
 ASKED_SECONDS = 10.0
-#: A sensor that stands still for longer than a tick may take loses the lock. Its host may have lost
+#: A sensor that hangs for longer than a tick may take loses the lock. Its host may have lost
 #: the network, which the server notices only after hours (seconds).
 STANDSTILL_SECONDS = 90
 #: Key of the advisory lock; any unused constant.
@@ -36,7 +36,7 @@ class AskedSlices:
 
     def note(self, keys: Iterable[str]) -> None:
         """Record requests for the next sensor."""
-        # The transaction has begun before the sensor looked, which may take as long as that.
+        # Not `now()`: the transaction began before the sensor looked, which may take that long.
         now = func.clock_timestamp()
         old = AskedSlice.asked_at < now - interval(ASKED_SECONDS)
         self._connection.execute(delete(AskedSlice).where(old))

@@ -3,9 +3,9 @@
 The functions are pure. ``slices.py`` finds the waiting slices, the sensor counts the runs in
 flight, and the sensor's cursor keeps the turns taken so far. The rule:
 
-1. **Users take turns.** The next run goes to the user who has waited longest. A user waits since
-   its last run was launched, or since its oldest waiting upload began to wait, if that was later.
-   So a user with 10,000 files gets one run, then every other waiting user gets one.
+1. **Users take turns.** The next run goes to the user who has waited longest. The wait of a
+   user begins when its last run was launched, or when its oldest waiting upload began to wait, if
+   that was later. So a user with 10,000 files gets one run, then every other waiting user gets one.
 2. **Then batches of that user take turns**, by the same rule. A batch of high priority counts as if
    it had waited half an hour longer, a batch of low priority as if it had waited half an hour less.
    Priorities do not change the turns of users.
@@ -24,7 +24,7 @@ flight, and the sensor's cursor keeps the turns taken so far. The rule:
 
 New work, retries and rescues are treated alike: only age counts.
 
-The wait is bounded. A user or batch has a place in the order: the moment since which it waits by
+The wait is bounded. A user or batch has a place in the order: the moment at which its wait began by
 rules 1 and 4. A later arrival does not go before it, and each earlier one goes before it once. So
 the oldest slice of a batch (for example one that was lost with its run) is launched within **B x U
 turns** of its place, with B open batches of its user and U users with open batches. New submissions
@@ -228,7 +228,7 @@ class Choice:
         return f"{wait}: {', '.join(said)}"
 
 
-#: Since when a user or batch waits. On a tie, fewer runs in flight go first, then older work.
+#: When the wait of a user or batch began. On a tie, fewer runs in flight go first, then older work.
 _Place = tuple[float, int, float, uuid.UUID]
 
 

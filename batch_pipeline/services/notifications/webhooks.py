@@ -155,7 +155,7 @@ class _PinnedBackend(httpcore.AnyIOBackend):
         allowed = [one for one in addresses if self._allow_private or is_public(one)]
         if addresses and not allowed:
             raise NotDeliveredError(
-                f"{host} is at {', '.join(addresses)}, which is no public address: set "
+                f"{host} is at {', '.join(addresses)}, which is not public: set "
                 "BATCH_PIPELINE_WEBHOOK_ALLOW_PRIVATE=true if it is yours"
             )
         return allowed

@@ -80,7 +80,7 @@ def why_tick_failed(message: str) -> str:
 
 
 def _outage(batch_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
-    """Select the outage because of which uploads of a batch wait; none if it is over."""
+    """Select the outage that keeps uploads of a batch waiting; none if it is over."""
     # The upload keeps its error until it is processed. A wrong setting has no row in `outages`.
     lasts = or_(
         Upload.error_kind == "configuration", exists().where(Outage.kind == Upload.error_kind)
@@ -114,7 +114,7 @@ def _stuck(dispatch: Dispatch) -> str:
     """Return why no run is launched, if the sensor is the reason; else empty."""
     if dispatch.age > SILENT_SECONDS:
         return (
-            f"the sensor pending_batches has not looked for {dispatch.age / 60:.0f} minutes: it is "
+            f"the sensor pending_batches has not run for {dispatch.age / 60:.0f} minutes: it is "
             "switched off, its code location cannot be loaded, or Dagster was just started or "
             "stopped"
         )

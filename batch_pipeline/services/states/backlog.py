@@ -333,8 +333,8 @@ class Backlog:
                 slice=None,
                 error_kind="killed_worker",
                 error_message=(
-                    f"the worker died {MAX_DEATHS} times while it worked on this file, which is "
-                    "not tried again by itself; `batch-pipeline retry` does"
+                    f"the worker died {MAX_DEATHS} times while it worked on this file. The file "
+                    "is not tried again automatically; use `batch-pipeline retry`"
                 ),
                 updated_at=func.now(),
             )

@@ -19,7 +19,7 @@ WAITS = text(
 )
 
 
-def test_a_sensor_waits_for_the_one_that_looks_and_then_knows_what_it_has_asked_for(database):
+def test_a_sensor_waits_for_the_active_one_and_then_knows_its_requests(database):
     def look():
         with one_sensor_at_a_time(database) as asked:
             return asked.recent()
@@ -37,7 +37,7 @@ def test_a_sensor_waits_for_the_one_that_looks_and_then_knows_what_it_has_asked_
         assert answer.result(DEADLINE) == {"batch/1", "batch/2"}
 
 
-def test_what_a_slow_sensor_has_asked_for_counts_from_the_end_of_its_look(database, monkeypatch):
+def test_requests_of_a_slow_sensor_count_from_the_end_of_its_tick(database, monkeypatch):
     monkeypatch.setattr(asked_slices, "ASKED_SECONDS", 1.0)
     with one_sensor_at_a_time(database) as asked:
         asked.recent()
@@ -47,7 +47,7 @@ def test_what_a_slow_sensor_has_asked_for_counts_from_the_end_of_its_look(databa
         assert asked.recent() == {"slow"}
 
 
-def test_a_sensor_that_stands_still_does_not_keep_others_waiting(database, monkeypatch):
+def test_a_sensor_that_hangs_does_not_keep_others_waiting(database, monkeypatch):
     monkeypatch.setattr(asked_slices, "STANDSTILL_SECONDS", 1, raising=False)
 
     def look():
@@ -65,7 +65,7 @@ def test_a_sensor_that_stands_still_does_not_keep_others_waiting(database, monke
     assert look()
 
 
-def test_what_was_asked_for_long_ago_is_forgotten(database):
+def test_old_requests_are_forgotten(database):
     with one_sensor_at_a_time(database) as asked:
         asked.note(["old"])
     earlier = AskedSlice.asked_at - interval(ASKED_SECONDS)

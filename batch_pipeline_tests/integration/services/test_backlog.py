@@ -52,7 +52,7 @@ def twice_at_once(function):
         return [future.result(DEADLINE) for future in [pool.submit(function) for _ in range(2)]]
 
 
-def test_an_upload_in_work_when_its_worker_died_every_time_is_failed_and_counted(pipeline):
+def test_an_upload_in_progress_when_its_worker_died_every_time_is_failed_and_counted(pipeline):
     batch_id = add_batch(pipeline.database, 2)
     killer, sibling = upload_rows(pipeline.database, batch_id)
     for death in range(1, MAX_DEATHS + 1):
@@ -111,7 +111,7 @@ def test_an_attempt_that_ends_in_any_way_clears_the_blame(pipeline, ending):
     assert upload_row(pipeline.database, upload.id).deaths == 0
 
 
-def test_what_was_in_work_when_its_worker_died_gets_a_run_of_its_own(pipeline):
+def test_an_upload_in_progress_when_its_worker_died_gets_a_run_of_its_own(pipeline):
     batch_id = add_batch(pipeline.database, 5)
     for upload in upload_rows(pipeline.database, batch_id)[:2]:
         started(pipeline, upload.id, "dead")
@@ -325,7 +325,7 @@ def test_batches_that_ended_long_ago_and_that_nobody_changed_are_not_counted_aga
     assert [batch.batch_id for batch in pipeline.backlog.reconcile_batches()] == [recent]
 
 
-def test_what_a_run_ended_without_taking_rests_for_a_while(pipeline):
+def test_uploads_that_a_run_ended_without_taking_wait_for_a_while(pipeline):
     batch_id = add_batch(pipeline.database, 2)
     [slice_] = open_all_slices(pipeline.database, 250)
     released = [(batch_id, slice_.number)]
@@ -339,7 +339,7 @@ def test_what_a_run_ended_without_taking_rests_for_a_while(pipeline):
 
 
 @pytest.mark.parametrize("status", ["cancelled", "completed", "failed"])
-def test_no_run_is_asked_for_what_waits_in_a_batch_that_is_over(pipeline, status):
+def test_no_run_is_requested_for_uploads_of_a_batch_that_is_over(pipeline, status):
     database = pipeline.database
     batch_id = add_batch(database, 3)
     [waiting, *_] = unnumbered_slices(database, 2, at_most=2)

@@ -75,7 +75,7 @@ def test_files_and_folders_become_one_batch_with_every_file_stored(pipeline, fol
         assert upload.file_path == f"{upload.user_id}/{upload.id}/" + Path(upload.file_path).name
 
 
-def test_sidecars_are_no_uploads_and_say_a_date(pipeline, folder):
+def test_sidecars_are_not_uploads_and_give_a_date(pipeline, folder):
     for sample, name, sidecar, day in (
         ("sea.jpg", "a.jpg", "a.jpg.xmp", 1),
         ("night.jpg", "b.jpg", "b.XMP", 2),
@@ -108,7 +108,7 @@ def test_a_file_that_is_named_alone_has_its_sidecar_too(pipeline, folder):
     assert upload.metadata == {"sidecar_date": "2021-05-06T00:00:00"}
 
 
-def test_a_file_whose_name_is_as_long_as_it_may_be_is_submitted(pipeline, folder):
+def test_a_file_with_the_longest_possible_name_is_submitted(pipeline, folder):
     file = copy(folder, "sea.jpg", f"{'n' * 251}.jpg")
     copy(folder, "night.jpg", "night.jpg")
 
@@ -375,7 +375,7 @@ def test_what_may_not_be_read_is_listed_with_the_reason(settings):
     assert [file.filename for file in accepted] == ["sea.jpg"]
     assert [(file.filename, file.error) for file in (*unreadable, *refused)] == [
         (f"{root}/closed", "the folder cannot be searched: Permission denied"),
-        ("fog.webp", "it cannot be looked at: Permission denied"),
+        ("fog.webp", "it cannot be examined: Permission denied"),
         ("secret.jpg", "it cannot be read: Permission denied"),
     ]
 
@@ -389,9 +389,9 @@ def test_links_in_a_circle_end_and_a_name_that_is_too_long_is_refused(pipeline, 
     assert [(file.filename, file.error) for file in submission.refused] == [
         ("itself", "it is a link that leads to no file")
     ]
-    with pytest.raises(RefusedError, match="itself cannot be looked at: Too many levels"):
+    with pytest.raises(RefusedError, match="itself cannot be examined: Too many levels"):
         offer(pipeline, folder / "itself")
-    with pytest.raises(RefusedError, match="xxx cannot be looked at: File name too long"):
+    with pytest.raises(RefusedError, match="xxx cannot be examined: File name too long"):
         offer(pipeline, folder / ("x" * 300))
 
 

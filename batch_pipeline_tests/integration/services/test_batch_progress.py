@@ -92,7 +92,7 @@ def test_an_upload_that_fails_is_announced_with_its_batch(pipeline, database_url
     assert (batch["processed"], batch["failed"], batch["total"]) == (1, 1, 2)
 
 
-def test_statements_say_on_postgresql_what_is_repeated_on_redis(
+def test_statements_send_the_same_messages_to_postgresql_as_are_repeated_on_redis(
     redis_url, database_url, change, open_pipeline
 ):
     """SQL composes one, Python the other; the last message of a batch always comes from Python."""

@@ -93,7 +93,7 @@ def test_the_page_shows_pictures_descriptions_failures_and_timings(database, sto
     assert "has not ended" not in text
 
 
-def test_a_batch_in_work_says_that_it_has_not_ended(database, storage):
+def test_the_page_of_a_batch_in_progress_says_that_it_has_not_ended(database, storage):
     batch = add_batch(database, [completed(), {}], status="processing")
     assert "The batch has not ended" in page_of(database, storage, batch)
 
@@ -116,7 +116,7 @@ def test_hidden_uploads_are_left_out_and_counted(database, storage):
 
 
 @pytest.mark.parametrize("content", [None, b"<svg onload=alert(1)>", b""])
-def test_a_thumbnail_that_is_none_leaves_its_place_empty(database, storage, content):
+def test_an_invalid_thumbnail_leaves_its_place_empty(database, storage, content):
     if content is not None:
         storage.write("other", content)
     batch = add_batch(database, [completed(thumbnail_path="other")])

@@ -146,7 +146,7 @@ def test_a_user_to_whom_an_api_gives_an_upload_is_answered_by_its_space(
         drop(pipeline.database, space_of(pipeline.database, 384).id, SpaceKey("other", 384))
 
 
-def test_a_space_is_made_once_however_many_ask_for_it(pipeline):
+def test_a_space_is_made_once_even_if_many_ask_for_it(pipeline):
     made = []
     threads = [
         threading.Thread(target=lambda: made.append(space_of(pipeline.database, 384).id))
@@ -179,7 +179,7 @@ def test_a_space_whose_vectors_are_in_use_is_not_dropped_and_the_error_says_so(
     assert drop(pipeline.database, space.id, SpaceKey("other", 384)) == space
 
 
-def test_what_questions_need_is_kept_up_to_date(pipeline):
+def test_the_way_to_embed_questions_is_kept_up_to_date(pipeline):
     one = space_of(pipeline.database, 384, embedder="ollama", question_prefix="query: ")
     two = space_of(pipeline.database, 384, embedder="openai", addresses="http://a/v1")
 
@@ -203,7 +203,7 @@ def test_the_key_of_one_service_goes_to_no_other(pipeline, change):
     assert (of_same.embedding_dimensions, of_same.embedder_name) == (768, "openai")
 
 
-def test_the_upgrade_makes_spaces_of_what_is_there(server):
+def test_the_upgrade_makes_spaces_of_existing_vectors(server):
     """Rows of two models and users; an interrupted upgrade is repeated and continues."""
     with server.new_database() as url:
         database = Database(with_driver(url, "psycopg", variable="X"))

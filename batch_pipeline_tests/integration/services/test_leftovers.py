@@ -197,7 +197,7 @@ def test_a_storage_with_files_of_others_is_not_ours_until_somebody_says_so(deplo
     assert before.keys() - contents(pipeline).keys() == {found.files[0].path}
 
 
-def test_of_a_deleted_upload_our_thumbnail_goes_and_the_original_stays(deploy):
+def test_the_thumbnail_of_a_deleted_upload_is_removed_and_the_original_stays(deploy):
     pipeline = deploy()
     batch_id = add_and_work(pipeline, "fog.webp", "sea.jpg")
     doomed, other = upload_rows(pipeline.database, batch_id)
@@ -232,7 +232,7 @@ def test_more_than_a_small_share_is_reported_and_not_removed(deploy):
         assert (len(found.files), found.removed) == (MANY_FILES + 1, 0)
         assert f"{MANY_FILES + 1} of {MANY_FILES + 2} files" in found.kept_because
     assert contents(pipeline) == before
-    assert tidy(pipeline, dry_run=True, force=True).kept_because == "it was only looked for"
+    assert tidy(pipeline, dry_run=True, force=True).kept_because == "this was a dry run"
     assert tidy(pipeline, force=True).removed == MANY_FILES + 1
     assert len(contents(pipeline)) == 2
 
@@ -305,7 +305,7 @@ def killed_submission(pipeline: Pipeline, moment: str) -> None:
         ("after the commit", 0),
     ],
 )
-def test_of_a_killed_submission_goes_what_no_database_can_know(
+def test_files_of_a_killed_submission_that_no_database_can_know_are_removed(
     deploy, storage_url, moment, left_over
 ):
     if moment == "in mid-file" and "://" in storage_url:
@@ -347,7 +347,7 @@ def test_a_submission_whose_files_were_removed_as_left_over_does_not_become_a_ba
 
 
 def test_a_submission_that_goes_on_during_a_tidy_keeps_its_files(deploy, monkeypatch):
-    """It stood still for more than a day, and becomes a batch after the tidy has found its note."""
+    """It stalled for more than a day, and becomes a batch after the tidy has found its note."""
     pipeline = deploy()
     stands_still, goes_on = threading.Event(), threading.Event()
 
@@ -447,7 +447,7 @@ def test_the_command_lists_and_removes_and_names_the_owner(console, pipeline, tm
         "owner": True,
         "files": [{"path": path, "reason": "thumbnail of an upload that was deleted"}],
         "removed": 0,
-        "kept_because": "it was only looked for",
+        "kept_because": "this was a dry run",
     }
     assert "1 file would be removed" in console("tidy", "--dry-run").out
     assert pipeline.storage.exists(path)

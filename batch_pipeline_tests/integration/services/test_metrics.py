@@ -176,7 +176,7 @@ def test_the_command_prints_what_prometheus_reads_and_serves_it(console, databas
                 assert f'batch_pipeline_open_uploads{{state="pending"}} {uploads}.0' in scraped
                 add_batch(database, 2)
             taken = console("metrics", "--serve", port)
-            assert (taken.code, f"nobody can listen at 127.0.0.1:{port}" in taken.err) == (2, True)
+            assert (taken.code, f"cannot listen at 127.0.0.1:{port}" in taken.err) == (2, True)
         finally:
             process.terminate()
 

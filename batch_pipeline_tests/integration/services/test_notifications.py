@@ -110,7 +110,7 @@ def test_signatures_are_those_of_the_specification():
     assert headers["webhook-signature"] == expected
 
 
-def test_an_upload_api_that_cancels_a_batch_is_heard(database):
+def test_a_cancel_by_an_upload_api_sends_an_event(database):
     batch_id = add_batch(database, 1)
     execute(database, "UPDATE upload_batches SET status = 'cancelled' WHERE id = :id", id=batch_id)
     execute(database, "UPDATE upload_batches SET status = 'cancelled' WHERE id = :id", id=batch_id)
@@ -232,7 +232,7 @@ def test_waits_grow_over_a_day_and_then_it_is_given_up_and_shown(
     assert send_due(database, told) == (1, 0)
 
 
-def test_what_a_target_that_is_not_set_any_more_did_not_get_is_nobodys_worry(
+def test_given_up_deliveries_to_a_target_that_is_no_longer_set_are_not_a_problem(
     pipeline, told, receiver, change, console
 ):
     database = pipeline.database
@@ -411,7 +411,7 @@ def test_no_events_are_stored_without_a_receiver(pipeline, database, settings):
     assert events(database) == []
 
 
-def test_what_has_arrived_is_deleted_after_a_week_and_what_was_given_up_is_kept(
+def test_delivered_events_are_deleted_after_a_week_and_given_up_ones_are_kept(
     pipeline, database, told, receiver
 ):
     cancelled_batch(pipeline, name="arrived")

@@ -109,7 +109,7 @@ def test_a_paused_upload_is_not_started_and_waits_as_it_was(pipeline, settings):
     assert (row.attempts, row.not_before, row.error_kind) == (0, None, None)
 
 
-def test_a_retry_in_wait_is_handed_back_with_the_attempts_that_it_has_had(pipeline, settings):
+def test_a_waiting_retry_is_released_with_its_number_of_attempts(pipeline, settings):
     batch_id = add_batch(pipeline.database, 1)
     pipeline.states.load_batch(batch_id, "run", limit=1)
     [row] = upload_rows(pipeline.database, batch_id)
@@ -122,7 +122,7 @@ def test_a_retry_in_wait_is_handed_back_with_the_attempts_that_it_has_had(pipeli
     assert (row.processing_status, row.owner_run_id, row.attempts) == ("pending", None, 1)
 
 
-def test_what_another_run_works_on_is_left_to_it(pipeline, settings):
+def test_an_upload_that_another_run_processes_is_left_alone(pipeline, settings):
     batch_id = add_batch(pipeline.database, 1)
     [row] = upload_rows(pipeline.database, batch_id)
     pipeline.states.start(row.id, "another run")
@@ -174,7 +174,7 @@ def test_a_server_on_loopback_is_another_one_on_each_host(served):
     assert name_for_all_hosts(name) == name
 
 
-def test_only_what_is_there_can_be_paused_and_only_what_is_paused_resumed(pipeline, settings):
+def test_only_existing_things_can_be_paused_and_only_paused_ones_resumed(pipeline, settings):
     database = pipeline.database
     with pytest.raises(NotFoundError, match="there is no batch"):
         pause(database, settings, PauseScope.BATCH, str(uuid.uuid4()))
@@ -188,7 +188,7 @@ def test_only_what_is_there_can_be_paused_and_only_what_is_paused_resumed(pipeli
         chosen(USER, None, A)
     pause(database, settings, PauseScope.USER, str(USER))
     with pytest.raises(
-        NotFoundError, match=f"there is no pause of everything; user {USER} is paused"
+        NotFoundError, match=f"there is no pause of everything; user {USER} has been paused"
     ):
         resume(database, PauseScope.EVERYTHING)
 
@@ -279,7 +279,7 @@ def test_a_suspect_asks_its_known_question_of_no_paused_server(served, monkeypat
         pause(served.database, served.settings, PauseScope.SERVER, server)
     vision, asked = served.analyzer.vision, served.pauses.of(batch_id)
     with (
-        pytest.raises(WorkPausedError, match="is paused since"),
+        pytest.raises(WorkPausedError, match="has been paused since"),
         apart_from_suspects(served, upload, vision, never_cancelled, asked),
     ):
         pytest.fail("its call would begin")

@@ -60,7 +60,7 @@ def vector(number):
     return np.concatenate([[np.cos(angle)], rest]).astype(np.float32)
 
 
-#: Of most uploads, and of one in 30.
+#: The facts of most uploads, and those of one upload in 30.
 FACTS = Jsonb({"format": "jpeg", "camera": "FUJIFILM X-T5"})
 RARE_FACTS = Jsonb({"format": "heic", "camera": "LEICA M11"})
 
@@ -183,7 +183,7 @@ def test_the_index_is_used_and_will_be_among_many_more_vectors(filled, user_id, 
         Filters(since="2020", until="2099"),
     ],
 )
-def test_a_search_for_what_many_uploads_meet_uses_the_index(filled, filters):
+def test_a_search_with_filters_that_many_uploads_meet_uses_the_index(filled, filters):
     plans = []
 
     def explain(connection, _cursor, statement, parameters, *_):
@@ -314,7 +314,7 @@ def test_a_search_stops_at_the_first_result_that_is_not_similar_enough(filled):
     assert len(asked) == 1
 
 
-def test_each_user_has_a_plan_of_its_own_however_often_was_searched_before(filled):
+def test_each_search_has_its_own_plan_even_after_many_searches(filled):
     plans = text(
         "SELECT sum(custom_plans), sum(generic_plans) FROM pg_prepared_statements"
         " WHERE statement LIKE '%ORDER BY%<=>%'"
@@ -329,7 +329,7 @@ def test_each_user_has_a_plan_of_its_own_however_often_was_searched_before(fille
     assert generic == 0
 
 
-def test_if_the_model_that_answers_cannot_be_asked_words_answer_and_it_is_said(filled):
+def test_if_the_embedding_model_cannot_be_called_the_search_uses_words_and_says_so(filled):
     def model_of(space):
         raise ServiceDownError("model_server_down", f"nobody has {space.key.model}")
 

@@ -66,7 +66,7 @@ def test_a_result_shows_picture_description_likeness_date_batch_and_copies(stora
     assert f"batch Rome ({short(BATCH)})" in text
 
 
-def test_of_a_file_that_was_uploaded_very_often_only_some_copies_are_named(storage):
+def test_only_some_copies_are_named_of_a_file_that_was_uploaded_very_often(storage):
     copies = [Copy(BATCH, BATCH, "Rome", f"copy_{n}.jpg") for n in range(10_000)]
 
     text = " ".join(text_of(search_page(storage, "sea", [result(copies=copies)])).split())
@@ -169,7 +169,7 @@ def test_it_is_light_or_dark_as_in_the_browser(storage, opened):
     assert opened(page, 800, "dark").evaluate(brightness) < 50
 
 
-def test_what_files_and_models_say_is_only_read(storage, opened):
+def test_texts_of_files_and_models_are_only_displayed(storage, opened):
     attack = "<script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
     page = search_page(
         storage,
@@ -210,7 +210,7 @@ def test_the_command_writes_the_page_and_prints_its_path(database_url, tmp_path)
     assert "--html" in refused.err
 
 
-def test_of_a_long_page_only_what_is_on_the_screen_is_laid_out(storage, opened):
+def test_only_the_visible_part_of_a_long_page_is_laid_out(storage, opened):
     tab = opened(search_page(storage, "sea", [result() for _ in range(300)]), 1280)
     rendered = """[...document.querySelectorAll('li h2')]
         .map(h => h.checkVisibility({contentVisibilityAuto: true}))"""

@@ -152,7 +152,7 @@ def test_a_picture_that_has_all_words_comes_before_one_that_is_a_little_nearer(
     assert (found[0].found_by, found[0].similarity) == ("words", pytest.approx(0.3, abs=1e-4))
 
 
-def test_words_that_very_many_pictures_have_change_nothing(database, find, monkeypatch):
+def test_words_that_very_many_pictures_have_are_ignored(database, find, monkeypatch):
     monkeypatch.setattr("batch_pipeline.services.search.MOST_WORDED", 2)
     add_batch(
         database,
@@ -325,7 +325,7 @@ def test_likeness_to_what_is_not_there_or_not_embedded_is_refused(database, find
         find(like="abc")
 
 
-def test_what_is_far_from_the_question_is_marked(database, find):
+def test_weak_results_are_marked(database, find):
     add_batch(database, [upload("a.jpg", WEAK_BELOW[MODEL] + 0.01), upload("b.jpg", 0.1)])
 
     assert [hit.weak for hit in find("anything")] == [False, True]
@@ -355,7 +355,7 @@ def test_pages_joined_are_the_whole(database, find, size):
     assert len(set(joined)) == 30
 
 
-def test_what_comes_in_between_two_pages_neither_repeats_nor_hides_a_result(database, find):
+def test_an_upload_added_between_two_pages_neither_repeats_nor_hides_a_result(database, find):
     add_batch(database, [upload(f"{n}.jpg", 0.8 - 0.1 * n) for n in range(6)])
     pages = pages_of(find, 2)
 
@@ -372,7 +372,7 @@ NEGATIVE = base64.urlsafe_b64encode(f"-9 0 0x0.0p+0 {uuid.UUID(int=1).hex}".enco
 
 
 @pytest.mark.parametrize("cursor", ["x", "!!!", "MSAy", "é", NEGATIVE])
-def test_a_cursor_that_is_none_is_refused(mixed, cursor):
+def test_an_invalid_cursor_is_refused(mixed, cursor):
     with pytest.raises(RefusedError, match="is not where a page begins"):
         search(mixed, Questions(), "anything", after=cursor)
 

@@ -28,7 +28,7 @@ def listener(redis_url):
         client.acl_deluser("other", "mute")
 
 
-def test_without_a_redis_url_nothing_is_said_of_redis(settings):
+def test_without_a_redis_url_redis_is_not_checked(settings):
     assert "redis" not in {check.name for check in check_health(settings, quick=True)}
 
 
@@ -86,7 +86,7 @@ def test_all_waiting_uploads_whose_batch_is_gone_are_counted(pipeline):
 
 
 @pytest.mark.xdist_group("object_store")
-def test_a_bucket_that_can_be_written_is_well_and_left_as_it_was(check, s3_url):
+def test_a_bucket_that_can_be_written_passes_the_check_and_is_unchanged(check, s3_url):
     assert check("storage", storage_url=s3_url).ok
     assert Storage(s3_url).is_empty()
 

@@ -266,7 +266,7 @@ def test_words_of_a_server_that_postgresql_refuses_stop_no_later_call(
     assert told == [f"model server {A} answered 429: half of an emoji: �, and �"]
 
 
-def test_while_a_server_wants_a_long_pause_nobody_waits_for_it(opened: Opened) -> None:
+def test_no_call_waits_for_a_server_that_asked_for_a_long_pause(opened: Opened) -> None:
     slots = opened(4)
     with slots.taken(lambda: [A], never_cancelled):
         slots.pause(A, 600, "daily limit")

@@ -149,7 +149,7 @@ def test_rescue_returns_uploads_of_ended_runs_and_of_expired_leases_alone(pipeli
     assert [row.dispatch_reason for row in rows] == ["new", "rescue", "rescue", "new"]
 
 
-def test_rescue_returns_uploads_that_a_worker_without_claims_left_in_work(pipeline):
+def test_rescue_returns_uploads_in_progress_of_a_worker_without_claims(pipeline):
     batch_id = add_batch(pipeline.database, [{"processing_status": "analyzing"}] * 2)
     fresh, _ = upload_rows(pipeline.database, batch_id)
     with pipeline.database.transaction() as connection:
@@ -447,7 +447,7 @@ def test_retry_reopens_a_cancelled_batch(pipeline):
 
 
 @pytest.mark.parametrize("way", ["start", "load_batch", "retry_batch"])
-def test_each_way_to_work_an_upload_again_opens_a_batch_that_was_given_up(pipeline, way):
+def test_each_way_to_process_an_upload_again_reopens_a_batch_that_was_given_up(pipeline, way):
     batch_id = add_batch(pipeline.database, [{"processing_status": "failed"}, {}], failed_uploads=1)
     failed, waiting = upload_rows(pipeline.database, batch_id)
     give_up(pipeline, batch_id)

@@ -38,7 +38,7 @@ def waits(database, change, daemon):
     return waits
 
 
-def test_behind_the_uploads_of_other_batches(database, waits):
+def test_a_batch_waits_behind_the_uploads_of_other_batches(database, waits):
     batch = add_batch(database, 3)
     held = {"owner_run_id": "run", "processing_status": "analyzing"}
     named, unnamed = (
@@ -49,7 +49,7 @@ def test_behind_the_uploads_of_other_batches(database, waits):
     assert waits(batch) == f"waits behind 3 uploads of 2 batches: {ahead}"
 
 
-def test_because_a_service_is_down_until_it_works_again(database, pipeline, waits):
+def test_a_batch_waits_while_a_service_is_down(database, pipeline, waits):
     batch = add_batch(database, 1)
     pipeline.states.release_waiting(
         batch, ServiceDownError("model_server_down", "refused"), resume_after_seconds=0
@@ -68,15 +68,15 @@ def test_because_a_service_is_down_until_it_works_again(database, pipeline, wait
     assert waits(batch) == "waits for its run to be launched"
 
 
-def test_because_a_setting_is_wrong(database, waits):
+def test_a_batch_waits_if_a_setting_is_wrong(database, waits):
     batch = add_batch(database, [{"error_kind": "configuration", "error_message": "no model"}])
     assert waits(batch) == "waits, because configuration: no model"
 
 
-def test_until_it_is_resumed(database, waits, change):
+def test_a_paused_batch_waits_until_it_is_resumed(database, waits, change):
     batch = add_batch(database, 1)
     pause(database, change(), PauseScope.BATCH, str(batch), "wrong folder")
-    assert waits(batch).startswith(f"waits, because batch {short(batch)} is paused since ")
+    assert waits(batch).startswith(f"waits, because batch {short(batch)} has been paused since ")
     servers = {"analyzer": "ollama", "ollama_host": "http://gpu1:11434"}
     other = add_batch(database, 1)
     assert "paused" not in waits(other, **servers)
@@ -84,7 +84,7 @@ def test_until_it_is_resumed(database, waits, change):
     assert waits(other, **servers).startswith("waits, because every vision server is paused: ")
 
 
-def test_for_its_run_when_nothing_is_in_the_way(database, waits):
+def test_a_batch_waits_for_its_run_if_nothing_else_delays_it(database, waits):
     assert waits(add_batch(database, 1)) == "waits for its run to be launched"
     launched = add_batch(database, [{"slice": 1}], slices=1)
     assert waits(launched) == "waits for its run to begin, which is already launched"
@@ -97,7 +97,7 @@ def test_only_where_no_daemon_lives_the_question_is_whether_dagster_runs(databas
     assert "is Dagster running? the daemon's last heartbeat is" in waits(batch)
 
 
-def test_a_role_that_may_not_read_dagsters_tables_is_told_the_rest(database, change, daemon):
+def test_a_role_that_may_not_read_dagsters_tables_still_gets_a_reason(database, change, daemon):
     batch = add_batch(database, 1)
     with psycopg.connect(daemon, autocommit=True) as connection:
         connection.execute(

@@ -87,7 +87,7 @@ def cancel_and_retry(pipeline, batch_id, _):
 @pytest.mark.parametrize(
     "way", [release, rescue, reserve_and_die, reset_by_somebody, cancel_and_retry]
 )
-def test_each_way_in_which_an_upload_becomes_pending_again_is_heard_of(pipeline, heard, way):
+def test_each_way_in_which_an_upload_becomes_pending_again_is_signalled(pipeline, heard, way):
     batch_id = add_batch(pipeline.database, 2)
     other, upload = upload_rows(pipeline.database, batch_id)
     started(pipeline, other.id, "another run")  # the batch has begun

@@ -244,7 +244,7 @@ def test_more_than_30_percent_symbols_cost_25() -> None:
     assert (audit(more).score, names(audit(more))) == (75, ["symbols"])
 
 
-def test_vowel_signs_and_accents_are_no_symbols() -> None:
+def test_vowel_signs_and_accents_are_not_symbols() -> None:
     assert names(audit(HONEST["Hindi"])) == []
     assert names(audit("e\u0301te\u0301 a\u0300 la mer " * 3 + "avec le bateau et le chien.")) == []
 
@@ -284,14 +284,14 @@ def test_latin_text_without_any_everyday_word_costs_15() -> None:
         "申し訳ありませんが、この画像に写っている人物について説明することはできません。",
     ],
 )
-def test_a_refusal_is_no_description(text: str) -> None:
+def test_a_refusal_is_not_a_description(text: str) -> None:
     result = audit(text)
 
     assert (result.score, names(result)) == (55, ["refusal"])
     assert not result.passed
 
 
-def test_an_apology_that_can_be_read_in_a_picture_is_none_of_the_model() -> None:
+def test_an_apology_that_can_be_read_in_a_picture_is_not_a_refusal() -> None:
     assert audit('"I\'m sorry, we are closed" is written on a sign in the window of a shop.').passed
     assert audit(
         "Sorry is written in the sand of a beach, in large letters, next to a boat."
@@ -330,5 +330,5 @@ def test_another_language_than_the_one_asked_for_fails(name: str) -> None:
 def test_without_a_language_asked_for_any_passes() -> None:
     assert audit(HONEST["Finnish"]).score == audit(HONEST["Finnish"], "fi").score == 100
     assert audit(HONEST["Finnish"], "de").penalties[0].reason == (
-        "The text is in Finnish, asked for was German."
+        "The text is in Finnish, but German was asked for."
     )

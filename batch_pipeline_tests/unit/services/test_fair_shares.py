@@ -38,7 +38,7 @@ def test_every_slot_that_somebody_wants_is_given_and_no_more(
 
 
 @given(st.integers(1, 40), CLAIMANTS)
-def test_who_lacks_slots_has_at_most_one_less_than_anybody_else(
+def test_a_process_that_lacks_slots_has_at_most_one_less_than_any_other(
     limit: int, claimants: list[Claimant]
 ) -> None:
     given_out = fair_shares(limit, claimants)
@@ -48,7 +48,7 @@ def test_who_lacks_slots_has_at_most_one_less_than_anybody_else(
             assert given_out[each.holder] >= max(given_out.values()) - 1
 
 
-def test_who_wants_little_gets_all_of_it() -> None:
+def test_a_process_that_wants_few_slots_gets_all_of_them() -> None:
     assert shares(16, claimant(16, held=16, seconds=60), claimant(3)) == [13, 3]
 
 

@@ -27,7 +27,7 @@ def test_a_burst_passes_and_then_so_many_a_second(pace, clock):
     assert passed(pace, "a", 10) == 3
 
 
-def test_what_comes_slowly_always_passes(pace, clock):
+def test_slow_events_always_pass(pace, clock):
     for _ in range(100):
         clock[0] += 0.5
         assert pace.admits("a")
@@ -39,7 +39,7 @@ def test_keys_do_not_wait_for_each_other(pace):
     assert passed(pace, "a", 10) == 0
 
 
-def test_so_many_keys_are_remembered_and_no_more(pace):
+def test_the_number_of_remembered_keys_is_limited(pace):
     assert passed(pace, "first", 10) == 3
     assert all(pace.admits(key) for key in range(Pace.MAX_KEYS))
     assert pace.admits("first")  # forgotten
@@ -52,7 +52,7 @@ def test_keys_that_are_known_are_not_forgotten_for_each_other(pace):
     assert not any(pace.admits(key) for key in range(Pace.MAX_KEYS))
 
 
-def test_time_that_passes_while_none_is_admitted_counts_once(pace, clock):
+def test_time_without_admitted_events_counts_once(pace, clock):
     passed(pace, "a", 10)
     for _ in range(4):
         clock[0] += 0.125

@@ -31,7 +31,7 @@ def contrast(first: str, second: str) -> float:
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
-def test_text_can_be_read_on_each_ground_that_it_stands_on(colours: dict[str, str]) -> None:
+def test_text_can_be_read_on_each_of_its_backgrounds(colours: dict[str, str]) -> None:
     stands_on = [(text, ground) for text in TEXTS for ground in ("page", "panel")]
     stands_on.append(("soft", "empty"))  # *no thumbnail*
     weak = {

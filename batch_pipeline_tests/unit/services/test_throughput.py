@@ -52,7 +52,7 @@ def test_bars_are_as_wide_as_people_count_and_few(seconds, width, whole):
     assert found == [f"uploads ended per {width}", "1", "0", whole]
 
 
-def test_an_upload_that_ended_before_the_beginning_stands_in_the_first_bar():
+def test_an_upload_that_ended_before_the_beginning_is_in_the_first_bar():
     """The batch was processed again, or two clocks differ."""
     assert len(heights(throughput_svg(BEGAN, after(-5, 0.5), []), "#46e")) == 1
 

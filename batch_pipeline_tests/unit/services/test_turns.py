@@ -68,7 +68,7 @@ def test_one_user_with_ten_thousand_files_does_not_delay_anothers_three():
     assert chosen([*ten_thousand, *three], **busy) == three
 
 
-def test_nor_do_her_thousand_batches_of_one_file():
+def test_many_batches_of_one_file_do_not_delay_another_user():
     many = [slices(batch, 1)[0] for batch in BATCHES[:4]]
     three = slices(BATCHES[4], 1, user=BERT)
     assert chosen([*many, *three], max_in_flight=2) == [many[0], *three]
@@ -93,13 +93,13 @@ def test_a_batch_with_runs_in_flight_waits_for_one_that_has_none():
     assert chosen([*large, *small], in_flight=running(BATCHES[0], 3)) == small
 
 
-def test_who_was_launched_last_waits_since_then():
+def test_the_wait_of_a_batch_begins_at_its_last_launch():
     first, second = slices(BATCHES[0], 9), slices(BATCHES[1], 9)
     turns = Turns({}, {BATCHES[0]: NOON + 100, BATCHES[1]: NOON + 50})
     assert chosen([*first, *second], max_in_flight=1, turns=turns) == second[:1]
 
 
-def test_what_was_lost_goes_first_in_its_batch_and_in_its_turn_among_the_others():
+def test_a_lost_slice_goes_first_in_its_batch_and_in_its_turn_among_the_others():
     lost = slices(BATCHES[0], 1)[0]._replace(number=41, reason="rescue", waits_since=NOON - 1)
     rest = slices(BATCHES[0], 40)
     later = [slices(batch, 1, since=NOON + 900)[0] for batch in BATCHES[1:]]
@@ -107,7 +107,7 @@ def test_what_was_lost_goes_first_in_its_batch_and_in_its_turn_among_the_others(
     assert chosen([*later, *rest, lost], max_in_flight=1, turns=turns) == [lost]
 
 
-def test_what_was_opened_again_waits_since_then():
+def test_the_wait_of_a_retried_upload_begins_at_the_retry():
     retried = slices(BATCHES[0], 1, reason="retry", since=NOON + 900)
     new = slices(BATCHES[1], 1)
     assert chosen([*retried, *new], max_in_flight=1) == new
@@ -122,7 +122,7 @@ def test_a_user_gets_no_more_runs_than_it_may_and_leaves_a_place_free():
     assert chosen([*hers, *others], in_flight=running(BATCHES[0], 3), max_per_user=3) == others
 
 
-def test_a_user_gets_the_uploads_for_which_there_is_room_and_others_go():
+def test_a_slice_gets_the_uploads_for_which_there_is_room_and_other_users_go():
     hers, his = slices(BATCHES[0], 9, numbered=False), slices(BATCHES[1], 1, user=BERT)
     choice = choose([*hers, *his], upload_limit=UploadLimit(100, 60, {}))
     assert [(s.user_id, s.uploads) for s in choice.chosen] == [(ANNA, 60), (BERT, 0)]
@@ -148,12 +148,12 @@ def test_a_user_with_nothing_in_flight_has_room(limit):
     assert taken.uploads == min(limit, 5)
 
 
-def test_a_batch_without_slices_of_its_own_numbers_is_chosen_as_often_as_it_has_some():
+def test_each_slice_without_a_number_may_be_chosen():
     waiting = slices(BATCHES[0], 3, numbered=False)
     assert len(chosen(waiting)) == 3
 
 
-def test_what_waits_is_said_with_its_reasons_and_batches():
+def test_the_message_names_waiting_batches_with_their_reasons():
     rome = slices(BATCHES[0], 3, batch_name="Rome")
     launched, behind = rome[:1], rome[1:]
     choice = choose(
@@ -184,7 +184,7 @@ def test_runs_that_were_just_asked_for_are_in_flight_too():
     assert before.and_(asked) == InFlight(6, {ANNA: 3, BERT: 2}, {BATCHES[0]: 3, BATCHES[1]: 2})
 
 
-def test_turns_are_kept_as_text_and_what_somebody_has_spoilt_counts_as_none():
+def test_turns_are_kept_as_text_and_an_invalid_text_counts_as_none():
     taken = slices(BATCHES[0], 1)
     turns = Turns().and_(taken, taken, NOON)
     assert Turns.parse(str(turns)) == turns == Turns({ANNA: NOON}, {BATCHES[0]: NOON})
@@ -240,7 +240,7 @@ def situations(draw):
 
 
 @given(situations())
-def test_what_was_launched_is_never_launched_again_and_nothing_twice(situation):
+def test_no_slice_is_launched_twice(situation):
     found = chosen(**situation)
     keys = [slice_.key for slice_ in found]
     assert len(set(keys)) == len(keys)
@@ -330,7 +330,7 @@ class World:
         return max(oldest, last) + SECONDS_PER_RUN_IN_FLIGHT * runs
 
     def counts_from(self, slice_, oldest):
-        """Return the time from which no batch passes this one twice, and no later batch once."""
+        """Return the time from which no batch passes this one twice, and no later one passes it."""
         place = self.place(oldest, batch=slice_.batch_id)
         if not self.prioritized:
             return place
@@ -495,7 +495,7 @@ def test_it_gets_more_of_the_runs_but_not_all():
     assert found == {BATCHES[0]: 6, BATCHES[1]: 3}
 
 
-def test_a_word_that_is_no_priority_counts_as_normal():
+def test_an_unknown_priority_counts_as_normal():
     strange = [slice_._replace(priority="urgent!") for slice_ in slices(BATCHES[0], 1)]
     assert chosen([*slices(BATCHES[1], 1), *strange], max_in_flight=1) == strange
 
