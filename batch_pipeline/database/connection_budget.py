@@ -38,7 +38,7 @@ COMMANDS = 6
 #: Each process has one connection for the slots of model calls.
 CALL_SLOTS = 1
 #: Our pool needs at least two connections: one for the threads that keep claims alive, one for the
-#: work. It has at most two more than uploads are processed at a time.
+#: work. It has at most two more connections than uploads in progress.
 LEAST_POOL, BESIDE_UPLOADS = 2, 2
 
 #: The code server has one connection to listen for new work (`services/dispatch/signals.py`).
@@ -49,7 +49,7 @@ _PER_WORKER = DAGSTER_POOL + CALL_SLOTS
 #: Number of other processes that have our pool: code server and run worker of `sweep_backlog`.
 _ALSO_POOLED = 2
 
-#: That of server, role or database: the smallest counts, and `least` ignores NULL.
+#: The limit of the server, the role or the database. The smallest counts; `least` ignores NULL.
 _LIMIT = """
     SELECT least(
         current_setting('max_connections')::int
@@ -86,9 +86,9 @@ def pool_size(settings: Settings, limit: int) -> int:
         if settings.celery_broker_url:
             asked += f" with BATCH_PIPELINE_CELERY_PROCESSES={settings.celery_processes}"
         raise ConfigurationError(
-            f"{asked} needs up to {worst_case(settings, LEAST_POOL)} connections, PostgreSQL "
-            f"accepts {limit}: lower it, or raise max_connections of the server and the CONNECTION "
-            "LIMIT of role and database"
+            f"{asked} needs up to {worst_case(settings, LEAST_POOL)} connections, but "
+            f"PostgreSQL accepts {limit}: lower it, or raise max_connections of the server and the "
+            "CONNECTION LIMIT of role and database"
         )
     return min(share, settings.max_concurrent_uploads + BESIDE_UPLOADS)
 

@@ -25,8 +25,8 @@ _SET_UNPOOLED = """
     SELECT set_config('IntervalStyle', 'postgres', false),
         set_config('default_transaction_isolation', 'read committed', false)
 """
-#: Limits that role, database or server may set. They would end our statements: an index of millions
-#: of rows, a wait for a lock of an upload API.
+#: Limits that role, database or server may set. They would end our long statements: building an
+#: index of millions of rows, waiting for a lock of an upload API.
 _TIME_LIMITS = """
     name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
         'idle_in_transaction_session_timeout', 'idle_session_timeout') AND setting <> '0'
@@ -34,7 +34,7 @@ _TIME_LIMITS = """
 
 
 def set_up(connection: psycopg.Connection[Any]) -> None:
-    """Set up a new connection. It is in no transaction, before and after.
+    """Set up a new connection, which is in no transaction before and after this.
 
     Raises:
         ConfigurationError: the database cannot hold every character.

@@ -308,7 +308,7 @@ def _taken_tables(connection: Connection) -> Iterator[Problem]:
     found = connection.execute(_COLUMNS_OF, {"tables": list(ours)}).all()
     if taken := sorted(row.table for row in found if _differ(ours[row.table], {*row.columns})):
         yield Problem(
-            f"{', '.join(taken)} are tables of another program, and the pipeline needs such names",
+            f"{', '.join(taken)} are tables of another program, and the pipeline needs these names",
             "give our tables a schema of their own: CREATE SCHEMA batch_pipeline AUTHORIZATION …; "
             "ALTER ROLE … SET search_path = batch_pipeline, public;",
         )
@@ -319,7 +319,7 @@ def _differ(ours: set[str], found: set[str]) -> bool:
 
 
 def _taken(row: Row[*tuple[Any, ...]]) -> Iterator[Problem]:
-    """Find out whether a column of the API has the name of one of ours, but is another one."""
+    """Find out whether a column of the API has the name of one of ours, but not its type."""
     ours = _OURS.get((row.table, row.column))
     if ours is None:
         return
@@ -361,13 +361,13 @@ def server_problems(connection: Connection) -> Iterator[Problem]:
     found = connection.execute(_EXTENSION).one()
     if found.server < _LEAST_SERVER:
         yield Problem(
-            f"PostgreSQL {found.server} is too old, {_LEAST_SERVER} or newer is needed",
+            f"PostgreSQL {found.server} is too old; {_LEAST_SERVER} or newer is needed",
             "upgrade the server, or name another in BATCH_PIPELINE_DATABASE_URL",
         )
     elif _is_old(found.version or found.newest):
         update = "ALTER EXTENSION vector UPDATE;"
         yield Problem(
-            f"pgvector {found.version or found.newest} is too old, searches need "
+            f"pgvector {found.version or found.newest} is too old; searches need "
             f"{'.'.join(map(str, _LEAST_VERSION))} or newer",
             f"install it on the server, then {update}" if _is_old(found.newest) else update,
         )
@@ -407,8 +407,8 @@ def _alter(table: str, column: str, kind: _Kind) -> str:
     )
     if kind is _ID:
         return (
-            f"{alter} Before, drop the foreign keys on it; make them again when the columns that "
-            "refer to it are changed too. Ids that are no UUIDs cannot be used"
+            f"{alter} First drop the foreign keys on it; create them again after the columns that "
+            "refer to it are changed too. Ids that are not UUIDs cannot be used"
         )
     return alter
 

@@ -507,15 +507,15 @@ class ModelCall(Base):
 
 
 class DescriptionInWork(Base):
-    """The attempt that describes a content now, or did so last; removed after a day.
+    """The attempt that describes the content of a file now, or did so last; removed after a day.
 
-    It is valid as long as the claim that it names. It has no foreign key, which would keep an
+    A row is valid as long as the claim that it names. It has no foreign key, which would keep an
     upload API from deleting its rows.
     """
 
     __tablename__ = "descriptions_in_work"
 
-    #: The user whose copies share the description; the id of the local user if all users share.
+    #: The user whose copies share the description; that of the local user if all users share.
     user_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     #: SHA-256 of the content, hexadecimal.
     checksum: Mapped[str] = mapped_column(primary_key=True)

@@ -1,4 +1,4 @@
-"""How rows are read: one expression per rule, also if an upload API leaves a column empty.
+"""How rows are read: one expression per rule. The rules allow empty columns of upload APIs.
 
 ``existing_tables.py`` defines which forms of existing tables can be read.
 """
@@ -116,8 +116,8 @@ _UPLOAD_KNOWN = func.coalesce(known(Upload.created_at), known(Upload.updated_at)
 #: When an upload or a batch was created, as far as known.
 UPLOAD_CAME = func.coalesce(_UPLOAD_KNOWN, _EVER)
 BATCH_CAME = func.coalesce(known(UploadBatch.created_at), known(UploadBatch.updated_at), _EVER)
-#: Since when an upload waits: since it was created, or since a person asked to process it again;
-#: null if that is unknown. For an upload that was lost with its run, the time does not change.
+#: Since when an upload has waited: since it was created, or since a person asked to process it
+#: again; null if that is unknown. For an upload that was lost with its run, it does not change.
 WAITING_SINCE = case(
     (Upload.dispatch_reason.in_(["retry", "reprocess"]), known(Upload.updated_at)),
     else_=_UPLOAD_KNOWN,

@@ -118,7 +118,7 @@ def test_a_serializable_database_works_like_any_other(
     ],
     ids=["recount", "load", "reopen", "reconcile"],
 )
-def test_a_batch_that_an_api_deletes_while_we_wait_for_it_is_gone_and_no_error(
+def test_a_batch_that_an_api_deletes_while_we_wait_for_it_is_not_an_error(
     pipeline, database_url, transition, result
 ):
     batch_id = add_batch(pipeline.database, 2, status="completed")

@@ -108,7 +108,7 @@ def one(database):
         return connection.scalar(text("SELECT 1"))
 
 
-def test_a_restart_while_connections_rest_is_not_an_outage(
+def test_a_restart_while_connections_are_idle_is_not_an_outage(
     database, server_url, database_url, monkeypatch
 ):
     monkeypatch.setattr(session, "_FRESH_SECONDS", 0.0)

@@ -10,7 +10,7 @@ from batch_pipeline.testing.databases import DatabaseServer
 WORKERS = 6
 
 
-def test_of_many_that_begin_at_once_one_makes_the_template_and_each_gets_a_database(server_url):
+def test_one_of_many_processes_makes_the_template_and_each_gets_a_database(server_url):
     template = f"template_{uuid.uuid4().hex}"
 
     def begin(_):

@@ -104,7 +104,7 @@ def test_a_guard_that_was_killed_is_replaced_by_the_next_user(users):
     wait_until(lambda: len(guards(users.home)) == 1, "there is a guard")
 
 
-def test_a_server_in_use_is_stopped_only_if_that_is_said(users):
+def test_a_server_in_use_is_stopped_only_with_force(users):
     user = users.start()
     with pytest.raises(RefusedError, match=f"in use by python.* \\(process {user.pid}\\)"):
         stop_server(users.home)

@@ -111,7 +111,9 @@ def test_every_command_that_connects_does(console, urls, tmp_path):
 
 
 @pytest.mark.usefixtures("migrated")
-def test_what_connects_by_itself_does(urls, change, open_pipeline, monkeypatch, tmp_path):
+def test_slots_listeners_and_the_instance_connect(
+    urls, change, open_pipeline, monkeypatch, tmp_path
+):
     pipeline = open_pipeline(change(database_url=urls[0]))
     with pipeline.call_slots.of("vision", 1).taken(lambda: ["http://model"], lambda: False):
         pass

@@ -243,7 +243,9 @@ def test_the_limit_of_the_web_server_does_not_reach_other_clients(pooled_instanc
 @pytest.mark.parametrize(
     "mode", [pytest.param("session", marks=pytest.mark.proof), "transaction"], indirect=True
 )
-def test_a_whole_stack_works_a_batch_to_its_end(mode, pooled_url, dagster_url, database, tmp_path):
+def test_a_whole_stack_processes_a_batch_to_its_end(
+    mode, pooled_url, dagster_url, database, tmp_path
+):
     home = tmp_path / "stack"
     home.mkdir()
     changed = {

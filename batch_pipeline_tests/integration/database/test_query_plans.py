@@ -218,7 +218,7 @@ def test_the_commands_do_not_read_a_table_through(full_pipeline, plans):
     assert_no_sequential_scan(plans)
 
 
-def test_what_people_ask_for_does_not_read_the_uploads_through(full_pipeline, plans):
+def test_commands_do_not_read_the_whole_uploads_table(full_pipeline, plans):
     database, batches = full_pipeline.database, full_pipeline.batches
     with database.transaction() as connection:
         ended, other = connection.scalars(
@@ -250,7 +250,7 @@ def test_what_people_ask_for_does_not_read_the_uploads_through(full_pipeline, pl
     assert_no_sequential_scan(plans, of="uploads")
 
 
-def test_what_is_done_in_the_background_does_not_read_the_uploads_through(full_pipeline, plans):
+def test_background_work_does_not_read_the_whole_uploads_table(full_pipeline, plans):
     database, states = full_pipeline.database, full_pipeline.states
     batch_id = an_open_batch(full_pipeline)
     plans.clear()

@@ -116,7 +116,7 @@ def test_ids_that_are_not_uuids_are_refused_with_what_to_do(server):
     ],
     ids=["enum", "check", "description", "path", "status"],
 )
-def test_what_we_could_not_write_is_refused_and_can_be_fixed(server, types, before, words):
+def test_columns_that_we_could_not_write_are_refused_and_can_be_fixed(server, types, before, words):
     with api_database(server, ApiTables("x", types=types, before=before)) as (url, connection):
         refused = refusal(url)
         assert words in refused
@@ -201,7 +201,7 @@ def test_doctor_shows_an_error_of_the_database_without_our_statement(pipeline, d
     assert found["embedding space"].detail == 'relation "answering_spaces" does not exist'
 
 
-def test_doctor_says_of_an_empty_database_that_it_has_no_tables_yet(server, change):
+def test_doctor_says_that_an_empty_database_has_no_tables_yet(server, change):
     with server.new_database(migrated=False) as url:
         found = {check.name: check for check in check_health(change(database_url=url))}
     assert "run `batch-pipeline db upgrade`" in found["migrations"].hint
@@ -347,7 +347,7 @@ def test_an_extension_out_of_sight_is_named_with_the_search_path(server, server_
 def test_a_pgvector_that_is_too_old_for_searches_is_named_with_its_update(database_url, change):
     with psycopg.connect(database_url, autocommit=True) as owner:
         owner.execute("UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'")
-    old = "pgvector 0.7.4 is too old, searches need 0.8 or newer: ALTER EXTENSION vector UPDATE;"
+    old = "pgvector 0.7.4 is too old; searches need 0.8 or newer: ALTER EXTENSION vector UPDATE;"
     assert old in refusal(database_url)
     checks = {check.name: check for check in check_health(change(), quick=True)}
     assert old in checks["tables"].detail
@@ -356,7 +356,7 @@ def test_a_pgvector_that_is_too_old_for_searches_is_named_with_its_update(databa
 def test_a_server_that_is_too_old_is_named(server, monkeypatch):
     monkeypatch.setattr(existing_tables, "_LEAST_SERVER", 99, raising=False)
     with server.new_database(migrated=False) as url:
-        assert re.search(r"PostgreSQL \d+ is too old, 99 or newer is needed", refusal(url))
+        assert re.search(r"PostgreSQL \d+ is too old; 99 or newer is needed", refusal(url))
 
 
 def test_dates_and_zones_of_the_database_change_nothing(settings, database_url, open_pipeline):
