@@ -96,8 +96,8 @@ def threaded_config(*, max_working: int = 0, return_events: bool = True) -> dg.F
             "max_working": dg.Field(
                 dg.Int,
                 default_value=max_working,
-                description="How many of them work at a time, apart from those that wait inside "
-                "`others_may_work()`; 0: all of them.",
+                description="How many of these steps work at a time, not counting those that "
+                "wait in `others_may_work()`; 0: all of them.",
             ),
             "return_events": dg.Field(
                 dg.Bool,

@@ -50,7 +50,7 @@ class _Turn:
         self._has = False
 
     def take(self) -> None:
-        if self._free and not self._has:  # it has one after a wait inside of another wait
+        if self._free and not self._has:  # an inner wait may have taken it again
             self._has = self._free.acquire(timeout=PATIENCE_SECONDS)
 
     def give_up(self) -> None:

@@ -117,7 +117,7 @@ def test_a_higher_priority_starts_first() -> None:
 def test_the_state_machine_is_asked_for_a_round_of_steps_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each look covers all steps: one look per step would take time with the square."""
+    """Each round looks at all steps, so one round per step would take quadratic time."""
     asked: list[int] = []
     ask = ActiveExecution.get_steps_to_execute
 

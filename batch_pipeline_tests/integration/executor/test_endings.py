@@ -238,7 +238,7 @@ def test_a_tagged_step_runs_last_although_a_step_before_it_failed(job: dg.JobDef
     ]
 
 
-def test_a_tagged_step_behind_a_failed_fan_out_ends_with_the_run() -> None:
+def test_a_tagged_step_after_a_failed_fan_out_ends_with_the_run() -> None:
     @dg.op(out=dg.DynamicOut(int))
     def fails() -> Iterator[dg.DynamicOutput[int]]:
         raise dg.Failure("none")

@@ -41,7 +41,7 @@ def test_lines_of_python_loggers_belong_to_the_step_that_wrote_them() -> None:
     assert lines == {("a", "written by a"), ("b", "written by b")}
 
 
-def test_lines_of_a_thread_that_is_no_steps_are_logged_for_the_run() -> None:
+def test_lines_of_a_thread_without_a_step_are_logged_for_the_run() -> None:
     @dg.op
     def logs_elsewhere() -> None:
         thread = threading.Thread(target=lambda: dg.get_dagster_logger().info("from elsewhere"))

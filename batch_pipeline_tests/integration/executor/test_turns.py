@@ -63,7 +63,7 @@ def test_no_more_steps_work_at_a_time_than_have_a_turn() -> None:
     assert work.most == 2
 
 
-def test_all_steps_wait_at_a_time_however_few_work() -> None:
+def test_all_steps_may_wait_at_the_same_time_although_few_work() -> None:
     work, all_wait = Work(), threading.Barrier(STEPS)
 
     def step(_: int) -> None:
