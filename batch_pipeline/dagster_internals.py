@@ -37,7 +37,7 @@ from dagster_shared.error import SerializableErrorInfo
 # The resources of a run, shared by steps in threads.
 from dagster._core.definitions.scoped_resources_builder import Resources, ScopedResourcesBuilder
 
-# Events of an executor beside those of steps, and which events belong to assets, checks and runs.
+# Events of an executor besides those of steps, and which events belong to assets, checks and runs.
 from dagster._core.events import (
     ASSET_CHECK_EVENTS,
     ASSET_EVENTS,
@@ -119,7 +119,7 @@ USED_ATTRIBUTES: Mapping[type, Mapping[str, str]] = {
         "_execution_data": "the resources of a run, for our own builder",
     },
     PostgresEventLogStorage: {
-        "_connect": "every read and write calls it: waiting events are written before",
+        "_connect": "every read and write calls it; waiting events are written first",
         "_engine": "replaced by a pool of connections",
         "_event_to_row": "makes the same row as Dagster",
         "_store_asset_event": "the latest event of an asset, once per group",

@@ -103,7 +103,7 @@ def hold_home(settings: Settings) -> int:
         holder = os.read(lock, 32).decode(errors="replace").strip()
         os.close(lock)
         raise RefusedError(
-            f"a stack runs on {settings.home} already (process {holder or 'unknown'}): stop it, "
+            f"a stack already runs on {settings.home} (process {holder or 'unknown'}): stop it, "
             "use it, or set BATCH_PIPELINE_HOME to another folder"
         ) from None
     os.ftruncate(lock, 0)
@@ -139,7 +139,7 @@ def running_stack(
         announce()
         process: subprocess.Popen[bytes] | None = None
         try:
-            # In the middle, an exception would forget the child.
+            # Otherwise an exception in between would leave the child running.
             with stack.log_file.open("wb") as log, _signals_held_back():
                 # The child gets its own session: Ctrl-C reaches only us, and we stop the whole
                 # group.

@@ -71,7 +71,7 @@ class PermanentError(UploadError):
 
 
 class TransientError(UploadError):
-    """The next try may succeed after a time-out, a 5xx, a reset connection or a failed audit."""
+    """A time-out, a 5xx, a reset connection or a failed audit; the next try may succeed."""
 
 
 class ServiceDownError(KindedError):

@@ -448,7 +448,7 @@ class Settings(BaseSettings):
         if not isinstance(options, dict):
             raise ValueError('not a JSON object; expected one such as {"temperature": 0.1}')
         if ours := sorted(options.keys() & _NEVER_AN_OPTION):
-            raise ValueError(f"{', '.join(ours)} cannot be set; that is what is asked")
+            raise ValueError(f"{', '.join(ours)} cannot be set: the pipeline sets them")
         if not isinstance(options.get("options", {}), dict):
             raise ValueError("its `options` are not a JSON object")
         return value
@@ -607,7 +607,7 @@ def _with_files_at(folder: Path, url: str) -> str:
 
     def begun(found: re.Match[str]) -> str:
         name, path = found.groups()
-        if (name, path) == ("sslrootcert=", "system"):  # libpq: the authorities of this machine
+        if (name, path) == ("sslrootcert=", "system"):  # for libpq, this machine's certificates
             return found[0]
         return name + quote(str(folder / os.path.expanduser(unquote_plus(path))))
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from batch_pipeline.services.reports.failures import FailureGroup, Failures
     from batch_pipeline.services.search import SearchResult
 
-#: Most uploads in progress that are shown at the same time.
+#: Maximum number of uploads in progress that are shown at the same time.
 _SHOWN_IN_WORK = 8
 #: Characters of a description that a table shows.
 _SHOWN_TEXT = 110
@@ -161,7 +161,7 @@ class BatchView:
             for upload in snapshot.in_work[:_SHOWN_IN_WORK]
         ]
         if more := len(snapshot.in_work) - len(lines):
-            lines.append(Text(f"  and {more} more in work", style="dim"))
+            lines.append(Text(f"  and {more} more in progress", style="dim"))
         if progress.failed:
             lines.append(Text(f"  {progress.failed} failed", style="red"))
         if reason := self._reason_to_wait(snapshot):

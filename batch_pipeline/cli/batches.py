@@ -85,7 +85,7 @@ def submit(  # noqa: PLR0917 - click passes them by name
     if not as_json:
         print_submission(submission)
         if known:
-            click.echo(f"{counted(known, 'file')} known already: not described again.")
+            click.echo(f"{counted(known, 'file')} already known: not described again.")
     if submission.batch_id is None:
         if as_json:
             print_json(shape)

@@ -110,7 +110,7 @@ def backup(session: Session, file: Path, with_files: bool | None, as_json: bool)
 
     for path in done.missing:
         click.echo(
-            f"missing    {literal(path)}: a row names it, the storage does not hold it", err=True
+            f"missing    {literal(path)}: a row names it, but it is not in the storage", err=True
         )
     for path in done.unreadable:
         click.echo(f"unreadable {literal(path)}: it is not in the backup", err=True)

@@ -140,7 +140,7 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
         try:
             server, thread = start_http_server(port, host, registry)
         except OSError as error:
-            raise RefusedError(f"nobody can listen at {host}:{port}: {error.strerror}") from error
+            raise RefusedError(f"cannot listen at {host}:{port}: {error.strerror}") from error
         server.set_app(_with_reasons(make_wsgi_app(registry), session.report_error))
         session.report(f"Metrics are at http://{host}:{port}/metrics; Ctrl-C stops.")
         try:
@@ -192,7 +192,7 @@ def costs(session: Session, user: uuid.UUID | None, as_json: bool) -> None:
     elif spent:
         session.console.print(terminal.costs_table(spent))
     else:
-        click.echo("No model server was called yet.")
+        click.echo("No model server has been called yet.")
 
 
 def wait_for_interrupt(announce: Callable[[], None]) -> None:

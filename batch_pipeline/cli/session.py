@@ -146,7 +146,7 @@ class Commands(click.Group):
         """Run the named command, and exit."""
         session = Session()
         _stop_once(session)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that it cannot show becomes "?"
+        if isinstance(sys.stdout, io.TextIOWrapper):  # "?" for unknown letters
             sys.stdout.reconfigure(errors="replace")
         try:
             sys.exit(super().main(*args, **extra | {"obj": session, "standalone_mode": False}))
@@ -160,7 +160,7 @@ class Commands(click.Group):
         except click.ClickException as error:
             _say_error(error.format_message())
             sys.exit(REFUSED)
-        except click.Abort:  # click raises it after Ctrl-C, when it has ended the line
+        except click.Abort:  # raised by click after Ctrl-C, on a new line
             # The interpreter removes its handlers before it ends; a second Ctrl-C would kill it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if session.log:
@@ -169,7 +169,7 @@ class Commands(click.Group):
                 click.echo(session.when_stopped, err=True)
             if (number := session.stopped_by) and number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)  # a supervisor sees that the signal has ended us
+                signal.raise_signal(number)  # tells a supervisor what ended us
             sys.exit(STOPPED)
         except Exception as error:
             if session.debug:
@@ -214,7 +214,7 @@ def _explain(error: Exception, report: Callable[..., None]) -> int:
         case RefusedError():
             report(message)
             return REFUSED
-        case PermanentError():  # it is about a file, of which `doctor` knows nothing
+        case PermanentError():  # `doctor` knows nothing about files
             report(message)
         case KindedError():
             doctor = "`batch-pipeline doctor` checks everything"

@@ -43,7 +43,7 @@ class Id(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]
-    """A text; an argument may have bytes that are none, which no database or server takes."""
+    """A text in UTF-8. An argument may have other bytes, which no database or server accepts."""
 
     name = "text"
 

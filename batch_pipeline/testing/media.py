@@ -880,7 +880,7 @@ def with_heif_boxes(data: bytes, added: bytes) -> bytes:
     inner = {n: (s, e) for n, s, e in boxes(data, *parts[b"iprp"])}
     count = sum(1 for _ in boxes(data, *inner[b"ipco"]))
     new = sum(1 for _ in boxes(added))
-    associations = inner[b"ipma"][0] + 8 + 2  # behind version, count and the first item's number
+    associations = inner[b"ipma"][0] + 8 + 2  # after version, count and the first item's number
     numbers = bytes(0x80 | (count + each) for each in range(1, new + 1))
     # Bytes are inserted from the end of the file to its start, so earlier positions stay valid.
     around = [meta - 8, parts[b"iprp"][0] - 8, inner[b"ipma"][0] - 8]

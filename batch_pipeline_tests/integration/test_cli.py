@@ -110,7 +110,7 @@ def test_submit_says_in_words_how_to_follow_the_batch(console):
 NO_REDIS = {"BATCH_PIPELINE_REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
-def test_beside_a_redis_that_refuses_submit_works_and_warns_in_one_line(console, database):
+def test_if_redis_refuses_submit_works_and_warns_in_one_line(console, database):
     answer = console("submit", MEDIA / "fog.webp", MEDIA / "sea.jpg", "--json", **NO_REDIS)
     assert answer.code == 0
     assert len(upload_rows(database, uuid.UUID(answer.json["batch_id"]))) == 2
@@ -283,7 +283,7 @@ def searchable(filename):
 def test_search_says_why_nothing_can_be_found(console, database):
     empty = console("search", " ")
     assert (empty.code, error_and_hint(empty)) == (
-        2, ["Error: the search text is empty: say what you look for"],
+        2, ["Error: the search text is empty: say what to look for"],
     )  # fmt: skip
     limit = console("search", "sea", "--limit", 0)
     assert (limit.code, error_and_hint(limit)) == (
@@ -557,7 +557,7 @@ def test_pause_and_resume_say_what_they_did_and_notify_everybody(console, databa
     label = f"Rome ({short(batch)})"
     answer = console("pause", "--batch", short(batch), "--reason", "wrong folder")
     assert answer.code == 0
-    assert answer.out.startswith(f"Paused: batch {label} is paused since ")
+    assert answer.out.startswith(f"Paused: batch {label} has been paused since ")
     assert "(wrong folder)" in answer.out
     assert console("pause", "--user", str(batch_row(database, batch).user_id)).code == 0
 
@@ -569,7 +569,7 @@ def test_pause_and_resume_say_what_they_did_and_notify_everybody(console, databa
     assert len(console("status", batch, "--json").json["paused"]) == 2
     assert len(console("status", other, "--json").json["paused"]) == 1
     with console.in_terminal("watch", batch) as terminal:
-        terminal.wait_until(lambda text: "is paused since" in text)
+        terminal.wait_until(lambda text: "has been paused since" in text)
     [pauses] = [c for c in console("doctor", "--quick", "--json").json if c["name"] == "pauses"]
     assert pauses["ok"]
     assert "wrong folder" in pauses["detail"]
@@ -608,7 +608,7 @@ def test_a_letter_that_cannot_be_printed_does_not_end_a_command(console, databas
      "reprocess --stage embedding --model-not", "resume --server", "alive code-server --host",
      "metrics --serve 9464 --host"],
 )  # fmt: skip
-def test_an_argument_that_is_no_text_is_refused(console, command):
+def test_an_argument_that_is_not_text_is_refused(console, command):
     wrong = console(*command.split(), os.fsdecode(b"caf\xe9"))
     option = command.split()[-1]
     assert wrong.code == 2
@@ -689,7 +689,7 @@ def test_a_demo_that_is_refused_does_not_say_that_it_starts(console, settings):
     answer = console("demo", "--exit")
     os.close(lock)
     assert (answer.code, answer.out) == (2, "")
-    assert f"a stack runs on {settings.home} already" in answer.err
+    assert f"a stack already runs on {settings.home}" in answer.err
 
     (settings.home / "dagster.lock").unlink()
     (settings.home / "dagster.lock").mkdir()  # as a lock that we may not open, also for root

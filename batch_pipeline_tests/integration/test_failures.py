@@ -213,7 +213,7 @@ def test_any_beginning_of_an_id_that_names_only_one_is_accepted_everywhere(conso
     both = console("status", "abcd")
     assert both.code == 2
     assert error_and_hint(both) == [
-        f"Error: abcd is the beginning of several: {ids[0]}, {ids[1]}; type more of it"
+        f"Error: abcd begins several ids: {ids[0]}, {ids[1]}; type more digits"
     ]
     assert "there is no batch ffff…" in console("cancel", "ffff").err
     assert "there is no user ffff…" in console("failures", "--user", "ffff").err
@@ -238,7 +238,7 @@ def test_every_command_says_the_same_of_an_id_that_names_nothing(
     for one in twins:
         add_batch(database, [{"id": one}], id=one, status="completed")
     unknown, where = str(uuid.uuid4()), "`batch-pipeline status"
-    several = f"Error: abcd is the beginning of several: {twins[0]}, {twins[1]}; type more of it"
+    several = f"Error: abcd begins several ids: {twins[0]}, {twins[1]}; type more digits"
     for command in commands:
         for id_, said in (
             (unknown, f"Error: there is no {named} {unknown}: {where}"),

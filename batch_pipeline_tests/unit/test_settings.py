@@ -86,13 +86,13 @@ def test_the_environment_goes_before_the_file_and_empty_means_default(tmp_path, 
 
 
 @pytest.mark.parametrize("content", ["NAME=Straße".encode("latin-1"), "A=1".encode("utf-16")])
-def test_a_file_of_settings_that_is_no_text_is_named(tmp_path, content):
+def test_a_settings_file_that_is_not_text_is_named(tmp_path, content):
     (tmp_path / ".env").write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"\.env cannot be read as UTF-8 text"):
         load_settings()
 
 
-def test_the_mark_that_editors_put_before_a_text_is_no_part_of_it(tmp_path, monkeypatch):
+def test_a_byte_order_mark_is_not_part_of_a_file(tmp_path, monkeypatch):
     (tmp_path / ".env").write_text("BATCH_PIPELINE_MAX_ATTEMPTS=3\nOTHER=1\n", "utf-8-sig")
     (tmp_path / "key").write_text("sk-1234\n", "utf-8-sig")
     monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY_FILE", "key")
@@ -106,7 +106,7 @@ def test_the_mark_that_editors_put_before_a_text_is_no_part_of_it(tmp_path, monk
         load_settings()
 
 
-def test_paths_do_not_depend_on_where_a_later_step_stands(tmp_path, monkeypatch):
+def test_paths_do_not_depend_on_the_working_directory_of_a_later_step(tmp_path, monkeypatch):
     monkeypatch.setenv("BATCH_PIPELINE_HOME", "here")
     settings = load_settings()
     assert settings.home == tmp_path / "here"
@@ -244,7 +244,7 @@ def test_the_api_key_is_not_shown(monkeypatch):
     assert "sk-secret" not in repr(load_settings())
 
 
-def test_space_around_a_value_is_no_part_of_it(monkeypatch):
+def test_space_around_a_value_is_removed(monkeypatch):
     monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY", "sk-from-a-secret\n")
     monkeypatch.setenv("BATCH_PIPELINE_DATABASE_URL", " postgresql://db/photos\n")
     monkeypatch.setenv("BATCH_PIPELINE_ANALYZER", "openai ")
@@ -259,7 +259,7 @@ def test_space_around_a_value_is_no_part_of_it(monkeypatch):
     assert settings.embedding_question_prefix == "query: "
 
 
-def test_quotes_around_a_value_are_no_part_of_it(tmp_path, monkeypatch):
+def test_quotes_around_a_value_are_removed(tmp_path, monkeypatch):
     """`docker run --env-file` keeps them, unlike shells and `.env`."""
     monkeypatch.setenv("BATCH_PIPELINE_STORAGE_URL", ' "/srv/my photos" ')
     monkeypatch.setenv("BATCH_PIPELINE_HOME", "'/srv/home'")
@@ -296,9 +296,7 @@ def test_a_secret_of_several_lines_is_masked_where_a_library_quotes_it(monkeypat
     ],
 )
 @pytest.mark.parametrize("name", ["VISION_OPTIONS", "EMBEDDING_OPTIONS"])
-def test_options_of_a_model_that_are_none_are_refused_at_the_start(
-    monkeypatch, name, options, reason
-):
+def test_invalid_options_of_a_model_are_refused_at_the_start(monkeypatch, name, options, reason):
     monkeypatch.setenv(f"BATCH_PIPELINE_{name}", options)
     with pytest.raises(ConfigurationError, match=f"BATCH_PIPELINE_{name}=.*{reason}"):
         load_settings()
@@ -330,12 +328,12 @@ def test_a_misspelt_name_is_refused_with_the_nearest_right_one(tmp_path, monkeyp
     ["SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP", "PORT_80_TCP_ADDR",
      "WEBSERVER_SERVICE_HOST", "WEBSERVER_PORT_80_TCP_PROTO"],
 )  # fmt: skip
-def test_what_kubernetes_sets_beside_a_service_of_our_name_is_no_setting(monkeypatch, name):
+def test_variables_of_a_kubernetes_service_with_our_name_are_not_settings(monkeypatch, name):
     monkeypatch.setenv(f"BATCH_PIPELINE_{name}", "x")
     load_settings()
 
 
-def test_a_value_may_stand_in_a_file_as_engines_mount_secrets(tmp_path, monkeypatch):
+def test_a_value_may_be_in_a_file_as_engines_mount_secrets(tmp_path, monkeypatch):
     secret = tmp_path / "key"
     secret.write_text("sk-from-a-file\n")
     monkeypatch.setenv("BATCH_PIPELINE_OPENAI_API_KEY_FILE", str(secret))
@@ -349,7 +347,7 @@ def test_a_value_may_stand_in_a_file_as_engines_mount_secrets(tmp_path, monkeypa
     assert masked("401: sk-from-a-file") == f"401: {MASK}"
 
 
-def test_a_value_in_a_file_is_refused_where_it_cannot_be_meant(tmp_path, monkeypatch):
+def test_a_missing_doubled_or_misspelt_file_variable_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("BATCH_PIPELINE_DATABASE_URL_FILE", str(tmp_path / "gone"))
     with pytest.raises(ConfigurationError, match=r"DATABASE_URL_FILE=.*gone: cannot be read"):
         load_settings()

@@ -132,7 +132,8 @@ def test_a_terminal_shows_pace_stages_and_failures_within_80_columns():
         ]
     )
     text = "\n".join(lines_of(console))
-    for shown in ("reading", "describing", "embedding", "and 4 more in work", "500/1000", "100%"):
+    stages = ("reading", "describing", "embedding")
+    for shown in (*stages, "and 4 more in progress", "500/1000", "100%"):
         assert shown in text
     assert "failed     cut.jpg: truncated: it ends" in text
     assert max(map(len, lines_of(console))) <= 80
@@ -167,10 +168,10 @@ def test_a_paused_batch_shows_the_pause_at_once_even_while_calls_in_flight_end(m
     view = terminal.BatchView(console, nothing)
     view.follow([snapshot(), paused, paused, snapshot(1), snapshot(3, status="completed")])
     shown = console.file.getvalue()
-    assert "everything is paused since" in shown
+    assert "everything has been paused since" in shown
     assert "new [b]card" in shown
     if make is a_pipe:
-        assert shown.count("is paused") == 1
+        assert shown.count("has been paused") == 1
 
 
 def test_a_file_without_a_name_is_called_so_in_lines():
