@@ -33,7 +33,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("patient")
 
-# What is imported and collected stays until the end: each search for garbage would look through it.
+# Imported modules and collected tests stay until the end. Garbage collections need not visit them.
 gc.disable()
 
 

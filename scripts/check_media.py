@@ -9,9 +9,9 @@ decoders are FFmpeg and ImageMagick, if they are installed. A file counts as dif
 of them shows the same picture, because each has its own gaps. Neither of them does tone mapping, so
 a difference in HDR is not an error of either side.
 
-Each file is decoded in its own process. A file is a finding if it raises an exception that is no
-refusal, kills its process or takes more than a minute. The run goes on, and its exit code is 1. At
-the end it prints a table by kind of file.
+Each file is decoded in its own process. A file is a finding if it raises an exception other than
+a refusal, kills its process or takes more than a minute. The run goes on, and its exit code is 1.
+At the end it prints a table by kind of file.
 """
 
 import argparse

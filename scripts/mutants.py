@@ -167,7 +167,7 @@ MUTANTS = (
         f"{STATES}/backlog.py",
         '                    dispatch_reason="rescue",\n                    not_before=not_before,',
         '                    dispatch_reason="rescue",',
-        f"{OF_BACKLOG}::test_what_a_run_ended_without_taking_rests_for_a_while",
+        f"{OF_BACKLOG}::test_uploads_that_a_run_ended_without_taking_wait_for_a_while",
     ),
     Mutant(
         "a lost claim is not noticed",
@@ -181,28 +181,28 @@ MUTANTS = (
         f"{DISPATCH}/slices.py",
         "\n    AND (uploads.not_before IS NULL OR uploads.not_before <= now())",
         "",
-        f"{OF_BACKLOG}::test_what_a_run_ended_without_taking_rests_for_a_while",
+        f"{OF_BACKLOG}::test_uploads_that_a_run_ended_without_taking_wait_for_a_while",
     ),
     Mutant(
         "slices of cancelled batches are offered",
         f"{DISPATCH}/slices.py",
         "WHERE upload_batches.status IN ('pending', 'processing')\n        AND {WAITING_SQL}",
         "WHERE {WAITING_SQL}",
-        f"{OF_BACKLOG}::test_no_run_is_asked_for_what_waits_in_a_batch_that_is_over",
+        f"{OF_BACKLOG}::test_no_run_is_requested_for_uploads_of_a_batch_that_is_over",
     ),
     Mutant(
         "cancelled batches get new slices",
         f"{DISPATCH}/slices.py",
         ") oldest\n    WHERE upload_batches.status IN ('pending', 'processing')\n",
         ") oldest\n",
-        f"{OF_BACKLOG}::test_no_run_is_asked_for_what_waits_in_a_batch_that_is_over",
+        f"{OF_BACKLOG}::test_no_run_is_requested_for_uploads_of_a_batch_that_is_over",
     ),
     Mutant(
         "a suspect takes others along",
         f"{DISPATCH}/slices.py",
         "CASE WHEN suspect THEN 1 ELSE :size END",
         "CASE WHEN suspect THEN :size ELSE :size END",
-        f"{OF_BACKLOG}::test_what_was_in_work_when_its_worker_died_gets_a_run_of_its_own",
+        f"{OF_BACKLOG}::test_an_upload_in_progress_when_its_worker_died_gets_a_run_of_its_own",
     ),
     Mutant(
         "what is paused is started",
@@ -216,7 +216,7 @@ MUTANTS = (
         f"{DISPATCH}/turns.py",
         "[slice_ for slice_ in waiting if not slice_.is_paused]",
         "waiting",
-        f"{OF_PAUSING}::test_no_run_is_asked_for_what_is_paused_and_the_tick_says_so",
+        f"{OF_PAUSING}::test_no_run_is_requested_for_a_paused_batch_and_the_tick_says_so",
     ),
     Mutant(
         "a pause is looked for once",
@@ -237,7 +237,7 @@ MUTANTS = (
         f"{STATES}/upload_states.py",
         "                    _release_waiting(connection, batch_id, slice_number)\n",
         "                    pass\n",
-        f"{OF_PAUSING}::test_a_run_that_was_launched_before_the_pause_hands_its_slice_back",
+        f"{OF_PAUSING}::test_a_run_that_was_launched_before_the_pause_releases_its_slice",
     ),
     Mutant(
         "a resume wakes nobody",
@@ -385,7 +385,7 @@ def main(names: Iterable[str]) -> int:
             _check_that_the_copy_is_imported(copy, environment)
             tests = sorted({mutant.tests for mutant in mutants})
             if failed := _failed_test(copy, environment, tests):
-                sys.exit(f"{failed} fails without a mutant: first put that right")
+                sys.exit(f"{failed} fails without a mutant: fix that first")
             killed = sum(_try(copy, environment, mutant) for mutant in mutants)
         finally:
             stop_server(copy / "server", although_used=True)
@@ -398,7 +398,7 @@ def _try(copy: Path, environment: dict[str, str], mutant: Mutant) -> bool:
     path = copy / PACKAGE / mutant.file
     original = path.read_text()
     if original.count(mutant.text) != 1:
-        outcome, killed = f"NOT TRIED: its text is {original.count(mutant.text)} times there", False
+        outcome, killed = f"NOT TRIED: its text occurs {original.count(mutant.text)} times", False
     else:
         path.write_text(original.replace(mutant.text, mutant.instead))
         failed = _failed_test(copy, environment, [mutant.tests])

@@ -162,7 +162,7 @@ class Stack:
         self.ours("sh", "-c", f"rm -rf /tmp/copies; mkdir /tmp/copies; {every}")
         batches = self.submit("/tmp/copies")
         wait_until(lambda: self.number(UPLOADS) > done, "the first upload ends")
-        expect(self.number(BATCHES) < batches, "the batch is still in work")
+        expect(self.number(BATCHES) < batches, "the batch is still in progress")
         return batches
 
     def wait_for(self, batches: int, what: str) -> None:

@@ -117,7 +117,7 @@ def executions(stack, asset, check, batch_id):
     return stack.graphql(query, **variables)["assetCheckExecutions"]
 
 
-def test_checks_say_of_the_batch_what_failed_and_how_good_its_descriptions_are(stack, finished):
+def test_the_checks_of_a_batch_show_its_failures_and_the_scores_of_descriptions(stack, finished):
     batch = finished["batch_id"]
     [failures] = wait_until(
         lambda: executions(stack, "batch_report", "no_failed_uploads", batch), "it is judged"
@@ -132,7 +132,7 @@ def test_checks_say_of_the_batch_what_failed_and_how_good_its_descriptions_are(s
     assert found["lowest_audit_score"] >= 60
 
 
-def test_upload_analysis_has_owner_kinds_and_what_it_is_made_of(stack, finished):
+def test_upload_analysis_has_an_owner_kinds_and_dependencies(stack, finished):
     query = """{ assetNodeOrError(assetKey: {path: ["upload_analysis"]}) { ... on AssetNode {
         owners { ... on TeamAssetOwner { team } } kinds groupName description
         dependencyKeys { path } } } }"""
@@ -154,7 +154,7 @@ def test_a_search_finds_the_right_picture(stack, finished):
     assert stack.cli("search", "green forest", "--limit", "1")[0]["filename"] == "forest.webp"
 
 
-def test_doctor_finds_everything_well(stack):
+def test_doctor_finds_no_problem(stack):
     checks = {check["name"]: check for check in stack.cli("doctor")}
     assert all(check["ok"] for check in checks.values())
     assert checks["dagster daemon"]["detail"] == "alive"
@@ -168,7 +168,7 @@ def outcome_tag(stack, batch_id):
     return {tag["key"]: tag["value"] for tag in tags}.get("batch_pipeline/outcome")
 
 
-def test_re_execute_from_failure_works_the_failed_upload_again_and_no_other(stack, finished, run):
+def test_re_execute_from_failure_processes_only_the_failed_upload(stack, finished, run):
     # Given: the file in the storage has been repaired.
     [bad] = [u for u in finished["status"]["uploads"] if u["filename"] == "truncated.jpg"]
     [folder] = (stack.home / "uploads").glob(f"*/{bad['upload_id']}")

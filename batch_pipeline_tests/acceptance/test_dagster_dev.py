@@ -128,7 +128,7 @@ def test_sigterm_ends_everything_that_a_script_started_in_the_background(what, t
 
 @pytest.mark.slow
 @pytest.mark.proof
-def test_make_dev_is_quiet_when_idle_keeps_its_logs_and_has_its_home_alone(tmp_path):
+def test_make_dev_is_quiet_when_idle_keeps_its_logs_and_locks_its_home(tmp_path):
     port, log, home = free_port(), tmp_path / "log", tmp_path / "home"
     environment = clean_environment() | {"BATCH_PIPELINE_HOME": str(home)}
     command = [sys.executable, str(ROOT / "scripts" / "dev.py"), f"--port={port}"]
@@ -162,7 +162,7 @@ def test_make_dev_is_quiet_when_idle_keeps_its_logs_and_has_its_home_alone(tmp_p
         )
         assert second.returncode == 2
         assert second.stderr.startswith(
-            f"Error: a stack runs on {home} already (process {process.pid}): stop it"
+            f"Error: a stack already runs on {home} (process {process.pid}): stop it"
         )
         batch = stack.cli("submit", MEDIA / "fog.webp", "--wait")["batch_id"]
         run = stack.graphql.ended_run_of(batch)

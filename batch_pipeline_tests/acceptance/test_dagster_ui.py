@@ -246,7 +246,7 @@ def test_a_batch_with_failures_has_a_check_that_is_red(stack, finished, reported
 
 
 @pytest.mark.parametrize("asset", ["thumbnails", "descriptions", "embeddings"])
-def test_what_is_stored_of_a_batch_has_owner_kinds_and_a_description(stack, reported, page, asset):
+def test_the_assets_of_a_batch_have_an_owner_kinds_and_a_description(stack, reported, page, asset):
     page.goto(f"{stack.graphql.url}/assets/{asset}?view=overview")
     for words in ("Partition: batch.", "media", "uploads", "stored"):
         expect(page.get_by_text(words, exact=False).first).to_be_visible()
@@ -260,7 +260,7 @@ def test_the_lineage_leads_from_the_files_to_the_report(stack, reported, page):
 
 
 @pytest.mark.parametrize("asset", ["thumbnails", "descriptions", "embeddings", "batch_report"])
-def test_what_a_sensor_makes_names_the_sensor_as_its_automation(stack, reported, asset):
+def test_assets_that_a_sensor_makes_name_it_as_their_automation(stack, reported, asset):
     query = """
         query ($path: [String!]!) { assetNodeOrError(assetKey: {path: $path}) {
             ... on AssetNode { targetingInstigators { ... on Sensor { name } } }
@@ -277,7 +277,7 @@ def test_the_progress_of_a_batch_is_plotted(stack, reported, page):
     expect(page.locator("canvas").first).to_be_visible()
 
 
-def test_the_launchpad_refuses_a_run_without_a_batch_and_the_run_says_what_is_no_id(stack, page):
+def test_the_launchpad_refuses_a_run_without_a_batch_and_a_run_names_an_invalid_id(stack, page):
     page.goto(f"{stack.graphql.url}{LOCATION}/jobs/process_batch/playground")
     expect(page.get_by_text('Missing required config entry "batch_id"')).to_be_visible()
     launch = page.get_by_role("button", name="Launch Run")
@@ -351,7 +351,7 @@ def test_the_schedule_says_that_there_is_nothing_to_put_right(stack, reported, p
     expect_said_by_the_tick(page, timestamp, "0 runs requested", "nothing to put right")
 
 
-def test_re_execute_from_failure_clicked_in_the_browser_works_the_failed_upload_alone(
+def test_re_execute_from_failure_clicked_in_the_browser_processes_only_the_failed_upload(
     stack, run, finished, page
 ):
     [bad] = [u for u in finished["status"]["uploads"] if u["filename"] == "truncated.jpg"]

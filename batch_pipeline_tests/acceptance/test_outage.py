@@ -55,7 +55,7 @@ def test_work_resumes_by_itself_within_a_minute_of_the_servers_return(
         def column(name):
             return {upload[name] for upload in uploads()}
 
-        wait_until(lambda: len(model_server.calls_of("vision")) == 4, "four pictures in work")
+        wait_until(lambda: len(model_server.calls_of("vision")) == 4, "four calls in flight")
         model_server.stop()
         wait_until(lambda: column("processing_status") == {"pending"}, "the run ends early")
         time.sleep(OUTAGE_SECONDS)

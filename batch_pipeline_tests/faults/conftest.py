@@ -81,15 +81,15 @@ class Work:
         return tick
 
     def run_what_is_asked_for(self, tick: Any = None) -> list[JobExecutionResult]:
-        """A tick of the sensor, a new one if none is given, and its runs to their ends."""
+        """Execute the runs that a tick has requested; makes a tick if none is given."""
         return [self.run_request(request) for request in (tick or self.tick()).run_requests]
 
     def run_request(self, request: dg.RunRequest) -> JobExecutionResult:
-        """The run that a sensor has asked for, to its end."""
+        """Execute a run that a sensor has requested."""
         return self._execute(request.run_config, request.tags | {RUN_KEY_TAG: request.run_key})
 
     def run(self, batch_id: uuid.UUID, **config: Any) -> JobExecutionResult:
-        """One run by hand."""
+        """Execute a run that was launched by hand."""
         uploads = {"batch_id": str(batch_id), **config}
         return self._execute({"ops": {"load_batch": {"config": uploads}}}, {})
 

@@ -171,7 +171,7 @@ def test_terminate_stops_the_call_that_a_worker_makes_and_retry_finishes(
 
 
 @pytest.mark.parametrize("scope", ["batch", pytest.param("server", marks=pytest.mark.proof)])
-def test_a_pause_lets_the_call_of_a_worker_end_and_what_waits_in_the_broker_waits_on(
+def test_a_pause_lets_the_call_of_a_worker_end_and_steps_in_the_broker_wait(
     work, broker, start, model_server, scope
 ):
     work = work(celery_broker_url=broker.url)
@@ -253,7 +253,7 @@ def failures_of(work, run_id):
 
 
 @both_brokers_at_leisure
-def test_while_the_broker_is_down_nothing_is_launched_or_failed_and_a_run_can_do_without(
+def test_while_the_broker_is_down_nothing_is_launched_or_failed_and_threads_still_work(
     work, broker
 ):
     work = work(celery_broker_url=broker.url)

@@ -75,7 +75,9 @@ class World:
         batch_id = self.submit()
         wait_until(lambda: self.held(batch_id) == UPLOADS, "both runs hold their uploads")
         calls = 2 * self.pipeline.settings.max_concurrent_uploads
-        wait_until(lambda: len(self.models.calls_of("vision")) >= calls, "both runs are in work")
+        wait_until(
+            lambda: len(self.models.calls_of("vision")) >= calls, "both runs are in progress"
+        )
         return batch_id
 
     def finish(self, batch_id: uuid.UUID) -> None:
@@ -123,7 +125,7 @@ def everything_runs(world: World) -> None:
     world.processes.revive()
 
 
-def test_a_stop_reaches_the_run_workers_which_hand_all_their_uploads_back(world):
+def test_a_stop_reaches_the_run_workers_which_release_all_their_uploads(world):
     batch_id = world.submit_and_wait_until_all_is_held()
     init = world.processes.process(Part.CODE_SERVER)
     begin = time.monotonic()

@@ -71,9 +71,7 @@ with psycopg.connect(sys.argv[1]) as connection:
 """
 
 
-def test_3_what_a_process_was_claiming_when_it_was_killed_is_claimable_within_a_second(
-    pipeline, settings
-):
+def test_3_an_upload_whose_claimer_was_killed_is_claimable_within_a_second(pipeline, settings):
     batch_id = add_batch(pipeline.database, 3)
     claimer = subprocess.Popen(
         [sys.executable, "-c", CLAIM_AND_WAIT, settings.database_url],

@@ -94,7 +94,7 @@ def test_a_model_that_is_missing_with_its_exact_tag(doctor, state, name, model):
     ("state", "name"),
     [({"vision_models": []}, VISION), ({"embedding_models": []}, EMBEDDING)],
 )
-def test_a_model_that_an_openai_compatible_server_has_not(doctor, state, name):
+def test_a_model_that_an_openai_compatible_server_does_not_have(doctor, state, name):
     with listening(**state) as model_server:
         checks = doctor(model_server, "openai")
 
@@ -128,7 +128,7 @@ def test_a_model_that_cannot_see(doctor):
     assert checks["vision model qwen3-embedding:0.6b"]["kind"] == "model_unsuitable"
 
 
-def test_an_address_that_is_none(doctor):
+def test_an_invalid_address(doctor):
     with listening() as model_server:
         checks = doctor(model_server, "openai", BATCH_PIPELINE_OPENAI_EMBEDDING_BASE_URL="here")
 
@@ -151,7 +151,7 @@ def test_a_person_reads_what_to_do(console):
 
 
 @pytest.mark.parametrize("dialect", ["ollama", "openai"])
-def test_each_model_is_asked_something_known_unless_it_has_to_be_quick(doctor, dialect):
+def test_each_model_is_asked_a_known_question_unless_the_check_is_quick(doctor, dialect):
     with listening(thinking=Thinking("effort", tokens=50)) as model_server:
         checks = doctor(model_server, dialect)
         assert len(model_server.calls_of("vision")) == 1

@@ -242,7 +242,7 @@ def test_10_no_canary_is_touched(world):
     assert world.requests == []
 
 
-def test_13_a_hostile_name_is_no_part_of_a_path_and_no_html(world):
+def test_13_a_hostile_name_is_never_part_of_a_path_or_html(world):
     row = world.rows[HOSTILE_NAME]
     assert (world.storage / row.thumbnail_path).resolve().is_relative_to(world.storage)
     page = render_html(

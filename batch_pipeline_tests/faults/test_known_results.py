@@ -29,7 +29,7 @@ def calls(model_server, kind="vision"):
 
 
 def own(work, batch_id, user_id):
-    """Make a batch and its uploads another user's."""
+    """Give a batch and its uploads to another user."""
     with work.pipeline.database.transaction() as connection:
         for table, column in (("upload_batches", "id"), ("uploads", "batch_id")):
             connection.execute(
@@ -84,7 +84,7 @@ def test_the_same_bytes_are_described_and_embedded_once(work, model_server):
     assert {one.id, same.id} <= {hit.upload_id for hit in everything}
 
 
-def test_of_another_user_only_if_a_setting_allows_it(work, model_server):
+def test_results_of_another_user_are_reused_only_if_a_setting_allows_it(work, model_server):
     first_work = work(max_concurrent_uploads=1)
     first = first_work.submit(PICTURE)
     own(first_work, first, OTHER_USER)
@@ -113,7 +113,7 @@ def test_uploads_of_an_api_that_has_no_users_are_known_to_the_local_user(work):
     assert count_known(work.pipeline, work.submit(PICTURE)) == 1
 
 
-def test_what_another_model_made_is_made_again_and_stale_finds_it(work, model_server, dialect):
+def test_results_of_another_model_are_stale_and_are_made_again(work, model_server, dialect):
     old = work(max_concurrent_uploads=1)
     stale = old.submit(PICTURE, "city.jpg")
     assert old.run(stale).success
@@ -140,7 +140,7 @@ def test_what_another_model_made_is_made_again_and_stale_finds_it(work, model_se
         reprocess(new.pipeline.database, new.pipeline.batches, selection)
 
 
-def test_prompts_language_and_options_are_part_of_it_and_slots_are_not(work, tmp_path):
+def test_a_fingerprint_contains_prompts_language_and_options_but_not_slots(work, tmp_path):
     (tmp_path / "image.txt").write_text("What is it?")
     plain = work().pipeline.analyzer.vision.fingerprint()
     unlike = [
@@ -218,7 +218,7 @@ def copies_in_one_batch(work, count, *others):
     return batch_id
 
 
-def test_copies_in_work_at_the_same_time_are_described_once(work, model_server):
+def test_copies_in_progress_at_the_same_time_are_described_once(work, model_server):
     model_server.latency_seconds = 0.5
     work = work(max_concurrent_uploads=6)
     batch_id = copies_in_one_batch(work, 5, "city.jpg")
@@ -386,7 +386,7 @@ def test_the_commands_say_what_is_known_and_redo_what_is_stale(
     redone = console("reprocess", "--stage", "description", "--stale", "--json", **variables)
     thumbnails = console("reprocess", "--stage", "thumbnail", "--stale", **variables)
 
-    assert "1 file known already: not described again." in said.out
+    assert "1 file already known: not described again." in said.out
     assert as_json.json["known"] == 1
     assert (nothing.code, "nothing to redo" in nothing.err) == (2, True)
     assert redone.json["reopened"] == 1

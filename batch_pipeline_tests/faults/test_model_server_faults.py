@@ -42,7 +42,7 @@ def test_row_23_an_outage_in_mid_batch_costs_no_attempt_and_the_batch_continues(
     model_server.play("vision", itertools.repeat(Fault.HANG))
 
     def stop_with_four_calls_in_flight():
-        wait_until(lambda: len(model_server.calls_of("vision")) == 4, "four pictures in work")
+        wait_until(lambda: len(model_server.calls_of("vision")) == 4, "four calls in flight")
         model_server.stop()
 
     with meanwhile(stop_with_four_calls_in_flight):

@@ -252,7 +252,7 @@ def test_an_agreement_whose_reply_is_lost_costs_no_slot(vision, proxied, model_s
     assert model_server.most_in_flight["vision"] == 2
 
 
-def test_after_a_start_of_the_database_nobody_loses_slots_that_could_not_be_renewed(tmp_path):
+def test_after_a_start_of_the_database_slots_that_could_not_be_renewed_are_kept(tmp_path):
     url = with_driver(embedded_server_url(tmp_path), "psycopg", variable="HOME")
     database = Database(url)
     database.upgrade()

@@ -278,7 +278,7 @@ def test_f4_one_object_whose_copy_has_no_room_on_this_machine_fails_alone(
 
 @pytest.mark.parametrize("what", ["originals", "storage"])
 @pytest.mark.usefixtures("permissions_hold")
-def test_what_every_upload_feels_is_an_outage_and_fails_none(work, pictures, what):
+def test_an_error_of_every_upload_is_an_outage_and_fails_none(work, pictures, what):
     """Files belong to another user: our probe can be written, but no original can be read."""
     work = work()
     batch_id = work.submit(*pictures[:8])

@@ -58,11 +58,11 @@ def test_a_model_that_writes_another_language_is_never_stored(work, model_server
 
     assert work.counts(batch_id) == ("completed", 0, 1)
     assert work.column(batch_id, "description") == [None]
-    assert "The text is in English, asked for was German." in failures(result)[-1]
+    assert "The text is in English, but German was asked for." in failures(result)[-1]
 
 
 @both_dialects
-def test_an_order_in_a_caption_is_asked_about_and_never_obeyed_as_ours(
+def test_an_instruction_in_a_caption_stays_between_its_tags_in_the_prompt(
     work, model_server, prompts, tmp_path
 ):
     work = work(prompts=prompts)
@@ -127,7 +127,7 @@ def test_a_prompt_is_shown_and_tried_and_nothing_is_stored(
     model_server.says = lambda _: None
     wrong = console("prompt", "--try", "lake.jpg", **variables)
     assert wrong.code == 1
-    assert "The audit: The text is in English, asked for was German." in wrong.out
+    assert "The audit: The text is in English, but German was asked for." in wrong.out
     neither = console("prompt", **variables)
     assert (neither.code, "--show" in neither.err) == (2, True)
     status = console("status", "--json", **variables)
@@ -136,7 +136,7 @@ def test_a_prompt_is_shown_and_tried_and_nothing_is_stored(
     assert costs.json == []
 
 
-def test_a_trial_tells_the_date_of_a_sidecar_as_the_pipeline_does(
+def test_a_trial_uses_the_date_of_a_sidecar_as_the_pipeline_does(
     console, model_server, prompts, tmp_path
 ):
     (prompts / "image.txt").write_text("Describe it.\nTaken on {date}.")

@@ -174,7 +174,7 @@ def test_everything_is_paused_over_restarts_and_resumed(world: World) -> None:
         world.processes.kill(part)
     world.processes.revive()
     said_by_the_sensor(world, " paused [")
-    said_by_the_sensor(world, "everything is paused since")
+    said_by_the_sensor(world, "everything has been paused since")
     begun = len(world.starts())
     [shown] = world.console("paused", "--json").json
     assert (shown["scope"], shown["reason"]) == ("everything", "maintenance")

@@ -33,9 +33,7 @@ def refuse_green(call):
 
 
 @both_dialects
-def test_row_f5_pictures_that_are_refused_for_themselves_stop_none_of_their_60_siblings(
-    work, model_server, pictures
-):
+def test_row_f5_refused_pictures_stop_none_of_their_60_siblings(work, model_server, pictures):
     work = work(max_concurrent_uploads=4)
     refused = [path for green in REFUSALS for path in pictures(1, green)]
     siblings = pictures(60)
@@ -109,7 +107,7 @@ def test_row_f6_a_pause_that_a_service_asks_for_is_kept_by_all_and_shown(
     assert len([line for line in said if "wait for" in line and "answered" in line]) == 1
 
 
-def test_row_f6_a_long_pause_hands_the_uploads_back_until_it_is_over(work, model_server, pictures):
+def test_row_f6_a_long_pause_releases_the_uploads_until_it_is_over(work, model_server, pictures):
     work = work()
     batch_id = work.submit(*pictures(3))
     model_server.retry_after = "600"

@@ -177,7 +177,7 @@ def done_batch(pipeline, uploads, **values):
     ("stage", "column"),
     [(Stage.DESCRIPTION, "vision_model"), (Stage.EMBEDDING, "embedding_model")],
 )
-def test_the_model_that_is_looked_at_is_that_of_the_stage_and_none_is_another(
+def test_uploads_are_selected_by_the_model_of_the_stage_and_a_missing_model_differs(
     pipeline, stage, column
 ):
     models = ["new", "old", None]

@@ -39,7 +39,7 @@ def work_to_the_end(work, batch_id, model_server, *, rounds):
 @pytest.mark.parametrize(
     ("dialect", "away_seconds"), [("ollama", 0.05), ("openai", 3.0)], indirect=["dialect"]
 )
-def test_a_picture_that_the_server_dies_of_fails_alone_and_its_24_siblings_complete(
+def test_a_picture_that_crashes_the_server_fails_alone_and_its_24_siblings_complete(
     work,
     model_server,
     pictures,
@@ -71,7 +71,7 @@ def test_a_picture_that_the_server_dies_of_fails_alone_and_its_24_siblings_compl
     assert {row.server_deaths for row in work.uploads(batch_id) if row != failed} == {0}
 
 
-def test_what_the_server_died_of_is_tried_once_when_the_sweep_opens_it_again(
+def test_an_upload_that_crashed_the_server_is_tried_once_when_the_sweep_retries_it(
     work,
     model_server,
     pictures,
@@ -118,7 +118,7 @@ def test_a_real_outage_of_many_rounds_fails_no_upload(work, model_server, pictur
     assert work.counts(batch_id) == ("completed", 6, 0)
 
 
-def test_a_server_that_dies_of_every_picture_is_an_outage(work, model_server, pictures):
+def test_a_server_that_crashes_on_every_picture_is_an_outage(work, model_server, pictures):
     work = work(max_concurrent_uploads=2)
     batch_id = work.submit(*pictures(3))
     model_server.kills = lambda call: bool(call.images)

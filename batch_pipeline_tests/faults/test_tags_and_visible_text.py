@@ -84,7 +84,7 @@ def test_an_answer_that_is_not_in_fields_is_retried_and_never_stored(work, model
     assert len(set(seeds)) == 2, "another attempt is another seed"
 
 
-def test_a_plain_description_takes_the_tags_of_an_older_one_away(work, model_server):
+def test_a_plain_description_removes_the_tags_of_an_older_one(work, model_server):
     model_server.structured = True
     work = work(max_concurrent_uploads=1)
     batch_id = work.submit("sea.jpg")

@@ -65,7 +65,7 @@ def test_a_prompt_can_be_tried_before_anything_is_stored(anywhere, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_stores_something_makes_the_home_and_says_so_once(anywhere, tmp_path):
+def test_a_command_that_stores_something_makes_the_home_and_says_so_once(anywhere, tmp_path):
     home = tmp_path / "data" / "batch_pipeline"
     first = anywhere("submit", MEDIA / "fog.webp")
     assert (first.code, first.err) == (0, f"New: everything is kept in {home}\n")

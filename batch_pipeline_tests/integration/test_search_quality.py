@@ -45,7 +45,7 @@ def test_no_other_way_of_joining_words_and_meaning_finds_better(found, kind):
             assert ours["mrr"] >= measures[kind]["mrr"], way
 
 
-def test_results_that_are_no_answer_are_marked_more_often_than_answers(found, committed):
+def test_wrong_results_are_marked_as_weak_more_often_than_right_ones(found, committed):
     weak = found["weak"]
 
     assert weak["none_marked"] >= committed["weak"]["none_marked"] - 0.1

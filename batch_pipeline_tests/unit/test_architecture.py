@@ -88,7 +88,7 @@ def _imports_of(module):
                 yield node.module
 
 
-def test_every_room_has_its_rule():
+def test_every_part_has_its_rule():
     assert {room_of(module) for module in MODULES} == set(MAY_IMPORT)
 
 
@@ -104,7 +104,7 @@ def test_layers_point_one_way(module):
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_three_rooms_know_dagster(module):
+def test_only_three_parts_import_dagster(module):
     if room_of(module) in MAY_IMPORT_DAGSTER:
         return
     assert not [name for name in imports_of(module) if name.startswith("dagster")]

@@ -85,7 +85,7 @@ def test_a_file_that_takes_for_ever_is_a_finding(check_media, run, tmp_path):
     assert "hangs.jpg: hang" in printed
 
 
-def test_what_is_refused_is_no_finding(run, tmp_path):
+def test_a_refused_file_is_not_a_finding(run, tmp_path):
     (tmp_path / "drawing.svg").write_bytes(b"<svg></svg>")
     (tmp_path / "cut.jpg").write_bytes(make_image()[:300])
 

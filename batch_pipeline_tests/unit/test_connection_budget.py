@@ -15,7 +15,7 @@ def settings(**values):
 @pytest.mark.parametrize("runs", [1, 2, 4, 7, 16])
 @pytest.mark.parametrize("uploads", [1, 4, 32, 256])
 @pytest.mark.parametrize("celery", [{}, {"celery_broker_url": "amqp://b", "celery_processes": 6}])
-def test_what_all_processes_open_at_most_fits(limit, runs, uploads, celery):
+def test_the_maximum_of_all_processes_fits(limit, runs, uploads, celery):
     chosen = settings(max_runs_in_flight=runs, max_concurrent_uploads=uploads, **celery)
     try:
         pool = connection_budget.pool_size(chosen, limit)
@@ -26,7 +26,7 @@ def test_what_all_processes_open_at_most_fits(limit, runs, uploads, celery):
         assert connection_budget.LEAST_POOL <= pool <= uploads + connection_budget.BESIDE_UPLOADS
 
 
-def test_as_it_comes_every_upload_in_work_has_a_connection_on_a_server_as_it_comes():
+def test_by_default_every_upload_in_progress_has_a_connection():
     assert connection_budget.pool_size(settings(), 97) == settings().max_concurrent_uploads + 2
 
 

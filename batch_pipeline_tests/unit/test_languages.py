@@ -95,7 +95,7 @@ def test_a_tag_is_read_and_named(tag, usual, name):
     [("german", "de is German; expected one such as de"), ("xx", "expected one such as"),
      ("!", "expected one such as")],
 )  # fmt: skip
-def test_what_is_no_tag_is_refused_at_start_with_what_is_meant(monkeypatch, tag, expected):
+def test_an_invalid_language_tag_is_refused_at_start_with_a_suggestion(monkeypatch, tag, expected):
     monkeypatch.setenv("BATCH_PIPELINE_ANALYZER", "ollama")
     monkeypatch.setenv("BATCH_PIPELINE_LANGUAGE", tag)
 

@@ -120,7 +120,7 @@ def test_an_outage_does_not_make_a_daemon_say_each_line_twice(log_format):
     assert of_root.startswith("{") == (log_format == "json")
 
 
-def test_what_a_sensor_says_is_json_and_names_what_it_is_about():
+def test_log_lines_of_a_sensor_are_json_and_name_run_batch_and_upload():
     first, second = map(json.loads, said("json", A_TICK).splitlines())
 
     assert first["event"] == "asked for a run: slice 4"

@@ -11,7 +11,7 @@ MUTANTS = runpy.run_path(str(ROOT / "scripts" / "mutants.py"))["MUTANTS"]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_what_a_mutant_changes_is_there_once_and_so_are_its_tests(mutant):
+def test_the_text_and_the_tests_of_each_mutant_exist_once(mutant):
     assert (ROOT / "batch_pipeline" / mutant.file).read_text().count(mutant.text) == 1
     for test in mutant.tests.split():
         file, _, name = test.partition("::")

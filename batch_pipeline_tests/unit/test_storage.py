@@ -108,7 +108,7 @@ def test_without_the_folder_itself_no_file_is_taken_for_missing(tmp_path):
     assert down.value.kind == "storage_down"
 
 
-def test_what_one_host_writes_another_sees_at_once(storage):
+def test_a_file_that_one_host_writes_is_visible_to_another_at_once(storage):
     here, there = storage, Storage(_location(storage))
     path = Storage.thumbnail_path(USER, UPLOAD)
     assert not there.exists(path)
@@ -217,7 +217,7 @@ def test_removing_a_file_leaves_what_lies_beside_it_and_may_be_repeated(storage)
     assert storage.names(f"{user}/{one}") == []
 
 
-def test_only_what_its_own_writer_left_half_written_is_listed(local, tmp_path):
+def test_only_incomplete_files_of_the_same_writer_are_listed(local, tmp_path):
     folder = tmp_path / "storage" / str(USER) / str(UPLOAD)
     folder.mkdir(parents=True)
     local.writer, number = "0a" * 16, "1b" * 16

@@ -44,7 +44,7 @@ def read_as_compose_does(folder: Path, **settings: str) -> dict[str, dict[str, A
 
 
 class ComposedProcesses:
-    """Services started by their very commands, environments and checks, as processes of this host.
+    """Services as processes of this host, with their own commands, environments and checks.
 
     What differs is named in `places`: words of the Compose file, and what stands for them here.
     """

@@ -196,7 +196,7 @@ def plain_storage(url: str) -> dict[str, object]:
     }
 
 
-def test_a_run_becomes_a_pod_as_the_values_say_which_works_the_batch_and_logs_json(open_cluster):
+def test_a_run_becomes_a_pod_as_the_values_say_that_processes_the_batch_and_logs_json(open_cluster):
     cluster = open_cluster()
     batch_id = cluster.submit("fog.webp")
     run, pod = cluster.launch(batch_id)
@@ -308,7 +308,7 @@ def test_uploads_of_a_node_that_no_longer_answers_return_with_their_lease(
     assert_each_described_once_but_the_one_in_work(model_server)
 
 
-def test_an_evicted_pod_hands_its_uploads_back(open_cluster, model_server):
+def test_an_evicted_pod_releases_its_uploads(open_cluster, model_server):
     cluster = open_cluster()
     batch_id, _, pod = in_upload_2_of_5(cluster, model_server)
     asked = time.monotonic()

@@ -64,7 +64,7 @@ def console(database_url, tmp_path) -> Console:
     return Console(variables, tmp_path)
 
 
-def test_postgresql_is_reached_over_tls_and_one_that_nobody_vouches_for_is_refused(
+def test_postgresql_is_reached_over_tls_and_an_untrusted_one_is_refused(
     authority, console, database_url, tmp_path
 ):
     folder = tmp_path / "pgbouncer"
@@ -102,7 +102,7 @@ def redis_port(authority, tmp_path) -> Iterator[int]:
         server.terminate()
 
 
-def test_redis_is_reached_over_tls_and_one_that_nobody_vouches_for_does_not_stop_the_work(
+def test_redis_is_reached_over_tls_and_an_untrusted_one_does_not_stop_processing(
     authority, console, database, redis_port
 ):
     def url(ca: Path) -> str:
@@ -129,7 +129,7 @@ def test_redis_is_reached_over_tls_and_one_that_nobody_vouches_for_does_not_stop
     assert "certificate verify failed" in again.err
 
 
-def test_redis_as_a_celery_broker_is_reached_over_tls_and_one_that_nobody_vouches_for_is_refused(
+def test_redis_as_a_celery_broker_is_reached_over_tls_and_an_untrusted_one_is_refused(
     authority, console, redis_port
 ):
     def url(ca: Path) -> str:
@@ -149,7 +149,7 @@ def test_redis_as_a_celery_broker_is_reached_over_tls_and_one_that_nobody_vouche
     assert app.backend.client.ping()
 
 
-def test_an_object_store_is_reached_over_tls_and_one_that_nobody_vouches_for_is_refused(
+def test_an_object_store_is_reached_over_tls_and_an_untrusted_one_is_refused(
     authority, console, tmp_path
 ):
     with ObjectStore(tmp_path / "log", certificate=authority.host) as store:
@@ -170,7 +170,7 @@ def test_an_object_store_is_reached_over_tls_and_one_that_nobody_vouches_for_is_
 
 
 @pytest.mark.parametrize("dialect", ["ollama", "openai"])
-def test_a_model_server_is_reached_over_tls_and_one_that_nobody_vouches_for_is_down(
+def test_a_model_server_is_reached_over_tls_and_an_untrusted_one_is_down(
     authority, console, dialect
 ):
     with ScriptedModelServer() as models:
