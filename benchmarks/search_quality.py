@@ -26,7 +26,7 @@ from sqlalchemy import insert
 from tools.results import Table, add_results_option, machine, report
 
 from batch_pipeline.database.embedded_server import embedded_server_url
-from batch_pipeline.database.models import Upload
+from batch_pipeline.database.models import UPLOAD_WORDS, Upload
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.model_servers import sentence_encoder
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
@@ -105,7 +105,7 @@ def by_full_text(url: str, *, all_words: bool) -> Ranking:
     query = "plainto_tsquery('english', %(q)s) || plainto_tsquery('simple', %(q)s)"
     if not all_words:
         query = f"replace(({query})::text, '&', '|')::tsquery"
-    words = "upload_words(description, filename, metadata)"
+    words = UPLOAD_WORDS
     statement = (
         f"SELECT file_path FROM uploads, LATERAL (SELECT {query} AS query) AS asked "
         f"WHERE {words} @@ query ORDER BY ts_rank_cd({words}, query) DESC, file_path::int"

@@ -253,9 +253,7 @@ NO_BATCH = str(uuid.UUID(int=7))
         (NO_BATCH, f"there is no batch {NO_BATCH}: `batch-pipeline status` lists the newest ones"),
     ],
 )
-def test_a_check_of_a_partition_that_is_not_an_id_says_so(reporter, pipeline, instance):
-    reporter, pipeline, instance, partition, said
-):
+def test_a_check_of_a_partition_of_no_batch_says_so(reporter, pipeline, instance, partition, said):
     """A partition may be added by hand in the UI."""
     instance.add_dynamic_partitions("batches", [partition])
     job = reporter.definitions.resolve_implicit_global_asset_job_def()
