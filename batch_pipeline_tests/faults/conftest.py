@@ -39,6 +39,12 @@ FAST = {"test_hostile_inputs.py"}
 PICTURES = ("fog.webp", "lighthouse.gif", "sea.jpg", "city.jpg", "night.jpg", "forest.webp")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the slow modules in `make test`: each worker would import them for nothing."""
+    is_slow = collection_path.name.startswith("test_") and collection_path.name not in FAST
+    return True if is_slow and config.option.markexpr == "not slow" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark all except the fast modules as slow: `make test-slow` runs them."""
     for item in items:
