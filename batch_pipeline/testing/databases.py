@@ -26,7 +26,7 @@ class DatabaseServer:
         self._server = with_driver(url, "psycopg", variable="TEST_DATABASE_URL")
         self._template = template
         self._prepare_template()
-        # Stays open: two new connections for each database would take a quarter of its cost.
+        # Stays open: two new connections for each database would add half of its cost.
         self._connection = self._connect()
         weakref.finalize(self, self._connection.close)
 
