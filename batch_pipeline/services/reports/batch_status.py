@@ -19,6 +19,7 @@ from batch_pipeline.database.readings import (
     PENDING_WORK,
     PRIORITY,
     WAITING_SINCE,
+    known,
     newest_first,
     one_of,
     owned_by,
@@ -266,7 +267,7 @@ def batches_ended_before(
     database: Database, batch_ids: Sequence[uuid.UUID], *, days: int
 ) -> list[uuid.UUID]:
     """List those of the batches that were deleted, or ended and have not changed for `days`."""
-    changed_at = func.greatest(BATCH_ENDED, UploadBatch.updated_at)  # it ignores NULL
+    changed_at = func.coalesce(known(UploadBatch.updated_at), BATCH_ENDED)
     with database.transaction() as connection:
         kept = set(
             connection.scalars(
