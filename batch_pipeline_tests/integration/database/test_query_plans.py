@@ -48,6 +48,8 @@ from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.states.upload_states import Claim, StartedUpload
 from batch_pipeline.testing.records import USER, embedded, fill_spaces, upload_rows
 
+pytestmark = pytest.mark.slow
+
 MEDIA = Path(__file__).parents[3] / "examples" / "media"
 BATCHES, UPLOADS_PER_BATCH = 1000, 100
 

@@ -168,6 +168,7 @@ print(peak() - used)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
 @pytest.mark.parametrize(
     "what", ["a part of one pixel", "texts in PNG pictures", "many streams", "mpegts", "flv"]
