@@ -341,18 +341,28 @@ def has_tables(connection: Connection) -> bool:
     return connection.execute(_FOUND).first() is not None
 
 
-def rows_left_alone(connection: Connection) -> Iterator[Problem]:
-    """Find rows with an unknown status: they are neither processed nor counted."""
+@dataclass(frozen=True)
+class LeftAlone(Problem):
+    """Rows with a status that we do not know: they are neither processed nor counted."""
+
+    is_mistaken: bool
+    """The status is missing, or one of ours with other letters. Else it is a word of the API."""
+
+
+def rows_left_alone(connection: Connection) -> Iterator[LeftAlone]:
+    """Find rows with an unknown status, by table and status."""
     for table, column in (("upload_batches", "status"), ("uploads", "processing_status")):
-        known = ", ".join(f"'{word}'" for word in COLUMNS[table][column].words)
+        ours = COLUMNS[table][column].words
+        known = ", ".join(f"'{word}'" for word in ours)
         query = _LEFT_ALONE.format(table=table, column=column, words=known)
         for word, rows in connection.execute(text(query)).all():
             quoted = "NULL" if word is None else "'" + word.replace("'", "''") + "'"
             condition = f"{column} IS NULL" if word is None else f"{column} = {quoted}"
-            yield Problem(
+            yield LeftAlone(
                 f"{rows} rows of {table} have the {column} {quoted} and are left alone",
                 f"to have them processed: UPDATE {table} SET {column} = 'pending' "  # noqa: S608
                 f"WHERE {condition};",
+                is_mistaken=word is None or word.strip().lower() in ours,
             )
 
 

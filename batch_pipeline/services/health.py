@@ -235,8 +235,11 @@ def _tables(database: Database, *, upgraded: bool) -> str:
 
 def _statuses(database: Database) -> str:
     with database.transaction() as connection:
-        _raise_if(rows_left_alone(connection))
-    return "all known"
+        left_alone = list(rows_left_alone(connection))
+    said = "; ".join(map(str, left_alone))
+    if any(rows.is_mistaken for rows in left_alone):
+        raise PipelineError(said)
+    return said or "all known"
 
 
 def _raise_if(problems: Iterable[Problem]) -> None:

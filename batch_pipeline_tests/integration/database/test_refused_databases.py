@@ -177,17 +177,20 @@ def test_a_vector_column_of_any_width_is_taken(server, type_):
         upgrade(url)
 
 
-def test_doctor_names_columns_that_were_changed_after_the_upgrade_and_words_it_does_not_know(
-    pipeline, database_url
+@pytest.mark.parametrize(("word", "is_word_of_api"), [("archived", True), ("Pending", False)])
+def test_doctor_names_a_status_that_we_do_not_know_and_fails_if_it_is_misspelled(
+    pipeline, database_url, word, is_word_of_api
 ):
     with psycopg.connect(database_url, autocommit=True) as api:
-        api.execute("INSERT INTO upload_batches (user_id, status) VALUES (%s, 'archived')", [USER])
-        [statuses] = [
-            found for found in check_health(pipeline.settings) if found.name == "statuses"
-        ]
-        assert not statuses.ok
-        assert "1 rows of upload_batches have the status 'archived'" in statuses.detail
-        assert "SET status = 'pending' WHERE status = 'archived';" in statuses.detail
+        api.execute("INSERT INTO upload_batches (user_id, status) VALUES (%s, %s)", [USER, word])
+    [statuses] = [found for found in check_health(pipeline.settings) if found.name == "statuses"]
+    assert statuses.ok == is_word_of_api
+    assert f"1 rows of upload_batches have the status '{word}'" in statuses.detail
+    assert f"SET status = 'pending' WHERE status = '{word}';" in statuses.detail
+
+
+def test_doctor_names_columns_that_were_changed_after_the_upgrade(pipeline, database_url):
+    with psycopg.connect(database_url, autocommit=True) as api:
         api.execute("ALTER TABLE uploads ALTER COLUMN description TYPE varchar(100)")
     [tables] = [check for check in check_health(pipeline.settings) if check.name == "tables"]
     assert not tables.ok
