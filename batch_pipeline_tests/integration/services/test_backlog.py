@@ -277,6 +277,28 @@ def test_what_a_sweep_opens_again_begins_anew(pipeline):
     assert row.updated_at > forgotten.updated_at
 
 
+def test_what_a_run_leaves_behind_is_what_it_holds_and_what_waits_in_its_slice(pipeline):
+    batch_id = add_batch(pipeline.database, [{"slice": 1}] * 3 + [{"slice": 2}] * 2)
+    other = add_batch(pipeline.database, [{"slice": 1}])
+    started(pipeline, upload_rows(pipeline.database, batch_id)[0].id)
+    started(pipeline, upload_rows(pipeline.database, batch_id)[3].id)
+    assert pipeline.backlog.left_behind(batch_id, "run", 1) == 4
+    assert pipeline.backlog.left_behind(batch_id, "run", None) == 2
+    assert pipeline.backlog.left_behind(batch_id, "another", 2) == 1
+    assert pipeline.backlog.left_behind(other, "another", 2) == 0
+
+
+def test_a_run_is_silent_when_no_upload_of_it_has_a_young_heartbeat(pipeline):
+    batch_id = add_batch(pipeline.database, 2)
+    old, young = upload_rows(pipeline.database, batch_id)
+    started(pipeline, old.id)
+    change(pipeline, old.id, heartbeat_at=ago("1 day"))
+    started(pipeline, young.id, "another")
+    assert pipeline.backlog.run_is_silent("run")
+    assert not pipeline.backlog.run_is_silent("another")
+    assert pipeline.backlog.run_is_silent("unknown")
+
+
 def test_only_the_slice_of_the_ended_run_is_released(pipeline):
     ended, other = (add_batch(pipeline.database, 4) for _ in range(2))
     for batch_id in (ended, other):
