@@ -373,6 +373,7 @@ def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(co
     assert reopened == f"Batch {short(batch)} is pending: 1 upload not processed yet."
 
 
+@pytest.mark.slow
 def test_while_it_waits_for_json_submit_keeps_only_the_last_snapshot(
     pipeline, database, monkeypatch
 ):

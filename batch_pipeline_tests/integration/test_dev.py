@@ -41,6 +41,7 @@ def test_a_port_at_which_another_program_listens_is_named(refusal):
     assert "for example ARGS='--port 3001'" in said
 
 
+@pytest.mark.slow
 def test_a_database_that_does_not_answer_or_was_not_upgraded_is_named(refusal, server):
     port = f"--port={free_port()}"
     away = refusal(port, BATCH_PIPELINE_DATABASE_URL="postgresql://a:b@127.0.0.1:1/c")

@@ -200,6 +200,7 @@ def test_nothing_is_rewritten_and_writers_go_on_while_indexes_are_built(api):
     assert broken == (0,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["upload_batches", "uploads"])
 @pytest.mark.parametrize("interrupted", ["at_the_beginning", "after_the_columns"])
 def test_an_upgrade_that_cannot_have_its_lock_soon_gives_up_and_can_be_run_again(

@@ -278,6 +278,7 @@ def test_a_server_that_was_down_is_asked_again_before_that_is_an_outage(
     assert both.outages() == []
 
 
+@pytest.mark.slow
 @only_ollama
 def test_no_call_waits_for_the_probe_of_a_server_that_is_down(
     dialect: str, server: ScriptedModelServer, switched_off: str

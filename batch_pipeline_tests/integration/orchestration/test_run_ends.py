@@ -144,6 +144,7 @@ def test_a_run_of_another_job_of_ours_that_died_is_dead_as_soon_as_any_other(
     assert [r.run_id for r in dead_runs(instance, pipeline, JOBS, LeftOut())] == [run.run_id]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_takes_long_is_not_dead(instance, change, open_pipeline):
     pipeline = open_pipeline(change(lease_seconds=1))
     resource = dg.ResourceDefinition.hardcoded_resource(pipeline)

@@ -129,6 +129,7 @@ def test_statements_send_the_same_messages_to_postgresql_as_are_repeated_on_redi
         assert one == other
 
 
+@pytest.mark.slow
 def test_a_redis_that_hangs_keeps_nobody_waiting_for_each_message(
     redis_url, change, open_pipeline, caplog
 ):

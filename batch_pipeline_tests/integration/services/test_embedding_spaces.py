@@ -168,6 +168,7 @@ def test_a_new_space_does_not_wait_for_readers_or_writers_of_vectors(pipeline, d
         assert space_of(pipeline.database, 768).key.width == 768
 
 
+@pytest.mark.slow
 def test_a_space_whose_vectors_are_in_use_is_not_dropped_and_the_error_says_so(
     pipeline, database_url
 ):

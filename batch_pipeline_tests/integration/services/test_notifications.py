@@ -201,6 +201,7 @@ def test_a_receiver_that_was_down_gets_it_once_with_the_id_of_the_first_attempt(
         Webhook(SECRET).verify(mended.received[0].body, dict(mended.received[0].headers))
 
 
+@pytest.mark.slow
 def test_waits_grow_over_a_day_and_then_it_is_given_up_and_shown(
     pipeline, database, told, receiver, console
 ):
