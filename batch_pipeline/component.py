@@ -45,7 +45,7 @@ class BatchPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
                 contains a password, or its value is not valid.
         """
         del context
-        for name in self.settings.keys() - Settings.model_fields.keys():
+        for name in sorted(self.settings.keys() - Settings.model_fields.keys()):
             near = get_close_matches(name, Settings.model_fields, n=1)
             meant = f"did you mean {near[0]}?" if near else "docs/settings.md lists all"
             raise ConfigurationError(f"BatchPipelineComponent has no setting {name}: {meant}")

@@ -22,7 +22,6 @@ _HAS_FORMER = text(f"""
         WHERE attrelid = to_regclass('upload_batches') AND attname = 'died_runs'
     )
 """)  # noqa: S608 - of constants
-_FIRST_RELEASE = "0025"
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -76,8 +75,4 @@ def _revision_in(table: str, connection: Connection) -> str | None:
 
 
 def _is_of_development(revision: str | None) -> bool:
-    return (
-        revision is not None
-        and re.fullmatch(r"00\d\d", revision) is not None
-        and (revision < _FIRST_RELEASE)
-    )
+    return re.fullmatch("00(0[1-9]|1[0-9]|2[0-4])", revision or "") is not None

@@ -17,12 +17,13 @@ from batch_pipeline.storage import Storage
 
 _CHUNK = 200
 #: Every column, including those of an upload API; vectors are arrays of numbers. This is `json`
-#: because `jsonb` cannot hold everything that an API's column of type `json` may contain.
+#: because `jsonb` cannot hold everything that an API's column of type `json` may contain. A page
+#: begins `later` than the one before; with an `OR` instead, it would read all rows before it again.
 _ROWS = {
     "batches": """
         SELECT id, to_json(one) AS said, NULL AS more FROM upload_batches AS one
         WHERE coalesce(user_id, :local) = :user
-            AND (CAST(:after AS uuid) IS NULL OR id > :after)
+            AND {later}
         ORDER BY id LIMIT :limit
     """,
     "uploads": """
@@ -40,13 +41,13 @@ _ROWS = {
         ) AS more
         FROM uploads AS one
         WHERE coalesce(user_id, :local) = :user
-            AND (CAST(:after AS uuid) IS NULL OR id > :after)
+            AND {later}
         ORDER BY id LIMIT :limit
     """,
     "model_calls": """
         SELECT id, to_json(one) AS said, NULL AS more FROM model_calls AS one
         WHERE user_id = :user
-            AND (CAST(:after AS uuid) IS NULL OR id > :after)
+            AND {later}
         ORDER BY id LIMIT :limit
     """,
 }
@@ -125,14 +126,14 @@ def export_user(
 
 
 def _rows(database: Database, name: str, user_id: uuid.UUID) -> Iterator[dict[str, Any]]:
-    after = None  # the nil UUID may be an id, too
-    of = {"user": user_id, "local": LOCAL_USER, "limit": _CHUNK}
+    later = "TRUE"  # the nil UUID may be an id, too
+    values = {"user": user_id, "local": LOCAL_USER, "limit": _CHUNK}
     while True:
         with database.transaction() as connection:
-            rows = connection.execute(text(_ROWS[name]), of | {"after": after}).all()
+            rows = connection.execute(text(_ROWS[name].format(later=later)), values).all()
         if not rows:
             return
-        after = rows[-1].id
+        later, values["after"] = "id > :after", rows[-1].id
         for row in rows:
             yield row.said | (row.more or {})
 

@@ -688,14 +688,16 @@ def test_an_export_holds_everything_about_a_user_and_nothing_about_others(kept, 
         export_user(database, storage, BARNABY, folder, originals=False)
 
 
-def test_an_export_holds_rows_with_the_nil_id(kept, tmp_path):
+def test_an_export_of_several_pages_holds_every_row_once_also_the_nil_id(kept, tmp_path):
     nil = uuid.UUID(int=0)
-    add_batch(kept.pipeline.database, [{"id": nil}, {}], id=nil, user_id=BARNABY)
+    add_batch(kept.pipeline.database, [{"id": nil}, *[{}] * 420], id=nil, user_id=BARNABY)
     with kept.pipeline.database.transaction() as connection:
         connection.execute(Upload.__table__.update().values(user_id=BARNABY))
     database, storage = kept.pipeline.database, kept.pipeline.storage
     done = export_user(database, storage, BARNABY, tmp_path / "about", originals=False)
-    assert (done.batches, done.uploads) == (1, 2)
+    assert (done.batches, done.uploads) == (1, 421)
+    lines = (tmp_path / "about" / "uploads.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 421
 
 
 def test_an_export_leaves_out_a_file_that_cannot_be_read_and_names_it(kept, tmp_path):
