@@ -31,6 +31,7 @@ from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F
     no_run_under_way,
     stored_instance,
 )
+from batch_pipeline_tests.patience import wait_until
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 #: Modules without waiting times.
@@ -84,11 +85,25 @@ class Work:
         )
         tick = sensor.evaluate_tick(context)
         self.cursor = tick.cursor
+        print("tick:", tick.skip_message)  # the reason, if a test expected a request
         return tick
 
     def run_what_is_asked_for(self, tick: Any = None) -> list[JobExecutionResult]:
         """Execute the runs that a tick has requested; makes a tick if none is given."""
         return [self.run_request(request) for request in (tick or self.tick()).run_requests]
+
+    def run_what_is_asked_for_soon(self) -> list[JobExecutionResult]:
+        """Make ticks until one requests runs, and execute these.
+
+        While another process ends its work, it may lock the row of a batch, which then loses its
+        turn.
+        """
+
+        def asking() -> Any:
+            tick = self.tick()
+            return tick if tick.run_requests else None
+
+        return self.run_what_is_asked_for(wait_until(asking, "a run is requested"))
 
     def run_request(self, request: dg.RunRequest) -> JobExecutionResult:
         """Execute a run that a sensor has requested."""

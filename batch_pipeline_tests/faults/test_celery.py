@@ -164,7 +164,7 @@ def test_terminate_stops_the_call_that_a_worker_makes_and_retry_finishes(
 
     model_server.latency_seconds = 0
     work.pipeline.batches.retry_batch(batch_id)
-    [again] = work.run_what_is_asked_for()
+    [again] = work.run_what_is_asked_for_soon()
     assert again.success
     assert work.counts(batch_id) == ("completed", 2, 0)
     assert len(model_server.calls_of("vision")) == 3

@@ -383,11 +383,14 @@ def test_while_it_waits_for_json_submit_keeps_only_the_last_snapshot(
     kept = []
 
     def count_and_cancel():
-        for _ in range(5):
-            time.sleep(LONGEST_PAUSE)
-            gc.collect()
-            kept.append(sum(isinstance(one, BatchSnapshot) for one in gc.get_objects()))
-        pipeline.batches.cancel_batch(batch)
+        try:
+            for _ in range(5):
+                time.sleep(LONGEST_PAUSE)
+                gc.collect()
+                # Not `isinstance`, which asks proxies of other tests for objects that are gone.
+                kept.append(sum(type(one) is BatchSnapshot for one in gc.get_objects()))
+        finally:
+            pipeline.batches.cancel_batch(batch)  # ends the watch
 
     with ThreadPoolExecutor() as pool:
         counted = pool.submit(count_and_cancel)
