@@ -10,6 +10,8 @@ replaced. The stack is warmed up with one upload that is not counted. Then follo
 - **one upload**: one tiny picture at a time is submitted at random moments. The first message on
   the progress channel that says that its batch is in work is waited for, and the last. The moments
   between come from Dagster's record of the run;
+- **first results**: batches of different sizes are written as rows at random moments, and cancelled
+  after their first completed upload;
 - **whole batches**: the sample files, and batches of tiny pictures, which are written as rows as an
   upload API does;
 - **photos** of 12 megapixels, beside what their decoding and thumbnails alone take on all cores,
@@ -27,10 +29,10 @@ import random
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
 from statistics import median
 
@@ -58,6 +60,8 @@ from batch_pipeline.testing.model_server import ScriptedModelServer
 
 #: Longest pause before an upload is submitted, so that it meets the stack at any moment (seconds).
 RANDOM_PAUSE = 6.0
+#: Their first results are compared.
+FIRST_SIZES = (10, 10_000)
 PHOTO_MEGAPIXELS = 12
 #: Photos that differ; the rows share them in turns.
 DIFFERENT_PHOTOS = 5
@@ -137,6 +141,20 @@ class Bench:
     def rows(self, name: str, pictures: Sequence[bytes]) -> BatchFigure:
         """Write rows of stored pictures, as an upload API does."""
         return self._batch(name, len(pictures), lambda: self.scene.add_batch(pictures))
+
+    def first_result(self, pictures: Sequence[bytes]) -> float:
+        """Seconds from the commit of a batch's rows to its first completed upload.
+
+        Then the batch is cancelled, and its runs end.
+        """
+        batch_id = self.scene.add_batch(pictures)
+        begun_at = time.time()
+        while not (moments := self._ended_at(batch_id)):
+            time.sleep(0.1)
+        self.scene.pipeline.batches.cancel_batch(batch_id)
+        while not all(record.dagster_run.is_finished for record in self._runs(batch_id)):
+            time.sleep(0.5)
+        return moments[0] - begun_at
 
     def idle(self, seconds: float) -> dict[str, float]:
         """Share of a core that each part of the stack needs with nothing to do."""
@@ -243,6 +261,18 @@ def warm_stack(stand: Stand, name: str, **settings: object) -> Iterator[Bench]:
         yield bench
 
 
+def first_results(bench: Bench, repetitions: int, dice: random.Random) -> dict[int, list[float]]:
+    """Seconds to the first result of batches of each size, one after another."""
+    seconds: dict[int, list[float]] = {size: [] for size in FIRST_SIZES}
+    # In turns, so that a slow minute of the machine meets all sizes.
+    for _, size in product(range(repetitions), FIRST_SIZES):
+        pictures = list(tiny_pictures(size, seed=dice.randrange(10**9)))
+        time.sleep(dice.uniform(0, RANDOM_PAUSE))
+        seconds[size].append(bench.first_result(pictures))
+        log.print(f"{size:6} uploads: {seconds[size][-1]:.2f} s to the first result")
+    return seconds
+
+
 def upload_table(figures: Sequence[UploadFigure]) -> Table:
     titles = {
         "asked_for": "submit to run asked for (sensor)",
@@ -255,6 +285,13 @@ def upload_table(figures: Sequence[UploadFigure]) -> Table:
         values = [getattr(figure, name) for figure in figures]
         rows.append([title, median(values), min(values), max(values)])
     return Table("Seconds for one upload", ("", "median", "min", "max"), rows)
+
+
+def first_table(seconds: Mapping[int, Sequence[float]]) -> Table:
+    rows = [[size, len(s), median(s), min(s), max(s)] for size, s in seconds.items()]
+    return Table(
+        "Seconds to the first result", ("uploads", "batches", "median", "min", "max"), rows
+    )
 
 
 def batch_table(figures: Iterable[BatchFigure]) -> Table:
@@ -298,6 +335,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repetitions", type=int, default=20, help="uploads, one after another")
+    parser.add_argument("--first", type=int, default=7, help="batches of each size, cancelled")
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[10, 100, 1000, 10_000], help="tiny pictures"
     )
@@ -336,6 +374,13 @@ def main() -> None:
                 Target("submit to first progress, longest", 3, max(waits), unit=" s"),
             ]
             document["uploads"] = [asdict(figure) for figure in uploads]
+        if arguments.first:
+            first = first_results(bench, arguments.first, dice)
+            tables.append(first_table(first))
+            small, large = (median(first[size]) for size in FIRST_SIZES)
+            what = f"first result of {max(FIRST_SIZES)}, by that of {min(FIRST_SIZES)}"
+            targets.append(Target(what, 1, large / small))
+            document["first_results"] = first
         batches = [bench.files("sample files", sample_media())]
         for size in sorted(arguments.sizes):
             batches.append(

@@ -29,6 +29,8 @@ def main() -> int:
         url = embedded_server_url(Path(folder))
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")
+            # A mutant of a recursive query may never end, not even when its process is killed.
+            connection.execute("ALTER SYSTEM SET client_connection_check_interval = '1s'")
             connection.execute("SELECT pg_reload_conf()")
         try:
             subprocess.run(

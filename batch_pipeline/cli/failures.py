@@ -1,5 +1,6 @@
 """Commands about missing or old results: list failures, retry, reprocess."""
 
+import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from batch_pipeline.cli.option_rules import at_most_one
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
 from batch_pipeline.cli.types import BATCH, SINCE, TEXT, UPLOAD, USER
+from batch_pipeline.errors import RefusedError
 from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -196,6 +198,7 @@ def retry(  # noqa: PLR0917 - click passes them by name
 @click.option("--since", type=SINCE, help="Only uploaded since then: 24h, 7d, 2026-05-17.")
 @click.option("--user", type=USER, help="Only uploads of this user.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be redone.")
+@click.option("--yes", is_flag=True, help="Do not ask, even if nothing restricts the selection.")
 @json_option
 @at_most_one("--model", "--model-not")
 @click.pass_obj
@@ -211,12 +214,14 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
     stale: bool,
     user: uuid.UUID | None,
     dry_run: bool,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Redo one stage of completed uploads.
 
     Use it after a change of the model or the prompt. The other stages are not repeated. Old
-    results stay until the new ones are stored.
+    results stay until the new ones are stored. If no option restricts the selection, all uploads
+    are redone; in a terminal the command asks first.
 
     \b
     Examples:
@@ -238,16 +243,22 @@ def reprocess(  # noqa: PLR0917 - click passes them by name
     selection = Selection(
         Stage(stage), batches, uploads, model_not, user, model, since, kind, fingerprint
     )
-    if dry_run:
+    asks = selection.is_everything and not yes and sys.stdin.isatty()
+    if dry_run or asks:
         chosen = count_selected(pipeline.database, selection)
         total = sum(chosen.values())
-        if as_json:
+        if dry_run and as_json:
             of = [{"batch_id": one, "uploads": count} for one, count in chosen.items()]
             print_json({"dry_run": True, "stage": stage, "chosen": total, "batches": of})
-        else:
-            where = counted(len(chosen), "batch", "batches")
-            click.echo(f"{counted(total, 'upload')} in {where} would be redone ({stage}).")
-        return
+            return
+        where = f"{counted(total, 'upload')} in {counted(len(chosen), 'batch', 'batches')}"
+        click.echo(f"{where} would be redone ({stage}).", err=not dry_run)
+        if dry_run:
+            return
+        when_stopped, session.when_stopped = session.when_stopped, "Stopped; nothing was redone."
+        if not session.confirm("Redo all of them?"):
+            raise RefusedError("nothing was redone")
+        session.when_stopped = when_stopped
     reopened = redo(pipeline.database, pipeline.batches, selection)
     count = sum(batch.uploads for batch in reopened)
     if as_json:

@@ -41,6 +41,11 @@ class Selection:
     fingerprint_not: str | None = None
     """Only results with another fingerprint than this one, or without one."""
 
+    @property
+    def is_everything(self) -> bool:
+        """Whether nothing restricts the selection."""
+        return self == Selection(self.stage)
+
 
 @dataclass(frozen=True)
 class ReopenedBatch:

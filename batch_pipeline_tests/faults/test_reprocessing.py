@@ -227,6 +227,40 @@ def test_the_command_says_what_it_reopened(pipeline, command):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "answer", "redone"),
+    [
+        (["--stage", "embedding"], "n", 0),
+        (["--stage", "embedding"], "y", 3),
+        (["--stage", "embedding", "--yes"], None, 3),
+        (["--stage", "embedding", "--kind", "image"], None, 3),
+    ],
+)
+def test_in_a_terminal_the_command_asks_before_it_redoes_everything(
+    pipeline, console, arguments, answer, redone
+):
+    batch_ids = [done_batch(pipeline, [{}, {}])[0], done_batch(pipeline, [{}])[0]]
+
+    with console.in_terminal("reprocess", *arguments) as terminal:
+        if answer:
+            terminal.wait_until(lambda text: "Redo all of them? [y/N]:" in text)
+            terminal.enter(answer)
+        code = terminal.wait()
+
+    assert code == (0 if redone else 2), terminal.text
+    assert ("3 uploads in 2 batches would be redone" in terminal.text) == bool(answer)
+    rows = [row for batch_id in batch_ids for row in upload_rows(pipeline.database, batch_id)]
+    assert [row.processing_status for row in rows].count("pending") == redone
+
+
+def test_outside_a_terminal_the_command_redoes_everything_without_a_question(pipeline, command):
+    done_batch(pipeline, [{}, {}])
+
+    result = command("--stage", "embedding", "--json")
+
+    assert (result.code, result.json["reopened"]) == (0, 2)
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--stage", "embedding"], "nothing to redo: no completed upload is there"),

@@ -113,6 +113,9 @@ class Terminal:
         """Press Ctrl-C like a person: the terminal sends SIGINT to its whole foreground group."""
         os.write(self._descriptor, b"\x03")
 
+    def enter(self, line: str) -> None:
+        os.write(self._descriptor, f"{line}\r".encode())
+
     @property
     def pid(self) -> int:
         return self._process.pid

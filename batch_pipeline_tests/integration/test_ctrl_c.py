@@ -169,6 +169,19 @@ def test_at_the_question_of_delete_nothing_was_deleted(console, database, server
     assert len(upload_rows(database, batch)) == 1
 
 
+def test_at_the_question_of_reprocess_nothing_was_redone(console, database):
+    batch = add_batch(database, [{"processing_status": "completed"}], status="completed")
+    with console.in_terminal("reprocess", "--stage", "embedding") as terminal:
+        terminal.wait_until(lambda text: "Redo all of them?" in text)
+        terminal.press_ctrl_c()
+        terminal.read_for(1.0)
+        terminal.press_ctrl_c()  # in case that `input` has lost the first
+        assert_stopped(terminal)
+    assert "1 upload in 1 batch would be redone (embedding)." in terminal.text
+    assert "Stopped; nothing was redone." in terminal.text
+    assert upload_rows(database, batch)[0].processing_status == "completed"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_backup_that_a_supervisor_ends_leaves_no_file_and_no_program(
     console, database, database_url, tmp_path, number
