@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from batch_pipeline.database.models import IN_WORK
 from batch_pipeline.services.error_kinds import BY_NAME
 from batch_pipeline.services.pauses import Pause
 from batch_pipeline.services.short_ids import batch_label, short
@@ -213,6 +214,14 @@ def _reason(kind: str | None, message: str | None) -> str:
     return ": ".join(filter(None, [kind, message]))
 
 
+def _shown_reason(upload: Mapping[str, Any]) -> str:
+    """Return why an upload failed or waits, or why its last attempt did while the next one runs."""
+    reason = _reason(upload["error_kind"], upload["error_message"])
+    if reason and upload["processing_status"] in IN_WORK:
+        return f"last attempt: {reason}"
+    return reason
+
+
 def _on_one_line(line: Text) -> Text:
     line.no_wrap, line.overflow = True, "ellipsis"
     return line
@@ -245,7 +254,7 @@ def uploads_table(uploads: Sequence[Mapping[str, Any]]) -> Table:
     for upload in sorted(uploads, key=lambda one: one["processing_status"] != "failed"):
         status = upload["processing_status"]
         said = upload["description"] or ""
-        reason = _reason(upload["error_kind"], upload["error_message"])
+        reason = _shown_reason(upload)
         if reason and status != "completed":
             said = reason
         score = upload["description_audit_score"]
@@ -273,7 +282,7 @@ def upload_table(upload: Mapping[str, Any]) -> Table:
         "batch": batch_label(batch_id, upload["batch_name"]) if batch_id else "none",
         "status": upload["processing_status"],
         "attempts": upload["attempts"],
-        "error": _reason(upload["error_kind"], upload["error_message"]),
+        "error": _shown_reason(upload),
         "what to do": kind and upload["error_message"] and kind.plain_advice,
         "description": upload["description"],
         "score": upload["description_audit_score"],

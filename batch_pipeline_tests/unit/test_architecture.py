@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "component": {"errors", "masking", "settings", "orchestration"},
     "terminal": {
         "model_servers", "services", "visible_text", "wording", "database.connection_setup",
+        "database.models",
     },
     "demo": {"errors", "settings"},
     "cli": {

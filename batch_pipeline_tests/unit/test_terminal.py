@@ -87,6 +87,26 @@ def test_a_pipe_gets_plain_lines_and_each_state_once():
     ]
 
 
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("analyzing", "last attempt: internal_error: no memory"),
+        ("embedding", "last attempt: internal_error: no memory"),
+        ("pending", "internal_error: no memory"),
+        ("failed", "internal_error: no memory"),
+    ],
+)
+def test_the_reason_of_an_upload_in_progress_is_from_its_last_attempt(status, said):
+    row = {
+        "upload_id": BATCH, "filename": "sea.jpg", "processing_status": status,
+        "description": None, "description_audit_score": None,
+        "error_kind": "internal_error", "error_message": "no memory",
+    }  # fmt: skip
+    console = Console(file=io.StringIO(), width=200)
+    console.print(terminal.uploads_table([row]))
+    assert console.file.getvalue().splitlines()[1].split("  ")[-1].strip() == said
+
+
 def test_where_an_upload_api_stores_no_kind_or_no_reason_the_word_none_is_not_shown():
     console = a_pipe()
     ends = [
