@@ -7,7 +7,7 @@ Dagster shows.
 import logging
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import dagster as dg
@@ -82,24 +82,10 @@ def load_batch(
     pipeline: Pipeline = context.resources.batch_pipeline
     batch_id = parse_id(config.batch_id, "batch_id")
     upload_ids = [parse_id(text, "upload_ids") for text in config.upload_ids]
-    paused = pipeline.why_paused(batch_id)
-    if not paused and (outage := pipeline.analyzer_outage()):
-        released = pipeline.states.release_waiting(
-            batch_id,
-            outage,
-            slice_number=config.slice,
-            upload_ids=upload_ids,
-            resume_after_seconds=outage_pause(outage),
-        )
-        raise outage_failure(outage, released=released)
-    loaded = pipeline.states.load_batch(
-        batch_id,
-        context.run_id,
-        slice_number=config.slice,
-        upload_ids=upload_ids,
-        limit=pipeline.settings.uploads_per_run,
-        paused=paused is not None,
-    )
+    try:
+        loaded, paused = _reserve(pipeline, batch_id, upload_ids, config.slice, context.run_id)
+    except ServiceDownError as error:  # the database does not answer
+        raise outage_failure(error, released=0) from None
     if loaded is None:
         context.log.error("there is no batch %s", batch_id)
         _report_taken(context, batch_id, None, f"there is no batch {batch_id}; nothing was done")
@@ -219,6 +205,35 @@ def upload_id_of(key: str) -> uuid.UUID:
     if found is None:
         raise RefusedError(f"the mapping key {key!r} does not end in an upload id")
     return uuid.UUID(found.group(1))
+
+
+def _reserve(
+    pipeline: Pipeline,
+    batch_id: uuid.UUID,
+    upload_ids: Sequence[uuid.UUID],
+    slice_number: int | None,
+    run_id: str,
+) -> tuple[LoadedBatch | None, WorkPausedError | None]:
+    """Reserve uploads for a run, and return why none are reserved if the work is paused."""
+    paused = pipeline.why_paused(batch_id)
+    if not paused and (outage := pipeline.analyzer_outage()):
+        released = pipeline.states.release_waiting(
+            batch_id,
+            outage,
+            slice_number=slice_number,
+            upload_ids=upload_ids,
+            resume_after_seconds=outage_pause(outage),
+        )
+        raise outage_failure(outage, released=released)
+    loaded = pipeline.states.load_batch(
+        batch_id,
+        run_id,
+        slice_number=slice_number,
+        upload_ids=upload_ids,
+        limit=pipeline.settings.uploads_per_run,
+        paused=paused is not None,
+    )
+    return loaded, paused
 
 
 def _describe_taken(

@@ -69,7 +69,10 @@ class TcpProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Cut every connection."""
+        self.cut()
+
+    def cut(self) -> None:
+        """Cut every connection, and refuse others from now on."""
         self._may_pass.set()
         self._listener.close()
         with self._lock:

@@ -1,4 +1,4 @@
-"""The database's reply to the last commit of an upload is lost, in the real job."""
+"""The connection to the database is lost during the real job."""
 
 import pytest
 
@@ -39,3 +39,21 @@ def test_14_a_step_whose_last_commit_gets_no_reply_ends_well_and_pays_once(
         assert row.description
         assert row.embedding_local is not None
         assert (row.owner_run_id, row.attempts, row.error_kind) == (None, 1, None)
+
+
+def test_a_run_that_cannot_reserve_because_the_database_is_down_says_so_without_a_traceback(
+    work, proxy
+):
+    through, line = proxy
+    work = work(database_url=through)
+    work.submit("fog.webp")
+    tick = work.tick()
+    line.cut()
+
+    [result] = work.run_what_is_asked_for(tick)
+
+    [failure] = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    said = failure.user_failure_data
+    assert said.description.startswith("database_down: the database does not answer: ")
+    assert said.metadata["next"].value.startswith("nothing is lost")
+    assert failure.error.cause is None
