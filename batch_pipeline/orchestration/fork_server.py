@@ -13,11 +13,13 @@ import signal
 
 from batch_pipeline.errors import PipelineError
 
-#: Modules that every run needs. The code location imports some of them only on demand.
-_NEEDED_BY_RUNS = (
+#: Modules that every run needs. The code location and Dagster import some of them only on demand.
+NEEDED_BY_RUNS = (
     "batch_pipeline.definitions",
     "batch_pipeline.model_servers.factory",
     "batch_pipeline.model_servers.embedded",
+    "psycopg2.extras",
+    "upath.implementations.local",
 )
 
 
@@ -42,7 +44,7 @@ def _import_everything() -> None:
     # OpenBLAS, which numpy uses, would start a thread for each core.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     try:
-        definitions, *_ = [importlib.import_module(name) for name in _NEEDED_BY_RUNS]
+        definitions, *_ = [importlib.import_module(name) for name in NEEDED_BY_RUNS]
         definitions.defs.get_repository_def().load_all_definitions()
     except Exception:
         # Each worker meets the same error and reports it in its run.

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from dagster_postgres import (
     PostgresRunStorage,
     PostgresScheduleStorage,
 )
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from batch_pipeline.dagster_internals import (
@@ -125,14 +127,23 @@ def _create_database(server: URL) -> None:
     create_database_if_missing(server, DAGSTER_DATABASE)
 
 
+#: The tables that Dagster looks for before it creates all of them.
+_HAS_TABLES = text("""
+    SELECT count(to_regclass(name)) = 4
+    FROM unnest(ARRAY['runs', 'instance_info', 'event_logs', 'jobs']) AS name
+""")
+
+
 @cache
 def _create_tables(url: str, process_id: int) -> None:
     """Create missing tables, once per process: Dagster opens a storage for each tick of a sensor.
 
-    Looking for them takes six connections.
+    Dagster takes six connections to look for them, so it looks only if one is missing.
     """
-    del process_id
-    DagsterPostgresStorage(url)
+    with suppress(OperationalError), _engine(url, process_id).connect() as connection:
+        if connection.scalar(_HAS_TABLES):
+            return
+    DagsterPostgresStorage(url)  # tries to connect several times
 
 
 @cache
@@ -154,39 +165,51 @@ def _engine(url: str, process_id: int) -> Engine:
     )
 
 
+@cache
+def _found(url: str) -> set[str]:
+    """Return what was found in a database: tables, columns and migrations, which stay there."""
+    return set()
+
+
+def _is_there(url: str, name: str, look: Callable[[], bool]) -> bool:
+    """Look only until it is there.
+
+    Dagster would look again for every list of runs, and 13 times a second in a stack that has
+    nothing to do.
+    """
+    found = _found(url)
+    if name not in found and look():
+        found.add(name)
+    return name in found
+
+
 class _PooledRunStorage(PostgresRunStorage):
     def __init__(self, url: str, engine: Engine) -> None:
         super().__init__(url, should_autocreate_tables=False)
         self._engine = engine
+
+    def has_run_stats_index_cols(self) -> bool:
+        return _is_there(self.postgres_url, "runs.start_time", super().has_run_stats_index_cols)
 
     def optimize_for_webserver(self, *_: int, **__: int) -> None:
         """Keep the pool: Dagster would open another one of 21 connections."""
 
 
 class _PooledScheduleStorage(PostgresScheduleStorage):
-    """Remembers which tables and migrations there are.
-
-    Dagster looks for them 13 times a second in a stack that has nothing to do.
-    """
-
     def __init__(self, url: str, engine: Engine) -> None:
         super().__init__(url, should_autocreate_tables=False)
         self._engine = engine
-        self._found: set[str] = set()
 
     def has_instigators_table(self) -> bool:
-        return self._is_there("instigators", super().has_instigators_table)
+        return _is_there(self.postgres_url, "instigators", super().has_instigators_table)
 
     def _has_instigators_table(self, conn: Connection) -> bool:
-        return self._is_there("instigators", partial(super()._has_instigators_table, conn))
+        look = partial(super()._has_instigators_table, conn)
+        return _is_there(self.postgres_url, "instigators", look)
 
     def has_built_index(self, migration_name: str) -> bool:
-        return self._is_there(migration_name, partial(super().has_built_index, migration_name))
-
-    def _is_there(self, name: str, look: Callable[[], bool]) -> bool:
-        if name not in self._found and look():
-            self._found.add(name)
-        return name in self._found
+        look = partial(super().has_built_index, migration_name)
+        return _is_there(self.postgres_url, f"of schedules: {migration_name}", look)
 
     def optimize_for_webserver(self, *_: int, **__: int) -> None:
         """Keep the pool: Dagster would open another one of 21 connections."""

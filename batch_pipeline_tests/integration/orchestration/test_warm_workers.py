@@ -54,7 +54,7 @@ def test_the_process_that_workers_are_forked_from_has_one_thread_no_connection_n
 def test_a_worker_has_the_code_location_and_nothing_that_was_opened_before_it(found):
     worker = found["worker"]
     assert found["is_of_fork_server"]
-    assert worker["definitions"]
+    assert worker["not_imported"] == []
     opened = ("pipelines", "analyzers", "engines", "fsspec_loop")
     assert [worker[name] for name in opened] == [0, 0, 0, False]
     assert worker["threads"] == 1

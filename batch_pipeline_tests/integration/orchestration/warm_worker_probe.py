@@ -25,10 +25,14 @@ from batch_pipeline.services import pipeline
 def inside_a_worker(queue):
     """Return what a worker has before it does anything."""
     fsspec_loop = getattr(sys.modules.get("fsspec.asyn"), "loop", [None])
+    # Importing it would import everything.
+    fork_server = sys.modules["batch_pipeline.orchestration.fork_server"]
     queue.put(
         {
             "parent": os.getppid(),
-            "definitions": "batch_pipeline.definitions" in sys.modules,
+            "not_imported": [
+                name for name in fork_server.NEEDED_BY_RUNS if name not in sys.modules
+            ],
             "pipelines": len(pipeline._shared),
             "analyzers": len(factory._servers),
             "engines": instance_storage._engine.cache_info().currsize,
