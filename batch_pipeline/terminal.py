@@ -442,7 +442,7 @@ def spaces_table(spaces: Sequence["SpaceOverview"]) -> Table:
         table.add_row(
             str(space.id),
             literal(space.model),
-            f"{space.dimensions:,} ({space.stored_as})",
+            f"{space.dimensions:,}",
             f"{space.vectors:,}",
             f"{space.bytes / 1024**2:,.1f} MiB",
             counted(space.users, "user"),

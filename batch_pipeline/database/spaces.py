@@ -25,10 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from batch_pipeline.database.models import AnsweringSpace, EmbeddingSpace, UploadVector
-from batch_pipeline.database.vectors import BinaryHalfVector, BinaryVector
+from batch_pipeline.database.vectors import BinaryHalfVector
 
-#: Longest vector with four bytes per number in the index; longer vectors have two bytes per number.
-LONGEST_FULL_VECTOR = 2000
 #: Longest wait for a lock that others hold on the vectors.
 _LOCK_TIMEOUT = "5s"
 
@@ -86,19 +84,13 @@ class Space:
     questions: Questions
 
     @property
-    def index_type(self) -> BinaryVector | BinaryHalfVector:
-        """The type as which vectors are compared."""
-        width = self.key.width
-        return BinaryVector(width) if width <= LONGEST_FULL_VECTOR else BinaryHalfVector(width)
-
-    @property
     def has_vector(self) -> ColumnElement[bool]:
         """Rows of `UploadVector` of this space; a literal, so that the planner finds the table."""
         return UploadVector.space_id == literal_column(str(self.id))
 
     def distance(self, vector: Sequence[float]) -> ColumnElement[float]:
         """Cosine distance of rows of `UploadVector`; the expression is that of the index."""
-        compared: Any = cast(UploadVector.vector, self.index_type)
+        compared: Any = cast(UploadVector.vector, BinaryHalfVector(self.key.width))
         distance: ColumnElement[float] = compared.cosine_distance(vector)
         return distance
 

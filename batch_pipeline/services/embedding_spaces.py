@@ -239,8 +239,6 @@ class SpaceOverview:
     id: int
     model: str
     dimensions: int
-    stored_as: str
-    """Type in the index: ``vector`` or ``halfvec``."""
     document_prefix: str
     question_prefix: str
     embedder: str
@@ -290,7 +288,6 @@ def overview(database: Database, current: SpaceKey) -> Sequence[SpaceOverview]:
                     id=space.id,
                     model=space.key.model,
                     dimensions=space.key.width,
-                    stored_as=space.index_type.get_col_spec().partition("(")[0].lower(),
                     document_prefix=space.key.document_prefix,
                     question_prefix=space.questions.question_prefix,
                     embedder=space.questions.embedder,

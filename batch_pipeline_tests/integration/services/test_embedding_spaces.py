@@ -68,14 +68,8 @@ def complete(pipeline, width, similarities):
     return batch_id
 
 
-@pytest.mark.parametrize(
-    ("width", "type_"),
-    [
-        (384, "vector"), (1024, "vector"), (1536, "vector"), (2000, "vector"),
-        (2560, "halfvec"), (3072, "halfvec"), (4000, "halfvec"),
-    ],
-)  # fmt: skip
-def test_vectors_of_each_width_are_stored_and_found_by_their_index(pipeline, width, type_):
+@pytest.mark.parametrize("width", [384, 1024, 1536, 2000, 2560, 3072, 4000])
+def test_vectors_of_each_width_are_stored_and_found_by_their_index(pipeline, width):
     database = pipeline.database
     batch_id = complete(pipeline, width, [0.1, 0.9, 0.5])
     plans = []
@@ -95,7 +89,7 @@ def test_vectors_of_each_width_are_stored_and_found_by_their_index(pipeline, wid
     plan, *_ = plans  # an exact search follows, since fewer are found than were asked for
     space = space_of(database, width)
     assert f'"ix_upload_vectors_{space.id}"' in plan
-    assert f"::{type_}({width})" in plan
+    assert f"::halfvec({width})" in plan
     [first, *_] = upload_rows(database, batch_id)
     assert (first.embedding_local is not None) == (width == 1024)
     like = search(database, lambda _: Model(width), like=found[0].upload_id)
@@ -204,7 +198,20 @@ def test_the_key_of_one_service_goes_to_no_other(pipeline, change):
     assert (of_same.embedding_dimensions, of_same.embedder_name) == (768, "openai")
 
 
-def test_the_upgrade_makes_spaces_of_existing_vectors(server):
+@pytest.mark.parametrize(
+    "former_index",
+    [
+        "CREATE INDEX ix_upload_vectors_2 ON upload_vectors_2"
+        " USING hnsw ((vector::vector(1024)) vector_cosine_ops) WITH (m=16, ef_construction=64)",
+        "CREATE INDEX ix_upload_vectors_2 ON upload_vectors_2"
+        " USING hnsw ((vector::halfvec(1024)) halfvec_cosine_ops) WITH (m=12, ef_construction=48)",
+        # The upgrade was interrupted after it had dropped the former index.
+        "CREATE INDEX ix_upload_vectors_2_being_built ON upload_vectors_2"
+        " USING hnsw ((vector::halfvec(1024)) halfvec_cosine_ops)",
+    ],
+    ids=["full_vectors", "fewer_neighbours", "interrupted"],
+)
+def test_the_upgrade_makes_spaces_of_existing_vectors(server, former_index):
     """Rows of two models and users; an interrupted upgrade is repeated and continues."""
     with server.new_database() as url:
         database = Database(with_driver(url, "psycopg", variable="X"))
@@ -244,16 +251,18 @@ def test_the_upgrade_makes_spaces_of_existing_vectors(server):
             [[left]] = connection.execute(
                 "SELECT count(*) FROM pg_indexes WHERE indexname = 'ix_uploads_embedding'"
             ).fetchall()
-            connection.execute("ALTER INDEX ix_upload_vectors_2 SET (m = 12, ef_construction = 48)")
+            # As development versions built it.
+            connection.execute("DROP INDEX ix_upload_vectors_2")
+            connection.execute(former_index.encode())
             # Repeat it, as after an interruption; some vectors are missing.
             connection.execute("DELETE FROM upload_vectors WHERE space_id = 1")
             connection.execute("DROP INDEX ix_upload_vectors_1")
             connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '0014'")
             database.upgrade()
             [[again]] = connection.execute("SELECT count(*) FROM upload_vectors").fetchall()
-            options = connection.execute(
-                "SELECT DISTINCT reloptions FROM pg_class"
-                " WHERE relname ~ '^ix_upload_vectors_[12]$'"
+            definitions = connection.execute(
+                "SELECT indexname, substring(indexdef FROM 'USING .*') FROM pg_indexes"
+                " WHERE indexname LIKE 'ix_upload_vectors_%' ORDER BY 1"
             ).fetchall()
         with database.transaction() as connection:
             space = find_space(connection, SpaceKey("new", 1024))
@@ -262,4 +271,8 @@ def test_the_upgrade_makes_spaces_of_existing_vectors(server):
     assert moved == [("new", 34), ("old", 16)]
     assert users == [("new", 2)]
     assert (indexes, left, again) == (2, 0, 50)
-    assert options == [(["m=16", "ef_construction=64"],)]
+    index = (
+        "USING hnsw (((vector)::halfvec(1024)) halfvec_cosine_ops) "
+        "WITH (m='16', ef_construction='64')"
+    )
+    assert definitions == [("ix_upload_vectors_1", index), ("ix_upload_vectors_2", index)]

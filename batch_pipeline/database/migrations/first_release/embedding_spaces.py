@@ -15,14 +15,17 @@ from batch_pipeline.database.migrations import SEARCH_PATH
 _LOCAL_USER = uuid.UUID(int=0)
 _ROWS_AT_ONCE = 2000
 _MAKE = "batch_pipeline_make_vectors"
-_OPTIONS = "m = 16, ef_construction = 64"
+#: How vectors are indexed; ``%s`` is how many numbers they have.
+_INDEX = "USING hnsw ((vector::halfvec(%s)) halfvec_cosine_ops) WITH (m = 16, ef_construction = 64)"
+#: The end of the definition of an index, as PostgreSQL writes it.
+_DEFINITION = "halfvec_cosine_ops) WITH (m='16', ef_construction='64')"
 
 
 def create() -> None:
     """Create the tables, and the function that creates the table of a space."""
     _make_tables()
     _make_function()
-    _give_indexes_their_options()
+    _replace_former_indexes()
 
 
 def copy_vectors_of_uploads() -> None:
@@ -93,8 +96,9 @@ def _make_function() -> None:
     """Create a function that runs with the rights of the tables' owner.
 
     So workers need no right to create tables. It only creates the table of a space that already has
-    a row in ``embedding_spaces``. The index has pgvector's default options: with fewer neighbours,
-    a search does not reach some vectors at all (benchmarks/README.md).
+    a row in ``embedding_spaces``. The index has two bytes per number: it takes a third of the space
+    of full vectors with 1,024 numbers, and finds as much. It has pgvector's default options: with
+    fewer neighbours, a search does not reach some vectors at all (benchmarks/README.md).
     """
     path = op.get_bind().scalar(sa.text(SEARCH_PATH))
     op.execute(f"""
@@ -103,7 +107,6 @@ def _make_function() -> None:
         DECLARE
             of_space text := 'upload_vectors_' || space;
             numbers integer := (SELECT width FROM embedding_spaces WHERE id = space);
-            kind text := CASE WHEN numbers <= 2000 THEN 'vector' ELSE 'halfvec' END;
         BEGIN
             IF numbers IS NULL THEN
                 RAISE 'there is no embedding space %', space;
@@ -113,10 +116,8 @@ def _make_function() -> None:
                     CHECK (space_id = %2$s), CHECK (vector_dims(vector) = %3$s),
                     PRIMARY KEY (upload_id, space_id))', of_space, space, numbers);
             EXECUTE format(
-                'CREATE INDEX IF NOT EXISTS %1$I ON %2$I
-                    USING hnsw ((vector::%3$s(%4$s)) %3$s_cosine_ops)
-                    WITH ({_OPTIONS})',
-                'ix_' || of_space, of_space, kind, numbers);
+                'CREATE INDEX IF NOT EXISTS %I ON %I {_INDEX}',
+                'ix_' || of_space, of_space, numbers);
             -- Made apart and attached: that waits for nobody who reads or writes vectors.
             IF NOT (SELECT relispartition FROM pg_class WHERE oid = to_regclass(of_space)) THEN
                 EXECUTE format('ALTER TABLE upload_vectors ATTACH PARTITION %I FOR VALUES IN (%s)',
@@ -126,17 +127,37 @@ def _make_function() -> None:
     """)  # noqa: S608 - of constants
 
 
-def _give_indexes_their_options() -> None:
-    """Change indexes of development versions; a later REINDEX builds them with these options."""
-    indexes = op.get_bind().scalars(
-        sa.text(r"""
-            SELECT oid::regclass::text FROM pg_class
-            WHERE relkind = 'i' AND relname ~ '^ix_upload_vectors_\d+$'
-                AND relnamespace = current_schema()::regnamespace
-        """)
+def _replace_former_indexes() -> None:
+    """Build the indexes of development versions again: they had full vectors or fewer neighbours.
+
+    The former index answers searches of running programs until the new one is built.
+    """
+    with op.get_context().autocommit_block():
+        for space, width in _former_indexes():
+            index = f"ix_upload_vectors_{space}"
+            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}_being_built")
+            op.execute(
+                f"CREATE INDEX CONCURRENTLY {index}_being_built ON upload_vectors_{space} "
+                f"{_INDEX % width}"
+            )
+            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}")
+            op.execute(f"ALTER INDEX {index}_being_built RENAME TO {index}")
+
+
+def _former_indexes() -> list[tuple[int, int]]:
+    """List the spaces, with their widths, whose table has no index of today's kind."""
+    found = op.get_bind().execute(
+        sa.text("""
+            SELECT id, width FROM embedding_spaces
+            WHERE to_regclass('upload_vectors_' || id) IS NOT NULL AND NOT EXISTS (
+                SELECT FROM pg_index
+                WHERE indexrelid = to_regclass('ix_upload_vectors_' || id) AND indisvalid
+                    AND right(pg_get_indexdef(indexrelid), length(:end)) = :end
+            )
+            ORDER BY id
+        """).bindparams(end=_DEFINITION)
     )
-    for index in indexes.all():
-        op.execute(f"ALTER INDEX {index} SET ({_OPTIONS})")
+    return [(space, width) for space, width in found]
 
 
 def _models() -> list[tuple[str, int]]:

@@ -2,7 +2,7 @@
 
 Nothing has to be there before: neither our tables nor those of an upload API. What is there stays,
 and only what is missing is added. So the migration can be run again and continues where it stopped,
-and it upgrades the databases of the development versions, whose revisions were 0001 to 0024.
+and it upgrades the databases of the development versions, whose revisions were 0001 to 0025.
 """
 
 from batch_pipeline.database.migrations.first_release import (
@@ -14,7 +14,7 @@ from batch_pipeline.database.migrations.first_release import (
     words,
 )
 
-revision = "0025"
+revision = "0026"
 down_revision = None
 
 
