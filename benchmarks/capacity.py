@@ -1,4 +1,4 @@
-"""How many uploads an hour a deployment processes: a model with few constants, fitted and tried.
+"""How many uploads a deployment processes in an hour: a small model, fitted and then tested.
 
     python benchmarks/capacity.py                  # about three minutes
     python benchmarks/capacity.py --sizes 60 120   # smaller
@@ -6,15 +6,15 @@
 Three things limit a deployment; the slowest of them sets the pace:
 
 - the model server: its slots / latency of a call;
-- a run worker: T threads that wait L seconds for the model and then pass, one at a time, the
-  interpreter lock for c seconds. Such a queue has an exact solution (mean value analysis of a
-  closed network with one queue and a delay; Reiser and Lavenberg, Journal of the ACM 27, 1980);
+- a run worker: T threads that wait L seconds for the model. Then each holds the interpreter lock
+  for c seconds, one at a time. Such a queue has an exact solution (mean value analysis of a closed
+  network with one queue and a delay; Reiser and Lavenberg, Journal of the ACM 27, 1980);
 - the processors, which run workers and PostgreSQL share.
 
-The start of each run, before its first upload, is added. The constants (start, c, processor time)
-are fitted to batches of two sizes without latency, in a stack as `make demo` starts it. The model
-is then tried on batches that were not part of the fit. Uploads are tiny pictures: add to c what
-decoding yours takes (`media.py`).
+The time before the first upload of each run is added. The constants (start, c, processor time) are
+fitted to batches of two sizes without latency, in a stack like that of `make demo`. The model is
+then tested on batches that were not part of the fit. Uploads are tiny pictures. For your own files,
+add their decoding time to c (`media.py`).
 """
 
 import argparse
@@ -55,16 +55,16 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Constants:
-    """What was fitted; seconds."""
+    """The fitted constants (seconds)."""
 
     start: float
-    """From submission to the first upload of the run, and its end: sensor, launch, worker."""
+    """From submission to the first upload, plus the end of the run: sensor, launch, worker."""
     lock: float
-    """Of an upload, under the interpreter lock of its worker."""
+    """Time of an upload under the interpreter lock of its worker."""
     processor: float
-    """Of an upload, of any core: run worker and PostgreSQL."""
+    """Processor time of an upload: run worker and PostgreSQL."""
     start_processor: float
-    """Of the start of a run worker."""
+    """Processor time of the start of a run worker."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def predicted_seconds(uploads: int, where: Deployment, constants: Constants) -> 
     free_at = [0.0] * at_once
     for count in slices:
         soonest = free_at.index(min(free_at))
-        # The last call of a slice has nobody to share its wait with.
+        # While the last call of a slice waits, no other upload is processed.
         free_at[soonest] += start + count / rate + where.latency
     return max(free_at)
 
@@ -113,7 +113,7 @@ def predicted_seconds(uploads: int, where: Deployment, constants: Constants) -> 
 def needed(
     uploads_per_day: float, latency: float, threads: int, constants: Constants
 ) -> list[object]:
-    """Slots, run workers and cores that keep up with so many uploads a day."""
+    """Return the slots, run workers and cores that process this many uploads a day."""
     per_second = uploads_per_day / SECONDS_PER_DAY
     rate = worker_rate(threads, latency, constants.lock)
     of_worker = SLICE / (constants.start + SLICE / rate + latency)
@@ -129,7 +129,7 @@ def needed(
 
 
 def measure(stand: Stand, name: str, uploads: int, where: Deployment) -> Measured:
-    """Have a warm stack process a batch, with so many run workers at most."""
+    """Let a warm stack process a batch with at most this many run workers."""
     with (
         ScriptedModelServer(latency_seconds=where.latency, slots=where.slots) as server,
         stand.scene(
@@ -177,7 +177,7 @@ def process(scene: Scene, pictures: Iterable[bytes]) -> float:
 
 @contextmanager
 def counting_connections(scene: Scene) -> Iterator[list[int]]:
-    """Count the connections to both databases four times a second, those of this process too."""
+    """Count the connections to both databases four times a second, including our own."""
     counts, ended = [0], threading.Event()
 
     def count() -> None:
@@ -208,7 +208,7 @@ def event_log(scene: Scene) -> tuple[int, int]:
 
 
 def fit(small: Measured, large: Measured) -> Constants:
-    """A line through two sizes of one run without latency."""
+    """Fit a line through two batch sizes of one run without latency."""
     more = large.uploads - small.uploads
     lock = (large.seconds - small.seconds) / more
     processor = (large.processor_seconds - small.processor_seconds) / more
@@ -225,7 +225,11 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[100, 500, 2000], help="batches to try the model on"
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[100, 500, 2000],
+        help="batches to test the model with",
     )
     parser.add_argument("--fit", type=int, nargs=2, default=[25, SLICE], help="sizes of the fit")
     add_results_option(parser)

@@ -1,9 +1,9 @@
-"""Decode in the run worker, in a child process per file, or in children that are kept?
+"""Compares decoding in the run worker, in a child process per file, and in reused children.
 
     python benchmarks/decoding_isolation.py --files 40
 
-Prints milliseconds per file and the ratio to decoding in process, for photos of 12 megapixels. What
-comes back from a child are the pictures that an upload needs: preview and vision input.
+Prints milliseconds per file, and the ratio to decoding in the same process, for photos of 12
+megapixels. A child returns the pictures that an upload needs: preview and vision input.
 """
 
 import argparse

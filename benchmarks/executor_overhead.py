@@ -1,16 +1,16 @@
-"""What an executor costs per mapped step: N steps that only wait, on the same instance storage.
+"""What an executor costs per mapped step. The N steps only wait; all use the same storage.
 
     python benchmarks/executor_overhead.py --steps 250 --threads 8
     python benchmarks/executor_overhead.py --wait 0.1              # with a model to wait for
     python benchmarks/executor_overhead.py --dagster-home FOLDER   # storage of its dagster.yaml
 
-Without `--dagster-home` an instance on SQLite is made in a temporary folder. Each figure is the
-wall time from the run's start to its end, set-up included, divided by the number of mapped steps;
-the fan-out and the collector are counted as overhead. The multiprocess executor gets few steps,
-since each of them starts a process.
+Without `--dagster-home`, the script makes an instance on SQLite in a temporary folder. Each figure
+is the wall time of a run, including its set-up, divided by the number of mapped steps. So the
+fan-out and the collector count as overhead. The multiprocess executor gets few steps, because each
+of them starts a process.
 
-With no wait, threads cannot be faster than one step after another: what is measured is CPU time
-under the interpreter lock. Threads pay when steps wait.
+If steps do not wait, threads cannot be faster than sequential steps. Then the script measures CPU
+time under the interpreter lock. Threads are useful when steps wait.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def mapped() -> None:
     collect(fan_out().map(only_wait).collect())
 
 
-# Functions, because Dagster's other processes have to find the jobs by name.
+# These are functions, because Dagster's other processes find the jobs by name.
 def threaded() -> dg.JobDefinition:
     return mapped.to_job(executor_def=threaded_executor)
 

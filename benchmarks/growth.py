@@ -1,4 +1,4 @@
-"""What a full database costs: `python benchmarks/growth.py` (about three minutes).
+"""Measures ticks on a full database: `python benchmarks/growth.py` (about three minutes).
 
     python benchmarks/growth.py --rows 10000 --batches 50 --pending 1000
 
@@ -55,7 +55,7 @@ ORDER BY batches.created_at  -- the uploads of a batch come together
 
 
 def fill(scene: Scene, status: str, *, batches: int, size: int, age_hours: int) -> None:
-    """Write batches with `size` uploads each; all are of the same status."""
+    """Write batches with `size` uploads each; all have the same status."""
     done = size if status == "completed" else 0
     values = {"status": status, "count": batches, "size": size, "done": done, "age": age_hours}
     with scene.pipeline.database.transaction() as connection:
@@ -66,7 +66,7 @@ def fill(scene: Scene, status: str, *, batches: int, size: int, age_hours: int) 
 
 
 def ticks(scene: Scene, instance: dg.DagsterInstance) -> Mapping[str, list[float]]:
-    """Milliseconds of some ticks of each sensor and of the schedule."""
+    """Return the milliseconds of some ticks of each sensor and of the schedule."""
     logging.disable(logging.INFO)
     definitions = build_definitions()
     gc.collect()

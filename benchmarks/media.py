@@ -1,21 +1,20 @@
-"""How fast files become pictures, and in how much memory: `python benchmarks/media.py`.
+"""How much time and memory decoding takes: `python benchmarks/media.py`.
 
-Our path (one decode for the vision input and the thumbnail) runs with huge pages, as in a run
-worker (`batch_pipeline.media.memory`), and with small ones. Beside it stands what a user would take
-instead, with small pages, as the C library takes memory by default:
+Our code decodes a file once, for the vision input and the thumbnail. It runs with huge pages, as in
+a run worker (`batch_pipeline.media.memory`), and with small ones. It is compared with alternatives,
+which run with small pages, the default of the C library:
 
 - `twice full`: a full decode for each of the two, by Pillow (`pillow-heif`, `pillow-jxl-plugin` and
   LibRaw where Pillow has no decoder of its own);
-- `pyvips`: two thumbnails by libvips. It is no dependency of the project: `pip install
-  pyvips-binary pyvips`; without it the column says so;
-- of videos, `ffmpeg` where it is installed: a call for each of ten frames, and one with its filter
+- `pyvips`: two thumbnails by libvips. It is not a dependency of the project: `pip install
+  pyvips-binary pyvips`. Without it, the column says so;
+- for videos `ffmpeg`, if it is installed: a call for each of ten frames, and one with its filter
   `thumbnail`.
 
-Each is measured in a process of its own, in turns within one run; the best of several rounds is
-told, as seconds on the clock and seconds of the processor (of all threads). Memory is what a
-process rises above one that has decoded a small picture. On a busy machine compare the seconds of
-the processor. The files are made by `batch_pipeline.testing.media`, raw ones with a preview, and
-`--file` adds files of one's own.
+Each runs in its own process; they take turns. The script prints the best of several rounds: wall
+time, and processor time of all threads. Memory is the additional peak compared with a process that
+has decoded a small picture. On a busy machine, compare the processor time. The files come from
+`batch_pipeline.testing.media`; raw files have a preview. `--file` adds your own files.
 """
 
 import argparse
@@ -50,7 +49,7 @@ from batch_pipeline.testing.media import (
 
 WORKER = Path(__file__).parent / "tools" / "decode_picture.py"
 WAYS = ("ours", "ours, small pages", "twice full", "pyvips")
-#: Formats that are to take half of two full decodes at most.
+#: Formats that should take at most half the time of two full decodes.
 TARGETS = ("jpeg", "png", "webp", "heic", "avif", "raw (dng) with a preview", "raw (dng) without")
 
 
@@ -70,13 +69,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class ImageFigure:
-    """What each way takes for a picture; a way that is not installed or fails is missing."""
+    """What each decoder takes for a picture; one that is not installed or fails is missing."""
 
     format: str
     costs: dict[str, Cost]
 
     def ratio(self, way: str, of: str = "processor") -> float | None:
-        """How many times more another way takes than ours."""
+        """Return how many times more another decoder takes than ours."""
         if way not in self.costs:
             return None
         return float(getattr(self.costs[way], of) / getattr(self.costs["ours"], of))
@@ -86,7 +85,8 @@ class ImageFigure:
 class VideoFigure:
     """Seconds of work for ten frames and a thumbnail, and the memory it takes (MiB).
 
-    Ours rises above a process that has decoded another video before; FFmpeg's is the whole process.
+    Our figure is the additional peak after another video was decoded; FFmpeg's is that of the whole
+    process.
     """
 
     format: str
@@ -95,14 +95,14 @@ class VideoFigure:
     video_seconds_per_second: float
     memory: float
     ffmpeg_frames_seconds: float | None
-    """Of ten calls of `ffmpeg`, one for each frame; None where it is not installed."""
+    """Ten calls of `ffmpeg`, one for each frame; None if it is not installed."""
     ffmpeg_thumbnail_seconds: float | None
-    """Of one call with its filter `thumbnail`, which looks at the first 100 frames."""
+    """One call with its filter `thumbnail`, which looks at the first 100 frames."""
     ffmpeg_memory: float | None
 
 
 def make_pictures(megapixels: float) -> dict[str, bytes]:
-    """One photo in every format that can be written here."""
+    """Make one photo in every format for which there is an encoder."""
     photo = make_photo(megapixels)
     picture = Image.open(io.BytesIO(photo)).convert("RGB")
     formats: tuple[ImageFormat, ...] = ("png", "webp", "heic", "avif")
@@ -151,7 +151,7 @@ def measure_images(files: dict[str, bytes], rounds: int, turns: int) -> list[Ima
 
 
 def measure_way(way: str, path: Path, rounds: int) -> Cost | None:
-    """None where the way cannot be gone."""
+    """Measure one decoder; None if it cannot be used."""
     if way == "pyvips" and find_spec("pyvips") is None:
         return None
     command = [sys.executable, str(WORKER), way, str(path), str(rounds)]
@@ -174,7 +174,7 @@ VIDEOS: dict[str, tuple[VideoFormat, str | None, int]] = {
     "mpeg-ts, MPEG-2": ("mpeg-ts", None, 50),
     "wmv": ("wmv", None, 50),
 }
-#: Prints what the decode of a file rises above that of a small one (MiB).
+#: Prints how much more memory the decode of a file takes than that of a small one (MiB).
 PEAK_OF_OURS = """
 import sys
 from batch_pipeline.media.decoding import decode
@@ -193,7 +193,7 @@ print(peak(sys.argv[2]) - before)
 
 
 def best_of(function: Callable[[bytes], None], data: bytes, rounds: int) -> tuple[float, float]:
-    """Least seconds on the clock, and of the processor."""
+    """Return the shortest wall time and processor time (seconds)."""
     wall, processor = [], []
     for _ in range(rounds):
         begin, begin_processor = time.perf_counter(), time.process_time()
@@ -245,7 +245,7 @@ def measure_videos(seconds: float, size: tuple[int, int], rounds: int) -> list[V
 
 
 def run_ffmpeg(*calls: str) -> tuple[float | None, float]:
-    """Seconds of some calls one after another, and the memory of the largest (MiB; Linux)."""
+    """Return the seconds of some sequential calls, and the largest memory of one (MiB; Linux)."""
     program = shutil.which("ffmpeg")
     if program is None:
         return None, 0.0
@@ -253,7 +253,7 @@ def run_ffmpeg(*calls: str) -> tuple[float | None, float]:
     for call in calls:
         command = [program, "-v", "error", "-y", "-threads", "1", *call.split()]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        # What the system reports of a process that has ended counts in its parent's memory.
+        # The system's figure for an ended process would include the memory of its parent.
         while process.poll() is None:
             peak = max(peak, peak_memory(process.pid))
             time.sleep(0.005)
@@ -263,7 +263,7 @@ def run_ffmpeg(*calls: str) -> tuple[float | None, float]:
 
 
 def peak_memory(pid: int) -> float:
-    """Of a running process, so far (MiB); 0 for one that is ending."""
+    """Return the peak memory of a running process so far (MiB); 0 if it is ending."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -290,10 +290,10 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, default=12, help="of each image (default 12)")
     parser.add_argument("--seconds", type=float, default=20, help="of each video (default 20)")
     parser.add_argument("--height", type=int, default=480, help="of each video (default 480)")
-    parser.add_argument("--rounds", type=int, default=3, help="best of so many (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default 3)")
     parser.add_argument("--turns", type=int, default=2, help="processes of each (default 2)")
     parser.add_argument("--file", type=Path, action="append", default=[], help="a picture to add")
-    parser.add_argument("--pictures-only", action="store_true", help="leave the videos out")
+    parser.add_argument("--pictures-only", action="store_true", help="do not measure videos")
     add_results_option(parser)
     given = parser.parse_args()
     size = (given.height * 16 // 9 // 2 * 2, given.height)

@@ -1,13 +1,14 @@
-"""How full a model server is kept by several workers that share its slots, and never overfull.
+"""How well several workers that share the slots of a model server use them, without exceeding them.
 
     python benchmarks/model_slots.py
     python benchmarks/model_slots.py --workers 4 --threads 16 --slots 16 --latency 0.5 --calls 640
     python benchmarks/model_slots.py --servers 2
 
-Workers are processes that ask the vision model in a loop (`batch_pipeline.testing.model_caller`),
-through the analyzer and the slots of real run workers; the server is scripted and answers each call
-after the latency. Saturation is the time that the calls need on ever busy slots, divided by the
-time they took: calls x latency / slots / seconds. Workers are started before the clock is.
+Workers are processes that call the vision model in a loop (`batch_pipeline.testing.model_caller`),
+through the analyzer and the slots of real run workers. The server is scripted and answers each call
+after the latency. Saturation is the time that the calls would take if all slots were always busy,
+divided by the time that they took: calls x latency / slots / seconds. The clock starts after the
+workers.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def start_worker(settings: Settings, threads: int, calls: int) -> subprocess.Pop
 
 
 def agreements(url: str) -> int:
-    """Transactions that wrote to the table so far, about: rows inserted, changed and removed."""
+    """Return about how many transactions have written to the table: its changed rows."""
     with psycopg.connect(url, autocommit=True) as connection:
         row = connection.execute(
             "SELECT n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables"
@@ -82,7 +83,7 @@ def measure(arguments: argparse.Namespace, home: Path) -> None:
     seconds = time.perf_counter() - begun
     for worker in workers:
         worker.communicate()
-    time.sleep(1)  # PostgreSQL's statistics come late
+    time.sleep(1)  # PostgreSQL updates its statistics with a delay
     done = outcomes["described"]
     slots = arguments.slots * arguments.servers
     workload = f"{arguments.workers} workers x {arguments.threads} threads"

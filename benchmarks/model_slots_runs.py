@@ -3,11 +3,11 @@
     python benchmarks/model_slots_runs.py
     python benchmarks/model_slots_runs.py --workers 4 --threads 8 --slots 16 --latency 0.5
 
-A batch of small pictures is cut into as many slices as there are workers; each slice is a run in a
-process of its own, as the daemon would launch it: claims, thumbnails, descriptions, vectors (built
-in) and events in Dagster's storage on PostgreSQL. Saturation is counted from the first call to the
-end of the last, and so leaves out the start of Python and Dagster, but not that workers are not
-ready at the same moment.
+A batch of small pictures is divided into as many slices as there are workers. Each slice is a run
+in its own process, as the daemon would launch it: claims, thumbnails, descriptions, vectors (built
+in), and events in Dagster's storage on PostgreSQL. Saturation is measured from the first call to
+the end of the last one. So it does not include the start of Python and Dagster, but it includes
+that workers are not all ready at the same moment.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def work(run_id: str) -> None:
 def make_pictures(folder: Path, count: int) -> None:
     folder.mkdir()
     for number in range(count):
-        # No two alike: a submission refuses the same file twice.
+        # All are different, because a submission refuses the same file twice.
         pixels = random.Random(number).randbytes(32 * 24 * 3)
         Image.frombytes("RGB", (32, 24), pixels).save(folder / f"{number:05}.jpg")
 
@@ -99,7 +99,7 @@ def measure(arguments: argparse.Namespace, folder: Path, server: ScriptedModelSe
         settings=pipeline.settings,
     )
     assert submission.batch_id
-    with pipeline.database.transaction() as connection:  # all runs begin at a time
+    with pipeline.database.transaction() as connection:  # all runs begin at the same time
         connection.execute(update(UploadBatch).values(created_at=datetime(2000, 1, 1, tzinfo=UTC)))
     with dg.DagsterInstance.get() as instance:
         begun = time.monotonic()

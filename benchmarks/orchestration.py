@@ -1,25 +1,25 @@
-"""A race from submission to done: this pipeline and what else runs such work, side by side.
+"""Compares this pipeline with other orchestrators, from the submission of a batch to its end.
 
     python benchmarks/orchestration.py                       # about half an hour
     python benchmarks/orchestration.py --only pipeline dbos --sizes 15 --loads 0
     python benchmarks/orchestration.py --install-peers       # environments for the peers, first
 
-Every contender does the same work: each upload is one unit of its own (a step, task, job, actor or
+All contenders do the same work. Each upload is a separate unit (a step, task, job, actor or
 workflow), which calls the same `UploadProcessor` with the same settings, on the same PostgreSQL and
 the same scripted model server. Pictures are tiny (32 x 24 pixels), because `media.py` measures
 decoding.
 
-Each contender is up and warm before anything is submitted: `this pipeline` is the stack that
-`make demo` starts, with default settings; peers have their servers and workers running, and have
-done one small batch. Where a peer's documentation says how to use several processes, it has as many
-as there are cores. The clock runs from the moment when the rows of a batch are written to the
-message that the batch is completed. So it includes what each starts for a batch: our sensor's tick
-and our run workers, a flow, a job. Peers are told of the batch at once.
+Each contender is running and warm before anything is submitted. `this pipeline` is the stack that
+`make demo` starts, with default settings. Peers have their servers and workers running, and have
+processed one small batch. If a peer's documentation says how to use several processes, it has as
+many as there are cores. The clock runs from the moment when the rows of a batch are written until
+the message that the batch is completed. So it includes everything that a contender starts for a
+batch: our sensor's tick and our run workers, a flow, a job. Peers learn of the batch at once.
 
 Saturation is uploads x latency / slots / seconds: 1 is a model server that never waits.
 
-At last, one worker of each contender is killed (SIGKILL) while it processes a batch, and nobody
-helps: how many uploads are completed after two minutes?
+At the end, one worker of each contender is killed (SIGKILL) while it processes a batch, and nobody
+intervenes. The result is the number of uploads that are completed after two minutes.
 """
 
 import argparse
@@ -57,17 +57,17 @@ from batch_pipeline.testing.model_server import ScriptedModelServer
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".environments"
-#: Latency (seconds) and slots of the scripted server, and the saturation asked for.
+#: Latency (seconds) and slots of the scripted server, and the expected saturation.
 LOADS = ((1.0, 8, 0.97), (0.5, 16, 0.95), (0.25, 32, 0.88))
 CORES = os.cpu_count() or 1
 #: Uploads in flight without latency: four runs with four threads are the pipeline's defaults.
 IN_FLIGHT = 16
 #: Time for a contender to end (seconds).
 PATIENCE = 180
-#: Uploads of the batch during which a worker is killed, how many are completed before, and the time
-#: for the others (seconds).
+#: For the batch during which a worker is killed: number of uploads, how many are completed before
+#: the kill, and the time for the others (seconds).
 KILL_UPLOADS, KILL_AFTER, KILL_SECONDS = 100, 30, 120
-#: Latency of the model meanwhile (seconds).
+#: Latency of the model during that batch (seconds).
 KILL_LATENCY = 0.5
 
 log = Console(stderr=True, markup=False, highlight=False)
@@ -75,31 +75,31 @@ log = Console(stderr=True, markup=False, highlight=False)
 
 @dataclass(frozen=True)
 class Contender:
-    """Someone who processes batches."""
+    """A system that processes batches: this pipeline or a peer."""
 
     name: str
-    """As `--only` takes it."""
+    """The name that `--only` accepts."""
     title: str
     records: str
-    """What it keeps of each upload."""
+    """What it records about each upload."""
     script: str = ""
-    """Of `peers/`; empty: the stack of this pipeline."""
+    """Script in `peers/`; empty: the stack of this pipeline."""
     variant: str = ""
-    """For a script that knows several ways."""
+    """Argument for a script that supports several executors or modes."""
     at_most: int | None = None
-    """Uploads without latency, if it is slow."""
+    """Number of uploads without latency, if it is slow."""
     processes: int = 1
-    """Workers, each with its part of the uploads in flight."""
+    """Number of workers; each gets its share of the uploads in flight."""
     worker: str = ""
-    """A word in the command line of its workers that can be killed; empty: it has none."""
+    """A word in the command line of workers that can be killed; empty: it has no such workers."""
     in_flight: int | None = None
-    """The most that it can have; None: as many as it is told."""
+    """Maximum number of uploads in flight; None: any number."""
     under_load: bool = True
-    """Saturation is measured, too."""
+    """Whether saturation is also measured."""
     needs: str = ""
     """Module of the extra `benchmarks` that must be installed."""
     environment: str = ""
-    """Virtual environment of its own, by name."""
+    """Name of its own virtual environment."""
 
     @property
     def python(self) -> Path:
@@ -109,7 +109,7 @@ class Contender:
 
     @property
     def missing(self) -> str:
-        """What to do to have it; empty: it is there."""
+        """How to install it; empty: it is installed."""
         if self.needs and find_spec(self.needs) is None:
             return "pip install -e '.[benchmarks]'"
         if not self.python.exists():
@@ -221,22 +221,22 @@ CONTENDERS = (
         environment="prefect",
     ),
 )
-#: Those that record the end of each upload where an operator can look it up.
+#: Contenders that record the end of each upload where an operator can look it up.
 RECORDING = ("celery", "dramatiq", "procrastinate", "dbos", "prefect")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What one contender took for one batch."""
+    """The time that one contender took for one batch."""
 
     name: str
     uploads: int
     latency: float
     slots: int
     seconds: float
-    """From submission to done."""
+    """From submission to the end of the batch."""
     cpu_seconds: float
-    """Of all processes of the contender; for this pipeline the whole stack, UI included."""
+    """Processor time of all processes; for this pipeline of the whole stack, including the UI."""
     database_cpu_seconds: float
 
     @property
@@ -256,14 +256,14 @@ class Running:
     cpu_seconds: Callable[[], float]
     workers: Callable[[], Sequence[psutil.Process]]
     at_the_end: dict[str, int] = field(default_factory=dict)
-    """How many ends a peer has recorded, ``of`` how many uploads."""
+    """How many ends a peer has recorded, and of how many uploads."""
 
 
 @contextlib.contextmanager
 def running(
     contender: Contender, scene: Scene, server_pid: int, in_flight: int
 ) -> Iterator[Running]:
-    """Start a contender; it is ready."""
+    """Start a contender, and wait until it is ready."""
     if contender.script:
         with peer(contender, scene, in_flight) as host:
             yield host
@@ -279,7 +279,7 @@ def running(
 
 @contextlib.contextmanager
 def peer(contender: Contender, scene: Scene, in_flight: int) -> Iterator[Running]:
-    """Start the host of a peer (`peers/work.py`), and end it with all that it has started."""
+    """Start the host of a peer (`peers/work.py`); at the end stop it and everything it started."""
     assignment = {
         "state_url": scene.state_url,
         "folder": str(scene.folder),
@@ -324,7 +324,7 @@ def peer(contender: Contender, scene: Scene, in_flight: int) -> Iterator[Running
         [line] = [line for line in printed.splitlines() if line.startswith("{")]
         host.at_the_end.update(json.loads(line))
     finally:
-        with contextlib.suppress(ProcessLookupError):  # what it has left behind
+        with contextlib.suppress(ProcessLookupError):  # processes that it has left behind
             os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -337,7 +337,7 @@ def warm(
     server: ScriptedModelServer,
     **settings: object,
 ) -> Iterator[tuple[Scene, Running]]:
-    """Start a contender, and let it do one small batch."""
+    """Start a contender, and let it process one small batch."""
     with (
         stand.scene(
             f"{contender.name}-{what}",
@@ -349,7 +349,7 @@ def warm(
         running(contender, scene, stand.server_pid, in_flight) as host,
     ):
         with scene.listening() as listener:
-            # Fewer for those that take seconds for each.
+            # Fewer for contenders that take seconds for each upload.
             pictures = tiny_pictures(in_flight if contender.under_load else 1, seed=0)
             batch_id = scene.add_batch(pictures)
             host.hand_out(str(batch_id))
@@ -366,8 +366,8 @@ def measure(
     latency: float = 0,
     slots: int = IN_FLIGHT,
 ) -> Iterator[Figure]:
-    """Have a contender process one batch of each size, and check that it did."""
-    # A load has its own number of calls in flight; without one, everything is as by default.
+    """Let a contender process one batch of each size, and check that it has."""
+    # A load sets the number of calls in flight; without a load, everything has its default.
     settings = load_settings(max(sizes), in_flight) if latency else {}
     with (
         ScriptedModelServer(latency_seconds=latency, slots=slots) as server,
@@ -404,7 +404,7 @@ def measure(
 
 
 def completed_after_kill(contender: Contender, stand: Stand) -> int:
-    """Kill a worker in the middle of a batch; how many uploads are completed in the end."""
+    """Kill a worker in the middle of a batch; return how many uploads are completed in the end."""
     with (
         ScriptedModelServer(latency_seconds=KILL_LATENCY) as server,
         # Two runs of this pipeline, as the others have two workers.
@@ -420,7 +420,7 @@ def completed_after_kill(contender: Contender, stand: Stand) -> int:
 
 
 def await_completed(scene: Scene, batch_id: uuid.UUID, count: int) -> int:
-    """Wait until so many uploads are completed, or `KILL_SECONDS`; returns how many are."""
+    """Wait until this many uploads are completed, at most `KILL_SECONDS`; returns how many are."""
     give_up_at = time.monotonic() + KILL_SECONDS
     while (done := completed(scene, batch_id)) < count and time.monotonic() < give_up_at:
         time.sleep(0.2)
@@ -435,7 +435,7 @@ def completed(scene: Scene, batch_id: uuid.UUID) -> int:
 
 
 def load_settings(uploads: int, in_flight: int) -> dict[str, object]:
-    """As docs/scaling.md says: a run worker for each core, with its part of the calls."""
+    """Return the settings of docs/scaling.md: a run worker per core shares the calls."""
     return {
         "max_concurrent_uploads": math.ceil(in_flight / CORES),
         "uploads_per_run": math.ceil(uploads / CORES),
@@ -443,7 +443,7 @@ def load_settings(uploads: int, in_flight: int) -> dict[str, object]:
 
 
 def install_peers() -> None:
-    """Make the environments of the peers that do not share ours."""
+    """Make the virtual environments of the peers that cannot use ours."""
     for name in {contender.environment for contender in CONTENDERS} - {""}:
         folder = ENVIRONMENTS / name
         log.print(f"environment of {name}: {folder}")
@@ -454,7 +454,7 @@ def install_peers() -> None:
 
 
 def attempt(contender: Contender, measured: Iterator[Figure]) -> list[Figure]:
-    """Measure; a peer that fails is left out, with a message, but ours ends the benchmark."""
+    """Measure; leave out a peer that fails. If our pipeline fails, the benchmark ends."""
     try:
         return list(measured)
     except (RuntimeError, AssertionError, TimeoutError, subprocess.TimeoutExpired) as error:
@@ -483,10 +483,11 @@ def under_load(
             if not contender.under_load:
                 continue
             count = max(round(ideal_seconds * slots / latency), slots)
-            # Who cannot fill the server is given few: otherwise it takes minutes.
+            # A contender that cannot keep the server busy gets few uploads; more would take
+            # minutes.
             if contender.in_flight:
                 count = min(count, round(ideal_seconds / latency))
-            # So many that a call waits for a slot while another upload is decoded or stored.
+            # Enough that a call waits for a slot while other uploads are decoded or stored.
             in_flight = slots + math.ceil(slots / 4)
             load = measure(
                 contender, stand, [count], in_flight=in_flight, latency=latency, slots=slots
@@ -500,7 +501,7 @@ def under_load(
 
 
 def killed(contenders: Sequence[Contender], stand: Stand) -> dict[str, int]:
-    """Completed uploads of each contender of which a worker was killed, by name."""
+    """Return the completed uploads of each contender whose worker was killed, by its name."""
     found: dict[str, int] = {}
     for contender in contenders:
         if contender.worker or contender.name == "pipeline":
@@ -581,7 +582,7 @@ def parse() -> argparse.Namespace:
         "--ideal-seconds",
         type=float,
         default=12,
-        help="what a server that never waits would need for the batch of a load",
+        help="seconds that a server that never waits needs for the batch of a load",
     )
     parser.add_argument(
         "--loads", type=int, default=len(LOADS), help="how many, of 3, saturation is measured for"
@@ -591,7 +592,7 @@ def parse() -> argparse.Namespace:
         "--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}"
     )
     parser.add_argument(
-        "--install-peers", action="store_true", help="make the environments of peers, and end"
+        "--install-peers", action="store_true", help="only make the environments of the peers"
     )
     add_results_option(parser)
     return parser.parse_args()
@@ -611,7 +612,7 @@ def main() -> None:
             log.print(f"{contender.name} is skipped, it is not installed: {contender.missing}")
         else:
             chosen.append(contender)
-    # A short path: Redis listens on a socket in it.
+    # The path is short, because Redis listens on a socket in it.
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.closing(Stand(Path(folder))) as stand,

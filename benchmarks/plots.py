@@ -1,6 +1,6 @@
 """Draws the plots of the README from the figures: `python benchmarks/plots.py [FOLDER]`.
 
-Reads the JSON files that the scripts wrote with `--results`; what is missing is left out.
+Reads the JSON files that the scripts have written with `--results`; leaves out missing ones.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from tools.results import shown
 RESULTS = Path(__file__).parent / "results"
 OURS, OTHERS, ASKED = "#1f6feb", "#8b949e", "#d1242f"
 
-# Text stays text: small files, that can be searched and read aloud.
+# Text stays text, so files are small and can be searched and read aloud.
 mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "batch_pipeline", "font.size": 9})
 
 
 def race(axes: Axes, figures: dict[str, Any]) -> None:
-    """One bar for each contender and its largest batch; they are two powers of ten apart."""
+    """Draw a bar for the largest batch of each contender; they differ by two powers of ten."""
     largest = {figure["name"]: figure for figure in figures["race"]}
     found = sorted(largest.values(), key=lambda figure: -figure["ms_per_upload"])
     titles = [figures["titles"][figure["name"]] for figure in found]
@@ -36,7 +36,7 @@ def race(axes: Axes, figures: dict[str, Any]) -> None:
 
 
 def saturation(axes: Axes, figures: dict[str, Any]) -> None:
-    """A group of bars for each contender, one for each load."""
+    """Draw a group of bars for each contender, with one bar for each load."""
     found = figures["saturation"]
     loads = sorted({(f["latency"], f["slots"]) for f in found}, reverse=True)
     names = list(dict.fromkeys(figure["name"] for figure in found))[::-1]
@@ -57,7 +57,7 @@ def saturation(axes: Axes, figures: dict[str, Any]) -> None:
 
 
 def cost(axes: Axes, figures: dict[str, Any]) -> None:
-    """Processor time per upload by the size of the batch, stacked by part of the stack."""
+    """Draw the processor time per upload by the size of the batch, stacked by part of the stack."""
     found = _tiny_pictures(figures)
     sizes = [f"{figure['uploads']:,}" for figure in found]
     bottom = [0.0] * len(found)
@@ -72,7 +72,7 @@ def cost(axes: Axes, figures: dict[str, Any]) -> None:
 
 
 def first_result(axes: Axes, figures: dict[str, Any]) -> None:
-    """Seconds to the first completed upload by the size of the batch."""
+    """Draw the seconds to the first completed upload by the size of the batch."""
     found = _tiny_pictures(figures)
     sizes = [f"{figure['uploads']:,}" for figure in found]
     bars = axes.bar(sizes, [figure["first_seconds"] for figure in found], color=OURS)
@@ -85,7 +85,7 @@ def _tiny_pictures(figures: dict[str, Any]) -> list[dict[str, Any]]:
     return [figure for figure in figures["batches"] if figure["name"].endswith("tiny pictures")]
 
 
-#: File to write: where the figures are, what draws them, width and height (inches).
+#: By file to write: where the figures are, the function that draws them, width and height (inches).
 PLOTS: dict[str, tuple[str, Callable[[Axes, dict[str, Any]], None], tuple[float, float]]] = {
     "race": ("orchestration", race, (8, 4)),
     "saturation": ("orchestration", saturation, (8, 6)),

@@ -2,8 +2,8 @@
 
     python benchmarks/run_all.py [--results FOLDER] [--only NAME …]
 
-The machine should have nothing else to do: each result says how busy it was. A benchmark that fails
-does not keep the others from running; the exit code is 1 then.
+The machine should do nothing else; each result says how busy it was. If a benchmark fails, the
+others still run, and the exit code is 1.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-#: In this order: what is disturbed most by a machine that has grown warm comes first.
+#: In this order: benchmarks that a warm machine affects most come first.
 BENCHMARKS = ("stack", "growth", "orchestration", "capacity", "media", "search", "search_quality")
 
 

@@ -1,13 +1,14 @@
-"""A search among many vectors, with each filter: time with and without index, recall, throughput.
+"""Search among many vectors, with each filter: time with and without index, recall, throughput.
 
-Fills a database of its own on the embedded server (or on ``--server-url``) with random vectors that
-lie as embeddings of captions do (`Vectors`), builds the index, and times the statements by meaning
-that ``batch-pipeline search`` makes, as PostgreSQL itself reports them (``EXPLAIN ANALYZE``:
-planning and execution, no client, no embedding of the question). Without the index means the same
-search after the index was dropped, on warm caches: an exact search, of which ``--exact`` are made
-for each filter. Recall is the share of the ten nearest, computed from all vectors, that a search
-finds. Queries per second are whole calls of the service, by as many threads as there are cores;
-client and server share these. In the end vectors are inserted, one after another.
+Fills a separate database on the embedded server (or on ``--server-url``) with random vectors that
+are distributed like embeddings of captions (`Vectors`), and builds the index. Then it measures the
+statements by which ``batch-pipeline search`` searches by meaning. The times are those that
+PostgreSQL reports (``EXPLAIN ANALYZE``: planning and execution, without the client and without
+embedding the question). "Without the index" is the same search after the index was dropped, on warm
+caches. That is an exact search; ``--exact`` is their number for each filter. Recall is the share of
+the ten nearest of all vectors that a search finds. Queries per second are complete calls of the
+service, by as many threads as there are cores; client and server share the cores. At the end
+vectors are inserted, one after another.
 
     python benchmarks/search.py                        # among 100,000 vectors
     python benchmarks/search.py --vectors 1000000 --questions 20 --exact 5
@@ -46,18 +47,19 @@ from batch_pipeline.testing.databases import DatabaseServer
 from batch_pipeline.testing.records import fill_spaces
 
 DIMENSIONS, MODEL = 1024, "benchmark"
-#: Descriptions are about so many topics, and so many subjects within these.
+#: Number of topics of the descriptions, and of subjects within the topics.
 TOPICS, SUBJECTS = 300, 8000
-#: One user in a thousand uploads, and one that owns half of everything.
+#: A user with one of a thousand uploads, and one with half of all uploads.
 SMALL_USER, LARGE_USER = uuid.UUID(int=1), uuid.UUID(int=2)
 UPLOADS_PER_BATCH = 250
 RESULTS = 10
-#: So many are in memory at a time when exact answers are computed. The rest of the memory is needed
-#: to cache the index.
+#: Number of vectors in memory while exact answers are computed. The rest of the memory is needed to
+#: cache the index.
 VECTORS_AT_ONCE = 20_000
 
-#: What the filters are for, in the order of the table. Uploads meet most of them whatever they
-#: show. All uploads of the place lie together, and most questions are far from it.
+#: The filters, in the order of the table. Whether an upload meets a filter does not depend on its
+#: vector, except for the place: all its uploads have similar vectors, and most questions are far
+#: from them.
 SEARCHES: dict[str, Filters] = {
     "everything": Filters(),
     "user, 50 %": Filters(user_id=LARGE_USER),
@@ -98,7 +100,7 @@ _COLUMNS = {
 
 
 class FixedQuestion:
-    """Stands for an embedding model: every question has the vector that is set."""
+    """Replaces an embedding model: every question has the vector that was set."""
 
     name = MODEL
     dimensions = DIMENSIONS
@@ -117,14 +119,15 @@ class FixedQuestion:
 
 
 class Vectors:
-    """Draws random vectors that lie as embeddings of captions do.
+    """Draws random vectors that are distributed like embeddings of captions.
 
-    The 40,460 captions of Flickr8k were embedded with ``embedded-sentences-1``. Along their k-th
-    axis, their variance is as 1/k. Among 40,000 of them, the cosine to the nearest, the tenth, the
-    hundredth and any other is 0.77, 0.66, 0.55, 0.14. Of these vectors it is 0.76, 0.65, 0.51,
-    0.14. Of the ten nearest captions the index finds 99.0 % with 100 candidates and 99.6 % with
-    300; of these vectors 98.0 and 99.8 %. If all directions are as likely instead, an index that
-    enters among the wrong vectors seldom leaves them: it finds 83 % among 1,000,000 vectors.
+    The 40,460 captions of Flickr8k were embedded with ``embedded-sentences-1``. Their variance
+    along the k-th axis is proportional to 1/k. Among 40,000 of them, the cosine to the nearest, the
+    tenth, the hundredth and any other is 0.77, 0.66, 0.55, 0.14. Of these vectors it is 0.76, 0.65,
+    0.51, 0.14. Of the ten nearest captions the index finds 99.0 % with 100 candidates and 99.6 %
+    with 300; of these vectors 98.0 and 99.8 %. With vectors whose directions are all equally
+    likely, a search that enters the index among the wrong vectors rarely leaves them. It then finds
+    83 % among 1,000,000 vectors.
     """
 
     _SHARED, _OF_TOPIC, _OF_SUBJECT, _OWN = 0.135, 0.39, 0.173, 0.302  # of the squared length
@@ -147,13 +150,13 @@ class Vectors:
 
 
 def rows(vectors: int) -> Iterator[tuple[object, ...]]:
-    """A tenth are of another model, and cannot be answers."""
+    """A tenth of the uploads have another model, and cannot be answers."""
     dice = np.random.default_rng(7)
     drawn = Vectors(dice)
     for number in range(vectors):
         subject = int(dice.integers(SUBJECTS))
         vector = drawn.about(subject)
-        # Of parts that do not depend on the subject.
+        # Composed of parts that do not depend on the subject.
         lot = int(dice.integers(10_000))
         user = LARGE_USER if lot < 5000 else uuid.uuid4()
         month = f"{2022 + lot // 12 % 4}-{lot % 12 + 1:02}"
@@ -211,7 +214,8 @@ def filled_database(server_url: str, vectors: int) -> Iterator[str]:
         with database.transaction() as connection:
             # An index that does not fit into this memory takes many times as long to build.
             fill_spaces(connection, memory=f"{1 + vectors * 6 // 1_000_000}GB")
-            # The first by its name; who has but one upload, of the older model, waits for it.
+            # Space 1, the first by its name, answers everybody, even a user whose only upload is in
+            # the other space.
             connection.execute(sqlalchemy.text("UPDATE answering_spaces SET space_id = 1"))
         database.close()
         with psycopg.connect(url, autocommit=True) as connection:
@@ -271,10 +275,10 @@ def measured(
     exact: int,
     filters: Filters,
 ) -> dict[str, object]:
-    """Milliseconds and recall of one kind of search."""
+    """Return milliseconds and recall of one kind of search."""
     database = Database(with_driver(url, "psycopg", variable="URL"))
     model = FixedQuestion()
-    for vector in questions:  # so that caches are warm
+    for vector in questions:  # to warm the caches
         model.vector = vector
         search(database, model, "x", filters=filters)
     statements: list[tuple[str, dict[str, object]]] = []
@@ -317,7 +321,7 @@ def measured(
 
 
 def pictures_to_ask_for(url: str, count: int) -> list[list[float]]:
-    """Return vectors of uploads, of the model that answers."""
+    """Return vectors of uploads in the space that answers."""
     with psycopg.connect(url) as connection:
         found = connection.execute(
             "SELECT embedding_local::text FROM uploads WHERE embedding_model = %s "
@@ -352,7 +356,7 @@ def milliseconds_per_insertion(url: str, count: int = 500) -> tuple[float, float
 def _explained(
     connection: psycopg.Connection[Any], query: tuple[str, dict[str, object]]
 ) -> tuple[float, str]:
-    """Milliseconds of a statement, and whether it uses the index of vectors."""
+    """Return the milliseconds of a statement, and whether it uses the index of vectors."""
     [[plan]] = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query[0]}", query[1]).fetchall()
     index = "hnsw" if "ix_upload_vectors_" in json.dumps(plan) else "exact"
     return plan[0]["Planning Time"] + plan[0]["Execution Time"], index
@@ -361,7 +365,7 @@ def _explained(
 def queries_per_second(
     url: str, vectors: list[list[float]], filters: Filters, seconds: float
 ) -> float:
-    """Whole searches, as fast as threads can ask."""
+    """Run complete searches as fast as the threads can."""
     threads = os.cpu_count() or 1
     database = Database(with_driver(url, "psycopg", variable="URL"), pool_size=threads)
 
@@ -399,9 +403,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--vectors", type=int, default=100_000)
-    parser.add_argument("--questions", type=int, default=100, help="timed with the index, a filter")
-    parser.add_argument("--exact", type=int, default=10, help="of these asked without it, too")
-    parser.add_argument("--seconds", type=float, default=3, help="of asking as fast as it goes")
+    parser.add_argument("--questions", type=int, default=100, help="searches with the index")
+    parser.add_argument("--exact", type=int, default=10, help="of these also without the index")
+    parser.add_argument(
+        "--seconds", type=float, default=3, help="seconds of searches at full speed"
+    )
     parser.add_argument("--server-url", help="PostgreSQL with pgvector; default: an embedded one")
     add_results_option(parser)
     given = parser.parse_args()

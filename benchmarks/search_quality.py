@@ -1,10 +1,10 @@
-"""How well search finds: recall, reciprocal rank and nDCG of each way on questions of our own.
+"""Quality of search: recall, reciprocal rank and nDCG of each method, on our own questions.
 
-The set (``search_quality_set.json``) was written for this: 60 descriptions, 40 questions that share
-no word with what they ask for, 20 in German, French and Spanish, 20 everyday ones that share some,
-12 for names of files and cameras or text in a picture, and 20 to which nothing is an answer. The
-descriptions are stored in a database of its own, on the embedded server (or on ``--server-url``).
-Nothing in the figures depends on how fast or busy the machine is.
+The set (``search_quality_set.json``) was written for this purpose. It has 60 descriptions, 40
+questions that share no word with their answer, 20 questions in German, French and Spanish, 20
+everyday questions that share some words, 12 for names of files and cameras or text in a picture,
+and 20 without an answer. The descriptions are stored in a separate database on the embedded server
+(or on ``--server-url``). The figures do not depend on how fast or busy the machine is.
 
     python benchmarks/search_quality.py --results benchmarks/results
 """
@@ -46,11 +46,11 @@ KINDS = {
 RANK_CONSTANT = 60
 
 Ranking = Callable[[str], Sequence[int]]
-"""From a question to the numbers of descriptions, best first; it may leave some out."""
+"""Returns the numbers of descriptions for a question, best first; may leave some out."""
 
 
 def described() -> list[str]:
-    """The descriptions, with what the embedded analyzer adds about camera and text."""
+    """Return the descriptions, with the embedded analyzer's sentences on camera and text."""
     texts = list(SET["descriptions"])
     for number, about in SET["about"].items():
         if camera := about.get("camera"):
@@ -62,7 +62,7 @@ def described() -> list[str]:
 
 @contextmanager
 def filled_database(server_url: str, embedding: EmbeddedEmbedding) -> Iterator[Database]:
-    """A database with the descriptions as uploads, whose number is that of their path."""
+    """A database with the descriptions as uploads; the path of an upload is its number."""
     with DatabaseServer(server_url).new_database() as url:
         database = Database(with_driver(url, "psycopg", variable="URL"))
         with database.transaction() as connection:
@@ -101,7 +101,7 @@ def by_vectors(embed: Callable[[str], Sequence[float]]) -> Ranking:
 
 
 def by_full_text(url: str, *, all_words: bool) -> Ranking:
-    """PostgreSQL's own ranking of what holds all words of a question, or any."""
+    """PostgreSQL's own ranking of descriptions with all words of a question, or any of them."""
     query = "plainto_tsquery('english', %(q)s) || plainto_tsquery('simple', %(q)s)"
     if not all_words:
         query = f"replace(({query})::text, '&', '|')::tsquery"
@@ -158,7 +158,7 @@ def ways(database: Database) -> dict[str, Ranking]:
 
 
 def measured(rank: Ranking, questions: Sequence[tuple[str, int]]) -> dict[str, float]:
-    """One description is right for each question."""
+    """Measure the ranks; each question has one right description."""
     places = []
     for question, right in questions:
         found = list(rank(question))
@@ -173,7 +173,7 @@ def measured(rank: Ranking, questions: Sequence[tuple[str, int]]) -> dict[str, f
 
 
 def weakness(database: Database, embedding: EmbeddedEmbedding) -> dict[str, float]:
-    """How often the right answer, and the first of no answers, is marked as weak."""
+    """Return how often right answers, and first results without an answer, are weak."""
     right = [
         hit.weak
         for kind in KINDS
@@ -188,7 +188,7 @@ def weakness(database: Database, embedding: EmbeddedEmbedding) -> dict[str, floa
 
 
 def figures(server_url: str) -> dict[str, Any]:
-    """All that is measured."""
+    """Return all measurements."""
     embedding = EmbeddedEmbedding()
     with filled_database(server_url, embedding) as database:
         found: dict[str, Mapping[str, dict[str, float]]] = {

@@ -1,25 +1,25 @@
-"""From submission to done in a warm stack, and what a stack costs: `python benchmarks/stack.py`.
+"""Time from submission to end in a warm stack, and its cost: `python benchmarks/stack.py`.
 
     python benchmarks/stack.py                                     # about ten minutes
     python benchmarks/stack.py --sizes 10 100 --photos 0 --idle 0
 
-Starts `dagster dev` (web server, daemon, code location) as `make demo` does, with the settings'
-defaults, PostgreSQL and a scripted model server that answers at once. Nothing of the pipeline is
-replaced. The stack is warmed up with one upload that is not counted. Then follow:
+Starts `dagster dev` (web server, daemon, code location) like `make demo`, with default settings,
+PostgreSQL and a scripted model server that answers at once. Nothing in the pipeline is replaced.
+One upload, which is not counted, warms the stack up. Then the script measures:
 
-- **one upload**: one tiny picture at a time is submitted at random moments. The first message on
-  the progress channel that says that its batch is in work is waited for, and the last. The moments
-  between come from Dagster's record of the run;
+- **one upload**: one tiny picture at a time is submitted at random moments. The script waits for
+  the first message on the progress channel that its batch is being processed, and for the last. The
+  moments in between come from Dagster's record of the run;
 - **first results**: batches of different sizes are written as rows at random moments, and cancelled
   after their first completed upload;
 - **whole batches**: the sample files, and batches of tiny pictures, which are written as rows as an
   upload API does;
-- **photos** of 12 megapixels, beside what their decoding and thumbnails alone take on all cores,
-  with the same threads and the same settings of memory;
+- **photos** of 12 megapixels, compared with only decoding them and making thumbnails, on all cores,
+  with the same threads and the same memory settings;
 - **idle**: processor time of a stack that has nothing to do.
 
-Processor time is that of all processes of a part of the stack, ended ones included. Private memory
-is what a run worker does not share with the process that it was forked from.
+Processor time is that of all processes of a part of the stack, including ended ones. Private memory
+is the memory that a run worker does not share with the process from which it was forked.
 """
 
 import argparse
@@ -60,12 +60,12 @@ from batch_pipeline.testing.model_server import ScriptedModelServer
 
 #: Longest pause before an upload is submitted, so that it meets the stack at any moment (seconds).
 RANDOM_PAUSE = 6.0
-#: Their first results are compared.
+#: Sizes of the batches whose first results are compared.
 FIRST_SIZES = (10, 10_000)
 PHOTO_MEGAPIXELS = 12
-#: Photos that differ; the rows share them in turns.
+#: Number of different photos; the rows use them in turn.
 DIFFERENT_PHOTOS = 5
-#: Asked for: seconds from submission to done.
+#: Expected seconds from submission to end.
 ASKED_SECONDS = {"sample files": 4, "1000 tiny pictures": 9, "10000 tiny pictures": 85}
 
 log = Console(stderr=True, markup=False, highlight=False)
@@ -73,21 +73,21 @@ log = Console(stderr=True, markup=False, highlight=False)
 
 @dataclass(frozen=True)
 class UploadFigure:
-    """Seconds since one picture was submitted."""
+    """Moments after one picture was submitted (seconds)."""
 
     asked_for: float
     """Its run exists."""
     begun: float
     """The worker's process has begun the run."""
     first_progress: float
-    """The first message that the batch is in work."""
+    """The first message that the batch is being processed."""
     done: float
     """The message that it is completed."""
 
 
 @dataclass(frozen=True)
 class BatchFigure:
-    """What one batch took."""
+    """The measurements of one batch."""
 
     name: str
     uploads: int
@@ -99,7 +99,7 @@ class BatchFigure:
     cpu_ms: dict[str, float]
     """Per upload, by part of the stack."""
     growth_within: float | None
-    """Seconds between completed uploads: the last quarter of the batch by the second one."""
+    """Seconds between completed uploads: the last quarter of the batch divided by the second."""
     private_mib: float
     """Highest of any run worker."""
     resident_mib: float
@@ -126,7 +126,7 @@ class Bench:
             first_at, done_at = await_end(listener, batch_id)
         [record] = self._runs(batch_id)
         assert record.start_time
-        # All moments are of one machine's clock.
+        # All moments are by the clock of one machine.
         return UploadFigure(
             asked_for=record.create_timestamp.timestamp() - submitted_at,
             begun=record.start_time - submitted_at,
@@ -143,7 +143,7 @@ class Bench:
         return self._batch(name, len(pictures), lambda: self.scene.add_batch(pictures))
 
     def first_result(self, pictures: Sequence[bytes]) -> float:
-        """Seconds from the commit of a batch's rows to its first completed upload.
+        """Return the seconds from the commit of a batch's rows to its first completed upload.
 
         Then the batch is cancelled, and its runs end.
         """
@@ -157,7 +157,7 @@ class Bench:
         return moments[0] - begun_at
 
     def idle(self, seconds: float) -> dict[str, float]:
-        """Share of a core that each part of the stack needs with nothing to do."""
+        """Return the share of a core that each part of an idle stack needs."""
         before = self._usage.cpu_seconds()
         time.sleep(seconds)
         after = self._usage.cpu_seconds()
@@ -167,8 +167,8 @@ class Bench:
         before = self._usage.cpu_seconds()
         with self.scene.listening() as listener, self._usage.watching_workers() as workers:
             batch_id = begin()
-            # Nobody sees the rows before they are committed. Storing files and writing rows is the
-            # work of an upload API, not of the stack.
+            # The time starts at the commit, because storing files and writing rows is the work of
+            # an upload API, not of the stack.
             begun_at = time.time()
             _, done_at = await_end(listener, batch_id)
         after = self._usage.cpu_seconds()
@@ -211,7 +211,7 @@ class Bench:
 
 
 def growth(moments: Sequence[float]) -> float | None:
-    """Time for the last quarter of a batch by that for the second; None: too few to tell."""
+    """Return the time for the last quarter of a batch divided by the second; None: too few."""
     quarter = len(moments) // 4
     if quarter < 100:
         return None
@@ -227,16 +227,16 @@ def save_picture(folder: Path, number: int) -> Path:
 
 
 def photos(count: int) -> list[bytes]:
-    """Photos of which some are the same picture, but no two are the same file."""
+    """Make photos; some show the same picture, but no two are the same file."""
     different = [make_photo(PHOTO_MEGAPIXELS, seed=n) for n in range(min(count, DIFFERENT_PHOTOS))]
-    # What stands behind the end of a JPEG is ignored; the same bytes would be described once.
+    # Decoders ignore data after the end of a JPEG. Identical files would be described only once.
     return [
         data + str(number).encode() for number, data in enumerate(islice(cycle(different), count))
     ]
 
 
 def decoding_alone(pictures: Sequence[bytes], threads: int) -> float:
-    """Seconds for decoding and thumbnails of all pictures, by threads of one process."""
+    """Return the seconds that threads of one process need to decode and make thumbnails."""
 
     def make(data: bytes) -> None:
         decode(io.BytesIO(data), accept(data)).make_thumbnail()
@@ -250,7 +250,7 @@ def decoding_alone(pictures: Sequence[bytes], threads: int) -> float:
 
 @contextlib.contextmanager
 def warm_stack(stand: Stand, name: str, **settings: object) -> Iterator[Bench]:
-    """Start a stack on databases of its own, and let it settle with one upload."""
+    """Start a stack on separate databases, and warm it up with one upload."""
     with (
         stand.scene(name, **settings) as scene,
         running_stack(scene.pipeline.settings),
@@ -262,9 +262,9 @@ def warm_stack(stand: Stand, name: str, **settings: object) -> Iterator[Bench]:
 
 
 def first_results(bench: Bench, repetitions: int, dice: random.Random) -> dict[int, list[float]]:
-    """Seconds to the first result of batches of each size, one after another."""
+    """Return the seconds to the first result of batches of each size, one after another."""
     seconds: dict[int, list[float]] = {size: [] for size in FIRST_SIZES}
-    # In turns, so that a slow minute of the machine meets all sizes.
+    # Sizes take turns, so that a slow minute of the machine affects all of them.
     for _, size in product(range(repetitions), FIRST_SIZES):
         pictures = list(tiny_pictures(size, seed=dice.randrange(10**9)))
         time.sleep(dice.uniform(0, RANDOM_PAUSE))

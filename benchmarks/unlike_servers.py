@@ -1,13 +1,14 @@
-"""How calls are shared by a fast and a slow model server, as a ratio.
+"""How calls are divided between a fast and a slow model server, as a ratio.
 
     python benchmarks/unlike_servers.py
     python benchmarks/unlike_servers.py --fast 0.2 --slow 1.6 --threads 4 --slots 4
 
-Threads of one worker ask the vision model in a loop, through the analyzer of a run worker; the
-servers are scripted and answer each call after their latency. Three ways are compared: calls go
-where the fewest seconds of work are (ours), slots of their own beside it (`#`), and in turn to
-each, which is how a load balancer that knows nothing does it. `of the best` is the throughput as a
-share of what the same threads could reach with perfect knowledge of both servers.
+Threads of one worker call the vision model in a loop, through the analyzer of a run worker. The
+servers are scripted and answer each call after their latency. The script compares three ways to
+choose a server: the one with the fewest seconds of work (ours), the same with a separate limit for
+a server (`#`), and each server in turn, like a load balancer that knows nothing about the servers.
+`of the best` is the throughput as a share of what the same threads could reach with perfect
+knowledge of both servers.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def vision_of(addresses: Sequence[str], slots: int) -> VisionModel:
 
 
 def best_rate(fast: float, slow: float, threads: int, slots: int) -> float:
-    """Calls a second, if the fast server is kept full before the slow one gets any."""
+    """Return the calls per second if the slow server gets calls only while the fast one is full."""
     on_fast = min(threads, slots)
     return on_fast / fast + min(threads - on_fast, slots) / slow
 
@@ -47,7 +48,7 @@ def measure(name: str, visions: Sequence[VisionModel], arguments: argparse.Names
     servers = arguments.servers
     before = [len(server.calls) for server in servers]
     frame, turns = Frame(red_square()), itertools.cycle(visions)
-    # As many as the pair answers in the time that is asked for, at best.
+    # As many as both servers together can answer in the requested time.
     rate = best_rate(arguments.fast, arguments.slow, arguments.threads, arguments.slots)
     calls, begun = round(rate * arguments.seconds), time.perf_counter()
     with ThreadPoolExecutor(arguments.threads) as pool:

@@ -1,6 +1,6 @@
 """Celery: a task for each upload on Redis, workers with threads, results kept in Redis.
 
-Tasks are acknowledged after the work, so that those of a killed worker are done again.
+Tasks are acknowledged after the work, so that tasks of a killed worker are repeated.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""Dagster as one would write it without this project: a mapped op for each upload, an executor.
+"""Dagster without this project: a mapped op for each upload, and an executor.
 
-Storage is plain dagster-postgres. With processes, each step opens its connections anew.
+The storage is plain dagster-postgres. If steps are processes, each step opens new connections.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ def upload(upload_id: str) -> None:
 
 @dg.op
 async def upload_in_thread(upload_id: str) -> None:
-    """For an executor whose steps are coroutines: the work blocks, and so gets a thread."""
+    """For an executor whose steps are coroutines. The work blocks, so it runs in a thread."""
     await asyncio.to_thread(process, upload_id)
 
 
@@ -46,7 +46,7 @@ def mapped_coroutines() -> None:
     collect(fan_out().map(upload_in_thread).collect())
 
 
-# Functions, because Dagster's other processes have to find the jobs by name.
+# These are functions, because Dagster's other processes find the jobs by name.
 def in_process() -> dg.JobDefinition:
     return mapped.to_job(executor_def=dg.in_process_executor)
 
@@ -92,7 +92,7 @@ def new_instance() -> dg.DagsterInstance:
 
 
 def recorded() -> int:
-    """Mapped steps whose success is in the event log."""
+    """Count mapped steps whose success is in the event log."""
     statement = (
         "SELECT count(*) FROM event_logs WHERE dagster_event_type = 'STEP_SUCCESS'"
         " AND step_key LIKE 'upload%'"
@@ -103,7 +103,7 @@ def recorded() -> int:
 
 
 if __name__ == "__main__":
-    import dagster_jobs  # by its name, which a step's own process imports
+    import dagster_jobs  # by its name, because the process of a step imports it
 
     with dagster_jobs.new_instance() as opened:
         host(lambda upload_ids: dagster_jobs.run(opened, upload_ids), dagster_jobs.recorded)

@@ -1,7 +1,7 @@
 """DBOS: a durable workflow with one step for each upload, on a queue that several processes serve.
 
-The queue is asked for work every 20 ms, since its default of a second would be the limit: each
-time it hands out no more than there are free places.
+The queue is polled every 20 ms, because each poll returns at most as much work as there are free
+places. With the default of one second, the polls would limit the throughput.
 """
 
 import os
@@ -28,7 +28,7 @@ def upload(upload_id: str) -> None:
 
 
 def work() -> None:
-    # Processes that share a database are told apart by this name.
+    # This name distinguishes processes that share a database.
     os.environ["DBOS__VMID"] = str(os.getpid())
     DBOS(
         config={

@@ -1,4 +1,4 @@
-"""Dramatiq: a message for each upload, processes with threads; Redis keeps the results, too."""
+"""Dramatiq: a message for each upload, processes with threads; Redis also keeps the results."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
 """No framework: a loop, such as the one that the pipeline replaces, or threads that share a list.
 
-What an upload costs with nothing to record, resume or show: the floor.
+This is the lower limit: the cost of an upload if nothing is recorded, resumed or shown.
 """
 
 from collections.abc import Sequence

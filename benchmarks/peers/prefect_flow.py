@@ -20,7 +20,7 @@ def batch(upload_ids: Sequence[str]) -> None:
 
 
 def recorded() -> int:
-    """Task runs that the server has recorded as completed; they reach it after the work."""
+    """Count completed task runs in the server, which records them after the work."""
     with sqlite3.connect(Path(assignment().folder) / "prefect.db") as connection:
         statement = "SELECT count(*) FROM task_run WHERE state_type = 'COMPLETED'"
         return int(connection.execute(statement).fetchone()[0])

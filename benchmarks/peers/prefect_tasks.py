@@ -1,7 +1,7 @@
-"""Prefect 3: a mapped task for each upload in a flow, in threads; its server beside it on SQLite.
+"""Prefect 3: a flow with a mapped task for each upload, in threads; its server uses SQLite.
 
-SQLite is what its server comes with; on PostgreSQL it needs the extension pg_trgm, which the
-embedded server does not have. The server's processor time counts, as it works for nobody else.
+SQLite is the server's default. On PostgreSQL it needs the extension pg_trgm, which the embedded
+server does not have. The server's processor time counts, because nobody else uses it.
 """
 
 import os
@@ -21,7 +21,7 @@ START_SECONDS = 120
 
 @contextmanager
 def server() -> Iterator[str]:
-    """Start a server of its own; its address, once it answers."""
+    """Start a separate server, and yield its address as soon as it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

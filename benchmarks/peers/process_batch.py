@@ -17,7 +17,7 @@ def run(instance: dg.DagsterInstance, dispatcher: Dispatcher) -> None:
 
 
 if __name__ == "__main__":
-    # Its batches are found by the sensor; what `work.host` would reserve stays for its runs.
+    # The sensor finds its batches. So `work.host` reserves nothing, and leaves it to the runs.
     with dg.DagsterInstance.get() as opened:
         sensor = Dispatcher(pipeline(), opened)
         print("ready", flush=True)

@@ -13,7 +13,7 @@ app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=assign
 
 @app.task(name="upload")
 def upload(upload_id: str) -> None:
-    process(upload_id)  # a task that is no coroutine runs in a thread
+    process(upload_id)  # a task that is not a coroutine runs in a thread
 
 
 async def defer(upload_ids: Sequence[str]) -> None:

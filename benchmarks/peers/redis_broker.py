@@ -1,4 +1,4 @@
-"""A Redis server of one's own, for peers whose broker it is."""
+"""A separate Redis server for peers that use Redis as their broker."""
 
 import subprocess
 from collections.abc import Iterator

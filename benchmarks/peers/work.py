@@ -1,12 +1,12 @@
 """The unit of work of every peer: one upload, by the same `UploadProcessor` as in our own steps.
 
-Nothing is left out: claim, decoding, thumbnail, description, audit, vector, stored row, counters
-of the batch, progress messages, heartbeats. A peer hands each upload to a unit of its own (a task,
-job, actor or workflow), which calls `process`.
+Nothing is left out: claim, decoding, thumbnail, description, audit, vector, stored row, counters of
+the batch, progress messages, heartbeats. A peer passes each upload to a separate unit (a task, job,
+actor or workflow), which calls `process`.
 
-A peer is a script with a host. The host starts its workers, prints ``ready``, reads ids of batches
-from standard input, and hands out the uploads of each. When its input ends, it stops its workers
-and prints how many ends it has recorded.
+A peer is a script with a host. The host starts its workers and prints ``ready``. Then it reads ids
+of batches from standard input, and passes the uploads of each to the workers. When its input ends,
+it stops its workers and prints how many ends it has recorded.
 """
 
 import atexit
@@ -27,9 +27,9 @@ from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import FailedUpload, UploadProcessor
 from batch_pipeline.settings import load_settings
 
-#: Stands in the rows where the pipeline's own runs have their ids.
+#: Stored in rows in place of the id of one of the pipeline's own runs.
 RUN_ID = "peer"
-#: Time for what a peer records after the work (seconds).
+#: Time in which a peer may record something after the work (seconds).
 _RECORD_SECONDS = 20
 
 _lock = threading.Lock()
@@ -37,18 +37,18 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a peer is to do; JSON in the environment, which its workers inherit."""
+    """The task of a peer; JSON in the environment, which its workers inherit."""
 
     state_url: str
-    """An empty PostgreSQL database for what the peer keeps."""
+    """An empty PostgreSQL database for the peer's own data."""
     folder: str
-    """For files of the peer."""
+    """Folder for files of the peer."""
     processes: int
-    """Workers, if the peer has several."""
+    """Number of workers, if the peer can have several."""
     threads: int
     """Uploads in flight in each worker."""
     variant: str = ""
-    """For a peer that knows several ways."""
+    """Argument for a peer that supports several executors or modes."""
 
 
 @cache
@@ -71,7 +71,7 @@ def _processor() -> UploadProcessor:
 
 
 def process(upload_id: str) -> None:
-    """Process one upload; raises what it failed with."""
+    """Process one upload; raises the error with which it failed."""
     with _lock:
         processor = _processor()
     outcome = processor.process(uuid.UUID(upload_id), RUN_ID, retries_left=0)
@@ -103,7 +103,7 @@ def workers(command: Sequence[str], count: int = 1) -> Iterator[None]:
 
 
 def host(hand_out: Callable[[Sequence[str]], object], recorded: Callable[[], int]) -> None:
-    """Hand out the uploads of each batch that is named, and at the end say what is recorded."""
+    """Pass on the uploads of each named batch; at the end print what was recorded."""
     print("ready", flush=True)
     total = 0
     for line in sys.stdin:

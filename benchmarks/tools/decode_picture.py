@@ -1,4 +1,4 @@
-"""Decode one picture again and again, in a process of its own: prints seconds and memory as JSON.
+"""Decode one picture repeatedly in a separate process; print seconds and memory as JSON.
 
 Run by `benchmarks/media.py`: `python tools/decode_picture.py WAY FILE ROUNDS`.
 """
@@ -24,7 +24,7 @@ def ours(data: bytes) -> None:
 
 
 def full_decode_twice(data: bytes) -> None:
-    """What a thumbnail and a picture for a model cost, each with a decode of its own."""
+    """Make a thumbnail and a picture for a model, each with its own decode."""
     for fit in (vision_size, thumbnail_size):
         picture = ImageOps.exif_transpose(open_whole(data)).convert("RGB")
         picture = picture.resize(fit(*picture.size), Image.Resampling.LANCZOS)
@@ -32,7 +32,7 @@ def full_decode_twice(data: bytes) -> None:
 
 
 def pyvips_twice(data: bytes) -> None:
-    """The same by libvips, which decodes at a reduced scale where the format knows one."""
+    """Do the same with libvips, which decodes at a reduced scale if the format supports that."""
     import pyvips  # noqa: PLC0415 - no dependency of the project
 
     for side in (VISION_SIDE, THUMBNAIL_SIDE):
@@ -63,7 +63,7 @@ def thumbnail_size(width: int, height: int) -> tuple[int, int]:
 
 
 def peak_memory() -> int:
-    """Of this process so far (bytes); not `resource`'s, which counts who started it."""
+    """Return this process's peak memory (bytes). That of `resource` would include its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -77,7 +77,7 @@ def main() -> None:
         import pillow_jxl  # noqa: F401, PLC0415 - registers itself
     Image.MAX_IMAGE_PIXELS = None
     small = make_image(size=(64, 48))
-    way(small)  # what is loaded once is loaded now
+    way(small)  # load everything that is loaded only once
     before = peak_memory()
     wall, processor = [], []
     for _ in range(int(sys.argv[3])):

@@ -1,4 +1,4 @@
-"""Results as JSON (to compare and to draw) and as Markdown (to read), with date and machine."""
+"""Results as JSON (for comparisons and plots) and Markdown (for people), with date and machine."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ VERSIONS = ("dagster", "sqlalchemy", "psycopg", "pillow", "av", "numpy")
 
 @dataclass(frozen=True)
 class Target:
-    """What was asked for, beside what was measured."""
+    """An expected value, and the measured one."""
 
     what: str
     asked: float
@@ -41,7 +41,7 @@ class Target:
 
 
 def machine() -> dict[str, Any]:
-    """Where and when, and how busy the machine was."""
+    """When and on which machine, and how busy it was."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -79,7 +79,7 @@ def report(
     targets: Sequence[Target] = (),
     folder: Path | None = None,
 ) -> None:
-    """Print the tables; write them and the figures, if there is a folder for it."""
+    """Print the tables; if a folder is named, write them and the figures to it."""
     where["load_at_end"] = round(os.getloadavg()[0], 1)
     all_tables = [*tables, *([_judgement(targets)] if targets else [])]
     parts = [f"## {table.title}\n\n{markdown(table)}" for table in all_tables]
@@ -95,7 +95,7 @@ def report(
 
 
 def markdown(table: Table) -> str:
-    """Columns of numbers are set to the right."""
+    """Return the lines of a table; columns of numbers are right-aligned."""
     cells = [[shown(cell) for cell in row] for row in table.rows]
     columns = list(zip(table.headings, *cells, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -128,7 +128,7 @@ def _judgement(targets: Sequence[Target]) -> Table:
 
 
 def shown(cell: object) -> str:
-    """A number to three places, but never in powers of ten."""
+    """Return a number with three significant digits, never in powers of ten."""
     if cell is None:
         return ""
     if not isinstance(cell, float):

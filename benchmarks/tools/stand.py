@@ -1,4 +1,4 @@
-"""A test stand: PostgreSQL, and for each contender databases, a storage and a batch of its own."""
+"""The test bench: PostgreSQL, and separate databases, storage and batches for each contender."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ PATIENCE = 180
 
 
 def take_memory_as_run_workers_do() -> None:
-    """Start this script again with huge pages, so that everything it compares has them."""
+    """Restart this script with huge pages, so that everything that it compares uses them."""
     before = os.environ.get("GLIBC_TUNABLES")
     use_huge_pages()
     if os.environ["GLIBC_TUNABLES"] != before:
@@ -51,7 +51,7 @@ class Scene:
     folder: Path
     database_url: str
     state_url: str
-    """Empty; Dagster's storage, or that of another orchestrator."""
+    """Empty database for Dagster's storage, or for another orchestrator."""
     pipeline: Pipeline
 
     @property
@@ -91,7 +91,7 @@ class Scene:
 
     @contextmanager
     def listening(self) -> Iterator[psycopg.Connection]:
-        """Listen to the progress channel, for `await_end`."""
+        """Listen on the progress channel, for `await_end`."""
         url = self.pipeline.database.url.set(drivername="postgresql")
         with psycopg.connect(url.render_as_string(False), autocommit=True) as listener:
             listener.execute(f"LISTEN {CHANNEL}")
@@ -103,9 +103,9 @@ class Scene:
 
 
 def await_end(listener: psycopg.Connection, batch_id: uuid.UUID) -> tuple[float, float]:
-    """Moments of the first message of work on a batch, and of its completion."""
+    """Return the moments of the first message about a batch in progress, and of its completion."""
     first_at = 0.0
-    # The timeout of `notifies` is for all that it yields, so each message has one of its own.
+    # The timeout of `notifies` is for everything that it yields, so it is called for each message.
     while received := list(listener.notifies(timeout=PATIENCE, stop_after=1)):
         for message in (json.loads(notification.payload) for notification in received):
             if message["payload"]["batch_id"] != str(batch_id):
@@ -119,7 +119,7 @@ def await_end(listener: psycopg.Connection, batch_id: uuid.UUID) -> tuple[float,
 
 
 class Stand:
-    """PostgreSQL under a folder, embedded, as it comes."""
+    """Start an embedded PostgreSQL with default settings in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -134,7 +134,7 @@ class Stand:
 
     @contextmanager
     def scene(self, name: str, **settings: object) -> Iterator[Scene]:
-        """Set the settings in the environment, for this process and those that it starts."""
+        """Put the settings into the environment, for this process and those that it starts."""
         folder = self.folder / name
         folder.mkdir()
         with self._server.new_database() as url, self._server.new_database(migrated=False) as state:
@@ -156,7 +156,7 @@ class Stand:
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables, and put back what was there."""
+    """Set variables, and restore their old values at the end."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -170,10 +170,10 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 class Dispatcher:
-    """The sensor's part: evaluates `pending_batches` and makes the runs that it asks for."""
+    """Replaces the daemon: evaluates `pending_batches` and creates the runs that it requests."""
 
     def __init__(self, pipeline: Pipeline, instance: dg.DagsterInstance) -> None:
-        logging.disable(logging.INFO)  # what the sensor says of each run
+        logging.disable(logging.INFO)  # what the sensor reports about each run
         self._instance = instance
         definitions = build_definitions()
         self._job = definitions.resolve_job_def("process_batch")
@@ -185,7 +185,7 @@ class Dispatcher:
         self._origin = repository.get_reconstructable_job("process_batch").get_python_origin()
 
     def tick(self, execution: Mapping[str, object] | None = None) -> list[str]:
-        """Ids of the runs that are to be executed now."""
+        """Return the ids of the runs to execute now."""
         asked = self._sensor.evaluate_tick(self._context).run_requests or ()
         return [
             self._instance.create_run_for_job(
@@ -202,7 +202,7 @@ class Dispatcher:
 
 
 def tiny_pictures(count: int, seed: int = 1) -> Iterator[bytes]:
-    """JPEGs of 32 x 24 pixels, each of a colour of its own: nothing to decode, but all differ."""
+    """Make JPEGs of 32 x 24 pixels in different colours, which are decoded very fast."""
     dice = random.Random(seed)
     for _ in range(count):
         file = BytesIO()

@@ -1,4 +1,4 @@
-"""What something takes: processor time of a tree of processes, memory of run workers."""
+"""Measures resources: processor time of a tree of processes, memory of run workers."""
 
 import threading
 from collections.abc import Iterator
@@ -10,12 +10,13 @@ import psutil
 
 
 def tree_cpu_seconds(pid: int | None = None) -> float:
-    """Processor time of a process and all that it has started, living or ended."""
+    """Return the processor time of a process and of all that it has started, running or ended."""
     root = psutil.Process(pid)
     total = 0.0
     for process in [root, *root.children(recursive=True)]:
         try:
-            total += sum(process.cpu_times()[:4])  # own and of ended children, user and system
+            # Its own and that of ended children; user and system.
+            total += sum(process.cpu_times()[:4])
         except psutil.NoSuchProcess:
             continue
     return total
@@ -30,8 +31,9 @@ _COMMANDS = {
     "run workers": ("multiprocessing.forkserver",),
 }
 PARTS = (*_COMMANDS, "PostgreSQL")
-#: Pause between two looks at the memory of run workers (seconds). A look reads the list of all
-#: processes and has the kernel walk each worker's pages, so more of them would slow the stack.
+#: Pause between two measurements of the memory of run workers (seconds). A measurement reads the
+#: list of all processes and makes the kernel walk each worker's pages, so more of them would slow
+#: the stack.
 _MEMORY_PAUSE = 1.0
 
 
@@ -40,23 +42,23 @@ class WorkersMemory:
     """Highest memory of any run worker so far (MiB)."""
 
     private_mib: float = 0.0
-    """Not shared with the process that it was forked from."""
+    """Memory that is not shared with the process from which the worker was forked (MiB)."""
     resident_mib: float = 0.0
 
 
 class StackUsage:
-    """What the parts of the stack take that this process has started."""
+    """Measures the parts of the stack that this process has started."""
 
     def __init__(self, server_pid: int) -> None:
         self._server_pid = server_pid
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Processor time of each part since its start, ended run workers included."""
+        """Return the processor time of each part since its start, including ended run workers."""
         found = dict.fromkeys(PARTS, 0.0)
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 if part := _part_of(process):
-                    # Own, and of children that have ended and that it has waited for.
+                    # Its own time, and that of ended children for which it has waited.
                     found[part] += sum(process.cpu_times()[:4])
         found["PostgreSQL"] = tree_cpu_seconds(self._server_pid)
         return found
@@ -89,7 +91,7 @@ def _part_of(process: psutil.Process) -> str | None:
 
 
 def run_workers() -> Iterator[psutil.Process]:
-    """Forked by the fork server: their command lines are the same."""
+    """Return whether the fork server has forked the process: both have the same command line."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             parent = process.parent()
@@ -98,7 +100,7 @@ def run_workers() -> Iterator[psutil.Process]:
 
 
 def _memory_of(process: psutil.Process) -> tuple[float, float]:
-    """Private and resident memory (MiB)."""
+    """Return private and resident memory (MiB)."""
     kibibytes = {
         words[0]: int(words[1])
         for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]
