@@ -314,7 +314,7 @@ MUTANTS = (
         "services/shared_call_slots.py",
         "allowed = max(0, min(share, limit - elsewhere))",
         "allowed = share",
-        f"{OF_SLOTS}::test_what_two_processes_hold_never_exceeds_the_limit_and_the_second_gets_its_fair_share",
+        f"{OF_SLOTS}::test_two_processes_never_exceed_the_limit_and_the_second_gets_its_fair_share",
     ),
     Mutant(
         "a group with a refused event is dropped whole",
@@ -343,7 +343,7 @@ MUTANTS = (
         "executor/threaded.py",
         "return 0 if asked_in_order else _ROUNDS_AHEAD",
         "return _ROUNDS_AHEAD",
-        f"{OF_EXECUTOR}::test_what_becomes_ready_with_a_higher_priority_overtakes_what_was_ready_before",
+        f"{OF_EXECUTOR}::test_a_step_of_higher_priority_overtakes_steps_that_were_ready_before",
     ),
     Mutant(
         "pools do not keep steps from being asked for ahead",

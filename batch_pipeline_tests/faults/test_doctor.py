@@ -217,7 +217,7 @@ def model_lines(printed):
         pytest.param("ollama", {"vision_models": []}, id="missing-model"),
     ],
 )
-def test_what_the_docs_show_is_what_doctor_prints(console, dialect, state):
+def test_doctor_prints_what_the_docs_show(console, dialect, state):
     with listening(**state) as model_server:
         answer = console(
             "doctor",

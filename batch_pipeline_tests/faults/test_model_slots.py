@@ -128,7 +128,7 @@ def test_the_slots_of_a_worker_that_is_killed_or_stopped_come_back(
     assert len(model_server.calls) == 4
 
 
-def test_when_one_of_two_servers_dies_everything_finishes_on_the_other(caller, servers):
+def test_everything_finishes_on_the_other_server_when_one_dies(caller, servers):
     for each in servers:
         each.latency_seconds = 0.05
     first, second = servers

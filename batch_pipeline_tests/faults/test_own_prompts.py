@@ -84,7 +84,7 @@ def test_an_instruction_in_a_caption_stays_between_its_tags_in_the_prompt(
     assert "SYSTEM" not in repr(row)
 
 
-def test_what_an_obedient_model_writes_stays_text(work, model_server, prompts, tmp_path):
+def test_an_obedient_models_answer_is_stored_as_text(work, model_server, prompts, tmp_path):
     work = work(prompts=prompts)
     file = tmp_path / "lake.jpg"
     file.write_bytes(make_captioned_jpeg(xmp=ORDER))

@@ -221,7 +221,7 @@ def test_a_batch_is_paused_and_another_one_of_its_user_goes_on(world: World) -> 
 
 
 @pytest.mark.proof
-def test_of_two_servers_one_is_paused_and_the_other_takes_over(world: World) -> None:
+def test_one_server_is_paused_and_the_other_takes_over(world: World) -> None:
     first, second = world.servers
     batch_id = world.submit()
     wait_until(lambda: first.calls and second.calls, "both are called")

@@ -70,7 +70,9 @@ def test_markup_that_a_model_writes_is_printed_letter_by_letter(described, conso
     assert as_json.json["uploads"][0]["description"] == OBEDIENT
 
 
-def test_in_a_terminal_too(described, console, model_server):
+def test_markup_that_a_model_writes_is_shown_letter_by_letter_in_a_terminal(
+    described, console, model_server
+):
     _, batch_id, _ = described
     with console.in_terminal("status", batch_id) as terminal:
         assert terminal.wait() == 0

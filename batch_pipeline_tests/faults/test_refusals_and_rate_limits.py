@@ -70,7 +70,7 @@ def test_row_f6_at_60_calls_a_window_a_batch_of_200_completes_and_hardly_a_call_
     assert model_server.turned_away < 2
 
 
-def test_row_f6_a_service_that_only_refuses_is_learnt_from(work, model_server, pictures):
+def test_row_f6_the_pace_is_learnt_from_a_service_that_only_refuses(work, model_server, pictures):
     work = work(max_concurrent_uploads=8, embedder="embedded")
     batch_id = work.submit(*pictures(200))
     model_server.rate_limit = RateLimit(60, 2.0, tells=False)

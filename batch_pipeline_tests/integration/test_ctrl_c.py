@@ -78,7 +78,7 @@ def nobody_adds_a_batch(database_url):
 
 @pytest.mark.usefixtures("nobody_adds_a_batch")
 @pytest.mark.parametrize("stored", [1, FILES])
-def test_before_the_batch_is_committed_nothing_half_done_is_left(
+def test_ctrl_c_before_the_commit_leaves_nothing_half_done(
     console, database, many_pictures, tmp_path, stored
 ):
     with console.in_terminal("submit", many_pictures, "--wait") as terminal:
@@ -90,7 +90,7 @@ def test_before_the_batch_is_committed_nothing_half_done_is_left(
     assert stored_files(tmp_path) == []
 
 
-def test_while_waiting_the_batch_goes_on(console, database, many_pictures, tmp_path):
+def test_ctrl_c_while_submit_waits_lets_the_batch_go_on(console, database, many_pictures, tmp_path):
     with console.in_terminal("submit", many_pictures, "--wait") as terminal:
         terminal.wait_until(lambda text: f"0/{FILES}" in text)
         terminal.press_ctrl_c()
@@ -103,7 +103,7 @@ def test_while_waiting_the_batch_goes_on(console, database, many_pictures, tmp_p
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_while_watching_the_batch_goes_on(console, database, pipeline, as_json):
+def test_ctrl_c_while_watching_lets_the_batch_go_on(console, database, pipeline, as_json):
     batch = add_batch(database, 2)
     first, _ = upload_rows(database, batch)
     pipeline.states.load_batch(batch, "run", limit=2)
@@ -121,7 +121,7 @@ def test_while_watching_the_batch_goes_on(console, database, pipeline, as_json):
     ]
 
 
-def test_pressed_again_and_again_it_is_still_one_sentence(console, database):
+def test_ctrl_c_pressed_again_and_again_prints_one_sentence(console, database):
     batch = add_batch(database, 1)
     with console.in_terminal("watch", batch) as terminal:
         terminal.wait_until(lambda text: "0/1" in text)
@@ -147,7 +147,9 @@ builtins.input = input
 
 
 @pytest.mark.parametrize("site", ["", LOSES_ONE], ids=["as_it_is", "one_is_lost"])
-def test_at_the_question_of_delete_nothing_was_deleted(console, database, server, tmp_path, site):
+def test_ctrl_c_at_the_question_of_delete_deletes_nothing(
+    console, database, server, tmp_path, site
+):
     (tmp_path / "sitecustomize.py").write_text(site)
     batch = add_batch(database, 1, status="cancelled")
     with (
@@ -169,7 +171,7 @@ def test_at_the_question_of_delete_nothing_was_deleted(console, database, server
     assert len(upload_rows(database, batch)) == 1
 
 
-def test_at_the_question_of_reprocess_nothing_was_redone(console, database):
+def test_ctrl_c_at_the_question_of_reprocess_redoes_nothing(console, database):
     batch = add_batch(database, [{"processing_status": "completed"}], status="completed")
     with console.in_terminal("reprocess", "--stage", "embedding") as terminal:
         terminal.wait_until(lambda text: "Redo all of them?" in text)
@@ -215,7 +217,7 @@ def test_a_backup_that_a_supervisor_ends_leaves_no_file_and_no_program(
 
 
 @pytest.mark.parametrize("imported", ["click.core", "batch_pipeline.cli", "psycopg.sql"])
-def test_at_any_moment_of_the_start(console, database, imported):
+def test_ctrl_c_at_any_moment_of_the_start_stops_with_one_message(console, database, imported):
     batch = add_batch(database, 1)
     with console.in_terminal("watch", batch, PYTHONPROFILEIMPORTTIME="1") as terminal:
         terminal.wait_until(lambda text: f" {imported}\r\n" in text)

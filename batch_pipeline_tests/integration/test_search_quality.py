@@ -28,7 +28,7 @@ def committed():
 
 @pytest.mark.parametrize("kind", ["paraphrases", "other_languages", "everyday", "names"])
 @pytest.mark.parametrize("way", ["sentences, words", "batch-pipeline search"])
-def test_it_finds_as_well_as_the_committed_figures_say(found, committed, way, kind):
+def test_search_finds_as_well_as_the_committed_figures_say(found, committed, way, kind):
     now, then = found["ways"][way][kind], committed["ways"][way][kind]
 
     assert {name: now[name] >= then[name] - MARGIN for name in MEASURES} == dict.fromkeys(

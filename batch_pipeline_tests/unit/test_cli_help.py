@@ -57,7 +57,7 @@ def test_every_command_that_does_something_prints_json_on_request(path, command)
 
 
 @pytest.mark.parametrize(("path", "command"), ALL)
-def test_wherever_an_id_is_typed_its_beginning_is_enough(path, command):
+def test_every_option_for_an_id_accepts_its_beginning(path, command):
     typed = {
         parameter.name: parameter.type
         for parameter in command.params
@@ -102,5 +102,5 @@ def test_options_that_contradict_each_other_are_refused(line, said):
     assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
 
 
-def test_since_no_time_ago_is_now():
+def test_since_zero_time_ago_is_now():
     assert abs(datetime.now(UTC) - SINCE.convert("0h", None, None)) < timedelta(minutes=1)

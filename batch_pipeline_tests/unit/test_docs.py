@@ -92,7 +92,7 @@ def test_the_table_of_formats_is_what_the_code_says():
     assert document == script["reference"](document), "run scripts/write_formats_reference.py"
 
 
-def test_what_the_code_says_about_error_kinds_is_what_troubleshooting_says():
+def test_troubleshooting_agrees_with_the_code_about_error_kinds():
     script = runpy.run_path(str(ROOT / "scripts" / "write_troubleshooting.py"))
     document = (ROOT / "docs" / "troubleshooting.md").read_text()
     assert document == script["reference"](document), "run scripts/write_troubleshooting.py"

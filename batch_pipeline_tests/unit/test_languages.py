@@ -30,7 +30,7 @@ def test_a_text_in_the_language_that_is_asked_for_is_never_refused(name):
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_a_text_in_another_language_is_found_out(name):
+def test_a_text_in_another_language_is_detected(name):
     others = {tag for tag in TAGS.values() if tag not in {tag_of(name), "haw"}}
 
     assert [tag for tag in others if other_language(HONEST[name], tag) is None] == []
@@ -67,11 +67,11 @@ def test_quotations_may_be_in_any_language():
         ("haw", HONEST["English"]),  # nobody can tell
     ],
 )
-def test_near_relatives_and_kinds_of_a_language_are_not_refused(asked, text):
+def test_close_relatives_and_variants_of_a_language_are_not_refused(asked, text):
     assert other_language(text, asked) is None
 
 
-def test_too_little_text_says_nothing():
+def test_the_language_of_too_little_text_is_unknown():
     assert other_language("OK", "de") is None
     assert other_language("12.50 €", "de") is None
 

@@ -93,7 +93,7 @@ def said(log_format, program=SAYS):
     return done.stdout
 
 
-def test_everything_is_one_json_object_a_line_and_said_once():
+def test_every_line_is_one_json_object_and_is_written_once():
     lines = [json.loads(line) for line in said("json").splitlines()]
     assert [(line["logger"], line["level"]) for line in lines] == [
         ("batch_pipeline.services", "warning"),
@@ -106,7 +106,7 @@ def test_everything_is_one_json_object_a_line_and_said_once():
     assert all(line["timestamp"].endswith("Z") for line in lines)
 
 
-def test_text_is_left_as_python_writes_it():
+def test_lines_of_text_are_as_python_writes_them():
     assert said("text").startswith("two\nlines\nit broke\nTraceback")
 
 

@@ -50,7 +50,7 @@ def test_a_path_that_leads_out_is_a_missing_file(storage, path):
 
 
 @pytest.mark.parametrize("path", ["/srv/uploads/a.jpg", "s3://bucket/uploads/a.jpg"])
-def test_of_a_whole_path_or_url_it_is_said_that_a_relative_path_is_expected(storage, path):
+def test_the_error_for_an_absolute_path_or_a_url_asks_for_a_relative_path(storage, path):
     with pytest.raises(PermanentError, match="expected a path relative to the storage") as refused:
         storage.open(path)
     assert refused.value.kind == "source_missing"
@@ -94,14 +94,14 @@ def test_a_missing_file_is_named_by_its_kind(storage, path):
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "user/file/below", "loop", "user"])
-def test_what_cannot_be_a_file_does_not_exist(local, tmp_path, path):
+def test_a_path_that_cannot_be_a_file_does_not_exist(local, tmp_path, path):
     local.write("user/file", b"content")
     (tmp_path / "storage" / "loop").symlink_to("loop")
     assert not local.exists(path)
     assert local.exists("user/file")
 
 
-def test_without_the_folder_itself_no_file_is_taken_for_missing(tmp_path):
+def test_a_missing_storage_is_not_taken_for_missing_files(tmp_path):
     storage = Storage(str(tmp_path / "not_mounted"))
     with pytest.raises(ServiceDownError) as down:
         storage.open("user/upload/original.jpg")

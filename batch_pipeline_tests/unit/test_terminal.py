@@ -107,7 +107,7 @@ def test_the_reason_of_an_upload_in_progress_is_from_its_last_attempt(status, sa
     assert console.file.getvalue().splitlines()[1].split("  ")[-1].strip() == said
 
 
-def test_where_an_upload_api_stores_no_kind_or_no_reason_the_word_none_is_not_shown():
+def test_a_kind_or_reason_that_an_upload_api_does_not_store_is_not_shown_as_none():
     console = a_pipe()
     ends = [
         upload("a.jpg", "failed", error_message="scanner offline"),

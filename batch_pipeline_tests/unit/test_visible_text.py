@@ -21,7 +21,7 @@ from batch_pipeline.visible_text import visible, visible_line
         ("\U0001fa77 \U0001fa8e.jpg", "\U0001fa77 \U0001fa8e.jpg"),  # of Unicode 15 and 17
     ],
 )
-def test_what_moves_the_cursor_or_the_reading_order_is_replaced(text, shown):
+def test_characters_that_move_the_cursor_or_reorder_a_line_are_replaced(text, shown):
     assert visible_line(text) == shown
 
 

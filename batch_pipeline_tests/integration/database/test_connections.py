@@ -139,7 +139,7 @@ def names_as_others_see_them(settings):
     return names
 
 
-def test_a_statement_of_its_own_is_stored_without_a_commit(database, settings):
+def test_a_single_statement_is_stored_without_a_commit(database, settings):
     add_batch(database, 1)
     assert database.execute(*renamed(1)).filename == "1.jpg"
     assert names_as_others_see_them(settings) == ["1.jpg"]
@@ -163,7 +163,7 @@ def test_a_single_statement_that_is_cut_off_is_an_outage_only_for_its_caller(
     assert one(database) == 1
 
 
-def test_a_statement_of_its_own_that_is_refused_leaves_a_connection_that_works(database):
+def test_a_single_statement_that_is_refused_leaves_a_working_connection(database):
     add_batch(database, 1)
     statement, _ = renamed(1)
     with pytest.raises(psycopg.errors.NotNullViolation):

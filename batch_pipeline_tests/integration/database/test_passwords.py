@@ -86,7 +86,7 @@ def test_the_server_asks_for_the_password(urls):
 
 
 @pytest.mark.slow
-def test_every_command_that_connects_does(console, urls, tmp_path):
+def test_every_command_connects_with_the_password(console, urls, tmp_path):
     def said(*arguments, code=0, **variables):
         answer = console(*arguments, **variables)
         assert answer.code == code, answer.err

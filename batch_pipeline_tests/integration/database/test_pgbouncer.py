@@ -53,7 +53,7 @@ def pooled(pooled_url, change, open_pipeline):
     return open_pipeline(change(database_url=pooled_url))
 
 
-def test_many_threads_work_a_batch_over_few_server_connections(pooled, database):
+def test_many_threads_process_a_batch_over_few_server_connections(pooled, database):
     batch_id = add_batch(database, 60)
     pooled.states.load_batch(batch_id, "run", limit=60)
     uploads = upload_rows(database, batch_id)

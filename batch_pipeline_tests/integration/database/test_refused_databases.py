@@ -69,7 +69,7 @@ def statements(refused: str) -> list[str]:
     return re.findall(r": ((?:ALTER|CREATE|UPDATE) .*;)$", refused, re.MULTILINE)
 
 
-def test_every_column_of_another_type_is_named_and_the_statements_mend_it(server):
+def test_every_column_of_another_type_is_named_and_the_statements_fix_it(server):
     types = {
         f"{table}.{column}": REFUSED_TYPES[COLUMNS[table][column].type]
         for table, column in COLUMNS_TO_REFUSE

@@ -212,7 +212,7 @@ def test_two_users_two_code_servers_one_dispatch_each_and_the_limit_of_a_user_ho
     assert_checks_metrics_and_logs_are_as_the_documents_promise(world)
 
 
-def test_without_the_first_code_server_the_second_goes_on(world):
+def test_the_second_code_server_goes_on_without_the_first(world):
     world.services.kill("code-location")
     batch_id = world.submit(BEN, OF_BEN)
     world.wait_for_the_end(batch_id)

@@ -48,7 +48,7 @@ def test_a_changed_source_file_does_not_install_the_dependencies_again():
 @pytest.mark.slow
 @pytest.mark.proof
 @pytest.mark.timeout(600)
-def test_what_the_image_installs_works_without_the_sources(tmp_path, database_url):
+def test_the_package_in_the_image_works_without_the_sources(tmp_path, database_url):
     sources, image, package = tmp_path / "src", tmp_path / "app", tmp_path / "package"
 
     def copy(*names):

@@ -32,7 +32,7 @@ def opened(tmp_path, content):
     return dg.DagsterInstance.from_config(str(tmp_path))
 
 
-def test_dagster_opens_them_with_the_very_classes_that_they_name(
+def test_dagster_opens_the_instance_settings_with_the_classes_that_they_name(
     dagster_url, tmp_path, monkeypatch, s3_url
 ):
     del s3_url  # AWS_ENDPOINT_URL names its server
@@ -66,12 +66,12 @@ def test_dagster_opens_them_with_the_very_classes_that_they_name(
         assert instance.get_runs_count() == 0  # its tables are there
 
 
-def test_those_that_the_package_brings_for_the_demo_are_those_of_a_clone():
+def test_the_instance_settings_of_the_package_equal_those_of_a_clone():
     packaged = importlib.resources.files("batch_pipeline.orchestration") / "dagster.yaml"
     assert packaged.read_text() == (DEPLOY.parent / "dagster.yaml").read_text()
 
 
-def test_those_of_one_host_differ_only_in_where_runs_print():
+def test_the_instance_settings_for_one_host_differ_only_in_where_runs_print():
     production, one_host = (
         yaml.safe_load((DEPLOY / name).read_text())
         for name in ("dagster.yaml", "dagster_one_host.yaml")
@@ -100,7 +100,7 @@ def shared_instance(dagster_url, tmp_path):
             storage._engine.dispose()
 
 
-def test_in_an_instance_of_others_a_run_keeps_its_connections_and_is_not_retried_by_dagster(
+def test_a_run_in_another_projects_instance_keeps_its_connections_and_is_not_retried_by_dagster(
     shared_instance, pipeline
 ):
     batch_id = add_batch(pipeline.database, 1)  # its file is missing

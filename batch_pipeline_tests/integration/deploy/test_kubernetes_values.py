@@ -103,7 +103,7 @@ def test_the_chart_is_that_of_the_dagster_that_is_tested():
         assert re.findall(r"--version ([\d.]+)", file.read_text()) == [version("dagster")]
 
 
-def test_they_set_what_the_instance_settings_set():
+def test_the_values_set_what_the_instance_settings_set():
     queue = DAEMON["runCoordinator"]["config"]["queuedRunCoordinator"]
     only_without_a_launcher_of_pods = {
         "max_user_code_failure_retries", "user_code_failure_retry_delay",

@@ -62,7 +62,7 @@ def test_as_many_steps_run_together_as_allowed_and_never_more(max_concurrent: in
     assert meter.most == max_concurrent
 
 
-def test_a_tag_limits_the_steps_that_bear_it() -> None:
+def test_a_tag_limits_the_steps_that_have_it() -> None:
     meter = Meter(together=2)
     executor = threaded_executor.configured(
         {
@@ -146,7 +146,7 @@ def test_the_state_machine_is_asked_for_a_round_of_steps_at_a_time(
     assert len([steps for steps in asked if steps]) <= 1 + 80 / 8
 
 
-def test_what_becomes_ready_with_a_higher_priority_overtakes_what_was_ready_before() -> None:
+def test_a_step_of_higher_priority_overtakes_steps_that_were_ready_before() -> None:
     order: list[str] = []
 
     def noting(name: str, priority: int, **op: Any) -> dg.OpDefinition:

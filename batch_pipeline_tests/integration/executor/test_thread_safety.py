@@ -102,7 +102,7 @@ def test_filters_of_warnings_are_as_before_when_steps_overlap() -> None:
     assert list(warnings.filters) == before
 
 
-def test_threads_bear_the_name_of_their_step_and_the_context_of_the_caller() -> None:
+def test_threads_have_the_name_of_their_step_and_the_context_of_the_caller() -> None:
     seen: dict[str, str] = {}
 
     @dg.op

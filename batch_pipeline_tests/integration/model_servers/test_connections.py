@@ -122,7 +122,7 @@ def test_a_server_known_to_be_down_is_not_called_until_the_pause_is_over(
     assert server.requests == 2  # a probe, and the call itself
 
 
-def test_a_look_at_a_server_that_is_still_down_starts_the_next_pause(
+def test_a_probe_of_a_server_that_is_still_down_starts_the_next_pause(
     vision: VisionModel, server: ScriptedModelServer, clock: Clock
 ) -> None:
     server.stop()

@@ -245,7 +245,7 @@ def test_a_caller_is_asked_at_least_twice_a_second_whether_it_still_wants_its_ca
     assert statistics.median(pauses) < promised(0.5)
 
 
-def test_when_four_calls_in_ten_crash_each_crash_fails_its_own_call_alone(
+def test_each_crash_fails_only_its_own_call_when_four_calls_in_ten_crash(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.play("vision", at_random(Fault.ERROR_500, 0.4, seed=3))

@@ -91,7 +91,7 @@ def test_answers_to_other_calls_in_the_meantime_are_enough_evidence(
     assert len(server.calls) == 2
 
 
-def test_when_all_are_refused_one_asks_about_a_known_picture_and_the_others_take_its_word(
+def test_if_all_calls_are_refused_one_tries_a_known_picture_for_all(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
     server.refuse = lambda _: (403, "Forbidden")

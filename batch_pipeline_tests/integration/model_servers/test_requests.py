@@ -159,7 +159,7 @@ def test_many_texts_are_embedded_in_one_call_in_their_order(
     assert call.model == "qwen3-embedding:0.6b"
 
 
-def test_without_texts_no_call_is_made(build: BuildAnalyzer, server: ScriptedModelServer) -> None:
+def test_no_call_is_made_without_texts(build: BuildAnalyzer, server: ScriptedModelServer) -> None:
     assert build().embedding.embed([]) == []
     assert server.calls == []
 

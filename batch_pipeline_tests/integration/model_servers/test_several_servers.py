@@ -103,7 +103,7 @@ def test_a_server_that_is_down_leaves_its_calls_to_the_other(
     assert both.embedding.embed(["a boat"])
 
 
-def test_only_when_all_servers_are_down_is_that_an_outage_and_each_is_named(
+def test_it_is_an_outage_only_if_all_servers_are_down_and_each_is_named(
     both: Analyzer, server: ScriptedModelServer, other: ScriptedModelServer
 ) -> None:
     server.stop()

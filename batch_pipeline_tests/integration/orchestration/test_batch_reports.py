@@ -93,7 +93,7 @@ def rows_of(value):
     return [record.data for record in value.records]
 
 
-def test_without_an_ended_batch_a_tick_says_so(reporter, pipeline):
+def test_a_tick_without_an_ended_batch_says_so(reporter, pipeline):
     add_batch(pipeline.database, 1)
     tick = reporter.tick()
     assert (tick.asset_events, tick.skip_message) == ([], "no batch has ended since")
@@ -136,7 +136,7 @@ def test_a_processed_batch_is_reported_with_counts_failures_pictures(runner, rep
     assert len(found["throughput"].value) < 1000, "the UI would hide it behind a click"
 
 
-def test_what_is_stored_of_the_batch_is_reported_once_not_for_every_upload(runner, reporter):
+def test_stored_results_of_a_batch_are_reported_once_not_for_every_upload(runner, reporter):
     batch_id = runner.submit("lighthouse.gif", "fog.webp", "truncated.jpg")
     runner.run(batch_id)
     tick = reporter.tick()
@@ -479,7 +479,7 @@ def test_a_batch_that_was_deleted_meanwhile_is_not_reported(reporter, pipeline):
 
 
 @pytest.mark.parametrize("moment", ["infinity", "294000-01-01", "9000-01-01"])
-def test_an_end_that_is_still_to_come_hides_no_other(reporter, pipeline, moment):
+def test_an_end_in_the_future_hides_no_other(reporter, pipeline, moment):
     odd = ended_batch(pipeline, completed_at=text(f"'{moment}'::timestamptz"))
     before = ended_batch(pipeline)
     reported = [batch_id for _ in range(MAX_TRIES) for batch_id in reporter.reported()]

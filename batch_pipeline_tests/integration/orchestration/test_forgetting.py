@@ -422,7 +422,7 @@ def test_ticks_and_the_console_that_call_a_batch_by_its_name_and_short_id_go_too
     assert {"job_ticks", str(console)} <= {place for place, _ in of_other}
 
 
-def test_what_dagster_keeps_of_a_batch_whose_rows_an_api_deleted_is_deleted_too(kept, tmp_path):
+def test_dagsters_data_about_a_batch_whose_rows_an_api_deleted_is_deleted_too(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     with kept.pipeline.database.transaction() as connection:
         connection.execute(Upload.__table__.delete().where(Upload.batch_id == batch))

@@ -123,7 +123,7 @@ def test_a_group_is_one_transaction_with_one_message_to_listeners(log, run_id, r
     assert len(set(rows("xmin::text"))) == 3
 
 
-def test_switched_off_each_event_is_written_at_once(open_log, run_id, rows):
+def test_each_event_is_written_at_once_if_grouping_is_off(open_log, run_id, rows):
     storage = open_log(grouped=False)
     storage.store_event(event(run_id, KIND.RUN_START))
     for number in range(3):
@@ -132,7 +132,7 @@ def test_switched_off_each_event_is_written_at_once(open_log, run_id, rows):
     assert len(set(rows("xmin::text"))) == 4
 
 
-def test_a_process_that_does_not_work_the_run_writes_at_once(log, open_log, run_id, rows):
+def test_a_process_that_does_not_execute_the_run_writes_at_once(log, open_log, run_id, rows):
     daemon = open_log()
     daemon.store_event(line(run_id, "from the daemon"))
     assert rows() == ["PIPELINE_START", "from the daemon"]
@@ -261,7 +261,7 @@ def test_an_outage_in_the_middle_of_a_group_loses_and_doubles_nothing(
     assert len(rows()) == 9
 
 
-def test_an_outage_that_lasts_is_an_error_and_what_was_said_is_written_after_it(
+def test_an_outage_that_lasts_is_an_error_and_the_events_are_written_after_it(
     open_log, run_id, rows, url
 ):
     name = make_url(url).database

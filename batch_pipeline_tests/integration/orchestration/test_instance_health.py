@@ -245,7 +245,7 @@ def test_a_second_daemon_on_the_same_database_is_not_well(checks, daemon, dagste
         ("/x/bin/dagster-webserver", False),
     ],
 )
-def test_connections_say_whether_they_are_a_daemons(monkeypatch, program, is_daemon):
+def test_the_name_of_a_connection_shows_whether_it_is_a_daemons(monkeypatch, program, is_daemon):
     monkeypatch.setattr(sys, "argv", [program])
     name = instance_storage._application_name()
     assert name.startswith(instance_storage.DAEMON_NAME) == is_daemon

@@ -276,7 +276,9 @@ def test_the_jobs_pause_and_resume_what_their_config_names(pipeline, press):
         ("resume", {}, "there is no pause of everything"),
     ],
 )
-def test_what_cannot_be_paused_or_resumed_is_a_red_step_that_says_why(press, job, config, said):
+def test_a_pause_or_resume_that_is_not_possible_fails_its_step_with_the_reason(
+    press, job, config, said
+):
     result = press(job, **config)
     [failure] = [event for event in result.all_events if event.is_step_failure]
     assert said in failure.step_failure_data.user_failure_data.description

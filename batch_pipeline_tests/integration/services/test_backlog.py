@@ -249,7 +249,7 @@ def test_a_sweep_does_not_wait_for_an_upload_that_somebody_else_changes(pipeline
             assert sweep() == 1
 
 
-def test_what_a_sweep_opens_again_begins_anew(pipeline):
+def test_an_upload_that_a_sweep_reopens_begins_anew(pipeline):
     used = {
         "attempts": 2,
         "deaths": 1,
@@ -277,7 +277,7 @@ def test_what_a_sweep_opens_again_begins_anew(pipeline):
     assert row.updated_at > forgotten.updated_at
 
 
-def test_what_a_run_leaves_behind_is_what_it_holds_and_what_waits_in_its_slice(pipeline):
+def test_a_run_leaves_behind_the_uploads_that_it_holds_and_those_that_wait_in_its_slice(pipeline):
     batch_id = add_batch(pipeline.database, [{"slice": 1}] * 3 + [{"slice": 2}] * 2)
     other = add_batch(pipeline.database, [{"slice": 1}])
     started(pipeline, upload_rows(pipeline.database, batch_id)[0].id)

@@ -236,7 +236,7 @@ def test_after_a_restore_whose_history_of_runs_fails_the_same_command_works(depl
         (b"nothing", "not one of our backups"),
     ],
 )
-def test_what_this_version_cannot_restore_is_refused(settings, tmp_path, about, expected):
+def test_a_backup_that_this_version_cannot_restore_is_refused(settings, tmp_path, about, expected):
     file = tmp_path / "backup.tar"
     about = about.replace(b'"file"', b'"storage": "s", "dagster": false, "file"')
     with tarfile.open(file, "w") as archive:

@@ -145,7 +145,9 @@ def test_refused_files_are_listed_with_the_reason_and_the_others_go_on(pipeline,
 
 
 @pytest.mark.parametrize("copied", ["IMG_1 (1).jpg", "IMG_1(1).jpg", "IMG_1-1.jpg", "IMG_1 2.jpg"])
-def test_of_equal_files_the_one_that_is_not_named_like_a_copy_is_accepted(pipeline, folder, copied):
+def test_among_equal_files_the_one_that_is_not_named_like_a_copy_is_accepted(
+    pipeline, folder, copied
+):
     copy(folder, "sea.jpg", copied)
     copy(folder, "sea.jpg", "IMG_1.jpg")
 
@@ -358,7 +360,7 @@ def as_nobody():
             os.seteuid(0)
 
 
-def test_what_may_not_be_read_is_listed_with_the_reason(settings):
+def test_files_that_may_not_be_read_are_listed_with_the_reason(settings):
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o755)

@@ -273,7 +273,7 @@ def browse(browser, tmp_path):
     return open_
 
 
-def test_nothing_that_files_and_models_say_runs_or_is_loaded(database, storage, browse, canary):
+def test_texts_of_files_and_models_neither_run_nor_load_anything(database, storage, browse, canary):
     url = f"http://127.0.0.1:{canary.server_port}"
     attacks = [
         "<script>document.title = 'pwned'</script>",
@@ -334,7 +334,7 @@ def opened(browser, tmp_path):
         tab.close()
 
 
-def test_the_filter_shows_what_has_all_the_words_without_asking_anybody(database, storage, opened):
+def test_the_filter_shows_cards_with_all_words_without_a_request(database, storage, opened):
     tab = opened(page_of(database, storage, add_many(database, 20)))
     cards, lines = tab.locator(".sheet > li:visible"), tab.locator(".index > li:not([hidden])")
     assert (cards.count(), lines.count()) == (20, 20)
@@ -389,7 +389,7 @@ def test_a_page_of_a_thousand_uploads_has_a_reasonable_size_and_shows_what_is_on
     assert tab.locator("output").inner_text() == "1 of 1000 shown"
 
 
-def test_without_scripts_the_page_is_whole_and_has_no_filter(database, storage, opened):
+def test_the_page_is_complete_without_scripts_and_has_no_filter(database, storage, opened):
     batch = add_batch(database, [completed(filename="sea.jpg")])
     tab = opened(page_of(database, storage, batch), java_script_enabled=False)
     assert not tab.locator("#filter").is_visible()
@@ -408,7 +408,7 @@ def test_nothing_is_wider_than_the_screen(database, storage, opened, width):
 
 
 @pytest.mark.parametrize(("scheme", "is_light"), [("light", True), ("dark", False)])
-def test_it_is_light_or_dark_as_in_the_browser(database, storage, opened, scheme, is_light):
+def test_the_page_is_light_or_dark_as_the_browser_asks(database, storage, opened, scheme, is_light):
     batch = add_batch(database, [completed()])
     tab = opened(page_of(database, storage, batch), color_scheme=scheme)
     for part in ("body", "#filter input"):

@@ -137,7 +137,7 @@ def test_uploads_whose_end_an_upload_api_has_dated_infinity_have_not_just_ended(
     assert not {"upload_errors", "stage_seconds"} & set(found)
 
 
-def test_nothing_stored_is_nothing_and_not_an_error(database):
+def test_an_empty_database_has_metrics_of_zero(database):
     assert numbers(database) == {
         "open_uploads": {"pending": 0},
         "oldest_pending_seconds": {"": 0},

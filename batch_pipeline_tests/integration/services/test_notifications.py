@@ -320,7 +320,7 @@ def test_a_redirect_is_not_followed(pipeline, told, receiver):
         assert elsewhere.received == []
 
 
-def test_gone_is_not_tried_again(pipeline, database, told, receiver):
+def test_a_target_that_answers_gone_is_not_tried_again(pipeline, database, told, receiver):
     receiver.status = 410
     cancelled_batch(pipeline)
     assert send_due(database, told) == (0, 1)

@@ -210,7 +210,7 @@ def test_a_resume_wakes_the_sensor(pipeline, settings):
         assert wait(20)
 
 
-def test_what_is_paused_waits_for_a_person_and_is_not_overdue(pipeline, settings):
+def test_a_paused_upload_waits_for_a_person_and_is_not_overdue(pipeline, settings):
     add_batch(pipeline.database, 1)
     assert oldest_waiting(pipeline.database)
     pause(pipeline.database, settings, PauseScope.EVERYTHING)

@@ -66,7 +66,7 @@ def test_a_result_shows_picture_description_likeness_date_batch_and_copies(stora
     assert f"batch Rome ({short(BATCH)})" in text
 
 
-def test_only_some_copies_are_named_of_a_file_that_was_uploaded_very_often(storage):
+def test_a_file_that_was_uploaded_very_often_names_only_some_copies(storage):
     copies = [Copy(BATCH, BATCH, "Rome", f"copy_{n}.jpg") for n in range(10_000)]
 
     text = " ".join(text_of(search_page(storage, "sea", [result(copies=copies)])).split())
@@ -97,7 +97,7 @@ def test_a_batch_is_linked_to_its_runs_if_the_address_of_the_ui_is_known(storage
         ("javascript:alert(1)", None),
     ],
 )
-def test_only_what_a_browser_can_open_is_linked(storage, original, linked):
+def test_only_originals_that_a_browser_can_open_are_linked(storage, original, linked):
     page = search_page(storage, "sea", [result(original=original)])
 
     assert re.findall('href="([^"]+)"', page) == ([linked] if linked else [])
@@ -161,7 +161,7 @@ def test_nothing_is_wider_than_the_screen(storage, opened, width):
     tab.wait_for_function("[...document.images].every(i => i.naturalWidth > 0)")
 
 
-def test_it_is_light_or_dark_as_in_the_browser(storage, opened):
+def test_the_page_is_light_or_dark_as_the_browser_asks(storage, opened):
     page = search_page(storage, "sea", [result()])
     brightness = "parseInt(getComputedStyle(document.body).backgroundColor.slice(4))"
 
@@ -236,7 +236,7 @@ def test_a_long_description_is_cut_and_can_be_opened(storage, opened):
     assert "The end." in tab.inner_text("li:first-child")
 
 
-def test_copies_stand_one_below_the_other_without_empty_lines(storage, opened):
+def test_copies_are_listed_one_below_the_other_without_empty_lines(storage, opened):
     copies = [Copy(BATCH, BATCH, "Rome", f"{n}.jpg") for n in range(2)]
     tab = opened(search_page(storage, "sea", [result(copies=copies)]), 1280)
     tab.click(".copies summary")

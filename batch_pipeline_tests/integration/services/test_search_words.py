@@ -162,7 +162,7 @@ def test_words_that_very_many_pictures_have_are_ignored(database, find, monkeypa
     assert find("blue")[0].filename == "near.jpg"
 
 
-def test_what_another_model_embedded_is_found_by_its_words(database, find):
+def test_an_upload_that_another_model_embedded_is_found_by_its_words(database, find):
     add_batch(
         database,
         [upload("a.jpg", 0.5, "A cat."), upload("b.jpg", 0.9, "A Kestrel in flight.", model="old")],
@@ -312,7 +312,7 @@ def test_uploads_like_another_are_found_without_it(database, find):
     assert found[0].similarity == pytest.approx(0.9, abs=1e-4)
 
 
-def test_likeness_to_what_is_not_there_or_not_embedded_is_refused(database, find):
+def test_a_search_for_uploads_like_a_missing_or_unembedded_one_is_refused(database, find):
     batch = add_batch(database, 1)
 
     with pytest.raises(NotFoundError, match="there is no upload"):

@@ -98,7 +98,7 @@ def calling(opened: Opened) -> Iterator[Calling]:
         callers.wait()
 
 
-def test_what_two_processes_hold_never_exceeds_the_limit_and_the_second_gets_its_fair_share(
+def test_two_processes_never_exceed_the_limit_and_the_second_gets_its_fair_share(
     opened: Opened, calling: Calling, database: Database
 ) -> None:
     first = calling(opened(4), 20)

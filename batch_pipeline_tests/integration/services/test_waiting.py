@@ -90,7 +90,7 @@ def test_a_batch_waits_for_its_run_if_nothing_else_delays_it(database, waits):
     assert waits(launched) == "waits for its run to begin, which is already launched"
 
 
-def test_only_where_no_daemon_lives_the_question_is_whether_dagster_runs(database, waits, daemon):
+def test_a_batch_asks_whether_dagster_runs_only_if_no_daemon_is_alive(database, waits, daemon):
     batch = add_batch(database, 1)
     with psycopg.connect(daemon) as connection:
         connection.execute("UPDATE daemon_heartbeats SET timestamp = now() - interval '1 day'")

@@ -105,7 +105,7 @@ CROP, DISPLAY, UNIT = (0x54CC, 0x54BB, 0x54DD, 0x54AA), (0x54B0, 0x54BA), 0x54B2
 
 
 @pytest.mark.parametrize("video_format", ["mkv", "webm"])
-def test_what_matroska_cuts_is_not_shown(video_format):
+def test_pixels_that_matroska_cuts_are_not_shown(video_format):
     film = make_video(video_format, 1, STORED, painter=lambda _: PICTURE)
     left, top, right, bottom = PART
     crop = (left, top, STORED[0] - right, STORED[1] - bottom)

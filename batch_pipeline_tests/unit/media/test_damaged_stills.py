@@ -222,7 +222,7 @@ def test_a_chunk_of_a_wrong_length_does_not_hide_the_pixels():
 
 
 @pytest.mark.parametrize("image_format", ["jpeg", "png", "gif", "webp", "heic", "avif"])
-def test_what_follows_a_picture_costs_nothing(image_format):
+def test_data_after_a_picture_costs_nothing(image_format):
     data = encode_image(PICTURE, image_format)
 
     content = decode(data + b"\0\0garbage\xff\xd8\xff\xe0" * 20)

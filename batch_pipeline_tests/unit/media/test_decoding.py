@@ -118,7 +118,7 @@ def test_threads_get_what_one_alone_gets():
 @pytest.mark.parametrize(
     "media_type", [t for t in ACCEPTED_TYPES if t.file_type == "video"], ids=lambda t: t.extension
 )
-def test_scripts_and_playlists_open_no_other_file_whatever_type_they_pass_for(
+def test_scripts_and_playlists_open_no_other_file_whatever_type_they_claim(
     media_type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # Given a canary that could be decoded, and a server that must not be called.

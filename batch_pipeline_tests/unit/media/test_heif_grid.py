@@ -120,7 +120,7 @@ def shown(content: MediaContent) -> np.ndarray:
 
 @pytest.mark.parametrize("quarter_turns", range(4))
 @pytest.mark.parametrize("size", [(168, 112), (200, 150)])
-def test_by_tiles_a_picture_is_the_same_as_whole(size, quarter_turns, monkeypatch):
+def test_a_picture_decoded_by_tiles_equals_one_decoded_whole(size, quarter_turns, monkeypatch):
     data = make_grid(paint(size), quarter_turns=quarter_turns)
     whole = decode_image(data, HEIC)
 

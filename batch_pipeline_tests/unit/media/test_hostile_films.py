@@ -95,7 +95,7 @@ def test_a_file_of_very_many_boxes_is_refused(monkeypatch):
         decode(FILM + 1000 * box(b"free"))
 
 
-def test_not_all_of_very_many_boxes_are_read_for_the_end_of_a_file(monkeypatch):
+def test_the_search_for_the_end_of_a_file_reads_a_limited_number_of_boxes(monkeypatch):
     monkeypatch.setattr(sniffing, "_MOST_BOXES", 100)
     cut = FILM + 200 * box(b"free") + box(b"free", b"1234")[:-1]
 
@@ -173,7 +173,7 @@ print(peak() - used)
 @pytest.mark.parametrize(
     "what", ["a part of one pixel", "texts in PNG pictures", "many streams", "mpegts", "flv"]
 )
-def test_what_unpacks_to_gigabytes_is_decoded_without_them(what, tmp_path):
+def test_a_film_that_unpacks_to_gigabytes_is_decoded_in_little_memory(what, tmp_path):
     if what == "a part of one pixel":
         size = (560, 560)
         data = with_film_boxes(make_video("mp4", 1, size), clean_aperture_box(size, 0, 0, 1, 1))

@@ -123,7 +123,7 @@ def test_black_is_added_to_ycck() -> None:
     assert_shows(make_jpeg2000(grey, YCCK), PICTURE.convert("L"))
 
 
-def test_own_ranges_of_lab_count() -> None:
+def test_ranges_of_lab_that_the_file_defines_are_used() -> None:
     lab = lab_of(SOFT)
     # L* from 0 to 100; a* from -85 to 85 around 128 as the default, b* around 128 and not 96.
     shifted = lab.point([*range(256), *range(256), *(min(255, v + 32) for v in range(256))])
@@ -294,7 +294,7 @@ def test_ffmpeg_decodes_what_pillow_refuses(mode: str, size: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("reduction", [0, 1, 2])
-def test_both_decoders_give_the_same(reduction: int) -> None:
+def test_both_decoders_give_the_same_picture(reduction: int) -> None:
     codestream = bare(paint((1000, 604)))
     by_pillow = Jpeg2KImageFile(io.BytesIO(codestream))
     by_pillow.reduce = reduction  # type: ignore[method-assign, assignment]

@@ -363,7 +363,7 @@ def test_an_orientation_that_does_not_exist_is_upright(orientation):
         ({}, None),
     ],
 )
-def test_what_people_wrote_is_the_caption_and_what_cameras_write_is_not(written, caption):
+def test_text_by_people_is_the_caption_and_text_by_cameras_is_not(written, caption):
     facts = decode_image(make_captioned_jpeg(**written), JPEG).facts
 
     assert facts.caption == caption

@@ -139,7 +139,7 @@ UNSUPPORTED = make_unsupported_files()
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_is_refused_is_named_and_the_accepted_formats_are_listed(name):
+def test_a_refused_file_is_named_and_the_accepted_formats_are_listed(name):
     data = UNSUPPORTED[name]
 
     assert sniff(data) is None

@@ -336,7 +336,7 @@ def test_flipped_bytes_of_any_format_end_in_a_picture_or_a_permanent_error(make)
     assert kinds <= {"unreadable_image", "truncated", "too_many_pixels", "oversized_metadata"}
 
 
-def test_what_takes_too_much_memory_is_refused_with_the_setting():
+def test_a_picture_that_takes_too_much_memory_is_refused_with_the_setting():
     data = encode_image(paint((1200, 900)), "webp")
 
     with pytest.raises(PermanentError, match=r"at most 16 MiB.*BATCH_PIPELINE_MAX_DECODE_MIB"):
@@ -456,7 +456,7 @@ def test_no_format_takes_more_memory_than_predicted(make, tmp_path):
         ("exif_make_undefined_type.jpg", (400, 300), "None", "Google Pixel 8"),
     ],
 )
-def test_cases_come_out_right(name, size, moment, camera):
+def test_files_that_were_once_decoded_wrongly_are_decoded_correctly(name, size, moment, camera):
     facts = decode((CASES / name).read_bytes()).facts
 
     assert (facts.width, facts.height) == size

@@ -107,7 +107,7 @@ def saturation_and_contrast(picture: Image.Image) -> tuple[float, float]:
 @pytest.mark.parametrize("white_nits", [100, 203])
 @pytest.mark.parametrize(("transfer", "code"), [("pq", 16), ("hlg", 18)])
 @pytest.mark.parametrize("encoder", ["libx265", "ffv1"])
-def test_hdr_is_as_coloured_and_as_bright_as_its_sdr_twin(transfer, code, white_nits, encoder):
+def test_hdr_has_the_colours_and_brightness_of_its_sdr_twin(transfer, code, white_nits, encoder):
     size = (320, 180)
     ordinary = paint(size, 5)
     codes = encode_hdr(np.asarray(ordinary), ColourSpace(transfer, "bt2020"), white_nits=white_nits)

@@ -43,7 +43,7 @@ def test_only_the_form_of_an_answer_is_repaired(answer: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["", " \n", "<think>never ends", "\x00", "```\n```", '""'])
-def test_an_answer_of_nothing_is_not_a_description(answer: str) -> None:
+def test_an_empty_answer_is_not_a_description(answer: str) -> None:
     with pytest.raises(TransientError) as raised:
         usable_text(answer, cut_by_length=False)
 

@@ -117,7 +117,7 @@ def test_a_description_says_how_many_people_there_are_at_least(
     assert audit(text).score == 100
 
 
-def test_nothing_is_said_about_people_where_no_face_is_seen() -> None:
+def test_a_description_without_a_face_does_not_mention_people() -> None:
     text, tags = described(side_by_side(0))
 
     assert "person" not in text
@@ -132,7 +132,7 @@ def test_a_face_in_one_frame_of_a_video_may_be_a_mistake() -> None:
     assert described(side_by_side(3), face, empty)[0].startswith("It shows at least one person.")
 
 
-def test_on_other_machines_the_model_has_another_name_and_doctor_says_why(
+def test_the_model_has_another_name_on_other_machines_and_doctor_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")

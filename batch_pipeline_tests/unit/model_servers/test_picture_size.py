@@ -55,5 +55,5 @@ def test_a_line_of_pixels_gets_a_border_and_is_not_drawn_out():
         ("gemma4:12b", 1),
     ],
 )
-def test_what_a_family_needs_is_known_by_its_name(model, multiple):
+def test_the_multiple_for_sides_follows_from_the_name_of_the_model(model, multiple):
     assert side_multiple(model) == multiple

@@ -59,7 +59,7 @@ def test_frames_and_the_whole_video_have_placeholders_of_their_own(tmp_path):
     assert asked.startswith('2 frames:\n<frame number="1" at="0:00">\none {total}\n</frame>')
 
 
-def test_a_prompt_that_is_not_there_is_ours_and_braces_without_a_name_are_left_alone(tmp_path):
+def test_a_missing_prompt_is_the_built_in_one_and_braces_without_a_name_stay(tmp_path):
     (tmp_path / "image.txt").write_text('Answer as {"a": [1]} or { x }.')
     prompts = read_prompts(str(tmp_path))
 

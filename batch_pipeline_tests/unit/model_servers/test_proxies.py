@@ -20,7 +20,7 @@ def environment(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", PROXY)
 
 
-def test_without_being_asked_no_server_is_called_through_a_proxy():
+def test_no_server_is_called_through_a_proxy_unless_a_setting_asks_for_it():
     assert proxy_for(HOSTED, "") == ""
 
 

@@ -61,7 +61,7 @@ def test_any_text_gives_a_finite_vector_of_length_one(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["a" * 100_000, "word " * 100_000, "\ufdfa" * 100_000, "\ud800" * 100_000]
 )
-def test_what_the_encoder_gets_is_short_and_without_long_runs(text: str) -> None:
+def test_text_for_the_encoder_is_short_and_without_long_runs(text: str) -> None:
     readable = sentence_encoder._readable(text)
 
     assert len(readable) < 2100
@@ -79,9 +79,7 @@ def test_usual_text_reaches_the_encoder_as_it_is() -> None:
     ("dimensions", "name"),
     [(64, "embedded-hashing-1"), (512, "embedded-sentences-1"), (2000, "embedded-sentences-1")],
 )
-def test_where_the_width_is_too_small_words_are_all_that_is_embedded(
-    dimensions: int, name: str
-) -> None:
+def test_only_words_are_embedded_if_the_width_is_too_small(dimensions: int, name: str) -> None:
     embedding = EmbeddedEmbedding(dimensions)
     [vector] = embedding.embed(["A blue boat."])
 

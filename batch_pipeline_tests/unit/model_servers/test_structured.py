@@ -45,7 +45,7 @@ def test_an_answer_in_fields_is_read():
         answer(visible_text=["a"]),
     ],
 )
-def test_what_is_not_the_json_that_was_asked_for_is_refused(said):
+def test_an_answer_that_is_not_the_requested_json_is_refused(said):
     with pytest.raises(TransientError) as refused:
         description_in(said)
 
@@ -61,7 +61,7 @@ def test_what_is_not_the_json_that_was_asked_for_is_refused(said):
         f"[{answer()}]",
     ],
 )
-def test_what_a_model_writes_around_the_json_is_left_out(said):
+def test_text_around_the_json_is_left_out(said):
     read = description_in(usable_text(said, cut_by_length=False))
 
     assert (read.text, read.tags) == (TEXT, ("boat",))
@@ -84,7 +84,7 @@ def test_fields_that_nobody_asked_for_are_left_out():
     assert description_in(answer(mood="calm")).text == TEXT
 
 
-def test_what_a_model_hides_in_fields_is_removed():
+def test_thoughts_and_control_characters_in_fields_are_removed():
     read = description_in(
         answer(description=f"<think>hm</think>{TEXT}\u202e\u0000", visible_text="a\u202eb\x1b[31m")
     )
@@ -94,11 +94,11 @@ def test_what_a_model_hides_in_fields_is_removed():
 
 
 @pytest.mark.parametrize("said", [None, "", "None", "none.", "N/A", "No readable text", " \n"])
-def test_no_text_is_no_text_however_a_model_says_it(said):
+def test_no_visible_text_is_empty_however_a_model_says_it(said):
     assert description_in(answer(visible_text=said)).visible_text == ""
 
 
-def test_a_visible_text_has_an_end():
+def test_a_long_visible_text_is_cut():
     assert len(description_in(answer(visible_text="word " * 5000)).visible_text) <= 4000
 
 
@@ -124,7 +124,7 @@ def test_a_tag_has_one_form(tag, normal):
     assert normalised_tag(normal) == normal
 
 
-def test_tags_are_unlike_and_not_many():
+def test_tags_are_distinct_and_limited():
     assert normalised_tags(["Sea", "sea", "#sea", "", "sky"]) == ("sea", "sky")
     assert len(normalised_tags(str(number) for number in range(40))) == MOST_TAGS
 

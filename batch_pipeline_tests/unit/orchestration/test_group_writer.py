@@ -74,7 +74,7 @@ def in_thread(call):
     return thread
 
 
-def test_what_is_flushed_is_one_group_in_its_order(new_writer, shelf):
+def test_flushed_items_are_one_group_in_their_order(new_writer, shelf):
     writer = new_writer()
     for number in range(100):
         writer.put(number)

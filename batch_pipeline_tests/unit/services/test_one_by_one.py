@@ -15,27 +15,27 @@ def halves(numbers, left_out):
     return one_by_one(numbers, half, left_out, named=lambda number: f"number {number}")
 
 
-def test_what_fails_is_left_out_with_the_first_line_of_its_reason():
+def test_a_failed_item_is_left_out_with_the_first_line_of_its_reason():
     left_out = LeftOut()
     assert halves([2, 3, 4], left_out) == [1, 2]
     assert str(left_out) == "left out: number 3 (3 is odd)"
 
 
-def test_many_are_counted_not_listed():
+def test_many_failed_items_are_counted_not_listed():
     left_out = LeftOut()
     halves(range(1, 21, 2), left_out)
     assert len(left_out) == 10
     assert str(left_out).endswith("number 5 (5 is odd); and 7 more")
 
 
-def test_without_failures_nothing_is_said():
+def test_the_report_without_failures_is_empty():
     left_out = LeftOut()
     assert halves([2], left_out) == [1]
     assert not left_out
     assert str(left_out) == ""
 
 
-def test_an_outage_is_not_the_fault_of_one():
+def test_an_outage_is_raised_and_no_item_is_blamed():
     def down(_):
         raise ServiceDownError("storage_down", "away")
 

@@ -47,7 +47,7 @@ def test_every_bar_is_as_high_as_uploads_ended_in_its_time():
         (400 * 86_400, "27 d", "405 d"),
     ],
 )
-def test_bars_are_as_wide_as_people_count_and_few(seconds, width, whole):
+def test_bars_are_few_and_have_usual_widths(seconds, width, whole):
     found = words(throughput_svg(BEGAN, after(seconds), []))
     assert found == [f"uploads ended per {width}", "1", "0", whole]
 
@@ -57,7 +57,7 @@ def test_an_upload_that_ended_before_the_beginning_is_in_the_first_bar():
     assert len(heights(throughput_svg(BEGAN, after(-5, 0.5), []), "#46e")) == 1
 
 
-def test_the_picture_of_the_largest_batch_is_shown_in_its_place():
+def test_the_chart_of_the_largest_batch_is_small_enough_to_be_shown_without_a_click():
     chance = random.Random(1)
     moments = after(*(chance.uniform(0, 14_000) for _ in range(20_000)))
     svg = throughput_svg(BEGAN, moments[::2], moments[1::2])

@@ -457,7 +457,9 @@ PRIORITIZED_STEPS = st.lists(
 
 @given(st.integers(1, 3), PRIORITIZED_STEPS)
 @settings(max_examples=100, deadline=None)
-def test_priorities_move_that_moment_by_an_hour_at_most_and_for_users_not_at_all(places, steps):
+def test_priorities_move_the_place_of_a_batch_by_an_hour_at_most_and_that_of_a_user_not_at_all(
+    places, steps
+):
     play(World(places, prioritized=True), steps)
 
 
@@ -486,7 +488,7 @@ def test_a_batch_of_high_priority_goes_before_those_of_its_user_that_wait_no_hal
     assert chosen([*low, *slices(BATCHES[1], 9, user=BERT)], max_in_flight=1) == low[:1]
 
 
-def test_it_gets_more_of_the_runs_but_not_all():
+def test_a_batch_of_high_priority_gets_more_runs_but_not_all():
     """A run in flight counts as ten minutes, and priority as thirty: three more runs."""
     urgent = [slice_._replace(priority=Priority.HIGH) for slice_ in slices(BATCHES[0], 40)]
     other = slices(BATCHES[1], 40)
@@ -517,7 +519,7 @@ def test_a_stream_of_new_batches_does_not_keep_a_lost_slice_waiting():
 
 
 @pytest.mark.parametrize("forgets", [True, False])
-def test_without_the_memory_of_turns_the_heaviest_user_would_go_first_for_ever(
+def test_the_heaviest_user_would_go_first_for_ever_without_the_memory_of_turns(
     forgets, monkeypatch
 ):
     """The purpose of the cursor: with one place, no user has a run in flight when it gets free."""
