@@ -158,7 +158,8 @@ _HIDDEN = text("""
         )
     ORDER BY c.relname DESC
 """)
-#: A schema whose tables of an upload API are out of sight, if ours would be made in ``public``.
+#: A schema with tables of an upload API that the search_path leaves out, if ours would be made in
+#: ``public``.
 _OUT_OF_SIGHT = text("""
     SELECT u.relnamespace::regnamespace::text AS schema, current_user AS role
     FROM pg_class u JOIN pg_class b USING (relnamespace)
@@ -269,7 +270,7 @@ def table_problems(connection: Connection) -> Iterator[Problem]:
 
 
 def _out_of_sight(connection: Connection) -> Iterator[Problem]:
-    """Find tables of an upload API in whose place the upgrade would make new ones."""
+    """Find tables of an upload API that we do not see, so that the upgrade would make new ones."""
     for row in connection.execute(_OUT_OF_SIGHT):
         yield Problem(
             f"the upload API has its tables in the schema {row.schema}, which the search_path of "

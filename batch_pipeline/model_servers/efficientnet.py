@@ -239,7 +239,7 @@ class _Tensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    """In numbers, not bytes."""
+    """Counted in numbers, not in bytes."""
 
 
 def _tensor(

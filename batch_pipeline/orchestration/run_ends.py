@@ -56,7 +56,7 @@ _SECOND_LOOK_SECONDS = 1.0
 _GONE = "Its worker is gone."
 #: Greatest difference between the time of an event and the start time of a process (seconds).
 _CLOCK_SECONDS = 1.0
-#: What the clock showed when the monotonic one was at zero; it differs later if the clock was set.
+#: Time of the clock when the monotonic clock was at zero. It changes if the clock is set.
 _CLOCK_AT_START = time.time() - time.monotonic()
 
 

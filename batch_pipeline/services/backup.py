@@ -205,7 +205,7 @@ def _restore(
 
 
 def _read_about(about: bytes, file: Path) -> Backup:
-    """Read what a backup contains; what a newer version has added to the text is left out."""
+    """Read the description of a backup; fields that a newer version has added are ignored."""
     known = {field.name for field in fields(Backup)}
     try:
         backup = Backup(**{name: said for name, said in json.loads(about).items() if name in known})

@@ -50,7 +50,7 @@ class RefusedFile:
     filename: str
     error: str
     path: Path
-    """As it was found; a folder may have many files of this name."""
+    """Its path as it was found; several folders may have a file of this name."""
 
     @property
     def reason(self) -> str:
@@ -78,7 +78,7 @@ class Submission:
 
     @property
     def accepted_formats(self) -> str:
-        """The list of accepted formats if a file was refused for its own; else empty."""
+        """The list of accepted formats if the format of a file was refused; else empty."""
         return ACCEPTED if any(file.reason != file.error for file in self.refused) else ""
 
 
@@ -263,7 +263,7 @@ def store(
 def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]:
     """List the files of paths and their subfolders, each once, in a stable order.
 
-    ``IMG_1.jpg`` comes before ``IMG_1 (1).jpg``, because of equal files the first is accepted.
+    ``IMG_1.jpg`` comes before ``IMG_1 (1).jpg``, because the first of equal files is accepted.
     Also returns the folders that cannot be read, links that lead to no file, and pipes, sockets and
     devices.
 

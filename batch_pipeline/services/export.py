@@ -17,8 +17,9 @@ from batch_pipeline.storage import Storage
 
 _CHUNK = 200
 #: Every column, including those of an upload API; vectors are arrays of numbers. This is `json`
-#: because `jsonb` cannot hold everything that an API's column of type `json` may contain. A page
-#: begins `later` than the one before; with an `OR` instead, it would read all rows before it again.
+#: because `jsonb` cannot hold everything that an API's column of type `json` may contain. Each page
+#: begins `later` than the previous one. With an `OR` instead, each page would read all earlier rows
+#: again.
 _ROWS = {
     "batches": """
         SELECT id, to_json(one) AS said, NULL AS more FROM upload_batches AS one

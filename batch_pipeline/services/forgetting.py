@@ -426,7 +426,7 @@ def _forget_rest_of_user(
         noted = connection.scalars(select(MadeThumbnail.upload_id).where(of_gone)).all()
         came = [exists().where(owned_by(of.user_id, user_id)) for of in (UploadBatch, Upload)]
         if not receipt.dry_run and connection.scalar(select(or_(*came))):
-            # A submission, or the sweep has put an upload without a batch into one.
+            # By a submission, or by the sweep, which puts uploads without a batch into one.
             raise RefusedError(
                 f"uploads or a batch were added to user {user_id} while the user was being "
                 "deleted: delete again"

@@ -69,7 +69,7 @@ class Account:
             try:
                 self.settle()
             except PipelineError as error:
-                log.warning("what a call cost is stored later: %s", error)
+                log.warning("the cost of a call is stored later: %s", error)
 
         return spent
 
@@ -95,7 +95,7 @@ class Account:
         try:
             self.settle()
         except PipelineError as reason:
-            log.warning("what %d model calls cost is not stored: %s", len(self._waiting), reason)
+            log.warning("the cost of %d model calls is not stored: %s", len(self._waiting), reason)
 
 
 @dataclass(frozen=True)

@@ -386,7 +386,7 @@ class _Candidates:
                 edge = math.inf  # others are even farther
             near = filter(self._is_near, [*self._by_words, *nearest])
             hits = _each_once(near, with_copies=self._with_copies)
-            # Behind the edge there are hits by words, but nearer uploads may be missing.
+            # Beyond this distance, hits by words are known, but nearer uploads may be missing.
             complete = [hit for hit in hits if hit.key < (_TIERS["meaning"], edge)]
             # An upload that was added since the last page may sort before it, and is left out then.
             rest = [hit for hit in complete if last is None or hit.key > last.key]

@@ -287,7 +287,7 @@ def test_the_launchpad_refuses_a_run_without_a_batch_and_a_run_names_an_invalid_
     page.get_by_role("button", name="Confirm").click()
     expect(launch).to_be_enabled()
 
-    # What cannot be launched in between: enabled again, the button launches what was typed last.
+    # The config in between is not valid. Then the button launches the config that was typed last.
     write_config(page, "ops: {}")
     expect(launch).to_be_disabled()
     write_config(page, "ops: {load_batch: {config: {batch_id: holiday}}}")
@@ -371,7 +371,7 @@ def launch(page: Page, stack: RealStack, job: str, config: str) -> None:
     """Press *Launch Run* in the launchpad of a job; return when the run has succeeded."""
     page.goto(f"{stack.graphql.url}{LOCATION}/jobs/{job}/playground")
     button = page.get_by_role("button", name="Launch Run")
-    # What cannot be launched in between: enabled again, the button launches what was typed last.
+    # The config in between is not valid. Then the button launches the config that was typed last.
     write_config(page, "ops: {none: {}}")
     expect(button).to_be_disabled()
     write_config(page, config)

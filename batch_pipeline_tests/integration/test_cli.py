@@ -86,7 +86,7 @@ def test_a_batch_has_the_priority_that_it_was_submitted_with(console, database):
 
 
 def test_a_simple_command_loads_nothing_that_it_does_not_need(console):
-    """It would take twice as long to start: migrations, decoders, servers and Dagster."""
+    """Migrations, decoders, servers and Dagster would double the time for the start."""
     heavy = {"alembic", "av", "dagster", "dagster_shared", "grpc", "httpx", "jinja2", "pillow_heif"}
     code = (
         "import atexit, sys\n"
@@ -377,7 +377,7 @@ def test_retry_and_cancel_say_what_they_did_and_cancel_refuses_what_has_ended(co
 def test_while_it_waits_for_json_submit_keeps_only_the_last_snapshot(
     pipeline, database, monkeypatch
 ):
-    """A batch of days has a snapshot for each second, each with the uploads that ended then."""
+    """A batch that takes days has a snapshot for each second, with the uploads that ended then."""
     batch, session = add_batch(database, 2), Session()
     monkeypatch.setattr(Session, "pipeline", pipeline)
     kept = []

@@ -38,7 +38,7 @@ def console(database_url, tmp_path):
 
 @pytest.fixture
 def many_pictures(tmp_path):
-    """So many pictures that Ctrl-C comes when some are stored and others are not."""
+    """Enough pictures that Ctrl-C comes when some are stored and others are not."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     noise = random.Random(0)

@@ -122,7 +122,7 @@ def test_failures_are_narrowed_by_time_kind_user_and_batch(console, world):
 
 @pytest.fixture
 def unknown_moments(database):
-    """Failures, and batches, of which an upload API has stored no moment or no real one."""
+    """Failures and batches for which an upload API has stored no time, or an infinite one."""
     with database.transaction() as connection:
         for table in ("uploads", "upload_batches"):
             for column in ("created_at", "updated_at"):

@@ -33,8 +33,8 @@ from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
 
 #: Brand of a file whose pictures are an animation.
 _AVIF_SEQUENCE = b"avis"
-#: Where the properties of a picture are searched for (bytes): before it. Further in, the same
-#: bytes would be pixels.
+#: How much of a file is searched for properties of the picture (bytes). They come before the
+#: picture; later in the file, the same bytes would be pixels.
 _PROPERTIES_BYTES = 1024**2
 #: Memory of a pixel in a decoder of HEVC: 8 bits in 4:4:4, or 10 bits in 4:2:0 (bytes).
 _HEVC_PLANE_BYTES = 3.0

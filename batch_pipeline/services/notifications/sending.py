@@ -36,8 +36,8 @@ TOLD_WITHIN_SECONDS = 20.0
 
 log = logging.getLogger(__name__)
 
-#: What Apprise still sends after its time, by event and target. A further attempt takes its result:
-#: to start again would send the message twice.
+#: Messages that Apprise still sends after its time, by event and target. The next attempt uses
+#: their result, because a new start would send the message twice.
 _unfinished: dict[tuple[uuid.UUID, str], "Future[str]"] = {}
 
 
@@ -143,7 +143,7 @@ async def _send(delivery: Delivery, target: Target, settings: Settings) -> tuple
 
 
 async def _told(url: str, delivery: Delivery) -> str:
-    """Tell people, in a thread of its own: nothing else waits for it, not even the loop's end."""
+    """Tell people, in a separate thread for which nothing else waits, not even the loop's end."""
     key = (delivery.id, delivery.target)
     sent = _unfinished.pop(key, None)
     if sent is None:

@@ -24,8 +24,8 @@ from batch_pipeline.services.short_ids import Named, no_such
 
 #: Longest time between two snapshots (if no message comes) and shortest time (seconds).
 LONGEST_PAUSE, SHORTEST_PAUSE = 1.0, 0.2
-#: A snapshot reads the uploads that have ended since this long before the last one (seconds): a
-#: change is dated by the beginning of its transaction.
+#: A snapshot also reads uploads that ended up to this long before the last snapshot (seconds),
+#: because the date of a change is the beginning of its transaction.
 _OVERLAP_SECONDS = 60.0
 
 

@@ -266,7 +266,7 @@ def _shape(batch: AnyRow, pauses: Iterable[Pause]) -> dict[str, Any]:
 def batches_ended_before(
     database: Database, batch_ids: Sequence[uuid.UUID], *, days: int
 ) -> list[uuid.UUID]:
-    """List those of the batches that were deleted, or ended and have not changed for `days`."""
+    """List which of these batches were deleted, or have ended and not changed for `days`."""
     changed_at = func.coalesce(known(UploadBatch.updated_at), BATCH_ENDED)
     with database.transaction() as connection:
         kept = set(

@@ -1,7 +1,7 @@
 """What Dagster's Helm chart makes of ``deploy/kubernetes/values.yaml``, as far as runs see it.
 
-Written after the templates of the chart, as Helm is no part of the tests. docs/deployment.md says
-when it was last compared with what Helm renders.
+This module imitates the templates of the chart, because the tests have no Helm. docs/deployment.md
+says when it was last compared with what Helm renders.
 """
 
 import re

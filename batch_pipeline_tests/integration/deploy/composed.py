@@ -46,7 +46,7 @@ def read_as_compose_does(folder: Path, **settings: str) -> dict[str, dict[str, A
 class ComposedProcesses:
     """Services as processes of this host, with their own commands, environments and checks.
 
-    What differs is named in `places`: words of the Compose file, and what stands for them here.
+    `places` names the differences: words of the Compose file, and their replacements here.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ComposedProcesses:
     def start(
         self, service: str, *, name: str = "", moved: Mapping[str, str] | None = None
     ) -> None:
-        """Start a service; with `moved`, start it again at another place."""
+        """Start a service; `moved` has replacements for a second process of the same service."""
         command = [self._here(str(word), moved) for word in self._services[service]["command"]]
         with self.log_file(name or service).open("ab") as log:
             self._running[name or service] = subprocess.Popen(

@@ -33,7 +33,7 @@ class Pod:
             )
 
     def kill(self) -> None:
-        """End it as if the kernel or its node had done so: it learns nothing."""
+        """End it as the kernel or the loss of its node would: it cannot react."""
         self.process.kill()
         self.process.wait()
 
@@ -47,17 +47,17 @@ class Pod:
 
 
 class Kubernetes:
-    """Accepts jobs, runs their pods, and says how they are.
+    """Accepts jobs, runs their pods, and reports their state.
 
     Args:
         folder: for what pods write.
-        variables: what secrets would hold, and what differs on this host.
+        variables: variables that secrets would contain, and those with other values on this host.
     """
 
     def __init__(self, folder: Path, variables: Mapping[str, str]) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, Pod] = {}
-        #: What was asked for: resource and verb.
+        #: Requests so far: resource and verb.
         self.requests: list[tuple[str, str]] = []
         #: Jobs whose node does not answer: their state stays as it was.
         self.silent: set[str] = set()

@@ -21,7 +21,7 @@ EXTRA = ("production", "production,notify")
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The services with the example of settings as it comes."""
+    """The services with the unchanged example of settings."""
     return read_as_compose_does(tmp_path_factory.mktemp("as_it_comes"))
 
 

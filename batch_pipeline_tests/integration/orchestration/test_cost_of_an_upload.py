@@ -22,7 +22,7 @@ from batch_pipeline.orchestration.dagster_storage import group_writer
 #: which may save a call to a model. Each is one round trip and one transaction, which also queues
 #: the messages. One more statement stores each call to a model server.
 STATEMENTS, CALLS = 5, 2
-#: The last upload of a batch takes the long way: lock, count, end, message, commit.
+#: The last upload of a batch takes more statements: lock, count, end, message, commit.
 SLACK = 10
 #: In Dagster's event log, with the page of the UI that reads each.
 EVENTS = Counter(

@@ -176,7 +176,7 @@ def test_every_row_is_processed_and_every_command_works(  # noqa: PLR0917
             assert len(list(rows_left_alone(connection))) == (4 if written.left_alone else 0)
 
 
-#: What `json` holds and `jsonb` refuses, in the order of the tests below.
+#: Values that `json` accepts and `jsonb` refuses, in the order of the tests below.
 REFUSED_BY_JSONB = (
     r'{"album": "Rome\u0000", "camera": "X\ud800 100"}',
     r'{"album": "Rome\udc00", "path": "C:\\u0000"}',
@@ -218,7 +218,7 @@ def test_metadata_that_jsonb_cannot_hold_neither_fails_an_upload_nor_is_lost(
         assert vector["vector"] == exported[str(ids[0])]["embedding_local"]
 
 
-#: Uploads that are not done although nobody has stopped their batch.
+#: Uploads that have not ended although their batch was not stopped.
 UNFINISHED = """
     SELECT u.id, processing_status, error_kind, u.error_message, b.status
     FROM uploads u LEFT JOIN upload_batches b ON b.id = batch_id
@@ -237,7 +237,7 @@ WRONG_COUNTERS = """
         OR (total_uploads, processed_uploads, successful_uploads, failed_uploads)
             IS DISTINCT FROM (total, good + bad, good, bad))
 """
-#: Uploads that we have failed: those alone that name no file.
+#: Uploads that the pipeline has failed; only those without a file are expected.
 FAILED = """
     SELECT file_path, error_kind, error_message FROM uploads
     WHERE error_kind IS NOT NULL AND (error_kind <> 'source_missing' OR file_path IS NOT NULL)

@@ -243,7 +243,7 @@ def test_uploads_lost_with_their_run_go_before_later_submissions(daemon_of, inst
 
 
 def test_one_user_with_many_files_does_not_delay_another(daemon_of, instance):
-    """With one place, no user has a run in flight when it gets free: the cursor knows the turn."""
+    """When the only place becomes free, no user has a run in flight: the cursor knows the turn."""
     daemon = daemon_of(uploads_per_run=1, max_runs_in_flight=1)
     large = add_batch(daemon.pipeline.database, 9, status="processing")
     make_older(daemon, large, seconds=3600)

@@ -96,7 +96,7 @@ def test_a_worker_that_has_just_ended_a_long_call_and_has_yet_to_log_it_is_not_d
     looks = []
 
     class Clock:
-        """Hours pass; then the events come, while the sweep waits for its second look."""
+        """The clock at the first look is far ahead. Before the second look, the events arrive."""
 
         def time(self):
             return time.time() + 10 * pipeline.settings.lease_seconds * (not looks)
@@ -234,7 +234,7 @@ def unstarted(instance, definitions, batch_id):
 
 
 class BrokenLauncher(DefaultRunLauncher):
-    """One whose code location is not there."""
+    """A launcher that cannot reach the code location."""
 
     def launch_run(self, context):
         try:
@@ -252,7 +252,7 @@ def launched_in_vain(instance, run, pipeline, monkeypatch):
 
 
 def started_without_its_code(instance, run, pipeline, monkeypatch):
-    """As a worker whose container has another version of the code."""
+    """Fail like a worker whose container has another version of the code."""
     pointer = ModuleCodePointer("batch_pipeline_of_last_year", "defs", working_directory=None)
     job = ReconstructableJob(ReconstructableRepository(pointer), run.job_name)
     with pytest.raises(dg.DagsterError):
@@ -260,7 +260,7 @@ def started_without_its_code(instance, run, pipeline, monkeypatch):
 
 
 def killed_at_its_start(instance, run, pipeline, monkeypatch):
-    """As the code server reports it of its own workers."""
+    """Report the death like a code server whose own worker was killed."""
     instance.report_engine_event("Run execution process unexpectedly exited with code -9.", run)
     instance.report_run_failed(run)
 
@@ -312,7 +312,7 @@ def test_a_run_that_could_not_start_tells_its_reason_in_status_and_in_the_catalo
     assert reason in newest_settlement(instance).metadata["reason"].value
 
 
-#: At this port nothing listens.
+#: Nothing listens at this port.
 NO_DATABASE = "postgresql://nobody@127.0.0.1:9/nothing"
 
 
@@ -323,7 +323,7 @@ def started_while_the_database_is_down(instance, run, pipeline, monkeypatch):
 
 
 def started_while_the_database_of_dagster_is_down(instance, run, pipeline, monkeypatch):
-    """As a worker that reads the run's job while it cannot use the instance."""
+    """Fail like a worker that cannot use the instance when it reads the run's job."""
     try:
         create_engine(NO_DATABASE.replace("://", "+psycopg://")).connect()
     except OperationalError:
@@ -501,7 +501,7 @@ HERE = GrpcServerCodeLocationOrigin(host="code-location", port=4000)
 
 
 def started(instance, run, process_id, *, host="code-location", **address):
-    """Tag and event of a run whose process a code server has started."""
+    """Write tag and event of a run whose process a code server has started."""
     place = json.dumps({"host": host} | (address or {"port": 4000}))
     instance.add_run_tags(run.run_id, {GRPC_INFO_TAG: place})
     instance.report_engine_event(
@@ -523,7 +523,7 @@ def test_a_code_server_ends_the_runs_of_the_one_before_it_whose_workers_are_gone
     started(instance, living, os.getpid())
     started(instance, elsewhere, ended.pid, host="another-host")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as younger:
-        # As if it had the process id of an earlier worker.
+        # The process has the same id as an earlier worker.
         clock = psutil.Process(younger.pid).create_time() - 1 - run_ends._CLOCK_SECONDS
         with monkeypatch.context() as then:
             then.setattr(event_methods, "get_current_timestamp", lambda: clock)

@@ -86,7 +86,7 @@ def test_vectors_of_each_width_are_stored_and_found_by_their_index(pipeline, wid
     event.remove(database.engine, "before_cursor_execute", explain)
 
     assert [hit.similarity for hit in found] == pytest.approx([0.9, 0.5, 0.1], abs=1e-3)
-    plan, *_ = plans  # an exact search follows, since fewer are found than were asked for
+    plan, *_ = plans  # an exact search follows, because the index finds too few
     space = space_of(database, width)
     assert f'"ix_upload_vectors_{space.id}"' in plan
     assert f"::halfvec({width})" in plan

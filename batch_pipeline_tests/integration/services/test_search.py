@@ -20,7 +20,7 @@ from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.testing.records import USER, add_batch, fill_spaces
 
 VECTORS, DIMENSIONS = 12000, 64
-#: Owns 10 uploads of the model in use, the ones farthest from the question.
+#: Owns 10 uploads of the model in use; they are the farthest from the question.
 SMALL_USER = uuid.UUID(int=1)
 COLUMNS = {
     "user_id": "uuid",
@@ -138,7 +138,7 @@ def test_nothing_is_left_out_if_the_index_gives_up(filled):
 
     event.listen(filled.engine, "begin", give_up_early)
     try:
-        # The index gives its 300 candidates and what it met on the way, and then no more.
+        # The index returns its 300 candidates and those that it met on the way, but no more.
         found = search(filled, Questions(), "anything", filters=Filters(user_id=USER), limit=2000)
     finally:
         event.remove(filled.engine, "begin", give_up_early)

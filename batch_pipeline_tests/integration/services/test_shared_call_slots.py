@@ -227,7 +227,7 @@ def test_a_pause_that_a_server_asks_one_process_for_is_kept_by_the_others_and_by
 
     def begins_once_it_has_heard(slots: CallSlots) -> float:
         while (began := begins(slots)) - paused_at < 1.9:
-            # The message needs a moment. A holder that never gets it would begin calls to the end.
+            # The message needs a moment. A holder that never gets it would go on beginning calls.
             assert began - paused_at < 1.0, "it has not heard of the pause"
         return began
 

@@ -97,7 +97,7 @@ def test_a_half_picture_fails_with_a_preview_of_what_is_there(image_format):
     # An AVIF of this size is two tiles, side by side.
     top = (0, 0, 100 if image_format == "avif" else 256, 30)
     if image_format == "gif":
-        return  # it is stored from coarse to fine: every second row of the whole picture is missing
+        return  # the rows are stored from coarse to fine, so every second row is missing
     difference = np.asarray(preview.crop(top), dtype=int) - np.asarray(whole.crop(top), dtype=int)
     assert np.abs(difference).mean() < 20
 

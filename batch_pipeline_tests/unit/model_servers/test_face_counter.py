@@ -82,7 +82,7 @@ def test_it_is_called_by_many_threads_and_keeps_no_memory() -> None:
         counts = list(threads.map(face_counter.count_faces, pictures))
 
     assert counts == [2, 1] * 40
-    # What the package's own function loses: the bytes of every picture, 40 MB here.
+    # The package's own function leaks the bytes of every picture, 40 MB here.
     assert process.memory_info().rss - before < 20e6
 
 

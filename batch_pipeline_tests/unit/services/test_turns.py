@@ -271,7 +271,7 @@ def test_every_batch_that_waits_is_named_with_a_reason(situation):
 
 @dataclass
 class Line:
-    """Users, or batches of a user, that wait for a turn, and which has gone before which."""
+    """Users, or batches of a user, that wait for a turn, and the order of their turns."""
 
     open_since: dict = field(default_factory=dict)
     place: dict = field(default_factory=dict)
@@ -428,7 +428,7 @@ def play(world, steps):
 @given(STEPS)
 @settings(max_examples=100, deadline=None)
 def test_a_lost_slice_is_launched_again_within_as_many_turns_as_users_times_batches(steps):
-    """Whatever arrives in the meantime; one run at a time, so that every launch is counted."""
+    """New batches arrive all the time. One run at a time, so that every launch is counted."""
     play(World(places=1), steps)
 
 

@@ -36,6 +36,6 @@ def create() -> None:
         return  # an expression that converts `json` cannot have statistics
     for name, expression in _EXPRESSIONS.items():
         op.execute(f"CREATE STATISTICS IF NOT EXISTS {name} ON ({expression}) FROM uploads")
-    # Apart, because it takes longer than other programs should wait for a lock.
+    # Outside of the transaction, because it takes longer than others should wait for a lock.
     with op.get_context().autocommit_block():
         op.execute("ANALYZE uploads")
