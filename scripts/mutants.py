@@ -110,7 +110,7 @@ MUTANTS = (
         f"{STATES}/transitions.py",
         "            died_runs=0 if successful + failed > 0 else UploadBatch.died_runs,\n",
         "",
-        f"{OF_BACKLOG}::test_an_upload_that_ends_shows_that_runs_of_the_batch_do_not_only_die",
+        f"{OF_BACKLOG}::test_an_upload_that_ends_resets_the_count_of_died_runs",
     ),
     Mutant(
         "a released attempt counts",
@@ -223,7 +223,7 @@ MUTANTS = (
         "services/pauses.py",
         "look is None or look.pauses or not look.is_recent",
         "look is None",
-        f"{OF_PAUSES}::test_a_call_asks_at_most_half_a_second_after_the_last_look",
+        f"{OF_PAUSES}::test_a_call_checks_pauses_at_most_half_a_second_after_the_last_check",
     ),
     Mutant(
         "a call that waits for its slot waits on during a pause",

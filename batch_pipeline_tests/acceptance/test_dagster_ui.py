@@ -64,7 +64,7 @@ def reported(stack: RealStack, finished: dict) -> None:
 
 
 @pytest.fixture
-def stack_of_a_stammering_model(tmp_path: Path) -> Iterator[RealStack]:
+def stack_with_a_repetitive_model(tmp_path: Path) -> Iterator[RealStack]:
     """A stack with a model whose description of a picture does not pass the audit."""
     with (
         ScriptedModelServer(vision_faults=[Fault.LOOP, Fault.CONTROL_TOKENS]) as models,
@@ -181,9 +181,9 @@ def test_the_failed_step_has_a_readable_name_and_says_file_kind_reason_and_attem
 
 
 def test_the_failed_steps_thumbnail_is_one_click_away_however_long_the_reason(
-    stack_of_a_stammering_model, page
+    stack_with_a_repetitive_model, page
 ):
-    stack = stack_of_a_stammering_model
+    stack = stack_with_a_repetitive_model
     batch = stack.cli("submit", MEDIA / "fog.webp", "--wait", expect=1)
     run = stack.graphql.ended_run_of(batch["batch_id"])
     page.goto(f"{stack.graphql.url}/runs/{run['runId']}")

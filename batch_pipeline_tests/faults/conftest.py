@@ -28,7 +28,7 @@ from batch_pipeline.testing.tcp_proxy import TcpProxy
 from batch_pipeline_tests.integration.console import Console
 from batch_pipeline_tests.integration.orchestration.conftest import (  # noqa: F401 - fixture
     instance,
-    no_run_under_way,
+    no_unfinished_runs,
     stored_instance,
 )
 from batch_pipeline_tests.patience import wait_until

@@ -63,7 +63,7 @@ def test_a_server_with_both_models_is_healthy(doctor, dialect):
         ("openai", "Start it, or set BATCH_PIPELINE_OPENAI_BASE_URL"),
     ],
 )
-def test_a_server_that_does_not_listen(doctor, dialect, hint):
+def test_doctor_names_a_server_that_does_not_listen(doctor, dialect, hint):
     with listening() as model_server:
         pass
 
@@ -81,7 +81,7 @@ def test_a_server_that_does_not_listen(doctor, dialect, hint):
         ({"embedding_models": ["qwen3-embedding:4b"]}, EMBEDDING, "qwen3-embedding:0.6b"),
     ],
 )
-def test_a_model_that_is_missing_with_its_exact_tag(doctor, state, name, model):
+def test_doctor_names_a_missing_model_with_its_exact_tag(doctor, state, name, model):
     with listening(**state) as model_server:
         checks = doctor(model_server)
 
@@ -94,7 +94,7 @@ def test_a_model_that_is_missing_with_its_exact_tag(doctor, state, name, model):
     ("state", "name"),
     [({"vision_models": []}, VISION), ({"embedding_models": []}, EMBEDDING)],
 )
-def test_a_model_that_an_openai_compatible_server_does_not_have(doctor, state, name):
+def test_doctor_names_a_model_that_an_openai_compatible_server_lacks(doctor, state, name):
     with listening(**state) as model_server:
         checks = doctor(model_server, "openai")
 
@@ -102,7 +102,7 @@ def test_a_model_that_an_openai_compatible_server_does_not_have(doctor, state, n
     assert name.split()[-1] in checks[name]["hint"]
 
 
-def test_a_key_that_is_refused(doctor):
+def test_doctor_names_a_refused_key(doctor):
     with listening(api_key="right") as model_server:
         checks = doctor(model_server, "openai", BATCH_PIPELINE_OPENAI_API_KEY="wrong")
 
@@ -112,7 +112,7 @@ def test_a_key_that_is_refused(doctor):
 
 
 @pytest.mark.parametrize("dialect", ["ollama", "openai"])
-def test_vectors_that_do_not_fit_the_column(doctor, dialect):
+def test_doctor_names_vectors_that_do_not_fit_the_column(doctor, dialect):
     with listening(dimensions=768) as model_server:
         checks = doctor(model_server, dialect)
 
@@ -120,7 +120,7 @@ def test_vectors_that_do_not_fit_the_column(doctor, dialect):
     assert "have 768 numbers, 1024 are expected" in checks[EMBEDDING]["detail"]
 
 
-def test_a_model_that_cannot_see(doctor):
+def test_doctor_names_a_model_that_cannot_see(doctor):
     with listening(vision_models=[]) as model_server:
         checks = doctor(model_server, BATCH_PIPELINE_VISION_MODEL="qwen3-embedding:0.6b")
 
@@ -128,7 +128,7 @@ def test_a_model_that_cannot_see(doctor):
     assert checks["vision model qwen3-embedding:0.6b"]["kind"] == "model_unsuitable"
 
 
-def test_an_invalid_address(doctor):
+def test_doctor_names_an_invalid_address(doctor):
     with listening() as model_server:
         checks = doctor(model_server, "openai", BATCH_PIPELINE_OPENAI_EMBEDDING_BASE_URL="here")
 
@@ -136,7 +136,7 @@ def test_an_invalid_address(doctor):
     assert "BATCH_PIPELINE_OPENAI_EMBEDDING_BASE_URL='here'" in checks["analyzer"]["detail"]
 
 
-def test_a_person_reads_what_to_do(console):
+def test_doctor_prints_what_to_do(console):
     with listening(vision_models=[]) as model_server:
         answer = console(
             "doctor",

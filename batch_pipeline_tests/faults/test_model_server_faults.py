@@ -192,9 +192,7 @@ def test_row_25_a_deadline_ends_the_call_and_the_lease_is_kept_meanwhile(
 
 
 @pytest.mark.parametrize("fault", [Fault.HANG, Fault.DRIP])
-def test_row_25_a_server_that_never_ends_an_answer_fails_the_upload_honestly(
-    work, model_server, fault
-):
+def test_row_25_a_server_that_never_ends_an_answer_fails_the_upload(work, model_server, fault):
     work = work(model_read_seconds=0.3, model_total_seconds=0.5)
     batch_id = work.submit("fog.webp")
     model_server.play("vision", itertools.repeat(fault))

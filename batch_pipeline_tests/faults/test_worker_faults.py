@@ -477,7 +477,7 @@ def test_18_a_worker_whose_clock_is_an_hour_off_is_not_taken_for_dead(open_stack
     assert not stack.pipeline.backlog.run_is_silent(worker.run_id)
 
 
-def test_2_of_two_sensors_one_asks_for_a_run_and_two_runs_of_a_slice_take_it_once(open_stack):
+def test_2_one_of_two_sensors_asks_for_a_run_and_two_runs_of_a_slice_take_it_once(open_stack):
     stack = open_stack()
     batch_id = stack.submit("fog.webp")
     first = stack.start()

@@ -110,7 +110,7 @@ def test_submit_says_in_words_how_to_follow_the_batch(console):
 NO_REDIS = {"BATCH_PIPELINE_REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
-def test_if_redis_refuses_submit_works_and_warns_in_one_line(console, database):
+def test_submit_works_and_warns_in_one_line_if_redis_refuses(console, database):
     answer = console("submit", MEDIA / "fog.webp", MEDIA / "sea.jpg", "--json", **NO_REDIS)
     assert answer.code == 0
     assert len(upload_rows(database, uuid.UUID(answer.json["batch_id"]))) == 2

@@ -69,14 +69,14 @@ def stored_files(tmp_path):
 
 
 @pytest.fixture
-def nobody_adds_a_batch(database_url):
+def delayed_commits(database_url):
     """Delays the commit of a submission, so that Ctrl-C always comes before it."""
     with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE upload_batches IN EXCLUSIVE MODE")
         yield
 
 
-@pytest.mark.usefixtures("nobody_adds_a_batch")
+@pytest.mark.usefixtures("delayed_commits")
 @pytest.mark.parametrize("stored", [1, FILES])
 def test_ctrl_c_before_the_commit_leaves_nothing_half_done(
     console, database, many_pictures, tmp_path, stored

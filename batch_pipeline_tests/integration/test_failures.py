@@ -165,7 +165,7 @@ def test_a_kind_that_an_upload_api_has_written_can_be_chosen_like_any_other(cons
     assert console("retry", "--kind", "scan_failed", "--json").json["reopened"] == 2
 
 
-def test_a_person_reads_what_to_do_in_80_columns(console, world):
+def test_failures_prints_what_to_do_in_80_columns(console, world):
     shown = console("failures", "--limit", 2).out
     assert shown.startswith("4 uploads failed since ")
     assert f"Batch {short(world['given_up'])} failed: ten runs died" in shown.replace("\n", " ")

@@ -129,7 +129,7 @@ def test_sensors_and_schedules_have_a_console_logger_that_can_be_replaced():
     inspect.signature(dagster_internals.instigation_logger.create_console_logger).bind(1, 2)
 
 
-def test_every_name_is_looked_at():
+def test_every_undocumented_name_is_tested():
     of_modules = {name for name in CALLED if "." not in name}
     assert of_modules | NOT_CALLED == set(dagster_internals.__all__)
 
@@ -137,7 +137,7 @@ def test_every_name_is_looked_at():
 @pytest.mark.parametrize(
     ("owner", "name"), [(owner, name) for owner, names in USED_ATTRIBUTES.items() for name in names]
 )
-def test_a_private_attribute_is_there(owner, name):
+def test_a_private_attribute_exists(owner, name):
     """Methods and properties are on the class; attributes set by `__init__` are in its code."""
     assert hasattr(owner, name) or is_set_by_its_code(owner, name)
 

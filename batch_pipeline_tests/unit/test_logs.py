@@ -131,7 +131,7 @@ def test_log_lines_of_a_sensor_are_json_and_name_run_batch_and_upload():
     assert not second.keys() & set(ids)
 
 
-def test_a_sensor_speaks_to_people_unless_asked_otherwise():
+def test_a_sensor_writes_lines_for_people_by_default():
     assert "ours - pending_batches - asked for a run: slice 4" in said("text", A_TICK)
 
 

@@ -18,7 +18,7 @@ pytest.importorskip("pytesseract", reason="the extra ocr is not installed: make 
 
 
 @pytest.fixture(autouse=True)
-def look_for_tesseract_again() -> None:
+def fresh_search_for_tesseract() -> None:
     program("tesseract")
     embedded._can_read_text.cache_clear()
 

@@ -64,7 +64,7 @@ def instance(
 
 
 @pytest.fixture(autouse=True)
-def no_run_under_way(request: pytest.FixtureRequest) -> None:
+def no_unfinished_runs(request: pytest.FixtureRequest) -> None:
     """Delete unfinished runs of earlier tests: they would count as in flight, or as dead."""
     if "instance" in request.fixturenames:
         instance: dg.DagsterInstance = request.getfixturevalue("instance")

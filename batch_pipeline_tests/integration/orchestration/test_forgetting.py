@@ -400,7 +400,7 @@ def test_an_upload_that_an_api_adds_in_the_middle_of_a_deletion_does_not_lose_it
     assert not storage.exists(path)
 
 
-def test_ticks_and_the_console_that_call_a_batch_by_its_name_and_short_id_go_too(kept, tmp_path):
+def test_ticks_and_console_lines_that_name_a_batch_are_deleted_too(kept, tmp_path):
     batch = kept.batch(tmp_path, "quokka_barnaby")
     other = kept.batch(tmp_path, "pelican_odette")
     console = Path(kept.runner.instance.root_directory) / "dagster-dev.log"
@@ -434,7 +434,7 @@ def test_dagsters_data_about_a_batch_whose_rows_an_api_deleted_is_deleted_too(ke
 
 
 @pytest.mark.parametrize("status", ["pending", "processing"])
-def test_an_open_batch_is_refused_with_what_to_do(kept, status):
+def test_the_deletion_of_an_open_batch_is_refused_with_what_to_do(kept, status):
     batch = add_batch(kept.pipeline.database, 2, status=status, name="Rome")
     [upload, _] = upload_rows(kept.pipeline.database, batch)
     for named, id_ in (("batch", batch), ("upload", upload.id), ("user", upload.user_id)):
@@ -443,7 +443,7 @@ def test_an_open_batch_is_refused_with_what_to_do(kept, status):
     assert len(upload_rows(kept.pipeline.database, batch)) == 2
 
 
-def test_an_upload_that_a_worker_still_holds_is_refused(kept):
+def test_the_deletion_of_an_upload_that_a_worker_holds_is_refused(kept):
     batch = add_batch(
         kept.pipeline.database,
         [{"processing_status": "analyzing", "heartbeat_at": func.now(), "owner_run_id": "r"}],
@@ -453,7 +453,7 @@ def test_an_upload_that_a_worker_still_holds_is_refused(kept):
         kept.delete("batch", batch)
 
 
-def test_a_batch_whose_run_has_not_ended_is_refused(kept):
+def test_the_deletion_of_a_batch_whose_run_has_not_ended_is_refused(kept):
     batch = add_batch(kept.pipeline.database, 1, status="cancelled", name="Rome")
     run = kept.runner.instance.create_run_for_job(
         kept.runner.job,
@@ -483,7 +483,7 @@ KEEPING = {
 
 
 @pytest.mark.parametrize("keeps", KEEPING)
-def test_rows_that_an_upload_api_does_not_let_go_are_refused_before_anything_is_lost(kept, keeps):
+def test_rows_that_an_upload_api_keeps_are_refused_before_anything_is_deleted(kept, keeps):
     kept.pipeline.storage.write("gallery/holiday.jpg", b"theirs")
     ended = {"processing_status": "completed", "description": "a quokka"}
     row = ended | {"file_path": "gallery/holiday.jpg"}

@@ -109,7 +109,7 @@ def daemon(dagster_url):
     return Daemon(dagster_url)
 
 
-def test_a_database_that_no_dagster_has_used_is_perhaps_the_wrong_one(checks, settings):
+def test_doctor_asks_whether_a_database_without_dagster_is_the_wrong_one(checks, settings):
     check = checks()["dagster daemon"]
     assert not check.ok
     assert "no Dagster has ever run on this database" in check.detail
@@ -205,7 +205,7 @@ def test_doctor_gives_the_cause_of_a_failed_tick_and_not_dagsters_words_around_i
     assert checks()["sensors"].detail == "notifications: last tick failed: it broke"
 
 
-def test_a_sensor_that_is_off_never_asked_or_whose_last_tick_failed_is_not_well(checks, daemon):
+def test_a_sensor_that_is_off_or_never_evaluated_or_failed_fails_the_check(checks, daemon):
     daemon.ticks.update_instigator_state(state_of("backlog_sweep", InstigatorStatus.STOPPED))
     daemon.tick("report_ended_batches", TickStatus.FAILURE, BROKE)
     state = state_of("sweep_on_start")
@@ -219,7 +219,7 @@ def test_a_sensor_that_is_off_never_asked_or_whose_last_tick_failed_is_not_well(
     }
 
 
-def test_a_silent_run_queue_is_not_well_as_soon_as_a_run_waits_in_it(checks, daemon):
+def test_a_silent_run_queue_fails_the_check_as_soon_as_a_run_waits_in_it(checks, daemon):
     daemon.beat("QUEUED_RUN_COORDINATOR", seconds_ago=600)
     assert checks()["dagster daemon"].ok
     daemon.runs.add_run(QUEUED)
@@ -228,7 +228,7 @@ def test_a_silent_run_queue_is_not_well_as_soon_as_a_run_waits_in_it(checks, dae
     assert checks()["dagster daemon"].ok
 
 
-def test_a_second_daemon_on_the_same_database_is_not_well(checks, daemon, dagster_url):
+def test_a_second_daemon_on_the_same_database_fails_the_check(checks, daemon, dagster_url):
     first = psycopg.connect(dagster_url, application_name="dagster-daemon one 7")
     second = psycopg.connect(dagster_url, application_name="dagster-daemon two 8")
     with first, second:
@@ -252,6 +252,6 @@ def test_the_name_of_a_connection_shows_whether_it_is_a_daemons(monkeypatch, pro
     assert len(name) <= 63
 
 
-def test_all_sensors_and_schedules_of_the_code_location_are_looked_at(settings):
+def test_all_sensors_and_schedules_of_the_code_location_are_checked(settings):
     definitions = build_definitions(settings)
     assert {one.name for one in (*definitions.sensors, *definitions.schedules)} == set(INSTIGATORS)

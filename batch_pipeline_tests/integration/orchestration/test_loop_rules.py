@@ -310,7 +310,7 @@ def test_l9_a_damaged_picture_completes_and_its_metadata_has_a_warning(runner, t
     assert row.metadata["date_source"] == "file name"
 
 
-def test_a_sidecar_says_the_date_that_the_file_does_not(runner, tmp_path):
+def test_a_sidecar_gives_the_date_that_the_file_lacks(runner, tmp_path):
     (tmp_path / "IMG_20190101_000000.jpg").write_bytes(make_image("jpeg"))
     (tmp_path / "IMG_20190101_000000.xmp").write_text(
         '<rdf:Description exif:DateTimeOriginal="2021-05-06T07:08:09"/>'

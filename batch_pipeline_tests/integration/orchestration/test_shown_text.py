@@ -74,9 +74,7 @@ def hidden_in(events):
         (["fog.webp", scripted.Fault.REFUSED_INPUT_400], "model_refused_input", "cannot read"),
     ],
 )
-def test_a_failed_step_shows_name_and_reason_fit_to_be_looked_at(
-    hostile_upload, caplog, play, kind, reason
-):
+def test_a_failed_step_shows_a_readable_name_and_reason(hostile_upload, caplog, play, kind, reason):
     caplog.set_level(logging.INFO)
     row, events = hostile_upload(*play)
     [failure] = [e for e in events if e.dagster_event.is_step_failure]
@@ -88,7 +86,7 @@ def test_a_failed_step_shows_name_and_reason_fit_to_be_looked_at(
     assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in caplog.text
 
 
-def test_an_upload_shows_name_and_description_fit_to_be_looked_at_and_never_as_markdown(
+def test_an_upload_shows_a_readable_name_and_description_and_never_markdown(
     hostile_upload,
 ):
     row, events = hostile_upload("fog.webp")

@@ -394,7 +394,7 @@ def test_a_run_that_dies_after_its_batch_has_ended_changes_nothing(pipeline, sta
     assert batch_row(pipeline.database, batch_id) == before
 
 
-def test_an_upload_that_ends_shows_that_runs_of_the_batch_do_not_only_die(pipeline):
+def test_an_upload_that_ends_resets_the_count_of_died_runs(pipeline):
     batch_id = add_batch(pipeline.database, 2)
     upload, _ = upload_rows(pipeline.database, batch_id)
     pipeline.backlog.note_died_run(batch_id, "killed")
@@ -515,7 +515,7 @@ def test_a_batch_that_ended_long_ago_is_recounted_when_an_api_changes_it(
         assert connection.scalar(text("SELECT count(*) FROM batches_to_recount")) == 0
 
 
-def test_an_api_whose_role_knows_none_of_our_tables_may_add_to_an_old_batch(pipeline, old_batch):
+def test_an_api_whose_role_may_not_use_our_tables_may_add_to_an_old_batch(pipeline, old_batch):
     batch_id, _ = old_batch
     role = f"api_{uuid.uuid4().hex[:8]}"
     with pipeline.database.transaction() as connection:

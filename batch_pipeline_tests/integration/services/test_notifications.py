@@ -178,7 +178,7 @@ def test_an_outage_ends_if_the_batch_that_waited_for_it_is_cancelled(pipeline, d
     assert end_outages(database, quiet_seconds=0) == 1
 
 
-def test_a_receiver_that_was_down_gets_it_once_with_the_id_of_the_first_attempt(
+def test_a_receiver_that_was_down_gets_the_event_once_with_the_id_of_the_first_attempt(
     pipeline, database, told, change
 ):
     port = free_port()
@@ -202,7 +202,7 @@ def test_a_receiver_that_was_down_gets_it_once_with_the_id_of_the_first_attempt(
 
 
 @pytest.mark.slow
-def test_waits_grow_over_a_day_and_then_it_is_given_up_and_shown(
+def test_delays_grow_over_a_day_and_then_the_delivery_is_given_up_and_shown(
     pipeline, database, told, receiver, console
 ):
     receiver.status = 500
@@ -397,12 +397,12 @@ def test_an_address_that_never_answers_leaves_time_for_the_next(change, receiver
         "::127.0.0.1",
     ],
 )
-def test_addresses_that_are_not_public(address):
+def test_an_address_in_a_private_network_is_not_public(address):
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", ["198.41.0.4", "2001:503:ba3e::2:30", "::ffff:198.41.0.4"])
-def test_addresses_that_are_public(address):
+def test_an_address_on_the_internet_is_public(address):
     assert is_public(address)
 
 
@@ -484,7 +484,7 @@ def test_names_are_neither_markup_nor_lines_of_their_own_in_chats(
 
 
 @APPRISE_WARNS
-def test_a_chat_that_takes_too_long_is_not_told_twice(
+def test_a_chat_that_takes_too_long_gets_no_message_twice(
     database, pipeline, change, receiver, monkeypatch
 ):
     monkeypatch.setattr(sending, "TOLD_WITHIN_SECONDS", 0.5)

@@ -193,7 +193,7 @@ def test_only_existing_things_can_be_paused_and_only_paused_ones_resumed(pipelin
         resume(database, PauseScope.EVERYTHING)
 
 
-def test_a_second_pause_keeps_the_first_and_may_tell_another_reason(pipeline, settings):
+def test_a_second_pause_keeps_the_first_and_may_replace_its_reason(pipeline, settings):
     first = pause(pipeline.database, settings, PauseScope.EVERYTHING, reason="one")
     again = pause(pipeline.database, settings, PauseScope.EVERYTHING)
     assert again == first
@@ -228,7 +228,7 @@ def database_of_a_worker(request, settings, tmp_path, open_pipeline):
         yield open_pipeline(settings.model_copy(update={"database_url": url})).database
 
 
-def test_a_call_asks_at_most_half_a_second_after_the_last_look(
+def test_a_call_checks_pauses_at_most_half_a_second_after_the_last_check(
     pipeline, settings, database_of_a_worker
 ):
     batch_id = add_batch(pipeline.database, 1)
@@ -240,7 +240,7 @@ def test_a_call_asks_at_most_half_a_second_after_the_last_look(
     assert asked("")
 
 
-def test_many_short_calls_share_one_look(pipeline, settings, monkeypatch):
+def test_many_short_calls_share_one_check(pipeline, settings, monkeypatch):
     monkeypatch.setattr(pauses, "TRUSTED_SECONDS", 600)
     looks = []
     event.listen(

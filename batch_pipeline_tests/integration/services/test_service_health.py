@@ -32,7 +32,7 @@ def test_without_a_redis_url_redis_is_not_checked(settings):
     assert "redis" not in {check.name for check in check_health(settings, quick=True)}
 
 
-def test_redis_is_well_if_we_may_publish(check, redis_url, listener):
+def test_redis_passes_the_check_if_we_may_publish(check, redis_url, listener):
     assert check("redis", redis_url=redis_url).detail == "lets us publish; 0 listened"
 
     with listener.pubsub() as subscription:
@@ -60,7 +60,7 @@ def test_a_redis_that_refuses_the_password_is_named_without_it(check, redis_url,
     assert "wr0ng-secret" not in found.detail + found.hint
 
 
-def test_a_redis_that_lets_us_in_but_not_publish_is_not_well(check, redis_url, listener):
+def test_a_redis_that_does_not_let_us_publish_fails_the_check(check, redis_url, listener):
     listener.acl_setuser("mute", enabled=True, nopass=True, commands=["+@all", "-publish"])
 
     found = check("redis", redis_url=redis_url.replace("//", "//mute:any@"))

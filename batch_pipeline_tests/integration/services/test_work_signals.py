@@ -97,7 +97,7 @@ def test_each_way_in_which_an_upload_becomes_pending_again_is_signalled(pipeline
     assert heard()
 
 
-def test_without_a_listener_the_wait_ends_by_time(database_url):
+def test_the_wait_ends_by_time_without_a_listener(database_url):
     nowhere = make_url(database_url).set(
         drivername="postgresql+psycopg", host="127.0.0.1", port=1, query={}
     )

@@ -126,7 +126,7 @@ def difference(data: bytes, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("header", [12, *HEADERS])
 @pytest.mark.parametrize("top_down", [False, True])
-def test_every_header_and_direction(header, top_down):
+def test_every_header_and_direction_is_decoded(header, top_down):
     if header == 12 and top_down:
         pytest.skip("heights of OS/2 have no sign")
     rows = ARRAY[..., ::-1].reshape(SIZE[1], -1)
@@ -136,7 +136,7 @@ def test_every_header_and_direction(header, top_down):
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("header", [12, 40, 124])
-def test_palettes_of_every_depth(bits, header):
+def test_palettes_of_every_depth_are_decoded(bits, header):
     indices, palette, expected = indexed(1 << bits)
 
     data = bmp(packed(indices, bits), bits, header=header, palette=palette)
@@ -157,7 +157,7 @@ def test_palettes_of_every_depth(bits, header):
     ],
 )
 @pytest.mark.parametrize("header", [40, 56, 108])
-def test_colours_under_any_masks(bits, masks, header):
+def test_colours_under_any_masks_are_decoded(bits, masks, header):
     data = bmp(masked(masks, bits), bits, header=header, compression=MASKS, masks=masks)
 
     assert difference(data, ARRAY) < 12
@@ -181,7 +181,7 @@ def test_the_fourth_byte_of_a_pixel_without_masks_is_not_alpha():
 
 @pytest.mark.parametrize(("bits", "compression"), [(8, RLE8), (4, RLE4)])
 @pytest.mark.parametrize("header", [40, 64, 124])
-def test_run_lengths(bits, compression, header):
+def test_run_lengths_are_decoded(bits, compression, header):
     indices, palette, expected = indexed(1 << bits)
 
     data = bmp(

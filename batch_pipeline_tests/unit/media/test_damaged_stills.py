@@ -53,7 +53,7 @@ def test_a_jpeg_that_lacks_its_last_bytes_is_whole_or_nearly(missing, progressiv
         assert content.facts.warnings[0].startswith("damaged: ")
 
 
-def test_a_sound_jpeg_has_no_warning():
+def test_an_intact_jpeg_has_no_warning():
     assert decode(make_image("jpeg")).facts.warnings == ()
 
 

@@ -189,7 +189,7 @@ def test_a_defined_channel_that_is_not_alpha_is_left_out() -> None:
 
 @pytest.mark.parametrize("size", [(280, 224), (3360, 280)], ids=["small", "reduced"])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_palettes(size: tuple[int, int], *, reverse: bool) -> None:
+def test_palettes_are_decoded(size: tuple[int, int], *, reverse: bool) -> None:
     # Large enough to be halved: the mean of two numbers is the number of another colour.
     picture = PICTURE.resize(size).quantize(64, dither=Image.Dither.NONE)
     flat = picture.getpalette() or []
@@ -200,7 +200,7 @@ def test_palettes(size: tuple[int, int], *, reverse: bool) -> None:
     assert_shows(data, picture.convert("RGB"), HARD_EDGES)
 
 
-def test_a_palette_of_few_bits() -> None:
+def test_a_palette_of_few_bits_is_decoded() -> None:
     picture = PICTURE.quantize(16, dither=Image.Dither.NONE)
     flat = picture.getpalette() or []
     colours = [flat[at : at + 3] for at in range(0, 48, 3)]
@@ -214,7 +214,9 @@ def test_a_palette_of_few_bits() -> None:
 
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p", "yuv440p", "yuv411p", "yuv444p"])
 @pytest.mark.parametrize("size", [(279, 223), (3361, 281)], ids=["small", "reduced"])
-def test_pixels_that_share_their_colours(pixel_format: str, size: tuple[int, int]) -> None:
+def test_pixels_that_share_their_colours_are_decoded(
+    pixel_format: str, size: tuple[int, int]
+) -> None:
     picture = PICTURE.resize(size)
     codestream = make_subsampled_jpeg2000(picture, pixel_format)
     colour = struct.pack(">I4sBBBI", 15, b"colr", 1, 0, 0, SYCC)
@@ -254,13 +256,13 @@ def test_two_colours_and_two_that_are_shared_are_rgb_and_alpha() -> None:
         assert replace(codestream, components=components).has_shared_colours is expected
 
 
-def test_colours_with_a_sign_that_are_shared() -> None:
+def test_shared_colours_with_a_sign_are_decoded() -> None:
     codestream = make_subsampled_jpeg2000(PICTURE, "yuv420p")
     assert_shows(with_depth(codestream, bytes([7, 0x87, 0x87])), PICTURE)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_components_with_a_sign(mode: str) -> None:
+def test_components_with_a_sign_are_decoded(mode: str) -> None:
     picture = PICTURE.convert(mode)
     data = bare(picture)
     assert_shows(with_depth(data, b"\x87" * len(picture.getbands())), picture)
@@ -278,7 +280,7 @@ def make_with_depth(picture: Image.Image, depth: int) -> bytes:
     return with_depth(bare(picture), bytes([depth]))
 
 
-def test_sixteen_bits_of_grey() -> None:
+def test_sixteen_bits_of_grey_are_decoded() -> None:
     grey = array(PICTURE.convert("L")).astype(np.uint16) * 257
     assert_shows(make_jpeg2000(Image.fromarray(grey), GREY), PICTURE.convert("L"))
 
@@ -305,7 +307,7 @@ def test_both_decoders_give_the_same_picture(reduction: int) -> None:
     assert np.abs(difference).max() <= 1
 
 
-def test_a_size_that_pillow_rounds_the_wrong_way() -> None:
+def test_a_size_that_pillow_rounds_the_wrong_way_is_decoded() -> None:
     # A quarter of 6,401 is 1,601 for a JPEG 2000; Pillow expects 1,600.
     picture = PICTURE.resize((6401, 281))
     assert_shows(bare(picture, irreversible=True, quality_layers=[20]), picture)

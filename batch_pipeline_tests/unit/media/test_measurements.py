@@ -123,7 +123,7 @@ def test_a_video_that_changes_its_size_can_be_measured() -> None:
     assert measure(frames).motion == 0
 
 
-def test_no_frames_are_refused() -> None:
+def test_an_empty_list_of_frames_is_refused() -> None:
     with pytest.raises(ValueError, match="no frames"):
         measure([])
 

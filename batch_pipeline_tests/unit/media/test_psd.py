@@ -68,7 +68,7 @@ def test_channels_beside_the_colours_change_nothing(version, packed, more):
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("packed", [False, True])
-def test_samples_of_16_bits(version, packed):
+def test_samples_of_16_bits_are_decoded(version, packed):
     planes = (planes_of(ARRAY).astype(">u2") * 257).astype(">u2")
 
     found, _ = shown(document(planes, RGB, version=version, packed=packed))
@@ -77,7 +77,7 @@ def test_samples_of_16_bits(version, packed):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_cmyk_with_a_special_ink(packed):
+def test_cmyk_with_a_special_ink_is_decoded(packed):
     planes = 255 - planes_of(np.asarray(PICTURE.convert("CMYK")))
 
     found, _ = shown(document(np.concatenate([planes, ANOTHER]), CMYK, packed=packed))

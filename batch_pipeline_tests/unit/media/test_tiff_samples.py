@@ -187,7 +187,7 @@ def test_every_depth_and_layout_shows_the_same_picture(make):
     assert difference < (12 if is_coarse else 6)
 
 
-def test_logarithmic_light():
+def test_logarithmic_light_is_decoded():
     found = shown(log_samples(is_grey=True))
 
     light = np.asarray(Image.fromarray(PICTURE).convert("L"), dtype=int)[..., None]
@@ -195,7 +195,7 @@ def test_logarithmic_light():
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_palettes_of_every_depth(bits):
+def test_palettes_of_every_depth_are_decoded(bits):
     count = 1 << bits
     small = Image.fromarray(PICTURE).quantize(min(256, count), dither=Image.Dither.NONE)
     palette = np.zeros((count, 3), np.uint8)
@@ -212,7 +212,7 @@ def test_palettes_of_every_depth(bits):
     assert np.abs(found - palette[indices[..., 0].astype(int)]).mean() < 10
 
 
-def test_below_zero_is_black():
+def test_samples_below_zero_are_black():
     dark = np.where(GREY < 128, -1000, GREY.astype(int) * 128).astype(np.int16)
     data = make_tiff(dark, packed=False, entries={PHOTOMETRIC: [1], KIND: [2]})
 
@@ -239,7 +239,7 @@ def test_an_unsupported_variant_is_refused_by_name(tag, value, name):
 
 @pytest.mark.parametrize("bits", [3, 5, 6, 7, 12])
 @pytest.mark.parametrize("white_is_zero", [False, True])
-def test_grey_of_any_depth(bits, white_is_zero):
+def test_grey_of_any_depth_is_decoded(bits, white_is_zero):
     samples = 255 - GREY if white_is_zero else GREY
     data = of_bits(samples, bits).replace(
         b"\x01\x06\0\x04\0\0\0\x01\0\0\0\x01",
@@ -270,7 +270,7 @@ def test_a_cut_file_of_a_rare_depth_is_truncated_and_raises_nothing_else():
             decode_image(bytes(damaged), TIFF)
 
 
-def test_tiles_whose_places_are_named_as_those_of_strips():
+def test_tiles_with_the_entries_of_strips_are_decoded():
     data = make_tiff(PICTURE, tile=64)
     for tile_tag, strip_tag in ((324, 273), (325, 279)):
         data = data.replace(
@@ -280,7 +280,7 @@ def test_tiles_whose_places_are_named_as_those_of_strips():
     assert np.abs(shown(data) - PICTURE.astype(int)).mean() < 5
 
 
-def test_jpeg_as_old_scanners_wrote_it():
+def test_jpeg_of_old_scanners_is_decoded():
     jpeg = encode_image(Image.fromarray(PICTURE), "jpeg", quality=95)
     entries = {
         256: 140, 257: 84, 258: 8, 259: 6, 262: 6, 273: 8, 277: 3, 278: 84, 279: len(jpeg),

@@ -158,7 +158,7 @@ def test_data_after_a_film_is_not_damage(junk):
 
 
 @pytest.mark.parametrize("video_format", VIDEO_FORMATS)
-def test_a_sound_film_has_no_warnings(video_format):
+def test_an_intact_film_has_no_warnings(video_format):
     assert decode(moving(video_format)).facts.warnings == ()
 
 

@@ -80,7 +80,7 @@ def test_frames_of_a_long_video_are_spread_over_its_whole_length(video_format):
         assert progress_shown(frame) == pytest.approx((part + 0.5) / MAX_FRAMES, abs=0.06)
 
 
-def test_hours_cost_no_more_than_minutes():
+def test_a_film_of_hours_costs_no_more_than_one_of_minutes():
     content = decode(make_video("mp4", 5 * 3600, (64, 48), fps=Fraction(1, 5)))
 
     assert len(content.frames) == MAX_FRAMES

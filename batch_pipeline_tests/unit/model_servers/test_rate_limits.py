@@ -30,7 +30,7 @@ from batch_pipeline.model_servers.rate_limits import (
         ({"x-ratelimit-remaining-requests": "7", "x-ratelimit-reset-requests": "12s"}, None),
     ],
 )
-def test_the_pause_that_a_server_asks_for_when_it_refuses_a_call(headers, seconds):
+def test_the_pause_after_a_refused_call_is_read_from_the_headers(headers, seconds):
     assert asked_wait(headers) == seconds
 
 

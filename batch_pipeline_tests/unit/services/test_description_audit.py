@@ -327,7 +327,7 @@ def test_another_language_than_the_one_asked_for_fails(name: str) -> None:
     assert "wrong_language" in names(result)
 
 
-def test_without_a_language_asked_for_any_passes() -> None:
+def test_any_language_passes_if_none_was_asked_for() -> None:
     assert audit(HONEST["Finnish"]).score == audit(HONEST["Finnish"], "fi").score == 100
     assert audit(HONEST["Finnish"], "de").penalties[0].reason == (
         "The text is in Finnish, but German was asked for."

@@ -19,7 +19,7 @@ def passed(pace, key, tries):
     return sum(pace.admits(key) for _ in range(tries))
 
 
-def test_a_burst_passes_and_then_so_many_a_second(pace, clock):
+def test_a_burst_passes_and_then_a_limited_number_per_second(pace, clock):
     assert passed(pace, "a", 10) == 3
     clock[0] += 1
     assert passed(pace, "a", 10) == 2
