@@ -11,7 +11,8 @@ FOLDER = ".batch_pipeline"
 def nearest_home() -> Path | None:
     """Find the nearest ``.batch_pipeline`` in the working directory or above it.
 
-    Folders of other users except root are skipped, because settings are read from beside the home.
+    Folders of other users except root are skipped, because settings are read from the folder that
+    contains the home.
     """
     here = Path.cwd()
     for folder in (here, *here.parents):

@@ -67,7 +67,7 @@ from batch_pipeline.media.video_streams import (
     too_large_frames,
 )
 
-#: Size of the copy on which a frame's content is judged (pixels of the shorter side, about).
+#: Approximate size of the copy on which a frame's content is judged (pixels, shorter side).
 _JUDGED_SIDE = 128
 #: Where to look for another frame if all frames show nothing (parts of the length).
 _FURTHER_LOOKS = (0.97, 0.75, 0.25, 0.03)

@@ -269,7 +269,7 @@ def _tags(seen: Content | None, faces: int) -> tuple[str, ...]:
 
 
 def _word(value: float, steps: Sequence[tuple[float, str]], last: str) -> str:
-    """Return the word of the first step whose upper bound `value` is below."""
+    """Return the word of the first step whose upper bound is above `value`."""
     return next((word for bound, word in steps if value < bound), last)
 
 

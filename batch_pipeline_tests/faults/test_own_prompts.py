@@ -47,7 +47,7 @@ def test_a_batch_uses_own_prompts_and_gets_answers_in_the_language(
     for prompt in asked:
         assert "in German (de-AT)" in prompt
         assert "<caption>Anna at the lake</caption>" in prompt
-        assert "Lindau" not in prompt, "the place is told only if that is allowed"
+        assert "Lindau" not in prompt, "a prompt contains the place only if that is allowed"
 
 
 def test_a_model_that_writes_another_language_is_never_stored(work, model_server):

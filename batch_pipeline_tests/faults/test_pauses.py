@@ -191,7 +191,9 @@ def test_everything_is_paused_over_restarts_and_resumed(world: World) -> None:
 def test_a_user_is_paused_and_another_ones_batch_goes_on(world: World) -> None:
     user = uuid.uuid4()
     held, other = world.submit(user_id=user), world.submit(10)
-    wait_until(lambda: any(row.description for row in world.rows(held)), "the first is worked")
+    wait_until(
+        lambda: any(row.description for row in world.rows(held)), "the first is being processed"
+    )
     world.pause("--user", user)
     world.wait_until_at_rest(held)
     done = [row.id for row in world.rows(held) if row.description]

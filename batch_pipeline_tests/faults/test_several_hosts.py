@@ -206,7 +206,7 @@ def test_a_host_that_dies_in_mid_batch_costs_no_upload_and_hosts_share_no_disk(w
     world.models.latency_seconds = 4
     with listening(world) as messages:
         batch_id = world.submit()
-        wait_until(lambda: world.in_work_on(batch_id, "host-a"), "host-a works an upload")
+        wait_until(lambda: world.in_work_on(batch_id, "host-a"), "host-a processes an upload")
         world.hosts[0].lose_power()
         world.models.latency_seconds = 0.5
         world.wait_for_the_end(batch_id)

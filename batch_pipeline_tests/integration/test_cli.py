@@ -598,8 +598,8 @@ def test_a_letter_that_cannot_be_printed_does_not_end_a_command(console, databas
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b"? Copy or upload the file again" in done.stdout  # before it stands an arrow
-    old = os.fsdecode(b"caf\xe9.html")  # a name of a disk from another time
+    assert b"? Copy or upload the file again" in done.stdout  # an arrow precedes it
+    old = os.fsdecode(b"caf\xe9.html")  # a file name in an old encoding
     answer = console("report", add_batch(database, 1), "--html", old)
     assert (answer.code, answer.err) == (0, "")
     assert answer.out.startswith("caf?.html: 1 upload, ")
@@ -696,7 +696,7 @@ def test_a_demo_that_is_refused_does_not_say_that_it_starts(console, settings):
     assert f"a stack already runs on {settings.home}" in answer.err
 
     (settings.home / "dagster.lock").unlink()
-    (settings.home / "dagster.lock").mkdir()  # as a lock that we may not open, also for root
+    (settings.home / "dagster.lock").mkdir()  # like a lock file that we may not open, even as root
     answer = console("demo", "--exit")
     assert (answer.code, answer.out) == (2, "")
     assert error_and_hint(answer)[0] == (

@@ -207,7 +207,7 @@ def test_any_beginning_of_an_id_that_names_only_one_is_accepted_everywhere(conso
     for one in ids:
         add_batch(database, 1, id=one, status="completed")
     assert console("status", "abcd1", "--json").json["batch_id"] == str(ids[0])
-    # As help and tables show an id, and as copied from a longer id.
+    # The forms of an id in help and tables, and a part copied from a longer id.
     assert console("status", "abcd2…", "--json").json["batch_id"] == str(ids[1])
     assert console("watch", "ABCD2000-00", "--json").json["batch_id"] == str(ids[1])
     both = console("status", "abcd")
@@ -290,7 +290,7 @@ def test_retry_warns_of_uploads_that_will_fail_the_same_way(console, world, data
         "2 of 3 uploads will fail in the same way again unless you fix the cause: truncated 2"
         in said
     )
-    # What it advises is about this batch, too.
+    # Its advice is about this batch, too.
     assert f"batch-pipeline failures --batch {first}\n" in said
     assert "Retry all but these:    the same command with --all-retryable\n" in said
     assert counts(console("failures", "--batch", first, "--json")), "a dry run changes nothing"

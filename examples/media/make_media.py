@@ -57,7 +57,7 @@ def noise(
     octaves: int = 5,
     roughness: float = 0.5,
 ) -> Array:
-    """Make fractal noise from 0 to 1, with so many cells across and down in its first octave."""
+    """Make fractal noise from 0 to 1, with this many cells across and down in its first octave."""
     random = np.random.default_rng(seed)
     total = np.zeros((size[1], size[0]))
     for octave in range(octaves):
@@ -82,14 +82,14 @@ def smooth(low: float, high: float, value: Array) -> Array:
 
 
 def glow(size: tuple[int, int], x: float, y: float, radius: float) -> Array:
-    """Mask of light that fades with the distance from a point; radius in heights."""
+    """Mask of light that fades with the distance from a point; radius in picture heights."""
     xs, ys = grid(size)
     distance = np.hypot((xs - x) * size[0] / size[1], ys - y)
     return np.exp(-((distance / radius) ** 2))
 
 
 def disc(size: tuple[int, int], x: float, y: float, radius: float, edge: float = 0.002) -> Array:
-    """Mask of a disc; radius and edge in heights."""
+    """Mask of a disc; radius and edge in picture heights."""
     xs, ys = grid(size)
     distance = np.hypot((xs - x) * size[0] / size[1], ys - y)
     return 1 - smooth(radius - edge, radius + edge, distance)

@@ -18,7 +18,7 @@ from batch_pipeline_tests.integration.conftest import program
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 COMPOSE = DEPLOY / "compose.yaml"
-#: Longest wait for one thing: machines that test may be busy.
+#: Longest wait for one condition (seconds); the machine of the tests may be busy.
 WAIT_SECONDS = 240
 
 

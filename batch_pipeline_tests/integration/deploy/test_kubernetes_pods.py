@@ -49,7 +49,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Cluster:
-    """What acts on the cluster: the daemon, which launches runs and looks after them."""
+    """Acts on the cluster like the daemon, which launches and monitors runs."""
 
     pipeline: Pipeline
     instance: dg.DagsterInstance

@@ -122,7 +122,7 @@ def test_a_processed_batch_is_reported_with_counts_failures_pictures(runner, rep
     )
     assert "the JPEG ends before its picture does" in failure["reason"]
     slowest = [row["seconds"] for row in rows_of(found["slowest_uploads"])]
-    assert len(slowest) == 3, "the part of a picture that is there was decoded, too"
+    assert len(slowest) == 3, "the existing part of a cut picture is decoded, too"
     assert slowest == sorted(slowest, reverse=True)
     assert {row["stage"] for row in rows_of(found["stages"])} >= {"decode", "thumbnail", "embed"}
     media_type, sheet = picture_in(found["contact_sheet"])
@@ -146,7 +146,7 @@ def test_stored_results_of_a_batch_are_reported_once_not_for_every_upload(runner
         for asset in ("thumbnails", "descriptions", "embeddings")
     }  # fmt: skip
     assert counts == {
-        "thumbnails": [(str(batch_id), 3, 0)],  # also of the part that is there of a cut picture
+        "thumbnails": [(str(batch_id), 3, 0)],  # also of the existing part of a cut picture
         "descriptions": [(str(batch_id), 2, 1)],
         "embeddings": [(str(batch_id), 2, 1)],
     }
@@ -165,7 +165,7 @@ def test_an_end_is_reported_once_and_the_next_end_again(reporter, pipeline):
     assert reporter.reported() == []
 
     pipeline.batches.retry_batch(batch_id)
-    assert reporter.reported() == [], "it is being worked again"
+    assert reporter.reported() == [], "it is being processed again"
     [_, again] = upload_rows(pipeline.database, batch_id)
     pipeline.states.load_batch(batch_id, "run", upload_ids=[again.id], limit=10)
     claim = pipeline.states.start(again.id, "run").claim

@@ -494,7 +494,7 @@ def test_the_sweep_deletes_runs_of_long_ago_with_their_events_and_no_others(
     assert delete_old_runs(instance, open_pipeline(change(keep_runs_days=30)), LeftOut()) == 1
     assert kept() == everything[1:]
     for run in (recent, under_way):
-        instance.delete_run(run.run_id)  # the instance is shared, and counts runs under way
+        instance.delete_run(run.run_id)  # the instance is shared, and counts unfinished runs
 
 
 HERE = GrpcServerCodeLocationOrigin(host="code-location", port=4000)

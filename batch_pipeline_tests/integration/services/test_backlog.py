@@ -560,7 +560,7 @@ FAILED, COMPLETED = {"processing_status": "failed"}, {"processing_status": "comp
 DEAD = {"processing_status": "analyzing", "owner_run_id": "dead", "heartbeat_at": ago("1 day")}
 LOST = {"batch_id": None, "created_at": ago("1 hour")}
 DOWN = ServiceDownError("model_server_down", "refused")
-#: Uploads, status of their batch, and a transition of all of them, which returns their number.
+#: Uploads, the status of their batch, and a transition of all of them that returns their number.
 TRANSITIONS = {
     "retry": (FAILED, "completed", lambda p, batch, ids: p.batches.retry_batch(batch, ids)[0]),
     "redo": (

@@ -235,7 +235,7 @@ def test_a_pause_that_a_server_asks_one_process_for_is_kept_by_the_others_and_by
     with first.taken(lambda: [A], never_cancelled):
         first.pause(A, 2.0, "too many requests")
         paused_at = time.monotonic()
-    wait_until(lambda: pauses() != [], "the pause is told")
+    wait_until(lambda: pauses() != [], "the pause is sent")
     third = opened(4)
 
     with ThreadPoolExecutor(3) as threads:
@@ -259,7 +259,7 @@ def test_words_of_a_server_that_postgresql_refuses_stop_no_later_call(
         with database.transaction() as connection:
             return list(connection.scalars(text("SELECT reason FROM model_pauses")))
 
-    told = wait_until(reasons, "the pause is told")
+    told = wait_until(reasons, "the pause is sent")
     time.sleep(1.1)  # longer than the lease
     with slots.taken(lambda: [A], never_cancelled) as server:
         assert server == A

@@ -181,7 +181,7 @@ print(content.facts.width, content.facts.height, peak() - used)
 
 @pytest.mark.slow
 @pytest.mark.proof
-@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from Linux")
 def test_200_megapixels_of_a_phone_take_no_more_memory_than_is_stated(tmp_path):
     data = make_grid(paint((2048, 1536)), tile=512, repeated=8)
     (tmp_path / "large.heic").write_bytes(data)

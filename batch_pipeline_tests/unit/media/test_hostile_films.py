@@ -169,7 +169,7 @@ print(peak() - used)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from Linux")
 @pytest.mark.parametrize(
     "what", ["a part of one pixel", "texts in PNG pictures", "many streams", "mpegts", "flv"]
 )
@@ -181,7 +181,7 @@ def test_a_film_that_unpacks_to_gigabytes_is_decoded_in_little_memory(what, tmp_
         data = make_film_of_many_streams(2000, 30)
     elif what == "texts in PNG pictures":
         data = make_png_film(64 * 1024**2)
-    else:  # frames of which only key frames are decoded, in a container without their size
+    else:  # only key frames of this film are decoded, and its container does not have their size
         data = make_oversized_video(5040, muxer=what, frames=8, refs="8", bf="0")
     (tmp_path / "film").write_bytes(data)
 

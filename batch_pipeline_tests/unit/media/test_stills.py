@@ -352,7 +352,7 @@ from batch_pipeline.media.images import vision_size
 from batch_pipeline.media.stills.formats import DECODERS
 from batch_pipeline.testing.media import make_image
 
-def peak():  # in bytes; the peak that `resource` tells counts the process that started this one
+def peak():  # in bytes; that of `resource` would include the parent process
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 ordinary = make_image(size=(64, 48))
@@ -382,7 +382,7 @@ def measured(data: bytes, folder: Path) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from Linux")
 @pytest.mark.parametrize(
     "size",
     [(11648, 8736), (12000, 9000), (16320, 12240)],
@@ -430,7 +430,7 @@ def animation(size: tuple[int, int], image_format: str, **options: object) -> by
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from Linux")
 @pytest.mark.parametrize("make", MEASURED.values(), ids=MEASURED)
 def test_no_format_takes_more_memory_than_predicted(make, tmp_path):
     data = make(paint((4608, 3456)))
@@ -514,7 +514,7 @@ def test_formats_are_named_once():
 
 
 def with_scans(count: int) -> bytes:
-    """A progressive JPEG whose last scan, of some bytes, is there so many times."""
+    """A progressive JPEG that repeats its last scan, of a few bytes, this many times."""
     data = saved(Image.new("L", (320, 240), 128), "JPEG", progressive=True)
     note = b"\xff\xfe\0\4\xff\xd9"  # a comment that looks like the end
     return data[:-2] + note + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]

@@ -71,7 +71,7 @@ def lab_of(offset: int) -> np.ndarray:
 
 
 def mixed_colour(across: int, down: int) -> bytes:
-    """Y'CbCr of which some pixels share their colour, in packets of these; not packed."""
+    """Y'CbCr in which several pixels share their colour, in uncompressed packets."""
     height, width, _ = PICTURE.shape
     ycc = np.asarray(Image.fromarray(PICTURE).convert("YCbCr"))
     grid = ycc.reshape(height // down, down, width // across, across, 3).swapaxes(1, 2)

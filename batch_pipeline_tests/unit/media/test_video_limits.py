@@ -106,7 +106,7 @@ print(content.facts.width, peak() - used)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from Linux")
 @pytest.mark.parametrize(
     ("side", "frames"), [(4880, 12), (5760, 12), (10_240, 1)], ids=["all frames", "8K", "12K"]
 )

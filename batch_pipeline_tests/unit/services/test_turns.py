@@ -438,7 +438,7 @@ def test_nobody_passes_a_waiting_user_twice_and_no_later_user_goes_first(places,
     play(World(places), steps)
 
 
-#: A user whose few batches have all priorities, and one beside it.
+#: A user with a few batches of all priorities, and another user.
 PRIORITIZED_STEPS = st.lists(
     st.one_of(
         st.tuples(
