@@ -106,7 +106,7 @@ def test_a_real_outage_of_many_rounds_fails_no_upload(work, model_server, pictur
 
         with meanwhile(stop_with_calls_in_flight):
             work.run(batch_id)
-        for _ in range(2):  # runs that meet it
+        for _ in range(2):  # runs during the outage
             work.end_the_pause()
             work.run(batch_id)
         assert_nothing_burned(work, batch_id)

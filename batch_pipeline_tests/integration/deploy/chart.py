@@ -85,7 +85,7 @@ def probes(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = {}
     for name in ("livenessProbe", "readinessProbe", "startupProbe"):
         probe = dict(pod.get(name, {}))
-        # Only these ask for it; a probe of liveness is rendered whenever it is given.
+        # Only these need `enabled`; the chart renders any liveness probe that is set.
         asks = name == "startupProbe" or (pod is CODE and name == "readinessProbe")
         if probe and (probe.pop("enabled", False) or not asks):
             found[name] = probe
