@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what the image runs, in two steps. So after a change of a source file, the dependencies
-# need not be installed again. The Dockerfile calls this, and so does a test.
+# Installs what the image runs, in two steps. After a change of a source file, only the second step
+# runs again. The Dockerfile calls this, and so does a test.
 #
 #   deploy/install.sh dependencies FOLDER EXTRA   a virtual environment, without our own code
 #   deploy/install.sh package FOLDER TARGET       our code, to be copied over that environment
@@ -27,7 +27,7 @@ dependencies)
     if command -v strip >/dev/null; then
         find "$folder" -name '*.so' -not -path '*.libs/*' -exec strip --strip-debug {} +
     fi
-    # Compiles the modules that our processes import, a third of all. On a read-only file system,
+    # Compiles the modules that our processes import (a third of all modules). On a read-only file system,
     # bytecode cannot be stored later, so each process would have to compile them again.
     PYTHONDONTWRITEBYTECODE='' "$folder/bin/python" - <<'PYTHON'
 import alembic.command, av, dagster, dagster._cli, dagster._daemon.cli, dagster._grpc.server
