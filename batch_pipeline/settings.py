@@ -206,7 +206,7 @@ class Settings(BaseSettings):
         60, description="Longest pause while a picture is sent to a model server (seconds)."
     )
     model_total_seconds: Annotated[float, Field(gt=0, le=7200)] = Field(
-        600, description="Longest duration of one model call in all (seconds)."
+        600, description="Longest total duration of one model call (seconds)."
     )
     model_proxy: str = Field(
         "",
@@ -250,8 +250,8 @@ class Settings(BaseSettings):
     share_results: bool = Field(
         False,
         description=(
-            "`true`: a file gets a copy of the description of the same file, also if that belongs "
-            "to another user; `false`: only if it belongs to the same user."
+            "`true`: a file gets a copy of the description of an identical file, even of another "
+            "user; `false`: only of an identical file of the same user."
         ),
     )
     refresh_stale: Annotated[int, Field(ge=0, le=10_000)] = Field(
@@ -278,8 +278,8 @@ class Settings(BaseSettings):
     vision_side_multiple: Annotated[int, Field(ge=0, le=64)] = Field(
         0,
         description=(
-            "Both sides of pictures sent to a model are multiples of this number (pixels); 0: of "
-            "the number that a model of this name needs."
+            "Both sides of pictures sent to a model are multiples of this number (pixels); 0: the "
+            "pipeline chooses the number by the name of the model."
         ),
     )
     max_concurrent_uploads: Annotated[int, Field(ge=1, le=256)] = Field(

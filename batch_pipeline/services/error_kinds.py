@@ -117,8 +117,8 @@ ERROR_KINDS = (
         "source_unreadable",
         Ending.FILE,
         (
-            "This one file cannot be read, other files can: permissions, a loop of links, a name "
-            "that is too long, an object in cold storage or with its own key. If the reason may "
+            "Only this file cannot be read. Causes: permissions, a loop of links, a name that is "
+            "too long, an object in cold storage or with its own key. If the reason may "
             "be temporary (a timeout, an I/O error), the upload is tried again first."
         ),
         "Fix what the reason names, then `retry`.",
@@ -126,7 +126,7 @@ ERROR_KINDS = (
     ErrorKind(
         "thumbnail_not_stored",
         Ending.FILE,
-        "The folder of this one upload cannot be written, other folders can.",
+        "Only the folder of this upload cannot be written.",
         "Fix its permissions and attributes (`lsattr`), then `retry`.",
     ),
     ErrorKind(
@@ -245,8 +245,8 @@ ERROR_KINDS = (
         "storage_full",
         Ending.SERVICE,
         (
-            "The storage has no space for thumbnails, or the temporary folder none for copies of "
-            "remote files."
+            "The storage has no space for thumbnails, or the temporary folder has no space for "
+            "copies of remote files."
         ),
         "Free some space; `TMPDIR` names the temporary folder.",
     ),
@@ -336,8 +336,8 @@ ERROR_KINDS = (
         "lost_worker",
         Ending.SERVICE,
         (
-            "A Celery worker started a step and has shown no sign of life since. The upload goes "
-            "to another run by itself."
+            "A Celery worker started a step and has not reported since. Another run processes the "
+            "upload."
         ),
         "Nothing; if it happens often, look for *out of memory* on the host of the worker.",
     ),
@@ -346,7 +346,7 @@ ERROR_KINDS = (
         Ending.SERVICE,
         (
             "No Celery worker has started the step, and its message is no longer in the broker. "
-            "The upload goes to another run by itself."
+            "Another run processes the upload."
         ),
         "Nothing; let the broker keep its messages over a restart (Redis: `appendonly yes`).",
     ),
