@@ -25,6 +25,8 @@ _UNWANTED_CATEGORIES = {"Cc", "Cf", "Cs"}
 
 #: The largest number of a stored vector, which has four bytes per number.
 _LARGEST_NUMBER = 3.4e38
+#: Vectors that are shorter or longer are stored with length 1 (Euclidean length).
+_SHORTEST_VECTOR, _LONGEST_VECTOR = 0.1, 10_000.0
 #: Longer than any description we ask for (characters). A server without a limit of tokens would
 #: never stop writing.
 LONGEST_ANSWER = 50_000
@@ -107,7 +109,7 @@ def _unquoted(text: str) -> str:
 
 
 def checked_vector(vector: Sequence[float | None], model: str, dimensions: int) -> list[float]:
-    """Return a vector that can be stored; raises as `RemoteEmbedding.embed` does."""
+    """Return a vector that can be stored and indexed; raises as `RemoteEmbedding.embed` does."""
     if not vector:
         raise TransientError("embedding_empty", f"{model} returned a vector of no numbers")
     if len(vector) != dimensions:
@@ -120,7 +122,10 @@ def checked_vector(vector: Sequence[float | None], model: str, dimensions: int) 
         )
     if not any(numbers):
         raise TransientError("embedding_zero", f"{model} returned a vector of zeros")
-    return numbers
+    # Only the direction counts. The index cannot hold numbers over 65,504, nor tiny ones exactly.
+    length = math.hypot(*numbers)
+    is_usual = _SHORTEST_VECTOR <= length <= _LONGEST_VECTOR
+    return numbers if is_usual else [number / length for number in numbers]
 
 
 def wrong_length(model: str, found: int, dimensions: int) -> ServiceDownError:

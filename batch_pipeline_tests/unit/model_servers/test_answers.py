@@ -78,6 +78,22 @@ def test_a_long_run_of_spaces_takes_no_longer_than_its_length() -> None:
     assert time.process_time() - began < 5  # 40 s when each space was a new beginning
 
 
+@pytest.mark.parametrize(
+    ("vector", "stored"),
+    [
+        ([70_000, 0], [1, 0]),
+        ([3e30, -4e30], [0.6, -0.8]),
+        ([3e-9, 4e-9], [0.6, 0.8]),
+        ([30, -40], [30, -40]),
+        ([0.3, 0.4], [0.3, 0.4]),
+    ],
+)
+def test_a_vector_of_unusual_length_is_stored_with_length_1(
+    vector: list[float], stored: list[float]
+) -> None:
+    assert checked_vector(vector, "a model", 2) == pytest.approx(stored)
+
+
 def test_a_number_that_the_column_cannot_hold_is_not_finite() -> None:
     assert checked_vector([3.4e38, -3.4e38], "a model", 2)
     with pytest.raises(TransientError) as raised:

@@ -17,6 +17,9 @@ _ROWS_AT_ONCE = 2000
 _MAKE = "batch_pipeline_make_vectors"
 #: How vectors are indexed; ``%s`` is how many numbers they have.
 _INDEX = "USING hnsw ((vector::halfvec(%s)) halfvec_cosine_ops) WITH (m = 16, ef_construction = 64)"
+#: The index cannot hold every number. Only the direction of a vector counts, so vectors of unusual
+#: length are stored with length 1, as ``model_servers/answers.py`` does.
+_UNUSUAL_LENGTH = "vector_norm({}::vector) NOT BETWEEN 0.1 AND 10000"
 #: The end of the definition of an index, as PostgreSQL writes it.
 _DEFINITION = "halfvec_cosine_ops) WITH (m='16', ef_construction='64')"
 
@@ -135,6 +138,10 @@ def _replace_former_indexes() -> None:
     with op.get_context().autocommit_block():
         for space, width in _former_indexes():
             index = f"ix_upload_vectors_{space}"
+            op.execute(
+                f"UPDATE upload_vectors_{space} SET vector = l2_normalize(vector) "  # noqa: S608
+                f"WHERE {_UNUSUAL_LENGTH.format('vector')}"
+            )
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}_being_built")
             op.execute(
                 f"CREATE INDEX CONCURRENTLY {index}_being_built ON upload_vectors_{space} "
@@ -214,7 +221,10 @@ def _copy(table: str, space: int, key: dict[str, str | int]) -> None:
             ORDER BY id LIMIT {_ROWS_AT_ONCE}
         ), copied AS (
             INSERT INTO {table} (upload_id, space_id, vector)
-            SELECT id, {space}, embedding_local FROM wanted ON CONFLICT DO NOTHING
+            SELECT id, {space}, CASE
+                WHEN {_UNUSUAL_LENGTH.format("embedding_local")}
+                THEN l2_normalize(embedding_local::vector) ELSE embedding_local::vector END
+            FROM wanted ON CONFLICT DO NOTHING
         )
         SELECT id FROM wanted ORDER BY id DESC LIMIT 1
     """)  # noqa: S608 - of constants
