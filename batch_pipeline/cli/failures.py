@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 @click.option(
     "--since",
     type=SINCE,
-    help="Failed since then: 24h, 7d, 2026-05-17. By default 24h; with --batch, no limit.",
+    help="Uploads that failed since then: 24h, 7d, 2026-05-17. By default 24h; no limit with "
+    "--batch.",
 )
 @click.option(
     "--kind", "kinds", type=TEXT, multiple=True, metavar="KIND", help="Only this kind of error."
@@ -89,7 +90,9 @@ def list_failures(  # noqa: PLR0917 - click passes them by name
     is_flag=True,
     help="All uploads except those that would fail in the same way again.",
 )
-@click.option("--since", type=SINCE, help="Only failed since then: 24h, 7d, 2026-05-17.")
+@click.option(
+    "--since", type=SINCE, help="Only uploads that failed since then: 24h, 7d, 2026-05-17."
+)
 @click.option("--user", type=USER, help="Only uploads of this user.")
 @click.option(
     "--model", type=TEXT, metavar="MODEL", help="Only uploads that this model was used for."

@@ -590,3 +590,49 @@ def wait_until_somebody_waits_for_a_lock(pipeline):
             connection.rollback()
             assert time.monotonic() < deadline, "nobody waits for a lock"
             time.sleep(0.02)
+
+
+def test_a_redone_upload_starts_like_a_new_one_and_keeps_its_results(pipeline):
+    batch_id = add_batch(
+        pipeline.database,
+        [
+            {
+                "processing_status": "completed",
+                "description": "a lake",
+                "attempts": 2,
+                "retries": 3,
+                "not_before": func.now(),
+                "error_kind": "internal_error",
+                "error_message": "an earlier one",
+            }
+        ],
+        status="completed",
+    )
+    [before] = upload_rows(pipeline.database, batch_id)
+
+    count, progress = pipeline.batches.redo(batch_id, Stage.EMBEDDING, [before.id])
+
+    [row] = upload_rows(pipeline.database, batch_id)
+    assert (count, progress.status, progress.processed) == (1, "processing", 0)
+    assert (row.processing_status, row.dispatch_reason) == ("pending", "reprocess")
+    assert (row.attempts, row.retries, row.not_before) == (0, 0, None)
+    assert (row.error_kind, row.error_message) == (None, None)
+    assert (row.redo, row.description) == ([Stage.EMBEDDING], "a lake")
+
+
+def test_only_completed_uploads_of_the_batch_are_redone(pipeline):
+    batch_id = add_batch(
+        pipeline.database, [{"processing_status": "failed"}, {}], status="processing"
+    )
+    elsewhere = add_batch(
+        pipeline.database, [{"processing_status": "completed"}], status="completed"
+    )
+    rows = [*upload_rows(pipeline.database, batch_id), *upload_rows(pipeline.database, elsewhere)]
+
+    count, _ = pipeline.batches.redo(batch_id, Stage.EMBEDDING, [row.id for row in rows])
+
+    assert count == 0
+    after = [*upload_rows(pipeline.database, batch_id), *upload_rows(pipeline.database, elsewhere)]
+    assert [(row.processing_status, row.redo) for row in after] == [
+        (row.processing_status, row.redo) for row in rows
+    ]
