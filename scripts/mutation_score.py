@@ -18,6 +18,9 @@ from batch_pipeline.database.embedded_server import embedded_server_url, stop_se
 
 #: Share of the mutants that tests have to find.
 LEAST = 0.80
+#: Mutants at a time, per core. Many hang without using a core, and are ended only after 15 times
+#: the usual duration of the tests.
+CHILDREN = 8
 #: Results that count as killed. A mutant that no test reaches counts as survived.
 KILLED = ("killed", "timeout")
 
@@ -34,7 +37,7 @@ def main() -> int:
             connection.execute("SELECT pg_reload_conf()")
         try:
             subprocess.run(
-                [mutmut, "run", "--max-children", str(1 + (os.cpu_count() or 1))],
+                [mutmut, "run", "--max-children", str(CHILDREN * (os.cpu_count() or 1))],
                 env=os.environ | {"BATCH_PIPELINE_TEST_DATABASE_URL": url},
                 check=True,
             )
