@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ TINY = {
         "--ideal-seconds",
         "2",
     ],
-    "stack": ["--sizes", "4", "--photos", "1", "--idle", "1", "--repetitions", "1"],
+    "stack": [
+        *("--sizes", "4", "--photos", "1", "--idle", "1", "--repetitions", "1", "--first", "1"),
+    ],
 }
 
 
@@ -79,6 +82,7 @@ def test_the_benchmarks_of_orchestration_and_of_the_stack_give_finite_figures(tm
         assert positive(batch["cost_ms"], batch["private_mib"], batch["resident_mib"])
     [upload] = found["stack"]["uploads"]
     assert 0 < upload["asked_for"] < upload["begun"] < upload["done"]
+    assert positive(*chain.from_iterable(found["stack"]["first_results"].values()))
     assert 0 < sum(found["stack"]["idle"].values()) < 2
     for script, figures in found.items():
         assert all(math.isfinite(target["measured"]) for target in figures["targets"])
