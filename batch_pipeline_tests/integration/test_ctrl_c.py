@@ -146,6 +146,14 @@ builtins.input = input
 """
 
 
+def stop_at(terminal, question):
+    terminal.wait_until(lambda text: question in text)
+    terminal.press_ctrl_c()
+    terminal.read_for(1.0)
+    terminal.press_ctrl_c()  # in case that `input` has lost the first
+    assert_stopped(terminal)
+
+
 @pytest.mark.parametrize("site", ["", LOSES_ONE], ids=["as_it_is", "one_is_lost"])
 def test_ctrl_c_at_the_question_of_delete_deletes_nothing(
     console, database, server, tmp_path, site
@@ -162,11 +170,7 @@ def test_ctrl_c_at_the_question_of_delete_deletes_nothing(
             PYTHONPATH=str(tmp_path),
         ) as terminal,
     ):
-        terminal.wait_until(lambda text: "Delete?" in text)
-        terminal.press_ctrl_c()
-        terminal.read_for(1.0)
-        terminal.press_ctrl_c()  # in case that `input` has lost the first
-        assert_stopped(terminal)
+        stop_at(terminal, "Delete?")
     assert "Stopped; nothing was deleted." in terminal.text
     assert len(upload_rows(database, batch)) == 1
 
@@ -174,11 +178,7 @@ def test_ctrl_c_at_the_question_of_delete_deletes_nothing(
 def test_ctrl_c_at_the_question_of_reprocess_redoes_nothing(console, database):
     batch = add_batch(database, [{"processing_status": "completed"}], status="completed")
     with console.in_terminal("reprocess", "--stage", "embedding") as terminal:
-        terminal.wait_until(lambda text: "Redo all of them?" in text)
-        terminal.press_ctrl_c()
-        terminal.read_for(1.0)
-        terminal.press_ctrl_c()  # in case that `input` has lost the first
-        assert_stopped(terminal)
+        stop_at(terminal, "Redo all of them?")
     assert "1 upload in 1 batch would be redone (embedding)." in terminal.text
     assert "Stopped; nothing was redone." in terminal.text
     assert upload_rows(database, batch)[0].processing_status == "completed"
