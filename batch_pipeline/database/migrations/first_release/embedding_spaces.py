@@ -28,14 +28,17 @@ def create() -> None:
     """Create the tables, and the function that creates the table of a space."""
     _make_tables()
     _make_function()
-    _replace_former_indexes()
 
 
 def copy_vectors_of_uploads() -> None:
     """Copy vectors that no space contains yet, and answer users from the spaces of theirs."""
     with op.get_context().autocommit_block():
-        for model, width in _models():
-            _move(model, width)
+        spaces = [(_make_space(model, width), model, width) for model, width in _models()]
+        for space in spaces:
+            _copy(*space)
+        _build_indexes()
+        for space in spaces:  # vectors that were added in the meantime
+            _copy(*space)
     op.execute(
         sa.text("""
             INSERT INTO answering_spaces (user_id, space_id)
@@ -130,25 +133,26 @@ def _make_function() -> None:
     """)  # noqa: S608 - of constants
 
 
-def _replace_former_indexes() -> None:
-    """Build the indexes of development versions again: they had full vectors or fewer neighbours.
+def _build_indexes() -> None:
+    """Build the indexes that are missing, and replace those of development versions.
 
-    The former index answers searches of running programs until the new one is built.
+    Those had full vectors or fewer neighbours. The former index answers searches of running
+    programs until the new one is built. A concurrent build reads only vectors that somebody can
+    see: another one also reads those of before the update, which the index cannot hold.
     """
-    with op.get_context().autocommit_block():
-        for space, width in _former_indexes():
-            index = f"ix_upload_vectors_{space}"
-            op.execute(
-                f"UPDATE upload_vectors_{space} SET vector = l2_normalize(vector) "  # noqa: S608
-                f"WHERE {_UNUSUAL_LENGTH.format('vector')}"
-            )
-            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}_being_built")
-            op.execute(
-                f"CREATE INDEX CONCURRENTLY {index}_being_built ON upload_vectors_{space} "
-                f"{_INDEX % width}"
-            )
-            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}")
-            op.execute(f"ALTER INDEX {index}_being_built RENAME TO {index}")
+    for space, width in _former_indexes():
+        index = f"ix_upload_vectors_{space}"
+        op.execute(
+            f"UPDATE upload_vectors_{space} SET vector = l2_normalize(vector) "  # noqa: S608
+            f"WHERE {_UNUSUAL_LENGTH.format('vector')}"
+        )
+        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}_being_built")
+        op.execute(
+            f"CREATE INDEX CONCURRENTLY {index}_being_built ON upload_vectors_{space} "
+            f"{_INDEX % width}"
+        )
+        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index}")
+        op.execute(f"ALTER INDEX {index}_being_built RENAME TO {index}")
 
 
 def _former_indexes() -> list[tuple[int, int]]:
@@ -184,9 +188,14 @@ def _models() -> list[tuple[str, int]]:
     return [(model, width) for model, width in found]
 
 
-def _move(model: str, width: int) -> None:
+def _make_space(model: str, width: int) -> int:
+    """Create a space with its table, unless it is there, and return its number.
+
+    A new table gets its index after vectors were copied: building an index over existing rows is
+    ten times faster than adding them one by one.
+    """
     connection = op.get_bind()
-    key: dict[str, str | int] = {"model": model, "width": width}
+    key = {"model": model, "width": width}
     connection.execute(
         sa.text(
             "INSERT INTO embedding_spaces (model, width) VALUES (:model, :width) "
@@ -194,24 +203,21 @@ def _move(model: str, width: int) -> None:
         ),
         key,
     )
-    space = connection.execute(
+    space: int = connection.execute(
         sa.text(
             "SELECT id FROM embedding_spaces "
             "WHERE model = :model AND width = :width AND document_prefix = ''"
         ),
         key,
     ).scalar_one()
+    if not connection.scalar(sa.text(f"SELECT to_regclass('upload_vectors_{space}')")):
+        connection.execute(sa.text(f"SELECT {_MAKE}({space})"))
+        connection.execute(sa.text(f"DROP INDEX ix_upload_vectors_{space}"))
+    return space
+
+
+def _copy(space: int, model: str, width: int) -> None:
     table = f"upload_vectors_{space}"
-    make = sa.text(f"SELECT {_MAKE}({space})")
-    connection.execute(make)
-    connection.execute(sa.text(f"DROP INDEX IF EXISTS ix_{table}"))
-    _copy(table, space, key)
-    # Building an index over existing rows is ten times faster than adding them one by one.
-    connection.execute(make)
-    _copy(table, space, key)  # vectors that were added meanwhile
-
-
-def _copy(table: str, space: int, key: dict[str, str | int]) -> None:
     copied = sa.text(f"""
         WITH wanted AS (
             SELECT id, embedding_local FROM uploads
@@ -230,4 +236,4 @@ def _copy(table: str, space: int, key: dict[str, str | int]) -> None:
     """)  # noqa: S608 - of constants
     after: uuid.UUID | None = uuid.UUID(int=0)
     while after is not None:
-        after = op.get_bind().scalar(copied, {**key, "after": after})
+        after = op.get_bind().scalar(copied, {"model": model, "width": width, "after": after})
