@@ -19,7 +19,7 @@ help:
 	@echo "make test    install, run the tests (make test-slow: faults, outages and restarts; make faults: all faults)"
 	@echo "make dev     install, run Dagster for your own batches (http://127.0.0.1:3000)"
 	@echo "make lint    ruff and mypy"
-	@echo "make benchmarks  compare this pipeline with its alternatives (50 minutes)"
+	@echo "make benchmarks  compare this pipeline with its alternatives (75 minutes)"
 	@echo "make docs    the documents as a site in site/, with every link checked"
 	@echo "make clean   remove the environment and what was built; stored files and batches stay"
 	@echo "make reset   remove stored files and batches, after asking; cannot be undone"

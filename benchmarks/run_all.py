@@ -1,4 +1,4 @@
-"""Runs every benchmark once, writes results and plots: `make benchmarks` (about 50 minutes).
+"""Runs every benchmark once, writes results and plots: `make benchmarks` (about 75 minutes).
 
     python benchmarks/run_all.py [--results FOLDER] [--only NAME …]
 
