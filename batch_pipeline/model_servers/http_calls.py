@@ -220,8 +220,7 @@ class ServerCalls:
                     died = True
                 reason = error
             except Busy as error:
-                # Some proxies give this answer for a server that is down.
-                if error.rate_limited or error.wait_seconds or self._is_there(cancelled):
+                if not error.may_be_of_a_proxy or self._is_there(cancelled):
                     raise
                 reason = error
             unreachable += 1
@@ -241,6 +240,8 @@ class ServerCalls:
         except (Unreachable, Disconnected) as error:
             raise self._down(str(error)) from error
         except Busy as error:
+            if error.may_be_of_a_proxy:
+                raise self._down(str(error)) from error
             raise TransientError("model_server_busy", str(error)) from error
 
     def _once(
@@ -256,7 +257,8 @@ class ServerCalls:
             self._circuit.failed(str(error))
             raise
         except (KindedError, Busy) as error:
-            if not is_timeout(error):
+            unserved = isinstance(error, Busy) and error.may_be_of_a_proxy
+            if not (unserved or is_timeout(error)):
                 self._circuit.answered()
             raise
         finally:
@@ -351,7 +353,7 @@ class ServerCalls:
         except Unreachable:
             return False
         except (Disconnected, KindedError, Busy) as error:
-            unserved = isinstance(error, Busy) and not error.rate_limited
+            unserved = isinstance(error, Busy) and error.may_be_of_a_proxy
             if unserved or isinstance(error, Disconnected) or is_timeout(error):
                 self._circuit.failed(str(error))
                 return False

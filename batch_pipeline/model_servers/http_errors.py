@@ -73,6 +73,11 @@ class Busy(Exception):  # noqa: N818
         self.wait_seconds = wait_seconds
         self.rate_limited = rate_limited
 
+    @property
+    def may_be_of_a_proxy(self) -> bool:
+        """Whether proxies also answer like this for a server that is down: 503 without a time."""
+        return not self.rate_limited and not self.wait_seconds
+
 
 def error_for_status(  # noqa: PLR0911 - a table of cases
     server: str, status: int, body: str, headers: Mapping[str, str]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from batch_pipeline.errors import ServiceDownError, TransientError, UploadError
+from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError, UploadError
 from batch_pipeline.media.content import Frame, MediaFacts
 from batch_pipeline.media.pictures import VISION_SIDE
 from batch_pipeline.model_servers.answers import checked_vector, usable_text
@@ -72,7 +72,9 @@ _KNOWN_TEXTS = (
 )
 _SHORTEST_CUT_CHARACTERS = 200
 #: Messages of servers for a text that exceeds the context; there is no common error code.
-_TOO_LONG = ("context length", "context size", "too large to process", "too long")
+_TOO_LONG = ("context length", "context size", "too large to process")
+#: The same if the server refused the input. In other errors "too long" is a time.
+_REFUSED_AS_TOO_LONG = (*_TOO_LONG, "too long", "token")
 
 
 class RemoteVision:
@@ -330,7 +332,7 @@ class RemoteEmbedding:
             )
             return answer.vectors
         except UploadError as error:
-            if not any(words in str(error).lower() for words in _TOO_LONG):
+            if not _is_too_long(error):
                 raise
             if len(texts) > 1:
                 each = (self._vectors(prefix, [text], cancelled, paused, spent) for text in texts)
@@ -377,6 +379,11 @@ class RemoteEmbedding:
                 f"to {_KNOWN_TEXTS[2]!r} ({far:.2f}) as to {_KNOWN_TEXTS[1]!r} ({near:.2f})",
             )
         return f"finds what is alike ({near:.2f}, else {far:.2f}; {_told(answer.usage)})"
+
+
+def _is_too_long(error: UploadError) -> bool:
+    words = _REFUSED_AS_TOO_LONG if isinstance(error, PermanentError) else _TOO_LONG
+    return any(each in str(error).lower() for each in words)
 
 
 def _read(answer: ChatAnswer) -> Description:

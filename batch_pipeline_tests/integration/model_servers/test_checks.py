@@ -30,6 +30,17 @@ def test_a_server_that_does_not_answer_fails_both_checks_and_says_what_to_set(
     assert all(f"BATCH_PIPELINE_{variable}" in check.hint for check in checks)
 
 
+def test_a_proxy_without_a_server_behind_it_fails_both_checks(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.unserved = (503, "no upstream")
+
+    checks = build().check()
+
+    assert [(check.ok, check.kind) for check in checks] == [(False, "model_server_down")] * 2
+    assert all("no upstream" in check.detail for check in checks)
+
+
 def test_the_error_for_a_missing_model_lists_the_models_of_the_server(
     build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
 ) -> None:

@@ -129,6 +129,23 @@ def test_a_server_that_stays_busy_is_left_alone_after_a_few_tries(
     assert len(server.calls) == 4
 
 
+@pytest.mark.parametrize("status", [502, 503])
+def test_a_proxy_without_a_server_behind_it_is_not_called_again_at_once(
+    build: BuildAnalyzer, server: ScriptedModelServer, status: int
+) -> None:
+    vision = build().vision
+    server.unserved = (status, "no upstream")
+    with pytest.raises(ServiceDownError, match="no upstream"):
+        vision.describe(IMAGE, [picture()])
+    asked = server.requests
+
+    with pytest.raises(ServiceDownError, match="no upstream") as raised:
+        vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_server_down"
+    assert server.requests == asked
+
+
 @pytest.mark.parametrize("fault", [Fault.BUSY_503, Fault.BUSY_429])
 def test_a_server_that_only_ever_asks_to_wait_is_an_outage_and_fails_no_upload(
     build: BuildAnalyzer, server: ScriptedModelServer, fault: Fault

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from batch_pipeline.errors import PermanentError
+from batch_pipeline.errors import PermanentError, TransientError
 from batch_pipeline.model_servers.prompts import Prompts
 from batch_pipeline.testing.model_server import (
     INJECTED_TEXT,
@@ -177,6 +177,32 @@ def test_a_text_beyond_the_context_is_embedded_in_part_and_flagged(
     assert long_vector == embed_text(long[: len(long) // 4], 1024)
     assert "is too long for qwen3-embedding:0.6b" in caplog.text
     assert "exceeds the context length" in caplog.text
+
+
+def test_a_server_that_is_silent_for_too_long_does_not_shorten_a_text(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.play("embedding", [Fault.HANG])
+
+    with pytest.raises(TransientError) as raised:
+        build(model_read_seconds=0.3).embedding.embed(["harbour lights " * 200])
+
+    assert raised.value.kind == "model_timeout"
+    assert len(server.calls) == 1
+
+
+def test_a_limit_of_tokens_shortens_a_text(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    def refuse(call: ReceivedCall) -> tuple[int, str] | None:
+        if len(call.texts[0]) <= 1000:
+            return None
+        return 413, "`inputs` must have less than 512 tokens. Given: 600"
+
+    server.refuse = refuse
+    long = "harbour lights " * 200
+
+    assert build().embedding.embed([long]) == [embed_text(long[: len(long) // 4], 1024)]
 
 
 def test_a_context_too_small_for_anything_is_an_error_not_an_endless_loop(

@@ -1,0 +1,29 @@
+"""All tables of the first release.
+
+Nothing has to be there before: neither our tables nor those of an upload API. What is there stays,
+and only what is missing is added. So the migration can be run again and continues where it stopped,
+and it upgrades the databases of the development versions, whose revisions were 0001 to 0026.
+"""
+
+from batch_pipeline.database.migrations.first_release import (
+    embedding_spaces,
+    own_tables,
+    statistics,
+    triggers,
+    uploads,
+    words,
+)
+
+revision = "0027"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Create what is missing, while other programs write."""
+    words.create_functions()
+    uploads.create_or_extend()
+    own_tables.create()
+    embedding_spaces.create()
+    triggers.create()
+    embedding_spaces.copy_vectors_of_uploads()
+    statistics.create()
