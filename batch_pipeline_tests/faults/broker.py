@@ -64,7 +64,7 @@ class Redis:
 
     def waiting(self) -> int:
         with self._client() as client:
-            return sum(map(client.llen, client.keys(f"{QUEUE}*")))
+            return int(client.llen(QUEUE))
 
     def lose_everything(self) -> None:
         with self._client() as client:

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 from sqlalchemy import text
 
@@ -103,6 +104,37 @@ def test_messages_that_the_broker_loses_end_the_run_and_the_uploads_go_to_anothe
     assert request.tags["batch_pipeline/reason"] == "rescue"
     assert work.column(batch_id, "processing_status") == ["pending"] * 2
     assert run(work, batch_id, THREADED).success
+    assert work.counts(batch_id) == ("completed", 2, 0)
+
+
+def test_a_killed_process_of_a_worker_fails_only_its_step(work, broker, start, model_server):
+    work = work(celery_broker_url=broker.url)
+    batch_id = work.submit("fog.webp", "sea.jpg")
+    model_server.latency_seconds = 600
+    several = (*WORKER[:-1], "prefork", "--concurrency", "1")
+    worker = start(*several, PYTHONPATH=str(ROOT))
+
+    def kill_the_process():
+        wait_until(lambda: model_server.calls_of("vision"), "a worker has taken the first")
+        model_server.latency_seconds = 0
+        [process] = psutil.Process(worker.pid).children()
+        process.kill()
+
+    kill = threading.Thread(target=kill_the_process)
+    kill.start()
+    result = run(work, batch_id, {"celery": {"broker": broker.url}})
+    kill.join()
+
+    [reason] = failures(result)
+    assert reason.startswith("lost_worker: ")
+    assert "signal 9 (SIGKILL)" in reason
+    ended = [event.step_key for event in result.all_events if event.is_step_success]
+    assert "finalize_batch" in ended
+    tick = work.tick()
+    [request] = tick.run_requests
+    assert request.tags["batch_pipeline/reason"] == "rescue"
+    [again] = work.run_what_is_asked_for(tick)
+    assert again.success
     assert work.counts(batch_id) == ("completed", 2, 0)
 
 

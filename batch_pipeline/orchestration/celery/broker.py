@@ -25,7 +25,12 @@ OPTIONS: dict[str, Any] = {
     "worker_prefetch_multiplier": 1,
     "worker_disable_prefetch": True,
     "broker_connection_retry_on_startup": True,
-    "broker_transport_options": {"socket_connect_timeout": 5, "socket_keepalive": True},
+    # With one priority, all steps are in one list of Redis, whose name is that of the queue.
+    "broker_transport_options": {
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "priority_steps": [0],
+    },
     # Waiting for the result backend would hold up the run.
     "result_backend_transport_options": {"retry_policy": {"max_retries": 2, "interval_max": 1}},
     "redis_socket_connect_timeout": 5,

@@ -9,6 +9,7 @@ slow.
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -142,10 +143,10 @@ class _Steps:
     ) -> Any:
         """Send a step to the workers. Steps without an upload take milliseconds and run here."""
         where = step, queue, priority, known_state
-        key = step.get_mapping_key()
+        key, step_context = step.get_mapping_key(), context.for_step(step)
         if key is None:
-            return _submit(self._here, context, *where)
-        upload_id, step_context = upload_id_of(key), context.for_step(step)
+            return _Here(step_context, _submit(self._here, context, *where))
+        upload_id = upload_id_of(key)
         if self._outage:
             return _Ended(step_context, stopped_failure(self._outage))
         try:
@@ -204,31 +205,94 @@ class _Steps:
         self._pipeline.states.release_run(run_id)
 
 
-class _Sent:
-    """A step that was sent. dagster-celery uses it as the result of a task."""
+class _Step:
+    """A step that dagster-celery has started. It uses this as the result of a task.
+
+    Only `ready` may raise an error. After an error of `get`, dagster-celery would wait for ever for
+    the steps that always run, and never start them.
+    """
+
+    def __init__(self, context: IStepContext) -> None:
+        self._context = context
+        self._events: list[str] | None = None
+
+    def ready(self) -> bool:
+        """Return whether the step has ended; then `get` returns its events."""
+        raise NotImplementedError
+
+    def get(self) -> list[str]:
+        """Return the events of the step."""
+        if self._events is None:
+            raise TaskRevokedError
+        return self._events
+
+    def revoke(self) -> None:
+        """Stop. dagster-celery calls this for each step when the run is terminated."""
+
+    def _failed(self, failure: dg.Failure) -> list[str]:
+        """Write a failure to the event log, as a worker would have."""
+        description = failure.description or ""
+        data = StepFailureData(  # type: ignore[no-untyped-call]
+            error=SerializableErrorInfo(description, [], dg.Failure.__name__),
+            user_failure_data=UserFailureData(  # type: ignore[no-untyped-call]
+                "intentional-failure", description, normalize_metadata(failure.metadata)
+            ),
+        )
+        return [serialize_value(DagsterEvent.step_failure_event(self._context, data))]
+
+
+class _Here(_Step):
+    """A step that this process has run."""
+
+    def __init__(self, context: IStepContext, result: AsyncResult) -> None:
+        super().__init__(context)
+        self._result = result
+
+    def ready(self) -> bool:
+        self._events = list(self._result.get())
+        return True
+
+
+class _Ended(_Step):
+    """A step that failed without a worker."""
+
+    def __init__(self, context: IStepContext, failure: dg.Failure) -> None:
+        super().__init__(context)
+        self._failure = failure
+
+    def ready(self) -> bool:
+        self._events = self._failed(self._failure)
+        return True
+
+
+class _Sent(_Step):
+    """A step that was sent to the workers."""
 
     def __init__(
         self, steps: _Steps, context: IStepContext, upload_id: UUID, result: AsyncResult
     ) -> None:
+        super().__init__(context)
         self._steps = steps
-        self._context = context
         self._upload_id = upload_id
         self._result = result
         self._missed_since: float | None = None
-        self._was_said = self._is_lost = False
+        self._was_said = False
         self._worker = ""
 
     def ready(self) -> bool:
         """Return whether the step has ended, or will never end."""
         about: Any = None
+        answers = True
         try:
             state = self._result.state
             if state == states.STARTED and not self._worker:
                 about = self._result.info
         except UNREACHABLE:
+            answers = False
             state = states.STARTED if self._worker else states.PENDING
         if state in states.READY_STATES:
             self._steps.note(self._upload_id, begun=True)
+            self._events = self._reported()
             return True
         begun = state == states.STARTED
         if begun and not self._worker:
@@ -242,55 +306,41 @@ class _Sent:
         if self._missed_since is None:
             self._missed_since, self._was_said = time.monotonic(), False
         missed = time.monotonic() - self._missed_since
-        self._is_lost = missed >= (0 if self._steps.stopped and not begun else self._steps.grace)
+        if missed >= (0 if self._steps.stopped and not begun else self._steps.grace):
+            self._give_up(may_be_received=answers)
+            return True
         if missed >= self._steps.grace / 4 and not self._was_said:
             self._was_said = True
             left = self._steps.grace - missed
             self._say(f"No sign of life of {self._worker or 'this step'}; given up in {left:.0f} s")
-        return self._is_lost
+        return False
 
-    def get(self) -> list[str]:
-        """Return the events of the step."""
-        if not self._is_lost:
+    def revoke(self) -> None:
+        self._steps.stop()
+        self._revoke()
+
+    def _reported(self) -> list[str] | None:
+        """Return the events that the worker reports, or a failure of the step; None if revoked."""
+        try:
             return list(self._result.get())
+        except TaskRevokedError:
+            return None
+        except Exception as error:  # the worker's process was killed, or could not begin the step
+            return self._failed(_unreported(self._worker, error))
+
+    def _give_up(self, *, may_be_received: bool) -> None:
         self._steps.note(self._upload_id, begun=True)
-        self._result.revoke()  # a worker that still receives the message skips it
-        if self._steps.stopped:
-            raise TaskRevokedError
-        return _Ended(self._context, _lost(self._worker)).get()
+        if may_be_received:
+            self._revoke()  # a worker that still receives the message skips it
+        if not self._steps.stopped:
+            self._events = self._failed(_lost(self._worker))
+
+    def _revoke(self) -> None:
+        with suppress(*UNREACHABLE):
+            self._result.revoke()
 
     def _say(self, what: str) -> None:
         DagsterEvent.engine_event(self._context, what, EngineEventData())
-
-    def revoke(self) -> None:
-        """Stop. dagster-celery calls this for each step when the run is terminated."""
-        self._result.revoke()
-        self._steps.stop()
-
-
-class _Ended:
-    """A step that failed without a worker. dagster-celery uses it as the result of a task."""
-
-    def __init__(self, context: IStepContext, failure: dg.Failure) -> None:
-        self._context = context
-        self._failure = failure
-
-    def ready(self) -> bool:
-        return True
-
-    def revoke(self) -> None:
-        pass
-
-    def get(self) -> list[str]:
-        """Write the failure to the event log, as a worker would have."""
-        description = self._failure.description or ""
-        data = StepFailureData(  # type: ignore[no-untyped-call]
-            error=SerializableErrorInfo(description, [], dg.Failure.__name__),
-            user_failure_data=UserFailureData(  # type: ignore[no-untyped-call]
-                "intentional-failure", description, normalize_metadata(self._failure.metadata)
-            ),
-        )
-        return [serialize_value(DagsterEvent.step_failure_event(self._context, data))]
 
 
 def _submit(app: Celery, *arguments: Any) -> AsyncResult:
@@ -313,6 +363,16 @@ def _lost(worker: str) -> dg.Failure:
             "no Celery worker has begun this step, and it no longer waits with the broker or for "
             "this run"
         )
+    return _failure(kind, reason)
+
+
+def _unreported(worker: str, error: Exception) -> dg.Failure:
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    where = f"the Celery worker {worker}" if worker else "a Celery worker"
+    return _failure("lost_worker", f"{where} did not report how this step ended ({said})")
+
+
+def _failure(kind: str, reason: str) -> dg.Failure:
     return dg.Failure(
         description=f"{kind}: {reason}; the upload goes to another run",
         metadata={"kind": kind, "reason": reason, "next": "nothing to do: no upload is lost"},
