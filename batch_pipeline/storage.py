@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import BinaryIO, Self, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -115,20 +115,16 @@ class Storage:
             copy.seek(0)
             return cast("BinaryIO", copy)
 
-    def open_one(self, path: str) -> BinaryIO:
+    def open_one(self, path: str) -> "OneFile":
         """Open a stored file as `open` does; if others can be used, an error is that of the file.
 
         Raises:
-            UploadError: there is no such file, or only this one cannot be read.
+            UploadError: there is no such file, or only this one cannot be read. Reading the file
+                raises it, too.
             ServiceDownError: the storage cannot be used.
         """
-        try:
-            return self.open(path)
-        except ServiceDownError as error:
-            if error.if_alone is None:
-                raise
-            self.check()
-            raise error.if_alone from error
+        with self._alone():
+            return OneFile(self, path, self.open(path))
 
     def read(self, path: str) -> bytes:
         """Read a whole stored file; raises the same errors as `open`."""
@@ -239,6 +235,17 @@ class Storage:
             self.remove(probe)
 
     @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Raise the error of one file instead of an outage, if other files can be used."""
+        try:
+            yield
+        except ServiceDownError as error:
+            if error.if_alone is None:
+                raise
+            self.check()
+            raise error.if_alone from error
+
+    @contextmanager
     def _errors_named(self, path: str = "", *, written: str = "") -> Iterator[None]:
         """Turn errors of a file system into our errors, for a file that is read or written."""
         try:
@@ -324,6 +331,30 @@ def _is_uuid(text: str) -> bool:
 
 def _missing(path: str, expected: str = "") -> PermanentError:
     return PermanentError("source_missing", f"the storage holds no file {path!r}{expected}")
+
+
+class OneFile:
+    """A stored file of `Storage.open_one`: a bad sector shows only when the file is read."""
+
+    def __init__(self, storage: Storage, path: str, file: BinaryIO) -> None:
+        self._storage, self._path, self._file = storage, path, file
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most `size` bytes; raises the errors of `Storage.open_one`."""
+        with self._storage._alone(), self._storage._errors_named(self._path):
+            return self._file.read(size)
+
+    def size(self) -> int:
+        """Return the length of the file in bytes; reading then begins at its start."""
+        size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(0)
+        return size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def storage_error(error: Exception, path: str = "", *, written: str = "") -> ServiceDownError:

@@ -146,6 +146,6 @@ def restore(session: Session, file: Path, replace: bool, as_json: bool) -> None:
     click.echo(f"Restored as of {done.backup.made_at}: {counted(done.files, 'file')}{kept}.")
     if not done.is_owner:
         click.echo(
-            "Another database owns the storage, so nothing is tidied there. If it is gone: "
-            "batch-pipeline tidy --take-over"
+            "The storage had files before, so this database does not own it, and nothing is tidied "
+            "there. If no other database uses the storage: batch-pipeline tidy --take-over"
         )

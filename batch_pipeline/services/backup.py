@@ -16,10 +16,11 @@ import tarfile
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import psycopg
 from sqlalchemy import select, text
@@ -98,13 +99,15 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
             or the file is a device.
         PipelineError: the backup could not be made; no file is left.
     """
-    if file.exists() and not file.is_file():
-        raise RefusedError(f"{file} is not a regular file and is not replaced: name another file")
     storage = Storage(settings.storage_location)
     database = connect(settings)
     # Another backup to the same file may be in progress.
     partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.partial")
     try:
+        if file.exists() and not file.is_file():
+            raise RefusedError(
+                f"{file} is not a regular file and is not replaced: name another file"
+            )
         _require_known_version(database)
         dagster = _dagster_url(settings, database)
         has_dagster = _is_there(dagster, settings, database)
@@ -133,7 +136,8 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
     except OSError as error:
         raise PipelineError(f"{file} cannot be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder cannot be used; the error above says so
+            partial.unlink()
         database.close()
     return backup
 
@@ -154,7 +158,12 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restore
     """
     try:
         with tarfile.open(file) as archive:
-            return _restore(settings, archive, file, replace=replace)
+            restored = Restored(_read_about(archive, file))
+            try:
+                _restore(settings, archive, restored, replace=replace)
+            except OSError as error:  # such as a full folder for temporary files
+                raise PipelineError(f"{file} could not be restored: {error}") from error
+            return restored
     except (tarfile.TarError, OSError, KeyError) as error:
         reason = str(error).partition(":\n")[0]  # without the errors for each compression
         raise RefusedError(
@@ -163,12 +172,8 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restore
 
 
 def _restore(
-    settings: Settings, archive: tarfile.TarFile, file: Path, *, replace: bool
-) -> Restored:
-    about = archive.extractfile(_ABOUT)
-    if about is None:
-        raise RefusedError(f"{file} is not one of our backups: it does not say what it contains")
-    restored = Restored(_read_about(about.read(), file))
+    settings: Settings, archive: tarfile.TarFile, restored: Restored, *, replace: bool
+) -> None:
     database = connect(settings)
     try:
         _require_nobody_else(settings)
@@ -201,14 +206,17 @@ def _restore(
         restored.is_owner = ownership.claim()
     finally:
         database.close()
-    return restored
 
 
-def _read_about(about: bytes, file: Path) -> Backup:
+def _read_about(archive: tarfile.TarFile, file: Path) -> Backup:
     """Read the description of a backup; fields that a newer version has added are ignored."""
+    about = archive.extractfile(_ABOUT)
+    if about is None:
+        raise RefusedError(f"{file} is not one of our backups: it does not say what it contains")
     known = {field.name for field in fields(Backup)}
     try:
-        backup = Backup(**{name: said for name, said in json.loads(about).items() if name in known})
+        said = json.loads(about.read())
+        backup = Backup(**{name: value for name, value in said.items() if name in known})
     except (ValueError, TypeError, AttributeError) as error:
         raise RefusedError(
             f"{file} is not one of our backups, or is damaged: {_ABOUT} cannot be used"
@@ -288,16 +296,24 @@ def _paths(database: Database) -> Iterator[str]:
 
 
 def _add_file(archive: tarfile.TarFile, storage: Storage, path: str, backup: Backup) -> None:
+    start = archive.offset
     try:
         with storage.open_one(path) as content:
-            size = content.seek(0, os.SEEK_END)
-            content.seek(0)
-            _add(archive, _FILES + path, content, size)
+            _add(archive, _FILES + path, content, content.size())
     except UploadError as error:
+        _end_at(archive, start)
         left_out = backup.missing if error.kind == "source_missing" else backup.unreadable
         left_out.append(path)
     else:
         backup.files += 1
+
+
+def _end_at(archive: tarfile.TarFile, offset: int) -> None:
+    """Remove what was written of an entry that could not be completed."""
+    file = cast("BinaryIO", archive.fileobj)
+    file.seek(offset)
+    file.truncate()
+    archive.offset = offset
 
 
 def _add(archive: tarfile.TarFile, name: str, content: Any, size: int) -> None:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from PIL import Image
 from sqlalchemy import text
 
 from batch_pipeline import storage
+from batch_pipeline.services.backup import back_up
+from batch_pipeline.services.export import export_user
 from batch_pipeline.storage import Storage
 from batch_pipeline_tests.integration.conftest import program
 
@@ -209,6 +212,29 @@ def test_f4_one_file_whose_read_fails_with_an_io_error_fails_alone(
         # It is retried first, since the error may be temporary.
         reason = os.strerror(errno.EIO)
         assert_one_failed(work, batch_id, number, "source_unreadable", reason, attempts=2)
+
+
+def test_f4_a_backup_and_an_export_leave_out_one_file_whose_read_fails(work, pictures, tmp_path):
+    program("mkfs.ext4")
+    work = work()
+    pipeline = work.pipeline
+    uploads = work.uploads(work.submit(*pictures[:3]))
+    bad = uploads[1].file_path
+    with on_a_broken_disk(Path(pipeline.settings.storage_location) / bad, tmp_path / "disk"):
+        backup = back_up(pipeline.settings, tmp_path / "backup.tar", with_files=True)
+        export = export_user(
+            pipeline.database,
+            pipeline.storage,
+            uploads[0].user_id,
+            tmp_path / "export",
+            originals=True,
+        )
+    assert (backup.files, backup.missing, backup.unreadable) == (2, [], [bad])
+    with tarfile.open(tmp_path / "backup.tar") as archive:
+        kept = [name for name in archive.getnames() if name.startswith("files/")]
+    assert sorted(kept) == sorted(f"files/{row.file_path}" for row in (uploads[0], uploads[2]))
+    assert (export.originals, export.missing, export.unreadable) == (2, [], [bad])
+    assert len(list((tmp_path / "export" / "originals").iterdir())) == 2
 
 
 def test_f4_a_name_that_is_too_long_fails_alone(work, pictures):

@@ -712,7 +712,10 @@ def test_a_demo_of_a_folder_without_pictures_is_refused_before_anything_starts(c
     assert error_and_hint(answer) == ["Error: empty holds no photo or video"]
 
 
-@pytest.mark.parametrize("command", [["db", "backup", "gone/x.tar"], ["export", USER, "file/x"]])
+@pytest.mark.parametrize(
+    "command",
+    [["db", "backup", "gone/x.tar"], ["db", "backup", "file/x.tar"], ["export", USER, "file/x"]],
+)
 def test_a_place_that_cannot_be_written_is_named_without_our_own_names(
     console, database, tmp_path, command
 ):

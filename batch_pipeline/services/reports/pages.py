@@ -10,6 +10,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -113,4 +114,5 @@ def write_whole(file: Path, text: str) -> None:
     except OSError as error:
         raise RefusedError(f"{file} cannot be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder cannot be used; the error above says so
+            partial.unlink()

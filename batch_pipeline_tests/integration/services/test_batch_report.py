@@ -206,6 +206,8 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(RefusedError, match="cannot be written"):
         write_whole(tmp_path / "folder", "third")
+    with pytest.raises(RefusedError, match="cannot be written: Not a directory"):
+        write_whole(page / "below.html", "third")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "page.html"]
 
 
