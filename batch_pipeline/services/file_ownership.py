@@ -22,16 +22,17 @@ which program deleted the rows.
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Text, any_, cast, delete, func, or_, select
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from batch_pipeline.database.identity import database_identity
-from batch_pipeline.database.models import MadeThumbnail
+from batch_pipeline.database.models import MadeThumbnail, Upload
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import PermanentError, RefusedError
 from batch_pipeline.settings import Settings
@@ -49,6 +50,23 @@ class AbandonedSubmission:
 
     batch_id: uuid.UUID
     paths: Sequence[str]
+
+
+def paths_in_use(
+    database: Database, paths: Collection[str], *, but_of: Collection[uuid.UUID] = ()
+) -> set[str]:
+    """Return those of the paths that rows of uploads name, except the rows `but_of`."""
+    if not paths:
+        return set()
+    # One parameter and one statement for all: no index helps, so each reads the whole table.
+    is_one = any_(cast(list(paths), ARRAY(Text)))
+    naming = select(Upload.id, Upload.file_path, Upload.thumbnail_path).where(
+        or_(Upload.file_path == is_one, Upload.thumbnail_path == is_one)
+    )
+    with database.transaction() as connection:
+        rows = connection.execute(naming).all()
+    named = {path for row in rows if row.id not in but_of for path in row[1:] if path}
+    return named & set(paths)
 
 
 class FileOwnership:

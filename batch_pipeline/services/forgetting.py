@@ -17,11 +17,9 @@ from typing import Any, Protocol
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Text,
     Uuid,
     all_,
     and_,
-    any_,
     cast,
     delete,
     exists,
@@ -53,6 +51,7 @@ from batch_pipeline.database.models import (
 from batch_pipeline.database.readings import NAME, lease_lives, one_of, owned_by, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import PermanentError, RefusedError
+from batch_pipeline.services.file_ownership import paths_in_use
 from batch_pipeline.services.notifications.outbox import forget_events
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.short_ids import Named, batch_label, no_such
@@ -135,6 +134,8 @@ class _Chosen:
     lone: Sequence[tuple[uuid.UUID, uuid.UUID | None]] = ()
     """Single uploads, each with its batch, which stays, or None."""
     user_id: uuid.UUID | None = None
+    shared: Sequence[uuid.UUID] = ()
+    """Batches of the user that also have uploads of other users, to whom they go."""
 
 
 def forget(
@@ -198,15 +199,24 @@ def _choose(database: Database, history: History, named: Named, id_: uuid.UUID) 
                 ).one_or_none()
                 return _Chosen(lone=[(id_, row.batch_id if row else None)])
             case Named.USER:
-                whole = connection.scalars(
-                    select(UploadBatch.id)
+                theirs = connection.execute(
+                    select(
+                        UploadBatch.id,
+                        exists()
+                        .where(Upload.batch_id == UploadBatch.id, Upload.user_id != id_)
+                        .label("is_shared"),
+                    )
                     .where(owner(UploadBatch.user_id) == id_)
                     .order_by(UploadBatch.created_at, UploadBatch.id)
                 ).all()
+                whole = [batch.id for batch in theirs if not batch.is_shared]
+                shared = [batch.id for batch in theirs if batch.is_shared]
+                # An upload without a user belongs to the user of its batch.
+                without_user = and_(Upload.user_id.is_(None), one_of(Upload.batch_id, shared))
                 lone = connection.execute(
                     select(Upload.id, Upload.batch_id)
                     .where(
-                        owner(Upload.user_id) == id_,
+                        or_(owner(Upload.user_id) == id_, without_user),
                         or_(
                             Upload.batch_id.is_(None),
                             Upload.batch_id != all_(cast(whole, ARRAY(Uuid))),
@@ -222,7 +232,7 @@ def _choose(database: Database, history: History, named: Named, id_: uuid.UUID) 
                 )
                 gone = set(of_runs) - set(stored)
     batches = [*whole, *(one for one in of_runs if one in gone)]
-    return _Chosen(batches, [(row.id, row.batch_id) for row in lone], id_)
+    return _Chosen(batches, [(row.id, row.batch_id) for row in lone], id_, shared)
 
 
 def _require_rest(pipeline: Pipeline, history: History, chosen: _Chosen) -> None:
@@ -299,6 +309,14 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
                 facts={},
                 retry_at=None,  # otherwise a sweep may open the batch again
             )
+        )
+        others = select(Upload.user_id).where(
+            Upload.batch_id == UploadBatch.id, Upload.user_id != chosen.user_id
+        )
+        connection.execute(
+            update(UploadBatch)
+            .where(one_of(UploadBatch.id, chosen.shared), exists(others))
+            .values(user_id=others.order_by(Upload.id).limit(1).scalar_subquery(), name=None)
         )
         # No sensor reports a batch that ended so long ago.
         connection.execute(
@@ -499,10 +517,12 @@ class _Files:
     def remove(self, rows: Sequence[AnyRow]) -> Counter[str]:
         """Remove the files of uploads; returns the counts by kind."""
         counts: Counter[str] = Counter()
-        mine = {row.id for row in rows}
-        noted, shared = self._noted(rows), self._shared(rows, mine)
+        paths = {path for row in rows for path in (row.file_path, row.thumbnail_path) if path}
+        shared = paths_in_use(self._database, paths, but_of={row.id for row in rows})
+        noted = self._noted(rows)
         for row in rows:
-            thumbnail = Storage.thumbnail_path(row.user_id, row.id)
+            # The upload may have been another user's when its thumbnail was made.
+            thumbnail = Storage.thumbnail_path(noted.get(row.id, row.user_id), row.id)
             for path in dict.fromkeys(filter(None, [thumbnail, row.thumbnail_path])):
                 may = self._may(path == thumbnail, is_noted=row.id in noted)
                 self._remove(path, "thumbnails", counts, may=may and path not in shared)
@@ -542,28 +562,10 @@ class _Files:
             self._removed.add(path)
             counts[kind] += 1
 
-    def _noted(self, rows: Sequence[AnyRow]) -> set[uuid.UUID]:
-        notes = select(MadeThumbnail.upload_id).where(
+    def _noted(self, rows: Sequence[AnyRow]) -> dict[uuid.UUID, uuid.UUID]:
+        """Return the users in whose folders we made thumbnails of these uploads."""
+        notes = select(MadeThumbnail.upload_id, MadeThumbnail.user_id).where(
             one_of(MadeThumbnail.upload_id, [row.id for row in rows])
         )
         with self._database.transaction() as connection:
-            return set(connection.scalars(notes))
-
-    def _shared(self, rows: Sequence[AnyRow], mine: set[uuid.UUID]) -> set[str]:
-        """Return the paths that rows of other uploads name, too."""
-        paths = {path for row in rows for path in (row.file_path, row.thumbnail_path) if path}
-        # One parameter and one statement for all: no index helps, so each reads the whole table.
-        is_one = any_(cast(list(paths), ARRAY(Text)))
-        with self._database.transaction() as connection:
-            found = connection.execute(
-                select(Upload.id, Upload.file_path, Upload.thumbnail_path).where(
-                    or_(Upload.file_path == is_one, Upload.thumbnail_path == is_one)
-                )
-            ).all()
-        return {
-            path
-            for row in found
-            if row.id not in mine
-            for path in row[1:]
-            if path and path in paths
-        }
+            return {note.upload_id: note.user_id for note in connection.execute(notes)}

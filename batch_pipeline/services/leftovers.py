@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from batch_pipeline.database.models import MadeThumbnail, Upload, UploadBatch
 from batch_pipeline.database.readings import one_of
 from batch_pipeline.database.session import Database
-from batch_pipeline.services.file_ownership import FileOwnership
+from batch_pipeline.services.file_ownership import FileOwnership, paths_in_use
 from batch_pipeline.storage import Storage
 
 #: Younger files may belong to work in progress (seconds).
@@ -151,12 +151,19 @@ def _find_thumbnails_of_deleted_uploads(
         found.recorded += len(chunk)
         with database.transaction() as connection:
             known = set(connection.scalars(select(Upload.id).where(Upload.id.in_(chunk))))
-        for upload_id, user_id in chunk.items():
-            if upload_id not in known:
-                found.thumbnails.append(upload_id)
-                path = storage.thumbnail_path(user_id, upload_id)
-                if storage.exists(path):
-                    found.files.append(Leftover(path, "thumbnail of an upload that was deleted"))
+        paths = {
+            upload_id: storage.thumbnail_path(user_id, upload_id)
+            for upload_id, user_id in chunk.items()
+            if upload_id not in known
+        }
+        # An upload API may have copied the row before it was deleted.
+        in_use = paths_in_use(database, set(paths.values()))
+        for upload_id, path in paths.items():
+            if path in in_use:
+                continue
+            found.thumbnails.append(upload_id)
+            if storage.exists(path):
+                found.files.append(Leftover(path, "thumbnail of an upload that was deleted"))
 
 
 def _made_thumbnails(

@@ -243,6 +243,42 @@ def test_a_batch_that_an_api_has_given_to_another_user_stays_when_the_first_is_d
     assert kept.events("upload_analysis", given)
 
 
+def test_an_upload_that_an_api_has_given_to_another_user_stays_when_its_batch_goes(kept, tmp_path):
+    first, second = uuid.uuid4(), uuid.uuid4()
+    batch = kept.batch(tmp_path, "quokka_barnaby", "second", user=first)
+    rows = upload_rows(kept.pipeline.database, batch)
+    gone, stays = sorted(rows, key=lambda row: row.filename)
+    with kept.pipeline.database.transaction() as connection:
+        connection.execute(update(Upload).where(Upload.id == stays.id).values(user_id=second))
+
+    assert kept.delete("user", first, dry_run=True).uploads == [gone.id]
+    receipt = kept.delete("user", first)
+
+    assert (receipt.batches, receipt.uploads) == ([], [gone.id])
+    [row] = upload_rows(kept.pipeline.database, batch)
+    assert (row.id, row.description, row.user_id) == (stays.id, stays.description, second)
+    assert kept.pipeline.storage.exists(row.file_path)
+    assert kept.pipeline.storage.exists(row.thumbnail_path)
+    left = batch_row(kept.pipeline.database, batch)
+    assert (left.user_id, left.name, left.total_uploads, left.status) == (
+        second,
+        None,
+        1,
+        "completed",
+    )
+    [report] = kept.events("batch_report", batch)
+    assert "quokka_barnaby" not in str(report)
+
+
+def test_the_thumbnail_of_an_upload_that_was_given_away_goes_with_it(kept, tmp_path):
+    first, second = uuid.uuid4(), uuid.uuid4()
+    [upload] = upload_rows(kept.pipeline.database, kept.batch(tmp_path, "given", user=first))
+    with kept.pipeline.database.transaction() as connection:
+        connection.execute(update(Upload).values(user_id=second))
+    assert kept.delete("upload", upload.id).counts["thumbnails"] == 1
+    assert not kept.pipeline.storage.exists(upload.thumbnail_path)
+
+
 def interrupted_after(step, kept, monkeypatch):
     """A history whose deletion stops after one step, as after Ctrl-C or a power cut."""
     history = DagsterHistory(kept.runner.instance, kept.pipeline)

@@ -215,6 +215,23 @@ def test_the_thumbnail_of_a_deleted_upload_is_removed_and_the_original_stays(dep
         assert list(connection.scalars(select(MadeThumbnail.upload_id))) == [other.id]
 
 
+def test_a_thumbnail_that_a_copy_of_the_row_names_stays(deploy):
+    pipeline = deploy()
+    [first, _] = upload_rows(pipeline.database, add_and_work(pipeline, "fog.webp", "sea.jpg"))
+    columns = "user_id, filename, file_path, file_type, file_size, processing_status"
+    with pipeline.database.transaction() as connection:
+        connection.execute(
+            text(f"INSERT INTO uploads ({columns}, thumbnail_path) SELECT {columns}, thumbnail_path"
+                 " FROM uploads WHERE id = :id"),
+            {"id": first.id},
+        )  # fmt: skip
+        connection.execute(delete(Upload).where(Upload.id == first.id))
+    assert tidy(pipeline).files == []
+    with pipeline.database.transaction() as connection:
+        connection.execute(delete(Upload).where(Upload.thumbnail_path == first.thumbnail_path))
+    assert [file.path for file in tidy(pipeline, dry_run=True).files] == [first.thumbnail_path]
+
+
 def test_more_than_a_small_share_is_reported_and_not_removed(deploy):
     pipeline = deploy()
     add_and_work(pipeline, "fog.webp")
