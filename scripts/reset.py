@@ -11,6 +11,8 @@ import click
 
 from batch_pipeline.cli.session import REFUSED
 from batch_pipeline.database.embedded_server import server_users, stop_server
+from batch_pipeline.demo import hold_home
+from batch_pipeline.errors import PipelineError
 from batch_pipeline.settings import load_settings
 from batch_pipeline.wording import counted
 
@@ -34,6 +36,12 @@ def reset(yes: bool) -> None:
     if not found:
         click.echo(f"There is nothing to remove in {home}.")
         return
+    try:
+        hold_home(settings)  # until this process ends, so that no stack can start meanwhile
+    except PipelineError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(REFUSED)
+    found[home / "dagster.lock"] = OURS["dagster.lock"]
     if users := server_users(home):
         named = ", ".join(f"{user.name} (process {user.pid})" for user in users)
         click.echo(f"Error: it is in use by {named}: stop them first", err=True)

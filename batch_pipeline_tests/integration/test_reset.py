@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from batch_pipeline.database.embedded_server import _join
+from batch_pipeline.demo import hold_home
+from batch_pipeline.settings import load_settings
 from batch_pipeline_tests.patience import DEADLINE
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,14 @@ def test_reset_names_what_goes_and_asks_and_leaves_what_is_not_ours(home):
 def test_reset_refuses_while_somebody_uses_it(home):
     _join(home)
     refused = reset(home, "--yes")
+    assert (refused.returncode, f"(process {os.getpid()})" in refused.stderr) == (2, True)
+    assert (home / "uploads").exists()
+
+
+def test_reset_refuses_while_a_stack_runs_on_another_database(home):
+    lock = hold_home(load_settings(home=home))
+    refused = reset(home, "--yes")
+    os.close(lock)
     assert (refused.returncode, f"(process {os.getpid()})" in refused.stderr) == (2, True)
     assert (home / "uploads").exists()
 

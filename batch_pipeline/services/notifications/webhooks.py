@@ -78,6 +78,7 @@ async def post(url: str, delivery: Delivery, key: bytes, *, allow_private: bool)
         "connection": "close",
         **signed_headers(delivery, body, key, datetime.now(UTC)),
     }
+    status = 0
     try:
         async with (
             asyncio.timeout(TIMEOUT_SECONDS),
@@ -86,12 +87,14 @@ async def post(url: str, delivery: Delivery, key: bytes, *, allow_private: bool)
             ) as pool,
             pool.stream("POST", url, headers=_with_host(headers, url), content=body) as response,
         ):
-            await _read_some(response)
             status = response.status
+            await _read_some(response)
     except TimeoutError as error:
-        raise NotDeliveredError(f"no answer within {TIMEOUT_SECONDS:g} s") from error
+        if not status:
+            raise NotDeliveredError(f"no answer within {TIMEOUT_SECONDS:g} s") from error
     except (OSError, httpcore.NetworkError, httpcore.ProtocolError) as error:
-        raise NotDeliveredError(str(error) or type(error).__name__) from error
+        if not status:
+            raise NotDeliveredError(str(error) or type(error).__name__) from error
     if 200 <= status < 300:
         return f"HTTP {status}"
     if 300 <= status < 400:

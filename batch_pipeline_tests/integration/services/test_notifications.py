@@ -201,6 +201,12 @@ def test_a_receiver_that_was_down_gets_the_event_once_with_the_id_of_the_first_a
         Webhook(SECRET).verify(mended.received[0].body, dict(mended.received[0].headers))
 
 
+def test_only_the_status_of_an_answer_counts(pipeline, database, told, receiver):
+    receiver.status, receiver.headers = 200, {"content-length": "10"}  # the body never comes
+    cancelled_batch(pipeline)
+    assert send_due(database, told) == (1, 0)
+
+
 @pytest.mark.slow
 def test_delays_grow_over_a_day_and_then_the_delivery_is_given_up_and_shown(
     pipeline, database, told, receiver, console
