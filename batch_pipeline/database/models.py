@@ -500,6 +500,7 @@ class ModelCall(Base):
     answered_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
     __table_args__ = (
+        Index("ix_model_calls_upload", "upload_id"),
         Index("ix_model_calls_batch", "batch_id"),
         Index("ix_model_calls_user", "user_id"),
         Index("ix_model_calls_answered_at", "answered_at"),

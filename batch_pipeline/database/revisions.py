@@ -14,7 +14,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 #: Contains the newest migration of the tables. It does not have Alembic's usual name, because an
 #: upload API may use Alembic, too.
 VERSION_TABLE = "batch_pipeline_version"
-#: The table of development versions, if it is ours. Their revisions were 0001 to 0025.
+#: The table of development versions, if it is ours. Their revisions were 0001 to 0026.
 _FORMER_TABLE = "alembic_version"
 _HAS_FORMER = text(f"""
     SELECT to_regclass('{_FORMER_TABLE}') IS NOT NULL AND EXISTS (

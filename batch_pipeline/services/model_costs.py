@@ -165,6 +165,12 @@ def costs_by_upload(connection: Connection, batch_id: uuid.UUID) -> Mapping[uuid
     return _usages(connection, ModelCall.upload_id, ModelCall.batch_id == batch_id)
 
 
+def cost_of_upload(connection: Connection, upload_id: uuid.UUID) -> Usage | None:
+    """Sum up the calls for an upload, whatever batch it was in; None if there are none."""
+    usages = _usages(connection, ModelCall.upload_id, ModelCall.upload_id == upload_id)
+    return usages.get(upload_id)
+
+
 def total(costs: Iterable[ModelCost | Usage]) -> Usage:
     """Sum up costs or usages."""
     parts = (Usage(c.tokens_in, c.tokens_out, c.seconds, c.calls) for c in costs)

@@ -151,9 +151,5 @@ def _stopped(batch_ids: Collection[uuid.UUID]) -> Select[*tuple[Any, ...]]:
 
 
 def _touched_by(model: str) -> ColumnElement[bool]:
-    called = exists().where(
-        ModelCall.batch_id == Upload.batch_id,
-        ModelCall.upload_id == Upload.id,
-        ModelCall.model == model,
-    )
+    called = exists().where(ModelCall.upload_id == Upload.id, ModelCall.model == model)
     return or_(Upload.vision_model == model, Upload.embedding_model == model, called)

@@ -3,13 +3,19 @@
 from collections import Counter
 from itertools import repeat
 
+from sqlalchemy import text
+
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.base import Usage
 from batch_pipeline.orchestration.assets import upload_analysis
 from batch_pipeline.orchestration.batch_reports import report_of
 from batch_pipeline.services.model_costs import costs_by_user, total
-from batch_pipeline.services.reports.batch_status import batch_status, newest_batches
+from batch_pipeline.services.reports.batch_status import (
+    batch_status,
+    newest_batches,
+    upload_status,
+)
 from batch_pipeline.services.reports.batch_summary import batch_summary
 from batch_pipeline.services.reports.metrics import read_metrics
 from batch_pipeline.services.reports.report_page import batch_report, render_html
@@ -90,6 +96,20 @@ def test_the_sums_of_a_batch_are_what_the_server_counted(work, model_server, dia
     assert of_batch.metadata["tokens_in"].value == cost["tokens_in"]
     models = [record.data for record in of_batch.metadata["model_usage"].value.records]
     assert sum(model["tokens_out"] for model in models) == cost["tokens_out"]
+
+
+def test_an_upload_keeps_its_costs_when_its_batch_is_deleted(work):
+    work = work()
+    batch_id = work.submit("sea.jpg")
+    assert work.run(batch_id).success
+    database, [upload] = work.pipeline.database, work.uploads(batch_id)
+    before = upload_status(database, upload.id)["cost"]
+
+    with database.transaction() as connection:
+        connection.execute(text("DELETE FROM upload_batches"))
+
+    assert before["calls"] == 2
+    assert upload_status(database, upload.id)["cost"] == before
 
 
 def test_calls_without_a_result_are_kept(work, model_server):

@@ -308,10 +308,11 @@ def test_retry_chooses_by_the_model_that_was_used(console, database):
          failed("model_output_invalid", filename="other.jpg", vision_model="another")],
     )  # fmt: skip
     called = next(row for row in upload_rows(database, batch) if row.filename == "called.jpg")
+    former = uuid.uuid4()  # the batch of that time
     with database.transaction() as connection:
         connection.execute(
             insert(ModelCall).values(
-                id=uuid.uuid4(), upload_id=called.id, batch_id=batch, kind="vision", model="seer",
+                id=uuid.uuid4(), upload_id=called.id, batch_id=former, kind="vision", model="seer",
                 tokens_in=1, tokens_out=1, seconds=1,
             )
         )  # fmt: skip

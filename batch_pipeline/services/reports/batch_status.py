@@ -28,6 +28,7 @@ from batch_pipeline.database.readings import (
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.model_servers.base import Usage
 from batch_pipeline.services.model_costs import (
+    cost_of_upload,
     costs_by_batch,
     costs_by_model,
     costs_by_upload,
@@ -126,8 +127,7 @@ def upload_status(database: Database, upload_id: uuid.UUID) -> dict[str, Any]:
         upload = connection.execute(query).mappings().one_or_none()
         if upload is None:
             raise no_such(Named.UPLOAD, upload_id)
-        costs = costs_by_upload(connection, upload["batch_id"])
-        return {**upload, "cost": cost_shape(costs.get(upload_id))}
+        return {**upload, "cost": cost_shape(cost_of_upload(connection, upload_id))}
 
 
 def batch_head(database: Database, batch_id: uuid.UUID) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The parts of migration 0026. After the release, a change of a table is a new migration."""
+"""The parts of migration 0027. After the release, a change of a table is a new migration."""

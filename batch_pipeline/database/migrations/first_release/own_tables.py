@@ -78,6 +78,7 @@ def _create_tables_of_model_calls() -> None:
         sa.Column("answered_at", _MOMENT, server_default=_NOW, nullable=False),
         key=["id"],
     )
+    _create_index("ix_model_calls_upload", "model_calls", "upload_id")
     _create_index("ix_model_calls_batch", "model_calls", "batch_id")
     _create_index("ix_model_calls_user", "model_calls", "user_id")
     _create_index("ix_model_calls_answered_at", "model_calls", "answered_at")
