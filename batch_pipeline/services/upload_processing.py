@@ -60,9 +60,9 @@ from batch_pipeline.visible_text import visible_line
 
 #: How long uploads wait after an outage before a run tries again (seconds).
 OUTAGE_PAUSE_SECONDS = 20.0
-#: How long a model's answer is kept while the database is down, and the pause between two tries to
-#: store it (seconds). The first is longer than a failover takes.
-ANSWER_PATIENCE_SECONDS, _ANSWER_PAUSE_SECONDS = 300.0, 1.0
+#: How long an attempt waits for a database that is down, and the pause between two tries (seconds).
+#: The first is longer than a failover takes.
+PATIENCE_SECONDS, _TRY_PAUSE_SECONDS = 300.0, 1.0
 #: Pause between two checks whether a copy of the same file is described (seconds).
 _COPY_PAUSE_SECONDS = 0.5
 
@@ -132,6 +132,37 @@ Outcome = CompletedUpload | FailedUpload | SkippedUpload
 
 
 @dataclass(frozen=True)
+class _Patience:
+    """Waits for a database that is down, until the upload is no longer wanted.
+
+    Without it, an answer of a model would be lost, and the outage would count as an attempt or as
+    a death of the worker.
+    """
+
+    filename: str
+    waiting: Waiting
+    unwanted: CancelledCheck
+
+    def stored(self, store: Callable[[], Stored]) -> Stored:
+        """Call `store` until the database answers, for at most `PATIENCE_SECONDS`."""
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        failures = 0
+        while True:
+            try:
+                return store()
+            except ServiceDownError as error:
+                if time.monotonic() > give_up_at:
+                    raise
+                log.warning("a result of %r waits to be stored: %s", self.filename, error)
+            # If only the reply was lost, the claim has ended because everything is stored.
+            if failures:
+                _raise_if(self.unwanted)
+            failures += 1
+            with self.waiting():
+                time.sleep(_TRY_PAUSE_SECONDS)
+
+
+@dataclass(frozen=True)
 class _Attempt:
     """One attempt at an upload, with what its stages need."""
 
@@ -191,6 +222,7 @@ class UploadProcessor:
             account=Account(self._pipeline.database, row),
             embedding_model=row.embedding_model,
         )
+        patience = _Patience(row.filename, waiting, interrupted)
         try:
             with self._keeper.hold(claim) as held, report.account:
                 self._work(
@@ -207,21 +239,21 @@ class UploadProcessor:
         except (ClaimLostError, WorkCancelledError):
             return self._let_go(started, report)
         except WorkPausedError:
-            self._release_if_possible(claim)
+            self._release_if_possible(claim, patience)
             raise
         except UploadError as error:
-            return self._give_up(claim, report, error, retries_left)
+            return self._give_up(claim, report, error, retries_left, patience)
         except (ServiceDownError, ConfigurationError) as error:
             if fault := own_fault(self._pipeline, error, row):
                 # The upload has made the server die too often, so it is not retried.
                 left = 0 if server_died(error) else retries_left
-                return self._give_up(claim, report, fault, left)
-            self._release_if_possible(claim, error, outage_pause(error))
+                return self._give_up(claim, report, fault, left, patience)
+            self._release_if_possible(claim, patience, error, outage_pause(error))
             raise
         except Exception as error:
             log.exception("upload %s: unexpected error", upload_id)
             reason = TransientError("internal_error", f"{type(error).__name__}: {error}")
-            return self._give_up(claim, report, reason, retries_left)
+            return self._give_up(claim, report, reason, retries_left, patience)
         except BaseException:  # interrupted by Dagster, by a signal or at exit
             self._release_if_possible(claim)
             raise
@@ -252,27 +284,17 @@ class UploadProcessor:
         report.progress = self._keep_trying(attempt, complete)
 
     def _keep_trying(self, attempt: _Attempt, store: Callable[[], Stored]) -> Stored:
-        """Store the answer of a model; wait up to `ANSWER_PATIENCE_SECONDS` for the database.
+        """Store the answer of a model; wait for the database.
 
-        If the answer were dropped, the model call would have to be repeated. If another run has
-        taken over the upload in the meantime, nothing is written.
+        If another run has taken over the upload in the meantime, nothing is written.
         """
-        give_up_at = time.monotonic() + ANSWER_PATIENCE_SECONDS
-        failures = 0
-        while True:
-            try:
-                attempt.report.account.settle()
-                return store()
-            except ServiceDownError as error:
-                if time.monotonic() > give_up_at:
-                    raise
-                log.warning("an answer for %r waits to be stored: %s", attempt.row.filename, error)
-            # If only the reply was lost, the claim has ended because everything is stored.
-            if failures:
-                _raise_if(attempt.cancelled)
-            failures += 1
-            with attempt.waiting():
-                time.sleep(_ANSWER_PAUSE_SECONDS)
+
+        def settle_and_store() -> Stored:
+            attempt.report.account.settle()
+            return store()
+
+        patience = _Patience(attempt.row.filename, attempt.waiting, attempt.cancelled)
+        return patience.stored(settle_and_store)
 
     def _decode(self, attempt: _Attempt) -> MediaContent:
         with _timed(attempt.report, "decode"), self._open(attempt) as file:
@@ -336,7 +358,8 @@ class UploadProcessor:
             checksum=report.checksum,
             media_type=report.media_type,
             video_codec=content.facts.codec if content.facts.file_type == "video" else None,
-            regenerated=attempt.row.description is not None,
+            # An upload API may have removed a description, but vectors of it are still stored.
+            regenerated=attempt.row.description is not None or attempt.row.has_vector,
             seconds=report.seconds,
         )
         self._keep_trying(attempt, store)
@@ -438,7 +461,10 @@ class UploadProcessor:
         return vector
 
     def _in_space(self, attempt: _Attempt, space: Space) -> NewVector | None:
-        """Embed for the space of an older model; None if that model cannot be called any more."""
+        """Embed for the space of an older model; None if that model cannot be called any more.
+
+        A vector of an older description is then deleted.
+        """
         try:
             model = self._pipeline.spaces.model_of(space)
             return NewVector(space.id, self._numbers(attempt, model))
@@ -450,6 +476,11 @@ class UploadProcessor:
                 attempt.row.batch_id
             ):
                 raise
+            if isinstance(error, ServiceDownError) and error.kind == "database_down":
+                raise
+            if attempt.row.has_answering_vector:
+                forget = partial(self._states.forget_vector, attempt.claim, space.id)
+                self._keep_trying(attempt, forget)
             log.warning(
                 "%r is found by its words only until the new embedding space answers: %s",
                 attempt.row.filename,
@@ -465,16 +496,21 @@ class UploadProcessor:
         )
 
     def _give_up(
-        self, claim: Claim, report: UploadReport, error: UploadError, retries_left: int
+        self,
+        claim: Claim,
+        report: UploadReport,
+        error: UploadError,
+        retries_left: int,
+        patience: _Patience,
     ) -> Outcome:
         attempts_left = self._pipeline.settings.max_attempts - report.attempt
         will_retry = isinstance(error, TransientError) and retries_left > 0 and attempts_left > 0
         try:
             if will_retry:
-                self._states.note_error(claim, error)
+                patience.stored(partial(self._states.note_error, claim, error))
             else:
-                report.progress = self._states.fail(claim, error)
-        except ClaimLostError:
+                report.progress = patience.stored(partial(self._states.fail, claim, error))
+        except (ClaimLostError, WorkCancelledError):
             return SkippedUpload(claim.upload_id, "it was taken away meanwhile", report.filename)
         return FailedUpload(report, error, will_retry)
 
@@ -497,16 +533,22 @@ class UploadProcessor:
         return SkippedUpload(row.id, "it was deleted meanwhile", row.filename)
 
     def _release_if_possible(
-        self, claim: Claim, reason: PipelineError | None = None, resume_after_seconds: float = 0
+        self,
+        claim: Claim,
+        patience: _Patience | None = None,
+        reason: PipelineError | None = None,
+        resume_after_seconds: float = 0,
     ) -> None:
+        release = partial(
+            self._states.release,
+            claim,
+            reason,
+            resume_after_seconds=resume_after_seconds,
+            server_died=server_died(reason),
+        )
         try:
-            self._states.release(
-                claim,
-                reason,
-                resume_after_seconds=resume_after_seconds,
-                server_died=server_died(reason),
-            )
-        except ServiceDownError as error:  # the lease will expire instead
+            patience.stored(release) if patience else release()
+        except (ServiceDownError, WorkCancelledError) as error:  # the lease will expire instead
             log.warning("upload %s could not be released: %s", claim.upload_id, error)
 
 

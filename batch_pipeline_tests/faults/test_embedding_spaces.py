@@ -170,6 +170,46 @@ def test_a_description_made_meanwhile_is_embedded_before_the_old_model_answers_a
     assert switch_users(pipeline.database, key_of_settings(pipeline.settings)) == 1
 
 
+def test_the_old_model_finds_no_upload_by_a_description_that_was_replaced(work, model_server):
+    make, work = work, work()
+    batch_id = work.submit("fog.webp", "sea.jpg")
+    assert work.run(batch_id).success
+    model_server.embedding_models[:] = ["bge-m3"]
+    close_analyzers()
+    work = make(embedding_model="bge-m3")
+    [anew, _] = work.column(batch_id, "id")
+
+    reprocess(
+        work.pipeline.database,
+        work.pipeline.batches,
+        Selection(Stage.DESCRIPTION, upload_ids=[anew]),
+    )
+    assert work.run(batch_id).success
+
+    assert vectors(work.pipeline) == {OLD: 1, "bge-m3": 1}
+
+
+def test_old_vectors_go_with_a_description_that_an_upload_api_has_removed(work, model_server):
+    make, work = work, work()
+    batch_id = work.submit("fog.webp")
+    assert work.run(batch_id).success
+    model_server.embedding_models.append("bge-m3")
+    work = make(embedding_model="bge-m3")
+    pipeline = work.pipeline
+    redo_stale(pipeline)
+    assert work.run(batch_id).success
+    assert switch_users(pipeline.database, key_of_settings(pipeline.settings)) == 1
+
+    with pipeline.database.transaction() as connection:
+        connection.execute(
+            text("UPDATE uploads SET description = NULL, processing_status = 'pending'")
+        )
+    assert sweep_once(work.instance, pipeline, LeftOut())["uploads_found_in_ended_batches"] == 1
+    assert work.run(batch_id).success
+
+    assert vectors(pipeline) == {OLD: 0, "bge-m3": 1}
+
+
 def test_an_old_model_that_is_gone_leaves_words_and_new_uploads_are_completed(work, model_server):
     make, work = work, work()
     batch_id = work.submit("fog.webp")

@@ -96,6 +96,25 @@ def test_a_description_that_an_upload_api_has_stored_without_a_score_is_kept(
     assert work.counts(batch_id) == ("completed", 2, 0)
 
 
+def test_a_description_without_a_score_is_kept_if_the_first_attempt_ends_after_the_thumbnail(
+    done, model_server
+):
+    work, batch_id = done
+    with work.pipeline.database.transaction() as connection:
+        told = {"description": "Grandma at the sea.", "description_audit_score": None}
+        connection.execute(update(Upload).values(told | {"embedding_model": None}))
+    model_server.play("embedding", [Fault.NAN] * 2)
+
+    redo(work, Stage.THUMBNAIL)
+    [result] = work.run_what_is_asked_for()
+
+    assert result.success
+    assert work.column(batch_id, "attempts") == [2, 2]
+    assert model_server.calls_of("vision") == []
+    assert set(work.column(batch_id, "description")) == {"Grandma at the sea."}
+    assert work.column(batch_id, "redo") == [[], []]
+
+
 def test_a_new_description_gets_a_new_embedding_and_keeps_the_thumbnail(done, model_server):
     work, batch_id = done
     first, second = work.uploads(batch_id)

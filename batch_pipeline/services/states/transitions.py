@@ -193,8 +193,10 @@ def release_rows(connection: Connection, condition: Any, **values: Any) -> int:
 
 
 def disown(connection: Connection, condition: Any) -> None:
-    """Clear the owner of uploads that an upload API has ended; their status stays as it is."""
-    connection.execute(update(Upload).where(condition).values(owner_run_id=None, heartbeat_at=None))
+    """Clear owner and slice of uploads that an upload API has ended; their status stays."""
+    connection.execute(
+        update(Upload).where(condition).values(owner_run_id=None, slice=None, heartbeat_at=None)
+    )
 
 
 def make_pending(connection: Connection, condition: Any, **values: Any) -> int:

@@ -147,6 +147,9 @@ START = LoneStatement(
         claim_token=Upload.claim_token + 1,
         heartbeat_at=func.now(),
         not_before=None,
+        # The slice was for the run that takes the upload. If an upload API makes the upload pending
+        # again later, it gets a new slice.
+        slice=None,
         attempts=Upload.attempts + 1,
         retry_at=None,
         updated_at=func.now(),
@@ -182,7 +185,6 @@ def _store_thumbnail() -> LoneStatement:
     stored = _stored(
         THUMBNAIL_STORED,
         thumbnail_path=bindparam("path"),
-        redo=_without(Upload.redo, "thumbnail"),
     ).cte("stored")
     noted = (
         insert(MadeThumbnail)

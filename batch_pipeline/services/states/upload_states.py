@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Executable, and_, case, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Executable,
+    and_,
+    case,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from batch_pipeline.database.connection_setup import LATEST
 from batch_pipeline.database.failures import each_repeated
@@ -24,6 +35,7 @@ from batch_pipeline.database.models import (
     Upload,
     UploadBatch,
     UploadStatus,
+    UploadVector,
 )
 from batch_pipeline.database.readings import (
     FILENAME,
@@ -334,6 +346,17 @@ class UploadStates:
                 progress = end_if_done(transaction.connection, progress)
                 transaction.announce(progress, progress.user_id)
         return progress
+
+    def forget_vector(self, claim: Claim, space_id: int) -> None:
+        """Delete the vector of an upload in a space: it belongs to an older description."""
+        with self._publisher.transaction() as transaction:
+            transaction.connection.execute(
+                delete(UploadVector).where(
+                    UploadVector.upload_id
+                    == select(Upload.id).where(_held(claim)).scalar_subquery(),
+                    UploadVector.space_id == space_id,
+                )
+            )
 
     def fail(self, claim: Claim, error: KindedError) -> BatchProgress | None:
         """Fail the upload for a reason, and count it."""
@@ -653,6 +676,9 @@ def _next_retry() -> Any:
 def _reason_to_skip(row: AnyRow, run_id: str) -> str | None:
     if row.batch_status == BatchStatus.CANCELLED:
         return "the batch was cancelled"
+    # A person who re-executes a step asks for an upload that no run has reserved.
+    if row.batch_status == BatchStatus.FAILED and row.owner_run_id == run_id:
+        return "the batch was given up"
     if row.processing_status == UploadStatus.COMPLETED:
         return "it is completed already"
     if row.processing_status not in set(UploadStatus):

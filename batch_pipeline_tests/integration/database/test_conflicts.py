@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from sqlalchemy import make_url
 
 from batch_pipeline.database import failures
 from batch_pipeline.database.failures import _TRIES, ConflictError, repeated
-from batch_pipeline.errors import ServiceDownError
+from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
 from batch_pipeline.services import upload_processing
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.states.upload_states import StartedUpload
@@ -176,6 +177,33 @@ def set_read_only(owner, name, read_only):
     )
 
 
+@pytest.fixture
+def begin_failover(database_url, server_url, monkeypatch):
+    """Return what begins a failover; it ends when a write of an upload was refused."""
+    name = make_url(database_url).database
+    refused = threading.Event()
+    monkeypatch.setattr(upload_processing, "_TRY_PAUSE_SECONDS", 0.05)
+    warn = upload_processing.log.warning
+
+    def note(message, *args):
+        warn(message, *args)
+        if "waits to be stored" in message and "accepts no writes" in str(args):
+            refused.set()
+
+    def end_the_failover():
+        assert refused.wait(DEADLINE)
+        with psycopg.connect(server_url, autocommit=True) as other:
+            set_read_only(other, name, "off")
+
+    monkeypatch.setattr(upload_processing.log, "warning", note)
+    ending = threading.Thread(target=end_the_failover)
+    ending.start()
+    with psycopg.connect(server_url, autocommit=True) as owner:
+        yield lambda: set_read_only(owner, name, "on")
+        ending.join(DEADLINE)
+    assert refused.is_set()
+
+
 class CountedModel:
     """Passes calls on, counts them, and runs a function after the first."""
 
@@ -201,39 +229,57 @@ class CountedModel:
 
 @pytest.mark.parametrize("kind", ["vision", "embedding"])
 def test_a_model_is_not_asked_again_when_the_database_takes_no_writes_for_a_while(
-    pipeline, database_url, server_url, monkeypatch, kind
+    pipeline, begin_failover, kind
 ):
-    name = make_url(database_url).database
-    refused = threading.Event()
-    monkeypatch.setattr(upload_processing, "_ANSWER_PAUSE_SECONDS", 0.05)
     pipeline.storage.write(PICTURE, WEBP)
     batch_id = add_batch(pipeline.database, [{"file_path": PICTURE}])
     pipeline.states.load_batch(batch_id, "run", limit=1)
     [upload] = upload_rows(pipeline.database, batch_id)
-    warn = upload_processing.log.warning
-
-    def note(message, *args):
-        warn(message, *args)
-        if "waits to be stored" in message and "accepts no writes" in str(args):
-            refused.set()
-
-    monkeypatch.setattr(upload_processing.log, "warning", note)
-    with psycopg.connect(server_url, autocommit=True) as owner:
-        model = CountedModel(
-            getattr(pipeline.analyzer, kind), lambda: set_read_only(owner, name, "on")
-        )
-        pipeline.__dict__["analyzer"] = replace(pipeline.analyzer, **{kind: model})
-
-        def end_the_failover():
-            assert refused.wait(DEADLINE)
-            with psycopg.connect(server_url, autocommit=True) as other:
-                set_read_only(other, name, "off")
-
-        failover = threading.Thread(target=end_the_failover)
-        failover.start()
-        with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
-            outcome = UploadProcessor(pipeline, keeper).process(upload.id, "run", retries_left=0)
-        failover.join(DEADLINE)
+    model = CountedModel(getattr(pipeline.analyzer, kind), begin_failover)
+    pipeline.__dict__["analyzer"] = replace(pipeline.analyzer, **{kind: model})
+    with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
+        outcome = UploadProcessor(pipeline, keeper).process(upload.id, "run", retries_left=0)
     assert isinstance(outcome, CompletedUpload)
     assert model.calls == 1
     assert counts(pipeline, batch_id) == ("completed", 1, 1, 0)
+
+
+class FailingModel(CountedModel):
+    """Runs a function during its first call, and fails each time."""
+
+    def __init__(self, model, then, error):
+        super().__init__(model, then)
+        self.error = error
+
+    def _answered(self, answer):
+        super()._answered(answer)
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TransientError("model_timeout", "silent"), ("pending", "model_timeout", 1)),
+        (PermanentError("model_refused_input", "no"), ("failed", "model_refused_input", 1)),
+        (ServiceDownError("model_server_down", "gone"), ("pending", "model_server_down", 0)),
+    ],
+    ids=["retry", "failed", "outage"],
+)
+def test_the_end_of_an_attempt_waits_for_a_database_that_takes_no_writes(
+    pipeline, begin_failover, error, expected
+):
+    """Otherwise the upload would count as one whose worker died, with an attempt more."""
+    pipeline.storage.write(PICTURE, WEBP)
+    batch_id = add_batch(pipeline.database, [{"file_path": PICTURE}])
+    pipeline.states.load_batch(batch_id, "run", limit=1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    vision = FailingModel(pipeline.analyzer.vision, begin_failover, error)
+    pipeline.__dict__["analyzer"] = replace(pipeline.analyzer, vision=vision)
+    with (
+        ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper,
+        suppress(ServiceDownError),
+    ):
+        UploadProcessor(pipeline, keeper).process(upload.id, "run", retries_left=1)
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.processing_status, row.error_kind, row.attempts) == expected
+    assert row.deaths == 0

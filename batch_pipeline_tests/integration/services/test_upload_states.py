@@ -465,6 +465,40 @@ def test_each_way_to_process_an_upload_again_reopens_a_batch_that_was_given_up(p
     assert batch.status == "completed"
 
 
+def test_a_run_does_not_reopen_a_batch_that_was_given_up_while_it_works(pipeline):
+    batch_id = add_batch(pipeline.database, 1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    pipeline.states.load_batch(batch_id, RUN, limit=1)
+    give_up(pipeline, batch_id)
+
+    skipped = pipeline.states.start(upload.id, RUN)
+
+    assert isinstance(skipped, SkippedUpload)
+    assert skipped.reason == "the batch was given up"
+    assert batch_row(pipeline.database, batch_id).status == "failed"
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.processing_status, row.owner_run_id) == ("pending", None)
+
+
+@pytest.mark.parametrize("end", ["complete", "fail", "ended by an upload API"])
+def test_an_upload_that_has_ended_has_no_slice(pipeline, end):
+    batch_id = add_batch(pipeline.database, [{"slice": 1}, {}])
+    upload = upload_rows(pipeline.database, batch_id)[0]
+    pipeline.states.load_batch(batch_id, RUN, slice_number=1, limit=1)
+
+    if end == "complete":
+        complete(pipeline, started(pipeline, upload.id).claim)
+    elif end == "fail":
+        pipeline.states.fail(started(pipeline, upload.id).claim, PermanentError("bad", "bad"))
+    else:
+        with pipeline.database.transaction() as connection:
+            connection.execute(update(Upload).values(processing_status="completed"))
+        pipeline.backlog.rescue([RUN])
+
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.owner_run_id, row.slice) == (None, None)
+
+
 def test_a_batch_left_processing_with_wrong_counters_is_put_right_and_ended(pipeline):
     batch_id = add_batch(
         pipeline.database,
