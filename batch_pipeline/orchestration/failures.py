@@ -26,6 +26,8 @@ _MAX_REASON = 500
 #: Dagster's message for a run that another process ended. An earlier event says why.
 _ENDED_FROM_OUTSIDE = "This run has been marked as failed from outside the execution context."
 
+#: Dagster's reason for a run whose worker did not start in time, such as a pod without a node.
+_START_TIMEOUT = "START_TIMEOUT"
 #: Classes of errors of a database that does not answer. Dagster stores only the names.
 _OUTAGES = (ServiceDownError.__name__, ConflictError.__name__, OperationalError.__name__)
 
@@ -36,7 +38,7 @@ class Why(NamedTuple):
     reason: str
     """One line."""
     is_outage: bool = False
-    """The database did not answer, ours or Dagster's."""
+    """The database did not answer, ours or Dagster's, or there was no room for the worker."""
 
 
 def why_it_failed(
@@ -62,9 +64,11 @@ def why_it_failed(
     reason = _said_by(error) if error else _line(said)
     record = instance.get_run_record_by_id(run_id)
     could_start = record is None or record.start_time is not None
+    ended_by = getattr(failure.event_specific_data, "failure_reason", None)
+    had_no_room = ended_by is not None and ended_by.value == _START_TIMEOUT
     return Why(
         reason if could_start else f"it could not start: {reason}",
-        is_outage=error is not None and _is_outage(error),
+        is_outage=had_no_room or (error is not None and _is_outage(error)),
     )
 
 

@@ -74,7 +74,7 @@ class Outcome(StrEnum):
 def outcome_of(step_failures: Iterable[dg.DagsterEvent], *, is_outage: bool) -> Outcome:
     """Return how a failed run ended, judged by the failures of its steps.
 
-    `is_outage`: it could not report more, because the database did not answer.
+    `is_outage`: it could not report more, because of an outage.
     """
     said = [
         event.step_failure_data.user_failure_data
@@ -250,8 +250,12 @@ def dead_runs(
 
     def dead(record: dg.RunRecord) -> dg.DagsterRun | None:
         run = record.dagster_run
-        is_launched = run.status is not dg.DagsterRunStatus.NOT_STARTED
-        longest = patience if is_launched else max(patience, _UNLAUNCHED_SECONDS)
+        longest = patience
+        if run.status is dg.DagsterRunStatus.NOT_STARTED:
+            longest = max(patience, _UNLAUNCHED_SECONDS)
+        elif run.status is dg.DagsterRunStatus.STARTING and instance.run_monitoring_enabled:
+            # Dagster's monitoring ends it, and says that its worker did not start in time.
+            longest = max(patience, 2 * instance.run_monitoring_start_timeout_seconds)
         is_silent = time.time() - _last_sign(instance, record) > longest
         return run if is_silent and pipeline.backlog.run_is_silent(run.run_id) else None
 

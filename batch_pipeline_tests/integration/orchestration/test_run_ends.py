@@ -17,7 +17,7 @@ import pytest
 from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
-from dagster._core.events import EngineEventData
+from dagster._core.events import EngineEventData, JobFailureData, RunFailureReason
 from dagster._core.execution.api import execute_run
 from dagster._core.instance.methods import event_methods
 from dagster._core.launcher import DefaultRunLauncher
@@ -130,6 +130,26 @@ def test_a_run_that_was_recorded_waits_for_the_daemon_that_will_launch_it(
 
     assert dead_after(60) == []
     assert dead_after(300) == [run.run_id]
+
+
+def test_a_run_whose_worker_does_not_start_is_left_to_the_monitoring_of_dagster(
+    pipeline, instance, definitions, monkeypatch
+):
+    job = definitions.resolve_job_def("process_batch")
+    config = {"ops": {"load_batch": {"config": {"batch_id": str(uuid.uuid4())}}}}
+    run = instance.create_run_for_job(job, run_config=config, status=dg.DagsterRunStatus.STARTING)
+
+    def dead_after(seconds):
+        clock = SimpleNamespace(time=lambda: time.time() + seconds)
+        monkeypatch.setattr(run_ends, "time", clock)
+        return [r.run_id for r in dead_runs(instance, pipeline, ["process_batch"], LeftOut())]
+
+    silent = 3 * pipeline.settings.lease_seconds
+    assert dead_after(silent) == [run.run_id]
+    monkeypatch.setattr(instance, "_run_monitoring_enabled", True)
+    monkeypatch.setattr(instance, "get_settings", lambda _: {"start_timeout_seconds": silent})
+    assert dead_after(silent) == []
+    assert dead_after(3 * silent) == [run.run_id]
 
 
 @pytest.mark.parametrize("name", ["sweep_backlog", "pause", "resume"])
@@ -333,10 +353,21 @@ def started_while_the_database_of_dagster_is_down(instance, run, pipeline, monke
     instance.report_run_failed(run)
 
 
+def not_started_in_time(instance, run, pipeline, monkeypatch):
+    """End like Dagster's monitoring of runs: the cluster has no room for the pod."""
+    reason = JobFailureData(error=None, failure_reason=RunFailureReason.START_TIMEOUT)
+    instance.report_run_failed(run, "Run timed out due to taking longer than 300 seconds", reason)
+
+
 @pytest.mark.parametrize(
-    "ended", [started_while_the_database_is_down, started_while_the_database_of_dagster_is_down]
+    "ended",
+    [
+        started_while_the_database_is_down,
+        started_while_the_database_of_dagster_is_down,
+        not_started_in_time,
+    ],
 )
-def test_runs_that_start_during_an_outage_of_the_database_do_not_end_their_batch(
+def test_runs_that_start_during_an_outage_do_not_end_their_batch(
     pipeline, instance, definitions, monkeypatch, ended
 ):
     batch_id = add_batch(pipeline.database, [{"slice": 1}], slices=1, died_runs=MAX_DIED_RUNS - 1)
