@@ -87,8 +87,8 @@ def _tiny_pictures(figures: dict[str, Any]) -> list[dict[str, Any]]:
 
 #: By file to write: where the figures are, the function that draws them, width and height (inches).
 PLOTS: dict[str, tuple[str, Callable[[Axes, dict[str, Any]], None], tuple[float, float]]] = {
-    "race": ("orchestration", race, (8, 4)),
-    "saturation": ("orchestration", saturation, (8, 6)),
+    "race": ("race", race, (8, 4)),
+    "saturation": ("saturation", saturation, (8, 6)),
     "cost": ("stack", cost, (5, 3.5)),
     "first_result": ("stack", first_result, (5, 3.5)),
 }

@@ -28,6 +28,8 @@ TINY = {
         "1",
         "--ideal-seconds",
         "2",
+        "--rounds",
+        "1",
     ],
     "stack": [
         *("--sizes", "4", "--photos", "1", "--idle", "1", "--repetitions", "1", "--first", "1"),
@@ -61,8 +63,9 @@ def test_the_benchmarks_of_orchestration_and_of_the_stack_give_finite_figures(tm
         _, errors = process.communicate()
         assert process.returncode == 0, f"{script}: {errors[-3000:]}"
 
-    found = {script: json.loads((tmp_path / f"{script}.json").read_text()) for script in TINY}
-    race, loads = found["orchestration"]["race"], found["orchestration"]["saturation"]
+    results = ("race", "saturation", "stack")
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in results}
+    race, loads = found["race"]["race"], found["saturation"]["saturation"]
     assert [(figure["name"], figure["uploads"]) for figure in race] == [
         ("pipeline", 4),
         ("loop", 4),
@@ -72,7 +75,7 @@ def test_the_benchmarks_of_orchestration_and_of_the_stack_give_finite_figures(tm
     assert [load["name"] for load in loads] == ["pipeline", "loop"]
     assert all(0 < load["saturation"] < 1 for load in loads)
     # A killed worker's uploads are processed by another run.
-    assert found["orchestration"]["completed_after_kill"] == {"pipeline": 100}
+    assert found["saturation"]["completed_after_kill"] == {"pipeline": 100}
 
     samples, tiny, photos = found["stack"]["batches"]
     assert [batch["uploads"] for batch in (samples, tiny, photos)] == [len(sample_media()), 4, 1]
@@ -86,9 +89,9 @@ def test_the_benchmarks_of_orchestration_and_of_the_stack_give_finite_figures(tm
     assert 0 < upload["asked_for"] < upload["begun"] < upload["done"]
     assert positive(*chain.from_iterable(found["stack"]["first_results"].values()))
     assert 0 < sum(found["stack"]["idle"].values()) < 2
-    for script, figures in found.items():
+    for name, figures in found.items():
         assert all(math.isfinite(target["measured"]) for target in figures["targets"])
-        table = (tmp_path / f"{script}.md").read_text()
+        table = (tmp_path / f"{name}.md").read_text()
         assert all(target["what"] in table for target in figures["targets"])
 
 
