@@ -148,14 +148,22 @@ class Storage:
                 self._files.pipe_file(full, data)  # object stores show only complete objects
 
     def put(self, source: Path, path: str) -> None:
-        """Copy a file of this machine into the storage; raises the same errors as `write`."""
+        """Copy a file of this machine into the storage; raises the same errors as `write`.
+
+        Raises:
+            OSError: the file of this machine cannot be read.
+        """
         full = self._inside(path)
-        with self._errors_named():
-            if not self.is_local:
-                self._files.put_file(str(source), full)
-                return
-            with source.open("rb") as data:
-                self._write_locally(Path(full), data)
+        try:
+            with self._errors_named():
+                if not self.is_local:
+                    self._files.put_file(str(source), full)
+                    return
+                with source.open("rb") as data:
+                    self._write_locally(Path(full), data)
+        except ServiceDownError:
+            _require_readable(source)  # clients of object stores do not say which side failed
+            raise
 
     def exists(self, path: str) -> bool:
         """Return whether a file exists, which a folder is not; raises ``storage_down``."""
@@ -310,6 +318,12 @@ def _require_file(full: str, path: str) -> None:
     """Refuse anything but a file: a read from a named pipe would wait for ever."""
     if not stat.S_ISREG(os.stat(full).st_mode):
         raise _missing(path)
+
+
+def _require_readable(path: Path) -> None:
+    with path.open("rb") as file:
+        while file.read(_COPY_BYTES):
+            pass
 
 
 def _opened_for_writing(path: Path) -> BinaryIO:

@@ -233,13 +233,9 @@ def store(
     note = ownership.begin_submission(batch_id, targets)
     try:
         for number, (file, target) in enumerate(zip(offer.accepted, targets, strict=True), 1):
-            if file.is_unchanged:
-                storage.put(file.path, target)
-            if not file.is_unchanged:
-                # The checksum is that of the old bytes, which may be known and described.
+            if reason := _put(storage, file, target):
                 storage.remove(target)
                 accepted.remove(file)
-                reason = "it was changed or moved while it was submitted: submit it again"
                 refused.append(RefusedFile(file.filename, reason, file.path))
             note.keep_fresh()
             on_stored(number, len(targets))
@@ -258,6 +254,19 @@ def store(
         raise
     upload_ids = [file.upload_id for file in accepted]
     return Submission(batch_id, upload_ids, refused, offer.left_out, shown_name)
+
+
+def _put(storage: Storage, file: AcceptedFile, target: str) -> str:
+    """Store a file; returns why it cannot be accepted any more, empty if it was stored."""
+    try:
+        if file.is_unchanged:
+            storage.put(file.path, target)
+    except OSError as error:  # such as a memory card that was pulled out
+        return f"it cannot be read: {error.strerror}"
+    # The checksum is that of the old bytes, which may be known and described.
+    if not file.is_unchanged:
+        return "it was changed or moved while it was submitted: submit it again"
+    return ""
 
 
 def collect_files(paths: Iterable[Path]) -> tuple[list[Path], list[RefusedFile]]:

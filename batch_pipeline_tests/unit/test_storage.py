@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 import uuid
+from pathlib import Path
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
@@ -142,6 +143,12 @@ def test_a_large_file_is_put_and_read_in_any_order(storage, tmp_path):
         assert file.read() == content[-5:]
         file.seek(0)
         assert file.read() == content
+
+
+def test_a_file_of_this_machine_that_cannot_be_read_is_not_an_outage_of_the_storage(storage):
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        storage.put(Path("/proc/self/mem"), "user/upload/original.jpg")  # no memory is at address 0
+    assert storage.names("user/upload") == []
 
 
 def test_a_check_leaves_nothing_behind(storage):

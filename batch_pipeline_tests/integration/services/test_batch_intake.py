@@ -3,6 +3,7 @@ import os
 import tempfile
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,25 @@ def test_a_file_that_is_changed_while_it_is_submitted_is_refused_and_the_others_
     rows = upload_rows(pipeline.database, submission.batch_id)
     assert {row.filename for row in rows} == {"a.webp", "d.jpg"}
     assert rows_and_files(pipeline) == (1, 2, 2)
+
+
+def test_a_file_that_cannot_be_read_any_more_is_refused_and_the_others_go_on(pipeline, folder):
+    copy(folder, "sea.jpg", "a.jpg")
+    copy(folder, "night.jpg", "b.jpg")
+    offer = examine([folder], pipeline.settings)
+    unreadable = Path("/proc/self/mem")  # no memory is at address 0
+    now = unreadable.stat()
+    lost = replace(offer.accepted[0], path=unreadable, size=now.st_size, written_at=now.st_mtime_ns)
+    done = store(
+        replace(offer, accepted=[lost, offer.accepted[1]]),
+        publisher=pipeline.publisher,
+        storage=pipeline.storage,
+        settings=pipeline.settings,
+    )
+    [refused] = done.refused
+    assert (refused.filename, refused.error) == ("a.jpg", "it cannot be read: Input/output error")
+    assert [row.filename for row in upload_rows(pipeline.database, done.batch_id)] == ["b.jpg"]
+    assert rows_and_files(pipeline) == (1, 1, 1)
 
 
 def test_a_submission_whose_only_file_is_changed_meanwhile_leaves_nothing(pipeline, folder):
