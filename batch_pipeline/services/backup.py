@@ -189,7 +189,8 @@ def _restore(
             create_database_if_missing(database.url, str(urls[-1].database))
         _require_no_pooler(*urls)
         storage = Storage(settings.storage_location)
-        was_empty = storage.is_empty()
+        ownership = FileOwnership(database, storage, settings)
+        becomes_owner = ownership.begin_restore()
         _put_files(archive, storage, restored)
         with tempfile.TemporaryDirectory() as folder:
             # Our tables come last. If one of the two fails, the database is still empty, and the
@@ -200,8 +201,7 @@ def _restore(
             archive.extract(_OURS, folder, filter="data")
             _restore_dump(database.url, folder, _OURS, before=_DROP_OURS)
         database.upgrade()
-        ownership = FileOwnership(database, storage, settings)
-        if was_empty:
+        if becomes_owner:
             ownership.take_over()
         restored.is_owner = ownership.claim()
     finally:

@@ -6,7 +6,9 @@ that a file is ours:
 
 - **The owner of the storage**, ``.batch_pipeline/owner.json``, names one database. It is written
   when the storage is empty, when it is the default one under the home folder, or by a person
-  (``tidy --take-over``). Only the owner removes leftover files.
+  (``tidy --take-over``). Only the owner removes leftover files. A restore has no identity before
+  its last step, so it first leaves the note ``.batch_pipeline/restore`` in an empty storage. If the
+  restore fails, the next one finds the note and still becomes the owner.
 - **A submission in progress**, ``.batch_pipeline/submissions/<batch>.json``, lists the originals
   that it is about to store. It is written before the first of them, and removed before the rows are
   committed. As long as it exists, no database has rows for these files. The note is on the storage
@@ -39,6 +41,7 @@ from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
 OWNER_NOTE = ".batch_pipeline/owner.json"
+_RESTORE = ".batch_pipeline/restore"
 _SUBMISSIONS = ".batch_pipeline/submissions"
 #: A long submission renews its note this often, so that it does not count as dead (seconds).
 _RENEW_SECONDS = 60 * 60
@@ -125,6 +128,17 @@ class FileOwnership:
     def take_over(self) -> None:
         """Make this database the owner, even if another one owned the storage before."""
         self._write_owner(self.identity)
+        self._storage.remove(_RESTORE)
+
+    def begin_restore(self) -> bool:
+        """Return whether only restores have written to the storage; then take it over at the end.
+
+        Raises:
+            ServiceDownError: the storage cannot be used.
+        """
+        if self._storage.is_empty():
+            self._storage.write(_RESTORE, b"a restore has begun and has not ended")
+        return self._storage.exists(_RESTORE) and not self.is_marked()
 
     def begin_submission(self, batch_id: uuid.UUID, paths: Sequence[str]) -> "SubmissionNote":
         """Record that files are about to be stored; while the note exists, no row names them."""

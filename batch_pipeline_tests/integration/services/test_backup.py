@@ -209,6 +209,25 @@ def test_a_restore_that_fails_leaves_the_database_as_it_was(deployed, tmp_path):
     assert len(upload_rows(pipeline.database, batch_id)) == 1
 
 
+def test_a_restore_that_is_repeated_after_a_failure_still_becomes_the_owner(deployed, tmp_path):
+    file, broken = tmp_path / "whole.tar", tmp_path / "broken.tar"
+    pipeline = deployed("here")
+    add(pipeline, "fog.webp")
+    back_up(pipeline.settings, file, with_files=True)
+    change_members(file, broken, database_dump=lambda _: b"nothing")
+    home, location = tmp_path / "elsewhere", tmp_path / "storage"
+    elsewhere = Settings(_env_file=None, home=home, storage_url=str(location))
+    with pytest.raises(PipelineError, match="failed"):
+        restore(elsewhere, broken)
+    done = restore(elsewhere, file)
+    assert (done.files, done.kept, done.is_owner) == (0, 1, True)
+    deployed("elsewhere")
+    # Another database may use the storage as soon as the restore has ended.
+    other = Settings(_env_file=None, home=tmp_path / "other", storage_url=str(location))
+    assert not restore(other, file).is_owner
+    deployed("other")
+
+
 def test_after_a_restore_whose_history_of_runs_fails_the_same_command_works(deployed, tmp_path):
     file, broken = tmp_path / "whole.tar", tmp_path / "broken.tar"
     pipeline = deployed("here")
