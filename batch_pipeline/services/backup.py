@@ -265,14 +265,17 @@ def _run(program: str, *arguments: str, url: URL | None = None) -> None:
         bare = url.set(password=None).render_as_string(hide_password=False)
         target = [f"--dbname={libpq_url(bare)}"]
         variables = {"PGPASSWORD": url.password} if url.password else {}
-    done = subprocess.run(  # noqa: S603 - the server's own program
-        [postgres_programs() / program, *target, *arguments],
-        env=os.environ | variables,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 - the server's own program
+            [postgres_programs() / program, *target, *arguments],
+            env=os.environ | variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise PipelineError(f"{program} cannot be started: {error}") from error
     if done.returncode:
         raise PipelineError(f"{program} failed: {done.stderr.strip()[-500:]}")
 

