@@ -1,6 +1,7 @@
 """Exports everything that is stored about a user: JSON Lines, thumbnails and originals."""
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ def export_user(
         ServiceDownError: database or storage cannot be used.
     """
     done = Export(user_id, str(folder))
-    target = folder.resolve()
+    target = Path(os.path.realpath(folder))  # `resolve` raises an error for a loop of links
     partial = target.parent / f"{target.name}.partial-{uuid.uuid4().hex}"
     try:
         if target.exists() and any(target.iterdir()):

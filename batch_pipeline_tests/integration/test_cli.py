@@ -714,13 +714,19 @@ def test_a_demo_of_a_folder_without_pictures_is_refused_before_anything_starts(c
 
 @pytest.mark.parametrize(
     "command",
-    [["db", "backup", "gone/x.tar"], ["db", "backup", "file/x.tar"], ["export", USER, "file/x"]],
+    [
+        ["db", "backup", "gone/x.tar"],
+        ["db", "backup", "file/x.tar"],
+        ["export", USER, "file/x"],
+        ["export", USER, "loop"],
+    ],
 )
 def test_a_place_that_cannot_be_written_is_named_without_our_own_names(
     console, database, tmp_path, command
 ):
     add_batch(database, 1)
     (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
     answer = console(*command)
     assert answer.code == 1
     assert re.fullmatch(
