@@ -6,6 +6,7 @@ that file, under the init process that Docker uses in containers.
 
 import shutil
 import signal
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -125,12 +126,24 @@ def everything_runs(world: World) -> None:
     world.processes.revive()
 
 
+def left_of(pid: int) -> str:
+    """Return the processes of a container, with what each is doing."""
+    return "; ".join(
+        f"{process.pid} ({process.status()}, {process.num_threads()} threads, "
+        f"{process.cpu_times().user:.1f} s): {' '.join(process.cmdline())[-100:]}"
+        for process in psutil.Process(pid).children(recursive=True)
+    )
+
+
 def test_a_stop_reaches_the_run_workers_which_release_all_their_uploads(world):
     batch_id = world.submit_and_wait_until_all_is_held()
     init = world.processes.process(Part.CODE_SERVER)
     begin = time.monotonic()
     init.send_signal(signal.SIGTERM)
-    assert init.wait(GRACE_SECONDS) == 0
+    try:
+        assert init.wait(GRACE_SECONDS) == 0
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"still there after {GRACE_SECONDS} s: {left_of(init.pid)}")
     print(f"F14: stopped after {time.monotonic() - begin:.1f} s")
     assert world.held(batch_id) == 0
     # The fork server ends by itself when it notices that all others have ended.
