@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -135,8 +136,7 @@ class Stand:
     @contextmanager
     def scene(self, name: str, **settings: object) -> Iterator[Scene]:
         """Put the settings into the environment, for this process and those that it starts."""
-        folder = self.folder / name
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
         with self._server.new_database() as url, self._server.new_database(migrated=False) as state:
             values = {
                 "HOME": folder,
