@@ -538,9 +538,12 @@ class _Files:
     ) -> Counter[str]:
         """Remove recorded thumbnails of uploads whose rows are gone; returns the counts by kind."""
         counts: Counter[str] = Counter()
-        for upload_id in upload_ids:
-            path = Storage.thumbnail_path(user_id, upload_id)
-            self._remove(path, "thumbnails", counts, may=self._may(True, is_noted=True))
+        paths = [Storage.thumbnail_path(user_id, upload_id) for upload_id in upload_ids]
+        # An upload API may have copied a row before it was deleted.
+        shared = paths_in_use(self._database, paths)
+        for path in paths:
+            may = self._may(True, is_noted=True) and path not in shared
+            self._remove(path, "thumbnails", counts, may=may)
         return counts
 
     def _may(self, is_in_our_place: bool, *, is_noted: bool = False) -> bool:

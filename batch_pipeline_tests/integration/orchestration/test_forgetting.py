@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 import pytest
-from sqlalchemy import Engine, event, func, insert, select, text, update
+from sqlalchemy import Engine, delete, event, func, insert, select, text, update
 
 from batch_pipeline.database.models import ModelCall, Upload, UploadBatch
 from batch_pipeline.errors import NotFoundError, RefusedError
@@ -277,6 +277,20 @@ def test_the_thumbnail_of_an_upload_that_was_given_away_goes_with_it(kept, tmp_p
         connection.execute(update(Upload).values(user_id=second))
     assert kept.delete("upload", upload.id).counts["thumbnails"] == 1
     assert not kept.pipeline.storage.exists(upload.thumbnail_path)
+
+
+def test_the_thumbnail_of_a_deleted_upload_stays_if_a_row_of_another_user_names_it(kept, tmp_path):
+    first, second = uuid.uuid4(), uuid.uuid4()
+    [upload] = upload_rows(kept.pipeline.database, kept.batch(tmp_path, "copied", user=first))
+    columns = "filename, file_path, file_type, file_size, processing_status, thumbnail_path"
+    with kept.pipeline.database.transaction() as connection:
+        connection.execute(
+            text(f"INSERT INTO uploads (user_id, {columns}) SELECT :user, {columns} FROM uploads"),
+            {"user": second},
+        )
+        connection.execute(delete(Upload).where(Upload.id == upload.id))
+    assert kept.delete("user", first).counts["thumbnails"] == 0
+    assert kept.pipeline.storage.exists(upload.thumbnail_path)
 
 
 def interrupted_after(step, kept, monkeypatch):
