@@ -42,6 +42,7 @@ from batch_pipeline.model_servers.base import (
 )
 from batch_pipeline.model_servers.picture_size import picture_size
 from batch_pipeline.services.description_audit import PASS_SCORE, AuditResult, audit
+from batch_pipeline.services.file_ownership import paths_in_use
 from batch_pipeline.services.known_results import Described, look_up, vector_of
 from batch_pipeline.services.model_costs import Account
 from batch_pipeline.services.outages import apart_from_suspects, own_fault, server_died
@@ -526,8 +527,11 @@ class UploadProcessor:
         # The original stays. It belongs to the application that deleted the row.
         if report.thumbnail or self._pipeline.ownership.made_thumbnail(row.id):
             storage = self._pipeline.storage
-            storage.remove(storage.thumbnail_path(row.user_id, row.id))
-            self._pipeline.ownership.forget_thumbnails([row.id])
+            path = storage.thumbnail_path(row.user_id, row.id)
+            # An upload API may have copied the row. The tidy removes the file after the copy.
+            if not paths_in_use(self._pipeline.database, [path]):
+                storage.remove(path)
+                self._pipeline.ownership.forget_thumbnails([row.id])
         if row.batch_id:
             self._pipeline.batches.recount_batch(row.batch_id)
         return SkippedUpload(row.id, "it was deleted meanwhile", row.filename)

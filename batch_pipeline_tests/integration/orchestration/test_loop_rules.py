@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from PIL import Image
-from sqlalchemy import delete, update
+from sqlalchemy import delete, text, update
 
 from batch_pipeline.database.models import Upload, UploadBatch
 from batch_pipeline.database.session import connect
@@ -549,6 +549,30 @@ def test_l17_an_upload_deleted_while_in_progress_leaves_nothing_of_ours_behind(
     assert "thumb_256.jpg" in storage.names(f"{other.user_id}/{other.id}")
     assert counts(runner, batch_id) == ("completed", 1, 1, 0)
     assert batch_row(runner.pipeline.database, batch_id).total_uploads == 1
+
+
+def test_l17_a_thumbnail_that_a_copy_of_the_deleted_row_names_stays(runner, model_server):
+    batch_id = runner.submit("fog.webp")
+    [doomed] = upload_rows(runner.pipeline.database, batch_id)
+    model_server.play("vision", [Fault.HANG])
+    columns = "user_id, filename, file_path, file_type, file_size, thumbnail_path"
+
+    def copy_and_delete_during_the_first_call():
+        model_server.wait_for_calls(1)
+        with runner.pipeline.database.transaction() as connection:
+            connection.execute(
+                text(f"INSERT INTO uploads ({columns}, processing_status)"
+                     f" SELECT {columns}, 'completed' FROM uploads")
+            )  # fmt: skip
+            connection.execute(delete(Upload).where(Upload.id == doomed.id))
+
+    thread = threading.Thread(target=copy_and_delete_during_the_first_call)
+    thread.start()
+    result = runner.run(batch_id)
+    thread.join()
+    assert result.success
+    assert "thumb_256.jpg" in runner.pipeline.storage.names(f"{doomed.user_id}/{doomed.id}")
+    assert runner.pipeline.ownership.made_thumbnail(doomed.id), "so the tidy can remove it later"
 
 
 # L18
