@@ -125,7 +125,9 @@ def test_the_checks_of_a_batch_show_its_failures_and_the_scores_of_descriptions(
     assert failures["evaluation"]["success"] is False
     assert failures["evaluation"]["severity"] == "ERROR"
     assert failures["evaluation"]["description"] == "1 of 6 uploads failed"
-    [quality] = executions(stack, "upload_analysis", "description_quality", batch)
+    [quality] = wait_until(
+        lambda: executions(stack, "upload_analysis", "description_quality", batch), "both are"
+    )
     assert quality["evaluation"]["success"]
     found = metadata(quality["evaluation"]["metadataEntries"])
     assert (found["passed"], found["made"]) == (5, 5)
