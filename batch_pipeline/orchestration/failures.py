@@ -26,8 +26,9 @@ _MAX_REASON = 500
 #: Dagster's message for a run that another process ended. An earlier event says why.
 _ENDED_FROM_OUTSIDE = "This run has been marked as failed from outside the execution context."
 
-#: Dagster's reason for a run whose worker did not start in time, such as a pod without a node.
-_START_TIMEOUT = "START_TIMEOUT"
+#: Dagster's reasons for runs that end by no fault of their uploads, and what they mean: the worker
+#: did not start in time, such as a pod without a node; or it was told to end, by SIGTERM or SIGINT.
+_START_TIMEOUT, _TOLD_TO_END = "START_TIMEOUT", "UNEXPECTED_TERMINATION"
 #: Classes of errors of a database that does not answer. Dagster stores only the names.
 _OUTAGES = (ServiceDownError.__name__, ConflictError.__name__, OperationalError.__name__)
 
@@ -37,8 +38,9 @@ class Why(NamedTuple):
 
     reason: str
     """One line."""
-    is_outage: bool = False
-    """The database did not answer, ours or Dagster's, or there was no room for the worker."""
+    is_stop: bool = False
+    """An outage or a stop ended it: the database did not answer, ours or Dagster's; there was no
+    room for the worker; or its host or container was stopped."""
 
 
 def why_it_failed(
@@ -65,10 +67,12 @@ def why_it_failed(
     record = instance.get_run_record_by_id(run_id)
     could_start = record is None or record.start_time is not None
     ended_by = getattr(failure.event_specific_data, "failure_reason", None)
+    if ended_by is not None and ended_by.value == _TOLD_TO_END:
+        return Why("its worker was stopped by a signal", is_stop=True)
     had_no_room = ended_by is not None and ended_by.value == _START_TIMEOUT
     return Why(
         reason if could_start else f"it could not start: {reason}",
-        is_outage=had_no_room or (error is not None and _is_outage(error)),
+        is_stop=had_no_room or (error is not None and _is_outage(error)),
     )
 
 

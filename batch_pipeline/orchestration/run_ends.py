@@ -66,15 +66,15 @@ class Outcome(StrEnum):
     FILES_FAILED = "files_failed"
     """All its uploads have ended, some of them without a result."""
     STOPPED = "stopped"
-    """A person ended it, or a service was down."""
+    """A person ended it, its worker was stopped, or a service was down."""
     DIED = "died"
     """It ended without reporting why."""
 
 
-def outcome_of(step_failures: Iterable[dg.DagsterEvent], *, is_outage: bool) -> Outcome:
+def outcome_of(step_failures: Iterable[dg.DagsterEvent], *, is_stop: bool) -> Outcome:
     """Return how a failed run ended, judged by the failures of its steps.
 
-    `is_outage`: it could not report more, because of an outage.
+    `is_stop`: an outage or a stop ended it (`failures.Why`).
     """
     said = [
         event.step_failure_data.user_failure_data
@@ -82,7 +82,7 @@ def outcome_of(step_failures: Iterable[dg.DagsterEvent], *, is_outage: bool) -> 
         if event.step_failure_data.user_failure_data
     ]
     if not said:
-        return Outcome.STOPPED if is_outage else Outcome.DIED
+        return Outcome.STOPPED if is_stop else Outcome.DIED
     is_of_a_file = ("upload_id" in failure.metadata for failure in said)
     return Outcome.FILES_FAILED if all(is_of_a_file) else Outcome.STOPPED
 

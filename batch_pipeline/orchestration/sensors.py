@@ -222,10 +222,10 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     ) -> None:
         failure = context.for_run_failure()
         run, steps = failure.dagster_run, failure.get_step_failure_events()
-        reason, is_outage = why_it_failed(
+        reason, is_stop = why_it_failed(
             context.instance, run.run_id, failure.failure_event, steps
         )
-        outcome = outcome_of(steps, is_outage=is_outage)
+        outcome = outcome_of(steps, is_stop=is_stop)
         died = outcome is Outcome.DIED
         cleanup = clean_up_failed_run(batch_pipeline, run, died=died, reason=reason)
         clean_up(context, cleanup, outcome, reason)

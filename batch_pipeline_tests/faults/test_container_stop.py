@@ -19,6 +19,7 @@ import yaml
 
 from batch_pipeline.database.session import connect
 from batch_pipeline.errors import RefusedError
+from batch_pipeline.orchestration.tags import OUTCOME_TAG
 from batch_pipeline.services.liveness import check_code_server, check_daemon
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.settings import Settings
@@ -150,7 +151,15 @@ def test_a_stop_reaches_the_run_workers_which_release_all_their_uploads(world):
     left = world.processes
     wait_until(lambda: not [*left.run_workers(), *left.fork_servers()], "no process is left")
     world.processes.revive()
+    stopped = {run["runId"] for run in world.graphql.runs_of(str(batch_id))}
     world.finish(batch_id)
+
+    def outcomes() -> set[str | None]:
+        runs = [r for r in world.graphql.runs_of(str(batch_id)) if r["runId"] in stopped]
+        return {{tag["key"]: tag["value"] for tag in r["tags"]}.get(OUTCOME_TAG) for r in runs}
+
+    wait_until(lambda: None not in outcomes(), "the sensor has looked at the stopped runs")
+    assert outcomes() == {"stopped"}, "a stop counts as a death of the worker"
 
 
 @pytest.mark.proof

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -359,15 +360,28 @@ def not_started_in_time(instance, run, pipeline, monkeypatch):
     instance.report_run_failed(run, "Run timed out due to taking longer than 300 seconds", reason)
 
 
+def stopped_with_its_host(instance, run, pipeline, monkeypatch):
+    """Receive SIGTERM, as a container engine sends it, once the run has begun."""
+
+    def stop(event):
+        if event.is_dagster_event and event.dagster_event.event_type_value == "PIPELINE_START":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    instance.add_event_listener(run.run_id, stop)
+    job = build_definitions(pipeline.settings).resolve_job_def("process_batch")
+    execute_run(InMemoryJob(job), run, instance)
+
+
 @pytest.mark.parametrize(
     "ended",
     [
         started_while_the_database_is_down,
         started_while_the_database_of_dagster_is_down,
         not_started_in_time,
+        stopped_with_its_host,
     ],
 )
-def test_runs_that_start_during_an_outage_do_not_end_their_batch(
+def test_runs_that_an_outage_or_a_stop_ends_do_not_end_their_batch(
     pipeline, instance, definitions, monkeypatch, ended
 ):
     batch_id = add_batch(pipeline.database, [{"slice": 1}], slices=1, died_runs=MAX_DIED_RUNS - 1)
