@@ -5,7 +5,7 @@ import dagster as dg
 from batch_pipeline.orchestration.executors import build_executor
 from batch_pipeline.orchestration.ops import finalize_batch, load_batch, process_upload
 from batch_pipeline.orchestration.sweep import sweep
-from batch_pipeline.orchestration.tags import NO_RUN_RETRIES, SHORT_JOB
+from batch_pipeline.orchestration.tags import JOB, SHORT_JOB
 from batch_pipeline.settings import Settings
 
 
@@ -27,7 +27,7 @@ def build_process_batch(settings: Settings) -> dg.JobDefinition:
             "Re-execute from failure on the run, or `batch-pipeline retry`."
         ),
         executor_def=build_executor(settings),
-        tags=NO_RUN_RETRIES,
+        tags=JOB,
     )
     def process_batch() -> None:
         finalize_batch(load_batch().map(work).collect())

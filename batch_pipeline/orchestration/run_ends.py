@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from batch_pipeline.orchestration.assets import run_cleanups, text_metadata
 from batch_pipeline.orchestration.tags import (
     BATCH_TAG,
     NAME_TAG,
+    OURS,
     RUN_KEY_TAG,
     SLICE_TAG,
     USER_TAG,
@@ -202,11 +204,7 @@ def close_runs_of_ended_workers(
     jobs = list(jobs)
 
     def without_worker() -> list[dg.DagsterRun]:
-        under_way = [
-            run
-            for job in jobs
-            for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=list(_UNDER_WAY)))
-        ]
+        under_way = [run for job in jobs for run in instance.get_runs(our_runs(job, _UNDER_WAY))]
 
         def without(run: dg.DagsterRun) -> dg.DagsterRun | None:
             is_ours = _is_started_by(code_server, run)
@@ -260,11 +258,7 @@ def dead_runs(
         return run if is_silent and pipeline.backlog.run_is_silent(run.run_id) else None
 
     under_way = [
-        record
-        for job in jobs
-        for record in instance.get_run_records(
-            dg.RunsFilter(job_name=job, statuses=list(_UNDER_WAY))
-        )
+        record for job in jobs for record in instance.get_run_records(our_runs(job, _UNDER_WAY))
     ]
     looked_at = one_by_one(
         under_way, dead, left_out, named=lambda record: name_of_run(record.dagster_run)
@@ -275,6 +269,15 @@ def dead_runs(
 def name_of_run(run: dg.DagsterRun) -> str:
     """Return the name of a run in the message that it was left out."""
     return f"run {run.run_id}"
+
+
+def our_runs(
+    job: str, statuses: Iterable[dg.DagsterRunStatus], *, updated_before: datetime | None = None
+) -> dg.RunsFilter:
+    """Select the runs of a job of ours, without those of another project's job of this name."""
+    return dg.RunsFilter(
+        job_name=job, statuses=list(statuses), tags=OURS, updated_before=updated_before
+    )
 
 
 def runs_of_keys(instance: dg.DagsterInstance, keys: Collection[str]) -> Sequence[dg.DagsterRun]:

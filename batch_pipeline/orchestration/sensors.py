@@ -31,6 +31,7 @@ from batch_pipeline.orchestration.run_ends import (
     clean_up_failed_run,
     clean_up_terminated_run,
     label_of_batch,
+    our_runs,
     outcome_of,
     report_run_cleanup,
     user_of,
@@ -222,9 +223,7 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
     ) -> None:
         failure = context.for_run_failure()
         run, steps = failure.dagster_run, failure.get_step_failure_events()
-        reason, is_stop = why_it_failed(
-            context.instance, run.run_id, failure.failure_event, steps
-        )
+        reason, is_stop = why_it_failed(context.instance, run.run_id, failure.failure_event, steps)
         outcome = outcome_of(steps, is_stop=is_stop)
         died = outcome is Outcome.DIED
         cleanup = clean_up_failed_run(batch_pipeline, run, died=died, reason=reason)
@@ -402,7 +401,7 @@ def _broker_outage(settings: Settings) -> ServiceDownError | None:
 
 def runs_in_flight(instance: dg.DagsterInstance, job_name: str, left_out: LeftOut) -> InFlight:
     """Count runs that are queued or running, also those whose batch is unknown."""
-    runs = instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=list(_IN_FLIGHT)))
+    runs = instance.get_runs(our_runs(job_name, _IN_FLIGHT))
     for run in runs:
         # A run that was launched by hand gets its tag when it starts.
         if batch_of(run) is None and (tag := run.tags.get(BATCH_TAG)):

@@ -26,6 +26,7 @@ from batch_pipeline.orchestration.run_ends import (
     close_dead_runs,
     dead_runs,
     name_of_run,
+    our_runs,
     runs_of_keys,
 )
 from batch_pipeline.orchestration.tags import RUN_KEY_TAG
@@ -189,9 +190,7 @@ def delete_old_runs(
         run
         for job in JOBS
         for run in instance.get_runs(
-            dg.RunsFilter(job_name=job, statuses=list(ENDED_RUN), updated_before=before),
-            limit=at_once,
-            ascending=True,
+            our_runs(job, ENDED_RUN, updated_before=before), limit=at_once, ascending=True
         )
     ]
     deleted = one_by_one(

@@ -20,12 +20,14 @@ OUTCOME_TAG = "batch_pipeline/outcome"
 NOT_FAILED = "not_failed"
 #: Why a sweep was launched.
 FOUND_TAG = "batch_pipeline/found"
-#: Dagster's own tag. It turns run retries off for our jobs, because another run of ours takes the
-#: uploads that a run leaves.
-NO_RUN_RETRIES = {"dagster/max_retries": "0"}
+#: Marks the runs of our jobs. Another project in the same instance may have jobs of these names.
+OURS = {"batch_pipeline/job": "true"}
+#: Tags of each of our jobs. Dagster's own tag turns run retries off, because another run of ours
+#: takes the uploads that a run leaves.
+JOB = OURS | {"dagster/max_retries": "0"}
 #: Tags of jobs that take moments: their runs go before others that wait in the queue. A pause would
 #: otherwise begin after all runs that it should hold back.
-SHORT_JOB = NO_RUN_RETRIES | {"dagster/priority": "1"}
+SHORT_JOB = JOB | {"dagster/priority": "1"}
 #: Dagster's own tag: the key that keeps a sensor from requesting the same run twice.
 RUN_KEY_TAG = "dagster/run_key"
 

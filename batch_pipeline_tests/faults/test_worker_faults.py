@@ -32,6 +32,7 @@ from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline_tests.faults import run_worker
 from batch_pipeline_tests.patience import promised, wait_until
+from batch_pipeline_tests.runs import record_run
 
 ROOT = Path(__file__).parents[2]
 MEDIA = ROOT / "examples" / "media"
@@ -89,7 +90,8 @@ class Stack:
         )
         workers = []
         for request in sensor.evaluate_tick(context).run_requests:
-            run = self.instance.create_run_for_job(
+            run = record_run(
+                self.instance,
                 self.job,
                 run_config=request.run_config,
                 tags=request.tags | {RUN_KEY_TAG: request.run_key},
@@ -483,7 +485,7 @@ def test_2_one_of_two_sensors_asks_for_a_run_and_two_runs_of_a_slice_take_it_onc
     first = stack.start()
     assert stack.tick() == [], "another sensor sees what was asked for"
     run = stack.run(first.run_id)
-    clone = stack.instance.create_run_for_job(stack.job, run_config=run.run_config, tags=run.tags)
+    clone = record_run(stack.instance, stack.job, run_config=run.run_config, tags=run.tags)
     second = Worker(clone.run_id, "")
     stack.workers.append(second)
     assert (first.wait(), second.wait()) == (0, 0)

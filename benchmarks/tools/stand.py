@@ -194,7 +194,11 @@ class Dispatcher:
                     **request.run_config,
                     **({"execution": {"config": dict(execution)}} if execution else {}),
                 },
-                tags=request.tags | {RUN_KEY_TAG: request.run_key or ""},
+                tags={
+                    **self._job.run_tags,
+                    **request.tags,
+                    RUN_KEY_TAG: request.run_key or "",
+                },
                 job_code_origin=self._origin,
             ).run_id
             for request in asked

@@ -21,6 +21,7 @@ from batch_pipeline.services.forgetting import forget
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.short_ids import Named, short
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
+from batch_pipeline_tests.runs import record_run
 from batch_pipeline_tests.traces import of_upload, traces
 
 from .conftest import DAGSTER_DATABASE_URL, MEDIA, ROOT
@@ -505,7 +506,8 @@ def test_the_deletion_of_an_upload_that_a_worker_holds_is_refused(kept):
 
 def test_the_deletion_of_a_batch_whose_run_has_not_ended_is_refused(kept):
     batch = add_batch(kept.pipeline.database, 1, status="cancelled", name="Rome")
-    run = kept.runner.instance.create_run_for_job(
+    run = record_run(
+        kept.runner.instance,
         kept.runner.job,
         run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch)}}}},
         tags={"batch_pipeline/batch_id": str(batch)},

@@ -23,6 +23,7 @@ from batch_pipeline.testing.records import (
     upload_rows,
 )
 from batch_pipeline_tests.patience import wait_until
+from batch_pipeline_tests.runs import record_run
 
 from .test_pending_batches import (
     Daemon,
@@ -290,7 +291,7 @@ def test_a_short_job_goes_before_the_runs_that_wait_in_the_queue(runner, name):
 
     def queued(job_name, **config):
         job = definitions.resolve_job_def(job_name)
-        return runner.instance.create_run_for_job(job, tags=job.run_tags, **config)
+        return record_run(runner.instance, job, **config)
 
     config = {"ops": {"load_batch": {"config": {"batch_id": str(uuid.uuid4())}}}}
     waiting = [queued("process_batch", run_config=config), queued(name)]

@@ -22,6 +22,7 @@ from batch_pipeline.services.dispatch.asked_slices import ASKED_SECONDS
 from batch_pipeline.services.dispatch.turns import Turns
 from batch_pipeline.services.short_ids import short
 from batch_pipeline.testing.records import add_batch, embedded, upload_rows
+from batch_pipeline_tests.runs import record_run
 
 
 class Daemon:
@@ -45,7 +46,8 @@ class Daemon:
             for request in result.run_requests:
                 tags = request.tags | {RUN_KEY_TAG: request.run_key}
                 self.runs.append(
-                    self.instance.create_run_for_job(
+                    record_run(
+                        self.instance,
                         self.job,
                         run_config=request.run_config,
                         tags=tags,
@@ -281,7 +283,8 @@ def test_a_run_whose_batch_tag_is_not_an_id_is_counted_and_named_and_the_others_
     daemon_of, instance
 ):
     daemon = daemon_of()
-    foreign = instance.create_run_for_job(
+    foreign = record_run(
+        instance,
         daemon.job,
         run_config={"ops": {"load_batch": {"config": {"batch_id": "summer <b>"}}}},
         tags={BATCH_TAG: "summer <b>"},

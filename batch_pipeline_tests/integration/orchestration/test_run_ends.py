@@ -37,6 +37,7 @@ from batch_pipeline.orchestration.run_ends import (
     close_runs_of_ended_workers,
     dead_runs,
 )
+from batch_pipeline.orchestration.sensors import runs_in_flight
 from batch_pipeline.orchestration.sweep import (
     JOBS,
     delete_old_runs,
@@ -48,6 +49,7 @@ from batch_pipeline.orchestration.tags import BATCH_TAG, OUTCOME_TAG, RUN_KEY_TA
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.states.backlog import MAX_DIED_RUNS
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
+from batch_pipeline_tests.runs import record_run
 
 
 @pytest.fixture
@@ -59,7 +61,8 @@ def definitions(pipeline):
 def lost_run(definitions, instance, pipeline, batch_id):
     """A run that holds the first upload of a batch, and should have taken the others."""
     first, *_ = upload_rows(pipeline.database, batch_id)
-    run = instance.create_run_for_job(
+    run = record_run(
+        instance,
         definitions.resolve_job_def("process_batch"),
         run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
         tags={BATCH_TAG: str(batch_id), SLICE_TAG: "1"},
@@ -121,7 +124,7 @@ def test_a_run_that_was_recorded_waits_for_the_daemon_that_will_launch_it(
     pipeline = open_pipeline(change(lease_seconds=5))
     job = build_definitions(pipeline.settings).resolve_job_def("process_batch")
     config = {"batch_id": str(uuid.uuid4())}
-    run = instance.create_run_for_job(job, run_config={"ops": {"load_batch": {"config": config}}})
+    run = record_run(instance, job, run_config={"ops": {"load_batch": {"config": config}}})
     assert run.status == dg.DagsterRunStatus.NOT_STARTED
 
     def dead_after(seconds):
@@ -138,7 +141,7 @@ def test_a_run_whose_worker_does_not_start_is_left_to_the_monitoring_of_dagster(
 ):
     job = definitions.resolve_job_def("process_batch")
     config = {"ops": {"load_batch": {"config": {"batch_id": str(uuid.uuid4())}}}}
-    run = instance.create_run_for_job(job, run_config=config, status=dg.DagsterRunStatus.STARTING)
+    run = record_run(instance, job, run_config=config, status=dg.DagsterRunStatus.STARTING)
 
     def dead_after(seconds):
         clock = SimpleNamespace(time=lambda: time.time() + seconds)
@@ -158,11 +161,40 @@ def test_a_run_of_another_job_of_ours_that_died_is_dead_as_soon_as_any_other(
     pipeline, instance, definitions, monkeypatch, name
 ):
     job = definitions.resolve_job_def(name)
-    run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+    run = record_run(instance, job, status=dg.DagsterRunStatus.STARTED)
     silent = 3 * pipeline.settings.lease_seconds
     monkeypatch.setattr(run_ends, "time", SimpleNamespace(time=lambda: time.time() + silent))
 
     assert [r.run_id for r in dead_runs(instance, pipeline, JOBS, LeftOut())] == [run.run_id]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_runs_of_another_project_whose_job_has_the_name_of_one_of_ours_are_left_alone(
+    change, open_pipeline, instance, monkeypatch, name
+):
+    pipeline = open_pipeline(change(keep_runs_days=30))
+
+    @dg.job(name=name)
+    def of_another_project():
+        pass
+
+    silent = record_run(instance, of_another_project, status=dg.DagsterRunStatus.STARTED)
+    ended = record_run(instance, of_another_project, status=dg.DagsterRunStatus.SUCCESS)
+    with instance.run_storage.connect() as connection:
+        connection.execute(
+            text(
+                "UPDATE runs SET update_timestamp = now() - interval '31 days' "
+                "WHERE run_id IN (:silent, :ended)"
+            ),
+            {"silent": silent.run_id, "ended": ended.run_id},
+        )
+    later = time.time() + 10 * pipeline.settings.lease_seconds
+    monkeypatch.setattr(run_ends, "time", SimpleNamespace(time=lambda: later))
+
+    assert dead_runs(instance, pipeline, JOBS, LeftOut()) == []
+    assert delete_old_runs(instance, pipeline, LeftOut()) == 0
+    assert instance.get_run_by_id(ended.run_id)
+    assert runs_in_flight(instance, name, LeftOut()).total == 0
 
 
 @pytest.mark.slow
@@ -247,7 +279,8 @@ def test_a_failed_run_gives_back_what_it_held_and_says_so(pipeline, instance, de
 
 
 def unstarted(instance, definitions, batch_id):
-    return instance.create_run_for_job(
+    return record_run(
+        instance,
         definitions.resolve_job_def("process_batch"),
         run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
         tags={BATCH_TAG: str(batch_id), SLICE_TAG: "1"},
@@ -422,7 +455,8 @@ def test_a_sweep_cancels_the_batch_of_a_run_that_was_terminated_in_the_queue(
     pipeline, instance, definitions
 ):
     batch_id = add_batch(pipeline.database, [{"slice": 1}] * 2, slices=1)
-    run = instance.create_run_for_job(
+    run = record_run(
+        instance,
         definitions.resolve_job_def("process_batch"),
         run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
         tags={BATCH_TAG: str(batch_id), SLICE_TAG: "1", RUN_KEY_TAG: f"{batch_id}/1"},
@@ -509,7 +543,7 @@ def test_the_sweep_deletes_runs_of_long_ago_with_their_events_and_no_others(
     job = definitions.resolve_job_def("process_batch")
     config = {"ops": {"load_batch": {"config": {"batch_id": "0" * 32}}}}
     ended, recent, under_way = runs = [
-        instance.create_run_for_job(job, run_config=config) for _ in range(3)
+        record_run(instance, job, run_config=config) for _ in range(3)
     ]
     for run in (ended, recent):
         instance.report_run_failed(run)
@@ -669,7 +703,8 @@ def test_a_run_that_repeats_a_failed_one_does_not_say_how_that_one_ended(runner)
 
 def foreign_run(definitions, instance, **values):
     """A run with tags that a person has changed."""
-    return instance.create_run_for_job(
+    return record_run(
+        instance,
         definitions.resolve_job_def("process_batch"),
         run_config={"ops": {"load_batch": {"config": {"batch_id": "summer"}}}},
         tags={BATCH_TAG: "summer", SLICE_TAG: "first"},
