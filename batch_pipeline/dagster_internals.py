@@ -114,7 +114,10 @@ USED_ATTRIBUTES: Mapping[type, Mapping[str, str]] = {
         "_managed_loggers": "Python loggers whose lines Dagster captures",
     },
     ConfigurableResource: {"_initialize_and_run": "replaced, as it costs 25 ms for each tick"},
-    DagsterApiServer: {"_mp_ctx": "starts run workers; replaced by one that forks them"},
+    DagsterApiServer: {
+        "_mp_ctx": "starts run workers; replaced by one that forks them",
+        "_check_for_orphaned_runs": "reports ended run workers; an error would end its thread",
+    },
     PlanExecutionContext: {
         "_execution_data": "the resources of a run, for our own builder",
     },

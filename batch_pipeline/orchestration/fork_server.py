@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import signal
+import time
 
 from batch_pipeline.errors import PipelineError
 
@@ -23,20 +24,46 @@ NEEDED_BY_RUNS = (
 )
 
 
+#: A worker that is forked so soon after SIGTERM was requested before the stop (seconds). It ends at
+#: once: nobody would tell it to end, and the code server would wait for it.
+STOP_SECONDS = 30.0
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
 def _leave_signals_to_workers() -> None:
-    """Ignore SIGTERM, which a stack that stops sends to all its processes at once.
+    """Outlive SIGTERM, which a stack that stops sends to all its processes at once.
 
     The fork server has to live until its workers have ended, because it tells the code server how
-    they ended. The standard library ignores SIGINT, but only after all imports.
+    they ended. The standard library ignores SIGINT, but only after all imports. A worker inherits
+    that both are ignored. So signals are held back while it is forked, until it has its own
+    handlers (`hear_signals`).
     """
     server = os.getpid()
+    told_to_stop_at = -STOP_SECONDS
 
-    def hear_it() -> None:
-        if os.getppid() == server:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def outlive(number: int, frame: object) -> None:
+        nonlocal told_to_stop_at
+        told_to_stop_at = time.monotonic()
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.register_at_fork(after_in_child=hear_it)
+    def in_child() -> None:
+        if os.getppid() != server:  # forked by a worker
+            hear_signals()
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if time.monotonic() - told_to_stop_at < STOP_SECONDS:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, outlive)
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS),
+        after_in_parent=hear_signals,
+        after_in_child=in_child,
+    )
+
+
+def hear_signals() -> None:
+    """Receive the signals that were held back during a fork."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
 
 def _import_everything() -> None:

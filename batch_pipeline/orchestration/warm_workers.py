@@ -16,17 +16,23 @@ Workers are spawned as usual where a fork is not safe (macOS) or not available (
 """
 
 import atexit
+import logging
 import multiprocessing.connection
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from multiprocessing import forkserver, popen_forkserver, util
+from functools import partial
+from multiprocessing import forkserver, popen_forkserver, synchronize, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 
 from batch_pipeline.dagster_internals import DagsterApiServer
 from batch_pipeline.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 #: Exit code that the standard library reports for a worker whose fork server is gone.
 _UNKNOWN_EXIT = 255
@@ -54,6 +60,8 @@ class _Popen(popen_forkserver.Popen):
 
 class _Process(ForkServerProcess):
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
+        # Its fork server held them back (`fork_server`), and the handlers are in place by now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         try:
             code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
             return code
@@ -67,8 +75,41 @@ class _Process(ForkServerProcess):
         return _Popen(process_obj)
 
 
+class _Event(synchronize.Event):
+    """An event whose `set` does not wait for the processes that it wakes.
+
+    The code server tells a run worker to end by an event, and holds a lock meanwhile. A worker that
+    was killed never wakes: the code server would wait for it, and do nothing else, for ever.
+    """
+
+    def set(self) -> None:
+        threading.Thread(target=super().set, name="wake a run worker", daemon=True).start()
+
+
 class _WarmContext(ForkServerContext):
     Process = _Process
+
+    def Event(self) -> _Event:  # noqa: N802 - named by the standard library
+        return _Event(ctx=self.get_context())
+
+
+def keep_reporting_ended_workers() -> None:
+    """Let a code server outlive an error of its thread that reports how run workers ended.
+
+    Such an error, for example of a database that is away, ends that thread of Dagster. No end of a
+    worker would be reported any more, and the code server would not end before it is killed.
+    """
+    for server in _code_servers_on_the_stack():
+        server._check_for_orphaned_runs = partial(  # type: ignore[method-assign]
+            _check_or_log, server._check_for_orphaned_runs
+        )
+
+
+def _check_or_log(check: Callable[[], None]) -> None:
+    try:
+        check()
+    except Exception:
+        _log.exception("the ends of run workers could not be reported, and are reported later")
 
 
 def start_run_workers_warm(settings: Settings) -> bool:

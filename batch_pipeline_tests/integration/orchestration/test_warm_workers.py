@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -85,6 +86,18 @@ def test_a_worker_receives_the_signals_that_its_fork_server_ignores(found):
     assert (found["worker"]["sigterm"], found["worker"]["sigint"]) == (True, True)
 
 
+def test_a_worker_that_is_forked_during_a_stop_ends_as_the_others_do(found):
+    assert found["late"] == -signal.SIGTERM
+
+
+def test_a_code_server_terminates_a_run_whose_worker_was_killed_without_waiting_for_it(found):
+    assert found["wakes_killed"]
+
+
+def test_a_code_server_reports_ended_workers_also_after_an_error(found):
+    assert found["outlives_errors"]
+
+
 def test_the_code_server_learns_how_a_worker_ended(found):
     assert found["exit_codes"] == [0, 3, -9]
 
@@ -102,4 +115,7 @@ def test_a_worker_whose_fork_server_is_killed_lives_and_the_next_run_gets_anothe
 
 
 def test_one_setting_has_workers_spawned_as_dagster_does(tmp_path):
-    assert probe(tmp_path, BATCH_PIPELINE_WARM_RUN_WORKERS="false") == {"way": "spawn"}
+    assert probe(tmp_path, BATCH_PIPELINE_WARM_RUN_WORKERS="false") == {
+        "way": "spawn",
+        "outlives_errors": True,
+    }

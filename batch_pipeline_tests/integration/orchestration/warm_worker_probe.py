@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
 from pathlib import Path
@@ -101,8 +102,38 @@ def main():
     said = {"way": context.get_start_method()}
     if said["way"] == "forkserver":
         said |= facts(context)
+    said |= {"outlives_errors": outlives_errors(server)}
     server._server_termination_event.set()
     print(json.dumps(said))
+
+
+def outlives_errors(server):
+    """Return whether the thread that reports ended workers checks again after an error."""
+    logged, handler = threading.Semaphore(0), logging.Handler()
+    handler.emit = lambda record: logged.release()
+    logging.getLogger("batch_pipeline.orchestration.warm_workers").addHandler(handler)
+    ended = server._mp_ctx.Process(target=leave, args=(0,))
+    ended.start()
+    ended.join()
+    server._executions["a run"] = (ended, None)  # None is no instance: opening it fails
+    twice = all(logged.acquire(timeout=30) for _ in range(2))
+    server._executions.clear()
+    return twice
+
+
+def wakes_killed(context):
+    """Return whether an event can be set although the process that waits for it was killed."""
+    event = context.Event()
+    killed = context.Process(target=wait_for, args=(event,))
+    killed.start()
+    while not event._cond._sleeping_count.get_value():
+        time.sleep(0.01)
+    killed.kill()
+    killed.join()
+    wake = threading.Thread(target=event.set, daemon=True)
+    wake.start()
+    wake.join(timeout=10)
+    return not wake.is_alive()
 
 
 def facts(context):
@@ -128,6 +159,7 @@ def facts(context):
         noted.start()
         noted.join()
         said["runs_exit_functions"] = note.exists()
+    said["wakes_killed"] = wakes_killed(context)
     release = context.Event()
     # A process that is killed while it waits would never release an event that others wait for.
     never = context.Event()
@@ -141,6 +173,10 @@ def facts(context):
     psutil.Process(fork_server).send_signal(signal.SIGINT)
     said |= {"exit_codes": [first.exitcode, left.exitcode, killed.exitcode]}
     said |= {"outlives_signals": psutil.Process(fork_server).is_running()}
+    late = context.Process(target=leave, args=(0,))
+    late.start()
+    late.join()
+    said |= {"late": late.exitcode}
     psutil.Process(fork_server).kill()
     os.waitid(os.P_PID, fork_server, os.WEXITED | os.WNOWAIT)
     said["alive_without_fork_server"] = orphan.is_alive()
