@@ -138,6 +138,7 @@ def left_of(pid: int) -> str:
 
 def test_a_stop_reaches_the_run_workers_which_release_all_their_uploads(world):
     batch_id = world.submit_and_wait_until_all_is_held()
+    stopped = {run["runId"] for run in world.graphql.runs_of(str(batch_id))}
     init = world.processes.process(Part.CODE_SERVER)
     begin = time.monotonic()
     init.send_signal(signal.SIGTERM)
@@ -151,7 +152,6 @@ def test_a_stop_reaches_the_run_workers_which_release_all_their_uploads(world):
     left = world.processes
     wait_until(lambda: not [*left.run_workers(), *left.fork_servers()], "no process is left")
     world.processes.revive()
-    stopped = {run["runId"] for run in world.graphql.runs_of(str(batch_id))}
     world.finish(batch_id)
 
     def outcomes() -> set[str | None]:
