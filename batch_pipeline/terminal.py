@@ -293,7 +293,9 @@ def upload_table(upload: Mapping[str, Any]) -> Table:
         "thumbnail": upload["thumbnail_path"],
         "seconds": ", ".join(f"{stage} {of_stage:g}" for stage, of_stage in seconds.items()),
     }
-    facts = [(name.replace("_", " "), value) for name, value in upload["metadata"].items()]
+    metadata = upload["metadata"]  # an API may have written another value than an object
+    named = metadata if isinstance(metadata, dict) else {"metadata": metadata or None}
+    facts = [(name.replace("_", " "), value) for name, value in named.items()]
     for name, value in [*lines.items(), *facts]:
         if value is not None and value != "":
             shown = "; ".join(map(str, value)) if isinstance(value, list) else value

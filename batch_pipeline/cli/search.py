@@ -128,7 +128,7 @@ def search(  # noqa: PLR0917 - click passes them by name
         click.echo(f"{file}: {counted(len(found), 'upload')}")
     elif found:
         session.console.print(terminal.search_table(found))
-    elif filters == Filters(user_id=user) and after is None:
+    elif (filters, like, after) == (Filters(user_id=user), None, None) and not found.by_words_only:
         whose = f" of user {user}" if user else ""
         click.echo(f"No upload{whose} is completed yet. See the progress:  batch-pipeline status")
     else:

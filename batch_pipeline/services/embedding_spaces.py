@@ -164,7 +164,7 @@ def settings_for(settings: Settings, space: Space) -> Settings:
     if embedder is AnalyzerName.OLLAMA:
         changed["ollama_host"] = ",".join(dict.fromkeys([*stored, *named]))
     elif embedder is AnalyzerName.OPENAI:
-        is_named = not stored or not {*stored}.isdisjoint(named)
+        is_named = not stored or not {*map(_server, stored)}.isdisjoint(map(_server, named))
         changed["openai_embedding_base_url"] = ",".join(named if is_named else stored)
         if not is_named:
             changed["openai_api_key"] = type(settings.openai_api_key)("")
@@ -370,6 +370,11 @@ def _addresses(settings: Settings, embedder: AnalyzerName) -> list[str]:
         case _:
             given = ""
     return [address.strip() for address in given.split(",") if address.strip()]
+
+
+def _server(address: str) -> str:
+    """Return an address without its cap on calls (``#4``), as the same server may get another."""
+    return address.partition("#")[0].rstrip("/")
 
 
 def _embedder(settings: Settings, space: Space) -> AnalyzerName:

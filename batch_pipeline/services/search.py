@@ -44,7 +44,7 @@ from batch_pipeline.errors import PipelineError, RefusedError
 from batch_pipeline.model_servers.base import EmbeddingModel, PausedCheck
 from batch_pipeline.services.pauses import Pauses
 from batch_pipeline.services.search_filters import Filters, require_ids
-from batch_pipeline.services.search_words import Question
+from batch_pipeline.services.search_words import UNREADABLE, Question
 from batch_pipeline.services.short_ids import Named, no_such
 from batch_pipeline.settings import LOCAL_SCHEME
 
@@ -227,7 +227,9 @@ def _embedded(
 ) -> Sequence[float] | None:
     """Embed a question for a space; if that fails, return None and add the reason to `said`."""
     try:
-        [vector] = model_of(space).embed([question], as_questions=True, paused=paused)
+        # Half an emoji cannot be sent.
+        readable = UNREADABLE.sub(" ", question)
+        [vector] = model_of(space).embed([readable], as_questions=True, paused=paused)
     except PipelineError as error:
         said.append(f"{space.key.model}, which embeds questions, cannot be asked: {error}")
         return None

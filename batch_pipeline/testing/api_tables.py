@@ -221,4 +221,5 @@ def _strange(table: str, nullable: Sequence[tuple[str, str]]) -> Iterator[dict[s
             yield {column: "-infinity"}
     if table == "uploads":
         yield {"metadata": "null"}
+        yield from ({"metadata": value} for value in ("[]", '["Rome"]', '"Rome"', "5", "false"))
         yield {"metadata": '{"album": "Rome"}'}

@@ -297,6 +297,9 @@ def test_search_says_why_nothing_can_be_found(console, database):
     other = console("search", "sea")
     assert (other.code, "sea.jpg" in other.out) == (0, True)
     assert "Searched by words only: embedded-of-another-version" in other.err
+    assert console("search", "zebra").out == "Nothing found.\n", "an upload is completed"
+    [only] = json.loads(console("search", "sea", "--json").out)
+    assert console("search", "--like", only["upload_id"]).out == "Nothing found.\n"
 
 
 def test_results_of_a_search_have_the_ids_that_other_commands_take(console, database):

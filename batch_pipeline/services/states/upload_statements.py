@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     Boolean,
+    ColumnElement,
     Float,
     Integer,
     Select,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    literal_column,
     or_,
     select,
     true,
@@ -196,6 +198,8 @@ def _store_thumbnail() -> LoneStatement:
 
 
 STORE_THUMBNAIL = _store_thumbnail()
+#: What an API in PHP writes for an empty object.
+_NO_FACTS: ColumnElement[Any] = literal_column("'[]'::jsonb")
 _REGENERATED = bindparam("regenerated", type_=Integer)
 _DESCRIPTION_STORED = _stored(
     DESCRIPTION_STORED,
@@ -212,13 +216,15 @@ _DESCRIPTION_STORED = _stored(
     redo=func.array_append(_without(Upload.redo, "description", "embedding"), "embedding"),
     regeneration_count=count(Upload.regeneration_count) + _REGENERATED,
     last_regenerated_at=case((_REGENERATED > 0, func.now()), else_=Upload.last_regenerated_at),
-    # Remove the tags and the visible text of an older description. Only an object has keys.
+    # Remove the tags and the visible text of an older description. Only an object has keys;
+    # another value of an API is kept.
     facts=case(
         (
             func.jsonb_typeof(FACTS) == "object",
             FACTS.op("-")(cast(["tags", "visible_text"], ARRAY(Text))),
         ),
-        else_=FACTS,
+        (FACTS == _NO_FACTS, literal_column("'{}'::jsonb")),
+        else_=func.jsonb_build_object("metadata", FACTS),
     ).concat(bindparam("found", type_=JSONB)),
     # The type comes from the content. The program that wrote the row may have derived it from the
     # file name.

@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from PIL import Image
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from batch_pipeline.database.existing_tables import rows_left_alone
 from batch_pipeline.database.models import Stage, Upload
@@ -26,6 +26,7 @@ from batch_pipeline.services.reports.batch_status import (
     batch_head,
     batch_status,
     newest_batches,
+    upload_status,
 )
 from batch_pipeline.services.reports.metrics import read_metrics
 from batch_pipeline.services.reports.report_page import batch_report, render_html
@@ -33,8 +34,9 @@ from batch_pipeline.services.reprocessing import Selection, reprocess
 from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
-from batch_pipeline.terminal import batches_table, uploads_table
+from batch_pipeline.terminal import batches_table, upload_table, uploads_table
 from batch_pipeline.testing.api_tables import USABLE, USER, Api, ApiTables
+from batch_pipeline.testing.records import add_batch, upload_rows
 
 from .conftest import Runner
 
@@ -82,7 +84,10 @@ def use_every_command(pipeline: Pipeline, batch_ids: list[uuid.UUID]) -> None:
     database = pipeline.database
     assert batches_table(newest_batches(database, limit=500))
     for batch_id in batch_ids:
-        uploads_table(batch_status(database, batch_id)["uploads"])
+        uploads = batch_status(database, batch_id)["uploads"]
+        uploads_table(uploads)
+        for upload in uploads:
+            assert upload_table(upload_status(database, upload["upload_id"]))
         assert render_html(batch_report(database, pipeline.storage, batch_id))
     next(watch_batch(database, batch_ids[0]))
     read_metrics(database)
@@ -216,6 +221,38 @@ def test_metadata_that_jsonb_cannot_hold_neither_fails_an_upload_nor_is_lost(
         assert exported[str(ids[0])]["metadata"] == json.loads(REFUSED_BY_JSONB[0])
         [vector] = exported[str(ids[0])]["vectors"]
         assert vector["vector"] == exported[str(ids[0])]["embedding_local"]
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("[]", {}),
+        ("null", {}),
+        ('["Rome"]', {"metadata": ["Rome"]}),
+        ('"Rome"', {"metadata": "Rome"}),
+        ("5", {"metadata": 5}),
+        ('{"album": "Rome"}', {"album": "Rome"}),
+    ],
+)
+def test_metadata_that_is_no_object_hides_no_upload_from_a_filter(pipeline, console, written, kept):
+    pipeline.storage.write(ORIGINAL, jpeg())
+    batch_id = add_batch(pipeline.database, [{"file_path": ORIGINAL}])
+    with pipeline.database.transaction() as connection:
+        connection.execute(
+            text("UPDATE uploads SET metadata = CAST(:it AS jsonb)"), {"it": written}
+        )
+    [upload_id] = [row.id for row in upload_rows(pipeline.database, batch_id)]
+    assert console("show", upload_id).code == 0
+
+    finish(pipeline)
+
+    shown = console("show", upload_id)
+    assert (shown.code, "jpeg" in shown.out) == (0, True)
+    facts = json.loads(console("show", upload_id, "--json").out)["metadata"]
+    assert facts["format"] == "jpeg"
+    assert facts.items() >= kept.items()
+    assert "metadata" in kept or "metadata" not in facts
+    assert len(json.loads(console("search", "fog", "--format", "jpeg", "--json").out)) == 1
 
 
 #: Uploads that have not ended although their batch was not stopped.

@@ -183,6 +183,23 @@ def test_the_way_to_embed_questions_is_kept_up_to_date(pipeline):
         assert get_space(connection, one.id) == two
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [("", "#8"), ("#4", "#8"), ("#4", ""), ("", "/"), ("/", "#8")],
+)
+def test_the_key_goes_to_a_server_whose_address_differs_only_in_its_cap_or_its_slash(
+    pipeline, change, before, now
+):
+    address = "https://api.example/v1"
+    settings = change(analyzer="openai", openai_base_url=address + now, openai_api_key="secret")
+    old = space_of(pipeline.database, 384, embedder="openai", addresses=address + before)
+
+    of_old = settings_for(settings, old)
+
+    assert of_old.openai_api_key.get_secret_value() == "secret"
+    assert of_old.openai_embedding_base_url == address + now
+
+
 def test_the_key_of_one_service_goes_to_no_other(pipeline, change):
     settings = change(
         analyzer="openai", openai_base_url="https://new.example/v1", openai_api_key="secret"

@@ -1,6 +1,7 @@
 """Search by names, phrases and words, filters, pages and copies, on a handful of uploads."""
 
 import base64
+import json
 import unicodedata
 import uuid
 from datetime import UTC, datetime
@@ -179,6 +180,15 @@ def test_an_upload_that_another_model_embedded_is_found_by_its_words(database, f
 )
 def test_no_search_text_breaks_the_statement(mixed, question):
     assert len(search(mixed, Questions(), question)) == 4
+
+
+def test_half_an_emoji_is_not_sent_to_the_server_that_embeds_questions(mixed):
+    class Server(Questions):
+        def embed(self, texts, **_):
+            json.dumps(texts, ensure_ascii=False).encode()  # as clients write a request
+            return super().embed(texts)
+
+    assert len(search(mixed, Server(), "dog \ud83d")) == 4
 
 
 def test_texts_that_are_too_long_for_an_index_are_stored_and_found(database, find):
