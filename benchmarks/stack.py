@@ -16,7 +16,8 @@ One upload, which is not counted, warms the stack up. Then the script measures:
   upload API does;
 - **photos** of 12 megapixels, compared with only decoding them and making thumbnails, on all cores,
   with the same threads and the same memory settings;
-- **idle**: processor time of a stack that has nothing to do.
+- **idle**: processor time of a stack that has nothing to do; at the end again with all sensors and
+  the schedule stopped, which shows what Dagster's own processes need.
 
 Processor time is that of all processes of a part of the stack, including ended ones. Private memory
 is the memory that a run worker does not share with the process from which it was forked.
@@ -37,6 +38,7 @@ from pathlib import Path
 from statistics import median
 
 import dagster as dg
+from dagster._core.scheduler.instigation import InstigatorStatus
 from PIL import Image
 from rich.console import Console
 from sqlalchemy import text
@@ -162,6 +164,11 @@ class Bench:
         time.sleep(seconds)
         after = self._usage.cpu_seconds()
         return {part: (after[part] - before[part]) / seconds for part in PARTS}
+
+    def stop_ticks(self) -> None:
+        """Stop all sensors and schedules, as a person does in the UI."""
+        for state in self._instance.all_instigator_state():
+            self._instance.update_instigator_state(state.with_status(InstigatorStatus.STOPPED))
 
     def _batch(self, name: str, uploads: int, begin: Callable[[], uuid.UUID]) -> BatchFigure:
         before = self._usage.cpu_seconds()
@@ -311,9 +318,10 @@ def batch_table(figures: Iterable[BatchFigure]) -> Table:
     return Table("Whole batches", headings, rows)
 
 
-def idle_table(shares: dict[str, float]) -> Table:
-    rows = [[part, f"{share:.1%}"] for part, share in shares.items()]
-    return Table("Idle", ("part", "of a core"), [*rows, ["all", f"{sum(shares.values()):.1%}"]])
+def idle_table(shares: Mapping[str, float], without_ticks: Mapping[str, float]) -> Table:
+    rows = [[part, f"{shares[part]:.1%}", f"{without_ticks[part]:.1%}"] for part in shares]
+    total = ["all", *(f"{sum(each.values()):.1%}" for each in (shares, without_ticks))]
+    return Table("Idle", ("part", "of a core", "sensors stopped"), [*rows, total])
 
 
 def batch_targets(figures: Sequence[BatchFigure]) -> Iterator[Target]:
@@ -330,7 +338,7 @@ def batch_targets(figures: Sequence[BatchFigure]) -> Iterator[Target]:
         yield Target("private memory of a run worker, tiny pictures", 70, private, unit=" MiB")
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -342,7 +350,11 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=250, help="of 12 megapixels; 0: none")
     parser.add_argument("--idle", type=float, default=120, help="seconds; 0: not measured")
     add_results_option(parser)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = read_arguments()
     take_memory_as_run_workers_do()
     where = machine()
     tables: list[Table] = []
@@ -358,7 +370,6 @@ def main() -> None:
     ):
         if arguments.idle:
             shares = bench.idle(arguments.idle)
-            tables.append(idle_table(shares))
             targets.append(Target("idle stack", 3, sum(shares.values()) * 100, unit=" % of a core"))
             document["idle"] = shares
         uploads, dice = [], random.Random(1)
@@ -398,6 +409,12 @@ def main() -> None:
             document["decoding_alone_seconds"] = alone
         tables.append(batch_table(batches))
         document["batches"] = [asdict(f) | {"cost_ms": f.cost_ms} for f in batches]
+        if arguments.idle:
+            bench.stop_ticks()
+            time.sleep(RANDOM_PAUSE)  # the last ticks end
+            without_ticks = bench.idle(arguments.idle)
+            tables.insert(0, idle_table(shares, without_ticks))
+            document["idle_without_ticks"] = without_ticks
     report("stack", where, document, tables, targets=targets, folder=arguments.results)
 
 
