@@ -378,7 +378,7 @@ def _forget_batch(
         return
     receipt.counts += Counter(history.forget_batch(batch_id))
     with database.transaction() as connection:
-        uploads = _delete_uploads(connection, one_of(Upload.id, ids))
+        uploads = _delete_uploads(connection, one_of(Upload.id, ids), files)
         label = _require_ended(connection, batch_id)
         if connection.scalar(select(Upload.id).where(Upload.batch_id == batch_id).limit(1)):
             # Its file, and what Dagster keeps of it, would stay for ever.
@@ -421,7 +421,7 @@ def _forget_upload(  # noqa: PLR0917
     receipt.counts += Counter(history.forget_upload(upload_id, batch_id, runs))
     with pipeline.publisher.transaction() as transaction:
         connection = transaction.connection
-        uploads = _delete_uploads(connection, Upload.id == upload_id)
+        uploads = _delete_uploads(connection, Upload.id == upload_id, files)
         calls = connection.execute(delete(ModelCall).where(of_upload)).rowcount
         receipt.counts += Counter(uploads=uploads, model_calls=calls)
         # An API may have deleted the row of the batch.
@@ -459,7 +459,8 @@ def _forget_rest_of_user(
     receipt.counts += files.remove_thumbnails(user_id, noted)
     if not receipt.dry_run:
         with pipeline.database.transaction() as connection:
-            connection.execute(delete(MadeThumbnail).where(of_gone))
+            removed = one_of(MadeThumbnail.upload_id, set(noted) - files.shared)
+            connection.execute(delete(MadeThumbnail).where(of_gone, removed))
             connection.execute(delete(AnsweringSpace).where(AnsweringSpace.user_id == user_id))
             of_theirs = DescriptionInWork.user_id == user_id
             connection.execute(delete(DescriptionInWork).where(of_theirs))
@@ -486,12 +487,13 @@ def _rows(connection: Connection, which: ColumnElement[bool]) -> Sequence[AnyRow
     ).all()
 
 
-def _delete_uploads(connection: Connection, which: ColumnElement[bool]) -> int:
+def _delete_uploads(connection: Connection, which: ColumnElement[bool], files: "_Files") -> int:
     """Delete uploads in the order of their ids, with the records of their thumbnails."""
     ids = connection.scalars(
         select(Upload.id).where(which).order_by(Upload.id).with_for_update()
     ).all()
-    connection.execute(delete(MadeThumbnail).where(one_of(MadeThumbnail.upload_id, ids)))
+    noted = set(ids) - files.shared
+    connection.execute(delete(MadeThumbnail).where(one_of(MadeThumbnail.upload_id, noted)))
     connection.execute(delete(DescriptionInWork).where(one_of(DescriptionInWork.upload_id, ids)))
     return int(connection.execute(delete(Upload).where(one_of(Upload.id, ids))).rowcount)
 
@@ -513,6 +515,9 @@ class _Files:
         self._is_nobodys = not self._is_ours and ownership.owner() is None
         #: What a dry run would have removed, since two uploads may name the same file.
         self._removed: set[str] = set()
+        #: Uploads whose thumbnail other rows name, since an upload API may copy rows. Their records
+        #: stay, by which the tidy finds the thumbnail when those rows are gone.
+        self.shared: set[uuid.UUID] = set()
 
     def remove(self, rows: Sequence[AnyRow]) -> Counter[str]:
         """Remove the files of uploads; returns the counts by kind."""
@@ -523,6 +528,8 @@ class _Files:
         for row in rows:
             # The upload may have been another user's when its thumbnail was made.
             thumbnail = Storage.thumbnail_path(noted.get(row.id, row.user_id), row.id)
+            if thumbnail in shared:
+                self.shared.add(row.id)
             for path in dict.fromkeys(filter(None, [thumbnail, row.thumbnail_path])):
                 may = self._may(path == thumbnail, is_noted=row.id in noted)
                 self._remove(path, "thumbnails", counts, may=may and path not in shared)
@@ -538,10 +545,10 @@ class _Files:
     ) -> Counter[str]:
         """Remove recorded thumbnails of uploads whose rows are gone; returns the counts by kind."""
         counts: Counter[str] = Counter()
-        paths = [Storage.thumbnail_path(user_id, upload_id) for upload_id in upload_ids]
-        # An upload API may have copied a row before it was deleted.
-        shared = paths_in_use(self._database, paths)
-        for path in paths:
+        paths = {id_: Storage.thumbnail_path(user_id, id_) for id_ in upload_ids}
+        shared = paths_in_use(self._database, paths.values())
+        self.shared |= {id_ for id_, path in paths.items() if path in shared}
+        for path in paths.values():
             may = self._may(True, is_noted=True) and path not in shared
             self._remove(path, "thumbnails", counts, may=may)
         return counts

@@ -4,6 +4,7 @@ import json
 import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -18,6 +19,7 @@ from batch_pipeline.orchestration.sweep import tidy
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.export import export_user
 from batch_pipeline.services.forgetting import forget
+from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.short_ids import Named, short
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
@@ -292,6 +294,39 @@ def test_the_thumbnail_of_a_deleted_upload_stays_if_a_row_of_another_user_names_
         connection.execute(delete(Upload).where(Upload.id == upload.id))
     assert kept.delete("user", first).counts["thumbnails"] == 0
     assert kept.pipeline.storage.exists(upload.thumbnail_path)
+    removed_by_the_tidy_after_the_copy(kept, upload.thumbnail_path)
+
+
+def removed_by_the_tidy_after_the_copy(kept, thumbnail_path):
+    leftovers = partial(
+        remove_leftovers,
+        *(kept.pipeline.database, kept.pipeline.storage, kept.pipeline.ownership),
+        grace_seconds=0,
+    )
+    leftovers()
+    assert kept.pipeline.storage.exists(thumbnail_path)
+    with kept.pipeline.database.transaction() as connection:
+        connection.execute(delete(Upload))
+    leftovers()
+    assert not kept.pipeline.storage.exists(thumbnail_path)
+
+
+@pytest.mark.parametrize("what", ["upload", "batch", "user"])
+def test_a_thumbnail_that_a_copied_row_names_is_removed_after_the_copy(kept, tmp_path, what):
+    first = uuid.uuid4()
+    batch = kept.batch(tmp_path, "copied", user=first)
+    [upload] = upload_rows(kept.pipeline.database, batch)
+    columns = "filename, file_path, file_type, file_size, processing_status, thumbnail_path"
+    with kept.pipeline.database.transaction() as connection:
+        connection.execute(
+            text(f"INSERT INTO uploads (user_id, {columns}) SELECT :user, {columns} FROM uploads"),
+            {"user": uuid.uuid4()},
+        )
+    deleted = {"upload": upload.id, "batch": batch, "user": first}[what]
+
+    assert kept.delete(what, deleted).counts["thumbnails"] == 0
+
+    removed_by_the_tidy_after_the_copy(kept, upload.thumbnail_path)
 
 
 def interrupted_after(step, kept, monkeypatch):
