@@ -1,7 +1,7 @@
 """Frames spread over the whole length of a film of any length, with limited work.
 
-A film is divided into up to `MAX_FRAMES` equal parts. From each part, the frame in the middle is
-wanted. On the way to it:
+A film is divided into up to `MAX_FRAMES` equal parts. From each part, the frame that a player shows
+in the middle is wanted. It may begin long before. On the way to it:
 
 - A seek goes to the last key frame before the position, if the container has an index or its seeks
   have gone forward so far.
@@ -107,7 +107,10 @@ class FrameReader:
         return self._frame_of(position, position, 1)
 
     def _frame_of(self, begin: float, end: float, parts_left: int) -> VideoFrame | None:
-        """Read the frame in the middle of a part, or one near to it."""
+        """Read the frame that is shown in the middle of a part, or one near to it.
+
+        None if the part before gave the same frame, or if no frame can be read.
+        """
         middle = (begin + end) / 2
         budget = max(self._exact, self._left // parts_left)
         sought = self._seek(middle)
@@ -158,11 +161,14 @@ class FrameReader:
         self._waiting: deque[Packet[VideoStream]] = deque()
         self._decoded: deque[VideoFrame] = deque()
         self._is_in_sync = False
+        #: Whether the last frame is shown until the next one: no frame between them is broken.
+        self._lasts = False
 
     def _read(self, position: float, begin: float, end: float, budget: int) -> VideoFrame | None:
-        """Return the first frame at or after a position, or the last one that is available before.
+        """Return the frame that is shown at a position, or the last one that is available before.
 
-        Frames with errors are skipped until the end of the part. None at the end of the stream.
+        Frames with errors are skipped until the end of the part. None at the end of the stream, or
+        if the frame that is shown was read before.
         """
         self._read_up_to(self._start + int(position / self._time_base))
         self._fell_short = False
@@ -171,8 +177,13 @@ class FrameReader:
         while spent < budget or self._decoded:
             if self._decoded:
                 frame = self._decoded.popleft()
-                self.position = self._position_of(frame)
+                frame_position = self._position_of(frame)
+                if self._lasts and frame_position > position:
+                    self._decoded.appendleft(frame)
+                    break
+                self.position = frame_position
                 self.reached = max(self.reached, self.position)
+                self._lasts = not frame.is_corrupt and not self.key_frames_alone
                 if frame.is_corrupt:
                     spoiled = frame
                 else:
@@ -206,7 +217,7 @@ class FrameReader:
                 self._waiting.clear()
                 self._decoded.clear()
                 self._stream.codec_context.flush_buffers()
-                self._is_in_sync = False
+                self._is_in_sync = self._lasts = False
                 held = 0
             self._waiting.append(packet)
             held += packet.size + _PACKET_BYTES
@@ -241,6 +252,7 @@ class FrameReader:
             # Before the first frame this is not damage: a recording may begin between key frames.
             # After a seek it is damage, if not even the key frame can be decoded.
             self.bad_packets += self._is_in_sync or (packet.is_keyframe and self._has_begun)
+            self._lasts = False
             return
         largest = max((frame.width * frame.height for frame in frames), default=0)
         self._cost = max(self._cost, largest // self._pixels)

@@ -46,8 +46,12 @@ def progress_shown(frame: Frame) -> float:
     return (float(np.asarray(picture_of(frame).convert("L")).mean()) - 50) / 180
 
 
-def joined(first: bytes, second: bytes) -> bytes:
-    """Put the frames of two WebM films into one stream; their sizes may differ."""
+def joined(first: bytes, second: bytes, gap: int = 0) -> bytes:
+    """Put the frames of two WebM films into one stream; their sizes may differ.
+
+    Args:
+        gap: time between them (seconds).
+    """
     output = io.BytesIO()
     with av.open(output, "w", format="webm") as whole:
         stream, later = None, 0
@@ -60,5 +64,5 @@ def joined(first: bytes, second: bytes) -> bytes:
                         packet.pts, packet.dts = packet.pts + later, packet.dts + later
                         packet.stream = stream
                         whole.mux(packet)
-                later += round(float((part.duration or 0) / av.time_base) * 1000)
+                later += round((float((part.duration or 0) / av.time_base) + gap) * 1000)
     return output.getvalue()

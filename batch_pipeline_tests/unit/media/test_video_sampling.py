@@ -1,6 +1,7 @@
 """Frames come from the whole length, with bounded effort; unreachable parts cause a warning."""
 
 import io
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -72,6 +73,33 @@ def test_a_recording_in_fragments_without_an_index_is_sampled_over_its_whole_len
 
     for part, frame in enumerate(content.frames):
         assert progress_shown(frame) == pytest.approx((part + 0.5) / MAX_FRAMES, abs=0.03)
+
+
+@pytest.mark.parametrize("keyframe_interval", [1, ONE_KEY_FRAME])
+@pytest.mark.parametrize("video_format", ["mp4", "mkv", "avi"])
+def test_each_picture_of_a_slide_show_is_shown(video_format, keyframe_interval):
+    data = make_video(
+        video_format, 50, (64, 48), fps=Fraction(1, 5), keyframe_interval=keyframe_interval
+    )
+
+    content = decode(data)
+
+    assert content.facts.warnings == ()
+    shown = [progress_shown(frame) for frame in content.frames]
+    assert shown == pytest.approx([slide / 9 for slide in range(10)], abs=0.03)
+
+
+@pytest.mark.parametrize("keyframe_interval", [1, ONE_KEY_FRAME])
+def test_a_frame_that_is_shown_for_most_of_the_film_is_used_once(keyframe_interval):
+    # Given frames at 0 s, and 500, 501 … 599 s
+    lone = make_video("webm", 1, (64, 48), fps=1, painter=lambda _: Image.new("RGB", (64, 48)))
+    rest = make_video("webm", 100, (64, 48), fps=1, keyframe_interval=keyframe_interval)
+
+    content = decode(joined(lone, rest, gap=499))
+
+    assert [frame.position_seconds for frame in content.frames] == [0, 510, 570]
+    assert progress_shown(content.frames[0]) < 0
+    assert content.facts.warnings == ()
 
 
 @pytest.fixture
