@@ -38,7 +38,7 @@ from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
-from batch_pipeline.media.sniffing import HEAD_BYTES
+from batch_pipeline.media.sniffing import read_head
 
 SIDE = 32
 #: A larger mean difference is reported. Scaling and colour management cause smaller ones.
@@ -106,7 +106,7 @@ def decode_here(path: Path) -> Checked:
     kind = _kind(path)
     try:
         with path.open("rb") as file:
-            media_type = accept(file.read(HEAD_BYTES))
+            media_type = accept(read_head(file))
             kind = media_type.format
             file.seek(0)
             content = decode(file, media_type, filename=path.name)

@@ -14,10 +14,10 @@ EXTRAS = {"rawpy": "raw", "pillow_jxl": "jxl"}
 
 
 def accept(head: bytes, allowed: Collection[str] = FORMATS) -> MediaType:
-    """Return the type of a file, judged by its first `HEAD_BYTES` bytes.
+    """Return the type of a file, judged by its first bytes.
 
     Args:
-        head: these bytes.
+        head: the result of `read_head`.
         allowed: formats that the operator accepts.
 
     Raises:

@@ -207,8 +207,25 @@ _EBML = b"\x1a\x45\xdf\xa3"
 _EBML_DOCTYPE = re.compile(rb"\x42\x82([\x81-\xff])")
 
 
+def read_head(source: SeekableFile) -> bytes:
+    """Read the bytes of a file by which `sniff` decides.
+
+    These are its first `HEAD_BYTES` bytes. If the directory of a TIFF is elsewhere, it takes the
+    place of what follows the header: some cameras write a raw file with a preview before it.
+
+    Args:
+        source: at its start; its position afterwards is undefined.
+    """
+    head = source.read(HEAD_BYTES)
+    tiff = TiffBlock.at(head)
+    if tiff is None or tiff.first_directory <= HEAD_BYTES // 2:
+        return head
+    source.seek(min(tiff.first_directory, source.seek(0, io.SEEK_END)))
+    return tiff.header_before(source.read(HEAD_BYTES))
+
+
 def sniff(head: bytes) -> MediaType | None:  # noqa: PLR0911 - one line per case
-    """Return a file's type by its first `HEAD_BYTES` bytes; None if it is not accepted."""
+    """Return a file's type by the result of `read_head`; None if it is not accepted."""
     for signature, media_type in _SIGNATURES:
         if head.startswith(signature):
             return media_type

@@ -62,6 +62,11 @@ class TiffBlock:
         """Return the position of the first directory."""
         return self.number(8, 8) if self.big else self.number(4, 4)
 
+    def header_before(self, directory: bytes) -> bytes:
+        """Put the header of this block directly before its first directory."""
+        wide = 8 if self.big else 4
+        return bytes(self.block[:wide]) + (2 * wide).to_bytes(wide, self.order) + directory
+
     def number(self, at: int, size: int) -> int:
         """Read an unsigned number of `size` bytes; after the end of the block it is 0."""
         return int.from_bytes(self.block[at : at + size], self.order)

@@ -26,7 +26,7 @@ from batch_pipeline.database.models import SIDECAR_DATE, Priority, Upload, Uploa
 from batch_pipeline.database.readings import LOCAL_USER, MAX_NAME
 from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
 from batch_pipeline.media.acceptance import accept
-from batch_pipeline.media.sniffing import ACCEPTED, HEAD_BYTES, MediaType
+from batch_pipeline.media.sniffing import ACCEPTED, MediaType, read_head
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.services.progress.publishing import BatchProgress, ProgressPublisher
 from batch_pipeline.services.sidecars import sidecar_date, without_sidecars
@@ -359,12 +359,12 @@ def _examine_one(path: Path, filename: str, settings: Settings) -> AcceptedFile:
             "(BATCH_PIPELINE_MAX_FILE_BYTES)"
         )
     with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
         try:
-            media_type = accept(head, settings.accepted_format_names)
+            media_type = accept(read_head(file), settings.accepted_format_names)
         except PermanentError as error:
             raise RefusedError(str(error)) from error
-        checksum = hashlib.sha256(head)
+        file.seek(0)
+        checksum = hashlib.sha256()
         while chunk := file.read(_CHUNK_BYTES):
             checksum.update(chunk)
     return AcceptedFile(

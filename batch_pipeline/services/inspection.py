@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from batch_pipeline.errors import PermanentError, RefusedError
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.decoding import decode
-from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
+from batch_pipeline.media.sniffing import MediaType, read_head
 from batch_pipeline.model_servers.picture_size import picture_size
 from batch_pipeline.services.sidecars import sidecar_date
 from batch_pipeline.settings import Settings
@@ -92,9 +92,7 @@ def _inspect(seen: Inspection, path: Path, settings: Settings, output: Path | No
     with open_file(path) as file:
         seen.file_size = path.stat().st_size
         with _timed(seen, "sniff"):
-            media_type = seen.media_type = accept(
-                file.read(HEAD_BYTES), settings.accepted_format_names
-            )
+            media_type = seen.media_type = accept(read_head(file), settings.accepted_format_names)
         file.seek(0)
         with _timed(seen, "decode"):
             content = decode(

@@ -8,7 +8,7 @@ from batch_pipeline.errors import PermanentError, RefusedError
 from batch_pipeline.languages import language_name
 from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.decoding import decode
-from batch_pipeline.media.sniffing import HEAD_BYTES
+from batch_pipeline.media.sniffing import read_head
 from batch_pipeline.model_servers.base import Description, Usage, VisionModel
 from batch_pipeline.model_servers.factory import build_analyzer, prompts_of
 from batch_pipeline.model_servers.picture_size import picture_size
@@ -66,7 +66,7 @@ def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:
     """
     try:
         with open_file(path) as file:
-            media_type = accept(file.read(HEAD_BYTES), settings.accepted_format_names)
+            media_type = accept(read_head(file), settings.accepted_format_names)
             file.seek(0)
             content = decode(
                 file,

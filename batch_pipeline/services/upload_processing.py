@@ -32,7 +32,7 @@ from batch_pipeline.media.acceptance import accept
 from batch_pipeline.media.content import MediaContent
 from batch_pipeline.media.decoding import decode
 from batch_pipeline.media.metadata import parse_date
-from batch_pipeline.media.sniffing import HEAD_BYTES, MediaType
+from batch_pipeline.media.sniffing import MediaType, read_head
 from batch_pipeline.model_servers.base import (
     CancelledCheck,
     EmbeddingModel,
@@ -301,7 +301,7 @@ class UploadProcessor:
         with _timed(attempt.report, "decode"), self._open(attempt) as file:
             settings = self._pipeline.settings
             try:
-                media_type = accept(file.read(HEAD_BYTES), settings.accepted_format_names)
+                media_type = accept(read_head(file), settings.accepted_format_names)
                 attempt.report.media_type = media_type
                 file.seek(0)
                 if attempt.report.checksum is None:  # an upload API stores no checksum

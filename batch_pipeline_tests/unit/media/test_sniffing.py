@@ -10,6 +10,7 @@ from batch_pipeline.media.sniffing import (
     HEAD_BYTES,
     MediaType,
     is_cut_short,
+    read_head,
     refusal_reason,
     room_ahead,
     sniff,
@@ -238,6 +239,37 @@ def with_maker(name: bytes) -> bytes:
 )
 def test_documents_scans_and_raw_files_are_distinguished(head, expected):
     assert sniff(head) is expected
+
+
+BIG_DNG = (
+    b"MM\0+\0\x08\0\0" + struct.pack(">QQ", 16, 1) + struct.pack(">HHQ4sI", 50706, 1, 4, b"\1\4", 0)
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "start", "place", "expected"),
+    [
+        (make_dng((32, 32)), 8, "<I", sniffing.DNG),
+        (tiff_head((256, 4, 1, 100), order=">"), 8, ">I", sniffing.TIFF),
+        (tiff_head((254, 4, 1, 1), order=">"), 8, ">I", sniffing.RAW),
+        (BIG_DNG, 16, ">Q", sniffing.DNG),
+    ],
+    ids=["DNG", "TIFF", "raw", "big DNG"],
+)
+@pytest.mark.parametrize("later", [0, 4000, HEAD_BYTES, 100_000])
+def test_a_directory_after_a_preview_is_found(data, start, place, expected, later):
+    moved = data + bytes(later)
+    size = struct.calcsize(place)
+    moved = moved[: start - size] + struct.pack(place, len(moved)) + moved[start:] + data[start:]
+
+    assert sniff(read_head(io.BytesIO(moved))) is expected
+
+
+@pytest.mark.parametrize("position", [2**31, 2**64 - 1])
+def test_a_directory_after_the_end_of_the_file_is_none(position):
+    head = b"II+\0\x08\0\0\0" + struct.pack("<Q", position)
+
+    assert sniff(read_head(io.BytesIO(head))) is sniffing.TIFF
 
 
 def test_an_empty_file_is_called_empty():
