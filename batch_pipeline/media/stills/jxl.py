@@ -4,11 +4,13 @@ Its decoder decodes the whole file when it opens it, so this module reads the si
 nothing of a cut file. PyAV cannot help, because its FFmpeg has no decoder for JPEG XL.
 """
 
+from functools import partial
+
 from PIL import Image
 
 from batch_pipeline.media.stills.boxes import boxes, end_of_boxes
 from batch_pipeline.media.stills.jpeg import JpegStill
-from batch_pipeline.media.stills.scaling import scale, scaling_bytes
+from batch_pipeline.media.stills.scaling import in_working_mode, scale, scaling_bytes
 from batch_pipeline.media.stills.still import Still
 
 _CODESTREAM = b"\xff\x0a"
@@ -61,9 +63,22 @@ class JxlStill(Still):
         if size != self.size:  # it was turned
             target = (target[1], target[0])
             self.size = size
-        picture = Image.frombytes(info.mode, size, pixels)
-        width, _ = size
-        return scale(size, target, lambda top, bottom: picture.crop((0, top, width, bottom)))
+        return scale(size, target, partial(_rows, info.mode, size, pixels))
+
+
+def _rows(mode: str, size: tuple[int, int], pixels: bytes, top: int, bottom: int) -> Image.Image:
+    """Make a picture of some rows of the decoder's pixels."""
+    width, height = size
+    row_bytes = len(pixels) // height
+    rows = pixels[top * row_bytes : bottom * row_bytes]
+    sample_bytes = row_bytes // (2 * width)
+    if mode == "LA" and sample_bytes > 1:  # the decoder does not convert grey to 8 bits
+        deep = "I;16" if sample_bytes == 2 else "F"
+        samples = Image.frombytes(deep, (2 * width, bottom - top), rows)
+        rows = in_working_mode(samples).tobytes()
+    elif mode == "F;16":  # it has made floats of 32 bits
+        mode = "F"
+    return Image.frombytes(mode, (width, bottom - top), rows)
 
 
 def _codestream(data: bytes) -> bytes:

@@ -127,6 +127,56 @@ def test_a_large_png_read_in_strips_equals_one_read_whole(mode, monkeypatch):
     assert difference.mean() < (6 if mode == "1" else 3)
 
 
+def with_bit_depth(data: bytes, old: str, new: str) -> bytes:
+    """Replace the bits in a JPEG XL that say how deep its samples are.
+
+    Args:
+        old: these bits in a picture of 224 x 56 pixels, the first of a byte first.
+        new: at most as many others; zeros fill the header up.
+    """
+    start, header_bits = data.index(b"\xff\x0a") + 2, 49
+    bits = "".join(f"{byte:08b}"[::-1] for byte in data[start:])
+    assert bits.startswith(old, 16)
+    head = bits[:16] + new + bits[16 + len(old) : header_bits]
+    bits = head + "0" * (len(old) - len(new)) + bits[header_bits:]
+    return data[:start] + bytes(int(bits[at : at + 8][::-1], 2) for at in range(0, len(bits), 8))
+
+
+RAMP = np.tile(np.linspace(0, 1, 224), (56, 1))
+DEEP_GREY = {
+    "16 bits": lambda: saved_jxl(
+        Image.fromarray((RAMP * 65535).astype(np.uint16)), lossless=True, effort=1
+    ),
+    "floats": lambda: saved_jxl(Image.fromarray(RAMP.astype(np.float32)), lossless=True, effort=1),
+    "floats of 16 bits": lambda: with_bit_depth(
+        saved_jxl(
+            Image.fromarray(RAMP.astype(np.float16).view(np.uint16)), lossless=True, effort=1
+        ),
+        "011111100",
+        "1100010",
+    ),
+}
+
+
+@pytest.mark.parametrize("make", DEEP_GREY.values(), ids=DEEP_GREY)
+def test_deep_grey_of_jpeg_xl_keeps_its_levels(make):
+    result = np.asarray(shown(decode(make())), dtype=int)
+
+    levels = 255 * (1.055 * RAMP ** (1 / 2.4) - 0.055).clip(0)  # the encoder says that it is light
+    assert np.abs(result - levels[:, :, np.newaxis]).mean() < 2
+
+
+def test_deep_grey_of_jpeg_xl_with_alpha_keeps_its_levels():
+    # Given levels of 8 bits that count as 10 bits: a quarter
+    levels = Image.fromarray((RAMP * 255).astype(np.uint8))
+    picture = Image.merge("LA", [levels, Image.new("L", levels.size, 255)])
+    data = with_bit_depth(saved_jxl(picture, lossless=True, effort=1), "000", "010")
+
+    result = np.asarray(shown(decode(data)), dtype=int)
+
+    assert np.abs(result - (RAMP * 255 / 4)[:, :, np.newaxis]).mean() < 2
+
+
 @pytest.mark.parametrize("bits", [16, 32])
 def test_a_psd_of_deep_samples_shows_the_same_picture(bits):
     planes = np.moveaxis(ARRAY, -1, 0)
