@@ -57,6 +57,7 @@ class JxlStill(Still):
             jpeg = JpegStill(pixels)
             self.icc_profile, self.orientation = jpeg.icc_profile, None
             self.exif, self.xmp = jpeg.exif or self.exif, jpeg.xmp or self.xmp
+            self.iptc, self.clip, self.warnings = jpeg.iptc, jpeg.clip, jpeg.warnings
             return jpeg.scaled(target)
         self.icc_profile = profile or None
         size = (info.width, info.height)

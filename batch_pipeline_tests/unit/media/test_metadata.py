@@ -3,6 +3,7 @@
 import io
 import struct
 import time
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -19,9 +20,15 @@ from batch_pipeline.media.metadata import (
     read_metadata,
     with_date_from_outside,
 )
-from batch_pipeline.media.sniffing import JPEG, PNG, TIFF
+from batch_pipeline.media.sniffing import JPEG, JPEG_XL, PNG, TIFF
 from batch_pipeline.media.stills.png import chunk as png_chunk
-from batch_pipeline.testing.media import Exif, encode_image, make_captioned_jpeg, make_image
+from batch_pipeline.testing.media import (
+    Exif,
+    encode_image,
+    make_captioned_jpeg,
+    make_image,
+    make_video,
+)
 
 MOMENT = datetime(2021, 5, 6, 7, 8, 9)
 
@@ -218,6 +225,22 @@ def test_a_jpeg_holds_iptc_in_one_segment_or_more():
         )
         content = decode_image(jpeg[:2] + segments + jpeg[2:], JPEG)
         assert content.facts.captured_at == MOMENT
+
+
+def test_a_jpeg_that_was_packed_into_a_jpeg_xl_keeps_its_metadata():
+    jxl = pytest.importorskip("pillow_jxl")
+    block = b"Photoshop 3.0\0" + resources(iptc(day="20210506", time="070809"))
+    jpeg = make_image("jpeg")
+    jpeg = jpeg[:2] + b"\xff\xed" + struct.pack(">H", len(block) + 2) + block + jpeg[2:]
+    jpeg += make_video("mp4", 1)
+    size = Image.open(io.BytesIO(jpeg)).size
+
+    pack = jxl.Encoder(mode="RGB", lossless=True, use_container=True)
+    facts = decode_image(pack(jpeg, *size, jpeg_encode=True), JPEG_XL).facts
+
+    assert facts == replace(decode_image(jpeg, JPEG).facts, format="jxl")
+    assert facts.clip
+    assert facts.captured_at == MOMENT
 
 
 @pytest.mark.parametrize("tag", [0x83BB, 0x8649])
