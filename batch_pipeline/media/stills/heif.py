@@ -7,7 +7,7 @@ import struct
 from contextlib import suppress
 from io import BytesIO
 
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.ImageFile import ImageFile
 from pillow_heif import HeifFile
@@ -20,7 +20,7 @@ from batch_pipeline.media.apertures import (
 )
 from batch_pipeline.media.stills.boxes import boxes, end_of_boxes
 from batch_pipeline.media.stills.heif_grid import HeifGrid, read_grid
-from batch_pipeline.media.stills.heif_items import read_items
+from batch_pipeline.media.stills.heif_items import exif_of, read_items, with_exif_hidden
 from batch_pipeline.media.stills.parts import PartRows
 from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.stills.still import (
@@ -137,7 +137,14 @@ class AvifStill(PillowStill):
     def __init__(self, data: bytes) -> None:
         end = end_of_boxes(data)
         self._filled_up = filled_up(data, end)
-        super().__init__()
+        try:
+            super().__init__()
+        except ValueError:  # also for Exif that libavif does not understand
+            self._filled_up = with_exif_hidden(self._filled_up)
+            super().__init__()
+            self.orientation = self._picture.getexif().get(ExifTags.Base.Orientation, 1)
+            with suppress(LookupError, ValueError):  # broken metadata do no harm
+                self.exif = [exif_of(data)]
         self.file_bytes, self.missing_bytes = end, end - len(data)
         self.space = _space(data)
         self._plane_bytes = _av1_plane_bytes(data)

@@ -1,8 +1,12 @@
 """The items of a HEIF or AVIF file: their types, positions in the file, and properties."""
 
+import re
 from dataclasses import dataclass
 
 from batch_pipeline.media.stills.boxes import boxes
+
+_EXIF = b"Exif"
+_TIFF = re.compile(rb"II\*\0|MM\0\*")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,32 @@ def read_items(data: bytes) -> Items:
             for item, indices in belongings.items()
         },
     )
+
+
+def exif_of(data: bytes) -> bytes:
+    """Return the Exif of a file from where it begins, whatever its item says about that.
+
+    Raises:
+        Exception: as `read_items`; `LookupError` if there is no Exif.
+    """
+    items = read_items(data)
+    number = {kind: number for number, kind in items.types.items()}[_EXIF]
+    start, end = items.places[number][0]
+    block = (items.idat if number in items.in_idat else data)[start:end]
+    found = _TIFF.search(block)
+    if found is None:
+        raise LookupError("the item is not a TIFF")
+    return block[found.start() :]
+
+
+def with_exif_hidden(data: bytes) -> bytes:
+    """Return a file in which a decoder does not find the Exif."""
+    for box, meta_start, meta_end in boxes(data):
+        if box == b"meta":
+            for name, start, end in boxes(data, meta_start + 4, meta_end):
+                if name == b"iinf":
+                    return data[:start] + data[start:end].replace(_EXIF, b"skip") + data[end:]
+    return data
 
 
 def _types(iinf: bytes) -> dict[int, bytes]:

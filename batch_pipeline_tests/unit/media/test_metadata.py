@@ -20,7 +20,7 @@ from batch_pipeline.media.metadata import (
     read_metadata,
     with_date_from_outside,
 )
-from batch_pipeline.media.sniffing import JPEG, JPEG_XL, PNG, TIFF
+from batch_pipeline.media.sniffing import AVIF, JPEG, JPEG_XL, PNG, TIFF
 from batch_pipeline.media.stills.png import chunk as png_chunk
 from batch_pipeline.testing.media import (
     Exif,
@@ -225,6 +225,22 @@ def test_a_jpeg_holds_iptc_in_one_segment_or_more():
         )
         content = decode_image(jpeg[:2] + segments + jpeg[2:], JPEG)
         assert content.facts.captured_at == MOMENT
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [(b"\xff\xff\xff\xff", MOMENT), (b"\0\0\0\1", MOMENT), (b"\0\0\0\6Exif\0\0no", None)],
+    ids=["after the end", "too early", "not TIFF"],
+)
+def test_wrong_exif_of_an_avif_does_no_harm(wrong, expected):
+    exif = Exif(orientation=6, captured_at=MOMENT).to_bytes()
+    data = encode_image(Image.new("RGB", (80, 48)), "avif", exif=exif)
+    place = data.index(b"\0\0\0\6Exif\0\0")
+
+    facts = decode_image(data[:place] + wrong + data[place + len(wrong) :], AVIF).facts
+
+    assert facts.captured_at == expected
+    assert (facts.width, facts.height, facts.warnings) == (48, 80, ())
 
 
 def test_a_jpeg_that_was_packed_into_a_jpeg_xl_keeps_its_metadata():
