@@ -4,6 +4,7 @@ Its decoder decodes the whole file when it opens it, so this module reads the si
 nothing of a cut file. PyAV cannot help, because its FFmpeg has no decoder for JPEG XL.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 from PIL import Image
@@ -14,8 +15,9 @@ from batch_pipeline.media.stills.scaling import in_working_mode, scale, scaling_
 from batch_pipeline.media.stills.still import Still
 
 _CODESTREAM = b"\xff\x0a"
-#: Memory of a pixel while it is decoded (bytes).
-_PIXEL_BYTES = 14
+#: Memory of a pixel while it is decoded, by the bytes of a sample (bytes): the decoder has two
+#: copies of up to four samples.
+_PIXEL_BYTES = {1: 14, 2: 18, 4: 36}
 #: Ratios of width to height, by their number in the header.
 _RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
 #: Number of bits of a side, by a selector of two bits.
@@ -26,8 +28,9 @@ class JxlStill(Still):
     """A JPEG XL, or the first frame of an animation. A JPEG that was packed into it is unpacked."""
 
     def __init__(self, data: bytes) -> None:
-        super().__init__(_size(_codestream(data)))
-        self._data = data
+        header = _read_header(_codestream(data))
+        super().__init__(header.size)
+        self._data, self._sample_bytes = data, header.sample_bytes
         self.orientation = 1
         self.is_cut = data[:2] != _CODESTREAM and end_of_boxes(data) > len(data)
         if data[:2] != _CODESTREAM:
@@ -41,7 +44,7 @@ class JxlStill(Still):
     def memory(self, target: tuple[int, int]) -> int:
         """Return the size of the whole picture."""
         width, height = self.size
-        return width * height * _PIXEL_BYTES + scaling_bytes(self.size, target)
+        return width * height * _PIXEL_BYTES[self._sample_bytes] + scaling_bytes(self.size, target)
 
     def scaled(self, target: tuple[int, int]) -> Image.Image:
         """Decode whole."""
@@ -94,7 +97,17 @@ def _codestream(data: bytes) -> bytes:
     raise ValueError("there is no picture in the boxes")
 
 
-def _size(codestream: bytes) -> tuple[int, int]:
+@dataclass(frozen=True)
+class _Header:
+    """What the header of the codestream says."""
+
+    size: tuple[int, int]
+    sample_bytes: int
+    """Bytes of a sample as the decoder unpacks it; 4 if that is not known."""
+    is_animation: bool = False
+
+
+def _read_header(codestream: bytes) -> _Header:
     if codestream[:2] != _CODESTREAM:
         raise ValueError("the picture has no header")
     bits = int.from_bytes(codestream[2:], "little")
@@ -105,13 +118,38 @@ def _size(codestream: bytes) -> tuple[int, int]:
         bits >>= count
         return value
 
-    def side() -> int:
-        return 8 * (1 + take(5)) if is_small else 1 + take(_SIDE_BITS[take(2)])
+    def take_one_of(*counts: int) -> int:
+        return take(counts[take(2)])
 
-    is_small = bool(take(1))
-    height = side()
-    ratio = take(3)
-    if ratio:
-        numerator, denominator = _RATIOS[ratio]
-        return height * numerator // denominator, height
-    return side(), height
+    def take_size() -> tuple[int, int]:
+        is_small = take(1)
+
+        def side() -> int:
+            return 8 * (1 + take(5)) if is_small else 1 + take_one_of(*_SIDE_BITS)
+
+        height = side()
+        ratio = take(3)
+        if ratio:
+            numerator, denominator = _RATIOS[ratio]
+            return height * numerator // denominator, height
+        return side(), height
+
+    size, is_animation = take_size(), False
+    if take(1):  # everything else is as usual
+        return _Header(size, 1)
+    if take(1):
+        take(3)  # orientation
+        if take(1):  # the size at which it should be shown
+            take_size()
+        if take(1):  # a preview; no program writes one
+            return _Header(size, 4)
+        is_animation = bool(take(1))
+        if is_animation:
+            take_one_of(0, 0, 10, 30)  # ticks in some seconds
+            take_one_of(0, 0, 8, 10)  # the seconds
+            take_one_of(0, 3, 16, 32)  # how often it is repeated
+            take(1)  # whether frames have time codes
+    is_float, selector = take(1), take(2)
+    usual = (32, 16, 24) if is_float else (8, 10, 12)
+    depth = usual[selector] if selector < len(usual) else 1 + take(6)
+    return _Header(size, 1 if depth <= 8 else 2 if depth <= 16 else 4, is_animation)

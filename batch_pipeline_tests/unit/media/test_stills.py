@@ -127,18 +127,22 @@ def test_a_large_png_read_in_strips_equals_one_read_whole(mode, monkeypatch):
     assert difference.mean() < (6 if mode == "1" else 3)
 
 
-def with_bit_depth(data: bytes, old: str, new: str) -> bytes:
+def with_bit_depth(
+    data: bytes, old: str, new: str, *, place: int = 16, header_bits: int = 49
+) -> bytes:
     """Replace the bits in a JPEG XL that say how deep its samples are.
 
     Args:
-        old: these bits in a picture of 224 x 56 pixels, the first of a byte first.
-        new: at most as many others; zeros fill the header up.
+        old: these bits, the first of a byte first.
+        new: others; zeros fill the header up to whole bytes.
+        place: where they are in the header; the default is for pictures of 224 x 56 pixels.
+        header_bits: length of the header.
     """
-    start, header_bits = data.index(b"\xff\x0a") + 2, 49
+    start = data.index(b"\xff\x0a") + 2
     bits = "".join(f"{byte:08b}"[::-1] for byte in data[start:])
-    assert bits.startswith(old, 16)
-    head = bits[:16] + new + bits[16 + len(old) : header_bits]
-    bits = head + "0" * (len(old) - len(new)) + bits[header_bits:]
+    assert bits.startswith(old, place)
+    head = bits[:place] + new + bits[place + len(old) : header_bits]
+    bits = head + "0" * ((len(old) - len(new)) % 8) + bits[header_bits:]
     return data[:start] + bytes(int(bits[at : at + 8][::-1], 2) for at in range(0, len(bits), 8))
 
 
@@ -464,6 +468,12 @@ MEASURED = {
         p.convert("L"), 16, jpeg2000_palette([(v, 255 - v, 0) for v in range(256)])
     ),
     "jxl": lambda p: saved_jxl(p, effort=1),
+    "jxl of 16 bits": lambda p: saved_jxl(
+        Image.fromarray(np.asarray(p.convert("L")).astype(np.uint16) * 257), effort=1
+    ),
+    "jxl of floats": lambda p: with_bit_depth(
+        saved_jxl(p, effort=1, lossless=True), "000", "1001110", place=21, header_bits=34
+    ),
     "gif animation": lambda p: animation(p.size, "gif", disposal=2),
     "png animation": lambda p: animation(p.size, "png", disposal=2, blend=1),
     "webp animation": lambda p: animation(p.size, "webp"),
