@@ -25,12 +25,16 @@ _SIDE_BITS = (9, 13, 18, 30)
 
 
 class JxlStill(Still):
-    """A JPEG XL, or the first frame of an animation. A JPEG that was packed into it is unpacked."""
+    """A JPEG XL, or the last frame of an animation. A JPEG that was packed into it is unpacked."""
 
     def __init__(self, data: bytes) -> None:
         header = _read_header(_codestream(data))
         super().__init__(header.size)
         self._data, self._sample_bytes = data, header.sample_bytes
+        if header.is_animation:
+            self.warnings.append(
+                "the last frame of the animation is shown: the decoder returns no other"
+            )
         self.orientation = 1
         self.is_cut = data[:2] != _CODESTREAM and end_of_boxes(data) > len(data)
         if data[:2] != _CODESTREAM:

@@ -170,6 +170,24 @@ def test_deep_grey_of_jpeg_xl_keeps_its_levels(make):
     assert np.abs(result - levels[:, :, np.newaxis]).mean() < 2
 
 
+@pytest.mark.parametrize(("is_animation", "warnings"), [("0", 0), ("1", 1)])
+def test_an_animated_jpeg_xl_shows_its_last_frame_and_says_so(is_animation, warnings):
+    # Given a header of a picture of 64 x 64 pixels, not as usual, with further entries: turned,
+    # shown at 32 x 32 pixels, without a preview, perhaps animated at 1000 ticks in 1001 seconds
+    bits = "1" + "11100" + "100" + "0" + "1" + "101" + "1" + "1" + "11000" + "100" + "0"
+    bits += is_animation + ("10" + "10" + "00" + "0") * int(is_animation) + "0" + "10"
+    bits = bits.ljust(256, "0")
+    data = b"\xff\x0a" + bytes(int(bits[at : at + 8][::-1], 2) for at in range(0, 256, 8))
+
+    still = DECODERS["jxl"](data)
+
+    assert still.size == (64, 64)
+    assert len(still.warnings) == warnings
+    eight_bits = DECODERS["jxl"](b"\xff\x0a\x4f\x02" + bytes(30))
+    assert eight_bits.size == (64, 64)
+    assert still.memory((64, 64)) > eight_bits.memory((64, 64)), "it has 10 bits"
+
+
 def test_deep_grey_of_jpeg_xl_with_alpha_keeps_its_levels():
     # Given levels of 8 bits that count as 10 bits: a quarter
     levels = Image.fromarray((RAMP * 255).astype(np.uint8))
