@@ -15,6 +15,8 @@ from batch_pipeline.media.stills.scaling import in_working_mode, scale, scaling_
 from batch_pipeline.media.stills.still import Still
 
 _CODESTREAM = b"\xff\x0a"
+#: The part of the header that is read is not longer.
+_HEADER_BYTES = 32
 #: Memory of a pixel while it is decoded, by the bytes of a sample (bytes): the decoder has two
 #: copies of up to four samples.
 _PIXEL_BYTES = {1: 14, 2: 18, 4: 36}
@@ -92,13 +94,16 @@ def _rows(mode: str, size: tuple[int, int], pixels: bytes, top: int, bottom: int
 def _codestream(data: bytes) -> bytes:
     """Return the first bytes of the picture itself."""
     if data[:2] == _CODESTREAM:
-        return data[:32]
-    for name, start, _ in boxes(data):
+        return data[:_HEADER_BYTES]
+    found = b""
+    for name, start, end in boxes(data):
         if name == b"jxlc":
-            return data[start : start + 32]
-        if name == b"jxlp":  # its number comes first
-            return data[start + 4 : start + 36]
-    raise ValueError("there is no picture in the boxes")
+            return data[start : min(end, start + _HEADER_BYTES)]
+        if name == b"jxlp" and len(found) < _HEADER_BYTES:  # its number comes first
+            found += data[start + 4 : min(end, start + 4 + _HEADER_BYTES)]
+    if not found:
+        raise ValueError("there is no picture in the boxes")
+    return found
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,18 @@ def test_an_animated_jpeg_xl_shows_its_last_frame_and_says_so(is_animation, warn
     assert still.memory((64, 64)) > eight_bits.memory((64, 64)), "it has 10 bits"
 
 
+@pytest.mark.parametrize("cut", [2, 3, 5, 20])
+def test_the_header_of_a_jpeg_xl_may_be_in_several_boxes(cut):
+    data = saved_jxl(Image.new("RGB", (1000, 600)), lossless=True, effort=1)
+    parts = [b"\0\0\0\0" + data[:cut], b"\x80\0\0\1" + data[cut:]]
+    boxes = [(b"JXL ", b"\r\n\x87\n"), (b"ftyp", b"jxl \0\0\0\0jxl ")]
+    boxes += [(b"jxlp", part) for part in parts]
+    data = b"".join((len(part) + 8).to_bytes(4, "big") + name + part for name, part in boxes)
+
+    assert DECODERS["jxl"](data).size == (1000, 600)
+    assert decode(data).facts.width == 1000
+
+
 def test_deep_grey_of_jpeg_xl_with_alpha_keeps_its_levels():
     # Given levels of 8 bits that count as 10 bits: a quarter
     levels = Image.fromarray((RAMP * 255).astype(np.uint8))
