@@ -15,6 +15,11 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 MASK = "***"
 #: Shorter secrets are masked only in URLs: elsewhere they would be found in ordinary words.
 _SHORTEST = 4
+#: Keys that local servers ignore, and passwords of examples: they are words of our own messages.
+_PLACEHOLDERS = {
+    *("dummy", "empty", "fake", "local", "none", "null", "password", "secret", "test"),
+    *("dagster", "lm-studio", "localai", "ollama", "openai", "postgres", "redis", "vllm"),
+}
 _NAMES = r"pass(?:word|wd)?|pwd|secret\w*|\w*token|\w*key|key_id|sig(?:nature)?|credentials?|auth"
 _USER_INFO = re.compile(r"(?<=://)([^\s/@:'\"?#]*):([^\s/'\"?#]*)@")
 _QUERY = re.compile(rf"(?i)(?<=[?&;])((?:{_NAMES})=)[^&\s'\"#;]+")
@@ -25,7 +30,7 @@ _learnt: set[str] = set()
 
 def learn(value: str) -> None:
     """Register a secret that is not part of a URL, such as an API key."""
-    if len(value) >= _SHORTEST:
+    if len(value) >= _SHORTEST and value.lower() not in _PLACEHOLDERS:
         if not _learnt:
             _mask_log_records()
         for form in (value, unquote(value)):

@@ -46,6 +46,10 @@ _NO_SETTING = re.compile(r"TEST_\w+|(\w+_)?SERVICE_(HOST|PORT)(_\w+)?|(\w+_)?POR
 _IN_ASCII = re.compile("[!-~]+")
 #: What separates Apprise URLs, which may contain commas, for example between recipients of a mail.
 _NEXT_URL = re.compile(r",\s*(?=[A-Za-z][\w+.-]*://)")
+#: Schemes of webhooks and Apprise whose host is a server; with other schemes it may be a token.
+_HOST_IS_A_SERVER = {"http", "https", "json", "jsons", "xml", "xmls", "form", "forms"}
+#: Text that may also be in our own messages, such as `batch-pipeline`. It is masked only in URLs.
+_WORDS = re.compile("[a-z]{1,16}([-_/][a-z]{1,16})*")
 #: Settings that are a path; `storage_url` may be a URL.
 _PATHS = {"home", "storage_url", "prompts"}
 #: Settings whose URL may name files in its query: certificates, keys and passwords.
@@ -568,10 +572,12 @@ class Settings(BaseSettings):
         # These URLs may contain a token anywhere.
         for url in (*self.webhook_url_list, *self.notify_url_list):
             parts = urlsplit(url)
-            rest = url.partition("://")[2] if url in self.notify_url_list else parts.path[1:]
+            rest, path = url.partition("://")[2], parts.path.strip("/")
             learn(url)
-            if len(rest) > 8:
-                learn(rest)
+            if len(rest) > 8 and (path or parts.scheme not in _HOST_IS_A_SERVER):
+                learn(f"/{rest}" if _WORDS.fullmatch(rest) else rest)
+            if len(path) > 8 and not _WORDS.fullmatch(path):
+                learn(path)
         return self
 
     @cached_property

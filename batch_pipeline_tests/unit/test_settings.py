@@ -287,6 +287,48 @@ def test_a_secret_of_several_lines_is_masked_where_a_library_quotes_it(monkeypat
 
 
 @pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"webhook_urls": "https://hooks.example.org/batch-pipeline"}, "`batch-pipeline status`"),
+        ({"webhook_urls": "https://hooks.example.org/notifications"}, "docs/notifications.md"),
+        ({"webhook_urls": "https://hooks.example.org/"}, "sent to https://hooks.example.org"),
+        ({"notify_urls": "json://localhost:11434"}, "no answer from http://localhost:11434"),
+        ({"notify_urls": "ntfy://batch-pipeline"}, "`batch-pipeline status`"),
+        ({"openai_api_key": "ollama"}, "start it: `ollama serve`"),
+        ({"openai_api_key": "EMPTY"}, "expected a name, not EMPTY"),
+        ({"database_url": "postgresql://postgres:postgres@db/x"}, "user postgres may not log in"),
+    ],
+)
+def test_words_of_our_messages_are_not_secrets(values, said):
+    if "webhook_urls" in values:
+        values |= {"webhook_secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+    load_settings(**values)
+    assert masked(said) == said
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"webhook_urls": "https://a.example/hooks/new"}, "POST https://a.example/hooks/new: 500"),
+        ({"webhook_urls": "https://a.example/hooks/new"}, "POST a.example/hooks/new: 500"),
+        ({"webhook_urls": "https://a.example/s/T0/B0Secret"}, "a.example: no path /s/T0/B0Secret"),
+        ({"webhook_urls": "https://a.example/s/T0/B0Secret"}, "no path s/T0/B0Secret"),
+        ({"notify_urls": "json://a.example/s/T0/B1Secret"}, "retries with url: /s/T0/B1Secret"),
+        ({"notify_urls": "slack://T0/B0/C2Secret"}, "retries with url: /services/T0/B0/C2Secret"),
+        ({"notify_urls": "pbul://o.d3Secret"}, "no access with o.d3Secret"),
+        ({"notify_urls": "ntfy://our-topic"}, "POST https://ntfy.sh/our-topic: 500"),
+    ],
+)
+def test_a_url_with_a_token_is_masked_in_every_form_that_errors_quote(values, said):
+    if "webhook_urls" in values:
+        values |= {"webhook_secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+    load_settings(**values)
+    assert MASK in masked(said)
+    for secret in ("hooks/new", "Secret", "our-topic"):
+        assert secret not in masked(said)
+
+
+@pytest.mark.parametrize(
     ("options", "reason"),
     [
         ("{num_ctx: 1}", "not JSON"),
