@@ -141,6 +141,10 @@ _FOUND = text("""
     WHERE c.oid IN (to_regclass('uploads'), to_regclass('upload_batches'))
     ORDER BY c.relname DESC, a.attnum
 """)
+_LETTERS = text("""
+    SELECT lower('Ä') = 'ä' AS known, datname AS name, datctype AS ctype
+    FROM pg_database WHERE datname = current_database()
+""")
 #: Tables with row-level security for our role, without a policy that shows it every row.
 _HIDDEN = text("""
     SELECT c.relname AS table, current_user AS role
@@ -399,6 +403,20 @@ def server_problems(connection: Connection) -> Iterator[Problem]:
         yield Problem(
             f"the role {found.role} may not create the extension vector",
             "as a superuser, in this database: CREATE EXTENSION vector;",
+        )
+
+
+def letter_problems(connection: Connection) -> Iterator[Problem]:
+    """Find out whether searches ignore the case of every letter; if not, they work all the same."""
+    found = connection.execute(_LETTERS).one()
+    if not found.known:
+        yield Problem(
+            f"the database {found.name} has the LC_CTYPE {found.ctype}, which knows only the "
+            "letters A to Z: searches do not find 'Äpfel' by 'äpfel', nor a part of the file name "
+            "'Müller.jpg'",
+            f"make a new database, CREATE DATABASE {found.name}_letters ENCODING 'UTF8' LOCALE "
+            "'C.UTF-8' TEMPLATE template0, copy what is in this one (pg_dump, pg_restore), and "
+            "name the new one in BATCH_PIPELINE_DATABASE_URL",
         )
 
 

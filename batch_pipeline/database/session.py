@@ -5,6 +5,7 @@ updates the tables of an embedded server by itself. Tables of an external server
 ``batch-pipeline db upgrade``.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,11 @@ from sqlalchemy.exc import (
 from batch_pipeline.database import connection_budget
 from batch_pipeline.database.connection_setup import set_up
 from batch_pipeline.database.embedded_server import embedded_server_url
-from batch_pipeline.database.existing_tables import require_all_columns, require_usable_tables
+from batch_pipeline.database.existing_tables import (
+    letter_problems,
+    require_all_columns,
+    require_usable_tables,
+)
 from batch_pipeline.database.failures import (
     LOCK_NOT_AVAILABLE,
     READ_ONLY,
@@ -48,6 +53,8 @@ _LOCK_TIMEOUT = "5s"
 
 #: Another process has created the same database: some time ago, or at the same moment.
 _IS_THERE = ("42P04", "23505")
+
+log = logging.getLogger(__name__)
 
 #: A row whose columns the type checker does not know.
 AnyRow = Row[*tuple[Any, ...]]
@@ -132,6 +139,8 @@ class Database:
                 ) from error
         with self.transaction() as connection:
             require_all_columns(connection)
+            for problem in letter_problems(connection):
+                log.warning("%s", problem)
 
     def revisions(self) -> tuple[str | None, str | None]:
         """Return the current migration of the tables, and the newest migration."""

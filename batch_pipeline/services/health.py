@@ -14,6 +14,7 @@ from batch_pipeline.database.embedded_server import server_users
 from batch_pipeline.database.existing_tables import (
     Problem,
     has_tables,
+    letter_problems,
     missing_columns,
     rows_left_alone,
     server_problems,
@@ -230,7 +231,9 @@ def _tables(database: Database, *, upgraded: bool) -> str:
         if upgraded:
             _raise_if(missing_columns(connection))
         exist = has_tables(connection)
-    return "can be read and written" if exist else "none yet; the upgrade makes them"
+        limits = letter_problems(connection)
+        found = "can be read and written" if exist else "none yet; the upgrade makes them"
+        return "; ".join(map(str, [found, *limits]))
 
 
 def _statuses(database: Database) -> str:

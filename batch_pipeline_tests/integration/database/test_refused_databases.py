@@ -251,21 +251,39 @@ def with_search_path(url: str, schemas: str) -> str:
     return make_url(url).update_query_dict(options).render_as_string(hide_password=False)
 
 
-@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
-def test_an_encoding_that_cannot_hold_everything_is_refused(server_url, change, encoding):
+@contextmanager
+def database_with(server_url, options):
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(server_url, autocommit=True) as owner:
-        owner.execute(
-            f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' "
-            "TEMPLATE template0".encode()
-        )
-        url = make_url(server_url).set(database=name).render_as_string(False)
+        owner.execute(f"CREATE DATABASE {name} {options} TEMPLATE template0".encode())
         try:
-            for use in (upgrade, lambda url: open_database(change(database_url=url))):
-                with pytest.raises(ConfigurationError, match=f"is {encoding}.*ENCODING 'UTF8'"):
-                    use(url)
+            yield make_url(server_url).set(database=name).render_as_string(False)
         finally:
             owner.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_an_encoding_that_cannot_hold_everything_is_refused(server_url, change, encoding):
+    options = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    with database_with(server_url, options) as url:
+        for use in (upgrade, lambda url: open_database(change(database_url=url))):
+            with pytest.raises(ConfigurationError, match=f"is {encoding}.*ENCODING 'UTF8'"):
+                use(url)
+
+
+@pytest.mark.parametrize(("locale", "warned"), [("C", True), ("C.UTF-8", False)])
+def test_a_locale_that_knows_only_ascii_letters_is_warned_of(
+    server_url, change, caplog, locale, warned
+):
+    with database_with(server_url, f"ENCODING 'UTF8' LOCALE '{locale}'") as url:
+        upgrade(url)
+        [tables] = [
+            check for check in check_health(change(database_url=url)) if check.name == "tables"
+        ]
+    assert tables.ok
+    for said in (caplog.text, tables.detail):
+        assert ("has the LC_CTYPE C, which knows only the letters A to Z" in said) == warned
+        assert ("LOCALE 'C.UTF-8' TEMPLATE template0" in said) == warned
 
 
 @pytest.fixture
