@@ -7,13 +7,13 @@ same time, so a target that does not answer does not delay the others.
 import asyncio
 import hashlib
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.masking import masked
 from batch_pipeline.services.notifications import outbox
 from batch_pipeline.services.notifications.outbox import Delivery
+from batch_pipeline.services.notifications.own_thread import in_own_thread
 from batch_pipeline.services.notifications.webhooks import NotDeliveredError, post
 from batch_pipeline.settings import Settings
 from batch_pipeline.visible_text import visible_line
@@ -143,13 +144,9 @@ async def _send(delivery: Delivery, target: Target, settings: Settings) -> tuple
 
 
 async def _told(url: str, delivery: Delivery) -> str:
-    """Tell people, in a separate thread for which nothing else waits, not even the loop's end."""
+    """Tell people, or wait again for an attempt that had too little time."""
     key = (delivery.id, delivery.target)
-    sent = _unfinished.pop(key, None)
-    if sent is None:
-        sent = Future()
-        sent.set_running_or_notify_cancel()  # now the end of the wait does not cancel it
-        threading.Thread(target=_tell, args=(sent, url, delivery), daemon=True).start()
+    sent = _unfinished.pop(key, None) or in_own_thread(partial(_tell_people, url, delivery))
     try:
         async with asyncio.timeout(TOLD_WITHIN_SECONDS):
             return await asyncio.wrap_future(sent)
@@ -161,13 +158,6 @@ async def _told(url: str, delivery: Delivery) -> str:
             f"apprise was not done within {TOLD_WITHIN_SECONDS:g} s; the next attempt waits for it "
             "again"
         ) from error
-
-
-def _tell(sent: "Future[str]", url: str, delivery: Delivery) -> None:
-    try:
-        sent.set_result(_tell_people(url, delivery))
-    except BaseException as error:
-        sent.set_exception(error)
 
 
 def _tell_people(url: str, delivery: Delivery) -> str:

@@ -15,7 +15,7 @@ import socket
 import ssl
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ import httpcore
 import httpx
 
 from batch_pipeline.services.notifications.outbox import Delivery
+from batch_pipeline.services.notifications.own_thread import in_own_thread
 
 #: Timeout of a whole attempt: name resolution, connection, request and response (seconds).
 TIMEOUT_SECONDS = 15.0
@@ -149,9 +150,10 @@ class _PinnedBackend(httpcore.AnyIOBackend):
         raise NotDeliveredError(f"{host} has no address")
 
     async def _addresses(self, host: str, port: int) -> list[str]:
-        loop = asyncio.get_running_loop()
+        # A name server that is silent must not delay the look-ups of other deliveries.
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await asyncio.wrap_future(in_own_thread(look_up))
         except OSError as error:
             raise NotDeliveredError(f"{host} cannot be resolved: {error.strerror}") from error
         addresses = list(dict.fromkeys(str(address[4][0]) for address in found))

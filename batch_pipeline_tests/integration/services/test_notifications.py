@@ -394,6 +394,38 @@ def test_an_address_that_never_answers_leaves_time_for_the_next(change, receiver
     assert answer.delivered, answer.detail
 
 
+def test_a_name_server_that_is_silent_does_not_delay_other_targets(
+    pipeline, database, change, receiver, monkeypatch
+):
+    may_answer, answered = threading.Event(), []
+    look_up = socket.getaddrinfo
+
+    def silent(host, *arguments, **names):
+        if host.startswith("silent"):
+            may_answer.wait(DEADLINE)
+            answered.append(host)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return look_up(host, *arguments, **names)
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    monkeypatch.setattr("batch_pipeline.services.notifications.webhooks.TIMEOUT_SECONDS", 4.0)
+    settings = change(
+        webhook_urls=f"http://silent1.example/,http://silent2.example/,{receiver.url}",
+        webhook_secret=SECRET,
+        webhook_allow_private=True,
+    )
+    for _ in range(outbox.TAKEN_AT_ONCE):
+        cancelled_batch(pipeline)
+    outbox.address(database, [target.id for target in targets_of(settings)[:2]])
+    cancelled_batch(pipeline)
+
+    sent = send_due(database, settings)
+
+    assert answered == []  # nor did the end of the round wait
+    may_answer.set()
+    assert sent == (1, 2 * outbox.TAKEN_AT_ONCE + 2)
+
+
 @pytest.mark.parametrize(
     "address",
     [

@@ -1,0 +1,23 @@
+"""Calls of libraries that may hang: nothing waits for their threads, not even the loop's end."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def in_own_thread(call: Callable[[], Result]) -> "Future[Result]":
+    """Call in a new thread. asyncio has few threads for all calls, and waits for each of them."""
+    future: Future[Result] = Future()
+    future.set_running_or_notify_cancel()  # now the end of a wait does not cancel it
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
