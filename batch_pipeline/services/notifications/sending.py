@@ -28,8 +28,9 @@ from batch_pipeline.settings import Settings
 from batch_pipeline.visible_text import visible_line
 from batch_pipeline.webhook_secrets import secret_key
 
-#: After this time a round takes no more deliveries (seconds). Dagster ends a tick after 60 s.
-ROUND_SECONDS = 30.0
+#: After this time a round takes no more deliveries (seconds). A code server that is stopped waits
+#: for the round, and Compose kills it after 30 s. The last delivery may take `TOLD_WITHIN_SECONDS`.
+ROUND_SECONDS = 8.0
 
 #: How long Apprise may take for one delivery (seconds). Its connections have time-outs, but a URL
 #: may need many of them. Shorter than `outbox.LEASE_SECONDS`.
