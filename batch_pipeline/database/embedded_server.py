@@ -12,6 +12,7 @@ server, makes the files again.
 
 import fcntl
 import importlib.util
+import locale
 import os
 import shutil
 import subprocess
@@ -88,10 +89,39 @@ def _started(home: Path, pgserver: ModuleType) -> str:
             shutil.rmtree(folder, ignore_errors=True)
         if not (folder / "PG_VERSION").exists():
             being_made.touch()
-        server = pgserver.get_server(folder, cleanup_mode=None)
+        with _every_letter_known():
+            server = pgserver.get_server(folder, cleanup_mode=None)
         being_made.unlink(missing_ok=True)
         _have_it_guarded(home)
         return str(server.get_uri())
+
+
+@contextmanager
+def _every_letter_known() -> Iterator[None]:
+    """Set a locale that knows all letters where the environment names none or ``C``.
+
+    A new server takes its locale from the environment, for good. In ``C``, its searches would
+    distinguish 'Ä' and 'ä', and cut names in two at such letters.
+    """
+    before = {name: os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG")}
+    named = next(filter(None, before.values()), "C")
+    if named in {"C", "POSIX"} and _is_installed("C.UTF-8"):
+        os.environ["LC_ALL"] = "C.UTF-8"
+    try:
+        yield
+    finally:
+        os.environ.pop("LC_ALL", None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _is_installed(name: str) -> bool:
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, name)
+    except locale.Error:
+        return False
+    locale.setlocale(locale.LC_CTYPE, before)
+    return True
 
 
 def server_was_made(home: Path) -> bool:

@@ -68,7 +68,9 @@ def test_a_prompt_can_be_tried_before_anything_is_stored(anywhere, tmp_path):
 def test_a_command_that_stores_something_makes_the_home_and_says_so_once(anywhere, tmp_path):
     home = tmp_path / "data" / "batch_pipeline"
     first = anywhere("submit", MEDIA / "fog.webp")
-    assert (first.code, first.err) == (0, f"New: everything is kept in {home}\n")
+    assert (first.code, first.err) == (0, f"New: everything is kept in {home}\n"), (
+        "the new server knows all letters, although no locale is set"
+    )
     assert anywhere("submit", MEDIA / "fog.webp").err == ""
     elsewhere = Console(anywhere.environment, tmp_path)
     assert len(elsewhere("status", "--json").json) == 2

@@ -36,6 +36,7 @@ from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline.testing.records import batch_row, upload_rows
 from batch_pipeline_tests.patience import wait_until
+from batch_pipeline_tests.runs import record_run
 
 from .chart import CODE, DEPLOY, IMAGE, LAUNCHER, ROLE, container_context, run_launcher
 from .kubernetes_api import Kubernetes, Pod
@@ -68,7 +69,8 @@ class Cluster:
     def launch(self, batch_id: UUID) -> tuple[dg.DagsterRun, Pod]:
         """Launch a run of a batch; return it and its pod."""
         settings = self.pipeline.settings
-        run = self.instance.create_run_for_job(
+        run = record_run(
+            self.instance,
             build_definitions(settings).resolve_job_def("process_batch"),
             run_config={
                 "ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}},
