@@ -172,6 +172,32 @@ def test_terminate_ends_a_run_whose_steps_nobody_takes_and_cancels_its_batch(wor
     assert work.column(batch_id, "owner_run_id") == [None] * 2
 
 
+def test_terminate_is_heard_while_the_run_executes_a_step_in_its_own_process(
+    work, broker, monkeypatch
+):
+    work = work()
+    batch_id = work.submit("fog.webp", "sea.jpg")
+    handle = dg.DagsterInstance.handle_new_event
+
+    def terminate_at_the_end_of_the_first_step(instance, event, **options):
+        handle(instance, event, **options)
+        known = event.dagster_event
+        if known and known.is_step_success and event.step_key == "load_batch":
+            instance.report_run_canceling(instance.get_run_by_id(event.run_id))
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(
+        dg.DagsterInstance, "handle_new_event", terminate_at_the_end_of_the_first_step
+    )
+
+    result = run(work, batch_id, {"celery": {"broker": broker.url}})
+
+    ended = work.instance.get_run_by_id(result.run_id)
+    assert ended.status == dg.DagsterRunStatus.CANCELED
+    assert work.counts(batch_id) == ("cancelled", 0, 0)
+    assert broker.waiting() == 0
+
+
 @both_brokers_at_leisure
 def test_terminate_stops_the_call_that_a_worker_makes_and_retry_finishes(
     work, broker, start, model_server

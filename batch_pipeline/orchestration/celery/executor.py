@@ -9,6 +9,7 @@ slow.
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -145,10 +146,14 @@ class _Steps:
         where = step, queue, priority, known_state
         key, step_context = step.get_mapping_key(), context.for_step(step)
         if key is None:
-            return _Here(step_context, _submit(self._here, context, *where))
+            # In the main thread, Dagster would give a signal of this time to the step only, and the
+            # run would go on.
+            with ThreadPoolExecutor(1) as thread:
+                result = thread.submit(_submit, self._here, context, *where).result()
+            return _Here(self, step_context, result)
         upload_id = upload_id_of(key)
         if self._outage:
-            return _Ended(step_context, stopped_failure(self._outage))
+            return _Ended(self, step_context, stopped_failure(self._outage))
         try:
             result = _submit(app, context, *where)
         except UNREACHABLE as error:
@@ -156,7 +161,7 @@ class _Steps:
             released = self._pipeline.states.release_run(
                 context.run_id, self._outage, resume_after_seconds=OUTAGE_PAUSE_SECONDS
             )
-            return _Ended(step_context, outage_failure(self._outage, released=released))
+            return _Ended(self, step_context, outage_failure(self._outage, released=released))
         self._app = app
         self._unbegun.add(upload_id)
         self.look()
@@ -212,7 +217,8 @@ class _Step:
     the steps that always run, and never start them.
     """
 
-    def __init__(self, context: IStepContext) -> None:
+    def __init__(self, steps: _Steps, context: IStepContext) -> None:
+        self._steps = steps
         self._context = context
         self._events: list[str] | None = None
 
@@ -228,6 +234,7 @@ class _Step:
 
     def revoke(self) -> None:
         """Stop. dagster-celery calls this for each step when the run is terminated."""
+        self._steps.stop()
 
     def _failed(self, failure: dg.Failure) -> list[str]:
         """Write a failure to the event log, as a worker would have."""
@@ -244,8 +251,8 @@ class _Step:
 class _Here(_Step):
     """A step that this process has run."""
 
-    def __init__(self, context: IStepContext, result: AsyncResult) -> None:
-        super().__init__(context)
+    def __init__(self, steps: _Steps, context: IStepContext, result: AsyncResult) -> None:
+        super().__init__(steps, context)
         self._result = result
 
     def ready(self) -> bool:
@@ -256,8 +263,8 @@ class _Here(_Step):
 class _Ended(_Step):
     """A step that failed without a worker."""
 
-    def __init__(self, context: IStepContext, failure: dg.Failure) -> None:
-        super().__init__(context)
+    def __init__(self, steps: _Steps, context: IStepContext, failure: dg.Failure) -> None:
+        super().__init__(steps, context)
         self._failure = failure
 
     def ready(self) -> bool:
@@ -271,8 +278,7 @@ class _Sent(_Step):
     def __init__(
         self, steps: _Steps, context: IStepContext, upload_id: UUID, result: AsyncResult
     ) -> None:
-        super().__init__(context)
-        self._steps = steps
+        super().__init__(steps, context)
         self._upload_id = upload_id
         self._result = result
         self._missed_since: float | None = None
@@ -316,7 +322,7 @@ class _Sent(_Step):
         return False
 
     def revoke(self) -> None:
-        self._steps.stop()
+        super().revoke()
         self._revoke()
 
     def _reported(self) -> list[str] | None:
