@@ -5,6 +5,7 @@ person asked to redo its stage. Only `UploadStates` changes statuses and counter
 """
 
 import hashlib
+import io
 import logging
 import time
 import uuid
@@ -304,7 +305,7 @@ class UploadProcessor:
                 media_type = accept(read_head(file), settings.accepted_format_names)
                 attempt.report.media_type = media_type
                 file.seek(0)
-                if attempt.report.checksum is None:  # an upload API stores no checksum
+                if _may_be_another_file(attempt.row, media_type, file):
                     attempt.report.checksum = _sha256(file)
                 return decode(
                     file,
@@ -554,6 +555,23 @@ class UploadProcessor:
             patience.stored(release) if patience else release()
         except (ServiceDownError, WorkCancelledError) as error:  # the lease will expire instead
             log.warning("upload %s could not be released: %s", claim.upload_id, error)
+
+
+def _may_be_another_file(row: AnyRow, media_type: MediaType, file: BinaryIO) -> bool:
+    """Return whether the row may have no checksum of this file.
+
+    Upload APIs store none, and a file may be replaced. Reading a whole film would take long, so for
+    a film the size decides.
+    """
+    if row.checksum is None or media_type.file_type == "image":
+        return True
+    return bool(_size(file) != row.file_size)
+
+
+def _size(file: BinaryIO) -> int:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return size
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -2,6 +2,7 @@
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -17,6 +18,7 @@ from batch_pipeline.services.reprocessing import Selection, reprocess
 from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor
+from batch_pipeline.testing import media
 from batch_pipeline.testing.model_server import Fault
 
 PICTURE = "sea.jpg"
@@ -200,6 +202,39 @@ def test_an_upload_whose_row_has_no_checksum_gets_one(work, model_server):
 
     assert work.column(first, "checksum") == work.column(again, "checksum") == checksums
     assert len(calls(model_server)) == 1
+
+
+@pytest.mark.parametrize("kind", ["picture", "film"])
+def test_a_replaced_file_has_its_own_checksum(work, model_server, tmp_path, kind):
+    """Otherwise the description of the new file would be copied to uploads of the old one."""
+    work = work(max_concurrent_uploads=1)
+    first, second = Path(PICTURE), Path("city.jpg")
+    if kind == "film":
+        first, second = tmp_path / "first.mp4", tmp_path / "second.mp4"
+        first.write_bytes(media.make_video("mp4", 1))
+        second.write_bytes(media.make_video("mp4", 2))
+    replaced, unchanged = work.submit(first), work.submit(second)
+    assert work.run(replaced).success
+    [path], [other] = work.column(replaced, "file_path"), work.column(unchanged, "file_path")
+    work.pipeline.storage.write(path, work.pipeline.storage.read(other))
+    with work.pipeline.database.transaction() as connection:
+        connection.execute(
+            text(
+                "UPDATE uploads SET processing_status = 'pending', description = NULL "
+                "WHERE batch_id = :id"
+            ),
+            {"id": replaced},
+        )
+    work.pipeline.backlog.reopen_ended()
+    assert work.run(replaced).success
+    old_bytes, before = work.submit(first), len(calls(model_server))
+
+    assert work.run(old_bytes).success
+
+    assert len(calls(model_server)) > before
+    assert work.column(replaced, "checksum") == work.column(unchanged, "checksum")
+    found = search(work.pipeline.database, work.pipeline.spaces.model_of, "picture")
+    assert [hit.copies for hit in found] == [[], []]
 
 
 def copies_in_one_batch(work, count, *others):

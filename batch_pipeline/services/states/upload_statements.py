@@ -105,6 +105,7 @@ _ANSWERING = (
 STARTED = (
     *ANNOUNCED,
     Upload.file_path,
+    Upload.file_size,
     Upload.claim_token,
     Upload.attempts,
     Upload.description_audit_score,
@@ -200,6 +201,42 @@ def _store_thumbnail() -> LoneStatement:
 STORE_THUMBNAIL = _store_thumbnail()
 #: What an API in PHP writes for an empty object.
 _NO_FACTS: ColumnElement[Any] = literal_column("'[]'::jsonb")
+_NULL_FACT: ColumnElement[Any] = literal_column("'null'::jsonb")
+#: Facts that not every file has. Those of an earlier description may be facts of another file,
+#: which was stored under the same path since.
+_OPTIONAL_FACTS = ("frame_count", "duration_seconds", "frame_rate", "clip", "warnings")
+_DATE_FACTS = ("captured_at", "date_source")
+
+
+def _facts() -> ColumnElement[Any]:
+    """Return the metadata with the facts ``found``.
+
+    Facts replace an API's values of the same keys, because the filters of a search read them. Tags
+    and visible text do not: they are also in columns of ours.
+    """
+    api = case(
+        (func.jsonb_typeof(FACTS) == "object", FACTS),
+        (FACTS == _NO_FACTS, literal_column("'{}'::jsonb")),
+        else_=func.jsonb_build_object("metadata", FACTS),
+    )
+    outdated = case(
+        (Upload.vision_fingerprint.is_(None), cast([], ARRAY(Text))),
+        # A date with its source is ours.
+        (FACTS["date_source"].is_not(None), cast([*_OPTIONAL_FACTS, *_DATE_FACTS], ARRAY(Text))),
+        else_=cast([*_OPTIONAL_FACTS], ARRAY(Text)),
+    )
+    ours = (("tags", Upload.vision_tags), ("visible_text", Upload.visible_text))
+    facts: ColumnElement[Any] = api.op("-", return_type=JSONB())(outdated)
+    facts = facts.op("-", return_type=JSONB())(cast([name for name, _ in ours], ARRAY(Text)))
+    facts = facts.concat(bindparam("found", type_=JSONB))
+    for name, column in ours:
+        value = func.nullif(FACTS[name], _NULL_FACT)
+        is_theirs = and_(value.is_not(None), value.is_distinct_from(func.to_jsonb(column)))
+        theirs = func.jsonb_build_object(name, value, type_=JSONB)
+        facts = facts.concat(case((is_theirs, theirs), else_=literal_column("'{}'::jsonb")))
+    return facts
+
+
 _REGENERATED = bindparam("regenerated", type_=Integer)
 _DESCRIPTION_STORED = _stored(
     DESCRIPTION_STORED,
@@ -210,22 +247,13 @@ _DESCRIPTION_STORED = _stored(
     description_audit_score=bindparam("score"),
     vision_model=bindparam("model"),
     vision_fingerprint=bindparam("made_with"),
-    checksum=func.coalesce(Upload.checksum, bindparam("content", type_=Text)),
+    checksum=func.coalesce(bindparam("content", type_=Text), Upload.checksum),
     # The old vector belongs to the old description. If another run takes over here, it has to
     # embed again.
     redo=func.array_append(_without(Upload.redo, "description", "embedding"), "embedding"),
     regeneration_count=count(Upload.regeneration_count) + _REGENERATED,
     last_regenerated_at=case((_REGENERATED > 0, func.now()), else_=Upload.last_regenerated_at),
-    # Remove the tags and the visible text of an older description. Only an object has keys;
-    # another value of an API is kept.
-    facts=case(
-        (
-            func.jsonb_typeof(FACTS) == "object",
-            FACTS.op("-")(cast(["tags", "visible_text"], ARRAY(Text))),
-        ),
-        (FACTS == _NO_FACTS, literal_column("'{}'::jsonb")),
-        else_=func.jsonb_build_object("metadata", FACTS),
-    ).concat(bindparam("found", type_=JSONB)),
+    facts=_facts(),
     # The type comes from the content. The program that wrote the row may have derived it from the
     # file name.
     file_type=func.coalesce(bindparam("true_file_type", type_=Word()), Upload.file_type),

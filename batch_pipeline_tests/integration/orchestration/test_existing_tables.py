@@ -3,6 +3,7 @@
 import io
 import json
 import uuid
+from datetime import datetime
 from pathlib import Path
 
 import dagster as dg
@@ -36,11 +37,13 @@ from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
 from batch_pipeline.terminal import batches_table, upload_table, uploads_table
 from batch_pipeline.testing.api_tables import USABLE, USER, Api, ApiTables
+from batch_pipeline.testing.media import Exif, encode_image
 from batch_pipeline.testing.records import add_batch, upload_rows
 
 from .conftest import Runner
 
 ORIGINAL = "source/fog.webp"
+MEDIA = Path(__file__).parents[2] / "cases" / "small"
 
 
 def upgrade(url: str) -> None:
@@ -253,6 +256,36 @@ def test_metadata_that_is_no_object_hides_no_upload_from_a_filter(pipeline, cons
     assert facts.items() >= kept.items()
     assert "metadata" in kept or "metadata" not in facts
     assert len(json.loads(console("search", "fog", "--format", "jpeg", "--json").out)) == 1
+
+
+def test_tags_of_an_api_stay_and_facts_of_a_replaced_file_go(pipeline):
+    theirs = {"tags": ["Grandma"], "visible_text": "for Ann", "album": "Rome"}
+    taken = Exif(captured_at=datetime(2019, 7, 1, 12), model="X 100").to_bytes()
+    with Image.open(MEDIA / "sea.jpg") as sea:
+        dated = encode_image(sea, "jpeg", exif=taken)
+    pipeline.storage.write(ORIGINAL, dated)
+    row = {"file_path": ORIGINAL}
+    batch_id = add_batch(
+        pipeline.database, [row | {"facts": theirs}, row | {"facts": {"tags": None}}, row]
+    )
+    finish(pipeline)
+    before = upload_rows(pipeline.database, batch_id)
+    for upload in before:
+        assert upload.metadata["captured_at"].startswith("2019-07-01")
+    assert before[0].metadata.items() >= theirs.items()
+    assert before[1].metadata["tags"] == before[2].metadata["tags"] == before[0].vision_tags
+
+    pipeline.storage.write(ORIGINAL, (MEDIA / "city.jpg").read_bytes())
+    reprocess(pipeline.database, pipeline.batches, Selection(Stage.DESCRIPTION, [batch_id]))
+    finish(pipeline)
+
+    after = upload_rows(pipeline.database, batch_id)
+    assert after[0].metadata.items() >= theirs.items()
+    assert after[0].vision_tags != before[0].vision_tags
+    for upload in after[1:]:
+        assert upload.metadata.get("tags", []) == upload.vision_tags
+    for upload in after:
+        assert upload.metadata.keys().isdisjoint({"captured_at", "date_source"})
 
 
 #: Uploads that have not ended although their batch was not stopped.
