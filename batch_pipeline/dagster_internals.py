@@ -17,6 +17,9 @@ from dagster import ConfigurableResource
 # The console logger of sensors and schedules. Dagster has no setting for its format.
 from dagster._core.definitions import instigation_logger
 
+# The loggers of a run whose config names none. Dagster has no setting for them.
+from dagster._core.execution import context_creation_job
+
 # The configuration of a storage class that ``dagster.yaml`` names.
 from dagster._config import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
@@ -182,6 +185,7 @@ __all__ = [
     "UserConfigSchema",
     "UserFailureData",
     "check_cross_process_constraints",
+    "context_creation_job",
     "create_compute_log_file_key",
     "create_pg_engine",
     "daemon_loop",

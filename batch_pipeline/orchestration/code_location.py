@@ -15,7 +15,7 @@ from batch_pipeline.orchestration.jobs import build_process_batch, sweep_backlog
 from batch_pipeline.orchestration.notifications import build_notifications
 from batch_pipeline.orchestration.pausing import pause_job, resume_job
 from batch_pipeline.orchestration.resources import PipelineResource, worker_resource
-from batch_pipeline.orchestration.run_logs import build_loggers
+from batch_pipeline.orchestration.run_logs import use_format_in_runs
 from batch_pipeline.orchestration.schedules import backlog_sweep, sweep_on_start
 from batch_pipeline.orchestration.sensors import (
     build_pending_batches,
@@ -43,6 +43,7 @@ def build_definitions(
         ConfigurationError: a setting is not valid.
     """
     settings = settings or load_settings(**(overrides or {}))
+    use_format_in_runs(settings)
     process_batch = build_process_batch(settings)
     return dg.Definitions(
         jobs=[process_batch, sweep_backlog, pause_job, resume_job],
@@ -56,7 +57,6 @@ def build_definitions(
         schedules=[backlog_sweep],
         assets=build_assets(settings),
         asset_checks=CHECKS,
-        loggers=build_loggers(settings),
         resources={
             "batch_pipeline": PipelineResource(**(overrides or {})),
             "batch_pipeline_worker": worker_resource,

@@ -4,6 +4,7 @@ import dagster as dg
 
 from batch_pipeline.orchestration.executors import build_executor
 from batch_pipeline.orchestration.ops import finalize_batch, load_batch, process_upload
+from batch_pipeline.orchestration.run_logs import LOGGERS
 from batch_pipeline.orchestration.sweep import sweep
 from batch_pipeline.orchestration.tags import JOB, SHORT_JOB
 from batch_pipeline.settings import Settings
@@ -27,6 +28,7 @@ def build_process_batch(settings: Settings) -> dg.JobDefinition:
             "Re-execute from failure on the run, or `batch-pipeline retry`."
         ),
         executor_def=build_executor(settings),
+        logger_defs=LOGGERS,
         tags=JOB,
     )
     def process_batch() -> None:
@@ -38,6 +40,7 @@ def build_process_batch(settings: Settings) -> dg.JobDefinition:
 @dg.job(
     description="Returns uploads of dead workers and ends finished batches; safe at any time.",
     executor_def=dg.in_process_executor,
+    logger_defs=LOGGERS,
     tags=SHORT_JOB,
 )
 def sweep_backlog() -> None:

@@ -8,6 +8,7 @@ from pydantic import Field
 from batch_pipeline.database.models import PauseScope
 from batch_pipeline.errors import PipelineError
 from batch_pipeline.orchestration.ops import parse_id
+from batch_pipeline.orchestration.run_logs import LOGGERS
 from batch_pipeline.orchestration.tags import SHORT_JOB
 from batch_pipeline.services.pauses import Pause, active_pauses, chosen, pause, resume
 from batch_pipeline.services.pipeline import Pipeline
@@ -65,6 +66,7 @@ def resume_work(context: dg.OpExecutionContext, config: Target) -> dg.Output[Non
         "names. Model calls in flight end. After one second no new call begins."
     ),
     executor_def=dg.in_process_executor,
+    logger_defs=LOGGERS,
     tags=SHORT_JOB,
 )
 def pause_job() -> None:
@@ -79,6 +81,7 @@ def pause_job() -> None:
         "the op names."
     ),
     executor_def=dg.in_process_executor,
+    logger_defs=LOGGERS,
     tags=SHORT_JOB,
 )
 def resume_job() -> None:

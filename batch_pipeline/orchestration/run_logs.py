@@ -9,6 +9,7 @@ import copy
 import logging
 import re
 import uuid
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,7 +17,7 @@ import dagster as dg
 from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict
 
-from batch_pipeline.dagster_internals import instigation_logger
+from batch_pipeline.dagster_internals import context_creation_job, instigation_logger
 from batch_pipeline.logs import json_handler
 from batch_pipeline.orchestration.tags import BATCH_TAG
 from batch_pipeline.settings import LogFormat, Settings
@@ -26,6 +27,7 @@ from batch_pipeline.settings import LogFormat, Settings
 _REASON_GIVEN = "\n\ndagster._core.definitions.events.Failure: "
 _STACK_TRACE = "\n\nStack Trace:\n"
 _UPLOAD_STEP = re.compile(r"__([0-9a-f]{32})\]$")
+_dagsters_loggers = context_creation_job.default_system_loggers  # type: ignore[attr-defined]
 
 
 @dg.logger(
@@ -67,18 +69,37 @@ class _ShortFailures(logging.Formatter):
         return self._formatter.format(record)
 
 
-def build_loggers(settings: Settings) -> dict[str, dg.LoggerDefinition]:
-    """Return the logger for the log format in the settings, by its name."""
-    return (
-        {"console": console}
-        if settings.log_format is LogFormat.TEXT
-        else {"json_lines": json_lines}
-    )
+#: The loggers of our jobs. Both, because the config of a run may name one: a re-executed run has
+#: the config of its parent.
+LOGGERS = {"console": console, "json_lines": json_lines}
 
 
-def logger_config(settings: Settings) -> dict[str, Any]:
-    """Return run config that chooses the logger; without it, Dagster uses its own."""
-    return {"loggers": {name: {} for name in build_loggers(settings)}}
+def use_format_in_runs(settings: Settings) -> None:
+    """Let runs of our jobs log in the format that is set, unless their config names a logger.
+
+    Otherwise Dagster would use its own logger for a run that somebody launches by hand. It has no
+    setting for this. Jobs of other people, in the same process, are not changed.
+    """
+    chosen = console if settings.log_format is LogFormat.TEXT else json_lines
+
+    def loggers(
+        instance: dg.DagsterInstance | None,
+    ) -> Sequence[tuple[dg.LoggerDefinition, Mapping[str, object]]]:
+        return [(_of_job(chosen, theirs), config) for theirs, config in _dagsters_loggers(instance)]
+
+    context_creation_job.default_system_loggers = loggers  # type: ignore[attr-defined]
+
+
+def _of_job(chosen: dg.LoggerDefinition, otherwise: dg.LoggerDefinition) -> dg.LoggerDefinition:
+    """Return a logger that is `chosen` in runs of our jobs."""
+
+    def start(context: dg.InitLoggerContext) -> logging.Logger:
+        if context.job_def and context.job_def.loggers == LOGGERS:
+            logger: logging.Logger = chosen(dg.build_init_logger_context())
+            return logger
+        return otherwise.logger_fn(context)
+
+    return dg.LoggerDefinition(start)
 
 
 def write_ticks_as_json(settings: Settings) -> None:

@@ -10,12 +10,10 @@ import dagster as dg
 
 from batch_pipeline.orchestration.jobs import sweep_backlog
 from batch_pipeline.orchestration.run_ends import close_runs_of_ended_workers
-from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import JOBS, work_for_a_sweep
 from batch_pipeline.orchestration.tags import FOUND_TAG
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
-from batch_pipeline.settings import Settings
 
 #: Identifies this start of the code server.
 START = uuid4().hex
@@ -45,7 +43,7 @@ def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.S
     said = _say(found) or "files and partitions, once an hour"
     context.log.info("asked for a sweep: %s", _and(said, left_out))
     key = context.scheduled_execution_time.isoformat()
-    return _request(key, found, pipeline.settings, tidy=is_hour)
+    return _request(key, found, tidy=is_hour)
 
 
 @dg.sensor(
@@ -74,19 +72,14 @@ def sweep_on_start(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         said = _and(f"the stack has started: {_NOTHING}", left_out)
         return dg.SensorResult(skip_reason=said, cursor=START)
     context.log.info("the stack has started; asked for a sweep: %s", _and(_say(found), left_out))
-    request = _request(START, found, pipeline.settings, tidy=True)
+    request = _request(START, found, tidy=True)
     return dg.SensorResult(run_requests=[request], cursor=START)
 
 
-def _request(
-    key: str, found: Mapping[str, int], settings: Settings, *, tidy: bool
-) -> dg.RunRequest:
+def _request(key: str, found: Mapping[str, int], *, tidy: bool) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=key,
-        run_config={
-            "ops": {"sweep": {"config": {"tidy": tidy}}},
-            **logger_config(settings),
-        },
+        run_config={"ops": {"sweep": {"config": {"tidy": tidy}}}},
         tags={FOUND_TAG: _say(found)} if found else {},
     )
 

@@ -36,7 +36,7 @@ from batch_pipeline.orchestration.run_ends import (
     report_run_cleanup,
     user_of,
 )
-from batch_pipeline.orchestration.run_logs import logger_config, naming
+from batch_pipeline.orchestration.run_logs import naming
 from batch_pipeline.orchestration.sweep import launched_keys, rescue_from_ended_runs
 from batch_pipeline.orchestration.tags import (
     BATCH_TAG,
@@ -185,7 +185,7 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
                     *(slice_.label, slice_.number, slice_.reason),
                 )
         asked.note(slice_.key for slice_ in slices)
-        requests = [run_request(slice_, settings) for slice_ in slices]
+        requests = [run_request(slice_) for slice_ in slices]
         return result(choice, requests=requests, turns=turns)
 
     @dg.sensor(
@@ -413,7 +413,7 @@ def runs_in_flight(instance: dg.DagsterInstance, job_name: str, left_out: LeftOu
     )
 
 
-def run_request(slice_: WaitingSlice, settings: Settings) -> dg.RunRequest:
+def run_request(slice_: WaitingSlice) -> dg.RunRequest:
     """Build the request for the run of a slice; a slice always has the same key."""
     return dg.RunRequest(
         run_key=slice_.key,
@@ -421,7 +421,6 @@ def run_request(slice_: WaitingSlice, settings: Settings) -> dg.RunRequest:
             "ops": {
                 "load_batch": {"config": {"batch_id": str(slice_.batch_id), "slice": slice_.number}}
             },
-            **logger_config(settings),
         },
         tags={
             **tags_of_batch(slice_.batch_id, slice_.user_id, slice_.batch_name),

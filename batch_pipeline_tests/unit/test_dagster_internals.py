@@ -91,6 +91,7 @@ NOT_CALLED = {
     "PostgresRunStorage",
     "PostgresScheduleStorage",
     "TickStatus",
+    "context_creation_job",
     "daemon_loop",
     "instigation_logger",
     "ExecutionPlan",
@@ -127,6 +128,14 @@ def test_sensors_and_schedules_have_a_console_logger_that_can_be_replaced():
     made = inspect.getsource(dagster_internals.instigation_logger.InstigationLogger.__init__)
     assert 'create_console_logger("dagster", logging.INFO)' in made
     inspect.signature(dagster_internals.instigation_logger.create_console_logger).bind(1, 2)
+
+
+def test_runs_whose_config_names_no_logger_have_loggers_that_can_be_replaced():
+    creation = dagster_internals.context_creation_job
+    made = inspect.getsource(creation.create_log_manager)
+    assert "default_system_loggers(context_creation_data.instance)" in made
+    assert "job_def=job_def" in made
+    inspect.signature(creation.default_system_loggers).bind(None)
 
 
 def test_every_undocumented_name_is_tested():

@@ -55,9 +55,11 @@ with InstigationLogger(repository_name="ours", instigator_name="pending_batches"
     log.warning("nothing waits")
 """
 
+#: Runs whose config names no logger, or the one that it was asked for (`named`).
 A_RUN = """
+import sys
 import dagster as dg
-from batch_pipeline.orchestration.run_logs import build_loggers, logger_config
+from batch_pipeline.orchestration.run_logs import LOGGERS, use_format_in_runs
 from batch_pipeline.settings import load_settings
 
 @dg.op
@@ -68,22 +70,24 @@ def unreadable():
 def broken():
     raise ValueError("a bug")
 
-@dg.job(logger_defs=build_loggers(load_settings()))
+@dg.job(logger_defs=LOGGERS)
 def bad_file():
     unreadable()
 
-@dg.job(logger_defs=build_loggers(load_settings()))
+@dg.job(logger_defs=LOGGERS)
 def bug():
     broken()
 
+use_format_in_runs(load_settings())
+config = {"loggers": {name: {} for name in sys.argv[1:]}}
 for job in (bad_file, bug):
-    job.execute_in_process(run_config=logger_config(load_settings()), raise_on_error=False)
+    job.execute_in_process(run_config=config, raise_on_error=False)
 """
 
 
-def said(log_format, program=SAYS):
+def said(log_format, program=SAYS, *arguments):
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *arguments],
         env={"BATCH_PIPELINE_LOG_FORMAT": log_format, "PYTHONIOENCODING": "utf-8"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -182,10 +186,22 @@ def test_a_person_at_a_terminal_gets_sentences_whatever_the_log_format(tmp_path)
     assert b"{" not in said
 
 
-def test_a_run_says_what_is_wrong_with_a_file_on_one_line_and_keeps_the_traces_of_bugs():
-    lines = said("text", A_RUN).splitlines()
+@pytest.mark.parametrize(("log_format", "named"), [("text", []), ("json", ["console"])])
+def test_a_run_says_what_is_wrong_with_a_file_on_one_line_and_keeps_the_traces_of_bugs(
+    log_format, named
+):
+    lines = said(log_format, A_RUN, *named).splitlines()
     told = [line.rpartition(" - ")[2] for line in lines if "beach.jpg" in line]
     assert told[0] == 'Execution of step "unreadable" failed. beach.jpg: truncated: it ends early'
     assert "raise dg.Failure" not in "".join(lines)
     assert any("ValueError: a bug" in line for line in lines)
     assert any("in broken" in line for line in lines)
+
+
+@pytest.mark.parametrize(("log_format", "named"), [("json", []), ("text", ["json_lines"])])
+def test_a_run_logs_json_if_the_format_or_its_config_says_so(log_format, named):
+    lines = [json.loads(line) for line in said(log_format, A_RUN, *named).splitlines()]
+    ended = [(line["job"], line["event_type"]) for line in lines if "event_type" in line]
+    assert ("bad_file", "PIPELINE_FAILURE") in ended
+    assert {line["level"] for line in lines} >= {"error"}
+    assert not {line["level"] for line in lines} & {"debug"}

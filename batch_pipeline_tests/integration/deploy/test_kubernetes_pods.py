@@ -27,7 +27,6 @@ from sqlalchemy import make_url, text
 
 from batch_pipeline.orchestration.code_location import build_definitions
 from batch_pipeline.orchestration.run_ends import clean_up_failed_run
-from batch_pipeline.orchestration.run_logs import logger_config
 from batch_pipeline.orchestration.sweep import sweep_once
 from batch_pipeline.orchestration.tags import BATCH_TAG
 from batch_pipeline.services.batch_intake import submit
@@ -72,10 +71,7 @@ class Cluster:
         run = record_run(
             self.instance,
             build_definitions(settings).resolve_job_def("process_batch"),
-            run_config={
-                "ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}},
-                **logger_config(settings),
-            },
+            run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
             tags={BATCH_TAG: str(batch_id)},
             # What a code server that the chart started reports about itself.
             job_code_origin=JobPythonOrigin(

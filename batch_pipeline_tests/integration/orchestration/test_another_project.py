@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import SecretStr
 from batch_pipeline import BatchPipelineComponent
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.orchestration.resources import PipelineResource
+from batch_pipeline.orchestration.run_logs import LOGGERS
 from batch_pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -97,6 +99,35 @@ def test_settings_of_the_component_replace_those_of_the_environment(monkeypatch,
     with dg.build_resources({"it": definitions.resources["batch_pipeline"]}) as resources:
         assert resources.it.settings.max_attempts == 3
         assert resources.it.settings.home == tmp_path
+
+
+@dg.op
+def an_op(context: dg.OpExecutionContext) -> None:
+    context.log.info("a line")
+
+
+@dg.job
+def job_of_the_project() -> None:
+    an_op()
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize("loggers", [{}, {"console": dg.colored_console_logger}])
+def test_the_component_leaves_the_loggers_of_the_other_jobs_alone(log_format, loggers, capfd):
+    ours = BatchPipelineComponent(settings={"log_format": log_format}).build_defs(None)
+    theirs = dg.Definitions(jobs=[job_of_the_project], loggers=loggers)
+
+    both = dg.Definitions.merge(ours, theirs)
+
+    assert {name: both.resolve_job_def(name).loggers for name in JOBS} == dict.fromkeys(
+        JOBS, LOGGERS
+    )
+    job = both.resolve_job_def("job_of_the_project")
+    assert job.loggers == {"console": dg.colored_console_logger}
+    named = {"loggers": {"console": {"config": {"name": "theirs"}}}}
+    for run_config, name in ({}, "dagster"), (named, "theirs"):
+        job.execute_in_process(run_config=run_config)
+        assert re.search(f" - {name} - INFO - .* - a line", capfd.readouterr().err)
 
 
 def test_the_page_of_the_resource_names_each_setting_but_no_secret():

@@ -359,3 +359,16 @@ def test_two_sensors_that_look_at_the_same_moment_never_ask_for_the_same_slice(d
         ticks = list(pool.map(lambda daemon: daemon.tick(launch=False), (one, other)))
     keys = [request.run_key for tick in ticks for request in tick.run_requests or ()]
     assert len(keys) == len(set(keys)) == 3
+
+
+@pytest.mark.parametrize(("loaded", "changed"), [("text", "json"), ("json", "text")])
+def test_a_log_format_that_changed_after_the_job_was_loaded_does_not_stop_the_launch_of_runs(
+    daemon_of, open_pipeline, change, loaded, changed
+):
+    daemon = daemon_of(log_format=loaded)
+    add_batch(daemon.pipeline.database, 1)
+    daemon.pipeline = open_pipeline(change(log_format=changed))  # each tick reads it again
+
+    [request] = daemon.tick(launch=False).run_requests
+
+    assert dg.validate_run_config(daemon.job, request.run_config)
