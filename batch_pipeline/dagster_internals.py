@@ -90,7 +90,12 @@ from dagster._daemon import sensor as daemon_loop
 from dagster._grpc.server import DagsterApiServer
 
 # For `doctor`: whether sensors and schedules are on, and how their last ticks ended.
-from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, TickStatus
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorTick,
+    TickStatus,
+)
 
 # The event log's table and channel, for rows that are written in groups. Connections in a pool.
 from dagster._core.storage.event_log import SqlEventLogStorageTable
@@ -167,6 +172,7 @@ __all__ = [
     "InstanceConcurrencyContext",
     "InstigatorState",
     "InstigatorStatus",
+    "InstigatorTick",
     "KnownExecutionState",
     "PlanExecutionContext",
     "PlanExecutionContextManager",

@@ -1,6 +1,7 @@
 """Health checks of Dagster for ``doctor``: its storage, its daemon, and Celery if it is used."""
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from sqlalchemy import text
 from batch_pipeline.dagster_internals import (
     InstigatorState,
     InstigatorStatus,
+    InstigatorTick,
     PostgresRunStorage,
     PostgresScheduleStorage,
     TickStatus,
@@ -44,6 +46,9 @@ INSTIGATORS = (
     "notifications",
     "backlog_sweep",
 )
+#: A sensor or schedule counts only in code locations where its last tick began at most this long
+#: before its newest one anywhere. Each is evaluated about once a minute or more often (seconds).
+EVALUATED_SECONDS = 600
 _ENDED_TICKS = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 _DAEMONS = text("""
     SELECT DISTINCT application_name FROM pg_stat_activity
@@ -123,34 +128,54 @@ def _daemon_processes(runs: PostgresRunStorage) -> list[str]:
 
 
 def _sensors(ticks: PostgresScheduleStorage, states: Sequence[InstigatorState]) -> HealthCheck:
-    """Check that our sensors and schedules are on, and that their last ticks did not fail."""
-    wrong, seen = [], set()
-    failed: dict[str, list[str]] = {}
-    for state in states:
+    """Check that our sensors and schedules are on, and that their last ticks did not fail.
+
+    Dagster keeps the rows of a code location that was renamed or removed, so a row counts only if
+    it is still evaluated.
+    """
+    ours = [
+        (state, _last_tick(ticks, state))
+        for state in states
+        if state.instigator_name in INSTIGATORS
+    ]
+    newest: dict[str, float] = {}
+    for state, last in ours:
         name = state.instigator_name
-        if name not in INSTIGATORS:
-            continue
-        seen.add(name)
-        if state.status is InstigatorStatus.STOPPED:
+        newest[name] = max(newest.get(name, 0.0), last.timestamp if last else 0.0)
+    wrong = []
+    failed, unused = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for state, last in ours:
+        name = state.instigator_name
+        if newest[name] - (last.timestamp if last else 0.0) > EVALUATED_SECONDS:
+            if last:
+                unused[state.origin.location_name].append(name)
+        elif state.status is InstigatorStatus.STOPPED:
             wrong.append(f"{name} is switched off")
-            continue
-        [*last] = ticks.get_ticks(
-            state.instigator_origin_id, state.selector_id, limit=1, statuses=_ENDED_TICKS
-        )
-        if last and last[0].status is TickStatus.FAILURE:
-            error = last[0].error and (last[0].error.cause or last[0].error)
-            reason = why_tick_failed(error.message) if error else "no reason was kept"
-            failed.setdefault(reason, []).append(name)
+        elif last and last.status is TickStatus.FAILURE:
+            error = last.error and (last.error.cause or last.error)
+            failed[why_tick_failed(error.message) if error else "no reason was kept"].append(name)
     wrong += [
         f"{', '.join(sorted(names))}: last tick failed: {why}" for why, names in failed.items()
     ]
-    wrong += [f"{name} was never evaluated" for name in INSTIGATORS if name not in seen]
+    wrong += [f"{name} was never evaluated" for name in INSTIGATORS if name not in newest]
+    said = [
+        f"no longer evaluated in the code location {location}: {', '.join(sorted(names))}"
+        for location, names in unused.items()
+    ]
     return HealthCheck(
         "sensors",
         not wrong,
-        "; ".join(wrong) or "on, and their last ticks succeeded",
+        "; ".join((wrong or ["on, and their last ticks succeeded"]) + said),
         "switch on what is off, and see why a tick failed: in the UI, Automation",
     )
+
+
+def _last_tick(ticks: PostgresScheduleStorage, state: InstigatorState) -> InstigatorTick | None:
+    """Return the last tick that has ended."""
+    found = ticks.get_ticks(
+        state.instigator_origin_id, state.selector_id, limit=1, statuses=_ENDED_TICKS
+    )
+    return found[0] if found else None
 
 
 def _celery(broker: str) -> Iterator[HealthCheck]:

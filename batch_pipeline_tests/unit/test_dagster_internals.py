@@ -87,6 +87,7 @@ NOT_CALLED = {
     "EngineEventData",
     "GrpcServerCodeLocationOrigin",
     "InstigatorState",
+    "InstigatorTick",
     "InstigatorStatus",
     "PostgresRunStorage",
     "PostgresScheduleStorage",

@@ -40,7 +40,7 @@ from batch_pipeline.services.progress.waiting import (
 )
 from batch_pipeline.testing.records import add_batch
 
-REPOSITORY = RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin("localhost", port=1), "ours")
+HERE, ELSEWHERE = "batch_pipeline", "second_host"
 
 
 @pytest.fixture
@@ -55,10 +55,14 @@ def checks(settings, change, dagster_url):
     return lambda: {check.name: check for check in check_dagster(configured)}
 
 
+def repository_in(location):
+    return RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin("localhost", 1, None, location), "o")
+
+
 QUEUED = dg.DagsterRun(
     "process_batch",
     status=dg.DagsterRunStatus.QUEUED,
-    remote_job_origin=RemoteJobOrigin(REPOSITORY, "process_batch"),
+    remote_job_origin=RemoteJobOrigin(repository_in(HERE), "process_batch"),
     job_code_origin=JobPythonOrigin(
         "process_batch",
         RepositoryPythonOrigin(sys.executable, ModuleCodePointer("module", "definitions")),
@@ -81,8 +85,8 @@ class Daemon:
     def beat(self, name, *, seconds_ago=0):
         self.runs.add_daemon_heartbeat(DaemonHeartbeat(time.time() - seconds_ago, name, "id", []))
 
-    def tick(self, name, status, error=None, *, said=None, seconds_ago=0):
-        state = state_of(name)
+    def tick(self, name, status, error=None, *, said=None, seconds_ago=0, location=HERE):
+        state = state_of(name, location=location)
         self.ticks.create_tick(
             TickData(
                 instigator_origin_id=state.instigator_origin_id,
@@ -98,8 +102,8 @@ class Daemon:
         )
 
 
-def state_of(name, status=InstigatorStatus.DECLARED_IN_CODE):
-    origin = RemoteInstigatorOrigin(REPOSITORY, name)
+def state_of(name, status=InstigatorStatus.DECLARED_IN_CODE, *, location=HERE):
+    origin = RemoteInstigatorOrigin(repository_in(location), name)
     data = SensorInstigatorData(sensor_type=SensorType.STANDARD)
     return InstigatorState(origin, InstigatorType.SENSOR, status, data)
 
@@ -217,6 +221,40 @@ def test_a_sensor_that_is_off_or_never_evaluated_or_failed_fails_the_check(check
         "report_ended_batches: last tick failed: it broke",
         "sweep_on_start was never evaluated",
     }
+
+
+def test_sensors_of_a_code_location_that_was_removed_do_not_fail_the_check(checks, daemon):
+    for name in ("pending_batches", "backlog_sweep", "notifications"):
+        daemon.tick(name, TickStatus.SKIPPED)
+    for state in (
+        state_of("pending_batches", location=ELSEWHERE),
+        state_of("backlog_sweep", InstigatorStatus.STOPPED, location=ELSEWHERE),
+        state_of("notifications", InstigatorStatus.STOPPED, location=ELSEWHERE),
+    ):
+        daemon.ticks.add_instigator_state(state)
+    before = {"seconds_ago": 3600, "location": ELSEWHERE}
+    daemon.tick("pending_batches", TickStatus.FAILURE, BROKE, **before)
+    daemon.tick("backlog_sweep", TickStatus.SUCCESS, **before)
+
+    check = checks()["sensors"]
+
+    assert check.ok, check.detail
+    assert check.detail == (
+        "on, and their last ticks succeeded; no longer evaluated in the code location second_host: "
+        "backlog_sweep, pending_batches"
+    )
+
+
+def test_sensors_of_each_code_location_that_is_evaluated_are_checked(checks, daemon):
+    daemon.tick("pending_batches", TickStatus.SKIPPED)
+    daemon.ticks.add_instigator_state(state_of("pending_batches", location=ELSEWHERE))
+    daemon.tick("pending_batches", TickStatus.FAILURE, BROKE, seconds_ago=60, location=ELSEWHERE)
+    assert checks()["sensors"].detail == "pending_batches: last tick failed: it broke"
+
+
+def test_sensors_that_failed_before_everything_stopped_fail_the_check(checks, daemon):
+    daemon.tick("pending_batches", TickStatus.FAILURE, BROKE, seconds_ago=3600)
+    assert checks()["sensors"].detail == "pending_batches: last tick failed: it broke"
 
 
 def test_a_silent_run_queue_fails_the_check_as_soon_as_a_run_waits_in_it(checks, daemon):
