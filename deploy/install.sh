@@ -31,17 +31,20 @@ dependencies)
     # bytecode cannot be stored later, so each process would have to compile them again.
     PYTHONDONTWRITEBYTECODE='' "$folder/bin/python" - <<'PYTHON'
 import alembic.command, av, dagster, dagster._cli, dagster._daemon.cli, dagster._grpc.server
-import dagster._core.workspace.autodiscovery, dagster_aws.s3, dagster_postgres
+import dagster._core.workspace.autodiscovery, dagster_postgres
 import dagster_webserver.app, dagster_webserver.cli, grpc_health.v1.health
 import httpcore, httpx, httpx2, jinja2, langcodes, numpy.typing, ollama, openai
 import pgvector.psycopg, pgvector.sqlalchemy, PIL.Image, PIL.ImageCms, PIL.ImageOps, PIL.ImageStat
-import pillow_heif, platformdirs, prometheus_client, psutil, psycopg, pydantic_settings, redis
-import rich.progress, rich.table, s3fs, sqlalchemy.orm, structlog
+import pillow_heif, platformdirs, prometheus_client, psutil, psycopg, pydantic_settings
+import rich.progress, rich.table, sqlalchemy.orm, structlog
 import sqlalchemy.dialects.postgresql.psycopg, sqlalchemy.dialects.postgresql.psycopg2
+from importlib import import_module
 from importlib.util import find_spec
 
-if find_spec("dagster_k8s"):
-    import dagster_k8s  # with the client of Kubernetes: every pod would need 2 s to compile it
+# Modules of extras. The client of Kubernetes is one: every pod would need 2 s to compile it.
+for module in ("dagster_aws.s3", "dagster_k8s", "redis", "s3fs"):
+    if find_spec(module.partition(".")[0]):
+        import_module(module)
 PIL.Image.init()  # imports its formats
 PYTHON
     ;;

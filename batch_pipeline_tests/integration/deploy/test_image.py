@@ -5,9 +5,13 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[3]
 INSTRUCTIONS = [
@@ -43,6 +47,64 @@ def test_a_changed_source_file_does_not_install_the_dependencies_again():
         source for words in INSTRUCTIONS[:installs] if words[0] == "COPY" for source in words[1:-1]
     }
     assert before == {"pyproject.toml", "constraints.txt", "deploy/install.sh"}
+
+
+def packages_of(extras):
+    """Return the packages that `.[extras]` installs, by their requirements in this environment."""
+    found, looked_at, waiting = set(), set(), [("batch-pipeline", frozenset(extras.split(",")))]
+    while waiting:
+        name, its_extras = waiting.pop()
+        if (name, its_extras) in looked_at:
+            continue
+        looked_at.add((name, its_extras))
+        try:
+            requirements = map(Requirement, requires(name) or ())
+        except PackageNotFoundError:  # for another system or version of Python
+            continue
+        found.add(name)
+        for each in requirements:
+            wanted = (
+                [each.marker.evaluate({"extra": extra}) for extra in {"", *its_extras}]
+                if (each.marker)
+                else [True]
+            )
+            if any(wanted):
+                waiting.append((canonicalize_name(each.name), frozenset(each.extras)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("extras", "optional"),
+    [
+        ("notify", []),
+        ("redis", ["redis"]),
+        ("production,notify", ["dagster_aws.s3", "redis", "s3fs"]),
+        ("kubernetes", ["dagster_aws.s3", "dagster_k8s", "redis", "s3fs"]),
+    ],
+)
+def test_the_image_is_built_with_each_extra_and_compiles_the_modules_that_it_installs(
+    extras, optional
+):
+    there = packages_of(extras)
+    hidden = [
+        module
+        for module, packages in packages_distributions().items()
+        if not there.intersection(map(canonicalize_name, packages))
+    ]
+    script = (ROOT / "deploy" / "install.sh").read_text()
+    [compiles] = re.findall("<<'PYTHON'\n(.*?)^PYTHON$", script, re.DOTALL | re.MULTILINE)
+    known = ("dagster_aws.s3", "dagster_k8s", "redis", "s3fs")
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=f"import sys\nsys.modules.update(dict.fromkeys({hidden!r}))\n{compiles}"
+        f"\nprint([name for name in {known!r} if sys.modules.get(name)])",
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT / "deploy",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(optional)
 
 
 @pytest.mark.slow
