@@ -133,8 +133,8 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
 
     from batch_pipeline.services.reports.metrics import metrics_registry, read_metrics  # noqa: PLC0415
 
-    database = session.pipeline.database
-    registry = metrics_registry(database)
+    read_from = (session.pipeline.database, session.pipeline.settings)
+    registry = metrics_registry(*read_from)
     if port is not None:
         session.when_stopped = "Stopped serving metrics."
         try:
@@ -148,7 +148,7 @@ def metrics(session: Session, port: int | None, host: str, as_json: bool) -> Non
         finally:
             server.shutdown()
     elif as_json:
-        print_json([sample._asdict() for sample in read_metrics(database)])
+        print_json([sample._asdict() for sample in read_metrics(*read_from)])
     else:
         click.echo(generate_latest(registry).decode(), nl=False)
 

@@ -200,3 +200,13 @@ NOT_PAUSED_SQL = (
     f"status IN ('{BatchStatus.PENDING}', '{BatchStatus.PROCESSING}') AND {PAUSED_SQL}))"
 )
 NOT_PAUSED: ColumnElement[bool] = literal_column(NOT_PAUSED_SQL, Boolean())
+#: The batch that a pause is about; null if it is about something else.
+PAUSED_BATCH_ID = cast(case((WorkPause.scope == PauseScope.BATCH, WorkPause.target)), Uuid)
+#: Whether a pause holds something, or may in future. That of a batch that has ended does not; it is
+#: kept, because the batch may be reopened.
+ACTIVE_PAUSE_SQL = (
+    f"(work_pauses.scope <> '{PauseScope.BATCH}' OR EXISTS (SELECT FROM upload_batches AS of_pause "
+    f"WHERE of_pause.id = {as_text(PAUSED_BATCH_ID)} "
+    f"AND of_pause.status IN ('{BatchStatus.PENDING}', '{BatchStatus.PROCESSING}')))"
+)
+ACTIVE_PAUSE: ColumnElement[bool] = literal_column(ACTIVE_PAUSE_SQL, Boolean())

@@ -26,8 +26,6 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
-    case,
-    cast,
     delete,
     exists,
     func,
@@ -44,7 +42,7 @@ from batch_pipeline.database.models import (
     UploadBatch,
     WorkPause,
 )
-from batch_pipeline.database.readings import HOLDS_BATCH, name_of
+from batch_pipeline.database.readings import ACTIVE_PAUSE, HOLDS_BATCH, PAUSED_BATCH_ID, name_of
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import (
     NotFoundError,
@@ -99,14 +97,13 @@ def named(scope: PauseScope, target: str, name: str | None = None) -> str:
 
 
 _PAUSED_BATCH = aliased(UploadBatch)
-_ID_OF_BATCH = cast(case((WorkPause.scope == PauseScope.BATCH, WorkPause.target)), Uuid)
 _PAUSE = (
     WorkPause.scope,
     WorkPause.target,
     WorkPause.reason,
     WorkPause.since,
     select(name_of(_PAUSED_BATCH))
-    .where(_PAUSED_BATCH.id == _ID_OF_BATCH)
+    .where(_PAUSED_BATCH.id == PAUSED_BATCH_ID)
     .correlate(WorkPause)
     .scalar_subquery()
     .label("name"),
@@ -212,10 +209,25 @@ def why_paused(
     return None
 
 
+def all_servers_paused(connection: Connection, settings: Settings) -> bool:
+    """Tell whether every server of a kind is paused, so that nothing can be processed.
+
+    Raises:
+        ConfigurationError: a setting is not the address of a server.
+    """
+    servers = select(WorkPause.target).where(WorkPause.scope == PauseScope.SERVER)
+    paused = set(connection.scalars(servers))
+    return bool(paused) and any(
+        addresses and paused.issuperset(map(name_for_all_hosts, addresses))
+        for addresses in _addresses(settings).values()
+    )
+
+
 def active_pauses(database: Database) -> list[Pause]:
-    """List what is paused, oldest first."""
+    """List what is paused, oldest first, without batches that have ended."""
+    statement = select(*_PAUSE).where(ACTIVE_PAUSE).order_by(*_ORDER)
     with database.transaction() as connection:
-        return _pauses(connection.execute(select(*_PAUSE).order_by(*_ORDER)).all())
+        return _pauses(connection.execute(statement).all())
 
 
 def pauses_of_batches(

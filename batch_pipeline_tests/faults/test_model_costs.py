@@ -84,7 +84,7 @@ def test_the_sums_of_a_batch_are_what_the_server_counted(work, model_server, dia
             assert metadata["model_calls"].value == upload["cost"]["calls"]
 
     metrics = Counter()
-    for sample in read_metrics(database):
+    for sample in read_metrics(database, work.pipeline.settings):
         if sample.name == "batch_pipeline_model_usage":
             metrics[sample.labels["what"]] += sample.value
     assert metrics["tokens_in"] == everything.tokens_in

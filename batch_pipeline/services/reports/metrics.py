@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from batch_pipeline.database.failures import failures_named
 from batch_pipeline.database.readings import (
+    ACTIVE_PAUSE_SQL,
     NOT_PAUSED_SQL,
     PENDING_WORK_SQL,
     WAITING_SINCE,
@@ -22,6 +23,8 @@ from batch_pipeline.database.readings import (
 )
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.services.one_by_one import LeftOut, one_by_one
+from batch_pipeline.services.pauses import all_servers_paused
+from batch_pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +52,12 @@ METRICS = (
     Metric(
         "batch_pipeline_open_uploads",
         "Uploads that have not ended, by state, without those of cancelled batches. `reserved`: a "
-        "run has taken them but not begun. `paused`: their batch, their user or everything is "
-        "paused.",
+        "run has taken them but not begun. `paused`: their batch, their user, everything, or every "
+        "model server of a kind is paused.",
         f"""
         SELECT v.state, v.number FROM (
-            SELECT count(*) AS waiting, count(*) FILTER (WHERE {NOT_PAUSED_SQL}) AS pending
+            SELECT count(*) AS waiting,
+                count(*) FILTER (WHERE {NOT_PAUSED_SQL} AND NOT :all_servers_paused) AS pending
             FROM uploads
             WHERE {PENDING_WORK_SQL}
         ) counted, LATERAL (
@@ -75,7 +79,7 @@ METRICS = (
         f"""
         SELECT coalesce(extract(epoch FROM now() - min({as_text(WAITING_SINCE)})), 0)
         FROM uploads
-        WHERE {PENDING_WORK_SQL} AND {NOT_PAUSED_SQL}
+        WHERE {PENDING_WORK_SQL} AND {NOT_PAUSED_SQL} AND NOT :all_servers_paused
         """,  # noqa: S608 - words of ours
     ),
     Metric(
@@ -163,27 +167,34 @@ METRICS = (
     ),
     Metric(
         "batch_pipeline_paused_seconds",
-        "Seconds since a person paused something, by scope (everything, user, batch, server).",
-        """
+        "Seconds since a person paused something, by scope (everything, user, batch, server). "
+        "Batches that have ended are left out.",
+        f"""
         SELECT scope, target, extract(epoch FROM now() - since)
         FROM work_pauses
-        """,
+        WHERE {ACTIVE_PAUSE_SQL}
+        """,  # noqa: S608 - words of ours
     ),
 )
 
 
-def read_metrics(database: Database) -> list[Sample]:
+def read_metrics(database: Database, settings: Settings) -> list[Sample]:
     """Read all metrics, each by its query; one that cannot be read is left out with a warning.
 
     Raises:
         ServiceDownError: the database does not answer.
+        ConfigurationError: the setting of a model server is not an address.
     """
     left_out = LeftOut()
     with database.transaction() as connection:
+        values = {
+            "recent": RECENT_SECONDS,
+            "all_servers_paused": all_servers_paused(connection, settings),
+        }
 
         def read(metric: Metric) -> list[Sample]:
             with failures_named(), connection.begin_nested():
-                rows = connection.execute(text(metric.query), {"recent": RECENT_SECONDS}).all()
+                rows = connection.execute(text(metric.query), values).all()
             return [_sample(metric.name, row) for row in rows]
 
         samples = one_by_one(METRICS, read, left_out, named=lambda metric: metric.name)
@@ -202,8 +213,8 @@ def _sample(name: str, row: AnyRow) -> Sample:
 class DatabaseCollector(Collector):
     """Reads the database at each scrape; nothing is kept between scrapes."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database, self._settings = database, settings
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """List the metrics without reading the database."""
@@ -211,7 +222,7 @@ class DatabaseCollector(Collector):
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """Read the metrics and yield them."""
-        samples = read_metrics(self._database)
+        samples = read_metrics(self._database, self._settings)
         for metric in METRICS:
             family = GaugeMetricFamily(metric.name, metric.description)
             for sample in samples:
@@ -220,8 +231,8 @@ class DatabaseCollector(Collector):
             yield family
 
 
-def metrics_registry(database: Database) -> CollectorRegistry:
+def metrics_registry(database: Database, settings: Settings) -> CollectorRegistry:
     """Return a registry with all metrics of a database, for ``prometheus_client``."""
     registry = CollectorRegistry()
-    registry.register(DatabaseCollector(database))
+    registry.register(DatabaseCollector(database, settings))
     return registry

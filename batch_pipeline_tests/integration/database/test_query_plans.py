@@ -278,6 +278,6 @@ def test_the_selection_for_a_redo_goes_batch_by_batch(full_pipeline, plans):
 
 
 def test_the_metrics_do_not_read_a_table_through(full_pipeline, plans):
-    samples = read_metrics(full_pipeline.database)
+    samples = read_metrics(full_pipeline.database, full_pipeline.settings)
     assert samples
     assert_no_sequential_scan(plans)

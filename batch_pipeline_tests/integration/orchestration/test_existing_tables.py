@@ -93,7 +93,7 @@ def use_every_command(pipeline: Pipeline, batch_ids: list[uuid.UUID]) -> None:
             assert upload_table(upload_status(database, upload["upload_id"]))
         assert render_html(batch_report(database, pipeline.storage, batch_id))
     next(watch_batch(database, batch_ids[0]))
-    read_metrics(database)
+    read_metrics(database, pipeline.settings)
     health = {check.name: check for check in check_health(pipeline.settings)}
     assert health["tables"].ok, health["tables"].detail
     assert health["oldest waiting upload"].ok, health["oldest waiting upload"].detail

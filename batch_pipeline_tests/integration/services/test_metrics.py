@@ -33,9 +33,9 @@ def console(database_url, tmp_path):
     return Console(environment, tmp_path)
 
 
-def numbers(database):
+def numbers(database, settings):
     found = {}
-    for name, labels, value in read_metrics(database):
+    for name, labels, value in read_metrics(database, settings):
         found.setdefault(name.removeprefix("batch_pipeline_"), {})[" ".join(labels.values())] = (
             value
         )
@@ -52,13 +52,44 @@ def test_paused_uploads_are_counted_separately_and_do_not_age(database, settings
     held = add_batch(database, [old] * 3)
     add_batch(database, 2)
     pause(database, settings, PauseScope.BATCH, str(held))
-    found = numbers(database)
+    found = numbers(database, settings)
     assert found["open_uploads"] == {"pending": 2, "paused": 3}
     assert found["oldest_pending_seconds"][""] < 3600
     assert [*found["paused_seconds"]] == [f"batch {held}"]
 
 
-def test_every_state_is_counted_and_only_what_ended_recently(database):
+def test_a_pause_of_a_batch_that_has_ended_counts_only_if_the_batch_is_reopened(pipeline, settings):
+    database = pipeline.database
+    ended, other = add_batch(database, 1), add_batch(database, 1)
+    for batch_id in (ended, other):
+        pause(database, settings, PauseScope.BATCH, str(batch_id))
+
+    def paused():
+        return {*numbers(database, settings)["paused_seconds"]}
+
+    pipeline.batches.cancel_batch(ended)
+    assert paused() == {f"batch {other}"}
+    pipeline.batches.retry_batch(ended)
+    assert paused() == {f"batch {ended}", f"batch {other}"}
+
+
+def test_uploads_are_paused_if_every_model_server_of_a_kind_is_but_not_if_one_can_be_called(
+    database, change
+):
+    one, two = "http://gpu1:11434", "http://gpu2:11434"
+    settings = change(analyzer="ollama", ollama_host=f"{one},{two}")
+    add_batch(database, [{"created_at": func.now() - text("interval '1 day'")}] * 2)
+    pause(database, settings, PauseScope.SERVER, one)
+    found = numbers(database, settings)
+    assert found["open_uploads"] == {"pending": 2}
+    assert found["oldest_pending_seconds"][""] > 80_000
+    pause(database, settings, PauseScope.SERVER, two)
+    found = numbers(database, settings)
+    assert found["open_uploads"] == {"pending": 0, "paused": 2}
+    assert found["oldest_pending_seconds"][""] == 0
+
+
+def test_every_state_is_counted_and_only_what_ended_recently(database, settings):
     old = RECENT_SECONDS + 60
     add_batch(
         database,
@@ -88,7 +119,7 @@ def test_every_state_is_counted_and_only_what_ended_recently(database):
                 leased_until=func.now() + text("interval '1 minute'"),
             )
         )
-    found = numbers(database)
+    found = numbers(database, settings)
     oldest = found.pop("oldest_pending_seconds")[""]
     assert 90 <= oldest < 150
     assert found == {
@@ -106,7 +137,7 @@ def test_every_state_is_counted_and_only_what_ended_recently(database):
     }
 
 
-def test_the_waiting_time_of_a_reopened_upload_begins_when_it_was_reopened(database):
+def test_the_waiting_time_of_a_reopened_upload_begins_when_it_was_reopened(database, settings):
     batch_id = add_batch(database, 1, status="processing")
     [upload] = upload_rows(database, batch_id)
     with database.transaction() as connection:
@@ -115,30 +146,30 @@ def test_the_waiting_time_of_a_reopened_upload_begins_when_it_was_reopened(datab
             .where(Upload.id == upload.id)
             .values(created_at=text("now() - interval '1 year'"), dispatch_reason="reprocess")
         )
-    assert numbers(database)["oldest_pending_seconds"][""] < 60
+    assert numbers(database, settings)["oldest_pending_seconds"][""] < 60
 
 
 @pytest.mark.parametrize("status", ["cancelled", "failed"])
-def test_uploads_of_a_batch_that_was_cancelled_or_given_up_do_not_wait(database, status):
+def test_uploads_of_a_batch_that_was_cancelled_or_given_up_do_not_wait(database, settings, status):
     a_year_ago = func.now() - text("interval '1 year'")
     kinds = [{"error_kind": "model_timeout", "created_at": a_year_ago}]
     add_batch(database, kinds, status=status)
-    found = numbers(database)
+    found = numbers(database, settings)
     assert found["oldest_pending_seconds"] == {"": 0}
     assert found["open_uploads"] == {"pending": 0}
     assert "upload_errors" not in found
 
 
-def test_uploads_whose_end_an_upload_api_has_dated_infinity_have_not_just_ended(database):
+def test_uploads_whose_end_an_upload_api_has_dated_infinity_have_not_just_ended(database, settings):
     ended = {"processing_status": "failed", "updated_at": text("'infinity'"), "error_kind": "x"}
     add_batch(database, [ended | {"stage_seconds": {"thumbnail": 1.0}}], status="completed")
-    found = numbers(database)
+    found = numbers(database, settings)
     assert found["ended_uploads"] == {"completed": 0, "failed": 0}
     assert not {"upload_errors", "stage_seconds"} & set(found)
 
 
-def test_an_empty_database_has_metrics_of_zero(database):
-    assert numbers(database) == {
+def test_an_empty_database_has_metrics_of_zero(database, settings):
+    assert numbers(database, settings) == {
         "open_uploads": {"pending": 0},
         "oldest_pending_seconds": {"": 0},
         "ended_uploads": {"completed": 0, "failed": 0},
@@ -226,10 +257,10 @@ def test_every_metric_has_its_line_in_the_documents():
     ]
 
 
-def test_one_row_that_cannot_be_read_costs_no_other_metric(database, caplog):
+def test_one_row_that_cannot_be_read_costs_no_other_metric(database, settings, caplog):
     make_unreadable(database, "damaged")
     add_batch(database, [ended("completed", 10, filename="damaged"), {}], status="processing")
-    found = numbers(database)
+    found = numbers(database, settings)
     assert found["open_uploads"]["pending"] == 1
     assert found["open_batches"] == {"processing": 1}
     assert "stage_seconds" not in found
@@ -237,7 +268,7 @@ def test_one_row_that_cannot_be_read_costs_no_other_metric(database, caplog):
 
 
 @pytest.mark.parametrize("odd", [[], {"decode": "fast"}, {"decode": None}, 5])
-def test_timings_that_are_not_numbers_are_left_out(database, odd):
+def test_timings_that_are_not_numbers_are_left_out(database, settings, odd):
     good = ended("completed", 10, stage_seconds={"decode": 2.0})
     add_batch(database, [ended("completed", 10, stage_seconds=odd), good])
-    assert numbers(database)["stage_seconds"] == {"decode 0.5": 2.0, "decode 0.95": 2.0}
+    assert numbers(database, settings)["stage_seconds"] == {"decode 0.5": 2.0, "decode 0.95": 2.0}

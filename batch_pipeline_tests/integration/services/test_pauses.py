@@ -202,6 +202,18 @@ def test_a_second_pause_keeps_the_first_and_may_replace_its_reason(pipeline, set
     assert active_pauses(pipeline.database) == [told]
 
 
+def test_a_pause_of_a_batch_that_has_ended_is_kept_but_not_listed(pipeline, settings):
+    batch_id = add_batch(pipeline.database, 1)
+    paused = pause(pipeline.database, settings, PauseScope.BATCH, str(batch_id))
+    of_user = pause(pipeline.database, settings, PauseScope.USER, str(USER))
+    pipeline.batches.cancel_batch(batch_id)
+    assert active_pauses(pipeline.database) == [of_user]
+    pipeline.batches.retry_batch(batch_id)
+    assert active_pauses(pipeline.database) == [paused, of_user]
+    pipeline.batches.cancel_batch(batch_id)
+    assert resume(pipeline.database, PauseScope.BATCH, str(batch_id)) == paused
+
+
 def test_a_resume_wakes_the_sensor(pipeline, settings):
     pause(pipeline.database, settings, PauseScope.EVERYTHING)
     with work_signals(pipeline.database) as wait:
