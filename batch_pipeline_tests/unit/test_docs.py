@@ -118,6 +118,14 @@ def anchors(file):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents_install_our_package_from_a_clone_as_its_name_on_pypi_is_not_ours(document):
+    """Whoever registers the name there could run code on the host of a reader."""
+    installers = r"(?:pip|pipx|uv|uvx|poetry|conda)\b[^\n`]*"
+    by_name = re.compile(rf"{installers}(?<![\w./-])batch[-_.]pipeline(?![\w./:-])", re.IGNORECASE)
+    assert by_name.findall(document.read_text()) == []
+
+
 def test_every_variable_named_in_the_documents_exists():
     known = {
         *re.findall(r"^\| `(BATCH_PIPELINE_\w+)`", (ROOT / "docs/settings.md").read_text(), re.M),
