@@ -1,4 +1,4 @@
-"""The services of ``deploy/compose.yaml`` as Compose reads them."""
+"""The services of ``deploy/compose.yaml``, and of a second host, as Compose reads them."""
 
 import contextlib
 import os
@@ -18,27 +18,38 @@ from batch_pipeline_tests.integration.conftest import program
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 COMPOSE = DEPLOY / "compose.yaml"
+FIRST_HOST, SECOND_HOST = DEPLOY / "first_host.yaml", DEPLOY / "second_host.yaml"
 #: Longest wait for one condition (seconds); the machine of the tests may be busy.
 WAIT_SECONDS = 240
 
 
-def read_as_compose_does(folder: Path, **settings: str) -> dict[str, dict[str, Any]]:
-    """Follow the quickstart in a copy of the folder, and return the configuration."""
+class RefusedByComposeError(Exception):
+    """Compose does not accept a configuration; the message is what it printed."""
+
+
+def read_as_compose_does(folder: Path, *files: Path, **settings: str) -> dict[str, dict[str, Any]]:
+    """Follow the quickstart in a copy of the folder, and return the configuration.
+
+    Raises:
+        RefusedByComposeError: Compose does not accept it.
+    """
     copied = folder / "deploy"
     shutil.copytree(DEPLOY, copied)
     lines = [f"{name}={value}\n" for name, value in settings.items()]
     (copied / ".env").write_text((copied / ".env.example").read_text() + "".join(lines))
     # The `docker-compose` of Debian 12 is older than the key `name`; newer versions accept both.
-    file = copied / COMPOSE.name
-    file.write_text(re.sub("^name:.*$", "", file.read_text(), flags=re.MULTILINE))
+    chosen = [copied / file.name for file in files or (COMPOSE,)]
+    for file in chosen:
+        file.write_text(re.sub("^name:.*$", "", file.read_text(), flags=re.MULTILINE))
     read = subprocess.run(
-        [program("docker-compose"), "--file", file, "config"],
+        [program("docker-compose"), *(f"--file={file}" for file in chosen), "config"],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert read.returncode == 0, read.stderr
+    if read.returncode:
+        raise RefusedByComposeError(read.stderr)
     services: dict[str, dict[str, Any]] = yaml.safe_load(read.stdout)["services"]
     return services
 

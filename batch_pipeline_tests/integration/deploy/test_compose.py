@@ -1,4 +1,4 @@
-"""The Compose file follows the current schema, and Compose itself accepts it."""
+"""Each Compose file follows the current schema, and Compose itself accepts it."""
 
 import subprocess
 import sys
@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from .composed import COMPOSE, read_as_compose_does
+from .composed import (
+    COMPOSE,
+    FIRST_HOST,
+    SECOND_HOST,
+    RefusedByComposeError,
+    read_as_compose_does,
+)
 
 #: Settings with a default of their own in the Compose file; that default, and another value.
 SETTINGS = {
@@ -32,11 +38,12 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     return read_as_compose_does(tmp_path_factory.mktemp("changed"), **given, IMAGE_EXTRA=EXTRA[1])
 
 
-def test_the_file_is_of_the_current_schema():
+@pytest.mark.parametrize("file", [COMPOSE, FIRST_HOST, SECOND_HOST], ids=lambda file: file.name)
+def test_the_file_is_of_the_current_schema(file):
     checked = subprocess.run(
         [
             *(sys.executable, "-m", "check_jsonschema"),
-            *("--builtin-schema", "vendor.compose-spec", COMPOSE),
+            *("--builtin-schema", "vendor.compose-spec", file),
         ],
         capture_output=True,
         text=True,
@@ -78,3 +85,62 @@ def test_a_setting_in_the_env_file_replaces_the_default_of_every_service(service
 def test_the_env_file_chooses_what_the_image_contains(services, changed):
     built = [read["migrate"]["build"]["args"]["EXTRA"] for read in (services, changed)]
     assert built == [*EXTRA]
+
+
+ON_FIRST = {"DATABASE_ADDRESS": "10.0.0.1:5432", "BATCH_PIPELINE_STORAGE_URL": "s3://media/uploads"}
+ON_SECOND = {**ON_FIRST, "CODE_SERVER_ADDRESS": "10.0.0.2:4000"}
+
+
+def test_a_second_host_runs_the_same_code_server_with_the_database_of_the_first(tmp_path):
+    first = read_as_compose_does(tmp_path / "first", **ON_FIRST)
+    second = read_as_compose_does(tmp_path / "second", SECOND_HOST, **ON_SECOND)
+
+    assert set(second) == {"code-location"}  # so `up` starts no database
+    here, there = first["code-location"], second["code-location"]
+    assert there.pop("build") | {"context": ""} == first["migrate"]["build"] | {"context": ""}
+    assert "depends_on" not in there
+    assert address(there.pop("ports")) == "10.0.0.2:4000->4000"
+    differs = {
+        name: value
+        for name, value in there.pop("environment").items()
+        if here["environment"].get(name) != value
+    }
+    assert differs == {
+        "BATCH_PIPELINE_DATABASE_URL": (
+            "postgresql://batch_pipeline:change_me@10.0.0.1:5432/batch_pipeline"
+        ),
+        "BATCH_PIPELINE_REDIS_URL": "",
+        "CODE_SERVER_ADDRESS": "10.0.0.2:4000",
+    }
+    volumes = [volume.replace("/first/", "/second/") for volume in here.pop("volumes")]
+    assert set(there.pop("volumes")) <= set(volumes)
+    assert there == {name: value for name, value in here.items() if name in there}
+    assert set(here) - set(there) == {"depends_on", "environment"}
+
+
+def test_only_the_database_is_published_for_the_second_host_and_only_at_the_address_given(
+    tmp_path, services
+):
+    first = read_as_compose_does(tmp_path, COMPOSE, FIRST_HOST, **ON_FIRST)
+
+    published = {name for name, service in first.items() if "ports" in service}
+    assert published - {name for name, service in services.items() if "ports" in service} == {
+        "postgres"
+    }
+    assert address(first["postgres"]["ports"]) == "10.0.0.1:5432->5432"
+
+
+def address(ports: list[Any]) -> str:
+    """Return the only port, as ``HOST:PORT->PORT``; versions of Compose print it in two ways."""
+    [port] = ports
+    if isinstance(port, str):
+        host, _, inside = port.removesuffix("/tcp").rpartition(":")
+        return f"{host}->{inside}"
+    return f"{port['host_ip']}:{port['published']}->{port['target']}"
+
+
+@pytest.mark.parametrize("missing", ON_SECOND)
+def test_a_second_host_without_an_address_is_refused_and_says_what_to_set(tmp_path, missing):
+    given = {name: value for name, value in ON_SECOND.items() if name != missing}
+    with pytest.raises(RefusedByComposeError, match=f"{missing}.*set it in"):
+        read_as_compose_does(tmp_path, SECOND_HOST, **given)
