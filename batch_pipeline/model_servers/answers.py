@@ -11,9 +11,12 @@ from collections.abc import Sequence
 
 from batch_pipeline.errors import ServiceDownError, TransientError
 
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
-#: Some templates open the thought themselves: then the answer contains only its end.
-_END_OF_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_NAMES_OF_THOUGHTS = "think(?:ing)?|thought|reasoning"
+#: The spellings of most models, of Kimi-VL, and of Magistral.
+_BEGINNING_OF_THOUGHT = re.compile(rf"<(?:{_NAMES_OF_THOUGHTS})>|◁think▷|\[THINK\]", re.IGNORECASE)
+_END_OF_THOUGHT = re.compile(rf"</(?:{_NAMES_OF_THOUGHTS})>|◁/think▷|\[/THINK\]", re.IGNORECASE)
+#: What models put around an answer after a thought.
+_WRAPPERS = (("<answer>", "</answer>"), ("<|begin_of_box|>", "<|end_of_box|>"))
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“"}
 _LINE_BREAKS = re.compile(r"\r\n?|[\u2028\u2029\x85]")
@@ -36,7 +39,8 @@ def shows_thought(answer: str, *, cut_by_length: bool) -> bool:
     """Return whether a model thought: the answer shows it, or a hidden thought used it up."""
     if not answer.strip():
         return cut_by_length
-    return bool(_THOUGHT.search(answer) or _END_OF_THOUGHT.match(answer))
+    text = _printable(answer)
+    return _without_thoughts(text) != text
 
 
 def is_prose(answer: str) -> bool:
@@ -80,11 +84,51 @@ def usable_text(answer: str, *, cut_by_length: bool) -> str:
 
 
 def clean(answer: str) -> str:
-    """Remove thoughts, control and direction characters, and a fence or quotes around the whole."""
+    """Remove thoughts, control and direction characters, and what is put around the whole."""
+    return _unwrapped(_without_thoughts(_printable(answer)))
+
+
+def clean_quotation(text: str) -> str:
+    """Clean text that a model read in a picture: there, marks of thoughts belong to the text."""
+    return _unwrapped(_printable(text))
+
+
+def _printable(answer: str) -> str:
     text = _LINE_BREAKS.sub("\n", answer)
     if not text.isprintable():
         text = "".join(character for character in text if _is_wanted(character))
-    text = _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text)).strip()
+    return text.strip()
+
+
+def _without_thoughts(text: str) -> str:
+    """Remove thoughts from the beginning; elsewhere such marks are what a picture shows."""
+    while begun := _BEGINNING_OF_THOUGHT.match(text):
+        ended = _END_OF_THOUGHT.search(text, begun.end())
+        text = text[ended.end() :].lstrip() if ended else ""
+    return text[_end_of_begun_thought(text) :].lstrip()
+
+
+def _end_of_begun_thought(text: str) -> int:
+    """Return where a thought ends whose beginning the model's template has written; 0: none."""
+    if len(text) > LONGEST_ANSWER:  # it is refused anyway, and may have very many marks
+        return 0
+    begun = _BEGINNING_OF_THOUGHT.search(text)
+    ends = _END_OF_THOUGHT.finditer(text, 0, begun.start() if begun else len(text))
+    return max((end.end() for end in ends if not _is_quoted(text[: end.start()])), default=0)
+
+
+def _is_quoted(before: str) -> bool:
+    """Return whether JSON, or a quotation in the last line, is open at the end of a text."""
+    line = before.rpartition("\n")[2]
+    # Languages differ in which mark opens and which closes.
+    is_in_quotes = any(sum(map(line.count, marks)) % 2 for marks in ('"', "`", "“”„", "«»"))
+    return is_in_quotes or before.count("{") > before.count("}")
+
+
+def _unwrapped(text: str) -> str:
+    for opening, closing in _WRAPPERS:
+        if text.startswith(opening) and text.endswith(closing):
+            text = text[len(opening) : -len(closing)].strip()
     fence = _FENCE.match(text)
     # One pattern for the whole would look at a long run of spaces again from each of them.
     if fence and text.endswith("```") and fence.end() <= len(text) - 3:

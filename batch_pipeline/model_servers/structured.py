@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from batch_pipeline.errors import TransientError
-from batch_pipeline.model_servers.answers import clean, usable_text
+from batch_pipeline.model_servers.answers import clean, clean_quotation, usable_text
 from batch_pipeline.model_servers.base import Description
 
 MOST_TAGS = 15
@@ -61,7 +61,7 @@ def description_in(answer: str) -> Description:
             f"the model's answer is not the JSON that was asked for ({_told(error)}); it begins: "
             f"{answer[:80]!r}",
         ) from error
-    visible_text = clean(fields.visible_text or "")
+    visible_text = clean_quotation(fields.visible_text or "")
     return Description(
         text=usable_text(fields.description, cut_by_length=False),
         tags=normalised_tags(fields.tags),

@@ -1,10 +1,16 @@
+import json
 import time
 
 import pytest
 
 from batch_pipeline.errors import TransientError
 from batch_pipeline.media.content import Frame, MediaFacts
-from batch_pipeline.model_servers.answers import checked_vector, clean, usable_text
+from batch_pipeline.model_servers.answers import (
+    checked_vector,
+    clean,
+    shows_thought,
+    usable_text,
+)
 from batch_pipeline.model_servers.prompts import Prompts
 
 VIDEO = MediaFacts("video", "mp4", 64, 48)
@@ -22,7 +28,21 @@ VIDEO = MediaFacts("video", "mp4", 64, 48)
         ("<think>Hm, a boat?</think>A boat.", "A boat."),
         ("<THINKING>\nHm\n</thinking>\nA boat.", "A boat."),
         ("Hm, a boat?\n</think>\n\nA boat.", "A boat."),
-        ("A boat.<think>And now", "A boat."),
+        ("<think>Hm.</think>\n<think>So</think>A boat.", "A boat."),
+        ("<think>Write </think> last?\n</think>\nA boat.", "A boat."),
+        ('Then I write "</think>".\n</think>\n\nA boat.', "A boat."),
+        ('It asks for {"a": 1}, so:\n</think>{"a": 2}', '{"a": 2}'),
+        ("Hm, „boat“ or “ship”?</think>A boat.", "A boat."),
+        ("Hm.</think>The screen reads <think> twice.", "The screen reads <think> twice."),
+        ('Hm.\n</think>\nThe screen reads "</think>".', 'The screen reads "</think>".'),
+        ("\ufeff<think>Hm.</think>A boat.", "A boat."),
+        ("◁think▷Hm, a boat?◁/think▷A boat.", "A boat."),
+        ("Hm, a boat?◁/think▷A boat.", "A boat."),
+        ("[THINK]Hm, a boat?[/THINK]A boat.", "A boat."),
+        ("<reasoning>Hm</reasoning><answer>\nA boat.\n</answer>", "A boat."),
+        ("<answer><|begin_of_box|>A boat.<|end_of_box|></answer>", "A boat."),
+        ("<answer>```json\n{}\n```</answer>", "{}"),
+        ("A sign: <answer>yes</answer>", "A sign: <answer>yes</answer>"),
         ("```\nA boat.\n```", "A boat."),
         ("```markdown\nA boat.\n\nA pier.\n```", "A boat.\n\nA pier."),
         ("```json  \nA boat.  ```", "A boat."),
@@ -40,6 +60,41 @@ VIDEO = MediaFacts("video", "mp4", 64, 48)
 )
 def test_only_the_form_of_an_answer_is_repaired(answer: str, text: str) -> None:
     assert clean(answer) == text
+
+
+SHOWN = [
+    'A screenshot. The visible line reads "<think>" and a function below it loads a model.',
+    "A screenshot. The line reads \"print(text.split('</think>')[-1])\" in white letters.",
+    "A terminal with the words <think>2 + 2</think> 4 in green letters.",
+    "A terminal that shows `</think>` in green letters.",
+    "A terminal that shows “a thought</think>” in green letters.",
+    'A terminal\nwith two lines, "</think>" and "[/THINK]".',
+    json.dumps({"description": "It reads </think>.", "tags": []}),
+    json.dumps({"description": 'It reads "</think>".', "tags": []}),
+    json.dumps({"description": "A chat.", "visible_text": "<think> 2 + 2? </think> 4"}, indent=1),
+    'Here is the JSON:\n```json\n{"description": "It reads \\"</think>\\" in white."}\n```',
+]
+
+
+@pytest.mark.parametrize("answer", SHOWN)
+def test_a_mark_of_a_thought_that_a_picture_shows_is_not_a_thought(answer: str) -> None:
+    assert clean(answer) == answer
+    assert not shows_thought(answer, cut_by_length=False)
+
+
+def test_a_thought_is_known_by_its_marks() -> None:
+    assert shows_thought("<think>Hm</think>A boat.", cut_by_length=False)
+    assert shows_thought("Hm\n</think>\nA boat.", cut_by_length=True)
+    assert not shows_thought("  A boat.", cut_by_length=False)
+
+
+def test_very_many_marks_of_thoughts_take_no_longer_than_their_length() -> None:
+    began = time.process_time()
+
+    clean('</think>"' * 500_000)
+    clean('</think>"' * 5_000)
+
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("answer", ["", " \n", "<think>never ends", "\x00", "```\n```", '""'])

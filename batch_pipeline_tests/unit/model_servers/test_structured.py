@@ -93,6 +93,13 @@ def test_thoughts_and_control_characters_in_fields_are_removed():
     assert read.visible_text == "ab[31m"
 
 
+@pytest.mark.parametrize("shown", ["<think> 2 + 2? </think> 4", "</think>\nx", "<think>"])
+def test_marks_of_thoughts_that_a_picture_shows_are_visible_text(shown):
+    said = answer(visible_text=shown)
+
+    assert description_in(usable_text(said, cut_by_length=False)).visible_text == shown
+
+
 @pytest.mark.parametrize("said", [None, "", "None", "none.", "N/A", "No readable text", " \n"])
 def test_no_visible_text_is_empty_however_a_model_says_it(said):
     assert description_in(answer(visible_text=said)).visible_text == ""
