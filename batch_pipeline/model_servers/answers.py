@@ -73,14 +73,18 @@ def usable_text(answer: str, *, cut_by_length: bool) -> str:
         )
     text = clean(answer)
     if cut_by_length:
-        raise TransientError(
-            "model_output_invalid",
-            f"the model's answer was cut by length and ends: …{text[-80:]!r}",
-        )
+        raise cut_short(text)
     if not text:
         found = f"only {answer[:80]!r}" if answer.strip() else "an empty answer"
         raise TransientError("model_output_invalid", f"the model gave {found}")
     return text
+
+
+def cut_short(text: str) -> TransientError:
+    """Return the error for an answer that cannot be stored because the limit of tokens cut it."""
+    return TransientError(
+        "model_output_invalid", f"the model's answer was cut by length and ends: …{text[-80:]!r}"
+    )
 
 
 def clean(answer: str) -> str:

@@ -7,7 +7,7 @@ again at once without it, so no upload fails. Everything here runs on the event 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,10 @@ _REFUSAL = re.compile(
 #: such as "Failed to initialize samplers".
 _SCHEMAS = ("response_format", "format")
 _NO_GRAMMAR = re.compile(r"\b(grammar|json[ _]?schema|samplers?)\b")
+#: Limits of tokens, and messages of vLLM and SGLang if a limit and a picture together exceed the
+#: context. Without a limit they write until the context is full.
+_LIMITS = ("max_tokens", "max_completion_tokens")
+_BEYOND_CONTEXT = "maximum context length"
 #: Parameters whose names are also ordinary words; in a refusal they are in quotes.
 _COMMON_WORDS = {"format"}
 
@@ -101,7 +105,9 @@ class Learnt:
         Raises:
             ServiceDownError: ``model_refused_options``: a person has set this parameter.
         """
-        name = _refused_parameter(sent, status, body)
+        # A limit that a person has set is right for most pictures, so it is not to blame.
+        ours = sent.keys() - self._options.keys()
+        name = _refused_parameter(sent, status, body) or _limit_beyond_context(ours, status, body)
         if name is None:
             return False
         reason = server_reason(body)
@@ -212,3 +218,10 @@ def _schema_without_grammar(sent: Mapping[str, Any], body: str) -> str | None:
     """Return the schema's parameter if the server cannot use it: llama.cpp does not name it."""
     is_about_it = _NO_GRAMMAR.search(body.lower())
     return next((name for name in _SCHEMAS if name in sent), None) if is_about_it else None
+
+
+def _limit_beyond_context(names: Set[str], status: int, body: str) -> str | None:
+    """Return the limit of tokens if there is not so much room in the context of a server."""
+    if status not in {400, 422} or _BEYOND_CONTEXT not in body.lower():
+        return None
+    return next((name for name in _LIMITS if name in names), None)

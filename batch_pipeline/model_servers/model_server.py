@@ -22,8 +22,8 @@ class AnswerForm:
     schema: Mapping[str, Any]
     wording: str
     """Added to the prompt."""
-    more_tokens: int
-    """In addition to those of the request."""
+    max_tokens: int
+    """Limit of an answer in this form, instead of that of the request."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,13 @@ class ChatRequest:
         return f"{self.prompt}\n\n{self.form.wording}" if self.form and in_form else self.prompt
 
     def room(self, budget: int, *, in_form: bool) -> int:
-        """Return the limit of tokens for an answer: `budget` times the usual, to allow thoughts."""
-        more = self.form.more_tokens if self.form and in_form else 0
-        return self.max_tokens * budget + more
+        """Return the limit of tokens for an answer: `budget` times the usual, to allow thoughts.
+
+        The room for a thought has room for fields, too: with both, an answer and a large picture
+        would exceed a context of 8192 tokens, and some servers refuse that.
+        """
+        usual = self.max_tokens * budget
+        return max(usual, self.form.max_tokens) if self.form and in_form else usual
 
 
 @dataclass(frozen=True)

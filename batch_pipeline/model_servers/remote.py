@@ -49,10 +49,11 @@ from batch_pipeline.model_servers.text_prefixes import TextPrefixes
 
 _log = logging.getLogger(__name__)
 
-_PICTURE_TOKENS = 512
-_SYNTHESIS_TOKENS = 2048
-#: Additional tokens, for tags and visible text.
-_TOKENS_OF_FIELDS = 512
+#: Limits of answers in plain text, and in fields. The longest visible text that is stored, 4,000
+#: characters, has about 1,300 tokens in Latin letters (three characters per token); tags and JSON
+#: have up to 200. The description of a video is far below its limit, so it needs less in addition.
+_PICTURE_TOKENS, _PICTURE_TOKENS_IN_FIELDS = 512, 2048
+_SYNTHESIS_TOKENS, _SYNTHESIS_TOKENS_IN_FIELDS = 2048, 2560
 _TEMPERATURE = 0.3
 _TEMPERATURE_STEP = 0.2
 _HIGHEST_TEMPERATURE = 0.9
@@ -182,7 +183,7 @@ class RemoteVision:
                 max_tokens=_PICTURE_TOKENS if frame else _SYNTHESIS_TOKENS,
                 temperature=_temperature(attempt + number - 1),
                 seed=_SEEDS_PER_ATTEMPT * (attempt - 1) + number,
-                form=self._form() if whole else None,
+                form=self._form(of_picture=frame is not None) if whole else None,
             )
             try:
                 call = partial(self._chat, request)
@@ -195,8 +196,9 @@ class RemoteVision:
                     raise
         raise AssertionError("the last try returns or raises")
 
-    def _form(self) -> AnswerForm:
-        return AnswerForm(SCHEMA, self._prompts.fields, _TOKENS_OF_FIELDS)
+    def _form(self, *, of_picture: bool = True) -> AnswerForm:
+        max_tokens = _PICTURE_TOKENS_IN_FIELDS if of_picture else _SYNTHESIS_TOKENS_IN_FIELDS
+        return AnswerForm(SCHEMA, self._prompts.fields, max_tokens)
 
     async def _chat(self, request: ChatRequest, server: ModelServer, spent: Spent) -> ChatAnswer:
         return await server.chat(self.name, request, spent)
@@ -387,8 +389,10 @@ def _is_too_long(error: UploadError) -> bool:
 
 
 def _read(answer: ChatAnswer) -> Description:
-    text = usable_text(answer.text, cut_by_length=answer.cut_by_length)
-    return description_in(text) if answer.in_form else Description(text)
+    if answer.in_form:
+        text = usable_text(answer.text, cut_by_length=False)
+        return description_in(text, cut_by_length=answer.cut_by_length)
+    return Description(usable_text(answer.text, cut_by_length=answer.cut_by_length))
 
 
 def _cosine(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:

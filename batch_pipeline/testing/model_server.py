@@ -78,10 +78,13 @@ class Fault(StrEnum):
     """JSON with other fields than the schema has (the server does not really enforce it)."""
     CUT_FIELDS = "cut_fields"
     """JSON that is cut off, but is not marked as cut off."""
+    CUT_VISIBLE_TEXT = "cut_visible_text"
+    """The limit of tokens cuts JSON within its last field; for plain text, a cut at its end."""
     HUGE_ERROR = "huge_error"
     """Status 500, with a body of 50 MB."""
 
 
+_CUT_BY_LENGTH = {Fault.CUT_BY_LENGTH, Fault.CUT_VISIBLE_TEXT}
 _STATUS_FAULTS: dict[Fault, tuple[int, str]] = {
     Fault.ERROR_500: (500, "model runner has unexpectedly stopped: signal: killed"),
     Fault.BAD_GATEWAY_502: (502, "upstream closed the connection"),
@@ -129,7 +132,7 @@ class Thinking:
     switch: Literal["none", "template", "effort"] = "template"
     """How it is switched off: not at all, ``enable_thinking`` (Ollama: ``think: false``), or effort
     ``low`` (Ollama: ``think: "low"``)."""
-    tokens: int = 2000
+    tokens: int = 3000
     """Tokens of a thought. If the limit is lower, nothing else is written."""
     shown: Literal["reasoning_content", "reasoning", "inline", "hidden"] = "reasoning_content"
     """Where the OpenAI dialect shows it; Ollama has a field for it."""
@@ -686,7 +689,7 @@ def _answer_to(call: ReceivedCall, server: ScriptedModelServer) -> dict[str, Any
     text = _faulty_text(call, server.says(call))
     if server.structured and _asks_for_fields(call.body):
         text = _in_fields(call, text)
-    reason = "length" if call.fault is Fault.CUT_BY_LENGTH else "stop"
+    reason = "length" if call.fault in _CUT_BY_LENGTH else "stop"
     if call.fault is Fault.CONTENT_FILTER:
         text, reason = "", "content_filter"
     message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -772,8 +775,11 @@ def _in_fields(call: ReceivedCall, text: str) -> str:
         return json.dumps({"caption": text})
     if call.fault is Fault.CUT_FIELDS:
         return json.dumps({"description": text, "tags": TAGS})[:-20]
+    if call.fault is Fault.CUT_BY_LENGTH:
+        return json.dumps({"description": text})[:-2]
     fields = {"description": text, "tags": TAGS, "visible_text": VISIBLE_TEXT}
-    return json.dumps(fields, ensure_ascii=False)
+    whole = json.dumps(fields, ensure_ascii=False)
+    return whole[:-8] if call.fault is Fault.CUT_VISIBLE_TEXT else whole
 
 
 def _faulty_text(call: ReceivedCall, said: str | None) -> str:

@@ -51,7 +51,7 @@ def test_a_picture_is_sent_unchanged_with_its_prompt_and_limits(
     assert sampling(call)["temperature"] == 0.3
     assert sampling(call)["num_predict"] == 512
     assert in_fields.texts == [f"{Prompts().of_image(IMAGE)}\n\n{Prompts().fields}"]
-    assert sampling(in_fields)["num_predict"] == 512 + 512
+    assert sampling(in_fields)["num_predict"] == 2048
 
 
 @only_ollama

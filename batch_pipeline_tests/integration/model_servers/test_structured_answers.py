@@ -44,7 +44,7 @@ def test_one_call_gives_description_tags_and_visible_text(
     assert schema_of(call) == SCHEMA
     assert "Answer as JSON with these fields" in call.texts[0]
     limits = call.body.get("options", call.body)
-    assert limits.get("num_predict", limits.get("max_tokens")) == 512 + 512
+    assert limits.get("num_predict", limits.get("max_tokens")) == 2048
 
 
 def test_the_answer_about_a_whole_video_has_fields(
@@ -129,6 +129,31 @@ def test_an_answer_of_other_fields_is_refused_and_not_taken_for_text(
 
     assert raised.value.kind == "model_output_invalid"
     assert vision.describe(IMAGE, [picture()]).tags, "the next answer is asked for in fields again"
+
+
+def test_visible_text_that_reaches_the_limit_of_tokens_does_not_cost_the_description(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.structured, frame = True, picture()
+    server.play("vision", [Fault.CUT_VISIBLE_TEXT])
+
+    found = build().vision.describe(IMAGE, [frame])
+
+    assert found.text == describe_picture(frame.jpeg)
+    assert "harbour" in found.tags
+    assert found.visible_text
+    assert VISIBLE_TEXT.startswith(found.visible_text)
+    assert len(server.calls) == 1
+
+
+def test_a_cut_description_in_fields_is_refused(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.says = lambda _: '{"description": "A boat and'
+    server.play("vision", [Fault.CUT_BY_LENGTH])
+
+    with pytest.raises(TransientError, match="was cut by length"):
+        build().vision.describe(IMAGE, [picture()])
 
 
 @pytest.mark.parametrize(("structured", "how"), [(True, "in fields"), (False, "in plain text")])

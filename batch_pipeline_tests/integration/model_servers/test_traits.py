@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from batch_pipeline.errors import ServiceDownError, TransientError
+from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
 from batch_pipeline.media.content import Frame
 from batch_pipeline.model_servers.base import Usage
 from batch_pipeline.testing.model_server import (
@@ -57,13 +57,13 @@ def test_a_thought_is_known_wherever_a_server_shows_it(
 def test_a_model_that_nothing_keeps_from_thinking_gets_more_tokens_once(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    server.thinking = Thinking("none", tokens=2000)
+    server.thinking = Thinking("none", tokens=3000)
     frame = picture()
 
     assert build().vision.describe(IMAGE, [frame]).text == describe_picture(frame.jpeg)
 
     body = server.calls[-1].body
-    assert body.get("max_tokens", body.get("options", {}).get("num_predict")) == 8 * 512 + 512
+    assert body.get("max_tokens", body.get("options", {}).get("num_predict")) == 8 * 512
 
 
 def test_a_model_that_only_thinks_is_a_finding_about_the_model_and_names_the_setting(
@@ -75,13 +75,13 @@ def test_a_model_that_only_thinks_is_a_finding_about_the_model_and_names_the_set
         build().vision.describe(IMAGE, [picture()])
 
     assert raised.value.kind == "model_thinks"
-    assert "used up all 4608 tokens" in str(raised.value)
+    assert "used up all 4096 tokens" in str(raised.value)
 
 
 def test_one_endless_thought_among_answers_is_about_its_picture(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    server.thinking = Thinking("none", tokens=2000)
+    server.thinking = Thinking("none", tokens=3000)
     vision = build().vision
     vision.describe(IMAGE, [picture()])
     server.thinking = Thinking("none", tokens=10_000)
@@ -126,6 +126,48 @@ def test_parameters_that_a_model_refuses_are_learnt_once_and_cost_no_attempt(
     assert chat.body["max_completion_tokens"] == 512
     assert not {"max_tokens", "temperature", "seed"} & chat.body.keys()
     assert "encoding_format" not in embed.body
+
+
+@only_openai
+@pytest.mark.parametrize(
+    "reason",
+    [
+        # vLLM, older and newer, and SGLang.
+        "This model's maximum context length is 4096 tokens. However, you requested 4959 tokens "
+        "(2911 in the messages, 2048 in the completion).",
+        "'max_tokens' or 'max_completion_tokens' is too large: 2048. This model's maximum context "
+        "length is 4096 tokens and your request has 2911 input tokens (2048 > 4096 - 2911).",
+        "Requested token count exceeds the model's maximum context length of 4096 tokens.",
+    ],
+)
+def test_a_server_whose_context_is_too_small_for_the_limit_gets_no_limit(
+    build: BuildAnalyzer, server: ScriptedModelServer, reason: str
+) -> None:
+    limits = {"max_tokens", "max_completion_tokens"}
+    server.refuse = lambda call: (400, reason) if limits & call.body.keys() else None
+    vision, frame = build().vision, picture()
+
+    for _ in range(2):
+        assert vision.describe(IMAGE, [frame]).text == describe_picture(frame.jpeg)
+
+    assert [sorted(limits & call.body.keys()) for call in server.calls] == [
+        ["max_tokens"],
+        ["max_completion_tokens"],
+        [],
+        [],
+    ]
+
+
+@only_openai
+def test_one_picture_beyond_the_context_does_not_stop_work_with_the_limit_of_a_person(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.refuse = lambda _: (400, "This model's maximum context length is 4096 tokens.")
+
+    with pytest.raises(PermanentError) as raised:
+        build(vision_options='{"max_tokens": 3000}').vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_refused_input"
 
 
 @only_openai
