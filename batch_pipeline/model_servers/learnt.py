@@ -23,6 +23,7 @@ _REFUSAL = re.compile(
     r"|extra_forbidden|extra inputs|not permitted|not allowed|deprecated"
     r"|invalid (parameter|value)|input should be|must be one of|unavailable|cannot unmarshal"
 )
+_IGNORED = "it is ignored"
 #: Parameters that contain a JSON schema, and messages of servers that cannot hold a model to it,
 #: such as "Failed to initialize samplers".
 _SCHEMAS = ("response_format", "format")
@@ -70,6 +71,7 @@ class Learnt:
         self._answers = 0
         """Given in the present stage."""
         self._thinks = False
+        self._follows_form = False
 
     @property
     def stage(self) -> Stage:
@@ -91,9 +93,18 @@ class Learnt:
         """Return whether our parameter is sent: neither refused nor set by a person."""
         return name not in self._options and name not in self._refused
 
-    def ignores(self, name: str) -> None:
-        """Learn that a server accepts a parameter but ignores it."""
-        self._refused[name] = "it is ignored"
+    def learns_from_form(self, name: str, *, in_form: bool) -> None:
+        """Learn from an answer to a call with a schema, whose parameter has this name.
+
+        If no answer is in its form, the server ignores the schema. Otherwise one in prose is a
+        refusal, or an exception of a server that only asks its model to follow the schema.
+        """
+        if in_form:
+            self._follows_form = True
+            if self._refused.get(name) == _IGNORED:  # learnt from another call at the same time
+                del self._refused[name]
+        elif not self._follows_form:
+            self._refused[name] = _IGNORED
 
     def refuses(self, name: str) -> bool:
         """Return whether a parameter was refused, whatever its value."""

@@ -105,9 +105,9 @@ class OllamaServer(ModelServer):
                 if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
                     continue
             learnt.answered(stage)
-            if in_form and is_prose(text):
-                learnt.ignores("format")
-                in_form = False
+            if in_form and clean(text):
+                in_form = not is_prose(text)
+                learnt.learns_from_form("format", in_form=in_form)
             return ChatAnswer(text, cut, usage, in_form)
 
     async def embed(

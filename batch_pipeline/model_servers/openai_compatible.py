@@ -135,9 +135,9 @@ class OpenAICompatibleServer(ModelServer):
                 if learnt.learns_from_thought(stage, max_tokens, eaten=eaten):
                     continue
             learnt.answered(stage)
-            if in_form and is_prose(text):
-                learnt.ignores("response_format")
-                in_form = False
+            if in_form and clean(text):
+                in_form = not is_prose(text)
+                learnt.learns_from_form("response_format", in_form=in_form)
             return ChatAnswer(text, cut, usage, in_form)
 
     async def embed(

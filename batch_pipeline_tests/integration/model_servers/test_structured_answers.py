@@ -1,5 +1,7 @@
 """Answers with fields, over HTTP: one call if the server accepts a schema, else plain text."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -114,6 +116,47 @@ def test_a_server_that_ignores_a_schema_gives_plain_text(
         assert (found.text, found.tags) == (describe_picture(frame.jpeg), ())
 
     assert [bool(schema_of(call)) for call in server.calls] == [True, False]
+
+
+REFUSAL = "I'm sorry, but I can't help with identifying people in images."
+
+
+def test_one_refusal_in_prose_does_not_end_the_use_of_a_schema(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.structured, vision = True, build().vision
+    assert vision.describe(IMAGE, [picture()]).tags
+
+    server.structured, server.says = False, lambda _: REFUSAL
+    refused = vision.describe(IMAGE, [picture()])
+    server.structured, server.says = True, lambda _: None
+
+    assert (refused.text, refused.tags) == (REFUSAL, ())
+    assert vision.describe(IMAGE, [picture()]).tags
+    assert all(schema_of(call) for call in server.calls)
+
+
+def test_an_answer_in_fields_shows_that_a_schema_is_not_ignored(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    red, blue, refused = picture("red"), picture("blue"), threading.Event()
+
+    def says(call: ReceivedCall) -> str | None:
+        if call.images == [red.jpeg]:
+            return REFUSAL
+        refused.wait(60)
+        return None
+
+    server.says, vision = says, build().vision
+    with ThreadPoolExecutor(1) as thread:
+        slow = thread.submit(vision.describe, IMAGE, [blue])
+        server.wait_for_calls(1)
+        assert vision.describe(IMAGE, [red]).text == REFUSAL
+        server.structured = True
+        refused.set()
+        assert slow.result().tags
+
+    assert vision.describe(IMAGE, [blue]).tags
 
 
 @pytest.mark.parametrize("fault", [Fault.NOT_IN_FIELDS, Fault.CUT_FIELDS])
