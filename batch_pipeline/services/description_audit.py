@@ -16,6 +16,7 @@ from functools import lru_cache
 from operator import eq
 
 from batch_pipeline.languages import language_name, other_language
+from batch_pipeline.services.refusals import refusal_in
 
 FULL_SCORE = 100
 #: A text with this score or a better one is stored.
@@ -76,7 +77,7 @@ def audit(text: str, language: str = "") -> AuditResult:
     ``character_soup``       45 over a quarter of the letters are in words that no language has, or
                                 four scripts are mixed, or under 40 % of the characters are letters
     ``structured_data``      45 JSON, or the beginning of it, instead of sentences
-    ``refusal``              45 the model apologises, or says what it cannot do
+    ``refusal``              45 the model declines, or says that it sees no picture
     ``no_common_words``      15 no everyday word of any known language (Latin script only)
     ``no_sentence``          15 under 3 words, or 20 or more without the end of a sentence
     ``wrong_language``       45 the text is certainly in another language than the expected one
@@ -324,15 +325,6 @@ _SENTENCE_ENDS = re.compile(  # Latin, CJK, Arabic, Indic, Armenian, Ethiopic, T
 )
 #: These scripts end a sentence with a space, if at all.
 _NO_FULL_STOP = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]")
-#: How models begin when they do not answer. No description begins with "I" or with an apology.
-_REFUSAL = re.compile(
-    r"(?:i['\u2019]m|i am) (?:very |so |really )?(?:sorry|unable|not able)\b"
-    r"|i (?:can['\u2019]?t|cannot|can not|won['\u2019]?t|will not|apologi[sz]e)\b"
-    r"|(?:sorry|unfortunately),? (?:but )?i\b|as an ai\b"
-    r"|es tut mir leid|tut mir leid,|(?:je suis )?désolée?,|lo siento,|desculpe,|mi dispiace,"
-    r"|het spijt me|很?抱歉|[对對]不起|申し訳(?:ありません|ございません)|죄송(?:합니다|하지만)",
-    re.IGNORECASE,
-)
 _JSON = re.compile(r"^(?:```\w*\s*)?[{\[]\s*[{\[\"].*[\":,\]}]", re.DOTALL)
 
 
@@ -341,8 +333,8 @@ def _structure(text: str, words: list[str]) -> Iterator[Penalty]:
         yield Penalty(
             "structured_data", 45, f"The text begins as JSON, not as a sentence: {text[:20]!r}."
         )
-    if refusal := _REFUSAL.match(text):
-        yield Penalty("refusal", 45, f"The text begins as a refusal: {refusal[0]!r}.")
+    if refusal := refusal_in(text):
+        yield Penalty("refusal", 45, f"The text begins as a refusal: {refusal[:60]!r}.")
     latin = [word for word in words if _script(word[0]) == "LATIN"]
     if len(latin) >= max(_FEW_WORDS, len(words) / 2) and not any(
         word.casefold() in _COMMON_WORDS for word in latin

@@ -291,11 +291,147 @@ def test_a_refusal_is_not_a_description(text: str) -> None:
     assert not result.passed
 
 
-def test_an_apology_that_can_be_read_in_a_picture_is_not_a_refusal() -> None:
-    assert audit('"I\'m sorry, we are closed" is written on a sign in the window of a shop.').passed
-    assert audit(
-        "Sorry is written in the sand of a beach, in large letters, next to a boat."
-    ).passed
+REFUSALS = [
+    # English: declined
+    "I'm not comfortable responding to this.",
+    "I'm not going to engage in this conversation topic.",
+    "I don't feel comfortable describing this image, as it may show a private person.",
+    "I don't think I should describe this picture, because it shows a private person.",
+    "I do not have the ability to view images. Please provide a description of the picture.",
+    "I must decline to describe this picture, because it may violate the policy.",
+    "I'd rather not describe the people in this photo, because they may be private persons.",
+    "I'm just an AI assistant and cannot look at the picture that you have sent to me.",
+    "I appreciate you sharing this image, but I can't identify people based on their faces.",
+    "Thank you for the image. However, I am unable to describe it because of our policy.",
+    "I understand your request, but I cannot describe the people in this picture.",
+    "We're sorry, but this content cannot be described due to our policies.",
+    "Sorry, but this request is against the policy. I can help with something else.",
+    "Unfortunately, we are unable to process this picture. Please try another one later.",
+    "I **can't** help with this picture, because it shows private information.",
+    # English: what speaks
+    "As a language model, I am unable to view pictures, but I can help with text.",
+    "As a large vision-language model, I do not describe the faces of real people here.",
+    "As an AI, I do not describe people. I can help with other parts of the picture.",
+    "As an AI assistant developed by a company, I do not describe people in pictures.",
+    # English: no picture
+    "I don't see any image attached to your message. Could you please upload the picture?",
+    "I don't see an image. Please send the picture that I should describe for you.",
+    "It looks like the image didn't come through. Please upload it again, then I will look.",
+    "It seems that the photo you sent has not been uploaded. Please try it once more.",
+    "It looks like you haven't attached a picture. Please send it once more to me.",
+    "It seems that no image was provided. Please send the picture that I should describe.",
+    "It appears there is no image attached to your message, so please send it again.",
+    "There is no image provided. Please share the picture that you want me to describe.",
+    "There was no picture in your message. Please share it, and I will describe it.",
+    "No image was provided. Please share the picture that you want me to describe.",
+    "The image cannot be displayed or processed. Please try again with another file.",
+    "Please provide the image that you would like me to describe, and I will help.",
+    # Markdown and labels
+    "**I'm sorry**, but I can't help with identifying people in pictures like this one.",
+    "# I cannot describe this image",
+    "> I cannot describe this image, because it may show a private person in it.",
+    "Description: I'm sorry, but I can't assist with that request at all.",
+    "**Description:** I'm sorry, but I can't assist with that request at all.",
+    "描述：很抱歉，我无法描述这张图片中的人物，因为这可能涉及隐私和安全方面的问题。",
+    # German, French, Spanish, Italian, Portuguese, Dutch, Polish
+    "Leider kann ich dieses Bild nicht beschreiben, da es gegen die Richtlinien verstößt.",
+    "Ich kann Ihnen bei dieser Anfrage leider nicht helfen. Bitte laden Sie ein anderes Bild hoch.",
+    "Ich kann dieses Bild nicht beschreiben, weil es gegen die Richtlinien verstößt.",
+    "Als KI-Sprachmodell kann ich keine Bilder ansehen, aber ich helfe gern mit Texten.",
+    "Je ne peux pas vous aider avec cette demande. Veuillez fournir une autre image.",
+    "Désolé, je ne peux pas décrire cette image, car elle montre une personne privée.",
+    "En tant qu'intelligence artificielle, je ne décris pas les visages des personnes.",
+    "No puedo ayudar con esta solicitud. Por favor, proporcione otra imagen.",
+    "Lo siento, pero no puedo describir a las personas que aparecen en esta imagen.",
+    "Como modelo de lenguaje, no veo las imágenes, pero puedo ayudar con los textos.",
+    "Non posso descrivere questa immagine, perché mostra una persona che non è pubblica.",
+    "Purtroppo non sono in grado di descrivere le persone che sono in questa immagine.",
+    "Infelizmente, não posso descrever esta imagem, porque mostra uma pessoa privada.",
+    "Não consigo ver a imagem que você enviou. Por favor, envie a imagem outra vez.",
+    "Ik kan deze afbeelding niet beschrijven, omdat er een persoon op te zien is.",
+    "Helaas kan ik je hier niet mee helpen. Stuur me alsjeblieft een andere afbeelding.",
+    "Niestety, nie mogę opisać tego zdjęcia, ponieważ przedstawia osobę prywatną.",
+    "Jako model językowy nie widzę zdjęć, ale chętnie pomogę w pracy z tekstem.",
+    # Russian, Chinese, Japanese
+    "К сожалению, я не могу помочь с этим запросом. Пожалуйста, загрузите другое изображение.",
+    "Извините, но я не могу описать это изображение, так как оно нарушает правила.",
+    "Я не могу просматривать изображения, но могу помочь с текстом и с вопросами.",
+    "我无法查看这张图片，请您重新上传一张图片，谢谢您的理解和支持。",
+    "作为一个人工智能语言模型，我无法直接查看图片，因此不能描述它的内容。",
+    "很遗憾，我不能描述这张图片中的人物，因为这可能涉及隐私和安全方面的问题。",
+    "すみませんが、この画像についてはお手伝いできません。別の画像をアップロードしてください。",
+    "残念ながら、この画像について説明することはできません。別の画像をアップロードしてください。",
+    "AI言語モデルとして、画像を直接見ることはできませんが、文章についてはお手伝いできます。",
+]
+
+
+@pytest.mark.parametrize("text", REFUSALS)
+def test_a_text_about_the_request_is_a_refusal(text: str) -> None:
+    result = audit(text)
+
+    assert "refusal" in names(result)
+    assert not result.passed
+
+
+ABOUT_A_PICTURE = [
+    '"I\'m sorry, we are closed" is written on a sign in the window of a shop.',
+    "Sorry is written in the sand of a beach, in large letters, next to a boat.",
+    "Sorry-looking dog with wet fur stands in the rain in front of a closed door.",
+    "A sign reads 'I'm sorry, we are closed', in red letters on a white board.",
+    "A screenshot of a chat with an assistant that says: I cannot describe this image.",
+    'Description: "I can\'t wait" is printed on the shirt of a child on a swing.',
+    "I see a dog on a beach. It runs towards the water, and a child follows it.",
+    "I can see a dog on a beach. It runs towards the water, and a child follows it.",
+    "I don't see any people, only a dog on a beach that runs towards the water.",
+    "I don't see any pictures on the wall, only two empty frames above a sofa.",
+    "There is no image on the wall, only an empty frame and a nail beside it.",
+    "There is no picture attached to the board, only four pins and a paper strip.",
+    "No image can convey how wide the valley is, with its river and its forests.",
+    "No pictures are attached to the cork board in the office, only some pins.",
+    "No photo is provided on the form, a passport application with empty fields.",
+    "It looks like the image was taken at sunset: the sky is red above the sea.",
+    "It looks like the picture was included in a calendar: below it are the days of May.",
+    "It seems that the photo is not in focus, but a dog and a ball can be seen.",
+    "It looks like you are standing on a tower: far below, cars drive along a road.",
+    "The image is not sharp, but a brown dog on a beach can be seen in the middle.",
+    "The image cannot hide its age: it has scratches, and a family in old clothes.",
+    "The image could not be more colourful: balloons of all kinds fill the sky.",
+    "Unfortunate weather: a couple under an umbrella looks at a flooded street.",
+    "Unfortunately blurred, the picture shows a cyclist on a bridge in the rain.",
+    "Thank you for the image. It shows a brown dog that runs along a beach.",
+    "Thank you is written on a card, but the name below it cannot be read.",
+    "As an AI-generated picture would, it shows a hand with six fingers and a ring.",
+    "As a language teacher points at the board, the pupils of a class look up.",
+    "As a fashion model walks along, photographers at both sides lift cameras.",
+    "As an AI robot assistant rolls by, two visitors of a fair take photos of it.",
+    "Please provide your own cup, says a sign above a coffee machine in an office.",
+    "We are sorry for the noise, says a board at a building site beside a road.",
+    "Notes of music and a guitar lie on a table beside a window with a red curtain.",
+    "Leider ist das Bild unscharf, aber ein Hund am Strand ist gut zu erkennen.",
+    "Ich sehe einen Hund, der am Strand entlang läuft und nicht nass geworden ist.",
+    "Als KI generiertes Bild zeigt es eine Hand mit sechs Fingern und einem Ring.",
+    "Malheureusement floue, la photo montre un cycliste sur un pont sous la pluie.",
+    "Aucune image ne montre mieux la vallée, avec sa rivière et ses grandes forêts.",
+    "No hay ninguna imagen en la pared, solo un marco vacío y un clavo oxidado.",
+    "Non ci sono persone sulla spiaggia, solo un cane che corre verso il mare.",
+    "Não há pessoas na praia, apenas um cão que corre em direção ao mar azul.",
+    "Als een grote hond op het strand rent, kijkt een kind met een vlieger toe.",
+    "Nie ma ludzi na plaży, tylko pies biegnie w stronę morza przy zachodzie.",
+    "К сожалению, снимок размыт, но видно собаку, которая бежит по пляжу к морю.",
+    "Как ИИ рисует руки: на картинке рука с шестью пальцами и с кольцом на одном.",
+    "作为人工智能展览的一部分，一台白色的机器人站在大厅中央，旁边有许多参观者。",
+    "我们看到一位老人坐在公园的长椅上看报纸，旁边有一只棕色的小狗和一个背包。",
+    "この写真の中央に立つ人物の顔は、逆光のため確認できませんが、赤い傘を持っています。",
+    "残念ながら雨の日の遊園地で、観覧車は止まり、傘をさした親子が門の前に立っています。",
+]
+
+
+@pytest.mark.parametrize("text", ABOUT_A_PICTURE)
+def test_a_text_about_the_picture_is_not_a_refusal(text: str) -> None:
+    result = audit(text)
+
+    assert "refusal" not in names(result)
+    assert result.passed
 
 
 def test_every_penalty_says_its_figures() -> None:
