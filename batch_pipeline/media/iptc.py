@@ -4,6 +4,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
+from typing import NamedTuple
 
 _PHOTOSHOP, _RESOURCE, _IPTC_RESOURCE = b"Photoshop 3.0\0", b"8BIM", 0x0404
 _ENTRY_MARK, _RECORD = 0x1C, 2
@@ -26,11 +27,13 @@ class Dataset(IntEnum):
 
 
 _DATASETS = frozenset(Dataset)
-#: Entries for a day and for its time, by the name of the source.
-_DATES = {
-    "IPTC DateCreated": (Dataset.DATE_CREATED, Dataset.TIME_CREATED),
-    "IPTC DigitalCreationDate": (Dataset.DIGITAL_DATE, Dataset.DIGITAL_TIME),
-}
+
+
+class IptcDates(NamedTuple):
+    """The dates of a block in EXIF's format, with zeros for an unknown month or day; or empty."""
+
+    shot: str
+    digitized: str
 
 
 def iptc_of_photoshop(resources: bytes | memoryview) -> bytes:
@@ -63,16 +66,21 @@ def read_iptc(block: bytes) -> dict[Dataset, bytes]:
     return found
 
 
-def iptc_dates(found: Mapping[Dataset, bytes]) -> dict[str, str]:
-    """Return the dates of a block in EXIF's format, by their source."""
-    dates = {}
-    for source, (day, time) in _DATES.items():
-        digits = re.sub(rb"\D", b"", found.get(day, b"")).decode()
-        clock = re.match(rb"(\d\d)(\d\d)(\d\d)", found.get(time, b"").replace(b":", b""))
-        if len(digits) == 8:
-            shown = b" %s:%s:%s" % clock.groups() if clock else b""
-            dates[source] = f"{digits[:4]}:{digits[4:6]}:{digits[6:]}{shown.decode()}"
-    return dates
+def iptc_dates(found: Mapping[Dataset, bytes]) -> IptcDates:
+    """Return the dates of a block."""
+    return IptcDates(
+        shot=_date(found, Dataset.DATE_CREATED, Dataset.TIME_CREATED),
+        digitized=_date(found, Dataset.DIGITAL_DATE, Dataset.DIGITAL_TIME),
+    )
+
+
+def _date(found: Mapping[Dataset, bytes], day: Dataset, time: Dataset) -> str:
+    digits = re.sub(rb"\D", b"", found.get(day, b"")).decode()
+    if len(digits) != 8:
+        return ""
+    clock = re.match(rb"(\d\d)(\d\d)(\d\d)", found.get(time, b"").replace(b":", b""))
+    shown = b" %s:%s:%s" % clock.groups() if clock else b""
+    return f"{digits[:4]}:{digits[4:6]}:{digits[6:]}{shown.decode()}"
 
 
 def _entries(block: bytes) -> Iterator[tuple[int, int, bytes]]:

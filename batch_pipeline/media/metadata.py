@@ -5,21 +5,25 @@ file; `batch_pipeline.media.exif` reads the block that most formats share.
 
 A date is searched for in this order, and the first valid date counts:
 
-1. EXIF ``DateTimeOriginal``, then ``DateTimeDigitized``: the moment of the shot, or of the scan.
-2. XMP ``exif:DateTimeOriginal``, ``photoshop:DateCreated``, ``xmp:CreateDate``.
-3. IPTC ``DateCreated`` with ``TimeCreated``, then ``DigitalCreationDate`` with its time.
+1. EXIF ``DateTimeOriginal``: the moment of the shot.
+2. XMP ``exif:DateTimeOriginal``, ``photoshop:DateCreated``.
+3. IPTC ``DateCreated`` with ``TimeCreated``.
 4. The text ``Creation Time`` of a PNG. Not ImageMagick's ``date:create``, the date of a copy.
-5. EXIF ``DateTime``: when the file was last changed, for example by an editor.
-6. A sidecar: an XMP file beside this one, with the entries of 2.
-7. The name of the file, in the forms that phones and messengers use.
-8. ``tIME`` of a PNG: when its pixels were last changed, in UTC. Any program that writes the file
+5. EXIF ``DateTimeDigitized``, XMP ``xmp:CreateDate``, IPTC ``DigitalCreationDate`` with its time:
+   of a photo, the moment of the shot; of a scan, the moment of the scan.
+6. EXIF ``DateTime``: when the file was last changed, for example by an editor.
+7. A sidecar: an XMP file beside this one, with the entries of 2 and ``xmp:CreateDate``.
+8. The name of the file, in the forms that phones and messengers use.
+9. ``tIME`` of a PNG: when its pixels were last changed, in UTC. Any program that writes the file
    again sets it to the current time.
 
 A date is the camera's local time; a zone beside it is ignored. Years before the first photograph or
-after the present, and zeros, are not dates: they mean that the clock was never set.
+after the present, and zeros, are not dates: they mean that the clock was never set. People write
+XMP and IPTC, and may know only the year or month of an old photo: its first day is the date.
 
 A caption is searched for in XMP ``dc:description``, in IPTC, and in EXIF ``ImageDescription``,
-where some cameras write their own name. Names of a place are searched for in XMP and in IPTC.
+where some cameras and programs write texts of their own. Names of a place are searched for in XMP
+and in IPTC.
 """
 
 import html
@@ -43,6 +47,8 @@ _DATE = re.compile(
     r"\s*(\d{4})[-:./ ](\d{1,2})[-:./ ](\d{1,2})"
     r"(?:[T ]+(\d{1,2})[-:.](\d{1,2})(?:[-:.](\d{1,2}))?)?(?![\d])"
 )
+#: A year, or a year and a month: `1965`, `1965-07`, `1965-00-00`, perhaps with a time of zeros.
+_YEAR_OR_MONTH = re.compile(r"\s*(\d{4})(?:[-:](\d\d))?(?:[-:]00)?(?:[T ][\d:.+Z-]*)?\s*")
 #: Eight digits in the name of a file, perhaps separated, perhaps with six more for the time; after
 #: `at`, as Macs and WhatsApp write it, the hour may have one digit and be followed by AM or PM.
 _NAMED_DATE = re.compile(
@@ -51,16 +57,12 @@ _NAMED_DATE = re.compile(
     r"(?:\s?([AP])M(?![A-Z]))?|(?!\d))",
     re.IGNORECASE,
 )
-_EXIF_DATES = {
-    Tag.DATE_TIME_ORIGINAL: "EXIF DateTimeOriginal",
-    Tag.DATE_TIME_DIGITIZED: "EXIF DateTimeDigitized",
-}
 #: `date_source` of a date from a file beside this one.
 SIDECAR = "sidecar XMP"
 _MADE, _CHANGED = "PNG Creation Time", "PNG tIME (UTC)"
 #: Longer texts are not dates (characters).
 _WORDS_LENGTH = 64
-_XMP_DATES = ("exif:DateTimeOriginal", "photoshop:DateCreated", "xmp:CreateDate")
+_XMP_SHOT, _XMP_DIGITIZED = ("exif:DateTimeOriginal", "photoshop:DateCreated"), "xmp:CreateDate"
 _XMP_ENTRY = rb"""%s\s*(?:=\s*["']|>\s*)([^"'<]{1,200})"""
 #: A text in several languages; the first one is the file's default. Tags are limited: a packet of
 #: many tags that never end would be read again from each of them.
@@ -73,10 +75,13 @@ _PLACES = {
     "photoshop:State": Dataset.STATE,
     "photoshop:Country": Dataset.COUNTRY,
 }
-#: Texts that cameras write in the place of a caption.
-_OF_A_CAMERA = re.compile(
+#: Texts that cameras and programs write in the place of a caption. The last line has the names that
+#: phones give to scenes, such as `cof` or `oznor_soft`.
+_NOT_OF_PEOPLE = re.compile(
     r"(?i:[\w .-]*digital camera|sony dsc|dcim\\.*|exif[_ ]jpeg[_ ]\w+|default|untitled|"
-    r"jpeg picture|\W*)"
+    r"jpeg picture|\W*)|"
+    r"(?s:(?:ImageJ=|\{\"shape\"|<\?xml|<OME).*)|"
+    r"(?:cof|dav|edf|fbt|hdr|mde|nor|oznor|ptr|rbt|rhdr|sdr|vivi)(?:_\w+)?"
 )
 #: More blocks of EXIF are not read: thousands of them would take minutes.
 _MOST_EXIF_BLOCKS = 16
@@ -149,6 +154,12 @@ def parse_date(text: str) -> datetime | None:
     return _date(*match.groups()) if match else None
 
 
+def _first_day(text: str) -> datetime | None:
+    """Read a year, or a year and a month, as people know them of old photos: its first day."""
+    match = _YEAR_OR_MONTH.fullmatch(text)
+    return _date(match[1], str(int(match[2] or 0) or 1), "1") if match else None
+
+
 def _date_in_words(text: str) -> datetime | None:
     """Read a date in the form of mail and the C library: ``Thu, 6 May 2021 07:08:09 +0200``."""
     parts = parsedate(text[:_WORDS_LENGTH])
@@ -169,8 +180,8 @@ def date_in_name(filename: str) -> datetime | None:
 
 def date_in_sidecar(xmp: bytes) -> datetime | None:
     """Find the date in an XMP file beside a photo or film."""
-    dates = (parse_date(_xmp_entry(xmp, entry)) for entry in _XMP_DATES)
-    return next(filter(None, dates), None)
+    said = (_xmp_entry(xmp, entry) for entry in (*_XMP_SHOT, _XMP_DIGITIZED))
+    return next(filter(None, (parse_date(text) or _first_day(text) for text in said)), None)
 
 
 def with_date_from_outside(
@@ -200,15 +211,28 @@ def _believed_date(
     made: str | None,
     changed: str | None,
 ) -> tuple[datetime | None, str | None]:
-    said = [(source, _text(_bytes(exif.get(tag)))) for tag, source in _EXIF_DATES.items()]
-    said += [(f"XMP {entry}", _xmp_entry(xmp, entry)) for entry in _XMP_DATES]
-    said += iptc_dates(iptc).items()
-    said.append((_MADE, made or ""))
-    said.append(("EXIF DateTime", _text(_bytes(exif.get(Tag.DATE_TIME)))))
-    said.append((_CHANGED, changed or ""))
+    def of_exif(tag: Tag) -> str:
+        return _text(_bytes(exif.get(tag)))
+
+    of_iptc = iptc_dates(iptc)
+    said = (
+        ("EXIF DateTimeOriginal", of_exif(Tag.DATE_TIME_ORIGINAL)),
+        *((f"XMP {entry}", _xmp_entry(xmp, entry)) for entry in _XMP_SHOT),
+        ("IPTC DateCreated", of_iptc.shot),
+        (_MADE, made or ""),
+        ("EXIF DateTimeDigitized", of_exif(Tag.DATE_TIME_DIGITIZED)),
+        (f"XMP {_XMP_DIGITIZED}", _xmp_entry(xmp, _XMP_DIGITIZED)),
+        ("IPTC DigitalCreationDate", of_iptc.digitized),
+        ("EXIF DateTime", of_exif(Tag.DATE_TIME)),
+        (_CHANGED, changed or ""),
+    )
     for source, text in said:
-        found = parse_date(text) or (_date_in_words(text) if source == _MADE else None)
-        if found:
+        found = parse_date(text)
+        if found is None and source == _MADE:
+            found = _date_in_words(text)
+        if found is None and source.startswith(("XMP", "IPTC")):
+            found = _first_day(text)
+        if found is not None:
             return found, source
     return None, None
 
@@ -242,7 +266,7 @@ def _caption(exif: Exif, xmp: bytes, iptc: Mapping[Dataset, bytes]) -> str | Non
         _text(_bytes(exif.get(Tag.DESCRIPTION))),
     )
     found = (text.strip().strip("\0") for text in said)
-    return next((text for text in found if text and not _OF_A_CAMERA.fullmatch(text)), None)
+    return next((text for text in found if text and not _NOT_OF_PEOPLE.fullmatch(text)), None)
 
 
 def _place(xmp: bytes, iptc: Mapping[Dataset, bytes]) -> str | None:
@@ -263,7 +287,12 @@ def _bytes(value: bytes | int | None) -> bytes:
 
 
 def _text(value: bytes) -> str:
+    """Decode UTF-8, perhaps cut within its last character, else Latin-1."""
     try:
         return value.decode("utf-8")
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        whole = value[: error.start]
+        # Without another such character, it is a text of Latin-1 that ends in an accented letter.
+        if error.reason == "unexpected end of data" and not whole.isascii():
+            return whole.decode("utf-8")
         return value.decode("latin-1")

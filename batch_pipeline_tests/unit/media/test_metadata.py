@@ -300,6 +300,12 @@ XMP = b"<rdf:Description xmp:CreateDate=\"2005-01-01T01:01:01\" tiff:Model='X1'>
             2002,
             "EXIF DateTimeDigitized",
         ),
+        (
+            exif_with(DateTimeDigitized=DIGITIZED, DateTime=CHANGED),
+            XMP,
+            2002,
+            "EXIF DateTimeDigitized",
+        ),
         (exif_with(DateTimeOriginal="bad", DateTime=CHANGED), XMP, 2005, "XMP xmp:CreateDate"),
         (
             b"",
@@ -315,6 +321,83 @@ def test_dates_are_trusted_in_the_written_order(exif, xmp, year, source):
 
     assert metadata.captured_at == datetime(year, 1, 1, 1, 1, 1)
     assert metadata.date_source == source
+
+
+SHOT = "1965-07-01T01:01:01"
+SCANNED = exif_with(DateTimeDigitized=DIGITIZED, DateTime=CHANGED)
+
+
+@pytest.mark.parametrize(
+    ("xmp", "block", "made", "source"),
+    [
+        (f'exif:DateTimeOriginal="{SHOT}"', b"", None, "XMP exif:DateTimeOriginal"),
+        (f'photoshop:DateCreated="{SHOT}"', b"", None, "XMP photoshop:DateCreated"),
+        ("", iptc(day="19650701", time="010101"), None, "IPTC DateCreated"),
+        ("", b"", SHOT, "PNG Creation Time"),
+    ],
+)
+def test_the_date_of_a_photo_counts_before_the_date_of_its_scan(xmp, block, made, source):
+    block += iptc(digital_day="20030101", digital_time="010101")
+
+    found = read_metadata([SCANNED], xmp.encode() + XMP, block, made=made)
+
+    assert (found.captured_at, found.date_source) == (datetime(1965, 7, 1, 1, 1, 1), source)
+
+
+def test_dates_of_a_scan_are_trusted_in_the_written_order():
+    block = iptc(digital_day="20030101", digital_time="010101")
+
+    assert read_metadata([SCANNED], XMP, block).date_source == "EXIF DateTimeDigitized"
+    changed = exif_with(DateTime=CHANGED)
+    assert read_metadata([changed], XMP, block).date_source == "XMP xmp:CreateDate"
+    assert read_metadata([changed], b"", block).date_source == "IPTC DigitalCreationDate"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1965", datetime(1965, 1, 1)),
+        ("1965-07", datetime(1965, 7, 1)),
+        ("1965-07-00", datetime(1965, 7, 1)),
+        ("1965-00-00", datetime(1965, 1, 1)),
+        ("1965-00-00T00:00:00Z", datetime(1965, 1, 1)),
+        ("19", None),
+        ("0000", None),
+        ("0000-00-00", None),
+        ("1965-13", None),
+        ("1965-02-30", None),
+        ("1965 or 1966", None),
+        ("19651", None),
+    ],
+)
+def test_a_year_or_month_in_xmp_is_its_first_day(text, expected):
+    xmp = f'<rdf:Description photoshop:DateCreated="{text}"/>'.encode()
+
+    found = read_metadata([SCANNED], xmp)
+
+    assert found.captured_at == (expected or datetime(2002, 1, 1, 1, 1, 1))
+    assert date_in_sidecar(xmp) == expected
+
+
+@pytest.mark.parametrize(
+    ("day", "expected"),
+    [
+        ("19650000", datetime(1965, 1, 1)),
+        ("19650700", datetime(1965, 7, 1)),
+        ("1965-07-00", datetime(1965, 7, 1)),
+        ("00000000", None),
+    ],
+)
+@pytest.mark.parametrize("clock", [{}, {"time": "000000+0000"}])
+def test_a_year_or_month_in_iptc_is_its_first_day(day, clock, expected):
+    found = read_metadata([SCANNED], None, iptc(day=day, **clock))
+
+    assert found.captured_at == (expected or datetime(2002, 1, 1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("text", ["1965", "2000:00:00 00:00:00", "1965:07"])
+def test_a_year_alone_in_exif_is_a_clock_that_was_never_set(text):
+    assert read_metadata([exif_with(DateTimeOriginal=text)], None).captured_at is None
 
 
 def test_the_camera_comes_from_xmp_if_exif_has_none():
@@ -398,6 +481,16 @@ def test_an_orientation_that_does_not_exist_is_upright(orientation):
         ({"exif": "of EXIF", "iptc": {120: "of IPTC"}}, "of IPTC"),
         ({"exif": "OLYMPUS DIGITAL CAMERA         "}, None),
         ({"exif": "SONY DSC"}, None),
+        ({"exif": "ImageJ=1.53c\nimages=10\nmax=4095.0\n"}, None),
+        ({"exif": '{"shape": [10, 600, 800]}'}, None),
+        ({"exif": '<?xml version="1.0"?>\n<OME xmlns="x"><Image/></OME>'}, None),
+        ({"exif": '<OME xmlns="x"><Image/></OME>'}, None),
+        ({"exif": "cof"}, None),
+        ({"exif": "oznor_soft"}, None),
+        ({"exif": "sdr_HDRB"}, None),
+        ({"exif": "cof", "iptc": {120: "Anna at the lake"}}, "Anna at the lake"),
+        ({"exif": "Vivi"}, "Vivi"),
+        ({"exif": "nor far"}, "nor far"),
         ({"exif": " ", "iptc": {120: ""}}, None),
         ({}, None),
     ],
@@ -407,6 +500,44 @@ def test_text_by_people_is_the_caption_and_text_by_cameras_is_not(written, capti
 
     assert facts.caption == caption
     assert "caption" not in facts.as_stored()
+
+
+LONG = "昨日は家族と京都へ行きました。" * 300
+
+
+@pytest.mark.parametrize("shift", ["", "x", "xx"])
+@pytest.mark.parametrize("place", ["exif", "iptc", "xmp"])
+def test_a_long_caption_is_cut_between_two_characters(place, shift):
+    text = shift + LONG
+    if place == "exif":
+        block = Image.Exif()
+        block[ExifTags.Base.ImageDescription] = text.encode()
+        found = read_metadata([block.tobytes()], None).caption
+    elif place == "iptc":
+        block = struct.pack(">BBBH", 0x1C, 2, 120, len(text.encode())) + text.encode()
+        found = read_metadata([], None, block).caption
+    else:
+        listed = f"<rdf:Alt><rdf:li>{text}</rdf:li></rdf:Alt>"
+        xmp = f"<dc:description>{listed}</dc:description>".encode()
+        found = read_metadata([], xmp).caption
+
+    assert found
+    assert text.startswith(found)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ("Grüße vom Café".encode("latin-1"), "Grüße vom Café"),
+        ("Im Café".encode("latin-1"), "Im Café"),
+        ("Im Café".encode(), "Im Café"),
+        ("Grüße vom Café".encode()[:-1], "Grüße vom Caf"),
+    ],
+)
+def test_a_caption_that_ends_in_an_accent_is_not_taken_for_a_cut_one(stored, expected):
+    block = struct.pack(">BBBH", 0x1C, 2, 120, len(stored)) + stored
+
+    assert read_metadata([], None, block).caption == expected
 
 
 def test_a_place_has_the_names_that_people_wrote_and_is_never_a_position():
