@@ -6,6 +6,7 @@ put on white.
 """
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -14,12 +15,23 @@ from PIL import Image, ImageChops
 from PIL.ImageFile import ImageFile
 from PIL.PsdImagePlugin import PsdImageFile
 
+from batch_pipeline.media.stills.jpeg import JpegStill
 from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.stills.still import PillowStill, oversized_metadata
 
 #: Numbers of image resources.
 _IPTC, _PROFILE, _EXIF, _XMP = 1028, 1039, 1058, 1060
+_VERSION_INFO, _PREVIEW, _OLD_PREVIEW = 1057, 1036, 1033
+_USED = {_IPTC, _PROFILE, _EXIF, _XMP, _VERSION_INFO, _PREVIEW, _OLD_PREVIEW}
+#: Where the resource about the version says whether there is a composite.
+_HAS_COMPOSITE = slice(4, 5)
+#: Bytes before the JPEG of a preview.
+_PREVIEW_HEAD = 28
+_NO_COMPOSITE = (
+    "the file was saved without a composite picture (in Photoshop, save it again with Maximize "
+    "Compatibility)"
+)
 #: Maximum number of image resources: 100 MB of empty ones would take a minute and gigabytes.
 _MAX_RESOURCES = 10_000
 #: Bytes of a sample of 32 bits.
@@ -36,7 +48,7 @@ _COUNT_LIMIT = 0xFFFF
 
 
 class PsdStill(PillowStill):
-    """The composite picture of a Photoshop document; its layers are not read."""
+    """The composite picture of a Photoshop document, else its preview; its layers are not read."""
 
     def __init__(self, data: bytes) -> None:
         self._document = document = _Document.of(data)
@@ -48,14 +60,27 @@ class PsdStill(PillowStill):
         if self._document.sample_bytes == _FLOAT_BYTES:
             # The profile is for linear light, which is converted here. The colours are sRGB's.
             self.icc_profile = None
-        if document.said_mode == _INKS:
+        self._preview = None
+        if found.get(_VERSION_INFO, b"")[_HAS_COMPOSITE] == b"\0":
+            self._preview = _preview(found)
+            self.icc_profile = self._preview.icc_profile
+            self.warnings.append(f"only its small preview is shown: {_NO_COMPOSITE}")
+        elif document.said_mode == _INKS:
             self.warnings.append("colours are not true: the document is of single inks")
 
     def memory(self, target: tuple[int, int]) -> int:
         """Return the size of Pillow's picture, with deep samples as several bytes, and a strip."""
+        if self._preview is not None:
+            return self._preview.memory(target)
         width, height = self.size
         pixel_bytes = 4 * self._document.sample_bytes
         return width * height * pixel_bytes + 2 * scaling_bytes(self.size, target)
+
+    def scaled(self, target: tuple[int, int]) -> Image.Image:
+        """Decode the composite or, if the file has none, the preview."""
+        if self._preview is not None:
+            return self._preview.scaled(target)
+        return super().scaled(target)
 
     def _open(self) -> ImageFile:
         return _PsdPlugin(self._document.for_decoder())
@@ -216,10 +241,30 @@ def _resources(block: memoryview) -> dict[int, bytes]:
         name_bytes = 1 + block[place + 6]
         start = place + 6 + name_bytes + name_bytes % 2 + 4
         size = int.from_bytes(block[start - 4 : start], "big")
-        if number in {_IPTC, _PROFILE, _EXIF, _XMP}:
+        if number in _USED:
             found.setdefault(number, bytes(block[start : start + size]))
         place = start + size + size % 2
     raise oversized_metadata(f"the PSD has more than {_MAX_RESOURCES} image resources")
+
+
+def _preview(found: dict[int, bytes]) -> JpegStill:
+    """Return the preview among the image resources.
+
+    Raises:
+        ValueError: there is none that can be decoded.
+    """
+    for number, kind in ((_PREVIEW, JpegStill), (_OLD_PREVIEW, _BlueFirst)):
+        with suppress(SyntaxError, ValueError, OSError):  # the next one may be whole
+            return kind(found.get(number, b"")[_PREVIEW_HEAD:])
+    raise ValueError(f"there is no picture and no preview: {_NO_COMPOSITE}")
+
+
+class _BlueFirst(JpegStill):
+    """The preview of Photoshop 4 and older: blue, green, red."""
+
+    def scaled(self, target: tuple[int, int]) -> Image.Image:
+        """Decode, and put red first."""
+        return Image.merge("RGB", super().scaled(target).convert("RGB").split()[::-1])
 
 
 class _PsdPlugin(PsdImageFile):

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image, ImageCms
 from batch_pipeline.errors import PermanentError
 from batch_pipeline.media.images import decode_image
 from batch_pipeline.media.sniffing import sniff
-from batch_pipeline.testing.media import paint
+from batch_pipeline.testing.media import Exif, encode_image, paint
 
 SIZE = (140, 84)
 PICTURE = paint(SIZE)
@@ -171,3 +172,79 @@ def test_light_of_32_bits_is_converted_once_whatever_its_profile():
     found, _ = shown(data)
 
     assert np.abs(found - ARRAY).mean() < 6
+
+
+def resource(number: int, content: bytes) -> bytes:
+    head = b"8BIM" + struct.pack(">HHI", number, 0, len(content))
+    return head + content + bytes(len(content) % 2)
+
+
+def version_info(*, has_composite: bool) -> bytes:
+    name = struct.pack(">I", 5) + "Adobe".encode("utf-16-be")
+    return resource(1057, struct.pack(">IB", 1, has_composite) + name * 2 + struct.pack(">I", 1))
+
+
+def small_preview(picture: Image.Image, number: int = 1036) -> bytes:
+    jpeg = encode_image(picture, "jpeg", quality=95)
+    width, height = picture.size
+    head = struct.pack(">6I2H", 1, width, height, width * 3, width * height * 3, len(jpeg), 24, 1)
+    return resource(number, head + jpeg)
+
+
+def placeholder(*resources: bytes) -> bytes:
+    """A document whose composite is only white."""
+    plain = document(np.full_like(planes_of(ARRAY), 255), RGB)
+    block = b"".join(resources)
+    return plain[:30] + struct.pack(">I", len(block)) + block + plain[34:]
+
+
+SMALL = PICTURE.resize((70, 42))
+NO_COMPOSITE, COMPOSITE = version_info(has_composite=False), version_info(has_composite=True)
+
+
+@pytest.mark.parametrize(
+    "preview",
+    [
+        small_preview(SMALL),
+        small_preview(Image.merge("RGB", SMALL.split()[::-1]), 1033),
+        small_preview(Image.new("RGB", SMALL.size, "blue"), 1033) + small_preview(SMALL),
+    ],
+    ids=["a preview", "of the old form", "of both forms"],
+)
+def test_a_document_without_a_composite_shows_its_preview_and_says_so(preview):
+    found, warnings = shown(placeholder(preview, NO_COMPOSITE))
+
+    assert np.abs(found - ARRAY).mean() < 8
+    assert warnings == (
+        "only its small preview is shown: the file was saved without a composite picture (in "
+        "Photoshop, save it again with Maximize Compatibility)",
+    )
+
+
+def test_a_document_without_a_composite_keeps_its_metadata():
+    exif = Exif(6, datetime(2021, 5, 6, 7, 8, 9), "Example", "One").to_bytes()[6:]
+
+    data = placeholder(small_preview(SMALL), NO_COMPOSITE, resource(1058, exif))
+    facts = decode_image(data, sniff(data)).facts
+
+    assert (facts.width, facts.height) == SIZE[::-1]
+    assert facts.captured_at == datetime(2021, 5, 6, 7, 8, 9)
+    assert facts.camera == "Example One"
+
+
+@pytest.mark.parametrize(
+    "resources", [(), (resource(1036, bytes(40)),), (resource(1036, b"x"),)], ids=len
+)
+def test_a_document_without_a_composite_or_preview_is_refused_with_what_to_do(resources):
+    with pytest.raises(PermanentError, match="Maximize Compatibility") as raised:
+        shown(placeholder(NO_COMPOSITE, *resources))
+
+    assert raised.value.kind == "unreadable_image"
+
+
+@pytest.mark.parametrize("resources", [(COMPOSITE,), (), (resource(1057, b"x"),)])
+def test_the_preview_of_a_document_with_a_composite_is_not_used(resources):
+    found, warnings = shown(placeholder(small_preview(SMALL), *resources))
+
+    assert found.min() > 250
+    assert warnings == ()
