@@ -1,10 +1,11 @@
-"""Converts a picture at its final size to sRGB, and puts transparent parts on white."""
+"""Converts a picture at its final size to sRGB, and puts transparent parts on a ground."""
 
 import io
 
 import numpy as np
 from PIL import Image, ImageCms
 
+from batch_pipeline.media.stills.transparency import on_ground
 from batch_pipeline.media.tone_mapping import SRGB, ColourSpace, to_srgb
 
 _ICC_COLOR_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
@@ -28,11 +29,7 @@ def to_opaque_srgb(
         shown = Image.fromarray(to_srgb(np.asarray(opaque.convert("RGB")), space))
     else:
         shown = _by_profile(opaque, icc_profile)
-    if alpha:
-        background = Image.new("RGB", shown.size, "white")
-        background.paste(shown, mask=alpha)
-        shown = background
-    return shown
+    return on_ground(shown, alpha) if alpha else shown
 
 
 def _by_profile(picture: Image.Image, icc_profile: bytes | None) -> Image.Image:

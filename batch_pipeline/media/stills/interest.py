@@ -5,13 +5,13 @@ from enum import IntEnum
 import numpy as np
 from PIL import Image, ImageStat
 
+from batch_pipeline.media.stills.transparency import LEAST_ALPHA, on_ground
+
 #: Below these spreads (standard deviation, 0-255) a frame has only one colour, or is black.
 _UNIFORM_SPREAD, _BLACK_SPREAD = 6.0, 24.0
 #: A dark frame is black if its mean is below the first value. A uniform frame is white if its mean
 #: is above the second (0-255).
 _BLACK_MEAN, _WHITE_MEAN = 32.0, 250.0
-#: Lower alpha is not visible (0-255).
-_LEAST_ALPHA = 16
 
 
 class Interest(IntEnum):
@@ -27,11 +27,9 @@ def interest_of(picture: Image.Image) -> Interest:
     """Judge a small picture of mode L, RGB, RGBA or CMYK."""
     if picture.mode == "RGBA":
         alpha = picture.getchannel("A")
-        if np.asarray(alpha).max() < _LEAST_ALPHA:
+        if np.asarray(alpha).max() < LEAST_ALPHA:
             return Interest.NOTHING
-        opaque = Image.new("RGB", picture.size, "white")
-        opaque.paste(picture, mask=alpha)
-        picture = opaque
+        picture = on_ground(picture.convert("RGB"), alpha)
     statistics = ImageStat.Stat(picture.convert("RGB"))
     mean, spread = max(statistics.mean), max(statistics.stddev)
     if mean < _BLACK_MEAN and spread < _BLACK_SPREAD:

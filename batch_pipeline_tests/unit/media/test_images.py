@@ -186,6 +186,70 @@ def test_transparency_becomes_white(picture, image_format, opaque):
     assert_colour(result, (100, 28), opaque)
 
 
+def shape_on_transparent(
+    colour: tuple[int, int, int], *, alpha: int = 255, mode: str = "RGBA", side: int = 56
+) -> Image.Image:
+    picture = Image.new("RGBA", (112, 56), (255, 255, 255, 0))
+    picture.paste((*colour, alpha), (112 - side, 0, 112, side))
+    return picture.convert(mode)
+
+
+WHITE, GREY, PALE = (255, 255, 255), (128, 128, 128), (245, 245, 240)
+
+
+@pytest.mark.parametrize(
+    ("picture", "image_format", "ground", "shape"),
+    [
+        (shape_on_transparent(WHITE), "png", GREY, WHITE),
+        (shape_on_transparent(WHITE, mode="LA"), "png", GREY, WHITE),
+        (shape_on_transparent(WHITE), "gif", GREY, WHITE),
+        (shape_on_transparent(WHITE), "webp", GREY, WHITE),
+        (shape_on_transparent(PALE), "png", GREY, PALE),
+        (shape_on_transparent(WHITE, alpha=128), "png", GREY, (192, 192, 192)),
+        (shape_on_transparent((210, 210, 210)), "png", WHITE, (210, 210, 210)),
+        (shape_on_transparent((255, 255, 150)), "png", WHITE, (255, 255, 150)),
+        (shape_on_transparent((0, 0, 0), alpha=60), "png", WHITE, (195, 195, 195)),
+        (shape_on_transparent((0, 0, 0), side=6), "png", WHITE, None),
+        (shape_on_transparent(WHITE, alpha=0), "png", WHITE, WHITE),
+    ],
+    ids=[
+        "white", "white, grey with alpha", "white GIF", "white WebP", "pale", "half white",
+        "light grey", "yellow", "shadow", "small", "nothing",
+    ],
+)  # fmt: skip
+def test_white_shapes_are_put_on_grey_and_others_on_white(picture, image_format, ground, shape):
+    options = {"lossless": True, "exact": True} if image_format == "webp" else {}
+
+    result = shown(decode(encode_image(picture, image_format, **options)))
+
+    assert_colour(result, (10, 28), ground)
+    if shape:
+        assert_colour(result, (100, 28), shape)
+
+
+def test_a_white_page_with_an_alpha_channel_stays_white():
+    picture = Image.new("RGBA", (112, 56), (255, 255, 255, 255))
+    picture.putpixel((0, 0), (255, 255, 255, 250))
+
+    assert_colour(shown(decode(encode_image(picture, "png"))), (10, 28), WHITE)
+
+
+def test_a_white_shape_with_a_few_dark_points_is_put_on_grey():
+    picture = shape_on_transparent(WHITE)
+    picture.paste((0, 0, 0, 255), (80, 20, 84, 24))
+
+    result = shown(decode(encode_image(picture, "png")))
+
+    assert_colour(result, (10, 28), GREY)
+
+
+def test_a_frame_with_a_white_shape_shows_something():
+    frames = [shape_on_transparent(WHITE), shape_on_transparent((255, 0, 0))]
+    data = encode_image(frames[0], "png", save_all=True, append_images=frames[1:])
+
+    assert_colour(shown(decode(data)), (100, 28), WHITE)
+
+
 def test_a_colour_declared_transparent_becomes_white():
     picture = Image.new("RGB", (112, 56), (0, 200, 0))
     picture.paste((10, 20, 30), (0, 0, 56, 56))
