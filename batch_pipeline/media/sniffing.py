@@ -152,6 +152,9 @@ _MAX_EMPTY_BOX = 16 * 1024**2
 #: Lengths of the header of a BMP (bytes).
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 _SUBFILE_TYPE, _COMPRESSION, _MAKE, _DNG_VERSION = 254, 259, 271, 50706
+#: Every raw file that begins with a preview has one of these entries: maker, model, directories
+#: with further pictures, Leaf's own. A scan with a preview in front often has none.
+_RAW_SIGNS = {_MAKE, 272, 330, *range(34306, 34311)}
 #: Compressions of raw files by Samsung, Sony, Nikon and Pentax.
 _RAW_COMPRESSIONS = {32767, 32769, 32770, 34713, 65535}
 _RAW_MAKERS = {b"NIKON": NEF, b"SONY": ARW}
@@ -255,7 +258,10 @@ def refusal_reason(head: bytes) -> str:
 
 
 def _tiff_or_raw(head: bytes) -> MediaType | None:
-    """Distinguish TIFF and raw files: most of these are a TIFF whose first picture is a preview."""
+    """Distinguish TIFF and raw files: most of these are a TIFF whose first picture is a preview.
+
+    If it cannot be decided by the first bytes, the file counts as raw, and `open_raw` decides.
+    """
     tiff = TiffBlock.at(head)
     if tiff is None:
         return None
@@ -268,7 +274,8 @@ def _tiff_or_raw(head: bytes) -> MediaType | None:
     def number(tag: int) -> int:
         return next(iter(tiff.numbers(first[tag])), 0) if tag in first else 0
 
-    if number(_SUBFILE_TYPE) & 1 == 0 and number(_COMPRESSION) not in _RAW_COMPRESSIONS:
+    may_be_raw = number(_SUBFILE_TYPE) & 1 and not _RAW_SIGNS.isdisjoint(first)
+    if not may_be_raw and number(_COMPRESSION) not in _RAW_COMPRESSIONS:
         return TIFF
     maker = tiff.bytes_of(first[_MAKE], 32).upper() if _MAKE in first else b""
     return next((raw for name, raw in _RAW_MAKERS.items() if maker.startswith(name)), RAW)

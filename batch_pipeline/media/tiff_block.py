@@ -81,15 +81,24 @@ class TiffBlock:
         """Read the elements of an entry as bytes, at most `most` bytes."""
         return bytes(self.block[entry.where : entry.where + min(entry.size, most)])
 
+    def next_directory(self, start: int) -> int:
+        """Return the position of the directory after another one; 0 if it is the last."""
+        return self.number(self._places(start).stop, 8 if self.big else 4)
+
     def directory(self, start: int) -> Iterator[Entry]:
         """Yield the entries of a directory, up to the end of the block."""
         wide = 8 if self.big else 4
-        count_bytes, entry_bytes = (8, 20) if self.big else (2, 12)
-        count = min(self.number(start, count_bytes), _MAX_ENTRIES)
-        begin = start + count_bytes
-        for at in range(begin, min(begin + count * entry_bytes, len(self.block)), entry_bytes):
+        places = self._places(start)
+        for at in range(places.start, min(places.stop, len(self.block)), places.step):
             kind, elements = self.number(at + 2, 2), self.number(at + 4, wide)
             where = at + 4 + wide
             if elements * ELEMENT_BYTES.get(kind, 1) > wide:
                 where = self.number(where, wide)
             yield Entry(self.number(at, 2), kind, elements, where)
+
+    def _places(self, start: int) -> range:
+        """Return the positions of the entries of a directory."""
+        count_bytes, entry_bytes = (8, 20) if self.big else (2, 12)
+        count = min(self.number(start, count_bytes), _MAX_ENTRIES)
+        begin = start + count_bytes
+        return range(begin, begin + count * entry_bytes, entry_bytes)

@@ -13,7 +13,7 @@ from batch_pipeline.media.stills.jpeg2000 import Jpeg2000Still
 from batch_pipeline.media.stills.jxl import JxlStill
 from batch_pipeline.media.stills.png import PngStill
 from batch_pipeline.media.stills.psd import PsdStill
-from batch_pipeline.media.stills.raw import RawStill
+from batch_pipeline.media.stills.raw import open_raw
 from batch_pipeline.media.stills.still import Still
 from batch_pipeline.media.stills.tiff import TiffStill
 from batch_pipeline.media.stills.webp import WebPStill
@@ -31,5 +31,5 @@ DECODERS: dict[str, Callable[[bytes], Still]] = {
     "jpeg2000": Jpeg2000Still,
     "psd": PsdStill,
     "jxl": JxlStill,
-    **dict.fromkeys(("dng", "cr2", "cr3", "nef", "arw", "raf", "rw2", "orf", "raw"), RawStill),
+    **dict.fromkeys(("dng", "cr2", "cr3", "nef", "arw", "raf", "rw2", "orf", "raw"), open_raw),
 }

@@ -13,6 +13,7 @@ from batch_pipeline.media.stills.boxes import boxes
 from batch_pipeline.media.stills.jpeg import JpegStill, take_apart
 from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.stills.still import Still
+from batch_pipeline.media.stills.tiff import TiffStill, has_full_picture
 
 #: EXIF orientation of each of LibRaw's rotations.
 _ORIENTATIONS = {3: 3, 5: 8, 6: 6}
@@ -28,6 +29,20 @@ _CANON = bytes.fromhex("85c0b687820f11e08111f4ce462b6a48")
 _CANON_EXIF = {b"CMT1", b"CMT2"}
 
 
+def open_raw(data: bytes) -> Still:
+    """A raw file; a TIFF that begins like one is decoded as a TIFF."""
+    try:
+        return RawStill(data)
+    except _NotRawError:
+        if has_full_picture(data):
+            return TiffStill(data)
+        raise
+
+
+class _NotRawError(ValueError):
+    """LibRaw does not know the file."""
+
+
 class RawStill(Still):
     """A raw file."""
 
@@ -36,6 +51,8 @@ class RawStill(Still):
 
         try:
             self._raw: Any = rawpy.imread(BytesIO(data))
+        except rawpy.LibRawFileUnsupportedError as error:
+            raise _NotRawError(_reason(error)) from error
         except rawpy.LibRawError as error:
             raise ValueError(_reason(error)) from error
         sizes = self._raw.sizes

@@ -1,4 +1,4 @@
-"""TIFF and BigTIFF: the first page, read in parts.
+"""TIFF and BigTIFF: one page, read in parts.
 
 The decoder gets files that this module makes, with some of the strips or tiles, and only with
 entries that describe how pixels are stored. If Pillow does not know a depth or layout, it decodes
@@ -7,6 +7,7 @@ the bytes as if they were grey pixels, and `tiff_samples` makes a picture of the
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -25,7 +26,7 @@ from batch_pipeline.media.stills.scaling import (
 )
 from batch_pipeline.media.stills.still import IncompletePictureError, Still
 from batch_pipeline.media.stills.tiff_samples import SampleFormat
-from batch_pipeline.media.tiff_block import TiffBlock
+from batch_pipeline.media.tiff_block import Entry, TiffBlock
 
 _WIDTH, _LENGTH, _BITS, _SAMPLES, _PLANAR, _ICC_PROFILE = 256, 257, 258, 277, 284, 34675
 _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PREDICTOR, _COLOUR_MAP = 259, 262, 266, 317, 320
@@ -61,6 +62,13 @@ _PHOTOMETRICS = {
     6: "Y'CbCr", 8: "L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32803: "colour filter array",
     32844: "logarithmic light", 32845: "logarithmic light and colours", 34892: "linear raw",
 }  # fmt: skip
+_SUBFILE_TYPE, _ORIENTATION, _SUB_DIRECTORIES = 254, 274, 330
+_IS_PREVIEW, _IS_MASK = 1, 4
+#: Storage of pictures after a preview that are no raw data, and not the JPEG beside them.
+_ORDINARY_PHOTOMETRICS = {0, 1, 2, 3, 5, 6, 8, 9, 32844, 32845}
+_ORDINARY_COMPRESSIONS = set(_COMPRESSIONS) - {_OLD_JPEG}
+#: How many pages and SubIFDs are looked at to find a picture after a preview.
+_MAX_DIRECTORIES = 16
 _SHORT, _LONG = 3, 4
 #: Longer entries do not describe pixels (bytes).
 _MAX_ENTRY_BYTES = 1024**2
@@ -85,15 +93,18 @@ class _Layout:
 
 
 class TiffStill(Still):
-    """The first page of a TIFF; the others are not an animation."""
+    """The first page of a TIFF that is not a preview; the others are not an animation."""
 
     def __init__(self, data: bytes) -> None:
         tiff = TiffBlock.at(data)
         if tiff is None:
             raise ValueError("it does not begin as a TIFF does")
         self._tiff = tiff
-        self._entries = {entry.tag: entry for entry in tiff.directory(tiff.first_directory)}
+        page = _page_of_preview(tiff)
+        self._entries = _entries_at(tiff, page or tiff.first_directory)
         super().__init__((self._number(_WIDTH), self._number(_LENGTH)))
+        if page and _ORIENTATION in self._entries:  # the one in EXIF is that of the preview
+            self.orientation = self._number(_ORIENTATION)
         self._layout = layout = self._read_layout()
         ends = [offset + size for offset, size in zip(layout.offsets, layout.sizes, strict=False)]
         self.is_cut = max(ends, default=0) > len(data)
@@ -139,13 +150,10 @@ class TiffStill(Still):
         return picture
 
     def _number(self, tag: int) -> int:
-        return next(iter(self._numbers(tag, 1)), 0)
+        return _number(self._tiff, self._entries, tag)
 
     def _numbers(self, tag: int, most: int = _MAX_STRIPS) -> list[int]:
-        entry = self._entries.get(tag)
-        if entry is None:
-            return []
-        return self._tiff.numbers(entry._replace(elements=min(entry.elements, most)))
+        return _numbers(self._tiff, self._entries, tag, most)
 
     def _read_layout(self) -> _Layout:
         width, height = self.size
@@ -338,6 +346,72 @@ class TiffStill(Still):
                 long_values += value + bytes(len(value) % 2)
         header = mark + struct.pack(f"{order}HI", 42, 8)
         return header + directory + bytes(4) + long_values
+
+
+def has_full_picture(data: bytes) -> bool:
+    """Return whether an ordinary picture that is no preview follows a preview."""
+    tiff = TiffBlock.at(data)
+    page = _page_of_preview(tiff) if tiff else None
+    if tiff is None or page is None:
+        return False
+    return not _number(tiff, _entries_at(tiff, page), _SUBFILE_TYPE) & _IS_PREVIEW
+
+
+def _page_of_preview(tiff: TiffBlock) -> int | None:
+    """Return the directory of the picture whose preview is the first page; None if there is none.
+
+    It is never that of a mask, nor of a camera's raw data or JPEG. If a writer calls all pages
+    previews, it is the largest.
+    """
+    most_pixels, largest = 0, None
+    for start in _directories(tiff):
+        entries = _entries_at(tiff, start)
+        kind, photometric, compression = (
+            _number(tiff, entries, tag) for tag in (_SUBFILE_TYPE, _PHOTOMETRIC, _COMPRESSION)
+        )
+        pixels = _number(tiff, entries, _WIDTH) * _number(tiff, entries, _LENGTH)
+        if start == tiff.first_directory:
+            if not kind & _IS_PREVIEW:
+                return None
+            most_pixels = pixels
+        elif (
+            not kind & _IS_MASK
+            and pixels > most_pixels
+            and photometric in _ORDINARY_PHOTOMETRICS
+            and (compression or _NO_COMPRESSION) in _ORDINARY_COMPRESSIONS
+        ):
+            if not kind & _IS_PREVIEW:
+                return start
+            most_pixels, largest = pixels, start
+    return largest
+
+
+def _directories(tiff: TiffBlock) -> Iterator[int]:
+    """Yield the directories of pages, each before those of its SubIFDs."""
+    waiting, seen = [tiff.first_directory], set[int]()
+    while waiting and len(seen) < _MAX_DIRECTORIES:
+        start = waiting.pop(0)
+        if start in seen or not 0 < start < len(tiff.block):
+            continue
+        seen.add(start)
+        yield start
+        inside = _numbers(tiff, _entries_at(tiff, start), _SUB_DIRECTORIES, _MAX_DIRECTORIES)
+        waiting = [*inside, tiff.next_directory(start), *waiting]
+
+
+def _entries_at(tiff: TiffBlock, start: int) -> dict[int, Entry]:
+    return {entry.tag: entry for entry in tiff.directory(start)}
+
+
+def _number(tiff: TiffBlock, entries: dict[int, Entry], tag: int) -> int:
+    return next(iter(_numbers(tiff, entries, tag, 1)), 0)
+
+
+def _numbers(tiff: TiffBlock, entries: dict[int, Entry], tag: int, most: int) -> list[int]:
+    entry = entries.get(tag)
+    if entry is None:
+        return []
+    return tiff.numbers(entry._replace(elements=min(entry.elements, most)))
 
 
 class _LogFile(TiffImageFile):

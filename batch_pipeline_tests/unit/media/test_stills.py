@@ -1,6 +1,7 @@
 """Each still format is decoded to the right pixels, within the memory limit."""
 
 import io
+import struct
 import subprocess
 import sys
 from datetime import datetime
@@ -266,6 +267,156 @@ def test_a_raw_file_shows_its_preview_if_that_is_large_enough_else_the_sensor(
     assert content.facts.captured_at == datetime(2023, 8, 9, 10, 11, 12)
     found = np.array(shown(content).getpixel((100, 100)))
     assert np.abs(found - (colour or (254, 0, 0))).max() < 12
+
+
+Entries = dict[int, list[int] | bytes]
+
+
+def tiff_of(*directories: Entries, inside: int = 0, order: str = ">") -> bytes:
+    """Write a TIFF whose directories follow each other, the last `inside` of them as SubIFDs.
+
+    Args:
+        directories: numbers of 32 bits or texts by tag; 273 has the pixels.
+    """
+    pages, places = len(directories) - inside, [0] * len(directories)
+    for _ in range(2):  # the first pass only measures where the directories are
+        written = b"MM\0*" if order == ">" else b"II*\0"
+        written += struct.pack(f"{order}I", places[0])
+        for index, entries in enumerate(directories):
+            values = dict(entries)
+            if index == 0 and inside:
+                values[330] = places[pages:]
+            pointers = {}
+            for tag, value in values.items():
+                numbers = value if isinstance(value, list) else []
+                stored = struct.pack(f"{order}{len(numbers)}I", *numbers) or value
+                pointers[tag] = (
+                    4 if numbers or tag == 273 else 2,
+                    1 if tag == 273 else len(numbers) or len(value),
+                    stored if len(stored) <= 4 and tag != 273 else len(written),
+                )
+                if isinstance(pointers[tag][2], int):
+                    written += stored
+            places[index] = len(written)
+            written += struct.pack(f"{order}H", len(values))
+            for tag, (kind, count, at) in sorted(pointers.items()):
+                end = at.ljust(4, b"\0") if isinstance(at, bytes) else struct.pack(f"{order}I", at)
+                written += struct.pack(f"{order}HHI", tag, kind, count) + end
+            following = places[index + 1] if index + 1 < pages else 0
+            written += struct.pack(f"{order}I", following)
+    return written
+
+
+def page(picture: Image.Image, subfile: int, **more: list[int] | bytes) -> Entries:
+    """An uncompressed page; the names of further entries are `tag_` and a number."""
+    width, height = picture.size
+    bands = len(picture.getbands())
+    pixels = picture.tobytes()
+    entries: Entries = {
+        254: [subfile], 256: [width], 257: [height], 258: [8] * bands, 259: [1],
+        262: [2 if bands == 3 else 1], 273: pixels, 277: [bands], 278: [height],
+        279: [len(pixels)],
+    }  # fmt: skip
+    return entries | {int(name.removeprefix("tag_")): value for name, value in more.items()}
+
+
+SMALL_RED = Image.new("RGB", (96, 64), "red")
+NIKON = {"tag_271": b"NIKON CORPORATION\0", "tag_272": b"NIKON D3\0"}
+PREVIEW_FIRST = {
+    "two pages": lambda: tiff_of(page(SMALL_RED, 1), page(PICTURE, 0)),
+    "little-endian": lambda: tiff_of(page(SMALL_RED, 1), page(PICTURE, 0), order="<"),
+    "more previews": lambda: tiff_of(page(SMALL_RED, 1), page(SMALL_RED, 1), page(PICTURE, 0)),
+    "only previews": lambda: tiff_of(
+        page(SMALL_RED, 1), page(PICTURE, 1), page(PICTURE.resize((400, 300)), 1)
+    ),
+    "a mask": lambda: tiff_of(
+        page(SMALL_RED, 1), page(Image.new("L", SIZE), 4, tag_262=[4]), page(PICTURE, 0)
+    ),
+    "pages of a document": lambda: tiff_of(
+        page(SMALL_RED, 1), page(PICTURE, 2), page(PICTURE.resize((1200, 900)).rotate(180), 2)
+    ),
+}
+PREVIEW_OF_A_CAMERA = {
+    "Nikon": lambda: tiff_of(page(SMALL_RED, 1, **NIKON), page(PICTURE, 0), inside=1),
+    "another": lambda: tiff_of(
+        page(SMALL_RED, 1, tag_271=b"Canon\0"), page(SMALL_RED, 1), page(PICTURE, 0), inside=2
+    ),
+    "without a name": lambda: tiff_of(page(SMALL_RED, 1), page(PICTURE, 0), inside=1),
+}
+
+
+@pytest.mark.parametrize("make", PREVIEW_FIRST.values(), ids=PREVIEW_FIRST)
+def test_a_tiff_whose_first_page_is_a_preview_shows_the_next_one(make):
+    content = decode(make())
+
+    assert content.facts.format == "tiff"
+    assert (content.facts.width, content.facts.height) == SIZE
+    assert np.abs(np.asarray(shown(content), dtype=int) - ARRAY).mean() < 3
+
+
+@pytest.mark.parametrize("make", PREVIEW_OF_A_CAMERA.values(), ids=PREVIEW_OF_A_CAMERA)
+def test_a_tiff_that_begins_as_a_raw_file_shows_its_full_picture(make):
+    pytest.importorskip("rawpy")
+
+    content = decode(make())
+
+    assert (content.facts.width, content.facts.height) == SIZE
+    assert np.abs(np.asarray(shown(content), dtype=int) - ARRAY).mean() < 3
+
+
+def test_a_full_page_is_turned_by_its_own_entry_else_by_that_of_the_preview():
+    own = decode(tiff_of(page(SMALL_RED, 1), page(PICTURE, 0, tag_274=[6]))).facts
+    shared = decode(tiff_of(page(SMALL_RED, 1, tag_274=[6]), page(PICTURE, 0))).facts
+    other = decode(tiff_of(page(SMALL_RED, 1, tag_274=[6]), page(PICTURE, 0, tag_274=[1]))).facts
+
+    assert (own.width, own.height) == (shared.width, shared.height) == SIZE[::-1]
+    assert (other.width, other.height) == SIZE
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tiff_of(page(SMALL_RED, 1)),
+        lambda: tiff_of(page(SMALL_RED, 1), page(Image.new("RGB", (96, 64)), 1)),
+        lambda: tiff_of(page(SMALL_RED, 0), page(PICTURE, 0)),
+        lambda: tiff_of(page(SMALL_RED, 1), page(Image.new("RGB", (32, 32)), 0)),
+    ],
+    ids=["alone", "another preview", "no preview", "smaller ones"],
+)
+def test_the_first_page_is_shown_if_no_full_one_follows_a_preview(make):
+    content = decode(make())
+
+    assert (content.facts.width, content.facts.height) == SMALL_RED.size
+    assert np.abs(np.array(shown(content).getpixel((5, 5))) - (254, 0, 0)).max() < 12
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"tag_262": [32803]},
+        {"tag_262": [34892]},
+        {"tag_259": [6]},
+        {"tag_259": [34713]},
+        {"tag_254": [1]},
+    ],
+    ids=["mosaic", "linear raw", "JPEG of the old kind", "compression of Nikon", "preview"],
+)
+def test_a_raw_file_that_the_decoder_does_not_know_is_not_shown_as_a_tiff(raw):
+    pytest.importorskip("rawpy")
+    data = tiff_of(page(SMALL_RED, 1, **NIKON), page(PICTURE, 0, **raw), inside=1)
+
+    with pytest.raises(PermanentError, match="the NEF cannot be decoded") as caught:
+        decode(data)
+
+    assert caught.value.kind == "unreadable_image"
+
+
+def test_directories_that_refer_to_each_other_end():
+    data = bytearray(tiff_of(page(SMALL_RED, 1), page(SMALL_RED, 1)))
+    first = int.from_bytes(data[4:8], "big")
+    data[-4:] = first.to_bytes(4, "big")
+
+    assert decode(bytes(data)).facts.width == SMALL_RED.width
 
 
 @pytest.mark.parametrize(("module", "extra"), [("rawpy", "raw"), ("pillow_jxl", "jxl")])
