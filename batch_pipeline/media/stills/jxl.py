@@ -11,6 +11,7 @@ from PIL import Image
 
 from batch_pipeline.media.stills.boxes import boxes, end_of_boxes
 from batch_pipeline.media.stills.jpeg import JpegStill
+from batch_pipeline.media.stills.levels import GreyLevels
 from batch_pipeline.media.stills.scaling import in_working_mode, scale, scaling_bytes
 from batch_pipeline.media.stills.still import Still
 
@@ -73,7 +74,9 @@ class JxlStill(Still):
         if size != self.size:  # it was turned
             target = (target[1], target[0])
             self.size = size
-        return scale(size, target, partial(_rows, info.mode, size, pixels))
+        levels = GreyLevels(size)
+        rows = partial(_rows, info.mode, size, pixels)
+        return self.scaled_by_levels(levels, lambda: scale(size, target, rows, levels))
 
 
 def _rows(mode: str, size: tuple[int, int], pixels: bytes, top: int, bottom: int) -> Image.Image:

@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from batch_pipeline.media.stills.levels import GreyLevels
 from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.scaling import STRIP_PIXELS, scale, scaling_bytes
 from batch_pipeline.media.stills.still import PillowStill, oversized_metadata
@@ -92,8 +93,14 @@ class PngStill(PillowStill):
         """Decode as a whole, or in strips if the picture is large."""
         if not self._in_strips():
             return super().scaled(target)
-        rows = _Rows(self._anatomy, self._picture)
-        picture = scale(self.size, target, rows.read)
+        rows, levels = _Rows(self._anatomy, self._picture), GreyLevels(self.size)
+
+        def scaled() -> Image.Image:
+            nonlocal rows
+            rows = _Rows(self._anatomy, self._picture)
+            return scale(self.size, target, rows.read, levels)
+
+        picture = self.scaled_by_levels(levels, scaled)
         if rows.missing:
             self.judge_loss(picture, rows.missing, rows.reason)
         return picture

@@ -6,6 +6,8 @@ from itertools import chain
 import numpy as np
 from PIL import Image, ImageCms
 
+from batch_pipeline.media.stills.levels import GreyLevels, to_8_bits
+
 #: Pixels that are converted at a time when a large picture is scaled down.
 STRIP_PIXELS = 2_000_000
 #: Memory of a strip while it is read, converted and reduced (bytes).
@@ -19,8 +21,15 @@ ReadRows = Callable[[int, int], Image.Image]
 """Returns rows of a picture, from the first number up to (not including) the second, in order."""
 
 
-def scale(size: tuple[int, int], target: tuple[int, int], read_rows: ReadRows) -> Image.Image:
+def scale(
+    size: tuple[int, int],
+    target: tuple[int, int],
+    read_rows: ReadRows,
+    levels: GreyLevels | None = None,
+) -> Image.Image:
     """Scale to `target` pixels; the result is of mode L, RGB, RGBA or CMYK.
+
+    Deep grey is converted by `levels`, without them by the range of its type.
 
     A box filter scales down to between 1.2 and 2.4 times the target, and a good filter does the
     rest. The result looks as good, and the full-size picture is converted only a strip at a time.
@@ -32,7 +41,9 @@ def scale(size: tuple[int, int], target: tuple[int, int], read_rows: ReadRows) -
     factor = _factor(size, target)
     strip_height = max(1, STRIP_PIXELS // (width * factor)) * factor
     tops = range(0, height, strip_height)
-    strips = (in_working_mode(read_rows(top, min(top + strip_height, height))) for top in tops)
+    strips = (
+        in_working_mode(read_rows(top, min(top + strip_height, height)), levels) for top in tops
+    )
     first = next(strips)
     reduced = Image.new(first.mode, (-(-width // factor), -(-height // factor)))
     for top, strip in zip(tops, chain([first], strips), strict=True):
@@ -47,16 +58,14 @@ def scaling_bytes(size: tuple[int, int], target: tuple[int, int]) -> int:
     return 4 * size[0] * size[1] // factor**2 + _STRIP_BYTES
 
 
-def in_working_mode(picture: Image.Image) -> Image.Image:
+def in_working_mode(picture: Image.Image, levels: GreyLevels | None = None) -> Image.Image:
     """Convert to L, RGB, RGBA or CMYK."""
     if picture.mode in _WORKING_MODES and not picture.has_transparency_data:
         return picture
-    if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips at 255
-        sixteen_bits = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray((sixteen_bits >> 8).clip(0, 255).astype(np.uint8))
-    if picture.mode == "F":  # light from 0 to 1
-        levels = np.nan_to_num(np.asarray(picture)).clip(0, 1) * 255
-        return Image.fromarray(levels.round().astype(np.uint8))
+    if picture.mode.startswith("I") or picture.mode == "F":
+        # 16 bits a pixel, or light from 0 to 1; Pillow's own conversion clips at 255.
+        values = np.asarray(picture)
+        return Image.fromarray(levels.to_8_bits(values) if levels else to_8_bits(values, 16))
     if picture.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")

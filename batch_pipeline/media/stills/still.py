@@ -5,11 +5,13 @@ it does differently.
 """
 
 import zlib
+from collections.abc import Callable
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from batch_pipeline.errors import PermanentError
+from batch_pipeline.media.stills.levels import GreyLevels
 from batch_pipeline.media.stills.pieces import Piece
 from batch_pipeline.media.stills.scaling import scale, scaling_bytes
 from batch_pipeline.media.tone_mapping import SRGB, ColourSpace
@@ -74,6 +76,23 @@ class Still:
     def scaled_frame(self, index: int, target: tuple[int, int]) -> Image.Image:
         """Do the same as `scaled` for a later frame of an animation; call it in their order."""
         raise NotImplementedError
+
+    def scaled_by_levels(
+        self, levels: GreyLevels, scaled: Callable[[], Image.Image]
+    ) -> Image.Image:
+        """Scale once or, if the picture uses few of its levels, twice, with a warning.
+
+        Args:
+            levels: decide how the result of `scaled` looks.
+            scaled: decodes and scales the picture from its first row.
+        """
+        picture = scaled()
+        warning = levels.adjust()
+        if warning is None:
+            return picture
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+        return scaled()
 
     def judge_loss(self, shown: Image.Image, missing: int, reason: str) -> None:
         """Warn about missing rows, or raise an error if they are too many.
@@ -161,8 +180,15 @@ class PillowStill(Still):
 
     def _shrink(self, picture: Image.Image, target: tuple[int, int]) -> Image.Image:
         width, _ = picture.size
-        return scale(
-            picture.size, target, lambda top, bottom: picture.crop((0, top, width, bottom))
+        levels = GreyLevels(picture.size)
+        return self.scaled_by_levels(
+            levels,
+            lambda: scale(
+                picture.size,
+                target,
+                lambda top, bottom: picture.crop((0, top, width, bottom)),
+                levels,
+            ),
         )
 
     def _salvage(self, error: Exception, target: tuple[int, int]) -> ImageFile | None:

@@ -8,6 +8,7 @@ the bytes as if they were grey pixels, and `tiff_samples` makes a picture of the
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from batch_pipeline.media.stills.levels import GreyLevels
 from batch_pipeline.media.stills.parts import PartRows
 from batch_pipeline.media.stills.pieces import Piece, joined
 from batch_pipeline.media.stills.scaling import (
@@ -26,7 +28,7 @@ from batch_pipeline.media.stills.scaling import (
 )
 from batch_pipeline.media.stills.still import IncompletePictureError, Still
 from batch_pipeline.media.stills.tiff_samples import SampleFormat
-from batch_pipeline.media.tiff_block import Entry, TiffBlock
+from batch_pipeline.media.tiff_block import ELEMENT_BYTES, Entry, TiffBlock
 
 _WIDTH, _LENGTH, _BITS, _SAMPLES, _PLANAR, _ICC_PROFILE = 256, 257, 258, 277, 284, 34675
 _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PREDICTOR, _COLOUR_MAP = 259, 262, 266, 317, 320
@@ -46,6 +48,7 @@ _STORAGE_OF_BYTES = {_COMPRESSION, _FILL_ORDER, _ROWS_PER_STRIP, _TILE_LENGTH}
 _COMPRESSIONS_OF_BYTES = {1, 5, 8, 32773, 32946, 34925, 50000}
 _SEPARATE_PLANES = 2
 _NO_COMPRESSION, _OLD_JPEG, _DEFLATE = 1, 6, 8
+_GREYS = {0, 1}
 _GREY, _RGB, _YCBCR, _LOG_LIGHT, _LOG_COLOURS = 1, 2, 6, 32844, 32845
 _UNSIGNED = 1
 #: Names for error messages about how pixels are stored.
@@ -69,6 +72,12 @@ _ORDINARY_PHOTOMETRICS = {0, 1, 2, 3, 5, 6, 8, 9, 32844, 32845}
 _ORDINARY_COMPRESSIONS = set(_COMPRESSIONS) - {_OLD_JPEG}
 #: How many pages and SubIFDs are looked at to find a picture after a preview.
 _MAX_DIRECTORIES = 16
+#: Entries for the least and the largest level, the newer ones first, and GDAL's for no level.
+_LEAST_LEVELS, _MOST_LEVELS, _NO_DATA = (340, 280), (341, 281), 42113
+#: Types of elements that are not unsigned numbers: texts, with a sign, floats.
+_TEXT, _REAL_KINDS = 2, {6: "i", 8: "i", 9: "i", 11: "f", 12: "f"}
+#: Longer texts are not numbers (bytes).
+_NUMBER_BYTES = 64
 _SHORT, _LONG = 3, 4
 #: Longer entries do not describe pixels (bytes).
 _MAX_ENTRY_BYTES = 1024**2
@@ -132,22 +141,64 @@ class TiffStill(Still):
             raise ValueError(f"{error} ({self._in_words()})") from error
 
     def _scaled(self, target: tuple[int, int]) -> Image.Image:
-        at_once = self._rows_at_once()
-        if self._samples is None:
-            rows = PartRows(self._open_part, self.size, at_once)
+        levels = self._read_levels()
+        rows = self._rows(levels)
+        if levels is None:
+            picture = scale(self.size, target, rows.read)
         else:
-            rows = PartRows(
-                partial(self._open_bytes, self._samples),
-                self.size,
-                at_once,
-                partial(self._picture_of_bytes, self._samples),
-            )
-        picture = scale(self.size, target, rows.read)
+
+            def scaled() -> Image.Image:
+                nonlocal rows
+                rows = self._rows(levels)
+                return scale(self.size, target, rows.read)
+
+            picture = self.scaled_by_levels(levels, scaled)
         if rows.error is not None:
             if rows.missing == self.size[1]:
                 raise rows.error
             self.judge_loss(picture, rows.missing, " ".join(str(rows.error).split()))
         return picture
+
+    def _rows(self, levels: GreyLevels | None) -> PartRows:
+        at_once = self._rows_at_once()
+        if self._samples is None:
+            return PartRows(self._open_part, self.size, at_once)
+        return PartRows(
+            partial(self._open_bytes, self._samples),
+            self.size,
+            at_once,
+            partial(self._picture_of_bytes, self._samples, levels),
+        )
+
+    def _read_levels(self) -> GreyLevels | None:
+        """Return how deep grey is shown; None if it is something else."""
+        if self._samples is None or not self._samples.is_deep_grey:
+            return None
+        least, most = (
+            next(filter(lambda level: level is not None, map(self._real_number, tags)), None)
+            for tags in (_LEAST_LEVELS, _MOST_LEVELS)
+        )
+        return GreyLevels(
+            self.size,
+            self._samples.value_bits,
+            said=(least, most),
+            no_data=self._real_number(_NO_DATA),
+        )
+
+    def _real_number(self, tag: int) -> float | None:
+        """Return the first element of an entry, also of one with a sign, a float or a text."""
+        entry = self._entries.get(tag)
+        if entry is None:
+            return None
+        if entry.kind == _TEXT:
+            with suppress(ValueError):
+                return float(self._tiff.bytes_of(entry, _NUMBER_BYTES).partition(b"\0")[0])
+        letter, size = _REAL_KINDS.get(entry.kind, "u"), ELEMENT_BYTES.get(entry.kind, 0)
+        value = self._tiff.bytes_of(entry, size)
+        if size in {1, 2, 4, 8} and len(value) == size:
+            order = "<" if self._tiff.order == "little" else ">"
+            return float(np.frombuffer(value, f"{order}{letter}{size}")[0])
+        return None
 
     def _number(self, tag: int) -> int:
         return _number(self._tiff, self._entries, tag)
@@ -194,6 +245,8 @@ class TiffStill(Still):
 
     def _pillow_knows_pixels(self) -> bool:
         is_deep = self._number(_BITS) > 8
+        if is_deep and self._number(_SAMPLES) <= 1 and self._number(_PHOTOMETRIC) in _GREYS:
+            return False  # it does not know which level is white, or that white is zero
         if is_deep and self._number(_PLANAR) == _SEPARATE_PLANES:
             return False  # it swaps their bytes
         if is_deep and self._number(_SAMPLE_FORMAT) > _UNSIGNED:
@@ -251,7 +304,12 @@ class TiffStill(Still):
         return whole
 
     def _picture_of_bytes(
-        self, samples: SampleFormat, part: Image.Image, top: int, bottom: int
+        self,
+        samples: SampleFormat,
+        levels: GreyLevels | None,
+        part: Image.Image,
+        top: int,
+        bottom: int,
     ) -> Image.Image:
         """Make a picture from some rows of the result of `_open_bytes`."""
         planes, across = self._planes(), self._layout.across
@@ -262,7 +320,8 @@ class TiffStill(Still):
             data = np.asarray(rows).reshape((bottom - top) * across, -1)
             values = samples.samples_of(data, self._width_of_part(), in_a_pixel)
             in_planes.append(values.reshape(bottom - top, -1, in_a_pixel)[:, : self.size[0]])
-        return samples.picture(np.concatenate(in_planes, axis=2))
+        whole = np.concatenate(in_planes, axis=2)
+        return samples.picture(levels.to_8_bits(whole) if levels else samples.to_8_bits(whole))
 
     def _storage(self, tags: set[int]) -> dict[int, _Value]:
         return {

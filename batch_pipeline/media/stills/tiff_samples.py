@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from batch_pipeline.media.stills.levels import to_8_bits
 from batch_pipeline.media.stills.scaling import in_working_mode
 from batch_pipeline.media.stills.transparency import with_alpha
 
@@ -73,7 +74,7 @@ class SampleFormat:
             in_a_pixel: samples of a pixel that are side by side.
 
         Returns:
-            Shape (rows, width, in_a_pixel), 0 to 255.
+            Shape (rows, width, in_a_pixel).
         """
         count = width * in_a_pixel
         if self.predictor == _FLOAT_DIFFERENCES:
@@ -89,10 +90,25 @@ class SampleFormat:
         if values.dtype.kind == "u" and self.bits in _WHOLE_BITS:
             letter = "i" if self._is_signed else "f" if self.kind == _FLOAT else "u"
             values = values.view(values.dtype.str.replace("u", letter))
-        return self._to_8_bits(values)
+        return values
+
+    @property
+    def is_deep_grey(self) -> bool:
+        """Return whether a pixel is one sample of grey that has more than 8 bits."""
+        is_grey = self.photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO}
+        return is_grey and self.samples == 1 and self.bits > 8
+
+    @property
+    def value_bits(self) -> int:
+        """Return the bits of a sample without its sign."""
+        return self.bits - self._is_signed
 
     def picture(self, values: _Array) -> Image.Image:
-        """Make a picture of mode L, RGB, RGBA or CMYK from samples of shape (rows, width, n)."""
+        """Make a picture of mode L, RGB, RGBA or CMYK.
+
+        Args:
+            values: samples of shape (rows, width, n), as the result of `to_8_bits`.
+        """
         colours = np.ascontiguousarray(values[..., : _COLOURS[self.photometric]], dtype=np.uint8)
         if self.photometric == _WHITE_IS_ZERO:
             colours = 255 - colours
@@ -111,25 +127,15 @@ class SampleFormat:
         is_associated = self.alpha == _ASSOCIATED_ALPHA
         return with_alpha(picture, Image.fromarray(alpha), is_associated=is_associated)
 
-    def _to_8_bits(self, values: _Array) -> _Array:
+    def to_8_bits(self, values: _Array) -> _Array:
+        """Convert samples to 0 to 255, but not the indices of a palette."""
         if self.photometric == _PALETTE:
             return values
         if self.photometric in {_LAB, _ICC_LAB}:  # a* and b* below zero keep their upper byte
             return (values >> (self.bits - 8)).astype(np.uint8)
-        if self.kind == _FLOAT:  # light from 0 to 1
-            with np.errstate(all="ignore"):  # broken files have any numbers
-                values = values.astype(np.float32)
-            light = np.nan_to_num(values, posinf=1.0, neginf=0.0).clip(0, 1)
-            levels: _Array = np.rint(light * 255)
-            return levels.astype(np.uint8)
-        if self._is_signed:
-            values, bits = values.clip(0), self.bits - 1
-        else:
-            bits = self.bits
-        if bits >= 8:
-            values = values >> (bits - 8)
-            return values.astype(np.uint8)
-        return (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
+        if self.kind == _FLOAT or self.value_bits >= 8:
+            return to_8_bits(values, self.value_bits)
+        return (values.astype(np.uint16) * 255 // ((1 << self.bits) - 1)).astype(np.uint8)
 
     def _lab_colours(self, colours: NDArray[np.uint8]) -> Image.Image:
         """Convert L*, a* and b* to RGB; a* and b* have a sign, or in ICC an offset of 128."""

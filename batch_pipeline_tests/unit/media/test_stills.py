@@ -639,6 +639,14 @@ MEASURED = {
     "heic": lambda p: encode_image(p, "heic", quality=40),
     "avif": lambda p: encode_image(p, "avif"),
     "tiff": lambda p: make_tiff(np.asarray(p), tile=256),
+    "tiff of few grey levels": lambda p: make_tiff(few_levels(p)[..., None], entries={262: [1]}),
+    "tiff of few grey levels in one strip": lambda p: saved(
+        Image.fromarray(few_levels(p)), "TIFF", compression="tiff_adobe_deflate", strip_size=1 << 30
+    ),
+    "tiff of floats": lambda p: make_tiff(
+        few_levels(p).astype(np.float64)[..., None], entries={262: [1], 339: [3]}
+    ),
+    "png of few grey levels": lambda p: saved(Image.fromarray(few_levels(p)), "PNG"),
     "bmp": lambda p: saved(p, "BMP"),
     "jpeg2000": lambda p: saved(p, "JPEG2000", quality_layers=[80], irreversible=True),
     "jpeg2000 with shared samples": lambda p: make_subsampled_jpeg2000(p, "yuv420p"),
@@ -660,6 +668,10 @@ MEASURED = {
     "webp animation": lambda p: animation(p.size, "webp"),
     "avif animation": lambda p: animation(p.size, "avif"),
 }
+
+
+def few_levels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.convert("L")).astype(np.uint16) * 16
 
 
 def animation(size: tuple[int, int], image_format: str, **options: object) -> bytes:
