@@ -130,7 +130,10 @@ def _best_frame(still: Still, target: tuple[int, int]) -> Image.Image:
 
     first = still.scaled(target)
     still.judge_missing_bytes(first)
-    shown, interest = converted(first), interest_of(first)
+    shown = converted(first)
+    if still.frame_count == 1:
+        return shown
+    interest = interest_of(first)
     width, height = still.size
     frames = min(still.frame_count, _SEARCH_FRAMES, max(2, _SEARCH_PIXELS // (width * height)))
     for index in range(1, frames):

@@ -97,6 +97,19 @@ def test_a_picture_of_few_levels_is_shown_from_black_to_white_and_says_so(make):
     assert warnings[0].endswith("are shown from black to white")
 
 
+def test_a_jpeg_xl_of_few_levels_is_visible():
+    pytest.importorskip("pillow_jxl")
+    output = io.BytesIO()
+    Image.fromarray((SCENE * 4095).astype(np.uint16)).save(output, "JXL", lossless=True, effort=1)
+
+    found, warnings = shown(output.getvalue())
+
+    light = SCENE ** (1 / 2.4)  # the encoder says that it is light
+    assert np.corrcoef(found.ravel(), light.ravel())[0, 1] > 0.98
+    assert np.quantile(found, 0.99) > 240
+    assert [text.split(" are ")[1] for text in warnings] == ["shown from black to white"]
+
+
 WHOLE_RANGE: dict[str, Callable[[], bytes]] = {
     "TIFF of 16 bits": lambda: tiff((SCENE * 65535).astype(np.uint16)),
     "little-endian": lambda: little_tiff((SCENE * 65535).astype("<u2"), 16),
