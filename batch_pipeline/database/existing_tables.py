@@ -162,6 +162,22 @@ _HIDDEN = text("""
         )
     ORDER BY c.relname DESC
 """)
+#: Restrictive policies that apply to our role: each of them hides rows or refuses changes, although
+#: other policies allow them.
+_RESTRICTING = text("""
+    SELECT c.relname AS table, quote_ident(p.polname) AS policy, current_user AS role
+    FROM pg_class c JOIN pg_policy p ON p.polrelid = c.oid
+    WHERE c.oid IN (to_regclass('uploads'), to_regclass('upload_batches'))
+        AND row_security_active(c.oid) AND NOT p.polpermissive
+        AND (
+            pg_get_expr(p.polqual, c.oid) <> 'true' OR pg_get_expr(p.polwithcheck, c.oid) <> 'true'
+        )
+        AND EXISTS (
+            SELECT FROM unnest(p.polroles) AS holder
+            WHERE holder = 0 OR pg_has_role(holder, 'USAGE')
+        )
+    ORDER BY c.relname DESC, p.polname
+""")
 #: A schema with tables of an upload API that the search_path leaves out, if ours would be made in
 #: ``public``.
 _OUT_OF_SIGHT = text("""
@@ -266,10 +282,22 @@ def table_problems(connection: Connection) -> Iterator[Problem]:
                 )
         if kind.words and row.type in kind.accepted:
             yield from _refused_words(connection, row.table, row.column, kind.words)
+    yield from _hidden_rows(connection)
+
+
+def _hidden_rows(connection: Connection) -> Iterator[Problem]:
+    """Find row-level security that may hide rows from our role, or refuse its changes."""
     for row in connection.execute(_HIDDEN):
         yield Problem(
             f"row-level security may hide rows of {row.table} from the role {row.role}",
             f'CREATE POLICY batch_pipeline ON {row.table} TO "{row.role}" USING (true);',
+        )
+    for row in connection.execute(_RESTRICTING):
+        yield Problem(
+            f"the policy {row.policy} may hide rows of {row.table} from the role {row.role}, or "
+            "refuse its changes",
+            f'as a superuser: ALTER ROLE "{row.role}" BYPASSRLS; or, for the other roles alone: '
+            f"ALTER POLICY {row.policy} ON {row.table} TO …;",
         )
 
 

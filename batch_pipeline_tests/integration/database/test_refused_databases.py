@@ -356,6 +356,60 @@ def test_row_level_security_that_hides_rows_from_our_role_is_named(server, chang
         owner.execute(f"DROP OWNED BY {role}".encode())
 
 
+@pytest.mark.parametrize("fix", ["ALTER ROLE", "ALTER POLICY"])
+def test_a_restrictive_policy_that_hides_rows_is_named_although_another_shows_them(
+    server, change, role, fix
+):
+    with (
+        server.new_database(migrated=False) as url,
+        psycopg.connect(url, autocommit=True) as owner,
+    ):
+        upgrade(url)
+        owner.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}".encode())
+        owner.execute("ALTER TABLE uploads ENABLE ROW LEVEL SECURITY")
+        owner.execute(f"CREATE POLICY all_rows ON uploads TO {role} USING (true)".encode())
+        owner.execute("CREATE POLICY harmless ON uploads AS RESTRICTIVE USING (true)")
+        owner.execute("CREATE POLICY others ON uploads AS RESTRICTIVE TO postgres USING (false)")
+        ours = change(database_url=as_role(url, role))
+
+        def tables():
+            return {check.name: check for check in check_health(ours)}["tables"]
+
+        assert tables().ok, tables().detail
+        owner.execute(
+            'CREATE POLICY "of Tenant" ON uploads AS RESTRICTIVE '
+            "USING (user_id::text = current_setting('app.user', true))"
+        )
+        assert f'the policy "of Tenant" may hide rows of uploads from the role {role}' in (
+            tables().detail
+        )
+        assert "harmless" not in tables().detail
+        assert "others" not in tables().detail
+        [statement] = re.findall(f"{fix} [^;]*;", tables().detail)
+        owner.execute(statement.replace("…", "postgres").encode())
+        assert tables().ok, tables().detail
+        owner.execute(f"DROP OWNED BY {role}".encode())
+
+
+@pytest.mark.parametrize("check", ["FOR INSERT WITH CHECK (false)", "FOR DELETE USING (false)"])
+def test_a_restrictive_policy_that_refuses_changes_is_named(server, change, role, check):
+    with (
+        server.new_database(migrated=False) as url,
+        psycopg.connect(url, autocommit=True) as owner,
+    ):
+        upgrade(url)
+        owner.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}".encode())
+        owner.execute("ALTER TABLE uploads ENABLE ROW LEVEL SECURITY")
+        owner.execute(f"CREATE POLICY all_rows ON uploads TO {role} USING (true)".encode())
+        owner.execute(f"CREATE POLICY no ON uploads AS RESTRICTIVE {check}".encode())
+        found = {
+            found.name: found for found in check_health(change(database_url=as_role(url, role)))
+        }
+        owner.execute(f"DROP OWNED BY {role}".encode())
+    assert not found["tables"].ok
+    assert "the policy no may hide rows of uploads" in found["tables"].detail
+
+
 def test_an_extension_out_of_sight_is_named_with_the_search_path(server, server_url):
     with (
         server.new_database(migrated=False) as url,
