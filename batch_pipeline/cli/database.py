@@ -38,10 +38,12 @@ def upgrade(session: Session, as_json: bool) -> None:
     session.say_if_home_is_new()
     database = connect(session.settings)
     before, _ = database.revisions()
-    database.upgrade()
+    triggers = database.upgrade()
     after, _ = database.revisions()
     if as_json:
-        print_json({"before": before, "after": after})
+        print_json({"before": before, "after": after, "triggers": triggers})
+    elif triggers:
+        session.report(f"Triggers were missing and are there again: {', '.join(triggers)}.")
     elif before == after:
         session.report(f"Nothing to do: the tables are at revision {after}.")
     else:

@@ -39,6 +39,7 @@ from batch_pipeline.database.failures import (
 )
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.revisions import apply_migrations, current_revision, newest_revision
+from batch_pipeline.database.triggers import create as create_triggers
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 from batch_pipeline.settings import Settings
 
@@ -112,8 +113,12 @@ class Database:
             pooled.close()
         return row
 
-    def upgrade(self) -> None:
+    def upgrade(self) -> list[str]:
         """Apply migrations to the tables. Several processes may do this at the same time.
+
+        Returns:
+            The triggers that were missing although all migrations were applied, by name. They were
+            created again.
 
         Raises:
             ConfigurationError: the server or the existing tables cannot be used as they are. The
@@ -128,6 +133,8 @@ class Database:
             event.listen(connection, "begin", _limit_waits)
             try:
                 apply_migrations(connection)
+                require_all_columns(connection)
+                created = create_triggers(connection, connection.commit)
             except OperationalError as error:
                 if sqlstate(error) != LOCK_NOT_AVAILABLE:
                     raise
@@ -138,9 +145,9 @@ class Database:
                     f"db upgrade` again; it continues where it stopped ({error.orig})",
                 ) from error
         with self.transaction() as connection:
-            require_all_columns(connection)
             for problem in letter_problems(connection):
                 log.warning("%s", problem)
+        return created
 
     def revisions(self) -> tuple[str | None, str | None]:
         """Return the current migration of the tables, and the newest migration."""

@@ -22,6 +22,7 @@ from batch_pipeline.database.existing_tables import (
 )
 from batch_pipeline.database.session import Database, connect
 from batch_pipeline.database.spaces import find_space, local_width
+from batch_pipeline.database.triggers import trigger_problems
 from batch_pipeline.errors import ConfigurationError, PipelineError
 from batch_pipeline.masking import masked
 from batch_pipeline.model_servers.base import HealthCheck
@@ -229,7 +230,7 @@ def _tables(database: Database, *, upgraded: bool) -> str:
     with database.transaction() as connection:
         _raise_if([*server_problems(connection), *table_problems(connection)])
         if upgraded:
-            _raise_if(missing_columns(connection))
+            _raise_if([*missing_columns(connection), *trigger_problems(connection)])
         exist = has_tables(connection)
         limits = letter_problems(connection)
         found = "can be read and written" if exist else "none yet; the upgrade makes them"

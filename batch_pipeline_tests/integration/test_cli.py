@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import make_url
 
@@ -533,6 +534,12 @@ def test_db_upgrade_makes_the_tables_and_is_safe_to_repeat(console, server):
         )  # fmt: skip
         assert in_json.out == ""
         assert json.loads(in_json.err)["event"] == again.out.strip()
+        with psycopg.connect(url, autocommit=True) as api:
+            api.execute("DROP TRIGGER batch_pipeline_uploads_gone ON uploads")
+        repaired = console("db", "upgrade", BATCH_PIPELINE_DATABASE_URL=url)
+        assert repaired.out == (
+            "Triggers were missing and are there again: batch_pipeline_uploads_gone.\n"
+        )
 
 
 def test_doctor_says_what_to_do_about_each_thing_that_is_not_ok(console):

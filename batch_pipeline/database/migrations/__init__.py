@@ -2,13 +2,6 @@
 
 from alembic import op
 
-#: Selects the schemas in which functions of ours find tables, when they run with our rights: the
-#: tables of an upload API may be in another schema than ours.
-SEARCH_PATH = """
-    SELECT string_agg(quote_ident(name), ', ' ORDER BY place)
-    FROM unnest(current_schemas(false)) WITH ORDINALITY AS schemas (name, place)
-"""
-
 
 def commit() -> None:
     """Commit what a migration has done so far.

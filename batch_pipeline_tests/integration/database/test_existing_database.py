@@ -296,7 +296,7 @@ def test_two_upgrades_at_the_same_time_both_succeed(api):
 
 def test_the_rows_that_the_docs_tell_an_api_to_write_are_processed(pipeline):
     page = (Path(__file__).parents[3] / "docs/existing_database.md").read_text()
-    [example] = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    [example] = re.findall(r"```sql\n(BEGIN;.*?)```", page, re.DOTALL)
     batch_id = uuid.UUID(re.findall(r"'(b2f7a8c4-.*?)'", example)[0])
     pipeline.storage.put(MEDIA / "sea.jpg", "inbox/2041.jpg")
     with pipeline.database.transaction() as connection:

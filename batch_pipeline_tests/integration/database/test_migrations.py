@@ -17,7 +17,9 @@ from batch_pipeline.testing.records import add_batch, batch_row
 
 #: Makes the tables of the oldest version that was in use.
 REVISION_0004 = (Path(__file__).parent / "revision_0004.sql").read_text()
-#: An ended and a pending upload of that version.
+#: Makes those of the version before triggers refused other tables.
+REVISION_0027 = (Path(__file__).parent / "revision_0027.sql").read_text()
+#: An ended and a pending upload of version 0004.
 ROWS = """
 WITH batch AS (
     INSERT INTO upload_batches (user_id, total_uploads) VALUES (gen_random_uuid(), 2)
@@ -89,6 +91,55 @@ def test_tables_of_a_development_version_are_upgraded_with_their_rows(
     assert "upload_facts" in words
     assert statistics == 3
     assert left is None
+
+
+def test_tables_of_revision_0027_get_the_triggers_of_today(server, change):
+    with server.new_database(migrated=False) as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(REVISION_0027.encode())
+            connection.execute("INSERT INTO embedding_spaces (model, width) VALUES ('m', 1)")
+            connection.execute("SELECT batch_pipeline_make_vectors(1)")
+        database = connect(change(database_url=url))
+        batch_id = add_batch(database, 2)
+        with database.transaction() as connection:
+            fill = "INSERT INTO upload_vectors SELECT id, 1, '[1]' FROM uploads"
+            connection.execute(text(fill))
+            connection.execute(text("TRUNCATE uploads"))  # the triggers of 0027 do not notice
+        kept = add_batch(database, 1)
+        with database.transaction() as connection:
+            connection.execute(text(fill))
+        with pytest.raises(ConfigurationError, match="at revision 0027, this version needs"):
+            open_database(change(database_url=url))
+
+        database.upgrade()
+
+        with database.transaction() as connection:
+            functions = triggers_and_functions(connection)
+            left = connection.scalars(
+                text(
+                    "SELECT u.batch_id FROM upload_vectors LEFT JOIN uploads u ON u.id = upload_id"
+                )
+            ).all()
+        current, newest = database.revisions()
+        database.close()
+    with server.new_database() as url:
+        fresh = connect(change(database_url=url))
+        with fresh.transaction() as connection:
+            assert functions == triggers_and_functions(connection)
+        fresh.close()
+    assert current == newest
+    assert left == [kept]
+    assert batch_id != kept
+
+
+def triggers_and_functions(connection):
+    return connection.execute(
+        text("""
+            SELECT pg_get_triggerdef(oid), tgenabled::text FROM pg_trigger WHERE NOT tgisinternal
+            UNION SELECT pg_get_functiondef(oid), proacl::text FROM pg_proc
+            WHERE pronamespace = 'public'::regnamespace AND prosecdef ORDER BY 1
+        """)
+    ).all()
 
 
 def test_every_index_that_was_left_incomplete_is_built_again(database):

@@ -1,5 +1,6 @@
 """The roles of `deploy/roles.sql`: what each may and may not do."""
 
+import itertools
 import os
 import re
 import shutil
@@ -8,18 +9,21 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import yaml
+from psycopg.rows import namedtuple_row
 from sqlalchemy.engine import make_url
 
 from batch_pipeline.database.session import connect
+from batch_pipeline.database.triggers import FUNCTIONS
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
-from batch_pipeline.testing.records import upload_rows
+from batch_pipeline.testing.records import add_batch, upload_rows
 
 ROOT = Path(__file__).parents[3]
 STATEMENTS = (ROOT / "deploy" / "roles.sql").read_text()
@@ -82,6 +86,120 @@ def test_the_owner_makes_the_tables_the_worker_works_and_the_reader_reads(
             pytest.raises(psycopg.errors.InsufficientPrivilege),
         ):
             connection.execute(statement.encode())
+
+
+#: Our functions that run with the rights of the tables' owner.
+DEFINERS = """
+    SELECT proname, prorettype = 'trigger'::regtype AS is_trigger, proconfig AS settings,
+        EXISTS (
+            SELECT FROM aclexplode(coalesce(proacl, acldefault('f', proowner)))
+            WHERE grantee = 0 AND privilege_type = 'EXECUTE'
+        ) AS is_public
+    FROM pg_proc WHERE prosecdef AND pronamespace::regnamespace::text = 'public' ORDER BY 1
+"""
+#: Makes a table of the caller with our columns. A cast to text runs code of the caller.
+TRAP = """
+    CREATE TYPE pg_temp.trap AS (word int);
+    CREATE FUNCTION pg_temp.spring(pg_temp.trap) RETURNS text LANGUAGE plpgsql AS $$
+    BEGIN
+        EXECUTE 'CREATE TABLE public.sprung AS SELECT current_user';
+        RETURN 'completed';
+    END $$;
+    CREATE CAST (pg_temp.trap AS text) WITH FUNCTION pg_temp.spring(pg_temp.trap);
+    CREATE TEMP TABLE {table} (id uuid, batch_id uuid, user_id uuid, filename text, name text,
+        status pg_temp.trap, error_kind text, error_message text, total_uploads int,
+        successful_uploads int, failed_uploads int, embedding_model text, kind text,
+        reason text, began_at timestamptz)
+"""
+ROWS = (
+    "INSERT INTO {table} (id, status, kind, reason, began_at) "
+    "SELECT upload_id, row(1)::pg_temp.trap, 'x', 'x', now() FROM upload_vectors"
+)
+#: Each way to call a trigger function. The transition tables have the names that ours expect.
+CALLS = (
+    ("AFTER INSERT ON {table} FOR EACH ROW", ROWS),
+    ("AFTER INSERT ON {table} REFERENCING NEW TABLE AS changed FOR EACH STATEMENT", ROWS),
+    ("AFTER UPDATE ON {table} FOR EACH ROW", "UPDATE {table} SET kind = 'y'"),
+    (
+        "AFTER DELETE ON {table} REFERENCING OLD TABLE AS gone FOR EACH STATEMENT",
+        "DELETE FROM {table}",
+    ),
+    ("AFTER DELETE ON {table} FOR EACH ROW", "DELETE FROM {table}"),
+    ("AFTER TRUNCATE ON {table} FOR EACH STATEMENT", "TRUNCATE {table}"),
+)
+
+
+@pytest.fixture
+def with_vector(url_as, change) -> None:
+    """The database with an upload that has a vector."""
+    owner = connect(change(database_url=url_as("owner")))
+    owner.upgrade()
+    add_batch(owner, [{"embedding_model": "m", "embedding_local": [1.0] * 1024}])
+    owner.close()
+
+
+def definers(connection: psycopg.Connection) -> list[Any]:
+    return connection.cursor(row_factory=namedtuple_row).execute(DEFINERS).fetchall()
+
+
+@pytest.mark.parametrize("table", ["mine", "uploads", "upload_batches", "outages"])
+@pytest.mark.parametrize("role", ["reader", "worker"])
+@pytest.mark.parametrize("is_restored", [False, True])
+@pytest.mark.usefixtures("with_vector")
+def test_no_role_can_use_our_trigger_functions_on_its_own_tables(url_as, role, table, is_restored):
+    with psycopg.connect(url_as("owner"), autocommit=True) as owner:
+        functions = [found.proname for found in definers(owner) if found.is_trigger]
+        if is_restored:  # without privileges (`services/backup.py`): PUBLIC may execute them
+            for function in functions:
+                owner.execute(f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC".encode())
+        counted = (
+            "SELECT (SELECT count(*) FROM upload_vectors), (SELECT count(*) FROM notifications), "
+            "(SELECT count(*) FROM batches_to_recount), to_regclass('public.sprung')"
+        )
+        before = owner.execute(counted).fetchone()
+        assert before[0] == 1
+
+        with psycopg.connect(url_as(role), autocommit=True) as caller:
+            caller.execute(TRAP.format(table=table).encode())
+            for function, (call, use) in itertools.product(functions, CALLS):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    caller.execute(
+                        f"BEGIN; {ROWS}; CREATE TRIGGER t {call} EXECUTE FUNCTION {function}(); "
+                        f"{use}; COMMIT".format(table=f"pg_temp.{table}").encode()
+                    )
+                caller.execute("ROLLBACK")
+
+        assert owner.execute(counted).fetchone() == before
+
+
+@pytest.mark.usefixtures("with_vector")
+def test_functions_with_the_rights_of_the_owner_are_safe_from_their_callers(url_as):
+    with psycopg.connect(url_as("owner"), autocommit=True) as owner:
+        found = definers(owner)
+    assert {function.proname for function in found} >= set(FUNCTIONS)
+    for function in found:
+        # Without it at the end, tables and types of the caller would come first.
+        [path] = [part for part in function.settings if part.startswith("search_path=")]
+        assert path.endswith(", pg_temp"), function.proname
+        if function.is_trigger:
+            assert not function.is_public, function.proname
+    # Any login may call this one. The test below says what it does then.
+    others = [function.proname for function in found if not function.is_trigger]
+    assert others == ["batch_pipeline_make_vectors"]
+
+
+@pytest.mark.usefixtures("with_vector")
+def test_the_reader_cannot_keep_others_from_writing_vectors(url_as):
+    with (
+        psycopg.connect(url_as("reader")) as reader,
+        psycopg.connect(url_as("reader")) as other,
+        psycopg.connect(url_as("worker")) as worker,
+    ):
+        [space] = reader.execute("SELECT id FROM embedding_spaces").fetchone()
+        reader.execute("SELECT batch_pipeline_make_vectors(%s)", [space])
+        with pytest.raises(psycopg.errors.RaiseException, match="no embedding space"):
+            other.execute("SELECT batch_pipeline_make_vectors(99)")
+        worker.execute(f"LOCK TABLE upload_vectors_{space} IN ROW EXCLUSIVE MODE NOWAIT".encode())
 
 
 @pytest.mark.slow

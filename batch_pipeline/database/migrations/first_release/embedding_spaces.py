@@ -10,7 +10,7 @@ import uuid
 import sqlalchemy as sa
 from alembic import op
 
-from batch_pipeline.database.migrations import SEARCH_PATH
+from batch_pipeline.database.triggers import SEARCH_PATH
 
 _LOCAL_USER = uuid.UUID(int=0)
 _ROWS_AT_ONCE = 2000
@@ -27,7 +27,7 @@ _DEFINITION = "halfvec_cosine_ops) WITH (m='16', ef_construction='64')"
 def create() -> None:
     """Create the tables, and the function that creates the table of a space."""
     _make_tables()
-    _make_function()
+    create_function()
 
 
 def copy_vectors_of_uploads() -> None:
@@ -98,13 +98,16 @@ def _make_tables() -> None:
     )
 
 
-def _make_function() -> None:
-    """Create a function that runs with the rights of the tables' owner.
+def create_function() -> None:
+    """Create a function that runs with the rights of the tables' owner, or replace it.
 
     So workers need no right to create tables. It only creates the table of a space that already has
-    a row in ``embedding_spaces``. The index has two bytes per number: it takes a third of the space
-    of full vectors with 1,024 numbers, and finds as much. It has pgvector's default options: with
-    fewer neighbours, a search does not reach some vectors at all (benchmarks/README.md).
+    a row in ``embedding_spaces``. Every role may call it: if table and index are there, it takes no
+    lock that others would wait for.
+
+    The index has two bytes per number: it takes a third of the space of full vectors with 1,024
+    numbers, and finds as much. It has pgvector's default options: with fewer neighbours, a search
+    does not reach some vectors at all (benchmarks/README.md).
     """
     path = op.get_bind().scalar(sa.text(SEARCH_PATH))
     op.execute(f"""
@@ -116,6 +119,11 @@ def _make_function() -> None:
         BEGIN
             IF numbers IS NULL THEN
                 RAISE 'there is no embedding space %', space;
+            END IF;
+            IF to_regclass('ix_' || of_space) IS NOT NULL
+                AND (SELECT relispartition FROM pg_class WHERE oid = to_regclass(of_space))
+            THEN
+                RETURN;
             END IF;
             EXECUTE format(
                 'CREATE TABLE IF NOT EXISTS %1$I (LIKE upload_vectors INCLUDING DEFAULTS,

@@ -5,11 +5,14 @@ and only what is missing is added. So the migration can be run again and continu
 and it upgrades the databases of the development versions, whose revisions were 0001 to 0026.
 """
 
+from alembic import op
+
+from batch_pipeline.database import triggers
+from batch_pipeline.database.migrations import commit
 from batch_pipeline.database.migrations.first_release import (
     embedding_spaces,
     own_tables,
     statistics,
-    triggers,
     uploads,
     words,
 )
@@ -24,6 +27,6 @@ def upgrade() -> None:
     uploads.create_or_extend()
     own_tables.create()
     embedding_spaces.create()
-    triggers.create()
+    triggers.create(op.get_bind(), commit, replace=True)
     embedding_spaces.copy_vectors_of_uploads()
     statistics.create()
