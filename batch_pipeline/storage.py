@@ -41,6 +41,8 @@ _BLOCK_BYTES, _IN_MEMORY_BYTES = 4 * 1024**2, 16 * 1024**2
 _PARTS = 3
 #: Bytes that are copied at a time.
 _COPY_BYTES = 1 << 20
+#: How the names of the small files of `Storage.check` begin.
+_PROBE = ".probe-"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 #: Errors that do not pass by themselves, unless other uploads have them too (then: an outage).
@@ -97,8 +99,8 @@ class Storage:
 
         Raises:
             PermanentError: ``source_missing``: no such file, or the path leaves the storage.
-            ServiceDownError: ``storage_down``: the storage does not answer, or has no such bucket;
-                ``storage_full``: this machine has no room for the copy.
+            ServiceDownError: ``storage_down``: the storage does not answer, or holds nothing at
+                all; ``storage_full``: this machine has no room for the copy.
         """
         full = self._inside(path)
         with self._errors_named(path):
@@ -204,13 +206,17 @@ class Storage:
         return sorted(PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
 
     def is_empty(self) -> bool:
-        """Return whether the folder is missing, or has nothing except what file systems make."""
+        """Return whether the storage is missing, or holds nothing that somebody has stored.
+
+        What file systems make and the small files of `check` do not count.
+        """
         with self._errors_named():
             try:
                 paths = self._files.ls(self._root, detail=False)
             except FileNotFoundError:
                 return True
-        return not {PurePosixPath(path).name for path in paths} - {"lost+found"}
+        names = {PurePosixPath(path).name for path in paths} - {"lost+found"}
+        return all(name.startswith(_PROBE) for name in names)
 
     def partial_files(self, *, older_than_seconds: float) -> Iterator[str]:
         """List the incomplete files that `writer` left when it crashed."""
@@ -231,7 +237,7 @@ class Storage:
         Raises:
             ServiceDownError: one of the three failed.
         """
-        probe = f"{folder}/.probe-{uuid.uuid4().hex}"
+        probe = f"{folder}/{_PROBE}{uuid.uuid4().hex}"
         self.write(probe, b"probe")
         try:
             self.read(probe)
@@ -259,22 +265,19 @@ class Storage:
         try:
             yield
         except _NO_SUCH_FILE as error:
-            if path and self._root_is_there():
-                raise _missing(path) from error
-            raise storage_error(error, path, written=written) from error
+            if not path:
+                raise storage_error(error, written=written) from error
+            # Looked at only now, since a large storage takes long to list. If nothing is mounted
+            # on a folder, every file is missing, and that is not the fault of one upload.
+            if self.is_empty():
+                raise not_the_storage(path) from error
+            raise _missing(path) from error
         except OSError as error:
             raise storage_error(error, path, written=written) from error
         except Exception as error:  # clients of object stores have their own error classes
             if self.is_local:
                 raise
             raise storage_error(error, path, written=written) from error
-
-    def _root_is_there(self) -> bool:
-        """Return whether the folder or bucket exists: without it, every file is missing."""
-        if self.is_local:
-            return Path(self._root).is_dir()
-        with self._errors_named():
-            return bool(self._files.exists(self._root.lstrip("/").split("/")[0]))
 
     def _write_locally(self, target: Path, data: BinaryIO) -> None:
         partial = self._partial(target)
@@ -345,6 +348,22 @@ def _is_uuid(text: str) -> bool:
 
 def _missing(path: str, expected: str = "") -> PermanentError:
     return PermanentError("source_missing", f"the storage holds no file {path!r}{expected}")
+
+
+def not_the_storage(path: str) -> ServiceDownError:
+    """Return the error for a storage that has none of the files that it should have.
+
+    It has no `if_alone`, because one upload cannot be the cause.
+
+    Args:
+        path: one of the files.
+    """
+    return ServiceDownError(
+        "storage_down",
+        f"the storage holds none of its files, such as {path!r}: is it mounted, and is "
+        "BATCH_PIPELINE_STORAGE_URL right? If they are gone for ever, run `batch-pipeline tidy "
+        "--take-over`",
+    )
 
 
 class OneFile:

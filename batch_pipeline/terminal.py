@@ -478,13 +478,16 @@ def receipt_lines(receipt: "Receipt") -> Iterator[str]:
     at = "" if receipt.dry_run else f" at {receipt.at:%Y-%m-%d %H:%M:%S %Z}"
     yield f"{done}{at}: {receipt.named} {receipt.id}"
     for what, count in receipt.counts.items():
-        if what != "files_kept":
+        if what not in {"files_kept", "files_missing"}:
             yield f"  {what.replace('_', ' '):<12} {count:>8,}"
     if kept := receipt.counts["files_kept"]:
         yield (
             f"Kept: {counted(kept, 'file')} that may belong to another system. --originals "
             "deletes them too."
         )
+    if missing := receipt.counts["files_missing"]:
+        files = counted(missing, "file")
+        yield f"Missing: {files} that uploads name, but the storage does not have."
 
 
 def health_table(checks: Sequence["HealthCheck"]) -> Table:

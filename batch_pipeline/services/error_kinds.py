@@ -238,8 +238,11 @@ ERROR_KINDS = (
     ErrorKind(
         "storage_down",
         Ending.SERVICE,
-        "The storage cannot be read or written.",
-        "Check permissions, the mount, or the credentials of the object store.",
+        "The storage cannot be read or written, or holds nothing at all.",
+        (
+            "Check the mount, `BATCH_PIPELINE_STORAGE_URL`, permissions, or the credentials of the "
+            "object store. If all files are gone for ever: `batch-pipeline tidy --take-over`."
+        ),
     ),
     ErrorKind(
         "storage_full",

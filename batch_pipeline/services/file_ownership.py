@@ -19,6 +19,11 @@ that a file is ours:
 
 If rows of an original were once committed, it is never removed as a leftover. It does not matter
 which program deleted the rows.
+
+The note of the owner also shows that the storage is the right one. A folder on which nothing is
+mounted, or that another setting names, has no note and none of the files that rows name. There
+every file looks as if it had been removed. So nothing is decided about such a storage, and nothing
+is deleted, until a person says that the files are gone (``tidy --take-over``).
 """
 
 import json
@@ -26,7 +31,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -35,16 +40,21 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from batch_pipeline.database.identity import database_identity
 from batch_pipeline.database.models import MadeThumbnail, Upload
+from batch_pipeline.database.readings import newest_first
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import PermanentError, RefusedError
 from batch_pipeline.settings import Settings
-from batch_pipeline.storage import Storage
+from batch_pipeline.storage import Storage, not_the_storage
 
 OWNER_NOTE = ".batch_pipeline/owner.json"
 _RESTORE = ".batch_pipeline/restore"
 _SUBMISSIONS = ".batch_pipeline/submissions"
 #: A long submission renews its note this often, so that it does not count as dead (seconds).
 _RENEW_SECONDS = 60 * 60
+#: Key of the advisory lock under which the owner is decided; any unused constant.
+_CLAIM_LOCK = 4_920_118_633
+#: Of how many uploads the files are looked for on a storage without a note.
+_LOOKED_FOR = 20
 
 
 @dataclass(frozen=True)
@@ -111,15 +121,35 @@ class FileOwnership:
         """Claim the storage if that is allowed; returns whether this database owns it.
 
         Raises:
-            ServiceDownError: storage or database cannot be used.
+            ServiceDownError: storage or database cannot be used, or the storage has neither a note
+                nor any of the files that rows name.
         """
         if not self.is_marked():
-            self._write_owner(self.identity if self._may_be_claimed() else None)
+            self._require_named_files()
+            identity = self.identity  # before a connection is held
+            with self._database.transaction() as connection:
+                connection.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))
+                is_ours = self._may_be_claimed()
+                # Looked at last: the claim of another process begins with the folder of the note.
+                if not self.is_marked():
+                    self._write_owner(identity if is_ours else None)
         return self.is_owner()
 
     def would_own(self) -> bool:
-        """Return what `claim` would return; changes nothing."""
-        return self.is_owner() if self.is_marked() else self._may_be_claimed()
+        """Return what `claim` would return, and raise the same errors; changes nothing."""
+        if self.is_marked():
+            return self.is_owner()
+        self._require_named_files()
+        return self._may_be_claimed()
+
+    def require_note(self) -> None:
+        """Check that the storage has not gone away since `claim`, so that its files only seem gone.
+
+        Raises:
+            ServiceDownError: the note is missing, too.
+        """
+        if not self.is_marked():
+            raise not_the_storage(OWNER_NOTE)
 
     def is_owner(self) -> bool:
         """Return whether this database owns the storage; raises as `owner` does."""
@@ -194,10 +224,38 @@ class FileOwnership:
     def _may_be_claimed(self) -> bool:
         return self._is_default or self._storage.is_empty()
 
+    def _require_named_files(self) -> None:
+        """Refuse a storage that has none of the files of the newest uploads."""
+        originals = (
+            select(Upload.file_path, Upload.thumbnail_path)
+            .where(or_(Upload.file_path.is_not(None), Upload.thumbnail_path.is_not(None)))
+            .order_by(newest_first(Upload.created_at))
+            .limit(_LOOKED_FOR)
+        )
+        # The records outlive the rows of uploads.
+        made = (
+            select(MadeThumbnail.user_id, MadeThumbnail.upload_id)
+            .order_by(MadeThumbnail.made_at.desc())
+            .limit(_LOOKED_FOR)
+        )
+        with self._database.transaction() as connection:
+            paths = [path for row in connection.execute(originals) for path in row if path]
+            paths += [Storage.thumbnail_path(*row) for row in connection.execute(made)]
+        missing = None
+        for path in paths:
+            try:
+                if self._storage.exists(path):
+                    return
+            except PermanentError:
+                continue  # it leads out of the storage, so it says nothing about this one
+            missing = path
+        if missing:
+            raise not_the_storage(missing)
+
     def _write_owner(self, identity: str | None) -> None:
         note = {
             "database": identity,
-            "since": self.now().isoformat(),
+            "since": datetime.now(UTC).isoformat(),
             "meaning": "batch-pipeline tidies here only for this database; docs/operations.md",
         }
         self._storage.write(OWNER_NOTE, json.dumps(note, indent=2).encode())
@@ -231,8 +289,9 @@ class SubmissionNote:
         self._renew_at = time.monotonic() + _RENEW_SECONDS
 
     def keep_fresh(self) -> None:
-        """Renew the note if an hour has passed since it was written."""
+        """Renew the note if an hour has passed since it was written; raises as `remove` does."""
         if time.monotonic() > self._renew_at:
+            self._require()
             self.write()
 
     def remove(self) -> None:
@@ -241,12 +300,15 @@ class SubmissionNote:
         Raises:
             RefusedError: the note is already gone, and the files may be gone, too.
         """
+        self._require()
+        self._storage.remove(self._path)
+
+    def _require(self) -> None:
         if not self._storage.exists(self._path):
             raise RefusedError(
                 "the submission stalled for so long that its files were removed as leftovers: "
                 "submit them again"
             )
-        self._storage.remove(self._path)
 
 
 def _note_path(batch_id: uuid.UUID) -> str:

@@ -108,7 +108,8 @@ class Receipt:
     uploads: list[uuid.UUID] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     """Counts by kind: ``batches``, ``uploads``, ``vectors``, ``model_calls``, ``originals``,
-    ``thumbnails``, ``files_kept``, ``runs``, ``events``, ``checks``, ``ticks``, ``partitions``."""
+    ``thumbnails``, ``files_kept``, ``files_missing`` (rows name them, but the storage does not have
+    them), ``runs``, ``events``, ``checks``, ``ticks``, ``partitions``."""
     at: datetime | None = None
     """When the deletion was complete, by the database's clock."""
 
@@ -161,7 +162,8 @@ def forget(
         NotFoundError: nothing is kept of it.
         RefusedError: it is being processed, or may be; or an upload was added to it meanwhile; or
             the upload API does not let its rows be deleted.
-        ServiceDownError: database or storage cannot be used. Another call completes the deletion.
+        ServiceDownError: database or storage cannot be used, or the storage holds none of the
+            files that rows name. Another call completes the deletion.
     """
     receipt = Receipt(named, id_, dry_run)
     chosen = _choose(pipeline.database, history, named, id_)
@@ -510,11 +512,11 @@ class _Files:
     def __init__(self, pipeline: Pipeline, *, originals: bool, dry_run: bool) -> None:
         self._storage, self._database = pipeline.storage, pipeline.database
         self._all, self._dry_run = originals, dry_run
-        ownership = pipeline.ownership
+        self._ownership = ownership = pipeline.ownership
         self._is_ours = ownership.would_own() if dry_run else ownership.claim()
         self._is_nobodys = not self._is_ours and ownership.owner() is None
-        #: What a dry run would have removed, since two uploads may name the same file.
-        self._removed: set[str] = set()
+        #: Files that are counted as removed or missing, since two uploads may name the same one.
+        self._counted: set[str] = set()
         #: Uploads whose thumbnail other rows name, since an upload API may copy rows. Their records
         #: stay, by which the tidy finds the thumbnail when those rows are gone.
         self.shared: set[uuid.UUID] = set()
@@ -531,13 +533,15 @@ class _Files:
             if thumbnail in shared:
                 self.shared.add(row.id)
             for path in dict.fromkeys(filter(None, [thumbnail, row.thumbnail_path])):
-                may = self._may(path == thumbnail, is_noted=row.id in noted)
-                self._remove(path, "thumbnails", counts, may=may and path not in shared)
+                may = self._may(path == thumbnail, is_noted=row.id in noted) and path not in shared
+                is_named = path == row.thumbnail_path
+                self._remove(path, "thumbnails", counts, may=may, is_named=is_named)
             extension = (row.file_path or "").rpartition(".")[2]
             original = Storage.original_path(row.user_id, row.id, extension)
             if row.file_path:
                 may = self._may(row.file_path == original) and row.file_path not in shared
                 self._remove(row.file_path, "originals", counts, may=may)
+        self._require_storage()
         return counts
 
     def remove_thumbnails(
@@ -550,16 +554,30 @@ class _Files:
         self.shared |= {id_ for id_, path in paths.items() if path in shared}
         for path in paths.values():
             may = self._may(True, is_noted=True) and path not in shared
-            self._remove(path, "thumbnails", counts, may=may)
+            self._remove(path, "thumbnails", counts, may=may, is_named=False)
+        self._require_storage()
         return counts
 
     def _may(self, is_in_our_place: bool, *, is_noted: bool = False) -> bool:
         ours = is_in_our_place and (self._is_ours or (self._is_nobodys and is_noted))
         return ours or self._all
 
-    def _remove(self, path: str, kind: str, counts: Counter[str], *, may: bool) -> None:
+    def _require_storage(self) -> None:
+        """Keep the rows if the files only seem gone, because the storage went away meanwhile."""
+        if not self._dry_run:
+            self._ownership.require_note()
+
+    def _remove(
+        self, path: str, kind: str, counts: Counter[str], *, may: bool, is_named: bool = True
+    ) -> None:
+        """Remove a file that is there; `is_named` says whether a row names it."""
+        if path in self._counted:
+            return
         try:
-            if path in self._removed or not self._storage.exists(path):
+            if not self._storage.exists(path):
+                if is_named:
+                    self._counted.add(path)
+                    counts["files_missing"] += 1
                 return
             if not may:
                 counts["files_kept"] += 1
@@ -569,7 +587,7 @@ class _Files:
         except PermanentError:  # the path leads out of the storage
             counts["files_kept"] += 1
         else:
-            self._removed.add(path)
+            self._counted.add(path)
             counts[kind] += 1
 
     def _noted(self, rows: Sequence[AnyRow]) -> dict[uuid.UUID, uuid.UUID]:

@@ -284,13 +284,18 @@ def _notifications(database: Database, settings: Settings) -> str:
 
 
 def _storage_owner(database: Database, settings: Settings) -> str:
-    """Return which database owns the storage; another owner is not a failure."""
+    """Return which database owns the storage; another owner is not a failure.
+
+    Raises:
+        ServiceDownError: the storage holds none of the files that rows name.
+    """
     location = settings.storage_location
     ownership = FileOwnership(database, Storage(location), settings)
     owner, this = ownership.owner(), f"this database ({ownership.identity})"
     if owner == ownership.identity:
         return f"{this} owns {location}, and may tidy it"
     if owner is None and not ownership.is_marked():
+        ownership.would_own()  # raises an error if this is not the storage of the files
         return (
             f"no database owns {location} yet; {this} becomes the owner at its first submission "
             "or tidy, if the storage is then empty or the default one"

@@ -82,8 +82,8 @@ def remove_leftovers(
         grace_seconds: younger files are left alone.
 
     Raises:
-        ServiceDownError: storage or database cannot be used. Files removed before that stay
-            removed.
+        ServiceDownError: storage or database cannot be used, or the storage holds none of the
+            files that rows name. Files removed before that stay removed.
     """
     found = Leftovers(is_owner=ownership.would_own() if dry_run else ownership.claim())
     if not found.is_owner:
@@ -186,6 +186,7 @@ def _made_thumbnails(
 
 
 def _remove(storage: Storage, ownership: FileOwnership, found: Leftovers) -> None:
+    ownership.require_note()  # else every thumbnail looked as if it was gone
     originals = {path for paths in found.submissions.values() for path in paths}
     for leftover in found.files:
         if leftover.path not in originals:

@@ -255,6 +255,25 @@ def test_21_a_source_that_was_deleted_after_the_claim_fails_once_and_is_not_retr
     assert counts(pipeline, batch_id) == ("completed", 1, 0, 1)
 
 
+def test_uploads_whose_storage_is_not_mounted_wait_for_it(pipeline):
+    """Its mount point is an empty folder, so every file is missing."""
+    batch_id = submitted(pipeline, "fog.webp")
+    pipeline.states.load_batch(batch_id, RUN, limit=1)
+    [upload] = upload_rows(pipeline.database, batch_id)
+    mount_point = Path(pipeline.settings.storage_location)
+    away = mount_point.rename(mount_point.with_name("away"))
+    mount_point.mkdir()
+    with pytest.raises(ServiceDownError, match="is it mounted") as raised:
+        work(pipeline, upload.id)
+    assert raised.value.kind == "storage_down"
+    row = upload_row(pipeline.database, upload.id)
+    assert (row.processing_status, row.attempts, row.owner_run_id) == ("pending", 0, None)
+    mount_point.rmdir()
+    away.rename(mount_point)
+    assert isinstance(work(pipeline, upload.id), CompletedUpload)
+    assert counts(pipeline, batch_id) == ("completed", 1, 1, 0)
+
+
 def test_29_a_cancel_that_races_the_last_ending_leaves_one_of_the_two_and_right_counters(pipeline):
     for _ in range(20):
         batch_id = add_batch(pipeline.database, 1)

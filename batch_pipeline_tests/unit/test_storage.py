@@ -87,6 +87,7 @@ def test_a_symbolic_link_is_not_followed_out(local, tmp_path):
 
 @pytest.mark.parametrize("path", ["nothing.jpg", "no/folder/nothing.jpg"])
 def test_a_missing_file_is_named_by_its_kind(storage, path):
+    storage.write("user/upload/original.jpg", b"x")
     for look in (storage.read, storage.open):
         with pytest.raises(PermanentError, match="holds no file") as missing:
             look(path)
@@ -109,6 +110,21 @@ def test_a_missing_storage_is_not_taken_for_missing_files(tmp_path):
     assert down.value.kind == "storage_down"
 
 
+def test_an_empty_storage_is_not_taken_for_missing_files(storage):
+    """Nothing is mounted on the folder, or the bucket or prefix is the wrong one."""
+    empty = Storage(f"{_location(storage)}/mount_point")
+    if empty.is_local:
+        Path(empty._root).mkdir()
+    empty.write(".probe-of-another-thread", b"probe")
+    for look in (empty.read, empty.open, empty.open_one):
+        with pytest.raises(ServiceDownError, match="is it mounted") as down:
+            look("user/upload/original.jpg")
+        assert (down.value.kind, down.value.if_alone) == ("storage_down", None)
+    empty.write("user/upload/thumb_256.jpg", b"x")
+    with pytest.raises(PermanentError, match="holds no file"):
+        empty.open("user/upload/original.jpg")
+
+
 def test_a_file_that_one_host_writes_is_visible_to_another_at_once(storage):
     here, there = storage, Storage(_location(storage))
     path = Storage.thumbnail_path(USER, UPLOAD)
@@ -129,6 +145,7 @@ def test_a_storage_is_empty_until_something_lies_in_it(storage):
     inner = Storage(f"{_location(storage)}/inner")
     assert inner.is_empty()
     inner.write("lost+found/what fsck found", b"")
+    inner.write(".probe-of-another-process", b"probe")
     assert inner.is_empty()
     inner.write("user/upload/original.jpg", b"x")
     assert not inner.is_empty()

@@ -4,6 +4,7 @@ import json
 import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +14,18 @@ import pytest
 from sqlalchemy import Engine, delete, event, func, insert, select, text, update
 
 from batch_pipeline.database.models import ModelCall, Upload, UploadBatch
-from batch_pipeline.errors import NotFoundError, RefusedError
+from batch_pipeline.errors import NotFoundError, RefusedError, ServiceDownError
 from batch_pipeline.orchestration.forgetting import DagsterHistory
 from batch_pipeline.orchestration.sweep import tidy
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.export import export_user
+from batch_pipeline.services.file_ownership import OWNER_NOTE
 from batch_pipeline.services.forgetting import forget
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.one_by_one import LeftOut
+from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.short_ids import Named, short
+from batch_pipeline.terminal import receipt_lines
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
 from batch_pipeline_tests.runs import record_run
 from batch_pipeline_tests.traces import of_upload, traces
@@ -116,6 +120,7 @@ def instance(own_instance, monkeypatch):
 
 @pytest.fixture
 def kept(runner, model_server, database_url, own_instance):
+    runner.pipeline.ownership.take_over()  # rows of tests name files that do not exist
     return Kept(runner, model_server, database_url, own_instance[1])
 
 
@@ -637,13 +642,14 @@ def test_a_path_that_cannot_lead_to_a_file_does_not_stop_a_deletion(kept):
     failed = [{"processing_status": "failed", "file_path": path} for path in paths]
     batch = add_batch(kept.pipeline.database, failed, status="completed")
     receipt = kept.delete("batch", batch, originals=True)
-    assert receipt.counts == {"batches": 1, "uploads": 3}
+    assert receipt.counts == {"batches": 1, "uploads": 3, "files_missing": 3}
     assert storage.exists("gallery/holiday.jpg")
 
 
 def test_a_dry_run_counts_what_the_deletion_removes(kept):
     """No database owns the default storage yet, and two uploads name the same file."""
     storage, database = kept.pipeline.storage, kept.pipeline.database
+    storage.remove(OWNER_NOTE)
     storage.write("gallery/shared.jpg", b"theirs")
     shared = {"processing_status": "completed", "file_path": "gallery/shared.jpg"}
     batch = add_batch(database, [shared, shared, shared], status="completed")
@@ -659,6 +665,57 @@ def test_a_dry_run_counts_what_the_deletion_removes(kept):
     assert not kept.pipeline.ownership.is_marked()
 
     assert kept.delete("batch", batch, originals=True).counts == dry.counts
+
+
+@pytest.mark.parametrize("what", ["upload", "batch", "user"])
+@pytest.mark.parametrize("found", ["an empty mount point", "another folder"])
+def test_nothing_is_deleted_while_the_storage_is_not_there(kept, tmp_path, change, what, found):
+    user = uuid.uuid4()
+    batch = kept.batch(tmp_path, "quokka_barnaby", user=user)
+    [before] = upload_rows(kept.pipeline.database, batch)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if found == "another folder":
+        (elsewhere / "notes.txt").touch()
+    id_ = {"upload": before.id, "batch": batch, "user": user}[what]
+    with closing(Pipeline(change(storage_url=str(elsewhere)))) as wrong:
+        for options in ({"dry_run": True}, {}, {"originals": True}):
+            with pytest.raises(ServiceDownError, match="is it mounted"):
+                forget(wrong, kept.history, Named(what), id_, **options)
+
+    assert upload_rows(kept.pipeline.database, batch) == [before]
+    assert kept.delete(what, id_).counts["originals"] == 1
+
+
+def test_rows_stay_if_the_storage_goes_away_during_a_deletion(kept, tmp_path, monkeypatch):
+    batch = kept.batch(tmp_path, "quokka_barnaby")
+    root = Path(kept.pipeline.settings.storage_location)
+    settle, away = kept.history.settle, root.with_name("away")
+
+    def settle_while_the_storage_goes_away():
+        settle()
+        root.rename(away)
+        root.mkdir()
+
+    monkeypatch.setattr(kept.history, "settle", settle_while_the_storage_goes_away)
+    with pytest.raises(ServiceDownError, match="is it mounted"):
+        kept.delete("batch", batch)
+    monkeypatch.undo()
+    root.rmdir()
+    away.rename(root)
+    receipt = kept.delete("batch", batch)
+    assert (receipt.counts["originals"], receipt.counts["files_missing"]) == (1, 0)
+
+
+def test_files_that_are_missing_are_counted(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby")
+    [row] = upload_rows(kept.pipeline.database, batch)
+    kept.pipeline.storage.remove(row.file_path)
+    counted = kept.delete("batch", batch, dry_run=True)
+    receipt = kept.delete("batch", batch)
+    for one in (counted, receipt):
+        assert (one.counts["files_missing"], one.counts["originals"]) == (1, 0)
+        assert "Missing: 1 file that uploads name" in "\n".join(receipt_lines(one))
 
 
 def test_on_a_storage_that_another_database_owns_no_file_is_removed(kept, tmp_path):
@@ -682,8 +739,9 @@ def test_an_upload_without_a_batch_and_calls_without_an_upload_go_with_their_use
                 tokens_out=1, seconds=1.0,
             )
         )  # fmt: skip
-    assert kept.delete("user", user, dry_run=True).counts == {"uploads": 1, "model_calls": 1}
-    assert kept.delete("user", user).counts == {"uploads": 1, "model_calls": 1}
+    counted = {"uploads": 1, "files_missing": 1, "model_calls": 1}
+    assert kept.delete("user", user, dry_run=True).counts == counted
+    assert kept.delete("user", user).counts == counted
     with kept.pipeline.database.transaction() as connection:
         assert connection.scalar(select(func.count()).select_from(ModelCall)) == 0
 

@@ -1,6 +1,7 @@
 """`tidy` removes only files that are provably ours, whatever the database contains."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,24 +12,27 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, select, text
+from sqlalchemy import delete, func, select, text
 
 from batch_pipeline.database.embedded_server import postgres_programs
 from batch_pipeline.database.identity import database_identity
 from batch_pipeline.database.models import MadeThumbnail, Upload
 from batch_pipeline.database.session import connect
+from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
+from batch_pipeline.services import file_ownership
 from batch_pipeline.services.batch_intake import submit
-from batch_pipeline.services.file_ownership import OWNER_NOTE
+from batch_pipeline.services.file_ownership import OWNER_NOTE, FileOwnership
 from batch_pipeline.services.health import check_health
 from batch_pipeline.services.leftovers import MANY_FILES, Leftovers, remove_leftovers
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor
 from batch_pipeline.settings import Settings
+from batch_pipeline.storage import Storage
 from batch_pipeline.testing.databases import DatabaseServer
-from batch_pipeline.testing.records import upload_rows
+from batch_pipeline.testing.records import add_batch, upload_rows
 from batch_pipeline_tests.integration.console import Console
-from batch_pipeline_tests.patience import DEADLINE
+from batch_pipeline_tests.patience import DEADLINE, wait_until
 
 MEDIA = Path(__file__).parents[2] / "cases" / "small"
 USER = uuid.uuid4()
@@ -363,6 +367,21 @@ def test_a_submission_whose_files_were_removed_as_left_over_does_not_become_a_ba
     assert contents(pipeline) == {}
 
 
+def test_a_submission_does_not_write_its_note_again_after_a_tidy(deploy, monkeypatch):
+    """It stood still for more than a day, with files of which the tidy has removed the first."""
+    monkeypatch.setattr(file_ownership, "_RENEW_SECONDS", 0)
+    pipeline = deploy()
+    with pytest.raises(RefusedError, match="submit them again"):
+        submit(
+            [MEDIA / "fog.webp", MEDIA / "sea.jpg"],
+            publisher=pipeline.publisher,
+            storage=pipeline.storage,
+            settings=pipeline.settings,
+            on_stored=lambda number, _: tidy(pipeline) if number == 1 else None,
+        )
+    assert contents(pipeline) == {}
+
+
 def test_a_submission_that_goes_on_during_a_tidy_keeps_its_files(deploy, monkeypatch):
     """It stalled for more than a day, and becomes a batch after the tidy has found its note."""
     pipeline = deploy()
@@ -405,6 +424,118 @@ def test_the_default_storage_is_ours_even_if_files_lie_there_already(
     assert open_pipeline(settings).ownership.claim()
     elsewhere = change(storage_url=settings.storage_location, home=settings.home / "other")
     assert open_pipeline(elsewhere).ownership.claim(), "the same database"
+
+
+def test_two_first_submissions_at_once_make_their_database_the_owner(deploy, monkeypatch):
+    pipeline = deploy()
+    one, other = (
+        FileOwnership(pipeline.database, Storage(pipeline.settings.storage_url), pipeline.settings)
+        for _ in range(2)
+    )
+    is_empty = one._storage.is_empty
+
+    def waits_for_a_lock() -> bool:
+        waits = text(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND "
+            "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        with pipeline.database.transaction() as connection:
+            return connection.scalar(waits) > 0
+
+    with ThreadPoolExecutor(1) as pool:
+
+        def look_while_the_other_claims() -> bool:
+            claim = pool.submit(other.claim)
+            wait_until(lambda: claim.done() or waits_for_a_lock(), "the other claim")
+            return is_empty()
+
+        monkeypatch.setattr(one._storage, "is_empty", look_while_the_other_claims)
+        assert one.claim()
+    assert pipeline.ownership.is_owner()
+
+
+def test_the_small_file_of_a_check_does_not_make_a_storage_somebody_elses(deploy):
+    pipeline = deploy()
+    pipeline.storage.write(".probe-of-doctor", b"probe")
+    assert pipeline.ownership.claim()
+
+
+@contextmanager
+def unmounted(pipeline: Pipeline) -> Iterator[None]:
+    """Leave only the empty mount point of the storage."""
+    mount_point = Path(pipeline.settings.storage_url)
+    away = mount_point.rename(mount_point.with_name("away"))
+    mount_point.mkdir()
+    yield
+    mount_point.rmdir()  # fails if something was written there
+    away.rename(mount_point)
+
+
+def thumbnail_records(pipeline: Pipeline) -> int:
+    with pipeline.database.transaction() as connection:
+        return connection.scalar(select(func.count()).select_from(MadeThumbnail))
+
+
+@pytest.mark.parametrize("storage_url", ["file"], indirect=True)
+@pytest.mark.parametrize("rows", ["stay", "are deleted"])
+def test_a_storage_that_is_not_mounted_is_neither_claimed_nor_tidied(deploy, rows):
+    pipeline = deploy()
+    add_and_work(pipeline, "fog.webp", "sea.jpg")
+    if rows == "are deleted":
+        delete_uploads(pipeline)
+    with unmounted(pipeline):
+        for dry_run in (True, False):
+            with pytest.raises(ServiceDownError, match="is it mounted"):
+                tidy(pipeline, dry_run=dry_run)
+        with pytest.raises(ServiceDownError, match="is it mounted"):
+            add_and_work(pipeline, "city.jpg")
+        checks = {check.name: check for check in check_health(pipeline.settings, quick=True)}
+        assert "is it mounted" in checks["owner of the storage"].detail
+    assert thumbnail_records(pipeline) == 2
+    assert pipeline.ownership.claim()
+
+
+@pytest.mark.parametrize("storage_url", ["file"], indirect=True)
+def test_a_storage_that_goes_away_during_a_tidy_costs_no_record(deploy, monkeypatch):
+    pipeline = deploy()
+    add_and_work(pipeline, "fog.webp", "sea.jpg")
+    delete_uploads(pipeline)
+    claim = pipeline.ownership.claim
+
+    with ExitStack() as away:
+
+        def claim_and_lose_the_mount():
+            is_ours = claim()
+            away.enter_context(unmounted(pipeline))
+            return is_ours
+
+        monkeypatch.setattr(pipeline.ownership, "claim", claim_and_lose_the_mount)
+        with pytest.raises(ServiceDownError, match="is it mounted"):
+            tidy(pipeline, force=True)
+    assert thumbnail_records(pipeline) == 2
+
+
+@pytest.mark.parametrize("storage_url", ["file"], indirect=True)
+def test_a_storage_whose_files_are_gone_for_ever_is_used_again_after_a_take_over(deploy):
+    pipeline = deploy()
+    batch_id = add_and_work(pipeline, "fog.webp")
+    shutil.rmtree(pipeline.settings.storage_url)
+    with pytest.raises(ServiceDownError, match="tidy --take-over"):
+        add_and_work(pipeline, "sea.jpg")
+    pipeline.ownership.take_over()
+    add_and_work(pipeline, "sea.jpg")
+    [row] = upload_rows(pipeline.database, batch_id)
+    with pytest.raises(PermanentError, match="holds no file"):
+        pipeline.storage.open(row.file_path)
+
+
+@pytest.mark.parametrize("file_path", ["/srv/uploads/a.jpg", "s3://bucket/a.jpg"])
+def test_uploads_that_name_no_file_of_the_storage_do_not_keep_it_from_being_claimed(
+    deploy, file_path
+):
+    pipeline = deploy()
+    add_batch(pipeline.database, [{"file_path": file_path, "processing_status": "failed"}])
+    assert pipeline.ownership.claim()
 
 
 @contextmanager
