@@ -9,7 +9,8 @@ A `History` deletes what Dagster keeps; `orchestration/forgetting.py` implements
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -287,10 +288,12 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
     counts: Counter[str] = Counter()
     lone = [upload_id for upload_id, _ in chosen.lone]
     its_own = or_(one_of(Upload.batch_id, chosen.batches), one_of(Upload.id, lone))
-    with pipeline.database.transaction() as connection:
+    with pipeline.database.transaction() as connection, _refusals_named():
         ids = connection.scalars(
             select(Upload.id).where(its_own).order_by(Upload.id).with_for_update()
         ).all()
+        # Constraints that the API has deferred to the commit refuse here, too.
+        connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
         _require_deletable(connection, ids, chosen.batches)
         counts["vectors"] = connection.execute(
             select(func.count()).where(one_of(Upload.id, ids), _HAS_VECTOR)
@@ -300,7 +303,8 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
             update(Upload)
             .where(one_of(Upload.id, ids))
             .values(
-                filename="deleted",
+                # Each another one: an API may allow a name only once in a batch.
+                filename=func.concat("deleted ", Upload.id),
                 hidden=True,
                 description=None,
                 vision_tags=[],
@@ -333,6 +337,24 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
     return counts
 
 
+@contextmanager
+def _refusals_named() -> Iterator[None]:
+    """Explain why an upload API does not let rows be emptied or deleted."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not refuses_rows(error):
+            raise
+        raise _kept_by_the_api(f" ({str(error.orig).strip()})") from error
+
+
+def _kept_by_the_api(reason: str) -> RefusedError:
+    return RefusedError(
+        f"nothing was deleted, because the upload API keeps these rows{reason}: delete through "
+        "that API, or first remove what needs them"
+    )
+
+
 def _require_deletable(
     connection: Connection, upload_ids: Sequence[uuid.UUID], batch_ids: Sequence[uuid.UUID]
 ) -> None:
@@ -340,20 +362,14 @@ def _require_deletable(
 
     Files and history are deleted first, so the real deletion would notice that too late.
     """
-    try:
-        with connection.begin_nested() as trial:
-            connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
-            connection.execute(delete(Upload).where(one_of(Upload.id, upload_ids)))
-            connection.execute(delete(UploadBatch).where(one_of(UploadBatch.id, batch_ids)))
-            trial.rollback()
-    except DBAPIError as error:
-        if not refuses_rows(error):
-            raise
-        reason = str(error.orig).strip()
-        raise RefusedError(
-            f"nothing was deleted, because the upload API keeps these rows ({reason}): delete "
-            "through that API, or first remove what needs them"
-        ) from error
+    uploads, batches = one_of(Upload.id, upload_ids), one_of(UploadBatch.id, batch_ids)
+    with connection.begin_nested() as trial:
+        connection.execute(delete(Upload).where(uploads))
+        connection.execute(delete(UploadBatch).where(batches))
+        # An API that only marks rows as deleted lets the statements pass.
+        if connection.scalar(select(or_(exists().where(uploads), exists().where(batches)))):
+            raise _kept_by_the_api(", by a trigger, a rule or a policy")
+        trial.rollback()
 
 
 def _forget_batch(

@@ -571,6 +571,28 @@ KEEPING = {
             'BEGIN RAISE EXCEPTION ''kept for ten years''; END';
         CREATE TRIGGER refuse BEFORE DELETE ON uploads FOR EACH ROW EXECUTE FUNCTION refuse()
     """,
+    "a trigger that marks uploads as deleted": """
+        ALTER TABLE uploads ADD deleted_at timestamptz;
+        CREATE FUNCTION mark() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN UPDATE uploads SET deleted_at = now() WHERE id = OLD.id; RETURN NULL; END';
+        CREATE TRIGGER mark BEFORE DELETE ON uploads FOR EACH ROW EXECUTE FUNCTION mark()
+    """,
+    "a rule that keeps batches": """
+        CREATE RULE keep AS ON DELETE TO upload_batches DO INSTEAD NOTHING
+    """,
+    "a column that may not be empty": """
+        ALTER TABLE uploads ALTER description SET NOT NULL
+    """,
+    "a check of the batch": """
+        ALTER TABLE upload_batches ADD CONSTRAINT has_a_name CHECK (name IS NOT NULL)
+    """,
+    "a check at the commit": """
+        CREATE FUNCTION check_it() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN IF NEW.description IS NULL THEN RAISE EXCEPTION ''no text''; END IF;
+            RETURN NULL; END';
+        CREATE CONSTRAINT TRIGGER check_it AFTER UPDATE ON uploads DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION check_it()
+    """,
 }
 
 
@@ -591,6 +613,26 @@ def test_rows_that_an_upload_api_keeps_are_refused_before_anything_is_deleted(ke
     assert upload_rows(kept.pipeline.database, batch) == [before]
     assert batch_row(kept.pipeline.database, batch).name == "Rome"
     assert kept.pipeline.storage.exists("gallery/holiday.jpg")
+
+
+def test_a_batch_is_deleted_although_an_api_allows_a_name_only_once(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby", "second")
+    with kept.pipeline.database.transaction() as connection:
+        connection.exec_driver_sql("ALTER TABLE uploads ADD UNIQUE (batch_id, filename)")
+    assert kept.delete("batch", batch).counts["uploads"] == 2
+    assert kept.traces(b"quokka_barnaby") == []
+
+
+def test_a_batch_is_deleted_although_a_trigger_of_an_api_deletes_it_first(kept):
+    batch = add_batch(kept.pipeline.database, 2, status="cancelled")
+    with kept.pipeline.database.transaction() as connection:
+        connection.exec_driver_sql("""
+            CREATE FUNCTION last() RETURNS trigger LANGUAGE plpgsql AS
+                'BEGIN DELETE FROM upload_batches WHERE id NOT IN (
+                    SELECT batch_id FROM uploads WHERE batch_id IS NOT NULL); RETURN NULL; END';
+            CREATE TRIGGER last AFTER DELETE ON uploads EXECUTE FUNCTION last()
+        """)
+    assert kept.delete("batch", batch).counts["uploads"] == 2
 
 
 def test_a_batch_of_any_size_is_deleted(kept):
