@@ -43,13 +43,16 @@ _ENTRY = re.compile(rb"(?:\x1b\[[0-9;]*m)*(?:\d{4}-\d\d-\d\d[ T]|\{)")
 _TICK_SECONDS = 60.0
 _NOT_ENDED = [status for status in dg.DagsterRunStatus if status not in ENDED_RUN]
 
-_RUNS_OF_BATCH = text("""
+_TAGGED_RUNS = text("""
     SELECT run_id FROM run_tags
     WHERE key IN (:batch_tag, 'dagster/partition') AND value = :batch_id
-    UNION
+""").bindparams(batch_tag=BATCH_TAG)
+#: A run that was launched by hand and did not start has no tag. Its config names the batch, but the
+#: name of another batch may contain the id, too, see `_processes`.
+_RUNS_NAMING_BATCH = text("""
     SELECT run_id FROM runs
     WHERE pipeline_name = 'process_batch' AND strpos(run_body, :batch_id) > 0
-""").bindparams(batch_tag=BATCH_TAG)
+""")
 _BATCHES_OF_USER = text("""
     SELECT DISTINCT of_batch.value FROM run_tags AS of_user
     JOIN run_tags AS of_batch ON of_batch.run_id = of_user.run_id AND of_batch.key = :batch_tag
@@ -316,9 +319,14 @@ class DagsterHistory:
             self._instance.report_runless_asset_event(event)
 
     def _runs_of(self, batch_id: uuid.UUID) -> list[str]:
+        of = {"batch_id": str(batch_id)}
         with self._runs.connect() as connection:
-            found = connection.execute(_RUNS_OF_BATCH, {"batch_id": str(batch_id)})
-            return sorted(found.scalars())
+            tagged = set(connection.execute(_TAGGED_RUNS, of).scalars())
+            naming = set(connection.execute(_RUNS_NAMING_BATCH, of).scalars()) - tagged
+        if naming:
+            runs = self._instance.get_runs(dg.RunsFilter(run_ids=sorted(naming)))
+            tagged |= {run.run_id for run in runs if _processes(run, batch_id)}
+        return sorted(tagged)
 
     def _reporting(self) -> set[int]:
         with self._ticks.connect() as connection:
@@ -392,6 +400,15 @@ class DagsterHistory:
                     console.seek(position)
                     console.write(b" " * len(line.rstrip(b"\r\n")))
                 position += len(line)
+
+
+def _processes(run: dg.DagsterRun, batch_id: uuid.UUID) -> bool:
+    """Tell whether the config of a run names the batch as the one to process."""
+    config: Any = run.run_config
+    try:
+        return bool(config["ops"]["load_batch"]["config"]["batch_id"] == str(batch_id))
+    except (KeyError, TypeError):
+        return False
 
 
 def _needles(batch_id: uuid.UUID, runs: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from batch_pipeline.database.models import ModelCall, Upload, UploadBatch
 from batch_pipeline.errors import NotFoundError, RefusedError, ServiceDownError
 from batch_pipeline.orchestration.forgetting import DagsterHistory
 from batch_pipeline.orchestration.sweep import tidy
+from batch_pipeline.orchestration.tags import tags_of_batch
 from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.export import export_user
 from batch_pipeline.services.file_ownership import OWNER_NOTE
@@ -554,6 +555,25 @@ def test_the_deletion_of_a_batch_whose_run_has_not_ended_is_refused(kept):
     )
     with pytest.raises(RefusedError, match=f"run {run.run_id} of batch Rome .* has not ended"):
         kept.delete("batch", batch)
+
+
+def test_runs_of_a_batch_whose_name_contains_the_id_of_a_deleted_one_stay(kept, tmp_path):
+    batch = kept.batch(tmp_path, "quokka_barnaby")
+    config = {"ops": {"load_batch": {"config": {"batch_id": str(batch)}}}}
+    by_hand = record_run(kept.runner.instance, kept.runner.job, run_config=config)
+    other = add_batch(kept.pipeline.database, 1, status="cancelled", name=f"copy of {batch}")
+    of_other = record_run(
+        kept.runner.instance,
+        kept.runner.job,
+        run_config={"ops": {"load_batch": {"config": {"batch_id": str(other)}}}},
+        tags=tags_of_batch(other, BARNABY, f"copy of {batch}"),
+    )
+
+    assert kept.delete("batch", batch, dry_run=True).counts["runs"] == 2
+    assert kept.delete("batch", batch).counts["runs"] == 2
+
+    assert kept.runner.instance.get_run_by_id(by_hand.run_id) is None
+    assert kept.runner.instance.get_run_by_id(of_other.run_id)
 
 
 #: Rows and rules of an upload API that keep a row from being deleted.
