@@ -160,12 +160,39 @@ FILE_SIZE = func.coalesce(Upload.file_size, literal_column("0")).label("file_siz
 
 
 def owner(column: Any) -> Any:
-    """Return the user of an upload or a batch; `LOCAL_USER` if it has none."""
+    """Return the user in the row of an upload or a batch; `LOCAL_USER` if there is none.
+
+    For a batch this is its owner. For an upload it is only the user under which the pipeline
+    stores things (paths, model calls, the answering space), which must not change with the batch.
+    The owner of an upload is `UPLOAD_OWNER`.
+    """
     return func.coalesce(column, literal(LOCAL_USER, Uuid())).label("user_id")
 
 
+_BATCH_USER: ColumnElement[uuid.UUID] = literal_column(
+    "(SELECT of_it.user_id FROM upload_batches AS of_it WHERE of_it.id = uploads.batch_id)", Uuid()
+)
+#: The owner of an upload: its user, else the user of its batch, else `LOCAL_USER`.
+UPLOAD_OWNER: ColumnElement[uuid.UUID] = func.coalesce(
+    Upload.user_id, _BATCH_USER, literal(LOCAL_USER, Uuid())
+).label("user_id")
+UPLOAD_OWNER_SQL = as_text(UPLOAD_OWNER.element)
+
+
+def upload_owned_by(user_id: uuid.UUID) -> ColumnElement[bool]:
+    """Condition: an upload belongs to a user; the same rule as `UPLOAD_OWNER`."""
+    # The user of the row comes first, because only it has an index.
+    return or_(
+        Upload.user_id == user_id,
+        and_(
+            Upload.user_id.is_(None),
+            func.coalesce(_BATCH_USER, literal(LOCAL_USER, Uuid())) == user_id,
+        ),
+    )
+
+
 def owned_by(column: Any, user_id: uuid.UUID) -> ColumnElement[bool]:
-    """Condition: the upload or batch belongs to a user; one without a user is `LOCAL_USER`'s."""
+    """Condition: `owner` of a column is a user."""
     # Not by `owner`: no index has its expression.
     if user_id == LOCAL_USER:
         return or_(column == user_id, column.is_(None))

@@ -14,17 +14,20 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    and_,
     cast,
     delete,
     exists,
     literal_column,
+    or_,
     select,
     text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from batch_pipeline.database.models import AnsweringSpace, EmbeddingSpace, UploadVector
+from batch_pipeline.database.models import AnsweringSpace, EmbeddingSpace, Upload, UploadVector
+from batch_pipeline.database.readings import LOCAL_USER, upload_owned_by
 from batch_pipeline.database.vectors import BinaryHalfVector
 
 #: Longest wait for a lock that others hold on the vectors.
@@ -132,14 +135,20 @@ def find_or_make_space(connection: Connection, key: SpaceKey, questions: Questio
 
 
 def answering_spaces(connection: Connection, user_id: uuid.UUID | None) -> list[Space]:
-    """List the spaces that answer a user (one or none); without a user, those of all users."""
+    """List the spaces that answer a user; without a user, those of all users.
+
+    It is one or none, or two if uploads of the user have no user in their row.
+    """
     spaces = select(*_COLUMNS).order_by(EmbeddingSpace.id)
     if user_id is None:
         spaces = spaces.where(_ANSWERS)
     else:
-        spaces = spaces.join(AnsweringSpace, AnsweringSpace.space_id == EmbeddingSpace.id).where(
-            AnsweringSpace.user_id == user_id
+        without_user = exists().where(Upload.user_id.is_(None), upload_owned_by(user_id))
+        answers = or_(
+            AnsweringSpace.user_id == user_id,
+            and_(AnsweringSpace.user_id == LOCAL_USER, without_user),
         )
+        spaces = spaces.where(exists().where(AnsweringSpace.space_id == EmbeddingSpace.id, answers))
     return [_space(row) for row in connection.execute(spaces)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from batch_pipeline.database.readings import LOCAL_USER
+from batch_pipeline.database.readings import LOCAL_USER, UPLOAD_OWNER_SQL
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, PipelineError, RefusedError, UploadError
 from batch_pipeline.storage import Storage
@@ -28,8 +28,8 @@ _ROWS = {
             AND {later}
         ORDER BY id LIMIT :limit
     """,
-    "uploads": """
-        SELECT id, to_json(one) AS said, json_build_object(
+    "uploads": f"""
+        SELECT id, to_json(uploads) AS said, json_build_object(
             'embedding_local', CAST(CAST(embedding_local AS text) AS json),
             'vectors', coalesce((
                 SELECT json_agg(json_build_object(
@@ -38,20 +38,23 @@ _ROWS = {
                     'vector', CAST(CAST(vector AS text) AS json)
                 ) ORDER BY space_id)
                 FROM upload_vectors JOIN embedding_spaces ON embedding_spaces.id = space_id
-                WHERE upload_id = one.id
+                WHERE upload_id = uploads.id
             ), '[]')
         ) AS more
-        FROM uploads AS one
-        WHERE coalesce(user_id, :local) = :user
-            AND {later}
+        FROM uploads
+        WHERE (user_id = :user OR user_id IS NULL) AND {UPLOAD_OWNER_SQL} = :user
+            AND {{later}}
         ORDER BY id LIMIT :limit
-    """,
-    "model_calls": """
+    """,  # noqa: S608 - of constants
+    "model_calls": f"""
         SELECT id, to_json(one) AS said, NULL AS more FROM model_calls AS one
-        WHERE user_id = :user
-            AND {later}
+        WHERE user_id IN (:user, :local) AND coalesce((
+                SELECT {UPLOAD_OWNER_SQL} FROM uploads
+                WHERE uploads.id = one.upload_id AND uploads.user_id IS NULL
+            ), user_id) = :user
+            AND {{later}}
         ORDER BY id LIMIT :limit
-    """,
+    """,  # noqa: S608 - of constants
 }
 
 

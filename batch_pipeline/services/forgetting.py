@@ -49,7 +49,15 @@ from batch_pipeline.database.models import (
     UploadVector,
     WorkPause,
 )
-from batch_pipeline.database.readings import NAME, lease_lives, one_of, owned_by, owner
+from batch_pipeline.database.readings import (
+    LOCAL_USER,
+    NAME,
+    lease_lives,
+    one_of,
+    owned_by,
+    owner,
+    upload_owned_by,
+)
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.errors import PermanentError, RefusedError
 from batch_pipeline.services.file_ownership import paths_in_use
@@ -214,12 +222,10 @@ def _choose(database: Database, history: History, named: Named, id_: uuid.UUID) 
                 ).all()
                 whole = [batch.id for batch in theirs if not batch.is_shared]
                 shared = [batch.id for batch in theirs if batch.is_shared]
-                # An upload without a user belongs to the user of its batch.
-                without_user = and_(Upload.user_id.is_(None), one_of(Upload.batch_id, shared))
                 lone = connection.execute(
                     select(Upload.id, Upload.batch_id)
                     .where(
-                        or_(owner(Upload.user_id) == id_, without_user),
+                        upload_owned_by(id_),
                         or_(
                             Upload.batch_id.is_(None),
                             Upload.batch_id != all_(cast(whole, ARRAY(Uuid))),
@@ -316,6 +322,15 @@ def _empty(pipeline: Pipeline, chosen: _Chosen) -> Counter[str]:
                 retry_at=None,  # otherwise a sweep may open the batch again
             )
         )
+        if chosen.user_id not in {None, LOCAL_USER}:
+            # Such a batch goes to another user now, but these uploads must not: another call has to
+            # find them if this one is interrupted.
+            of_nobody = and_(Upload.user_id.is_(None), one_of(Upload.batch_id, chosen.shared))
+            connection.execute(
+                update(Upload)
+                .where(one_of(Upload.id, ids), of_nobody)
+                .values(user_id=chosen.user_id)
+            )
         others = select(Upload.user_id).where(
             Upload.batch_id == UploadBatch.id, Upload.user_id != chosen.user_id
         )
@@ -452,7 +467,9 @@ def _forget_rest_of_user(
     pipeline: Pipeline, files: "_Files", user_id: uuid.UUID, receipt: Receipt
 ) -> None:
     """Delete rows that name the user but no longer belong to an upload."""
-    of_user = ModelCall.user_id == user_id
+    # Uploads that have no user in their row, but belong to the user of their batch.
+    of_others = exists().where(Upload.id == ModelCall.upload_id, Upload.user_id.is_(None))
+    of_user = and_(ModelCall.user_id == user_id, ~of_others)
     # An upload that still has a row belongs to another user now, and so does its thumbnail.
     of_gone = and_(
         MadeThumbnail.user_id == user_id,
@@ -460,8 +477,11 @@ def _forget_rest_of_user(
     )
     with pipeline.database.transaction() as connection:
         noted = connection.scalars(select(MadeThumbnail.upload_id).where(of_gone)).all()
-        came = [exists().where(owned_by(of.user_id, user_id)) for of in (UploadBatch, Upload)]
-        if not receipt.dry_run and connection.scalar(select(or_(*came))):
+        came = or_(
+            exists().where(owned_by(UploadBatch.user_id, user_id)),
+            exists().where(upload_owned_by(user_id)),
+        )
+        if not receipt.dry_run and connection.scalar(select(came)):
             # By a submission, or by the sweep, which puts uploads without a batch into one.
             raise RefusedError(
                 f"uploads or a batch were added to user {user_id} while the user was being "
@@ -479,7 +499,10 @@ def _forget_rest_of_user(
         with pipeline.database.transaction() as connection:
             removed = one_of(MadeThumbnail.upload_id, set(noted) - files.shared)
             connection.execute(delete(MadeThumbnail).where(of_gone, removed))
-            connection.execute(delete(AnsweringSpace).where(AnsweringSpace.user_id == user_id))
+            answers = exists().where(owned_by(Upload.user_id, user_id))
+            connection.execute(
+                delete(AnsweringSpace).where(AnsweringSpace.user_id == user_id, ~answers)
+            )
             of_theirs = DescriptionInWork.user_id == user_id
             connection.execute(delete(DescriptionInWork).where(of_theirs))
             connection.execute(delete(WorkPause).where(WorkPause.target == str(user_id)))

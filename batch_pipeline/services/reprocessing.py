@@ -14,7 +14,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Select, func, or_, select
 
 from batch_pipeline.database.models import Stage, Upload, UploadBatch, UploadStatus
-from batch_pipeline.database.readings import UPLOAD_CAME, owned_by
+from batch_pipeline.database.readings import UPLOAD_CAME, upload_owned_by
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.progress.publishing import BatchProgress
@@ -129,7 +129,7 @@ def _conditions(selection: Selection) -> list[ColumnElement[bool]]:
     if selection.upload_ids:
         conditions.append(Upload.id.in_(selection.upload_ids))
     if selection.user_id is not None:
-        conditions.append(owned_by(Upload.user_id, selection.user_id))
+        conditions.append(upload_owned_by(selection.user_id))
     if selection.since is not None:
         conditions.append(selection.since <= UPLOAD_CAME)
     if selection.file_type is not None:

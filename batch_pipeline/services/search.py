@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 
 from batch_pipeline.database.models import AnsweringSpace, Upload, UploadBatch, UploadVector
-from batch_pipeline.database.readings import FACTS, FILENAME, NAME, known, owner
+from batch_pipeline.database.readings import FACTS, FILENAME, NAME, UPLOAD_OWNER, known, owner
 from batch_pipeline.database.session import AnyRow, Database
 from batch_pipeline.database.spaces import Space, answering_spaces, table_of
 from batch_pipeline.errors import PipelineError, RefusedError
@@ -442,7 +442,7 @@ class _Candidates:
             Upload.thumbnail_path,
             func.coalesce(Upload.file_path, "").label("file_path"),
             Upload.batch_id,
-            owner(Upload.user_id),
+            UPLOAD_OWNER,
             Upload.file_type,
             FACTS["format"].astext.label("format"),
             FACTS["camera"].astext.label("camera"),

@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from sqlalchemy import ColumnElement, func, or_
 
 from batch_pipeline.database.models import Upload
-from batch_pipeline.database.readings import FACTS, HIDDEN, known, owned_by
+from batch_pipeline.database.readings import FACTS, HIDDEN, known, upload_owned_by
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.media.acceptance import FORMATS
 from batch_pipeline.model_servers.structured import normalised_tag
@@ -57,7 +57,7 @@ class Filters:
         require_ids(user_id=self.user_id, batch_id=self.batch_id)
         yield ~HIDDEN
         if self.user_id is not None:
-            yield owned_by(Upload.user_id, self.user_id)
+            yield upload_owned_by(self.user_id)
         if self.batch_id is not None:
             yield Upload.batch_id == self.batch_id
         if self.file_type is not None:

@@ -17,6 +17,7 @@ from batch_pipeline.database.readings import (
     newest_first,
     owned_by,
     since_or_unknown,
+    upload_owned_by,
 )
 from batch_pipeline.database.session import Database
 from batch_pipeline.services.error_kinds import BY_NAME, OUTAGES, SAME_AGAIN
@@ -125,7 +126,7 @@ def _narrowed(chosen: FailureFilter) -> list[ColumnElement[bool]]:
     if chosen.kinds:
         conditions.append(_KIND.element.in_(chosen.kinds))
     if chosen.user_id is not None:
-        conditions.append(owned_by(Upload.user_id, chosen.user_id))
+        conditions.append(upload_owned_by(chosen.user_id))
     if chosen.batch_id is not None:
         conditions.append(Upload.batch_id == chosen.batch_id)
     return conditions

@@ -13,7 +13,14 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, delete, event, func, insert, select, text, update
 
-from batch_pipeline.database.models import ModelCall, Upload, UploadBatch
+from batch_pipeline.database.models import (
+    AnsweringSpace,
+    ModelCall,
+    Stage,
+    Upload,
+    UploadBatch,
+)
+from batch_pipeline.database.readings import LOCAL_USER
 from batch_pipeline.errors import NotFoundError, RefusedError, ServiceDownError
 from batch_pipeline.orchestration.forgetting import DagsterHistory
 from batch_pipeline.orchestration.sweep import tidy
@@ -25,6 +32,9 @@ from batch_pipeline.services.forgetting import forget
 from batch_pipeline.services.leftovers import remove_leftovers
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
+from batch_pipeline.services.reprocessing import Selection, _conditions
+from batch_pipeline.services.search import search
+from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.services.short_ids import Named, short
 from batch_pipeline.terminal import receipt_lines
 from batch_pipeline.testing.records import add_batch, batch_row, upload_row, upload_rows
@@ -893,6 +903,93 @@ def test_an_export_holds_everything_about_a_user_and_nothing_about_others(kept, 
     assert traces([b"pelican_odette", str(OTHER).encode()], [], [folder]) == []
     with pytest.raises(RefusedError, match="is not empty"):
         export_user(database, storage, BARNABY, folder, originals=False)
+
+
+@pytest.fixture
+def without_user(kept, tmp_path):
+    """Batches of two users, with uploads that have no user in their row, as an API may do it."""
+    users = uuid.uuid4(), uuid.uuid4()
+    names = ("quokka_barnaby", "pelican_odette")
+    batches = [
+        kept.batch(tmp_path, name, user=user) for user, name in zip(users, names, strict=True)
+    ]
+    with kept.pipeline.database.transaction() as connection:
+        for table in (UploadBatch, Upload):
+            name = table.__tablename__
+            connection.execute(text(f"ALTER TABLE {name} ALTER user_id DROP NOT NULL"))
+        connection.execute(update(Upload).values(user_id=None))
+        # If the uploads come without a user, model calls and vectors are stored like this.
+        connection.execute(update(ModelCall).values(user_id=LOCAL_USER))
+        connection.execute(delete(AnsweringSpace).where(AnsweringSpace.user_id != LOCAL_USER))
+    return users, batches
+
+
+def found_by(kept, user):
+    """Return the ids that both a search and a selection to redo find."""
+    pipeline = kept.pipeline
+    filters = Filters(user_id=user)
+    hits = search(pipeline.database, pipeline.spaces.model_of, "an animal", filters=filters)
+    assert {hit.user_id for hit in hits} <= {user}
+    redone = select(Upload.id).where(*_conditions(Selection(Stage.THUMBNAIL, user_id=user)))
+    with pipeline.database.transaction() as connection:
+        assert set(connection.scalars(redone)) == {hit.upload_id for hit in hits}
+    return [hit.upload_id for hit in hits]
+
+
+def test_an_upload_without_a_user_belongs_to_the_user_of_its_batch(kept, tmp_path, without_user):
+    (first, second), (of_first, of_second) = without_user
+    database, storage = kept.pipeline.database, kept.pipeline.storage
+    [mine] = upload_rows(database, of_first)
+
+    assert found_by(kept, first) == [mine.id]
+    assert found_by(kept, LOCAL_USER) == []
+    done = export_user(database, storage, first, tmp_path / "first", originals=False)
+    assert (done.batches, done.uploads, done.model_calls) == (1, 1, 2)
+    [line] = (tmp_path / "first" / "uploads.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == str(mine.id)
+    with pytest.raises(NotFoundError):
+        kept.delete("user", LOCAL_USER)
+    receipt = kept.delete("user", first)
+    assert (receipt.uploads, receipt.counts["model_calls"]) == ([mine.id], 2)
+    [theirs] = upload_rows(database, of_second)
+    assert found_by(kept, second) == [theirs.id]
+
+
+def test_the_local_user_owns_an_upload_if_its_batch_has_no_user_either(
+    kept, tmp_path, without_user
+):
+    (first, _), (of_first, of_second) = without_user
+    database, storage = kept.pipeline.database, kept.pipeline.storage
+    with database.transaction() as connection:
+        connection.execute(
+            update(UploadBatch).where(UploadBatch.id == of_second).values(user_id=None)
+        )
+    [mine], [others] = upload_rows(database, of_second), upload_rows(database, of_first)
+
+    assert found_by(kept, LOCAL_USER) == [mine.id]
+    done = export_user(database, storage, LOCAL_USER, tmp_path / "local", originals=False)
+    assert (done.batches, done.uploads, done.model_calls) == (1, 1, 2)
+    counted = kept.delete("user", LOCAL_USER, dry_run=True)
+    receipt = kept.delete("user", LOCAL_USER)
+    for one in (counted, receipt):
+        assert (one.uploads, one.counts["model_calls"]) == ([mine.id], 2)
+    assert found_by(kept, first) == [others.id], "the space still answers"
+
+
+def test_an_upload_without_a_user_in_a_batch_that_goes_to_another_is_deleted_by_the_second_call(
+    kept, tmp_path, monkeypatch
+):
+    first, second = uuid.uuid4(), uuid.uuid4()
+    batch = kept.batch(tmp_path, "quokka_barnaby", "second", user=first)
+    gone, stays = sorted(upload_rows(kept.pipeline.database, batch), key=lambda row: row.filename)
+    with kept.pipeline.database.transaction() as connection:
+        connection.execute(text("ALTER TABLE uploads ALTER user_id DROP NOT NULL"))
+        for row, user in ((gone, None), (stays, second)):
+            connection.execute(update(Upload).where(Upload.id == row.id).values(user_id=user))
+    with pytest.raises(KeyboardInterrupt):
+        kept.delete("user", first, interrupted_after("settle", kept, monkeypatch))
+    assert kept.delete("user", first).uploads == [gone.id]
+    assert [row.id for row in upload_rows(kept.pipeline.database, batch)] == [stays.id]
 
 
 def test_an_export_of_several_pages_holds_every_row_once_also_the_nil_id(kept, tmp_path):
