@@ -65,7 +65,10 @@ def submit(  # noqa: PLR0917 - click passes them by name
 
     if "" in paths:  # an unset variable in a script; as a path it would mean the current folder
         raise click.BadParameter("a path is empty.", param_hint="'PATHS...'")
-    session.when_stopped = "Stopped. `batch-pipeline status` tells whether the batch was submitted."
+    session.when_stopped = (
+        "Stopped. `batch-pipeline status` tells whether the batch was submitted. If not, its files "
+        "were removed; a file that was on its way to an object store is removed after a day."
+    )
     offer = examine(map(Path, paths), session.settings)
     if offer.accepted:
         pipeline = session.new_pipeline

@@ -231,9 +231,13 @@ def store(
     ownership.claim()
     targets = [_stored_path(storage, user_id, file) for file in accepted]
     note = ownership.begin_submission(batch_id, targets)
+    in_flight = False
     try:
         for number, (file, target) in enumerate(zip(offer.accepted, targets, strict=True), 1):
-            if reason := _put(storage, file, target):
+            in_flight = not storage.is_local
+            reason = _put(storage, file, target)
+            in_flight = False
+            if reason:
                 storage.remove(target)
                 accepted.remove(file)
                 refused.append(RefusedFile(file.filename, reason, file.path))
@@ -250,7 +254,10 @@ def store(
             with suppress(ServiceDownError):  # the first error names the cause
                 for target in targets:
                     storage.remove(target)
-                ownership.forget_submission(batch_id)
+                # A Ctrl-C does not stop the client of an object store, which may still complete the
+                # object. Then the tidy finds it by the note.
+                if not in_flight:
+                    ownership.forget_submission(batch_id)
         raise
     upload_ids = [file.upload_id for file in accepted]
     return Submission(batch_id, upload_ids, refused, offer.left_out, shown_name)

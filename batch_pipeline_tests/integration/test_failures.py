@@ -236,7 +236,9 @@ def test_every_command_says_the_same_of_an_id_that_names_nothing(
 ):
     twins = [uuid.UUID(f"abcd{n}{'0' * 27}") for n in (1, 2)]
     for one in twins:
-        add_batch(database, [{"id": one}], id=one, status="completed")
+        # A path of another storage, so that no file is missing on this one.
+        row = {"id": one, "file_path": "/srv/photo.jpg"}
+        add_batch(database, [row], id=one, status="completed")
     unknown, where = str(uuid.uuid4()), "`batch-pipeline status"
     several = f"Error: abcd begins several ids: {twins[0]}, {twins[1]}; type more digits"
     for command in commands:

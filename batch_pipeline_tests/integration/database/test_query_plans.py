@@ -194,6 +194,7 @@ def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, pla
 
 def test_the_commands_do_not_read_a_table_through(full_pipeline, plans):
     database = full_pipeline.database
+    full_pipeline.ownership.take_over()  # the rows name files that do not exist
     submit(
         [MEDIA / "fog.webp"],
         publisher=full_pipeline.publisher,
@@ -255,6 +256,7 @@ def test_commands_do_not_read_the_whole_uploads_table(full_pipeline, plans):
 def test_background_work_does_not_read_the_whole_uploads_table(full_pipeline, plans):
     database, states = full_pipeline.database, full_pipeline.states
     batch_id = an_open_batch(full_pipeline)
+    full_pipeline.ownership.take_over()  # the rows name files that do not exist
     plans.clear()
     states.release_waiting(batch_id, ServiceDownError("down", "down"), resume_after_seconds=1)
     full_pipeline.publisher._filter.leave_behind({batch_id})

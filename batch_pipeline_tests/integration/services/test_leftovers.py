@@ -367,6 +367,33 @@ def test_a_submission_whose_files_were_removed_as_left_over_does_not_become_a_ba
     assert contents(pipeline) == {}
 
 
+@pytest.mark.parametrize("storage_url", [S3], indirect=True)
+def test_an_object_that_is_complete_only_after_a_ctrl_c_is_removed_as_left_over(
+    deploy, monkeypatch
+):
+    """The client goes on in a thread of its own, also while the submission cleans up."""
+    pipeline = deploy()
+    put, finish = pipeline.storage._files.put_file, []
+
+    def interrupted(*arguments):
+        finish.append(lambda: put(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.storage._files, "put_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit(
+            [MEDIA / "fog.webp", MEDIA / "sea.jpg"],
+            publisher=pipeline.publisher,
+            storage=pipeline.storage,
+            settings=pipeline.settings,
+        )
+    finish[0]()
+    [note, original] = sorted(contents(pipeline))
+    assert note.startswith(".batch_pipeline/submissions/")
+    assert [file.path for file in tidy(pipeline).files] == [original]
+    assert contents(pipeline) == {}
+
+
 def test_a_submission_does_not_write_its_note_again_after_a_tidy(deploy, monkeypatch):
     """It stood still for more than a day, with files of which the tidy has removed the first."""
     monkeypatch.setattr(file_ownership, "_RENEW_SECONDS", 0)

@@ -218,7 +218,8 @@ def test_names_words_and_copies_are_looked_up_by_their_indexes(filled):
         event.remove(filled.engine, "before_cursor_execute", explain)
 
     assert found[0].filename == "4000.jpg"
-    named, worded, phrased, nearest, copies = plans
+    without_user, named, worded, phrased, nearest, copies = plans
+    assert '"Relation Name": "uploads"' not in without_user, "the column allows no NULL"
     assert '"ix_uploads_filename"' in named
     assert '"ix_uploads_words"' in worded
     assert '"ix_uploads_words"' in phrased
