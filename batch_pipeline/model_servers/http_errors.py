@@ -1,7 +1,7 @@
 """Turns a failed call to a model server into an error that says what to do next.
 
 There are three classes of errors: this request is wrong (`PermanentError`), a retry may help
-(`TransientError`), and every upload would fail in the same way (`ServiceDownError`). A status that
+(`TransientError`), and every upload would fail in the same way (`ServiceDownError`). A refusal that
 may mean one upload or all of them counts as an outage here. Before `server_group` believes that, it
 asks the server a question with a known answer.
 """
@@ -27,19 +27,18 @@ _MODERATION = re.compile(
 )
 #: Messages of services that refuse this customer, whatever the content.
 _ABOUT_CUSTOMER = re.compile(r"\b(account|api[ _-]?key|organi[sz]ation)\b")
-#: A 400 that names none of these may apply to every request.
-_ABOUT_INPUT = re.compile(
-    r"image|picture|photo|jpe?g|media|pixel|decod|aspect|context|length"
-    r"|too (long|large|big|small|many)"
-)
 #: Messages of services for an account without credit; waiting does not help.
 _UNPAID = re.compile(
     r"insufficient[ _-](quota|credit|balance|fund)|billing[ _-](hard[ _-]limit|not[ _-]active)"
     r"|credit balance|out of credit|payment required"
 )
-#: Messages of servers whose model cannot do what is asked: vLLM says "is not a multimodal model",
-#: llama.cpp names the missing option.
-_UNSUITABLE = re.compile(r"not support|unsupported|mmproj|not an? (multi-?modal|embedding) model")
+#: Messages of servers whose model cannot do what is asked: vLLM says "is not a multimodal model" or
+#: "At most 0 image(s)", llama.cpp names the missing option, OpenAI, DeepSeek and Mistral say that
+#: only other models take pictures.
+_UNSUITABLE = re.compile(
+    r"not support|unsupported|mmproj|not an? (multi-?modal|embedding) model|at most 0 image"
+    r"|image_url is only supported|unknown variant `image_url`|cannot be used with this model"
+)
 #: A page of a proxy. Its style sheet and its pictures must not look like words about a picture.
 _PAGE = re.compile(r"\s*<(?:!doctype html|html)\b.*?<title[^>]*>\s*([^<]+)", re.I | re.S)
 _ABOUT_CONTENT = {400, 403, 406, 415, 422, 451}
@@ -86,8 +85,8 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
 
     Wrong settings stop all processing with `ServiceDownError`, like an outage, because every upload
     would fail: ``model_missing``, ``model_server_refused`` (key, path), ``model_unsuitable`` (the
-    model cannot do what is asked), ``model_refuses_all`` (a 400 that does not say what is wrong
-    with the input) and ``model_quota_used_up``.
+    model cannot do what is asked), ``model_refuses_all`` (a 400 or 422, even if it names the
+    picture or the context: a server may refuse all of them) and ``model_quota_used_up``.
     """
     page = _PAGE.match(body)
     body = page[1] if page else body
@@ -119,9 +118,9 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
         return ServiceDownError("model_unsuitable", message)
     if status >= 500:
         return TransientError("model_server_error", message)
-    if status in {400, 422} and not _ABOUT_INPUT.search(said):
+    if status in {400, 422}:
         return ServiceDownError("model_refuses_all", message)
-    if status in {400, 406, 413, 415, 422, 451}:
+    if status in {406, 413, 415, 451}:
         return PermanentError("model_refused_input", message)
     return ServiceDownError("model_server_refused", message)
 

@@ -203,21 +203,21 @@ class RemoteVision:
     async def _chat(self, request: ChatRequest, server: ModelServer, spent: Spent) -> ChatAnswer:
         return await server.chat(self.name, request, spent)
 
-    async def _known_question(
-        self, server: ModelServer, spent: Spent, form: AnswerForm | None = None
-    ) -> ChatAnswer:
+    async def _known_question(self, server: ModelServer, spent: Spent) -> ChatAnswer:
+        # It asks for as long an answer, in the same fields, as the questions about other pictures:
+        # a server may refuse all of them because of that.
         request = ChatRequest(
             prompt=COLOUR,
             jpeg=self._size.fitted(red_square()),
             max_tokens=_PICTURE_TOKENS,
             temperature=0,
             seed=1,
-            form=form,
+            form=self._form(),
         )
         return await server.chat(self.name, request, spent)
 
     async def _sees_red(self, server: ModelServer) -> str:
-        answer = await self._known_question(server, not_counted, self._form())
+        answer = await self._known_question(server, not_counted)
         said = _read(answer).text
         if "red" not in said.lower():
             raise ServiceDownError(

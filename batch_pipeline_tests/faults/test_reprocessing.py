@@ -1,7 +1,5 @@
 """Redoing one stage: the others are not repeated, and nothing is lost if it fails."""
 
-import itertools
-
 import pytest
 from sqlalchemy import func, update
 
@@ -157,7 +155,7 @@ def test_old_results_stay_and_are_found_until_the_new_ones_are_stored(done, mode
 def test_a_redo_that_fails_leaves_the_old_results_and_a_retry_redoes_it(done, model_server):
     work, batch_id = done
     before, _ = work.uploads(batch_id)
-    model_server.play("vision", itertools.repeat(Fault.REFUSED_INPUT_400))
+    model_server.refuse = lambda _: (403, "Your input was flagged by the content policy")
 
     redo(work, Stage.DESCRIPTION, upload_ids=[before.id])
     [result] = work.run_what_is_asked_for()
@@ -169,7 +167,7 @@ def test_a_redo_that_fails_leaves_the_old_results_and_a_retry_redoes_it(done, mo
     assert list(failed.embedding_local) == list(before.embedding_local)
     assert work.counts(batch_id) == ("completed", 1, 1)
 
-    model_server.play("vision", [])
+    model_server.refuse = lambda _: None
     work.pipeline.batches.retry_batch(batch_id)
     work.run_what_is_asked_for()
     assert len(model_server.calls_of("vision")) == 2

@@ -23,7 +23,12 @@ from batch_pipeline_tests.integration.model_servers.conftest import (
 )
 from batch_pipeline_tests.patience import DEADLINE, promised
 
-DOUBTFUL = {Fault.MISSING_404, Fault.REFUSED_KEY_401, Fault.UNSUITABLE_400}
+DOUBTFUL = {
+    Fault.MISSING_404,
+    Fault.REFUSED_KEY_401,
+    Fault.UNSUITABLE_400,
+    Fault.REFUSED_INPUT_400,
+}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +47,7 @@ DOUBTFUL = {Fault.MISSING_404, Fault.REFUSED_KEY_401, Fault.UNSUITABLE_400}
         ),
         (Fault.REFUSED_KEY_401, (ServiceDownError, "model_server_refused"), "API_KEY"),
         (Fault.UNSUITABLE_400, (ServiceDownError, "model_unsuitable"), "does not support image"),
-        (Fault.REFUSED_INPUT_400, (PermanentError, "model_refused_input"), "decode the picture"),
+        (Fault.REFUSED_INPUT_400, (ServiceDownError, "model_refuses_all"), "decode the picture"),
     ],
 )
 def test_each_fault_of_a_description_raises_its_error(

@@ -36,9 +36,11 @@ def refusing_green(server: ScriptedModelServer, status: int, reason: str) -> Non
     ("refusal", "named", "calls"),
     [
         ((403, MODERATION), (PermanentError, "model_refused_input"), 1),
-        ((400, "Invalid image: cannot be decoded"), (PermanentError, "model_refused_input"), 1),
+        ((400, MODERATION), (PermanentError, "model_refused_input"), 1),
         ((415, "unknown media type"), (PermanentError, "model_refused_input"), 1),
         # If the refusal may concern all pictures, a red square is tried.
+        ((400, "Invalid image: cannot be decoded"), (PermanentError, "model_refused_input"), 2),
+        ((422, "the image is too large"), (PermanentError, "model_refused_input"), 2),
         ((400, "image format is not supported"), (PermanentError, "model_refused_input"), 2),
         ((400, "Bad Request"), (PermanentError, "model_refused_input"), 2),
         ((403, "Forbidden"), (TransientError, "model_refused_call"), 2),
@@ -116,6 +118,18 @@ def test_if_all_calls_are_refused_one_tries_a_known_picture_for_all(
         (400, "no such model as this", "model_refuses_all"),
         (400, "Your credit balance is too low", "model_quota_used_up"),
         (402, "payment", "model_quota_used_up"),
+        # Refusals that name the picture or the context may still concern every picture.
+        (400, "Invalid image: cannot be decoded", "model_refuses_all"),
+        (422, "the picture is too large", "model_refuses_all"),
+        (
+            400,
+            "'max_tokens' is too large: 1024. The maximum context length is",
+            "model_refuses_all",
+        ),
+        (400, "image_url is only supported by certain models", "model_unsuitable"),
+        (400, "unknown variant `image_url`, expected `text`", "model_unsuitable"),
+        (400, "At most 0 image", "model_unsuitable"),
+        (400, "Image content cannot be used with this model", "model_unsuitable"),
     ],
 )
 def test_a_refusal_of_the_customer_or_of_every_call_fails_no_upload(
@@ -140,6 +154,22 @@ def test_a_quota_that_is_used_up_is_an_outage_that_names_the_bill(
 
     assert raised.value.kind == "model_quota_used_up"
     assert len(server.calls) == 1
+
+
+def test_a_context_that_is_too_short_for_every_answer_fails_no_upload(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    def too_long(call: ReceivedCall) -> tuple[int, str] | None:
+        tokens = call.body.get("max_tokens") or call.body["options"]["num_predict"]
+        return (400, "'max_tokens' is too large") if tokens >= 1024 else None
+
+    server.structured = True
+    server.refuse = too_long
+
+    with pytest.raises(ServiceDownError, match="too large") as raised:
+        build().vision.describe(IMAGE, [picture()])
+
+    assert raised.value.kind == "model_refuses_all"
 
 
 @only_openai
