@@ -2,21 +2,34 @@
 
 There are three classes of errors: this request is wrong (`PermanentError`), a retry may help
 (`TransientError`), and every upload would fail in the same way (`ServiceDownError`). A refusal that
-may mean one upload or all of them counts as an outage here. Before `server_group` believes that, it
-asks the server a question with a known answer.
+may mean one upload or all of them counts as an outage here, a 5xx as an error of one call. In both
+cases `server_group` then asks the server a question with a known answer.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping
 
-from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
+from batch_pipeline.errors import (
+    KindedError,
+    PermanentError,
+    ServiceDownError,
+    TransientError,
+)
 from batch_pipeline.model_servers.rate_limits import asked_wait
 from batch_pipeline.visible_text import visible
 
-#: Outages that a single picture may cause: believed only if a known picture fails too.
+#: Outages that a single picture may cause, and errors of one call that may concern all calls: what
+#: they are is decided by a known picture.
 DOUBTFUL = frozenset(
-    {"model_server_refused", "model_missing", "model_unsuitable", "model_refuses_all"}
+    {
+        "model_server_refused",
+        "model_missing",
+        "model_unsuitable",
+        "model_refuses_all",
+        "model_server_error",
+        "model_server_busy",
+    }
 )
 
 _LONGEST_REASON = 2000
@@ -42,6 +55,9 @@ _UNSUITABLE = re.compile(
 #: A page of a proxy. Its style sheet and its pictures must not look like words about a picture.
 _PAGE = re.compile(r"\s*<(?:!doctype html|html)\b.*?<title[^>]*>\s*([^<]+)", re.I | re.S)
 _ABOUT_CONTENT = {400, 403, 406, 415, 422, 451}
+#: Proxies report these about the server behind them: 504 of nginx and load balancers, the others of
+#: Cloudflare (refused, no answer in time, no route, and no tunnel to it).
+_OF_A_PROXY = {502, 504, 521, 522, 523, 530}
 
 
 class Unreachable(Exception):  # noqa: N818 - a finding that never leaves this package
@@ -105,7 +121,7 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
         return ServiceDownError("model_server_refused", message)
     if status == 404:
         return ServiceDownError("model_missing", message)
-    if status == 502:  # a proxy reports it about the server behind it
+    if status in _OF_A_PROXY:
         return Disconnected(message)
     if status in {429, 503}:
         return Busy(message, asked_wait(headers), rate_limited=status == 429)
@@ -125,13 +141,31 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
     return ServiceDownError("model_server_refused", message)
 
 
-def about_this_call(error: ServiceDownError) -> PermanentError | TransientError:
-    """Return the error for one call that looked like an outage, if the server answers others."""
+def about_this_call(error: KindedError) -> KindedError:
+    """Return the error of one call if the server answers others."""
+    if not isinstance(error, ServiceDownError):
+        return error
     said = str(error).rstrip(".")
     message = f"{said}; the same server answers other calls, so it refuses only this one"
     if error.kind in {"model_unsuitable", "model_refuses_all"}:
         return PermanentError("model_refused_input", message)
     return TransientError("model_refused_call", message)
+
+
+def about_all_calls(error: KindedError) -> ServiceDownError:
+    """Return the outage that a failed call shows, if the server does not answer others either."""
+    if isinstance(error, ServiceDownError):
+        return error
+    said = str(error).rstrip(".")
+    crash = TransientError(
+        "model_server_crash",
+        f"{said}; each time after this call, the server did not answer a known question either",
+    )
+    return ServiceDownError(
+        "model_fails_all",
+        f"{said}; it does not answer a known question either",
+        if_alone=crash,
+    )
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

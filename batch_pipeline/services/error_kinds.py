@@ -297,6 +297,15 @@ ERROR_KINDS = (
         "Read the reason; often the name of the model is wrong, or the server has a limit.",
     ),
     ErrorKind(
+        "model_fails_all",
+        Ending.SERVICE,
+        ("The server lists its models, but answers every call with 5xx, also for a known picture."),
+        (
+            "Read the reason; often the model does not fit into memory, is still being loaded, or "
+            "the server behind a gateway is away."
+        ),
+    ),
+    ErrorKind(
         "model_refused_options",
         Ending.SERVICE,
         "The model refuses an option that was set.",

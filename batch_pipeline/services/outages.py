@@ -70,7 +70,7 @@ def server_died(error: PipelineError | None) -> bool:
     """Return whether an outage began during a call to a model."""
     return (
         isinstance(error, ServiceDownError)
-        and error.kind == "model_server_down"
+        and error.kind in {"model_server_down", "model_fails_all"}
         and error.if_alone is not None
     )
 

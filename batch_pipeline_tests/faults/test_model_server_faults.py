@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from batch_pipeline.model_servers.prompts import COLOUR
 from batch_pipeline.services.description_audit import PASS_SCORE
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 from batch_pipeline.testing.model_server import Fault, at_random
@@ -113,6 +114,38 @@ def test_row_23_a_run_that_finds_the_server_down_at_its_start_takes_nothing_and_
     work.end_the_pause()
     [request] = work.tick().run_requests
     assert request.run_key == f"{batch_id}/2"
+
+
+# Row 23, continued: the server lists its models, and fails every call
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fault"),
+    [
+        ("ollama", Fault.ERROR_500),
+        ("openai", Fault.BAD_GATEWAY_502),
+        ("openai", Fault.BUSY_503),
+    ],
+    indirect=["dialect"],
+)
+def test_row_23_a_server_that_fails_every_call_burns_no_upload_in_many_rounds(
+    work, model_server, fault
+):
+    work = work(max_concurrent_uploads=2)
+    batch_id = work.submit(*PICTURES)
+    model_server.play("vision", itertools.repeat(fault))
+
+    for _ in range(3):
+        result = work.run(batch_id)
+        assert_nothing_burned(work, batch_id)
+        assert all("model_" in said for said in failures(result))
+        work.end_the_pause()
+
+    model_server.play("vision", [])
+    while results := work.run_what_is_asked_for():
+        assert all(result.success for result in results)
+    assert work.counts(batch_id) == ("completed", len(PICTURES), 0)
+    assert set(work.column(batch_id, "attempts")) == {1}
 
 
 # Row 24: model not found
@@ -227,7 +260,12 @@ def test_row_26_with_four_calls_in_ten_crashing_every_upload_ends_and_the_cap_ho
             assert "unexpectedly stopped: signal: killed" in row.error_message
         else:
             assert (row.processing_status, row.error_kind) == ("completed", None)
-    assert len(model_server.calls_of("vision")) == sum(work.column(batch_id, "attempts"))
+    about_uploads = [
+        call
+        for call in model_server.calls_of("vision")
+        if not any(text.startswith(COLOUR) for text in call.texts)  # known questions
+    ]
+    assert len(about_uploads) == sum(work.column(batch_id, "attempts"))
     assert work.counts(batch_id)[0] == "completed"
 
 

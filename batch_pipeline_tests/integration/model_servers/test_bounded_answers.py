@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from batch_pipeline.errors import TransientError
+from batch_pipeline.errors import KindedError, TransientError
 from batch_pipeline.model_servers.answers import LONGEST_ANSWER, usable_text
 from batch_pipeline.testing.model_server import Fault
 from batch_pipeline_tests.integration.model_servers.conftest import IMAGE, BuildAnalyzer, picture
@@ -44,7 +44,7 @@ def elsewhere() -> Iterator[Callable[[Fault], str]]:
     [
         (Fault.HUGE, "model_output_invalid", "more than 8 MB"),
         (Fault.BOMB, "model_output_invalid", "more than 8 MB"),
-        (Fault.HUGE_ERROR, "model_server_error", "answered 500: the runner says: xxx"),
+        (Fault.HUGE_ERROR, "model_fails_all", "answered 500: the runner says: xxx"),
     ],
 )
 def test_50_mb_end_the_call_early_with_a_reason_and_bounded_memory(
@@ -58,7 +58,7 @@ def test_50_mb_end_the_call_early_with_a_reason_and_bounded_memory(
     vision = build(ollama_host=address, openai_base_url=f"{address}/v1").vision
     tracemalloc.start()
     try:
-        with pytest.raises(TransientError, match=reason) as raised:
+        with pytest.raises(KindedError, match=reason) as raised:
             vision.describe(IMAGE, [picture()])
         _, peak = tracemalloc.get_traced_memory()
     finally:

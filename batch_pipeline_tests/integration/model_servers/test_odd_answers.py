@@ -142,10 +142,10 @@ HALF_AN_ANSWER = {"role": "assistant", "content": "A wooden boat lies on a quiet
 @pytest.mark.parametrize(
     ("ended", "kind", "reason"),
     [
-        ({"finish_reason": "abort"}, "model_server_error", "no reason given"),
+        ({"finish_reason": "abort"}, "model_fails_all", "no reason given"),
         (
             {"finish_reason": "error", "error": {"code": 502, "message": "upstream is gone"}},
-            "model_server_error",
+            "model_fails_all",
             "upstream is gone",
         ),
         ({"finish_reason": "model_length"}, "model_output_invalid", "cut by length"),
@@ -159,7 +159,6 @@ def test_half_an_answer_is_not_a_description(
 
     error = refused(lambda: analyzer.vision.describe(IMAGE, [picture()]))
 
-    assert isinstance(error, TransientError)
     assert error.kind == kind
     assert reason in str(error)
 

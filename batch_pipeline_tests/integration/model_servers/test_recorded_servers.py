@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
+from batch_pipeline.errors import PermanentError, ServiceDownError
 from batch_pipeline.model_servers.base import Analyzer, Usage
 from batch_pipeline.model_servers.factory import build_analyzer, close_analyzers
 from batch_pipeline.settings import Settings
@@ -327,9 +327,9 @@ def test_an_error_inside_an_answer_is_named_like_one_with_its_status(replay: Any
     assert refused.value.kind == "model_refused_input"
 
     failed = passed_on(500, "Provider returned error")
-    with pytest.raises(TransientError, match="Provider returned error") as raised:
+    with pytest.raises(ServiceDownError, match="Provider returned error") as raised:
         replay("openai", failed)[0].embedding.embed(["a boat"])
-    assert raised.value.kind == "model_server_error"
+    assert raised.value.kind == "model_fails_all"
 
 
 def test_vectors_in_base64_are_read_although_numbers_were_asked_for(replay: Any) -> None:

@@ -46,7 +46,7 @@ def refusing_green(server: ScriptedModelServer, status: int, reason: str) -> Non
         ((403, "Forbidden"), (TransientError, "model_refused_call"), 2),
         ((401, "unauthorized"), (TransientError, "model_refused_call"), 2),
         ((404, "not found"), (TransientError, "model_refused_call"), 2),
-        ((500, "the runner crashed"), (TransientError, "model_server_error"), 1),
+        ((500, "the runner crashed"), (TransientError, "model_server_error"), 2),
     ],
 )
 def test_a_picture_that_alone_is_refused_is_itself_the_reason(
