@@ -94,15 +94,15 @@ class Busy(Exception):  # noqa: N818
         return not self.rate_limited and not self.wait_seconds
 
 
-def error_for_status(  # noqa: PLR0911 - a table of cases
+def error_for_status(  # noqa: PLR0911, PLR0912 - a table of cases
     server: str, status: int, body: str, headers: Mapping[str, str]
 ) -> Exception:
     """Return the error for an HTTP status.
 
     Wrong settings stop all processing with `ServiceDownError`, like an outage, because every upload
-    would fail: ``model_missing``, ``model_server_refused`` (key, path), ``model_unsuitable`` (the
-    model cannot do what is asked), ``model_refuses_all`` (a 400 or 422, even if it names the
-    picture or the context: a server may refuse all of them) and ``model_quota_used_up``.
+    would fail: ``model_missing``, ``model_server_refused`` (key, path), ``model_address_wrong``
+    (405), ``model_unsuitable`` (the model cannot do what is asked), ``model_refuses_all`` (a 400 or
+    422, even if it names the picture: a server may refuse all of them) and ``model_quota_used_up``.
     """
     page = _PAGE.match(body)
     body = page[1] if page else body
@@ -138,6 +138,11 @@ def error_for_status(  # noqa: PLR0911 - a table of cases
         return ServiceDownError("model_refuses_all", message)
     if status in {406, 413, 415, 451}:
         return PermanentError("model_refused_input", message)
+    if status == 405:
+        return ServiceDownError(
+            "model_address_wrong",
+            f"{message.rstrip('.')}. The path of the address takes no such calls: check it",
+        )
     return ServiceDownError("model_server_refused", message)
 
 

@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies_environment
 
 import httpx
 import httpx2
 
-from batch_pipeline.errors import ConfigurationError, TransientError
+from batch_pipeline.errors import ConfigurationError, ServiceDownError, TransientError
 from batch_pipeline.model_servers.http_errors import Misread
 
 #: 32 vectors of 4,000 numbers take 3 MB as JSON.
@@ -34,6 +34,9 @@ _SCHEMES = ("http", "https", "socks5", "socks5h")
 _EXCEPTION = re.compile(r"(\*\.?|\.)?[\w.-]+(:\d+)?|\*|\[[0-9a-fA-F:]+\](:\d+)?|[0-9a-fA-F:]+")
 
 _PASSWORD = re.compile(r"//[^@/]*@")
+
+#: Redirects that clients follow with a GET: what a POST sends would be lost.
+_TO_A_GET = {301, 302, 303}
 
 #: Headers of the answers that the current call has received; each call sets its own list.
 heard: ContextVar[list[Mapping[str, str]]] = ContextVar("heard")
@@ -127,6 +130,9 @@ class Transport(httpx.AsyncHTTPTransport):
         """Send a request; the answer is bounded."""
         request.headers["accept-encoding"] = "identity"
         response = await super().handle_async_request(request)
+        if moved := _moved(request, response):
+            await response.aclose()
+            raise moved
         _note(response.headers)
         response.stream = _BoundedStream(response, shown_address(str(request.url)))
         return response
@@ -139,9 +145,25 @@ class Transport2(httpx2.AsyncHTTPTransport):
         """Send a request; the answer is bounded."""
         request.headers["accept-encoding"] = "identity"
         response = await super().handle_async_request(request)
+        if moved := _moved(request, response):
+            await response.aclose()
+            raise moved
         _note(response.headers)
         response.stream = _BoundedStream2(response, shown_address(str(request.url)))
         return response
+
+
+def _moved(request: Any, response: Any) -> ServiceDownError | None:
+    """Return the error for a redirect that would turn a POST into a GET."""
+    if request.method != "POST" or response.status_code not in _TO_A_GET:
+        return None
+    where = shown_address(str(request.url))
+    target = shown_address(urljoin(where, response.headers.get("location", "")))
+    return ServiceDownError(
+        "model_address_wrong",
+        f"{where} redirects the call to {target}, where it would arrive as a GET. Set the address "
+        "of the model server itself; if a proxy asks for a sign-in, let calls to models pass",
+    )
 
 
 def _note(headers: Mapping[str, str]) -> None:

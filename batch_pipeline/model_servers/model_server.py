@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from batch_pipeline.errors import TransientError
+from batch_pipeline.model_servers.answers import checked_vector
 from batch_pipeline.model_servers.base import Spent, Usage
 from batch_pipeline.model_servers.http_calls import ServerCalls
+from batch_pipeline.model_servers.http_transport import reading_answer
 
 #: Context window that we ask for if the server lets the caller choose (tokens).
 CONTEXT_TOKENS = 8192
@@ -85,6 +88,17 @@ class ModelOptions:
 def counted(told: object) -> int:
     """Return the tokens that a server reports; 0 if the value is missing or not a number."""
     return told if isinstance(told, int) and 0 <= told < 2**31 else 0
+
+
+def check_one_vector(answer: EmbedAnswer, model: str, dimensions: int) -> None:
+    """Check the answer to one text; raises as `RemoteEmbedding.embed` does."""
+    if len(answer.vectors) != 1:
+        raise TransientError(
+            "embedding_empty" if not answer.vectors else "model_output_invalid",
+            f"{model} returned {len(answer.vectors)} vectors for one text",
+        )
+    with reading_answer():
+        checked_vector(answer.vectors[0], model, dimensions)
 
 
 class ModelServer(ABC):

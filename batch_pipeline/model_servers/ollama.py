@@ -8,7 +8,6 @@ import ollama
 
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.model_servers.answers import (
-    checked_vector,
     clean,
     is_prose,
     shows_thought,
@@ -26,6 +25,7 @@ from batch_pipeline.model_servers.model_server import (
     EmbedAnswer,
     ModelOptions,
     ModelServer,
+    check_one_vector,
     counted,
 )
 
@@ -153,6 +153,8 @@ class OllamaServer(ModelServer):
                 return (
                     "Choose another BATCH_PIPELINE_VISION_MODEL or BATCH_PIPELINE_EMBEDDING_MODEL"
                 )
+            case "model_address_wrong":
+                return "Set BATCH_PIPELINE_OLLAMA_HOST, without a path such as /v1 or /api"
             case "model_server_refused":
                 return "Set OLLAMA_API_KEY if the server stands behind a proxy that asks for a key"
             case _:
@@ -175,8 +177,9 @@ class OllamaServer(ModelServer):
             raise wrong_length(model, lengths[0], dimensions)
         if lengths and lengths[0] > dimensions and (model, dimensions) not in self._embeds_well:
             # Newer servers cut vectors to the requested length, older ones ignore it.
-            for vector in (await self.embed(model, ["check"], dimensions, spent)).vectors:
-                checked_vector(vector, model, dimensions)
+            check_one_vector(
+                await self.embed(model, ["check"], dimensions, spent), model, dimensions
+            )
             self._embeds_well.add((model, dimensions))
         return f"answers, model is there, {dimensions} dimensions"
 

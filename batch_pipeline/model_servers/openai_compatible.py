@@ -15,7 +15,7 @@ from openai.types.completion_usage import CompletionUsage
 from openai.types.create_embedding_response import Usage as EmbeddingUsage
 
 from batch_pipeline.errors import PermanentError, ServiceDownError, TransientError
-from batch_pipeline.model_servers.answers import checked_vector, clean, is_prose, shows_thought
+from batch_pipeline.model_servers.answers import clean, is_prose, shows_thought
 from batch_pipeline.model_servers.base import CallKind, Spent, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
@@ -29,6 +29,7 @@ from batch_pipeline.model_servers.model_server import (
     EmbedAnswer,
     ModelOptions,
     ModelServer,
+    check_one_vector,
     counted,
 )
 
@@ -195,6 +196,8 @@ class OpenAICompatibleServer(ModelServer):
                     "Choose a model that takes pictures (llama.cpp: start the server with "
                     "--mmproj), or one that embeds"
                 )
+            case "model_address_wrong":
+                return "Set BATCH_PIPELINE_OPENAI_BASE_URL; it usually ends in /v1"
             case "model_server_refused":
                 return "Set BATCH_PIPELINE_OPENAI_API_KEY to a key that may use this model"
             case _:
@@ -210,8 +213,9 @@ class OpenAICompatibleServer(ModelServer):
         await self._require(model)
         if (model, dimensions) not in self._embeds_well:
             # The protocol does not report lengths; the vector of a short text shows the length.
-            for vector in (await self.embed(model, ["check"], dimensions, spent)).vectors:
-                checked_vector(vector, model, dimensions)
+            check_one_vector(
+                await self.embed(model, ["check"], dimensions, spent), model, dimensions
+            )
             self._embeds_well.add((model, dimensions))
         return f"answers, model is there, {dimensions} dimensions"
 

@@ -275,6 +275,12 @@ ERROR_KINDS = (
         "Check `BATCH_PIPELINE_OPENAI_API_KEY` and the base URL.",
     ),
     ErrorKind(
+        "model_address_wrong",
+        Ending.SERVICE,
+        "The address redirects calls, or its path takes no calls (405).",
+        "Set `BATCH_PIPELINE_OLLAMA_HOST` or `…_OPENAI_BASE_URL` to the model server itself.",
+    ),
+    ErrorKind(
         "model_quota_used_up",
         Ending.SERVICE,
         "The quota of the model service is used up (402, `insufficient_quota`).",

@@ -65,6 +65,8 @@ class Fault(StrEnum):
     """An honest answer after a block of thoughts."""
     INJECTED = "injected"
     """The model obeys text in the picture and writes HTML and Markdown."""
+    NO_VECTORS = "no_vectors"
+    """An embedding without vectors."""
     WRONG_DIMENSION = "wrong_dimension"
     NAN = "nan"
     ZEROS = "zeros"
@@ -678,6 +680,8 @@ def _answer_to(call: ReceivedCall, server: ScriptedModelServer) -> dict[str, Any
         if server.cuts_vectors:
             length = min(length, call.body.get("dimensions") or length)
         vectors = [_faulty_vector(call.fault, text, length) for text in call.texts]
+        if call.fault is Fault.NO_VECTORS:
+            vectors = []
         if call.dialect == "ollama":
             return {"model": call.model, "embeddings": vectors, "prompt_eval_count": tokens_in}
         data = [

@@ -1,6 +1,10 @@
 from batch_pipeline.model_servers.base import HealthCheck
-from batch_pipeline.testing.model_server import ScriptedModelServer
-from batch_pipeline_tests.integration.model_servers.conftest import BuildAnalyzer, only_ollama
+from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
+from batch_pipeline_tests.integration.model_servers.conftest import (
+    BuildAnalyzer,
+    only_ollama,
+    only_openai,
+)
 
 
 def only_failure(checks: list[HealthCheck]) -> HealthCheck:
@@ -71,6 +75,15 @@ def test_a_model_whose_vectors_do_not_fit_the_column_is_found_before_any_upload(
 
     assert "have 768 numbers, 1024 are expected" in failed.detail
     assert "BATCH_PIPELINE_EMBEDDING_DIMENSIONS=768" in failed.detail
+
+
+@only_openai
+def test_an_answer_without_vectors_is_not_a_healthy_embedding_model(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.play("embedding", [Fault.NO_VECTORS])
+
+    assert only_failure(build().check()).kind == "embedding_empty"
 
 
 @only_ollama

@@ -202,13 +202,44 @@ def test_a_bug_of_ours_is_not_blamed_on_the_server(
     ollama.close()
 
 
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_a_redirect_that_would_turn_a_call_into_a_get_names_the_address_to_set(
+    analyzer: Analyzer, answer: Answer, status: int
+) -> None:
+    answer.status = status
+    answer.headers = {"Location": "https://user:secret@gpu.example/v1/chat"}
+
+    for call in (
+        lambda: analyzer.vision.describe(IMAGE, [picture()]),
+        lambda: analyzer.embedding.embed(["a boat"]),
+    ):
+        error = refused(call)
+
+        assert isinstance(error, ServiceDownError)
+        assert error.kind == "model_address_wrong"
+        assert "redirects the call to https://gpu.example/v1/chat" in str(error)
+        assert "secret" not in str(error)
+        assert "API_KEY" not in str(error)
+
+
+def test_a_path_that_takes_no_calls_is_not_about_the_key(
+    analyzer: Analyzer, answer: Answer
+) -> None:
+    answer.status, answer.body = 405, b'{"detail": "Method Not Allowed"}'
+
+    error = refused(lambda: analyzer.vision.describe(IMAGE, [picture()]))
+
+    assert error.kind == "model_address_wrong"
+    assert "API_KEY" not in str(error)
+
+
 def test_a_proxy_that_redirects_for_ever_is_an_outage(analyzer: Analyzer, answer: Answer) -> None:
     answer.status, answer.headers = 302, {"Location": "/sign-in"}
 
     error = refused(lambda: analyzer.vision.describe(IMAGE, [picture()]))
 
     assert isinstance(error, ServiceDownError)
-    assert error.kind == "model_server_refused"
+    assert error.kind == "model_address_wrong"
     assert {check.kind for check in analyzer.check()} == {"model_server_refused"}
 
 
