@@ -4,8 +4,9 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from batch_pipeline.errors import TransientError
@@ -16,6 +17,8 @@ from batch_pipeline.model_servers.http_transport import reading_answer
 
 #: Context window that we ask for if the server lets the caller choose (tokens).
 CONTEXT_TOKENS = 8192
+#: Hosted services have hundreds of models.
+_NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,14 @@ def check_one_vector(answer: EmbedAnswer, model: str, dimensions: int) -> None:
         )
     with reading_answer():
         checked_vector(answer.vectors[0], model, dimensions)
+
+
+def nearest_names(model: str, present: Iterable[str]) -> str:
+    """Return the names of models for a message: at most ten, those most like `model` first."""
+    names = sorted(present)
+    near = get_close_matches(model, names, n=_NAMES_SHOWN, cutoff=0)
+    more = f" and {len(names) - len(near)} more" if len(names) > len(near) else ""
+    return ", ".join(near) + more or "none"
 
 
 class ModelServer(ABC):

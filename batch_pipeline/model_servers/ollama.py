@@ -27,6 +27,7 @@ from batch_pipeline.model_servers.model_server import (
     ModelServer,
     check_one_vector,
     counted,
+    nearest_names,
 )
 
 #: Parameters outside of Ollama's `options`.
@@ -204,7 +205,7 @@ class OllamaServer(ModelServer):
         return {entry.model: entry.digest or "" for entry in listed.models if entry.model}
 
     def _missing(self, model: str, present: Iterable[str]) -> ServiceDownError:
-        names = ", ".join(sorted(present)) or "none"
+        names = nearest_names(model, present)
         return ServiceDownError(
             "model_missing", f"model {model} is not on {self.calls.url}; there are: {names}"
         )

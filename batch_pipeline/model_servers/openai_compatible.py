@@ -5,7 +5,8 @@ import json
 import re
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import openai
@@ -20,7 +21,7 @@ from batch_pipeline.model_servers.base import CallKind, Spent, Usage
 from batch_pipeline.model_servers.circuit import Circuit
 from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
-from batch_pipeline.model_servers.http_errors import error_for_status
+from batch_pipeline.model_servers.http_errors import Misread, error_for_status, server_reason
 from batch_pipeline.model_servers.http_transport import reading_answer
 from batch_pipeline.model_servers.learnt import BUDGET_OF_A_THINKER, Learnt, Stage
 from batch_pipeline.model_servers.model_server import (
@@ -31,8 +32,11 @@ from batch_pipeline.model_servers.model_server import (
     ModelServer,
     check_one_vector,
     counted,
+    nearest_names,
 )
 
+#: Statuses of a server without a list of models, and for a model that it does not have.
+_NO_LIST, _NO_SUCH_MODEL = {404, 405}, {400, 404, 422}
 #: Reasons for the end of an answer that is not complete: servers broke it off (vLLM and SGLang call
 #: it "abort", OpenRouter "error"), or it reached a limit (Mistral has a second word for that).
 _BROKEN_OFF, _CUT_BY_LENGTH = {"abort", "error"}, {"length", "model_length"}
@@ -89,6 +93,8 @@ class OpenAICompatibleServer(ModelServer):
         self._options = options
         self._learnt: dict[tuple[str, str], Learnt] = {}
         self._embeds_well: set[tuple[str, int]] = set()
+        self._unlisted: set[str] = set()
+        """Models that have answered although they are not in the server's list."""
         self.calls = ServerCalls(base_url, limits, probe=self._models, circuit=circuit)
 
     async def chat(self, model: str, request: ChatRequest, spent: Spent) -> ChatAnswer:
@@ -205,18 +211,15 @@ class OpenAICompatibleServer(ModelServer):
 
     async def check_vision(self, model: str) -> str:
         """Return what was found; raises a `KindedError` if the model is missing."""
-        await self._require(model)
+        await self._require(model, partial(self._say_yes, model))
         return "answers, model is there"
 
     async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
         """Return what was found; raises a `KindedError` if such vectors are not possible."""
-        await self._require(model)
+        embed = partial(self._require_vector, model, dimensions, spent)
+        await self._require(model, embed)
         if (model, dimensions) not in self._embeds_well:
-            # The protocol does not report lengths; the vector of a short text shows the length.
-            check_one_vector(
-                await self.embed(model, ["check"], dimensions, spent), model, dimensions
-            )
-            self._embeds_well.add((model, dimensions))
+            await embed()
         return f"answers, model is there, {dimensions} dimensions"
 
     def close(self) -> None:
@@ -231,13 +234,54 @@ class OpenAICompatibleServer(ModelServer):
             raise self._not_the_protocol(page)
         return names
 
-    async def _require(self, model: str) -> None:
-        present = await self._models()
-        if model not in present:
-            names = ", ".join(sorted(present)) or "none"
+    async def _require(self, model: str, ask: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Raise a `KindedError` if the model is missing.
+
+        Lists are incomplete, have other names, or do not exist at all. So a model that is not
+        listed is asked once, and only its refusal counts.
+        """
+        present = await self._listed()
+        if model in self._unlisted or (present is not None and model in present):
+            return
+        try:
+            await ask()
+        except openai.APIStatusError as error:
+            if present is None or error.status_code not in _NO_SUCH_MODEL:
+                raise
             raise ServiceDownError(
-                "model_missing", f"model {model} is not on {self.calls.url}; there are: {names}"
+                "model_missing",
+                f"model {model} is not on {self.calls.url}; there are: "
+                f"{nearest_names(model, present)}. Asked all the same, the server answered "
+                f"{error.status_code}: {server_reason(error.response.text)[:200]}",
+            ) from error
+        self._unlisted.add(model)
+
+    async def _require_vector(self, model: str, dimensions: int, spent: Spent) -> None:
+        # The protocol does not report lengths; the vector of a short text shows the length.
+        answer = await self.embed(model, ["check"], dimensions, spent)
+        check_one_vector(answer, model, dimensions)
+        self._embeds_well.add((model, dimensions))
+
+    async def _listed(self) -> set[str] | None:
+        """Return the names in the server's list; None if it has none that can be read."""
+        try:
+            return await self._models()
+        except Misread:
+            return None
+        except openai.APIStatusError as error:
+            if error.status_code not in _NO_LIST:
+                raise
+            return None
+
+    async def _say_yes(self, model: str) -> None:
+        """Make the smallest call to a vision model, without parameters that it may refuse."""
+        async with self._clients.client() as client:
+            completion = await client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": "Say yes."}]
             )
+        self._raise_error_inside(completion)
+        with reading_answer():
+            self._choice(completion)
 
     def _learnt_of(self, model: str, kind: CallKind) -> Learnt:
         if (model, kind) not in self._learnt:

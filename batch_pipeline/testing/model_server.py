@@ -197,7 +197,7 @@ class ScriptedModelServer:
         says: the answer of the vision model to a call; None: an honest answer.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0915
         self,
         *,
         port: int = 0,
@@ -240,6 +240,8 @@ class ScriptedModelServer:
         self.unserved: tuple[int, str] | None = None
         """Status and reason for every request, also health checks: a proxy whose server is
         away."""
+        self.listed: tuple[int, object] | None = None
+        """Status and document of the list of models in the OpenAI dialect; None: an honest list."""
         self.is_up = threading.Event()
         self.structured = structured
         self.says = says
@@ -503,7 +505,7 @@ class _Handler(BaseHTTPRequestHandler):
             "/api/show": self._show,
             "/api/chat": self._call_model,
             "/api/embed": self._call_model,
-            "/v1/models": lambda _: self._send(_openai_models(server)),
+            "/v1/models": lambda _: self._send_bytes(*_openai_list(server)),
             "/v1/chat/completions": self._call_model,
             "/v1/embeddings": self._call_model,
         }
@@ -872,6 +874,11 @@ def _ollama_models(server: ScriptedModelServer) -> dict[str, Any]:
             {"name": name, "model": name, "digest": server.digests.get(name, "")} for name in tagged
         ]
     }
+
+
+def _openai_list(server: ScriptedModelServer) -> tuple[int, bytes]:
+    status, document = server.listed or (200, _openai_models(server))
+    return status, json.dumps(document).encode()
 
 
 def _openai_models(server: ScriptedModelServer) -> dict[str, Any]:

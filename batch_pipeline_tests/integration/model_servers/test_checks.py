@@ -1,3 +1,5 @@
+import pytest
+
 from batch_pipeline.model_servers.base import HealthCheck
 from batch_pipeline.testing.model_server import Fault, ScriptedModelServer
 from batch_pipeline_tests.integration.model_servers.conftest import (
@@ -75,6 +77,52 @@ def test_a_model_whose_vectors_do_not_fit_the_column_is_found_before_any_upload(
 
     assert "have 768 numbers, 1024 are expected" in failed.detail
     assert "BATCH_PIPELINE_EMBEDDING_DIMENSIONS=768" in failed.detail
+
+
+@only_openai
+@pytest.mark.parametrize(
+    "listed",
+    [
+        (404, {"detail": "Not Found"}),
+        (405, {"detail": "Method Not Allowed"}),
+        (200, [{"id": "qwen3-vl:8b-instruct", "object": "model"}]),
+        (200, {"object": "list", "data": [{"id": "models/another", "object": "model"}]}),
+    ],
+    ids=["no list", "no GET", "a bare array", "other names"],
+)
+def test_a_model_that_answers_is_there_whatever_the_list_says(
+    build: BuildAnalyzer, server: ScriptedModelServer, listed: tuple[int, object]
+) -> None:
+    server.listed = listed
+    analyzer = build()
+
+    for _ in range(3):
+        assert [check.detail for check in analyzer.check() if not check.ok] == []
+
+    # Each model is asked once.
+    assert sorted(call.kind for call in server.calls) == ["embedding", "vision"]
+
+
+@only_openai
+def test_a_model_that_is_missing_without_a_list_is_found(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.listed = (404, {"detail": "Not Found"})
+    server.vision_models.clear()
+
+    assert only_failure(build().check()).kind == "model_missing"
+
+
+def test_of_many_models_the_error_names_the_nearest(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.vision_models[:] = ["qwen3-vl:8b", *(f"other-{number}:1b" for number in range(300))]
+
+    failed = only_failure(build().check())
+
+    assert "qwen3-vl:8b" in failed.detail.partition("there are")[2]
+    assert "more" in failed.detail
+    assert len(failed.detail) < 500
 
 
 @only_openai
