@@ -372,13 +372,24 @@ def _has_thought(completion: ChatCompletion, choice: Choice) -> bool:
     extra = choice.message.model_extra or {}
     if extra.get("reasoning_content") or extra.get("reasoning"):
         return True
-    details = completion.usage and completion.usage.completion_tokens_details
-    return bool(details and details.reasoning_tokens)
+    used = completion.usage
+    details = used and used.completion_tokens_details
+    if details and details.reasoning_tokens:
+        return True
+    return _tokens_out(used) > counted(getattr(used, "completion_tokens", None))
+
+
+def _tokens_out(told: CompletionUsage | EmbeddingUsage | None) -> int:
+    """Return the tokens that a model wrote; some gateways count a thought only in the total."""
+    written = counted(getattr(told, "completion_tokens", None))
+    total = counted(getattr(told, "total_tokens", None))
+    asked = counted(getattr(told, "prompt_tokens", None))
+    return max(written, total - asked) if asked else written
 
 
 def _usage(told: CompletionUsage | EmbeddingUsage | None, began: float) -> Usage:
     return Usage(
         counted(getattr(told, "prompt_tokens", None)),
-        counted(getattr(told, "completion_tokens", None)),
+        _tokens_out(told),
         time.monotonic() - began,
     )

@@ -337,3 +337,17 @@ def test_vectors_in_base64_are_read_although_numbers_were_asked_for(replay: Any)
     analyzer, _ = replay("openai", (200, {"data": [{"index": 0, "embedding": encoded}]}))
 
     assert analyzer.embedding.embed(["a boat"]) == [[0.5] * 1024]
+
+
+def test_a_thought_that_only_the_total_shows_is_recognised_and_counted(replay: Any) -> None:
+    """Gemini behind OpenAI-compatible gateways, which leave out `reasoning_tokens`."""
+    usage = {"prompt_tokens": 20, "completion_tokens": 151, "total_tokens": 553}
+    analyzer, asked = replay("openai", completion({"content": SAID}, usage))
+    spent: list[Usage] = []
+
+    for _ in range(2):
+        analyzer.vision.describe(IMAGE, [picture()], spent=spent.append)
+
+    assert [used.tokens_out for used in spent] == [533, 533]
+    assert "reasoning_effort" not in asked[0]
+    assert asked[1]["reasoning_effort"] == "none"
