@@ -73,7 +73,9 @@ def test_export_prints_what_it_wrote(command, pipeline, batch_id, tmp_path):
 
 
 def test_paths_of_rows_reach_the_terminal_as_literally_as_names(command, database, tmp_path):
-    (tmp_path / "home" / "uploads").mkdir()
+    storage = tmp_path / "home" / "uploads"
+    storage.mkdir()
+    (storage / "another file").touch()  # an empty storage is not taken for missing files
     add_batch(database, [{"file_path": "red\x1b[31m\n/original.jpg"}])
     for arguments in (
         ["export", USER, tmp_path / "about", "--originals"],

@@ -159,7 +159,8 @@ def test_ctrl_c_at_the_question_of_delete_deletes_nothing(
     console, database, server, tmp_path, site
 ):
     (tmp_path / "sitecustomize.py").write_text(site)
-    batch = add_batch(database, 1, status="cancelled")
+    # A path of another storage, so that no file is missing on this one.
+    batch = add_batch(database, [{"file_path": "/srv/photo.jpg"}], status="cancelled")
     with (
         server.new_database(migrated=False) as url,
         console.in_terminal(
