@@ -56,6 +56,8 @@ class ApiTables:
     """Statements that run first, for the types."""
     users: bool = False
     """Whether ``user_id`` refers to a table of users."""
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By table: its columns, if it lacks others. The upgrade adds them."""
 
     def create(self, connection: psycopg.Connection[Any]) -> None:
         """Make both tables, and a user."""
@@ -69,6 +71,8 @@ class ApiTables:
 
     def _columns(self, table: str) -> Iterator[str]:
         for column, kind in COLUMNS[table].items():
+            if column not in self.only.get(table, COLUMNS[table]):
+                continue
             type_ = self.types.get(f"{table}.{column}") or self.types.get(kind.type)
             words = [column, type_ or _TYPES[kind.type]]
             if column == "id":
@@ -122,6 +126,13 @@ USABLE = (
             "uploads.file_type": "media",
         },
     ),
+    ApiTables(
+        "hardly any columns",
+        only={
+            "upload_batches": ("id", "status", "updated_at"),
+            "uploads": ("id", "batch_id", "file_path", "processing_status", "updated_at"),
+        },
+    ),
 )
 
 
@@ -140,10 +151,11 @@ class ApiRows:
 
 
 class Api:
-    """Writes rows like an upload API that does not know our columns."""
+    """Writes rows like an upload API that does not know our columns, nor those that it lacks."""
 
-    def __init__(self, url: str, *, file_path: str) -> None:
+    def __init__(self, url: str, tables: ApiTables, *, file_path: str) -> None:
         self.connection = psycopg.connect(url, autocommit=True)
+        self._tables = tables
         self._file_path = file_path
 
     def __enter__(self) -> "Api":
@@ -197,6 +209,8 @@ class Api:
         return [(table, column) for table, column in rows if column in COLUMNS[table]]
 
     def _add(self, table: str, values: Mapping[str, Any]) -> uuid.UUID:
+        known = self._tables.only.get(table, COLUMNS[table])
+        values = {column: value for column, value in values.items() if column in known}
         statement = sql.SQL("INSERT INTO {} ({}) VALUES ({}) RETURNING id").format(
             sql.Identifier(table),
             sql.SQL(", ").join(map(sql.Identifier, values)),

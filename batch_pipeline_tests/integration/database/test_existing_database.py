@@ -277,6 +277,38 @@ def test_tables_of_an_api_with_names_of_ours_are_refused_and_ours_may_be_in_a_sc
     pipeline.close()
 
 
+def test_an_api_without_columns_that_we_fill_keeps_its_rows_and_writes_more(
+    server, change, open_pipeline
+):
+    with (
+        server.new_database(migrated=False) as url,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
+        connection.execute("CREATE TABLE upload_batches (id uuid PRIMARY KEY, status text)")
+        connection.execute(
+            "CREATE TABLE uploads (id uuid PRIMARY KEY, "
+            "batch_id uuid REFERENCES upload_batches, processing_status text)"
+        )
+
+        def add() -> uuid.UUID:
+            batch_id = uuid.uuid4()
+            connection.execute("INSERT INTO upload_batches VALUES (%s, 'pending')", [batch_id])
+            connection.execute(
+                "INSERT INTO uploads VALUES (gen_random_uuid(), %s, 'pending')", [batch_id]
+            )
+            return batch_id
+
+        before = add()
+        upgrade(url)
+        after = add()
+        pipeline = open_pipeline(change(database_url=url))
+        finish(pipeline)
+        for batch_id in (before, after):
+            [upload] = upload_rows(pipeline.database, batch_id)
+            assert (upload.processing_status, upload.error_kind) == ("failed", "source_missing")
+            assert batch_row(pipeline.database, batch_id).failed_uploads == 1
+
+
 def test_two_upgrades_at_the_same_time_both_succeed(api):
     errors = []
 

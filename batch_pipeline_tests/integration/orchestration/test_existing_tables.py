@@ -142,7 +142,7 @@ def jpeg() -> bytes:
 def test_every_row_is_processed_and_every_command_works(  # noqa: PLR0917
     tables: ApiTables, server, change, open_pipeline, instance, model_server, tmp_path
 ):
-    with server.new_database(migrated=False) as url, Api(url, file_path=ORIGINAL) as api:
+    with server.new_database(migrated=False) as url, Api(url, tables, file_path=ORIGINAL) as api:
         tables.create(api.connection)
         written = api.fill(api.nullable_columns())
         upgrade(url)
@@ -196,7 +196,7 @@ def test_metadata_that_jsonb_cannot_hold_neither_fails_an_upload_nor_is_lost(
     server, change, open_pipeline, tmp_path
 ):
     tables = ApiTables("json", nullable=True, types={"jsonb": "json"})
-    with server.new_database(migrated=False) as url, Api(url, file_path=ORIGINAL) as api:
+    with server.new_database(migrated=False) as url, Api(url, tables, file_path=ORIGINAL) as api:
         tables.create(api.connection)
         batch_id = api.add_batch()
         ids = [api.add_upload(batch_id, metadata=said) for said in REFUSED_BY_JSONB]

@@ -61,6 +61,8 @@ def _create_or_extend(
         op.create_table(table, *columns, *constraints)
     for column in columns:
         if present and column.name not in present:
+            # The API's rows have no value for a column without a default, and never get one.
+            column.nullable = column.nullable or column.server_default is None
             op.add_column(table, column)
     with op.get_context().autocommit_block():
         for name, index in _INDEXES[table].items():
