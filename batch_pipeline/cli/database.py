@@ -90,7 +90,7 @@ def stop(session: Session, force: bool, as_json: bool) -> None:
 def backup(session: Session, file: Path, with_files: bool | None, as_json: bool) -> None:
     """Back up everything to one file; nothing has to be stopped.
 
-    The file has our tables, the history of runs, and the stored files.
+    The file has the whole database, the history of runs, and the stored files.
 
     \b
     Examples:
@@ -116,8 +116,14 @@ def backup(session: Session, file: Path, with_files: bool | None, as_json: bool)
         )
     for path in done.unreadable:
         click.echo(f"unreadable {literal(path)}: it is not in the backup", err=True)
+    for table in done.left_out:
+        click.echo(
+            f"left out   {literal(table)}: a table of another program that the role of the backup "
+            "may not read",
+            err=True,
+        )
     runs = "the history of runs" if done.dagster else "no history of runs"
-    click.echo(f"{file}: our tables, {runs}, {counted(done.files, 'file')}")
+    click.echo(f"{file}: the database, {runs}, {counted(done.files, 'file')}")
     if not with_files:
         click.echo(f"The files are not in it; copy them now: {done.storage}")
     sys.exit(code)
@@ -126,12 +132,19 @@ def backup(session: Session, file: Path, with_files: bool | None, as_json: bool)
 @db.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--replace", is_flag=True, help="Restore even if the database already has batches.")
+@click.option(
+    "--replace-others",
+    is_flag=True,
+    help="Also replace tables of other programs that are in the backup.",
+)
 @json_option
 @click.pass_obj
-def restore(session: Session, file: Path, replace: bool, as_json: bool) -> None:
+def restore(
+    session: Session, file: Path, replace: bool, replace_others: bool, as_json: bool
+) -> None:
     """Restore a backup into an empty database; stop Dagster first.
 
-    Existing files are not overwritten.
+    Existing files are not overwritten. The role must own the tables.
 
     \b
     Example:
@@ -140,7 +153,7 @@ def restore(session: Session, file: Path, replace: bool, as_json: bool) -> None:
     from batch_pipeline.services.backup import restore as put_back  # noqa: PLC0415
 
     session.say_if_home_is_new()
-    done = put_back(session.settings, file, replace=replace)
+    done = put_back(session.settings, file, replace=replace, replace_others=replace_others)
     if as_json:
         print_json(asdict(done))
         return

@@ -4,3 +4,29 @@
 DAGSTER_DATABASE = "dagster"
 #: Tag of the runs of a batch.
 BATCH_TAG = "batch_pipeline/batch_id"
+#: Tables of Dagster's storages. A test compares them with Dagster's own definitions.
+DAGSTER_TABLES = frozenset(
+    {
+        "asset_check_executions",
+        "asset_daemon_asset_evaluations",
+        "asset_event_tags",
+        "asset_keys",
+        "backfill_tags",
+        "bulk_actions",
+        "concurrency_limits",
+        "concurrency_slots",
+        "daemon_heartbeats",
+        "dynamic_partitions",
+        "event_logs",
+        "instance_info",
+        "instigators",
+        "job_ticks",
+        "jobs",
+        "kvs",
+        "pending_steps",
+        "run_tags",
+        "runs",
+        "secondary_indexes",
+        "snapshots",
+    }
+)

@@ -1,17 +1,18 @@
-"""Backup of our tables, Dagster's tables and the stored files in one file, while everything runs.
+"""Backup of both databases and the stored files in one file, while everything runs.
 
 The backup is a tar file. ``backup.json`` describes its contents, ``database.dump`` and
 ``dagster.dump`` are in PostgreSQL's custom format, and ``files/`` contains originals and thumbnails
-of uploads. The dump is made first, so that every row in it has its file. A row without its file
-would fail; a file without its row does no harm.
+of uploads. A dump contains the whole database, also tables of other programs, because our tables
+and theirs may refer to each other. The dump is made first, so that every row in it has its file. A
+row without its file would fail; a file without its row does no harm.
 
-A restore works in the opposite order: files first, so that no row exists before its file.
+A restore works in the opposite order: files first, so that no row exists before its file. Before
+that, everything is checked that could make it fail, or replace tables of other programs.
 """
 
 import io
 import json
 import os
-import subprocess
 import tarfile
 import tempfile
 import uuid
@@ -22,21 +23,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import psycopg
 from sqlalchemy import select, text
 from sqlalchemy.engine import URL
 
-from batch_pipeline.database.connection_setup import is_pooled
-from batch_pipeline.database.embedded_server import (
-    SERVER_VERSION,
-    postgres_programs,
-    server_users,
-)
-from batch_pipeline.database.failures import failures_named
-from batch_pipeline.database.libpq import libpq_url
-from batch_pipeline.database.models import Base, Upload
+from batch_pipeline.database.embedded_server import server_users
+from batch_pipeline.database.models import Upload
 from batch_pipeline.database.names import DAGSTER_DATABASE
-from batch_pipeline.database.revisions import VERSION_TABLE, newest_revision
+from batch_pipeline.database.relations import DAGSTER, PIPELINE
+from batch_pipeline.database.revisions import newest_revision
 from batch_pipeline.database.session import (
     Database,
     connect,
@@ -45,16 +39,16 @@ from batch_pipeline.database.session import (
 )
 from batch_pipeline.errors import PipelineError, RefusedError, UploadError
 from batch_pipeline.masking import masked
+from batch_pipeline.services.database_dumps import (
+    DumpedDatabase,
+    ReadyDump,
+    require_known_version,
+)
 from batch_pipeline.services.file_ownership import FileOwnership
 from batch_pipeline.settings import Settings
 from batch_pipeline.storage import Storage
 
 _ABOUT, _OURS, _DAGSTER, _FILES = "backup.json", "database.dump", "dagster.dump", "files/"
-#: The dump may not contain all tables of this version. These are dropped first, so that they do not
-#: conflict with the migrations that follow.
-_DROP_OURS = "DROP TABLE IF EXISTS {}, {}".format(
-    ", ".join(table.name for table in Base.metadata.tables.values()), VERSION_TABLE
-)
 _CHUNK = 1000
 
 
@@ -75,6 +69,8 @@ class Backup:
     """Files that a row names but that are not on the storage."""
     unreadable: list[str] = field(default_factory=list)
     """Files that cannot be read although others can; they are not in the backup."""
+    left_out: list[str] = field(default_factory=list)
+    """Tables of other programs that our role may not read; they are not in the backup."""
     made_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
 
 
@@ -96,7 +92,7 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
 
     Raises:
         RefusedError: the server is newer than our PostgreSQL programs, a pooler is in front of it,
-            or the file is a device.
+            our role may not read everything that is needed, or the file is a device.
         PipelineError: the backup could not be made; no file is left.
     """
     storage = Storage(settings.storage_location)
@@ -108,9 +104,9 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
             raise RefusedError(
                 f"{file} is not a regular file and is not replaced: name another file"
             )
-        _require_known_version(database)
-        dagster = _dagster_url(settings, database)
-        has_dagster = _is_there(dagster, settings, database)
+        require_known_version(database)
+        ours, dagster = _databases(settings, database)
+        has_dagster = _is_there(dagster.url, settings, database)
         backup = Backup(
             str(file),
             database.revisions()[0],
@@ -122,12 +118,12 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
             tarfile.open(fileobj=raw, mode="w") as archive,
             tempfile.TemporaryDirectory() as folder,
         ):
-            dumps = {_OURS: database.url} | ({_DAGSTER: dagster} if has_dagster else {})
-            _require_no_pooler(*dumps.values())
-            for name, url in dumps.items():
-                _run("pg_dump", "--format=custom", f"--file={folder}/{name}", url=url)
-                archive.add(f"{folder}/{name}", name)
-                Path(folder, name).unlink()
+            databases = {_OURS: ours} | ({_DAGSTER: dagster} if has_dagster else {})
+            for name, dumped in databases.items():
+                dump = Path(folder, name)
+                backup.left_out += dumped.dump(dump)
+                archive.add(dump, name)
+                dump.unlink()
             for path in _paths(database) if with_files else ():
                 _add_file(archive, storage, path, backup)
             about = json.dumps(asdict(backup), indent=2).encode()
@@ -142,17 +138,24 @@ def back_up(settings: Settings, file: Path, *, with_files: bool) -> Backup:
     return backup
 
 
-def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restored:
+def restore(
+    settings: Settings, file: Path, *, replace: bool = False, replace_others: bool = False
+) -> Restored:
     """Restore a backup into an empty database.
 
     Args:
         settings: name the database and the storage.
         file: a file that `back_up` wrote.
         replace: remove rows that exist already; without it existing rows are refused.
+        replace_others: also replace tables of other programs that are in the backup; without it
+            existing ones are refused.
 
     Raises:
         RefusedError: the file is not a backup, or is of a newer version; the database is not empty,
-            a process uses it, or a pooler is in front of it.
+            a process uses it, tables of other programs are in the way, or a pooler is in front of
+            it.
+        ConfigurationError: our role may not replace the tables.
+        ServiceDownError: another transaction uses the tables.
         PipelineError: it could not be restored. Dagster's tables and then ours are restored, each
             completely or not at all. Files that were restored before stay.
     """
@@ -160,7 +163,9 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restore
         with tarfile.open(file) as archive:
             restored = Restored(_read_about(archive, file))
             try:
-                _restore(settings, archive, restored, replace=replace)
+                _restore(
+                    settings, archive, restored, replace=replace, replace_others=replace_others
+                )
             except OSError as error:  # such as a full folder for temporary files
                 raise PipelineError(f"{file} could not be restored: {error}") from error
             return restored
@@ -172,7 +177,12 @@ def restore(settings: Settings, file: Path, *, replace: bool = False) -> Restore
 
 
 def _restore(
-    settings: Settings, archive: tarfile.TarFile, restored: Restored, *, replace: bool
+    settings: Settings,
+    archive: tarfile.TarFile,
+    restored: Restored,
+    *,
+    replace: bool,
+    replace_others: bool,
 ) -> None:
     database = connect(settings)
     try:
@@ -183,29 +193,39 @@ def _restore(
                 f"the database already holds {rows} batches and uploads: restore into an empty "
                 "one, or use --replace"
             )
-        urls = [database.url]
-        if restored.backup.dagster:
-            urls.append(_dagster_url(settings, database))
-            create_database_if_missing(database.url, str(urls[-1].database))
-        _require_no_pooler(*urls)
-        storage = Storage(settings.storage_location)
-        ownership = FileOwnership(database, storage, settings)
-        becomes_owner = ownership.begin_restore()
-        _put_files(archive, storage, restored)
+        ours, dagster = _databases(settings, database)
         with tempfile.TemporaryDirectory() as folder:
-            # Our tables come last. If one of the two fails, the database is still empty, and the
-            # same command can be called again.
+            dumps = [_ready(archive, folder, _OURS, ours, replace_others=replace_others)]
             if restored.backup.dagster:
-                archive.extract(_DAGSTER, folder, filter="data")
-                _restore_dump(urls[-1], folder, _DAGSTER)
-            archive.extract(_OURS, folder, filter="data")
-            _restore_dump(database.url, folder, _OURS, before=_DROP_OURS)
+                create_database_if_missing(database.url, str(dagster.url.database))
+                # Our tables come last. If one of the two fails, the database is still empty, and
+                # the same command can be called again.
+                history = _ready(archive, folder, _DAGSTER, dagster, replace_others=replace_others)
+                dumps.insert(0, history)
+            storage = Storage(settings.storage_location)
+            ownership = FileOwnership(database, storage, settings)
+            becomes_owner = ownership.begin_restore()
+            _put_files(archive, storage, restored)
+            for dump in dumps:
+                dump.restore()
         database.upgrade()
         if becomes_owner:
             ownership.take_over()
         restored.is_owner = ownership.claim()
     finally:
         database.close()
+
+
+def _ready(
+    archive: tarfile.TarFile,
+    folder: str,
+    name: str,
+    database: DumpedDatabase,
+    *,
+    replace_others: bool,
+) -> ReadyDump:
+    archive.extract(name, folder, filter="data")
+    return ReadyDump.make(Path(folder, name), database, replace_others=replace_others)
 
 
 def _read_about(archive: tarfile.TarFile, file: Path) -> Backup:
@@ -244,40 +264,6 @@ def _put_files(archive: tarfile.TarFile, storage: Storage, restored: Restored) -
             copy.flush()
             storage.put(Path(copy.name), path)
         restored.files += 1
-
-
-def _restore_dump(url: URL, folder: str, name: str, *, before: str = "SELECT 1") -> None:
-    """Restore in one transaction, so that the database is unchanged after any error."""
-    script = f"{folder}/{name}.sql"
-    options = ("--clean", "--if-exists", "--no-owner", "--no-privileges")
-    _run("pg_restore", *options, f"--file={script}", f"{folder}/{name}")
-    _run(
-        *("psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"),
-        *("--command=SET lock_timeout = '15s'", f"--command={before}", f"--file={script}"),
-        url=url,
-    )
-
-
-def _run(program: str, *arguments: str, url: URL | None = None) -> None:
-    """Run one of PostgreSQL's programs; no list of processes shows the password."""
-    variables, target = {}, []
-    if url is not None:
-        bare = url.set(password=None).render_as_string(hide_password=False)
-        target = [f"--dbname={libpq_url(bare)}"]
-        variables = {"PGPASSWORD": url.password} if url.password else {}
-    try:
-        done = subprocess.run(  # noqa: S603 - the server's own program
-            [postgres_programs() / program, *target, *arguments],
-            env=os.environ | variables,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError as error:
-        raise PipelineError(f"{program} cannot be started: {error}") from error
-    if done.returncode:
-        raise PipelineError(f"{program} failed: {done.stderr.strip()[-500:]}")
 
 
 def _paths(database: Database) -> Iterator[str]:
@@ -325,12 +311,21 @@ def _add(archive: tarfile.TarFile, name: str, content: Any, size: int) -> None:
     archive.addfile(entry, content)
 
 
-def _dagster_url(settings: Settings, database: Database) -> URL:
+def _databases(settings: Settings, database: Database) -> tuple[DumpedDatabase, DumpedDatabase]:
+    """Return our database, and Dagster's; they may be the same one."""
+    dagster, variable = database.url.set(database=DAGSTER_DATABASE), "DATABASE_URL"
     if settings.dagster_database_url:
-        return with_driver(
-            settings.dagster_database_url, "psycopg", variable="DAGSTER_DATABASE_URL"
-        )
-    return database.url.set(database=DAGSTER_DATABASE)
+        variable = "DAGSTER_DATABASE_URL"
+        dagster = with_driver(settings.dagster_database_url, "psycopg", variable=variable)
+    both = (PIPELINE, DAGSTER) if _address(dagster) == _address(database.url) else ()
+    return (
+        DumpedDatabase(database.url, "DATABASE_URL", both or (PIPELINE,)),
+        DumpedDatabase(dagster, variable, both or (DAGSTER,)),
+    )
+
+
+def _address(url: URL) -> tuple[object, ...]:
+    return url.host, url.port or 5432, url.database, url.query.get("host")
 
 
 def _is_there(dagster: URL, settings: Settings, database: Database) -> bool:
@@ -357,29 +352,6 @@ def _is_there(dagster: URL, settings: Settings, database: Database) -> bool:
         ) from error
     finally:
         other.close()
-
-
-def _require_known_version(database: Database) -> None:
-    with database.transaction() as connection:
-        version = int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
-    if version > SERVER_VERSION:
-        raise RefusedError(
-            f"the server is PostgreSQL {version}, our pg_dump is of {SERVER_VERSION}: use the "
-            "server's own pg_dump, and copy the storage after it"
-        )
-
-
-def _require_no_pooler(*urls: URL) -> None:
-    """Refuse a pooler: settings of the programs' sessions would stay for other clients of it."""
-    for url in urls:
-        address = libpq_url(url.render_as_string(hide_password=False))
-        with failures_named(), psycopg.connect(address, connect_timeout=10) as connection:
-            if is_pooled(connection):
-                raise RefusedError(
-                    f"the address of the database {url.database!r} leads to a pooler (PgBouncer); "
-                    "pg_dump and psql need the server itself: set BATCH_PIPELINE_DATABASE_URL, or "
-                    "BATCH_PIPELINE_DAGSTER_DATABASE_URL, to its address for this command"
-                )
 
 
 def _require_nobody_else(settings: Settings) -> None:

@@ -6,9 +6,13 @@ If a new version has moved or changed one of them, these tests fail first and na
 import inspect
 
 import pytest
+from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+from dagster._core.storage.runs.schema import RunStorageSqlMetadata
+from dagster._core.storage.schedules.schema import ScheduleStorageSqlMetadata
 
 from batch_pipeline import dagster_internals
 from batch_pipeline.dagster_internals import USED_ATTRIBUTES
+from batch_pipeline.database.names import DAGSTER_TABLES
 
 #: How each callable is called by this project: positional arguments, and keywords.
 CALLED = {
@@ -159,3 +163,12 @@ def is_set_by_its_code(owner, name):
         if base.__module__.startswith("dagster")
     )
     return f"self.{name} " in made or f"self.{name}:" in made
+
+
+def test_the_tables_that_count_as_those_of_dagster_are_all_of_them():
+    storages = (
+        RunStorageSqlMetadata,
+        SqlEventLogStorageMetadata,
+        ScheduleStorageSqlMetadata,
+    )
+    assert {name for storage in storages for name in storage.tables} == DAGSTER_TABLES
