@@ -18,8 +18,12 @@ from psycopg.rows import namedtuple_row
 from sqlalchemy.engine import make_url
 
 from batch_pipeline.database.session import connect
+from batch_pipeline.database.spaces import Questions, SpaceKey, find_or_make_space
 from batch_pipeline.database.triggers import FUNCTIONS
+from batch_pipeline.errors import ConfigurationError
+from batch_pipeline.services.backup import back_up, restore
 from batch_pipeline.services.batch_intake import submit
+from batch_pipeline.services.embedding_spaces import drop, key_of_settings
 from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
@@ -200,6 +204,47 @@ def test_the_reader_cannot_keep_others_from_writing_vectors(url_as):
         with pytest.raises(psycopg.errors.RaiseException, match="no embedding space"):
             other.execute("SELECT batch_pipeline_make_vectors(99)")
         worker.execute(f"LOCK TABLE upload_vectors_{space} IN ROW EXCLUSIVE MODE NOWAIT".encode())
+
+
+def test_only_the_owner_drops_an_embedding_space(url_as, change, open_pipeline):
+    owner = connect(change(database_url=url_as("owner")))
+    owner.upgrade()
+    worker = open_pipeline(change(database_url=url_as("worker")))
+    with worker.database.transaction() as connection:
+        space = find_or_make_space(connection, SpaceKey("former", 8), Questions())
+    current = key_of_settings(worker.settings)
+    with pytest.raises(ConfigurationError, match=r"must be owner of .*upload_vectors_.*the owner"):
+        drop(worker.database, space.id, current)
+    assert drop(owner, space.id, current) == space
+    owner.close()
+
+
+@pytest.mark.slow
+def test_the_worker_backs_up_and_only_the_owner_restores(url_as, change, open_pipeline, tmp_path):
+    never = make_url(url_as("worker")).set(database=f"never_{uuid.uuid4().hex}")
+
+    def settings(role: str):
+        return change(
+            database_url=url_as(role),
+            dagster_database_url=never.render_as_string(hide_password=False),
+        )
+
+    owner = connect(settings("owner"))
+    owner.upgrade()
+    owner.close()
+    file = tmp_path / "monday.tar"
+    assert back_up(settings("worker"), file, with_files=False).left_out == []
+    with pytest.raises(ConfigurationError, match="must be owner of"):
+        restore(settings("worker"), file)
+    restore(settings("owner"), file)
+    worker = open_pipeline(settings("worker"))  # the new tables have the rights of the old ones
+    submitted = submit(
+        [ROOT / "examples" / "media" / "fog.webp"],
+        publisher=worker.publisher,
+        storage=worker.storage,
+        settings=worker.settings,
+    )
+    assert len(upload_rows(worker.database, submitted.batch_id)) == 1
 
 
 @pytest.mark.slow
