@@ -148,6 +148,13 @@ class Settings(BaseSettings):
             "embedding calls at a time, in place of the limits below."
         ),
     )
+    ollama_api_key: SecretStr = Field(
+        SecretStr(""),
+        description=(
+            "API key of the Ollama server, if a proxy in front of it asks for one; by default: "
+            "the variable `OLLAMA_API_KEY` of Ollama's own client."
+        ),
+    )
     openai_base_url: str = Field(
         "",
         description=(

@@ -209,7 +209,8 @@ def _server_maker(settings: Settings) -> Callable[[AnalyzerName, str], "ModelSer
         if name is AnalyzerName.OLLAMA:
             from batch_pipeline.model_servers.ollama import OllamaServer  # noqa: PLC0415
 
-            made = OllamaServer(url, limits, options)
+            key = settings.ollama_api_key.get_secret_value()
+            made = OllamaServer(url, limits, options, api_key=key)
         else:
             from batch_pipeline.model_servers.openai_compatible import (  # noqa: PLC0415
                 OpenAICompatibleServer,

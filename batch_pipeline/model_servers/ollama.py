@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import ollama
 
@@ -59,9 +60,10 @@ class OllamaServer(ModelServer):
         limits: CallLimits,
         options: ModelOptions = ModelOptions(),  # noqa: B008 - frozen
         circuit: Circuit | None = None,
+        api_key: str = "",
     ) -> None:
         self._clients = ClientPool(
-            lambda: ollama.AsyncClient(host, **limits.client_options()),
+            lambda: ollama.AsyncClient(host, **_proof(host, api_key), **limits.client_options()),
             lambda client: client.close(),  # type: ignore[no-untyped-call]
         )
         self._options = options
@@ -157,7 +159,10 @@ class OllamaServer(ModelServer):
             case "model_address_wrong":
                 return "Set BATCH_PIPELINE_OLLAMA_HOST, without a path such as /v1 or /api"
             case "model_server_refused":
-                return "Set OLLAMA_API_KEY if the server stands behind a proxy that asks for a key"
+                return (
+                    "If a proxy in front of the server asks for a key, set "
+                    "BATCH_PIPELINE_OLLAMA_API_KEY to it"
+                )
             case _:
                 return ""
 
@@ -233,6 +238,20 @@ def _arguments(sent: Mapping[str, Any]) -> dict[str, Any]:
     given = sent.get("options", {})
     options = {k: v for k, v in sent.items() if k not in own and k != "options"}
     return {**own, "options": {**options, **given}}
+
+
+def _proof(host: str, api_key: str) -> dict[str, Any]:
+    """Return the client's arguments for the key, and for a user and password in the address.
+
+    The client itself drops these from an address.
+    """
+    proof: dict[str, Any] = {}
+    if api_key:
+        proof["headers"] = {"Authorization": f"Bearer {api_key}"}
+    parts = urlsplit(host)
+    if parts.username or parts.password:
+        proof["auth"] = (unquote(parts.username or ""), unquote(parts.password or ""))
+    return proof
 
 
 def _usage(response: ollama.ChatResponse | ollama.EmbedResponse, began: float) -> Usage:

@@ -162,7 +162,9 @@ def settings_for(settings: Settings, space: Space) -> Settings:
     named = _addresses(settings, embedder)
     stored = [address for address in asked.addresses.split(",") if address]
     if embedder is AnalyzerName.OLLAMA:
-        changed["ollama_host"] = ",".join(dict.fromkeys([*stored, *named]))
+        # A key is only for the servers that the settings name.
+        others = [] if settings.ollama_api_key.get_secret_value() else stored
+        changed["ollama_host"] = ",".join(dict.fromkeys([*others, *named]))
     elif embedder is AnalyzerName.OPENAI:
         is_named = not stored or not {*map(_server, stored)}.isdisjoint(map(_server, named))
         changed["openai_embedding_base_url"] = ",".join(named if is_named else stored)

@@ -1,3 +1,4 @@
+import base64
 import logging
 
 import pytest
@@ -76,6 +77,31 @@ def test_the_openai_dialect_sends_pictures_as_data_urls_and_a_key(
     url = call.body["messages"][0]["content"][1]["image_url"]["url"]
     assert url.startswith("data:image/jpeg;base64,")
     assert call.headers["authorization"] == "Bearer secret"
+
+
+@only_ollama
+def test_ollama_gets_the_key_that_is_set(build: BuildAnalyzer, server: ScriptedModelServer) -> None:
+    server.api_key = "secret"
+    build(ollama_api_key="secret").vision.describe(IMAGE, [picture()])
+
+    (call,) = server.calls
+    assert call.headers["authorization"] == "Bearer secret"
+
+
+def test_user_and_password_in_an_address_are_sent(
+    build: BuildAnalyzer, server: ScriptedModelServer, dialect: str
+) -> None:
+    variable, url = {
+        "ollama": ("ollama_host", server.ollama_url),
+        "openai": ("openai_base_url", server.openai_url),
+    }[dialect]
+
+    changed = {variable: url.replace("://", "://ann:p%40ss@")}
+    build(**changed).vision.describe(IMAGE, [picture()])
+
+    (call,) = server.calls
+    proof = base64.b64encode(b"ann:p@ss").decode()
+    assert call.headers["authorization"] == f"Basic {proof}"
 
 
 def test_a_later_attempt_never_repeats_an_earlier_call(

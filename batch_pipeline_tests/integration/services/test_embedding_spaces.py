@@ -7,6 +7,7 @@ import uuid
 import numpy as np
 import psycopg
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import event, text
 
 from batch_pipeline.database.revisions import VERSION_TABLE
@@ -197,6 +198,17 @@ def test_the_key_goes_to_a_server_whose_address_differs_only_in_its_cap_or_its_s
 
     assert of_old.openai_api_key.get_secret_value() == "secret"
     assert of_old.openai_embedding_base_url == address + now
+
+
+def test_the_key_of_ollama_goes_only_to_servers_that_are_named(pipeline, change):
+    settings = change(analyzer="ollama", ollama_host="https://new.example")
+    old = space_of(pipeline.database, 384, embedder="ollama", addresses="http://old.example")
+
+    without_key = settings_for(settings, old)
+    with_key = settings_for(settings.model_copy(update={"ollama_api_key": SecretStr("k")}), old)
+
+    assert without_key.ollama_host == "http://old.example,https://new.example"
+    assert with_key.ollama_host == "https://new.example"
 
 
 def test_the_key_of_one_service_goes_to_no_other(pipeline, change):
