@@ -162,10 +162,11 @@ def test_a_server_whose_context_is_too_small_for_the_limit_gets_no_limit(
 def test_one_picture_beyond_the_context_does_not_stop_work_with_the_limit_of_a_person(
     build: BuildAnalyzer, server: ScriptedModelServer
 ) -> None:
-    server.refuse = lambda _: (400, "This model's maximum context length is 4096 tokens.")
+    frame, said = picture(), "This model's maximum context length is 4096 tokens."
+    server.refuse = lambda call: (400, said) if call.images == [frame.jpeg] else None
 
     with pytest.raises(PermanentError) as raised:
-        build(vision_options='{"max_tokens": 3000}').vision.describe(IMAGE, [picture()])
+        build(vision_options='{"max_tokens": 3000}').vision.describe(IMAGE, [frame])
 
     assert raised.value.kind == "model_refused_input"
 
