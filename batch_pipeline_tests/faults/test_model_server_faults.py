@@ -247,7 +247,8 @@ def test_row_26_with_four_calls_in_ten_crashing_every_upload_ends_and_the_cap_ho
     work = work(max_concurrent_uploads=6, max_vision_calls=2, max_embedding_calls=1)
     batch_id = work.submit(*PICTURES)
     model_server.latency_seconds = 0.1
-    model_server.play("vision", at_random(Fault.ERROR_500, 0.4, seed=9))
+    # With this seed, at most three calls in a row crash. Four would count as an outage.
+    model_server.play("vision", at_random(Fault.ERROR_500, 0.4, seed=21))
 
     work.run(batch_id)
 
