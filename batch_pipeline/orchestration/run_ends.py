@@ -47,6 +47,8 @@ _UNDER_WAY = (
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 )
+#: Runs that a person has terminated, whether or not their worker has stopped.
+_TERMINATED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 #: A run that holds no upload is dead after this many leases without an event.
 _SILENT_LEASES = 2
 #: A run that was recorded but not launched is dead after this time at the earliest (seconds). A
@@ -160,9 +162,12 @@ def terminated(run_id: str) -> str:
 def cancel_batch_of_terminated_run(
     instance: dg.DagsterInstance, pipeline: Pipeline, run_id: str
 ) -> None:
-    """Cancel the batch of a run that a person is terminating."""
+    """Cancel the batch of an interrupted run if a person has terminated the run.
+
+    With *Force termination*, the UI marks the run as canceled before its worker has stopped.
+    """
     run = instance.get_run_by_id(run_id)
-    if run and run.status == dg.DagsterRunStatus.CANCELING and (batch_id := batch_of(run)):
+    if run and run.status in _TERMINATED and (batch_id := batch_of(run)):
         pipeline.batches.cancel_batch(batch_id, reason=terminated(run_id))
 
 

@@ -370,7 +370,10 @@ def assert_left_alone(stack: Stack, batch_id: uuid.UUID, statuses: list[str]) ->
     assert stack.counts(batch_id)[0] == "cancelled"
 
 
-def test_10_terminate_stops_the_call_and_cancels_the_batch_until_a_retry(open_stack, model_server):
+@pytest.mark.parametrize("is_forced", [False, True], ids=["terminate", "force"])
+def test_10_terminate_stops_the_call_and_cancels_the_batch_until_a_retry(
+    open_stack, model_server, is_forced
+):
     stack = open_stack(lease_seconds=600)
     batch_id = stack.submit("fog.webp", "sea.jpg")
     model_server.latency_seconds = 60
@@ -378,12 +381,15 @@ def test_10_terminate_stops_the_call_and_cancels_the_batch_until_a_retry(open_st
     wait_until(lambda: model_server.calls_of("vision"), "the call")
     # What Terminate in the UI does: it marks the run, then its launcher sends the signal.
     stack.instance.report_run_canceling(stack.run(worker.run_id))
+    if is_forced:  # "Force termination" marks it as ended before its worker hears the signal
+        stack.instance.report_run_canceled(stack.run(worker.run_id))
     worker.send(signal.SIGTERM)
     assert model_server.calls_of("vision")[0].client_left.wait(promised(2)), (
         "the model call went on"
     )
     worker.wait()
     assert stack.run(worker.run_id).status == dg.DagsterRunStatus.CANCELED
+    assert stack.counts(batch_id)[0] == "cancelled"
     clean_up_terminated_run(stack.pipeline, stack.run(worker.run_id))
     assert_left_alone(stack, batch_id, ["pending", "pending"])
 

@@ -119,11 +119,17 @@ class Backlog:
         return alive is None
 
     def left_behind(self, batch_id: uuid.UUID, run_id: str, slice_number: int | None) -> int:
-        """Count the remaining uploads of a run: those it holds and those in its slice."""
-        meant_for_it = and_(Upload.batch_id == batch_id, Upload.slice == slice_number, WAITING)
+        """Count the remaining uploads of a run: those it holds and those in its slice.
+
+        A run that a person launched may have no slice; then no waiting upload is meant for it.
+        """
+        its_own = Upload.owner_run_id == run_id
+        if slice_number is not None:
+            in_slice = and_(Upload.batch_id == batch_id, Upload.slice == slice_number, WAITING)
+            its_own = or_(its_own, in_slice)
         with self._publisher.transaction() as transaction:
             count = transaction.connection.scalar(
-                select(func.count()).where(or_(Upload.owner_run_id == run_id, meant_for_it))
+                select(func.count()).select_from(Upload).where(its_own)
             )
         return count or 0
 

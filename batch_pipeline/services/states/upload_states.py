@@ -72,6 +72,7 @@ from batch_pipeline.services.states.transitions import (
     noted,
     percentage_reached,
     recount_batch,
+    recount_batches,
     release_rows,
     reopen_batch,
     retry_failed,
@@ -188,9 +189,9 @@ class UploadStates:
         """Mark a batch processing and reserve uploads of it for this run.
 
         With ``upload_ids``, the failed uploads among them are reopened first, and so is the batch
-        if it was given up. If the batch is over, nothing is reserved. If it is ``paused``, its
-        uploads leave their slice, because the run of that slice ends without them. Returns None if
-        there is no such batch.
+        if it was given up. If the batch is over or ``paused``, nothing is reserved, and its uploads
+        leave their slice, because the run of that slice ends without them. Returns None if there is
+        no such batch.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
@@ -201,15 +202,11 @@ class UploadStates:
             ).one_or_none()
             if batch is None:
                 return None
-            if upload_ids and batch.status != BatchStatus.CANCELLED:
-                retry_failed(connection, batch_id, upload_ids)
-                reopen_batch(connection, batch_id)
+            _reopen_named(connection, batch_id, upload_ids)
             recounted = recount_batch(connection, batch_id)
             if recounted is None:
                 return None
-            if recounted.status not in OPEN_BATCH:
-                return LoadedBatch(recounted, batch.total_uploads, [])
-            if paused:
+            if paused or recounted.status not in OPEN_BATCH:
                 if slice_number is not None:
                     _release_waiting(connection, batch_id, slice_number)
                 return LoadedBatch(recounted, batch.total_uploads, [])
@@ -446,9 +443,11 @@ class UploadStates:
     ) -> int:
         """Delay waiting uploads of a run that cannot process them now; returns how many.
 
-        They leave their slice, because its run ends here. So the sensor asks for a new slice.
+        They leave their slice, because its run ends here. So the sensor asks for a new slice. With
+        ``upload_ids``, the failed uploads among them are reopened first, as by `load_batch`.
         """
         with self._publisher.transaction() as transaction:
+            _reopen_named(transaction.connection, batch_id, upload_ids)
             released = _release_waiting(
                 transaction.connection,
                 batch_id,
@@ -458,6 +457,8 @@ class UploadStates:
                 not_before=func.now() + interval(resume_after_seconds),
             )
             note_outage(transaction.connection, reason)
+            if upload_ids:
+                recount_batches(transaction, [batch_id])
         return released
 
     def heartbeat(self, run_id: str, in_work: Sequence[Claim]) -> None:
@@ -575,6 +576,21 @@ def _waiting_of(
     of_slice = [] if slice_number is None else [Upload.slice == slice_number]
     of_ids = [one_of(Upload.id, upload_ids)] if upload_ids else []
     return and_(Upload.batch_id == batch_id, WAITING, *of_slice, *of_ids)
+
+
+def _reopen_named(
+    connection: Connection, batch_id: uuid.UUID, upload_ids: Sequence[uuid.UUID]
+) -> None:
+    """Reopen failed uploads that a person has named, and their batch if it was given up.
+
+    Uploads of a cancelled batch stay as they are. The caller recounts the batch.
+    """
+    if not upload_ids:
+        return
+    status = connection.scalar(select(UploadBatch.status).where(UploadBatch.id == batch_id))
+    if status != BatchStatus.CANCELLED:
+        retry_failed(connection, batch_id, upload_ids)
+        reopen_batch(connection, batch_id)
 
 
 def _release_waiting(

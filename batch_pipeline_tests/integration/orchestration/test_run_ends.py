@@ -58,14 +58,14 @@ def definitions(pipeline):
     return build_definitions(pipeline.settings, {"batch_pipeline": resource})
 
 
-def lost_run(definitions, instance, pipeline, batch_id):
+def lost_run(definitions, instance, pipeline, batch_id, slice_number=1):
     """A run that holds the first upload of a batch, and should have taken the others."""
     first, *_ = upload_rows(pipeline.database, batch_id)
     run = record_run(
         instance,
         definitions.resolve_job_def("process_batch"),
         run_config={"ops": {"load_batch": {"config": {"batch_id": str(batch_id)}}}},
-        tags={BATCH_TAG: str(batch_id), SLICE_TAG: "1"},
+        tags={BATCH_TAG: str(batch_id)} | ({SLICE_TAG: str(slice_number)} if slice_number else {}),
     )
     begun = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, run.job_name)
     instance.report_dagster_event(begun, run.run_id)
@@ -432,11 +432,12 @@ def test_runs_that_an_outage_or_a_stop_ends_do_not_end_their_batch(
     assert instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == "stopped"
 
 
+@pytest.mark.parametrize("slice_number", [1, None], ids=["of the sensor", "launched by hand"])
 def test_a_run_that_was_terminated_before_it_began_cancels_its_batch_until_a_retry(
-    pipeline, instance, definitions
+    pipeline, instance, definitions, slice_number
 ):
-    batch_id = add_batch(pipeline.database, [{"slice": 1}] * 2, slices=1)
-    run = lost_run(definitions, instance, pipeline, batch_id)
+    batch_id = add_batch(pipeline.database, [{"slice": slice_number}] * 2, slices=1)
+    run = lost_run(definitions, instance, pipeline, batch_id, slice_number)
     instance.report_run_canceled(run)
     name = "cancel_batches_of_terminated_runs"
     evaluate(definitions, instance, pipeline, name, run, "PIPELINE_CANCELED")

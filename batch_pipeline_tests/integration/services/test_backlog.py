@@ -286,6 +286,8 @@ def test_a_run_leaves_behind_the_uploads_that_it_holds_and_those_that_wait_in_it
     assert pipeline.backlog.left_behind(batch_id, "run", None) == 2
     assert pipeline.backlog.left_behind(batch_id, "another", 2) == 1
     assert pipeline.backlog.left_behind(other, "another", 2) == 0
+    waiting = add_batch(pipeline.database, 2)
+    assert pipeline.backlog.left_behind(waiting, "launched by hand", None) == 0
 
 
 def test_a_run_is_silent_when_no_upload_of_it_has_a_young_heartbeat(pipeline):

@@ -446,6 +446,44 @@ def test_retry_reopens_a_cancelled_batch(pipeline):
     assert batch_row(pipeline.database, batch_id).status == "pending"
 
 
+def test_a_run_that_finds_its_batch_cancelled_leaves_no_upload_in_its_slice(pipeline):
+    batch_id = add_batch(pipeline.database, [{"slice": 1}, {"slice": 2}])
+    pipeline.batches.cancel_batch(batch_id)
+
+    pipeline.states.load_batch(batch_id, RUN, slice_number=1, limit=1)
+
+    pipeline.batches.retry_batch(batch_id)
+    assert [row.slice for row in upload_rows(pipeline.database, batch_id)] == [None, 2]
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+def test_an_outage_does_not_keep_failed_uploads_that_a_person_names_from_being_reopened(
+    pipeline, status
+):
+    batch_id = add_batch(
+        pipeline.database,
+        [{"processing_status": "failed"}] * 2,
+        status=status,
+        failed_uploads=2,
+        processed_uploads=2,
+    )
+    named, other = upload_rows(pipeline.database, batch_id)
+    down = ServiceDownError("model_server_down", "it does not answer")
+
+    released = pipeline.states.release_waiting(
+        batch_id, down, upload_ids=[named.id], resume_after_seconds=60
+    )
+
+    is_cancelled = status == "cancelled"
+    assert released == (0 if is_cancelled else 1)
+    row = upload_row(pipeline.database, named.id)
+    assert row.processing_status == ("failed" if is_cancelled else "pending")
+    assert upload_row(pipeline.database, other.id).processing_status == "failed"
+    assert_counters_equal_a_recount(pipeline, batch_id)
+    batch = batch_row(pipeline.database, batch_id)
+    assert batch.status == ("cancelled" if is_cancelled else "processing")
+
+
 @pytest.mark.parametrize("way", ["start", "load_batch", "retry_batch"])
 def test_each_way_to_process_an_upload_again_reopens_a_batch_that_was_given_up(pipeline, way):
     batch_id = add_batch(pipeline.database, [{"processing_status": "failed"}, {}], failed_uploads=1)
