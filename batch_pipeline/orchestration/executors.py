@@ -24,6 +24,7 @@ from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.executor import threaded_executor
 from batch_pipeline.executor.threaded import threaded_config
 from batch_pipeline.media.memory import AT_ONCE
+from batch_pipeline.orchestration.re_execution import reserving
 from batch_pipeline.settings import Settings
 
 #: The schema of dagster-celery. It is written here so that other users do not import Celery, which
@@ -93,7 +94,8 @@ def build_executor(settings: Settings) -> dg.ExecutorDefinition:
         [(name, config)] = dict[str, Any](context.executor_config).items()
         if name == "multiprocess":
             check_cross_process_constraints(context)
-        return _creator(name, settings)(context._replace(executor_config=config))
+        executor = _creator(name, settings)(context._replace(executor_config=config))
+        return reserving(executor, settings)
 
     return choose
 

@@ -7,7 +7,7 @@ Dagster shows.
 import logging
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -172,8 +172,7 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
 def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
     """Show the counts of the batch at the end of this run."""
     pipeline: Pipeline = context.resources.batch_pipeline
-    run_config: dict[str, Any] = dict(context.run_config)
-    batch_id = parse_id(run_config["ops"]["load_batch"]["config"]["batch_id"], "batch_id")
+    batch_id = batch_of_config(context.run_config)
     try:
         head = batch_head(pipeline.database, batch_id)
     except PipelineError as error:  # the batch was deleted, or the database is down
@@ -192,6 +191,11 @@ def finalize_batch(context: dg.OpExecutionContext) -> dg.Output[None]:
         head["failed_uploads"],
     )
     return dg.Output(None, metadata=counts)
+
+
+def batch_of_config(run_config: Mapping[str, Any]) -> uuid.UUID:
+    """Read the batch from the config of a run; the step fails if it is not an id."""
+    return parse_id(run_config["ops"]["load_batch"]["config"]["batch_id"], "batch_id")
 
 
 def mapping_key(filename: str, upload_id: uuid.UUID) -> str:

@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,19 @@ class Work:
         assert not submission.refused
         return submission.batch_id
 
+    def submit_cut_off(self, folder: Path, *names: str) -> uuid.UUID:
+        """Submit the first third of each file, which cannot be decoded."""
+        for name in names:
+            whole = (MEDIA / name).read_bytes()
+            (folder / name).write_bytes(whole[: len(whole) // 3])
+        return self.submit(*(folder / name for name in names))
+
+    def repair(self, batch_id: uuid.UUID) -> None:
+        """Replace the stored files of a batch by the whole ones."""
+        for row in self.uploads(batch_id):
+            stored = Path(self.pipeline.settings.storage_location, row.file_path)
+            stored.write_bytes((MEDIA / row.filename).read_bytes())
+
     def tick(self) -> Any:
         """Make one tick of the sensor; return ``run_requests`` and ``skip_message``."""
         sensor = build_definitions().resolve_sensor_def("pending_batches")
@@ -114,6 +127,15 @@ class Work:
         uploads = {"batch_id": str(batch_id), **config}
         return self._execute({"ops": {"load_batch": {"config": uploads}}}, {})
 
+    def re_execute(self, run_id: str, steps: Sequence[str] = ()) -> JobExecutionResult:
+        """Re-execute steps of a run like the UI, from failure if none are named."""
+        options = (
+            dg.ReexecutionOptions(run_id, step_selection=steps)
+            if steps
+            else dg.ReexecutionOptions.from_failure(run_id, self.instance)
+        )
+        return dg.execute_job(self._job, self.instance, reexecution_options=options)
+
     def end_the_pause(self) -> None:
         """Skip the time for which uploads wait after an outage."""
         with self.pipeline.database.transaction() as connection:
@@ -148,15 +170,14 @@ class Work:
         return batch.status, batch.successful_uploads, batch.failed_uploads
 
     def _execute(self, run_config: dict[str, Any], tags: dict[str, str]) -> JobExecutionResult:
-        return dg.execute_job(
-            dg.build_reconstructable_job(
-                __name__,
-                process_batch_of_the_environment.__name__,
-                reconstructable_args=(self.pipeline.settings.database_url,),
-            ),
-            self.instance,
-            run_config=run_config,
-            tags=tags,
+        return dg.execute_job(self._job, self.instance, run_config=run_config, tags=tags)
+
+    @property
+    def _job(self) -> Any:
+        return dg.build_reconstructable_job(
+            __name__,
+            process_batch_of_the_environment.__name__,
+            reconstructable_args=(self.pipeline.settings.database_url,),
         )
 
 

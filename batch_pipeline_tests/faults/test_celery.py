@@ -264,6 +264,23 @@ def test_a_pause_lets_the_call_of_a_worker_end_and_steps_in_the_broker_wait(
     assert len(model_server.calls_of("vision")) == 3
 
 
+def test_uploads_that_are_executed_again_may_wait_in_the_broker_for_longer_than_the_lease(
+    work, broker, start, model_server, tmp_path
+):
+    work = work(celery_broker_url=broker.url, lease_seconds=LEASE)
+    batch_id = work.submit_cut_off(tmp_path, "sea.jpg", "city.jpg")
+    start(*WORKER, PYTHONPATH=str(ROOT))
+    failed = run(work, batch_id, {"celery": {"broker": broker.url}})
+    assert work.counts(batch_id) == ("completed", 0, 2)
+    work.repair(batch_id)
+    model_server.latency_seconds = 2 * LEASE + 1  # the second one waits: lease, then grace
+
+    again = work.re_execute(failed.run_id)
+
+    assert failures(again) == []
+    assert work.counts(batch_id) == ("completed", 2, 0)
+
+
 def test_steps_that_reach_a_worker_after_their_run_has_ended_are_not_executed_and_say_so(
     work, broker, start, model_server, monkeypatch
 ):
