@@ -2,11 +2,14 @@
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import dagster as dg
 import pytest
+from sqlalchemy import create_engine, make_url, text
 
 from batch_pipeline.database.models import PauseScope
+from batch_pipeline.orchestration.failures import why_it_failed
 from batch_pipeline.services.pauses import pause, resume
 from batch_pipeline.testing.model_server import Fault
 from batch_pipeline_tests.patience import wait_until
@@ -28,6 +31,28 @@ def repaired(work, tmp_path):
         return batch_id, failed
 
     return fail_and_repair
+
+
+@pytest.fixture
+def unreachable(settings):
+    """Makes the database of the pipeline refuse connections; Dagster's database still answers."""
+    url = make_url(settings.database_url)
+    name = url.database
+
+    @contextmanager
+    def refusing():
+        server = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+        with server.connect() as connection:
+            connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'))
+            end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+            connection.execute(text(end), {"name": name})
+            try:
+                yield
+            finally:
+                connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
+        server.dispose()
+
+    return refusing
 
 
 def during_the_first_call(model_server, action):
@@ -143,3 +168,23 @@ def test_a_run_by_hand_that_finds_the_server_down_leaves_failed_uploads_that_it_
     assert told["uploads_handed_back"] == dg.IntMetadataValue(4)
     assert work.column(batch_id, "processing_status") == ["pending"] * 4
     assert work.counts(batch_id) == ("processing", 0, 0)
+
+
+def test_a_database_that_is_down_at_the_start_fails_the_run_which_can_be_executed_again(
+    work, repaired, unreachable
+):
+    work = work()
+    batch_id, failed = repaired(work)
+
+    with unreachable():
+        in_vain = work.re_execute(failed.run_id)
+
+    assert not in_vain.success
+    [ended] = [event for event in in_vain.all_events if event.is_run_failure]
+    why = why_it_failed(work.instance, in_vain.run_id, ended, [])
+    assert why.is_stop
+    assert why.reason.startswith("ServiceDownError: "), why.reason
+    assert work.counts(batch_id) == ("completed", 0, 4)
+
+    assert work.re_execute(in_vain.run_id).success
+    assert work.counts(batch_id) == ("completed", 4, 0)
