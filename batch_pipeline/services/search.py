@@ -365,16 +365,13 @@ class _Candidates:
 
         named = found(question.has_name)
         worded = found(question.has_all_words, MOST_WORDED + 1)
+        stems = worded
         if len(worded) > MOST_WORDED:
-            worded = []
+            worded, stems = [], found(question.has_stem)
         phrased = found(question.has_phrases) if question.phrases else []
         self._by_words = [
             *(_Hit(row, "filename", model) for row, model in named),
-            *(
-                _Hit(row, "filename", model)
-                for row, model in worded
-                if question.names(row.filename)
-            ),
+            *(_Hit(row, "filename", model) for row, model in stems if question.names(row.filename)),
             *(_Hit(row, "phrase", model) for row, model in phrased),
             *(_Hit(row, "words", model) for row, model in worded),
         ]

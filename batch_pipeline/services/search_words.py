@@ -59,6 +59,17 @@ class Question:
         return and_(_indexed, func.lower(Upload.filename).in_(_spellings(self._name)))
 
     @property
+    def has_stem(self) -> ColumnElement[bool]:
+        """Condition: the upload has this file name, but for its extension.
+
+        It needs all words of the question, so that their index is used. `names` must check the
+        result: an extension may contain a dot here.
+        """
+        name = func.lower(Upload.filename)
+        stems = (name.startswith(f"{stem}.", autoescape=True) for stem in _spellings(self._name))
+        return and_(self.has_all_words, or_(*stems))
+
+    @property
     def has_phrases(self) -> ColumnElement[bool]:
         """Condition: the upload contains all quoted phrases word for word."""
         if not self.phrases:

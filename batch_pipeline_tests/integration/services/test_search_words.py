@@ -14,7 +14,7 @@ import batch_pipeline
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import NotFoundError, RefusedError
 from batch_pipeline.model_servers.embedded import EmbeddedEmbedding
-from batch_pipeline.services.search import WEAK_BELOW, search
+from batch_pipeline.services.search import MOST_WORDED, WEAK_BELOW, search
 from batch_pipeline.services.search_filters import Filters
 from batch_pipeline.testing.records import USER, add_batch, upload_rows
 
@@ -161,6 +161,21 @@ def test_words_that_very_many_pictures_have_are_ignored(database, find, monkeypa
     )
 
     assert find("blue")[0].filename == "near.jpg"
+
+
+@pytest.mark.parametrize("question", ["harbour", "50%_harbour", "Harbour Ölüdeniz"])
+def test_a_file_name_without_extension_is_first_although_very_many_pictures_have_its_words(
+    database, find, question
+):
+    name = unicodedata.normalize("NFD", question)  # as file names of macOS
+    others = [upload(f"{n}.jpg", 0.9, f"A picture of {question}.") for n in range(MOST_WORDED)]
+    alike = [upload(f"50 of{name}.jpg", 0.9), upload(f"{name}.old.jpg", 0.9)]
+    add_batch(database, [*others, *alike, upload(f"{name.upper()}.jpg", -0.5)])
+
+    first, second, *_ = find(question)
+
+    assert (first.filename, first.found_by) == (f"{name.upper()}.jpg", "filename")
+    assert second.found_by == "meaning", "such common words are no hint"
 
 
 def test_an_upload_that_another_model_embedded_is_found_by_its_words(database, find):
