@@ -18,6 +18,9 @@ from batch_pipeline.model_servers.picture_size import picture_size
 from batch_pipeline.services.sidecars import sidecar_date
 from batch_pipeline.settings import Settings
 
+#: Errors for which the pipeline says `source_missing`; `open_file` raises the last for a pipe.
+_NOT_A_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL}
+
 
 @dataclass
 class Inspection:
@@ -72,7 +75,9 @@ def inspect_file(path: Path, settings: Settings, output: Path | None = None) -> 
         if error.preview is not None and output is not None:
             _write(seen, output, f"{output_stem(path)}_preview.jpg", error.preview)
     except OSError as error:
-        seen.error_kind, seen.error_message = "source_missing", error.strerror or str(error)
+        is_missing = error.errno in _NOT_A_FILE
+        seen.error_kind = "source_missing" if is_missing else "source_unreadable"
+        seen.error_message = error.strerror or str(error)
     return seen
 
 
