@@ -56,6 +56,11 @@ def literal(value: object) -> Text:
     return Text(visible_line(value))
 
 
+def _plain(value: object) -> str:
+    """Return the same for a place that reads markup."""
+    return escape(visible_line(value))
+
+
 def _filename(name: str) -> Text:
     return Text(shown_filename(name))
 
@@ -139,7 +144,7 @@ class BatchView:
             self._console.print(line, soft_wrap=True)
         if (progress.status, progress.processed) != self._printed:
             self._console.print(
-                f"{progress.status}  {progress.processed}/{progress.total}"
+                f"{_plain(progress.status)}  {progress.processed}/{progress.total}"
                 f"  {progress.progress_percentage:g} %  {progress.failed} failed"
                 f"  {escape(progress.label)}",
                 highlight=False,
@@ -155,7 +160,7 @@ class BatchView:
             self._task,
             completed=progress.processed,
             total=progress.total,
-            description=f"{escape(progress.label)}  {progress.status}",
+            description=f"{escape(progress.label)}  {_plain(progress.status)}",
         )
         lines = [
             Text.assemble("  ", (f"{upload.stage:<10}", "cyan"), "  ", _filename(upload.filename))
@@ -261,7 +266,7 @@ def uploads_table(uploads: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             Text(short(upload["upload_id"]), style="dim"),
             _filename(upload["filename"]),
-            Text(status, style=_COLOURS.get(status, "")),
+            Text(visible_line(status), style=_COLOURS.get(status, "")),
             Text("" if score is None else str(score)),
             _shortened(said) if status == "completed" else literal(said),
         )
@@ -341,7 +346,7 @@ def costs_table(costs: Sequence["UserCost"]) -> Table:
         table.add_row(
             Text("-" if of_user.user_id is None else short(of_user.user_id)),
             literal(cost.model),
-            Text(cost.kind),
+            literal(cost.kind),
             *(Text(f"{number:,}") for number in (cost.calls, cost.tokens_in, cost.tokens_out)),
             Text(f"{cost.seconds:,.1f}"),
         )
@@ -360,7 +365,7 @@ def batches_table(batches: Sequence[Mapping[str, Any]]) -> Table:
             literal(batch["name"] or ""),
             Text("paused", "yellow")
             if batch["paused"]
-            else Text(batch["status"], style=_COLOURS.get(batch["status"], "")),
+            else Text(visible_line(batch["status"]), _COLOURS.get(batch["status"], "")),
             Text(f"{batch['processed_uploads']}/{batch['total_uploads']}"),
             Text(str(failed), style="red" if failed else ""),
             Text(_age(batch["created_at"])),

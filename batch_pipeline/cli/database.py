@@ -9,6 +9,7 @@ import click
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
 from batch_pipeline.errors import RefusedError
+from batch_pipeline.visible_text import visible_line
 from batch_pipeline.wording import counted
 
 
@@ -158,7 +159,9 @@ def restore(
         print_json(asdict(done))
         return
     kept = f", {done.kept} were there already" if done.kept else ""
-    click.echo(f"Restored as of {done.backup.made_at}: {counted(done.files, 'file')}{kept}.")
+    click.echo(
+        f"Restored as of {visible_line(done.backup.made_at)}: {counted(done.files, 'file')}{kept}."
+    )
     if not done.is_owner:
         click.echo(
             "The storage had files before, so this database does not own it, and nothing is tidied "

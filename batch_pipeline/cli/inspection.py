@@ -89,7 +89,7 @@ def prompt(session: Session, show: bool, files: Sequence[Path], as_json: bool) -
         click.echo(f"Descriptions are written in {shown['language_name']}.")
         for each in shown["prompts"]:
             click.echo(f"\n{each['name']}.txt, {each['file'] or 'built in'}:\n")
-            click.echo(each["text"])
+            click.echo(visible(each["text"]))
             click.echo("\nPlaceholders:")
             for name, meaning in each["placeholders"].items():
                 click.echo(f"  {'{' + name + '}':<12}  {meaning}")

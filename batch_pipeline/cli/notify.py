@@ -9,6 +9,7 @@ from batch_pipeline.cli.option_rules import at_least_one, at_most_one
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
 from batch_pipeline.errors import RefusedError
+from batch_pipeline.visible_text import visible_line
 
 
 @click.command()
@@ -56,7 +57,7 @@ def _test(session: Session, as_json: bool) -> None:
     else:
         for answer in answers:
             said = "delivered" if answer.delivered else "not delivered"
-            click.echo(f"{answer.target}: {said}, {answer.detail}")
+            click.echo(f"{answer.target}: {said}, {visible_line(answer.detail)}")
     sys.exit(OK if all(answer.delivered for answer in answers) else FINISHED_WITH_FAILURES)
 
 
@@ -75,9 +76,10 @@ def _list(session: Session, as_json: bool) -> None:
     for row in rows:
         again = row["next_attempt_at"]
         state = f"next attempt at {again:%Y-%m-%d %H:%M:%S %Z}" if again else "given up"
-        click.echo(
+        line = (
             f"{row['type']} of {row['occurred_at']:%Y-%m-%d %H:%M:%S %Z} to {row['target']}: "
             f"{state} after {row['attempts']} attempts; {row['answer'] or 'not tried yet'}"
         )
+        click.echo(visible_line(line))
     if not rows:
         click.echo("No notification is waiting or was given up.")

@@ -10,6 +10,7 @@ from batch_pipeline.cli.option_rules import at_most_one
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
 from batch_pipeline.cli.types import BATCH, TEXT, USER
+from batch_pipeline.visible_text import visible_line
 
 if TYPE_CHECKING:
     from batch_pipeline.services.pauses import Pause
@@ -90,7 +91,7 @@ def resume(
     if as_json:
         print_json(resumed.shape())
         return
-    click.echo(f"Resumed: {named(resumed.scope, resumed.target, resumed.name)}")
+    click.echo(f"Resumed: {visible_line(named(resumed.scope, resumed.target, resumed.name))}")
     _say(active_pauses(database))
 
 

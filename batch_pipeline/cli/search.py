@@ -12,6 +12,7 @@ from batch_pipeline.cli.option_rules import at_most_one, needs
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
 from batch_pipeline.cli.types import BATCH, UPLOAD, USER
+from batch_pipeline.visible_text import visible_line
 from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def search(  # noqa: PLR0917 - click passes them by name
         copies=copies,
     )
     if found.by_words_only:
-        click.echo(f"Searched by words only: {found.by_words_only}", err=True)
+        click.echo(f"Searched by words only: {visible_line(found.by_words_only)}", err=True)
     if file is not None:
         _write_search_page(session, file, asked or f"like {like}", found)
         if opens:

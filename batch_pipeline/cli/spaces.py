@@ -6,6 +6,7 @@ import click
 
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
+from batch_pipeline.visible_text import visible_line
 
 
 @click.group(invoke_without_command=True)
@@ -64,4 +65,4 @@ def drop(session: Session, space: int, as_json: bool) -> None:
     if as_json:
         print_json({"dropped": space, "model": dropped.key.model, "dimensions": dropped.key.width})
     else:
-        click.echo(f"Dropped embedding space {space} ({dropped.key.model}).")
+        click.echo(f"Dropped embedding space {space} ({visible_line(dropped.key.model)}).")

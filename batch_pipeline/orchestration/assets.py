@@ -202,7 +202,7 @@ def progress_materialization(progress: BatchProgress) -> dg.AssetMaterialization
 def progress_metadata(progress: BatchProgress) -> Mapping[str, Any]:
     """Return the counters of a batch as metadata, named like the columns and the messages."""
     return {
-        "status": progress.status,
+        "status": text_metadata(progress.status),
         "total": progress.total,
         "processed": progress.processed,
         "successful": progress.successful,

@@ -265,3 +265,25 @@ def test_names_and_texts_are_shown_literally_in_every_table(name):
     assert ("(no name)" in shown) == (not name)
     assert max(map(len, shown.splitlines())) <= 80
     assert "  processing  99999/100000  99998   900 d" in shown
+
+
+@pytest.mark.parametrize("console", [a_pipe, a_terminal])
+def test_a_status_of_an_upload_api_is_shown_literally(console):
+    console, status = console(), "x\x1b]0;owned\x1b[2J\N{RIGHT-TO-LEFT OVERRIDE}[red]y[/red]"
+    row = {
+        "upload_id": BATCH, "filename": "sea.jpg", "processing_status": status,
+        "description": None, "description_audit_score": None,
+        "error_kind": None, "error_message": None,
+    }  # fmt: skip
+    batch = {
+        "batch_id": BATCH, "name": None, "status": status, "total_uploads": 1,
+        "processed_uploads": 0, "failed_uploads": 0, "created_at": None, "paused": [],
+    }  # fmt: skip
+    console.print(terminal.uploads_table([row]))
+    console.print(terminal.batches_table([batch]))
+    console.print(terminal.costs_table([UserCost(None, ModelCost(status, "m", 1, 1, 1, 1.0))]))
+    terminal.BatchView(console, nothing).follow([snapshot(status=status)])
+    shown = console.file.getvalue()
+    for dangerous in ("\x1b]", "\x1b[2J", "\N{RIGHT-TO-LEFT OVERRIDE}"):
+        assert dangerous not in shown
+    assert CONTROL.sub("", shown).count("[red]y[/red]") >= 4
