@@ -94,12 +94,14 @@ def submit(  # noqa: PLR0917 - click passes them by name
             print_json(shape)
         sys.exit(REFUSED)
     failures = bool(submission.refused)
-    if wait:
-        failures |= follow(session, submission.batch_id, quiet=as_json)
-        shape["status"] = status_of(session, submission.batch_id)
-    if as_json:
-        print_json(shape)
-    elif not wait:
+    try:
+        if wait:
+            failures |= follow(session, submission.batch_id, quiet=as_json)
+            shape["status"] = status_of(session, submission.batch_id)
+    finally:  # a script needs the id of the batch, however the wait ends
+        if as_json:
+            print_json(shape)
+    if not as_json and not wait:
         click.echo(f"Follow it:  batch-pipeline watch {submission.batch_id}")
     sys.exit(FINISHED_WITH_FAILURES if failures else OK)
 
@@ -159,6 +161,7 @@ def status(  # noqa: PLR0917 - click passes them by name
             click.echo("No batches. Submit one:  batch-pipeline submit FOLDER")
         return
     found = status_of(session, batch)
+    working = {upload["processing_status"] for upload in found["uploads"]} & {*IN_WORK}
     if failed:
         found["uploads"] = [
             upload for upload in found["uploads"] if upload["processing_status"] == "failed"
@@ -167,7 +170,6 @@ def status(  # noqa: PLR0917 - click passes them by name
         print_json(found)
         return
     session.console.print(terminal.batch_table(found))
-    working = {upload["processing_status"] for upload in found["uploads"]} & {*IN_WORK}
     if found["status"] in OPEN_BATCH and not working and not found["paused"]:
         reason = what_it_waits_for(session.pipeline.database, session.settings, batch)
         session.console.print(terminal.literal(reason), style="yellow")
@@ -346,24 +348,27 @@ def follow(
     batch_id: uuid.UUID,
     *,
     quiet: bool = False,
-    timeout_seconds: float | None = None,
+    in_demo: bool = False,
 ) -> bool:
-    """Show a batch until it ends; return true if anything failed."""
+    """Show a batch until it ends; return true if anything failed.
+
+    `in_demo`: the command runs the stack too, so the batch does not go on without it.
+    """
     from batch_pipeline.services.progress.batch_watch import watch_batch  # noqa: PLC0415
     from batch_pipeline.services.progress.waiting import what_it_waits_for  # noqa: PLC0415
     from batch_pipeline.terminal import BatchView  # noqa: PLC0415
 
-    if timeout_seconds is None:
+    if not in_demo:
         session.when_stopped = (
             f"Stopped watching; the batch goes on: batch-pipeline watch {batch_id}"
         )
-    snapshots = watch_batch(session.pipeline.database, batch_id, timeout_seconds=timeout_seconds)
+    snapshots = watch_batch(session.pipeline.database, batch_id)
     if quiet:
         [last] = deque(snapshots, maxlen=1)
     else:
         why_idle = partial(what_it_waits_for, session.pipeline.database, session.settings, batch_id)
         last = BatchView(session.console, why_idle).follow(snapshots)
-        if last.progress.failed and timeout_seconds is None:  # the demo shows them itself
+        if last.progress.failed and not in_demo:  # the demo shows them itself
             click.echo(f"See why:    batch-pipeline status {batch_id}")
             click.echo(f"Try again:  batch-pipeline retry {batch_id}")
     return went_wrong(last.progress)

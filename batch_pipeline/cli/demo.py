@@ -63,7 +63,7 @@ def demo(
             raise AssertionError("some files were accepted")
         if not as_json:
             print_submission(submission)
-        follow(session, submission.batch_id, quiet=as_json, timeout_seconds=600)
+        follow(session, submission.batch_id, quiet=as_json, in_demo=True)
         found = status_of(session, submission.batch_id)
         question = "bright blue landscape"
         results = find(pipeline.database, pipeline.spaces.model_of, question, limit=3)

@@ -13,6 +13,7 @@ from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import Session
 from batch_pipeline.cli.types import BATCH, SINCE, TEXT, UPLOAD, USER
 from batch_pipeline.errors import RefusedError
+from batch_pipeline.visible_text import visible_line
 from batch_pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -159,14 +160,15 @@ def retry(  # noqa: PLR0917 - click passes them by name
             total = lone + sum(count for count, _ in reopened)
             print_json(told | {"reopened": total, "batches": listed})
         return
-    opened = [(n, one) for n, one in reopened if n or one.status != "completed"]
+    empty = [one for _, one in reopened if not one.total]
+    opened = [(n, one) for n, one in reopened if n or (one.total and one.status != "completed")]
     for count, progress in opened:
         left = progress.total - progress.processed - count
         said = [
             *([f"{counted(count, 'failed upload')} will be processed again"] if count else []),
             *([f"{counted(left, 'upload')} not processed yet"] if left else []),
         ]
-        click.echo(f"Batch {progress.label} is {progress.status}: {', '.join(said)}.")
+        click.echo(f"Batch {progress.label} is {visible_line(progress.status)}: {', '.join(said)}.")
         click.echo(f"Follow it:  batch-pipeline watch {progress.batch_id}")
     if lone:
         click.echo(
@@ -176,6 +178,8 @@ def retry(  # noqa: PLR0917 - click passes them by name
     if not opened and not lone and not (dry_run and (found.count or found.reopens)):
         narrowed = uploads or chosen.chooses
         which = "no failed upload matches" if narrowed else "no upload failed"
+        if empty:
+            which = f"batch {empty[0].label} is {visible_line(empty[0].status)} and has no uploads"
         click.echo(f"Nothing to process again: {which}.")
 
 

@@ -17,6 +17,7 @@ from batch_pipeline.database.models import (
     ModelCall,
     Upload,
     UploadBatch,
+    UploadStatus,
 )
 from batch_pipeline.database.readings import NAME, one_of
 from batch_pipeline.database.session import Database
@@ -145,6 +146,10 @@ def _stopped(batch_ids: Collection[uuid.UUID]) -> Select[*tuple[Any, ...]]:
         .where(
             one_of(UploadBatch.id, batch_ids),
             UploadBatch.status.in_([BatchStatus.CANCELLED, BatchStatus.FAILED]),
+            exists().where(  # one without uploads is not reopened
+                Upload.batch_id == UploadBatch.id,
+                Upload.processing_status.in_(list(UploadStatus)),
+            ),
         )
         .order_by(UploadBatch.created_at, UploadBatch.id)
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 
 from batch_pipeline.cli.batches import follow
 from batch_pipeline.cli.session import Session
@@ -491,6 +491,14 @@ def test_two_files_whose_pictures_would_have_one_name_are_refused(console, tmp_p
     assert not (tmp_path / "seen").exists()
 
 
+def test_inspect_names_the_kind_of_error_that_the_pipeline_names(console, tmp_path):
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    answer = console("inspect", "x" * 300 + ".jpg", "loop.jpg", "folder.jpg", "gone.jpg", "--json")
+    kinds = [seen["error_kind"] for seen in answer.json]
+    assert kinds == [*["source_unreadable"] * 2, *["source_missing"] * 2]
+
+
 def test_a_named_pipe_is_refused_and_not_waited_for(console, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     reason = "it is a pipe, a socket or a device; name a file"
@@ -888,6 +896,28 @@ def test_no_color_is_respected(console, batch_in_work):
     with console.in_terminal("watch", batch, NO_COLOR="1") as terminal:
         terminal.wait_until(lambda text: "0/3" in text)
     assert "\x1b[3" not in terminal.raw
+
+
+def test_submit_wait_as_json_names_the_batch_although_the_wait_ends_with_an_error(
+    console, database
+):
+    ended = threading.Event()
+
+    def delete():
+        while not newest_batches(database):
+            assert not ended.wait(0.05)
+        with database.transaction() as connection:
+            connection.execute(text("DELETE FROM upload_batches"))
+
+    worker = threading.Thread(target=delete)
+    worker.start()
+    answer = console("submit", MEDIA / "fog.webp", "--wait", "--json")
+    ended.set()
+    worker.join(10)
+    assert answer.code == 2
+    assert "there is no batch" in answer.err
+    assert uuid.UUID(answer.json["batch_id"])
+    assert "status" not in answer.json
 
 
 def test_submit_wait_in_a_pipe_prints_plain_lines(console, pipeline, database):

@@ -202,6 +202,13 @@ def test_status_lists_failures_first_or_alone_with_ids_that_can_be_typed(console
     assert console("status", batch, "--failed").out.strip().endswith("No upload failed.")
 
 
+def test_status_with_failures_only_does_not_say_that_a_working_batch_is_idle(console, database):
+    rows = [failed("truncated"), {"processing_status": "analyzing"}]
+    batch = add_batch(database, rows, status="processing", processed_uploads=1, failed_uploads=1)
+    for options in ([], ["--failed"]):
+        assert "nothing is being processed" not in console("status", batch, *options).out
+
+
 def test_any_beginning_of_an_id_that_names_only_one_is_accepted_everywhere(console, database):
     ids = [uuid.UUID(f"abcd{n}{'0' * 27}") for n in (1, 2)]
     for one in ids:
@@ -360,6 +367,21 @@ def test_retry_reopens_a_cancelled_batch_only_if_it_is_named(console, database):
         f"Batch {named} is pending: 1 failed upload will be processed again, "
         "2 uploads not processed yet."
     )
+
+
+@pytest.mark.parametrize("status", ["cancelled", "failed", "pending"])
+def test_retry_says_that_a_batch_has_no_uploads_and_leaves_it_as_it_is(console, database, status):
+    batch = add_batch(database, 0, status=status, name="Empty", error_message="why")
+    assert (
+        console("retry", batch, "--dry-run").out == "Nothing to process again: no upload failed.\n"
+    )
+    answer = console("retry", batch)
+    assert (answer.code, answer.out.splitlines()) == (
+        0,
+        [f"Nothing to process again: batch Empty ({short(batch)}) is {status} and has no uploads."],
+    )
+    row = batch_row(database, batch)
+    assert (row.status, row.error_message) == (status, "why")
 
 
 def test_a_dry_run_of_retry_says_what_the_command_reopens(console, database):

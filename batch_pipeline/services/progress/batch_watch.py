@@ -16,7 +16,6 @@ from batch_pipeline.database.listening import listening
 from batch_pipeline.database.models import ENDED, IN_WORK, OPEN_BATCH, Upload, UploadStatus
 from batch_pipeline.database.readings import FILENAME, interval
 from batch_pipeline.database.session import Database
-from batch_pipeline.errors import PipelineError
 from batch_pipeline.services.pauses import Pause, pauses_of_batches
 from batch_pipeline.services.progress.publishing import CHANNEL, BatchProgress
 from batch_pipeline.services.reports.batch_status import batch_progress
@@ -65,17 +64,13 @@ class BatchSnapshot:
         return self.progress.status not in OPEN_BATCH
 
 
-def watch_batch(
-    database: Database, batch_id: uuid.UUID, *, timeout_seconds: float | None = None
-) -> Iterator[BatchSnapshot]:
+def watch_batch(database: Database, batch_id: uuid.UUID) -> Iterator[BatchSnapshot]:
     """Yield snapshots until the batch has ended; the last one has `has_ended`.
 
     Raises:
         NotFoundError: there is no such batch.
-        PipelineError: the batch did not end within `timeout_seconds`.
         ServiceDownError: the database cannot be reached.
     """
-    deadline = time.monotonic() + (timeout_seconds or float("inf"))
     shown: set[uuid.UUID] = set()
     read_at: float | None = None
     with listening(database, CHANNEL) as listener:
@@ -86,12 +81,6 @@ def watch_batch(
             yield snapshot
             if snapshot.has_ended:
                 return
-            if time.monotonic() > deadline:
-                label = snapshot.progress.label
-                raise PipelineError(
-                    f"batch {label} did not end within {timeout_seconds:g} s; it goes on: "
-                    f"`batch-pipeline watch {batch_id}`"
-                )
             _wait(listener, batch_id)
 
 

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Sequence
 
-from sqlalchemy import case, func, select, update
+from sqlalchemy import case, exists, func, select, update
 
 from batch_pipeline.database.failures import each_repeated
 from batch_pipeline.database.models import (
@@ -65,14 +65,19 @@ class BatchStates:
     ) -> tuple[int, BatchProgress] | None:
         """Make failed uploads pending again, all or the named ones; reopens a cancelled batch.
 
+        A batch without uploads stays as it is: nothing would ever end it.
+
         Returns how many, and the batch; None if there is no such batch.
         """
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             count = retry_failed(connection, batch_id, upload_ids)
+            has_uploads = exists().where(
+                Upload.batch_id == batch_id, Upload.processing_status.in_(list(UploadStatus))
+            )
             connection.execute(
                 update(UploadBatch)
-                .where(UploadBatch.id == batch_id)
+                .where(UploadBatch.id == batch_id, has_uploads)
                 .values(
                     status=case(
                         (

@@ -691,7 +691,7 @@ def _next_retry() -> Any:
 
 def _reason_to_skip(row: AnyRow, run_id: str) -> str | None:
     if row.batch_status == BatchStatus.CANCELLED:
-        return "the batch was cancelled"
+        return "the batch was cancelled; `batch-pipeline retry` reopens it"
     # A person who re-executes a step asks for an upload that no run has reserved.
     if row.batch_status == BatchStatus.FAILED and row.owner_run_id == run_id:
         return "the batch was given up"

@@ -256,7 +256,7 @@ def test_a_repeated_completion_of_an_upload_without_a_batch_reports_no_batch(pip
 @pytest.mark.parametrize(
     ("of_batch", "of_upload", "reason"),
     [
-        ({"status": "cancelled"}, {}, "the batch was cancelled"),
+        ({"status": "cancelled"}, {}, "the batch was cancelled; `batch-pipeline retry` reopens it"),
         ({}, {"processing_status": "completed"}, "it is completed already"),
         ({}, {"processing_status": "archived"}, "its status is archived"),
         ({}, {"owner_run_id": OTHER, "heartbeat_at": func.now()}, f"run {OTHER} is working on it"),
