@@ -29,6 +29,8 @@ _ENDED_FROM_OUTSIDE = "This run has been marked as failed from outside the execu
 #: Dagster's reasons for runs that end by no fault of their uploads, and what they mean: the worker
 #: did not start in time, such as a pod without a node; or it was told to end, by SIGTERM or SIGINT.
 _START_TIMEOUT, _TOLD_TO_END = "START_TIMEOUT", "UNEXPECTED_TERMINATION"
+#: Dagster's reason for a run that did all it could and failed only because steps did.
+_STEPS_FAILED = "STEP_FAILURE"
 #: Classes of errors of a database that does not answer. Dagster stores only the names.
 _OUTAGES = (ServiceDownError.__name__, ConflictError.__name__, OperationalError.__name__)
 
@@ -43,6 +45,16 @@ class Why(NamedTuple):
     room for the worker; or its host or container was stopped."""
 
 
+def step_failures_that_ended_it(
+    failure: dg.DagsterEvent, step_failures: Sequence[dg.DagsterEvent]
+) -> Sequence[dg.DagsterEvent]:
+    """Return the failures of steps if they are why a run failed, else none.
+
+    A worker that is killed or stopped after one file has failed did not fail because of that file.
+    """
+    return step_failures if _ended_by(failure) == _STEPS_FAILED else ()
+
+
 def why_it_failed(
     instance: dg.DagsterInstance,
     run_id: str,
@@ -53,11 +65,14 @@ def why_it_failed(
 
     The event that ends a run usually says only that it has ended. Its launcher, its worker or its
     steps have reported the error before.
+
+    `step_failures`: those that ended it (`step_failures_that_ended_it`).
     """
-    if any(event.step_failure_data.user_failure_data for event in step_failures):
+    broken = [event for event in step_failures if not event.step_failure_data.user_failure_data]
+    if step_failures and not broken:
         return Why(failure.message or "")  # its steps say why
     errors = [getattr(failure.event_specific_data, "error", None)]
-    errors += [event.step_failure_data.error for event in step_failures]
+    errors += [event.step_failure_data.error for event in broken]
     error, said = next(filter(None, errors), None), failure.message or "no reason was given"
     if not error and said == _ENDED_FROM_OUTSIDE:
         before = _reported_before_the_end(instance, run_id)
@@ -66,14 +81,20 @@ def why_it_failed(
     reason = _said_by(error) if error else _line(said)
     record = instance.get_run_record_by_id(run_id)
     could_start = record is None or record.start_time is not None
-    ended_by = getattr(failure.event_specific_data, "failure_reason", None)
-    if ended_by is not None and ended_by.value == _TOLD_TO_END:
+    ended_by = _ended_by(failure)
+    if ended_by == _TOLD_TO_END:
         return Why("its worker was stopped by a signal", is_stop=True)
-    had_no_room = ended_by is not None and ended_by.value == _START_TIMEOUT
+    had_no_room = ended_by == _START_TIMEOUT
     return Why(
         reason if could_start else f"it could not start: {reason}",
         is_stop=had_no_room or (error is not None and _is_outage(error)),
     )
+
+
+def _ended_by(failure: dg.DagsterEvent) -> str:
+    """Return Dagster's reason for the end of a run; empty if there is none."""
+    reason = getattr(failure.event_specific_data, "failure_reason", None)
+    return str(reason.value) if reason else ""
 
 
 def _is_outage(error: SerializableErrorInfo) -> bool:

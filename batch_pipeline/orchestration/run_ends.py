@@ -76,19 +76,18 @@ class Outcome(StrEnum):
 
 
 def outcome_of(step_failures: Iterable[dg.DagsterEvent], *, is_stop: bool) -> Outcome:
-    """Return how a failed run ended, judged by the failures of its steps.
+    """Return how a failed run ended.
 
+    `step_failures`: those that ended it (`failures.step_failures_that_ended_it`).
     `is_stop`: an outage or a stop ended it (`failures.Why`).
     """
-    said = [
-        event.step_failure_data.user_failure_data
-        for event in step_failures
-        if event.step_failure_data.user_failure_data
-    ]
-    if not said:
-        return Outcome.STOPPED if is_stop else Outcome.DIED
-    is_of_a_file = ("upload_id" in failure.metadata for failure in said)
-    return Outcome.FILES_FAILED if all(is_of_a_file) else Outcome.STOPPED
+    # None for a step that did not report its failure itself: an error that nobody expected.
+    said = [event.step_failure_data.user_failure_data for event in step_failures]
+    if any(failure and "upload_id" not in failure.metadata for failure in said):
+        return Outcome.STOPPED
+    if said and all(said):
+        return Outcome.FILES_FAILED
+    return Outcome.STOPPED if is_stop else Outcome.DIED
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from batch_pipeline.orchestration.batch_reports import (
     report_of,
 )
 from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
-from batch_pipeline.orchestration.failures import why_it_failed
+from batch_pipeline.orchestration.failures import step_failures_that_ended_it, why_it_failed
 from batch_pipeline.orchestration.run_ends import (
     Outcome,
     RunCleanup,
@@ -222,8 +222,9 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
         context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
         failure = context.for_run_failure()
-        run, steps = failure.dagster_run, failure.get_step_failure_events()
-        reason, is_stop = why_it_failed(context.instance, run.run_id, failure.failure_event, steps)
+        run, end = failure.dagster_run, failure.failure_event
+        steps = step_failures_that_ended_it(end, failure.get_step_failure_events())
+        reason, is_stop = why_it_failed(context.instance, run.run_id, end, steps)
         outcome = outcome_of(steps, is_stop=is_stop)
         died = outcome is Outcome.DIED
         cleanup = clean_up_failed_run(batch_pipeline, run, died=died, reason=reason)

@@ -20,12 +20,14 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 from dagster._core.events import EngineEventData, JobFailureData, RunFailureReason
 from dagster._core.execution.api import execute_run
+from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
 from dagster._core.instance.methods import event_methods
 from dagster._core.launcher import DefaultRunLauncher
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.impl import core_execute_run
 from dagster._utils.error import serializable_error_info_from_exc_info
+from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -664,6 +666,78 @@ def test_a_run_that_failed_for_its_files_says_so_in_a_tag(runner, definitions):
     name = "release_uploads_of_failed_runs"
     evaluate(definitions, runner.instance, runner.pipeline, name, run, "PIPELINE_FAILURE")
     assert runner.instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == "files_failed"
+
+
+def file_failed_in(run, instance):
+    """Report that the step of an upload failed because of its file, like any executor."""
+    description = "fog.webp: source_missing: the file is gone"
+    error = SerializableErrorInfo(description, [], dg.Failure.__name__)
+    metadata = {"upload_id": dg.MetadataValue.text(str(uuid.uuid4()))}
+    said = UserFailureData("intentional-failure", description, metadata)
+    failed = dg.DagsterEvent(
+        dg.DagsterEventType.STEP_FAILURE.value,
+        run.job_name,
+        step_key="process_upload[fog_webp__1]",
+        event_specific_data=StepFailureData(error, said),
+    )
+    instance.report_dagster_event(failed, run.run_id)
+
+
+def killed(instance, run):
+    instance.report_engine_event("Run execution process unexpectedly exited with code -9.", run)
+    instance.report_run_failed(run)
+
+
+def stopped_by_a_signal(instance, run):
+    reason = JobFailureData(error=None, failure_reason=RunFailureReason.UNEXPECTED_TERMINATION)
+    instance.report_run_failed(run, "Execution was interrupted unexpectedly.", reason)
+
+
+def ended_by_an_outage_of_the_database_of_dagster(instance, run):
+    try:
+        create_engine(NO_DATABASE.replace("://", "+psycopg://")).connect()
+    except OperationalError:
+        error = serializable_error_info_from_exc_info(sys.exc_info())
+    reason = JobFailureData(error=error, failure_reason=RunFailureReason.RUN_EXCEPTION)
+    instance.report_run_failed(run, "An exception was thrown during execution.", reason)
+
+
+def ended_by_a_step_that_crashed(instance, run):
+    """Fail like a run of Dagster's multiprocess executor, one of whose processes was killed."""
+    error = SerializableErrorInfo("the process of a step crashed", [], "ChildProcessCrash")
+    crashed = dg.DagsterEvent(
+        dg.DagsterEventType.STEP_FAILURE.value,
+        run.job_name,
+        step_key="process_upload[oslo_jpg__2]",
+        event_specific_data=StepFailureData(error, None),
+    )
+    instance.report_dagster_event(crashed, run.run_id)
+    reason = JobFailureData(error=None, failure_reason=RunFailureReason.STEP_FAILURE)
+    instance.report_run_failed(run, "Steps failed.", reason)
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome", "said"),
+    [
+        (killed, "died", "Run execution process unexpectedly exited with code -9."),
+        (ended_by_a_step_that_crashed, "died", "the process of a step crashed"),
+        (stopped_by_a_signal, "stopped", None),
+        (ended_by_an_outage_of_the_database_of_dagster, "stopped", None),
+    ],
+)
+def test_a_run_that_broke_down_after_a_file_had_failed_did_not_fail_for_its_files(  # noqa: PLR0917
+    pipeline, instance, definitions, end, outcome, said
+):
+    batch_id = add_batch(pipeline.database, 2)
+    run = lost_run(definitions, instance, pipeline, batch_id)
+    file_failed_in(run, instance)
+    end(instance, run)
+    name = "release_uploads_of_failed_runs"
+    evaluate(definitions, instance, pipeline, name, run, "PIPELINE_FAILURE")
+    assert instance.get_run_by_id(run.run_id).tags[OUTCOME_TAG] == outcome
+    batch = batch_row(pipeline.database, batch_id)
+    assert batch.died_runs == (outcome == "died")
+    assert batch.error_message == (said and f"a run died, another run continues its work: {said}")
 
 
 def test_a_run_that_found_a_service_down_was_stopped(runner, model_server, definitions):
