@@ -36,6 +36,9 @@ _EMBEDDING = {
     ipaddress.IPv6Network("64:ff9b::/96"): 12,
     ipaddress.IPv6Network("2002::/16"): 2,
 }
+#: IPv6 networks that lead into a private network, which Python does not say in each version:
+#: NAT64 with local prefixes (RFC 8215), IPv4-translated (RFC 2765), site-local (RFC 3879).
+_PRIVATE = tuple(map(ipaddress.IPv6Network, ("64:ff9b:1::/48", "::ffff:0:0:0/96", "fec0::/10")))
 
 
 class NotDeliveredError(Exception):
@@ -170,6 +173,8 @@ def is_public(address: str) -> bool:
     """Return whether an IPv4 or IPv6 address belongs to the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
+        if any(ip in network for network in _PRIVATE):
+            return False
         for network, offset in _EMBEDDING.items():
             if ip in network:
                 return is_public(str(ipaddress.IPv4Address(ip.packed[offset : offset + 4])))
