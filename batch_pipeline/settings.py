@@ -342,7 +342,11 @@ class Settings(BaseSettings):
         1000, description="Maximum number of files in one submission."
     )
     max_file_bytes: Annotated[int, Field(ge=1)] = Field(
-        100 * 1024**2, description="Largest file accepted (bytes)."
+        100 * 1024**2,
+        description=(
+            "Largest file that `submit` accepts, and largest picture of an upload API that is "
+            "processed (bytes)."
+        ),
     )
     accepted_formats: str = Field(
         "",

@@ -4,6 +4,7 @@ Kinds of `PermanentError` on this way. All of them mean that the file itself is 
 
 ====================== ===================================================================
 ``empty_file``         no bytes at all
+``file_too_large``     a picture has more bytes than allowed; it was not read
 ``truncated``          the file is shorter than its own structure says
 ``unreadable_image``   an image decoder gave up
 ``unreadable_video``   a container cannot be opened, or none of its frames decoded
@@ -38,6 +39,7 @@ def decode(
     filename: str = "",
     sidecar_date: datetime | None = None,
     max_bytes: int = DEFAULT_DECODE_BYTES,
+    max_file_bytes: int | None = None,
     patch: int = VISION_PATCH,
 ) -> MediaContent:
     """Decode a file into the pictures that the models and the thumbnail need.
@@ -50,17 +52,27 @@ def decode(
         filename: the name of the file when it was uploaded; it may contain a date.
         sidecar_date: the date in a file beside this one.
         max_bytes: memory that decoding may use, besides the file.
+        max_file_bytes: size of the largest picture, which is read into memory as a whole; None: any
+            size. Videos are read in parts, so their size does not matter.
         patch: sides of the pictures for the vision model are multiples of this (pixels).
 
     Raises:
         PermanentError: with one of the kinds above.
     """
-    if source.seek(0, io.SEEK_END) == 0:
+    size = source.seek(0, io.SEEK_END)
+    if size == 0:
         raise PermanentError("empty_file", "the file is empty: 0 bytes")
+    is_image = media_type.file_type == "image"
+    if is_image and max_file_bytes is not None and size > max_file_bytes:
+        raise PermanentError(
+            "file_too_large",
+            f"{size:,} bytes; a picture may have {max_file_bytes:,} "
+            "(BATCH_PIPELINE_MAX_FILE_BYTES)",
+        )
     source.seek(0)
     return_large_blocks()
     with DECODES:
-        if media_type.file_type == "image":
+        if is_image:
             # Read first: an OSError here is from the storage, a later one from the decoder.
             content = decode_image(source.read(), media_type, max_bytes=max_bytes, patch=patch)
         else:

@@ -90,6 +90,12 @@ ERROR_KINDS = (
         "Nothing; the file has no video.",
     ),
     ErrorKind(
+        "file_too_large",
+        Ending.FILE,
+        "The picture has more bytes than allowed, so it was not read. The reason says how many.",
+        "Make the file smaller, or raise `BATCH_PIPELINE_MAX_FILE_BYTES`, then `retry`.",
+    ),
+    ErrorKind(
         "too_many_pixels",
         Ending.FILE,
         (

@@ -106,6 +106,7 @@ def _inspect(seen: Inspection, path: Path, settings: Settings, output: Path | No
                 filename=path.name,
                 sidecar_date=sidecar_date(path),
                 max_bytes=settings.max_decode_mib * 1024**2,
+                max_file_bytes=settings.max_file_bytes,
                 patch=picture_size(settings).patch,
             )
     seen.facts = content.facts.as_stored()

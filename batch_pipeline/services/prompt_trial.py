@@ -74,6 +74,7 @@ def try_prompt(path: Path, settings: Settings, vision: VisionModel) -> Trial:
                 filename=path.name,
                 sidecar_date=sidecar_date(path),
                 max_bytes=settings.max_decode_mib * 1024**2,
+                max_file_bytes=settings.max_file_bytes,
                 patch=picture_size(settings).patch,
             )
     except OSError as error:

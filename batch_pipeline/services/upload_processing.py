@@ -313,6 +313,7 @@ class UploadProcessor:
                     filename=attempt.row.filename,
                     sidecar_date=parse_date(attempt.row.sidecar_date or ""),
                     max_bytes=settings.max_decode_mib * 1024**2,
+                    max_file_bytes=settings.max_file_bytes,
                     patch=picture_size(settings).patch,
                 )
             except PermanentError as error:

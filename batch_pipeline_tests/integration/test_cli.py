@@ -499,6 +499,15 @@ def test_inspect_names_the_kind_of_error_that_the_pipeline_names(console, tmp_pa
     assert kinds == [*["source_unreadable"] * 2, *["source_missing"] * 2]
 
 
+def test_inspect_and_prompt_refuse_a_picture_with_too_many_bytes(console):
+    limit = {"BATCH_PIPELINE_MAX_FILE_BYTES": "1000"}
+    inspected = console("inspect", MEDIA / "fog.webp", "--json", **limit)
+    assert inspected.json[0]["error_kind"] == "file_too_large"
+    tried = console("prompt", "--try", MEDIA / "fog.webp", **limit)
+    assert tried.code == 1
+    assert "a picture may have 1,000" in tried.err
+
+
 def test_a_named_pipe_is_refused_and_not_waited_for(console, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     reason = "it is a pipe, a socket or a device; name a file"

@@ -12,6 +12,7 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 
 from batch_pipeline.dagster_internals import RetryMode
 from batch_pipeline.orchestration.celery.executor import StepsOnWorkers, _Sent, _Steps
+from batch_pipeline.orchestration.failures import step_failures_that_ended_it
 from batch_pipeline.services.pipeline import shared_pipeline
 from batch_pipeline.settings import ENVIRONMENT_PREFIX, load_settings
 from batch_pipeline.testing.records import batch_row
@@ -56,6 +57,30 @@ def test_a_run_with_a_failed_file_ends_with_the_counts_of_its_batch(
     assert not result.success
     assert any("is completed: 2 uploads, 1 completed, 1 failed" in each for each in messages)
     assert not [each for each in messages if "Not executing" in each]
+
+
+@pytest.mark.parametrize(
+    "execution",
+    [
+        {"threaded": {}},
+        {"in_process": {}},
+        pytest.param({"multiprocess": {"max_concurrent": 2}}, marks=pytest.mark.slow),
+    ],
+    ids=["threaded", "in_process", "multiprocess"],
+)
+def test_every_executor_says_that_a_run_failed_because_of_its_steps(
+    settings, instance, monkeypatch, execution
+):
+    with opened_pipeline(settings, monkeypatch) as pipeline:
+        batch_id = Runner(pipeline, instance).submit("truncated.jpg", "fog.webp")
+        result = run(batch_id, instance, {"execution": {"config": execution}})
+    end, *steps = (
+        entry.dagster_event
+        for kind in (dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.STEP_FAILURE)
+        for entry in instance.all_logs(result.run_id, of_type=kind)
+    )
+    assert [step.step_key.partition("[")[0] for step in steps] == ["process_upload"]
+    assert step_failures_that_ended_it(end, steps) == steps
 
 
 @contextmanager

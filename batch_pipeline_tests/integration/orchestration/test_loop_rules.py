@@ -345,6 +345,18 @@ def test_l10_an_upload_is_tried_at_most_twice_and_the_real_reason_is_kept(runner
     assert metadata["attempt"].value == 2
 
 
+def test_l10_a_picture_of_an_api_with_too_many_bytes_fails_at_once_and_says_so(
+    runner, model_server, change, open_pipeline, instance
+):
+    batch_id = runner.submit("fog.webp")
+    url = model_server.ollama_url
+    settings = change(analyzer="ollama", ollama_host=url, max_file_bytes=1000)
+    assert not Runner(open_pipeline(settings), instance).run(batch_id).success
+    [row] = upload_rows(runner.pipeline.database, batch_id)
+    assert (row.error_kind, row.attempts) == ("file_too_large", 1)
+    assert "a picture may have 1,000" in row.error_message
+
+
 def test_l10_the_number_of_attempts_is_a_setting(model_server, change, open_pipeline, instance):
     model_server.play("vision", [Fault.ERROR_500, None] * 3)
     settings = change(analyzer="ollama", ollama_host=model_server.ollama_url, max_attempts=4)

@@ -71,6 +71,21 @@ def test_an_empty_file_has_a_kind_of_its_own(media_type):
 
 
 @pytest.mark.parametrize("name", EVERY_FORMAT)
+def test_a_picture_with_too_many_bytes_is_not_read_and_a_video_is(name):
+    data = file_of(name)
+    media_type = sniff(data)
+    assert media_type is not None
+    assert decode(io.BytesIO(data), media_type, max_file_bytes=len(data)).frames
+    if media_type.file_type == "video":
+        assert decode(io.BytesIO(data), media_type, max_file_bytes=1000).frames
+        return
+    unreadable = FailingStorage(data, 0, AssertionError("it was read"))
+    with pytest.raises(PermanentError, match=r"a picture may have 7 .*MAX_FILE_BYTES") as caught:
+        decode(unreadable, media_type, max_file_bytes=7)
+    assert caught.value.kind == "file_too_large"
+
+
+@pytest.mark.parametrize("name", EVERY_FORMAT)
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_an_error_of_the_storage_passes_through_as_it_is(name, share):
     data = file_of(name)
