@@ -20,6 +20,7 @@ from batch_pipeline.database.models import PauseScope
 from batch_pipeline.errors import ConfigurationError
 from batch_pipeline.orchestration import executors
 from batch_pipeline.orchestration.code_location import build_definitions
+from batch_pipeline.orchestration.failures import step_failures_that_ended_it
 from batch_pipeline.orchestration.instance_health import check_dagster
 from batch_pipeline.orchestration.run_ends import clean_up_failed_run
 from batch_pipeline.services.pauses import pause, resume
@@ -128,6 +129,9 @@ def test_a_killed_process_of_a_worker_fails_only_its_step(work, broker, start, m
     [reason] = failures(result)
     assert reason.startswith("lost_worker: ")
     assert "signal 9 (SIGKILL)" in reason
+    [end] = [event for event in result.all_events if event.event_type_value == "PIPELINE_FAILURE"]
+    steps = [event for event in result.all_events if event.is_step_failure]
+    assert step_failures_that_ended_it(end, steps) == steps
     ended = [event.step_key for event in result.all_events if event.is_step_success]
     assert "finalize_batch" in ended
     tick = work.tick()
