@@ -30,7 +30,7 @@ _CANON_EXIF = {b"CMT1", b"CMT2"}
 
 
 def open_raw(data: bytes) -> Still:
-    """A raw file; a TIFF that begins like one is decoded as a TIFF."""
+    """A raw file; if it turns out to be an ordinary TIFF, it is decoded as one."""
     try:
         return RawStill(data)
     except _NotRawError:
