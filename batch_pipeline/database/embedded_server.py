@@ -15,6 +15,7 @@ import importlib.util
 import locale
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ from batch_pipeline.errors import ConfigurationError, RefusedError, ServiceDownE
 SERVER_VERSION = 18
 
 _FOLDER = "postgres"
+_SOCKET_MODE = "unix_socket_permissions = '0700'"
 _lock = threading.Lock()
 #: By home folder: descriptor of the file that this process keeps locked as long as it lives.
 _held: dict[Path, int] = {}
@@ -89,11 +91,47 @@ def _started(home: Path, pgserver: ModuleType) -> str:
             shutil.rmtree(folder, ignore_errors=True)
         if not (folder / "PG_VERSION").exists():
             being_made.touch()
-        with _every_letter_known():
+        with _every_letter_known(), _folders_stay_private(folder, postgres_programs()):
             server = pgserver.get_server(folder, cleanup_mode=None)
+        _keep_others_out(folder)
         being_made.unlink(missing_ok=True)
         _have_it_guarded(home)
         return str(server.get_uri())
+
+
+def _keep_others_out(folder: Path) -> None:
+    """Let only this user and root connect. The server asks nobody for a password.
+
+    If the path of the folder is too long for a socket, it is in a folder that all users may enter.
+    """
+    settings = folder / "postgresql.auto.conf"
+    if _SOCKET_MODE not in settings.read_text(encoding="utf-8"):
+        with settings.open("a", encoding="utf-8") as file:  # from the next start on
+            file.write(f"{_SOCKET_MODE}\n")
+    # Lines of this file: process, folder, moment, port, folder of the socket.
+    lines = (folder / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+    Path(lines[4], f".s.PGSQL.{lines[3]}").chmod(0o700)
+
+
+@contextmanager
+def _folders_stay_private(*paths: Path) -> Iterator[None]:
+    """Let others pass through the folders above these paths, but not list them.
+
+    If root starts the server, it runs as another user, and the package makes all these folders
+    readable for everybody.
+    """
+    modes = {
+        parent: stat.S_IMODE(parent.stat().st_mode)
+        for path in paths
+        for parent in path.absolute().parents
+        if os.geteuid() == 0 and parent.is_dir()
+    }
+    try:
+        yield
+    finally:
+        for parent, mode in modes.items():
+            if stat.S_IMODE(parent.stat().st_mode) != mode:
+                parent.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """The embedded server runs as long as a living process uses it, and not longer."""
 
+import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import psutil
 import psycopg
@@ -12,6 +15,7 @@ import pytest
 
 from batch_pipeline.database.embedded_server import (
     SERVER_VERSION,
+    postgres_programs,
     server_is_running,
     server_users,
     stop_server,
@@ -51,15 +55,63 @@ class Users:
         assert self.url
         return process
 
+    def end(self) -> None:
+        for process in self.processes:
+            with process:
+                process.kill()
+        stop_server(self.home, although_used=True)
+
 
 @pytest.fixture
 def users(tmp_path) -> Iterator[Users]:
     users = Users(tmp_path)
     yield users
-    for process in users.processes:
-        with process:
-            process.kill()
-    stop_server(tmp_path, although_used=True)
+    users.end()
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+
+
+@needs_root
+def test_other_users_cannot_connect_to_a_server_whose_socket_is_in_a_shared_folder(tmp_path):
+    users = Users(tmp_path / ("long" * 25))
+    try:
+        users.start()
+        [host] = parse_qs(urlsplit(users.url).query)["host"]
+        assert not host.startswith(str(tmp_path)), "its path is too long for a socket"
+
+        refused = subprocess.run(
+            [postgres_programs() / "psql", "-h", host, "-U", "postgres", "-c", "SELECT 1"],
+            user="nobody",
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        assert refused.returncode == 2
+        assert "Permission denied" in refused.stderr
+        psycopg.connect(users.url).close()
+        stop_server(users.home, although_used=True)
+        users.start()
+        assert stat.S_IMODE(Path(host, ".s.PGSQL.5432").stat().st_mode) == 0o700
+    finally:
+        users.end()
+
+
+@needs_root
+def test_private_folders_above_the_server_cannot_be_listed_by_others(tmp_path):
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    users = Users(private / "home")
+    try:
+        users.start()
+        assert stat.S_IMODE(private.stat().st_mode) == 0o711
+        stop_server(users.home, although_used=True)
+        users.start()
+        assert stat.S_IMODE(private.stat().st_mode) == 0o711
+    finally:
+        users.end()
 
 
 def guards(home: Path) -> list[psutil.Process]:
