@@ -266,7 +266,8 @@ class TiffStill(Still):
             samples=self._number(_SAMPLES) or 1,
             kind=self._number(_SAMPLE_FORMAT) or 1,
             predictor=self._number(_PREDICTOR) or 1,
-            photometric=self._number(_PHOTOMETRIC),
+            # Files without this entry are read as if black was zero.
+            photometric=self._number(_PHOTOMETRIC) if _PHOTOMETRIC in self._entries else _GREY,
             alpha=extra[0] if extra else 0,
             order="<" if self._tiff.order == "little" else ">",
             palette=tuple(self._numbers(_COLOUR_MAP)),

@@ -37,13 +37,15 @@ def tiff(values: np.ndarray, **entries: list[int]) -> bytes:
     return make_tiff(values[..., None], entries={PHOTOMETRIC: [1], KIND: [kind], **more})
 
 
-def little_tiff(values: np.ndarray, bits: int, *, photometric: int = 1) -> bytes:
+def little_tiff(values: np.ndarray, bits: int, *, photometric: int | None = 1) -> bytes:
     """A little-endian grey TIFF without compression."""
     pixels = values.tobytes()
     entries = {
         256: values.shape[1], 257: values.shape[0], 258: bits, 259: 1, 262: photometric, 273: 0,
         277: 1, 278: values.shape[0], 279: len(pixels),
     }  # fmt: skip
+    if photometric is None:
+        del entries[262]
     entries[273] = 8 + 2 + 12 * len(entries) + 4
     written = b"II*\0" + struct.pack("<IH", 8, len(entries))
     for tag, value in sorted(entries.items()):
@@ -77,6 +79,9 @@ FEW_LEVELS: dict[str, Callable[[], bytes]] = {
     "signed of 32 bits": lambda: tiff((SCENE * 1000).astype(np.int32)),
     "elevation below zero": lambda: tiff((SCENE * 1500 - 500).astype(np.int16)),
     "32 bits": lambda: tiff((SCENE * 70_000).astype(np.uint32)),
+    "little-endian, does not say what zero is": lambda: little_tiff(
+        (SCENE * 65535).astype("<u2"), 16, photometric=None
+    ),
     "little-endian 32 bits": lambda: little_tiff((SCENE * 70_000).astype("<u4"), 32),
     "floats up to 3000": lambda: tiff((SCENE * 3000).astype(np.float32)),
     "floats up to 255": lambda: tiff((SCENE * 255).astype(np.float32)),
