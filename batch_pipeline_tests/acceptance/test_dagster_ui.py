@@ -390,20 +390,21 @@ def launch(page: Page, stack: RealStack, job: str, config: str) -> None:
 
 
 def test_everything_or_a_batch_is_paused_and_resumed_by_the_jobs_of_the_ui(
-    page: Page, stack: RealStack, finished: dict
+    page: Page, stack: RealStack
 ) -> None:
-    batch = finished["batch_id"]
     page.goto(f"{stack.graphql.url}/jobs")
     for job in ("pause", "resume"):
         expect(page.get_by_role("link", name=f"job {job} info").first).to_be_visible()
-    of_batch = f"config: {{batch: {batch}"
     launch(page, stack, "pause", "{}")
+    batch = stack.cli("submit", MEDIA / "fog.webp")["batch_id"]
+    of_batch = f"config: {{batch: {batch}"
     launch(page, stack, "pause", f"ops: {{pause_work: {{{of_batch}, reason: grey}}}}}}")
     held = {(p["scope"], p["target"], p["reason"]) for p in stack.cli("paused")}
     assert held == {("everything", "", ""), ("batch", batch, "grey")}
     launch(page, stack, "resume", "{}")
     launch(page, stack, "resume", f"ops: {{resume_work: {{{of_batch}}}}}}}")
     assert stack.cli("paused") == []
+    wait_until(lambda: stack.cli("status", batch)["status"] == "completed", "the batch is done")
 
 
 @pytest.mark.proof
