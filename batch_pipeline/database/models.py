@@ -283,7 +283,7 @@ class Upload(Base):
     embedding_model: Mapped[str | None]
     #: Duration of the last run of each stage (seconds).
     stage_seconds: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
-    #: SHA-256 of the original, hexadecimal.
+    #: SHA-256 of the original, hexadecimal; another value is a hash of an upload API, and stays.
     checksum: Mapped[str | None]
     #: Number of workers that died while they processed this upload; reset to 0 when an attempt ends
     #: in any other way.

@@ -139,6 +139,11 @@ FACTS = func.coalesce(
     literal_column("'{}'::jsonb"),
     type_=JSONB,
 )
+#: Whether a checksum is a SHA-256 as we write it. An upload API may have filled the column with
+#: another hash.
+IS_SHA256: ColumnElement[bool] = Upload.checksum.regexp_match("^[0-9a-f]{64}$")
+#: The SHA-256 of an upload, null if the row has none.
+SHA256 = case((IS_SHA256, Upload.checksum)).label("checksum")
 #: The file's name, for display.
 FILENAME = func.coalesce(Upload.filename, literal_column("''")).label("filename")
 #: How many characters of a batch's name are kept and shown.

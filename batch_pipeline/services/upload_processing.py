@@ -559,10 +559,10 @@ class UploadProcessor:
 
 
 def _may_be_another_file(row: AnyRow, media_type: MediaType, file: BinaryIO) -> bool:
-    """Return whether the row may have no checksum of this file.
+    """Return whether the row may have no SHA-256 of this file.
 
-    Upload APIs store none, and a file may be replaced. Reading a whole film would take long, so for
-    a film the size decides.
+    Upload APIs store none or another hash, and a file may be replaced. Reading a whole film would
+    take long, so for a film with a SHA-256 the size decides.
     """
     if row.checksum is None or media_type.file_type == "image":
         return True

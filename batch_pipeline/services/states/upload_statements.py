@@ -48,7 +48,9 @@ from batch_pipeline.database.models import (
 from batch_pipeline.database.readings import (
     FACTS,
     FILENAME,
+    IS_SHA256,
     PAUSED,
+    SHA256,
     count,
     lease_expired,
     owner,
@@ -123,7 +125,7 @@ STARTED = (
     Upload.vision_tags,
     Upload.visible_text,
     Upload.vision_fingerprint,
-    Upload.checksum,
+    SHA256,
 )
 _EXPIRED = lease_expired(bindparam("lease", type_=Float))
 #: Claim an upload (`of_upload`) for a run (`of_run`) and announce it; returns `STARTED`. It claims
@@ -247,7 +249,13 @@ _DESCRIPTION_STORED = _stored(
     description_audit_score=bindparam("score"),
     vision_model=bindparam("model"),
     vision_fingerprint=bindparam("made_with"),
-    checksum=func.coalesce(bindparam("content", type_=Text), Upload.checksum),
+    checksum=case(
+        (
+            or_(Upload.checksum.is_(None), IS_SHA256),
+            func.coalesce(bindparam("content", type_=Text), Upload.checksum),
+        ),
+        else_=Upload.checksum,  # another hash of an upload API
+    ),
     # The old vector belongs to the old description. If another run takes over here, it has to
     # embed again.
     redo=func.array_append(_without(Upload.redo, "description", "embedding"), "embedding"),

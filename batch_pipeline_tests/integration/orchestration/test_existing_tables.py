@@ -1,5 +1,6 @@
 """All commands and runs work on tables of an upload API, in every usable form."""
 
+import hashlib
 import io
 import json
 import uuid
@@ -34,8 +35,9 @@ from batch_pipeline.services.reports.report_page import batch_report, render_htm
 from batch_pipeline.services.reprocessing import Selection, reprocess
 from batch_pipeline.services.search import search
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
-from batch_pipeline.services.upload_processing import UploadProcessor
+from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor, UploadReport
 from batch_pipeline.terminal import batches_table, upload_table, uploads_table
+from batch_pipeline.testing import media
 from batch_pipeline.testing.api_tables import USABLE, USER, Api, ApiTables
 from batch_pipeline.testing.media import Exif, encode_image
 from batch_pipeline.testing.records import add_batch, upload_rows
@@ -67,9 +69,9 @@ def sensor(pipeline: Pipeline, instance, name: str, cursor=None):
     return repository.get_sensor_def(name).evaluate_tick(context)
 
 
-def finish(pipeline: Pipeline) -> None:
+def finish(pipeline: Pipeline) -> list[UploadReport]:
     """Process the slices like runs, without Dagster."""
-    database = pipeline.database
+    database, reports = pipeline.database, []
     with ClaimKeeper(pipeline.states, "run", lease_seconds=120) as keeper:
         processor = UploadProcessor(pipeline, keeper)
         while waiting := (numbered_slices(database) + unnumbered_slices(database, 250, at_most=1)):
@@ -80,7 +82,10 @@ def finish(pipeline: Pipeline) -> None:
                     opened.batch_id, "run", slice_number=opened.number, limit=250
                 )
                 for upload in loaded.reserved:
-                    processor.process(upload.id, "run", retries_left=0)
+                    ended = processor.process(upload.id, "run", retries_left=0)
+                    if isinstance(ended, CompletedUpload):
+                        reports.append(ended.report)
+    return reports
 
 
 def use_every_command(pipeline: Pipeline, batch_ids: list[uuid.UUID]) -> None:
@@ -286,6 +291,33 @@ def test_tags_of_an_api_stay_and_facts_of_a_replaced_file_go(pipeline):
         assert upload.metadata.get("tags", []) == upload.vision_tags
     for upload in after:
         assert upload.metadata.keys().isdisjoint({"captured_at", "date_source"})
+
+
+def test_a_checksum_that_is_no_sha256_stays_and_finds_no_known_results(pipeline):
+    theirs = "0" * 32  # of a hash that takes these films for the same file
+    films = [media.make_video("mp4", seconds) for seconds in (1, 2)]
+    rows = []
+    for number, film in enumerate([*films, films[0]]):
+        path = f"inbox/{number}.mp4"
+        pipeline.storage.write(path, film)
+        rows.append({"file_path": path, "file_size": len(film), "checksum": theirs})
+    rows[2]["checksum"] = None
+    pipeline.storage.write(ORIGINAL, jpeg())
+    rows.append({"file_path": ORIGINAL, "checksum": theirs})
+
+    batch_id = add_batch(pipeline.database, rows)
+    finish(pipeline)
+
+    done = upload_rows(pipeline.database, batch_id)
+    assert {row.processing_status for row in done} == {"completed"}
+    ours = hashlib.sha256(films[0]).hexdigest()
+    assert [row.checksum for row in done] == [theirs, theirs, ours, theirs]
+
+    again = add_batch(pipeline.database, [rows[0], rows[1]])
+    reports = finish(pipeline)
+    copied_from = [report.described.copied_from for report in reports]
+    assert copied_from == [done[2].id, None]
+    assert [row.checksum for row in upload_rows(pipeline.database, again)] == [theirs, theirs]
 
 
 #: Uploads that have not ended although their batch was not stopped.
