@@ -32,6 +32,8 @@ from batch_pipeline.errors import (
 from batch_pipeline.masking import mask_chain
 
 THUMBNAIL_NAME = "thumb_256.jpg"
+#: The note that names the owner of a storage; `services.file_ownership` writes and explains it.
+OWNER_NOTE = ".batch_pipeline/owner.json"
 #: Ending of files that are being written, so that files left by a crash can be found and removed.
 PARTIAL_SUFFIX = ".partial"
 _OUR_NAMES = re.compile(r"original\.[a-z0-9]+|thumb_256\.jpg")
@@ -43,6 +45,8 @@ _PARTS = 3
 _COPY_BYTES = 1 << 20
 #: How the names of the small files of `Storage.check` begin.
 _PROBE = ".probe-"
+#: Names that one request to S3 lists, if only the first one matters (S3 allows 1,000).
+_NAMES_PER_PAGE = 100
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SUCH_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 #: Errors that do not pass by themselves, unless other uploads have them too (then: an outage).
@@ -210,13 +214,16 @@ class Storage:
 
         What file systems make and the small files of `check` do not count.
         """
+        # Only one request, while some object stores can only list everything.
+        if not self.is_local and self.exists(OWNER_NOTE):
+            return False
         with self._errors_named():
             try:
-                paths = self._files.ls(self._root, detail=False)
+                return all(
+                    name == "lost+found" or name.startswith(_PROBE) for name in self._top_names()
+                )
             except FileNotFoundError:
                 return True
-        names = {PurePosixPath(path).name for path in paths} - {"lost+found"}
-        return all(name.startswith(_PROBE) for name in names)
 
     def partial_files(self, *, older_than_seconds: float) -> Iterator[str]:
         """List the incomplete files that `writer` left when it crashed."""
@@ -278,6 +285,35 @@ class Storage:
             if self.is_local:
                 raise
             raise storage_error(error, path, written=written) from error
+
+    def _top_names(self) -> Iterator[str]:
+        """List the names at the top, if possible only as many as the caller takes.
+
+        An upload API may keep a million files there.
+        """
+        if self.is_local:
+            with os.scandir(self._root) as entries:
+                for entry in entries:
+                    yield entry.name
+        elif hasattr(self._files, "call_s3"):  # the `ls` of s3fs reads all pages
+            yield from self._top_names_on_s3()
+        else:
+            for path in self._files.ls(self._root, detail=False):
+                yield PurePosixPath(path).name
+
+    def _top_names_on_s3(self) -> Iterator[str]:
+        bucket, prefix, _ = self._files.split_path(self._root)  # knows ARNs, too
+        folder = f"{prefix}/" if prefix else ""
+        page = {"Bucket": bucket, "Prefix": folder, "Delimiter": "/", "MaxKeys": _NAMES_PER_PAGE}
+        while True:
+            found = self._files.call_s3("list_objects_v2", **page, **self._files.req_kw)
+            keys = [entry["Key"] for entry in found.get("Contents", [])]
+            keys += [entry["Prefix"] for entry in found.get("CommonPrefixes", [])]
+            # A folder made in the console of S3 is an object with the name of the folder.
+            yield from (PurePosixPath(key).name for key in keys if key != folder)
+            if not found.get("IsTruncated"):
+                return
+            page["ContinuationToken"] = found["NextContinuationToken"]
 
     def _write_locally(self, target: Path, data: BinaryIO) -> None:
         partial = self._partial(target)

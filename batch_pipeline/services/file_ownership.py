@@ -44,9 +44,8 @@ from batch_pipeline.database.readings import newest_first
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import PermanentError, RefusedError
 from batch_pipeline.settings import Settings
-from batch_pipeline.storage import Storage, not_the_storage
+from batch_pipeline.storage import OWNER_NOTE, Storage, not_the_storage
 
-OWNER_NOTE = ".batch_pipeline/owner.json"
 _RESTORE = ".batch_pipeline/restore"
 _SUBMISSIONS = ".batch_pipeline/submissions"
 #: A long submission renews its note this often, so that it does not count as dead (seconds).

@@ -7,10 +7,11 @@ import uuid
 from pathlib import Path
 
 import pytest
+from aiobotocore.client import AioBaseClient
 from fsspec.implementations.local import LocalFileSystem
 
 from batch_pipeline.errors import ConfigurationError, PermanentError, ServiceDownError
-from batch_pipeline.storage import PARTIAL_SUFFIX, Storage, storage_error
+from batch_pipeline.storage import OWNER_NOTE, PARTIAL_SUFFIX, Storage, storage_error
 
 USER, UPLOAD = uuid.uuid4(), uuid.uuid4()
 OUTSIDE = ["../secret", "a/../../secret", "/etc/hostname", "..", "", ".", "a\0b"]
@@ -149,6 +150,59 @@ def test_a_storage_is_empty_until_something_lies_in_it(storage):
     assert inner.is_empty()
     inner.write("user/upload/original.jpg", b"x")
     assert not inner.is_empty()
+
+
+@pytest.mark.xdist_group("object_store")
+def test_a_missing_file_does_not_list_a_large_flat_bucket(s3_url, monkeypatch):
+    storage, lists = Storage(s3_url), []
+    # A page of a listing has at most 1,000 names.
+    storage._files.pipe({f"{storage._root}/{number}.jpg": b"x" for number in range(1001)})
+    call = AioBaseClient._make_api_call
+
+    async def noted(client, operation, arguments):
+        if operation.startswith("List"):
+            lists.append(arguments)
+        return await call(client, operation, arguments)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", noted)
+    with pytest.raises(PermanentError, match="holds no file"):
+        storage.read("gone.jpg")
+    assert lists
+    assert not any("ContinuationToken" in arguments for arguments in lists)
+
+    storage.write(OWNER_NOTE, b"{}")
+    lists.clear()
+    with pytest.raises(PermanentError, match="holds no file"):
+        storage.read("gone.jpg")
+    assert len(lists) <= 1  # s3fs itself looks whether the file is a folder
+
+
+@pytest.mark.xdist_group("object_store")
+def test_small_files_of_checks_on_the_first_page_do_not_hide_the_files_after_them(s3_url):
+    storage = Storage(s3_url)
+    storage._files.pipe({f"{storage._root}/.probe-{n}": b"probe" for n in range(150)})
+    assert storage.is_empty()
+    storage.write("user/upload/original.jpg", b"x")
+    assert not storage.is_empty()
+
+
+@pytest.mark.xdist_group("object_store")
+def test_a_folder_that_the_console_of_s3_makes_is_empty(s3_url):
+    storage = Storage(s3_url)
+    bucket, _, prefix = storage._root.partition("/")
+    storage._files.call_s3("put_object", Bucket=bucket, Key=f"{prefix}/")
+    assert storage.is_empty()
+
+
+@pytest.mark.xdist_group("object_store")
+def test_a_bucket_without_a_prefix_is_not_empty_if_it_holds_a_file(s3_url):
+    Storage(s3_url).write("user/upload/original.jpg", b"x")
+    assert not Storage(s3_url.rpartition("/")[0]).is_empty()
+
+
+@pytest.mark.xdist_group("object_store")
+def test_a_bucket_that_does_not_exist_is_empty(s3_url):
+    assert Storage(f"{s3_url.rpartition('/')[0]}-of-nobody/uploads").is_empty()
 
 
 def test_a_large_file_is_put_and_read_in_any_order(storage, tmp_path):
