@@ -223,6 +223,8 @@ class Storage:
                     name == "lost+found" or name.startswith(_PROBE) for name in self._top_names()
                 )
             except FileNotFoundError:
+                if self._is_s3:  # no such bucket; a missing folder is an empty page
+                    raise
                 return True
 
     def partial_files(self, *, older_than_seconds: float) -> Iterator[str]:
@@ -286,6 +288,10 @@ class Storage:
                 raise
             raise storage_error(error, path, written=written) from error
 
+    @property
+    def _is_s3(self) -> bool:
+        return hasattr(self._files, "call_s3")
+
     def _top_names(self) -> Iterator[str]:
         """List the names at the top, if possible only as many as the caller takes.
 
@@ -295,7 +301,7 @@ class Storage:
             with os.scandir(self._root) as entries:
                 for entry in entries:
                     yield entry.name
-        elif hasattr(self._files, "call_s3"):  # the `ls` of s3fs reads all pages
+        elif self._is_s3:  # the `ls` of s3fs reads all pages
             yield from self._top_names_on_s3()
         else:
             for path in self._files.ls(self._root, detail=False):

@@ -201,8 +201,9 @@ def test_a_bucket_without_a_prefix_is_not_empty_if_it_holds_a_file(s3_url):
 
 
 @pytest.mark.xdist_group("object_store")
-def test_a_bucket_that_does_not_exist_is_empty(s3_url):
-    assert Storage(f"{s3_url.rpartition('/')[0]}-of-nobody/uploads").is_empty()
+def test_a_bucket_that_does_not_exist_is_not_empty_but_an_outage(s3_url):
+    with pytest.raises(ServiceDownError, match="bucket does not exist"):
+        Storage(f"{s3_url.rpartition('/')[0]}-of-nobody/uploads").is_empty()
 
 
 def test_a_large_file_is_put_and_read_in_any_order(storage, tmp_path):
