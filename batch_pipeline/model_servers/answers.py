@@ -18,6 +18,9 @@ _END_OF_THOUGHT = re.compile(rf"</(?:{_NAMES_OF_THOUGHTS})>|◁/think▷|\[/THIN
 #: What models put around an answer after a thought.
 _WRAPPERS = (("<answer>", "</answer>"), ("<|begin_of_box|>", "<|end_of_box|>"))
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n")
+_BEGINNING_OF_JSON = re.compile(r"(?:<answer>|<\|begin_of_box\|>|```[\w-]*|\s)*\{")
+#: Languages differ in which mark opens and which closes.
+_QUOTATION_MARKS = ('"', "`", "“”„", "«»")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“"}
 _LINE_BREAKS = re.compile(r"\r\n?|[\u2028\u2029\x85]")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n(?:[ \t]*\n)+")
@@ -118,15 +121,31 @@ def _end_of_begun_thought(text: str) -> int:
         return 0
     begun = _BEGINNING_OF_THOUGHT.search(text)
     ends = _END_OF_THOUGHT.finditer(text, 0, begun.start() if begun else len(text))
-    return max((end.end() for end in ends if not _is_quoted(text[: end.start()])), default=0)
+    is_json = bool(_BEGINNING_OF_JSON.match(text))
+    return max(
+        (
+            end.end()
+            for end in ends
+            if not _is_quoted(text[: end.start()], text[end.end() :], is_json=is_json)
+        ),
+        default=0,
+    )
 
 
-def _is_quoted(before: str) -> bool:
-    """Return whether JSON, or a quotation in the last line, is open at the end of a text."""
-    line = before.rpartition("\n")[2]
-    # Languages differ in which mark opens and which closes.
-    is_in_quotes = any(sum(map(line.count, marks)) % 2 for marks in ('"', "`", "“”„", "«»"))
-    return is_in_quotes or before.count("{") > before.count("}")
+def _is_quoted(before: str, after: str, *, is_json: bool) -> bool:
+    """Return whether JSON, or a quotation in one line, is open between two parts of a text.
+
+    A thought may have a single mark, as in 27", or a line of code that opens a brace.
+    """
+    if is_json and before.count("{") > before.count("}"):
+        return True
+    # A quotation within a text of JSON has its marks escaped.
+    opened = before.rpartition("\n")[2].replace('\\"', "")
+    closed = after.partition("\n")[0].replace('\\"', "")
+    return any(
+        sum(map(opened.count, marks)) % 2 and sum(map(closed.count, marks)) % 2
+        for marks in _QUOTATION_MARKS
+    )
 
 
 def _unwrapped(text: str) -> str:

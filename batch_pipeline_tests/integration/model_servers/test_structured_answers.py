@@ -1,5 +1,6 @@
 """Answers with fields, over HTTP: one call if the server accepts a schema, else plain text."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,7 @@ from batch_pipeline_tests.integration.model_servers.conftest import (
     IMAGE,
     VIDEO,
     BuildAnalyzer,
+    only_openai,
     picture,
 )
 
@@ -119,6 +121,20 @@ def test_a_server_that_ignores_a_schema_gives_plain_text(
 
 
 REFUSAL = "I'm sorry, but I can't help with identifying people in images."
+
+
+@only_openai
+def test_an_answer_in_fields_after_a_thought_about_code_is_read(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    fields = {"description": "An editor.", "tags": ["code"], "visible_text": "int main() {"}
+    answer = f"The first line is `int main() {{`.\n</think>\n\n{json.dumps(fields)}"
+    server.says = lambda _: answer
+
+    found = build().vision.describe(IMAGE, [picture()])
+
+    assert (found.text, found.tags) == ("An editor.", ("code",))
+    assert found.visible_text == "int main() {"
 
 
 def test_one_refusal_in_prose_does_not_end_the_use_of_a_schema(

@@ -33,6 +33,13 @@ VIDEO = MediaFacts("video", "mp4", 64, 48)
         ('Then I write "</think>".\n</think>\n\nA boat.', "A boat."),
         ('It asks for {"a": 1}, so:\n</think>{"a": 2}', '{"a": 2}'),
         ("Hm, „boat“ or “ship”?</think>A boat.", "A boat."),
+        ("I see `int main() {` here.\n</think>\n\nA dog.", "A dog."),
+        ('I see "{" here.\n</think>\n\n{"description": "A }."}', '{"description": "A }."}'),
+        ('I plan: {"description": "a dog ...\n</think>\n\nA dog.', "A dog."),
+        ('Hm, a 27" monitor.</think>A monitor.', "A monitor."),
+        ('Hm, a 27" monitor.</think>A monitor that shows "LG".', 'A monitor that shows "LG".'),
+        ('Hm, a 27" monitor.</think>{"a": "b"}', '{"a": "b"}'),
+        ("Hm, a ` is there.</think>\nA ` on a key.", "A ` on a key."),
         ("Hm.</think>The screen reads <think> twice.", "The screen reads <think> twice."),
         ('Hm.\n</think>\nThe screen reads "</think>".', 'The screen reads "</think>".'),
         ("\ufeff<think>Hm.</think>A boat.", "A boat."),
@@ -73,6 +80,9 @@ SHOWN = [
     json.dumps({"description": 'It reads "</think>".', "tags": []}),
     json.dumps({"description": "A chat.", "visible_text": "<think> 2 + 2? </think> 4"}, indent=1),
     'Here is the JSON:\n```json\n{"description": "It reads \\"</think>\\" in white."}\n```',
+    'Here is the JSON: {"description": "It reads \\"</think>\\" in white."}',
+    '{"description": "A terminal.", "visible_text": "$ cat page\n</think>\n$',
+    '{"description": "A terminal.", "visible_text": "a </think> that is cut',
 ]
 
 
