@@ -158,7 +158,10 @@ def about_this_call(error: KindedError) -> KindedError:
 
 
 def about_all_calls(error: KindedError) -> ServiceDownError:
-    """Return the outage that a failed call shows, if the server does not answer others either."""
+    """Return the outage that a failed call shows, if the server does not answer others either.
+
+    It may be a crash that this call has caused, except if the server is only busy.
+    """
     if isinstance(error, ServiceDownError):
         return error
     said = str(error).rstrip(".")
@@ -169,7 +172,7 @@ def about_all_calls(error: KindedError) -> ServiceDownError:
     return ServiceDownError(
         "model_fails_all",
         f"{said}; it does not answer a known question either",
-        if_alone=crash,
+        if_alone=None if error.kind == "model_server_busy" else crash,
     )
 
 

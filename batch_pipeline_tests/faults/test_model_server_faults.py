@@ -7,8 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from batch_pipeline.model_servers import server_group
 from batch_pipeline.model_servers.prompts import COLOUR
 from batch_pipeline.services.description_audit import PASS_SCORE
+from batch_pipeline.services.outages import MAX_SERVER_DEATHS
 from batch_pipeline.services.upload_processing import OUTAGE_PAUSE_SECONDS
 from batch_pipeline.testing.model_server import Fault, at_random
 from batch_pipeline_tests.patience import DEADLINE, promised, wait_until
@@ -129,13 +131,14 @@ def test_row_23_a_run_that_finds_the_server_down_at_its_start_takes_nothing_and_
     indirect=["dialect"],
 )
 def test_row_23_a_server_that_fails_every_call_burns_no_upload_in_many_rounds(
-    work, model_server, fault
+    work, model_server, fault, monkeypatch
 ):
+    monkeypatch.setattr(server_group, "_BUSY_WAIT_SECONDS", 0.01)
     work = work(max_concurrent_uploads=2)
     batch_id = work.submit(*PICTURES)
     model_server.play("vision", itertools.repeat(fault))
 
-    for _ in range(3):
+    for _ in range(MAX_SERVER_DEATHS):
         result = work.run(batch_id)
         assert_nothing_burned(work, batch_id)
         assert all("model_" in said for said in failures(result))

@@ -159,6 +159,7 @@ def test_a_server_that_is_busy_for_every_call_is_an_outage(
         build().vision.describe(IMAGE, [picture()])
 
     assert raised.value.kind == "model_fails_all"
+    assert raised.value.if_alone is None  # no crash
 
 
 def test_a_known_picture_that_fails_by_chance_is_tried_again(
