@@ -25,10 +25,10 @@ _YOU_SENT = r"(?: you \w+(?: \w+)?)?"
 _IN_THE_REQUEST = (
     r"(?:in|to|with) (?:your|this|the|our) (?:message|request|conversation|chat|prompt|query)"
 )
-#: Not "attached to the wall".
+#: Not "attached to the wall", nor "uploaded yet", which the screen of an app says.
 _ATTACHED = (
     r"(?:attached|provided|included|uploaded|shared|supplied)"
-    rf"(?:[.,;!]|$| (?:yet|here|so|to describe|for me|{_IN_THE_REQUEST})\b)"
+    rf"(?:[.,;!]|$| (?:(?<!uploaded )yet|here|so|to describe|for me|{_IN_THE_REQUEST})\b)"
 )
 _TO_DESCRIBE = r"to (?:describe|analy[sz]e|look|view)\b"
 _CANNOT_BE = r"(?:could|can)(?:n't|not| not) be (?:loaded|displayed|processed|opened|analy[sz]ed)"
@@ -77,7 +77,8 @@ _OPENINGS = {
         rf"|failed to (?:load|upload)|{_CANNOT_BE})",
         rf"{_SEEMS}(?:the|your|this) {_PICTURE}{_YOU_SENT} (?:was|were|has|have)(?:n't| not) "
         r"(?:been )?(?:attached|uploaded|included|provided|loaded|received)\b",
-        rf"{_SEEMS}you (?:may |might )?(?:have(?:n't| not| forgotten)|did(?:n't| not)|forgot)\b",
+        rf"{_SEEMS}you (?:may |might )?(?:have(?:n't| not| forgotten)|did(?:n't| not)|forgot)"
+        r"(?: \w+){0,3}? (?:attach|upload|provid|includ|shar|sen[dt])",
         rf"(?:{_SEEMS})?there (?:is|was|are|were|seems to be|appears to be) (?:currently )?no "
         rf"{_PICTURE} (?:{_ATTACHED}|{_IN_THE_REQUEST}\b|for me\b|{_TO_DESCRIBE}"
         r"|(?:available|visible|accessible) to me\b)",
@@ -100,7 +101,9 @@ _OPENINGS = {
         r"als (?:ki|künstliche intelligenz)(?:,| (?:kann|bin|darf|habe)\b)",
     ),
     "French": (
-        r"(?:je suis |nous sommes )?(?:vraiment |sincèrement )?désolée?s?,",
+        r"(?:je suis|nous sommes) (?:vraiment |sincèrement )?désolée?s?,",
+        # Alone it also means "desolate".
+        r"(?:vraiment |sincèrement )?désolée?s?,? (?:mais|je|j|nous)\b",
         r"(?:malheureusement,? )?je ne (?:peux|puis) (?:malheureusement )?pas\b",
         r"(?:malheureusement,? )?je ne suis pas (?:en mesure|capable|autorisée?)\b",
         r"(?:malheureusement,? )?je n'ai pas (?:accès|la (?:capacité|possibilité))\b",
