@@ -7,7 +7,7 @@ again at once without it, so no upload fails. Everything here runs on the event 
 
 import json
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,7 @@ _IGNORED = "it is ignored"
 #: such as "Failed to initialize samplers".
 _SCHEMAS = ("response_format", "format")
 _NO_GRAMMAR = re.compile(r"\b(grammar|json[ _]?schema|samplers?)\b")
-#: Limits of tokens, and messages of vLLM and SGLang if a limit and a picture together exceed the
-#: context. Without a limit they write until the context is full.
-_LIMITS = ("max_tokens", "max_completion_tokens")
+#: In messages of vLLM and SGLang if a limit of tokens and a picture together exceed the context.
 _BEYOND_CONTEXT = "maximum context length"
 #: Parameters whose names are also ordinary words; in a refusal they are in quotes.
 _COMMON_WORDS = {"format"}
@@ -116,9 +114,7 @@ class Learnt:
         Raises:
             ServiceDownError: ``model_refused_options``: a person has set this parameter.
         """
-        # A limit that a person has set is right for most pictures, so it is not to blame.
-        ours = sent.keys() - self._options.keys()
-        name = _refused_parameter(sent, status, body) or _limit_beyond_context(ours, status, body)
+        name = _refused_parameter(sent, status, body)
         if name is None:
             return False
         reason = server_reason(body)
@@ -231,8 +227,10 @@ def _schema_without_grammar(sent: Mapping[str, Any], body: str) -> str | None:
     return next((name for name in _SCHEMAS if name in sent), None) if is_about_it else None
 
 
-def _limit_beyond_context(names: Set[str], status: int, body: str) -> str | None:
-    """Return the limit of tokens if there is not so much room in the context of a server."""
-    if status not in {400, 422} or _BEYOND_CONTEXT not in body.lower():
-        return None
-    return next((name for name in _LIMITS if name in names), None)
+def is_beyond_context(status: int, body: str) -> bool:
+    """Return whether a call needs more room than the context of a server has.
+
+    Without a limit of tokens, the server writes until the context is full. Nothing is learnt from
+    this: other pictures and texts are smaller.
+    """
+    return status in {400, 422} and _BEYOND_CONTEXT in body.lower()

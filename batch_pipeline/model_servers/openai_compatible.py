@@ -1,5 +1,6 @@
 """The dialect of OpenAI's API; vLLM, llama.cpp, LM Studio and hosted services use it too."""
 
+import asyncio
 import base64
 import json
 import re
@@ -23,7 +24,12 @@ from batch_pipeline.model_servers.client_pool import ClientPool
 from batch_pipeline.model_servers.http_calls import CallLimits, ServerCalls, run_on_loop
 from batch_pipeline.model_servers.http_errors import Misread, error_for_status, server_reason
 from batch_pipeline.model_servers.http_transport import reading_answer
-from batch_pipeline.model_servers.learnt import BUDGET_OF_A_THINKER, Learnt, Stage
+from batch_pipeline.model_servers.learnt import (
+    BUDGET_OF_A_THINKER,
+    Learnt,
+    Stage,
+    is_beyond_context,
+)
 from batch_pipeline.model_servers.model_server import (
     ChatAnswer,
     ChatRequest,
@@ -37,6 +43,8 @@ from batch_pipeline.model_servers.model_server import (
 
 #: Statuses of a server without a list of models, and for a model that it does not have.
 _NO_LIST, _NO_SUCH_MODEL = {404, 405}, {400, 404, 422}
+#: What a check finds if an unlisted model neither answers nor is refused.
+_SILENT = "answers; the model is not in the list of the server, and has not answered yet"
 #: Reasons for the end of an answer that is not complete: servers broke it off (vLLM and SGLang call
 #: it "abort", OpenRouter "error"), or it reached a limit (Mistral has a second word for that).
 _BROKEN_OFF, _CUT_BY_LENGTH = {"abort", "error"}, {"length", "model_length"}
@@ -93,6 +101,8 @@ class OpenAICompatibleServer(ModelServer):
         self._options = options
         self._learnt: dict[tuple[str, str], Learnt] = {}
         self._embeds_well: set[tuple[str, int]] = set()
+        self._ask_seconds = limits.connect
+        """For the question to an unlisted model: what is left of `ServerCalls.ask` after a list."""
         self._unlisted: set[str] = set()
         """Models that have answered although they are not in the server's list."""
         self.calls = ServerCalls(base_url, limits, probe=self._models, circuit=circuit)
@@ -101,15 +111,17 @@ class OpenAICompatibleServer(ModelServer):
         """Ask a vision model one question."""
         pictures = [self._picture(request.jpeg)] if request.jpeg is not None else []
         learnt, usage = self._learnt_of(model, "vision"), Usage(calls=0)
+        has_limit = True
         while True:
             stage, in_form = learnt.stage, bool(request.form and learnt.takes("response_format"))
             max_tokens = request.room(stage.budget, in_form=in_form)
+            limit = _limit_of_tokens(learnt)
             sent = learnt.sent(
                 {
                     "temperature": request.temperature,
                     "seed": request.seed,
                     # Not every compatible server knows the newer name.
-                    _limit_of_tokens(learnt): max_tokens,
+                    limit: max_tokens if has_limit else None,
                     "response_format": _json_schema(request) if in_form else None,
                 }
             )
@@ -126,7 +138,12 @@ class OpenAICompatibleServer(ModelServer):
                         extra_body=sent,
                     )
             except openai.APIStatusError as error:
-                if learnt.learns_from_refusal(sent, error.status_code, error.response.text):
+                status, said = error.status_code, error.response.text
+                if learnt.learns_from_refusal(sent, status, said):
+                    continue
+                # A limit that a person has set is sent in any case.
+                if has_limit and learnt.takes(limit) and is_beyond_context(status, said):
+                    has_limit = False
                     continue
                 raise
             self._raise_error_inside(completion)
@@ -211,13 +228,14 @@ class OpenAICompatibleServer(ModelServer):
 
     async def check_vision(self, model: str) -> str:
         """Return what was found; raises a `KindedError` if the model is missing."""
-        await self._require(model, partial(self._say_yes, model))
-        return "answers, model is there"
+        is_there = await self._require(model, partial(self._say_yes, model))
+        return "answers, model is there" if is_there else _SILENT
 
     async def check_embedding(self, model: str, dimensions: int, spent: Spent) -> str:
         """Return what was found; raises a `KindedError` if such vectors are not possible."""
         embed = partial(self._require_vector, model, dimensions, spent)
-        await self._require(model, embed)
+        if not await self._require(model, embed):
+            return _SILENT
         if (model, dimensions) not in self._embeds_well:
             await embed()
         return f"answers, model is there, {dimensions} dimensions"
@@ -234,18 +252,27 @@ class OpenAICompatibleServer(ModelServer):
             raise self._not_the_protocol(page)
         return names
 
-    async def _require(self, model: str, ask: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Raise a `KindedError` if the model is missing.
+    async def _require(self, model: str, ask: Callable[[], Coroutine[Any, Any, object]]) -> bool:
+        """Return whether the model is there, or has not answered yet.
 
         Lists are incomplete, have other names, or do not exist at all. So a model that is not
-        listed is asked once, and only its refusal counts.
+        listed is asked once, and only its refusal counts. A server may have to load it first, which
+        takes longer than a check may; then the first real call decides.
+
+        Raises:
+            KindedError: the model is missing.
         """
         present = await self._listed()
         if model in self._unlisted or (present is not None and model in present):
-            return
+            return True
         try:
-            await ask()
+            async with asyncio.timeout(self._ask_seconds):
+                await ask()
+        except (TimeoutError, openai.APITimeoutError):
+            return False
         except openai.APIStatusError as error:
+            if error.status_code == 503:  # busy, or it loads the model
+                return False
             if present is None or error.status_code not in _NO_SUCH_MODEL:
                 raise
             raise ServiceDownError(
@@ -255,6 +282,7 @@ class OpenAICompatibleServer(ModelServer):
                 f"{error.status_code}: {server_reason(error.response.text)[:200]}",
             ) from error
         self._unlisted.add(model)
+        return True
 
     async def _require_vector(self, model: str, dimensions: int, spent: Spent) -> None:
         # The protocol does not report lengths; the vector of a short text shows the length.

@@ -7,6 +7,7 @@ from batch_pipeline_tests.integration.model_servers.conftest import (
     only_ollama,
     only_openai,
 )
+from batch_pipeline_tests.patience import DEADLINE
 
 
 def only_failure(checks: list[HealthCheck]) -> HealthCheck:
@@ -101,6 +102,45 @@ def test_a_model_that_answers_is_there_whatever_the_list_says(
 
     # Each model is asked once.
     assert sorted(call.kind for call in server.calls) == ["embedding", "vision"]
+
+
+@only_openai
+def test_an_unlisted_model_that_must_first_be_loaded_is_not_missing(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.listed = (200, {"object": "list", "data": [{"id": "models/another"}]})
+    server.latency_seconds = DEADLINE
+    analyzer = build(model_connect_seconds=0.2)
+
+    checks = analyzer.check()
+
+    assert [check.ok for check in checks] == [True, True]
+    assert all("not in the list" in check.detail for check in checks)
+    # It was silent, so it is asked again.
+    server.latency_seconds = 0
+    assert all("model is there" in check.detail for check in analyzer.check())
+
+
+@only_openai
+def test_an_unlisted_model_of_an_account_without_credit_is_not_taken_for_a_busy_one(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    server.listed = (200, {"object": "list", "data": [{"id": "models/another"}]})
+    server.refuse = lambda _: (429, "insufficient_quota")
+
+    assert [check.kind for check in build().check()] == ["model_quota_used_up"] * 2
+
+
+@only_openai
+@pytest.mark.parametrize("fault", [Fault.BUSY_503, Fault.BUSY_429])
+def test_an_unlisted_model_that_is_busy_is_not_missing(
+    build: BuildAnalyzer, server: ScriptedModelServer, fault: Fault
+) -> None:
+    server.listed = (200, {"object": "list", "data": [{"id": "models/another"}]})
+    server.play("vision", [fault])
+    server.play("embedding", [fault])
+
+    assert [check.ok for check in build().check()] == [True, True]
 
 
 @only_openai

@@ -150,12 +150,22 @@ def test_a_server_whose_context_is_too_small_for_the_limit_gets_no_limit(
     for _ in range(2):
         assert vision.describe(IMAGE, [frame]).text == describe_picture(frame.jpeg)
 
-    assert [sorted(limits & call.body.keys()) for call in server.calls] == [
-        ["max_tokens"],
-        ["max_completion_tokens"],
-        [],
-        [],
-    ]
+    assert [sorted(limits & call.body.keys()) for call in server.calls] == [["max_tokens"], []] * 2
+
+
+@only_openai
+def test_one_picture_beyond_the_context_does_not_remove_the_limit_from_other_calls(
+    build: BuildAnalyzer, server: ScriptedModelServer
+) -> None:
+    big, said = picture(), "This model's maximum context length is 4096 tokens."
+    server.refuse = lambda call: (400, said) if call.images == [big.jpeg] else None
+    vision = build().vision
+
+    with pytest.raises(PermanentError):
+        vision.describe(IMAGE, [big])
+    vision.describe(IMAGE, [picture("blue")])
+
+    assert "max_tokens" in server.calls[-1].body
 
 
 @only_openai
