@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from batch_pipeline.errors import ConfigurationError, PipelineError, RefusedError
 from batch_pipeline.settings import Settings
 
@@ -38,6 +40,17 @@ class Stack:
     """Address of the UI."""
     log_file: Path
     dagster_home: Path
+    process: "subprocess.Popen[bytes]"
+    """``dagster dev``, the leader of the process group of the whole stack."""
+
+    def require_alive(self) -> None:
+        """Check that the stack still runs; otherwise nothing is processed any more.
+
+        Raises:
+            PipelineError: it has ended; the message ends with the last lines of its log.
+        """
+        if self.process.poll() is not None:
+            raise _gone("ended", self.log_file)
 
 
 def sample_media() -> list[Path]:
@@ -131,7 +144,7 @@ def running_stack(
     with _ended_by_signals(), _held(settings) as lock:
         environment = os.environ | dagster_environment(settings)
         home = Path(environment["DAGSTER_HOME"])
-        stack = Stack(f"http://127.0.0.1:{port}", home / "dagster-dev.log", home)
+        log_file = home / "dagster-dev.log"
         command = [
             *(sys.executable, "-m", "dagster", "dev"),
             *("-m", "batch_pipeline.definitions", "-h", "127.0.0.1", "-p", str(port)),
@@ -140,7 +153,7 @@ def running_stack(
         process: subprocess.Popen[bytes] | None = None
         try:
             # Otherwise an exception in between would leave the child running.
-            with stack.log_file.open("wb") as log, _signals_held_back():
+            with log_file.open("wb") as log, _signals_held_back():
                 # The child gets its own session: Ctrl-C reaches only us, and we stop the whole
                 # group.
                 process = subprocess.Popen(  # noqa: S603 - our own interpreter
@@ -152,7 +165,8 @@ def running_stack(
                     start_new_session=True,
                     pass_fds=[lock],  # the home stays taken as long as the stack lives
                 )
-            _wait_until_loaded(process, stack)
+            stack = Stack(f"http://127.0.0.1:{port}", log_file, home, process)
+            _wait_until_loaded(stack)
             yield stack
         finally:
             if process:
@@ -200,20 +214,25 @@ def require_free(
     return port
 
 
-def _wait_until_loaded(process: subprocess.Popen[bytes], stack: Stack) -> None:
+def _wait_until_loaded(stack: Stack) -> None:
     deadline = time.monotonic() + START_SECONDS
     # A proxy in the environment cannot reach this machine's loopback.
     directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while process.poll() is None and time.monotonic() < deadline:
+    while stack.process.poll() is None and time.monotonic() < deadline:
         try:
             with directly.open(f"{stack.url}/server_info", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.25)
-    ended = process.poll()
+    ended = stack.process.poll()
     what = f"did not start within {START_SECONDS:g} s" if ended is None else "ended at its start"
-    lines = stack.log_file.read_text(errors="replace").splitlines()[-15:]
-    raise PipelineError(f"Dagster {what}; the end of {stack.log_file}:\n" + "\n".join(lines))
+    raise _gone(what, stack.log_file)
+
+
+def _gone(what: str, log_file: Path) -> PipelineError:
+    text = click.unstyle(log_file.read_text(errors="replace"))  # Dagster's log is coloured
+    lines = text.splitlines()[-15:]
+    return PipelineError(f"Dagster {what}; the end of {log_file}:\n" + "\n".join(lines))
 
 
 @contextmanager

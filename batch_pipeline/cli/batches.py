@@ -4,7 +4,7 @@ import json
 import sys
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from batch_pipeline.services.batch_intake import Submission
+    from batch_pipeline.services.progress.batch_watch import BatchSnapshot
     from batch_pipeline.services.progress.publishing import BatchProgress
 
 
@@ -348,30 +349,41 @@ def follow(
     batch_id: uuid.UUID,
     *,
     quiet: bool = False,
-    in_demo: bool = False,
+    of_demo: "Callable[[BatchSnapshot], None] | None" = None,
 ) -> bool:
     """Show a batch until it ends; return true if anything failed.
 
-    `in_demo`: the command runs the stack too, so the batch does not go on without it.
+    `of_demo`: called with each snapshot by the demo, to raise an error if the batch cannot end. The
+    demo runs the stack, too, so the batch does not go on without it.
     """
     from batch_pipeline.services.progress.batch_watch import watch_batch  # noqa: PLC0415
     from batch_pipeline.services.progress.waiting import what_it_waits_for  # noqa: PLC0415
     from batch_pipeline.terminal import BatchView  # noqa: PLC0415
 
-    if not in_demo:
+    if not of_demo:
         session.when_stopped = (
             f"Stopped watching; the batch goes on: batch-pipeline watch {batch_id}"
         )
     snapshots = watch_batch(session.pipeline.database, batch_id)
+    if of_demo:
+        snapshots = _checked(snapshots, of_demo)
     if quiet:
         [last] = deque(snapshots, maxlen=1)
     else:
         why_idle = partial(what_it_waits_for, session.pipeline.database, session.settings, batch_id)
         last = BatchView(session.console, why_idle).follow(snapshots)
-        if last.progress.failed and not in_demo:  # the demo shows them itself
+        if last.progress.failed and not of_demo:  # the demo shows them itself
             click.echo(f"See why:    batch-pipeline status {batch_id}")
             click.echo(f"Try again:  batch-pipeline retry {batch_id}")
     return went_wrong(last.progress)
+
+
+def _checked(
+    snapshots: "Iterator[BatchSnapshot]", check: "Callable[[BatchSnapshot], None]"
+) -> "Iterator[BatchSnapshot]":
+    for snapshot in snapshots:
+        check(snapshot)
+        yield snapshot
 
 
 def went_wrong(progress: "BatchProgress") -> bool:

@@ -1,10 +1,11 @@
 """The command that runs everything on sample files."""
 
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +13,15 @@ from batch_pipeline.cli.batches import follow, print_submission, status_of
 from batch_pipeline.cli.health import wait_for_interrupt
 from batch_pipeline.cli.printing import json_option, print_json
 from batch_pipeline.cli.session import FINISHED_WITH_FAILURES, OK, Session
-from batch_pipeline.errors import RefusedError
+from batch_pipeline.errors import PipelineError, RefusedError
+
+if TYPE_CHECKING:
+    from batch_pipeline.demo import Stack
+    from batch_pipeline.services.progress.batch_watch import BatchSnapshot
+
+#: With ``--exit`` nobody may be there to see that a batch waits. The demo ends after a standstill
+#: of this length (seconds): a restart of a service or the load of a model often takes minutes.
+STANDSTILL_SECONDS = 600.0
 
 
 @click.command()
@@ -32,7 +41,8 @@ def demo(
 ) -> None:
     """Start everything, and process the sample files.
 
-    It shows the progress, the results and a search. Then it runs until Ctrl-C.
+    It shows the progress, the results and a search. Then it runs until Ctrl-C. With --exit it stops
+    with an error if the batch stands still for ten minutes.
 
     \b
     Examples:
@@ -63,7 +73,8 @@ def demo(
             raise AssertionError("some files were accepted")
         if not as_json:
             print_submission(submission)
-        follow(session, submission.batch_id, quiet=as_json, in_demo=True)
+        check = _check_of(session, submission.batch_id, stack, watched=not exit_after)
+        follow(session, submission.batch_id, quiet=as_json, of_demo=check)
         found = status_of(session, submission.batch_id)
         question = "bright blue landscape"
         results = find(pipeline.database, pipeline.spaces.model_of, question, limit=3)
@@ -85,6 +96,31 @@ def demo(
         say("\nStopped. To see it in Dagster: `make demo` in a terminal, or `make dev`.")
     as_expected = found["status"] == "completed" and results
     sys.exit(OK if as_expected else FINISHED_WITH_FAILURES)
+
+
+def _check_of(
+    session: Session, batch_id: uuid.UUID, stack: "Stack", *, watched: bool
+) -> "Callable[[BatchSnapshot], None]":
+    """Return what raises an error for a snapshot of a batch that cannot end.
+
+    If a person watches, they see what the batch waits for, and decide how long they wait.
+    """
+    from batch_pipeline.services.progress.batch_watch import Standstill  # noqa: PLC0415
+    from batch_pipeline.services.progress.waiting import what_it_waits_for  # noqa: PLC0415
+
+    standstill = Standstill()
+
+    def check(snapshot: "BatchSnapshot") -> None:
+        if snapshot.has_ended:
+            return
+        stack.require_alive()
+        if not watched and standstill.seconds(snapshot) >= STANDSTILL_SECONDS:
+            reason = what_it_waits_for(session.pipeline.database, session.settings, batch_id)
+            raise PipelineError(
+                f"the batch has stood still for {STANDSTILL_SECONDS / 60:g} minutes: {reason}"
+            )
+
+    return check
 
 
 def _print_demo_result(

@@ -2,11 +2,13 @@
 
 import http.server
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 
+import click
 import psutil
 import pytest
 
@@ -43,6 +45,74 @@ def test_a_demo_that_is_terminated_takes_the_whole_stack_with_it(tmp_path):
     assert demo.wait(60) == 128 + signal.SIGTERM
     _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--exit", "--json"]])
+def test_a_demo_whose_dagster_is_killed_ends_with_the_end_of_its_log(tmp_path, options):
+    home, log = tmp_path / "home", tmp_path / "demo.log"
+    with log.open("wb") as output:
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "batch_pipeline", "demo", *options],
+            env=clean_environment(BATCH_PIPELINE_HOME=str(home)),
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        wait_until(lambda: batch_of(home), "the batch is submitted")
+        [dagster] = [
+            child
+            for child in psutil.Process(demo.pid).children()
+            if "dagster dev" in command_of(child)
+        ]
+        os.killpg(dagster.pid, signal.SIGKILL)
+        assert demo.wait(WAIT_SECONDS) == 1, log.read_text()
+    finally:
+        demo.terminate()  # so that it stops its database
+        demo.wait(60)
+    said = log.read_text()
+    assert "Error: Dagster ended" in said
+    last_line = (home / "dagster" / "dagster-dev.log").read_text().splitlines()[-1]
+    assert click.unstyle(last_line) in said
+    assert "Traceback" not in said
+    wait_until(lambda: not processes_of(home), f"nothing is left of {processes_of(home)}")
+
+
+def batch_of(home):
+    """Return whether a batch has been submitted: its originals are stored, its note is gone."""
+    return any(home.glob("uploads/*/*/original.*")) and not any(
+        home.glob("uploads/.batch_pipeline/submissions/*")
+    )
+
+
+IMPATIENT_DEMO = """
+import sys
+from batch_pipeline.cli import demo, main
+
+demo.STANDSTILL_SECONDS = 1
+sys.argv[1:] = ["demo", "--exit"]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_demo_that_nobody_watches_ends_if_the_model_server_stays_down(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", IMPATIENT_DEMO],
+        env=clean_environment(
+            BATCH_PIPELINE_HOME=str(tmp_path / "home"),
+            BATCH_PIPELINE_ANALYZER="ollama",
+            BATCH_PIPELINE_OLLAMA_HOST="http://127.0.0.1:9",
+        ),
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    expected = r"^Error: the batch has stood still for .* minutes: (waits|nothing)\b"
+    assert re.search(expected, done.stderr, re.MULTILINE), done.stderr
+    wait_until(lambda: not processes_of(tmp_path / "home"), "nothing is left")
 
 
 def processes_of(home):
@@ -183,8 +253,8 @@ def test_a_proxy_of_the_environment_does_not_keep_the_demo_from_its_own_stack(
         thread.start()
         try:
             url = f"http://127.0.0.1:{server.server_port}"
-            stack = stack_runner.Stack(url, tmp_path / "log", tmp_path)
-            stack_runner._wait_until_loaded(process, stack)
+            stack = stack_runner.Stack(url, tmp_path / "log", tmp_path, process)
+            stack_runner._wait_until_loaded(stack)
         finally:
             server.shutdown()
             thread.join()

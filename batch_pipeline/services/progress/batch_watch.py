@@ -6,7 +6,7 @@ does no harm.
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -62,6 +62,29 @@ class BatchSnapshot:
     def has_ended(self) -> bool:
         """Whether the batch has ended."""
         return self.progress.status not in OPEN_BATCH
+
+
+class Standstill:
+    """Measures for how long no upload of a batch ended although none was being processed.
+
+    An outage returns uploads to pending, and the next attempt begins them again: that changes
+    nothing. The time of a long call to a slow model does not count.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._looked_at = clock()
+        self._seconds = 0.0
+
+    def seconds(self, snapshot: BatchSnapshot) -> float:
+        """Add the next snapshot; return the length of the standstill (seconds)."""
+        now = self._clock()
+        if snapshot.newly_ended:
+            self._seconds = 0.0
+        elif not snapshot.in_work:
+            self._seconds += now - self._looked_at
+        self._looked_at = now
+        return self._seconds
 
 
 def watch_batch(database: Database, batch_id: uuid.UUID) -> Iterator[BatchSnapshot]:
