@@ -23,6 +23,7 @@ from sqlalchemy import (
     literal,
     literal_column,
     or_,
+    select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
@@ -186,14 +187,18 @@ UPLOAD_OWNER_SQL = as_text(UPLOAD_OWNER.element)
 
 def upload_owned_by(user_id: uuid.UUID) -> ColumnElement[bool]:
     """Condition: an upload belongs to a user; the same rule as `UPLOAD_OWNER`."""
-    # The user of the row comes first, because only it has an index.
-    return or_(
-        Upload.user_id == user_id,
-        and_(
-            Upload.user_id.is_(None),
-            func.coalesce(_BATCH_USER, literal(LOCAL_USER, Uuid())) == user_id,
-        ),
-    )
+    return or_(Upload.user_id == user_id, upload_owned_by_batch(user_id))
+
+
+def upload_owned_by_batch(user_id: uuid.UUID) -> ColumnElement[bool]:
+    """Condition: the row of an upload has no user, and it belongs to this one."""
+    if user_id == LOCAL_USER:
+        by_batch = func.coalesce(_BATCH_USER, literal(LOCAL_USER, Uuid())) == user_id
+    else:
+        # The batches are listed once per statement, so that the index of ``batch_id`` can be used.
+        batches = select(UploadBatch.id).where(UploadBatch.user_id == user_id).correlate(None)
+        by_batch = Upload.batch_id == any_(func.array(batches.scalar_subquery(), type_=ARRAY(Uuid)))
+    return and_(Upload.user_id.is_(None), by_batch)
 
 
 def owned_by(column: Any, user_id: uuid.UUID) -> ColumnElement[bool]:

@@ -26,8 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from batch_pipeline.database.models import AnsweringSpace, EmbeddingSpace, Upload, UploadVector
-from batch_pipeline.database.readings import LOCAL_USER, upload_owned_by
+from batch_pipeline.database.models import AnsweringSpace, EmbeddingSpace, UploadVector
+from batch_pipeline.database.readings import LOCAL_USER, upload_owned_by_batch
 from batch_pipeline.database.vectors import BinaryHalfVector
 
 #: Longest wait for a lock that others hold on the vectors.
@@ -143,7 +143,7 @@ def answering_spaces(connection: Connection, user_id: uuid.UUID | None) -> list[
     if user_id is None:
         spaces = spaces.where(_ANSWERS)
     else:
-        without_user = exists().where(Upload.user_id.is_(None), upload_owned_by(user_id))
+        without_user = exists().where(upload_owned_by_batch(user_id))
         answers = or_(
             AnsweringSpace.user_id == user_id,
             and_(AnsweringSpace.user_id == LOCAL_USER, without_user),

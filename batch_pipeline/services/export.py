@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from batch_pipeline.database.readings import LOCAL_USER, UPLOAD_OWNER_SQL
+from batch_pipeline.database.readings import LOCAL_USER, UPLOAD_OWNER_SQL, as_text, upload_owned_by
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import NotFoundError, PipelineError, RefusedError, UploadError
 from batch_pipeline.storage import Storage
@@ -28,7 +28,7 @@ _ROWS = {
             AND {later}
         ORDER BY id LIMIT :limit
     """,
-    "uploads": f"""
+    "uploads": """
         SELECT id, to_json(uploads) AS said, json_build_object(
             'embedding_local', CAST(CAST(embedding_local AS text) AS json),
             'vectors', coalesce((
@@ -42,10 +42,10 @@ _ROWS = {
             ), '[]')
         ) AS more
         FROM uploads
-        WHERE (user_id = :user OR user_id IS NULL) AND {UPLOAD_OWNER_SQL} = :user
-            AND {{later}}
+        WHERE ({owned})
+            AND {later}
         ORDER BY id LIMIT :limit
-    """,  # noqa: S608 - of constants
+    """,
     "model_calls": f"""
         SELECT id, to_json(one) AS said, NULL AS more FROM model_calls AS one
         WHERE user_id IN (:user, :local) AND coalesce((
@@ -132,10 +132,13 @@ def export_user(
 
 def _rows(database: Database, name: str, user_id: uuid.UUID) -> Iterator[dict[str, Any]]:
     later = "TRUE"  # the nil UUID may be an id, too
+    owned = as_text(upload_owned_by(user_id))
     values = {"user": user_id, "local": LOCAL_USER, "limit": _CHUNK}
     while True:
         with database.transaction() as connection:
-            rows = connection.execute(text(_ROWS[name].format(later=later)), values).all()
+            rows = connection.execute(
+                text(_ROWS[name].format(owned=owned, later=later)), values
+            ).all()
         if not rows:
             return
         later, values["after"] = "id > :after", rows[-1].id

@@ -22,6 +22,7 @@ from batch_pipeline.services.dispatch.slices import (
     unnumbered_slices,
     uploads_in_flight,
 )
+from batch_pipeline.services.export import export_user
 from batch_pipeline.services.known_results import (
     Described,
     count_known,
@@ -35,6 +36,7 @@ from batch_pipeline.services.reports import batch_status
 from batch_pipeline.services.reports.batch_summary import batch_summary
 from batch_pipeline.services.reports.batch_verdicts import verdict
 from batch_pipeline.services.reports.ended_batches import EndsSeen, newly_ended
+from batch_pipeline.services.reports.failures import FailureFilter, failures
 from batch_pipeline.services.reports.metrics import read_metrics
 from batch_pipeline.services.reports.report_page import batch_report
 from batch_pipeline.services.reprocessing import (
@@ -52,21 +54,27 @@ pytestmark = pytest.mark.slow
 
 MEDIA = Path(__file__).parents[3] / "examples" / "media"
 BATCHES, UPLOADS_PER_BATCH = 1000, 100
+#: Has the last 5 batches.
+OTHER_USER = uuid.UUID("5a0f3c7e-0000-4000-8000-000000000002")
 
 #: A thousand batches of a hundred uploads: most have ended, a few are open, 2% of uploads failed.
+#: The API has written the user of most uploads only to their batch.
 FILL = """
     INSERT INTO upload_batches (user_id, status, total_uploads, created_at, processed_uploads,
         successful_uploads, failed_uploads)
-    SELECT '{user}', CASE WHEN n <= 3 THEN 'processing' WHEN n <= 6 THEN 'pending'
+    SELECT CASE WHEN n > 995 THEN uuid '{other}' ELSE '{user}' END,
+        CASE WHEN n <= 3 THEN 'processing' WHEN n <= 6 THEN 'pending'
         ELSE 'completed' END, {size}, now() - n * interval '1 minute',
         CASE WHEN n <= 3 THEN 50 WHEN n <= 6 THEN 0 ELSE 100 END,
         CASE WHEN n <= 3 THEN 49 WHEN n <= 6 THEN 0 ELSE 98 END,
         CASE WHEN n <= 3 THEN 1 WHEN n <= 6 THEN 0 ELSE 2 END
     FROM generate_series(1, {batches}) n;
+    ALTER TABLE uploads ALTER COLUMN user_id DROP NOT NULL;
     INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size, slice,
         processing_status, description, description_audit_score, vision_fingerprint,
         embedding_model, created_at, updated_at, embedding_local)
-    SELECT b.user_id, b.id, 'picture.jpg', b.id || '/' || n, 'image', 1000, 1,
+    SELECT CASE WHEN n = 1 THEN b.user_id END, b.id, 'picture.jpg', b.id || '/' || n,
+        'image', 1000, 1,
         CASE WHEN b.status = 'pending' OR (b.status = 'processing' AND n > 50) THEN 'pending'
             WHEN n % 50 = 0 THEN 'failed' ELSE 'completed' END,
         'A picture.', 90, 'm options:1', 'embedded-sentences-1', b.created_at, b.created_at,
@@ -86,7 +94,11 @@ def filled(full_database_url: str) -> str:
     database = Database(with_driver(full_database_url, "psycopg", variable="X"))
     with database.transaction() as connection:
         connection.execute(
-            text(FILL.format(user=USER, batches=BATCHES, size=UPLOADS_PER_BATCH, width=1024))
+            text(
+                FILL.format(
+                    user=USER, other=OTHER_USER, batches=BATCHES, size=UPLOADS_PER_BATCH, width=1024
+                )
+            )
         )
         fill_spaces(connection)
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -218,7 +230,8 @@ def test_the_commands_do_not_read_a_table_through(full_pipeline, plans):
         limit=5,
     )
     assert len(found) == 5
-    assert_no_sequential_scan(plans)
+    # Of `upload_batches`, the search lists those of the user.
+    assert_no_sequential_scan(plans, of="uploads")
 
 
 def test_commands_do_not_read_the_whole_uploads_table(full_pipeline, plans):
@@ -266,9 +279,31 @@ def test_background_work_does_not_read_the_whole_uploads_table(full_pipeline, pl
     newly_ended(database, EndsSeen().and_(ended), limit=5)
     batch_status.batches_ended_before(database, [batch_id], days=90)
     with database.transaction() as connection:
-        notes = "INSERT INTO made_thumbnails SELECT id, user_id, '2026-01-01' FROM uploads LIMIT 50"
+        notes = (
+            "INSERT INTO made_thumbnails SELECT id, user_id, '2026-01-01' FROM uploads "
+            "WHERE user_id IS NOT NULL LIMIT 50"
+        )
         connection.execute(text(notes))
     remove_leftovers(database, full_pipeline.storage, full_pipeline.ownership)
+    assert_no_sequential_scan(plans, of="uploads")
+
+
+def test_commands_for_a_user_do_not_read_the_uploads_of_others(full_pipeline, plans, tmp_path):
+    database, other = full_pipeline.database, OTHER_USER
+    found = search(
+        database,
+        lambda _: EmbeddedEmbedding(1024),
+        "blue sea",
+        filters=Filters(user_id=other),
+        limit=5,
+    )
+    assert {hit.user_id for hit in found} == {other}
+    listed = failures(database, FailureFilter(user_id=other))
+    assert sum(group.count for group in listed.groups) == 5 * UPLOADS_PER_BATCH // 50
+    done = export_user(database, full_pipeline.storage, other, tmp_path / "export", originals=False)
+    assert done.uploads == 5 * UPLOADS_PER_BATCH
+    redone = reprocess(database, full_pipeline.batches, Selection(Stage.THUMBNAIL, user_id=other))
+    assert sum(batch.uploads for batch in redone) == 5 * 98
     assert_no_sequential_scan(plans, of="uploads")
 
 
