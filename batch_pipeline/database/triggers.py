@@ -248,7 +248,7 @@ def create(
     """Create functions and triggers that are missing, and return the names of these triggers.
 
     Functions that are not as they should be are replaced. If all are, no rights are needed. Vectors
-    of uploads that were deleted while a trigger was missing are deleted.
+    of uploads that were deleted while the trigger for them was missing are deleted.
 
     Args:
         connection: sees our tables and those of the upload API.
@@ -266,10 +266,10 @@ def create(
                 connection.execute(text(f"DROP TRIGGER IF EXISTS {trigger} ON {_table_of(rule)}"))
                 statement = f"CREATE TRIGGER {trigger} {rule} EXECUTE FUNCTION {name}()"
                 connection.execute(text(statement))
+                if function in (_UPLOADS_DELETED, _UPLOADS_TRUNCATED):
+                    # In the same transaction: if it is interrupted, the next upgrade repeats both.
+                    connection.execute(text(_FORGET_VECTORS))
                 commit()
-    if created:
-        connection.execute(text(_FORGET_VECTORS))
-        commit()
     return created
 
 

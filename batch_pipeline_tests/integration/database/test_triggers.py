@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from batch_pipeline.database.triggers import FUNCTIONS
+from batch_pipeline.database.triggers import FUNCTIONS, create
 from batch_pipeline.services.health import check_health
 from batch_pipeline.testing.records import add_batch, batch_row
 
@@ -128,6 +128,34 @@ def test_an_api_can_change_the_type_of_its_columns_as_the_documentation_says(pip
     assert count(pipeline, "upload_vectors") == 1  # of the upload that is still there
     api.execute("TRUNCATE uploads")
     assert count(pipeline, "upload_vectors") == 0
+
+
+@pytest.mark.usefixtures("ended")
+def test_vectors_of_deleted_uploads_go_even_if_the_upgrade_is_interrupted_at_any_trigger(
+    pipeline, api
+):
+    for name in FUNCTIONS:
+        api.execute(f"DROP FUNCTION {name} CASCADE".encode())
+    api.execute("DELETE FROM uploads WHERE embedding_model = 'm'")
+
+    def upgrade_that_is_interrupted(connection):
+        commits = 0
+
+        def commit():
+            nonlocal commits
+            connection.commit()
+            commits += 1
+            if commits == 2:  # the functions, and one trigger
+                raise KeyboardInterrupt
+
+        create(connection, commit)
+
+    for _ in TRIGGERS:
+        with pipeline.database.engine.connect() as connection, pytest.raises(KeyboardInterrupt):
+            upgrade_that_is_interrupted(connection)
+
+    assert pipeline.database.upgrade() == []
+    assert count(pipeline, "upload_vectors") == 1
 
 
 OF_OUTAGES = {"batch_pipeline_tell_outage", "batch_pipeline_tell_end"}
