@@ -79,9 +79,6 @@ FEW_LEVELS: dict[str, Callable[[], bytes]] = {
     "signed of 32 bits": lambda: tiff((SCENE * 1000).astype(np.int32)),
     "elevation below zero": lambda: tiff((SCENE * 1500 - 500).astype(np.int16)),
     "32 bits": lambda: tiff((SCENE * 70_000).astype(np.uint32)),
-    "little-endian, does not say what zero is": lambda: little_tiff(
-        (SCENE * 65535).astype("<u2"), 16, photometric=None
-    ),
     "little-endian 32 bits": lambda: little_tiff((SCENE * 70_000).astype("<u4"), 32),
     "floats up to 3000": lambda: tiff((SCENE * 3000).astype(np.float32)),
     "floats up to 255": lambda: tiff((SCENE * 255).astype(np.float32)),
@@ -120,6 +117,9 @@ WHOLE_RANGE: dict[str, Callable[[], bytes]] = {
     "little-endian": lambda: little_tiff((SCENE * 65535).astype("<u2"), 16),
     "little-endian, white is zero": lambda: little_tiff(
         ((1 - SCENE) * 65535).astype("<u2"), 16, photometric=0
+    ),
+    "little-endian, does not say what zero is": lambda: little_tiff(
+        (SCENE * 65535).astype("<u2"), 16, photometric=None
     ),
     "little-endian 32 bits": lambda: little_tiff((SCENE * (2**32 - 1)).astype("<u4"), 32),
     "PNG": lambda: grey_png(SCENE * 65535),
