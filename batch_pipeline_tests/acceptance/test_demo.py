@@ -48,7 +48,9 @@ def test_a_demo_that_is_terminated_takes_the_whole_stack_with_it(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--exit", "--json"]])
+@pytest.mark.parametrize(
+    "options", [pytest.param([], marks=pytest.mark.proof), ["--exit", "--json"]]
+)
 def test_a_demo_whose_dagster_is_killed_ends_with_the_end_of_its_log(tmp_path, options):
     home, log = tmp_path / "home", tmp_path / "demo.log"
     with log.open("wb") as output:
@@ -96,6 +98,7 @@ main()
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_a_demo_that_nobody_watches_ends_if_the_model_server_stays_down(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", IMPATIENT_DEMO],
