@@ -8,6 +8,7 @@ replace tables of other programs. ``backup.py`` puts dumps and files into one ar
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,11 @@ _ABOUT_SCHEMA = re.compile(r"\d+; \d+ \d+ (?:COMMENT - )?(SCHEMA|EXTENSION) (?:-
 _SCHEMAS = text("""
     SELECT 'SCHEMA' AS kind, nspname AS name FROM pg_namespace
     UNION ALL SELECT 'EXTENSION', extname FROM pg_extension
+""")
+_EXTENSION = re.compile(r"CREATE EXTENSION IF NOT EXISTS (.+) WITH SCHEMA (.+);")
+_EXTENSIONS = text("""
+    SELECT extname AS name, nspname AS schema
+    FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
 """)
 #: SQLSTATE of a table that cannot be dropped, because others need it.
 _NEEDED_BY_OTHERS = "2BP01"
@@ -109,8 +115,8 @@ class ReadyDump:
             replace_others: also replace tables of other programs.
 
         Raises:
-            RefusedError: tables of other programs would be replaced, or need ours; or a pooler is
-                in front of the server.
+            RefusedError: tables of other programs would be replaced, or need ours; an extension is
+                in another schema; or a pooler is in front of the server.
             ConfigurationError: our role may not replace the tables.
             ServiceDownError: another transaction uses the tables.
             PipelineError: ``pg_restore`` failed.
@@ -121,7 +127,9 @@ class ReadyDump:
         try:
             with target.transaction() as connection:
                 schemas = {(row.kind, row.name) for row in connection.execute(_SCHEMAS)}
+                extensions = {row.name: row.schema for row in connection.execute(_EXTENSIONS)}
                 found = relations_of(connection, database.programs)
+            _require_same_schemas(dump, extensions)
             _run("pg_restore", "--list", f"--file={entries}", str(dump))
             entries.write_text(_without(schemas, entries.read_text("utf-8")), "utf-8")
             _run(
@@ -160,6 +168,21 @@ class ReadyDump:
             f"--file={self.script}",
             url=self.database.url,
         )
+
+
+def _require_same_schemas(dump: Path, extensions: Mapping[str, str]) -> None:
+    """Refuse a dump whose tables name an extension in another schema than that where it is."""
+    head = dump.with_suffix(".head")
+    _run("pg_restore", "--section=pre-data", f"--file={head}", str(dump))
+    for name, schema in _EXTENSION.findall(head.read_text("utf-8", errors="replace")):
+        here, there = extensions.get(name.strip('"')), schema.strip('"')
+        if here not in {None, there}:
+            raise RefusedError(
+                f"the extension {name} is in the schema {here} of this database, and in {there} in "
+                f"the backup, whose tables need it there. As its owner, run: CREATE SCHEMA IF NOT "
+                f"EXISTS {schema}; ALTER EXTENSION {name} SET SCHEMA {schema};"
+            )
+    head.unlink()
 
 
 def _without(schemas: set[tuple[str, str]], entries: str) -> str:

@@ -222,6 +222,8 @@ def test_the_commands_do_not_read_a_table_through(full_pipeline, plans):
     batch_status.newest_batches(database, limit=20, offset=40)
     verdict(database, ended)
     assert list(watch_batch(database, ended))
+    assert_no_sequential_scan(plans)
+    plans.clear()
     found = search(
         database,
         lambda _: EmbeddedEmbedding(1024),

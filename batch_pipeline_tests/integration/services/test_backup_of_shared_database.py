@@ -186,6 +186,29 @@ def test_the_owner_of_the_tables_restores_although_the_extension_is_of_a_superus
     assert run(url, "SELECT count(*) FROM upload_batches") == [(1,)]
 
 
+def test_an_extension_in_another_schema_is_named_before_anything_is_changed(server, at, tmp_path):
+    file, path = tmp_path / "monday.tar", "ALTER DATABASE {} SET search_path = public, extensions"
+    with (
+        server.new_database(migrated=False) as source,
+        server.new_database(migrated=False) as target,
+    ):
+        run(source, "CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions")
+        run(target, "CREATE EXTENSION vector")
+        for url in (source, target):
+            run(url, path.format(make_url(url).database))
+        upgrade(at(source))
+        run(source, API)
+        back_up(at(source), file, with_files=False)
+
+        with pytest.raises(RefusedError, match="in the schema public of this") as refused:
+            restore(at(target), file)
+
+        assert run(target, "SELECT to_regclass('uploads')") == [(None,)]
+        run(target, str(refused.value).partition("run: ")[2])
+        restore(at(target), file)
+        assert contents(target) == contents(source)
+
+
 def test_a_role_that_does_not_own_the_tables_is_told_so_before_anything_is_changed(
     database_url, role, at, tmp_path
 ):
