@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import batch_pipeline
 from batch_pipeline.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +97,12 @@ def test_troubleshooting_agrees_with_the_code_about_error_kinds():
     script = runpy.run_path(str(ROOT / "scripts" / "write_troubleshooting.py"))
     document = (ROOT / "docs" / "troubleshooting.md").read_text()
     assert document == script["reference"](document), "run scripts/write_troubleshooting.py"
+
+
+def test_the_reference_shows_each_public_name_as_the_package_gives_it():
+    shown = set(re.findall(r"^::: (\S+)", (ROOT / "docs" / "reference.md").read_text(), re.M))
+    public = {f"{home}.{name}" for name, home in batch_pipeline._HOMES.items()}
+    assert public - shown == set()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
