@@ -215,7 +215,7 @@ def _limit_waits(connection: Connection) -> None:
     connection.exec_driver_sql(f"SELECT set_config('lock_timeout', '{_LOCK_TIMEOUT}', true)")
 
 
-def open_database(settings: Settings, *, pool_size: int | None = None) -> Database:
+def open_database(settings: Settings) -> Database:
     """Connect to the database in the settings, and check its tables.
 
     Raises:
@@ -224,10 +224,8 @@ def open_database(settings: Settings, *, pool_size: int | None = None) -> Databa
         ServiceDownError: the server cannot be reached.
     """
     url = pipeline_url(settings)
-    size = pool_size or connection_budget.pool_size(
-        settings, connection_budget.connection_limit(url)
-    )
-    database = Database(url, pool_size=size)
+    limit = connection_budget.connection_limit(url)
+    database = Database(url, pool_size=connection_budget.pool_size(settings, limit))
     try:
         current, newest = database.revisions()
         if current != newest and settings.database_url:

@@ -173,13 +173,7 @@ def tidy(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) ->
     )
 
 
-def delete_old_runs(
-    instance: dg.DagsterInstance,
-    pipeline: Pipeline,
-    left_out: LeftOut,
-    *,
-    at_once: int = _RUNS_DELETED_AT_ONCE,
-) -> int:
+def delete_old_runs(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut) -> int:
     """Delete our old runs with their events, which Dagster itself keeps for ever."""
     days = pipeline.settings.keep_runs_days
     if not days:
@@ -190,7 +184,9 @@ def delete_old_runs(
         run
         for job in JOBS
         for run in instance.get_runs(
-            our_runs(job, ENDED_RUN, updated_before=before), limit=at_once, ascending=True
+            our_runs(job, ENDED_RUN, updated_before=before),
+            limit=_RUNS_DELETED_AT_ONCE,
+            ascending=True,
         )
     ]
     deleted = one_by_one(

@@ -9,7 +9,6 @@ people ask for), ``backlog.py`` (transitions of the sweep).
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import (
@@ -626,14 +625,9 @@ def _counted(row: AnyRow) -> BatchProgress | None:
     return None if counters[0] is None else BatchProgress(*counters)
 
 
-def _written(
-    connection: Connection,
-    claim: Claim,
-    statement: Executable,
-    parameters: Mapping[str, Any] = MappingProxyType({}),
-) -> AnyRow:
+def _written(connection: Connection, claim: Claim, statement: Executable) -> AnyRow:
     """Execute a `held_update`; raises `ClaimLostError` if the claim is no longer valid."""
-    row = connection.execute(statement, {**_names(claim), **parameters}).one_or_none()
+    row = connection.execute(statement, _names(claim)).one_or_none()
     if row is None:
         raise _lost(claim)
     return row
