@@ -36,7 +36,6 @@ from batch_pipeline.visible_text import visible_line
 
 #: Extensions of files that cameras, phones and photo programs write beside pictures.
 _LEFT_OUT_SUFFIXES = frozenset({".aae", ".cos", ".dop", ".ini", ".json", ".pp3", ".xmp", ".db"})
-_CHUNK_BYTES = 1 << 20
 #: SQLSTATE of a foreign key violation.
 _FOREIGN_KEY = "23503"
 #: How long an interrupted submission waits to learn whether its rows were committed.
@@ -371,9 +370,7 @@ def _examine_one(path: Path, filename: str, settings: Settings) -> AcceptedFile:
         except PermanentError as error:
             raise RefusedError(str(error)) from error
         file.seek(0)
-        checksum = hashlib.sha256()
-        while chunk := file.read(_CHUNK_BYTES):
-            checksum.update(chunk)
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
     return AcceptedFile(
         uuid.uuid4(),
         path,
@@ -381,7 +378,7 @@ def _examine_one(path: Path, filename: str, settings: Settings) -> AcceptedFile:
         media_type,
         found.st_size,
         found.st_mtime_ns,
-        checksum.hexdigest(),
+        checksum,
         sidecar_date(path),
     )
 

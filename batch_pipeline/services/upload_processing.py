@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import BinaryIO, TypeVar
 
 from batch_pipeline.database.models import Stage
@@ -262,7 +262,7 @@ class UploadProcessor:
 
     def _work(self, attempt: _Attempt) -> None:
         row, report = attempt.row, attempt.report
-        content = _Once(lambda: self._decode(attempt))
+        content = cache(partial(self._decode, attempt))  # decoded when it is first needed
 
         # A redo of another stage does not retry a thumbnail that failed before.
         if Stage.THUMBNAIL in row.redo or (row.thumbnail_path is None and not row.redo):
@@ -581,19 +581,6 @@ def _sha256(file: BinaryIO) -> str:
         digest.update(chunk)
     file.seek(0)
     return digest.hexdigest()
-
-
-class _Once:
-    """Calls a function when its result is first needed, and keeps the result."""
-
-    def __init__(self, make: Callable[[], MediaContent]) -> None:
-        self._make = make
-        self._made: MediaContent | None = None
-
-    def __call__(self) -> MediaContent:
-        if self._made is None:
-            self._made = self._make()
-        return self._made
 
 
 @contextmanager
