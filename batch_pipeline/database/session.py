@@ -9,10 +9,11 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, cast
 
 import psycopg
-from sqlalchemy import Connection, Row, create_engine, event, make_url, text
+from sqlalchemy import Connection, Row, create_engine, event, func, make_url, select, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import (
     ArgumentError,
@@ -112,6 +113,16 @@ class Database:
                 raise
             pooled.close()
         return row
+
+    def now(self) -> datetime:
+        """Return the time of the database's clock, which all hosts share.
+
+        Raises:
+            ServiceDownError: the server cannot be reached or serves nobody now.
+        """
+        with self.transaction() as connection:
+            moment: datetime = connection.execute(select(func.now())).scalar_one()
+        return moment
 
     def upgrade(self) -> list[str]:
         """Apply migrations to the tables. Several processes may do this at the same time.

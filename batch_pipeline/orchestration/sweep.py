@@ -179,7 +179,7 @@ def delete_old_runs(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: 
     if not days:
         return 0
     # By the database's clock: a clock that is a year ahead would delete every run.
-    before = pipeline.ownership.now() - timedelta(days=days)
+    before = pipeline.database.now() - timedelta(days=days)
     old = [
         run
         for job in JOBS

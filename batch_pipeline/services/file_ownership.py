@@ -171,7 +171,7 @@ class FileOwnership:
 
     def begin_submission(self, batch_id: uuid.UUID, paths: Sequence[str]) -> "SubmissionNote":
         """Record that files are about to be stored; while the note exists, no row names them."""
-        note = SubmissionNote(self, self._storage, batch_id, paths)
+        note = SubmissionNote(self._database, self.identity, self._storage, batch_id, paths)
         note.write()
         return note
 
@@ -181,7 +181,7 @@ class FileOwnership:
         Raises:
             ServiceDownError: storage or database cannot be used.
         """
-        before = self.now() - timedelta(seconds=older_than_seconds)
+        before = self._database.now() - timedelta(seconds=older_than_seconds)
         for name in self._storage.names(_SUBMISSIONS):
             try:
                 note = self._read(f"{_SUBMISSIONS}/{name}")
@@ -213,12 +213,6 @@ class FileOwnership:
         """Remove the records of thumbnails that were removed."""
         with self._database.transaction() as connection:
             connection.execute(delete(MadeThumbnail).where(MadeThumbnail.upload_id.in_(upload_ids)))
-
-    def now(self) -> datetime:
-        """Return the time of the database's clock, which all hosts share."""
-        with self._database.transaction() as connection:
-            moment: datetime = connection.execute(select(func.now())).scalar_one()
-        return moment
 
     def _may_be_claimed(self) -> bool:
         return self._is_default or self._storage.is_empty()
@@ -271,19 +265,24 @@ class SubmissionNote:
     """The note of a submission in progress."""
 
     def __init__(
-        self, ownership: FileOwnership, storage: Storage, batch_id: uuid.UUID, paths: Sequence[str]
+        self,
+        database: Database,
+        identity: str,
+        storage: Storage,
+        batch_id: uuid.UUID,
+        paths: Sequence[str],
     ) -> None:
-        self._ownership, self._storage = ownership, storage
+        self._database, self._storage = database, storage
         self._path = _note_path(batch_id)
         self._contents = {
-            "database": ownership.identity,
+            "database": identity,
             "batch_id": str(batch_id),
             "paths": list(paths),
         }
 
     def write(self) -> None:
         """Write or renew the note."""
-        note = self._contents | {"written_at": self._ownership.now().isoformat()}
+        note = self._contents | {"written_at": self._database.now().isoformat()}
         self._storage.write(self._path, json.dumps(note).encode())
         self._renew_at = time.monotonic() + _RENEW_SECONDS
 

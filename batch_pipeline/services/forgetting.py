@@ -193,7 +193,7 @@ def forget(
             history.report_again(batch_of)
     if chosen.user_id is not None:
         _forget_rest_of_user(pipeline, files, chosen.user_id, receipt)
-    receipt.at = pipeline.ownership.now()
+    receipt.at = pipeline.database.now()
     if not receipt.counts:
         raise no_such(named, id_)
     return receipt
