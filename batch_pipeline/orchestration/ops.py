@@ -128,7 +128,7 @@ def process_upload(context: dg.OpExecutionContext) -> Iterator[dg.Output[None]]:
                 context.run_id,
                 retries_left=retries - context.retry_number,
                 interrupted=interrupted.is_set,
-                waiting=others_may_work,
+                while_waiting=others_may_work,
             )
     except ServiceDownError as error:
         first = worker.note_outage(error)

@@ -64,7 +64,7 @@ _CLOCK_SECONDS = 1.0
 _CLOCK_AT_START = time.time() - time.monotonic()
 
 
-class Outcome(StrEnum):
+class RunOutcome(StrEnum):
     """How an unsuccessful run ended: by bad files or by a breakdown. It is a tag of the run."""
 
     FILES_FAILED = "files_failed"
@@ -75,7 +75,7 @@ class Outcome(StrEnum):
     """It ended without reporting why."""
 
 
-def outcome_of(step_failures: Iterable[dg.DagsterEvent], *, is_stop: bool) -> Outcome:
+def outcome_of(step_failures: Iterable[dg.DagsterEvent], *, is_stop: bool) -> RunOutcome:
     """Return how a failed run ended.
 
     `step_failures`: those that ended it (`failures.step_failures_that_ended_it`).
@@ -84,10 +84,10 @@ def outcome_of(step_failures: Iterable[dg.DagsterEvent], *, is_stop: bool) -> Ou
     # None for a step that did not report its failure itself: an error that nobody expected.
     said = [event.step_failure_data.user_failure_data for event in step_failures]
     if any(failure and "upload_id" not in failure.metadata for failure in said):
-        return Outcome.STOPPED
+        return RunOutcome.STOPPED
     if said and all(said):
-        return Outcome.FILES_FAILED
-    return Outcome.STOPPED if is_stop else Outcome.DIED
+        return RunOutcome.FILES_FAILED
+    return RunOutcome.STOPPED if is_stop else RunOutcome.DIED
 
 
 @dataclass(frozen=True)

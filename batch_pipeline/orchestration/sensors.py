@@ -25,8 +25,8 @@ from batch_pipeline.orchestration.batch_reports import (
 from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
 from batch_pipeline.orchestration.failures import step_failures_that_ended_it, why_it_failed
 from batch_pipeline.orchestration.run_ends import (
-    Outcome,
     RunCleanup,
+    RunOutcome,
     batch_of,
     clean_up_failed_run,
     clean_up_terminated_run,
@@ -226,7 +226,7 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
         steps = step_failures_that_ended_it(end, failure.get_step_failure_events())
         reason, is_stop = why_it_failed(context.instance, run.run_id, end, steps)
         outcome = outcome_of(steps, is_stop=is_stop)
-        died = outcome is Outcome.DIED
+        died = outcome is RunOutcome.DIED
         cleanup = clean_up_failed_run(batch_pipeline, run, died=died, reason=reason)
         clean_up(context, cleanup, outcome, reason)
 
@@ -234,10 +234,10 @@ def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
         context: dg.RunStatusSensorContext, batch_pipeline: dg.ResourceParam[Pipeline]
     ) -> None:
         cleanup = clean_up_terminated_run(batch_pipeline, context.dagster_run)
-        clean_up(context, cleanup, Outcome.STOPPED, "a person terminated the run")
+        clean_up(context, cleanup, RunOutcome.STOPPED, "a person terminated the run")
 
     def clean_up(
-        context: dg.RunStatusSensorContext, cleanup: RunCleanup, outcome: Outcome, reason: str
+        context: dg.RunStatusSensorContext, cleanup: RunCleanup, outcome: RunOutcome, reason: str
     ) -> None:
         run = context.dagster_run
         with naming(run):

@@ -13,7 +13,7 @@ USER_TAG = "batch_pipeline/user_id"
 SLICE_TAG = "batch_pipeline/slice"
 #: Why a run was launched: new, retry, rescue or reprocess.
 REASON_TAG = "batch_pipeline/reason"
-#: How an unsuccessful run ended: see `run_ends.Outcome`.
+#: How an unsuccessful run ended: see `run_ends.RunOutcome`.
 OUTCOME_TAG = "batch_pipeline/outcome"
 #: Value of that tag in a run that re-executes an unsuccessful one, until it is unsuccessful itself:
 #: Dagster copies the tags of the other run, and tags cannot be removed.

@@ -129,7 +129,7 @@ class FailedUpload:
 
 
 #: Makes a context that surrounds a wait.
-Waiting = Callable[[], AbstractContextManager[None]]
+WhileWaiting = Callable[[], AbstractContextManager[None]]
 Outcome = CompletedUpload | FailedUpload | SkippedUpload
 
 
@@ -142,7 +142,7 @@ class _Patience:
     """
 
     filename: str
-    waiting: Waiting
+    while_waiting: WhileWaiting
     unwanted: CancelledCheck
 
     def stored(self, store: Callable[[], Stored]) -> Stored:
@@ -160,7 +160,7 @@ class _Patience:
             if failures:
                 _raise_if(self.unwanted)
             failures += 1
-            with self.waiting():
+            with self.while_waiting():
                 time.sleep(_TRY_PAUSE_SECONDS)
 
 
@@ -174,7 +174,7 @@ class _Attempt:
     report: UploadReport
     cancelled: CancelledCheck
     paused: PausedCheck
-    waiting: Waiting
+    while_waiting: WhileWaiting
 
 
 class UploadProcessor:
@@ -192,7 +192,7 @@ class UploadProcessor:
         *,
         retries_left: int,
         interrupted: CancelledCheck = never_cancelled,
-        waiting: Waiting = nullcontext,
+        while_waiting: WhileWaiting = nullcontext,
     ) -> Outcome:
         """Process one upload for a run.
 
@@ -201,7 +201,7 @@ class UploadProcessor:
             run_id: the run that has reserved the upload, or takes it now.
             retries_left: how many times the caller will try again after a transient error.
             interrupted: checked during model calls; true stops the work like a cancel.
-            waiting: entered while the thread waits for another process or server.
+            while_waiting: entered while the thread waits for another process or server.
 
         Raises:
             ServiceDownError: a service is down. The upload is ``pending`` again, and the attempt
@@ -224,7 +224,7 @@ class UploadProcessor:
             account=Account(self._pipeline.database, row),
             embedding_model=row.embedding_model,
         )
-        patience = _Patience(row.filename, waiting, interrupted)
+        patience = _Patience(row.filename, while_waiting, interrupted)
         try:
             with self._keeper.hold(claim) as held, report.account:
                 self._work(
@@ -234,7 +234,7 @@ class UploadProcessor:
                         report,
                         cancelled=lambda: held.lost() or interrupted(),
                         paused=self._pipeline.pauses.of(row.batch_id),
-                        waiting=waiting,
+                        while_waiting=while_waiting,
                     )
                 )
                 return CompletedUpload(report)
@@ -244,18 +244,18 @@ class UploadProcessor:
             self._release_if_possible(claim, patience)
             raise
         except UploadError as error:
-            return self._give_up(claim, report, error, retries_left, patience)
+            return self._end_attempt(claim, report, error, retries_left, patience)
         except (ServiceDownError, ConfigurationError) as error:
             if fault := own_fault(self._pipeline, error, row):
                 # The upload has made the server die too often, so it is not retried.
                 left = 0 if server_died(error) else retries_left
-                return self._give_up(claim, report, fault, left, patience)
+                return self._end_attempt(claim, report, fault, left, patience)
             self._release_if_possible(claim, patience, error, outage_pause(error))
             raise
         except Exception as error:
             log.exception("upload %s: unexpected error", upload_id)
             reason = TransientError("internal_error", f"{type(error).__name__}: {error}")
-            return self._give_up(claim, report, reason, retries_left, patience)
+            return self._end_attempt(claim, report, reason, retries_left, patience)
         except BaseException:  # interrupted by Dagster, by a signal or at exit
             self._release_if_possible(claim)
             raise
@@ -295,7 +295,7 @@ class UploadProcessor:
             attempt.report.account.settle()
             return store()
 
-        patience = _Patience(attempt.row.filename, attempt.waiting, attempt.cancelled)
+        patience = _Patience(attempt.row.filename, attempt.while_waiting, attempt.cancelled)
         return patience.stored(settle_and_store)
 
     def _decode(self, attempt: _Attempt) -> MediaContent:
@@ -327,7 +327,7 @@ class UploadProcessor:
         storage = self._pipeline.storage
         if not attempt.row.file_path:
             raise PermanentError("source_missing", "the row of the upload names no file")
-        with nullcontext() if storage.is_local else attempt.waiting():
+        with nullcontext() if storage.is_local else attempt.while_waiting():
             return storage.open(attempt.row.file_path)
 
     def _make_thumbnail(self, attempt: _Attempt, picture: MediaContent) -> None:
@@ -389,7 +389,7 @@ class UploadProcessor:
             )
             if found.described or found.is_ours_to_make:
                 return found.described
-            with attempt.waiting():
+            with attempt.while_waiting():
                 time.sleep(_COPY_PAUSE_SECONDS)
             _raise_if(attempt.cancelled)
 
@@ -397,7 +397,7 @@ class UploadProcessor:
         vision, report = self._pipeline.analyzer.vision, attempt.report
         with (
             _timed(report, "describe"),
-            attempt.waiting(),
+            attempt.while_waiting(),
             self._apart_from_suspects(attempt, vision),
         ):
             description = vision.describe(
@@ -452,7 +452,7 @@ class UploadProcessor:
         report = attempt.report
         with (
             _timed(report, "embed"),
-            attempt.waiting(),
+            attempt.while_waiting(),
             self._apart_from_suspects(attempt, embedding),
         ):
             [vector] = embedding.embed(
@@ -498,7 +498,7 @@ class UploadProcessor:
             self._pipeline, attempt.row, model, attempt.cancelled, attempt.paused
         )
 
-    def _give_up(
+    def _end_attempt(
         self,
         claim: Claim,
         report: UploadReport,
