@@ -38,7 +38,10 @@ class ConfigurationError(PipelineError):
 
 
 class RefusedError(PipelineError):
-    """A request cannot be granted as it stands; nothing was changed."""
+    """A request cannot be granted as it stands.
+
+    Unless the message says otherwise, nothing was changed.
+    """
 
 
 class NotFoundError(RefusedError):

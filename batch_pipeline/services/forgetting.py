@@ -169,8 +169,9 @@ def forget(
 
     Raises:
         NotFoundError: nothing is kept of it.
-        RefusedError: it is being processed, or may be; or an upload was added to it meanwhile; or
-            the upload API does not let its rows be deleted.
+        RefusedError: it is being processed, or may be; or the upload API does not let its rows be
+            deleted. Or it was reopened, or an upload was added to it, during the deletion; then the
+            message says that a part is deleted.
         ServiceDownError: database or storage cannot be used, or the storage holds none of the
             files that rows name. Another call completes the deletion.
     """
@@ -181,22 +182,32 @@ def forget(
     if not dry_run:
         receipt.counts += _empty(pipeline, chosen)
         history.settle()
-    for batch_id in chosen.batches:
-        _forget_batch(pipeline, history, files, batch_id, receipt)
-    lone = [upload_id for upload_id, _ in chosen.lone]
-    runs = history.runs_with(lone) if lone and not dry_run else {}
-    for upload_id, batch_of in chosen.lone:
-        of_it = runs.get(upload_id, ())
-        _forget_upload(pipeline, history, files, upload_id, batch_of, of_it, receipt)
-    if not dry_run:
-        for batch_of in dict.fromkeys(batch_of for _, batch_of in chosen.lone if batch_of):
-            history.report_again(batch_of)
-    if chosen.user_id is not None:
-        _forget_rest_of_user(pipeline, files, chosen.user_id, receipt)
+    with _partly_deleted():
+        for batch_id in chosen.batches:
+            _forget_batch(pipeline, history, files, batch_id, receipt)
+        lone = [upload_id for upload_id, _ in chosen.lone]
+        runs = history.runs_with(lone) if lone and not dry_run else {}
+        for upload_id, batch_of in chosen.lone:
+            of_it = runs.get(upload_id, ())
+            _forget_upload(pipeline, history, files, upload_id, batch_of, of_it, receipt)
+        if not dry_run:
+            for batch_of in dict.fromkeys(batch_of for _, batch_of in chosen.lone if batch_of):
+                history.report_again(batch_of)
+        if chosen.user_id is not None:
+            _forget_rest_of_user(pipeline, files, chosen.user_id, receipt)
     receipt.at = pipeline.database.now()
     if not receipt.counts:
         raise no_such(named, id_)
     return receipt
+
+
+@contextmanager
+def _partly_deleted() -> Iterator[None]:
+    """Say in a refusal that the deletion had begun. A dry run is never refused here."""
+    try:
+        yield
+    except RefusedError as error:
+        raise RefusedError(f"a part is deleted; {error}") from error
 
 
 def _choose(database: Database, history: History, named: Named, id_: uuid.UUID) -> _Chosen:

@@ -449,6 +449,25 @@ def test_a_sweep_in_the_middle_of_a_deletion_does_not_open_the_batch_again(kept,
     assert kept.delete("batch", batch).batches == [batch]
 
 
+def test_a_batch_that_a_person_retries_in_the_middle_of_a_deletion_stays_and_says_so(
+    kept, monkeypatch
+):
+    batch = add_batch(kept.pipeline.database, 1, status="cancelled")
+    settle = kept.history.settle
+
+    def settle_during_a_retry():
+        kept.pipeline.batches.retry_batch(batch)
+        settle()
+
+    monkeypatch.setattr(kept.history, "settle", settle_during_a_retry)
+    reopened = f"^a part is deleted; batch .* is pending: .*cancel {batch}.*, then delete again"
+    with pytest.raises(RefusedError, match=reopened):
+        kept.delete("batch", batch)
+    monkeypatch.undo()
+    kept.pipeline.batches.cancel_batch(batch)
+    assert kept.delete("batch", batch).batches == [batch]
+
+
 def test_an_upload_that_a_sweep_adopts_in_the_middle_of_a_deletion_leaves_no_batch_behind(
     kept, monkeypatch
 ):
@@ -464,7 +483,8 @@ def test_an_upload_that_a_sweep_adopts_in_the_middle_of_a_deletion_leaves_no_bat
         settle()
 
     monkeypatch.setattr(kept.history, "settle", settle_during_a_sweep)
-    with pytest.raises(RefusedError, match=f"added to user {user} .*: delete again"):
+    added = f"^a part is deleted; uploads or a batch were added to user {user} .*: delete again"
+    with pytest.raises(RefusedError, match=added):
         kept.delete("user", user)
     monkeypatch.undo()
     with database.transaction() as connection:
@@ -494,7 +514,8 @@ def test_an_upload_that_an_api_adds_in_the_middle_of_a_deletion_does_not_lose_it
         return forget_batch(batch_id)
 
     monkeypatch.setattr(kept.history, "forget_batch", forget_batch_while_an_api_adds_an_upload)
-    with pytest.raises(RefusedError, match="while the batch was being deleted: delete again"):
+    added = "^a part is deleted; .* while the batch was being deleted: delete again"
+    with pytest.raises(RefusedError, match=added):
         kept.delete("batch", batch)
     assert "late.jpg" in {row.filename for row in upload_rows(database, batch)}
     monkeypatch.undo()
