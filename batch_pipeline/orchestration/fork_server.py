@@ -86,11 +86,13 @@ def _preload_models() -> None:
     """Load the models or the client of the model server, so that each worker need not do it.
 
     This saves each worker 1.5 s of a core and 150 MiB with the embedded models, and 0.1 s (Ollama)
-    or 0.8 s (OpenAI) with a model server.
+    or 0.8 s (OpenAI) with a model server. The compiled patterns of refusals save 0.02 s.
     """
     from batch_pipeline.model_servers.factory import preload  # noqa: PLC0415 - after SIGINT
+    from batch_pipeline.services import refusals  # noqa: PLC0415
     from batch_pipeline.settings import load_settings  # noqa: PLC0415
 
+    refusals.preload()
     try:
         preload(load_settings())
     except PipelineError:

@@ -81,6 +81,10 @@ def test_the_models_that_are_used_are_loaded_once_for_all_workers(found, tmp_pat
     assert other["threads"] == other["worker"]["threads"] == 1
 
 
+def test_the_patterns_of_refusals_are_compiled_once_for_all_workers(found):
+    assert found["worker"]["refusals"] == 1
+
+
 def test_a_worker_receives_the_signals_that_its_fork_server_ignores(found):
     assert found["outlives_signals"]
     assert (found["worker"]["sigterm"], found["worker"]["sigint"]) == (True, True)

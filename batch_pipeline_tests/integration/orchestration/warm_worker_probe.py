@@ -20,7 +20,7 @@ from dagster._grpc.server import DagsterApiServer, FuturesAwareThreadPoolExecuto
 
 from batch_pipeline.model_servers import efficientnet, face_counter, factory, sentence_encoder
 from batch_pipeline.orchestration.dagster_storage import instance_storage
-from batch_pipeline.services import pipeline
+from batch_pipeline.services import pipeline, refusals
 
 
 def inside_a_worker(queue):
@@ -43,6 +43,7 @@ def inside_a_worker(queue):
                 module._loaded.cache_info().currsize
                 for module in (efficientnet, face_counter, sentence_encoder)
             ],
+            "refusals": refusals._openings.cache_info().currsize,
             "clients": [name for name in ("ollama", "openai") if name in sys.modules],
             "huge_pages": has_huge_pages(),
             "sigterm": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
