@@ -6,7 +6,7 @@ it is left out (``services/one_by_one.py``), and the tick says so.
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -106,88 +106,6 @@ _IN_FLIGHT = (
 def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
     """Build the sensor that launches the job for pending uploads."""
 
-    def look(
-        context: dg.SensorEvaluationContext, pipeline: Pipeline, asked: AskedSlices
-    ) -> tuple[dg.SensorResult, bool]:
-        """Look once. The second value tells whether only a place for a run is missing."""
-        settings, database, instance = pipeline.settings, pipeline.database, context.instance
-        left_out = LeftOut()
-        # This costs little. Without it, an upload of a dead worker would wait for the next sweep.
-        rescued = _say_rescued(rescue_from_ended_runs(instance, pipeline, left_out))
-
-        def result(
-            *said: object,
-            requests: Sequence[dg.RunRequest] = (),
-            turns: Turns | None = None,
-            needs_a_run_to_end: bool = False,
-        ) -> tuple[dg.SensorResult, bool]:
-            """Build the result; if nothing is launched, all findings are the skip reason."""
-            line = "; ".join(filter(None, map(str, (rescued, *said, left_out))))
-            if requests and line:
-                (context.log.warning if rescued or left_out else context.log.info)(line)
-            tick = dg.SensorResult(
-                run_requests=requests,
-                skip_reason=None if requests else line,
-                cursor=str(turns) if turns else None,
-            )
-            return tick, needs_a_run_to_end
-
-        limit = settings.max_runs_in_flight
-        numbered = numbered_slices(database)
-        waiting = numbered + unnumbered_slices(database, settings.uploads_per_run, at_most=limit)
-        if not waiting:
-            return result(NOTHING_PENDING)
-        launched = launched_keys(instance, [slice_.key for slice_ in numbered])
-        # Dagster has not yet recorded runs that were asked for a moment ago.
-        recent = asked.recent() - launched.keys()
-        launched |= dict.fromkeys(recent, True)
-        in_flight = runs_in_flight(instance, job.name, left_out).and_(
-            slice_ for slice_ in numbered if slice_.key in recent
-        )
-        now = time.time()
-        turns = Turns.parse(context.cursor).until(now)
-        choice = choose_slices(
-            waiting,
-            launched=launched,
-            in_flight=in_flight,
-            max_in_flight=limit,
-            max_per_user=settings.max_runs_per_user or limit,
-            turns=turns,
-            now=now,
-            upload_limit=_upload_limit(pipeline, numbered),
-        )
-        if not choice.chosen:
-            return result(
-                choice,
-                *(active_pauses(database) if choice.waiting[Why.PAUSED] else ()),
-                f"{in_flight.total} of {limit} runs in flight",
-                needs_a_run_to_end=choice.needs_a_run_to_end,
-            )
-        if paused := pipeline.why_paused():
-            return result(_all_wait(waiting, paused))
-        # A slice that cannot be opened has had its turn, so others go first next time.
-        turns = turns.and_(choice.chosen, waiting, now)
-        opened = one_by_one(
-            choice.chosen,
-            lambda slice_: open_slice(database, slice_, settings.uploads_per_run),
-            left_out,
-            named=_batch,
-        )
-        slices = [slice_ for slice_ in opened if slice_]
-        # A run that starts while the analyzer is down would end at once.
-        if outage := pipeline.analyzer_outage() or _broker_outage(settings):
-            one_by_one(slices, partial(_release, pipeline, outage), left_out, named=_batch)
-            return result(_all_wait(waiting, outage))
-        for slice_ in slices:
-            with bound_contextvars(batch_id=str(slice_.batch_id)):
-                context.log.info(
-                    "asked for a run: batch %s, slice %s, %s",
-                    *(slice_.label, slice_.number, slice_.reason),
-                )
-        asked.note(slice_.key for slice_ in slices)
-        requests = [run_request(slice_) for slice_ in slices]
-        return result(choice, requests=requests, turns=turns)
-
     @dg.sensor(
         name="pending_batches",
         job=job,
@@ -204,15 +122,131 @@ def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
         with work_signals(pipeline.database) as wait:
             while True:
                 with one_sensor_at_a_time(pipeline.database) as asked:
-                    found, needs_a_run_to_end = look(context, pipeline, asked)
+                    found = _look(context, pipeline, asked, job.name)
                 left = deadline - time.monotonic()
-                if found.run_requests or left <= 0:
-                    return found
-                may_be_work = wait(min(left, SLOT_SECONDS) if needs_a_run_to_end else left)
-                if not may_be_work and not needs_a_run_to_end:
-                    return found
+                if found.tick.run_requests or left <= 0:
+                    return found.tick
+                may_be_work = wait(min(left, SLOT_SECONDS) if found.needs_a_run_to_end else left)
+                if not may_be_work and not found.needs_a_run_to_end:
+                    return found.tick
 
     return pending_batches
+
+
+class _Look(NamedTuple):
+    tick: dg.SensorResult
+    needs_a_run_to_end: bool
+    """Whether only a place for a run is missing."""
+
+
+def _look(
+    context: dg.SensorEvaluationContext, pipeline: Pipeline, asked: AskedSlices, job_name: str
+) -> _Look:
+    """Look once at the waiting slices, and ask for a run for each whose turn it is."""
+    settings, database = pipeline.settings, pipeline.database
+    left_out = LeftOut()
+    # This costs little. Without it, an upload of a dead worker would wait for the next sweep.
+    rescued = _say_rescued(rescue_from_ended_runs(context.instance, pipeline, left_out))
+    result = partial(_result, context, rescued, left_out)
+    limit = settings.max_runs_in_flight
+    numbered = numbered_slices(database)
+    waiting = numbered + unnumbered_slices(database, settings.uploads_per_run, at_most=limit)
+    if not waiting:
+        return result(NOTHING_PENDING)
+    launched, in_flight = _runs_so_far(context.instance, job_name, numbered, asked, left_out)
+    now = time.time()
+    turns = Turns.parse(context.cursor).until(now)
+    choice = choose_slices(
+        waiting,
+        launched=launched,
+        in_flight=in_flight,
+        max_in_flight=limit,
+        max_per_user=settings.max_runs_per_user or limit,
+        turns=turns,
+        now=now,
+        upload_limit=_upload_limit(pipeline, numbered),
+    )
+    if not choice.chosen:
+        return result(
+            choice,
+            *(active_pauses(database) if choice.waiting[Why.PAUSED] else ()),
+            f"{in_flight.total} of {limit} runs in flight",
+            needs_a_run_to_end=choice.needs_a_run_to_end,
+        )
+    if paused := pipeline.why_paused():
+        return result(_all_wait(waiting, paused))
+    slices = _open(pipeline, choice.chosen, left_out)
+    # A run that starts while the analyzer is down would end at once.
+    if outage := pipeline.analyzer_outage() or _broker_outage(settings):
+        one_by_one(slices, partial(_release, pipeline, outage), left_out, named=_batch)
+        return result(_all_wait(waiting, outage))
+    requests = _ask_for_runs(context, asked, slices)
+    # A slice that cannot be opened has had its turn, so others go first next time.
+    return result(choice, requests=requests, turns=turns.and_(choice.chosen, waiting, now))
+
+
+def _result(
+    context: dg.SensorEvaluationContext,
+    rescued: str,
+    left_out: LeftOut,
+    *said: object,
+    requests: Sequence[dg.RunRequest] = (),
+    turns: Turns | None = None,
+    needs_a_run_to_end: bool = False,
+) -> _Look:
+    """Build the result of a look; if nothing is launched, all findings are the skip reason."""
+    line = "; ".join(filter(None, map(str, (rescued, *said, left_out))))
+    if requests and line:
+        (context.log.warning if rescued or left_out else context.log.info)(line)
+    tick = dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else line,
+        cursor=str(turns) if turns else None,
+    )
+    return _Look(tick, needs_a_run_to_end)
+
+
+def _runs_so_far(
+    instance: dg.DagsterInstance,
+    job_name: str,
+    numbered: Sequence[WaitingSlice],
+    asked: AskedSlices,
+    left_out: LeftOut,
+) -> tuple[Collection[str], InFlight]:
+    """Return the keys of slices for which runs were launched, and the runs in flight."""
+    launched = launched_keys(instance, [slice_.key for slice_ in numbered])
+    # Dagster has not yet recorded runs that were asked for a moment ago.
+    recent = asked.recent() - launched.keys()
+    in_flight = runs_in_flight(instance, job_name, left_out).and_(
+        slice_ for slice_ in numbered if slice_.key in recent
+    )
+    return launched.keys() | recent, in_flight
+
+
+def _open(
+    pipeline: Pipeline, chosen: Sequence[WaitingSlice], left_out: LeftOut
+) -> Sequence[WaitingSlice]:
+    """Open slices; returns those that could be opened and still have uploads."""
+    opened = one_by_one(
+        chosen,
+        lambda slice_: open_slice(pipeline.database, slice_, pipeline.settings.uploads_per_run),
+        left_out,
+        named=_batch,
+    )
+    return [slice_ for slice_ in opened if slice_]
+
+
+def _ask_for_runs(
+    context: dg.SensorEvaluationContext, asked: AskedSlices, slices: Sequence[WaitingSlice]
+) -> Sequence[dg.RunRequest]:
+    for slice_ in slices:
+        with bound_contextvars(batch_id=str(slice_.batch_id)):
+            context.log.info(
+                "asked for a run: batch %s, slice %s, %s",
+                *(slice_.label, slice_.number, slice_.reason),
+            )
+    asked.note(slice_.key for slice_ in slices)
+    return [run_request(slice_) for slice_ in slices]
 
 
 def build_run_end_sensors(job: dg.JobDefinition) -> list[dg.SensorDefinition]:
