@@ -6,7 +6,7 @@ does not know them keeps working. ``services/states/transitions.py`` has the rul
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -19,11 +19,14 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    Insert,
     Integer,
     MetaData,
     Text,
     Uuid,
     func,
+    insert,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
@@ -134,6 +137,20 @@ class Base(DeclarativeBase):
         uuid.UUID: Uuid,
         dict[str, Any]: JSONB,
     }
+
+
+def insert_all(table: type[Base], given: Collection[str]) -> Insert:
+    """Return the INSERT of rows that give some columns; every other column gets our default.
+
+    In a table that an upload API has made, a column may have no default, or a word of the API.
+    """
+    values: dict[str, Any] = {}
+    for column in table.__table__.columns:
+        default = getattr(column.server_default, "arg", None)
+        if default is not None and column.name not in given:
+            is_word = isinstance(default, str)  # sent without a type, like a `Word`
+            values[column.name] = literal_column(f"'{default}'") if is_word else default
+    return insert(table).values(values)
 
 
 _NOW = func.now()

@@ -17,12 +17,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path, PurePath
+from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
 from batch_pipeline.database.failures import refuses_rows, repeated, sqlstate
-from batch_pipeline.database.models import SIDECAR_DATE, Priority, Upload, UploadBatch
+from batch_pipeline.database.models import (
+    SIDECAR_DATE,
+    Priority,
+    Upload,
+    UploadBatch,
+    insert_all,
+)
 from batch_pipeline.database.readings import LOCAL_USER, MAX_NAME
 from batch_pipeline.errors import PermanentError, RefusedError, ServiceDownError
 from batch_pipeline.media.acceptance import accept
@@ -396,36 +403,34 @@ def _insert(  # noqa: PLR0917 - `repeated` passes them on
     with publisher.transaction() as transaction:
         connection = transaction.connection
         connection.execute(select(func.pg_advisory_xact_lock(_lock_of(batch_id))))
-        connection.execute(
-            insert(UploadBatch).values(
-                id=batch_id,
-                user_id=user_id,
-                total_uploads=len(accepted),
-                name=name,
-                **({} if priority is Priority.NORMAL else {"priority": priority}),
-            )
-        )
+        batch: dict[str, Any] = {
+            "id": batch_id,
+            "user_id": user_id,
+            "total_uploads": len(accepted),
+            "name": name,
+        }
+        if priority is not Priority.NORMAL:
+            batch["priority"] = priority
+        connection.execute(insert_all(UploadBatch, batch), batch)
         submitted_at = connection.scalar(func.now())
-        connection.execute(
-            insert(Upload),
-            [
-                {
-                    "id": file.upload_id,
-                    "user_id": user_id,
-                    "batch_id": batch_id,
-                    "filename": file.filename,
-                    "file_path": _stored_path(storage, user_id, file),
-                    "file_type": file.media_type.file_type,
-                    "file_size": file.size,
-                    "mime_type": file.media_type.mime_type,
-                    "checksum": file.checksum,
-                    "metadata": _facts_from_outside(file),
-                    # Uploads are processed oldest first; microseconds keep the order of submission.
-                    "created_at": submitted_at + timedelta(microseconds=number),
-                }
-                for number, file in enumerate(accepted)
-            ],
-        )
+        uploads = [
+            {
+                "id": file.upload_id,
+                "user_id": user_id,
+                "batch_id": batch_id,
+                "filename": file.filename,
+                "file_path": _stored_path(storage, user_id, file),
+                "file_type": file.media_type.file_type,
+                "file_size": file.size,
+                "mime_type": file.media_type.mime_type,
+                "checksum": file.checksum,
+                "metadata": _facts_from_outside(file),
+                # Uploads are processed oldest first; microseconds keep the order of submission.
+                "created_at": submitted_at + timedelta(microseconds=number),
+            }
+            for number, file in enumerate(accepted)
+        ]
+        connection.execute(insert_all(Upload, uploads[0]), uploads)
         progress = BatchProgress(batch_id, user_id, "pending", len(accepted), 0, 0, 0, name)
         transaction.announce(progress, user_id)
 

@@ -56,6 +56,8 @@ class ApiTables:
     """Statements that run first, for the types."""
     users: bool = False
     """Whether ``user_id`` refers to a table of users."""
+    defaults: Mapping[str, str] = field(default_factory=lambda: _DEFAULTS)
+    """Defaults of columns, by column or by ``table.column``."""
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By table: its columns, if it lacks others. The upgrade adds them."""
 
@@ -83,8 +85,8 @@ class ApiTables:
                 words.append("REFERENCES users (id)")
             if column == "batch_id":
                 words.append("REFERENCES upload_batches (id) ON DELETE SET NULL")
-            if column in _DEFAULTS:
-                words.append(f"DEFAULT {_DEFAULTS[column]}")
+            if default := self.defaults.get(f"{table}.{column}") or self.defaults.get(column):
+                words.append(f"DEFAULT {default}")
             yield " ".join(words)
 
 
@@ -99,7 +101,7 @@ _ENUMS = """
 #: Every form in which tables can be used as they are.
 USABLE = (
     ApiTables("as ours", users=True),
-    ApiTables("nothing is demanded", nullable=True),
+    ApiTables("nothing is demanded", nullable=True, defaults={}),
     ApiTables(
         "moments without a time zone, and other types",
         nullable=True,
@@ -125,6 +127,7 @@ USABLE = (
             "uploads.processing_status": "upload_status",
             "uploads.file_type": "media",
         },
+        defaults=_DEFAULTS | {"status": "'draft'", "processing_status": "'draft'"},
     ),
     ApiTables(
         "hardly any columns",
@@ -168,7 +171,12 @@ class Api:
 
     def add_batch(self, **values: Any) -> uuid.UUID:
         """Add a batch; `values` are the differences from a pending one."""
-        batch = {"user_id": USER, "total_uploads": 1, "updated_at": _AN_HOUR_AGO}
+        batch = {
+            "user_id": USER,
+            "status": "pending",
+            "total_uploads": 1,
+            "updated_at": _AN_HOUR_AGO,
+        }
         return self._add("upload_batches", batch | values)
 
     def add_upload(self, batch_id: uuid.UUID | None, **values: Any) -> uuid.UUID:
@@ -180,6 +188,7 @@ class Api:
             "file_path": self._file_path,
             "file_type": "image",
             "file_size": 1,
+            "processing_status": "pending",
             "updated_at": _AN_HOUR_AGO,
         }
         return self._add("uploads", upload | values)

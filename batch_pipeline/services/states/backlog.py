@@ -19,7 +19,6 @@ from sqlalchemy import (
     case,
     delete,
     func,
-    insert,
     or_,
     select,
     true,
@@ -37,6 +36,7 @@ from batch_pipeline.database.models import (
     Upload,
     UploadBatch,
     UploadStatus,
+    insert_all,
 )
 from batch_pipeline.database.readings import (
     UPLOAD_CAME,
@@ -378,7 +378,8 @@ def _adopt(
 ) -> uuid.UUID:
     """Create a batch for these uploads; returns its id."""
     batch_id = uuid.uuid4()
-    connection.execute(insert(UploadBatch).values(id=batch_id, user_id=user_id))
+    row = {"id": batch_id, "user_id": user_id}
+    connection.execute(insert_all(UploadBatch, row), row)
     connection.execute(
         update(Upload)
         .where(one_of(Upload.id, upload_ids))

@@ -13,6 +13,7 @@ from batch_pipeline.database.existing_tables import require_usable_tables
 from batch_pipeline.database.revisions import VERSION_TABLE
 from batch_pipeline.database.session import Database, with_driver
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
+from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.pipeline import Pipeline
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.upload_processing import UploadProcessor
@@ -175,6 +176,49 @@ def test_an_upload_without_a_batch_is_adopted(api, change, open_pipeline):
     assert pipeline.backlog.adopt() == 0, "the API may be about to name its batch"
     api.connection.execute("UPDATE uploads SET created_at = created_at - interval '10 minutes'")
     assert pipeline.backlog.adopt() == 1
+
+
+@pytest.mark.parametrize("default", [None, "'draft'"])
+def test_batches_of_ours_are_processed_whatever_defaults_the_columns_have(
+    default, api, change, open_pipeline
+):
+    upgrade(api.url)
+    pipeline = open_pipeline(change(database_url=api.url))
+    pipeline.storage.put(MEDIA / "fog.webp", "source/fog.webp")
+    api.add_upload(None)
+    api.connection.execute("UPDATE uploads SET created_at = created_at - interval '10 minutes'")
+    change_defaults(api, default)
+
+    submission = submit(
+        [MEDIA / "sea.jpg"],
+        user_id=USER,
+        publisher=pipeline.publisher,
+        storage=pipeline.storage,
+        settings=pipeline.settings,
+    )
+    assert pipeline.backlog.adopt() == 1
+    finish(pipeline)
+
+    batches = api.connection.execute("SELECT id, status FROM upload_batches").fetchall()
+    assert submission.batch_id in dict(batches)
+    assert [status for _, status in batches] == ["completed", "completed"]
+    uploads = api.connection.execute("SELECT processing_status FROM uploads").fetchall()
+    assert uploads == [("completed",), ("completed",)]
+
+
+def change_defaults(api: UploadApi, default: str | None) -> None:
+    """Give both statuses a default, or remove every default of both tables."""
+    if default:
+        columns = [("upload_batches", "status"), ("uploads", "processing_status")]
+        change = f"SET DEFAULT {default}"
+    else:
+        columns = api.connection.execute(
+            "SELECT table_name, column_name FROM information_schema.columns "
+            "WHERE table_name IN ('uploads', 'upload_batches') AND column_default IS NOT NULL"
+        ).fetchall()
+        change = "DROP DEFAULT"
+    for table, column in columns:
+        api.connection.execute(f'ALTER TABLE {table} ALTER COLUMN "{column}" {change}'.encode())
 
 
 def test_nothing_is_rewritten_and_writers_go_on_while_indexes_are_built(api):
