@@ -7,7 +7,7 @@ both.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Row, cast, func, literal_column, select, text
@@ -38,7 +38,10 @@ class _Kind:
 
     accepted: frozenset[str]
     type: str
-    using: str = ""
+    casts: Mapping[str, str] = field(default_factory=dict)
+    """How values of another type are changed, by the category of that type in PostgreSQL
+    (``pg_type.typcategory``: N are numbers, S texts, B booleans), or "" for every other category.
+    Empty: they cannot be changed."""
     characters: int = 0
     """Longest text that we write into it; 0: we write no text, or its length is not known."""
     unlimited: bool = False
@@ -46,21 +49,33 @@ class _Kind:
     words: tuple[str, ...] = ()
     """Words that we write into it: an ENUM must have these, a CHECK must allow them."""
 
+    def cast(self, category: str, value: str) -> str:
+        """Return an SQL expression that changes a value; empty if there is none."""
+        return self.casts.get(category, self.casts.get("", "")).format(value)
+
 
 def _text(characters: int = 0, *, unlimited: bool = False, words: tuple[str, ...] = ()) -> _Kind:
     accepted = frozenset({"text", "character varying", *({"enum"} if words else ())})
-    return _Kind(accepted, "text", "{}::text", characters, unlimited, words)
+    return _Kind(accepted, "text", {"": "{}::text"}, characters, unlimited, words)
 
 
-_ID = _Kind(frozenset({"uuid"}), "uuid", "{}::uuid")
+def _casts(type_: str) -> dict[str, str]:
+    # Only texts can be cast to every type.
+    return {"S": f"{{}}::{type_}", "": f"{{}}::text::{type_}"}
+
+
+_ID = _Kind(frozenset({"uuid"}), "uuid", {**_casts("uuid"), "N": ""})
 _MOMENT = _Kind(
     frozenset({"timestamp with time zone", "timestamp without time zone"}),
     "timestamptz",
-    "{}::timestamptz",
+    {**_casts("timestamptz"), "N": "to_timestamp({})"},
 )
-_WHOLE = _Kind(frozenset({"integer", "bigint", "smallint"}), "integer", "{}::integer")
-_SIZE = _Kind(_WHOLE.accepted, "bigint", "{}::bigint")
-_SCORE = _Kind(_WHOLE.accepted | {"real", "double precision"}, "integer", "{}::integer")
+_TO_INTEGER = {**_casts("integer"), "N": "{}::integer", "B": "{}::integer"}
+_WHOLE = _Kind(frozenset({"integer", "bigint", "smallint"}), "integer", _TO_INTEGER)
+_SIZE = _Kind(
+    _WHOLE.accepted, "bigint", {**_casts("bigint"), "N": "{}::bigint", "B": "{}::integer"}
+)
+_SCORE = _Kind(_WHOLE.accepted | {"real", "double precision"}, "integer", _TO_INTEGER)
 _PATH_CHARACTERS = 100
 
 #: By table: every column that upload APIs make. The migrations add a missing one.
@@ -95,8 +110,10 @@ COLUMNS: Mapping[str, Mapping[str, _Kind]] = {
         "thumbnail_path": _text(_PATH_CHARACTERS),
         "video_codec": _text(30),
         "error_message": _text(unlimited=True),
-        "metadata": _Kind(frozenset({"jsonb", "json"}), "jsonb", "{}::jsonb"),
-        "hidden": _Kind(frozenset({"boolean"}), "boolean", "{}::boolean"),
+        "metadata": _Kind(
+            frozenset({"jsonb", "json"}), "jsonb", {"S": "{}::jsonb", "": "to_jsonb({})"}
+        ),
+        "hidden": _Kind(frozenset({"boolean"}), "boolean", {**_casts("boolean"), "N": "{} <> 0"}),
         "regeneration_count": _WHOLE,
         "last_regenerated_at": _MOMENT,
         "created_at": _MOMENT,
@@ -116,11 +133,23 @@ _OURS = {
 _LEAST_SERVER = 14
 #: The first version of pgvector whose index is read until enough rows match (`services/search.py`).
 _LEAST_VERSION = (0, 8)
+#: Our role, its search_path, and whether it may not use a schema that exists.
+_SESSION = text("""
+    SELECT quote_ident(current_user) AS role, quote_ident(current_database()) AS database,
+        quote_ident(current_database() || '_pipeline') AS new_database,
+        coalesce(
+            (SELECT string_agg(quote_ident(name), ', ' ORDER BY place)
+                FROM unnest(current_schemas(false)) WITH ORDINALITY AS seen (name, place)),
+            current_setting('search_path')
+        ) AS path,
+        (SELECT source = 'client' FROM pg_settings WHERE name = 'search_path') AS path_is_in_url,
+        NOT has_schema_privilege(to_regnamespace(:schema), 'USAGE') AS is_locked
+""")
 _EXTENSION = text("""
     SELECT current_setting('server_version_num')::int / 10000 AS server,
         to_regtype('vector') IS NOT NULL AS usable, current_user AS role,
-        (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
-            WHERE e.extname = 'vector') AS schema,
+        (SELECT quote_ident(n.nspname) FROM pg_extension e
+            JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector') AS schema,
         EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector') AS available,
         (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS version,
         (SELECT default_version FROM pg_available_extensions WHERE name = 'vector') AS newest,
@@ -134,10 +163,12 @@ _FOUND = text("""
         CASE WHEN t.typtype = 'e' THEN 'enum' ELSE format_type(t.oid, NULL) END AS type,
         format_type(a.atttypid, a.atttypmod) AS shown, a.atttypmod AS modifier,
         a.attgenerated <> '' OR a.attidentity = 'a' AS generated, NOT a.attnotnull AS may_be_null,
-        ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = t.oid) AS labels
+        ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = t.oid) AS labels,
+        t.typcategory AS category, pg_get_expr(d.adbin, d.adrelid) AS default
     FROM pg_class c
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     JOIN pg_type t ON t.oid = a.atttypid
+    LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
     WHERE c.oid IN (to_regclass('uploads'), to_regclass('upload_batches'))
     ORDER BY c.relname DESC, a.attnum
 """)
@@ -252,7 +283,7 @@ def table_problems(connection: Connection) -> Iterator[Problem]:
             }
             yield Problem(
                 f"{row.table} is {kinds.get(row.relkind, 'no table')}",
-                "give the pipeline a schema of its own: ALTER ROLE … SET search_path = …",
+                _own_database(connection),
             )
             return
         kind = COLUMNS[row.table].get(row.column)
@@ -260,10 +291,10 @@ def table_problems(connection: Connection) -> Iterator[Problem]:
         if kind is None:
             yield from _taken(row)
             continue
-        if row.generated:
+        if row.generated and not (kind is _ID and row.type not in kind.accepted):
             yield Problem(f"{name} is generated, and cannot be written", "make it a plain column")
         elif row.type not in kind.accepted:
-            yield Problem(f"{name} is {row.shown}", _alter(row.table, row.column, kind))
+            yield _other_type(connection, row, kind)
         elif row.type == "enum":
             for word in kind.words:
                 if word not in row.labels:
@@ -307,10 +338,38 @@ def _out_of_sight(connection: Connection) -> Iterator[Problem]:
         yield Problem(
             f"the upload API has its tables in the schema {row.schema}, which the search_path of "
             f"the role {row.role} leaves out",
-            f'ALTER ROLE "{row.role}" SET search_path = {row.schema}, public; or, for tables apart '
-            "from these: CREATE SCHEMA batch_pipeline AUTHORIZATION …; ALTER ROLE … SET "
-            "search_path = batch_pipeline, public;",
+            f"{_search_path(connection, first=row.schema)} or, for tables apart from these: "
+            f"{_own_schema(connection)}",
         )
+
+
+def _search_path(connection: Connection, *, first: str = "", last: str = "") -> str:
+    """Return the statements that let our role find tables or types of one more schema."""
+    found = connection.execute(_SESSION, {"schema": first or last}).one()
+    path = ", ".join(filter(None, [first, found.path, last]))
+    grant = f"as a superuser: GRANT USAGE ON SCHEMA {first or last} TO {found.role}; "
+    allow = grant if found.is_locked else ""
+    if found.path_is_in_url:
+        return f"{allow}in the options of BATCH_PIPELINE_DATABASE_URL: search_path = {path};"
+    # A path for one database comes before a path for all of them.
+    return f"{allow}ALTER ROLE {found.role} IN DATABASE {found.database} SET search_path = {path};"
+
+
+def _own_schema(connection: Connection) -> str:
+    """Return the statements that create a schema for our tables."""
+    role = connection.execute(_SESSION, {"schema": ""}).one().role
+    path = _search_path(connection, first="batch_pipeline")
+    return f"CREATE SCHEMA batch_pipeline AUTHORIZATION {role}; {path}"
+
+
+def _own_database(connection: Connection) -> str:
+    """Return what to do if tables of an API cannot be used, whatever is changed."""
+    found = connection.execute(_SESSION, {"schema": ""}).one()
+    return (
+        "give the pipeline a database of its own, and name it in BATCH_PIPELINE_DATABASE_URL: "
+        f"CREATE DATABASE {found.new_database} OWNER {found.role} ENCODING 'UTF8' "
+        "TEMPLATE template0;"
+    )
 
 
 def missing_columns(connection: Connection) -> Iterator[Problem]:
@@ -342,8 +401,7 @@ def _taken_tables(connection: Connection) -> Iterator[Problem]:
     if taken := sorted(row.table for row in found if _differ(ours[row.table], {*row.columns})):
         yield Problem(
             f"{', '.join(taken)} are tables of another program, and the pipeline needs these names",
-            "give our tables a schema of their own: CREATE SCHEMA batch_pipeline AUTHORIZATION …; "
-            "ALTER ROLE … SET search_path = batch_pipeline, public;",
+            f"give our tables a schema of their own: {_own_schema(connection)}",
         )
 
 
@@ -420,7 +478,7 @@ def server_problems(connection: Connection) -> Iterator[Problem]:
         yield Problem(
             f"the extension vector is in the schema {found.schema}, which the search_path of the "
             f"role {found.role} leaves out",
-            f'ALTER ROLE "{found.role}" SET search_path = public, "{found.schema}";',
+            _search_path(connection, last=found.schema),
         )
     elif not found.available:
         yield Problem(
@@ -452,22 +510,49 @@ def _is_old(version: str | None) -> bool:
     return version is not None and tuple(map(int, re.findall(r"\d+", version))) < _LEAST_VERSION
 
 
-def _alter(table: str, column: str, kind: _Kind) -> str:
-    if not kind.using:
-        return (
-            f"ALTER TABLE {table} RENAME COLUMN {column} TO {column}_before; "
-            f"ALTER TABLE {table} ADD COLUMN {column} {kind.type};"
+def _other_type(connection: Connection, row: Row[*tuple[Any, ...]], kind: _Kind) -> Problem:
+    """Return how to change the type of a column, and its default with it."""
+    found = f"{row.table}.{row.column} is {row.shown}"
+    changed = kind.cast(row.category, row.column)
+    if kind is _ID and not changed:
+        return Problem(
+            f"{found}, and ids that are not UUIDs cannot be used", _own_database(connection)
         )
-    alter = (
-        f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT, ALTER COLUMN {column} "
-        f"TYPE {kind.type} USING {kind.using.format(column)};"
-    )
+    if not changed:
+        return Problem(
+            found,
+            f"ALTER TABLE {row.table} RENAME COLUMN {row.column} TO {row.column}_before; "
+            f"ALTER TABLE {row.table} ADD COLUMN {row.column} {kind.type};",
+        )
     if kind is _ID:
-        return (
-            f"{alter} First drop the foreign keys on it; create them again after the columns that "
-            "refer to it are changed too. Ids that are not UUIDs cannot be used"
+        found += (
+            "; first drop the foreign keys on it, and create them again after the columns on their "
+            "other side are changed too (ids that are not UUIDs cannot be used)"
         )
-    return alter
+    elif kind is _MOMENT and row.category == "N":
+        found += (
+            " (taken for seconds since 1970; if it counts milliseconds, use "
+            f"{kind.cast('N', f'{row.column} / 1000.0')})"
+        )
+    alter = f"ALTER COLUMN {row.column}"
+    default = _default(row, kind)
+    return Problem(
+        found,
+        f"ALTER TABLE {row.table} {alter} DROP DEFAULT, {alter} TYPE {kind.type} USING {changed}"
+        f"{f', {alter} SET DEFAULT {default}' if default else ''};",
+    )
+
+
+def _default(row: Row[*tuple[Any, ...]], kind: _Kind) -> str:
+    """Return the default of a column after its type is changed; empty if it has none.
+
+    PostgreSQL cannot change a default by the expression that changes the values.
+    """
+    if row.default is None:
+        return ""
+    if kind is _MOMENT and Base.metadata.tables[row.table].columns[row.column].server_default:
+        return "now()"  # the default of the API may be a date, or count in another unit
+    return kind.cast(row.category, f"({row.default})")
 
 
 def _refused_words(

@@ -3,10 +3,12 @@
 import re
 import uuid
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 from sqlalchemy import make_url
 
 from batch_pipeline.database import existing_tables
@@ -22,17 +24,36 @@ from batch_pipeline.services.batch_intake import submit
 from batch_pipeline.services.health import check_health
 from batch_pipeline.testing.api_tables import USABLE, USER, ApiTables
 
-#: For each of our types, a similar type that is refused.
+#: For each of our types, similar types that are refused.
 REFUSED_TYPES = {
-    "uuid": "text",
-    "text": "character(20)",
-    "timestamptz": "text",
-    "integer": "text",
-    "bigint": "text",
-    "jsonb": "text",
-    "boolean": "text",
-    "vector(1024)": "real[]",
+    "uuid": ["text"],
+    "text": ["character(20)", "word", "text[]"],
+    "timestamptz": ["text", "bigint", "date", "numeric", "time"],
+    "integer": ["text", "numeric", "boolean"],
+    "bigint": ["text", "numeric", "boolean"],
+    "jsonb": ["text", "text[]", "xml"],
+    "boolean": ["text", "smallint", "numeric", "bit(1)"],
+    "vector(1024)": ["real[]"],
 }
+#: Defaults of such columns, as an API may have chosen them.
+DEFAULTS_OF_OTHER_TYPES = {
+    ("status", "character(20)"): "'pending'",
+    ("processing_status", "character(20)"): "'pending'",
+    ("status", "word"): "'pending'",
+    ("processing_status", "word"): "'pending'",
+    ("created_at", "text"): "now()",
+    ("created_at", "bigint"): "(extract(epoch FROM now()) * 1000)::bigint",
+    ("created_at", "date"): "CURRENT_DATE",
+    ("created_at", "numeric"): "extract(epoch FROM now())",
+    ("hidden", "text"): "'no'",
+    ("hidden", "smallint"): "0",
+    ("hidden", "numeric"): "0",
+    ("hidden", "bit(1)"): "B'0'",
+    ("total_uploads", "text"): "'0'",
+    ("total_uploads", "numeric"): "0",
+    ("metadata", "text"): "'{}'",
+}
+PAGE = Path(__file__).parents[3] / "docs/existing_database.md"
 COLUMNS_TO_REFUSE = [
     (table, column)
     for table, columns in COLUMNS.items()
@@ -69,12 +90,21 @@ def statements(refused: str) -> list[str]:
     return re.findall(r": ((?:ALTER|CREATE|UPDATE) .*;)$", refused, re.MULTILINE)
 
 
-def test_every_column_of_another_type_is_named_and_the_statements_fix_it(server):
-    types = {
-        f"{table}.{column}": REFUSED_TYPES[COLUMNS[table][column].type]
-        for table, column in COLUMNS_TO_REFUSE
-    }
-    tables = ApiTables("of other types", nullable=True, types=types)
+@pytest.mark.parametrize("turn", range(max(map(len, REFUSED_TYPES.values()))))
+def test_every_column_of_another_type_is_named_and_the_statements_fix_it(server, turn):
+    types, defaults = {}, {}
+    for table, column in COLUMNS_TO_REFUSE:
+        refused_types = REFUSED_TYPES[COLUMNS[table][column].type]
+        type_ = types[f"{table}.{column}"] = refused_types[turn % len(refused_types)]
+        if default := DEFAULTS_OF_OTHER_TYPES.get((column, type_)):
+            defaults[f"{table}.{column}"] = default
+    tables = ApiTables(
+        "of other types",
+        nullable=True,
+        types=types,
+        before="CREATE DOMAIN word AS text",
+        defaults=defaults,
+    )
     with api_database(server, tables) as (url, connection):
         refused = refusal(url)
         for table, column in COLUMNS_TO_REFUSE:
@@ -84,14 +114,64 @@ def test_every_column_of_another_type_is_named_and_the_statements_fix_it(server)
             connection.execute(statement.encode())
         upgrade(url)
 
+        [example] = re.findall(r"```sql\n(BEGIN;.*?)```", PAGE.read_text(), re.DOTALL)
+        connection.execute(example.encode())
+        for table in COLUMNS:
+            found = connection.cursor(row_factory=dict_row).execute(f"SELECT * FROM {table}")
+            row = found.fetchone()
+            for column, expected in {
+                "status": "pending",
+                "processing_status": "pending",
+                "hidden": False,
+                "total_uploads": 0,
+                "metadata": {},
+            }.items():
+                if f"{table}.{column}" in defaults:
+                    assert row[column] == expected, column
+            if f"{table}.created_at" in defaults:
+                assert abs(row["created_at"] - datetime.now(UTC)) < timedelta(minutes=5)
 
-def test_ids_that_are_not_uuids_are_refused_with_what_to_do(server):
+
+def test_ids_that_are_uuids_of_another_type_can_be_changed_and_keep_their_default(server):
     types = {f"{table}.id": "varchar(36)" for table in COLUMNS} | {"uploads.batch_id": "varchar"}
-    with api_database(server, ApiTables("text ids", types=types)) as (url, _):
+    tables = ApiTables("text ids", types=types)
+    with api_database(server, tables) as (url, connection):
+        connection.execute("ALTER TABLE uploads ALTER id SET DEFAULT gen_random_uuid()::text")
+        connection.execute("INSERT INTO upload_batches (user_id) VALUES (%s)", [USER])
         refused = refusal(url)
-    assert "uploads.id is character varying(36)" in refused
-    assert "TYPE uuid USING id::uuid" in refused
-    assert "drop the foreign keys" in refused
+        assert "uploads.id is character varying(36); first drop the foreign keys" in refused
+        connection.execute("ALTER TABLE uploads DROP CONSTRAINT uploads_batch_id_fkey")
+        assert len(statements(refused)) == 3
+        for statement in statements(refused):
+            connection.execute(statement.encode())
+        upgrade(url)
+        connection.execute("INSERT INTO upload_batches (user_id) VALUES (%s)", [USER])
+        connection.execute(
+            "INSERT INTO uploads (user_id, filename, file_path, file_type, file_size) "
+            "VALUES (%s, 'fog.webp', 'fog.webp', 'image', 1)",
+            [USER],
+        )
+
+
+@pytest.mark.parametrize("identity", ["", "GENERATED ALWAYS AS IDENTITY"])
+def test_ids_that_are_numbers_are_refused_without_a_statement_that_cannot_work(server, identity):
+    with api_database(server, USABLE[1]) as (url, connection):
+        connection.execute("DROP TABLE uploads")
+        connection.execute(f"CREATE TABLE uploads (id bigint {identity} PRIMARY KEY)".encode())
+        refused = refusal(url)
+        assert "uploads.id is bigint, and ids that are not UUIDs cannot be used" in refused
+        assert not re.search("ALTER", refused)
+        follow_into_a_database_of_its_own(refused, url, connection)
+
+
+def follow_into_a_database_of_its_own(refused: str, url: str, connection) -> None:
+    [create] = statements(refused)
+    name = re.findall(r"CREATE DATABASE (\w+) ", create)[0]
+    connection.execute(create.encode())
+    try:
+        upgrade(make_url(url).set(database=name).render_as_string(hide_password=False))
+    finally:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 @pytest.mark.parametrize(
@@ -150,11 +230,23 @@ def test_a_batch_of_the_api_may_have_a_name_and_a_priority_already(server):
         upgrade(url)
 
 
-def test_a_partitioned_table_is_refused_before_anything_is_changed(server):
+@pytest.mark.parametrize(
+    ("create", "kind"),
+    [
+        (
+            "CREATE TABLE uploads (id uuid PRIMARY KEY) PARTITION BY HASH (id)",
+            "a partitioned table",
+        ),
+        ("CREATE VIEW uploads AS SELECT id, status FROM upload_batches", "a view"),
+    ],
+)
+def test_a_view_or_partitioned_table_is_refused_before_anything_is_changed(server, create, kind):
     with api_database(server, USABLE[1]) as (url, connection):
         connection.execute("DROP TABLE uploads")
-        connection.execute("CREATE TABLE uploads (id uuid PRIMARY KEY) PARTITION BY HASH (id)")
-        assert "uploads is a partitioned table" in refusal(url)
+        connection.execute(create.encode())
+        refused = refusal(url)
+        assert f"uploads is {kind}" in refused
+        follow_into_a_database_of_its_own(refused, url, connection)
 
 
 def test_a_check_may_contain_colons_and_percent_signs(server):
@@ -226,7 +318,9 @@ def test_tables_of_an_api_that_the_search_path_leaves_out_are_named(server, chan
             assert "SET search_path = api, public" in said
         api.execute("CREATE SCHEMA batch_pipeline")
         upgrade(with_search_path(url, "batch_pipeline,public"))  # apart from those of the API
-        upgrade(with_search_path(url, "api,public"))
+        [statement, *_] = re.findall("ALTER ROLE [^;]*;", refused)
+        api.execute(statement.encode())
+        upgrade(url)
 
 
 def test_migrations_that_were_applied_in_another_schema_are_named(server, change):
@@ -410,13 +504,57 @@ def test_a_restrictive_policy_that_refuses_changes_is_named(server, change, role
     assert "the policy no may hide rows of uploads" in found["tables"].detail
 
 
-def test_an_extension_out_of_sight_is_named_with_the_search_path(server, server_url):
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_an_extension_out_of_sight_is_named_with_the_search_path(server, role, everywhere):
+    with (
+        server.new_database(migrated=False) as url,
+        psycopg.connect(url, autocommit=True) as owner,
+    ):
+        owner.execute('CREATE SCHEMA "else where"; CREATE EXTENSION vector SCHEMA "else where"')
+        owner.execute(f"CREATE SCHEMA api AUTHORIZATION {role}".encode())
+        where = "" if everywhere else f"IN DATABASE {make_url(url).database}"
+        owner.execute(f"ALTER ROLE {role} {where} SET search_path = api".encode())
+        refused = refusal(as_role(url, role))
+        assert 'in the schema "else where", which the search_path' in refused
+        follow(refused, owner)
+        upgrade(as_role(url, role))
+        found = owner.execute("SELECT to_regclass('api.uploads') IS NOT NULL").fetchone()
+        assert found == (True,), "our tables are made in the schema that the role had"
+        owner.execute(f"DROP OWNED BY {role} CASCADE".encode())
+
+
+def follow(refused: str, owner) -> None:
+    """Run every statement of a refusal, without a change."""
+    found = re.findall(r"(?:GRANT|CREATE|ALTER) [^;]*;", refused)
+    assert found
+    for statement in found:
+        owner.execute(statement.encode())
+
+
+def test_a_path_that_the_url_names_is_to_be_changed_there(server):
     with (
         server.new_database(migrated=False) as url,
         psycopg.connect(url, autocommit=True) as owner,
     ):
         owner.execute("CREATE SCHEMA elsewhere; CREATE EXTENSION vector SCHEMA elsewhere")
-        assert "in the schema elsewhere, which the search_path" in refusal(url)
+        owner.execute("CREATE SCHEMA api")
+        refused = refusal(with_search_path(url, "api"))
+        [path] = re.findall(r"options of BATCH_PIPELINE_DATABASE_URL: search_path = (.*);", refused)
+        assert path == "api, elsewhere"
+        upgrade(with_search_path(url, path.replace(" ", "")))
+
+
+def test_the_statements_for_a_schema_of_our_own_can_be_run_as_they_are(server, role):
+    with api_database(server, USABLE[0]) as (url, owner):
+        owner.execute("CREATE SCHEMA api; CREATE TABLE outages (id uuid, user_id uuid)")
+        for table in ("uploads", "upload_batches", "outages"):
+            owner.execute(f"ALTER TABLE {table} SET SCHEMA api".encode())
+            owner.execute(f"ALTER TABLE api.{table} OWNER TO {role}".encode())
+        owner.execute(f"GRANT USAGE, CREATE ON SCHEMA api TO {role}".encode())
+        owner.execute(f"ALTER ROLE {role} SET search_path = api, public".encode())
+        follow(refusal(as_role(url, role)), owner)
+        upgrade(as_role(url, role))
+        owner.execute(f"DROP OWNED BY {role} CASCADE".encode())
 
 
 def test_a_pgvector_that_is_too_old_for_searches_is_named_with_its_update(database_url, change):
