@@ -37,7 +37,7 @@ OK, FINISHED_WITH_FAILURES, REFUSED, STOPPED = 0, 1, 2, 130
 _HINTS = {
     "database_down": "start the server, or correct BATCH_PIPELINE_DATABASE_URL",
     "storage_full": "make room, or set BATCH_PIPELINE_STORAGE_URL; then run the command again",
-    "storage_down": "make the folder writable, or correct BATCH_PIPELINE_STORAGE_URL",
+    "storage_down": "mount the storage or make it writable, or correct BATCH_PIPELINE_STORAGE_URL",
 }
 
 

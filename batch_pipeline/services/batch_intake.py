@@ -183,7 +183,7 @@ def examine(paths: Iterable[Path], settings: Settings) -> Offer:
     if total_bytes > settings.max_batch_bytes:
         raise RefusedError(
             f"the files hold {total_bytes:,} bytes, a batch may hold "
-            f"{settings.max_batch_bytes:,} (BATCH_PIPELINE_MAX_BATCH_BYTES): submit them in parts"
+            f"{settings.max_batch_bytes:,}: {_in_parts('BATCH_PIPELINE_MAX_BATCH_BYTES')}"
         )
     left_out = Counter(suffix for file in refused if (suffix := _left_out_suffix(file.filename)))
     refused = [file for file in refused if not _left_out_suffix(file.filename)]
@@ -193,9 +193,13 @@ def examine(paths: Iterable[Path], settings: Settings) -> Offer:
 def _require_few(files: Sequence[object], settings: Settings) -> None:
     if len(files) > settings.max_files_per_batch:
         raise RefusedError(
-            f"{len(files)} files were offered, a batch may hold {settings.max_files_per_batch} "
-            "(BATCH_PIPELINE_MAX_FILES_PER_BATCH): submit them in parts"
+            f"{len(files)} files were offered, a batch may hold {settings.max_files_per_batch}: "
+            f"{_in_parts('BATCH_PIPELINE_MAX_FILES_PER_BATCH')}"
         )
+
+
+def _in_parts(limit: str) -> str:
+    return f"submit them in parts, for example by subfolder, or raise {limit}"
 
 
 def _left_out_suffix(filename: str) -> str | None:

@@ -314,7 +314,10 @@ def _storage_hint(settings: Settings) -> str:
             "and delete there; BATCH_PIPELINE_STORAGE_URL names the bucket, address and key are "
             "those of its client (for S3 AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID)"
         )
-    return "make the folder writable and look for free space, or set BATCH_PIPELINE_STORAGE_URL"
+    return (
+        "mount the folder, make it writable and look for free space, or set "
+        "BATCH_PIPELINE_STORAGE_URL"
+    )
 
 
 def _storage(settings: Settings) -> str:

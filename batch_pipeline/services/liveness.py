@@ -54,6 +54,10 @@ _DISPATCH = """
 """
 
 
+class NeverRunError(RefusedError):
+    """No daemon of Dagster has ever used the database."""
+
+
 @dataclass(frozen=True)
 class Dispatch:
     """The last tick of the sensor that launches runs."""
@@ -98,7 +102,8 @@ def check_daemon(settings: "Settings") -> str:
     error, because a restart of the daemon would not help.
 
     Raises:
-        RefusedError: its heartbeats have stopped, or none was ever written.
+        NeverRunError: no heartbeat was ever written.
+        RefusedError: its heartbeats have stopped.
     """
     try:
         with psycopg.connect(_dagster_database(settings), connect_timeout=5) as connection:
@@ -109,7 +114,7 @@ def check_daemon(settings: "Settings") -> str:
         return f"not known: the database of Dagster does not answer: {error}"
     age = row[0] if row else None
     if age is None:
-        raise RefusedError("the daemon has written no heartbeat: start `dagster-daemon run`")
+        raise NeverRunError("the daemon has written no heartbeat: start `dagster-daemon run`")
     if age > HEARTBEAT_SECONDS:
         raise RefusedError(f"the daemon's last heartbeat is {age:.0f} s old: restart it")
     return f"the daemon lives: its last heartbeat is {age:.0f} s old"

@@ -239,7 +239,9 @@ def test_status_of_a_batch_that_waits_says_what_for(console, database, database_
     batch = add_batch(database, 2)
     nowhere = make_url(database_url).set(database="nowhere").render_as_string(False)
     shown = console("status", batch, BATCH_PIPELINE_DAGSTER_DATABASE_URL=nowhere).out
-    assert "is Dagster running? It has never run on this database" in " ".join(shown.split())
+    assert "is Dagster running? It has never run on this database: start it with `make" in " ".join(
+        shown.split()
+    )
     listed = console("status", BATCH_PIPELINE_DAGSTER_DATABASE_URL=nowhere).out
     listed = " ".join(listed.split())
     assert "is Dagster running? It has never run on this database" in listed
@@ -676,6 +678,17 @@ def test_an_unreachable_database_and_a_wrong_setting_have_different_errors(conso
     wrong = console("status", BATCH_PIPELINE_MAX_ATTEMPTS="none")
     assert wrong.code == 2
     assert "BATCH_PIPELINE_MAX_ATTEMPTS='none'" in wrong.err
+
+
+def test_a_storage_that_is_not_mounted_is_to_be_mounted(console, tmp_path):
+    assert console("submit", MEDIA / "fog.webp").code == 0
+    answer = console(
+        "submit", MEDIA / "sea.jpg", BATCH_PIPELINE_STORAGE_URL=str(tmp_path / "mount")
+    )
+    assert answer.code == 1
+    error, hint = error_and_hint(answer)
+    assert "the storage holds none of its files" in error
+    assert hint.startswith("Hint: mount the storage or make it writable, or correct BATCH_")
 
 
 @pytest.mark.parametrize(

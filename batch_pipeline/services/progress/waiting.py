@@ -11,7 +11,12 @@ from batch_pipeline.database.readings import NAME, WAITING, newest_first
 from batch_pipeline.database.session import Database
 from batch_pipeline.errors import RefusedError
 from batch_pipeline.services.error_kinds import OUTAGES
-from batch_pipeline.services.liveness import Dispatch, check_daemon, newest_dispatch
+from batch_pipeline.services.liveness import (
+    Dispatch,
+    NeverRunError,
+    check_daemon,
+    newest_dispatch,
+)
 from batch_pipeline.services.one_by_one import short_reason
 from batch_pipeline.services.pauses import why_paused
 from batch_pipeline.services.short_ids import batch_label
@@ -128,8 +133,15 @@ def _missing_daemon(settings: Settings) -> str:
     asked = "nothing is being processed: is Dagster running?"
     try:
         said = check_daemon(settings)
+    except NeverRunError:
+        has_run = False
     except RefusedError as error:
         return f"{asked} {error}; `batch-pipeline doctor` tells more"
-    if "does not exist" in said:  # Dagster makes its database when it first starts
-        return f"{asked} It has never run on this database; `batch-pipeline doctor` tells more"
-    return ""
+    else:
+        has_run = "does not exist" not in said  # Dagster makes its database when it first starts
+    if has_run:
+        return ""
+    return (
+        f"{asked} It has never run on this database: start it with `make dev`; `batch-pipeline "
+        "doctor` tells more"
+    )

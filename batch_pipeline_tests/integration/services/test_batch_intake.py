@@ -202,11 +202,17 @@ def test_files_that_accompany_photos_do_not_count_for_the_limit(pipeline, folder
         offer(pipeline, folder, settings=change(max_files_per_batch=2))
 
 
-@pytest.mark.parametrize("limit", [{"max_files_per_batch": 1}, {"max_batch_bytes": 1000}])
-def test_a_submission_over_a_limit_is_refused_whole(pipeline, folder, change, limit):
+@pytest.mark.parametrize(
+    ("limit", "what_to_do"),
+    [
+        ({"max_files_per_batch": 1}, "or raise BATCH_PIPELINE_MAX_FILES_PER_BATCH"),
+        ({"max_batch_bytes": 1000}, "or raise BATCH_PIPELINE_MAX_BATCH_BYTES"),
+    ],
+)
+def test_a_submission_over_a_limit_is_refused_whole(pipeline, folder, change, limit, what_to_do):
     copy(folder, "sea.jpg", "sea.jpg")
     copy(folder, "night.jpg", "night.jpg")
-    with pytest.raises(RefusedError, match="submit them in parts"):
+    with pytest.raises(RefusedError, match=f"in parts, for example by subfolder, {what_to_do}"):
         offer(pipeline, folder, settings=change(**limit))
     assert rows_and_files(pipeline) == (0, 0, 0)
 

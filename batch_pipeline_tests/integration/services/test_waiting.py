@@ -97,6 +97,18 @@ def test_a_batch_asks_whether_dagster_runs_only_if_no_daemon_is_alive(database, 
     assert "is Dagster running? the daemon's last heartbeat is" in waits(batch)
 
 
+@pytest.mark.parametrize("statement", ["DELETE FROM", "DROP TABLE"])
+def test_a_dagster_that_has_never_run_is_started_like_the_guide_says(
+    database, change, waits, daemon, statement
+):
+    batch = add_batch(database, 1)
+    with psycopg.connect(daemon) as connection:
+        connection.execute(f"{statement} daemon_heartbeats".encode())
+    for said in (waits(batch), why_batches_wait(change(dagster_database_url=daemon))):
+        assert "It has never run on this database: start it with `make dev`; " in said
+        assert "dagster-daemon" not in said
+
+
 def test_a_role_that_may_not_read_dagsters_tables_still_gets_a_reason(database, change, daemon):
     batch = add_batch(database, 1)
     with psycopg.connect(daemon, autocommit=True) as connection:
