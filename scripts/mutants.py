@@ -94,8 +94,8 @@ MUTANTS = (
     Mutant(
         "a recount does not lock the batch",
         f"{STATES}/transitions.py",
-        ".where(UploadBatch.id == batch_id).with_for_update()\n    ).one_or_none()",
-        ".where(UploadBatch.id == batch_id)\n    ).one_or_none()",
+        ".where(UploadBatch.id == batch_id)\n        .with_for_update(key_share=True)\n",
+        ".where(UploadBatch.id == batch_id)\n",
         f"{OF_STATES}::test_a_recount_waits_for_an_end_that_is_not_committed_yet",
     ),
     Mutant(

@@ -88,7 +88,7 @@ _HELD = text(f"""
     GROUP BY 1
 """)  # noqa: S608
 
-_LOCK_BATCH = text("SELECT slices FROM upload_batches WHERE id = :batch_id FOR UPDATE")
+_LOCK_BATCH = text("SELECT slices FROM upload_batches WHERE id = :batch_id FOR NO KEY UPDATE")
 
 #: The slice takes the oldest upload and others with the same reason; a suspect goes alone.
 _OPEN_SLICE = text(f"""

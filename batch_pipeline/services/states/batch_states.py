@@ -126,7 +126,9 @@ class BatchStates:
                 )
             )
             status = connection.scalar(
-                select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
+                select(UploadBatch.status)
+                .where(UploadBatch.id == batch_id)
+                .with_for_update(key_share=True)
             )
             if status not in REDOABLE_BATCH:
                 return None

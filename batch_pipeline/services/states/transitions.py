@@ -7,6 +7,9 @@ code changes a status or a counter. Rules for all three:
   transaction as the upload.
 - Rows are locked in the order uploads (by id), then batch, so that no two transactions can wait for
   each other.
+- A batch is locked with FOR NO KEY UPDATE (`key_share`), as by an UPDATE. An upload API holds a key
+  lock of the batch while its INSERT of an upload is open. FOR UPDATE would wait for that, and the
+  API's next change of the batch would be a deadlock.
 
 ``docs/state_machine.md`` shows all transitions.
 """
@@ -93,7 +96,9 @@ def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress 
     # The batch is locked before its uploads are counted. A transition that has changed its upload
     # but not yet the batch waits for this lock, and then adds its change to the new counters.
     batch = connection.execute(
-        select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update()
+        select(UploadBatch.status)
+        .where(UploadBatch.id == batch_id)
+        .with_for_update(key_share=True)
     ).one_or_none()
     if batch is None:
         return None

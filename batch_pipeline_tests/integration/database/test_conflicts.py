@@ -18,7 +18,14 @@ from batch_pipeline.services import upload_processing
 from batch_pipeline.services.states.claim_keeper import ClaimKeeper
 from batch_pipeline.services.states.upload_states import StartedUpload
 from batch_pipeline.services.upload_processing import CompletedUpload, UploadProcessor
-from batch_pipeline.testing.records import add_batch, batch_row, embedded, upload_row, upload_rows
+from batch_pipeline.testing.records import (
+    USER,
+    add_batch,
+    batch_row,
+    embedded,
+    upload_row,
+    upload_rows,
+)
 from batch_pipeline_tests.patience import DEADLINE
 
 PICTURE = "source/one.webp"
@@ -80,6 +87,56 @@ def test_an_api_that_locks_batch_then_uploads_costs_no_result(
     assert counts(pipeline, batch_id)[1:] == (1, 1, 0)
 
 
+INSERT = """INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size)
+    VALUES (%s, %s, 'new.jpg', 'new.jpg', 'image', 1)"""
+
+
+def complete_while_an_api_inserts(pipeline, api, batch_id):
+    """Complete the last upload of a batch while an API has inserted one and not committed yet."""
+    pipeline.states.load_batch(batch_id, "run", limit=1)
+    claim = started(pipeline, upload_rows(pipeline.database, batch_id)[0].id)
+    api.execute(INSERT, [USER, batch_id])
+    with psycopg.connect(api.info.dsn, autocommit=True) as observer, ThreadPoolExecutor(1) as pool:
+        result = embedded(pipeline.database)
+        ending = pool.submit(pipeline.states.complete, claim, embedded=result, seconds={})
+        while not ending.done():
+            if waits_for_a_lock(observer, "upload_batches"):
+                api.rollback()
+                pytest.fail("the pipeline waits until the API commits its insert")
+        ending.result()
+
+
+def test_the_last_upload_completes_while_an_api_inserts_and_that_api_may_change_the_batch(
+    pipeline, database_url
+):
+    batch_id = add_batch(pipeline.database, 1)
+    with psycopg.connect(database_url) as api:
+        complete_while_an_api_inserts(pipeline, api, batch_id)
+        api.execute(
+            "UPDATE upload_batches SET total_uploads = total_uploads + 1 WHERE id = %s", [batch_id]
+        )
+    assert batch_row(pipeline.database, batch_id).total_uploads == 2
+
+
+@pytest.mark.parametrize("counts_it", [True, False])
+def test_a_batch_that_ended_before_an_insert_was_committed_is_reopened_and_completes(
+    pipeline, database_url, counts_it
+):
+    batch_id = add_batch(pipeline.database, 1)
+    with psycopg.connect(database_url) as api:
+        complete_while_an_api_inserts(pipeline, api, batch_id)
+        assert counts(pipeline, batch_id) == ("completed", 1, 1, 0)
+        if counts_it:
+            api.execute("UPDATE upload_batches SET total_uploads = 2 WHERE id = %s", [batch_id])
+    assert pipeline.backlog.overdue()["uploads in batches that had ended"] == 1
+    assert pipeline.backlog.reopen_ended() == 1
+    assert counts(pipeline, batch_id) == ("processing", 1, 1, 0)
+    [added] = pipeline.states.load_batch(batch_id, "next", limit=1).reserved
+    result = pipeline.states.start(added.id, "next")
+    pipeline.states.complete(result.claim, embedded=embedded(pipeline.database), seconds={})
+    assert counts(pipeline, batch_id) == ("completed", 2, 2, 0)
+
+
 def test_a_serializable_database_works_like_any_other(
     database_url, server_url, settings, open_pipeline
 ):
@@ -130,7 +187,7 @@ def test_a_batch_that_an_api_deletes_while_we_wait_for_it_is_not_an_error(
     ):
         api.execute("DELETE FROM upload_batches WHERE id = %s", [batch_id])
         waiting = pool.submit(transition, pipeline, batch_id)
-        while not waits_for_a_lock(observer, "FOR UPDATE"):
+        while not waits_for_a_lock(observer, "FOR NO KEY UPDATE"):
             assert not waiting.done()
         api.commit()
         assert waiting.result(DEADLINE) == result

@@ -5,6 +5,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import dagster as dg
+import psycopg
 import pytest
 from sqlalchemy import func, text, update
 
@@ -21,7 +22,7 @@ from batch_pipeline.orchestration.tags import (
 from batch_pipeline.services.dispatch.asked_slices import ASKED_SECONDS
 from batch_pipeline.services.dispatch.turns import Turns
 from batch_pipeline.services.short_ids import short
-from batch_pipeline.testing.records import add_batch, embedded, upload_rows
+from batch_pipeline.testing.records import USER, add_batch, embedded, upload_rows
 from batch_pipeline_tests.runs import record_run
 
 
@@ -313,6 +314,18 @@ def test_a_batch_whose_row_is_locked_loses_its_turn_and_delays_no_other(daemon_o
             tick.skip_message
         )
         assert batches_of(daemon.tick()) == [str(other)]
+
+
+def test_a_batch_gets_a_run_while_an_api_has_an_insert_into_it_open(daemon_of, database_url):
+    daemon = daemon_of()
+    batch_id = add_batch(daemon.pipeline.database, 1)
+    with psycopg.connect(database_url) as api:
+        api.execute(
+            "INSERT INTO uploads (user_id, batch_id, filename, file_path, file_type, file_size) "
+            "VALUES (%s, %s, 'new.jpg', 'new.jpg', 'image', 1)",
+            [USER, batch_id],
+        )
+        assert batches_of(daemon.tick()) == [str(batch_id)]
 
 
 def test_extreme_moments_stop_no_upload(daemon_of):
