@@ -94,8 +94,8 @@ MUTANTS = (
     Mutant(
         "a recount does not lock the batch",
         f"{STATES}/transitions.py",
-        ".where(UploadBatch.id == batch_id)\n        .with_for_update(key_share=True)\n",
-        ".where(UploadBatch.id == batch_id)\n",
+        ".where(UploadBatch.id == batch_id).with_for_update(key_share=True)\n    ).one_or_none()",
+        ".where(UploadBatch.id == batch_id)\n    ).one_or_none()",
         f"{OF_STATES}::test_a_recount_waits_for_an_end_that_is_not_committed_yet",
     ),
     Mutant(
@@ -158,8 +158,8 @@ MUTANTS = (
     Mutant(
         "failures in cancelled batches are retried",
         f"{STATES}/backlog.py",
-        "        UploadBatch.status.in_(REDOABLE_BATCH),\n",
-        "",
+        "UploadBatch.id == Upload.batch_id, UploadBatch.status.in_(REDOABLE_BATCH)",
+        "UploadBatch.id == Upload.batch_id",
         f"{OF_BACKLOG}::test_permanent_failures_and_those_of_cancelled_batches_are_not_opened_again",
     ),
     Mutant(

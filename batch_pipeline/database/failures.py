@@ -5,7 +5,8 @@
     40001, 40P01         a transaction conflicted with another: `ConflictError`, see `repeated`
     08…, 53…, 57P…, 58…  the server cannot serve clients now: `ServiceDownError`
     25006                the server accepts no writes, in a failover: `ServiceDownError`
-    55P03, 57014         a limit of time ended a statement: `ServiceDownError`
+    55P03, 57014         a limit of time ended a statement: `ServiceDownError`; 55P03 in
+                         `short_lock_waits`: `LockedError`
     42501, 3F000         a right or a schema is missing: `ConfigurationError`, with the fix
     everything else      our mistake, or a row that a constraint refuses: raised unchanged
 """
@@ -21,6 +22,7 @@ import psycopg
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as NoFreeConnectionError
 
+from batch_pipeline.database.lock_waits import LockedError, lock_waits_are_short
 from batch_pipeline.errors import ConfigurationError, ServiceDownError
 
 #: SQLSTATE classes of a server that cannot serve now: connection, resources, operator, system.
@@ -62,6 +64,7 @@ def failures_named() -> Iterator[None]:
     Raises:
         ServiceDownError: the server cannot be reached, serves nobody now, accepts no writes, or has
             ended a statement early.
+        LockedError: in `short_lock_waits`, another transaction has locked a row.
         ConflictError: the transaction conflicted with another one.
         ConfigurationError: the URL, a right or an extension is wrong; the message says what to do.
     """
@@ -83,6 +86,8 @@ def failures_named() -> Iterator[None]:
                 "database_down",
                 f"the database accepts no writes; is it a standby, or in a failover? {cause}",
             ) from error
+        if state == LOCK_NOT_AVAILABLE and lock_waits_are_short():
+            raise LockedError("another transaction has locked its row") from error
         if state in _ENDED_EARLY:
             raise ServiceDownError(
                 "database_down", f"the database ended a statement early: {cause}"

@@ -38,6 +38,7 @@ from batch_pipeline.database.failures import (
     repeated,
     sqlstate,
 )
+from batch_pipeline.database.lock_waits import LOCK_MILLISECONDS, lock_waits_are_short
 from batch_pipeline.database.lone_statements import LoneStatement
 from batch_pipeline.database.revisions import apply_migrations, current_revision, newest_revision
 from batch_pipeline.database.triggers import create as create_triggers
@@ -89,8 +90,11 @@ class Database:
         Raises:
             ServiceDownError: the server cannot be reached or serves nobody now. It is a
                 `ConflictError` if the same transaction may succeed at once.
+            LockedError: in `short_lock_waits`, another transaction has locked a row.
         """
         with failures_named(), self.engine.begin() as connection:
+            if lock_waits_are_short():
+                connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}"))
             yield connection
 
     @repeated

@@ -17,6 +17,7 @@ import dagster as dg
 from dagster_postgres import PostgresEventLogStorage
 from pydantic import Field
 
+from batch_pipeline.database.lock_waits import short_lock_waits
 from batch_pipeline.errors import ServiceDownError
 from batch_pipeline.orchestration.assets import BATCHES, backlog, text_metadata
 from batch_pipeline.orchestration.forgetting import DagsterHistory
@@ -95,10 +96,14 @@ def _signs_of_life(log: dg.DagsterLogManager, every_seconds: float) -> Iterator[
         thread.join()
 
 
+@short_lock_waits()
 def sweep_once(
     instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut
 ) -> dict[str, int]:
-    """Repair what dead runs left behind, and do what is due; returns counts."""
+    """Repair what dead runs left behind, and do what is due; returns counts.
+
+    What another transaction has locked is left out; the next sweep repeats it.
+    """
 
     def rescued() -> dict[str, int]:
         rescue = rescue_from_ended_runs(instance, pipeline, left_out)
@@ -108,12 +113,17 @@ def sweep_once(
         abandoned = _abandoned(instance, numbered_slices(pipeline.database))
         # A run that was terminated in the queue holds no upload, but a person wants to stop them.
         runs = runs_of_keys(instance, [slice_.key for slice_ in abandoned])
-        _clean_up_terminated(pipeline, runs, left_out)
-        slices = [(slice_.batch_id, slice_.number or 0) for slice_ in abandoned]
-        return {"uploads_released": pipeline.backlog.release_slices(slices)}
+        waiting = {run.tags[RUN_KEY_TAG] for run in _clean_up_terminated(pipeline, runs, left_out)}
+        counts = one_by_one(
+            [slice_ for slice_ in abandoned if slice_.key not in waiting],
+            lambda slice_: pipeline.backlog.release_slices([(slice_.batch_id, slice_.number or 0)]),
+            left_out,
+            named=lambda slice_: f"slice {slice_.number} of batch {slice_.label}",
+        )
+        return {"uploads_released": sum(counts)}
 
     def recounted() -> dict[str, int]:
-        counted = pipeline.backlog.reconcile_batches()
+        counted = pipeline.backlog.reconcile_batches(left_out)
         ended = sum(batch.status == "completed" for batch in counted)
         return {"batches_recounted": len(counted), "batches_ended": ended}
 
@@ -137,9 +147,9 @@ def sweep_once(
             "rescuing uploads": rescued,
             "releasing slices": released,
             "reopening ended batches": lambda: {
-                "uploads_found_in_ended_batches": pipeline.backlog.reopen_ended()
+                "uploads_found_in_ended_batches": pipeline.backlog.reopen_ended(left_out)
             },
-            "retrying": lambda: {"uploads_retried": pipeline.backlog.retry_due()},
+            "retrying": lambda: {"uploads_retried": pipeline.backlog.retry_due(left_out)},
             "adopting": lambda: {"uploads_adopted": pipeline.backlog.adopt()},
             "recounting": recounted,
             "refreshing what is stale": refreshed,
@@ -233,22 +243,34 @@ def work_for_a_sweep(
     return {name: count for name, count in found.items() if count}
 
 
+@short_lock_waits()
 def rescue_from_ended_runs(
     instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut
 ) -> Rescue:
-    """Return uploads of ended runs and of expired leases to pending."""
+    """Return uploads of ended runs and of expired leases to pending.
+
+    What another transaction has locked is left out: it must not delay the dispatch of all batches.
+    """
     ended = _ended(instance, pipeline)
-    _clean_up_terminated(pipeline, ended, left_out)
-    return pipeline.backlog.rescue([run.run_id for run in ended])
+    waiting = {run.run_id for run in _clean_up_terminated(pipeline, ended, left_out)}
+    return pipeline.backlog.rescue([run.run_id for run in ended], left_out, not_of=waiting)
 
 
 def _clean_up_terminated(
     pipeline: Pipeline, ended: Iterable[dg.DagsterRun], left_out: LeftOut
-) -> None:
+) -> list[dg.DagsterRun]:
+    """Cancel the batches of terminated runs; returns the runs that were left out.
+
+    These keep their uploads: without them, nobody would know that the batch has to be cancelled.
+    """
     terminated = [run for run in ended if run.status == dg.DagsterRunStatus.CANCELED]
-    one_by_one(
-        terminated, lambda run: clean_up_terminated_run(pipeline, run), left_out, named=name_of_run
-    )
+
+    def clean_up(run: dg.DagsterRun) -> str:
+        clean_up_terminated_run(pipeline, run)
+        return run.run_id
+
+    done = one_by_one(terminated, clean_up, left_out, named=name_of_run)
+    return [run for run in terminated if run.run_id not in done]
 
 
 def _each_part(

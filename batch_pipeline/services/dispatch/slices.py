@@ -18,9 +18,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
 
-from batch_pipeline.database.failures import LOCK_NOT_AVAILABLE, repeated, sqlstate
+from batch_pipeline.database.failures import repeated
+from batch_pipeline.database.lock_waits import short_lock_waits
 from batch_pipeline.database.models import Priority, UploadBatch
 from batch_pipeline.database.readings import (
     NAME,
@@ -32,12 +32,7 @@ from batch_pipeline.database.readings import (
     owner,
 )
 from batch_pipeline.database.session import AnyRow, Database
-from batch_pipeline.errors import PipelineError
 from batch_pipeline.services.dispatch.turns import WaitingSlice
-
-#: If another transaction locks the row of a batch for longer, the batch loses its turn
-#: (milliseconds).
-_LOCK_MILLISECONDS = 200
 
 #: Waits without a slice, and is not delayed.
 _WITHOUT_SLICE = f"""
@@ -164,18 +159,12 @@ def open_slice(
     number is returned unchanged.
 
     Raises:
-        PipelineError: another transaction has locked the row of the batch.
+        LockedError: another transaction has locked the row of the batch, which loses its turn.
     """
     if slice_.number is not None:
         return slice_
-    with database.transaction() as connection:
-        connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}"))
-        try:
-            batch = connection.execute(_LOCK_BATCH, {"batch_id": slice_.batch_id}).one_or_none()
-        except OperationalError as error:
-            if sqlstate(error) != LOCK_NOT_AVAILABLE:
-                raise
-            raise PipelineError("another transaction has locked its row") from error
+    with short_lock_waits(), database.transaction() as connection:
+        batch = connection.execute(_LOCK_BATCH, {"batch_id": slice_.batch_id}).one_or_none()
         if batch is None:
             return None
         names = {"batch_id": slice_.batch_id, "number": batch.slices + 1}

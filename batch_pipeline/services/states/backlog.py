@@ -1,16 +1,17 @@
 """Transitions of the sweep: repair what dead workers, outages and other programs left behind.
 
 ``orchestration/sweep.py`` asks Dagster which runs have ended. Every method may be repeated, also by
-two processes at the same time.
+two processes at the same time. Methods that take `left_out` change each batch in a transaction of
+its own. So a batch that is locked, or whose row refuses the change, is left out alone.
 """
 
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     and_,
     case,
     delete,
+    exists,
     func,
     or_,
     select,
@@ -26,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from batch_pipeline.database.failures import each_repeated, refuses_rows
+from batch_pipeline.database.failures import each_repeated, refuses_rows, repeated
 from batch_pipeline.database.models import (
     IN_WORK,
     OPEN_BATCH,
@@ -46,11 +48,13 @@ from batch_pipeline.database.readings import (
     lease_lives,
     one_of,
 )
+from batch_pipeline.services.one_by_one import LeftOut, one_by_one
 from batch_pipeline.services.progress.publishing import (
     Announcer,
     BatchProgress,
     ProgressPublisher,
 )
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.services.states.batch_states import REDOABLE_BATCH, BatchStates
 from batch_pipeline.services.states.transitions import (
     ANNOUNCED,
@@ -78,6 +82,8 @@ RECOUNT_SECONDS = 3600
 _NOTES_AT_ONCE = 10_000
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -133,18 +139,35 @@ class Backlog:
             )
         return count or 0
 
-    def rescue(self, ended_run_ids: Sequence[str] = ()) -> Rescue:
+    def rescue(
+        self,
+        ended_run_ids: Sequence[str] = (),
+        left_out: LeftOut | None = None,
+        *,
+        not_of: Collection[str] = (),
+    ) -> Rescue:
         """Return the uploads of dead owners to ``pending``.
 
         An owner is dead when its run has ended, or when its heartbeat is older than the lease on
         the database's clock. For an upload in progress without a claim, ``updated_at`` counts as
         the heartbeat. An upload whose workers died `MAX_DEATHS` times while they processed it fails
-        instead. An upload that an upload API has ended in the meantime only loses its owner.
+        instead. An upload that an upload API has ended in the meantime only loses its owner. The
+        uploads of the runs `not_of` stay as they are.
         """
         dead = and_(
             or_(Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)),
             or_(Upload.owner_run_id.in_(ended_run_ids), lease_expired(self._lease_seconds)),
         )
+        if not_of:
+            dead = and_(dead, func.coalesce(Upload.owner_run_id, "").not_in(not_of))
+        rescued = self._each_batch_of(dead, self._rescue, left_out)
+        return Rescue(
+            sum(rescue.returned for rescue in rescued),
+            sum(rescue.quarantined for rescue in rescued),
+        )
+
+    @repeated
+    def _rescue(self, dead: Any) -> Rescue:
         died_in_work = and_(
             Upload.owner_run_id.is_not(None), Upload.processing_status.in_(IN_WORK)
         ).label("died_in_work")
@@ -215,16 +238,19 @@ class Backlog:
             transaction.announce(progress, progress.user_id)
         return progress
 
-    def retry_due(self) -> int:
+    def retry_due(self, left_out: LeftOut | None = None) -> int:
         """Retry uploads that failed for a temporary reason and are due; returns how many."""
+        return sum(self._each_batch_of(_due(), self._retry, left_out))
+
+    @repeated
+    def _retry(self, due: Any) -> int:
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
             rows = connection.execute(
                 select(Upload.id, Upload.batch_id)
-                .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
-                .where(_due())
+                .where(due)
                 .order_by(Upload.id)
-                .with_for_update(of=Upload.__table__, skip_locked=True)
+                .with_for_update(skip_locked=True)
             ).all()
             count = release_rows(
                 connection,
@@ -261,25 +287,30 @@ class Backlog:
                     recount_batches(transaction, [batch_id])
         return adopted
 
-    def reopen_ended(self) -> int:
+    def reopen_ended(self, left_out: LeftOut | None = None) -> int:
         """Reopen ended batches that have waiting uploads; returns how many uploads.
 
         An upload API has added these uploads, or has made old ones pending again. Data about
         earlier attempts is reset.
         """
         with self._publisher.transaction() as transaction:
+            batch_ids = transaction.connection.scalars(_ended_with_waiting()).all()
+        return sum(_each_batch(batch_ids, self._reopen, left_out))
+
+    @repeated
+    def _reopen(self, batch_id: uuid.UUID) -> int:
+        with self._publisher.transaction() as transaction:
             connection = transaction.connection
-            batch_ids = list(connection.scalars(_ended_with_waiting()))
             locked = list(
                 connection.scalars(
                     select(Upload.id)
-                    .where(one_of(Upload.batch_id, batch_ids), WAITING)
+                    .where(Upload.batch_id == batch_id, WAITING)
                     .order_by(Upload.id)
                     .with_for_update(skip_locked=True)
                 )
             )
-            # If a batch is no longer completed here, another sweep has reopened it and handles its
-            # uploads.
+            # If the batch is no longer completed here, another sweep has reopened it and handles
+            # its uploads.
             ended = select(UploadBatch.id).where(UploadBatch.status == BatchStatus.COMPLETED)
             count = release_rows(
                 connection,
@@ -290,10 +321,10 @@ class Backlog:
                 retries=0,
                 not_before=None,
             )
-            recount_batches(transaction, batch_ids)
+            recount_batches(transaction, [batch_id])
         return count
 
-    def reconcile_batches(self) -> list[BatchProgress]:
+    def reconcile_batches(self, left_out: LeftOut | None = None) -> list[BatchProgress]:
         """Recount batches whose counters are wrong, and end batches that are done."""
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
@@ -303,22 +334,28 @@ class Backlog:
             changed = list({note.batch_id for note in notes})
             drifted = connection.scalars(_drifted(changed)).all()
         # A transition in progress also looks like a difference; the recount waits for it.
-        recounted = [self._batches.recount_batch(batch_id) for batch_id in drifted]
+        recounted = dict(
+            _each_batch(
+                drifted,
+                lambda batch_id: (batch_id, self._batches.recount_batch(batch_id)),
+                left_out,
+            )
+        )
+        # Of a batch that was left out, one note stays: many would hide the notes of others.
+        missed = set(drifted) - recounted.keys()
+        kept = set({note.batch_id: note.id for note in notes if note.batch_id in missed}.values())
+        done = [note.id for note in notes if note.id not in kept]
         with self._publisher.transaction() as transaction:
-            done = delete(BatchToRecount).where(BatchToRecount.id.in_([note.id for note in notes]))
-            transaction.connection.execute(done)
-        return [progress for progress in recounted if progress]
+            transaction.connection.execute(
+                delete(BatchToRecount).where(BatchToRecount.id.in_(done))
+            )
+        return [progress for progress in recounted.values() if progress]
 
     def overdue(self) -> dict[str, int]:
         """Count what the transitions above would repair now, by kind."""
         with self._publisher.transaction() as transaction:
             connection = transaction.connection
-            due = (
-                select(func.count())
-                .select_from(Upload)
-                .outerjoin(UploadBatch, UploadBatch.id == Upload.batch_id)
-                .where(_due())
-            )
+            due = select(func.count()).select_from(Upload).where(_due())
             forgotten = select(func.count()).select_from(Upload).where(_forgotten())
             return {
                 "uploads to retry": connection.scalar(due) or 0,
@@ -328,6 +365,26 @@ class Backlog:
                     connection.scalars(_drifted(select(BatchToRecount.batch_id))).all()
                 ),
             }
+
+    def _each_batch_of(
+        self, condition: Any, work: Callable[[Any], Result], left_out: LeftOut | None
+    ) -> list[Result]:
+        """Call `work` for each batch with such uploads; its argument selects them."""
+        with self._publisher.transaction() as transaction:
+            rows = transaction.connection.execute(
+                select(Upload.batch_id, Upload.id)
+                .where(condition)
+                .order_by(Upload.batch_id, Upload.id)
+            ).all()
+        found = {
+            batch_id: [row.id for row in of_batch]
+            for batch_id, of_batch in groupby(rows, key=lambda row: row.batch_id)
+        }
+        return _each_batch(
+            found,
+            lambda batch_id: work(and_(one_of(Upload.id, found[batch_id]), condition)),
+            left_out,
+        )
 
     def _quarantine(self, transaction: Announcer, upload_ids: Sequence[uuid.UUID]) -> None:
         rows = transaction.connection.execute(
@@ -355,12 +412,27 @@ class Backlog:
                 transaction.announce(progress, progress.user_id)
 
 
+def _each_batch(
+    batch_ids: Iterable[uuid.UUID | None],
+    work: Callable[[Any], Result],
+    left_out: LeftOut | None,
+) -> list[Result]:
+    """Call `work` for each batch. Without `left_out`, the first error is raised."""
+    if left_out is None:
+        return [work(batch_id) for batch_id in batch_ids]
+    return one_by_one(batch_ids, work, left_out, named=_name_of_batch)
+
+
+def _name_of_batch(batch_id: uuid.UUID | None) -> str:
+    return f"batch {short(batch_id)}" if batch_id else "uploads without a batch"
+
+
 def _due() -> Any:
-    """Select failed uploads that are due for a retry; the query has to join their batches."""
+    """Select failed uploads that are due for a retry."""
     return and_(
         Upload.retry_at <= func.now(),
         Upload.processing_status == UploadStatus.FAILED,
-        UploadBatch.status.in_(REDOABLE_BATCH),
+        exists().where(UploadBatch.id == Upload.batch_id, UploadBatch.status.in_(REDOABLE_BATCH)),
     )
 
 

@@ -96,9 +96,7 @@ def recount_batch(connection: Connection, batch_id: uuid.UUID) -> BatchProgress 
     # The batch is locked before its uploads are counted. A transition that has changed its upload
     # but not yet the batch waits for this lock, and then adds its change to the new counters.
     batch = connection.execute(
-        select(UploadBatch.status)
-        .where(UploadBatch.id == batch_id)
-        .with_for_update(key_share=True)
+        select(UploadBatch.status).where(UploadBatch.id == batch_id).with_for_update(key_share=True)
     ).one_or_none()
     if batch is None:
         return None

@@ -22,7 +22,9 @@ from batch_pipeline.orchestration.tags import (
 from batch_pipeline.services.dispatch.asked_slices import ASKED_SECONDS
 from batch_pipeline.services.dispatch.turns import Turns
 from batch_pipeline.services.short_ids import short
-from batch_pipeline.testing.records import USER, add_batch, embedded, upload_rows
+from batch_pipeline.services.states.backlog import MAX_DEATHS
+from batch_pipeline.testing.records import USER, add_batch, batch_row, embedded, upload_rows
+from batch_pipeline_tests.patience import DEADLINE
 from batch_pipeline_tests.runs import record_run
 
 
@@ -314,6 +316,34 @@ def test_a_batch_whose_row_is_locked_loses_its_turn_and_delays_no_other(daemon_o
             tick.skip_message
         )
         assert batches_of(daemon.tick()) == [str(other)]
+
+
+def test_a_batch_that_cannot_be_cancelled_now_delays_no_other(daemon_of, instance, database_url):
+    daemon = daemon_of()
+    held = add_batch(daemon.pipeline.database, 1)
+    daemon.tick()
+    [run] = daemon.runs
+    daemon.pipeline.states.load_batch(held, run.run_id, limit=1)
+    instance.report_run_canceled(run)
+    other = add_batch(daemon.pipeline.database, 1)
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database_url) as api:
+        api.execute("SELECT FROM upload_batches WHERE id = %s FOR UPDATE", [held])
+        assert batches_of(pool.submit(daemon.tick).result(DEADLINE)) == [str(other)]
+    daemon.tick()
+    assert batch_row(daemon.pipeline.database, held).status == "cancelled"
+
+
+def test_an_upload_that_cannot_be_failed_now_delays_no_other(daemon_of, database_url):
+    daemon = daemon_of()
+    dead = {"processing_status": "analyzing", "heartbeat_at": text("now() - interval '1 day'")}
+    killer = {**dead, "owner_run_id": "dead", "deaths": MAX_DEATHS - 1}
+    held = add_batch(daemon.pipeline.database, [killer], status="processing")
+    other = add_batch(daemon.pipeline.database, [dead], status="processing")
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database_url) as api:
+        api.execute("SELECT FROM upload_batches WHERE id = %s FOR UPDATE", [held])
+        assert batches_of(pool.submit(daemon.tick).result(DEADLINE)) == [str(other)]
+    daemon.tick()
+    assert batch_row(daemon.pipeline.database, held).status == "completed"
 
 
 def test_a_batch_gets_a_run_while_an_api_has_an_insert_into_it_open(daemon_of, database_url):

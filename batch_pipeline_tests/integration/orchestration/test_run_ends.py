@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import dagster as dg
 import psutil
+import psycopg
 import pytest
 from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.definitions.job_base import InMemoryJob
@@ -49,8 +50,10 @@ from batch_pipeline.orchestration.sweep import (
 )
 from batch_pipeline.orchestration.tags import BATCH_TAG, OUTCOME_TAG, RUN_KEY_TAG, SLICE_TAG
 from batch_pipeline.services.one_by_one import LeftOut
+from batch_pipeline.services.short_ids import short
 from batch_pipeline.services.states.backlog import MAX_DIED_RUNS
 from batch_pipeline.testing.records import add_batch, batch_row, upload_rows
+from batch_pipeline_tests.patience import DEADLINE
 from batch_pipeline_tests.runs import record_run
 
 
@@ -820,6 +823,86 @@ def test_the_sweep_closes_dead_runs_whatever_their_tags_say(
     assert sweep_once(instance, pipeline, left_out)["runs_closed"] == 2
     assert not left_out
     assert instance.get_run_by_id(foreign.run_id).status == dg.DagsterRunStatus.CANCELED
+
+
+DRIFTED = {"status": "processing", "total_uploads": 7}
+DUE = {"processing_status": "failed", "retry_at": text("now() - interval '1 second'")}
+DEAD = {
+    "processing_status": "analyzing",
+    "owner_run_id": "dead",
+    "heartbeat_at": text("now() - interval '1 day'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("batch", "uploads", "repaired"),
+    [
+        (DRIFTED, [{}], ("processing", "pending")),
+        ({"status": "completed"}, [DUE], ("processing", "pending")),
+        ({"status": "completed"}, [{}], ("processing", "pending")),
+        ({"status": "processing"}, [{**DEAD, "deaths": 2}], ("completed", "failed")),
+    ],
+    ids=["recount", "retry", "reopen", "quarantine"],
+)
+@pytest.mark.parametrize("obstacle", ["a lock", "a constraint"])
+def test_a_sweep_leaves_out_a_batch_that_it_cannot_change_and_names_it(  # noqa: PLR0917
+    pipeline, instance, database_url, batch, uploads, repaired, obstacle
+):
+    first, second = (
+        add_batch(pipeline.database, uploads, id=uuid.UUID(f"{number}" * 32), **batch)
+        for number in (1, 2)
+    )
+    left_out = LeftOut()
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database_url) as api:
+        if obstacle == "a lock":
+            api.execute("SELECT FROM upload_batches WHERE id = %s FOR UPDATE", [first])
+        else:
+            api.execute(
+                f"ALTER TABLE upload_batches ADD CHECK (id <> '{first}' OR updated_at = created_at)"
+            )
+            api.commit()
+        pool.submit(sweep_once, instance, pipeline, left_out).result(DEADLINE)
+        said = str(left_out)
+    assert f"batch {short(first)} (" in said
+    assert ("another transaction has locked its row" in said) == (obstacle == "a lock")
+    [upload] = upload_rows(pipeline.database, second)
+    assert (batch_row(pipeline.database, second).status, upload.processing_status) == repaired
+    assert batch_row(pipeline.database, first).status == batch["status"]
+    assert len(left_out) == 1
+
+
+def test_a_batch_that_refuses_its_recount_is_remembered_and_keeps_no_other_from_it(
+    pipeline, instance
+):
+    done = [{"processing_status": "completed"}] * 2
+    counters = {"total_uploads": 2, "processed_uploads": 2, "successful_uploads": 2}
+    first, second = (
+        add_batch(
+            pipeline.database, done, id=uuid.UUID(f"{number}" * 32), status="completed", **counters
+        )
+        for number in (1, 2)
+    )
+    with pipeline.database.transaction() as connection:
+        connection.execute(
+            text(
+                "ALTER TABLE upload_batches ADD CONSTRAINT filled "
+                f"CHECK (id <> '{first}' OR total_uploads > 0)"
+            )
+        )
+        connection.execute(text("UPDATE upload_batches SET updated_at = now() - interval '1 day'"))
+        for batch_id in (first, second):
+            for upload in upload_rows(pipeline.database, batch_id):
+                connection.execute(text("DELETE FROM uploads WHERE id = :id"), {"id": upload.id})
+    left_out = LeftOut()
+    assert sweep_once(instance, pipeline, left_out)["batches_recounted"] == 1
+    assert f"batch {short(first)}" in left_out.reasons
+    assert batch_row(pipeline.database, second).total_uploads == 0
+    with pipeline.database.transaction() as connection:
+        noted = connection.scalars(text("SELECT batch_id FROM batches_to_recount")).all()
+        assert noted == [first]
+        connection.execute(text("ALTER TABLE upload_batches DROP CONSTRAINT filled"))
+    assert sweep_once(instance, pipeline, LeftOut())["batches_recounted"] == 1
+    assert batch_row(pipeline.database, first).total_uploads == 0
 
 
 def test_a_part_of_a_sweep_that_fails_keeps_no_other_from_being_done(pipeline, instance):
