@@ -47,6 +47,8 @@ _UNDER_WAY = (
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 )
+#: The same, and runs that wait in the queue for a place.
+IN_FLIGHT = (dg.DagsterRunStatus.QUEUED, *_UNDER_WAY)
 #: Runs that a person has terminated, whether or not their worker has stopped.
 _TERMINATED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 #: A run that holds no upload is dead after this many leases without an event.

@@ -10,7 +10,7 @@ import dagster as dg
 
 from batch_pipeline.orchestration.jobs import sweep_backlog
 from batch_pipeline.orchestration.run_ends import close_runs_of_ended_workers
-from batch_pipeline.orchestration.sweep import JOBS, work_for_a_sweep
+from batch_pipeline.orchestration.sweep import JOBS, sweep_in_flight, work_for_a_sweep
 from batch_pipeline.orchestration.tags import FOUND_TAG
 from batch_pipeline.services.one_by_one import LeftOut
 from batch_pipeline.services.pipeline import Pipeline
@@ -33,10 +33,15 @@ _NOTHING = "nothing to put right"
     "tidies files and partitions once an hour.",
 )
 def backlog_sweep(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Sweep if there is work, and once an hour in any case."""
+    """Sweep if there is work and no other sweep is in flight, and once an hour in any case."""
     pipeline: Pipeline = context.resources.batch_pipeline
     is_hour = context.scheduled_execution_time.minute == 0
     left_out = LeftOut()
+    # A sweep that takes long must not fill the places for runs with sweeps. The tidy is asked for
+    # anyway: where every sweep takes long, it would never be.
+    if not is_hour and (sweep := sweep_in_flight(context.instance, pipeline, left_out)):
+        said = f"the last sweep has not ended: run {sweep.run_id} ({sweep.status.value.lower()})"
+        return dg.SkipReason(_and(said, left_out))
     found = work_for_a_sweep(context.instance, pipeline, left_out)
     if not found and not is_hour:
         return dg.SkipReason(_and(_NOTHING, left_out))

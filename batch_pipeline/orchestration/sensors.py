@@ -25,6 +25,7 @@ from batch_pipeline.orchestration.batch_reports import (
 from batch_pipeline.orchestration.dagster_storage.grouped_event_log import GroupedEventLogStorage
 from batch_pipeline.orchestration.failures import step_failures_that_ended_it, why_it_failed
 from batch_pipeline.orchestration.run_ends import (
+    IN_FLIGHT,
     RunCleanup,
     RunOutcome,
     batch_of,
@@ -93,14 +94,6 @@ REPORT_INTERVAL_SECONDS, REPORTS_PER_TICK = 10, 10
 #: After this time a tick begins no other report: if Dagster ended the tick, which it does after
 #: 60 s, the same reports would be made for ever (seconds).
 REPORTS_SECONDS = 20.0
-
-_IN_FLIGHT = (
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-)
 
 
 def build_pending_batches(job: dg.JobDefinition) -> dg.SensorDefinition:
@@ -436,7 +429,7 @@ def _broker_outage(settings: Settings) -> ServiceDownError | None:
 
 def runs_in_flight(instance: dg.DagsterInstance, job_name: str, left_out: LeftOut) -> InFlight:
     """Count runs that are queued or running, also those whose batch is unknown."""
-    runs = instance.get_runs(our_runs(job_name, _IN_FLIGHT))
+    runs = instance.get_runs(our_runs(job_name, IN_FLIGHT))
     for run in runs:
         # A run that was launched by hand gets its tag when it starts.
         if batch_of(run) is None and (tag := run.tags.get(BATCH_TAG)):

@@ -7,6 +7,7 @@ else is done.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,6 +24,7 @@ from batch_pipeline.orchestration.assets import BATCHES, backlog, text_metadata
 from batch_pipeline.orchestration.forgetting import DagsterHistory
 from batch_pipeline.orchestration.run_ends import (
     ENDED_RUN,
+    IN_FLIGHT,
     clean_up_terminated_run,
     close_dead_runs,
     dead_runs,
@@ -43,7 +45,11 @@ from batch_pipeline.services.reprocessing import refresh_stale, stale_uploads
 from batch_pipeline.services.states.backlog import Rescue
 
 #: Jobs whose runs the sweep handles.
-JOBS = ("process_batch", "sweep_backlog", "pause", "resume")
+_SWEEP = "sweep_backlog"
+JOBS = ("process_batch", _SWEEP, "pause", "resume")
+#: A sweep that takes longer gives no more signs of life, so the next one ends it (seconds). It
+#: probably hangs, in a file system that does not answer for instance.
+_LONGEST_SWEEP_SECONDS = 3600.0
 #: Old runs that one sweep deletes of each job, with their events.
 _RUNS_DELETED_AT_ONCE = 500
 
@@ -82,9 +88,10 @@ def sweep(context: dg.OpExecutionContext, config: SweepParts) -> dg.Output[None]
 def _signs_of_life(log: dg.DagsterLogManager, every_seconds: float) -> Iterator[None]:
     """Log a line now and then: a run that logs nothing for two leases counts as dead."""
     ended = threading.Event()
+    end = time.monotonic() + _LONGEST_SWEEP_SECONDS
 
     def log_them() -> None:
-        while not ended.wait(every_seconds):
+        while not ended.wait(every_seconds) and time.monotonic() < end:
             log.info("the sweep is still at work")
 
     thread = threading.Thread(target=log_them, name="signs-of-life", daemon=True)
@@ -203,6 +210,19 @@ def delete_old_runs(instance: dg.DagsterInstance, pipeline: Pipeline, left_out: 
         old, lambda run: instance.delete_run(run.run_id), left_out, named=name_of_run
     )
     return len(deleted)
+
+
+def sweep_in_flight(
+    instance: dg.DagsterInstance, pipeline: Pipeline, left_out: LeftOut
+) -> dg.DagsterRun | None:
+    """Return a sweep that is queued or at work.
+
+    A sweep whose worker is gone does not count, because only the next sweep ends it: from two
+    leases after its last event, or from four minutes after its request if it was not launched.
+    """
+    dead = {run.run_id for run in dead_runs(instance, pipeline, [_SWEEP], left_out)}
+    runs = instance.get_runs(our_runs(_SWEEP, IN_FLIGHT))
+    return next((run for run in runs if run.run_id not in dead), None)
 
 
 def work_for_a_sweep(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,11 @@ from dagster._core.execution.api import execute_run
 from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
 from dagster._core.instance.methods import event_methods
 from dagster._core.launcher import DefaultRunLauncher
-from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
+from dagster._core.remote_origin import (
+    GrpcServerCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.impl import core_execute_run
 from dagster._utils.error import serializable_error_info_from_exc_info
@@ -218,6 +223,15 @@ def test_a_sweep_that_takes_long_is_not_dead(instance, change, open_pipeline):
         assert swept.result().success
     assert [run.run_id for run in under_way] == [swept.result().run_id]
     assert dead == []
+
+
+def test_a_sweep_that_hangs_gives_signs_of_life_for_a_limited_time(instance, monkeypatch):
+    monkeypatch.setattr(sweep, "_LONGEST_SWEEP_SECONDS", 0.0)
+    context = dg.build_op_context(instance=instance)
+    with sweep._signs_of_life(context.log, 0.001):
+        [signs] = [t for t in threading.enumerate() if t.name == "signs-of-life"]
+        signs.join(DEADLINE)
+        assert not signs.is_alive(), "it counts as alive, so no other sweep would begin"
 
 
 @pytest.mark.parametrize(
@@ -517,6 +531,31 @@ def test_the_start_of_a_stack_sweeps_once_after_the_previous_stack(pipeline, ins
     tidy_start = tick(None)
     assert (tidy_start.run_requests, tidy_start.cursor) == ([], first.cursor)
     assert "nothing to put right" in tidy_start.skip_message
+
+
+@pytest.mark.parametrize(
+    "status",
+    [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED],
+)
+def test_no_sweep_is_asked_for_while_one_is_in_flight_unless_its_worker_is_gone(
+    pipeline, instance, definitions, monkeypatch, status
+):
+    add_batch(pipeline.database, [{"processing_status": "completed"}], status="processing")
+    job = definitions.resolve_job_def("sweep_backlog")
+    is_queued = status is dg.DagsterRunStatus.QUEUED
+    server = GrpcServerCodeLocationOrigin("localhost", 1, None, "batch_pipeline")
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(server, "one"), job.name)
+    run = record_run(instance, job, status=status, remote_job_origin=origin if is_queued else None)
+    skipped = tick_schedule(pipeline, instance, definitions, 1)
+    assert skipped.run_requests == []
+    assert f"run {run.run_id}" in skipped.skip_message
+    [hourly] = tick_schedule(pipeline, instance, definitions, 0).run_requests
+    assert hourly.run_config["ops"]["sweep"]["config"] == {"tidy": True}
+
+    silent = 3 * pipeline.settings.lease_seconds
+    monkeypatch.setattr(run_ends, "time", SimpleNamespace(time=lambda: time.time() + silent))
+    later = tick_schedule(pipeline, instance, definitions, 1)
+    assert len(later.run_requests) == (0 if is_queued else 1), "a queued run has no worker yet"
 
 
 def tick_schedule(pipeline, instance, definitions, minute):
