@@ -130,7 +130,7 @@ def clean_up_failed_run(
         died: the run did not say why it ended; many such runs in a row end the batch.
         reason: stored unchanged in the batch's ``error_message``.
     """
-    rescue = pipeline.backlog.rescue([run.run_id])
+    rescue = pipeline.backlog.rescue_run(run.run_id)
     released = _release_slice(pipeline, run)
     batch_id = batch_of(run)
     given_up = pipeline.backlog.note_died_run(batch_id, reason) if died and batch_id else None
@@ -148,7 +148,7 @@ def clean_up_terminated_run(pipeline: Pipeline, run: dg.DagsterRun) -> RunCleanu
     cancelled = None
     if batch_id and pipeline.backlog.left_behind(batch_id, run.run_id, _slice_of(run)):
         cancelled = pipeline.batches.cancel_batch(batch_id, reason=terminated(run.run_id))
-    rescue = pipeline.backlog.rescue([run.run_id])
+    rescue = pipeline.backlog.rescue_run(run.run_id)
     released = _release_slice(pipeline, run)
     return RunCleanup(
         rescue.returned, rescue.quarantined, released, cancelled.status if cancelled else ""

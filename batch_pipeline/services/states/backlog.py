@@ -160,6 +160,13 @@ class Backlog:
         )
         if not_of:
             dead = and_(dead, func.coalesce(Upload.owner_run_id, "").not_in(not_of))
+        return self._rescue_each_batch(dead, left_out)
+
+    def rescue_run(self, run_id: str) -> Rescue:
+        """Return the uploads of one run that has ended to ``pending``, as `rescue` does."""
+        return self._rescue_each_batch(Upload.owner_run_id == run_id, None)
+
+    def _rescue_each_batch(self, dead: Any, left_out: LeftOut | None) -> Rescue:
         rescued = self._each_batch_of(dead, self._rescue, left_out)
         return Rescue(
             sum(rescue.returned for rescue in rescued),

@@ -186,6 +186,7 @@ def test_the_sensor_and_the_sweep_do_not_read_a_table_through(full_pipeline, pla
     assert uploads_in_flight(database, waiting)
     backlog = full_pipeline.backlog
     backlog.rescue(["ended"])
+    backlog.rescue_run("another")
     backlog.owners()
     backlog.run_is_silent("run")
     backlog.left_behind(waiting[0].batch_id, "run", waiting[0].number)

@@ -333,6 +333,29 @@ def test_a_batch_that_cannot_be_cancelled_now_delays_no_other(daemon_of, instanc
     assert batch_row(daemon.pipeline.database, held).status == "cancelled"
 
 
+def test_batches_of_terminated_runs_are_cancelled_each_when_nobody_locks_it(
+    daemon_of, instance, database_url
+):
+    """Also after the lease of their uploads, which keep the run that was terminated until then."""
+    daemon = daemon_of()
+    held, other = (
+        add_batch(daemon.pipeline.database, 1, id=uuid.UUID(f"{number}" * 32)) for number in (1, 2)
+    )
+    daemon.tick()
+    for run in daemon.runs:
+        batch_id = uuid.UUID(run.tags[BATCH_TAG])
+        daemon.pipeline.states.load_batch(batch_id, run.run_id, limit=1)
+        instance.report_run_canceled(run)
+    with daemon.pipeline.database.transaction() as connection:
+        connection.execute(update(Upload).values(heartbeat_at=text("now() - interval '1 day'")))
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database_url) as api:
+        api.execute("SELECT FROM upload_batches WHERE id = %s FOR UPDATE", [held])
+        assert batches_of(pool.submit(daemon.tick).result(DEADLINE)) == []
+        assert batch_row(daemon.pipeline.database, other).status == "cancelled"
+    assert batches_of(daemon.tick()) == []
+    assert batch_row(daemon.pipeline.database, held).status == "cancelled"
+
+
 def test_an_upload_that_cannot_be_failed_now_delays_no_other(daemon_of, database_url):
     daemon = daemon_of()
     dead = {"processing_status": "analyzing", "heartbeat_at": text("now() - interval '1 day'")}
